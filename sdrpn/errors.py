@@ -1,0 +1,62 @@
+"""Every error that this package raises on purpose, in one tree.
+
+    SdrpnError                what went wrong with the work (exit code 1)
+    ├── BadInput              what was asked for cannot be done (exit code 2)
+    │   ├── BadImage          not a picture, truncated, or too large
+    │   ├── BadCheckpoint     a tensor or a config entry is missing or has another shape
+    │   ├── BadBundle         a bundle is incomplete, changed, or of another version
+    │   ├── ContextTooLong    prompt and answer do not fit the context
+    │   └── MissingDependency an optional library is not installed
+    └── RunFailed             a graph, an export or a comparison failed
+
+A message says what, got, expected, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadBundle",
+    "BadCheckpoint",
+    "BadImage",
+    "BadInput",
+    "ContextTooLong",
+    "MissingDependency",
+    "RunFailed",
+    "SdrpnError",
+]
+
+
+class SdrpnError(Exception):
+    """The root of the tree; the command line exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class BadInput(SdrpnError, ValueError):
+    """The request itself is at fault."""
+
+    exit_code = 2
+
+
+class BadImage(BadInput):
+    """An image cannot be read."""
+
+
+class BadCheckpoint(BadInput):
+    """A checkpoint cannot be read as the model that its config describes."""
+
+
+class BadBundle(BadInput):
+    """A bundle cannot be trusted or understood."""
+
+
+class ContextTooLong(BadInput):
+    """The request needs more positions than the model has."""
+
+
+class MissingDependency(BadInput):
+    """A feature needs a library that is not installed."""
+
+
+class RunFailed(SdrpnError, RuntimeError):
+    """The request was good, the work failed."""

@@ -1,0 +1,200 @@
+"""What a model is: sizes, special tokens, and where its layers are cut. Knows no tensors.
+
+Letters used in shapes everywhere: B batch, S sequence, D width, H heads, V vocabulary, G grid side of
+the image (cells), R image side (pixels), K layers below the tap, T layers of the RPN, L layers of the LLM.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sdrpn.errors import BadInput
+
+__all__ = ["LlmSpec", "ModelSpec", "PromptSpec", "RopeScaling", "RpnSpec", "VisionSpec"]
+
+RoiLoss = Literal["bce", "focal", "mse"]
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """A CLIP vision tower and the two-layer projector behind it."""
+
+    image_size_px: int  # R
+    patch_size_px: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    select_layer: int = -2  # index into the hidden states, embeddings first
+    projector_width: int = 0  # hidden width of the projector; 0: that of the LLM
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image_size_px", "patch_size_px", "width", "layers", "heads", "mlp_width")
+        _require_divisible("vision heads", self.heads, "vision width", self.width)
+        _require_divisible("patch_size_px", self.patch_size_px, "image_size_px", self.image_size_px)
+        if not 1 <= self.used_layers <= self.layers:
+            raise BadInput(
+                f"select_layer {self.select_layer} of a vision tower with {self.layers} layers is not one of its "
+                f"hidden states; expected -{self.layers} to -1"
+            )
+
+    @property
+    def grid_side(self) -> int:
+        """G: cells of the image grid on a side."""
+        return self.image_size_px // self.patch_size_px
+
+    @property
+    def image_tokens(self) -> int:
+        """G*G."""
+        return self.grid_side**2
+
+    @property
+    def used_layers(self) -> int:
+        """Layers that have to run: what follows the selected hidden state is never computed."""
+        return self.layers + 1 + self.select_layer if self.select_layer < 0 else self.select_layer
+
+    @property
+    def pad_colour(self) -> tuple[int, int, int]:
+        """RGB, 0..255, of the border that makes an image square: the mean, truncated (as LLaVA does)."""
+        red, green, blue = (int(255 * mean) for mean in self.image_mean)
+        return red, green, blue
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched: `linear` divides them, `llama3` does so by wavelength."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclass(frozen=True)
+class LlmSpec:
+    """A LLaMA-style decoder."""
+
+    vocabulary: int  # V
+    width: int  # D
+    layers: int  # L
+    heads: int  # H
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_context: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "vocabulary", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "max_context"
+        )
+        _require_divisible("kv_heads", self.kv_heads, "heads", self.heads)
+        if self.head_dim % 2:
+            raise BadInput(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
+
+
+@dataclass(frozen=True)
+class RpnSpec:
+    """The region proposal network: T layers, of which the last has only its query and key projections."""
+
+    layers: int  # T
+    multi_head: bool = True  # False: one dot product over the whole width, not scaled
+    loss: RoiLoss = "bce"  # "mse": scores are a distribution, softmax per head before the mean
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "layers")
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How a question becomes tokens.
+
+    `template` is "vicuna_v1" or a Jinja chat template as Hugging Face stores it.
+    `image_token` is the text that stands for the image in a prompt.
+    """
+
+    template: str = "vicuna_v1"
+    image_token: str = "<image>"
+    image_token_id: int | None = None  # None: not in the vocabulary
+    bos_token_id: int | None = 1
+    eos_token_ids: tuple[int, ...] = (2,)
+    pad_token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that the graphs and the runtime need to know about a checkpoint, without its weights."""
+
+    vision: VisionSpec
+    llm: LlmSpec
+    tap_layer: int  # K: the trunk is layers 0..K-1, the tail K..L-1
+    rpn: RpnSpec | None = None  # None: a plain LLaVA
+    prompt: PromptSpec = PromptSpec()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tap_layer < self.llm.layers:
+            raise BadInput(f"the tap lies after layer {self.tap_layer}; expected 1 to {self.llm.layers - 1}")
+        if self.rpn is not None and self.tap_layer + self.rpn.layers > self.llm.layers:
+            raise BadInput(
+                f"an RPN of {self.rpn.layers} layers after layer {self.tap_layer} needs "
+                f"{self.tap_layer + self.rpn.layers} LLM layers to start from; the LLM has {self.llm.layers}"
+            )
+        if self.rpn is not None and not self.rpn.multi_head and self.llm.kv_heads != self.llm.heads:
+            raise BadInput(
+                f"roi_multi_head=false multiplies whole queries and keys, which needs as many key heads as query heads; "
+                f"got {self.llm.kv_heads} and {self.llm.heads}"
+            )
+
+    @property
+    def tail_layers(self) -> int:
+        """L - K."""
+        return self.llm.layers - self.tap_layer
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, for a manifest."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ModelSpec:
+        """The inverse of `to_json`; raises BadInput for a missing or unknown entry."""
+        try:
+            vision = dict(value["vision"])
+            for key in ("image_mean", "image_std"):
+                vision[key] = tuple(vision[key])
+            llm = dict(value["llm"])
+            if llm.get("rope_scaling") is not None:
+                llm["rope_scaling"] = RopeScaling(**llm["rope_scaling"])
+            prompt = dict(value["prompt"])
+            prompt["eos_token_ids"] = tuple(prompt["eos_token_ids"])
+            return cls(
+                vision=VisionSpec(**vision),
+                llm=LlmSpec(**llm),
+                tap_layer=value["tap_layer"],
+                rpn=None if value["rpn"] is None else RpnSpec(**value["rpn"]),
+                prompt=PromptSpec(**prompt),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"a model description cannot be read ({error}); export the checkpoint again") from error
+
+
+def _require_positive(spec: object, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1 or not math.isfinite(value):
+            raise BadInput(f"{name} is {value!r}; expected a whole number of at least 1")
+
+
+def _require_divisible(part_name: str, part: int, whole_name: str, whole: int) -> None:
+    if whole % part:
+        raise BadInput(f"{whole_name} ({whole}) is not a multiple of {part_name} ({part})")
