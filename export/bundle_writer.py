@@ -1,0 +1,276 @@
+"""From a checkpoint to a bundle on disk: plan the weights, write the graphs, stream the bytes, list it all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sdrpn.atomic import replacing_directory, require_free_space
+from sdrpn.bundle import (
+    MANIFEST_NAME,
+    TOKENIZER_NAME,
+    Bundle,
+    FileInfo,
+    GraphInfo,
+    Manifest,
+    TensorInfo,
+    Variant,
+    file_digest,
+    open_bundle,
+)
+from sdrpn.checkpoint import Checkpoint, open_checkpoint
+from sdrpn.errors import BadInput
+from sdrpn.export.dialects import DIALECTS, Dialect, DialectName
+from sdrpn.export.graph import GraphAuthor
+from sdrpn.export.llm import rpn_graph, rpn_weights, tail_graph, tail_weights, trunk_graph, trunk_weights
+from sdrpn.export.rope import rope_reader, rope_weights
+from sdrpn.export.tokenizer import write_tokenizer
+from sdrpn.export.vision import vision_graph, vision_weights
+from sdrpn.export.weights import PRECISIONS, Precision, TensorReader, WeightTable, plain
+from sdrpn.spec import ModelSpec
+
+__all__ = ["ExportOptions", "export_bundle"]
+
+Advance = Callable[[int], None]
+# Graphs, manifest and tokenizer beside the weights.
+_SMALL_FILES_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export. `max_context` None: the checkpoint's own limit."""
+
+    precision: Precision = "fp32"
+    dialect: DialectName = "fused"
+    max_context: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise BadInput(f"precision {self.precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
+        if self.dialect not in DIALECTS:
+            raise BadInput(f"dialect {self.dialect!r} is unknown; expected one of {', '.join(DIALECTS)}")
+
+    @property
+    def variant(self) -> str:
+        """The variant's name."""
+        return f"{self.dialect}-{self.precision}"
+
+
+@dataclass
+class _Progress:
+    """Bytes done of bytes in all, passed on to whoever draws it."""
+
+    report: Callable[[int, int], None]
+    total_bytes: int = 0
+    done_bytes: int = field(default=0, init=False)
+
+    def advance(self, size_bytes: int) -> None:
+        """Some more bytes are done."""
+        self.done_bytes += size_bytes
+        self.report(self.done_bytes, self.total_bytes)
+
+
+def export_bundle(
+    checkpoint: Path,
+    out: Path,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
+    *,
+    vision_tower: Path | None = None,
+    rpn: Path | None = None,
+    base: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
+) -> Manifest:
+    """Write `checkpoint` as the variant `options.variant` of the bundle `out`; other variants there are kept.
+
+    Args:
+        checkpoint: a folder in any of the layouts that `open_checkpoint` reads
+        out: a new or empty folder, or a bundle of the same checkpoint
+        vision_tower, rpn, base: see `open_checkpoint`
+        progress: told (bytes done, bytes in all) as the weights are written
+    Returns: the manifest as written.
+    Raises: BadInput or BadCheckpoint before anything is written; RunFailed when the disk is full. Whatever
+        happens, `out` is either as it was or complete.
+    """
+    existing = _existing_bundle(out)
+    with open_checkpoint(checkpoint, vision_tower=vision_tower, rpn=rpn, base=base) as source:
+        max_context = _checked_context(source.spec, options.max_context)
+        digest = source.digest()
+        if existing is not None:
+            _require_same_model(existing, source.spec, max_context, digest)
+        plan = _Plan(source.spec, options, max_context)
+        kept = frozenset(existing.manifest.files) if existing is not None else frozenset[str]()
+        return _write(out, plan, source, digest, existing, kept, progress)
+
+
+class _Plan:
+    """All graphs and weight tables of one variant, before a byte is written."""
+
+    def __init__(self, spec: ModelSpec, options: ExportOptions, max_context: int) -> None:
+        self.spec, self.options, self.max_context = spec, options, max_context
+        precision = options.precision
+        embedding = plain("llm.embed.weight", ["llm.embed.weight"], (spec.llm.vocabulary, spec.llm.width))
+        self.rope = WeightTable("rope", precision, rope_weights(spec.llm, max_context))
+        self.embedding = WeightTable("embed", precision, [embedding])
+        self.tables = {
+            "vision": WeightTable("vision", precision, vision_weights(spec)),
+            "trunk": WeightTable("trunk", precision, trunk_weights(spec), self.rope),
+            "tail": WeightTable("tail", precision, tail_weights(spec), self.rope),
+        }
+        if spec.rpn is not None:
+            self.tables["rpn"] = WeightTable("rpn", precision, rpn_weights(spec), self.rope)
+
+    def all_tables(self) -> Iterator[WeightTable]:
+        """Every table once."""
+        yield from (self.rope, self.embedding, *self.tables.values())
+
+    def size_bytes(self, kept: frozenset[str]) -> int:
+        """Bytes of weights that are not there yet."""
+        return sum(size for table in self.all_tables() for file, size in table.files.items() if file not in kept)
+
+    def write_weights(self, folder: Path, reader: TensorReader, kept: frozenset[str], advance: Advance) -> None:
+        """Stream every weight file that is not kept."""
+        self.rope.write(folder, rope_reader(self.spec.llm, self.max_context), kept, advance)
+        for table in (self.embedding, *self.tables.values()):
+            table.write(folder, reader, kept, advance)
+
+    def write_graphs(self, folder: Path) -> Variant:
+        """Author and save all graphs."""
+        dialect, dtype = DIALECTS[self.options.dialect], PRECISIONS[self.options.precision]
+        graphs = {}
+        for name, table in self.tables.items():
+            author = _AUTHORS[name](self.spec, dialect, dtype, table)
+            file = f"{name}.{self.options.variant}.onnx"
+            author.save(folder / file)
+            graphs[name] = _graph_info(author, file, table)
+        (embedding,) = self.embedding.files
+        return Variant(
+            self.options.variant, dialect.name, self.options.precision, dialect.opset, graphs, embedding, dtype.numpy().name
+        )
+
+
+_AUTHORS: Mapping[str, Callable[[ModelSpec, Dialect, Any, WeightTable], GraphAuthor]] = {
+    "vision": vision_graph,
+    "trunk": trunk_graph,
+    "rpn": rpn_graph,
+    "tail": tail_graph,
+}
+
+
+def _write(
+    out: Path,
+    plan: _Plan,
+    source: Checkpoint,
+    digest: str,
+    existing: Bundle | None,
+    kept: frozenset[str],
+    progress: Callable[[int, int], None],
+) -> Manifest:
+    weight_bytes = plan.size_bytes(kept)
+    advice = "" if plan.options.precision == "fp16" else "--precision fp16 needs half of it"
+    require_free_space(out, weight_bytes + _SMALL_FILES_BYTES, advice=advice)
+    bar = _Progress(progress, 2 * weight_bytes)  # every byte is written, then hashed
+    with replacing_directory(out, exist_ok=existing is not None) as folder:
+        if existing is not None:
+            _link_tree(existing.path, folder)
+        for name in plan.tables:  # an older export of this variant may be a link to the bundle that is there
+            (folder / f"{name}.{plan.options.variant}.onnx").unlink(missing_ok=True)
+        plan.write_weights(folder, source, kept, bar.advance)
+        variant = plan.write_graphs(folder)
+        tokenizer = write_tokenizer(source.tokenizer_dir, folder / TOKENIZER_NAME)
+        variants = {**(existing.manifest.variants if existing is not None else {}), variant.name: variant}
+        files = _files(folder, variants, tokenizer, existing, kept, bar.advance)
+        manifest = Manifest(
+            spec=plan.spec,
+            max_context=plan.max_context,
+            variants=variants,
+            files=files,
+            tokenizer=TOKENIZER_NAME if tokenizer else None,
+            source={"checkpoint": source.path.name, "layout": source.layout, "sha256": digest},
+            tools={name: version(name) for name in ("sdrpn", "onnxscript", "onnx-ir", "numpy")},
+        )
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
+    return manifest
+
+
+def _existing_bundle(out: Path) -> Bundle | None:
+    if not (out / MANIFEST_NAME).exists():
+        return None
+    bundle = open_bundle(out)
+    bundle.verify(bundle.manifest.files, large=False)
+    return bundle
+
+
+def _require_same_model(existing: Bundle, spec: ModelSpec, max_context: int, digest: str) -> None:
+    found = existing.manifest
+    differences = [
+        ("checkpoint digest", str(found.source.get("sha256"))[:12], digest[:12]),
+        ("max_context", found.max_context, max_context),
+        ("model description", found.spec, spec),
+    ]
+    for what, there, wanted in differences:
+        if there != wanted:
+            detail = "" if what == "model description" else f" ({there} there, {wanted} here)"
+            raise BadInput(f"{existing.path} holds another export: its {what} differs{detail}; name another --out")
+
+
+def _checked_context(spec: ModelSpec, wanted: int | None) -> int:
+    limit = spec.llm.max_context
+    if wanted is None:
+        return limit
+    least = spec.vision.image_tokens + 1
+    if not least <= wanted <= limit:
+        raise BadInput(
+            f"--max-context is {wanted}; expected {least} (one image and a token) to {limit} (the checkpoint's limit)"
+        )
+    return wanted
+
+
+def _graph_info(author: GraphAuthor, file: str, table: WeightTable) -> GraphInfo:
+    def tensors(side: str) -> tuple[TensorInfo, ...]:
+        return tuple(
+            TensorInfo(value.name, value.dtype.numpy().name, value.dims) for value in getattr(author, side)()
+        )
+
+    return GraphInfo(author.name, file, tensors("inputs"), tensors("outputs"), table.files_used())
+
+
+def _link_tree(source: Path, folder: Path) -> None:
+    """The bundle's files once more, without a second copy of their bytes where the file system can."""
+    for path in sorted(source.rglob("*")):
+        target = folder / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target)
+            except OSError:
+                shutil.copy2(path, target)
+
+
+def _files(
+    folder: Path,
+    variants: Mapping[str, Variant],
+    tokenizer: bool,
+    existing: Bundle | None,
+    kept: frozenset[str],
+    advance: Advance,
+) -> dict[str, FileInfo]:
+    """Sizes and digests; those of weight files that were there before are taken over."""
+    names = {file for variant in variants.values() for file in variant.files}
+    if tokenizer:
+        names.add(TOKENIZER_NAME)
+    files = {}
+    for name in sorted(names):
+        if existing is not None and name in kept and name.endswith(".bin"):
+            files[name] = existing.manifest.files[name]
+        else:
+            progress = advance if name.endswith(".bin") else lambda size_bytes: None
+            files[name] = FileInfo((folder / name).stat().st_size, file_digest(folder / name, progress))
+    return files

@@ -1,0 +1,169 @@
+"""LLaMA decoder layers as ONNX: the part that the trunk, the RPN and the tail share.
+
+Residual stream and norms are fp32, matmuls and caches are in the graph's precision. QKV and gate/up are
+one packed MatMul each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+import onnx_ir as ir
+
+from sdrpn.export.dialects import AttentionShape, Dialect, Rotary
+from sdrpn.export.graph import GraphAuthor
+from sdrpn.export.weights import Weight, matmul, norm
+from sdrpn.spec import LlmSpec
+
+__all__ = ["DecoderAuthor", "layer_weights"]
+
+INT64 = ir.DataType.INT64
+FLOAT = ir.DataType.FLOAT
+
+
+def layer_weights(llm: LlmSpec, prefix: str) -> list[Weight]:
+    """The weights of one decoder layer, named after `prefix` (`llm.layers.3`)."""
+    width, mlp = llm.width, llm.mlp_width
+    attention = f"{prefix}.attention"
+    return [
+        norm(f"{prefix}.input_norm.weight", f"{prefix}.input_norm.weight", (width,)),
+        matmul(f"{attention}.qkv.weight", [f"{attention}.{p}.weight" for p in "qkv"], width, qkv_width(llm)),
+        matmul(f"{attention}.o.weight", [f"{attention}.o.weight"], llm.heads * llm.head_dim, width),
+        norm(f"{prefix}.post_norm.weight", f"{prefix}.post_norm.weight", (width,)),
+        matmul(f"{prefix}.mlp.gate_up.weight", [f"{prefix}.mlp.{p}.weight" for p in ("gate", "up")], width, 2 * mlp),
+        matmul(f"{prefix}.mlp.down.weight", [f"{prefix}.mlp.down.weight"], mlp, width),
+    ]
+
+
+def qkv_width(llm: LlmSpec) -> int:
+    """Columns of the packed query, key and value projection."""
+    return (llm.heads + 2 * llm.kv_heads) * llm.head_dim
+
+
+@dataclass
+class DecoderAuthor:
+    """Writes decoder layers into `g`; declares their caches as inputs and outputs."""
+
+    g: GraphAuthor
+    dialect: Dialect
+    llm: LlmSpec
+    dtype: ir.DataType
+    rotary: Rotary
+    write_index: ir.Value
+    _mask: ir.Value | None = field(default=None, init=False)
+
+    @classmethod
+    def open(cls, g: GraphAuthor, dialect: Dialect, llm: LlmSpec, dtype: ir.DataType) -> DecoderAuthor:
+        """Declare the inputs that every decoder graph has: position_ids (B,S) and write_index (B)."""
+        position_ids = g.input("position_ids", INT64, ["batch", "sequence"])
+        write_index = g.input("write_index", INT64, ["batch"])
+        rotary = Rotary(g.weight("rope.cos"), g.weight("rope.sin"), position_ids)
+        return cls(g, dialect, llm, dtype, rotary, write_index)
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """Heads of the LLM's attention."""
+        return AttentionShape(self.llm.heads, self.llm.kv_heads, self.llm.head_dim, self.dtype)
+
+    def norm(self, x: ir.Value, scale: str) -> ir.Value:
+        """RMSNorm in fp32."""
+        with self.g.scope(scale.rsplit(".", 2)[-2]):
+            return self.dialect.rms_norm(self.g, x, self.g.weight(scale), self.llm.rms_norm_eps)
+
+    def project(self, x: ir.Value, weight: str) -> ir.Value:
+        """x (..., K) @ weight [K,N] in the graph's precision."""
+        name = weight.rsplit(".", 2)[-2]
+        return self.g.op.MatMul(cast(self.g, x, self.dtype), self.g.weight(weight), _outputs=[name])
+
+    def layer(self, x: ir.Value, prefix: str, index: int, only_row: ir.Value | None = None) -> ir.Value:
+        """One whole layer, x (B,S,D) fp32 -> (B,S,D), with the caches of layer `index`.
+
+        With `only_row` (B,) the keys and values of all rows are made, but only that row goes on: (B,1,D).
+        """
+        with self.g.scope(prefix):
+            normed = self.norm(x, f"{prefix}.input_norm.weight")
+            q, k, v = self._qkv(normed, prefix)
+            keys = self._cached(f"key_cache.{index}", self.dialect.rotate(self.g, k, self.rotary, self.llm.head_dim))
+            values = self._cached(f"value_cache.{index}", v)
+            rotary, mask = self.rotary, self._mask_of(keys[0])
+            if only_row is not None:
+                x, q = row_of(self.g, x, only_row), self._head_row(q, only_row)
+                rotary = Rotary(rotary.cos, rotary.sin, row_of(self.g, rotary.position_ids, only_row))
+                mask = self._make_mask(keys[0], rotary.position_ids)
+            q = self.dialect.rotate(self.g, q, rotary, self.llm.head_dim)
+            y = self.dialect.attend(self.g, q, keys[1], values[1], mask, self.attention_shape)
+            x = self.g.op.Add(x, cast(self.g, self.project(self._merge_heads(y), f"{prefix}.attention.o.weight"), FLOAT))
+            return self._mlp(x, prefix)
+
+    def _mlp(self, x: ir.Value, prefix: str) -> ir.Value:
+        """down(silu(gate) * up), added to the residual stream."""
+        op = self.g.op
+        gate_up = self.project(self.norm(x, f"{prefix}.post_norm.weight"), f"{prefix}.mlp.gate_up.weight")
+        gate, up = op.Split(gate_up, num_outputs=2, axis=-1, _outputs=["gate", "up"])
+        gated = op.Mul(op.Mul(gate, op.Sigmoid(gate)), up, _outputs=["gated"])
+        down = self.project(gated, f"{prefix}.mlp.down.weight")
+        return op.Add(x, cast(self.g, down, FLOAT), _outputs=["hidden"])
+
+    def _qkv(self, normed: ir.Value, prefix: str) -> list[ir.Value]:
+        """q (B,H,S,head_dim), k and v (B,H_kv,S,head_dim), not rotated."""
+        llm = self.llm
+        packed = self.project(normed, f"{prefix}.attention.qkv.weight")
+        heads = [llm.heads, llm.kv_heads, llm.kv_heads]
+        sizes = self.g.constant([n * llm.head_dim for n in heads], INT64)
+        parts = self.g.op.Split(packed, sizes, axis=-1, _outputs=["q", "k", "v"])
+        return [self.split_heads(part, n) for part, n in zip(parts, heads, strict=True)]
+
+    def split_heads(self, x: ir.Value, heads: int) -> ir.Value:
+        """(B,S,heads*head_dim) -> (B,heads,S,head_dim)."""
+        shape = self.g.constant([0, 0, heads, self.llm.head_dim], INT64)
+        return self.g.op.Transpose(self.g.op.Reshape(x, shape), perm=[0, 2, 1, 3])
+
+    def _merge_heads(self, y: ir.Value) -> ir.Value:
+        """(B,H,S,head_dim) -> (B,S,H*head_dim)."""
+        shape = self.g.constant([0, 0, self.llm.heads * self.llm.head_dim], INT64)
+        return self.g.op.Reshape(self.g.op.Transpose(y, perm=[0, 2, 1, 3]), shape)
+
+    def _head_row(self, q: ir.Value, row: ir.Value) -> ir.Value:
+        """(B,H,S,head_dim) -> (B,H,1,head_dim)."""
+        by_row = self.g.op.Transpose(q, perm=[0, 2, 1, 3])
+        return self.g.op.Transpose(row_of(self.g, by_row, row), perm=[0, 2, 1, 3])
+
+    def _cached(self, name: str, new: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Declare a cache and put `new` into it: (the cache input, what to attend to)."""
+        cache = self.declare_cache(name)
+        return cache, self.store(name, cache, new)
+
+    def declare_cache(self, name: str) -> ir.Value:
+        """A cache input (B,H_kv,S_max,head_dim)."""
+        return self.g.input(name, self.dtype, ["batch", self.llm.kv_heads, "cache_length", self.llm.head_dim])
+
+    def store(self, name: str, cache: ir.Value, new: ir.Value) -> ir.Value:
+        """Write rows into a declared cache, declare the output, and return what to attend to."""
+        attended, output = self.dialect.update_cache(self.g, cache, new, self.write_index)
+        dims = ["batch", self.llm.kv_heads, self.dialect.cache_output_length, self.llm.head_dim]
+        self.g.output(output, self.dialect.cache_output.format(name=name), self.dtype, dims)
+        return attended
+
+    def _mask_of(self, cache: ir.Value) -> ir.Value:
+        """The mask of all rows, made at the first layer and used by all."""
+        if self._mask is None:
+            self._mask = self._make_mask(cache, self.rotary.position_ids)
+        return self._mask
+
+    def _make_mask(self, cache: ir.Value, position_ids: ir.Value) -> ir.Value:
+        return self.dialect.mask(self.g, position_ids, cache, self.write_index, self.rotary.position_ids)
+
+
+def cast(g: GraphAuthor, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A Cast, where there is anything to cast."""
+    return x if x.dtype == dtype else g.op.Cast(x, to=int(dtype))
+
+
+def row_of(g: GraphAuthor, x: ir.Value, row: ir.Value) -> ir.Value:
+    """x (B,S,...) at row (B,) -> (B,1,...)."""
+    column = g.op.Unsqueeze(row, g.constant([1, 2], INT64))  # (B,1,1): one index of one coordinate
+    return g.op.GatherND(x, column, batch_dims=1)
+
+

@@ -1,0 +1,190 @@
+"""The two ways to write a decoder's operators: with the LLM operators of opset 24, or with opset 20 alone.
+
+    fused      RMSNormalization, RotaryEmbedding, TensorScatter into the cache (in place when the same buffer is
+               bound to both sides), Attention
+    primitive  the same arithmetic spelled out; the cache is read only, the outputs are the new rows
+
+A mask is made once a graph and decides everything by position: causality, stale entries behind the write
+position, ragged batches. `is_causal` is never used: some parsers align it to the wrong corner as soon as
+there are more keys than queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import onnx_ir as ir
+
+from sdrpn.export.graph import GraphAuthor
+
+__all__ = ["DIALECTS", "Dialect", "DialectName", "FusedDialect", "PrimitiveDialect", "Rotary"]
+
+DialectName = Literal["fused", "primitive"]
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """What turns a head by its position: tables (max_context, head_dim/2) and position_ids (B, S)."""
+
+    cos: ir.Value
+    sin: ir.Value
+    position_ids: ir.Value
+
+
+class Dialect(Protocol):
+    """How a decoder's parts are spelled. Shapes: x (B,S,D), heads (B,H,S,head_dim), caches (B,H_kv,S_max,head_dim)."""
+
+    name: DialectName
+    opset: int
+    cache_output: str  # how a cache's output is called: the whole cache, or its new rows
+    cache_output_length: str  # its symbolic length
+
+    def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
+        """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, fp32."""
+        ...
+
+    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary, head_dim: int) -> ir.Value:
+        """Rotary embedding of heads, first half against second half (as LLaMA pairs them)."""
+        ...
+
+    def mask(self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value) -> ir.Value:
+        """(B,1,S,keys) bool: what the queries at `position_ids` may see; `rows` (B,S) are the new keys' positions."""
+        ...
+
+    def update_cache(self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Put new rows into a cache: (what to attend to, what to declare as output)."""
+        ...
+
+    def attend(self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape) -> ir.Value:
+        """softmax(q k^T / sqrt(head_dim)) v as (B,H,S,head_dim)."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Heads of one attention and the type that it computes in."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: ir.DataType
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+
+class FusedDialect:
+    """Opset 24: one operator per part."""
+
+    name: DialectName = "fused"
+    opset = 24
+    cache_output = "{name}_out"
+    cache_output_length = "cache_length"
+
+    def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
+        """One RMSNormalization."""
+        return g.op.RMSNormalization(x, scale, axis=-1, epsilon=epsilon, _outputs=["normed"])
+
+    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary, head_dim: int) -> ir.Value:
+        """One RotaryEmbedding."""
+        return g.op.RotaryEmbedding(x, rotary.cos, rotary.sin, rotary.position_ids)
+
+    def mask(self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value) -> ir.Value:
+        """kv_index <= position_id: what was written in this step is already in the cache."""
+        return g.op.LessOrEqual(_key_index(g, keys), _as_column(g, position_ids), _outputs=["mask"])
+
+    def update_cache(self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """One TensorScatter: the whole cache is both what to attend to and the output."""
+        updated = g.op.TensorScatter(cache, new, write_index, axis=2, mode="linear")
+        return updated, updated
+
+    def attend(self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape) -> ir.Value:
+        """One Attention."""
+        return g.op.Attention(q, k, v, mask) if mask is not None else g.op.Attention(q, k, v)
+
+
+class PrimitiveDialect:
+    """Opset 20: for parsers without the LLM operators."""
+
+    name: DialectName = "primitive"
+    opset = 20
+    cache_output = "{name}_rows"
+    cache_output_length = "sequence"
+
+    def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
+        """Square, mean, square root, divide, scale."""
+        mean = g.op.ReduceMean(g.op.Mul(x, x), g.constant([-1], ir.DataType.INT64), keepdims=1)
+        root = g.op.Sqrt(g.op.Add(mean, g.constant(epsilon, ir.DataType.FLOAT)))
+        return g.op.Mul(g.op.Div(x, root), scale, _outputs=["normed"])
+
+    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary, head_dim: int) -> ir.Value:
+        """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of every head."""
+        axis = g.constant([1], ir.DataType.INT64)
+        cos = g.op.Unsqueeze(g.op.Gather(rotary.cos, rotary.position_ids, axis=0), axis)  # (B,1,S,head_dim/2)
+        sin = g.op.Unsqueeze(g.op.Gather(rotary.sin, rotary.position_ids, axis=0), axis)
+        a, b = g.op.Split(x, num_outputs=2, axis=-1, _outputs=2)
+        first = g.op.Sub(g.op.Mul(a, cos), g.op.Mul(b, sin))
+        second = g.op.Add(g.op.Mul(b, cos), g.op.Mul(a, sin))
+        return g.op.Concat(first, second, axis=-1)
+
+    def mask(self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value) -> ir.Value:
+        """Cached keys: kv_index < write_index and <= position; new keys, which follow them: their position <= position."""
+        column = _as_column(g, position_ids)
+        index = _key_index(g, keys)
+        written = g.op.Unsqueeze(write_index, g.constant([1, 2, 3], ir.DataType.INT64))
+        cached = g.op.And(g.op.Less(index, written), g.op.LessOrEqual(index, column))
+        new = g.op.LessOrEqual(g.op.Unsqueeze(rows, g.constant([1, 2], ir.DataType.INT64)), column)
+        return g.op.Concat(cached, new, axis=-1, _outputs=["mask"])
+
+    def update_cache(self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Attend to the cache as it was and the new rows behind it; only the rows are an output."""
+        return g.op.Concat(cache, new, axis=2), new
+
+    def attend(self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape) -> ir.Value:
+        """MatMul, mask, Softmax, MatMul; query heads that share keys are folded into rows."""
+        scaled = g.op.Mul(q, g.constant(shape.head_dim**-0.5, shape.dtype))
+        scores = g.op.MatMul(_fold(g, scaled, shape), g.op.Transpose(k, perm=[0, 1, 3, 2]))
+        if mask is not None:
+            # fp16 has no -1e30; nothing that a softmax sees is below -1e4.
+            lowest = -1e4 if shape.dtype == ir.DataType.FLOAT16 else -1e30
+            zero, never = g.constant(0.0, shape.dtype), g.constant(lowest, shape.dtype)
+            bias = g.op.Where(mask, zero, never)
+            scores = g.op.Add(scores, bias if shape.group == 1 else _repeat_rows(g, bias, shape.group))
+        return _unfold(g, g.op.MatMul(g.op.Softmax(scores, axis=-1), v), shape)
+
+
+DIALECTS: dict[DialectName, Dialect] = {"fused": FusedDialect(), "primitive": PrimitiveDialect()}
+
+
+def _key_index(g: GraphAuthor, cache: ir.Value) -> ir.Value:
+    """(S_max,): 0, 1, 2, ... as many as the cache has rows; its length stays symbolic."""
+    length = g.op.Squeeze(g.op.Shape(cache, start=2, end=3))
+    zero, one = g.constant(0, ir.DataType.INT64), g.constant(1, ir.DataType.INT64)
+    return g.op.Range(zero, length, one, _outputs=["kv_index"])
+
+
+def _as_column(g: GraphAuthor, position_ids: ir.Value) -> ir.Value:
+    """(B,S) -> (B,1,S,1)."""
+    return g.op.Unsqueeze(position_ids, g.constant([1, 3], ir.DataType.INT64))
+
+
+def _fold(g: GraphAuthor, q: ir.Value, shape: AttentionShape) -> ir.Value:
+    """(B,H,S,d) -> (B,H_kv,group*S,d)."""
+    if shape.group == 1:
+        return q
+    return g.op.Reshape(q, g.constant([0, shape.kv_heads, -1, shape.head_dim], ir.DataType.INT64))
+
+
+def _unfold(g: GraphAuthor, y: ir.Value, shape: AttentionShape) -> ir.Value:
+    """(B,H_kv,group*S,d) -> (B,H,S,d)."""
+    if shape.group == 1:
+        return y
+    return g.op.Reshape(y, g.constant([0, shape.heads, -1, shape.head_dim], ir.DataType.INT64))
+
+
+def _repeat_rows(g: GraphAuthor, bias: ir.Value, group: int) -> ir.Value:
+    """(B,1,S,keys) -> (B,1,group*S,keys), one copy for every query head that shares the keys."""
+    return g.op.Concat(*[bias] * group, axis=2)

@@ -1,0 +1,110 @@
+"""One ONNX graph under construction: named inputs, weights in external files, named outputs.
+
+Thin on purpose: the operators come from `onnxscript.GraphBuilder`, the weights' places from a `WeightTable`.
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+import onnxscript
+
+from sdrpn.export.weights import WeightTable
+
+__all__ = ["Declared", "GraphAuthor"]
+
+Dim = int | str
+
+# The oldest IR version that may carry the opset: old parsers refuse a newer one.
+_IR_VERSION_OF_OPSET = {20: 9, 24: 11}
+
+
+class Declared(NamedTuple):
+    """An input or output as a manifest lists it."""
+
+    name: str
+    dtype: ir.DataType
+    dims: tuple[Dim, ...]
+
+
+class GraphAuthor:
+    """Author of one graph; `op.<Operator>(...)` appends a node, `weight(...)` names an external tensor."""
+
+    def __init__(self, name: str, opset: int, table: WeightTable) -> None:
+        self.name = name
+        self.opset = opset
+        self._table = table
+        self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": opset})
+        self._builder = onnxscript.GraphBuilder(self._graph)
+        self._weights: dict[str, ir.Value] = {}
+        self._dims: dict[str, tuple[Dim, ...]] = {}
+
+    @property
+    def op(self) -> Any:
+        """Operators of the graph's opset; keyword `_outputs=["name"]` names the result."""
+        return self._builder.op
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of all nodes and results inside, as in `layers.3.attention`."""
+        self._builder.push_module(name)
+        try:
+            yield
+        finally:
+            self._builder.pop_module()
+
+    def input(self, name: str, dtype: ir.DataType, dims: Sequence[Dim]) -> ir.Value:
+        """Declare an input; a string is a dynamic dimension."""
+        self._dims[name] = tuple(dims)
+        return self._builder.input(name, dtype, dims)
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, dims: Sequence[Dim]) -> None:
+        """Declare `value` as an output under `name`."""
+        value.shape = ir.Shape(dims)
+        value.dtype = dtype
+        self._dims[name] = tuple(dims)
+        self._builder.add_output(value, name)
+
+    def weight(self, name: str) -> ir.Value:
+        """The weight `name` of the table, as an initializer whose bytes lie in the table's file."""
+        if name not in self._weights:
+            self._weights[name] = self._builder.initializer(self._table.external_tensor(name), name, qualify=False)
+        return self._weights[name]
+
+    def constant(self, value: float | Sequence[int], dtype: ir.DataType) -> ir.Value:
+        """A small constant kept inside the graph."""
+        return self._builder.initializer(ir.tensor(value, dtype=dtype), f"constant_{len(self._graph.initializers)}")
+
+    def save(self, path: Path) -> None:
+        """Write the graph; weights stay where the table puts them."""
+        _tidy_names(self._graph)
+        model = ir.Model(self._graph, ir_version=_IR_VERSION_OF_OPSET[self.opset], producer_name="sdrpn")
+        ir.save(model, path)
+
+    def inputs(self) -> list[Declared]:
+        """What was declared with `input`, in order."""
+        return [self._declared(value) for value in self._graph.inputs]
+
+    def outputs(self) -> list[Declared]:
+        """What was declared with `output`, in order."""
+        return [self._declared(value) for value in self._graph.outputs]
+
+    def _declared(self, value: ir.Value) -> Declared:
+        name, dtype = str(value.name), value.dtype
+        assert dtype is not None
+        return Declared(name, dtype, self._dims[name])
+
+
+def _tidy_names(graph: ir.Graph) -> None:
+    """Drop the builder's `v_` from results and number the ones that would be called alike."""
+    taken: dict[str, int] = {}
+    declared = set(graph.outputs)
+    for value in (v for node in graph for v in node.outputs if v not in declared):
+        name = str(value.name).removeprefix("v_")
+        count = taken[name] = taken.get(name, -1) + 1
+        value.name = f"{name}_{count}" if count else name

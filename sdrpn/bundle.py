@@ -1,0 +1,264 @@
+"""Read a bundle: the folder that passes a model from stage to stage. Knows no weights and runs nothing.
+
+    BUNDLE/
+    ├── manifest.json                 what is here, with sizes and digests; written last
+    ├── trunk.fused-fp32.onnx ...     one graph a file, named GRAPH.VARIANT.onnx
+    ├── weights/*.bin                 external data, shared by all graphs that need the same bytes
+    └── tokenizer.json                absent where the checkpoint has none
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sdrpn.errors import BadBundle, BadInput
+from sdrpn.spec import ModelSpec
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "Bundle",
+    "FileInfo",
+    "GraphInfo",
+    "Manifest",
+    "TensorInfo",
+    "Variant",
+    "file_digest",
+    "open_bundle",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+# Digests of files up to this size are always checked; --no-verify skips the larger ones.
+SMALL_FILE_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a graph; a string in `dims` is a dynamic dimension."""
+
+    name: str
+    dtype: str  # as NumPy spells it
+    dims: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One ONNX graph and the files that hold its weights."""
+
+    name: str
+    file: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to write the model: a dialect in a precision."""
+
+    name: str
+    dialect: str
+    precision: str
+    opset: int
+    graphs: Mapping[str, GraphInfo]
+    embedding: str  # file of the token embedding table, (V, D)
+    embedding_dtype: str
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that this variant needs."""
+        own = {self.embedding}
+        for graph in self.graphs.values():
+            own.update((graph.file, *graph.weights))
+        return tuple(sorted(own))
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size and SHA-256 of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that `manifest.json` says."""
+
+    spec: ModelSpec
+    max_context: int
+    variants: Mapping[str, Variant]
+    files: Mapping[str, FileInfo]
+    tokenizer: str | None
+    source: Mapping[str, Any]  # the checkpoint: path, layout, sha256
+    tools: Mapping[str, str]  # library -> version at export
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        return {**_plain(self), "spec": self.spec.to_json()}
+
+    def to_text(self) -> str:
+        """As `manifest.json` holds it."""
+        return json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """The inverse of `to_json`; KeyError or TypeError where something is missing or of another type."""
+        return cls(
+            spec=ModelSpec.from_json(value["spec"]),
+            max_context=int(value["max_context"]),
+            variants={name: _variant(v) for name, v in value["variants"].items()},
+            files={name: FileInfo(**v) for name, v in value["files"].items()},
+            tokenizer=value["tokenizer"],
+            source=value["source"],
+            tools=value["tools"],
+            format_version=value["format_version"],
+        )
+
+
+class Bundle:
+    """A bundle whose manifest was read; files are handed out only after a look at their path and digest."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return self.manifest.spec
+
+    def variant(self, name: str | None = None) -> Variant:
+        """The named variant, or the one that suits a plain CPU best: fused before primitive, fp32 before fp16."""
+        variants = self.manifest.variants
+        if name is None:
+            return min(variants.values(), key=lambda v: (v.dialect != "fused", v.precision != "fp32", v.name))
+        if name not in variants:
+            raise BadInput(
+                f"{self.path} has no variant {name!r}; it has {', '.join(sorted(variants))}. "
+                f"Add one: sdrpn export CHECKPOINT --out {self.path} --dialect ... --precision ..."
+            )
+        return variants[name]
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle. Raises BadBundle if it is not listed, absent, or lies outside."""
+        if name not in self.manifest.files:
+            raise BadBundle(f"{self.path / MANIFEST_NAME} names {name!r} but does not list it; export the bundle again")
+        path = self.path / _inside(self.path, name)
+        if not path.is_file():
+            raise BadBundle(f"{path} is missing; export the bundle again")
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BadBundle(f"{path} is a link that leaves the bundle; expected a file inside {self.path}")
+        return path
+
+    def verify(
+        self, names: Iterable[str], *, large: bool = True, advance: Callable[[int], None] = lambda size_bytes: None
+    ) -> None:
+        """Compare files with the manifest: sizes always, digests of all files or of the small ones only.
+
+        Raises BadBundle for the first that differs.
+        """
+        for name in names:
+            path, expected = self.file(name), self.manifest.files[name]
+            size_bytes = path.stat().st_size
+            if size_bytes != expected.size_bytes:
+                raise BadBundle(
+                    f"{path} has {size_bytes} bytes, the manifest says {expected.size_bytes}; export the bundle again"
+                )
+            if large or size_bytes <= SMALL_FILE_BYTES:
+                found = file_digest(path, advance)
+                if found != expected.sha256:
+                    raise BadBundle(
+                        f"{path} was changed: its SHA-256 is {found[:12]}..., the manifest says "
+                        f"{expected.sha256[:12]}...; export the bundle again"
+                    )
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Read a bundle's manifest. Raises BadBundle or BadInput; verifies no other file."""
+    path = Path(path)
+    if not path.exists():
+        raise BadInput(f"{path} does not exist; expected a bundle folder, as `sdrpn export` writes it")
+    manifest_path = path / MANIFEST_NAME
+    try:
+        value = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadBundle(f"{path} has no {MANIFEST_NAME}; expected a bundle, as `sdrpn export` writes it") from None
+    except NotADirectoryError:
+        raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it") from None
+    except PermissionError:
+        raise BadBundle(f"{manifest_path} cannot be read: permission denied; check the folder's owner and mode") from None
+    except (OSError, ValueError) as error:
+        raise BadBundle(f"{manifest_path} cannot be read ({error}); export the bundle again") from error
+    return Bundle(path, _manifest(manifest_path, value))
+
+
+def file_digest(path: Path, advance: Callable[[int], None] = lambda size_bytes: None) -> str:
+    """SHA-256 of a file as hex, read in pieces; `advance` is told the bytes of each."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(8 * 1024 * 1024):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
+
+
+def _manifest(path: Path, value: object) -> Manifest:
+    if not isinstance(value, dict) or "format_version" not in value:
+        raise BadBundle(f"{path} is not a bundle manifest; export the bundle again")
+    if value["format_version"] != FORMAT_VERSION:
+        raise BadBundle(
+            f"{path} has format version {value['format_version']!r}, this release reads {FORMAT_VERSION}; "
+            f"export the bundle again, or install the release that wrote it"
+        )
+    try:
+        manifest = Manifest.from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise BadBundle(f"{path} cannot be understood ({reason}); export the bundle again") from error
+    for name in manifest.files:
+        _inside(path.parent, name)
+    if not manifest.variants:
+        raise BadBundle(f"{path} lists no variant; export the bundle again")
+    return manifest
+
+
+def _inside(root: Path, name: str) -> PurePosixPath:
+    """`name` as a relative path that stays below the bundle."""
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not relative.parts:
+        raise BadBundle(f"{root / MANIFEST_NAME} names {name!r}, which leaves the bundle; expected a path inside it")
+    return relative
+
+
+def _variant(value: Mapping[str, Any]) -> Variant:
+    graphs = {name: _graph(graph) for name, graph in value["graphs"].items()}
+    return Variant(**{**value, "graphs": graphs})
+
+
+def _graph(value: Mapping[str, Any]) -> GraphInfo:
+    tensors = {
+        side: tuple(TensorInfo(t["name"], t["dtype"], tuple(t["dims"])) for t in value[side])
+        for side in ("inputs", "outputs")
+    }
+    return GraphInfo(value["name"], value["file"], tensors["inputs"], tensors["outputs"], tuple(value["weights"]))
+
+
+def _plain(value: object) -> Any:
+    """Dataclasses, mappings and tuples as JSON has them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
