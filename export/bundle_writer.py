@@ -78,7 +78,7 @@ class _Progress:
 def export_bundle(
     checkpoint: Path,
     out: Path,
-    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
+    options: ExportOptions = ExportOptions(),
     *,
     vision_tower: Path | None = None,
     rpn: Path | None = None,
@@ -149,7 +149,13 @@ class _Plan:
             graphs[name] = _graph_info(author, file, table)
         (embedding,) = self.embedding.files
         return Variant(
-            self.options.variant, dialect.name, self.options.precision, dialect.opset, graphs, embedding, dtype.numpy().name
+            self.options.variant,
+            dialect.name,
+            self.options.precision,
+            dialect.opset,
+            graphs,
+            embedding,
+            dtype.numpy().name,
         )
 
 
@@ -233,9 +239,7 @@ def _checked_context(spec: ModelSpec, wanted: int | None) -> int:
 
 def _graph_info(author: GraphAuthor, file: str, table: WeightTable) -> GraphInfo:
     def tensors(side: str) -> tuple[TensorInfo, ...]:
-        return tuple(
-            TensorInfo(value.name, value.dtype.numpy().name, value.dims) for value in getattr(author, side)()
-        )
+        return tuple(TensorInfo(value.name, value.dtype.numpy().name, value.dims) for value in getattr(author, side)())
 
     return GraphInfo(author.name, file, tensors("inputs"), tensors("outputs"), table.files_used())
 

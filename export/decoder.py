@@ -6,9 +6,7 @@ one packed MatMul each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-
 
 import onnx_ir as ir
 
@@ -94,14 +92,16 @@ class DecoderAuthor:
                 mask = self._make_mask(keys[0], rotary.position_ids)
             q = self.dialect.rotate(self.g, q, rotary, self.llm.head_dim)
             y = self.dialect.attend(self.g, q, keys[1], values[1], mask, self.attention_shape)
-            x = self.g.op.Add(x, cast(self.g, self.project(self._merge_heads(y), f"{prefix}.attention.o.weight"), FLOAT))
+            x = self.g.op.Add(
+                x, cast(self.g, self.project(self._merge_heads(y), f"{prefix}.attention.o.weight"), FLOAT)
+            )
             return self._mlp(x, prefix)
 
     def _mlp(self, x: ir.Value, prefix: str) -> ir.Value:
         """down(silu(gate) * up), added to the residual stream."""
         op = self.g.op
         gate_up = self.project(self.norm(x, f"{prefix}.post_norm.weight"), f"{prefix}.mlp.gate_up.weight")
-        gate, up = op.Split(gate_up, num_outputs=2, axis=-1, _outputs=["gate", "up"])
+        gate, up = self.g.split(gate_up, ["gate", "up"])
         gated = op.Mul(op.Mul(gate, op.Sigmoid(gate)), up, _outputs=["gated"])
         down = self.project(gated, f"{prefix}.mlp.down.weight")
         return op.Add(x, cast(self.g, down, FLOAT), _outputs=["hidden"])
@@ -111,8 +111,7 @@ class DecoderAuthor:
         llm = self.llm
         packed = self.project(normed, f"{prefix}.attention.qkv.weight")
         heads = [llm.heads, llm.kv_heads, llm.kv_heads]
-        sizes = self.g.constant([n * llm.head_dim for n in heads], INT64)
-        parts = self.g.op.Split(packed, sizes, axis=-1, _outputs=["q", "k", "v"])
+        parts = self.g.split(packed, ["q", "k", "v"], [n * llm.head_dim for n in heads])
         return [self.split_heads(part, n) for part, n in zip(parts, heads, strict=True)]
 
     def split_heads(self, x: ir.Value, heads: int) -> ir.Value:
@@ -142,7 +141,7 @@ class DecoderAuthor:
     def store(self, name: str, cache: ir.Value, new: ir.Value) -> ir.Value:
         """Write rows into a declared cache, declare the output, and return what to attend to."""
         attended, output = self.dialect.update_cache(self.g, cache, new, self.write_index)
-        dims = ["batch", self.llm.kv_heads, self.dialect.cache_output_length, self.llm.head_dim]
+        dims: list[int | str] = ["batch", self.llm.kv_heads, self.dialect.cache_output_length, self.llm.head_dim]
         self.g.output(output, self.dialect.cache_output.format(name=name), self.dtype, dims)
         return attended
 
@@ -165,5 +164,3 @@ def row_of(g: GraphAuthor, x: ir.Value, row: ir.Value) -> ir.Value:
     """x (B,S,...) at row (B,) -> (B,1,...)."""
     column = g.op.Unsqueeze(row, g.constant([1, 2], INT64))  # (B,1,1): one index of one coordinate
     return g.op.GatherND(x, column, batch_dims=1)
-
-

@@ -48,15 +48,21 @@ class Dialect(Protocol):
         """Rotary embedding of heads, first half against second half (as LLaMA pairs them)."""
         ...
 
-    def mask(self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value) -> ir.Value:
+    def mask(
+        self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
+    ) -> ir.Value:
         """(B,1,S,keys) bool: what the queries at `position_ids` may see; `rows` (B,S) are the new keys' positions."""
         ...
 
-    def update_cache(self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def update_cache(
+        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
         """Put new rows into a cache: (what to attend to, what to declare as output)."""
         ...
 
-    def attend(self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape) -> ir.Value:
+    def attend(
+        self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape
+    ) -> ir.Value:
         """softmax(q k^T / sqrt(head_dim)) v as (B,H,S,head_dim)."""
         ...
 
@@ -92,16 +98,22 @@ class FusedDialect:
         """One RotaryEmbedding."""
         return g.op.RotaryEmbedding(x, rotary.cos, rotary.sin, rotary.position_ids)
 
-    def mask(self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value) -> ir.Value:
+    def mask(
+        self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
+    ) -> ir.Value:
         """kv_index <= position_id: what was written in this step is already in the cache."""
         return g.op.LessOrEqual(_key_index(g, keys), _as_column(g, position_ids), _outputs=["mask"])
 
-    def update_cache(self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def update_cache(
+        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
         """One TensorScatter: the whole cache is both what to attend to and the output."""
         updated = g.op.TensorScatter(cache, new, write_index, axis=2, mode="linear")
         return updated, updated
 
-    def attend(self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape) -> ir.Value:
+    def attend(
+        self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape
+    ) -> ir.Value:
         """One Attention."""
         return g.op.Attention(q, k, v, mask) if mask is not None else g.op.Attention(q, k, v)
 
@@ -125,13 +137,15 @@ class PrimitiveDialect:
         axis = g.constant([1], ir.DataType.INT64)
         cos = g.op.Unsqueeze(g.op.Gather(rotary.cos, rotary.position_ids, axis=0), axis)  # (B,1,S,head_dim/2)
         sin = g.op.Unsqueeze(g.op.Gather(rotary.sin, rotary.position_ids, axis=0), axis)
-        a, b = g.op.Split(x, num_outputs=2, axis=-1, _outputs=2)
+        a, b = g.split(x, ["first_half", "second_half"])
         first = g.op.Sub(g.op.Mul(a, cos), g.op.Mul(b, sin))
         second = g.op.Add(g.op.Mul(b, cos), g.op.Mul(a, sin))
         return g.op.Concat(first, second, axis=-1)
 
-    def mask(self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value) -> ir.Value:
-        """Cached keys: kv_index < write_index and <= position; new keys, which follow them: their position <= position."""
+    def mask(
+        self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
+    ) -> ir.Value:
+        """Cached keys: kv_index < write_index and <= position; new keys, which follow: their position <= position."""
         column = _as_column(g, position_ids)
         index = _key_index(g, keys)
         written = g.op.Unsqueeze(write_index, g.constant([1, 2, 3], ir.DataType.INT64))
@@ -139,11 +153,15 @@ class PrimitiveDialect:
         new = g.op.LessOrEqual(g.op.Unsqueeze(rows, g.constant([1, 2], ir.DataType.INT64)), column)
         return g.op.Concat(cached, new, axis=-1, _outputs=["mask"])
 
-    def update_cache(self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def update_cache(
+        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
         """Attend to the cache as it was and the new rows behind it; only the rows are an output."""
         return g.op.Concat(cache, new, axis=2), new
 
-    def attend(self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape) -> ir.Value:
+    def attend(
+        self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape
+    ) -> ir.Value:
         """MatMul, mask, Softmax, MatMul; query heads that share keys are folded into rows."""
         scaled = g.op.Mul(q, g.constant(shape.head_dim**-0.5, shape.dtype))
         scores = g.op.MatMul(_fold(g, scaled, shape), g.op.Transpose(k, perm=[0, 1, 3, 2]))

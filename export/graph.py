@@ -6,22 +6,28 @@ Knows nothing about models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import onnx_ir as ir
 import onnxscript
 
 from sdrpn.export.weights import WeightTable
 
-__all__ = ["Declared", "GraphAuthor"]
+__all__ = ["Declared", "GraphAuthor", "Operators"]
 
 Dim = int | str
 
 # The oldest IR version that may carry the opset: old parsers refuse a newer one.
 _IR_VERSION_OF_OPSET = {20: 9, 24: 11}
+
+
+class Operators(Protocol):
+    """`op.MatMul(x, y)` appends a node; the keyword `_outputs=["name"]` names its result."""
+
+    def __getattr__(self, operator: str) -> Callable[..., ir.Value]: ...
 
 
 class Declared(NamedTuple):
@@ -45,9 +51,16 @@ class GraphAuthor:
         self._dims: dict[str, tuple[Dim, ...]] = {}
 
     @property
-    def op(self) -> Any:
-        """Operators of the graph's opset; keyword `_outputs=["name"]` names the result."""
-        return self._builder.op
+    def op(self) -> Operators:
+        """Operators of the graph's opset, by name."""
+        return cast("Operators", self._builder.op)
+
+    def split(self, x: ir.Value, names: Sequence[str], sizes: Sequence[int] | None = None) -> list[ir.Value]:
+        """Cut the last axis into parts called `names`: equal ones, or of the given sizes."""
+        split: Callable[..., Sequence[ir.Value]] = self._builder.op.Split
+        if sizes is None:
+            return list(split(x, num_outputs=len(names), axis=-1, _outputs=list(names)))
+        return list(split(x, self.constant(sizes, ir.DataType.INT64), axis=-1, _outputs=list(names)))
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:

@@ -44,7 +44,7 @@ def _convert(source_dir: Path, path: Path) -> None:
         from transformers import LlamaTokenizerFast
     except ImportError:
         raise MissingDependency(
-            f"{source_dir / 'tokenizer.model'} needs transformers to be converted; install it: pip install 'sdrpn[export]'"
+            f"{source_dir / 'tokenizer.model'} needs transformers; install it: pip install 'sdrpn[export]'"
         ) from None
     try:
         tokenizer = LlamaTokenizerFast.from_pretrained(source_dir, local_files_only=True)

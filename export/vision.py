@@ -79,7 +79,9 @@ class _TowerAuthor:
         """(N,3,R,R) -> (N,1+G*G,C): patches, the class token before them, positions, pre-norm."""
         g, op, width = self.g, self.g.op, self.spec.width
         size = [self.spec.patch_size_px] * 2
-        patches = op.Conv(cast(g, pixels, self.dtype), g.weight("vision.patch_embedding.weight"), kernel_shape=size, strides=size)
+        patches = op.Conv(
+            cast(g, pixels, self.dtype), g.weight("vision.patch_embedding.weight"), kernel_shape=size, strides=size
+        )
         rows = op.Transpose(op.Reshape(patches, g.constant([0, width, -1], INT64)), perm=[0, 2, 1])
         images = op.Shape(pixels, start=0, end=1)
         token_shape = op.Concat(images, g.constant([1, width], INT64), axis=0)
@@ -98,7 +100,7 @@ class _TowerAuthor:
     def _attention(self, x: ir.Value, prefix: str) -> ir.Value:
         g, op, shape = self.g, self.g.op, self.shape
         packed = self.linear(x, f"{prefix}.attention.qkv")
-        parts = op.Split(packed, num_outputs=3, axis=-1, _outputs=["q", "k", "v"])
+        parts = g.split(packed, ["q", "k", "v"])
         to_heads = g.constant([0, 0, shape.heads, shape.head_dim], INT64)
         q, k, v = (op.Transpose(op.Reshape(part, to_heads), perm=[0, 2, 1, 3]) for part in parts)
         y = op.Transpose(self.dialect.attend(g, q, k, v, None, shape), perm=[0, 2, 1, 3])

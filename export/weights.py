@@ -100,7 +100,13 @@ class WeightTable:
         """An ONNX tensor that points into the table's file."""
         place = self._places[name]
         return ir.ExternalTensor(
-            place.file, place.offset, place.size_bytes, place.dtype, shape=ir.Shape(place.weight.shape), name=name, base_dir=""
+            place.file,
+            place.offset,
+            place.size_bytes,
+            place.dtype,
+            shape=ir.Shape(place.weight.shape),
+            name=name,
+            base_dir="",
         )
 
     def files_used(self) -> tuple[str, ...]:
@@ -123,7 +129,7 @@ class WeightTable:
                 for place in (self._places[name] for name in self._own):
                     if place.file == file:
                         stream.seek(place.offset)
-                        stream.write(memoryview(_converted(place, reader)).cast("B"))
+                        stream.write(_converted(place, reader).view(np.uint8).data)
                         advance(place.size_bytes)
 
 
@@ -138,7 +144,9 @@ def _converted(place: _Place, reader: TensorReader) -> Array:
     if place.dtype == ir.DataType.FLOAT16 and array.dtype != np.float16:
         largest = float(np.abs(array.astype(np.float32)).max(initial=0.0))
         if largest > _FP16_MAX:
-            raise RunFailed(f"{weight.name} holds {largest:.4g}, fp16 ends at {_FP16_MAX:.0f}; export with --precision fp32")
+            raise RunFailed(
+                f"{weight.name} holds {largest:.4g}, fp16 ends at {_FP16_MAX:.0f}; export with --precision fp32"
+            )
     return np.ascontiguousarray(array, dtype=place.dtype.numpy())
 
 

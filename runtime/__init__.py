@@ -1,0 +1,10 @@
+"""Answer questions with a bundle: NumPy, Pillow, tokenizers and one inference library, nothing else."""
+
+from __future__ import annotations
+
+from sdrpn.roi import RoiPolicy
+from sdrpn.runtime.answer import Answer, Timings, TokenCounts, Trace
+from sdrpn.runtime.sampling import Sampling
+from sdrpn.runtime.session import AnswerStream, Session
+
+__all__ = ["Answer", "AnswerStream", "RoiPolicy", "Sampling", "Session", "Timings", "TokenCounts", "Trace"]

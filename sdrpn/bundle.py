@@ -1,10 +1,10 @@
 """Read a bundle: the folder that passes a model from stage to stage. Knows no weights and runs nothing.
 
-    BUNDLE/
-    ├── manifest.json                 what is here, with sizes and digests; written last
-    ├── trunk.fused-fp32.onnx ...     one graph a file, named GRAPH.VARIANT.onnx
-    ├── weights/*.bin                 external data, shared by all graphs that need the same bytes
-    └── tokenizer.json                absent where the checkpoint has none
+BUNDLE/
+├── manifest.json                 what is here, with sizes and digests; written last
+├── trunk.fused-fp32.onnx ...     one graph a file, named GRAPH.VARIANT.onnx
+├── weights/*.bin                 external data, shared by all graphs that need the same bytes
+└── tokenizer.json                absent where the checkpoint has none
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ def open_bundle(path: Path | str) -> Bundle:
     except NotADirectoryError:
         raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it") from None
     except PermissionError:
-        raise BadBundle(f"{manifest_path} cannot be read: permission denied; check the folder's owner and mode") from None
+        raise BadBundle(
+            f"{manifest_path} cannot be read: permission denied; check the folder's owner and mode"
+        ) from None
     except (OSError, ValueError) as error:
         raise BadBundle(f"{manifest_path} cannot be read ({error}); export the bundle again") from error
     return Bundle(path, _manifest(manifest_path, value))

@@ -1,0 +1,84 @@
+"""A backend without a library: Python functions in place of graphs, and a record of what was run.
+
+For tests of everything above the seam, of this project and of others that build on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sdrpn.bundle import GraphInfo
+from sdrpn.errors import RunFailed
+from sdrpn.runtime.host_buffer import HostBuffer
+from sdrpn.runtime.runner import Array, Buffer, check_bindings
+
+__all__ = ["Compute", "FakeBackend", "FakeCall", "FakeRunner"]
+
+# Inputs by name -> outputs by name; outputs that are left out stay as they were.
+Compute = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class FakeCall:
+    """One run of one graph: where it wrote, how many rows, and the addresses that were bound."""
+
+    graph: str
+    feeds: Mapping[str, Array]  # copies of all inputs but the caches
+    addresses: Mapping[str, int]  # of inputs and outputs
+
+
+@dataclass
+class FakeBackend:
+    """Graphs by name, each a function; every run is appended to `calls`."""
+
+    graphs: Mapping[str, Compute]
+    calls: list[FakeCall] = field(default_factory=list)
+    name: str = "fake"
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """Zeros in ordinary memory."""
+        return HostBuffer(np.zeros(shape, dtype))
+
+    def load(self, graph: GraphInfo, path: Path) -> FakeRunner:
+        """The function for the graph; the file is not read."""
+        return FakeRunner(graph, self.graphs[graph.name], self.calls)
+
+
+class FakeRunner:
+    """Checks bindings as every runner does, then calls its function."""
+
+    def __init__(self, graph: GraphInfo, compute: Compute, calls: list[FakeCall]) -> None:
+        self.name = graph.name
+        self.inputs = {tensor.name: tensor for tensor in graph.inputs}
+        self.outputs = {tensor.name: tensor for tensor in graph.outputs}
+        self._compute, self._calls = compute, calls
+        self._closed = False
+
+    def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Callable[[], None]:
+        """See `Runner.bind`."""
+        if self._closed:
+            raise RunFailed(f"the {self.name} graph was closed; open the session again")
+        symbols: dict[str, int] = {}
+        check_bindings(self.name, "inputs", self.inputs, feeds, symbols)
+        check_bindings(self.name, "outputs", self.outputs, results, symbols)
+        return lambda: self._step(feeds, results)
+
+    def run(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
+        """See `Runner.run`."""
+        self.bind(feeds, results)()
+
+    def close(self) -> None:
+        """Refuse further runs."""
+        self._closed = True
+
+    def _step(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
+        arrays = {name: buffer.read() for name, buffer in feeds.items()}
+        small = {name: array.copy() for name, array in arrays.items() if "cache" not in name}
+        addresses = {name: b.read().ctypes.data for name, b in (*feeds.items(), *results.items())}
+        self._calls.append(FakeCall(self.name, small, addresses))
+        for name, array in self._compute(arrays).items():
+            results[name].write(array)

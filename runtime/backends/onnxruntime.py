@@ -1,0 +1,188 @@
+"""ONNX Runtime: on a CPU, on NVIDIA GPUs through CUDA, and (experimental) through its TensorRT provider."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from sdrpn.bundle import GraphInfo
+from sdrpn.errors import BadInput, MissingDependency, RunFailed
+from sdrpn.runtime.host_buffer import HostBuffer
+from sdrpn.runtime.runner import Array, Buffer, check_bindings, nbytes
+
+__all__ = ["PROVIDERS", "OnnxRuntimeBackend"]
+
+# --backend name -> (execution provider, device of its buffers)
+PROVIDERS = {
+    "onnxruntime": ("CPUExecutionProvider", "cpu"),
+    "onnxruntime-cuda": ("CUDAExecutionProvider", "cuda"),
+    "onnxruntime-tensorrt": ("TensorrtExecutionProvider", "cuda"),  # experimental
+}
+
+
+class OnnxRuntimeBackend:
+    """Allocates buffers on the provider's device and loads graphs with its options."""
+
+    def __init__(self, name: str = "onnxruntime", threads: int | None = None, device_id: int = 0) -> None:
+        provider, self._device = PROVIDERS[name]
+        self.name = name
+        self._device_id = device_id
+        if provider not in onnxruntime.get_available_providers():
+            raise MissingDependency(
+                f"--backend {name} needs ONNX Runtime's {provider}, which this build has not; install it: "
+                f"pip uninstall onnxruntime && pip install 'sdrpn[cuda]'"
+            )
+        if threads is not None and threads < 1:
+            raise BadInput(f"threads is {threads}; expected at least 1, or none for one per core")
+        self._providers = _fallbacks(provider, device_id)
+        self._threads = threads if threads is not None else _cores()
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """Zeros on the provider's device."""
+        if self._device == "cpu":
+            return HostBuffer(np.zeros(shape, dtype))
+        return DeviceBuffer.zeros(shape, dtype, self._device, self._device_id)
+
+    def load(self, graph: GraphInfo, path: Path) -> OnnxRuntimeRunner:
+        """Load `path`; weights are mapped from its external files."""
+        options = _session_options(self._threads)
+        try:
+            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=self._providers)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise RunFailed(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
+            ) from error
+        return OnnxRuntimeRunner(graph, session, self._device, self._device_id)
+
+
+class OnnxRuntimeRunner:
+    """A graph in an ONNX Runtime session, fed through bindings only."""
+
+    def __init__(self, graph: GraphInfo, session: onnxruntime.InferenceSession, device: str, device_id: int) -> None:
+        self.name = graph.name
+        self.inputs = {tensor.name: tensor for tensor in graph.inputs}
+        self.outputs = {tensor.name: tensor for tensor in graph.outputs}
+        self._session: onnxruntime.InferenceSession | None = session
+        self._device, self._device_id = device, device_id
+
+    def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Callable[[], None]:
+        """See `Runner.bind`."""
+        symbols: dict[str, int] = {}
+        check_bindings(self.name, "inputs", self.inputs, feeds, symbols)
+        check_bindings(self.name, "outputs", self.outputs, results, symbols)
+        binding = self._open_session().io_binding()
+        for name, buffer in feeds.items():
+            binding.bind_input(name, *self._place(buffer))
+        for name, buffer in results.items():
+            binding.bind_output(name, *self._place(buffer))
+        return _BoundStep(self.name, self._open_session(), binding, (dict(feeds), dict(results)))
+
+    def run(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
+        """See `Runner.run`."""
+        self.bind(feeds, results)()
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+    def _open_session(self) -> onnxruntime.InferenceSession:
+        if self._session is None:
+            raise RunFailed(f"the {self.name} graph was closed; open the session again")
+        return self._session
+
+    def _place(self, buffer: Buffer) -> tuple[str, int, Any, tuple[int, ...], int]:
+        assert isinstance(buffer, (HostBuffer, DeviceBuffer))
+        return self._device, self._device_id, buffer.dtype, buffer.shape, buffer.pointer
+
+
+class _BoundStep:
+    """A run with everything in its place; holds the buffers, of which the binding knows only the addresses."""
+
+    def __init__(
+        self, name: str, session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding, buffers: object
+    ) -> None:
+        self._name, self._binding, self._buffers = name, binding, buffers
+        self._run = session.run_with_iobinding
+
+    def __call__(self) -> None:
+        try:
+            self._run(self._binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise RunFailed(f"the {self._name} graph failed in ONNX Runtime: {_first_line(error)}") from error
+
+
+class DeviceBuffer:
+    """Device memory that ONNX Runtime allocated; views share their owner's memory."""
+
+    def __init__(
+        self, owner: onnxruntime.OrtValue, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], whole: bool
+    ) -> None:
+        self._owner = owner
+        self.pointer, self.shape, self.dtype = pointer, shape, dtype
+        self._whole = whole
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: str, device: str, device_id: int) -> DeviceBuffer:
+        """Allocate and clear."""
+        owner = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), device, device_id)
+        return cls(owner, owner.data_ptr(), shape, np.dtype(dtype), whole=True)
+
+    def rows(self, start: int, stop: int) -> DeviceBuffer:
+        """A view of (1, start:stop, ...)."""
+        shape = (1, stop - start, *self.shape[2:])
+        row_bytes = nbytes(self.shape[2:], self.dtype.name)
+        return DeviceBuffer(self._owner, self.pointer + start * row_bytes, shape, self.dtype, whole=False)
+
+    def write(self, array: Array) -> None:
+        """Host to device; whole buffers only."""
+        self._require_whole("written")
+        self._owner.update_inplace(np.ascontiguousarray(np.broadcast_to(array, self.shape), self.dtype))
+
+    def read(self) -> Array:
+        """Device to host; whole buffers only."""
+        self._require_whole("read")
+        array: Array = self._owner.numpy()
+        return array
+
+    def copy_rows(self, source: Buffer, rows: int, start: int = 0) -> None:
+        """See `Buffer.copy_rows`; goes through the host, which ONNX Runtime's Python API leaves no way around."""
+        updated = self.read()
+        updated[..., start : start + rows, :] = source.read()[..., :rows, :]
+        self.write(updated)
+
+    def _require_whole(self, done: str) -> None:
+        if not self._whole:
+            raise RunFailed(f"a view of a device buffer cannot be {done} from the host; allocate it on its own")
+
+
+def _fallbacks(provider: str, device_id: int) -> list[Any]:
+    """The provider, and behind it those that take what it leaves."""
+    on_device = {"device_id": str(device_id)}
+    if provider == "CPUExecutionProvider":
+        return [provider]
+    cuda = ("CUDAExecutionProvider", on_device)
+    return [cuda] if provider == "CUDAExecutionProvider" else [(provider, on_device), cuda]
+
+
+def _session_options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # Four sessions take turns: threads that spin after their graph ended would take the cores from the next one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _cores() -> int:
+    """Cores that this process may use (a container may give fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,211 @@
+"""The three decoder graphs with their caches and taps: run rows, step a token, keep what stays true.
+
+Works on hidden states and positions. Knows nothing about images, prompts, crops or tokens' meaning.
+One sequence at a time (B = 1). Rows are positions: row i of every cache and of the taps belongs to position i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.bundle import TensorInfo
+from sdrpn.errors import RunFailed
+from sdrpn.runtime.kv_cache import CacheSet, cache_set_from_runner
+from sdrpn.runtime.runner import Backend, Buffer, Runner
+
+__all__ = ["Decoder"]
+
+FloatArray = npt.NDArray[np.float32]
+# Cache lengths are rounded up to this many rows, so that a few tokens more do not mean new buffers.
+CACHE_ROUNDING = 64
+
+
+class Decoder:
+    """Trunk, RPN and tail over one sequence.
+
+    `valid[name]` counts the rows from 0 that a graph's caches (and for the trunk the taps) hold for the current
+    sequence. Writing rows at `start` drops everything behind them.
+    """
+
+    def __init__(self, backend: Backend, runners: Mapping[str, Runner], width: int, vocabulary: int) -> None:
+        self._backend = backend
+        self._runners = dict(runners)
+        self._width = width
+        self._logits = backend.allocate((1, vocabulary), "float32")
+        self._caches = {name: cache_set_from_runner(runner) for name, runner in runners.items()}
+        self._taps = backend.allocate((1, 0, width), "float32")
+        self._tap_rows = 0  # taps of decoded tokens are not kept: nothing asks for them again
+        self.length = 0
+        self.valid = dict.fromkeys(runners, 0)
+        self.computed_rows = dict.fromkeys(runners, 0)  # prefilled since the decoder was made
+        self._step: _TokenStep | None = None
+
+    def reset(self, rows: int) -> None:
+        """Forget the sequence; make room for `rows`, giving back what a longer one needed."""
+        self.truncate(0)
+        if self.length != _rounded(rows):
+            self._reallocate(_rounded(rows), keep=False)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` positions; rows that are valid are kept."""
+        if rows > self.length:
+            self._reallocate(_rounded(rows), keep=True)
+
+    def _reallocate(self, length: int, keep: bool) -> None:
+        self._step = None
+        for name, caches in self._caches.items():
+            caches.resize(self._backend, length, self.valid[name] if keep else 0)
+        taps = self._taps
+        self._taps = self._backend.allocate((1, length, self._width), "float32")
+        self._tap_rows = self._tap_rows if keep else 0
+        if self._tap_rows:
+            self._taps.copy_rows(taps, self._tap_rows)
+        self.length = length
+
+    def run_trunk(self, embeds: FloatArray, start: int) -> None:
+        """embeds (S,D) at positions start..start+S-1 -> their taps and caches."""
+        if start + len(embeds) > self.length:
+            raise RunFailed(f"{len(embeds)} rows at {start} are past the cache of {self.length} rows; reserve more")
+        hidden = self._backend.allocate((1, *embeds.shape), "float32")
+        hidden.write(embeds[None])
+        stop = start + len(embeds)
+        self._run("trunk", {"inputs_embeds": hidden}, {"tap": self._taps.rows(start, stop)}, start, stop)
+        self._tap_rows = stop
+
+    def run_rpn(self, stop: int) -> FloatArray:
+        """Scores (H, stop) of the last row against every position, over the taps that the RPN has not seen."""
+        start = min(self.valid["rpn"], stop - 1)
+        results = self._score_buffers(stop - start)
+        self._run("rpn", {"tap": self._taps_of(start, stop)}, results, start, stop)
+        scores = results["scores"].read()[0, :, :stop]
+        if "new_scores" in results:  # the cache was read only: the rows of this run are scored on their own
+            scores = np.concatenate([scores[:, :start], results["new_scores"].read()[0]], axis=1)
+        return np.array(scores, dtype=np.float32)
+
+    def run_tail(self, start: int, stop: int) -> FloatArray:
+        """Logits (V,) of row stop-1, over taps start..stop-1. A view: the next run overwrites it."""
+        self._run("tail", {"tap": self._taps_of(start, stop)}, {"logits": self._logits}, start, stop)
+        logits: FloatArray = self._logits.read()[0]
+        return logits
+
+    def step(self, embedding: FloatArray, position: int) -> FloatArray:
+        """One new token: its embedding (1,D) at `position` -> logits (V,), a view that the next run overwrites."""
+        self._require_rows("trunk", position)
+        self._require_rows("tail", position)
+        if position >= self.length:
+            raise RunFailed(f"position {position} is past the cache of {self.length} rows; reserve more")
+        if self._step is None:
+            self._step = _TokenStep(self._backend, self._runners, self._caches, self._logits, self._width)
+        logits = self._step(embedding, position)
+        self.valid["trunk"] = self.valid["tail"] = position + 1
+        return logits
+
+    def close(self) -> None:
+        """Free runners and buffers."""
+        self._step = None
+        for runner in self._runners.values():
+            runner.close()
+        for caches in self._caches.values():
+            caches.buffers.clear()
+
+    def truncate(self, rows: int) -> None:
+        """Forget everything behind the first `rows` positions."""
+        self.valid = {name: min(count, rows) for name, count in self.valid.items()}
+        self._tap_rows = min(self._tap_rows, rows)
+
+    def _run(self, name: str, feeds: dict[str, Buffer], results: dict[str, Buffer], start: int, stop: int) -> None:
+        self._require_rows(name, start)
+        runner, caches = self._runners[name], self._caches[name]
+        feeds |= _indices(self._backend, runner.inputs, start, stop)
+        new_rows = caches.new_row_buffers(self._backend, stop - start)
+        runner.run(feeds | caches.buffers, results | (new_rows or caches.as_outputs()))
+        caches.store(new_rows, start)
+        self.valid[name] = stop
+        self.computed_rows[name] += stop - start
+
+    def _taps_of(self, start: int, stop: int) -> Buffer:
+        if stop > self._tap_rows:
+            raise RunFailed(f"rows {start} to {stop} are asked for, but only {self._tap_rows} went through the trunk")
+        return self._taps.rows(start, stop)
+
+    def _score_buffers(self, rows: int) -> dict[str, Buffer]:
+        outputs = self._runners["rpn"].outputs
+        extents = {"batch": 1, "cache_length": self.length, "sequence": rows}
+        return {
+            name: self._backend.allocate(_shape(outputs[name], extents), "float32")
+            for name in ("scores", "new_scores")
+            if name in outputs
+        }
+
+    def _require_rows(self, name: str, start: int) -> None:
+        if start > self.valid[name]:
+            raise RunFailed(f"{name}: rows are written from {start}, but only {self.valid[name]} are there")
+
+
+class _TokenStep:
+    """Trunk and tail for one row, bound once: a step writes one embedding row and two integers."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        runners: Mapping[str, Runner],
+        caches: Mapping[str, CacheSet],
+        logits: Buffer,
+        width: int,
+    ) -> None:
+        self._hidden = backend.allocate((1, 1, width), "float32")
+        tap = backend.allocate((1, 1, width), "float32")
+        self._indices = _indices(backend, {**runners["trunk"].inputs, **runners["tail"].inputs}, 0, 1)
+        self._logits = logits
+        self._caches = (caches["trunk"], caches["tail"])
+        self._new_rows = tuple(c.new_row_buffers(backend, 1) for c in self._caches)
+        self._run_trunk = self._bind(
+            runners["trunk"], caches["trunk"], {"inputs_embeds": self._hidden}, {"tap": tap}, 0
+        )
+        self._run_tail = self._bind(runners["tail"], caches["tail"], {"tap": tap}, {"logits": logits}, 1)
+
+    def _bind(
+        self, runner: Runner, caches: CacheSet, feeds: dict[str, Buffer], results: dict[str, Buffer], which: int
+    ) -> Callable[[], None]:
+        indices = {name: buffer for name, buffer in self._indices.items() if name in runner.inputs}
+        outputs = self._new_rows[which] or caches.as_outputs()
+        return runner.bind(feeds | indices | caches.buffers, results | outputs)
+
+    def __call__(self, embedding: FloatArray, position: int) -> FloatArray:
+        self._hidden.write(embedding)
+        here = np.array(position, np.int64)
+        self._indices["position_ids"].write(here)
+        self._indices["write_index"].write(here)
+        self._run_trunk()
+        self._caches[0].store(self._new_rows[0], position)
+        self._run_tail()
+        self._caches[1].store(self._new_rows[1], position)
+        logits: FloatArray = self._logits.read()[0]
+        return logits
+
+
+def _indices(backend: Backend, inputs: Mapping[str, TensorInfo], start: int, stop: int) -> dict[str, Buffer]:
+    """position_ids (1,S), write_index (1,) and, where the graph asks for it, last_index (1,)."""
+    values: dict[str, npt.NDArray[Any]] = {
+        "position_ids": np.arange(start, stop, dtype=np.int64)[None],
+        "write_index": np.array([start], np.int64),
+        "last_index": np.array([stop - start - 1], np.int64),
+    }
+    buffers = {}
+    for name, value in values.items():
+        if name in inputs:
+            buffers[name] = backend.allocate(value.shape, "int64")
+            buffers[name].write(value)
+    return buffers
+
+
+def _shape(tensor: TensorInfo, extents: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(extents[d] if isinstance(d, str) else d for d in tensor.dims)
+
+
+def _rounded(rows: int) -> int:
+    return -(-rows // CACHE_ROUNDING) * CACHE_ROUNDING

@@ -1,0 +1,61 @@
+"""The caches of one graph: allocated to a length, updated in place or row by row.
+
+A graph with in-place caches has an output `NAME_out` for every cache `NAME`, bound to the same buffer. A graph with
+read-only caches has an output `NAME_rows` with the new rows, which are copied in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sdrpn.bundle import TensorInfo
+from sdrpn.runtime.runner import Backend, Buffer, Runner
+
+__all__ = ["CacheSet", "cache_set_from_runner"]
+
+_IN_PLACE, _ROWS = "_out", "_rows"
+
+
+@dataclass
+class CacheSet:
+    """Caches (1, H_kv, length, head_dim) by the name of the graph's input."""
+
+    inputs: Mapping[str, TensorInfo]
+    in_place: bool
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+
+    def resize(self, backend: Backend, length: int, keep_rows: int) -> None:
+        """New buffers of `length` rows; the first `keep_rows` are copied."""
+        for name, tensor in self.inputs.items():
+            _, heads, _, head_dim = tensor.dims
+            new = backend.allocate((1, int(heads), length, int(head_dim)), tensor.dtype)
+            if keep_rows:
+                new.copy_rows(self.buffers[name], keep_rows)
+            # One at a time: the old cache of a layer goes before the next layer's new one comes.
+            self.buffers[name] = new
+
+    def as_outputs(self) -> dict[str, Buffer]:
+        """The same buffers under the names of the graph's outputs."""
+        return {name + _IN_PLACE: buffer for name, buffer in self.buffers.items()}
+
+    def new_row_buffers(self, backend: Backend, rows: int) -> dict[str, Buffer] | None:
+        """Where the graph puts its new rows; None where it writes into the caches itself."""
+        if self.in_place:
+            return None
+        return {
+            name + _ROWS: backend.allocate((1, int(t.dims[1]), rows, int(t.dims[3])), t.dtype)
+            for name, t in self.inputs.items()
+        }
+
+    def store(self, new_rows: Mapping[str, Buffer] | None, start: int) -> None:
+        """Copy new rows behind `start`; nothing to do for in-place caches."""
+        for name, rows in (new_rows or {}).items():
+            self.buffers[name.removesuffix(_ROWS)].copy_rows(rows, rows.shape[2], start)
+
+
+def cache_set_from_runner(runner: Runner) -> CacheSet:
+    """The caches that a graph declares, not yet allocated."""
+    names = {name for name in runner.inputs if name + _IN_PLACE in runner.outputs or name + _ROWS in runner.outputs}
+    in_place = all(name + _IN_PLACE in runner.outputs for name in names)
+    return CacheSet({name: t for name, t in runner.inputs.items() if name in names}, in_place)

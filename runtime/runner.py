@@ -1,0 +1,127 @@
+"""The seam between the two-pass method and an inference library: buffers, runners, backends.
+
+Every array is allocated by the caller before a run, outputs too: all their shapes are known. So a step with the
+same buffers is bound once and run many times, and a cache bound to both sides of a graph is updated in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.bundle import GraphInfo, TensorInfo
+from sdrpn.errors import RunFailed
+
+__all__ = ["Array", "Backend", "Buffer", "Runner", "check_bindings", "nbytes"]
+
+Array = npt.NDArray[Any]
+Step = Callable[[], None]
+
+
+class Buffer(Protocol):
+    """Memory where a backend computes, owned by whoever allocated it and valid as long as the object lives."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extent of every axis."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Buffer:
+        """A view of (1, start:stop, ...), without a copy; the first axis must have one entry."""
+        ...
+
+    def write(self, array: Array) -> None:
+        """Host to buffer; the whole buffer, converted to its type."""
+        ...
+
+    def read(self) -> Array:
+        """Buffer to host; may be a view that the next run overwrites."""
+        ...
+
+    def copy_rows(self, source: Buffer, rows: int, start: int = 0) -> None:
+        """Put the first `rows` of `source` at `start`; rows are the last axis but one, the rest has equal extents."""
+        ...
+
+
+class Runner(Protocol):
+    """One graph, loaded."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """What it takes, by name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        """What it gives, by name."""
+        ...
+
+    def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Step:
+        """Tie buffers to names; the returned step computes `results` from `feeds`, again at every call.
+
+        The step keeps the buffers alive. Raises RunFailed where a name, type or shape does not fit.
+        """
+        ...
+
+    def run(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
+        """Bind and step once."""
+        ...
+
+    def close(self) -> None:
+        """Free what the library holds."""
+        ...
+
+
+class Backend(Protocol):
+    """An inference library: allocates buffers and loads graphs."""
+
+    @property
+    def name(self) -> str:
+        """As `--backend` spells it."""
+        ...
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """A buffer of zeros."""
+        ...
+
+    def load(self, graph: GraphInfo, path: Path) -> Runner:
+        """A runner for the graph at `path`. Raises RunFailed where the library refuses it."""
+        ...
+
+
+def check_bindings(
+    graph: str,
+    side: str,
+    declared: Mapping[str, TensorInfo],
+    given: Mapping[str, Buffer],
+    symbols: dict[str, int],
+) -> None:
+    """Every declared name is given, with its type and shape; equal symbols have equal extents.
+
+    `symbols` is filled with what the dynamic dimensions turned out to be. Raises RunFailed for the first misfit.
+    """
+    if declared.keys() != given.keys():
+        missing, extra = sorted(declared.keys() - given.keys()), sorted(given.keys() - declared.keys())
+        raise RunFailed(f"{graph}: {side} missing: {missing or 'none'}, unknown: {extra or 'none'}")
+    for name, tensor in declared.items():
+        buffer = given[name]
+        if buffer.dtype.name != tensor.dtype:
+            raise RunFailed(f"{graph}: {name} is {buffer.dtype.name}, expected {tensor.dtype}")
+        pairs = zip(tensor.dims, buffer.shape, strict=False)
+        expected = tuple(symbols.setdefault(dim, extent) if isinstance(dim, str) else dim for dim, extent in pairs)
+        if len(buffer.shape) != len(tensor.dims) or expected != buffer.shape:
+            raise RunFailed(f"{graph}: {name} has shape {buffer.shape}, expected {tensor.dims} with {symbols}")
+
+
+def nbytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of an array."""
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

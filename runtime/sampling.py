@@ -1,0 +1,61 @@
+"""Choose the next token from logits. NumPy only; knows nothing about models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.errors import BadInput
+
+__all__ = ["GREEDY", "Sampler", "Sampling"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Temperature 0 is greedy. `top_p`: the smallest set of likeliest tokens with this much probability."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise BadInput(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise BadInput(f"top_p is {self.top_p}; expected more than 0, at most 1")
+
+
+GREEDY = Sampling()
+
+
+class Sampler:
+    """One answer's choices; the same seed gives the same choices."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._rng = None if sampling.temperature == 0 else np.random.default_rng(sampling.seed)
+
+    def choose(self, logits: npt.NDArray[np.float32]) -> int:
+        """logits (V,) -> token id."""
+        if self._rng is None:
+            return int(logits.argmax())
+        probabilities = _softmax(logits / self._sampling.temperature)
+        kept = _nucleus(probabilities, self._sampling.top_p)
+        weights = probabilities[kept]
+        return int(self._rng.choice(kept, p=weights / weights.sum()))
+
+
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    exponentials = np.exp(logits.astype(np.float64) - float(logits.max()))
+    normalised: npt.NDArray[np.float64] = exponentials / exponentials.sum()
+    return normalised
+
+
+def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
+    """Ids of the likeliest tokens until their sum reaches top_p (Holtzman et al., 2020); at least one."""
+    order = np.argsort(-probabilities, kind="stable")
+    # A token is kept while those before it have not reached top_p.
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    return order[before < top_p] if top_p < 1.0 else order

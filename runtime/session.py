@@ -1,0 +1,313 @@
+"""A bundle, opened for questions: image and text in, answer out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sdrpn.bundle import Bundle, Variant, open_bundle
+from sdrpn.errors import BadInput, RunFailed
+from sdrpn.image import open_image
+from sdrpn.prompt import TextStream, build_prompt, decode_text, load_tokenizer
+from sdrpn.roi import RoiPolicy, roi_map
+from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
+from sdrpn.runtime.backends import open_backend
+from sdrpn.runtime.decoder import Decoder
+from sdrpn.runtime.embedding import TokenEmbedding
+from sdrpn.runtime.runner import Backend, Runner
+from sdrpn.runtime.sampling import GREEDY, Sampler, Sampling
+from sdrpn.runtime.two_pass import Decide, Prefill, Request, TwoPass, decide_by_policy
+from sdrpn.spec import ModelSpec
+
+__all__ = ["AnswerStream", "Session"]
+
+ImageSource = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+DEFAULT_POLICY = RoiPolicy()
+
+
+class Session:
+    """Answers one question at a time; remembers the last image, so that more questions about it cost less.
+
+    Not for several threads at once: the caches belong to the answer that is being made.
+    """
+
+    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend) -> None:
+        """Load the variant's graphs. `Session.open` is the usual way in."""
+        self.bundle, self.variant = bundle, variant
+        self._runners: dict[str, Runner] = {}
+        spec = bundle.spec
+        try:
+            for name, graph in variant.graphs.items():
+                self._runners[name] = backend.load(graph, bundle.file(graph.file))
+            self._embedding = TokenEmbedding(
+                bundle.file(variant.embedding), spec.llm.vocabulary, spec.llm.width, variant.embedding_dtype
+            )
+        except BaseException:
+            self.close()
+            raise
+        decoders = {name: runner for name, runner in self._runners.items() if name != "vision"}
+        self._decoder = Decoder(backend, decoders, spec.llm.width, spec.llm.vocabulary)
+        self._two_pass = TwoPass(
+            spec, bundle.manifest.max_context, backend, self._runners["vision"], self._decoder, self._embedding
+        )
+        tokenizer = bundle.manifest.tokenizer
+        self._tokenizer = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
+        self._answers = 0
+
+    @classmethod
+    def open(
+        cls,
+        bundle_dir: str | os.PathLike[str],
+        *,
+        backend: str = "onnxruntime",
+        threads: int | None = None,
+        variant: str | None = None,
+        verify: bool = True,
+    ) -> Session:
+        """Open a bundle.
+
+        Args:
+            bundle_dir: a folder as `sdrpn export` writes it
+            backend: "onnxruntime" (CPU), "onnxruntime-cuda", "onnxruntime-tensorrt" (experimental)
+            threads: for the CPU; None: one per core
+            variant: such as "primitive-fp16"; None: the one that suits a CPU best
+            verify: False skips the digests of large files (sizes are always compared)
+        Raises: BadBundle, BadInput or MissingDependency before any graph is loaded.
+        """
+        bundle = open_bundle(Path(bundle_dir))
+        chosen = bundle.variant(variant)
+        library = open_backend(backend, threads)
+        files = chosen.files + ((bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ())
+        bundle.verify(files, large=verify)
+        return cls(bundle, chosen, library)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return self.bundle.spec
+
+    def answer(
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        roi: RoiPolicy | None = DEFAULT_POLICY,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        trace: bool = False,
+    ) -> Answer:
+        """Answer a question about an image.
+
+        Args:
+            image: a path, a PIL image, or an (H, W, 3) uint8 array
+            question: text; a bundle without a tokenizer needs `answer_ids`
+            roi: how the RoI map becomes crops; None: plain LLaVA
+            max_new_tokens: at most so many
+            sampling: greedy by default
+            trace: keep intermediate results
+        Raises: BadInput and its kin for a bad request, RunFailed where a graph failed.
+        """
+        return self.stream(
+            image, question, roi=roi, max_new_tokens=max_new_tokens, sampling=sampling, trace=trace
+        ).finish()
+
+    def stream(
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        roi: RoiPolicy | None = DEFAULT_POLICY,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        trace: bool = False,
+    ) -> AnswerStream:
+        """As `answer`, but an iterator of text pieces; its `answer` is there after the last one."""
+        if self._tokenizer is None:
+            raise BadInput(
+                f"{self.bundle.path} has no tokenizer.json, so it answers by token ids only: put tokenizer.json or "
+                f"tokenizer.model beside the checkpoint and export it again, or call answer_ids"
+            )
+        prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
+        return self._start(
+            image, prompt.ids_before, prompt.ids_after, self._decide(roi), max_new_tokens, sampling, (), trace
+        )
+
+    def answer_ids(
+        self,
+        image: ImageSource,
+        ids_before_image: Sequence[int],
+        ids_after_image: Sequence[int],
+        *,
+        roi: RoiPolicy | None = DEFAULT_POLICY,
+        decide: Decide | None = None,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        stop_ids: Sequence[int] = (),
+        trace: bool = False,
+    ) -> Answer:
+        """As `answer`, with the prompt as token ids, BOS included.
+
+        Args:
+            decide: chooses the crops in place of `roi`, from the RoI logits and the image's size
+            stop_ids: end the answer beside the model's own stop tokens
+        """
+        chosen = decide if decide is not None else self._decide(roi)
+        before, after = tuple(ids_before_image), tuple(ids_after_image)
+        return self._start(image, before, after, chosen, max_new_tokens, sampling, tuple(stop_ids), trace).finish()
+
+    def close(self) -> None:
+        """Free graphs and caches; calling it twice does no harm."""
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _decide(self, roi: RoiPolicy | None) -> Decide | None:
+        return decide_by_policy(self.spec, roi) if roi is not None else None
+
+    def _start(
+        self,
+        image: ImageSource,
+        before: tuple[int, ...],
+        after: tuple[int, ...],
+        decide: Decide | None,
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop_ids: tuple[int, ...],
+        trace: bool,
+    ) -> AnswerStream:
+        if not self._runners:
+            raise RunFailed("the session was closed; open it again")
+        watch = Stopwatch()
+        with watch.stage("preprocess"):
+            upright = open_image(image)
+        request = Request(upright, before, after, decide, max_new_tokens)
+        prefill = self._two_pass.prefill(request, watch)
+        self._answers += 1
+        return AnswerStream(self, self._answers, request, prefill, watch, Sampler(sampling), stop_ids, trace)
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return decode_text(self._tokenizer, token_ids) if self._tokenizer is not None else ""
+
+
+class AnswerStream:
+    """An answer on its way: iterate for text pieces, or `finish()` at once."""
+
+    def __init__(
+        self,
+        session: Session,
+        number: int,
+        request: Request,
+        prefill: Prefill,
+        watch: Stopwatch,
+        sampler: Sampler,
+        stop_ids: tuple[int, ...],
+        trace: bool,
+    ) -> None:
+        self._session, self._number = session, number
+        self._request, self._prefill = request, prefill
+        self._watch, self._sampler, self._keep_trace = watch, sampler, trace
+        self._stop_ids = frozenset((*session.spec.prompt.eos_token_ids, *stop_ids))
+        self._token_ids: list[int] = []
+        self._step_logits: list[FloatArray] = []
+        self._stopped = False
+        self._tokens = self._generate()
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text, in whole characters; empty ones are left out."""
+        tokenizer = self._session._tokenizer
+        pieces = TextStream(tokenizer) if tokenizer is not None else None
+        for token_id in self._tokens:
+            piece = pieces.push(token_id) if pieces is not None else ""
+            if piece:
+                yield piece
+        last = pieces.finish() if pieces is not None else ""
+        if last:
+            yield last
+        self._answer = self._answer or self._collect()
+
+    def finish(self) -> Answer:
+        """Run to the end and return the answer."""
+        for _ in self._tokens:
+            pass
+        self._answer = self._answer or self._collect()
+        return self._answer
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer. Raises RunFailed while pieces are still to come."""
+        if self._answer is None:
+            raise RunFailed("the answer is not complete; iterate to the end or call finish()")
+        return self._answer
+
+    def _generate(self) -> Iterator[int]:
+        """Choose tokens until a stop token or the limit; the last chosen one is never computed further."""
+        logits, position = self._prefill.logits, self._prefill.position
+        while True:
+            if self._keep_trace:
+                self._step_logits.append(logits.copy())
+            token_id = self._sampler.choose(logits)
+            if token_id in self._stop_ids:
+                self._stopped = True
+                return
+            self._token_ids.append(token_id)
+            yield token_id
+            if len(self._token_ids) == self._request.max_new_tokens:
+                return
+            self._require_current()
+            with self._watch.decode_step():
+                logits = self._session._decoder.step(self._session._embedding.rows([token_id]), position)
+            position += 1
+
+    def _require_current(self) -> None:
+        if self._session._answers != self._number:
+            raise RunFailed("another question was asked before this answer was complete; finish one stream at a time")
+
+    def _collect(self) -> Answer:
+        prefill, decision = self._prefill, self._prefill.decision
+        timings = self._watch.timings()
+        self._session._two_pass.forget_answer(prefill.prefix_rows)
+        return Answer(
+            text=self._session._text(self._token_ids),
+            token_ids=tuple(self._token_ids),
+            finish_reason="stop" if self._stopped else "length",
+            boxes_xyxy_px=tuple(crop.box_xyxy_px for crop in decision.crops) if decision is not None else (),
+            roi_map=roi_map(prefill.roi_logits) if prefill.roi_logits is not None else None,
+            roi_token_count=prefill.roi_tokens,
+            note=decision.note if decision is not None else None,
+            timings=timings,
+            tokens=self._counts(),
+            trace=self._trace() if self._keep_trace else None,
+        )
+
+    def _counts(self) -> TokenCounts:
+        prefill = self._prefill
+        return TokenCounts(
+            prompt=prefill.position - prefill.roi_tokens,
+            image=self._session.spec.vision.image_tokens,
+            roi=prefill.roi_tokens,
+            generated=len(self._token_ids),
+            trunk_rows=prefill.rows["trunk"],
+            rpn_rows=prefill.rows.get("rpn", 0),
+            tail_rows=prefill.rows["tail"],
+            images_encoded=prefill.images_encoded,
+        )
+
+    def _trace(self) -> Trace:
+        steps = np.stack(self._step_logits)
+        return Trace(self._prefill.roi_logits, self._prefill.decision, steps[0], steps)

@@ -1,0 +1,218 @@
+"""The two passes up to the first token: look, crop where it matters, and prefill with exact prefix reuse.
+
+Attention is causal and the prefix (the tokens before the question) keeps its positions in both passes and for
+every question about the same image, so whatever a graph computed for it stays true:
+
+    pass 1           trunk and RPN over prefix + question
+    crop chosen      trunk over RoI tokens + question, tail over the stored prefix taps and the new ones
+    no crop chosen   tail over the stored taps
+    next question    the prefix costs nothing at any depth
+
+Knows nothing about text or sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.image import base_pixels, crop_pixels, image_digest
+from sdrpn.roi import Crop, RoiDecision, RoiPolicy, decide_crops, resize_features, roi_logits_from_scores
+from sdrpn.runtime.answer import Stopwatch
+from sdrpn.runtime.decoder import Decoder
+from sdrpn.runtime.embedding import TokenEmbedding
+from sdrpn.runtime.runner import Backend, Runner
+from sdrpn.spec import ModelSpec
+
+__all__ = ["Decide", "Prefill", "Request", "TwoPass", "decide_by_policy"]
+
+FloatArray = npt.NDArray[np.float32]
+Decide = Callable[[FloatArray, tuple[int, int]], RoiDecision]  # (RoI logits (G,G), image (width, height)) -> crops
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about one upright RGB image."""
+
+    image: Image.Image
+    ids_before: tuple[int, ...]  # before the image
+    ids_after: tuple[int, ...]  # after it: the question
+    decide: Decide | None  # None: plain LLaVA
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if not self.ids_after:
+            raise BadInput("no token follows the image; expected at least one, the question")
+        if self.max_new_tokens < 1:
+            raise BadInput(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Everything up to the first token."""
+
+    logits: FloatArray  # (V,) for the first token
+    position: int  # of the first token
+    prefix_rows: int
+    roi_logits: FloatArray | None  # (G, G)
+    decision: RoiDecision | None
+    roi_tokens: int
+    images_encoded: int
+    rows: dict[str, int]  # computed by each decoder graph
+
+
+class TwoPass:
+    """Runs prefills on one decoder and remembers the prefix of the last one."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        max_context: int,
+        backend: Backend,
+        vision: Runner,
+        decoder: Decoder,
+        embedding: TokenEmbedding,
+    ) -> None:
+        self._spec, self._max_context = spec, max_context
+        self._backend, self._vision = backend, vision
+        self._decoder, self._embedding = decoder, embedding
+        self._prefix: tuple[str, tuple[int, ...]] | None = None
+
+    def prefill(self, request: Request, watch: Stopwatch) -> Prefill:
+        """Both passes. Raises ContextTooLong where the tokens, the crop's included, do not fit."""
+        prefix_rows = len(request.ids_before) + self._spec.vision.image_tokens
+        rows = prefix_rows + len(request.ids_after)
+        self._require_context(rows, 0, request.max_new_tokens)
+        after = self._embedding.rows(request.ids_after)
+        before = self._computed_rows()
+        # Until this question's own rows are complete, nothing may be taken for its prefix.
+        prefix, self._prefix = self._prefix, None
+        with watch.stage("preprocess"):
+            key = (image_digest(request.image), request.ids_before)
+        encoded = 0
+        if key != prefix:
+            encoded = 1
+            embeds = self._embed_all(request, after, watch)
+            with watch.stage("trunk"):
+                self._decoder.reset(rows + request.max_new_tokens)
+                self._decoder.run_trunk(embeds, 0)
+        else:
+            with watch.stage("trunk"):
+                self._decoder.truncate(prefix_rows)
+                self._decoder.reserve(rows + request.max_new_tokens)
+                self._decoder.run_trunk(after, prefix_rows)
+        roi_logits, decision = self._look(request, rows, watch)
+        crops = decision.crops if decision is not None else ()
+        roi_tokens = 0
+        if crops:
+            roi, encoded = self._encode_crops(request.image, crops, watch), encoded + len(crops)
+            roi_tokens = len(roi)
+            self._require_context(rows, roi_tokens, request.max_new_tokens)
+            logits = self._prefill_with_crops(prefix_rows, np.concatenate([roi, after]), request.max_new_tokens, watch)
+        else:
+            with watch.stage("tail_prefill"):
+                logits = self._decoder.run_tail(self._decoder.valid["tail"], rows)
+        self._prefix = key
+        computed = {name: count - before[name] for name, count in self._computed_rows().items()}
+        return Prefill(logits, rows + roi_tokens, prefix_rows, roi_logits, decision, roi_tokens, encoded, computed)
+
+    def forget_answer(self, prefix_rows: int) -> None:
+        """Drop everything behind the prefix, so that the next question can follow it."""
+        self._decoder.truncate(prefix_rows)
+
+    def _computed_rows(self) -> dict[str, int]:
+        return dict(self._decoder.computed_rows)
+
+    def _embed_all(self, request: Request, after: FloatArray, watch: Stopwatch) -> FloatArray:
+        """(S,D): tokens before the image, the image, tokens after it."""
+        with watch.stage("preprocess"):
+            pixels = base_pixels(request.image, self._spec.vision)[None]
+        with watch.stage("vision"):
+            (image,) = self._encode(pixels)
+        return np.concatenate([self._embedding.rows(request.ids_before), image, after])
+
+    def _encode(self, pixels: FloatArray) -> FloatArray:
+        """pixels (N,3,R,R) -> (N,G*G,D)."""
+        feed = self._backend.allocate(pixels.shape, "float32")
+        feed.write(pixels)
+        shape = (len(pixels), self._spec.vision.image_tokens, self._spec.llm.width)
+        result = self._backend.allocate(shape, "float32")
+        self._vision.run({"pixel_values": feed}, {"image_embeds": result})
+        embeds: FloatArray = result.read()
+        return embeds
+
+    def _look(
+        self, request: Request, rows: int, watch: Stopwatch
+    ) -> tuple[FloatArray, RoiDecision] | tuple[None, None]:
+        """The RoI map of the question, and the crops that it asks for."""
+        rpn = self._spec.rpn
+        if request.decide is None:
+            return None, None
+        if rpn is None:
+            raise BadInput("this bundle has no RPN and answers as plain LLaVA only: pass roi=None (--no-roi)")
+        first = len(request.ids_before)
+        with watch.stage("rpn"):
+            scores = self._decoder.run_rpn(rows)[:, first : first + self._spec.vision.image_tokens]
+        with watch.stage("roi_decode"):
+            logits = roi_logits_from_scores(
+                scores, head_dim=self._spec.llm.head_dim, multi_head=rpn.multi_head, loss=rpn.loss
+            )
+            return logits, request.decide(logits, request.image.size)
+
+    def _encode_crops(self, image: Image.Image, crops: Sequence[Crop], watch: Stopwatch) -> FloatArray:
+        """(R,D): the kept tokens of every crop, in order."""
+        with watch.stage("crop_preprocess"):
+            pixels = np.stack([crop_pixels(image, crop.box_xyxy_px, self._spec.vision) for crop in crops])
+        with watch.stage("crop_vision"):
+            features = self._encode(pixels)
+            return np.concatenate([self._kept(f, crop) for f, crop in zip(features, crops, strict=True)])
+
+    def _kept(self, features: FloatArray, crop: Crop) -> FloatArray:
+        """features (G*G,D) -> those cells that the crop keeps, or resized to its own grid."""
+        side = self._spec.vision.grid_side
+        if crop.keep_cells is not None:
+            return features[crop.keep_cells.reshape(-1)]
+        if crop.grid_hw is not None:
+            resized = resize_features(features.reshape(side, side, -1), crop.grid_hw)
+            return resized.reshape(-1, features.shape[-1])
+        return features
+
+    def _prefill_with_crops(
+        self, prefix_rows: int, embeds: FloatArray, max_new_tokens: int, watch: Stopwatch
+    ) -> FloatArray:
+        """RoI tokens and question behind the stored prefix -> logits (V,)."""
+        decoder, stop = self._decoder, prefix_rows + len(embeds)
+        with watch.stage("tail_prefill"):
+            # Before the caches grow: attention costs by their length, and the prefix needs no more than this.
+            if decoder.valid["tail"] < prefix_rows:
+                decoder.run_tail(decoder.valid["tail"], prefix_rows)
+        with watch.stage("crop_trunk"):
+            decoder.truncate(prefix_rows)
+            decoder.reserve(stop + max_new_tokens)
+            decoder.run_trunk(embeds, prefix_rows)
+        with watch.stage("tail_prefill"):
+            return decoder.run_tail(prefix_rows, stop)
+
+    def _require_context(self, prompt: int, roi: int, new: int) -> None:
+        if prompt + roi + new <= self._max_context:
+            return
+        crop = f" + {roi} RoI tokens" if roi else ""
+        mend = "answer without the crop (roi=None, --no-roi), " if roi else ""
+        raise ContextTooLong(
+            f"{prompt} prompt tokens{crop} + {new} new tokens need {prompt + roi + new} positions, the bundle has "
+            f"{self._max_context}; shorten the question, {mend}or lower max_new_tokens"
+        )
+
+
+def decide_by_policy(spec: ModelSpec, policy: RoiPolicy) -> Decide:
+    """The crops that a policy takes from a map."""
+
+    def decide(roi_logits: FloatArray, image_wh: tuple[int, int]) -> RoiDecision:
+        return decide_crops(roi_logits, image_wh, policy, image_size_px=spec.vision.image_size_px)
+
+    return decide
