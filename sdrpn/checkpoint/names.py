@@ -1,0 +1,142 @@
+"""What each checkpoint layout calls the tensors. Tables; a new layout is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+
+from sdrpn.errors import BadCheckpoint
+
+__all__ = ["HF_CURRENT", "HF_OLD", "LLAVA", "SDRPN", "Layout", "clip_name", "detect_layout", "detect_vision_prefix"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a model lie in one layout.
+
+    `vision`: prefixes that occur in this layout, the usual one first; `rpn` is None where there cannot be one.
+    """
+
+    name: str
+    llm: str
+    head: str
+    projector: tuple[str, str]
+    vision: tuple[str, ...]
+    rpn: str | None = None
+
+    def file_name(self, name: str, vision_prefix: str | None = None) -> str:
+        """The layout's name of a canonical tensor.
+
+        Raises ValueError for a name that the layout has no place for.
+        """
+        part, _, rest = name.partition(".")
+        if part == "vision":
+            return (self.vision[0] if vision_prefix is None else vision_prefix) + clip_name(rest)
+        if part == "projector":
+            fc, _, suffix = rest.partition(".")
+            return f"{self.projector[('fc1', 'fc2').index(fc)]}.{suffix}"
+        if name == "llm.head.weight":
+            return self.head
+        if part == "llm":
+            return self.llm + _decoder_name(rest)
+        if part == "rpn" and self.rpn is not None:
+            return self.rpn + _decoder_name(rest)
+        raise ValueError(f"{name} has no place in the layout {self.name}")
+
+
+_LLAVA_PROJECTOR = ("model.mm_projector.0", "model.mm_projector.2")
+# A tower in a folder of its own has the last of these prefixes.
+_LLAVA_VISION = ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower.vision_tower.", "vision_model.")
+
+# liuhaotian/llava-v1.5-*
+LLAVA = Layout("llava", "model.", "lm_head.weight", _LLAVA_PROJECTOR, _LLAVA_VISION)
+# The official SD-RPN code adds "twig" layers to it; twig_head.weight is there and never used.
+SDRPN = Layout("sdrpn", "model.", "lm_head.weight", _LLAVA_PROJECTOR, _LLAVA_VISION, rpn="model.twig_")
+# llava-hf/llava-1.5-*-hf on the hub. transformers 5 still saves these names, without "vision_model".
+HF_OLD = Layout(
+    "hf",
+    "language_model.model.",
+    "language_model.lm_head.weight",
+    ("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
+    ("vision_tower.vision_model.", "vision_tower."),
+)
+# The names of transformers' modules since 4.52, as a state dict that was saved by hand has them.
+HF_CURRENT = Layout(
+    "hf-current",
+    "model.language_model.",
+    "lm_head.weight",
+    ("model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2"),
+    ("model.vision_tower.vision_model.", "model.vision_tower."),
+)
+_KNOWN = (HF_OLD, HF_CURRENT, LLAVA)
+
+_DECODER = {
+    "embed.weight": "embed_tokens.weight",
+    "norm.weight": "norm.weight",
+    "input_norm.weight": "input_layernorm.weight",
+    "post_norm.weight": "post_attention_layernorm.weight",
+    "attention.q.weight": "self_attn.q_proj.weight",
+    "attention.k.weight": "self_attn.k_proj.weight",
+    "attention.v.weight": "self_attn.v_proj.weight",
+    "attention.o.weight": "self_attn.o_proj.weight",
+    "mlp.gate.weight": "mlp.gate_proj.weight",
+    "mlp.up.weight": "mlp.up_proj.weight",
+    "mlp.down.weight": "mlp.down_proj.weight",
+}
+_CLIP = {
+    "class_embedding": "embeddings.class_embedding",
+    "patch_embedding.weight": "embeddings.patch_embedding.weight",
+    "position_embedding": "embeddings.position_embedding.weight",
+    "pre_norm": "pre_layrnorm",  # sic
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def _decoder_name(name: str) -> str:
+    return _layered(name, "layers", lambda suffix: _DECODER[suffix])
+
+
+def clip_name(name: str) -> str:
+    """transformers' name, below `vision_model.`, of a canonical name below `vision.`."""
+    return _layered(name, "encoder.layers", _clip_suffix)
+
+
+def _clip_suffix(suffix: str) -> str:
+    if suffix in _CLIP:
+        return _CLIP[suffix]
+    module, _, kind = suffix.rpartition(".")
+    return f"{_CLIP[module]}.{kind}"
+
+
+def _layered(name: str, layers: str, translate: Callable[[str], str]) -> str:
+    if not name.startswith("layers."):
+        return translate(name)
+    _, index, suffix = name.split(".", 2)
+    return f"{layers}.{index}.{translate(suffix)}"
+
+
+def detect_layout(names: Set[str], *, with_rpn: bool, where: str) -> Layout:
+    """The layout whose decoder layers are among `names`; SDRPN is LLAVA with an RPN, which the config announces.
+
+    Raises BadCheckpoint when there is none.
+    """
+    for layout in _KNOWN:
+        if any(name.startswith(f"{layout.llm}layers.") for name in names):
+            return SDRPN if layout is LLAVA and with_rpn else layout
+    known = ", ".join(f"{layout.llm}layers.N.*" for layout in _KNOWN)
+    raise BadCheckpoint(
+        f"{where} holds no LLaVA that is known: expected tensors named {known}; "
+        f"found {len(names)} others, such as {min(names, default='none')}"
+    )
+
+
+def detect_vision_prefix(names: Set[str], prefixes: Sequence[str]) -> str | None:
+    """The first prefix under which `names` hold the layers of a vision tower, or None."""
+    return next((p for p in prefixes if any(name.startswith(f"{p}encoder.layers.") for name in names)), None)

@@ -1,0 +1,274 @@
+"""Checkpoints of any size with random weights, for tests, examples and measurements. Nothing of them is trained.
+
+Weights are drawn and written tensor by tensor: a 7B model needs the memory of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrpn.atomic import replacing_directory
+from sdrpn.checkpoint.names import HF_OLD, LLAVA, SDRPN, clip_name
+from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
+from sdrpn.checkpoint.tensor_shapes import Shapes, tensor_shapes
+from sdrpn.errors import BadInput
+from sdrpn.spec import LlmSpec, ModelSpec, VisionSpec
+
+__all__ = ["LayoutName", "random_tensor", "write_random_checkpoint"]
+
+LayoutName = Literal["sdrpn", "llava", "hf"]
+
+_LAYOUTS = {"sdrpn": SDRPN, "llava": LLAVA, "hf": HF_OLD}
+
+
+def write_random_checkpoint(
+    path: Path | str,
+    spec: ModelSpec,
+    *,
+    layout: LayoutName = "sdrpn",
+    seed: int = 0,
+    dtype: str = "float32",
+    with_tokenizer: bool = False,
+    roi_gain: float = 1.0,
+) -> None:
+    """Write a model of `spec` to the new or empty folder `path`; `open_checkpoint` reads `spec` back from it.
+
+    The same seed gives the same weights in every layout. What a layout cannot say is not kept: the tap of a model
+    without RPN, and a chat template.
+
+    Args:
+        layout: whose names and config; the first two keep the vision tower in `clip/`
+        dtype: float32, float16 or bfloat16
+        with_tokenizer: also write a byte-level tokenizer, for a vocabulary of 260 tokens or more
+        roi_gain: factor on the RoI logits; over the map they vary by about roi_gain / sqrt(heads) around an offset
+            that depends on the question
+    Raises BadInput for a spec that the layout cannot hold, or a folder that is not empty.
+    """
+    if spec.rpn is not None and layout != "sdrpn":
+        raise BadInput(f"the layout {layout} has no place for an RPN; use sdrpn, or a spec without one")
+    if spec.vision.projector_width not in (0, spec.llm.width):
+        raise BadInput(f"a projector {spec.vision.projector_width} wide cannot be written; expected {spec.llm.width}")
+    stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    shapes = tensor_shapes(spec)
+    if spec.llm.tied_embeddings:
+        del shapes["llm.head.weight"]
+    with replacing_directory(path) as folder:
+        if layout == "hf":
+            _write_json(folder / "config.json", _hf_config(spec, dtype))
+            _write_json(folder / "preprocessor_config.json", _preprocessor_config(spec.vision))
+            own = shapes
+        else:
+            _write_json(folder / "config.json", _llava_config(spec, dtype))
+            _write_tower(folder / "clip", spec, shapes, seed, stored)
+            own = {name: shape for name, shape in shapes.items() if not name.startswith("vision.")}
+        file_names = {name: _LAYOUTS[layout].file_name(name) for name in own}
+        _write_weights(folder, own, file_names, stored, seed, _gains(spec, roi_gain))
+        if with_tokenizer:
+            _write_tokenizer(folder / "tokenizer.json", spec)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """Draw one tensor; it depends on its canonical name, its shape and the seed alone.
+
+    Matrices keep the variance of their input, norms are near 1, embeddings have unit variance: activations and
+    logits stay in a range that float16 holds and that tells tokens apart.
+    """
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    noise = np.random.default_rng(int.from_bytes(digest[:8], "little")).standard_normal(shape, dtype=np.float32)
+    if name.endswith("bias"):
+        return noise * np.float32(0.05)
+    if "norm" in name:
+        return 1 + noise * np.float32(0.1)
+    if "embed" in name and not name.startswith("vision.patch"):
+        return noise if name.startswith("llm") else noise * np.float32(0.3)
+    return noise * np.float32(math.prod(shape[1:]) ** -0.5)
+
+
+def _gains(spec: ModelSpec, roi_gain: float) -> dict[str, float]:
+    return {} if spec.rpn is None else {f"rpn.layers.{spec.rpn.layers - 1}.attention.q.weight": roi_gain}
+
+
+def _write_weights(
+    folder: Path,
+    shapes: Shapes,
+    file_names: dict[str, str],
+    dtype: np.dtype[Any],
+    seed: int,
+    gains: dict[str, float],
+) -> None:
+    stored_shapes = {file_names[name]: shape for name, shape in shapes.items()}
+    with SafetensorsWriter(folder / "model.safetensors", stored_shapes, dtype) as writer:
+        for name, shape in shapes.items():
+            writer.write(file_names[name], random_tensor(name, shape, seed) * np.float32(gains.get(name, 1.0)))
+
+
+def _write_tower(folder: Path, spec: ModelSpec, shapes: Shapes, seed: int, dtype: np.dtype[Any]) -> None:
+    folder.mkdir()
+    own = {name: shape for name, shape in shapes.items() if name.startswith("vision.")}
+    file_names = {name: "vision_model." + clip_name(name.removeprefix("vision.")) for name in own}
+    _write_json(folder / "config.json", _clip_config(spec.vision))
+    _write_json(folder / "preprocessor_config.json", _preprocessor_config(spec.vision))
+    _write_weights(folder, own, file_names, dtype, seed, {})
+
+
+# Configs, as the layouts' own code writes them ----------------------------------------------------------------------
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+
+
+def _llm_config(llm: LlmSpec) -> dict[str, Any]:
+    return {
+        "attention_bias": False,
+        "head_dim": llm.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": llm.width,
+        "intermediate_size": llm.mlp_width,
+        "max_position_embeddings": llm.max_context,
+        "num_attention_heads": llm.heads,
+        "num_hidden_layers": llm.layers,
+        "num_key_value_heads": llm.kv_heads,
+        "rms_norm_eps": llm.rms_norm_eps,
+        "rope_scaling": _rope_scaling(llm),
+        "rope_theta": llm.rope_theta,
+        "tie_word_embeddings": llm.tied_embeddings,
+        "vocab_size": llm.vocabulary,
+    }
+
+
+def _rope_scaling(llm: LlmSpec) -> dict[str, Any] | None:
+    scaling = llm.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_context,
+    }
+
+
+def _token_config(spec: ModelSpec) -> dict[str, Any]:
+    eos = spec.prompt.eos_token_ids
+    return {
+        "bos_token_id": spec.prompt.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else list(eos),
+        "pad_token_id": spec.prompt.pad_token_id,
+    }
+
+
+def _llava_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
+    config = _llm_config(spec.llm) | _token_config(spec)
+    config |= {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "image_aspect_ratio": "pad",
+        "mm_hidden_size": spec.vision.width,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": spec.vision.select_layer,
+        "mm_vision_tower": "./clip",
+        "model_type": "llava_llama",
+        "torch_dtype": dtype,
+    }
+    if spec.rpn is not None:
+        config |= {
+            "enable_twig": True,
+            "roi_branch": True,
+            "roi_loss": spec.rpn.loss,
+            "roi_multi_head": spec.rpn.multi_head,
+            "roi_source": "qk",
+            "twig_K": spec.tap_layer,
+            "twig_T": spec.rpn.layers,
+        }
+    return config
+
+
+def _hf_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
+    image_token_id = spec.prompt.image_token_id
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_seq_length": spec.vision.image_tokens,
+        "image_token_index": spec.llm.vocabulary - 1 if image_token_id is None else image_token_id,
+        "model_type": "llava",
+        "projector_hidden_act": "gelu",
+        "text_config": {"model_type": "llama"} | _llm_config(spec.llm) | _token_config(spec),
+        "tie_word_embeddings": spec.llm.tied_embeddings,
+        "torch_dtype": dtype,
+        "vision_config": _clip_config(spec.vision),
+        "vision_feature_layer": spec.vision.select_layer,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def _clip_config(vision: VisionSpec) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "hidden_act": vision.activation,
+        "hidden_size": vision.width,
+        "image_size": vision.image_size_px,
+        "intermediate_size": vision.mlp_width,
+        "layer_norm_eps": vision.layer_norm_eps,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": vision.heads,
+        "num_channels": 3,
+        "num_hidden_layers": vision.layers,
+        "patch_size": vision.patch_size_px,
+    }
+
+
+def _preprocessor_config(vision: VisionSpec) -> dict[str, Any]:
+    side = vision.image_size_px
+    return {
+        "crop_size": {"height": side, "width": side},
+        "image_mean": list(vision.image_mean),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(vision.image_std),
+        "resample": 3,
+        "size": {"shortest_edge": side},
+    }
+
+
+def _write_tokenizer(path: Path, spec: ModelSpec) -> None:
+    """Byte-level BPE without merges: a token is a byte. Special tokens keep the ids that the spec gives them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    special = {
+        token_id: "</s>" if rank == 0 else f"</s{rank}>" for rank, token_id in enumerate(spec.prompt.eos_token_ids)
+    }
+    if spec.prompt.bos_token_id is not None:
+        special[spec.prompt.bos_token_id] = "<s>"
+    if spec.prompt.image_token_id is not None:
+        special[spec.prompt.image_token_id] = spec.prompt.image_token
+    special.setdefault(0, "<unk>")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    free_ids = [token_id for token_id in range(spec.llm.vocabulary) if token_id not in special]
+    if len(free_ids) < len(alphabet):
+        raise BadInput(
+            f"a vocabulary of {spec.llm.vocabulary} has no room for a byte-level tokenizer; "
+            f"expected at least {len(alphabet) + len(special)}"
+        )
+    vocabulary = {text: token_id for token_id, text in special.items()} | dict(zip(alphabet, free_ids, strict=False))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special.values()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if spec.prompt.bos_token_id is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", spec.prompt.bos_token_id)]
+        )
+    tokenizer.save(str(path))

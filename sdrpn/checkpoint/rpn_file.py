@@ -1,0 +1,101 @@
+"""An RPN on its own: `rpn.safetensors` and `rpn.json`, small enough to lie beside any base checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrpn.atomic import replacing_file
+from sdrpn.checkpoint.config import read_config
+from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
+from sdrpn.checkpoint.tensor_shapes import rpn_shapes
+from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME
+from sdrpn.errors import BadCheckpoint
+from sdrpn.spec import ModelSpec, RpnSpec
+
+__all__ = ["RPN_CONFIG_NAME", "RpnFile", "read_rpn", "write_rpn"]
+
+RPN_CONFIG_NAME = "rpn.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RpnFile:
+    """What `rpn.json` says and where the weights lie."""
+
+    weights: Path
+    config: Path
+    tap_layer: int  # K of the model that it was trained on
+    rpn: RpnSpec
+    note: str = ""
+
+
+def read_rpn(path: Path) -> RpnFile:
+    """Read `rpn.json`; `path` is the folder or the `.safetensors` file beside it.
+
+    Raises BadCheckpoint where a file is missing, of another version, or incomplete.
+    """
+    weights = path if path.suffix == ".safetensors" else path / RPN_WEIGHTS_NAME
+    if not weights.is_file():
+        raise BadCheckpoint(f"{weights} does not exist; expected {RPN_WEIGHTS_NAME} and {RPN_CONFIG_NAME} of an RPN")
+    config = read_config(weights.with_suffix(".json"))
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BadCheckpoint(
+            f"{config.where} has format version {version}; expected {FORMAT_VERSION}: write the RPN again"
+        )
+    config.require("loss", "bce", "focal", "mse")
+    return RpnFile(
+        weights=weights,
+        config=weights.with_suffix(".json"),
+        tap_layer=config.whole("tap_layer"),
+        rpn=RpnSpec(
+            layers=config.whole("layers"), multi_head=config.flag("multi_head", True), loss=config.get("loss", "bce")
+        ),
+        note=str(config.get("note", "")),
+    )
+
+
+def write_rpn(
+    folder: Path,
+    spec: ModelSpec,
+    read: Callable[[str], NDArray[Any]],
+    *,
+    dtype: str = "float32",
+    note: str = "",
+) -> RpnFile:
+    """Write the RPN of a model to `folder`, which may be that of its base checkpoint.
+
+    Args:
+        spec: with an RPN; ValueError without
+        read: the tensor of a canonical name (`rpn.layers.0.input_norm.weight`)
+        dtype: float32 or float16
+    """
+    if spec.rpn is None:
+        raise ValueError("the model has no RPN to write")
+    shapes = rpn_shapes(spec.llm, spec.rpn.layers)
+    file = RpnFile(folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME, spec.tap_layer, spec.rpn, note)
+    with replacing_file(file.weights) as path, SafetensorsWriter(path, shapes, np.dtype(dtype)) as writer:
+        for name in shapes:
+            writer.write(name, read(f"rpn.{name}"))
+    # Last: an RPN without its description is not read.
+    with replacing_file(file.config) as path:
+        path.write_text(json.dumps(_description(file), indent=1) + "\n", "utf-8")
+    return file
+
+
+def _description(file: RpnFile) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "tap_layer": file.tap_layer,
+        "layers": file.rpn.layers,
+        "multi_head": file.rpn.multi_head,
+        "loss": file.rpn.loss,
+        "note": file.note,
+    }

@@ -1,0 +1,129 @@
+"""All tensors of a folder under the names that its files use, however many files they are spread over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrpn.checkpoint.safetensors_file import SafetensorsReader, StoredTensor
+from sdrpn.checkpoint.torch_file import TorchReader
+from sdrpn.errors import BadCheckpoint
+
+__all__ = ["RPN_WEIGHTS_NAME", "TensorFolder", "weight_files"]
+
+RPN_WEIGHTS_NAME = "rpn.safetensors"
+
+
+class TensorFile(Protocol):
+    """A reader of one file."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def tensors(self) -> dict[str, StoredTensor]: ...
+    def read(self, name: str) -> NDArray[Any]: ...
+    def close(self) -> None: ...
+
+
+class TensorFolder:
+    """The weight files of one folder as one table of tensors.
+
+    `files`: readers are opened for these; a name that occurs in two of them is BadCheckpoint.
+    """
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self._files: dict[str, TensorFile] = {}
+        self._last: TensorFile | None = None
+        for path in files:
+            self._add(_open_file(path))
+
+    def _add(self, file: TensorFile) -> None:
+        for name in file.tensors:
+            if name in self._files:
+                raise BadCheckpoint(
+                    f"{name} is in both {self._files[name].path.name} and {file.path.name} of {file.path.parent}; "
+                    f"remove the file that does not belong there, or add an index"
+                )
+            self._files[name] = file
+        file.close()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every tensor of the folder, needed or not."""
+        return frozenset(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the header alone."""
+        return self._files[name].tensors[name].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """From the header alone."""
+        return self._files[name].tensors[name].dtype
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The array as stored. Only the file that was read last stays open, so a shard is let go before the next."""
+        file = self._files[name]
+        if self._last is not None and self._last is not file:
+            self._last.close()
+        self._last = file
+        return file.read(name)
+
+    def close(self) -> None:
+        """Let go of the file that was read last."""
+        if self._last is not None:
+            self._last.close()
+
+
+def _open_file(path: Path) -> TensorFile:
+    return SafetensorsReader(path) if path.suffix == ".safetensors" else TorchReader(path)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that hold a folder's weights, safetensors before `.bin`; an RPN of ours is not among them.
+
+    Raises BadCheckpoint when there are none, or when an index names a file that is missing or lies elsewhere.
+    """
+    for find in (_indexed("*.safetensors.index.json"), _safetensors, _indexed("*.bin.index.json"), _torch_files):
+        files = find(folder)
+        if files:
+            return files
+    raise BadCheckpoint(
+        f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin; download the weight files too"
+    )
+
+
+def _safetensors(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(path for path in folder.glob("*.safetensors") if path.name != RPN_WEIGHTS_NAME))
+
+
+def _torch_files(folder: Path) -> tuple[Path, ...]:
+    # Not every .bin: training_args.bin and the optimizer's files lie in the same folder.
+    return tuple(sorted(folder.glob("pytorch_model*.bin")))
+
+
+def _indexed(pattern: str) -> Callable[[Path], tuple[Path, ...]]:
+    def find(folder: Path) -> tuple[Path, ...]:
+        index = next(iter(sorted(folder.glob(pattern))), None)
+        return () if index is None else _files_of_index(index)
+
+    return find
+
+
+def _files_of_index(index: Path) -> tuple[Path, ...]:
+    try:
+        shard_names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadCheckpoint(
+            f"{index} is not an index of shards ({type(error).__name__}); expected JSON with a weight_map"
+        ) from error
+    for name in shard_names:
+        if not isinstance(name, str) or PurePosixPath(name).name != name:
+            raise BadCheckpoint(f"{index} names the file {name!r}; expected a file of the same folder")
+        if not (index.parent / name).is_file():
+            raise BadCheckpoint(f"{index} names {name}, which is not there; download the missing shard")
+    return tuple(index.parent / name for name in shard_names)

@@ -1,0 +1,53 @@
+"""Find the folder of a checkpoint's vision tower on this machine. Downloads nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sdrpn.errors import BadCheckpoint
+
+__all__ = ["find_vision_tower"]
+
+
+def find_vision_tower(checkpoint: Path, name: str, given: Path | None) -> Path:
+    """The folder that `mm_vision_tower` means.
+
+    Args:
+        checkpoint: the checkpoint's folder
+        name: a path (absolute, or relative to the checkpoint) or a hub name that is in Hugging Face's local cache
+        given: what the caller says instead
+    Raises BadCheckpoint where there is no such folder, naming the places that were searched.
+    """
+    if given is not None:
+        if (given / "config.json").is_file():
+            return given
+        raise BadCheckpoint(f"the vision tower {given} has no config.json; expected the folder of a CLIP model")
+    places = [checkpoint / name, *_cached(name)]  # an absolute name replaces the checkpoint's folder
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise BadCheckpoint(
+        f"the vision tower {name} of {checkpoint} is not on this machine (searched {places[0]} and {_hub_cache()}); "
+        f"download it and name its folder with --vision-tower"
+    )
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads; its variables, in its order."""
+    if "HF_HUB_CACHE" in os.environ:
+        return Path(os.environ["HF_HUB_CACHE"])
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("HF_HOME", f"{cache}/huggingface")).expanduser() / "hub"
+
+
+def _cached(name: str) -> list[Path]:
+    """Downloaded snapshots of a hub name: the one that `main` points to, then any other."""
+    parts = name.split("/")
+    if len(parts) != 2 or not all(part.strip(".") for part in parts):  # not "owner/name"
+        return []
+    repository = _hub_cache() / f"models--{parts[0]}--{parts[1]}"
+    snapshots = repository / "snapshots"
+    main = repository / "refs" / "main"
+    newest = [snapshots / main.read_text("utf-8").strip()] if main.is_file() else []
+    return newest + (sorted(snapshots.iterdir()) if snapshots.is_dir() else [])
