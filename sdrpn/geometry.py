@@ -1,0 +1,105 @@
+"""Between the cells of the model's image grid and the pixels of the source image. NumPy only; reads no images.
+
+The model sees the image padded to a square and scaled to R x R pixels, cut into G x G cells of R/G pixels.
+Boxes are x1, y1, x2, y2 with exclusive upper bounds, in cells or in pixels of the upright source image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.errors import BadInput
+
+__all__ = ["Box", "FloatArray", "IntArray", "PaddedGrid"]
+
+Box: TypeAlias = tuple[int, int, int, int]
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class PaddedGrid:
+    """A G x G grid over an image that was padded to a square and scaled to R x R pixels."""
+
+    image_wh: tuple[int, int]  # source pixels
+    image_size_px: int  # R
+    grid_side: int  # G
+
+    def __post_init__(self) -> None:
+        if min(self.image_wh) < 1 or self.image_size_px < 1 or self.grid_side < 1:
+            raise BadInput(
+                f"an image of {self.image_wh[0]}x{self.image_wh[1]} px on a grid of {self.grid_side} cells over "
+                f"{self.image_size_px} px has no geometry; expected sizes of at least 1"
+            )
+
+    @property
+    def cell_px(self) -> float:
+        """Side of a cell in pixels of the R x R image."""
+        return self.image_size_px / self.grid_side
+
+    @property
+    def scale(self) -> float:
+        """r: pixels of the R x R image per source pixel."""
+        width, height = self.image_wh
+        return min(self.image_size_px / width, self.image_size_px / height)
+
+    @property
+    def padding_xy_px(self) -> tuple[float, float]:
+        """Border left of and above the image in pixels of the R x R image, as SD-RPN's geometry takes it.
+
+        Half of what `int(size * r)` leaves free, not the whole-pixel offset at which the image is pasted.
+        """
+        width, height = (int(size * self.scale) for size in self.image_wh)
+        return (self.image_size_px - width) / 2, (self.image_size_px - height) / 2
+
+    def box_px_from_cells(self, box_cells: Sequence[int] | IntArray) -> Box | None:
+        """The source pixels under a box of cells; None where the box shows nothing but padding.
+
+        SD-RPN's formula in its float32 arithmetic: clamped to the image, then truncated. Truncation can leave a
+        strip of a very thin image without width: such a box keeps one pixel.
+        """
+        pads = np.array(self.padding_xy_px * 2, np.float32)
+        limits = np.array(self.image_wh * 2, np.float32)
+        exact = (np.asarray(box_cells, np.float32) * np.float32(self.cell_px) - pads) / np.float32(self.scale)
+        x1, y1, x2, y2 = (int(value) for value in np.clip(exact, 0, limits))
+        if x1 < x2 and y1 < y2:
+            return x1, y1, x2, y2
+        if not self.shows_image(box_cells):
+            return None
+        width, height = self.image_wh
+        (x1, x2), (y1, y2) = _at_least_one_px(x1, x2, width), _at_least_one_px(y1, y2, height)
+        return x1, y1, x2, y2
+
+    def box_cells_from_px(self, box_xyxy_px: Sequence[int] | IntArray) -> Box:
+        """The smallest box of cells that contains a box of source pixels: the inverse of `box_px_from_cells`."""
+        pads = np.array(self.padding_xy_px * 2)
+        exact = (np.asarray(box_xyxy_px, np.float64) * self.scale + pads) / self.cell_px
+        # What rounds to a cell border within float32 lies on it: no extra row for a rounding error.
+        nearest = np.round(exact)
+        exact = np.where(np.abs(exact - nearest) < 1e-5 * self.grid_side, nearest, exact)
+        x1, y1 = (min(max(int(value), 0), self.grid_side - 1) for value in np.floor(exact[:2]))
+        x2, y2 = (min(int(value), self.grid_side) for value in np.ceil(exact[2:]))
+        return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+    def shows_image(self, box_cells: Sequence[int] | IntArray) -> bool:
+        """Whether a box of cells overlaps the image where it was really pasted."""
+        cells = np.asarray(box_cells, np.float64) * self.cell_px
+        side = max(self.image_wh)
+        for axis, size in enumerate(self.image_wh):
+            first = (side - size) // 2 * self.image_size_px / side
+            last = ((side - size) // 2 + size) * self.image_size_px / side
+            if cells[axis + 2] <= first or cells[axis] >= last:
+                return False
+        return True
+
+
+def _at_least_one_px(low: int, high: int, size: int) -> tuple[int, int]:
+    if low < high:
+        return low, high
+    low = min(low, size - 1)
+    return low, low + 1
