@@ -1,0 +1,46 @@
+"""Types of command-line arguments that several verbs share: a bad value is a usage error that says what is expected."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+__all__ = ["non_negative_number", "number_between", "positive_int", "whole_number"]
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    value = whole_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """Any whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def non_negative_number(text: str) -> float:
+    """A finite number of at least 0."""
+    return number_between(0, math.inf)(text)
+
+
+def number_between(low: float, high: float) -> Callable[[str], float]:
+    """Finite numbers from `low` to `high`, both included."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and low <= value <= high:
+            return value
+        expected = f"a number of at least {low:g}" if math.isinf(high) else f"a number from {low:g} to {high:g}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+    return parse

@@ -1,0 +1,272 @@
+"""`sdrpn doctor`: what this machine can run, what is missing, and the command that installs it.
+
+The JSON form is an object with these entries, which only ever gain new ones while `format_version` is 1:
+    format_version  1
+    sdrpn           version of this package
+    machine         sdrpn.machine.Machine: system, arch, python, cpu_cores, memory_bytes, gpus, jetson, ...
+    libraries       list of {name, version or null, wanted, good, extras}
+    providers       execution providers of the installed ONNX Runtime
+    extras          list of {name, gives, complete, missing, command}
+    abilities       list of {name, ready, detail, command or null}
+    notes           what is wrong, or easily goes wrong, here
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sdrpn import __version__
+from sdrpn.libraries import BASE, Extra, Library, install_command, installed_version, read_extras
+from sdrpn.machine import Machine, read_machine
+from sdrpn.sizes import text_from_bytes
+
+HELP = "show what this machine can run and what is missing"
+DESCRIPTION = """\
+Show what this machine can run, which libraries are installed in which version, what each extra gives, what is missing
+and the command that installs it. Always exits 0.
+"""
+
+FORMAT_VERSION = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the diagnosis."""
+    from sdrpn.cli.output import print_json
+
+    diagnosis = diagnose()
+    if args.json:
+        print_json(diagnosis.to_json())
+    else:
+        _print(diagnosis)
+    return 0
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that the package does, and whether it would work here."""
+
+    name: str
+    ready: bool
+    detail: str  # what it would run with, or what is missing
+    command: str | None = None  # what makes it ready, where a command can
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that the verb prints."""
+
+    machine: Machine
+    extras: Mapping[str, Extra]
+    providers: tuple[str, ...]
+    abilities: tuple[Ability, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def libraries(self) -> tuple[Library, ...]:
+        """Each library once, those of the base install first."""
+        every = {one.name: one for extra in self.extras.values() for one in extra.libraries}
+        return tuple(every.values())
+
+    def to_json(self) -> dict[str, object]:
+        """As the module's docstring describes."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "sdrpn": __version__,
+            "machine": dataclasses.asdict(self.machine),
+            "libraries": [dataclasses.asdict(library) for library in self.libraries],
+            "providers": list(self.providers),
+            "extras": [_extra_to_json(extra) for extra in self.extras.values()],
+            "abilities": [dataclasses.asdict(ability) for ability in self.abilities],
+            "notes": list(self.notes),
+        }
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine. Imports nothing heavier than ONNX Runtime."""
+    machine, extras = read_machine(), read_extras()
+    providers, problem = _onnxruntime_providers()
+    return Diagnosis(
+        machine=machine,
+        extras=extras,
+        providers=providers,
+        abilities=tuple(_abilities(machine, extras, providers)),
+        notes=(*((problem,) if problem else ()), *_notes(machine)),
+    )
+
+
+def _onnxruntime_providers() -> tuple[tuple[str, ...], str | None]:
+    """The execution providers of ONNX Runtime, and what is wrong with it if something is."""
+    if installed_version("onnxruntime") is None:
+        return (), None
+    try:
+        onnxruntime = importlib.import_module("onnxruntime")
+        return tuple(onnxruntime.get_available_providers()), None
+    except (ImportError, OSError, AttributeError) as error:
+        # AttributeError: after one of two clashing wheels was removed, only an empty folder may be left.
+        return (), f"ONNX Runtime is installed but cannot be used ({' '.join(str(error).split())}); reinstall it"
+
+
+def _abilities(machine: Machine, extras: Mapping[str, Extra], providers: Sequence[str]) -> list[Ability]:
+    cpu = _needs_extra("ask, on the CPU", extras[BASE])
+    if cpu.ready and "CPUExecutionProvider" not in providers:
+        cpu = dataclasses.replace(cpu, ready=False, detail="ONNX Runtime has no CPU provider")
+    return [
+        cpu,
+        _needs_provider("ask, on the GPU", "CUDAExecutionProvider", "cuda", machine, providers),
+        _needs_provider("ask, with TensorRT (experimental)", "TensorrtExecutionProvider", "cuda", machine, providers),
+        _needs_extra("export", extras["export"]),
+        _needs_extra("compare", extras["train"]),
+        _tensorrt(machine),
+        _needs_library("TensorRT-RTX", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
+    ]
+
+
+def _needs_extra(name: str, extra: Extra) -> Ability:
+    if extra.complete:
+        return Ability(name, ready=True, detail=", ".join(_versions(extra.libraries)))
+    return Ability(name, ready=False, detail=f"missing: {', '.join(extra.missing)}", command=extra.command)
+
+
+def _needs_provider(name: str, provider: str, extra: str, machine: Machine, providers: Sequence[str]) -> Ability:
+    if not machine.gpus and machine.jetson is None:
+        return Ability(name, ready=False, detail="no NVIDIA GPU, or its driver is not installed")
+    if provider in providers:
+        return Ability(name, ready=True, detail=f"ONNX Runtime {installed_version('onnxruntime')}, {provider}")
+    if machine.jetson is not None:
+        return Ability(name, ready=False, detail="needs an onnxruntime-gpu wheel that was built for this JetPack")
+    # The two wheels own one folder: the CPU one goes first.
+    uninstall = shlex.join([sys.executable, "-m", "pip", "uninstall", "-y", "onnxruntime"])
+    return Ability(
+        name,
+        ready=False,
+        detail=f"this ONNX Runtime has no {provider}",
+        command=f"{uninstall} && {install_command(extra)}",
+    )
+
+
+def _needs_library(name: str, library: str, extra: str) -> Ability:
+    version = installed_version(library)
+    if version is None:
+        return Ability(name, ready=False, detail="not installed", command=install_command(extra))
+    return Ability(name, ready=True, detail=f"version {version}")
+
+
+def _tensorrt(machine: Machine) -> Ability:
+    ability = _needs_library("TensorRT", "tensorrt", "tensorrt")
+    if machine.jetson is not None and not ability.ready:
+        return dataclasses.replace(ability, detail="comes with JetPack, see the notes", command=None)
+    return ability
+
+
+def _notes(machine: Machine) -> list[str]:
+    notes = []
+    if _own_version("onnxruntime") and _own_version("onnxruntime-gpu"):
+        pip = shlex.join([sys.executable, "-m", "pip"])
+        notes.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; keep one: "
+            f"{pip} uninstall -y onnxruntime onnxruntime-gpu && {pip} install onnxruntime-gpu"
+        )
+    if machine.jetson is not None:
+        notes.append(
+            "on Jetson, TensorRT and CUDA come with JetPack (apt install nvidia-jetpack), never from PyPI: make the "
+            "environment with python3 -m venv --system-site-packages"
+        )
+        if not machine.system_site_packages:
+            notes.append("this environment does not see JetPack's Python packages: it has no --system-site-packages")
+    return notes
+
+
+def _own_version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    from sdrpn.cli.output import print_table, print_text
+
+    print_table(("Machine", ""), _machine_rows(diagnosis.machine))
+    print_text("")
+    print_table(
+        ("What works here", "", ""),
+        [(a.name, "yes" if a.ready else "no", a.detail) for a in diagnosis.abilities],
+    )
+    print_text("")
+    print_table(
+        ("Library", "Version", "Wanted", "For"),
+        [(one.name, _version(one), one.wanted, ", ".join(one.extras)) for one in diagnosis.libraries],
+    )
+    print_text("")
+    print_table(
+        ("Extra", "What it gives", "State"),
+        [(extra.name, extra.gives, _state(extra)) for extra in diagnosis.extras.values()],
+    )
+    commands = {ability.command: ability.name for ability in reversed(diagnosis.abilities) if ability.command}
+    if commands:
+        print_text("\nTo install what is missing:")
+        for command, name in reversed(commands.items()):
+            print_text(f"  {command}   # {name}")
+    for note in diagnosis.notes:
+        print_text(f"\nNote: {note}")
+
+
+def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
+    place = "virtual environment" if machine.virtual_environment else "no virtual environment"
+    rows = [
+        ("sdrpn", __version__),
+        ("system", f"{machine.system}, {machine.arch}"),
+        ("Python", f"{machine.python}, {place}: {machine.python_path}"),
+        ("CPU", f"{machine.cpu_cores} cores"),
+        ("memory", f"{_size(machine.memory_bytes)}, {_size(machine.memory_available_bytes)} available"),
+    ]
+    for gpu in machine.gpus:
+        capability = f"compute capability {gpu.compute_capability or 'unknown'}"
+        rows.append(("GPU", f"{gpu.name}, {_size(gpu.memory_bytes)}, {capability}, driver {gpu.driver or 'unknown'}"))
+    if not machine.gpus:
+        rows.append(("GPU", "none that nvidia-smi shows"))
+    if machine.jetson is not None:
+        release = f"JetPack {machine.jetson.jetpack or 'unknown'}, L4T {machine.jetson.l4t or 'unknown'}"
+        rows.append(("Jetson", f"{machine.jetson.model}, {release}"))
+    return rows
+
+
+def _size(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else text_from_bytes(size_bytes)
+
+
+def _versions(libraries: Sequence[Library]) -> list[str]:
+    return [f"{one.name} {one.version}" for one in libraries if one.name in {"onnxruntime", "onnxscript", "torch"}]
+
+
+def _version(library: Library) -> str:
+    if library.version is None:
+        return "not installed"
+    return library.version if library.good else f"{library.version}, unfit"
+
+
+def _state(extra: Extra) -> str:
+    return "complete" if extra.complete else f"lacks {', '.join(extra.missing)}"
+
+
+def _extra_to_json(extra: Extra) -> dict[str, object]:
+    return {
+        "name": extra.name,
+        "gives": extra.gives,
+        "complete": extra.complete,
+        "missing": list(extra.missing),
+        "command": extra.command,
+    }

@@ -1,0 +1,219 @@
+"""Which libraries are installed, which the package asks for, and the command that installs what is missing.
+
+Standard library only, and nothing is imported to find out: versions come from the metadata that installers leave. What
+is asked for is read from the package's own metadata, so pyproject.toml stays the only list.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["BASE", "EXTRAS", "Extra", "Library", "Requirement", "install_command", "installed_version", "read_extras"]
+
+# How the base install is called beside the extras.
+BASE = "base"
+
+# What each extra of pyproject.toml is for.
+EXTRAS: Mapping[str, str] = {
+    BASE: "answer on a CPU with ONNX Runtime",
+    "cuda": "answer on an NVIDIA GPU with ONNX Runtime",
+    "tensorrt": "TensorRT for datacenter GPUs and Jetson",
+    "tensorrt-rtx": "TensorRT-RTX: compile without a GPU, run on RTX GPUs",
+    "export": "export checkpoints to bundles",
+    "train": "the model in PyTorch: compare, training, .bin checkpoints",
+    "serve": "an HTTP server",
+    "dev": "run the tests, linters and type checker",
+}
+
+# The same library under the names of other distributions, which a newer CUDA or the system's packages may have.
+_ALSO_INSTALLED_AS: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime-gpu",),
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt-rtx-cu13-libs": ("tensorrt-rtx-cu12-libs", "tensorrt-rtx"),
+    "tensorrt-rtx-cu13-bindings": ("tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
+    "cuda-python": ("cuda-bindings",),
+}
+
+VersionOf = Callable[[str], "str | None"]
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One entry of an extra."""
+
+    name: str
+    versions: str  # e.g. ">=1.24"; empty: any
+    machine: str | None  # only on this processor architecture
+
+    @property
+    def applies_here(self) -> bool:
+        """Whether pip would install it on this machine."""
+        return self.machine is None or self.machine == platform.machine()
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library: what is there and what is wanted."""
+
+    name: str
+    version: str | None
+    wanted: str
+    good: bool
+    extras: tuple[str, ...]  # which of them ask for it
+
+
+@dataclass(frozen=True)
+class Extra:
+    """One extra: what it gives and what it lacks."""
+
+    name: str
+    gives: str
+    libraries: tuple[Library, ...]
+    command: str
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of libraries that are absent or of an unfit version."""
+        return tuple(library.name for library in self.libraries if not library.good)
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing."""
+        return not self.missing
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution, also where it goes under another of its names; None if absent."""
+    for candidate in (name, *_ALSO_INSTALLED_AS.get(name, ())):
+        try:
+            return distribution(candidate).version
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def read_extras(
+    requirement_lines: Sequence[str] | None = None, version_of: VersionOf = installed_version
+) -> dict[str, Extra]:
+    """The base install and every extra, by name.
+
+    Args:
+        requirement_lines: as in the metadata (None: those of the installed package)
+        version_of: gives the installed version of a distribution or None
+    """
+    entries = _entries(_own_requirements() if requirement_lines is None else requirement_lines)
+    asked_by: dict[str, list[str]] = {}
+    for extra, requirements in entries.items():
+        for requirement in requirements:
+            asked_by.setdefault(requirement.name, []).append(extra)
+
+    def library(requirement: Requirement) -> Library:
+        version = version_of(requirement.name)
+        good = not requirement.applies_here if version is None else _satisfies(version, requirement.versions)
+        return Library(requirement.name, version, requirement.versions, good, tuple(asked_by[requirement.name]))
+
+    return {
+        extra: Extra(extra, gives, tuple(library(one) for one in entries.get(extra, ())), install_command(extra))
+        for extra, gives in EXTRAS.items()
+    }
+
+
+def install_command(extra: str = BASE) -> str:
+    """The pip command that installs an extra of this package into this Python, from where the package came from."""
+    suffix = "" if extra == BASE else f"[{extra}]"
+    source = _source_folder()
+    arguments = ["-e", f"{source}{suffix}"] if source else [f"sdrpn{suffix}"]
+    return shlex.join([sys.executable, "-m", "pip", "install", *arguments])
+
+
+def _own_requirements() -> Sequence[str]:
+    try:
+        return distribution("sdrpn").requires or ()
+    except PackageNotFoundError:  # a source tree that was never installed
+        return ()
+
+
+def _source_folder() -> str | None:
+    """The folder that the package was installed from with `pip install -e`; None for an ordinary install."""
+    try:
+        text = distribution("sdrpn").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    origin = json.loads(text or "{}")
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    return unquote(urlsplit(origin["url"]).path)
+
+
+def _entries(lines: Sequence[str]) -> dict[str, list[Requirement]]:
+    """Sort requirement lines by extra, with extras that an extra includes written out.
+
+    Only the forms that our own pyproject.toml uses are understood, `sdrpn[export]; extra == "train"` and
+    `name>=1,<2; platform_machine == "x86_64" and extra == "tensorrt"`.
+    """
+    entries: dict[str, list[Requirement]] = {BASE: []}
+    included: list[tuple[str, str]] = []
+    for line in lines:
+        head, _, marker = line.partition(";")
+        found = re.match(r"\s*([\w.-]+)\s*(?:\[([\w,\s-]+)\])?\s*\(?([^)]*)\)?\s*$", head)
+        if found is None:
+            continue
+        name, inner_extras, versions = found.groups()
+        extra = _marker_value(marker, "extra") or BASE
+        entries.setdefault(extra, [])
+        if name == "sdrpn":
+            included += [(extra, inner.strip()) for inner in inner_extras.split(",")]
+            continue
+        entries[extra].append(Requirement(name.lower(), versions.strip(), _marker_value(marker, "platform_machine")))
+    return {outer: [one for extra in _closure(outer, included) for one in entries[extra]] for outer in entries}
+
+
+def _closure(extra: str, included: Sequence[tuple[str, str]]) -> list[str]:
+    names = [extra]
+    for name in names:  # grows as it goes
+        names += [inner for outer, inner in included if outer == name and inner not in names]
+    return names
+
+
+def _marker_value(marker: str, key: str) -> str | None:
+    found = re.search(rf"\b{key}\s*==\s*['\"]([^'\"]+)['\"]", marker)
+    return found.group(1) if found else None
+
+
+def _satisfies(version: str, wanted: str) -> bool:
+    """Whether a version fits; compares release numbers only, which is all that our bounds use."""
+    have = _release(version)
+    for bound in filter(None, (part.strip() for part in wanted.split(","))):
+        found = re.fullmatch(r"(>=|==|<=|<|>|!=)\s*([\d.]+)", bound)
+        if found is None:
+            continue
+        operator, number = found.groups()
+        limit = _release(number)
+        fits = {
+            ">=": have >= limit,
+            "==": have == limit,
+            "<=": have <= limit,
+            "<": have < limit,
+            ">": have > limit,
+            "!=": have != limit,
+        }
+        if not fits[operator]:
+            return False
+    return True
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """1.24.0rc1+cpu -> (1, 24): trailing zeros mean nothing."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in found.group().split(".")] if found else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)

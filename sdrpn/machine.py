@@ -1,0 +1,168 @@
+"""What machine this is: processor, memory, GPUs, Jetson. Standard library only; knows nothing about Python packages."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Gpu", "Jetson", "Machine", "read_gpus", "read_jetson", "read_machine"]
+
+_ROOT = Path("/")
+# nvidia-smi wakes sleeping GPUs, one after the other.
+_NVIDIA_SMI_TIMEOUT_S = 20
+_GPU_FIELDS = ("name", "memory.total", "compute_cap", "driver_version")
+# NVIDIA's release notes of JetPack: each major version has one series of L4T.
+_JETPACK_OF_L4T = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU; None where the driver does not tell."""
+
+    name: str
+    memory_bytes: int | None
+    compute_capability: str | None
+    driver: str | None
+
+
+@dataclass(frozen=True)
+class Jetson:
+    """An NVIDIA Jetson and its system release."""
+
+    model: str
+    l4t: str | None  # e.g. 36.4.3
+    jetpack: str | None  # the major version, e.g. 6
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The hardware and the Python on it."""
+
+    system: str
+    arch: str
+    python: str
+    python_path: str
+    virtual_environment: bool
+    system_site_packages: bool
+    cpu_cores: int
+    memory_bytes: int | None
+    memory_available_bytes: int | None
+    gpus: tuple[Gpu, ...]
+    jetson: Jetson | None
+
+
+def read_machine(root: Path = _ROOT) -> Machine:
+    """Describe this machine; `root` stands for `/` in tests. Never fails: what cannot be found out is None."""
+    memory_bytes, memory_available_bytes = _memory_bytes(root)
+    return Machine(
+        system=_system(),
+        arch=platform.machine(),
+        python=platform.python_version(),
+        python_path=sys.executable,
+        virtual_environment=sys.prefix != sys.base_prefix,
+        system_site_packages=_sees_system_packages(Path(sys.prefix)),
+        cpu_cores=_cpu_cores(),
+        memory_bytes=memory_bytes,
+        memory_available_bytes=memory_available_bytes,
+        gpus=read_gpus(),
+        jetson=read_jetson(root),
+    )
+
+
+def read_gpus(run: Callable[[], str] | None = None) -> tuple[Gpu, ...]:
+    """List the NVIDIA GPUs that the driver shows; none without a driver.
+
+    Args:
+        run: gives the output of nvidia-smi (for tests)
+    """
+    try:
+        text = (run or _nvidia_smi)()
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines())]
+    return tuple(_gpu(row) for row in rows if len(row) == len(_GPU_FIELDS))
+
+
+def read_jetson(root: Path = _ROOT) -> Jetson | None:
+    """Recognise a Jetson by its device tree and its release file; None on anything else."""
+    # The device tree ends strings as C does.
+    model = _text(root / "proc/device-tree/model").rstrip("\0").strip()
+    release = _text(root / "etc/nv_tegra_release")
+    if not release and not re.search(r"jetson|tegra", model, re.IGNORECASE):
+        return None
+    found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release)
+    if found is None:
+        return Jetson(model=model or "NVIDIA Jetson", l4t=None, jetpack=None)
+    major, revision = found.groups()
+    return Jetson(model=model or "NVIDIA Jetson", l4t=f"{major}.{revision}", jetpack=_JETPACK_OF_L4T.get(int(major)))
+
+
+def _nvidia_smi() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        raise FileNotFoundError("nvidia-smi")
+    command = [program, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    # check: without a working driver it prints its complaint to stdout and fails.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=True)
+    return done.stdout
+
+
+def _gpu(row: list[str]) -> Gpu:
+    name, memory_mib, compute_capability, driver = row
+    # GPUs that share the system's memory answer [N/A].
+    return Gpu(
+        name=name,
+        memory_bytes=int(memory_mib) * 2**20 if memory_mib.isdigit() else None,
+        compute_capability=compute_capability if re.fullmatch(r"\d+\.\d+", compute_capability) else None,
+        driver=driver if driver[:1].isdigit() else None,
+    )
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return f"{platform.system()} {platform.release()}"
+
+
+def _cpu_cores() -> int:
+    """The cores that this process may use, which in a container is fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes(root: Path) -> tuple[int | None, int | None]:
+    """Total and available memory, under the limit of the container if there is one."""
+    entries = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE))
+    total = int(entries["MemTotal"]) * 1024 if "MemTotal" in entries else None
+    available = int(entries["MemAvailable"]) * 1024 if "MemAvailable" in entries else None
+    limit = _text(root / "sys/fs/cgroup/memory.max").strip()
+    if total is None or not limit.isdigit() or int(limit) >= total:
+        return total, available
+    used = _text(root / "sys/fs/cgroup/memory.current").strip()
+    left = int(limit) - int(used) if used.isdigit() else None
+    candidates = [size for size in (available, left) if size is not None]
+    return int(limit), min(candidates, default=None)
+
+
+def _sees_system_packages(prefix: Path) -> bool:
+    """Whether packages of the system's Python can be imported: outside of an environment always."""
+    if sys.prefix == sys.base_prefix:
+        return True
+    return bool(re.search(r"^include-system-site-packages\s*=\s*true", _text(prefix / "pyvenv.cfg"), re.MULTILINE))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

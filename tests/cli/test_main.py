@@ -1,0 +1,255 @@
+"""The frame of the command line: help without weight, one line an error, exit codes, signals and pipes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sdrpn
+from sdrpn.cli import main as frame
+from sdrpn.cli.main import VERBS, main
+from sdrpn.errors import BadInput, RunFailed
+
+HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "PIL", "rich", "tokenizers", "transformers", "jinja2")
+
+Body = Callable[[], int]
+
+
+class FakeVerb:
+    """A verb whose work is a function of the test."""
+
+    HELP = "do what the test says"
+    DESCRIPTION = "Do what the test says."
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--number", type=int, default=0)
+
+    def run(self, args: argparse.Namespace) -> int:
+        return self.body()
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Body], None]:
+    """Replace all verbs by one, `doctor`, with this body."""
+
+    def install(body: Body) -> None:
+        monkeypatch.setattr(frame, "VERBS", ("doctor",))
+        monkeypatch.setattr(frame, "_verb", lambda name: FakeVerb(body))
+
+    return install
+
+
+def raising(error: BaseException) -> Body:
+    def body() -> int:
+        raise error
+
+    return body
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+class TestHelp:
+    @pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS)], ids=lambda arguments: " ".join(arguments))
+    def test_help_imports_nothing_heavy(self, arguments: list[str]) -> None:
+        done = run_python(
+            "import sys\n"
+            "from sdrpn.cli.main import main\n"
+            f"code = main({[*arguments, '--help']!r})\n"
+            f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules], code)\n"
+        )
+        assert done.stderr == ""
+        assert done.stdout.splitlines()[-1] == "LOADED [] 0"
+        assert done.stdout.startswith(" ".join(["usage: sdrpn", *arguments]))
+
+    def test_every_verb_has_a_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--help"]) == 0
+        text = capsys.readouterr().out
+        for verb in VERBS:
+            assert re.search(rf"^    {verb} +\w", text, re.MULTILINE), verb
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"sdrpn {sdrpn.__version__}\n"
+
+    def test_the_installed_command(self) -> None:
+        command = Path(sys.executable).with_name("sdrpn")
+        if not command.exists():
+            pytest.skip("the package is not installed in this environment")
+        done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.startswith("sdrpn ")
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            ([], r"a verb is missing; expected one of export, ask, .* \(see sdrpn --help\)"),
+            (["paint"], r"argument VERB: invalid choice: 'paint' .*"),
+            (["ask", "b"], r"the following arguments are required: IMAGE, QUESTION \(see sdrpn ask --help\)"),
+            (["ask", "b", "i", "q", "--threshold", "2"], r"argument --threshold: '2' is not a number from -1 to 1 .*"),
+            (["ask", "b", "i", "q", "--threshold", "nan"], r".*'nan' is not a number from -1 to 1 .*"),
+            (["ask", "b", "i", "q", "--max-new-tokens", "0"], r".*0 is not a whole number of at least 1 .*"),
+            (["ask", "b", "i", "q", "--threads", "two"], r".*'two' is not a whole number .*"),
+            (["ask", "b", "i", "q", "--temperature", "-1"], r".*'-1' is not a number of at least 0 .*"),
+            (["ask", "b", "i", "q", "--stream", "--json"], r"argument --json: not allowed with argument --stream .*"),
+            (["ask", "b", "i", "q", "--thresh", "0.1"], r"unrecognized arguments: --thresh 0.1 .*"),
+            (["export", "c"], r"the following arguments are required: --out .*"),
+            (["export", "c", "--out", "b", "--precision", "fp8"], r"argument --precision: invalid choice: 'fp8' .*"),
+            (["compare", "b"], r"the following arguments are required: --checkpoint .*"),
+        ],
+    )
+    def test_one_line_and_exit_2(
+        self, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert re.fullmatch(f"sdrpn: error: {complaint}\n", captured.err), captured.err
+
+    def test_a_negative_threshold_is_a_value(self) -> None:
+        args = frame.build_parser().parse_args(["ask", "b", "i", "", "--threshold", "-0.5"])
+        assert (args.threshold, args.question) == (-0.5, "")
+
+    def test_a_question_may_begin_with_a_dash(self) -> None:
+        args = frame.build_parser().parse_args(["ask", "b", "i", "--", "--debug"])
+        assert (args.question, args.debug) == ("--debug", False)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("error", "code", "line"),
+        [
+            (BadInput("no such\n  bundle"), 2, "sdrpn: error: no such bundle"),
+            (RunFailed("it broke"), 1, "sdrpn: error: it broke"),
+            (KeyboardInterrupt(), 130, "sdrpn: interrupted"),
+            (
+                ZeroDivisionError("division\nby zero"),
+                1,
+                "sdrpn: error: ZeroDivisionError: division by zero; run again with --debug for the trace",
+            ),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+    )
+    def test_one_line_each(
+        self,
+        verb: Callable[[Body], None],
+        error: BaseException,
+        code: int,
+        line: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        verb(raising(error))
+        assert main(["doctor"]) == code
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("", f"{line}\n")
+
+    @pytest.mark.parametrize("arguments", [["--debug", "doctor"], ["doctor", "--debug"]])
+    @pytest.mark.parametrize("error", [BadInput("x"), ZeroDivisionError("x"), KeyboardInterrupt()])
+    def test_debug_raises(self, verb: Callable[[Body], None], arguments: list[str], error: BaseException) -> None:
+        verb(raising(error))
+        with pytest.raises(type(error)):
+            main(arguments)
+
+    def test_debug_before_the_verb_survives_it(self) -> None:
+        parser = frame.build_parser()
+        assert parser.parse_args(["--debug", "doctor"]).debug is True
+        assert parser.parse_args(["doctor", "--debug"]).debug is True
+        assert parser.parse_args(["doctor"]).debug is False
+
+    def test_the_exit_code_of_a_verb_is_kept(self, verb: Callable[[Body], None]) -> None:
+        verb(lambda: 1)
+        assert main(["doctor"]) == 1
+
+
+class TestSignals:
+    def test_terminated_work_cleans_up(self, verb: Callable[[Body], None], capsys: pytest.CaptureFixture[str]) -> None:
+        cleaned = []
+
+        def body() -> int:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            finally:
+                cleaned.append(True)
+            return 0
+
+        before = signal.getsignal(signal.SIGTERM)
+        verb(body)
+        assert main(["doctor"]) == 143
+        assert cleaned == [True]
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert capsys.readouterr().err == ""
+
+    def test_outside_the_main_thread_signals_are_left_alone(self, verb: Callable[[Body], None]) -> None:
+        verb(lambda: 0)
+        codes: list[int] = []
+        thread = threading.Thread(target=lambda: codes.append(main(["doctor"])))
+        thread.start()
+        thread.join()
+        assert codes == [0]
+
+
+class TestOutputThatEnds:
+    """stdout is flushed inside of `main`, so that what it says is known before the exit code is."""
+
+    def test_a_reader_that_went_away_is_no_error(self) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "sdrpn.cli.main", "doctor", "--json"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (141, "")
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+    def test_a_full_disk_is_one_line(self) -> None:
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "sdrpn.cli.main", "doctor"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert re.fullmatch(r"sdrpn: error: OSError: .*No space left on device; run again .*\n", done.stderr)
+
+    def test_text_beyond_the_encoding_is_escaped(self) -> None:
+        done = run_python(
+            "import sys\n"
+            "from sdrpn.cli.main import _accept_any_text\n"
+            "from sdrpn.cli.output import print_json, print_text\n"
+            "_accept_any_text(sys.stdout)\n"
+            "print_text('caf\\u00e9 \\u4f60')\n"
+            "print_json('\\U0001f600')\n",
+            PYTHONIOENCODING="ascii",
+        )
+        assert done.stdout.splitlines() == ["caf\\xe9 \\u4f60", '"\\ud83d\\ude00"']

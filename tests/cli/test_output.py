@@ -1,0 +1,106 @@
+"""Tables, JSON and progress, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sdrpn.cli.output import print_json, print_table, warn
+from sdrpn.cli.progress import progress
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    path: Path
+
+
+class TestJson:
+    def test_dataclasses_and_paths(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_json({"point": Point(1, Path("a/b")), "text": "é 你"})
+        text = capsys.readouterr().out
+        assert json.loads(text) == {"point": {"x": 1, "path": "a/b"}, "text": "é 你"}
+        assert "你" in text
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_what_json_has_no_word_for_is_refused(self, value: float) -> None:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            print_json(value)
+
+    def test_unknown_objects_are_refused(self) -> None:
+        with pytest.raises(TypeError, match="object has no JSON form"):
+            print_json(object())
+
+
+class TestTable:
+    rows = (("cuda", "pip install 'sdrpn[cuda]' " + "x" * 200), ("[bold]", ""))
+
+    def test_in_a_pipe_a_row_is_a_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_table(("Extra", "Command"), self.rows, title="Extras")
+        assert capsys.readouterr().out.splitlines() == [
+            "Extras",
+            "Extra   Command",
+            "cuda    pip install 'sdrpn[cuda]' " + "x" * 200,
+            "[bold]",
+        ]
+
+    def test_on_a_terminal_brackets_are_not_markup(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "dumb")
+        print_table(("Extra", "Command"), self.rows, title="Extras [of sdrpn]")
+        text = capsys.readouterr().out
+        assert "Extras [of sdrpn]" in text
+        assert "sdrpn[cuda]" in text
+        assert "[bold]" in text
+
+    def test_no_rows(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_table(("Extra", "Command"), [])
+        assert capsys.readouterr().out == "Extra  Command\n"
+
+
+def test_a_warning_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    warn("two\n lines")
+    assert capsys.readouterr() == ("", "sdrpn: warning: two lines\n")
+
+
+class TestProgress:
+    def test_a_short_run_is_quiet_in_a_log(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with progress("export") as advance:
+            for done_bytes in range(100):
+                advance(done_bytes, 100)
+        assert capsys.readouterr() == ("", "")
+
+    def test_a_long_run_gives_a_line_now_and_then(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now_s = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: now_s)
+        with progress("export") as advance:
+            for second in range(25):
+                now_s = float(second)
+                advance(second * 1_000_000, 25_000_000)
+        assert capsys.readouterr() == ("", "sdrpn: export: 10.0 MB of 25.0 MB\nsdrpn: export: 20.0 MB of 25.0 MB\n")
+
+    def test_on_a_terminal_a_bar_goes_to_stderr(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        with progress("export [x]") as advance:
+            advance(50, 100)
+            advance(100, 100)
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "export [x]" in captured.err
+        assert "100/100 bytes" in captured.err
+
+    def test_an_error_inside_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        with pytest.raises(KeyboardInterrupt), progress("export"):
+            raise KeyboardInterrupt

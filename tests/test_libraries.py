@@ -1,0 +1,98 @@
+"""What is asked for, what is installed, and the command between the two."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+from sdrpn import libraries
+from sdrpn.libraries import BASE, EXTRAS, install_command, installed_version, read_extras
+
+LINES = (
+    "numpy>=1.24",
+    "onnxscript>=0.7.1; extra == 'export'",
+    "sdrpn[export]; extra == 'train'",
+    "torch==2.13.0; extra == 'train'",
+    "sdrpn[train]; extra == 'dev'",
+    "types-psutil; extra == 'dev'",
+    'tensorrt>=10.3; platform_machine == "x86_64" and extra == "tensorrt"',
+)
+
+
+def nothing_installed(name: str) -> str | None:
+    return None
+
+
+def test_extras_include_each_other() -> None:
+    extras = read_extras(LINES, nothing_installed)
+    assert extras[BASE].missing == ("numpy",)
+    assert extras["export"].missing == ("onnxscript",)
+    assert extras["train"].missing == ("torch", "onnxscript")
+    assert extras["dev"].missing == ("types-psutil", "torch", "onnxscript")
+    assert extras["export"].libraries[0].extras == ("export", "train", "dev")
+
+
+@pytest.mark.parametrize(("machine", "missing"), [("x86_64", ("tensorrt",)), ("aarch64", ())])
+def test_a_requirement_for_another_processor_is_not_missing(
+    machine: str, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert read_extras(LINES, nothing_installed)["tensorrt"].missing == missing
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "good"),
+    [
+        ("1.24", ">=1.24", True),
+        ("1.24.0", "==1.24", True),
+        ("1.23.9", ">=1.24", False),
+        ("1.100", ">=1.24", True),
+        ("2.13.0+cpu", "==2.13.0", True),
+        ("2.14.0", "==2.13.0", False),
+        ("2.0", ">=1.24,<2", False),
+        ("1.9", ">=1.24,<2", False),
+        ("1.30", ">=1.24,<2", True),
+        ("7.2.2.20261111", "", True),
+        ("1.24.0rc1", ">=1.24", True),
+    ],
+)
+def test_versions(version: str, wanted: str, good: bool) -> None:
+    extra = read_extras((f"numpy{wanted}",), lambda name: version)[BASE]
+    assert extra.libraries[0].good is good
+
+
+def test_this_package_asks_for_what_its_metadata_says() -> None:
+    extras = read_extras()
+    assert "onnxruntime" in [one.name for one in extras[BASE].libraries]
+    assert "torch" in [one.name for one in extras["train"].libraries]
+    assert "torch" not in [one.name for one in extras["export"].libraries]
+
+
+def test_every_extra_of_the_metadata_is_explained() -> None:
+    declared = distribution("sdrpn").metadata.get_all("Provides-Extra") or []
+    assert set(EXTRAS) == {BASE, *declared}
+
+
+def test_an_absent_library_has_no_version() -> None:
+    assert installed_version("a-library-that-nobody-wrote") is None
+    assert installed_version("numpy") is not None
+
+
+def test_the_command_uses_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "_source_folder", lambda: None)
+    assert install_command("cuda") == f"{sys.executable} -m pip install 'sdrpn[cuda]'"
+    monkeypatch.setattr(libraries, "_source_folder", lambda: "/src/with space")
+    assert install_command("cuda") == f"{sys.executable} -m pip install -e '/src/with space[cuda]'"
+
+
+def test_an_editable_install_is_extended_where_it_lies() -> None:
+    root = Path(__file__).parents[1]
+    found = re.search(r" -e '?([^']+)\[cuda\]", install_command("cuda"))
+    if found is None:
+        pytest.skip("not an editable install")
+    assert Path(found.group(1)) == root
