@@ -1,0 +1,205 @@
+"""Who may import whom: read from the sources, and tried out with the heavy libraries refused.
+
+The rules keep the runtime installable without torch, and the stages apart: what passes between them is a bundle.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Folder -> import name.
+PACKAGES = {"sdrpn": "sdrpn", "export": "sdrpn.export", "engines": "sdrpn.engines", "runtime": "sdrpn.runtime"}
+STAGES = ("sdrpn.export", "sdrpn.engines", "sdrpn.runtime")
+# What makes models and graphs; the runtime only runs them.
+AUTHORING = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "ml_dtypes")
+# What `sdrpn --help` has no use for.
+STARTUP_FREE = (*AUTHORING, "numpy", "onnxruntime", "PIL", "rich", "tokenizers", "jinja2")
+# Names of TensorRT that build engines instead of running them.
+TENSORRT_BUILDER = {"Builder", "OnnxParser", "NetworkDefinitionCreationFlag", "BuilderFlag"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, and whether it is imported as soon as the file is."""
+
+    name: str
+    at_import: bool
+    line: int
+
+    def is_of(self, *packages: str) -> bool:
+        return any(self.name == package or self.name.startswith(f"{package}.") for package in packages)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the project by its import name."""
+    found = {}
+    for folder, package in PACKAGES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+@cache
+def imports_of(module: str) -> tuple[Import, ...]:
+    path = modules()[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), package, at_import=True))
+
+
+def _imports(node: ast.AST, package: str, *, at_import: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(alias.name, at_import, child.lineno)
+        elif isinstance(child, ast.ImportFrom):
+            base = child.module or ""
+            if child.level:
+                above = package.split(".")[: len(package.split(".")) - child.level + 1]
+                base = ".".join([*above, base] if base else above)
+            yield Import(base, at_import, child.lineno)
+            # `from sdrpn import export` names a module in its second half.
+            yield from (Import(f"{base}.{alias.name}", at_import, child.lineno) for alias in child.names)
+        elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from _imports(child, package, at_import=False)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for statement in child.body:
+                yield from _imports(ast.Module([statement], []), package, at_import=False)
+            for statement in child.orelse:
+                yield from _imports(ast.Module([statement], []), package, at_import=at_import)
+        else:
+            yield from _imports(child, package, at_import=at_import)
+
+
+def stage_of(module: str) -> str | None:
+    return next((stage for stage in STAGES if module == stage or module.startswith(f"{stage}.")), None)
+
+
+def violations(importers: Iterator[str], *forbidden: str, at_import_only: bool = False) -> list[str]:
+    return [
+        f"{modules()[module].relative_to(ROOT)}:{one.line} imports {one.name}"
+        for module in importers
+        for one in imports_of(module)
+        if one.is_of(*forbidden) and (one.at_import or not at_import_only)
+    ]
+
+
+def reachable_from(package: str) -> set[str]:
+    """The project's modules that those of `package` import, directly or not, in functions too."""
+    todo = [module for module in modules() if module == package or module.startswith(f"{package}.")]
+    seen: set[str] = set()
+    while todo:
+        module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        # Importing a module runs the packages that it lies in.
+        parents = [module.rpartition(".")[0]]
+        todo += [name for name in (*parents, *(one.name for one in imports_of(module))) if name in modules()]
+    return seen
+
+
+class TestSources:
+    def test_the_reader_of_imports_sees_all_forms(self) -> None:
+        source = (
+            "import a.b\n"
+            "from typing import TYPE_CHECKING\n"
+            "if TYPE_CHECKING:\n    import typed\n"
+            "try:\n    import tried\nexcept ImportError:\n    pass\n"
+            "class C:\n    import in_class\n    def f(self):\n        from in_function import x\n"
+            "from . import sibling\nfrom ..up import y\n"
+        )
+        found = {(one.name, one.at_import) for one in _imports(ast.parse(source), "sdrpn.cli", at_import=True)}
+        assert found >= {
+            ("a.b", True),
+            ("typed", False),
+            ("tried", True),
+            ("in_class", True),
+            ("in_function", False),
+            ("sdrpn.cli.sibling", True),
+            ("sdrpn.up", True),
+        }
+
+    def test_every_package_has_modules(self) -> None:
+        for package in PACKAGES.values():
+            assert package in modules()
+
+    def test_the_core_imports_no_stage(self) -> None:
+        core = (module for module in modules() if stage_of(module) is None and not module.startswith("sdrpn.cli"))
+        assert violations(core, *STAGES, "sdrpn.cli") == []
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_a_stage_imports_no_other_stage(self, stage: str) -> None:
+        own = (module for module in modules() if stage_of(module) == stage)
+        assert violations(own, *(other for other in STAGES if other != stage), "sdrpn.cli") == []
+
+    def test_the_command_line_imports_stages_and_libraries_inside_verbs_only(self) -> None:
+        verbs = (module for module in modules() if module.startswith("sdrpn.cli"))
+        assert violations(verbs, *STAGES, *STARTUP_FREE, at_import_only=True) == []
+
+    def test_the_runtime_reaches_nothing_that_makes_models(self) -> None:
+        assert violations(iter(sorted(reachable_from("sdrpn.runtime"))), *AUTHORING) == []
+
+    def test_the_runtime_builds_no_engines(self) -> None:
+        named = [
+            f"{modules()[module].relative_to(ROOT)}:{node.lineno} names {node.attr}"
+            for module in sorted(reachable_from("sdrpn.runtime"))
+            for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute) and node.attr in TENSORRT_BUILDER
+        ]
+        assert named == []
+
+    def test_export_needs_torch_for_nothing(self) -> None:
+        own = (module for module in modules() if stage_of(module) == "sdrpn.export")
+        assert violations(own, "torch", at_import_only=True) == []
+
+
+# Imports a package and all that lies in it with some libraries refused. Backends of libraries that are not installed
+# here are allowed to say so.
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+
+package, refused = sys.argv[1], sys.argv[2].split(",")
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            raise ImportError(f"{name} is refused here")
+        return None
+
+sys.meta_path.insert(0, Refuse())
+root = importlib.import_module(package)
+for found in pkgutil.walk_packages(root.__path__, f"{package}."):
+    try:
+        importlib.import_module(found.name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("tensorrt", "tensorrt_rtx", "cuda", "torch_tensorrt"):
+            raise
+loaded = [name for name in refused if name in sys.modules]
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "refused"),
+    [("sdrpn.runtime", AUTHORING), ("sdrpn.export", ("torch",)), ("sdrpn.cli", STARTUP_FREE)],
+)
+def test_a_package_imports_without(package: str, refused: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, package, ",".join(refused)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
