@@ -1,0 +1,158 @@
+"""The LLaMA decoder layer and what it is made of. Knows nothing about images, taps or checkpoints.
+
+B batch, S new tokens, N cached and new tokens, D width, H heads, d head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdrpn.spec import LlmSpec, RopeScaling
+
+__all__ = [
+    "Attention",
+    "DecoderLayer",
+    "GatedMlp",
+    "KvCache",
+    "RmsNorm",
+    "causal_mask",
+    "inverse_frequencies",
+    "rotary",
+]
+
+
+class RmsNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 whatever the dtype of x (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        exact = x.float()
+        normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def inverse_frequencies(llm: LlmSpec, device: torch.device | None = None) -> Tensor:
+    """(d/2,) float32: radians per position of each pair of channels (Su et al. 2021), stretched as the model says."""
+    exponents = torch.arange(0, llm.head_dim, 2, dtype=torch.float32, device=device) / llm.head_dim
+    frequencies = 1.0 / llm.rope_theta**exponents
+    if llm.rope_scaling is None:
+        return frequencies
+    if llm.rope_scaling.kind == "linear":
+        return frequencies / llm.rope_scaling.factor
+    return _stretch_long_waves(frequencies, llm.rope_scaling)
+
+
+def _stretch_long_waves(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1: waves that turn often within the original context stay, slow ones are stretched by `factor`."""
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    kept_share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept_share = kept_share.clamp(0, 1)
+    return kept_share * frequencies + (1 - kept_share) * frequencies / scaling.factor
+
+
+def rotary(llm: LlmSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of position times frequency: positions (B,S) -> twice (B,1,S,d), both halves of d alike."""
+    angles = positions[:, None, :, None].float() * inverse_frequencies(llm, positions.device)  # (B,1,S,d/2)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B,H,S,d); channel i is paired with channel i + d/2."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+
+def causal_mask(positions: Tensor, kv_length: int) -> Tensor:
+    """(B,1,S,N), True where key n may be seen: n <= position. It also hides what lies beyond a short row's end."""
+    kv_index = torch.arange(kv_length, device=positions.device)
+    return kv_index <= positions[:, None, :, None]
+
+
+class KvCache:
+    """Keys and values of earlier tokens, layer by layer. Grows by concatenation: simple, not fast."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def length(self, layer: int) -> int:
+        """Tokens that this layer has seen."""
+        return self._layers[layer][0].shape[2] if layer in self._layers else 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B,H_kv,S,d) of the new tokens and return (B,H_kv,N,d) of all."""
+        if layer in self._layers:
+            old_key, old_value = self._layers[layer]
+            key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
+        self._layers[layer] = key, value
+        return key, value
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions; several query heads may share a key head."""
+
+    def __init__(self, llm: LlmSpec) -> None:
+        super().__init__()
+        self.llm = llm
+        self.q = nn.Linear(llm.width, llm.heads * llm.head_dim, bias=False)
+        self.k = nn.Linear(llm.width, llm.kv_heads * llm.head_dim, bias=False)
+        self.v = nn.Linear(llm.width, llm.kv_heads * llm.head_dim, bias=False)
+        self.o = nn.Linear(llm.heads * llm.head_dim, llm.width, bias=False)
+
+    def forward(self, x: Tensor, positions: Tensor, cache: KvCache | None = None, layer: int = 0) -> Tensor:
+        """x (B,S,D), positions (B,S) -> (B,S,D). `layer` is this layer's place in the cache."""
+        query, key, value = (self.split_heads(part(x)) for part in (self.q, self.k, self.v))
+        cos, sin = rotary(self.llm, positions)
+        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        mask = causal_mask(positions, key.shape[2])
+        shared_heads = self.llm.kv_heads != self.llm.heads
+        attended = functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=shared_heads)
+        output: Tensor = self.o(attended.transpose(1, 2).flatten(2))
+        return output
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B,S,heads*d) -> (B,heads,S,d)."""
+        return x.reshape(*x.shape[:2], -1, self.llm.head_dim).transpose(1, 2)
+
+
+class GatedMlp(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, llm: LlmSpec) -> None:
+        super().__init__()
+        self.gate = nn.Linear(llm.width, llm.mlp_width, bias=False)
+        self.up = nn.Linear(llm.width, llm.mlp_width, bias=False)
+        self.down = nn.Linear(llm.mlp_width, llm.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,S,D) -> (B,S,D)."""
+        output: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        return output
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind its norm and added to the residual stream."""
+
+    def __init__(self, llm: LlmSpec) -> None:
+        super().__init__()
+        self.input_norm = RmsNorm(llm.width, llm.rms_norm_eps)
+        self.attention = Attention(llm)
+        self.post_norm = RmsNorm(llm.width, llm.rms_norm_eps)
+        self.mlp = GatedMlp(llm)
+
+    def forward(self, x: Tensor, positions: Tensor, cache: KvCache | None = None, layer: int = 0) -> Tensor:
+        """x (B,S,D), positions (B,S) -> (B,S,D)."""
+        x = x + self.attention(self.input_norm(x), positions, cache, layer)
+        output: Tensor = x + self.mlp(self.post_norm(x))
+        return output

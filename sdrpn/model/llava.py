@@ -1,0 +1,65 @@
+"""The whole model, in the parts that the runtime has: vision, embedding table, trunk, RPN, tail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sdrpn.checkpoint import Checkpoint
+from sdrpn.model.rpn import Rpn
+from sdrpn.model.tail import Tail
+from sdrpn.model.trunk import Trunk
+from sdrpn.model.vision import VisionEncoder
+from sdrpn.spec import ModelSpec
+
+__all__ = ["SdRpnModel", "model_from_checkpoint"]
+
+
+class SdRpnModel(nn.Module):
+    """LLaVA cut at the tap, with the RPN beside its tail. `rpn` is None for a plain LLaVA.
+
+    It has no forward of its own: how the parts are put together is in `reference.py`.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.vision = VisionEncoder(spec)
+        self.embed = nn.Embedding(spec.llm.vocabulary, spec.llm.width)
+        self.trunk = Trunk(spec)
+        self.rpn = None if spec.rpn is None else Rpn(spec)
+        self.tail = Tail(spec)
+
+    def canonical_name(self, key: str) -> str:
+        """A checkpoint's name for an entry of this model's state dict."""
+        part, _, rest = key.partition(".")
+        if part == "vision":
+            return rest if rest.startswith("projector.") else f"vision.{rest.removeprefix('tower.')}"
+        if part == "rpn":
+            return key
+        if part == "tail" and rest.startswith("layers."):
+            _, index, suffix = rest.split(".", 2)
+            return f"llm.layers.{self.spec.tap_layer + int(index)}.{suffix}"
+        return f"llm.{key}" if part == "embed" else f"llm.{rest}"
+
+
+def model_from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> SdRpnModel:
+    """The model in evaluation mode, no parameter requiring a gradient; only one copy of the weights is held."""
+    with torch.device("meta"):  # no memory, no initialisation
+        model = SdRpnModel(checkpoint.spec)
+    keys = list(model.state_dict())
+    state = {key: _tensor_from_array(checkpoint.read(model.canonical_name(key)), dtype) for key in keys}
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _tensor_from_array(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
+    owned = np.array(array)  # the checkpoint's array maps a file and cannot be written to
+    if owned.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(owned.view(np.uint16)).view(torch.bfloat16).to(dtype)
+    return torch.from_numpy(owned).to(dtype)

@@ -1,0 +1,143 @@
+"""Two passes, slow and obvious: what every faster path has to equal.
+
+Pass 1 scores the image's cells, pass 2 answers with the crops' tokens inserted behind the image's. Pass 2 starts
+again from the embeddings; only its decoding steps use a KV cache. Greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sdrpn.image import base_pixels, crop_pixels, open_image
+from sdrpn.model.layers import KvCache
+from sdrpn.model.llava import SdRpnModel
+from sdrpn.roi import Crop, RoiDecision, RoiPolicy, decide_crops, resize_features, roi_logits_from_scores
+
+__all__ = ["ImageSource", "ReferenceAnswer", "reference_answer"]
+
+Float32 = NDArray[np.float32]
+ImageSource = Image.Image | Path | str | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ReferenceAnswer:
+    """An answer and everything on the way to it. S tokens of pass 1, n generated tokens."""
+
+    token_ids: tuple[int, ...]  # without the stop id
+    step_logits: Float32  # (n,V): the row that each token was chosen from; one more if a stop id ended the answer
+    roi_logits: Float32 | None  # (G,G), before the sigmoid; None for plain LLaVA
+    decision: RoiDecision | None
+    roi_token_count: int
+    tap: Float32  # (S,D) of pass 1
+    image_embeds: Float32  # (G*G,D)
+    roi_embeds: Float32  # (roi_token_count,D)
+
+
+@torch.inference_mode()
+def reference_answer(
+    model: SdRpnModel,
+    image: ImageSource,
+    ids_before: Sequence[int],
+    ids_after: Sequence[int],
+    *,
+    roi: RoiPolicy | None,
+    max_new_tokens: int,
+    stop_ids: Collection[int] = (),
+) -> ReferenceAnswer:
+    """Answer by token ids.
+
+    Args:
+        ids_before, ids_after: the prompt on either side of the image
+        roi: None, or a model without an RPN: plain LLaVA
+        stop_ids: generation ends with the first of these
+    Raises BadImage for an image that cannot be read.
+    """
+    picture = open_image(image)
+    dtype = model.embed.weight.dtype
+    image_embeds = model.vision(torch.from_numpy(base_pixels(picture, model.spec.vision))[None].to(dtype))[0]
+    before, after = (model.embed(torch.tensor(list(ids), dtype=torch.long)) for ids in (ids_before, ids_after))
+
+    prompt = torch.cat((before, image_embeds, after))[None]  # (1,S,D)
+    positions = _positions(0, prompt.shape[1])
+    tap = model.trunk(prompt, positions)
+    logits, decision, roi_embeds = None, None, image_embeds[:0]
+    if model.rpn is not None and roi is not None:
+        scores = model.rpn(tap, positions)[0, :, len(before) : len(before) + len(image_embeds)]
+        logits = _roi_logits(model, scores)
+        decision = decide_crops(logits, picture.size, roi, image_size_px=model.spec.vision.image_size_px)
+        roi_embeds = torch.cat([roi_embeds, *(_crop_embeds(model, picture, crop) for crop in decision.crops)])
+
+    prompt = torch.cat((before, image_embeds, roi_embeds, after))[None]
+    token_ids, step_logits = _generate(model, prompt, max_new_tokens, stop_ids)
+    return ReferenceAnswer(
+        token_ids=token_ids,
+        step_logits=step_logits,
+        roi_logits=logits,
+        decision=decision,
+        roi_token_count=len(roi_embeds),
+        tap=_array(tap[0]),
+        image_embeds=_array(image_embeds),
+        roi_embeds=_array(roi_embeds),
+    )
+
+
+def _roi_logits(model: SdRpnModel, scores: Tensor) -> Float32:
+    """Scores (H,G*G) -> (G,G)."""
+    rpn = model.spec.rpn
+    assert rpn is not None
+    head_dim = model.spec.llm.head_dim
+    return roi_logits_from_scores(_array(scores), head_dim=head_dim, multi_head=rpn.multi_head, loss=rpn.loss)
+
+
+def _crop_embeds(model: SdRpnModel, picture: Image.Image, crop: Crop) -> Tensor:
+    """The tokens (n,D) that a crop inserts."""
+    pixels = torch.from_numpy(crop_pixels(picture, crop.box_xyxy_px, model.spec.vision))[None]
+    features = model.vision.tower(pixels.to(model.embed.weight.dtype))[0]  # (G*G,C)
+    if crop.keep_cells is not None:
+        features = features[torch.from_numpy(crop.keep_cells.ravel())]
+    embeds: Tensor = model.vision.projector(features)
+    if crop.grid_hw is None:
+        return embeds
+    side = model.spec.vision.grid_side
+    resized = resize_features(_array(embeds).reshape(side, side, -1), crop.grid_hw)
+    return torch.from_numpy(resized).to(embeds.dtype).flatten(0, 1)
+
+
+def _generate(
+    model: SdRpnModel, prompt: Tensor, max_new_tokens: int, stop_ids: Collection[int]
+) -> tuple[tuple[int, ...], Float32]:
+    """Prompt (1,S,D) -> token ids and the logits (n,V) that they were chosen from."""
+    trunk_cache, tail_cache = KvCache(), KvCache()
+    token_ids: list[int] = []
+    rows: list[Tensor] = []
+    embeds, start = prompt, 0
+    while len(token_ids) < max_new_tokens:
+        positions = _positions(start, embeds.shape[1])
+        tap = model.trunk(embeds, positions, trunk_cache)
+        rows.append(model.tail(tap, positions, tail_cache)[0])
+        token_id = int(rows[-1].argmax())
+        if token_id in stop_ids:
+            break
+        token_ids.append(token_id)
+        start += embeds.shape[1]
+        embeds = model.embed(torch.tensor([[token_id]]))
+    logits = torch.stack(rows) if rows else torch.empty(0, model.spec.llm.vocabulary)
+    return tuple(token_ids), _array(logits)
+
+
+def _positions(start: int, count: int) -> Tensor:
+    return torch.arange(start, start + count)[None]
+
+
+def _array(tensor: Tensor) -> Float32:
+    array: NDArray[Any] = tensor.float().numpy()
+    return array

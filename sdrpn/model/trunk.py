@@ -1,0 +1,25 @@
+"""The LLM below the tap: layers 0..K-1."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sdrpn.model.layers import DecoderLayer, KvCache
+from sdrpn.spec import ModelSpec
+
+__all__ = ["Trunk"]
+
+
+class Trunk(nn.Module):
+    """What the first pass needs of the LLM."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(spec.llm) for _ in range(spec.tap_layer))
+
+    def forward(self, embeds: Tensor, positions: Tensor, cache: KvCache | None = None) -> Tensor:
+        """Embeds (B,S,D), positions (B,S) -> tap (B,S,D): the residual stream as it is, without a norm."""
+        x = embeds
+        for index, layer in enumerate(self.layers):
+            x = layer(x, positions, cache, index)
+        return x
