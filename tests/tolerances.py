@@ -11,3 +11,9 @@ RESIZED_FEATURES_ABS = 1e-6
 GOLDEN_HIDDEN_ABS = 1e-3
 GOLDEN_ROI_LOGITS_ABS = 1e-3
 GOLDEN_STEP_LOGITS_ABS = 1e-3
+
+# Prefix reuse runs the same arithmetic in other chunks: sums in another order, logits to about 10.
+REUSE_LOGITS_ABS = 1e-4
+
+# Normalised pixels reach 2.6; one step of a byte is 0.013. Equal bytes leave only float32 rounding.
+PIXEL_VALUES_ABS = 1e-6
