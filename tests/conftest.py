@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sdrpn.checkpoint import write_random_checkpoint
+from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
@@ -14,3 +17,30 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there: no outputs of the official implementation to compare with")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ModelSpec:
+    """4 x 4 cells, four layers with the tap in the middle, an RPN of two layers, and as many key as query heads."""
+    vision = VisionSpec(image_size_px=56, patch_size_px=14, width=32, layers=3, heads=2, mlp_width=64)
+    llm = LlmSpec(vocabulary=96, width=64, layers=4, heads=4, kv_heads=4, head_dim=16, mlp_width=96, max_context=256)
+    return ModelSpec(vision, llm, tap_layer=2, rpn=RpnSpec(layers=2))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of `tiny_spec` in the official layout, without a tokenizer. Not to be written to."""
+    path = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_random_checkpoint(path, tiny_spec)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` as fused-fp32 and primitive-fp32. Not to be written to."""
+    from sdrpn.export import ExportOptions, export_bundle
+
+    path = tmp_path_factory.mktemp("tiny") / "bundle"
+    for dialect in ("fused", "primitive"):
+        export_bundle(tiny_checkpoint, path, ExportOptions(dialect=dialect))
+    return path
