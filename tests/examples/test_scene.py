@@ -1,0 +1,49 @@
+"""The rendered street: the same for a seed, and its sign is too small for the model's first look."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "scene.py"
+FIRST_LOOK_PX = 336
+
+
+@pytest.fixture(scope="module")
+def scene_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scene_example", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up here.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_seed_is_a_picture(scene_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene_module, "OVERSAMPLING", 1.0)
+    monkeypatch.setattr(scene_module, "WIDTH_PX", 504)
+    monkeypatch.setattr(scene_module, "HEIGHT_PX", 378)
+    first, again, other = (np.asarray(scene_module.render_scene(seed).image) for seed in (0, 0, 1))
+    assert first.shape == (378, 504, 3)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_sign_is_there_and_small(scene_module: ModuleType) -> None:
+    scene = scene_module.render_scene(0)
+    assert scene.image.size == (scene_module.WIDTH_PX, scene_module.HEIGHT_PX)
+    left, top, right, bottom = scene.sign_box_xyxy_px
+    board = np.asarray(scene.image.crop((left, top, right, bottom)), np.float32)
+    # Dark green with light letters.
+    assert board.reshape(-1, 3).mean(axis=0).argmax() == 1
+    assert board.std() > 30
+    # Three lines of text in a handful of the model's pixels: it takes the crop to read them.
+    assert (bottom - top) * FIRST_LOOK_PX / scene.image.width < 14
+    assert scene.sign_text == "MILL LANE No. 27 TEA & CAKE"

@@ -1,0 +1,128 @@
+"""pyproject.toml is complete and explains itself; the wheel holds one package and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pytest brings it along there
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PROJECT: dict[str, Any] = tomllib.loads(TEXT)["project"]
+SOURCES = ("sdrpn", "export", "engines", "runtime")
+# Import names whose distributions are not always installed where the tests run.
+DISTRIBUTIONS = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx-cu13-bindings",
+    "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
+    "cuda": "cuda-python",
+    "PIL": "pillow",
+    # They come along with onnxscript, which could not work without.
+    "onnx": "onnxscript",
+    "onnx_ir": "onnxscript",
+}
+
+
+def normal(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def names_in(requirements: list[str]) -> set[str]:
+    return {normal(re.split(r"[^\w.-]", requirement, maxsplit=1)[0]) for requirement in requirements}
+
+
+def imported_packages(folder: str) -> Iterator[tuple[Path, str]]:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name.partition(".")[0]) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                yield path, node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_every_extra_says_what_needs_it(extra: str) -> None:
+    found = re.search(rf"^# .+\n{re.escape(extra)} = \[", TEXT, re.MULTILINE)
+    assert found is not None, f"[{extra}] has no comment above it"
+
+
+def test_the_extras_are_those_that_the_documentation_names() -> None:
+    assert set(PROJECT["optional-dependencies"]) == {
+        "cuda",
+        "tensorrt",
+        "tensorrt-rtx",
+        "export",
+        "train",
+        "serve",
+        "dev",
+    }
+
+
+def test_everything_imported_is_asked_for() -> None:
+    asked = names_in(PROJECT["dependencies"]).union(
+        *(names_in(requirements) for requirements in PROJECT["optional-dependencies"].values())
+    )
+    installed = packages_distributions()
+    unasked = [
+        f"{path.relative_to(ROOT)} imports {package}"
+        for folder in SOURCES
+        for path, package in imported_packages(folder)
+        if package not in sys.stdlib_module_names
+        and package != "sdrpn"
+        and not asked & {DISTRIBUTIONS.get(package, package), *map(normal, installed.get(package, ()))}
+    ]
+    assert unasked == []
+
+
+def test_the_base_install_has_no_framework() -> None:
+    assert not names_in(PROJECT["dependencies"]) & {"torch", "transformers", "onnx", "onnxscript", "safetensors"}
+
+
+def test_the_metadata() -> None:
+    metadata = distribution("sdrpn").metadata
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Summary"] == PROJECT["description"]
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_changelog_has_this_version_or_what_comes_next() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[(Unreleased|{re.escape(PROJECT['version'])})\]", changelog, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "export", "engines", "runtime"])
+def test_the_type_checkers_see_one_package(name: str) -> None:
+    link = ROOT / ".typing" / "sdrpn" / name
+    assert link.is_symlink()
+    assert link.exists(), f"{link} points nowhere"
+
+
+@pytest.mark.slow
+def test_the_wheel(tmp_path: Path) -> None:
+    """Builds in a fresh environment, as pip does for users: needs an index to take the build backend from."""
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, timeout=600)
+    (wheel,) = tmp_path.glob("sdrpn-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for folder in SOURCES:
+        place = "sdrpn" if folder == "sdrpn" else f"sdrpn/{folder}"
+        expected = {f"{place}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
+        assert expected <= set(names)
+    assert "sdrpn/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.partition("/")[0] for name in names} == {"sdrpn", f"sdrpn-{PROJECT['version']}.dist-info"}
