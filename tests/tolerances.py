@@ -17,3 +17,8 @@ REUSE_LOGITS_ABS = 1e-4
 
 # Normalised pixels reach 2.6; one step of a byte is 0.013. Equal bytes leave only float32 rounding.
 PIXEL_VALUES_ABS = 1e-6
+
+# The same float32 formula in another order of operations; values to about 10.
+SAME_MATH_ABS = 2e-5
+# Four layers of it, with other attention kernels, against transformers; logits to about 10.
+TRANSFORMERS_LOGITS_ABS = 1e-4
