@@ -92,11 +92,16 @@ class TextStream:
         self._tokenizer = tokenizer
         self._window: list[int] = []  # the latest tokens
         self._window_text = ""  # what has been returned of them
+        self._in_bytes = False
 
     def push(self, token_id: int) -> str:
         """Add a token; returns the text that is certain now, often none."""
         self._window.append(int(token_id))
         if BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(int(token_id)) or ""):
+            self._in_bytes = True
+        elif self._in_bytes:  # a token without text, such as a special one, does not end the bytes
+            self._in_bytes = decode_text(self._tokenizer, [token_id]) == ""
+        if self._in_bytes:
             return ""
         text = decode_text(self._tokenizer, self._window)
         return "" if text.endswith(INCOMPLETE) else self._returned(text)

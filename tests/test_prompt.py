@@ -266,6 +266,14 @@ def test_streams_equal_decoding_at_once(tokenizer: Tokenizer, data: st.DataObjec
     assert "".join(stream(tokenizer, ids)) == decode_text(tokenizer, ids)
 
 
+@pytest.mark.parametrize("between", [1, 10_000])
+def test_a_token_without_text_does_not_end_a_row_of_bytes(between: int) -> None:
+    tokenizer = llama_like()
+    byte_a, half_character, word = (tokenizer.encode(text).ids[-1] for text in ("\x01", "\u4e2d", "the"))
+    ids = [byte_a, between, half_character, word]
+    assert "".join(stream(tokenizer, ids)) == decode_text(tokenizer, ids) == "\ufffd\ufffd the"
+
+
 def test_long_streams_stay_fast() -> None:
     tokenizer = llama_like()
     ids = ids_of(tokenizer, "what is this thing? ") * 200
