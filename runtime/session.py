@@ -15,14 +15,14 @@ from sdrpn.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.image import open_image
 from sdrpn.prompt import TextStream, build_prompt, decode_text, load_tokenizer
-from sdrpn.roi import RoiPolicy, roi_map
+from sdrpn.roi import Decide, RoiPolicy, decide_by_policy, roi_map
 from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
 from sdrpn.runtime.backends import open_backend
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.runner import Backend, Runner
 from sdrpn.runtime.sampling import GREEDY, Sampler, Sampling
-from sdrpn.runtime.two_pass import Decide, Prefill, Request, TwoPass, decide_by_policy
+from sdrpn.runtime.two_pass import Prefill, Request, TwoPass
 from sdrpn.spec import ModelSpec
 
 __all__ = ["AnswerStream", "Session"]
@@ -177,7 +177,7 @@ class Session:
         self.close()
 
     def _decide(self, roi: RoiPolicy | None) -> Decide | None:
-        return decide_by_policy(self.spec, roi) if roi is not None else None
+        return decide_by_policy(roi, image_size_px=self.spec.vision.image_size_px) if roi is not None else None
 
     def _start(
         self,
@@ -196,8 +196,8 @@ class Session:
         with watch.stage("preprocess"):
             upright = open_image(image)
         request = Request(upright, before, after, decide, max_new_tokens)
+        self._answers += 1  # before anything is computed: a stream that is still open has lost its caches
         prefill = self._two_pass.prefill(request, watch)
-        self._answers += 1
         return AnswerStream(self, self._answers, request, prefill, watch, Sampler(sampling), stop_ids, trace)
 
     def _text(self, token_ids: Sequence[int]) -> str:
@@ -281,7 +281,6 @@ class AnswerStream:
     def _collect(self) -> Answer:
         prefill, decision = self._prefill, self._prefill.decision
         timings = self._watch.timings()
-        self._session._two_pass.forget_answer(prefill.prefix_rows)
         return Answer(
             text=self._session._text(self._token_ids),
             token_ids=tuple(self._token_ids),

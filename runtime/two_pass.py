@@ -13,7 +13,7 @@ Knows nothing about text or sampling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,17 +22,16 @@ from PIL import Image
 
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.image import base_pixels, crop_pixels, image_digest
-from sdrpn.roi import Crop, RoiDecision, RoiPolicy, decide_crops, resize_features, roi_logits_from_scores
+from sdrpn.roi import Crop, Decide, RoiDecision, resize_features, roi_logits_from_scores
 from sdrpn.runtime.answer import Stopwatch
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.runner import Backend, Runner
 from sdrpn.spec import ModelSpec
 
-__all__ = ["Decide", "Prefill", "Request", "TwoPass", "decide_by_policy"]
+__all__ = ["Prefill", "Request", "TwoPass"]
 
 FloatArray = npt.NDArray[np.float32]
-Decide = Callable[[FloatArray, tuple[int, int]], RoiDecision]  # (RoI logits (G,G), image (width, height)) -> crops
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class Prefill:
 
     logits: FloatArray  # (V,) for the first token
     position: int  # of the first token
-    prefix_rows: int
     roi_logits: FloatArray | None  # (G, G)
     decision: RoiDecision | None
     roi_tokens: int
@@ -119,11 +117,7 @@ class TwoPass:
                 logits = self._decoder.run_tail(self._decoder.valid["tail"], rows)
         self._prefix = key
         computed = {name: count - before[name] for name, count in self._computed_rows().items()}
-        return Prefill(logits, rows + roi_tokens, prefix_rows, roi_logits, decision, roi_tokens, encoded, computed)
-
-    def forget_answer(self, prefix_rows: int) -> None:
-        """Drop everything behind the prefix, so that the next question can follow it."""
-        self._decoder.truncate(prefix_rows)
+        return Prefill(logits, rows + roi_tokens, roi_logits, decision, roi_tokens, encoded, computed)
 
     def _computed_rows(self) -> dict[str, int]:
         return dict(self._decoder.computed_rows)
@@ -207,12 +201,3 @@ class TwoPass:
             f"{prompt} prompt tokens{crop} + {new} new tokens need {prompt + roi + new} positions, the bundle has "
             f"{self._max_context}; shorten the question, {mend}or lower max_new_tokens"
         )
-
-
-def decide_by_policy(spec: ModelSpec, policy: RoiPolicy) -> Decide:
-    """The crops that a policy takes from a map."""
-
-    def decide(roi_logits: FloatArray, image_wh: tuple[int, int]) -> RoiDecision:
-        return decide_crops(roi_logits, image_wh, policy, image_size_px=spec.vision.image_size_px)
-
-    return decide

@@ -8,7 +8,7 @@ large does not drag the crop of its smaller neighbours over the whole image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +20,11 @@ from sdrpn.geometry import Box, PaddedGrid
 
 __all__ = [
     "Crop",
+    "Decide",
     "RoiDecision",
     "RoiPolicy",
     "blur",
+    "decide_by_policy",
     "decide_crops",
     "find_components",
     "resize_features",
@@ -213,6 +215,18 @@ def decide_crops(
         oversize = [part for part in components if part.area > policy.max_cells]
         crops, note = _mask_crop(fired, oversize, grid, policy.max_cells)
     return RoiDecision(np.array(boxes, np.int64).reshape(-1, 4), tuple(crops), note, blurred)
+
+
+Decide = Callable[[Float32, tuple[int, int]], RoiDecision]  # logits (G,G), image (width, height) -> crops
+
+
+def decide_by_policy(policy: RoiPolicy, *, image_size_px: int) -> Decide:
+    """`decide_crops` with everything given but the logits and the image's size."""
+
+    def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
+        return decide_crops(logits, image_wh, policy, image_size_px=image_size_px)
+
+    return decide
 
 
 def resize_features(features: Float32, grid_hw: tuple[int, int]) -> Float32:

@@ -152,7 +152,7 @@ class ModelSpec:
             )
         if self.rpn is not None and not self.rpn.multi_head and self.llm.kv_heads != self.llm.heads:
             raise BadInput(
-                f"roi_multi_head=false multiplies whole queries and keys, which needs as many key heads as query heads; "
+                f"roi_multi_head=false multiplies whole queries and keys and needs as many key heads as query heads; "
                 f"got {self.llm.kv_heads} and {self.llm.heads}"
             )
 

@@ -174,6 +174,8 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # Every session's arena would keep the peak of the longest prompt that it ever saw.
+    options.enable_cpu_mem_arena = False
     # Four sessions take turns: threads that spin after their graph ended would take the cores from the next one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

@@ -20,7 +20,15 @@ from torch import Tensor
 from sdrpn.image import base_pixels, crop_pixels, open_image
 from sdrpn.model.layers import KvCache
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.roi import Crop, RoiDecision, RoiPolicy, decide_crops, resize_features, roi_logits_from_scores
+from sdrpn.roi import (
+    Crop,
+    Decide,
+    RoiDecision,
+    RoiPolicy,
+    decide_by_policy,
+    resize_features,
+    roi_logits_from_scores,
+)
 
 __all__ = ["ImageSource", "ReferenceAnswer", "reference_answer"]
 
@@ -37,7 +45,7 @@ class ReferenceAnswer:
     roi_logits: Float32 | None  # (G,G), before the sigmoid; None for plain LLaVA
     decision: RoiDecision | None
     roi_token_count: int
-    tap: Float32  # (S,D) of pass 1
+    tap: Float32 | None  # (S,D) of pass 1; None for plain LLaVA, which has no second pass
     image_embeds: Float32  # (G*G,D)
     roi_embeds: Float32  # (roi_token_count,D)
 
@@ -52,6 +60,7 @@ def reference_answer(
     roi: RoiPolicy | None,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
+    decide: Decide | None = None,
 ) -> ReferenceAnswer:
     """Answer by token ids.
 
@@ -59,6 +68,7 @@ def reference_answer(
         ids_before, ids_after: the prompt on either side of the image
         roi: None, or a model without an RPN: plain LLaVA
         stop_ids: generation ends with the first of these
+        decide: chooses the crops in place of `roi`
     Raises BadImage for an image that cannot be read.
     """
     picture = open_image(image)
@@ -67,13 +77,15 @@ def reference_answer(
     before, after = (model.embed(torch.tensor(list(ids), dtype=torch.long)) for ids in (ids_before, ids_after))
 
     prompt = torch.cat((before, image_embeds, after))[None]  # (1,S,D)
-    positions = _positions(0, prompt.shape[1])
-    tap = model.trunk(prompt, positions)
-    logits, decision, roi_embeds = None, None, image_embeds[:0]
-    if model.rpn is not None and roi is not None:
+    if decide is None and roi is not None:
+        decide = decide_by_policy(roi, image_size_px=model.spec.vision.image_size_px)
+    tap, logits, decision, roi_embeds = None, None, None, image_embeds[:0]
+    if model.rpn is not None and decide is not None:
+        positions = _positions(0, prompt.shape[1])
+        tap = model.trunk(prompt, positions)
         scores = model.rpn(tap, positions)[0, :, len(before) : len(before) + len(image_embeds)]
         logits = _roi_logits(model, scores)
-        decision = decide_crops(logits, picture.size, roi, image_size_px=model.spec.vision.image_size_px)
+        decision = decide(logits, picture.size)
         roi_embeds = torch.cat([roi_embeds, *(_crop_embeds(model, picture, crop) for crop in decision.crops)])
 
     prompt = torch.cat((before, image_embeds, roi_embeds, after))[None]
@@ -84,7 +96,7 @@ def reference_answer(
         roi_logits=logits,
         decision=decision,
         roi_token_count=len(roi_embeds),
-        tap=_array(tap[0]),
+        tap=None if tap is None else _array(tap[0]),
         image_embeds=_array(image_embeds),
         roi_embeds=_array(roi_embeds),
     )

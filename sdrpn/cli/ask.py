@@ -1,0 +1,176 @@
+"""`sdrpn ask`: one question about one image."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrpn.cli.arguments import non_negative_number, number_between, positive_int, whole_number
+
+if TYPE_CHECKING:
+    from sdrpn.runtime import Answer
+
+HELP = "ask a question about an image"
+DESCRIPTION = """\
+Ask a question about an image: look at the whole image once, find the region that the question is about, crop it from
+the full resolution, and answer with the crop's tokens added.
+
+  sdrpn ask bundle street.jpg "What does the sign say?" --overlay looked-at.png
+  sdrpn ask bundle street.jpg -- "-- a question that begins with a dash"
+"""
+
+# The names that Session.open takes.
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="picture in any format that Pillow reads")
+    parser.add_argument("question", metavar="QUESTION", help="what to ask, in quotes")
+    _add_where(parser.add_argument_group("where it runs"))
+    _add_region(parser.add_argument_group("where it looks"))
+    _add_answer(parser.add_argument_group("how it answers"))
+    _add_output(parser.add_argument_group("what it prints"))
+
+
+def _add_where(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default=BACKENDS[0],
+        help=f"library that runs the graphs; onnxruntime-tensorrt is experimental (default: {BACKENDS[0]})",
+    )
+    group.add_argument(
+        "--variant", metavar="NAME", help="dialect-precision, e.g. fused-fp16 (default: the one that suits a CPU best)"
+    )
+    group.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
+    group.add_argument(
+        "--no-verify", action="store_true", help="do not check the digests of large files: starts faster"
+    )
+
+
+def _add_region(group: argparse._ArgumentGroup) -> None:
+    # The defaults below are those of RoiPolicy, which the published evaluation of TextVQA uses. They are not imported
+    # from there because that would load NumPy for --help.
+    group.add_argument("--no-roi", action="store_true", help="do not look twice: plain LLaVA")
+    group.add_argument(
+        "--threshold",
+        metavar="X",
+        type=number_between(-1, 1),
+        default=0.15,
+        help="a cell of the RoI map counts above this; negative: relative to the highest raw score (default: 0.15)",
+    )
+    group.add_argument(
+        "--upscale",
+        choices=("mask", "bbox"),
+        default="mask",
+        help="mask: one crop around all regions and only the cells that count; bbox: up to two crops, all cells "
+        "(default: mask)",
+    )
+    group.add_argument(
+        "--max-ratio",
+        metavar="R",
+        type=non_negative_number,
+        help="with --upscale bbox: give a region at most R times as many tokens a side as it has cells (default: no "
+        "limit)",
+    )
+
+
+def _add_answer(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-new-tokens", metavar="N", type=positive_int, default=64, help="longest answer (default: 64)"
+    )
+    group.add_argument(
+        "--temperature",
+        metavar="X",
+        type=non_negative_number,
+        default=0.0,
+        help="0: always the likeliest token; higher: more varied (default: 0)",
+    )
+    group.add_argument(
+        "--top-p",
+        metavar="P",
+        type=number_between(0, 1),
+        default=1.0,
+        help="with --temperature: draw from the likeliest tokens that hold this share of the probability (default: 1)",
+    )
+    group.add_argument(
+        "--seed", metavar="N", type=whole_number, default=0, help="with --temperature: which draw (default: 0)"
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--overlay",
+        metavar="OUT.png",
+        type=Path,
+        help="also draw the heat map and the boxes over the image, with the crop beside it",
+    )
+    form = group.add_mutually_exclusive_group()
+    form.add_argument("--stream", action="store_true", help="print the answer as it is made")
+    form.add_argument("--json", action="store_true", help="print answer, token ids, boxes and timings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, and draw where it looked."""
+    from sdrpn.cli.output import print_json, print_text, warn
+    from sdrpn.roi import RoiPolicy
+    from sdrpn.runtime import Sampling, Session
+
+    sampling = Sampling(args.temperature, args.top_p, args.seed)
+    policy = None if args.no_roi else RoiPolicy(args.threshold, args.upscale, args.max_ratio)
+    with Session.open(
+        args.bundle, backend=args.backend, threads=args.threads, variant=args.variant, verify=not args.no_verify
+    ) as session:
+        if policy is not None and session.spec.rpn is None:
+            warn(f"{args.bundle} has no RPN: answered as plain LLaVA (--no-roi says so without this warning)")
+            policy = None
+        stream = session.stream(
+            args.image, args.question, roi=policy, max_new_tokens=args.max_new_tokens, sampling=sampling
+        )
+        if args.stream:
+            _print_pieces(stream)
+        answer = stream.finish()
+    if args.overlay is not None:
+        _write_overlay(args.image, args.overlay, answer)
+    if answer.note is not None:
+        warn(answer.note)
+    if args.json:
+        print_json(_as_json(answer))
+    elif not args.stream:
+        print_text(answer.text)
+    return 0
+
+
+def _print_pieces(stream: Iterable[str]) -> None:
+    for piece in stream:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _write_overlay(image_path: Path, overlay_path: Path, answer: Answer) -> None:
+    from sdrpn.atomic import replacing_file
+    from sdrpn.image import open_image
+    from sdrpn.overlay import draw_overlay
+
+    picture = draw_overlay(open_image(image_path), answer.roi_map, answer.boxes_xyxy_px)
+    with replacing_file(overlay_path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _as_json(answer: Answer) -> dict[str, object]:
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "boxes_xyxy_px": answer.boxes_xyxy_px,
+        "roi_token_count": answer.roi_token_count,
+        "note": answer.note,
+        "timings": answer.timings,
+        "tokens": answer.tokens,
+    }

@@ -1,0 +1,90 @@
+"""`sdrpn inspect`: what a bundle holds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdrpn.bundle import GraphInfo, Manifest, TensorInfo, Variant
+
+HELP = "show what a bundle holds"
+DESCRIPTION = """\
+Show what a bundle holds: the model's sizes, where its layers are cut, the RPN, the variants with their graphs, inputs
+and outputs, and the size of every file.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("--verify", action="store_true", help="also check the digests of large files")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the manifest, compare sizes and small digests, and print."""
+    from sdrpn.bundle import open_bundle
+    from sdrpn.cli.output import print_json
+
+    bundle = open_bundle(args.bundle)
+    bundle.verify(bundle.manifest.files, large=args.verify)
+    if args.json:
+        print_json(bundle.manifest.to_json())
+        return 0
+    _print_model(bundle.manifest)
+    for variant in bundle.manifest.variants.values():
+        _print_variant(bundle.manifest, variant)
+    return 0
+
+
+def _print_model(manifest: Manifest) -> None:
+    from sdrpn.cli.output import print_table
+
+    spec, llm, vision = manifest.spec, manifest.spec.llm, manifest.spec.vision
+    rpn = "none: plain LLaVA only" if spec.rpn is None else f"{spec.rpn.layers} layers, loss {spec.rpn.loss}"
+    rows = [
+        ("image", f"{vision.image_size_px}x{vision.image_size_px} px, {vision.grid_side}x{vision.grid_side} tokens"),
+        ("vision tower", f"{vision.used_layers} of {vision.layers} layers, width {vision.width}"),
+        ("LLM", f"{llm.layers} layers, width {llm.width}, {llm.heads} heads ({llm.kv_heads} for keys and values)"),
+        ("tap", f"after layer {spec.tap_layer}: trunk {spec.tap_layer}, tail {spec.tail_layers} layers"),
+        ("RPN", rpn),
+        ("context", f"{manifest.max_context} of {llm.max_context} positions"),
+        ("vocabulary", f"{llm.vocabulary} tokens, tokenizer {manifest.tokenizer or 'none: token ids only'}"),
+        ("prompt", spec.prompt.template if "{" not in spec.prompt.template else "chat template"),
+        ("from", f"{manifest.source.get('checkpoint')} ({manifest.source.get('layout')})"),
+        ("written by", ", ".join(f"{name} {number}" for name, number in sorted(manifest.tools.items()))),
+    ]
+    print_table(("model", ""), rows)
+
+
+def _print_variant(manifest: Manifest, variant: Variant) -> None:
+    from sdrpn.cli.output import print_table
+    from sdrpn.sizes import text_from_bytes
+
+    rows = [
+        (graph.name, _signature(graph.inputs), _signature(graph.outputs), text_from_bytes(_size(manifest, graph)))
+        for graph in variant.graphs.values()
+    ]
+    size_bytes = sum(manifest.files[name].size_bytes for name in variant.files)
+    title = f"{variant.name}: opset {variant.opset}, {text_from_bytes(size_bytes)} with the token embedding"
+    print_table(("graph", "inputs", "outputs", "size"), rows, title=title)
+
+
+def _size(manifest: Manifest, graph: GraphInfo) -> int:
+    return sum(manifest.files[name].size_bytes for name in (graph.file, *graph.weights))
+
+
+def _signature(tensors: Sequence[TensorInfo]) -> str:
+    """Names and dims, one a line; caches, alike in all layers, are counted."""
+    caches = [tensor for tensor in tensors if "cache" in tensor.name]
+    lines = [_line(tensor) for tensor in tensors if "cache" not in tensor.name]
+    if caches:
+        lines.append(f"{len(caches)} caches such as {_line(caches[0])}")
+    return "\n".join(lines)
+
+
+def _line(tensor: TensorInfo) -> str:
+    return f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.dims))})"

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sdrpn.errors import BadInput
+from sdrpn.runtime.sampling import GREEDY, Sampler, Sampling
+
+LOGITS = np.array([0.0, 2.0, 1.0, -3.0], np.float32)
+
+
+def draws(sampling: Sampling, count: int = 400) -> list[int]:
+    sampler = Sampler(sampling)
+    return [sampler.choose(LOGITS) for _ in range(count)]
+
+
+def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
+    assert Sampler(GREEDY).choose(LOGITS) == 1
+    assert Sampler(GREEDY).choose(np.array([1.0, 3.0, 3.0], np.float32)) == 1
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    assert draws(Sampling(1.0, 1.0, 7)) == draws(Sampling(1.0, 1.0, 7))
+    assert draws(Sampling(1.0, 1.0, 7)) != draws(Sampling(1.0, 1.0, 8))
+
+
+def test_frequencies_follow_the_softmax() -> None:
+    counts = np.bincount(draws(Sampling(1.0, 1.0, 0), 20_000), minlength=4) / 20_000
+    expected = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    np.testing.assert_allclose(counts, expected, atol=0.02)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.01, {1}), (0.6, {1}), (0.7, {1, 2}), (0.95, {0, 1, 2})])
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[int]) -> None:
+    assert set(draws(Sampling(1.0, top_p, 0))) == kept
+
+
+def test_a_low_temperature_is_nearly_greedy() -> None:
+    assert set(draws(Sampling(0.05, 1.0, 0))) == {1}
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"temperature": float("inf")}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_bad_values_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(BadInput, match=next(iter(bad))):
+        Sampling(**bad)  # type: ignore[arg-type]
