@@ -83,13 +83,20 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.fl
     """
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     noise = np.random.default_rng(int.from_bytes(digest[:8], "little")).standard_normal(shape, dtype=np.float32)
+    noise *= np.float32(_deviation(name, shape))  # in place: one copy of the largest tensor is enough
+    return noise + 1 if "norm" in name and name.endswith("weight") else noise
+
+
+def _deviation(name: str, shape: tuple[int, ...]) -> float:
     if name.endswith("bias"):
-        return noise * np.float32(0.05)
+        return 0.05
     if "norm" in name:
-        return 1 + noise * np.float32(0.1)
-    if "embed" in name and not name.startswith("vision.patch"):
-        return noise if name.startswith("llm") else noise * np.float32(0.3)
-    return noise * np.float32(math.prod(shape[1:]) ** -0.5)
+        return 0.1
+    if name == "llm.embed.weight":
+        return 1.0
+    if name in ("vision.class_embedding", "vision.position_embedding"):
+        return 0.3
+    return float(math.prod(shape[1:]) ** -0.5)
 
 
 def _gains(spec: ModelSpec, roi_gain: float) -> dict[str, float]:
@@ -107,7 +114,9 @@ def _write_weights(
     stored_shapes = {file_names[name]: shape for name, shape in shapes.items()}
     with SafetensorsWriter(folder / "model.safetensors", stored_shapes, dtype) as writer:
         for name, shape in shapes.items():
-            writer.write(file_names[name], random_tensor(name, shape, seed) * np.float32(gains.get(name, 1.0)))
+            array = random_tensor(name, shape, seed)
+            array *= np.float32(gains.get(name, 1.0))
+            writer.write(file_names[name], array)
 
 
 def _write_tower(folder: Path, spec: ModelSpec, shapes: Shapes, seed: int, dtype: np.dtype[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +90,8 @@ def test_scores_are_scaled_dot_products_of_shared_key_heads() -> None:
     positions = torch.arange(5)[None]
     tap = torch.randn(1, 5, 48)
     scores = rpn(tap, positions)
-    whole, last = cast("list[Any]", list(rpn.layers))
+    layers: list[Any] = list(rpn.layers)
+    whole, last = layers
     normed = last.input_norm(rpn.norm(whole(tap, positions)))[0]
     query, key = last.attention.q(normed[-1]), last.attention.k(normed)
     for head in range(4):

@@ -70,6 +70,7 @@ def test_plain_answers_are_equal(model: SdRpnModel, case: Case) -> None:
 def test_the_first_pass_is_equal(model: SdRpnModel, case: Case) -> None:
     answer = case.answer(model, RoiPolicy())
     assert answer.roi_logits is not None
+    assert answer.tap is not None
     assert largest_difference(answer.image_embeds[:8], case.outputs["image_embeds_head"]) < GOLDEN_HIDDEN_ABS
     assert largest_difference(answer.tap[-8:], case.outputs["tap_hidden_last8"]) < GOLDEN_HIDDEN_ABS
     assert largest_difference(answer.roi_logits, case.outputs["roi_logits"]) < GOLDEN_ROI_LOGITS_ABS
