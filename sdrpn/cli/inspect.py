@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import GraphInfo, Manifest, TensorInfo, Variant
+    from sdrpn.bundle import GraphInfo, Manifest, Variant
 
 HELP = "show what a bundle holds"
 DESCRIPTION = """\
 Show what a bundle holds: the model's sizes, where its layers are cut, the RPN, the variants with their graphs, inputs
 and outputs, and the size of every file.
 """
+
+GRAPHS = ("vision", "trunk", "rpn", "tail")  # as an image passes through them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,27 +66,25 @@ def _print_variant(manifest: Manifest, variant: Variant) -> None:
     from sdrpn.cli.output import print_table
     from sdrpn.sizes import text_from_bytes
 
-    rows = [
-        (graph.name, _signature(graph.inputs), _signature(graph.outputs), text_from_bytes(_size(manifest, graph)))
-        for graph in variant.graphs.values()
-    ]
+    rows = [row for name in GRAPHS if name in variant.graphs for row in _graph_rows(manifest, variant.graphs[name])]
     size_bytes = sum(manifest.files[name].size_bytes for name in variant.files)
     title = f"{variant.name}: opset {variant.opset}, {text_from_bytes(size_bytes)} with the token embedding"
-    print_table(("graph", "inputs", "outputs", "size"), rows, title=title)
+    print_table(("graph", "size", "", "tensor", "type", "dims"), rows, title=title)
+
+
+def _graph_rows(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, ...]]:
+    """A row a tensor; the caches, alike in all layers, are one row together."""
+    from sdrpn.sizes import text_from_bytes
+
+    head = graph.name, text_from_bytes(_size(manifest, graph))
+    for side, tensors in (("in", graph.inputs), ("out", graph.outputs)):
+        caches = [tensor for tensor in tensors if "cache" in tensor.name]
+        others = [tensor for tensor in tensors if "cache" not in tensor.name]
+        for tensor in (*others, *caches[:1]):
+            more = f" and {len(caches) - 1} more" if tensor in caches and len(caches) > 1 else ""
+            yield (*head, side, f"{tensor.name}{more}", tensor.dtype, f"({', '.join(map(str, tensor.dims))})")
+            head = "", ""
 
 
 def _size(manifest: Manifest, graph: GraphInfo) -> int:
     return sum(manifest.files[name].size_bytes for name in (graph.file, *graph.weights))
-
-
-def _signature(tensors: Sequence[TensorInfo]) -> str:
-    """Names and dims, one a line; caches, alike in all layers, are counted."""
-    caches = [tensor for tensor in tensors if "cache" in tensor.name]
-    lines = [_line(tensor) for tensor in tensors if "cache" not in tensor.name]
-    if caches:
-        lines.append(f"{len(caches)} caches such as {_line(caches[0])}")
-    return "\n".join(lines)
-
-
-def _line(tensor: TensorInfo) -> str:
-    return f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.dims))})"
