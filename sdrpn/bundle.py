@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,6 +49,11 @@ class TensorInfo:
     dtype: str  # as NumPy spells it
     dims: tuple[int | str, ...]
 
+    def __post_init__(self) -> None:
+        _require_type(str, self, "name", "dtype")
+        if not all(isinstance(dim, (int, str)) for dim in self.dims):
+            raise TypeError(f"dims of {self.name} are {self.dims}, expected numbers and names")
+
 
 @dataclass(frozen=True)
 class GraphInfo:
@@ -58,6 +64,11 @@ class GraphInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     weights: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_type(str, self, "name", "file")
+        if not all(isinstance(file, str) for file in self.weights):
+            raise TypeError(f"weights of {self.name} are {self.weights}, expected names of files")
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,10 @@ class Variant:
     graphs: Mapping[str, GraphInfo]
     embedding: str  # file of the token embedding table, (V, D)
     embedding_dtype: str
+
+    def __post_init__(self) -> None:
+        _require_type(str, self, "name", "dialect", "precision", "embedding", "embedding_dtype")
+        _require_type(int, self, "opset")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -88,6 +103,10 @@ class FileInfo:
     size_bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        _require_type(int, self, "size_bytes")
+        _require_type(str, self, "sha256")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -102,6 +121,12 @@ class Manifest:
     tools: Mapping[str, str]  # library -> version at export
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        _require_type(int, self, "max_context")
+        _require_type(dict, self, "variants", "files", "source", "tools")
+        if self.tokenizer is not None:
+            _require_type(str, self, "tokenizer")
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists."""
         return {**_plain(self), "spec": self.spec.to_json()}
@@ -115,7 +140,7 @@ class Manifest:
         """The inverse of `to_json`; KeyError or TypeError where something is missing or of another type."""
         return cls(
             spec=ModelSpec.from_json(value["spec"]),
-            max_context=int(value["max_context"]),
+            max_context=value["max_context"],
             variants={name: _variant(v) for name, v in value["variants"].items()},
             files={name: FileInfo(**v) for name, v in value["files"].items()},
             tokenizer=value["tokenizer"],
@@ -154,10 +179,11 @@ class Bundle:
         if name not in self.manifest.files:
             raise BadBundle(f"{self.path / MANIFEST_NAME} names {name!r} but does not list it; export the bundle again")
         path = self.path / _inside(self.path, name)
-        if not path.is_file():
-            raise BadBundle(f"{path} is missing; export the bundle again")
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise BadBundle(f"{path} is a link that leaves the bundle; expected a file inside {self.path}")
+        with _reading(path):
+            if not path.is_file():
+                raise BadBundle(f"{path} is missing; export the bundle again")
+            if not path.resolve().is_relative_to(self.path.resolve()):
+                raise BadBundle(f"{path} is a link that leaves the bundle; expected a file inside {self.path}")
         return path
 
     def verify(
@@ -169,13 +195,15 @@ class Bundle:
         """
         for name in names:
             path, expected = self.file(name), self.manifest.files[name]
-            size_bytes = path.stat().st_size
+            with _reading(path):
+                size_bytes = path.stat().st_size
             if size_bytes != expected.size_bytes:
                 raise BadBundle(
                     f"{path} has {size_bytes} bytes, the manifest says {expected.size_bytes}; export the bundle again"
                 )
             if large or size_bytes <= SMALL_FILE_BYTES:
-                found = file_digest(path, advance)
+                with _reading(path):
+                    found = file_digest(path, advance)
                 if found != expected.sha256:
                     raise BadBundle(
                         f"{path} was changed: its SHA-256 is {found[:12]}..., the manifest says "
@@ -186,20 +214,18 @@ class Bundle:
 def open_bundle(path: Path | str) -> Bundle:
     """Read a bundle's manifest. Raises BadBundle or BadInput; verifies no other file."""
     path = Path(path)
-    if not path.exists():
-        raise BadInput(f"{path} does not exist; expected a bundle folder, as `sdrpn export` writes it")
     manifest_path = path / MANIFEST_NAME
+    with _reading(manifest_path):
+        if not path.exists():
+            raise BadInput(f"{path} does not exist; expected a bundle folder, as `sdrpn export` writes it")
+        if not path.is_dir():
+            raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it")
+        if not manifest_path.exists():
+            raise BadBundle(f"{path} has no {MANIFEST_NAME}; expected a bundle, as `sdrpn export` writes it")
+        content = manifest_path.read_bytes()
     try:
-        value = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadBundle(f"{path} has no {MANIFEST_NAME}; expected a bundle, as `sdrpn export` writes it") from None
-    except NotADirectoryError:
-        raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it") from None
-    except PermissionError:
-        raise BadBundle(
-            f"{manifest_path} cannot be read: permission denied; check the folder's owner and mode"
-        ) from None
-    except (OSError, ValueError) as error:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise BadBundle(f"{manifest_path} cannot be read ({error}); export the bundle again") from error
     return Bundle(path, _manifest(manifest_path, value))
 
@@ -212,6 +238,17 @@ def file_digest(path: Path, advance: Callable[[int], None] = lambda size_bytes: 
             digest.update(piece)
             advance(len(piece))
     return digest.hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Errors of the file system, as a user can act on them."""
+    try:
+        yield
+    except PermissionError:
+        raise BadBundle(f"{path} cannot be read: permission denied; check the folder's owner and mode") from None
+    except OSError as error:
+        raise BadBundle(f"{path} cannot be read ({error}); export the bundle again") from error
 
 
 def _manifest(path: Path, value: object) -> Manifest:
@@ -231,13 +268,22 @@ def _manifest(path: Path, value: object) -> Manifest:
         _inside(path.parent, name)
     if not manifest.variants:
         raise BadBundle(f"{path} lists no variant; export the bundle again")
+    for variant in manifest.variants.values():
+        for graph in _graph_names(manifest.spec):
+            if graph not in variant.graphs:
+                raise BadBundle(f"{path}: variant {variant.name!r} has no graph {graph!r}; export the bundle again")
     return manifest
+
+
+def _graph_names(spec: ModelSpec) -> tuple[str, ...]:
+    return ("vision", "trunk", "tail") if spec.rpn is None else ("vision", "trunk", "rpn", "tail")
 
 
 def _inside(root: Path, name: str) -> PurePosixPath:
     """`name` as a relative path that stays below the bundle."""
     relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not relative.parts:
+    foreign = "\\" in name or "\0" in name
+    if relative.is_absolute() or ".." in relative.parts or foreign or not relative.parts:
         raise BadBundle(f"{root / MANIFEST_NAME} names {name!r}, which leaves the bundle; expected a path inside it")
     return relative
 
@@ -253,6 +299,14 @@ def _graph(value: Mapping[str, Any]) -> GraphInfo:
         for side in ("inputs", "outputs")
     }
     return GraphInfo(value["name"], value["file"], tensors["inputs"], tensors["outputs"], tuple(value["weights"]))
+
+
+def _require_type(kind: type, owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            what = f"{name} of a {type(owner).__name__}"
+            raise TypeError(f"{what} is of type {type(value).__name__}, expected {kind.__name__}")
 
 
 def _plain(value: object) -> Any:

@@ -169,13 +169,13 @@ class ModelSpec:
     def from_json(cls, value: dict[str, Any]) -> ModelSpec:
         """The inverse of `to_json`; raises BadInput for a missing or unknown entry."""
         try:
-            vision = dict(value["vision"])
+            vision = {**value["vision"]}
             for key in ("image_mean", "image_std"):
                 vision[key] = tuple(vision[key])
-            llm = dict(value["llm"])
+            llm = {**value["llm"]}
             if llm.get("rope_scaling") is not None:
                 llm["rope_scaling"] = RopeScaling(**llm["rope_scaling"])
-            prompt = dict(value["prompt"])
+            prompt = {**value["prompt"]}
             prompt["eos_token_ids"] = tuple(prompt["eos_token_ids"])
             return cls(
                 vision=VisionSpec(**vision),
