@@ -1,0 +1,107 @@
+"""The README tells the truth: its commands run, its layout is the one on disk, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdrpn.cli.main import VERBS, build_parser
+from sdrpn.libraries import EXTRAS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCES = ("sdrpn", "export", "engines", "runtime")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_first_command_runs_the_main_job(tmp_path: Path) -> None:
+    """Without its first part, which makes the environment: this one has what is needed."""
+    *making, last = blocks("sh")[0].strip().split(" && ")
+    assert making == ["python3 -m venv .venv", ".venv/bin/pip install -e '.[export]'"]
+    program, script = shlex.split(last)
+    assert (program, script) == (".venv/bin/python", "examples/quickstart.py")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "random" in done.stdout
+    made = {path.suffix: path for path in tmp_path.rglob("*") if "examples" not in path.parts}
+    assert ".onnx" in made
+    with Image.open(made[".png"]) as overlay:
+        overlay.load()
+        assert overlay.width > 336
+
+
+def test_the_test_command_is_the_one_that_ci_runs() -> None:
+    (command,) = [line for block in blocks("sh") for line in block.splitlines() if line.endswith("pytest")]
+    pattern = re.search(r'grep -E "(.+)" README\.md', (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert pattern is not None
+    assert re.search(pattern.group(1), command)
+
+
+def test_every_sdrpn_command_is_understood() -> None:
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sdrpn ")]
+    assert commands
+    for command in commands:
+        build_parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
+def test_every_python_example_compiles() -> None:
+    examples = blocks("python")
+    assert examples
+    for example in examples:
+        compile(example, "README.md", "exec")
+
+
+def test_the_layout_lists_every_module_once() -> None:
+    (layout,) = [block for block in blocks("") if "sdrpn/  " in block]
+    listed = layout_paths(layout)
+    modules = [
+        str(path.relative_to(ROOT))
+        for folder in SOURCES
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    assert sorted(path for path in listed if path.endswith(".py")) == sorted(modules)
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+
+
+def layout_paths(layout: str) -> list[str]:
+    """The files and folders of a tree drawing; several on a line are separated by commas."""
+    paths, folders = [], [""]
+    for line in layout.splitlines():
+        branch, entry = re.fullmatch(r"([│├└─ ]*)(.+)", line).groups()  # type: ignore[union-attr]
+        names = re.split(r"\s{2,}", entry)[0].split(", ")
+        depth = len(branch) // 4
+        folders = folders[: depth + 1]
+        paths += [f"{folders[depth]}{name}" for name in names]
+        folders.append(f"{folders[depth]}{names[0]}")
+    return paths
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_in_the_table(verb: str) -> None:
+    assert f"| `sdrpn {verb}` |" in README
+
+
+@pytest.mark.parametrize("extra", [extra for extra in EXTRAS if extra != "base"])
+def test_every_extra_is_in_the_table(extra: str) -> None:
+    assert f"| `{extra}` |" in README
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_to_files_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert missing == []
