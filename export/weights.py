@@ -74,6 +74,11 @@ class _Place:
     size_bytes: int
     weight: Weight
 
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind it."""
+        return self.offset + self.size_bytes
+
 
 class WeightTable:
     """The weights of one graph (or of a shared group such as the rotary tables) in one precision."""
@@ -92,9 +97,9 @@ class WeightTable:
         file = f"weights/{group}.{stored}.bin" if weight.role == "matmul" else f"weights/{group}.norm.fp32.bin"
         dtype = PRECISIONS[stored]
         offset = -(-self.files.get(file, 0) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        size_bytes = math.prod(weight.shape) * dtype.itemsize
-        self._places[weight.name] = _Place(file, dtype, offset, int(size_bytes), weight)
-        self.files[file] = offset + int(size_bytes)
+        place = _Place(file, dtype, offset, int(math.prod(weight.shape) * dtype.itemsize), weight)
+        self._places[weight.name] = place
+        self.files[file] = place.end
 
     def external_tensor(self, name: str) -> ir.ExternalTensor:
         """An ONNX tensor that points into the table's file."""
@@ -118,19 +123,18 @@ class WeightTable:
     ) -> None:
         """Write this table's own files under `bundle_dir`, one tensor at a time, except those in `skip`.
 
-        `advance` is told the bytes that have been written. Raises RunFailed for a value that fp16 cannot hold.
+        `advance` is told the bytes by which a file has grown. Raises RunFailed for a value that fp16 cannot hold.
         """
-        for file in self.files:
-            if file in skip:
-                continue
+        for file in (file for file in self.files if file not in skip):
             path = bundle_dir / file
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as stream:
-                for place in (self._places[name] for name in self._own):
-                    if place.file == file:
-                        stream.seek(place.offset)
-                        stream.write(_converted(place, reader).view(np.uint8).data)
-                        advance(place.size_bytes)
+                size_bytes = 0
+                for place in (self._places[name] for name in self._own if self._places[name].file == file):
+                    stream.seek(place.offset)
+                    stream.write(_converted(place, reader).view(np.uint8).data)
+                    advance(place.end - size_bytes)
+                    size_bytes = place.end
 
 
 def _converted(place: _Place, reader: TensorReader) -> Array:
@@ -140,14 +144,14 @@ def _converted(place: _Place, reader: TensorReader) -> Array:
         raise RunFailed(
             f"{weight.name}: made {array.shape} from {', '.join(weight.sources)}, expected {weight.shape}; report this"
         )
-    array = array.reshape(weight.shape)
-    if place.dtype == ir.DataType.FLOAT16 and array.dtype != np.float16:
-        largest = float(np.abs(array.astype(np.float32)).max(initial=0.0))
-        if largest > _FP16_MAX:
-            raise RunFailed(
-                f"{weight.name} holds {largest:.4g}, fp16 ends at {_FP16_MAX:.0f}; export with --precision fp32"
-            )
-    return np.ascontiguousarray(array, dtype=place.dtype.numpy())
+    with np.errstate(over="ignore"):  # found right below
+        stored = np.ascontiguousarray(array.reshape(weight.shape), dtype=place.dtype.numpy())
+    if place.dtype == ir.DataType.FLOAT16 and not np.isfinite(stored).all():
+        largest = float(np.abs(array.astype(np.float32)).max())
+        raise RunFailed(
+            f"{weight.name} holds {largest:.4g}, fp16 ends at {_FP16_MAX:.0f}; export with --precision fp32"
+        )
+    return stored
 
 
 class ArrayReader:

@@ -22,3 +22,7 @@ PIXEL_VALUES_ABS = 1e-6
 SAME_MATH_ABS = 2e-5
 # Four layers of it, with other attention kernels, against transformers; logits to about 10.
 TRANSFORMERS_LOGITS_ABS = 1e-4
+
+# Two libraries' powers in float32; at position 4096 an angle of that error moves a cosine by 4096 times as much.
+ROPE_FREQUENCY_RELATIVE = 5e-7
+ROPE_TABLE_ABS = 1e-3
