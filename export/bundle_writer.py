@@ -146,7 +146,7 @@ class _Plan:
             author = _AUTHORS[name](self.spec, dialect, dtype, table)
             file = f"{name}.{self.options.variant}.onnx"
             author.save(folder / file)
-            graphs[name] = _graph_info(author, file, table)
+            graphs[name] = _graph_info(author, file)
         (embedding,) = self.embedding.files
         return Variant(
             self.options.variant,
@@ -205,8 +205,14 @@ def _write(
 
 
 def _existing_bundle(out: Path) -> Bundle | None:
-    if not (out / MANIFEST_NAME).exists():
+    if not out.exists():
         return None
+    if not out.is_dir():
+        raise BadInput(f"{out} is a file; expected a new or an empty folder, or a bundle: name another --out")
+    if not any(out.iterdir()):
+        return None
+    if not (out / MANIFEST_NAME).exists():
+        raise BadInput(f"{out} is not empty and no bundle (it has no {MANIFEST_NAME}); name another --out")
     bundle = open_bundle(out)
     bundle.verify(bundle.manifest.files, large=False)
     return bundle
@@ -237,11 +243,11 @@ def _checked_context(spec: ModelSpec, wanted: int | None) -> int:
     return wanted
 
 
-def _graph_info(author: GraphAuthor, file: str, table: WeightTable) -> GraphInfo:
+def _graph_info(author: GraphAuthor, file: str) -> GraphInfo:
     def tensors(side: str) -> tuple[TensorInfo, ...]:
         return tuple(TensorInfo(value.name, value.dtype.numpy().name, value.dims) for value in getattr(author, side)())
 
-    return GraphInfo(author.name, file, tensors("inputs"), tensors("outputs"), table.files_used())
+    return GraphInfo(author.name, file, tensors("inputs"), tensors("outputs"), author.weight_files())
 
 
 def _link_tree(source: Path, folder: Path) -> None:

@@ -51,7 +51,10 @@ class Dialect(Protocol):
     def mask(
         self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
     ) -> ir.Value:
-        """(B,1,S,keys) bool: what the queries at `position_ids` may see; `rows` (B,S) are the new keys' positions."""
+        """(B,1,S,keys) bool, kv_index <= position_id: what the queries at `position_ids` may see.
+
+        `keys` is a cache; `rows` (B,S_new) has an entry for every new row, which lie from `write_index` (B) on.
+        """
         ...
 
     def update_cache(
@@ -102,7 +105,7 @@ class FusedDialect:
         self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
     ) -> ir.Value:
         """kv_index <= position_id: what was written in this step is already in the cache."""
-        return g.op.LessOrEqual(_key_index(g, keys), _as_column(g, position_ids), _outputs=["mask"])
+        return g.op.LessOrEqual(_count_along(g, keys, 2), _as_column(g, position_ids), _outputs=["mask"])
 
     def update_cache(
         self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value
@@ -145,12 +148,12 @@ class PrimitiveDialect:
     def mask(
         self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
     ) -> ir.Value:
-        """Cached keys: kv_index < write_index and <= position; new keys, which follow: their position <= position."""
+        """The same condition for cached keys (kv_index < write_index) and for the new ones, which follow them."""
         column = _as_column(g, position_ids)
-        index = _key_index(g, keys)
-        written = g.op.Unsqueeze(write_index, g.constant([1, 2, 3], ir.DataType.INT64))
-        cached = g.op.And(g.op.Less(index, written), g.op.LessOrEqual(index, column))
-        new = g.op.LessOrEqual(g.op.Unsqueeze(rows, g.constant([1, 2], ir.DataType.INT64)), column)
+        index = _count_along(g, keys, 2)
+        start = g.op.Unsqueeze(write_index, g.constant([1, 2, 3], ir.DataType.INT64))  # (B,1,1,1)
+        cached = g.op.And(g.op.Less(index, start), g.op.LessOrEqual(index, column))
+        new = g.op.LessOrEqual(g.op.Add(_count_along(g, rows, 1), start), column)
         return g.op.Concat(cached, new, axis=-1, _outputs=["mask"])
 
     def update_cache(
@@ -177,9 +180,9 @@ class PrimitiveDialect:
 DIALECTS: dict[DialectName, Dialect] = {"fused": FusedDialect(), "primitive": PrimitiveDialect()}
 
 
-def _key_index(g: GraphAuthor, cache: ir.Value) -> ir.Value:
-    """(S_max,): 0, 1, 2, ... as many as the cache has rows; its length stays symbolic."""
-    length = g.op.Squeeze(g.op.Shape(cache, start=2, end=3))
+def _count_along(g: GraphAuthor, x: ir.Value, axis: int) -> ir.Value:
+    """0, 1, 2, ... as many as `x` has entries along `axis`, whose length stays symbolic."""
+    length = g.op.Squeeze(g.op.Shape(x, start=axis, end=axis + 1))
     zero, one = g.constant(0, ir.DataType.INT64), g.constant(1, ir.DataType.INT64)
     return g.op.Range(zero, length, one, _outputs=["kv_index"])
 

@@ -6,13 +6,15 @@ Knows nothing about models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 import onnx_ir as ir
 import onnxscript
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sdrpn.export.weights import WeightTable
 
@@ -20,7 +22,7 @@ __all__ = ["Declared", "GraphAuthor", "Operators"]
 
 Dim = int | str
 
-# The oldest IR version that may carry the opset: old parsers refuse a newer one.
+# No newer than the opset needs: old parsers refuse a newer one.
 _IR_VERSION_OF_OPSET = {20: 9, 24: 11}
 
 
@@ -94,9 +96,10 @@ class GraphAuthor:
         return self._builder.initializer(ir.tensor(value, dtype=dtype), f"constant_{len(self._graph.initializers)}")
 
     def save(self, path: Path) -> None:
-        """Write the graph; weights stay where the table puts them."""
-        _tidy_names(self._graph)
+        """Write the graph without what nothing reads; weights stay where the table puts them."""
         model = ir.Model(self._graph, ir_version=_IR_VERSION_OF_OPSET[self.opset], producer_name="sdrpn")
+        RemoveUnusedNodesPass()(model)
+        _tidy_names(self._graph)
         ir.save(model, path)
 
     def inputs(self) -> list[Declared]:
@@ -107,6 +110,11 @@ class GraphAuthor:
         """What was declared with `output`, in order."""
         return [self._declared(value) for value in self._graph.outputs]
 
+    def weight_files(self) -> tuple[str, ...]:
+        """The files, inside the bundle, that the graph points into; complete once it is saved."""
+        tensors = (value.const_value for value in self._graph.initializers.values())
+        return tuple(sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}))
+
     def _declared(self, value: ir.Value) -> Declared:
         name, dtype = str(value.name), value.dtype
         assert dtype is not None
@@ -115,9 +123,14 @@ class GraphAuthor:
 
 def _tidy_names(graph: ir.Graph) -> None:
     """Drop the builder's `v_` from results and number the ones that would be called alike."""
-    taken: dict[str, int] = {}
     declared = set(graph.outputs)
+    taken = {str(value.name) for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     for value in (v for node in graph for v in node.outputs if v not in declared):
-        name = str(value.name).removeprefix("v_")
-        count = taken[name] = taken.get(name, -1) + 1
-        value.name = f"{name}_{count}" if count else name
+        value.name = _free_name(str(value.name).removeprefix("v_"), taken)
+        taken.add(value.name)
+
+
+def _free_name(name: str, taken: Set[str]) -> str:
+    if name not in taken:
+        return name
+    return next(numbered for i in count(1) if (numbered := f"{name}_{i}") not in taken)

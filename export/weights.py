@@ -114,10 +114,6 @@ class WeightTable:
             base_dir="",
         )
 
-    def files_used(self) -> tuple[str, ...]:
-        """Paths inside the bundle, those of other tables included."""
-        return tuple(sorted({place.file for place in self._places.values()}))
-
     def write(
         self, bundle_dir: Path, reader: TensorReader, skip: frozenset[str], advance: Callable[[int], None]
     ) -> None:
