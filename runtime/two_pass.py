@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +48,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.ids_after:
             raise BadInput("no token follows the image; expected at least one, the question")
-        if self.max_new_tokens < 1:
-            raise BadInput(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+        if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
+            raise BadInput(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,13 @@ class TwoPass:
         self._prefix: tuple[str, tuple[int, ...]] | None = None
 
     def prefill(self, request: Request, watch: Stopwatch) -> Prefill:
-        """Both passes. Raises ContextTooLong where the tokens, the crop's included, do not fit."""
+        """Both passes.
+
+        Raises: ContextTooLong where the tokens, the crop's included, do not fit; BadInput where crops are asked for
+            and there is no RPN.
+        """
+        if request.decide is not None and self._spec.rpn is None:
+            raise BadInput("this bundle has no RPN and answers as plain LLaVA only: pass roi=None (--no-roi)")
         prefix_rows = len(request.ids_before) + self._spec.vision.image_tokens
         rows = prefix_rows + len(request.ids_after)
         self._require_context(rows, 0, request.max_new_tokens)
@@ -119,6 +126,10 @@ class TwoPass:
         computed = {name: count - before[name] for name, count in self._computed_rows().items()}
         return Prefill(logits, rows + roi_tokens, roi_logits, decision, roi_tokens, encoded, computed)
 
+    def forget_prefix(self) -> None:
+        """Compute the next question's prefix anew, whatever it is."""
+        self._prefix = None
+
     def _computed_rows(self) -> dict[str, int]:
         return dict(self._decoder.computed_rows)
 
@@ -145,10 +156,8 @@ class TwoPass:
     ) -> tuple[FloatArray, RoiDecision] | tuple[None, None]:
         """The RoI map of the question, and the crops that it asks for."""
         rpn = self._spec.rpn
-        if request.decide is None:
+        if request.decide is None or rpn is None:
             return None, None
-        if rpn is None:
-            raise BadInput("this bundle has no RPN and answers as plain LLaVA only: pass roi=None (--no-roi)")
         first = len(request.ids_before)
         with watch.stage("rpn"):
             scores = self._decoder.run_rpn(rows)[:, first : first + self._spec.vision.image_tokens]
