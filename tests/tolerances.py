@@ -26,3 +26,8 @@ TRANSFORMERS_LOGITS_ABS = 1e-4
 # Two libraries' powers in float32; at position 4096 an angle of that error moves a cosine by 4096 times as much.
 ROPE_FREQUENCY_RELATIVE = 5e-7
 ROPE_TABLE_ABS = 1e-3
+
+# Four layers of the same arithmetic in two libraries, sums in another order; values up to about 10.
+PARITY_ABS = 1e-4
+# fp16 keeps 11 bits: 5e-3 at a value of 10, and sums of such errors over four layers.
+PARITY_FP16_ABS = 5e-2

@@ -1,0 +1,107 @@
+"""A bundle's graphs in ONNX Runtime, NumPy in and NumPy out: slow, plain, and without the runtime package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from sdrpn.bundle import GraphInfo, open_bundle
+from sdrpn.spec import ModelSpec
+
+__all__ = ["Array", "Feeds", "GraphRunner", "positions"]
+
+Array = NDArray[Any]
+Feeds = dict[str, Array]
+
+
+def positions(start: int, rows: int, batch: int = 1) -> Array:
+    """(B,S): start, start+1, ..."""
+    return np.tile(np.arange(start, start + rows, dtype=np.int64), (batch, 1))
+
+
+class GraphRunner:
+    """All graphs of one variant, loaded when first used; caches are arrays that `run` updates."""
+
+    def __init__(self, bundle: Path, variant: str) -> None:
+        self.bundle = open_bundle(bundle)
+        self.variant = self.bundle.variant(variant)
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return self.bundle.spec
+
+    def graph(self, name: str) -> GraphInfo:
+        """What the manifest says about a graph."""
+        return self.variant.graphs[name]
+
+    def caches(self, name: str, length: int, *, batch: int = 1, fill: float = 0.0) -> Feeds:
+        """Caches of `length` rows; `fill` is the size of the noise in them, which nobody may see."""
+        extents = {"batch": batch, "cache_length": length}
+        rng = np.random.default_rng(length)
+        return {
+            tensor.name: (
+                fill * rng.standard_normal([extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims])
+            ).astype(tensor.dtype)
+            for tensor in self.graph(name).inputs
+            if "cache" in tensor.name
+        }
+
+    def call(self, name: str, feeds: Feeds) -> Feeds:
+        """One run, outputs by name."""
+        session = self._session(name)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    def run(
+        self, name: str, hidden: Array, caches: Feeds, start: int | Array, last: int | Array | None = None
+    ) -> Feeds:
+        """Rows (B,S,D) written from `start` on, a number or one for each batch entry; `caches` are brought up to date.
+
+        `last` is the row whose result is wanted, by default the last one. Returns what is no cache.
+        """
+        batch, rows = hidden.shape[:2]
+        starts = np.broadcast_to(np.asarray(start, np.int64), (batch,)).copy()
+        feeds: Feeds = {
+            "inputs_embeds" if name == "trunk" else "tap": hidden.astype(np.float32),
+            "position_ids": starts[:, None] + np.arange(rows),
+            "write_index": starts,
+            **caches,
+        }
+        if name != "trunk":
+            last = rows - 1 if last is None else last
+            feeds["last_index"] = np.broadcast_to(np.asarray(last, np.int64), (batch,)).copy()
+        results = self.call(name, feeds)
+        for cache in caches:
+            self._update(caches, cache, results, starts)
+        return results
+
+    def scores(self, results: Feeds, starts: Array | int, rows: int) -> Array:
+        """(B,H,S_max) as if the cache were written in place: new scores lie behind the cached ones."""
+        scores: Array = results["scores"]
+        if "new_scores" in results:
+            for entry, start in enumerate(np.broadcast_to(starts, len(scores))):
+                scores[entry, :, start : start + rows] = results["new_scores"][entry]
+        return scores
+
+    def _update(self, caches: Feeds, name: str, results: Feeds, starts: Array) -> None:
+        if f"{name}_out" in results:
+            caches[name] = results.pop(f"{name}_out")
+            return
+        new = results.pop(f"{name}_rows")
+        for entry, start in enumerate(starts):
+            caches[name][entry, :, start : start + new.shape[2]] = new[entry]
+
+    def _session(self, name: str) -> onnxruntime.InferenceSession:
+        if name not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            options.log_severity_level = 3  # not bound in place here, of which ONNX Runtime warns
+            path = self.bundle.file(self.graph(name).file)
+            self._sessions[name] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        return self._sessions[name]
