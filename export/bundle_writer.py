@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from sdrpn.bundle import (
     open_bundle,
 )
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadBundle, BadInput
 from sdrpn.export.dialects import DIALECTS, Dialect, DialectName
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.export.llm import rpn_graph, rpn_weights, tail_graph, tail_weights, trunk_graph, trunk_weights
@@ -128,9 +129,9 @@ class _Plan:
         """Every table once."""
         yield from (self.rope, self.embedding, *self.tables.values())
 
-    def size_bytes(self, kept: frozenset[str]) -> int:
-        """Bytes of weights that are not there yet."""
-        return sum(size for table in self.all_tables() for file, size in table.files.items() if file not in kept)
+    def weight_files(self) -> dict[str, int]:
+        """Path inside the bundle -> size in bytes."""
+        return {file: size for table in self.all_tables() for file, size in table.files.items()}
 
     def write_weights(self, folder: Path, reader: TensorReader, kept: frozenset[str], advance: Advance) -> None:
         """Stream every weight file that is not kept."""
@@ -176,10 +177,16 @@ def _write(
     kept: frozenset[str],
     progress: Callable[[int, int], None],
 ) -> Manifest:
-    weight_bytes = plan.size_bytes(kept)
+    weight_files = plan.weight_files()
+    reused = [file for file in weight_files if file in kept]
+    reused_bytes = sum(weight_files[file] for file in reused)
+    weight_bytes = sum(weight_files.values()) - reused_bytes
     advice = "" if plan.options.precision == "fp16" else "--precision fp16 needs half of it"
     require_free_space(out, weight_bytes + _SMALL_FILES_BYTES, advice=advice)
-    bar = _Progress(progress, 2 * weight_bytes)  # every byte is written, then hashed
+    bar = _Progress(progress, reused_bytes + 2 * weight_bytes)  # new bytes are written, then hashed
+    if existing is not None:
+        with _advising_removal(out):
+            existing.verify(reused, advance=bar.advance)
     with replacing_directory(out, exist_ok=existing is not None) as folder:
         if existing is not None:
             _link_tree(existing.path, folder)
@@ -213,9 +220,19 @@ def _existing_bundle(out: Path) -> Bundle | None:
         return None
     if not (out / MANIFEST_NAME).exists():
         raise BadInput(f"{out} is not empty and no bundle (it has no {MANIFEST_NAME}); name another --out")
-    bundle = open_bundle(out)
-    bundle.verify(bundle.manifest.files, large=False)
+    with _advising_removal(out):
+        bundle = open_bundle(out)
+        bundle.verify(bundle.manifest.files, large=False)
     return bundle
+
+
+@contextmanager
+def _advising_removal(out: Path) -> Iterator[None]:
+    """Whoever is told to export again should not be sent in a circle."""
+    try:
+        yield
+    except BadBundle as error:
+        raise BadBundle(f"{error}: remove {out} first, or name another --out") from error
 
 
 def _require_same_model(existing: Bundle, spec: ModelSpec, max_context: int, digest: str) -> None:

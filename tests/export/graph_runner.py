@@ -12,15 +12,10 @@ from numpy.typing import NDArray
 from sdrpn.bundle import GraphInfo, open_bundle
 from sdrpn.spec import ModelSpec
 
-__all__ = ["Array", "Feeds", "GraphRunner", "positions"]
+__all__ = ["Array", "Feeds", "GraphRunner"]
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
-
-
-def positions(start: int, rows: int, batch: int = 1) -> Array:
-    """(B,S): start, start+1, ..."""
-    return np.tile(np.arange(start, start + rows, dtype=np.int64), (batch, 1))
 
 
 class GraphRunner:
