@@ -11,7 +11,7 @@ from sdrpn.sizes import text_from_bytes
 
 __all__ = ["Advance", "progress"]
 
-# (done, total) in bytes. A stage takes such a callable and so needs nothing of the command line.
+# (done, total) in bytes or another unit. A stage takes such a callable and so needs nothing of the command line.
 Advance = Callable[[int, int], None]
 
 # Where stderr is a file: short runs stay quiet, long ones show that they live.
@@ -19,45 +19,50 @@ _LOG_INTERVAL_S = 10.0
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Advance]:
-    """Show how far the block is, as told by `advance(done_bytes, total_bytes)`.
+def progress(title: str, unit: str | None = None) -> Iterator[Advance]:
+    """Show how far the block is, as told by `advance(done, total)`.
+
+    Args:
+        unit: what is counted, in the plural, such as "steps"; None: bytes
 
     with progress("export") as advance:
         advance(3_000_000, 16_000_000)
     """
     if not sys.stderr.isatty():
-        yield _sparse_lines(title)
+        yield _sparse_lines(title, unit)
         return
-    with _bar(title) as advance:
+    with _bar(title, unit) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Advance]:
+def _bar(title: str, unit: str | None) -> Iterator[Advance]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     title_column = TextColumn("{task.description}", markup=False)
-    columns = (title_column, BarColumn(), DownloadColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    counts = (DownloadColumn(),) if unit is None else (MofNCompleteColumn(), TextColumn(unit, markup=False))
+    columns = (title_column, BarColumn(), *counts, TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=Console(stderr=True)) as display:
         task = display.add_task(title, total=None)
 
-        def advance(done_bytes: int, total_bytes: int) -> None:
-            display.update(task, completed=done_bytes, total=total_bytes)
+        def advance(done: int, total: int) -> None:
+            display.update(task, completed=done, total=total)
 
         yield advance
 
 
-def _sparse_lines(title: str) -> Advance:
+def _sparse_lines(title: str, unit: str | None) -> Advance:
     last_s = time.monotonic()
 
-    def advance(done_bytes: int, total_bytes: int) -> None:
+    def advance(done: int, total: int) -> None:
         nonlocal last_s
         now_s = time.monotonic()
         if now_s - last_s < _LOG_INTERVAL_S:
             return
         last_s = now_s
-        sys.stderr.write(f"sdrpn: {title}: {text_from_bytes(done_bytes)} of {text_from_bytes(total_bytes)}\n")
+        counts = f"{done} of {total} {unit}" if unit else f"{text_from_bytes(done)} of {text_from_bytes(total)}"
+        sys.stderr.write(f"sdrpn: {title}: {counts}\n")
         sys.stderr.flush()
 
     return advance

@@ -1,0 +1,193 @@
+"""Compare the graphs of a bundle with the same parts in PyTorch: names, axes, shapes and values, in that order.
+
+Knows no inference library: whoever calls it brings a function that runs one graph on arrays. Every run is fed with
+what PyTorch computed, so that each graph is judged by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrpn.bundle import TensorInfo, Variant
+from sdrpn.errors import SdrpnError
+from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.signatures import GraphSignature, expected_signatures
+from sdrpn.model.trials import Trial, graph_trials
+from sdrpn.tolerances import tolerances_of
+
+__all__ = ["Check", "Kind", "RunGraph", "compare_embedding", "compare_graphs", "relative_difference", "until_failed"]
+
+Array = NDArray[Any]
+Kind = Literal["checkpoint", "names", "axes", "shapes", "values", "roi cosine", "boxes", "tokens"]
+RunGraph = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison. Numbers are held to `limit`, everything else to `expected`."""
+
+    variant: str
+    graph: str  # or "embedding", "answer", "bundle"
+    kind: Kind
+    tensor: str  # which one and in which run, or which question
+    found: str | float
+    expected: str | None = None
+    limit: float | None = None
+    ok: bool = True
+    note: str = ""  # why something passes that is not equal, or was not compared
+
+
+def compare_graphs(
+    model: SdRpnModel,
+    variant: Variant,
+    run: RunGraph,
+    *,
+    max_context: int,
+    files: Mapping[str, GraphSignature] | None = None,
+) -> Iterator[Check]:
+    """Check every graph of `variant`; after the first kind that fails for a graph, its later kinds are left out.
+
+    Args:
+        model: float32, of the checkpoint that the bundle was made from
+        run: runs a graph by name, arrays by input name -> arrays by output name; raising an error of ours is a failed
+            check
+        max_context: positions that the bundle has
+        files: what the graph files themselves declare, to be checked beside what the manifest says of them
+    """
+    expected = expected_signatures(model.spec, variant.dialect, variant.precision)
+    for graph in (name for name in variant.graphs if name not in expected):
+        yield Check(variant.name, graph, "names", "graph", "a graph that the model does not have", "none", ok=False)
+    for name, signature in expected.items():
+        if name not in variant.graphs:
+            yield Check(variant.name, name, "names", "graph", "missing", "one graph", ok=False)
+            continue
+        declared = variant.graphs[name]
+        found = {"manifest": GraphSignature.of(declared.inputs, declared.outputs)}
+        if files is not None:
+            found["file"] = files[name]
+        checker = _GraphChecker(model, variant, name, signature, max_context)
+        yield from until_failed(checker.names(found), checker.axes(found), checker.runs(run))
+
+
+def compare_embedding(model: SdRpnModel, variant: Variant, rows: Callable[[Sequence[int]], Array]) -> Iterator[Check]:
+    """Check the whole token embedding table, which is no graph; `rows` gives (len(ids), D) for ids."""
+    limit, step, worst = tolerances_of(variant.precision).values, 4096, 0.0
+    for first in range(0, model.spec.llm.vocabulary, step):
+        ids = range(first, min(first + step, model.spec.llm.vocabulary))
+        worst = max(worst, relative_difference(rows(ids), model.embed.weight[ids.start : ids.stop].numpy()))
+    yield _value_check(variant.name, "embedding", "table", worst, limit)
+
+
+def until_failed(*stages: Iterable[Check]) -> Iterator[Check]:
+    """All checks of each stage, up to and with the first stage in which one fails."""
+    for stage in stages:
+        failed = False
+        for check in stage:
+            failed |= not check.ok
+            yield check
+        if failed:
+            return
+
+
+def relative_difference(found: Array, expected: Array) -> float:
+    """The largest difference in any row (last axis), as a share of max(1, the row's largest expected value).
+
+    Row by row, because the few tokens with massive activations would hide every error of the others. Infinite where
+    a value is not a finite number.
+    """
+    if expected.size == 0:
+        return 0.0
+    found64, expected64 = found.astype(np.float64), expected.astype(np.float64)
+    scale = np.maximum(1.0, np.abs(expected64).max(axis=-1, keepdims=True))
+    worst = float((np.abs(found64 - expected64) / scale).max())
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _value_check(variant: str, graph: str, tensor: str, difference: float, limit: float) -> Check:
+    found = difference if np.isfinite(difference) else "not a finite number"
+    return Check(variant, graph, "values", tensor, found, limit=limit, ok=difference <= limit)
+
+
+# One graph -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _GraphChecker:
+    model: SdRpnModel
+    variant: Variant
+    graph: str
+    expected: GraphSignature
+    max_context: int
+
+    def names(self, found: Mapping[str, GraphSignature]) -> Iterator[Check]:
+        """One check for each side and each place that declares it."""
+        for place, side, declared, wanted in self._sides(found):
+            missing, unknown = sorted(wanted.keys() - declared.keys()), sorted(declared.keys() - wanted.keys())
+            texts = (", ".join(unknown) or "nothing", ", ".join(missing) or "nothing else")
+            if not missing and not unknown:
+                texts = (f"all {len(wanted)}",) * 2
+            yield self._check("names", f"{side} in the {place}", *texts, ok=not missing and not unknown)
+
+    def axes(self, found: Mapping[str, GraphSignature]) -> Iterator[Check]:
+        """Types, fixed extents and which axes are dynamic; one check for all that are right, one for each wrong."""
+        for place, side, declared, wanted in self._sides(found):
+            wrong = [name for name in wanted if declared[name] != wanted[name]]
+            for name in wrong:
+                texts = _text_from_tensor(declared[name]), _text_from_tensor(wanted[name])
+                yield self._check("axes", f"{name} in the {place}", *texts, ok=False)
+            if not wrong:
+                yield self._check("axes", f"{side} in the {place}", *(f"all {len(wanted)}",) * 2, ok=True)
+
+    def runs(self, run: RunGraph) -> Iterator[Check]:
+        """Run the graph and check shapes, then values, until a run has wrong shapes."""
+        trials = graph_trials(self.model, self.graph, self.expected, self.variant.dialect, max_context=self.max_context)
+        for trial in trials:
+            try:
+                results = run(self.graph, trial.feeds)
+            except SdrpnError as error:
+                yield self._check("shapes", trial.label, f"did not run: {error}", "arrays", ok=False)
+                return
+            checks = list(self._shapes(trial, results))
+            yield from checks
+            if not all(check.ok for check in checks):
+                return
+            yield from self._values(trial, results)
+
+    def _shapes(self, trial: Trial, results: Mapping[str, Array]) -> Iterator[Check]:
+        extents = _extents(self.expected.inputs, trial.feeds)
+        for name, tensor in self.expected.outputs.items():
+            shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
+            found = results[name].shape if name in results else None
+            yield self._check("shapes", f"{name}, {trial.label}", str(found), str(shape), ok=found == shape)
+
+    def _values(self, trial: Trial, results: Mapping[str, Array]) -> Iterator[Check]:
+        limit = tolerances_of(self.variant.precision).values
+        for name, expected in trial.expected.items():
+            found = results[name][tuple(slice(extent) for extent in expected.shape)]
+            label = f"{name}, {trial.label}"
+            yield _value_check(self.variant.name, self.graph, label, relative_difference(found, expected), limit)
+
+    def _sides(
+        self, found: Mapping[str, GraphSignature]
+    ) -> Iterator[tuple[str, str, Mapping[str, TensorInfo], Mapping[str, TensorInfo]]]:
+        for place, declared in found.items():
+            yield place, "inputs", declared.inputs, self.expected.inputs
+            yield place, "outputs", declared.outputs, self.expected.outputs
+
+    def _check(self, kind: Kind, tensor: str, found: str, expected: str, *, ok: bool) -> Check:
+        return Check(self.variant.name, self.graph, kind, tensor, found, expected, ok=ok)
+
+
+def _text_from_tensor(tensor: TensorInfo) -> str:
+    return f"{tensor.dtype} ({', '.join(map(str, tensor.dims))})"
+
+
+def _extents(inputs: Mapping[str, TensorInfo], feeds: Mapping[str, Array]) -> dict[str, int]:
+    """What the dynamic dimensions are in these feeds."""
+    pairs = (pair for name, tensor in inputs.items() for pair in zip(tensor.dims, feeds[name].shape, strict=True))
+    return {dim: extent for dim, extent in pairs if isinstance(dim, str)}

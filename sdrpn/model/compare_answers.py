@@ -1,0 +1,258 @@
+"""Compare whole answers with the slow reference: RoI map, boxes and tokens, in that order.
+
+Knows no runtime: whoever calls it brings a function that answers one question. Two things are no failure, and are
+noted with the check that passes:
+
+- a cell of the reference's map lies so close to the threshold that rounding decides whether it fires. The tokens are
+  then compared with the reference's answer for the crops that were found;
+- the found token and the reference's differ by so little in the reference's logits that rounding decides between
+  them. What follows two such tokens has nothing in common, so the comparison of that answer ends there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdrpn.errors import ContextTooLong, SdrpnError
+from sdrpn.model.compare import Check, Kind, until_failed
+from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.pictures import random_photograph
+from sdrpn.model.reference import ReferenceAnswer, reference_answer
+from sdrpn.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
+from sdrpn.spec import ModelSpec
+from sdrpn.tolerances import Tolerances, tolerances_of
+
+__all__ = ["AnswerQuestion", "FoundAnswer", "Question", "compare_answers", "trial_questions"]
+
+Float32 = NDArray[np.float32]
+
+_SEED = 0
+_IMAGE_SIZES_WH = ((640, 420), (300, 480))
+_IDS_BEFORE, _IDS_AFTER, _NEW_TOKENS = 8, 6, 8
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one image, by token ids."""
+
+    label: str
+    image: Image.Image
+    ids_before: tuple[int, ...]
+    ids_after: tuple[int, ...]
+    roi: RoiPolicy | None  # None and no `decide`: plain LLaVA
+    decide: Decide | None = None  # chooses the crops in place of `roi`
+    max_new_tokens: int = _NEW_TOKENS
+
+
+@dataclass(frozen=True)
+class FoundAnswer:
+    """What is compared of an answer."""
+
+    token_ids: tuple[int, ...]  # without the stop token
+    roi_logits: Float32 | None  # (G,G); None for plain LLaVA
+    decision: RoiDecision | None
+
+
+AnswerQuestion = Callable[[Question], FoundAnswer]
+
+
+def trial_questions(spec: ModelSpec) -> tuple[Question, ...]:
+    """Seeded questions: for each image under each policy, and one with crops that are there whatever the map says.
+
+    Random weights may give a map without a region; the last question keeps the way through the crops from going
+    untried. A model without an RPN is asked as plain LLaVA.
+    """
+    rng = np.random.default_rng(_SEED)
+    special = {spec.prompt.bos_token_id, spec.prompt.image_token_id, spec.prompt.pad_token_id}
+    ordinary = sorted(set(range(spec.llm.vocabulary)) - special - set(spec.prompt.eos_token_ids))
+    bos = () if spec.prompt.bos_token_id is None else (spec.prompt.bos_token_id,)
+    questions = []
+    for index, size in enumerate(_IMAGE_SIZES_WH):
+        before = (*bos, *map(int, rng.choice(ordinary, _IDS_BEFORE - len(bos))))
+        after = tuple(map(int, rng.choice(ordinary, _IDS_AFTER)))
+        plain = Question("plain", random_photograph(_SEED + index, size), before, after, roi=None)
+        asked = [dataclasses.replace(plain, label=label, roi=roi) for label, roi in _policies(spec).items()]
+        if index == 0 and spec.rpn is not None:
+            crops = _given_crops(size, spec.vision.grid_side)
+            asked.append(dataclasses.replace(plain, label="given crops", decide=_decide_on(crops)))
+        name = f"image {index + 1}"
+        questions += [dataclasses.replace(one, label=f"{name}, {one.label}") for one in (*asked, plain)]
+    return tuple(questions)
+
+
+def compare_answers(
+    model: SdRpnModel, questions: Sequence[Question], answer: AnswerQuestion, *, variant: str, precision: str
+) -> Iterator[Check]:
+    """Ask every question of the reference and of `answer`; after the first kind that fails, the next question follows.
+
+    Args:
+        model: float32, of the checkpoint that the bundle was made from
+        answer: ContextTooLong becomes a note (the bundle says that it cannot), another error of ours a failed check
+        variant, precision: of the bundle, for the checks and their limits
+    """
+    for question in questions:
+        asked = _Asked(model, question, variant, tolerances_of(precision))
+        try:
+            found = answer(question)
+        except ContextTooLong as error:
+            yield asked.check("tokens", "not asked", note=str(error))
+        except SdrpnError as error:
+            yield asked.check("tokens", f"no answer: {error}", "an answer", ok=False)
+        else:
+            yield from asked.compare(found)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question to a model, with the limits for its answer."""
+
+    model: SdRpnModel
+    question: Question
+    variant: str
+    limits: Tolerances
+
+    def compare(self, found: FoundAnswer) -> Iterator[Check]:
+        expected = self._reference(self.question.decide)
+        yield from until_failed(self._map(found, expected), self._boxes(found, expected), self._tokens(found, expected))
+
+    def check(
+        self, kind: Kind, found: str | float, expected: str | None = None, *, ok: bool = True, note: str = ""
+    ) -> Check:
+        return Check(self.variant, "answer", kind, self.question.label, found, expected, ok=ok, note=note)
+
+    def _reference(self, decide: Decide | None) -> ReferenceAnswer:
+        question = self.question
+        return reference_answer(
+            self.model,
+            question.image,
+            question.ids_before,
+            question.ids_after,
+            roi=question.roi,
+            decide=decide,
+            max_new_tokens=question.max_new_tokens,
+            stop_ids=self.model.spec.prompt.eos_token_ids,
+        )
+
+    def _map(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
+        if found.roi_logits is None or expected.roi_logits is None:
+            if found.roi_logits is not expected.roi_logits:
+                texts = ["no map" if logits is None else "a map" for logits in (found.roi_logits, expected.roi_logits)]
+                yield self.check("roi cosine", *texts, ok=False)
+            return
+        cosine = _cosine(roi_map(found.roi_logits), roi_map(expected.roi_logits))
+        limit = self.limits.roi_cosine
+        check = self.check("roi cosine", cosine if np.isfinite(cosine) else "not a finite number", ok=cosine >= limit)
+        yield dataclasses.replace(check, limit=limit)
+
+    def _boxes(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
+        if found.decision is None or expected.decision is None:
+            return  # plain on both sides, or else the maps failed
+        texts = _text_from_decision(found.decision), _text_from_decision(expected.decision)
+        same = _same_crops(found.decision, expected.decision)
+        close = 0 if same else self._close_cells(expected.decision)
+        note = f"tie: {close} cells within {self.limits.roi_map:g} of the threshold" if close else ""
+        yield self.check("boxes", *texts, ok=same or close > 0, note=note)
+
+    def _tokens(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
+        decision = found.decision
+        if decision is not None and expected.decision is not None and not _same_crops(decision, expected.decision):
+            expected = self._reference(lambda logits, image_wh: decision)  # a tie of the boxes
+        texts = _text_from_ids(found.token_ids), _text_from_ids(expected.token_ids)
+        at = _first_difference(found.token_ids, expected.token_ids)
+        if at is None:
+            yield self.check("tokens", *texts)
+            return
+        margin = self._margin(found, expected, at)
+        limit = self.limits.token_logit
+        note = f"token {at + 1} is {margin:.1e} of the largest logit below the reference's; up to {limit:g} is a tie"
+        yield self.check("tokens", *texts, ok=margin <= limit, note=note)
+
+    def _close_cells(self, decision: RoiDecision) -> int:
+        """Cells of the reference's map that rounding may move over the threshold."""
+        roi = self.question.roi
+        if roi is None or self.question.decide is not None:
+            return 0
+        blurred = decision.blurred_map
+        threshold = roi.threshold if roi.threshold > 0 else float(blurred.max()) * -roi.threshold
+        return int((np.abs(blurred - threshold) <= self.limits.roi_map).sum())
+
+    def _margin(self, found: FoundAnswer, expected: ReferenceAnswer, at: int) -> float:
+        """How far the found token lies below the reference's, as a share of max(1, the row's largest logit)."""
+        row = expected.step_logits[at].astype(np.float64)
+        stop_ids = [token_id for token_id in self.model.spec.prompt.eos_token_ids if token_id < len(row)]
+        candidates = [found.token_ids[at]] if at < len(found.token_ids) else stop_ids
+        chosen = max((row[token_id] for token_id in candidates), default=-np.inf)
+        return float((row.max() - chosen) / max(1.0, np.abs(row).max()))
+
+
+def _policies(spec: ModelSpec) -> dict[str, RoiPolicy]:
+    if spec.rpn is None:
+        return {}
+    # Maps of this loss are shares of 1, far below any threshold on the sigmoid.
+    threshold = -0.5 if spec.rpn.loss == "mse" else RoiPolicy().threshold
+    return {upscale: RoiPolicy(threshold, upscale) for upscale in ("mask", "bbox")}
+
+
+def _given_crops(image_wh: tuple[int, int], grid_side: int) -> tuple[Crop, ...]:
+    """A crop of which every other cell is kept, and a whole one."""
+    width, height = image_wh
+    keep = np.indices((grid_side, grid_side)).sum(axis=0) % 2 == 0
+    return (
+        Crop((width // 8, height // 8, width // 2, height // 2), keep_cells=keep),
+        Crop((width // 2, height // 3, width, height)),
+    )
+
+
+def _decide_on(crops: tuple[Crop, ...]) -> Decide:
+    def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
+        return RoiDecision(np.zeros((0, 4), np.int64), crops, None, logits)
+
+    return decide
+
+
+def _cosine(found: Float32, expected: Float32) -> float:
+    if found.shape != expected.shape:
+        return float("nan")
+    a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def _same_crops(found: RoiDecision, expected: RoiDecision) -> bool:
+    if not np.array_equal(found.boxes_cells, expected.boxes_cells) or len(found.crops) != len(expected.crops):
+        return False
+    return all(_same_crop(*pair) for pair in zip(found.crops, expected.crops, strict=True))
+
+
+def _same_crop(found: Crop, expected: Crop) -> bool:
+    if (found.box_xyxy_px, found.grid_hw) != (expected.box_xyxy_px, expected.grid_hw):
+        return False
+    if found.keep_cells is None or expected.keep_cells is None:
+        return found.keep_cells is expected.keep_cells
+    return np.array_equal(found.keep_cells, expected.keep_cells)
+
+
+def _first_difference(found: Sequence[int], expected: Sequence[int]) -> int | None:
+    """Where two answers part; the end of the shorter one counts, because a stop token stands there."""
+    if tuple(found) == tuple(expected):
+        return None
+    pairs = zip(found, expected, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(found), len(expected)))
+
+
+def _text_from_decision(decision: RoiDecision) -> str:
+    return "; ".join(map(_text_from_crop, decision.crops)) or "no crop"
+
+
+def _text_from_crop(crop: Crop) -> str:
+    kept = "" if crop.keep_cells is None else f" keeping {int(crop.keep_cells.sum())} cells"
+    return f"{tuple(map(int, crop.box_xyxy_px))}{kept}"
+
+
+def _text_from_ids(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids)) or "no token"

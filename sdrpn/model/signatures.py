@@ -1,0 +1,112 @@
+"""What the graphs of a bundle must take and give, derived from the model alone.
+
+Written without a look at the export on purpose: this is what its graphs are checked against. Dims are those of the
+manifest: a string is a dynamic dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sdrpn.bundle import TensorInfo
+from sdrpn.errors import BadInput
+from sdrpn.spec import ModelSpec
+
+__all__ = ["GraphSignature", "cache_output_name", "expected_signatures"]
+
+Dims = tuple[int | str, ...]
+
+_CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
+# Dialect -> (suffix of a cache's output, its length): all of the cache, or its new rows alone.
+_CACHE_OUTPUTS = {"fused": ("_out", "cache_length"), "primitive": ("_rows", "sequence")}
+
+
+@dataclass(frozen=True)
+class GraphSignature:
+    """Inputs and outputs of one graph, by name."""
+
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+
+    @classmethod
+    def of(cls, inputs: Iterable[TensorInfo], outputs: Iterable[TensorInfo]) -> GraphSignature:
+        """From lists as a manifest has them."""
+        return cls({tensor.name: tensor for tensor in inputs}, {tensor.name: tensor for tensor in outputs})
+
+
+def expected_signatures(spec: ModelSpec, dialect: str, precision: str) -> dict[str, GraphSignature]:
+    """Vision, trunk, RPN (where the model has one) and tail. Raises BadInput for an unknown dialect or precision."""
+    if dialect not in _CACHE_OUTPUTS or precision not in _CACHE_DTYPES:
+        raise BadInput(
+            f"a {dialect}-{precision} variant is unknown; expected {' or '.join(_CACHE_OUTPUTS)}, "
+            f"in {' or '.join(_CACHE_DTYPES)}"
+        )
+    graphs = _Graphs(spec, dialect, precision)
+    signatures = {"vision": graphs.vision(), "trunk": graphs.trunk()}
+    if spec.rpn is not None:
+        signatures["rpn"] = graphs.rpn(spec.rpn.layers)
+    return signatures | {"tail": graphs.tail()}
+
+
+def cache_output_name(dialect: str, cache: str) -> str:
+    """The output that belongs to a cache input."""
+    return cache + _CACHE_OUTPUTS[dialect][0]
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    spec: ModelSpec
+    dialect: str
+    precision: str
+
+    def vision(self) -> GraphSignature:
+        vision = self.spec.vision
+        pixels = _float("pixel_values", "images", 3, vision.image_size_px, vision.image_size_px)
+        return GraphSignature.of([pixels], [_float("image_embeds", "images", vision.image_tokens, self.spec.llm.width)])
+
+    def trunk(self) -> GraphSignature:
+        caches = _layer_caches(range(self.spec.tap_layer))
+        return self._decoder("inputs_embeds", caches, [self._hidden("tap")], last_index=False)
+
+    def tail(self) -> GraphSignature:
+        caches = _layer_caches(range(self.spec.tap_layer, self.spec.llm.layers))
+        return self._decoder("tap", caches, [_float("logits", "batch", self.spec.llm.vocabulary)], last_index=True)
+
+    def rpn(self, layers: int) -> GraphSignature:
+        """The last layer's keys, which are not rotated, are cached under a name of their own."""
+        scores = [_float("scores", "batch", self.spec.llm.heads, "cache_length")]
+        if self.dialect == "primitive":  # its cache is read only: the new rows are scored apart
+            scores.append(_float("new_scores", "batch", self.spec.llm.heads, "sequence"))
+        caches = [*_layer_caches(range(layers - 1)), "score_key_cache"]
+        return self._decoder("tap", caches, scores, last_index=True)
+
+    def _decoder(
+        self, hidden: str, caches: list[str], results: list[TensorInfo], *, last_index: bool
+    ) -> GraphSignature:
+        indices = [_int("position_ids", "batch", "sequence"), _int("write_index", "batch")]
+        if last_index:
+            indices.append(_int("last_index", "batch"))
+        length = _CACHE_OUTPUTS[self.dialect][1]
+        cache_inputs = [self._cache(name, "cache_length") for name in caches]
+        cache_outputs = [self._cache(cache_output_name(self.dialect, name), length) for name in caches]
+        return GraphSignature.of([self._hidden(hidden), *indices, *cache_inputs], [*results, *cache_outputs])
+
+    def _hidden(self, name: str) -> TensorInfo:
+        return _float(name, "batch", "sequence", self.spec.llm.width)
+
+    def _cache(self, name: str, length: str) -> TensorInfo:
+        llm = self.spec.llm
+        return TensorInfo(name, _CACHE_DTYPES[self.precision], ("batch", llm.kv_heads, length, llm.head_dim))
+
+
+def _layer_caches(layers: range) -> list[str]:
+    return [f"{part}_cache.{layer}" for layer in layers for part in ("key", "value")]
+
+
+def _float(name: str, *dims: int | str) -> TensorInfo:
+    return TensorInfo(name, "float32", dims)
+
+
+def _int(name: str, *dims: int | str) -> TensorInfo:
+    return TensorInfo(name, "int64", dims)

@@ -1,0 +1,228 @@
+"""Runs that show whether a graph is right: what to feed it, and what PyTorch says must come out. Seeded.
+
+B batch (1), S new rows, N cached and new rows, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdrpn.image import base_pixels
+from sdrpn.model.layers import KvCache
+from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.pictures import random_photograph
+from sdrpn.model.rpn import Rpn, ScoreLayer
+from sdrpn.model.signatures import GraphSignature, cache_output_name
+
+__all__ = ["Trial", "graph_trials"]
+
+Array = NDArray[Any]
+
+_SEED = 0
+_ROWS = 40  # of a decoder's runs together: enough for caches and positions to matter
+_LAST_POSITION = 4095  # beyond, float32 angles may differ between libraries by more than the limit
+_STALE_ROWS = 5  # behind what was written: whatever lies there must not be seen
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a graph and what must come out. An expected array may be shorter: what lies behind is undefined."""
+
+    label: str
+    feeds: dict[str, Array]
+    expected: dict[str, Array]
+
+
+def graph_trials(
+    model: SdRpnModel, graph: str, signature: GraphSignature, dialect: str, *, max_context: int
+) -> Iterator[Trial]:
+    """The runs of "vision", "trunk", "rpn" or "tail".
+
+    Args:
+        model: float32
+        signature: gives the types of the caches
+        max_context: positions that the graph knows
+    """
+    if graph == "vision":
+        return _vision_trials(model)
+    return _DecoderTrials(model, graph, dialect, max_context).all(signature)
+
+
+@torch.inference_mode()
+def _vision_trials(model: SdRpnModel) -> Iterator[Trial]:
+    """Two pictures at once: a crop's vision pass may take several."""
+    pixels = _pixels(model)
+    embeds = _array(model.vision(torch.from_numpy(pixels)))
+    yield Trial("2 pictures", {"pixel_values": pixels}, {"image_embeds": embeds})
+    yield Trial("1 picture", {"pixel_values": pixels[1:]}, {"image_embeds": embeds[1:]})
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows start..stop-1 of a sequence, given to a graph at once."""
+
+    label: str
+    start: int
+    stop: int
+    last_index: int  # the asking row, counted from `start`
+    cache_length: int
+
+
+class _RecordingCache(KvCache):
+    """Keeps what each layer was last given back: its keys and values of all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        self.rows[layer] = super().append(layer, key, value)
+        return self.rows[layer]
+
+    def by_name(self, first_layer: int = 0) -> dict[str, Array]:
+        """(B,H_kv,N,head_dim) under the names of the graph's inputs."""
+        names = ("key_cache", "value_cache")
+        return {
+            f"{name}.{first_layer + layer}": _array(rows)
+            for layer, pair in self.rows.items()
+            for name, rows in zip(names, pair, strict=True)
+        }
+
+
+class _DecoderTrials:
+    """One sequence for all three decoder graphs; PyTorch sees it whole, the graphs in chunks.
+
+    The last row stands far behind the others, at the end of the context: it shows whether rotary angles are right
+    there, without a cache as long as that.
+    """
+
+    def __init__(self, model: SdRpnModel, graph: str, dialect: str, max_context: int) -> None:
+        self.model, self.graph, self.dialect = model, graph, dialect
+        self.near_rows = min(_ROWS, max_context)
+        last_position = min(max_context - 1, _LAST_POSITION)
+        far = [last_position] if last_position > self.near_rows else []
+        self.positions = torch.tensor([[*range(self.near_rows), *far]])
+        self.rng = np.random.default_rng(_SEED)
+
+    @torch.inference_mode()
+    def all(self, signature: GraphSignature) -> Iterator[Trial]:
+        """The chunks, each with the caches that the ones before it would have left."""
+        embeds = self._embeds()
+        trunk_cache = _RecordingCache()
+        tap = self.model.trunk(embeds, self.positions, trunk_cache)
+        if self.graph == "trunk":
+            hidden_name, hidden, caches = "inputs_embeds", embeds, trunk_cache.by_name()
+        else:
+            hidden_name, hidden, caches = "tap", tap, self._caches_above(tap)
+        for chunk in self._chunks():
+            feeds = {hidden_name: _array(hidden[:, chunk.start : chunk.stop]), **self._indices(chunk)}
+            cache_feeds = self._cache_feeds(caches, chunk, signature)
+            expected = self._results(tap, chunk) | self._cache_results(caches, cache_feeds, chunk)
+            wanted = {name: feeds[name] for name in feeds if name in signature.inputs}
+            yield Trial(chunk.label, wanted | cache_feeds, expected)
+
+    def _chunks(self) -> Iterator[_Chunk]:
+        """A prefill, more rows behind it, one row, and one row at the end of the context."""
+        rows = self.near_rows
+        cut = max(1, rows * 2 // 3)
+        # The asking row of the first is not its last one: short rows of a ragged batch end so.
+        chunks = [
+            _Chunk("prefill", 0, cut, max(0, cut - 3), rows + _STALE_ROWS),
+            _Chunk("second chunk", cut, rows - 1, rows - 2 - cut, rows + _STALE_ROWS),
+            _Chunk("one row", rows - 1, rows, 0, rows + _STALE_ROWS),
+        ]
+        if self.positions.shape[1] > rows:
+            # No stale rows: they would lie before this position.
+            chunks.append(_Chunk(f"one row at position {int(self.positions[0, -1])}", rows, rows + 1, 0, rows + 1))
+        return (chunk for chunk in chunks if chunk.start < chunk.stop)
+
+    def _embeds(self) -> Tensor:
+        """(1,N,D): text, some of an image's rows, text."""
+        count = self.positions.shape[1]
+        ids = torch.from_numpy(self.rng.integers(0, self.model.spec.llm.vocabulary, count))
+        text = self.model.embed(ids)
+        image = self.model.vision(torch.from_numpy(_pixels(self.model)[:1]))[0, : count // 2]
+        return torch.cat((text[:4], image, text[4:]))[None, :count]
+
+    def _caches_above(self, tap: Tensor) -> dict[str, Array]:
+        cache = _RecordingCache()
+        if self.graph == "tail":
+            self.model.tail.hidden(tap, self.positions, cache)
+            return cache.by_name(self.model.spec.tap_layer)
+        rpn = self._rpn()
+        *whole, last = rpn.layers
+        assert isinstance(last, ScoreLayer)
+        x = tap
+        for index, layer in enumerate(whole):
+            x = layer(x, self.positions, cache, index)
+        keys = last.attention.k(last.input_norm(rpn.norm(x)))  # (1,N,H_kv*d), not rotated
+        llm = self.model.spec.llm
+        by_head = keys.reshape(*keys.shape[:2], llm.kv_heads, llm.head_dim).transpose(1, 2)
+        return cache.by_name() | {"score_key_cache": _array(by_head)}
+
+    def _rpn(self) -> Rpn:
+        assert self.model.rpn is not None
+        return self.model.rpn
+
+    def _results(self, tap: Tensor, chunk: _Chunk) -> dict[str, Array]:
+        """What the graph gives beside its caches."""
+        if self.graph == "trunk":
+            return {"tap": _array(tap[:, chunk.start : chunk.stop])}
+        seen, positions = tap[:, : chunk.stop], self.positions[:, : chunk.stop]
+        asking = torch.tensor([chunk.start + chunk.last_index])
+        if self.graph == "tail":
+            return {"logits": _array(self.model.tail(seen, positions, last_index=asking))}
+        scores = _array(self._rpn()(seen, positions, asking))  # (1,H,stop)
+        if self.dialect == "fused":
+            return {"scores": scores}
+        return {"scores": scores[..., : chunk.start], "new_scores": scores[..., chunk.start :]}
+
+    def _indices(self, chunk: _Chunk) -> dict[str, Array]:
+        return {
+            "position_ids": self.positions[:, chunk.start : chunk.stop].numpy(),
+            "write_index": np.array([chunk.start], np.int64),
+            "last_index": np.array([chunk.last_index], np.int64),
+        }
+
+    def _cache_feeds(self, caches: Mapping[str, Array], chunk: _Chunk, signature: GraphSignature) -> dict[str, Array]:
+        """The caches before the chunk, with noise where nothing was written yet."""
+        feeds = {}
+        for name, rows in caches.items():
+            batch, heads, _, head_dim = rows.shape
+            feed = 3 * self.rng.standard_normal((batch, heads, chunk.cache_length, head_dim), np.float32)
+            feed[:, :, : chunk.start] = rows[:, :, : chunk.start]
+            feeds[name] = feed.astype(signature.inputs[name].dtype)
+        return feeds
+
+    def _cache_results(
+        self, caches: Mapping[str, Array], feeds: Mapping[str, Array], chunk: _Chunk
+    ) -> dict[str, Array]:
+        """New rows alone, or the whole cache with nothing but the new rows changed."""
+        results = {}
+        for name, rows in caches.items():
+            new = rows[:, :, chunk.start : chunk.stop]
+            if self.dialect == "fused":
+                whole = feeds[name].astype(np.float32)
+                whole[:, :, chunk.start : chunk.stop] = new
+                new = whole
+            results[cache_output_name(self.dialect, name)] = new
+        return results
+
+
+def _pixels(model: SdRpnModel) -> NDArray[np.float32]:
+    """(2,3,R,R): a wide and a tall picture."""
+    sizes = ((360, 240), (200, 320))
+    pictures = (random_photograph(_SEED + index, size) for index, size in enumerate(sizes))
+    return np.stack([base_pixels(picture, model.spec.vision) for picture in pictures])
+
+
+def _array(tensor: Tensor) -> Array:
+    array: Array = tensor.float().numpy()
+    return array

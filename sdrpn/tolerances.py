@@ -1,0 +1,52 @@
+"""How far a bundle may lie from its checkpoint, per precision, and why. The product's limits; knows no arrays.
+
+A graph is fed by the reference, so that the error of one graph does not hide or excuse that of the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdrpn.errors import BadInput
+
+__all__ = ["TOLERANCES", "Tolerances", "tolerances_of"]
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Limits for one precision."""
+
+    values: float  # largest difference in a row of a graph's output, as a share of max(1, the row's largest value)
+    roi_cosine: float  # least cosine between two RoI maps
+    roi_map: float  # a cell this close to the threshold may fall on either side of it
+    token_logit: float  # as `values`, of a whole answer's logits: two tokens this close may change places
+
+
+TOLERANCES = {
+    "fp32": Tolerances(
+        # The same arithmetic in another order: 2e-6 over graphs of 2 to 6 layers (5e-6 for sharp RoI scores). The rest
+        # is room for 16 layers of 4096 channels, and for a rotary angle: one rounding at position 4095 is 2e-4 radians.
+        values=5e-4,
+        # Maps are positive, so any two have a cosine far above 0: only the last digits tell. 1 - 1e-12 was seen.
+        roi_cosine=0.99999,
+        # Vision, trunk and RPN in a row moved no blurred cell by more than 2e-6.
+        roi_map=1e-5,
+        # Vision, trunk and tail in a row, both passes: 1.5e-6 was seen, and two logits move against each other.
+        token_logit=2e-5,
+    ),
+    "fp16": Tolerances(
+        # Weights and activations are rounded to 11 bits (5e-4) at every matrix product: 1.6e-3 over graphs of 2 to 6
+        # layers, 7e-3 for sharp RoI scores.
+        values=2e-2,
+        roi_cosine=0.999,  # 1 - 1.2e-4 was seen
+        roi_map=1e-2,  # 4.6e-3 was seen
+        token_logit=1e-2,  # 1.3e-3 was seen, and two logits move against each other
+    ),
+}
+
+
+def tolerances_of(precision: str) -> Tolerances:
+    """The limits for a precision as a manifest spells it. Raises BadInput for one that has none."""
+    if precision not in TOLERANCES:
+        raise BadInput(f"precision {precision!r} has no limits; expected one of {', '.join(TOLERANCES)}")
+    return TOLERANCES[precision]
