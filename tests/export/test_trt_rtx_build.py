@@ -1,0 +1,72 @@
+"""All fp16 graphs compile with TensorRT-RTX, into fused attention, on a machine without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdrpn.bundle import Bundle, open_bundle
+from sdrpn.checkpoint import write_random_checkpoint
+from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+
+pytest.importorskip("tensorrt_rtx_bindings")
+
+DIALECTS = ("fused", "primitive")
+GRAPHS = ("vision", "trunk", "rpn", "tail")
+
+
+def exported(checkpoint: Path, out: Path) -> Bundle:
+    for dialect in DIALECTS:
+        export_bundle(checkpoint, out, ExportOptions("fp16", dialect))  # type: ignore[arg-type]
+    return open_bundle(out)
+
+
+@pytest.fixture(scope="module")
+def golden_bundle(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return exported(golden / "tiny_K3T3", tmp_path_factory.mktemp("golden") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Heads of 128 channels, as LLaVA-1.5 has them, two layers on either side of the tap.
+
+    Four of them: for fewer, TensorRT-RTX 1.7 has no kernel for one row of queries behind its Attention operator.
+    """
+    folder = tmp_path_factory.mktemp("wide")
+    vision = VisionSpec(image_size_px=56, patch_size_px=14, width=128, layers=3, heads=2, mlp_width=256)
+    llm = LlmSpec(
+        vocabulary=128, width=256, layers=4, heads=4, kv_heads=4, head_dim=128, mlp_width=512, max_context=256
+    )
+    write_random_checkpoint(folder / "checkpoint", ModelSpec(vision, llm, tap_layer=2, rpn=RpnSpec(2)))
+    return exported(folder / "checkpoint", folder / "bundle")
+
+
+@pytest.fixture
+def bundle_named(request: pytest.FixtureRequest) -> Callable[[str], Bundle]:
+    return lambda name: request.getfixturevalue(f"{name}_bundle")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("name", ["golden", "wide"])
+def test_it_compiles(bundle_named: Callable[[str], Bundle], name: str, graph: str, dialect: str) -> None:
+    from tests.export.trt_rtx import build
+
+    bundle = bundle_named(name)
+    path = bundle.file(bundle.variant(f"{dialect}-fp16").graphs[graph].file)
+    built = build(path, cache_length=128, rows=(1, 8, 32))
+    assert built.plan_bytes > 0, built.errors
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_decode_step_reads_the_cache_where_it_lies(wide_bundle: Bundle, dialect: str) -> None:
+    """With one row exactly the builder takes the kernel without a copy of the cache, in every layer."""
+    from tests.export.trt_rtx import build
+
+    path = wide_bundle.file(wide_bundle.variant(f"{dialect}-fp16").graphs["trunk"].file)
+    built = build(path, cache_length=128, rows=(1, 1, 1))
+    assert built.plan_bytes > 0, built.errors
+    assert built.kernels.keys() == {"_gemv_mha_v1"}
