@@ -5,13 +5,12 @@ B batch, S new tokens, N cached and new tokens, D width, H heads, d head_dim.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdrpn.spec import LlmSpec, RopeScaling
+from sdrpn.rope import inverse_frequencies
+from sdrpn.spec import LlmSpec
 
 __all__ = [
     "Attention",
@@ -20,7 +19,6 @@ __all__ = [
     "KvCache",
     "RmsNorm",
     "causal_mask",
-    "inverse_frequencies",
     "rotary",
 ]
 
@@ -40,28 +38,10 @@ class RmsNorm(nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
-def inverse_frequencies(llm: LlmSpec, device: torch.device | None = None) -> Tensor:
-    """(d/2,) float32: radians per position of each pair of channels (Su et al. 2021), stretched as the model says."""
-    exponents = torch.arange(0, llm.head_dim, 2, dtype=torch.float32, device=device) / llm.head_dim
-    frequencies = 1.0 / llm.rope_theta**exponents
-    if llm.rope_scaling is None:
-        return frequencies
-    if llm.rope_scaling.kind == "linear":
-        return frequencies / llm.rope_scaling.factor
-    return _stretch_long_waves(frequencies, llm.rope_scaling)
-
-
-def _stretch_long_waves(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3.1: waves that turn often within the original context stay, slow ones are stretched by `factor`."""
-    turns = scaling.original_context * frequencies / (2 * math.pi)
-    kept_share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept_share = kept_share.clamp(0, 1)
-    return kept_share * frequencies + (1 - kept_share) * frequencies / scaling.factor
-
-
 def rotary(llm: LlmSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency: positions (B,S) -> twice (B,1,S,d), both halves of d alike."""
-    angles = positions[:, None, :, None].float() * inverse_frequencies(llm, positions.device)  # (B,1,S,d/2)
+    frequencies = torch.from_numpy(inverse_frequencies(llm)).to(positions.device)
+    angles = positions[:, None, :, None].float() * frequencies  # (B,1,S,d/2)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdrpn.export.rope import inverse_frequencies, rope_reader, rope_weights
+from sdrpn.export.rope import rope_reader, rope_weights
+from sdrpn.rope import inverse_frequencies
 from sdrpn.spec import LlmSpec, RopeScaling
 from tests.tolerances import ROPE_FREQUENCY_RELATIVE, ROPE_TABLE_ABS
 
