@@ -18,7 +18,7 @@ from pathlib import Path
 from sdrpn.errors import BadInput, RunFailed, SdrpnError
 from sdrpn.sizes import text_from_bytes
 
-__all__ = ["replacing_directory", "replacing_file", "require_free_space"]
+__all__ = ["replacing_directory", "replacing_file", "require_free_space", "require_writable_file"]
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -34,11 +34,7 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
         BadInput: the target cannot be written (read-only, a folder, a device)
         RunFailed: the disk is full, or the file system failed
     """
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
-        raise BadInput(f"{path} is not a regular file and cannot be replaced by one; name another file")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise BadInput(f"{path} is read-only; make it writable or name another file")
+    target, _ = _replaceable_file(path)
     temporary = _temporary_beside(target)
     try:
         with _errors_named(path, temporary):
@@ -52,6 +48,20 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
             _sync(target.parent)
     finally:
         _remove(temporary)
+
+
+def require_writable_file(path: str | Path) -> None:
+    """Raise what `replacing_file` would raise for a target that cannot be written, before any work is done for it.
+
+    Nothing is left behind, missing parent folders are not made.
+    """
+    target, folder = _replaceable_file(path)
+    probe = _temporary_beside(folder / target.name)
+    try:
+        with _errors_named(path, probe):
+            probe.touch(exist_ok=False)
+    finally:
+        _remove(probe)
 
 
 @contextmanager
@@ -69,6 +79,7 @@ def replacing_directory(path: str | Path, *, exist_ok: bool = False) -> Iterator
     temporary = _temporary_beside(target)
     try:
         with _errors_named(path, temporary):
+            _existing_folder(path, target)
             _require_replaceable(path, target, exist_ok=exist_ok)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
@@ -102,6 +113,31 @@ def require_free_space(path: str | Path, size_bytes: int, *, advice: str = "") -
     raise RunFailed(f"{message}; {advice}" if advice else message)
 
 
+def _replaceable_file(path: str | Path) -> tuple[Path, Path]:
+    """Where links lead, and the nearest folder that is there already. Raises BadInput where no file can go."""
+    try:
+        target = Path(path).resolve()
+        folder = _existing_folder(path, target)
+        if target.is_dir():
+            raise BadInput(f"{path} is a folder, not a regular file; expected the name of a file to write")
+        if target.exists() and not target.is_file():
+            raise BadInput(f"{path} is not a regular file and cannot be replaced by one; name another file")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise BadInput(f"{path} is read-only; make it writable or name another file")
+    except (OSError, RuntimeError) as error:  # too long a name, a folder that may not be searched; a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{path} cannot be written ({reason}); name a place that you may write to") from error
+    return target, folder
+
+
+def _existing_folder(path: str | Path, target: Path) -> Path:
+    """The nearest folder above the target that is there already. Raises BadInput where a file is in the way."""
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not folder.is_dir():
+        raise BadInput(f"{path} cannot be written: {folder} is a file, expected a folder; name another place")
+    return folder
+
+
 def _temporary_beside(target: Path) -> Path:
     return target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
 
@@ -121,14 +157,16 @@ def _swap_in(temporary: Path, target: Path) -> None:
         temporary.rename(target)
         return
     old = _temporary_beside(target)
-    target.rename(old)
     try:
+        target.rename(old)
         temporary.rename(target)
-    except BaseException:
-        old.rename(target)
+        # The new folder is in place: leftovers of the old one are no reason to call the work failed.
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:  # Ctrl-C may also come right after a rename that was done
+        if not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
         raise
-    # The new folder is in place: leftovers of the old one are no reason to call the work failed.
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.atomic import replacing_directory, replacing_file, require_free_space
+from sdrpn.atomic import replacing_directory, replacing_file, require_free_space, require_writable_file
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.sizes import text_from_bytes
 
@@ -107,6 +107,36 @@ class TestReplacingFile:
         assert target.exists()
 
 
+class TestRequireWritableFile:
+    @pytest.mark.parametrize("name", ["new.png", "new folder/below/new.png", "there.png", "link.png"])
+    def test_a_place_that_can_be_written_is_left_as_it_was(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "there.png").write_text("old")
+        (tmp_path / "link.png").symlink_to("there.png")
+        require_writable_file(tmp_path / name)
+        assert names_in(tmp_path) == ["link.png", "there.png"]
+        assert (tmp_path / "there.png").read_text() == "old"
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("folder", "folder is a folder, not a regular file; expected the name of a file to write"),
+            ("file/x.png", r"x\.png cannot be written: .*file is a file, expected a folder; name another place"),
+            ("x" * 300, r"x cannot be written \(File name too long\); name a place that you may write to"),
+            (
+                "loop/x.png",
+                r"x\.png cannot be written \((Symlink loop|Too many levels of symbolic links).*\); name a place",
+            ),
+        ],
+    )
+    def test_a_place_that_cannot(self, tmp_path: Path, name: str, message: str) -> None:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").touch()
+        with pytest.raises(BadInput, match=message):
+            require_writable_file(tmp_path / name)
+        with pytest.raises(BadInput, match=message), replacing_file(tmp_path / name):
+            pytest.fail("the block must not run")
+
+
 class TestReplacingDirectory:
     def test_the_folder_appears_when_the_block_ends(self, tmp_path: Path) -> None:
         target = tmp_path / "out" / "bundle"
@@ -197,6 +227,37 @@ class TestReplacingDirectory:
         assert names_in(target) == ["old"]
         assert names_in(tmp_path) == ["bundle"]
 
+    @pytest.mark.parametrize(("calls", "left"), [(1, "old"), (2, "new"), (3, "new")])
+    def test_an_interruption_of_the_swap_leaves_one_whole_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, left: str
+    ) -> None:
+        """Right after the old folder was moved aside, after the new one took its place, or before the old one went."""
+        target = tmp_path / "bundle"
+        target.mkdir()
+        (target / "old").touch()
+        done: list[object] = []
+
+        def interrupted(work: Callable[..., object]) -> Callable[..., object]:
+            def run(*arguments: object, **options: object) -> object:
+                done.append(work)
+                result = None if work is shutil.rmtree and len(done) == calls else work(*arguments, **options)
+                if len(done) == calls:
+                    raise KeyboardInterrupt
+                return result
+
+            return run
+
+        def replace() -> None:
+            with replacing_directory(target, exist_ok=True) as temporary:
+                (temporary / "new").touch()
+                monkeypatch.setattr(Path, "rename", interrupted(Path.rename))
+                monkeypatch.setattr(shutil, "rmtree", interrupted(shutil.rmtree))
+
+        with pytest.raises(KeyboardInterrupt):
+            replace()
+        assert names_in(target) == [left]
+        assert names_in(tmp_path) == ["bundle"]
+
     def test_a_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "bundle").write_text("x")
         with pytest.raises(BadInput, match="is a file; expected a new or an empty folder"):
@@ -204,7 +265,7 @@ class TestReplacingDirectory:
 
     def test_a_file_in_the_way_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
-        with pytest.raises(RunFailed, match=r"writing .*bundle failed: (Not a directory|File exists)"):
+        with pytest.raises(BadInput, match=r"bundle cannot be written: .*file is a file, expected a folder; name"):
             replacing_directory(tmp_path / "file" / "bundle").__enter__()
 
 
