@@ -77,7 +77,8 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         if isinstance(error, BadImage):
             raise
-        raise BadImage(f"{os.fspath(source)!r} cannot be read ({_one_line(error)})") from error
+        reason = getattr(error, "strerror", None) or _one_line(error)
+        raise BadImage(f"{os.fspath(source)!r} cannot be read ({reason}); name a picture that you may open") from error
 
 
 def base_pixels(image: Image.Image, vision: VisionSpec) -> Float32:
@@ -159,7 +160,7 @@ def _decoded(image: Image.Image, label: str, max_pixels: int) -> Image.Image:
             image.load()
             upright = UPRIGHT.get(_orientation(image))
             rgb = _rgb(image)
-        return rgb if upright is None else rgb.transpose(upright)
+        return rgb if upright is None else _turned(rgb, upright)
     except MemoryError:
         raise
     except BadImage as error:
@@ -174,8 +175,7 @@ def _check_size(size_wh: tuple[int, int], label: str, max_pixels: int) -> None:
         raise BadImage(f"{label} is {width}x{height} px; expected at least 1x1")
     if width * height > max_pixels:
         raise BadImage(
-            f"{label} is {width}x{height} = {width * height:,} px; the limit is {max_pixels:,}: scale it down, or "
-            "raise max_pixels where the source is trusted"
+            f"{label} is {width}x{height} = {width * height:,} px; the limit is {max_pixels:,}: scale it down first"
         )
     if max(size_wh) > MAX_SIDE_PX:
         raise BadImage(f"{label} is {width}x{height} px; the limit of a side is {MAX_SIDE_PX:,}: cut it into parts")
@@ -204,6 +204,13 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF says nothing about the pixels: take them as they are
         return 1
+
+
+def _turned(image: Image.Image, transpose: Image.Transpose) -> Image.Image:
+    turned = image.transpose(transpose)
+    # The orientation, which Pillow carries along in EXIF or XMP, no longer holds: opened again, it would turn again.
+    turned.info.clear()
+    return turned
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -169,6 +169,17 @@ def test_exif_orientation(orientation: int, file_format: str) -> None:
     np.testing.assert_array_equal(np.asarray(opened), upright)
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
+def test_an_image_that_was_opened_is_not_turned_again(file_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    opened = open_image(encoded(noise(20, 10), file_format, exif=exif.tobytes()))
+    assert opened.size == (10, 20)
+    again = open_image(opened)
+    assert again.size == (10, 20)
+    assert again.tobytes() == opened.tobytes()
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_is_ignored() -> None:
     data = encoded(noise(8, 8), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\xff garbage")
