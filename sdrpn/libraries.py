@@ -11,12 +11,25 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["BASE", "EXTRAS", "Extra", "Library", "Requirement", "install_command", "installed_version", "read_extras"]
+from sdrpn.errors import MissingDependency
+
+__all__ = [
+    "BASE",
+    "EXTRAS",
+    "Extra",
+    "Library",
+    "Requirement",
+    "importing_extra",
+    "install_command",
+    "installed_version",
+    "read_extras",
+]
 
 # How the base install is called beside the extras.
 BASE = "base"
@@ -124,6 +137,28 @@ def read_extras(
         extra: Extra(extra, gives, tuple(library(one) for one in entries.get(extra, ())), install_command(extra))
         for extra, gives in EXTRAS.items()
     }
+
+
+@contextmanager
+def importing_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Around imports that need an extra: what is not installed is named, with the command that installs it.
+
+    with importing_extra("export", "sdrpn export"):
+        from sdrpn.export import export_bundle
+
+    Raises: MissingDependency in place of an ImportError about another package; one about our own modules passes.
+    """
+    try:
+        yield
+    except ImportError as error:
+        library = (error.name or "").partition(".")[0]
+        if library == "sdrpn":
+            raise
+        lack = f"needs {library}, which is not installed; install it"
+        if not isinstance(error, ModuleNotFoundError):
+            reason = " ".join(str(error).split())
+            lack = f"cannot import {library or 'a library'} ({reason}); install a version that fits"
+        raise MissingDependency(f"{purpose} {lack}: pip install 'sdrpn[{extra}]'") from error
 
 
 def install_command(extra: str = BASE) -> str:

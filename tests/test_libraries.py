@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import re
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sdrpn import libraries
-from sdrpn.libraries import BASE, EXTRAS, install_command, installed_version, read_extras
+from sdrpn.errors import MissingDependency
+from sdrpn.libraries import BASE, EXTRAS, importing_extra, install_command, installed_version, read_extras
 
 LINES = (
     "numpy>=1.24",
@@ -81,6 +83,22 @@ def test_every_extra_of_the_metadata_is_explained() -> None:
 def test_an_absent_library_has_no_version() -> None:
     assert installed_version("a-library-that-nobody-wrote") is None
     assert installed_version("numpy") is not None
+
+
+class TestImportingAnExtra:
+    def test_a_library_that_is_not_there_is_named(self) -> None:
+        expected = r"sdrpn paint needs an_easel, which is not installed; install it: pip install 'sdrpn\[export\]'"
+        with pytest.raises(MissingDependency, match=expected), importing_extra("export", "sdrpn paint"):
+            importlib.import_module("an_easel.of_wood")
+
+    def test_a_library_that_does_not_fit_says_why(self) -> None:
+        expected = r"cannot import numpy \(cannot import name 'no_such'.*\); install a version that fits: pip install"
+        with pytest.raises(MissingDependency, match=expected), importing_extra("export", "sdrpn paint"):
+            exec("from numpy import no_such")
+
+    def test_a_fault_of_our_own_passes(self) -> None:
+        with pytest.raises(ModuleNotFoundError, match=r"sdrpn\.paint"), importing_extra("export", "sdrpn paint"):
+            importlib.import_module("sdrpn.paint")
 
 
 def test_the_command_uses_this_python(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,11 @@ def run(args: argparse.Namespace) -> int:
     """Export, and say what was written."""
     from sdrpn.cli.output import print_json, print_text
     from sdrpn.cli.progress import progress
-    from sdrpn.export import ExportOptions, export_bundle
+    from sdrpn.libraries import importing_extra
     from sdrpn.sizes import text_from_bytes
+
+    with importing_extra("export", "sdrpn export"):
+        from sdrpn.export import ExportOptions, export_bundle
 
     options = ExportOptions(args.precision, args.dialect, args.max_context)
     with progress("export") as advance:
