@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadInput, RunFailed
 
 __all__ = ["GREEDY", "Sampler", "Sampling"]
 
@@ -25,6 +26,8 @@ class Sampling:
             raise BadInput(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if not 0.0 < self.top_p <= 1.0:
             raise BadInput(f"top_p is {self.top_p}; expected more than 0, at most 1")
+        if self.seed is not None and self.seed < 0:
+            raise BadInput(f"seed is {self.seed}; expected 0 or more, or None for another draw every time")
 
 
 GREEDY = Sampling()
@@ -38,17 +41,24 @@ class Sampler:
         self._rng = None if sampling.temperature == 0 else np.random.default_rng(sampling.seed)
 
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
-        """logits (V,) -> token id."""
+        """logits (V,) -> token id. Raises RunFailed where the likeliest token has no finite logit."""
+        likeliest = int(logits.argmax())  # of a NaN, where there is one
+        if not math.isfinite(logits[likeliest]):
+            raise RunFailed(
+                "the logits of the next token are NaN or infinite; expected finite numbers. A half-precision graph "
+                "overflowed or a file is damaged: compare the bundle with its checkpoint, or export it in fp32"
+            )
         if self._rng is None:
-            return int(logits.argmax())
-        probabilities = _softmax(logits / self._sampling.temperature)
+            return likeliest
+        probabilities = _softmax(logits, self._sampling.temperature)
         kept = _nucleus(probabilities, self._sampling.top_p)
         weights = probabilities[kept]
         return int(self._rng.choice(kept, p=weights / weights.sum()))
 
 
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    exponentials = np.exp(logits.astype(np.float64) - float(logits.max()))
+def _softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
+    with np.errstate(over="ignore"):  # next to no temperature: all but the likeliest go to exp(-inf) = 0
+        exponentials = np.exp((logits.astype(np.float64) - float(logits.max())) / temperature)
     normalised: npt.NDArray[np.float64] = exponentials / exponentials.sum()
     return normalised
 

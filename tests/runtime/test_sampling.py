@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadInput, RunFailed
 from sdrpn.runtime.sampling import GREEDY, Sampler, Sampling
 
 LOGITS = np.array([0.0, 2.0, 1.0, -3.0], np.float32)
@@ -39,7 +39,26 @@ def test_a_low_temperature_is_nearly_greedy() -> None:
     assert set(draws(Sampling(0.05, 1.0, 0))) == {1}
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"temperature": float("inf")}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize("temperature", [1e-8, 1e-300, 5e-324])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    assert set(draws(Sampling(temperature, 0.9, 0))) == {1}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 1.0, 0)])
+def test_logits_that_overflowed_are_no_choice(bad: float, sampling: Sampling) -> None:
+    with pytest.raises(RunFailed, match="logits of the next token are NaN or infinite; .* or export it in fp32"):
+        Sampler(sampling).choose(np.array([0.0, bad, 1.0], np.float32))
+
+
+def test_tokens_may_be_ruled_out_by_their_logits() -> None:
+    sampler = Sampler(Sampling(1.0, 1.0, 0))
+    assert {sampler.choose(np.array([-np.inf, 1.0, -np.inf], np.float32)) for _ in range(50)} == {1}
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"temperature": float("inf")}, {"top_p": 0.0}, {"top_p": 1.5}, {"seed": -1}]
+)
 def test_bad_values_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(BadInput, match=next(iter(bad))):
         Sampling(**bad)  # type: ignore[arg-type]
