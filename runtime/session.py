@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from sdrpn.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.image import open_image
+from sdrpn.image import ImageSource, open_image
 from sdrpn.prompt import TextStream, build_prompt, decode_text, load_tokenizer
 from sdrpn.roi import Decide, RoiPolicy, decide_by_policy, roi_map
 from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
@@ -27,7 +28,6 @@ from sdrpn.spec import ModelSpec
 
 __all__ = ["AnswerStream", "Session"]
 
-ImageSource = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 DEFAULT_POLICY = RoiPolicy()
 
@@ -41,25 +41,24 @@ class Session:
     def __init__(self, bundle: Bundle, variant: Variant, backend: Backend) -> None:
         """Load the variant's graphs. `Session.open` is the usual way in."""
         self.bundle, self.variant = bundle, variant
-        self._runners: dict[str, Runner] = {}
-        spec = bundle.spec
-        try:
-            for name, graph in variant.graphs.items():
-                self._runners[name] = backend.load(graph, bundle.file(graph.file))
-            self._embedding = TokenEmbedding(
-                bundle.file(variant.embedding), spec.llm.vocabulary, spec.llm.width, variant.embedding_dtype
-            )
-        except BaseException:
-            self.close()
-            raise
-        decoders = {name: runner for name, runner in self._runners.items() if name != "vision"}
-        self._decoder = Decoder(backend, decoders, spec.llm.width, spec.llm.vocabulary)
-        self._two_pass = TwoPass(
-            spec, bundle.manifest.max_context, backend, self._runners["vision"], self._decoder, self._embedding
-        )
-        tokenizer = bundle.manifest.tokenizer
-        self._tokenizer = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
         self._answers = 0
+        self._closed = False
+        spec, tokenizer = bundle.spec, bundle.manifest.tokenizer
+        # Before the graphs, which may take a minute to load.
+        self._tokenizer = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
+        self._embedding = TokenEmbedding(
+            bundle.file(variant.embedding), spec.llm.vocabulary, spec.llm.width, variant.embedding_dtype
+        )
+        with ExitStack() as resources:
+            runners: dict[str, Runner] = {}
+            for name, graph in variant.graphs.items():
+                runners[name] = backend.load(graph, bundle.file(graph.file))
+                resources.callback(runners[name].close)
+            vision = runners.pop("vision")
+            self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary)
+            resources.callback(self._decoder.close)
+            self._two_pass = TwoPass(spec, bundle.manifest.max_context, backend, vision, self._decoder, self._embedding)
+            self._resources = resources.pop_all()
 
     @classmethod
     def open(
@@ -106,7 +105,7 @@ class Session:
         """Answer a question about an image.
 
         Args:
-            image: a path, a PIL image, or an (H, W, 3) uint8 array
+            image: a path, the bytes of a picture file, a PIL image, or an (H, W, 3) uint8 array
             question: text; a bundle without a tokenizer needs `answer_ids`
             roi: how the RoI map becomes crops; None: plain LLaVA
             max_new_tokens: at most so many
@@ -164,9 +163,8 @@ class Session:
 
     def close(self) -> None:
         """Free graphs and caches; calling it twice does no harm."""
-        for runner in self._runners.values():
-            runner.close()
-        self._runners.clear()
+        self._closed = True
+        self._resources.close()
 
     def __enter__(self) -> Session:
         return self
@@ -190,8 +188,7 @@ class Session:
         stop_ids: tuple[int, ...],
         trace: bool,
     ) -> AnswerStream:
-        if not self._runners:
-            raise RunFailed("the session was closed; open it again")
+        self._require_open()
         watch = Stopwatch()
         with watch.stage("preprocess"):
             upright = open_image(image)
@@ -199,6 +196,10 @@ class Session:
         self._answers += 1  # before anything is computed: a stream that is still open has lost its caches
         prefill = self._two_pass.prefill(request, watch)
         return AnswerStream(self, self._answers, request, prefill, watch, Sampler(sampling), stop_ids, trace)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RunFailed("the session was closed; open it again")
 
     def _text(self, token_ids: Sequence[int]) -> str:
         return decode_text(self._tokenizer, token_ids) if self._tokenizer is not None else ""
@@ -224,7 +225,7 @@ class AnswerStream:
         self._stop_ids = frozenset((*session.spec.prompt.eos_token_ids, *stop_ids))
         self._token_ids: list[int] = []
         self._step_logits: list[FloatArray] = []
-        self._stopped = False
+        self._finish_reason: Literal["stop", "length"] | None = None  # None: not at the end
         self._tokens = self._generate()
         self._answer: Answer | None = None
 
@@ -242,7 +243,7 @@ class AnswerStream:
         self._answer = self._answer or self._collect()
 
     def finish(self) -> Answer:
-        """Run to the end and return the answer."""
+        """Run to the end and return the answer. Raises RunFailed where that cannot be reached any more."""
         for _ in self._tokens:
             pass
         self._answer = self._answer or self._collect()
@@ -263,11 +264,13 @@ class AnswerStream:
                 self._step_logits.append(logits.copy())
             token_id = self._sampler.choose(logits)
             if token_id in self._stop_ids:
-                self._stopped = True
+                self._finish_reason = "stop"
                 return
             self._token_ids.append(token_id)
-            yield token_id
             if len(self._token_ids) == self._request.max_new_tokens:
+                self._finish_reason = "length"
+            yield token_id
+            if self._finish_reason is not None:
                 return
             self._require_current()
             with self._watch.decode_step():
@@ -275,16 +278,19 @@ class AnswerStream:
             position += 1
 
     def _require_current(self) -> None:
+        self._session._require_open()
         if self._session._answers != self._number:
             raise RunFailed("another question was asked before this answer was complete; finish one stream at a time")
 
     def _collect(self) -> Answer:
+        if self._finish_reason is None:  # a failure ended the tokens, and was reported then
+            raise RunFailed("the answer was broken off by an error and cannot be completed; ask again")
         prefill, decision = self._prefill, self._prefill.decision
         timings = self._watch.timings()
         return Answer(
             text=self._session._text(self._token_ids),
             token_ids=tuple(self._token_ids),
-            finish_reason="stop" if self._stopped else "length",
+            finish_reason=self._finish_reason,
             boxes_xyxy_px=tuple(crop.box_xyxy_px for crop in decision.crops) if decision is not None else (),
             roi_map=roi_map(prefill.roi_logits) if prefill.roi_logits is not None else None,
             roi_token_count=prefill.roi_tokens,
