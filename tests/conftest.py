@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -43,4 +44,48 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("tiny") / "bundle"
     for dialect in ("fused", "primitive"):
         export_bundle(tiny_checkpoint, path, ExportOptions(dialect=dialect))
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `tiny_checkpoint`, with a tokenizer of bytes, two query heads a key head, and room for a prompt in bytes.
+
+    The gain makes some cells of its RoI map stand out. Not to be written to.
+    """
+    llm = dataclasses.replace(tiny_spec.llm, vocabulary=288, kv_heads=2, max_context=512)
+    path = tmp_path_factory.mktemp("text") / "checkpoint"
+    write_random_checkpoint(path, dataclasses.replace(tiny_spec, llm=llm), with_tokenizer=True, roi_gain=3.0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_bundle(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`text_checkpoint` as fused-fp32 and primitive-fp32: answers questions in words. Not to be written to."""
+    from sdrpn.export import ExportOptions, export_bundle
+
+    path = tmp_path_factory.mktemp("text") / "bundle"
+    for dialect in ("fused", "primitive"):
+        export_bundle(text_checkpoint, path, ExportOptions(dialect=dialect))
+    return path
+
+
+@pytest.fixture(scope="session")
+def plain_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sizes of `text_checkpoint` in LLaVA's own layout, without an RPN. Not to be written to."""
+    llm = dataclasses.replace(tiny_spec.llm, vocabulary=288, max_context=512)
+    path = tmp_path_factory.mktemp("plain") / "checkpoint"
+    write_random_checkpoint(
+        path, dataclasses.replace(tiny_spec, llm=llm, rpn=None), layout="llava", with_tokenizer=True
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(plain_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`plain_checkpoint` as fused-fp32. Not to be written to."""
+    from sdrpn.export import export_bundle
+
+    path = tmp_path_factory.mktemp("plain") / "bundle"
+    export_bundle(plain_checkpoint, path)
     return path

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import non_negative_number, number_between, positive_int, whole_number
+from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sdrpn.roi import RoiPolicy
     from sdrpn.runtime import Answer
 
 HELP = "ask a question about an image"
@@ -108,7 +112,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--overlay",
         metavar="OUT.png",
         type=Path,
-        help="also draw the heat map and the boxes over the image, with the crop beside it",
+        help="also draw the heat map and the boxes over the image, with the crop beside it, as a PNG file",
     )
     form = group.add_mutually_exclusive_group()
     form.add_argument("--stream", action="store_true", help="print the answer as it is made")
@@ -118,32 +122,63 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer, and draw where it looked."""
     from sdrpn.cli.output import print_json, print_text, warn
-    from sdrpn.roi import RoiPolicy
+    from sdrpn.image import open_image
     from sdrpn.runtime import Sampling, Session
 
+    # Whatever can be refused is refused before the graphs are loaded, which takes a minute for a large model.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
-    policy = None if args.no_roi else RoiPolicy(args.threshold, args.upscale, args.max_ratio)
+    policy = _policy(args)
+    _check_overlay(args)
+    _require_tokenizer(args.bundle)
+    image = open_image(args.image)
     with Session.open(
         args.bundle, backend=args.backend, threads=args.threads, variant=args.variant, verify=not args.no_verify
     ) as session:
         if policy is not None and session.spec.rpn is None:
-            warn(f"{args.bundle} has no RPN: answered as plain LLaVA (--no-roi says so without this warning)")
+            warn(f"{args.bundle} has no RPN: answering as plain LLaVA (--no-roi says so without this warning)")
             policy = None
-        stream = session.stream(
-            args.image, args.question, roi=policy, max_new_tokens=args.max_new_tokens, sampling=sampling
-        )
+        stream = session.stream(image, args.question, roi=policy, max_new_tokens=args.max_new_tokens, sampling=sampling)
         if args.stream:
             _print_pieces(stream)
         answer = stream.finish()
-    if args.overlay is not None:
-        _write_overlay(args.image, args.overlay, answer)
     if answer.note is not None:
         warn(answer.note)
     if args.json:
         print_json(_as_json(answer))
     elif not args.stream:
         print_text(answer.text)
+    if args.overlay is not None:  # after the answer, which is not lost if this fails
+        _write_overlay(image, args.overlay, answer)
     return 0
+
+
+def _policy(args: argparse.Namespace) -> RoiPolicy | None:
+    from sdrpn.roi import RoiPolicy
+
+    if args.max_ratio is not None and args.upscale != "bbox":
+        raise BadInput(f"--max-ratio {args.max_ratio:g} needs --upscale bbox; got --upscale {args.upscale}")
+    policy = RoiPolicy(args.threshold, args.upscale, args.max_ratio)
+    return None if args.no_roi else policy
+
+
+def _check_overlay(args: argparse.Namespace) -> None:
+    from sdrpn.atomic import require_writable_file
+
+    if args.overlay is None:
+        return
+    require_writable_file(args.overlay)
+    if args.overlay.exists() and args.image.exists() and args.overlay.samefile(args.image):
+        raise BadInput(f"--overlay {args.overlay} would replace the image that is asked about; name another file")
+
+
+def _require_tokenizer(bundle_path: Path) -> None:
+    from sdrpn.bundle import open_bundle
+
+    if open_bundle(bundle_path).manifest.tokenizer is None:
+        raise BadInput(
+            f"{bundle_path} has no tokenizer.json, and a question in words needs one: put tokenizer.json or "
+            f"tokenizer.model beside the checkpoint's config.json and export it again"
+        )
 
 
 def _print_pieces(stream: Iterable[str]) -> None:
@@ -153,12 +188,11 @@ def _print_pieces(stream: Iterable[str]) -> None:
     sys.stdout.write("\n")
 
 
-def _write_overlay(image_path: Path, overlay_path: Path, answer: Answer) -> None:
+def _write_overlay(image: Image, overlay_path: Path, answer: Answer) -> None:
     from sdrpn.atomic import replacing_file
-    from sdrpn.image import open_image
     from sdrpn.overlay import draw_overlay
 
-    picture = draw_overlay(open_image(image_path), answer.roi_map, answer.boxes_xyxy_px)
+    picture = draw_overlay(image, answer.roi_map, answer.boxes_xyxy_px)
     with replacing_file(overlay_path) as temporary:
         picture.save(temporary, format="PNG")
 
