@@ -122,10 +122,6 @@ class TestRequireWritableFile:
             ("folder", "folder is a folder, not a regular file; expected the name of a file to write"),
             ("file/x.png", r"x\.png cannot be written: .*file is a file, expected a folder; name another place"),
             ("x" * 300, r"x cannot be written \(File name too long\); name a place that you may write to"),
-            (
-                "loop/x.png",
-                r"x\.png cannot be written \((Symlink loop|Too many levels of symbolic links).*\); name a place",
-            ),
         ],
     )
     def test_a_place_that_cannot(self, tmp_path: Path, name: str, message: str) -> None:
