@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.kv_cache import cache_set_from_runner
-from sdrpn.runtime.runner import Array, Backend, Buffer, Runner
+from sdrpn.runtime.runner import Array, Backend, Buffer, Runner, check_bindings
 
 __all__ = ["run_on_arrays"]
 
@@ -18,12 +18,13 @@ def run_on_arrays(backend: Backend, runner: Runner, feeds: Mapping[str, Array]) 
     Raises RunFailed where a name, type or shape does not fit.
     """
     buffers = {name: _buffer(backend, array) for name, array in feeds.items()}
+    extents: dict[str, int] = {}
+    check_bindings("the graph", "inputs", runner.inputs, buffers, extents)
     caches = cache_set_from_runner(runner)
     results: dict[str, Buffer] = {}
     if caches.in_place:
-        caches.buffers.update({name: buffers[name] for name in caches.inputs if name in buffers})
+        caches.buffers.update({name: buffers[name] for name in caches.inputs})
         results |= caches.as_outputs()
-    extents = _extents(runner, buffers)
     for name, tensor in runner.outputs.items():
         if name in results:
             continue
@@ -42,13 +43,3 @@ def _buffer(backend: Backend, array: Array) -> Buffer:
     buffer = backend.allocate(array.shape, array.dtype.name)
     buffer.write(array)
     return buffer
-
-
-def _extents(runner: Runner, feeds: Mapping[str, Buffer]) -> dict[str, int]:
-    """What the dynamic dimensions are in these feeds."""
-    extents: dict[str, int] = {}
-    for name, tensor in runner.inputs.items():
-        if name in feeds:
-            pairs = zip(tensor.dims, feeds[name].shape, strict=False)
-            extents.update({dim: extent for dim, extent in pairs if isinstance(dim, str)})
-    return extents

@@ -168,10 +168,9 @@ class _Asked:
         if at is None:
             yield self.check("tokens", *texts)
             return
-        margin = self._margin(found, expected, at)
-        limit = self.limits.token_logit
+        margin, limit = self._margin(found.token_ids, expected.step_logits, at), self.limits.token_logit
         note = f"token {at + 1} is {margin:.1e} of the largest logit below the reference's; up to {limit:g} is a tie"
-        yield self.check("tokens", *texts, ok=margin <= limit, note=note)
+        yield self.check("tokens", *texts, ok=margin <= limit, note=note if np.isfinite(margin) else "")
 
     def _close_cells(self, decision: RoiDecision) -> int:
         """Cells of the reference's map that rounding may move over the threshold."""
@@ -182,12 +181,19 @@ class _Asked:
         threshold = roi.threshold if roi.threshold > 0 else float(blurred.max()) * -roi.threshold
         return int((np.abs(blurred - threshold) <= self.limits.roi_map).sum())
 
-    def _margin(self, found: FoundAnswer, expected: ReferenceAnswer, at: int) -> float:
-        """How far the found token lies below the reference's, as a share of max(1, the row's largest logit)."""
-        row = expected.step_logits[at].astype(np.float64)
-        stop_ids = [token_id for token_id in self.model.spec.prompt.eos_token_ids if token_id < len(row)]
-        candidates = [found.token_ids[at]] if at < len(found.token_ids) else stop_ids
-        chosen = max((row[token_id] for token_id in candidates), default=-np.inf)
+    def _margin(self, ids: Sequence[int], step_logits: Float32, at: int) -> float:
+        """How far what was found at `at` lies below the reference's choice, as a share of max(1, the row's largest).
+
+        Where the found answer ended, a stop token was found. Infinite for what no rounding explains: a stop token
+        among the tokens of an answer, or an answer that is longer than asked for.
+        """
+        stop_ids = self.model.spec.prompt.eos_token_ids
+        ended = at == len(ids)
+        if at >= len(step_logits) or (not ended and ids[at] in stop_ids):
+            return float("inf")
+        row = step_logits[at].astype(np.float64)
+        candidates = [i for i in stop_ids if i < len(row)] if ended else [ids[at]]
+        chosen = max((row[i] for i in candidates), default=-np.inf)
         return float((row.max() - chosen) / max(1.0, np.abs(row).max()))
 
 

@@ -107,7 +107,7 @@ class _DecoderTrials:
         self.model, self.graph, self.dialect = model, graph, dialect
         self.near_rows = min(_ROWS, max_context)
         last_position = min(max_context - 1, _LAST_POSITION)
-        far = [last_position] if last_position > self.near_rows else []
+        far = [last_position] if last_position >= self.near_rows else []
         self.positions = torch.tensor([[*range(self.near_rows), *far]])
         self.rng = np.random.default_rng(_SEED)
 

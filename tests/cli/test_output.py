@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -99,6 +100,22 @@ class TestProgress:
         assert captured.out == ""
         assert "export [x]" in captured.err
         assert "100/100 bytes" in captured.err
+
+    def test_other_things_than_bytes_are_counted(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now_s = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: now_s)
+        with progress("compare", "steps") as advance:
+            now_s = 11.0
+            advance(3, 16)
+        assert capsys.readouterr().err == "sdrpn: compare: 3 of 16 steps\n"
+        monkeypatch.undo()
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        with progress("compare", "steps") as advance:
+            advance(16, 16)
+        bar = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+        assert "16/16 steps" in bar
 
     def test_an_error_inside_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

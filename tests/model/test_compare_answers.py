@@ -1,0 +1,214 @@
+"""When two answers are the same, when rounding explains a difference, and when nothing does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdrpn.checkpoint import open_checkpoint
+from sdrpn.errors import ContextTooLong, RunFailed
+from sdrpn.model import SdRpnModel, model_from_checkpoint
+from sdrpn.model.compare import Check
+from sdrpn.model.compare_answers import FoundAnswer, Question, compare_answers, trial_questions
+from sdrpn.model.reference import ReferenceAnswer, reference_answer
+from sdrpn.roi import RoiPolicy, decide_crops
+from sdrpn.spec import ModelSpec
+from sdrpn.tolerances import TOLERANCES
+
+LIMITS = TOLERANCES["fp32"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Iterator[SdRpnModel]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is only slowed down by more
+    with open_checkpoint(tiny_checkpoint) as source:
+        yield model_from_checkpoint(source)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def questions(tiny_spec: ModelSpec) -> tuple[Question, ...]:
+    return trial_questions(tiny_spec)
+
+
+def reference(model: SdRpnModel, question: Question) -> ReferenceAnswer:
+    return reference_answer(
+        model,
+        question.image,
+        question.ids_before,
+        question.ids_after,
+        roi=question.roi,
+        decide=question.decide,
+        max_new_tokens=question.max_new_tokens,
+        stop_ids=model.spec.prompt.eos_token_ids,
+    )
+
+
+def found_from_reference(answer: ReferenceAnswer) -> FoundAnswer:
+    return FoundAnswer(answer.token_ids, answer.roi_logits, answer.decision)
+
+
+def compare(model: SdRpnModel, question: Question, answer: Callable[[Question], FoundAnswer]) -> list[Check]:
+    return list(compare_answers(model, [question], answer, variant="v", precision="fp32"))
+
+
+def compare_found(model: SdRpnModel, question: Question, found: FoundAnswer) -> dict[str, Check]:
+    return {check.kind: check for check in compare(model, question, lambda question: found)}
+
+
+class TestQuestions:
+    def test_every_way_through_is_asked(self, questions: tuple[Question, ...]) -> None:
+        assert [question.label for question in questions] == [
+            "image 1, mask", "image 1, bbox", "image 1, given crops", "image 1, plain",
+            "image 2, mask", "image 2, bbox", "image 2, plain",
+        ]  # fmt: skip
+        assert questions[0].roi == RoiPolicy()
+
+    def test_they_are_the_same_every_time(self, tiny_spec: ModelSpec, questions: tuple[Question, ...]) -> None:
+        for first, second in zip(trial_questions(tiny_spec), questions, strict=True):
+            assert (first.ids_before, first.ids_after) == (second.ids_before, second.ids_after)
+            assert first.image.tobytes() == second.image.tobytes()
+
+    def test_special_tokens_are_not_asked_about(self, tiny_spec: ModelSpec, questions: tuple[Question, ...]) -> None:
+        assert tiny_spec.prompt.bos_token_id is not None
+        special = {tiny_spec.prompt.bos_token_id, *tiny_spec.prompt.eos_token_ids}
+        for question in questions:
+            assert question.ids_before[0] == tiny_spec.prompt.bos_token_id
+            assert special.isdisjoint(question.ids_before[1:] + question.ids_after)
+
+    def test_crops_are_tried_whatever_the_map_says(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        answer = reference(model, questions[2])
+        cells = model.spec.vision.image_tokens
+        assert answer.roi_token_count == cells + cells // 2
+
+    def test_without_an_rpn_plain_alone_is_asked(self, tiny_spec: ModelSpec) -> None:
+        plain = dataclasses.replace(tiny_spec, rpn=None)
+        assert [question.label for question in trial_questions(plain)] == ["image 1, plain", "image 2, plain"]
+
+
+class TestSame:
+    @pytest.mark.parametrize("index", [0, 2, 3])
+    def test_the_reference_equals_itself(self, model: SdRpnModel, questions: tuple[Question, ...], index: int) -> None:
+        question = questions[index]
+        checks = compare_found(model, question, found_from_reference(reference(model, question)))
+        plain = question.label.endswith("plain")
+        assert list(checks) == (["tokens"] if plain else ["roi cosine", "boxes", "tokens"])
+        assert all(check.ok and not check.note for check in checks.values())
+
+
+class TestDifferent:
+    def test_another_map_leaves_boxes_and_tokens_out(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        found = found_from_reference(reference(model, questions[0]))
+        assert found.roi_logits is not None
+        checks = compare_found(model, questions[0], dataclasses.replace(found, roi_logits=-3 * found.roi_logits))
+        assert list(checks) == ["roi cosine"]
+        assert (checks["roi cosine"].ok, checks["roi cosine"].limit) == (False, LIMITS.roi_cosine)
+
+    def test_a_map_that_is_no_number(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        found = found_from_reference(reference(model, questions[0]))
+        broken = np.full((4, 4), np.nan, np.float32)
+        check = compare_found(model, questions[0], dataclasses.replace(found, roi_logits=broken))["roi cosine"]
+        assert (check.ok, check.found) == (False, "not a finite number")
+
+    def test_a_map_where_none_was_asked_for(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        found = found_from_reference(reference(model, questions[3]))
+        extra = dataclasses.replace(found, roi_logits=np.zeros((4, 4), np.float32))
+        check = compare_found(model, questions[3], extra)["roi cosine"]
+        assert (check.ok, check.found, check.expected) == (False, "a map", "no map")
+
+    def test_another_box_far_from_the_threshold(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        found = found_from_reference(reference(model, questions[2]))
+        assert found.decision is not None
+        fewer = dataclasses.replace(found.decision, crops=found.decision.crops[:1])
+        checks = compare_found(model, questions[2], dataclasses.replace(found, decision=fewer))
+        assert list(checks) == ["roi cosine", "boxes"]
+        assert not checks["boxes"].ok
+        assert "keeping 8 cells" in str(checks["boxes"].found)
+
+    def test_an_unlikely_token(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        answer = reference(model, questions[3])
+        unlikely = int(answer.step_logits[2].argmin())
+        ids = (*answer.token_ids[:2], unlikely, *answer.token_ids[3:])
+        check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
+        assert not check.ok
+        assert check.note.startswith("token 3 is ")
+
+    def test_an_answer_that_stops_early(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        answer = reference(model, questions[3])
+        check = compare_found(model, questions[3], FoundAnswer(answer.token_ids[:4], None, None))["tokens"]
+        assert not check.ok
+
+    def test_an_answer_that_does_not_stop(
+        self, model: SdRpnModel, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The stop token is as likely as can be, but it has no place in an answer."""
+        ids = reference(model, questions[3]).token_ids
+        prompt = dataclasses.replace(model.spec.prompt, eos_token_ids=(ids[2],))
+        monkeypatch.setattr(model, "spec", dataclasses.replace(model.spec, prompt=prompt))
+        check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
+        assert (check.ok, len(str(check.expected).split())) == (False, 2)
+
+    def test_an_answer_that_is_too_long(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        ids = (*reference(model, questions[3]).token_ids, 5)
+        check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
+        assert not check.ok
+
+    def test_no_answer(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        def fail(question: Question) -> FoundAnswer:
+            raise RunFailed("out of memory")
+
+        (check,) = compare(model, questions[3], fail)
+        assert (check.ok, check.kind, check.found) == (False, "tokens", "no answer: out of memory")
+
+
+class TestTies:
+    def test_tokens_that_are_as_likely(
+        self, model: SdRpnModel, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer = reference(model, questions[3])
+        rows = answer.step_logits.copy()
+        other = int(np.argsort(rows[3])[-2])
+        rows[3, other] = rows[3].max() - 0.5 * LIMITS.token_logit
+        close = dataclasses.replace(answer, step_logits=rows)
+        monkeypatch.setattr("sdrpn.model.compare_answers.reference_answer", lambda *args, **options: close)
+        ids = (*answer.token_ids[:3], other, 0, 0, 0, 0)
+        check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
+        assert check.ok
+        assert "token 4 is " in check.note
+        assert check.found != check.expected
+
+    def test_a_cell_at_the_threshold(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        """Its region may be there or not; the tokens are those for the region that was found."""
+        logits = reference(model, questions[1]).roi_logits
+        assert logits is not None
+        size = questions[1].image.size
+        cells = np.unique(decide_crops(logits, size, RoiPolicy(), image_size_px=56).blurred_map)
+        step = 0.3 * LIMITS.roi_map
+        for cell in map(float, cells):  # one whose presence makes other boxes
+            below, above = (
+                decide_crops(logits, size, RoiPolicy(cell + shift, "bbox", min_cells=1), image_size_px=56)
+                for shift in (-step, step)
+            )
+            if not np.array_equal(below.boxes_cells, above.boxes_cells) and above.crops:
+                break
+        else:
+            pytest.fail("no cell of the map decides about a box")
+        question = dataclasses.replace(questions[1], roi=RoiPolicy(cell - step, "bbox", min_cells=1))
+        expected = reference(model, dataclasses.replace(question, decide=lambda logits, image_wh: above))
+        checks = compare_found(model, question, FoundAnswer(expected.token_ids, logits, above))
+        assert all(check.ok for check in checks.values())
+        assert checks["boxes"].note.startswith("tie: ")
+        assert checks["tokens"].note == ""
+
+    def test_what_does_not_fit_the_context_is_noted(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+        def refuse(question: Question) -> FoundAnswer:
+            raise ContextTooLong("14 positions are too few")
+
+        (check,) = compare(model, questions[3], refuse)
+        assert (check.ok, check.found, check.note) == (True, "not asked", "14 positions are too few")
