@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import errno
+import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sdrpn.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import Checkpoint, write_random_checkpoint
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.spec import ModelSpec
 from tests.cli.command import Command, refusal
+from tests.damage import copied, cut, edit_json
 
 
 def listing(folder: Path) -> list[str]:
@@ -27,6 +32,40 @@ def listing(folder: Path) -> list[str]:
 def verify(bundle: Path) -> None:
     opened = open_bundle(bundle)
     opened.verify(opened.manifest.files)
+
+
+def cut_a_shard(checkpoint: Path) -> None:
+    """The weights in two files with an index, of which the second one is short."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, part in halves.items():
+        save_file({name: tensors[name] for name in part}, checkpoint / file)
+    weight_map = {name: file for file, part in halves.items() for name in part}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (checkpoint / "model.safetensors").unlink()
+    cut(checkpoint / "model-2.safetensors")
+
+
+Damage = Callable[[Path], object]
+DAMAGE: dict[str, tuple[Damage, str]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), r"has no config\.json"),
+    "config cut off": (lambda folder: cut(folder / "config.json"), r"config\.json"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"copy of checkpoint"),
+    "cut weights": (lambda folder: cut(folder / "model.safetensors"), r"model\.safetensors"),
+    "cut header": (lambda folder: cut(folder / "model.safetensors", 0.001), r"model\.safetensors"),
+    "cut shard": (cut_a_shard, r"model-2\.safetensors"),
+    "another width": (
+        lambda folder: edit_json(folder / "config.json", lambda config: config.update(intermediate_size=100)),
+        r"has the shape \[\d+, \d+\]; expected \[\d+, \d+\]",
+    ),
+    "no vision tower": (lambda folder: shutil.rmtree(folder / "clip"), r"clip.*--vision-tower"),
+    "cut vision tower": (lambda folder: cut(folder / "clip" / "model.safetensors"), r"clip/model\.safetensors"),
+    "unreadable tokenizer": (
+        lambda folder: cut(folder / "tokenizer.json"),
+        r"tokenizer\.json is not a tokenizer that can be read",
+    ),
+}
 
 
 class TestOutput:
@@ -95,16 +134,21 @@ class TestRefusals:
             == f"{tmp_path / 'nowhere'} is not a folder; expected a checkpoint's folder, with config.json and weights"
         )
 
-    def test_a_broken_config(self, sdrpn: Command, tmp_path: Path) -> None:
-        (tmp_path / "given" / "config.json").write_text("{")
-        message = refusal(sdrpn("export", tmp_path / "given", "--out", tmp_path / "bundle"))
-        assert str(tmp_path / "given" / "config.json") in message
+    @pytest.mark.parametrize("what", DAMAGE)
+    def test_a_damaged_checkpoint(self, sdrpn: Command, text_checkpoint: Path, tmp_path: Path, what: str) -> None:
+        checkpoint = copied(text_checkpoint, tmp_path / "given")
+        damage, message = DAMAGE[what]
+        damage(checkpoint)
+        assert re.search(message, refusal(sdrpn("export", checkpoint, "--out", tmp_path / "bundle")))
 
-    def test_truncated_weights(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "given" / "checkpoint")
-        os.truncate(checkpoint / "model.safetensors", 5000)
-        message = refusal(sdrpn("export", checkpoint, "--out", tmp_path / "bundle"))
-        assert str(checkpoint / "model.safetensors") in message
+    def test_another_models_vision_tower(
+        self, sdrpn: Command, tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path
+    ) -> None:
+        vision = dataclasses.replace(tiny_spec.vision, width=48)
+        write_random_checkpoint(tmp_path / "given" / "other", dataclasses.replace(tiny_spec, vision=vision))
+        tower = tmp_path / "given" / "other" / "clip"
+        message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--vision-tower", tower))
+        assert re.search(r"clip is the wrong vision tower: its width is 48, .* expects 32 .*--vision-tower$", message)
 
     def test_a_vision_tower_that_is_not_there(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
         arguments = ("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--vision-tower", tmp_path / "tower")
@@ -158,6 +202,102 @@ class TestRefusals:
         assert (listing(bundle), (bundle / MANIFEST_NAME).read_bytes()) == before
 
 
+class SmallDisk:
+    """Files opened for writing anew take so many bytes altogether."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+        self.free_bytes = free_bytes
+        original = Path.open
+
+        def open_counting(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+            stream = original(path, mode, *args, **options)
+            return CountingStream(stream, self) if mode == "xb" else stream
+
+        monkeypatch.setattr(Path, "open", open_counting)
+
+
+class CountingStream:
+    """A file on a small disk."""
+
+    def __init__(self, stream: Any, disk: SmallDisk) -> None:
+        self.stream, self.disk, self.seek = stream, disk, stream.seek
+
+    def __enter__(self) -> CountingStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stream.close()
+
+    def write(self, content: Any) -> None:
+        self.disk.free_bytes -= memoryview(content).nbytes
+        if self.disk.free_bytes < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.stream.write(content)
+
+
+class TestFullDisk:
+    """The tiny model's weights are about a megabyte."""
+
+    @pytest.mark.parametrize("free_kilobytes", [0, 300, 900])
+    def test_it_fills_up(
+        self,
+        sdrpn: Command,
+        tiny_checkpoint: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        free_kilobytes: int,
+    ) -> None:
+        SmallDisk(monkeypatch, 1000 * free_kilobytes)
+        message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle"), code=1)
+        assert message.startswith(f"the disk is full: writing {tmp_path / 'bundle'} stopped after ")
+        assert message.endswith("; nothing was left behind")
+        assert not list(tmp_path.iterdir())
+
+    def test_it_fills_up_while_a_variant_is_added(
+        self, sdrpn: Command, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bundle = copied(tiny_bundle, tmp_path)
+        before = listing(tmp_path), (bundle / MANIFEST_NAME).read_bytes()
+        SmallDisk(monkeypatch, 300_000)
+        refusal(sdrpn("export", tiny_checkpoint, "--out", bundle, "--precision", "fp16"), code=1)
+        assert (listing(tmp_path), (bundle / MANIFEST_NAME).read_bytes()) == before
+        verify(bundle)
+
+    def test_it_is_seen_before_anything_is_written(
+        self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle"), code=1)
+        assert re.search(r"bundle needs .* and its disk has .* free: .* are missing; .*; --precision fp16", message)
+        assert not list(tmp_path.iterdir())
+
+
+class TestBaseInstall:
+    """Without the libraries of [export]."""
+
+    @pytest.mark.parametrize("library", ["onnxscript", "onnx_ir", "ml_dtypes"])
+    def test_what_is_missing_is_named(self, tiny_checkpoint: Path, tmp_path: Path, library: str) -> None:
+        done = run_without([library], "export", tiny_checkpoint, "--out", tmp_path / "bundle")
+        expected = f"sdrpn export needs {library}, which is not installed; install it: pip install 'sdrpn[export]'"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"sdrpn: error: {expected}\n")
+        assert not list(tmp_path.iterdir())
+
+    def test_ask_needs_none_of_them(self, text_bundle: Path, picture: Path) -> None:
+        libraries = ["onnxscript", "onnx_ir", "onnx", "ml_dtypes", "torch", "transformers", "safetensors"]
+        done = run_without(libraries, "ask", text_bundle, picture, "What?", "--max-new-tokens", 2)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_without(libraries: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command line in a process of its own that cannot import these."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({libraries}))\n"
+        f"from sdrpn.cli.main import main; sys.exit(main({[str(argument) for argument in arguments]}))"
+    )
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+
 class TestFailures:
     def test_a_value_that_fp16_cannot_hold(
         self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,6 +307,19 @@ class TestFailures:
         outcome = sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--precision", "fp16")
         assert "fp16 ends at 65504; export with --precision fp32" in refusal(outcome, code=1)
         assert not list(tmp_path.iterdir())
+
+    def test_ctrl_c_while_a_variant_is_added(
+        self, sdrpn: Command, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(self: GraphAuthor, path: Path) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(GraphAuthor, "save", interrupt)
+        bundle = copied(tiny_bundle, tmp_path)
+        before = listing(tmp_path), (bundle / MANIFEST_NAME).read_bytes()
+        assert sdrpn("export", tiny_checkpoint, "--out", bundle, "--precision", "fp16").code == 130
+        assert (listing(tmp_path), (bundle / MANIFEST_NAME).read_bytes()) == before
+        verify(bundle)
 
     def test_ctrl_c(
         self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
