@@ -47,7 +47,7 @@ def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 1.0, 0)])
 def test_logits_that_overflowed_are_no_choice(bad: float, sampling: Sampling) -> None:
-    with pytest.raises(RunFailed, match="logits of the next token are NaN or infinite; .* or export it in fp32"):
+    with pytest.raises(RunFailed, match=r"logits of the next token are NaN or infinite; .* or export it in fp32"):
         Sampler(sampling).choose(np.array([0.0, bad, 1.0], np.float32))
 
 
