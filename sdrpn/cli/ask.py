@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     _check_overlay(args)
     _require_tokenizer(args.bundle)
     image = open_image(args.image)
+    if not args.debug:
+        _silence_onnxruntime()
     with Session.open(
         args.bundle, backend=args.backend, threads=args.threads, variant=args.variant, verify=not args.no_verify
     ) as session:
@@ -150,6 +153,14 @@ def run(args: argparse.Namespace) -> int:
     if args.overlay is not None:  # after the answer, which is not lost if this fails
         _write_overlay(image, args.overlay, answer)
     return 0
+
+
+def _silence_onnxruntime() -> None:
+    """What fails comes back as an exception and is told in one line; the library would print it as well."""
+    with suppress(ImportError, AttributeError):  # a broken installation is told where it is needed
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(4)  # fatal only
 
 
 def _policy(args: argparse.Namespace) -> RoiPolicy | None:

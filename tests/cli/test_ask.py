@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sdrpn import bundle as bundle_module
-from sdrpn.runtime import RoiPolicy, Session
+from sdrpn.runtime import RoiPolicy, Session, decoder
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, flip_byte
 from tests.pictures import SIZE_WH, photo
@@ -195,6 +196,20 @@ class TestOverlay:
     def test_a_refused_question_leaves_no_overlay(self, ask: Command, tmp_path: Path) -> None:
         refusal(ask("--overlay", tmp_path / "overlay.png", "--max-new-tokens", 5000))
         assert not (tmp_path / "overlay.png").exists()
+
+
+class TestFailures:
+    def test_a_graph_that_fails_is_one_line(self, ask: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = decoder._indices
+
+        def misplaced(*arguments: Any) -> dict[str, Any]:
+            buffers = original(*arguments)
+            buffers["write_index"].write(np.array([10_000]))  # past the caches
+            return buffers
+
+        monkeypatch.setattr(decoder, "_indices", misplaced)
+        message = refusal(ask(), 1)
+        assert re.match(r"the trunk graph failed in ONNX Runtime: .* exceeds max_sequence_length", message)
 
 
 class TestBundlesThatLackSomething:
