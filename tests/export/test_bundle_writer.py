@@ -409,9 +409,7 @@ def break_the_rename(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> N
 
 
 @pytest.mark.parametrize("breaking", [break_reading, break_saving, break_syncing, break_the_rename])
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), MemoryError()]
-)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 class TestInterrupted:
     def test_a_new_bundle_does_not_appear(
         self,
