@@ -2,8 +2,8 @@
 
 A random model of the size that the reference implementation was timed with (hidden 512, 12 layers, K=6, T=3, a
 prompt of 651 tokens, 16 new tokens). The number of crops is forced; the RPN still runs. In every round all cases, all
-stages and both sides take turns, so that a busy machine slows them alike. Ratios are taken within a round; figures are
-medians over the rounds.
+stages and both sides take turns, so that a busy machine slows them alike. A case is compared with the plain answers
+right before and after it; figures and ratios are medians over the rounds.
 
     python benchmarks/two_pass.py                     # ONNX Runtime and PyTorch, one and two threads
     python benchmarks/two_pass.py --no-torch --json
@@ -221,31 +221,35 @@ def measure_rounds(bundle: Path, checkpoint: Path, threads: int, rounds: int, wi
     with Session.open(bundle, threads=threads) as session:
         side = OnnxRuntimeSide(session)
         for number in range(rounds + 1):
-            for case in CASES:
-                measured = side.case_round(case)
-                if torch_side is not None:
-                    measured["torch_s"] = torch_side.seconds(case)
-                if number:  # the first round warms up
-                    cases[case.name].append(measured)
-            if number:
-                stages.append(side.stage_round())
+            measured = one_round(side, torch_side)
+            parts = side.stage_round()
+            if number:  # the first round warms up
+                for name, figures in measured.items():
+                    cases[name].append(figures)
+                stages.append(parts)
             progress(threads, number, rounds)
-    return {"cases": summarise(cases), "stages": medians(stages), "whole_over_stages": over_stages(cases, stages)}
+    return {
+        "cases": {name: medians(each) for name, each in cases.items()},
+        "stages": medians(stages),
+        "whole_over_stages": over_stages(cases, stages),
+    }
 
 
-def summarise(cases: Mapping[str, list[Round]]) -> dict[str, Round]:
-    """Medians, and the medians of the ratios within each round."""
-    plain = [measured["prefill_s"] for measured in cases["plain"]]
-    summary = {}
-    for name, rounds in cases.items():
-        pairs = zip(rounds, plain, strict=True)
-        summary[name] = {
-            **medians(rounds),
-            "prefill_over_plain": statistics.median(r["prefill_s"] / p for r, p in pairs),
-        }
-        if "torch_s" in rounds[0]:
-            summary[name]["torch_over_ours"] = statistics.median(r["torch_s"] / r["total_s"] for r in rounds)
-    return summary
+def one_round(side: OnnxRuntimeSide, torch_side: TorchSide | None) -> dict[str, Round]:
+    """Every case once, each between two plain answers."""
+    plain, *others = CASES
+    before, figures = side.case_round(plain), {}
+    for case in others:
+        measured, after = side.case_round(case), side.case_round(plain)
+        around_s = (before["prefill_s"] + after["prefill_s"]) / 2
+        figures[case.name] = {**measured, "prefill_over_plain": measured["prefill_s"] / around_s}
+        before = after
+    figures = {plain.name: {**before, "prefill_over_plain": 1.0}, **figures}
+    if torch_side is not None:
+        for case in CASES:
+            torch_s = torch_side.seconds(case)
+            figures[case.name] |= {"torch_s": torch_s, "torch_over_ours": torch_s / figures[case.name]["total_s"]}
+    return figures
 
 
 def medians(rounds: list[Round]) -> Round:

@@ -56,15 +56,16 @@ class Decoder:
             self._reallocate(_rounded(rows), keep=True)
 
     def _reallocate(self, length: int, keep: bool) -> None:
-        self._step = None
+        if not keep:
+            self.truncate(0)
+        kept, tap_rows = dict(self.valid), self._tap_rows
+        # Memory may run out half-way: until all is in place, there are no rows.
+        self._step, self.length = None, 0
+        self.truncate(0)
         for name, caches in self._caches.items():
-            caches.resize(self._backend, length, self.valid[name] if keep else 0)
-        taps = self._taps
-        self._taps = self._backend.allocate((1, length, self._width), "float32")
-        self._tap_rows = self._tap_rows if keep else 0
-        if self._tap_rows:
-            self._taps.copy_rows(taps, self._tap_rows)
-        self.length = length
+            caches.resize(self._backend, length, kept[name])
+        self._taps = self._taps.with_rows(length, tap_rows)
+        self.valid, self._tap_rows, self.length = kept, tap_rows, length
 
     def run_trunk(self, embeds: FloatArray, start: int) -> None:
         """embeds (S,D) at positions start..start+S-1 -> their taps and caches."""

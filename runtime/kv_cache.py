@@ -26,14 +26,14 @@ class CacheSet:
     buffers: dict[str, Buffer] = field(default_factory=dict)
 
     def resize(self, backend: Backend, length: int, keep_rows: int) -> None:
-        """New buffers of `length` rows; the first `keep_rows` are copied."""
+        """Buffers of `length` rows, of which the first `keep_rows` are as before."""
         for name, tensor in self.inputs.items():
-            _, heads, _, head_dim = tensor.dims
-            new = backend.allocate((1, int(heads), length, int(head_dim)), tensor.dtype)
-            if keep_rows:
-                new.copy_rows(self.buffers[name], keep_rows)
             # One at a time: the old cache of a layer goes before the next layer's new one comes.
-            self.buffers[name] = new
+            if name in self.buffers:
+                self.buffers[name] = self.buffers[name].with_rows(length, keep_rows)
+            else:
+                _, heads, _, head_dim = tensor.dims
+                self.buffers[name] = backend.allocate((1, int(heads), length, int(head_dim)), tensor.dtype)
 
     def as_outputs(self) -> dict[str, Buffer]:
         """The same buffers under the names of the graph's outputs."""

@@ -51,6 +51,13 @@ class Buffer(Protocol):
         """Put the first `rows` of `source` at `start`; rows are the last axis but one, the rest has equal extents."""
         ...
 
+    def with_rows(self, rows: int, keep: int) -> Buffer:
+        """Another number of rows, of which the first `keep` are as here and the others any finite numbers.
+
+        The new buffer may lie in this one's memory: this one must not be used any more.
+        """
+        ...
+
 
 class Runner(Protocol):
     """One graph, loaded."""

@@ -94,44 +94,47 @@ class TwoPass:
         rows = prefix_rows + len(request.ids_after)
         self._require_context(rows, 0, request.max_new_tokens)
         after = self._embedding.rows(request.ids_after)
-        before = self._computed_rows()
-        # Until this question's own rows are complete, nothing may be taken for its prefix.
-        prefix, self._prefix = self._prefix, None
-        with watch.stage("preprocess"):
-            key = (image_digest(request.image), request.ids_before)
-        encoded = 0
-        if key != prefix:
-            encoded = 1
-            embeds = self._embed_all(request, after, watch)
-            with watch.stage("trunk"):
-                self._decoder.reset(rows + request.max_new_tokens)
-                self._decoder.run_trunk(embeds, 0)
-        else:
-            with watch.stage("trunk"):
-                self._decoder.truncate(prefix_rows)
-                self._decoder.reserve(rows + request.max_new_tokens)
-                self._decoder.run_trunk(after, prefix_rows)
+        before = dict(self._decoder.computed_rows)
+        encoded = self._first_pass(request, after, watch)
         roi_logits, decision = self._look(request, rows, watch)
         crops = decision.crops if decision is not None else ()
         roi_tokens = 0
         if crops:
-            roi, encoded = self._encode_crops(request.image, crops, watch), encoded + len(crops)
-            roi_tokens = len(roi)
+            roi = self._encode_crops(request.image, crops, watch)
+            encoded, roi_tokens = encoded + len(crops), len(roi)
             self._require_context(rows, roi_tokens, request.max_new_tokens)
-            logits = self._prefill_with_crops(prefix_rows, np.concatenate([roi, after]), request.max_new_tokens, watch)
+            logits = self._second_pass(prefix_rows, np.concatenate([roi, after]), request.max_new_tokens, watch)
         else:
             with watch.stage("tail_prefill"):
                 logits = self._decoder.run_tail(self._decoder.valid["tail"], rows)
-        self._prefix = key
-        computed = {name: count - before[name] for name, count in self._computed_rows().items()}
+        computed = {name: count - before[name] for name, count in self._decoder.computed_rows.items()}
         return Prefill(logits, rows + roi_tokens, roi_logits, decision, roi_tokens, encoded, computed)
 
     def forget_prefix(self) -> None:
         """Compute the next question's prefix anew, whatever it is."""
         self._prefix = None
 
-    def _computed_rows(self) -> dict[str, int]:
-        return dict(self._decoder.computed_rows)
+    def _first_pass(self, request: Request, after: FloatArray, watch: Stopwatch) -> int:
+        """Trunk over whatever of prefix + question is not there yet; returns how many images were encoded."""
+        prefix_rows = len(request.ids_before) + self._spec.vision.image_tokens
+        needed = prefix_rows + len(after) + request.max_new_tokens
+        # Until the trunk is through, nothing may be taken for this question's prefix; nor after caches were lost.
+        known = self._prefix if self._decoder.valid["trunk"] >= prefix_rows else None
+        self._prefix = None
+        with watch.stage("preprocess"):
+            prefix = (image_digest(request.image), request.ids_before)
+        if prefix == known:
+            with watch.stage("trunk"):
+                self._decoder.truncate(prefix_rows)
+                self._decoder.reserve(needed)
+                self._decoder.run_trunk(after, prefix_rows)
+        else:
+            embeds = self._embed_all(request, after, watch)
+            with watch.stage("trunk"):
+                self._decoder.reset(needed)
+                self._decoder.run_trunk(embeds, 0)
+        self._prefix = prefix
+        return 0 if prefix == known else 1
 
     def _embed_all(self, request: Request, after: FloatArray, watch: Stopwatch) -> FloatArray:
         """(S,D): tokens before the image, the image, tokens after it."""
@@ -185,9 +188,7 @@ class TwoPass:
             return resized.reshape(-1, features.shape[-1])
         return features
 
-    def _prefill_with_crops(
-        self, prefix_rows: int, embeds: FloatArray, max_new_tokens: int, watch: Stopwatch
-    ) -> FloatArray:
+    def _second_pass(self, prefix_rows: int, embeds: FloatArray, max_new_tokens: int, watch: Stopwatch) -> FloatArray:
         """RoI tokens and question behind the stored prefix -> logits (V,)."""
         decoder, stop = self._decoder, prefix_rows + len(embeds)
         with watch.stage("tail_prefill"):

@@ -121,9 +121,15 @@ class DeviceBuffer:
     """Device memory that ONNX Runtime allocated; views share their owner's memory."""
 
     def __init__(
-        self, owner: onnxruntime.OrtValue, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], whole: bool
+        self,
+        owner: onnxruntime.OrtValue,
+        device_id: int,
+        pointer: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        whole: bool,
     ) -> None:
-        self._owner = owner
+        self._owner, self._device_id = owner, device_id
         self.pointer, self.shape, self.dtype = pointer, shape, dtype
         self._whole = whole
 
@@ -131,13 +137,15 @@ class DeviceBuffer:
     def zeros(cls, shape: tuple[int, ...], dtype: str, device: str, device_id: int) -> DeviceBuffer:
         """Allocate and clear."""
         owner = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), device, device_id)
-        return cls(owner, owner.data_ptr(), shape, np.dtype(dtype), whole=True)
+        return cls(owner, device_id, owner.data_ptr(), shape, np.dtype(dtype), whole=True)
 
     def rows(self, start: int, stop: int) -> DeviceBuffer:
         """A view of (1, start:stop, ...)."""
         shape = (1, stop - start, *self.shape[2:])
         row_bytes = nbytes(self.shape[2:], self.dtype.name)
-        return DeviceBuffer(self._owner, self.pointer + start * row_bytes, shape, self.dtype, whole=False)
+        return DeviceBuffer(
+            self._owner, self._device_id, self.pointer + start * row_bytes, shape, self.dtype, whole=False
+        )
 
     def write(self, array: Array) -> None:
         """Host to device; whole buffers only."""
@@ -155,6 +163,14 @@ class DeviceBuffer:
         updated = self.read()
         updated[..., start : start + rows, :] = source.read()[..., :rows, :]
         self.write(updated)
+
+    def with_rows(self, rows: int, keep: int) -> DeviceBuffer:
+        """See `Buffer.with_rows`."""
+        shape = (*self.shape[:-2], rows, self.shape[-1])
+        new = DeviceBuffer.zeros(shape, self.dtype.name, self._owner.device_name(), self._device_id)
+        if keep:
+            new.copy_rows(self, keep)
+        return new
 
     def _require_whole(self, done: str) -> None:
         if not self._whole:

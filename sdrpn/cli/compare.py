@@ -5,7 +5,7 @@ The JSON form is an object with these entries, which only ever gain new ones whi
     bundle          the folder
     checkpoint      the folder
     ok              whether every check passed
-    checks          list of sdrpn.model.compare.Check: variant, graph, kind, tensor, found, expected, limit, ok, note
+    checks          list of sdrpn.compare.graphs.Check: variant, graph, kind, tensor, found, expected, limit, ok, note
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.cli.progress import Advance
+    from sdrpn.compare.answers import Question
+    from sdrpn.compare.graphs import Array, Check
+    from sdrpn.compare.signatures import GraphSignature
     from sdrpn.model import SdRpnModel
-    from sdrpn.model.compare import Array, Check
-    from sdrpn.model.compare_answers import Question
-    from sdrpn.model.signatures import GraphSignature
     from sdrpn.runtime.runner import Runner
 
 HELP = "compare a bundle with the checkpoint that it came from"
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(bundle: Bundle, source: Checkpoint, variants: list[Variant]) -> Iterator[Check]:
     from sdrpn.cli.progress import progress
+    from sdrpn.compare.answers import trial_questions
     from sdrpn.model import model_from_checkpoint
-    from sdrpn.model.compare_answers import trial_questions
 
     questions = trial_questions(source.spec)
     steps_each = len(bundle.variant().graphs) + 1 + len(questions)  # 1: the embedding table
@@ -105,7 +105,7 @@ def _compare(bundle: Bundle, source: Checkpoint, variants: list[Variant]) -> Ite
 
 def _compare_source(bundle: Bundle, source: Checkpoint) -> Iterator[Check]:
     """Whether the bundle names this checkpoint as its source, and describes the same model."""
-    from sdrpn.model.compare import Check
+    from sdrpn.compare.graphs import Check
 
     digest, named = source.digest(), str(bundle.manifest.source.get("sha256"))
     yield Check("all", "bundle", "checkpoint", "digest", named, digest, ok=named == digest)
@@ -118,9 +118,9 @@ def _compare_source(bundle: Bundle, source: Checkpoint) -> Iterator[Check]:
 def _compare_variant(
     bundle: Bundle, variant: Variant, model: SdRpnModel, questions: tuple[Question, ...], steps: _Steps
 ) -> Iterator[Check]:
+    from sdrpn.compare.answers import FoundAnswer, compare_answers
+    from sdrpn.compare.graphs import compare_embedding, compare_graphs
     from sdrpn.errors import RunFailed
-    from sdrpn.model.compare import compare_embedding, compare_graphs
-    from sdrpn.model.compare_answers import FoundAnswer, compare_answers
     from sdrpn.runtime.embedding import TokenEmbedding
     from sdrpn.runtime.session import Session
 
@@ -204,8 +204,8 @@ def _signature_from_file(path: Path) -> GraphSignature:
     import onnx
 
     from sdrpn.bundle import TensorInfo
+    from sdrpn.compare.signatures import GraphSignature
     from sdrpn.errors import BadBundle
-    from sdrpn.model.signatures import GraphSignature
 
     def tensor(value: onnx.ValueInfoProto) -> TensorInfo:
         kind = value.type.tensor_type

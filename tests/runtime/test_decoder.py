@@ -6,6 +6,7 @@ import pytest
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.fake import FakeBackend
 from sdrpn.runtime.decoder import CACHE_ROUNDING, Decoder
+from sdrpn.runtime.host_buffer import HostBuffer
 from tests.runtime.fakes import SPEC, WIDTH, Script, fake_decoder
 
 
@@ -125,6 +126,27 @@ def test_a_gap_between_rows_is_refused() -> None:
         decoder.run_tail(2, 4)
     with pytest.raises(RunFailed, match="trunk: rows are written from 6, but only 4 are there"):
         decoder.run_trunk(rows(1), 6)
+
+
+def test_memory_that_runs_out_while_growing_leaves_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, _ = fake_decoder(Script())
+    decoder.reset(10)
+    decoder.run_trunk(rows(6), 0)
+    with_rows, left = HostBuffer.with_rows, iter(range(3))
+
+    def scarce(buffer: HostBuffer, rows: int, keep: int) -> HostBuffer:
+        if next(left, None) is None:
+            raise MemoryError
+        return with_rows(buffer, rows, keep)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostBuffer, "with_rows", scarce)
+        with pytest.raises(MemoryError):
+            decoder.reserve(100)
+    assert decoder.valid == {"trunk": 0, "rpn": 0, "tail": 0}
+    decoder.reset(10)
+    decoder.run_trunk(rows(6), 0)
+    decoder.run_tail(0, 6)
 
 
 def test_a_closed_decoder_refuses_to_run() -> None:

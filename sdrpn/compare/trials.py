@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdrpn.compare.pictures import random_photograph
+from sdrpn.compare.signatures import GraphSignature, cache_output_name
 from sdrpn.image import base_pixels
 from sdrpn.model.layers import KvCache
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.model.pictures import random_photograph
 from sdrpn.model.rpn import Rpn, ScoreLayer
-from sdrpn.model.signatures import GraphSignature, cache_output_name
 
 __all__ = ["Trial", "graph_trials"]
 

@@ -12,10 +12,10 @@ import torch
 
 from sdrpn.bundle import Bundle, TensorInfo, Variant, open_bundle
 from sdrpn.checkpoint import open_checkpoint
+from sdrpn.compare.graphs import Check, compare_embedding, compare_graphs, relative_difference, until_failed
+from sdrpn.compare.signatures import GraphSignature, expected_signatures
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.model import SdRpnModel, model_from_checkpoint
-from sdrpn.model.compare import Check, compare_embedding, compare_graphs, relative_difference, until_failed
-from sdrpn.model.signatures import GraphSignature, expected_signatures
 from sdrpn.runtime.arrays import run_on_arrays
 from sdrpn.runtime.backends import open_backend
 from sdrpn.runtime.runner import Array, Runner

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.bundle import TensorInfo, Variant
+from sdrpn.compare.signatures import GraphSignature, expected_signatures
+from sdrpn.compare.trials import Trial, graph_trials
 from sdrpn.errors import SdrpnError
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.model.signatures import GraphSignature, expected_signatures
-from sdrpn.model.trials import Trial, graph_trials
 from sdrpn.tolerances import tolerances_of
 
 __all__ = ["Check", "Kind", "RunGraph", "compare_embedding", "compare_graphs", "relative_difference", "until_failed"]

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sdrpn.compare.graphs import Check, Kind, until_failed
+from sdrpn.compare.pictures import random_photograph
 from sdrpn.errors import ContextTooLong, SdrpnError
-from sdrpn.model.compare import Check, Kind, until_failed
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.model.pictures import random_photograph
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
 from sdrpn.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
 from sdrpn.spec import ModelSpec

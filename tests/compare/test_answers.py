@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from sdrpn.checkpoint import open_checkpoint
+from sdrpn.compare.answers import FoundAnswer, Question, compare_answers, trial_questions
+from sdrpn.compare.graphs import Check
 from sdrpn.errors import ContextTooLong, RunFailed
 from sdrpn.model import SdRpnModel, model_from_checkpoint
-from sdrpn.model.compare import Check
-from sdrpn.model.compare_answers import FoundAnswer, Question, compare_answers, trial_questions
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
 from sdrpn.roi import RoiPolicy, decide_crops
 from sdrpn.spec import ModelSpec
@@ -176,7 +176,7 @@ class TestTies:
         other = int(np.argsort(rows[3])[-2])
         rows[3, other] = rows[3].max() - 0.5 * LIMITS.token_logit
         close = dataclasses.replace(answer, step_logits=rows)
-        monkeypatch.setattr("sdrpn.model.compare_answers.reference_answer", lambda *args, **options: close)
+        monkeypatch.setattr("sdrpn.compare.answers.reference_answer", lambda *args, **options: close)
         ids = (*answer.token_ids[:3], other, 0, 0, 0, 0)
         check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
         assert check.ok
