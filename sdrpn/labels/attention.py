@@ -22,7 +22,7 @@ from sdrpn.model.llava import SdRpnModel
 from sdrpn.prompt import Prompt
 from sdrpn.spec import LlmSpec
 
-__all__ = ["Rows", "WatchedAnswer", "all_heads", "embed_image", "watch_answer"]
+__all__ = ["Rows", "WatchedAnswer", "all_heads", "embed_image", "require_heads", "watch_answer"]
 
 # Whose attention counts. "answer": the answer's tokens, fed back, so the first row is that of the first token, and the
 # last one's predicts the end (the official choice). "predicting": the rows that these tokens were read from.
@@ -74,7 +74,7 @@ def watch_answer(
     Raises BadInput for a head that the model does not have, ContextTooLong.
     """
     llm = model.spec.llm
-    _require_heads(llm, heads)
+    require_heads(llm, heads)
     room = max_new_tokens if given_ids is None else len(given_ids)
     length = len(prompt.ids_before) + len(image_embeds) + len(prompt.ids_after)
     if length + room > llm.max_context:
@@ -185,7 +185,8 @@ def _embed(model: SdRpnModel, ids: Sequence[int]) -> Tensor:
     return embeds
 
 
-def _require_heads(llm: LlmSpec, heads: Heads) -> None:
+def require_heads(llm: LlmSpec, heads: Heads) -> None:
+    """Raise BadInput for a head that the model does not have, or none at all."""
     if not heads or not all(heads.values()):
         raise BadInput("no head to watch; expected at least one for every layer that is named")
     for layer, numbers in heads.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdrpn.errors import BadInput
 from sdrpn.image import base_pixels, open_image
-from sdrpn.labels.attention import Rows, WatchedAnswer, embed_image, watch_answer
+from sdrpn.labels.attention import Rows, WatchedAnswer, embed_image, require_heads, watch_answer
 from sdrpn.labels.questions import Question
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.prompt import Prompt, build_prompt, decode_text
@@ -47,7 +47,7 @@ class Teacher:
         """The question as the model is asked it."""
         return build_prompt(self._tokenizer, self.model.spec.prompt, question.text)
 
-    def watch(self, question: Question, heads: dict[int, list[int]] | dict[int, range]) -> WatchedAnswer:
+    def watch(self, question: Question, heads: Mapping[int, Sequence[int]]) -> WatchedAnswer:
         """Answer one question and gather the attention of `heads` (layer -> heads) to its picture.
 
         Raises BadImage, ContextTooLong, and BadInput where an answer should be given and is not.
@@ -62,6 +62,12 @@ class Teacher:
             stop_ids=self.model.spec.prompt.eos_token_ids,
             given_ids=self._given_ids(question),
         )
+
+    def require_askable(self, questions: Sequence[Question], heads: Mapping[int, Sequence[int]]) -> None:
+        """Raise, before any work is done, what `watch` would raise later: BadInput for a head or an answer."""
+        require_heads(self.model.spec.llm, heads)
+        for question in questions:
+            self._given_ids(question)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """An answer in words."""
