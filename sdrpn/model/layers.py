@@ -20,6 +20,7 @@ __all__ = [
     "RmsNorm",
     "causal_mask",
     "rotary",
+    "rotate",
 ]
 
 
@@ -46,8 +47,8 @@ def rotary(llm: LlmSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B,H,S,d); channel i is paired with channel i + d/2."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x (B,H,S,d) by the angles of its positions; channel i is paired with channel i + d/2."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
 
@@ -67,6 +68,16 @@ class KvCache:
     def length(self, layer: int) -> int:
         """Tokens that this layer has seen."""
         return self._layers[layer][0].shape[2] if layer in self._layers else 0
+
+    def keys(self, layer: int) -> Tensor:
+        """(B,H_kv,N,d) of all tokens so far, rotated. Raises KeyError for a layer that has not run."""
+        return self._layers[layer][0]
+
+    def fork(self) -> KvCache:
+        """A cache that starts with these tokens; what either is given from now on, the other does not see."""
+        other = KvCache()
+        other._layers = dict(self._layers)  # `append` replaces tensors and never writes into them
+        return other
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add (B,H_kv,S,d) of the new tokens and return (B,H_kv,N,d) of all."""
@@ -92,7 +103,7 @@ class Attention(nn.Module):
         """x (B,S,D), positions (B,S) -> (B,S,D). `layer` is this layer's place in the cache."""
         query, key, value = (self.split_heads(part(x)) for part in (self.q, self.k, self.v))
         cos, sin = rotary(self.llm, positions)
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         mask = causal_mask(positions, key.shape[2])
@@ -103,7 +114,8 @@ class Attention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B,S,heads*d) -> (B,heads,S,d)."""
-        return x.reshape(*x.shape[:2], -1, self.llm.head_dim).transpose(1, 2)
+        heads = x.shape[-1] // self.llm.head_dim
+        return x.reshape(*x.shape[:2], heads, self.llm.head_dim).transpose(1, 2)
 
 
 class GatedMlp(nn.Module):

@@ -1,0 +1,120 @@
+"""`sdrpn heads`: which attention heads of a checkpoint point at what a question is about.
+
+The JSON form (and heads.json) is an object with these entries:
+    format_version  1
+    grounding       chosen heads, best first: [layer, head]
+    questions       how many were asked
+    rows, answers   as on the command line
+    scores          every head: layer, head, frequency, image_share, entropy (null: never compared), dependence
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.teacher import add_teacher_arguments, open_teacher, some_questions
+
+if TYPE_CHECKING:
+    from sdrpn.labels.head_choice import Head
+    from sdrpn.labels.head_scores import HeadScores
+
+HELP = "find the attention heads that point at what a question is about"
+DESCRIPTION = """\
+Let a checkpoint answer questions, and score every attention head by its share on the image, by how compact that share
+is, and by how much it follows the question. The heads that are most often in a question's top ten become labels with
+`sdrpn label --heads`. Give 500 questions or more, with two or more on some images. Needs the [train] extra.
+
+  sdrpn heads llava-v1.5-7b --data qa.jsonl --images images --out heads --limit 500 --device cuda --precision bf16
+"""
+
+SHOWN = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    add_teacher_arguments(parser)
+    parser.add_argument("--count", metavar="N", type=positive_int, default=3, help="heads to choose (default: 3)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write heads.json and heads.png to")
+    parser.add_argument("--json", action="store_true", help="print the scores of every head as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score all heads, print the best, and write what `sdrpn label` reads."""
+    from sdrpn.cli.output import print_json
+    from sdrpn.libraries import importing_extra
+
+    with importing_extra("train", "sdrpn heads"):
+        import torch  # noqa: F401
+
+        from sdrpn.labels.head_choice import HEADS_NAME, write_heads
+        from sdrpn.labels.head_picture import draw_heads
+
+    scores, questions = _scored(args)
+    chosen = scores.best(args.count)
+    details = {"questions": questions, "rows": args.rows, "answers": args.answers, "scores": _rows(scores)}
+    if args.out is not None:
+        write_heads(args.out / HEADS_NAME, chosen, details)
+        draw_heads(scores, chosen).save(args.out / "heads.png")
+    if args.json:
+        print_json({"format_version": 1, "grounding": [list(head) for head in chosen], **details})
+    else:
+        _print_table(scores, chosen, questions)
+    return 0
+
+
+def _scored(args: argparse.Namespace) -> tuple[HeadScores, int]:
+    import numpy as np
+
+    from sdrpn.cli.progress import progress
+    from sdrpn.labels.attention import all_heads
+    from sdrpn.labels.head_scores import HeadScorer
+
+    # Only questions that follow each other are compared; sorting keeps the order of those on one image.
+    questions = sorted(some_questions(args), key=lambda question: question.image)
+    scorer, answered = HeadScorer(), 0
+    with open_teacher(args) as (teacher, _), progress("heads", "questions") as advance:
+        heads = all_heads(teacher.model.spec.llm)
+        for done, question in enumerate(questions, start=1):
+            watched = teacher.watch(question, heads)
+            if watched.row_count:
+                scorer.add(question.image, np.stack([watched.attention[layer] for layer in heads]))
+                answered += 1
+            advance(done, len(questions))
+    return scorer.scores(), answered
+
+
+def _rows(scores: HeadScores) -> list[dict[str, Any]]:
+    import numpy as np
+
+    return [
+        {
+            "layer": layer,
+            "head": head,
+            "frequency": float(scores.frequency[layer, head]),
+            "image_share": float(scores.image_share[layer, head]),
+            "entropy": float(scores.entropy[layer, head]) if np.isfinite(scores.entropy[layer, head]) else None,
+            "dependence": float(scores.dependence[layer, head]),
+        }
+        for layer, head in np.ndindex(scores.frequency.shape)
+    ]
+
+
+def _print_table(scores: HeadScores, chosen: tuple[Head, ...], questions: int) -> None:
+    from sdrpn.cli.output import print_table
+
+    rows = [
+        (
+            f"{layer}.{head}",
+            f"{scores.frequency[layer, head]:.0%}",
+            f"{scores.image_share[layer, head]:.3f}",
+            f"{scores.entropy[layer, head]:.2f}",
+            f"{scores.dependence[layer, head]:.3f}",
+            "yes" if (layer, head) in chosen else "",
+        )
+        for layer, head in scores.best(SHOWN)
+    ]
+    columns = ("layer.head", "in top ten", "on image", "entropy", "follows question", "chosen")
+    print_table(columns, rows, title=f"{questions} questions")

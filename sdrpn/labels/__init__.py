@@ -1,0 +1,7 @@
+"""From a model's own attention to pseudo-labels: which cells of an image a question is about, without annotation."""
+
+from __future__ import annotations
+
+from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED, LabelRule, PseudoLabels, denoise, usual_sinks
+
+__all__ = ["BACKGROUND", "FOREGROUND", "IGNORED", "LabelRule", "PseudoLabels", "denoise", "usual_sinks"]

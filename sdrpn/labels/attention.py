@@ -1,0 +1,198 @@
+"""How much the tokens of an answer look at the image, gathered head by head. PyTorch; knows no files.
+
+Only the rows that are wanted are computed a second time, from the layer's own input and its cached keys, and summed at
+once: no attention tensor over the whole prompt is ever held. Heads may lie on both sides of the tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.model.layers import Attention, DecoderLayer, KvCache, causal_mask, rotary, rotate
+from sdrpn.model.llava import SdRpnModel
+from sdrpn.prompt import Prompt
+from sdrpn.spec import LlmSpec
+
+__all__ = ["Rows", "WatchedAnswer", "all_heads", "embed_image", "require_heads", "watch_answer"]
+
+# Whose attention counts. "answer": the answer's tokens, fed back, so the first row is that of the first token, and the
+# last one's predicts the end (the official choice). "predicting": the rows that these tokens were read from.
+# "last-prompt": the row of the prompt's last token alone.
+Rows = Literal["answer", "predicting", "last-prompt"]
+Heads = Mapping[int, Sequence[int]]  # layer -> heads
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedAnswer:
+    """An answer and where its tokens looked. C image tokens."""
+
+    token_ids: tuple[int, ...]  # without the stop id
+    row_count: int  # 0: the answer has no such row, and `attention` is 0
+    attention: dict[int, NDArray[np.float32]]  # layer -> (heads asked for, C), mean over the rows
+
+
+def all_heads(llm: LlmSpec) -> dict[int, range]:
+    """Every head of every layer."""
+    return {layer: range(llm.heads) for layer in range(llm.layers)}
+
+
+@torch.inference_mode()
+def embed_image(model: SdRpnModel, pixels: NDArray[np.float32]) -> Tensor:
+    """Pixels (3,R,R) -> image tokens (C,D), on the model's device."""
+    weight = model.embed.weight
+    embeds: Tensor = model.vision(torch.from_numpy(pixels)[None].to(weight.device, weight.dtype))[0]
+    return embeds
+
+
+@torch.inference_mode()
+def watch_answer(
+    model: SdRpnModel,
+    image_embeds: Tensor,
+    prompt: Prompt,
+    heads: Heads,
+    *,
+    rows: Rows = "answer",
+    max_new_tokens: int = 128,  # the official code's limit
+    stop_ids: Collection[int] = (),
+    given_ids: Sequence[int] | None = None,
+) -> WatchedAnswer:
+    """Answer greedily, without a second look, and gather the attention of `heads` to the image.
+
+    Args:
+        image_embeds: (C,D)
+        heads: layer -> heads, any layers of the LLM
+        given_ids: the answer's tokens in place of the model's own; layers above the highest of `heads` do not run
+    Raises BadInput for a head that the model does not have, ContextTooLong.
+    """
+    llm = model.spec.llm
+    require_heads(llm, heads)
+    room = max_new_tokens if given_ids is None else len(given_ids)
+    length = len(prompt.ids_before) + len(image_embeds) + len(prompt.ids_after)
+    if length + room > llm.max_context:
+        raise ContextTooLong(
+            f"a prompt of {length} tokens and an answer of up to {room} need {length + room} positions; the model has "
+            f"{llm.max_context}: shorten the question or the answer"
+        )
+    layers = _Layers(model, top=max(heads) + 1 if given_ids is not None else llm.layers)
+    before, after = (_embed(model, ids) for ids in (prompt.ids_before, prompt.ids_after))
+    embeds = torch.cat((before, image_embeds, after))[None]
+    cache = KvCache()
+    layers.run(embeds[:, :-1], 0, cache)  # the last token of the prompt runs again with the answer
+
+    if given_ids is None:
+        token_ids, fed = _generate(model, layers, embeds[:, -1:], length - 1, cache.fork(), max_new_tokens, stop_ids)
+    else:
+        token_ids, fed = tuple(given_ids), len(given_ids)
+    chunk = torch.cat((embeds[0, -1:], _embed(model, token_ids[:fed])))[None]
+    wanted = {"answer": slice(1, 1 + fed), "predicting": slice(0, len(token_ids)), "last-prompt": slice(0, 1)}[rows]
+    image = slice(len(before), len(before) + len(image_embeds))
+    with _Watch(layers, heads, wanted, image) as watch:
+        _Layers(model, top=max(heads) + 1).run(chunk, length - 1, cache)
+    return WatchedAnswer(token_ids, len(range(*wanted.indices(chunk.shape[1]))), watch.means)
+
+
+class _Layers:
+    """The layers of trunk and tail as one stack, up to `top`."""
+
+    def __init__(self, model: SdRpnModel, top: int) -> None:
+        every = [*model.trunk.layers, *model.tail.layers]
+        self.layers: list[DecoderLayer] = [layer for layer in every[:top] if isinstance(layer, DecoderLayer)]
+
+    def run(self, embeds: Tensor, start: int, cache: KvCache) -> Tensor:
+        """Embeds (1,S,D) at positions start.. -> the residual stream (1,S,D)."""
+        positions = torch.arange(start, start + embeds.shape[1], device=embeds.device)[None]
+        x = embeds
+        for index, layer in enumerate(self.layers):
+            x = layer(x, positions, cache, index)
+        return x
+
+
+class _Watch:
+    """While it is open, the mean over rows of the attention of some heads to a span of tokens."""
+
+    def __init__(self, layers: _Layers, heads: Heads, rows: slice, span: slice) -> None:
+        self.means: dict[int, NDArray[np.float32]] = {}
+        self._heads, self._rows, self._span = heads, rows, span
+        self._modules = {layer: layers.layers[layer].attention for layer in heads}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> _Watch:
+        self._hooks = [module.register_forward_hook(self._gather) for module in self._modules.values()]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _gather(self, module: Attention, inputs: tuple[Tensor, Tensor, KvCache, int], output: Tensor) -> None:
+        x, positions, cache, layer = inputs
+        weights = _attention_rows(
+            module, x[:, self._rows], positions[:, self._rows], cache.keys(layer), self._heads[layer]
+        )
+        sums = weights[0, :, :, self._span].sum(dim=1)  # (heads,C)
+        mean = sums / max(1, weights.shape[2])
+        self.means[layer] = mean.cpu().numpy()
+
+
+def _attention_rows(attention: Attention, x: Tensor, positions: Tensor, keys: Tensor, heads: Sequence[int]) -> Tensor:
+    """x (1,rows,D), keys (1,H_kv,N,d) -> softmax weights (1,heads,rows,N), in float32."""
+    llm = attention.llm
+    chosen = torch.tensor(list(heads), device=x.device)
+    weight = attention.q.weight.reshape(llm.heads, llm.head_dim, -1)[chosen].flatten(0, 1)
+    cos, sin = rotary(llm, positions)
+    query = rotate(attention.split_heads(functional.linear(x, weight)), cos, sin)  # (1,heads,rows,d)
+    own_keys = keys[:, chosen // (llm.heads // llm.kv_heads)]  # several query heads may share a key head
+    logits = query.float() @ own_keys.float().transpose(2, 3) / llm.head_dim**0.5
+    hidden = ~causal_mask(positions, keys.shape[2])
+    weights: Tensor = logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    return weights
+
+
+def _generate(
+    model: SdRpnModel,
+    layers: _Layers,
+    embeds: Tensor,
+    start: int,
+    cache: KvCache,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+) -> tuple[tuple[int, ...], int]:
+    """Greedy tokens from the prompt's last row on, and how many of them were fed back."""
+    token_ids: list[int] = []
+    while len(token_ids) < max_new_tokens:
+        row = layers.run(embeds, start + len(token_ids), cache)[:, -1]
+        token_id = int(model.tail.head(model.tail.norm(row))[0].argmax())
+        if token_id in stop_ids:
+            return tuple(token_ids), len(token_ids)
+        token_ids.append(token_id)
+        embeds = _embed(model, [token_id])[None]
+    # Nothing was predicted from the last token, so it never ran.
+    return tuple(token_ids), max(0, len(token_ids) - 1)
+
+
+def _embed(model: SdRpnModel, ids: Sequence[int]) -> Tensor:
+    """(len(ids),D)."""
+    embeds: Tensor = model.embed(torch.tensor(list(ids), dtype=torch.long, device=model.embed.weight.device))
+    return embeds
+
+
+def require_heads(llm: LlmSpec, heads: Heads) -> None:
+    """Raise BadInput for a head that the model does not have, or none at all."""
+    if not heads or not all(heads.values()):
+        raise BadInput("no head to watch; expected at least one for every layer that is named")
+    for layer, numbers in heads.items():
+        for head in numbers:
+            if not (0 <= layer < llm.layers and 0 <= head < llm.heads):
+                raise BadInput(
+                    f"layer {layer} head {head} does not exist: the model has layers 0 to {llm.layers - 1} with heads "
+                    f"0 to {llm.heads - 1}; choose heads of this model with `sdrpn heads`"
+                )

@@ -1,0 +1,79 @@
+"""Which heads ground an answer in the image: the official choices, or a file that `sdrpn heads` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sdrpn.atomic import replacing_file
+from sdrpn.errors import BadInput
+
+__all__ = ["HEADS_NAME", "PRESETS", "Head", "HeadChoice", "by_layer", "read_heads", "write_heads"]
+
+Head: TypeAlias = tuple[int, int]  # layer, head
+
+HEADS_NAME = "heads.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """Heads whose mean attention becomes a label, and how its sinks are known."""
+
+    name: str
+    grounding: tuple[Head, ...]
+    # Heads whose mean attention shows the sinks of each image, held to the official limit; none: the cells that the
+    # grounding heads look at whatever is asked are the sinks.
+    sinks: tuple[Head, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.grounding:
+            raise BadInput("no grounding head was chosen; expected at least one pair of layer and head")
+
+
+def _heads(layers: dict[int, Sequence[int]]) -> tuple[Head, ...]:
+    return tuple((layer, head) for layer, heads in layers.items() for head in heads)
+
+
+# The official code's choices for LLaVA-1.5.
+PRESETS = {
+    "official-7b": HeadChoice("official-7b", _heads({14: (13, 24, 26)}), _heads({2: range(32)})),
+    "official-13b": HeadChoice(
+        "official-13b", _heads({16: (2, 21, 30), 15: (2,), 13: (21, 23, 26)}), _heads({16: (17, 22)})
+    ),
+}
+
+
+def by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
+    """Layer -> its heads, each once, in order."""
+    layers: dict[int, list[int]] = {}
+    for layer, head in sorted(set(heads)):
+        layers.setdefault(layer, []).append(head)
+    return layers
+
+
+def read_heads(name: str) -> HeadChoice:
+    """A preset by name, or the file or folder that `sdrpn heads` wrote. Raises BadInput."""
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name) / HEADS_NAME if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        raise BadInput(f"{name} is neither a file nor one of {', '.join(PRESETS)}; write one with `sdrpn heads`")
+    try:
+        value = json.loads(path.read_text("utf-8"))
+        if value["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {value['format_version']}")
+        grounding = tuple((int(layer), int(head)) for layer, head in value["grounding"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} is not a choice of heads ({error}); write it again with `sdrpn heads`") from error
+    return HeadChoice(str(path), grounding)
+
+
+def write_heads(path: Path, grounding: Sequence[Head], details: dict[str, Any]) -> None:
+    """Write a choice; `details` say how it was made and are not read back."""
+    value = {"format_version": FORMAT_VERSION, "grounding": [list(head) for head in grounding], **details}
+    with replacing_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")

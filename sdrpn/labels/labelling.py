@@ -1,0 +1,218 @@
+"""From questions to a folder of labels: gather attention shard by shard, then label everything at once.
+
+A label folder holds
+
+    run.json                what is asked, of which model and data; a run is resumed only with the same
+    attention/part-*.parquet  what was gathered: attention to every cell, before any cleaning
+    labels/part-*.parquet   what trains an RPN: the prompt's tokens and the cells' labels, no answers and no boxes
+    labels.json             the same as run.json, with counts; written last
+    report.html, samples.png  to look at
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrpn.atomic import replacing_directory, replacing_file
+from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
+from sdrpn.labels.attention import WatchedAnswer
+from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, LabelRule, PseudoLabels, denoise, usual_sinks
+from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
+from sdrpn.labels.questions import Question
+from sdrpn.labels.shards import (
+    ATTENTION_COLUMNS,
+    LABEL_COLUMNS,
+    read_shard,
+    read_shards,
+    shard_path,
+    write_shard,
+)
+from sdrpn.labels.teacher import Teacher
+
+__all__ = ["Counts", "LabelRun", "label_attention", "label_questions"]
+
+Floats = NDArray[np.float32]
+Advance = Callable[[int, int], None]
+
+FORMAT_VERSION = 1
+RUN_NAME, LABELS_NAME = "run.json", "labels.json"
+ATTENTION, LABELS = "attention", "labels"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the questions; all but the first are left out of training."""
+
+    labelled: int = 0
+    oversize: int = 0  # the foreground's box covers half of the grid
+    no_foreground: int = 0
+    no_answer: int = 0  # the model ended at once: there is no row to take attention from
+    not_asked: int = 0  # an unreadable image, too long a prompt
+    foreground_cells: int = 0
+    background_cells: int = 0
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """What a label folder is made of."""
+
+    checkpoint_sha256: str
+    questions: tuple[Question, ...]
+    heads: HeadChoice
+    rule: LabelRule = dataclasses.field(default_factory=LabelRule)
+    shard_questions: int = 256
+
+    def provenance(self, teacher: Teacher) -> dict[str, Any]:
+        """Everything that decides what the labels are."""
+        data = hashlib.sha256(repr(self.questions).encode("utf-8", "surrogatepass")).hexdigest()
+        return {
+            "format_version": FORMAT_VERSION,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "precision": str(teacher.model.embed.weight.dtype).removeprefix("torch."),
+            "grid_side": teacher.model.spec.vision.grid_side,
+            "questions": len(self.questions),
+            "questions_sha256": data,
+            **dataclasses.asdict(teacher.options),
+            "grounding_heads": [list(head) for head in self.heads.grounding],
+            "sink_heads": [list(head) for head in self.heads.sinks],
+            "rule": dataclasses.asdict(self.rule),
+            "shard_questions": self.shard_questions,
+        }
+
+
+def label_questions(
+    run: LabelRun, teacher: Teacher, out: Path, *, resume: bool = False, progress: Advance = lambda done, total: None
+) -> Counts:
+    """Gather, label, and write it all to `out`, a new or empty folder, or with `resume` one of the same run.
+
+    Raises BadInput for a folder that holds something else.
+    """
+    teacher.require_askable(run.questions, by_layer((*run.heads.grounding, *run.heads.sinks)))
+    provenance = run.provenance(teacher)
+    _start(out, provenance, resume=resume)
+    starts = range(0, len(run.questions), run.shard_questions)
+    for index, start in enumerate(starts):
+        path = shard_path(out / ATTENTION, index)
+        if not path.exists():
+            questions = run.questions[start : start + run.shard_questions]
+            rows = []
+            for done, question in enumerate(questions, start=start + 1):
+                rows.append(_attention_row(teacher, question, run.heads))
+                progress(done, len(run.questions))
+            write_shard(path, ATTENTION_COLUMNS, rows, provenance)
+    return label_attention(out, run.rule, provenance)
+
+
+def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any]) -> Counts:
+    """Label what was gathered; labels that are there already are replaced."""
+    sinks = _usual_sinks(out / ATTENTION)
+    counts = Counts()
+    with replacing_directory(out / LABELS, exist_ok=True) as folder:
+        for path in sorted((out / ATTENTION).glob("part-*.parquet")):
+            rows = []
+            for row in read_shard(path):
+                labels = _labels(row, sinks, rule)
+                counts = _counted(counts, row, labels)
+                if labels is not None and labels.usable:
+                    cells = labels.cells.ravel().tolist()
+                    rows.append({**{key: row.get(key) for key in LABEL_COLUMNS}, "cells": cells})
+            write_shard(folder / path.name, LABEL_COLUMNS, rows, provenance)
+    _write_json(out / LABELS_NAME, {**provenance, "counts": dataclasses.asdict(counts)})
+    return counts
+
+
+def _start(out: Path, provenance: dict[str, Any], *, resume: bool) -> None:
+    """Make the folder, or check that it holds the same run."""
+    if not resume or not (out / RUN_NAME).is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise BadInput(_in_the_way(out, resume=resume))
+        _write_json(out / RUN_NAME, provenance)
+        (out / ATTENTION).mkdir()
+        return
+    there = json.loads((out / RUN_NAME).read_text("utf-8"))
+    differing = sorted(key for key in provenance.keys() | there.keys() if provenance.get(key) != there.get(key))
+    if differing:
+        raise BadInput(
+            f"{out} was begun with other settings ({', '.join(differing)}); resume with the same ones, or name a new "
+            "folder"
+        )
+    (out / ATTENTION).mkdir(exist_ok=True)
+
+
+def _in_the_way(out: Path, *, resume: bool) -> str:
+    if resume:
+        return f"{out} exists and holds no run to resume; name a new folder"
+    return f"{out} exists and is not empty; continue it with --resume, or name a new folder"
+
+
+def _attention_row(teacher: Teacher, question: Question, heads: HeadChoice) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": question.id, "image": question.image, "question": question.text}
+    prompt = teacher.prompt(question)
+    row |= {"ids_before": prompt.ids_before, "ids_after": prompt.ids_after}
+    try:
+        watched = teacher.watch(question, by_layer((*heads.grounding, *heads.sinks)))
+    except (BadImage, ContextTooLong) as error:  # one bad picture among many is no reason to stop
+        return row | {"problem": str(error)}
+    own = teacher.options.answers == "own"
+    row |= {"answer": teacher.text(watched.token_ids) if own else None, "answer_tokens": watched.row_count}
+    row["grounding"] = _mean_of(watched, heads, heads.grounding)
+    row["sinks"] = _mean_of(watched, heads, heads.sinks) if heads.sinks else None
+    return row
+
+
+def _mean_of(watched: WatchedAnswer, choice: HeadChoice, heads: Sequence[Head]) -> Floats:
+    """(C,), mean over some of the heads that were watched."""
+    places = by_layer((*choice.grounding, *choice.sinks))
+    rows = [watched.attention[layer][places[layer].index(head)] for layer, head in heads]
+    mean: Floats = np.mean(rows, axis=0, dtype=np.float32)
+    if not np.isfinite(mean).all():
+        raise RunFailed("attention is not a finite number: the model overflowed; use --precision bf16 or fp32")
+    return mean
+
+
+def _usual_sinks(folder: Path) -> NDArray[np.bool_] | None:
+    """The sinks of the whole data set; None where sink heads were watched, or nothing was."""
+    rows = (row for row in read_shards(folder) if row["grounding"] is not None and row["answer_tokens"])
+    attention = [np.array(row["grounding"], np.float32) for row in rows if row["sinks"] is None]
+    return usual_sinks(np.stack(attention)) if attention else None
+
+
+def _labels(row: dict[str, Any], sinks: NDArray[np.bool_] | None, rule: LabelRule) -> PseudoLabels | None:
+    if row["grounding"] is None or not row["answer_tokens"]:
+        return None
+    grounding = np.array(row["grounding"], np.float32)
+    if row["sinks"] is not None:
+        sinks = np.array(row["sinks"], np.float32) >= OFFICIAL_SINK_LIMIT
+    assert sinks is not None
+    return denoise(grounding, sinks, rule)
+
+
+def _counted(counts: Counts, row: dict[str, Any], labels: PseudoLabels | None) -> Counts:
+    if labels is None:
+        name = "not_asked" if row["problem"] is not None else "no_answer"
+    elif labels.usable:
+        foreground = int((labels.cells == FOREGROUND).sum())
+        background = int((labels.cells == 0).sum())
+        counts = dataclasses.replace(
+            counts,
+            foreground_cells=counts.foreground_cells + foreground,
+            background_cells=counts.background_cells + background,
+        )
+        name = "labelled"
+    else:
+        name = "oversize" if labels.oversize else "no_foreground"
+    return dataclasses.replace(counts, **{name: getattr(counts, name) + 1})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with replacing_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")

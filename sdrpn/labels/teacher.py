@@ -1,0 +1,88 @@
+"""The model that labels: it answers questions about pictures and tells where the answer looked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from sdrpn.errors import BadInput
+from sdrpn.image import base_pixels, open_image
+from sdrpn.labels.attention import Rows, WatchedAnswer, embed_image, require_heads, watch_answer
+from sdrpn.labels.questions import Question
+from sdrpn.model.llava import SdRpnModel
+from sdrpn.prompt import Prompt, build_prompt, decode_text
+
+__all__ = ["Answers", "Teacher", "TeacherOptions"]
+
+Answers = Literal["own", "given"]
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """How questions are answered, and which rows of attention count."""
+
+    rows: Rows = "answer"
+    answers: Answers = "own"  # "given": those that stand beside the questions
+    max_new_tokens: int = 128  # the official code's limit
+
+
+class Teacher:
+    """A model with its tokenizer and a folder of pictures. The last picture's tokens are kept for the next question."""
+
+    def __init__(
+        self, model: SdRpnModel, tokenizer: Tokenizer, images: Path, options: TeacherOptions | None = None
+    ) -> None:
+        self.model = model
+        self.options = TeacherOptions() if options is None else options
+        self._tokenizer = tokenizer
+        self._images = images
+        self._embedded: tuple[str, Tensor] | None = None
+
+    def prompt(self, question: Question) -> Prompt:
+        """The question as the model is asked it."""
+        return build_prompt(self._tokenizer, self.model.spec.prompt, question.text)
+
+    def watch(self, question: Question, heads: Mapping[int, Sequence[int]]) -> WatchedAnswer:
+        """Answer one question and gather the attention of `heads` (layer -> heads) to its picture.
+
+        Raises BadImage, ContextTooLong, and BadInput where an answer should be given and is not.
+        """
+        return watch_answer(
+            self.model,
+            self._image_embeds(question.image),
+            self.prompt(question),
+            heads,
+            rows=self.options.rows,
+            max_new_tokens=self.options.max_new_tokens,
+            stop_ids=self.model.spec.prompt.eos_token_ids,
+            given_ids=self._given_ids(question),
+        )
+
+    def require_askable(self, questions: Sequence[Question], heads: Mapping[int, Sequence[int]]) -> None:
+        """Raise, before any work is done, what `watch` would raise later: BadInput for a head or an answer."""
+        require_heads(self.model.spec.llm, heads)
+        for question in questions:
+            self._given_ids(question)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """An answer in words."""
+        return decode_text(self._tokenizer, token_ids).strip()
+
+    def _given_ids(self, question: Question) -> list[int] | None:
+        if self.options.answers == "own":
+            return None
+        if question.answer is None:
+            raise BadInput(f"question {question.id} has no answer; add one to each line, or leave out --answers given")
+        ids: list[int] = self._tokenizer.encode(question.answer, add_special_tokens=False).ids
+        return ids[: self.options.max_new_tokens]
+
+    def _image_embeds(self, name: str) -> Tensor:
+        if self._embedded is None or self._embedded[0] != name:
+            picture = open_image(self._images / name)
+            self._embedded = name, embed_image(self.model, base_pixels(picture, self.model.spec.vision))
+        return self._embedded[1]

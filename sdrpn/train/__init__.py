@@ -1,0 +1,8 @@
+"""What trains an RPN on pseudo-labels: where its weights start, and its loss."""
+
+from __future__ import annotations
+
+from sdrpn.train.loss import cell_losses, labelled_mean
+from sdrpn.train.start import rpn_from_layers
+
+__all__ = ["cell_losses", "labelled_mean", "rpn_from_layers"]

@@ -1,0 +1,58 @@
+"""`sdrpn heads` on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdrpn.labels.head_choice import PRESETS, by_layer, read_heads
+from tests.cli.command import Command, refusal
+from tests.labels.data import write_questions
+
+
+@pytest.mark.parametrize("layout", ["text", "plain"])
+def test_heads_are_found(sdrpn: Command, layout: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    checkpoint = request.getfixturevalue(f"{layout}_checkpoint")
+    data = write_questions(tmp_path)
+    command = (
+        "heads",
+        checkpoint,
+        "--data",
+        data,
+        "--images",
+        tmp_path,
+        "--max-new-tokens",
+        3,
+        "--out",
+        tmp_path / "h",
+    )
+    found = sdrpn(*command, "--json").json()
+    assert found == json.loads((tmp_path / "h" / "heads.json").read_text())
+    assert (len(found["grounding"]), found["questions"], len(found["scores"])) == (3, 6, 16)
+    assert [list(head) for head in read_heads(str(tmp_path / "h")).grounding] == found["grounding"]
+    with Image.open(tmp_path / "h" / "heads.png") as picture:
+        assert picture.width > 300
+    table = sdrpn(*command)
+    assert table.code == 0
+    assert sum(line.endswith("yes") for line in table.out.splitlines()) == 3
+
+
+def test_the_official_choices() -> None:
+    assert by_layer(PRESETS["official-7b"].grounding) == {14: [13, 24, 26]}
+    assert by_layer(PRESETS["official-7b"].sinks) == {2: list(range(32))}
+    assert by_layer(PRESETS["official-13b"].grounding) == {13: [21, 23, 26], 15: [2], 16: [2, 21, 30]}
+    assert by_layer(PRESETS["official-13b"].sinks) == {16: [17, 22]}
+
+
+def test_refusals(sdrpn: Command, text_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    data = write_questions(tmp_path, per_image=1)
+    command = ("heads", text_checkpoint, "--data", data, "--max-new-tokens", 2, "--images")
+    assert "no image has two questions" in refusal(sdrpn(*command, tmp_path))
+    assert "is not a folder" in refusal(sdrpn(*command, tmp_path / "none"))
+    assert "--device nonsense cannot be used here" in refusal(sdrpn(*command, tmp_path, "--device", "nonsense"))
+    assert "has no answer" in refusal(sdrpn(*command, tmp_path, "--answers", "given"))
+    without_tokenizer = ("heads", tiny_checkpoint, "--data", data, "--images", tmp_path)
+    assert "has no tokenizer" in refusal(sdrpn(*without_tokenizer))

@@ -1,0 +1,134 @@
+"""`sdrpn label` on a tiny checkpoint: what the folder holds, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sdrpn.labels import LabelRule, denoise, labelling, usual_sinks
+from sdrpn.labels.head_choice import write_heads
+from sdrpn.labels.shards import LABEL_COLUMNS, read_shards
+from sdrpn.labels.teacher import Teacher
+from tests.cli.command import Command, refusal
+from tests.labels.data import write_questions
+
+HEADS = ((0, 1), (1, 2), (3, 0))  # on both sides of the tap, which lies after layer 1
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_heads(tmp_path / "heads.json", HEADS, {})
+    return write_questions(tmp_path)
+
+
+def command_for(checkpoint: Path, data: Path, *more: object) -> tuple[object, ...]:
+    folder = data.parent
+    files = ("--data", data, "--images", folder, "--heads", folder / "heads.json", "--out", folder / "out")
+    return ("label", checkpoint, *files, "--max-new-tokens", 4, *more)
+
+
+def test_a_folder_of_labels(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
+    import numpy as np
+
+    found = sdrpn(*command_for(text_checkpoint, data, "--shard-questions", 4, "--json")).json()
+    out = data.parent / "out"
+    assert found == json.loads((out / "labels.json").read_text())
+    assert found["grounding_heads"] == [list(head) for head in HEADS]
+    attention = list(read_shards(out / "attention"))
+    assert [row["id"] for row in attention] == ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
+    assert len(list((out / "attention").iterdir())) == 2
+    sinks = usual_sinks(np.array([row["grounding"] for row in attention], np.float32))
+    labels = {row["id"]: row["cells"] for row in read_shards(out / "labels")}
+    for row in attention:
+        expected = denoise(np.array(row["grounding"], np.float32), sinks)
+        assert labels.get(row["id"]) == (expected.cells.ravel().tolist() if expected.usable else None)
+    counts = found["counts"]
+    assert counts["labelled"] == len(labels)
+    assert sum(counts[key] for key in ("labelled", "oversize", "no_foreground", "no_answer", "not_asked")) == 6
+    with Image.open(out / "samples.png") as sheet:
+        assert sheet.width > 1000
+    assert "grounding_heads" in (out / "report.html").read_text()
+
+
+def test_the_files_hold_no_answers_and_no_boxes(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> None:
+    write_heads(tmp_path / "heads.json", HEADS, {})
+    data = write_questions(tmp_path, answers=True)
+    given = command_for(text_checkpoint, data, "--answers", "given")
+    assert sdrpn(*given).code == 0
+    out = tmp_path / "out"
+    schema = pq.ParquetFile(out / "labels" / "part-00000.parquet").schema_arrow
+    assert schema.names == list(LABEL_COLUMNS)
+    assert json.loads(schema.metadata[b"sdrpn"])["answers"] == "given"
+    rows = list(read_shards(out / "attention"))
+    assert [(row["answer"], row["answer_tokens"]) for row in rows] == [(None, 4)] * 6
+    assert "There 0" not in "".join(path.read_text("latin-1") for path in out.rglob("*") if path.is_file())
+
+
+def test_own_answers_do_not_read_those_of_the_data(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
+    sdrpn(*command_for(text_checkpoint, data))
+    (data.parent / "out").rename(data.parent / "without")
+    write_questions(data.parent, answers=True)
+    sdrpn(*command_for(text_checkpoint, data))
+    without, with_answers = (list(read_shards(data.parent / name / "attention")) for name in ("without", "out"))
+    assert with_answers == without
+
+
+def test_a_run_that_was_cut_off_is_resumed(
+    sdrpn: Command, text_checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = command_for(text_checkpoint, data, "--shard-questions", 2)
+    out = data.parent / "out"
+    whole = sdrpn(*command, "--json").json()
+    expected = list(read_shards(out / "labels"))
+    out.rename(data.parent / "whole")
+
+    watch, asked = Teacher.watch, []
+
+    def interrupted(self: Teacher, question: Any, heads: Any) -> Any:
+        asked.append(question.id)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return watch(self, question, heads)
+
+    monkeypatch.setattr(Teacher, "watch", interrupted)
+    assert sdrpn(*command).code == 130
+    assert "continue it with --resume" in refusal(sdrpn(*command))
+    assert sdrpn(*command, "--resume", "--json").json() == whole
+    assert asked == ["0-0", "0-1", "1-0", "1-1", "1-0", "1-1", "2-0", "2-1"]
+    assert list(read_shards(out / "labels")) == expected
+    other = refusal(sdrpn(*command, "--resume", "--rows", "last-prompt"))
+    assert "was begun with other settings (rows)" in other
+
+
+def test_a_bad_picture_does_not_stop_the_work(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
+    (data.parent / "1.png").write_bytes(b"no picture")
+    counts = sdrpn(*command_for(text_checkpoint, data, "--json")).json()["counts"]
+    assert counts["not_asked"] == 2
+    problems = [row["problem"] for row in read_shards(data.parent / "out" / "attention")]
+    assert [problem is None for problem in problems] == [True, True, False, False, True, True]
+    assert "is not a picture" in problems[2]
+
+
+def test_sink_heads_are_held_to_the_official_limit() -> None:
+    row = {"grounding": [0.1, 0.4, 0.0, 0.0] * 4, "sinks": [0.0, 1e-3, 9e-4, 0.0] * 4, "answer_tokens": 1}
+    labels = labelling._labels(row, None, LabelRule())
+    assert labels is not None
+    assert labels.box_cells == (0, 0, 1, 4)  # without the second column, which is stronger and a sink
+
+
+def test_refusals(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
+    missing = refusal(sdrpn(*command_for(text_checkpoint, data, "--heads", "official-70b")))
+    assert "official-70b is neither a file nor one of official-7b, official-13b" in missing
+    other_model = refusal(sdrpn(*command_for(text_checkpoint, data, "--heads", "official-7b")))
+    assert "layer 2 head 4 does not exist: the model has layers 0 to 3" in other_model
+    no_answers = refusal(sdrpn(*command_for(text_checkpoint, data, "--answers", "given")))
+    assert "question 0-0 has no answer" in no_answers
+    assert not (data.parent / "out").exists()  # refused before anything was begun
+    (data.parent / "heads.json").write_text("{}")
+    again = refusal(sdrpn(*command_for(text_checkpoint, data, "--out", data.parent / "out2")))
+    assert "is not a choice of heads" in again

@@ -1,0 +1,118 @@
+"""Attention becomes labels: equal to the official code, and sensible at the edges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdrpn.errors import BadInput
+from sdrpn.labels.denoise import (
+    BACKGROUND,
+    FOREGROUND,
+    IGNORED,
+    OFFICIAL_SINK_LIMIT,
+    LabelRule,
+    denoise,
+    usual_sinks,
+)
+
+NO_SINKS = np.zeros(16, bool)
+
+
+def attention_with(**cells: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """(16,) weak attention on 4 x 4 cells, and what is said of some, as c5=0.3."""
+    attention = np.full(16, 0.001)
+    for name, value in cells.items():
+        attention[int(name[1:])] = value
+    return attention
+
+
+def test_labels_are_those_of_the_official_code(golden: Path) -> None:
+    with np.load(golden / "pseudo_labels.npz") as expected:
+        labels = [
+            denoise(grounding, sink >= OFFICIAL_SINK_LIMIT)
+            for grounding, sink in zip(expected["grounding"], expected["sink"], strict=True)
+        ]
+        np.testing.assert_array_equal([one.cells.ravel() for one in labels], expected["labels"])
+        everywhere = (0, 0, 24, 24)  # the official box of no foreground
+        boxes = [(y1, x1, y2 - 1, x2 - 1) for x1, y1, x2, y2 in (one.box_cells or everywhere for one in labels)]
+        np.testing.assert_array_equal(boxes, expected["fg_bbox_r0c0r1c1"])
+
+
+def test_the_three_kinds_of_cells() -> None:
+    labels = denoise(attention_with(c5=0.4, c10=0.1, c3=0.06), NO_SINKS)
+    assert labels.box_cells == (1, 1, 3, 3)
+    assert labels.cells.tolist() == [
+        [BACKGROUND, BACKGROUND, BACKGROUND, IGNORED],  # c3: between a tenth and a fifth of the peak
+        [BACKGROUND, FOREGROUND, IGNORED, BACKGROUND],
+        [BACKGROUND, IGNORED, FOREGROUND, BACKGROUND],
+        [BACKGROUND] * 4,
+    ]
+
+
+def test_a_sink_is_background_outside_the_box() -> None:
+    labels = denoise(attention_with(c5=0.4, c15=0.9), np.arange(16) == 15)
+    assert labels.cells[3, 3] == BACKGROUND
+    assert labels.box_cells == (1, 1, 2, 2)
+
+
+def test_an_oversize_box_is_ignored_as_a_whole() -> None:
+    labels = denoise(attention_with(c0=0.4, c7=0.4), NO_SINKS)  # 4 x 2 of 16 cells: just half
+    assert labels.oversize
+    assert not labels.usable
+    assert not denoise(attention_with(c0=0.4, c6=0.4), NO_SINKS).oversize
+
+
+@pytest.mark.parametrize("sinks", [NO_SINKS, ~NO_SINKS])
+def test_no_attention_is_no_label(sinks: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+    labels = denoise(np.zeros(16) + sinks, sinks)
+    assert (labels.usable, labels.box_cells, labels.oversize) == (False, None, False)
+
+
+class TestUsualSinks:
+    def test_what_most_questions_look_at_is_a_sink(self) -> None:
+        rng = np.random.default_rng(0)
+        attention = rng.random((9, 64))
+        attention[:, 7] = 30.0  # always
+        attention[:3, 20] = 90.0  # three times
+        assert np.flatnonzero(usual_sinks(attention)).tolist() == [7]
+
+    def test_every_question_counts_alike_however_much_it_looks_at_the_image(self) -> None:
+        attention = np.ones((3, 64))
+        attention[:, 7] = 30.0
+        scales = np.array([[1e-6], [1.0], [1e3]])
+        np.testing.assert_array_equal(usual_sinks(attention * scales), usual_sinks(attention))
+
+    def test_a_question_that_never_looks_at_the_image_has_no_sink(self) -> None:
+        assert not usual_sinks(np.zeros((1, 16))).any()
+
+    def test_no_question_is_refused(self) -> None:
+        with pytest.raises(BadInput, match=r"attention has the shape \(0, 16\); expected \(questions, cells\)"):
+            usual_sinks(np.zeros((0, 16)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"background_share": 0.3}, "expected 0 < background_share <= foreground_share < 1"),
+        ({"largest_box_share": 0.0}, "largest_box_share is 0.0; expected a number above 0"),
+    ],
+)
+def test_rules_that_cannot_be(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        LabelRule(**changes)
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        (np.ones(15), r"expected G\*G cells of a square grid"),
+        (np.ones((4, 4)), r"expected G\*G cells of a square grid"),
+        (np.full(16, np.nan), "not finite"),
+    ],
+)
+def test_attention_that_cannot_be(attention: np.ndarray[tuple[int], np.dtype[np.float64]], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        denoise(attention, np.zeros(attention.shape, bool))

@@ -1,0 +1,54 @@
+"""Files of questions: both forms, and what is refused with its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdrpn.errors import BadInput
+from sdrpn.labels.questions import Question, read_questions
+
+
+def test_both_forms(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+    records = [
+        {"image": "a.png", "question": "What is it?"},
+        {"image": "b/a.png", "question": "And here?", "id": 7, "answer": "A dog"},
+        {"image": "a.png", "id": "x", "conversations": [*turns, *turns]},
+    ]
+    path = tmp_path / "qa.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, records)) + "\n", "utf-8")
+    assert read_questions(path) == [
+        Question("1", "a.png", "What is it?"),
+        Question("7", "b/a.png", "And here?", "A dog"),
+        Question("x", "a.png", "What is it?", "A cat."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1 is not JSON"),
+        ("[]", "line 1 is list; expected an object"),
+        ('{"image": "a.png"}', "line 1: question is None; expected text"),
+        ('{"question": "?"}', "line 1: image is None; expected text"),
+        ('{"image": "../a.png", "question": "?"}', "expected a path inside the folder of images"),
+        ('{"image": "/a.png", "question": "?"}', "expected a path inside the folder of images"),
+        ('{"image": "a.png", "question": "?", "answer": 3}', "answer is 3; expected text"),
+        ('{"image": "a.png", "conversations": []}', "conversations is no list of turns"),
+        ('{"image": "a.png", "conversations": [{"from": "gpt", "value": "?"}]}', "the first turn is from 'gpt'"),
+        (" ", "holds no question"),
+    ],
+)
+def test_a_bad_line_is_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "qa.jsonl"
+    path.write_text(line, "utf-8")
+    with pytest.raises(BadInput, match=message):
+        read_questions(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"none\.jsonl does not exist"):
+        read_questions(tmp_path / "none.jsonl")

@@ -1,0 +1,123 @@
+"""The loss and its gradients are those of the official code; where weights start; what the loss does at the edges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sdrpn.checkpoint import Checkpoint, open_checkpoint
+from sdrpn.checkpoint.names import SDRPN
+from sdrpn.errors import BadInput
+from sdrpn.image import base_pixels, open_image
+from sdrpn.labels.attention import embed_image
+from sdrpn.model import SdRpnModel, model_from_checkpoint
+from sdrpn.spec import ModelSpec, RpnSpec
+from sdrpn.train import cell_losses, labelled_mean, rpn_from_layers
+from tests.tolerances import GOLDEN_GRADIENT_SHARE, GOLDEN_LOSS_ABS, SAME_MATH_ABS
+
+LABELS = torch.tensor([[1, 0, -100, 0]])
+
+
+@pytest.fixture
+def official(golden: Path) -> Iterator[tuple[SdRpnModel, dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]]]:
+    with open_checkpoint(golden / "tiny_K3T3") as checkpoint, np.load(golden / "tiny_K3T3" / "train_loss.npz") as file:
+        outputs = {key.removeprefix("land_1box_"): file[key] for key in file.files}
+        yield model_from_checkpoint(checkpoint), outputs
+
+
+def image_scores(model: SdRpnModel, picture: Path, ids: list[int], prompt_length: int) -> Tensor:
+    """(1,H,C) for the last of `prompt_length` ids; those behind it are there as an answer would be."""
+    place = ids.index(-200)
+    image = embed_image(model, base_pixels(open_image(picture), model.spec.vision)).clone()
+    before, after = (model.embed(torch.tensor(part)) for part in (ids[:place], ids[place + 1 :]))
+    embeds = torch.cat((before, image, after))[None]
+    positions = torch.arange(embeds.shape[1])[None]
+    with torch.no_grad():
+        tap = model.trunk(embeds, positions)
+    assert model.rpn is not None
+    last = torch.tensor([prompt_length - 1 + len(image) - 1])  # one id stands for all of the image's tokens
+    scores: Tensor = model.rpn(tap, positions, last)
+    return scores[:, :, place : place + len(image)]
+
+
+def test_loss_and_gradients_are_those_of_the_official_code(
+    official: tuple[SdRpnModel, dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]], golden: Path
+) -> None:
+    model, expected = official
+    assert model.rpn is not None
+    assert model.spec.rpn is not None
+    model.rpn.requires_grad_(True)
+    prompt_length = int((expected["labels"] == -100).sum())
+    picture = golden / "tiny_K3T3" / "land_1box.png"
+    labels = torch.from_numpy(expected["roi_target"])[None]
+    losses = {}
+    for name, ids in (("prompt", expected["input_ids"][:prompt_length]), ("answer", expected["input_ids"])):
+        scores = image_scores(model, picture, ids.tolist(), prompt_length)
+        losses[name] = labelled_mean(cell_losses(scores, labels, model.spec.llm, model.spec.rpn), labels)
+    assert abs(losses["prompt"].item() - float(expected["loss"])) < GOLDEN_LOSS_ABS
+    assert (
+        abs(losses["prompt"].item() - losses["answer"].item()) < SAME_MATH_ABS
+    )  # appending the answer changes nothing
+    losses["prompt"].backward()  # type: ignore[no-untyped-call]
+    gradients = {key: value for key, value in expected.items() if key.startswith("grad_")}
+    for name, parameter in model.rpn.named_parameters():
+        gradient = gradients.pop(f"grad_{SDRPN.file_name(f'rpn.{name}')}")
+        assert parameter.grad is not None
+        difference = np.abs(parameter.grad.numpy() - gradient).max() / np.abs(gradient).max()
+        assert difference < GOLDEN_GRADIENT_SHARE, f"{name}: {difference}"
+    assert gradients == {}  # every parameter with a gradient there is one here, and the other way round
+
+
+class TestCellLosses:
+    def test_by_hand(self, tiny_spec: ModelSpec) -> None:
+        scores = torch.tensor([[[1.0, 0.0, 9.0, -4.0], [3.0, 0.0, 9.0, 0.0]]])  # means 2, 0, 9, -2
+        likely, even = math.log1p(math.exp(-2)), math.log(2)
+        losses = cell_losses(scores, LABELS, tiny_spec.llm, RpnSpec(2))
+        np.testing.assert_allclose(losses[0], [likely, even, 0, likely], rtol=1e-6)
+        assert float(labelled_mean(losses, LABELS)) == pytest.approx((2 * likely + even) / 3)
+
+        focal = cell_losses(scores, LABELS, tiny_spec.llm, RpnSpec(2, loss="focal"))
+        wrong = 1 - 1 / (1 + math.exp(-2))
+        expected = [0.9 * wrong**2 * likely, 0.1 * 0.25 * even, 0, 0.1 * wrong**2 * likely]
+        np.testing.assert_allclose(focal[0], expected, rtol=1e-5)
+
+        whole = cell_losses(scores / 4, LABELS, tiny_spec.llm, RpnSpec(2, multi_head=False))
+        assert float(whole[0, 0]) == pytest.approx(math.log1p(math.exp(-4)))  # (1+3)/4 * sqrt(16)
+
+    def test_an_ignored_sample_costs_nothing_and_pulls_nowhere(self, tiny_spec: ModelSpec) -> None:
+        scores = torch.ones(1, 2, 4, requires_grad=True)
+        ignored = torch.full((1, 4), -100)
+        loss = labelled_mean(cell_losses(scores, ignored, tiny_spec.llm, RpnSpec(2)), ignored)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert scores.grad is not None
+        assert (loss.item(), scores.grad.abs().max().item()) == (0.0, 0.0)
+
+    def test_mse_is_refused(self, tiny_spec: ModelSpec) -> None:
+        with pytest.raises(ValueError, match="cannot be trained with a loss a cell"):
+            cell_losses(torch.ones(1, 2, 4), LABELS, tiny_spec.llm, RpnSpec(2, loss="mse"))
+
+
+class TestStart:
+    @pytest.fixture
+    def checkpoint(self, plain_checkpoint: Path) -> Iterator[Checkpoint]:
+        with open_checkpoint(plain_checkpoint) as checkpoint:
+            yield checkpoint
+
+    def test_layers_and_norm_are_copies(self, checkpoint: Checkpoint) -> None:
+        rpn = rpn_from_layers(checkpoint, 1, RpnSpec(layers=3))
+        state = rpn.state_dict()
+        whole, last = checkpoint.read("llm.layers.2.mlp.up.weight"), checkpoint.read("llm.layers.3.attention.k.weight")
+        np.testing.assert_array_equal(state["layers.1.mlp.up.weight"], whole)
+        np.testing.assert_array_equal(state["layers.2.attention.k.weight"], last)
+        np.testing.assert_array_equal(state["norm.weight"], checkpoint.read("llm.norm.weight"))
+        assert all(one.requires_grad and one.dtype == torch.float32 for one in rpn.parameters())
+
+    def test_layers_that_are_not_there(self, checkpoint: Checkpoint) -> None:
+        with pytest.raises(BadInput, match="an RPN of 3 layers after layer 2 needs 5 LLM layers to start from"):
+            rpn_from_layers(checkpoint, 2, RpnSpec(layers=3))
