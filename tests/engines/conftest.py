@@ -20,7 +20,7 @@ def wide_bundle(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) 
     llm = dataclasses.replace(tiny_spec.llm, width=256, head_dim=128, mlp_width=256)
     write_random_checkpoint(folder / "checkpoint", dataclasses.replace(tiny_spec, llm=llm))
     for dialect in ("fused", "primitive"):
-        export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions("fp16", dialect))  # type: ignore[arg-type]
+        export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions("fp16", dialect))
     return folder / "bundle"
 
 
