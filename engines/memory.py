@@ -12,7 +12,7 @@ from sdrpn.spec import ModelSpec
 
 __all__ = ["Estimate", "estimate", "require_device_memory", "require_host_memory"]
 
-# Peak RSS of a build with TensorRT-RTX 1.7: the library alone, and a multiple of the weights.
+# An upper bound for TensorRT-RTX 1.7: the library alone, and a multiple of the weights. Checked on small models only.
 _HOST_BASE_BYTES = 400_000_000
 _HOST_PER_WEIGHT_BYTE = 3.3
 # What the compiler's own scratch memory adds to the activations, at least.
