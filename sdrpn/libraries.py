@@ -191,15 +191,15 @@ def _source_folder() -> str | None:
 def _entries(lines: Sequence[str]) -> dict[str, list[Requirement]]:
     """Sort requirement lines by extra, with extras that an extra includes written out.
 
-    Only the forms that our own pyproject.toml uses are understood, `sdrpn[export]; extra == "train"` and
-    `name>=1,<2; platform_machine == "x86_64" and extra == "tensorrt"`.
+    Only the forms that our own pyproject.toml uses are understood, `sdrpn[export]; extra == "train"`,
+    `name>=1,<2; platform_machine == "x86_64" and extra == "tensorrt"` and `name>=2; python_version < "3.11"`.
     """
     entries: dict[str, list[Requirement]] = {BASE: []}
     included: list[tuple[str, str]] = []
     for line in lines:
         head, _, marker = line.partition(";")
         found = re.match(r"\s*([\w.-]+)\s*(?:\[([\w,\s-]+)\])?\s*\(?([^)]*)\)?\s*$", head)
-        if found is None:
+        if found is None or not _applies_to_this_python(marker):
             continue
         name, inner_extras, versions = found.groups()
         extra = _marker_value(marker, "extra") or BASE
@@ -216,6 +216,12 @@ def _closure(extra: str, included: Sequence[tuple[str, str]]) -> list[str]:
     for name in names:  # grows as it goes
         names += [inner for outer, inner in included if outer == name and inner not in names]
     return names
+
+
+def _applies_to_this_python(marker: str) -> bool:
+    """Whether a `python_version < "3.11"` lets a line through; without one it does."""
+    found = re.search(r"\bpython_version\s*<\s*['\"]([\d.]+)['\"]", marker)
+    return found is None or sys.version_info < _release(found.group(1))
 
 
 def _marker_value(marker: str, key: str) -> str | None:

@@ -1,0 +1,202 @@
+"""The seam to TensorRT and TensorRT-RTX: one API, and here what differs between them and between their releases.
+
+Nothing else imports either library. `tensorrt` compiles for the GPU that it runs on; `tensorrt-rtx` for any of its
+compute capabilities, without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from sdrpn.engine_manifest import EngineTensor
+from sdrpn.engines.profiles import Shapes
+from sdrpn.errors import BadInput, MissingDependency, RunFailed
+
+__all__ = ["CompileRequest", "Compiled", "compile_graph", "library_version"]
+
+# The bindings of TensorRT-RTX alone go by the second name.
+_MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "BOOL": "bool",
+}
+
+Progress = Callable[[str, str, "str | None", int], None]  # (event, phase, parent, number)
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """What TensorRT is asked for."""
+
+    flavour: str
+    graph_file: str  # weights are found from where it lies
+    graph: bytes
+    compute_capabilities: tuple[str, ...]
+    profiles: Mapping[str, Shapes]  # in the order of their numbers
+    opt_level: int | None
+    workspace_bytes: int | None
+    weight_streaming: bool
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came of it."""
+
+    plan: Any  # a buffer
+    tensors: tuple[EngineTensor, ...]
+    messages: tuple[str, ...]
+
+
+def library_version(flavour: str) -> str:
+    """The full version. Raises MissingDependency where the library cannot be imported."""
+    return str(_library(flavour).__version__)
+
+
+def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
+    """Parse one graph and build its engine, strongly typed: precision lives in the graph.
+
+    Raises:
+        BadInput: the parser refuses the graph, or the library does not know a compute capability
+        RunFailed: no engine came of it
+    """
+    trt = _library(request.flavour)
+    log = _logger(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(_strongly_typed(trt))
+    _parse(trt, network, log, request)
+    config = builder.create_builder_config()
+    _configure(trt, config, request)
+    for shapes in request.profiles.values():
+        profile = builder.create_optimization_profile()
+        for name, extents in shapes.items():
+            profile.set_shape(name, *extents)
+        config.add_optimization_profile(profile)
+    monitor = _monitor(trt, progress)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise RunFailed(_no_engine(request, log))
+    return Compiled(plan, _tensors(network, request.profiles), tuple(text for _, text in log.messages))
+
+
+def _library(flavour: str) -> Any:
+    for name in _MODULES[flavour]:
+        with suppress(ImportError):
+            library = import_module(name)
+            # A folder of this name on the path imports as well, empty.
+            if hasattr(library, "Builder"):
+                return library
+    here = "comes with JetPack (python3 -m venv --system-site-packages), elsewhere: " if flavour == "tensorrt" else ""
+    raise MissingDependency(
+        f"{flavour} is not installed here; it {here or 'installs with '}pip install 'sdrpn[{flavour}]'"
+    )
+
+
+def _strongly_typed(trt: Any) -> int:
+    """The flag of TensorRT before 11; later ones and TensorRT-RTX know no other way."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(trt: Any, network: Any, log: Any, request: CompileRequest) -> None:
+    parser = trt.OnnxParser(network, log)
+    if parser.parse(request.graph, request.graph_file):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    reasons = [f"{error.node_operator()} {error.node_name()}: {error.desc()}".strip() for error in errors]
+    reason = reasons[0] if reasons else log.last_error()
+    raise BadInput(
+        f"{request.flavour} {trt.__version__} cannot read {request.graph_file}: {reason}; "
+        "export the other dialect, or build with a newer release"
+    )
+
+
+def _configure(trt: Any, config: Any, request: CompileRequest) -> None:
+    if request.flavour == "tensorrt-rtx":
+        config.num_compute_capabilities = len(request.compute_capabilities)
+        for index, name in enumerate(request.compute_capabilities):
+            capability = getattr(trt.ComputeCapability, name, None)
+            if capability is None:
+                known = ", ".join(one for one in dir(trt.ComputeCapability) if one.startswith("SM"))
+                raise BadInput(f"tensorrt-rtx {trt.__version__} does not build for {name}; it knows {known}")
+            config.set_compute_capability(capability, index)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the list of kernels
+    if request.opt_level is not None:
+        config.builder_optimization_level = request.opt_level
+    if request.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    if request.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+
+
+def _no_engine(request: CompileRequest, log: Any) -> str:
+    message = f"{request.flavour} built no engine of {request.graph_file}: {log.last_error() or 'it gave no reason'}"
+    if request.workspace_bytes is not None:
+        return f"{message}; --workspace {request.workspace_bytes >> 20} may be too little: raise it or leave it out"
+    return f"{message}; try a lower --opt-level, or another release of the library"
+
+
+def _tensors(network: Any, profiles: Mapping[str, Shapes]) -> tuple[EngineTensor, ...]:
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    return tuple(
+        EngineTensor(
+            tensor.name,
+            mode,
+            _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()),
+            tuple(tensor.shape),
+            _shapes(tensor.name, profiles) if mode == "input" else (),
+        )
+        for mode, tensors in (("input", inputs), ("output", outputs))
+        for tensor in tensors
+    )
+
+
+def _shapes(name: str, profiles: Mapping[str, Shapes]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    return tuple(shapes[name] for shapes in profiles.values() if name in shapes)
+
+
+def _logger(trt: Any) -> Any:
+    """Keeps everything: the kernels are told only in verbose messages."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[tuple[Any, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.messages.append((severity, message))
+
+        def last_error(self) -> str:
+            worst = [text for severity, text in self.messages if severity <= trt.ILogger.ERROR]
+            # TensorRT-RTX says this one in every build.
+            told = [text for text in worst if "Thread context has not been set" not in text]
+            return told[-1] if told else ""
+
+    return Log()
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress("start", phase_name, parent_phase, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress("finish", phase_name, None, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress("step", phase_name, None, step)
+            return True
+
+    return Monitor()

@@ -1,0 +1,59 @@
+"""What a build is asked for, checked against the model. Knows neither files nor TensorRT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.spec import ModelSpec
+
+__all__ = ["GRAPHS", "BuildOptions", "checked_context", "chosen_graphs"]
+
+GRAPHS = ("vision", "trunk", "rpn", "tail")  # as an image passes through them
+# LLaVA-1.5's system prompt has 35 tokens, and a question with the words around it about as many again.
+USUAL_PROMPT_TOKENS = 65
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The options that change an engine; None: what the bundle or the library says."""
+
+    graphs: tuple[str, ...] | None = None
+    max_context: int | None = None
+    max_batch: int = 1
+    opt_level: int | None = None
+    workspace_mb: int | None = None
+    weight_streaming: bool = False
+    kernel_gate: bool = True  # False: keep an engine whose kernels the gate refuses
+
+    def __post_init__(self) -> None:
+        for name in ("max_context", "max_batch", "workspace_mb"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"{name} is {value}; expected a whole number of at least 1")
+        if self.opt_level is not None and not 0 <= self.opt_level <= 5:
+            raise BadInput(f"opt_level is {self.opt_level}; expected 0 to 5")
+
+
+def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The graphs to build, in the order of GRAPHS. Raises BadInput for one that the model does not have."""
+    there = tuple(name for name in GRAPHS if name != "rpn" or spec.rpn is not None)
+    unknown = [name for name in wanted or () if name not in there]
+    if unknown or wanted == ():
+        raise BadInput(f"the bundle has no graph {', '.join(unknown) or '(none named)'}; it has {', '.join(there)}")
+    return there if wanted is None else tuple(name for name in there if name in wanted)
+
+
+def checked_context(spec: ModelSpec, limit: int, wanted: int | None) -> int:
+    """S_max. Raises ContextTooLong above the bundle's limit, BadInput where no question would fit."""
+    looks_at = 1 if spec.rpn is None else 2
+    least = looks_at * spec.vision.image_tokens + 1
+    context = limit if wanted is None else wanted
+    if context > limit:
+        raise ContextTooLong(f"--max-context {context} is above the bundle's {limit}; export with a larger one first")
+    if context < least:
+        looks = "an image and a crop" if spec.rpn is not None else "an image"
+        raise BadInput(
+            f"--max-context {context} is too small: {looks} and one token take {least} positions; name at least that"
+        )
+    return context

@@ -1,0 +1,62 @@
+"""Optimisation profiles: for which shapes an engine is made. Knows no TensorRT.
+
+Profile 0 is a decode step: S=1 exactly, up to max_batch requests at once. Only an exact 1 gets the attention kernel
+that reads a cache where it lies; any range, even 1..4, gets one behind a copy of the whole cache, in every layer.
+In the dialect `primitive` the batch may not be exactly 1: then the kernel copies both caches, with 1..2 it does not.
+Profile 1 is prefill: one request at a time, into its own slot of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sdrpn.bundle import TensorInfo
+from sdrpn.engines.options import USUAL_PROMPT_TOKENS
+from sdrpn.spec import ModelSpec
+
+__all__ = ["Profile", "Shapes", "profiles_of", "shapes_of"]
+
+# bbox policies give up to two crops of an image; they are encoded in one call.
+MOST_IMAGES = 2
+
+Extents = tuple[int, int, int]  # least, usual, most
+Shapes = dict[str, tuple[tuple[int, ...], ...]]  # input -> least, usual and most dims
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Extents of the dynamic dimensions."""
+
+    name: str
+    extents: dict[str, Extents]
+
+
+def profiles_of(spec: ModelSpec, graph: str, dialect: str, max_context: int, max_batch: int) -> tuple[Profile, ...]:
+    """In the order of their numbers."""
+    if graph == "vision":
+        return (Profile("images", {"images": (1, 1, max(MOST_IMAGES, max_batch))}),)
+    first_look = spec.vision.image_tokens + USUAL_PROMPT_TOKENS  # 641 for LLaVA-1.5
+    # After a crop the tail sees prefix, RoI tokens and question at once: 1217 for LLaVA-1.5.
+    crop = spec.vision.image_tokens if graph == "tail" and spec.rpn is not None else 0
+    usual = min(first_look + crop, max_context)
+    cache = (max_context,) * 3
+    most = max_batch if dialect == "fused" else max(max_batch, 2)
+    decode = {"batch": (1, 1, most), "sequence": (1, 1, 1), "cache_length": cache}
+    prefill = {"batch": (1, 1, 1), "sequence": (1, usual, max_context), "cache_length": cache}
+    if graph == "rpn":  # looks at a prompt once and is never part of a decode step
+        return (Profile("prefill", prefill),)
+    return Profile("decode", decode), Profile("prefill", prefill)
+
+
+def shapes_of(profile: Profile, inputs: Sequence[TensorInfo]) -> Shapes:
+    """Dims of every input that has a dynamic one."""
+    return {
+        tensor.name: tuple(_dims(tensor, profile, end) for end in range(3))
+        for tensor in inputs
+        if any(isinstance(dim, str) for dim in tensor.dims)
+    }
+
+
+def _dims(tensor: TensorInfo, profile: Profile, end: int) -> tuple[int, ...]:
+    return tuple(profile.extents[dim][end] if isinstance(dim, str) else dim for dim in tensor.dims)

@@ -1,0 +1,147 @@
+"""Device recipes: which GPU, which TensorRT, which graphs. Knows nothing about bundles; imports no TensorRT."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from sdrpn.errors import BadInput
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["FlavourName", "Target", "read_target", "read_targets", "release"]
+
+FlavourName = Literal["tensorrt", "tensorrt-rtx"]
+
+_FOLDER = Path(__file__).parent / "targets"
+_CHOICES = {
+    "flavour": ("tensorrt", "tensorrt-rtx"),
+    "dialect": ("fused", "primitive"),
+    "built": ("here", "device"),
+}
+_PRECISIONS = ("nvfp4", "fp8", "int4", "fp16")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One device recipe."""
+
+    name: str
+    device: str
+    compute_capabilities: tuple[str, ...]  # as TensorRT-RTX spells them: SM86
+    flavour: FlavourName
+    tensorrt_min: str  # the first release that will do
+    dialect: str
+    precisions: tuple[str, ...]  # that pay there, best first
+    memory_gb: float  # of the device, 1e9 bytes
+    unified_memory: bool  # shared between CPU and GPU
+    built: Literal["here", "device"]  # here: on any x86-64 machine, without a GPU
+    tensorrt_below: str = ""  # the first release that will not do any more; empty: none known
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            _require(getattr(self, name) in choices, self, name, f"one of {', '.join(choices)}")
+        capabilities = self.compute_capabilities
+        good = bool(capabilities) and all(re.fullmatch(r"SM\d{2,3}", one) for one in capabilities)
+        _require(good, self, "compute_capabilities", 'a list such as ["SM86"]')
+        known = bool(self.precisions) and set(self.precisions) <= set(_PRECISIONS)
+        _require(known, self, "precisions", f"a list of {', '.join(_PRECISIONS)}")
+        _require(self.memory_gb > 0, self, "memory_gb", "a number above 0")
+        for name, text in (("tensorrt_min", self.tensorrt_min), ("tensorrt_below", self.tensorrt_below or "0")):
+            _require(re.fullmatch(r"\d+(\.\d+)*", text) is not None, self, name, 'a release such as "10.3"')
+        if self.flavour == "tensorrt":
+            _require(
+                len(capabilities) == 1, self, "compute_capabilities", "one: TensorRT builds for the GPU it runs on"
+            )
+            _require(self.built == "device", self, "built", "device: TensorRT builds on the GPU itself")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the device."""
+        return int(self.memory_gb * 1e9)
+
+    def accepts(self, version: str) -> bool:
+        """Whether a release of TensorRT lies in the target's range."""
+        here = release(version)
+        return release(self.tensorrt_min) <= here and (not self.tensorrt_below or here < release(self.tensorrt_below))
+
+    @property
+    def versions(self) -> str:
+        """The range, as people write it."""
+        return f">={self.tensorrt_min}" + (f",<{self.tensorrt_below}" if self.tensorrt_below else "")
+
+
+def read_targets() -> dict[str, Target]:
+    """The targets that come with the package, by name."""
+    return {path.stem: _read(path) for path in sorted(_FOLDER.glob("*.toml"))}
+
+
+def read_target(name: str) -> Target:
+    """A target that comes with the package, or the one that a file describes (a path that ends in .toml).
+
+    Raises: BadInput for an unknown name or a file that is no target
+    """
+    if name.endswith(".toml"):
+        return _read(Path(name))
+    path = _FOLDER / f"{name}.toml"
+    if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
+        known = ", ".join(path.stem for path in sorted(_FOLDER.glob("*.toml")))
+        raise BadInput(f"there is no target {name!r}; known are {known}, or name a .toml file (see docs/engines.md)")
+    return _read(path)
+
+
+def release(version: str) -> tuple[int, ...]:
+    """10.16.1.11 -> (10, 16, 1, 11); what follows the numbers is dropped."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found.group().split(".")) if found else ()
+
+
+def _read(path: Path) -> Target:
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); expected a target file") from error
+    except ValueError as error:  # not UTF-8, not TOML
+        raise BadInput(f"{path} is not a target file ({error}); see docs/engines.md for the entries") from error
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem):
+        raise BadInput(f"{path}: the file's name is the target's; expected letters, digits, dots and dashes")
+    return Target(**_checked(path, value), name=path.stem)
+
+
+def _checked(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries with lists as tuples. Raises BadInput for one that is missing, unknown or of another type."""
+    entries = {field.name: str(field.type) for field in fields(Target) if field.name != "name"}
+    missing = [name for name in entries if name not in value and name not in ("tensorrt_below", "note")]
+    unknown = [name for name in value if name not in entries]
+    for what, names in (("lacks", missing), ("has unknown entries", unknown)):
+        if names:
+            raise BadInput(f"{path} {what}: {', '.join(names)}; a target has {', '.join(entries)}")
+    for name, entry in value.items():
+        kinds: tuple[type, ...] = (str,)
+        if entries[name].startswith("tuple"):
+            kinds = (list,)
+        elif name == "memory_gb":
+            kinds = (int, float)
+        elif name == "unified_memory":
+            kinds = (bool,)
+        fits = isinstance(entry, kinds) and (kinds == (bool,) or not isinstance(entry, bool))
+        if not fits or (kinds == (list,) and not all(isinstance(one, str) for one in entry)):
+            raise BadInput(f"{path}: {name} is {entry!r}, expected {_kind_named(kinds)}")
+    return {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()}
+
+
+def _kind_named(kinds: tuple[type, ...]) -> str:
+    return {str: "text", list: "a list of text", bool: "true or false"}.get(kinds[0], "a number")
+
+
+def _require(good: bool, target: Target, name: str, expected: str) -> None:
+    if not good:
+        raise BadInput(f"target {target.name}: {name} is {getattr(target, name)!r}; expected {expected}")

@@ -1,0 +1,158 @@
+"""`sdrpn build`: from a bundle's graphs to TensorRT engines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdrpn.cli.arguments import positive_int
+
+if TYPE_CHECKING:
+    from sdrpn.engines import BuiltEngine, Plan
+
+HELP = "build TensorRT engines from a bundle"
+DESCRIPTION = """\
+Build TensorRT engines from a bundle's graphs for one target, into BUNDLE/engines/TARGET. `sdrpn targets` lists them;
+those of TensorRT-RTX are compiled without a GPU, those of TensorRT on the device itself.
+
+What is built already from the same inputs is kept. Each graph is built in a process of its own; an interrupted build
+leaves nothing that loads.
+
+  sdrpn build bundle --target rtx-4090 --max-context 2048
+  sdrpn build bundle --target my-device.toml --graphs trunk,tail --jobs 2
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument(
+        "--target", metavar="NAME", required=True, help="name of a target, or a .toml file of the same form"
+    )
+    parser.add_argument("--graphs", metavar="A,B", help="of vision, trunk, rpn, tail (default: all that the model has)")
+    parser.add_argument(
+        "--max-context",
+        metavar="N",
+        type=positive_int,
+        help="rows of the caches: most tokens of prompt and answer (default: the bundle's)",
+    )
+    parser.add_argument(
+        "--max-batch", metavar="N", type=positive_int, default=1, help="requests in a step (default: 1)"
+    )
+    parser.add_argument("--jobs", metavar="N", type=positive_int, default=1, help="builds at once (default: 1)")
+    parser.add_argument("--opt-level", metavar="0..5", type=int, choices=range(6), help="builder optimization level")
+    parser.add_argument(
+        "--workspace", metavar="MB", type=positive_int, help="most scratch memory that a kernel may use"
+    )
+    parser.add_argument(
+        "--weight-streaming", action="store_true", help="let the weights stay in host memory at run time"
+    )
+    parser.add_argument(
+        "--no-kernel-gate", action="store_true", help="keep engines that copy caches or lack fused attention"
+    )
+    parser.add_argument("--no-memory-check", action="store_true", help="start even if the estimate says it cannot fit")
+    parser.add_argument("--verify", action="store_true", help="hash files again, even if size and time are unchanged")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be built and what it takes; build nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, and say what was built."""
+    from sdrpn.cli.output import print_json
+    from sdrpn.cli.progress import progress
+    from sdrpn.engines import BuildOptions, build_engines, plan_engines, read_target
+
+    options = BuildOptions(
+        graphs=None if args.graphs is None else tuple(filter(None, args.graphs.split(","))),
+        max_context=args.max_context,
+        max_batch=args.max_batch,
+        opt_level=args.opt_level,
+        workspace_mb=args.workspace,
+        weight_streaming=args.weight_streaming,
+        kernel_gate=not args.no_kernel_gate,
+    )
+    plan = plan_engines(args.bundle, read_target(args.target), options, jobs=args.jobs, verify=args.verify)
+    if args.dry_run:
+        if args.json:
+            print_json(_plan_json(plan))
+        else:
+            _print_plan(plan)
+        return 0
+    with progress("build", "percent of a graph") as advance:
+        built = build_engines(plan, jobs=args.jobs, check_memory=not args.no_memory_check, progress=advance)
+    if args.json:
+        print_json({**_plan_json(plan), "engines": [_engine_json(one) for one in built]})
+    else:
+        _print_built(built)
+    return 0
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    needed = plan.estimate
+    return {
+        "bundle": plan.bundle.path,
+        "target": plan.target.name,
+        "variant": plan.variant.name,
+        "library": f"{plan.target.flavour} {plan.library_version}",
+        "max_context": plan.max_context,
+        "estimate": {
+            "host_bytes": needed.host_bytes,
+            "weights_bytes": needed.weights_bytes,
+            "caches_bytes": needed.caches_bytes,
+            "activations_bytes": needed.activations_bytes,
+        },
+        "engines": [{"graph": one.graph.name, "cached": one.cached is not None} for one in plan.engines],
+    }
+
+
+def _engine_json(one: BuiltEngine) -> dict[str, Any]:
+    manifest = one.manifest
+    return {
+        "graph": manifest.graph,
+        "engine": one.path,
+        "cached": one.cached,
+        "size_bytes": manifest.engine.size_bytes,
+        "build_s": manifest.build_s,
+        "peak_rss_bytes": manifest.peak_rss_bytes,
+        "kernels": manifest.kernels,
+        "kernel_gate": manifest.kernel_gate,
+    }
+
+
+def _print_plan(plan: Plan) -> None:
+    from sdrpn.cli.output import print_table
+    from sdrpn.sizes import text_from_bytes
+
+    needed = plan.estimate
+    memory = f"{text_from_bytes(needed.device_bytes)} of {text_from_bytes(plan.target.memory_bytes)}"
+    rows = [
+        ("target", f"{plan.target.name}: {plan.target.device}, {' '.join(plan.target.compute_capabilities)}"),
+        ("library", f"{plan.target.flavour} {plan.library_version}"),
+        ("variant", plan.variant.name),
+        ("context, batch", f"{plan.max_context}, {plan.options.max_batch}"),
+        ("memory here, about", text_from_bytes(needed.host_bytes)),
+        ("memory there, about", memory),
+        *((one.graph.name, "is there already" if one.cached else "would be built") for one in plan.engines),
+    ]
+    print_table(("build", ""), rows)
+
+
+def _print_built(built: tuple[BuiltEngine, ...]) -> None:
+    from sdrpn.cli.output import print_table
+    from sdrpn.sizes import text_from_bytes
+
+    rows = [
+        (
+            one.manifest.graph,
+            str(one.path),
+            text_from_bytes(one.manifest.engine.size_bytes),
+            "kept" if one.cached else f"{one.manifest.build_s:.1f} s",
+            text_from_bytes(one.manifest.peak_rss_bytes),
+            "; ".join(one.manifest.kernel_gate) or "passed",
+        )
+        for one in built
+    ]
+    print_table(("graph", "engine", "size", "built in", "peak memory", "kernels"), rows)

@@ -1,0 +1,48 @@
+"""`sdrpn targets`: the devices that engines are built for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdrpn.engines import Target
+
+HELP = "show the devices that engines are built for"
+DESCRIPTION = """\
+Show the targets of `sdrpn build`: the device, its compute capability, which TensorRT it takes and where its engines are
+built. A file of the same form makes a target of your own: sdrpn build BUNDLE --target my-device.toml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--json", action="store_true", help="print all that is known of each target")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table."""
+    from sdrpn.cli.output import print_json, print_table
+    from sdrpn.engines import read_targets
+
+    targets = read_targets()
+    if args.json:
+        print_json(targets)
+        return 0
+    columns = ("target", "device", "capability", "library", "dialect", "precisions", "memory", "built")
+    print_table(columns, [_row(target) for target in targets.values()])
+    return 0
+
+
+def _row(target: Target) -> tuple[str, ...]:
+    memory = f"{target.memory_gb:g} GB{' shared' if target.unified_memory else ''}"
+    return (
+        target.name,
+        target.device,
+        " ".join(target.compute_capabilities),
+        f"{target.flavour} {target.versions}",
+        target.dialect,
+        " ".join(target.precisions),
+        memory,
+        "anywhere" if target.built == "here" else "on the device",
+    )

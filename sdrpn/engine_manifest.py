@@ -1,0 +1,128 @@
+"""What is known of a built engine: `GRAPH.engine.json` beside `GRAPH.engine`. Knows no TensorRT and runs nothing.
+
+BUNDLE/engines/TARGET/
+├── trunk.engine            what TensorRT built
+├── trunk.engine.json       the manifest; written last, so an engine without it is not one
+└── trunk.layers.json       the kernels that TensorRT chose
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdrpn.errors import BadBundle
+
+__all__ = [
+    "ENGINE_FORMAT_VERSION",
+    "EngineManifest",
+    "EngineTensor",
+    "Stamp",
+    "engine_paths",
+    "read_engine_manifest",
+]
+
+ENGINE_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """An input or output. `profiles` has (least, usual, most) dims of every profile; none for an output."""
+
+    name: str
+    mode: str  # input or output
+    dtype: str  # as NumPy spells it
+    dims: tuple[int, ...]  # -1: as the profile says
+    profiles: tuple[tuple[tuple[int, ...], ...], ...] = ()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EngineTensor:
+        """From plain dicts and lists; KeyError or TypeError where something is missing or odd."""
+        return cls(value["name"], value["mode"], value["dtype"], tuple(value["dims"]), _nested(value["profiles"]))
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file as it was: while size and time are unchanged its digest is believed."""
+
+    size_bytes: int
+    modified_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """All that the manifest of one engine says."""
+
+    graph: str
+    target: str
+    variant: str
+    precision: str
+    flavour: str
+    library_version: str
+    compute_capabilities: tuple[str, ...]
+    system: str  # where it was built
+    machine: str
+    driver: str | None
+    max_context: int
+    max_batch: int
+    opt_level: int | None  # None: the library's own
+    workspace_mb: int | None
+    weight_streaming: bool
+    profiles: tuple[str, ...]  # in the order of their numbers
+    tensors: tuple[EngineTensor, ...]
+    kernels: int  # of all profiles
+    kernel_gate: tuple[str, ...]  # what the gate found; nothing: passed
+    activation_bytes: int | None  # the largest of all profiles, as TensorRT says
+    build_s: float
+    peak_rss_bytes: int
+    compiled_sha256: str  # the graph with its numbers written in, as the parser saw it
+    sources: Mapping[str, Stamp]  # files of the bundle: the graph and its weights
+    engine: Stamp
+    cache_key: str  # of everything that changes the result
+    format_version: int = ENGINE_FORMAT_VERSION
+
+    def to_text(self) -> str:
+        """As the file holds it."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EngineManifest:
+        """The inverse of `to_text`; KeyError, TypeError or ValueError where something is missing or odd."""
+        tensors = tuple(EngineTensor.from_json(tensor) for tensor in value["tensors"])
+        lists = {name: tuple(value[name]) for name in ("compute_capabilities", "profiles", "kernel_gate")}
+        sources = {name: Stamp(**stamp) for name, stamp in value["sources"].items()}
+        return cls(**{**value, **lists, "tensors": tensors, "sources": sources, "engine": Stamp(**value["engine"])})
+
+
+def engine_paths(bundle: Path, target: str, graph: str) -> tuple[Path, Path, Path]:
+    """The engine, its manifest and its layers."""
+    folder = bundle / "engines" / target
+    return folder / f"{graph}.engine", folder / f"{graph}.engine.json", folder / f"{graph}.layers.json"
+
+
+def read_engine_manifest(path: Path) -> EngineManifest:
+    """Raises BadBundle for a file that is missing or not a manifest of this version."""
+    mend = "build it again: sdrpn build BUNDLE --target NAME"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadBundle(f"{path} cannot be read ({error.strerror}); {mend}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadBundle(f"{path} is not an engine manifest ({error}); {mend}") from error
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != ENGINE_FORMAT_VERSION:
+        raise BadBundle(f"{path} has format version {version!r}, this release reads {ENGINE_FORMAT_VERSION}; {mend}")
+    try:
+        return EngineManifest.from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise BadBundle(f"{path} cannot be understood ({reason}); {mend}") from error
+
+
+def _nested(value: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    return tuple(tuple(tuple(dims) for dims in profile) for profile in value)

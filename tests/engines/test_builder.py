@@ -1,0 +1,267 @@
+"""Engines for real, with TensorRT-RTX: what is built, kept, refused, and left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdrpn.bundle import file_digest, open_bundle
+from sdrpn.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
+from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, plan_engines, read_target
+from sdrpn.engines.flavour import CompileRequest, compile_graph
+from sdrpn.engines.profiles import profiles_of
+from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
+from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.spec import ModelSpec
+from tests.engines.recipes import RTX_TARGET, primitive_target, target
+
+pytest.importorskip("tensorrt_rtx_bindings")
+
+TRUNK = BuildOptions(graphs=("trunk",))
+VISION = BuildOptions(graphs=("vision",))
+
+
+def build(
+    bundle: Path, options: BuildOptions = VISION, recipe: Target | None = None, *, jobs: int = 1
+) -> tuple[BuiltEngine, ...]:
+    plan = plan_engines(bundle, recipe or read_target(RTX_TARGET), options, jobs=jobs)
+    return build_engines(plan, jobs=jobs)
+
+
+def left_in(bundle: Path) -> list[str]:
+    folder = bundle / "engines" / RTX_TARGET
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.fixture(scope="module")
+def built_bundle(wide_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All engines of the fused variant. Not to be written to."""
+    path = tmp_path_factory.mktemp("built") / "bundle"
+    shutil.copytree(wide_bundle, path)
+    build(path, BuildOptions(max_batch=4), jobs=2)
+    return path
+
+
+class TestEngines:
+    @pytest.mark.parametrize("graph", ["vision", "trunk", "rpn", "tail"])
+    def test_the_manifest_tells_the_truth(self, built_bundle: Path, graph: str) -> None:
+        engine, manifest_path, layers = engine_paths(built_bundle, RTX_TARGET, graph)
+        manifest, bundle = read_engine_manifest(manifest_path), open_bundle(built_bundle)
+        info = bundle.variant("fused-fp16").graphs[graph]
+        assert manifest.engine.sha256 == file_digest(engine)
+        assert manifest.engine.size_bytes == engine.stat().st_size
+        assert manifest.sources.keys() == {info.file, *info.weights}
+        assert all(stamp.sha256 == bundle.manifest.files[name].sha256 for name, stamp in manifest.sources.items())
+        assert {(t.name, t.dtype) for t in manifest.tensors} == {
+            (t.name, t.dtype) for t in (*info.inputs, *info.outputs)
+        }
+        names = tuple(profile.name for profile in profiles_of(bundle.spec, graph, "fused", 256, 4))
+        assert manifest.profiles == names
+        assert all(len(t.profiles) == (len(names) if t.mode == "input" else 0) for t in manifest.tensors)
+        assert (manifest.target, manifest.compute_capabilities) == (RTX_TARGET, ("SM89",))
+        assert (manifest.max_context, manifest.max_batch, manifest.kernel_gate) == (256, 4, ())
+        assert len(json.loads(layers.read_text())) == manifest.kernels > 0
+        assert manifest.build_s > 0
+        assert 100e6 < manifest.peak_rss_bytes < 1e9
+
+    def test_the_cache_length_is_written_in(self, built_bundle: Path) -> None:
+        manifest = read_engine_manifest(engine_paths(built_bundle, RTX_TARGET, "trunk")[1])
+        (cache,) = [t for t in manifest.tensors if t.name == "key_cache.0"]
+        assert cache.dims == (-1, 4, 256, 128)
+        assert cache.profiles[0] == ((1, 4, 256, 128), (1, 4, 256, 128), (4, 4, 256, 128))
+
+    def test_nothing_else_is_left(self, built_bundle: Path) -> None:
+        endings = ("engine", "engine.json", "layers.json")
+        assert left_in(built_bundle) == sorted(f"{g}.{e}" for g in ("vision", "trunk", "rpn", "tail") for e in endings)
+
+    @pytest.mark.parametrize("capabilities", [("SM80",), ("SM86",), ("SM120",), ("SM121",), ("SM86", "SM89", "SM120")])
+    def test_for_other_gpus(self, bundle: Path, capabilities: tuple[str, ...]) -> None:
+        (one,) = build(bundle, TRUNK, target(compute_capabilities=capabilities))
+        assert one.manifest.compute_capabilities == capabilities
+        assert one.manifest.kernel_gate == ()
+
+    def test_the_other_dialect(self, bundle: Path, tmp_path: Path) -> None:
+        (one,) = build(bundle, TRUNK, read_target(str(primitive_target(tmp_path))))
+        assert one.manifest.variant == "primitive-fp16"
+        assert {t.name for t in one.manifest.tensors if t.mode == "output"} >= {"tap", "key_cache.0_rows"}
+
+    def test_an_export_that_adds_a_variant_keeps_engines(
+        self, wide_bundle: Path, bundle: Path, tiny_spec: ModelSpec
+    ) -> None:
+        build(bundle)
+        export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("fp32"))
+        (one,) = build(bundle)
+        assert one.cached
+
+
+class TestCache:
+    def test_the_second_build_is_none(self, bundle: Path) -> None:
+        (first,), (second,) = build(bundle), build(bundle)
+        assert (first.cached, second.cached) == (False, True)
+        assert first.manifest == second.manifest
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            dataclasses.replace(VISION, opt_level=1),
+            dataclasses.replace(VISION, max_context=128),
+            dataclasses.replace(VISION, max_batch=5),
+            dataclasses.replace(VISION, workspace_mb=512),
+            dataclasses.replace(VISION, weight_streaming=True),
+        ],
+    )
+    def test_every_option_counts(self, bundle: Path, options: BuildOptions) -> None:
+        build(bundle)
+        (again,) = build(bundle, options)
+        assert not again.cached
+
+    def test_a_changed_engine_is_built_again(self, bundle: Path) -> None:
+        (first,) = build(bundle)
+        content = bytearray(first.path.read_bytes())
+        content[len(content) // 2] ^= 1
+        first.path.write_bytes(content)
+        (second,) = build(bundle)
+        assert not second.cached
+        assert second.manifest.engine.sha256 == file_digest(second.path)
+
+    def test_a_copied_bundle_still_counts(self, bundle: Path, tmp_path: Path) -> None:
+        build(bundle)
+        shutil.copytree(bundle, tmp_path / "copy", copy_function=shutil.copyfile)
+        assert build(tmp_path / "copy")[0].cached
+
+    def test_verify_sees_what_a_forged_time_hides(self, bundle: Path) -> None:
+        (first,) = build(bundle)
+        content = bytearray(first.path.read_bytes())
+        content[-1] ^= 1
+        first.path.write_bytes(content)
+        os.utime(first.path, ns=(first.manifest.engine.modified_ns, first.manifest.engine.modified_ns))
+        recipe = read_target(RTX_TARGET)
+        assert plan_engines(bundle, recipe, VISION).engines[0].cached is not None
+        assert plan_engines(bundle, recipe, VISION, verify=True).engines[0].cached is None
+
+    @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format_version": 7}', '{"format_version": 1}'])
+    def test_a_manifest_that_cannot_be_read_is_refused_and_replaced(self, bundle: Path, damage: str) -> None:
+        (first,) = build(bundle)
+        path = engine_paths(bundle, RTX_TARGET, "vision")[1]
+        path.write_text(damage)
+        with pytest.raises(BadBundle, match="sdrpn build BUNDLE"):
+            read_engine_manifest(path)
+        assert not build(bundle)[0].cached
+        assert isinstance(read_engine_manifest(path), EngineManifest)
+        assert first.path.exists()
+
+
+class TestRefusals:
+    def test_a_variant_that_is_not_there(self, tiny_bundle: Path) -> None:
+        with pytest.raises(BadInput, match=r"takes variant fused-fp8 or .*; .* has fused-fp32, primitive-fp32. Add it"):
+            plan_engines(tiny_bundle, read_target(RTX_TARGET), VISION)
+
+    def test_a_library_that_is_not_there(self, wide_bundle: Path) -> None:
+        with pytest.raises(MissingDependency, match=r"tensorrt is not installed here; it comes with JetPack"):
+            plan_engines(wide_bundle, read_target("jetson-agx-orin-jp62"), VISION)
+
+    def test_a_library_that_is_too_old(self, wide_bundle: Path) -> None:
+        with pytest.raises(BadInput, match=r"takes tensorrt-rtx >=9, this machine has 1\."):
+            plan_engines(wide_bundle, target(tensorrt_min="9"), VISION)
+
+    def test_a_gpu_that_the_library_does_not_know(self, bundle: Path) -> None:
+        with pytest.raises(BadInput, match=r"does not build for SM99; it knows SM120, "):
+            build(bundle, VISION, target(compute_capabilities=("SM99",)))
+
+    def test_too_little_scratch_memory(self, bundle: Path) -> None:
+        with pytest.raises(RunFailed, match=r"built no engine of .*--workspace 1 may be too little"):
+            build(bundle, dataclasses.replace(TRUNK, workspace_mb=1))
+        assert left_in(bundle) == []
+
+    def test_a_changed_bundle(self, bundle: Path) -> None:
+        path = bundle / "vision.fused-fp16.onnx"
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(BadBundle, match="was changed"):
+            build(bundle)
+
+    def test_a_second_build_at_once(self, bundle: Path) -> None:
+        (bundle / "engines").mkdir()
+        with (bundle / "engines" / ".lock").open("w") as stream:
+            stream.write("4711")
+            stream.flush()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            with pytest.raises(RunFailed, match=r"another build \(process 4711\) works on"):
+                build(bundle)
+        assert not build(bundle)[0].cached
+
+    def test_a_full_disk(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage(bundle)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(RunFailed, match=r"1\.0 kB free: .* are missing; .*build fewer --graphs"):
+            build(bundle)
+
+    def test_too_little_memory(self, bundle: Path) -> None:
+        plan = plan_engines(bundle, target(memory_gb=0.001), VISION)
+        with pytest.raises(RunFailed, match=r"My GPU has 1\.0 MB"):
+            build_engines(plan)
+        assert build_engines(plan, check_memory=False)[0].path.exists()
+
+    def test_a_read_only_bundle(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(path: Path) -> None:
+            raise BadInput(f"{path} cannot be written (Read-only file system); name a place that you may write to")
+
+        monkeypatch.setattr("sdrpn.engines.builder.require_writable_file", refuse)
+        with pytest.raises(BadInput, match="Read-only file system"):
+            build(bundle)
+        assert not (bundle / "engines").exists()
+
+    def test_an_operator_that_is_not_known(self) -> None:
+        import onnx
+        from onnx import TensorProto, helper
+
+        value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+        graph = helper.make_graph([helper.make_node("Mystery", ["x"], ["y"], name="n1")], "g", value[:1], value[1:])
+        model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+        request = CompileRequest("tensorrt-rtx", "g.onnx", model.SerializeToString(), ("SM86",), {}, None, None, False)
+        with pytest.raises(BadInput, match=r"cannot read g\.onnx: Mystery n1: .*; export the other dialect"):
+            compile_graph(request, lambda *event: None)
+
+
+class TestKernelGate:
+    @pytest.fixture
+    def slow_plan(self, bundle: Path, tmp_path: Path) -> Callable[[BuildOptions], Plan]:
+        """A decode profile for exactly one request: with read-only caches TensorRT-RTX 1.7 copies them then."""
+
+        def plan(options: BuildOptions) -> Plan:
+            good = plan_engines(bundle, read_target(str(primitive_target(tmp_path))), options)
+            (one,) = good.engines
+            decode, prefill = one.profiles
+            exact = dataclasses.replace(decode, extents={**decode.extents, "batch": (1, 1, 1)})
+            return dataclasses.replace(good, engines=(dataclasses.replace(one, profiles=(exact, prefill)),))
+
+        return plan
+
+    def test_an_engine_that_copies_caches_is_not_kept(self, slow_plan: Callable[[BuildOptions], Plan]) -> None:
+        with pytest.raises(RunFailed, match=r"trunk would be slow: .*as large as a whole cache.*--no-kernel-gate"):
+            build_engines(slow_plan(TRUNK))
+        (kept,) = build_engines(slow_plan(dataclasses.replace(TRUNK, kernel_gate=False)))
+        assert any("as large as a whole cache" in fault for fault in kept.manifest.kernel_gate)
+        # With the gate what was kept is no cache hit.
+        assert slow_plan(TRUNK).engines[0].cached is None
+        assert slow_plan(dataclasses.replace(TRUNK, kernel_gate=False)).engines[0].cached is not None
+
+
+def test_a_build_that_was_killed_leaves_nothing_that_counts(bundle: Path) -> None:
+    """As after signal 9: a partial file, and an engine whose manifest was removed already."""
+    (first,) = build(bundle)
+    manifest = engine_paths(bundle, RTX_TARGET, "vision")[1]
+    manifest.unlink()
+    (manifest.parent / ".vision.engine.0123.partial").write_bytes(b"half")
+    (again,) = build(bundle)
+    assert not again.cached
+    assert left_in(bundle) == ["vision.engine", "vision.engine.json", "vision.layers.json"]
+    assert first.path == again.path

@@ -1,0 +1,109 @@
+"""The shapes that engines are made for, and the options they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sdrpn.bundle import TensorInfo
+from sdrpn.engines import BuildOptions
+from sdrpn.engines.options import checked_context, chosen_graphs
+from sdrpn.engines.phases import Phases
+from sdrpn.engines.profiles import profiles_of, shapes_of
+from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+
+LLAVA_7B = ModelSpec(
+    VisionSpec(image_size_px=336, patch_size_px=14, width=1024, layers=24, heads=16, mlp_width=4096),
+    LlmSpec(
+        vocabulary=32000, width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, max_context=4096
+    ),
+    tap_layer=15,
+    rpn=RpnSpec(layers=3),
+)
+PLAIN_7B = dataclasses.replace(LLAVA_7B, rpn=None)
+
+
+@pytest.mark.parametrize(("graph", "usual"), [("trunk", 641), ("tail", 1217)])
+def test_a_decode_step_has_one_row_exactly(graph: str, usual: int) -> None:
+    decode, prefill = profiles_of(LLAVA_7B, graph, "fused", 2048, 4)
+    assert (decode.name, prefill.name) == ("decode", "prefill")
+    assert decode.extents == {"batch": (1, 1, 4), "sequence": (1, 1, 1), "cache_length": (2048, 2048, 2048)}
+    assert prefill.extents == {"batch": (1, 1, 1), "sequence": (1, usual, 2048), "cache_length": (2048, 2048, 2048)}
+
+
+def test_a_read_only_cache_needs_a_range_of_batches() -> None:
+    """For exactly one request TensorRT-RTX 1.7 copies the caches of the dialect `primitive` in every step."""
+    assert profiles_of(LLAVA_7B, "trunk", "primitive", 2048, 1)[0].extents["batch"] == (1, 1, 2)
+    assert profiles_of(LLAVA_7B, "trunk", "primitive", 2048, 4)[0].extents["batch"] == (1, 1, 4)
+    assert profiles_of(LLAVA_7B, "trunk", "fused", 2048, 1)[0].extents["batch"] == (1, 1, 1)
+
+
+def test_the_rpn_has_no_decode_step() -> None:
+    (prefill,) = profiles_of(LLAVA_7B, "rpn", "fused", 2048, 4)
+    assert prefill.extents["sequence"] == (1, 641, 2048)
+
+
+def test_without_rpn_there_is_no_crop() -> None:
+    assert profiles_of(PLAIN_7B, "tail", "fused", 2048, 1)[1].extents["sequence"] == (1, 641, 2048)
+
+
+def test_the_usual_prefill_fits_a_small_context() -> None:
+    assert profiles_of(LLAVA_7B, "tail", "fused", 1200, 1)[1].extents["sequence"] == (1, 1200, 1200)
+
+
+def test_shapes_name_every_dynamic_input() -> None:
+    inputs = (
+        TensorInfo("x", "float32", ("batch", "sequence", 8)),
+        TensorInfo("key_cache.0", "float16", ("batch", 2, "cache_length", 4)),
+        TensorInfo("fixed", "float32", (3,)),
+    )
+    decode = profiles_of(LLAVA_7B, "trunk", "fused", 2048, 4)[0]
+    assert shapes_of(decode, inputs) == {
+        "x": ((1, 1, 8), (1, 1, 8), (4, 1, 8)),
+        "key_cache.0": ((1, 2, 2048, 4), (1, 2, 2048, 4), (4, 2, 2048, 4)),
+    }
+
+
+class TestOptions:
+    def test_the_context(self) -> None:
+        assert checked_context(LLAVA_7B, 4096, None) == 4096
+        assert checked_context(LLAVA_7B, 4096, 1153) == 1153
+        assert checked_context(PLAIN_7B, 4096, 577) == 577
+        with pytest.raises(BadInput, match="1152 is too small: an image and a crop and one token take 1153 positions"):
+            checked_context(LLAVA_7B, 4096, 1152)
+        with pytest.raises(ContextTooLong, match="5000 is above the bundle's 4096"):
+            checked_context(LLAVA_7B, 4096, 5000)
+
+    def test_the_graphs(self) -> None:
+        assert chosen_graphs(LLAVA_7B, None) == ("vision", "trunk", "rpn", "tail")
+        assert chosen_graphs(LLAVA_7B, ("tail", "vision")) == ("vision", "tail")
+        with pytest.raises(BadInput, match="no graph rpn; it has vision, trunk, tail"):
+            chosen_graphs(PLAIN_7B, ("rpn",))
+        with pytest.raises(BadInput, match="none named"):
+            chosen_graphs(PLAIN_7B, ())
+
+    def test_numbers(self) -> None:
+        with pytest.raises(BadInput, match="opt_level is 6; expected 0 to 5"):
+            BuildOptions(opt_level=6)
+        with pytest.raises(BadInput, match="max_batch is 0"):
+            BuildOptions(max_batch=0)
+
+
+def test_progress_goes_through_nested_phases_and_never_back() -> None:
+    phases, shares = Phases(), []
+    phases.start("build", None, 2)
+    phases.start("optimize", "build", 2)
+    for step in range(2):
+        phases.step("optimize", step)
+        shares.append(phases.share)
+    phases.finish("optimize")
+    phases.step("build", 0)
+    phases.start("emit", "build", 4)
+    phases.step("emit", 1)
+    shares.append(phases.share)
+    phases.finish("emit")
+    phases.finish("build")
+    phases.step("unknown", 3)
+    assert [*shares, phases.share] == [0.25, 0.5, 0.75, 1.0]
