@@ -123,7 +123,7 @@ class TestAbilities:
 
     def test_export_says_what_is_missing_and_the_command(self, diagnosis_of: Setting) -> None:
         export = ability(diagnosis_of(PC, versions=BASE_VERSIONS), "export")
-        assert export.detail.startswith("missing: onnxscript, safetensors,")
+        assert export.detail.startswith("missing: onnxscript,")
         assert export.command is not None
         assert re.search(r"-m pip install .*\[export\]", export.command)
 
