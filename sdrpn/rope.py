@@ -23,7 +23,8 @@ def inverse_frequencies(llm: LlmSpec) -> Array:
     if scaling is None:
         return frequencies
     if scaling.kind == "linear":
-        return frequencies / np.float32(scaling.factor)
+        stretched: Array = frequencies / np.float32(scaling.factor)
+        return stretched
     return _stretched_by_wavelength(frequencies, scaling)
 
 
