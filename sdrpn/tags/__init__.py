@@ -1,0 +1,12 @@
+"""Rendered scenes with coloured tags, each with a short code too small for the first look: a task with known answers.
+
+Every picture, question and answer follows from a split and a seed; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from sdrpn.tags.questions import Question
+from sdrpn.tags.scene import Scene, SceneStyle, Tag, render_scene
+from sdrpn.tags.task import SPLITS, TagSample, tag_samples
+
+__all__ = ["SPLITS", "Question", "Scene", "SceneStyle", "Tag", "TagSample", "render_scene", "tag_samples"]
