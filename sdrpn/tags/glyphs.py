@@ -80,7 +80,9 @@ def _font(face: Face, size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageF
 def _font_folder() -> Path:
     found = importlib.util.find_spec("matplotlib")  # found, not imported: only its font files are wanted
     if found is None or found.origin is None:
-        raise MissingDependency("rendering tags needs the DejaVu fonts of matplotlib; install it: pip install matplotlib")
+        raise MissingDependency(
+            "rendering tags needs the DejaVu fonts of matplotlib; install it: pip install matplotlib"
+        )
     return Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 
@@ -101,7 +103,12 @@ def _draw_segments(
 ) -> None:
     half_width, half_height, stroke = 0.26 * cap_px, 0.5 * cap_px, max(1, round(0.14 * cap_px))
     x, y = centre_xy
-    left, right, top, bottom = x - half_width, x + half_width, y - half_height + stroke / 2, y + half_height - stroke / 2
+    left, right, top, bottom = (
+        x - half_width,
+        x + half_width,
+        y - half_height + stroke / 2,
+        y + half_height - stroke / 2,
+    )
     lines = {
         "a": (left, top, right, top),
         "b": (right, top, right, y),

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdrpn.tags.scene import Scene, Tag
 
-__all__ = ["SEEN_FRAMES", "SHIFTED_FRAMES", "Question", "code_question", "coarse_question"]
+__all__ = ["SEEN_FRAMES", "SHIFTED_FRAMES", "Question", "coarse_question", "code_question"]
 
 Kind = Literal["code", "shape", "border", "list"]
 
@@ -46,16 +46,14 @@ class Question:
     tag: Tag | None
 
 
-def code_question(
-    rng: np.random.Generator, tag: Tag, frames: dict[Kind, tuple[str, ...]] = SEEN_FRAMES
-) -> Question:
+def code_question(rng: np.random.Generator, tag: Tag, frames: dict[Kind, tuple[str, ...]] = SEEN_FRAMES) -> Question:
     """Ask for the code of a tag: the one thing that the first look cannot read."""
     return Question(_frame(rng, frames["code"]).format(tag.colour), tag.code, "code", tag)
 
 
 def coarse_question(rng: np.random.Generator, scene: Scene) -> Question:
     """Ask for what the first look can see: a shape, a border, or which tags there are, from left to right."""
-    kind: Kind = ("shape", "border", "list")[rng.choice(3, p=(0.45, 0.45, 0.1))]  # type: ignore[assignment]
+    kind: Kind = ("shape", "border", "list")[rng.choice(3, p=(0.45, 0.45, 0.1))]
     frame = _frame(rng, SEEN_FRAMES[kind])
     if kind == "list":
         ordered = sorted(scene.tags, key=lambda tag: tag.box_xyxy_px[0])

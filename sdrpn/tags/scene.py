@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from sdrpn.tags.glyphs import SEEN_FACES, SHIFTED_FACES, Face, draw_digit
 
 __all__ = [
+    "BORDERS",
     "CELL_PX",
     "COLOURS",
-    "BORDERS",
     "SEEN",
     "SHAPES",
     "SHIFTED",
@@ -41,7 +42,12 @@ COLOURS: dict[str, Colour] = {
     "purple": (130, 45, 165),
     "pink": (245, 130, 185),
 }
-BORDERS: dict[str, Colour] = {"black": (10, 10, 10), "white": (250, 250, 250), "gray": (128, 128, 128), "brown": (115, 65, 25)}
+BORDERS: dict[str, Colour] = {
+    "black": (10, 10, 10),
+    "white": (250, 250, 250),
+    "gray": (128, 128, 128),
+    "brown": (115, 65, 25),
+}
 SHAPES: tuple[Shape, ...] = ("rectangle", "hexagon", "arrow", "ticket")
 
 
@@ -84,6 +90,7 @@ class Tag:
 
     @property
     def code(self) -> str:
+        """Three digits."""
         return "".join(str(digit.value) for digit in self.digits)
 
 
@@ -251,8 +258,9 @@ def render_background(rng: np.random.Generator, kind: str, side_px: int) -> Imag
     return small.resize((side_px, side_px), resample)
 
 
-def _pattern(rng: np.random.Generator, kind: str) -> np.ndarray:
+def _pattern(rng: np.random.Generator, kind: str) -> NDArray[np.float64]:
     """Weights 0..1 on a coarse grid."""
+    weight: NDArray[np.float64]
     if kind == "smooth":
         cells = int(rng.integers(3, 9))
         return rng.random((cells, cells))
@@ -261,15 +269,18 @@ def _pattern(rng: np.random.Generator, kind: str) -> np.ndarray:
     row, column = np.mgrid[0:48, 0:48] / 48
     if kind == "gradient":
         angle = rng.uniform(0, 2 * np.pi)
-        return 0.5 + 0.5 * np.sin(angle) * (row - 0.5) + 0.5 * np.cos(angle) * (column - 0.5)
+        weight = 0.5 + 0.5 * np.sin(angle) * (row - 0.5) + 0.5 * np.cos(angle) * (column - 0.5)
+        return weight
     if kind == "stripes":
         waves, angle = rng.uniform(3, 9), rng.uniform(0, np.pi)
-        return 0.5 + 0.5 * np.sin(2 * np.pi * waves * (np.sin(angle) * row + np.cos(angle) * column))
+        weight = 0.5 + 0.5 * np.sin(2 * np.pi * waves * (np.sin(angle) * row + np.cos(angle) * column))
+        return weight
     if kind == "checks":
         count = int(rng.integers(4, 10))
-        return ((row * count).astype(int) + (column * count).astype(int)) % 2.0
+        weight = ((row * count).astype(int) + (column * count).astype(int)) % 2.0
+        return weight
     if kind == "speckle":
-        return (rng.random((64, 64)) < 0.2) * 1.0
+        return np.where(rng.random((64, 64)) < 0.2, 1.0, 0.0)
     raise ValueError(f"no background of the kind {kind!r}")
 
 

@@ -1,0 +1,143 @@
+"""Stage V: the tower learns to read, cell by cell, with heads that are thrown away afterwards.
+
+python examples/tiny/train_vision.py --out RUNS/vision [--steps 2800] [--resume]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from networks import SPEC, VisionTower
+from PIL import Image
+from schedule import learning_rate, load_state, save_state
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from views import FIELDS, UNKNOWN, View, page_view, scene_view, window_on
+
+from sdrpn.tags.scene import SEEN, render_scene
+from sdrpn.tags.task import TRAINED_CODES
+
+BATCH = 64
+PAGES, BASES = 32, 10  # of a batch; the rest are windows of scenes
+PEAK_RATE = 2e-3
+
+
+class DenseHeads(nn.Module):
+    """One linear classifier a field."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(SPEC.vision.width)
+        self.outputs = nn.Linear(SPEC.vision.width, sum(count + 1 for count in FIELDS.values()))
+
+    def losses(self, features: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Sum of the fields' cross-entropies, and the share of things recognised.
+
+        Args:
+            features: (B,g*g,width)
+            truth: (B,g*g,5)
+        """
+        logits = self.outputs(self.norm(features)).split([count + 1 for count in FIELDS.values()], dim=-1)
+        total, shares = torch.zeros(()), {}
+        for index, ((name, count), part) in enumerate(zip(FIELDS.items(), logits, strict=True)):
+            wanted = truth[..., index].long()
+            if (wanted == UNKNOWN).all():
+                continue
+            total = total + functional.cross_entropy(part.flatten(0, 1), wanted.flatten(), ignore_index=UNKNOWN)
+            there = (wanted >= 0) & (wanted < count)
+            shares[name] = (part.argmax(-1) == wanted)[there].float().mean().item()
+        return total, shares
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Batch number n is the same in every run, resumed or not."""
+
+    def __init__(self, steps: range) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        views = make_batch(np.random.default_rng((11, self.steps[index])))
+        pixels = np.stack([view.pixels for view in views])
+        truth = np.stack([view.truth for view in views])
+        return torch.from_numpy(pixels), torch.from_numpy(truth).flatten(1, 2)
+
+
+def make_batch(rng: np.random.Generator) -> list[View]:
+    """Pages, whole scenes without truth of digits that nobody could read, and windows with it."""
+    side, patch = SPEC.vision.image_size_px, SPEC.vision.patch_size_px
+    views = [page_view(rng, side, patch) for _ in range(PAGES)]
+    while len(views) < BATCH:
+        scene = render_scene(rng, SEEN, TRAINED_CODES)
+        if len(views) < PAGES + BASES * 3:
+            base = scene_view(scene, (0, 0, 840, 840), side, patch, Image.Resampling.BICUBIC)
+            base.truth[..., :2] = UNKNOWN
+            views.append(base)
+        for _ in range(2):
+            tag = scene.tags[rng.integers(len(scene.tags))]
+            window = window_on(rng, tag, SEEN.grid_cells, (2, 6))
+            views.append(scene_view(scene, window, side, patch, Image.Resampling.BILINEAR))
+    return views[:BATCH]
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """(B,r,r,3) uint8 -> (B,3,r,r), as the tower reads it."""
+    mean, deviation = (torch.tensor(values) for values in (SPEC.vision.image_mean, SPEC.vision.image_std))
+    return ((pixels.float() / 255 - mean) / deviation).permute(0, 3, 1, 2).contiguous()
+
+
+def main() -> None:
+    """Train, log and keep the state every 50 steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)
+    tower, heads = VisionTower(), DenseHeads()
+    modules = nn.ModuleDict({"tower": tower, "heads": heads})
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.02)
+    first = load_state(args.out, modules, optimizer) if args.resume else 0
+    loader = DataLoader(Batches(range(first, args.steps)), batch_size=None, num_workers=1, prefetch_factor=4)
+    began = time.monotonic()
+    for step, (pixels, truth) in enumerate(loader, start=first):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, PEAK_RATE)
+        loss, _ = heads.losses(tower(normalised(pixels)), truth)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        if step % 10 == 9:
+            report(args.out, tower, heads, step + 1, pixels, truth, time.monotonic() - began)
+        if step % 50 == 49 or step + 1 == args.steps:
+            save_state(args.out, modules, optimizer, step + 1)
+
+
+@torch.no_grad()
+def report(
+    out: Path, tower: VisionTower, heads: DenseHeads, step: int, pixels: Tensor, truth: Tensor, seconds: float
+) -> None:
+    """Pages and scenes apart: digits on pages, and what else is read off whole scenes and windows."""
+    line: dict[str, float] = {"step": step, "seconds": round(seconds, 1)}
+    for name, part in (("page", slice(0, 16)), ("window", slice(PAGES + 1, None, 3))):
+        loss, shares = heads.losses(tower(normalised(pixels[part])), truth[part])
+        line |= {f"{name}_loss": round(loss.item(), 4)}
+        line |= {f"{name}_{field}": round(share, 4) for field, share in shares.items()}
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
