@@ -63,3 +63,5 @@ NATIVE_EQUAL_SHARE = 0.999
 
 # DCT scaling keeps a block's lowest frequencies where a box filter takes means: a few of 255 steps on a lively picture.
 DCT_SCALING_MEAN_STEPS = 4
+# Features of the small tower, of order 1 to 8, kept in half precision: half of its last place.
+HALF_PRECISION_ABS = 4e-3

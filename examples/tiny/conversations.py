@@ -1,7 +1,4 @@
-"""Training examples of the language stages: a picture, a crop of it perhaps, and questions packed behind them.
-
-Packed questions see the picture and themselves, at the positions that they would have alone.
-"""
+"""Training examples of the language stages: a picture, a crop of it perhaps, and questions about them."""
 
 from __future__ import annotations
 
@@ -9,20 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from networks import EOS_ID, PAD_ID, SPEC, UNK_ID, make_tokenizer
+from networks import SPEC
 from numpy.typing import NDArray
+from packing import PackedQuestions, Packer
 from PIL import Image
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 from views import Window, random_window, scene_view, tight_window, window_on
 
-from sdrpn.prompt import Prompt, build_prompt
 from sdrpn.tags.questions import Question, coarse_question, code_question
-from sdrpn.tags.scene import BORDERS, CELL_PX, COLOURS, SEEN, SHAPES, Scene, SceneStyle, Tag, render_scene
+from sdrpn.tags.scene import CELL_PX, SEEN, Scene, SceneStyle, Tag, render_scene
 from sdrpn.tags.task import TRAINED_CODES
-
-IGNORED = -100
 
 # Plates of 2.5 to 4 cells with digits as high as crops show them: the first look can read these.
 READABLE = replace(
@@ -58,11 +52,10 @@ STAGES = {
 
 @dataclass
 class Batch:
-    """What one step is trained on. b pictures, c crops each, n packed tokens.
+    """What one step is trained on. b pictures, c crops each.
 
     base: (b,r,r,3) uint8. crops: (b*c,R,R,3) uint8. truth: dense truth of the bases, then of the crops, (.., g*g,5).
-    keep: which cells of the crops are inserted, (k,). ids, labels, segment, position: (b,n), (b,n), (n,), (n,);
-    positions count from the first token behind the pictures. kinds: (b,questions), 0 code, 1 coarse.
+    keep: which cells of the crops are inserted, (k,).
     """
 
     base: Tensor
@@ -71,20 +64,14 @@ class Batch:
     crop_truth: Tensor
     keep: Tensor
     corner_rc: tuple[int, int]
-    ids: Tensor
-    labels: Tensor
-    segment: Tensor
-    position: Tensor
-    kinds: Tensor
+    questions: PackedQuestions
 
 
 class Conversations(Dataset[Batch]):
     """Batch number n of a stage is the same in every run."""
 
     def __init__(self, stage: Stage, steps: range) -> None:
-        self.stage, self.steps = stage, steps
-        self.tokenizer = make_tokenizer()
-        self.fillers = filler_ids()
+        self.stage, self.steps, self.packer = stage, steps, Packer()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -105,14 +92,13 @@ class Conversations(Dataset[Batch]):
             scene = self._scene(rng, crop_count)
             whole = (0, 0, stage.grid_cells * CELL_PX, stage.grid_cells * CELL_PX)
             bases.append(scene_view(scene, whole, side_px, size.patch_size_px, Image.Resampling.BICUBIC))
-            windows = [self._window(rng, scene) for _ in range(crop_count)]
+            windows = [draw_window(rng, scene) for _ in range(crop_count)]
             for window in windows:
                 crops.append(
                     scene_view(scene, window, size.image_size_px, size.patch_size_px, Image.Resampling.BILINEAR)
                 )
             readable = visible_tags(scene, windows) if crop_count else readable_tags(scene)
-            asked.append([self._question(rng, scene, readable) for _ in range(stage.questions)])
-        ids, labels, segment, position = self._packed(rng, asked)
+            asked.append([draw_question(rng, scene, readable) for _ in range(stage.questions)])
         return Batch(
             base=torch.from_numpy(np.stack([view.pixels for view in bases])),
             crops=torch.from_numpy(np.stack([view.pixels for view in crops])) if crops else torch.empty(0),
@@ -122,11 +108,7 @@ class Conversations(Dataset[Batch]):
             ),
             keep=torch.from_numpy(keep),
             corner_rc=corner,
-            ids=ids,
-            labels=labels,
-            segment=segment,
-            position=position,
-            kinds=torch.tensor([[int(question.kind != "code") for question in row] for row in asked]),
+            questions=self.packer.pack(rng, asked),
         )
 
     def _scene(self, rng: np.random.Generator, crop_count: int) -> Scene:
@@ -137,62 +119,22 @@ class Conversations(Dataset[Batch]):
         style: SceneStyle = READABLE if readable else SEEN
         return render_scene(rng, style, TRAINED_CODES)
 
-    def _window(self, rng: np.random.Generator, scene: Scene) -> Window:
-        """Drawn before the question is, so that where the crop lies says nothing about what is asked."""
-        draw, tag = rng.random(), scene.tags[rng.integers(len(scene.tags))]
-        if draw < 0.35:
-            return tight_window(rng, tag, self.stage.grid_cells)
-        if draw < 0.8:
-            return window_on(rng, tag, self.stage.grid_cells, (2, 5))
-        return random_window(rng, self.stage.grid_cells, (2, 6))
 
-    def _question(self, rng: np.random.Generator, scene: Scene, readable: list[Tag]) -> Question:
-        if readable and rng.random() < 0.7:
-            return code_question(rng, readable[rng.integers(len(readable))])
-        return coarse_question(rng, scene)
-
-    def _packed(self, rng: np.random.Generator, asked: list[list[Question]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Every question takes as many places as the longest; padding lies behind the answers, where nothing looks."""
-        rows = [[self._encoded(rng, question) for question in questions] for questions in asked]
-        length = max(len(ids) for row in rows for ids, _ in row)
-        count = len(asked[0])
-        ids = torch.full((len(rows), count, length), PAD_ID)
-        labels = torch.full((len(rows), count, length), IGNORED)
-        for r, row in enumerate(rows):
-            for q, (tokens, answer_at) in enumerate(row):
-                ids[r, q, : len(tokens)] = torch.tensor(tokens)
-                labels[r, q, answer_at : len(tokens)] = torch.tensor(tokens[answer_at:])
-        segment = torch.arange(count).repeat_interleave(length)
-        return ids.flatten(1), labels.flatten(1), segment, torch.arange(length).repeat(count)
-
-    def _encoded(self, rng: np.random.Generator, question: Question) -> tuple[list[int], int]:
-        """Ids behind the image with the answer, and where the answer begins. One filler word in ten is unknown."""
-        prompt = build_prompt(self.tokenizer, SPEC.prompt, question.text)
-        after = [UNK_ID if i in self.fillers and rng.random() < 0.1 else i for i in prompt.ids_after]
-        return [*after, *answer_ids(self.tokenizer, question.answer), EOS_ID], len(after)
+def draw_window(rng: np.random.Generator, scene: Scene) -> Window:
+    """Drawn before the question is, so that where the crop lies says nothing about what is asked."""
+    draw, tag = rng.random(), scene.tags[rng.integers(len(scene.tags))]
+    if draw < 0.35:
+        return tight_window(rng, tag, SPEC.vision.grid_side)
+    if draw < 0.8:
+        return window_on(rng, tag, SPEC.vision.grid_side, (2, 5))
+    return random_window(rng, SPEC.vision.grid_side, (2, 6))
 
 
-def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
-    """Digits without the space that the tokenizer puts before a word."""
-    if answer.isdigit():
-        return [tokenizer.encode(digit, add_special_tokens=False).ids[-1] for digit in answer]
-    ids: list[int] = tokenizer.encode(answer, add_special_tokens=False).ids
-    return ids
-
-
-def prompt_ids_before() -> list[int]:
-    """What stands before the image in every prompt."""
-    prompt: Prompt = build_prompt(make_tokenizer(), SPEC.prompt, "list the tags .")
-    return list(prompt.ids_before)
-
-
-def filler_ids() -> frozenset[int]:
-    """Words that a question can miss and still be understood."""
-    tokenizer = make_tokenizer()
-    words = ("what", "is", "the", "on", "does", "which", "please", "tell", "me", "of", "i", "see", "a", "its", "are")
-    found = (tokenizer.token_to_id("▁" + word) for word in words)
-    named = {tokenizer.token_to_id("▁" + word) for word in (*COLOURS, *BORDERS, *SHAPES)}
-    return frozenset(token_id for token_id in found if token_id is not None) - named
+def draw_question(rng: np.random.Generator, scene: Scene, readable: list[Tag]) -> Question:
+    """The code of a tag that can be read, or something coarse about any."""
+    if readable and rng.random() < 0.7:
+        return code_question(rng, readable[rng.integers(len(readable))])
+    return coarse_question(rng, scene)
 
 
 def crop_layout(rng: np.random.Generator) -> tuple[int, NDArray[np.int64]]:

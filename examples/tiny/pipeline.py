@@ -1,6 +1,6 @@
 """The whole way to the shipped model: base training, heads, labels, RPN, bundle, evaluation.
 
-    python examples/tiny/pipeline.py --out runs               # about five hours on two cores
+    python examples/tiny/pipeline.py --out runs               # about six hours on two cores
     python examples/tiny/pipeline.py --out runs --reduced     # about two minutes, from the shipped checkpoint on
 
 Every step prints its command and is left out where its result is there already, so a run that was broken off goes on.
@@ -23,10 +23,14 @@ SHIPPED = HERE / "checkpoint"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. `stages`: (name, where it starts, steps or None for the stage's own)."""
+    """How much of everything.
 
-    vision: bool
-    stages: tuple[tuple[str, str, int | None], ...]
+    reading: whether the tower and the first language stages are trained; else the last stage starts from the shipped
+    checkpoint. finding: what `train_finding.py` is told.
+    """
+
+    reading: bool
+    finding: tuple[str, ...]
     head_questions: int
     pairs: int
     seeds: tuple[int, ...]
@@ -35,16 +39,16 @@ class Sizes:
 
 
 FULL = Sizes(
-    vision=True,
-    stages=(("L0", "V3", None), ("C", "L0", None)),
+    reading=True,
+    finding=(),
     head_questions=600,
     pairs=10_000,
     seeds=(0, 1, 2),
     samples=2000,
 )
 REDUCED = Sizes(
-    vision=False,
-    stages=(("C", str(SHIPPED), 2),),
+    reading=False,
+    finding=("--steps", "2", "--scenes", "8"),
     head_questions=24,
     pairs=160,
     seeds=(0,),
@@ -74,8 +78,8 @@ def verb(name: str, *arguments: str | Path | int) -> tuple[str, ...]:
 def steps(out: Path, sizes: Sizes) -> Iterator[Step]:
     """In the order in which they run."""
     yield from base_training(out, sizes)
-    checkpoint, last = out / "checkpoint", out / sizes.stages[-1][0]
-    yield Step(script("save_checkpoint.py", last, checkpoint), checkpoint)
+    checkpoint = out / "checkpoint"
+    yield Step(script("save_checkpoint.py", out / "F", checkpoint), checkpoint)
     yield from labels(out, sizes, checkpoint)
     for seed in sizes.seeds:
         rpn = out / f"rpn-{seed}"
@@ -86,16 +90,18 @@ def steps(out: Path, sizes: Sizes) -> Iterator[Step]:
 
 def base_training(out: Path, sizes: Sizes) -> Iterator[Step]:
     """The model before it knows anything of regions. Stages go on by themselves from where they were."""
-    if sizes.vision:
+    start = SHIPPED
+    if sizes.reading:
         for before, name in (("", "V1"), ("V1", "V2"), ("V2", "V3")):
             start_from = ("--start", out / before) if before else ()
             reading = script("train_vision.py", "--stage", name, "--out", out / name, *start_from)
             yield Step(with_resume(reading, out / name), None)
-    for name, start, count in sizes.stages:
-        origin = Path(start) if Path(start).is_absolute() else out / start
-        more = () if count is None else ("--steps", count)
-        stage = script("train_language.py", "--stage", name, "--start", origin, "--out", out / name, *more)
-        yield Step(with_resume(stage, out / name), None)
+        for before, name in (("V3", "L0"), ("L0", "C")):
+            stage = script("train_language.py", "--stage", name, "--start", out / before, "--out", out / name)
+            yield Step(with_resume(stage, out / name), None)
+        start = out / "C"
+    finding = script("train_finding.py", "--start", start, "--out", out / "F", *sizes.finding)
+    yield Step(with_resume(finding, out / "F"), None)
 
 
 def with_resume(command: tuple[str, ...], folder: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from sdrpn.tags.scene import CELL_PX, SEEN, render_scene
 from sdrpn.tags.task import TRAINED_CODES
-from tests.tolerances import MUON_SINGULAR_VALUES, PACKED_LOGITS_ABS, SAME_MATH_ABS
+from tests.tolerances import HALF_PRECISION_ABS, MUON_SINGULAR_VALUES, PACKED_LOGITS_ABS, SAME_MATH_ABS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -63,21 +64,19 @@ class TestTruth:
 class TestConversations:
     def batch(self, stage: str, index: int = 0) -> Any:
         conversations = script("conversations")
-        import dataclasses
-
         small = dataclasses.replace(conversations.STAGES[stage], batch=2)
         return conversations.Conversations(small, range(100))[index]
 
     def test_a_batch_depends_on_its_number_alone(self) -> None:
         first, second, other = self.batch("C", 4), self.batch("C", 4), self.batch("C", 5)
-        assert torch.equal(first.ids, second.ids)
+        assert torch.equal(first.questions.ids, second.questions.ids)
         assert torch.equal(first.base, second.base)
         assert not torch.equal(first.base, other.base)
 
     def test_only_answers_are_learned(self) -> None:
-        batch = self.batch("L0")
-        learned = batch.labels >= 0
-        assert (batch.labels[learned] == batch.ids[learned]).all()
+        questions = self.batch("L0").questions
+        learned = questions.labels >= 0
+        assert (questions.labels[learned] == questions.ids[learned]).all()
         assert 0 < learned.float().mean() < 0.5
 
     def test_packed_questions_are_answered_as_if_alone(self) -> None:
@@ -86,21 +85,69 @@ class TestConversations:
         torch.manual_seed(0)
         model = tiny_llava.TinyLlava().eval()
         batch = self.batch("L0")
+        packed = batch.questions
+        last = packed.segment == packed.segment.max()
+        alone = dataclasses.replace(
+            packed,
+            ids=packed.ids[:, last],
+            labels=packed.labels[:, last],
+            segment=packed.segment[last],
+            position=packed.position[last],
+        )
         with torch.no_grad():
             base = model.tower(script("dense_heads").normalised(batch.base), batch.corner_rc)
-            packed, _ = model.run_llm(base, None, batch)
-            last = batch.segment == batch.segment.max()
-            alone = script("conversations").Batch(
-                **{
-                    **vars(batch),
-                    "ids": batch.ids[:, last],
-                    "segment": batch.segment[last],
-                    "position": batch.position[last],
-                }
-            )
-            single, _ = model.run_llm(base, None, alone)
-        difference = (packed[:, last] - single).abs().max().item()
+            together = model.run_llm(base, None, packed)[-1]
+            single = model.run_llm(base, None, alone)[-1]
+        difference = (together[:, last] - single).abs().max().item()
         assert difference <= PACKED_LOGITS_ABS, f"largest difference {difference}"
+
+    def test_what_a_question_is_about_is_said_where_its_answer_begins(self) -> None:
+        """`answer_at` is the first labelled token, and `subjects` the colour that stands in the question."""
+        packing = script("packing")
+        questions = self.batch("C").questions
+        flat = questions.labels.view(*questions.answer_at.shape, -1)
+        length = flat.shape[-1]
+        for row, column in np.ndindex(*questions.answer_at.shape):
+            start = int(questions.answer_at[row, column])
+            assert start % length == int((flat[row, column] >= 0).int().argmax())
+            subject = int(questions.subjects[row, column])
+            if subject != packing.IGNORED:
+                assert subject in questions.ids[row, column * length : start].tolist()
+
+
+class TestPool:
+    def test_features_are_those_of_the_tower_and_codes_are_asked_only_where_they_can_be_read(self) -> None:
+        pool, networks, dense = script("pool"), script("networks"), script("dense_heads")
+        torch.manual_seed(0)
+        tower = networks.VisionTower().eval()
+        few = pool.Pool(tower, 5, 6, lambda done: None)
+        scene, pixels = pool.RenderedScenes(5, 6)[3]
+        assert few.scenes[3] == scene
+        with torch.no_grad():
+            seen = tower(dense.normalised(pixels))
+        assert (few.features[3].float() - seen).abs().max() <= HALF_PRECISION_ABS
+        unreadable = [index for index, one in enumerate(few.scenes) if not one.readable]
+        assert unreadable
+        few.scenes = [few.scenes[index] for index in unreadable]
+        batch = few.batch(np.random.default_rng(0), 4, 5, crops=False)
+        assert batch.crops is None
+        assert batch.questions.kinds.all(), "a code was asked for that nobody could read"
+
+    def test_the_loss_learns_what_a_question_is_about(self) -> None:
+        """The term for the subject is there only when it is asked for, and reaches the layers below it alone."""
+        pool, tiny_llava = script("pool"), script("tiny_llava")
+        torch.manual_seed(0)
+        model = tiny_llava.TinyLlava()
+        few = pool.Pool(model.tower, 5, 4, lambda done: None)
+        batch = few.batch(np.random.default_rng(0), 2, 3, crops=True)
+        without, _ = model.language_loss(batch.base, batch.crops, batch.questions)
+        with_subjects, _ = model.language_loss(batch.base, batch.crops, batch.questions, subjects=True)
+        (with_subjects - without).backward()
+        layers = model.llm.model.layers
+        # Differences of equal sums are not exactly zero, so layers above are compared with those below.
+        below, above = (layers[at].mlp.down_proj.weight.grad.abs().max() for at in (1, tiny_llava.SUBJECT_LAYER))
+        assert with_subjects > without
+        assert above < below * 1e-3
 
 
 class TestMuon:
