@@ -1,4 +1,4 @@
-"""Questions packed behind one picture: they see the picture and themselves, at the positions that they would have alone."""
+"""Questions packed behind one picture: each sees the picture and itself, at the positions that it would have alone."""
 
 from __future__ import annotations
 

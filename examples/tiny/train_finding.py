@@ -1,4 +1,4 @@
-"""Stage F: the LLM learns to find the tag that a question names, then also to read it in crops. The tower is left alone.
+"""Stage F: the LLM learns to find the tag that a question names, then to read it in crops. The tower stays as it is.
 
 python examples/tiny/train_finding.py --start RUNS/C --out RUNS/F [--resume]
 """

@@ -1,0 +1,66 @@
+"""The whole way to the small model, a little of everything: it runs, and an RPN learns something real on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+PIPELINE = Path(__file__).parents[2] / "examples" / "tiny" / "pipeline.py"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out: Path = tmp_path_factory.mktemp("pipeline")
+    done = subprocess.run(
+        [sys.executable, str(PIPELINE), "--out", str(out), "--reduced"],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return out
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_the_rpn_learns_what_the_model_s_attention_says(runs: Path) -> None:
+    """On labels that were held out: the loss falls well below what it began with, and boxes beat one in the middle."""
+    validations = read(runs / "rpn-0" / "training.json")["validations"]
+    first, last = validations[0], validations[-1]
+    assert last["loss"] < 0.7 * first["loss"]
+    best = max(threshold["box_iou"] for threshold in last["quality"]["thresholds"])
+    assert best > 1.5 * last["quality"]["centre_box_iou"]
+
+
+def test_base_training_goes_on_from_the_shipped_weights(runs: Path) -> None:
+    lines = [json.loads(line) for line in (runs / "F" / "log.jsonl").read_text("utf-8").splitlines()]
+    assert lines
+    assert all(0 < line["loss"] < 3 for line in lines)  # random weights have more than 4
+
+
+def test_every_method_answered_every_question(runs: Path) -> None:
+    for split in ("heldout", "shifted"):
+        results = read(runs / f"eval-{split}" / "results.json")
+        assert {"plain", "sdrpn", "attention-crop", "oracle-crop", "blind"} <= set(results["methods"])
+        assert all(method["accuracy"] >= 0 for method in results["methods"].values())
+        assert (runs / f"eval-{split}" / "results.md").is_file()
+
+
+def test_a_second_run_does_nothing_again(runs: Path) -> None:
+    before = (runs / "rpn-0" / "rpn.safetensors").stat().st_mtime_ns
+    done = subprocess.run(
+        [sys.executable, str(PIPELINE), "--out", str(runs), "--reduced"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert (runs / "rpn-0" / "rpn.safetensors").stat().st_mtime_ns == before
