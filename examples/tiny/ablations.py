@@ -21,7 +21,7 @@ SEEDS = 0, 1, 2
 SAMPLES = 1000
 
 
-def steps(runs: Path, samples: int) -> list[Step]:
+def steps(runs: Path, samples: int, training_steps: int) -> list[Step]:
     """Trainings, and one evaluation of all of them."""
     out, checkpoint, labels, raw = runs / "ablations", runs / "checkpoint", runs / "labels", runs / "labels-raw"
     found = [Step(verb("relabel", labels, "--raw", "--out", raw), raw)]
@@ -29,19 +29,9 @@ def steps(runs: Path, samples: int) -> list[Step]:
     for seed in SEEDS:
         for name, source, pairs in [("raw", raw, PAIRS[-1]), *((f"n{count}", labels, count) for count in PAIRS)]:
             folder = out / f"{name}-{seed}"
-            more = (
-                "--taps-dir",
-                runs / "taps",
-                "--preset",
-                "tiny",
-                "--seed",
-                seed,
-                "--limit-pairs",
-                pairs,
-                "--steps",
-                total_steps(runs),
-            )
-            found.append(Step(verb("train", checkpoint, "--labels", source, "--out", folder, *more), folder))
+            files = ("--labels", source, "--taps-dir", runs / "taps", "--out", folder)
+            more = ("--preset", "tiny", "--seed", seed, "--limit-pairs", pairs, "--steps", training_steps)
+            found.append(Step(verb("train", checkpoint, *files, *more), folder))
             rpns += ["--rpn", f"{name}-{seed}={folder / 'rpn.safetensors'}"]
     asked = ("--task", "tags", "--samples", samples, "--seed", 5, "--methods", "plain,sdrpn")
     found.append(Step(verb("eval", checkpoint, *asked, *rpns, "--out", out / "eval", "--resume"), None))
@@ -81,10 +71,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of pipeline.py")
     parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--steps", type=int, help="of every training (default: as many as the shipped RPN took)")
     args = parser.parse_args()
     runs = args.runs.resolve()
     (runs / "ablations").mkdir(exist_ok=True)
-    code = run_steps(steps(runs, args.samples))
+    code = run_steps(steps(runs, args.samples, args.steps or total_steps(runs)))
     if code == 0:
         draw(runs / "ablations" / "eval" / "results.json", runs / "ablations" / "pairs.png")
     return code

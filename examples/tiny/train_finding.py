@@ -20,8 +20,8 @@ from train_language import write_line
 
 SEED, SCENES = 77, 10_000
 PICTURES, QUESTIONS = 12, 8
-STEPS, WITHOUT_CROPS = 1900, 500  # then half of the steps have a crop
-PEAK_RATE, WARMUP_STEPS, DECAY_STEPS = 1.5e-3, 50, 700
+STEPS, WITHOUT_CROPS = 2050, 550  # then half of the steps have a crop
+PEAK_RATE, WARMUP_STEPS, DECAY_STEPS = 1.5e-3, 50, 750
 
 
 def learning_rate(step: int, steps: int) -> float:
