@@ -63,3 +63,6 @@ NATIVE_EQUAL_SHARE = 0.999
 
 # DCT scaling keeps a block's lowest frequencies where a box filter takes means: a few of 255 steps on a lively picture.
 DCT_SCALING_MEAN_STEPS = 4
+
+# Mean difference, of 255, of a rendered scene between releases of the font library: edges of its few digits.
+FONT_RENDERING_MEAN = 0.5

@@ -31,7 +31,8 @@ FAINT: Colour = (150, 154, 162)
 FRAME: Colour = (60, 62, 68)
 RIGHT: Colour = (95, 210, 130)
 WRONG: Colour = (245, 105, 95)
-LONGEST_ANSWER = 22  # characters; more would leave the panel
+ANSWER_PX = 44
+VERDICT_PX = 90  # beside an answer
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ def draw_demo(
     _text(draw, (MARGIN_PX, 24), question, 34)
     shrunk = f"The picture has {width} x {height} pixels; the model reads {first_look_px} x {first_look_px} at a time."
     _text(draw, (MARGIN_PX, 70), shrunk, 18, FAINT)
-    _panel(canvas, 0, _first_look(image, first_look_px), "1", f"First look: everything in {first_look_px} x {first_look_px} pixels")
+    _panel(
+        canvas,
+        0,
+        _first_look(image, first_look_px),
+        "1",
+        f"First look: everything in {first_look_px} x {first_look_px} pixels",
+    )
     pointed = _pointed(image, roi_map, boxes_xyxy_px)
     _panel(canvas, 1, pointed, "2", "Where the question points")
     if boxes_xyxy_px:
@@ -147,11 +154,20 @@ def _answer(draw: ImageDraw.ImageDraw, column: int, title: str, text: str, right
     left, top = _panel_left(column), _panel_top() + PANEL_PX + 18
     _text(draw, (left, top), title, 18, FAINT)
     colour = TEXT_COLOUR if right is None else RIGHT if right else WRONG
-    shown = text if len(text) <= LONGEST_ANSWER else f"{text[: LONGEST_ANSWER - 3]}..."
-    _text(draw, (left, top + 26), shown or "(nothing)", 44, colour)
+    shown = _shortened(draw, text or "(nothing)", PANEL_PX - VERDICT_PX)
+    _text(draw, (left, top + 26), shown, ANSWER_PX, colour)
     if right is not None:
-        end = left + draw.textlength(shown or "(nothing)", font=_font(44))
+        end = left + draw.textlength(shown, font=_font(ANSWER_PX))
         _text(draw, (end + 18, top + 46), "right" if right else "wrong", 22, colour)
+
+
+def _shortened(draw: ImageDraw.ImageDraw, text: str, room_px: int) -> str:
+    """As much of an answer as fits in one line."""
+    if draw.textlength(text, font=_font(ANSWER_PX)) <= room_px:
+        return text
+    while text and draw.textlength(f"{text}...", font=_font(ANSWER_PX)) > room_px:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def _text(
