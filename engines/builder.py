@@ -31,6 +31,7 @@ from sdrpn.engines.target import Target
 from sdrpn.errors import BadBundle, BadInput, RunFailed
 from sdrpn.machine import read_gpus, read_machine
 from sdrpn.memory import graph_weights_bytes
+from sdrpn.shipped import export_advice, require_not_shipped
 
 __all__ = ["BuiltEngine", "Plan", "build_engines", "plan_engines", "target_variant"]
 
@@ -115,12 +116,13 @@ def build_engines(
     """Build what is not there yet.
 
     Raises:
-        BadInput, BadBundle: the bundle cannot be written, or a file of it was changed
+        BadInput, BadBundle: the bundle cannot be written or is the shipped one, or a file of it was changed
         RunFailed: too little memory or disk, a second build of the same bundle, or a build that failed
     """
     todo = [one for one in plan.engines if one.cached is None]
     built = {one.graph.name: one.cached for one in plan.engines if one.cached is not None}
     if todo:
+        require_not_shipped(plan.bundle.path, "build in a copy of it: --out BUNDLE")
         _require_resources(plan, todo, check_memory)
         with _locked(plan):
             plan.bundle.verify({file for one in todo for file in (one.graph.file, *one.graph.weights)})
@@ -142,7 +144,7 @@ def target_variant(bundle: Bundle, target: Target) -> Variant:
     there = ", ".join(sorted(bundle.manifest.variants))
     raise BadInput(
         f"target {target.name} takes variant {wanted}; {bundle.path} has {there}. "
-        f"Add it: sdrpn export CHECKPOINT --out {bundle.path} --dialect {target.dialect} --precision fp16"
+        f"Add it: {export_advice(bundle.path, f'--dialect {target.dialect} --precision fp16')}"
     )
 
 

@@ -26,7 +26,7 @@ _CHOICES = {
     "dialect": ("fused", "primitive"),
     "built": ("here", "device"),
 }
-_PRECISIONS = ("nvfp4", "fp8", "int4", "fp16")
+_PRECISIONS = ("nvfp4", "fp8", "int4", "fp16", "int8")
 
 
 @dataclass(frozen=True)

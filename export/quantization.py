@@ -24,7 +24,7 @@ Scales = npt.NDArray[np.float16]
 Method = Literal["rtn", "hqq"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
-BLOCK_SIZES = (32, 64, 128)  # what MatMulNBits and TensorRT take
+BLOCK_SIZES = (16, 32, 64, 128)  # what MatMulNBits takes; TensorRT-RTX too
 _ROWS_AT_ONCE = 256  # so that the steps below stay in a processor's cache
 _FP16_TINY = np.float32(2.0**-24)
 

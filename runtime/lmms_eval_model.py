@@ -122,9 +122,9 @@ def _model_class() -> type[Any]:
     class SdRpn(lmms):  # type: ignore[misc]
         """A bundle, asked through lmms-eval.
 
-        Its arguments are those of `--model_args`: bundle (a folder), backend, threads, variant as for `sdrpn ask`;
-        roi=false for plain LLaVA; threshold and upscale of the second look. The others are lmms-eval's own and say
-        nothing here: a session answers one question at a time, where its backend runs.
+        Its arguments are those of `--model_args`: bundle (a folder, or default), backend, threads, variant as for
+        `sdrpn ask`; roi=false for plain LLaVA; threshold and upscale of the second look. The others are lmms-eval's
+        own and say nothing here: a session answers one question at a time, where its backend runs.
         """
 
         is_simple = True

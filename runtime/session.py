@@ -98,7 +98,7 @@ class Session:
         """Open a bundle.
 
         Args:
-            bundle_dir: a folder as `sdrpn export` writes it
+            bundle_dir: a folder as `sdrpn export` writes it; the text "default" is the shipped one
             backend: "onnxruntime" (CPU), "onnxruntime-cuda", "onnxruntime-tensorrt" (experimental), "tensorrt" (the
                 engines of `sdrpn build`), or "auto": engines where some fit this machine's GPU, else "onnxruntime"
             threads: for the CPU; None: one per core
@@ -110,7 +110,7 @@ class Session:
                 files with nvImageCodec
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
-        bundle = open_bundle(Path(bundle_dir))
+        bundle = open_bundle(bundle_dir if isinstance(bundle_dir, str) else Path(bundle_dir))
         choice = choose_backend(bundle, backend, target=target, variant=variant, verify=verify)
         tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()
         if choice.engines is not None:

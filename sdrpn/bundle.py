@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdrpn.errors import BadBundle, BadInput
+from sdrpn.shipped import bundle_path, export_advice
 from sdrpn.spec import ModelSpec
 
 __all__ = [
@@ -177,7 +178,7 @@ class Bundle:
         if name not in variants:
             raise BadInput(
                 f"{self.path} has no variant {name!r}; it has {', '.join(sorted(variants))}. "
-                f"Add one: sdrpn export CHECKPOINT --out {self.path} --dialect ... --precision ..."
+                f"Add one: {export_advice(self.path, '--dialect ... --precision ...')}"
             )
         return variants[name]
 
@@ -219,8 +220,12 @@ class Bundle:
 
 
 def open_bundle(path: Path | str) -> Bundle:
-    """Read a bundle's manifest. Raises BadBundle or BadInput; verifies no other file."""
-    path = Path(path)
+    """Read a bundle's manifest. Raises BadBundle or BadInput; verifies no other file.
+
+    Args:
+        path: its folder; the text "default" is the shipped one
+    """
+    path = bundle_path(path)
     manifest_path = path / MANIFEST_NAME
     with _reading(manifest_path):
         if not path.exists():

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sdrpn.errors import BadInput
 from sdrpn.geometry import Box, FloatArray
 
-__all__ = ["draw_overlay"]
+__all__ = ["BACKGROUND", "CROP_COLOUR", "TEXT_COLOUR", "draw_overlay", "fitted_part", "heated", "outline_box"]
 
 Float32 = npt.NDArray[np.float32]
 Colour: TypeAlias = tuple[int, int, int]
@@ -52,15 +52,15 @@ def draw_overlay(
     """
     crops = list(boxes_xyxy_px if crops_xyxy_px is None else crops_xyxy_px)
     _check_boxes(image, [*boxes_xyxy_px, *crops])
-    shown = _fitted(image, (0, 0, *image.size), (IMAGE_SIDE_PX, IMAGE_SIDE_PX))
+    shown = fitted_part(image, (0, 0, *image.size), (IMAGE_SIDE_PX, IMAGE_SIDE_PX))
     if roi_map is not None:
-        shown = _heated(shown, roi_map)
+        shown = heated(shown, roi_map)
     scale_xy = shown.width / image.width, shown.height / image.height
     for box in boxes_xyxy_px:
         if box not in crops:
-            _outline(shown, box, scale_xy, BOX_COLOUR, "")
+            outline_box(shown, box, scale_xy, BOX_COLOUR, "")
     for number, box in enumerate(crops, start=1):
-        _outline(shown, box, scale_xy, CROP_COLOUR, str(number) if len(crops) > 1 else "")
+        outline_box(shown, box, scale_xy, CROP_COLOUR, str(number) if len(crops) > 1 else "")
     columns = [[_captioned(shown, _map_caption(roi_map, len(crops)), roi_map)]]
     if crops:
         columns.append(_crop_panels(image, crops))
@@ -76,7 +76,7 @@ def _check_boxes(image: Image.Image, boxes: Sequence[Box]) -> None:
             )
 
 
-def _fitted(image: Image.Image, box: Box, room_wh: tuple[int, int]) -> Image.Image:
+def fitted_part(image: Image.Image, box: Box, room_wh: tuple[int, int]) -> Image.Image:
     """A part of the image, as large as the room allows; at least a pixel."""
     width, height = box[2] - box[0], box[3] - box[1]
     scale = min(room_wh[0] / width, room_wh[1] / height)
@@ -85,7 +85,7 @@ def _fitted(image: Image.Image, box: Box, room_wh: tuple[int, int]) -> Image.Ima
     return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
-def _heated(shown: Image.Image, roi_map: Float32) -> Image.Image:
+def heated(shown: Image.Image, roi_map: Float32) -> Image.Image:
     """Lay the map over the image: it covers the padded square, of which the image is the middle strip."""
     side = max(shown.size)
     square = Image.fromarray(roi_map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
@@ -107,7 +107,7 @@ def _heat_colours(strength: FloatArray) -> Float32:
     return np.stack(channels, axis=-1).astype(np.float32)
 
 
-def _outline(shown: Image.Image, box: Box, scale_xy: tuple[float, float], colour: Colour, label: str) -> None:
+def outline_box(shown: Image.Image, box: Box, scale_xy: tuple[float, float], colour: Colour, label: str) -> None:
     """A line around a box, dark at its edges so that it shows on any picture, and a small label in its corner."""
     draw = ImageDraw.Draw(shown)
     x1, y1 = round(box[0] * scale_xy[0]), round(box[1] * scale_xy[1])
@@ -123,7 +123,7 @@ def _crop_panels(image: Image.Image, crops: Sequence[Box]) -> list[Image.Image]:
     height = (IMAGE_SIDE_PX - (len(crops) - 1) * (CAPTION_PX + MARGIN_PX)) // len(crops)
     panels = []
     for number, box in enumerate(crops, start=1):
-        part = _fitted(image, box, (IMAGE_SIDE_PX, max(1, height)))
+        part = fitted_part(image, box, (IMAGE_SIDE_PX, max(1, height)))
         name = f"Crop {number}" if len(crops) > 1 else "Crop"
         panels.append(_captioned(part, f"{name}: {box[2] - box[0]} x {box[3] - box[1]} px at {box[0]}, {box[1]}", None))
     return panels

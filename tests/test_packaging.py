@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -122,7 +123,9 @@ def test_the_wheel(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, timeout=600)
     (wheel,) = tmp_path.glob("sdrpn-*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "installed")
     for folder in SOURCES:
         place = "sdrpn" if folder == "sdrpn" else f"sdrpn/{folder}"
         expected = {f"{place}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
@@ -130,3 +133,30 @@ def test_the_wheel(tmp_path: Path) -> None:
     assert "sdrpn/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.partition("/")[0] for name in names} == {"sdrpn", f"sdrpn-{PROJECT['version']}.dist-info"}
+    data = {
+        f"sdrpn/{path.relative_to(ROOT / 'sdrpn').as_posix()}"
+        for folder in ("default", "demo")
+        for path in (ROOT / "sdrpn" / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {"sdrpn/default/manifest.json", "sdrpn/demo/scene.png"} <= data <= set(names)
+    run_demo_of(tmp_path / "installed", tmp_path)
+
+
+def run_demo_of(folder: Path, out: Path) -> None:
+    """From an unpacked wheel: -S, so that the editable install of the tests is not there."""
+    paths = [str(folder), *(path for path in sys.path if path.endswith("site-packages"))]
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1].split('|'); from sdrpn.cli.main import main; main(['demo', '--json'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, "|".join(paths)],
+        cwd=out,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["overlay"] == "sdrpn-demo.png"
+    assert (out / "sdrpn-demo.png").is_file()

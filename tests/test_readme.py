@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.cli.main import VERBS, build_parser
+from sdrpn.demo import shipped_scene
 from sdrpn.libraries import EXTRAS
 
 ROOT = Path(__file__).parents[1]
@@ -24,23 +25,39 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_first_command_runs_the_main_job(tmp_path: Path) -> None:
+def test_the_first_command_asks_the_model_that_comes_along(tmp_path: Path) -> None:
     """Without its first part, which makes the environment: this one has what is needed."""
     *making, last = blocks("sh")[0].strip().split(" && ")
-    assert making == ["python3 -m venv .venv", ".venv/bin/pip install -e '.[export]'"]
-    program, script = shlex.split(last)
-    assert (program, script) == (".venv/bin/python", "examples/quickstart.py")
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "random" in done.stdout
+    assert making == ["python3 -m venv .venv", ".venv/bin/pip install -e ."]
+    program, *arguments = shlex.split(last)
+    assert (program, arguments) == (".venv/bin/sdrpn", ["demo"])
+    done = run("-m", "sdrpn.cli.main", *arguments, folder=tmp_path)
+    assert shipped_scene().question in done
+    (made,) = tmp_path.iterdir()
+    assert made.name == "sdrpn-demo.png"
+    assert f"`{made.name}`" in README
+    with Image.open(made) as overlay:
+        overlay.load()
+
+
+def test_the_quickstart_makes_a_bundle_and_asks_it(tmp_path: Path) -> None:
+    assert "`examples/quickstart.py`" in README
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("tiny", "default"))
+    assert "random" in run("examples/quickstart.py", folder=tmp_path)
     made = {path.suffix: path for path in tmp_path.rglob("*") if "examples" not in path.parts}
     assert ".onnx" in made
     with Image.open(made[".png"]) as overlay:
         overlay.load()
         assert overlay.width > 336
+
+
+def run(*arguments: str, folder: Path) -> str:
+    """What Python prints, run in a folder."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_test_command_is_the_one_that_ci_runs() -> None:

@@ -65,3 +65,6 @@ NATIVE_EQUAL_SHARE = 0.999
 DCT_SCALING_MEAN_STEPS = 4
 # Features of the small tower, of order 1 to 8, kept in half precision: half of its last place.
 HALF_PRECISION_ABS = 4e-3
+
+# Mean difference, of 255, of a rendered scene between releases of the font library: edges of its few digits.
+FONT_RENDERING_MEAN = 0.5

@@ -5,10 +5,31 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["AUTO", "non_negative_number", "number_between", "number_or_auto", "positive_int", "whole_number"]
+from sdrpn.cli.output import warn
+from sdrpn.shipped import DEFAULT_NAME, bundle_path
+
+__all__ = [
+    "AUTO",
+    "BUNDLE_HELP",
+    "bundle_folder",
+    "non_negative_number",
+    "number_between",
+    "number_or_auto",
+    "positive_int",
+    "whole_number",
+]
 
 AUTO = "auto"
+BUNDLE_HELP = f"folder that `sdrpn export` wrote, or {DEFAULT_NAME}: the small model that comes with this package"
+
+
+def bundle_folder(text: str) -> Path:
+    """A bundle's folder. `default` is the shipped one, also where a folder of that name is here: that is ./default."""
+    if text == DEFAULT_NAME and Path(text).is_dir():
+        warn(f"{DEFAULT_NAME} is the model that comes with sdrpn; for the folder of that name here, say ./{text}")
+    return bundle_path(text)
 
 
 def positive_int(text: str) -> int:

@@ -9,7 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import non_negative_number, number_between, positive_int, whole_number
+from sdrpn.cli.arguments import (
+    BUNDLE_HELP,
+    bundle_folder,
+    non_negative_number,
+    number_between,
+    positive_int,
+    whole_number,
+)
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -34,7 +41,7 @@ DECODES = ("exact", "fast", "gpu")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument("image", metavar="IMAGE", type=Path, help="picture in any format that Pillow reads")
     parser.add_argument("question", metavar="QUESTION", help="what to ask, in quotes")
     _add_where(parser.add_argument_group("where it runs"))

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ LEAST_RUNS = 10  # for a percentile to mean anything
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument("--variant", metavar="NAME", help="default: the one that suits a CPU best")
     parser.add_argument("--backend", default="onnxruntime", help="as for `sdrpn ask` (default: onnxruntime)")
     parser.add_argument("--cases", metavar="A,B", default=ALL_CASES, help=f"of {ALL_CASES} (default: all)")
@@ -111,6 +111,7 @@ def _measured(args: argparse.Namespace) -> BenchReport:
 def _sides(args: argparse.Namespace, opened: ExitStack) -> tuple[list[BenchSide], Any]:
     from sdrpn.runtime import Session
     from sdrpn.runtime.bench import SessionSide
+    from sdrpn.shipped import bundle_path
 
     def session(path: Path, variant: str | None) -> Session:
         return opened.enter_context(
@@ -124,12 +125,12 @@ def _sides(args: argparse.Namespace, opened: ExitStack) -> tuple[list[BenchSide]
             sides.append(_torch_side(args))
             continue
         path, _, variant = other.partition(":")
-        one = session(Path(path), variant or None)
+        one = session(bundle_path(path), variant or None)
         if one.spec != first.spec:
             raise BadInput(
                 f"--compare {other} is of another model than {args.bundle}; compare exports of one checkpoint"
             )
-        sides.append(SessionSide(_name(Path(path), one.variant.name), one, args.new_tokens))
+        sides.append(SessionSide(_name(bundle_path(path), one.variant.name), one, args.new_tokens))
     if len({side.name for side in sides}) < len(sides):
         raise BadInput("the same bundle and variant is compared with itself; name another with BUNDLE:VARIANT")
     return sides, first.spec

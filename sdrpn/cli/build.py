@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
 
 if TYPE_CHECKING:
     from sdrpn.engines import BuiltEngine, Plan
@@ -21,14 +21,21 @@ leaves nothing that loads.
 
   sdrpn build bundle --target rtx-4090 --max-context 2048
   sdrpn build bundle --target my-device.toml --graphs trunk,tail --jobs 2
+  sdrpn build default --target rtx-4090 --out bundle
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument(
         "--target", metavar="NAME", required=True, help="name of a target, or a .toml file of the same form"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="copy BUNDLE there first and build in the copy; the bundle that comes with this package needs it",
     )
     parser.add_argument("--graphs", metavar="A,B", help="of vision, trunk, rpn, tail (default: all that the model has)")
     parser.add_argument(
@@ -61,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, and say what was built."""
+    from sdrpn.bundle_copy import copy_bundle
     from sdrpn.cli.output import print_json
     from sdrpn.cli.progress import progress
     from sdrpn.engines import BuildOptions, build_engines, plan_engines, read_target
@@ -74,7 +82,11 @@ def run(args: argparse.Namespace) -> int:
         weight_streaming=args.weight_streaming,
         kernel_gate=not args.no_kernel_gate,
     )
-    plan = plan_engines(args.bundle, read_target(args.target), options, jobs=args.jobs, verify=args.verify)
+    target = read_target(args.target)
+    plan = plan_engines(args.bundle, target, options, jobs=args.jobs, verify=args.verify)
+    if args.out is not None and not args.dry_run:
+        copy = copy_bundle(plan.bundle, args.out)
+        plan = plan_engines(copy, target, options, jobs=args.jobs, verify=args.verify)
     if args.dry_run:
         if args.json:
             print_json(_plan_json(plan))

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
+
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
     from sdrpn.checkpoint import Checkpoint
@@ -38,7 +40,7 @@ FORMAT_VERSION = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument(
         "--checkpoint", metavar="CHECKPOINT", type=Path, required=True, help="folder that the bundle was exported from"
     )
@@ -154,11 +156,12 @@ def _signature_from_file(path: Path) -> GraphSignature:
 
 def _print_as_json(args: argparse.Namespace, checks: list[Check]) -> None:
     from sdrpn.cli.output import print_json
+    from sdrpn.shipped import bundle_name
 
     print_json(
         {
             "format_version": FORMAT_VERSION,
-            "bundle": args.bundle,
+            "bundle": bundle_name(args.bundle),
             "checkpoint": args.checkpoint,
             "ok": all(check.ok for check in checks),
             "checks": checks,

@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn.cli.arguments import AUTO, number_or_auto, positive_int, whole_number
+from sdrpn.cli.arguments import AUTO, bundle_folder, number_or_auto, positive_int, whole_number
 
 if TYPE_CHECKING:
     from sdrpn.cli.eval_model import OpenedModel
@@ -33,7 +33,7 @@ print accuracy with intervals, how well the crops fit, and the time a question t
 no attention maps, so no attention-crop, teacher-crop or vicrop) or a checkpoint (PyTorch, every method; needs the
 [train] extra). docs/evaluation.md explains tasks and methods.
 
-  sdrpn eval bundle --task tags --samples 500
+  sdrpn eval default --task tags --samples 500
   sdrpn eval bundle --task textvqa --data textvqa --methods plain,sdrpn --out results
   sdrpn eval checkpoint --task tags --rpn rpn --heads heads --methods all --out results
 """
@@ -44,7 +44,12 @@ TASKS = ("tags", "textvqa", "docvqa", "infovqa", "chartqa", "ocrbench", "pope", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of a bundle or of a checkpoint")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=bundle_folder,
+        help="folder of a bundle or of a checkpoint, or default: the small model that comes with this package",
+    )
     _add_data(parser.add_argument_group("what is asked"))
     _add_methods(parser.add_argument_group("how it looks"))
     _add_where(parser.add_argument_group("where it runs"))

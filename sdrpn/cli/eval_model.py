@@ -75,6 +75,7 @@ def _open_bundle(args: argparse.Namespace, task: Task, wanted: Sequence[str] | N
     from sdrpn.errors import BadInput
     from sdrpn.evaluation.methods import Setting
     from sdrpn.runtime import Session
+    from sdrpn.shipped import bundle_name
 
     for option, value in (("--rpn", args.rpn), ("--heads", args.heads), ("--base", args.base)):
         if value:
@@ -83,7 +84,7 @@ def _open_bundle(args: argparse.Namespace, task: Task, wanted: Sequence[str] | N
         raise BadInput("--threshold auto needs attention, which a bundle does not give; give a number, or a checkpoint")
     with Session.open(args.model, backend=args.backend, threads=args.threads, variant=args.variant) as session:
         about = {
-            "bundle": str(args.model),
+            "bundle": bundle_name(args.model),
             "source_sha256": session.bundle.manifest.source.get("sha256"),
             "variant": session.variant.name,
             "backend": args.backend,

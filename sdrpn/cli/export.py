@@ -81,8 +81,8 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
         "--block",
         metavar="N",
         type=int,
-        choices=(32, 64, 128),
-        help="inputs that share a scale: 32, 64 or 128; fewer are more exact and larger (default: 32)",
+        choices=(16, 32, 64, 128),
+        help="inputs that share a scale: 16, 32, 64 or 128; fewer are more exact and larger (default: 32)",
     )
     group.add_argument(
         "--method",

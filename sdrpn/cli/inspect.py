@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ GRAPHS = ("vision", "trunk", "rpn", "tail")  # as an image passes through them
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument("--verify", action="store_true", help="also check the digests of large files")
     parser.add_argument("--engines", action="store_true", help="show the engines and whether they fit this machine")
     parser.add_argument("--layers", action="store_true", help="with --engines: also the kernels that were chosen")

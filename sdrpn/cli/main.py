@@ -24,6 +24,7 @@ from sdrpn.errors import SdrpnError
 __all__ = ["main"]
 
 VERBS = (
+    "demo",
     "export",
     "plan",
     "build",

@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
 
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
@@ -31,7 +30,7 @@ same sums decide whether `sdrpn build` and `sdrpn ask` start. Exits 1 where it d
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument("--target", metavar="NAME", help="a target or a .toml file (default: this machine's CPU)")
     parser.add_argument("--variant", metavar="NAME", help="default: what `sdrpn build` or `sdrpn ask` would take")
     parser.add_argument(
@@ -57,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json, print_table
     from sdrpn.errors import ContextTooLong
     from sdrpn.memory import fitting_context
+    from sdrpn.shipped import bundle_name
     from sdrpn.sizes import text_from_bytes
 
     bundle = open_bundle(args.bundle)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(
             {
-                "bundle": args.bundle,
+                "bundle": bundle_name(args.bundle),
                 "variant": place.variant.name,
                 "device": place.device,
                 "context": context,

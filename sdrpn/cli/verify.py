@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
+
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
     from sdrpn.checkpoint import Checkpoint
@@ -36,6 +38,7 @@ engines. Exits 1 below a gate. Where a GPU fits the engines of --target, they an
 [train] extra.
 
   sdrpn verify bundle --target rtx-4090 --checkpoint llava-v1.5-7b-roi-K15T3
+  sdrpn verify default
 """
 
 FORMAT_VERSION = 1
@@ -43,7 +46,7 @@ FORMAT_VERSION = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument(
         "--target", metavar="NAME", help="the graphs and engines of this target (default: all variants)"
     )
@@ -70,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = open_bundle(args.bundle)
     variants = _variants(bundle, args.target)
-    checkpoint = args.checkpoint or _checkpoint_beside(bundle)
+    checkpoint, rpn = _source(args, bundle)
     verify_files(bundle, variants)
-    with open_checkpoint(checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base) as source:
+    with open_checkpoint(checkpoint, vision_tower=args.vision_tower, rpn=rpn, base=args.base) as source:
         require_memory("verify", bundle, source, variants)
         engines = _engines_state(bundle, args.target)
         checks = list(_verify(bundle, source, variants, args.target if engines == "ran" else None))
@@ -100,6 +103,16 @@ def _variants(bundle: Bundle, target: str | None) -> list[Variant]:
         if engines.target == target and engines.manifests:
             return [engines.variant]
     return [target_variant(bundle, read_target(target))]
+
+
+def _source(args: argparse.Namespace, bundle: Bundle) -> tuple[Path, Path | None]:
+    """The checkpoint, and an RPN on its own where there is one: given, or found."""
+    from sdrpn.shipped import is_shipped, shipped_source
+
+    if args.checkpoint is None and is_shipped(bundle.path):
+        checkpoint, rpn = shipped_source()
+        return checkpoint, args.rpn or rpn
+    return args.checkpoint or _checkpoint_beside(bundle), args.rpn
 
 
 def _checkpoint_beside(bundle: Bundle) -> Path:
@@ -233,11 +246,12 @@ def _print_as_json(
     checks: list[Check],
 ) -> None:
     from sdrpn.cli.output import print_json
+    from sdrpn.shipped import bundle_name
 
     print_json(
         {
             "format_version": FORMAT_VERSION,
-            "bundle": args.bundle,
+            "bundle": bundle_name(args.bundle),
             "checkpoint": checkpoint,
             "target": args.target,
             "engines": engines,

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdrpn.errors import MissingDependency
 
-__all__ = ["SEEN_FACES", "SHIFTED_FACES", "Face", "draw_digit"]
+__all__ = ["SEEN_FACES", "SHIFTED_FACES", "Face", "draw_digit", "require_fonts"]
 
 Face = Literal["sans", "mono", "dots", "segments", "serif", "default"]
 
@@ -74,6 +74,11 @@ def _font(face: Face, size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageF
     if face == "default":
         return ImageFont.load_default(size_px)
     return ImageFont.truetype(str(_font_folder() / _FILES[face]), size_px)
+
+
+def require_fonts() -> None:
+    """Raise MissingDependency where digits cannot be drawn, before anything is made for them."""
+    _font_folder()
 
 
 @functools.cache

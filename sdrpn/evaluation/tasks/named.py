@@ -56,12 +56,11 @@ def open_task(name: str, folder: Path | None, split: str | None, samples: int | 
 
 def _tags(folder: Path | None, split: str | None, samples: int | None, seed: int) -> Task:
     from sdrpn.evaluation.tasks.tags import SPLITS, tags_task
-    from sdrpn.libraries import importing_extra
+    from sdrpn.tags.glyphs import require_fonts
 
     if folder is not None:
         raise BadInput("the task tags renders its scenes and reads no files; leave out --data")
-    with importing_extra("train", "the task tags"):
-        import matplotlib  # noqa: F401  # its fonts
+    require_fonts()
     return tags_task(_chosen("tags", split, SPLITS), samples or DEFAULT_TAGS, seed)
 
 

@@ -1,0 +1,72 @@
+"""Make what the package ships: the bundle that is called `default`, and the scene of `sdrpn demo`.
+
+    python examples/default/ship.py --rpn runs/rpn-0     # keep this RPN here, in fp16, and ship it
+    python examples/default/ship.py                      # from the checkpoint and the RPN that are kept: the same bytes
+
+The base model is the checkpoint in examples/tiny/checkpoint. Needs the [export] extra, and matplotlib for its fonts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sdrpn.atomic import replacing_directory, replacing_file
+from sdrpn.checkpoint import open_checkpoint
+from sdrpn.checkpoint.rpn_file import read_rpn, write_rpn
+from sdrpn.demo.scene import DESCRIPTION_NAME, SCENE_FOLDER, DemoScene
+from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
+from sdrpn.tags import tag_sample
+
+# 8 bits: checkpoint, RPN and bundle together stay below 12 MB. 16: the MLP has 432 inputs, which 32 does not divide.
+# The RPN and the head stay in fp16: they decide where to look and which digit is said.
+OPTIONS = ExportOptions(precision="int8", block=16, keep=("lm_head", "rpn"))
+SCENE = ("heldout", 2025, 0)  # split, seed, index
+THRESHOLD = 0.15
+
+
+def keep_rpn(trained: Path) -> None:
+    """Write a trained RPN beside this script, in fp16, which is what a bundle holds."""
+    note = read_rpn(trained).note
+    with open_checkpoint(CHECKPOINT, rpn=trained) as source:
+        RPN.parent.mkdir(parents=True, exist_ok=True)
+        write_rpn(RPN.parent, source.spec, source.read, dtype="float16", note=note)
+
+
+def ship_bundle(folder: Path) -> None:
+    """Export checkpoint and RPN into an empty or a new folder."""
+    export_bundle(CHECKPOINT, folder, OPTIONS, rpn=RPN)
+
+
+def ship_scene(folder: Path) -> DemoScene:
+    """Render the scene and describe it."""
+    split, seed, index = SCENE
+    sample = tag_sample(split, seed, index)
+    scene = DemoScene(
+        folder / "scene.png", sample.question, sample.answer, sample.box_xyxy_px, THRESHOLD, split, seed, index
+    )
+    with replacing_file(scene.picture) as path:
+        sample.image.save(path, format="PNG", optimize=True)
+    with replacing_file(folder / DESCRIPTION_NAME) as path:
+        path.write_text(scene.to_text(), "utf-8")
+    return scene
+
+
+def main() -> None:
+    """Keep the RPN that is given, and make everything that is shipped."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rpn", type=Path, metavar="DIR", help="folder that `sdrpn train` wrote")
+    args = parser.parse_args()
+    if args.rpn is not None:
+        keep_rpn(args.rpn)
+    with replacing_directory(DEFAULT_BUNDLE, exist_ok=True) as folder:
+        ship_bundle(folder)
+    scene = ship_scene(SCENE_FOLDER)
+    size_bytes = sum(path.stat().st_size for path in DEFAULT_BUNDLE.rglob("*") if path.is_file())
+    print(f"{DEFAULT_BUNDLE}: {size_bytes / 1e6:.1f} MB")
+    print(f"{scene.picture}: {scene.question} {scene.expected}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The scene that `sdrpn demo` asks about: a picture, a question, and the true answer, which only people see."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["SCENE_FOLDER", "DemoScene", "read_scene", "shipped_scene"]
+
+# examples/default/ship.py renders it.
+SCENE_FOLDER = Path(__file__).parent
+DESCRIPTION_NAME = "scene.json"
+
+
+@dataclass(frozen=True)
+class DemoScene:
+    """One question with its true answer.
+
+    box_xyxy_px: what the question is about. threshold: of the RoI map. split, seed, index: of sdrpn.tags.tag_sample.
+    """
+
+    picture: Path
+    question: str
+    expected: str
+    box_xyxy_px: tuple[int, int, int, int]
+    threshold: float
+    split: str
+    seed: int
+    index: int
+
+    def to_text(self) -> str:
+        """As scene.json holds it."""
+        value = {**vars(self), "picture": self.picture.name}
+        return json.dumps(value, indent=1) + "\n"
+
+
+def shipped_scene() -> DemoScene:
+    """The scene that comes with the package."""
+    return read_scene(SCENE_FOLDER)
+
+
+def read_scene(folder: Path) -> DemoScene:
+    """The scene of a folder that examples/default/ship.py wrote."""
+    value = json.loads((folder / DESCRIPTION_NAME).read_text("utf-8"))
+    return DemoScene(
+        **{**value, "picture": folder / value["picture"], "box_xyxy_px": tuple(value["box_xyxy_px"])},
+    )

@@ -1,0 +1,150 @@
+"""`default` wherever a command takes a BUNDLE, beside a folder of that name, and never written to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sdrpn.bundle import open_bundle
+from sdrpn.demo import shipped_scene
+from sdrpn.errors import BadInput
+from sdrpn.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
+from sdrpn.spec import ModelSpec
+from tests.cli.command import Command, refusal
+
+if TYPE_CHECKING:
+    from sdrpn.compare.answers import Question
+
+
+def manifest_of(bundle: str | Path) -> Any:
+    """As `sdrpn inspect --json` prints it."""
+    return json.loads(open_bundle(bundle).manifest.to_text())
+
+
+def files() -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in DEFAULT_BUNDLE.rglob("*")}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_ask(sdrpn: Command) -> None:
+    scene = shipped_scene()
+    outcome = sdrpn("ask", "default", scene.picture, scene.question, "--max-new-tokens", 4)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.strip()
+
+
+def test_inspect(sdrpn: Command) -> None:
+    assert sdrpn("inspect", "default", "--verify", "--json").json() == manifest_of("default")
+
+
+def test_plan(sdrpn: Command) -> None:
+    plan = sdrpn("plan", "default", "--json").json()
+    assert (plan["bundle"], plan["fits"]) == ("default", True)
+
+
+def test_bench(sdrpn: Command) -> None:
+    command = ("bench", "default", "--compare", "default:fused-int8", "--cases", "plain", "--runs", 1, "--json")
+    outcome = sdrpn(*command, "--threads", 1, "--new-tokens", 2)
+    assert outcome.code == 0, outcome.err
+    assert '"default:fused-int8-cpu"' in outcome.out
+    assert '"default:fused-int8"' in outcome.out
+
+
+@pytest.mark.slow
+class TestAgainstItsCheckpoint:
+    @pytest.fixture(autouse=True)
+    def one_thread(self) -> Iterator[None]:
+        torch = pytest.importorskip("torch")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # so small a model is only slowed down by more
+        yield
+        torch.set_num_threads(threads)
+
+    def test_compare(self, sdrpn: Command) -> None:
+        outcome = sdrpn("compare", "default", "--checkpoint", CHECKPOINT, "--rpn", RPN)
+        assert outcome.code == 0, outcome.err
+
+    def test_verify(self, sdrpn: Command) -> None:
+        before = files()
+        outcome = sdrpn("verify", "default")
+        assert outcome.code == 0, outcome.err
+        assert files() == before
+
+
+def test_verify_finds_its_checkpoint(sdrpn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thing that is looked up there, so that the rest need not run."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr("sdrpn.compare.answers.trial_questions", stopped_at)
+    assert refusal(sdrpn("verify", "default")) == f"asked about {CHECKPOINT.name}, RPN of 2 layers"
+    monkeypatch.setattr("sdrpn.shipped.RPN", Path("elsewhere"))
+    monkeypatch.setattr("sdrpn.shipped._REPOSITORY", Path())
+    monkeypatch.setattr("sdrpn.shipped.CHECKPOINT", Path("checkpoint"))
+    assert refusal(sdrpn("verify", "default")).endswith("and say --checkpoint checkpoint --rpn elsewhere")
+
+
+def stopped_at(spec: ModelSpec) -> tuple[Question, ...]:
+    """Called once checkpoint and RPN were found to be the bundle's own."""
+    assert spec == open_bundle("default").spec
+    assert spec.rpn is not None
+    raise BadInput(f"asked about {CHECKPOINT.name}, RPN of {spec.rpn.layers} layers")
+
+
+class TestBuild:
+    TARGET = ("--target", "rtx-4090", "--graphs", "rpn")
+
+    @pytest.fixture(autouse=True)
+    def library(self) -> None:
+        pytest.importorskip("tensorrt_rtx_bindings")
+
+    def test_the_package_is_left_alone(self, sdrpn: Command) -> None:
+        before = files()
+        message = refusal(sdrpn("build", "default", *self.TARGET))
+        assert message.startswith("default is part of the installed package (")
+        assert message.endswith("and nothing is written there; build in a copy of it: --out BUNDLE")
+        assert files() == before
+
+    def test_a_dry_run_needs_no_copy(self, sdrpn: Command) -> None:
+        before = files()
+        found = sdrpn("build", "default", *self.TARGET, "--dry-run", "--json", "--out", "engines").json()
+        assert (found["variant"], found["engines"]) == ("fused-int8", [{"graph": "rpn", "cached": False}])
+        assert files() == before
+        assert not Path("engines").exists()
+
+    def test_a_copy_is_built_and_kept(self, sdrpn: Command) -> None:
+        command = ("build", "default", *self.TARGET, "--out", "mine", "--json", "--opt-level", 0)
+        (engine,) = json.loads(sdrpn(*command).out)["engines"]
+        assert Path(engine["engine"]) == Path("mine/engines/rtx-4090/rpn.engine")
+        assert open_bundle("mine").manifest == open_bundle("default").manifest
+        (again,) = json.loads(sdrpn(*command).out)["engines"]
+        assert again["cached"]
+
+
+class TestAFolderOfThatName:
+    @pytest.fixture(autouse=True)
+    def folder(self, tiny_bundle: Path) -> None:
+        shutil.copytree(tiny_bundle, "default")
+
+    def test_the_word_is_the_shipped_one_and_says_so(self, sdrpn: Command) -> None:
+        outcome = sdrpn("inspect", "default", "--json")
+        assert '"fused-int8"' in outcome.out
+        assert outcome.err == (
+            "sdrpn: warning: default is the model that comes with sdrpn; for the folder of that name here, say "
+            "./default\n"
+        )
+
+    def test_a_path_is_the_folder(self, sdrpn: Command, tiny_bundle: Path) -> None:
+        assert sdrpn("inspect", "./default", "--json").json() == manifest_of(tiny_bundle)
+
+
+def test_without_a_variant_the_advice_is_not_to_write_there(sdrpn: Command) -> None:
+    message = refusal(sdrpn("plan", "default", "--variant", "fused-fp32"))
+    assert "Add one: sdrpn export CHECKPOINT --out BUNDLE" in message

@@ -1,0 +1,66 @@
+"""The picture of the demo: three panels, answers in the colours of right and wrong, and nothing outside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdrpn.demo import Told, draw_demo
+from sdrpn.demo.picture import PANEL_PX, RIGHT, WRONG
+from sdrpn.geometry import Box
+from sdrpn.overlay import CROP_COLOUR
+from tests.pictures import photo
+
+
+def drawn(
+    plain: Told, again: Told, *, boxes: tuple[Box, ...] = ((10, 10, 30, 20),), image: Image.Image | None = None
+) -> np.ndarray:
+    picture = draw_demo(
+        image or Image.fromarray(photo()),
+        "what is it ?",
+        "471",
+        plain,
+        again,
+        roi_map=np.eye(4, dtype=np.float32),
+        boxes_xyxy_px=boxes,
+        first_look_px=16,
+    )
+    return np.asarray(picture)
+
+
+def shows(pixels: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return bool((pixels == colour).all(axis=-1).any())
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("again", [True, False])
+def test_answers_are_marked(plain: bool, again: bool) -> None:
+    pixels = drawn(Told("1", plain), Told("2", again))
+    answers = pixels[-110:]
+    third = answers.shape[1] // 3
+    for columns, right in ((answers[:, :third], plain), (answers[:, 2 * third :], again)):
+        assert (shows(columns, RIGHT), shows(columns, WRONG)) == (right, not right)
+
+
+def test_without_a_second_look() -> None:
+    with_box, without = (drawn(Told("1", False), Told("1", False), boxes=boxes) for boxes in (((5, 5, 9, 9),), ()))
+    assert with_box.shape == without.shape
+    right = slice(2 * with_box.shape[1] // 3, None)
+    panel = slice(150, 150 + PANEL_PX)
+    assert shows(with_box[panel, right], CROP_COLOUR)
+    assert not shows(without[panel, right], CROP_COLOUR)
+
+
+@pytest.mark.parametrize("text", ["", "long " * 40])
+def test_any_answer_fits(text: str) -> None:
+    pixels = drawn(Told(text, False), Told(text, False))
+    edge = pixels[:, -20:]
+    assert (edge == edge[0, 0]).all()
+
+
+@pytest.mark.parametrize("size", [(300, 40), (40, 300), (1, 1)])
+def test_any_shape_of_picture(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (0, 90, 0))
+    whole = (0, 0, *size)
+    assert drawn(Told("1", True), Told("1", True), boxes=(whole,), image=image).shape[2] == 3
