@@ -34,7 +34,8 @@ def steps(runs: Path, samples: int, training_steps: int) -> list[Step]:
             found.append(Step(verb("train", checkpoint, *files, *more), folder))
             rpns += ["--rpn", f"{name}-{seed}={folder / 'rpn.safetensors'}"]
     asked = ("--task", "tags", "--samples", samples, "--seed", 5, "--methods", "plain,sdrpn")
-    found.append(Step(verb("eval", checkpoint, *asked, *rpns, "--out", out / "eval", "--resume"), None))
+    chosen = ("--heads", runs / "heads" / "heads.json", "--threshold", "auto")
+    found.append(Step(verb("eval", checkpoint, *asked, *chosen, *rpns, "--out", out / "eval", "--resume"), None))
     return found
 
 

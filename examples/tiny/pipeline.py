@@ -129,8 +129,8 @@ def results(out: Path, sizes: Sizes, checkpoint: Path) -> Iterator[Step]:
     for split in ("heldout", "shifted"):
         folder = out / f"eval-{split}"
         asked = ("--task", "tags", "--split", split, "--samples", sizes.samples, "--methods", "all")
-        heads = ("--heads", out / "heads" / "heads.json")
-        yield Step(verb("eval", checkpoint, *asked, *rpns, *heads, "--out", folder, "--resume"), None)
+        labels = ("--heads", out / "heads" / "heads.json", "--threshold", "auto")
+        yield Step(verb("eval", checkpoint, *asked, *rpns, *labels, "--out", folder, "--resume"), None)
 
 
 def run_steps(wanted: Iterable[Step]) -> int:
