@@ -81,6 +81,23 @@ def test_mistakes(tmp_path: Path, old: str, new: str, message: str) -> None:
         read_target(str(path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compute_capabilities": ("SM75",), "precisions": ("int4", "fp16")}, "expected no int4 for SM75: SM80 is the"),
+        ({"compute_capabilities": ("SM89", "SM86"), "precisions": ("fp8",)}, "expected no fp8 for SM86: SM89 is the"),
+        ({"precisions": ("nvfp4",)}, "expected no nvfp4 for SM86: SM100 is the first"),
+        (
+            {"flavour": "tensorrt", "built": "device", "tensorrt_min": "10.3"},
+            "tensorrt_min is '10.3'; expected 10.15 or later for the dialect fused",
+        ),
+    ],
+)
+def test_what_no_device_can_do(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        target(**changes)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         read_target(str(tmp_path / "none.toml"))

@@ -513,7 +513,7 @@ class TestOpen:
 
         monkeypatch.setattr(choice, "read_platform", lambda: platform("tensorrt"))
         monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-        monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options: gpu.backend(options))
+        monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options, host_code: gpu.backend(options))
         return lambda **options: Session.open(gpu.bundle.path, **options)
 
     def test_engines_are_chosen_where_they_fit(self, opened: Callable[..., Session]) -> None:
