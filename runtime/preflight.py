@@ -238,7 +238,9 @@ def _machine(engines: EngineSet, platform: Platform) -> Iterator[Problem]:
 
 def _library(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Platform) -> Iterator[Problem]:
     here = platform.libraries.get(manifest.flavour)
-    if here == manifest.library_version or (manifest.version_compatible and _runs_later(manifest.library_version, here)):
+    if here == manifest.library_version or (
+        manifest.version_compatible and _runs_later(manifest.library_version, here)
+    ):
         return
     mend = f"build it again with what is here: {engines.build_command}"
     if here is None:

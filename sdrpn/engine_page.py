@@ -13,7 +13,19 @@ from sdrpn.sizes import text_from_bytes
 __all__ = ["PAGES", "PageEngine", "page_text"]
 
 PAGES = (".md", ".html")
-_COLUMNS = ("target", "graph", "variant", "for", "library", "size", "built in", "peak RSS", "kernels", "parity", "sha256")
+_COLUMNS = (
+    "target",
+    "graph",
+    "variant",
+    "for",
+    "library",
+    "size",
+    "built in",
+    "peak RSS",
+    "kernels",
+    "parity",
+    "sha256",
+)
 _FAILED = "FAILED"
 _RIGHT = ("size", "built in", "peak RSS")  # numbers
 

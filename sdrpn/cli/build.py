@@ -75,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="say what would be built and what it takes; build nothing"
     )
     parser.add_argument(
-        "--print-trtexec", action="store_true", help="print the same builds as commands of TensorRT's tool; build nothing"
+        "--print-trtexec",
+        action="store_true",
+        help="print the same builds as commands of TensorRT's tool; build nothing",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 

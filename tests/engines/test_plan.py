@@ -113,7 +113,9 @@ class TestWithoutTheLibrary:
 
 class TestTrtexec:
     def test_for_tensorrt(self, wide_bundle: Path) -> None:
-        options = BuildOptions(("trunk",), opt_level=4, workspace_mb=512, weight_streaming=True, version_compatible=True)
+        options = BuildOptions(
+            ("trunk",), opt_level=4, workspace_mb=512, weight_streaming=True, version_compatible=True
+        )
         orin = read_target("jetson-agx-orin-jp72")
         planned = plan_engines(wide_bundle, orin, options, timing_cache=Path("/my/timing"), only_look=True)
         comment, copy, command = trtexec_script(planned).splitlines()

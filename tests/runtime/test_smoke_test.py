@@ -57,7 +57,9 @@ def test_good_engines_pass(tiny_bundle: Path, tmp_path: Path, variant: str, flav
 
 @pytest.mark.parametrize(("graph", "output"), [("trunk", "tap"), ("rpn", "scores"), ("tail", "logits")])
 def test_wrong_numbers_are_noticed(tiny_bundle: Path, tmp_path: Path, graph: str, output: str) -> None:
-    compute = spoilt(onnxruntime_compute(fake_gpu(tiny_bundle, tmp_path / "a").bundle, "fused-fp32"), graph, output, 9.0)
+    compute = spoilt(
+        onnxruntime_compute(fake_gpu(tiny_bundle, tmp_path / "a").bundle, "fused-fp32"), graph, output, 9.0
+    )
     gates = tried(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute))
     failed = [gate for gate in gates.values() if not gate.ok]
     assert [(gate.graph, gate.kind) for gate in failed] == [(graph, "smoke test")]
