@@ -1,8 +1,9 @@
 """Build all engines of a model with TensorRT-RTX, without a GPU: seconds, sizes, peak memory, and the gate of kernels.
 
-python benchmarks/engine_builds.py WORK --model 7b-4+4 --precision fp16 --dialect fused >>figures.jsonl   # a line an engine
-python benchmarks/engine_builds.py --table figures.jsonl                                                # as Markdown
+python benchmarks/engine_builds.py WORK --model 7b-4+4 --precision fp16 --dialect fused >>figures.jsonl
+python benchmarks/engine_builds.py --table figures.jsonl
 
+The first prints a line of JSON an engine, the second all of them as a table in Markdown.
 WORK keeps checkpoint and bundle (10 GB for 7b-4+4); engines are removed as soon as they are measured.
 """
 
@@ -141,7 +142,7 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         else:
             single = "one" if " " not in row["for"] else "four at once"
             groups[row["model"], f"{row['dialect']}-{row['precision']}", row["graph"], single].append(row)
-    yield "| model | variant | graph | capabilities | weights | engine | seconds | peak RSS | 0.4 GB + 3.3 weights | kernels |"
+    yield "| model | variant | graph | for | weights | engine | seconds | peak RSS | 0.4 GB + 3.3 weights | kernels |"
     yield "|---|---|---|---|---:|---:|---:|---:|---:|---|"
     for key, found in groups.items():
         weights = found[0]["weights_bytes"]

@@ -238,14 +238,13 @@ def _machine(engines: EngineSet, platform: Platform) -> Iterator[Problem]:
 
 def _library(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Platform) -> Iterator[Problem]:
     here = platform.libraries.get(manifest.flavour)
-    if here == manifest.library_version or (
-        manifest.version_compatible and _runs_later(manifest.library_version, here)
-    ):
+    built = manifest.library_version
+    if here == built or (manifest.version_compatible and _runs_later(built, here)):
         return
     mend = f"build it again with what is here: {engines.build_command}"
     if here is None:
         mend = f"install it: pip install 'sdrpn[{manifest.flavour}]'"
-    engine = f"{manifest.flavour} {manifest.library_version}"
+    engine = f"{manifest.flavour} {built}"
     yield Problem(graph, "VERSION_MISMATCH", "library_version", engine, f"here is {here or 'none'}", mend)
 
 

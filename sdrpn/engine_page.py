@@ -1,4 +1,4 @@
-"""All engines of a bundle as one page, Markdown or HTML: sizes, seconds, memory, gates. Reads manifests, runs nothing."""
+"""All engines of a bundle as one page, Markdown or HTML: sizes, seconds, memory, gates. Runs nothing."""
 
 from __future__ import annotations
 

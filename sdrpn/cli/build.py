@@ -84,9 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, try what was built where that is possible, and say what came of it."""
-    from sdrpn.cli.smoke_test import try_engines
     from sdrpn.cli.output import print_json, print_text
     from sdrpn.cli.progress import progress
+    from sdrpn.cli.smoke_test import try_engines
     from sdrpn.engines import build_engines, plan_engines, read_target, trtexec_script
 
     plan = plan_engines(

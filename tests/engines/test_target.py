@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ def test_every_number_has_a_source_above_it(name: str) -> None:
     numbers = [index for index, line in enumerate(lines) if re.match(r"(compute|tensorrt_|memory|precisions)", line)]
     assert len(numbers) >= 4
     assert all(lines[index - 1].startswith("# ") for index in numbers)
+    for index in numbers:
+        if re.match(r"(compute|memory)", lines[index]):
+            above = itertools.takewhile(lambda line: line.startswith("# "), reversed(lines[:index]))
+            assert any("https://" in line for line in above), lines[index]
 
 
 def test_a_file_of_the_user(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sdrpn.roi import Crop, RoiDecision
 from sdrpn.runtime import Answer, EngineOptions, Session
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.step_graph import StepGraph
+from sdrpn.runtime.backends.tensorrt_library import Library
 from tests.damage import copied
 from tests.runtime.gpu import FakeGpu, fake_gpu
 
@@ -416,6 +417,18 @@ class TestLoading:
         monkeypatch.setattr(tensorrt_library, "_PIECE_BYTES", 6)
         with gpu.session():
             assert max(gpu.trt.reads) == 6
+
+    @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+    def test_code_in_engines_runs_only_where_it_is_allowed(
+        self, tiny_bundle: Path, tmp_path: Path, flavour: str
+    ) -> None:
+        """Version-compatible engines of TensorRT bring some along."""
+        gpu = fake_gpu(tiny_bundle, tmp_path, flavour=flavour)
+        library = Library(flavour, gpu.trt)
+        path = gpu.engine("trunk")
+        assert not hasattr(library.load(path)._runtime, "engine_host_code_allowed")
+        allowed = library.load(path, host_code=True)._runtime
+        assert getattr(allowed, "engine_host_code_allowed", False) is (flavour == "tensorrt")
 
     def test_an_engine_of_another_graph(self, gpu: FakeGpu) -> None:
         graph = gpu.bundle.variant("fused-fp32").graphs["trunk"]
