@@ -1,10 +1,13 @@
 """From a bundle's graphs to TensorRT engines. Knows nothing about checkpoints or answers."""
 
-from sdrpn.engines.builder import BuiltEngine, Plan, build_engines, plan_engines, target_variant
-from sdrpn.engines.options import BuildOptions
+from sdrpn.engines.builder import BuiltEngine, build_engines
+from sdrpn.engines.options import VERBOSITIES, BuildOptions
+from sdrpn.engines.plan import Plan, plan_engines, target_variant
 from sdrpn.engines.target import Target, read_target, read_targets
+from sdrpn.engines.trtexec import trtexec_script
 
 __all__ = [
+    "VERBOSITIES",
     "BuildOptions",
     "BuiltEngine",
     "Plan",
@@ -14,4 +17,5 @@ __all__ = [
     "read_target",
     "read_targets",
     "target_variant",
+    "trtexec_script",
 ]

@@ -16,7 +16,7 @@ from sdrpn.engine_manifest import EngineTensor
 from sdrpn.engines.profiles import Shapes
 from sdrpn.errors import BadInput, MissingDependency, RunFailed
 
-__all__ = ["CompileRequest", "Compiled", "compile_graph", "library_version"]
+__all__ = ["CompileRequest", "Compiled", "combined_timing_caches", "compile_graph", "library_version"]
 
 # The bindings of TensorRT-RTX alone go by the second name.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -28,6 +28,9 @@ _DTYPES = {
     "INT32": "int32",
     "BOOL": "bool",
 }
+
+# Of options.VERBOSITIES.
+_VERBOSITIES = {"detailed": "DETAILED", "names": "LAYER_NAMES_ONLY", "none": "NONE"}
 
 Progress = Callable[[str, str, "str | None", int], None]  # (event, phase, parent, number)
 
@@ -43,7 +46,12 @@ class CompileRequest:
     profiles: Mapping[str, Shapes]  # in the order of their numbers
     opt_level: int | None
     workspace_bytes: int | None
-    weight_streaming: bool
+    weight_streaming: bool = False
+    hardware_compat: bool = False
+    version_compatible: bool = False
+    refit: bool = False
+    verbosity: str = "detailed"
+    timing_cache: bytes | None = None  # what earlier builds measured, maybe nothing yet; None: do not use one
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Compiled:
     plan: Any  # a buffer
     tensors: tuple[EngineTensor, ...]
     messages: tuple[str, ...]
+    hardware_compatibility: str  # the level that the library took, by its name
+    timing_cache: bytes | None  # with what this build measured
 
 
 def library_version(flavour: str) -> str:
@@ -74,6 +84,7 @@ def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
     _parse(trt, network, log, request)
     config = builder.create_builder_config()
     _configure(trt, config, request)
+    timing = _timing_cache(trt, config, request)
     for shapes in request.profiles.values():
         profile = builder.create_optimization_profile()
         for name, extents in shapes.items():
@@ -84,7 +95,23 @@ def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RunFailed(_no_engine(request, log))
-    return Compiled(plan, _tensors(network, request.profiles), tuple(text for _, text in log.messages))
+    return Compiled(
+        plan,
+        _tensors(network, request.profiles),
+        tuple(text for _, text in log.messages),
+        config.hardware_compatibility_level.name,
+        None if timing is None else bytes(config.get_timing_cache().serialize()),
+    )
+
+
+def combined_timing_caches(flavour: str, first: bytes, second: bytes) -> bytes:
+    """What both measured. Raises RunFailed where the library cannot put them together."""
+    trt = _library(flavour)
+    config = trt.Builder(_logger(trt)).create_builder_config()
+    cache, other = config.create_timing_cache(first), config.create_timing_cache(second)
+    if cache is None or other is None or not cache.combine(other, False):
+        raise RunFailed(f"{flavour} {trt.__version__} cannot combine two timing caches; remove the file")
+    return bytes(cache.serialize())
 
 
 def _library(flavour: str) -> Any:
@@ -128,13 +155,39 @@ def _configure(trt: Any, config: Any, request: CompileRequest) -> None:
                 known = ", ".join(one for one in dir(trt.ComputeCapability) if one.startswith("SM"))
                 raise BadInput(f"tensorrt-rtx {trt.__version__} does not build for {name}; it knows {known}")
             config.set_compute_capability(capability, index)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the list of kernels
+    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, _VERBOSITIES[request.verbosity])
     if request.opt_level is not None:
         config.builder_optimization_level = request.opt_level
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
-    if request.weight_streaming:
-        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    for wanted, flag in (
+        (request.weight_streaming, trt.BuilderFlag.WEIGHT_STREAMING),
+        (request.version_compatible, trt.BuilderFlag.VERSION_COMPATIBLE),
+        (request.refit, trt.BuilderFlag.REFIT),
+    ):
+        if wanted:
+            config.set_flag(flag)
+    if request.hardware_compat:
+        level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        config.hardware_compatibility_level = level
+        if config.hardware_compatibility_level != level:  # a setter that does nothing raises nothing either
+            raise BadInput(
+                f"{request.flavour} {trt.__version__} does not take --hardware-compat: its level stays "
+                f"{config.hardware_compatibility_level.name}; leave it out"
+            )
+
+
+def _timing_cache(trt: Any, config: Any, request: CompileRequest) -> Any:
+    """The cache that the build reads and adds to; None without."""
+    if request.timing_cache is None:
+        return None
+    cache = config.create_timing_cache(request.timing_cache)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise BadInput(
+            f"{request.flavour} {trt.__version__} does not take this timing cache, which another release or another "
+            "kind of GPU wrote; name another file with --timing-cache"
+        )
+    return cache
 
 
 def _no_engine(request: CompileRequest, log: Any) -> str:

@@ -24,6 +24,7 @@ from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.graph_file import graph_with_context
 from sdrpn.engines.layers import activation_bytes, kernels_from_log
 from sdrpn.engines.phases import Phases
+from sdrpn.engines.timing_cache import TimingCacheFile
 from sdrpn.errors import SdrpnError
 
 Tell = Callable[..., None]
@@ -56,6 +57,7 @@ def _build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     begin_s = time.monotonic()
     path = Path(request["graph_file"])
     graph = graph_with_context(path, request["max_context"])
+    timing = TimingCacheFile(request["timing_cache"], request["flavour"])
     profiles = {
         name: {tensor: tuple(map(tuple, dims)) for tensor, dims in shapes.items()}
         for name, shapes in request["profiles"].items()
@@ -64,19 +66,27 @@ def _build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
         CompileRequest(
             flavour=request["flavour"],
             graph_file=str(path),
-            graph=graph,
+            graph=graph.content,
             compute_capabilities=tuple(request["compute_capabilities"]),
             profiles=profiles,
             opt_level=request["opt_level"],
             workspace_bytes=request["workspace_bytes"],
             weight_streaming=request["weight_streaming"],
+            hardware_compat=request["hardware_compat"],
+            version_compatible=request["version_compatible"],
+            refit=request["refit"],
+            verbosity=request["verbosity"],
+            timing_cache=timing.read(),
         ),
         _progress(tell),
     )
     size_bytes = _write(Path(request["out"]), compiled.plan)
     return {
         "size_bytes": size_bytes,
-        "compiled_sha256": hashlib.sha256(graph).hexdigest(),
+        "timing_cache": timing.add(compiled.timing_cache),
+        "hardware_compatibility": compiled.hardware_compatibility,
+        "int4_weights": graph.int4_weights,
+        "compiled_sha256": hashlib.sha256(graph.content).hexdigest(),
         "tensors": [asdict(tensor) for tensor in compiled.tensors],
         "kernels": [asdict(kernel) for kernel in kernels_from_log(compiled.messages)],
         "activation_bytes": activation_bytes(compiled.messages),

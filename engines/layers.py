@@ -7,9 +7,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sdrpn.engine_manifest import NOT_JUDGED
 from sdrpn.spec import ModelSpec
 
-__all__ = ["Kernel", "KernelTensor", "activation_bytes", "attention_layers", "gate", "kernels_from_log"]
+__all__ = [
+    "Kernel",
+    "KernelTensor",
+    "Verdict",
+    "activation_bytes",
+    "attention_layers",
+    "gate",
+    "kernels_from_log",
+]
 
 # TensorRT-RTX: _gemv_mha_v1 (one row of queries, reads the cache in place), _gemm_mha_v2; TensorRT: fmha, mha.
 _ATTENTION = re.compile(r"mha", re.IGNORECASE)
@@ -36,6 +45,7 @@ class Kernel:
     kind: str
     subgraph: int  # those of a lower number belong to a lower profile
     inputs: tuple[KernelTensor, ...]
+    constants: tuple[KernelTensor, ...]
     outputs: tuple[KernelTensor, ...]
     onnx_nodes: tuple[str, ...]
 
@@ -43,6 +53,29 @@ class Kernel:
     def attends(self) -> bool:
         """Whether it is a fused attention."""
         return _ATTENTION.search(self.name) is not None
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether a product of matrices is in it."""
+        return any(node.rpartition("/")[2].startswith("MatMul") for node in self.onnx_nodes)
+
+    @property
+    def int4_constants(self) -> int:
+        """Weights in 4 bits that it reads as they are."""
+        return sum(constant.dtype.lower() == "int4" for constant in self.constants)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of the gate. `unjudged`: why the listing does not say; what it does not say is no fault."""
+
+    faults: tuple[str, ...] = ()
+    unjudged: str | None = None
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """As a manifest keeps it; nothing: passed."""
+        return self.faults if self.unjudged is None else (f"{NOT_JUDGED}{self.unjudged}",)
 
 
 def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
@@ -64,28 +97,49 @@ def attention_layers(spec: ModelSpec, graph: str) -> int:
 
 
 def gate(
-    kernels: Sequence[Kernel], spec: ModelSpec, graph: str, *, profiles: Sequence[str], max_context: int
-) -> tuple[str, ...]:
-    """What is wrong with the choice of kernels; nothing when all is well.
+    kernels: Sequence[Kernel],
+    spec: ModelSpec,
+    graph: str,
+    *,
+    profiles: Sequence[str],
+    max_context: int,
+    int4_weights: int = 0,
+) -> Verdict:
+    """What is wrong with the choice of kernels.
 
-    One fused attention a layer in every profile; and no kernel of the decode profile writes a tensor as large as a
-    cache, except the update of a cache, which TensorRT does in place.
+    In every profile: one fused attention a layer, and every INT4 weight goes as it is into the kernel that multiplies
+    with it. In the decode profile no kernel writes a tensor as large as a cache, except the update of a cache, which
+    TensorRT does in place.
+
+    Args:
+        int4_weights: how many the graph has
     """
     if not kernels:
-        return ("TensorRT listed no kernels",)
-    wanted = attention_layers(spec, graph)
+        return Verdict(unjudged="the library listed no kernels")
     numbers = sorted({kernel.subgraph for kernel in kernels})
     if len(numbers) != len(profiles):
-        return (f"the listing has {len(numbers)} subgraphs for {len(profiles)} profiles",)
-    found = []
+        return Verdict(unjudged=f"the listing has {len(numbers)} subgraphs for {len(profiles)} profiles")
+    wanted, found = attention_layers(spec, graph), list[str]()
     for number, profile in zip(numbers, profiles, strict=True):
         own = [kernel for kernel in kernels if kernel.subgraph == number]
         fused = sum(kernel.attends for kernel in own)
         if fused != wanted:
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
+        found += _int4_detours(own, profile, int4_weights)
         if profile == "decode":
             found += _cache_copies(own, spec, max_context)
-    return tuple(found)
+    return Verdict(tuple(found))
+
+
+def _int4_detours(kernels: Sequence[Kernel], profile: str, weights: int) -> Iterator[str]:
+    direct = 0
+    for kernel in kernels:
+        if kernel.multiplies:
+            direct += kernel.int4_constants
+        elif kernel.int4_constants:
+            yield f"{kernel.name} unpacks INT4 weights that another kernel multiplies with"
+    if direct != weights:
+        yield f"profile {profile} multiplies with {direct} INT4 weights as they are, the graph has {weights}"
 
 
 def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) -> Iterator[str]:
@@ -102,6 +156,7 @@ def _kernel(line: str) -> Kernel | None:
     if found is None:
         return None
     inputs, _, after = found["rest"].partition("], Constants: [")
+    constants = after.partition("], Outputs: [")[0]
     outputs = after.rpartition("Outputs: [")[2].partition("], TacticName:")[0]
     number = _SUBGRAPH.search(found["name"])
     return Kernel(
@@ -109,6 +164,7 @@ def _kernel(line: str) -> Kernel | None:
         kind=found["kind"],
         subgraph=int(number.group(1)) if number else 0,
         inputs=_tensors(inputs),
+        constants=_tensors(constants),
         outputs=_tensors(outputs),
         onnx_nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", after.rpartition("Metadata:")[2])),
     )

@@ -1,17 +1,20 @@
-"""What a build is asked for, checked against the model. Knows neither files nor TensorRT."""
+"""What a build is asked for, checked against the model and the target. Knows neither files nor TensorRT."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.spec import ModelSpec
 
-__all__ = ["GRAPHS", "BuildOptions", "checked_context", "chosen_graphs"]
+__all__ = ["GRAPHS", "VERBOSITIES", "BuildOptions", "checked_context", "chosen_graphs", "require_possible"]
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")  # as an image passes through them
 # LLaVA-1.5's system prompt has 35 tokens, and a question with the words around it about as many again.
 USUAL_PROMPT_TOKENS = 65
+# How much of its kernels an engine tells. The kernel gate reads the detailed listing.
+VERBOSITIES = ("detailed", "names", "none")
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,16 @@ class BuildOptions:
     """The options that change an engine; None: what the bundle or the library says."""
 
     graphs: tuple[str, ...] | None = None
+    precision: str | None = None  # one of the target's; None: the best that the bundle has
     max_context: int | None = None
     max_batch: int = 1
     opt_level: int | None = None
     workspace_mb: int | None = None
     weight_streaming: bool = False
+    hardware_compat: bool = False  # for Ampere and later, instead of the one GPU
+    version_compatible: bool = False  # later releases of TensorRT run it too
+    refit: bool = False  # weights can be replaced afterwards
+    verbosity: str = VERBOSITIES[0]
     kernel_gate: bool = True  # False: keep an engine whose kernels the gate refuses
 
     def __post_init__(self) -> None:
@@ -33,6 +41,13 @@ class BuildOptions:
                 raise BadInput(f"{name} is {value}; expected a whole number of at least 1")
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
             raise BadInput(f"opt_level is {self.opt_level}; expected 0 to 5")
+        if self.verbosity not in VERBOSITIES:
+            raise BadInput(f"verbosity is {self.verbosity!r}; expected one of {', '.join(VERBOSITIES)}")
+        if self.kernel_gate and self.verbosity != VERBOSITIES[0]:
+            raise BadInput(
+                f"with --profiling-verbosity {self.verbosity} the library does not list the kernels that the gate "
+                "judges; add --no-kernel-gate to build without it"
+            )
 
 
 def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -57,3 +72,40 @@ def checked_context(spec: ModelSpec, limit: int, wanted: int | None) -> int:
             f"--max-context {context} is too small: {looks} and one token take {least} positions; name at least that"
         )
     return context
+
+
+def require_possible(options: BuildOptions, target: Target, *, timing_cache: bool, gpu: bool, jetson: bool) -> None:
+    """Raises BadInput for what the target's library cannot do, instead of building something else than was asked for.
+
+    Args:
+        gpu, jetson: what this machine is or has
+    """
+    rtx = target.flavour == "tensorrt-rtx"
+    refusals = (
+        (
+            rtx and timing_cache,
+            "--timing-cache is of no use to tensorrt-rtx, which times no kernels while it builds; leave it out (an "
+            "engine that is built already is kept)",
+        ),
+        (
+            rtx and options.version_compatible,
+            "engines of tensorrt-rtx run with the release that built them and no other; leave out --version-compatible",
+        ),
+        (
+            rtx and options.hardware_compat,
+            "tensorrt-rtx has no --hardware-compat; list all compute_capabilities in the target, as rtx-portable does",
+        ),
+        (
+            # It fails in the middle of the build, with an error of CUDA.
+            rtx and options.refit and not gpu,
+            "tensorrt-rtx builds with --refit on a machine with a GPU only, and this one has none; leave it out",
+        ),
+        (
+            # TensorRT's developer guide: hardware compatibility is for Ampere and later, not for DRIVE OS or JetPack.
+            jetson and options.hardware_compat,
+            "JetPack's TensorRT has no --hardware-compat; leave it out and build on each kind of Jetson",
+        ),
+    )
+    for applies, message in refusals:
+        if applies:
+            raise BadInput(f"target {target.name}: {message}")

@@ -26,7 +26,12 @@ _CHOICES = {
     "dialect": ("fused", "primitive"),
     "built": ("here", "device"),
 }
-_PRECISIONS = ("nvfp4", "fp8", "int4", "fp16", "int8")
+# The least compute capability that has kernels for it: SM75 refuses INT4 (TensorRT-RTX 1.7 says so; INT8 weights were
+# not tried there); FP8 from Ada, FP4
+# from Blackwell on (support matrices of TensorRT and TensorRT-RTX).
+_PRECISIONS = {"nvfp4": 100, "fp8": 89, "int4": 80, "int8": 80, "fp16": 0}
+# The first release whose parser has all of RMSNormalization, RotaryEmbedding, TensorScatter and Attention.
+_FUSED_MIN = "10.15"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class Target:
         _require(good, self, "compute_capabilities", 'a list such as ["SM86"]')
         known = bool(self.precisions) and set(self.precisions) <= set(_PRECISIONS)
         _require(known, self, "precisions", f"a list of {', '.join(_PRECISIONS)}")
+        least = min(capabilities, key=lambda one: int(one[2:]))
+        for precision in self.precisions:
+            enough = int(least[2:]) >= _PRECISIONS[precision]
+            _require(enough, self, "precisions", f"no {precision} for {least}: SM{_PRECISIONS[precision]} is the first")
         _require(self.memory_gb > 0, self, "memory_gb", "a number above 0")
         for name, text in (("tensorrt_min", self.tensorrt_min), ("tensorrt_below", self.tensorrt_below or "0")):
             _require(re.fullmatch(r"\d+(\.\d+)*", text) is not None, self, name, 'a release such as "10.3"')
@@ -62,6 +71,8 @@ class Target:
                 len(capabilities) == 1, self, "compute_capabilities", "one: TensorRT builds for the GPU it runs on"
             )
             _require(self.built == "device", self, "built", "device: TensorRT builds on the GPU itself")
+            reads = self.dialect != "fused" or release(self.tensorrt_min) >= release(_FUSED_MIN)
+            _require(reads, self, "tensorrt_min", f"{_FUSED_MIN} or later for the dialect fused")
 
     @property
     def memory_bytes(self) -> int:

@@ -55,6 +55,11 @@ class EngineSet:
         return min(manifest.max_context for manifest in self.manifests.values())
 
     @property
+    def host_code(self) -> bool:
+        """Whether the engines bring code for the CPU along, which version-compatible ones do."""
+        return any(manifest.version_compatible for manifest in self.manifests.values())
+
+    @property
     def build_command(self) -> str:
         """What makes these engines anew."""
         return build_command(self.bundle, self.target)

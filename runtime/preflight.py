@@ -33,6 +33,7 @@ REASONS = (
     "MALFORMED_ENGINE",
     "CUDA_ERROR",
 )
+_AMPERE_PLUS = "AMPERE_PLUS"  # HardwareCompatibilityLevel
 _CACHE = re.compile(r"_cache(\.\d+)?$")
 
 
@@ -237,12 +238,13 @@ def _machine(engines: EngineSet, platform: Platform) -> Iterator[Problem]:
 
 def _library(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Platform) -> Iterator[Problem]:
     here = platform.libraries.get(manifest.flavour)
-    if here == manifest.library_version:
+    built = manifest.library_version
+    if here == built or (manifest.version_compatible and _runs_later(built, here)):
         return
     mend = f"build it again with what is here: {engines.build_command}"
     if here is None:
         mend = f"install it: pip install 'sdrpn[{manifest.flavour}]'"
-    engine = f"{manifest.flavour} {manifest.library_version}"
+    engine = f"{manifest.flavour} {built}"
     yield Problem(graph, "VERSION_MISMATCH", "library_version", engine, f"here is {here or 'none'}", mend)
 
 
@@ -259,18 +261,22 @@ def _system(engines: EngineSet, graph: str, manifest: EngineManifest, platform: 
 
 def _gpu(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Platform) -> Iterator[Problem]:
     gpu, wanted = platform.gpu, " ".join(manifest.compute_capabilities)
+    if manifest.hardware_compatibility == _AMPERE_PLUS:
+        wanted += " and later"
     if gpu is None:
         fault = (platform.cuda_fault or "CUDA shows none").partition(";")[0]
         mend = "run it on a machine with one, or answer on the CPU: --backend onnxruntime"
         yield Problem(graph, "CUDA_ERROR", "compute_capabilities", wanted, f"here is no GPU: {fault}", mend)
         return
-    if gpu.capability is not None and gpu.capability not in manifest.compute_capabilities:
+    if gpu.capability is not None and not _has_kernels(manifest, gpu.capability):
         mend = f"build for a target that has {gpu.capability} (see sdrpn targets): {build_command(engines.bundle)}"
         here = f"{gpu.name} is {gpu.capability}"
         yield Problem(graph, "UNSUPPORTED_CC", "compute_capabilities", wanted, here, mend)
-    if manifest.driver is not None and gpu.driver is not None and _numbers(gpu.driver) < _numbers(manifest.driver):
-        mend = f"install driver {manifest.driver} or newer, or build it again: {engines.build_command}"
-        yield Problem(graph, "OLD_CUDA_DRIVER", "driver", manifest.driver, f"here is {gpu.driver}", mend)
+    # TensorRT-RTX compiles for a capability, whatever driver is there, and says itself which one is too old.
+    built = manifest.driver if manifest.flavour == "tensorrt" else None
+    if built is not None and gpu.driver is not None and _numbers(gpu.driver) < _numbers(built):
+        mend = f"install driver {built} or newer, or build it again: {engines.build_command}"
+        yield Problem(graph, "OLD_CUDA_DRIVER", "driver", built, f"here is {gpu.driver}", mend)
     driver, runtime = platform.cuda_driver, platform.cuda_runtime
     if driver is not None and runtime is not None and driver // 1000 < runtime // 1000:
         mend = "install a newer driver, or the cuda-python of the driver's CUDA"
@@ -315,6 +321,24 @@ def _told(engines: EngineSet, graph: str, validity: Validity) -> Iterable[Proble
     for reason in validity.reasons or ("CUDA_ERROR",):
         here = f"{engines.flavour} says: {told}"
         yield Problem(graph, reason, "get_engine_validity", validity.state, here, mends.get(reason, rebuild))
+
+
+def _runs_later(built: str, here: str | None) -> bool:
+    """Whether a version-compatible engine runs: later releases of the same major version, and of 10 also 11.
+
+    (TensorRT's support matrix, 11.4.1.)
+    """
+    if here is None:
+        return False
+    majors = _numbers(built)[0], _numbers(here)[0]
+    return _numbers(here) >= _numbers(built) and (majors[0] == majors[1] or majors == (10, 11))
+
+
+def _has_kernels(manifest: EngineManifest, capability: str) -> bool:
+    if capability in manifest.compute_capabilities:
+        return True
+    # TensorRT's developer guide: for Ampere and later.
+    return manifest.hardware_compatibility == _AMPERE_PLUS and int(capability.removeprefix("SM")) >= 80
 
 
 def _numbers(version: str) -> tuple[int, ...]:

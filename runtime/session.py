@@ -115,7 +115,7 @@ class Session:
         tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()
         if choice.engines is not None:
             chosen, engines = choice.engines.variant, choice.engines.engines
-            gpu = open_tensorrt(choice.engines.flavour, engine_options)
+            gpu = open_tensorrt(choice.engines.flavour, engine_options, host_code=choice.engines.host_code)
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
             files = {name: one.path for name, one in engines.items()}
             return cls(bundle, chosen, gpu, files, decode=decode, threads=threads)

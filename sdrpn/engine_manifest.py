@@ -21,16 +21,19 @@ from sdrpn.errors import BadBundle
 
 __all__ = [
     "ENGINE_FORMAT_VERSION",
+    "NOT_JUDGED",
     "EngineManifest",
     "EngineTensor",
     "ParityGate",
     "Stamp",
+    "TimingCacheUse",
     "engine_paths",
     "read_engine_manifest",
     "write_engine_manifest",
 ]
 
-ENGINE_FORMAT_VERSION = 3  # 2: a digest of all entries; 3: parity
+ENGINE_FORMAT_VERSION = 4  # 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache
+NOT_JUDGED = "not judged: "  # the kernel gate, where the library does not list kernels as expected
 _DIGEST = "digest"
 
 
@@ -60,6 +63,14 @@ class Stamp:
 
 
 @dataclass(frozen=True)
+class TimingCacheUse:
+    """How large the file was that TensorRT keeps its measurements in, before and after the build."""
+
+    read_bytes: int  # 0: there was none
+    written_bytes: int
+
+
+@dataclass(frozen=True)
 class ParityGate:
     """All checks of one kind of a graph, or of whole answers: the worst of them against the limit."""
 
@@ -85,12 +96,18 @@ class EngineManifest:
     compute_capabilities: tuple[str, ...]
     system: str  # where it was built
     machine: str
-    driver: str | None
+    driver: str | None  # of the machine that built it; None: it had none
+    cuda: int | None  # the newest that its driver had: 13040 is 13.4
     max_context: int
     max_batch: int
     opt_level: int | None  # None: the library's own
     workspace_mb: int | None
     weight_streaming: bool
+    hardware_compatibility: str  # the level that the library took: NONE, AMPERE_PLUS
+    version_compatible: bool
+    refit: bool
+    profiling_verbosity: str  # detailed, names or none
+    timing_cache: TimingCacheUse | None  # None: built without
     profiles: tuple[str, ...]  # in the order of their numbers
     tensors: tuple[EngineTensor, ...]
     kernels: int  # of all profiles
@@ -105,6 +122,11 @@ class EngineManifest:
     parity: tuple[ParityGate, ...]  # what `sdrpn verify` found last; nothing: never verified
     format_version: int = ENGINE_FORMAT_VERSION
 
+    @property
+    def passed_kernel_gate(self) -> bool:
+        """Whether nothing was found; kernels that could not be judged are no finding."""
+        return all(line.startswith(NOT_JUDGED) for line in self.kernel_gate)
+
     def to_text(self) -> str:
         """As the file holds it: the entries, and a digest of them all, so that an altered one does not pass."""
         entries = dataclasses.asdict(self)
@@ -114,11 +136,13 @@ class EngineManifest:
     def from_json(cls, value: Mapping[str, Any]) -> EngineManifest:
         """The inverse of `to_text`; KeyError, TypeError or ValueError where something is missing or odd."""
         tensors = tuple(EngineTensor.from_json(tensor) for tensor in value["tensors"])
-        lists: dict[str, tuple[Any, ...]] = {
+        lists: dict[str, Any] = {
             name: tuple(value[name]) for name in ("compute_capabilities", "profiles", "kernel_gate")
         }
         sources = {name: Stamp(**stamp) for name, stamp in value["sources"].items()}
         lists["parity"] = tuple(ParityGate(**one) for one in value["parity"])
+        timing = value["timing_cache"]
+        lists["timing_cache"] = None if timing is None else TimingCacheUse(**timing)
         return cls(**{**value, **lists, "tensors": tensors, "sources": sources, "engine": Stamp(**value["engine"])})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import os
 import platform
 import re
@@ -12,8 +13,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Gpu", "Jetson", "Machine", "read_gpus", "read_jetson", "read_machine"]
+__all__ = ["Gpu", "Jetson", "Machine", "read_cuda_driver", "read_gpus", "read_jetson", "read_machine"]
 
 _ROOT = Path("/")
 # nvidia-smi wakes sleeping GPUs, one after the other.
@@ -89,6 +91,20 @@ def read_gpus(run: Callable[[], str] | None = None) -> tuple[Gpu, ...]:
         return ()
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines())]
     return tuple(_gpu(row) for row in rows if len(row) == len(_GPU_FIELDS))
+
+
+def read_cuda_driver(load: Callable[[str], Any] = ctypes.CDLL) -> int | None:
+    """The newest CUDA that the driver has: 13040 is 13.4; None without a driver.
+
+    Args:
+        load: gives the driver's library (for tests)
+    """
+    version = ctypes.c_int()
+    try:
+        failed = load("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else version.value
 
 
 def read_jetson(root: Path = _ROOT) -> Jetson | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sdrpn.machine import Gpu, Jetson, read_gpus, read_jetson, read_machine
+from sdrpn.machine import Gpu, Jetson, read_cuda_driver, read_gpus, read_jetson, read_machine
 
 
 def put(root: Path, path: str, text: str) -> None:
@@ -41,6 +42,32 @@ class TestGpus:
             raise error
 
         assert read_gpus(fail) == ()
+
+
+class Driver:
+    """libcuda, as ctypes shows it."""
+
+    def __init__(self, version: int, error: int = 0) -> None:
+        self.version, self.error = version, error
+
+    def cuDriverGetVersion(self, place: Any) -> int:  # noqa: N802
+        place._obj.value = self.version
+        return self.error
+
+
+class TestCudaDriver:
+    def test_its_version(self) -> None:
+        assert read_cuda_driver(lambda name: Driver(13040)) == 13040
+
+    def test_a_driver_that_fails(self) -> None:
+        assert read_cuda_driver(lambda name: Driver(0, error=999)) is None
+
+    @pytest.mark.parametrize("error", [OSError("libcuda.so.1: cannot open shared object file"), AttributeError()])
+    def test_no_driver(self, error: Exception) -> None:
+        def fail(name: str) -> Driver:
+            raise error
+
+        assert read_cuda_driver(fail) is None
 
 
 class TestJetson:

@@ -16,12 +16,14 @@ __all__ = ["BACKENDS", "open_backend", "open_tensorrt"]
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 
 
-def open_tensorrt(flavour: str, options: EngineOptions | None = None) -> Backend:
+def open_tensorrt(flavour: str, options: EngineOptions | None = None, *, host_code: bool = False) -> Backend:
     """The backend for engines of one flavour.
 
+    Args:
+        host_code: let engines run the code that version-compatible ones bring along
     Raises: MissingDependency where TensorRT or cuda-python is absent, RunFailed where CUDA finds no GPU
     """
-    return TensorRtBackend(open_library(flavour), load_cuda("backend tensorrt"), options)
+    return TensorRtBackend(open_library(flavour), load_cuda("backend tensorrt"), options, host_code=host_code)
 
 
 def open_backend(name: str, threads: int | None = None) -> Backend:

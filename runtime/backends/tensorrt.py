@@ -62,9 +62,12 @@ class TensorRtBackend:
 
     name = "tensorrt"
 
-    def __init__(self, library: Library, cuda: Cuda, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self, library: Library, cuda: Cuda, options: EngineOptions | None = None, *, host_code: bool = False
+    ) -> None:
         """Raises RunFailed where CUDA finds no GPU that it can use."""
         self.library, self.options = library, options or EngineOptions()
+        self._host_code = host_code
         self.device = Device(cuda)
         self.memory = WorkingMemory(self.device)
         self._loaded = 0
@@ -82,7 +85,7 @@ class TensorRtBackend:
 
         Raises: RunFailed where the library refuses it; EngineMismatch where it is one of another graph
         """
-        engine = self.library.load(path)
+        engine = self.library.load(path, host_code=self._host_code)
         inputs, outputs = _as_built(graph.inputs, engine), _as_built(graph.outputs, engine)
         expected, found = {*inputs, *outputs}, set(engine.tensors)
         if expected != found:

@@ -85,11 +85,17 @@ class Library:
         reasons = tuple(name for name, member in members.items() if int(bits) & int(member))
         return Validity(state.name, reasons, self.log.last())
 
-    def load(self, path: Path) -> Engine:
-        """Deserialise through a stream reader. Raises RunFailed where the library refuses."""
+    def load(self, path: Path, *, host_code: bool = False) -> Engine:
+        """Deserialise through a stream reader. Raises RunFailed where the library refuses.
+
+        Args:
+            host_code: the engine may run the code for the CPU in it; version-compatible ones do not load without
+        """
         trt = self._trt
         self.log.clear()
         runtime = trt.Runtime(self.log)
+        if host_code and self.flavour == "tensorrt":
+            runtime.engine_host_code_allowed = True
         try:
             with path.open("rb") as stream:
                 engine = runtime.deserialize_cuda_engine(_reader(trt, stream))

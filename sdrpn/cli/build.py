@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
 
 if TYPE_CHECKING:
-    from sdrpn.engines import BuiltEngine, Plan
+    from sdrpn.engines import BuildOptions, BuiltEngine, Plan
 
 HELP = "build TensorRT engines from a bundle"
 DESCRIPTION = """\
@@ -17,10 +17,11 @@ Build TensorRT engines from a bundle's graphs for one target, into BUNDLE/engine
 those of TensorRT-RTX are compiled without a GPU, those of TensorRT on the device itself.
 
 What is built already from the same inputs is kept. Each graph is built in a process of its own; an interrupted build
-leaves nothing that loads.
+leaves nothing that loads. Where this machine's GPU fits the new engines, each is run once before it counts.
 
   sdrpn build bundle --target rtx-4090 --max-context 2048
   sdrpn build bundle --target my-device.toml --graphs trunk,tail --jobs 2
+  sdrpn build bundle --target jetson-agx-orin-jp72 --timing-cache orin.timing
   sdrpn build default --target rtx-4090 --out bundle
 """
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="copy BUNDLE there first and build in the copy; the bundle that comes with this package needs it",
     )
     parser.add_argument("--graphs", metavar="A,B", help="of vision, trunk, rpn, tail (default: all that the model has)")
+    parser.add_argument("--precision", metavar="NAME", help="of the target's (default: its best that the bundle has)")
     parser.add_argument(
         "--max-context",
         metavar="N",
@@ -56,6 +58,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weight-streaming", action="store_true", help="let the weights stay in host memory at run time"
     )
     parser.add_argument(
+        "--timing-cache", metavar="FILE", type=Path, help="where TensorRT keeps what it measures, for the next build"
+    )
+    parser.add_argument("--hardware-compat", action="store_true", help="TensorRT: for every GPU from Ampere on")
+    parser.add_argument("--version-compatible", action="store_true", help="TensorRT: later releases run it too")
+    parser.add_argument("--refit", action="store_true", help="let the weights be replaced afterwards")
+    parser.add_argument(
+        "--profiling-verbosity",
+        metavar="HOW",
+        choices=("detailed", "names", "none"),
+        default="detailed",
+        help="what the engine tells of its kernels: detailed, names or none (default: detailed)",
+    )
+    parser.add_argument(
+        "--any-release", action="store_true", help="build with a release that the target's range leaves out, too"
+    )
+    parser.add_argument(
         "--no-kernel-gate", action="store_true", help="keep engines that copy caches or lack fused attention"
     )
     parser.add_argument("--no-memory-check", action="store_true", help="start even if the estimate says it cannot fit")
@@ -63,30 +81,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be built and what it takes; build nothing"
     )
+    parser.add_argument(
+        "--print-trtexec",
+        action="store_true",
+        help="print the same builds as commands of TensorRT's tool; build nothing",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, and say what was built."""
-    from sdrpn.bundle_copy import copy_bundle
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.progress import progress
-    from sdrpn.engines import BuildOptions, build_engines, plan_engines, read_target
+    """Build, try what was built where that is possible, and say what came of it."""
+    from functools import partial
 
-    options = BuildOptions(
-        graphs=None if args.graphs is None else tuple(filter(None, args.graphs.split(","))),
-        max_context=args.max_context,
-        max_batch=args.max_batch,
-        opt_level=args.opt_level,
-        workspace_mb=args.workspace,
-        weight_streaming=args.weight_streaming,
-        kernel_gate=not args.no_kernel_gate,
+    from sdrpn.bundle_copy import copy_bundle
+    from sdrpn.cli.output import print_json, print_text
+    from sdrpn.cli.progress import progress
+    from sdrpn.cli.smoke_test import try_engines
+    from sdrpn.engines import build_engines, plan_engines, read_target, trtexec_script
+
+    only_look = args.dry_run or args.print_trtexec
+    planned = partial(
+        plan_engines,
+        target=read_target(args.target),
+        options=_options(args),
+        jobs=args.jobs,
+        verify=args.verify,
+        timing_cache=args.timing_cache,
+        any_release=args.any_release,
+        only_look=only_look,
     )
-    target = read_target(args.target)
-    plan = plan_engines(args.bundle, target, options, jobs=args.jobs, verify=args.verify)
-    if args.out is not None and not args.dry_run:
-        copy = copy_bundle(plan.bundle, args.out)
-        plan = plan_engines(copy, target, options, jobs=args.jobs, verify=args.verify)
+    plan = planned(args.bundle)
+    if args.out is not None and not only_look:
+        plan = planned(copy_bundle(plan.bundle, args.out))
+    if args.print_trtexec:
+        print_text(trtexec_script(plan).rstrip("\n"))
+        return 0
     if args.dry_run:
         if args.json:
             print_json(_plan_json(plan))
@@ -95,11 +124,32 @@ def run(args: argparse.Namespace) -> int:
         return 0
     with progress("build", "percent of a graph") as advance:
         built = build_engines(plan, jobs=args.jobs, check_memory=not args.no_memory_check, progress=advance)
+    trial = try_engines(plan.bundle, plan.target.name, [one.manifest.graph for one in built if not one.cached])
     if args.json:
-        print_json({**_plan_json(plan), "engines": [_engine_json(one) for one in built]})
+        print_json({**_plan_json(plan), "engines": [_engine_json(one) for one in built], "trial": trial})
     else:
         _print_built(built)
+        print_text(f"on this machine: {trial.state}")
     return 0
+
+
+def _options(args: argparse.Namespace) -> BuildOptions:
+    from sdrpn.engines import BuildOptions
+
+    return BuildOptions(
+        graphs=None if args.graphs is None else tuple(filter(None, args.graphs.split(","))),
+        precision=args.precision,
+        max_context=args.max_context,
+        max_batch=args.max_batch,
+        opt_level=args.opt_level,
+        workspace_mb=args.workspace,
+        weight_streaming=args.weight_streaming,
+        hardware_compat=args.hardware_compat,
+        version_compatible=args.version_compatible,
+        refit=args.refit,
+        verbosity=args.profiling_verbosity,
+        kernel_gate=not args.no_kernel_gate,
+    )
 
 
 def _plan_json(plan: Plan) -> dict[str, Any]:
@@ -108,7 +158,8 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "bundle": plan.bundle.path,
         "target": plan.target.name,
         "variant": plan.variant.name,
-        "library": f"{plan.target.flavour} {plan.library_version}",
+        "library": f"{plan.target.flavour} {plan.library_version or 'none'}",
+        "obstacle": plan.obstacle,
         "max_context": plan.max_context,
         "estimate": {
             "host_bytes": needed.host_bytes,
@@ -143,12 +194,13 @@ def _print_plan(plan: Plan) -> None:
     memory = f"{text_from_bytes(needed.device_bytes)} of {text_from_bytes(plan.target.memory_bytes)}"
     rows = [
         ("target", f"{plan.target.name}: {plan.target.device}, {' '.join(plan.target.compute_capabilities)}"),
-        ("library", f"{plan.target.flavour} {plan.library_version}"),
+        ("library", f"{plan.target.flavour} {plan.library_version or ', not installed here'}"),
         ("variant", plan.variant.name),
         ("context, batch", f"{plan.max_context}, {plan.options.max_batch}"),
         ("memory here, about", text_from_bytes(needed.host_bytes)),
         ("memory there, about", memory),
         *((one.graph.name, "is there already" if one.cached else "would be built") for one in plan.engines),
+        *((("but not here", plan.obstacle),) if plan.obstacle is not None else ()),
     ]
     print_table(("build", ""), rows)
 

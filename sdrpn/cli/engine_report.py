@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.errors import BadBundle, BadInput
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sdrpn.runtime.engine_set import EngineFile, EngineSet
     from sdrpn.runtime.preflight import Problem
 
-__all__ = ["TargetReport", "engine_report", "print_report", "report_to_json"]
+__all__ = ["TargetReport", "engine_report", "print_report", "report_to_json", "write_page"]
 
 _NAME_LENGTH = 60  # of a kernel or tensor in the table; their ends tell them apart
 
@@ -88,6 +89,22 @@ def print_report(report: Sequence[TargetReport]) -> None:
         for graph, kernels in one.layers.items():
             title = f"{graph}: {', '.join(f'{count} {kind}' for kind, count in _kinds(kernels))}"
             print_table(("kernel", "kind", "reads", "writes"), [_kernel_row(k) for k in kernels], title=title)
+
+
+def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> None:
+    """All engines as a page. Raises BadInput for a name that is neither .md nor .html, or cannot be written."""
+    from sdrpn.atomic import replacing_file
+    from sdrpn.engine_page import PageEngine, page_text
+
+    rows = [
+        PageEngine(one.engines.target, graph, engine.manifest, engine.fault)
+        for one in report
+        for graph, engine in one.engines.engines.items()
+    ]
+    checkpoint = bundle.manifest.source.get("checkpoint") or bundle.path.resolve().name
+    text = page_text(path, f"Engines of {checkpoint}", rows)
+    with replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from sdrpn.cli import progress
 from sdrpn.cli.main import main
 from tests.cli.command import Command, Outcome
 from tests.pictures import photo
 
 
 @pytest.fixture
-def sdrpn(capfd: pytest.CaptureFixture[str]) -> Command:
+def sdrpn(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run one command line; what was printed before is dropped."""
+    # However slow the machine: a run that is quiet stays so.
+    monkeypatch.setattr(progress, "_LOG_INTERVAL_S", math.inf)
 
     def run(*arguments: object) -> Outcome:
         capfd.readouterr()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from sdrpn.bundle import open_bundle
 from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.runtime import platform
+from sdrpn.runtime.engine_set import EngineSet, engine_sets
+from sdrpn.runtime.platform import read_platform
+from sdrpn.runtime.preflight import Problem, check_engines
 from tests.cli.command import Command, refusal
 
 pytest.importorskip("tensorrt_rtx_bindings")
@@ -34,10 +42,12 @@ def test_it_builds_and_then_keeps(sdrpn: Command, bundle: Path) -> None:
     assert (first.code, first.err) == (0, "")
     head, *rows = first.out.splitlines()
     assert head.split("  ")[0] == "graph"
+    *rows, last = rows
+    assert last.startswith("on this machine: ")
     assert [row.split()[0] for row in rows] == ["vision", "rpn"]
     assert all(row.endswith("passed") for row in rows)
     second = sdrpn("build", bundle, *TARGET, "--graphs", "vision,rpn")
-    assert [" kept " in row for row in second.out.splitlines()[1:]] == [True, True]
+    assert [" kept " in row for row in second.out.splitlines()[1:-1]] == [True, True]
 
 
 def test_json(sdrpn: Command, bundle: Path) -> None:
@@ -70,6 +80,11 @@ def test_a_dry_run_writes_nothing(sdrpn: Command, bundle: Path) -> None:
         ((*TARGET, "--max-context", 32), "an image and a crop and one token take 33 positions"),
         ((*TARGET, "--max-context", 257), "is above the bundle's 256"),
         ((*TARGET, "--opt-level", 6), "argument --opt-level: invalid choice: 6"),
+        ((*TARGET, "--precision", "int4"), "takes variant fused-int4; "),
+        ((*TARGET, "--timing-cache", "t"), "--timing-cache is of no use to tensorrt-rtx"),
+        ((*TARGET, "--hardware-compat"), "tensorrt-rtx has no --hardware-compat; list all compute_capabilities"),
+        ((*TARGET, "--version-compatible"), "run with the release that built them and no other"),
+        ((*TARGET, "--profiling-verbosity", "none"), "add --no-kernel-gate to build without it"),
         ((), "the following arguments are required: --target"),
     ],
 )
@@ -78,31 +93,102 @@ def test_bad_requests(sdrpn: Command, bundle: Path, options: tuple[object, ...],
     assert not (bundle / "engines").exists()
 
 
+def test_what_a_device_elsewhere_would_need(sdrpn: Command, bundle: Path) -> None:
+    """Without TensorRT: variant, memory, and why it cannot be built here."""
+    found = sdrpn("build", bundle, "--target", "h100", "--dry-run", "--json").json()
+    assert (found["variant"], found["library"]) == ("fused-fp16", "tensorrt none")
+    assert found["obstacle"].startswith("tensorrt is not installed here; it comes with JetPack")
+    last = sdrpn("build", bundle, "--target", "h100", "--dry-run").out.splitlines()[-1]
+    assert last.startswith("but not here")
+
+
+def test_commands_for_trtexec(sdrpn: Command, bundle: Path) -> None:
+    outcome = sdrpn("build", bundle, "--target", "h100", "--print-trtexec", "--timing-cache", "t.cache")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [line.split()[0] for line in outcome.out.splitlines()[2::3]] == ["trtexec"] * 4
+    assert subprocess.run(["bash", "-n"], input=outcome.out, text=True, check=False).returncode == 0
+    assert not (bundle / "engines").exists()
+
+
+def test_an_engine_without_a_list_of_kernels(sdrpn: Command, bundle: Path) -> None:
+    options = ("--graphs", "vision", "--profiling-verbosity", "none", "--no-kernel-gate", "--json")
+    (engine,) = sdrpn("build", bundle, *TARGET, *options).json()["engines"]
+    assert (engine["kernels"], engine["kernel_gate"]) == (0, ["not judged: the library listed no kernels"])
+
+
+def test_without_a_gpu_nothing_is_tried(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done where a GPU fits the engines: tests/cli/test_smoke_test.py."""
+    nowhere = dataclasses.replace(read_platform(), gpu=None, cuda_fault="no driver; see doctor")
+    monkeypatch.setattr(platform, "read_platform", lambda: nowhere)
+    options = ("build", bundle, *TARGET, "--graphs", "vision")
+    assert sdrpn(*options).out.endswith("on this machine: not tried: CUDA_ERROR: here is no GPU: no driver\n")
+    assert sdrpn(*options).out.endswith("on this machine: nothing new to try\n")
+    assert sdrpn(*options, "--json").json()["trial"] == {"state": "nothing new to try", "gates": []}
+
+
 def test_not_a_bundle(sdrpn: Command, tmp_path: Path) -> None:
     assert "has no manifest.json" in refusal(sdrpn("build", tmp_path, *TARGET))
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_a_signal_in_the_middle(sdrpn: Command, bundle: Path, number: signal.Signals, code: int) -> None:
-    """Nothing that loads is left, and the next run succeeds."""
+def started(bundle: Path) -> subprocess.Popen[bytes]:
+    """A build of the trunk whose child process is about to be started."""
     command = [sys.executable, "-m", "sdrpn.cli.main", "build", str(bundle), *TARGET, "--graphs", "trunk"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     folder = bundle / "engines" / "rtx-4090"
-    while not folder.exists():  # made right before the child is started
+    while not folder.exists():  # made right before
         assert process.poll() is None
         time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle(sdrpn: Command, bundle: Path, number: signal.Signals, code: int) -> None:
+    """Nothing is left, and the next run succeeds."""
+    process = started(bundle)
     time.sleep(0.3)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == code
-    if number != signal.SIGKILL:
-        assert engines(bundle) == []
-    assert not any(path.name == "trunk.engine.json" for path in folder.iterdir())
-    # The orphan of a killed build ends when it notices; it may not install anything by itself.
+    assert engines(bundle) == []
     assert sdrpn("build", bundle, *TARGET, "--graphs", "trunk").code == 0
     assert engines(bundle) == ["trunk.engine", "trunk.engine.json", "trunk.layers.json"]
+
+
+@pytest.mark.parametrize("moments", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_build_that_is_killed_at_random_moments(sdrpn: Command, bundle: Path, moments: int) -> None:
+    """Signal 9 leaves no engine that loads, whenever it comes, and the next run succeeds.
+
+    The child of a killed build ends when it notices; it installs nothing by itself.
+    """
+    begin_s = time.monotonic()
+    process = started(bundle)
+    process.communicate(timeout=600)
+    assert process.returncode == 0
+    whole_s = time.monotonic() - begin_s
+    rng = random.Random(0)
+    for _ in range(moments):
+        shutil.rmtree(bundle / "engines")
+        begin_s = time.monotonic()
+        process = started(bundle)
+        # Later ones find it done, which is a moment as well.
+        time.sleep(max(0.0, rng.uniform(0, whole_s) - (time.monotonic() - begin_s)))
+        process.kill()
+        process.communicate(timeout=120)
+        if process.returncode == 0:
+            continue
+        found = [one for one in engine_sets(open_bundle(bundle)) if one.manifests]
+        # A manifest is written last: where there is one, everything was in its place.
+        assert [problem for one in found for problem in broken(one)] == []
+    assert sdrpn("build", bundle, *TARGET, "--graphs", "trunk").code == 0
+    assert engines(bundle) == ["trunk.engine", "trunk.engine.json", "trunk.layers.json"]
+    (found,) = engine_sets(open_bundle(bundle))
+    assert list(broken(found)) == []
+
+
+def broken(engines: EngineSet) -> list[Problem]:
+    """What is wrong with the engines that are there, on any machine."""
+    there = dataclasses.replace(engines, missing=())
+    return [problem for problem in check_engines(there, read_platform()) if problem.broken]
 
 
 def test_progress_is_told_to_a_terminal(bundle: Path) -> None:

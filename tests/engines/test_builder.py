@@ -226,7 +226,7 @@ class TestRefusals:
         value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
         graph = helper.make_graph([helper.make_node("Mystery", ["x"], ["y"], name="n1")], "g", value[:1], value[1:])
         model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-        request = CompileRequest("tensorrt-rtx", "g.onnx", model.SerializeToString(), ("SM86",), {}, None, None, False)
+        request = CompileRequest("tensorrt-rtx", "g.onnx", model.SerializeToString(), ("SM86",), {}, None, None)
         with pytest.raises(BadInput, match=r"cannot read g\.onnx: Mystery n1: .*; export the other dialect"):
             compile_graph(request, lambda *event: None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdrpn.engines.layers import Kernel, activation_bytes, attention_layers, gate, kernels_from_log
+from sdrpn.engines.layers import Kernel, Verdict, activation_bytes, attention_layers, gate, kernels_from_log
 from sdrpn.spec import ModelSpec
 
 CONTEXT = 256
@@ -15,34 +15,38 @@ def tensor(name: str, dims: str, dtype: str = "Half") -> str:
     )
 
 
-def line(name: str, outputs: str = "", kind: str = "kgen") -> str:
+def line(name: str, outputs: str = "", *, weights: str = "Half", nodes: str = "[ONNX Layer: a/MatMul_node_3]") -> str:
+    constants = f"{tensor('w', '64,64', weights)}, {tensor('scale', '2,64')}"
     return (
-        f"Name: {name}, LayerType: {kind}, Inputs: [ {tensor('x', '-1,1,64')}], Constants: [ {tensor('w', '64,64')}], "
-        f"Outputs: [ {outputs}], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: a/MatMul][ONNX Layer: b/Cast]"
+        f"Name: {name}, LayerType: kgen, Inputs: [ {tensor('x', '-1,1,64')}], Constants: [ {constants}], "
+        f"Outputs: [ {outputs}], TacticName: t, StreamId: 0, Metadata: {nodes}[ONNX Layer: b/Cast]"
     )
 
 
-def listing(*, copies: bool = False, decode_attentions: int = 2) -> tuple[Kernel, ...]:
+def listing(*, copies: bool = False, decode_attentions: int = 2, more: tuple[str, ...] = ()) -> tuple[Kernel, ...]:
     """The trunk of `tiny_spec`: two layers, two profiles."""
     decode = [line(f"_gemv_mha_v1_myl0_{i}", tensor("y", "-1,1,64")) for i in range(decode_attentions)]
     update = line("__myl_Scat_myl0_7", tensor("key_cache.0_out", "-1,4,256,16"))
     copy = [line("__myl_Move_myl0_8", tensor("copy", "-1,4,256,16"))] if copies else []
     # Copies are right in a prefill, whose attention works on them.
     prefill = [line(f"_gemm_mha_v2_myl1_{i}", tensor("copy [profile 1]", "1,4,256,16")) for i in range(2)]
-    return kernels_from_log(["Layers:\n" + "\n".join([*decode, update, *copy, *prefill]), "Engine Metadata:"])
+    return kernels_from_log(["Layers:\n" + "\n".join([*decode, update, *copy, *prefill, *more]), "Engine Metadata:"])
 
 
-def found(spec: ModelSpec, kernels: tuple[Kernel, ...]) -> tuple[str, ...]:
-    return gate(kernels, spec, "trunk", profiles=("decode", "prefill"), max_context=CONTEXT)
+def judged(spec: ModelSpec, kernels: tuple[Kernel, ...], int4_weights: int = 0) -> Verdict:
+    profiles = ("decode", "prefill")
+    return gate(kernels, spec, "trunk", profiles=profiles, max_context=CONTEXT, int4_weights=int4_weights)
 
 
 def test_a_line_of_the_listing() -> None:
-    (kernel,) = kernels_from_log([line("__myl_CastAdd_myl1_19", tensor("tap [profile 1]", "1,-1,64", "Float"))])
+    text = line("__myl_CastAdd_myl1_19", tensor("tap [profile 1]", "1,-1,64", "Float"), weights="Int4")
+    (kernel,) = kernels_from_log([text])
     assert (kernel.name, kernel.kind, kernel.subgraph) == ("__myl_CastAdd_myl1_19", "kgen", 1)
     assert [(one.name, one.dims, one.dtype) for one in kernel.inputs] == [("x", (-1, 1, 64), "Half")]
+    assert [(one.name, one.dtype) for one in kernel.constants] == [("w", "Int4"), ("scale", "Half")]
     assert [(one.name, one.dims, one.dtype) for one in kernel.outputs] == [("tap [profile 1]", (1, -1, 64), "Float")]
-    assert kernel.onnx_nodes == ("a/MatMul", "b/Cast")
-    assert not kernel.attends
+    assert kernel.onnx_nodes == ("a/MatMul_node_3", "b/Cast")
+    assert (kernel.attends, kernel.multiplies, kernel.int4_constants) == (False, True, 1)
 
 
 def test_the_tensors_of_the_engine_are_no_kernels() -> None:
@@ -60,18 +64,36 @@ def test_attentions(tiny_spec: ModelSpec) -> None:
 
 class TestGate:
     def test_a_good_choice(self, tiny_spec: ModelSpec) -> None:
-        assert found(tiny_spec, listing()) == ()
+        verdict = judged(tiny_spec, listing())
+        assert (verdict, verdict.lines) == (Verdict(), ())
 
     def test_a_copy_of_a_cache_in_a_decode_step(self, tiny_spec: ModelSpec) -> None:
-        (fault,) = found(tiny_spec, listing(copies=True))
+        (fault,) = judged(tiny_spec, listing(copies=True)).faults
         assert fault == "__myl_Move_myl0_8 writes copy [-1, 4, 256, 16], as large as a whole cache"
 
     def test_an_attention_that_is_not_fused(self, tiny_spec: ModelSpec) -> None:
-        assert found(tiny_spec, listing(decode_attentions=1)) == (
-            "profile decode has 1 fused attention kernels for 2 layers",
+        (fault,) = judged(tiny_spec, listing(decode_attentions=1)).faults
+        assert fault == "profile decode has 1 fused attention kernels for 2 layers"
+
+    def test_int4_weights_that_feed_the_product(self, tiny_spec: ModelSpec) -> None:
+        more = tuple(line(f"__myl_Fc_myl{profile}_9", weights="Int4") for profile in (0, 1))
+        assert judged(tiny_spec, listing(more=more), int4_weights=1) == Verdict()
+
+    def test_int4_weights_that_are_unpacked_first(self, tiny_spec: ModelSpec) -> None:
+        unpacked = line("__myl_Cast_myl0_9", weights="Int4", nodes="[ONNX Layer: a/DequantizeLinear_node_2]")
+        more = (unpacked, line("__myl_Fc_myl1_9", weights="Int4"))
+        assert judged(tiny_spec, listing(more=more), int4_weights=1).faults == (
+            "__myl_Cast_myl0_9 unpacks INT4 weights that another kernel multiplies with",
+            "profile decode multiplies with 0 INT4 weights as they are, the graph has 1",
+        )
+
+    def test_int4_weights_that_became_fp16(self, tiny_spec: ModelSpec) -> None:
+        assert judged(tiny_spec, listing(), int4_weights=2).faults == (
+            "profile decode multiplies with 0 INT4 weights as they are, the graph has 2",
+            "profile prefill multiplies with 0 INT4 weights as they are, the graph has 2",
         )
 
     def test_a_listing_that_is_not_understood(self, tiny_spec: ModelSpec) -> None:
-        assert found(tiny_spec, ()) == ("TensorRT listed no kernels",)
+        assert judged(tiny_spec, ()).lines == ("not judged: the library listed no kernels",)
         kernels = tuple(kernel for kernel in listing() if kernel.subgraph == 0)
-        assert found(tiny_spec, kernels) == ("the listing has 1 subgraphs for 2 profiles",)
+        assert judged(tiny_spec, kernels) == Verdict(unjudged="the listing has 1 subgraphs for 2 profiles")

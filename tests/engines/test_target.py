@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ def test_every_number_has_a_source_above_it(name: str) -> None:
     numbers = [index for index, line in enumerate(lines) if re.match(r"(compute|tensorrt_|memory|precisions)", line)]
     assert len(numbers) >= 4
     assert all(lines[index - 1].startswith("# ") for index in numbers)
+    for index in numbers:
+        if re.match(r"(compute|memory)", lines[index]):
+            above = itertools.takewhile(lambda line: line.startswith("# "), reversed(lines[:index]))
+            assert any("https://" in line for line in above), lines[index]
 
 
 def test_a_file_of_the_user(tmp_path: Path) -> None:
@@ -79,6 +84,23 @@ def test_mistakes(tmp_path: Path, old: str, new: str, message: str) -> None:
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(BadInput, match=message):
         read_target(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compute_capabilities": ("SM75",), "precisions": ("int4", "fp16")}, "expected no int4 for SM75: SM80 is the"),
+        ({"compute_capabilities": ("SM89", "SM86"), "precisions": ("fp8",)}, "expected no fp8 for SM86: SM89 is the"),
+        ({"precisions": ("nvfp4",)}, "expected no nvfp4 for SM86: SM100 is the first"),
+        (
+            {"flavour": "tensorrt", "built": "device", "tensorrt_min": "10.3"},
+            "tensorrt_min is '10.3'; expected 10.15 or later for the dialect fused",
+        ),
+    ],
+)
+def test_what_no_device_can_do(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        target(**changes)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

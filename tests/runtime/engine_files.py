@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn.bundle import Bundle, GraphInfo, TensorInfo
-from sdrpn.engine_manifest import EngineManifest, EngineTensor, ParityGate, Stamp, engine_paths
+from sdrpn.engine_manifest import EngineManifest, EngineTensor, ParityGate, Stamp, TimingCacheUse, engine_paths
 from sdrpn.runtime.platform import Platform, PlatformGpu
 
 __all__ = ["TARGET", "engine_manifest", "platform", "rewrite", "write_engines"]
@@ -68,12 +68,18 @@ def engine_manifest(
         compute_capabilities=("SM86", "SM89"),
         system="Linux",
         machine="x86_64",
-        driver="550.54" if flavour == "tensorrt" else None,
+        driver="550.54",
+        cuda=12040,
         max_context=max_context,
         max_batch=max_batch,
         opt_level=None,
         workspace_mb=None,
         weight_streaming=False,
+        hardware_compatibility="NONE",
+        version_compatible=False,
+        refit=False,
+        profiling_verbosity="detailed",
+        timing_cache=TimingCacheUse(0, 10) if flavour == "tensorrt" else None,
         profiles=tuple(profiles),
         tensors=_tensors(graph, profiles, max_context),
         kernels=3,

@@ -289,6 +289,49 @@ def test_engines_of_plain_tensorrt_stay_where_they_were_built(
     assert [re.search(message, str(one)) is not None for one in problems(found, here)] == [True] * bool(message)
 
 
+@pytest.mark.parametrize(
+    ("built", "here", "good"),
+    [
+        ("10.3.0", "10.3.0", True),
+        ("10.3.0", "10.16.1.11", True),
+        ("10.16.1.11", "10.3.0", False),  # older ones never run it
+        ("10.16.1.11", "11.4.0.106", True),
+        ("8.6.1", "11.4.0.106", False),
+        ("11.4.0.106", "12.0", False),
+    ],
+)
+def test_version_compatible_engines_run_with_later_releases(
+    tiny_bundle: Path, tmp_path: Path, library: Library, built: str, here: str, good: bool
+) -> None:
+    found = open_bundle(copied(tiny_bundle, tmp_path))
+    write_engines(found, flavour="tensorrt")
+    library.answer = None
+    for graph in ("vision", "trunk", "rpn", "tail"):
+        rewrite(found.path, graph, library_version=built, version_compatible=True)
+    machine = platform("tensorrt", libraries={"tensorrt": here})
+    assert ["VERSION_MISMATCH"] * (not good) == [one.reason for one in problems(found, machine)]
+    assert engine_set(found, TARGET).host_code
+    for graph in ("vision", "trunk", "rpn", "tail"):
+        rewrite(found.path, graph, version_compatible=False)
+    assert bool(problems(found, machine)) is (built != here)
+    assert not engine_set(found, TARGET).host_code
+
+
+@pytest.mark.parametrize(("capability", "good"), [("SM80", True), ("SM120", True), ("SM75", False)])
+def test_hardware_compatible_engines_run_on_ampere_and_later(
+    tiny_bundle: Path, tmp_path: Path, library: Library, capability: str, good: bool
+) -> None:
+    found = open_bundle(copied(tiny_bundle, tmp_path))
+    write_engines(found, flavour="tensorrt")
+    library.answer = None
+    for graph in ("vision", "trunk", "rpn", "tail"):
+        rewrite(found.path, graph, hardware_compatibility="AMPERE_PLUS")
+    machine = dataclasses.replace(PLAIN, gpu=PlatformGpu("some GPU", capability, None, "580.1"))
+    told = " ".join(map(str, problems(found, machine)))
+    expected = "" if good else r".*UNSUPPORTED_CC: .* is SM86 SM89 and later, some GPU is SM75; build for a target .*"
+    assert re.fullmatch(expected, told), told
+
+
 def test_engines_of_tensorrt_rtx_do_not_depend_on_the_system(bundle: Bundle) -> None:
     assert problems(bundle, platform(system="Windows", machine="aarch64")) == ()
 

@@ -21,6 +21,7 @@ from sdrpn.roi import Crop, RoiDecision
 from sdrpn.runtime import Answer, EngineOptions, Session
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.step_graph import StepGraph
+from sdrpn.runtime.backends.tensorrt_library import Library
 from tests.damage import copied
 from tests.runtime.gpu import FakeGpu, fake_gpu
 
@@ -417,6 +418,18 @@ class TestLoading:
         with gpu.session():
             assert max(gpu.trt.reads) == 6
 
+    @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+    def test_code_in_engines_runs_only_where_it_is_allowed(
+        self, tiny_bundle: Path, tmp_path: Path, flavour: str
+    ) -> None:
+        """Version-compatible engines of TensorRT bring some along."""
+        gpu = fake_gpu(tiny_bundle, tmp_path, flavour=flavour)
+        library = Library(flavour, gpu.trt)
+        path = gpu.engine("trunk")
+        assert not hasattr(library.load(path)._runtime, "engine_host_code_allowed")
+        allowed = library.load(path, host_code=True)._runtime
+        assert getattr(allowed, "engine_host_code_allowed", False) is (flavour == "tensorrt")
+
     def test_an_engine_of_another_graph(self, gpu: FakeGpu) -> None:
         graph = gpu.bundle.variant("fused-fp32").graphs["trunk"]
         with pytest.raises(EngineMismatch, match=r"tail.engine has the tensors \[.*the graph trunk has \["):
@@ -513,7 +526,7 @@ class TestOpen:
 
         monkeypatch.setattr(choice, "read_platform", lambda: platform("tensorrt"))
         monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-        monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options: gpu.backend(options))
+        monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options, host_code: gpu.backend(options))
         return lambda **options: Session.open(gpu.bundle.path, **options)
 
     def test_engines_are_chosen_where_they_fit(self, opened: Callable[..., Session]) -> None:

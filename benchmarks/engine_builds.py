@@ -1,0 +1,186 @@
+"""Build all engines of a model with TensorRT-RTX, without a GPU: seconds, sizes, peak memory, and the gate of kernels.
+
+python benchmarks/engine_builds.py WORK --model 7b-4+4 --precision fp16 --dialect fused >>figures.jsonl
+python benchmarks/engine_builds.py --table figures.jsonl
+
+The first prints a line of JSON an engine, the second all of them as a table in Markdown.
+WORK keeps checkpoint and bundle (10 GB for 7b-4+4); engines are removed as soon as they are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from shapes import SHAPES
+
+from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
+from sdrpn.checkpoint.rpn_file import write_rpn
+from sdrpn.engine_manifest import EngineManifest
+from sdrpn.engines import BuildOptions, Target, build_engines, plan_engines
+from sdrpn.errors import SdrpnError
+from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.sizes import text_from_bytes
+from sdrpn.spec import RpnSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+GPUS = (("SM80",), ("SM86",), ("SM89",), ("SM120",), ("SM121",), ("SM86", "SM89", "SM120", "SM121"))
+MAX_CONTEXT = 2048
+Array = NDArray[Any]
+
+
+def golden_checkpoint(work: Path) -> tuple[Path, Path | None]:
+    """The random model that the official implementation's outputs were taken from."""
+    return ROOT.parent / "shared" / "golden" / "tiny_K3T3", None
+
+
+def tiny_checkpoint(work: Path) -> tuple[Path, Path | None]:
+    """The small trained model, with an RPN as training starts from: copies of the layers behind the tap."""
+    checkpoint, folder, tap_layer = ROOT / "examples" / "tiny" / "checkpoint", work / "tiny-rpn", 3
+    with open_checkpoint(checkpoint) as source:
+        spec = dataclasses.replace(source.spec, tap_layer=tap_layer, rpn=RpnSpec(layers=2))
+
+        def read(name: str) -> Array:
+            _, *rest = name.split(".")
+            if rest[0] == "layers":
+                rest[1] = str(tap_layer + int(rest[1]))
+            return source.read(".".join(("llm", *rest))).astype(np.float32)
+
+        write_rpn(folder, spec, read)
+    return checkpoint, folder
+
+
+def large_checkpoint(work: Path) -> tuple[Path, Path | None]:
+    """Random weights in the layers of LLaVA-1.5-7B, of which there are four on either side of the tap."""
+    path, spec = work / "7b-4+4-checkpoint", SHAPES["7b"]
+    if not path.exists():
+        llm = dataclasses.replace(spec.llm, layers=8)
+        write_random_checkpoint(path, dataclasses.replace(spec, llm=llm, tap_layer=4), dtype="float16")
+    return path, None
+
+
+MODELS: dict[str, Callable[[Path], tuple[Path, Path | None]]] = {
+    "golden": golden_checkpoint,
+    "tiny": tiny_checkpoint,
+    "7b-4+4": large_checkpoint,
+}
+
+
+def bundle_of(work: Path, model: str, precision: str, dialect: str) -> Path:
+    """The model's bundle with this variant in it."""
+    path = work / f"{model}-bundle"
+    manifest = path / "manifest.json"
+    if not manifest.exists() or f"{dialect}-{precision}" not in json.loads(manifest.read_text())["variants"]:
+        checkpoint, rpn = MODELS[model](work)
+        options = ExportOptions(precision, dialect)  # type: ignore[arg-type]
+        export_bundle(checkpoint, path, options, rpn=rpn)
+    return path
+
+
+def target(capabilities: tuple[str, ...], precision: str, dialect: str) -> Target:
+    """A device with room for anything."""
+    return Target(
+        name="measured",
+        device="any",
+        compute_capabilities=capabilities,
+        flavour="tensorrt-rtx",
+        tensorrt_min="1.7",
+        dialect=dialect,
+        precisions=(precision,),
+        memory_gb=1000,
+        unified_memory=False,
+        built="here",
+    )
+
+
+def measured(work: Path, model: str, precision: str, dialect: str) -> Iterator[dict[str, Any]]:
+    """A row an engine, for every kind of GPU; a row with the reason where there is none."""
+    about = {"model": model, "precision": precision, "dialect": dialect}
+    try:
+        bundle = bundle_of(work, model, precision, dialect)
+    except SdrpnError as error:
+        yield {**about, "refused": str(error)}
+        return
+    for capabilities in GPUS:
+        plan = plan_engines(bundle, target(capabilities, precision, dialect), BuildOptions())
+        context = min(MAX_CONTEXT, plan.max_context)
+        plan = plan_engines(bundle, plan.target, BuildOptions(max_context=context, kernel_gate=False))
+        for built in build_engines(plan):
+            weights = sum(stamp.size_bytes for name, stamp in built.manifest.sources.items() if "weights/" in name)
+            yield {**about, "for": " ".join(capabilities), **figures(built.manifest, weights)}
+        shutil.rmtree(bundle / "engines")
+
+
+def figures(manifest: EngineManifest, weights_bytes: int) -> dict[str, Any]:
+    return {
+        "graph": manifest.graph,
+        "weights_bytes": weights_bytes,
+        "size_bytes": manifest.engine.size_bytes,
+        "build_s": manifest.build_s,
+        "peak_rss_bytes": manifest.peak_rss_bytes,
+        "kernels": manifest.kernels,
+        "kernel_gate": list(manifest.kernel_gate),
+        "library": manifest.library_version,
+    }
+
+
+def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """A line a graph and kind of build: the range over single GPUs, and several at once."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if "refused" in row:
+            yield f"{row['model']}, {row['dialect']}-{row['precision']}: {row['refused']}"
+        else:
+            single = "one" if " " not in row["for"] else "four at once"
+            groups[row["model"], f"{row['dialect']}-{row['precision']}", row["graph"], single].append(row)
+    yield "| model | variant | graph | for | weights | engine | seconds | peak RSS | 0.4 GB + 3.3 weights | kernels |"
+    yield "|---|---|---|---|---:|---:|---:|---:|---:|---|"
+    for key, found in groups.items():
+        weights = found[0]["weights_bytes"]
+        faults = {fault for row in found for fault in row["kernel_gate"]}
+        cells = (
+            *key[:3],
+            f"{len(found)}, each by itself" if key[3] == "one" else key[3],
+            text_from_bytes(weights),
+            extent(found, "size_bytes", text_from_bytes),
+            extent(found, "build_s", lambda value: f"{value:.1f}"),
+            extent(found, "peak_rss_bytes", text_from_bytes),
+            text_from_bytes(int(0.4e9 + 3.3 * weights)),
+            "; ".join(sorted(faults)) or "passed",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def extent(rows: list[dict[str, Any]], name: str, text: Callable[[Any], str]) -> str:
+    least, most = (text(end(row[name] for row in rows)) for end in (min, max))
+    return least if least == most else f"{least} to {most}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, nargs="?", help="folder for checkpoints and bundles")
+    parser.add_argument("--model", choices=MODELS, default="golden")
+    parser.add_argument("--precision", choices=("fp16", "int4"), default="fp16")
+    parser.add_argument("--dialect", choices=("fused", "primitive"), default="fused")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print what was measured as Markdown")
+    args = parser.parse_args()
+    if args.table is not None:
+        rows = [json.loads(line) for line in args.table.read_text().splitlines()]
+        sys.stdout.writelines(f"{line}\n" for line in table(rows))
+        return
+    args.work.mkdir(parents=True, exist_ok=True)
+    for row in measured(args.work, args.model, args.precision, args.dialect):
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

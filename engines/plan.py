@@ -1,0 +1,233 @@
+"""What a build is going to do: the request checked, and what is built already found by its key. Writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdrpn.bundle import Bundle, GraphInfo, Variant, file_digest, open_bundle
+from sdrpn.engine_manifest import EngineManifest, Stamp, engine_paths, read_engine_manifest
+from sdrpn.engines.flavour import library_version
+from sdrpn.engines.memory import Estimate, estimate
+from sdrpn.engines.options import BuildOptions, checked_context, chosen_graphs, require_possible
+from sdrpn.engines.profiles import Profile, profiles_of
+from sdrpn.engines.target import Target
+from sdrpn.errors import BadBundle, BadInput, MissingDependency
+from sdrpn.machine import Gpu, read_cuda_driver, read_gpus, read_jetson
+from sdrpn.memory import graph_weights_bytes
+from sdrpn.shipped import export_advice
+
+__all__ = ["Plan", "PlannedEngine", "plan_engines", "target_variant"]
+
+# Raised whenever the same inputs would give another engine or another manifest.
+_REVISION = 2
+
+
+@dataclass(frozen=True)
+class PlannedEngine:
+    """One graph and all that decides what its engine will be."""
+
+    graph: GraphInfo
+    profiles: tuple[Profile, ...]
+    key: str
+    cached: EngineManifest | None  # the engine that is there already and is the same
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build is going to do."""
+
+    bundle: Bundle
+    target: Target
+    variant: Variant
+    options: BuildOptions
+    timing_cache: Path | None
+    max_context: int
+    library_version: str | None  # None: it is not installed here
+    driver: str | None  # of this machine
+    cuda: int | None  # the newest that the driver has: 13040 is 13.4
+    estimate: Estimate
+    engines: tuple[PlannedEngine, ...]
+    obstacle: str | None = None  # why these engines cannot be built here
+
+
+def plan_engines(
+    bundle_path: Path,
+    target: Target,
+    options: BuildOptions,
+    *,
+    jobs: int = 1,
+    verify: bool = False,
+    timing_cache: Path | None = None,
+    any_release: bool = False,
+    only_look: bool = False,
+) -> Plan:
+    """Check the request against bundle, target, library and machine, and find what is built already.
+
+    Args:
+        verify: hash the bundle's files and the engines again instead of trusting unchanged sizes and times
+        timing_cache: file that TensorRT reads and adds to
+        any_release: also a release outside of the target's range
+        only_look: a library that is not here, or another GPU, is the plan's obstacle instead of an error
+
+    Raises: BadInput, BadBundle, MissingDependency
+    """
+    bundle = open_bundle(bundle_path)
+    variant = target_variant(bundle, target, options.precision)
+    context = checked_context(bundle.spec, bundle.manifest.max_context, options.max_context)
+    names = chosen_graphs(bundle.spec, options.graphs)
+    gpus = read_gpus()
+    jetson = read_jetson() is not None
+    require_possible(options, target, timing_cache=timing_cache is not None, gpu=bool(gpus) or jetson, jetson=jetson)
+    obstacle = _obstacle(target, gpus, any_release)
+    if obstacle is not None and not only_look:
+        raise obstacle
+    needed = estimate(
+        bundle.spec,
+        graph_weights_bytes(bundle, variant),
+        built=names,
+        jobs=jobs,
+        capabilities=len(target.compute_capabilities),
+        max_context=context,
+        max_batch=options.max_batch,
+        weight_streaming=options.weight_streaming,
+    )
+    plan = Plan(
+        bundle=bundle,
+        target=target,
+        variant=variant,
+        options=options,
+        timing_cache=timing_cache,
+        max_context=context,
+        library_version=_version(target),
+        driver=gpus[0].driver if gpus else None,
+        cuda=read_cuda_driver(),
+        estimate=needed,
+        engines=(),
+        obstacle=None if obstacle is None else str(obstacle),
+    )
+    engines = tuple(_planned(plan, variant.graphs[name], verify=verify) for name in names)
+    return dataclasses.replace(plan, engines=engines)
+
+
+def target_variant(bundle: Bundle, target: Target, precision: str | None = None) -> Variant:
+    """The variant in the target's dialect and in a precision of its own.
+
+    Args:
+        precision: None: the best that the bundle has
+    Raises: BadInput
+    """
+    if precision is not None and precision not in target.precisions:
+        raise BadInput(
+            f"target {target.name} has no precision {precision}; expected one of {', '.join(target.precisions)}"
+        )
+    precisions = target.precisions if precision is None else (precision,)
+    for one in precisions:
+        name = f"{target.dialect}-{one}"
+        if name in bundle.manifest.variants:
+            return bundle.manifest.variants[name]
+    wanted = " or ".join(f"{target.dialect}-{one}" for one in precisions)
+    there = ", ".join(sorted(bundle.manifest.variants))
+    advice = export_advice(bundle.path, f"--dialect {target.dialect} --precision {precision or 'fp16'}")
+    raise BadInput(f"target {target.name} takes variant {wanted}; {bundle.path} has {there}. Add it: {advice}")
+
+
+def _version(target: Target) -> str | None:
+    with suppress(MissingDependency):
+        return library_version(target.flavour)
+    return None
+
+
+def _obstacle(target: Target, gpus: Sequence[Gpu], any_release: bool) -> BadInput | None:
+    """Why this machine cannot build for the target."""
+    try:
+        version = library_version(target.flavour)
+    except MissingDependency as error:
+        return error
+    if not target.accepts(version) and not any_release:
+        return BadInput(
+            f"target {target.name} takes {target.flavour} {target.versions}, this machine has {version}; install one "
+            "that fits, or build nevertheless with --any-release"
+        )
+    return _other_gpu(target, gpus) if target.flavour == "tensorrt" else None
+
+
+def _other_gpu(target: Target, gpus: Sequence[Gpu]) -> BadInput | None:
+    """TensorRT builds for the GPU that is there: it must be the target's. Integrated GPUs may not tell."""
+    capability = target.compute_capabilities[0]
+    told = [(gpu.name, f"SM{gpu.compute_capability.replace('.', '')}") for gpu in gpus if gpu.compute_capability]
+    if not told or any(found == capability for _, found in told):
+        return None
+    here = ", ".join(f"{name} ({found})" for name, found in told)
+    return BadInput(f"target {target.name} is for {capability}; this machine has {here}: build on {target.device}")
+
+
+def _planned(plan: Plan, graph: GraphInfo, *, verify: bool) -> PlannedEngine:
+    profiles = profiles_of(plan.bundle.spec, graph.name, plan.variant.dialect, plan.max_context, plan.options.max_batch)
+    key = _cache_key(plan, graph, profiles)
+    return PlannedEngine(graph, profiles, key, _cached(plan, graph, key, verify=verify))
+
+
+def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> str:
+    """SHA-256 of everything that changes the engine.
+
+    What a timing cache says is not in it: these are measurements that the build would make again.
+    """
+    files, options = plan.bundle.manifest.files, plan.options
+    value = {
+        "revision": _REVISION,
+        "graph": graph.name,
+        "files": {name: files[name].sha256 for name in (graph.file, *graph.weights)},
+        "flavour": plan.target.flavour,
+        "library": plan.library_version,
+        # TensorRT-RTX compiles for a capability, whatever is in the machine.
+        "driver": (plan.driver, plan.cuda) if plan.target.flavour == "tensorrt" else None,
+        "capabilities": plan.target.compute_capabilities,
+        "machine": (platform.system(), platform.machine()),
+        "max_context": plan.max_context,
+        "profiles": [(profile.name, profile.extents) for profile in profiles],
+        "opt_level": options.opt_level,
+        "workspace_mb": options.workspace_mb,
+        "weight_streaming": options.weight_streaming,
+        "hardware_compat": options.hardware_compat,
+        "version_compatible": options.version_compatible,
+        "refit": options.refit,
+        "verbosity": options.verbosity,
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _cached(plan: Plan, graph: GraphInfo, key: str, *, verify: bool) -> EngineManifest | None:
+    """The manifest of the engine that is there, if it is the one that would be built."""
+    engine, manifest_path, _ = engine_paths(plan.bundle.path, plan.target.name, graph.name)
+    try:
+        manifest = read_engine_manifest(manifest_path)
+    except BadBundle:  # none, or of another release: it is replaced
+        return None
+    if manifest.cache_key != key or (plan.options.kernel_gate and not manifest.passed_kernel_gate):
+        return None
+    stamped = [(engine, manifest.engine)]
+    for name in (graph.file, *graph.weights):
+        stamp = manifest.sources.get(name)
+        if stamp is None or stamp.sha256 != plan.bundle.manifest.files[name].sha256:
+            return None
+        stamped.append((plan.bundle.file(name), stamp))
+    return manifest if all(_unchanged(path, stamp, verify) for path, stamp in stamped) else None
+
+
+def _unchanged(path: Path, stamp: Stamp, verify: bool) -> bool:
+    try:
+        status = path.stat()
+        if status.st_size != stamp.size_bytes:
+            return False
+        if status.st_mtime_ns == stamp.modified_ns and not verify:
+            return True
+        return file_digest(path) == stamp.sha256
+    except OSError:
+        return False

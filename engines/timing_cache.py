@@ -1,0 +1,45 @@
+"""The file in which TensorRT keeps what it measured of kernels, so that later builds need not. Imports no TensorRT.
+
+Builds that run at once add to one file: each reads it before, and puts in what it found itself under a lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from contextlib import suppress
+from pathlib import Path
+
+from sdrpn.atomic import replacing_file
+from sdrpn.engines.flavour import combined_timing_caches
+
+__all__ = ["TimingCacheFile"]
+
+
+class TimingCacheFile:
+    """One file, or none."""
+
+    def __init__(self, path: str | None, flavour: str) -> None:
+        self._path = None if path is None else Path(path)
+        self._flavour = flavour
+        self._read = b""
+
+    def read(self) -> bytes | None:
+        """What earlier builds measured, nothing where there is no file yet; None: there is to be none."""
+        if self._path is None:
+            return None
+        with suppress(FileNotFoundError):
+            self._read = self._path.read_bytes()
+        return self._read
+
+    def add(self, content: bytes | None) -> dict[str, int] | None:
+        """Write what this build knows, together with what others wrote meanwhile; how large it was and is, in bytes."""
+        if self._path is None or content is None:
+            return None
+        with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            latest = self._path.read_bytes() if self._path.exists() else b""
+            if latest not in (b"", self._read):
+                content = combined_timing_caches(self._flavour, latest, content)
+            with replacing_file(self._path) as temporary:
+                temporary.write_bytes(content)
+        return {"read_bytes": len(self._read), "written_bytes": len(content)}

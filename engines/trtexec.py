@@ -1,0 +1,65 @@
+"""The same builds as commands of TensorRT's own tool, for whoever wants to try something there. Runs nothing."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+
+from sdrpn.engine_manifest import engine_paths
+from sdrpn.engines.plan import Plan, PlannedEngine
+from sdrpn.engines.profiles import Shapes, shapes_of
+
+__all__ = ["trtexec_script"]
+
+_TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
+_VERBOSITIES = {"detailed": "detailed", "names": "layer_names_only", "none": "none"}
+
+
+def trtexec_script(plan: Plan) -> str:
+    """A shell script: for every graph a copy with the cache length written in, and the command that builds it."""
+    return "\n".join(line for one in plan.engines for line in _commands(plan, one)) + "\n"
+
+
+def _commands(plan: Plan, one: PlannedEngine) -> Iterator[str]:
+    graph = plan.bundle.file(one.graph.file).absolute()
+    # Beside the graph: its weights are found from there.
+    copy = graph.with_suffix(f".{plan.max_context}.onnx")
+    engine = engine_paths(plan.bundle.path.absolute(), plan.target.name, one.graph.name)[0].with_suffix(
+        ".trtexec.engine"
+    )
+    yield f"# {one.graph.name}: {', '.join(profile.name for profile in one.profiles)}"
+    yield shlex.join([sys.executable, "-m", "sdrpn.engines.graph_file", str(graph), str(plan.max_context), str(copy)])
+    shapes = [shapes_of(profile, one.graph.inputs) for profile in one.profiles]
+    arguments = [f"--onnx={copy}", f"--saveEngine={engine}", *_options(plan)]
+    for number, extents in enumerate(shapes):
+        arguments += [f"--profile={number}"] if len(shapes) > 1 else []
+        arguments += [f"--{end}Shapes={_shapes(extents, index)}" for index, end in enumerate(("min", "opt", "max"))]
+    yield shlex.join([_TOOLS[plan.target.flavour], *arguments, "--skipInference"])
+
+
+def _options(plan: Plan) -> Iterator[str]:
+    options = plan.options
+    if plan.target.flavour == "tensorrt":
+        yield "--stronglyTyped"
+    else:
+        yield f"--computeCapabilities={','.join(one.removeprefix('SM') for one in plan.target.compute_capabilities)}"
+    yield f"--profilingVerbosity={_VERBOSITIES[options.verbosity]}"
+    if options.opt_level is not None:
+        yield f"--builderOptimizationLevel={options.opt_level}"
+    if options.workspace_mb is not None:
+        yield f"--memPoolSize=workspace:{options.workspace_mb}M"
+    if plan.timing_cache is not None:
+        yield f"--timingCacheFile={plan.timing_cache.absolute()}"
+    for wanted, flag in (
+        (options.weight_streaming, "--allowWeightStreaming"),
+        (options.hardware_compat, "--hardwareCompatibilityLevel=ampere+"),
+        (options.version_compatible, "--versionCompatible"),
+        (options.refit, "--refit"),
+    ):
+        if wanted:
+            yield flag
+
+
+def _shapes(extents: Shapes, end: int) -> str:
+    return ",".join(f"{name}:{'x'.join(map(str, dims[end]))}" for name, dims in extents.items())

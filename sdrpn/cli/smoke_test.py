@@ -1,0 +1,95 @@
+"""What `sdrpn build` does with new engines where this machine's GPU fits them: try each once, keep the good ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdrpn.errors import RunFailed, SdrpnError
+
+if TYPE_CHECKING:
+    from sdrpn.bundle import Bundle
+    from sdrpn.engine_manifest import ParityGate
+    from sdrpn.runtime.engine_set import EngineSet
+    from sdrpn.runtime.runner import Backend
+
+__all__ = ["Trial", "try_engines"]
+
+# ONNX Runtime maps weights and packs them into memory of its own; interpreter and library beside them.
+_HOST_PER_WEIGHT_BYTE, _HOST_BASE_BYTES = 3, 500_000_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`state`: passed, or why nothing was tried."""
+
+    state: str
+    gates: tuple[ParityGate, ...] = ()
+
+
+def try_engines(bundle: Bundle, target: str, graphs: Collection[str]) -> Trial:
+    """Run the engines of these graphs once and write what was found into their manifests.
+
+    Raises: RunFailed where one does not load, or computes something else than ONNX Runtime; its manifest is removed, so
+        that it does not count
+    """
+    from sdrpn.runtime.engine_set import engine_set
+    from sdrpn.runtime.platform import read_platform
+    from sdrpn.runtime.preflight import check_engines
+
+    if not graphs:
+        return Trial("nothing new to try")
+    every = engine_set(bundle, target)
+    new = {name: one for name, one in every.engines.items() if name in graphs}
+    engines = dataclasses.replace(every, engines=new, missing=())
+    problems = check_engines(engines, read_platform(), verify=False)
+    if problems:
+        return Trial(f"not tried: {problems[0].reason}: {problems[0].here}")
+    gates = _tried(engines)
+    failed = [gate for gate in gates if not gate.ok]
+    _keep(engines, gates, {gate.graph for gate in failed})
+    if failed:
+        first = failed[0]
+        raise RunFailed(
+            f"the engine of {first.graph} failed its smoke test on this GPU: {first.kind} of {first.tensor} is "
+            f"{first.found:.3g}, at most {first.limit:g}; it was not kept: try another release of {engines.flavour}"
+        )
+    compared = any(gate.kind == "smoke test" for gate in gates)
+    return Trial("passed" if compared else "passed, without comparison: memory for ONNX Runtime is short", gates)
+
+
+def _tried(engines: EngineSet) -> tuple[ParityGate, ...]:
+    from sdrpn.runtime.backends import open_backend, open_tensorrt
+    from sdrpn.runtime.smoke_test import smoke_test
+
+    try:
+        gpu = open_tensorrt(engines.flavour, host_code=engines.host_code)
+        host: Backend | None = open_backend("onnxruntime") if _fits_host(engines) else None
+        return tuple(smoke_test(engines, gpu, host))
+    except SdrpnError as error:
+        _keep(engines, (), set(engines.engines))
+        raise RunFailed(f"the engines do not run on this GPU and were not kept: {error}") from error
+
+
+def _fits_host(engines: EngineSet) -> bool:
+    from sdrpn.machine import read_machine
+    from sdrpn.memory import graph_weights_bytes
+
+    weights = graph_weights_bytes(engines.bundle, engines.variant)
+    needed = _HOST_BASE_BYTES + _HOST_PER_WEIGHT_BYTE * max(weights[graph] for graph in engines.engines)
+    available = read_machine().memory_available_bytes
+    return available is None or needed <= available
+
+
+def _keep(engines: EngineSet, gates: tuple[ParityGate, ...], dropped: Collection[str]) -> None:
+    from sdrpn.engine_manifest import engine_paths, write_engine_manifest
+
+    for graph, manifest in engines.manifests.items():
+        path = engine_paths(engines.bundle.path, engines.target, graph)[1]
+        if graph in dropped:
+            path.unlink()
+        else:
+            own = tuple(gate for gate in gates if gate.graph == graph)
+            write_engine_manifest(path, dataclasses.replace(manifest, parity=own))

@@ -1,0 +1,85 @@
+"""The page of all engines: what is in it, and that nothing in it is taken for markup."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sdrpn.bundle import open_bundle
+from sdrpn.engine_manifest import ParityGate
+from sdrpn.engine_page import PageEngine, page_text
+from sdrpn.errors import BadInput
+from sdrpn.runtime.engine_set import engine_set
+from tests.cli.command import Command, refusal
+from tests.damage import copied
+from tests.runtime.engine_files import TARGET, write_engines
+
+GOOD = ParityGate("trunk", "values", "tap, prefill", 1e-3, 2e-2, 9, True)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    path = copied(tiny_bundle, tmp_path)
+    write_engines(open_bundle(path))
+    return path
+
+
+@pytest.fixture
+def engine(bundle: Path) -> PageEngine:
+    manifest = engine_set(open_bundle(bundle), TARGET).manifests["trunk"]
+    return PageEngine(TARGET, "trunk", manifest)
+
+
+def row(engine: PageEngine) -> list[str]:
+    return page_text(Path("a.md"), "t", [engine]).splitlines()[-1].strip("| ").split(" | ")
+
+
+def changed(engine: PageEngine, **changes: object) -> PageEngine:
+    assert engine.manifest is not None
+    return dataclasses.replace(engine, manifest=dataclasses.replace(engine.manifest, **changes))
+
+
+def test_a_row(engine: PageEngine) -> None:
+    assert engine.manifest is not None
+    assert row(engine) == [
+        *("rtx-4090", "trunk", "fused-fp32", "SM86 SM89", "tensorrt-rtx 1.7.1.116", "15 B", "1.5 s", "268.4 MB"),
+        *("3, passed", "1 of 1 gates passed", engine.manifest.engine.sha256),
+    ]
+
+
+def test_what_gates_say(engine: PageEngine) -> None:
+    assert row(changed(engine, kernel_gate=("k writes a cache",)))[8] == "FAILED: k writes a cache"
+    assert row(changed(engine, kernel_gate=("not judged: none",)))[8] == "not judged: none"
+    assert row(changed(engine, parity=()))[9] == "not verified"
+    assert row(changed(engine, parity=(GOOD, dataclasses.replace(GOOD, ok=False))))[9] == "FAILED: trunk values"
+
+
+def test_a_manifest_that_cannot_be_believed() -> None:
+    cells = row(PageEngine(TARGET, "tail", None, "it was altered"))
+    assert (cells[:2], cells[-1]) == ([TARGET, "tail"], "it was altered")
+
+
+def test_nothing_is_taken_for_markup(engine: PageEngine) -> None:
+    odd = changed(engine, kernel_gate=("a|b <script>",))
+    assert "a\\|b" in page_text(Path("a.md"), "t", [odd])
+    page = page_text(Path("a.html"), "<t>", [odd, engine])
+    assert "&lt;t&gt;" in page
+    assert "a|b &lt;script&gt;" in page
+    assert page.count('<tr class="failed">') == 1
+
+
+def test_another_format() -> None:
+    with pytest.raises(BadInput, match=r"a\.pdf is no name for a report; expected one that ends in \.md or \.html"):
+        page_text(Path("a.pdf"), "t", [])
+
+
+def test_the_command(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
+    page = tmp_path / "engines.md"
+    assert sdrpn("inspect", bundle, "--engines", "--report", page).code == 0
+    head, _, *rows = page.read_text().splitlines()
+    assert head == "# Engines of checkpoint"
+    assert len(rows) == 2 + 4
+    assert refusal(sdrpn("inspect", bundle, "--report", page)) == "--report is about engines; add --engines"
+    assert "a.txt is no name for a report" in refusal(sdrpn("inspect", bundle, "--engines", "--report", "a.txt"))

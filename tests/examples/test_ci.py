@@ -1,0 +1,171 @@
+"""The engine-building example for CI: its steps are run here, on a small model, for a target of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sdrpn.checkpoint import write_random_checkpoint
+from sdrpn.engines import read_targets
+from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+
+pytest.importorskip("tensorrt_rtx_bindings")
+
+CI = Path(__file__).parents[2] / "examples" / "ci"
+TARGETS = ("rtx-4090", "jetson-orin-nx-jp62", "h100")
+# fp16 has fused attention for heads of 128 channels.
+SPEC = ModelSpec(
+    VisionSpec(image_size_px=56, patch_size_px=14, width=128, layers=3, heads=2, mlp_width=256),
+    LlmSpec(vocabulary=288, width=256, layers=4, heads=4, kv_heads=4, head_dim=128, mlp_width=256, max_context=512),
+    tap_layer=2,
+    rpn=RpnSpec(layers=2),
+)
+
+
+def programs() -> dict[str, str]:
+    """sdrpn without an installation of its own, and without a GPU."""
+    return {**os.environ, "SDRPN": f"{sys.executable} -m sdrpn.cli.main", "PYTHON": sys.executable}
+
+
+def run(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(CI / "build-engines.sh"), *map(str, arguments)]
+    environment = {**programs(), **settings}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=1200)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ci") / "my-checkpoint"
+    write_random_checkpoint(path, SPEC, with_tokenizer=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that came of it, and what was printed."""
+    out = tmp_path_factory.mktemp("ci") / "out"
+    outcome = run(checkpoint, out, *TARGETS, MAX_CONTEXT="256")
+    assert outcome.returncode == 0, outcome.stderr
+    return out, outcome.stdout
+
+
+class TestScript:
+    def test_what_can_be_built_here_is(self, done: tuple[Path, str]) -> None:
+        out, _ = done
+        state = json.loads((out / "targets.json").read_text())
+        assert list(state) == list(TARGETS)
+        assert state["rtx-4090"] == "built"
+        assert sorted(path.name for path in (out / "bundle" / "engines" / "rtx-4090").glob("*.engine")) == [
+            *("rpn.engine", "tail.engine", "trunk.engine", "vision.engine")
+        ]
+
+    def test_what_needs_the_device_is_said_so(self, done: tuple[Path, str]) -> None:
+        out, printed = done
+        state = json.loads((out / "targets.json").read_text())
+        for name in ("jetson-orin-nx-jp62", "h100"):
+            assert f"{name} needs the device: tensorrt is not installed here; it comes with JetPack" in printed
+            assert state[name].startswith("tensorrt is not installed here")
+        # Graphs for it are there nevertheless.
+        assert (out / "bundle" / "trunk.primitive-fp16.onnx").exists()
+
+    def test_the_report_has_sizes_seconds_memory_and_gates(self, done: tuple[Path, str]) -> None:
+        out, _ = done
+        _, _, head, _, *rows = (out / "engines.md").read_text().splitlines()
+        assert "| size | built in | peak RSS | kernels | parity |" in head
+        assert [row.split(" | ")[1] for row in rows] == ["vision", "trunk", "rpn", "tail"]
+        assert all(re.search(r"\d, passed \| \d+ of \d+ gates passed", row) for row in rows)
+        assert "<td>rtx-4090</td><td>tail</td>" in (out / "engines.html").read_text()
+
+    def test_digests_are_right(self, done: tuple[Path, str]) -> None:
+        out, _ = done
+        check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+        assert subprocess.run(check, cwd=out, capture_output=True, text=True, check=False).stdout == ""
+        listed = {line.split("  ")[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
+        there = {f"./{path.relative_to(out)}" for path in out.rglob("*") if path.is_file()}
+        assert listed == {name for name in there if not name.startswith("./bundle/")} - {"./SHA256SUMS"}
+
+    def test_the_release_holds_what_answers_take(self, done: tuple[Path, str], tmp_path: Path) -> None:
+        """It goes by itself: the bundle is not there any more."""
+        release = shutil.copytree(done[0] / "release", tmp_path / "release")
+        assert not list(release.rglob("*.onnx"))
+        inspect = [*shlex.split(programs()["SDRPN"]), "inspect", str(release), "--engines", "--json"]
+        outcome = subprocess.run(inspect, capture_output=True, text=True, check=False)
+        assert outcome.returncode == 0, outcome.stderr  # 1: an engine that is broken on every machine
+        (report,) = json.loads(outcome.stdout)
+        assert not [problem for problem in report["problems"] if problem["reason"] == "MALFORMED_ENGINE"]
+
+    def test_provenance(self, done: tuple[Path, str]) -> None:
+        out, _ = done
+        statement = json.loads((out / "provenance.json").read_text())
+        assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+        sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
+        subjects = {f"./release/{one['name']}": one["digest"]["sha256"] for one in statement["subject"]}
+        assert subjects.items() <= sums.items()
+        assert "./release/engines/rtx-4090/trunk.engine" in subjects
+        definition = statement["predicate"]["buildDefinition"]
+        assert definition["externalParameters"] == {"checkpoint": "my-checkpoint", "targets": ["rtx-4090"]}
+        assert definition["internalParameters"]["engines/rtx-4090/trunk.engine.json"]["max_context"] == 256
+        names = {one["name"] for one in definition["resolvedDependencies"]}
+        assert {"my-checkpoint", "python", "numpy", "onnx"} <= names
+
+    def test_a_second_run_keeps_the_engines(self, done: tuple[Path, str], checkpoint: Path) -> None:
+        out, _ = done
+        before = {path: path.stat().st_mtime_ns for path in (out / "bundle" / "engines").rglob("*.engine")}
+        outcome = run(checkpoint, out, "rtx-4090", MAX_CONTEXT="256", VERIFY="0")
+        assert outcome.returncode == 0, outcome.stderr
+        assert outcome.stdout.count("  kept  ") == 4
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    def test_an_unknown_target(self, checkpoint: Path, tmp_path: Path) -> None:
+        outcome = run(checkpoint, tmp_path / "out", "rtx-1")
+        assert outcome.returncode == 2
+        assert "there is no target 'rtx-1'; known are a100, " in outcome.stderr
+
+    def test_usage(self) -> None:
+        outcome = run("checkpoint")
+        assert outcome.returncode == 2
+        assert outcome.stderr.startswith("usage: ")
+
+
+class TestWorkflow:
+    @pytest.fixture(scope="class")
+    def workflow(self) -> dict[Any, Any]:
+        found: dict[Any, Any] = yaml.safe_load((CI / "github-actions.yml").read_text(encoding="utf-8"))
+        return found
+
+    def steps(self, workflow: dict[Any, Any]) -> list[dict[str, Any]]:
+        return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+    def test_its_commands_are_shell(self, workflow: dict[Any, Any]) -> None:
+        commands = [step["run"] for step in self.steps(workflow) if "run" in step]
+        assert len(commands) == 6
+        for command in commands:
+            assert subprocess.run(["bash", "-n"], input=command, text=True, check=False).returncode == 0, command
+
+    def test_its_build_is_the_script_that_is_tested(self, workflow: dict[Any, Any]) -> None:
+        (build,) = [step["run"] for step in self.steps(workflow) if "build-engines.sh" in step.get("run", "")]
+        words = shlex.split(build)
+        assert words[-5:] == ["bash", "examples/ci/build-engines.sh", "$CHECKPOINT", "out", "$TARGETS"]
+
+    def test_its_options_exist(self, workflow: dict[Any, Any]) -> None:
+        script = (CI / "build-engines.sh").read_text(encoding="utf-8")
+        settings = set(workflow["jobs"]["build"]["env"]) - {"CHECKPOINT", "TARGETS"}
+        assert settings == {name for name in settings if f"#   {name} " in script}
+
+    def test_its_targets_exist(self, workflow: dict[Any, Any]) -> None:
+        # YAML 1.1 takes the key `on` for a boolean.
+        inputs = workflow[True]["workflow_dispatch"]["inputs"]
+        assert set(inputs["targets"]["default"].split()) <= set(read_targets())
+
+    def test_every_action_has_a_version(self, workflow: dict[Any, Any]) -> None:
+        assert all(re.search(r"@v\d+$", step["uses"]) for step in self.steps(workflow) if "uses" in step)

@@ -1,0 +1,78 @@
+"""New engines are run once: on a simulated GPU, right ones and wrong ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cuda.bindings.runtime")
+
+from sdrpn.engine_manifest import ParityGate
+from sdrpn.runtime.backends import open_backend
+from sdrpn.runtime.engine_set import engine_set
+from sdrpn.runtime.runner import Array
+from sdrpn.runtime.smoke_test import smoke_test
+from tests.runtime.engine_files import TARGET
+from tests.runtime.fake_tensorrt import Compute
+from tests.runtime.gpu import FakeGpu, fake_gpu, onnxruntime_compute
+
+GRAPHS = ("vision", "trunk", "rpn", "tail")
+
+
+def tried(gpu: FakeGpu, *, compare: bool = True) -> dict[tuple[str, str], ParityGate]:
+    reference = open_backend("onnxruntime", 1) if compare else None
+    gates = smoke_test(engine_set(gpu.bundle, TARGET), gpu.backend(), reference)
+    return {(gate.graph, gate.kind): gate for gate in gates}
+
+
+def spoilt(compute: Compute, graph: str, output: str, value: float) -> Compute:
+    """One entry of one output is something else."""
+
+    def wrong(name: str, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+        compute(name, feeds, results)
+        if name == graph:
+            results[output].reshape(-1)[3] = value
+
+    return wrong
+
+
+@pytest.mark.parametrize("variant", ["fused-fp32", "primitive-fp32"])
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_good_engines_pass(tiny_bundle: Path, tmp_path: Path, variant: str, flavour: str) -> None:
+    gpu = fake_gpu(tiny_bundle, tmp_path, variant=variant, flavour=flavour)
+    gates = tried(gpu)
+    assert set(gates) == {(graph, kind) for graph in GRAPHS for kind in ("finite", "smoke test")}
+    assert all(gate.ok for gate in gates.values()), gates
+    # Both profiles of trunk and tail were run.
+    assert {(one.graph, one.profile) for one in gpu.trt.executions} == {
+        *((graph, profile) for graph in ("trunk", "tail") for profile in (0, 1)),
+        ("vision", 0),
+        ("rpn", 0),
+    }
+    assert gpu.cuda.violations == []
+
+
+@pytest.mark.parametrize(("graph", "output"), [("trunk", "tap"), ("rpn", "scores"), ("tail", "logits")])
+def test_wrong_numbers_are_noticed(tiny_bundle: Path, tmp_path: Path, graph: str, output: str) -> None:
+    compute = spoilt(
+        onnxruntime_compute(fake_gpu(tiny_bundle, tmp_path / "a").bundle, "fused-fp32"), graph, output, 9.0
+    )
+    gates = tried(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute))
+    failed = [gate for gate in gates.values() if not gate.ok]
+    assert [(gate.graph, gate.kind) for gate in failed] == [(graph, "smoke test")]
+    assert failed[0].tensor.startswith(f"{output}, ")
+    assert isinstance(failed[0].found, float)
+    assert failed[0].found > 0.1
+
+
+def test_what_is_not_finite_is_noticed_without_a_comparison(tiny_bundle: Path, tmp_path: Path) -> None:
+    compute = onnxruntime_compute(fake_gpu(tiny_bundle, tmp_path / "a").bundle, "fused-fp32")
+    gpu = fake_gpu(tiny_bundle, tmp_path / "b", compute=spoilt(compute, "vision", "image_embeds", np.nan))
+    gates = tried(gpu, compare=False)
+    assert {kind for _, kind in gates} == {"finite"}
+    assert [gate.graph for gate in gates.values() if not gate.ok] == ["vision"]
+    both = tried(gpu)
+    assert not both["vision", "smoke test"].ok
