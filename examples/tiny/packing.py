@@ -84,10 +84,8 @@ class Packer:
         return tuple(i for ids in found for i in (ids[-1:] if answer.isdigit() else ids))
 
     def _subject(self, question: Question) -> int:
-        if question.tag is None:
-            return IGNORED
-        word: int = self.tokenizer.token_to_id("▁" + question.tag.colour)
-        return word
+        word = None if question.tag is None else self.tokenizer.token_to_id("▁" + question.tag.colour)
+        return IGNORED if word is None else word
 
 
 def prompt_ids_before() -> list[int]:
