@@ -1,10 +1,8 @@
 #include "arguments.h"
 
-#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
-#include <thread>
 
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
@@ -181,14 +179,6 @@ void read_result(nb::handle object, Job& job) {
     job.out = writable.data();
     job.height = static_cast<int>(array.shape(2));
     job.width = static_cast<int>(array.shape(3));
-}
-
-int cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
-
-void check_threads(int threads) {
-    if (threads >= 1 && threads <= cores()) return;
-    refuse("threads is " + std::to_string(threads) + "; expected 1 to " + std::to_string(cores()) +
-           ", the cores of this machine");
 }
 
 void check_result_side(int64_t size) {
