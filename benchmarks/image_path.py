@@ -5,7 +5,7 @@ Pillow image already, so that no conversion counts against it. Prints a Markdown
 
     python benchmarks/image_path.py                                  # arrays and JPEG, one and two threads
     python benchmarks/image_path.py --roi-map BUNDLE --scenes 100    # what decode="fast" does to the RoI map
-    python benchmarks/image_path.py --roi-map BUNDLE PICTURE.jpg ... # the same with these pictures
+    python benchmarks/image_path.py --roi-map BUNDLE PICTURE ...     # the same with these pictures
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from PIL import Image, features
 
 from sdrpn.compare.overlap import overlap
 from sdrpn.geometry import Box
-from sdrpn.image import base_pixels, crop_pixels, open_image
+from sdrpn.image import base_pixels, crop_pixels, open_image, read_jpeg_header
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.picture import Decode, PictureSource, open_picture
 from sdrpn.runtime.pixels import native_module
@@ -41,6 +41,7 @@ VISION = VisionSpec(image_size_px=336, patch_size_px=14, width=32, layers=3, hea
 SIZES = {"1": (1152, 864), "12": (4000, 3000), "48": (8000, 6000)}
 ARRAY_TARGET, JPEG_TARGET = 3.0, 2.0  # times Pillow's speed: arrays with two threads; parts of a 48-megapixel JPEG
 
+ENLARGED_PX = 2688  # eight times 336
 SMALL_BYTES, SMALL_ROUNDS = 10_000_000, 5
 
 Work = Callable[[], object]
@@ -161,7 +162,17 @@ def scene_questions(count: int) -> list[Question]:
 
 
 def picture_questions(paths: list[Path]) -> list[Question]:
-    return [Question(path.name, path.read_bytes(), "what is the code on the red tag ?") for path in paths]
+    return [Question(path.name, jpeg_of(path), "what is the code on the red tag ?") for path in paths]
+
+
+def jpeg_of(path: Path) -> bytes:
+    """The file; of another format than JPEG the picture, enlarged so that there is something to leave out."""
+    data = path.read_bytes()
+    if read_jpeg_header(data) is not None:
+        return data
+    image = open_image(path)
+    factor = max(1, -(-ENLARGED_PX // max(image.size)))
+    return as_jpeg(np.asarray(image.resize((image.width * factor, image.height * factor))), 90)
 
 
 def ask(session: Session, question: Question) -> Answer:
@@ -242,7 +253,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--megapixels", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--roi-map", type=Path, nargs="+", metavar="PATH", help="a bundle, and perhaps JPEG files")
+    parser.add_argument("--roi-map", type=Path, nargs="+", metavar="PATH", help="a bundle, and perhaps pictures")
     parser.add_argument("--scenes", type=int, default=0, help="with --roi-map: so many rendered scenes, as JPEG")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
