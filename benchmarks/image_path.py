@@ -1,10 +1,11 @@
 """What the native image path saves: the first look and one crop of 1, 12 and 48 megapixels, against Pillow.
 
-All sides take turns in every round; figures are medians over the rounds, wall clock. Pillow's side is given an array's
-pixels as a Pillow image already, so that no conversion counts against it.
+Both sides take turns in every round; figures are medians over the rounds. Pillow's side is given an array's pixels as a
+Pillow image already, so that no conversion counts against it. Prints a Markdown table.
 
     python benchmarks/image_path.py                                  # arrays and JPEG, one and two threads
-    python benchmarks/image_path.py --roi-map BUNDLE PICTURE.jpg ... # what decode="fast" does to the RoI map
+    python benchmarks/image_path.py --roi-map BUNDLE --scenes 100    # what decode="fast" does to the RoI map
+    python benchmarks/image_path.py --roi-map BUNDLE PICTURE ...     # the same with these pictures
 """
 
 from __future__ import annotations
@@ -18,24 +19,30 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image
+from PIL import Image, features
 
+from sdrpn.compare.overlap import overlap
 from sdrpn.geometry import Box
-from sdrpn.image import base_pixels, crop_pixels, open_image
-from sdrpn.runtime import Session
+from sdrpn.image import base_pixels, crop_pixels, open_image, read_jpeg_header
+from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.picture import Decode, PictureSource, open_picture
 from sdrpn.runtime.pixels import native_module
 from sdrpn.spec import VisionSpec
+from sdrpn.tags.task import tag_samples
 
 VISION = VisionSpec(image_size_px=336, patch_size_px=14, width=32, layers=3, heads=2, mlp_width=64)
 SIZES = {"1": (1152, 864), "12": (4000, 3000), "48": (8000, 6000)}
 ARRAY_TARGET, JPEG_TARGET = 3.0, 2.0  # times Pillow's speed: arrays with two threads; parts of a 48-megapixel JPEG
+
+ENLARGED_PX = 2688  # eight times 336
+SMALL_BYTES, SMALL_ROUNDS = 10_000_000, 5
 
 Work = Callable[[], object]
 
@@ -88,10 +95,14 @@ def array_works(pixels: npt.NDArray[np.uint8], threads: int) -> dict[str, tuple[
     }
 
 
-def jpeg_works(pixels: npt.NDArray[np.uint8], threads: int) -> dict[str, tuple[Work, Work]]:
+def as_jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
-    data, box = buffer.getvalue(), middle_box((pixels.shape[1], pixels.shape[0]))
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def jpeg_works(pixels: npt.NDArray[np.uint8], threads: int) -> dict[str, tuple[Work, Work]]:
+    data, box = as_jpeg(pixels, quality=88), middle_box((pixels.shape[1], pixels.shape[0]))
     return {
         "JPEG, both, exact": (lambda: with_pillow(data, box), lambda: with_ours(data, box, threads)),
         "JPEG, crop by parts": (
@@ -112,10 +123,10 @@ def seconds(work: Work) -> tuple[float, float]:
 def compare(pillow: Work, ours: Work, rounds: int) -> dict[str, float]:
     pairs = [(seconds(pillow), seconds(ours)) for _ in range(rounds + 1)][1:]  # the first round warms up
     return {
-        "pillow_s": statistics.median(theirs[0] for theirs, _ in pairs),
-        "ours_s": statistics.median(our[0] for _, our in pairs),
-        "times": statistics.median(theirs[0] / our[0] for theirs, our in pairs),
-        "cpu_times": statistics.median(theirs[1] / our[1] for theirs, our in pairs),
+        "Pillow ms": 1000 * statistics.median(theirs[0] for theirs, _ in pairs),
+        "ours ms": 1000 * statistics.median(our[0] for _, our in pairs),
+        "times as fast": statistics.median(theirs[0] / our[0] for theirs, our in pairs),
+        "processor time, ratio": statistics.median(theirs[1] / our[1] for theirs, our in pairs),
     }
 
 
@@ -126,73 +137,138 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         for threads in args.threads:
             works = {**array_works(pixels, threads), **jpeg_works(pixels, threads)}
             for name, (pillow, ours) in works.items():
-                figures = compare(pillow, ours, args.rounds)
-                rows.append({"megapixels": int(megapixels), "threads": threads, "work": name, **figures})
                 print(f"\r{megapixels} MP, {threads} thread(s): {name:24}", end="", file=sys.stderr)
+                # Small pictures take milliseconds: more rounds, so that one interruption counts for little.
+                rounds = args.rounds * (SMALL_ROUNDS if pixels.size < SMALL_BYTES else 1)
+                row = {"megapixels": int(megapixels), "work": name, "threads": threads}
+                rows.append({**row, **compare(pillow, ours, rounds)})
     print(file=sys.stderr)
     return rows
 
 
-def roi_map_change(bundle: Path, pictures: list[Path]) -> list[dict[str, Any]]:
-    """What the first look of a JPEG file through DCT scaling does to the RoI map and the boxes."""
-    before, after = tuple(range(3, 38)), tuple(range(40, 80))
+@dataclass(frozen=True)
+class Question:
+    """A picture as JPEG, and what is asked about it."""
+
+    name: str
+    jpeg: bytes
+    text: str
+
+
+def scene_questions(count: int) -> list[Question]:
+    """The task that the small model is made for: rendered tags, 840 x 840."""
+    samples = tag_samples("heldout", count, seed=7)
+    return [Question(f"scene {one.index}", as_jpeg(np.asarray(one.image), 90), one.question) for one in samples]
+
+
+def picture_questions(paths: list[Path]) -> list[Question]:
+    return [Question(path.name, jpeg_of(path), "what is the code on the red tag ?") for path in paths]
+
+
+def jpeg_of(path: Path) -> bytes:
+    """The file; of another format than JPEG the picture, enlarged so that there is something to leave out."""
+    data = path.read_bytes()
+    if read_jpeg_header(data) is not None:
+        return data
+    image = open_image(path)
+    factor = max(1, -(-ENLARGED_PX // max(image.size)))
+    return as_jpeg(np.asarray(image.resize((image.width * factor, image.height * factor))), 90)
+
+
+def ask(session: Session, question: Question) -> Answer:
+    if session.bundle.manifest.tokenizer is not None:
+        return session.answer(question.jpeg, question.text, max_new_tokens=1)
+    before, after = tuple(range(3, 38)), tuple(range(40, 80))  # a model of random weights
+    return session.answer_ids(question.jpeg, before, after, max_new_tokens=1)
+
+
+def roi_map_change(bundle: Path, questions: list[Question]) -> list[dict[str, Any]]:
+    """What the first look through DCT scaling does to the RoI map and the boxes."""
     rows = []
     with Session.open(bundle) as exact, Session.open(bundle, decode="fast") as fast:
-        for path in pictures:
-            answers = [one.answer_ids(path, before, after, max_new_tokens=1) for one in (exact, fast)]
-            maps = [np.asarray(answer.roi_map, np.float64).ravel() for answer in answers]
-            cosine = float(maps[0] @ maps[1] / np.linalg.norm(maps[0]) / np.linalg.norm(maps[1]))
-            masks = [covered(answer.boxes_xyxy_px, open_image(path).size) for answer in answers]
-            union = int((masks[0] | masks[1]).sum())
-            iou = int((masks[0] & masks[1]).sum()) / union if union else 1.0
-            largest = float(np.abs(maps[0] - maps[1]).max())
-            rows.append({"picture": path.name, "cosine": cosine, "largest_change": largest, "box_iou": iou})
-    return rows
+        for question in questions:
+            answers = [ask(session, question) for session in (exact, fast)]
+            first, second = (np.asarray(answer.roi_map, np.float64).ravel() for answer in answers)
+            row = {
+                "picture": question.name,
+                "cosine": float(first @ second / np.linalg.norm(first) / np.linalg.norm(second)),
+                "largest change of a cell": float(np.abs(first - second).max()),
+                "box IoU": overlap(*(answer.boxes_xyxy_px for answer in answers)),
+            }
+            rows.append(row)
+            print(f"\r{len(rows)} of {len(questions)}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return rows + summary(rows)
 
 
-def covered(boxes: tuple[Box, ...], size_wh: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    mask = np.zeros((size_wh[1], size_wh[0]), bool)
-    for x1, y1, x2, y2 in boxes:
-        mask[y1:y2, x1:x2] = True
-    return mask
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = ("cosine", "largest change of a cell", "box IoU")
+    values = {name: [row[name] for row in rows] for name in names}
+    return [
+        {"picture": title, **{name: float(figure(values[name])) for name in names}}
+        for title, figure in (
+            ("lowest", min),
+            ("median", statistics.median),
+            ("mean", statistics.mean),
+            ("highest", max),
+        )
+    ]
 
 
 def missed(rows: list[dict[str, Any]]) -> list[str]:
     """Every target that was not kept."""
     lines = []
     for row in rows:
-        array = row["work"] == "array, both" and row["threads"] == 2 and row["times"] < ARRAY_TARGET
-        part = row["work"] == "JPEG, crop by parts" and row["megapixels"] == 48 and row["times"] < JPEG_TARGET
+        times, work = row["times as fast"], row["work"]
+        array = work.startswith("array") and row["threads"] == 2 and times < ARRAY_TARGET
+        part = work == "JPEG, crop by parts" and row["megapixels"] == 48 and times < JPEG_TARGET
         if array or part:
-            lines.append(f"{row['work']}, {row['megapixels']} MP, {row['threads']} thread(s): {row['times']:.1f} x")
+            lines.append(f"{work}, {row['megapixels']} MP, {row['threads']} thread(s): {times:.1f} x")
     return lines
 
 
-def report(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        print(
-            "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{value}" for name, value in row.items())
-        )
+def machine() -> str:
+    libraries = f"Python {platform.python_version()}, NumPy {np.__version__}, Pillow {PIL.__version__}"
+    jpeg = f"libjpeg-turbo {features.version_feature('libjpeg_turbo')} in Pillow"
+    hardware = f"{processor()} ({platform.machine()}), {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    return f"{hardware}; {libraries}, {jpeg}"
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "a processor without a name"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [tuple(rows[0]), ("---",) * len(rows[0])]
+    lines += [
+        tuple(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()) for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--megapixels", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--roi-map", type=Path, nargs="+", metavar="PATH", help="a bundle, then JPEG files")
+    parser.add_argument("--roi-map", type=Path, nargs="+", metavar="PATH", help="a bundle, and perhaps pictures")
+    parser.add_argument("--scenes", type=int, default=0, help="with --roi-map: so many rendered scenes, as JPEG")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if native_module() is None or native_module("_native_jpeg") is None:
         print("the native modules are not compiled here: there is nothing to compare", file=sys.stderr)
         return 2
-    rows = roi_map_change(args.roi_map[0], args.roi_map[1:]) if args.roi_map else measure(args)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Pillow {PIL.__version__}, load {os.getloadavg()[0]:.1f}"
-    if args.json:
-        print(json.dumps({"machine": machine, "rounds": args.rounds, "rows": rows}, indent=1))
+    if args.roi_map:
+        bundle, *pictures = args.roi_map
+        rows = roi_map_change(bundle, picture_questions(pictures) + scene_questions(args.scenes))
     else:
-        print(machine)
-        report(rows)
+        rows = measure(args)
+    if args.json:
+        print(json.dumps({"machine": machine(), "rounds": args.rounds, "rows": rows}, indent=1))
+    else:
+        print(f"{machine()}\n\n{table(rows)}")
     lines = [] if args.roi_map else missed(rows)
     print("\n".join(f"missed: {line}" for line in lines), file=sys.stderr)
     return 1 if lines else 0

@@ -185,9 +185,9 @@ class OnnxRuntimeSide:
         yield "decode", decode
 
 
-def filler(values: FloatArray) -> Callable[[FloatArray], None]:
+def filler(values: FloatArray) -> Callable[[Buffer], None]:
     """What writes these pixels where the vision graph reads them."""
-    return lambda out: np.copyto(out, values)
+    return lambda buffer: buffer.write(values)
 
 
 class TorchSide:

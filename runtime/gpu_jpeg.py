@@ -13,11 +13,25 @@ import numpy.typing as npt
 from sdrpn.errors import BadImage, RunFailed
 from sdrpn.libraries import importing_extra
 
-__all__ = ["decode_on_gpu"]
+__all__ = ["GpuPixels", "decode_on_gpu"]
 
 
-def decode_on_gpu(data: bytes) -> npt.NDArray[np.uint8]:
-    """The upright picture of a file, (H, W, 3), in ordinary memory.
+class GpuPixels:
+    """An upright picture in the GPU's memory, (H, W, 3) uint8."""
+
+    def __init__(self, tensor: Any) -> None:
+        """`tensor`: nvImageCodec's picture, which owns the memory."""
+        self.tensor = tensor
+        self.shape: tuple[int, int, int] = tuple(tensor.__cuda_array_interface__["shape"])
+
+    @functools.cached_property
+    def array(self) -> npt.NDArray[np.uint8]:
+        """The same in ordinary memory."""
+        return np.ascontiguousarray(np.asarray(self.tensor.cpu()))
+
+
+def decode_on_gpu(data: bytes) -> GpuPixels:
+    """The upright picture of a file.
 
     Raises: MissingDependency; RunFailed where no GPU can be used; BadImage where nvImageCodec cannot decode the file.
     """
@@ -27,8 +41,7 @@ def decode_on_gpu(data: bytes) -> npt.NDArray[np.uint8]:
     )
     if decoded is None:
         raise BadImage('the image cannot be decoded by nvImageCodec; open it with decode="exact"')
-    pixels: npt.NDArray[np.uint8] = np.asarray(decoded.cpu())
-    return np.ascontiguousarray(pixels)
+    return GpuPixels(decoded)
 
 
 def _library() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ class HostBuffer:
     def write(self, array: Array) -> None:
         """Copy in."""
         np.copyto(self.array, array, casting="same_kind")
+
+    def fill(self, fill: Callable[[Array], None]) -> None:
+        """See `Buffer.fill`; in place."""
+        fill(self.array)
 
     def read(self) -> Array:
         """The array itself: the next run overwrites it."""

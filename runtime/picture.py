@@ -18,10 +18,21 @@ from PIL import Image
 
 from sdrpn.errors import BadInput
 from sdrpn.geometry import Box
-from sdrpn.image import ImageSource, check_array, check_crop, image_digest, open_image, pixels_digest, read_jpeg_header
-from sdrpn.runtime.gpu_jpeg import decode_on_gpu
+from sdrpn.image import (
+    ImageSource,
+    check_array,
+    check_crop,
+    image_digest,
+    open_image,
+    padded_box,
+    pixels_digest,
+    read_jpeg_header,
+)
+from sdrpn.runtime.gpu_jpeg import GpuPixels, decode_on_gpu
+from sdrpn.runtime.gpu_pixels import fill_on_gpu
 from sdrpn.runtime.jpeg import DENOMINATORS, JpegFile
 from sdrpn.runtime.pixels import Pixels, native_module, thread_count, write_base, write_crops
+from sdrpn.runtime.runner import Buffer
 from sdrpn.spec import VisionSpec
 
 __all__ = ["Decode", "Picture", "PictureSource", "open_picture"]
@@ -37,17 +48,36 @@ BAND_ROWS = 256  # of a Pillow image are copied at a time
 class Picture:
     """Pixels in memory, or a JPEG file that is decoded by parts. Made by `open_picture`."""
 
-    def __init__(self, pixels: Pixels | None, file: JpegFile | None, threads: int) -> None:
-        self._pixels, self._file, self._threads = pixels, file, threads
+    def __init__(self, pixels: Pixels | GpuPixels | None, file: JpegFile | None, threads: int) -> None:
+        self._on_gpu = pixels if isinstance(pixels, GpuPixels) else None
+        self._in_memory = None if isinstance(pixels, GpuPixels) else pixels
+        self._file, self._threads = file, threads
         self.size: tuple[int, int] = _size_of(pixels) if pixels is not None else _require(file).size
 
     def digest(self) -> str:
         """Equal pictures that are looked at in the same way have equal digests."""
-        if isinstance(self._pixels, Image.Image):
-            return image_digest(self._pixels)
-        if self._pixels is not None:
-            return pixels_digest(self._pixels)
-        return "fast " + hashlib.blake2b(_require(self._file).data, digest_size=16).hexdigest()
+        if isinstance(self._in_memory, Image.Image):
+            return image_digest(self._in_memory)
+        if self._in_memory is not None:
+            return pixels_digest(self._in_memory)
+        way = "fast" if self._on_gpu is None else "gpu"
+        return f"{way} {hashlib.blake2b(_require(self._file).data, digest_size=16).hexdigest()}"
+
+    def fill_base(self, vision: VisionSpec, buffer: Buffer) -> None:
+        """As `write_base`, into a backend's buffer (1, 3, R, R), on the GPU where the picture lies there."""
+        if self._on_gpu is not None:
+            box, colour = padded_box(self.size), vision.pad_colour
+            if fill_on_gpu(self._on_gpu, [box], "bicubic", colour, vision, buffer):
+                return
+        buffer.fill(lambda out: self.write_base(vision, out))
+
+    def fill_crops(self, boxes: Sequence[Box], vision: VisionSpec, buffer: Buffer) -> None:
+        """As `write_crops`, into a backend's buffer, on the GPU where the picture lies there."""
+        for box in boxes:
+            check_crop(box, self.size)
+        if self._on_gpu is not None and fill_on_gpu(self._on_gpu, boxes, "bilinear", None, vision, buffer):
+            return
+        buffer.fill(lambda out: self.write_crops(boxes, vision, out))
 
     def write_base(self, vision: VisionSpec, out: Planes) -> None:
         """The first look into `out` (1, 3, R, R), float32 or float16. Raises: BadImage."""
@@ -67,6 +97,11 @@ class Picture:
             part = _require(self._file).part(box)
             whole_part = (0, 0, part.shape[1], part.shape[0])
             write_crops(np.ascontiguousarray(part), [whole_part], vision, planes[None], self._threads)
+
+    @property
+    def _pixels(self) -> Pixels | None:
+        """All of them in ordinary memory; None where parts of a file are decoded when they are asked for."""
+        return self._in_memory if self._on_gpu is None else self._on_gpu.array
 
     def _smaller(self, side_px: int) -> npt.NDArray[np.uint8]:
         longer = max(self.size)
@@ -96,7 +131,7 @@ def open_picture(source: PictureSource, *, decode: Decode = "exact", threads: in
     if file is not None and decode == "fast":
         return Picture(None, file, threads)
     if file is not None and decode == "gpu":
-        return Picture(decode_on_gpu(file.data), None, threads)
+        return Picture(decode_on_gpu(file.data), file, threads)
     if file is not None and native_module("_native_jpeg") is not None:
         return Picture(file.whole(threads), None, threads)
     return Picture(_pixels(source), None, threads)
@@ -153,7 +188,7 @@ def _array_of(image: Image.Image) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def _size_of(pixels: Pixels) -> tuple[int, int]:
+def _size_of(pixels: Pixels | GpuPixels) -> tuple[int, int]:
     return pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
 
 

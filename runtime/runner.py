@@ -47,6 +47,10 @@ class Buffer(Protocol):
         """Host to buffer; the whole buffer, converted to its type."""
         ...
 
+    def fill(self, fill: Callable[[Array], None]) -> None:
+        """Let `fill` write all of it: an array of its shape and type, in place where the host can reach it."""
+        ...
+
     def read(self) -> Array:
         """Buffer to host; may be a view that the next run overwrites."""
         ...

@@ -25,7 +25,6 @@ from sdrpn.roi import Crop, Decide, RoiDecision, resize_features, roi_logits_fro
 from sdrpn.runtime.answer import Stopwatch
 from sdrpn.runtime.decoder import Decoder, Rows, row_count
 from sdrpn.runtime.embedding import TokenEmbedding
-from sdrpn.runtime.host_buffer import HostBuffer
 from sdrpn.runtime.picture import Picture
 from sdrpn.runtime.runner import Backend, Buffer, Runner
 from sdrpn.spec import ModelSpec
@@ -139,21 +138,16 @@ class TwoPass:
     def _embed_all(self, request: Request, after: FloatArray, watch: Stopwatch) -> list[Rows]:
         """Tokens before the image, the image, tokens after it."""
         with watch.stage("preprocess"):
-            pixels = self._filled(1, lambda out: request.image.write_base(self._spec.vision, out))
+            pixels = self._filled(1, lambda buffer: request.image.fill_base(self._spec.vision, buffer))
         with watch.stage("vision"):
             image = self._encode(pixels)
         return [self._embedding.rows(request.ids_before), image, after]
 
-    def _filled(self, count: int, fill: Callable[[FloatArray], None]) -> Buffer:
-        """The vision graph's input (N,3,R,R); `fill` writes straight into it where it lies in ordinary memory."""
+    def _filled(self, count: int, fill: Callable[[Buffer], None]) -> Buffer:
+        """The vision graph's input (N,3,R,R)."""
         side = self._spec.vision.image_size_px
         buffer = self._backend.allocate((count, 3, side, side), "float32", for_host=True)
-        if isinstance(buffer, HostBuffer):
-            fill(buffer.array)
-        else:
-            planes = np.empty(buffer.shape, np.float32)
-            fill(planes)
-            buffer.write(planes)
+        fill(buffer)
         return buffer
 
     def _encode(self, pixels: Buffer) -> Buffer:
@@ -183,7 +177,7 @@ class TwoPass:
         """The kept tokens of every crop, in order."""
         with watch.stage("crop_preprocess"):
             boxes = [crop.box_xyxy_px for crop in crops]
-            pixels = self._filled(len(crops), lambda out: image.write_crops(boxes, self._spec.vision, out))
+            pixels = self._filled(len(crops), lambda buffer: image.fill_crops(boxes, self._spec.vision, buffer))
         with watch.stage("crop_vision"):
             features = self._encode(pixels)
             return [

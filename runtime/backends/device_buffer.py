@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -102,16 +103,26 @@ class DeviceBuffer:
         return self._view(start * entry_bytes, (stop - start, *self.shape[1:]))
 
     def write(self, array: Array) -> None:
-        """Through the pinned memory, which is free again only when the copy is done; a tensor of the GPU as it is."""
+        """Through the pinned memory; a tensor of the GPU as it is."""
         if hasattr(array, "__cuda_array_interface__"):
             self._copy_whole(DeviceBuffer.wrapping(self._device, array))
-            return
+        else:
+            self.fill(lambda target: np.copyto(target, array, casting="same_kind"))
+
+    def fill(self, fill: Callable[[Array], None]) -> None:
+        """See `Buffer.fill`; in the pinned memory, which is free again only when the last copy of it is done."""
         target = self._pinned()
         self._device.stream.wait(self._device.stream.now if self._mapped else self._host_mark)
-        np.copyto(target, array, casting="same_kind")
+        fill(target)
         self._downloaded = False
         if not self._deferred:
             self.upload()
+
+    def compute(self, enqueue: Callable[[Device, int], None]) -> None:
+        """Have kernels write all of it: `enqueue` gets the device, whose stream they go on, and the address."""
+        enqueue(self._device, self.pointer)
+        self._device.stream.mark()
+        self._downloaded = False
 
     def read(self) -> Array:
         """Device to host, waiting for everything that was enqueued; the next read or run overwrites it."""

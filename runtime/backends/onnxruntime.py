@@ -166,6 +166,12 @@ class DeviceBuffer:
             raise RunFailed("a view of a device buffer cannot be written from the host; allocate it on its own")
         self._owner.update_inplace(np.ascontiguousarray(np.broadcast_to(array, self.shape), self.dtype))
 
+    def fill(self, fill: Callable[[Array], None]) -> None:
+        """See `Buffer.fill`; through ordinary memory."""
+        array = np.empty(self.shape, self.dtype)
+        fill(array)
+        self.write(array)
+
     def read(self) -> Array:
         """Device to host; a view costs as much as what it is a view of."""
         array: Array = self._owner.numpy()

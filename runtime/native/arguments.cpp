@@ -1,10 +1,8 @@
 #include "arguments.h"
 
-#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
-#include <thread>
 
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
@@ -28,10 +26,18 @@ AnyArray array_of(nb::handle object, const char* name, const char* expected) {
     return array;
 }
 
+// As Python writes a tuple.
+std::string tuple_of(const std::vector<int64_t>& values) {
+    std::string text;
+    for (const int64_t value : values) text += (text.empty() ? "(" : ", ") + std::to_string(value);
+    if (values.empty()) return "()";
+    return text + (values.size() == 1 ? ",)" : ")");
+}
+
 std::string shape_of(const AnyArray& array) {
-    std::string text = "(";
-    for (size_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
-    return text + (array.ndim() == 1 ? ",)" : ")");
+    std::vector<int64_t> sides;
+    for (size_t i = 0; i < array.ndim(); ++i) sides.push_back(array.shape(i));
+    return tuple_of(sides);
 }
 
 void refuse_dtype(const std::string& message) { throw nb::type_error(message.c_str()); }
@@ -61,10 +67,7 @@ std::array<float, 3> finite_three(nb::handle object, const char* name, bool posi
     return result;
 }
 
-std::string text_of(const Box& box) {
-    return "(" + std::to_string(box.x1) + ", " + std::to_string(box.y1) + ", " + std::to_string(box.x2) + ", " +
-           std::to_string(box.y2) + ")";
-}
+std::string text_of(const Box& box) { return tuple_of({box.x1, box.y1, box.x2, box.y2}); }
 
 void check_box(const Box& box, const Picture& picture, bool may_leave) {
     const std::string size = std::to_string(picture.width) + "x" + std::to_string(picture.height);
@@ -125,9 +128,8 @@ Picture picture_of(nb::handle object) {
     Picture picture = picture_of_size(height, width);
     const bool pixels_adjoin = array.stride(2) == 1 && (array.stride(1) == kChannels || width == 1);
     if (!pixels_adjoin || (height > 1 && array.stride(0) < width * kChannels)) {
-        refuse("the picture's strides are (" + std::to_string(array.stride(0)) + ", " +
-               std::to_string(array.stride(1)) + ", " + std::to_string(array.stride(2)) +
-               "); expected whole pixels side by side and rows from top to bottom: copy it with ascontiguousarray");
+        refuse("the picture's strides are " + tuple_of({array.stride(0), array.stride(1), array.stride(2)}) +
+               "; expected whole pixels side by side and rows from top to bottom: copy it with ascontiguousarray");
     }
     picture.data = static_cast<const uint8_t*>(array.data());
     picture.row_stride = array.stride(0);
@@ -181,14 +183,6 @@ void read_result(nb::handle object, Job& job) {
     job.out = writable.data();
     job.height = static_cast<int>(array.shape(2));
     job.width = static_cast<int>(array.shape(3));
-}
-
-int cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
-
-void check_threads(int threads) {
-    if (threads >= 1 && threads <= cores()) return;
-    refuse("threads is " + std::to_string(threads) + "; expected 1 to " + std::to_string(cores()) +
-           ", the cores of this machine");
 }
 
 void check_result_side(int64_t size) {

@@ -27,11 +27,6 @@ void read_request(const Request& request, Job& job);
 // The result's memory: (boxes, 3, height, width), float32 or float16.
 void read_result(nb::handle array, Job& job);
 
-// The most threads that a call may ask for.
-int cores();
-
-void check_threads(int threads);
-
 // `size` as a result's side, in pixels.
 void check_result_side(int64_t size);
 

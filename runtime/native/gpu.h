@@ -1,4 +1,5 @@
-// Boxes of one picture on a GPU: three kernels a box, on the caller's stream, in memory that the caller owns.
+// Boxes of one picture on a GPU: four kernels a box (windows twice, rows, columns), on the caller's stream, in memory
+// that the caller owns.
 #pragma once
 
 #include <cuda_runtime_api.h>

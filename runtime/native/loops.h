@@ -12,17 +12,52 @@ struct Lines {
     int count;
 };
 
+// Up to kRowsAtOnce rows of the picture, and as many rows of a strip. A row of a strip has room for a fourth byte behind
+// its last pixel.
+struct Rows {
+    Lines from;
+    uint8_t* to;
+    int64_t to_stride;
+};
+
+// The same as pointers, where the last row stands in for those that are missing.
+struct RowPointers {
+    const uint8_t* from[kRowsAtOnce];
+    uint8_t* to[kRowsAtOnce];
+};
+
+static inline RowPointers pointers_to(const Rows& rows) {
+    RowPointers made;
+    for (int row = 0; row < kRowsAtOnce; ++row) {
+        const int there = row < rows.from.count ? row : rows.from.count - 1;
+        made.from[row] = rows.from.data + there * rows.from.stride;
+        made.to[row] = rows.to + there * rows.to_stride;
+    }
+    return made;
+}
+
+// How `rows` reads row windows: in whole blocks of pixels.
+struct BlockShape {
+    int pixels;   // 0: not in blocks
+    int weights;  // numbers that a block's weights take
+    int spare;    // pixels that a row must have beyond the longest window in blocks
+    void (*put_weight)(int32_t* block, int pixel, int32_t weight);
+};
+
 struct Loops {
-    // Up to kRowsAtOnce rows of the picture -> as many rows of a strip, (rows, result width, 3).
-    void (*rows)(const Lines& lines, const Windows& windows, const uint8_t colour[3], uint8_t* to);
-    // The rows of a strip that one window holds -> one row of the result, as bytes (result width, 3).
-    void (*column)(const Lines& lines, const int32_t* weights, int32_t outside, const uint8_t colour[3], uint8_t* to);
+    BlockShape block;
+    void (*rows)(const Rows& rows, const Windows& windows, const uint8_t colour[3]);
+    // The rows of a strip that one window holds, and one row of the colour outside -> one row of the result, as bytes.
+    // All have `lines.stride` bytes, a multiple of kStripAlignment.
+    void (*column)(const Lines& lines, const int32_t* weights, const uint8_t* outside_row, int32_t outside, uint8_t* to);
 };
 
 Loops plain_loops();  // value by value, as the CUDA kernels go
-Loops base_loops();   // what every processor of the architecture has
 #ifdef SDRPN_HAS_AVX2_LOOPS
 Loops avx2_loops();
+#endif
+#ifdef SDRPN_HAS_NEON_LOOPS
+Loops neon_loops();
 #endif
 
 }  // namespace sdrpn

@@ -1,9 +1,12 @@
 // sdrpn._native: boxes of a picture to what the vision tower reads, on the CPU.
 #include <chrono>
+#include <stdexcept>
+#include <string>
 
 #include <nanobind/nanobind.h>
 
 #include "arguments.h"
+#include "pool.h"
 
 namespace nb = nanobind;
 
@@ -24,13 +27,19 @@ private:
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
+void check_threads(int threads) {
+    if (threads >= 1 && threads <= sdrpn::cores()) return;
+    throw std::invalid_argument("threads is " + std::to_string(threads) + "; expected 1 to " +
+                                std::to_string(sdrpn::cores()) + ", the cores of this machine");
+}
+
 void prepare(nb::handle picture, nb::handle boxes, nb::handle out, nb::handle filter, nb::handle colour,
              nb::handle mean, nb::handle deviation, int threads, bool plain) {
     sdrpn::Job job{};
     job.picture = sdrpn::picture_of(picture);
     sdrpn::read_request({boxes, filter, colour, mean, deviation}, job);
     sdrpn::read_result(out, job);
-    sdrpn::check_threads(threads);
+    check_threads(threads);
     job.threads = threads;
     job.plain = plain;
     const nb::gil_scoped_release release;

@@ -8,20 +8,17 @@
 namespace sdrpn {
 namespace {
 
-bool has_avx2() {
+// The fastest that this processor can run.
+Loops best_loops() {
 #ifdef SDRPN_HAS_AVX2_LOOPS
-    return __builtin_cpu_supports("avx2");
+    static const bool has_avx2 = __builtin_cpu_supports("avx2");
+    if (has_avx2) return avx2_loops();
+#endif
+#ifdef SDRPN_HAS_NEON_LOOPS
+    return neon_loops();
 #else
-    return false;
+    return plain_loops();
 #endif
-}
-
-Loops choose_loops(bool plain) {
-    static const bool avx2 = has_avx2();
-#ifdef SDRPN_HAS_AVX2_LOOPS
-    if (avx2 && !plain) return avx2_loops();
-#endif
-    return plain ? plain_loops() : base_loops();
 }
 
 template <typename Value>
@@ -29,8 +26,8 @@ void write_planes(const uint8_t* bytes, int row, const Result& result) {
     const auto* values = static_cast<const Value*>(result.values);
     const int64_t plane = int64_t{result.width} * result.height;
     Value* to = static_cast<Value*>(result.data) + int64_t{row} * result.width;
-    for (int c = 0; c < kChannels; ++c) {
-        for (int x = 0; x < result.width; ++x) to[c * plane + x] = values[c * 256 + bytes[x * kChannels + c]];
+    for (int x = 0; x < result.width; ++x, bytes += kChannels, ++to) {
+        for (int c = 0; c < kChannels; ++c) to[c * plane] = values[c * 256 + bytes[c]];
     }
 }
 
@@ -51,46 +48,51 @@ Windows windows_of(const AxisShape& axis) {
 }
 
 void add_blocks(Windows& windows, int picture_width) {
+    const BlockShape shape = best_loops().block;
+    if (shape.pixels == 0) return;
+    const auto blocks_of = [&](int pixels) { return (pixels + shape.pixels - 1) / shape.pixels; };
     int longest = 0;
     for (const Window& window : windows.windows) longest = std::max(longest, window.count);
-    windows.block_limit = (longest + kBlockPixels - 1) / kBlockPixels * kBlockPixels;
-    if (windows.block_limit > picture_width) return;
-    const size_t count = windows.windows.size();
-    windows.blocks.resize(count);
-    windows.tripled.assign(count * windows.block_limit * kChannels, 0);
-    for (size_t x = 0; x < count; ++x) {
+    if (blocks_of(longest) * shape.pixels + shape.spare > picture_width) return;
+    Blocks& made = windows.blocks;
+    made.limit = blocks_of(longest) * shape.weights;
+    made.weights.assign(windows.windows.size() * made.limit, 0);
+    for (size_t x = 0; x < windows.windows.size(); ++x) {
         const Window window = windows.windows[x];
-        const int pixels = (window.count + kBlockPixels - 1) / kBlockPixels * kBlockPixels;
-        const int first = std::min(window.first, picture_width - pixels);  // zero weights in front, if need be
-        windows.blocks[x] = {first, pixels};
-        int32_t* to = windows.tripled.data() + (x * windows.block_limit + (window.first - first)) * kChannels;
-        for (int i = 0; i < window.count * kChannels; ++i) {
-            to[i] = windows.weights[x * windows.limit + i / kChannels];
+        const int blocks = blocks_of(window.count);
+        // At the end of a row a block begins earlier, with zero weights in front.
+        const int first = std::min(window.first, picture_width - blocks * shape.pixels);
+        made.of.push_back({first, blocks});
+        for (int i = 0; i < window.count; ++i) {
+            const int pixel = window.first - first + i;
+            int32_t* block = made.weights.data() + x * made.limit + pixel / shape.pixels * shape.weights;
+            shape.put_weight(block, pixel % shape.pixels, windows.weights[x * windows.limit + i]);
         }
     }
 }
 
 void shrink_rows(const Picture& picture, int left, const Windows& windows, const uint8_t colour[3], int first, int last,
-                 uint8_t* strip, bool plain) {
-    const Loops loops = choose_loops(plain || windows.blocks.empty());
-    const int width = static_cast<int>(windows.windows.size());
+                 uint8_t* strip) {
+    const Loops loops = windows.blocks.of.empty() ? plain_loops() : best_loops();
+    const int64_t to_stride = strip_stride(static_cast<int>(windows.windows.size()));
     for (int row = first; row < last; row += kRowsAtOnce) {
         const uint8_t* from = picture.data + row * picture.row_stride + int64_t{left} * kChannels;
-        uint8_t* to = strip + int64_t{row - first} * width * kChannels;
-        loops.rows({from, picture.row_stride, std::min(kRowsAtOnce, last - row)}, windows, colour, to);
+        const Lines lines{from, picture.row_stride, std::min(kRowsAtOnce, last - row)};
+        loops.rows({lines, strip + (row - first) * to_stride, to_stride}, windows, colour);
     }
 }
 
 void shrink_columns(const uint8_t* strip, const Windows& windows, const uint8_t colour[3], int first, int last,
                     const Result& result, bool plain) {
-    const Loops loops = choose_loops(plain);
-    const int64_t stride = int64_t{result.width} * kChannels;
-    std::vector<uint8_t> bytes(stride);
+    const Loops loops = plain ? plain_loops() : best_loops();
+    const int64_t stride = strip_stride(result.width);
+    std::vector<uint8_t> bytes(stride), outside_row(stride);
+    for (int64_t at = 0; at < stride; ++at) outside_row[at] = colour[at % kChannels];
     for (int row = first; row < last; ++row) {
         const Window window = windows.windows[row];
         const int32_t* weights = windows.weights.data() + int64_t{row} * windows.limit;
-        loops.column({strip + window.first * stride, stride, window.count}, weights, windows.outside[row], colour,
-                     bytes.data());
+        loops.column({strip + window.first * stride, stride, window.count}, weights, outside_row.data(),
+                     windows.outside[row], bytes.data());
         if (result.value_bytes == 4) {
             write_planes<float>(bytes.data(), row, result);
         } else {

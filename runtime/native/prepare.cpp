@@ -9,8 +9,8 @@ namespace sdrpn {
 namespace {
 
 constexpr int64_t kStripBytes = 64 << 20;  // boxes are taken together up to this much
-constexpr int64_t kTaskBytes = 1 << 20;    // of source rows: enough to be worth a task, small enough to share
-constexpr int64_t kThreadBytes = 2 << 20;  // of source that each thread must have: starting one has its price
+constexpr int64_t kTaskValues = 1 << 17;    // to read or write: enough to be worth a task, small enough to share
+constexpr int64_t kThreadValues = 1 << 20;  // that each thread must have: about half a millisecond
 
 // One box on its way.
 struct Plan {
@@ -34,47 +34,50 @@ Plan plan_of(const Job& job, const Box& box, uint8_t* out) {
     plan.top = inside_begin(box.y1);
     plan.bottom = inside_end(box.y2, job.picture.height);
     plan.width = inside_end(box.x2, job.picture.width) - plan.left;
-    add_blocks(plan.rows, plan.width);
+    if (!job.plain) add_blocks(plan.rows, plan.width);
     plan.out = out;
     return plan;
 }
 
 int worthwhile_threads(const Job& job, const std::vector<Plan>& plans) {
-    int64_t bytes = 0;
-    for (const Plan& plan : plans) bytes += int64_t{plan.bottom - plan.top} * plan.width * kChannels;
-    return static_cast<int>(std::min<int64_t>(job.threads, bytes / kThreadBytes + 1));
+    int64_t values = 0;
+    for (const Plan& plan : plans) {
+        values += (int64_t{plan.bottom - plan.top} * plan.width + int64_t{job.height} * job.width) * kChannels;
+    }
+    return static_cast<int>(std::min<int64_t>(job.threads, values / kThreadValues + 1));
 }
 
-void add_pieces(std::vector<Piece>& pieces, const Plan& plan, int first, int last, int step) {
+// `width` pixels are in a row.
+void add_pieces(std::vector<Piece>& pieces, const Plan& plan, int first, int last, int width) {
+    const int64_t rows = std::clamp<int64_t>(kTaskValues / (int64_t{width} * kChannels), 1, 256);
+    const int step = static_cast<int>((rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce);
     for (int at = first; at < last; at += step) pieces.push_back({&plan, at, std::min(at + step, last)});
 }
 
 void prepare_together(const Job& job, std::vector<Plan>& plans, const std::vector<uint8_t>& values,
                       const std::function<void()>& poll) {
-    const int64_t strip_stride = int64_t{job.width} * kChannels;
+    const int64_t stride = strip_stride(job.width);
     int64_t strip_bytes = 0;
     std::vector<Piece> rows, columns;
     for (Plan& plan : plans) {
         plan.strip_at = strip_bytes;
-        strip_bytes += (plan.bottom - plan.top) * strip_stride;
-        const int64_t step = std::clamp<int64_t>(kTaskBytes / (int64_t{job.picture.width} * kChannels), 1, 256);
-        add_pieces(rows, plan, plan.top, plan.bottom, static_cast<int>((step + 3) / 4 * 4));
-        add_pieces(columns, plan, 0, job.height, 32);
+        strip_bytes += (plan.bottom - plan.top) * stride;
+        add_pieces(rows, plan, plan.top, plan.bottom, plan.width);
+        add_pieces(columns, plan, 0, job.height, job.width * 4);  // a value of the result takes longer
     }
     std::vector<uint8_t> strip(strip_bytes);
     const auto shrink_rows_of = [&](int i) {
         const auto& [plan, first, last] = rows[i];
-        uint8_t* to = strip.data() + plan->strip_at + (first - plan->top) * strip_stride;
-        shrink_rows(job.picture, plan->left, plan->rows, job.colour.data(), first, last, to, job.plain);
+        uint8_t* to = strip.data() + plan->strip_at + (first - plan->top) * stride;
+        shrink_rows(job.picture, plan->left, plan->rows, job.colour.data(), first, last, to);
     };
     const auto shrink_columns_of = [&](int i) {
         const auto& [plan, first, last] = columns[i];
         const Result result{plan->out, values.data(), job.value_bytes, job.width, job.height};
         shrink_columns(strip.data() + plan->strip_at, plan->columns, job.colour.data(), first, last, result, job.plain);
     };
-    const int threads = worthwhile_threads(job, plans);
-    share(static_cast<int>(rows.size()), threads, shrink_rows_of, poll);
-    share(static_cast<int>(columns.size()), threads, shrink_columns_of, poll);
+    share({{static_cast<int>(rows.size()), shrink_rows_of}, {static_cast<int>(columns.size()), shrink_columns_of}},
+          worthwhile_threads(job, plans), poll);
 }
 
 }  // namespace
@@ -98,7 +101,7 @@ void prepare(const Job& job, const std::function<void()>& poll) {
     int64_t strips = 0;
     for (size_t i = 0; i < job.boxes.size(); ++i) {
         plans.push_back(plan_of(job, job.boxes[i], out + i * result_bytes));
-        strips += int64_t{plans.back().bottom - plans.back().top} * job.width * kChannels;
+        strips += (plans.back().bottom - plans.back().top) * strip_stride(job.width);
         if (strips < kStripBytes && i + 1 < job.boxes.size()) continue;
         prepare_together(job, plans, values, poll);
         plans.clear();

@@ -45,6 +45,8 @@ def read_only(array: Any) -> Any:
         ({"picture": PICTURE.astype(np.float32)}, TypeError, "another dtype than uint8"),
         ({"picture": PICTURE.astype(np.int8)}, TypeError, "another dtype than uint8"),
         ({"picture": PICTURE[..., 0]}, ValueError, r"has the shape \(8, 10\); expected \(H, W, 3\)"),
+        ({"picture": np.zeros((), np.uint8)}, ValueError, r"has the shape \(\)"),
+        ({"picture": PICTURE.ravel()}, ValueError, r"has the shape \(240,\)"),
         ({"picture": PICTURE[:0]}, ValueError, r"has the shape \(0, 10, 3\)"),
         ({"picture": FIVE_CHANNELS}, ValueError, r"has the shape \(8, 10, 5\)"),
         ({"picture": FIVE_CHANNELS[..., :3]}, ValueError, r"strides are \(50, 5, 1\); expected whole pixels side by"),

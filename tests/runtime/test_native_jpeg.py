@@ -51,6 +51,12 @@ FORMS = [
 ]
 
 
+def sampled_at_every_second_row(data: bytes) -> bytes:
+    """A file with chroma at every second column, which is said to have it at every second row: as many blocks."""
+    assert data.count(b"\x01\x21\x00") == 1
+    return data.replace(b"\x01\x21\x00", b"\x01\x12\x00")
+
+
 def parts(rng: np.random.Generator, width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
     yield 0, 0, width, height
     yield width - 1, height - 1, width, height
@@ -67,6 +73,13 @@ def test_every_part_is_that_of_the_whole(form: dict[str, Any]) -> None:
         expected, file = np.asarray(Image.open(io.BytesIO(data))), jpeg_file(data)
         for x1, y1, x2, y2 in parts(rng, *size):
             np.testing.assert_array_equal(file.part((x1, y1, x2, y2)), expected[y1:y2, x1:x2])
+
+
+def test_parts_with_chroma_at_every_second_row() -> None:
+    data = sampled_at_every_second_row(encoded(smooth(320, 192), subsampling=1))
+    expected, file = np.asarray(Image.open(io.BytesIO(data))), jpeg_file(data)
+    for x1, y1, x2, y2 in parts(np.random.default_rng(4), 320, 192):
+        np.testing.assert_array_equal(file.part((x1, y1, x2, y2)), expected[y1:y2, x1:x2])
 
 
 def test_two_threads_decode_the_same() -> None:

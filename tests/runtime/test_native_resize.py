@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -113,6 +116,19 @@ def test_the_plain_loops_and_the_vectors_give_the_same() -> None:
     np.testing.assert_array_equal(fast, plain)
 
 
+@pytest.mark.parametrize("filter_name", ["bilinear", "bicubic"])
+def test_narrow_pictures(filter_name: str) -> None:
+    """Where vectors just fit into a row or just do not: they may not read beyond the picture, as the sanitizers see."""
+    for width in range(1, 34):
+        picture = noise(width, 5, width)
+        for side in (1, 2, 3, 5, 8, 13):
+            boxes, size_hw = [(0, 0, width, 5), (width // 2, 4, width, 5)], (4, side)
+            fast, plain = (
+                prepared(picture, boxes, size_hw, filter=filter_name, plain=plain) for plain in (False, True)
+            )
+            np.testing.assert_array_equal(fast, plain, err_msg=f"{width} px to {side}")
+
+
 def test_many_boxes_equal_single_ones() -> None:
     picture = noise(640, 480)
     boxes = [random_box(np.random.default_rng(i), 640, 480, outside=False) for i in range(40)]
@@ -156,6 +172,39 @@ def test_float16_rounds_as_numpy_does() -> None:
         found = prepared(picture, [(0, 0, 16, 16)], (16, 16), std=std, dtype="float16")[0]
         exact = prepared(picture, [(0, 0, 16, 16)], (16, 16), std=std)[0]
         np.testing.assert_array_equal(found, exact.astype(np.float16))
+
+
+@pytest.mark.skipif(THREADS < 2, reason="needs two cores")
+def test_calls_from_several_threads() -> None:
+    """Together they ask for more threads than there are."""
+    picture, box = noise(1200, 900), (0, 0, 1200, 900)
+    expected = prepared(picture, [box], (96, 64), threads=1)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: prepared(picture, [box], (96, 64)), range(12)):
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.skipif(THREADS < 2, reason="needs two cores")
+def test_a_fork_does_no_harm() -> None:
+    """A child has none of its parent's threads, and starts its own."""
+    code = """
+import os, sys
+import numpy as np
+from sdrpn import _native as native
+picture, boxes = np.full((900, 1200, 3), 7, np.uint8), np.array([[0, 0, 1200, 900]])
+out = np.empty((1, 3, 96, 64), np.float32)
+def prepare():
+    native.prepare(picture, boxes, out, filter="bicubic", colour=None, mean=(0, 0, 0), std=(1, 1, 1), threads=2)
+prepare()
+child = os.fork()
+for _ in range(3):
+    prepare()
+if child == 0:
+    os._exit(0 if np.allclose(out * 255, 7) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_signal_ends_a_call() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sdrpn.errors import BadImage, BadInput
 from sdrpn.image import base_pixels, crop_pixels, image_digest, open_image
@@ -44,6 +44,23 @@ def encoded(image: Image.Image, file_format: str = "JPEG", **options: Any) -> by
     return buffer.getvalue()
 
 
+def turned_by_exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif.tobytes()
+
+
+def another_profile() -> bytes:
+    """Of another colour space than sRGB: pixels are left as they are, as Pillow leaves them."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+def see_through() -> Image.Image:
+    image = scene()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
 def looks(picture: Picture) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     base, crops = np.empty((1, 3, 56, 56), np.float32), np.empty((len(BOXES), 3, 56, 56), np.float32)
     picture.write_base(VISION, base)
@@ -61,8 +78,32 @@ def looks(picture: Picture) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.flo
         encoded(scene(), "PNG"),
         encoded(scene().convert("CMYK")),
         encoded(scene().convert("L")),
+        encoded(scene().transpose(Image.Transpose.ROTATE_90), exif=turned_by_exif()),
+        encoded(scene(), icc_profile=another_profile()),
+        encoded(scene(), keep_rgb=True),
+        encoded(scene().convert("CMYK"), icc_profile=another_profile()),
+        encoded(scene(), "WEBP"),
+        encoded(scene(), "PNG", icc_profile=another_profile()),
+        encoded(see_through(), "PNG"),
+        encoded(see_through(), "WEBP", lossless=True),
     ],
-    ids=["image", "array", "turned array", "JPEG", "PNG", "CMYK", "grey"],
+    ids=[
+        "image",
+        "array",
+        "turned array",
+        "JPEG",
+        "PNG",
+        "CMYK",
+        "grey",
+        "JPEG, turned by EXIF",
+        "JPEG with a colour profile",
+        "JPEG stored as RGB",
+        "CMYK with a colour profile",
+        "WebP",
+        "PNG with a colour profile",
+        "PNG with transparency",
+        "WebP with transparency",
+    ],
 )
 def test_a_picture_gives_the_pixels_of_the_specification(source: PictureSource, path: str) -> None:
     assert not isinstance(source, Picture)
