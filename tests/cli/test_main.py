@@ -105,7 +105,7 @@ class TestUsage:
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
         [
-            ([], r"a verb is missing; expected one of export, .*ask, .* \(see sdrpn --help\)"),
+            ([], r"a verb is missing; expected one of demo, export, .*ask, .* \(see sdrpn --help\)"),
             (["paint"], r"argument VERB: invalid choice: 'paint' .*"),
             (["ask", "b"], r"the following arguments are required: IMAGE, QUESTION \(see sdrpn ask --help\)"),
             (["ask", "b", "i", "q", "--threshold", "2"], r"argument --threshold: '2' is not a number from -1 to 1 .*"),
