@@ -39,10 +39,9 @@ def estimate(
     jobs: int,
     max_context: int,
     max_batch: int,
-    capabilities: int = 1,
     weight_streaming: bool = False,
 ) -> Estimate:
-    """Args: weights_bytes of every graph of the model; built: those that are going to be built; for how many GPUs."""
+    """Args: weights_bytes of every graph of the model; built: those that are going to be built."""
     peaks = sorted(
         (_HOST_BASE_BYTES + int(_HOST_PER_WEIGHT_BYTE * weights_bytes[name]) for name in built), reverse=True
     )

@@ -93,7 +93,6 @@ def plan_engines(
         graph_weights_bytes(bundle, variant),
         built=names,
         jobs=jobs,
-        capabilities=len(target.compute_capabilities),
         max_context=context,
         max_batch=options.max_batch,
         weight_streaming=options.weight_streaming,

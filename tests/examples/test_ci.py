@@ -137,12 +137,13 @@ class TestScript:
         assert outcome.stderr.startswith("usage: ")
 
 
-class TestWorkflow:
-    @pytest.fixture(scope="class")
-    def workflow(self) -> dict[Any, Any]:
-        found: dict[Any, Any] = yaml.safe_load((CI / "github-actions.yml").read_text(encoding="utf-8"))
-        return found
+@pytest.fixture
+def workflow() -> dict[Any, Any]:
+    found: dict[Any, Any] = yaml.safe_load((CI / "github-actions.yml").read_text(encoding="utf-8"))
+    return found
 
+
+class TestWorkflow:
     def steps(self, workflow: dict[Any, Any]) -> list[dict[str, Any]]:
         return [step for job in workflow["jobs"].values() for step in job["steps"]]
 
