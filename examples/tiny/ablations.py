@@ -17,7 +17,7 @@ from pipeline import Step, run_steps, verb
 from sdrpn.atomic import replacing_file
 
 PAIRS = 300, 1000, 3000, 10_000  # nested: the first of each other
-SEEDS = 0, 1
+SEEDS = 0, 1  # of raw against denoised labels; fewer pairs are tried with the first
 SAMPLES = 1000
 
 
@@ -26,17 +26,24 @@ def steps(runs: Path, samples: int, training_steps: int) -> list[Step]:
     out, checkpoint, labels, raw = runs / "ablations", runs / "checkpoint", runs / "labels", runs / "labels-raw"
     found = [Step(verb("relabel", labels, "--raw", "--out", raw), raw)]
     rpns = ["--rpn", str(runs / "rpn-0" / "rpn.safetensors")]
+    trainings = [(name_of(count, SEEDS[0]), labels, count, SEEDS[0]) for count in PAIRS[:-1]]
     for seed in SEEDS:
-        for name, source, pairs in [("raw", raw, PAIRS[-1]), *((f"n{count}", labels, count) for count in PAIRS)]:
-            folder = out / f"{name}-{seed}"
-            files = ("--labels", source, "--taps-dir", runs / "taps", "--out", folder)
-            more = ("--preset", "tiny", "--seed", seed, "--limit-pairs", pairs, "--steps", training_steps)
-            found.append(Step(verb("train", checkpoint, *files, *more), folder))
-            rpns += ["--rpn", f"{name}-{seed}={folder / 'rpn.safetensors'}"]
+        trainings += [(name_of(PAIRS[-1], seed), labels, PAIRS[-1], seed), (f"raw-{seed}", raw, PAIRS[-1], seed)]
+    common = ("--preset", "tiny", "--steps", training_steps, "--validations", 1)
+    for name, source, pairs, seed in trainings:
+        files = ("--labels", source, "--taps-dir", runs / "taps", "--out", out / name)
+        more = ("--seed", seed, "--limit-pairs", pairs)
+        found.append(Step(verb("train", checkpoint, *files, *common, *more), out / name))
+        rpns += ["--rpn", f"{name}={out / name / 'rpn.safetensors'}"]
     asked = ("--task", "tags", "--samples", samples, "--seed", 5, "--methods", "plain,sdrpn")
     chosen = ("--heads", runs / "heads" / "heads.json", "--threshold", "auto")
     found.append(Step(verb("eval", checkpoint, *asked, *chosen, *rpns, "--out", out / "eval", "--resume"), None))
     return found
+
+
+def name_of(pairs: int, seed: int) -> str:
+    """Of a training on denoised labels."""
+    return f"n{pairs}-{seed}"
 
 
 def total_steps(runs: Path) -> int:
@@ -53,10 +60,10 @@ def draw(results: Path, picture: Path) -> None:
 
     methods = json.loads(results.read_text("utf-8"))["methods"]
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    by_pairs = {count: [methods[f"sdrpn:n{count}-{seed}"]["accuracy"] for seed in SEEDS] for count in PAIRS}
-    for count, values in by_pairs.items():
-        axes.plot([count] * len(values), values, "o", color="tab:blue", alpha=0.5)
-    axes.plot(PAIRS, [sum(values) / len(values) for values in by_pairs.values()], color="tab:blue", label="denoised")
+    curve = [methods[f"sdrpn:{name_of(count, SEEDS[0])}"]["accuracy"] for count in PAIRS]
+    axes.plot(PAIRS, curve, "o-", color="tab:blue", label="denoised")
+    others = [methods[f"sdrpn:{name_of(PAIRS[-1], seed)}"]["accuracy"] for seed in SEEDS[1:]]
+    axes.plot([PAIRS[-1]] * len(others), others, "o", color="tab:blue", alpha=0.5)
     raw = [methods[f"sdrpn:raw-{seed}"]["accuracy"] for seed in SEEDS]
     axes.plot([PAIRS[-1]] * len(raw), raw, "x", color="tab:orange", label="raw attention")
     axes.axhline(methods["plain"]["accuracy"], color="gray", linestyle=":", label="one look")
