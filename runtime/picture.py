@@ -46,7 +46,7 @@ BAND_ROWS = 256  # of a Pillow image are copied at a time
 
 
 class Picture:
-    """Pixels in memory, or a JPEG file that is decoded by parts. Made by `open_picture`."""
+    """Pixels in memory or on a GPU, or a JPEG file that is decoded by parts. Made by `open_picture`."""
 
     def __init__(self, pixels: Pixels | GpuPixels | None, file: JpegFile | None, threads: int) -> None:
         self._on_gpu = pixels if isinstance(pixels, GpuPixels) else None
