@@ -61,6 +61,7 @@ class TensorRtBackend:
     """Allocates buffers on the GPU and loads engines."""
 
     name = "tensorrt"
+    prefill_rows: int | None = None
 
     def __init__(self, library: Library, cuda: Cuda, options: EngineOptions | None = None) -> None:
         """Raises RunFailed where CUDA finds no GPU that it can use."""

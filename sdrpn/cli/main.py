@@ -27,6 +27,7 @@ VERBS = (
     "export",
     "plan",
     "build",
+    "optimize",
     "ask",
     "inspect",
     "compare",
