@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdrpn.bundle import Bundle
+from sdrpn.bundle import Bundle, Variant
 from sdrpn.errors import BadInput, EngineMismatch
-from sdrpn.runtime.backends import BACKENDS
+from sdrpn.machine import read_cpu
+from sdrpn.optimized import OptimizedSet, find_optimized
+from sdrpn.runtime.backends import BACKENDS, onnxruntime_version
 from sdrpn.runtime.engine_set import EngineSet, build_command, engine_set, engine_sets
 from sdrpn.runtime.platform import read_platform
 from sdrpn.runtime.preflight import check_engines, require_fit
 
-__all__ = ["AUTOMATIC", "Choice", "choose_backend"]
+__all__ = ["AUTOMATIC", "Choice", "choose_backend", "choose_optimized", "mapped_weights_bytes"]
 
 AUTOMATIC = "auto"
 
@@ -55,6 +57,27 @@ def choose_backend(
     if backend != AUTOMATIC:
         return Choice(backend)
     return _automatic(bundle, variant, verify)
+
+
+def choose_optimized(
+    bundle: Bundle, variant: Variant, backend: str, verify: bool = True
+) -> tuple[OptimizedSet | None, str | None]:
+    """The graphs that `sdrpn optimize` saved for this machine's CPU, if some fit; else why not, if some are there.
+
+    Raises: BadBundle where their files were changed
+    """
+    if backend != "onnxruntime" or not (bundle.path / "optimized").is_dir():
+        return None, None
+    found, note = find_optimized(bundle, variant, onnxruntime_version(), read_cpu())
+    if found is not None:
+        found.verify(large=verify)
+    return found, note
+
+
+def mapped_weights_bytes(bundle: Bundle, variant: Variant) -> int | None:
+    """Of the graphs that `choose_optimized` would take on a CPU; None where there are none."""
+    found, _ = choose_optimized(bundle, variant, "onnxruntime", verify=False)
+    return None if found is None else found.manifest.mapped_bytes
 
 
 def _fitting(bundle: Bundle, target: str | None, variant: str | None, verify: bool) -> EngineSet:

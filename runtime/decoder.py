@@ -6,6 +6,7 @@ One sequence at a time (B = 1). Rows are positions: row i of every cache and of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,7 +90,9 @@ class Decoder:
         if stop > self.length:
             raise RunFailed(f"{rows} rows at {start} are past the cache of {self.length} rows; reserve more")
         hidden = self._joined(pieces, rows)
-        self._run("trunk", {"inputs_embeds": hidden}, {"tap": self._taps.rows(start, stop)}, start, stop)
+        for first, end in self._parts(start, stop):
+            feeds, results = hidden.rows(first - start, end - start), self._taps.rows(first, end)
+            self._run("trunk", {"inputs_embeds": feeds}, {"tap": results}, first, end)
         self._tap_rows = stop
 
     def _joined(self, pieces: Sequence[Rows], rows: int) -> Buffer:
@@ -112,19 +115,26 @@ class Decoder:
 
     def run_rpn(self, stop: int) -> FloatArray:
         """Scores (H, stop) of the last row against every position, over the taps that the RPN has not seen."""
-        start = min(self.valid["rpn"], stop - 1)
-        results = self._score_buffers(stop - start)
-        self._run("rpn", {"tap": self._taps_of(start, stop)}, results, start, stop)
+        for first, end in self._parts(min(self.valid["rpn"], stop - 1), stop):
+            results = self._score_buffers(end - first)
+            self._run("rpn", {"tap": self._taps_of(first, end)}, results, first, end)
         scores = results["scores"].read()[0, :, :stop]
         if "new_scores" in results:  # the cache was read only: the rows of this run are scored on their own
-            scores = np.concatenate([scores[:, :start], results["new_scores"].read()[0]], axis=1)
+            scores = np.concatenate([scores[:, :first], results["new_scores"].read()[0]], axis=1)
         return np.array(scores, dtype=np.float32)
 
     def run_tail(self, start: int, stop: int) -> FloatArray:
         """Logits (V,) of row stop-1, over taps start..stop-1. A view: the next run overwrites it."""
-        self._run("tail", {"tap": self._taps_of(start, stop)}, {"logits": self._logits}, start, stop)
+        for first, end in self._parts(start, stop):
+            self._run("tail", {"tap": self._taps_of(first, end)}, {"logits": self._logits}, first, end)
         logits: FloatArray = self._logits.read()[0]
         return logits
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Rows start..stop-1 in parts of equal length, none longer than the backend wants."""
+        count = 1 if self._backend.prefill_rows is None else -(-(stop - start) // self._backend.prefill_rows)
+        edges = [start + (stop - start) * number // max(1, count) for number in range(max(1, count) + 1)]
+        return list(itertools.pairwise(edges))
 
     def step(self, embedding: FloatArray, position: int) -> FloatArray:
         """One new token: its embedding (1,D) at `position` -> logits (V,), a view that the next run overwrites."""

@@ -104,6 +104,11 @@ class Backend(Protocol):
         """As `--backend` spells it."""
         ...
 
+    @property
+    def prefill_rows(self) -> int | None:
+        """Most rows that it likes to be given at once; None: any number. More go in several runs."""
+        ...
+
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
         """A buffer of zeros. `for_host`: the host writes or reads it, so it may lie where that costs least."""
         ...

@@ -19,7 +19,7 @@ from sdrpn.roi import Decide, RoiPolicy, decide_by_policy, roi_map
 from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
 from sdrpn.runtime.backends import open_backend, open_tensorrt
 from sdrpn.runtime.backends.tensorrt import EngineOptions
-from sdrpn.runtime.choice import AUTOMATIC, choose_backend
+from sdrpn.runtime.choice import AUTOMATIC, choose_backend, choose_optimized
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.picture import Decode, PictureSource, open_picture
@@ -54,7 +54,7 @@ class Session:
         """Load the variant's graphs. `Session.open` is the usual way in.
 
         Args:
-            engines: files that the backend loads in place of the ONNX graphs, by graph
+            engines: files that the backend loads in place of the bundle's graphs, by graph
             note: kept as `backend_note`
             decode, threads: of pictures, as in `open`
         """
@@ -92,6 +92,7 @@ class Session:
         variant: str | None = None,
         target: str | None = None,
         engine_options: EngineOptions | None = None,
+        optimized: bool = True,
         verify: bool = True,
         decode: Decode = "exact",
     ) -> Session:
@@ -105,6 +106,7 @@ class Session:
             variant: such as "primitive-fp16"; None: that of the engines, or the one that suits a CPU best
             target: whose engines are run; None: the first that fit
             engine_options: how engines are run
+            optimized: on a CPU, take the graphs of `sdrpn optimize` where some fit this machine
             verify: False skips the digests of large files (sizes are always compared)
             decode: "fast" takes the first look at a JPEG file from DCT scaling: quicker, not exact; "gpu" decodes JPEG
                 files with nvImageCodec
@@ -120,9 +122,13 @@ class Session:
             files = {name: one.path for name, one in engines.items()}
             return cls(bundle, chosen, gpu, files, decode=decode, threads=threads)
         chosen = bundle.variant(variant)
-        library = open_backend(choice.backend, threads)
+        saved, note = choose_optimized(bundle, chosen, choice.backend, verify) if optimized else (None, None)
+        library = open_backend(choice.backend, threads, optimized=saved is not None)
+        if saved is not None:
+            bundle.verify((chosen.embedding, *tokenizer), large=verify)
+            return cls(bundle, chosen, library, saved.graphs, choice.note, decode=decode, threads=threads)
         bundle.verify((*chosen.files, *tokenizer), large=verify)
-        return cls(bundle, chosen, library, note=choice.note, decode=decode, threads=threads)
+        return cls(bundle, chosen, library, note=choice.note or note, decode=decode, threads=threads)
 
     @property
     def spec(self) -> ModelSpec:

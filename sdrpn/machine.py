@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import hashlib
 import os
 import platform
 import re
@@ -15,7 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Gpu", "Jetson", "Machine", "read_cuda_driver", "read_gpus", "read_jetson", "read_machine"]
+__all__ = [
+    "Cpu",
+    "Gpu",
+    "Jetson",
+    "Machine",
+    "read_cpu",
+    "read_cuda_driver",
+    "read_gpus",
+    "read_jetson",
+    "read_machine",
+]
 
 _ROOT = Path("/")
 # nvidia-smi wakes sleeping GPUs, one after the other.
@@ -42,6 +53,19 @@ class Jetson:
     model: str
     l4t: str | None  # e.g. 36.4.3
     jetpack: str | None  # the major version, e.g. 6
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A processor's model and the instructions that it offers: what decides on a library's kernels."""
+
+    model: str
+    features: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return hashlib.sha256("\n".join((self.model, *self.features)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -77,6 +101,17 @@ def read_machine(root: Path = _ROOT) -> Machine:
         gpus=read_gpus(),
         jetson=read_jetson(root),
     )
+
+
+def read_cpu(root: Path = _ROOT) -> Cpu:
+    """The first processor of this machine; `root` stands for `/` in tests."""
+    text = _text(root / "proc/cpuinfo")
+    entries = dict(re.findall(r"^([^:\n]+?)\s*:[ ]*(.*)$", text.split("\n\n")[0], re.MULTILINE))
+    model = entries.get("model name") or " ".join(
+        entries[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in entries
+    )
+    features = entries.get("flags") or entries.get("Features") or ""  # as x86 and Arm call them
+    return Cpu(model or platform.processor() or platform.machine(), tuple(sorted(features.split())))
 
 
 def read_gpus(run: Callable[[], str] | None = None) -> tuple[Gpu, ...]:

@@ -80,9 +80,12 @@ def device_needs(spec: ModelSpec, weights_bytes: int, *, context: int, batch: in
     return MemoryNeeds(weights_bytes, _caches_bytes(spec, context, batch, _HALF), activations, _images_bytes(spec))
 
 
-def cpu_needs(bundle: Bundle, variant: Variant, *, context: int, batch: int = 1) -> MemoryNeeds:
-    """ONNX Runtime on a CPU. What it maps from files and may drop again is not counted.
+def cpu_needs(
+    bundle: Bundle, variant: Variant, *, context: int, batch: int = 1, mapped_bytes: int | None = None
+) -> MemoryNeeds:
+    """ONNX Runtime on a CPU. What it maps from files and does not use again is not counted.
 
+    `mapped_bytes`: of the weights that `sdrpn optimize` saved; None: they are packed in memory when graphs are loaded.
     Its attention writes out the scores of every head, and a prefill is as long as a picture, a crop and a text.
     """
     spec = bundle.spec
@@ -90,7 +93,7 @@ def cpu_needs(bundle: Bundle, variant: Variant, *, context: int, batch: int = 1)
     row = 4 * llm.width * _FLOAT + 2 * _projections(spec) * _FLOAT + llm.heads * context * _FLOAT
     element = _FLOAT if variant.precision == "fp32" or variant.for_cpu else _HALF
     return MemoryNeeds(
-        weights_bytes=_cpu_weights_bytes(bundle, variant),
+        weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
         caches_bytes=_caches_bytes(spec, context, batch, element),
         activations_bytes=_PROCESS_BYTES + rows * row + batch * llm.vocabulary * _FLOAT,
         images_bytes=_images_bytes(spec),
@@ -114,10 +117,12 @@ def fitting_context(needs_of: Callable[[int], MemoryNeeds], memory_bytes: int, l
     return fits
 
 
-def require_cpu_memory(bundle: Bundle, variant: Variant, available_bytes: int | None) -> None:
+def require_cpu_memory(
+    bundle: Bundle, variant: Variant, available_bytes: int | None, mapped_bytes: int | None = None
+) -> None:
     """Raises RunFailed, with the numbers, where one question with a crop would not fit in memory."""
     context = usual_context(bundle.spec, bundle.manifest.max_context)
-    found = cpu_needs(bundle, variant, context=context)
+    found = cpu_needs(bundle, variant, context=context, mapped_bytes=mapped_bytes)
     if available_bytes is None or found.total_bytes <= available_bytes:
         return
     missing = text_from_bytes(found.total_bytes - available_bytes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sdrpn.machine import Gpu, Jetson, read_cuda_driver, read_gpus, read_jetson, read_machine
+from sdrpn.machine import Cpu, Gpu, Jetson, read_cpu, read_cuda_driver, read_gpus, read_jetson, read_machine
 
 
 def put(root: Path, path: str, text: str) -> None:
@@ -68,6 +68,24 @@ class TestCudaDriver:
             raise error
 
         assert read_cuda_driver(fail) is None
+
+
+class TestCpu:
+    def test_x86(self, tmp_path: Path) -> None:
+        put(tmp_path, "proc/cpuinfo", "model name\t: A CPU\nflags\t\t: fpu avx2\n\nmodel name\t: B\nflags\t\t: sse\n")
+        assert read_cpu(tmp_path) == Cpu("A CPU", ("avx2", "fpu"))
+
+    def test_arm(self, tmp_path: Path) -> None:
+        put(tmp_path, "proc/cpuinfo", "Features\t: fp asimddp\nCPU implementer\t: 0x41\nCPU part\t: 0xd42\n")
+        assert read_cpu(tmp_path) == Cpu("0x41 0xd42", ("asimddp", "fp"))
+
+    def test_what_is_not_told(self, tmp_path: Path) -> None:
+        assert read_cpu(tmp_path).model
+        assert read_cpu(tmp_path).features == ()
+
+    def test_the_digest_is_of_model_and_features(self) -> None:
+        digests = {Cpu(model, features).digest for model in "ab" for features in ((), ("avx2",))}
+        assert len(digests) == 4
 
 
 class TestJetson:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from sdrpn.errors import BadInput, MissingDependency
 from sdrpn.runtime.backends.cuda import load_cuda
@@ -10,7 +11,7 @@ from sdrpn.runtime.backends.tensorrt import EngineOptions, TensorRtBackend
 from sdrpn.runtime.backends.tensorrt_library import open_library
 from sdrpn.runtime.runner import Backend
 
-__all__ = ["BACKENDS", "open_backend", "open_tensorrt"]
+__all__ = ["BACKENDS", "onnxruntime_version", "open_backend", "open_tensorrt"]
 
 # `tensorrt` runs engines; the others run the ONNX graphs themselves.
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
@@ -26,8 +27,13 @@ def open_tensorrt(flavour: str, options: EngineOptions | None = None, *, host_co
     return TensorRtBackend(open_library(flavour), load_cuda("backend tensorrt"), options, host_code=host_code)
 
 
-def open_backend(name: str, threads: int | None = None) -> Backend:
-    """A backend that runs ONNX graphs.
+def onnxruntime_version() -> str:
+    """Raises: MissingDependency where ONNX Runtime cannot be imported"""
+    return str(_require_onnxruntime("onnxruntime").__version__)
+
+
+def open_backend(name: str, threads: int | None = None, *, optimized: bool = False) -> Backend:
+    """A backend that runs ONNX graphs; `optimized`: those that `sdrpn optimize` saved.
 
     Raises: BadInput for an unknown one, MissingDependency where its library is absent
     """
@@ -38,17 +44,19 @@ def open_backend(name: str, threads: int | None = None) -> Backend:
     _require_onnxruntime(name)
     from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(name, threads)
+    return OnnxRuntimeBackend(name, threads, optimized=optimized)
 
 
-def _require_onnxruntime(backend: str) -> None:
+def _require_onnxruntime(backend: str) -> Any:
     """It is part of the base install, but two wheels own its folder: removing one breaks the other."""
     try:
         # An attribute, because what an uninstalled wheel leaves behind may be a folder that imports as an empty module.
-        importlib.import_module("onnxruntime").InferenceSession  # noqa: B018
+        library = importlib.import_module("onnxruntime")
+        library.InferenceSession  # noqa: B018
     except (ImportError, AttributeError) as error:
         wheel = "onnxruntime" if backend == "onnxruntime" else "onnxruntime-gpu"
         raise MissingDependency(
             f"backend {backend} needs ONNX Runtime, which cannot be imported ({' '.join(str(error).split())}); "
             f"install it again: pip install --force-reinstall {wheel}"
         ) from error
+    return library

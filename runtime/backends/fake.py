@@ -38,6 +38,7 @@ class FakeBackend:
     graphs: Mapping[str, Compute]
     calls: list[FakeCall] = field(default_factory=list)
     name: str = "fake"
+    prefill_rows: int | None = None
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
         """Zeros in ordinary memory."""

@@ -61,6 +61,7 @@ class TensorRtBackend:
     """Allocates buffers on the GPU and loads engines."""
 
     name = "tensorrt"
+    prefill_rows: int | None = None
 
     def __init__(
         self, library: Library, cuda: Cuda, options: EngineOptions | None = None, *, host_code: bool = False

@@ -73,6 +73,9 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-verify", action="store_true", help="do not check the digests of large files: starts faster"
     )
+    group.add_argument(
+        "--no-optimized", action="store_true", help="run the bundle's own graphs, not those of `sdrpn optimize`"
+    )
     group.add_argument("--no-memory-check", action="store_true", help="start even if the estimate says it cannot fit")
 
 
@@ -160,6 +163,7 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         variant=args.variant,
         target=args.target,
+        optimized=not args.no_optimized,
         verify=not args.no_verify,
     ) as session:
         if session.backend_note is not None:
@@ -228,12 +232,15 @@ def _require_memory(args: argparse.Namespace) -> None:
     from sdrpn.bundle import open_bundle
     from sdrpn.machine import read_machine
     from sdrpn.memory import require_cpu_memory
+    from sdrpn.runtime.choice import mapped_weights_bytes
 
     machine = read_machine()
     if args.backend == "auto" and machine.gpus:  # engines may answer; where none fit, running out is told as it happens
         return
     bundle = open_bundle(args.bundle)
-    require_cpu_memory(bundle, bundle.variant(args.variant), machine.memory_available_bytes)
+    variant = bundle.variant(args.variant)
+    mapped_bytes = None if args.no_optimized else mapped_weights_bytes(bundle, variant)
+    require_cpu_memory(bundle, variant, machine.memory_available_bytes, mapped_bytes)
 
 
 def _print_pieces(stream: Iterable[str]) -> None:

@@ -31,6 +31,7 @@ again in the second pass.
 
   sdrpn bench bundle --cases plain,one-box --html bench.html
   sdrpn bench bundle --variant fused-int4-cpu --compare bundle:fused-fp32
+  sdrpn bench bundle --variant fused-int4-cpu --compare bundle:fused-int4-cpu:standard
   sdrpn bench bundle --compare torch --checkpoint CHECKPOINT
 """
 
@@ -54,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OTHER",
         action="append",
         default=[],
-        help="another bundle, a bundle's variant as BUNDLE:VARIANT, or torch; may be given several times",
+        help="another bundle; a bundle's variant as BUNDLE:VARIANT, or BUNDLE:VARIANT:standard for its own graphs, not "
+        "those of `sdrpn optimize`; or torch; may be given several times",
+    )
+    parser.add_argument(
+        "--no-optimized", action="store_true", help="run BUNDLE's own graphs, not those of `sdrpn optimize`"
     )
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="of --compare torch")
     parser.add_argument("--no-verify", action="store_true", help="do not check the digests of large files")
@@ -113,31 +118,40 @@ def _sides(args: argparse.Namespace, opened: ExitStack) -> tuple[list[BenchSide]
     from sdrpn.runtime.bench import SessionSide
     from sdrpn.shipped import bundle_path
 
-    def session(path: Path, variant: str | None) -> Session:
-        return opened.enter_context(
-            Session.open(path, backend=args.backend, threads=args.threads, variant=variant, verify=not args.no_verify)
+    def side(path: Path, variant: str | None, optimized: bool) -> tuple[Session, SessionSide]:
+        session = opened.enter_context(
+            Session.open(
+                path,
+                backend=args.backend,
+                threads=args.threads,
+                variant=variant,
+                optimized=optimized,
+                verify=not args.no_verify,
+            )
         )
+        name = f"{path.name}:{session.variant.name}{'' if optimized else ':standard'}"
+        return session, SessionSide(name, session, args.new_tokens)
 
-    first = session(args.bundle, args.variant)
-    sides: list[BenchSide] = [SessionSide(_name(args.bundle, first.variant.name), first, args.new_tokens)]
+    first, first_side = side(args.bundle, args.variant, not args.no_optimized)
+    sides: list[BenchSide] = [first_side]
     for other in args.compare:
         if other == "torch":
             sides.append(_torch_side(args))
             continue
-        path, _, variant = other.partition(":")
-        one = session(bundle_path(path), variant or None)
+        path, variant, form = [*other.split(":"), "", ""][:3]
+        if form not in ("", "standard"):
+            raise BadInput(f"--compare {other}: expected BUNDLE, BUNDLE:VARIANT or BUNDLE:VARIANT:standard")
+        one, other_side = side(bundle_path(path), variant or None, optimized=not form)
         if one.spec != first.spec:
             raise BadInput(
                 f"--compare {other} is of another model than {args.bundle}; compare exports of one checkpoint"
             )
-        sides.append(SessionSide(_name(bundle_path(path), one.variant.name), one, args.new_tokens))
+        sides.append(other_side)
     if len({side.name for side in sides}) < len(sides):
-        raise BadInput("the same bundle and variant is compared with itself; name another with BUNDLE:VARIANT")
+        raise BadInput(
+            "the same bundle and variant is compared with itself; name another with BUNDLE:VARIANT[:standard]"
+        )
     return sides, first.spec
-
-
-def _name(path: Path, variant: str) -> str:
-    return f"{path.name}:{variant}"
 
 
 def _torch_side(args: argparse.Namespace) -> BenchSide:

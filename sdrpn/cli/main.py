@@ -28,6 +28,7 @@ VERBS = (
     "export",
     "plan",
     "build",
+    "optimize",
     "ask",
     "inspect",
     "compare",

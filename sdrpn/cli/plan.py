@@ -100,13 +100,15 @@ def run(args: argparse.Namespace) -> int:
 def _this_machine(bundle: Bundle, args: argparse.Namespace) -> _Place:
     from sdrpn.machine import read_machine
     from sdrpn.memory import cpu_needs
+    from sdrpn.runtime.choice import mapped_weights_bytes
 
     variant = bundle.variant(args.variant)
+    mapped_bytes = mapped_weights_bytes(bundle, variant)
     return _Place(
-        "this machine's CPU",
+        "this machine's CPU" if mapped_bytes is None else "this machine's CPU, optimized graphs",
         read_machine().memory_available_bytes,
         variant,
-        lambda context: cpu_needs(bundle, variant, context=context, batch=args.batch),
+        lambda context: cpu_needs(bundle, variant, context=context, batch=args.batch, mapped_bytes=mapped_bytes),
     )
 
 

@@ -73,6 +73,27 @@ def test_rpn_looks_only_at_taps_that_it_has_not_seen(in_place: bool) -> None:
     np.testing.assert_array_equal(second[0, 1:5], first[0, 1:5])
 
 
+def test_a_long_prefill_goes_in_parts_and_gives_the_same(in_place: bool) -> None:
+    script = Script(in_place=in_place)
+    script.scores[:] = np.arange(SPEC.vision.image_tokens)
+    results = []
+    for most in (None, 3):
+        decoder, backend = fake_decoder(script, in_place)
+        backend.prefill_rows = most
+        decoder.reset(20)
+        decoder.run_trunk([rows(3), rows(5, start=3)], 0)
+        scores = decoder.run_rpn(8)
+        logits = decoder.run_tail(0, 8).copy()
+        results.append(
+            (scores, logits, positions_in(decoder, "tail", "key_cache.1"), decoder._taps.read()[0, :8].copy())
+        )
+        parts = [call.feeds["tap"].shape[1] for call in backend.calls if call.graph == "tail"]
+        assert parts == ([8] if most is None else [2, 3, 3])
+        assert decoder.computed_rows == {"trunk": 8, "rpn": 8, "tail": 8}
+    for whole, in_parts in zip(*results, strict=True):
+        np.testing.assert_array_equal(whole, in_parts)
+
+
 def test_a_token_step_is_bound_once_and_caches_keep_their_address(in_place: bool) -> None:
     decoder, backend = fake_decoder(Script(in_place=in_place), in_place)
     decoder.reset(20)

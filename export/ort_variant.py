@@ -1,0 +1,174 @@
+"""A decoder graph as ONNX Runtime runs it fastest on a CPU: attention by its own operator, GroupQueryAttention.
+
+Made from the standard graph of the dialect `fused`, which stays what counts; inputs and outputs are the same. The
+operator splits and rotates the packed projection, writes the caches in place and attends to as many rows as are in use,
+however long the caches are. It takes positions as `write_index` and up, one after the other, as the runtime gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from sdrpn.errors import BadInput
+
+__all__ = ["group_query_graph", "mapped_bytes"]
+
+_DOMAIN = "com.microsoft"
+# What lies between the packed projection and an attention's query, key and value.
+_PASSED = ("RotaryEmbedding", "Transpose", "Reshape", "GatherND", "TensorScatter")
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """One attention of the standard graph, and what it hangs on."""
+
+    packed: ir.Value  # (B,S,(H+2*H_kv)*head_dim)
+    caches: tuple[ir.Value, ir.Value]
+    updated: tuple[ir.Value, ir.Value]
+    tables: tuple[ir.Value, ir.Value]  # cos, sin
+    row: ir.Value | None  # index (B,1,1) of the only query that goes on; None: all
+    result: ir.Value  # (B,S,H*head_dim), or (B,1,H*head_dim)
+    heads: int
+    kv_heads: int
+
+
+def group_query_graph(path: Path) -> bytes:
+    """The graph at `path` with its attentions replaced; weights stay where it says they are.
+
+    Raises: BadInput where the graph has no attention of this form
+    """
+    model = ir.load(path)
+    found = [_attention(node) for node in model.graph if node.op_type == "Attention" and len(node.inputs) > 3]
+    if not found:
+        raise BadInput(f"{path} has no attention with caches as the dialect fused writes it; nothing to replace")
+    _replace(model.graph, found)
+    model.opset_imports[_DOMAIN] = 1
+    RemoveUnusedNodesPass()(model)
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+def mapped_bytes(path: Path) -> int:
+    """Bytes of the weights of a saved graph as kernels use them: the packed form, where there is one."""
+    total = 0
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        packed = [value for key, value in entries.items() if key.startswith("prepacked")]
+        # kernel|offset;size;...
+        sizes = [int(part.split(";")[1]) for value in packed for part in value.split("|")[1:]]
+        total += sum(sizes) if sizes else int(entries.get("length", 0))
+    return total
+
+
+def _attention(node: ir.Node) -> _Attention:
+    query, (keys, values) = _input(node, 0), (_producer(node, i) for i in (1, 2))
+    way = list(_way_up(query))
+    rotary = next(step for step in way if step.op_type == "RotaryEmbedding")
+    picked = [step for step in way if step.op_type == "GatherND"]
+    merge = _only_user(_only_user(node.outputs[0]).outputs[0])  # Transpose, Reshape
+    caches = _input(keys, 0), _input(values, 0)
+    kv_heads, head_dim = (_size(caches[0], axis) for axis in (1, 3))
+    split = _producer_of(_input(way[-1], 0))
+    sizes = ir.convenience.get_const_tensor(_input(split, 1))
+    assert sizes is not None
+    return _Attention(
+        packed=_input(split, 0),
+        caches=caches,
+        updated=(keys.outputs[0], values.outputs[0]),
+        tables=(_input(rotary, 1), _input(rotary, 2)),
+        row=_input(picked[0], 1) if picked else None,
+        result=merge.outputs[0],
+        heads=int(sizes.numpy()[0]) // head_dim,
+        kv_heads=kv_heads,
+    )
+
+
+def _way_up(value: ir.Value) -> Iterator[ir.Node]:
+    """The nodes from a query up to, not including, the split of the packed projection."""
+    node = _producer_of(value)
+    while node.op_type in _PASSED:
+        yield node
+        node = _producer_of(_input(node, 0))
+
+
+def _replace(graph: ir.Graph, found: list[_Attention]) -> None:
+    inputs = {str(value.name): value for value in graph.inputs}
+    start, lengths, total = _extents(graph, inputs["position_ids"], inputs["write_index"])
+    for one in found:
+        attend = ir.node(
+            "GroupQueryAttention",
+            [one.packed, None, None, *one.caches, lengths, total, *one.tables],
+            {"num_heads": one.heads, "kv_num_heads": one.kv_heads, "do_rotary": 1},
+            domain=_DOMAIN,
+            num_outputs=3,
+            name=f"{one.result.name}/attention",
+        )
+        nodes, result = [attend], attend.outputs[0]
+        if one.row is not None:
+            picked = ir.node("GatherND", [result, one.row], {"batch_dims": 1}, name=f"{one.result.name}/row")
+            nodes, result = [attend, picked], picked.outputs[0]
+        last = one.result.producer()
+        assert last is not None
+        graph.insert_after(last, nodes)
+        for old, new in zip((one.result, *one.updated), (result, *attend.outputs[1:]), strict=True):
+            _take_over(graph, old, new)
+    graph.insert_before(graph[0], start)
+
+
+def _extents(
+    graph: ir.Graph, position_ids: ir.Value, write_index: ir.Value
+) -> tuple[list[ir.Node], ir.Value, ir.Value]:
+    """Nodes, and what they make: rows in use less one (B), and the most rows in use, both int32."""
+    one = ir.Value(name="one", const_value=ir.tensor([1], dtype=ir.DataType.INT64, name="one"))
+    graph.register_initializer(one)
+    rows = ir.node("Shape", [position_ids], {"start": 1, "end": 2})
+    end = ir.node("Add", [write_index, rows.outputs[0]])
+    last = ir.node("Sub", [end.outputs[0], one])
+    lengths = ir.node("Cast", [last.outputs[0]], {"to": ir.DataType.INT32})
+    most = ir.node("ReduceMax", [end.outputs[0]], {"keepdims": 0})
+    total = ir.node("Cast", [most.outputs[0]], {"to": ir.DataType.INT32})
+    nodes = [rows, end, last, lengths, most, total]
+    for node, name in zip(nodes, ("rows", "end", "last", "lengths", "most", "total"), strict=True):
+        node.outputs[0].name = f"extent.{name}"
+    return nodes, lengths.outputs[0], total.outputs[0]
+
+
+def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """`new` takes the place of `old`, also as an output of the graph."""
+    name, new.type, new.shape = old.name, old.type, old.shape
+    old.name = f"{name}.standard"
+    new.name = name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def _producer(node: ir.Node, index: int) -> ir.Node:
+    return _producer_of(_input(node, index))
+
+
+def _producer_of(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def _only_user(value: ir.Value) -> ir.Node:
+    ((node, _),) = value.uses()
+    return node
+
+
+def _size(value: ir.Value, axis: int) -> int:
+    assert value.shape is not None
+    size = value.shape[axis]
+    assert isinstance(size, int)
+    return size

@@ -1,0 +1,88 @@
+"""Let ONNX Runtime optimise graphs for this machine and save what it made: graph, and weights as its kernels want them.
+
+Saved weights are mapped when they are loaded, so that processes and sessions share them. Knows nothing about what is in
+a graph: whoever calls may hand one over that was rewritten.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from sdrpn.bundle import GraphInfo
+from sdrpn.errors import RunFailed
+from sdrpn.runtime.arrays import run_on_arrays
+from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner, session_options
+from sdrpn.runtime.runner import Array
+
+__all__ = ["save_graph"]
+
+_ROWS, _CACHE_ROWS, _SEED = 3, 64, 0
+
+
+def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, threads: int | None = None) -> None:
+    """Write `out` and, beside it, `out`.data, and see that they answer as the graph before it was saved.
+
+    Args:
+        model: the graph, as a file or as its bytes
+        weights: folder that its weights' paths are relative to
+    Raises: RunFailed where ONNX Runtime refuses the graph, or what it saved is not what it had
+    """
+    backend = OnnxRuntimeBackend("onnxruntime", threads)
+    options = _saving(session_options(backend.threads), weights, out)
+    try:
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+        reason = " ".join(str(error).split())
+        raise RunFailed(
+            f"ONNX Runtime {onnxruntime.__version__} cannot optimise the {graph.name} graph: {reason}"
+        ) from error
+    feeds = _trial(graph)
+    before = run_on_arrays(backend, OnnxRuntimeRunner(graph, session, "cpu", 0), feeds)
+    before = {name: array.copy() for name, array in before.items()}
+    del session
+    runner = OnnxRuntimeBackend("onnxruntime", threads, optimized=True).load(graph, out)
+    after = run_on_arrays(backend, runner, feeds)
+    for name, array in before.items():
+        if not np.array_equal(array, after[name]):
+            raise RunFailed(
+                f"{name} of the {graph.name} graph changed when it was saved; is the disk full or damaged? "
+                "Free some space and try again"
+            )
+
+
+def _saving(options: onnxruntime.SessionOptions, weights: Path, out: Path) -> onnxruntime.SessionOptions:
+    options.optimized_model_filepath = os.fspath(out)
+    options.log_severity_level = 3  # it warns that the file is for this processor only, which is what we want
+    entries = {
+        "session.model_external_initializers_file_folder_path": os.fspath(weights),
+        "session.optimized_model_external_initializers_file_name": f"{out.name}.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        "session.save_external_prepacked_constant_initializers": "1",
+    }
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    return options
+
+
+def _trial(graph: GraphInfo) -> Mapping[str, Array]:
+    """A few rows at the start of caches that hold zeros."""
+    extents = {"batch": 1, "images": 1, "sequence": _ROWS, "cache_length": _CACHE_ROWS}
+    rng = np.random.default_rng(_SEED)
+    feeds: dict[str, Array] = {}
+    for tensor in graph.inputs:
+        shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
+        if tensor.name == "position_ids":
+            feeds[tensor.name] = np.arange(_ROWS)[None]
+        elif tensor.name == "last_index":
+            feeds[tensor.name] = np.array([_ROWS - 1])
+        elif tensor.name == "write_index" or "cache" in tensor.name:
+            feeds[tensor.name] = np.zeros(shape, tensor.dtype)
+        else:
+            feeds[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
+    return feeds

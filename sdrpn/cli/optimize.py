@@ -1,0 +1,136 @@
+"""`sdrpn optimize`: make a bundle's graphs ready for this machine's CPU, once.
+
+The JSON form is sdrpn.optimized.OptimizedManifest, and folder, seconds, size_bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrpn.cli.arguments import positive_int
+
+if TYPE_CHECKING:
+    from sdrpn.bundle import Bundle, Variant
+    from sdrpn.optimized import OptimizedManifest
+
+HELP = "make a bundle's graphs ready for this machine's CPU"
+DESCRIPTION = """\
+Let ONNX Runtime optimise a variant's graphs for this machine's CPU and keep the result in the bundle: `sdrpn ask` and
+`sdrpn bench` take it from then on. Attention is done by ONNX Runtime's own operator, which costs by the context in use
+and not by the length of the caches. Weights are saved as the kernels want them and mapped from the file: they are in
+memory once, however many processes answer, and can be dropped when it is short. On disk they take two to three times
+the bundle's own weights.
+
+What is saved fits one version of ONNX Runtime on one kind of processor. Where another one answers, or after another
+export, the bundle's own graphs are used, with a warning.
+
+  sdrpn optimize bundle
+  sdrpn optimize bundle --variant fused-int4-cpu
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("--variant", metavar="NAME", help="default: the one that suits a CPU best")
+    parser.add_argument(
+        "--attention",
+        choices=("group-query", "standard"),
+        help="standard: leave the attention as exported (default: group-query; standard for the dialect primitive)",
+    )
+    parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Optimise, save and tell."""
+    import dataclasses
+    import time
+
+    from sdrpn.bundle import open_bundle
+    from sdrpn.cli.output import print_json, print_text
+    from sdrpn.errors import BadInput
+    from sdrpn.libraries import importing_extra
+    from sdrpn.machine import read_cpu
+    from sdrpn.optimized import optimized_folder
+    from sdrpn.runtime.backends import onnxruntime_version
+    from sdrpn.sizes import text_from_bytes
+
+    bundle = open_bundle(args.bundle)
+    variant = bundle.variant(args.variant)
+    attention = args.attention or ("group-query" if variant.dialect == "fused" else "standard")
+    if attention == "group-query" and variant.dialect != "fused":
+        raise BadInput(f"{variant.name} has no attention operators to replace; use --attention standard")
+    with importing_extra("export", "sdrpn optimize"):
+        import sdrpn.export  # noqa: F401
+    folder = optimized_folder(bundle, variant, onnxruntime_version(), read_cpu())
+    bundle.verify(variant.files)
+    start_s = time.perf_counter()
+    manifest = _optimize(bundle, variant, folder, attention, args.threads)
+    seconds = round(time.perf_counter() - start_s, 1)
+    size_bytes = sum(info.size_bytes for info in manifest.files.values())
+    if args.json:
+        entries = dataclasses.asdict(manifest)
+        print_json({**entries, "folder": folder, "seconds": seconds, "size_bytes": size_bytes})
+        return 0
+    print_text(
+        f"{folder}: {variant.name} for ONNX Runtime {manifest.onnxruntime} on {manifest.cpu}, "
+        f"{text_from_bytes(size_bytes)} on disk, {text_from_bytes(manifest.mapped_bytes)} of it mapped in use"
+    )
+    return 0
+
+
+def _optimize(bundle: Bundle, variant: Variant, folder: Path, attention: str, threads: int | None) -> OptimizedManifest:
+    from sdrpn.atomic import replacing_directory, require_free_space
+    from sdrpn.bundle import FileInfo, file_digest
+    from sdrpn.cli.progress import progress
+    from sdrpn.export.ort_variant import mapped_bytes
+    from sdrpn.machine import read_cpu
+    from sdrpn.memory import cpu_needs
+    from sdrpn.optimized import OPTIMIZED_NAME, OptimizedManifest, source_digest
+    from sdrpn.runtime.backends import onnxruntime_version
+
+    cpu = read_cpu()
+    # As they are and as kernels want them: about what they take in memory, twice.
+    require_free_space(folder, 2 * cpu_needs(bundle, variant, context=1).weights_bytes)
+    with replacing_directory(folder, exist_ok=True) as work, progress("optimize", "graphs") as advance:
+        graphs = _save_all(bundle, variant, work, attention, threads, advance)
+        names = sorted(path.name for path in work.iterdir())
+        manifest = OptimizedManifest(
+            variant=variant.name,
+            onnxruntime=onnxruntime_version(),
+            cpu=cpu.model,
+            cpu_sha256=cpu.digest,
+            attention=attention,
+            source_sha256=source_digest(bundle, variant),
+            graphs=graphs,
+            files={name: FileInfo((work / name).stat().st_size, file_digest(work / name)) for name in names},
+            mapped_bytes=sum(mapped_bytes(work / file) for file in graphs.values()),
+        )
+        (work / OPTIMIZED_NAME).write_text(manifest.to_text(), encoding="utf-8")
+    return manifest
+
+
+def _save_all(
+    bundle: Bundle,
+    variant: Variant,
+    work: Path,
+    attention: str,
+    threads: int | None,
+    advance: Callable[[int, int], None],
+) -> dict[str, str]:
+    """Graph -> the file that it was saved to."""
+    from sdrpn.export.ort_variant import group_query_graph
+    from sdrpn.runtime.optimize import save_graph
+
+    saved: dict[str, str] = {}
+    for name, graph in variant.graphs.items():
+        path = bundle.file(graph.file)
+        replaced = attention == "group-query" and name != "vision"
+        save_graph(graph, group_query_graph(path) if replaced else path, bundle.path, work / f"{name}.onnx", threads)
+        saved[name] = f"{name}.onnx"
+        advance(len(saved), len(variant.graphs))
+    return saved
