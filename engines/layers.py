@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sdrpn.engine_manifest import NOT_JUDGED
+from sdrpn.engine_manifest import NOT_JUDGED, REMARK
 from sdrpn.spec import ModelSpec
 
 __all__ = [
@@ -67,15 +67,18 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of the gate. `unjudged`: why the listing does not say; what it does not say is no fault."""
+    """Of the gate. `unjudged`: why the listing does not say. Neither that nor a remark is a fault."""
 
     faults: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     unjudged: str | None = None
 
     @property
     def lines(self) -> tuple[str, ...]:
         """As a manifest keeps it; nothing: passed."""
-        return self.faults if self.unjudged is None else (f"{NOT_JUDGED}{self.unjudged}",)
+        if self.unjudged is not None:
+            return (f"{NOT_JUDGED}{self.unjudged}",)
+        return (*self.faults, *(f"{REMARK}{remark}" for remark in self.remarks))
 
 
 def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
@@ -107,9 +110,9 @@ def gate(
 ) -> Verdict:
     """What is wrong with the choice of kernels.
 
-    In every profile: one fused attention a layer, and every INT4 weight goes as it is into the kernel that multiplies
-    with it. In the decode profile no kernel writes a tensor as large as a cache, except the update of a cache, which
-    TensorRT does in place.
+    In every profile one fused attention a layer. In the decode profile every INT4 weight goes as it is into the kernel
+    that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a cache, which
+    TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark and no more.
 
     Args:
         int4_weights: how many the graph has
@@ -119,27 +122,23 @@ def gate(
     numbers = sorted({kernel.subgraph for kernel in kernels})
     if len(numbers) != len(profiles):
         return Verdict(unjudged=f"the listing has {len(numbers)} subgraphs for {len(profiles)} profiles")
-    wanted, found = attention_layers(spec, graph), list[str]()
+    wanted, found, remarks = attention_layers(spec, graph), list[str](), list[str]()
     for number, profile in zip(numbers, profiles, strict=True):
         own = [kernel for kernel in kernels if kernel.subgraph == number]
         fused = sum(kernel.attends for kernel in own)
         if fused != wanted:
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
-        found += _int4_detours(own, profile, int4_weights)
         if profile == "decode":
-            found += _cache_copies(own, spec, max_context)
-    return Verdict(tuple(found))
+            found += [*_int4_detours(own, profile, int4_weights), *_cache_copies(own, spec, max_context)]
+        else:
+            remarks += _int4_detours(own, profile, int4_weights)
+    return Verdict(tuple(found), tuple(remarks))
 
 
 def _int4_detours(kernels: Sequence[Kernel], profile: str, weights: int) -> Iterator[str]:
-    direct = 0
-    for kernel in kernels:
-        if kernel.multiplies:
-            direct += kernel.int4_constants
-        elif kernel.int4_constants:
-            yield f"{kernel.name} unpacks INT4 weights that another kernel multiplies with"
+    direct = sum(kernel.int4_constants for kernel in kernels if kernel.multiplies)
     if direct != weights:
-        yield f"profile {profile} multiplies with {direct} INT4 weights as they are, the graph has {weights}"
+        yield f"profile {profile} multiplies with {direct} of {weights} INT4 weights as they are and unpacks the others"
 
 
 def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) -> Iterator[str]:

@@ -22,6 +22,7 @@ from sdrpn.errors import BadBundle
 __all__ = [
     "ENGINE_FORMAT_VERSION",
     "NOT_JUDGED",
+    "REMARK",
     "EngineManifest",
     "EngineTensor",
     "ParityGate",
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 ENGINE_FORMAT_VERSION = 4  # 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache
-NOT_JUDGED = "not judged: "  # the kernel gate, where the library does not list kernels as expected
+# What the kernel gate says beside its findings: that it cannot read the list of kernels; what costs a little.
+NOT_JUDGED, REMARK = "not judged: ", "remark: "
 _DIGEST = "digest"
 
 
@@ -111,7 +113,7 @@ class EngineManifest:
     profiles: tuple[str, ...]  # in the order of their numbers
     tensors: tuple[EngineTensor, ...]
     kernels: int  # of all profiles
-    kernel_gate: tuple[str, ...]  # what the gate found; nothing: passed
+    kernel_gate: tuple[str, ...]  # what the gate found, NOT_JUDGED and REMARK aside; nothing: passed
     activation_bytes: int | None  # the largest of all profiles, as TensorRT says
     build_s: float
     peak_rss_bytes: int
@@ -124,8 +126,8 @@ class EngineManifest:
 
     @property
     def passed_kernel_gate(self) -> bool:
-        """Whether nothing was found; kernels that could not be judged are no finding."""
-        return all(line.startswith(NOT_JUDGED) for line in self.kernel_gate)
+        """Whether there is no finding."""
+        return all(line.startswith((NOT_JUDGED, REMARK)) for line in self.kernel_gate)
 
     def to_text(self) -> str:
         """As the file holds it: the entries, and a digest of them all, so that an altered one does not pass."""

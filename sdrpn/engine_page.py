@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdrpn.engine_manifest import NOT_JUDGED, EngineManifest, ParityGate
+from sdrpn.engine_manifest import EngineManifest, ParityGate
 from sdrpn.errors import BadInput
 from sdrpn.sizes import text_from_bytes
 
@@ -71,7 +71,7 @@ def _kernels(manifest: EngineManifest) -> str:
     if not manifest.kernel_gate:
         return f"{manifest.kernels}, passed"
     found = "; ".join(manifest.kernel_gate)
-    return found if found.startswith(NOT_JUDGED) else f"{_FAILED}: {found}"
+    return f"{manifest.kernels}, {found}" if manifest.passed_kernel_gate else f"{_FAILED}: {found}"
 
 
 def _parity(gates: Sequence[ParityGate]) -> str:

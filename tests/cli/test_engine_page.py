@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def row(engine: PageEngine) -> list[str]:
     return page_text(Path("a.md"), "t", [engine]).splitlines()[-1].strip("| ").split(" | ")
 
 
-def changed(engine: PageEngine, **changes: object) -> PageEngine:
+def changed(engine: PageEngine, **changes: Any) -> PageEngine:
     assert engine.manifest is not None
     return dataclasses.replace(engine, manifest=dataclasses.replace(engine.manifest, **changes))
 
@@ -51,7 +52,7 @@ def test_a_row(engine: PageEngine) -> None:
 
 def test_what_gates_say(engine: PageEngine) -> None:
     assert row(changed(engine, kernel_gate=("k writes a cache",)))[8] == "FAILED: k writes a cache"
-    assert row(changed(engine, kernel_gate=("not judged: none",)))[8] == "not judged: none"
+    assert row(changed(engine, kernel_gate=("not judged: none",)))[8] == "3, not judged: none"
     assert row(changed(engine, parity=()))[9] == "not verified"
     assert row(changed(engine, parity=(GOOD, dataclasses.replace(GOOD, ok=False))))[9] == "FAILED: trunk values"
 

@@ -92,6 +92,20 @@ class TestEngines:
         assert one.manifest.variant == "primitive-fp16"
         assert {t.name for t in one.manifest.tensors if t.mode == "output"} >= {"tap", "key_cache.0_rows"}
 
+    @pytest.mark.parametrize("dialect", ["fused", "primitive"])
+    def test_int4_weights_go_straight_into_the_product(self, wide_bundle: Path, bundle: Path, dialect: str) -> None:
+        """Four a layer, two layers; the head stays in fp16. Prefills of the dialect `primitive` unpack some first."""
+        export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("int4", dialect))  # type: ignore[arg-type]
+        recipe = target(compute_capabilities=("SM80", "SM121"), precisions=("int4",), dialect=dialect)
+        (one,) = build(bundle, BuildOptions(graphs=("tail",)), recipe)
+        assert one.manifest.precision == "int4"
+        assert one.manifest.passed_kernel_gate
+        if dialect == "fused":
+            assert one.manifest.kernel_gate == ()
+        kernels = json.loads(engine_paths(bundle, recipe.name, "tail")[2].read_text())
+        constants = [constant["dtype"] for kernel in kernels for constant in kernel["constants"]]
+        assert constants.count("Int4") == 2 * len(one.manifest.profiles) * 4
+
     def test_an_export_that_adds_a_variant_keeps_engines(
         self, wide_bundle: Path, bundle: Path, tiny_spec: ModelSpec
     ) -> None:

@@ -80,17 +80,21 @@ class TestGate:
         assert judged(tiny_spec, listing(more=more), int4_weights=1) == Verdict()
 
     def test_int4_weights_that_are_unpacked_first(self, tiny_spec: ModelSpec) -> None:
-        unpacked = line("__myl_Cast_myl0_9", weights="Int4", nodes="[ONNX Layer: a/DequantizeLinear_node_2]")
-        more = (unpacked, line("__myl_Fc_myl1_9", weights="Int4"))
-        assert judged(tiny_spec, listing(more=more), int4_weights=1).faults == (
-            "__myl_Cast_myl0_9 unpacks INT4 weights that another kernel multiplies with",
-            "profile decode multiplies with 0 INT4 weights as they are, the graph has 1",
-        )
+        """In a decode step that is a fault, in a prefill a remark."""
+        nodes = "[ONNX Layer: a/DequantizeLinear_node_2]"
+        for unpacks, multiplies in ((0, 1), (1, 0)):
+            unpacked = line(f"__myl_Cast_myl{unpacks}_9", weights="Int4", nodes=nodes)
+            more = (unpacked, line(f"__myl_Fc_myl{multiplies}_9", weights="Int4"))
+            verdict = judged(tiny_spec, listing(more=more), int4_weights=1)
+            told = "multiplies with 0 of 1 INT4 weights as they are and unpacks the others"
+            expected = (f"profile decode {told}",) if unpacks == 0 else (f"remark: profile prefill {told}",)
+            assert verdict.lines == expected
+            assert bool(verdict.faults) is (unpacks == 0)
 
     def test_int4_weights_that_became_fp16(self, tiny_spec: ModelSpec) -> None:
-        assert judged(tiny_spec, listing(), int4_weights=2).faults == (
-            "profile decode multiplies with 0 INT4 weights as they are, the graph has 2",
-            "profile prefill multiplies with 0 INT4 weights as they are, the graph has 2",
+        verdict = judged(tiny_spec, listing(), int4_weights=2)
+        assert verdict.faults == (
+            "profile decode multiplies with 0 of 2 INT4 weights as they are and unpacks the others",
         )
 
     def test_a_listing_that_is_not_understood(self, tiny_spec: ModelSpec) -> None:
