@@ -182,7 +182,7 @@ def ask(session: Session, question: Question) -> Answer:
     return session.answer_ids(question.jpeg, before, after, max_new_tokens=1)
 
 
-def roi_map_change(bundle: Path, questions: list[Question]) -> list[dict[str, Any]]:
+def roi_map_change(bundle: str, questions: list[Question]) -> list[dict[str, Any]]:
     """What the first look through DCT scaling does to the RoI map and the boxes."""
     rows = []
     with Session.open(bundle) as exact, Session.open(bundle, decode="fast") as fast:
@@ -253,7 +253,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--megapixels", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--roi-map", type=Path, nargs="+", metavar="PATH", help="a bundle, and perhaps pictures")
+    parser.add_argument("--roi-map", nargs="+", metavar="PATH", help="a bundle, and perhaps pictures")
     parser.add_argument("--scenes", type=int, default=0, help="with --roi-map: so many rendered scenes, as JPEG")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -261,8 +261,10 @@ def main() -> int:
         print("the native modules are not compiled here: there is nothing to compare", file=sys.stderr)
         return 2
     if args.roi_map:
-        bundle, *pictures = args.roi_map
-        rows = roi_map_change(bundle, picture_questions(pictures) + scene_questions(args.scenes))
+        bundle, *pictures = args.roi_map  # as text: `default` is a name
+        rows = roi_map_change(
+            bundle, picture_questions([Path(name) for name in pictures]) + scene_questions(args.scenes)
+        )
     else:
         rows = measure(args)
     if args.json:
