@@ -128,7 +128,7 @@ def results(out: Path, sizes: Sizes, checkpoint: Path) -> Iterator[Step]:
     rpns = [word for seed in sizes.seeds for word in ("--rpn", str(out / f"rpn-{seed}" / "rpn.safetensors"))]
     for split in ("heldout", "shifted"):
         folder = out / f"eval-{split}"
-        asked = ("--task", "tags", "--split", split, "--samples", sizes.samples, "--methods", "all")
+        asked = ("--task", "tags", "--split", split, "--samples", sizes.samples, "--methods", "all", "--threads", 1)
         labels = ("--heads", out / "heads" / "heads.json", "--threshold", "auto")
         yield Step(verb("eval", checkpoint, *asked, *rpns, *labels, "--out", folder, "--resume"), None)
 
