@@ -48,7 +48,7 @@ FULL = Sizes(
 )
 REDUCED = Sizes(
     reading=False,
-    finding=("--steps", "2", "--scenes", "8"),
+    finding=("--steps", "5", "--scenes", "8"),
     head_questions=24,
     pairs=160,
     seeds=(0,),
@@ -130,7 +130,7 @@ def results(out: Path, sizes: Sizes, checkpoint: Path) -> Iterator[Step]:
         folder = out / f"eval-{split}"
         asked = ("--task", "tags", "--split", split, "--samples", sizes.samples, "--methods", "all", "--threads", 1)
         labels = ("--heads", out / "heads" / "heads.json", "--threshold", "auto")
-        yield Step(verb("eval", checkpoint, *asked, *rpns, *labels, "--out", folder, "--resume"), None)
+        yield Step(verb("eval", checkpoint, *asked, *rpns, *labels, "--out", folder, "--resume"), folder / "results.md")
 
 
 def run_steps(wanted: Iterable[Step]) -> int:
