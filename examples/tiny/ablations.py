@@ -86,7 +86,9 @@ def denoising_gain(records: Path) -> tuple[float, float, float]:
     questions = sorted(scores["plain"])
 
     def mean_scores(names: list[str]) -> NDArray[np.float64]:
-        return np.mean([[scores[f"sdrpn:{name}"][index] for index in questions] for name in names], axis=0)
+        of_each = np.array([[scores[f"sdrpn:{name}"][index] for index in questions] for name in names])
+        means: NDArray[np.float64] = of_each.mean(axis=0)
+        return means
 
     denoised = mean_scores([name_of(PAIRS[-1], seed) for seed in SEEDS])
     gains = (denoised - mean_scores([f"raw-{seed}" for seed in SEEDS]))[:, None]
