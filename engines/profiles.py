@@ -4,7 +4,8 @@ Profile 0 is a decode step: S=1 exactly, up to max_batch requests at once. Only 
 that reads a cache where it lies; any range, even 1..4, gets one behind a copy of the whole cache, in every layer.
 The batch may not be exactly 1. Where nothing is dynamic, TensorRT-RTX 1.7 turns every fp16 weight round for one row,
 and the engine holds it a second time beside that of the prefill; in the dialect `primitive` it also copies both caches.
-Profile 1 is prefill: one request at a time, into its own slot of the batch.
+Profile 1 is prefill: one request at a time, into its own slot of the batch. The tail's is made for up to two: of its
+last layer and head it computes one row a request, and with exactly one request these weights were turned round, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["Profile", "Shapes", "profiles_of", "shapes_of"]
 
 # bbox policies give up to two crops of an image; they are encoded in one call.
 MOST_IMAGES = 2
-# The least upper end of a decode step's batch: see above.
+# The least upper end of a batch that may not be exactly 1: see above.
 LEAST_MOST_BATCH = 2
 
 Extents = tuple[int, int, int]  # least, usual, most
@@ -45,7 +46,8 @@ def profiles_of(spec: ModelSpec, graph: str, max_context: int, max_batch: int) -
     usual = min(first_look + crop, max_context)
     cache = (max_context,) * 3
     decode = {"batch": (1, 1, max(max_batch, LEAST_MOST_BATCH)), "sequence": (1, 1, 1), "cache_length": cache}
-    prefill = {"batch": (1, 1, 1), "sequence": (1, usual, max_context), "cache_length": cache}
+    at_once = LEAST_MOST_BATCH if graph == "tail" else 1
+    prefill = {"batch": (1, 1, at_once), "sequence": (1, usual, max_context), "cache_length": cache}
     if graph == "rpn":  # looks at a prompt once and is never part of a decode step
         return (Profile("prefill", prefill),)
     return Profile("decode", decode), Profile("prefill", prefill)

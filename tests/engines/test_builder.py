@@ -73,12 +73,15 @@ class TestEngines:
         assert 100e6 < manifest.peak_rss_bytes < 1e9
 
     @pytest.mark.parametrize("dialect", ["fused", "primitive"])
-    def test_an_engine_holds_its_weights_once(self, tiny_spec: ModelSpec, tmp_path: Path, dialect: str) -> None:
+    @pytest.mark.parametrize("graph", ["trunk", "tail"])
+    def test_an_engine_holds_its_weights_once(
+        self, tiny_spec: ModelSpec, tmp_path: Path, dialect: str, graph: str
+    ) -> None:
         """Decode and prefill multiply with the same: neither turns them round or takes packed ones apart."""
         llm = dataclasses.replace(tiny_spec.llm, width=512, head_dim=128, mlp_width=2048)
         write_random_checkpoint(tmp_path / "checkpoint", dataclasses.replace(tiny_spec, llm=llm), dtype="float16")
         export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions("fp16", dialect))  # type: ignore[arg-type]
-        (one,) = build(tmp_path / "bundle", TRUNK, target(dialect=dialect))
+        (one,) = build(tmp_path / "bundle", BuildOptions(graphs=(graph,)), target(dialect=dialect))
         weights = sum(stamp.size_bytes for name, stamp in one.manifest.sources.items() if name.startswith("weights/"))
         assert weights > 16_000_000
         assert one.manifest.engine.size_bytes < 1.5 * weights  # kernels take some MB

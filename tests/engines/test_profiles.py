@@ -25,12 +25,16 @@ LLAVA_7B = ModelSpec(
 PLAIN_7B = dataclasses.replace(LLAVA_7B, rpn=None)
 
 
-@pytest.mark.parametrize(("graph", "usual"), [("trunk", 641), ("tail", 1217)])
-def test_a_decode_step_has_one_row_exactly(graph: str, usual: int) -> None:
+@pytest.mark.parametrize(("graph", "usual", "at_once"), [("trunk", 641, 1), ("tail", 1217, 2)])
+def test_a_decode_step_has_one_row_exactly(graph: str, usual: int, at_once: int) -> None:
     decode, prefill = profiles_of(LLAVA_7B, graph, 2048, 4)
     assert (decode.name, prefill.name) == ("decode", "prefill")
     assert decode.extents == {"batch": (1, 1, 4), "sequence": (1, 1, 1), "cache_length": (2048, 2048, 2048)}
-    assert prefill.extents == {"batch": (1, 1, 1), "sequence": (1, usual, 2048), "cache_length": (2048, 2048, 2048)}
+    assert prefill.extents == {
+        "batch": (1, 1, at_once),
+        "sequence": (1, usual, 2048),
+        "cache_length": (2048, 2048, 2048),
+    }
 
 
 def test_a_decode_step_has_a_range_of_batches() -> None:
