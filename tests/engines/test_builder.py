@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from sdrpn.bundle import file_digest, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
-from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, plan_engines, read_target
+from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, builder, plan_engines, read_target
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.profiles import profiles_of
 from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
@@ -85,6 +86,14 @@ class TestEngines:
         weights = sum(stamp.size_bytes for name, stamp in one.manifest.sources.items() if name.startswith("weights/"))
         assert weights > 16_000_000
         assert one.manifest.engine.size_bytes < 1.5 * weights  # kernels take some MB
+        assert one.manifest.kernel_gate == ()
+
+    def test_an_engine_that_holds_weights_twice_says_so(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(builder, "_KERNELS_BYTES", 0)
+        (one,) = build(bundle, VISION)  # so small a graph is outweighed by its kernels
+        (line,) = one.manifest.kernel_gate
+        assert re.fullmatch(r"remark: the engine has \d\.\d MB for .* of weights: it holds some twice", line)
+        assert one.manifest.passed_kernel_gate
 
     def test_the_cache_length_is_written_in(self, built_bundle: Path) -> None:
         manifest = read_engine_manifest(engine_paths(built_bundle, RTX_TARGET, "trunk")[1])
