@@ -20,23 +20,20 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from shapes import SHAPES
 
-from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
-from sdrpn.checkpoint.rpn_file import write_rpn
+from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import EngineManifest
 from sdrpn.engines import BuildOptions, Target, build_engines, plan_engines
 from sdrpn.errors import SdrpnError
 from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.shipped import CHECKPOINT, RPN
 from sdrpn.sizes import text_from_bytes
-from sdrpn.spec import RpnSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 GPUS = (("SM80",), ("SM86",), ("SM89",), ("SM120",), ("SM121",), ("SM86", "SM89", "SM120", "SM121"))
 MAX_CONTEXT = 2048
-Array = NDArray[Any]
+INT4_BLOCKS = {"tiny": 16}  # 32 does not divide its MLP
 
 
 def golden_checkpoint(work: Path) -> tuple[Path, Path | None]:
@@ -45,19 +42,8 @@ def golden_checkpoint(work: Path) -> tuple[Path, Path | None]:
 
 
 def tiny_checkpoint(work: Path) -> tuple[Path, Path | None]:
-    """The small trained model, with an RPN as training starts from: copies of the layers behind the tap."""
-    checkpoint, folder, tap_layer = ROOT / "examples" / "tiny" / "checkpoint", work / "tiny-rpn", 3
-    with open_checkpoint(checkpoint) as source:
-        spec = dataclasses.replace(source.spec, tap_layer=tap_layer, rpn=RpnSpec(layers=2))
-
-        def read(name: str) -> Array:
-            _, *rest = name.split(".")
-            if rest[0] == "layers":
-                rest[1] = str(tap_layer + int(rest[1]))
-            return source.read(".".join(("llm", *rest))).astype(np.float32)
-
-        write_rpn(folder, spec, read)
-    return checkpoint, folder
+    """The small trained model."""
+    return CHECKPOINT, RPN
 
 
 def large_checkpoint(work: Path) -> tuple[Path, Path | None]:
@@ -82,7 +68,7 @@ def bundle_of(work: Path, model: str, precision: str, dialect: str) -> Path:
     manifest = path / "manifest.json"
     if not manifest.exists() or f"{dialect}-{precision}" not in json.loads(manifest.read_text())["variants"]:
         checkpoint, rpn = MODELS[model](work)
-        options = ExportOptions(precision, dialect)  # type: ignore[arg-type]
+        options = ExportOptions(precision, dialect, block=INT4_BLOCKS.get(model, 32))  # type: ignore[arg-type]
         export_bundle(checkpoint, path, options, rpn=rpn)
     return path
 

@@ -28,8 +28,13 @@ from sdrpn.engines.profiles import shapes_of
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.machine import read_machine
 from sdrpn.shipped import require_not_shipped
+from sdrpn.sizes import text_from_bytes
 
 __all__ = ["BuiltEngine", "build_engines"]
+
+# What an engine may have beside its weights before that is worth a remark: 1.3 MB to 13 MB of kernels were seen.
+_KERNELS_BYTES = 32_000_000
+_MOST_PER_WEIGHT_BYTE = 1.2
 
 Advance = Callable[[int, int], None]  # (done, total) in percent of a graph
 
@@ -166,6 +171,7 @@ def _install(plan: Plan, one: PlannedEngine, partial: Path, result: Mapping[str,
         max_context=plan.max_context,
         int4_weights=result["int4_weights"],
     )
+    verdict = dataclasses.replace(verdict, remarks=(*verdict.remarks, *_size_remark(plan, one.graph, partial)))
     if plan.options.kernel_gate:
         _require_good(plan, one.graph.name, verdict)
     digest = file_digest(partial)
@@ -176,6 +182,13 @@ def _install(plan: Plan, one: PlannedEngine, partial: Path, result: Mapping[str,
         with replacing_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return manifest
+
+
+def _size_remark(plan: Plan, graph: GraphInfo, engine: Path) -> Iterator[str]:
+    """Where the library made a second copy of weights, e.g. in another layout for the other profile."""
+    size, weights = engine.stat().st_size, _weights_bytes(plan.bundle, graph)
+    if size > _MOST_PER_WEIGHT_BYTE * weights + _KERNELS_BYTES:
+        yield f"the engine has {text_from_bytes(size)} for {text_from_bytes(weights)} of weights: it holds some twice"
 
 
 def _require_good(plan: Plan, graph: str, verdict: Verdict) -> None:

@@ -168,7 +168,7 @@ def _other_gpu(target: Target, gpus: Sequence[Gpu]) -> BadInput | None:
 
 
 def _planned(plan: Plan, graph: GraphInfo, *, verify: bool) -> PlannedEngine:
-    profiles = profiles_of(plan.bundle.spec, graph.name, plan.variant.dialect, plan.max_context, plan.options.max_batch)
+    profiles = profiles_of(plan.bundle.spec, graph.name, plan.max_context, plan.options.max_batch)
     key = _cache_key(plan, graph, profiles)
     return PlannedEngine(graph, profiles, key, _cached(plan, graph, key, verify=verify))
 

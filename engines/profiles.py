@@ -2,8 +2,10 @@
 
 Profile 0 is a decode step: S=1 exactly, up to max_batch requests at once. Only an exact 1 gets the attention kernel
 that reads a cache where it lies; any range, even 1..4, gets one behind a copy of the whole cache, in every layer.
-In the dialect `primitive` the batch may not be exactly 1: then the kernel copies both caches, with 1..2 it does not.
-Profile 1 is prefill: one request at a time, into its own slot of the batch.
+The batch may not be exactly 1. Where nothing is dynamic, TensorRT-RTX 1.7 turns every fp16 weight round for one row,
+and the engine holds it a second time beside that of the prefill; in the dialect `primitive` it also copies both caches.
+Profile 1 is prefill: one request at a time, into its own slot of the batch. The tail's is made for up to two: of its
+last layer and head it computes one row a request, and with exactly one request these weights were turned round, too.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ __all__ = ["Profile", "Shapes", "profiles_of", "shapes_of"]
 
 # bbox policies give up to two crops of an image; they are encoded in one call.
 MOST_IMAGES = 2
+# The least upper end of a batch that may not be exactly 1: see above.
+LEAST_MOST_BATCH = 2
 
 Extents = tuple[int, int, int]  # least, usual, most
 Shapes = dict[str, tuple[tuple[int, ...], ...]]  # input -> least, usual and most dims
@@ -32,7 +36,7 @@ class Profile:
     extents: dict[str, Extents]
 
 
-def profiles_of(spec: ModelSpec, graph: str, dialect: str, max_context: int, max_batch: int) -> tuple[Profile, ...]:
+def profiles_of(spec: ModelSpec, graph: str, max_context: int, max_batch: int) -> tuple[Profile, ...]:
     """In the order of their numbers."""
     if graph == "vision":
         return (Profile("images", {"images": (1, 1, max(MOST_IMAGES, max_batch))}),)
@@ -41,9 +45,9 @@ def profiles_of(spec: ModelSpec, graph: str, dialect: str, max_context: int, max
     crop = spec.vision.image_tokens if graph == "tail" and spec.rpn is not None else 0
     usual = min(first_look + crop, max_context)
     cache = (max_context,) * 3
-    most = max_batch if dialect == "fused" else max(max_batch, 2)
-    decode = {"batch": (1, 1, most), "sequence": (1, 1, 1), "cache_length": cache}
-    prefill = {"batch": (1, 1, 1), "sequence": (1, usual, max_context), "cache_length": cache}
+    decode = {"batch": (1, 1, max(max_batch, LEAST_MOST_BATCH)), "sequence": (1, 1, 1), "cache_length": cache}
+    at_once = LEAST_MOST_BATCH if graph == "tail" else 1
+    prefill = {"batch": (1, 1, at_once), "sequence": (1, usual, max_context), "cache_length": cache}
     if graph == "rpn":  # looks at a prompt once and is never part of a decode step
         return (Profile("prefill", prefill),)
     return Profile("decode", decode), Profile("prefill", prefill)

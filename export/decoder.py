@@ -6,6 +6,7 @@ one packed MatMul each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -101,16 +102,36 @@ class DecoderAuthor:
         """down(silu(gate) * up), added to the residual stream."""
         op = self.g.op
         gate_up = self.project(self.norm(x, f"{prefix}.post_norm.weight"), f"{prefix}.mlp.gate_up.weight")
-        gate, up = self.g.split(gate_up, ["gate", "up"])
+        gate, up = self._gate_and_up(gate_up)
         gated = op.Mul(op.Mul(gate, op.Sigmoid(gate)), up, _outputs=["gated"])
         down = self.project(gated, f"{prefix}.mlp.down.weight")
         return op.Add(x, cast(self.g, down, FLOAT), _outputs=["hidden"])
+
+    def _gate_and_up(self, packed: ir.Value) -> Sequence[ir.Value]:
+        """(B,S,2*mlp_width) -> two of (B,S,mlp_width).
+
+        For engines, which are fp16, along an axis of its own. Where the last axis is cut, TensorRT-RTX takes the packed
+        weight apart for a prefill and joins it the other way round: the engine then holds it twice, since a decode step
+        multiplies with it as it is.
+        """
+        if self.dtype == FLOAT:
+            return self.g.split(packed, ["gate", "up"])
+        pair = self.g.op.Reshape(packed, self.g.constant([0, 0, 2, self.llm.mlp_width], INT64))
+        axis = self.g.constant([2], INT64)
+        halves = self.g.split(pair, ["gate_only", "up_only"], axis=2)
+        return [
+            self.g.op.Squeeze(half, axis, _outputs=[name]) for half, name in zip(halves, ("gate", "up"), strict=True)
+        ]
 
     def _qkv(self, normed: ir.Value, prefix: str) -> list[ir.Value]:
         """q (B,H,S,head_dim), k and v (B,H_kv,S,head_dim), not rotated."""
         llm = self.llm
         packed = self.project(normed, f"{prefix}.attention.qkv.weight")
         heads = [llm.heads, llm.kv_heads, llm.kv_heads]
+        if self.dtype != FLOAT:  # as in `_gate_and_up`
+            by_head = self.g.op.Reshape(packed, self.g.constant([0, 0, sum(heads), llm.head_dim], INT64))
+            parts = self.g.split(by_head, ["q", "k", "v"], heads, axis=2)
+            return [self.g.op.Transpose(part, perm=[0, 2, 1, 3]) for part in parts]
         parts = self.g.split(packed, ["q", "k", "v"], [n * llm.head_dim for n in heads])
         return [self.split_heads(part, n) for part, n in zip(parts, heads, strict=True)]
 

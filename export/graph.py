@@ -59,12 +59,14 @@ class GraphAuthor:
         """Operators of the graph's opset, by name."""
         return cast("Operators", self._builder.op)
 
-    def split(self, x: ir.Value, names: Sequence[str], sizes: Sequence[int] | None = None) -> list[ir.Value]:
-        """Cut the last axis into parts called `names`: equal ones, or of the given sizes."""
+    def split(
+        self, x: ir.Value, names: Sequence[str], sizes: Sequence[int] | None = None, *, axis: int = -1
+    ) -> list[ir.Value]:
+        """Cut an axis into parts called `names`: equal ones, or of the given sizes."""
         split: Callable[..., Sequence[ir.Value]] = self._builder.op.Split
         if sizes is None:
-            return list(split(x, num_outputs=len(names), axis=-1, _outputs=list(names)))
-        return list(split(x, self.constant(sizes, ir.DataType.INT64), axis=-1, _outputs=list(names)))
+            return list(split(x, num_outputs=len(names), axis=axis, _outputs=list(names)))
+        return list(split(x, self.constant(sizes, ir.DataType.INT64), axis=axis, _outputs=list(names)))
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:

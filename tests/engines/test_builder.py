@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from sdrpn.bundle import file_digest, open_bundle
+from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
-from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, plan_engines, read_target
+from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, builder, plan_engines, read_target
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.profiles import profiles_of
 from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
@@ -62,7 +64,7 @@ class TestEngines:
         assert {(t.name, t.dtype) for t in manifest.tensors} == {
             (t.name, t.dtype) for t in (*info.inputs, *info.outputs)
         }
-        names = tuple(profile.name for profile in profiles_of(bundle.spec, graph, "fused", 256, 4))
+        names = tuple(profile.name for profile in profiles_of(bundle.spec, graph, 256, 4))
         assert manifest.profiles == names
         assert all(len(t.profiles) == (len(names) if t.mode == "input" else 0) for t in manifest.tensors)
         assert (manifest.target, manifest.compute_capabilities) == (RTX_TARGET, ("SM89",))
@@ -70,6 +72,28 @@ class TestEngines:
         assert len(json.loads(layers.read_text())) == manifest.kernels > 0
         assert manifest.build_s > 0
         assert 100e6 < manifest.peak_rss_bytes < 1e9
+
+    @pytest.mark.parametrize("dialect", ["fused", "primitive"])
+    @pytest.mark.parametrize("graph", ["trunk", "tail"])
+    def test_an_engine_holds_its_weights_once(
+        self, tiny_spec: ModelSpec, tmp_path: Path, dialect: str, graph: str
+    ) -> None:
+        """Decode and prefill multiply with the same: neither turns them round or takes packed ones apart."""
+        llm = dataclasses.replace(tiny_spec.llm, width=512, head_dim=128, mlp_width=2048)
+        write_random_checkpoint(tmp_path / "checkpoint", dataclasses.replace(tiny_spec, llm=llm), dtype="float16")
+        export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions("fp16", dialect))  # type: ignore[arg-type]
+        (one,) = build(tmp_path / "bundle", BuildOptions(graphs=(graph,)), target(dialect=dialect))
+        weights = sum(stamp.size_bytes for name, stamp in one.manifest.sources.items() if name.startswith("weights/"))
+        assert weights > 16_000_000
+        assert one.manifest.engine.size_bytes < 1.5 * weights  # kernels take some MB
+        assert one.manifest.kernel_gate == ()
+
+    def test_an_engine_that_holds_weights_twice_says_so(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(builder, "_KERNELS_BYTES", 0)
+        (one,) = build(bundle, VISION)  # so small a graph is outweighed by its kernels
+        (line,) = one.manifest.kernel_gate
+        assert re.fullmatch(r"remark: the engine has \d\.\d MB for .* of weights: it holds some twice", line)
+        assert one.manifest.passed_kernel_gate
 
     def test_the_cache_length_is_written_in(self, built_bundle: Path) -> None:
         manifest = read_engine_manifest(engine_paths(built_bundle, RTX_TARGET, "trunk")[1])

@@ -130,9 +130,9 @@ class TestTrtexec:
             *("--versionCompatible", "--profile=0", "--profile=1", "--skipInference"),
         } <= set(words)
         decode, prefill = (word for word in words if word.startswith("--maxShapes="))
-        assert "inputs_embeds:1x1x256," in decode
+        assert "inputs_embeds:2x1x256," in decode
         assert "inputs_embeds:1x256x256," in prefill
-        assert "key_cache.0:1x4x256x128" in decode
+        assert "key_cache.0:2x4x256x128" in decode
 
     def test_for_tensorrt_rtx(self, wide_bundle: Path) -> None:
         options = BuildOptions(("vision",))

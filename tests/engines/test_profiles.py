@@ -25,32 +25,35 @@ LLAVA_7B = ModelSpec(
 PLAIN_7B = dataclasses.replace(LLAVA_7B, rpn=None)
 
 
-@pytest.mark.parametrize(("graph", "usual"), [("trunk", 641), ("tail", 1217)])
-def test_a_decode_step_has_one_row_exactly(graph: str, usual: int) -> None:
-    decode, prefill = profiles_of(LLAVA_7B, graph, "fused", 2048, 4)
+@pytest.mark.parametrize(("graph", "usual", "at_once"), [("trunk", 641, 1), ("tail", 1217, 2)])
+def test_a_decode_step_has_one_row_exactly(graph: str, usual: int, at_once: int) -> None:
+    decode, prefill = profiles_of(LLAVA_7B, graph, 2048, 4)
     assert (decode.name, prefill.name) == ("decode", "prefill")
     assert decode.extents == {"batch": (1, 1, 4), "sequence": (1, 1, 1), "cache_length": (2048, 2048, 2048)}
-    assert prefill.extents == {"batch": (1, 1, 1), "sequence": (1, usual, 2048), "cache_length": (2048, 2048, 2048)}
+    assert prefill.extents == {
+        "batch": (1, 1, at_once),
+        "sequence": (1, usual, 2048),
+        "cache_length": (2048, 2048, 2048),
+    }
 
 
-def test_a_read_only_cache_needs_a_range_of_batches() -> None:
-    """For exactly one request TensorRT-RTX 1.7 copies the caches of the dialect `primitive` in every step."""
-    assert profiles_of(LLAVA_7B, "trunk", "primitive", 2048, 1)[0].extents["batch"] == (1, 1, 2)
-    assert profiles_of(LLAVA_7B, "trunk", "primitive", 2048, 4)[0].extents["batch"] == (1, 1, 4)
-    assert profiles_of(LLAVA_7B, "trunk", "fused", 2048, 1)[0].extents["batch"] == (1, 1, 1)
+def test_a_decode_step_has_a_range_of_batches() -> None:
+    """For exactly one request TensorRT-RTX 1.7 turns every weight round, and copies read-only caches."""
+    assert profiles_of(LLAVA_7B, "trunk", 2048, 1)[0].extents["batch"] == (1, 1, 2)
+    assert profiles_of(LLAVA_7B, "trunk", 2048, 4)[0].extents["batch"] == (1, 1, 4)
 
 
 def test_the_rpn_has_no_decode_step() -> None:
-    (prefill,) = profiles_of(LLAVA_7B, "rpn", "fused", 2048, 4)
+    (prefill,) = profiles_of(LLAVA_7B, "rpn", 2048, 4)
     assert prefill.extents["sequence"] == (1, 641, 2048)
 
 
 def test_without_rpn_there_is_no_crop() -> None:
-    assert profiles_of(PLAIN_7B, "tail", "fused", 2048, 1)[1].extents["sequence"] == (1, 641, 2048)
+    assert profiles_of(PLAIN_7B, "tail", 2048, 1)[1].extents["sequence"] == (1, 641, 2048)
 
 
 def test_the_usual_prefill_fits_a_small_context() -> None:
-    assert profiles_of(LLAVA_7B, "tail", "fused", 1200, 1)[1].extents["sequence"] == (1, 1200, 1200)
+    assert profiles_of(LLAVA_7B, "tail", 1200, 1)[1].extents["sequence"] == (1, 1200, 1200)
 
 
 def test_shapes_name_every_dynamic_input() -> None:
@@ -59,7 +62,7 @@ def test_shapes_name_every_dynamic_input() -> None:
         TensorInfo("key_cache.0", "float16", ("batch", 2, "cache_length", 4)),
         TensorInfo("fixed", "float32", (3,)),
     )
-    decode = profiles_of(LLAVA_7B, "trunk", "fused", 2048, 4)[0]
+    decode = profiles_of(LLAVA_7B, "trunk", 2048, 4)[0]
     assert shapes_of(decode, inputs) == {
         "x": ((1, 1, 8), (1, 1, 8), (4, 1, 8)),
         "key_cache.0": ((1, 2, 2048, 4), (1, 2, 2048, 4), (4, 2, 2048, 4)),
