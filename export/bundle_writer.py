@@ -35,7 +35,7 @@ from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
 from sdrpn.export.tokenizer import write_tokenizer
 from sdrpn.export.vision import vision_graph
-from sdrpn.export.weights import WeightTable
+from sdrpn.export.weights import Calibration, WeightTable
 from sdrpn.spec import ModelSpec
 
 __all__ = ["export_bundle"]
@@ -70,6 +70,7 @@ def export_bundle(
     rpn: Path | None = None,
     base: Path | None = None,
     resume: bool = False,
+    calibration: Calibration | None = None,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
 ) -> Manifest:
     """Write `checkpoint` as the variants `options.variants` of the bundle `out`; other variants there are kept.
@@ -78,6 +79,7 @@ def export_bundle(
         checkpoint: a folder in any of the layouts that `open_checkpoint` reads
         out: a new or empty folder, or a bundle of the same checkpoint
         vision_tower, rpn, base: see `open_checkpoint`
+        calibration: for the method gptq; `options.calibration` must be its digest
         resume: take the weight files that an earlier attempt with `resume` finished, and keep those that this one does
             should it be broken off; they lie hidden beside `out`
         progress: told (bytes done, bytes in all) as the weights are written
@@ -85,6 +87,8 @@ def export_bundle(
     Raises: BadInput or BadCheckpoint before anything is written; RunFailed when the disk is full. Whatever
         happens, `out` is either as it was or complete.
     """
+    if options.calibration != (None if calibration is None else calibration.digest):
+        raise BadInput("the options name another calibration than the one that is given; give both or none")
     existing = _existing_bundle(out)
     with open_checkpoint(checkpoint, vision_tower=vision_tower, rpn=rpn, base=base) as source:
         max_context = _checked_context(source.spec, options.max_context)
@@ -94,7 +98,7 @@ def export_bundle(
         plan = _Plan(source.spec, options, max_context)
         kept = frozenset(existing.manifest.files) if existing is not None else frozenset[str]()
         finished = FinishedFiles(out, f"{version('sdrpn')} {digest} {max_context}") if resume else None
-        return _write(out, plan, source, digest, existing, kept, finished, progress)
+        return _write(out, plan, source, digest, existing, kept, finished, calibration, progress)
 
 
 class _Plan:
@@ -146,6 +150,7 @@ def _write(
     existing: Bundle | None,
     kept: frozenset[str],
     finished: FinishedFiles | None,
+    calibration: Calibration | None,
     progress: Callable[[int, int], None],
 ) -> Manifest:
     weight_files = plan.tables.files()
@@ -162,7 +167,7 @@ def _write(
             _link_tree(existing.path, folder)
         for name in plan.graph_files():  # an older export of this variant may be a link to the bundle that is there
             (folder / name).unlink(missing_ok=True)
-        _write_weights(folder, plan, source, kept, finished, bar.advance)
+        _write_weights(folder, plan, source, kept, finished, calibration, bar.advance)
         tokenizer = write_tokenizer(source.tokenizer_dir, folder / TOKENIZER_NAME)
         variants = {
             **(existing.manifest.variants if existing is not None else {}),
@@ -194,16 +199,17 @@ def _write_weights(
     source: Checkpoint,
     kept: frozenset[str],
     finished: FinishedFiles | None,
+    calibration: Calibration | None,
     advance: Advance,
 ) -> None:
     """Stream the weight files that are neither kept nor finished already."""
     if finished is None:
-        plan.tables.write(folder, source, kept, advance)
+        plan.tables.write(folder, source, kept, advance, calibration=calibration)
         return
     sizes = {file: size for file, size in plan.tables.files().items() if file not in kept}
     taken = finished.take(folder, sizes)
     advance(sum(sizes[file] for file in taken))
-    plan.tables.write(folder, source, kept | taken, advance, lambda files: finished.keep(folder, files))
+    plan.tables.write(folder, source, kept | taken, advance, lambda files: finished.keep(folder, files), calibration)
 
 
 def _existing_bundle(out: Path) -> Bundle | None:

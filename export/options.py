@@ -30,6 +30,8 @@ class ExportOptions:
         max_context: None: the checkpoint's own limit
         block, method, keep: of int8 and int4: inputs that share a scale, how codes are chosen, and which parts stay in
             fp16 (of KEEPABLE, or "layers.N" for a layer of the LLM)
+        int8: of int4: parts, named alike, that get 8 bits; they are not kept by default
+        calibration: of gptq: a digest of the calibration, for names of files
     """
 
     precision: Precision = "fp32"
@@ -38,23 +40,43 @@ class ExportOptions:
     block: int = 32
     method: Method = "rtn"
     keep: tuple[str, ...] = DEFAULT_KEEP
+    int8: tuple[str, ...] = ()
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise BadInput(f"precision {self.precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
         if self.dialect not in DIALECTS:
             raise BadInput(f"dialect {self.dialect!r} is unknown; expected one of {', '.join(DIALECTS)}")
-        unknown = [name for name in self.keep if name not in KEEPABLE and not re.fullmatch(r"layers\.\d+", name)]
-        if unknown:
-            expected = ", ".join((*KEEPABLE, "layers.N"))
-            raise BadInput(f"there is nothing called {unknown[0]!r} to keep in fp16; expected {expected} or none")
+        _require_parts(self.keep, "to keep in fp16")
+        _require_parts(self.int8, "to give 8 bits")
+        self._check_int8()
         if self.is_quantized:
             self.blocks("trunk")  # refuses what is no block or method
+        self._check_calibration()
+
+    def _check_int8(self) -> None:
+        if self.int8 and self.precision != "int4":
+            raise BadInput(f"8 bits for {', '.join(self.int8)} are for precision int4; got {self.precision}")
+        both = [name for name in self.int8 if name in self.keep]
+        if both and self.keep != DEFAULT_KEEP:
+            raise BadInput(f"{both[0]} is both to be kept in fp16 and to be given 8 bits; name it once")
+
+    def _check_calibration(self) -> None:
+        if self.method == "gptq" and self.precision != "int4":
+            raise BadInput(f"method gptq is for int4, where rounding costs something; got {self.precision}: use rtn")
+        if (self.method == "gptq") != (self.calibration is not None):
+            raise BadInput("method gptq and a calibration go together: name questions and images to calibrate on")
 
     @property
     def is_quantized(self) -> bool:
         """Whether any matrix is stored in blocks of integers."""
         return self.precision in ("int8", "int4")
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What stays in fp16."""
+        return tuple(name for name in self.keep if name not in self.int8)
 
     @property
     def variants(self) -> dict[str, ir.DataType]:
@@ -74,9 +96,11 @@ class ExportOptions:
 
         The vision tower is never below 8 bits: every later number rests on it, and it is small.
         """
-        if not self.is_quantized or part in self.keep:
+        if not self.is_quantized or part in self.kept:
             return None
-        bits: Literal[4, 8] = 8 if self.precision == "int8" or part == "vision" else 4
+        bits: Literal[4, 8] = 8 if self.precision == "int8" or part == "vision" or part in self.int8 else 4
+        if self.method == "gptq":
+            return Blocks(bits, self.block) if bits == 8 else Blocks(bits, self.block, "gptq", self.calibration or "")
         return Blocks(bits, self.block, self.method)
 
     def quantization(self) -> dict[str, Any] | None:
@@ -87,5 +111,14 @@ class ExportOptions:
             "bits": 8 if self.precision == "int8" else 4,
             "block": self.block,
             "method": self.method,
-            "keep": sorted(self.keep),
+            "keep": sorted(self.kept),
+            **({"int8": sorted(self.int8)} if self.int8 else {}),
+            **({} if self.calibration is None else {"calibration": self.calibration}),
         }
+
+
+def _require_parts(names: tuple[str, ...], purpose: str) -> None:
+    unknown = [name for name in names if name not in KEEPABLE and not re.fullmatch(r"layers\.\d+", name)]
+    if unknown:
+        expected = ", ".join((*KEEPABLE, "layers.N"))
+        raise BadInput(f"there is nothing called {unknown[0]!r} {purpose}; expected {expected} or none")

@@ -17,7 +17,7 @@ from sdrpn.export.llm import head_weights, rpn_weights, tail_weights, trunk_weig
 from sdrpn.export.options import ExportOptions
 from sdrpn.export.rope import rope_reader, rope_weights
 from sdrpn.export.vision import vision_weights
-from sdrpn.export.weights import DensePrecision, TensorReader, Weight, WeightTable, plain
+from sdrpn.export.weights import Calibration, DensePrecision, TensorReader, Weight, WeightTable, plain
 from sdrpn.spec import ModelSpec
 
 __all__ = ["Tables"]
@@ -69,12 +69,13 @@ class Tables:
         kept: frozenset[str],
         advance: Callable[[int], None],
         finished: Callable[[tuple[str, ...]], None] = lambda files: None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Stream every weight file that is not kept; `finished` is told the files that are complete."""
         for rope in self._ropes.values():
             rope.write(folder, rope_reader(self._spec.llm, self._max_context), kept, advance, finished)
         for table in (self.embedding, *(table for tables in self._groups.values() for table in tables)):
-            table.write(folder, reader, kept, advance, finished)
+            table.write(folder, reader, kept, advance, finished, calibration)
 
     def _all(self) -> Iterator[WeightTable]:
         yield from (*self._ropes.values(), self.embedding)
@@ -110,7 +111,7 @@ def _part_of(layer: str) -> str:
 
 
 def _require_layers(spec: ModelSpec, options: ExportOptions) -> None:
-    for name in options.keep:
+    for option, name in (*(("keep", name) for name in options.keep), *(("int8", name) for name in options.int8)):
         number = name.removeprefix("layers.")
         if number.isdigit() and int(number) >= spec.llm.layers:
-            raise BadInput(f"--keep {name}: the LLM has layers 0 to {spec.llm.layers - 1}")
+            raise BadInput(f"--{option} {name}: the LLM has layers 0 to {spec.llm.layers - 1}")

@@ -18,10 +18,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from sdrpn.errors import RunFailed
+from sdrpn.export.gptq import quantize_for_inputs
 from sdrpn.export.quantization import Blocks, pack_int4, quantize
 
 __all__ = [
     "DENSE_PRECISIONS",
+    "Calibration",
     "DensePrecision",
     "QuantizedTensor",
     "TensorReader",
@@ -46,6 +48,19 @@ class TensorReader(Protocol):
 
     def read(self, name: str, /) -> Array:
         """The tensor in the checkpoint's own floating-point type."""
+        ...
+
+
+class Calibration(Protocol):
+    """What the method gptq needs to know of the inputs that matrices are multiplied with."""
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides on it, besides the checkpoint; short."""
+        ...
+
+    def second_moment(self, name: str, /) -> npt.NDArray[np.float32]:
+        """(K,K): the mean of x x^T over the inputs x of a canonical matrix. Asked for layer by layer, from below."""
         ...
 
 
@@ -187,6 +202,7 @@ class WeightTable:
         skip: frozenset[str],
         advance: Callable[[int], None],
         finished: Callable[[tuple[str, ...]], None] = lambda files: None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Write this table's own files under `bundle_dir`, one tensor at a time, except those in `skip`.
 
@@ -199,7 +215,7 @@ class WeightTable:
                     (bundle_dir / file).unlink(missing_ok=True)
                 with ExitStack() as stack:
                     streams = [stack.enter_context(_new_file(bundle_dir / file)) for file in files]
-                    self._write_weights(streams, weights, reader, advance)
+                    self._write_weights(streams, weights, reader, calibration, advance)
                 finished(files)
 
     def _written_together(self) -> dict[tuple[str, ...], list[Weight]]:
@@ -210,24 +226,31 @@ class WeightTable:
         return groups
 
     def _write_weights(
-        self, streams: list[IO[bytes]], weights: list[Weight], reader: TensorReader, advance: Callable[[int], None]
+        self,
+        streams: list[IO[bytes]],
+        weights: list[Weight],
+        reader: TensorReader,
+        calibration: Calibration | None,
+        advance: Callable[[int], None],
     ) -> None:
         ends = [0] * len(streams)
         for weight in weights:
-            for index, (place, array) in enumerate(self._stored(weight, reader)):
+            for index, (place, array) in enumerate(self._stored(weight, reader, calibration)):
                 streams[index].seek(place.offset)
                 streams[index].write(array.view(np.uint8).data)
                 advance(place.end - ends[index])
                 ends[index] = place.end
 
-    def _stored(self, weight: Weight, reader: TensorReader) -> Iterator[tuple[_Place, Array]]:
+    def _stored(
+        self, weight: Weight, reader: TensorReader, calibration: Calibration | None
+    ) -> Iterator[tuple[_Place, Array]]:
         """The places of a weight with what belongs there."""
         places = self._places[weight.name]
         blocks = self._blocks.get(weight.name)
         if blocks is None:
             yield places[0], _converted(weight, places[0].dtype, reader)
         else:
-            yield from zip(places, _quantized(weight, blocks, reader), strict=True)
+            yield from zip(places, _quantized(weight, blocks, reader, calibration), strict=True)
 
 
 def _new_file(path: Path) -> IO[bytes]:
@@ -249,14 +272,21 @@ def _converted(weight: Weight, dtype: ir.DataType, reader: TensorReader) -> Arra
     return stored
 
 
-def _quantized(weight: Weight, blocks: Blocks, reader: TensorReader) -> tuple[Array, Array]:
+def _quantized(
+    weight: Weight, blocks: Blocks, reader: TensorReader, calibration: Calibration | None
+) -> tuple[Array, Array]:
     """Codes [K,N], packed, and scales [K/block,N]: one source after the other, so that one is in memory as floats."""
     inputs, outputs = weight.shape
     codes = np.empty((inputs, outputs), np.int8)
     scales = np.empty((inputs // blocks.size, outputs), np.float16)
     column = 0
-    for source in weight.sources:
-        found, found_scales = quantize(reader.read(source), blocks)
+    for matrix in _matrices(weight, blocks, reader):
+        if blocks.method == "gptq":
+            assert calibration is not None
+            # Every source of a packed matrix is given the same inputs.
+            found, found_scales = quantize_for_inputs(matrix, calibration.second_moment(weight.sources[0]), blocks)
+        else:
+            found, found_scales = quantize(matrix, blocks)
         columns = slice(column, column := column + len(found))
         codes[:, columns], scales[:, columns] = found.T, found_scales.T
     if column != outputs:
@@ -264,6 +294,14 @@ def _quantized(weight: Weight, blocks: Blocks, reader: TensorReader) -> tuple[Ar
     if not np.isfinite(scales).all():
         raise RunFailed(f"{weight.name} has values that are not finite; repair the checkpoint")
     return (pack_int4(codes) if blocks.bits == 4 else codes), scales
+
+
+def _matrices(weight: Weight, blocks: Blocks, reader: TensorReader) -> Iterator[Array]:
+    """The sources (N,K); at once where much has to be computed for their inputs."""
+    if blocks.method == "gptq":
+        yield np.concatenate([np.asarray(reader.read(source), np.float32) for source in weight.sources])
+    else:
+        yield from (reader.read(source) for source in weight.sources)
 
 
 def _wrong_shape(weight: Weight, shape: tuple[int, ...]) -> RunFailed:

@@ -25,6 +25,7 @@ __all__ = ["main"]
 
 VERBS = (
     "export",
+    "quantize",
     "plan",
     "build",
     "optimize",

@@ -17,7 +17,7 @@ def matrix(outputs: int = 70, inputs: int = 256, dtype: Any = np.float32) -> Any
 
 
 @pytest.mark.parametrize("method", ["rtn", "hqq"])
-@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_weight_is_within_half_a_step_or_cut_off(bits: Any, size: int, method: Any) -> None:
     weights, blocks = matrix(), Blocks(bits, size, method)
@@ -91,7 +91,7 @@ def test_a_block_that_does_not_divide() -> None:
 
 @pytest.mark.parametrize(
     ("size", "method", "message"),
-    [(16, "rtn", r"block size is 16; expected one of 32, 64, 128"), (32, "gptq", r"method 'gptq' is unknown")],
+    [(8, "rtn", r"block size is 8; expected one of 16, 32, 64, 128"), (32, "awq", r"method 'awq' is unknown")],
 )
 def test_unknown_blocks(size: int, method: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):
