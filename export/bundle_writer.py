@@ -31,11 +31,12 @@ from sdrpn.export.dialects import DIALECTS, Dialect
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.export.llm import rpn_graph, tail_graph, trunk_graph
 from sdrpn.export.options import ExportOptions
+from sdrpn.export.quantized_weights import Calibration
 from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
 from sdrpn.export.tokenizer import write_tokenizer
 from sdrpn.export.vision import vision_graph
-from sdrpn.export.weights import Calibration, WeightTable
+from sdrpn.export.weights import WeightTable
 from sdrpn.spec import ModelSpec
 
 __all__ = ["export_bundle"]
@@ -110,16 +111,18 @@ class _Plan:
 
     def graph_files(self) -> Iterator[str]:
         """Names of the files that `write_graphs` makes."""
-        for variant, dtype in self.options.variants.items():
-            yield from (_graph_file(graph, variant) for graph in self.tables.graphs(dtype))
+        for variant in self.options.variants:
+            yield from (_graph_file(graph, variant) for graph in self.tables.names)
 
-    def write_graphs(self, folder: Path) -> dict[str, Variant]:
+    def write_graphs(self, folder: Path, calibration: Calibration | None) -> dict[str, Variant]:
         """Author and save all graphs: the variants by name."""
-        return {name: self._write_variant(folder, name, dtype) for name, dtype in self.options.variants.items()}
+        scales = self.tables.input_scales(calibration)
+        variants = self.options.variants.items()
+        return {name: self._write_variant(folder, name, dtype, scales) for name, dtype in variants}
 
-    def _write_variant(self, folder: Path, name: str, dtype: ir.DataType) -> Variant:
+    def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, scales: Mapping[str, float]) -> Variant:
         dialect, graphs, opset = DIALECTS[self.options.dialect], {}, 0
-        for graph, table in self.tables.graphs(dtype).items():
+        for graph, table in self.tables.graphs(dtype, scales).items():
             author = _AUTHORS[graph](self.spec, dialect, dtype, table)
             author.save(folder / _graph_file(graph, name))
             graphs[graph] = _graph_info(author, _graph_file(graph, name))
@@ -171,7 +174,7 @@ def _write(
         tokenizer = write_tokenizer(source.tokenizer_dir, folder / TOKENIZER_NAME)
         variants = {
             **(existing.manifest.variants if existing is not None else {}),
-            **plan.write_graphs(folder),
+            **plan.write_graphs(folder, calibration),
         }
         files = _files(folder, variants, tokenizer, existing, kept, bar.advance)
         if existing is not None:  # what only an earlier form of these variants used

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sdrpn.errors import BadInput
 
-__all__ = ["BLOCK_SIZES", "METHODS", "Blocks", "Codes", "Method", "Scales", "dequantized", "pack_int4", "quantize"]
+__all__ = ["BLOCK_SIZES", "METHODS", "Blocks", "Codes", "Method", "Scales", "dequantized", "quantize"]
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int8]
@@ -97,17 +97,6 @@ def dequantized(codes: Codes, scales: Scales) -> npt.NDArray[np.float32]:
     outputs, inputs = codes.shape
     by_block = codes.reshape(outputs, scales.shape[1], -1).astype(np.float32)
     return (by_block * scales.astype(np.float32)[..., None]).reshape(outputs, inputs)
-
-
-def pack_int4(codes: Codes) -> npt.NDArray[np.uint8]:
-    """Two codes a byte in row order, the first in the lower half; an odd one out is followed by zero."""
-    flat = codes.reshape(-1)
-    if flat.size % 2:
-        flat = np.append(flat, np.int8(0))
-    pairs = flat.view(np.uint8).reshape(-1, 2)
-    packed: npt.NDArray[np.uint8] = pairs[:, 0] & np.uint8(15)
-    packed |= pairs[:, 1] << np.uint8(4)
-    return packed
 
 
 def _scales(piece: npt.NDArray[np.float32], blocks: Blocks) -> Scales:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdrpn.cli.arguments import positive_int
 
 if TYPE_CHECKING:
-    from sdrpn.export.weights import Calibration
+    from sdrpn.export.quantized_weights import Calibration
 
 HELP = "write a checkpoint as a bundle of ONNX graphs"
 DESCRIPTION = """\
@@ -54,12 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8", "int4"),
+        choices=("fp32", "fp16", "int8", "int4", "fp8", "nvfp4"),
         default="fp32",
         help="of the matrices; the residual stream and the norms are always fp32. int8 and int4 store integers "
-        "in blocks and write two variants on the same weights, one for GPUs and one for CPUs (default: fp32)",
+        "in blocks and write two variants on the same weights, one for GPUs and one for CPUs; fp8 (E4M3) and nvfp4 are "
+        "for GPUs that have them (default: fp32)",
     )
-    _add_quantization(parser.add_argument_group("with --precision int8 or int4"))
+    _add_quantization(parser.add_argument_group("with a precision below fp16"))
     parser.add_argument(
         "--dialect",
         choices=("fused", "primitive"),
@@ -114,8 +115,8 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
         "--calibrate",
         metavar="QA.jsonl",
         type=Path,
-        help="with --method gptq: one JSON object a line: image, question, and answer where there is one; a few dozen "
-        "are enough. Needs the [train] extra",
+        help="with --method gptq, or with --precision fp8 to round inputs to fp8 too: one JSON object a line: image, "
+        "question, and answer where there is one; a few dozen are enough. Needs the [train] extra",
     )
     group.add_argument("--images", metavar="DIR", type=Path, help="with --calibrate: folder of the images")
     group.add_argument("--device", metavar="NAME", help="with --calibrate: cpu, cuda, cuda:1, ... (default: cpu)")
@@ -181,14 +182,15 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
     from sdrpn.errors import BadInput
     from sdrpn.libraries import importing_extra
 
-    if args.method != "gptq" and (args.calibrate or args.images or args.device):
-        raise BadInput("--calibrate, --images and --device are for --method gptq")
-    if args.method != "gptq":
+    given = args.calibrate or args.images or args.device
+    if args.method != "gptq" and args.precision != "fp8" and given:
+        raise BadInput("--calibrate, --images and --device are for --method gptq and for --precision fp8")
+    if args.method != "gptq" and not given:
         yield None
         return
     if args.calibrate is None or args.images is None:
-        raise BadInput("--method gptq needs questions and their pictures: --calibrate QA.jsonl --images DIR")
-    with importing_extra("train", "sdrpn export --method gptq"):
+        raise BadInput("a calibration needs questions and their pictures: --calibrate QA.jsonl --images DIR")
+    with importing_extra("train", "sdrpn export --calibrate"):
         from sdrpn.calibration import CalibrationPrompts, LayerInputs
     from sdrpn.checkpoint import open_checkpoint
     from sdrpn.cli.teacher import device_named, tokenizer_of
@@ -199,15 +201,18 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
         prompts = CalibrationPrompts(questions, args.images, tokenizer_of(source))
         with progress("calibrate", "layers") as advance:
             embeds = prompts.embeds(source)
-            yield LayerInputs(source, embeds, prompts.digest, device=device, advance=advance)
+            moments = args.method == "gptq"
+            yield LayerInputs(source, embeds, prompts.digest, device=device, moments=moments, advance=advance)
 
 
 def _quantization(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that only integers have. Raises BadInput where they are given without."""
+    """The options that only some precisions have. Raises BadInput where they are given without."""
     from sdrpn.errors import BadInput
 
     names = ("block", "method", "keep", "int8")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if given and args.precision not in ("int8", "int4"):
-        raise BadInput(f"--{next(iter(given))} needs --precision int8 or int4; got --precision {args.precision}")
+    small = args.precision in ("fp8", "nvfp4")
+    misplaced = [name for name in given if not (small and name == "keep")]
+    if misplaced and args.precision not in ("int8", "int4"):
+        raise BadInput(f"--{misplaced[0]} needs --precision int8 or int4; got --precision {args.precision}")
     return given

@@ -90,7 +90,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            (("--precision", "int4", "--method", "gptq"), "--method gptq needs questions and their pictures"),
+            (("--precision", "int4", "--method", "gptq"), "a calibration needs questions and their pictures"),
             (("--precision", "int4", "--calibrate", "qa.jsonl"), "--calibrate, --images and --device are for"),
             (("--precision", "fp16", "--images", "."), "--calibrate, --images and --device are for"),
         ],
