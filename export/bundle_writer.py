@@ -31,6 +31,7 @@ from sdrpn.export.dialects import DIALECTS, Dialect
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.export.llm import rpn_graph, tail_graph, trunk_graph
 from sdrpn.export.options import ExportOptions
+from sdrpn.export.quantized_weights import Calibration
 from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
 from sdrpn.export.tokenizer import write_tokenizer
@@ -70,6 +71,7 @@ def export_bundle(
     rpn: Path | None = None,
     base: Path | None = None,
     resume: bool = False,
+    calibration: Calibration | None = None,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
 ) -> Manifest:
     """Write `checkpoint` as the variants `options.variants` of the bundle `out`; other variants there are kept.
@@ -78,6 +80,7 @@ def export_bundle(
         checkpoint: a folder in any of the layouts that `open_checkpoint` reads
         out: a new or empty folder, or a bundle of the same checkpoint
         vision_tower, rpn, base: see `open_checkpoint`
+        calibration: for the method gptq; `options.calibration` must be its digest
         resume: take the weight files that an earlier attempt with `resume` finished, and keep those that this one does
             should it be broken off; they lie hidden beside `out`
         progress: told (bytes done, bytes in all) as the weights are written
@@ -85,6 +88,8 @@ def export_bundle(
     Raises: BadInput or BadCheckpoint before anything is written; RunFailed when the disk is full. Whatever
         happens, `out` is either as it was or complete.
     """
+    if options.calibration != (None if calibration is None else calibration.digest):
+        raise BadInput("the options name another calibration than the one that is given; give both or none")
     existing = _existing_bundle(out)
     with open_checkpoint(checkpoint, vision_tower=vision_tower, rpn=rpn, base=base) as source:
         max_context = _checked_context(source.spec, options.max_context)
@@ -94,7 +99,7 @@ def export_bundle(
         plan = _Plan(source.spec, options, max_context)
         kept = frozenset(existing.manifest.files) if existing is not None else frozenset[str]()
         finished = FinishedFiles(out, f"{version('sdrpn')} {digest} {max_context}") if resume else None
-        return _write(out, plan, source, digest, existing, kept, finished, progress)
+        return _write(out, plan, source, digest, existing, kept, finished, calibration, progress)
 
 
 class _Plan:
@@ -106,16 +111,18 @@ class _Plan:
 
     def graph_files(self) -> Iterator[str]:
         """Names of the files that `write_graphs` makes."""
-        for variant, dtype in self.options.variants.items():
-            yield from (_graph_file(graph, variant) for graph in self.tables.graphs(dtype))
+        for variant in self.options.variants:
+            yield from (_graph_file(graph, variant) for graph in self.tables.names)
 
-    def write_graphs(self, folder: Path) -> dict[str, Variant]:
+    def write_graphs(self, folder: Path, calibration: Calibration | None) -> dict[str, Variant]:
         """Author and save all graphs: the variants by name."""
-        return {name: self._write_variant(folder, name, dtype) for name, dtype in self.options.variants.items()}
+        scales = self.tables.input_scales(calibration)
+        variants = self.options.variants.items()
+        return {name: self._write_variant(folder, name, dtype, scales) for name, dtype in variants}
 
-    def _write_variant(self, folder: Path, name: str, dtype: ir.DataType) -> Variant:
+    def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, scales: Mapping[str, float]) -> Variant:
         dialect, graphs, opset = DIALECTS[self.options.dialect], {}, 0
-        for graph, table in self.tables.graphs(dtype).items():
+        for graph, table in self.tables.graphs(dtype, scales).items():
             author = _AUTHORS[graph](self.spec, dialect, dtype, table)
             author.save(folder / _graph_file(graph, name))
             graphs[graph] = _graph_info(author, _graph_file(graph, name))
@@ -146,6 +153,7 @@ def _write(
     existing: Bundle | None,
     kept: frozenset[str],
     finished: FinishedFiles | None,
+    calibration: Calibration | None,
     progress: Callable[[int, int], None],
 ) -> Manifest:
     weight_files = plan.tables.files()
@@ -162,11 +170,11 @@ def _write(
             _link_tree(existing.path, folder)
         for name in plan.graph_files():  # an older export of this variant may be a link to the bundle that is there
             (folder / name).unlink(missing_ok=True)
-        _write_weights(folder, plan, source, kept, finished, bar.advance)
+        _write_weights(folder, plan, source, kept, finished, calibration, bar.advance)
         tokenizer = write_tokenizer(source.tokenizer_dir, folder / TOKENIZER_NAME)
         variants = {
             **(existing.manifest.variants if existing is not None else {}),
-            **plan.write_graphs(folder),
+            **plan.write_graphs(folder, calibration),
         }
         files = _files(folder, variants, tokenizer, existing, kept, bar.advance)
         if existing is not None:  # what only an earlier form of these variants used
@@ -194,16 +202,17 @@ def _write_weights(
     source: Checkpoint,
     kept: frozenset[str],
     finished: FinishedFiles | None,
+    calibration: Calibration | None,
     advance: Advance,
 ) -> None:
     """Stream the weight files that are neither kept nor finished already."""
     if finished is None:
-        plan.tables.write(folder, source, kept, advance)
+        plan.tables.write(folder, source, kept, advance, calibration=calibration)
         return
     sizes = {file: size for file, size in plan.tables.files().items() if file not in kept}
     taken = finished.take(folder, sizes)
     advance(sum(sizes[file] for file in taken))
-    plan.tables.write(folder, source, kept | taken, advance, lambda files: finished.keep(folder, files))
+    plan.tables.write(folder, source, kept | taken, advance, lambda files: finished.keep(folder, files), calibration)
 
 
 def _existing_bundle(out: Path) -> Bundle | None:

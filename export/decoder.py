@@ -74,7 +74,7 @@ class DecoderAuthor:
     def project(self, x: ir.Value, weight: str) -> ir.Value:
         """x (..., K) @ weight [K,N] in the graph's precision."""
         name = weight.rsplit(".", 2)[-2]
-        return self.g.op.MatMul(cast(self.g, x, self.dtype), self.g.weight(weight, self.dtype), _outputs=[name])
+        return self.g.product(cast(self.g, x, self.dtype), weight, self.dtype, name)
 
     def layer(self, x: ir.Value, prefix: str, index: int, only_row: ir.Value | None = None) -> ir.Value:
         """One whole layer, x (B,S,D) fp32 -> (B,S,D), with the caches of layer `index`.

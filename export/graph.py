@@ -12,11 +12,13 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 import onnxscript
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from sdrpn.export.weights import WeightTable
+from sdrpn.export.weights import QuantizedTensor, WeightTable
 
 __all__ = ["Declared", "GraphAuthor", "Operators"]
 
@@ -24,8 +26,7 @@ Dim = int | str
 
 # No newer than the opset needs: old parsers refuse a newer one.
 _IR_VERSION_OF_OPSET = {20: 9, 21: 10, 24: 11}
-# The first with INT4, and with blocks in DequantizeLinear.
-_OPSET_OF_BLOCKS = 21
+_FP8_ZERO = ir.tensor(np.zeros((), ml_dtypes.float8_e4m3fn), name="zero")
 
 
 class Operators(Protocol):
@@ -47,7 +48,7 @@ class GraphAuthor:
 
     def __init__(self, name: str, opset: int, table: WeightTable) -> None:
         self.name = name
-        self.opset = max(opset, _OPSET_OF_BLOCKS) if table.has_blocks else opset
+        self.opset = max(opset, table.least_opset)
         self._table = table
         self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": self.opset})
         self._builder = onnxscript.GraphBuilder(self._graph)
@@ -100,11 +101,28 @@ class GraphAuthor:
             if quantized is None:
                 self._weights[key] = self._cast(self._stored(self._table.external_tensor(name)), dtype)
             else:
-                scales = self._cast(self._stored(quantized.scales), dtype)
-                self._weights[key] = self.op.DequantizeLinear(
-                    self._stored(quantized.codes), scales, axis=0, block_size=quantized.block
-                )
+                self._weights[key] = self._dequantized(quantized, dtype)
         return self._weights[key]
+
+    def _dequantized(self, tensor: QuantizedTensor, dtype: ir.DataType | None) -> ir.Value:
+        codes, scales = self._stored(tensor.codes), self._stored(tensor.scales)
+        if tensor.factor is not None:
+            scales = self.op.DequantizeLinear(scales, self._cast(self._stored(tensor.factor), dtype))
+        else:
+            scales = self._cast(scales, dtype)
+        if tensor.block is None:
+            return self.op.DequantizeLinear(codes, scales, axis=1)
+        return self.op.DequantizeLinear(codes, scales, axis=0, block_size=tensor.block)
+
+    def product(self, x: ir.Value, weight: str, dtype: ir.DataType, name: str | None = None) -> ir.Value:
+        """x (..., K) @ weight [K,N] in `dtype`, x rounded to 8 bits where the weight's inputs have a scale."""
+        scale = self._table.input_scales.get(weight)
+        if scale is not None:
+            step = self.constant(scale, dtype)
+            zero = self._builder.initializer(_FP8_ZERO, f"zero_{len(self._graph.initializers)}")
+            x = self.op.DequantizeLinear(self.op.QuantizeLinear(x, step, zero), step)
+        outputs = {} if name is None else {"_outputs": [name]}
+        return self.op.MatMul(x, self.weight(weight, dtype), **outputs)
 
     def _stored(self, tensor: ir.ExternalTensor) -> ir.Value:
         name = str(tensor.name)

@@ -10,13 +10,16 @@ import onnx_ir as ir
 
 from sdrpn.errors import BadInput
 from sdrpn.export.dialects import DIALECTS, DialectName
+from sdrpn.export.float_formats import Float4, Float8
 from sdrpn.export.quantization import Blocks, Method
+from sdrpn.export.quantized_weights import Form
 
 __all__ = ["DEFAULT_KEEP", "KEEPABLE", "PRECISIONS", "ExportOptions", "Precision"]
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "int8", "int4", "fp8", "nvfp4"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_INTEGERS, _SMALL_FLOATS = ("int8", "int4"), ("fp8", "nvfp4")
 KEEPABLE = ("lm_head", "rpn", "vision")  # and layers.N
 # The RoI map decides where the model looks, and the head which token it says: both feel every rounding.
 DEFAULT_KEEP = KEEPABLE
@@ -28,8 +31,10 @@ class ExportOptions:
 
     Args:
         max_context: None: the checkpoint's own limit
-        block, method, keep: of int8 and int4: inputs that share a scale, how codes are chosen, and which parts stay in
-            fp16 (of KEEPABLE, or "layers.N" for a layer of the LLM)
+        block, method: of int8 and int4: inputs that share a scale, and how codes are chosen
+        keep: of everything below fp16: which parts stay in fp16 (of KEEPABLE, or "layers.N" for a layer of the LLM)
+        int8: of int4: parts, named alike, that get 8 bits; they are not kept by default
+        calibration: of gptq, and of fp8 where inputs are rounded to it as well: a digest of the calibration
     """
 
     precision: Precision = "fp32"
@@ -38,29 +43,55 @@ class ExportOptions:
     block: int = 32
     method: Method = "rtn"
     keep: tuple[str, ...] = DEFAULT_KEEP
+    int8: tuple[str, ...] = ()
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise BadInput(f"precision {self.precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
         if self.dialect not in DIALECTS:
             raise BadInput(f"dialect {self.dialect!r} is unknown; expected one of {', '.join(DIALECTS)}")
-        unknown = [name for name in self.keep if name not in KEEPABLE and not re.fullmatch(r"layers\.\d+", name)]
-        if unknown:
-            expected = ", ".join((*KEEPABLE, "layers.N"))
-            raise BadInput(f"there is nothing called {unknown[0]!r} to keep in fp16; expected {expected} or none")
+        _require_parts(self.keep, "to keep in fp16")
+        _require_parts(self.int8, "to give 8 bits")
+        self._check_int8()
         if self.is_quantized:
-            self.blocks("trunk")  # refuses what is no block or method
+            self.form("trunk")  # refuses what is no block or method
+        if self.precision == "nvfp4" and self.dialect == "primitive":
+            raise BadInput(
+                "precision nvfp4 is unknown to the dialect primitive, whose opset has no such type; use fused"
+            )
+        self._check_calibration()
+
+    def _check_int8(self) -> None:
+        if self.int8 and self.precision != "int4":
+            raise BadInput(f"8 bits for {', '.join(self.int8)} are for precision int4; got {self.precision}")
+        both = [name for name in self.int8 if name in self.keep]
+        if both and self.keep != DEFAULT_KEEP:
+            raise BadInput(f"{both[0]} is both to be kept in fp16 and to be given 8 bits; name it once")
+
+    def _check_calibration(self) -> None:
+        if self.method == "gptq" and self.precision != "int4":
+            raise BadInput(f"method gptq is for int4, where rounding costs something; got {self.precision}: use rtn")
+        if self.method == "gptq" and self.calibration is None:
+            raise BadInput("method gptq needs a calibration: name questions and images to calibrate on")
+        if self.calibration is not None and self.method != "gptq" and self.precision != "fp8":
+            raise BadInput("a calibration is for the method gptq and for precision fp8; leave it out")
 
     @property
     def is_quantized(self) -> bool:
-        """Whether any matrix is stored in blocks of integers."""
-        return self.precision in ("int8", "int4")
+        """Whether any matrix is stored in less than 16 bits."""
+        return self.precision in (*_INTEGERS, *_SMALL_FLOATS)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What stays in fp16."""
+        return tuple(name for name in self.keep if name not in self.int8)
 
     @property
     def variants(self) -> dict[str, ir.DataType]:
-        """Name -> what its graphs compute in. Quantised weights serve GPUs in fp16 and CPUs in fp32."""
+        """Name -> what its graphs compute in. Integers serve GPUs in fp16 and CPUs in fp32."""
         name = f"{self.dialect}-{self.precision}"
-        if self.is_quantized:
+        if self.precision in _INTEGERS:
             return {f"{name}-cpu": ir.DataType.FLOAT, name: ir.DataType.FLOAT16}
         return {name: ir.DataType.FLOAT if self.precision == "fp32" else ir.DataType.FLOAT16}
 
@@ -69,23 +100,39 @@ class ExportOptions:
         """The variant that suits a CPU."""
         return next(iter(self.variants))
 
-    def blocks(self, part: str) -> Blocks | None:
+    def form(self, part: str) -> Form | None:
         """How the matrices of a part are quantised: "trunk", "lm_head", "rpn", "vision" or "layers.N". None: not.
 
         The vision tower is never below 8 bits: every later number rests on it, and it is small.
         """
-        if not self.is_quantized or part in self.keep:
+        if not self.is_quantized or part in self.kept:
             return None
-        bits: Literal[4, 8] = 8 if self.precision == "int8" or part == "vision" else 4
+        if self.precision in _SMALL_FLOATS:
+            return Float8() if self.precision == "fp8" or part == "vision" else Float4()
+        bits: Literal[4, 8] = 8 if self.precision == "int8" or part == "vision" or part in self.int8 else 4
+        if self.method == "gptq":
+            return Blocks(bits, self.block) if bits == 8 else Blocks(bits, self.block, "gptq", self.calibration or "")
         return Blocks(bits, self.block, self.method)
 
     def quantization(self) -> dict[str, Any] | None:
         """As a manifest records it."""
         if not self.is_quantized:
             return None
+        if self.precision in _SMALL_FLOATS:
+            inputs = {} if self.calibration is None else {"inputs": "fp8", "calibration": self.calibration}
+            return {"format": self.precision, "keep": sorted(self.kept), **inputs}
         return {
             "bits": 8 if self.precision == "int8" else 4,
             "block": self.block,
             "method": self.method,
-            "keep": sorted(self.keep),
+            "keep": sorted(self.kept),
+            **({"int8": sorted(self.int8)} if self.int8 else {}),
+            **({} if self.calibration is None else {"calibration": self.calibration}),
         }
+
+
+def _require_parts(names: tuple[str, ...], purpose: str) -> None:
+    unknown = [name for name in names if name not in KEEPABLE and not re.fullmatch(r"layers\.\d+", name)]
+    if unknown:
+        expected = ", ".join((*KEEPABLE, "layers.N"))
+        raise BadInput(f"there is nothing called {unknown[0]!r} {purpose}; expected {expected} or none")

@@ -16,15 +16,16 @@ import numpy.typing as npt
 
 from sdrpn.errors import BadInput
 
-__all__ = ["BLOCK_SIZES", "METHODS", "Blocks", "Method", "dequantized", "pack_int4", "quantize"]
+__all__ = ["BLOCK_SIZES", "METHODS", "Blocks", "Codes", "Method", "Scales", "dequantized", "quantize"]
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int8]
 Scales = npt.NDArray[np.float16]
-Method = Literal["rtn", "hqq"]
+Method = Literal["rtn", "hqq", "gptq"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
-BLOCK_SIZES = (16, 32, 64, 128)  # what MatMulNBits takes; TensorRT-RTX too
+# What MatMulNBits and TensorRT take; 16 is for widths that 32 does not divide.
+BLOCK_SIZES = (16, 32, 64, 128)
 _ROWS_AT_ONCE = 256  # so that the steps below stay in a processor's cache
 _FP16_TINY = np.float32(2.0**-24)
 
@@ -41,6 +42,7 @@ class Blocks:
     bits: Literal[4, 8]
     size: int = 32  # inputs that share a scale
     method: Method = "rtn"
+    calibration: str = ""  # of gptq: a digest of what decides on the codes besides the weights
 
     def __post_init__(self) -> None:
         if self.size not in BLOCK_SIZES:
@@ -56,12 +58,13 @@ class Blocks:
     @property
     def label(self) -> str:
         """For names of files."""
-        return f"int{self.bits}-b{self.size}-{self.method}"
+        return f"int{self.bits}-b{self.size}-{self.method}{self.calibration and '-'}{self.calibration}"
 
     def require_divides(self, name: str, inputs: int) -> None:
         """Raises BadInput where the inputs of a matrix are no whole number of blocks."""
         if inputs % self.size:
             fitting = [str(size) for size in BLOCK_SIZES if inputs % size == 0]
+            fitting = [size for size in fitting if size != "16"] or fitting
             advice = f"choose --block {' or '.join(fitting)}" if fitting else "export it in fp16"
             raise BadInput(f"{name} has {inputs} inputs, which blocks of {self.size} do not divide; {advice}")
 
@@ -69,6 +72,7 @@ class Blocks:
 def quantize(matrix: Array, blocks: Blocks) -> tuple[Codes, Scales]:
     """matrix (N,K) in any floating-point type -> codes (N,K) and scales (N,K/size), with matrix ~ codes * scale.
 
+    Not for the method gptq, which needs to know the inputs: see `gptq.py`.
     Raises: BadInput where the blocks do not divide K
     """
     outputs, inputs = matrix.shape
@@ -93,17 +97,6 @@ def dequantized(codes: Codes, scales: Scales) -> npt.NDArray[np.float32]:
     outputs, inputs = codes.shape
     by_block = codes.reshape(outputs, scales.shape[1], -1).astype(np.float32)
     return (by_block * scales.astype(np.float32)[..., None]).reshape(outputs, inputs)
-
-
-def pack_int4(codes: Codes) -> npt.NDArray[np.uint8]:
-    """Two codes a byte in row order, the first in the lower half; an odd one out is followed by zero."""
-    flat = codes.reshape(-1)
-    if flat.size % 2:
-        flat = np.append(flat, np.int8(0))
-    pairs = flat.view(np.uint8).reshape(-1, 2)
-    packed: npt.NDArray[np.uint8] = pairs[:, 0] & np.uint8(15)
-    packed |= pairs[:, 1] << np.uint8(4)
-    return packed
 
 
 def _scales(piece: npt.NDArray[np.float32], blocks: Blocks) -> Scales:

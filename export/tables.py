@@ -6,18 +6,20 @@ layer's files are the same; parts that are kept whole use the files of the fp16 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
 import onnx_ir as ir
 
 from sdrpn.errors import BadInput
+from sdrpn.export.float_formats import FP8_MAX, Float8
 from sdrpn.export.llm import head_weights, rpn_weights, tail_weights, trunk_weights
 from sdrpn.export.options import ExportOptions
+from sdrpn.export.quantized_weights import Calibration, TensorReader
 from sdrpn.export.rope import rope_reader, rope_weights
 from sdrpn.export.vision import vision_weights
-from sdrpn.export.weights import DensePrecision, TensorReader, Weight, WeightTable, plain
+from sdrpn.export.weights import DensePrecision, Weight, WeightTable, plain
 from sdrpn.spec import ModelSpec
 
 __all__ = ["Tables"]
@@ -46,17 +48,32 @@ class Tables:
             "tail": [*self._by_layer("tail", tail_weights(spec)), *self._whole("head", head_weights(spec), "lm_head")],
         }
         if spec.rpn is not None:
-            kept = options.blocks("rpn") is None
+            kept = options.form("rpn") is None
             weights = rpn_weights(spec)
             self._groups["rpn"] = self._whole("rpn", weights) if kept else self._by_layer("rpn", weights)
 
-    def graphs(self, dtype: ir.DataType) -> dict[str, WeightTable]:
-        """The weights of every graph that computes in `dtype`, by the graph's name."""
+    def graphs(self, dtype: ir.DataType, input_scales: Mapping[str, float]) -> dict[str, WeightTable]:
+        """The weights of every graph that computes in `dtype`, by the graph's name; for `input_scales` see there."""
         rope = self._ropes[dtype]
         return {
-            name: WeightTable(name, self._dense, [], *tables, *([] if name == "vision" else [rope]))
+            name: WeightTable(
+                name, self._dense, [], *tables, *([] if name == "vision" else [rope]), input_scales=input_scales
+            )
             for name, tables in self._groups.items()
         }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the graphs."""
+        return tuple(self._groups)
+
+    def input_scales(self, calibration: Calibration | None) -> dict[str, float]:
+        """Weight -> scale of its inputs, for what is in fp8 and is not the vision tower; none without a calibration."""
+        if calibration is None:
+            return {}
+        tables = (table for name, tables in self._groups.items() if name != "vision" for table in tables)
+        sources = {name: source for table in tables for name, source in table.sources(Float8).items()}
+        return {name: calibration.largest(source) / FP8_MAX for name, source in sources.items()}
 
     def files(self) -> dict[str, int]:
         """Path inside the bundle -> size in bytes."""
@@ -69,12 +86,13 @@ class Tables:
         kept: frozenset[str],
         advance: Callable[[int], None],
         finished: Callable[[tuple[str, ...]], None] = lambda files: None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Stream every weight file that is not kept; `finished` is told the files that are complete."""
         for rope in self._ropes.values():
             rope.write(folder, rope_reader(self._spec.llm, self._max_context), kept, advance, finished)
         for table in (self.embedding, *(table for tables in self._groups.values() for table in tables)):
-            table.write(folder, reader, kept, advance, finished)
+            table.write(folder, reader, kept, advance, finished, calibration)
 
     def _all(self) -> Iterator[WeightTable]:
         yield from (*self._ropes.values(), self.embedding)
@@ -83,7 +101,7 @@ class Tables:
 
     def _whole(self, group: str, weights: list[Weight], part: str | None = None) -> list[WeightTable]:
         """One table for all, which `part` (default: the group's name) says whether and how to quantise."""
-        return [WeightTable(group, self._dense, weights, blocks=self._options.blocks(part or group))]
+        return [WeightTable(group, self._dense, weights, form=self._options.form(part or group))]
 
     def _by_layer(self, group: str, weights: list[Weight]) -> list[WeightTable]:
         """Norms together; matrices together where they are dense, by layer where they are quantised."""
@@ -92,7 +110,7 @@ class Tables:
         norms = [weight for weight in weights if weight.role == "norm"]
         matrices = groupby((w for w in weights if w.role != "norm"), key=_layer_of)
         layers = [
-            WeightTable(layer, self._dense, list(own), blocks=self._options.blocks(_part_of(layer)))
+            WeightTable(layer, self._dense, list(own), form=self._options.form(_part_of(layer)))
             for layer, own in matrices
         ]
         return [WeightTable(group, self._dense, norms), *layers]
@@ -110,7 +128,7 @@ def _part_of(layer: str) -> str:
 
 
 def _require_layers(spec: ModelSpec, options: ExportOptions) -> None:
-    for name in options.keep:
+    for option, name in (*(("keep", name) for name in options.keep), *(("int8", name) for name in options.int8)):
         number = name.removeprefix("layers.")
         if number.isdigit() and int(number) >= spec.llm.layers:
-            raise BadInput(f"--keep {name}: the LLM has layers 0 to {spec.llm.layers - 1}")
+            raise BadInput(f"--{option} {name}: the LLM has layers 0 to {spec.llm.layers - 1}")

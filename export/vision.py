@@ -123,5 +123,5 @@ class _TowerAuthor:
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
         """x @ weight + bias in the graph's precision."""
-        product = self.g.op.MatMul(cast(self.g, x, self.dtype), self.g.weight(f"{name}.weight", self.dtype))
+        product = self.g.product(cast(self.g, x, self.dtype), f"{name}.weight", self.dtype)
         return self.g.op.Add(product, self.g.weight(f"{name}.bias", self.dtype))

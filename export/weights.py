@@ -11,20 +11,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from types import MappingProxyType
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from sdrpn.errors import RunFailed
-from sdrpn.export.quantization import Blocks, pack_int4, quantize
+from sdrpn.export.quantized_weights import (
+    Calibration,
+    Form,
+    TensorReader,
+    least_opset,
+    parts_of,
+    quantized_parts,
+)
 
 __all__ = [
     "DENSE_PRECISIONS",
     "DensePrecision",
     "QuantizedTensor",
-    "TensorReader",
     "Weight",
     "WeightTable",
     "matmul",
@@ -36,17 +43,8 @@ Array = npt.NDArray[np.generic]
 DensePrecision = Literal["fp32", "fp16"]
 
 DENSE_PRECISIONS: dict[DensePrecision, ir.DataType] = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
-_CODE_TYPES = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 _ALIGNMENT_BYTES = 4096  # a page: files are memory-mapped
 _FP16_MAX = 65504.0
-
-
-class TensorReader(Protocol):
-    """What the export needs from a checkpoint."""
-
-    def read(self, name: str, /) -> Array:
-        """The tensor in the checkpoint's own floating-point type."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,13 @@ def _transposed_side_by_side(arrays: Sequence[Array]) -> Array:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """What stands for a quantised matrix: codes [K,N], scales [K/block,N], and how many inputs share one."""
+    """What stands for a quantised matrix: codes [K,N]; scales [K/block,N], or [N] where `block` is None; and what all
+    scales are multiplied with, where there is that."""
 
     codes: ir.ExternalTensor
     scales: ir.ExternalTensor
-    block: int
+    block: int | None
+    factor: ir.ExternalTensor | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class WeightTable:
     Args:
         precision: of whatever is neither a norm nor quantised
         others: tables whose weights this one hands out too, and does not write
-        blocks: how matrices are quantised; None: not at all
+        form: how matrices are quantised; None: not at all
+        input_scales: weight -> the scale with which a graph rounds its inputs to E4M3
     """
 
     def __init__(
@@ -127,34 +128,35 @@ class WeightTable:
         precision: DensePrecision,
         weights: Iterable[Weight],
         *others: WeightTable,
-        blocks: Blocks | None = None,
+        form: Form | None = None,
+        input_scales: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
+        self.input_scales = input_scales
         self.files: dict[str, int] = {}  # path inside the bundle -> size in bytes
-        self._places: dict[str, tuple[_Place, ...]] = {}  # of a quantised matrix: codes and scales
-        self._blocks: dict[str, Blocks] = {}
+        self._places: dict[str, tuple[_Place, ...]] = {}  # of a quantised matrix: codes, scales, factor
+        self._forms: dict[str, Form] = {}
         self._own = {weight.name: weight for weight in weights}
         for weight in self._own.values():
-            if blocks is not None and weight.role == "matrix":
-                self._place_blocks(group, weight, blocks)
+            if form is not None and weight.role == "matrix":
+                self._place_quantized(group, weight, form)
             elif weight.role == "norm":
                 self._place_dense(f"{group}.norm.fp32", "fp32", weight)
             else:
-                self._place_dense(f"{group}{'.plain' if blocks else ''}.{precision}", precision, weight)
+                self._place_dense(f"{group}{'.plain' if form else ''}.{precision}", precision, weight)
         for other in others:
             self._places.update(other._places)
-            self._blocks.update(other._blocks)
+            self._forms.update(other._forms)
 
     def _place_dense(self, stem: str, precision: DensePrecision, weight: Weight) -> None:
         self._places[weight.name] = (self._append(stem, DENSE_PRECISIONS[precision], weight.shape),)
 
-    def _place_blocks(self, group: str, weight: Weight, blocks: Blocks) -> None:
+    def _place_quantized(self, group: str, weight: Weight, form: Form) -> None:
         inputs, outputs = weight.shape
-        blocks.require_divides(weight.name, inputs)
-        stem = f"{group}.{blocks.label}"
-        codes = self._append(stem, _CODE_TYPES[blocks.bits], weight.shape)
-        scales = self._append(f"{stem}.scale", ir.DataType.FLOAT16, (inputs // blocks.size, outputs))
-        self._places[weight.name] = codes, scales
-        self._blocks[weight.name] = blocks
+        self._places[weight.name] = tuple(
+            self._append(f"{group}.{form.label}{part.suffix}", part.dtype, part.shape)
+            for part in parts_of(form, weight.name, inputs, outputs)
+        )
+        self._forms[weight.name] = form
 
     def _append(self, stem: str, dtype: ir.DataType, shape: tuple[int, ...]) -> _Place:
         file = f"weights/{stem}.bin"
@@ -170,15 +172,26 @@ class WeightTable:
 
     def quantized_tensor(self, name: str) -> QuantizedTensor | None:
         """What stands for a matrix that is quantised; None for what is not."""
-        if name not in self._blocks:
+        if name not in self._forms:
             return None
-        codes, scales = self._places[name]
-        return QuantizedTensor(codes.tensor(name), scales.tensor(f"{name}.scale"), self._blocks[name].size)
+        codes, scales, *factor = self._places[name]
+        block = codes.shape[0] // scales.shape[0] if len(scales.shape) == 2 else None
+        return QuantizedTensor(
+            codes.tensor(name),
+            scales.tensor(f"{name}.scale"),
+            block,
+            factor[0].tensor(f"{name}.factor") if factor else None,
+        )
+
+    def sources(self, form: type) -> dict[str, str]:
+        """Of its own weights in that form: name -> the first tensor that it is made from."""
+        found = {name for name, own in self._forms.items() if isinstance(own, form)}
+        return {name: weight.sources[0] for name, weight in self._own.items() if name in found}
 
     @property
-    def has_blocks(self) -> bool:
-        """Whether anything is quantised."""
-        return bool(self._blocks)
+    def least_opset(self) -> int:
+        """What the types and blocks of its matrices need; 0: nothing."""
+        return max(map(least_opset, self._forms.values()), default=0)
 
     def write(
         self,
@@ -187,6 +200,7 @@ class WeightTable:
         skip: frozenset[str],
         advance: Callable[[int], None],
         finished: Callable[[tuple[str, ...]], None] = lambda files: None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Write this table's own files under `bundle_dir`, one tensor at a time, except those in `skip`.
 
@@ -199,7 +213,7 @@ class WeightTable:
                     (bundle_dir / file).unlink(missing_ok=True)
                 with ExitStack() as stack:
                     streams = [stack.enter_context(_new_file(bundle_dir / file)) for file in files]
-                    self._write_weights(streams, weights, reader, advance)
+                    self._write_weights(streams, weights, reader, calibration, advance)
                 finished(files)
 
     def _written_together(self) -> dict[tuple[str, ...], list[Weight]]:
@@ -210,24 +224,32 @@ class WeightTable:
         return groups
 
     def _write_weights(
-        self, streams: list[IO[bytes]], weights: list[Weight], reader: TensorReader, advance: Callable[[int], None]
+        self,
+        streams: list[IO[bytes]],
+        weights: list[Weight],
+        reader: TensorReader,
+        calibration: Calibration | None,
+        advance: Callable[[int], None],
     ) -> None:
         ends = [0] * len(streams)
         for weight in weights:
-            for index, (place, array) in enumerate(self._stored(weight, reader)):
+            for index, (place, array) in enumerate(self._stored(weight, reader, calibration)):
                 streams[index].seek(place.offset)
-                streams[index].write(array.view(np.uint8).data)
+                streams[index].write(array.reshape(-1).view(np.uint8).data)
                 advance(place.end - ends[index])
                 ends[index] = place.end
 
-    def _stored(self, weight: Weight, reader: TensorReader) -> Iterator[tuple[_Place, Array]]:
+    def _stored(
+        self, weight: Weight, reader: TensorReader, calibration: Calibration | None
+    ) -> Iterator[tuple[_Place, Array]]:
         """The places of a weight with what belongs there."""
         places = self._places[weight.name]
-        blocks = self._blocks.get(weight.name)
-        if blocks is None:
+        form = self._forms.get(weight.name)
+        if form is None:
             yield places[0], _converted(weight, places[0].dtype, reader)
         else:
-            yield from zip(places, _quantized(weight, blocks, reader), strict=True)
+            parts = quantized_parts(weight.name, weight.sources, weight.shape, form, reader, calibration)
+            yield from zip(places, parts, strict=True)
 
 
 def _new_file(path: Path) -> IO[bytes]:
@@ -247,23 +269,6 @@ def _converted(weight: Weight, dtype: ir.DataType, reader: TensorReader) -> Arra
             f"{weight.name} holds {largest:.4g}, fp16 ends at {_FP16_MAX:.0f}; export with --precision fp32"
         )
     return stored
-
-
-def _quantized(weight: Weight, blocks: Blocks, reader: TensorReader) -> tuple[Array, Array]:
-    """Codes [K,N], packed, and scales [K/block,N]: one source after the other, so that one is in memory as floats."""
-    inputs, outputs = weight.shape
-    codes = np.empty((inputs, outputs), np.int8)
-    scales = np.empty((inputs // blocks.size, outputs), np.float16)
-    column = 0
-    for source in weight.sources:
-        found, found_scales = quantize(reader.read(source), blocks)
-        columns = slice(column, column := column + len(found))
-        codes[:, columns], scales[:, columns] = found.T, found_scales.T
-    if column != outputs:
-        raise _wrong_shape(weight, (inputs, column))
-    if not np.isfinite(scales).all():
-        raise RunFailed(f"{weight.name} has values that are not finite; repair the checkpoint")
-    return (pack_int4(codes) if blocks.bits == 4 else codes), scales
 
 
 def _wrong_shape(weight: Weight, shape: tuple[int, ...]) -> RunFailed:

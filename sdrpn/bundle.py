@@ -83,7 +83,9 @@ class Variant:
     graphs: Mapping[str, GraphInfo]
     embedding: str  # file of the token embedding table, (V, D)
     embedding_dtype: str
-    quantization: Mapping[str, Any] | None = None  # of int8 and int4: bits, block, method, keep
+    quantization: Mapping[str, Any] | None = (
+        None  # of int8 and int4: bits, block, method, keep; of fp8 and nvfp4: format, keep
+    )
 
     def __post_init__(self) -> None:
         _require_type(str, self, "name", "dialect", "precision", "embedding", "embedding_dtype")
@@ -288,7 +290,7 @@ def _manifest(path: Path, value: object) -> Manifest:
 
 
 def _cpu_order(variant: Variant) -> tuple[bool, bool, int, str]:
-    exactness = ("fp32", "fp16", "int8", "int4")
+    exactness = ("fp32", "fp16", "int8", "fp8", "int4", "nvfp4")
     rank = exactness.index(variant.precision) if variant.precision in exactness else len(exactness)
     computes_in_half = variant.precision != "fp32" and not variant.for_cpu
     return variant.dialect != "fused", computes_in_half, rank, variant.name

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdrpn.cli.arguments import positive_int
+
+if TYPE_CHECKING:
+    from sdrpn.export.quantized_weights import Calibration
 
 HELP = "write a checkpoint as a bundle of ONNX graphs"
 DESCRIPTION = """\
@@ -21,6 +26,7 @@ that are equal are stored once. An interrupted export leaves the folder as it wa
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision fp16
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision fp16 --dialect primitive   # for JetPack 6 as well
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision int4
+  sdrpn export my-llava --out bundle --precision int4 --method gptq --calibrate qa.jsonl --images images
 """
 
 
@@ -48,12 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8", "int4"),
+        choices=("fp32", "fp16", "int8", "int4", "fp8", "nvfp4"),
         default="fp32",
         help="of the matrices; the residual stream and the norms are always fp32. int8 and int4 store integers "
-        "in blocks and write two variants on the same weights, one for GPUs and one for CPUs (default: fp32)",
+        "in blocks and write two variants on the same weights, one for GPUs and one for CPUs; fp8 (E4M3) and nvfp4 are "
+        "for GPUs that have them (default: fp32)",
     )
-    _add_quantization(parser.add_argument_group("with --precision int8 or int4"))
+    _add_quantization(parser.add_argument_group("with a precision below fp16"))
     parser.add_argument(
         "--dialect",
         choices=("fused", "primitive"),
@@ -86,8 +93,9 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--method",
-        choices=("rtn", "hqq"),
-        help="rtn: round to nearest; hqq: also fit the scales, which takes some thirty times as long (default: rtn)",
+        choices=("rtn", "hqq", "gptq"),
+        help="rtn: round to nearest; hqq: also fit the scales, which takes some thirty times as long; gptq: make up "
+        "for each rounding after what the matrices multiply on --calibrate's questions, int4 only (default: rtn)",
     )
     group.add_argument(
         "--keep",
@@ -96,6 +104,21 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
         help="leave these in fp16: lm_head, rpn, vision, layers.N, or none; a vision tower that is not kept gets 8 "
         "bits (default: lm_head,rpn,vision)",
     )
+    group.add_argument(
+        "--int8",
+        metavar="A,B",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        help="with --precision int4: give these 8 bits, e.g. lm_head, which a CPU computes with in fp32 otherwise",
+    )
+    group.add_argument(
+        "--calibrate",
+        metavar="QA.jsonl",
+        type=Path,
+        help="with --method gptq, or with --precision fp8 to round inputs to fp8 too: one JSON object a line: image, "
+        "question, and answer where there is one; a few dozen are enough. Needs the [train] extra",
+    )
+    group.add_argument("--images", metavar="DIR", type=Path, help="with --calibrate: folder of the images")
+    group.add_argument("--device", metavar="NAME", help="with --calibrate: cpu, cuda, cuda:1, ... (default: cpu)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,18 +131,23 @@ def run(args: argparse.Namespace) -> int:
     with importing_extra("export", "sdrpn export"):
         from sdrpn.export import ExportOptions, export_bundle
 
-    options = ExportOptions(args.precision, args.dialect, args.max_context, **_quantization(args))
-    with progress("export") as advance:
-        manifest = export_bundle(
-            args.checkpoint,
-            args.out,
-            options,
-            vision_tower=args.vision_tower,
-            rpn=args.rpn,
-            base=args.base,
-            resume=args.resume,
-            progress=advance,
+    with _calibration(args) as calibration:
+        digest = None if calibration is None else calibration.digest
+        options = ExportOptions(
+            args.precision, args.dialect, args.max_context, calibration=digest, **_quantization(args)
         )
+        with progress("export") as advance:
+            manifest = export_bundle(
+                args.checkpoint,
+                args.out,
+                options,
+                vision_tower=args.vision_tower,
+                rpn=args.rpn,
+                base=args.base,
+                resume=args.resume,
+                calibration=calibration,
+                progress=advance,
+            )
     variant = manifest.variants[options.variant]
     written = {file for name in options.variants for file in manifest.variants[name].files}
     size_bytes = sum(manifest.files[name].size_bytes for name in written)
@@ -146,11 +174,44 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
+    """What --calibrate asks for. Raises BadInput where the arguments about it do not go together."""
+    from sdrpn.cli.progress import progress
+    from sdrpn.errors import BadInput
+    from sdrpn.libraries import importing_extra
+
+    given = args.calibrate or args.images or args.device
+    if args.method != "gptq" and args.precision != "fp8" and given:
+        raise BadInput("--calibrate, --images and --device are for --method gptq and for --precision fp8")
+    if args.method != "gptq" and not given:
+        yield None
+        return
+    if args.calibrate is None or args.images is None:
+        raise BadInput("a calibration needs questions and their pictures: --calibrate QA.jsonl --images DIR")
+    with importing_extra("train", "sdrpn export --calibrate"):
+        from sdrpn.calibration import CalibrationPrompts, LayerInputs
+    from sdrpn.checkpoint import open_checkpoint
+    from sdrpn.cli.teacher import device_named, tokenizer_of
+    from sdrpn.labels.questions import read_questions
+
+    device, questions = device_named(args.device or "cpu"), tuple(read_questions(args.calibrate))
+    with open_checkpoint(args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base) as source:
+        prompts = CalibrationPrompts(questions, args.images, tokenizer_of(source))
+        with progress("calibrate", "layers") as advance:
+            embeds = prompts.embeds(source)
+            moments = args.method == "gptq"
+            yield LayerInputs(source, embeds, prompts.digest, device=device, moments=moments, advance=advance)
+
+
 def _quantization(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that only integers have. Raises BadInput where they are given without."""
+    """The options that only some precisions have. Raises BadInput where they are given without."""
     from sdrpn.errors import BadInput
 
-    given = {name: getattr(args, name) for name in ("block", "method", "keep") if getattr(args, name) is not None}
-    if given and args.precision not in ("int8", "int4"):
-        raise BadInput(f"--{next(iter(given))} needs --precision int8 or int4; got --precision {args.precision}")
+    names = ("block", "method", "keep", "int8")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    small = args.precision in ("fp8", "nvfp4")
+    misplaced = [name for name in given if not (small and name == "keep")]
+    if misplaced and args.precision not in ("int8", "int4"):
+        raise BadInput(f"--{misplaced[0]} needs --precision int8 or int4; got --precision {args.precision}")
     return given

@@ -26,6 +26,7 @@ __all__ = ["main"]
 VERBS = (
     "demo",
     "export",
+    "quantize",
     "plan",
     "build",
     "optimize",

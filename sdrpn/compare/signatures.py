@@ -18,7 +18,14 @@ __all__ = ["GraphSignature", "cache_output_name", "expected_signatures"]
 Dims = tuple[int | str, ...]
 
 # Precision -> type of the caches; where quantised weights serve a CPU, they are float32.
-_CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "float16", "int4": "float16"}
+_CACHE_DTYPES = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "float16",
+    "int4": "float16",
+    "fp8": "float16",
+    "nvfp4": "float16",
+}
 # Dialect -> (suffix of a cache's output, its length): all of the cache, or its new rows alone.
 _CACHE_OUTPUTS = {"fused": ("_out", "cache_length"), "primitive": ("_rows", "sequence")}
 

@@ -18,7 +18,7 @@ from sdrpn.model.trunk import Trunk
 from sdrpn.model.vision import VisionEncoder
 from sdrpn.spec import ModelSpec
 
-__all__ = ["LlavaBase", "SdRpnModel", "base_from_checkpoint", "model_from_checkpoint"]
+__all__ = ["LlavaBase", "SdRpnModel", "base_from_checkpoint", "model_from_checkpoint", "tensor_from_array"]
 
 
 class LlavaBase(nn.Module):
@@ -74,12 +74,13 @@ def base_from_checkpoint(checkpoint: Checkpoint, tap_layer: int, dtype: torch.dt
 
 def _load_frozen(model: LlavaBase, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     keys = list(model.state_dict())
-    state = {key: _tensor_from_array(checkpoint.read(model.canonical_name(key)), dtype) for key in keys}
+    state = {key: tensor_from_array(checkpoint.read(model.canonical_name(key)), dtype) for key in keys}
     model.load_state_dict(state, assign=True)
     model.eval().requires_grad_(False)
 
 
-def _tensor_from_array(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
+def tensor_from_array(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
+    """A checkpoint's array as a tensor of its own, bfloat16 too."""
     owned = np.array(array)  # the checkpoint's array maps a file and cannot be written to
     if owned.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(owned.view(np.uint16)).view(torch.bfloat16).to(dtype)

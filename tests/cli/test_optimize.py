@@ -47,7 +47,7 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
 
 def optimized(sdrpn: Command, bundle: Path, *arguments: object) -> Path:
     """The folder that was written."""
-    return Path(sdrpn("optimize", bundle, "--threads", 1, *arguments, "--json").json()["folder"])
+    return Path(json.loads(sdrpn("optimize", bundle, "--threads", 1, *arguments, "--json").out)["folder"])
 
 
 @pytest.mark.parametrize("variant", ["fused-fp32", INT4, "primitive-fp32"])
@@ -70,7 +70,7 @@ def test_answers_are_those_of_the_bundles_own_graphs(sdrpn: Command, bundle: Pat
 
 
 def test_what_is_reported(sdrpn: Command, bundle: Path) -> None:
-    report = sdrpn("optimize", bundle, "--threads", 1, "--json").json()
+    report = json.loads(sdrpn("optimize", bundle, "--threads", 1, "--json").out)
     folder = Path(report["folder"])
     assert folder.parent == bundle / "optimized" / "fused-fp32"
     assert report["attention"] == "group-query"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sdrpn.errors import BadInput
-from sdrpn.export.quantization import Blocks, dequantized, pack_int4, quantize
+from sdrpn.export.quantization import Blocks, dequantized, quantize
+from sdrpn.export.quantized_weights import pack_nibbles
 
 
 def matrix(outputs: int = 70, inputs: int = 256, dtype: Any = np.float32) -> Any:
@@ -77,9 +78,9 @@ def test_hqq_leaves_less_error_than_rounding() -> None:
 def test_packing_is_that_of_onnx() -> None:
     codes = np.array([[1, -1, 7], [-8, 0, 5]], np.int8)
     expected = [0xF1, 0x87, 0x50]  # low half first, row after row
-    assert pack_int4(codes).tolist() == expected
-    assert pack_int4(codes[:, :1]).tolist() == [0x81]
-    assert pack_int4(codes.reshape(-1)[:5]).tolist() == [0xF1, 0x87, 0x00]
+    assert pack_nibbles(codes).tolist() == expected
+    assert pack_nibbles(codes[:, :1]).tolist() == [0x81]
+    assert pack_nibbles(codes.reshape(-1)[:5]).tolist() == [0xF1, 0x87, 0x00]
 
 
 def test_a_block_that_does_not_divide() -> None:
@@ -93,7 +94,7 @@ def test_a_block_that_does_not_divide() -> None:
 
 @pytest.mark.parametrize(
     ("size", "method", "message"),
-    [(8, "rtn", r"block size is 8; expected one of 16, 32, 64, 128"), (32, "gptq", r"method 'gptq' is unknown")],
+    [(8, "rtn", r"block size is 8; expected one of 16, 32, 64, 128"), (32, "awq", r"method 'awq' is unknown")],
 )
 def test_unknown_blocks(size: int, method: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):

@@ -29,6 +29,7 @@ OPTIONS = {
     "int4, nothing kept": ExportOptions("int4", keep=()),
     "int4, a layer kept": ExportOptions("int4", keep=("lm_head", "layers.1")),
     "int4, hqq": ExportOptions("int4", method="hqq"),
+    "int4, some in 8 bits": ExportOptions("int4", int8=("lm_head", "layers.1")),
     "int8": ExportOptions("int8", keep=()),
 }
 
@@ -70,7 +71,7 @@ def expected_model(checkpoint: Path, options: ExportOptions, monkeypatch: pytest
     def read(self: Checkpoint, name: str) -> Any:
         array = original(self, name)
         part = part_of(name)
-        blocks = options.blocks(part) if part is not None else None
+        blocks = options.form(part) if part is not None else None
         if blocks is not None:
             return dequantized(*quantize(array, blocks))
         return array if "norm" in name or "class_" in name or "position_" in name else array.astype(np.float16)
@@ -166,6 +167,13 @@ class TestFiles:
         weights = 64 * (64 + 2 * 32) + 64 * 64 + 2 * 64 * 96 + 96 * 64
         assert size_bytes < weights * (0.5 + 2 / 32) + 8 * 4096  # scales; pages
 
+    def test_8_bits_take_a_part_out_of_what_is_kept(self, checkpoint: Path, tmp_path: Path) -> None:
+        manifest = export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("int4", int8=("lm_head",)))
+        variant = manifest.variants["fused-int4"]
+        assert variant.quantization is not None
+        assert (variant.quantization["keep"], variant.quantization["int8"]) == (["rpn", "vision"], ["lm_head"])
+        assert "weights/head.int8-b32-rtn.bin" in variant.files
+
     def test_the_opset_has_blocks(self, checkpoint: Path, tmp_path: Path) -> None:
         manifest = export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("int4", "primitive"))
         assert manifest.variants["primitive-int4"].opset == 21
@@ -183,6 +191,17 @@ class TestRefusals:
     def test_a_layer_that_is_not_there(self, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=r"--keep layers\.4: the LLM has layers 0 to 3"):
             export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("int4", keep=("layers.4",)))
+
+        with pytest.raises(BadInput, match=r"--int8 layers\.4: the LLM has layers 0 to 3"):
+            export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("int4", int8=("layers.4",)))
+
+    def test_8_bits_for_what_is_kept_or_not_quantised(self) -> None:
+        with pytest.raises(BadInput, match="rpn is both to be kept in fp16 and to be given 8 bits; name it once"):
+            ExportOptions("int4", keep=("rpn",), int8=("rpn",))
+        with pytest.raises(BadInput, match="8 bits for rpn are for precision int4; got int8"):
+            ExportOptions("int8", int8=("rpn",))
+        with pytest.raises(BadInput, match="nothing called 'head' to give 8 bits; expected lm_head"):
+            ExportOptions("int4", int8=("head",))
 
     def test_nothing_of_that_name(self) -> None:
         with pytest.raises(BadInput, match=r"nothing called 'head' to keep in fp16; expected lm_head, rpn, vision"):

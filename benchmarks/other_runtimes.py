@@ -1,0 +1,340 @@
+"""Prefill and decode of a LLaMA of equal shape in other runtimes, all sides in turns in one process.
+
+Ours is the LLM of a bundle (trunk and tail, as a plain LLaVA runs them), the others are random models of the same
+layers, width, heads and vocabulary. What is compared is speed alone: the numbers that come out mean nothing.
+
+    pip install llama-cpp-python gguf openvino-genai transformers    # whichever are wanted
+    python benchmarks/other_runtimes.py BUNDLE --variant fused-int4-cpu --others llama-q4_0,llama-q8_0,transformers
+    python benchmarks/other_runtimes.py BUNDLE --others openvino-q4_0 --rounds 3 --json
+
+`llama-*` quantises a random GGUF as llama.cpp's own tool does (Q4_0 keeps its head in Q6_K) and `openvino-*` has
+OpenVINO GenAI read the same file. `standard` is ours without `sdrpn optimize`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sdrpn.bundle import open_bundle
+from sdrpn.machine import read_cpu
+from sdrpn.runtime import Session
+from sdrpn.spec import LlmSpec
+
+PROMPT_TOKENS, NEW_TOKENS = 640, 32
+PROMPT_IDS = [3 + index % 200 for index in range(PROMPT_TOKENS)]  # any vocabulary has them
+LIBRARIES = ("onnxruntime", "llama-cpp-python", "openvino-genai", "transformers", "torch")
+
+
+class Side(Protocol):
+    """Something that holds a model."""
+
+    name: str
+
+    def prefill(self) -> None:
+        """A prompt of PROMPT_TOKENS tokens, from nothing."""
+        ...
+
+    def decode(self) -> None:
+        """NEW_TOKENS single tokens behind it."""
+        ...
+
+
+class OurSide:
+    """Trunk and tail of a bundle."""
+
+    def __init__(self, bundle: Path, variant: str | None, threads: int, optimized: bool = True) -> None:
+        self._session = Session.open(bundle, variant=variant, threads=threads, optimized=optimized, verify=False)
+        self.name = f"sdrpn {self._session.variant.name}{'' if optimized else ', standard'}"
+        self._embeds = self._session._embedding.rows(PROMPT_IDS)
+
+    def prefill(self) -> None:
+        decoder = self._session._decoder
+        decoder.reset(PROMPT_TOKENS + NEW_TOKENS)
+        decoder.run_trunk(self._embeds, 0)
+        decoder.run_tail(0, PROMPT_TOKENS)
+
+    def decode(self) -> None:
+        decoder, embedding = self._session._decoder, self._session._embedding
+        for position in range(PROMPT_TOKENS, PROMPT_TOKENS + NEW_TOKENS):
+            decoder.step(embedding.rows([7]), position)
+
+
+class LlamaCppSide:
+    """llama.cpp through llama-cpp-python's plain bindings."""
+
+    def __init__(self, gguf: Path, threads: int) -> None:
+        import ctypes
+
+        import llama_cpp
+
+        self._library, self.name = llama_cpp, f"llama.cpp {gguf.stem}"
+        silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        self._keep = silent
+        llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self._model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = 1024
+        parameters.n_threads = parameters.n_threads_batch = threads
+        self._context = llama_cpp.llama_init_from_model(self._model, parameters)
+
+    def _run(self, ids: Sequence[int]) -> None:
+        tokens = (self._library.llama_token * len(ids))(*ids)
+        code = self._library.llama_decode(self._context, self._library.llama_batch_get_one(tokens, len(ids)))
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code}")
+
+    def prefill(self) -> None:
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        self._run(PROMPT_IDS)
+
+    def decode(self) -> None:
+        for _ in range(NEW_TOKENS):
+            self._run([7])
+
+
+class TransformersSide:
+    """Hugging Face's LLaMA with random weights in fp32."""
+
+    name = "transformers fp32"
+
+    def __init__(self, llm: LlmSpec, threads: int) -> None:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.set_num_threads(threads)
+        config = LlamaConfig(
+            vocab_size=llm.vocabulary,
+            hidden_size=llm.width,
+            intermediate_size=llm.mlp_width,
+            num_hidden_layers=llm.layers,
+            num_attention_heads=llm.heads,
+            num_key_value_heads=llm.kv_heads,
+            head_dim=llm.head_dim,
+            max_position_embeddings=llm.max_context,
+        )
+        self._torch, self._model = torch, LlamaForCausalLM(config)
+        self._cache: Any = None
+
+    def _run(self, ids: Sequence[int]) -> None:
+        with self._torch.inference_mode():
+            output = self._model(self._torch.tensor([list(ids)]), past_key_values=self._cache, logits_to_keep=1)
+        self._cache = output.past_key_values
+
+    def prefill(self) -> None:
+        self._cache = None
+        self._run(PROMPT_IDS)
+
+    def decode(self) -> None:
+        for _ in range(NEW_TOKENS):
+            self._run([7])
+
+
+class OpenVinoSide:
+    """OpenVINO GenAI on a GGUF file. It prefills as it generates: a token's time is the rest over the tokens."""
+
+    def __init__(self, gguf: Path, threads: int) -> None:
+        import openvino
+        import openvino_genai
+
+        self.name = f"OpenVINO GenAI {gguf.stem}"
+        self._pipeline = openvino_genai.LLMPipeline(str(gguf), "CPU", INFERENCE_NUM_THREADS=threads)
+        ids = np.array([PROMPT_IDS], np.int64)
+        self._inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        self._generate = openvino_genai.GenerationConfig
+        self._prefill_s = 0.0
+
+    def _run(self, tokens: int) -> None:
+        self._pipeline.generate(
+            self._inputs,
+            self._generate(max_new_tokens=tokens, ignore_eos=True, do_sample=False, apply_chat_template=False),
+        )
+
+    def prefill(self) -> None:
+        self._run(1)
+
+    def decode(self) -> None:
+        """Prompt and all: `measure` takes the prefill off again."""
+        self._run(NEW_TOKENS + 1)
+
+
+def write_random_gguf(path: Path, llm: LlmSpec) -> None:
+    """A LLaMA in F16 with random weights and a vocabulary of made-up words."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(llm.max_context)
+    writer.add_embedding_length(llm.width)
+    writer.add_block_count(llm.layers)
+    writer.add_feed_forward_length(llm.mlp_width)
+    writer.add_head_count(llm.heads)
+    writer.add_head_count_kv(llm.kv_heads)
+    writer.add_layer_norm_rms_eps(llm.rms_norm_eps)
+    writer.add_rope_dimension_count(llm.head_dim)
+    writer.add_rope_freq_base(llm.rope_theta)
+    writer.add_vocab_size(llm.vocabulary)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    _add_vocabulary(writer, llm.vocabulary)
+    rng = np.random.default_rng(0)
+    for name, shape in _gguf_tensors(llm):
+        if len(shape) == 1:
+            writer.add_tensor(name, np.ones(shape, np.float32))
+        else:
+            writer.add_tensor(name, (rng.standard_normal(shape, np.float32) * shape[1] ** -0.5).astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_vocabulary(writer: Any, size: int) -> None:
+    import gguf
+
+    # The kind that OpenVINO GenAI can read, which needs the bytes as GPT-2 spells them, and merges.
+    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
+    words = ["<unk>", "<s>", "</s>", *letters, *(f"w{number}" for number in range(size - 3 - len(letters)))]
+    kinds = [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (size - 3)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(words)
+    writer.add_token_types([int(kind) for kind in kinds])
+    writer.add_token_merges([f"w {number}" for number in range(10)])
+    writer.add_chat_template("{{ messages[0]['content'] }}")
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def _gguf_tensors(llm: LlmSpec) -> list[tuple[str, tuple[int, ...]]]:
+    queries, keys = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
+    tensors: list[tuple[str, tuple[int, ...]]] = [("token_embd.weight", (llm.vocabulary, llm.width))]
+    for number in range(llm.layers):
+        block = f"blk.{number}"
+        tensors += [
+            (f"{block}.attn_norm.weight", (llm.width,)),
+            (f"{block}.attn_q.weight", (queries, llm.width)),
+            (f"{block}.attn_k.weight", (keys, llm.width)),
+            (f"{block}.attn_v.weight", (keys, llm.width)),
+            (f"{block}.attn_output.weight", (llm.width, queries)),
+            (f"{block}.ffn_norm.weight", (llm.width,)),
+            (f"{block}.ffn_gate.weight", (llm.mlp_width, llm.width)),
+            (f"{block}.ffn_up.weight", (llm.mlp_width, llm.width)),
+            (f"{block}.ffn_down.weight", (llm.width, llm.mlp_width)),
+        ]
+    return [*tensors, ("output_norm.weight", (llm.width,)), ("output.weight", (llm.vocabulary, llm.width))]
+
+
+def quantized_gguf(folder: Path, kind: str, llm: LlmSpec) -> Path:
+    """folder/q4_0.gguf, made by llama.cpp's own quantisation from a random model."""
+    import llama_cpp
+
+    source, target = folder / "f16.gguf", folder / f"{kind}.gguf"
+    if not target.exists():
+        if not source.exists():
+            write_random_gguf(source, llm)
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.ftype = {"q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}[kind]
+        code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)
+        if code != 0:
+            raise RuntimeError(f"llama_model_quantize returned {code}")
+    return target
+
+
+def open_side(name: str, args: argparse.Namespace, llm: LlmSpec, folder: Path) -> Side:
+    runtime, _, kind = name.partition("-")
+    if name == "standard":
+        return OurSide(args.bundle, args.variant, args.threads, optimized=False)
+    if name == "transformers":
+        return TransformersSide(llm, args.threads)
+    if runtime in ("llama", "openvino") and kind in ("q4_0", "q8_0"):
+        gguf = quantized_gguf(folder, kind, llm)
+        return LlamaCppSide(gguf, args.threads) if runtime == "llama" else OpenVinoSide(gguf, args.threads)
+    raise SystemExit(
+        f"--others {name}: expected standard, llama-q4_0, llama-q8_0, openvino-q4_0, openvino-q8_0 or transformers"
+    )
+
+
+def timed(work: Callable[[], None]) -> tuple[float, float]:
+    """Wall clock, and processor time of all threads."""
+    start, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - processor
+
+
+def measure(sides: Sequence[Side], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians over rounds in which all sides take turns, the order turning round; the first round warms up."""
+    found: dict[str, list[tuple[float, ...]]] = {side.name: [] for side in sides}
+    for number in range(rounds + 1):
+        for side in sides if number % 2 else reversed(sides):
+            prefill, decode = timed(side.prefill), timed(side.decode)
+            if isinstance(side, OpenVinoSide):
+                decode = (decode[0] - prefill[0], decode[1] - prefill[1])
+            if number:
+                found[side.name].append((*prefill, *decode))
+        print(f"\rround {number} of {rounds}", end="" if number < rounds else "\n", file=sys.stderr, flush=True)
+    return {name: _figures(each) for name, each in found.items()}
+
+
+def _figures(rounds: Sequence[tuple[float, ...]]) -> dict[str, float]:
+    prefill_s, prefill_cpu_s, decode_s, decode_cpu_s = (
+        statistics.median(column) for column in zip(*rounds, strict=True)
+    )
+    return {
+        "prefill_tokens_per_s": PROMPT_TOKENS / prefill_s,
+        "decode_tokens_per_s": NEW_TOKENS / decode_s,
+        "prefill_tokens_per_processor_s": PROMPT_TOKENS / prefill_cpu_s,
+        "decode_tokens_per_processor_s": NEW_TOKENS / decode_cpu_s,
+    }
+
+
+def installed() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--variant")
+    parser.add_argument("--others", default="llama-q4_0,llama-q8_0,transformers")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gguf", type=Path, help="folder for GGUF files (default: a temporary one)")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    llm = open_bundle(args.bundle).spec.llm
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.gguf or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        ours: Side = OurSide(args.bundle, args.variant, args.threads)
+        others = [open_side(name, args, llm, folder) for name in filter(None, args.others.split(","))]
+        figures = measure([ours, *others], args.rounds)
+    machine = {"processor": read_cpu().model, "threads": args.threads, "rounds": args.rounds, **installed()}
+    if args.json:
+        print(json.dumps({"machine": machine, "sides": figures}, indent=1))
+        return
+    print(machine)
+    first = figures[ours.name]
+    for name, one in figures.items():
+        print(name)
+        for figure, value in one.items():
+            print(f"  {figure:32}{value:10.1f}   ours / this: {first[figure] / value:.2f}")
+
+
+if __name__ == "__main__":
+    main()

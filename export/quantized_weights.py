@@ -1,0 +1,148 @@
+"""The tensors that stand for one quantised matrix, and how they come out of a checkpoint. Knows no files and no graphs.
+
+A form says how numbers are stored: blocks of integers, or small floating-point numbers. Matrices are [K,N] here, as a
+bundle has them; a packed one is made from several sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from sdrpn.errors import RunFailed
+from sdrpn.export.float_formats import Float4, Float8, matrix_factor
+from sdrpn.export.gptq import quantize_for_inputs
+from sdrpn.export.quantization import Blocks, quantize
+
+__all__ = ["Calibration", "Form", "Part", "TensorReader", "least_opset", "pack_nibbles", "parts_of", "quantized_parts"]
+
+Array = npt.NDArray[Any]
+Form: TypeAlias = Blocks | Float8 | Float4
+
+_INTEGERS = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
+_FP4_BLOCK = 16
+
+
+class TensorReader(Protocol):
+    """What the export needs from a checkpoint."""
+
+    def read(self, name: str, /) -> Array:
+        """The tensor in the checkpoint's own floating-point type."""
+        ...
+
+
+class Calibration(Protocol):
+    """What is known of the inputs that matrices are multiplied with."""
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides on it, besides the checkpoint; short."""
+        ...
+
+    def second_moment(self, name: str, /) -> npt.NDArray[np.float32]:
+        """(K,K): the mean of x x^T over the inputs x of a canonical matrix. Asked for layer by layer, from below."""
+        ...
+
+    def largest(self, name: str, /) -> float:
+        """The largest absolute value among the inputs of a canonical matrix. Asked for in any order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the tensors that stand for a matrix; `suffix` tells its file from the others'."""
+
+    suffix: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+
+
+def least_opset(form: Form) -> int:
+    """The first that has the form's types, and blocks in DequantizeLinear."""
+    return 23 if isinstance(form, Float4) else 21
+
+
+def parts_of(form: Form, name: str, inputs: int, outputs: int) -> tuple[Part, ...]:
+    """Codes, scales and, where there is one, the factor of a matrix [K,N].
+
+    Raises: BadInput where blocks do not divide K
+    """
+    if isinstance(form, Float8):
+        codes = Part("", ir.DataType.FLOAT8E4M3FN, (inputs, outputs))
+        return codes, Part(".scale", ir.DataType.FLOAT16, (outputs,))
+    form.require_divides(name, inputs)
+    if isinstance(form, Float4):
+        codes = Part("", ir.DataType.FLOAT4E2M1, (inputs, outputs))
+        scales = Part(".scale", ir.DataType.FLOAT8E4M3FN, (inputs // _FP4_BLOCK, outputs))
+        return codes, scales, Part(".factor", ir.DataType.FLOAT16, ())
+    codes = Part("", _INTEGERS[form.bits], (inputs, outputs))
+    return codes, Part(".scale", ir.DataType.FLOAT16, (inputs // form.size, outputs))
+
+
+def quantized_parts(
+    name: str,
+    sources: Sequence[str],
+    shape: tuple[int, ...],
+    form: Form,
+    reader: TensorReader,
+    calibration: Calibration | None,
+) -> tuple[Array, ...]:
+    """What `parts_of` places, packed where two codes share a byte. One source after the other is in memory as floats.
+
+    Raises: RunFailed for values that are not finite, or sources of another shape
+    """
+    inputs, outputs = shape
+    parts = parts_of(form, name, inputs, outputs)
+    arrays = [np.empty(part.shape, part.dtype.numpy()) for part in parts]
+    if isinstance(form, Float4):
+        arrays[2][...] = matrix_factor([reader.read(source) for source in sources])
+    column = 0
+    for matrix in _matrices(sources, form, reader):
+        found = _quantized(matrix, sources, form, calibration, arrays)
+        columns = slice(column, column := column + len(matrix))
+        for array, piece in zip(arrays, found, strict=False):  # the factor is there already
+            array[..., columns] = piece.T
+    if column != outputs:
+        raise RunFailed(f"{name}: made {column} outputs from {', '.join(sources)}, expected {outputs}; report this")
+    if not all(np.isfinite(array.astype(np.float32)).all() for array in arrays[1:]):
+        raise RunFailed(f"{name} has values that are not finite; repair the checkpoint")
+    codes = pack_nibbles(arrays[0]) if parts[0].dtype.itemsize < 1 else arrays[0]
+    return (codes, *arrays[1:])
+
+
+def _quantized(
+    matrix: Array, sources: Sequence[str], form: Form, calibration: Calibration | None, arrays: Sequence[Array]
+) -> tuple[Array, Array]:
+    if isinstance(form, Float8):
+        return form.quantize(matrix)
+    if isinstance(form, Float4):
+        return form.quantize(matrix, float(arrays[2]))
+    if form.method == "gptq":
+        assert calibration is not None
+        # Every source of a packed matrix is given the same inputs.
+        return quantize_for_inputs(matrix, calibration.second_moment(sources[0]), form)
+    return quantize(matrix, form)
+
+
+def _matrices(sources: Sequence[str], form: Form, reader: TensorReader) -> Iterator[Array]:
+    """The sources (N,K); at once where much has to be computed for their inputs."""
+    if isinstance(form, Blocks) and form.method == "gptq":
+        yield np.concatenate([np.asarray(reader.read(source), np.float32) for source in sources])
+    else:
+        yield from (reader.read(source) for source in sources)
+
+
+def pack_nibbles(codes: Array) -> npt.NDArray[np.uint8]:
+    """Two codes of 4 bits a byte in row order, the first in the lower half; an odd one out is followed by zero."""
+    flat = codes.reshape(-1).view(np.uint8)
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    pairs = flat.reshape(-1, 2)
+    packed: npt.NDArray[np.uint8] = pairs[:, 0] & np.uint8(15)
+    packed |= pairs[:, 1] << np.uint8(4)
+    return packed

@@ -1,0 +1,227 @@
+"""The inputs of every matrix of the LLM and the RPN: second moments, largest values. One layer is in memory at a time.
+
+Layers are run in order, from below, all prompts through one before the next is read; what is asked for decides how far.
+S tokens of a prompt, D width, K inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sdrpn.checkpoint import Checkpoint
+from sdrpn.errors import RunFailed
+from sdrpn.model.layers import DecoderLayer, RmsNorm
+from sdrpn.model.llava import tensor_from_array
+
+__all__ = ["LayerInputs"]
+
+Advance = Callable[[int, int], None]
+
+# Matrices that multiply the same inputs -> the one whose inputs are gathered.
+_GATHERED_AT = {"q": "attention.q", "k": "attention.q", "v": "attention.q", "o": "attention.o"} | {
+    "gate": "mlp.gate",
+    "up": "mlp.gate",
+    "down": "mlp.down",
+}
+
+
+class LayerInputs:
+    """Inputs of matrices by their canonical names: what `sdrpn.export.quantized_weights.Calibration` asks for."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        embeds: Sequence[Tensor],
+        digest: str,
+        *,
+        device: str = "cpu",
+        moments: bool = True,
+        advance: Advance = lambda done, total: None,
+    ) -> None:
+        """Start below the first layer.
+
+        Args:
+            embeds: (S,D) of each prompt
+            digest: of these
+            moments: False: only the largest values are wanted, which costs much less
+            advance: told (layers done, layers in all)
+        """
+        self.digest = digest
+        spec = checkpoint.spec
+        self._checkpoint, self._device, self._moments = checkpoint, device, moments
+        self._llm = _Stack(checkpoint, "llm.layers", spec.llm.layers, embeds, device, moments)
+        self._rpn: _Stack | None = None
+        self._taps: list[Tensor] = []
+        self._largest: dict[str, float] = {}  # by part, layer and matrix
+        self._done, self._total = 0, spec.llm.layers + (spec.rpn.layers - 1 if spec.rpn is not None else 0)
+        self._advance = advance
+
+    @torch.inference_mode()
+    def second_moment(self, name: str, /) -> NDArray[np.float32]:
+        """(K,K) float32: the mean of x x^T over the rows x that the matrix `name` is multiplied with.
+
+        Raises: RunFailed where a layer below one that was asked for before is asked for
+        """
+        found = self._inputs_of(name).mean
+        array: NDArray[np.float32] = found.cpu().numpy()
+        return array
+
+    @torch.inference_mode()
+    def largest(self, name: str, /) -> float:
+        """The largest absolute value among these inputs, of any layer at any time."""
+        key = _key(name)
+        if key not in self._largest:
+            found = self._inputs_of(name).largest  # runs what has not run yet, and notes it
+            self._largest.setdefault(key, found)
+        return self._largest[key]
+
+    def _inputs_of(self, name: str) -> _Inputs:
+        if name == "llm.head.weight":
+            self._run_llm(self._llm.layers)
+            return self._normed(self._llm.hidden, "llm.norm.weight")
+        part, _, number, *rest = name.split(".")
+        layer, matrix = int(number), _GATHERED_AT[rest[1]]
+        if part == "llm":
+            self._run_llm(layer + 1)
+            return self._llm.inputs(layer)[matrix]
+        rpn = self._run_rpn(layer + 1)
+        if layer < rpn.layers:
+            return rpn.inputs(layer)[matrix]
+        # The score layer sees the RPN's norm, then its own.
+        return self._normed(rpn.hidden, "rpn.norm.weight", f"rpn.layers.{layer}.input_norm.weight")
+
+    def _run_llm(self, until: int) -> None:
+        tap = self._checkpoint.spec.tap_layer
+        if self._llm.done < tap <= until:
+            self._run(self._llm, tap)
+            self._taps = list(self._llm.hidden) if self._checkpoint.spec.rpn is not None else []
+        self._run(self._llm, until)
+
+    def _run_rpn(self, until: int) -> _Stack:
+        spec = self._checkpoint.spec
+        assert spec.rpn is not None
+        if self._rpn is None:
+            self._run_llm(spec.tap_layer)
+            whole = spec.rpn.layers - 1
+            self._rpn = _Stack(self._checkpoint, "rpn.layers", whole, self._taps, self._device, self._moments)
+        self._run(self._rpn, min(until, self._rpn.layers))
+        return self._rpn
+
+    def _run(self, stack: _Stack, until: int) -> None:
+        while stack.done < until:
+            stack.run_next()
+            for matrix, inputs in stack.inputs(stack.done - 1).items():
+                self._largest[f"{stack.prefix}.{stack.done - 1}.{matrix}"] = inputs.largest
+            self._done += 1
+            self._advance(self._done, self._total)
+
+    def _normed(self, hidden: Sequence[Tensor], *norms: str) -> _Inputs:
+        llm, inputs = self._checkpoint.spec.llm, _Inputs(self._moments)
+        scales = [tensor_from_array(self._checkpoint.read(name), torch.float32).to(self._device) for name in norms]
+        for rows in hidden:
+            x = rows.to(self._device)
+            for scale in scales:
+                norm = RmsNorm(llm.width, llm.rms_norm_eps)
+                norm.weight = nn.Parameter(scale, requires_grad=False)
+                x = norm(x)
+            inputs.add(x)
+        return inputs
+
+
+class _Inputs:
+    """What is kept of a matrix's inputs: their largest value and, where wanted, a running mean of x x^T."""
+
+    def __init__(self, moments: bool) -> None:
+        self.largest = 0.0
+        self._moments = moments
+        self._sum: Tensor | None = None
+        self._rows = 0
+
+    def add(self, x: Tensor) -> None:
+        """x (..., K)."""
+        rows = x.flatten(0, -2).float()
+        self.largest = max(self.largest, float(rows.abs().max()))
+        if self._moments:
+            product = rows.T @ rows
+            self._sum = product if self._sum is None else self._sum.add_(product)
+            self._rows += len(rows)
+
+    @property
+    def mean(self) -> Tensor:
+        """(K,K)."""
+        assert self._sum is not None
+        return self._sum / self._rows
+
+
+class _Stack:
+    """Decoder layers, one after the other, over all prompts. Prompts wait in ordinary memory."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prefix: str,
+        layers: int,
+        hidden: Sequence[Tensor],
+        device: str,
+        moments: bool,
+    ) -> None:
+        self.prefix, self.layers, self.done = prefix, layers, 0
+        self.hidden = list(hidden)
+        self._checkpoint, self._device, self._moments = checkpoint, device, moments
+        self._inputs: dict[str, _Inputs] = {}
+
+    def inputs(self, layer: int) -> dict[str, _Inputs]:
+        """Those of the layer that ran last."""
+        if layer != self.done - 1:
+            raise RunFailed(
+                f"the inputs of {self.prefix}.{layer} were asked for after {self.prefix}.{self.done - 1} ran; "
+                "expected layers in order"
+            )
+        return self._inputs
+
+    def run_next(self) -> None:
+        """All prompts through the next layer."""
+        layer = self._load(self.done)
+        self._inputs = {name: _Inputs(self._moments) for name in dict.fromkeys(_GATHERED_AT.values())}
+        hooks = [
+            layer.get_submodule(name).register_forward_pre_hook(_adding_to(inputs))
+            for name, inputs in self._inputs.items()
+        ]
+        for number, rows in enumerate(self.hidden):
+            positions = torch.arange(len(rows), device=self._device)[None]
+            self.hidden[number] = layer(rows.to(self._device)[None], positions)[0].cpu()
+        for hook in hooks:
+            hook.remove()
+        self.done += 1
+
+    def _load(self, number: int) -> DecoderLayer:
+        with torch.device("meta"):
+            layer = DecoderLayer(self._checkpoint.spec.llm)
+        state = {
+            key: tensor_from_array(self._checkpoint.read(f"{self.prefix}.{number}.{key}"), torch.float32)
+            for key in layer.state_dict()
+        }
+        layer.load_state_dict(state, assign=True)
+        layer.eval().requires_grad_(False)
+        return layer.to(self._device)
+
+
+def _adding_to(inputs: _Inputs) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
+        inputs.add(given[0])
+
+    return hook
+
+
+def _key(name: str) -> str:
+    """Of matrices that multiply the same inputs: llm.layers.3.attention.k.weight -> llm.layers.3.attention.q."""
+    words = name.split(".")
+    if name == "llm.head.weight":
+        return name
+    return f"{words[0]}.layers.{words[2]}.{_GATHERED_AT[words[-2]]}"

@@ -1,0 +1,82 @@
+"""Questions about pictures as the LLM gets them: text, the image's tokens in their place, an answer where there is one.
+
+Every other prompt also has a crop's tokens, as in the second look. Calibrated on text alone, a model that reads image
+tokens gets worse: theirs are other activations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from sdrpn.checkpoint import Checkpoint
+from sdrpn.errors import BadInput
+from sdrpn.image import base_pixels, crop_pixels, open_image
+from sdrpn.labels.attention import embed_image
+from sdrpn.labels.questions import Question
+from sdrpn.model.llava import LlavaBase, base_from_checkpoint
+from sdrpn.prompt import build_prompt
+
+__all__ = ["CalibrationPrompts"]
+
+
+@dataclass(frozen=True)
+class CalibrationPrompts:
+    """Some questions, and the folder that their pictures lie in."""
+
+    questions: tuple[Question, ...]
+    images: Path
+    tokenizer: Tokenizer
+
+    def __post_init__(self) -> None:
+        if not self.questions:
+            raise BadInput("there is no question to calibrate on; expected at least one")
+
+    @property
+    def digest(self) -> str:
+        """Of the questions and the pictures' bytes, 12 digits."""
+        found = hashlib.sha256()
+        for question in self.questions:
+            found.update(repr((question.text, question.answer)).encode("utf-8", "surrogatepass"))
+            found.update(_bytes(self.images / question.image))
+        return found.hexdigest()[:12]
+
+    @torch.inference_mode()
+    def embeds(self, checkpoint: Checkpoint) -> list[Tensor]:
+        """One (S,D) float32 a question, on the CPU. Only the vision tower and the embedding table are read.
+
+        Raises: BadImage for a picture that cannot be read
+        """
+        base = base_from_checkpoint(checkpoint, 1)
+        return list(self._sequences(base, checkpoint.spec.llm.max_context))
+
+    def _sequences(self, base: LlavaBase, longest: int) -> Iterator[Tensor]:
+        for number, question in enumerate(self.questions):
+            prompt = build_prompt(self.tokenizer, base.spec.prompt, question.text)
+            picture = open_image(self.images / question.image)
+            pieces = [embed_image(base, base_pixels(picture, base.spec.vision))]
+            if number % 2:
+                width, height = picture.size
+                middle = (width // 4, height // 4, -(-3 * width // 4), -(-3 * height // 4))
+                pieces.append(embed_image(base, crop_pixels(picture, middle, base.spec.vision)))
+            answer = self.tokenizer.encode(question.answer or "", add_special_tokens=False).ids
+            before, after = _embed(base, prompt.ids_before), _embed(base, (*prompt.ids_after, *answer))
+            yield torch.cat((before, *pieces, after))[:longest]
+
+
+def _embed(base: LlavaBase, ids: Sequence[int]) -> Tensor:
+    embeds: Tensor = base.embed(torch.tensor(list(ids), dtype=torch.long))
+    return embeds
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); expected a picture of the calibration") from error

@@ -1,0 +1,164 @@
+"""What it costs to round one part of a model and leave the rest: RoI map, boxes, answers. PyTorch; knows no formats.
+
+How numbers are rounded is the caller's: a choice is a function from a matrix to the numbers that stand for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from sdrpn.compare.overlap import overlap
+from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.reference import ReferenceAnswer, reference_answer
+from sdrpn.prompt import Prompt
+from sdrpn.roi import RoiPolicy, roi_map
+
+__all__ = ["Asked", "Cost", "Rounding", "measure_costs", "parts_of"]
+
+# matrix (N,K) -> (N,K), rounded
+Rounding = Callable[[NDArray[Any]], NDArray[np.float32]]
+ALL = "all of these"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question about one picture, and how the model looks."""
+
+    image: Image.Image
+    prompt: Prompt
+    roi: RoiPolicy | None
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One part under one choice, against the model as it is; means over the questions. None: a model without an RPN."""
+
+    part: str
+    choice: str
+    weights: int  # numbers that are rounded
+    roi_cosine: float | None
+    roi_cosine_min: float | None
+    box_iou: float | None
+    same_decision: float | None  # share: both crop, or neither does
+    same_answer: float  # share: token for token
+
+
+def parts_of(model: SdRpnModel) -> dict[str, list[nn.Linear]]:
+    """The parts that are rounded or kept as one, by the names that exports give them, and their matrices."""
+    layers = [*model.trunk.layers, *model.tail.layers]
+    parts: dict[str, list[nn.Linear]] = {"vision": _matrices(model.vision)}
+    parts |= {f"layers.{number}": _matrices(layer) for number, layer in enumerate(layers)}
+    if model.rpn is not None:
+        parts["rpn"] = _matrices(model.rpn)
+    return parts | {"lm_head": [model.tail.head]}
+
+
+def measure_costs(
+    model: SdRpnModel,
+    questions: Sequence[Asked],
+    choices: Mapping[str, Rounding],
+    parts: Sequence[str] | None = None,
+    *,
+    together: Sequence[str] = (),
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Cost]:
+    """Every part under every choice, and at last the parts `together` at once.
+
+    Args:
+        parts: names of `parts_of`; None: all of them
+        advance: told (answers given, answers in all)
+    """
+    matrices = parts_of(model)
+    named = {name: matrices[name] for name in (matrices if parts is None else parts)}
+    if together:
+        named[ALL] = [matrix for name in together for matrix in matrices[name]]
+    total, done = len(questions) * (1 + len(named) * len(choices)), 0
+
+    def answers() -> list[ReferenceAnswer]:
+        nonlocal done
+        given = []
+        for question in questions:
+            given.append(_answer(model, question))
+            done += 1
+            advance(done, total)
+        return given
+
+    exact = answers()
+    for part, own in named.items():
+        for choice, rounding in choices.items():
+            with _rounded(own, rounding):
+                found = answers()
+            yield _cost(part, choice, sum(matrix.weight.numel() for matrix in own), found, exact)
+
+
+def _answer(model: SdRpnModel, question: Asked) -> ReferenceAnswer:
+    return reference_answer(
+        model,
+        question.image,
+        question.prompt.ids_before,
+        question.prompt.ids_after,
+        roi=question.roi,
+        max_new_tokens=question.max_new_tokens,
+        stop_ids=model.spec.prompt.eos_token_ids,
+    )
+
+
+@contextmanager
+def _rounded(matrices: Sequence[nn.Linear], rounding: Rounding) -> Iterator[None]:
+    """While it is open, these matrices hold rounded numbers."""
+    exact = [matrix.weight.data for matrix in matrices]
+    try:
+        for matrix, weight in zip(matrices, exact, strict=True):
+            rounded = torch.from_numpy(rounding(weight.float().cpu().numpy()))
+            matrix.weight.data = rounded.to(weight.device, weight.dtype)
+        yield
+    finally:
+        for matrix, weight in zip(matrices, exact, strict=True):
+            matrix.weight.data = weight
+
+
+def _cost(
+    part: str, choice: str, weights: int, found: Sequence[ReferenceAnswer], exact: Sequence[ReferenceAnswer]
+) -> Cost:
+    pairs = list(zip(found, exact, strict=True))
+    same_answer = float(np.mean([one.token_ids == other.token_ids for one, other in pairs]))
+    looked = [(one, other) for one, other in pairs if one.roi_logits is not None and other.roi_logits is not None]
+    if not looked:
+        return Cost(part, choice, weights, None, None, None, None, same_answer)
+    cosines = [_cosine(one, other) for one, other in looked]
+    boxes = [[[crop.box_xyxy_px for crop in _crops(side)] for side in pair] for pair in looked]
+    return Cost(
+        part=part,
+        choice=choice,
+        weights=weights,
+        roi_cosine=float(np.mean(cosines)),
+        roi_cosine_min=min(cosines),
+        box_iou=float(np.mean([overlap(*pair) for pair in boxes])),
+        same_decision=float(np.mean([bool(one) == bool(other) for one, other in boxes])),
+        same_answer=same_answer,
+    )
+
+
+def _crops(answer: ReferenceAnswer) -> Sequence[Any]:
+    return answer.decision.crops if answer.decision is not None else ()
+
+
+def _cosine(found: ReferenceAnswer, exact: ReferenceAnswer) -> float:
+    assert found.roi_logits is not None
+    assert exact.roi_logits is not None
+    a, b = (roi_map(logits).astype(np.float64).ravel() for logits in (found.roi_logits, exact.roi_logits))
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def _matrices(module: nn.Module) -> list[nn.Linear]:
+    return [child for child in module.modules() if isinstance(child, nn.Linear)]
