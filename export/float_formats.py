@@ -98,7 +98,9 @@ def matrix_factor(matrices: Sequence[Array]) -> float:
     largest = max((float(np.abs(np.asarray(matrix, np.float32)).max(initial=0)) for matrix in matrices), default=0.0)
     if not math.isfinite(largest):
         return 1.0  # the scales will not be finite, which is found where they are
-    return float(max(2.0 ** math.ceil(math.log2(largest / (FP4_MAX * FP8_MAX))), _FP16_TINY)) if largest else 1.0
+    if largest == 0:
+        return 1.0
+    return max(2.0 ** math.ceil(math.log2(largest / (FP4_MAX * FP8_MAX))), float(_FP16_TINY))
 
 
 def _pieces(rows: int) -> list[slice]:

@@ -183,7 +183,7 @@ class TestRefusals:
         message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", f"--max-context={wanted}"))
         assert message.startswith("argument --max-context: ")
 
-    @pytest.mark.parametrize("option", ["--precision=fp8", "--dialect=sparse", "--colour=blue"])
+    @pytest.mark.parametrize("option", ["--precision=fp7", "--dialect=sparse", "--colour=blue"])
     def test_an_unknown_choice(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path, option: str) -> None:
         message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", option))
         assert message.endswith("(see sdrpn export --help)") or option in message

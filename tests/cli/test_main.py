@@ -116,7 +116,7 @@ class TestUsage:
             (["ask", "b", "i", "q", "--stream", "--json"], r"argument --json: not allowed with argument --stream .*"),
             (["ask", "b", "i", "q", "--thresh", "0.1"], r"unrecognized arguments: --thresh 0.1 .*"),
             (["export", "c"], r"the following arguments are required: --out .*"),
-            (["export", "c", "--out", "b", "--precision", "fp8"], r"argument --precision: invalid choice: 'fp8' .*"),
+            (["export", "c", "--out", "b", "--precision", "fp7"], r"argument --precision: invalid choice: 'fp7' .*"),
             (["compare", "b"], r"the following arguments are required: --checkpoint .*"),
         ],
     )
