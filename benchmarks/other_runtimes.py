@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -186,16 +187,23 @@ def write_random_gguf(path: Path, llm: LlmSpec) -> None:
     writer.add_vocab_size(llm.vocabulary)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _add_vocabulary(writer, llm.vocabulary)
-    rng = np.random.default_rng(0)
-    for name, shape in _gguf_tensors(llm):
-        if len(shape) == 1:
-            writer.add_tensor(name, np.ones(shape, np.float32))
-        else:
-            writer.add_tensor(name, (rng.standard_normal(shape, np.float32) * shape[1] ** -0.5).astype(np.float16))
+    tensors = _gguf_tensors(llm)
+    for name, shape in tensors:
+        dtype = _gguf_dtype(shape)
+        writer.add_tensor_info(name, shape, dtype, math.prod(shape) * dtype.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    rng = np.random.default_rng(0)
+    for _, shape in tensors:  # one at a time: 13 GB at 7B
+        numbers = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape, np.float32) * shape[1] ** -0.5
+        writer.write_tensor_data(numbers.astype(_gguf_dtype(shape)))
     writer.close()
+
+
+def _gguf_dtype(shape: Sequence[int]) -> np.dtype[Any]:
+    """Norms are in fp32."""
+    return np.dtype(np.float32 if len(shape) == 1 else np.float16)
 
 
 def _add_vocabulary(writer: Any, size: int) -> None:
