@@ -150,7 +150,11 @@ class OpenVinoSide:
         import openvino_genai
 
         self.name = f"OpenVINO GenAI {gguf.stem}"
-        self._pipeline = openvino_genai.LLMPipeline(str(gguf), "CPU", INFERENCE_NUM_THREADS=threads)
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = False  # every prompt is the same
+        self._pipeline = openvino_genai.LLMPipeline(
+            str(gguf), "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads
+        )
         ids = np.array([PROMPT_IDS], np.int64)
         self._inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         self._generate = openvino_genai.GenerationConfig
