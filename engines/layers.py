@@ -22,6 +22,10 @@ __all__ = [
 
 # TensorRT-RTX: _gemv_mha_v1 (one row of queries, reads the cache in place), _gemm_mha_v2; TensorRT: fmha, mha.
 _ATTENTION = re.compile(r"mha", re.IGNORECASE)
+# The output of a cache's update. TensorRT-RTX lists such a kernel as one that reads and writes the same tensor; of
+# TensorRT, whose listing was not seen, the node or the layer tells.
+_CACHE_UPDATE = re.compile(r"_cache(\.\d+)?_out")
+_UPDATE_NODE = re.compile(r"TensorScatter|KV_?CacheUpdate", re.IGNORECASE)
 _LINE = re.compile(r"Name: (?P<name>.*), LayerType: (?P<kind>\w+), (?P<rest>Inputs: \[.*)", re.DOTALL)
 _TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
 # The compiler numbers the subgraphs, one a profile where a graph compiles as a whole.
@@ -62,7 +66,22 @@ class Kernel:
     @property
     def int4_constants(self) -> int:
         """Weights in 4 bits that it reads as they are."""
-        return sum(constant.dtype.lower() == "int4" for constant in self.constants)
+        return self._constants("int4")
+
+    @property
+    def int8_constants(self) -> int:
+        """Weights in 8 bits that it reads as they are."""
+        return self._constants("int8")
+
+    def updates(self, output: str) -> bool:
+        """Whether it writes new rows into a cache that it got, rather than a cache that it makes."""
+        if not _CACHE_UPDATE.search(output):
+            return False
+        in_place = any(tensor.name == output for tensor in self.inputs)
+        return in_place or any(_UPDATE_NODE.search(node) for node in (*self.onnx_nodes, self.name, self.kind))
+
+    def _constants(self, dtype: str) -> int:
+        return sum(constant.dtype.lower() == dtype for constant in self.constants)
 
 
 @dataclass(frozen=True)
@@ -112,7 +131,8 @@ def gate(
 
     In every profile one fused attention a layer. In the decode profile every INT4 weight goes as it is into the kernel
     that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a cache, which
-    TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark and no more.
+    TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark and no more,
+    and so are weights in 8 bits, which TensorRT-RTX 1.7 unpacks everywhere.
 
     Args:
         int4_weights: how many the graph has
@@ -130,6 +150,7 @@ def gate(
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
         if profile == "decode":
             found += [*_int4_detours(own, profile, int4_weights), *_cache_copies(own, spec, max_context)]
+            remarks += _int8_detours(own, profile)
         else:
             remarks += _int4_detours(own, profile, int4_weights)
     return Verdict(tuple(found), tuple(remarks))
@@ -141,12 +162,18 @@ def _int4_detours(kernels: Sequence[Kernel], profile: str, weights: int) -> Iter
         yield f"profile {profile} multiplies with {direct} of {weights} INT4 weights as they are and unpacks the others"
 
 
+def _int8_detours(kernels: Sequence[Kernel], profile: str) -> Iterator[str]:
+    unpacked = sum(kernel.int8_constants for kernel in kernels if not kernel.multiplies)
+    if unpacked:
+        yield f"profile {profile} unpacks {unpacked} INT8 weights at every step, which moves more bytes than fp16 would"
+
+
 def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) -> Iterator[str]:
     size = spec.llm.kv_heads * max_context * spec.llm.head_dim  # of one request
     for kernel in kernels:
         for tensor in kernel.outputs:
             entries = math.prod(abs(dim) for dim in tensor.dims)
-            if entries >= size and not re.search(r"_cache(\.\d+)?_out", tensor.name):
+            if entries >= size and not kernel.updates(tensor.name):
                 yield f"{kernel.name} writes {tensor.name} {list(tensor.dims)}, as large as a whole cache"
 
 
