@@ -14,12 +14,12 @@ from pathlib import Path
 from sdrpn.bundle import Bundle, GraphInfo, Variant, file_digest, open_bundle
 from sdrpn.engine_manifest import EngineManifest, Stamp, engine_paths, read_engine_manifest
 from sdrpn.engines.flavour import library_version
-from sdrpn.engines.memory import Estimate, estimate
-from sdrpn.engines.options import BuildOptions, checked_context, chosen_graphs, require_possible
+from sdrpn.engines.memory import Estimate, device_shortage, estimate, host_shortage
+from sdrpn.engines.options import BuildOptions, checked_context, chosen_graphs, least_context, require_possible
 from sdrpn.engines.profiles import Profile, profiles_of
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadBundle, BadInput, MissingDependency
-from sdrpn.machine import Gpu, read_cuda_driver, read_gpus, read_jetson
+from sdrpn.machine import Gpu, read_cuda_driver, read_gpus, read_jetson, read_machine
 from sdrpn.memory import graph_weights_bytes
 from sdrpn.shipped import export_advice
 
@@ -55,6 +55,19 @@ class Plan:
     estimate: Estimate
     engines: tuple[PlannedEngine, ...]
     obstacle: str | None = None  # why these engines cannot be built here
+
+    def shortages(self) -> tuple[str, ...]:
+        """Where memory is missing: on the machine that builds, and on the device.
+
+        That is this machine as it is now, or else the device, if it is known how much the CPU has there.
+        """
+        target = self.target
+        if self.obstacle is None:
+            build = host_shortage(self.estimate, read_machine().memory_available_bytes)
+        else:
+            there = target.memory_bytes if target.unified_memory else None
+            build = host_shortage(self.estimate, there, target.device)
+        return tuple(filter(None, (build, device_shortage(self.estimate, target, least_context(self.bundle.spec)))))
 
 
 def plan_engines(
@@ -96,6 +109,7 @@ def plan_engines(
         max_context=context,
         max_batch=options.max_batch,
         weight_streaming=options.weight_streaming,
+        unified_memory=target.unified_memory,
     )
     plan = Plan(
         bundle=bundle,
@@ -112,7 +126,8 @@ def plan_engines(
         obstacle=None if obstacle is None else str(obstacle),
     )
     engines = tuple(_planned(plan, variant.graphs[name], verify=verify) for name in names)
-    return dataclasses.replace(plan, engines=engines)
+    todo = tuple(one.graph.name for one in engines if one.cached is None)
+    return dataclasses.replace(plan, engines=engines, estimate=dataclasses.replace(needed, built=todo))
 
 
 def target_variant(bundle: Bundle, target: Target, precision: str | None = None) -> Variant:

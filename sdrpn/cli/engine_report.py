@@ -165,7 +165,9 @@ def _kernels_title(graph: str, profiles: Sequence[str], kernels: Sequence[dict[s
     """How many kernels of which kind each profile has."""
     parts = []
     for profile in dict.fromkeys(profiles):
-        own = [str(kernel.get("kind", "kernel")) for one, kernel in zip(profiles, kernels, strict=True) if one == profile]
+        own = [
+            str(kernel.get("kind", "kernel")) for one, kernel in zip(profiles, kernels, strict=True) if one == profile
+        ]
         parts.append(f"{profile} {', '.join(f'{count} {kind}' for kind, count in Counter(own).most_common())}")
     return f"{graph}: {'; '.join(parts)}"
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.bundle import file_digest, open_bundle
+from sdrpn.bundle import Bundle, file_digest, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
 from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, builder, plan_engines, read_target
+from sdrpn.engines import plan as planning
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.profiles import profiles_of
 from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
@@ -145,6 +146,21 @@ class TestCache:
         assert (first.cached, second.cached) == (False, True)
         assert first.manifest == second.manifest
 
+    def test_a_hit_hashes_and_starts_nothing(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However large the files are: their sizes and times are enough."""
+        build(bundle)
+
+        def refuse(*arguments: object, **named: object) -> None:
+            raise AssertionError("a hit must cost nothing")
+
+        monkeypatch.setattr(planning, "file_digest", refuse)
+        monkeypatch.setattr(builder, "file_digest", refuse)
+        monkeypatch.setattr(builder, "run_jobs", refuse)
+        monkeypatch.setattr(Bundle, "verify", refuse)
+        assert build(bundle)[0].cached
+        with pytest.raises(AssertionError, match="a hit must cost nothing"):
+            plan_engines(bundle, read_target(RTX_TARGET), VISION, verify=True)
+
     @pytest.mark.parametrize(
         "options",
         [
@@ -247,6 +263,12 @@ class TestRefusals:
         with pytest.raises(RunFailed, match=r"My GPU has 1\.0 MB"):
             build_engines(plan)
         assert build_engines(plan, check_memory=False)[0].path.exists()
+
+    def test_memory_of_what_is_built_already_is_not_asked_for(self, bundle: Path) -> None:
+        plan = plan_engines(bundle, read_target(RTX_TARGET), BuildOptions(graphs=("vision", "rpn")))
+        build(bundle)
+        again = plan_engines(bundle, read_target(RTX_TARGET), BuildOptions(graphs=("vision", "rpn")))
+        assert (tuple(plan.estimate.host_peaks), tuple(again.estimate.host_peaks)) == (("vision", "rpn"), ("rpn",))
 
     def test_a_read_only_bundle(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(path: Path) -> None:
