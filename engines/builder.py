@@ -222,6 +222,7 @@ def _manifest(
         compute_capabilities=plan.target.compute_capabilities,
         system=platform.system(),
         machine=platform.machine(),
+        gpu=plan.gpu,
         driver=plan.driver,
         cuda=plan.cuda,
         max_context=plan.max_context,

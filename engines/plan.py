@@ -26,7 +26,7 @@ from sdrpn.shipped import export_advice
 __all__ = ["Plan", "PlannedEngine", "plan_engines", "target_variant"]
 
 # Raised whenever the same inputs would give another engine or another manifest.
-_REVISION = 2
+_REVISION = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Plan:
     timing_cache: Path | None
     max_context: int
     library_version: str | None  # None: it is not installed here
-    driver: str | None  # of this machine
+    gpu: str | None  # of this machine
+    driver: str | None
     cuda: int | None  # the newest that the driver has: 13040 is 13.4
     estimate: Estimate
     engines: tuple[PlannedEngine, ...]
@@ -96,8 +97,11 @@ def plan_engines(
     context = checked_context(bundle.spec, bundle.manifest.max_context, options.max_context)
     names = chosen_graphs(bundle.spec, options.graphs)
     gpus = read_gpus()
-    jetson = read_jetson() is not None
-    require_possible(options, target, timing_cache=timing_cache is not None, gpu=bool(gpus) or jetson, jetson=jetson)
+    jetson = read_jetson()
+    gpu = gpus[0].name if gpus else None if jetson is None else jetson.model
+    require_possible(
+        options, target, timing_cache=timing_cache is not None, gpu=gpu is not None, jetson=jetson is not None
+    )
     obstacle = _obstacle(target, gpus, any_release)
     if obstacle is not None and not only_look:
         raise obstacle
@@ -119,6 +123,7 @@ def plan_engines(
         timing_cache=timing_cache,
         max_context=context,
         library_version=_version(target),
+        gpu=gpu,
         driver=gpus[0].driver if gpus else None,
         cuda=read_cuda_driver(),
         estimate=needed,
@@ -200,8 +205,8 @@ def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> s
         "files": {name: files[name].sha256 for name in (graph.file, *graph.weights)},
         "flavour": plan.target.flavour,
         "library": plan.library_version,
-        # TensorRT-RTX compiles for a capability, whatever is in the machine.
-        "driver": (plan.driver, plan.cuda) if plan.target.flavour == "tensorrt" else None,
+        # TensorRT times kernels on the GPU that is there; TensorRT-RTX compiles for a capability, whatever that is.
+        "timed_on": (plan.gpu, plan.driver, plan.cuda) if plan.target.flavour == "tensorrt" else None,
         "capabilities": plan.target.compute_capabilities,
         "machine": (platform.system(), platform.machine()),
         "max_context": plan.max_context,

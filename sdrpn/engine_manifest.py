@@ -33,7 +33,7 @@ __all__ = [
     "write_engine_manifest",
 ]
 
-ENGINE_FORMAT_VERSION = 4  # 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache
+ENGINE_FORMAT_VERSION = 5  # 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache; 5: the GPU
 # What the kernel gate says beside its findings: that it cannot read the list of kernels; what costs a little.
 NOT_JUDGED, REMARK = "not judged: ", "remark: "
 _DIGEST = "digest"
@@ -98,6 +98,7 @@ class EngineManifest:
     compute_capabilities: tuple[str, ...]
     system: str  # where it was built
     machine: str
+    gpu: str | None  # of the machine that built it; None: it had none, or none that tells
     driver: str | None  # of the machine that built it; None: it had none
     cuda: int | None  # the newest that its driver had: 13040 is 13.4
     max_context: int

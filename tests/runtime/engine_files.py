@@ -77,6 +77,7 @@ def engine_manifest(
         compute_capabilities=("SM86", "SM89"),
         system="Linux",
         machine="x86_64",
+        gpu="NVIDIA GeForce RTX 4090",
         driver="550.54",
         cuda=12040,
         max_context=max_context,
