@@ -11,7 +11,7 @@ import pytest
 
 from sdrpn.engine_manifest import TimingCacheUse
 from sdrpn.engines import BuildOptions, BuiltEngine, Target, build_engines, plan, plan_engines, read_target
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadInput, RunFailed
 from sdrpn.machine import Gpu, Jetson
 from tests.engines.recipes import target
 
@@ -66,6 +66,13 @@ def test_thor_refuses_releases_that_compute_wrong_numbers(bundle: Path, tensorrt
         plan_engines(bundle, thor, VISION)
     (one,) = build_engines(plan_engines(bundle, thor, VISION, any_release=True))
     assert one.manifest.library_version == version
+
+
+def test_a_machine_without_a_driver(bundle: Path, tensorrt: Tensorrt) -> None:
+    tensorrt(driverless=True)
+    with pytest.raises(RunFailed, match=r"^tensorrt cannot start: CUDA initialization failure with error: 35; sdrpn do"):
+        build(bundle)
+    assert list((bundle / "engines" / "mine").iterdir()) == []
 
 
 def test_another_gpu_is_refused(bundle: Path, tensorrt: Tensorrt, monkeypatch: pytest.MonkeyPatch) -> None:

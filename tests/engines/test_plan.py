@@ -13,8 +13,8 @@ import pytest
 from sdrpn.engines import BuildOptions, build_engines, plan, plan_engines, read_target, trtexec_script
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.options import require_possible
-from sdrpn.engines.profiles import shapes_of
-from sdrpn.errors import BadInput, MissingDependency
+from sdrpn.engines.profiles import Shapes, shapes_of
+from sdrpn.errors import BadInput, MissingDependency, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from tests.engines.recipes import RTX_TARGET, target
 
@@ -82,6 +82,21 @@ def test_a_level_that_the_library_does_not_take() -> None:
     content = model.SerializeToString()
     request = CompileRequest("tensorrt-rtx", "g", content, ("SM86",), {}, None, None, hardware_compat=True)
     with pytest.raises(BadInput, match=r"does not take --hardware-compat: its level stays NONE; leave it out"):
+        compile_graph(request, lambda *event: None)
+
+
+def test_a_profile_that_the_library_does_not_take() -> None:
+    """It says so by a number alone."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    import onnx
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    profiles: dict[str, Shapes] = {"decode": {"x": ((3,), (2,), (1,))}}
+    request = CompileRequest("tensorrt-rtx", "g", model.SerializeToString(), ("SM86",), profiles, None, None)
+    with pytest.raises(RunFailed, match=r"refused profile decode, .* \{'x': \(\(3,\), \(2,\), \(1,\)\)\}"):
         compile_graph(request, lambda *event: None)
 
 
