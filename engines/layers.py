@@ -66,22 +66,7 @@ class Kernel:
     @property
     def int4_constants(self) -> int:
         """Weights in 4 bits that it reads as they are."""
-        return self._constants("int4")
-
-    @property
-    def int8_constants(self) -> int:
-        """Weights in 8 bits that it reads as they are."""
-        return self._constants("int8")
-
-    def updates(self, output: str) -> bool:
-        """Whether it writes new rows into a cache that it got, rather than a cache that it makes."""
-        if not _CACHE_UPDATE.search(output):
-            return False
-        in_place = any(tensor.name == output for tensor in self.inputs)
-        return in_place or any(_UPDATE_NODE.search(node) for node in (*self.onnx_nodes, self.name, self.kind))
-
-    def _constants(self, dtype: str) -> int:
-        return sum(constant.dtype.lower() == dtype for constant in self.constants)
+        return sum(constant.dtype.lower() == "int4" for constant in self.constants)
 
 
 @dataclass(frozen=True)
@@ -131,8 +116,7 @@ def gate(
 
     In every profile one fused attention a layer. In the decode profile every INT4 weight goes as it is into the kernel
     that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a cache, which
-    TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark and no more,
-    and so are weights in 8 bits, which TensorRT-RTX 1.7 unpacks everywhere.
+    TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark and no more.
 
     Args:
         int4_weights: how many the graph has
@@ -163,7 +147,9 @@ def _int4_detours(kernels: Sequence[Kernel], profile: str, weights: int) -> Iter
 
 
 def _int8_detours(kernels: Sequence[Kernel], profile: str) -> Iterator[str]:
-    unpacked = sum(kernel.int8_constants for kernel in kernels if not kernel.multiplies)
+    """No fault: TensorRT-RTX 1.7 has no other way with weights in blocks of 8 bits."""
+    constants = (constant for kernel in kernels if not kernel.multiplies for constant in kernel.constants)
+    unpacked = sum(constant.dtype.lower() == "int8" for constant in constants)
     if unpacked:
         yield f"profile {profile} unpacks {unpacked} INT8 weights at every step, which moves more bytes than fp16 would"
 
@@ -173,8 +159,16 @@ def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) 
     for kernel in kernels:
         for tensor in kernel.outputs:
             entries = math.prod(abs(dim) for dim in tensor.dims)
-            if entries >= size and not kernel.updates(tensor.name):
+            if entries >= size and not _updates(kernel, tensor.name):
                 yield f"{kernel.name} writes {tensor.name} {list(tensor.dims)}, as large as a whole cache"
+
+
+def _updates(kernel: Kernel, output: str) -> bool:
+    """Whether it writes new rows into a cache that it got, rather than a cache that it makes."""
+    if not _CACHE_UPDATE.search(output):
+        return False
+    in_place = any(tensor.name == output for tensor in kernel.inputs)
+    return in_place or any(_UPDATE_NODE.search(node) for node in (*kernel.onnx_nodes, kernel.name, kernel.kind))
 
 
 def _kernel(line: str) -> Kernel | None:
