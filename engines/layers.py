@@ -156,7 +156,8 @@ def _int8_detours(kernels: Sequence[Kernel], profile: str) -> Iterator[str]:
 
 def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) -> Iterator[str]:
     size = spec.llm.kv_heads * max_context * spec.llm.head_dim  # of one request
-    for kernel in kernels:
+    # One that reads constants alone unpacks weights, which may be larger than a cache.
+    for kernel in (one for one in kernels if one.inputs):
         for tensor in kernel.outputs:
             entries = math.prod(abs(dim) for dim in tensor.dims)
             if entries >= size and not _updates(kernel, tensor.name):

@@ -131,6 +131,14 @@ class TestEngines:
         constants = [constant["dtype"] for kernel in kernels for constant in kernel["constants"]]
         assert constants.count("Int4") == 2 * len(one.manifest.profiles) * 4
 
+    def test_int8_weights_are_unpacked_at_every_step(self, wide_bundle: Path, bundle: Path) -> None:
+        """Which is no copy of a cache, however large they are beside one."""
+        export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("int8"))
+        options = BuildOptions(graphs=("tail",), max_context=40)
+        (one,) = build(bundle, options, target(precisions=("int8",)))
+        (remark,) = one.manifest.kernel_gate
+        assert re.match(r"remark: profile decode unpacks 8 INT8 weights at every step", remark)
+
     def test_an_export_that_adds_a_variant_keeps_engines(
         self, wide_bundle: Path, bundle: Path, tiny_spec: ModelSpec
     ) -> None:

@@ -21,13 +21,13 @@ def line(
     name: str,
     outputs: str = "",
     *,
-    inputs: str = "",
+    inputs: str | None = None,
     weights: str = "Half",
     nodes: str = "[ONNX Layer: a/MatMul_node_3]",
 ) -> str:
     constants = f"{tensor('w', '64,64', weights)}, {tensor('scale', '2,64')}"
     return (
-        f"Name: {name}, LayerType: kgen, Inputs: [ {inputs or tensor('x', '-1,1,64')}], Constants: [ {constants}], "
+        f"Name: {name}, LayerType: kgen, Inputs: [ {tensor('x', '-1,1,64') if inputs is None else inputs}], Constants: [ {constants}], "
         f"Outputs: [ {outputs}], TacticName: t, StreamId: 0, Metadata: {nodes}[ONNX Layer: b/Cast]"
     )
 
@@ -102,7 +102,9 @@ class TestGate:
     def test_int8_weights_that_are_unpacked(self, tiny_spec: ModelSpec) -> None:
         """In a prefill that is nothing to speak of."""
         nodes = "[ONNX Layer: a/DequantizeLinear_node_2]"
-        more = tuple(line(f"__myl_Cast_myl{p}_{n}", weights="Int8", nodes=nodes) for p in (0, 1) for n in (9, 10))
+        large = tensor("unpacked", "4096,4096")  # no copy of a cache
+        unpack = {"outputs": large, "inputs": "", "weights": "Int8", "nodes": nodes}
+        more = tuple(line(f"__myl_Cast_myl{p}_{n}", **unpack) for p in (0, 1) for n in (9, 10))
         verdict = judged(tiny_spec, listing(more=more))
         assert verdict.lines == (
             "remark: profile decode unpacks 2 INT8 weights at every step, which moves more bytes than fp16 would",
