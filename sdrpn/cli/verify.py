@@ -107,9 +107,11 @@ def _variants(bundle: Bundle, target: str | None) -> list[Variant]:
 
 def _source(args: argparse.Namespace, bundle: Bundle) -> tuple[Path, Path | None]:
     """The checkpoint, and an RPN on its own where there is one: given, or found."""
-    from sdrpn.shipped import is_shipped, shipped_source
+    from sdrpn.bundle import open_bundle
+    from sdrpn.shipped import DEFAULT_BUNDLE, shipped_source
 
-    if args.checkpoint is None and is_shipped(bundle.path):
+    # The shipped bundle, or a copy of it that engines were built in.
+    if args.checkpoint is None and bundle.manifest.source == open_bundle(DEFAULT_BUNDLE).manifest.source:
         checkpoint, rpn = shipped_source()
         return checkpoint, args.rpn or rpn
     return args.checkpoint or _checkpoint_beside(bundle), args.rpn
@@ -232,9 +234,12 @@ def _require_passed(bundle: Path, found: dict[str, tuple[ParityGate, ...]]) -> N
     if failed:
         variant, gate = failed[0]
         total = sum(map(len, found.values()))
+        advice = "export it again, or in a higher --precision"
+        if all(gate.graph == "engines" for _, gate in failed):
+            advice = "the graphs are right: build the engines with another release of their library"
         raise RunFailed(
             f"{bundle}: {len(failed)} of {total} gates failed, first {variant} {gate.graph}, {gate.kind} of "
-            f"{gate.tensor}: {_found(gate)}; export it again, or in a higher --precision"
+            f"{gate.tensor}: {_found(gate)}; {advice}"
         )
 
 

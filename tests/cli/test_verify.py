@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,11 +15,16 @@ import torch
 from sdrpn.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import engine_paths, read_engine_manifest
+from sdrpn.runtime import choice, preflight, session
+from sdrpn.runtime import platform as platform_module
 from sdrpn.spec import ModelSpec
-from tests.cli.command import Command, refusal
+from tests.cli.command import Command, Outcome, refusal
 from tests.cli.test_compare import negate_first_weight, weight_file
 from tests.damage import copied
-from tests.runtime.engine_files import TARGET, write_engines
+from tests.runtime.engine_files import TARGET, platform, write_engines
+
+if TYPE_CHECKING:
+    from tests.runtime.fake_tensorrt import Compute
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")
 
@@ -87,6 +94,60 @@ def test_engines_of_other_graphs_keep_what_they_say(sdrpn: Command, bundle: Path
     assert lines[0].split() == ["variant", "graph", "measure", "gate", "worst", "where"]
     assert any(line.split()[1:4] == ["tail", "values", "FAILED"] for line in lines)
     assert lines[-1].endswith("gates passed")
+
+
+class TestEngines:
+    """Where a GPU fits them they answer as well; here one that is simulated."""
+
+    @pytest.fixture
+    def verify(
+        self, sdrpn: Command, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[Compute | None], Outcome]:
+        pytest.importorskip("cuda.bindings.runtime")
+        from tests.runtime.gpu import fake_gpu
+
+        def run(compute: Compute | None) -> Outcome:
+            gpu = fake_gpu(tiny_bundle, tmp_path, compute=compute)
+            for module in (platform_module, choice):
+                monkeypatch.setattr(module, "read_platform", lambda: platform("tensorrt"))
+            monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
+            monkeypatch.setattr(session, "open_tensorrt", lambda *arguments, host_code: gpu.backend())
+            options = ("--target", TARGET, "--checkpoint", tiny_checkpoint, "--json")
+            outcome = sdrpn("verify", gpu.bundle.path, *options)
+            assert gpu.trt.executions
+            assert gpu.cuda.violations == []
+            kept = read_engine_manifest(engine_paths(gpu.bundle.path, TARGET, "trunk")[1]).parity
+            assert {gate.graph for gate in kept} == {"trunk", "answer", "engines"}
+            return outcome
+
+        return run
+
+    def test_they_answer_the_same_questions(self, verify: Callable[[Compute | None], Outcome]) -> None:
+        outcome = verify(None)
+        assert outcome.code == 0, outcome.err
+        report = json.loads(outcome.out)
+        assert report["engines"] == "ran"
+        found = {gate["kind"]: gate for gate in report["gates"]["fused-fp32"] if gate["graph"] == "engines"}
+        assert found.keys() == {"roi cosine", "box IoU", "same crops", "token agreement"}
+        assert all(gate["ok"] for gate in found.values())
+
+    def test_ones_that_compute_something_else(
+        self, verify: Callable[[Compute | None], Outcome], tiny_bundle: Path
+    ) -> None:
+        """The graphs that they were made of are right, and are not blamed."""
+        from tests.runtime.gpu import onnxruntime_compute
+        from tests.runtime.test_smoke_test import spoilt
+
+        right = onnxruntime_compute(open_bundle(tiny_bundle), "fused-fp32")
+        outcome = verify(spoilt(right, "tail", "logits", 100.0))
+        assert outcome.code == 1
+        assert re.search(r"1 of 20 gates failed, first fused-fp32 engines, token agreement of ", outcome.err)
+        assert outcome.err.endswith("; the graphs are right: build the engines with another release of their library\n")
+
+
+class Silent:
+    def validity(self, path: Path) -> None:
+        return None
 
 
 def test_a_checkpoint_that_is_not_found(sdrpn: Command, bundle: Path) -> None:
