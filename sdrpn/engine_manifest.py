@@ -130,6 +130,21 @@ class EngineManifest:
         """Whether there is no finding."""
         return all(line.startswith((NOT_JUDGED, REMARK)) for line in self.kernel_gate)
 
+    @property
+    def kernels_text(self) -> str:
+        """How many there are and what the gate said of them, short."""
+        found = len(self.kernel_gate)
+        if not found:
+            return f"{self.kernels}, passed"
+        if not self.passed_kernel_gate:
+            return f"{self.kernels}, FAILED"
+        judged = not any(line.startswith(NOT_JUDGED) for line in self.kernel_gate)
+        return (
+            f"{self.kernels}, passed with {found} remark{'s' * (found > 1)}"
+            if judged
+            else f"{self.kernels}, not judged"
+        )
+
     def to_text(self) -> str:
         """As the file holds it: the entries, and a digest of them all, so that an altered one does not pass."""
         entries = dataclasses.asdict(self)

@@ -13,6 +13,9 @@
 # Run it again with the same OUT, or with OUT/bundle out of a cache, and engines of the same inputs are kept.
 #
 # Settings, as environment variables:
+#   CHECKPOINT_OPTIONS  what `sdrpn export` and `sdrpn verify` need beside CHECKPOINT: --rpn FILE, --vision-tower DIR,
+#                 --base DIR (paths without spaces)
+#   EXPORT_OPTIONS      other options of `sdrpn export`, e.g. --keep lm_head,rpn
 #   PRECISIONS    of the graphs (default: fp16); each target takes the best of its own that is there
 #   MAX_CONTEXT   rows of the caches (default: as much as the checkpoint has)
 #   MAX_BATCH     requests in a decode step (default: 1)
@@ -30,6 +33,8 @@ checkpoint=$1 out=$2
 shift 2
 targets=("$@")
 bundle=$out/bundle
+read -ra beside <<<"${CHECKPOINT_OPTIONS:-}"
+read -ra export_options <<<"${EXPORT_OPTIONS:-}"
 read -ra sdrpn <<<"${SDRPN:-sdrpn}"
 read -ra python <<<"${PYTHON:-python3}"
 started=$(date -u +%Y-%m-%dT%H:%M:%SZ)
@@ -57,8 +62,8 @@ done
 for dialect in "${dialects[@]}"; do
     for precision in ${PRECISIONS:-fp16}; do
         say "export: $dialect, $precision"
-        "${sdrpn[@]}" export "$checkpoint" --out "$bundle" --dialect "$dialect" --precision "$precision" \
-            ${MAX_CONTEXT:+--max-context "$MAX_CONTEXT"}
+        "${sdrpn[@]}" export "$checkpoint" "${beside[@]}" --out "$bundle" --dialect "$dialect" \
+            --precision "$precision" ${MAX_CONTEXT:+--max-context "$MAX_CONTEXT"} "${export_options[@]}"
     done
 done
 
@@ -92,7 +97,7 @@ failed=0
 for name in "${built[@]}"; do
     [ "${VERIFY:-1}" = 0 ] && break
     say "verify: $name"
-    "${sdrpn[@]}" verify "$bundle" --target "$name" --checkpoint "$checkpoint" || failed=1
+    "${sdrpn[@]}" verify "$bundle" --target "$name" --checkpoint "$checkpoint" "${beside[@]}" || failed=1
 done
 
 if [ ${#built[@]} -gt 0 ]; then

@@ -209,7 +209,7 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _print_built(built: tuple[BuiltEngine, ...]) -> None:
-    from sdrpn.cli.output import print_table
+    from sdrpn.cli.output import print_table, print_text
     from sdrpn.sizes import text_from_bytes
 
     rows = [
@@ -219,8 +219,11 @@ def _print_built(built: tuple[BuiltEngine, ...]) -> None:
             text_from_bytes(one.manifest.engine.size_bytes),
             "kept" if one.cached else f"{one.manifest.build_s:.1f} s",
             text_from_bytes(one.manifest.peak_rss_bytes),
-            "; ".join(one.manifest.kernel_gate) or "passed",
+            one.manifest.kernels_text,
         )
         for one in built
     ]
     print_table(("graph", "engine", "size", "built in", "peak memory", "kernels"), rows)
+    for one in built:
+        for line in one.manifest.kernel_gate:
+            print_text(f"{one.manifest.graph}: {line}")

@@ -82,6 +82,9 @@ def print_report(report: Sequence[TargetReport]) -> None:
             list(_rows(one.engines)),
             title=one.engines.target,
         )
+        for graph, manifest in one.engines.manifests.items():
+            for line in () if one.layers else manifest.kernel_gate:
+                print_text(f"{graph}: {line}")
         for problem in one.problems:
             print_text(str(problem))
         if not one.problems:
@@ -124,7 +127,7 @@ def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:
             manifest.variant,
             str(manifest.max_context),
             str(manifest.max_batch),
-            "; ".join(manifest.kernel_gate) or f"{manifest.kernels}, passed",
+            manifest.kernels_text,
             f"{manifest.build_s:.1f} s",
         )
 

@@ -51,9 +51,7 @@ class TestPeaks:
         x, positions = torch.randn(1, 5, llm.width), torch.arange(5)[None]
         with torch.inference_mode():
             cos, sin = rotary(llm, positions)
-            query, key = (
-                rotate(attention.split_heads(part(x)), cos, sin) for part in (attention.q, attention.k)
-            )
+            query, key = (rotate(attention.split_heads(part(x)), cos, sin) for part in (attention.q, attention.k))
             scores = query @ key.repeat_interleave(llm.heads // kv_heads, dim=1).transpose(2, 3) / llm.head_dim**0.5
         with recorded_peaks(attention) as peaks:  # type: ignore[arg-type]
             attention(x, positions)
@@ -61,7 +59,10 @@ class TestPeaks:
 
     def test_scores_beside_which_a_mask_would_not_be_one(self, tiny_bundle: Path) -> None:
         """The dialect `primitive` adds -1e4 to what is masked."""
-        bundle, peaks = open_bundle(tiny_bundle), {"trunk.layers.0.attention scores": 6e3, "vision.layers.0 scores": 6e3}
+        bundle, peaks = (
+            open_bundle(tiny_bundle),
+            {"trunk.layers.0.attention scores": 6e3, "vision.layers.0 scores": 6e3},
+        )
         failed = {}
         for dialect in ("fused", "primitive"):
             variant = dataclasses.replace(bundle.variant(f"{dialect}-fp32"), precision="fp16")

@@ -70,7 +70,9 @@ def test_thor_refuses_releases_that_compute_wrong_numbers(bundle: Path, tensorrt
 
 def test_a_machine_without_a_driver(bundle: Path, tensorrt: Tensorrt) -> None:
     tensorrt(driverless=True)
-    with pytest.raises(RunFailed, match=r"^tensorrt cannot start: CUDA initialization failure with error: 35; sdrpn do"):
+    with pytest.raises(
+        RunFailed, match=r"^tensorrt cannot start: CUDA initialization failure with error: 35; sdrpn do"
+    ):
         build(bundle)
     assert list((bundle / "engines" / "mine").iterdir()) == []
 

@@ -132,7 +132,9 @@ def test_a_manifest_with_any_entry_altered_is_refused(bundle: Bundle, full_manif
     assert len(altered) >= 2 or isinstance(whole[field], bool)
     for value in altered:
         full_manifest.write_text(json.dumps(value))
-        with pytest.raises(BadBundle, match=r"was altered: its digest is|has format version .* build it again: sdrpn b"):
+        with pytest.raises(
+            BadBundle, match=r"was altered: its digest is|has format version .* build it again: sdrpn b"
+        ):
             read_engine_manifest(full_manifest)
     (problem,) = problems(bundle)  # and so nothing is loaded
     assert (problem.graph, problem.reason, problem.field) == ("trunk", "MALFORMED_ENGINE", "manifest")
