@@ -72,6 +72,10 @@ class TimingCacheUse:
     written_bytes: int
 
 
+# Kinds of gates of which more is better.
+_AT_LEAST = frozenset({"roi cosine", "cosine", "box IoU", "same crops", "token agreement"})
+
+
 @dataclass(frozen=True)
 class ParityGate:
     """All checks of one kind of a graph, or of whole answers: the worst of them against the limit."""
@@ -83,6 +87,13 @@ class ParityGate:
     limit: float
     checks: int
     ok: bool
+
+    @property
+    def text(self) -> str:
+        """The worst, and what it is held to."""
+        lower = self.kind in _AT_LEAST
+        found = f"{self.found:{'.7f' if lower else '.3g'}}" if isinstance(self.found, float) else str(self.found)
+        return f"{found}, {'at least' if lower else 'at most'} {self.limit:g}"
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> No
     from sdrpn.engine_page import PageEngine, page_text
 
     rows = [
-        PageEngine(one.engines.target, graph, engine.manifest, engine.fault)
+        PageEngine(one.engines.target, graph, engine.manifest, engine.fault or _broken(one.problems, graph))
         for one in report
         for graph, engine in one.engines.engines.items()
     ]
@@ -113,6 +113,12 @@ def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> No
     text = page_text(path, f"Engines of {checkpoint}", rows)
     with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _broken(problems: Sequence[Problem], graph: str) -> str | None:
+    """Why an engine is refused on every machine, if it is."""
+    found = [str(problem) for problem in problems if problem.broken and graph in problem.graph.split(", ")]
+    return "; ".join(found) or None
 
 
 def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:

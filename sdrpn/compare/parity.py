@@ -2,8 +2,9 @@
 
 Where `graphs.py` and `answers.py` look for a fault and stop at the first, this measures everything: of each output of
 each run the largest and the mean difference and the cosine, of each matrix product and each attention's scores the
-largest value that fp16 would have to hold, of whole answers the RoI map, what is looked at, and the tokens. The keys and values that a decoder graph
-gives are those of every one of its layers, so an error is seen in the layer behind which it begins.
+largest value that fp16 would have to hold, of whole answers the RoI map, what is looked at, and the tokens. The keys
+and values that a decoder graph gives are those of every one of its layers, so an error is seen in the layer behind
+which it begins.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def answer_parity(
 def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
     """While the block lasts, the largest |x| that goes into and comes out of every matrix product, by its name.
 
-    Those of attention are among them, as "NAME scores". In the graphs these are what fp16 holds; the residual stream, the
-    tap and the norms are float32.
+    Those of attention are among them, as "NAME scores". In the graphs these are what fp16 holds; the residual stream,
+    the tap and the norms are float32.
     """
     peaks: dict[str, float] = {}
 

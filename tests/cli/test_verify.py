@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import torch
 
 from sdrpn.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.engine_manifest import engine_paths, read_engine_manifest
+from sdrpn.engine_manifest import ParityGate, engine_paths, read_engine_manifest, write_engine_manifest
 from sdrpn.runtime import choice, preflight, session
 from sdrpn.runtime import platform as platform_module
 from sdrpn.spec import ModelSpec
@@ -64,6 +65,20 @@ def test_it_passes_and_is_kept(sdrpn: Command, bundle: Path, tiny_checkpoint: Pa
         kept = read_engine_manifest(engine_paths(bundle, TARGET, graph)[1]).parity
         assert {gate.graph for gate in kept} == {graph, "answer"}
         assert all(gate.ok for gate in kept)
+
+
+def test_engines_of_another_target_are_made_of_the_same_graphs(
+    sdrpn: Command, bundle: Path, tiny_checkpoint: Path
+) -> None:
+    """What was found of the graphs holds for them; how they answered is theirs alone."""
+    write_engines(open_bundle(bundle), target="other")
+    path = engine_paths(bundle, "other", "trunk")[1]
+    ran = ParityGate("engines", "token agreement", "7 questions", 1.0, 1.0, 1, True)
+    write_engine_manifest(path, dataclasses.replace(read_engine_manifest(path), parity=(ran,)))
+    outcome = sdrpn("verify", bundle, "--target", TARGET, "--checkpoint", tiny_checkpoint)
+    assert outcome.code == 0, outcome.err
+    there, here = (read_engine_manifest(engine_paths(bundle, name, "trunk")[1]).parity for name in ("other", TARGET))
+    assert there == (*here, ran)
 
 
 def test_below_a_gate(sdrpn: Command, bundle: Path, tiny_checkpoint: Path) -> None:
@@ -164,6 +179,17 @@ def test_another_checkpoint(sdrpn: Command, bundle: Path, tiny_spec: ModelSpec) 
     message = refusal(sdrpn("verify", bundle, "--target", TARGET))
     assert "was not exported from" in message
     assert "digest is " in message
+
+
+def test_a_target_of_the_user(sdrpn: Command, bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Its engines lie under the name of its file."""
+    write_engines(open_bundle(bundle), target="mine")
+    mine = tmp_path / "mine.toml"
+    mine.write_text("not read: the engines say what they were made of")
+    outcome = sdrpn("verify", bundle, "--target", mine, "--checkpoint", tiny_checkpoint)
+    assert outcome.code == 0, outcome.err
+    assert "engines: not run here: " in outcome.out
+    assert read_engine_manifest(engine_paths(bundle, "mine", "trunk")[1]).parity
 
 
 def test_an_unknown_target(sdrpn: Command, bundle: Path, tiny_checkpoint: Path) -> None:

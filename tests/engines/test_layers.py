@@ -26,8 +26,9 @@ def line(
     nodes: str = "[ONNX Layer: a/MatMul_node_3]",
 ) -> str:
     constants = f"{tensor('w', '64,64', weights)}, {tensor('scale', '2,64')}"
+    reads = tensor("x", "-1,1,64") if inputs is None else inputs
     return (
-        f"Name: {name}, LayerType: kgen, Inputs: [ {tensor('x', '-1,1,64') if inputs is None else inputs}], Constants: [ {constants}], "
+        f"Name: {name}, LayerType: kgen, Inputs: [ {reads}], Constants: [ {constants}], "
         f"Outputs: [ {outputs}], TacticName: t, StreamId: 0, Metadata: {nodes}[ONNX Layer: b/Cast]"
     )
 

@@ -90,9 +90,16 @@ class TestScript:
         # Graphs for it are there nevertheless.
         assert (out / "bundle" / "trunk.primitive-fp16.onnx").exists()
 
+    def test_every_variant_is_verified_once(self, done: tuple[Path, str]) -> None:
+        """Also that of a device elsewhere."""
+        said = re.findall(r"^== verify: (.*)$", done[1], re.MULTILINE)
+        assert said == ["fused-fp16", "primitive-fp16"]
+
     def test_the_report_has_sizes_seconds_memory_and_gates(self, done: tuple[Path, str]) -> None:
         out, _ = done
-        _, _, head, _, *rows = (out / "engines.md").read_text().splitlines()
+        engines, gates = (out / "engines.md").read_text().split("\n## Gates\n")
+        _, _, head, _, *rows = engines.splitlines()
+        assert "| fused-fp16 | trunk | values | passed | " in gates
         assert "| size | built in | peak RSS | kernels | parity |" in head
         assert [row.split(" | ")[1] for row in rows] == ["vision", "trunk", "rpn", "tail"]
         assert all(re.search(r"\d, passed \| \d+ of \d+ gates passed", row) for row in rows)
