@@ -82,8 +82,8 @@ def print_report(report: Sequence[TargetReport]) -> None:
             list(_rows(one.engines)),
             title=one.engines.target,
         )
-        for graph, manifest in one.engines.manifests.items():
-            for line in () if one.layers else manifest.kernel_gate:
+        for graph, known in one.engines.manifests.items():
+            for line in () if one.layers else known.kernel_gate:
                 print_text(f"{graph}: {line}")
         for problem in one.problems:
             print_text(str(problem))

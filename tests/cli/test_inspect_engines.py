@@ -48,6 +48,11 @@ def test_engines_that_fit(sdrpn: Command, bundle: Path) -> None:
     assert re.search(r"15 B +tensorrt-rtx 1\.7\.1\.116 +SM86 SM89 +fused-fp32 +128 +1 +3, passed +1\.5 s", rows[1])
 
 
+def test_a_bundle_says_what_was_built_for_it(sdrpn: Command, bundle: Path) -> None:
+    engine_paths(bundle, TARGET, "rpn")[1].unlink()
+    assert re.search(r"^engines for +rtx-4090 \(vision, trunk, tail\)$", sdrpn("inspect", bundle).out, re.MULTILINE)
+
+
 @pytest.mark.usefixtures("fitting")
 def test_kernels(sdrpn: Command, bundle: Path) -> None:
     found = sdrpn("inspect", bundle, "--engines", "--layers")

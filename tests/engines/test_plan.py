@@ -8,9 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 
-from sdrpn.engines import BuildOptions, build_engines, plan, plan_engines, read_target, trtexec_script
+from sdrpn.bundle import open_bundle
+from sdrpn.engines import BuildOptions, build_engines, graph_file, plan, plan_engines, read_target, trtexec_script
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.options import require_possible
 from sdrpn.engines.profiles import Shapes, shapes_of
@@ -157,6 +160,23 @@ class TestTrtexec:
         assert "--computeCapabilities=86,120" in command
         assert "--profile=" not in command
         assert "--stronglyTyped" not in command
+
+    @pytest.mark.parametrize("dialect", ["fused", "primitive"])
+    def test_the_copy_computes_what_the_graph_computes(self, bundle: Path, dialect: str) -> None:
+        """To the last bit: what is known of the bundle's graph holds for what was compiled."""
+        info = open_bundle(bundle).variant(f"{dialect}-fp16").graphs["trunk"]
+        graph = bundle / info.file
+        copy = graph.with_suffix(".256.onnx")
+        assert graph_file.main([str(graph), "256", str(copy)]) == 0
+        extents, rng = {"batch": 1, "sequence": 3, "cache_length": 256}, np.random.default_rng(0)
+        feeds: dict[str, Any] = {"position_ids": np.arange(5, 8)[None], "write_index": np.array([5])}
+        for tensor in info.inputs:
+            shape = [extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims]
+            feeds.setdefault(tensor.name, rng.standard_normal(shape).astype(tensor.dtype))
+        found = [ort.InferenceSession(path).run(None, feeds) for path in (graph, copy)]
+        assert len(found[0]) == len(info.outputs)
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_array_equal(one, other)
 
     def test_the_copy_is_what_a_build_compiles(self, bundle: Path) -> None:
         pytest.importorskip("tensorrt_rtx_bindings")
