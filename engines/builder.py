@@ -99,12 +99,16 @@ def _locked(plan: Plan) -> Iterator[None]:
     with (folder / ".lock").open("a+", encoding="ascii") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise RunFailed(
                 f"another build (process {holder}) works on {plan.bundle.path}; wait until it is done, or end it"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            raise RunFailed(
+                f"{folder} cannot be locked ({error.strerror}); build in a copy of the bundle on a local disk: --out"
+            ) from error
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()

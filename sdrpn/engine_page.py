@@ -68,7 +68,8 @@ class _Table:
 def _cells(engine: PageEngine) -> tuple[str, ...]:
     manifest = engine.manifest
     if manifest is None:
-        return (engine.target, engine.graph, *("",) * (len(_COLUMNS) - 3), engine.fault or "no manifest")
+        fault = f"{_FAILED}: {engine.fault or 'no manifest'}"
+        return (engine.target, engine.graph, *("",) * (len(_COLUMNS) - 4), fault, "")
     return (
         engine.target,
         engine.graph,

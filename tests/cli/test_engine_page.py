@@ -79,7 +79,9 @@ def test_the_worst_of_every_measure(engine: PageEngine) -> None:
 
 def test_a_manifest_that_cannot_be_believed() -> None:
     cells = row(PageEngine(TARGET, "tail", None, "it was altered"))
-    assert (cells[:2], cells[-1]) == ([TARGET, "tail"], "it was altered")
+    assert (cells[:2], cells[-1]) == ([TARGET, "tail"], "FAILED: it was altered")
+    page = page_text(Path("a.html"), "t", [PageEngine(TARGET, "tail", None, "it was altered")])
+    assert page.count('<tr class="failed">') == 1
 
 
 def test_nothing_is_taken_for_markup(engine: PageEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -259,6 +260,14 @@ class TestRefusals:
             with pytest.raises(RunFailed, match=r"another build \(process 4711\) works on"):
                 build(bundle)
         assert not build(bundle)[0].cached
+
+    def test_a_file_system_without_locks(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(stream: object, operation: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(RunFailed, match=r"engines cannot be locked \(No locks available\); build in a copy"):
+            build(bundle)
 
     def test_a_full_disk(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = shutil.disk_usage(bundle)._replace(free=1000)
