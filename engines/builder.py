@@ -22,11 +22,9 @@ from sdrpn.bundle import Bundle, GraphInfo, file_digest
 from sdrpn.engine_manifest import EngineManifest, EngineTensor, Stamp, TimingCacheUse, engine_paths
 from sdrpn.engines.children import Job, run_jobs
 from sdrpn.engines.layers import Kernel, KernelTensor, Verdict, gate
-from sdrpn.engines.memory import require_device_memory, require_host_memory
 from sdrpn.engines.plan import Plan, PlannedEngine
 from sdrpn.engines.profiles import shapes_of
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.machine import read_machine
 from sdrpn.shipped import require_not_shipped
 from sdrpn.sizes import text_from_bytes
 
@@ -36,7 +34,7 @@ __all__ = ["BuiltEngine", "build_engines"]
 _KERNELS_BYTES = 32_000_000
 _MOST_PER_WEIGHT_BYTE = 1.2
 
-Advance = Callable[[int, int], None]  # (done, total) in percent of a graph
+Advance = Callable[[int, int], None]  # (done, total) in percent of all graphs
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,8 @@ def _require_resources(plan: Plan, todo: list[PlannedEngine], check_memory: bool
     if plan.timing_cache is not None:
         require_writable_file(plan.timing_cache)
     if check_memory:
-        require_host_memory(plan.estimate, read_machine().memory_available_bytes)
-        require_device_memory(plan.estimate, plan.target)
+        for shortage in plan.shortages():
+            raise RunFailed(shortage)
 
 
 @contextmanager
@@ -101,12 +99,16 @@ def _locked(plan: Plan) -> Iterator[None]:
     with (folder / ".lock").open("a+", encoding="ascii") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise RunFailed(
                 f"another build (process {holder}) works on {plan.bundle.path}; wait until it is done, or end it"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            raise RunFailed(
+                f"{folder} cannot be locked ({error.strerror}); build in a copy of the bundle on a local disk: --out"
+            ) from error
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
@@ -124,7 +126,7 @@ def _built(plan: Plan, todo: list[PlannedEngine], at_once: int, progress: Advanc
 
     def advance(name: str, percent: int) -> None:
         percents[name] = percent
-        progress(sum(percents.values()), 100 * len(percents))
+        progress(sum(percents.values()) // len(percents), 100)
 
     jobs = [Job(one.graph.name, _request(plan, one, partials[one.graph.name])) for one in todo]
     results = run_jobs(jobs, at_once=at_once, advance=advance)
@@ -224,6 +226,7 @@ def _manifest(
         compute_capabilities=plan.target.compute_capabilities,
         system=platform.system(),
         machine=platform.machine(),
+        gpu=plan.gpu,
         driver=plan.driver,
         cuda=plan.cuda,
         max_context=plan.max_context,

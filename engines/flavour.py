@@ -29,6 +29,8 @@ _DTYPES = {
     "BOOL": "bool",
 }
 
+_ALWAYS_SAID = ("Thread context has not been set", "CUDA driver version is insufficient")
+
 # Of options.VERBOSITIES.
 _VERBOSITIES = {"detailed": "DETAILED", "names": "LAYER_NAMES_ONLY", "none": "NONE"}
 
@@ -79,17 +81,14 @@ def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
     """
     trt = _library(request.flavour)
     log = _logger(trt)
-    builder = trt.Builder(log)
+    builder = _builder(trt, log, request.flavour)
     network = builder.create_network(_strongly_typed(trt))
     _parse(trt, network, log, request)
     config = builder.create_builder_config()
     _configure(trt, config, request)
     timing = _timing_cache(trt, config, request)
-    for shapes in request.profiles.values():
-        profile = builder.create_optimization_profile()
-        for name, extents in shapes.items():
-            profile.set_shape(name, *extents)
-        config.add_optimization_profile(profile)
+    for name, shapes in request.profiles.items():
+        _add_profile(builder, config, log, name, shapes)
     monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
@@ -127,6 +126,14 @@ def _library(flavour: str) -> Any:
     )
 
 
+def _builder(trt: Any, log: Any, flavour: str) -> Any:
+    try:
+        return trt.Builder(log)
+    except (TypeError, RuntimeError) as error:  # how the bindings say that the library gave nothing
+        reason = " ".join((log.last_error(usual=True) or str(error)).split())
+        raise RunFailed(f"{flavour} cannot start: {reason}; sdrpn doctor shows the driver and the GPU") from error
+
+
 def _strongly_typed(trt: Any) -> int:
     """The flag of TensorRT before 11; later ones and TensorRT-RTX know no other way."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -154,7 +161,8 @@ def _configure(trt: Any, config: Any, request: CompileRequest) -> None:
             if capability is None:
                 known = ", ".join(one for one in dir(trt.ComputeCapability) if one.startswith("SM"))
                 raise BadInput(f"tensorrt-rtx {trt.__version__} does not build for {name}; it knows {known}")
-            config.set_compute_capability(capability, index)
+            if not config.set_compute_capability(capability, index):
+                raise BadInput(f"tensorrt-rtx {trt.__version__} does not take {name} as one of several; leave it out")
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, _VERBOSITIES[request.verbosity])
     if request.opt_level is not None:
         config.builder_optimization_level = request.opt_level
@@ -175,6 +183,14 @@ def _configure(trt: Any, config: Any, request: CompileRequest) -> None:
                 f"{request.flavour} {trt.__version__} does not take --hardware-compat: its level stays "
                 f"{config.hardware_compatibility_level.name}; leave it out"
             )
+
+
+def _add_profile(builder: Any, config: Any, log: Any, name: str, shapes: Shapes) -> None:
+    profile = builder.create_optimization_profile()
+    for tensor, extents in shapes.items():
+        profile.set_shape(tensor, *extents)
+    if config.add_optimization_profile(profile) < 0:
+        raise RunFailed(f"the library refused profile {name}, of which it does not say why: {dict(shapes)}")
 
 
 def _timing_cache(trt: Any, config: Any, request: CompileRequest) -> Any:
@@ -228,10 +244,11 @@ def _logger(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             self.messages.append((severity, message))
 
-        def last_error(self) -> str:
+        def last_error(self, *, usual: bool = False) -> str:
+            """What was said last; of what is said in every build only if `usual`."""
             worst = [text for severity, text in self.messages if severity <= trt.ILogger.ERROR]
-            # TensorRT-RTX says this one in every build.
-            told = [text for text in worst if "Thread context has not been set" not in text]
+            # TensorRT-RTX says these in every build without a GPU.
+            told = [text for text in worst if usual or not any(one in text for one in _ALWAYS_SAID)]
             return told[-1] if told else ""
 
     return Log()

@@ -22,6 +22,10 @@ __all__ = [
 
 # TensorRT-RTX: _gemv_mha_v1 (one row of queries, reads the cache in place), _gemm_mha_v2; TensorRT: fmha, mha.
 _ATTENTION = re.compile(r"mha", re.IGNORECASE)
+# The output of a cache's update. TensorRT-RTX lists such a kernel as one that reads and writes the same tensor; of
+# TensorRT, whose listing was not seen, the node or the layer tells.
+_CACHE_UPDATE = re.compile(r"_cache(\.\d+)?_out")
+_UPDATE_NODE = re.compile(r"TensorScatter|KV_?CacheUpdate", re.IGNORECASE)
 _LINE = re.compile(r"Name: (?P<name>.*), LayerType: (?P<kind>\w+), (?P<rest>Inputs: \[.*)", re.DOTALL)
 _TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
 # The compiler numbers the subgraphs, one a profile where a graph compiles as a whole.
@@ -130,6 +134,7 @@ def gate(
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
         if profile == "decode":
             found += [*_int4_detours(own, profile, int4_weights), *_cache_copies(own, spec, max_context)]
+            remarks += _int8_detours(own, profile)
         else:
             remarks += _int4_detours(own, profile, int4_weights)
     return Verdict(tuple(found), tuple(remarks))
@@ -141,13 +146,30 @@ def _int4_detours(kernels: Sequence[Kernel], profile: str, weights: int) -> Iter
         yield f"profile {profile} multiplies with {direct} of {weights} INT4 weights as they are and unpacks the others"
 
 
+def _int8_detours(kernels: Sequence[Kernel], profile: str) -> Iterator[str]:
+    """No fault: TensorRT-RTX 1.7 has no other way with weights in blocks of 8 bits."""
+    constants = (constant for kernel in kernels if not kernel.multiplies for constant in kernel.constants)
+    unpacked = sum(constant.dtype.lower() == "int8" for constant in constants)
+    if unpacked:
+        yield f"profile {profile} unpacks {unpacked} INT8 weights at every step, which moves more bytes than fp16 would"
+
+
 def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) -> Iterator[str]:
     size = spec.llm.kv_heads * max_context * spec.llm.head_dim  # of one request
-    for kernel in kernels:
+    # One that reads constants alone unpacks weights, which may be larger than a cache.
+    for kernel in (one for one in kernels if one.inputs):
         for tensor in kernel.outputs:
             entries = math.prod(abs(dim) for dim in tensor.dims)
-            if entries >= size and not re.search(r"_cache(\.\d+)?_out", tensor.name):
+            if entries >= size and not _updates(kernel, tensor.name):
                 yield f"{kernel.name} writes {tensor.name} {list(tensor.dims)}, as large as a whole cache"
+
+
+def _updates(kernel: Kernel, output: str) -> bool:
+    """Whether it writes new rows into a cache that it got, rather than a cache that it makes."""
+    if not _CACHE_UPDATE.search(output):
+        return False
+    in_place = any(tensor.name == output for tensor in kernel.inputs)
+    return in_place or any(_UPDATE_NODE.search(node) for node in (*kernel.onnx_nodes, kernel.name, kernel.kind))
 
 
 def _kernel(line: str) -> Kernel | None:

@@ -2,33 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdrpn.engines.target import Target
-from sdrpn.errors import RunFailed
-from sdrpn.memory import MemoryNeeds, device_needs
+from sdrpn.memory import MemoryNeeds, device_needs, fitting_context
 from sdrpn.sizes import text_from_bytes
 from sdrpn.spec import ModelSpec
 
-__all__ = ["Estimate", "estimate", "require_device_memory", "require_host_memory"]
+__all__ = [
+    "Estimate",
+    "device_shortage",
+    "estimate",
+    "host_shortage",
+]
 
-# An upper bound for TensorRT-RTX 1.7: the library alone, and a multiple of the weights. Checked on small models only.
+# An upper bound for TensorRT-RTX 1.7: the library alone, and a multiple of the weights. In layers of LLaVA-1.5-7B's
+# shapes 2.9 to 3.2 times, were seen, for one capability and for four at once.
 _HOST_BASE_BYTES = 400_000_000
 _HOST_PER_WEIGHT_BYTE = 3.3
+_NO_MEMORY_CHECK = "skip this check with --no-memory-check"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. Device memory counts all graphs of the model, since they are loaded together."""
+    """What decides how much memory it takes; from that, bytes. On the device all graphs are loaded together."""
 
-    host_bytes: int  # of the builds that run at once
-    device: MemoryNeeds
+    spec: ModelSpec
+    weights_bytes: Mapping[str, int]  # of every graph of the model
+    built: Sequence[str]  # the graphs that are going to be built
+    jobs: int
+    max_context: int
+    max_batch: int
+    weights_elsewhere: bool  # streamed from memory of the host
+
+    @property
+    def host_peaks(self) -> dict[str, int]:
+        """Of the build of each graph."""
+        return {name: _HOST_BASE_BYTES + int(_HOST_PER_WEIGHT_BYTE * self.weights_bytes[name]) for name in self.built}
+
+    @property
+    def host_bytes(self) -> int:
+        """Of the builds that run at once."""
+        return sum(sorted(self.host_peaks.values(), reverse=True)[: self.jobs])
+
+    @property
+    def device(self) -> MemoryNeeds:
+        """Of the engines."""
+        return self.device_with()
 
     @property
     def device_bytes(self) -> int:
         """What the engines take together."""
         return self.device.total_bytes
+
+    def device_with(
+        self, *, context: int | None = None, batch: int | None = None, weights_elsewhere: bool | None = None
+    ) -> MemoryNeeds:
+        """The same engines with something else; None: as planned."""
+        elsewhere = self.weights_elsewhere if weights_elsewhere is None else weights_elsewhere
+        # Streamed weights stay on the host but for the layer at work, which is small beside the rest.
+        weights_bytes = 0 if elsewhere else sum(self.weights_bytes.values())
+        return device_needs(
+            self.spec, weights_bytes, context=context or self.max_context, batch=batch or self.max_batch
+        )
 
 
 def estimate(
@@ -40,41 +77,73 @@ def estimate(
     max_context: int,
     max_batch: int,
     weight_streaming: bool = False,
+    unified_memory: bool = False,
 ) -> Estimate:
-    """Args: weights_bytes of every graph of the model; built: those that are going to be built."""
-    peaks = sorted(
-        (_HOST_BASE_BYTES + int(_HOST_PER_WEIGHT_BYTE * weights_bytes[name]) for name in built), reverse=True
+    """Where CPU and GPU share their memory, streamed weights lie in it as well."""
+    elsewhere = weight_streaming and not unified_memory
+    return Estimate(spec, weights_bytes, built, jobs, max_context, max_batch, elsewhere)
+
+
+def host_shortage(found: Estimate, available_bytes: int | None, machine: str = "this machine") -> str | None:
+    """What is missing where it is built and what lowers the need; None where it fits or nobody knows."""
+    if available_bytes is None or found.host_bytes <= available_bytes:
+        return None
+    return (
+        f"the build needs about {text_from_bytes(found.host_bytes)} of memory and {machine} has "
+        f"{text_from_bytes(available_bytes)} available: {text_from_bytes(found.host_bytes - available_bytes)} are "
+        f"missing; {_joined([*_lighter_builds(found, available_bytes), _NO_MEMORY_CHECK])}"
     )
-    return Estimate(
-        host_bytes=sum(peaks[:jobs]),
-        # Streamed weights stay on the host but for the layer at work, which is small beside the rest.
-        device=device_needs(
-            spec,
-            0 if weight_streaming else sum(weights_bytes.values()),
-            context=max_context,
-            batch=max_batch,
-        ),
-    )
 
 
-def require_host_memory(found: Estimate, available_bytes: int | None) -> None:
-    """Raises RunFailed, with what is missing and what lowers the need."""
-    if available_bytes is not None and found.host_bytes > available_bytes:
-        missing = text_from_bytes(found.host_bytes - available_bytes)
-        raise RunFailed(
-            f"the build needs about {text_from_bytes(found.host_bytes)} of memory and this machine has "
-            f"{text_from_bytes(available_bytes)} available: {missing} are missing; lower --jobs, build fewer --graphs "
-            "at a time, or skip this check with --no-memory-check"
-        )
+def device_shortage(found: Estimate, target: Target, least_context: int) -> str | None:
+    """What is missing on the device and what lowers the need; None where it fits.
 
-
-def require_device_memory(found: Estimate, target: Target) -> None:
-    """Raises RunFailed, with what is missing and what lowers the need."""
+    Args:
+        least_context: with fewer rows no question fits
+    """
     if found.device_bytes <= target.memory_bytes:
-        return
+        return None
     missing = text_from_bytes(found.device_bytes - target.memory_bytes)
-    raise RunFailed(
-        f"the engines need about {found.device} and {target.device} has "
-        f"{text_from_bytes(target.memory_bytes)}: {missing} are missing; lower --max-batch or --max-context, add "
-        "--weight-streaming, or skip this check with --no-memory-check"
+    return (
+        f"the engines need about {found.device} and {target.device} has {text_from_bytes(target.memory_bytes)}: "
+        f"{missing} are missing; {_joined([*_smaller_engines(found, target, least_context), _NO_MEMORY_CHECK])}"
     )
+
+
+def _lighter_builds(found: Estimate, available_bytes: int) -> Iterator[str]:
+    """Options that lower the need, those that are enough first."""
+    peaks = found.host_peaks
+    largest = max(peaks.values())
+    if found.jobs > 1 and found.host_bytes > largest:
+        yield f"with --jobs 1 it is {text_from_bytes(largest)}"
+    fitting = [name for name, peak in peaks.items() if peak <= available_bytes]
+    if largest > available_bytes:
+        if fitting:
+            yield f"--graphs {','.join(fitting)} fits"
+        yield "take a lower --precision (see sdrpn export), or build on a larger machine"
+
+
+def _smaller_engines(found: Estimate, target: Target, least_context: int) -> Iterator[str]:
+    """Options that are enough; where none of them is, what is left."""
+    memory = target.memory_bytes
+
+    def largest_context(batch: int) -> int:
+        fits = fitting_context(lambda rows: found.device_with(context=rows, batch=batch), memory, found.max_context)
+        return fits if fits >= least_context else 0
+
+    alone = largest_context(1)
+    if largest_context(found.max_batch):
+        yield f"--max-context {largest_context(found.max_batch)} fits"
+    if found.max_batch > 1 and alone == found.max_context:
+        yield "--max-batch 1 fits"
+    elif found.max_batch > 1 and alone:
+        yield f"--max-batch 1 --max-context {alone} fits"
+    streams = not found.weights_elsewhere and not target.unified_memory
+    if streams and found.device_with(weights_elsewhere=True).total_bytes <= memory:
+        yield "--weight-streaming fits"
+    if not alone and not found.weights_elsewhere:
+        yield "no context fits beside these weights: take a lower --precision (see sdrpn export)"
+
+
+def _joined(advice: Sequence[str]) -> str:
+    return ", or ".join(advice)

@@ -8,7 +8,15 @@ from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.spec import ModelSpec
 
-__all__ = ["GRAPHS", "VERBOSITIES", "BuildOptions", "checked_context", "chosen_graphs", "require_possible"]
+__all__ = [
+    "GRAPHS",
+    "VERBOSITIES",
+    "BuildOptions",
+    "checked_context",
+    "chosen_graphs",
+    "least_context",
+    "require_possible",
+]
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")  # as an image passes through them
 # LLaVA-1.5's system prompt has 35 tokens, and a question with the words around it about as many again.
@@ -59,10 +67,14 @@ def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[str,
     return there if wanted is None else tuple(name for name in there if name in wanted)
 
 
+def least_context(spec: ModelSpec) -> int:
+    """Positions of an image, of a crop where there is an RPN, and of one token."""
+    return (1 if spec.rpn is None else 2) * spec.vision.image_tokens + 1
+
+
 def checked_context(spec: ModelSpec, limit: int, wanted: int | None) -> int:
     """S_max. Raises ContextTooLong above the bundle's limit, BadInput where no question would fit."""
-    looks_at = 1 if spec.rpn is None else 2
-    least = looks_at * spec.vision.image_tokens + 1
+    least = least_context(spec)
     context = limit if wanted is None else wanted
     if context > limit:
         raise ContextTooLong(f"--max-context {context} is above the bundle's {limit}; export with a larger one first")

@@ -14,19 +14,19 @@ from pathlib import Path
 from sdrpn.bundle import Bundle, GraphInfo, Variant, file_digest, open_bundle
 from sdrpn.engine_manifest import EngineManifest, Stamp, engine_paths, read_engine_manifest
 from sdrpn.engines.flavour import library_version
-from sdrpn.engines.memory import Estimate, estimate
-from sdrpn.engines.options import BuildOptions, checked_context, chosen_graphs, require_possible
+from sdrpn.engines.memory import Estimate, device_shortage, estimate, host_shortage
+from sdrpn.engines.options import BuildOptions, checked_context, chosen_graphs, least_context, require_possible
 from sdrpn.engines.profiles import Profile, profiles_of
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadBundle, BadInput, MissingDependency
-from sdrpn.machine import Gpu, read_cuda_driver, read_gpus, read_jetson
+from sdrpn.machine import Gpu, read_cuda_driver, read_gpus, read_jetson, read_machine
 from sdrpn.memory import graph_weights_bytes
 from sdrpn.shipped import export_advice
 
 __all__ = ["Plan", "PlannedEngine", "plan_engines", "target_variant"]
 
 # Raised whenever the same inputs would give another engine or another manifest.
-_REVISION = 2
+_REVISION = 3
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,25 @@ class Plan:
     timing_cache: Path | None
     max_context: int
     library_version: str | None  # None: it is not installed here
-    driver: str | None  # of this machine
+    gpu: str | None  # of this machine
+    driver: str | None
     cuda: int | None  # the newest that the driver has: 13040 is 13.4
     estimate: Estimate
     engines: tuple[PlannedEngine, ...]
     obstacle: str | None = None  # why these engines cannot be built here
+
+    def shortages(self) -> tuple[str, ...]:
+        """Where memory is missing: on the machine that builds, and on the device.
+
+        That is this machine as it is now, or else the device, if it is known how much the CPU has there.
+        """
+        target = self.target
+        if self.obstacle is None:
+            build = host_shortage(self.estimate, read_machine().memory_available_bytes)
+        else:
+            there = target.memory_bytes if target.unified_memory else None
+            build = host_shortage(self.estimate, there, target.device)
+        return tuple(filter(None, (build, device_shortage(self.estimate, target, least_context(self.bundle.spec)))))
 
 
 def plan_engines(
@@ -83,8 +97,11 @@ def plan_engines(
     context = checked_context(bundle.spec, bundle.manifest.max_context, options.max_context)
     names = chosen_graphs(bundle.spec, options.graphs)
     gpus = read_gpus()
-    jetson = read_jetson() is not None
-    require_possible(options, target, timing_cache=timing_cache is not None, gpu=bool(gpus) or jetson, jetson=jetson)
+    jetson = read_jetson()
+    gpu = gpus[0].name if gpus else None if jetson is None else jetson.model
+    require_possible(
+        options, target, timing_cache=timing_cache is not None, gpu=gpu is not None, jetson=jetson is not None
+    )
     obstacle = _obstacle(target, gpus, any_release)
     if obstacle is not None and not only_look:
         raise obstacle
@@ -96,6 +113,7 @@ def plan_engines(
         max_context=context,
         max_batch=options.max_batch,
         weight_streaming=options.weight_streaming,
+        unified_memory=target.unified_memory,
     )
     plan = Plan(
         bundle=bundle,
@@ -105,6 +123,7 @@ def plan_engines(
         timing_cache=timing_cache,
         max_context=context,
         library_version=_version(target),
+        gpu=gpu,
         driver=gpus[0].driver if gpus else None,
         cuda=read_cuda_driver(),
         estimate=needed,
@@ -112,7 +131,8 @@ def plan_engines(
         obstacle=None if obstacle is None else str(obstacle),
     )
     engines = tuple(_planned(plan, variant.graphs[name], verify=verify) for name in names)
-    return dataclasses.replace(plan, engines=engines)
+    todo = tuple(one.graph.name for one in engines if one.cached is None)
+    return dataclasses.replace(plan, engines=engines, estimate=dataclasses.replace(needed, built=todo))
 
 
 def target_variant(bundle: Bundle, target: Target, precision: str | None = None) -> Variant:
@@ -185,8 +205,8 @@ def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> s
         "files": {name: files[name].sha256 for name in (graph.file, *graph.weights)},
         "flavour": plan.target.flavour,
         "library": plan.library_version,
-        # TensorRT-RTX compiles for a capability, whatever is in the machine.
-        "driver": (plan.driver, plan.cuda) if plan.target.flavour == "tensorrt" else None,
+        # TensorRT times kernels on the GPU that is there; TensorRT-RTX compiles for a capability, whatever that is.
+        "timed_on": (plan.gpu, plan.driver, plan.cuda) if plan.target.flavour == "tensorrt" else None,
         "capabilities": plan.target.compute_capabilities,
         "machine": (platform.system(), platform.machine()),
         "max_context": plan.max_context,

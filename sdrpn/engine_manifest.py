@@ -33,7 +33,7 @@ __all__ = [
     "write_engine_manifest",
 ]
 
-ENGINE_FORMAT_VERSION = 4  # 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache
+ENGINE_FORMAT_VERSION = 5  # 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache; 5: the GPU
 # What the kernel gate says beside its findings: that it cannot read the list of kernels; what costs a little.
 NOT_JUDGED, REMARK = "not judged: ", "remark: "
 _DIGEST = "digest"
@@ -72,6 +72,10 @@ class TimingCacheUse:
     written_bytes: int
 
 
+# Kinds of gates of which more is better.
+_AT_LEAST = frozenset({"roi cosine", "cosine", "box IoU", "same crops", "token agreement"})
+
+
 @dataclass(frozen=True)
 class ParityGate:
     """All checks of one kind of a graph, or of whole answers: the worst of them against the limit."""
@@ -83,6 +87,13 @@ class ParityGate:
     limit: float
     checks: int
     ok: bool
+
+    @property
+    def text(self) -> str:
+        """The worst, and what it is held to."""
+        lower = self.kind in _AT_LEAST
+        found = f"{self.found:{'.7f' if lower else '.3g'}}" if isinstance(self.found, float) else str(self.found)
+        return f"{found}, {'at least' if lower else 'at most'} {self.limit:g}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ class EngineManifest:
     compute_capabilities: tuple[str, ...]
     system: str  # where it was built
     machine: str
+    gpu: str | None  # of the machine that built it; None: it had none, or none that tells
     driver: str | None  # of the machine that built it; None: it had none
     cuda: int | None  # the newest that its driver had: 13040 is 13.4
     max_context: int
@@ -128,6 +140,21 @@ class EngineManifest:
     def passed_kernel_gate(self) -> bool:
         """Whether there is no finding."""
         return all(line.startswith((NOT_JUDGED, REMARK)) for line in self.kernel_gate)
+
+    @property
+    def kernels_text(self) -> str:
+        """How many there are and what the gate said of them, short."""
+        found = len(self.kernel_gate)
+        if not found:
+            return f"{self.kernels}, passed"
+        if not self.passed_kernel_gate:
+            return f"{self.kernels}, FAILED"
+        judged = not any(line.startswith(NOT_JUDGED) for line in self.kernel_gate)
+        return (
+            f"{self.kernels}, passed with {found} remark{'s' * (found > 1)}"
+            if judged
+            else f"{self.kernels}, not judged"
+        )
 
     def to_text(self) -> str:
         """As the file holds it: the entries, and a digest of them all, so that an altered one does not pass."""

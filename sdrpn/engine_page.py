@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,13 @@ _COLUMNS = (
 )
 _FAILED = "FAILED"
 _RIGHT = ("size", "built in", "peak RSS")  # numbers
+_CLASSES = {**dict.fromkeys(_RIGHT, "number"), "sha256": "digest"}
+_GATES = ("variant", "graph", "measure", "gate", "worst", "where")
 
 
 @dataclass(frozen=True)
 class PageEngine:
-    """One engine, or why its manifest cannot be believed."""
+    """One engine. `fault`: why it is broken on every machine."""
 
     target: str
     graph: str
@@ -44,14 +46,30 @@ def page_text(path: Path, title: str, engines: Sequence[PageEngine]) -> str:
     """The page in the format that the name of the file asks for. Raises BadInput for any other."""
     if path.suffix not in PAGES:
         raise BadInput(f"{path} is no name for a report; expected one that ends in {' or '.join(PAGES)}")
-    rows = [_cells(engine) for engine in engines]
-    return _markdown(title, rows) if path.suffix == ".md" else _html(title, rows)
+    tables = [_Table("", _COLUMNS, [_cells(engine) for engine in engines])]
+    gates = list(dict.fromkeys(row for engine in engines for row in _gates(engine)))  # alike for every target
+    if gates:
+        tables.append(_Table("Gates", _GATES, gates))
+    return _markdown(title, tables) if path.suffix == ".md" else _html(title, tables)
+
+
+@dataclass(frozen=True)
+class _Table:
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def failed(self) -> list[bool]:
+        """Of every row."""
+        return [any(cell.startswith(_FAILED) for cell in cells) for cells in self.rows]
 
 
 def _cells(engine: PageEngine) -> tuple[str, ...]:
     manifest = engine.manifest
     if manifest is None:
-        return (engine.target, engine.graph, *("",) * (len(_COLUMNS) - 3), engine.fault or "no manifest")
+        fault = f"{_FAILED}: {engine.fault or 'no manifest'}"
+        return (engine.target, engine.graph, *("",) * (len(_COLUMNS) - 4), fault, "")
     return (
         engine.target,
         engine.graph,
@@ -62,7 +80,7 @@ def _cells(engine: PageEngine) -> tuple[str, ...]:
         f"{manifest.build_s:.1f} s",
         text_from_bytes(manifest.peak_rss_bytes),
         _kernels(manifest),
-        _parity(manifest.parity),
+        f"{_FAILED}: {engine.fault}" if engine.fault else _parity(manifest.parity),
         manifest.engine.sha256,
     )
 
@@ -83,25 +101,32 @@ def _parity(gates: Sequence[ParityGate]) -> str:
     return f"{_FAILED}: {', '.join(f'{gate.graph} {gate.kind}' for gate in failed)}"
 
 
-def _markdown(title: str, rows: Sequence[Sequence[str]]) -> str:
+def _gates(engine: PageEngine) -> Iterator[tuple[str, ...]]:
+    """The worst of each measure, which `sdrpn verify` wrote into the manifest."""
+    manifest = engine.manifest
+    for gate in manifest.parity if manifest is not None else ():
+        verdict = "passed" if gate.ok else _FAILED
+        variant = manifest.variant if manifest is not None else ""
+        yield (variant, gate.graph, gate.kind, verdict, gate.text, gate.tensor)
+
+
+def _markdown(title: str, tables: Sequence[_Table]) -> str:
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    rule = [("---:" if column in _RIGHT else "---") for column in _COLUMNS]
-    return "\n".join([f"# {title}", "", line(_COLUMNS), line(rule), *map(line, rows)]) + "\n"
+    lines = [f"# {title}"]
+    for table in tables:
+        rule = [("---:" if column in _RIGHT else "---") for column in table.columns]
+        lines += [*(["", f"## {table.title}"] if table.title else []), ""]
+        lines += [line(table.columns), line(rule), *map(line, table.rows)]
+    return "\n".join(lines) + "\n"
 
 
-def _html(title: str, rows: Sequence[Sequence[str]]) -> str:
+def _html(title: str, tables: Sequence[_Table]) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_PAGE).render(
-        title=title,
-        columns=_COLUMNS,
-        rows=rows,
-        right=[column in _RIGHT for column in _COLUMNS],
-        failed=[any(cell.startswith(_FAILED) for cell in cells) for cells in rows],
-    )
+    return environment.from_string(_PAGE).render(title=title, tables=tables, classes=_CLASSES)
 
 
 _PAGE = """<!doctype html>
@@ -109,15 +134,22 @@ _PAGE = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #8884; }
-.n { text-align: right; white-space: nowrap; } .failed { background: #e4575640; }
-td:last-child { font: 12px monospace; word-break: break-all; }
+.number { text-align: right; white-space: nowrap; } .failed { background: #e4575640; }
+.digest { font: 12px monospace; word-break: break-all; }
 </style>
 <h1>{{ title }}</h1>
-<table><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
-{% for cells in rows %}
-<tr{% if failed[loop.index0] %} class="failed"{% endif %}>
-{%- for cell in cells %}<td{% if right[loop.index0] %} class="n"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% for table in tables %}
+{% if table.title %}
+<h2>{{ table.title }}</h2>
+{% endif %}
+<table><tr>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for cells in table.rows %}
+<tr{% if table.failed[loop.index0] %} class="failed"{% endif %}>
+{%- for cell in cells %}{% set column = table.columns[loop.index0] %}
+<td{% if column in classes %} class="{{ classes[column] }}"{% endif %}>{{ cell }}</td>
+{%- endfor %}</tr>
 {% endfor %}
 </table>
+{% endfor %}
 </html>
 """

@@ -13,6 +13,9 @@
 # Run it again with the same OUT, or with OUT/bundle out of a cache, and engines of the same inputs are kept.
 #
 # Settings, as environment variables:
+#   CHECKPOINT_OPTIONS  what `sdrpn export` and `sdrpn verify` need beside CHECKPOINT: --rpn FILE, --vision-tower DIR,
+#                 --base DIR (paths without spaces)
+#   EXPORT_OPTIONS      other options of `sdrpn export`, e.g. --keep lm_head,rpn
 #   PRECISIONS    of the graphs (default: fp16); each target takes the best of its own that is there
 #   MAX_CONTEXT   rows of the caches (default: as much as the checkpoint has)
 #   MAX_BATCH     requests in a decode step (default: 1)
@@ -30,6 +33,8 @@ checkpoint=$1 out=$2
 shift 2
 targets=("$@")
 bundle=$out/bundle
+read -ra beside <<<"${CHECKPOINT_OPTIONS:-}"
+read -ra export_options <<<"${EXPORT_OPTIONS:-}"
 read -ra sdrpn <<<"${SDRPN:-sdrpn}"
 read -ra python <<<"${PYTHON:-python3}"
 started=$(date -u +%Y-%m-%dT%H:%M:%SZ)
@@ -57,17 +62,23 @@ done
 for dialect in "${dialects[@]}"; do
     for precision in ${PRECISIONS:-fp16}; do
         say "export: $dialect, $precision"
-        "${sdrpn[@]}" export "$checkpoint" --out "$bundle" --dialect "$dialect" --precision "$precision" \
-            ${MAX_CONTEXT:+--max-context "$MAX_CONTEXT"}
+        "${sdrpn[@]}" export "$checkpoint" "${beside[@]}" --out "$bundle" --dialect "$dialect" \
+            --precision "$precision" ${MAX_CONTEXT:+--max-context "$MAX_CONTEXT"} "${export_options[@]}"
     done
 done
 
-built=() results=()
+built=() results=() variants=() verified=()
 for target in "${targets[@]}"; do
     name=$(basename "$target" .toml)
     options=(--target "$target" --max-batch "${MAX_BATCH:-1}" --jobs "${JOBS:-1}")
     plan=$("${sdrpn[@]}" build "$bundle" "${options[@]}" --dry-run --json)
     obstacle=$(ask "['obstacle'] or ''" <<<"$plan")
+    variant=$(ask "['variant']" <<<"$plan")
+    # Targets that take the same graphs are verified together; also graphs for a device that has no PyTorch.
+    if [[ " ${variants[*]} " != *" $variant "* ]]; then
+        variants+=("$variant")
+        verified+=("$target")
+    fi
     if [ -n "$obstacle" ]; then
         say "$name needs the device: $obstacle"
         say "  there: sdrpn build bundle --target $name"
@@ -89,10 +100,10 @@ print(json.dumps(dict(zip(names[::2], names[1::2])), indent=1))
 ' "${results[@]}" >"$out/targets.json"
 
 failed=0
-for name in "${built[@]}"; do
+for index in "${!verified[@]}"; do
     [ "${VERIFY:-1}" = 0 ] && break
-    say "verify: $name"
-    "${sdrpn[@]}" verify "$bundle" --target "$name" --checkpoint "$checkpoint" || failed=1
+    say "verify: ${variants[index]}"
+    "${sdrpn[@]}" verify "$bundle" --target "${verified[index]}" --checkpoint "$checkpoint" "${beside[@]}" || failed=1
 done
 
 if [ ${#built[@]} -gt 0 ]; then

@@ -25,7 +25,7 @@ from typing import Any
 OPTIONS = (
     *("flavour", "library_version", "compute_capabilities", "variant", "max_context", "max_batch", "opt_level"),
     *("workspace_mb", "weight_streaming", "hardware_compatibility", "version_compatible", "refit"),
-    *("profiling_verbosity", "timing_cache", "driver", "cuda", "system", "machine"),
+    *("profiling_verbosity", "timing_cache", "gpu", "driver", "cuda", "system", "machine"),
 )
 
 

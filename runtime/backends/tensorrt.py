@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdrpn.atomic import replacing_file
+from sdrpn.atomic import replacing_file, require_writable_file
 from sdrpn.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadInput, EngineMismatch, RunFailed
 from sdrpn.runtime.backends.cuda import Cuda
@@ -133,12 +133,13 @@ class RuntimeCache:
     """What TensorRT-RTX compiled for one engine on this GPU, kept in a file between processes."""
 
     def __init__(self, path: Path, engine: Engine) -> None:
+        """Raises BadInput where the file could not be written in the end."""
+        require_writable_file(path)
         self._path = path
         self.kernels = engine.new_runtime_cache(path.read_bytes() if path.is_file() else None)
 
     def save(self) -> None:
         """Write the file."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(self._path) as temporary:
             temporary.write_bytes(self.kernels.content())
 
@@ -191,13 +192,15 @@ class TensorRtRunner:
         """Wait for what runs, keep what was compiled, and drop engine and contexts."""
         if self._closed:
             return
-        self._backend.device.stream.synchronize()
-        if self._cache is not None:
-            self._cache.save()
         self._closed = True
-        self._contexts.clear()
-        del self._engine, self._cache
-        self._backend.unloaded()
+        try:
+            self._backend.device.stream.synchronize()
+            if self._cache is not None:
+                self._cache.save()
+        finally:  # whatever failed, it is not tried again
+            self._contexts.clear()
+            del self._engine, self._cache
+            self._backend.unloaded()
 
     def context(self, profile: int) -> BoundContext:
         """The context that all steps of a profile share; made when it is first needed."""

@@ -210,8 +210,8 @@ class Engine:
             config.set_execution_context_allocation_strategy(managed)
             if own_graph:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            if kernels is not None:
-                config.set_runtime_cache(kernels._cache)
+            if kernels is not None and not config.set_runtime_cache(kernels._cache):
+                self._refuse("IRuntimeConfig.set_runtime_cache")
             return engine.create_execution_context(config)
         return engine.create_execution_context(managed)
 

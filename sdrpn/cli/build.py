@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             _print_plan(plan)
         return 0
-    with progress("build", "percent of a graph") as advance:
+    with progress("build", "percent") as advance:
         built = build_engines(plan, jobs=args.jobs, check_memory=not args.no_memory_check, progress=advance)
     trial = try_engines(plan.bundle, plan.target.name, [one.manifest.graph for one in built if not one.cached])
     if args.json:
@@ -168,6 +168,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
             "activations_bytes": needed.device.activations_bytes,
             "images_bytes": needed.device.images_bytes,
         },
+        "shortages": plan.shortages(),
         "engines": [{"graph": one.graph.name, "cached": one.cached is not None} for one in plan.engines],
     }
 
@@ -197,16 +198,18 @@ def _print_plan(plan: Plan) -> None:
         ("library", f"{plan.target.flavour} {plan.library_version or ', not installed here'}"),
         ("variant", plan.variant.name),
         ("context, batch", f"{plan.max_context}, {plan.options.max_batch}"),
-        ("memory here, about", text_from_bytes(needed.host_bytes)),
-        ("memory there, about", memory),
+        ("memory of the build", f"about {text_from_bytes(needed.host_bytes)}"),
+        ("memory of the engines", f"about {memory}"),
         *((one.graph.name, "is there already" if one.cached else "would be built") for one in plan.engines),
         *((("but not here", plan.obstacle),) if plan.obstacle is not None else ()),
+        *(("but", shortage) for shortage in plan.shortages()),
+        *((("note", plan.target.note),) if plan.target.note else ()),
     ]
     print_table(("build", ""), rows)
 
 
 def _print_built(built: tuple[BuiltEngine, ...]) -> None:
-    from sdrpn.cli.output import print_table
+    from sdrpn.cli.output import print_table, print_text
     from sdrpn.sizes import text_from_bytes
 
     rows = [
@@ -216,8 +219,11 @@ def _print_built(built: tuple[BuiltEngine, ...]) -> None:
             text_from_bytes(one.manifest.engine.size_bytes),
             "kept" if one.cached else f"{one.manifest.build_s:.1f} s",
             text_from_bytes(one.manifest.peak_rss_bytes),
-            "; ".join(one.manifest.kernel_gate) or "passed",
+            one.manifest.kernels_text,
         )
         for one in built
     ]
     print_table(("graph", "engine", "size", "built in", "peak memory", "kernels"), rows)
+    for one in built:
+        for line in one.manifest.kernel_gate:
+            print_text(f"{one.manifest.graph}: {line}")

@@ -82,13 +82,21 @@ def print_report(report: Sequence[TargetReport]) -> None:
             list(_rows(one.engines)),
             title=one.engines.target,
         )
+        for graph, known in one.engines.manifests.items():
+            for line in () if one.layers else known.kernel_gate:
+                print_text(f"{graph}: {line}")
         for problem in one.problems:
             print_text(str(problem))
         if not one.problems:
             print_text("fits this machine")
         for graph, kernels in one.layers.items():
-            title = f"{graph}: {', '.join(f'{count} {kind}' for kind, count in _kinds(kernels))}"
-            print_table(("kernel", "kind", "reads", "writes"), [_kernel_row(k) for k in kernels], title=title)
+            manifest = one.engines.engines[graph].manifest
+            profiles = _profiles_of(kernels, manifest.profiles if manifest is not None else ())
+            columns = ("profile", "kernel", "kind", "reads", "weights", "writes")
+            rows = [(profile, *_kernel_row(kernel)) for profile, kernel in zip(profiles, kernels, strict=True)]
+            print_table(columns, rows, title=_kernels_title(graph, profiles, kernels))
+            for line in (manifest.kernel_gate if manifest is not None else ()) or ("gate: passed",):
+                print_text(line)
 
 
 def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> None:
@@ -97,7 +105,7 @@ def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> No
     from sdrpn.engine_page import PageEngine, page_text
 
     rows = [
-        PageEngine(one.engines.target, graph, engine.manifest, engine.fault)
+        PageEngine(one.engines.target, graph, engine.manifest, engine.fault or _broken(one.problems, graph))
         for one in report
         for graph, engine in one.engines.engines.items()
     ]
@@ -105,6 +113,12 @@ def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> No
     text = page_text(path, f"Engines of {checkpoint}", rows)
     with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _broken(problems: Sequence[Problem], graph: str) -> str | None:
+    """Why an engine is refused on every machine, if it is."""
+    found = [str(problem) for problem in problems if problem.broken and graph in problem.graph.split(", ")]
+    return "; ".join(found) or None
 
 
 def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:
@@ -119,7 +133,7 @@ def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:
             manifest.variant,
             str(manifest.max_context),
             str(manifest.max_batch),
-            "; ".join(manifest.kernel_gate) or f"{manifest.kernels}, passed",
+            manifest.kernels_text,
             f"{manifest.build_s:.1f} s",
         )
 
@@ -132,7 +146,7 @@ def _layers(engine: EngineFile) -> list[dict[str, Any]]:
         raise BadBundle(f"{engine.layers_path} cannot be read ({error.strerror}); {mend}") from error
     except (ValueError, RecursionError) as error:
         raise BadBundle(f"{engine.layers_path} is not a list of kernels ({error}); {mend}") from error
-    if not isinstance(value, list) or not all(isinstance(one, dict) and "name" in one for one in value):
+    if not isinstance(value, list) or not all(map(_is_kernel, value)):
         raise BadBundle(f"{engine.layers_path} is not a list of kernels; {mend}")
     expected = engine.manifest.kernels if engine.manifest is not None else len(value)
     if len(value) != expected:
@@ -140,16 +154,40 @@ def _layers(engine: EngineFile) -> list[dict[str, Any]]:
     return value
 
 
-def _kinds(kernels: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
-    return Counter(str(kernel.get("kind", "kernel")) for kernel in kernels).most_common()
+def _is_kernel(value: Any) -> bool:
+    """Whether it has what is shown of a kernel."""
+    try:
+        _kernel_row(value)
+        return isinstance(value.get("subgraph", 0), int)
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _profiles_of(kernels: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Of every kernel, the profile that it belongs to; "part 0" where the listing has other parts than profiles."""
+    numbers = sorted({kernel.get("subgraph", 0) for kernel in kernels})
+    known = dict(zip(numbers, names, strict=True)) if len(numbers) == len(names) else {}
+    return [known.get(number, f"part {number}") for number in (kernel.get("subgraph", 0) for kernel in kernels)]
+
+
+def _kernels_title(graph: str, profiles: Sequence[str], kernels: Sequence[dict[str, Any]]) -> str:
+    """How many kernels of which kind each profile has."""
+    parts = []
+    for profile in dict.fromkeys(profiles):
+        own = [
+            str(kernel.get("kind", "kernel")) for one, kernel in zip(profiles, kernels, strict=True) if one == profile
+        ]
+        parts.append(f"{profile} {', '.join(f'{count} {kind}' for kind, count in Counter(own).most_common())}")
+    return f"{graph}: {'; '.join(parts)}"
 
 
 def _kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
-    sides = [
+    reads, writes = (
         ", ".join(f"{_short(tensor['name'])} {tensor['dims']}" for tensor in kernel.get(side, ()))
         for side in ("inputs", "outputs")
-    ]
-    return _short(kernel["name"]), str(kernel.get("kind", "")), *sides
+    )
+    weights = ", ".join(f"{one['dtype']} {one['dims']}" for one in kernel.get("constants", ()) if len(one["dims"]) > 1)
+    return _short(kernel["name"]), str(kernel.get("kind", "")), reads, weights, writes
 
 
 def _short(name: str) -> str:

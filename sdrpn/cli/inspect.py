@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(bundle.manifest.to_json())
         return 0
-    _print_model(bundle.manifest)
+    _print_model(bundle)
     for variant in bundle.manifest.variants.values():
         _print_variant(bundle.manifest, variant)
     return 0
@@ -77,9 +77,12 @@ def _inspect_engines(args: argparse.Namespace, bundle: Bundle) -> int:
     return 1 if unfit else 0
 
 
-def _print_model(manifest: Manifest) -> None:
+def _print_model(bundle: Bundle) -> None:
     from sdrpn.cli.output import print_table
+    from sdrpn.runtime.engine_set import engine_sets
 
+    manifest = bundle.manifest
+    engines = [f"{one.target} ({', '.join(one.engines)})" for one in engine_sets(bundle)]
     spec, llm, vision = manifest.spec, manifest.spec.llm, manifest.spec.vision
     rpn = "none: plain LLaVA only" if spec.rpn is None else f"{spec.rpn.layers} layers, loss {spec.rpn.loss}"
     rows = [
@@ -92,6 +95,7 @@ def _print_model(manifest: Manifest) -> None:
         ("vocabulary", f"{llm.vocabulary} tokens, tokenizer {manifest.tokenizer or 'none: token ids only'}"),
         ("prompt", spec.prompt.template if "{" not in spec.prompt.template else "chat template"),
         ("from", f"{manifest.source.get('checkpoint')} ({manifest.source.get('layout')})"),
+        ("engines for", "; ".join(engines) or "none"),
         ("written by", ", ".join(f"{name} {number}" for name, number in sorted(manifest.tools.items()))),
     ]
     print_table(("model", ""), rows)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    from sdrpn.cli.output import print_json, print_table
+    from sdrpn.cli.output import print_json, print_table, print_text
     from sdrpn.engines import read_targets
 
     targets = read_targets()
@@ -31,6 +31,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     columns = ("target", "device", "capability", "library", "dialect", "precisions", "memory", "built")
     print_table(columns, [_row(target) for target in targets.values()])
+    for target in targets.values():
+        if target.note:
+            print_text(f"{target.name}: {target.note}")
     return 0
 
 

@@ -72,15 +72,16 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.compare.parity import gates
 
     bundle = open_bundle(args.bundle)
+    target = _target_name(args.target)
     variants = _variants(bundle, args.target)
     checkpoint, rpn = _source(args, bundle)
     verify_files(bundle, variants)
     with open_checkpoint(checkpoint, vision_tower=args.vision_tower, rpn=rpn, base=args.base) as source:
         require_memory("verify", bundle, source, variants)
-        engines = _engines_state(bundle, args.target)
-        checks = list(_verify(bundle, source, variants, args.target if engines == "ran" else None))
+        engines = _engines_state(bundle, target)
+        checks = list(_verify(bundle, source, variants, target if engines == "ran" else None))
     found = {variant.name: gates(check for check in checks if check.variant == variant.name) for variant in variants}
-    _store(bundle, args.target, found)
+    _store(bundle, target, found)
     if args.json:
         _print_as_json(args, checkpoint, engines, found, checks)
     else:
@@ -92,6 +93,11 @@ def run(args: argparse.Namespace) -> int:
 # What is measured, and with what --------------------------------------------------------------------------------------
 
 
+def _target_name(target: str | None) -> str | None:
+    """Under which its engines lie: a file of the user's goes by its name."""
+    return Path(target).stem if target is not None and target.endswith(".toml") else target
+
+
 def _variants(bundle: Bundle, target: str | None) -> list[Variant]:
     """What the target's engines were made of, or would be; all variants where there is no target."""
     if target is None:
@@ -100,16 +106,18 @@ def _variants(bundle: Bundle, target: str | None) -> list[Variant]:
     from sdrpn.runtime.engine_set import engine_sets
 
     for engines in engine_sets(bundle):
-        if engines.target == target and engines.manifests:
+        if engines.target == _target_name(target) and engines.manifests:
             return [engines.variant]
     return [target_variant(bundle, read_target(target))]
 
 
 def _source(args: argparse.Namespace, bundle: Bundle) -> tuple[Path, Path | None]:
     """The checkpoint, and an RPN on its own where there is one: given, or found."""
-    from sdrpn.shipped import is_shipped, shipped_source
+    from sdrpn.bundle import open_bundle
+    from sdrpn.shipped import DEFAULT_BUNDLE, shipped_source
 
-    if args.checkpoint is None and is_shipped(bundle.path):
+    # The shipped bundle, or a copy of it that engines were built in.
+    if args.checkpoint is None and bundle.manifest.source == open_bundle(DEFAULT_BUNDLE).manifest.source:
         checkpoint, rpn = shipped_source()
         return checkpoint, args.rpn or rpn
     return args.checkpoint or _checkpoint_beside(bundle), args.rpn
@@ -205,22 +213,25 @@ def _of_engines(checks: Iterator[Check]) -> Iterator[Check]:
 
 
 def _store(bundle: Bundle, target: str | None, found: dict[str, tuple[ParityGate, ...]]) -> None:
-    """Into the manifest of every engine that was made of the graphs that were measured."""
+    """Into the manifest of every engine that was made of the graphs that were measured, for whichever target.
+
+    How engines answer is said of those of the target alone; what was found of others earlier stays.
+    """
     import dataclasses
 
     from sdrpn.engine_manifest import engine_paths, write_engine_manifest
     from sdrpn.runtime.engine_set import engine_sets
 
     for engines in engine_sets(bundle):
-        if target not in (None, engines.target):
-            continue
         for graph, manifest in engines.manifests.items():
             same = all(
                 name in bundle.manifest.files and bundle.manifest.files[name].sha256 == stamp.sha256
                 for name, stamp in manifest.sources.items()
             )
             if same and manifest.variant in found:
-                own = [gate for gate in found[manifest.variant] if gate.graph in (graph, "answer", "engines")]
+                own = [gate for gate in found[manifest.variant] if gate.graph in (graph, "answer")]
+                ran = found[manifest.variant] if engines.target == target else manifest.parity
+                own += [gate for gate in ran if gate.graph == "engines"]
                 path = engine_paths(bundle.path, engines.target, graph)[1]
                 write_engine_manifest(path, dataclasses.replace(manifest, parity=tuple(own)))
 
@@ -232,9 +243,12 @@ def _require_passed(bundle: Path, found: dict[str, tuple[ParityGate, ...]]) -> N
     if failed:
         variant, gate = failed[0]
         total = sum(map(len, found.values()))
+        advice = "export it again, or in a higher --precision"
+        if all(gate.graph == "engines" for _, gate in failed):
+            advice = "the graphs are right: build the engines with another release of their library"
         raise RunFailed(
             f"{bundle}: {len(failed)} of {total} gates failed, first {variant} {gate.graph}, {gate.kind} of "
-            f"{gate.tensor}: {_found(gate)}; export it again, or in a higher --precision"
+            f"{gate.tensor}: {gate.text}; {advice}"
         )
 
 
@@ -266,7 +280,7 @@ def _print_as_table(engines: str, found: dict[str, tuple[ParityGate, ...]], chec
     from sdrpn.cli.output import print_table, print_text
 
     rows = [
-        (variant, gate.graph, gate.kind, "passed" if gate.ok else "FAILED", _found(gate), gate.tensor)
+        (variant, gate.graph, gate.kind, "passed" if gate.ok else "FAILED", gate.text, gate.tensor)
         for variant, own in found.items()
         for gate in own
     ]
@@ -276,12 +290,3 @@ def _print_as_table(engines: str, found: dict[str, tuple[ParityGate, ...]], chec
             print_text(f"{check.variant} {check.graph}, {check.kind}, {check.tensor}: {check.note}")
     print_text(f"engines: {engines}")
     print_text(f"{sum(row[3] == 'passed' for row in rows)} of {len(rows)} gates passed")
-
-
-def _found(gate: ParityGate) -> str:
-    from sdrpn.compare.parity import AT_LEAST
-
-    lower = gate.kind in AT_LEAST
-    style = ".7f" if lower else ".3g"
-    found = f"{gate.found:{style}}" if isinstance(gate.found, float) else gate.found
-    return f"{found}, {'at least' if lower else 'at most'} {gate.limit:g}"

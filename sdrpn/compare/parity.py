@@ -1,20 +1,24 @@
 """How far a bundle's graphs and answers lie from PyTorch in float32, as figures with gates. Knows no inference library.
 
 Where `graphs.py` and `answers.py` look for a fault and stop at the first, this measures everything: of each output of
-each run the largest and the mean difference and the cosine, of each matrix product the largest value that fp16 would
-have to hold, of whole answers the RoI map, what is looked at, and the tokens. The keys and values that a decoder graph
-gives are those of every one of its layers, so an error is seen in the layer behind which it begins.
+each run the largest and the mean difference and the cosine, of each matrix product and each attention's scores the
+largest value that fp16 would have to hold, of whole answers the RoI map, what is looked at, and the tokens. The keys
+and values that a decoder graph gives are those of every one of its layers, so an error is seen in the layer behind
+which it begins.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from sdrpn.bundle import Variant
 from sdrpn.compare.answers import AnswerQuestion, Question, compare_answers
@@ -23,13 +27,18 @@ from sdrpn.compare.signatures import expected_signatures
 from sdrpn.compare.trials import Trial, graph_trials
 from sdrpn.engine_manifest import ParityGate
 from sdrpn.errors import SdrpnError
+from sdrpn.model.layers import Attention
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.tolerances import FP16_PEAK, tolerances_of
+from sdrpn.model.vision import ClipAttention
+from sdrpn.tolerances import FP16_PEAK, MASKED_SCORE_PEAK, tolerances_of
 
 __all__ = ["AT_LEAST", "answer_parity", "gates", "graph_parity", "peak_checks", "recorded_peaks"]
 
 AT_LEAST: frozenset[Kind] = frozenset({"roi cosine", "cosine", "box IoU", "same crops", "token agreement"})
 _CACHE_OUTPUT = re.compile(r"_cache(\.\d+)?_out$")
+# Keys, values and the RPN's scores: what a graph gives that was fp16 and is no output of a layer's matrix.
+_HALF_OUTPUT = re.compile(r"_cache(\.\d+)?_(out|rows)$|scores$")
+_SCORES = " scores"
 _HALF = ("fp16", "int8", "int4", "fp8", "nvfp4")  # activations are fp16 in all of them
 
 
@@ -86,7 +95,8 @@ def answer_parity(
 def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
     """While the block lasts, the largest |x| that goes into and comes out of every matrix product, by its name.
 
-    In the graphs these are what fp16 holds; the residual stream, the tap and the norms are float32.
+    Those of attention are among them, as "NAME scores". In the graphs these are what fp16 holds; the residual stream,
+    the tap and the norms are float32.
     """
     peaks: dict[str, float] = {}
 
@@ -101,10 +111,13 @@ def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
 
         return seen
 
+    scores = _AttentionScores(keep)
     products = [(name, one) for name, one in model.named_modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
+    attentions = [(name, one) for name, one in model.named_modules() if isinstance(one, (Attention, ClipAttention))]
     handles = [one.register_forward_hook(hook(name)) for name, one in products]  # type: ignore[arg-type]
+    handles += [one.register_forward_pre_hook(scores.entered(name)) for name, one in attentions]  # type: ignore[arg-type]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), scores:
             yield peaks
     finally:
         for handle in handles:
@@ -113,12 +126,11 @@ def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
 
 def peak_checks(variant: Variant, peaks: Mapping[str, float]) -> Iterator[Check]:
     """Whether fp16 holds what was seen; nothing for a variant that computes in float32."""
-    if variant.precision not in _HALF:
+    if not _computes_in_half(variant):
         return
     for name, peak in peaks.items():
-        found: str | float = peak if np.isfinite(peak) else "not a finite number"
-        graph = name.partition(".")[0]
-        yield Check(variant.name, graph, "peak", name, found, limit=FP16_PEAK, ok=peak <= FP16_PEAK)
+        masked = variant.dialect == "primitive" and name.endswith(_SCORES) and not name.startswith("vision.")
+        yield _peak(variant, name.partition(".")[0], name, peak, MASKED_SCORE_PEAK if masked else FP16_PEAK)
 
 
 def gates(checks: Iterable[Check]) -> tuple[ParityGate, ...]:
@@ -140,6 +152,42 @@ def _gate(group: list[Check]) -> ParityGate:
     return ParityGate(
         worst.graph, worst.kind, worst.tensor, worst.found, limit, len(group), all(one.ok for one in group)
     )
+
+
+class _AttentionScores(TorchFunctionMode):
+    """Looks at what every attention is given, a head at a time: all scores at once are large."""
+
+    def __init__(self, keep: Callable[[str, Tensor], None]) -> None:
+        super().__init__()
+        self._keep, self._name = keep, ""
+
+    def entered(self, name: str) -> object:
+        """A hook for the module whose attention comes next."""
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._name = name
+
+        return note
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            query, key = args[:2]  # (B,H,S,d), (B,H_kv,N,d)
+            group = query.shape[1] // key.shape[1]
+            for head in range(query.shape[1]):
+                product = query[:, head] @ key[:, head // group].transpose(1, 2)
+                self._keep(f"{self._name}{_SCORES}", product * query.shape[-1] ** -0.5)
+        return func(*args, **(kwargs or {}))
+
+
+def _computes_in_half(variant: Variant) -> bool:
+    return variant.precision in _HALF and not variant.for_cpu
+
+
+def _peak(variant: Variant, graph: str, name: str, peak: float, limit: float) -> Check:
+    found: str | float = peak if np.isfinite(peak) else "not a finite number"
+    return Check(variant.name, graph, "peak", name, found, limit=limit, ok=peak <= limit)
 
 
 def _measured(
@@ -169,6 +217,8 @@ def _measured(
         ok = value >= limit if kind in AT_LEAST else value <= limit
         told: str | float = value if np.isfinite(value) else "not a finite number"
         yield Check(variant.name, graph, kind, label, told, limit=limit, ok=ok)
+    if _computes_in_half(variant) and _HALF_OUTPUT.search(output) and expected.size:
+        yield _peak(variant, graph, label, float(np.abs(expected.astype(np.float64)).max()), FP16_PEAK)
 
 
 def _share(variant: str, kind: Kind, found: Sequence[Check], limit: float) -> Check:

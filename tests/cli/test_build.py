@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle import file_digest, open_bundle
+from sdrpn.engines import target as target_module
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.runtime import platform
 from sdrpn.runtime.engine_set import EngineSet, engine_sets
 from sdrpn.runtime.platform import read_platform
 from sdrpn.runtime.preflight import Problem, check_engines
 from tests.cli.command import Command, refusal
+from tests.damage import edit_json
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -91,6 +95,42 @@ def test_a_dry_run_writes_nothing(sdrpn: Command, bundle: Path) -> None:
 def test_bad_requests(sdrpn: Command, bundle: Path, options: tuple[object, ...], message: str) -> None:
     assert message in refusal(sdrpn("build", bundle, *options))
     assert not (bundle / "engines").exists()
+
+
+def test_a_dry_run_says_what_does_not_fit(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
+    """And how much is missing, before anything is built."""
+    small = tmp_path / "small.toml"
+    text = target_module._FOLDER.joinpath("rtx-4090.toml").read_text(encoding="utf-8")
+    small.write_text(f'{text.replace("memory_gb = 24", "memory_gb = 0.001")}note = "of no use"\n', encoding="utf-8")
+    (shortage,) = sdrpn("build", bundle, "--target", small, "--dry-run", "--json").json()["shortages"]
+    assert re.search(r"GeForce RTX 4090 has 1\.0 MB: .* are missing; no context fits beside", shortage)
+    lines = sdrpn("build", bundle, "--target", small, "--dry-run").out.splitlines()
+    assert re.split("  +", lines[-2]) == ["but", shortage]
+    assert re.split("  +", lines[-1]) == ["note", "of no use"]
+    assert refusal(sdrpn("build", bundle, "--target", small), 1) == shortage
+    assert not (bundle / "engines").exists()
+
+
+def test_a_graph_that_the_library_cannot_read(sdrpn: Command, bundle: Path) -> None:
+    """The operator and where it stands are named; nothing is left behind."""
+    import onnx
+
+    path = bundle / "vision.fused-fp16.onnx"
+    model = onnx.load(path, load_external_data=False)
+    attention = next(node for node in model.graph.node if node.op_type == "Attention")
+    attention.op_type = "Mystery"
+    onnx.save(model, path)
+
+    def list_it_anew(manifest: dict[str, Any]) -> None:
+        entry = manifest["files"][path.name]
+        entry["size_bytes"], entry["sha256"] = path.stat().st_size, file_digest(path)
+
+    edit_json(bundle / "manifest.json", list_it_anew)
+    message = refusal(sdrpn("build", bundle, *TARGET, "--graphs", "vision"))
+    assert re.search(
+        rf"tensorrt-rtx 1\.\S+ cannot read {path}: Mystery {attention.name}: .*; export the other", message
+    )
+    assert engines(bundle) == []
 
 
 def test_what_a_device_elsewhere_would_need(sdrpn: Command, bundle: Path) -> None:

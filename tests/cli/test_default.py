@@ -16,6 +16,7 @@ from sdrpn.errors import BadInput
 from sdrpn.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
 from sdrpn.spec import ModelSpec
 from tests.cli.command import Command, refusal
+from tests.damage import copied
 
 if TYPE_CHECKING:
     from sdrpn.compare.answers import Question
@@ -80,11 +81,13 @@ class TestAgainstItsCheckpoint:
         assert files() == before
 
 
-def test_verify_finds_its_checkpoint(sdrpn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_finds_its_checkpoint(sdrpn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first thing that is looked up there, so that the rest need not run."""
     pytest.importorskip("torch")
     monkeypatch.setattr("sdrpn.compare.answers.trial_questions", stopped_at)
-    assert refusal(sdrpn("verify", "default")) == f"asked about {CHECKPOINT.name}, RPN of 2 layers"
+    copy = copied(DEFAULT_BUNDLE, tmp_path)  # as `sdrpn build default --out` makes one
+    for bundle in ("default", copy):
+        assert refusal(sdrpn("verify", bundle)) == f"asked about {CHECKPOINT.name}, RPN of 2 layers"
     monkeypatch.setattr("sdrpn.shipped.RPN", Path("elsewhere"))
     monkeypatch.setattr("sdrpn.shipped._REPOSITORY", Path())
     monkeypatch.setattr("sdrpn.shipped.CHECKPOINT", Path("checkpoint"))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from sdrpn.bundle import open_bundle
-from sdrpn.engine_manifest import ParityGate
+from sdrpn.engine_manifest import ParityGate, engine_paths
 from sdrpn.engine_page import PageEngine, page_text
 from sdrpn.errors import BadInput
 from sdrpn.runtime.engine_set import engine_set
 from tests.cli.command import Command, refusal
-from tests.damage import copied
+from tests.damage import copied, flip_byte
 from tests.runtime.engine_files import TARGET, write_engines
 
 GOOD = ParityGate("trunk", "values", "tap, prefill", 1e-3, 2e-2, 9, True)
@@ -34,7 +34,12 @@ def engine(bundle: Path) -> PageEngine:
 
 
 def row(engine: PageEngine) -> list[str]:
-    return page_text(Path("a.md"), "t", [engine]).splitlines()[-1].strip("| ").split(" | ")
+    return tables(page_text(Path("a.md"), "t", [engine]))[0][-1].strip("| ").split(" | ")
+
+
+def tables(page: str) -> list[list[str]]:
+    """Lines of each, with its head."""
+    return [part.splitlines() for part in page.split("\n\n") if part.startswith("|")]
 
 
 def changed(engine: PageEngine, **changes: Any) -> PageEngine:
@@ -57,9 +62,26 @@ def test_what_gates_say(engine: PageEngine) -> None:
     assert row(changed(engine, parity=(GOOD, dataclasses.replace(GOOD, ok=False))))[9] == "FAILED: trunk values"
 
 
+def test_the_worst_of_every_measure(engine: PageEngine) -> None:
+    """Once, although several targets are made of the same graphs."""
+    odd = changed(engine, parity=(GOOD, ParityGate("answer", "same crops", "image 2", 0.5, 0.9, 5, False)))
+    _, (head, _, *rows) = tables(page_text(Path("a.md"), "t", [odd, dataclasses.replace(odd, target="l4")]))
+    assert head == "| variant | graph | measure | gate | worst | where |"
+    assert rows == [
+        "| fused-fp32 | trunk | values | passed | 0.001, at most 0.02 | tap, prefill |",
+        "| fused-fp32 | answer | same crops | FAILED | 0.5000000, at least 0.9 | image 2 |",
+    ]
+    page = page_text(Path("a.html"), "t", [odd])
+    assert page.count('<tr class="failed">') == 2
+    assert "<h2>Gates</h2>" in page
+    assert len(tables(page_text(Path("a.md"), "t", [changed(engine, parity=())]))) == 1
+
+
 def test_a_manifest_that_cannot_be_believed() -> None:
     cells = row(PageEngine(TARGET, "tail", None, "it was altered"))
-    assert (cells[:2], cells[-1]) == ([TARGET, "tail"], "it was altered")
+    assert (cells[:2], cells[-1]) == ([TARGET, "tail"], "FAILED: it was altered")
+    page = page_text(Path("a.html"), "t", [PageEngine(TARGET, "tail", None, "it was altered")])
+    assert page.count('<tr class="failed">') == 1
 
 
 def test_nothing_is_taken_for_markup(engine: PageEngine) -> None:
@@ -76,11 +98,20 @@ def test_another_format() -> None:
         page_text(Path("a.pdf"), "t", [])
 
 
+def test_a_changed_engine_is_marked(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
+    flip_byte(engine_paths(bundle, TARGET, "rpn")[0])
+    page = tmp_path / "engines.md"
+    assert sdrpn("inspect", bundle, "--engines", "--report", page).code == 1
+    (line,) = [line for line in tables(page.read_text())[0] if "FAILED" in line]
+    assert line.startswith("| rtx-4090 | rpn |")
+    assert "FAILED: rpn: MALFORMED_ENGINE: engine.sha256 is " in line
+
+
 def test_the_command(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
     page = tmp_path / "engines.md"
     assert sdrpn("inspect", bundle, "--engines", "--report", page).code == 0
-    head, _, *rows = page.read_text().splitlines()
-    assert head == "# Engines of checkpoint"
-    assert len(rows) == 2 + 4
+    assert page.read_text().splitlines()[0] == "# Engines of checkpoint"
+    engines, gates = tables(page.read_text())
+    assert (len(engines), len(gates)) == (2 + 4, 2 + 1)
     assert refusal(sdrpn("inspect", bundle, "--report", page)) == "--report is about engines; add --engines"
     assert "a.txt is no name for a report" in refusal(sdrpn("inspect", bundle, "--engines", "--report", "a.txt"))

@@ -26,6 +26,7 @@ class TestOutput:
             r"context +512 of 512 positions",
             r"vocabulary +288 tokens, tokenizer tokenizer\.json",
             r"from +checkpoint \(sdrpn\)",
+            r"engines for +none",
             r"fused-fp32: opset 24, 1\.\d MB with the token embedding",
             r"primitive-fp32: opset 20, 1\.\d MB with the token embedding",
             r"trunk +\d+\.\d kB +in +inputs_embeds +float32 +\(batch, sequence, 64\)",

@@ -15,7 +15,7 @@ from sdrpn.runtime import preflight
 from sdrpn.runtime.backends.tensorrt_library import Validity
 from tests.cli.command import Command, refusal
 from tests.damage import copied, flip_byte
-from tests.runtime.engine_files import TARGET, platform, write_engines
+from tests.runtime.engine_files import TARGET, platform, rewrite, write_engines
 
 
 @pytest.fixture
@@ -48,11 +48,21 @@ def test_engines_that_fit(sdrpn: Command, bundle: Path) -> None:
     assert re.search(r"15 B +tensorrt-rtx 1\.7\.1\.116 +SM86 SM89 +fused-fp32 +128 +1 +3, passed +1\.5 s", rows[1])
 
 
+def test_a_bundle_says_what_was_built_for_it(sdrpn: Command, bundle: Path) -> None:
+    engine_paths(bundle, TARGET, "rpn")[1].unlink()
+    assert re.search(r"^engines for +rtx-4090 \(vision, trunk, tail\)$", sdrpn("inspect", bundle).out, re.MULTILINE)
+
+
 @pytest.mark.usefixtures("fitting")
 def test_kernels(sdrpn: Command, bundle: Path) -> None:
     found = sdrpn("inspect", bundle, "--engines", "--layers")
     assert found.code == 0
-    assert "trunk: 3 gemm" in found.out
+    assert "rpn: part 0 2 gemm; part 1 1 mha" in found.out  # it has one profile
+    lines = found.out.splitlines()
+    begin = lines.index("trunk: decode 2 gemm; prefill 1 mha")
+    assert lines[begin + 1].split() == ["profile", "kernel", "kind", "reads", "weights", "writes"]
+    assert re.fullmatch(r"decode +product +gemm +x \[1, 64\] +Int4 \[64, 32\] +y \[1, 32\]", lines[begin + 2])
+    assert lines[begin + 5] == "gate: passed"
     value = sdrpn("inspect", bundle, "--engines", "--layers", "--json").json()
     assert [len(kernels) for kernels in value[0]["layers"].values()] == [3, 3, 3, 3]
     assert value[0]["problems"] == []
@@ -65,6 +75,8 @@ def test_kernels(sdrpn: Command, bundle: Path) -> None:
         (None, r"layers\.json cannot be read \(No such file"),
         ("{", r"layers\.json is not a list of kernels \("),
         ("{}", r"layers\.json is not a list of kernels; build it again"),
+        ('[{"name": "k", "inputs": [{"dims": 3}]}]', r"layers\.json is not a list of kernels; build it again"),
+        ('[{"name": "k", "constants": 3}]', r"layers\.json is not a list of kernels; build it again"),
         ('[{"name": "k"}]', r"layers\.json has 1 kernels, the manifest says 3; build it again"),
     ],
 )
@@ -80,6 +92,14 @@ def test_a_machine_without_a_gpu_is_no_failure_unless_the_target_was_named(sdrpn
     assert found.code == 0
     assert "fits this machine" not in found.out
     assert sdrpn("inspect", bundle, "--engines", "--target", TARGET).code == 1
+
+
+@pytest.mark.usefixtures("fitting")
+def test_what_the_gate_says_of_kernels(sdrpn: Command, bundle: Path) -> None:
+    rewrite(bundle, "trunk", kernel_gate=("remark: the engine holds weights twice",))
+    found = sdrpn("inspect", bundle, "--engines", "--layers", "--target", TARGET)
+    assert found.out.splitlines().count("remark: the engine holds weights twice") == 1
+    assert found.out.count("gate: passed") == 3
 
 
 @pytest.mark.usefixtures("fitting")

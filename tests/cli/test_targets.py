@@ -9,7 +9,8 @@ from tests.cli.command import Command
 def test_the_table(sdrpn: Command) -> None:
     outcome = sdrpn("targets")
     assert (outcome.code, outcome.err) == (0, "")
-    head, *rows = outcome.out.splitlines()
+    head, *lines = outcome.out.splitlines()
+    rows = lines[: len(read_targets())]
     assert head.split() == ["target", "device", "capability", "library", "dialect", "precisions", "memory", "built"]
     assert [row.split()[0] for row in rows] == list(read_targets())
     (thor,) = [row for row in rows if row.startswith("jetson-thor")]
@@ -17,6 +18,9 @@ def test_the_table(sdrpn: Command) -> None:
     assert "tensorrt >=10.16" in thor
     assert "128 GB shared" in thor
     assert thor.endswith("on the device")
+    notes = {name: target.note for name, target in read_targets().items() if target.note}
+    assert lines[len(rows) :] == [f"{name}: {note}" for name, note in notes.items()]
+    assert "wrong numbers" in notes["jetson-thor"]
 
 
 def test_json(sdrpn: Command) -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from sdrpn.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.engine_manifest import engine_paths, read_engine_manifest
+from sdrpn.engine_manifest import ParityGate, engine_paths, read_engine_manifest, write_engine_manifest
+from sdrpn.runtime import choice, preflight, session
+from sdrpn.runtime import platform as platform_module
 from sdrpn.spec import ModelSpec
-from tests.cli.command import Command, refusal
+from tests.cli.command import Command, Outcome, refusal
 from tests.cli.test_compare import negate_first_weight, weight_file
 from tests.damage import copied
-from tests.runtime.engine_files import TARGET, write_engines
+from tests.runtime.engine_files import TARGET, platform, write_engines
+
+if TYPE_CHECKING:
+    from tests.runtime.fake_tensorrt import Compute
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")
 
@@ -59,6 +67,20 @@ def test_it_passes_and_is_kept(sdrpn: Command, bundle: Path, tiny_checkpoint: Pa
         assert all(gate.ok for gate in kept)
 
 
+def test_engines_of_another_target_are_made_of_the_same_graphs(
+    sdrpn: Command, bundle: Path, tiny_checkpoint: Path
+) -> None:
+    """What was found of the graphs holds for them; how they answered is theirs alone."""
+    write_engines(open_bundle(bundle), target="other")
+    path = engine_paths(bundle, "other", "trunk")[1]
+    ran = ParityGate("engines", "token agreement", "7 questions", 1.0, 1.0, 1, True)
+    write_engine_manifest(path, dataclasses.replace(read_engine_manifest(path), parity=(ran,)))
+    outcome = sdrpn("verify", bundle, "--target", TARGET, "--checkpoint", tiny_checkpoint)
+    assert outcome.code == 0, outcome.err
+    there, here = (read_engine_manifest(engine_paths(bundle, name, "trunk")[1]).parity for name in ("other", TARGET))
+    assert there == (*here, ran)
+
+
 def test_below_a_gate(sdrpn: Command, bundle: Path, tiny_checkpoint: Path) -> None:
     negate_first_weight(bundle, weight_file(bundle, "trunk"))
     shutil.rmtree(bundle / "engines")
@@ -89,6 +111,60 @@ def test_engines_of_other_graphs_keep_what_they_say(sdrpn: Command, bundle: Path
     assert lines[-1].endswith("gates passed")
 
 
+class TestEngines:
+    """Where a GPU fits them they answer as well; here one that is simulated."""
+
+    @pytest.fixture
+    def verify(
+        self, sdrpn: Command, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[Compute | None], Outcome]:
+        pytest.importorskip("cuda.bindings.runtime")
+        from tests.runtime.gpu import fake_gpu
+
+        def run(compute: Compute | None) -> Outcome:
+            gpu = fake_gpu(tiny_bundle, tmp_path, compute=compute)
+            for module in (platform_module, choice):
+                monkeypatch.setattr(module, "read_platform", lambda: platform("tensorrt"))
+            monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
+            monkeypatch.setattr(session, "open_tensorrt", lambda *arguments, host_code: gpu.backend())
+            options = ("--target", TARGET, "--checkpoint", tiny_checkpoint, "--json")
+            outcome = sdrpn("verify", gpu.bundle.path, *options)
+            assert gpu.trt.executions
+            assert gpu.cuda.violations == []
+            kept = read_engine_manifest(engine_paths(gpu.bundle.path, TARGET, "trunk")[1]).parity
+            assert {gate.graph for gate in kept} == {"trunk", "answer", "engines"}
+            return outcome
+
+        return run
+
+    def test_they_answer_the_same_questions(self, verify: Callable[[Compute | None], Outcome]) -> None:
+        outcome = verify(None)
+        assert outcome.code == 0, outcome.err
+        report = json.loads(outcome.out)
+        assert report["engines"] == "ran"
+        found = {gate["kind"]: gate for gate in report["gates"]["fused-fp32"] if gate["graph"] == "engines"}
+        assert found.keys() == {"roi cosine", "box IoU", "same crops", "token agreement"}
+        assert all(gate["ok"] for gate in found.values())
+
+    def test_ones_that_compute_something_else(
+        self, verify: Callable[[Compute | None], Outcome], tiny_bundle: Path
+    ) -> None:
+        """The graphs that they were made of are right, and are not blamed."""
+        from tests.runtime.gpu import onnxruntime_compute
+        from tests.runtime.test_smoke_test import spoilt
+
+        right = onnxruntime_compute(open_bundle(tiny_bundle), "fused-fp32")
+        outcome = verify(spoilt(right, "tail", "logits", 100.0))
+        assert outcome.code == 1
+        assert re.search(r"1 of 20 gates failed, first fused-fp32 engines, token agreement of ", outcome.err)
+        assert outcome.err.endswith("; the graphs are right: build the engines with another release of their library\n")
+
+
+class Silent:
+    def validity(self, path: Path) -> None:
+        return None
+
+
 def test_a_checkpoint_that_is_not_found(sdrpn: Command, bundle: Path) -> None:
     message = refusal(sdrpn("verify", bundle, "--target", TARGET))
     assert message == (
@@ -103,6 +179,17 @@ def test_another_checkpoint(sdrpn: Command, bundle: Path, tiny_spec: ModelSpec) 
     message = refusal(sdrpn("verify", bundle, "--target", TARGET))
     assert "was not exported from" in message
     assert "digest is " in message
+
+
+def test_a_target_of_the_user(sdrpn: Command, bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Its engines lie under the name of its file."""
+    write_engines(open_bundle(bundle), target="mine")
+    mine = tmp_path / "mine.toml"
+    mine.write_text("not read: the engines say what they were made of")
+    outcome = sdrpn("verify", bundle, "--target", mine, "--checkpoint", tiny_checkpoint)
+    assert outcome.code == 0, outcome.err
+    assert "engines: not run here: " in outcome.out
+    assert read_engine_manifest(engine_paths(bundle, "mine", "trunk")[1]).parity
 
 
 def test_an_unknown_target(sdrpn: Command, bundle: Path, tiny_checkpoint: Path) -> None:

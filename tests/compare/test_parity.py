@@ -10,9 +10,13 @@ import torch
 
 from sdrpn.bundle import open_bundle
 from sdrpn.checkpoint import open_checkpoint
+from sdrpn.cli.comparison import GraphRuns, Steps
 from sdrpn.compare.graphs import Check
-from sdrpn.compare.parity import gates, peak_checks, recorded_peaks
+from sdrpn.compare.parity import gates, graph_parity, peak_checks, recorded_peaks
+from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.model import SdRpnModel, model_from_checkpoint
+from sdrpn.model.layers import Attention, rotary, rotate
+from sdrpn.spec import ModelSpec
 
 
 @pytest.fixture
@@ -32,11 +36,72 @@ class TestPeaks:
         peaks = run_trunk(model)
         products = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
         assert peaks.keys() == {
-            f"trunk.layers.{layer}.{name} {end}" for layer in range(2) for name in products for end in ("in", "out")
+            *(f"trunk.layers.{layer}.{name} {end}" for layer in range(2) for name in products for end in ("in", "out")),
+            *(f"trunk.layers.{layer}.attention scores" for layer in range(2)),
         }
         assert run_trunk(model) == peaks
         model.trunk(model.embed(torch.arange(9)[None]), torch.arange(9)[None])
-        assert len(peaks) == 28  # nothing is recorded behind the block
+        assert len(peaks) == 30  # nothing is recorded behind the block
+
+    @pytest.mark.parametrize("kv_heads", [4, 2])
+    def test_scores_of_attention(self, tiny_spec: ModelSpec, kv_heads: int) -> None:
+        """Also where query heads share keys."""
+        llm = dataclasses.replace(tiny_spec.llm, kv_heads=kv_heads)
+        attention = Attention(llm)
+        x, positions = torch.randn(1, 5, llm.width), torch.arange(5)[None]
+        with torch.inference_mode():
+            cos, sin = rotary(llm, positions)
+            query, key = (rotate(attention.split_heads(part(x)), cos, sin) for part in (attention.q, attention.k))
+            scores = query @ key.repeat_interleave(llm.heads // kv_heads, dim=1).transpose(2, 3) / llm.head_dim**0.5
+        with recorded_peaks(attention) as peaks:  # type: ignore[arg-type]
+            attention(x, positions)
+        assert peaks[" scores"] == pytest.approx(float(scores.abs().max()))
+
+    def test_scores_beside_which_a_mask_would_not_be_one(self, tiny_bundle: Path) -> None:
+        """The dialect `primitive` adds -1e4 to what is masked."""
+        bundle, peaks = (
+            open_bundle(tiny_bundle),
+            {"trunk.layers.0.attention scores": 6e3, "vision.layers.0 scores": 6e3},
+        )
+        failed = {}
+        for dialect in ("fused", "primitive"):
+            variant = dataclasses.replace(bundle.variant(f"{dialect}-fp32"), precision="fp16")
+            failed[dialect] = [(check.tensor, check.limit) for check in peak_checks(variant, peaks) if not check.ok]
+        assert failed == {"fused": [], "primitive": [("trunk.layers.0.attention scores", 4_990)]}
+
+    def test_what_computes_in_float32_holds_everything(self, tiny_bundle: Path) -> None:
+        variant = open_bundle(tiny_bundle).variant("fused-fp32")
+        for_cpu = dataclasses.replace(variant, name="fused-int8-cpu", precision="int8")
+        assert for_cpu.for_cpu
+        assert list(peak_checks(for_cpu, {"tail.head out": 1e6})) == []
+
+    @pytest.mark.parametrize("dialect", ["fused", "primitive"])
+    def test_keys_values_and_scores_of_the_rpn(
+        self, model: SdRpnModel, tiny_checkpoint: Path, tmp_path: Path, dialect: str
+    ) -> None:
+        """Outputs that went through fp16."""
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions("fp16", dialect))  # type: ignore[arg-type]
+        bundle = open_bundle(tmp_path / "bundle")
+        variant = bundle.variant(f"{dialect}-fp16")
+
+        def peaks() -> dict[str, Check]:
+            with GraphRuns(bundle, variant, Steps(lambda done, total: None, 0, 1)) as graphs:
+                checks = list(graph_parity(model, variant, graphs.run, max_context=bundle.manifest.max_context))
+            checks.sort(key=lambda check: check.found if isinstance(check.found, float) else 0)
+            return {check.tensor.partition(",")[0]: check for check in checks if check.kind == "peak"}
+
+        suffix, scores = ("_out", {"scores"}) if dialect == "fused" else ("_rows", {"scores", "new_scores"})
+        before = peaks()
+        assert {f"{kind}_cache.{layer}{suffix}" for kind in ("key", "value") for layer in range(4)} < before.keys()
+        assert scores < before.keys()
+        assert "tap" not in before
+        assert all(check.ok for check in before.values())
+        loud = f"value_cache.1{suffix}"
+        with torch.no_grad():  # the graph has other weights by then; only the peaks count here
+            weight = model.trunk.get_submodule("layers.1.attention.v").get_parameter("weight")
+            weight.mul_(45_000 / float(before[loud].found))
+        failed = [(check.graph, name, check.limit) for name, check in peaks().items() if not check.ok]
+        assert failed == [("trunk", loud, 30_000)]
 
     def test_what_fp16_cannot_hold_is_named(self, model: SdRpnModel, tiny_bundle: Path) -> None:
         with torch.no_grad():

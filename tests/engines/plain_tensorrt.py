@@ -86,6 +86,9 @@ class Config:
 
 class Builder:
     def __init__(self, log: Any) -> None:
+        if _SETTINGS.get("driverless"):  # as TensorRT does where there is no driver
+            log.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self._real = _rtx.Builder(log)
 
     def create_network(self, flags: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.bundle import file_digest, open_bundle
+from sdrpn.bundle import Bundle, file_digest, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
 from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, builder, plan_engines, read_target
+from sdrpn.engines import plan as planning
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.profiles import profiles_of
 from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
@@ -130,6 +132,14 @@ class TestEngines:
         constants = [constant["dtype"] for kernel in kernels for constant in kernel["constants"]]
         assert constants.count("Int4") == 2 * len(one.manifest.profiles) * 4
 
+    def test_int8_weights_are_unpacked_at_every_step(self, wide_bundle: Path, bundle: Path) -> None:
+        """Which is no copy of a cache, however large they are beside one."""
+        export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("int8"))
+        options = BuildOptions(graphs=("tail",), max_context=40)
+        (one,) = build(bundle, options, target(precisions=("int8",)))
+        (remark,) = one.manifest.kernel_gate
+        assert re.match(r"remark: profile decode unpacks 8 INT8 weights at every step", remark)
+
     def test_an_export_that_adds_a_variant_keeps_engines(
         self, wide_bundle: Path, bundle: Path, tiny_spec: ModelSpec
     ) -> None:
@@ -144,6 +154,21 @@ class TestCache:
         (first,), (second,) = build(bundle), build(bundle)
         assert (first.cached, second.cached) == (False, True)
         assert first.manifest == second.manifest
+
+    def test_a_hit_hashes_and_starts_nothing(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However large the files are: their sizes and times are enough."""
+        build(bundle)
+
+        def refuse(*arguments: object, **named: object) -> None:
+            raise AssertionError("a hit must cost nothing")
+
+        monkeypatch.setattr(planning, "file_digest", refuse)
+        monkeypatch.setattr(builder, "file_digest", refuse)
+        monkeypatch.setattr(builder, "run_jobs", refuse)
+        monkeypatch.setattr(Bundle, "verify", refuse)
+        assert build(bundle)[0].cached
+        with pytest.raises(AssertionError, match="a hit must cost nothing"):
+            plan_engines(bundle, read_target(RTX_TARGET), VISION, verify=True)
 
     @pytest.mark.parametrize(
         "options",
@@ -236,6 +261,14 @@ class TestRefusals:
                 build(bundle)
         assert not build(bundle)[0].cached
 
+    def test_a_file_system_without_locks(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(stream: object, operation: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(RunFailed, match=r"engines cannot be locked \(No locks available\); build in a copy"):
+            build(bundle)
+
     def test_a_full_disk(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = shutil.disk_usage(bundle)._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -247,6 +280,12 @@ class TestRefusals:
         with pytest.raises(RunFailed, match=r"My GPU has 1\.0 MB"):
             build_engines(plan)
         assert build_engines(plan, check_memory=False)[0].path.exists()
+
+    def test_memory_of_what_is_built_already_is_not_asked_for(self, bundle: Path) -> None:
+        plan = plan_engines(bundle, read_target(RTX_TARGET), BuildOptions(graphs=("vision", "rpn")))
+        build(bundle)
+        again = plan_engines(bundle, read_target(RTX_TARGET), BuildOptions(graphs=("vision", "rpn")))
+        assert (tuple(plan.estimate.host_peaks), tuple(again.estimate.host_peaks)) == (("vision", "rpn"), ("rpn",))
 
     def test_a_read_only_bundle(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sdrpn.engines.layers import Kernel, Verdict, activation_bytes, attention_layers, gate, kernels_from_log
 from sdrpn.spec import ModelSpec
 
@@ -15,10 +17,18 @@ def tensor(name: str, dims: str, dtype: str = "Half") -> str:
     )
 
 
-def line(name: str, outputs: str = "", *, weights: str = "Half", nodes: str = "[ONNX Layer: a/MatMul_node_3]") -> str:
+def line(
+    name: str,
+    outputs: str = "",
+    *,
+    inputs: str | None = None,
+    weights: str = "Half",
+    nodes: str = "[ONNX Layer: a/MatMul_node_3]",
+) -> str:
     constants = f"{tensor('w', '64,64', weights)}, {tensor('scale', '2,64')}"
+    reads = tensor("x", "-1,1,64") if inputs is None else inputs
     return (
-        f"Name: {name}, LayerType: kgen, Inputs: [ {tensor('x', '-1,1,64')}], Constants: [ {constants}], "
+        f"Name: {name}, LayerType: kgen, Inputs: [ {reads}], Constants: [ {constants}], "
         f"Outputs: [ {outputs}], TacticName: t, StreamId: 0, Metadata: {nodes}[ONNX Layer: b/Cast]"
     )
 
@@ -26,7 +36,8 @@ def line(name: str, outputs: str = "", *, weights: str = "Half", nodes: str = "[
 def listing(*, copies: bool = False, decode_attentions: int = 2, more: tuple[str, ...] = ()) -> tuple[Kernel, ...]:
     """The trunk of `tiny_spec`: two layers, two profiles."""
     decode = [line(f"_gemv_mha_v1_myl0_{i}", tensor("y", "-1,1,64")) for i in range(decode_attentions)]
-    update = line("__myl_Scat_myl0_7", tensor("key_cache.0_out", "-1,4,256,16"))
+    cache = tensor("key_cache.0_out", "-1,4,256,16")
+    update = line("__myl_Scat_myl0_7", cache, inputs=cache)
     copy = [line("__myl_Move_myl0_8", tensor("copy", "-1,4,256,16"))] if copies else []
     # Copies are right in a prefill, whose attention works on them.
     prefill = [line(f"_gemm_mha_v2_myl1_{i}", tensor("copy [profile 1]", "1,4,256,16")) for i in range(2)]
@@ -70,6 +81,37 @@ class TestGate:
     def test_a_copy_of_a_cache_in_a_decode_step(self, tiny_spec: ModelSpec) -> None:
         (fault,) = judged(tiny_spec, listing(copies=True)).faults
         assert fault == "__myl_Move_myl0_8 writes copy [-1, 4, 256, 16], as large as a whole cache"
+
+    @pytest.mark.parametrize("source", ["key_cache.0", "x"])
+    def test_an_update_that_copies_the_cache(self, tiny_spec: ModelSpec, source: str) -> None:
+        """The name of its output is right; but it makes a cache instead of writing into the one that is there."""
+        cache = tensor("key_cache.0_out", "-1,4,256,16")
+        copy = line("__myl_Move_myl0_9", cache, inputs=tensor(source, "-1,4,256,16"))
+        (fault,) = judged(tiny_spec, listing(more=(copy,))).faults
+        assert fault == "__myl_Move_myl0_9 writes key_cache.0_out [-1, 4, 256, 16], as large as a whole cache"
+
+    @pytest.mark.parametrize(
+        ("name", "nodes"),
+        [("scatter_myl0_9", "[ONNX Layer: a/TensorScatter_node_3]"), ("KVCacheUpdate_myl0_9", "[ONNX Layer: a/b]")],
+    )
+    def test_an_update_by_its_node(self, tiny_spec: ModelSpec, name: str, nodes: str) -> None:
+        """As TensorRT may list it: with a name of its own on either side."""
+        cache = tensor("key_cache.0_out", "-1,4,256,16")
+        update = line(name, cache, inputs=tensor("key_cache.0", "-1,4,256,16"), nodes=nodes)
+        assert judged(tiny_spec, listing(more=(update,))) == Verdict()
+
+    def test_int8_weights_that_are_unpacked(self, tiny_spec: ModelSpec) -> None:
+        """In a prefill that is nothing to speak of."""
+        nodes = "[ONNX Layer: a/DequantizeLinear_node_2]"
+        large = tensor("unpacked", "4096,4096")  # no copy of a cache
+        unpack = {"outputs": large, "inputs": "", "weights": "Int8", "nodes": nodes}
+        more = tuple(line(f"__myl_Cast_myl{p}_{n}", **unpack) for p in (0, 1) for n in (9, 10))
+        verdict = judged(tiny_spec, listing(more=more))
+        assert verdict.lines == (
+            "remark: profile decode unpacks 2 INT8 weights at every step, which moves more bytes than fp16 would",
+        )
+        direct = line("__myl_Fc_myl0_9", weights="Int8")
+        assert judged(tiny_spec, listing(more=(direct,))) == Verdict()
 
     def test_an_attention_that_is_not_fused(self, tiny_spec: ModelSpec) -> None:
         (fault,) = judged(tiny_spec, listing(decode_attentions=1)).faults

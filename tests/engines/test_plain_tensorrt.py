@@ -11,8 +11,8 @@ import pytest
 
 from sdrpn.engine_manifest import TimingCacheUse
 from sdrpn.engines import BuildOptions, BuiltEngine, Target, build_engines, plan, plan_engines, read_target
-from sdrpn.errors import BadInput
-from sdrpn.machine import Gpu
+from sdrpn.errors import BadInput, RunFailed
+from sdrpn.machine import Gpu, Jetson
 from tests.engines.recipes import target
 
 pytest.importorskip("tensorrt_rtx_bindings")
@@ -68,6 +68,15 @@ def test_thor_refuses_releases_that_compute_wrong_numbers(bundle: Path, tensorrt
     assert one.manifest.library_version == version
 
 
+def test_a_machine_without_a_driver(bundle: Path, tensorrt: Tensorrt) -> None:
+    tensorrt(driverless=True)
+    with pytest.raises(
+        RunFailed, match=r"^tensorrt cannot start: CUDA initialization failure with error: 35; sdrpn do"
+    ):
+        build(bundle)
+    assert list((bundle / "engines" / "mine").iterdir()) == []
+
+
 def test_another_gpu_is_refused(bundle: Path, tensorrt: Tensorrt, monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt()
     monkeypatch.setattr(plan, "read_gpus", lambda: (Gpu("NVIDIA L4", 24 << 30, "8.9", "570.1"),))
@@ -79,16 +88,30 @@ def test_another_gpu_is_refused(bundle: Path, tensorrt: Tensorrt, monkeypatch: p
         build_engines(looked)
 
 
-def test_the_driver_is_part_of_the_key(bundle: Path, tensorrt: Tensorrt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_and_driver_are_part_of_the_key(bundle: Path, tensorrt: Tensorrt, monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt()
     keys = set()
-    for driver, cuda in (("570.1", 12080), ("580.2", 12080), ("580.2", 13000)):
-        monkeypatch.setattr(plan, "read_gpus", lambda driver=driver: (Gpu("A10", 24 << 30, "8.6", driver),))
+    for name, driver, cuda in (
+        ("A10", "570.1", 12080),
+        ("A10", "580.2", 12080),
+        ("A10", "580.2", 13000),
+        ("A40", "580.2", 13000),  # of the same capability
+    ):
+        gpu = Gpu(name, 24 << 30, "8.6", driver)
+        monkeypatch.setattr(plan, "read_gpus", lambda gpu=gpu: (gpu,))
         monkeypatch.setattr(plan, "read_cuda_driver", lambda cuda=cuda: cuda)
         found = plan_engines(bundle, recipe(), VISION)
         keys.add(found.engines[0].key)
-        assert (found.driver, found.cuda) == (driver, cuda)
-    assert len(keys) == 3
+        assert (found.gpu, found.driver, found.cuda) == (name, driver, cuda)
+    assert len(keys) == 4
+
+
+def test_a_jetson_is_its_own_gpu(bundle: Path, tensorrt: Tensorrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi may not be there."""
+    tensorrt()
+    monkeypatch.setattr(plan, "read_gpus", lambda: ())
+    monkeypatch.setattr(plan, "read_jetson", lambda: Jetson("Jetson AGX Orin", "39.2", "7"))
+    assert plan_engines(bundle, recipe(), VISION).gpu == "Jetson AGX Orin"
 
 
 def test_options_reach_the_library(bundle: Path, tensorrt: Tensorrt) -> None:

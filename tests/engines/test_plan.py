@@ -8,13 +8,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 
-from sdrpn.engines import BuildOptions, build_engines, plan, plan_engines, read_target, trtexec_script
+from sdrpn.bundle import open_bundle
+from sdrpn.engines import BuildOptions, build_engines, graph_file, plan, plan_engines, read_target, trtexec_script
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.options import require_possible
-from sdrpn.engines.profiles import shapes_of
-from sdrpn.errors import BadInput, MissingDependency
+from sdrpn.engines.profiles import Shapes, shapes_of
+from sdrpn.errors import BadInput, MissingDependency, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from tests.engines.recipes import RTX_TARGET, target
 
@@ -85,6 +88,21 @@ def test_a_level_that_the_library_does_not_take() -> None:
         compile_graph(request, lambda *event: None)
 
 
+def test_a_profile_that_the_library_does_not_take() -> None:
+    """It says so by a number alone."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    import onnx
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    profiles: dict[str, Shapes] = {"decode": {"x": ((3,), (2,), (1,))}}
+    request = CompileRequest("tensorrt-rtx", "g", model.SerializeToString(), ("SM86",), profiles, None, None)
+    with pytest.raises(RunFailed, match=r"refused profile decode, .* \{'x': \(\(3,\), \(2,\), \(1,\)\)\}"):
+        compile_graph(request, lambda *event: None)
+
+
 def test_the_gate_needs_the_list_of_kernels() -> None:
     with pytest.raises(BadInput, match=r"with --profiling-verbosity none the library .* add --no-kernel-gate"):
         BuildOptions(verbosity="none")
@@ -142,6 +160,23 @@ class TestTrtexec:
         assert "--computeCapabilities=86,120" in command
         assert "--profile=" not in command
         assert "--stronglyTyped" not in command
+
+    @pytest.mark.parametrize("dialect", ["fused", "primitive"])
+    def test_the_copy_computes_what_the_graph_computes(self, bundle: Path, dialect: str) -> None:
+        """To the last bit: what is known of the bundle's graph holds for what was compiled."""
+        info = open_bundle(bundle).variant(f"{dialect}-fp16").graphs["trunk"]
+        graph = bundle / info.file
+        copy = graph.with_suffix(".256.onnx")
+        assert graph_file.main([str(graph), "256", str(copy)]) == 0
+        extents, rng = {"batch": 1, "sequence": 3, "cache_length": 256}, np.random.default_rng(0)
+        feeds: dict[str, Any] = {"position_ids": np.arange(5, 8)[None], "write_index": np.array([5])}
+        for tensor in info.inputs:
+            shape = [extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims]
+            feeds.setdefault(tensor.name, rng.standard_normal(shape).astype(tensor.dtype))
+        found = [ort.InferenceSession(path).run(None, feeds) for path in (graph, copy)]
+        assert len(found[0]) == len(info.outputs)
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_array_equal(one, other)
 
     def test_the_copy_is_what_a_build_compiles(self, bundle: Path) -> None:
         pytest.importorskip("tensorrt_rtx_bindings")

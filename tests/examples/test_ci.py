@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sdrpn.checkpoint import write_random_checkpoint
+from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint, write_rpn
 from sdrpn.engines import read_targets
 from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
 
@@ -45,16 +46,26 @@ def run(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ci") / "my-checkpoint"
-    write_random_checkpoint(path, SPEC, with_tokenizer=True)
+    """A plain LLaVA, and in a folder beside it an RPN of its own."""
+    folder = tmp_path_factory.mktemp("ci")
+    write_random_checkpoint(folder / "whole", SPEC)
+    with open_checkpoint(folder / "whole") as whole:
+        write_rpn(folder / "rpn", SPEC, whole.read)
+    path = folder / "my-checkpoint"
+    write_random_checkpoint(path, dataclasses.replace(SPEC, rpn=None), layout="llava", with_tokenizer=True)
     return path
+
+
+def settings(checkpoint: Path) -> dict[str, str]:
+    rpn = checkpoint.parent / "rpn" / "rpn.safetensors"
+    return {"CHECKPOINT_OPTIONS": f"--rpn {rpn}", "EXPORT_OPTIONS": "--json", "MAX_CONTEXT": "256"}
 
 
 @pytest.fixture(scope="module")
 def done(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that came of it, and what was printed."""
     out = tmp_path_factory.mktemp("ci") / "out"
-    outcome = run(checkpoint, out, *TARGETS, MAX_CONTEXT="256")
+    outcome = run(checkpoint, out, *TARGETS, **settings(checkpoint))
     assert outcome.returncode == 0, outcome.stderr
     return out, outcome.stdout
 
@@ -71,6 +82,7 @@ class TestScript:
 
     def test_what_needs_the_device_is_said_so(self, done: tuple[Path, str]) -> None:
         out, printed = done
+        assert printed.count('"variants"') == 2  # what an export with --json prints, one a dialect
         state = json.loads((out / "targets.json").read_text())
         for name in ("jetson-orin-nx-jp62", "h100"):
             assert f"{name} needs the device: tensorrt is not installed here; it comes with JetPack" in printed
@@ -78,9 +90,16 @@ class TestScript:
         # Graphs for it are there nevertheless.
         assert (out / "bundle" / "trunk.primitive-fp16.onnx").exists()
 
+    def test_every_variant_is_verified_once(self, done: tuple[Path, str]) -> None:
+        """Also that of a device elsewhere."""
+        said = re.findall(r"^== verify: (.*)$", done[1], re.MULTILINE)
+        assert said == ["fused-fp16", "primitive-fp16"]
+
     def test_the_report_has_sizes_seconds_memory_and_gates(self, done: tuple[Path, str]) -> None:
         out, _ = done
-        _, _, head, _, *rows = (out / "engines.md").read_text().splitlines()
+        engines, gates = (out / "engines.md").read_text().split("\n## Gates\n")
+        _, _, head, _, *rows = engines.splitlines()
+        assert "| fused-fp16 | trunk | values | passed | " in gates
         assert "| size | built in | peak RSS | kernels | parity |" in head
         assert [row.split(" | ")[1] for row in rows] == ["vision", "trunk", "rpn", "tail"]
         assert all(re.search(r"\d, passed \| \d+ of \d+ gates passed", row) for row in rows)
@@ -122,7 +141,7 @@ class TestScript:
     def test_a_second_run_keeps_the_engines(self, done: tuple[Path, str], checkpoint: Path) -> None:
         out, _ = done
         before = {path: path.stat().st_mtime_ns for path in (out / "bundle" / "engines").rglob("*.engine")}
-        outcome = run(checkpoint, out, "rtx-4090", MAX_CONTEXT="256", VERIFY="0")
+        outcome = run(checkpoint, out, "rtx-4090", **settings(checkpoint), VERIFY="0")
         assert outcome.returncode == 0, outcome.stderr
         assert outcome.stdout.count("  kept  ") == 4
         assert {path: path.stat().st_mtime_ns for path in before} == before

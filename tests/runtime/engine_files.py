@@ -16,6 +16,15 @@ __all__ = ["TARGET", "engine_manifest", "platform", "rewrite", "write_engines"]
 
 TARGET = "rtx-4090"
 VERSION = "1.7.1.116"
+_PRODUCT = {
+    "name": "product",
+    "kind": "gemm",
+    "subgraph": 0,
+    "inputs": [{"name": "x", "dims": [1, 64], "dtype": "Half"}],
+    "constants": [{"name": "w", "dims": [64, 32], "dtype": "Int4"}, {"name": "beta", "dims": [1], "dtype": "Float"}],
+    "outputs": [{"name": "y", "dims": [1, 32], "dtype": "Half"}],
+}
+_KERNELS = [_PRODUCT, _PRODUCT, {"name": "attention", "kind": "mha", "subgraph": 1}]
 
 
 def platform(flavour: str = "tensorrt-rtx", **changes: Any) -> Platform:
@@ -39,7 +48,7 @@ def write_engines(
         engine, manifest_path, layers = engine_paths(bundle.path, target, name)
         engine.parent.mkdir(parents=True, exist_ok=True)
         engine.write_bytes(f"engine of {name}".encode())
-        layers.write_text(json.dumps([{"name": "k", "kind": "gemm", "inputs": [], "outputs": []}] * 3))
+        layers.write_text(json.dumps(_KERNELS))
         manifest = engine_manifest(bundle, variant, name, engine, target, flavour, max_context, max_batch)
         manifest_path.write_text(manifest.to_text())
 
@@ -68,6 +77,7 @@ def engine_manifest(
         compute_capabilities=("SM86", "SM89"),
         system="Linux",
         machine="x86_64",
+        gpu="NVIDIA GeForce RTX 4090",
         driver="550.54",
         cuda=12040,
         max_context=max_context,

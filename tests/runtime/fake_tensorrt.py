@@ -225,6 +225,8 @@ class FakeConfig:
         return self._trt.caches[-1]
 
     def set_runtime_cache(self, cache: FakeCache) -> bool:
+        if "set_runtime_cache" in self._trt.refusals:
+            return False
         self.cache = cache
         return True
 

@@ -6,15 +6,15 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdrpn.bundle import Bundle, open_bundle
-from sdrpn.engine_manifest import EngineManifest, Stamp, engine_paths
-from sdrpn.errors import BadInput, EngineMismatch
+from sdrpn.engine_manifest import EngineManifest, Stamp, TimingCacheUse, engine_paths, read_engine_manifest
+from sdrpn.errors import BadBundle, BadInput, EngineMismatch
 from sdrpn.runtime import preflight
 from sdrpn.runtime.backends.tensorrt_library import Validity
 from sdrpn.runtime.engine_set import engine_set, engine_sets
@@ -67,41 +67,91 @@ def test_what_was_built_for_this_machine_fits(bundle: Bundle) -> None:
     require_fit(engine_set(bundle, TARGET), platform())
 
 
-def leaves(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where the entries of nested dicts and lists lie."""
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where everything lies in nested dicts and lists, these themselves as well."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    inner = [leaf for key, one in items for leaf in leaves(one, (*place, key))]
-    return inner or [place]
+    for key, one in items:
+        yield (*place, key)
+        yield from places(one, (*place, key))
 
 
-def altered(value: Any) -> Any:
+def alterations(value: Any) -> Iterator[Any]:
+    """Values that are not this one."""
     if isinstance(value, bool):
-        return not value
-    if isinstance(value, (int, float)):
-        return value + 1
-    if isinstance(value, str):
-        return value + "x"
-    return "x" if value is None else [*value, "x"] if isinstance(value, list) else {**value, "x": 1}
+        yield not value
+    elif isinstance(value, (int, float)):
+        yield from (value + 1, -value - 1, str(value))
+    elif isinstance(value, str):
+        yield from (value + "x", value.upper() + " ", "")
+    elif isinstance(value, list):
+        yield from ([*value, "x"], value[1:] if value else ["x"], {})
+    elif isinstance(value, dict):
+        yield from ({**value, "x": 1}, {})
+    if value is not None:
+        yield None
+    else:
+        yield "x"
+
+
+def put(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """A copy with something else in its place."""
+    changed = json.loads(json.dumps(value))
+    inside = changed
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = new
+    return changed
+
+
+@pytest.fixture
+def full_manifest(bundle: Bundle) -> Path:
+    """One in which no entry is empty."""
+    rewrite(
+        bundle.path,
+        "trunk",
+        opt_level=3,
+        workspace_mb=512,
+        timing_cache=TimingCacheUse(3, 10),
+        kernel_gate=("remark: it holds weights twice",),
+    )
+    path = manifest_of(bundle)
+    assert all(value not in ([], {}, None) for value in json.loads(path.read_text()).values())
+    return path
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(EngineManifest)] + ["digest"])
-def test_a_manifest_with_any_entry_altered_is_refused(bundle: Bundle, field: str) -> None:
-    """Every entry, and whatever lies within it."""
-    path = manifest_of(bundle)
-    whole = json.loads(path.read_text())
-    for place in leaves(whole[field], (field,)):
-        value = json.loads(path.read_text())
-        *outer, last = place
-        inside = value
-        for key in outer:
-            inside = inside[key]
-        inside[last] = altered(inside[last])
-        path.write_text(json.dumps(value))
-        (problem,) = problems(bundle)
-        assert (problem.graph, problem.reason, problem.field) == ("trunk", "MALFORMED_ENGINE", "manifest"), place
-        assert re.search(r"was altered: its digest is|has format version", problem.here), place
-        path.write_text(json.dumps(whole))
+def test_a_manifest_with_any_entry_altered_is_refused(bundle: Bundle, full_manifest: Path, field: str) -> None:
+    """Every entry, and whatever lies within it: another value, another type, more, less, nothing."""
+    whole = json.loads(full_manifest.read_text())
+    altered = [
+        put(whole, (field, *place), new)
+        for place in ((), *places(whole[field]))
+        for new in alterations(value_at(whole, (field, *place)))
+        if new != value_at(whole, (field, *place))
+    ]
+    assert len(altered) >= 2 or isinstance(whole[field], bool)
+    for value in altered:
+        full_manifest.write_text(json.dumps(value))
+        with pytest.raises(
+            BadBundle, match=r"was altered: its digest is|has format version .* build it again: sdrpn b"
+        ):
+            read_engine_manifest(full_manifest)
+    (problem,) = problems(bundle)  # and so nothing is loaded
+    assert (problem.graph, problem.reason, problem.field) == ("trunk", "MALFORMED_ENGINE", "manifest")
+    full_manifest.write_text(json.dumps(whole))
     assert problems(bundle) == ()
+
+
+def value_at(value: Any, place: tuple[Any, ...]) -> Any:
+    for key in place:
+        value = value[key]
+    return value
+
+
+def test_a_manifest_with_an_entry_more_is_refused(full_manifest: Path) -> None:
+    full_manifest.write_text(json.dumps({**json.loads(full_manifest.read_text()), "note": "mine"}))
+    with pytest.raises(BadBundle, match="was altered: its digest is"):
+        read_engine_manifest(full_manifest)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(EngineManifest)])

@@ -21,6 +21,7 @@ from sdrpn.roi import Crop, RoiDecision
 from sdrpn.runtime import Answer, EngineOptions, Session
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.step_graph import StepGraph
+from sdrpn.runtime.backends.tensorrt import RuntimeCache
 from sdrpn.runtime.backends.tensorrt_library import Library
 from tests.damage import copied
 from tests.runtime.gpu import FakeGpu, fake_gpu
@@ -467,6 +468,41 @@ class TestLoading:
         files = sorted(path.name for path in (tmp_path / "caches").iterdir())
         assert files == [f"rtx-4090.{graph}.rtx-cache" for graph in ("rpn", "tail", "trunk", "vision")]
         assert (tmp_path / "caches" / files[0]).read_bytes() == b"compiled compiled "
+
+    def test_a_cache_that_the_library_does_not_take(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        gpu = fake_gpu(tiny_bundle, tmp_path, flavour="tensorrt-rtx")
+        gpu.trt.refusals.add("set_runtime_cache")
+        with (
+            pytest.raises(RunFailed, match=r"vision.engine: tensorrt-rtx refused IRuntimeConfig.set_runtime_cache"),
+            gpu.session(EngineOptions(runtime_cache_dir=tmp_path / "caches")) as session,
+        ):
+            ask(session)
+
+    def test_a_place_for_it_that_cannot_be_written(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        """Said before anything is computed."""
+        gpu = fake_gpu(tiny_bundle, tmp_path, flavour="tensorrt-rtx")
+        (tmp_path / "file").touch()
+        with pytest.raises(BadInput, match=r"rtx-cache cannot be written: .*/file is a file, expected a folder"):
+            gpu.session(EngineOptions(runtime_cache_dir=tmp_path / "file"))
+
+    def test_a_disk_that_is_full_by_then(
+        self, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was loaded goes all the same."""
+        gpu = fake_gpu(tiny_bundle, tmp_path, flavour="tensorrt-rtx")
+        session = gpu.session(EngineOptions(runtime_cache_dir=tmp_path / "caches"))
+        ask(session)
+
+        def fail(cache: object) -> None:
+            raise RunFailed("the disk is full")
+
+        monkeypatch.setattr(RuntimeCache, "save", fail)
+        with pytest.raises(RunFailed, match="the disk is full"):
+            session.close()
+        session.close()
+        del session
+        gc.collect()
+        assert (gpu.cuda.live, gpu.cuda.violations) == ({}, [])
 
 
 class Foreign:

@@ -1,0 +1,76 @@
+"""What the pages in docs/ tell people to type is understood, and what they link to is there."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from sdrpn.cli.main import build_parser
+from sdrpn.engines import read_targets
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+names = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Arguments of every `sdrpn` in a block of shell, also behind `&&`, `.venv/bin/` or `ssh HOST`."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|;|\|", line):
+                words = shlex.split(part, comments=True)
+                program, *arguments = words[2:] if words[:1] == ["ssh"] else words or [""]
+                if program in ("sdrpn", ".venv/bin/sdrpn"):
+                    yield arguments
+
+
+@names
+def test_every_command_is_understood(page: Path) -> None:
+    for arguments in commands(page):
+        try:
+            build_parser().parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"{page.name}: sdrpn {shlex.join(arguments)}")
+
+
+def test_there_are_commands() -> None:
+    found = {page.name: len(list(commands(page))) for page in PAGES}
+    assert found["devices.md"] > 10
+    assert found["engines.md"] > 1
+
+
+@names
+def test_every_target_exists(page: Path) -> None:
+    found = {words[words.index("--target") + 1] for words in commands(page) if "--target" in words}
+    assert {one for one in found if not one.endswith(".toml") and one != "NAME"} <= set(read_targets())
+
+
+def test_every_option_of_a_build_is_explained() -> None:
+    """On one of both pages; and none that there is not."""
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("engines.md", "devices.md"))
+    told = set(re.findall(r"--[a-z][a-z-]+", text))
+    assert options("build") - {"--help", "--debug", "--target"} <= told
+    known = {option for verb in ("build", "ask", "export", "inspect", "plan", "verify") for option in options(verb)}
+    others = {"--system-site-packages", "--model", "--dialect", "--force-reinstall"}
+    assert told - known - others == set()
+
+
+def options(verb: str) -> set[str]:
+    """As its --help lists them."""
+    parser = argparse.ArgumentParser()
+    import_module(f"sdrpn.cli.{verb}").add_arguments(parser)
+    return {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+
+
+@names
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
