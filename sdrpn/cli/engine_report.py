@@ -88,7 +88,9 @@ def print_report(report: Sequence[TargetReport]) -> None:
             print_text("fits this machine")
         for graph, kernels in one.layers.items():
             title = f"{graph}: {', '.join(f'{count} {kind}' for kind, count in _kinds(kernels))}"
-            print_table(("kernel", "kind", "reads", "writes"), [_kernel_row(k) for k in kernels], title=title)
+            print_table(
+                ("kernel", "kind", "reads", "weights", "writes"), [_kernel_row(k) for k in kernels], title=title
+            )
 
 
 def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> None:
@@ -145,11 +147,17 @@ def _kinds(kernels: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
-    sides = [
-        ", ".join(f"{_short(tensor['name'])} {tensor['dims']}" for tensor in kernel.get(side, ()))
+    reads, writes = (
+        ", ".join(f"{_short(tensor['name'])} {_type_and_shape(tensor)}" for tensor in kernel.get(side, ()))
         for side in ("inputs", "outputs")
-    ]
-    return _short(kernel["name"]), str(kernel.get("kind", "")), *sides
+    )
+    # The library numbers constants; names of scalars and vectors say nothing either.
+    weights = ", ".join(_type_and_shape(tensor) for tensor in kernel.get("constants", ()) if len(tensor["dims"]) > 1)
+    return _short(kernel["name"]), str(kernel.get("kind", "")), reads, weights, writes
+
+
+def _type_and_shape(tensor: dict[str, Any]) -> str:
+    return f"{tensor.get('dtype', '')} {tensor['dims']}"
 
 
 def _short(name: str) -> str:

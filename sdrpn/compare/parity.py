@@ -30,7 +30,7 @@ __all__ = ["AT_LEAST", "answer_parity", "gates", "graph_parity", "peak_checks", 
 
 AT_LEAST: frozenset[Kind] = frozenset({"roi cosine", "cosine", "box IoU", "same crops", "token agreement"})
 _CACHE_OUTPUT = re.compile(r"_cache(\.\d+)?_out$")
-_HALF = ("fp16", "int8", "int4", "fp8", "nvfp4")  # activations are fp16 in all of them
+_HALF = ("fp16", "int8", "int4", "fp8", "nvfp4")  # activations are fp16 in all of them, and float32's range in bf16
 
 
 def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_context: int) -> Iterator[Check]:

@@ -31,7 +31,7 @@ def test_a_report_is_written(sdrpn: Command, text_checkpoint: Path, data: Path, 
     assert outcome.code == 0
     assert "--keep " in outcome.out
     costs = json.loads((report / "sensitivity.json").read_text("utf-8"))
-    parts = ["vision", *(f"layers.{n}" for n in range(4)), "rpn", "lm_head", "all of these"]
+    parts = ["vision", *(f"layers.{n}" for n in range(4)), "rpn", "lm_head", "all layers"]
     assert [cost["part"] for cost in costs[::2]] == parts
     eight, four = ([cost["roi_cosine"] for cost in costs[start::2]] for start in (0, 1))
     assert sum(eight) > sum(four)

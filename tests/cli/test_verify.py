@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ import torch
 from sdrpn.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import engine_paths, read_engine_manifest
+from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.spec import ModelSpec
+from sdrpn.tolerances import tolerances_of
 from tests.cli.command import Command, refusal
 from tests.cli.test_compare import negate_first_weight, weight_file
 from tests.damage import copied
+from tests.export.test_float_formats import Largest
 from tests.runtime.engine_files import TARGET, write_engines
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")
@@ -57,6 +61,24 @@ def test_it_passes_and_is_kept(sdrpn: Command, bundle: Path, tiny_checkpoint: Pa
         kept = read_engine_manifest(engine_paths(bundle, TARGET, graph)[1]).parity
         assert {gate.graph for gate in kept} == {graph, "answer"}
         assert all(gate.ok for gate in kept)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "nvfp4"])
+def test_precisions_of_engines(sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path, precision: Any) -> None:
+    """As ONNX Runtime computes them, or by simulation; what fp16 has to hold is watched where there is fp16."""
+    calibration = Largest() if precision == "nvfp4" else None
+    options = ExportOptions(precision, calibration=calibration.digest if calibration else None)
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", options, calibration=calibration)
+    write_engines(open_bundle(tmp_path / "bundle"), f"fused-{precision}")
+    outcome = sdrpn("verify", tmp_path / "bundle", "--target", TARGET, "--checkpoint", tiny_checkpoint, "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)["gates"][f"fused-{precision}"]
+    assert ("trunk", "peak") in {(gate["graph"], gate["kind"]) for gate in found} or precision == "bf16"
+    limit = tolerances_of(precision).values
+    assert {gate["limit"] for gate in found if gate["kind"] == "values"} == {limit}
+    assert max(gate["found"] for gate in found if gate["kind"] == "values") > 1e-3  # it was rounded
+    assert read_engine_manifest(engine_paths(tmp_path / "bundle", TARGET, "tail")[1]).parity
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_below_a_gate(sdrpn: Command, bundle: Path, tiny_checkpoint: Path) -> None:
