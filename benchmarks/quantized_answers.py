@@ -3,7 +3,8 @@
 python benchmarks/quantized_answers.py fp32 int4-rtn int4-gptq:fused-int4-cpu --samples 200
 
 Bundles (with the variant that suits a CPU, unless one is named) are asked about the same held-out scenes as
-`sdrpn eval --task tags` takes; all are compared with the first. Everything runs on ONNX Runtime, as `sdrpn ask` does.
+`sdrpn eval --task tags` takes; all are compared with the first. Everything runs on ONNX Runtime, as `sdrpn ask` does;
+bf16 and nvfp4 as `sdrpn verify` simulates them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from sdrpn.bundle import open_bundle
 from sdrpn.cli.output import print_table
 from sdrpn.cli.progress import progress
 from sdrpn.compare.overlap import overlap
+from sdrpn.compare.simulation import runnable_bundle
 from sdrpn.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
 from sdrpn.tags.task import SPLITS, TagSample, tag_samples
@@ -52,7 +55,7 @@ def ask_all(names: Sequence[str], samples: Sequence[TagSample], policy: RoiPolic
     """For every bundle the answers to all questions."""
     answers: list[list[Answer]] = [[] for _ in names]
     with ExitStack() as stack, progress("answers", "answers") as advance:
-        sessions = [stack.enter_context(opened(name, threads)) for name in names]
+        sessions = [opened(name, threads, stack) for name in names]
         for number, sample in enumerate(samples):
             for own, session in zip(answers, sessions, strict=True):
                 own.append(session.answer(sample.image, sample.question, roi=policy, max_new_tokens=MAX_NEW_TOKENS))
@@ -60,10 +63,16 @@ def ask_all(names: Sequence[str], samples: Sequence[TagSample], policy: RoiPolic
     return answers
 
 
-def opened(name: str, threads: int) -> Session:
-    """BUNDLE or BUNDLE:VARIANT."""
-    bundle, _, variant = name.partition(":")
-    return Session.open(bundle, variant=variant or None, threads=threads, backend="onnxruntime", optimized=False)
+def opened(name: str, threads: int, stack: ExitStack) -> Session:
+    """BUNDLE or BUNDLE:VARIANT; what ONNX Runtime has no kernels for is simulated."""
+    path, _, variant = name.partition(":")
+    bundle = open_bundle(path)
+    chosen = bundle.variant(variant or None)
+    runs = stack.enter_context(runnable_bundle(bundle, chosen))
+    session = Session.open(
+        runs.path, variant=chosen.name, threads=threads, backend="onnxruntime", optimized=False, verify=False
+    )
+    return stack.enter_context(session)
 
 
 def change(name: str, found: Sequence[Answer], exact: Sequence[Answer], samples: Sequence[TagSample]) -> Change:

@@ -108,13 +108,12 @@ class GraphAuthor:
         return self._weights[key]
 
     def _dequantized(self, tensor: QuantizedTensor, dtype: ir.DataType | None) -> ir.Value:
-        codes = self._stored(tensor.codes)
         factor = None if tensor.factor is None else self._cast(self._stored(tensor.factor), dtype)
         if tensor.scales is None:
-            return self.op.DequantizeLinear(codes, factor)
+            return self.op.DequantizeLinear(self._stored(tensor.codes), factor)
         scales = self._stored(tensor.scales)
         scales = self._cast(scales, dtype) if factor is None else self.op.DequantizeLinear(scales, factor)
-        return self.op.DequantizeLinear(codes, scales, axis=0, block_size=tensor.block)
+        return self.op.DequantizeLinear(self._stored(tensor.codes), scales, axis=0, block_size=tensor.block)
 
     def product(self, x: ir.Value, weight: str, dtype: ir.DataType, name: str | None = None) -> ir.Value:
         """x (B,S,K) @ weight [K,N] in `dtype`, x rounded to the weight's form where its inputs have a factor."""

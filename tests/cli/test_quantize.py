@@ -53,12 +53,34 @@ def test_without_an_rpn_answers_alone_are_compared(sdrpn: Command, plain_checkpo
         (("--choices", "int3-b32-rtn"), "expected intBITS-bBLOCK-METHOD"),
         (("--choices", "int4-b32-gptq"), "the method is gptq; expected rtn or hqq"),
         (("--choices", "int4-b9-rtn"), "block size is 9; expected one of 16, 32, 64, 128"),
+        (
+            ("--choices", "int4-b128-rtn"),
+            "vision has a matrix of 32 inputs, which blocks of 128 do not divide; choose ",
+        ),
+        (("--choices", ","), "--choices ,: there is no name; expected intBITS-bBLOCK-METHOD"),
         (("--parts", "layers.9"), "there is no layers.9; expected vision, layers.0, "),
         (("--parts", ","), "there is no name; expected vision"),
     ],
 )
 def test_refusals(sdrpn: Command, text_checkpoint: Path, data: Path, more: tuple[str, ...], told: str) -> None:
     assert told in refusal(sdrpn(*arguments(text_checkpoint, data, *more)))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (None, "qa.jsonl holds no question; expected one JSON object a line"),
+        ({"image": "b.png", "question": "Where?"}, "b.png does not exist; expected the path of a picture"),
+        ({"image": "text.png", "question": "Where?"}, "text.png is not a picture that can be read; expected one of "),
+        ({"image": "a.png"}, "qa.jsonl line 1: question is None; expected text"),
+    ],
+)
+def test_questions_and_pictures_that_are_none(
+    sdrpn: Command, text_checkpoint: Path, data: Path, line: dict[str, str] | None, told: str
+) -> None:
+    (data.parent / "images" / "text.png").write_text("no picture")
+    data.write_text("" if line is None else json.dumps(line) + "\n", "utf-8")
+    assert told in refusal(sdrpn(*arguments(text_checkpoint, data)))
 
 
 def test_a_report_is_not_written_over(sdrpn: Command, text_checkpoint: Path, data: Path, tmp_path: Path) -> None:
