@@ -59,8 +59,8 @@ class Kernel:
 
     @property
     def multiplies(self) -> bool:
-        """Whether a product of matrices is in it."""
-        return any(node.rpartition("/")[2].startswith("MatMul") for node in self.onnx_nodes)
+        """Whether a product of matrices is in it. One that only gets weights ready for a product has no inputs."""
+        return bool(self.inputs) and any(node.rpartition("/")[2].startswith("MatMul") for node in self.onnx_nodes)
 
     def reads_as_it_is(self, dtype: str) -> int:
         """How many weights in INT4, FP8 or FP4 it reads without unpacking them first; not their scales."""

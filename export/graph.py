@@ -117,7 +117,7 @@ class GraphAuthor:
 
     def product(self, x: ir.Value, weight: str, dtype: ir.DataType, name: str | None = None) -> ir.Value:
         """x (B,S,K) @ weight [K,N] in `dtype`, x rounded to the weight's form where its inputs have a factor."""
-        factor, quantized = self._table.input_scales.get(weight), self._table.quantized_tensor(weight)
+        factor, quantized = self._table.input_factors.get(weight), self._table.quantized_tensor(weight)
         if factor is not None and quantized is not None:
             x = self._rounded(x, self.constant(factor, dtype), in_blocks=quantized.scales is not None)
         outputs = {} if name is None else {"_outputs": [name]}

@@ -51,12 +51,12 @@ class Tables:
             weights = rpn_weights(spec)
             self._groups["rpn"] = self._whole("rpn", weights) if kept else self._by_layer("rpn", weights)
 
-    def graphs(self, dtype: ir.DataType, input_scales: Mapping[str, float]) -> dict[str, WeightTable]:
-        """The weights of every graph that computes in `dtype`, by the graph's name; for `input_scales` see there."""
+    def graphs(self, dtype: ir.DataType, input_factors: Mapping[str, float]) -> dict[str, WeightTable]:
+        """The weights of every graph that computes in `dtype`, by the graph's name; for `input_factors` see there."""
         rope = self._ropes[dtype]
         return {
             name: WeightTable(
-                name, self._dense, [], *tables, *([] if name == "vision" else [rope]), input_scales=input_scales
+                name, self._dense, [], *tables, *([] if name == "vision" else [rope]), input_factors=input_factors
             )
             for name, tables in self._groups.items()
         }
@@ -66,7 +66,7 @@ class Tables:
         """Of the graphs."""
         return tuple(self._groups)
 
-    def input_scales(self, calibration: Calibration | None) -> dict[str, float]:
+    def input_factors(self, calibration: Calibration | None) -> dict[str, float]:
         """Weight -> factor of its inputs, for what is in fp8 or nvfp4 and not of the vision tower, whose inputs a
         calibration does not see; none without one."""
         if calibration is None:

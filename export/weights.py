@@ -127,7 +127,7 @@ class WeightTable:
         precision: of whatever is neither a norm nor quantised
         others: tables whose weights this one hands out too, and does not write
         form: how matrices are quantised; None: not at all
-        input_scales: weight -> the factor with which a graph rounds its inputs to the weight's own form
+        input_factors: weight -> the factor with which a graph rounds its inputs to the weight's own form
     """
 
     def __init__(
@@ -137,9 +137,9 @@ class WeightTable:
         weights: Iterable[Weight],
         *others: WeightTable,
         form: Form | None = None,
-        input_scales: Mapping[str, float] = MappingProxyType({}),
+        input_factors: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.input_scales = input_scales
+        self.input_factors = input_factors
         self.files: dict[str, int] = {}  # path inside the bundle -> size in bytes
         self._places: dict[str, tuple[_Place, ...]] = {}  # of a quantised matrix: codes, scales, factor
         self._forms: dict[str, Form] = {}

@@ -19,7 +19,7 @@ from sdrpn.bundle import MANIFEST_NAME
 from sdrpn.export import ExportOptions, export_bundle
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, cut, edit_json, flip_byte
-from tests.export.test_float_formats import Largest
+from tests.export.calibration import Largest
 from tests.pictures import BROKEN, PICTURES, exif_rotated, photo
 
 QUESTION = "What does the sign say?"

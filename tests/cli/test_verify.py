@@ -20,7 +20,7 @@ from sdrpn.tolerances import tolerances_of
 from tests.cli.command import Command, refusal
 from tests.cli.test_compare import negate_first_weight, weight_file
 from tests.damage import copied
-from tests.export.test_float_formats import Largest
+from tests.export.calibration import Largest
 from tests.runtime.engine_files import TARGET, write_engines
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")

@@ -19,8 +19,8 @@ from sdrpn.compare.simulation import runnable_bundle, simulated_graph
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.dynamic_quantize import dynamic_quantize_function
 from sdrpn.export.float_formats import Float4
+from tests.export.calibration import Largest
 from tests.export.graph_runner import GraphRunner
-from tests.export.test_float_formats import Largest
 
 K, N = 32, 5
 RNG = np.random.default_rng(0)

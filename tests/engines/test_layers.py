@@ -103,6 +103,17 @@ class TestGate:
         (fault,) = judged(tiny_spec, kernels, {"FP8": 1}).faults
         assert fault == "profile decode multiplies with 0 of 1 FP8 weights as they are and unpacks the others"
 
+    def test_weights_that_are_unpacked_for_a_product(self, tiny_spec: ModelSpec) -> None:
+        """The library lists the product among what such a kernel is of, too; it reads nothing but constants."""
+        text = line("__myl_CastMulCast_myl0_9", weights="FP8").replace(
+            f"Inputs: [ {tensor('x', '-1,1,64')}]", "Inputs: []"
+        )
+        (kernel,) = kernels_from_log([text])
+        assert (kernel.inputs, kernel.multiplies, kernel.reads_as_it_is("FP8")) == ((), False, 1)
+        more = (text, line("__myl_Fc_myl1_9", weights="FP8"))
+        (fault,) = judged(tiny_spec, listing(more=more), {"FP8": 1}).faults
+        assert fault == "profile decode multiplies with 0 of 1 FP8 weights as they are and unpacks the others"
+
     def test_int4_weights_that_became_fp16(self, tiny_spec: ModelSpec) -> None:
         verdict = judged(tiny_spec, listing(), {"INT4": 2})
         assert verdict.faults == (

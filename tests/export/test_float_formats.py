@@ -18,6 +18,7 @@ from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.float_formats import Float4, Float8, largest_of
+from tests.export.calibration import Largest
 from tests.export.graph_runner import GraphRunner
 
 
@@ -136,18 +137,6 @@ def test_fp8_graphs_compute_with_these_numbers(bundle: Path) -> None:
     exact, found = (one.run("trunk", x, one.caches("trunk", 16), 0)["tap"] for one in runners)
     share = float(np.sqrt(np.square(found - exact).mean() / np.square(exact).mean()))
     assert 0.001 < share < 0.06, share
-
-
-class Largest:
-    """A calibration that knows no model."""
-
-    digest = "abc"
-
-    def second_moment(self, name: str, /) -> Any:
-        raise AssertionError(name)
-
-    def largest(self, name: str, /) -> float:
-        return 44.8
 
 
 def rounded_to_nvfp4(x: Any, factor: float) -> Any:

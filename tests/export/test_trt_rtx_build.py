@@ -13,6 +13,7 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engines.layers import Kernel, kernels_from_log
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from tests.export.calibration import Largest
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -72,18 +73,6 @@ def test_a_decode_step_reads_the_cache_where_it_lies(wide_bundle: Bundle, dialec
     built = build(path, cache_length=128, rows=(1, 1, 1))
     assert built.plan_bytes > 0, built.errors
     assert built.kernels.keys() == {"_gemv_mha_v1"}
-
-
-class Largest:
-    """A calibration of random weights: nothing is larger than 44.8."""
-
-    digest = "abc"
-
-    def second_moment(self, name: str, /) -> Any:
-        raise AssertionError(name)
-
-    def largest(self, name: str, /) -> float:
-        return 44.8
 
 
 # precision, dialect, calibrated -> capability, and the type of the weights that products read
