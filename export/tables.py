@@ -35,8 +35,8 @@ class Tables:
         self._spec, self._max_context, self._options = spec, max_context, options
         self._dense, llm = options.dense, spec.llm
         embedding = plain("llm.embed.weight", ["llm.embed.weight"], (llm.vocabulary, llm.width))
-        # The host looks rows up with NumPy, which has no bf16; what fp16 cannot hold is found as it is written.
-        self.embedding = WeightTable("embed", "fp32" if options.dense == "fp32" else "fp16", [embedding])
+        # The host looks rows up with NumPy, which has no bf16.
+        self.embedding = WeightTable("embed", "fp16" if options.dense == "fp16" else "fp32", [embedding])
         self._ropes = {
             dtype: WeightTable("rope", _PRECISION_OF[dtype], rope_weights(llm, max_context))
             for dtype in options.variants.values()
