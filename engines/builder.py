@@ -171,7 +171,7 @@ def _install(plan: Plan, one: PlannedEngine, partial: Path, result: Mapping[str,
         one.graph.name,
         profiles=tuple(profile.name for profile in one.profiles),
         max_context=plan.max_context,
-        int4_weights=result["int4_weights"],
+        small_weights=result["small_weights"],
     )
     verdict = dataclasses.replace(verdict, remarks=(*verdict.remarks, *_size_remark(plan, one.graph, partial)))
     if plan.options.kernel_gate:

@@ -6,12 +6,17 @@ python -m sdrpn.engines.graph_file trunk.onnx 2048 trunk.2048.onnx     # for oth
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdrpn.atomic import replacing_file
 from sdrpn.libraries import importing_extra
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 __all__ = ["ParserGraph", "graph_with_context"]
 
@@ -21,7 +26,7 @@ class ParserGraph:
     """An ONNX model in memory; its weights stay in their files."""
 
     content: bytes
-    int4_weights: int  # matrices in 4 bits
+    small_weights: dict[str, int]  # how many matrices are in INT4, FP8 or FP4
 
 
 def graph_with_context(path: Path, max_context: int) -> ParserGraph:
@@ -39,8 +44,19 @@ def graph_with_context(path: Path, max_context: int) -> ParserGraph:
                 dim.dim_value = max_context
     # Deterministic, so that its digest stands for the graph.
     content: bytes = model.SerializeToString(deterministic=True)
-    int4 = sum(tensor.data_type == onnx.TensorProto.INT4 for tensor in model.graph.initializer)
-    return ParserGraph(content, int4)
+    return ParserGraph(content, _small_weights(model))
+
+
+def _small_weights(model: ModelProto) -> dict[str, int]:
+    """By the type of their codes: what a DequantizeLinear reads, if nothing reads the result as scales."""
+    from onnx import TensorProto
+
+    names = {TensorProto.INT4: "INT4", TensorProto.FLOAT8E4M3FN: "FP8", TensorProto.FLOAT4E2M1: "FP4"}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer if tensor.dims}
+    unpacking = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    scales = {node.input[1] for node in unpacking}
+    codes = {node.input[0] for node in unpacking if node.output[0] not in scales}
+    return Counter(names[types[name]] for name in codes if types.get(name) in names)
 
 
 def main(arguments: Sequence[str]) -> int:

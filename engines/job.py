@@ -85,7 +85,7 @@ def _build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
         "size_bytes": size_bytes,
         "timing_cache": timing.add(compiled.timing_cache),
         "hardware_compatibility": compiled.hardware_compatibility,
-        "int4_weights": graph.int4_weights,
+        "small_weights": graph.small_weights,
         "compiled_sha256": hashlib.sha256(graph.content).hexdigest(),
         "tensors": [asdict(tensor) for tensor in compiled.tensors],
         "kernels": [asdict(kernel) for kernel in kernels_from_log(compiled.messages)],

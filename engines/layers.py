@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sdrpn.engine_manifest import NOT_JUDGED, REMARK
 from sdrpn.spec import ModelSpec
@@ -26,6 +27,8 @@ _ATTENTION = re.compile(r"mha", re.IGNORECASE)
 # TensorRT, whose listing was not seen, the node or the layer tells.
 _CACHE_UPDATE = re.compile(r"_cache(\.\d+)?_out")
 _UPDATE_NODE = re.compile(r"TensorScatter|KV_?CacheUpdate", re.IGNORECASE)
+# How constants of a type are listed. Scales of FP4 are FP8, in five axes or more.
+_LISTED_AS = {"INT4": "int4", "FP8": "fp8", "FP4": "fp4e2m1"}
 _LINE = re.compile(r"Name: (?P<name>.*), LayerType: (?P<kind>\w+), (?P<rest>Inputs: \[.*)", re.DOTALL)
 _TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
 # The compiler numbers the subgraphs, one a profile where a graph compiles as a whole.
@@ -60,13 +63,13 @@ class Kernel:
 
     @property
     def multiplies(self) -> bool:
-        """Whether a product of matrices is in it."""
-        return any(node.rpartition("/")[2].startswith("MatMul") for node in self.onnx_nodes)
+        """Whether a product of matrices is in it. One that only gets weights ready for a product has no inputs."""
+        return bool(self.inputs) and any(node.rpartition("/")[2].startswith("MatMul") for node in self.onnx_nodes)
 
-    @property
-    def int4_constants(self) -> int:
-        """Weights in 4 bits that it reads as they are."""
-        return sum(constant.dtype.lower() == "int4" for constant in self.constants)
+    def reads_as_it_is(self, dtype: str) -> int:
+        """How many weights in INT4, FP8 or FP4 it reads without unpacking them first; not their scales."""
+        listed = _LISTED_AS[dtype]
+        return sum(constant.dtype.lower() == listed and len(constant.dims) <= 3 for constant in self.constants)
 
 
 @dataclass(frozen=True)
@@ -110,16 +113,17 @@ def gate(
     *,
     profiles: Sequence[str],
     max_context: int,
-    int4_weights: int = 0,
+    small_weights: Mapping[str, int] = MappingProxyType({}),
 ) -> Verdict:
     """What is wrong with the choice of kernels.
 
-    In every profile one fused attention a layer. In the decode profile every INT4 weight goes as it is into the kernel
-    that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a cache, which
-    TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark and no more.
+    In every profile one fused attention a layer. In the decode profile every weight in INT4, FP8 or FP4 goes as it is
+    into the kernel that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a
+    cache, which TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark
+    and no more.
 
     Args:
-        int4_weights: how many the graph has
+        small_weights: "INT4", "FP8" or "FP4" -> how many the graph has
     """
     if not kernels:
         return Verdict(unjudged="the library listed no kernels")
@@ -133,17 +137,19 @@ def gate(
         if fused != wanted:
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
         if profile == "decode":
-            found += [*_int4_detours(own, profile, int4_weights), *_cache_copies(own, spec, max_context)]
+            found += [*_detours(own, profile, small_weights), *_cache_copies(own, spec, max_context)]
             remarks += _int8_detours(own, profile)
         else:
-            remarks += _int4_detours(own, profile, int4_weights)
+            remarks += _detours(own, profile, small_weights)
     return Verdict(tuple(found), tuple(remarks))
 
 
-def _int4_detours(kernels: Sequence[Kernel], profile: str, weights: int) -> Iterator[str]:
-    direct = sum(kernel.int4_constants for kernel in kernels if kernel.multiplies)
-    if direct != weights:
-        yield f"profile {profile} multiplies with {direct} of {weights} INT4 weights as they are and unpacks the others"
+def _detours(kernels: Sequence[Kernel], profile: str, weights: Mapping[str, int]) -> Iterator[str]:
+    for dtype, count in weights.items():
+        direct = sum(kernel.reads_as_it_is(dtype) for kernel in kernels if kernel.multiplies)
+        if direct != count:
+            told = f"multiplies with {direct} of {count} {dtype} weights as they are and unpacks the others"
+            yield f"profile {profile} {told}"
 
 
 def _int8_detours(kernels: Sequence[Kernel], profile: str) -> Iterator[str]:

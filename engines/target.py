@@ -27,9 +27,9 @@ _CHOICES = {
     "built": ("here", "device"),
 }
 # The least compute capability that has kernels for it: SM75 refuses INT4 (TensorRT-RTX 1.7 says so; INT8 weights were
-# not tried there); FP8 from Ada, FP4
-# from Blackwell on (support matrices of TensorRT and TensorRT-RTX).
-_PRECISIONS = {"nvfp4": 100, "fp8": 89, "int4": 80, "fp16": 0, "int8": 80}
+# not tried there); BF16 from Ampere, FP8 from Ada, FP4 from Blackwell on (support matrices of TensorRT and
+# TensorRT-RTX).
+_PRECISIONS = {"nvfp4": 100, "fp8": 89, "int4": 80, "fp16": 0, "bf16": 80, "int8": 80}
 # The first release whose parser has all of RMSNormalization, RotaryEmbedding, TensorScatter and Attention.
 _FUSED_MIN = "10.15"
 

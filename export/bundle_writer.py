@@ -116,13 +116,13 @@ class _Plan:
 
     def write_graphs(self, folder: Path, calibration: Calibration | None) -> dict[str, Variant]:
         """Author and save all graphs: the variants by name."""
-        scales = self.tables.input_scales(calibration)
+        factors = self.tables.input_factors(calibration)
         variants = self.options.variants.items()
-        return {name: self._write_variant(folder, name, dtype, scales) for name, dtype in variants}
+        return {name: self._write_variant(folder, name, dtype, factors) for name, dtype in variants}
 
-    def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, scales: Mapping[str, float]) -> Variant:
+    def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, factors: Mapping[str, float]) -> Variant:
         dialect, graphs, opset = DIALECTS[self.options.dialect], {}, 0
-        for graph, table in self.tables.graphs(dtype, scales).items():
+        for graph, table in self.tables.graphs(dtype, factors).items():
             author = _AUTHORS[graph](self.spec, dialect, dtype, table)
             author.save(folder / _graph_file(graph, name))
             graphs[graph] = _graph_info(author, _graph_file(graph, name))

@@ -18,6 +18,8 @@ import onnx_ir as ir
 import onnxscript
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from sdrpn.export.dynamic_quantize import dynamic_quantize, dynamic_quantize_function
+from sdrpn.export.float_formats import FP4_BLOCK
 from sdrpn.export.weights import QuantizedTensor, WeightTable
 
 __all__ = ["Declared", "GraphAuthor", "Operators"]
@@ -54,6 +56,7 @@ class GraphAuthor:
         self._builder = onnxscript.GraphBuilder(self._graph)
         self._weights: dict[tuple[str, ir.DataType | None], ir.Value] = {}
         self._dims: dict[str, tuple[Dim, ...]] = {}
+        self._functions: list[ir.Function] = []
 
     @property
     def op(self) -> Operators:
@@ -105,24 +108,32 @@ class GraphAuthor:
         return self._weights[key]
 
     def _dequantized(self, tensor: QuantizedTensor, dtype: ir.DataType | None) -> ir.Value:
-        codes, scales = self._stored(tensor.codes), self._stored(tensor.scales)
-        if tensor.factor is not None:
-            scales = self.op.DequantizeLinear(scales, self._cast(self._stored(tensor.factor), dtype))
-        else:
-            scales = self._cast(scales, dtype)
-        if tensor.block is None:
-            return self.op.DequantizeLinear(codes, scales, axis=1)
-        return self.op.DequantizeLinear(codes, scales, axis=0, block_size=tensor.block)
+        factor = None if tensor.factor is None else self._cast(self._stored(tensor.factor), dtype)
+        if tensor.scales is None:
+            return self.op.DequantizeLinear(self._stored(tensor.codes), factor)
+        scales = self._stored(tensor.scales)
+        scales = self._cast(scales, dtype) if factor is None else self.op.DequantizeLinear(scales, factor)
+        return self.op.DequantizeLinear(self._stored(tensor.codes), scales, axis=0, block_size=tensor.block)
 
     def product(self, x: ir.Value, weight: str, dtype: ir.DataType, name: str | None = None) -> ir.Value:
-        """x (..., K) @ weight [K,N] in `dtype`, x rounded to 8 bits where the weight's inputs have a scale."""
-        scale = self._table.input_scales.get(weight)
-        if scale is not None:
-            step = self.constant(scale, dtype)
-            zero = self._builder.initializer(_FP8_ZERO, f"zero_{len(self._graph.initializers)}")
-            x = self.op.DequantizeLinear(self.op.QuantizeLinear(x, step, zero), step)
+        """x (B,S,K) @ weight [K,N] in `dtype`, x rounded to the weight's form where its inputs have a factor."""
+        factor, quantized = self._table.input_factors.get(weight), self._table.quantized_tensor(weight)
+        if factor is not None and quantized is not None:
+            x = self._rounded(x, self.constant(factor, dtype), in_blocks=quantized.scales is not None)
         outputs = {} if name is None else {"_outputs": [name]}
         return self.op.MatMul(x, self.weight(weight, dtype), **outputs)
+
+    def _rounded(self, x: ir.Value, factor: ir.Value, *, in_blocks: bool) -> ir.Value:
+        """x as fp8 has it, or in blocks as nvfp4 has it."""
+        if not in_blocks:
+            zero = self._builder.initializer(_FP8_ZERO, f"zero_{len(self._graph.initializers)}")
+            return self.op.DequantizeLinear(self.op.QuantizeLinear(x, factor, zero), factor)
+        if not self._functions:
+            self._functions = [dynamic_quantize_function(self.opset)]
+            self._graph.opset_imports[self._functions[0].domain] = 1
+        codes, scales = dynamic_quantize(self._builder, x, factor)
+        steps = self.op.DequantizeLinear(scales, factor)
+        return self.op.DequantizeLinear(codes, steps, axis=-1, block_size=FP4_BLOCK)
 
     def _stored(self, tensor: ir.ExternalTensor) -> ir.Value:
         name = str(tensor.name)
@@ -138,7 +149,8 @@ class GraphAuthor:
 
     def save(self, path: Path) -> None:
         """Write the graph without what nothing reads; weights stay where the table puts them."""
-        model = ir.Model(self._graph, ir_version=_IR_VERSION_OF_OPSET[self.opset], producer_name="sdrpn")
+        version = _IR_VERSION_OF_OPSET[self.opset]
+        model = ir.Model(self._graph, ir_version=version, producer_name="sdrpn", functions=self._functions)
         RemoveUnusedNodesPass()(model)
         _tidy_names(self._graph)
         ir.save(model, path)

@@ -13,10 +13,11 @@ from sdrpn.export.dialects import DIALECTS, DialectName
 from sdrpn.export.float_formats import Float4, Float8
 from sdrpn.export.quantization import Blocks, Method
 from sdrpn.export.quantized_weights import Form
+from sdrpn.export.weights import DENSE_PRECISIONS, DensePrecision
 
 __all__ = ["DEFAULT_KEEP", "KEEPABLE", "PRECISIONS", "ExportOptions", "Precision"]
 
-Precision = Literal["fp32", "fp16", "int8", "int4", "fp8", "nvfp4"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _INTEGERS, _SMALL_FLOATS = ("int8", "int4"), ("fp8", "nvfp4")
@@ -34,7 +35,7 @@ class ExportOptions:
         block, method: of int8 and int4: inputs that share a scale, and how codes are chosen
         keep: of everything below fp16: which parts stay in fp16 (of KEEPABLE, or "layers.N" for a layer of the LLM)
         int8: of int4: parts, named alike, that get 8 bits; they are not kept by default
-        calibration: of gptq, and of fp8 where inputs are rounded to it as well: a digest of the calibration
+        calibration: of gptq, of nvfp4, and of fp8 where inputs are rounded as well: a digest of the calibration
     """
 
     precision: Precision = "fp32"
@@ -74,8 +75,13 @@ class ExportOptions:
             raise BadInput(f"method gptq is for int4, where rounding costs something; got {self.precision}: use rtn")
         if self.method == "gptq" and self.calibration is None:
             raise BadInput("method gptq needs a calibration: name questions and images to calibrate on")
-        if self.calibration is not None and self.method != "gptq" and self.precision != "fp8":
-            raise BadInput("a calibration is for the method gptq and for precision fp8; leave it out")
+        if self.precision == "nvfp4" and self.calibration is None:
+            raise BadInput(
+                "precision nvfp4 needs a calibration, since GPUs multiply in 4 bits only where inputs are rounded too; "
+                "name questions and images to calibrate on, or use int4"
+            )
+        if self.calibration is not None and self.method != "gptq" and self.precision not in _SMALL_FLOATS:
+            raise BadInput("a calibration is for the method gptq and for precisions fp8 and nvfp4; leave it out")
 
     @property
     def is_quantized(self) -> bool:
@@ -93,7 +99,12 @@ class ExportOptions:
         name = f"{self.dialect}-{self.precision}"
         if self.precision in _INTEGERS:
             return {f"{name}-cpu": ir.DataType.FLOAT, name: ir.DataType.FLOAT16}
-        return {name: ir.DataType.FLOAT if self.precision == "fp32" else ir.DataType.FLOAT16}
+        return {name: DENSE_PRECISIONS[self.dense]}
+
+    @property
+    def dense(self) -> DensePrecision:
+        """Of what is neither quantised nor always fp32."""
+        return self.precision if self.precision in ("fp32", "bf16") else "fp16"
 
     @property
     def variant(self) -> str:
@@ -119,7 +130,7 @@ class ExportOptions:
         if not self.is_quantized:
             return None
         if self.precision in _SMALL_FLOATS:
-            inputs = {} if self.calibration is None else {"inputs": "fp8", "calibration": self.calibration}
+            inputs = {} if self.calibration is None else {"inputs": self.precision, "calibration": self.calibration}
             return {"format": self.precision, "keep": sorted(self.kept), **inputs}
         return {
             "bits": 8 if self.precision == "int8" else 4,

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from sdrpn.errors import RunFailed
-from sdrpn.export.float_formats import Float4, Float8, matrix_factor
+from sdrpn.export.float_formats import FP4_BLOCK, Float4, Float8, largest_of
 from sdrpn.export.gptq import quantize_for_inputs
 from sdrpn.export.quantization import Blocks, quantize
 
@@ -25,7 +26,6 @@ Array = npt.NDArray[Any]
 Form: TypeAlias = Blocks | Float8 | Float4
 
 _INTEGERS = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
-_FP4_BLOCK = 16
 
 
 class TensorReader(Protocol):
@@ -68,17 +68,17 @@ def least_opset(form: Form) -> int:
 
 
 def parts_of(form: Form, name: str, inputs: int, outputs: int) -> tuple[Part, ...]:
-    """Codes, scales and, where there is one, the factor of a matrix [K,N].
+    """Codes, scales of blocks and the factor of a matrix [K,N], as far as the form has them.
 
     Raises: BadInput where blocks do not divide K
     """
     if isinstance(form, Float8):
         codes = Part("", ir.DataType.FLOAT8E4M3FN, (inputs, outputs))
-        return codes, Part(".scale", ir.DataType.FLOAT16, (outputs,))
+        return codes, Part(".factor", ir.DataType.FLOAT16, ())
     form.require_divides(name, inputs)
     if isinstance(form, Float4):
         codes = Part("", ir.DataType.FLOAT4E2M1, (inputs, outputs))
-        scales = Part(".scale", ir.DataType.FLOAT8E4M3FN, (inputs // _FP4_BLOCK, outputs))
+        scales = Part(".scale", ir.DataType.FLOAT8E4M3FN, (inputs // FP4_BLOCK, outputs))
         return codes, scales, Part(".factor", ir.DataType.FLOAT16, ())
     codes = Part("", _INTEGERS[form.bits], (inputs, outputs))
     return codes, Part(".scale", ir.DataType.FLOAT16, (inputs // form.size, outputs))
@@ -99,8 +99,8 @@ def quantized_parts(
     inputs, outputs = shape
     parts = parts_of(form, name, inputs, outputs)
     arrays = [np.empty(part.shape, part.dtype.numpy()) for part in parts]
-    if isinstance(form, Float4):
-        arrays[2][...] = matrix_factor([reader.read(source) for source in sources])
+    if not isinstance(form, Blocks):
+        arrays[-1][...] = form.factor(largest_of(reader.read(source) for source in sources))
     column = 0
     for matrix in _matrices(sources, form, reader):
         found = _quantized(matrix, sources, form, calibration, arrays)
@@ -109,19 +109,22 @@ def quantized_parts(
             array[..., columns] = piece.T
     if column != outputs:
         raise RunFailed(f"{name}: made {column} outputs from {', '.join(sources)}, expected {outputs}; report this")
-    if not all(np.isfinite(array.astype(np.float32)).all() for array in arrays[1:]):
+    if not all(_finite(array) for array in (arrays[1:] if isinstance(form, Blocks) else arrays)):
         raise RunFailed(f"{name} has values that are not finite; repair the checkpoint")
     codes = pack_nibbles(arrays[0]) if parts[0].dtype.itemsize < 1 else arrays[0]
     return (codes, *arrays[1:])
 
 
+def _finite(array: Array) -> bool:
+    """Codes of 4 bits have no other numbers."""
+    return array.dtype == ml_dtypes.float4_e2m1fn or bool(np.isfinite(array.astype(np.float32)).all())
+
+
 def _quantized(
     matrix: Array, sources: Sequence[str], form: Form, calibration: Calibration | None, arrays: Sequence[Array]
-) -> tuple[Array, Array]:
-    if isinstance(form, Float8):
-        return form.quantize(matrix)
-    if isinstance(form, Float4):
-        return form.quantize(matrix, float(arrays[2]))
+) -> tuple[Array, ...]:
+    if not isinstance(form, Blocks):
+        return form.quantize(matrix, float(arrays[-1]))
     if form.method == "gptq":
         assert calibration is not None
         # Every source of a packed matrix is given the same inputs.

@@ -13,18 +13,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from sdrpn.errors import BadInput
-from sdrpn.export.float_formats import FP8_MAX, Float8
 from sdrpn.export.llm import head_weights, rpn_weights, tail_weights, trunk_weights
 from sdrpn.export.options import ExportOptions
+from sdrpn.export.quantization import Blocks
 from sdrpn.export.quantized_weights import Calibration, TensorReader
 from sdrpn.export.rope import rope_reader, rope_weights
 from sdrpn.export.vision import vision_weights
-from sdrpn.export.weights import DensePrecision, Weight, WeightTable, plain
+from sdrpn.export.weights import DENSE_PRECISIONS, DensePrecision, Weight, WeightTable, plain
 from sdrpn.spec import ModelSpec
 
 __all__ = ["Tables"]
 
-_PRECISION_OF: dict[ir.DataType, DensePrecision] = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16"}
+_PRECISION_OF: dict[ir.DataType, DensePrecision] = {dtype: name for name, dtype in DENSE_PRECISIONS.items()}
 
 
 class Tables:
@@ -33,11 +33,10 @@ class Tables:
     def __init__(self, spec: ModelSpec, options: ExportOptions, max_context: int) -> None:
         _require_layers(spec, options)
         self._spec, self._max_context, self._options = spec, max_context, options
-        dense: DensePrecision = "fp32" if options.precision == "fp32" else "fp16"
-        llm = spec.llm
-        self._dense = dense
+        self._dense, llm = options.dense, spec.llm
         embedding = plain("llm.embed.weight", ["llm.embed.weight"], (llm.vocabulary, llm.width))
-        self.embedding = WeightTable("embed", dense, [embedding])
+        # The host looks rows up with NumPy, which has no bf16.
+        self.embedding = WeightTable("embed", "fp16" if options.dense == "fp16" else "fp32", [embedding])
         self._ropes = {
             dtype: WeightTable("rope", _PRECISION_OF[dtype], rope_weights(llm, max_context))
             for dtype in options.variants.values()
@@ -52,12 +51,12 @@ class Tables:
             weights = rpn_weights(spec)
             self._groups["rpn"] = self._whole("rpn", weights) if kept else self._by_layer("rpn", weights)
 
-    def graphs(self, dtype: ir.DataType, input_scales: Mapping[str, float]) -> dict[str, WeightTable]:
-        """The weights of every graph that computes in `dtype`, by the graph's name; for `input_scales` see there."""
+    def graphs(self, dtype: ir.DataType, input_factors: Mapping[str, float]) -> dict[str, WeightTable]:
+        """The weights of every graph that computes in `dtype`, by the graph's name; for `input_factors` see there."""
         rope = self._ropes[dtype]
         return {
             name: WeightTable(
-                name, self._dense, [], *tables, *([] if name == "vision" else [rope]), input_scales=input_scales
+                name, self._dense, [], *tables, *([] if name == "vision" else [rope]), input_factors=input_factors
             )
             for name, tables in self._groups.items()
         }
@@ -67,13 +66,18 @@ class Tables:
         """Of the graphs."""
         return tuple(self._groups)
 
-    def input_scales(self, calibration: Calibration | None) -> dict[str, float]:
-        """Weight -> scale of its inputs, for what is in fp8 and is not the vision tower; none without a calibration."""
+    def input_factors(self, calibration: Calibration | None) -> dict[str, float]:
+        """Weight -> factor of its inputs, for what is in fp8 or nvfp4 and not of the vision tower, whose inputs a
+        calibration does not see; none without one."""
         if calibration is None:
             return {}
         tables = (table for name, tables in self._groups.items() if name != "vision" for table in tables)
-        sources = {name: source for table in tables for name, source in table.sources(Float8).items()}
-        return {name: calibration.largest(source) / FP8_MAX for name, source in sources.items()}
+        forms = (found for table in tables for found in table.forms())
+        return {
+            name: form.factor(calibration.largest(source))
+            for name, source, form in forms
+            if not isinstance(form, Blocks)
+        }
 
     def files(self) -> dict[str, int]:
         """Path inside the bundle -> size in bytes."""

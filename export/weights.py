@@ -40,9 +40,13 @@ __all__ = [
 ]
 
 Array = npt.NDArray[np.generic]
-DensePrecision = Literal["fp32", "fp16"]
+DensePrecision = Literal["fp32", "fp16", "bf16"]
 
-DENSE_PRECISIONS: dict[DensePrecision, ir.DataType] = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+DENSE_PRECISIONS: dict[DensePrecision, ir.DataType] = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
 _ALIGNMENT_BYTES = 4096  # a page: files are memory-mapped
 _FP16_MAX = 65504.0
 
@@ -79,13 +83,17 @@ def _transposed_side_by_side(arrays: Sequence[Array]) -> Array:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """What stands for a quantised matrix: codes [K,N]; scales [K/block,N], or [N] where `block` is None; and what all
-    scales are multiplied with, where there is that."""
+    """What stands for a quantised matrix: codes [K,N], and scales [K/block,N] of blocks, a factor of all, or both."""
 
     codes: ir.ExternalTensor
-    scales: ir.ExternalTensor
-    block: int | None
-    factor: ir.ExternalTensor | None = None
+    scales: ir.ExternalTensor | None
+    factor: ir.ExternalTensor | None
+
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale; all of them where there are no scales."""
+        inputs, blocks = (1 if one is None else one.shape.numpy()[0] for one in (self.codes, self.scales))
+        return inputs // blocks
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class WeightTable:
         precision: of whatever is neither a norm nor quantised
         others: tables whose weights this one hands out too, and does not write
         form: how matrices are quantised; None: not at all
-        input_scales: weight -> the scale with which a graph rounds its inputs to E4M3
+        input_factors: weight -> the factor with which a graph rounds its inputs to the weight's own form
     """
 
     def __init__(
@@ -129,9 +137,9 @@ class WeightTable:
         weights: Iterable[Weight],
         *others: WeightTable,
         form: Form | None = None,
-        input_scales: Mapping[str, float] = MappingProxyType({}),
+        input_factors: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.input_scales = input_scales
+        self.input_factors = input_factors
         self.files: dict[str, int] = {}  # path inside the bundle -> size in bytes
         self._places: dict[str, tuple[_Place, ...]] = {}  # of a quantised matrix: codes, scales, factor
         self._forms: dict[str, Form] = {}
@@ -174,19 +182,16 @@ class WeightTable:
         """What stands for a matrix that is quantised; None for what is not."""
         if name not in self._forms:
             return None
-        codes, scales, *factor = self._places[name]
-        block = codes.shape[0] // scales.shape[0] if len(scales.shape) == 2 else None
-        return QuantizedTensor(
-            codes.tensor(name),
-            scales.tensor(f"{name}.scale"),
-            block,
-            factor[0].tensor(f"{name}.factor") if factor else None,
-        )
+        codes, *others = self._places[name]
+        scales = [place.tensor(f"{name}.scale") for place in others if place.shape]
+        factor = [place.tensor(f"{name}.factor") for place in others if not place.shape]
+        return QuantizedTensor(codes.tensor(name), scales[0] if scales else None, factor[0] if factor else None)
 
-    def sources(self, form: type) -> dict[str, str]:
-        """Of its own weights in that form: name -> the first tensor that it is made from."""
-        found = {name for name, own in self._forms.items() if isinstance(own, form)}
-        return {name: weight.sources[0] for name, weight in self._own.items() if name in found}
+    def forms(self) -> Iterator[tuple[str, str, Form]]:
+        """Of its own weights that are quantised: name, the first tensor that it is made from, and how."""
+        return (
+            (name, weight.sources[0], self._forms[name]) for name, weight in self._own.items() if name in self._forms
+        )
 
     @property
     def least_opset(self) -> int:
@@ -266,7 +271,7 @@ def _converted(weight: Weight, dtype: ir.DataType, reader: TensorReader) -> Arra
     if dtype == ir.DataType.FLOAT16 and not np.isfinite(stored).all():
         largest = float(np.abs(array.astype(np.float32)).max())
         raise RunFailed(
-            f"{weight.name} holds {largest:.4g}, fp16 ends at {_FP16_MAX:.0f}; export with --precision fp32"
+            f"{weight.name} holds {largest:.4g}, fp16 ends at {_FP16_MAX:.0f}; export with --precision bf16 or fp32"
         )
     return stored
 

@@ -13,8 +13,16 @@ from sdrpn.runtime.backends import BACKENDS, onnxruntime_version
 from sdrpn.runtime.engine_set import EngineSet, build_command, engine_set, engine_sets
 from sdrpn.runtime.platform import read_platform
 from sdrpn.runtime.preflight import check_engines, require_fit
+from sdrpn.shipped import export_advice
 
-__all__ = ["AUTOMATIC", "Choice", "choose_backend", "choose_optimized", "mapped_weights_bytes"]
+__all__ = [
+    "AUTOMATIC",
+    "Choice",
+    "choose_backend",
+    "choose_optimized",
+    "mapped_weights_bytes",
+    "require_onnxruntime",
+]
 
 AUTOMATIC = "auto"
 
@@ -57,6 +65,19 @@ def choose_backend(
     if backend != AUTOMATIC:
         return Choice(backend)
     return _automatic(bundle, variant, verify)
+
+
+def require_onnxruntime(bundle: Bundle, variant: Variant, note: str | None = None) -> None:
+    """Raises BadInput for a variant that only engines can be made of; `note`: why those that are there are not used."""
+    if variant.for_engines_only:
+        other = bundle.variant()
+        added = f"add a variant for ONNX Runtime: {export_advice(bundle.path, '--precision int4')}"
+        reason = f"; {note}" if note else ""
+        raise BadInput(
+            f"{bundle.path} as {variant.name} is for engines only: ONNX Runtime has no kernels for "
+            f"{variant.precision}{reason}. Build engines where a GPU is: {build_command(bundle)}; or "
+            f"{added if other.for_engines_only else f'use --variant {other.name}'}"
+        )
 
 
 def choose_optimized(

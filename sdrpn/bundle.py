@@ -40,6 +40,8 @@ MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 # Digests of files up to this size are always checked; --no-verify skips the larger ones.
 SMALL_FILE_BYTES = 4 * 1024 * 1024
+# Precisions that ONNX Runtime has no kernels for on a CPU, in any graph as these are.
+_ENGINES_ONLY = ("bf16", "nvfp4")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ class Variant:
     def for_cpu(self) -> bool:
         """Of the two forms of a quantised variant, the one that computes in fp32."""
         return self.name.endswith("-cpu")
+
+    @property
+    def for_engines_only(self) -> bool:
+        """Whether ONNX Runtime cannot answer with it."""
+        return self.precision in _ENGINES_ONLY
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -289,11 +296,11 @@ def _manifest(path: Path, value: object) -> Manifest:
     return manifest
 
 
-def _cpu_order(variant: Variant) -> tuple[bool, bool, int, str]:
-    exactness = ("fp32", "fp16", "int8", "fp8", "int4", "nvfp4")
+def _cpu_order(variant: Variant) -> tuple[bool, bool, bool, int, str]:
+    exactness = ("fp32", "fp16", "int8", "fp8", "int4")
     rank = exactness.index(variant.precision) if variant.precision in exactness else len(exactness)
     computes_in_half = variant.precision != "fp32" and not variant.for_cpu
-    return variant.dialect != "fused", computes_in_half, rank, variant.name
+    return variant.for_engines_only, variant.dialect != "fused", computes_in_half, rank, variant.name
 
 
 def _graph_names(spec: ModelSpec) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ from sdrpn.runtime.runner import Buffer, Step, check_bindings
 
 __all__ = ["EngineOptions", "TensorRtBackend", "TensorRtRunner"]
 
+_STORED_AS = {"bfloat16": "uint16"}
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -299,7 +301,10 @@ class BoundStep:
 
 
 def _as_built(declared: Sequence[TensorInfo], engine: Engine) -> dict[str, TensorInfo]:
-    """The graph's tensors with the numbers that the build wrote in: caches have one length."""
+    """The graph's tensors with the numbers that the build wrote in: caches have one length.
+
+    NumPy has no bf16. Only caches are of it, which the host never looks into: their two bytes go by another name.
+    """
     tensors = engine.tensors
     found = {}
     for tensor in declared:
@@ -310,7 +315,7 @@ def _as_built(declared: Sequence[TensorInfo], engine: Engine) -> dict[str, Tenso
                 built if dim == "cache_length" and built > 0 else dim
                 for dim, built in zip(dims, facts.dims, strict=True)
             )
-        found[tensor.name] = TensorInfo(tensor.name, tensor.dtype, dims)
+        found[tensor.name] = TensorInfo(tensor.name, _STORED_AS.get(tensor.dtype, tensor.dtype), dims)
     return found
 
 

@@ -22,11 +22,11 @@ from sdrpn.model.reference import ReferenceAnswer, reference_answer
 from sdrpn.prompt import Prompt
 from sdrpn.roi import RoiPolicy, roi_map
 
-__all__ = ["Asked", "Cost", "Rounding", "measure_costs", "parts_of"]
+__all__ = ["ALL", "Asked", "Cost", "Rounding", "measure_costs", "parts_of"]
 
 # matrix (N,K) -> (N,K), rounded
 Rounding = Callable[[NDArray[Any]], NDArray[np.float32]]
-ALL = "all of these"
+ALL = "all layers"  # the part that stands for those rounded together
 
 
 @dataclass(frozen=True)

@@ -113,22 +113,25 @@ def _compare_variant(
     from sdrpn.cli.comparison import GraphRuns, answers_of
     from sdrpn.compare.answers import compare_answers
     from sdrpn.compare.graphs import compare_embedding, compare_graphs
+    from sdrpn.compare.simulation import runnable_bundle
     from sdrpn.runtime.embedding import TokenEmbedding
     from sdrpn.runtime.session import Session
 
     llm = bundle.spec.llm
     files = {name: _signature_from_file(bundle.file(graph.file)) for name, graph in variant.graphs.items()}
-    with GraphRuns(bundle, variant, steps) as graphs:
-        checks = list(compare_graphs(model, variant, graphs.run, max_context=bundle.manifest.max_context, files=files))
-    yield from checks
-    if any(not check.ok and check.kind in ("names", "axes", "shapes") for check in checks):
-        return  # graphs that cannot be run cannot answer
-    steps.take()
-    table = TokenEmbedding(bundle.file(variant.embedding), llm.vocabulary, llm.width, variant.embedding_dtype)
-    yield from compare_embedding(model, variant, table.rows)
-    with Session.open(bundle.path, variant=variant.name, verify=False) as session:
-        answer = answers_of(session, steps)
-        yield from compare_answers(model, questions, answer, variant=variant.name, precision=variant.precision)
+    with runnable_bundle(bundle, variant) as runs:
+        with GraphRuns(runs, variant.name, steps) as graphs:
+            context = bundle.manifest.max_context
+            checks = list(compare_graphs(model, variant, graphs.run, max_context=context, files=files))
+        yield from checks
+        if any(not check.ok and check.kind in ("names", "axes", "shapes") for check in checks):
+            return  # graphs that cannot be run cannot answer
+        steps.take()
+        table = TokenEmbedding(bundle.file(variant.embedding), llm.vocabulary, llm.width, variant.embedding_dtype)
+        yield from compare_embedding(model, variant, table.rows)
+        with Session.open(runs.path, variant=variant.name, verify=False) as session:
+            answer = answers_of(session, steps)
+            yield from compare_answers(model, questions, answer, variant=variant.name, precision=variant.precision)
 
 
 def _signature_from_file(path: Path) -> GraphSignature:

@@ -55,10 +55,10 @@ def answers_of(session: Session, steps: Steps) -> AnswerQuestion:
 class GraphRuns:
     """Runs the graphs of a variant on ONNX Runtime; holds one at a time."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, steps: Steps) -> None:
+    def __init__(self, bundle: Bundle, variant: str, steps: Steps) -> None:
         from sdrpn.runtime.backends import open_backend
 
-        self._bundle, self._variant, self._steps = bundle, variant, steps
+        self._bundle, self._variant, self._steps = bundle, bundle.variant(variant), steps
         self._backend = open_backend("onnxruntime")
         self._name = ""
         self._runner: Runner | None = None
@@ -71,10 +71,11 @@ class GraphRuns:
             self._runner.close()
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Arrays by input name -> arrays by output name."""
+        """Arrays by input name -> arrays by output name; those in bf16 as a simulated graph takes them."""
         from sdrpn.runtime.arrays import run_on_arrays
 
-        return run_on_arrays(self._backend, self._open(name), feeds)
+        known = {key: array.astype("float32") if array.dtype == "bfloat16" else array for key, array in feeds.items()}
+        return run_on_arrays(self._backend, self._open(name), known)
 
     def _open(self, name: str) -> Runner:
         if self._runner is None or self._name != name:

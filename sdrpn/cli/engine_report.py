@@ -183,11 +183,16 @@ def _kernels_title(graph: str, profiles: Sequence[str], kernels: Sequence[dict[s
 
 def _kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
     reads, writes = (
-        ", ".join(f"{_short(tensor['name'])} {tensor['dims']}" for tensor in kernel.get(side, ()))
+        ", ".join(f"{_short(tensor['name'])} {_type_and_shape(tensor)}" for tensor in kernel.get(side, ()))
         for side in ("inputs", "outputs")
     )
-    weights = ", ".join(f"{one['dtype']} {one['dims']}" for one in kernel.get("constants", ()) if len(one["dims"]) > 1)
+    # The library numbers constants; names of scalars and vectors say nothing either.
+    weights = ", ".join(_type_and_shape(one) for one in kernel.get("constants", ()) if len(one["dims"]) > 1)
     return _short(kernel["name"]), str(kernel.get("kind", "")), reads, weights, writes
+
+
+def _type_and_shape(tensor: dict[str, Any]) -> str:
+    return f"{tensor.get('dtype', '')} {tensor['dims']}"
 
 
 def _short(name: str) -> str:

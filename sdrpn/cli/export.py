@@ -54,11 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8", "int4", "fp8", "nvfp4"),
+        choices=("fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
         default="fp32",
         help="of the matrices; the residual stream and the norms are always fp32. int8 and int4 store integers "
-        "in blocks and write two variants on the same weights, one for GPUs and one for CPUs; fp8 (E4M3) and nvfp4 are "
-        "for GPUs that have them (default: fp32)",
+        "in blocks and write two variants on the same weights, one for GPUs and one for CPUs; bf16, fp8 (E4M3) and "
+        "nvfp4 are for engines (default: fp32)",
     )
     _add_quantization(parser.add_argument_group("with a precision below fp16"))
     parser.add_argument(
@@ -114,8 +114,9 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
         "--calibrate",
         metavar="QA.jsonl",
         type=Path,
-        help="with --method gptq, or with --precision fp8 to round inputs to fp8 too: one JSON object a line: image, "
-        "question, and answer where there is one; a few dozen are enough. Needs the [train] extra",
+        help="for --method gptq and --precision nvfp4, and for --precision fp8 where inputs shall be rounded, too: one "
+        "JSON object a line: image, question, and answer where there is one; a few dozen are enough. Needs the [train] "
+        "extra",
     )
     group.add_argument("--images", metavar="DIR", type=Path, help="with --calibrate: folder of the images")
     group.add_argument("--device", metavar="NAME", help="with --calibrate: cpu, cuda, cuda:1, ... (default: cpu)")
@@ -182,9 +183,10 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
     from sdrpn.libraries import importing_extra
 
     given = args.calibrate or args.images or args.device
-    if args.method != "gptq" and args.precision != "fp8" and given:
-        raise BadInput("--calibrate, --images and --device are for --method gptq and for --precision fp8")
-    if args.method != "gptq" and not given:
+    needed = args.method == "gptq" or args.precision == "nvfp4"
+    if given and not needed and args.precision != "fp8":
+        raise BadInput("--calibrate, --images and --device are for --method gptq and for --precision fp8 and nvfp4")
+    if not given and not needed:
         yield None
         return
     if args.calibrate is None or args.images is None:

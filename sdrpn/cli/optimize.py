@@ -57,10 +57,12 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.machine import read_cpu
     from sdrpn.optimized import optimized_folder
     from sdrpn.runtime.backends import onnxruntime_version
+    from sdrpn.runtime.choice import require_onnxruntime
     from sdrpn.sizes import text_from_bytes
 
     bundle = open_bundle(args.bundle)
     variant = bundle.variant(args.variant)
+    require_onnxruntime(bundle, variant)
     attention = args.attention or ("group-query" if variant.dialect == "fused" else "standard")
     if attention == "group-query" and variant.dialect != "fused":
         raise BadInput(f"{variant.name} has no attention operators to replace; use --attention standard")

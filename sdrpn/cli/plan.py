@@ -100,9 +100,10 @@ def run(args: argparse.Namespace) -> int:
 def _this_machine(bundle: Bundle, args: argparse.Namespace) -> _Place:
     from sdrpn.machine import read_machine
     from sdrpn.memory import cpu_needs
-    from sdrpn.runtime.choice import mapped_weights_bytes
+    from sdrpn.runtime.choice import mapped_weights_bytes, require_onnxruntime
 
     variant = bundle.variant(args.variant)
+    require_onnxruntime(bundle, variant)
     mapped_bytes = mapped_weights_bytes(bundle, variant)
     return _Place(
         "this machine's CPU" if mapped_bytes is None else "this machine's CPU, optimized graphs",

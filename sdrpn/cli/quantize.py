@@ -7,7 +7,7 @@ box_iou, same_decision, same_answer.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +88,14 @@ def run(args: argparse.Namespace) -> int:
         device = device_named(args.device)
         asked = _asked(args, source, questions)
         model = model_from_checkpoint(source, dtype).to(device)
-    parts = _parts(args.parts, list(parts_of(model)))
+    matrices = parts_of(model)
+    parts = _parts(args.parts, list(matrices))
+    for part in parts:
+        _require_blocks(part, {matrix.in_features for matrix in matrices[part]}, choices)
     together = [] if args.parts is not None else [name for name in parts if name.startswith("layers.")]
     with progress("quantize", "answers") as advance:
-        costs = list(measure_costs(model, asked, choices, parts, together=together, advance=advance))
+        roundings = {name: _rounding(blocks) for name, blocks in choices.items()}
+        costs = list(measure_costs(model, asked, roundings, parts, together=together, advance=advance))
     if args.report is not None:
         _write_report(args.report, costs)
     if args.json:
@@ -103,13 +107,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _choices(text: str) -> dict[str, Rounding]:
+def _choices(text: str) -> dict[str, Blocks]:
+    found = {name: _blocks(name) for name in dict.fromkeys(filter(None, text.split(",")))}
+    if not found:
+        raise BadInput(f"--choices {text}: there is no name; expected intBITS-bBLOCK-METHOD, such as int4-b32-rtn")
+    return found
+
+
+def _rounding(blocks: Blocks) -> Rounding:
     from sdrpn.export.quantization import dequantized, quantize
 
-    def rounding(blocks: Blocks) -> Rounding:
-        return lambda matrix: dequantized(*quantize(matrix, blocks))
+    return lambda matrix: dequantized(*quantize(matrix, blocks))
 
-    return {name: rounding(_blocks(name)) for name in dict.fromkeys(filter(None, text.split(",")))}
+
+def _require_blocks(part: str, widths: Iterable[int], choices: Mapping[str, Blocks]) -> None:
+    """Before anything is measured, which takes long. Raises BadInput where a choice cannot round a part."""
+    for name, blocks in choices.items():
+        misfit = [width for width in widths if width % blocks.size]
+        if misfit:
+            raise BadInput(
+                f"--choices {name}: {part} has a matrix of {misfit[0]} inputs, which blocks of {blocks.size} do not "
+                "divide; choose others, such as int4-b16-rtn, or other --parts"
+            )
 
 
 def _blocks(name: str) -> Blocks:

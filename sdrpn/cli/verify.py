@@ -185,13 +185,14 @@ def _verify_variant(
 ) -> Iterator[Check]:
     from sdrpn.cli.comparison import GraphRuns, answers_of
     from sdrpn.compare.parity import answer_parity, graph_parity, peak_checks, recorded_peaks
+    from sdrpn.compare.simulation import runnable_bundle
     from sdrpn.runtime import Session
 
-    with recorded_peaks(model) as peaks:
-        with GraphRuns(bundle, variant, steps) as graphs:
+    with recorded_peaks(model) as peaks, runnable_bundle(bundle, variant) as runs:
+        with GraphRuns(runs, variant.name, steps) as graphs:
             checks = list(graph_parity(model, variant, graphs.run, max_context=bundle.manifest.max_context))
         if all(check.expected is None for check in checks):  # else a graph does not run, and cannot answer
-            with Session.open(bundle.path, variant=variant.name, backend="onnxruntime", verify=False) as session:
+            with Session.open(runs.path, variant=variant.name, backend="onnxruntime", verify=False) as session:
                 answer = answers_of(session, steps)
                 checks += answer_parity(model, questions, answer, variant=variant.name, precision=variant.precision)
         yield from checks

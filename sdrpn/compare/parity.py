@@ -39,7 +39,7 @@ _CACHE_OUTPUT = re.compile(r"_cache(\.\d+)?_out$")
 # Keys, values and the RPN's scores: what a graph gives that was fp16 and is no output of a layer's matrix.
 _HALF_OUTPUT = re.compile(r"_cache(\.\d+)?_(out|rows)$|scores$")
 _SCORES = " scores"
-_HALF = ("fp16", "int8", "int4", "fp8", "nvfp4")  # activations are fp16 in all of them
+_HALF = ("fp16", "int8", "int4", "fp8", "nvfp4")  # activations are fp16 in all of them, and float32's range in bf16
 
 
 def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_context: int) -> Iterator[Check]:

@@ -21,6 +21,7 @@ Dims = tuple[int | str, ...]
 _CACHE_DTYPES = {
     "fp32": "float32",
     "fp16": "float16",
+    "bf16": "bfloat16",
     "int8": "float16",
     "int4": "float16",
     "fp8": "float16",

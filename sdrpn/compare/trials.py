@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -198,7 +199,8 @@ class _DecoderTrials:
             batch, heads, _, head_dim = rows.shape
             feed = 3 * self.rng.standard_normal((batch, heads, chunk.cache_length, head_dim), np.float32)
             feed[:, :, : chunk.start] = rows[:, :, : chunk.start]
-            feeds[name] = feed.astype(signature.inputs[name].dtype)
+            dtype = signature.inputs[name].dtype
+            feeds[name] = feed.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
         return feeds
 
     def _cache_results(

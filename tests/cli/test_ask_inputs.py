@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 from sdrpn.bundle import MANIFEST_NAME
+from sdrpn.export import ExportOptions, export_bundle
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, cut, edit_json, flip_byte
+from tests.export.calibration import Largest
 from tests.pictures import BROKEN, PICTURES, exif_rotated, photo
 
 QUESTION = "What does the sign say?"
@@ -167,6 +169,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 class TestBundles:
+    @pytest.mark.parametrize("precision", ["bf16", "nvfp4"])
+    def test_variants_for_engines_only(
+        self, sdrpn: Command, text_checkpoint: Path, picture: Path, tmp_path: Path, precision: Any
+    ) -> None:
+        """One line with what to do, in every verb that would load them; another variant is taken by itself."""
+        calibration = Largest() if precision == "nvfp4" else None
+        options = ExportOptions(precision, calibration=calibration.digest if calibration else None)
+        bundle = tmp_path / "bundle"
+        export_bundle(text_checkpoint, bundle, options, calibration=calibration)
+        commands = (("ask", bundle, picture, QUESTION), ("plan", bundle), ("optimize", bundle))
+        for command in commands:
+            assert refusal(sdrpn(*command)) == (
+                f"{bundle} as fused-{precision} is for engines only: ONNX Runtime has no kernels for {precision}. "
+                f"Build engines where a GPU is: sdrpn build {bundle} --target NAME; or add a variant for ONNX "
+                f"Runtime: sdrpn export CHECKPOINT --out {bundle} --precision int4"
+            )
+        export_bundle(text_checkpoint, bundle, ExportOptions("int4"))
+        assert sdrpn("ask", bundle, picture, QUESTION, "--max-new-tokens", 2).code == 0
+        message = refusal(sdrpn("ask", bundle, picture, QUESTION, "--variant", f"fused-{precision}"))
+        assert message.endswith("or use --variant fused-int4-cpu")
+
     @pytest.mark.parametrize("damage", list(DAMAGE))
     def test_damage_is_named_by_every_verb(
         self, sdrpn: Command, text_bundle: Path, picture: Path, tmp_path: Path, damage: str

@@ -78,7 +78,7 @@ def test_a_dry_run_writes_nothing(sdrpn: Command, bundle: Path) -> None:
     ("options", "message"),
     [
         (("--target", "rtx-1"), "no target 'rtx-1'"),
-        (("--target", "jetson-orin-nx-jp62"), "takes variant primitive-int4 or primitive-fp16; "),
+        (("--target", "jetson-orin-nx-jp62"), "takes variant primitive-int4 or primitive-fp16 or primitive-bf16; "),
         (("--target", "h100"), "tensorrt is not installed here"),
         ((*TARGET, "--graphs", "trunk,head"), "no graph head; it has vision, trunk, rpn, tail"),
         ((*TARGET, "--max-context", 32), "an image and a crop and one token take 33 positions"),

@@ -305,7 +305,7 @@ class TestFailures:
         original = Checkpoint.read
         monkeypatch.setattr(Checkpoint, "read", lambda self, name: original(self, name) * 1e6)
         outcome = sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--precision", "fp16")
-        assert "fp16 ends at 65504; export with --precision fp32" in refusal(outcome, code=1)
+        assert "fp16 ends at 65504; export with --precision bf16 or fp32" in refusal(outcome, code=1)
         assert not list(tmp_path.iterdir())
 
     def test_ctrl_c_while_a_variant_is_added(

@@ -74,7 +74,29 @@ def codes_of(bundle: Path) -> set[str]:
     return {path.name for path in (bundle / "weights").glob("*gptq*")}
 
 
+@pytest.mark.parametrize("precision", ["fp8", "nvfp4"])
+def test_inputs_of_products_are_rounded_after_a_calibration(
+    sdrpn: Command, text_checkpoint: Path, tmp_path: Path, data: Path, precision: str
+) -> None:
+    command = ("export", text_checkpoint, "--out", tmp_path / "bundle", "--precision", precision)
+    calibration = ("--calibrate", data, "--images", data.parent / "images")
+    assert sdrpn(*command, *calibration).code == 0
+    recorded = open_bundle(tmp_path / "bundle").variant(f"fused-{precision}").quantization
+    assert recorded is not None
+    assert (recorded["format"], recorded["inputs"], len(recorded["calibration"])) == (precision, precision, 12)
+
+
 class TestRefusals:
+    def test_a_picture_that_is_none(self, sdrpn: Command, text_checkpoint: Path, tmp_path: Path, data: Path) -> None:
+        (data.parent / "images" / "a.png").write_text("no picture")
+        message = refusal(sdrpn(*arguments(text_checkpoint, tmp_path / "bundle", data)))
+        assert "a.png is not a picture that can be read" in message
+        assert not (tmp_path / "bundle").exists()
+
+    def test_nvfp4_without_a_calibration(self, sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> None:
+        command = ("export", text_checkpoint, "--out", tmp_path / "bundle", "--precision", "nvfp4")
+        assert "a calibration needs questions and their pictures" in refusal(sdrpn(*command))
+
     def test_no_question(self, sdrpn: Command, text_checkpoint: Path, tmp_path: Path, data: Path) -> None:
         data.write_text("\n", "utf-8")
         message = refusal(sdrpn(*arguments(text_checkpoint, tmp_path / "bundle", data)))

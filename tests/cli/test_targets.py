@@ -33,7 +33,7 @@ def test_json(sdrpn: Command) -> None:
         "tensorrt_min": "10.3",
         "tensorrt_below": "10.4",
         "dialect": "primitive",
-        "precisions": ["int4", "fp16"],
+        "precisions": ["int4", "fp16", "bf16"],
         "memory_gb": 16,
         "unified_memory": True,
         "built": "device",

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,12 +16,15 @@ import torch
 from sdrpn.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import ParityGate, engine_paths, read_engine_manifest, write_engine_manifest
+from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.runtime import choice, preflight, session
 from sdrpn.runtime import platform as platform_module
 from sdrpn.spec import ModelSpec
+from sdrpn.tolerances import tolerances_of
 from tests.cli.command import Command, Outcome, refusal
 from tests.cli.test_compare import negate_first_weight, weight_file
 from tests.damage import copied
+from tests.export.calibration import Largest
 from tests.runtime.engine_files import TARGET, platform, write_engines
 
 if TYPE_CHECKING:
@@ -79,6 +82,24 @@ def test_engines_of_another_target_are_made_of_the_same_graphs(
     assert outcome.code == 0, outcome.err
     there, here = (read_engine_manifest(engine_paths(bundle, name, "trunk")[1]).parity for name in ("other", TARGET))
     assert there == (*here, ran)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "nvfp4"])
+def test_precisions_of_engines(sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path, precision: Any) -> None:
+    """As ONNX Runtime computes them, or by simulation; what fp16 has to hold is watched where there is fp16."""
+    calibration = Largest() if precision == "nvfp4" else None
+    options = ExportOptions(precision, calibration=calibration.digest if calibration else None)
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", options, calibration=calibration)
+    write_engines(open_bundle(tmp_path / "bundle"), f"fused-{precision}")
+    outcome = sdrpn("verify", tmp_path / "bundle", "--target", TARGET, "--checkpoint", tiny_checkpoint, "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)["gates"][f"fused-{precision}"]
+    assert ("trunk", "peak") in {(gate["graph"], gate["kind"]) for gate in found} or precision == "bf16"
+    limit = tolerances_of(precision).values
+    assert {gate["limit"] for gate in found if gate["kind"] == "values"} == {limit}
+    assert max(gate["found"] for gate in found if gate["kind"] == "values") > 1e-3  # it was rounded
+    assert read_engine_manifest(engine_paths(tmp_path / "bundle", TARGET, "tail")[1]).parity
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_below_a_gate(sdrpn: Command, bundle: Path, tiny_checkpoint: Path) -> None:

@@ -85,7 +85,7 @@ class TestPeaks:
         variant = bundle.variant(f"{dialect}-fp16")
 
         def peaks() -> dict[str, Check]:
-            with GraphRuns(bundle, variant, Steps(lambda done, total: None, 0, 1)) as graphs:
+            with GraphRuns(bundle, variant.name, Steps(lambda done, total: None, 0, 1)) as graphs:
                 checks = list(graph_parity(model, variant, graphs.run, max_context=bundle.manifest.max_context))
             checks.sort(key=lambda check: check.found if isinstance(check.found, float) else 0)
             return {check.tensor.partition(",")[0]: check for check in checks if check.kind == "peak"}

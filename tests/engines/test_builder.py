@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.spec import ModelSpec
 from tests.engines.recipes import RTX_TARGET, primitive_target, target
+from tests.export.calibration import Largest
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -139,6 +141,38 @@ class TestEngines:
         (one,) = build(bundle, options, target(precisions=("int8",)))
         (remark,) = one.manifest.kernel_gate
         assert re.match(r"remark: profile decode unpacks 8 INT8 weights at every step", remark)
+
+    @pytest.mark.parametrize(
+        ("precision", "capabilities", "listed"),
+        [
+            ("fp8", ("SM89", "SM120"), "FP8"),
+            ("nvfp4", ("SM120", "SM121"), "FP4E2M1"),
+            ("bf16", ("SM80", "SM121"), "BFloat16"),
+        ],
+    )
+    def test_small_floats(
+        self, wide_bundle: Path, bundle: Path, precision: Any, capabilities: tuple[str, ...], listed: str
+    ) -> None:
+        """Four products a layer, two layers, two profiles, and the head, which is kept in fp16."""
+        calibration = None if precision == "bf16" else Largest()
+        options = ExportOptions(precision, calibration=calibration.digest if calibration else None)
+        export_bundle(wide_bundle.parent / "checkpoint", bundle, options, calibration=calibration)
+        recipe = target(compute_capabilities=capabilities, precisions=(precision,))
+        (one,) = build(bundle, BuildOptions(graphs=("tail",)), recipe)
+        assert (one.manifest.precision, one.manifest.kernel_gate) == (precision, ())
+        kernels = json.loads(engine_paths(bundle, recipe.name, "tail")[2].read_text())
+        reads = [kernel for kernel in kernels if listed in {one["dtype"] for one in kernel["inputs"]}]
+        weights = [one for kernel in reads for one in kernel["constants"] if one["dtype"] == listed]
+        matrices = [one for one in weights if 2 <= len(one["dims"]) <= 3 and min(one["dims"][-2:]) > 1]
+        assert len(matrices) >= 2 * 2 * 4
+        caches = {tensor.dtype for tensor in one.manifest.tensors if "cache" in tensor.name}
+        assert caches == {"bfloat16" if precision == "bf16" else "float16"}
+
+    def test_a_capability_that_the_library_does_not_know(self, bundle: Path) -> None:
+        """H100 and B200 are for TensorRT on the device; TensorRT-RTX says what it knows."""
+        recipe = target(compute_capabilities=("SM90",))
+        with pytest.raises(BadInput, match=r"tensorrt-rtx 1\..* does not build for SM90; it knows SM120, SM121, SM75"):
+            build(bundle, TRUNK, recipe)
 
     def test_an_export_that_adds_a_variant_keeps_engines(
         self, wide_bundle: Path, bundle: Path, tiny_spec: ModelSpec

@@ -44,9 +44,9 @@ def listing(*, copies: bool = False, decode_attentions: int = 2, more: tuple[str
     return kernels_from_log(["Layers:\n" + "\n".join([*decode, update, *copy, *prefill, *more]), "Engine Metadata:"])
 
 
-def judged(spec: ModelSpec, kernels: tuple[Kernel, ...], int4_weights: int = 0) -> Verdict:
+def judged(spec: ModelSpec, kernels: tuple[Kernel, ...], weights: dict[str, int] | None = None) -> Verdict:
     profiles = ("decode", "prefill")
-    return gate(kernels, spec, "trunk", profiles=profiles, max_context=CONTEXT, int4_weights=int4_weights)
+    return gate(kernels, spec, "trunk", profiles=profiles, max_context=CONTEXT, small_weights=weights or {})
 
 
 def test_a_line_of_the_listing() -> None:
@@ -57,7 +57,8 @@ def test_a_line_of_the_listing() -> None:
     assert [(one.name, one.dtype) for one in kernel.constants] == [("w", "Int4"), ("scale", "Half")]
     assert [(one.name, one.dims, one.dtype) for one in kernel.outputs] == [("tap [profile 1]", (1, -1, 64), "Float")]
     assert kernel.onnx_nodes == ("a/MatMul_node_3", "b/Cast")
-    assert (kernel.attends, kernel.multiplies, kernel.int4_constants) == (False, True, 1)
+    assert (kernel.attends, kernel.multiplies) == (False, True)
+    assert [kernel.reads_as_it_is(dtype) for dtype in ("INT4", "FP8", "FP4")] == [1, 0, 0]
 
 
 def test_the_tensors_of_the_engine_are_no_kernels() -> None:
@@ -119,7 +120,7 @@ class TestGate:
 
     def test_int4_weights_that_feed_the_product(self, tiny_spec: ModelSpec) -> None:
         more = tuple(line(f"__myl_Fc_myl{profile}_9", weights="Int4") for profile in (0, 1))
-        assert judged(tiny_spec, listing(more=more), int4_weights=1) == Verdict()
+        assert judged(tiny_spec, listing(more=more), {"INT4": 1}) == Verdict()
 
     def test_int4_weights_that_are_unpacked_first(self, tiny_spec: ModelSpec) -> None:
         """In a decode step that is a fault, in a prefill a remark."""
@@ -127,14 +128,36 @@ class TestGate:
         for unpacks, multiplies in ((0, 1), (1, 0)):
             unpacked = line(f"__myl_Cast_myl{unpacks}_9", weights="Int4", nodes=nodes)
             more = (unpacked, line(f"__myl_Fc_myl{multiplies}_9", weights="Int4"))
-            verdict = judged(tiny_spec, listing(more=more), int4_weights=1)
+            verdict = judged(tiny_spec, listing(more=more), {"INT4": 1})
             told = "multiplies with 0 of 1 INT4 weights as they are and unpacks the others"
             expected = (f"profile decode {told}",) if unpacks == 0 else (f"remark: profile prefill {told}",)
             assert verdict.lines == expected
             assert bool(verdict.faults) is (unpacks == 0)
 
+    def test_fp4_weights_and_their_scales(self, tiny_spec: ModelSpec) -> None:
+        """The scales of FP4 are FP8, too, laid out for the kernel."""
+        lines = [
+            line(f"gemm_myl{profile}_9", weights="FP4E2M1").replace(tensor("scale", "2,64"), tensor("s", dims, "FP8"))
+            for profile, dims in ((0, "16,4,16,4,32"), (1, "1,16,4,16,4,32"))
+        ]
+        kernels = listing(more=tuple(lines))
+        assert judged(tiny_spec, kernels, {"FP4": 1}) == Verdict()
+        (fault,) = judged(tiny_spec, kernels, {"FP8": 1}).faults
+        assert fault == "profile decode multiplies with 0 of 1 FP8 weights as they are and unpacks the others"
+
+    def test_weights_that_are_unpacked_for_a_product(self, tiny_spec: ModelSpec) -> None:
+        """The library lists the product among what such a kernel is of, too; it reads nothing but constants."""
+        text = line("__myl_CastMulCast_myl0_9", weights="FP8").replace(
+            f"Inputs: [ {tensor('x', '-1,1,64')}]", "Inputs: []"
+        )
+        (kernel,) = kernels_from_log([text])
+        assert (kernel.inputs, kernel.multiplies, kernel.reads_as_it_is("FP8")) == ((), False, 1)
+        more = (text, line("__myl_Fc_myl1_9", weights="FP8"))
+        (fault,) = judged(tiny_spec, listing(more=more), {"FP8": 1}).faults
+        assert fault == "profile decode multiplies with 0 of 1 FP8 weights as they are and unpacks the others"
+
     def test_int4_weights_that_became_fp16(self, tiny_spec: ModelSpec) -> None:
-        verdict = judged(tiny_spec, listing(), int4_weights=2)
+        verdict = judged(tiny_spec, listing(), {"INT4": 2})
         assert verdict.faults == (
             "profile decode multiplies with 0 of 2 INT4 weights as they are and unpacks the others",
         )

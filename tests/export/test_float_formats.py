@@ -17,7 +17,8 @@ from sdrpn.bundle import open_bundle
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.export.float_formats import Float4, Float8, matrix_factor
+from sdrpn.export.float_formats import Float4, Float8, largest_of
+from tests.export.calibration import Largest
 from tests.export.graph_runner import GraphRunner
 
 
@@ -28,22 +29,23 @@ def matrix(outputs: int = 70, inputs: int = 64) -> Any:
 class TestNumbers:
     def test_fp8_keeps_three_bits_behind_the_first(self) -> None:
         weights = matrix()
-        codes, scales = Float8().quantize(weights)
+        factor = Float8().factor(largest_of([weights]))
+        (codes,) = Float8().quantize(weights, factor)
         assert codes.dtype == ml_dtypes.float8_e4m3fn
-        assert scales.dtype == np.float16
-        assert scales.shape == (70,)
-        found = Float8().dequantized(codes, scales)
-        normal = np.abs(weights) > 2.0**-6 * scales.astype(np.float32)[:, None]
-        assert (np.abs(found - weights)[normal] <= 2.0**-4 * 1.001 * np.abs(weights)[normal]).all()
+        found = Float8().dequantized(codes, factor)
+        normal = np.abs(weights) > 2.0**-6 * factor
+        assert normal.mean() > 0.99
+        assert (np.abs(found - weights)[normal] <= 2.0**-4 * np.abs(weights)[normal]).all()
 
     @pytest.mark.parametrize("value", [0.0, 1e-9, 448.0, 60000.0])
     def test_fp8_of_constants(self, value: float) -> None:
-        found = Float8().dequantized(*Float8().quantize(np.full((3, 32), value, np.float32)))
-        np.testing.assert_allclose(found, value, rtol=2e-3, atol=1e-7)
+        factor = Float8().factor(value)
+        (codes,) = Float8().quantize(np.full((3, 32), value, np.float32), factor)
+        np.testing.assert_allclose(Float8().dequantized(codes, factor), value, rtol=2.0**-4, atol=1e-7)
 
     def test_nvfp4_is_within_half_a_step(self) -> None:
         weights = matrix()
-        factor = matrix_factor([weights])
+        factor = Float4().factor(largest_of([weights]))
         codes, scales = Float4().quantize(weights, factor)
         assert (codes.dtype, scales.dtype) == (ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn)
         assert scales.shape == (70, 64 // 16)
@@ -52,12 +54,20 @@ class TestNumbers:
         # The largest numbers are 4 and 6; a scale in 8 bits may be a sixteenth too small for the largest of its block.
         assert (np.abs(found - weights) <= 1.0 * steps + 0.07 * np.abs(weights)).all()
 
-    def test_the_factor_lets_the_largest_scale_fit(self) -> None:
-        for size in (1e-6, 0.03, 1.0, 500.0):
-            factor = matrix_factor([np.array([[size]], np.float32), np.array([[size / 3]], np.float32)])
-            assert float(np.float16(factor)) == factor
-            assert size / (6 * factor) <= 448 or factor == 2.0**-24
-        assert matrix_factor([np.zeros((2, 2), np.float32)]) == 1.0
+    @pytest.mark.parametrize(("form", "most"), [(Float8(), 448.0), (Float4(), 6 * 448.0)])
+    def test_factors_are_the_least_power_of_two_with_which_the_largest_fits(
+        self, form: Float8 | Float4, most: float
+    ) -> None:
+        for size in (1e-3, 0.03, 1.0, 448.0, 449.0, 2688.0, 60000.0):
+            factor = form.factor(size)
+            assert np.log2(factor).is_integer()
+            assert factor * most / 2 < size <= factor * most
+        assert form.factor(0.0) == form.factor(float("nan")) == 1.0
+        assert form.factor(1e-9) == 2.0**-24  # fp16 has nothing smaller
+
+    def test_the_largest_of_several_matrices(self) -> None:
+        assert largest_of([np.array([[-3.0, 2.0]]), np.zeros((2, 0)), np.array([[1.5]])]) == 3.0
+        assert largest_of([]) == 0.0
 
     def test_blocks_that_do_not_divide(self) -> None:
         with pytest.raises(
@@ -69,19 +79,23 @@ class TestNumbers:
 class TestOptions:
     def test_a_type_that_a_dialect_does_not_have(self) -> None:
         with pytest.raises(BadInput, match="precision nvfp4 is unknown to the dialect primitive"):
-            ExportOptions("nvfp4", "primitive")
+            ExportOptions("nvfp4", "primitive", calibration="ab")
 
     def test_there_is_one_variant_for_gpus(self) -> None:
         assert list(ExportOptions("fp8").variants) == ["fused-fp8"]
         assert list(ExportOptions("fp8", "primitive").variants) == ["primitive-fp8"]
 
     def test_the_vision_tower_is_never_below_8_bits(self) -> None:
-        options = ExportOptions("nvfp4", keep=())
+        options = ExportOptions("nvfp4", keep=(), calibration="ab")
         assert [type(options.form(part)) for part in ("vision", "layers.0", "rpn")] == [Float8, Float4, Float4]
 
     def test_a_calibration_without_a_use(self) -> None:
-        with pytest.raises(BadInput, match="a calibration is for the method gptq and for precision fp8"):
-            ExportOptions("nvfp4", calibration="ab")
+        with pytest.raises(BadInput, match="a calibration is for the method gptq and for precisions fp8 and nvfp4"):
+            ExportOptions("int4", calibration="ab")
+
+    def test_nvfp4_without_a_calibration(self) -> None:
+        with pytest.raises(BadInput, match=r"precision nvfp4 needs a calibration, since .*; name questions and images"):
+            ExportOptions("nvfp4")
 
 
 def stored(bundle: Path, name: str, graph: str, variant: str) -> Any:
@@ -95,8 +109,9 @@ def stored(bundle: Path, name: str, graph: str, variant: str) -> Any:
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("floats") / "bundle"
-    for precision in ("fp16", "fp8", "nvfp4"):
+    for precision in ("fp16", "fp8"):
         export_bundle(tiny_checkpoint, path, ExportOptions(precision))
+    export_bundle(tiny_checkpoint, path, ExportOptions("nvfp4", calibration="abc"), calibration=Largest())
     return path
 
 
@@ -104,11 +119,12 @@ def test_files_hold_the_numbers_of_the_formulas(bundle: Path, tiny_checkpoint: P
     name = "llm.layers.0.attention.o.weight"
     with open_checkpoint(tiny_checkpoint) as checkpoint:
         exact = np.array(checkpoint.read(name), np.float32)
-    eight = [stored(bundle, f"{name}{part}", "trunk", "fused-fp8") for part in ("", ".scale")]
-    for found, expected in zip((eight[0].T, eight[1]), Float8().quantize(exact), strict=True):
-        np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32))
+    factor = float(stored(bundle, f"{name}.factor", "trunk", "fused-fp8"))
+    assert factor == Float8().factor(largest_of([exact]))
+    codes = stored(bundle, name, "trunk", "fused-fp8")
+    np.testing.assert_array_equal(codes.T.astype(np.float32), Float8().quantize(exact, factor)[0].astype(np.float32))
     factor = float(stored(bundle, f"{name}.factor", "trunk", "fused-nvfp4"))
-    assert factor == matrix_factor([exact])
+    assert factor == Float4().factor(largest_of([exact]))
     four = [stored(bundle, f"{name}{part}", "trunk", "fused-nvfp4") for part in ("", ".scale")]
     for found, expected in zip((four[0].T, four[1].T), Float4().quantize(exact, factor), strict=True):
         np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32))
@@ -123,51 +139,55 @@ def test_fp8_graphs_compute_with_these_numbers(bundle: Path) -> None:
     assert 0.001 < share < 0.06, share
 
 
+def rounded_to_nvfp4(x: Any, factor: float) -> Any:
+    """x (rows, K) as the graph should see it: rows are what a matrix has as outputs."""
+    return Float4().dequantized(*Float4().quantize(x, factor), factor)
+
+
 def test_one_product_in_nvfp4(bundle: Path) -> None:
-    """ONNX Runtime has no such DequantizeLinear; ONNX's own reference has."""
+    """By what the model itself says the operator means, in ONNX's own reference; ONNX Runtime has no such types."""
     name = "llm.layers.0.attention.o.weight"
     parts = [stored(bundle, f"{name}{part}", "trunk", "fused-nvfp4") for part in ("", ".scale", ".factor")]
     inputs, outputs = parts[0].shape
-    x = np.random.default_rng(0).standard_normal((3, inputs)).astype(np.float16)
-    expected = x.astype(np.float32) @ Float4().dequantized(parts[0].T, parts[1].T, float(parts[2])).T
-    (found,) = ReferenceEvaluator(only_the_product(bundle, name)).run(None, {"x": x})
+    x = (np.random.default_rng(0).standard_normal((3, inputs)) * 9).astype(np.float16)
+    x[1] = 0
+    weight = Float4().dequantized(parts[0].T, parts[1].T, float(parts[2]))
+    expected = rounded_to_nvfp4(x.astype(np.float32), Float4().factor(Largest().largest(name))) @ weight.T
+    product = only_the_product(bundle, name)
+    onnx.checker.check_model(product)
+    (found,) = ReferenceEvaluator(product).run(None, {"x": x[None]})
     assert isinstance(found, np.ndarray)
-    assert found.shape == (3, outputs)
-    np.testing.assert_allclose(found.astype(np.float32), expected, atol=2e-3 * np.abs(expected).max())
+    assert found.shape == (1, 3, outputs)
+    np.testing.assert_allclose(found[0].astype(np.float32), expected, atol=2e-3 * np.abs(expected).max())
 
 
 def only_the_product(bundle: Path, name: str) -> onnx.ModelProto:
-    """x @ weight, with the nodes that the exported graph has for the weight."""
-    path = bundle / "trunk.fused-nvfp4.onnx"
-    model = onnx.load(path)  # with its weights
+    """x (1,S,K) @ weight, with the nodes that the exported graph has for the weight and its inputs."""
+    model = onnx.load(bundle / "trunk.fused-nvfp4.onnx")  # with its weights
+    by_output = {output: node for node in model.graph.node for output in node.output}
     product = next(
         node for node in model.graph.node if node.op_type == "MatMul" and node.output[0].split(".")[-1] == "o"
     )
-    by_output: dict[Any, Any] = {output: node for node in model.graph.node for output in node.output}
-    weight = by_output[product.input[1]]
-    scales = by_output[weight.input[1]]
-    kept = {weight.input[0], *scales.input}
-    final = onnx.helper.make_node("MatMul", ["x", weight.output[0]], ["y"])
+    quantize = by_output[by_output[product.input[0]].input[0]]
+    wanted, needed = [product], set(product.input)
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output) and node.output[0] != quantize.input[0]:
+            wanted.insert(0, node)
+            needed.update(node.input)
+    given, result = quantize.input[0], product.output[0]
     graph = onnx.helper.make_graph(
-        [scales, weight, final],
+        wanted,
         "product",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["rows", "inputs"])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, ["rows", "outputs"])],
-        [tensor for tensor in model.graph.initializer if tensor.name in kept],
+        [onnx.helper.make_tensor_value_info(given, onnx.TensorProto.FLOAT16, [1, "rows", "inputs"])],
+        [onnx.helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT16, [1, "rows", "outputs"])],
+        [tensor for tensor in model.graph.initializer if tensor.name in needed],
     )
-    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-
-
-class Largest:
-    """A calibration that knows no model."""
-
-    digest = "abc"
-
-    def second_moment(self, name: str, /) -> Any:
-        raise AssertionError(name)
-
-    def largest(self, name: str, /) -> float:
-        return 44.8
+    for node in graph.node:
+        node.input[:] = ["x" if one == given else one for one in node.input]
+    graph.input[0].name = "x"
+    made = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    made.functions.extend(model.functions)
+    return made
 
 
 def test_calibrated_inputs_are_rounded_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -179,7 +199,7 @@ def test_calibrated_inputs_are_rounded_too(tiny_checkpoint: Path, tmp_path: Path
     step = next(node for node in model.graph if node.op_type == "QuantizeLinear").inputs[1]
     assert step is not None
     assert step.const_value is not None
-    np.testing.assert_allclose(step.const_value.numpy(), 0.1, rtol=1e-3)
+    assert step.const_value.numpy() == 0.125  # 448 times as much is 56, the next above 44.8
     vision = ir.load(tmp_path / "bundle" / "vision.fused-fp8.onnx")
     assert "QuantizeLinear" not in [node.op_type for node in vision.graph]
     recorded = open_bundle(tmp_path / "bundle").variant("fused-fp8").quantization
@@ -192,5 +212,7 @@ def test_calibrated_inputs_are_rounded_too(tiny_checkpoint: Path, tmp_path: Path
 def test_manifests_are_json(bundle: Path) -> None:
     assert json.loads((bundle / "manifest.json").read_text())["variants"]["fused-nvfp4"]["quantization"] == {
         "format": "nvfp4",
+        "inputs": "nvfp4",
+        "calibration": "abc",
         "keep": ["lm_head", "rpn", "vision"],
     }

@@ -1,16 +1,19 @@
-"""All fp16 graphs compile with TensorRT-RTX, into fused attention, on a machine without a GPU."""
+"""Graphs compile with TensorRT-RTX, into fused attention and products of small numbers, on a machine without a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdrpn.bundle import Bundle, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
+from sdrpn.engines.layers import Kernel, kernels_from_log
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from tests.export.calibration import Largest
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -70,3 +73,43 @@ def test_a_decode_step_reads_the_cache_where_it_lies(wide_bundle: Bundle, dialec
     built = build(path, cache_length=128, rows=(1, 1, 1))
     assert built.plan_bytes > 0, built.errors
     assert built.kernels.keys() == {"_gemv_mha_v1"}
+
+
+# precision, dialect, calibrated -> capability, and the type of the weights that products read
+SMALL = {
+    ("fp8", "fused", False): ("SM89", "FP8"),
+    ("fp8", "fused", True): ("SM89", "FP8"),
+    ("fp8", "primitive", True): ("SM120", "FP8"),
+    ("nvfp4", "fused", True): ("SM121", "FP4E2M1"),
+    ("bf16", "fused", False): ("SM80", "BFloat16"),
+    ("bf16", "primitive", False): ("SM86", "BFloat16"),
+}
+
+
+@pytest.mark.parametrize(("precision", "dialect", "calibrated"), SMALL)
+def test_products_take_the_numbers_as_they_are(
+    tiny_checkpoint: Path, tmp_path: Path, precision: Any, dialect: Any, calibrated: bool
+) -> None:
+    """In a decode step and in a prefill: all four products of both layers of the trunk; inputs too where calibrated."""
+    from tests.export.trt_rtx import build
+
+    capability, dtype = SMALL[precision, dialect, calibrated]
+    options = ExportOptions(precision, dialect, calibration="abc" if calibrated else None)
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", options, calibration=Largest() if calibrated else None)
+    bundle = open_bundle(tmp_path / "bundle")
+    for rows in ((1, 1, 1), (1, 8, 32)):
+        path = bundle.file(bundle.variant().graphs["trunk"].file)
+        built = build(path, cache_length=128, rows=rows, capability=capability)
+        assert built.plan_bytes > 0, built.errors
+        kernels = [kernel for kernel in kernels_from_log(built.messages) if kernel.multiplies]
+        products = [kernel for kernel in kernels if weights_in(kernel, dtype)]
+        assert sum(weights_in(kernel, dtype) for kernel in products) == 2 * 4, products
+        if calibrated:
+            assert all(dtype in {tensor.dtype for tensor in kernel.inputs} for kernel in products), products
+
+
+def weights_in(kernel: Kernel, dtype: str) -> int:
+    """Matrices of that type; scales that are laid out for a kernel have more axes, factors fewer."""
+    return sum(
+        tensor.dtype == dtype and len(tensor.dims) in (2, 3) and tensor.dims[-2] > 1 for tensor in kernel.constants
+    )

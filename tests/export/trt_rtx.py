@@ -21,6 +21,7 @@ class Built:
     plan_bytes: int  # 0: no engine
     errors: str  # what the parser or the builder complained of, one a line
     kernels: Counter[str]  # fused attention kernels, by name, that the builder chose
+    messages: tuple[str, ...] = ()  # the whole log
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]
@@ -62,7 +63,8 @@ def build(path: Path, *, cache_length: int, rows: tuple[int, int, int], capabili
     config.add_optimization_profile(_profile(builder, network, rows))
     plan = builder.build_serialized_network(network, config)
     kernels = Counter(re.findall(r"_ge[mv][mv]_mha_v\d", "\n".join(text for _, text in log.messages)))
-    return Built(plan.nbytes if plan is not None else 0, log.errors(), kernels)
+    messages = tuple(text for _, text in log.messages)
+    return Built(plan.nbytes if plan is not None else 0, log.errors(), kernels, messages)
 
 
 def _with_cache_length(path: Path, cache_length: int) -> onnx.ModelProto:

@@ -29,6 +29,7 @@ Compute = Callable[[str, Mapping[str, Array], Mapping[str, Array]], None]
 class DataType(Enum):
     FLOAT = "float32"
     HALF = "float16"
+    BF16 = "bfloat16"
     INT64 = "int64"
 
 
@@ -280,7 +281,7 @@ class FakeContext:
                 tensor.name: (
                     self._addresses[tensor.name],
                     tuple(symbols[dim] if isinstance(dim, str) else dim for dim in tensor.dims),
-                    tensor.dtype,
+                    "uint16" if tensor.dtype == "bfloat16" else tensor.dtype,  # NumPy has no bf16
                 )
                 for tensor in tensors
             }

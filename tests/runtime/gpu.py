@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from sdrpn.bundle import Bundle, open_bundle
+from sdrpn.compare.simulation import runnable_bundle
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends.cuda import Cuda
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -21,7 +25,7 @@ from tests.runtime.engine_files import TARGET, write_engines
 from tests.runtime.fake_cuda import FakeCudart
 from tests.runtime.fake_tensorrt import Compute, FakeTensorRt
 
-__all__ = ["FakeGpu", "fake_gpu", "onnxruntime_compute"]
+__all__ = ["FakeGpu", "bf16_compute", "fake_gpu", "onnxruntime_compute"]
 
 
 @dataclass
@@ -60,6 +64,25 @@ def onnxruntime_compute(bundle: Bundle, variant: str) -> Compute:
         runners[graph].run(*sides)
 
     return compute
+
+
+def bf16_compute(bundle: Bundle, variant: str) -> Compute:
+    """Simulated graphs; caches are two bytes an element on the device, and float32 in ONNX Runtime."""
+    with runnable_bundle(bundle, bundle.variant(variant)) as simulated:
+        compute = onnxruntime_compute(simulated, variant)
+
+    def bf16(graph: str, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+        wide = [{name: as_float32(array) for name, array in side.items()} for side in (feeds, results)]
+        compute(graph, wide[0], wide[1])
+        for name, array in results.items():
+            if array.dtype == np.uint16:
+                array[...] = wide[1][name].astype(ml_dtypes.bfloat16).view(np.uint16)
+
+    return bf16
+
+
+def as_float32(array: Array) -> Array:
+    return array.view(ml_dtypes.bfloat16).astype(np.float32) if array.dtype == np.uint16 else array
 
 
 def fake_gpu(

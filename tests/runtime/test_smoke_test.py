@@ -10,14 +10,16 @@ import pytest
 
 pytest.importorskip("cuda.bindings.runtime")
 
+from sdrpn.bundle import open_bundle
 from sdrpn.engine_manifest import ParityGate
+from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.runtime.backends import open_backend
 from sdrpn.runtime.engine_set import engine_set
 from sdrpn.runtime.runner import Array
 from sdrpn.runtime.smoke_test import smoke_test
 from tests.runtime.engine_files import TARGET
 from tests.runtime.fake_tensorrt import Compute
-from tests.runtime.gpu import FakeGpu, fake_gpu, onnxruntime_compute
+from tests.runtime.gpu import FakeGpu, bf16_compute, fake_gpu, onnxruntime_compute
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")
 
@@ -53,6 +55,16 @@ def test_good_engines_pass(tiny_bundle: Path, tmp_path: Path, variant: str, flav
         ("rpn", 0),
     }
     assert gpu.cuda.violations == []
+
+
+def test_engines_in_bf16_are_looked_at_for_what_is_not_finite(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export_bundle(tiny_checkpoint, tmp_path / "source", ExportOptions("bf16"))
+    compute = bf16_compute(open_bundle(tmp_path / "source"), "fused-bf16")
+    gpu = fake_gpu(tmp_path / "source", tmp_path / "a", variant="fused-bf16", compute=compute)
+    assert all(gate.ok for gate in tried(gpu, compare=False).values())
+    infinite = spoilt(compute, "trunk", "key_cache.0_out", 0x7F80)  # as bf16 has it
+    gates = tried(fake_gpu(tmp_path / "source", tmp_path / "b", variant="fused-bf16", compute=infinite), compare=False)
+    assert [gate.graph for gate in gates.values() if not gate.ok] == ["trunk"]
 
 
 @pytest.mark.parametrize(("graph", "output"), [("trunk", "tap"), ("rpn", "scores"), ("tail", "logits")])

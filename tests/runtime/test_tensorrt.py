@@ -16,7 +16,9 @@ pytest.importorskip("cuda.bindings.runtime")
 from cuda.bindings import runtime as real
 
 from sdrpn.bundle import open_bundle
+from sdrpn.compare.simulation import runnable_bundle
 from sdrpn.errors import BadInput, ContextTooLong, EngineMismatch, RunFailed
+from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.roi import Crop, RoiDecision
 from sdrpn.runtime import Answer, EngineOptions, Session
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
@@ -24,7 +26,7 @@ from sdrpn.runtime.backends.step_graph import StepGraph
 from sdrpn.runtime.backends.tensorrt import RuntimeCache
 from sdrpn.runtime.backends.tensorrt_library import Library
 from tests.damage import copied
-from tests.runtime.gpu import FakeGpu, fake_gpu
+from tests.runtime.gpu import FakeGpu, bf16_compute, fake_gpu
 
 BEFORE, QUESTION, OTHER = (1, 5, 6, 7), (8, 9, 10, 11, 12), (20, 21, 22)
 NEW_TOKENS = 6
@@ -50,6 +52,14 @@ def ask(session: Session, question: tuple[int, ...] = QUESTION, decide: Any = on
 def conversation(session: Session) -> list[Answer]:
     """With a crop, on the same image again, without a crop, and of one token, which a decode profile fits as well."""
     return [ask(session), ask(session, OTHER), ask(session, decide=no_box), ask(session, (9,))]
+
+
+@pytest.fixture(scope="module")
+def bf16_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bf16") / "bundle"
+    export_bundle(tiny_checkpoint, path, ExportOptions("bf16"))
+    export_bundle(tiny_checkpoint, path, ExportOptions("bf16", "primitive"))
+    return path
 
 
 @pytest.fixture
@@ -87,6 +97,27 @@ def test_the_same_answers_as_onnxruntime(
         assert one.trace is not None
         assert other.trace is not None
         np.testing.assert_allclose(one.trace.step_logits, other.trace.step_logits, atol=1e-5)
+    assert gpu.cuda.violations == []
+
+
+@pytest.mark.parametrize("variant", ["fused-bf16", "primitive-bf16"])
+def test_caches_in_bf16(bf16_bundle: Path, tmp_path: Path, variant: str) -> None:
+    bundle = open_bundle(bf16_bundle)
+    gpu = fake_gpu(bf16_bundle, tmp_path, variant=variant, compute=bf16_compute(bundle, variant))
+    with (
+        runnable_bundle(bundle, bundle.variant(variant)) as simulated,
+        Session.open(simulated.path, backend="onnxruntime", variant=variant, threads=1) as plain,
+    ):
+        expected = conversation(plain)
+    with gpu.session() as session:
+        found = conversation(session)
+        caches = session._decoder._caches["trunk"].buffers
+        assert {buffer.dtype.name for buffer in caches.values()} == {"uint16"}
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.trace is not None
+        assert other.trace is not None
+        np.testing.assert_allclose(one.trace.step_logits, other.trace.step_logits, atol=0.05)
     assert gpu.cuda.violations == []
 
 
