@@ -61,7 +61,7 @@ def test_kernels(sdrpn: Command, bundle: Path) -> None:
     lines = found.out.splitlines()
     begin = lines.index("trunk: decode 2 gemm; prefill 1 mha")
     assert lines[begin + 1].split() == ["profile", "kernel", "kind", "reads", "weights", "writes"]
-    assert re.fullmatch(r"decode +product +gemm +x \[1, 64\] +Int4 \[64, 32\] +y \[1, 32\]", lines[begin + 2])
+    assert re.fullmatch(r"decode +product +gemm +x Half \[1, 64\] +Int4 \[64, 32\] +y Half \[1, 32\]", lines[begin + 2])
     assert lines[begin + 5] == "gate: passed"
     value = sdrpn("inspect", bundle, "--engines", "--layers", "--json").json()
     assert [len(kernels) for kernels in value[0]["layers"].values()] == [3, 3, 3, 3]

@@ -10,7 +10,7 @@ import pytest
 
 from sdrpn import machine
 from sdrpn.bundle import MANIFEST_NAME
-from sdrpn.engines import builder
+from sdrpn.engines import builder, plan
 from sdrpn.export import ExportOptions, export_bundle
 from tests.cli.command import Command, refusal
 from tests.cli.test_plan import with_memory
@@ -41,12 +41,12 @@ def test_plan_says_what_is_needed_and_exits_1(sdrpn: Command, bundle: Path, monk
     with_memory(monkeypatch, 24_000_000_000)
     for arguments, memory in (((), 24e9), (("--target", "rtx-4090"), 24e9), (("--target", "l4"), 24e9)):
         outcome = sdrpn("plan", bundle, *arguments, "--json")
-        plan = json.loads(outcome.out)
-        assert (outcome.code, plan["fits"], plan["largest_context"]) == (1, False, 0)
-        assert plan["memory_bytes"] == memory
-        assert plan["needs"]["weights_bytes"] > 24e9
+        found = json.loads(outcome.out)
+        assert (outcome.code, found["fits"], found["largest_context"]) == (1, False, 0)
+        assert found["memory_bytes"] == memory
+        assert found["needs"]["weights_bytes"] > 24e9
         # 2 * (40 + 1) caches of 5120 fp16 channels and the scores' keys, and the taps in fp32, for 4096 positions
-        assert plan["needs"]["caches_bytes"] == 4096 * ((2 * 41 + 1) * 5120 * 2 + 5120 * 4)
+        assert found["needs"]["caches_bytes"] == 4096 * ((2 * 41 + 1) * 5120 * 2 + 5120 * 4)
 
 
 def test_ask(sdrpn: Command, bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +69,9 @@ def test_ask(sdrpn: Command, bundle: Path, picture: Path, monkeypatch: pytest.Mo
 def test_build(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch, memory_bytes: int, told: str) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     with_memory(monkeypatch, memory_bytes)
-    monkeypatch.setattr(builder, "read_machine", machine.read_machine)
+    monkeypatch.setattr(plan, "read_machine", machine.read_machine)
     monkeypatch.setattr(builder, "require_free_space", lambda *arguments, **options: None)
     message = refusal(sdrpn("build", bundle, "--target", "rtx-4090"), 1)
     assert told in message
-    assert "are missing; lower " in message
+    assert "take a lower --precision" in message
     assert not list(bundle.rglob("*.engine*"))
