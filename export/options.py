@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 
+from sdrpn.cache_codes import RowCodes, row_codes
 from sdrpn.errors import BadInput
 from sdrpn.export.dialects import DIALECTS, DialectName
 from sdrpn.export.float_formats import Float4, Float8
@@ -34,6 +35,7 @@ class ExportOptions:
         block, method: of int8 and int4: inputs that share a scale, and how codes are chosen
         keep: of everything below fp16: which parts stay in fp16 (of KEEPABLE, or "layers.N" for a layer of the LLM)
         int8: of int4: parts, named alike, that get 8 bits; they are not kept by default
+        kv_cache: how trunk and tail keep keys and values: "int8" or "fp8"; None: in the type that they compute in
         calibration: of gptq, and of fp8 where inputs are rounded to it as well: a digest of the calibration
     """
 
@@ -44,6 +46,7 @@ class ExportOptions:
     method: Method = "rtn"
     keep: tuple[str, ...] = DEFAULT_KEEP
     int8: tuple[str, ...] = ()
+    kv_cache: str | None = None
     calibration: str | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +57,11 @@ class ExportOptions:
         _require_parts(self.keep, "to keep in fp16")
         _require_parts(self.int8, "to give 8 bits")
         self._check_int8()
+        if self.cache_codes is not None and self.kv_cache == "fp8" and self.dialect == "fused":
+            raise BadInput(
+                "caches in fp8 are unknown to the dialect fused: neither ONNX Runtime nor TensorRT writes into them; use "
+                "int8, or the dialect primitive"
+            )
         if self.is_quantized:
             self.form("trunk")  # refuses what is no block or method
         if self.precision == "nvfp4" and self.dialect == "primitive":
@@ -83,6 +91,11 @@ class ExportOptions:
         return self.precision in (*_INTEGERS, *_SMALL_FLOATS)
 
     @property
+    def cache_codes(self) -> RowCodes | None:
+        """Of keys and values. The RPN's stay as they are: its map decides where the model looks."""
+        return row_codes(self.kv_cache)
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """What stays in fp16."""
         return tuple(name for name in self.keep if name not in self.int8)
@@ -91,6 +104,8 @@ class ExportOptions:
     def variants(self) -> dict[str, ir.DataType]:
         """Name -> what its graphs compute in. Integers serve GPUs in fp16 and CPUs in fp32."""
         name = f"{self.dialect}-{self.precision}"
+        if self.kv_cache is not None:
+            name += f"-kv-{self.kv_cache}"
         if self.precision in _INTEGERS:
             return {f"{name}-cpu": ir.DataType.FLOAT, name: ir.DataType.FLOAT16}
         return {name: ir.DataType.FLOAT if self.precision == "fp32" else ir.DataType.FLOAT16}

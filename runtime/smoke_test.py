@@ -45,7 +45,7 @@ def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) 
         reference: runs the ONNX graphs; None: they are not compared, e.g. where memory is short
     Raises: what loading or running an engine raises
     """
-    limit = tolerances_of(engines.variant.precision).values
+    limit = tolerances_of(engines.variant.numerics).values
     for name, engine in engines.engines.items():
         graph = engines.variant.graphs[name]
         runner = backend.load(graph, engine.path)

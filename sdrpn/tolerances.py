@@ -30,6 +30,8 @@ class Tolerances:
     answers: float  # least share of questions with the same crops, and with the same tokens, or else at a tie
 
 
+_AT_LEAST = ("roi_cosine", "cosine", "box_iou", "answers")  # the others are at most
+
 TOLERANCES = {
     "fp32": Tolerances(
         # The same arithmetic in another order: 2e-6 over graphs of 2 to 6 layers (5e-6 for sharp RoI scores). The rest
@@ -84,8 +86,47 @@ TOLERANCES = {
 }
 
 
-def tolerances_of(precision: str) -> Tolerances:
-    """The limits for a precision as a manifest spells it. Raises BadInput for one that has none."""
+# What keys and values in 8 bits add: a variant with such caches is held to these where its precision has tighter ones.
+CACHE_TOLERANCES = {
+    "int8": Tolerances(
+        values=1e-1,
+        roi_cosine=0.999,
+        roi_map=3e-2,
+        token_logit=5e-2,
+        mean=2e-2,
+        cosine=0.999,
+        box_iou=0.9,
+        answers=0.9,
+    ),
+    "fp8": Tolerances(
+        values=1e-1,
+        roi_cosine=0.99,
+        roi_map=3e-2,
+        token_logit=5e-2,
+        mean=2e-2,
+        cosine=0.999,
+        box_iou=0.9,
+        answers=0.9,
+    ),
+}
+
+
+def tolerances_of(numerics: str) -> Tolerances:
+    """The limits for `Variant.numerics`: a precision as a manifest spells it, and maybe caches in 8 bits.
+
+    Raises: BadInput for one that has none
+    """
+    precision, _, kv_cache = numerics.partition("-kv-")
     if precision not in TOLERANCES:
         raise BadInput(f"precision {precision!r} has no limits; expected one of {', '.join(TOLERANCES)}")
-    return TOLERANCES[precision]
+    if not kv_cache:
+        return TOLERANCES[precision]
+    if kv_cache not in CACHE_TOLERANCES:
+        raise BadInput(f"caches in {kv_cache!r} have no limits; expected one of {', '.join(CACHE_TOLERANCES)}")
+    return _looser(TOLERANCES[precision], CACHE_TOLERANCES[kv_cache])
+
+
+def _looser(one: Tolerances, other: Tolerances) -> Tolerances:
+    least = {name: min(getattr(one, name), getattr(other, name)) for name in _AT_LEAST}
+    most = {name: max(getattr(one, name), getattr(other, name)) for name in vars(one) if name not in _AT_LEAST}
+    return Tolerances(**least, **most)
