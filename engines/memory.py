@@ -40,8 +40,9 @@ def estimate(
     max_context: int,
     max_batch: int,
     weight_streaming: bool = False,
+    kv_cache: str | None = None,
 ) -> Estimate:
-    """Args: weights_bytes of every graph of the model; built: those that are going to be built."""
+    """Args: weights_bytes of every graph of the model; built: those that are going to be built; kv_cache: as a variant."""
     peaks = sorted(
         (_HOST_BASE_BYTES + int(_HOST_PER_WEIGHT_BYTE * weights_bytes[name]) for name in built), reverse=True
     )
@@ -53,6 +54,7 @@ def estimate(
             0 if weight_streaming else sum(weights_bytes.values()),
             context=max_context,
             batch=max_batch,
+            kv_cache=kv_cache,
         ),
     )
 
@@ -76,5 +78,5 @@ def require_device_memory(found: Estimate, target: Target) -> None:
     raise RunFailed(
         f"the engines need about {found.device} and {target.device} has "
         f"{text_from_bytes(target.memory_bytes)}: {missing} are missing; lower --max-batch or --max-context, add "
-        "--weight-streaming, or skip this check with --no-memory-check"
+        "--kv-cache int8 or --weight-streaming, or skip this check with --no-memory-check"
     )

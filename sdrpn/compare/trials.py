@@ -112,9 +112,7 @@ class _DecoderTrials:
     there, without a cache as long as that.
     """
 
-    def __init__(
-        self, model: SdRpnModel, graph: str, dialect: str, max_context: int, codes: RowCodes | None
-    ) -> None:
+    def __init__(self, model: SdRpnModel, graph: str, dialect: str, max_context: int, codes: RowCodes | None) -> None:
         self.model, self.graph, self.dialect, self.codes = model, graph, dialect, codes
         self.near_rows = min(_ROWS, max_context)
         last_position = min(max_context - 1, _LAST_POSITION)
