@@ -42,7 +42,7 @@ def estimate(
     weight_streaming: bool = False,
     kv_cache: str | None = None,
 ) -> Estimate:
-    """Args: weights_bytes of every graph of the model; built: those that are going to be built; kv_cache: as a variant."""
+    """Args: weights_bytes of every graph of the model; built: those that are going to be; kv_cache: the variant's."""
     peaks = sorted(
         (_HOST_BASE_BYTES + int(_HOST_PER_WEIGHT_BYTE * weights_bytes[name]) for name in built), reverse=True
     )

@@ -36,7 +36,6 @@ from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
 from sdrpn.export.tokenizer import write_tokenizer
 from sdrpn.export.vision import vision_graph
-from sdrpn.export.weights import WeightTable
 from sdrpn.spec import ModelSpec
 
 __all__ = ["export_bundle"]

@@ -181,7 +181,7 @@ class DecoderAuthor:
 
     def declare_cache(self, name: str, dtype: ir.DataType | None = None, width: int | None = None) -> ir.Value:
         """A cache input (B,H_kv,S_max,width), by default a head wide and in the type that the graph computes in."""
-        dims = ["batch", self.llm.kv_heads, "cache_length", width or self.llm.head_dim]
+        dims: list[int | str] = ["batch", self.llm.kv_heads, "cache_length", width or self.llm.head_dim]
         return self.g.input(name, dtype or self.dtype, dims)
 
     def store(self, name: str, cache: ir.Value, new: ir.Value, read: Read = lambda held: held) -> ir.Value:

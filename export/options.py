@@ -57,10 +57,11 @@ class ExportOptions:
         _require_parts(self.keep, "to keep in fp16")
         _require_parts(self.int8, "to give 8 bits")
         self._check_int8()
-        if self.cache_codes is not None and self.kv_cache == "fp8" and self.dialect == "fused":
+        self.cache_codes  # noqa: B018  # refuses what is no form of caches
+        if self.kv_cache == "fp8" and self.dialect == "fused":
             raise BadInput(
-                "caches in fp8 are unknown to the dialect fused: neither ONNX Runtime nor TensorRT writes into them; use "
-                "int8, or the dialect primitive"
+                "caches in fp8 are unknown to the dialect fused: ONNX Runtime and TensorRT do not write into them; "
+                "use int8, or the dialect primitive"
             )
         if self.is_quantized:
             self.form("trunk")  # refuses what is no block or method

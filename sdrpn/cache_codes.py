@@ -78,7 +78,8 @@ def decoded_caches(codes: RowCodes, tensors: Mapping[str, Array]) -> dict[str, A
     }
 
 
-def _float8() -> npt.DTypeLike:
+def _float8() -> np.dtype[Any]:
     import ml_dtypes  # comes with onnx; whoever answers moves such codes without looking at them
 
-    return ml_dtypes.float8_e4m3fn
+    float8: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
+    return float8

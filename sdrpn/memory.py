@@ -90,8 +90,8 @@ def cpu_needs(
     """ONNX Runtime on a CPU. What it maps from files and does not use again is not counted.
 
     `mapped_bytes`: of the weights that `sdrpn optimize` saved; None: they are packed in memory when graphs are loaded.
-    Its attention writes out the scores of every head, and a prefill is as long as a picture, a crop and a text. Caches in
-    8 bits are turned into floats a layer at a time: codes, and codes times scales, of which three are there at once.
+    Its attention writes out the scores of every head, and a prefill is as long as a picture, a crop and a text. Caches
+    in 8 bits are turned into floats a layer at a time: codes, and codes times scales, three of which are there at once.
     """
     spec = bundle.spec
     llm, rows = spec.llm, usual_context(spec, context)

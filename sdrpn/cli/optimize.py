@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"{variant.name} has no attention operators to replace; use --attention standard")
     if attention == "group-query" and variant.kv_cache is not None:
         raise BadInput(
-            f"{variant.name} has a scale for every row of its caches, and ONNX Runtime's operator takes one for all rows; "
+            f"{variant.name} has a scale for every row of its caches, and ONNX Runtime's operator takes one for all; "
             "use --attention standard"
         )
     with importing_extra("export", "sdrpn optimize"):

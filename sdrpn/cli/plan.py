@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 HELP = "say how much memory a bundle takes on a device"
 DESCRIPTION = """\
 Add up what a bundle takes in memory while it answers: weights, caches, activations and image buffers; and say which
-context fits, with its caches and with those that `sdrpn export --kv-cache int8` makes. For a target, engines as `sdrpn build` makes them; without one, ONNX Runtime on this machine's CPU. The
-same sums decide whether `sdrpn build` and `sdrpn ask` start. Exits 1 where it does not fit.
+context fits, also with the other kind of caches (8 bits, as `sdrpn export --kv-cache` makes them, or not). For a
+target, engines as `sdrpn build` makes them; without one, ONNX Runtime on this machine's CPU. The same sums decide
+whether `sdrpn build` and `sdrpn ask` start. Exits 1 where it does not fit.
 
   sdrpn plan bundle --target jetson-agx-orin-jp72 --context 2048 --batch 2
   sdrpn plan bundle

@@ -30,6 +30,8 @@ class DataType(Enum):
     FLOAT = "float32"
     HALF = "float16"
     INT64 = "int64"
+    INT8 = "int8"
+    FP8 = "float8_e4m3fn"
 
 
 class SeekPosition(Enum):
@@ -278,7 +280,7 @@ class FakeContext:
                 tensor.name: (
                     self._addresses[tensor.name],
                     tuple(symbols[dim] if isinstance(dim, str) else dim for dim in tensor.dims),
-                    tensor.dtype,
+                    tensor.storage,
                 )
                 for tensor in tensors
             }
