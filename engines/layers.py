@@ -113,6 +113,7 @@ def gate(
     In every profile one fused attention a layer. In the decode profile every INT4 weight goes as it is into the kernel
     that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a cache, which
     TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark and no more.
+    So is a copy with the new row behind the old ones for the attention of one layer, as in the dialect `primitive`.
 
     Args:
         int4_weights: how many the graph has
@@ -130,6 +131,7 @@ def gate(
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
         if profile == "decode":
             found += [*_int4_detours(own, profile, int4_weights), *_cache_copies(own, spec, max_context)]
+            remarks += _joined_caches(own, spec, profile, max_context)
         else:
             remarks += _int4_detours(own, profile, int4_weights)
     return Verdict(tuple(found), tuple(remarks))
@@ -148,6 +150,15 @@ def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) 
             entries = math.prod(abs(dim) for dim in tensor.dims)
             if entries >= size and not re.search(r"_cache(\.\d+)?_out", tensor.name):
                 yield f"{kernel.name} writes {tensor.name} {list(tensor.dims)}, as large as a whole cache"
+
+
+def _joined_caches(kernels: Sequence[Kernel], spec: ModelSpec, profile: str, max_context: int) -> Iterator[str]:
+    """Caches that are written out with a row behind them: (heads of all requests, rows, head_dim), or turned round."""
+    row = [spec.llm.head_dim, max_context + 1]
+    written = (tensor.dims for kernel in kernels for tensor in kernel.outputs if len(tensor.dims) == 3)
+    count = sum(sorted(dims[1:]) == sorted(row) for dims in written)
+    if count:
+        yield f"profile {profile} copies {count} caches, one layer at a time, before it attends to them"
 
 
 def _kernel(line: str) -> Kernel | None:

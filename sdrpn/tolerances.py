@@ -87,24 +87,27 @@ TOLERANCES = {
 
 
 # What keys and values in 8 bits add: a variant with such caches is held to these where its precision has tighter ones.
+# Seen over random weights of up to 8 layers, and over the small trained model.
 CACHE_TOLERANCES = {
     "int8": Tolerances(
-        values=1e-1,
-        roi_cosine=0.999,
-        roi_map=3e-2,
-        token_logit=5e-2,
-        mean=2e-2,
-        cosine=0.999,
-        box_iou=0.9,
-        answers=0.9,
+        # A row's entries are rounded to 1/254 of the largest, 4e-3; through three layers 2.1e-2 was seen.
+        values=5e-2,
+        roi_cosine=0.9995,  # 1 - 5e-6 was seen: the RPN's own caches stay as they are
+        roi_map=1e-2,
+        token_logit=2e-2,
+        mean=1e-2,  # 5e-3 was seen
+        cosine=0.9995,  # 1 - 7e-5 was seen
+        box_iou=0.95,
+        answers=0.95,
     ),
     "fp8": Tolerances(
-        values=1e-1,
-        roi_cosine=0.99,
+        # Four bits of every number: 1/16 of the largest entry, too.
+        values=2e-1,  # 7.3e-2 was seen
+        roi_cosine=0.999,  # 1 - 1.6e-4 was seen
         roi_map=3e-2,
         token_logit=5e-2,
-        mean=2e-2,
-        cosine=0.999,
+        mean=3e-2,  # 1.1e-2 was seen
+        cosine=0.998,  # 1 - 6.6e-4 was seen
         box_iou=0.9,
         answers=0.9,
     ),

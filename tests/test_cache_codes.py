@@ -1,4 +1,4 @@
-"""Rows in 8 bits: how far they lie from what was written, at the ends of the types, and which cache has which scales."""
+"""Rows in 8 bits: how far they lie from what was written, also at the ends of the types, and whose scales are whose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 def test_int8_is_within_half_a_step_whatever_the_size(size: float, scale_dtype: str) -> None:
     rows = (size * RNG.uniform(-1, 1, (2, 3, 5, 64))).astype(np.float32)
     codes, scales = ROW_CODES["int8"].encoded(rows, scale_dtype)
-    assert (codes.dtype, codes.shape, scales.shape) == (np.int8, rows.shape, (2, 3, 5, 1))
+    assert (codes.dtype.name, codes.shape, scales.shape) == ("int8", rows.shape, (2, 3, 5, 1))
     assert np.isfinite(scales).all()
     assert scales.min() >= LEAST_SCALE
     error = np.abs(ROW_CODES["int8"].decoded(codes, scales) - rows)

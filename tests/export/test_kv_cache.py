@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,23 @@ def test_every_graph_is_within_its_limits_of_the_model(coded_bundle: Path, model
     assert {check.graph for check in checks} == {"vision", "trunk", "rpn", "tail"}
     assert {check.kind for check in checks} == {"names", "axes", "shapes", "values"}
     assert [check for check in checks if not check.ok] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "scales"),
+    [("fused-fp32-kv-int8", "key_scale_cache.1"), ("primitive-fp32-kv-fp8", "value_scale_cache.0")],
+)
+def test_scales_that_are_read_wrongly_are_noticed(
+    coded_bundle: Path, model: SdRpnModel, name: str, scales: str
+) -> None:
+    bundle = open_bundle(coded_bundle)
+
+    def wrong(graph: str, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        changed = {key: feed / 2 if key == scales else feed for key, feed in feeds.items()}
+        return run(bundle, name, graph, changed)
+
+    checks = list(compare_graphs(model, bundle.variant(name), wrong, max_context=bundle.manifest.max_context))
+    assert {check.graph for check in checks if not check.ok} == {"trunk"}
 
 
 def test_only_keys_and_values_of_trunk_and_tail_are_in_8_bits(coded_bundle: Path, name: str) -> None:
