@@ -1,6 +1,6 @@
 """Peak memory of one answer with one box, in a process that has loaded nothing but the runtime.
 
-python benchmarks/peak_memory.py BUNDLE     # JSON: peak RSS, weights and caches in bytes
+python benchmarks/peak_memory.py BUNDLE [VARIANT]     # JSON: peak RSS, weights and caches in bytes
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def one_box(logits: np.ndarray, image_wh: tuple[int, int]) -> RoiDecision:
 
 def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1008, 1344, 3), dtype=np.uint8)
-    with Session.open(sys.argv[1]) as session:
+    with Session.open(sys.argv[1], variant=sys.argv[2] if len(sys.argv) > 2 else None) as session:
         session.answer_ids(image, BEFORE, AFTER, roi=None, decide=one_box, max_new_tokens=16)
         caches = [buffer for caches in session._decoder._caches.values() for buffer in caches.buffers.values()]
         cache_bytes = sum(int(np.prod(buffer.shape)) * buffer.dtype.itemsize for buffer in caches)

@@ -24,6 +24,8 @@ _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
     "BF16": "bfloat16",
+    "INT8": "int8",
+    "FP8": "float8_e4m3fn",
     "INT64": "int64",
     "INT32": "int32",
     "BOOL": "bool",

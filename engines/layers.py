@@ -120,7 +120,8 @@ def gate(
     In every profile one fused attention a layer. In the decode profile every weight in INT4, FP8 or FP4 goes as it is
     into the kernel that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a
     cache, which TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark
-    and no more.
+    and no more. So is a copy with the new row behind the old ones for the attention of one layer, as in the dialect
+    `primitive`.
 
     Args:
         small_weights: "INT4", "FP8" or "FP4" -> how many the graph has
@@ -138,7 +139,7 @@ def gate(
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
         if profile == "decode":
             found += [*_detours(own, profile, small_weights), *_cache_copies(own, spec, max_context)]
-            remarks += _int8_detours(own, profile)
+            remarks += [*_int8_detours(own, profile), *_joined_caches(own, spec, profile, max_context)]
         else:
             remarks += _detours(own, profile, small_weights)
     return Verdict(tuple(found), tuple(remarks))
@@ -176,6 +177,15 @@ def _updates(kernel: Kernel, output: str) -> bool:
         return False
     in_place = any(tensor.name == output for tensor in kernel.inputs)
     return in_place or any(_UPDATE_NODE.search(node) for node in (*kernel.onnx_nodes, kernel.name, kernel.kind))
+
+
+def _joined_caches(kernels: Sequence[Kernel], spec: ModelSpec, profile: str, max_context: int) -> Iterator[str]:
+    """Caches that are written out with a row behind them: (heads of all requests, rows, head_dim), or turned round."""
+    row = [spec.llm.head_dim, max_context + 1]
+    written = (tensor.dims for kernel in kernels for tensor in kernel.outputs if len(tensor.dims) == 3)
+    count = sum(sorted(dims[1:]) == sorted(row) for dims in written)
+    if count:
+        yield f"profile {profile} copies {count} caches, one layer at a time, before it attends to them"
 
 
 def _kernel(line: str) -> Kernel | None:

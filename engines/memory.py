@@ -35,6 +35,7 @@ class Estimate:
     max_context: int
     max_batch: int
     weights_elsewhere: bool  # streamed from memory of the host
+    kv_cache: str | None = None  # of the variant: int8 or fp8
 
     @property
     def host_peaks(self) -> dict[str, int]:
@@ -57,14 +58,23 @@ class Estimate:
         return self.device.total_bytes
 
     def device_with(
-        self, *, context: int | None = None, batch: int | None = None, weights_elsewhere: bool | None = None
+        self,
+        *,
+        context: int | None = None,
+        batch: int | None = None,
+        weights_elsewhere: bool | None = None,
+        kv_cache: str | None = None,
     ) -> MemoryNeeds:
         """The same engines with something else; None: as planned."""
         elsewhere = self.weights_elsewhere if weights_elsewhere is None else weights_elsewhere
         # Streamed weights stay on the host but for the layer at work, which is small beside the rest.
         weights_bytes = 0 if elsewhere else sum(self.weights_bytes.values())
         return device_needs(
-            self.spec, weights_bytes, context=context or self.max_context, batch=batch or self.max_batch
+            self.spec,
+            weights_bytes,
+            context=context or self.max_context,
+            batch=batch or self.max_batch,
+            kv_cache=kv_cache or self.kv_cache,
         )
 
 
@@ -78,10 +88,11 @@ def estimate(
     max_batch: int,
     weight_streaming: bool = False,
     unified_memory: bool = False,
+    kv_cache: str | None = None,
 ) -> Estimate:
-    """Where CPU and GPU share their memory, streamed weights lie in it as well."""
+    """Where CPU and GPU share their memory, streamed weights lie in it as well. Args: kv_cache: the variant's."""
     elsewhere = weight_streaming and not unified_memory
-    return Estimate(spec, weights_bytes, built, jobs, max_context, max_batch, elsewhere)
+    return Estimate(spec, weights_bytes, built, jobs, max_context, max_batch, elsewhere, kv_cache)
 
 
 def host_shortage(found: Estimate, available_bytes: int | None, machine: str = "this machine") -> str | None:
@@ -138,6 +149,8 @@ def _smaller_engines(found: Estimate, target: Target, least_context: int) -> Ite
         yield "--max-batch 1 fits"
     elif found.max_batch > 1 and alone:
         yield f"--max-batch 1 --max-context {alone} fits"
+    if found.kv_cache is None and found.device_with(kv_cache="int8").total_bytes <= memory:
+        yield "--kv-cache int8 fits (see sdrpn export)"
     streams = not found.weights_elsewhere and not target.unified_memory
     if streams and found.device_with(weights_elsewhere=True).total_bytes <= memory:
         yield "--weight-streaming fits"

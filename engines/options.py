@@ -31,6 +31,7 @@ class BuildOptions:
 
     graphs: tuple[str, ...] | None = None
     precision: str | None = None  # one of the target's; None: the best that the bundle has
+    kv_cache: str | None = None  # int8 or fp8: of the variant to build from; None: one with caches in fp16
     max_context: int | None = None
     max_batch: int = 1
     opt_level: int | None = None

@@ -26,7 +26,8 @@ from sdrpn.shipped import export_advice
 __all__ = ["Plan", "PlannedEngine", "plan_engines", "target_variant"]
 
 # Raised whenever the same inputs would give another engine or another manifest.
-_REVISION = 3
+_REVISION = 4
+_FP8_CAPABILITY = 89  # Ada (support matrix of TensorRT-RTX)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def plan_engines(
     Raises: BadInput, BadBundle, MissingDependency
     """
     bundle = open_bundle(bundle_path)
-    variant = target_variant(bundle, target, options.precision)
+    variant = target_variant(bundle, target, options.precision, options.kv_cache)
     context = checked_context(bundle.spec, bundle.manifest.max_context, options.max_context)
     names = chosen_graphs(bundle.spec, options.graphs)
     gpus = read_gpus()
@@ -114,6 +115,7 @@ def plan_engines(
         max_batch=options.max_batch,
         weight_streaming=options.weight_streaming,
         unified_memory=target.unified_memory,
+        kv_cache=variant.kv_cache,
     )
     plan = Plan(
         bundle=bundle,
@@ -135,25 +137,33 @@ def plan_engines(
     return dataclasses.replace(plan, engines=engines, estimate=dataclasses.replace(needed, built=todo))
 
 
-def target_variant(bundle: Bundle, target: Target, precision: str | None = None) -> Variant:
+def target_variant(
+    bundle: Bundle, target: Target, precision: str | None = None, kv_cache: str | None = None
+) -> Variant:
     """The variant in the target's dialect and in a precision of its own.
 
     Args:
         precision: None: the best that the bundle has
+        kv_cache: int8 or fp8; such variants are in the dialect primitive, whatever the target's is: TensorRT updates
+            caches in 16 and 32 bits only
     Raises: BadInput
     """
+    if kv_cache == "fp8" and (old := [one for one in target.compute_capabilities if int(one[2:]) < _FP8_CAPABILITY]):
+        raise BadInput(f"target {target.name} has no fp8: {old[0]}, and SM{_FP8_CAPABILITY} is the first; use int8")
+    dialect, ending = (target.dialect, "") if kv_cache is None else ("primitive", f"-kv-{kv_cache}")
     if precision is not None and precision not in target.precisions:
         raise BadInput(
             f"target {target.name} has no precision {precision}; expected one of {', '.join(target.precisions)}"
         )
     precisions = target.precisions if precision is None else (precision,)
     for one in precisions:
-        name = f"{target.dialect}-{one}"
+        name = f"{dialect}-{one}{ending}"
         if name in bundle.manifest.variants:
             return bundle.manifest.variants[name]
-    wanted = " or ".join(f"{target.dialect}-{one}" for one in precisions)
+    wanted = " or ".join(f"{dialect}-{one}{ending}" for one in precisions)
     there = ", ".join(sorted(bundle.manifest.variants))
-    advice = export_advice(bundle.path, f"--dialect {target.dialect} --precision {precision or 'fp16'}")
+    cache = "" if kv_cache is None else f" --kv-cache {kv_cache}"
+    advice = export_advice(bundle.path, f"--dialect {dialect} --precision {precision or 'fp16'}{cache}")
     raise BadInput(f"target {target.name} takes variant {wanted}; {bundle.path} has {there}. Add it: {advice}")
 
 

@@ -27,7 +27,7 @@ from sdrpn.bundle import (
 )
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
 from sdrpn.errors import BadBundle, BadInput
-from sdrpn.export.dialects import DIALECTS, Dialect
+from sdrpn.export.dialects import DIALECTS
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.export.llm import rpn_graph, tail_graph, trunk_graph
 from sdrpn.export.options import ExportOptions
@@ -36,7 +36,6 @@ from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
 from sdrpn.export.tokenizer import write_tokenizer
 from sdrpn.export.vision import vision_graph
-from sdrpn.export.weights import WeightTable
 from sdrpn.spec import ModelSpec
 
 __all__ = ["export_bundle"]
@@ -123,26 +122,29 @@ class _Plan:
     def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, factors: Mapping[str, float]) -> Variant:
         dialect, graphs, opset = DIALECTS[self.options.dialect], {}, 0
         for graph, table in self.tables.graphs(dtype, factors).items():
-            author = _AUTHORS[graph](self.spec, dialect, dtype, table)
+            coded = {"codes": self.options.cache_codes} if graph in _WITH_CODES else {}
+            author = _AUTHORS[graph](self.spec, dialect, dtype, table, **coded)
             author.save(folder / _graph_file(graph, name))
             graphs[graph] = _graph_info(author, _graph_file(graph, name))
             opset = max(opset, author.opset)
         (embedding,) = self.tables.embedding.files
         embedding_dtype = self.tables.embedding.external_tensor("llm.embed.weight").dtype.numpy().name
         precision, quantization = self.options.precision, self.options.quantization()
-        return Variant(name, dialect.name, precision, opset, graphs, embedding, embedding_dtype, quantization)
+        kv_cache = self.options.kv_cache
+        return Variant(name, dialect.name, precision, opset, graphs, embedding, embedding_dtype, quantization, kv_cache)
 
 
 def _graph_file(graph: str, variant: str) -> str:
     return f"{graph}.{variant}.onnx"
 
 
-_AUTHORS: Mapping[str, Callable[[ModelSpec, Dialect, ir.DataType, WeightTable], GraphAuthor]] = {
+_AUTHORS: Mapping[str, Callable[..., GraphAuthor]] = {
     "vision": vision_graph,
     "trunk": trunk_graph,
     "rpn": rpn_graph,
     "tail": tail_graph,
 }
+_WITH_CODES = ("trunk", "tail")
 
 
 def _write(

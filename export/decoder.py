@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from sdrpn.export.dialects import AttentionShape, Dialect, Rotary
+from sdrpn.cache_codes import LEAST_SCALE, RowCodes, scale_cache_name
+from sdrpn.export.dialects import AttentionShape, Dialect, Read, Rotary
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.export.weights import Weight, matmul, norm
 from sdrpn.spec import LlmSpec
@@ -20,6 +21,7 @@ __all__ = ["DecoderAuthor", "layer_weights"]
 
 INT64 = ir.DataType.INT64
 FLOAT = ir.DataType.FLOAT
+_CODE_TYPES = {"int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
 
 
 def layer_weights(llm: LlmSpec, prefix: str) -> list[Weight]:
@@ -51,15 +53,18 @@ class DecoderAuthor:
     dtype: ir.DataType
     rotary: Rotary
     write_index: ir.Value
+    codes: RowCodes | None = None  # of keys and values in the layers' caches
     _mask: ir.Value | None = field(default=None, init=False)
 
     @classmethod
-    def open(cls, g: GraphAuthor, dialect: Dialect, llm: LlmSpec, dtype: ir.DataType) -> DecoderAuthor:
+    def open(
+        cls, g: GraphAuthor, dialect: Dialect, llm: LlmSpec, dtype: ir.DataType, codes: RowCodes | None = None
+    ) -> DecoderAuthor:
         """Declare the inputs that every decoder graph has: position_ids (B,S) and write_index (B)."""
         position_ids = g.input("position_ids", INT64, ["batch", "sequence"])
         write_index = g.input("write_index", INT64, ["batch"])
         rotary = Rotary(g.weight("rope.cos", dtype), g.weight("rope.sin", dtype), position_ids)
-        return cls(g, dialect, llm, dtype, rotary, write_index)
+        return cls(g, dialect, llm, dtype, rotary, write_index, codes)
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -151,19 +156,40 @@ class DecoderAuthor:
         return self.g.op.Transpose(row_of(self.g, by_row, row), perm=[0, 2, 1, 3])
 
     def _cached(self, name: str, new: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Declare a cache and put `new` into it: (the cache input, what to attend to)."""
+        """Declare a cache and put `new` into it: (a cache input, what to attend to)."""
+        if self.codes is not None:
+            return self._cached_codes(self.codes, name, new)
         cache = self.declare_cache(name)
         return cache, self.store(name, cache, new)
 
-    def declare_cache(self, name: str) -> ir.Value:
-        """A cache input (B,H_kv,S_max,head_dim)."""
-        return self.g.input(name, self.dtype, ["batch", self.llm.kv_heads, "cache_length", self.llm.head_dim])
+    def _cached_codes(self, codes: RowCodes, name: str, new: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The same with codes and scales in a cache each.
 
-    def store(self, name: str, cache: ir.Value, new: ir.Value) -> ir.Value:
+        New rows are attended to as they are stored, so that it makes no difference in which parts rows come. The codes'
+        own step is a constant 1, as every TensorRT takes it.
+        """
+        g, one = self.g, self.g.constant(1.0, self.dtype)
+        largest = g.op.ReduceMax(g.op.Abs(new), g.constant([-1], INT64), keepdims=1)
+        scale = g.op.Div(largest, g.constant(codes.largest, self.dtype))
+        scale = g.op.Max(scale, g.constant(LEAST_SCALE, self.dtype), _outputs=["row_scale"])
+        cache = self.declare_cache(name, _CODE_TYPES[codes.dtype])
+        rows = g.codes(g.op.Div(new, scale), one, _CODE_TYPES[codes.dtype])
+        numbers = self.store(name, cache, rows, lambda held: g.op.DequantizeLinear(held, one))
+        scale_name = scale_cache_name(name)
+        scale_cache = self.declare_cache(scale_name, self.dtype, 1)
+        return scale_cache, g.op.Mul(numbers, self.store(scale_name, scale_cache, scale))
+
+    def declare_cache(self, name: str, dtype: ir.DataType | None = None, width: int | None = None) -> ir.Value:
+        """A cache input (B,H_kv,S_max,width), by default a head wide and in the type that the graph computes in."""
+        dims: list[int | str] = ["batch", self.llm.kv_heads, "cache_length", width or self.llm.head_dim]
+        return self.g.input(name, dtype or self.dtype, dims)
+
+    def store(self, name: str, cache: ir.Value, new: ir.Value, read: Read = lambda held: held) -> ir.Value:
         """Write rows into a declared cache, declare the output, and return what to attend to."""
-        attended, output = self.dialect.update_cache(self.g, cache, new, self.write_index)
-        dims: list[int | str] = ["batch", self.llm.kv_heads, self.dialect.cache_output_length, self.llm.head_dim]
-        self.g.output(output, self.dialect.cache_output.format(name=name), self.dtype, dims)
+        attended, output = self.dialect.update_cache(self.g, cache, new, self.write_index, read)
+        declared = self.g.declared(cache)
+        dims = [self.dialect.cache_output_length if dim == "cache_length" else dim for dim in declared.dims]
+        self.g.output(output, self.dialect.cache_output.format(name=name), declared.dtype, dims)
         return attended
 
     def _mask_of(self, cache: ir.Value) -> ir.Value:

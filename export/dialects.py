@@ -11,6 +11,7 @@ there are more keys than queries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,6 +22,7 @@ from sdrpn.export.graph import GraphAuthor
 __all__ = ["DIALECTS", "Dialect", "DialectName", "FusedDialect", "PrimitiveDialect", "Rotary"]
 
 DialectName = Literal["fused", "primitive"]
+Read = Callable[[ir.Value], ir.Value]  # from what a cache holds to what is computed with
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Dialect(Protocol):
         ...
 
     def update_cache(
-        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value
+        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value, read: Read
     ) -> tuple[ir.Value, ir.Value]:
         """Put new rows into a cache: (what to attend to, what to declare as output)."""
         ...
@@ -108,11 +110,11 @@ class FusedDialect:
         return g.op.LessOrEqual(_count_along(g, keys, 2), _as_column(g, position_ids), _outputs=["mask"])
 
     def update_cache(
-        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value
+        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value, read: Read
     ) -> tuple[ir.Value, ir.Value]:
         """One TensorScatter: the whole cache is both what to attend to and the output."""
         updated = g.op.TensorScatter(cache, new, write_index, axis=2, mode="linear")
-        return updated, updated
+        return read(updated), updated
 
     def attend(
         self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape
@@ -157,10 +159,10 @@ class PrimitiveDialect:
         return g.op.Concat(cached, new, axis=-1, _outputs=["mask"])
 
     def update_cache(
-        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value
+        self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value, read: Read
     ) -> tuple[ir.Value, ir.Value]:
         """Attend to the cache as it was and the new rows behind it; only the rows are an output."""
-        return g.op.Concat(cache, new, axis=2), new
+        return g.op.Concat(read(cache), read(new), axis=2), new
 
     def attend(
         self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape

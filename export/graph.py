@@ -12,7 +12,6 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxscript
@@ -28,7 +27,6 @@ Dim = int | str
 
 # No newer than the opset needs: old parsers refuse a newer one.
 _IR_VERSION_OF_OPSET = {20: 9, 21: 10, 24: 11}
-_FP8_ZERO = ir.tensor(np.zeros((), ml_dtypes.float8_e4m3fn), name="zero")
 
 
 class Operators(Protocol):
@@ -123,11 +121,15 @@ class GraphAuthor:
         outputs = {} if name is None else {"_outputs": [name]}
         return self.op.MatMul(x, self.weight(weight, dtype), **outputs)
 
+    def codes(self, x: ir.Value, step: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """x / step, rounded to a type of 8 bits; a single step."""
+        zero = ir.tensor(np.zeros((), dtype.numpy()), name="zero")
+        return self.op.QuantizeLinear(x, step, self._builder.initializer(zero, f"zero_{len(self._graph.initializers)}"))
+
     def _rounded(self, x: ir.Value, factor: ir.Value, *, in_blocks: bool) -> ir.Value:
         """x as fp8 has it, or in blocks as nvfp4 has it."""
         if not in_blocks:
-            zero = self._builder.initializer(_FP8_ZERO, f"zero_{len(self._graph.initializers)}")
-            return self.op.DequantizeLinear(self.op.QuantizeLinear(x, factor, zero), factor)
+            return self.op.DequantizeLinear(self.codes(x, factor, ir.DataType.FLOAT8E4M3FN), factor)
         if not self._functions:
             self._functions = [dynamic_quantize_function(self.opset)]
             self._graph.opset_imports[self._functions[0].domain] = 1
@@ -157,18 +159,19 @@ class GraphAuthor:
 
     def inputs(self) -> list[Declared]:
         """What was declared with `input`, in order."""
-        return [self._declared(value) for value in self._graph.inputs]
+        return [self.declared(value) for value in self._graph.inputs]
 
     def outputs(self) -> list[Declared]:
         """What was declared with `output`, in order."""
-        return [self._declared(value) for value in self._graph.outputs]
+        return [self.declared(value) for value in self._graph.outputs]
 
     def weight_files(self) -> tuple[str, ...]:
         """The files, inside the bundle, that the graph points into; complete once it is saved."""
         tensors = (value.const_value for value in self._graph.initializers.values())
         return tuple(sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}))
 
-    def _declared(self, value: ir.Value) -> Declared:
+    def declared(self, value: ir.Value) -> Declared:
+        """An input or output, as it was declared."""
         name, dtype = str(value.name), value.dtype
         assert dtype is not None
         return Declared(name, dtype, self._dims[name])

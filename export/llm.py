@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from sdrpn.cache_codes import RowCodes
 from sdrpn.export.decoder import FLOAT, INT64, DecoderAuthor, cast, layer_weights, row_of
 from sdrpn.export.dialects import Dialect
 from sdrpn.export.graph import GraphAuthor
@@ -53,20 +54,24 @@ def rpn_weights(spec: ModelSpec) -> list[Weight]:
     ]
 
 
-def trunk_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable) -> GraphAuthor:
-    """inputs_embeds (B,S,D) -> tap (B,S,D): the raw residual stream after layer K-1."""
+def trunk_graph(
+    spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable, codes: RowCodes | None = None
+) -> GraphAuthor:
+    """inputs_embeds (B,S,D) -> tap (B,S,D): the raw residual stream after layer K-1; `codes`: of the caches."""
     g = GraphAuthor("trunk", dialect.opset, table)
     hidden = g.input("inputs_embeds", FLOAT, ["batch", "sequence", spec.llm.width])
-    author = DecoderAuthor.open(g, dialect, spec.llm, dtype)
+    author = DecoderAuthor.open(g, dialect, spec.llm, dtype, codes)
     for index in range(spec.tap_layer):
         hidden = author.layer(hidden, f"llm.layers.{index}", index)
     g.output(hidden, "tap", FLOAT, ["batch", "sequence", spec.llm.width])
     return g
 
 
-def tail_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable) -> GraphAuthor:
-    """tap (B,S,D) -> logits (B,V) fp32 of the row at last_index."""
-    g, hidden, author, last_index = _above_the_tap("tail", spec, dialect, dtype, table)
+def tail_graph(
+    spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable, codes: RowCodes | None = None
+) -> GraphAuthor:
+    """tap (B,S,D) -> logits (B,V) fp32 of the row at last_index; `codes`: of the caches."""
+    g, hidden, author, last_index = _above_the_tap("tail", spec, dialect, dtype, table, codes)
     layers = range(spec.tap_layer, spec.llm.layers)
     for index in layers:
         # Above the last keys and values nothing but the asked-for row matters.
@@ -104,11 +109,16 @@ def rpn_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: Weig
 
 
 def _above_the_tap(
-    name: str, spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable
+    name: str,
+    spec: ModelSpec,
+    dialect: Dialect,
+    dtype: ir.DataType,
+    table: WeightTable,
+    codes: RowCodes | None = None,
 ) -> tuple[GraphAuthor, ir.Value, DecoderAuthor, ir.Value]:
     g = GraphAuthor(name, dialect.opset, table)
     tap = g.input("tap", FLOAT, ["batch", "sequence", spec.llm.width])
-    author = DecoderAuthor.open(g, dialect, spec.llm, dtype)
+    author = DecoderAuthor.open(g, dialect, spec.llm, dtype, codes)
     return g, tap, author, g.input("last_index", INT64, ["batch"])
 
 

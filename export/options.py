@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 
+from sdrpn.cache_codes import RowCodes, row_codes
 from sdrpn.errors import BadInput
 from sdrpn.export.dialects import DIALECTS, DialectName
 from sdrpn.export.float_formats import Float4, Float8
@@ -35,6 +36,7 @@ class ExportOptions:
         block, method: of int8 and int4: inputs that share a scale, and how codes are chosen
         keep: of everything below fp16: which parts stay in fp16 (of KEEPABLE, or "layers.N" for a layer of the LLM)
         int8: of int4: parts, named alike, that get 8 bits; they are not kept by default
+        kv_cache: how trunk and tail keep keys and values: "int8" or "fp8"; None: in the type that they compute in
         calibration: of gptq, of nvfp4, and of fp8 where inputs are rounded as well: a digest of the calibration
     """
 
@@ -45,6 +47,7 @@ class ExportOptions:
     method: Method = "rtn"
     keep: tuple[str, ...] = DEFAULT_KEEP
     int8: tuple[str, ...] = ()
+    kv_cache: str | None = None
     calibration: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +58,12 @@ class ExportOptions:
         _require_parts(self.keep, "to keep in fp16")
         _require_parts(self.int8, "to give 8 bits")
         self._check_int8()
+        self.cache_codes  # noqa: B018  # refuses what is no form of caches
+        if self.kv_cache == "fp8" and self.dialect == "fused":
+            raise BadInput(
+                "caches in fp8 are unknown to the dialect fused: ONNX Runtime and TensorRT do not write into them; "
+                "use int8, or the dialect primitive"
+            )
         if self.is_quantized:
             self.form("trunk")  # refuses what is no block or method
         if self.precision == "nvfp4" and self.dialect == "primitive":
@@ -89,6 +98,11 @@ class ExportOptions:
         return self.precision in (*_INTEGERS, *_SMALL_FLOATS)
 
     @property
+    def cache_codes(self) -> RowCodes | None:
+        """Of keys and values. The RPN's stay as they are: its map decides where the model looks."""
+        return row_codes(self.kv_cache)
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """What stays in fp16."""
         return tuple(name for name in self.keep if name not in self.int8)
@@ -97,6 +111,8 @@ class ExportOptions:
     def variants(self) -> dict[str, ir.DataType]:
         """Name -> what its graphs compute in. Integers serve GPUs in fp16 and CPUs in fp32."""
         name = f"{self.dialect}-{self.precision}"
+        if self.kv_cache is not None:
+            name += f"-kv-{self.kv_cache}"
         if self.precision in _INTEGERS:
             return {f"{name}-cpu": ir.DataType.FLOAT, name: ir.DataType.FLOAT16}
         return {name: DENSE_PRECISIONS[self.dense]}

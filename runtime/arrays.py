@@ -34,7 +34,7 @@ def run_on_arrays(backend: Backend, runner: Runner, feeds: Mapping[str, Array]) 
                 f"{name} has the axis {unknown[0]!r}, which no input has; expected one of {sorted(extents)}"
             )
         shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
-        results[name] = backend.allocate(shape, tensor.dtype)
+        results[name] = backend.allocate(shape, tensor.storage)
     runner.run(buffers, results)
     return {name: buffer.read() for name, buffer in results.items()}
 

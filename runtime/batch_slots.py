@@ -36,7 +36,7 @@ class BatchSlots:
             raise RunFailed(f"caches of {rows} rows were asked for; the engine was built for {fixed}")
         self.slots, self.rows = slots, rows
         self._buffers = {
-            name: backend.allocate((slots, int(tensor.dims[1]), rows, int(tensor.dims[3])), tensor.dtype)
+            name: backend.allocate((slots, int(tensor.dims[1]), rows, int(tensor.dims[3])), tensor.storage)
             for name, tensor in self._caches.inputs.items()
         }
 

@@ -2,6 +2,7 @@
 
 A graph with in-place caches has an output `NAME_out` for every cache `NAME`, bound to the same buffer. A graph with
 read-only caches has an output `NAME_rows` with the new rows, which are copied in here.
+Caches in 8 bits are pairs, of codes and of their scales; nothing here looks into either.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _IN_PLACE, _ROWS = "_out", "_rows"
 
 @dataclass
 class CacheSet:
-    """Caches (1, H_kv, length, head_dim) by the name of the graph's input."""
+    """Caches (1, H_kv, length, head_dim) by the name of the graph's input; of scales (1, H_kv, length, 1)."""
 
     inputs: Mapping[str, TensorInfo]
     in_place: bool
@@ -39,8 +40,8 @@ class CacheSet:
             if name in self.buffers:
                 self.buffers[name] = self.buffers[name].with_rows(length, keep_rows)
             else:
-                _, heads, _, head_dim = tensor.dims
-                self.buffers[name] = backend.allocate((1, int(heads), length, int(head_dim)), tensor.dtype)
+                _, heads, _, width = tensor.dims
+                self.buffers[name] = backend.allocate((1, int(heads), length, int(width)), tensor.storage)
 
     def as_outputs(self) -> dict[str, Buffer]:
         """The same buffers under the names of the graph's outputs."""
@@ -51,7 +52,7 @@ class CacheSet:
         if self.in_place:
             return None
         return {
-            name + _ROWS: backend.allocate((1, int(t.dims[1]), rows, int(t.dims[3])), t.dtype)
+            name + _ROWS: backend.allocate((1, int(t.dims[1]), rows, int(t.dims[3])), t.storage)
             for name, t in self.inputs.items()
         }
 

@@ -82,7 +82,7 @@ def _trial(graph: GraphInfo) -> Mapping[str, Array]:
         elif tensor.name == "last_index":
             feeds[tensor.name] = np.array([_ROWS - 1])
         elif tensor.name == "write_index" or "cache" in tensor.name:
-            feeds[tensor.name] = np.zeros(shape, tensor.dtype)
+            feeds[tensor.name] = np.zeros(shape, tensor.storage)
         else:
             feeds[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
     return feeds

@@ -154,8 +154,8 @@ def check_bindings(
         raise RunFailed(f"{graph}: {side} missing: {missing or 'none'}, unknown: {extra or 'none'}")
     for name, tensor in declared.items():
         buffer = given[name]
-        if buffer.dtype.name != tensor.dtype:
-            raise RunFailed(f"{graph}: {name} is {buffer.dtype.name}, expected {tensor.dtype}")
+        if buffer.dtype.name != tensor.storage:
+            raise RunFailed(f"{graph}: {name} is {buffer.dtype.name}, expected {tensor.storage}")
         pairs = zip(tensor.dims, buffer.shape, strict=False)
         expected = tuple(symbols.setdefault(dim, extent) if isinstance(dim, str) else dim for dim, extent in pairs)
         if len(buffer.shape) != len(tensor.dims) or expected != buffer.shape:

@@ -44,18 +44,27 @@ SMALL_FILE_BYTES = 4 * 1024 * 1024
 _ENGINES_ONLY = ("bf16", "nvfp4")
 
 
+# What NumPy lacks -> as it holds the bytes.
+_STORED_AS = {"float8_e4m3fn": "uint8", "bfloat16": "uint16"}
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """An input or output of a graph; a string in `dims` is a dynamic dimension."""
 
     name: str
-    dtype: str  # as NumPy spells it
+    dtype: str  # as NumPy spells it, with the names of ml_dtypes for what NumPy lacks
     dims: tuple[int | str, ...]
 
     def __post_init__(self) -> None:
         _require_type(str, self, "name", "dtype")
         if not all(isinstance(dim, (int, str)) for dim in self.dims):
             raise TypeError(f"dims of {self.name} are {self.dims}, expected numbers and names")
+
+    @property
+    def storage(self) -> str:
+        """The type that NumPy holds it in: bytes for what it lacks."""
+        return _STORED_AS.get(self.dtype, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,18 @@ class Variant:
     quantization: Mapping[str, Any] | None = (
         None  # of int8 and int4: bits, block, method, keep; of fp8 and nvfp4: format, keep
     )
+    kv_cache: str | None = None  # how trunk and tail keep keys and values: int8 or fp8; None: as they compute
 
     def __post_init__(self) -> None:
         _require_type(str, self, "name", "dialect", "precision", "embedding", "embedding_dtype")
         _require_type(int, self, "opset")
+        if self.kv_cache is not None:
+            _require_type(str, self, "kv_cache")
+
+    @property
+    def numerics(self) -> str:
+        """All that decides how far results lie from float32, as `tolerances_of` takes it."""
+        return self.precision if self.kv_cache is None else f"{self.precision}-kv-{self.kv_cache}"
 
     @property
     def for_cpu(self) -> bool:
@@ -296,11 +313,12 @@ def _manifest(path: Path, value: object) -> Manifest:
     return manifest
 
 
-def _cpu_order(variant: Variant) -> tuple[bool, bool, bool, int, str]:
+def _cpu_order(variant: Variant) -> tuple[bool, bool, bool, bool, int, str]:
     exactness = ("fp32", "fp16", "int8", "fp8", "int4")
     rank = exactness.index(variant.precision) if variant.precision in exactness else len(exactness)
     computes_in_half = variant.precision != "fp32" and not variant.for_cpu
-    return variant.for_engines_only, variant.dialect != "fused", computes_in_half, rank, variant.name
+    coded = variant.kv_cache is not None
+    return variant.for_engines_only, variant.dialect != "fused", computes_in_half, coded, rank, variant.name
 
 
 def _graph_names(spec: ModelSpec) -> tuple[str, ...]:

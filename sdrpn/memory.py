@@ -23,7 +23,7 @@ __all__ = [
     "usual_context",
 ]
 
-_HALF, _FLOAT = 2, 4
+_BYTE, _HALF, _FLOAT = 1, 2, 4
 # What a compiler's own scratch memory adds to the activations, at least.
 _SCRATCH_BYTES = 8 << 20
 # Interpreter, ONNX Runtime, tokenizer and pictures: 41 MB without a graph, 160 MB with all and a small model.
@@ -67,8 +67,10 @@ def graph_weights_bytes(bundle: Bundle, variant: Variant) -> dict[str, int]:
     return {name: sum(files[file].size_bytes for file in graph.weights) for name, graph in variant.graphs.items()}
 
 
-def device_needs(spec: ModelSpec, weights_bytes: int, *, context: int, batch: int = 1) -> MemoryNeeds:
-    """Engines on a GPU: caches in fp16, prefill of the whole context at once.
+def device_needs(
+    spec: ModelSpec, weights_bytes: int, *, context: int, batch: int = 1, kv_cache: str | None = None
+) -> MemoryNeeds:
+    """Engines on a GPU: caches in fp16, or in 8 bits as a variant's `kv_cache` says; the whole context at once.
 
     The graphs run one after the other in one block of activations: the largest counts. A row holds four copies of the
     residual stream in fp32, and the packed projections in fp16; attention over more than one row works on a copy of
@@ -78,7 +80,8 @@ def device_needs(spec: ModelSpec, weights_bytes: int, *, context: int, batch: in
     llm = spec.llm
     row = 4 * llm.width * _FLOAT + _projections(spec) * _HALF + 2 * llm.kv_heads * llm.head_dim * _HALF
     activations = _SCRATCH_BYTES + context * row * 3 // 2 + 2 * context**2 + batch * llm.vocabulary * _FLOAT
-    return MemoryNeeds(weights_bytes, _caches_bytes(spec, context, batch, _HALF), activations, _images_bytes(spec))
+    caches = _caches_bytes(spec, context, batch, _HALF, kv_cache)
+    return MemoryNeeds(weights_bytes, caches, activations, _images_bytes(spec))
 
 
 def cpu_needs(
@@ -87,16 +90,18 @@ def cpu_needs(
     """ONNX Runtime on a CPU. What it maps from files and does not use again is not counted.
 
     `mapped_bytes`: of the weights that `sdrpn optimize` saved; None: they are packed in memory when graphs are loaded.
-    Its attention writes out the scores of every head, and a prefill is as long as a picture, a crop and a text.
+    Its attention writes out the scores of every head, and a prefill is as long as a picture, a crop and a text. Caches
+    in 8 bits are turned into floats a layer at a time: codes, and codes times scales, three of which are there at once.
     """
     spec = bundle.spec
     llm, rows = spec.llm, usual_context(spec, context)
     row = 4 * llm.width * _FLOAT + 2 * _projections(spec) * _FLOAT + llm.heads * context * _FLOAT
     element = _FLOAT if variant.precision == "fp32" or variant.for_cpu else _HALF
+    floats = 0 if variant.kv_cache is None else 3 * batch * context * llm.kv_heads * llm.head_dim * element
     return MemoryNeeds(
         weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
-        caches_bytes=_caches_bytes(spec, context, batch, element),
-        activations_bytes=_PROCESS_BYTES + rows * row + batch * llm.vocabulary * _FLOAT,
+        caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache),
+        activations_bytes=_PROCESS_BYTES + rows * row + floats + batch * llm.vocabulary * _FLOAT,
         images_bytes=_images_bytes(spec),
     )
 
@@ -135,12 +140,15 @@ def require_cpu_memory(
     )
 
 
-def _caches_bytes(spec: ModelSpec, context: int, batch: int, element_bytes: int) -> int:
-    """Keys and values of every layer, the RPN's with its key cache of the scores, and the taps in fp32."""
-    rpn_layers = 0 if spec.rpn is None else spec.rpn.layers - 1
-    row = spec.llm.kv_heads * spec.llm.head_dim * element_bytes
-    caches = 2 * (spec.llm.layers + rpn_layers) + (spec.rpn is not None)
-    return batch * context * (caches * row + spec.llm.width * _FLOAT)
+def _caches_bytes(spec: ModelSpec, context: int, batch: int, element_bytes: int, kv_cache: str | None) -> int:
+    """Keys and values of every layer, the RPN's with its key cache of the scores, and the taps in fp32.
+
+    In 8 bits, which the RPN's never are, every row of every head has a scale beside it.
+    """
+    llm, rpn_caches = spec.llm, 0 if spec.rpn is None else 2 * (spec.rpn.layers - 1) + 1
+    row = llm.kv_heads * llm.head_dim * element_bytes
+    own_row = row if kv_cache is None else llm.kv_heads * (llm.head_dim * _BYTE + element_bytes)
+    return batch * context * (2 * llm.layers * own_row + rpn_caches * row + llm.width * _FLOAT)
 
 
 def _projections(spec: ModelSpec) -> int:

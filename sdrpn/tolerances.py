@@ -33,6 +33,8 @@ class Tolerances:
     answers: float  # least share of questions with the same crops, and with the same tokens, or else at a tie
 
 
+_AT_LEAST = ("roi_cosine", "cosine", "box_iou", "answers")  # the others are at most
+
 TOLERANCES = {
     "fp32": Tolerances(
         # The same arithmetic in another order: 2e-6 over graphs of 2 to 6 layers (5e-6 for sharp RoI scores). The rest
@@ -121,8 +123,50 @@ TOLERANCES = {
 }
 
 
-def tolerances_of(precision: str) -> Tolerances:
-    """The limits for a precision as a manifest spells it. Raises BadInput for one that has none."""
+# What keys and values in 8 bits add: a variant with such caches is held to these where its precision has tighter ones.
+# Seen over random weights of up to 8 layers, and over the small trained model.
+CACHE_TOLERANCES = {
+    "int8": Tolerances(
+        # A row's entries are rounded to 1/254 of the largest, 4e-3; through three layers 2.1e-2 was seen.
+        values=5e-2,
+        roi_cosine=0.9995,  # 1 - 5e-6 was seen: the RPN's own caches stay as they are
+        roi_map=1e-2,
+        token_logit=2e-2,
+        mean=1e-2,  # 5e-3 was seen
+        cosine=0.9995,  # 1 - 7e-5 was seen
+        box_iou=0.95,
+        answers=0.95,
+    ),
+    "fp8": Tolerances(
+        # Four bits of every number: 1/16 of the largest entry, too.
+        values=2e-1,  # 7.3e-2 was seen
+        roi_cosine=0.999,  # 1 - 1.6e-4 was seen
+        roi_map=3e-2,
+        token_logit=5e-2,
+        mean=3e-2,  # 1.1e-2 was seen
+        cosine=0.998,  # 1 - 6.6e-4 was seen
+        box_iou=0.9,
+        answers=0.9,
+    ),
+}
+
+
+def tolerances_of(numerics: str) -> Tolerances:
+    """The limits for `Variant.numerics`: a precision as a manifest spells it, and maybe caches in 8 bits.
+
+    Raises: BadInput for one that has none
+    """
+    precision, _, kv_cache = numerics.partition("-kv-")
     if precision not in TOLERANCES:
         raise BadInput(f"precision {precision!r} has no limits; expected one of {', '.join(TOLERANCES)}")
-    return TOLERANCES[precision]
+    if not kv_cache:
+        return TOLERANCES[precision]
+    if kv_cache not in CACHE_TOLERANCES:
+        raise BadInput(f"caches in {kv_cache!r} have no limits; expected one of {', '.join(CACHE_TOLERANCES)}")
+    return _looser(TOLERANCES[precision], CACHE_TOLERANCES[kv_cache])
+
+
+def _looser(one: Tolerances, other: Tolerances) -> Tolerances:
+    least = {name: min(getattr(one, name), getattr(other, name)) for name in _AT_LEAST}
+    most = {name: max(getattr(one, name), getattr(other, name)) for name in vars(one) if name not in _AT_LEAST}
+    return Tolerances(**least, **most)

@@ -48,6 +48,18 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def coded_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` as fused-fp32, and with keys and values in 8 bits as far as that goes. Not to be written to."""
+    from sdrpn.export import ExportOptions, export_bundle
+
+    path = tmp_path_factory.mktemp("coded") / "bundle"
+    export_bundle(tiny_checkpoint, path)
+    for dialect, kv_cache in (("fused", "int8"), ("primitive", "int8"), ("primitive", "fp8")):
+        export_bundle(tiny_checkpoint, path, ExportOptions(dialect=dialect, kv_cache=kv_cache))  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture(scope="session")
 def text_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like `tiny_checkpoint`, with a tokenizer of bytes, two query heads a key head, and room for a prompt in bytes.
 

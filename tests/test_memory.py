@@ -31,6 +31,23 @@ def test_caches_by_hand(tiny_spec: ModelSpec) -> None:
     assert device_needs(tiny_spec, 7, context=100).weights_bytes == 7
 
 
+def test_caches_in_8_bits_by_hand(tiny_spec: ModelSpec) -> None:
+    """8 caches of the LLM: 64 bytes and the scales of 4 heads; 3 of the RPN as before."""
+    row = 8 * (64 + 4 * 2) + 3 * 64 * 2 + 64 * 4
+    assert device_needs(tiny_spec, 7, context=100, batch=2, kv_cache="int8").caches_bytes == 2 * 100 * row
+    assert device_needs(tiny_spec, 7, context=100, kv_cache="fp8").caches_bytes == 100 * row
+
+
+def test_a_cpu_reads_caches_in_8_bits_through_floats(coded_bundle: Path) -> None:
+    bundle = open_bundle(coded_bundle)
+    plain, coded = (
+        cpu_needs(bundle, bundle.variant(name), context=100) for name in ("fused-fp32", "fused-fp32-kv-int8")
+    )
+    assert coded.caches_bytes == 100 * (8 * (64 + 4 * 4) + 3 * 64 * 4 + 64 * 4)
+    assert coded.activations_bytes == plain.activations_bytes + 3 * 100 * 64 * 4
+    assert coded.weights_bytes == plain.weights_bytes
+
+
 def test_images_by_hand(tiny_spec: ModelSpec) -> None:
     assert device_needs(tiny_spec, 0, context=1).images_bytes == 3 * 4 * (3 * 56 * 56 + 16 * 64)
 

@@ -68,3 +68,8 @@ HALF_PRECISION_ABS = 4e-3
 
 # Mean difference, of 255, of a rendered scene between releases of the font library: edges of its few digits.
 FONT_RENDERING_MEAN = 0.5
+
+# A float's last digit may choose the next of 127 codes: a hundredth of a row's largest entry, through two layers.
+CODES_HIDDEN_ABS = 2e-2
+# The same of logits through four layers.
+REUSE_CODES_LOGITS_ABS = 2e-2

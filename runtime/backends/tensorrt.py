@@ -25,8 +25,6 @@ from sdrpn.runtime.runner import Buffer, Step, check_bindings
 
 __all__ = ["EngineOptions", "TensorRtBackend", "TensorRtRunner"]
 
-_STORED_AS = {"bfloat16": "uint16"}
-
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -315,7 +313,7 @@ def _as_built(declared: Sequence[TensorInfo], engine: Engine) -> dict[str, Tenso
                 built if dim == "cache_length" and built > 0 else dim
                 for dim, built in zip(dims, facts.dims, strict=True)
             )
-        found[tensor.name] = TensorInfo(tensor.name, _STORED_AS.get(tensor.dtype, tensor.dtype), dims)
+        found[tensor.name] = TensorInfo(tensor.name, tensor.dtype, dims)
     return found
 
 

@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--graphs", metavar="A,B", help="of vision, trunk, rpn, tail (default: all that the model has)")
     parser.add_argument("--precision", metavar="NAME", help="of the target's (default: its best that the bundle has)")
     parser.add_argument(
+        "--kv-cache",
+        choices=("int8", "fp8"),
+        help="build from a variant that keeps keys and values in 8 bits, which `sdrpn export --dialect primitive "
+        "--kv-cache` writes (default: from one that does not)",
+    )
+    parser.add_argument(
         "--max-context",
         metavar="N",
         type=positive_int,
@@ -139,6 +145,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     return BuildOptions(
         graphs=None if args.graphs is None else tuple(filter(None, args.graphs.split(","))),
         precision=args.precision,
+        kv_cache=args.kv_cache,
         max_context=args.max_context,
         max_batch=args.max_batch,
         opt_level=args.opt_level,

@@ -131,7 +131,7 @@ def _compare_variant(
         yield from compare_embedding(model, variant, table.rows)
         with Session.open(runs.path, variant=variant.name, verify=False) as session:
             answer = answers_of(session, steps)
-            yield from compare_answers(model, questions, answer, variant=variant.name, precision=variant.precision)
+            yield from compare_answers(model, questions, answer, variant=variant.name, precision=variant.numerics)
 
 
 def _signature_from_file(path: Path) -> GraphSignature:

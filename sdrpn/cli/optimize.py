@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention",
         choices=("group-query", "standard"),
-        help="standard: leave the attention as exported (default: group-query; standard for the dialect primitive)",
+        help="standard: leave the attention as exported (default: group-query; standard for the dialect primitive and "
+        "for caches in 8 bits)",
     )
     parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
@@ -63,9 +64,15 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle)
     variant = bundle.variant(args.variant)
     require_onnxruntime(bundle, variant)
-    attention = args.attention or ("group-query" if variant.dialect == "fused" else "standard")
+    replaceable = variant.dialect == "fused" and variant.kv_cache is None
+    attention = args.attention or ("group-query" if replaceable else "standard")
     if attention == "group-query" and variant.dialect != "fused":
         raise BadInput(f"{variant.name} has no attention operators to replace; use --attention standard")
+    if attention == "group-query" and variant.kv_cache is not None:
+        raise BadInput(
+            f"{variant.name} has a scale for every row of its caches, and ONNX Runtime's operator takes one for all; "
+            "use --attention standard"
+        )
     with importing_extra("export", "sdrpn optimize"):
         import sdrpn.export  # noqa: F401
     folder = optimized_folder(bundle, variant, onnxruntime_version(), read_cpu())

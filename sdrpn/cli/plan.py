@@ -1,12 +1,15 @@
 """`sdrpn plan`: what a bundle takes in memory before anything is built or loaded.
 
 The JSON form is an object: bundle, variant, device, context, batch, memory_bytes (null where not known), needs
-(weights, caches, activations and images in bytes), total_bytes, fits (null where memory_bytes is), largest_context.
+(weights, caches, activations and images in bytes), total_bytes, fits (null where memory_bytes is), largest_context,
+kv_cache (int8, fp8, or null for caches in the type that the graphs compute in), other (the same variant with the other
+kind of caches: kv_cache, caches_bytes, largest_context).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
 HELP = "say how much memory a bundle takes on a device"
 DESCRIPTION = """\
 Add up what a bundle takes in memory while it answers: weights, caches, activations and image buffers; and say which
-context fits. For a target, engines as `sdrpn build` makes them; without one, ONNX Runtime on this machine's CPU. The
-same sums decide whether `sdrpn build` and `sdrpn ask` start. Exits 1 where it does not fit.
+context fits, also with the other kind of caches (8 bits, as `sdrpn export --kv-cache` makes them, or not). For a
+target, engines as `sdrpn build` makes them; without one, ONNX Runtime on this machine's CPU. The same sums decide
+whether `sdrpn build` and `sdrpn ask` start. Exits 1 where it does not fit.
 
   sdrpn plan bundle --target jetson-agx-orin-jp72 --context 2048 --batch 2
   sdrpn plan bundle
@@ -47,7 +51,15 @@ class _Place:
     device: str
     memory_bytes: int | None
     variant: Variant
-    needs_of: Callable[[int], MemoryNeeds]
+    needs_of: Callable[[Variant, int], MemoryNeeds]
+
+    def largest_context(self, variant: Variant, limit: int) -> int:
+        """That fits; 0: none."""
+        from sdrpn.memory import fitting_context
+
+        if self.memory_bytes is None:
+            return limit
+        return fitting_context(lambda context: self.needs_of(variant, context), self.memory_bytes, limit)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.bundle import open_bundle
     from sdrpn.cli.output import print_json, print_table
     from sdrpn.errors import ContextTooLong
-    from sdrpn.memory import fitting_context
     from sdrpn.shipped import bundle_name
     from sdrpn.sizes import text_from_bytes
 
@@ -65,14 +76,17 @@ def run(args: argparse.Namespace) -> int:
     if context > limit:
         raise ContextTooLong(f"--context {context} is above the bundle's {limit}; export with a larger one first")
     place = _this_machine(bundle, args) if args.target is None else _on_target(bundle, args)
-    needs = place.needs_of(context)
+    variant = place.variant
+    needs = place.needs_of(variant, context)
     fits = None if place.memory_bytes is None else needs.total_bytes <= place.memory_bytes
-    largest = limit if place.memory_bytes is None else fitting_context(place.needs_of, place.memory_bytes, limit)
+    largest = place.largest_context(variant, limit)
+    other = dataclasses.replace(variant, kv_cache="int8" if variant.kv_cache is None else None)
+    other_bytes, other_largest = place.needs_of(other, context).caches_bytes, place.largest_context(other, limit)
     if args.json:
         print_json(
             {
                 "bundle": bundle_name(args.bundle),
-                "variant": place.variant.name,
+                "variant": variant.name,
                 "device": place.device,
                 "context": context,
                 "batch": args.batch,
@@ -81,17 +95,27 @@ def run(args: argparse.Namespace) -> int:
                 "total_bytes": needs.total_bytes,
                 "fits": fits,
                 "largest_context": largest,
+                "kv_cache": variant.kv_cache,
+                "other": {
+                    "kv_cache": other.kv_cache,
+                    "caches_bytes": other_bytes,
+                    "largest_context": other_largest,
+                },
             }
         )
     else:
         memory = "" if place.memory_bytes is None else f" of {text_from_bytes(place.memory_bytes)}"
         verdict = {True: "fits", False: "does not fit", None: "not known"}[fits]
         rows = [
-            ("variant", place.variant.name),
+            ("variant", variant.name),
             ("context, batch", f"{context}, {args.batch}"),
             *((name, text_from_bytes(size)) for name, size in needs.parts),
             ("together", f"{text_from_bytes(needs.total_bytes)}{memory}: {verdict}"),
             ("largest context that fits", f"{largest} of {limit}" if largest else "none"),
+            (
+                f"with {f'--kv-cache {other.kv_cache}' if other.kv_cache else 'caches of floats'}",
+                f"caches {text_from_bytes(other_bytes)}, largest context {other_largest or 'none'}",
+            ),
         ]
         print_table((place.device, ""), rows)
     return 1 if fits is False else 0
@@ -109,7 +133,7 @@ def _this_machine(bundle: Bundle, args: argparse.Namespace) -> _Place:
         "this machine's CPU" if mapped_bytes is None else "this machine's CPU, optimized graphs",
         read_machine().memory_available_bytes,
         variant,
-        lambda context: cpu_needs(bundle, variant, context=context, batch=args.batch, mapped_bytes=mapped_bytes),
+        lambda one, context: cpu_needs(bundle, one, context=context, batch=args.batch, mapped_bytes=mapped_bytes),
     )
 
 
@@ -124,5 +148,7 @@ def _on_target(bundle: Bundle, args: argparse.Namespace) -> _Place:
         f"{target.name}: {target.device}",
         target.memory_bytes,
         variant,
-        lambda context: device_needs(bundle.spec, weights_bytes, context=context, batch=args.batch),
+        lambda one, context: device_needs(
+            bundle.spec, weights_bytes, context=context, batch=args.batch, kv_cache=one.kv_cache
+        ),
     )

@@ -194,13 +194,13 @@ def _verify_variant(
         if all(check.expected is None for check in checks):  # else a graph does not run, and cannot answer
             with Session.open(runs.path, variant=variant.name, backend="onnxruntime", verify=False) as session:
                 answer = answers_of(session, steps)
-                checks += answer_parity(model, questions, answer, variant=variant.name, precision=variant.precision)
+                checks += answer_parity(model, questions, answer, variant=variant.name, precision=variant.numerics)
         yield from checks
     yield from peak_checks(variant, peaks)
     if engines_of is not None:
         with Session.open(bundle.path, target=engines_of, backend="tensorrt", verify=False) as session:
             answer = answers_of(session, steps)
-            found = answer_parity(model, questions, answer, variant=variant.name, precision=variant.precision)
+            found = answer_parity(model, questions, answer, variant=variant.name, precision=variant.numerics)
             yield from _of_engines(found)
 
 

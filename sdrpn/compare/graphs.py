@@ -63,7 +63,9 @@ def compare_graphs(
         max_context: positions that the bundle has
         files: what the graph files themselves declare, to be checked beside what the manifest says of them
     """
-    expected = expected_signatures(model.spec, variant.dialect, variant.precision, for_cpu=variant.for_cpu)
+    expected = expected_signatures(
+        model.spec, variant.dialect, variant.precision, for_cpu=variant.for_cpu, kv_cache=variant.kv_cache
+    )
     for graph in (name for name in variant.graphs if name not in expected):
         yield Check(variant.name, graph, "names", "graph", "a graph that the model does not have", "none", ok=False)
     for name, signature in expected.items():
@@ -80,7 +82,7 @@ def compare_graphs(
 
 def compare_embedding(model: SdRpnModel, variant: Variant, rows: Callable[[Sequence[int]], Array]) -> Iterator[Check]:
     """Check the whole token embedding table, which is no graph; `rows` gives (len(ids), D) for ids."""
-    limit, step, worst = tolerances_of(variant.precision).values, 4096, 0.0
+    limit, step, worst = tolerances_of(variant.numerics).values, 4096, 0.0
     for first in range(0, model.spec.llm.vocabulary, step):
         ids = range(first, min(first + step, model.spec.llm.vocabulary))
         worst = max(worst, relative_difference(rows(ids), model.embed.weight[ids.start : ids.stop].numpy()))
@@ -149,7 +151,7 @@ class _GraphChecker:
 
     def runs(self, run: RunGraph) -> Iterator[Check]:
         """Run the graph and check shapes, then values, until a run has wrong shapes."""
-        trials = graph_trials(self.model, self.graph, self.expected, self.variant.dialect, max_context=self.max_context)
+        trials = graph_trials(self.model, self.graph, self.expected, self.variant, max_context=self.max_context)
         for trial in trials:
             try:
                 results = run(self.graph, trial.feeds)
@@ -170,7 +172,8 @@ class _GraphChecker:
             yield self._check("shapes", f"{name}, {trial.label}", str(found), str(shape), ok=found == shape)
 
     def _values(self, trial: Trial, results: Mapping[str, Array]) -> Iterator[Check]:
-        limit = tolerances_of(self.variant.precision).values
+        results = trial.decoded(results)
+        limit = tolerances_of(self.variant.numerics).values
         for name, expected in trial.expected.items():
             found = results[name][tuple(slice(extent) for extent in expected.shape)]
             label = f"{name}, {trial.label}"

@@ -50,11 +50,13 @@ def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_cont
         run: runs a graph by name; an error of ours is a failed check
         max_context: positions that the bundle has
     """
-    signatures = expected_signatures(model.spec, variant.dialect, variant.precision, for_cpu=variant.for_cpu)
+    signatures = expected_signatures(
+        model.spec, variant.dialect, variant.precision, for_cpu=variant.for_cpu, kv_cache=variant.kv_cache
+    )
     for name, signature in signatures.items():
-        for trial in graph_trials(model, name, signature, variant.dialect, max_context=max_context):
+        for trial in graph_trials(model, name, signature, variant, max_context=max_context):
             try:
-                results = run(name, trial.feeds)
+                results = trial.decoded(run(name, trial.feeds))
             except SdrpnError as error:
                 yield Check(variant.name, name, "values", trial.label, f"did not run: {error}", "arrays", ok=False)
                 break
@@ -194,7 +196,7 @@ def _measured(
     variant: Variant, graph: str, trial: Trial, output: str, found: Array | None, expected: Array
 ) -> Iterator[Check]:
     """One output of one run. Of a whole cache only the rows that this run wrote."""
-    limits, label = tolerances_of(variant.precision), f"{output}, {trial.label}"
+    limits, label = tolerances_of(variant.numerics), f"{output}, {trial.label}"
     if (
         found is None
         or found.ndim != expected.ndim

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sdrpn.bundle import TensorInfo
+from sdrpn.cache_codes import row_codes, scale_cache_name
 from sdrpn.errors import BadInput
 from sdrpn.spec import ModelSpec
 
@@ -45,18 +46,21 @@ class GraphSignature:
 
 
 def expected_signatures(
-    spec: ModelSpec, dialect: str, precision: str, *, for_cpu: bool = False
+    spec: ModelSpec, dialect: str, precision: str, *, for_cpu: bool = False, kv_cache: str | None = None
 ) -> dict[str, GraphSignature]:
     """Vision, trunk, RPN (where the model has one) and tail. Raises BadInput for an unknown dialect or precision.
 
-    `for_cpu`: of the two forms of a quantised variant, the one that computes in fp32.
+    `for_cpu`: of the two forms of a quantised variant, the one that computes in fp32. `kv_cache`: how trunk and tail
+    keep keys and values, as a variant says it.
     """
     if dialect not in _CACHE_OUTPUTS or precision not in _CACHE_DTYPES:
         raise BadInput(
             f"a {dialect}-{precision} variant is unknown; expected {' or '.join(_CACHE_OUTPUTS)}, "
             f"in {' or '.join(_CACHE_DTYPES)}"
         )
-    graphs = _Graphs(spec, dialect, "float32" if for_cpu else _CACHE_DTYPES[precision])
+    codes = row_codes(kv_cache)
+    code_dtype = None if codes is None else codes.dtype
+    graphs = _Graphs(spec, dialect, "float32" if for_cpu else _CACHE_DTYPES[precision], code_dtype)
     signatures = {"vision": graphs.vision(), "trunk": graphs.trunk()}
     if spec.rpn is not None:
         signatures["rpn"] = graphs.rpn(spec.rpn.layers)
@@ -73,6 +77,7 @@ class _Graphs:
     spec: ModelSpec
     dialect: str
     cache_dtype: str
+    code_dtype: str | None  # of keys and values in 8 bits, whose scales are in `cache_dtype`
 
     def vision(self) -> GraphSignature:
         vision = self.spec.vision
@@ -80,11 +85,11 @@ class _Graphs:
         return GraphSignature.of([pixels], [_float("image_embeds", "images", vision.image_tokens, self.spec.llm.width)])
 
     def trunk(self) -> GraphSignature:
-        caches = _layer_caches(range(self.spec.tap_layer))
+        caches = self._layer_caches(range(self.spec.tap_layer), self.code_dtype)
         return self._decoder("inputs_embeds", caches, [self._hidden("tap")], last_index=False)
 
     def tail(self) -> GraphSignature:
-        caches = _layer_caches(range(self.spec.tap_layer, self.spec.llm.layers))
+        caches = self._layer_caches(range(self.spec.tap_layer, self.spec.llm.layers), self.code_dtype)
         return self._decoder("tap", caches, [_float("logits", "batch", self.spec.llm.vocabulary)], last_index=True)
 
     def rpn(self, layers: int) -> GraphSignature:
@@ -92,30 +97,37 @@ class _Graphs:
         scores = [_float("scores", "batch", self.spec.llm.heads, "cache_length")]
         if self.dialect == "primitive":  # its cache is read only: the new rows are scored apart
             scores.append(_float("new_scores", "batch", self.spec.llm.heads, "sequence"))
-        caches = [*_layer_caches(range(layers - 1)), "score_key_cache"]
+        score_keys = TensorInfo("score_key_cache", self.cache_dtype, self._cache_dims(self.spec.llm.head_dim))
+        caches = [*self._layer_caches(range(layers - 1), None), score_keys]
         return self._decoder("tap", caches, scores, last_index=True)
 
     def _decoder(
-        self, hidden: str, caches: list[str], results: list[TensorInfo], *, last_index: bool
+        self, hidden: str, caches: list[TensorInfo], results: list[TensorInfo], *, last_index: bool
     ) -> GraphSignature:
         indices = [_int("position_ids", "batch", "sequence"), _int("write_index", "batch")]
         if last_index:
             indices.append(_int("last_index", "batch"))
         length = _CACHE_OUTPUTS[self.dialect][1]
-        cache_inputs = [self._cache(name, "cache_length") for name in caches]
-        cache_outputs = [self._cache(cache_output_name(self.dialect, name), length) for name in caches]
-        return GraphSignature.of([self._hidden(hidden), *indices, *cache_inputs], [*results, *cache_outputs])
+        cache_outputs = [
+            TensorInfo(cache_output_name(self.dialect, one.name), one.dtype, (*one.dims[:2], length, one.dims[3]))
+            for one in caches
+        ]
+        return GraphSignature.of([self._hidden(hidden), *indices, *caches], [*results, *cache_outputs])
 
     def _hidden(self, name: str) -> TensorInfo:
         return _float(name, "batch", "sequence", self.spec.llm.width)
 
-    def _cache(self, name: str, length: str) -> TensorInfo:
-        llm = self.spec.llm
-        return TensorInfo(name, self.cache_dtype, ("batch", llm.kv_heads, length, llm.head_dim))
+    def _layer_caches(self, layers: range, code_dtype: str | None) -> list[TensorInfo]:
+        """Keys and values of every layer; in 8 bits with a scale for each row and head beside them."""
+        names = [f"{part}_cache.{layer}" for layer in layers for part in ("key", "value")]
+        dims = self._cache_dims(self.spec.llm.head_dim)
+        if code_dtype is None:
+            return [TensorInfo(name, self.cache_dtype, dims) for name in names]
+        scales = [TensorInfo(scale_cache_name(name), self.cache_dtype, self._cache_dims(1)) for name in names]
+        return [*(TensorInfo(name, code_dtype, dims) for name in names), *scales]
 
-
-def _layer_caches(layers: range) -> list[str]:
-    return [f"{part}_cache.{layer}" for layer in layers for part in ("key", "value")]
+    def _cache_dims(self, width: int) -> Dims:
+        return "batch", self.spec.llm.kv_heads, "cache_length", width
 
 
 def _float(name: str, *dims: int | str) -> TensorInfo:

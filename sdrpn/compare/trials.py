@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdrpn.bundle import Variant
+from sdrpn.cache_codes import RowCodes, decoded_caches, row_codes, scale_cache_name
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.compare.signatures import GraphSignature, cache_output_name
 from sdrpn.image import base_pixels
@@ -39,21 +41,28 @@ class Trial:
     label: str
     feeds: dict[str, Array]
     expected: dict[str, Array]
+    codes: RowCodes | None = None  # of the caches
+
+    def decoded(self, results: Mapping[str, Array]) -> Mapping[str, Array]:
+        """What came out, rows in 8 bits as the numbers that they stand for."""
+        return results if self.codes is None else decoded_caches(self.codes, results)
 
 
 def graph_trials(
-    model: SdRpnModel, graph: str, signature: GraphSignature, dialect: str, *, max_context: int
+    model: SdRpnModel, graph: str, signature: GraphSignature, variant: Variant, *, max_context: int
 ) -> Iterator[Trial]:
     """The runs of "vision", "trunk", "rpn" or "tail".
 
     Args:
         model: float32
         signature: gives the types of the caches
+        variant: gives its dialect, and how caches are kept
         max_context: positions that the graph knows
     """
     if graph == "vision":
         return _vision_trials(model)
-    return _DecoderTrials(model, graph, dialect, max_context).all(signature)
+    codes = None if graph == "rpn" else row_codes(variant.kv_cache)
+    return _DecoderTrials(model, graph, variant.dialect, max_context, codes).all(signature)
 
 
 @torch.inference_mode()
@@ -104,8 +113,8 @@ class _DecoderTrials:
     there, without a cache as long as that.
     """
 
-    def __init__(self, model: SdRpnModel, graph: str, dialect: str, max_context: int) -> None:
-        self.model, self.graph, self.dialect = model, graph, dialect
+    def __init__(self, model: SdRpnModel, graph: str, dialect: str, max_context: int, codes: RowCodes | None) -> None:
+        self.model, self.graph, self.dialect, self.codes = model, graph, dialect, codes
         self.near_rows = min(_ROWS, max_context)
         last_position = min(max_context - 1, _LAST_POSITION)
         far = [last_position] if last_position >= self.near_rows else []
@@ -127,7 +136,7 @@ class _DecoderTrials:
             cache_feeds = self._cache_feeds(caches, chunk, signature)
             expected = self._results(tap, chunk) | self._cache_results(caches, cache_feeds, chunk)
             wanted = {name: feeds[name] for name in feeds if name in signature.inputs}
-            yield Trial(chunk.label, wanted | cache_feeds, expected)
+            yield Trial(chunk.label, wanted | cache_feeds, expected, self.codes)
 
     def _chunks(self) -> Iterator[_Chunk]:
         """A prefill, more rows behind it, one row, and one row at the end of the context."""
@@ -199,15 +208,20 @@ class _DecoderTrials:
             batch, heads, _, head_dim = rows.shape
             feed = 3 * self.rng.standard_normal((batch, heads, chunk.cache_length, head_dim), np.float32)
             feed[:, :, : chunk.start] = rows[:, :, : chunk.start]
-            dtype = signature.inputs[name].dtype
-            feeds[name] = feed.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+            if self.codes is None:
+                dtype = signature.inputs[name].dtype
+                feeds[name] = feed.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+            else:
+                scales = scale_cache_name(name)
+                feeds[name], feeds[scales] = self.codes.encoded(feed, signature.inputs[scales].dtype)
         return feeds
 
     def _cache_results(
         self, caches: Mapping[str, Array], feeds: Mapping[str, Array], chunk: _Chunk
     ) -> dict[str, Array]:
-        """New rows alone, or the whole cache with nothing but the new rows changed."""
+        """New rows alone, or the whole cache with nothing but the new rows changed; rows in 8 bits as numbers."""
         results = {}
+        feeds = feeds if self.codes is None else decoded_caches(self.codes, feeds)
         for name, rows in caches.items():
             new = rows[:, :, chunk.start : chunk.stop]
             if self.dialect == "fused":

@@ -85,6 +85,7 @@ def test_a_dry_run_writes_nothing(sdrpn: Command, bundle: Path) -> None:
         ((*TARGET, "--max-context", 257), "is above the bundle's 256"),
         ((*TARGET, "--opt-level", 6), "argument --opt-level: invalid choice: 6"),
         ((*TARGET, "--precision", "int4"), "takes variant fused-int4; "),
+        ((*TARGET, "--kv-cache", "int8"), "takes variant primitive-fp8-kv-int8 or "),
         ((*TARGET, "--timing-cache", "t"), "--timing-cache is of no use to tensorrt-rtx"),
         ((*TARGET, "--hardware-compat"), "tensorrt-rtx has no --hardware-compat; list all compute_capabilities"),
         ((*TARGET, "--version-compatible"), "run with the release that built them and no other"),

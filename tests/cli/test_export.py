@@ -104,6 +104,18 @@ class TestOutput:
         assert found["variants"] == ["fused-fp16", "fused-fp32"]
         verify(tmp_path / "bundle")
 
+    def test_caches_in_8_bits_are_a_variant_on_the_same_weights(
+        self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        arguments = ("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--json")
+        sdrpn(*arguments)
+        before = set(open_bundle(tmp_path / "bundle").manifest.files)
+        found = sdrpn(*arguments, "--kv-cache", "int8").json()
+        assert (found["variant"], found["variants"]) == ("fused-fp32-kv-int8", ["fused-fp32", "fused-fp32-kv-int8"])
+        added = set(open_bundle(tmp_path / "bundle").manifest.files) - before
+        assert {name.split(".")[-1] for name in added} == {"onnx"}
+        verify(tmp_path / "bundle")
+
     def test_a_plain_llava_is_said_to_be_one(self, sdrpn: Command, tiny_spec: ModelSpec, tmp_path: Path) -> None:
         write_random_checkpoint(tmp_path / "plain", dataclasses.replace(tiny_spec, rpn=None), layout="llava")
         outcome = sdrpn("export", tmp_path / "plain", "--out", tmp_path / "bundle")
@@ -183,10 +195,15 @@ class TestRefusals:
         message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", f"--max-context={wanted}"))
         assert message.startswith("argument --max-context: ")
 
-    @pytest.mark.parametrize("option", ["--precision=fp7", "--dialect=sparse", "--colour=blue"])
+    @pytest.mark.parametrize("option", ["--precision=fp7", "--dialect=sparse", "--colour=blue", "--kv-cache=int4"])
     def test_an_unknown_choice(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path, option: str) -> None:
         message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", option))
         assert message.endswith("(see sdrpn export --help)") or option in message
+
+    def test_caches_that_nothing_writes_into(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        outcome = sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--kv-cache", "fp8")
+        assert "caches in fp8 are unknown to the dialect fused" in refusal(outcome)
+        assert not (tmp_path / "bundle").exists()
 
     def test_no_out(self, sdrpn: Command, tiny_checkpoint: Path) -> None:
         assert "the following arguments are required: --out" in refusal(sdrpn("export", tiny_checkpoint))

@@ -25,17 +25,18 @@ from tests.cli.command import Command, refusal
 from tests.pictures import photo
 from tests.tolerances import REUSE_LOGITS_ABS
 
-INT4 = "fused-int4-cpu"
+INT4, CODED = "fused-int4-cpu", "fused-fp32-kv-int8"
 BEFORE, AFTER = (1, 5, 9), (7, 11, 12, 30)
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
 @pytest.fixture(scope="module")
 def exported(text_checkpoint: Path, text_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fused-fp32, primitive-fp32, and int4."""
+    """fused-fp32, primitive-fp32, int4, and caches in 8 bits."""
     path = tmp_path_factory.mktemp("optimize") / "bundle"
     shutil.copytree(text_bundle, path)
     export_bundle(text_checkpoint, path, ExportOptions("int4"))
+    export_bundle(text_checkpoint, path, ExportOptions(kv_cache="int8"))
     return path
 
 
@@ -50,7 +51,7 @@ def optimized(sdrpn: Command, bundle: Path, *arguments: object) -> Path:
     return Path(json.loads(sdrpn("optimize", bundle, "--threads", 1, *arguments, "--json").out)["folder"])
 
 
-@pytest.mark.parametrize("variant", ["fused-fp32", INT4, "primitive-fp32"])
+@pytest.mark.parametrize("variant", ["fused-fp32", INT4, "primitive-fp32", CODED])
 def test_answers_are_those_of_the_bundles_own_graphs(sdrpn: Command, bundle: Path, variant: str) -> None:
     folder = optimized(sdrpn, bundle, "--variant", variant)
     answers = []
@@ -137,6 +138,14 @@ class TestRefusals:
     def test_group_query_attention_without_attention_operators(self, sdrpn: Command, bundle: Path) -> None:
         outcome = sdrpn("optimize", bundle, "--variant", "primitive-fp32", "--attention", "group-query")
         assert refusal(outcome) == "primitive-fp32 has no attention operators to replace; use --attention standard"
+
+    def test_group_query_attention_with_a_scale_for_every_row(self, sdrpn: Command, bundle: Path) -> None:
+        outcome = sdrpn("optimize", bundle, "--variant", CODED, "--attention", "group-query")
+        expected = (
+            f"{CODED} has a scale for every row of its caches, and ONNX Runtime's operator takes one for all; "
+            "use --attention standard"
+        )
+        assert refusal(outcome) == expected
 
     def test_too_little_space(self, sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(10**9, 10**9 - 1000, 1000))

@@ -35,6 +35,23 @@ def test_a_target_takes_the_variant_that_build_takes(sdrpn: Command, bundle: Pat
     assert plan["memory_bytes"] == 24_000_000_000
 
 
+def test_what_caches_in_8_bits_would_save(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = json.loads(sdrpn("plan", bundle, "--json").out)
+    assert (plan["kv_cache"], plan["other"]["kv_cache"]) == (None, "int8")
+    assert plan["other"]["caches_bytes"] < 0.6 * plan["needs"]["caches_bytes"]
+    with_memory(monkeypatch, plan["total_bytes"] - 1)
+    less = json.loads(sdrpn("plan", bundle, "--json").out)
+    assert less["largest_context"] < less["other"]["largest_context"] == 256
+    assert "with --kv-cache int8       caches " in sdrpn("plan", bundle).out
+
+
+def test_what_they_save(sdrpn: Command, coded_bundle: Path) -> None:
+    plan = json.loads(sdrpn("plan", coded_bundle, "--variant", "fused-fp32-kv-int8", "--json").out)
+    assert (plan["kv_cache"], plan["other"]["kv_cache"]) == ("int8", None)
+    assert plan["needs"]["caches_bytes"] < 0.6 * plan["other"]["caches_bytes"]
+    assert "with caches of floats      caches " in sdrpn("plan", coded_bundle, "--variant", "fused-fp32-kv-int8").out
+
+
 def test_batch_costs_caches(sdrpn: Command, bundle: Path) -> None:
     one, four = (
         json.loads(sdrpn("plan", bundle, "--target", "l4", "--batch", batch, "--json").out)["needs"]["caches_bytes"]

@@ -21,6 +21,7 @@ from sdrpn.engine_manifest import EngineManifest, engine_paths, read_engine_mani
 from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, builder, plan_engines, read_target
 from sdrpn.engines import plan as planning
 from sdrpn.engines.flavour import CompileRequest, compile_graph
+from sdrpn.engines.graph_file import graph_with_context
 from sdrpn.engines.profiles import profiles_of
 from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
@@ -173,6 +174,30 @@ class TestEngines:
         recipe = target(compute_capabilities=("SM90",))
         with pytest.raises(BadInput, match=r"tensorrt-rtx 1\..* does not build for SM90; it knows SM120, SM121, SM75"):
             build(bundle, TRUNK, recipe)
+
+    @pytest.mark.parametrize(("kv_cache", "kind"), [("int8", "Int8"), ("fp8", "FP8")])
+    def test_caches_in_8_bits(self, wide_bundle: Path, bundle: Path, kv_cache: str, kind: str) -> None:
+        """Codes stay codes but for one layer at a time, whose rows are written out for its attention."""
+        options = ExportOptions("fp16", "primitive", kv_cache=kv_cache)
+        export_bundle(wide_bundle.parent / "checkpoint", bundle, options)
+        recipe = target(compute_capabilities=("SM89",))
+        (one,) = build(bundle, BuildOptions(graphs=("trunk",), kv_cache=kv_cache), recipe)
+        assert one.manifest.variant == f"primitive-fp16-kv-{kv_cache}"
+        assert one.manifest.passed_kernel_gate
+        (remark,) = one.manifest.kernel_gate
+        assert re.fullmatch(r"remark: profile decode copies \d caches, one layer at a time, .*", remark)
+        kernels = json.loads(engine_paths(bundle, recipe.name, "trunk")[2].read_text())
+        read = {(t["name"], t["dtype"]) for kernel in kernels for t in kernel["inputs"]}
+        assert {(f"{part}_cache.{layer}", kind) for part in ("key", "value") for layer in (0, 1)} <= read
+
+    def test_tensorrt_does_not_update_caches_in_8_bits(self, wide_bundle: Path, bundle: Path) -> None:
+        """Why `build` takes the dialect `primitive` for them."""
+        manifest = export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("fp16", kv_cache="int8"))
+        path = bundle / manifest.variants["fused-fp16-kv-int8"].graphs["trunk"].file
+        graph = graph_with_context(path, 256).content
+        request = CompileRequest("tensorrt-rtx", str(path), graph, ("SM89",), {}, None, None)
+        with pytest.raises(BadInput, match="cache has type Int8 but must have type Float, Half, or BFloat16"):
+            compile_graph(request, lambda *event: None)
 
     def test_an_export_that_adds_a_variant_keeps_engines(
         self, wide_bundle: Path, bundle: Path, tiny_spec: ModelSpec

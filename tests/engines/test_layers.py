@@ -79,6 +79,14 @@ class TestGate:
         verdict = judged(tiny_spec, listing())
         assert (verdict, verdict.lines) == (Verdict(), ())
 
+    def test_a_copy_with_the_new_row_behind_is_worth_a_remark(self, tiny_spec: ModelSpec) -> None:
+        """Of all heads and requests together, keys turned round."""
+        keys = line("__myl_ConcTran_myl0_8", tensor("k", "-1,16,257"))
+        values = line("__myl_Conc_myl0_9", tensor("v", "-1,257,16"))
+        verdict = judged(tiny_spec, listing(more=(keys, values)))
+        told = "profile decode copies 2 caches, one layer at a time, before it attends to them"
+        assert (verdict.faults, verdict.remarks) == ((), (told,))
+
     def test_a_copy_of_a_cache_in_a_decode_step(self, tiny_spec: ModelSpec) -> None:
         (fault,) = judged(tiny_spec, listing(copies=True)).faults
         assert fault == "__myl_Move_myl0_8 writes copy [-1, 4, 256, 16], as large as a whole cache"

@@ -43,6 +43,26 @@ class TestPrecision:
             plan_engines(wide_bundle, target(precisions=("int4", "fp16")), BuildOptions(precision="int4"))
 
 
+class TestCaches:
+    """TensorRT updates caches in 16 and 32 bits only: with 8, rows are put in from outside."""
+
+    def test_int8_is_in_the_dialect_primitive_whatever_the_targets_is(self, wide_bundle: Path, bundle: Path) -> None:
+        export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("fp16", "primitive", kv_cache="int8"))
+        whole = plan_engines(bundle, target(), BuildOptions())
+        coded = plan_engines(bundle, target(), BuildOptions(kv_cache="int8"))
+        assert (whole.variant.name, coded.variant.name) == ("fused-fp16", "primitive-fp16-kv-int8")
+        assert coded.estimate.device.caches_bytes < 0.7 * whole.estimate.device.caches_bytes
+
+    def test_a_variant_that_is_not_there(self, wide_bundle: Path) -> None:
+        advice = r"takes variant primitive-fp16-kv-int8; .*--dialect primitive --precision fp16 --kv-cache int8"
+        with pytest.raises(BadInput, match=advice):
+            plan_engines(wide_bundle, target(), BuildOptions(kv_cache="int8"))
+
+    def test_fp8_needs_a_gpu_that_has_it(self, wide_bundle: Path) -> None:
+        with pytest.raises(BadInput, match=r"target mine has no fp8: SM86, and SM89 is the first; use int8"):
+            plan_engines(wide_bundle, target(), BuildOptions(kv_cache="fp8"))
+
+
 @pytest.mark.parametrize(
     ("options", "timing_cache", "message"),
     [

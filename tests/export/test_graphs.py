@@ -13,11 +13,19 @@ import pytest
 from onnx import TensorProto, defs, helper, shape_inference
 
 from sdrpn.bundle import Bundle, Variant, open_bundle
+from sdrpn.cache_codes import row_codes
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.spec import ModelSpec, RpnSpec
 
-VARIANTS = ("fused-fp32", "fused-fp16", "primitive-fp32", "primitive-fp16")
+VARIANTS = (
+    "fused-fp32",
+    "fused-fp16",
+    "primitive-fp32",
+    "primitive-fp16",
+    "fused-fp32-kv-int8",
+    "primitive-fp16-kv-fp8",
+)
 GRAPHS = ("vision", "trunk", "rpn", "tail")
 # What TensorRT before 10.15 has no parser for.
 LLM_OPERATORS = {"Attention", "TensorScatter", "RMSNormalization", "RotaryEmbedding"}
@@ -26,7 +34,7 @@ LARGEST_INSIDE_BYTES = 1024
 
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """All four variants."""
+    """All of them."""
     path = tmp_path_factory.mktemp("graphs") / "bundle"
     for name in VARIANTS:
         export_bundle(tiny_checkpoint, path, options(name))
@@ -34,8 +42,8 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 
 
 def options(variant: str) -> ExportOptions:
-    dialect, precision = variant.split("-")
-    return ExportOptions(precision, dialect)  # type: ignore[arg-type]
+    dialect, precision, *cache = variant.split("-")
+    return ExportOptions(precision, dialect, kv_cache=cache[1] if cache else None)  # type: ignore[arg-type]
 
 
 class Exported:
@@ -154,19 +162,26 @@ def test_caches_have_a_symbolic_length_and_the_dialects_outputs(exported: Export
     caches = [tensor for tensor in exported.info.inputs if "cache" in tensor.name]
     outputs = {tensor.name: tensor for tensor in exported.info.outputs}
     names = {"trunk": [0, 1], "tail": [2, 3], "rpn": [0], "vision": []}[exported.info.name]
-    expected = {f"{part}_cache.{layer}" for layer in names for part in ("key", "value")}
+    parts = ["key", "value"]
+    codes = None if exported.info.name == "rpn" else row_codes(exported.variant.kv_cache)
+    if codes is not None:
+        parts += ["key_scale", "value_scale"]
+    expected = {f"{part}_cache.{layer}" for layer in names for part in parts}
     if exported.info.name == "rpn":
         expected.add("score_key_cache")
     assert {tensor.name for tensor in caches} == expected
-    precision = "float32" if exported.variant.precision == "fp32" else "float16"
     for cache in caches:
-        assert cache.dims == ("batch", 4, "cache_length", 16)
+        precision = "float32" if exported.variant.precision == "fp32" else "float16"
+        width = 1 if "_scale_cache" in cache.name else 16
+        if codes is not None and width > 1:
+            precision = codes.dtype
+        assert cache.dims == ("batch", 4, "cache_length", width)
         assert cache.dtype == precision
         if exported.variant.dialect == "fused":
             assert dataclasses.replace(cache, name=f"{cache.name}_out") == outputs[f"{cache.name}_out"]
         else:
             rows = outputs[f"{cache.name}_rows"]
-            assert rows.dims == ("batch", 4, "sequence", 16)
+            assert rows.dims == ("batch", 4, "sequence", width)
             assert rows.dtype == precision
     assert len(outputs) == len(caches) + (2 if "new_scores" in outputs else 1)
 
@@ -178,8 +193,10 @@ def test_a_cache_is_scattered_into_or_only_read(exported: Exported) -> None:
         if exported.variant.dialect == "fused":
             assert [(node.op_type, list(node.output)) for node in readers] == [("TensorScatter", [f"{cache}_out"])]
         else:
-            # Keys before the new ones; the scores read the cache by itself.
-            assert [node.op_type for node in readers] == ["Transpose" if cache == "score_key_cache" else "Concat"]
+            # Keys before the new ones; the scores read the cache by itself, and codes become numbers first.
+            coded = exported.variant.kv_cache is not None and "scale" not in cache and exported.info.name != "rpn"
+            reader = "Transpose" if cache == "score_key_cache" else "DequantizeLinear" if coded else "Concat"
+            assert [node.op_type for node in readers] == [reader]
 
 
 def test_hidden_states_and_results_are_fp32_outside(exported: Exported) -> None:
@@ -195,7 +212,8 @@ def test_residual_stream_and_norms_are_fp32_and_products_in_the_graphs_precision
     for node in exported.nodes:
         if node.op_type in ("RMSNormalization", "LayerNormalization", "ReduceMean", "Sqrt"):
             assert {dtypes[name] for name in (node.input[0], *node.output)} == {TensorProto.FLOAT}, node.name
-        if node.op_type in ("MatMul", "Conv", "Attention", "RotaryEmbedding", "TensorScatter"):
+        scatters_codes = exported.variant.kv_cache is not None and node.op_type == "TensorScatter"
+        if not scatters_codes and node.op_type in ("MatMul", "Conv", "Attention", "RotaryEmbedding", "TensorScatter"):
             assert {dtypes[name] for name in (node.input[0], *node.output)} == {precision}, node.name
         # The result of every layer is a sum on the residual stream, and so is what it was added to.
         if node.op_type == "Add" and re.search(r"\.hidden(_\d+)?$|^tap$", node.output[0]):

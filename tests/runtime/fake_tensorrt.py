@@ -31,6 +31,8 @@ class DataType(Enum):
     HALF = "float16"
     BF16 = "bfloat16"
     INT64 = "int64"
+    INT8 = "int8"
+    FP8 = "float8_e4m3fn"
 
 
 class SeekPosition(Enum):
@@ -281,7 +283,7 @@ class FakeContext:
                 tensor.name: (
                     self._addresses[tensor.name],
                     tuple(symbols[dim] if isinstance(dim, str) else dim for dim in tensor.dims),
-                    "uint16" if tensor.dtype == "bfloat16" else tensor.dtype,  # NumPy has no bf16
+                    tensor.storage,
                 )
                 for tensor in tensors
             }

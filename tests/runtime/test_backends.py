@@ -123,7 +123,8 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, int]]]:
     original = OnnxRuntimeRunner.bind
 
     def bind(self: OnnxRuntimeRunner, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Callable[[], None]:
-        places = {name: self._place(buffer)[-1] for name, buffer in (*feeds.items(), *results.items())}
+        tensors = {**self.inputs, **self.outputs}
+        places = {name: self._place(tensors[name], one)[-1] for name, one in (*feeds.items(), *results.items())}
         record.append((self.name, places))
         return original(self, feeds, results)
 

@@ -14,7 +14,7 @@ from sdrpn.model.llava import model_from_checkpoint
 from sdrpn.model.reference import reference_answer
 from sdrpn.roi import Crop, RoiDecision
 from sdrpn.runtime import Answer, Session
-from tests.tolerances import REUSE_LOGITS_ABS
+from tests.tolerances import REUSE_CODES_LOGITS_ABS, REUSE_LOGITS_ABS
 
 BEFORE, QUESTION, OTHER = (1, 5, 6, 7), (8, 9, 10, 11, 12), (20, 21, 22)
 NEW_TOKENS = 6
@@ -60,17 +60,24 @@ def ask(session: Session, image: Image.Image, question: tuple[int, ...], case: s
     return session.answer_ids(image, BEFORE, question, roi=None, decide=decide, max_new_tokens=NEW_TOKENS, trace=True)
 
 
+@pytest.fixture(params=["fused-fp32-kv-int8", "primitive-fp32-kv-int8", "primitive-fp32-kv-fp8"])
+def coded(request: pytest.FixtureRequest, coded_bundle: Path) -> Iterator[Session]:
+    """With keys and values in 8 bits."""
+    with Session.open(coded_bundle, variant=request.param, threads=1) as opened:
+        yield opened
+
+
 def fresh(session: Session, image: Image.Image, question: tuple[int, ...], case: str) -> Answer:
     with Session.open(session.bundle.path, variant=session.variant.name, threads=1) as other:
         return ask(other, image, question, case)
 
 
-def assert_same(found: Answer, expected: Answer) -> None:
+def assert_same(found: Answer, expected: Answer, tolerance: float = REUSE_LOGITS_ABS) -> None:
     assert found.trace is not None
     assert expected.trace is not None
     assert found.token_ids == expected.token_ids
     difference = np.abs(found.trace.step_logits - expected.trace.step_logits).max()
-    assert difference <= REUSE_LOGITS_ABS, f"logits differ by {difference:.2e}"
+    assert difference <= tolerance, f"logits differ by {difference:.2e}"
     assert found.roi_token_count == expected.roi_token_count
 
 
@@ -100,6 +107,14 @@ def test_a_second_question_equals_a_fresh_session(session: Session, first: str, 
     image = picture(1)
     ask(session, image, OTHER, first)
     assert_same(ask(session, image, QUESTION, second), fresh(session, image, QUESTION, second))
+
+
+@pytest.mark.parametrize("case", DECISIONS)
+def test_caches_in_8_bits_are_reused_as_well(coded: Session, case: str) -> None:
+    """Rows are rounded when they are written, whatever else is written with them."""
+    image = picture(1)
+    ask(coded, image, OTHER, "two boxes")
+    assert_same(ask(coded, image, QUESTION, case), fresh(coded, image, QUESTION, case), REUSE_CODES_LOGITS_ABS)
 
 
 @pytest.mark.parametrize("case", ["no box", "one box", "mask"])

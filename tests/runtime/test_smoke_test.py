@@ -41,10 +41,10 @@ def spoilt(compute: Compute, graph: str, output: str, value: float) -> Compute:
     return wrong
 
 
-@pytest.mark.parametrize("variant", ["fused-fp32", "primitive-fp32"])
+@pytest.mark.parametrize("variant", ["fused-fp32", "primitive-fp32", "primitive-fp32-kv-int8", "primitive-fp32-kv-fp8"])
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_good_engines_pass(tiny_bundle: Path, tmp_path: Path, variant: str, flavour: str) -> None:
-    gpu = fake_gpu(tiny_bundle, tmp_path, variant=variant, flavour=flavour)
+def test_good_engines_pass(tiny_bundle: Path, coded_bundle: Path, tmp_path: Path, variant: str, flavour: str) -> None:
+    gpu = fake_gpu(coded_bundle if "-kv-" in variant else tiny_bundle, tmp_path, variant=variant, flavour=flavour)
     gates = tried(gpu)
     assert set(gates) == {(graph, kind) for graph in GRAPHS for kind in ("finite", "smoke test")}
     assert all(gate.ok for gate in gates.values()), gates
