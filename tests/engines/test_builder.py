@@ -91,7 +91,9 @@ class TestEngines:
         weights = sum(stamp.size_bytes for name, stamp in one.manifest.sources.items() if name.startswith("weights/"))
         assert weights > 16_000_000
         assert one.manifest.engine.size_bytes < 1.5 * weights  # kernels take some MB
-        assert one.manifest.kernel_gate == ()
+        assert [line for line in one.manifest.kernel_gate if "twice" in line] == []
+        # Layers behind the first copy their caches in the dialect `primitive`.
+        assert ["copies 2 caches" in line for line in one.manifest.kernel_gate] == [True] * (dialect == "primitive")
 
     def test_an_engine_that_holds_weights_twice_says_so(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(builder, "_KERNELS_BYTES", 0)
