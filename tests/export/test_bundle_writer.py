@@ -139,7 +139,9 @@ class TestOneVariant:
 
     def test_fp16_overflow_leaves_nothing(self, checkpoint_copy: Path, tmp_path: Path) -> None:
         change_tensor(checkpoint_copy, "model.layers.1.mlp.down_proj.weight", 70000.0)
-        message = r"llm\.layers\.1\.mlp\.down\.weight holds 7e\+04, fp16 ends at 65504; export with --precision bf16 or fp32"
+        message = (
+            r"llm\.layers\.1\.mlp\.down\.weight holds 7e\+04, fp16 ends at 65504; export with --precision bf16 or fp32"
+        )
         with pytest.raises(RunFailed, match=message):
             export_bundle(checkpoint_copy, tmp_path / "bundle", FUSED_HALF)
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
