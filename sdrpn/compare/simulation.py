@@ -16,13 +16,13 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from sdrpn.bundle import MANIFEST_NAME, Bundle, FileInfo, GraphInfo, TensorInfo, Variant, file_digest, open_bundle
 
@@ -102,8 +102,8 @@ class _Rewriter:
         self.in_bf16 = TensorProto.BFLOAT16 in self.weights.values()
         # New rows of caches that are read only; whole caches are rounded where rows are put in.
         caches = {node.output[0] for node in graph.node if node.op_type == "TensorScatter"}
-        bf16 = {value.name for value in graph.output if value.type.tensor_type.elem_type == TensorProto.BFLOAT16}
-        self.rounded = bf16 - caches
+        self.bf16_inputs = _in_bf16(graph.input)
+        self.rounded = _in_bf16(graph.output) - caches
 
     def run(self) -> None:
         """All nodes, initializers, inputs and outputs."""
@@ -130,7 +130,7 @@ class _Rewriter:
             self._scale_blocks(node.input[0], node.input[1], node.output[0], axis=-1)
         elif node.op_type == "Cast" and target == TensorProto.BFLOAT16:
             self._round_to_bf16(node.input[0], node.output[0])
-        elif node.op_type == "TensorScatter" and self.in_bf16:
+        elif node.op_type == "TensorScatter" and node.input[0] in self.bf16_inputs:
             cache, rows, *others = node.input
             self._round_to_bf16(rows, f"{node.output[0]}.rows")
             node.input[:] = [cache, f"{node.output[0]}.rows", *others]
@@ -226,6 +226,10 @@ class _Rewriter:
             self.weights[name] = dtype
             self.graph.initializer.append(helper.make_tensor(name, dtype, [len(values)], values))
         return name
+
+
+def _in_bf16(values: Iterable[ValueInfoProto]) -> set[str]:
+    return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.BFLOAT16}
 
 
 def _attribute(node: NodeProto, name: str) -> int | None:

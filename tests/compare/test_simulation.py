@@ -168,3 +168,21 @@ class TestBundles:
         opened = open_bundle(bundle)
         with runnable_bundle(opened, opened.variant("fused-fp32")) as simulated:
             assert simulated is opened
+
+
+def test_a_cache_of_another_type_is_not_rounded() -> None:
+    """Rows that are put into a cache in 8 bits are codes."""
+    graph = helper.make_graph(
+        [helper.make_node("TensorScatter", ["cache", "rows", "start"], ["cache_out"], axis=2)],
+        "caches",
+        [
+            helper.make_tensor_value_info("cache", TensorProto.INT8, [1, 1, 4, 2]),
+            helper.make_tensor_value_info("rows", TensorProto.INT8, [1, 1, 1, 2]),
+            helper.make_tensor_value_info("start", TensorProto.INT64, [1]),
+        ],
+        [helper.make_tensor_value_info("cache_out", TensorProto.INT8, [1, 1, 4, 2])],
+        [raw("bf16", TensorProto.BFLOAT16, np.zeros(1, ml_dtypes.bfloat16))],
+    )
+    model = simulated_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11))
+    assert [node.op_type for node in model.graph.node] == ["Cast", "TensorScatter"]  # the weight, and it as it was
+    assert list(model.graph.node[1].input) == ["cache", "rows", "start"]
