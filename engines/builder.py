@@ -172,6 +172,7 @@ def _install(plan: Plan, one: PlannedEngine, partial: Path, result: Mapping[str,
         profiles=tuple(profile.name for profile in one.profiles),
         max_context=plan.max_context,
         small_weights=result["small_weights"],
+        coded_caches=plan.variant.kv_cache is not None,
     )
     verdict = dataclasses.replace(verdict, remarks=(*verdict.remarks, *_size_remark(plan, one.graph, partial)))
     if plan.options.kernel_gate:

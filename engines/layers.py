@@ -114,17 +114,18 @@ def gate(
     profiles: Sequence[str],
     max_context: int,
     small_weights: Mapping[str, int] = MappingProxyType({}),
+    coded_caches: bool = False,
 ) -> Verdict:
     """What is wrong with the choice of kernels.
 
     In every profile one fused attention a layer. In the decode profile every weight in INT4, FP8 or FP4 goes as it is
     into the kernel that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a
     cache, which TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark
-    and no more. So is a copy with the new row behind the old ones for the attention of one layer, as in the dialect
-    `primitive`.
+    and no more. So are caches in 8 bits, of which TensorRT-RTX 1.7 writes out one layer's rows in fp16 at a time.
 
     Args:
         small_weights: "INT4", "FP8" or "FP4" -> how many the graph has
+        coded_caches: keys and values are codes with scales
     """
     if not kernels:
         return Verdict(unjudged="the library listed no kernels")
@@ -138,8 +139,15 @@ def gate(
         if fused != wanted:
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
         if profile == "decode":
-            found += [*_detours(own, profile, small_weights), *_cache_copies(own, spec, max_context)]
-            remarks += [*_int8_detours(own, profile), *_joined_caches(own, spec, profile, max_context)]
+            found += _detours(own, profile, small_weights)
+            copies = tuple(_cache_copies(own, spec, max_context))
+            if not coded_caches:
+                found += copies
+            elif copies:
+                remarks.append(
+                    f"profile decode writes out the rows of {len(copies)} caches in 8 bits before it attends"
+                )
+            remarks += _int8_detours(own, profile)
         else:
             remarks += _detours(own, profile, small_weights)
     return Verdict(tuple(found), tuple(remarks))
@@ -167,7 +175,8 @@ def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) 
     for kernel in (one for one in kernels if one.inputs):
         for tensor in kernel.outputs:
             entries = math.prod(abs(dim) for dim in tensor.dims)
-            if entries >= size and not _updates(kernel, tensor.name):
+            large = entries >= size or _has_rows_of_a_cache(tensor.dims, spec.llm.head_dim, max_context)
+            if large and not _updates(kernel, tensor.name):
                 yield f"{kernel.name} writes {tensor.name} {list(tensor.dims)}, as large as a whole cache"
 
 
@@ -179,13 +188,14 @@ def _updates(kernel: Kernel, output: str) -> bool:
     return in_place or any(_UPDATE_NODE.search(node) for node in (*kernel.onnx_nodes, kernel.name, kernel.kind))
 
 
-def _joined_caches(kernels: Sequence[Kernel], spec: ModelSpec, profile: str, max_context: int) -> Iterator[str]:
-    """Caches that are written out with a row behind them: (heads of all requests, rows, head_dim), or turned round."""
-    row = [spec.llm.head_dim, max_context + 1]
-    written = (tensor.dims for kernel in kernels for tensor in kernel.outputs if len(tensor.dims) == 3)
-    count = sum(sorted(dims[1:]) == sorted(row) for dims in written)
-    if count:
-        yield f"profile {profile} copies {count} caches, one layer at a time, before it attends to them"
+def _has_rows_of_a_cache(dims: Sequence[int], head_dim: int, max_context: int) -> bool:
+    """(requests and heads, rows, head_dim), or turned round, where the library merged two axes to one without a size.
+
+    There may be a new row behind the old ones.
+    """
+    if len(dims) != 3 or dims[0] >= 0:
+        return False
+    return any(sorted(dims[1:]) == sorted((head_dim, rows)) for rows in (max_context, max_context + 1))
 
 
 def _kernel(line: str) -> Kernel | None:

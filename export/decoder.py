@@ -92,15 +92,16 @@ class DecoderAuthor:
             keys = self._cached(f"key_cache.{index}", self.dialect.rotate(self.g, k, self.rotary, self.llm.head_dim))
             values = self._cached(f"value_cache.{index}", v)
             rotary, mask = self.rotary, self._mask_of(keys[0])
-            if only_row is not None:
-                x, q = row_of(self.g, x, only_row), self._head_row(q, only_row)
+            if only_row is not None and self.dialect.attends_with_one_row:
+                q = self._head_row(q, only_row)
                 rotary = Rotary(rotary.cos, rotary.sin, row_of(self.g, rotary.position_ids, only_row))
                 mask = self._make_mask(keys[0], rotary.position_ids)
             q = self.dialect.rotate(self.g, q, rotary, self.llm.head_dim)
-            y = self.dialect.attend(self.g, q, keys[1], values[1], mask, self.attention_shape)
-            x = self.g.op.Add(
-                x, cast(self.g, self.project(self._merge_heads(y), f"{prefix}.attention.o.weight"), FLOAT)
-            )
+            y = self._merge_heads(self.dialect.attend(self.g, q, keys[1], values[1], mask, self.attention_shape))
+            if only_row is not None:
+                x = row_of(self.g, x, only_row)
+                y = y if self.dialect.attends_with_one_row else row_of(self.g, y, only_row)
+            x = self.g.op.Add(x, cast(self.g, self.project(y, f"{prefix}.attention.o.weight"), FLOAT))
             return self._mlp(x, prefix)
 
     def _mlp(self, x: ir.Value, prefix: str) -> ir.Value:

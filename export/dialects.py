@@ -41,6 +41,7 @@ class Dialect(Protocol):
     opset: int
     cache_output: str  # how a cache's output is called: the whole cache, or its new rows
     cache_output_length: str  # its symbolic length
+    attends_with_one_row: bool  # where only one row is asked for: else its attention is picked from that of all rows
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, fp32."""
@@ -94,6 +95,7 @@ class FusedDialect:
     opset = 24
     cache_output = "{name}_out"
     cache_output_length = "cache_length"
+    attends_with_one_row = True
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """One RMSNormalization."""
@@ -130,6 +132,8 @@ class PrimitiveDialect:
     opset = 20
     cache_output = "{name}_rows"
     cache_output_length = "sequence"
+    # A query with tables of its own would make TensorRT-RTX copy the layer's caches: see `rotate`.
+    attends_with_one_row = False
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """Square, mean, square root, divide, scale."""
@@ -138,10 +142,14 @@ class PrimitiveDialect:
         return g.op.Mul(g.op.Div(x, root), scale, _outputs=["normed"])
 
     def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary, head_dim: int) -> ir.Value:
-        """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of every head."""
-        axis = g.constant([1], ir.DataType.INT64)
-        cos = g.op.Unsqueeze(g.op.Gather(rotary.cos, rotary.position_ids, axis=0), axis)  # (B,1,S,head_dim/2)
-        sin = g.op.Unsqueeze(g.op.Gather(rotary.sin, rotary.position_ids, axis=0), axis)
+        """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of every head.
+
+        Rows of the tables are looked up in their final shape. With an axis added behind the look-up, TensorRT-RTX adds
+        it within the first layer's attention, and every later one then copies its caches: it cannot do the same.
+        """
+        positions = g.op.Unsqueeze(rotary.position_ids, g.constant([1], ir.DataType.INT64))  # (B,1,S)
+        cos = g.op.Gather(rotary.cos, positions, axis=0)  # (B,1,S,head_dim/2)
+        sin = g.op.Gather(rotary.sin, positions, axis=0)
         a, b = g.split(x, ["first_half", "second_half"])
         first = g.op.Sub(g.op.Mul(a, cos), g.op.Mul(b, sin))
         second = g.op.Add(g.op.Mul(b, cos), g.op.Mul(a, sin))

@@ -44,9 +44,18 @@ def listing(*, copies: bool = False, decode_attentions: int = 2, more: tuple[str
     return kernels_from_log(["Layers:\n" + "\n".join([*decode, update, *copy, *prefill, *more]), "Engine Metadata:"])
 
 
-def judged(spec: ModelSpec, kernels: tuple[Kernel, ...], weights: dict[str, int] | None = None) -> Verdict:
-    profiles = ("decode", "prefill")
-    return gate(kernels, spec, "trunk", profiles=profiles, max_context=CONTEXT, small_weights=weights or {})
+def judged(
+    spec: ModelSpec, kernels: tuple[Kernel, ...], weights: dict[str, int] | None = None, *, coded: bool = False
+) -> Verdict:
+    return gate(
+        kernels,
+        spec,
+        "trunk",
+        profiles=("decode", "prefill"),
+        max_context=CONTEXT,
+        small_weights=weights or {},
+        coded_caches=coded,
+    )
 
 
 def test_a_line_of_the_listing() -> None:
@@ -79,12 +88,15 @@ class TestGate:
         verdict = judged(tiny_spec, listing())
         assert (verdict, verdict.lines) == (Verdict(), ())
 
-    def test_a_copy_with_the_new_row_behind_is_worth_a_remark(self, tiny_spec: ModelSpec) -> None:
-        """Of all heads and requests together, keys turned round."""
-        keys = line("__myl_ConcTran_myl0_8", tensor("k", "-1,16,257"))
-        values = line("__myl_Conc_myl0_9", tensor("v", "-1,257,16"))
-        verdict = judged(tiny_spec, listing(more=(keys, values)))
-        told = "profile decode copies 2 caches, one layer at a time, before it attends to them"
+    @pytest.mark.parametrize("dims", ["-1,16,257", "-1,257,16", "-1,256,16"])
+    def test_a_copy_whose_axes_were_merged(self, tiny_spec: ModelSpec, dims: str) -> None:
+        """Of all heads and requests together, keys turned round, with the new row behind or without it."""
+        (fault,) = judged(tiny_spec, listing(more=(line("__myl_Conc_myl0_9", tensor("copy", dims)),))).faults
+        assert fault == f"__myl_Conc_myl0_9 writes copy [{dims.replace(',', ', ')}], as large as a whole cache"
+
+    def test_caches_in_8_bits_are_written_out_a_layer_at_a_time(self, tiny_spec: ModelSpec) -> None:
+        verdict = judged(tiny_spec, listing(copies=True), coded=True)
+        told = "profile decode writes out the rows of 1 caches in 8 bits before it attends"
         assert (verdict.faults, verdict.remarks) == ((), (told,))
 
     def test_a_copy_of_a_cache_in_a_decode_step(self, tiny_spec: ModelSpec) -> None:
