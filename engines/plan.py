@@ -163,7 +163,9 @@ def target_variant(
     wanted = " or ".join(f"{dialect}-{one}{ending}" for one in precisions)
     there = ", ".join(sorted(bundle.manifest.variants))
     cache = "" if kv_cache is None else f" --kv-cache {kv_cache}"
-    advice = export_advice(bundle.path, f"--dialect {dialect} --precision {precision or 'fp16'}{cache}")
+    exported = {variant.precision for variant in bundle.manifest.variants.values()}
+    suited = precision or next((one for one in precisions if one in exported), "fp16")
+    advice = export_advice(bundle.path, f"--dialect {dialect} --precision {suited}{cache}")
     raise BadInput(f"target {target.name} takes variant {wanted}; {bundle.path} has {there}. Add it: {advice}")
 
 

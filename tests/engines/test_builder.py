@@ -285,6 +285,13 @@ class TestRefusals:
         with pytest.raises(BadInput, match=r"takes variant fused-fp8 or .*; .* has fused-fp32, primitive-fp32. Add it"):
             plan_engines(tiny_bundle, read_target(RTX_TARGET), VISION)
 
+    def test_advice_takes_a_precision_that_the_bundle_has(self, wide_bundle: Path, bundle: Path) -> None:
+        """In another dialect; its weights are there already."""
+        export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("int4"))
+        recipe = target(dialect="primitive", precisions=("bf16", "int4"))
+        with pytest.raises(BadInput, match=r"Add it: .* --dialect primitive --precision int4$"):
+            plan_engines(bundle, recipe, VISION)
+
     def test_a_library_that_is_not_there(self, wide_bundle: Path) -> None:
         with pytest.raises(MissingDependency, match=r"tensorrt is not installed here; it comes with JetPack"):
             plan_engines(wide_bundle, read_target("jetson-agx-orin-jp62"), VISION)
