@@ -25,6 +25,8 @@ PROVIDERS = {
     "onnxruntime-cuda": ("CUDAExecutionProvider", "cuda"),
     "onnxruntime-tensorrt": ("TensorrtExecutionProvider", "cuda"),  # experimental
 }
+# Far more than any processor has cores; each takes memory of its own, in every graph.
+_MOST_THREADS = 1024
 # TensorProto's numbers of types that NumPy lacks.
 _ELEMENT_TYPES = {"float8_e4m3fn": 17}
 # On a CPU, activations of a long prompt leave the caches, and attention over its first rows need not see its last ones:
@@ -47,8 +49,8 @@ class OnnxRuntimeBackend:
                 f"--backend {name} needs ONNX Runtime's {provider}, which this build has not; install it: "
                 f"pip uninstall onnxruntime && pip install 'sdrpn[cuda]'"
             )
-        if threads is not None and threads < 1:
-            raise BadInput(f"threads is {threads}; expected at least 1, or none for one per core")
+        if threads is not None and not 1 <= threads <= _MOST_THREADS:
+            raise BadInput(f"threads is {threads}; expected 1 to {_MOST_THREADS}, or none for one per core")
         self._providers = _fallbacks(provider, device_id)
         self.threads = threads if threads is not None else _cores()
         self._optimized = optimized
