@@ -202,7 +202,10 @@ def _print_plan(plan: Plan) -> None:
     memory = f"{text_from_bytes(needed.device_bytes)} of {text_from_bytes(plan.target.memory_bytes)}"
     rows = [
         ("target", f"{plan.target.name}: {plan.target.device}, {' '.join(plan.target.compute_capabilities)}"),
-        ("library", f"{plan.target.flavour} {plan.library_version or ', not installed here'}"),
+        (
+            "library",
+            f"{plan.target.flavour}{f' {plan.library_version}' if plan.library_version else ', not installed here'}",
+        ),
         ("variant", plan.variant.name),
         ("context, batch", f"{plan.max_context}, {plan.options.max_batch}"),
         ("memory of the build", f"about {text_from_bytes(needed.host_bytes)}"),

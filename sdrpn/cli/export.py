@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdrpn.cli.arguments import positive_int
 
 if TYPE_CHECKING:
+    from sdrpn.export import ExportOptions
     from sdrpn.export.quantized_weights import Calibration
 
 HELP = "write a checkpoint as a bundle of ONNX graphs"
@@ -137,18 +138,12 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.sizes import text_from_bytes
 
     with importing_extra("export", "sdrpn export"):
-        from sdrpn.export import ExportOptions, export_bundle
+        from sdrpn.export import export_bundle
 
+    # What does not go together is told before anybody gathers questions or waits for a calibration.
+    _options(args, "to be made" if _must_calibrate(args) else None)
     with _calibration(args) as calibration:
-        digest = None if calibration is None else calibration.digest
-        options = ExportOptions(
-            args.precision,
-            args.dialect,
-            args.max_context,
-            kv_cache=args.kv_cache,
-            calibration=digest,
-            **_quantization(args),
-        )
+        options = _options(args, None if calibration is None else calibration.digest)
         with progress("export") as advance:
             manifest = export_bundle(
                 args.checkpoint,
@@ -187,6 +182,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _options(args: argparse.Namespace, calibration: str | None) -> ExportOptions:
+    from sdrpn.export import ExportOptions
+
+    return ExportOptions(
+        args.precision,
+        args.dialect,
+        args.max_context,
+        kv_cache=args.kv_cache,
+        calibration=calibration,
+        **_quantization(args),
+    )
+
+
+def _must_calibrate(args: argparse.Namespace) -> bool:
+    return bool(args.method == "gptq" or args.precision == "nvfp4")
+
+
 @contextmanager
 def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
     """What --calibrate asks for. Raises BadInput where the arguments about it do not go together."""
@@ -195,7 +207,7 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
     from sdrpn.libraries import importing_extra
 
     given = args.calibrate or args.images or args.device
-    needed = args.method == "gptq" or args.precision == "nvfp4"
+    needed = _must_calibrate(args)
     if given and not needed and args.precision != "fp8":
         raise BadInput("--calibrate, --images and --device are for --method gptq and for --precision fp8 and nvfp4")
     if not given and not needed:

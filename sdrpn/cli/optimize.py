@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
 
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
@@ -34,13 +34,13 @@ export, the bundle's own graphs are used, with a warning.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `sdrpn export` wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument("--variant", metavar="NAME", help="default: the one that suits a CPU best")
     parser.add_argument(
         "--attention",
         choices=("group-query", "standard"),
-        help="standard: leave the attention as exported (default: group-query; standard for the dialect primitive and "
-        "for caches in 8 bits)",
+        help="standard: leave the attention as exported (default: group-query; standard for the dialect primitive, for "
+        "caches in 8 bits and for what computes in fp16)",
     )
     parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
@@ -59,15 +59,20 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.optimized import optimized_folder
     from sdrpn.runtime.backends import onnxruntime_version
     from sdrpn.runtime.choice import require_onnxruntime
+    from sdrpn.shipped import require_not_shipped
     from sdrpn.sizes import text_from_bytes
 
+    require_not_shipped(args.bundle, f"optimise a copy of it: cp -r {args.bundle} bundle && sdrpn optimize bundle")
     bundle = open_bundle(args.bundle)
     variant = bundle.variant(args.variant)
     require_onnxruntime(bundle, variant)
-    replaceable = variant.dialect == "fused" and variant.kv_cache is None
+    in_half = variant.precision != "fp32" and not variant.for_cpu
+    replaceable = variant.dialect == "fused" and variant.kv_cache is None and not in_half
     attention = args.attention or ("group-query" if replaceable else "standard")
     if attention == "group-query" and variant.dialect != "fused":
         raise BadInput(f"{variant.name} has no attention operators to replace; use --attention standard")
+    if attention == "group-query" and in_half:
+        raise BadInput(f"{variant.name} computes in fp16 and is cut for engines; use --attention standard")
     if attention == "group-query" and variant.kv_cache is not None:
         raise BadInput(
             f"{variant.name} has a scale for every row of its caches, and ONNX Runtime's operator takes one for all; "

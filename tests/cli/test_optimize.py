@@ -25,7 +25,7 @@ from tests.cli.command import Command, refusal
 from tests.pictures import photo
 from tests.tolerances import REUSE_LOGITS_ABS
 
-INT4, CODED = "fused-int4-cpu", "fused-fp32-kv-int8"
+INT4, HALF, CODED = "fused-int4-cpu", "fused-int4", "fused-fp32-kv-int8"
 BEFORE, AFTER = (1, 5, 9), (7, 11, 12, 30)
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
@@ -51,7 +51,7 @@ def optimized(sdrpn: Command, bundle: Path, *arguments: object) -> Path:
     return Path(json.loads(sdrpn("optimize", bundle, "--threads", 1, *arguments, "--json").out)["folder"])
 
 
-@pytest.mark.parametrize("variant", ["fused-fp32", INT4, "primitive-fp32", CODED])
+@pytest.mark.parametrize("variant", ["fused-fp32", INT4, HALF, "primitive-fp32", CODED])
 def test_answers_are_those_of_the_bundles_own_graphs(sdrpn: Command, bundle: Path, variant: str) -> None:
     folder = optimized(sdrpn, bundle, "--variant", variant)
     answers = []
@@ -138,6 +138,14 @@ class TestRefusals:
     def test_group_query_attention_without_attention_operators(self, sdrpn: Command, bundle: Path) -> None:
         outcome = sdrpn("optimize", bundle, "--variant", "primitive-fp32", "--attention", "group-query")
         assert refusal(outcome) == "primitive-fp32 has no attention operators to replace; use --attention standard"
+
+    def test_group_query_attention_where_graphs_are_cut_for_engines(self, sdrpn: Command, bundle: Path) -> None:
+        outcome = sdrpn("optimize", bundle, "--variant", HALF, "--attention", "group-query")
+        assert refusal(outcome) == f"{HALF} computes in fp16 and is cut for engines; use --attention standard"
+
+    def test_the_shipped_bundle(self, sdrpn: Command) -> None:
+        message = refusal(sdrpn("optimize", "default"))
+        assert "nothing is written there; optimise a copy of it: cp -r " in message
 
     def test_group_query_attention_with_a_scale_for_every_row(self, sdrpn: Command, bundle: Path) -> None:
         outcome = sdrpn("optimize", bundle, "--variant", CODED, "--attention", "group-query")
