@@ -26,7 +26,7 @@ PROVIDERS = {
     "onnxruntime-tensorrt": ("TensorrtExecutionProvider", "cuda"),  # experimental
 }
 # Far more than any processor has cores; each takes memory of its own, in every graph.
-_MOST_THREADS = 1024
+_MOST_THREADS = 256
 # TensorProto's numbers of types that NumPy lacks.
 _ELEMENT_TYPES = {"float8_e4m3fn": 17}
 # On a CPU, activations of a long prompt leave the caches, and attention over its first rows need not see its last ones:

@@ -34,7 +34,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("threads", [0, -1, 9_999_999])
     def test_threads_that_no_machine_has(self, threads: int) -> None:
-        with pytest.raises(BadInput, match=f"threads is {threads}; expected 1 to 1024, or none for one per core"):
+        with pytest.raises(BadInput, match=f"threads is {threads}; expected 1 to 256, or none for one per core"):
             open_backend("onnxruntime", threads)
 
     @pytest.mark.parametrize(("backend", "provider"), [(BACKENDS[1], "CUDA"), (BACKENDS[2], "Tensorrt")])
