@@ -3,7 +3,7 @@
 Profile 0 is a decode step: S=1 exactly, up to max_batch requests at once. Only an exact 1 gets the attention kernel
 that reads a cache where it lies; any range, even 1..4, gets one behind a copy of the whole cache, in every layer.
 The batch may not be exactly 1. Where nothing is dynamic, TensorRT-RTX 1.7 turns every fp16 weight round for one row,
-and the engine holds it a second time beside that of the prefill; in the dialect `primitive` it also copies both caches.
+and the engine holds it a second time beside that of the prefill.
 Profile 1 is prefill: one request at a time, into its own slot of the batch. The tail's is made for up to two: of its
 last layer and head it computes one row a request, and with exactly one request these weights were turned round, too.
 """

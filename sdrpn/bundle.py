@@ -94,9 +94,8 @@ class Variant:
     graphs: Mapping[str, GraphInfo]
     embedding: str  # file of the token embedding table, (V, D)
     embedding_dtype: str
-    quantization: Mapping[str, Any] | None = (
-        None  # of int8 and int4: bits, block, method, keep; of fp8 and nvfp4: format, keep
-    )
+    # Of int8 and int4: bits, block, method, keep; of fp8 and nvfp4: format, keep.
+    quantization: Mapping[str, Any] | None = None
     kv_cache: str | None = None  # how trunk and tail keep keys and values: int8 or fp8; None: as they compute
 
     def __post_init__(self) -> None:
@@ -114,6 +113,11 @@ class Variant:
     def for_cpu(self) -> bool:
         """Of the two forms of a quantised variant, the one that computes in fp32."""
         return self.name.endswith("-cpu")
+
+    @property
+    def computes_in_half(self) -> bool:
+        """Whether activations and caches have 16 bits: fp16, or bf16."""
+        return self.precision != "fp32" and not self.for_cpu
 
     @property
     def for_engines_only(self) -> bool:
@@ -316,9 +320,9 @@ def _manifest(path: Path, value: object) -> Manifest:
 def _cpu_order(variant: Variant) -> tuple[bool, bool, bool, bool, int, str]:
     exactness = ("fp32", "fp16", "int8", "fp8", "int4")
     rank = exactness.index(variant.precision) if variant.precision in exactness else len(exactness)
-    computes_in_half = variant.precision != "fp32" and not variant.for_cpu
+    half = variant.computes_in_half
     coded = variant.kv_cache is not None
-    return variant.for_engines_only, variant.dialect != "fused", computes_in_half, coded, rank, variant.name
+    return variant.for_engines_only, variant.dialect != "fused", half, coded, rank, variant.name
 
 
 def _graph_names(spec: ModelSpec) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ def cpu_needs(
     spec = bundle.spec
     llm, rows = spec.llm, usual_context(spec, context)
     row = 4 * llm.width * _FLOAT + 2 * _projections(spec) * _FLOAT + llm.heads * context * _FLOAT
-    element = _FLOAT if variant.precision == "fp32" or variant.for_cpu else _HALF
+    element = _HALF if variant.computes_in_half else _FLOAT
     floats = 0 if variant.kv_cache is None else 3 * batch * context * llm.kv_heads * llm.head_dim * element
     return MemoryNeeds(
         weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,

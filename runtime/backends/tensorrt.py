@@ -299,10 +299,7 @@ class BoundStep:
 
 
 def _as_built(declared: Sequence[TensorInfo], engine: Engine) -> dict[str, TensorInfo]:
-    """The graph's tensors with the numbers that the build wrote in: caches have one length.
-
-    NumPy has no bf16. Only caches are of it, which the host never looks into: their two bytes go by another name.
-    """
+    """The graph's tensors with the numbers that the build wrote in: caches have one length."""
     tensors = engine.tensors
     found = {}
     for tensor in declared:

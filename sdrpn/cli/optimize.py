@@ -66,12 +66,11 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle)
     variant = bundle.variant(args.variant)
     require_onnxruntime(bundle, variant)
-    in_half = variant.precision != "fp32" and not variant.for_cpu
-    replaceable = variant.dialect == "fused" and variant.kv_cache is None and not in_half
+    replaceable = variant.dialect == "fused" and variant.kv_cache is None and not variant.computes_in_half
     attention = args.attention or ("group-query" if replaceable else "standard")
     if attention == "group-query" and variant.dialect != "fused":
         raise BadInput(f"{variant.name} has no attention operators to replace; use --attention standard")
-    if attention == "group-query" and in_half:
+    if attention == "group-query" and variant.computes_in_half:
         raise BadInput(f"{variant.name} computes in fp16 and is cut for engines; use --attention standard")
     if attention == "group-query" and variant.kv_cache is not None:
         raise BadInput(
