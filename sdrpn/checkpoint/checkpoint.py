@@ -17,7 +17,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.checkpoint.config import read_config, read_llm_layers, read_spec, vision_tower_name
+from sdrpn.checkpoint.config import read_llm_layers, read_spec, vision_tower_name
+from sdrpn.checkpoint.config_section import read_config
 from sdrpn.checkpoint.names import clip_name, detect_layout, detect_vision_prefix
 from sdrpn.checkpoint.rpn_file import RPN_CONFIG_NAME, RpnFile, read_rpn
 from sdrpn.checkpoint.tensor_shapes import tensor_shapes

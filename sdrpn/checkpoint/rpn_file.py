@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.atomic import replacing_file
-from sdrpn.checkpoint.config import read_config
+from sdrpn.checkpoint.config_section import read_config
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import rpn_shapes
 from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME

@@ -1,0 +1,85 @@
+"""A checkpoint's JSON files, read with the place of every entry in mind. Knows no entry by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdrpn.errors import BadCheckpoint
+
+__all__ = ["ConfigSection", "read_config", "read_optional_config"]
+
+
+@dataclass(frozen=True)
+class ConfigSection:
+    """A JSON object and where it stands, for messages. `null` counts as absent, as transformers writes it."""
+
+    values: dict[str, Any]
+    where: str
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or the default where it is absent or null."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.wrong(key, value, "a whole number")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A number."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.wrong(key, value, "a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """true or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def section(self, key: str, default: dict[str, Any] | None = None) -> ConfigSection:
+        """An object inside this one."""
+        value = self.get(key, {} if default is None else default)
+        if not isinstance(value, dict):
+            raise self.wrong(key, value, "an object")
+        return ConfigSection(value, f"{self.where}: {key}")
+
+    def require(self, key: str, *supported: object, default: object = None) -> None:
+        """Refuse anything but the supported values; `default` is what absence means (None: it is supported)."""
+        value = self.get(key, default)
+        if value is not None and value not in supported:
+            choices = " or ".join(json.dumps(choice) for choice in supported)
+            raise BadCheckpoint(
+                f"{self.where}: {key} is {json.dumps(value)}, which is not supported; expected {choices}"
+            )
+
+    def wrong(self, key: str, value: object, expected: str) -> BadCheckpoint:
+        """An error about the type of an entry."""
+        found = "missing" if value is None else repr(value)
+        return BadCheckpoint(f"{self.where}: {key} is {found}; expected {expected}")
+
+
+def read_config(path: Path) -> ConfigSection:
+    """A JSON file that must be there. Raises BadCheckpoint where it is not, or is not a JSON object."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{path} is missing; expected a checkpoint folder with a config.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path} is not JSON that can be read ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise BadCheckpoint(f"{path} is not a JSON object")
+    return ConfigSection(values, str(path))
+
+
+def read_optional_config(path: Path) -> ConfigSection:
+    """A JSON file that may be missing, which counts as an empty object."""
+    return read_config(path) if path.is_file() else ConfigSection({}, str(path))
