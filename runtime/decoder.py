@@ -33,14 +33,24 @@ class Decoder:
     sequence. Writing rows at `start` drops everything behind them.
     """
 
-    def __init__(self, backend: Backend, runners: Mapping[str, Runner], width: int, vocabulary: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        runners: Mapping[str, Runner],
+        width: int,
+        vocabulary: int,
+        contexts: Sequence[int] = (),
+    ) -> None:
+        """Args: contexts: the cache lengths that the engines have profiles for, where that is more than one."""
         self._backend = backend
         self._runners = dict(runners)
         self._width = width
         self._logits = backend.allocate((1, vocabulary), "float32", for_host=True)
         self._caches = {name: cache_set_from_runner(runner) for name, runner in runners.items()}
         fixed = [caches.fixed_rows for caches in self._caches.values() if caches.fixed_rows is not None]
-        self.max_rows: int | None = min(fixed, default=None)  # of an engine; a graph takes any number
+        # The cache lengths that engines take, shortest first; none: a graph, which takes any.
+        self._lengths = tuple(sorted(contexts)) or ((min(fixed),) if fixed else ())
+        self.max_rows: int | None = max(self._lengths, default=None)
         self._taps = backend.allocate((1, 0, width), "float32")
         self._tap_rows = 0  # taps of decoded tokens are not kept: nothing asks for them again
         self.length = 0
@@ -48,23 +58,32 @@ class Decoder:
         self.computed_rows = dict.fromkeys(runners, 0)  # prefilled since the decoder was made
         self._step: _TokenStep | None = None
 
-    def reset(self, rows: int) -> None:
-        """Forget the sequence; make room for `rows`, giving back what a longer one needed."""
+    def reset(self, rows: int, ahead: int = 0) -> None:
+        """Forget the sequence; make room for `rows`, giving back what a longer one needed.
+
+        Args:
+            ahead: rows that may follow, one by one. Engines for several contexts do not make room for them: attention
+                costs by the length of the caches, which grow when a step needs it
+        """
         self.truncate(0)
-        if self.length != self._length_for(rows):
-            self._reallocate(self._length_for(rows), keep=False)
+        length = self._length_for(rows, ahead)
+        if self.length != length:
+            self._reallocate(length, keep=False)
 
-    def reserve(self, rows: int) -> None:
-        """Make room for `rows` positions; rows that are valid are kept."""
-        if rows > self.length:
-            self._reallocate(self._length_for(rows), keep=True)
+    def reserve(self, rows: int, ahead: int = 0) -> None:
+        """Make room for `rows` positions; rows that are valid are kept. `ahead`: as in `reset`."""
+        length = self._length_for(rows, ahead)
+        if length > self.length:
+            self._reallocate(length, keep=True)
 
-    def _length_for(self, rows: int) -> int:
+    def _length_for(self, rows: int, ahead: int = 0) -> int:
         if self.max_rows is None:
-            return _rounded(rows)
-        if rows > self.max_rows:
-            raise RunFailed(f"{rows} rows are past the caches of {self.max_rows} rows that the engines were built for")
-        return self.max_rows
+            return _rounded(rows + ahead)
+        if rows + ahead > self.max_rows:
+            raise RunFailed(
+                f"{rows + ahead} rows are past the caches of {self.max_rows} rows that the engines were built for"
+            )
+        return min(length for length in self._lengths if length >= rows)
 
     def _reallocate(self, length: int, keep: bool) -> None:
         if not keep:
@@ -141,7 +160,9 @@ class Decoder:
         self._require_rows("trunk", position)
         self._require_rows("tail", position)
         if position >= self.length:
-            raise RunFailed(f"position {position} is past the cache of {self.length} rows; reserve more")
+            if position >= max(self._lengths, default=0):
+                raise RunFailed(f"position {position} is past the cache of {self.length} rows; reserve more")
+            self.reserve(position + 1)  # engines for a longer context take over, with the rows that are there
         if self._step is None:
             self._step = _TokenStep(self._backend, self._runners, self._caches, self._logits, self._width)
         logits = self._step(embedding, position)

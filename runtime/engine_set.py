@@ -55,6 +55,12 @@ class EngineSet:
         return min(manifest.max_context for manifest in self.manifests.values())
 
     @property
+    def contexts(self) -> tuple[int, ...]:
+        """The lengths of the caches that there are profiles for, shortest first."""
+        manifests = self.manifests
+        return manifests.get("trunk", next(iter(manifests.values()))).contexts
+
+    @property
     def host_code(self) -> bool:
         """Whether the engines bring code for the CPU along, which version-compatible ones do."""
         return any(manifest.version_compatible for manifest in self.manifests.values())

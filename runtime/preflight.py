@@ -100,10 +100,16 @@ def _joined(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 def _cache_bytes(manifest: EngineManifest) -> int:
     sizes = {"float16": 2, "bfloat16": 2, "float32": 4}
     return sum(
-        math.prod(abs(dim) for dim in tensor.dims) * sizes.get(tensor.dtype, 1)
+        math.prod(_dims_of_one_request(manifest, tensor)) * sizes.get(tensor.dtype, 1)
         for tensor in manifest.tensors
         if tensor.mode == "input" and _CACHE.search(tensor.name)
     )
+
+
+def _dims_of_one_request(manifest: EngineManifest, cache: EngineTensor) -> tuple[int, ...]:
+    """(1, heads, rows, width) of a cache at its longest."""
+    _, heads, _, width = cache.dims
+    return 1, heads, manifest.max_context, width
 
 
 def _broken(engines: EngineSet, verify: bool) -> Iterator[Problem]:
@@ -150,6 +156,9 @@ def _stale(engines: EngineSet, manifest: EngineManifest, mend: str) -> Iterator[
     if manifest.max_context > bundle.max_context:
         here = f"the bundle's is {bundle.max_context}"
         yield _malformed(manifest.graph, "max_context", manifest.max_context, here, mend)
+    if not manifest.contexts or manifest.contexts[-1] != manifest.max_context:
+        here = f"max_context is {manifest.max_context}"
+        yield _malformed(manifest.graph, "contexts", manifest.contexts, here, mend)
     graph = variant.graphs.get(manifest.graph)
     wanted = {graph.file, *graph.weights} if graph is not None else set()
     if manifest.sources.keys() != wanted:
@@ -182,7 +191,9 @@ def _unlike_graph(engines: EngineSet, manifest: EngineManifest, mend: str) -> It
 def _unlike_tensor(manifest: EngineManifest, tensor: EngineTensor, wanted: TensorInfo, mend: str) -> Iterator[Problem]:
     if tensor.dtype != wanted.dtype:
         yield _malformed(manifest.graph, f"type of {tensor.name}", tensor.dtype, f"the graph's is {wanted.dtype}", mend)
-    dims = tuple(manifest.max_context if dim == "cache_length" else dim for dim in wanted.dims)
+    # With several contexts the length of the caches is as the profile says.
+    length = manifest.max_context if len(manifest.contexts) == 1 else "cache_length"
+    dims = tuple(length if dim == "cache_length" else dim for dim in wanted.dims)
     alike = len(dims) == len(tensor.dims) and all(
         mine == -1 if isinstance(dim, str) else mine == dim for mine, dim in zip(tensor.dims, dims, strict=True)
     )
@@ -220,10 +231,9 @@ def _unlike_each_other(engines: EngineSet, mend: str) -> Iterator[Problem]:
         return
     first = next(iter(manifests.values()))
     for graph, manifest in manifests.items():
-        for field in ("variant", "flavour", "max_context"):
-            if graph == "vision" and field == "max_context":  # it has no caches
-                continue
-            reference = manifests.get("trunk", first)
+        reference = manifests.get("trunk", first)
+        lengths = "contexts" if manifest.max_context == reference.max_context else "max_context"
+        for field in ("variant", "flavour", *(() if graph == "vision" else (lengths,))):  # vision has no caches
             mine, theirs = getattr(manifest, field), getattr(reference, field)
             if mine != theirs:
                 yield _malformed(graph, field, mine, f"that of {reference.graph} is {theirs}", mend)

@@ -50,6 +50,7 @@ class Session:
         *,
         decode: Decode = "exact",
         threads: int | None = None,
+        contexts: Sequence[int] = (),
     ) -> None:
         """Load the variant's graphs. `Session.open` is the usual way in.
 
@@ -57,6 +58,7 @@ class Session:
             engines: files that the backend loads in place of the bundle's graphs, by graph
             note: kept as `backend_note`
             decode, threads: of pictures, as in `open`
+            contexts: the cache lengths that the engines have profiles for, where that is more than one
         """
         self.bundle, self.variant = bundle, variant
         self.backend, self.backend_note = backend.name, note
@@ -76,7 +78,7 @@ class Session:
                 runners[name] = backend.load(graph, path)
                 resources.callback(runners[name].close)
             vision = runners.pop("vision")
-            self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary)
+            self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, contexts)
             resources.callback(self._decoder.close)
             context = min(bundle.manifest.max_context, self._decoder.max_rows or bundle.manifest.max_context)
             self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding)
@@ -120,7 +122,8 @@ class Session:
             gpu = open_tensorrt(choice.engines.flavour, engine_options, host_code=choice.engines.host_code)
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
             files = {name: one.path for name, one in engines.items()}
-            return cls(bundle, chosen, gpu, files, decode=decode, threads=threads)
+            contexts = choice.engines.contexts
+            return cls(bundle, chosen, gpu, files, decode=decode, threads=threads, contexts=contexts)
         chosen = bundle.variant(variant)
         require_onnxruntime(bundle, chosen, choice.note)
         saved, note = choose_optimized(bundle, chosen, choice.backend, verify) if optimized else (None, None)

@@ -116,7 +116,7 @@ class TwoPass:
     def _first_pass(self, request: Request, after: FloatArray, watch: Stopwatch) -> int:
         """Trunk over whatever of prefix + question is not there yet; returns how many images were encoded."""
         prefix_rows = len(request.ids_before) + self._spec.vision.image_tokens
-        needed = prefix_rows + len(after) + request.max_new_tokens
+        rows, ahead = prefix_rows + len(after), request.max_new_tokens
         # Until the trunk is through, nothing may be taken for this question's prefix; nor after caches were lost.
         known = self._prefix if self._decoder.valid["trunk"] >= prefix_rows else None
         self._prefix = None
@@ -125,12 +125,12 @@ class TwoPass:
         if prefix == known:
             with watch.stage("trunk"):
                 self._decoder.truncate(prefix_rows)
-                self._decoder.reserve(needed)
+                self._decoder.reserve(rows, ahead)
                 self._decoder.run_trunk(after, prefix_rows)
         else:
             embeds = self._embed_all(request, after, watch)
             with watch.stage("trunk"):
-                self._decoder.reset(needed)
+                self._decoder.reset(rows, ahead)
                 self._decoder.run_trunk(embeds, 0)
         self._prefix = prefix
         return 0 if prefix == known else 1
@@ -207,7 +207,7 @@ class TwoPass:
                 decoder.run_tail(decoder.valid["tail"], prefix_rows)
         with watch.stage("crop_trunk"):
             decoder.truncate(prefix_rows)
-            decoder.reserve(stop + max_new_tokens)
+            decoder.reserve(stop, max_new_tokens)
             decoder.run_trunk(embeds, prefix_rows)
         with watch.stage("tail_prefill"):
             return decoder.run_tail(prefix_rows, stop)

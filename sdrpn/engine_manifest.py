@@ -25,6 +25,7 @@ __all__ = [
     "REMARK",
     "EngineManifest",
     "EngineTensor",
+    "Fallback",
     "ParityGate",
     "Stamp",
     "TimingCacheUse",
@@ -33,7 +34,9 @@ __all__ = [
     "write_engine_manifest",
 ]
 
-ENGINE_FORMAT_VERSION = 5  # 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache; 5: the GPU
+# 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache; 5: the GPU; 6: contexts, how attention was
+# built, what was built instead
+ENGINE_FORMAT_VERSION = 6
 # What the kernel gate says beside its findings: that it cannot read the list of kernels; what costs a little.
 NOT_JUDGED, REMARK = "not judged: ", "remark: "
 _DIGEST = "digest"
@@ -70,6 +73,15 @@ class TimingCacheUse:
 
     read_bytes: int  # 0: there was none
     written_bytes: int
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """What was to be built, and why this is there instead."""
+
+    variant: str
+    reason: str  # as the library said
+    cache_key: str  # of what was to be built
 
 
 # Kinds of gates of which more is better.
@@ -112,7 +124,8 @@ class EngineManifest:
     gpu: str | None  # of the machine that built it; None: it had none, or none that tells
     driver: str | None  # of the machine that built it; None: it had none
     cuda: int | None  # the newest that its driver had: 13040 is 13.4
-    max_context: int
+    max_context: int  # rows of the caches, at most
+    contexts: tuple[int, ...]  # the lengths of the caches that there are profiles for, shortest first
     max_batch: int
     opt_level: int | None  # None: the library's own
     workspace_mb: int | None
@@ -124,6 +137,8 @@ class EngineManifest:
     timing_cache: TimingCacheUse | None  # None: built without
     profiles: tuple[str, ...]  # in the order of their numbers
     tensors: tuple[EngineTensor, ...]
+    decomposed_attention: bool  # the library got leave to build attention from its parts, after it had failed
+    fallback: Fallback | None  # the variant that no engine could be built of; None: this is the one that was asked for
     kernels: int  # of all profiles
     kernel_gate: tuple[str, ...]  # what the gate found, NOT_JUDGED and REMARK aside; nothing: passed
     activation_bytes: int | None  # the largest of all profiles, as TensorRT says
@@ -166,11 +181,12 @@ class EngineManifest:
         """The inverse of `to_text`; KeyError, TypeError or ValueError where something is missing or odd."""
         tensors = tuple(EngineTensor.from_json(tensor) for tensor in value["tensors"])
         lists: dict[str, Any] = {
-            name: tuple(value[name]) for name in ("compute_capabilities", "profiles", "kernel_gate")
+            name: tuple(value[name]) for name in ("compute_capabilities", "contexts", "profiles", "kernel_gate")
         }
         sources = {name: Stamp(**stamp) for name, stamp in value["sources"].items()}
         lists["parity"] = tuple(ParityGate(**one) for one in value["parity"])
-        timing = value["timing_cache"]
+        fallback, timing = value["fallback"], value["timing_cache"]
+        lists["fallback"] = None if fallback is None else Fallback(**fallback)
         lists["timing_cache"] = None if timing is None else TimingCacheUse(**timing)
         return cls(**{**value, **lists, "tensors": tensors, "sources": sources, "engine": Stamp(**value["engine"])})
 

@@ -42,6 +42,7 @@ def write_engines(
     flavour: str = "tensorrt-rtx",
     max_context: int = 128,
     max_batch: int = 1,
+    shorter_contexts: tuple[int, ...] = (),
 ) -> None:
     """An engine, its manifest and its kernels for every graph of a variant."""
     for name in bundle.variant(variant).graphs:
@@ -49,7 +50,8 @@ def write_engines(
         engine.parent.mkdir(parents=True, exist_ok=True)
         engine.write_bytes(f"engine of {name}".encode())
         layers.write_text(json.dumps(_KERNELS))
-        manifest = engine_manifest(bundle, variant, name, engine, target, flavour, max_context, max_batch)
+        contexts = (*shorter_contexts, max_context)
+        manifest = engine_manifest(bundle, variant, name, engine, target, flavour, contexts, max_batch)
         manifest_path.write_text(manifest.to_text())
 
 
@@ -60,12 +62,12 @@ def engine_manifest(
     engine: Path,
     target: str,
     flavour: str,
-    max_context: int,
+    contexts: tuple[int, ...],
     max_batch: int,
 ) -> EngineManifest:
     """As the builder writes it, with profiles in its order."""
     graph = bundle.variant(variant).graphs[name]
-    profiles = _profiles(name, max_context, max_batch)
+    profiles = _profiles(name, contexts, max_batch)
     files = bundle.manifest.files
     return EngineManifest(
         graph=name,
@@ -80,7 +82,8 @@ def engine_manifest(
         gpu="NVIDIA GeForce RTX 4090",
         driver="550.54",
         cuda=12040,
-        max_context=max_context,
+        max_context=contexts[-1],
+        contexts=contexts,
         max_batch=max_batch,
         opt_level=None,
         workspace_mb=None,
@@ -91,7 +94,9 @@ def engine_manifest(
         profiling_verbosity="detailed",
         timing_cache=TimingCacheUse(0, 10) if flavour == "tensorrt" else None,
         profiles=tuple(profiles),
-        tensors=_tensors(graph, profiles, max_context),
+        tensors=_tensors(graph, profiles, contexts),
+        decomposed_attention=False,
+        fallback=None,
         kernels=3,
         kernel_gate=(),
         activation_bytes=1 << 20,
@@ -116,28 +121,35 @@ def rewrite(bundle: Path, graph: str, /, **changes: Any) -> None:
 Extents = dict[str, tuple[int, int, int]]
 
 
-def _profiles(graph: str, max_context: int, max_batch: int) -> dict[str, Extents]:
+def _profiles(graph: str, contexts: tuple[int, ...], max_batch: int) -> dict[str, Extents]:
     if graph == "vision":
         return {"images": {"images": (1, 1, max(2, max_batch))}}
-    prefill = {"batch": (1, 1, 1), "sequence": (1, max_context // 2, max_context)}
-    decode = {"batch": (1, 1, max_batch), "sequence": (1, 1, 1)}
-    return {"prefill": prefill} if graph == "rpn" else {"decode": decode, "prefill": prefill}
+    found: dict[str, Extents] = {}
+    for context in contexts:
+        ending = f"-{context}" if len(contexts) > 1 else ""
+        rows = (context,) * 3
+        if graph != "rpn":
+            decode = {"batch": (1, 1, max_batch), "sequence": (1, 1, 1), "cache_length": rows}
+            found[f"decode{ending}"] = decode
+        prefill = {"batch": (1, 1, 1), "sequence": (1, context // 2, context), "cache_length": rows}
+        found[f"prefill{ending}"] = prefill
+    return found
 
 
-def _tensors(graph: GraphInfo, profiles: dict[str, Extents], max_context: int) -> tuple[EngineTensor, ...]:
+def _tensors(graph: GraphInfo, profiles: dict[str, Extents], contexts: tuple[int, ...]) -> tuple[EngineTensor, ...]:
+    length: int | str = contexts[0] if len(contexts) == 1 else "cache_length"
     return tuple(
         EngineTensor(
             tensor.name,
             mode,
             tensor.dtype,
-            tuple(max_context if d == "cache_length" else -1 if isinstance(d, str) else d for d in tensor.dims),
-            tuple(_extents(tensor, extents, max_context) for extents in profiles.values()) if mode == "input" else (),
+            tuple(-1 if isinstance(d, str) else d for d in (length if d == "cache_length" else d for d in tensor.dims)),
+            tuple(_extents(tensor, extents) for extents in profiles.values()) if mode == "input" else (),
         )
         for mode, tensors in (("input", graph.inputs), ("output", graph.outputs))
         for tensor in tensors
     )
 
 
-def _extents(tensor: TensorInfo, extents: Extents, max_context: int) -> tuple[tuple[int, ...], ...]:
-    known = {**extents, "cache_length": (max_context,) * 3}
-    return tuple(tuple(known[d][end] if isinstance(d, str) else d for d in tensor.dims) for end in range(3))
+def _extents(tensor: TensorInfo, extents: Extents) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(extents[d][end] if isinstance(d, str) else d for d in tensor.dims) for end in range(3))

@@ -45,8 +45,10 @@ class FakeGpu:
         return engine_set(self.bundle, TARGET).engines[graph].path
 
     def session(self, options: EngineOptions | None = None) -> Session:
-        paths = {graph: one.path for graph, one in engine_set(self.bundle, TARGET).engines.items()}
-        return Session(self.bundle, self.bundle.variant(self.variant), self.backend(options), paths)
+        engines = engine_set(self.bundle, TARGET)
+        paths = {graph: one.path for graph, one in engines.engines.items()}
+        variant = self.bundle.variant(self.variant)
+        return Session(self.bundle, variant, self.backend(options), paths, contexts=engines.contexts)
 
     def graphs(self) -> list[str]:
         """What was enqueued or captured, in order."""
@@ -94,12 +96,20 @@ def fake_gpu(
     integrated: bool = False,
     max_context: int = 128,
     max_batch: int = 2,
+    shorter_contexts: tuple[int, ...] = (),
     compute: Compute | None = None,
     **trt: Any,
 ) -> FakeGpu:
     """A copy of a bundle with engines for it, on fakes."""
     bundle = open_bundle(copied(source, folder))
-    write_engines(bundle, variant, flavour=flavour, max_context=max_context, max_batch=max_batch)
+    write_engines(
+        bundle,
+        variant,
+        flavour=flavour,
+        max_context=max_context,
+        max_batch=max_batch,
+        shorter_contexts=shorter_contexts,
+    )
     cuda = FakeCudart(integrated=integrated)
     library = FakeTensorRt(
         flavour,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sdrpn.bundle import Bundle, open_bundle
-from sdrpn.engine_manifest import EngineManifest, Stamp, TimingCacheUse, engine_paths, read_engine_manifest
+from sdrpn.engine_manifest import EngineManifest, Fallback, Stamp, TimingCacheUse, engine_paths, read_engine_manifest
 from sdrpn.errors import BadBundle, BadInput, EngineMismatch
 from sdrpn.runtime import preflight
 from sdrpn.runtime.backends.tensorrt_library import Validity
@@ -112,6 +112,7 @@ def full_manifest(bundle: Bundle) -> Path:
         opt_level=3,
         workspace_mb=512,
         timing_cache=TimingCacheUse(3, 10),
+        fallback=Fallback("fused-fp32", "no tactic", "2" * 64),
         kernel_gate=("remark: it holds weights twice",),
     )
     path = manifest_of(bundle)
@@ -172,6 +173,8 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "flavour": ({"flavour": "onnx"}, "flavour is onnx, known are tensorrt, tensorrt-rtx; build it again"),
     "capabilities": ({"compute_capabilities": ()}, "compute_capabilities is empty, an engine is for at least one;"),
     "max_context": ({"max_context": 512}, "max_context is 512, the bundle's is 256; build it again: sdrpn build"),
+    "contexts": ({"contexts": (64,)}, r"contexts is \(64,\), max_context is 128; build it again: sdrpn build"),
+    "no contexts": ({"contexts": ()}, r"contexts is \(\), max_context is 128; build it again: sdrpn build"),
     "sources": ({"sources": {}}, "sources is , the bundle's graph is made of trunk.fused-fp32.onnx, weights/"),
     "tensors": ({"tensors": ()}, "inputs is , the graph has inputs_embeds, position_ids, write_index, key_cache.0"),
     "profiles": ({"profiles": ("decode",)}, "profiles of inputs_embeds is 2, the engine has decode; build it again"),
@@ -234,6 +237,12 @@ def test_engines_that_do_not_go_together(bundle: Bundle) -> None:
         path.replace(bundle.path / "engines" / TARGET / path.name)
     rewrite(bundle.path, "tail", target=TARGET)
     assert only(bundle).startswith("tail: MALFORMED_ENGINE: max_context is 64, that of trunk is 128; build it again:")
+
+
+def test_engines_with_profiles_for_other_contexts_do_not_go_together(bundle: Bundle) -> None:
+    rewrite(bundle.path, "rpn", contexts=(64, 128))
+    messages = [str(problem) for problem in problems(bundle)]
+    assert any("contexts is (64, 128), that of trunk is (128,); build it again:" in one for one in messages), messages
 
 
 class TestDigests:
