@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 from sdrpn.errors import BadInput
 
-__all__ = ["FP16_PEAK", "MASKED_SCORE_PEAK", "TOLERANCES", "Tolerances", "tolerances_of"]
+__all__ = ["FP16_PEAK", "GPU_JPEG_MEAN_LEVELS", "MASKED_SCORE_PEAK", "TOLERANCES", "Tolerances", "tolerances_of"]
 
 # fp16 ends at 65,504; sums and outliers of other pictures need room above what a trial shows.
 FP16_PEAK = 30_000.0
 # The dialect `primitive` takes 1e4 from the scores of what a token must not see. These vanish as long as no score that
 # it may see lies that far below another; exp(-20) is 2e-9.
 MASKED_SCORE_PEAK = 4_990.0
+# Another inverse DCT and another way to enlarge the colours: a decoder that is wired wrong (channels in another order,
+# a shifted plane) is off by tens of levels. Expected, not measured: no GPU has decoded a picture yet.
+GPU_JPEG_MEAN_LEVELS = 2.0
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,9 @@ def test_every_option_of_a_build_is_explained() -> None:
     text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("engines.md", "devices.md"))
     told = set(re.findall(r"--[a-z][a-z-]+", text))
     assert options("build") - {"--help", "--debug", "--target"} <= told
-    known = {option for verb in ("build", "ask", "export", "inspect", "plan", "verify") for option in options(verb)}
+    known = {
+        option for verb in ("build", "ask", "export", "inspect", "plan", "verify", "doctor") for option in options(verb)
+    }
     others = {"--system-site-packages", "--model", "--dialect", "--force-reinstall"}
     assert told - known - others == set()
 

@@ -30,6 +30,10 @@ HELP = "show what this machine can run and what is missing"
 DESCRIPTION = """\
 Show what this machine can run, which libraries are installed in which version, what each extra gives, what is missing
 and the command that installs it. Always exits 0.
+
+With --device the machine is tried out, step by step: CUDA (memory, copies, order on a stream, captured graphs), the
+compiled image path, and with --bundle a bundle's engines or graphs (numbers, answers, repetition, time, memory). A step
+that fails ends no other; exits 1 if one failed. Attach the report to a bug report.
 """
 
 FORMAT_VERSION = 1
@@ -37,13 +41,20 @@ FORMAT_VERSION = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
+    from sdrpn.cli.device_check import add_device_arguments
+
     parser.add_argument("--json", action="store_true", help="print it as JSON")
+    add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the diagnosis."""
+    """Print the diagnosis, or try out the device."""
+    from sdrpn.cli.device_check import check_device, require_device
     from sdrpn.cli.output import print_json
 
+    if args.device:
+        return check_device(args)
+    require_device(args)
     diagnosis = diagnose()
     if args.json:
         print_json(diagnosis.to_json())

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint, write_rpn
+from sdrpn.cli.main import build_parser
 from sdrpn.engines import read_targets
 from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
 
@@ -190,3 +191,27 @@ class TestWorkflow:
 
     def test_every_action_has_a_version(self, workflow: dict[Any, Any]) -> None:
         assert all(re.search(r"@v\d+$", step["uses"]) for step in self.steps(workflow) if "uses" in step)
+
+
+class TestGpuWorkflow:
+    @pytest.fixture
+    def gpu(self) -> dict[Any, Any]:
+        found: dict[Any, Any] = yaml.safe_load((CI / "gpu.yml").read_text(encoding="utf-8"))
+        return found
+
+    def test_its_commands_are_shell_and_understood(self, gpu: dict[Any, Any]) -> None:
+        commands = [step["run"] for step in gpu["jobs"]["gpu"]["steps"] if "run" in step]
+        verbs = []
+        for command in commands:
+            assert subprocess.run(["bash", "-n"], input=command, text=True, check=False).returncode == 0, command
+            for line in command.splitlines():
+                words = shlex.split(line.strip())
+                if words[:1] == [".venv/bin/sdrpn"]:
+                    verbs.append(build_parser().parse_args(words[1:]).verb)
+        assert verbs == ["doctor", "build", "doctor", "doctor"]
+
+    def test_it_runs_the_tests_that_need_a_gpu(self, gpu: dict[Any, Any]) -> None:
+        assert any("pytest -m gpu" in step.get("run", "") for step in gpu["jobs"]["gpu"]["steps"])
+
+    def test_its_target_exists(self, gpu: dict[Any, Any]) -> None:
+        assert gpu[True]["workflow_dispatch"]["inputs"]["target"]["default"] in read_targets()

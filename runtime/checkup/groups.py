@@ -1,0 +1,81 @@
+"""Which steps a check of a device has, by group. A request is plain data, so that it can go to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sdrpn.errors import BadInput
+from sdrpn.machine import read_machine
+from sdrpn.runtime.backends.cuda import load_cuda
+from sdrpn.runtime.backends.device_memory import Device
+from sdrpn.runtime.checkup.bundle_checks import BundleChecks
+from sdrpn.runtime.checkup.cuda_checks import CudaChecks
+from sdrpn.runtime.checkup.opened_bundle import OpenedBundle
+from sdrpn.runtime.checkup.picture_checks import PictureChecks
+from sdrpn.runtime.checkup.steps import Step
+from sdrpn.runtime.choice import AUTOMATIC
+
+__all__ = ["GROUPS", "STEP_COUNTS", "CheckupRequest", "steps_of"]
+
+
+@dataclass(frozen=True)
+class CheckupRequest:
+    """What is checked."""
+
+    bundle: str | None = None  # None: CUDA and pictures alone
+    backend: str = AUTOMATIC
+    target: str | None = None
+    step_limit_s: float = 600.0  # a step that takes longer has failed
+
+    def __post_init__(self) -> None:
+        if self.step_limit_s <= 0:
+            raise BadInput(f"step_limit_s is {self.step_limit_s:g}; expected seconds above 0")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """In the order in which they run."""
+        return tuple(group for group in GROUPS if group != "bundle" or self.bundle is not None)
+
+    @property
+    def step_count(self) -> int:
+        """Of all groups together."""
+        return sum(STEP_COUNTS[group] for group in self.groups)
+
+
+def steps_of(group: str, request: CheckupRequest) -> list[Step]:
+    """Raises BadInput for an unknown group, and what opening the bundle raises."""
+    if group not in GROUPS:
+        raise BadInput(f"group {group!r} is unknown; expected one of {', '.join(GROUPS)}")
+    return GROUPS[group](request)
+
+
+def _cuda(request: CheckupRequest) -> list[Step]:
+    return _cuda_checks().steps()
+
+
+def _pictures(request: CheckupRequest) -> list[Step]:
+    def open_device() -> Device:
+        return _cuda_checks().device
+
+    return PictureChecks(open_device).steps()
+
+
+def _bundle(request: CheckupRequest) -> list[Step]:
+    opened = OpenedBundle(request.bundle or "", backend=request.backend, target=request.target)
+    return BundleChecks(opened).steps()
+
+
+def _cuda_checks() -> CudaChecks:
+    machine = read_machine()
+    return CudaChecks(
+        lambda: load_cuda("the check of the device"), gpu_expected=bool(machine.gpus or machine.jetson is not None)
+    )
+
+
+STEP_COUNTS = {"CUDA": 9, "pictures": 4, "bundle": 8}  # known before a group's process has started
+GROUPS: dict[str, Callable[[CheckupRequest], list[Step]]] = {
+    "CUDA": _cuda,
+    "pictures": _pictures,
+    "bundle": _bundle,
+}

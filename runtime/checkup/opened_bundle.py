@@ -1,0 +1,100 @@
+"""A bundle on the backend that would answer with it on this machine. See `BundleOnDevice`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdrpn.bundle import Variant, open_bundle
+from sdrpn.device_report import Subject
+from sdrpn.engine_manifest import ParityGate
+from sdrpn.machine import read_machine
+from sdrpn.memory import graph_weights_bytes
+from sdrpn.runtime.backends import open_backend, open_tensorrt
+from sdrpn.runtime.backends.tensorrt import EngineOptions
+from sdrpn.runtime.checkup.steps import Skip
+from sdrpn.runtime.choice import AUTOMATIC, choose_backend
+from sdrpn.runtime.platform import read_platform
+from sdrpn.runtime.session import Session
+from sdrpn.runtime.smoke_test import smoke_test
+from sdrpn.spec import ModelSpec
+
+__all__ = ["OpenedBundle"]
+
+_CPU = "onnxruntime"
+# ONNX Runtime maps weights and packs them into memory of its own.
+_HOST_PER_WEIGHT_BYTE = 3
+
+
+class OpenedBundle:
+    """Chooses once what runs the bundle, and opens sessions of it."""
+
+    def __init__(self, path: Path | str, *, backend: str = AUTOMATIC, target: str | None = None) -> None:
+        """Raises BadBundle, BadInput or EngineMismatch, as `Session.open` does."""
+        self._bundle = open_bundle(path)
+        self._choice = choose_backend(self._bundle, backend, target=target)
+        engines = self._choice.engines
+        self._variant = engines.variant if engines is not None else self._bundle.variant()
+        self.spec: ModelSpec = self._bundle.spec
+        self.numerics = self._variant.numerics
+        self.subject = Subject(
+            self._bundle.path.name,
+            self._variant.name,
+            self._choice.backend,
+            engines.target if engines is not None else None,
+        )
+
+    @property
+    def note(self) -> str | None:
+        """Why engines that are there are not used."""
+        return self._choice.note
+
+    def open(self, *, cuda_graph: bool = True) -> Session:
+        """See `BundleOnDevice`."""
+        engines = self._choice.engines
+        return Session.open(
+            self._bundle.path,
+            backend=self._choice.backend,
+            target=self.subject.target,
+            variant=self._variant.name,
+            engine_options=EngineOptions(cuda_graph=cuda_graph) if engines is not None else None,
+            optimized=False,
+            verify=False,
+        )
+
+    def open_reference(self) -> Session | None:
+        """See `BundleOnDevice`."""
+        if self._choice.backend == _CPU:
+            reference = self._twin()
+        else:
+            reference = None if self._variant.for_engines_only else self._variant
+        if reference is None:
+            return None
+        return Session.open(self._bundle.path, backend=_CPU, variant=reference.name, optimized=False, verify=False)
+
+    def _twin(self) -> Variant | None:
+        """Other graphs that ought to compute the same numbers."""
+        others = self._bundle.manifest.variants.values()
+        same = [one for one in others if one.numerics == self.numerics and one.name != self._variant.name]
+        return next((one for one in same if not one.for_engines_only), None)
+
+    def gates(self) -> Iterator[ParityGate]:
+        """See `BundleOnDevice`."""
+        engines = self._choice.engines
+        if engines is None:
+            raise Skip("no engines were run; ONNX Runtime on the CPU is what they are compared with")
+        gpu = open_tensorrt(engines.flavour, host_code=engines.host_code)
+        compares = not self._variant.for_engines_only and self._fits_host()
+        return smoke_test(engines, gpu, open_backend(_CPU) if compares else None)
+
+    def _fits_host(self) -> bool:
+        available = read_machine().memory_available_bytes
+        largest = max(graph_weights_bytes(self._bundle, self._variant).values())
+        return available is None or _HOST_PER_WEIGHT_BYTE * largest <= available
+
+    def free_bytes(self) -> int | None:
+        """See `BundleOnDevice`."""
+        if self._choice.backend == _CPU:
+            return read_machine().memory_available_bytes
+        gpu = read_platform().gpu
+        return gpu.memory_free_bytes if gpu is not None else None

@@ -1,0 +1,119 @@
+"""The compiled image path against Pillow and NumPy, on the CPU and on the GPU: the same values, or as close as said."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sdrpn.errors import MissingDependency
+from sdrpn.image import base_pixels, crop_pixels
+from sdrpn.runtime.backends.device_buffer import DeviceBuffer
+from sdrpn.runtime.backends.device_memory import Device
+from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
+from sdrpn.runtime.gpu_jpeg import GpuPixels, decode_on_gpu
+from sdrpn.runtime.gpu_pixels import fill_on_gpu
+from sdrpn.runtime.pixels import native_module, write_base, write_crops
+from sdrpn.spec import VisionSpec
+from sdrpn.tolerances import GPU_JPEG_MEAN_LEVELS
+
+__all__ = ["PictureChecks"]
+
+_BOXES = ((0, 0, 301, 203), (3, 5, 40, 9), (100, 20, 101, 21))
+_VISION = VisionSpec(image_size_px=56, patch_size_px=14, width=32, layers=2, heads=2, mlp_width=64)
+
+
+class PictureChecks:
+    """Resizing, JPEG decoding, and the CUDA kernels."""
+
+    def __init__(self, open_device: Callable[[], Device]) -> None:
+        """`open_device` raises Skip where there is no GPU."""
+        self._open_device = open_device
+
+    def steps(self) -> list[Step]:
+        """CPU first."""
+        return [
+            Step("resize, compiled", self.resize),
+            Step("JPEG, compiled", self.jpeg),
+            Step("resize, on the GPU", self.resize_on_gpu),
+            Step("JPEG, on the GPU", self.jpeg_on_gpu),
+        ]
+
+    @cached_property
+    def _pixels(self) -> npt.NDArray[np.uint8]:
+        return np.random.default_rng(0).integers(0, 256, (203, 301, 3), dtype=np.uint8)
+
+    def resize(self) -> Finding:
+        """The native module's values are Pillow's."""
+        if native_module() is None:
+            raise Skip("the native image path was not compiled: Pillow is used (docs/native.md)")
+        base = np.empty((1, 3, 56, 56), np.float32)
+        write_base(self._pixels, _VISION, base)
+        crops = np.empty((len(_BOXES), 3, 56, 56), np.float32)
+        write_crops(self._pixels, _BOXES, _VISION, crops)
+        image = Image.fromarray(self._pixels)
+        expected = [base_pixels(image, _VISION), *(crop_pixels(image, box, _VISION) for box in _BOXES)]
+        return _equal(np.concatenate([base, crops]), np.stack(expected), "Pillow's")
+
+    def jpeg(self) -> Finding:
+        """The native decoder's pixels are Pillow's."""
+        native = native_module("_native_jpeg")
+        if native is None:
+            raise Skip("the native JPEG decoder was not compiled: Pillow is used (docs/native.md)")
+        data, expected = _jpeg_file()
+        found = np.empty_like(expected)
+        native.decode(data, found)
+        return _equal(found, expected, "Pillow's")
+
+    def resize_on_gpu(self) -> Finding:
+        """The CUDA kernels' values are the CPU's."""
+        device = self._open_device()
+        if native_module("_native_cuda") is None:
+            raise Skip("the CUDA kernels were not compiled: pictures are resized on the CPU (docs/native.md)")
+        source = DeviceBuffer.zeros(device, self._pixels.shape, "uint8")
+        source.write(self._pixels)
+        expected = np.empty((len(_BOXES), 3, 56, 56), np.float32)
+        write_crops(self._pixels, _BOXES, _VISION, expected)
+        found = DeviceBuffer.zeros(device, expected.shape, "float32")
+        if not fill_on_gpu(GpuPixels(source), _BOXES, "bilinear", None, _VISION, found):
+            raise CheckFailed("the CUDA kernels did not take a picture that lies on the GPU")
+        return _equal(found.read(), expected, "the CPU's")
+
+    def jpeg_on_gpu(self) -> Finding:
+        """nvImageCodec's pixels are close to Pillow's."""
+        self._open_device()
+        data, expected = _jpeg_file()
+        try:
+            found = decode_on_gpu(data).array
+        except MissingDependency as error:
+            raise Skip(str(error)) from error
+        if found.shape != expected.shape:
+            raise CheckFailed(f"the picture is {found.shape}, expected {expected.shape}")
+        difference = np.abs(found.astype(np.int16) - expected)
+        figures = {"mean_levels": float(difference.mean()), "worst_levels": int(difference.max())}
+        if figures["mean_levels"] > GPU_JPEG_MEAN_LEVELS:
+            raise CheckFailed(f"pixels differ from Pillow's by {difference.mean():.2f} of 255 levels on average")
+        return Finding(f"pixels differ from Pillow's by {difference.mean():.2f} of 255 levels on average", figures)
+
+
+def _jpeg_file() -> tuple[bytes, npt.NDArray[np.uint8]]:
+    """A soft picture as a file, and the pixels that Pillow reads from it."""
+    small = np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(small).resize((800, 600), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=92)
+    with Image.open(stream) as image:
+        return stream.getvalue(), np.array(image.convert("RGB"))
+
+
+def _equal(found: npt.NDArray[Any], expected: npt.NDArray[Any], whose: str) -> Finding:
+    if found.shape != expected.shape:
+        raise CheckFailed(f"the values are of shape {found.shape}, {whose} of {expected.shape}")
+    different = int((found != expected).sum())
+    if different:
+        raise CheckFailed(f"{different} of {expected.size} values are not {whose}")
+    return Finding(f"{expected.size:,} values, all {whose}")

@@ -1,0 +1,62 @@
+"""Run named steps one after the other; what a step finds, or why it failed or was skipped, is its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sdrpn.device_report import CheckResult, Figure, State
+from sdrpn.errors import SdrpnError
+
+__all__ = ["CheckFailed", "Finding", "Skip", "Step", "run_steps"]
+
+
+class Skip(Exception):
+    """The step cannot be done here; its text says why."""
+
+
+class CheckFailed(Exception):
+    """The step was done, and what it found is wrong."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a step that passed found out."""
+
+    detail: str
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """`run` raises Skip, CheckFailed, or whatever it meets."""
+
+    name: str
+    run: Callable[[], Finding]
+
+
+def run_steps(
+    group: str, steps: Sequence[Step], begin: Callable[[str], None] = lambda name: None
+) -> Iterator[CheckResult]:
+    """Results in order. `begin` is called with a step's name before it starts."""
+    for step in steps:
+        begin(step.name)
+        start = time.perf_counter()
+        state, finding = _outcome(step)
+        yield CheckResult(group, step.name, state, finding.detail, time.perf_counter() - start, finding.figures)
+
+
+def _outcome(step: Step) -> tuple[State, Finding]:
+    try:
+        return "passed", step.run()
+    except Skip as reason:
+        return "skipped", Finding(_line(reason))
+    except (CheckFailed, SdrpnError) as error:
+        return "failed", Finding(_line(error))
+    except Exception as error:  # a report of what a library raises is what this is for
+        return "failed", Finding(f"{type(error).__name__}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

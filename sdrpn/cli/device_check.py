@@ -1,0 +1,147 @@
+"""`sdrpn doctor --device`: run the checks of a device, and print, write and record what they found.
+
+The JSON form is `sdrpn.device_report.DeviceReport.to_json`: format_version, ok, summary, created, version, device,
+machine, libraries, subject {bundle, variant, backend, target} or null, and results: a list of {group, name, state
+("passed", "failed", "skipped"), detail, seconds, figures}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdrpn import __version__
+from sdrpn.errors import BadInput
+
+if TYPE_CHECKING:
+    from sdrpn.device_report import CheckResult, DeviceReport, Subject
+    from sdrpn.runtime.checkup import CheckupRequest
+
+__all__ = ["add_device_arguments", "check_device", "require_device"]
+
+# What a report names; others are in `sdrpn doctor --json`.
+_LIBRARIES = ("onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-python", "numpy", "pillow", "tokenizers")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what belongs to --device."""
+    parser.add_argument("--device", action="store_true", help="try the machine out, step by step")
+    parser.add_argument("--bundle", metavar="BUNDLE", help="with --device: check this bundle too; `default` works")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="with --bundle: what runs it; default: as `sdrpn ask` chooses"
+    )
+    parser.add_argument("--target", metavar="NAME", help="with --bundle: whose engines; default: those that fit")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="with --device: write a page, .html or .md")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="with --device: append one line of JSON to this file"
+    )
+
+
+def require_device(args: argparse.Namespace) -> None:
+    """Raises BadInput for an option that only --device understands."""
+    for name in ("bundle", "backend", "target", "report", "record"):
+        if getattr(args, name) is not None:
+            raise BadInput(f"--{name} is given without --device; add --device to try the machine out")
+
+
+def check_device(args: argparse.Namespace) -> int:
+    """Run the checks; 0 if none failed."""
+    from sdrpn.atomic import replacing_file
+    from sdrpn.cli.output import print_json
+
+    request = _request(args)
+    report = _run(request)
+    if args.report is not None:
+        page = report.page(args.report)
+        with replacing_file(args.report) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    if args.record is not None:
+        _append(args.record, report.to_row())
+    if args.json:
+        print_json(report.to_json())
+    else:
+        _print(report, [path for path in (args.report, args.record) if path is not None])
+    return 0 if report.ok else 1
+
+
+def _request(args: argparse.Namespace) -> CheckupRequest:
+    """Raises what is wrong with the request before anything runs."""
+    from sdrpn.atomic import require_writable_file
+    from sdrpn.runtime.checkup import CheckupRequest
+    from sdrpn.table_page import PAGES
+
+    for name in ("backend", "target"):
+        if getattr(args, name) is not None and args.bundle is None:
+            raise BadInput(f"--{name} is given without --bundle; name the bundle that is to be checked")
+    for path in (args.report, args.record):
+        if path is not None:
+            require_writable_file(path)
+    if args.report is not None and args.report.suffix not in PAGES:
+        raise BadInput(f"{args.report} is no name for a report; expected one that ends in {' or '.join(PAGES)}")
+    options = {name: getattr(args, name) for name in ("bundle", "backend", "target") if getattr(args, name) is not None}
+    return CheckupRequest(**options)
+
+
+def _run(request: CheckupRequest) -> DeviceReport:
+    from sdrpn.cli.progress import progress
+    from sdrpn.device_report import DeviceReport
+    from sdrpn.libraries import installed_version
+    from sdrpn.machine import read_cpu, read_machine
+    from sdrpn.runtime.checkup import run_checkup
+
+    subject, machine, cpu = _subject(request), read_machine(), read_cpu()
+    results: list[CheckResult] = []
+    with progress("device check", "steps") as advance:
+        for result in run_checkup(request):
+            results.append(result)
+            advance(len(results), max(len(results), request.step_count))
+    return DeviceReport(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=__version__,
+        device=machine.gpus[0].name if machine.gpus else cpu.model,
+        machine={**dataclasses.asdict(machine), "cpu": cpu.model},
+        libraries={name: installed_version(name) for name in _LIBRARIES},
+        subject=subject,
+        results=tuple(results),
+    )
+
+
+def _subject(request: CheckupRequest) -> Subject | None:
+    """What will be checked. None where engines do not fit this machine, which is then a result.
+
+    Raises: BadBundle, BadInput for a request that no machine could meet
+    """
+    from sdrpn.errors import EngineMismatch
+    from sdrpn.runtime.checkup import OpenedBundle
+
+    if request.bundle is None:
+        return None
+    try:
+        return OpenedBundle(request.bundle, backend=request.backend, target=request.target).subject
+    except EngineMismatch:
+        return None
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """One line more; a file that is there keeps what it has."""
+    from sdrpn.atomic import replacing_file
+
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with replacing_file(path) as temporary:
+        temporary.write_text(f"{before}{json.dumps(row)}\n", encoding="utf-8")
+
+
+def _print(report: DeviceReport, written: list[Path]) -> None:
+    from sdrpn.cli.output import print_table, print_text
+
+    print_table(
+        ("Step", "State", "Seconds", "Found"),
+        [(result.title, result.state, f"{result.seconds:.1f}", result.detail) for result in report.results],
+        title=f"{report.device}: {report.summary}",
+    )
+    for path in written:
+        print_text(f"wrote {path}")

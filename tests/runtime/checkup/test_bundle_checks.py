@@ -1,0 +1,141 @@
+"""A bundle is checked on ONNX Runtime and on a simulated GPU; wrong engines fail the step that is there for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from sdrpn.device_report import CheckResult, Subject
+from sdrpn.engine_manifest import ParityGate
+from sdrpn.runtime import EngineOptions, Session
+from sdrpn.runtime.backends import open_backend
+from sdrpn.runtime.checkup import OpenedBundle
+from sdrpn.runtime.checkup.bundle_checks import BundleChecks, BundleOnDevice
+from sdrpn.runtime.checkup.groups import STEP_COUNTS
+from sdrpn.runtime.checkup.steps import run_steps
+from sdrpn.runtime.engine_set import engine_set
+from sdrpn.runtime.runner import Array
+from sdrpn.runtime.smoke_test import smoke_test
+from sdrpn.spec import ModelSpec
+
+pytest.importorskip("cuda.bindings.runtime")
+
+from tests.runtime.engine_files import TARGET
+from tests.runtime.fake_tensorrt import Compute
+from tests.runtime.gpu import FakeGpu, fake_gpu, onnxruntime_compute
+
+
+def checked(device: BundleOnDevice) -> dict[str, CheckResult]:
+    return {result.name: result for result in run_steps("bundle", BundleChecks(device).steps())}
+
+
+def states(results: Mapping[str, CheckResult]) -> dict[str, str]:
+    return {name: result.state for name, result in results.items()}
+
+
+class OnFakeGpu:
+    """Engines on the fakes."""
+
+    note = None
+    numerics = "fp32"
+
+    def __init__(self, gpu: FakeGpu, free_bytes: list[int] | None = None) -> None:
+        self.gpu = gpu
+        self.subject = Subject("bundle", gpu.variant, "tensorrt", TARGET)
+        self.opened: list[bool] = []
+        self._free_bytes = free_bytes
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.gpu.bundle.spec
+
+    def open(self, *, cuda_graph: bool = True) -> Session:
+        self.opened.append(cuda_graph)
+        return self.gpu.session(EngineOptions(cuda_graph=cuda_graph))
+
+    def open_reference(self) -> Session | None:
+        return Session.open(self.gpu.bundle.path, backend="onnxruntime", variant=self.gpu.variant, threads=1)
+
+    def gates(self) -> Iterator[ParityGate]:
+        return smoke_test(engine_set(self.gpu.bundle, TARGET), self.gpu.backend(), open_backend("onnxruntime", 1))
+
+    def free_bytes(self) -> int | None:
+        return self._free_bytes.pop(0) if self._free_bytes else 1 << 34
+
+
+def test_a_bundle_on_onnx_runtime(tiny_bundle: Path) -> None:
+    results = checked(OpenedBundle(tiny_bundle))
+    assert len(results) == STEP_COUNTS["bundle"]
+    skipped = {name for name, state in states(results).items() if state == "skipped"}
+    assert skipped == {"numbers, graph by graph", "memory goes back"}
+    assert not [name for name, state in states(results).items() if state == "failed"]
+    # The other graphs of the same precision are what an answer is compared with.
+    assert "primitive-fp32 on onnxruntime" in results["a whole answer"].detail
+    assert set(results["time"].figures) == {"first_token_ms", "token_ms"}
+    assert results["the same question five times"].detail == "5 times the same bits"
+
+
+def test_good_engines_pass_every_step(tiny_bundle: Path, tmp_path: Path) -> None:
+    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path, max_context=256))
+    results = checked(device)
+    assert set(states(results).values()) == {"passed"}, results
+    assert "token_without_graph_ms" in results["time"].figures
+    assert False in device.opened
+    assert device.gpu.cuda.violations == []
+
+
+def spoilt(compute: Compute, graph: str, output: str, change: float, *, from_run: int = 0) -> Compute:
+    """One output is off, from some run of the graph on."""
+    runs = 0
+
+    def wrong(name: str, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+        nonlocal runs
+        compute(name, feeds, results)
+        if name == graph:
+            runs += 1
+            if runs > from_run:
+                results[output][...] += change
+
+    return wrong
+
+
+def test_engines_that_compute_something_else_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = fake_gpu(tiny_bundle, tmp_path / "a").bundle
+    compute = spoilt(onnxruntime_compute(bundle, "fused-fp32"), "rpn", "scores", 1.0)
+    results = checked(OnFakeGpu(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute, max_context=256)))
+    assert results["numbers, graph by graph"].state == "failed"
+    assert "rpn smoke test" in results["numbers, graph by graph"].detail
+    assert "RoI logits differ" in results["a whole answer"].detail
+
+
+def test_answers_that_change_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = fake_gpu(tiny_bundle, tmp_path / "a").bundle
+    drifting = onnxruntime_compute(bundle, "fused-fp32")
+    runs = 0
+
+    def compute(name: str, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+        nonlocal runs
+        drifting(name, feeds, results)
+        if name == "vision":
+            runs += 1
+            results["image_embeds"][...] *= 1 + 1e-6 * runs
+
+    results = checked(OnFakeGpu(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute, max_context=256)))
+    assert results["the same question five times"].detail.startswith("other bits: ")
+
+
+def test_memory_that_stays_taken_is_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
+    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path, max_context=256), [1 << 34, 1 << 33, 1 << 34, 1 << 33, 1 << 33])
+    results = checked(device)
+    assert results["load"].figures["taken_bytes"] == 1 << 33
+    assert "did not come back" in results["memory goes back"].detail
+
+
+def test_a_second_session_that_cannot_fit_is_not_tried(tiny_bundle: Path, tmp_path: Path) -> None:
+    # At the start, loaded; before and after another one; at the end.
+    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path, max_context=256), [9 << 30, 1 << 30, 9 << 30, 1 << 30, 9 << 30])
+    results = checked(device)
+    assert results["two sessions, closed in both orders"].state == "skipped"
+    assert "another session takes" in results["two sessions, closed in both orders"].detail
