@@ -1,15 +1,12 @@
-"""Read what data sets are distributed as: JSON, JSON Lines, TSV, Parquet, and pictures in folders or in columns.
+"""Read what data sets are distributed as: TSV, Parquet, and pictures in folders or in columns.
 
 Pictures are left where they are until they are asked for, but for those in TSV files. Errors are one line: what is
-missing of the layout that is expected. Knows no data set.
+missing of the layout that is expected. JSON is read by `sdrpn.json_files`. Knows no data set.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +17,10 @@ from typing import Any
 from PIL import Image
 
 from sdrpn.errors import BadImage, BadInput
+from sdrpn.evaluation.base64_text import bytes_from_base64
 from sdrpn.image import open_image
+from sdrpn.image_name import leads_out
+from sdrpn.json_files import read_json, read_numbered_objects, text_encoding
 
 __all__ = ["Layout", "Row", "read_json", "read_json_lines", "read_parquet", "read_tsv"]
 
@@ -28,6 +28,7 @@ Row = dict[str, Any]
 OpenPicture = Callable[[], Image.Image]
 
 IMAGE = "image"
+LONGEST_INDEX = 64  # characters; no picture's base64 text is so short
 LONGEST_FIELD = 2**31 - 1  # of a TSV file: a picture of a hundred million pixels as text
 
 
@@ -65,49 +66,61 @@ class Layout:
         places = (self.every(f"{folder}/{stem}-*.parquet") for folder in (".", "data", *folders))
         return next((paths for paths in places if paths), [])
 
+    def rows(self, split: str, *folders: str, table: str) -> tuple[Path, list[Row]] | None:
+        """The rows of a split that is kept as a table, and where they are from, for messages; None without a table.
+
+        A table is Parquet files in one of Hugging Face's layouts (see `shards`), or VLMEvalKit's `TABLE.tsv`.
+        """
+        shards = self.shards(split, *folders)
+        if shards:
+            return self.folder, read_parquet(shards)
+        path = self.maybe(f"**/{table}.tsv")
+        return None if path is None else (path, read_tsv(path))
+
     def picture(self, name: str, *folders: str) -> OpenPicture:
         """Opens a picture in the first of the folders that has it, when it is asked for. Raises BadInput for a name
         that leads out of the folder."""
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if leads_out(name):
             raise BadInput(
                 f"the picture {name!r} lies outside {self.folder}; the task {self.task} expects {self.expected}"
             )
         return partial(_open_in, [self.folder / folder / name for folder in folders or (".",)])
 
 
-def read_json(path: Path) -> Any:
-    """One document. Raises BadInput."""
-    return _from_json(_text(path), str(path))
-
-
 def read_json_lines(path: Path) -> list[Row]:
-    """One object a line, empty lines skipped. Raises BadInput, which names the line."""
-    lines = enumerate(_text(path).splitlines(), start=1)
-    rows = [_from_json(line, f"{path} line {number}") for number, line in lines if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise BadInput(f"{path} has a line that is no object; expected JSON Lines")
-    return rows
+    """The objects of a JSON Lines file, or of one list. Raises BadInput, which names the line."""
+    return [row for _, row in read_numbered_objects(path)]
 
 
 def read_tsv(path: Path) -> list[Row]:
-    """Rows by the names in the first line; "image", base64 text, becomes `open_picture`. The text is held."""
+    """Rows by the names in the first line; "image", base64 text, becomes `open_picture`. The text is held.
+
+    A short text is the "index" of the row that has the picture: VLMEvalKit stores each once. Raises BadInput.
+    """
     csv.field_size_limit(min(LONGEST_FIELD, sys.maxsize))
     rows: list[Row]
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding=text_encoding(path), newline="") as file:
         try:
             rows = [dict(row) for row in csv.DictReader(file, delimiter="\t")]
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (csv.Error, UnicodeError) as error:
             raise BadInput(f"{path} is not a table of tab-separated values ({error})") from error
+    pictures = {row.get("index"): row.get(IMAGE) for row in rows}
     for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise BadInput(f"{path} row {number} has more values than the first line has names; download it again")
         if IMAGE in row:
-            row["open_picture"] = partial(_picture, row.pop(IMAGE), f"{path} row {number}")
+            value = row.pop(IMAGE)
+            if value is not None and len(value) <= LONGEST_INDEX:
+                value = pictures.get(value, value)
+            row["open_picture"] = partial(_picture, value, path.parent, f"{path} row {number}")
     return rows
 
 
 def read_parquet(paths: Sequence[Path]) -> list[Row]:
     """All rows of some Parquet files in order; "image" becomes `open_picture`, which reads it when asked for.
 
-    A picture is a struct with `bytes`, as Hugging Face stores them, raw bytes, or base64 text. Raises BadInput.
+    A picture is a struct with `bytes` or a `path` beside the file, as Hugging Face stores them, raw bytes, or base64
+    text. Raises BadInput.
     """
     return [row for path in paths for row in _parquet_rows(path)]
 
@@ -122,7 +135,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         file = pq.ParquetFile(path)
         names = [name for name in file.schema_arrow.names if name != IMAGE]
         rows: list[Row] = file.read(columns=names).to_pylist() if names else []
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
         raise BadInput(f"{path} cannot be read as Parquet ({' '.join(str(error).split())})") from error
     has_image = IMAGE in file.schema_arrow.names
     for number, row in enumerate(rows):
@@ -139,41 +152,31 @@ def _from_parquet(path: Path, number: int) -> Image.Image:
         count = file.metadata.row_group(group).num_rows
         if number < first + count:
             value = file.read_row_group(group, columns=[IMAGE]).column(IMAGE)[number - first].as_py()
-            return _picture(value, f"{path} row {number + 1}")
+            return _picture(value, path.parent, f"{path} row {number + 1}")
         first += count
     raise BadImage(f"{path} has no row {number + 1} any more; it was changed while it was read")
 
 
-def _picture(value: object, where: str) -> Image.Image:
-    content = value.get("bytes") if isinstance(value, dict) else value
-    if isinstance(content, str):
-        return _from_base64(content, where)
-    if not isinstance(content, bytes):
+def _picture(value: object, folder: Path, where: str) -> Image.Image:
+    """The picture of a cell: bytes, base64 text, one of these in a list, or a struct with `bytes` or `path`."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict):
+        if value.get("bytes") is None and value.get("path"):
+            return _picture_beside(str(value["path"]), folder, where)
+        value = value.get("bytes")
+    if isinstance(value, str):
+        return open_image(bytes_from_base64(value, where))
+    if not isinstance(value, bytes):
         raise BadImage(f"{where} has no picture; expected bytes, or base64 text")
-    return open_image(content)
+    return open_image(value)
 
 
-def _from_base64(text: str, where: str) -> Image.Image:
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadImage(f"{where} has a picture that is not base64 text ({error})") from error
-    return open_image(content)
+def _picture_beside(name: str, folder: Path, where: str) -> Image.Image:
+    if leads_out(name):
+        raise BadImage(f"{where} names the picture {name!r}, which lies outside {folder}; expected one beside the file")
+    return open_image(folder / name)
 
 
 def _open_in(places: Sequence[Path]) -> Image.Image:
     return open_image(next((place for place in places if place.is_file()), places[0]))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text ({error.reason}); expected JSON") from error
-
-
-def _from_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where} is not JSON ({error.msg}); download it again") from error

@@ -1,18 +1,22 @@
-"""Questions about images, one JSON object a line. Knows no model.
+"""Questions about images, one JSON object a line or all in one list. Knows no model.
 
-Either `{"image": "a.jpg", "question": "...", "id": "...", "answer": "..."}`, of which the last two may be left out, or
-a line as LLaVA's training data has them: `{"image": ..., "conversations": [{"from": "human", "value": "<image>\\n..."},
-{"from": "gpt", "value": ...}, ...]}`, of which the first turn is taken.
+An object is one of
+
+- `{"image": "a.jpg", "question": "...", "id": "...", "answer": "..."}`, of which the last two may be left out;
+- an entry of LLaVA's training data, `{"image": ..., "conversations": [{"from": "human", "value": "<image>\\n..."},
+  {"from": "gpt", "value": ...}, ...]}`, of which the first turn is taken; those without an image are left out;
+- a line of LLaVA's question files, `{"question_id": 1, "image": ..., "text": ...}`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sdrpn.errors import BadInput
+from sdrpn.image_name import leads_out
+from sdrpn.json_files import read_numbered_objects
 
 __all__ = ["Question", "read_questions"]
 
@@ -28,33 +32,30 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Read a JSON Lines file; empty lines are skipped. Raises BadInput, which names the line."""
+    """Read a file of questions. Raises BadInput, which names the line."""
     if not path.is_file():
         raise BadInput(f"{path} does not exist; expected a file with one JSON object a line: image and question")
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text ({error.reason}); expected JSON Lines") from error
-    questions = [_question(line, f"{path} line {n}", str(n)) for n, line in enumerate(lines, start=1) if line.strip()]
+    rows = enumerate(read_numbered_objects(path), start=1)
+    questions = [_question(row, where, str(number)) for number, (where, row) in rows if not _is_text_only(row)]
     if not questions:
         raise BadInput(f"{path} holds no question; expected one JSON object a line: image and question")
     return questions
 
 
-def _question(line: str, where: str, number: str) -> Question:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where} is not JSON ({error.msg}); expected one object a line") from error
-    if not isinstance(record, dict):
-        raise BadInput(f"{where} is {type(record).__name__}; expected an object with image and question")
+def _is_text_only(record: dict[str, Any]) -> bool:
+    """Whether it is a conversation about no image: LLaVA's training data has tens of thousands of them."""
+    return "conversations" in record and record.get("image") is None
+
+
+def _question(record: dict[str, Any], where: str, number: str) -> Question:
     if "conversations" in record:
         text, answer = _first_turn(record["conversations"], where)
     else:
-        text, answer = _text(record, "question", where), record.get("answer")
+        key = "text" if "question" not in record and "text" in record else "question"
+        text, answer = _text(record, key, where), record.get("answer")
     if answer is not None and not isinstance(answer, str):
         raise BadInput(f"{where}: answer is {answer!r}; expected text")
-    return Question(str(record.get("id", number)), _image(record, where), text, answer)
+    return Question(str(record.get("id", record.get("question_id", number))), _image(record, where), text, answer)
 
 
 def _text(record: dict[str, Any], key: str, where: str) -> str:
@@ -66,8 +67,7 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
 
 def _image(record: dict[str, Any], where: str) -> str:
     name = _text(record, "image", where)
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if leads_out(name):
         raise BadInput(f"{where}: image is {name!r}; expected a path inside the folder of images")
     return name
 

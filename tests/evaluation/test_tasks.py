@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import codecs
+import csv
 import io
 import json
 from collections.abc import Callable
@@ -41,6 +43,18 @@ def write(path: Path, content: bytes | object) -> Path:
 def write_parquet(path: Path, rows: list[dict[str, Any]], row_group_size: int = 2) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=row_group_size)
+
+
+def write_tsv(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def as_base64(value: int) -> str:
+    return base64.b64encode(coloured(value)).decode()
 
 
 def colour(sample: Sample) -> int:
@@ -159,8 +173,30 @@ class TestChartQa:
         assert [sample.category for sample in task.samples] == ["human", "augmented", "human"]
         assert [colour(sample) for sample in task.samples] == [0, 1, 2]  # the third in a group of rows of its own
 
+    @pytest.mark.parametrize("writer", [0, 1])
+    def test_huggingfacem4s_parquet(self, tmp_path: Path, writer: int) -> None:
+        row = {"query": "How many?", "label": ["14"], "human_or_machine": writer, "image": {"bytes": coloured(5)}}
+        write_parquet(tmp_path / "data" / "test-00000-of-00001-e2cd0b7a0f9eb20d.parquet", [row])
+        (sample,) = read("chartqa", tmp_path).samples
+        assert (sample.answers, sample.category) == (("14",), ("human", "augmented")[writer])
+
+    def test_vlmevalkits_table(self, tmp_path: Path) -> None:
+        row = {"index": "0", "question": "How many?", "answer": "14", "split": "test_augmented", "image": as_base64(5)}
+        write_tsv(tmp_path / "ChartQA_TEST.tsv", [row])
+        (sample,) = read("chartqa", tmp_path).samples
+        assert (sample.answers, sample.category, colour(sample)) == (("14",), "augmented", 5)
+
 
 class TestOcrBench:
+    def test_vlmevalkits_table(self, tmp_path: Path) -> None:
+        kind = "Handwritten Mathematical Expression Recognition"
+        row = {"index": "7", "question": "?", "answer": "['1 + X', 'x']", "category": kind, "image": as_base64(5)}
+        write_tsv(tmp_path / "OCRBench.tsv", [row])
+        task = read("ocrbench", tmp_path)
+        (sample,) = task.samples
+        assert (sample.answers, sample.category) == (("1 + X", "x"), kind)
+        assert task.score("1+X", sample) == 1.0  # spaces of a formula do not count
+
     ROWS = [  # noqa: RUF012
         {
             "dataset_name": "IIIT5K",
@@ -199,6 +235,22 @@ class TestOcrBench:
 
 
 class TestPope:
+    def test_lmms_labs_full_configuration(self, tmp_path: Path) -> None:
+        for part in ("random", "popular", "adversarial"):
+            row = {"question_id": "1", "question": "Is there a cup?", "answer": "no", "category": part}
+            write_parquet(tmp_path / "Full" / f"{part}-00000-of-00001.parquet", [{**row, "image": coloured(8)}])
+        assert [one.id for one in read("pope", tmp_path).samples] == ["adversarial-1", "popular-1", "random-1"]
+
+    def test_vlmevalkit_keeps_a_question_of_several_parts_once(self, tmp_path: Path) -> None:
+        rows = [("0", "popular,random", "Yes"), ("1", "random", "No")]
+        write_tsv(
+            tmp_path / "POPE.tsv",
+            [{"index": n, "question": "A cup?", "answer": a, "category": c, "image": as_base64(4)} for n, c, a in rows],
+        )
+        samples = read("pope", tmp_path).samples
+        assert [one.id for one in samples] == ["popular-0", "random-0", "random-1"]
+        assert [one.answers for one in samples] == [("yes",), ("yes",), ("no",)]
+
     def test_official_files(self, tmp_path: Path) -> None:
         for part in ("random", "adversarial"):
             lines = [
@@ -250,6 +302,20 @@ class TestVStar:
         assert (first.category, colour(first)) == ("direct_attributes", 2)
         assert [task.score(answer, first) for answer in ("(A)", "B", "the answer is A")] == [1.0, 0.0, 1.0]
 
+    def test_lmms_labs_parquet_has_no_boxes(self, tmp_path: Path) -> None:
+        row = {"text": "What?\n(A) x\n(B) y", "category": "direct_attributes", "label": "b", "question_id": "0"}
+        write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [{**row, "image": {"bytes": coloured(7)}}])
+        (sample,) = read("vstar", tmp_path).samples
+        assert (sample.question, sample.answers, sample.boxes_xyxy_px, colour(sample)) == (row["text"], ("B",), (), 7)
+
+    def test_vlmevalkits_table_is_asked_like_the_official_file(self, tmp_path: Path) -> None:
+        row = {"index": "3", "question": "What is it?", "A": "rubber", "B": "cotton", "C": "", "D": "", "answer": "A"}
+        write_tsv(tmp_path / "VStarBench.tsv", [{**row, "category": "relative_position", "image": as_base64(7)}])
+        (sample,) = read("vstar", tmp_path).samples
+        assert sample.question == (
+            "What is it?\n(A) rubber\n(B) cotton\nAnswer with the option's letter from the given choices directly."
+        )
+
 
 class TestHrBench:
     ROW = {  # noqa: RUF012
@@ -298,12 +364,77 @@ class TestHrBench:
         assert task.summarise(records) == {"average": 0.25, "single": 0.25}
         assert task.settings == {"split": "4k"}
 
+    @pytest.mark.parametrize(
+        "name", ["HRBench4K.tsv", "data/hrbench_4k-00000-of-00010.parquet", "sub/hr_bench_4k-00000-of-00002.parquet"]
+    )
+    def test_other_names(self, tmp_path: Path, name: str) -> None:
+        rows = [{**row, "image": row["image"].decode(), "D": ""} for row in self.rows()]
+        path = tmp_path / name
+        write_tsv(path, rows) if path.suffix == ".tsv" else write_parquet(path, rows)
+        assert [colour(sample) for sample in read("hrbench", tmp_path).samples] == [6, 6, 6]
+
     def test_sizes(self, tmp_path: Path) -> None:
         self.write_parquet(tmp_path)
         with pytest.raises(BadInput, match=r"has no hr_bench_8k.*expects hr_bench_8k\.parquet"):
             read("hrbench", tmp_path, "8k")
         with pytest.raises(BadInput, match="--split is 16k; the task hrbench has 4k, 8k"):
             read("hrbench", tmp_path, "16k")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(as_base64(9)[place : place + 76] for place in range(0, len(as_base64(9)), 76)),
+        f"data:image/png;base64,{as_base64(9)}",
+        f"DATA:;BASE64,{as_base64(9)}",
+        as_base64(9).rstrip("="),
+        base64.urlsafe_b64encode(coloured(9)).decode(),
+        "data:image/png;base64," + as_base64(9).replace("+", "%2B"),
+        "data:image/png," + "".join(f"%{byte:02x}" for byte in coloured(9)),
+    ],
+    ids=["wrapped", "data URI", "upper case", "no padding", "URL alphabet", "escaped", "percent"],
+)
+def test_base64_as_it_is_written(tmp_path: Path, text: str) -> None:
+    row = {"index": "0", "cycle_category": "c", **{key: str(value) for key, value in TestHrBench.ROW.items()}}
+    write_tsv(tmp_path / "hr_bench_4k.tsv", [{**row, "image": text}])
+    assert colour(read("hrbench", tmp_path).samples[0]) == 9
+
+
+def test_a_picture_that_another_row_has(tmp_path: Path) -> None:
+    row = {"cycle_category": "c", **{key: str(value) for key, value in TestHrBench.ROW.items()}}
+    rows = [{"index": "10", **row, "image": as_base64(3)}, {"index": "11", **row, "image": "10"}]
+    write_tsv(tmp_path / "hr_bench_4k.tsv", rows)
+    assert [colour(sample) for sample in read("hrbench", tmp_path).samples] == [3, 3]
+
+
+def test_a_picture_beside_a_parquet_file(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "pictures" / "a.png", coloured(11))
+    row = {"type": "human_test", "question": "?", "answer": "1"}
+    paths = ("pictures/a.png", "../../a.png")
+    write_parquet(
+        tmp_path / "data" / "test-00000-of-00001.parquet",
+        [{**row, "image": {"bytes": None, "path": path}} for path in paths],
+    )
+    inside, outside = read("chartqa", tmp_path).samples
+    assert colour(inside) == 11
+    with pytest.raises(BadInput, match="lies outside"):
+        outside.open_picture()
+
+
+@pytest.mark.parametrize("mark", [codecs.BOM_UTF8, codecs.BOM_UTF16_LE])
+def test_a_table_with_a_byte_order_mark(tmp_path: Path, mark: bytes) -> None:
+    TestHrBench().write_tsv(tmp_path)
+    text = (tmp_path / "hr_bench_4k.tsv").read_text("utf-8")
+    (tmp_path / "hr_bench_4k.tsv").write_bytes(mark + text.encode("utf-8" if len(mark) == 3 else "utf-16-le"))
+    assert read("hrbench", tmp_path).samples[0].id == "0"
+
+
+def test_a_row_with_too_many_values(tmp_path: Path) -> None:
+    TestHrBench().write_tsv(tmp_path)
+    with (tmp_path / "hr_bench_4k.tsv").open("a", encoding="utf-8") as file:
+        file.write("\n" + "\t".join("x" * 20))
+    with pytest.raises(BadInput, match="row 4 has more values than the first line has names"):
+        read("hrbench", tmp_path)
 
 
 def test_tags_are_rendered_when_asked_for() -> None:
@@ -348,7 +479,7 @@ class TestWrongFolders:
         ("content", "message"),
         [
             (b"{", "is not JSON"),
-            (b"\xff\xfe", "is not UTF-8 text"),
+            (b"\xff\x00", "is not UTF-8 text"),
             ({"data": []}, "holds no question"),
             ([1], "holds no question"),
             ({"data": [1]}, "question 1 cannot be read .expected an object, got int"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdrpn.errors import BadInput
+from sdrpn.image_name import leads_out
 from sdrpn.labels.questions import Question, read_questions
 
 
@@ -31,7 +32,10 @@ def test_both_forms(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "line 1 is not JSON"),
-        ("[]", "line 1 is list; expected an object"),
+        ("3", "line 1 is int; expected an object"),
+        ("[]", "holds no question"),
+        ("[{", "is not JSON"),
+        ("[1]", "entry 1 is int; expected an object"),
         ('{"image": "a.png"}', "line 1: question is None; expected text"),
         ('{"question": "?"}', "line 1: image is None; expected text"),
         ('{"image": "../a.png", "question": "?"}', "expected a path inside the folder of images"),
@@ -52,3 +56,34 @@ def test_a_bad_line_is_named(line: str, message: str, tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"none\.jsonl does not exist"):
         read_questions(tmp_path / "none.jsonl")
+
+
+def test_llavas_own_training_list(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What is it?\n<image>"}, {"from": "gpt", "value": "A cat."}]
+    entries = [
+        {"id": "7", "image": "coco/a.jpg", "conversations": turns},
+        {"id": "8", "conversations": turns},  # of its text-only part
+        {"id": "9", "image": "coco/b.jpg", "conversations": turns},
+    ]
+    path = tmp_path / "llava.json"
+    path.write_text(json.dumps(entries, indent=2), "utf-8")
+    assert read_questions(path) == [
+        Question("7", "coco/a.jpg", "What is it?", "A cat."),
+        Question("9", "coco/b.jpg", "What is it?", "A cat."),
+    ]
+
+
+def test_llavas_own_question_file(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question_id": 3, "image": "a.jpg", "text": "What?", "category": "conv"}\n', "utf-8")
+    assert read_questions(path) == [Question("3", "a.jpg", "What?")]
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/../../a.png", "..\\a.png", "C:\\a.png", "\\\\host\\a.png"])
+def test_names_that_lead_out(name: str) -> None:
+    assert leads_out(name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "b/a.png", "./a.png", "..a.png", "b/a..png"])
+def test_names_that_stay(name: str) -> None:
+    assert not leads_out(name)

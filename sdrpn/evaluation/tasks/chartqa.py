@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdrpn.evaluation.files import Layout, Row, read_json, read_parquet
+from sdrpn.evaluation.files import Layout, Row, read_json
 from sdrpn.evaluation.metrics.relaxed import relaxed_match
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.evaluation.tasks.reading import entry, read_rows, text_list
+from sdrpn.evaluation.tasks.reading import entry, listed_texts, read_rows
 
 __all__ = ["chartqa_task"]
 
-EXPECTED = "test/test_human.json, test/test_augmented.json and test/png/, or test-*.parquet"
+EXPECTED = "test/test_human.json, test/test_augmented.json and test/png/, or test-*.parquet, or ChartQA_TEST.tsv"
 INSTRUCTION = "\nAnswer the question with a single word."
 PARTS = ("human", "augmented")
+WRITERS = {"0": "human", "1": "augmented", "machine": "augmented"}  # HuggingFaceM4's human_or_machine
 
 
 def chartqa_task(folder: Path) -> Task:
     """The test split, the two kinds of questions as categories. Raises BadInput."""
     layout = Layout("chartqa", folder, EXPECTED)
-    shards = layout.shards("test")
-    if shards:
-        samples = list(read_rows(folder, read_parquet(shards), lambda row: _sample(layout, row, None)))
+    table = layout.rows("test", table="ChartQA_TEST")
+    if table is not None:
+        samples = list(read_rows(*table, lambda row: _sample(layout, row, None)))
     else:
         samples = [sample for part in PARTS for sample in _read_part(layout, part)]
     return Task(
@@ -45,8 +46,8 @@ def _read_part(layout: Layout, part: str) -> list[Sample]:
 
 
 def _sample(layout: Layout, row: Row, part: str | None) -> Sample:
-    kind = entry(row, "type").removesuffix("_test") if part is None else part
-    answers = text_list(row["answer"] if part is None else str(row["label"]))
+    kind = _kind(row) if part is None else part
+    answers = (str(row["label"]),) if part is not None else listed_texts(row.get("answer", row.get("label")))
     question = entry(row, "query", "question")
     return Sample(
         id=str(row.get("id") or f"{kind}-{question}"),
@@ -55,3 +56,11 @@ def _sample(layout: Layout, row: Row, part: str | None) -> Sample:
         answers=answers,
         category=kind,
     )
+
+
+def _kind(row: Row) -> str:
+    """Who wrote a question, as each hub's copy says it: human_test, test_human, or 0."""
+    if "human_or_machine" in row:
+        writer = str(row["human_or_machine"])
+        return WRITERS.get(writer, writer)
+    return entry(row, "type", "split").removesuffix("_test").removeprefix("test_")

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sdrpn.evaluation.files import Layout, Row, read_json, read_parquet
+from sdrpn.evaluation.files import Layout, Row, read_json
 from sdrpn.evaluation.metrics.anls import anls
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, read_rows, text_list
+from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, listed_texts, read_rows
 
 __all__ = ["docvqa_task", "infovqa_task"]
 
-HUGGING_FACE = {"docvqa": ("DocVQA",), "infovqa": ("InfographicVQA",)}  # folders of the one repository of both
+# Folders of the one repository of both at Hugging Face, and VLMEvalKit's tables.
+FOLDERS = {"docvqa": "DocVQA", "infovqa": "InfographicVQA"}
+TABLES = {"docvqa": "DocVQA_VAL", "infovqa": "InfoVQA_VAL"}
 
 
 def docvqa_task(folder: Path) -> Task:
     """The validation split. Raises BadInput."""
-    layout = Layout("docvqa", folder, "val_v1.0_withQT.json (or val_v1.0.json) and documents/, or validation-*.parquet")
+    layout = Layout(
+        "docvqa",
+        folder,
+        "val_v1.0_withQT.json (or val_v1.0.json) and documents/, or validation-*.parquet, or DocVQA_VAL.tsv",
+    )
     patterns = ("val_v*_withQT.json", "val_v*.json")
     # Some names begin with the folder, and some copies lie without it.
     return _task(layout, patterns, 0.10, lambda row: (entry(row, "image"), ("", "documents", "images")))
@@ -30,7 +36,7 @@ def infovqa_task(folder: Path) -> Task:
         "infovqa",
         folder,
         "infographicsVQA_val_v1.0_withQT.json (or infographicsVQA_val_v1.0.json) and infographicsvqa_images/, or "
-        "validation-*.parquet",
+        "validation-*.parquet, or InfoVQA_VAL.tsv",
     )
     patterns = ("infographic*VQA_val_v*_withQT.json", "infographic*VQA_val_v*.json")
     folders = ("infographicsvqa_images", "infographicVQA_val_v1.0_images", "images", "")
@@ -46,15 +52,15 @@ def _task(
             name, folders = place(row)
             picture = layout.picture(name, *folders)
         return Sample(
-            id=entry(row, "questionId"),
+            id=entry(row, "questionId", "question_id", "index"),
             open_picture=picture,
             question=entry(row, "question") + SHORT_ANSWER,
-            answers=text_list(row["answers"]),
+            answers=listed_texts(row["answers"] if "answers" in row else row["answer"]),
         )
 
-    shards = layout.shards("validation", *HUGGING_FACE[layout.task])
-    if shards:
-        samples = read_rows(layout.folder, read_parquet(shards), sample)
+    table = layout.rows("validation", FOLDERS[layout.task], table=TABLES[layout.task])
+    if table is not None:
+        samples = read_rows(*table, sample)
     else:
         path = layout.first(*patterns)
         document = read_json(path)

@@ -11,20 +11,25 @@ from sdrpn.evaluation.metrics.letter import matching_option
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.evaluation.tasks.reading import entry, read_rows
+from sdrpn.evaluation.tasks.reading import OPTION_LETTERS, entry, given_options, read_rows
 
 __all__ = ["SIZES", "hrbench_task"]
 
 SIZES = ("4k", "8k")
-LETTERS = "ABCD"
 INSTRUCTION = "Answer the option letter directly."
 
 
 def hrbench_task(folder: Path, size: str = "4k") -> Task:
     """One of the two sizes; "single" and "cross" as categories. Raises BadInput."""
-    layout = Layout("hrbench", folder, f"hr_bench_{size}.parquet or hr_bench_{size}.tsv")
-    path = layout.first(f"**/hr_bench_{size}*.parquet", f"**/hr_bench_{size}.tsv")
-    shards = layout.every(f"**/hr_bench_{size}*.parquet")
+    layout = Layout("hrbench", folder, f"hr_bench_{size}.parquet or .tsv, or HRBench{size.upper()}.tsv")
+    # By their author, in the Hugging Face hub's own conversion, and by VLMEvalKit.
+    shards = layout.every(f"**/hr_bench_{size}*.parquet") or layout.every(f"**/hrbench_{size}-*.parquet")
+    path = layout.first(
+        f"**/hr_bench_{size}*.parquet",
+        f"**/hrbench_{size}-*.parquet",
+        f"**/hr_bench_{size}.tsv",
+        f"**/HRBench{size.upper()}.tsv",
+    )
     rows = read_parquet(shards) if shards else read_tsv(path)
     return Task(
         name="hrbench",
@@ -39,7 +44,7 @@ def hrbench_task(folder: Path, size: str = "4k") -> Task:
 
 
 def _sample(row: Row) -> Sample:
-    options = {letter: str(row[letter]) for letter in LETTERS if _is_given(row.get(letter))}
+    options = given_options(row)
     listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
     return Sample(
         id=entry(row, "index"),
@@ -51,13 +56,8 @@ def _sample(row: Row) -> Sample:
     )
 
 
-def _is_given(value: object) -> bool:
-    """Not missing, however a table says it."""
-    return value is not None and value == value and str(value) != ""
-
-
 def _score(answer: str, sample: Sample) -> float:
-    options = {letter: sample.details[letter] for letter in LETTERS if letter in sample.details}
+    options = {letter: sample.details[letter] for letter in OPTION_LETTERS if letter in sample.details}
     return float(matching_option(answer, options) == sample.answers[0])
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sdrpn.evaluation.files import Layout, Row, read_json, read_parquet
+from sdrpn.evaluation.files import Layout, Row, read_json
 from sdrpn.evaluation.metrics.containment import containment
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.evaluation.tasks.reading import entry, read_rows, text_list
+from sdrpn.evaluation.tasks.reading import entry, listed_texts, read_rows
 
 __all__ = ["ocrbench_task"]
 
-EXPECTED = "OCRBench.json and OCRBench_Images/, or test-*.parquet"
-FORMULAS = "HME100k"  # the source whose answers are formulas
+EXPECTED = "OCRBench.json and OCRBench_Images/, or test-*.parquet, or OCRBench.tsv"
+# The source and the kind of questions whose answers are formulas; VLMEvalKit keeps only the kind.
+FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
 
 
 def ocrbench_task(folder: Path) -> Task:
     """All of it, kinds as categories; the field's figure is the number of points, of 1000. Raises BadInput."""
     layout = Layout("ocrbench", folder, EXPECTED)
-    shards = layout.shards("test")
-    path = folder if shards else layout.first("OCRBench/OCRBench.json", "OCRBench.json")
-    rows = read_parquet(shards) if shards else read_json(path)
+    path, rows = layout.rows("test", table="OCRBench") or _official(layout)
     numbered = [{**row, "number": number} if isinstance(row, dict) else row for number, row in enumerate(rows)]
     return Task(
         name="ocrbench",
@@ -36,6 +35,11 @@ def ocrbench_task(folder: Path) -> Task:
     )
 
 
+def _official(layout: Layout) -> tuple[Path, Iterable[object]]:
+    path = layout.first("OCRBench/OCRBench.json", "OCRBench.json")
+    return path, read_json(path)
+
+
 def _sample(layout: Layout, row: Row) -> Sample:
     picture = row.get("open_picture")
     if picture is None:
@@ -44,14 +48,16 @@ def _sample(layout: Layout, row: Row) -> Sample:
         id=str(row.get("id", row["number"])),
         open_picture=picture,
         question=entry(row, "question").strip(),
-        answers=text_list(row["answers"] if "answers" in row else row["answer"]),
-        category=entry(row, "type", "question_type"),
-        details={"source": entry(row, "dataset_name", "dataset")},
+        answers=listed_texts(row["answers"] if "answers" in row else row["answer"]),
+        category=entry(row, "type", "question_type", "category"),
+        details={"source": str(row.get("dataset_name", row.get("dataset", "")))},
     )
 
 
 def _score(answer: str, sample: Sample) -> float:
-    return containment(answer, sample.answers, formula=sample.details["source"] == FORMULAS)
+    return containment(
+        answer, sample.answers, formula=sample.details["source"] in FORMULAS or sample.category in FORMULAS
+    )
 
 
 def _points(records: Sequence[Record]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,24 +15,19 @@ from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, read_rows
 
 __all__ = ["pope_task"]
 
-EXPECTED = "coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json and val2014/, or test-*.parquet"
+EXPECTED = (
+    "coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json and val2014/, or test-*.parquet, "
+    "or Full/adversarial-*.parquet and its like, or POPE.tsv"
+)
+PARTS = ("adversarial", "popular", "random")  # the splits of lmms-lab's configuration "Full"
 
 
 def pope_task(folder: Path) -> Task:
     """Whatever parts there are, as categories. Raises BadInput."""
     layout = Layout("pope", folder, EXPECTED)
-    shards = layout.shards("test")
-    samples: list[Sample] = []
-    if shards:
-        samples += read_rows(folder, read_parquet(shards), partial(_sample, layout, None))
-    else:
-        layout.first("**/coco_pope_*.json")
-        for path in layout.every("**/coco_pope_*.json"):
-            part = path.stem.removeprefix("coco_pope_")
-            samples += read_rows(path, read_json_lines(path), partial(_sample, layout, part))
     return Task(
         name="pope",
-        samples=samples,
+        samples=_samples(layout),
         score=lambda answer, sample: yes_no_match(answer, sample.answers[0]),
         metric="accuracy",
         max_new_tokens=128,
@@ -41,13 +36,41 @@ def pope_task(folder: Path) -> Task:
     )
 
 
+def _samples(layout: Layout) -> list[Sample]:
+    table = layout.rows("test", table="POPE")
+    if table is not None:
+        where, rows = table
+        return list(read_rows(where, _by_part(rows), partial(_sample, layout, None)))
+    shards = {part: layout.shards(part, "Full") for part in PARTS}
+    files = {part: read_parquet(paths) for part, paths in shards.items() if paths}
+    if files:
+        return [one for part, rows in files.items() for one in read_rows(layout.folder, rows, _reader(layout, part))]
+    layout.first("**/coco_pope_*.json")
+    samples: list[Sample] = []
+    for path in layout.every("**/coco_pope_*.json"):
+        part = path.stem.removeprefix("coco_pope_")
+        samples += read_rows(path, read_json_lines(path), _reader(layout, part))
+    return samples
+
+
+def _by_part(rows: Iterable[Row]) -> Iterator[Row]:
+    """VLMEvalKit keeps a question that several parts ask once, under "popular,random"; each part counts it."""
+    for row in rows:
+        for part in str(row.get("category", "")).split(","):
+            yield {**row, "category": part.strip()}
+
+
+def _reader(layout: Layout, part: str) -> Callable[[Row], Sample]:
+    return partial(_sample, layout, part)
+
+
 def _sample(layout: Layout, part: str | None, row: Row) -> Sample:
     part = entry(row, "category") if part is None else part
     truth = entry(row, "label", "answer").strip().lower()
     if truth not in ("yes", "no"):
         raise ValueError(f"its answer is {truth!r}, expected yes or no")
     return Sample(
-        id=f"{part}-{entry(row, 'question_id')}",
+        id=f"{part}-{entry(row, 'question_id', 'index')}",
         open_picture=row.get("open_picture") or layout.picture(entry(row, "image"), "val2014", "images", "."),
         question=entry(row, "text", "question").strip() + SHORT_ANSWER,
         answers=(truth,),

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable, Sequence
 
 from sdrpn.errors import BadInput
 from sdrpn.evaluation.files import Row
 from sdrpn.evaluation.sample import Sample
 
-__all__ = ["SHORT_ANSWER", "entry", "read_rows", "text_list"]
+__all__ = ["OPTION_LETTERS", "SHORT_ANSWER", "entry", "given_options", "listed_texts", "read_rows", "text_list"]
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+OPTION_LETTERS = "ABCD"
 
 
 def entry(row: Row, *names: str) -> str:
     """The first of these entries, as text. Raises KeyError."""
     for name in names:
-        if row.get(name) is not None:
-            return str(row[name])
+        value = row.get(name)
+        if value is not None and value == value:  # a table's missing number is NaN
+            return str(value)
     raise KeyError(names[0])
+
+
+def given_options(row: Row) -> dict[str, str]:
+    """The options of a question by their letters, without those that a table leaves empty."""
+    values = {letter: row.get(letter) for letter in OPTION_LETTERS}
+    return {
+        letter: str(value) for letter, value in values.items() if value is not None and value == value and value != ""
+    }
 
 
 def text_list(value: object) -> tuple[str, ...]:
@@ -28,6 +39,16 @@ def text_list(value: object) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise TypeError(f"expected text or a list of texts, got {type(value).__name__}")
+
+
+def listed_texts(value: object) -> tuple[str, ...]:
+    """As `text_list`, of a cell that may have a list as Python writes it, such as "['12', 'twelve']"."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            return text_list(ast.literal_eval(value))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return (value,)  # an answer in brackets
+    return text_list(value)
 
 
 def read_rows(where: object, rows: Iterable[object], read: Callable[[Row], Sample]) -> Sequence[Sample]:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdrpn.evaluation.files import Layout, Row, read_json, read_parquet
+from sdrpn.evaluation.files import Layout, Row, read_json
 from sdrpn.evaluation.metrics.vqa import vqa_accuracy
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, read_rows, text_list
+from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, listed_texts, read_rows
 
 __all__ = ["textvqa_task"]
 
-EXPECTED = "TextVQA_0.5.1_val.json and train_images/, or validation-*.parquet"
+EXPECTED = "TextVQA_0.5.1_val.json and train_images/, or validation-*.parquet, or TextVQA_VAL.tsv"
 
 
 def textvqa_task(folder: Path) -> Task:
     """The validation split. Raises BadInput."""
     layout = Layout("textvqa", folder, EXPECTED)
-    shards = layout.shards("validation")
-    if shards:
-        samples = read_rows(folder, read_parquet(shards), lambda row: _sample(layout, row))
+    table = layout.rows("validation", table="TextVQA_VAL")
+    if table is not None:
+        samples = read_rows(*table, lambda row: _sample(layout, row))
     else:
         path = layout.first("TextVQA_*_val.json")
         document = read_json(path)
@@ -39,8 +39,8 @@ def textvqa_task(folder: Path) -> Task:
 def _sample(layout: Layout, row: Row) -> Sample:
     picture = row.get("open_picture") or layout.picture(f"{entry(row, 'image_id')}.jpg", "train_images", "images", ".")
     return Sample(
-        id=entry(row, "question_id"),
+        id=entry(row, "question_id", "index"),
         open_picture=picture,
         question=entry(row, "question").capitalize() + SHORT_ANSWER,
-        answers=text_list(row["answers"]),
+        answers=listed_texts(row["answers"] if "answers" in row else row["answer"]),
     )

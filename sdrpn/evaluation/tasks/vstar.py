@@ -8,21 +8,31 @@ from sdrpn.evaluation.files import Layout, Row, read_json, read_json_lines
 from sdrpn.evaluation.metrics.letter import any_letter
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.evaluation.tasks.reading import entry, read_rows
+from sdrpn.evaluation.tasks.reading import entry, given_options, read_rows
 from sdrpn.geometry import Box
 
 __all__ = ["vstar_task"]
 
-EXPECTED = "test_questions.jsonl, direct_attributes/ and relative_position/ with a .json file beside each picture"
+EXPECTED = (
+    "test_questions.jsonl, direct_attributes/ and relative_position/ with a .json file beside each picture, or "
+    "test-*.parquet or VStarBench.tsv, which have no boxes"
+)
+INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
 def vstar_task(folder: Path) -> Task:
     """All 191 questions as `test_questions.jsonl` asks them, with the boxes of the annotations. Raises BadInput."""
     layout = Layout("vstar", folder, EXPECTED)
-    path = layout.first("test_questions.jsonl")
+    path = layout.maybe("test_questions.jsonl")
+    table = layout.rows("test", table="VStarBench") if path is None else None
+    if table is not None:
+        samples = read_rows(*table, _sample_of_table)
+    else:
+        path = layout.first("test_questions.jsonl")
+        samples = read_rows(path, read_json_lines(path), lambda row: _sample(layout, row))
     return Task(
         name="vstar",
-        samples=read_rows(path, read_json_lines(path), lambda row: _sample(layout, row)),
+        samples=samples,
         score=lambda answer, sample: float(any_letter(answer) == sample.answers[0]),
         metric="letter match",
         max_new_tokens=16,
@@ -40,6 +50,23 @@ def _sample(layout: Layout, row: Row) -> Sample:
         boxes_xyxy_px=_boxes(layout.folder / Path(name).with_suffix(".json")),
         category=entry(row, "category"),
     )
+
+
+def _sample_of_table(row: Row) -> Sample:
+    """Of lmms-lab's Parquet files, which have the text as it is asked, or of VLMEvalKit's, with options apart."""
+    return Sample(
+        id=entry(row, "question_id", "index"),
+        open_picture=row["open_picture"],
+        question=entry(row, "text") if "text" in row else _with_options(row),
+        answers=(entry(row, "label", "answer").strip().upper(),),
+        category=entry(row, "category"),
+    )
+
+
+def _with_options(row: Row) -> str:
+    """As `test_questions.jsonl` words it."""
+    options = "".join(f"\n({letter}) {text}" for letter, text in given_options(row).items())
+    return f"{entry(row, 'question').strip()}{options}\n{INSTRUCTION}"
 
 
 def _boxes(path: Path) -> tuple[Box, ...]:
