@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sdrpn.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.links import AllowLinks
 from sdrpn.prompt import TextStream, build_prompt, decode_text, load_tokenizer
 from sdrpn.roi import Decide, RoiPolicy, decide_by_policy, roi_map
 from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
@@ -97,6 +98,7 @@ class Session:
         optimized: bool = True,
         verify: bool = True,
         decode: Decode = "exact",
+        allow_links: AllowLinks = (),
     ) -> Session:
         """Open a bundle.
 
@@ -112,9 +114,10 @@ class Session:
             verify: False skips the digests of large files (sizes are always compared)
             decode: "fast" takes the first look at a JPEG file from DCT scaling: quicker, not exact; "gpu" decodes JPEG
                 files with nvImageCodec
+            allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
-        bundle = open_bundle(bundle_dir if isinstance(bundle_dir, str) else Path(bundle_dir))
+        bundle = open_bundle(bundle_dir if isinstance(bundle_dir, str) else Path(bundle_dir), allow_links=allow_links)
         choice = choose_backend(bundle, backend, target=target, variant=variant, verify=verify)
         tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()
         if choice.engines is not None:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdrpn.errors import BadBundle, BadInput
+from sdrpn.links import AllowLinks, link_roots, real_file
 from sdrpn.shipped import bundle_path, export_advice
 from sdrpn.spec import ModelSpec
 
@@ -190,9 +191,11 @@ class Manifest:
 class Bundle:
     """A bundle whose manifest was read; files are handed out only after a look at their path and digest."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, allow_links: AllowLinks = ()) -> None:
+        """Args: allow_links: where links of the bundle may lead besides where `link_roots` says"""
         self.path = path
         self.manifest = manifest
+        self._allow_links = allow_links
 
     @property
     def spec(self) -> ModelSpec:
@@ -213,15 +216,17 @@ class Bundle:
         return variants[name]
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle. Raises BadBundle if it is not listed, absent, or lies outside."""
+        """The path of a file of the bundle, which may be a link.
+
+        Raises BadBundle if it is not listed, absent, or a link to where none may lead.
+        """
         if name not in self.manifest.files:
             raise BadBundle(f"{self.path / MANIFEST_NAME} names {name!r} but does not list it; export the bundle again")
         path = self.path / _inside(self.path, name)
         with _reading(path):
             if not path.is_file():
                 raise BadBundle(f"{path} is missing; export the bundle again")
-            if not path.resolve().is_relative_to(self.path.resolve()):
-                raise BadBundle(f"{path} is a link that leaves the bundle; expected a file inside {self.path}")
+            real_file(path, link_roots(self.path, self._allow_links), BadBundle)
         return path
 
     def verify(
@@ -249,11 +254,12 @@ class Bundle:
                     )
 
 
-def open_bundle(path: Path | str) -> Bundle:
+def open_bundle(path: Path | str, *, allow_links: AllowLinks = ()) -> Bundle:
     """Read a bundle's manifest. Raises BadBundle or BadInput; verifies no other file.
 
     Args:
         path: its folder; the text "default" is the shipped one
+        allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
     """
     path = bundle_path(path)
     manifest_path = path / MANIFEST_NAME
@@ -264,12 +270,13 @@ def open_bundle(path: Path | str) -> Bundle:
             raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it")
         if not manifest_path.exists():
             raise BadBundle(f"{path} has no {MANIFEST_NAME}; expected a bundle, as `sdrpn export` writes it")
+        real_file(manifest_path, link_roots(path, allow_links), BadBundle)
         content = manifest_path.read_bytes()
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadBundle(f"{manifest_path} cannot be read ({error}); export the bundle again") from error
-    return Bundle(path, _manifest(manifest_path, value))
+    return Bundle(path, _manifest(manifest_path, value), allow_links)
 
 
 def file_digest(path: Path, advance: Callable[[int], None] = lambda size_bytes: None) -> str:

@@ -170,13 +170,13 @@ class TestFiles:
         inside, outside = copy / "trunk.fused-fp32.onnx", tmp_path / "elsewhere.onnx"
         inside.rename(outside)
         inside.symlink_to(outside)
-        with pytest.raises(BadBundle, match=r"trunk\.fused-fp32\.onnx is a link that leaves the bundle"):
+        with pytest.raises(BadBundle, match=r"trunk\.fused-fp32\.onnx is a link that leaves"):
             use_everything(copy)
 
     def test_a_linked_folder_that_leaves_the_bundle(self, copy: Path, tmp_path: Path) -> None:
         (copy / "weights").rename(tmp_path / "elsewhere")
         (copy / "weights").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(BadBundle, match="is a link that leaves the bundle"):
+        with pytest.raises(BadBundle, match="is a link that leaves"):
             use_everything(copy)
 
     def test_a_link_inside_the_bundle_and_one_to_the_bundle_are_fine(self, copy: Path, tmp_path: Path) -> None:
