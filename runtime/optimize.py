@@ -16,7 +16,8 @@ import onnxruntime
 from sdrpn.bundle import GraphInfo
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.arrays import run_on_arrays
-from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner, session_options
+from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, OnnxRuntimeRunner, session_options
+from sdrpn.runtime.external_data import graph_with_real_files
 from sdrpn.runtime.runner import Array
 
 __all__ = ["save_graph"]
@@ -33,10 +34,11 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
     Raises: RunFailed where ONNX Runtime refuses the graph, or what it saved is not what it had
     """
     backend = OnnxRuntimeBackend("onnxruntime", threads)
+    content = model if isinstance(model, bytes) else model.read_bytes()
+    content, weights = graph_with_real_files(content, weights) or (content, weights)
     options = _saving(session_options(backend.threads), weights, out)
     try:
-        source = model if isinstance(model, bytes) else os.fspath(model)
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
         reason = " ".join(str(error).split())
         raise RunFailed(
@@ -60,7 +62,7 @@ def _saving(options: onnxruntime.SessionOptions, weights: Path, out: Path) -> on
     options.optimized_model_filepath = os.fspath(out)
     options.log_severity_level = 3  # it warns that the file is for this processor only, which is what we want
     entries = {
-        "session.model_external_initializers_file_folder_path": os.fspath(weights),
+        WEIGHTS_FOLDER: os.fspath(weights),
         "session.optimized_model_external_initializers_file_name": f"{out.name}.data",
         "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         "session.save_external_prepacked_constant_initializers": "1",

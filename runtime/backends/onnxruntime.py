@@ -14,10 +14,11 @@ import onnxruntime
 
 from sdrpn.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadInput, MissingDependency, RunFailed
+from sdrpn.runtime.external_data import graph_with_real_files
 from sdrpn.runtime.host_buffer import HostBuffer
 from sdrpn.runtime.runner import Array, Buffer, Step, check_bindings, in_order, nbytes
 
-__all__ = ["PROVIDERS", "OnnxRuntimeBackend", "session_options"]
+__all__ = ["PROVIDERS", "WEIGHTS_FOLDER", "OnnxRuntimeBackend", "session_options"]
 
 # --backend name -> (execution provider, device of its buffers)
 PROVIDERS = {
@@ -25,6 +26,8 @@ PROVIDERS = {
     "onnxruntime-cuda": ("CUDAExecutionProvider", "cuda"),
     "onnxruntime-tensorrt": ("TensorrtExecutionProvider", "cuda"),  # experimental
 }
+# Key of an option: where the names of weight files start from, for a graph that is loaded from memory.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # Each has memory of its own in every graph. An answer with 256 took half a minute on two cores, with 1024 over one.
 _MOST_THREADS = 256
 # TensorProto's numbers of types that NumPy lacks.
@@ -68,7 +71,7 @@ class OnnxRuntimeBackend:
         if self._optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=self._providers)
+            session = onnxruntime.InferenceSession(_source(path, options), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise RunFailed(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
@@ -217,6 +220,16 @@ def _fallbacks(provider: str, device_id: int) -> list[Any]:
         return [provider]
     cuda = ("CUDAExecutionProvider", on_device)
     return [cuda] if provider == "CUDAExecutionProvider" else [(provider, on_device), cuda]
+
+
+def _source(path: Path, options: onnxruntime.SessionOptions) -> str | bytes:
+    """What a session is made of: the file, or the graph with the names of the files that links lead to."""
+    found = graph_with_real_files(path.read_bytes(), path.parent)
+    if found is None:
+        return os.fspath(path)
+    content, folder = found
+    options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(folder))
+    return content
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

@@ -67,7 +67,7 @@ def _simulated_bundle(bundle: Bundle, variant: Variant, folder: Path) -> Bundle:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # a link to a link would lead nowhere from another folder
     except OSError:
         shutil.copyfile(source, target)
 
