@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -121,9 +122,12 @@ class _Plan:
 
     def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, factors: Mapping[str, float]) -> Variant:
         dialect, graphs, opset = DIALECTS[self.options.dialect], {}, 0
+        # A sliding window that is longer than any sequence hides nothing, and the mask stays simple.
+        llm = dataclasses.replace(self.spec.llm, sliding_window=self.spec.llm.window_within(self.max_context))
+        spec = dataclasses.replace(self.spec, llm=llm)
         for graph, table in self.tables.graphs(dtype, factors).items():
             coded = {"codes": self.options.cache_codes} if graph in _WITH_CODES else {}
-            author = _AUTHORS[graph](self.spec, dialect, dtype, table, **coded)
+            author = _AUTHORS[graph](spec, dialect, dtype, table, **coded)
             author.save(folder / _graph_file(graph, name))
             graphs[graph] = _graph_info(author, _graph_file(graph, name))
             opset = max(opset, author.opset)

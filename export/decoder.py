@@ -200,7 +200,8 @@ class DecoderAuthor:
         return self._mask
 
     def _make_mask(self, cache: ir.Value, position_ids: ir.Value) -> ir.Value:
-        return self.dialect.mask(self.g, position_ids, cache, self.write_index, self.rotary.position_ids)
+        rows, window = self.rotary.position_ids, self.llm.sliding_window
+        return self.dialect.mask(self.g, position_ids, cache, self.write_index, rows, window)
 
 
 def cast(g: GraphAuthor, x: ir.Value, dtype: ir.DataType) -> ir.Value:

@@ -52,10 +52,17 @@ class Dialect(Protocol):
         ...
 
     def mask(
-        self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
+        self,
+        g: GraphAuthor,
+        position_ids: ir.Value,
+        keys: ir.Value,
+        write_index: ir.Value,
+        rows: ir.Value,
+        window: int | None,
     ) -> ir.Value:
         """(B,1,S,keys) bool, kv_index <= position_id: what the queries at `position_ids` may see.
 
+        With a window they see no further back than position_id - window < kv_index.
         `keys` is a cache; `rows` (B,S_new) has an entry for every new row, which lie from `write_index` (B) on.
         """
         ...
@@ -106,10 +113,16 @@ class FusedDialect:
         return g.op.RotaryEmbedding(x, rotary.cos, rotary.sin, rotary.position_ids)
 
     def mask(
-        self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
+        self,
+        g: GraphAuthor,
+        position_ids: ir.Value,
+        keys: ir.Value,
+        write_index: ir.Value,
+        rows: ir.Value,
+        window: int | None,
     ) -> ir.Value:
         """kv_index <= position_id: what was written in this step is already in the cache."""
-        return g.op.LessOrEqual(_count_along(g, keys, 2), _as_column(g, position_ids), _outputs=["mask"])
+        return _visible(g, _count_along(g, keys, 2), _as_column(g, position_ids), window, "mask")
 
     def update_cache(
         self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value, read: Read
@@ -156,14 +169,20 @@ class PrimitiveDialect:
         return g.op.Concat(first, second, axis=-1)
 
     def mask(
-        self, g: GraphAuthor, position_ids: ir.Value, keys: ir.Value, write_index: ir.Value, rows: ir.Value
+        self,
+        g: GraphAuthor,
+        position_ids: ir.Value,
+        keys: ir.Value,
+        write_index: ir.Value,
+        rows: ir.Value,
+        window: int | None,
     ) -> ir.Value:
         """The same condition for cached keys (kv_index < write_index) and for the new ones, which follow them."""
         column = _as_column(g, position_ids)
         index = _count_along(g, keys, 2)
         start = g.op.Unsqueeze(write_index, g.constant([1, 2, 3], ir.DataType.INT64))  # (B,1,1,1)
-        cached = g.op.And(g.op.Less(index, start), g.op.LessOrEqual(index, column))
-        new = g.op.LessOrEqual(g.op.Add(_count_along(g, rows, 1), start), column)
+        cached = g.op.And(g.op.Less(index, start), _visible(g, index, column, window))
+        new = _visible(g, g.op.Add(_count_along(g, rows, 1), start), column, window)
         return g.op.Concat(cached, new, axis=-1, _outputs=["mask"])
 
     def update_cache(
@@ -195,6 +214,14 @@ def _count_along(g: GraphAuthor, x: ir.Value, axis: int) -> ir.Value:
     length = g.op.Squeeze(g.op.Shape(x, start=axis, end=axis + 1))
     zero, one = g.constant(0, ir.DataType.INT64), g.constant(1, ir.DataType.INT64)
     return g.op.Range(zero, length, one, _outputs=["kv_index"])
+
+
+def _visible(g: GraphAuthor, index: ir.Value, column: ir.Value, window: int | None, name: str = "seen") -> ir.Value:
+    """index <= column, and index > column - window where there is a window."""
+    if window is None:
+        return g.op.LessOrEqual(index, column, _outputs=[name])
+    behind = g.op.Sub(column, g.constant(window, ir.DataType.INT64))
+    return g.op.And(g.op.LessOrEqual(index, column), g.op.Greater(index, behind), _outputs=[name])
 
 
 def _as_column(g: GraphAuthor, position_ids: ir.Value) -> ir.Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sdrpn.export.weights import ArrayReader, Weight, plain
-from sdrpn.rope import inverse_frequencies
+from sdrpn.rope import inverse_frequencies, rope_amplitude
 from sdrpn.spec import LlmSpec
 
 __all__ = ["rope_reader", "rope_weights"]
@@ -20,4 +20,5 @@ def rope_weights(llm: LlmSpec, max_context: int) -> list[Weight]:
 def rope_reader(llm: LlmSpec, max_context: int) -> ArrayReader:
     """The two tables, computed."""
     angles = np.arange(max_context, dtype=np.float32)[:, None] * inverse_frequencies(llm)[None]
-    return ArrayReader({"rope.cos": np.cos(angles), "rope.sin": np.sin(angles)})
+    amplitude = np.float32(rope_amplitude(llm))
+    return ArrayReader({"rope.cos": np.cos(angles) * amplitude, "rope.sin": np.sin(angles) * amplitude})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import onnx_ir as ir
 
 from sdrpn.export.decoder import FLOAT, INT64, cast
@@ -18,15 +20,17 @@ def vision_weights(spec: ModelSpec) -> list[Weight]:
     vision, width = spec.vision, spec.vision.width
     patch = (width, 3, vision.patch_size_px, vision.patch_size_px)
     positions = (vision.image_tokens + 1, width)
-    hidden = vision.projector_width or spec.llm.width
     return [
         norm("vision.class_embedding", "vision.class_embedding", (1, 1, width)),
         plain("vision.patch_embedding.weight", ["vision.patch_embedding.weight"], patch),
         norm("vision.position_embedding", "vision.position_embedding", positions),
         *_norm_pair("vision.pre_norm", width),
         *(w for i in range(vision.used_layers) for w in _layer_weights(spec, f"vision.layers.{i}")),
-        *_linear("projector.fc1", ["projector.fc1"], width, hidden),
-        *_linear("projector.fc2", ["projector.fc2"], hidden, spec.llm.width),
+        *(
+            weight
+            for name, (inputs, outputs) in zip(_projector_names(spec), pairwise(spec.projector_widths), strict=True)
+            for weight in _linear(name, [name], inputs, outputs)
+        ),
     ]
 
 
@@ -40,6 +44,10 @@ def _layer_weights(spec: ModelSpec, prefix: str) -> list[Weight]:
         *_linear(f"{prefix}.mlp.fc1", [f"{prefix}.mlp.fc1"], width, mlp),
         *_linear(f"{prefix}.mlp.fc2", [f"{prefix}.mlp.fc2"], mlp, width),
     ]
+
+
+def _projector_names(spec: ModelSpec) -> list[str]:
+    return [f"projector.fc{number + 1}" for number in range(spec.vision.projector_layers)]
 
 
 def _norm_pair(name: str, width: int) -> list[Weight]:
@@ -62,7 +70,10 @@ def vision_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: W
     first, end, axis = (g.constant([n], INT64) for n in (1, vision.image_tokens + 1, 1))
     patches = g.op.Slice(hidden, first, end, axis, _outputs=["patches"])  # CLS dropped, no post-norm
     with g.scope("projector"):
-        projected = author.linear(g.op.Gelu(author.linear(patches, "projector.fc1")), "projector.fc2")
+        first_layer, *other_layers = _projector_names(spec)
+        projected = author.linear(patches, first_layer)
+        for name in other_layers:
+            projected = author.linear(g.op.Gelu(projected), name)
     g.output(cast(g, projected, FLOAT), "image_embeds", FLOAT, ["images", vision.image_tokens, spec.llm.width])
     return g
 

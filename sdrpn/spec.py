@@ -20,7 +20,7 @@ RoiLoss = Literal["bce", "focal", "mse"]
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """A CLIP vision tower and the two-layer projector behind it."""
+    """A CLIP vision tower and the projector behind it."""
 
     image_size_px: int  # R
     patch_size_px: int
@@ -32,11 +32,14 @@ class VisionSpec:
     layer_norm_eps: float = 1e-5
     select_layer: int = -2  # index into the hidden states, embeddings first
     projector_width: int = 0  # hidden width of the projector; 0: that of the LLM
+    projector_layers: int = 2  # matrices, a GELU between any two; 1: a linear projector
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "image_size_px", "patch_size_px", "width", "layers", "heads", "mlp_width")
+        _require_positive(
+            self, "image_size_px", "patch_size_px", "width", "layers", "heads", "mlp_width", "projector_layers"
+        )
         _require_divisible("vision heads", self.heads, "vision width", self.width)
         _require_divisible("patch_size_px", self.patch_size_px, "image_size_px", self.image_size_px)
         if not 1 <= self.used_layers <= self.layers:
@@ -69,13 +72,29 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched: `linear` divides them, `llama3` does so by wavelength."""
+    """How rotary frequencies are stretched.
 
-    kind: Literal["linear", "llama3"]
+    `linear` divides them; `llama3` and `yarn` divide those of long waves, relative to `original_context`, and `yarn`
+    scales cosines and sines by `amplitude` as well. `dynamic` leaves them as they are up to `original_context`; beyond
+    it they would depend on the length of each request, so that no model here has more context than that.
+    """
+
+    kind: Literal["linear", "llama3", "dynamic", "yarn"]
     factor: float
-    low_freq_factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0
-    original_context: int = 8192
+    original_context: int = 8192  # tokens
+    beta_fast: float = 32.0  # yarn: turns within the original context above which a wave stays
+    beta_slow: float = 1.0  # and below which it is divided
+    amplitude: float = 1.0
+    truncate: bool = True  # whether these bounds are rounded to whole channels
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "beta_fast", "beta_slow", "amplitude"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                raise BadInput(f"{name} of the rope scaling {self.kind} is {value!r}; expected a number above 0")
+        _require_positive(self, "original_context")
 
 
 @dataclass(frozen=True)
@@ -94,14 +113,30 @@ class LlmSpec:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tied_embeddings: bool = False
+    sliding_window: int | None = None  # most tokens that one sees, itself among them; None: all before it
 
     def __post_init__(self) -> None:
         _require_positive(
             self, "vocabulary", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "max_context"
         )
+        if self.sliding_window is not None:
+            _require_positive(self, "sliding_window")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "dynamic":
+            self._require_original_context(self.rope_scaling)
         _require_divisible("kv_heads", self.kv_heads, "heads", self.heads)
         if self.head_dim % 2:
             raise BadInput(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
+
+    def _require_original_context(self, scaling: RopeScaling) -> None:
+        if self.max_context > scaling.original_context:
+            raise BadInput(
+                f"a context of {self.max_context} is beyond the {scaling.original_context} up to which dynamic rope "
+                f"scaling has fixed frequencies; expected {scaling.original_context} at most"
+            )
+
+    def window_within(self, context: int) -> int | None:
+        """The sliding window, where it hides anything from one of `context` tokens."""
+        return self.sliding_window if self.sliding_window is not None and self.sliding_window < context else None
 
 
 @dataclass(frozen=True)
@@ -155,6 +190,12 @@ class ModelSpec:
                 f"roi_multi_head=false multiplies whole queries and keys and needs as many key heads as query heads; "
                 f"got {self.llm.kv_heads} and {self.llm.heads}"
             )
+
+    @property
+    def projector_widths(self) -> tuple[int, ...]:
+        """What goes into the projector's first matrix, and what comes out of each."""
+        hidden = self.vision.projector_width or self.llm.width
+        return (self.vision.width, *[hidden] * (self.vision.projector_layers - 1), self.llm.width)
 
     @property
     def tail_layers(self) -> int:

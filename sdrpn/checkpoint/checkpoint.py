@@ -6,35 +6,39 @@ Opening reads configs and headers, and checks every tensor that the model needs;
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
-import ml_dtypes
-import numpy as np
 from numpy.typing import NDArray
 
+from sdrpn.checkpoint.adapter import ADAPTER_CONFIG_NAME
 from sdrpn.checkpoint.config import read_llm_layers, read_spec, vision_tower_name
 from sdrpn.checkpoint.config_section import read_config
-from sdrpn.checkpoint.names import clip_name, detect_layout, detect_vision_prefix
+from sdrpn.checkpoint.fine_tune import NO_FINE_TUNE, FineTune, FolderParts, find_parts, read_fine_tune
 from sdrpn.checkpoint.rpn_file import RPN_CONFIG_NAME, RpnFile, read_rpn
-from sdrpn.checkpoint.tensor_shapes import tensor_shapes
-from sdrpn.checkpoint.tensors import TensorFolder, weight_files
+from sdrpn.checkpoint.source import (
+    PARTS,
+    Source,
+    Sources,
+    checkpoint_source,
+    place_tensors,
+    rpn_source,
+    tower_source,
+)
 from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.spec import ModelSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
-_FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
-_TOWER_PREFIXES = ("vision_model.", "")  # in a CLIP folder of its own
 _TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model")
 # Besides the weights, these decide what is exported.
 _CONFIG_NAMES = (
     "config.json",
+    ADAPTER_CONFIG_NAME,
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -45,33 +49,26 @@ _CONFIG_NAMES = (
 _PIECE_BYTES = 8 * 1024 * 1024
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Source:
-    """One folder that tensors can come from, and what it calls them. Two sources are never equal."""
-
-    path: Path
-    files: tuple[Path, ...]
-    tensors: TensorFolder
-    file_name: Callable[[str], str]
-    layout: str = ""
-    has_vision: bool = True
-
-
-# For each part of a model (the first word of a canonical name), where to look for it, in order.
-Sources: TypeAlias = dict[str, list[_Source]]
-
-
 class Checkpoint:
     """Tensors and description of a model; made by `open_checkpoint`, used as a context manager."""
 
-    def __init__(self, path: Path, spec: ModelSpec, layout: str, sources: Sources, configs: tuple[Path, ...]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        layout: str,
+        sources: Sources,
+        configs: tuple[Path, ...],
+        tuning: FineTune = NO_FINE_TUNE,
+    ) -> None:
         """`configs` are the files that the spec was read from."""
         self.path = path
         self.spec = spec
         self.layout = layout
         self._sources = sources
         self._configs = configs
-        self._places = _place_tensors(spec, sources)
+        self.notes = (*_notes(spec), *tuning.notes)
+        self._places = tuning.change(place_tensors(spec, sources))
         self._digest: str | None = None
 
     def __enter__(self) -> Checkpoint:
@@ -94,16 +91,16 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a canonical tensor. Raises KeyError for a name outside `names`."""
-        source, file_name = self._places[name]
-        return source.tensors.shape(file_name)
+        place = self._places[name]
+        return place.source.tensors.shape(place.file_name)
 
     def read(self, name: str) -> NDArray[Any]:
         """The tensor as it is stored (float64, float32, float16 or ml_dtypes.bfloat16), read-only where it is mapped.
 
-        Raises KeyError for a name outside `names`.
+        What an adapter changes is computed at every call, in float32 or float64. Raises KeyError for a name outside
+        `names`.
         """
-        source, file_name = self._places[name]
-        return source.tensors.read(file_name)
+        return self._places[name].read()
 
     @property
     def tokenizer_dir(self) -> Path | None:
@@ -120,7 +117,7 @@ class Checkpoint:
             self._digest = _digest(self._all_files(), progress)
         return self._digest
 
-    def _all_sources(self) -> list[_Source]:
+    def _all_sources(self) -> list[Source]:
         return list({id(source): source for sources in self._sources.values() for source in sources}.values())
 
     def _all_files(self) -> list[Path]:
@@ -133,6 +130,7 @@ def open_checkpoint(
     vision_tower: Path | None = None,
     rpn: Path | None = None,
     base: Path | None = None,
+    projector: Path | None = None,
 ) -> Checkpoint:
     """Open a checkpoint folder in any known layout and check that it holds every tensor it should.
 
@@ -141,26 +139,55 @@ def open_checkpoint(
             used unless the checkpoint carries the tower's weights itself, because those may have been tuned
         rpn: an RPN of ours (folder or .safetensors file); without it, `rpn.json` in the checkpoint's folder is used if
             it is there, and else the RPN of the checkpoint itself
-        base: another checkpoint of the same sizes that has what this one lacks (upper LLM layers, norm, head)
+        base: another checkpoint of the same sizes that has what this one lacks: upper LLM layers, norm, head; or all
+            that a LoRA or a projector in `path` was trained on, which may be a language model alone
+        projector: LLaVA's `mm_projector.bin`, or its folder, in place of the checkpoint's own projector
     Raises BadCheckpoint for whatever is missing, malformed or not supported.
     """
-    folder = Path(path)
-    _require_checkpoint_folder(folder)
-    tower = _vision_tower(folder, vision_tower)
-    spec = read_spec(folder, tower)
-    own = _checkpoint_source(folder, with_rpn=spec.rpn is not None)
-    sources = {part: [own] for part in ("vision", "projector", "llm", "rpn")}
-    if tower is not None and not own.has_vision:
-        sources["vision"] = [_tower_source(tower)]
+    folder, base = Path(path), None if base is None else Path(base)
+    parts = find_parts(folder)
+    described_in = _described_in(parts, base)
+    tower = _vision_tower(described_in, vision_tower)
+    spec = read_spec(described_in, tower)
     if base is not None:
-        spec = _add_base(sources, spec, Path(base))
+        spec = _with_layers_of(base, spec)
+    own = checkpoint_source(parts.weights_in(base), with_rpn=spec.rpn is not None)
+    sources = {part: [own] for part in PARTS}
+    if tower is not None and not own.has_vision:
+        sources["vision"] = [tower_source(tower)]
+    if base is not None and parts.has_weights:
+        further = checkpoint_source(base, with_rpn=False)
+        for part in ("projector", "llm", *(["vision"] if further.has_vision else [])):
+            sources[part].append(further)
     configs = _config_files(folder, tower, base)
     file = _rpn_file(folder, rpn)
     if file is not None:
         spec = dataclasses.replace(spec, tap_layer=file.tap_layer, rpn=file.rpn)
-        sources["rpn"] = [_rpn_source(file)]
+        sources["rpn"] = [rpn_source(file)]
         configs += (file.config,)
-    return Checkpoint(folder, spec, own.layout, sources, configs)
+    tuning = read_fine_tune(parts, spec, projector, own)
+    for part in PARTS:
+        sources[part] = [*(source for source in tuning.sources if part in tuning.parts_of(source)), *sources[part]]
+    return Checkpoint(folder, spec, own.layout, sources, configs, tuning)
+
+
+def _described_in(parts: FolderParts, base: Path | None) -> Path:
+    """The folder whose config.json describes the model."""
+    if base is not None:
+        _require_checkpoint_folder(base)
+        if not find_parts(base).has_weights:
+            raise BadCheckpoint(f"{base} has no weights of its own and cannot be a --base; expected a whole model")
+    if not parts.has_weights and parts.is_fine_tune and base is not None:
+        return parts.folder if (parts.folder / "config.json").is_file() else base
+    parts.require_weights()
+    _require_checkpoint_folder(parts.folder)
+    return parts.folder
+
+
+def _with_layers_of(base: Path, spec: ModelSpec) -> ModelSpec:
+    """The same with the base's number of LLM layers, where the checkpoint's were cut."""
+    layers = max(spec.llm.layers, read_llm_layers(base))
+    return dataclasses.replace(spec, llm=dataclasses.replace(spec.llm, layers=layers))
 
 
 def _config_files(*folders: Path | None) -> tuple[Path, ...]:
@@ -175,8 +202,6 @@ def _require_checkpoint_folder(folder: Path) -> None:
         return
     if (folder / RPN_CONFIG_NAME).is_file():
         raise BadCheckpoint(f"{folder} holds only an RPN; open its base checkpoint and give this folder as --rpn")
-    if (folder / "adapter_config.json").is_file():
-        raise BadCheckpoint(f"{folder} holds only an adapter; merge it into its base model first")
     raise BadCheckpoint(f"{folder} has no config.json; expected a checkpoint's folder")
 
 
@@ -189,105 +214,21 @@ def _vision_tower(folder: Path, given: Path | None) -> Path | None:
     return None
 
 
-def _checkpoint_source(folder: Path, *, with_rpn: bool) -> _Source:
-    files = weight_files(folder)
-    tensors = TensorFolder(files)
-    layout = detect_layout(tensors.names, with_rpn=with_rpn, where=str(folder))
-    prefix = detect_vision_prefix(tensors.names, layout.vision)
-    return _Source(
-        folder,
-        files,
-        tensors,
-        lambda name: layout.file_name(name, prefix),
-        layout=layout.name,
-        has_vision=prefix is not None,
-    )
-
-
-def _tower_source(tower: Path) -> _Source:
-    files = weight_files(tower)
-    tensors = TensorFolder(files)
-    prefix = detect_vision_prefix(tensors.names, _TOWER_PREFIXES) or ""
-    return _Source(tower, files, tensors, lambda name: prefix + clip_name(name.removeprefix("vision.")))
-
-
 def _rpn_file(folder: Path, given: Path | None) -> RpnFile | None:
     if given is not None:
         return read_rpn(Path(given))
     return read_rpn(folder) if (folder / RPN_CONFIG_NAME).is_file() else None
 
 
-def _rpn_source(file: RpnFile) -> _Source:
-    tensors = TensorFolder((file.weights,))
-    return _Source(file.weights.parent, (file.weights,), tensors, lambda name: name.removeprefix("rpn."))
-
-
-def _add_base(sources: Sources, spec: ModelSpec, folder: Path) -> ModelSpec:
-    """Let `folder` supply what is missing, and take its number of LLM layers where the checkpoint's were cut."""
-    _require_checkpoint_folder(folder)
-    base = _checkpoint_source(folder, with_rpn=False)
-    for part in ("projector", "llm", *(["vision"] if base.has_vision else [])):
-        sources[part] = [*sources[part], base]
-    layers = max(spec.llm.layers, read_llm_layers(folder))
-    return dataclasses.replace(spec, llm=dataclasses.replace(spec.llm, layers=layers))
-
-
-# Every tensor is found and checked before any is read ---------------------------------------------------------------
-
-
-def _place_tensors(spec: ModelSpec, sources: Sources) -> dict[str, tuple[_Source, str]]:
-    """For each tensor that the spec needs: where it lies and under which name."""
-    places = {}
-    missing = []
-    for name, expected in tensor_shapes(spec).items():
-        stored = "llm.embed.weight" if spec.llm.tied_embeddings and name == "llm.head.weight" else name
-        candidates = sources[name.split(".")[0]]
-        place = next(((s, s.file_name(stored)) for s in candidates if s.file_name(stored) in s.tensors.names), None)
-        if place is None:
-            missing.append((name, candidates[0], expected))
-        else:
-            _require_stored_well(name, *place, expected)
-            places[name] = place
-    if missing:
-        raise _missing_error(missing, set(places.values()), has_base=len(sources["llm"]) > 1)
-    return places
-
-
-def _require_stored_well(name: str, source: _Source, file_name: str, expected: tuple[int, ...]) -> None:
-    found, dtype = source.tensors.shape(file_name), source.tensors.dtype(file_name)
-    if dtype not in _FLOATS:
-        raise BadCheckpoint(
-            f"{file_name} of {source.path} is stored as {dtype}; expected float32, float16 or bfloat16: "
-            f"use the checkpoint from before it was quantised"
-        )
-    if found != expected:
-        about_vision = name.startswith("vision.") or name == "projector.fc1.weight"
-        advice = (
-            "is this the right vision tower? name another one with --vision-tower"
-            if about_vision
-            else "config.json and the weights are not of one model"
-        )
-        raise BadCheckpoint(
-            f"{file_name} of {source.path} has the shape {list(found)}; expected {list(expected)}: {advice}"
-        )
-
-
-def _missing_error(
-    missing: list[tuple[str, _Source, tuple[int, ...]]], placed: set[tuple[_Source, str]], *, has_base: bool
-) -> BadCheckpoint:
-    name, source, expected = missing[0]
-    file_name = source.file_name(name)
-    text = f"{file_name} {list(expected)} is missing from {source.path}"
-    if len(missing) > 1:
-        text += f" (and {len(missing) - 1} more)"
-    # A name that is in use already is no misspelling of this one.
-    unused = source.tensors.names - {used for place, used in placed if place is source}
-    similar = difflib.get_close_matches(file_name, sorted(unused), n=1)
-    if similar:
-        text += f"; the closest name in it is {similar[0]} {list(source.tensors.shape(similar[0]))}"
-    if all(part.startswith("llm.") for part, _, _ in missing) and not has_base:
-        text += "; if upper layers were cut from this checkpoint, name the full one with --base"
-    return BadCheckpoint(text)
+def _notes(spec: ModelSpec) -> list[str]:
+    """What is bounded by the network itself."""
+    scaling = spec.llm.rope_scaling
+    if scaling is None or scaling.kind != "dynamic":
+        return []
+    return [
+        f"rope scaling dynamic changes nothing up to {scaling.original_context} tokens, and beyond that with the "
+        f"length of each request, which keys in a cache cannot follow: the context ends there"
+    ]
 
 
 def _digest(files: Iterable[Path], progress: Callable[[int], None]) -> str:

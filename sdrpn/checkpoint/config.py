@@ -7,16 +7,23 @@ refused by name here, so that nothing is silently computed in another way.
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
 from sdrpn.checkpoint.llm_config import llm_spec
 from sdrpn.checkpoint.prompt_config import chat_template, prompt_spec
+from sdrpn.checkpoint.unsupported import MODELS, refuse_foreign, require_supported
 from sdrpn.checkpoint.vision_config import tower_config, vision_spec
 from sdrpn.errors import BadCheckpoint
 from sdrpn.spec import ModelSpec, RpnSpec
 
 __all__ = ["read_llm_layers", "read_spec", "vision_tower_name"]
+
+# LLaVA's own layout, by the language model: LLaMA, Mistral (BakLLaVA, LLaVA-Med), and ShareGPT4V's name for the first.
+_ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "share4v")
+_MOST_PROJECTOR_LAYERS = 8
 
 
 def vision_tower_name(config: ConfigSection) -> str | None:
@@ -37,25 +44,26 @@ def read_spec(folder: Path, tower: Path | None) -> ModelSpec:
     Raises BadCheckpoint for what is missing, malformed or not supported.
     """
     config = read_config(folder / "config.json")
-    config.require("quantization_config")
+    refuse_foreign(config)
     return _original_spec(config, folder, tower) if _is_original(config) else _hf_spec(config, folder)
 
 
 def read_llm_layers(folder: Path) -> int:
-    """L of the checkpoint in `folder`, whichever layout it has."""
+    """L of the checkpoint in `folder`, whichever layout it has; it may be a language model alone."""
     config = read_config(folder / "config.json")
-    return llm_spec(config if _is_original(config) else config.section("text_config")).layers
+    refuse_foreign(config)
+    alone = config.get("model_type") in ("llama", "mistral")
+    return llm_spec(config if alone or _is_original(config) else config.section("text_config")).layers
 
 
 def _is_original(config: ConfigSection) -> bool:
-    return config.get("model_type") == "llava_llama" or "mm_vision_tower" in config.values
+    return config.get("model_type") in _ORIGINAL_TYPES or "mm_vision_tower" in config.values
 
 
 # LLaVA's own layout, with or without an RPN -------------------------------------------------------------------------
 
 
 def _original_spec(config: ConfigSection, folder: Path, tower: Path | None) -> ModelSpec:
-    config.require("mm_projector_type", "mlp2x_gelu", default="linear")
     config.require("mm_patch_merge_type", "flat")
     config.require("image_aspect_ratio", "pad", "square")  # images are padded in any case, as SD-RPN needs it
     config.require("mm_vision_select_feature", "patch")
@@ -63,7 +71,12 @@ def _original_spec(config: ConfigSection, folder: Path, tower: Path | None) -> M
     if tower is None:
         raise BadCheckpoint(f"{config.where}: the vision tower has no config; name its folder with --vision-tower")
     llm = llm_spec(config)
-    vision = vision_spec(tower_config(tower), tower, select_layer=config.whole("mm_vision_select_layer", -2))
+    vision = vision_spec(
+        tower_config(tower),
+        tower,
+        select_layer=_selected_layer(config, "mm_vision_select_layer"),
+        projector_layers=_projector_layers(config),
+    )
     if config.whole("mm_hidden_size", vision.width) != vision.width:
         raise BadCheckpoint(
             f"{tower} is the wrong vision tower: its width is {vision.width}, and {config.where} expects "
@@ -75,8 +88,39 @@ def _original_spec(config: ConfigSection, folder: Path, tower: Path | None) -> M
         llm=llm,
         tap_layer=config.whole("twig_K") if has_rpn else max(1, llm.layers // 2),
         rpn=_official_rpn(config) if has_rpn else None,
-        prompt=prompt_spec(config, config, folder, template="vicuna_v1", image_token_id=None),
+        prompt=prompt_spec(config, config, folder, template=_original_template(config, folder), image_token_id=None),
     )
+
+
+def _projector_layers(config: ConfigSection) -> int:
+    kind = config.get("mm_projector_type", "linear")
+    if kind == "linear":
+        return 1
+    match = re.fullmatch(r"mlp(\d)x_gelu", kind) if isinstance(kind, str) else None
+    if match is None or not 1 <= int(match[1]) <= _MOST_PROJECTOR_LAYERS:
+        raise BadCheckpoint(
+            f"{config.where}: mm_projector_type is {json.dumps(kind)}, which is not supported; expected linear or "
+            f"mlpNx_gelu with N from 1 to {_MOST_PROJECTOR_LAYERS}"
+        )
+    return int(match[1])
+
+
+def _original_template(config: ConfigSection, folder: Path) -> str:
+    """LLaVA-1.5's own prompt; on a Mistral that of its tokenizer, where there is one, as for LLaVA-Med."""
+    return chat_template(folder) if config.get("model_type") == "llava_mistral" else "vicuna_v1"
+
+
+def _selected_layer(config: ConfigSection, key: str) -> int:
+    """A number, or a list of one."""
+    value = config.get(key, -2)
+    if isinstance(value, list) and len(value) == 1:
+        return ConfigSection({key: value[0]}, config.where).whole(key)
+    if isinstance(value, list):
+        raise BadCheckpoint(
+            f"{config.where}: {key} is {json.dumps(value)[:80]}: a projector that reads several layers, as ViP-LLaVA's "
+            f"does, is not supported; expected one"
+        )
+    return config.whole(key, -2)
 
 
 def _official_rpn(config: ConfigSection) -> RpnSpec:
@@ -91,6 +135,7 @@ def _official_rpn(config: ConfigSection) -> RpnSpec:
 
 
 def _hf_spec(config: ConfigSection, folder: Path) -> ModelSpec:
+    require_supported(config, "model_type", MODELS, "llava")
     config.require("model_type", "llava", default="missing")
     config.require("projector_hidden_act", "gelu")
     config.require("multimodal_projector_bias", True)
@@ -108,9 +153,9 @@ def _hf_spec(config: ConfigSection, folder: Path) -> ModelSpec:
         },
     )
     text = config.section("text_config")
-    llm = llm_spec(text, tied_by_default=config.flag("tie_word_embeddings"))
+    llm = llm_spec(text, tied=config.flag("tie_word_embeddings"))
     return ModelSpec(
-        vision=vision_spec(vision_config, folder, select_layer=config.whole("vision_feature_layer", -2)),
+        vision=vision_spec(vision_config, folder, select_layer=_selected_layer(config, "vision_feature_layer")),
         llm=llm,
         tap_layer=max(1, llm.layers // 2),
         prompt=prompt_spec(

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+import dataclasses
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
 
 from sdrpn.errors import BadCheckpoint
 
-__all__ = ["HF_CURRENT", "HF_OLD", "LLAVA", "SDRPN", "Layout", "clip_name", "detect_layout", "detect_vision_prefix"]
+__all__ = [
+    "HF_CURRENT",
+    "HF_OLD",
+    "LLAVA",
+    "SDRPN",
+    "Layout",
+    "NameTable",
+    "clip_name",
+    "detect_layout",
+    "detect_vision_prefix",
+]
 
 
 @dataclass(frozen=True)
@@ -15,14 +26,16 @@ class Layout:
     """Where the parts of a model lie in one layout.
 
     `vision`: prefixes that occur in this layout, the usual one first; `rpn` is None where there cannot be one.
+    `projector`: with the layer's number (from 1) or its place among layers and activations (from 0).
     """
 
     name: str
     llm: str
     head: str
-    projector: tuple[str, str]
+    projector: str
     vision: tuple[str, ...]
     rpn: str | None = None
+    linear_projector: str | None = None  # the first layer's name, where there is no other
 
     def file_name(self, name: str, vision_prefix: str | None = None) -> str:
         """The layout's name of a canonical tensor.
@@ -34,7 +47,9 @@ class Layout:
             return (self.vision[0] if vision_prefix is None else vision_prefix) + clip_name(rest)
         if part == "projector":
             fc, _, suffix = rest.partition(".")
-            return f"{self.projector[('fc1', 'fc2').index(fc)]}.{suffix}"
+            number = int(fc.removeprefix("fc"))
+            linear = self.linear_projector if number == 1 else None
+            return f"{linear or self.projector.format(number=number, place=2 * number - 2)}.{suffix}"
         if name == "llm.head.weight":
             return self.head
         if part == "llm":
@@ -43,8 +58,13 @@ class Layout:
             return self.rpn + _decoder_name(rest)
         raise ValueError(f"{name} has no place in the layout {self.name}")
 
+    def with_linear_projector(self) -> Layout:
+        """The same with LLaVA's name of a projector that is one matrix."""
+        return dataclasses.replace(self, linear_projector=_LINEAR_PROJECTOR)
 
-_LLAVA_PROJECTOR = ("model.mm_projector.0", "model.mm_projector.2")
+
+_LLAVA_PROJECTOR = "model.mm_projector.{place}"
+_LINEAR_PROJECTOR = "model.mm_projector"  # where it is one matrix and no list of them
 # A tower in a folder of its own has the last of these prefixes.
 _LLAVA_VISION = ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower.vision_tower.", "vision_model.")
 
@@ -57,7 +77,7 @@ HF_OLD = Layout(
     "hf",
     "language_model.model.",
     "language_model.lm_head.weight",
-    ("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
+    "multi_modal_projector.linear_{number}",
     ("vision_tower.vision_model.", "vision_tower."),
 )
 # The names of transformers' modules since 4.52, as a state dict that was saved by hand has them.
@@ -65,10 +85,12 @@ HF_CURRENT = Layout(
     "hf-current",
     "model.language_model.",
     "lm_head.weight",
-    ("model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2"),
+    "model.multi_modal_projector.linear_{number}",
     ("model.vision_tower.vision_model.", "model.vision_tower."),
 )
 _KNOWN = (HF_OLD, HF_CURRENT, LLAVA)
+_EVERY = (*_KNOWN, SDRPN)
+_NEVER_READ = (".rotary_emb.inv_freq", "twig_head.weight", ".position_ids")
 
 _DECODER = {
     "embed.weight": "embed_tokens.weight",
@@ -129,7 +151,8 @@ def detect_layout(names: Set[str], *, with_rpn: bool, where: str) -> Layout:
     """
     for layout in _KNOWN:
         if any(name.startswith(f"{layout.llm}layers.") for name in names):
-            return SDRPN if layout is LLAVA and with_rpn else layout
+            found = SDRPN if layout is LLAVA and with_rpn else layout
+            return found.with_linear_projector() if f"{_LINEAR_PROJECTOR}.weight" in names else found
     known = ", ".join(f"{layout.llm}layers.N.*" for layout in _KNOWN)
     raise BadCheckpoint(
         f"{where} holds no LLaVA that is known: expected tensors named {known}; "
@@ -140,3 +163,45 @@ def detect_layout(names: Set[str], *, with_rpn: bool, where: str) -> Layout:
 def detect_vision_prefix(names: Set[str], prefixes: Sequence[str]) -> str | None:
     """The first prefix under which `names` hold the layers of a vision tower, or None."""
     return next((p for p in prefixes if any(name.startswith(f"{p}encoder.layers.") for name in names)), None)
+
+
+class NameTable:
+    """From the names that any layout has for a model's tensors to their canonical ones.
+
+    For files that hold some of them and say nothing of a layout: adapters, projectors apart.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        """`names`: the canonical ones."""
+        layouts = [*_EVERY, *([] if "projector.fc2.weight" in names else [LLAVA.with_linear_projector()])]
+        self._vision = tuple({prefix for layout in _EVERY for prefix in layout.vision if "." in prefix[:-1]})
+        self._canonical = {
+            file_name: name for name in names for layout in layouts for file_name in _file_names(layout, name)
+        }
+
+    def canonical(self, file_name: str, *, where: str) -> str | None:
+        """The canonical name; None for a part of the model that is never computed, as the tower's last layers.
+
+        What wraps a model puts `base_model.` and `model.` before its names, once or twice, or takes one away. Raises
+        BadCheckpoint for a name that has no place.
+        """
+        bare = file_name.removeprefix("base_model.").removeprefix("model.")
+        candidates = (bare, f"model.{bare}", bare.removeprefix("model."), file_name)
+        for candidate in candidates:
+            if candidate in self._canonical:
+                return self._canonical[candidate]
+        if any(name.startswith(self._vision) or name.endswith(_NEVER_READ) for name in candidates):
+            return None
+        raise BadCheckpoint(
+            f"{file_name} of {where} has no place in this model; expected tensors of its decoder, projector or vision "
+            f"tower: is it for another base?"
+        )
+
+
+def _file_names(layout: Layout, name: str) -> list[str]:
+    part = name.split(".")[0]
+    if part == "vision":
+        return [layout.file_name(name, prefix) for prefix in layout.vision]
+    if part == "rpn" and layout.rpn is None:
+        return []
+    return [layout.file_name(name)]

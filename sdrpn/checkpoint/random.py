@@ -56,6 +56,8 @@ def write_random_checkpoint(
         raise BadInput(f"the layout {layout} has no place for an RPN; use sdrpn, or a spec without one")
     if spec.vision.projector_width not in (0, spec.llm.width):
         raise BadInput(f"a projector {spec.vision.projector_width} wide cannot be written; expected {spec.llm.width}")
+    if spec.vision.projector_layers != 2 and layout == "hf":
+        raise BadInput(f"the layout hf has projectors of 2 layers; got {spec.vision.projector_layers}: use llava")
     stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     shapes = tensor_shapes(spec)
     if spec.llm.tied_embeddings:
@@ -69,7 +71,10 @@ def write_random_checkpoint(
             _write_json(folder / "config.json", _llava_config(spec, dtype))
             _write_tower(folder / "clip", spec, shapes, seed, stored)
             own = {name: shape for name, shape in shapes.items() if not name.startswith("vision.")}
-        file_names = {name: _LAYOUTS[layout].file_name(name) for name in own}
+        names = _LAYOUTS[layout]
+        if spec.vision.projector_layers == 1:
+            names = names.with_linear_projector()
+        file_names = {name: names.file_name(name) for name in own}
         _write_weights(folder, own, file_names, stored, seed, _gains(spec, roi_gain))
         if with_tokenizer:
             _write_tokenizer(folder / "tokenizer.json", spec)
@@ -151,6 +156,7 @@ def _llm_config(llm: LlmSpec) -> dict[str, Any]:
         "rope_theta": llm.rope_theta,
         "tie_word_embeddings": llm.tied_embeddings,
         "vocab_size": llm.vocabulary,
+        **({} if llm.sliding_window is None else {"sliding_window": llm.sliding_window}),
     }
 
 
@@ -158,8 +164,18 @@ def _rope_scaling(llm: LlmSpec) -> dict[str, Any] | None:
     scaling = llm.rope_scaling
     if scaling is None:
         return None
-    if scaling.kind == "linear":
-        return {"rope_type": "linear", "factor": scaling.factor}
+    if scaling.kind in ("linear", "dynamic"):
+        return {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "yarn":
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_context,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "attention_factor": scaling.amplitude,
+            "truncate": scaling.truncate,
+        }
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,
@@ -185,13 +201,13 @@ def _llava_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
         "image_aspect_ratio": "pad",
         "mm_hidden_size": spec.vision.width,
         "mm_patch_merge_type": "flat",
-        "mm_projector_type": "mlp2x_gelu",
+        "mm_projector_type": _projector_type(spec.vision.projector_layers),
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
         "mm_vision_select_feature": "patch",
         "mm_vision_select_layer": spec.vision.select_layer,
         "mm_vision_tower": "./clip",
-        "model_type": "llava_llama",
+        "model_type": "llava_llama" if spec.llm.sliding_window is None else "llava_mistral",
         "torch_dtype": dtype,
     }
     if spec.rpn is not None:
@@ -207,6 +223,10 @@ def _llava_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     return config
 
 
+def _projector_type(layers: int) -> str:
+    return "linear" if layers == 1 else f"mlp{layers}x_gelu"
+
+
 def _hf_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     image_token_id = spec.prompt.image_token_id
     return {
@@ -215,7 +235,9 @@ def _hf_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
         "image_token_index": spec.llm.vocabulary - 1 if image_token_id is None else image_token_id,
         "model_type": "llava",
         "projector_hidden_act": "gelu",
-        "text_config": {"model_type": "llama"} | _llm_config(spec.llm) | _token_config(spec),
+        "text_config": {"model_type": "llama" if spec.llm.sliding_window is None else "mistral"}
+        | _llm_config(spec.llm)
+        | _token_config(spec),
         "tie_word_embeddings": spec.llm.tied_embeddings,
         "torch_dtype": dtype,
         "vision_config": _clip_config(spec.vision),

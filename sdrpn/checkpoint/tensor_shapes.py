@@ -6,6 +6,8 @@ Everything behind a checkpoint (the PyTorch model, the export) uses these names 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from sdrpn.spec import LlmSpec, ModelSpec, VisionSpec
 
 __all__ = ["RPN_LAST_LAYER", "Shapes", "llm_shapes", "projector_shapes", "rpn_shapes", "tensor_shapes", "vision_shapes"]
@@ -45,9 +47,11 @@ def vision_shapes(vision: VisionSpec) -> Shapes:
 
 
 def projector_shapes(spec: ModelSpec) -> Shapes:
-    """Two Linear layers with a GELU between them."""
-    hidden = spec.vision.projector_width or spec.llm.width
-    return _affine("projector.fc1", hidden, spec.vision.width) | _affine("projector.fc2", spec.llm.width, hidden)
+    """Linear layers with a GELU between any two."""
+    shapes: Shapes = {}
+    for number, (inputs, outputs) in enumerate(pairwise(spec.projector_widths), start=1):
+        shapes |= _affine(f"projector.fc{number}", outputs, inputs)
+    return shapes
 
 
 def llm_shapes(llm: LlmSpec) -> Shapes:

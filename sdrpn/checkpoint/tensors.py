@@ -14,9 +14,11 @@ from sdrpn.checkpoint.safetensors_file import SafetensorsReader, StoredTensor
 from sdrpn.checkpoint.torch_file import TorchReader
 from sdrpn.errors import BadCheckpoint
 
-__all__ = ["RPN_WEIGHTS_NAME", "TensorFolder", "weight_files"]
+__all__ = ["RPN_WEIGHTS_NAME", "TensorFolder", "has_weights", "weight_files"]
 
 RPN_WEIGHTS_NAME = "rpn.safetensors"
+# Tensors that lie beside a model's and are not among them.
+_OTHER_NAMES = (RPN_WEIGHTS_NAME, "adapter_model.safetensors", "mm_projector.safetensors")
 
 
 class TensorFile(Protocol):
@@ -97,8 +99,14 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     )
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has a model's own weights or an index of them, whole or not."""
+    indexes = (path for pattern in ("*.safetensors.index.json", "*.bin.index.json") for path in folder.glob(pattern))
+    return bool(_safetensors(folder) or _torch_files(folder) or any(indexes))
+
+
 def _safetensors(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(path for path in folder.glob("*.safetensors") if path.name != RPN_WEIGHTS_NAME))
+    return tuple(sorted(path for path in folder.glob("*.safetensors") if path.name not in _OTHER_NAMES))
 
 
 def _torch_files(folder: Path) -> tuple[Path, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config, read_optional_config
+from sdrpn.checkpoint.unsupported import TOWERS, require_supported
 from sdrpn.spec import VisionSpec
 
 __all__ = ["tower_config", "vision_spec"]
@@ -18,9 +19,9 @@ def tower_config(tower: Path) -> ConfigSection:
     return config.section("vision_config") if config.get("model_type") == "clip" else config
 
 
-def vision_spec(config: ConfigSection, folder: Path, *, select_layer: int) -> VisionSpec:
+def vision_spec(config: ConfigSection, folder: Path, *, select_layer: int, projector_layers: int = 2) -> VisionSpec:
     """The tower that `config` describes; how pictures are normalised stands in other files of `folder`."""
-    config.require("model_type", "clip_vision_model")
+    require_supported(config, "model_type", TOWERS, "clip_vision_model")
     config.require("hidden_act", "quick_gelu", "gelu")
     config.require("num_channels", 3)
     mean, std = _normalisation(folder)
@@ -34,6 +35,7 @@ def vision_spec(config: ConfigSection, folder: Path, *, select_layer: int) -> Vi
         activation=config.get("hidden_act", "quick_gelu"),
         layer_norm_eps=config.number("layer_norm_eps", 1e-5),
         select_layer=select_layer,
+        projector_layers=projector_layers,
         image_mean=mean,
         image_std=std,
     )

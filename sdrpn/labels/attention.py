@@ -155,7 +155,7 @@ def _attention_rows(attention: Attention, x: Tensor, positions: Tensor, keys: Te
     query = rotate(attention.split_heads(functional.linear(x, weight)), cos, sin)  # (1,heads,rows,d)
     own_keys = keys[:, chosen // (llm.heads // llm.kv_heads)]  # several query heads may share a key head
     logits = query.float() @ own_keys.float().transpose(2, 3) / llm.head_dim**0.5
-    hidden = ~causal_mask(positions, keys.shape[2])
+    hidden = ~causal_mask(positions, keys.shape[2], llm.sliding_window)
     weights: Tensor = logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
     return weights
 

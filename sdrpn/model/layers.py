@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdrpn.rope import inverse_frequencies
+from sdrpn.rope import inverse_frequencies, rope_amplitude
 from sdrpn.spec import LlmSpec
 
 __all__ = [
@@ -40,11 +40,15 @@ class RmsNorm(nn.Module):
 
 
 def rotary(llm: LlmSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency: positions (B,S) -> twice (B,1,S,d), both halves of d alike."""
+    """cos and sin of position times frequency: positions (B,S) -> twice (B,1,S,d), both halves of d alike.
+
+    Both times the amplitude that some scalings have.
+    """
     frequencies = torch.from_numpy(inverse_frequencies(llm)).to(positions.device)
     angles = positions[:, None, :, None].float() * frequencies  # (B,1,S,d/2)
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    amplitude = rope_amplitude(llm)
+    return angles.cos() * amplitude, angles.sin() * amplitude
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -53,10 +57,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
 
 
-def causal_mask(positions: Tensor, kv_length: int) -> Tensor:
-    """(B,1,S,N), True where key n may be seen: n <= position. It also hides what lies beyond a short row's end."""
+def causal_mask(positions: Tensor, kv_length: int, window: int | None = None) -> Tensor:
+    """(B,1,S,N), True where key n may be seen: position - window < n <= position.
+
+    It also hides what lies beyond a short row's end.
+    """
     kv_index = torch.arange(kv_length, device=positions.device)
-    return kv_index <= positions[:, None, :, None]
+    column = positions[:, None, :, None]
+    seen = kv_index <= column
+    return seen if window is None else seen & (kv_index > column - window)
 
 
 class KvCache:
@@ -112,7 +121,7 @@ class Attention(nn.Module):
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        mask = causal_mask(positions, key.shape[2])
+        mask = causal_mask(positions, key.shape[2], self.llm.sliding_window)
         shared_heads = self.llm.kv_heads != self.llm.heads
         attended = functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=shared_heads)
         output: Tensor = self.o(attended.transpose(1, 2).flatten(2))

@@ -5,6 +5,8 @@ N images, R image side in pixels, G cells a side, C width of the tower, D width 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -93,18 +95,20 @@ class ClipTower(nn.Module):
 
 
 class Projector(nn.Module):
-    """The two layers that carry cells into the LLM's width; an exact GELU between them."""
+    """The layers `fc1`, `fc2`, ... that carry cells into the LLM's width; an exact GELU between any two."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        hidden = spec.vision.projector_width or spec.llm.width
-        self.fc1 = nn.Linear(spec.vision.width, hidden)
-        self.fc2 = nn.Linear(hidden, spec.llm.width)
+        for number, widths in enumerate(pairwise(spec.projector_widths), start=1):
+            self.add_module(f"fc{number}", nn.Linear(*widths))
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, any number of cells, C) -> (N, cells, D)."""
-        output: Tensor = self.fc2(functional.gelu(self.fc1(features)))
-        return output
+        first, *others = self.children()
+        x: Tensor = first(features)
+        for layer in others:
+            x = layer(functional.gelu(x))
+        return x
 
 
 class VisionEncoder(nn.Module):

@@ -1,0 +1,230 @@
+"""Read an adapter as PEFT saves it: which tensors it replaces, and which it changes by a low-rank product.
+
+What cannot be merged into the weights exactly is refused by name. Knows names and shapes; computes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdrpn.checkpoint.config_section import ConfigSection, read_config
+from sdrpn.checkpoint.low_rank import LowRank
+from sdrpn.checkpoint.names import NameTable
+from sdrpn.checkpoint.tensor_shapes import Shapes
+from sdrpn.checkpoint.tensors import TensorFolder
+from sdrpn.errors import BadCheckpoint
+
+__all__ = ["ADAPTER_CONFIG_NAME", "Adapter", "adapter_weights", "read_adapter"]
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+_WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+# `lora_A.weight`, with the adapter's own name between in older files; the parameters of embeddings have no `weight`.
+_LOW_RANK = re.compile(
+    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
+)
+_WRAPPER = re.compile(r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+(?=\.))?|base_layer)(?=\.)")
+# Settings of LoRA with which it is no longer a product added to a matrix, or not to the base's own matrix.
+_NOT_MERGEABLE = {
+    "alora_invocation_tokens": "acts on some tokens alone (aLoRA)",
+    "arrow_config": "chooses among adapters for every token (Arrow)",
+    "kasa_config": "changes the base's own weights (KaSA)",
+    "layer_replication": "repeats layers of its base",
+    "lora_ga_config": "changes the base's own weights (LoRA-GA)",
+    "megatron_config": "is for Megatron's layers",
+    "monteclora_config": "draws its weights at random (MonteCLoRA)",
+    "target_parameters": "changes parameters that are no layers",
+    "trainable_token_indices": "trains single rows of the embedding table",
+    "use_bdlora": "has matrices of blocks (BD-LoRA)",
+    "use_qalora": "averages its inputs in groups (QA-LoRA)",
+    "velora_config": "compresses what it was trained on (VeLoRA)",
+}
+# These start from a decomposition of the base and leave its remainder behind; True, False and others do not.
+_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_LONGEST_PATTERN = 200
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's tensors, by the canonical names of what they replace or change."""
+
+    tensors: TensorFolder
+    replaced: Mapping[str, str] = field(default_factory=dict)  # canonical name -> name in the file
+    changes: Mapping[str, LowRank] = field(default_factory=dict)
+
+
+def adapter_weights(folder: Path) -> Path | None:
+    """The file with an adapter's tensors, if the folder has one."""
+    return next((folder / name for name in _WEIGHTS_NAMES if (folder / name).is_file()), None)
+
+
+def read_adapter(folder: Path, shapes: Shapes) -> Adapter:
+    """The adapter in `folder`.
+
+    Args:
+        shapes: of the model's tensors, by canonical name
+    Raises BadCheckpoint for what is missing, malformed, not LoRA, or cannot be merged.
+    """
+    config = read_config(folder / ADAPTER_CONFIG_NAME)
+    _require_mergeable(config)
+    weights = adapter_weights(folder)
+    if weights is None:
+        raise BadCheckpoint(
+            f"{folder} has {ADAPTER_CONFIG_NAME} and none of {' or '.join(_WEIGHTS_NAMES)}; download it too"
+        )
+    return _Reader(config, TensorFolder((weights,)), weights, NameTable(shapes), shapes).read()
+
+
+def _require_mergeable(config: ConfigSection) -> None:
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise BadCheckpoint(
+            f"{config.where}: peft_type is {json.dumps(kind)}, which is not merged here; expected LORA: merge it with "
+            f"PEFT's merge_and_unload where it can, and export the result"
+        )
+    for key, meaning in _NOT_MERGEABLE.items():
+        if config.get(key):
+            raise BadCheckpoint(
+                f"{config.where}: {key} is set: this adapter {meaning}, and cannot be merged into its base; expected "
+                f"LoRA, rank-stabilised LoRA or DoRA"
+            )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGING_STARTS):
+        raise BadCheckpoint(
+            f"{config.where}: init_lora_weights is {json.dumps(start)}, which changes the base's own weights; save the "
+            f"adapter converted to LoRA (PEFT: path_initial_model_for_weight_conversion), or merged"
+        )
+
+
+class _Reader:
+    """One pass over an adapter's tensors."""
+
+    def __init__(
+        self, config: ConfigSection, tensors: TensorFolder, weights: Path, table: NameTable, shapes: Shapes
+    ) -> None:
+        self.config, self.tensors, self.weights, self.table, self.shapes = config, tensors, weights, table, shapes
+        self.scalings = _Scalings(config)
+        self.replaced: dict[str, str] = {}
+        self.modules: dict[str, dict[str, str]] = {}  # module -> part of a low-rank change -> name in the file
+
+    def read(self) -> Adapter:
+        for name in sorted(self.tensors.names):
+            self._sort(name)
+        changes = dict(change for module, parts in self.modules.items() for change in self._changes(module, parts))
+        both = sorted(changes.keys() & self.replaced.keys())
+        if both:
+            raise BadCheckpoint(
+                f"{self.weights} both replaces and changes {self.replaced[both[0]]}; expected one of them"
+            )
+        return Adapter(self.tensors, self.replaced, changes)
+
+    def _sort(self, name: str) -> None:
+        found = _LOW_RANK.fullmatch(name)
+        if found is not None:
+            part = found["part"] + (".bias" if found["kind"] == "bias" else "")
+            self.modules.setdefault(found["module"], {})[part] = name
+            return
+        canonical = self.table.canonical(_WRAPPER.sub("", name), where=str(self.weights))
+        if canonical is not None:
+            self.replaced[canonical] = name
+
+    def _changes(self, module: str, parts: Mapping[str, str]) -> Iterator[tuple[str, LowRank]]:
+        """The changes of a module's weight and bias; none where the model does not use it."""
+        canonical = self.table.canonical(f"{_WRAPPER.sub('', module + '.')}weight", where=str(self.weights))
+        if canonical is None:
+            return
+        is_embedding = "embedding_A" in parts or "embedding_B" in parts
+        down, up = ("embedding_A", "embedding_B") if is_embedding else ("A", "B")
+        for part in (down, up):
+            if part not in parts:
+                raise BadCheckpoint(f"{self.weights} has no lora_{part} for {module}; expected both; download it again")
+        rank = self._rank(module, parts[down])
+        scaling = self.scalings.of(_path(module), rank)
+        change = LowRank(parts[down], parts[up], scaling, parts.get("magnitude_vector"), is_embedding)
+        self._require_shapes(change, canonical, rank)
+        yield canonical, change
+        if "B.bias" in parts:
+            bias = canonical.removesuffix("weight") + "bias"
+            if bias not in self.shapes:
+                raise BadCheckpoint(f"{parts['B.bias']} of {self.weights} has no bias in the model to be merged into")
+            yield bias, LowRank(None, parts["B.bias"], scaling)
+
+    def _rank(self, module: str, down: str) -> int:
+        shape = self.tensors.shape(down)
+        if len(shape) < 2 or 0 in shape:
+            raise BadCheckpoint(f"{down} of {self.weights} has the shape {list(shape)}; expected (rank, inputs)")
+        return shape[0]
+
+    def _require_shapes(self, change: LowRank, canonical: str, rank: int) -> None:
+        if change.is_embedding and change.magnitude is not None:
+            raise BadCheckpoint(
+                f"{change.magnitude} of {self.weights}: DoRA of an embedding table is not merged here; use PEFT"
+            )
+        wanted = self.shapes[canonical]
+        out, inputs = wanted[0], math.prod(wanted[1:])
+        if change.is_embedding:
+            out, inputs = wanted[1], wanted[0]
+        expected: dict[str | None, tuple[int, ...]] = {
+            change.down: (rank, inputs),
+            change.up: (out, rank),
+            change.magnitude: (out,),
+        }
+        for name in change.names:
+            found = self.tensors.shape(name)
+            flat = (math.prod(found),) if name == change.magnitude else (found[0], math.prod(found[1:]))
+            if not found or flat != expected[name]:
+                raise BadCheckpoint(
+                    f"{name} of {self.weights} has the shape {list(found)}; expected {list(expected[name])}: "
+                    f"the adapter is for another base"
+                )
+
+
+def _path(module: str) -> str:
+    """A module's path within the base model, which patterns of the config are about."""
+    return module.removeprefix("base_model.model.")
+
+
+class _Scalings:
+    """What each module's product is multiplied by: alpha / r, or alpha / sqrt(r) (Kalajdzievski 2023)."""
+
+    def __init__(self, config: ConfigSection) -> None:
+        self._config = config
+        self._root = config.flag("use_rslora")
+        self._rank, self._alpha = config.whole("r", 8), config.number("lora_alpha", 8.0)
+        self._ranks, self._alphas = _patterns(config, "rank_pattern"), _patterns(config, "alpha_pattern")
+
+    def of(self, path: str, stored_rank: int) -> float:
+        """Of the module at `path`. Raises BadCheckpoint where the config's rank is not that of the file."""
+        rank = _first_match(self._ranks, path, float(self._rank))
+        if rank != stored_rank:
+            raise BadCheckpoint(
+                f"{self._config.where} gives {path} the rank {rank:g}; its tensors have {stored_rank}: config and "
+                f"weights are not of one adapter"
+            )
+        alpha = _first_match(self._alphas, path, self._alpha)
+        return float(alpha / rank**0.5 if self._root else alpha / rank)
+
+
+def _patterns(config: ConfigSection, key: str) -> list[tuple[re.Pattern[str], float]]:
+    """Ends of module paths, or regular expressions for them, in the order of the file."""
+    section = config.section(key)
+    return [(_pattern(section, text), section.number(text, 0.0)) for text in section.values]
+
+
+def _pattern(section: ConfigSection, text: str) -> re.Pattern[str]:
+    # A group that is repeated, or many repetitions, can take longer than anybody waits.
+    if len(text) > _LONGEST_PATTERN or re.search(r"\)[*+?{]", text) or len(re.findall(r"[*+{]", text)) > 4:
+        raise BadCheckpoint(f"{section.where}: {text[:80]!r} is too long or repeats groups; expected names of modules")
+    try:
+        return re.compile(rf"(?:.*\.)?(?:{text})")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise BadCheckpoint(f"{section.where}: {text!r} is no regular expression ({error})") from error
+
+
+def _first_match(patterns: list[tuple[re.Pattern[str], float]], path: str, default: float) -> float:
+    return next((value for pattern, value in patterns if pattern.fullmatch(path)), default)

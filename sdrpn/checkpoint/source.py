@@ -1,0 +1,209 @@
+"""Where the tensors of a model come from: folders and files, what each calls them, and which of them has which."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrpn.checkpoint.low_rank import LowRank, merged
+from sdrpn.checkpoint.names import clip_name, detect_layout, detect_vision_prefix
+from sdrpn.checkpoint.rpn_file import RpnFile
+from sdrpn.checkpoint.tensor_shapes import tensor_shapes
+from sdrpn.checkpoint.tensors import TensorFolder, weight_files
+from sdrpn.errors import BadCheckpoint
+from sdrpn.spec import ModelSpec
+
+__all__ = [
+    "PARTS",
+    "Place",
+    "Source",
+    "Sources",
+    "checkpoint_source",
+    "place_tensors",
+    "rpn_source",
+    "some_tensors",
+    "tower_source",
+]
+
+PARTS = ("vision", "projector", "llm", "rpn")  # the first word of a canonical name
+_FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
+_TOWER_PREFIXES = ("vision_model.", "")  # in a CLIP folder of its own
+_QUANTIZED_NAMES = (".qweight", ".SCB", ".weight.absmax", ".weight.quant_state")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """One folder or file that tensors can come from, and what it calls them. Two sources are never equal."""
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: TensorFolder
+    file_name: Callable[[str], str]
+    layout: str = ""
+    has_vision: bool = True
+    is_whole: bool = True  # False: it has a few tensors, and that others are missing is no fault of it
+
+    def has(self, name: str) -> bool:
+        """Whether it has the tensor of a canonical name."""
+        return self.file_name(name) in self.tensors.names
+
+
+# For each part of a model, where to look for it, in order.
+Sources: TypeAlias = dict[str, list[Source]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One tensor: where it is stored, and what an adapter makes of it."""
+
+    source: Source
+    file_name: str
+    adapter: TensorFolder | None = None
+    change: LowRank | None = None
+
+    def read(self) -> NDArray[Any]:
+        """The tensor as it is stored, or as it is after the change, in float32 or float64."""
+        stored = self.source.tensors.read(self.file_name)
+        if self.adapter is None or self.change is None:
+            return stored
+        change, read = self.change, self.adapter.read
+        down = None if change.down is None else read(change.down)
+        magnitude = None if change.magnitude is None else read(change.magnitude)
+        return merged(stored, down, read(change.up), change, magnitude)
+
+
+def checkpoint_source(folder: Path, *, with_rpn: bool) -> Source:
+    """A folder with a model's own weights. Raises BadCheckpoint where there are none, or of no known layout."""
+    files = weight_files(folder)
+    tensors = TensorFolder(files)
+    layout = detect_layout(tensors.names, with_rpn=with_rpn, where=str(folder))
+    prefix = detect_vision_prefix(tensors.names, layout.vision)
+    return Source(
+        folder,
+        files,
+        tensors,
+        lambda name: layout.file_name(name, prefix),
+        layout=layout.name,
+        has_vision=prefix is not None,
+    )
+
+
+def tower_source(tower: Path) -> Source:
+    """A folder with a vision tower alone."""
+    files = weight_files(tower)
+    tensors = TensorFolder(files)
+    prefix = detect_vision_prefix(tensors.names, _TOWER_PREFIXES) or ""
+    return Source(tower, files, tensors, lambda name: prefix + clip_name(name.removeprefix("vision.")))
+
+
+def rpn_source(file: RpnFile) -> Source:
+    """An RPN of ours."""
+    tensors = TensorFolder((file.weights,))
+    return Source(file.weights.parent, (file.weights,), tensors, lambda name: name.removeprefix("rpn."))
+
+
+def some_tensors(file: Path, tensors: TensorFolder, names: Mapping[str, str]) -> Source:
+    """A file with a few tensors: canonical name -> name in the file."""
+    return Source(file.parent, (file,), tensors, lambda name: names.get(name, ""), is_whole=False)
+
+
+# Every tensor is found and checked before any is read ---------------------------------------------------------------
+
+
+def place_tensors(spec: ModelSpec, sources: Sources) -> dict[str, Place]:
+    """For each tensor that the spec needs: where it lies and under which name.
+
+    Raises BadCheckpoint for tensors that are missing, of another shape, or of a type that holds no weights.
+    """
+    places: dict[str, Place] = {}
+    missing = []
+    for name, expected in tensor_shapes(spec).items():
+        candidates = sources[name.split(".")[0]]
+        place = next((Place(s, s.file_name(n)) for s in candidates for n in _stored_as(name, spec) if s.has(n)), None)
+        if place is None:
+            missing.append((name, next((s for s in candidates if s.is_whole), candidates[0]), expected))
+        else:
+            _require_stored_well(name, place, expected)
+            places[name] = place
+    if missing:
+        raise _missing_error(spec, missing, places.values(), has_base=sum(s.is_whole for s in sources["llm"]) > 1)
+    _require_whole_projector(spec, places)
+    return places
+
+
+def _stored_as(name: str, spec: ModelSpec) -> tuple[str, ...]:
+    """A tied head is the embedding table, unless a head is stored all the same, as transformers has it."""
+    tied = ("llm.head.weight", "llm.embed.weight")
+    if not spec.llm.tied_embeddings or name not in tied:
+        return (name,)
+    return (name, *(other for other in tied if other != name))
+
+
+def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> None:
+    source, file_name = place.source, place.file_name
+    found, dtype = source.tensors.shape(file_name), source.tensors.dtype(file_name)
+    if dtype not in _FLOATS:
+        raise BadCheckpoint(
+            f"{file_name} of {source.path} is stored as {dtype}; expected float32, float16 or bfloat16: "
+            f"use the checkpoint from before it was quantised"
+        )
+    if found != expected:
+        about_vision = name.startswith("vision.") or name == "projector.fc1.weight"
+        advice = (
+            "is this the right vision tower? name another one with --vision-tower"
+            if about_vision
+            else "config.json and the weights are not of one model"
+        )
+        raise BadCheckpoint(
+            f"{file_name} of {source.path} has the shape {list(found)}; expected {list(expected)}: {advice}"
+        )
+
+
+def _require_whole_projector(spec: ModelSpec, places: Mapping[str, Place]) -> None:
+    """A projector of more layers than the config says would be computed in part."""
+    layers = spec.vision.projector_layers
+    source = places["projector.fc1.weight"].source
+    extra = f"projector.fc{layers + 1}.weight"
+    if source.is_whole and source.has(extra):
+        raise BadCheckpoint(
+            f"{source.path} holds {source.file_name(extra)}: its projector has more than the {layers} layers that "
+            f"mm_projector_type of its config.json says; correct one of them"
+        )
+
+
+def _missing_error(
+    spec: ModelSpec,
+    missing: list[tuple[str, Source, tuple[int, ...]]],
+    placed: Iterable[Place],
+    *,
+    has_base: bool,
+) -> BadCheckpoint:
+    name, source, expected = missing[0]
+    file_name = source.file_name(name)
+    quantized = next((n for n in sorted(source.tensors.names) if n.endswith(_QUANTIZED_NAMES)), None)
+    if quantized is not None:
+        return BadCheckpoint(
+            f"{source.path} holds {quantized}: its weights are quantised (GPTQ, AWQ or bitsandbytes), which is not "
+            f"supported; use the checkpoint from before that, and quantise it with --precision int8 or int4"
+        )
+    text = f"{file_name} {list(expected)} is missing from {source.path}"
+    if len(missing) > 1:
+        text += f" (and {len(missing) - 1} more)"
+    # A name that is in use already is no misspelling of this one.
+    unused = source.tensors.names - {place.file_name for place in placed if place.source is source}
+    similar = difflib.get_close_matches(file_name, sorted(unused), n=1)
+    if similar:
+        text += f"; the closest name in it is {similar[0]} {list(source.tensors.shape(similar[0]))}"
+    if name.startswith("projector.") and "mm_projector" in file_name:
+        kind = "linear" if spec.vision.projector_layers == 1 else f"mlp{spec.vision.projector_layers}x_gelu"
+        text += f"; mm_projector_type of config.json is {kind}"
+    if all(part.startswith("llm.") for part, _, _ in missing) and not has_base:
+        text += "; if upper layers were cut from this checkpoint, name the full one with --base"
+    return BadCheckpoint(text)
