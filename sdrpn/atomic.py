@@ -2,20 +2,20 @@
 
 Work goes on under a hidden temporary name beside the target, on the same file system, and one rename at the end
 makes it visible. Whatever ends the work early (an error, Ctrl-C, a full disk) removes the temporary, and the target
-keeps what it had.
+keeps what it had. What a killed run left is removed by the next one for the same target.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdrpn.errors import BadInput, RunFailed, SdrpnError
+from sdrpn.partial import held, remove_leftovers, remove_partial, temporary_beside
 from sdrpn.sizes import text_from_bytes
 
 __all__ = ["replacing_directory", "replacing_file", "require_free_space", "require_writable_file"]
@@ -35,19 +35,20 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
         RunFailed: the disk is full, or the file system failed
     """
     target, _ = _replaceable_file(path)
-    temporary = _temporary_beside(target)
+    temporary = temporary_beside(target)
     try:
         with _errors_named(path, temporary):
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.touch(exist_ok=False)
-            yield temporary
-            if target.exists():
-                shutil.copymode(target, temporary)
-            _sync(temporary)
-            temporary.replace(target)
+            remove_leftovers(target)
+            with held(temporary, Path.touch):
+                yield temporary
+                if target.exists():
+                    shutil.copymode(target, temporary)
+                _sync(temporary)
+                temporary.replace(target)
             _sync(target.parent)
     finally:
-        _remove(temporary)
+        remove_partial(temporary)
 
 
 def require_writable_file(path: str | Path) -> None:
@@ -56,12 +57,12 @@ def require_writable_file(path: str | Path) -> None:
     Nothing is left behind, missing parent folders are not made.
     """
     target, folder = _replaceable_file(path)
-    probe = _temporary_beside(folder / target.name)
+    probe = temporary_beside(folder / target.name)
     try:
         with _errors_named(path, probe):
             probe.touch(exist_ok=False)
     finally:
-        _remove(probe)
+        remove_partial(probe)
 
 
 @contextmanager
@@ -76,20 +77,21 @@ def replacing_directory(path: str | Path, *, exist_ok: bool = False) -> Iterator
         RunFailed: the disk is full, or the file system failed
     """
     target = Path(path).resolve()
-    temporary = _temporary_beside(target)
+    temporary = temporary_beside(target)
     try:
         with _errors_named(path, temporary):
             _existing_folder(path, target)
             _require_replaceable(path, target, exist_ok=exist_ok)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
-            yield temporary
-            _sync_tree(temporary)
-            _require_replaceable(path, target, exist_ok=exist_ok)
-            _swap_in(temporary, target)
+            remove_leftovers(target)
+            with held(temporary, Path.mkdir):
+                yield temporary
+                _sync_tree(temporary)
+                _require_replaceable(path, target, exist_ok=exist_ok)
+                _swap_in(temporary, target)
             _sync(target.parent)
     finally:
-        _remove(temporary)
+        remove_partial(temporary)
 
 
 def require_free_space(path: str | Path, size_bytes: int, *, advice: str = "") -> None:
@@ -138,10 +140,6 @@ def _existing_folder(path: str | Path, target: Path) -> Path:
     return folder
 
 
-def _temporary_beside(target: Path) -> Path:
-    return target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-
-
 def _require_replaceable(path: str | Path, target: Path, *, exist_ok: bool) -> None:
     if not target.exists():
         return
@@ -156,7 +154,7 @@ def _swap_in(temporary: Path, target: Path) -> None:
     if not target.exists():
         temporary.rename(target)
         return
-    old = _temporary_beside(target)
+    old = temporary_beside(target)
     try:
         target.rename(old)
         temporary.rename(target)
@@ -230,12 +228,3 @@ def _sync_tree(root: Path) -> None:
             if not (Path(folder) / name).is_symlink():
                 _sync(Path(folder) / name)
         _sync(Path(folder))
-
-
-def _remove(temporary: Path) -> None:
-    """Remove the temporary if it is still there; never hide the exception that brought us here."""
-    if temporary.is_dir():
-        shutil.rmtree(temporary, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -72,9 +72,8 @@ def read_numbered_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The keys whose values differ, or that only one of the two has, by name."""
-    missing = object()
-    return sorted(key for key in one.keys() | other.keys() if one.get(key, missing) != other.get(key, missing))
+    """The keys whose values differ, by name; one that is missing counts as null."""
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
 def _encoding(start: bytes) -> str:

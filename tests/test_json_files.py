@@ -73,4 +73,4 @@ def test_what_is_no_object_is_one_line(tmp_path: Path, content: bytes, message: 
 
 
 def test_differing_keys() -> None:
-    assert differing_keys({"a": 1, "b": None, "c": 3}, {"a": 2, "c": 3}) == ["a", "b"]
+    assert differing_keys({"a": 1, "b": None, "c": 3}, {"a": 2, "d": 0}) == ["a", "c", "d"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import math
+from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sdrpn.atomic import replacing_file
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadInput, RunFailed
+from sdrpn.json_files import differing_keys, read_json_object, read_text
 
 __all__ = ["RECORDS_NAME", "RUN_NAME", "Record", "RecordFile", "read_records"]
 
@@ -55,12 +58,12 @@ class RecordFile:
         """A new or empty folder, or with `resume` one of a run with the same settings. Raises BadInput."""
         self._path = folder / RECORDS_NAME
         _start(folder, settings, resume=resume)
-        self.done = list(_whole_lines(self._path)) if self._path.exists() else []
+        self.done = _whole_records(self._path) if self._path.exists() else []
         _rewrite(self._path, self.done)
-        self._stream: TextIO | None = None
+        self._stream: FileIO | None = None
 
     def __enter__(self) -> RecordFile:
-        self._stream = self._path.open("a", encoding="utf-8")
+        self._stream = FileIO(self._path, "a")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,10 +71,24 @@ class RecordFile:
             self._stream.close()
 
     def append(self, record: Record) -> None:
-        """Write one line and let the system have it: an interruption loses at most this line."""
-        assert self._stream is not None
-        self._stream.write(_line(record))
-        self._stream.flush()
+        """Write one line and let the system have it: an interruption loses at most this line.
+
+        Raises RunFailed where the disk is full; the lines before stay whole.
+        """
+        stream = self._stream
+        assert stream is not None
+        start = stream.tell()
+        try:
+            line = memoryview(_line(record).encode("ascii"))
+            while line:
+                line = line[stream.write(line) :]  # a disk that fills up takes a part first
+        except OSError as error:
+            with suppress(OSError):
+                stream.truncate(start)
+            raise RunFailed(
+                f"{self._path} cannot be written ({error.strerror or error}); free some space and go on with --resume: "
+                "all answers before this one are kept"
+            ) from error
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -79,7 +96,7 @@ def read_records(folder: Path) -> list[Record]:
     path = folder / RECORDS_NAME
     if not path.is_file():
         raise BadInput(f"{folder} holds no {RECORDS_NAME}; expected a folder that `sdrpn eval --out` wrote")
-    return list(_whole_lines(path))
+    return _whole_records(path)
 
 
 def _line(record: Record) -> str:
@@ -92,15 +109,23 @@ def _rewrite(path: Path, records: list[Record]) -> None:
         stream.writelines(_line(record) for record in records)
 
 
-def _whole_lines(path: Path) -> Iterator[Record]:
-    """The records up to the first line that was broken off."""
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            return
-        yield _record(line, path)
+def _whole_records(path: Path) -> list[Record]:
+    """The records up to the first line that was broken off. Raises BadInput for two of one question and method."""
+    records: dict[tuple[int, str], Record] = {}
+    *lines, _ = read_text(path).split("\n")
+    for number, line in enumerate(lines, start=1):
+        record = _record(line, f"{path} line {number}")
+        key = record.index, record.method
+        if key in records:
+            raise BadInput(
+                f"{path} line {number} is a second record of question {record.index} under {record.method!r}, which "
+                "would count twice; two runs wrote to one folder: remove it and run again"
+            )
+        records[key] = record
+    return list(records.values())
 
 
-def _record(line: str, path: Path) -> Record:
+def _record(line: str, where: str) -> Record:
     try:
         value = json.loads(line)
         for name in ("truths", "kept_cells"):
@@ -108,9 +133,30 @@ def _record(line: str, path: Path) -> Record:
         value["crops_xyxy_px"] = tuple(tuple(box) for box in value["crops_xyxy_px"])
         if value["peak_xy_px"] is not None:
             value["peak_xy_px"] = tuple(value["peak_xy_px"])
-        return Record(**value)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path} has a line that is no record ({error}); remove the folder and run again") from error
+        record = Record(**value)
+        _check(record)
+        return record
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInput(f"{where} is no record ({error}); remove the folder and run again") from error
+
+
+def _check(record: Record) -> None:
+    """Raise ValueError for entries that no run writes and that figures cannot be made of."""
+    if type(record.index) is not int or record.index < 0:
+        raise ValueError(f"index is {record.index!r}")
+    texts = (record.id, record.method, record.question, record.category, record.answer, *record.truths)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(record.details, dict):
+        raise ValueError("an entry is no text")
+    numbers = (record.score, record.seconds, record.zoom, record.iou, record.recall, record.roi_tokens)
+    if not all(value is None or (_is_number(value) and value >= 0) for value in numbers):
+        raise ValueError("an entry is no number of at least 0")
+    for box in record.crops_xyxy_px:
+        if len(box) != 4 or not all(_is_number(edge) for edge in box):
+            raise ValueError(f"a crop is {box!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _start(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -125,8 +171,7 @@ def _start(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
         return
     if not resume:
         raise BadInput(f"{folder} holds a run already; continue it with --resume, or name a new folder")
-    there = json.loads(run.read_text("utf-8"))
-    differing = sorted(key for key in settings.keys() | there.keys() if settings.get(key) != there.get(key))
+    differing = differing_keys(settings, read_json_object(run, "name a new folder"))
     if differing:
         raise BadInput(
             f"{folder} was begun with other settings ({', '.join(differing)}); resume with the same ones, or name a "

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from sdrpn.atomic import replacing_directory, replacing_file
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
+from sdrpn.json_files import differing_keys, read_json_object
 from sdrpn.labels.attention import WatchedAnswer
 from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, LabelRule, PseudoLabels, denoise, usual_sinks
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
@@ -120,7 +121,7 @@ def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any], imag
     with replacing_directory(out / LABELS, exist_ok=True) as folder:
         for path in sorted((out / ATTENTION).glob("part-*.parquet")):
             rows = []
-            for row in read_shard(path):
+            for row in read_shard(path, ATTENTION_COLUMNS):
                 labels = _labels(row, sinks, rule)
                 counts = _counted(counts, row, labels)
                 if labels is not None and labels.usable:
@@ -137,12 +138,14 @@ def relabel(source: Path, out: Path, rule: LabelRule) -> Counts:
 
     Raises BadInput where `source` is no complete label folder, or `out` is in use.
     """
-    try:
-        about = json.loads((source / LABELS_NAME).read_text("utf-8"))
-        images, provenance = about.pop("images"), {**about, "rule": dataclasses.asdict(rule)}
-        del provenance["counts"]
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{source} holds no {LABELS_NAME}; expected a folder that `sdrpn label` completed") from error
+    if not (source / LABELS_NAME).is_file():
+        raise BadInput(f"{source} holds no {LABELS_NAME}; expected a folder that `sdrpn label` completed")
+    about = read_json_object(source / LABELS_NAME, "label again")
+    images = about.pop("images", None)
+    if not isinstance(images, str):
+        raise BadInput(f"{source / LABELS_NAME} has the images {images!r}; expected the name of a folder: label again")
+    provenance = {**about, "rule": dataclasses.asdict(rule)}
+    provenance.pop("counts", None)
     with replacing_directory(out) as folder:
         _write_json(folder / RUN_NAME, provenance)
         shutil.copytree(source / ATTENTION, folder / ATTENTION)
@@ -157,8 +160,9 @@ def _start(out: Path, provenance: dict[str, Any], *, resume: bool) -> None:
         _write_json(out / RUN_NAME, provenance)
         (out / ATTENTION).mkdir()
         return
-    there = json.loads((out / RUN_NAME).read_text("utf-8"))
-    differing = sorted(key for key in provenance.keys() | there.keys() if provenance.get(key) != there.get(key))
+    differing = differing_keys(
+        json.loads(json.dumps(provenance)), read_json_object(out / RUN_NAME, "name a new folder")
+    )
     if differing:
         raise BadInput(
             f"{out} was begun with other settings ({', '.join(differing)}); resume with the same ones, or name a new "
@@ -200,7 +204,9 @@ def _mean_of(watched: WatchedAnswer, choice: HeadChoice, heads: Sequence[Head]) 
 
 def _usual_sinks(folder: Path) -> NDArray[np.bool_] | None:
     """The sinks of the whole data set; None where sink heads were watched, or nothing was."""
-    rows = (row for row in read_shards(folder) if row["grounding"] is not None and row["answer_tokens"])
+    rows = (
+        row for row in read_shards(folder, ATTENTION_COLUMNS) if row["grounding"] is not None and row["answer_tokens"]
+    )
     attention = [np.array(row["grounding"], np.float32) for row in rows if row["sinks"] is None]
     return usual_sinks(np.stack(attention)) if attention else None
 

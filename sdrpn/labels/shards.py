@@ -1,12 +1,16 @@
 """Rows in Parquet files of a few hundred each, with where they come from in every file's metadata.
 
-A shard appears whole or not at all, so a run that was cut off continues with the first one that is missing.
+A shard appears whole or not at all, so a run that was cut off continues with the first one that is missing. What was
+changed afterwards is noticed: every page has a checksum, and the rows have a digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,8 @@ LABEL_COLUMNS = {
     "ids_after": "ids",
     "cells": "labels",  # 1 foreground, 0 background, -100 ignored
 }
+DIGEST_KEY = "sdrpn_rows_sha256"  # in the file's metadata; files of older releases have none
+ADVICE = "remove it and run again with --resume"
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -46,38 +52,81 @@ def shard_path(folder: Path, index: int) -> Path:
 def write_shard(
     path: Path, columns: dict[str, str], rows: Sequence[dict[str, Any]], provenance: dict[str, Any]
 ) -> None:
-    """Write rows, whose keys are `columns`; `provenance` goes to the file's metadata under "sdrpn", as JSON."""
+    """Write rows, whose keys are `columns`; `provenance` goes to the file's metadata under "sdrpn", as JSON.
+
+    Every page has a checksum, and the metadata has the digest of all rows. Raises what `replacing_file` raises.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {
+    schema = pa.schema([pa.field(name, _arrow_types()[kind]) for name, kind in columns.items()])
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    metadata = {"sdrpn": json.dumps(provenance), DIGEST_KEY: _digest(table.to_pylist())}
+    with replacing_file(path) as temporary, _errors_as_raised_by_files(temporary):
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_shard(path: Path, columns: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """All rows of one file, with at least these `columns`.
+
+    Raises BadInput where it is no Parquet file, was damaged, or has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Not `read_table`: it takes the names of folders above the file for columns.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _require_columns(path, file.schema_arrow, columns or {})
+            rows: list[dict[str, Any]] = file.read().to_pylist()
+            digest = (file.schema_arrow.metadata or {}).get(DIGEST_KEY.encode())
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, BadInput):
+            raise
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{path} cannot be read ({reason}); {ADVICE}") from error
+    if digest is not None and digest.decode("ascii", "replace") != _digest(rows):
+        raise BadInput(f"{path} was changed after it was written: its rows have another digest; {ADVICE}")
+    return rows
+
+
+def read_shards(folder: Path, columns: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of all shards in a folder, in order."""
+    for path in sorted(folder.glob("part-*.parquet")):
+        yield from read_shard(path, columns)
+
+
+def _arrow_types() -> dict[str, Any]:
+    import pyarrow as pa
+
+    return {
         "string": pa.string(),
         "int32": pa.int32(),
         "ids": pa.list_(pa.int32()),
         "cells": pa.list_(pa.float32()),
         "labels": pa.list_(pa.int8()),
     }
-    fields = [pa.field(name, types[kind]) for name, kind in columns.items()]
-    schema = pa.schema(fields, metadata={"sdrpn": json.dumps(provenance)})
-    with replacing_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd")
 
 
-def read_shard(path: Path) -> list[dict[str, Any]]:
-    """All rows of one file. Raises BadInput where it is no Parquet file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _require_columns(path: Path, schema: Any, columns: dict[str, str]) -> None:
+    for name, kind in columns.items():
+        expected = _arrow_types()[kind]
+        found = schema.field(name).type if schema.names.count(name) == 1 else None
+        if found is None or not found.equals(expected):
+            raise BadInput(f"{path} has the column {name} as {found or 'nothing'}; expected {expected}: {ADVICE}")
 
+
+def _digest(rows: Sequence[dict[str, Any]]) -> str:
+    """SHA-256 as hex over the rows as JSON."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode("ascii")).hexdigest()
+
+
+@contextmanager
+def _errors_as_raised_by_files(path: Path) -> Iterator[None]:
+    """Arrow raises an OSError that names no file: give it `path`, so that it is explained like any other."""
     try:
-        # Not `read_table`: it takes the names of folders above the file for columns.
-        rows: list[dict[str, Any]] = pq.ParquetFile(path).read().to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise BadInput(f"{path} cannot be read ({reason}); remove it and run again with --resume") from error
-    return rows
-
-
-def read_shards(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of all shards in a folder, in order."""
-    for path in sorted(folder.glob("part-*.parquet")):
-        yield from read_shard(path)
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

@@ -5,8 +5,8 @@ C = G*G cells.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadInput
+from sdrpn.image_name import leads_out
+from sdrpn.json_files import read_json_object
+from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
 from sdrpn.labels.labelling import LABELS, LABELS_NAME
-from sdrpn.labels.shards import read_shards
+from sdrpn.labels.shards import LABEL_COLUMNS, read_shards
 
 __all__ = ["LabelSet", "LabelledPrompt", "Split", "read_labels", "split_by_image"]
 
@@ -65,24 +68,49 @@ class Split:
     held_out: tuple[int, ...]
 
 
+LABEL_VALUES = (FOREGROUND, BACKGROUND, IGNORED)
+
+
 def read_labels(folder: Path) -> LabelSet:
     """Read what `sdrpn label` wrote. Raises BadInput where it is missing, unfinished or empty."""
     path = folder / LABELS_NAME
     if not path.is_file():
         raise BadInput(f"{folder} has no {LABELS_NAME}; expected a folder that `sdrpn label` finished (see --resume)")
-    about: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    cells = int(about["grid_side"]) ** 2
+    about = read_json_object(path, "label again")
+    grid_side = about.get("grid_side")
+    if not isinstance(grid_side, int) or grid_side < 1:
+        raise BadInput(f"{path} has the grid_side {grid_side!r}; expected a whole number of at least 1: label again")
+    if not isinstance(about.get("images", ""), str):
+        raise BadInput(f"{path} has the images {about['images']!r}; expected the name of a folder: label again")
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # the ids before an image are nearly always the same
     prompts = []
-    for row in read_shards(folder / LABELS):
-        before = tuple(row["ids_before"])
-        labels = np.array(row["cells"], np.int8)
-        if labels.shape != (cells,):
-            raise BadInput(f"{folder} has labels for {labels.size} cells, and {path} names {cells}; label again")
-        prompts.append(LabelledPrompt(row["image"], seen.setdefault(before, before), tuple(row["ids_after"]), labels))
+    for row in read_shards(folder / LABELS, LABEL_COLUMNS):
+        prompt = _prompt(row, folder)
+        if prompt.cells.shape != (grid_side**2,):
+            raise BadInput(
+                f"{folder} has labels for {prompt.cells.size} cells, and {path} names {grid_side**2}; label again"
+            )
+        before = seen.setdefault(prompt.ids_before, prompt.ids_before)
+        prompts.append(dataclasses.replace(prompt, ids_before=before))
     if not prompts:
         raise BadInput(f"{folder} has no usable label; the counts in its {LABELS_NAME} say why")
     return LabelSet(tuple(prompts), about)
+
+
+def _prompt(row: dict[str, Any], folder: Path) -> LabelledPrompt:
+    """The prompt of a row. Raises BadInput, which names the row, for one that could not have been written here."""
+    where = f"{folder}: the row {row['id']!r}"
+    if any(row[name] is None or None in row[name] for name in ("ids_before", "ids_after", "cells")):
+        raise BadInput(f"{where} has no tokens or no labels; label again")
+    name, ids = row["image"], (*row["ids_before"], *row["ids_after"])
+    if not isinstance(name, str) or not name or leads_out(name):
+        raise BadInput(f"{where} names the image {name!r}; expected a path inside the folder of images")
+    if min(ids, default=0) < 0:
+        raise BadInput(f"{where} has the token {min(ids)}; expected none below 0: label again")
+    cells = np.array(row["cells"], np.int8)
+    if not np.isin(cells, LABEL_VALUES).all():
+        raise BadInput(f"{where} has other labels than {', '.join(map(str, LABEL_VALUES))}; label again")
+    return LabelledPrompt(name, tuple(row["ids_before"]), tuple(row["ids_after"]), cells)
 
 
 def split_by_image(prompts: Sequence[LabelledPrompt], share: float, seed: int, limit_pairs: int | None = None) -> Split:

@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from sdrpn.atomic import replacing_directory, replacing_file
 from sdrpn.errors import BadInput
+from sdrpn.json_files import differing_keys, read_json_object
 from sdrpn.train.loop import TrainLoop, Validation
 from sdrpn.train.quality import AtThreshold, Quality
 
@@ -58,8 +59,7 @@ def _problem(out: Path, run: dict[str, Any], *, resume: bool) -> str | None:
         return f"{out} holds a training that is done; name a new folder"
     if not resume:
         return f"{out} holds a training that was begun; continue it with --resume, or name a new folder"
-    there = json.loads((out / RUN_NAME).read_text("utf-8"))
-    differing = sorted(key for key in run.keys() | there.keys() if run.get(key) != there.get(key))
+    differing = differing_keys(run, read_json_object(out / RUN_NAME, "name a new folder"))
     if not differing:
         return None
     return (
@@ -81,10 +81,14 @@ def load_state(out: Path, loop: TrainLoop, accelerator: Accelerator) -> History:
     folder = out / STATE
     if not (folder / HISTORY_NAME).is_file():
         return History()
-    accelerator.load_state(str(folder))
-    value = json.loads((folder / HISTORY_NAME).read_text("utf-8"))
-    loop.step = int(value["step"])
-    return History(value["losses"], [_validation(one) for one in value["validations"]], value["seconds"])
+    value = read_json_object(folder / HISTORY_NAME, f"remove {folder} to begin anew")
+    try:
+        accelerator.load_state(str(folder))
+        loop.step = int(value["step"])
+        return History(value["losses"], [_validation(one) for one in value["validations"]], value["seconds"])
+    except Exception as error:  # readers of a cut weight or optimizer file raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"{folder} cannot be read ({reason}); remove it to begin anew") from error
 
 
 @contextmanager

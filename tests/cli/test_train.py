@@ -73,6 +73,12 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(
     assert sorted(path.name for path in out.iterdir()) == ["run.json", "state", "tensorboard"]
     assert "continue it with --resume" in refusal(sdrpn(*command, out))
     assert "with other settings (seed)" in refusal(sdrpn(*command, out, "--resume", "--seed", 1))
+    for name in ("run.json", "state/history.json", "state/optimizer.bin"):
+        content = (out / name).read_bytes()
+        (out / name).write_bytes(content[: len(content) // 2])
+        message = refusal(sdrpn(*command, out, "--resume"))
+        assert ("begin anew" if name.startswith("state") else "name a new folder") in message
+        (out / name).write_bytes(content)
     assert sdrpn(*command, out, "--resume").code == 0
     assert (out / "rpn.safetensors").read_bytes() == (whole / "rpn.safetensors").read_bytes()
     histories = [json.loads((folder / "training.json").read_text()) for folder in (whole, out)]

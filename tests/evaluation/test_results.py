@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sdrpn.errors import BadInput
 from sdrpn.evaluation.bootstrap import interval, resampled_means
 from sdrpn.evaluation.records import RECORDS_NAME, Record, RecordFile, read_records
 from sdrpn.evaluation.results import summarise
@@ -144,5 +147,67 @@ class TestRecordFile:
         with pytest.raises(ValueError, match=r"holds no records\.jsonl"):
             read_records(tmp_path / "other")
         (tmp_path / "run" / RECORDS_NAME).write_text('{"index": 0}\n')
-        with pytest.raises(ValueError, match="has a line that is no record"):
+        with pytest.raises(ValueError, match=r"records\.jsonl line 1 is no record"):
             read_records(tmp_path / "run")
+
+    def test_a_question_that_is_there_twice(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "run", record(0, "plain", 1.0), record(0, "sdrpn", 1.0), record(0, "plain", 1.0))
+        with pytest.raises(BadInput, match=r"line 3 is a second record of question 0 under 'plain'"):
+            read_records(tmp_path / "run")
+        with pytest.raises(BadInput, match="would count twice"):
+            self.write(tmp_path / "run", resume=True)
+
+    @pytest.mark.parametrize(
+        ("entry", "value"),
+        [
+            ("index", "0"),
+            ("index", -1),
+            ("score", "high"),
+            ("score", float("nan")),
+            ("seconds", [1]),
+            ("truths", [1]),
+            ("truths", 3),
+            ("details", []),
+            ("crops_xyxy_px", [[1, 2, 3]]),
+            ("answer", None),
+            ("peak_xy_px", 3),
+        ],
+    )
+    def test_an_entry_of_another_type(self, tmp_path: Path, entry: str, value: object) -> None:
+        self.write(tmp_path / "run", record(0, "plain", 1.0))
+        path = tmp_path / "run" / RECORDS_NAME
+        path.write_text(json.dumps({**json.loads(path.read_text()), entry: value}) + "\n")
+        with pytest.raises(BadInput, match=r"records\.jsonl line 1 is no record"):
+            read_records(tmp_path / "run")
+
+    @pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\0" * 40, b"\xff\xfe\xff"])
+    def test_a_cut_description_of_the_run(self, tmp_path: Path, content: bytes) -> None:
+        self.write(tmp_path / "run", record(0, "plain", 1.0))
+        (tmp_path / "run" / "run.json").write_bytes(content)
+        with pytest.raises(BadInput, match=r"run\.json .*name a new folder|is not UTF-8"):
+            self.write(tmp_path / "run", resume=True)
+
+    def test_a_disk_that_fills_up_keeps_whole_lines(self, tmp_path: Path) -> None:
+        script = """
+import resource, signal, sys
+from pathlib import Path
+from sdrpn.errors import RunFailed
+from sdrpn.evaluation.records import RecordFile
+from tests.evaluation.test_results import record
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+with RecordFile(Path(sys.argv[1]), {}, resume=False) as file:
+    try:
+        for number in range(100):
+            file.append(record(number, "plain", 1.0))
+    except RunFailed as error:
+        print(error)
+"""
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-c", script, str(tmp_path / "run")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "cannot be written (File too large); free some space and go on with --resume" in done.stdout
+        text = (tmp_path / "run" / RECORDS_NAME).read_text()
+        assert text.endswith("\n")
+        assert len(read_records(tmp_path / "run")) == text.count("\n") > 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sdrpn.errors import BadInput
-from sdrpn.labels.shards import LABEL_COLUMNS, shard_path, write_shard
+from sdrpn.labels.shards import LABEL_COLUMNS, read_shard, shard_path, write_shard
 from sdrpn.train.label_set import LabelledPrompt, read_labels, split_by_image
 from tests.train.data import write_labels
 
@@ -61,3 +62,31 @@ def test_refusals(tmp_path: Path) -> None:
         read_labels(empty)
     with pytest.raises(BadInput, match=r"has no labels\.json"):
         read_labels(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"", b'{"grid_side": "4"}', b"{}", b'{"grid_side": 4, "images": 3}'])
+def test_a_cut_description(tmp_path: Path, content: bytes) -> None:
+    labels = write_labels(tmp_path)
+    (labels / "labels.json").write_bytes(content)
+    with pytest.raises(BadInput, match=r"labels\.json .*label again"):
+        read_labels(labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "../secret.png"}, "expected a path inside the folder of images"),
+        ({"image": "/etc/secret.png"}, "expected a path inside the folder of images"),
+        ({"image": None}, "expected a path inside the folder of images"),
+        ({"ids_after": None}, "has no tokens or no labels"),
+        ({"ids_before": [1, None]}, "has no tokens or no labels"),
+        ({"ids_before": [-1]}, "has the token -1"),
+        ({"cells": [7] * 16}, "has other labels than 1, 0, -100"),
+    ],
+)
+def test_rows_that_no_labelling_writes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    labels = write_labels(tmp_path)
+    path = shard_path(labels / "labels", 0)
+    write_shard(path, LABEL_COLUMNS, [*read_shard(path)[:1], {**read_shard(path)[1], **change}], {})
+    with pytest.raises(BadInput, match=message):
+        read_labels(labels)

@@ -1,0 +1,106 @@
+"""Temporary names beside a target that is being written, and what killed runs left under such names.
+
+Whoever writes holds a lock on the temporary, which the system drops when the process ends, however it ends. So a
+temporary that can be locked belongs to nobody, and the next run for the same target removes it. Where the file system
+has no locks, everything stays where it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["held", "remove_leftovers", "remove_partial", "temporary_beside"]
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+
+
+def temporary_beside(target: Path) -> Path:
+    """A new hidden name in the target's folder."""
+    return target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+
+
+@contextmanager
+def held(temporary: Path, make: Callable[[Path], None]) -> Iterator[None]:
+    """Make a temporary file or folder and hold it as being written to."""
+    make(temporary)
+    descriptor = _lock(temporary, wait=True)
+    while descriptor is not None and not _is_at(descriptor, temporary):
+        # Another run took it for a leftover between the two calls above, and has removed it by now.
+        os.close(descriptor)
+        make(temporary)
+        descriptor = _lock(temporary, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove the temporaries of runs for this target that were killed; those of runs at work stay."""
+    for path in _temporaries_of(target):
+        descriptor = _lock(path, wait=False)
+        if descriptor is not None:
+            remove_partial(path)
+            os.close(descriptor)
+
+
+def remove_partial(temporary: Path) -> None:
+    """Remove a temporary if it is still there; raises nothing, to hide no exception that led here."""
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _temporaries_of(target: Path) -> list[Path]:
+    """Names as `temporary_beside` makes them; no `glob`, which takes brackets in the target's name for patterns."""
+    prefix, suffix = f".{target.name}.", ".partial"
+    try:
+        names = [path.name for path in target.parent.iterdir()]
+    except OSError:
+        return []
+    found = [name for name in names if name.startswith(prefix) and name.endswith(suffix)]
+    return [target.parent / name for name in found if _is_token(name[len(prefix) : -len(suffix)])]
+
+
+def _is_token(text: str) -> bool:
+    return len(text) == 8 and all(character in "0123456789abcdef" for character in text)
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock; None where there are no locks, or without `wait` where another run has it."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone, or a link
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, *_NO_LOCKS):
+            return None
+        raise
+    return descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether what is open still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
