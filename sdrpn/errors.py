@@ -8,6 +8,7 @@
     │   ├── EngineMismatch    an engine does not fit this machine or its bundle
     │   ├── ContextTooLong    prompt and answer do not fit the context
     │   └── MissingDependency an optional library is not installed
+    ├── Cancelled             the answer was ended before it was complete
     └── RunFailed             a graph, an export or a comparison failed
 
 A message says what, got, expected, and what to do.
@@ -20,6 +21,7 @@ __all__ = [
     "BadCheckpoint",
     "BadImage",
     "BadInput",
+    "Cancelled",
     "ContextTooLong",
     "EngineMismatch",
     "MissingDependency",
@@ -62,6 +64,10 @@ class ContextTooLong(BadInput):
 
 class MissingDependency(BadInput):
     """A feature needs a library that is not installed."""
+
+
+class Cancelled(SdrpnError, RuntimeError):
+    """Someone ended the work: `cancel` of a session, or `close` of a stream."""
 
 
 class RunFailed(SdrpnError, RuntimeError):
