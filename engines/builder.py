@@ -12,7 +12,7 @@ import os
 import platform
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from sdrpn.atomic import replacing_file, require_free_space, require_writable_fi
 from sdrpn.bundle import Bundle, GraphInfo, file_digest
 from sdrpn.engine_manifest import EngineManifest, EngineTensor, Stamp, TimingCacheUse, engine_paths
 from sdrpn.engines.children import Job, run_jobs
+from sdrpn.engines.fallback import may_decompose, primitive_instead
+from sdrpn.engines.gpu import seen_alone
 from sdrpn.engines.layers import Kernel, KernelTensor, Verdict, gate
 from sdrpn.engines.plan import Plan, PlannedEngine
 from sdrpn.engines.profiles import shapes_of
-from sdrpn.errors import BadInput, RunFailed
+from sdrpn.errors import BadInput, EngineNotBuilt, RunFailed
 from sdrpn.shipped import require_not_shipped
 from sdrpn.sizes import text_from_bytes
 
@@ -51,12 +53,22 @@ def build_engines(
 ) -> tuple[BuiltEngine, ...]:
     """Build what is not there yet.
 
+    Where TensorRT has no engine for a fused graph, attention is tried in parts, and then the dialect `primitive` for
+    all graphs; the manifests say so.
+
     Raises:
         BadInput, BadBundle: the bundle cannot be written or is the shipped one, or a file of it was changed
         RunFailed: too little memory or disk, a second build of the same bundle, or a build that failed
     """
     if plan.obstacle is not None:
         raise BadInput(plan.obstacle)
+    try:
+        return _build(plan, jobs, check_memory, progress)
+    except EngineNotBuilt as error:
+        return _build(primitive_instead(plan, error), jobs, check_memory, progress)
+
+
+def _build(plan: Plan, jobs: int, check_memory: bool, progress: Advance) -> tuple[BuiltEngine, ...]:
     todo = [one for one in plan.engines if one.cached is None]
     built = {one.graph.name: one.cached for one in plan.engines if one.cached is not None}
     if todo:
@@ -127,25 +139,34 @@ def _built(plan: Plan, todo: list[PlannedEngine], at_once: int, progress: Advanc
         percents[name] = percent
         progress(sum(percents.values()) // len(percents), 100)
 
-    jobs = [Job(one.graph.name, _request(plan, one, partials[one.graph.name])) for one in todo]
-    results = run_jobs(jobs, at_once=at_once, advance=advance)
+    waiting, decomposed, alone = dict(planned), frozenset[str](), seen_alone(plan.options.device)
     try:
-        for job, result in results:
-            yield _install(plan, planned[job.name], partials[job.name], result)
-            advance(job.name, 100)
+        while waiting:
+            jobs = [
+                Job(name, _request(plan, one, partials[name], name in decomposed), environment=alone)
+                for name, one in waiting.items()
+            ]
+            with closing(run_jobs(jobs, at_once=at_once, advance=advance)) as results:  # ends what still runs
+                try:
+                    for job, result in results:
+                        yield _install(plan, waiting.pop(job.name), partials[job.name], result, job.name in decomposed)
+                        advance(job.name, 100)
+                except EngineNotBuilt as error:
+                    if not may_decompose(plan, error.graph, decomposed):
+                        raise
+                    decomposed |= {error.graph}
     finally:
-        results.close()  # type: ignore[attr-defined]  # ends what still runs
         for partial in partials.values():
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
 
 
-def _request(plan: Plan, one: PlannedEngine, out: Path) -> dict[str, Any]:
+def _request(plan: Plan, one: PlannedEngine, out: Path, decompose_attention: bool) -> dict[str, Any]:
     options, workspace = plan.options, plan.options.workspace_mb
     return {
         "flavour": plan.target.flavour,
         "graph_file": str(plan.bundle.file(one.graph.file).absolute()),
-        "max_context": plan.max_context,
+        "contexts": plan.contexts,
         "compute_capabilities": plan.target.compute_capabilities,
         "profiles": {profile.name: shapes_of(profile, one.graph.inputs) for profile in one.profiles},
         "opt_level": options.opt_level,
@@ -155,12 +176,15 @@ def _request(plan: Plan, one: PlannedEngine, out: Path) -> dict[str, Any]:
         "version_compatible": options.version_compatible,
         "refit": options.refit,
         "verbosity": options.verbosity,
+        "decompose_attention": decompose_attention,
         "timing_cache": None if plan.timing_cache is None else str(plan.timing_cache.absolute()),
         "out": str(out.absolute()),
     }
 
 
-def _install(plan: Plan, one: PlannedEngine, partial: Path, result: Mapping[str, Any]) -> EngineManifest:
+def _install(
+    plan: Plan, one: PlannedEngine, partial: Path, result: Mapping[str, Any], decomposed_attention: bool
+) -> EngineManifest:
     """Judge the kernels and put engine, layers and manifest in their places, in this order."""
     engine, manifest_path, layers_path = engine_paths(plan.bundle.path, plan.target.name, one.graph.name)
     kernels = tuple(_kernel(value) for value in result["kernels"])
@@ -170,16 +194,19 @@ def _install(plan: Plan, one: PlannedEngine, partial: Path, result: Mapping[str,
         one.graph.name,
         profiles=tuple(profile.name for profile in one.profiles),
         max_context=plan.max_context,
+        cache_lengths={profile.name: profile.cache_length or 0 for profile in one.profiles},
         small_weights=result["small_weights"],
         coded_caches=plan.variant.kv_cache is not None,
     )
     verdict = dataclasses.replace(verdict, remarks=(*verdict.remarks, *_size_remark(plan, one.graph, partial)))
+    if plan.target.flavour == "tensorrt":  # no listing of its own kernels was at hand when the gate was made
+        verdict = verdict.without_faults
     if plan.options.kernel_gate:
         _require_good(plan, one.graph.name, verdict)
     digest = file_digest(partial)
     manifest_path.unlink(missing_ok=True)
     partial.replace(engine)
-    manifest = _manifest(plan, one, result, verdict, _stamp(engine, digest))
+    manifest = _manifest(plan, one, result, verdict, _stamp(engine, digest), decomposed_attention)
     for path, text in ((layers_path, _layers_text(kernels)), (manifest_path, manifest.to_text())):
         with replacing_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -200,7 +227,7 @@ def _require_good(plan: Plan, graph: str, verdict: Verdict) -> None:
             f"the engine of {graph} would be slow: {'; '.join(verdict.faults)}; try another release of {flavour}, or "
             "keep such engines with --no-kernel-gate"
         )
-    # How TensorRT lists a graph that it compiles in several pieces was never seen: its manifest says so instead.
+    # TensorRT's listing may lack what the gate asks for: the manifest says so instead.
     if verdict.unjudged is not None and flavour == "tensorrt-rtx":
         raise RunFailed(
             f"the kernels of {graph} cannot be judged: {verdict.unjudged}; try another release of {flavour}, or keep "
@@ -209,7 +236,12 @@ def _require_good(plan: Plan, graph: str, verdict: Verdict) -> None:
 
 
 def _manifest(
-    plan: Plan, one: PlannedEngine, result: Mapping[str, Any], verdict: Verdict, engine: Stamp
+    plan: Plan,
+    one: PlannedEngine,
+    result: Mapping[str, Any],
+    verdict: Verdict,
+    engine: Stamp,
+    decomposed_attention: bool,
 ) -> EngineManifest:
     assert plan.library_version is not None  # else there is an obstacle
     files, options, timing = plan.bundle.manifest.files, plan.options, result["timing_cache"]
@@ -230,7 +262,7 @@ def _manifest(
         driver=plan.driver,
         cuda=plan.cuda,
         max_context=plan.max_context,
-        contexts=(plan.max_context,),
+        contexts=plan.contexts,
         max_batch=options.max_batch,
         opt_level=options.opt_level,
         workspace_mb=options.workspace_mb,
@@ -242,8 +274,8 @@ def _manifest(
         timing_cache=None if timing is None else TimingCacheUse(**timing),
         profiles=tuple(profile.name for profile in one.profiles),
         tensors=tuple(EngineTensor.from_json(tensor) for tensor in result["tensors"]),
-        decomposed_attention=False,
-        fallback=None,
+        decomposed_attention=decomposed_attention,
+        fallback=plan.fallbacks.get(one.graph.name),
         kernels=len(result["kernels"]),
         kernel_gate=verdict.lines,
         activation_bytes=result["activation_bytes"],

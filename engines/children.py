@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from sdrpn import errors
-from sdrpn.errors import RunFailed, SdrpnError
+from sdrpn.errors import EngineNotBuilt, RunFailed, SdrpnError
 
 __all__ = ["Job", "run_jobs"]
 
@@ -30,6 +30,7 @@ class Job:
     name: str
     request: Mapping[str, Any]
     module: str = "sdrpn.engines.job"
+    environment: Mapping[str, str] = field(default_factory=dict)  # beside this process's own
 
 
 @dataclass
@@ -42,10 +43,13 @@ class _Child:
     last: dict[str, Any] = field(default_factory=dict)
 
 
-def run_jobs(jobs: Sequence[Job], *, at_once: int, advance: Advance) -> Iterator[tuple[Job, dict[str, Any]]]:
+def run_jobs(
+    jobs: Sequence[Job], *, at_once: int, advance: Advance
+) -> Generator[tuple[Job, dict[str, Any]], None, None]:
     """Yield each job with its result as it ends. Whatever ends the loop early kills what is still running.
 
-    Raises: what a job refused with; RunFailed for one that crashed, was killed, or found the disk full
+    Raises: what a job refused with; EngineNotBuilt for one that crashed inside the library; RunFailed for one that was
+        killed, or found the disk full
     """
     waiting, running = list(jobs), dict[int, _Child]()
     with selectors.DefaultSelector() as selector:
@@ -77,6 +81,7 @@ def _start(job: Job) -> _Child:
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=(writing,),
+            env={**os.environ, **job.environment},
         )
     finally:
         os.close(writing)
@@ -113,11 +118,18 @@ def _result(child: _Child) -> dict[str, Any]:
     if last.get("event") == "refused":
         kind = getattr(errors, last["kind"])
         assert issubclass(kind, SdrpnError)
-        raise kind(last["message"])
+        refusal = kind(last["message"])
+        if isinstance(refusal, EngineNotBuilt):
+            refusal.graph = name
+        raise refusal
     if last.get("event") == "os_error":
         raise _os_error(name, last)
     if code != 0 or last.get("event") != "done":
-        raise RunFailed(_ending(name, code, printed[-1] if printed else ""))
+        failure = EngineNotBuilt if code < 0 and code != -signal.SIGKILL else RunFailed
+        error = failure(_ending(name, code, printed[-1] if printed else ""))
+        if isinstance(error, EngineNotBuilt):
+            error.graph = name
+        raise error
     return last
 
 

@@ -6,15 +6,17 @@ compute capabilities, without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from sdrpn.engine_manifest import EngineTensor
+from sdrpn.engines.layers import is_told
 from sdrpn.engines.profiles import Shapes
-from sdrpn.errors import BadInput, MissingDependency, RunFailed
+from sdrpn.errors import BadInput, EngineNotBuilt, MissingDependency, RunFailed
 
 __all__ = ["CompileRequest", "Compiled", "combined_timing_caches", "compile_graph", "library_version"]
 
@@ -31,6 +33,7 @@ _DTYPES = {
     "BOOL": "bool",
 }
 
+_MOST_ERRORS = 100  # the last of them explain a failure
 _ALWAYS_SAID = ("Thread context has not been set", "CUDA driver version is insufficient")
 
 # Of options.VERBOSITIES.
@@ -55,6 +58,7 @@ class CompileRequest:
     version_compatible: bool = False
     refit: bool = False
     verbosity: str = "detailed"
+    decompose_attention: bool = False  # let it be built from its parts where there is no kernel for the whole
     timing_cache: bytes | None = None  # what earlier builds measured, maybe nothing yet; None: do not use one
 
 
@@ -64,7 +68,7 @@ class Compiled:
 
     plan: Any  # a buffer
     tensors: tuple[EngineTensor, ...]
-    messages: tuple[str, ...]
+    messages: tuple[str, ...]  # what the log has about kernels and memory
     hardware_compatibility: str  # the level that the library took, by its name
     timing_cache: bytes | None  # with what this build measured
 
@@ -79,13 +83,17 @@ def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
 
     Raises:
         BadInput: the parser refuses the graph, or the library does not know a compute capability
-        RunFailed: no engine came of it
+        EngineNotBuilt: no engine came of it
+        RunFailed: the library did not start, or refused a profile
     """
     trt = _library(request.flavour)
     log = _logger(trt)
     builder = _builder(trt, log, request.flavour)
     network = builder.create_network(_strongly_typed(trt))
     _parse(trt, network, log, request)
+    if request.decompose_attention:
+        for attention in _attentions(trt, network):
+            attention.decomposable = True
     config = builder.create_builder_config()
     _configure(trt, config, request)
     timing = _timing_cache(trt, config, request)
@@ -95,11 +103,11 @@ def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RunFailed(_no_engine(request, log))
+        raise EngineNotBuilt(_no_engine(request, log))
     return Compiled(
         plan,
         _tensors(network, request.profiles),
-        tuple(text for _, text in log.messages),
+        tuple(log.told),
         config.hardware_compatibility_level.name,
         None if timing is None else bytes(config.get_timing_cache().serialize()),
     )
@@ -153,6 +161,18 @@ def _parse(trt: Any, network: Any, log: Any, request: CompileRequest) -> None:
         f"{request.flavour} {trt.__version__} cannot read {request.graph_file}: {reason}; "
         "export the other dialect, or build with a newer release"
     )
+
+
+def _attentions(trt: Any, network: Any) -> Iterator[Any]:
+    """Those of the network, each once; releases before 10.14 have none."""
+    output = getattr(trt.LayerType, "ATTENTION_OUTPUT", None)
+    if output is None:
+        return
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == output:
+            layer.__class__ = trt.IAttentionOutputLayer  # the bindings give every layer as an ILayer
+            yield layer.attention
 
 
 def _configure(trt: Any, config: Any, request: CompileRequest) -> None:
@@ -236,22 +256,25 @@ def _shapes(name: str, profiles: Mapping[str, Shapes]) -> tuple[tuple[tuple[int,
 
 
 def _logger(trt: Any) -> Any:
-    """Keeps everything: the kernels are told only in verbose messages."""
+    """Keeps errors, and the lines about kernels and memory: all else that a verbose log has may be hundreds of MB."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.messages: list[tuple[Any, str]] = []
+            self.told: list[str] = []
+            self._errors: deque[str] = deque(maxlen=_MOST_ERRORS)
 
         def log(self, severity: Any, message: str) -> None:
-            self.messages.append((severity, message))
+            if severity <= trt.ILogger.ERROR:
+                self._errors.append(message)
+            else:
+                self.told += filter(is_told, message.splitlines())
 
         def last_error(self, *, usual: bool = False) -> str:
             """What was said last; of what is said in every build only if `usual`."""
-            worst = [text for severity, text in self.messages if severity <= trt.ILogger.ERROR]
             # TensorRT-RTX says these in every build without a GPU.
-            told = [text for text in worst if usual or not any(one in text for one in _ALWAYS_SAID)]
-            return told[-1] if told else ""
+            found = [text for text in self._errors if usual or not any(one in text for one in _ALWAYS_SAID)]
+            return found[-1] if found else ""
 
     return Log()
 

@@ -1,6 +1,9 @@
 """The graph as a parser takes it: a copy with the cache length written in. Knows no TensorRT.
 
 python -m sdrpn.engines.graph_file trunk.onnx 2048 trunk.2048.onnx     # for other tools: see --print-trtexec
+
+With several lengths nothing is written in: a profile for each says it. Only graphs that read their caches can have
+several; TensorRT's update in place takes a number.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ class ParserGraph:
     small_weights: dict[str, int]  # how many matrices are in INT4, FP8 or FP4
 
 
-def graph_with_context(path: Path, max_context: int) -> ParserGraph:
-    """The ONNX file with S_max as a number; weights are found from where the file lies.
+def graph_with_context(path: Path, *contexts: int) -> ParserGraph:
+    """The ONNX file with S_max as a number, if there is one; weights are found from where the file lies.
 
     TensorRT's parser refuses a symbolic cache length, and setting the shape after parsing is too late.
     """
@@ -38,13 +41,18 @@ def graph_with_context(path: Path, max_context: int) -> ParserGraph:
         import onnx
 
     model = onnx.load(path, load_external_data=False)
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == "cache_length":
-                dim.dim_value = max_context
+    if len(contexts) == 1:
+        _write_cache_length(model, contexts[0])
     # Deterministic, so that its digest stands for the graph.
     content: bytes = model.SerializeToString(deterministic=True)
     return ParserGraph(content, _small_weights(model))
+
+
+def _write_cache_length(model: ModelProto, rows: int) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "cache_length":
+                dim.dim_value = rows
 
 
 def _small_weights(model: ModelProto) -> dict[str, int]:
@@ -61,9 +69,9 @@ def _small_weights(model: ModelProto) -> dict[str, int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the copy to a file. It must lie beside the graph, from where the weights are found."""
-    source, max_context, copy = Path(arguments[0]), int(arguments[1]), Path(arguments[2])
+    source, contexts, copy = Path(arguments[0]), map(int, arguments[1].split(",")), Path(arguments[2])
     with replacing_file(copy) as temporary:
-        temporary.write_bytes(graph_with_context(source, max_context).content)
+        temporary.write_bytes(graph_with_context(source, *contexts).content)
     return 0
 
 

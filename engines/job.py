@@ -56,7 +56,7 @@ def main() -> int:
 def _build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     begin_s = time.monotonic()
     path = Path(request["graph_file"])
-    graph = graph_with_context(path, request["max_context"])
+    graph = graph_with_context(path, *request["contexts"])
     timing = TimingCacheFile(request["timing_cache"], request["flavour"])
     profiles = {
         name: {tensor: tuple(map(tuple, dims)) for tensor, dims in shapes.items()}
@@ -76,6 +76,7 @@ def _build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
             version_compatible=request["version_compatible"],
             refit=request["refit"],
             verbosity=request["verbosity"],
+            decompose_attention=request["decompose_attention"],
             timing_cache=timing.read(),
         ),
         _progress(tell),

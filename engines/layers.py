@@ -1,4 +1,9 @@
-"""The kernels that TensorRT chose, read from its verbose log, and what must hold of them. Knows no TensorRT."""
+"""The kernels that TensorRT chose, read from its verbose log, and what must hold of them. Knows no TensorRT.
+
+There are two forms of the listing. TensorRT-RTX has a list of constants between inputs and outputs. TensorRT up to
+10.12 at least (Torch-TensorRT's documentation; NVIDIA/TensorRT issue 4397) has constants among the inputs, where only
+their names tell. What rests on constants cannot be judged there, so that such an engine is neither passed nor failed.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +23,12 @@ __all__ = [
     "activation_bytes",
     "attention_layers",
     "gate",
+    "is_told",
     "kernels_from_log",
 ]
 
-# TensorRT-RTX: _gemv_mha_v1 (one row of queries, reads the cache in place), _gemm_mha_v2; TensorRT: fmha, mha.
+# TensorRT-RTX: _gemv_mha_v1 (one row of queries, reads the cache in place), _gemm_mha_v2; TensorRT: fmha, mha, in the
+# name or in the tactic.
 _ATTENTION = re.compile(r"mha", re.IGNORECASE)
 # The output of a cache's update. TensorRT-RTX lists such a kernel as one that reads and writes the same tensor; of
 # TensorRT, whose listing was not seen, the node or the layer tells.
@@ -30,7 +37,11 @@ _UPDATE_NODE = re.compile(r"TensorScatter|KV_?CacheUpdate", re.IGNORECASE)
 # How constants of a type are listed. Scales of FP4 are FP8, in five axes or more.
 _LISTED_AS = {"INT4": "int4", "FP8": "fp8", "FP4": "fp4e2m1"}
 _LINE = re.compile(r"Name: (?P<name>.*), LayerType: (?P<kind>\w+), (?P<rest>Inputs: \[.*)", re.DOTALL)
-_TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
+_ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
+_TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: ([^,}\]]+)")
+# A type within a format, as TensorRT describes those that are not Myelin's: "Row major linear FP16 format".
+_TYPE = re.compile(r"\b(FP32|FP16|BF16|FP8|FP4|INT8|INT4|INT32|INT64|BOOL)\b", re.IGNORECASE)
+_SPELLED = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16"}
 # The compiler numbers the subgraphs, one a profile where a graph compiles as a whole.
 _SUBGRAPH = re.compile(r"_myl(\d+)_\d+$")
 
@@ -55,11 +66,13 @@ class Kernel:
     constants: tuple[KernelTensor, ...]
     outputs: tuple[KernelTensor, ...]
     onnx_nodes: tuple[str, ...]
+    tactic: str = ""
+    lists_constants: bool = True  # False: they are among the inputs
 
     @property
     def attends(self) -> bool:
         """Whether it is a fused attention."""
-        return _ATTENTION.search(self.name) is not None
+        return any(_ATTENTION.search(text) is not None for text in (self.name, self.tactic))
 
     @property
     def multiplies(self) -> bool:
@@ -83,9 +96,13 @@ class Verdict:
     @property
     def lines(self) -> tuple[str, ...]:
         """As a manifest keeps it; nothing: passed."""
-        if self.unjudged is not None:
-            return (f"{NOT_JUDGED}{self.unjudged}",)
-        return (*self.faults, *(f"{REMARK}{remark}" for remark in self.remarks))
+        unjudged = () if self.unjudged is None else (f"{NOT_JUDGED}{self.unjudged}",)
+        return (*unjudged, *self.faults, *(f"{REMARK}{remark}" for remark in self.remarks))
+
+    @property
+    def without_faults(self) -> Verdict:
+        """The same where the form of the listing was never seen: what looks like a fault is a remark."""
+        return Verdict((), (*self.faults, *self.remarks), self.unjudged)
 
 
 def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
@@ -94,9 +111,14 @@ def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
     return tuple(kernel for line in lines if (kernel := _kernel(line)) is not None)
 
 
+def is_told(line: str) -> bool:
+    """Whether a line of the log is one that this module reads."""
+    return ", LayerType: " in line or "Total Activation Memory: " in line
+
+
 def activation_bytes(messages: Iterable[str]) -> int | None:
     """The most that any profile needs, as TensorRT says while it builds; None if it does not."""
-    found = [int(size) for text in messages for size in re.findall(r"Total Activation Memory: (\d+) bytes", text)]
+    found = [int(size) for text in messages for size in _ACTIVATION.findall(text)]
     return max(found, default=None)
 
 
@@ -113,6 +135,7 @@ def gate(
     *,
     profiles: Sequence[str],
     max_context: int,
+    cache_lengths: Mapping[str, int] = MappingProxyType({}),
     small_weights: Mapping[str, int] = MappingProxyType({}),
     coded_caches: bool = False,
 ) -> Verdict:
@@ -124,6 +147,8 @@ def gate(
     and no more. So are caches in 8 bits, of which TensorRT-RTX 1.7 writes out one layer's rows in fp16 at a time.
 
     Args:
+        profiles: names, in the order of their numbers; those of decode profiles begin with "decode"
+        cache_lengths: profile -> rows of its caches, where they are not max_context
         small_weights: "INT4", "FP8" or "FP4" -> how many the graph has
         coded_caches: keys and values are codes with scales
     """
@@ -138,22 +163,27 @@ def gate(
         fused = sum(kernel.attends for kernel in own)
         if fused != wanted:
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
-        if profile == "decode":
+        if profile.startswith("decode"):
             found += _detours(own, profile, small_weights)
-            copies = tuple(_cache_copies(own, spec, max_context))
+            copies = tuple(_cache_copies(own, spec, cache_lengths.get(profile, max_context)))
             if not coded_caches:
                 found += copies
             elif copies:
                 remarks.append(
-                    f"profile decode writes out the rows of {len(copies)} caches in 8 bits before it attends"
+                    f"profile {profile} writes out the rows of {len(copies)} caches in 8 bits before it attends"
                 )
             remarks += _int8_detours(own, profile)
         else:
             remarks += _detours(own, profile, small_weights)
+    if not any(kernel.lists_constants for kernel in kernels):
+        why = "the listing has no constants, so that it does not say which weights a kernel multiplies with"
+        return Verdict(tuple(found), tuple(remarks), why)
     return Verdict(tuple(found), tuple(remarks))
 
 
 def _detours(kernels: Sequence[Kernel], profile: str, weights: Mapping[str, int]) -> Iterator[str]:
+    if not any(kernel.lists_constants for kernel in kernels):
+        return
     for dtype, count in weights.items():
         direct = sum(kernel.reads_as_it_is(dtype) for kernel in kernels if kernel.multiplies)
         if direct != count:
@@ -202,9 +232,9 @@ def _kernel(line: str) -> Kernel | None:
     found = _LINE.match(line)
     if found is None:
         return None
-    inputs, _, after = found["rest"].partition("], Constants: [")
-    constants = after.partition("], Outputs: [")[0]
-    outputs = after.rpartition("Outputs: [")[2].partition("], TacticName:")[0]
+    before, _, after = found["rest"].partition("], Outputs: [")
+    inputs, lists_constants, constants = before.partition("], Constants: [")
+    outputs, _, rest = after.partition("TacticName: ")
     number = _SUBGRAPH.search(found["name"])
     return Kernel(
         name=found["name"],
@@ -213,12 +243,20 @@ def _kernel(line: str) -> Kernel | None:
         inputs=_tensors(inputs),
         constants=_tensors(constants),
         outputs=_tensors(outputs),
-        onnx_nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", after.rpartition("Metadata:")[2])),
+        onnx_nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", rest.rpartition("Metadata:")[2])),
+        tactic=rest.partition(", ")[0],
+        lists_constants=bool(lists_constants),
     )
 
 
 def _tensors(text: str) -> tuple[KernelTensor, ...]:
     return tuple(
-        KernelTensor(name, tuple(int(dim) for dim in dims.split(",") if dim), dtype)
+        KernelTensor(name, tuple(int(dim) for dim in dims.split(",") if dim), _type_in(dtype.strip()))
         for name, dims, dtype in _TENSOR.findall(text)
     )
+
+
+def _type_in(text: str) -> str:
+    """One word: the type, of a format with words around it."""
+    found = _TYPE.search(text) if " " in text else None
+    return _SPELLED.get(found.group().upper(), found.group()) if found else text.split(" ")[0]

@@ -13,14 +13,19 @@ __all__ = [
     "VERBOSITIES",
     "BuildOptions",
     "checked_context",
+    "checked_contexts",
     "chosen_graphs",
     "least_context",
     "require_possible",
+    "usual_context",
 ]
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")  # as an image passes through them
 # LLaVA-1.5's system prompt has 35 tokens, and a question with the words around it about as many again.
 USUAL_PROMPT_TOKENS = 65
+# An image, a crop, a question and a long answer. Attention costs by the length of the caches: nobody pays for longer
+# ones unasked.
+_USUAL_CONTEXT = 2048
 # How much of its kernels an engine tells. The kernel gate reads the detailed listing.
 VERBOSITIES = ("detailed", "names", "none")
 
@@ -32,13 +37,16 @@ class BuildOptions:
     graphs: tuple[str, ...] | None = None
     precision: str | None = None  # one of the target's; None: the best that the bundle has
     kv_cache: str | None = None  # int8 or fp8: of the variant to build from; None: one with caches in fp16
+    dialect: str | None = None  # fused or primitive; None: the target's, or the one that the other options need
     max_context: int | None = None
+    shorter_contexts: tuple[int, ...] = ()  # that get profiles of their own beside max_context's
     max_batch: int = 1
     opt_level: int | None = None
     workspace_mb: int | None = None
     weight_streaming: bool = False
     hardware_compat: bool = False  # for Ampere and later, instead of the one GPU
     version_compatible: bool = False  # later releases of TensorRT run it too
+    device: int | None = None  # of TensorRT: which of this machine's GPUs, as CUDA counts them; None: its first
     refit: bool = False  # weights can be replaced afterwards
     verbosity: str = VERBOSITIES[0]
     kernel_gate: bool = True  # False: keep an engine whose kernels the gate refuses
@@ -48,6 +56,12 @@ class BuildOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"{name} is {value}; expected a whole number of at least 1")
+        if self.dialect not in (None, "fused", "primitive"):
+            raise BadInput(f"dialect is {self.dialect!r}; expected fused or primitive")
+        if self.device is not None and self.device < 0:
+            raise BadInput(f"device is {self.device}; expected 0 or the number of another GPU")
+        if self.shorter_contexts and self.max_context is None:
+            raise BadInput("shorter_contexts are beside a max_context, and none is named; name it")
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
             raise BadInput(f"opt_level is {self.opt_level}; expected 0 to 5")
         if self.verbosity not in VERBOSITIES:
@@ -73,6 +87,29 @@ def least_context(spec: ModelSpec) -> int:
     return (1 if spec.rpn is None else 2) * spec.vision.image_tokens + 1
 
 
+def usual_context(spec: ModelSpec, limit: int) -> int:
+    """What engines are built for where nothing else is asked for; `limit`: the bundle's."""
+    return min(limit, max(_USUAL_CONTEXT, least_context(spec)))
+
+
+def checked_contexts(spec: ModelSpec, limit: int, options: BuildOptions) -> tuple[int, ...]:
+    """The lengths of caches to build profiles for, shortest first.
+
+    Raises: as `checked_context`; BadInput for a shorter one that is none, or in which no image fits
+    """
+    most = checked_context(spec, limit, options.max_context or usual_context(spec, limit))
+    least = spec.vision.image_tokens + 1
+    for one in options.shorter_contexts:
+        if one < least:
+            raise BadInput(f"--max-context {one} is too small: an image and one token take {least} positions")
+    contexts = (*sorted(options.shorter_contexts), most)
+    if len(set(contexts)) != len(contexts) or contexts[-1] != max(contexts):
+        raise BadInput(
+            f"--max-context {','.join(map(str, contexts))} is no list of different lengths, the longest of them {most}"
+        )
+    return contexts
+
+
 def checked_context(spec: ModelSpec, limit: int, wanted: int | None) -> int:
     """S_max. Raises ContextTooLong above the bundle's limit, BadInput where no question would fit."""
     least = least_context(spec)
@@ -94,7 +131,17 @@ def require_possible(options: BuildOptions, target: Target, *, timing_cache: boo
         gpu, jetson: what this machine is or has
     """
     rtx = target.flavour == "tensorrt-rtx"
+    primitive = options.kv_cache is not None or bool(options.shorter_contexts)
     refusals = (
+        (
+            options.dialect == "fused" and (primitive or target.dialect == "primitive"),
+            "--dialect fused is not for this: TensorRT before 10.15 cannot read it, and its update of caches in place "
+            "is for caches of one length, in 16 and 32 bits; leave it out",
+        ),
+        (
+            rtx and options.device is not None,
+            "--device is of no use to tensorrt-rtx, which compiles for a kind of GPU whatever is here; leave it out",
+        ),
         (
             rtx and timing_cache,
             "--timing-cache is of no use to tensorrt-rtx, which times no kernels while it builds; leave it out (an "

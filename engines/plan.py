@@ -6,27 +6,29 @@ import dataclasses
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdrpn.bundle import Bundle, GraphInfo, Variant, file_digest, open_bundle
-from sdrpn.engine_manifest import EngineManifest, Stamp, engine_paths, read_engine_manifest
+from sdrpn.cuda_devices import read_cuda_devices
+from sdrpn.engine_manifest import EngineManifest, Fallback, Stamp, engine_paths, read_engine_manifest
 from sdrpn.engines.flavour import library_version
+from sdrpn.engines.gpu import BuildGpu, build_gpu, other_gpu
 from sdrpn.engines.memory import Estimate, device_shortage, estimate, host_shortage
-from sdrpn.engines.options import BuildOptions, checked_context, chosen_graphs, least_context, require_possible
+from sdrpn.engines.options import BuildOptions, checked_contexts, chosen_graphs, least_context, require_possible
 from sdrpn.engines.profiles import Profile, profiles_of
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadBundle, BadInput, MissingDependency
-from sdrpn.machine import Gpu, read_cuda_driver, read_gpus, read_jetson, read_machine
+from sdrpn.machine import read_cuda_driver, read_gpus, read_jetson, read_machine
 from sdrpn.memory import graph_weights_bytes
 from sdrpn.shipped import export_advice
 
-__all__ = ["Plan", "PlannedEngine", "plan_engines", "target_variant"]
+__all__ = ["Plan", "PlannedEngine", "plan_engines", "replanned", "target_variant"]
 
 # Raised whenever the same inputs would give another engine or another manifest.
-_REVISION = 4
+_REVISION = 5
 _FP8_CAPABILITY = 89  # Ada (support matrix of TensorRT-RTX)
 
 
@@ -49,7 +51,7 @@ class Plan:
     variant: Variant
     options: BuildOptions
     timing_cache: Path | None
-    max_context: int
+    contexts: tuple[int, ...]  # lengths of the caches, shortest first
     library_version: str | None  # None: it is not installed here
     gpu: str | None  # of this machine
     driver: str | None
@@ -57,6 +59,12 @@ class Plan:
     estimate: Estimate
     engines: tuple[PlannedEngine, ...]
     obstacle: str | None = None  # why these engines cannot be built here
+    fallbacks: Mapping[str, Fallback] = field(default_factory=dict)  # graph -> what this is built instead of
+
+    @property
+    def max_context(self) -> int:
+        """Rows of the caches, at most."""
+        return self.contexts[-1]
 
     def shortages(self) -> tuple[str, ...]:
         """Where memory is missing: on the machine that builds, and on the device.
@@ -94,16 +102,20 @@ def plan_engines(
     Raises: BadInput, BadBundle, MissingDependency
     """
     bundle = open_bundle(bundle_path)
-    variant = target_variant(bundle, target, options.precision, options.kv_cache)
-    context = checked_context(bundle.spec, bundle.manifest.max_context, options.max_context)
-    names = chosen_graphs(bundle.spec, options.graphs)
-    gpus = read_gpus()
-    jetson = read_jetson()
-    gpu = gpus[0].name if gpus else None if jetson is None else jetson.model
+    gpus, jetson = read_gpus(), read_jetson()
     require_possible(
-        options, target, timing_cache=timing_cache is not None, gpu=gpu is not None, jetson=jetson is not None
+        options,
+        target,
+        timing_cache=timing_cache is not None,
+        gpu=bool(gpus) or jetson is not None,
+        jetson=jetson is not None,
     )
-    obstacle = _obstacle(target, gpus, any_release)
+    variant = target_variant(bundle, target, options.precision, options.kv_cache, _dialect(target, options))
+    contexts = checked_contexts(bundle.spec, bundle.manifest.max_context, options)
+    names = chosen_graphs(bundle.spec, options.graphs)
+    chosen, there = build_gpu(read_cuda_devices(), gpus, options.device)
+    gpu = chosen.name if chosen is not None else None if jetson is None else jetson.model
+    obstacle = _obstacle(target, chosen, there, any_release)
     if obstacle is not None and not only_look:
         raise obstacle
     needed = estimate(
@@ -111,7 +123,7 @@ def plan_engines(
         graph_weights_bytes(bundle, variant),
         built=names,
         jobs=jobs,
-        max_context=context,
+        max_context=contexts[-1],
         max_batch=options.max_batch,
         weight_streaming=options.weight_streaming,
         unified_memory=target.unified_memory,
@@ -123,7 +135,7 @@ def plan_engines(
         variant=variant,
         options=options,
         timing_cache=timing_cache,
-        max_context=context,
+        contexts=contexts,
         library_version=_version(target),
         gpu=gpu,
         driver=gpus[0].driver if gpus else None,
@@ -132,13 +144,50 @@ def plan_engines(
         engines=(),
         obstacle=None if obstacle is None else str(obstacle),
     )
-    engines = tuple(_planned(plan, variant.graphs[name], verify=verify) for name in names)
+    plan = _with_engines(plan, names, verify)
+    return _as_it_fell_back(plan, verify) or plan
+
+
+def replanned(plan: Plan, variant: Variant, names: Sequence[str], reason: str, *, verify: bool = False) -> Plan:
+    """The same graphs of another variant, since no engine could be built of the planned one."""
+    keys = {name: _planned(plan, plan.variant.graphs[name], verify=False).key for name in names}
+    fallbacks = {name: Fallback(plan.variant.name, reason, key) for name, key in keys.items()}
+    needed = dataclasses.replace(plan.estimate, weights_bytes=graph_weights_bytes(plan.bundle, variant))
+    other = dataclasses.replace(plan, variant=variant, estimate=needed, fallbacks=fallbacks)
+    return _with_engines(other, names, verify)
+
+
+def _with_engines(plan: Plan, names: Sequence[str], verify: bool) -> Plan:
+    engines = tuple(_planned(plan, plan.variant.graphs[name], verify=verify) for name in names)
     todo = tuple(one.graph.name for one in engines if one.cached is None)
-    return dataclasses.replace(plan, engines=engines, estimate=dataclasses.replace(needed, built=todo))
+    return dataclasses.replace(plan, engines=engines, estimate=dataclasses.replace(plan.estimate, built=todo))
+
+
+def _as_it_fell_back(plan: Plan, verify: bool) -> Plan | None:
+    """What an earlier build of the very same kept in the end, so that what failed then is not tried again."""
+    for one in plan.engines:
+        path = engine_paths(plan.bundle.path, plan.target.name, one.graph.name)[1]
+        with suppress(BadBundle):
+            manifest = read_engine_manifest(path)
+            fallback, variants = manifest.fallback, plan.bundle.manifest.variants
+            if fallback is not None and fallback.cache_key == one.key and manifest.variant in variants:
+                names = [each.graph.name for each in plan.engines]
+                return replanned(plan, variants[manifest.variant], names, fallback.reason, verify=verify)
+    return None
+
+
+def _dialect(target: Target, options: BuildOptions) -> str:
+    """TensorRT updates caches in place only in 16 and 32 bits, and only caches of one length."""
+    primitive = options.kv_cache is not None or bool(options.shorter_contexts)
+    return options.dialect or ("primitive" if primitive else target.dialect)
 
 
 def target_variant(
-    bundle: Bundle, target: Target, precision: str | None = None, kv_cache: str | None = None
+    bundle: Bundle,
+    target: Target,
+    precision: str | None = None,
+    kv_cache: str | None = None,
+    dialect: str | None = None,
 ) -> Variant:
     """The variant in the target's dialect and in a precision of its own.
 
@@ -146,11 +195,13 @@ def target_variant(
         precision: None: the best that the bundle has
         kv_cache: int8 or fp8; such variants are in the dialect primitive, whatever the target's is: TensorRT updates
             caches in 16 and 32 bits only
+        dialect: None: the target's, but for such variants
     Raises: BadInput
     """
     if kv_cache == "fp8" and (old := [one for one in target.compute_capabilities if int(one[2:]) < _FP8_CAPABILITY]):
         raise BadInput(f"target {target.name} has no fp8: {old[0]}, and SM{_FP8_CAPABILITY} is the first; use int8")
-    dialect, ending = (target.dialect, "") if kv_cache is None else ("primitive", f"-kv-{kv_cache}")
+    dialect = dialect or (target.dialect if kv_cache is None else "primitive")
+    ending = "" if kv_cache is None else f"-kv-{kv_cache}"
     if precision is not None and precision not in target.precisions:
         raise BadInput(
             f"target {target.name} has no precision {precision}; expected one of {', '.join(target.precisions)}"
@@ -160,13 +211,14 @@ def target_variant(
         name = f"{dialect}-{one}{ending}"
         if name in bundle.manifest.variants:
             return bundle.manifest.variants[name]
+    why = "" if kv_cache or dialect == target.dialect else " (several contexts, or --dialect, ask for this dialect)"
     wanted = " or ".join(f"{dialect}-{one}{ending}" for one in precisions)
     there = ", ".join(sorted(bundle.manifest.variants))
     cache = "" if kv_cache is None else f" --kv-cache {kv_cache}"
     exported = {variant.precision for variant in bundle.manifest.variants.values()}
     suited = precision or next((one for one in precisions if one in exported), "fp16")
     advice = export_advice(bundle.path, f"--dialect {dialect} --precision {suited}{cache}")
-    raise BadInput(f"target {target.name} takes variant {wanted}; {bundle.path} has {there}. Add it: {advice}")
+    raise BadInput(f"target {target.name} takes variant {wanted}{why}; {bundle.path} has {there}. Add it: {advice}")
 
 
 def _version(target: Target) -> str | None:
@@ -175,7 +227,7 @@ def _version(target: Target) -> str | None:
     return None
 
 
-def _obstacle(target: Target, gpus: Sequence[Gpu], any_release: bool) -> BadInput | None:
+def _obstacle(target: Target, chosen: BuildGpu | None, there: Sequence[BuildGpu], any_release: bool) -> BadInput | None:
     """Why this machine cannot build for the target."""
     try:
         version = library_version(target.flavour)
@@ -186,21 +238,12 @@ def _obstacle(target: Target, gpus: Sequence[Gpu], any_release: bool) -> BadInpu
             f"target {target.name} takes {target.flavour} {target.versions}, this machine has {version}; install one "
             "that fits, or build nevertheless with --any-release"
         )
-    return _other_gpu(target, gpus) if target.flavour == "tensorrt" else None
-
-
-def _other_gpu(target: Target, gpus: Sequence[Gpu]) -> BadInput | None:
-    """TensorRT builds for the GPU that is there: it must be the target's. Integrated GPUs may not tell."""
-    capability = target.compute_capabilities[0]
-    told = [(gpu.name, f"SM{gpu.compute_capability.replace('.', '')}") for gpu in gpus if gpu.compute_capability]
-    if not told or any(found == capability for _, found in told):
-        return None
-    here = ", ".join(f"{name} ({found})" for name, found in told)
-    return BadInput(f"target {target.name} is for {capability}; this machine has {here}: build on {target.device}")
+    return other_gpu(target, chosen, there) if target.flavour == "tensorrt" else None
 
 
 def _planned(plan: Plan, graph: GraphInfo, *, verify: bool) -> PlannedEngine:
-    profiles = profiles_of(plan.bundle.spec, graph.name, plan.max_context, plan.options.max_batch)
+    shorter = plan.contexts[:-1]
+    profiles = profiles_of(plan.bundle.spec, graph.name, plan.max_context, plan.options.max_batch, shorter)
     key = _cache_key(plan, graph, profiles)
     return PlannedEngine(graph, profiles, key, _cached(plan, graph, key, verify=verify))
 
@@ -221,7 +264,7 @@ def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> s
         "timed_on": (plan.gpu, plan.driver, plan.cuda) if plan.target.flavour == "tensorrt" else None,
         "capabilities": plan.target.compute_capabilities,
         "machine": (platform.system(), platform.machine()),
-        "max_context": plan.max_context,
+        "contexts": plan.contexts,
         "profiles": [(profile.name, profile.extents) for profile in profiles],
         "opt_level": options.opt_level,
         "workspace_mb": options.workspace_mb,
@@ -241,7 +284,7 @@ def _cached(plan: Plan, graph: GraphInfo, key: str, *, verify: bool) -> EngineMa
         manifest = read_engine_manifest(manifest_path)
     except BadBundle:  # none, or of another release: it is replaced
         return None
-    if manifest.cache_key != key or (plan.options.kernel_gate and not manifest.passed_kernel_gate):
+    if manifest.cache_key != key or (plan.options.kernel_gate and manifest.kernel_verdict == "failed"):
         return None
     stamped = [(engine, manifest.engine)]
     for name in (graph.file, *graph.weights):

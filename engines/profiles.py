@@ -6,6 +6,7 @@ The batch may not be exactly 1. Where nothing is dynamic, TensorRT-RTX 1.7 turns
 and the engine holds it a second time beside that of the prefill.
 Profile 1 is prefill: one request at a time, into its own slot of the batch. The tail's is made for up to two: of its
 last layer and head it computes one row a request, and with exactly one request these weights were turned round, too.
+Several contexts have both profiles each: kernels of one attend to caches of that length and no longer.
 """
 
 from __future__ import annotations
@@ -35,11 +36,33 @@ class Profile:
     name: str
     extents: dict[str, Extents]
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it is for steps of one row."""
+        return self.extents.get("sequence") == (1, 1, 1)
 
-def profiles_of(spec: ModelSpec, graph: str, max_context: int, max_batch: int) -> tuple[Profile, ...]:
-    """In the order of their numbers."""
+    @property
+    def cache_length(self) -> int | None:
+        """Rows of the caches; None: there are none."""
+        return self.extents["cache_length"][0] if "cache_length" in self.extents else None
+
+
+def profiles_of(
+    spec: ModelSpec, graph: str, max_context: int, max_batch: int, shorter_contexts: Sequence[int] = ()
+) -> tuple[Profile, ...]:
+    """In the order of their numbers: those of the shortest context first."""
     if graph == "vision":
         return (Profile("images", {"images": (1, 1, max(MOST_IMAGES, max_batch))}),)
+    if not shorter_contexts:
+        return _profiles_for(spec, graph, max_context, max_batch)
+    return tuple(
+        Profile(f"{profile.name}-{context}", profile.extents)
+        for context in (*shorter_contexts, max_context)
+        for profile in _profiles_for(spec, graph, context, max_batch)
+    )
+
+
+def _profiles_for(spec: ModelSpec, graph: str, max_context: int, max_batch: int) -> tuple[Profile, ...]:
     first_look = spec.vision.image_tokens + USUAL_PROMPT_TOKENS  # 641 for LLaVA-1.5
     # After a crop the tail sees prefix, RoI tokens and question at once: 1217 for LLaVA-1.5.
     crop = spec.vision.image_tokens if graph == "tail" and spec.rpn is not None else 0

@@ -24,12 +24,13 @@ def trtexec_script(plan: Plan) -> str:
 def _commands(plan: Plan, one: PlannedEngine) -> Iterator[str]:
     graph = plan.bundle.file(one.graph.file).absolute()
     # Beside the graph: its weights are found from there.
-    copy = graph.with_suffix(f".{plan.max_context}.onnx")
+    copy = graph.with_suffix(f".{'-'.join(map(str, plan.contexts))}.onnx")
     engine = engine_paths(plan.bundle.path.absolute(), plan.target.name, one.graph.name)[0].with_suffix(
         ".trtexec.engine"
     )
     yield f"# {one.graph.name}: {', '.join(profile.name for profile in one.profiles)}"
-    yield shlex.join([sys.executable, "-m", "sdrpn.engines.graph_file", str(graph), str(plan.max_context), str(copy)])
+    contexts = ",".join(map(str, plan.contexts))
+    yield shlex.join([sys.executable, "-m", "sdrpn.engines.graph_file", str(graph), contexts, str(copy)])
     shapes = [shapes_of(profile, one.graph.inputs) for profile in one.profiles]
     arguments = [f"--onnx={copy}", f"--saveEngine={engine}", *_options(plan)]
     for number, extents in enumerate(shapes):

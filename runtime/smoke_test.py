@@ -1,44 +1,47 @@
 """Run engines once, on seeded numbers, before they count: finite, and what ONNX Runtime computes of the same graphs.
 
-Tells an engine that computes nonsense on this GPU from one that works. How far engines lie from the checkpoint is
-measured by `sdrpn verify`.
+Tells an engine that computes nonsense on this GPU from one that works, by itself and with two pictures or two sequences
+at once, where each has to come out as it does alone. How far engines lie from the checkpoint is measured by
+`sdrpn verify`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sdrpn.bundle import GraphInfo, TensorInfo
-from sdrpn.engine_manifest import ParityGate
+from sdrpn.engine_manifest import EngineManifest, ParityGate
 from sdrpn.runtime.arrays import run_on_arrays
 from sdrpn.runtime.engine_set import EngineSet
 from sdrpn.runtime.runner import Array, Backend, Runner
 from sdrpn.tolerances import tolerances_of
 
-__all__ = ["FINITE", "SMOKE", "smoke_test"]
+__all__ = ["FINITE", "SMOKE", "TWO_AT_ONCE", "smoke_test"]
 
-FINITE, SMOKE = "finite", "smoke test"  # kinds of gates
+FINITE, SMOKE, TWO_AT_ONCE = "finite", "smoke test", "two at once"  # kinds of gates
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Rows start..start+rows-1 at once, behind caches that hold what lies before."""
+    """Rows start..start+rows-1 at once, behind caches that hold what lies before; of a second sequence, further on."""
 
     label: str
     start: int
     rows: int
+    cache_length: int = 0
 
-
-# One for each profile.
-_RUNS = (_Run("prefill", 5, 8), _Run("one row", 13, 1))
+    def of(self, index: int) -> _Run:
+        """The same of another sequence, which is at another position."""
+        return replace(self, start=self.start + 3 * index)
 
 
 def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) -> Iterator[ParityGate]:
-    """Two gates a graph: no entry that is not finite, and the largest difference as a share of max(1, largest value).
+    """Two or three gates a graph: no entry that is not finite; the largest difference from ONNX Runtime as a share of
+    max(1, largest value); and, if these hold and a profile takes two at once, the same between them and each by itself.
 
     Args:
         backend: runs the engines
@@ -47,35 +50,82 @@ def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) 
     """
     limit = tolerances_of(engines.variant.numerics).values
     for name, engine in engines.engines.items():
-        graph = engines.variant.graphs[name]
+        graph, manifest = engines.variant.graphs[name], engines.manifests[name]
+        runs = _runs(graph, engines.contexts)
         runner = backend.load(graph, engine.path)
         try:
-            runs = list(_feeds(graph, runner.inputs, engines.max_context))
-            found = [run_on_arrays(backend, runner, feeds) for _, feeds in runs]
+            found = [run_on_arrays(backend, runner, _feeds(graph, runner.inputs, run, 1)) for run in runs]
+            pairs = [pair for run in runs for pair in _pairs(backend, runner, graph, manifest, run)]
         finally:
             runner.close()
-        labels = [label for label, _ in runs]
-        yield _finite(name, labels, found)
+        labels = [run.label for run in runs]
+        gates = [_finite(name, labels, found)]
         if reference is not None:
             other = reference.load(graph, engines.bundle.file(graph.file))
-            yield _close(name, labels, found, _expected(reference, other, [feeds for _, feeds in runs]), limit)
+            gates.append(_gate(name, SMOKE, _checks(labels, found, _expected(reference, other, graph, runs)), limit))
+        yield from gates
+        # Whether two come out as one does says nothing where one is wrong.
+        if pairs and all(gate.ok for gate in gates):
+            yield _gate(name, TWO_AT_ONCE, pairs, limit)
 
 
-def _expected(backend: Backend, runner: Runner, runs: list[dict[str, Array]]) -> list[dict[str, Array]]:
+def _runs(graph: GraphInfo, contexts: Sequence[int]) -> list[_Run]:
+    """One for each profile."""
+    if not any("sequence" in tensor.dims for tensor in graph.inputs):
+        return [_Run("one picture", 0, 1)]
+    return [
+        _Run(f"{label} at {context}" if len(contexts) > 1 else label, start, rows, context)
+        for context in contexts
+        for label, start, rows in (("prefill", 5, 8), ("one row", 13, 1))
+    ]
+
+
+def _expected(backend: Backend, runner: Runner, graph: GraphInfo, runs: Sequence[_Run]) -> list[dict[str, Array]]:
     try:
-        return [run_on_arrays(backend, runner, feeds) for feeds in runs]
+        return [run_on_arrays(backend, runner, _feeds(graph, runner.inputs, run, 1)) for run in runs]
     finally:
         runner.close()
 
 
-def _feeds(
-    graph: GraphInfo, inputs: Mapping[str, TensorInfo], max_context: int
-) -> Iterator[tuple[str, dict[str, Array]]]:
-    """(label, inputs by name) of every run; those of a graph without rows are one picture."""
-    rng = np.random.default_rng(_SEED)
-    for run in _RUNS if any("sequence" in tensor.dims for tensor in inputs.values()) else (_Run("one picture", 0, 1),):
-        extents = {"batch": 1, "images": 1, "sequence": run.rows, "cache_length": max_context}
-        yield run.label, {tensor.name: _feed(inputs[tensor.name], run, extents, rng) for tensor in graph.inputs}
+def _pairs(
+    backend: Backend, runner: Runner, graph: GraphInfo, manifest: EngineManifest, run: _Run
+) -> Iterator[tuple[str, float]]:
+    """Where the engine takes two at once: (tensor and run, difference of an entry from what it is by itself)."""
+    both = _feeds(graph, runner.inputs, run, 2)
+    if not _takes(manifest, both):
+        return
+    together = run_on_arrays(backend, runner, both)
+    for index in range(2):
+        alone = run_on_arrays(backend, runner, {name: array[index : index + 1] for name, array in both.items()})
+        for name, array in together.items():
+            yield f"{name}, {run.label}, {index + 1} of 2", _difference(array[index : index + 1], alone[name])
+
+
+def _takes(manifest: EngineManifest, feeds: Mapping[str, Array]) -> bool:
+    """Whether a profile of the engine has these shapes."""
+    dynamic = [tensor for tensor in manifest.tensors if tensor.mode == "input" and tensor.profiles]
+    return any(
+        all(
+            least <= extent <= most
+            for tensor in dynamic
+            for least, extent, most in zip(
+                tensor.profiles[number][0], feeds[tensor.name].shape, tensor.profiles[number][-1], strict=True
+            )
+        )
+        for number in range(len(manifest.profiles))
+    )
+
+
+def _feeds(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, count: int) -> dict[str, Array]:
+    """Inputs by name of so many pictures or sequences. The first of several is what it is by itself."""
+    each = [_feeds_of_one(graph, inputs, run, index) for index in range(count)]
+    return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+
+
+def _feeds_of_one(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, index: int) -> dict[str, Array]:
+    rng = np.random.default_rng(_SEED + index)
+    extents = {"batch": 1, "images": 1, "sequence": run.rows, "cache_length": run.cache_length}
+    return {tensor.name: _feed(inputs[tensor.name], run.of(index), extents, rng) for tensor in graph.inputs}
 
 
 def _feed(tensor: TensorInfo, run: _Run, extents: Mapping[str, int], rng: np.random.Generator) -> Array:
@@ -102,7 +152,7 @@ def _numbers(array: Array) -> Array:
     return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
 
 
-def _finite(graph: str, labels: list[str], found: list[dict[str, Array]]) -> ParityGate:
+def _finite(graph: str, labels: Sequence[str], found: Sequence[dict[str, Array]]) -> ParityGate:
     checks = [
         (f"{name}, {label}", float(np.count_nonzero(~np.isfinite(_numbers(array)))))
         for label, results in zip(labels, found, strict=True)
@@ -112,16 +162,19 @@ def _finite(graph: str, labels: list[str], found: list[dict[str, Array]]) -> Par
     return ParityGate(graph, FINITE, place, worst, 0.0, len(checks), worst == 0)
 
 
-def _close(
-    graph: str, labels: list[str], found: list[dict[str, Array]], expected: list[dict[str, Array]], limit: float
-) -> ParityGate:
-    checks = [
+def _checks(
+    labels: Sequence[str], found: Sequence[dict[str, Array]], expected: Sequence[dict[str, Array]]
+) -> list[tuple[str, float]]:
+    return [
         (f"{name}, {label}", _difference(results[name], wanted))
         for label, results, others in zip(labels, found, expected, strict=True)
         for name, wanted in others.items()
     ]
+
+
+def _gate(graph: str, kind: str, checks: Sequence[tuple[str, float]], limit: float) -> ParityGate:
     place, worst = max(checks, key=lambda check: check[1])
-    return ParityGate(graph, SMOKE, place, worst, limit, len(checks), worst <= limit)
+    return ParityGate(graph, kind, place, worst, limit, len(checks), worst <= limit)
 
 
 def _difference(found: Array, expected: Array) -> float:

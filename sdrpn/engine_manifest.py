@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sdrpn.atomic import replacing_file
 from sdrpn.errors import BadBundle
@@ -152,24 +152,35 @@ class EngineManifest:
     format_version: int = ENGINE_FORMAT_VERSION
 
     @property
+    def kernel_verdict(self) -> Literal["passed", "failed", "unjudged"]:
+        """Of the kernel gate. A listing that does not say what the gate asks is unjudged, which is not passed."""
+        if not all(line.startswith((NOT_JUDGED, REMARK)) for line in self.kernel_gate):
+            return "failed"
+        return "unjudged" if any(line.startswith(NOT_JUDGED) for line in self.kernel_gate) else "passed"
+
+    @property
     def passed_kernel_gate(self) -> bool:
-        """Whether there is no finding."""
-        return all(line.startswith((NOT_JUDGED, REMARK)) for line in self.kernel_gate)
+        """Whether the kernels were judged and there is no finding."""
+        return self.kernel_verdict == "passed"
 
     @property
     def kernels_text(self) -> str:
         """How many there are and what the gate said of them, short."""
-        found = len(self.kernel_gate)
-        if not found:
-            return f"{self.kernels}, passed"
-        if not self.passed_kernel_gate:
-            return f"{self.kernels}, FAILED"
-        judged = not any(line.startswith(NOT_JUDGED) for line in self.kernel_gate)
-        return (
-            f"{self.kernels}, passed with {found} remark{'s' * (found > 1)}"
-            if judged
-            else f"{self.kernels}, not judged"
-        )
+        remarks = sum(line.startswith(REMARK) for line in self.kernel_gate)
+        added = f" with {remarks} remark{'s' * (remarks > 1)}" if remarks else ""
+        verdict = {"passed": f"passed{added}", "failed": "FAILED", "unjudged": f"not judged{added}"}
+        return f"{self.kernels}, {verdict[self.kernel_verdict]}"
+
+    @property
+    def build_notes(self) -> tuple[str, ...]:
+        """What the build did after the library had no engine for the graph as it was."""
+        notes = []
+        if self.decomposed_attention:
+            notes.append("attention was built from its parts: the library had no kernel for the whole")
+        if self.fallback is not None:
+            was = f"built of {self.variant} instead of {self.fallback.variant}, of which no engine could be built"
+            notes.append(f"{was}: {self.fallback.reason}")
+        return tuple(notes)
 
     def to_text(self) -> str:
         """As the file holds it: the entries, and a digest of them all, so that an altered one does not pass."""

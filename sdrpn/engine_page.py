@@ -73,7 +73,7 @@ def _cells(engine: PageEngine) -> tuple[str, ...]:
     return (
         engine.target,
         engine.graph,
-        manifest.variant,
+        manifest.variant if manifest.fallback is None else f"{manifest.variant} instead of {manifest.fallback.variant}",
         " ".join(manifest.compute_capabilities),
         f"{manifest.flavour} {manifest.library_version}",
         text_from_bytes(manifest.engine.size_bytes),
@@ -89,7 +89,7 @@ def _kernels(manifest: EngineManifest) -> str:
     if not manifest.kernel_gate:
         return f"{manifest.kernels}, passed"
     found = "; ".join(manifest.kernel_gate)
-    return f"{manifest.kernels}, {found}" if manifest.passed_kernel_gate else f"{_FAILED}: {found}"
+    return f"{_FAILED}: {found}" if manifest.kernel_verdict == "failed" else f"{manifest.kernels}, {found}"
 
 
 def _parity(gates: Sequence[ParityGate]) -> str:

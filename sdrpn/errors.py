@@ -8,8 +8,8 @@
     │   ├── EngineMismatch    an engine does not fit this machine or its bundle
     │   ├── ContextTooLong    prompt and answer do not fit the context
     │   └── MissingDependency an optional library is not installed
-    ├── Cancelled             the answer was ended before it was complete
     └── RunFailed             a graph, an export or a comparison failed
+        └── EngineNotBuilt    a library finds no kernels for a graph
 
 A message says what, got, expected, and what to do.
 """
@@ -21,9 +21,9 @@ __all__ = [
     "BadCheckpoint",
     "BadImage",
     "BadInput",
-    "Cancelled",
     "ContextTooLong",
     "EngineMismatch",
+    "EngineNotBuilt",
     "MissingDependency",
     "RunFailed",
     "SdrpnError",
@@ -66,9 +66,11 @@ class MissingDependency(BadInput):
     """A feature needs a library that is not installed."""
 
 
-class Cancelled(SdrpnError, RuntimeError):
-    """Someone ended the work: `cancel` of a session, or `close` of a stream."""
-
-
 class RunFailed(SdrpnError, RuntimeError):
     """The request was good, the work failed."""
+
+
+class EngineNotBuilt(RunFailed):
+    """A library could read a graph and has no engine for it, or crashed over it. `graph`: its name."""
+
+    graph = ""

@@ -14,6 +14,7 @@ __all__ = [
     "AUTO",
     "BUNDLE_HELP",
     "bundle_folder",
+    "context_lengths",
     "non_negative_number",
     "number_between",
     "number_or_auto",
@@ -38,6 +39,14 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return value
+
+
+def context_lengths(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1 with commas between them, shortest first."""
+    lengths = tuple(positive_int(part.strip()) for part in text.split(","))
+    if len(set(lengths)) != len(lengths):
+        raise argparse.ArgumentTypeError(f"{text!r} names a length twice")
+    return tuple(sorted(lengths))
 
 
 def whole_number(text: str) -> int:

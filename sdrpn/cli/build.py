@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, positive_int, whole_number
 
 if TYPE_CHECKING:
     from sdrpn.engines import BuildOptions, BuiltEngine, Plan
@@ -18,8 +18,11 @@ those of TensorRT-RTX are compiled without a GPU, those of TensorRT on the devic
 
 What is built already from the same inputs is kept. Each graph is built in a process of its own; an interrupted build
 leaves nothing that loads. Where this machine's GPU fits the new engines, each is run once before it counts.
+Where TensorRT has no engine for a graph of the dialect fused, it is tried with attention in parts, and then in the
+dialect primitive.
 
   sdrpn build bundle --target rtx-4090 --max-context 2048
+  sdrpn build bundle --target jetson-agx-orin-jp62 --max-context 1024,4096
   sdrpn build bundle --target my-device.toml --graphs trunk,tail --jobs 2
   sdrpn build bundle --target jetson-agx-orin-jp72 --timing-cache orin.timing
   sdrpn build default --target rtx-4090 --out bundle
@@ -48,9 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-context",
-        metavar="N",
-        type=positive_int,
-        help="rows of the caches: most tokens of prompt and answer (default: the bundle's)",
+        metavar="N[,N]",
+        type=context_lengths,
+        help="rows of the caches: most tokens of prompt and answer; a step costs by all of them (default: 2048, or the "
+        "bundle's if that is less). Several: one engine in the dialect primitive with profiles for each, of which a "
+        "question takes the shortest that holds it",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=("fused", "primitive"),
+        help="of the graphs (default: the target's, but primitive for several contexts and for caches in 8 bits)",
     )
     parser.add_argument(
         "--max-batch", metavar="N", type=positive_int, default=1, help="requests in a step (default: 1)"
@@ -65,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timing-cache", metavar="FILE", type=Path, help="where TensorRT keeps what it measures, for the next build"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="N",
+        type=whole_number,
+        help="TensorRT: the GPU to build on and for, as CUDA counts them (default: CUDA's first)",
     )
     parser.add_argument("--hardware-compat", action="store_true", help="TensorRT: for every GPU from Ampere on")
     parser.add_argument("--version-compatible", action="store_true", help="TensorRT: later releases run it too")
@@ -130,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     with progress("build", "percent") as advance:
         built = build_engines(plan, jobs=args.jobs, check_memory=not args.no_memory_check, progress=advance)
-    trial = try_engines(plan.bundle, plan.target.name, [one.manifest.graph for one in built if not one.cached])
+    fresh = [one.manifest.graph for one in built if not one.cached]
+    trial = try_engines(plan.bundle, plan.target.name, fresh, device=args.device)
     if args.json:
         print_json({**_plan_json(plan), "engines": [_engine_json(one) for one in built], "trial": trial})
     else:
@@ -142,11 +159,14 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> BuildOptions:
     from sdrpn.engines import BuildOptions
 
+    contexts = args.max_context or (None,)
     return BuildOptions(
         graphs=None if args.graphs is None else tuple(filter(None, args.graphs.split(","))),
         precision=args.precision,
         kv_cache=args.kv_cache,
-        max_context=args.max_context,
+        dialect=args.dialect,
+        max_context=contexts[-1],
+        shorter_contexts=contexts[:-1],
         max_batch=args.max_batch,
         opt_level=args.opt_level,
         workspace_mb=args.workspace,
@@ -154,6 +174,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         hardware_compat=args.hardware_compat,
         version_compatible=args.version_compatible,
         refit=args.refit,
+        device=args.device,
         verbosity=args.profiling_verbosity,
         kernel_gate=not args.no_kernel_gate,
     )
@@ -168,6 +189,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "library": f"{plan.target.flavour} {plan.library_version or 'none'}",
         "obstacle": plan.obstacle,
         "max_context": plan.max_context,
+        "contexts": plan.contexts,
         "estimate": {
             "host_bytes": needed.host_bytes,
             "weights_bytes": needed.device.weights_bytes,
@@ -191,6 +213,10 @@ def _engine_json(one: BuiltEngine) -> dict[str, Any]:
         "peak_rss_bytes": manifest.peak_rss_bytes,
         "kernels": manifest.kernels,
         "kernel_gate": manifest.kernel_gate,
+        "kernel_verdict": manifest.kernel_verdict,
+        "variant": manifest.variant,
+        "decomposed_attention": manifest.decomposed_attention,
+        "fallback": manifest.fallback,
     }
 
 
@@ -207,7 +233,7 @@ def _print_plan(plan: Plan) -> None:
             f"{plan.target.flavour}{f' {plan.library_version}' if plan.library_version else ', not installed here'}",
         ),
         ("variant", plan.variant.name),
-        ("context, batch", f"{plan.max_context}, {plan.options.max_batch}"),
+        ("context, batch", f"{' and '.join(map(str, plan.contexts))}, {plan.options.max_batch}"),
         ("memory of the build", f"about {text_from_bytes(needed.host_bytes)}"),
         ("memory of the engines", f"about {memory}"),
         *((one.graph.name, "is there already" if one.cached else "would be built") for one in plan.engines),
@@ -235,5 +261,5 @@ def _print_built(built: tuple[BuiltEngine, ...]) -> None:
     ]
     print_table(("graph", "engine", "size", "built in", "peak memory", "kernels"), rows)
     for one in built:
-        for line in one.manifest.kernel_gate:
+        for line in (*one.manifest.kernel_gate, *one.manifest.build_notes):
             print_text(f"{one.manifest.graph}: {line}")

@@ -62,7 +62,12 @@ def report_to_json(report: Sequence[TargetReport]) -> list[dict[str, Any]]:
         {
             "target": one.engines.target,
             "engines": {
-                graph: {"path": engine.path, "manifest": engine.manifest, "fault": engine.fault}
+                graph: {
+                    "path": engine.path,
+                    "manifest": engine.manifest,
+                    "fault": engine.fault,
+                    "kernel_verdict": engine.manifest.kernel_verdict if engine.manifest is not None else None,
+                }
                 for graph, engine in one.engines.engines.items()
             },
             "problems": [{**dataclasses.asdict(problem), "line": str(problem)} for problem in one.problems],
@@ -83,7 +88,7 @@ def print_report(report: Sequence[TargetReport]) -> None:
             title=one.engines.target,
         )
         for graph, known in one.engines.manifests.items():
-            for line in () if one.layers else known.kernel_gate:
+            for line in (*(() if one.layers else known.kernel_gate), *known.build_notes):
                 print_text(f"{graph}: {line}")
         for problem in one.problems:
             print_text(str(problem))
@@ -131,7 +136,7 @@ def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:
             f"{manifest.flavour} {manifest.library_version}",
             " ".join(manifest.compute_capabilities),
             manifest.variant,
-            str(manifest.max_context),
+            " ".join(map(str, manifest.contexts)),
             str(manifest.max_batch),
             manifest.kernels_text,
             f"{manifest.build_s:.1f} s",

@@ -29,8 +29,11 @@ class Trial:
     gates: tuple[ParityGate, ...] = ()
 
 
-def try_engines(bundle: Bundle, target: str, graphs: Collection[str]) -> Trial:
+def try_engines(bundle: Bundle, target: str, graphs: Collection[str], *, device: int | None = None) -> Trial:
     """Run the engines of these graphs once and write what was found into their manifests.
+
+    Args:
+        device: the GPU that they were built on, as CUDA counts them; None: its first
 
     Raises: RunFailed where one does not load, or computes something else than ONNX Runtime; its manifest is removed, so
         that it does not count
@@ -56,12 +59,19 @@ def try_engines(bundle: Bundle, target: str, graphs: Collection[str]) -> Trial:
             f"the engine of {first.graph} failed its smoke test on this GPU: {first.kind} of {first.tensor} is "
             f"{first.found:.3g}, at most {first.limit:g}; it was not kept: try another release of {engines.flavour}"
         )
+    passed = f"passed{_not_judged(engines)}"
     if any(gate.kind == "smoke test" for gate in gates):
-        return Trial("passed", gates)
+        return Trial(passed, gates)
     precision = engines.variant.precision
     no_kernels = f"ONNX Runtime has no kernels for {precision}"
     reason = no_kernels if engines.variant.for_engines_only else "memory for ONNX Runtime is short"
-    return Trial(f"passed, without comparison: {reason}", gates)
+    return Trial(f"{passed}, without comparison: {reason}", gates)
+
+
+def _not_judged(engines: EngineSet) -> str:
+    """A trial looks at numbers: that kernels are good ones is still to be seen where the listing does not say."""
+    names = [graph for graph, one in engines.manifests.items() if one.kernel_verdict == "unjudged"]
+    return f" (the kernels of {', '.join(names)} were not judged)" if names else ""
 
 
 def _tried(engines: EngineSet) -> tuple[ParityGate, ...]:

@@ -49,13 +49,21 @@ def test_what_was_found_is_kept(tiny_bundle: Path, tmp_path: Path, fitting: Mach
     gpu = fake_gpu(tiny_bundle, tmp_path)
     fitting(gpu)
     trial = smoke_test.try_engines(gpu.bundle, TARGET, GRAPHS)
-    assert (trial.state, len(trial.gates)) == ("passed", 8)
+    assert (trial.state, len(trial.gates)) == ("passed", 11)
     for graph in GRAPHS:
         kept = read_engine_manifest(engine_paths(gpu.bundle.path, TARGET, graph)[1]).parity
-        assert [(gate.graph, gate.kind, gate.ok) for gate in kept] == [
-            (graph, "finite", True),
-            (graph, "smoke test", True),
-        ]
+        kinds = ["finite", "smoke test", *(["two at once"] if graph != "rpn" else [])]
+        assert [(gate.graph, gate.kind, gate.ok) for gate in kept] == [(graph, kind, True) for kind in kinds]
+
+
+def test_kernels_that_were_not_judged_are_named(tiny_bundle: Path, tmp_path: Path, fitting: Machine) -> None:
+    """Right numbers do not make good kernels."""
+    gpu = fake_gpu(tiny_bundle, tmp_path)
+    fitting(gpu)
+    for graph in ("trunk", "tail"):
+        rewrite(gpu.bundle.path, graph, kernel_gate=("not judged: the listing has no constants",))
+    trial = smoke_test.try_engines(gpu.bundle, TARGET, GRAPHS)
+    assert trial.state == "passed (the kernels of trunk, tail were not judged)"
 
 
 def test_only_what_is_new_is_tried(tiny_bundle: Path, tmp_path: Path, fitting: Machine) -> None:
@@ -109,4 +117,4 @@ def test_where_memory_is_short_nothing_is_compared(
     monkeypatch.setattr("sdrpn.machine.read_machine", lambda: small)
     trial = smoke_test.try_engines(gpu.bundle, TARGET, GRAPHS)
     assert trial.state == "passed, without comparison: memory for ONNX Runtime is short"
-    assert {gate.kind for gate in trial.gates} == {"finite"}
+    assert {gate.kind for gate in trial.gates} == {"finite", "two at once"}

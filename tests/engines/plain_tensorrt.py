@@ -1,30 +1,83 @@
 """TensorRT-RTX under TensorRT's name, for machines without TensorRT: it parses and compiles for real.
 
 What differs between the two, and what TensorRT-RTX does not do, is imitated: strong typing as a flag, timing caches,
-the level of hardware compatibility, and builder flags, which are written down. Copied into a folder as `tensorrt.py`.
+the level of hardware compatibility, builder flags, which are written down, the form of the listing of kernels, and what
+is refused: LLM operators by the parser before 10.15, attention that has no kernel ("no_attention": whole, in parts, or
+"crash"). Copied into a folder as `tensorrt.py`; `settings.json` beside it says what it is like.
 """
 
 from __future__ import annotations
 
 import enum
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import tensorrt_rtx_bindings as _rtx
+from tensorrt_listing import as_listed  # type: ignore[import-not-found]  # tests/engines/listing.py, copied too
 from tensorrt_rtx_bindings import (  # noqa: F401
     BuilderFlag,
     HardwareCompatibilityLevel,
+    IAttentionOutputLayer,
     ILogger,
     IProgressMonitor,
+    LayerType,
     MemoryPoolType,
-    OnnxParser,
     ProfilingVerbosity,
 )
 
 _HERE = Path(__file__).parent
 _SETTINGS = json.loads((_HERE / "settings.json").read_text()) if (_HERE / "settings.json").exists() else {}
 __version__ = _SETTINGS.get("version", "10.16.1.11")
+_LLM_OPERATORS = ("TensorScatter", "RMSNormalization", "RotaryEmbedding")
+
+
+class Log(ILogger):  # type: ignore[misc]
+    """Passes on what the library says, the listing in TensorRT's form."""
+
+    def __init__(self, log: Any) -> None:
+        super().__init__()
+        self._log = log
+
+    def log(self, severity: Any, message: str) -> None:
+        text = "\n".join(map(as_listed, message.splitlines())) if ", LayerType: " in message else message
+        self._log.log(severity, text)
+
+
+class ParserError:
+    def __init__(self, operator: str) -> None:
+        self._operator = operator
+
+    def node_operator(self) -> str:
+        return self._operator
+
+    def node_name(self) -> str:
+        return f"{self._operator}_node"
+
+    def desc(self) -> str:
+        return "No importer registered for op"
+
+
+class OnnxParser:
+    def __init__(self, network: Any, log: Any) -> None:
+        self._log = Log(log)
+        self._real = _rtx.OnnxParser(network, self._log)
+        self._refusal: ParserError | None = None
+
+    def parse(self, content: bytes, path: str) -> bool:
+        version = tuple(int(part) for part in __version__.split(".")[:2])
+        unknown = [one for one in _LLM_OPERATORS if version < (10, 15) and one.encode() in content]
+        self._refusal = ParserError(unknown[0]) if unknown else None
+        return not unknown and bool(self._real.parse(content, path))
+
+    @property
+    def num_errors(self) -> int:
+        return 1 if self._refusal is not None else int(self._real.num_errors)
+
+    def get_error(self, index: int) -> Any:
+        return self._refusal if self._refusal is not None else self._real.get_error(index)
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -89,7 +142,8 @@ class Builder:
         if _SETTINGS.get("driverless"):  # as TensorRT does where there is no driver
             log.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
             raise TypeError("pybind11::init(): factory function returned nullptr")
-        self._real = _rtx.Builder(log)
+        self._log = Log(log)  # the library keeps no reference
+        self._real = _rtx.Builder(self._log)
 
     def create_network(self, flags: int) -> Any:
         assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -102,7 +156,25 @@ class Builder:
         return self._real.create_optimization_profile()
 
     def build_serialized_network(self, network: Any, config: Config) -> Any:
+        (_HERE / "environment.json").write_text(json.dumps(os.environ.get("CUDA_VISIBLE_DEVICES")))
         (_HERE / "flags.json").write_text(json.dumps(config.own_flags))
+        if _has_no_kernel(network):
+            self._log.log(ILogger.ERROR, "MyelinCheckException: no kernel for attention")
+            return None
         if config.timing is not None:
             config.timing.measure(network.get_input(0).name)
         return self._real.build_serialized_network(network, config.real)
+
+
+def _has_no_kernel(network: Any) -> bool:
+    """Whether attention is in the network as this "library" has none of it."""
+    attentions = []
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == LayerType.ATTENTION_OUTPUT:
+            layer.__class__ = IAttentionOutputLayer
+            attentions.append(layer.attention)
+    lacks = _SETTINGS.get("no_attention")
+    if lacks == "crash" and attentions and not all(one.decomposable for one in attentions):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    whole = lacks == "whole" and not all(one.decomposable for one in attentions)
+    return bool(attentions) and (whole or lacks == "in parts")

@@ -22,7 +22,8 @@ from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines
 from sdrpn.engines import plan as planning
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.graph_file import graph_with_context
-from sdrpn.engines.profiles import profiles_of
+from sdrpn.engines.layers import is_told
+from sdrpn.engines.profiles import profiles_of, shapes_of
 from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.spec import ModelSpec
@@ -168,6 +169,48 @@ class TestEngines:
         assert len(matrices) >= 2 * 2 * 4
         caches = {tensor.dtype for tensor in one.manifest.tensors if "cache" in tensor.name}
         assert caches == {"bfloat16" if precision == "bf16" else "float16"}
+
+    @pytest.mark.parametrize("graph", ["trunk", "rpn", "tail"])
+    def test_several_contexts_in_one_engine(self, bundle: Path, graph: str) -> None:
+        """Profiles for each, kernels that attend to no more than their own, and weights once."""
+        options = BuildOptions(graphs=(graph,), max_context=256, shorter_contexts=(64,))
+        (one,) = build(bundle, options, target(compute_capabilities=("SM89",)))
+        (single,) = build(bundle, BuildOptions(graphs=(graph,), dialect="primitive"), target(name="single"))
+        assert (one.manifest.variant, one.manifest.contexts, one.manifest.max_context) == (
+            "primitive-fp16", (64, 256), 256,
+        )  # fmt: skip
+        names = ("prefill",) if graph == "rpn" else ("decode", "prefill")
+        assert one.manifest.profiles == tuple(f"{name}-{context}" for context in (64, 256) for name in names)
+        assert one.manifest.kernel_gate == ()
+        caches = [tensor for tensor in one.manifest.tensors if tensor.mode == "input" and "cache" in tensor.name]
+        assert {tensor.dims[2] for tensor in caches} == {-1}
+        assert {extents[0][2] for extents in caches[0].profiles} == {64, 256}
+        weights = sum(stamp.size_bytes for name, stamp in one.manifest.sources.items() if name.startswith("weights/"))
+        kernels = [built.manifest.engine.size_bytes - weights for built in (one, single)]
+        assert kernels[0] < 2.5 * kernels[1]
+        assert build(bundle, options, target(compute_capabilities=("SM89",)))[0].cached
+
+    def test_the_library_refuses_caches_of_several_lengths_that_it_updates_in_place(self, bundle: Path) -> None:
+        """Why `build` takes the dialect `primitive` for several contexts."""
+        path = bundle / open_bundle(bundle).variant("fused-fp16").graphs["trunk"].file
+        graph = graph_with_context(path, 64, 256).content
+        request = CompileRequest("tensorrt-rtx", str(path), graph, ("SM89",), {}, None, None)
+        with pytest.raises(BadInput, match="KV cache tensor must have a static sequence length dimension"):
+            compile_graph(request, lambda *event: None)
+
+    def test_a_log_is_not_kept(self, bundle: Path) -> None:
+        """But for the lines about kernels and memory."""
+        info = open_bundle(bundle).variant("fused-fp16").graphs["vision"]
+        shapes = {
+            profile.name: shapes_of(profile, info.inputs)
+            for profile in profiles_of(open_bundle(bundle).spec, "vision", 256, 1)
+        }
+        graph = graph_with_context(bundle / info.file, 256).content
+        request = CompileRequest("tensorrt-rtx", str(bundle / info.file), graph, ("SM89",), shapes, None, None)
+        built = compile_graph(request, lambda *event: None)
+        assert len(built.messages) > 5
+        assert all(is_told(text) for text in built.messages)
+        assert all("\n" not in text for text in built.messages)
 
     def test_a_capability_that_the_library_does_not_know(self, bundle: Path) -> None:
         """H100 and B200 are for TensorRT on the device; TensorRT-RTX says what it knows."""

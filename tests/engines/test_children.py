@@ -96,5 +96,5 @@ def test_whoever_stops_listening_ends_all(tmp_path: Path) -> None:
     next(iter(results))
     while not (tmp_path / "slow.pid").exists() or not (tmp_path / "slow.pid").read_text():
         time.sleep(0.01)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert not alive(tmp_path / "slow.pid")

@@ -1,11 +1,12 @@
-"""The list of kernels is read from the log as TensorRT writes it, and the gate finds what is wrong with one."""
+"""The list of kernels is read from the log in both forms, and the gate finds what is wrong with one."""
 
 from __future__ import annotations
 
 import pytest
 
-from sdrpn.engines.layers import Kernel, Verdict, activation_bytes, attention_layers, gate, kernels_from_log
+from sdrpn.engines.layers import Kernel, Verdict, activation_bytes, attention_layers, gate, is_told, kernels_from_log
 from sdrpn.spec import ModelSpec
+from tests.engines.listing import as_listed
 
 CONTEXT = 256
 
@@ -68,6 +69,105 @@ def test_a_line_of_the_listing() -> None:
     assert kernel.onnx_nodes == ("a/MatMul_node_3", "b/Cast")
     assert (kernel.attends, kernel.multiplies) == (False, True)
     assert [kernel.reads_as_it_is(dtype) for dtype in ("INT4", "FP8", "FP4")] == [1, 0, 0]
+
+
+# Kernels as plain TensorRT lists them, in the form that NVIDIA/TensorRT issue 4397 (10.10) and Torch-TensorRT's
+# documentation (before 10.12, and of it) have. Constants are inputs there, and there are no strides.
+PLAIN = {
+    "generated": (
+        "Name: __myl_MulSum_myl0_3, LayerType: kgen, Inputs: [ { Name: __mye7_dconst, Dimensions: [64,64], "
+        "Format/Datatype: Float }, { Name: x, Dimensions: [-1,64], Format/Datatype: Half }], Outputs: [ { Name: "
+        "__myln_k_arg__bb1_2, Dimensions: [-1,64], Format/Datatype: Half }], TacticName: __myl_MulSum_0xfa6c, "
+        "StreamId: 0, Metadata: [ONNX Layer: /layers.0/MatMul][ONNX Layer: /layers.0/Add]"
+    ),
+    "product": (
+        "Name: /layers_1/MatMul [profile 1]_myl1_77, LayerType: gemm, Inputs: [ { Name: /layers_0/Add_output_0'.1_81, "
+        "Dimensions: [1,40,1024], Format/Datatype: Half }], Outputs: [ { Name: y, Dimensions: [1,40,256], "
+        "Format/Datatype: Half }], TacticName: sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize32x32x64, StreamId: 0, "
+        "Metadata: [ONNX Layer: /layers.1/MatMul]"
+    ),
+    "convolution": (
+        "Name: /features/Conv + /features/Relu, LayerType: CaskConvolution, Inputs: [ { Name: image, Location: Device, "
+        "Dimensions: [1,3,224,224], Format/Datatype: Row major linear FP16 format }], Outputs: [ { Name: features, "
+        "Location: Device, Dimensions: [1,64,55,55], Format/Datatype: Channel major FP16 format where channel % 8 == 0 "
+        '}], ParameterType: Convolution, Kernel: [11,11], Weights: {"Type": "Half", "Count": 23232}, Activation: RELU, '
+        "TacticName: sm80_xmma_fprop, TacticValue: 0x280b, StreamId: 0, Metadata: [ONNX Layer: /features/Conv]"
+    ),
+    "attention": (
+        "Name: /attention/Softmax_myl0_9, LayerType: fusion, Inputs: [ { Name: q, Dimensions: [1,4,40,64], "
+        "Format/Datatype: Half }], Outputs: [ { Name: z, Dimensions: [1,4,40,64], Format/Datatype: Half }], "
+        "TacticName: _gemm_mha_v2_0x54bb, StreamId: 0, Metadata: [ONNX Layer: /attention/MatMul_1]"
+    ),
+}
+
+
+class TestPlainListing:
+    """The form of plain TensorRT, of which nothing but the names of kernels was once read."""
+
+    def test_a_generated_kernel(self) -> None:
+        (kernel,) = kernels_from_log([PLAIN["generated"]])
+        assert (kernel.kind, kernel.subgraph, kernel.tactic) == ("kgen", 0, "__myl_MulSum_0xfa6c")
+        assert [(one.name, one.dims, one.dtype) for one in kernel.inputs] == [
+            ("__mye7_dconst", (64, 64), "Float"),
+            ("x", (-1, 64), "Half"),
+        ]
+        assert (kernel.constants, kernel.lists_constants) == ((), False)
+        assert [(one.name, one.dims) for one in kernel.outputs] == [("__myln_k_arg__bb1_2", (-1, 64))]
+        assert kernel.onnx_nodes == ("/layers.0/MatMul", "/layers.0/Add")
+
+    def test_a_product(self) -> None:
+        (kernel,) = kernels_from_log([PLAIN["product"]])
+        assert (kernel.kind, kernel.subgraph, kernel.multiplies) == ("gemm", 1, True)
+        assert [one.dims for one in kernel.outputs] == [(1, 40, 256)]
+
+    def test_a_kernel_that_describes_its_formats(self) -> None:
+        (kernel,) = kernels_from_log([PLAIN["convolution"]])
+        assert [(one.name, one.dtype) for one in (*kernel.inputs, *kernel.outputs)] == [
+            ("image", "Half"),
+            ("features", "Half"),
+        ]
+
+    def test_an_attention_that_only_its_tactic_names(self) -> None:
+        (kernel,) = kernels_from_log([PLAIN["attention"]])
+        assert kernel.attends
+
+    @pytest.mark.parametrize("weights", [{}, {"INT4": 12}])
+    def test_it_cannot_be_judged(self, tiny_spec: ModelSpec, weights: dict[str, int]) -> None:
+        """A good choice of kernels in this form, with weights and without: not a fault, and not passed."""
+        plain = tuple(
+            kernel for one in RTX_LINES for kernel in kernels_from_log([as_listed(one)]) if not kernel.lists_constants
+        )
+        assert len(plain) == len(RTX_LINES)
+        verdict = judged(tiny_spec, plain, weights)
+        assert verdict.faults == ()
+        assert verdict.unjudged == (
+            "the listing has no constants, so that it does not say which weights a kernel multiplies with"
+        )
+
+    def test_what_it_does_say_is_kept(self, tiny_spec: ModelSpec) -> None:
+        plain = kernels_from_log(map(as_listed, RTX_LINES[1:]))
+        verdict = judged(tiny_spec, plain)
+        assert verdict.faults == ("profile decode has 1 fused attention kernels for 2 layers",)
+        assert verdict.without_faults.lines == (
+            f"not judged: {verdict.unjudged}",
+            "remark: profile decode has 1 fused attention kernels for 2 layers",
+        )
+
+
+# As `listing()` below, a line each.
+RTX_LINES = [
+    *(line(f"_gemv_mha_v1_myl0_{i}", tensor("y", "-1,1,64")) for i in range(2)),
+    *(line(f"_gemm_mha_v2_myl1_{i}", tensor("copy [profile 1]", "1,4,256,16")) for i in range(2)),
+]
+
+
+def test_only_lines_that_are_read_are_kept_of_a_log() -> None:
+    """A verbose log of TensorRT has hundreds of MB: one of every tactic that was timed."""
+    log = [line("k_myl0_1"), "Total Activation Memory: 9 bytes", "Tactic: 0x17 Time: 0.59", "Autotuning format: x"]
+    assert [is_told(text) for text in log] == [True, True, False, False]
+    kept = [text for text in log if is_told(text)]
+    assert kernels_from_log(kept) == kernels_from_log(log)
+    assert activation_bytes(kept) == activation_bytes(log)
 
 
 def test_the_tensors_of_the_engine_are_no_kernels() -> None:
@@ -175,6 +275,21 @@ class TestGate:
         more = (text, line("__myl_Fc_myl1_9", weights="FP8"))
         (fault,) = judged(tiny_spec, listing(more=more), {"FP8": 1}).faults
         assert fault == "profile decode multiplies with 0 of 1 FP8 weights as they are and unpacks the others"
+
+    def test_each_context_has_profiles_of_its_own(self, tiny_spec: ModelSpec) -> None:
+        """A copy is one of the caches of its own profile, which are shorter than the longest."""
+        kernels = kernels_from_log(
+            [
+                line(f"_ge{m}_mha_{profile}_{i}_myl{profile}_{i}", tensor("y", "-1,1,64"))
+                for profile, m in enumerate("vmvm")
+                for i in range(2)
+            ]
+            + [line("__myl_Move_myl0_8", tensor("copy", "-1,4,64,16"))]
+        )
+        names = ("decode-64", "prefill-64", "decode-256", "prefill-256")
+        lengths = {name: int(name.partition("-")[2]) for name in names}
+        found = gate(kernels, tiny_spec, "trunk", profiles=names, max_context=CONTEXT, cache_lengths=lengths)
+        assert found.faults == ("__myl_Move_myl0_8 writes copy [-1, 4, 64, 16], as large as a whole cache",)
 
     def test_int4_weights_that_became_fp16(self, tiny_spec: ModelSpec) -> None:
         verdict = judged(tiny_spec, listing(), {"INT4": 2})

@@ -8,7 +8,7 @@ import pytest
 
 from sdrpn.bundle import TensorInfo
 from sdrpn.engines import BuildOptions
-from sdrpn.engines.options import checked_context, chosen_graphs
+from sdrpn.engines.options import checked_context, checked_contexts, chosen_graphs
 from sdrpn.engines.phases import Phases
 from sdrpn.engines.profiles import profiles_of, shapes_of
 from sdrpn.errors import BadInput, ContextTooLong
@@ -56,6 +56,19 @@ def test_the_usual_prefill_fits_a_small_context() -> None:
     assert profiles_of(LLAVA_7B, "tail", 1200, 1)[1].extents["sequence"] == (1, 1200, 1200)
 
 
+def test_several_contexts_have_both_profiles_each() -> None:
+    found = profiles_of(LLAVA_7B, "tail", 4096, 1, (1024,))
+    assert [(one.name, one.decodes, one.cache_length) for one in found] == [
+        ("decode-1024", True, 1024),
+        ("prefill-1024", False, 1024),
+        ("decode-4096", True, 4096),
+        ("prefill-4096", False, 4096),
+    ]
+    assert [one.extents["sequence"] for one in found[1::2]] == [(1, 1024, 1024), (1, 1217, 4096)]
+    assert [one.name for one in profiles_of(LLAVA_7B, "rpn", 4096, 1, (1024,))] == ["prefill-1024", "prefill-4096"]
+    assert [one.name for one in profiles_of(LLAVA_7B, "vision", 4096, 1, (1024,))] == ["images"]
+
+
 def test_shapes_name_every_dynamic_input() -> None:
     inputs = (
         TensorInfo("x", "float32", ("batch", "sequence", 8)),
@@ -78,6 +91,18 @@ class TestOptions:
             checked_context(LLAVA_7B, 4096, 1152)
         with pytest.raises(ContextTooLong, match="5000 is above the bundle's 4096"):
             checked_context(LLAVA_7B, 4096, 5000)
+
+    def test_several_contexts(self) -> None:
+        options = BuildOptions(max_context=4096, shorter_contexts=(2048, 1024))
+        assert checked_contexts(LLAVA_7B, 4096, options) == (1024, 2048, 4096)
+        assert checked_contexts(LLAVA_7B, 4096, BuildOptions()) == (2048,)  # nobody pays for a longer one unasked
+        assert checked_contexts(LLAVA_7B, 1500, BuildOptions()) == (1500,)
+        with pytest.raises(BadInput, match="--max-context 576 is too small: an image and one token take 577"):
+            checked_contexts(LLAVA_7B, 4096, BuildOptions(max_context=4096, shorter_contexts=(576,)))
+        with pytest.raises(BadInput, match="4096,4096 is no list of different lengths"):
+            checked_contexts(LLAVA_7B, 4096, BuildOptions(max_context=4096, shorter_contexts=(4096,)))
+        with pytest.raises(BadInput, match="shorter_contexts are beside a max_context, and none is named"):
+            BuildOptions(shorter_contexts=(1024,))
 
     def test_the_graphs(self) -> None:
         assert chosen_graphs(LLAVA_7B, None) == ("vision", "trunk", "rpn", "tail")

@@ -22,6 +22,7 @@ from tests.runtime.fake_tensorrt import Compute
 from tests.runtime.gpu import FakeGpu, bf16_compute, fake_gpu, onnxruntime_compute
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")
+KINDS = ("finite", "smoke test", "two at once")  # the RPN takes one sequence at a time
 
 
 def tried(gpu: FakeGpu, *, compare: bool = True) -> dict[tuple[str, str], ParityGate]:
@@ -46,7 +47,7 @@ def spoilt(compute: Compute, graph: str, output: str, value: float) -> Compute:
 def test_good_engines_pass(tiny_bundle: Path, coded_bundle: Path, tmp_path: Path, variant: str, flavour: str) -> None:
     gpu = fake_gpu(coded_bundle if "-kv-" in variant else tiny_bundle, tmp_path, variant=variant, flavour=flavour)
     gates = tried(gpu)
-    assert set(gates) == {(graph, kind) for graph in GRAPHS for kind in ("finite", "smoke test")}
+    assert set(gates) == {(graph, kind) for graph in GRAPHS for kind in KINDS if (graph, kind) != ("rpn", KINDS[2])}
     assert all(gate.ok for gate in gates.values()), gates
     # Both profiles of trunk and tail were run.
     assert {(one.graph, one.profile) for one in gpu.trt.executions} == {
@@ -84,7 +85,63 @@ def test_what_is_not_finite_is_noticed_without_a_comparison(tiny_bundle: Path, t
     compute = onnxruntime_compute(fake_gpu(tiny_bundle, tmp_path / "a").bundle, "fused-fp32")
     gpu = fake_gpu(tiny_bundle, tmp_path / "b", compute=spoilt(compute, "vision", "image_embeds", np.nan))
     gates = tried(gpu, compare=False)
-    assert {kind for _, kind in gates} == {"finite"}
+    assert {kind for _, kind in gates} == {"finite", "two at once"}
     assert [gate.graph for gate in gates.values() if not gate.ok] == ["vision"]
     both = tried(gpu)
     assert not both["vision", "smoke test"].ok
+
+
+class TestTwoAtOnce:
+    """Two pictures, and two sequences in a decode step: each has to come out as it does alone."""
+
+    @pytest.mark.parametrize(("graph", "output"), [("vision", "image_embeds"), ("trunk", "tap"), ("tail", "logits")])
+    @pytest.mark.parametrize("entry", [0, 1])
+    def test_an_engine_that_is_wrong_for_two_is_noticed(
+        self, tiny_bundle: Path, tmp_path: Path, graph: str, output: str, entry: int
+    ) -> None:
+        """As a library was with another vision transformer: right for one, wrong for a batch, and no complaint."""
+        right = onnxruntime_compute(fake_gpu(tiny_bundle, tmp_path / "a").bundle, "fused-fp32")
+
+        def wrong_for_two(name: str, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+            right(name, feeds, results)
+            if name == graph and len(results[output]) == 2:
+                results[output][entry] += 1
+
+        gates = tried(fake_gpu(tiny_bundle, tmp_path / "b", compute=wrong_for_two))
+        (failed,) = [gate for gate in gates.values() if not gate.ok]
+        assert (failed.graph, failed.kind) == (graph, "two at once")
+        assert failed.tensor.startswith(f"{output}, ")
+        assert failed.tensor.endswith(f"{entry + 1} of 2")
+
+    def test_without_a_reference_as_well(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        gates = tried(fake_gpu(tiny_bundle, tmp_path), compare=False)
+        assert {kind for _, kind in gates} == {"finite", "two at once"}
+
+    def test_an_engine_for_one_at_a_time_is_not_asked(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        gates = tried(fake_gpu(tiny_bundle, tmp_path, max_batch=1))
+        assert {graph for graph, kind in gates if kind == "two at once"} == {"vision"}
+
+
+def test_every_context_is_tried(tiny_bundle: Path, tmp_path: Path) -> None:
+    gpu = fake_gpu(tiny_bundle, tmp_path, variant="primitive-fp32", shorter_contexts=(32,))
+    gates = tried(gpu)
+    assert all(gate.ok for gate in gates.values()), gates
+    assert {one.profile for one in gpu.trt.executions if one.graph == "tail"} == {0, 1, 2, 3}
+    assert {one.shapes["key_cache.0"][2] for one in gpu.trt.executions if one.graph == "rpn"} == {32, 128}
+
+
+def test_a_context_that_computes_nonsense_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
+    right = onnxruntime_compute(fake_gpu(tiny_bundle, tmp_path / "a").bundle, "primitive-fp32")
+
+    def wrong_when_short(name: str, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+        right(name, feeds, results)
+        if name == "trunk" and feeds["key_cache.0"].shape[2] == 32:
+            results["tap"][:] += 1
+
+    gpu = fake_gpu(
+        tiny_bundle, tmp_path / "b", variant="primitive-fp32", shorter_contexts=(32,), compute=wrong_when_short
+    )
+    gates = tried(gpu)
+    (failed,) = [gate for gate in gates.values() if not gate.ok]
+    assert (failed.graph, failed.kind) == ("trunk", "smoke test")
+    assert failed.tensor.endswith(" at 32")

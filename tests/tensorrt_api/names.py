@@ -188,6 +188,9 @@ class _Run:
     def _bind(self, target: ast.expr, kinds: Kinds, scope: dict[str, Kinds]) -> None:
         if isinstance(target, ast.Name):
             scope[target.id] = kinds
+        elif isinstance(target, ast.Attribute) and target.attr == "__class__" and isinstance(target.value, ast.Name):
+            # What the bindings give as an instance of a base class, said to be one of another.
+            scope[target.value.id] = frozenset(("instance", kind[1]) for kind in kinds if kind[0] == "class")
         elif isinstance(target, ast.Attribute):
             for owner in self._value(target.value, scope):
                 if owner[0] == "ours":

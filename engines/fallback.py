@@ -1,0 +1,48 @@
+"""What is tried next where TensorRT has no engine for a fused graph. Builds nothing itself.
+
+TensorRT takes attention as one operator from 10.15 on, and has no kernel for it in every shape on every GPU. It may
+then build attention from its parts, if the network allows that; and the dialect `primitive` never asks for the
+operator. Both were compiled by TensorRT-RTX; plain TensorRT was never at hand.
+"""
+
+from __future__ import annotations
+
+from sdrpn.engine_manifest import engine_paths
+from sdrpn.engines.options import chosen_graphs
+from sdrpn.engines.plan import Plan, replanned
+from sdrpn.errors import EngineNotBuilt
+from sdrpn.shipped import export_advice
+
+__all__ = ["may_decompose", "primitive_instead"]
+
+
+def may_decompose(plan: Plan, graph: str, decomposed: frozenset[str]) -> bool:
+    """Whether a second try with attention in parts is left for a graph."""
+    return _falls_back(plan) and graph not in decomposed
+
+
+def primitive_instead(plan: Plan, error: EngineNotBuilt) -> Plan:
+    """The plan for the same precision in the dialect `primitive`.
+
+    Engines of a target work together, so that all graphs change with the one that failed.
+
+    Raises: EngineNotBuilt where there is no other way, with what would make one
+    """
+    if not _falls_back(plan):
+        raise error
+    name = f"primitive-{plan.variant.precision}"
+    variant = plan.bundle.manifest.variants.get(name)
+    if variant is None:
+        advice = export_advice(plan.bundle.path, f"--dialect primitive --precision {plan.variant.precision}")
+        raise EngineNotBuilt(f"{error}; {plan.bundle.path} has no {name} to build instead: {advice}") from error
+    planned = {one.graph.name for one in plan.engines}
+    names = [
+        graph
+        for graph in chosen_graphs(plan.bundle.spec, None)
+        if graph in planned or engine_paths(plan.bundle.path, plan.target.name, graph)[1].exists()
+    ]
+    return replanned(plan, variant, names, str(error))
+
+
+def _falls_back(plan: Plan) -> bool:
+    return plan.target.flavour == "tensorrt" and plan.variant.dialect == "fused"
