@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdrpn.errors import BadInput
@@ -155,8 +156,9 @@ class RpnSpec:
 class PromptSpec:
     """How a question becomes tokens.
 
-    `template` is "vicuna_v1" or a Jinja chat template as Hugging Face stores it.
+    `template` is a name among `sdrpn.conversations`, or a Jinja chat template as Hugging Face stores it.
     `image_token` is the text that stands for the image in a prompt.
+    `special_tokens` are the texts that a chat template knows as `bos_token` and so on; none: those of the ids.
     """
 
     template: str = "vicuna_v1"
@@ -165,6 +167,7 @@ class PromptSpec:
     bos_token_id: int | None = 1
     eos_token_ids: tuple[int, ...] = (2,)
     pad_token_id: int | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class ModelSpec:
     llm: LlmSpec
     tap_layer: int  # K: the trunk is layers 0..K-1, the tail K..L-1
     rpn: RpnSpec | None = None  # None: a plain LLaVA
-    prompt: PromptSpec = PromptSpec()
+    prompt: PromptSpec = field(default_factory=PromptSpec)
 
     def __post_init__(self) -> None:
         if not 1 <= self.tap_layer < self.llm.layers:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from sdrpn.conversations import CONVERSATIONS
 from sdrpn.errors import BadBundle, BadInput
-from sdrpn.prompt import VICUNA_V1_SYSTEM, Prompt, TextStream, build_prompt, decode_text, load_tokenizer
+from sdrpn.prompt import Prompt, TextStream, build_prompt, decode_text, load_tokenizer
 from sdrpn.spec import PromptSpec
 
 IMAGE_ID = 3
@@ -83,7 +84,7 @@ def test_vicuna_prompt_equals_llavas(adds_bos: bool) -> None:
 
 def test_vicuna_prompt_without_a_start_token() -> None:
     prompt = build_prompt(gpt_like(), PromptSpec(bos_token_id=None), "what?")
-    assert decode_text(gpt_like(), prompt.ids_before) == f"{VICUNA_V1_SYSTEM} USER: "
+    assert decode_text(gpt_like(), prompt.ids_before) == CONVERSATIONS["vicuna_v1"].before_image
     assert decode_text(gpt_like(), prompt.ids_after) == "\nwhat? ASSISTANT:"
 
 
