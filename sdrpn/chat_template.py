@@ -75,6 +75,10 @@ def _text_alone(question: str, image_token: str) -> object:
 @functools.lru_cache(maxsize=16)
 def _content_for(template: str, image_token: str, tokens: frozenset[tuple[str, str]]) -> Callable[[str, str], object]:
     """Tried out with a question: the first form that puts both the image and the question into the text."""
+    try:
+        _environment().compile_within_limits(template)
+    except Exception as error:  # the parser's own, and Python's where an expression is nested too deeply
+        raise _refusal(error) from error
     faults = []
     for content in (_parts, _text_with_image, _text_alone):
         try:

@@ -75,14 +75,14 @@ def _chat_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str, image_te
 
 def _special_tokens(tokenizer: Tokenizer, spec: PromptSpec) -> dict[str, str]:
     """By the names under which templates know them: what the checkpoint's tokenizer calls so, or the model's ids."""
-    if spec.special_tokens:
-        return {"image_token": spec.image_token, **spec.special_tokens}
-    return {
+    by_ids = {
         "bos_token": token_text(tokenizer, spec.bos_token_id),
         "eos_token": token_text(tokenizer, next(iter(spec.eos_token_ids), None)),
         "pad_token": token_text(tokenizer, spec.pad_token_id),
         "image_token": spec.image_token,
     }
+    # A token that is missing is not defined in a template, which may ask for that.
+    return {name: text for name, text in {**by_ids, **spec.special_tokens}.items() if text}
 
 
 def _cleaned(question: str, image_texts: Sequence[str]) -> str:

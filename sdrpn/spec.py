@@ -158,7 +158,8 @@ class PromptSpec:
 
     `template` is a name among `sdrpn.conversations`, or a Jinja chat template as Hugging Face stores it.
     `image_token` is the text that stands for the image in a prompt.
-    `special_tokens` are the texts that a chat template knows as `bos_token` and so on; none: those of the ids.
+    `special_tokens` are texts that a chat template knows as `bos_token` and so on, where the tokenizer has names for
+    them; for other names it gets the texts of the ids.
     """
 
     template: str = "vicuna_v1"

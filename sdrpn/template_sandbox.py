@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from jinja2 import Environment, nodes, pass_context
+from jinja2 import Environment, Template, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -83,12 +83,16 @@ class MeteredSandbox(ImmutableSandboxedEnvironment):
         """A filter of one's own, priced by the product of its arguments."""
         self.filters[name] = _metered(function, _filter_price(name))
 
+    def compile_within_limits(self, source: str) -> Template:
+        """The template, kept for the next time. Raises: OverBudget for one that is too long; whatever Jinja raises."""
+        return _compiled(self, source)
+
     def render_within_budget(self, source: str, variables: Mapping[str, Any], input_characters: int) -> str:
         """Compile and render a template.
 
         Raises: OverBudget; whatever Jinja and the template raise.
         """
-        template = _compiled(self, source)
+        template = self.compile_within_limits(source)
         meter = Meter(BUDGET + PER_INPUT_CHARACTER * input_characters)
         token = _METER.set(meter)
         try:
@@ -145,7 +149,7 @@ class MeteredSandbox(ImmutableSandboxedEnvironment):
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(environment: Environment, source: str) -> Any:
+def _compiled(environment: Environment, source: str) -> Template:
     if len(source) > MAX_SOURCE_CHARACTERS:
         raise OverBudget(f"it has {len(source)} characters; expected {MAX_SOURCE_CHARACTERS} at most")
     return environment.from_string(source)

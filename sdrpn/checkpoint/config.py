@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
 from sdrpn.checkpoint.llm_config import llm_spec
-from sdrpn.checkpoint.prompt_config import chat_template, prompt_spec
+from sdrpn.checkpoint.prompt_config import chat_template, image_token_id, prompt_spec
 from sdrpn.checkpoint.unsupported import MODELS, refuse_foreign, require_supported
 from sdrpn.checkpoint.vision_config import tower_config, vision_spec
 from sdrpn.errors import BadCheckpoint
@@ -163,6 +163,6 @@ def _hf_spec(config: ConfigSection, folder: Path) -> ModelSpec:
             config,
             folder,
             template=chat_template(folder),
-            image_token_id=config.whole("image_token_index", config.get("image_token_id", 32000)),
+            image_token_id=image_token_id(config),
         ),
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn.errors import BadCheckpoint
+from sdrpn.placeholder import describe_placeholder
 
-__all__ = ["ConfigSection", "read_config", "read_optional_config"]
+__all__ = ["ConfigSection", "read_config", "read_optional_config", "read_text_file"]
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,27 @@ class ConfigSection:
 
 def read_config(path: Path) -> ConfigSection:
     """A JSON file that must be there. Raises BadCheckpoint where it is not, or is not a JSON object."""
+    text = read_text_file(path)
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{path} is missing; expected a checkpoint folder with a config.json") from None
-    except (OSError, ValueError, RecursionError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{path} is not JSON that can be read ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise BadCheckpoint(f"{path} is not a JSON object")
     return ConfigSection(values, str(path))
+
+
+def read_text_file(path: Path) -> str:
+    """A text of a checkpoint, without a byte-order mark. Raises BadCheckpoint for what is none."""
+    placeholder = describe_placeholder(path)
+    if placeholder is not None:
+        raise BadCheckpoint(placeholder)
+    try:
+        return path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{path} is missing; expected a checkpoint folder with a config.json") from None
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{path} is not text that can be read ({' '.join(str(error).split())})") from error
 
 
 def read_optional_config(path: Path) -> ConfigSection:

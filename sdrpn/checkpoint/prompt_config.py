@@ -1,28 +1,59 @@
-"""From a checkpoint's JSON files to how a question becomes tokens: template and special tokens."""
+"""From a checkpoint's JSON files to how a question becomes tokens: template and special tokens.
+
+Ids are looked for where transformers looks for them, in its order. Training code writes -1 or null for a token that a
+model does not have, and lists where it has several; an id that no token of the model has never counts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sdrpn.checkpoint.config_section import ConfigSection, read_optional_config
+from sdrpn.checkpoint.config_section import ConfigSection, read_optional_config, read_text_file
+from sdrpn.conversations import CONVERSATIONS
+from sdrpn.errors import BadCheckpoint
 from sdrpn.spec import PromptSpec
 
-__all__ = ["chat_template", "prompt_spec"]
+__all__ = ["chat_template", "image_token_id", "prompt_spec"]
+
+_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_DEFAULT_IDS = {"bos_token_id": 1, "eos_token_id": 2}  # of transformers' LlamaConfig
+_MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 
 
 def chat_template(folder: Path) -> str:
-    """The folder's Jinja template, newest place first; LLaVA-1.5's prompt where there is none."""
+    """The folder's Jinja template, newest place first; LLaVA-1.5's prompt where there is none. Raises BadCheckpoint."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text("utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = read_optional_config(folder / name).get("chat_template")
-        if isinstance(template, list):  # several, each with a name
-            named = {entry["name"]: entry["template"] for entry in template}
-            template = named.get("default", next(iter(named.values()), None))
-        if isinstance(template, str):
+        template = read_text_file(jinja)
+        if template.strip():
             return template
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        named = _named_templates(read_optional_config(folder / name))
+        if named:
+            return named.get("default", next(iter(named.values())))
     return "vicuna_v1"
+
+
+def _named_templates(config: ConfigSection) -> dict[str, str]:
+    """One template, or several as a list or an object, each with a name."""
+    value = config.get("chat_template", "")
+    if isinstance(value, str):
+        return {"default": value} if value.strip() else {}
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = {entry.get("name"): entry.get("template") for entry in value}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise config.wrong("chat_template", value, "a template, or several with their names")
+    return {name: template for name, template in value.items() if template.strip()}
+
+
+def image_token_id(config: ConfigSection) -> int | None:
+    """Of the token that stands for the image; None where there is none, as LLaVA's own -200 says."""
+    keys = ("image_token_index", "image_token_id")
+    if all(config.get(key) is None for key in keys):
+        return 32000  # of transformers' LlavaConfig
+    return next((token_id for key in keys for token_id in _ids(config, key)), None)
 
 
 def prompt_spec(
@@ -30,24 +61,81 @@ def prompt_spec(
 ) -> PromptSpec:
     """Template and special tokens; `tokens` is the section that has their ids, `config` the whole file."""
     generation = read_optional_config(folder / "generation_config.json")
+    model = (tokens, config)
+    tokenizer = read_optional_config(folder / "tokenizer_config.json")
+    special = _SpecialTokens(folder, tokenizer, vocabulary=tokens.whole("vocab_size", 32000))
     return PromptSpec(
         template=template,
-        image_token=_image_token(folder, image_token_id),
+        image_token=_image_token(tokenizer, image_token_id),
         image_token_id=image_token_id,
-        bos_token_id=tokens.whole("bos_token_id", 1),
-        eos_token_ids=_eos(generation if "eos_token_id" in generation.values else tokens),
-        pad_token_id=tokens.get("pad_token_id", config.get("pad_token_id")),
+        bos_token_id=next(iter(special.ids("bos_token_id", *model, generation)), None),
+        eos_token_ids=special.ids("eos_token_id", generation, *model),
+        pad_token_id=next((pad for section in (*model, generation) for pad in _ids(section, "pad_token_id")), None),
+        special_tokens={} if template in CONVERSATIONS else special.texts(),
     )
 
 
-def _eos(config: ConfigSection) -> tuple[int, ...]:
-    value = config.get("eos_token_id", 2)
+class _SpecialTokens:
+    """What the configs and the tokenizer of one folder say about special tokens."""
+
+    def __init__(self, folder: Path, tokenizer: ConfigSection, *, vocabulary: int) -> None:
+        self._folder, self._tokenizer, self._vocabulary = folder, tokenizer, vocabulary
+
+    def ids(self, key: str, *sections: ConfigSection) -> tuple[int, ...]:
+        """Of the first section that has any, else of the tokenizer, else LLaMA's where nothing is said at all."""
+        for section in sections:
+            known = tuple(token_id for token_id in _ids(section, key) if token_id < self._vocabulary)
+            if known:
+                return known
+        text = self.texts().get(key.removesuffix("_id"))
+        found = next((token_id for token_id, name in self._added_tokens() if name == text), None) if text else None
+        if found is not None:
+            return (found,)
+        said = any(section.get(key) is not None for section in sections)
+        return () if said else (_DEFAULT_IDS[key],)
+
+    def texts(self) -> dict[str, str]:
+        """By name, as a chat template knows them; an empty one is a token that the tokenizer says it lacks."""
+        entries = dict(self._tokenizer.values)
+        if "added_tokens_decoder" not in entries:  # written by transformers before 4.34, which has a second file
+            entries |= read_optional_config(self._folder / "special_tokens_map.json").values
+        texts = {}
+        for name in _TOKEN_NAMES:
+            value = entries.get(name, ...)
+            if isinstance(value, dict):
+                value = value.get("content")
+            if isinstance(value, str) or value is None:
+                texts[name] = value or ""
+        return texts
+
+    def _added_tokens(self) -> Iterator[tuple[int, str]]:
+        """Ids and texts, from wherever they may be written."""
+        for token_id, token in self._tokenizer.section("added_tokens_decoder").values.items():
+            if token_id.isdecimal() and isinstance(token, dict):
+                yield int(token_id[:10]), str(token.get("content"))
+        for text, token_id in read_optional_config(self._folder / "added_tokens.json").values.items():
+            if isinstance(token_id, int):
+                yield token_id, text
+        path = self._folder / "tokenizer.json"
+        if path.is_file() and path.stat().st_size <= _MAX_TOKENIZER_BYTES:
+            for token in read_optional_config(path).get("added_tokens", []):
+                if isinstance(token, dict) and isinstance(token.get("id"), int):
+                    yield token["id"], str(token.get("content"))
+
+
+def _ids(section: ConfigSection, key: str) -> tuple[int, ...]:
+    """The ids of an entry, which may be one or a list; negative ones stand for none."""
+    value = section.get(key, [])
     ids = tuple(value) if isinstance(value, list) else (value,)
-    if not all(isinstance(token_id, int) for token_id in ids):
-        raise config.wrong("eos_token_id", value, "a token id or a list of them")
-    return ids
+    for token_id in ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id >= 2**31:
+            raise section.wrong(key, value, "a token id or a list of them")
+    return tuple(token_id for token_id in ids if token_id >= 0)
 
 
-def _image_token(folder: Path, image_token_id: int | None) -> str:
-    added = read_optional_config(folder / "tokenizer_config.json").section("added_tokens_decoder")
-    return str(added.section(str(image_token_id)).get("content", "<image>"))
+def _image_token(tokenizer: ConfigSection, image_token_id: int | None) -> str:
+    token: Any = tokenizer.section("added_tokens_decoder").get(str(image_token_id), {})
+    text = token.get("content", "<image>") if isinstance(token, dict) else None
+    if not isinstance(text, str) or not text:
+        raise BadCheckpoint(f"{tokenizer.where}: added token {image_token_id} is {token!r}; expected one with a text")
+    return text
