@@ -16,7 +16,7 @@ import onnxruntime
 from sdrpn.bundle import GraphInfo
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.arrays import run_on_arrays
-from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, OnnxRuntimeRunner, session_options
+from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, load_session, session_options
 from sdrpn.runtime.external_data import graph_with_real_files
 from sdrpn.runtime.runner import Array
 
@@ -31,23 +31,18 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
     Args:
         model: the graph, as a file or as its bytes
         weights: folder that its weights' paths are relative to
-    Raises: RunFailed where ONNX Runtime refuses the graph, or what it saved is not what it had
+    Raises: BadBundle where ONNX Runtime refuses the graph, RunFailed where what it saved is not what it had
     """
     backend = OnnxRuntimeBackend("onnxruntime", threads)
     content = model if isinstance(model, bytes) else model.read_bytes()
     content, weights = graph_with_real_files(content, weights) or (content, weights)
     options = _saving(session_options(backend.threads), weights, out)
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-        reason = " ".join(str(error).split())
-        raise RunFailed(
-            f"ONNX Runtime {onnxruntime.__version__} cannot optimise the {graph.name} graph: {reason}"
-        ) from error
-    feeds = _trial(graph)
-    before = run_on_arrays(backend, OnnxRuntimeRunner(graph, session, "cpu", 0), feeds)
-    before = {name: array.copy() for name, array in before.items()}
+    session = load_session(content, f"the {graph.name} graph", options, ["CPUExecutionProvider"])
+    runner = backend.runner(graph, session)
     del session
+    feeds = _trial(graph)
+    before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
+    runner.close()
     runner = OnnxRuntimeBackend("onnxruntime", threads, optimized=True).load(graph, out)
     after = run_on_arrays(backend, runner, feeds)
     for name, array in before.items():

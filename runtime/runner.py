@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sdrpn.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import RunFailed
+from sdrpn.interrupt import Cancellation
 
 __all__ = ["Array", "Backend", "Buffer", "Runner", "Step", "check_bindings", "in_order", "nbytes"]
 
@@ -107,6 +108,11 @@ class Backend(Protocol):
     @property
     def prefill_rows(self) -> int | None:
         """Most rows that it likes to be given at once; None: any number. More go in several runs."""
+        ...
+
+    @property
+    def cancellation(self) -> Cancellation:
+        """Ends the run that is being made, where the library can, and refuses others until it is reset."""
         ...
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:

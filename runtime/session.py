@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sdrpn.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.interrupt import SignalWatch
 from sdrpn.links import AllowLinks
 from sdrpn.prompt import TextStream, build_prompt, decode_text, load_tokenizer
 from sdrpn.roi import Decide, RoiPolicy, decide_by_policy, roi_map
@@ -26,6 +27,7 @@ from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.picture import Decode, PictureSource, open_picture
 from sdrpn.runtime.runner import Backend, Runner
 from sdrpn.runtime.sampling import GREEDY, Sampler, Sampling
+from sdrpn.runtime.turns import Turn, Turns
 from sdrpn.runtime.two_pass import Prefill, Request, TwoPass
 from sdrpn.spec import ModelSpec
 
@@ -33,12 +35,17 @@ __all__ = ["AnswerStream", "Session"]
 
 FloatArray = npt.NDArray[np.float32]
 DEFAULT_POLICY = RoiPolicy()
+# A reader that waits for its network goes on within seconds; one that does not has left.
+STREAM_IDLE_S = 10.0
 
 
 class Session:
     """Answers one question at a time; remembers the last image, so that more questions about it cost less.
 
-    Not for several threads at once: the caches belong to the answer that is being made.
+    Several threads may share one: whoever asks waits until the answer before is complete. A stream that is not read to
+    its end keeps the others waiting for at most `stream_idle_s` behind its last token; then it has lost its turn and
+    raises RunFailed where it is read on. The thread that read it last does not wait: its next question takes the
+    turn at once. `close` of a stream gives the turn back without a wait.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Session:
         decode: Decode = "exact",
         threads: int | None = None,
         contexts: Sequence[int] = (),
+        stream_idle_s: float = STREAM_IDLE_S,
     ) -> None:
         """Load the variant's graphs. `Session.open` is the usual way in.
 
@@ -60,19 +68,23 @@ class Session:
             note: kept as `backend_note`
             decode, threads: of pictures, as in `open`
             contexts: the cache lengths that the engines have profiles for, where that is more than one
+            stream_idle_s: how long a stream that is not read on keeps other threads waiting
         """
         self.bundle, self.variant = bundle, variant
         self.backend, self.backend_note = backend.name, note
         self._decode_mode, self._threads = decode, threads
-        self._answers = 0
-        self._closed = False
+        self._turns = Turns(stream_idle_s)
+        self._cancellation = backend.cancellation
+        self._watch = SignalWatch(self._cancellation.cancel, self._cancellation.reset)
         spec, tokenizer = bundle.spec, bundle.manifest.tokenizer
         # Before the graphs, which may take a minute to load.
         self._tokenizer = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
-        self._embedding = TokenEmbedding(
-            bundle.file(variant.embedding), spec.llm.vocabulary, spec.llm.width, variant.embedding_dtype
-        )
         with ExitStack() as resources:
+            self._embedding = resources.enter_context(
+                TokenEmbedding(
+                    bundle.file(variant.embedding), spec.llm.vocabulary, spec.llm.width, variant.embedding_dtype
+                )
+            )
             runners: dict[str, Runner] = {}
             for name, graph in variant.graphs.items():
                 path = bundle.file(graph.file) if engines is None else engines[name]
@@ -215,9 +227,20 @@ class Session:
         """Compute everything of the next question anew, also where it is about the same image: for fair timing."""
         self._two_pass.forget_prefix()
 
+    def cancel(self) -> None:
+        """End the answer that is being made, in whichever thread: it raises Cancelled there.
+
+        A graph that runs ends within a fraction of a second. Questions that wait for their turn go on to be answered.
+        """
+        if self._turns.cancel():
+            self._cancellation.cancel()
+
     def close(self) -> None:
-        """Free graphs and caches; calling it twice does no harm."""
-        self._closed = True
+        """Wait for the step that another thread makes, then free graphs and caches; calling it twice does no harm.
+
+        An answer that is not complete raises RunFailed where it goes on; `cancel` before `close` saves the wait.
+        """
+        self._turns.close()
         self._resources.close()
 
     def __enter__(self) -> Session:
@@ -242,30 +265,35 @@ class Session:
         stop_ids: tuple[int, ...],
         trace: bool,
     ) -> AnswerStream:
-        self._require_open()
+        self._turns.require_open()
         watch = Stopwatch()
         with watch.stage("preprocess"):
             picture = open_picture(image, decode=self._decode_mode, threads=self._threads)
         request = Request(picture, before, after, decide, max_new_tokens)
-        self._answers += 1  # before anything is computed: a stream that is still open has lost its caches
-        prefill = self._two_pass.prefill(request, watch)
-        return AnswerStream(self, self._answers, request, prefill, watch, Sampler(sampling), stop_ids, trace)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RunFailed("the session was closed; open it again")
+        turn = self._turns.begin()
+        self._cancellation.reset()
+        try:
+            with turn.step(), self._watch:
+                prefill = self._two_pass.prefill(request, watch)
+            return AnswerStream(self, turn, request, prefill, watch, Sampler(sampling), stop_ids, trace)
+        except BaseException:
+            turn.end()
+            raise
 
     def _text(self, token_ids: Sequence[int]) -> str:
         return decode_text(self._tokenizer, token_ids) if self._tokenizer is not None else ""
 
 
 class AnswerStream:
-    """An answer on its way: iterate for text pieces, or `finish()` at once."""
+    """An answer on its way: iterate for text pieces, or `finish()` at once.
+
+    As a context manager it gives its turn back at the end of the block, complete or not.
+    """
 
     def __init__(
         self,
         session: Session,
-        number: int,
+        turn: Turn,
         request: Request,
         prefill: Prefill,
         watch: Stopwatch,
@@ -273,21 +301,22 @@ class AnswerStream:
         stop_ids: tuple[int, ...],
         trace: bool,
     ) -> None:
-        self._session, self._number = session, number
+        self._session, self._turn = session, turn
         self._request, self._prefill = request, prefill
         self._watch, self._sampler, self._keep_trace = watch, sampler, trace
         self._stop_ids = frozenset((*session.spec.prompt.eos_token_ids, *stop_ids))
         self._token_ids: list[int] = []
         self._step_logits: list[FloatArray] = []
         self._finish_reason: Literal["stop", "length"] | None = None  # None: not at the end
-        self._tokens = self._generate()
+        self._logits, self._position = prefill.logits, prefill.position
+        self._broken = False
         self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text, in whole characters; empty ones are left out."""
         tokenizer = self._session._tokenizer
         pieces = TextStream(tokenizer) if tokenizer is not None else None
-        for token_id in self._tokens:
+        while (token_id := self._next_token()) is not None:
             piece = pieces.push(token_id) if pieces is not None else ""
             if piece:
                 yield piece
@@ -298,8 +327,10 @@ class AnswerStream:
 
     def finish(self) -> Answer:
         """Run to the end and return the answer. Raises RunFailed where that cannot be reached any more."""
-        for _ in self._tokens:
-            pass
+        if self._finish_reason is None and not self._broken:
+            with self._step():  # one for all: each costs some microseconds
+                while self._chosen() is not None:
+                    pass
         self._answer = self._answer or self._collect()
         return self._answer
 
@@ -310,31 +341,68 @@ class AnswerStream:
             raise RunFailed("the answer is not complete; iterate to the end or call finish()")
         return self._answer
 
-    def _generate(self) -> Iterator[int]:
-        """Choose tokens until a stop token or the limit; the last chosen one is never computed further."""
-        logits, position = self._prefill.logits, self._prefill.position
-        while True:
-            if self._keep_trace:
-                self._step_logits.append(logits.copy())
-            token_id = self._sampler.choose(logits)
-            if token_id in self._stop_ids:
-                self._finish_reason = "stop"
-                return
-            self._token_ids.append(token_id)
-            if len(self._token_ids) == self._request.max_new_tokens:
-                self._finish_reason = "length"
-            yield token_id
-            if self._finish_reason is not None:
-                return
-            self._require_current()
-            with self._watch.decode_step():
-                logits = self._session._decoder.step(self._session._embedding.rows([token_id]), position)
-            position += 1
+    def close(self) -> None:
+        """End the answer here, from any thread, and give its turn back; nothing happens to one that is complete."""
+        if self._finish_reason is not None:
+            return
+        if self._session._turns.cancel(self._turn):
+            self._session._cancellation.cancel()
+        else:
+            self._turn.cancelled = True
+            self._turn.end()
 
-    def _require_current(self) -> None:
-        self._session._require_open()
-        if self._session._answers != self._number:
-            raise RunFailed("another question was asked before this answer was complete; finish one stream at a time")
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        """Nobody can read on."""
+        self._turn.end()
+
+    def _next_token(self) -> int | None:
+        """None behind the last one."""
+        if self._finish_reason is not None or self._broken:
+            return None
+        with self._step():
+            return self._chosen()
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """Of the session's turn, which ends with the answer, be it complete or broken off."""
+        try:
+            with self._turn.step(), self._session._watch:
+                yield
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            if self._broken or self._finish_reason is not None:
+                self._turn.end()
+
+    def _chosen(self) -> int | None:
+        """Choose a token until a stop token or the limit, then None; the last one is never computed further."""
+        if self._finish_reason is not None:
+            return None
+        self._turn.require_uncancelled()
+        if self._token_ids:
+            with self._watch.decode_step():
+                embedding = self._session._embedding.rows([self._token_ids[-1]])
+                self._logits = self._session._decoder.step(embedding, self._position)
+            self._position += 1
+        if self._keep_trace:
+            self._step_logits.append(self._logits.copy())
+        token_id = self._sampler.choose(self._logits)
+        if token_id in self._stop_ids:
+            self._finish_reason = "stop"
+            return None
+        self._token_ids.append(token_id)
+        if len(self._token_ids) == self._request.max_new_tokens:
+            self._finish_reason = "length"
+        return token_id
 
     def _collect(self) -> Answer:
         if self._finish_reason is None:  # a failure ended the tokens, and was reported then

@@ -8,6 +8,7 @@
     │   ├── EngineMismatch    an engine does not fit this machine or its bundle
     │   ├── ContextTooLong    prompt and answer do not fit the context
     │   └── MissingDependency an optional library is not installed
+    ├── Cancelled             the answer was ended before it was complete
     └── RunFailed             a graph, an export or a comparison failed
         └── EngineNotBuilt    a library finds no kernels for a graph
 
@@ -21,6 +22,7 @@ __all__ = [
     "BadCheckpoint",
     "BadImage",
     "BadInput",
+    "Cancelled",
     "ContextTooLong",
     "EngineMismatch",
     "EngineNotBuilt",
@@ -64,6 +66,10 @@ class ContextTooLong(BadInput):
 
 class MissingDependency(BadInput):
     """A feature needs a library that is not installed."""
+
+
+class Cancelled(SdrpnError, RuntimeError):
+    """Someone ended the work: `cancel` of a session, or `close` of a stream."""
 
 
 class RunFailed(SdrpnError, RuntimeError):

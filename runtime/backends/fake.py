@@ -13,6 +13,7 @@ import numpy as np
 
 from sdrpn.bundle import GraphInfo
 from sdrpn.errors import RunFailed
+from sdrpn.interrupt import Cancellation
 from sdrpn.runtime.host_buffer import HostBuffer
 from sdrpn.runtime.runner import Array, Buffer, Step, check_bindings, in_order
 
@@ -39,6 +40,7 @@ class FakeBackend:
     calls: list[FakeCall] = field(default_factory=list)
     name: str = "fake"
     prefill_rows: int | None = None
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
         """Zeros in ordinary memory."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 import onnxruntime
 
 from sdrpn.bundle import GraphInfo, TensorInfo
-from sdrpn.errors import BadInput, MissingDependency, RunFailed
+from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunFailed, SdrpnError
+from sdrpn.interrupt import Cancellation, SignalWatch
 from sdrpn.runtime.external_data import graph_with_real_files
 from sdrpn.runtime.host_buffer import HostBuffer
 from sdrpn.runtime.runner import Array, Buffer, Step, check_bindings, in_order, nbytes
 
-__all__ = ["PROVIDERS", "WEIGHTS_FOLDER", "OnnxRuntimeBackend", "session_options"]
+__all__ = ["PROVIDERS", "WEIGHTS_FOLDER", "OnnxRuntimeBackend", "load_session", "session_options"]
 
 # --backend name -> (execution provider, device of its buffers)
 PROVIDERS = {
@@ -30,6 +32,12 @@ PROVIDERS = {
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # Each has memory of its own in every graph. An answer with 256 took half a minute on two cores, with 1024 over one.
 _MOST_THREADS = 256
+# Of what is not the graph's fault: memory, disk, descriptors, threads.
+_OF_THE_MACHINE = re.compile(
+    r"bad_alloc|bad allocation|out of memory|failed to allocate|no space left|disk quota|input/output error"
+    r"|too many open files|resource temporarily unavailable",
+    re.IGNORECASE,
+)
 # TensorProto's numbers of types that NumPy lacks.
 _ELEMENT_TYPES = {"float8_e4m3fn": 17}
 # On a CPU, activations of a long prompt leave the caches, and attention over its first rows need not see its last ones:
@@ -56,6 +64,11 @@ class OnnxRuntimeBackend:
             raise BadInput(f"threads is {threads}; expected 1 to {_MOST_THREADS}, or none for one per core")
         self._providers = _fallbacks(provider, device_id)
         self.threads = threads if threads is not None else _cores()
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.log_severity_level = 4  # what fails comes back as an exception
+        # The library's Python asks for this entry at every run, and it being absent costs 40 us.
+        self._run_options.add_run_config_entry("gpu_graph_id", "-1")  # no graph capture, which is the default
+        self.cancellation = Cancellation(self._set_terminate)
         self._optimized = optimized
         self.prefill_rows = _CPU_PREFILL_ROWS if self._device == "cpu" else None
 
@@ -66,32 +79,50 @@ class OnnxRuntimeBackend:
         return DeviceBuffer.zeros(shape, dtype, self._device, self._device_id)
 
     def load(self, graph: GraphInfo, path: Path) -> OnnxRuntimeRunner:
-        """Load `path`; weights are mapped from its external files."""
+        """Load `path`; weights are mapped from its external files.
+
+        Raises:
+            BadBundle: the library refuses the graph, or it is not what `graph` says
+            RunFailed: memory is short
+        """
         options = session_options(self.threads)
         if self._optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            session = onnxruntime.InferenceSession(_source(path, options), options, providers=self._providers)
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise RunFailed(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
-            ) from error
-        return OnnxRuntimeRunner(graph, session, self._device, self._device_id)
+        session = load_session(_source(path, options), str(path), options, self._providers)
+        _require_declared(path, graph, session)
+        return self.runner(graph, session)
+
+    def runner(self, graph: GraphInfo, session: onnxruntime.InferenceSession) -> OnnxRuntimeRunner:
+        """A runner of a session that was made with the backend's provider."""
+        return OnnxRuntimeRunner(graph, session, self._device, self._device_id, self._run_options, self.cancellation)
 
     def chain(self, steps: Sequence[Step], written: Sequence[Buffer], read: Sequence[Buffer]) -> Step:
         """See `Backend.chain`."""
         return in_order(steps)
 
+    def _set_terminate(self, wished: bool) -> None:
+        self._run_options.terminate = wished
+
 
 class OnnxRuntimeRunner:
     """A graph in an ONNX Runtime session, fed through bindings only."""
 
-    def __init__(self, graph: GraphInfo, session: onnxruntime.InferenceSession, device: str, device_id: int) -> None:
+    def __init__(
+        self,
+        graph: GraphInfo,
+        session: onnxruntime.InferenceSession,
+        device: str,
+        device_id: int,
+        options: onnxruntime.RunOptions,
+        cancellation: Cancellation,
+    ) -> None:
+        """Args: options: of every run; `cancellation` sets its `terminate`"""
         self.name = graph.name
         self.inputs = {tensor.name: tensor for tensor in graph.inputs}
         self.outputs = {tensor.name: tensor for tensor in graph.outputs}
         self._session: onnxruntime.InferenceSession | None = session
         self._device, self._device_id = device, device_id
+        self._options, self._cancellation = options, cancellation
 
     def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Callable[[], None]:
         """See `Runner.bind`."""
@@ -103,7 +134,8 @@ class OnnxRuntimeRunner:
             binding.bind_input(name, *self._place(self.inputs[name], buffer))
         for name, buffer in results.items():
             binding.bind_output(name, *self._place(self.outputs[name], buffer))
-        return _BoundStep(self.name, self._open_session(), binding, (dict(feeds), dict(results)))
+        run = functools.partial(self._open_session().run_with_iobinding, binding, self._options)
+        return _BoundStep(self.name, run, (dict(feeds), dict(results)), self._cancellation)
 
     def run(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
         """See `Runner.run`."""
@@ -127,17 +159,26 @@ class OnnxRuntimeRunner:
 class _BoundStep:
     """A run with everything in its place; holds the buffers, of which the binding knows only the addresses."""
 
-    def __init__(
-        self, name: str, session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding, buffers: object
-    ) -> None:
-        self._name, self._binding, self._buffers = name, binding, buffers
-        self._run = session.run_with_iobinding
+    def __init__(self, name: str, run: Callable[[], None], buffers: object, cancellation: Cancellation) -> None:
+        self._name, self._run, self._buffers = name, run, buffers
+        self._cancellation = cancellation
+        self._watch = SignalWatch(cancellation.cancel, cancellation.reset)
 
     def __call__(self) -> None:
         try:
-            self._run(self._binding)
+            with self._watch:
+                self._run()
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise RunFailed(f"the {self._name} graph failed in ONNX Runtime: {_first_line(error)}") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> SdrpnError:
+        """Names, types and shapes were compared before: what is left is memory, or the graph."""
+        if self._cancellation.wished or self._watch.ended:
+            return Cancelled(f"the {self._name} graph was ended before it was done; ask again")
+        reason = f"the {self._name} graph failed in ONNX Runtime: {_first_line(error)}"
+        if _OF_THE_MACHINE.search(str(error)):
+            return RunFailed(reason)
+        return BadBundle(f"{reason}; export the bundle again")
 
 
 class DeviceBuffer:
@@ -230,6 +271,51 @@ def _source(path: Path, options: onnxruntime.SessionOptions) -> str | bytes:
     content, folder = found
     options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(folder))
     return content
+
+
+def load_session(
+    model: str | bytes, name: str, options: onnxruntime.SessionOptions, providers: Sequence[Any]
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session, which a signal ends while it is made.
+
+    Args:
+        model: path or content of the graph
+        name: of the graph, for messages
+    Raises: BadBundle where the library refuses the graph, RunFailed where memory or disk is short
+    """
+    watch = SignalWatch(lambda: options.set_load_cancellation_flag(True))
+    try:
+        with watch:
+            return onnxruntime.InferenceSession(model, options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+        if watch.ended:
+            raise Cancelled(f"{name} was not loaded: a signal came") from error
+        reason = f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {_first_line(error)}"
+        if _OF_THE_MACHINE.search(str(error)):
+            raise RunFailed(reason) from error
+        raise BadBundle(f"{reason}; export the bundle again") from error
+
+
+def _require_declared(path: Path, graph: GraphInfo, session: onnxruntime.InferenceSession) -> None:
+    """The graph takes and gives what the manifest says, as far as it fixes names and numbers of dims."""
+    for side, declared, found in (
+        ("inputs", graph.inputs, session.get_inputs()),
+        ("outputs", graph.outputs, session.get_outputs()),
+    ):
+        ours, theirs = {one.name: one.dims for one in declared}, {one.name: one.shape for one in found}
+        if ours.keys() != theirs.keys():
+            names = ", ".join(sorted(ours.keys() ^ theirs.keys()))
+            raise BadBundle(f"{path} and the manifest differ in {side}: {names}; export the bundle again")
+        for name, dims in ours.items():
+            if len(dims) != len(theirs[name]) or any(map(_unlike, dims, theirs[name])):
+                raise BadBundle(
+                    f"{path} has {name} as {tuple(theirs[name])}, the manifest as {dims}; export the bundle again"
+                )
+
+
+def _unlike(declared: int | str, found: int | str | None) -> bool:
+    """Dynamic dims may be named otherwise, and a saved graph may have fewer names."""
+    return isinstance(declared, int) and isinstance(found, int) and declared != found
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

@@ -16,6 +16,7 @@ from typing import Any
 from sdrpn.atomic import replacing_file, require_writable_file
 from sdrpn.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadInput, EngineMismatch, RunFailed
+from sdrpn.interrupt import Cancellation
 from sdrpn.runtime.backends.cuda import Cuda
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Block, Device
@@ -68,6 +69,7 @@ class TensorRtBackend:
     ) -> None:
         """Raises RunFailed where CUDA finds no GPU that it can use."""
         self.library, self.options = library, options or EngineOptions()
+        self.cancellation = Cancellation()
         self._host_code = host_code
         self.device = Device(cuda)
         self.memory = WorkingMemory(self.device)

@@ -127,8 +127,9 @@ def _compare_variant(
         if any(not check.ok and check.kind in ("names", "axes", "shapes") for check in checks):
             return  # graphs that cannot be run cannot answer
         steps.take()
-        table = TokenEmbedding(bundle.file(variant.embedding), llm.vocabulary, llm.width, variant.embedding_dtype)
-        yield from compare_embedding(model, variant, table.rows)
+        embedding = bundle.file(variant.embedding)
+        with TokenEmbedding(embedding, llm.vocabulary, llm.width, variant.embedding_dtype) as table:
+            yield from compare_embedding(model, variant, table.rows)
         with Session.open(runs.path, variant=variant.name, verify=False) as session:
             answer = answers_of(session, steps)
             yield from compare_answers(model, questions, answer, variant=variant.name, precision=variant.numerics)

@@ -12,14 +12,14 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
-from types import FrameType
 from typing import NoReturn, Protocol, cast
 
 from sdrpn import __version__
 from sdrpn.errors import SdrpnError
+from sdrpn.interrupt import raising_on_signals
 
 __all__ = ["main"]
 
@@ -52,6 +52,13 @@ EXIT_BROKEN_PIPE = 128 + 13
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
+_ENDED = {EXIT_INTERRUPTED: "sdrpn: interrupted", EXIT_TERMINATED: "sdrpn: terminated"}
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came."""
+
+
 class Verb(Protocol):
     """What the module of a verb has."""
 
@@ -72,19 +79,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read before parsing, so that a trace can be had of anything that happens from here on.
     debug = "--debug" in arguments[: arguments.index("--")] if "--" in arguments else "--debug" in arguments
     try:
-        with _terminable():
+        with raising_on_signals({signal.SIGINT: _interrupt, signal.SIGTERM: _terminate}, _end_now):
             code = _run(arguments)
             sys.stdout.flush()
             return code
     except BrokenPipeError:
         _silence_stdout()
         return EXIT_BROKEN_PIPE
-    except SystemExit as error:  # argparse, after --help or a usage error; SIGTERM
+    except _Terminated:
+        _complain(_ENDED[EXIT_TERMINATED])
+        return EXIT_TERMINATED
+    except SystemExit as error:  # argparse, after --help or a usage error
         return error.code if isinstance(error.code, int) else EXIT_FAILED
     except KeyboardInterrupt:
         if debug:
             raise
-        _complain("sdrpn: interrupted")
+        _complain(_ENDED[EXIT_INTERRUPTED])
         return EXIT_INTERRUPTED
     except SdrpnError as error:
         if debug:
@@ -180,22 +190,20 @@ def _silence_stdout() -> None:
         os.close(nowhere)
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that temporary files are removed."""
+def _interrupt() -> NoReturn:
+    raise KeyboardInterrupt
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(EXIT_TERMINATED)
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals are not ours there
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _terminate() -> NoReturn:
+    """SIGTERM unwinds the stack as Ctrl-C does, so that temporary files are removed."""
+    raise _Terminated(EXIT_TERMINATED)
+
+
+def _end_now(number: int) -> None:
+    """The main thread does not come back from a library: nothing is unwound, the next run removes what is left."""
+    code = 128 + number
+    _complain(_ENDED[code])
+    os._exit(code)
 
 
 if __name__ == "__main__":

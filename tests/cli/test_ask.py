@@ -208,7 +208,7 @@ class TestFailures:
             return buffers
 
         monkeypatch.setattr(decoder, "_indices", misplaced)
-        message = refusal(ask(), 1)
+        message = refusal(ask())
         assert re.match(r"the trunk graph failed in ONNX Runtime: \S", message)
 
 

@@ -200,7 +200,44 @@ class TestSignals:
         assert main(["doctor"]) == 143
         assert cleaned == [True]
         assert signal.getsignal(signal.SIGTERM) is before
-        assert capsys.readouterr().err == ""
+        assert capsys.readouterr().err == "sdrpn: terminated\n"
+
+    def test_a_signal_that_the_process_ignores_stays_ignored(self, verb: Callable[[Body], None]) -> None:
+        """As `nohup` and a shell's `&` ask for."""
+
+        def body() -> int:
+            os.kill(os.getpid(), signal.SIGINT)
+            return 0
+
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            verb(body)
+            assert main(["doctor"]) == 0
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @pytest.mark.parametrize(
+        ("number", "code", "line"),
+        [(signal.SIGINT, 130, "sdrpn: interrupted\n"), (signal.SIGTERM, 143, "sdrpn: terminated\n")],
+    )
+    def test_a_library_that_does_not_come_back_does_not_keep_the_process(
+        self, number: int, code: int, line: str
+    ) -> None:
+        """It sleeps on through every signal, as a decoder would compute on."""
+        done = run_python(
+            "import ctypes, os, signal, threading\n"
+            "from sdrpn.cli import main as frame\n"
+            "libc = ctypes.CDLL(None)\n"
+            "class Verb:\n"
+            "    HELP = DESCRIPTION = 'sleep'\n"
+            "    def add_arguments(self, parser): pass\n"
+            "    def run(self, args):\n"
+            f"        threading.Timer(0.2, lambda: os.kill(os.getpid(), {int(number)})).start()\n"
+            "        while libc.sleep(1000): pass\n"
+            "frame.VERBS, frame._verb = ('doctor',), lambda name: Verb()\n"
+            "raise SystemExit(frame.main(['doctor']))\n"
+        )
+        assert (done.returncode, done.stderr) == (code, line)
 
     def test_outside_the_main_thread_signals_are_left_alone(self, verb: Callable[[Body], None]) -> None:
         verb(lambda: 0)

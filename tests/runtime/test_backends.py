@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from sdrpn.bundle import Bundle, GraphInfo, open_bundle
-from sdrpn.errors import BadInput, MissingDependency, RunFailed
+from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import BACKENDS, open_backend
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeRunner
@@ -81,7 +81,7 @@ class TestLoading:
         bundle = open_bundle(copied(text_bundle, tmp_path))
         damage(bundle.path / file)
         path = bundle.path / "trunk.fused-fp32.onnx"
-        with pytest.raises(RunFailed, match=rf"ONNX Runtime \d.* cannot load {re.escape(str(path))}: ") as caught:
+        with pytest.raises(BadBundle, match=rf"ONNX Runtime \d.* cannot load {re.escape(str(path))}: ") as caught:
             open_backend("onnxruntime", 1).load(bundle.variant().graphs["trunk"], path)
         assert "\n" not in str(caught.value)
 
@@ -102,7 +102,7 @@ class TestLoading:
         feeds = {n: backend.allocate(shape(t.dims, extents), t.dtype) for n, t in runner.inputs.items()}
         results = {n: backend.allocate(shape(t.dims, extents), t.dtype) for n, t in runner.outputs.items()}
         feeds["write_index"].write(np.array([100], np.int64))  # past the caches
-        with pytest.raises(RunFailed, match="the tail graph failed in ONNX Runtime: ") as caught:
+        with pytest.raises(BadBundle, match="the tail graph failed in ONNX Runtime: ") as caught:
             runner.run(feeds, results)
         assert "\n" not in str(caught.value)
 

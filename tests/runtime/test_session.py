@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from sdrpn.bundle import Bundle, GraphInfo
-from sdrpn.errors import BadBundle, BadInput, ContextTooLong, RunFailed
+from sdrpn.errors import BadBundle, BadInput, Cancelled, ContextTooLong, RunFailed
 from sdrpn.roi import RoiPolicy
 from sdrpn.runtime import Answer, Sampling, Session
 from sdrpn.runtime.backends.fake import FakeBackend, FakeRunner
@@ -361,3 +363,124 @@ class TestLifetime:
         bundle = fake_bundle(tmp_path, tokenizer="tokenizer.json")
         with pytest.raises(BadBundle, match=r"tokenizer\.json is not a tokenizer"):
             Session(bundle, bundle.variant(), FakeBackend({}))
+
+
+class TestThreads:
+    """Several threads ask one session, or each one of its own: every answer is that of a single thread."""
+
+    QUESTIONS: tuple[tuple[int, ...], ...] = ((3, 4), (5, 4), (6, 7, 8))
+
+    def test_answers_are_those_of_one_thread(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(looking(Script()))
+        expected = {after: fake.ids(after=after, roi=RoiPolicy(), max_new_tokens=5) for after in self.QUESTIONS}
+        wrong: list[object] = []
+
+        def ask(after: tuple[int, ...]) -> None:
+            for _ in range(20):
+                answer = fake.ids(after=after, roi=RoiPolicy(), max_new_tokens=5)
+                if answer.token_ids != expected[after].token_ids:
+                    wrong.append(answer)
+
+        run_threads([lambda after=after: ask(after) for after in self.QUESTIONS])  # type: ignore[misc]
+        assert wrong == []
+
+    def test_streams_wait_for_each_other(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(Script())
+        expected = fake.session.answer(IMAGE, "w8", roi=None, max_new_tokens=6).text
+        texts: list[str] = []
+
+        def read() -> None:
+            for _ in range(5):
+                texts.append("".join(fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=6)))
+
+        run_threads([read] * 3)
+        assert texts == [expected] * 15
+
+    def test_two_sessions_do_not_know_of_each_other(
+        self, text_bundle: Path, tmp_path: Path, open_fake: Callable[..., Fake]
+    ) -> None:
+        pictures = [np.full((40, 50, 3), value, np.uint8) for value in (40, 90, 200)]
+        answers: dict[int, list[tuple[int, ...]]] = {}
+
+        def ask(which: int) -> None:
+            with Session.open(text_bundle, threads=1) as session:
+                answers[which] = [
+                    session.answer_ids(picture, BEFORE, AFTER, max_new_tokens=4).token_ids for picture in pictures * 3
+                ]
+
+        ask(0)
+        run_threads([lambda which=which: ask(which) for which in (1, 2, 3)])  # type: ignore[misc]
+        assert answers[0] == answers[1] == answers[2] == answers[3]
+
+    def test_a_stream_that_is_left_keeps_nobody_for_ever(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(script_of(5, 6, 7))
+        fake.session._turns._idle_s = 0.05
+        left = iter(fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5))
+        next(left)
+        run_threads([lambda: fake.ids()])
+        with pytest.raises(RunFailed, match="another question was asked before this answer was complete"):
+            next(left)
+
+    def test_a_stream_that_nobody_holds_any_more_keeps_nobody(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(Script())
+        fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5)
+        run_threads([lambda: fake.ids()])
+
+    def test_closing_a_stream_lets_the_next_one_in(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(Script())
+        with fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5) as stream:
+            next(iter(stream))
+        run_threads([lambda: fake.ids()])
+        with pytest.raises(Cancelled, match="the answer was cancelled; ask again"):
+            stream.finish()
+
+    def test_cancelling_between_two_tokens(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(Script())
+        stream = fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5)
+        pieces = iter(stream)
+        next(pieces)
+        fake.session.cancel()
+        with pytest.raises(Cancelled, match="the answer was cancelled; ask again"):
+            next(pieces)
+        assert len(fake.ids().token_ids) == 4
+
+    def test_cancelling_where_nothing_is_asked(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(Script())
+        fake.session.cancel()
+        assert len(fake.ids().token_ids) == 4
+
+    def test_closing_waits_for_the_graph_that_runs(self, open_fake: Callable[..., Fake]) -> None:
+        script, running, go_on = Script(), threading.Event(), threading.Event()
+        vision, order = script.vision, list[str]()
+
+        def slow(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            running.set()
+            go_on.wait(TIMEOUT_S)
+            order.append("vision")
+            return vision(feeds)
+
+        script.vision = slow  # type: ignore[method-assign]
+        fake = open_fake(script)
+
+        def ask() -> None:
+            with pytest.raises(RunFailed, match="the session was closed"):
+                fake.ids()
+
+        def close() -> None:
+            running.wait(TIMEOUT_S)
+            threading.Timer(0.05, go_on.set).start()
+            fake.session.close()
+            order.append("closed")
+
+        run_threads([ask, close])
+        assert order == ["vision", "closed"]
+
+
+TIMEOUT_S = 60  # of what must not hang
+
+
+def run_threads(work: Sequence[Callable[[], object]]) -> None:
+    """Run all at once, and raise the first error."""
+    with ThreadPoolExecutor(len(work)) as pool:
+        for future in [pool.submit(one) for one in work]:
+            future.result(TIMEOUT_S)
