@@ -6,6 +6,7 @@ a graph: whoever calls may hand one over that was rewritten.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,8 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
     feeds = _trial(graph)
     before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
     runner.close()
-    runner = OnnxRuntimeBackend("onnxruntime", threads, optimized=True).load(graph, out)
+    saved = dataclasses.replace(graph, weights=(f"{out.name}.data",))
+    runner = OnnxRuntimeBackend("onnxruntime", threads, optimized=True).load(saved, out)
     after = run_on_arrays(backend, runner, feeds)
     for name, array in before.items():
         if not np.array_equal(array, after[name]):

@@ -145,7 +145,9 @@ class Session:
         library = open_backend(choice.backend, threads, optimized=saved is not None)
         if saved is not None:
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
-            return cls(bundle, chosen, library, saved.graphs, choice.note, decode=decode, threads=threads)
+            return cls(
+                bundle, saved.variant(chosen), library, saved.graphs, choice.note, decode=decode, threads=threads
+            )
         bundle.verify((*chosen.files, *tokenizer), large=verify)
         return cls(bundle, chosen, library, note=choice.note or note, decode=decode, threads=threads)
 

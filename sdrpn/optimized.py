@@ -72,6 +72,12 @@ class OptimizedSet:
         """The file of each graph."""
         return {name: self.path / file for name, file in self.manifest.graphs.items()}
 
+    def variant(self, bundle: Variant) -> Variant:
+        """The bundle's variant with the weights that these graphs have."""
+        weights = tuple(self.manifest.files.keys() - {*self.manifest.graphs.values()})
+        graphs = {name: dataclasses.replace(graph, weights=weights) for name, graph in bundle.graphs.items()}
+        return dataclasses.replace(bundle, graphs=graphs)
+
     def verify(self, *, large: bool = True) -> None:
         """Compare sizes with the manifest, and digests (of large files too, or not).
 

@@ -16,7 +16,7 @@ import onnxruntime
 from sdrpn.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunFailed, SdrpnError
 from sdrpn.interrupt import Cancellation, SignalWatch
-from sdrpn.runtime.external_data import graph_with_real_files
+from sdrpn.runtime.external_data import external_files, graph_with_real_files
 from sdrpn.runtime.host_buffer import HostBuffer
 from sdrpn.runtime.runner import Array, Buffer, Step, check_bindings, in_order, nbytes
 
@@ -65,7 +65,6 @@ class OnnxRuntimeBackend:
         self._providers = _fallbacks(provider, device_id)
         self.threads = threads if threads is not None else _cores()
         self._run_options = onnxruntime.RunOptions()
-        self._run_options.log_severity_level = 4  # what fails comes back as an exception
         # The library's Python asks for this entry at every run, and it being absent costs 40 us.
         self._run_options.add_run_config_entry("gpu_graph_id", "-1")  # no graph capture, which is the default
         self.cancellation = Cancellation(self._set_terminate)
@@ -88,7 +87,7 @@ class OnnxRuntimeBackend:
         options = session_options(self.threads)
         if self._optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = load_session(_source(path, options), str(path), options, self._providers)
+        session = load_session(_source(path, graph.weights, options), str(path), options, self._providers)
         _require_declared(path, graph, session)
         return self.runner(graph, session)
 
@@ -263,9 +262,22 @@ def _fallbacks(provider: str, device_id: int) -> list[Any]:
     return [cuda] if provider == "CUDAExecutionProvider" else [(provider, on_device), cuda]
 
 
-def _source(path: Path, options: onnxruntime.SessionOptions) -> str | bytes:
-    """What a session is made of: the file, or the graph with the names of the files that links lead to."""
-    found = graph_with_real_files(path.read_bytes(), path.parent)
+def _source(path: Path, weights: Sequence[str], options: onnxruntime.SessionOptions) -> str | bytes:
+    """What a session is made of: the file, or the graph with the names of the files that links lead to.
+
+    Args: weights: the only files that the graph's weights may lie in: those that were checked
+    """
+    content = path.read_bytes()
+    try:
+        others = sorted(external_files(content) - {*weights})
+    except BadBundle as error:
+        raise BadBundle(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+    if others:
+        raise BadBundle(
+            f"{path} takes weights from {others[0]!r}, which is not listed as a file of this graph; export the bundle "
+            "again"
+        )
+    found = graph_with_real_files(content, path.parent)
     if found is None:
         return os.fspath(path)
     content, folder = found
