@@ -1,9 +1,11 @@
 """Build all engines of a model with TensorRT-RTX, without a GPU: time, sizes, peak memory, and the gate of kernels.
 
 python benchmarks/engine_builds.py WORK --model 7b-4+4 --precision fp16 --dialect fused >>figures.jsonl
+python benchmarks/engine_builds.py WORK --model 7b-4+4 --dialect primitive --contexts 1024,4096 >>figures.jsonl
 python benchmarks/engine_builds.py --table figures.jsonl
 
-The first prints a line of JSON an engine, the second all of them as a table in Markdown.
+The first prints a line of JSON an engine, the second one with profiles for two contexts, the third all of them as a
+table in Markdown.
 WORK keeps checkpoint and bundle (10 GB for 7b-4+4); engines are removed as soon as they are measured.
 """
 
@@ -22,6 +24,7 @@ from typing import Any
 
 from shapes import SHAPES
 
+from sdrpn.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engine_manifest import EngineManifest
 from sdrpn.engines import BuildOptions, Target, build_engines, plan_engines
@@ -62,14 +65,35 @@ MODELS: dict[str, Callable[[Path], tuple[Path, Path | None]]] = {
 }
 
 
+class AnyInputs:
+    """In place of a calibration, for FP8: nothing that goes into a product is above 44.8.
+
+    What is built does not depend on the numbers.
+    """
+
+    digest = "any"
+
+    def second_moment(self, name: str, /) -> Any:
+        raise AssertionError(name)
+
+    def largest(self, name: str, /) -> float:
+        return 44.8
+
+
 def bundle_of(work: Path, model: str, precision: str, dialect: str) -> Path:
     """The model's bundle with this variant in it."""
     path = work / f"{model}-bundle"
     manifest = path / "manifest.json"
     if not manifest.exists() or f"{dialect}-{precision}" not in json.loads(manifest.read_text())["variants"]:
         checkpoint, rpn = MODELS[model](work)
-        options = ExportOptions(precision, dialect, block=INT4_BLOCKS.get(model, 32))  # type: ignore[arg-type]
-        export_bundle(checkpoint, path, options, rpn=rpn)
+        calibration = AnyInputs() if precision == "fp8" else None
+        options = ExportOptions(
+            precision,  # type: ignore[arg-type]
+            dialect,  # type: ignore[arg-type]
+            block=INT4_BLOCKS.get(model, 32),
+            calibration=None if calibration is None else calibration.digest,
+        )
+        export_bundle(checkpoint, path, options, rpn=rpn, calibration=calibration)
     return path
 
 
@@ -89,7 +113,9 @@ def target(capabilities: tuple[str, ...], precision: str, dialect: str) -> Targe
     )
 
 
-def measured(work: Path, model: str, precision: str, dialect: str) -> Iterator[dict[str, Any]]:
+def measured(
+    work: Path, model: str, precision: str, dialect: str, contexts: tuple[int, ...], only: str | None
+) -> Iterator[dict[str, Any]]:
     """A row an engine, for every kind of GPU; a row with the reason where there is none."""
     about = {"model": model, "precision": precision, "dialect": dialect}
     try:
@@ -97,16 +123,22 @@ def measured(work: Path, model: str, precision: str, dialect: str) -> Iterator[d
     except SdrpnError as error:
         yield {**about, "refused": str(error)}
         return
-    for capabilities in GPUS:
+    for capabilities in (one for one in GPUS if only in (None, " ".join(one)) and (precision != "fp8" or has_fp8(one))):
         plan = plan_engines(bundle, target(capabilities, precision, dialect), BuildOptions())
-        context = min(MAX_CONTEXT, plan.max_context)
+        lengths = tuple(min(context, open_bundle(bundle).manifest.max_context) for context in contexts)
         for graph in [one.graph.name for one in plan.engines]:
-            options = BuildOptions(graphs=(graph,), max_context=context, kernel_gate=False)
+            options = BuildOptions(
+                graphs=(graph,), max_context=lengths[-1], shorter_contexts=lengths[:-1], kernel_gate=False
+            )
             before_s = children_processor_s()
             (built,) = build_engines(plan_engines(bundle, plan.target, options))
             processor_s = children_processor_s() - before_s
             yield {**about, "for": " ".join(capabilities), **figures(built.manifest), "processor_s": processor_s}
         shutil.rmtree(bundle / "engines")
+
+
+def has_fp8(capabilities: tuple[str, ...]) -> bool:
+    return all(int(one[2:]) >= 89 for one in capabilities)
 
 
 def children_processor_s() -> float:
@@ -124,6 +156,7 @@ def figures(manifest: EngineManifest) -> dict[str, Any]:
         "peak_rss_bytes": manifest.peak_rss_bytes,
         "kernels": manifest.kernels,
         "kernel_gate": list(manifest.kernel_gate),
+        "contexts": list(manifest.contexts),
         "library": manifest.library_version,
     }
 
@@ -139,15 +172,16 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
             yield f"{row['model']}, {row['dialect']}-{row['precision']}: {row['refused']}"
         else:
             single = "one" if " " not in row["for"] else "four at once"
-            groups[row["model"], f"{row['dialect']}-{row['precision']}", row["graph"], single].append(row)
-    yield "| model | variant | graph | for | weights | engine | processor s | peak RSS | bound | kernels |"
-    yield "|---|---|---|---|---:|---:|---:|---:|---:|---|"
+            contexts = " and ".join(map(str, row.get("contexts", [MAX_CONTEXT])))
+            groups[row["model"], f"{row['dialect']}-{row['precision']}", row["graph"], contexts, single].append(row)
+    yield "| model | variant | graph | contexts | for | weights | engine | processor s | peak RSS | bound | kernels |"
+    yield "|---|---|---|---|---|---:|---:|---:|---:|---:|---|"
     for key, found in groups.items():
         weights = found[0]["weights_bytes"]
         faults = {fault for row in found for fault in row["kernel_gate"]}
         cells = (
-            *key[:3],
-            f"{len(found)}, each by itself" if key[3] == "one" else key[3],
+            *key[:4],
+            key[4] if key[4] != "one" else f"{len(found)}, each by itself" if len(found) > 1 else found[0]["for"],
             text_from_bytes(weights),
             extent(found, "size_bytes", text_from_bytes),
             extent(found, "processor_s", lambda value: f"{value:.1f}"),
@@ -167,8 +201,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, nargs="?", help="folder for checkpoints and bundles")
     parser.add_argument("--model", choices=MODELS, default="golden")
-    parser.add_argument("--precision", choices=("fp16", "int4"), default="fp16")
+    parser.add_argument("--precision", choices=("fp16", "int4", "fp8"), default="fp16")
     parser.add_argument("--dialect", choices=("fused", "primitive"), default="fused")
+    parser.add_argument("--contexts", default=str(MAX_CONTEXT), metavar="N[,N]", help="several: dialect primitive")
+    parser.add_argument("--only", metavar="SM89", help="for one kind of GPU instead of all")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print what was measured as Markdown")
     args = parser.parse_args()
     if args.table is not None:
@@ -176,7 +212,8 @@ def main() -> None:
         sys.stdout.writelines(f"{line}\n" for line in table(rows))
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    for row in measured(args.work, args.model, args.precision, args.dialect):
+    contexts = tuple(int(one) for one in args.contexts.split(","))
+    for row in measured(args.work, args.model, args.precision, args.dialect, contexts, args.only):
         print(json.dumps(row), flush=True)
 
 
