@@ -18,7 +18,7 @@ from sdrpn.engines.layers import is_told
 from sdrpn.engines.profiles import Shapes
 from sdrpn.errors import BadInput, EngineNotBuilt, MissingDependency, RunFailed
 
-__all__ = ["CompileRequest", "Compiled", "combined_timing_caches", "compile_graph", "library_version"]
+__all__ = ["CompileRequest", "Compiled", "combined_timing_caches", "compile_graph", "library_module", "library_version"]
 
 # The bindings of TensorRT-RTX alone go by the second name.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -75,7 +75,7 @@ class Compiled:
 
 def library_version(flavour: str) -> str:
     """The full version. Raises MissingDependency where the library cannot be imported."""
-    return str(_library(flavour).__version__)
+    return str(library_module(flavour).__version__)
 
 
 def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
@@ -86,7 +86,7 @@ def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
         EngineNotBuilt: no engine came of it
         RunFailed: the library did not start, or refused a profile
     """
-    trt = _library(request.flavour)
+    trt = library_module(request.flavour)
     log = _logger(trt)
     builder = _builder(trt, log, request.flavour)
     network = builder.create_network(_strongly_typed(trt))
@@ -115,7 +115,7 @@ def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
 
 def combined_timing_caches(flavour: str, first: bytes, second: bytes) -> bytes:
     """What both measured. Raises RunFailed where the library cannot put them together."""
-    trt = _library(flavour)
+    trt = library_module(flavour)
     config = trt.Builder(_logger(trt)).create_builder_config()
     cache, other = config.create_timing_cache(first), config.create_timing_cache(second)
     if cache is None or other is None or not cache.combine(other, False):
@@ -123,7 +123,8 @@ def combined_timing_caches(flavour: str, first: bytes, second: bytes) -> bytes:
     return bytes(cache.serialize())
 
 
-def _library(flavour: str) -> Any:
+def library_module(flavour: str) -> Any:
+    """The library itself. Raises MissingDependency where it cannot be imported."""
     for name in _MODULES[flavour]:
         with suppress(ImportError):
             library = import_module(name)

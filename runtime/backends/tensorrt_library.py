@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from sdrpn.errors import BadInput, MissingDependency, RunFailed
+from sdrpn.runtime.backends.mapped_file import MappedFile
 
 __all__ = [
     "FLAVOURS",
@@ -309,15 +310,17 @@ def _logger(trt: Any) -> Any:
 def _reader(trt: Any, stream: BinaryIO) -> Any:
     """The library reads the file through this, instead of being given all of it."""
     base = getattr(trt, "IStreamReaderV2", None)
-    if base is None:  # TensorRT 10.3, which reads from the beginning to the end
-        first = trt.IStreamReader
+    if base is None:
+        # TensorRT 10.3 reads from the beginning to the end, asks for most of it in one call, and copies what it is
+        # given. A view of the file spares a second copy of the engine.
+        first, file = trt.IStreamReader, MappedFile(stream)
 
         class Reader(first):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
                 super().__init__()
 
-            def read(self, size: int) -> bytes:
-                return stream.read(size)
+            def read(self, size: int) -> memoryview:
+                return file.read(size)
 
         return Reader()
     whence = {trt.SeekPosition.SET: 0, trt.SeekPosition.CUR: 1, trt.SeekPosition.END: 2}

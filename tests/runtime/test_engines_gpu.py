@@ -18,6 +18,7 @@ from sdrpn.roi import Crop, RoiDecision
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends.tensorrt_library import FLAVOURS, library_version
 from sdrpn.spec import ModelSpec
+from tests.runtime.gpu_targets import require_capability
 from tests.tolerances import ENGINE_LOGITS_ABS
 
 pytestmark = pytest.mark.gpu
@@ -36,6 +37,7 @@ def target_here(flavour: str, dialect: str) -> Target:
     except MissingDependency as error:
         pytest.skip(str(error))
     capability = (read_gpus()[0].compute_capability or "0.0").replace(".", "")
+    require_capability(flavour, f"SM{capability}")
     return Target(
         name=f"here-{flavour}-{dialect}",
         device="the GPU of this machine",
