@@ -1,89 +1,304 @@
-"""PyTorch's `.bin` files, read without running anything that they contain."""
+"""PyTorch's `.bin` files, read without running anything that they contain, and without PyTorch.
+
+Since PyTorch 1.6 they are zip archives: a pickle that says which tensors are views of which storages, and one record a
+storage. Before, pickles and storages came one after the other. Either way a tensor maps its own bytes of the file; in
+an archive that a packer made smaller, the record is unpacked whenever one of its tensors is read.
+"""
 
 from __future__ import annotations
 
-import importlib
-import pickle
+import io
+import math
+import mmap
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol, cast
 
 import ml_dtypes
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from sdrpn.checkpoint.safetensors_file import StoredTensor
-from sdrpn.errors import BadCheckpoint, MissingDependency
+from sdrpn.checkpoint.model_file import require_model_file
+from sdrpn.checkpoint.stored_tensor import OPAQUE, StoredTensor
+from sdrpn.checkpoint.torch_pickle import (
+    ForeignObject,
+    NotATensor,
+    Storage,
+    TensorView,
+    read_pickle,
+    storage_from_id,
+)
+from sdrpn.errors import BadCheckpoint
 
 __all__ = ["TorchReader"]
 
+Array = NDArray[Any]
+
+# What a 70B checkpoint's pickle takes is some 100 KB; the limit of the safetensors library for its headers.
+_MOST_PICKLE_BYTES = 100_000_000
+_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_LOCAL_HEADER_BYTES = 30
+
 
 class TorchReader:
-    """One `.bin` file. It is mapped while its tensors are read, and let go by `close`.
+    """One `.bin` file: what it holds is read and checked at once, its tensors when asked for.
 
-    Raises MissingDependency without torch, BadCheckpoint for anything but a dict of tensors.
+    Entries that are no tensors are left out. Raises BadCheckpoint for a file that is no dict of tensors, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._state: dict[str, Any] | None = None
-        self.tensors = {name: _stored_tensor(tensor) for name, tensor in self._open().items()}
+        require_model_file(path)
+        with _reading(path):
+            self._content = _open(path)
+        self.tensors = {name: _stored_tensor(self._content, view) for name, view in self._content.views.items()}
 
-    def read(self, name: str) -> NDArray[Any]:
-        """A copy of the tensor, so that it does not keep the file mapped."""
-        tensor = self._open()[name]
-        torch = _import_torch(self.path)
-        if tensor.dtype == torch.bfloat16:  # NumPy has no such type, torch does not know ml_dtypes
-            bits: NDArray[Any] = tensor.contiguous().view(torch.uint16).numpy().copy()
-            return bits.view(ml_dtypes.bfloat16)
-        array: NDArray[Any] = tensor.numpy().copy()
-        return array
+    def read(self, name: str) -> Array:
+        """The tensor: a read-only map of its bytes where they lie in the file as the tensor has them, else a copy.
+
+        Raises BadCheckpoint for one that has no numbers of a known type.
+        """
+        view = self._content.views[name]
+        if self.tensors[name].is_opaque or isinstance(view, NotATensor):
+            raise BadCheckpoint(
+                f"{self.path}: {name} is stored as {self.tensors[name].stored_as}, which has no plain numbers; "
+                f"expected float32, float16 or bfloat16"
+            )
+        with _reading(self.path):
+            return _array(self._content, view, self.tensors[name].dtype)
 
     def close(self) -> None:
-        """Unmap the file; the next `read` maps it again."""
-        self._state = None
-
-    def _open(self) -> dict[str, Any]:
-        if self._state is None:
-            self._state = _load(self.path)
-        return self._state
+        """Nothing is held open between reads."""
 
 
-def _import_torch(path: Path) -> Any:
+class _Content(Protocol):
+    """The tensors of one file, and the bytes of their storages."""
+
+    views: Mapping[str, TensorView | NotATensor]
+    big_endian: bool
+
+    def stored_bytes(self, storage: Storage) -> int:
+        """What the file holds of it."""
+
+    def read(self, storage: Storage, begin: int, end: int) -> NDArray[np.uint8]:
+        """Bytes of a storage."""
+
+
+def _open(path: Path) -> _Content:
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    return _Archive(path) if is_zip else _LegacyFile(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a damaged file leads to, as one line; a pickle or a zip can be wrong in any way."""
     try:
-        torch = importlib.import_module("torch")
-        torch.load  # noqa: B018  # a folder named torch on the path imports too
-    except (ImportError, AttributeError) as error:
-        raise MissingDependency(
-            f"{path} is a PyTorch file and PyTorch is not installed; pip install 'sdrpn[train]', "
-            f"or use a checkpoint with .safetensors files"
+        yield
+    except ForeignObject as error:
+        raise BadCheckpoint(
+            f"{path} holds Python objects that are not tensors ({error}), and is not opened because they could run "
+            f"code; convert it to .safetensors where you trust it"
         ) from error
-    return torch
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{path}: {error}; download it again") from error
+    except OSError as error:
+        raise BadCheckpoint(f"{path} cannot be read ({error.strerror or error})") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise BadCheckpoint(f"{path} cannot be read as a PyTorch file ({reason}); download it again") from error
 
 
-def _load(path: Path) -> dict[str, Any]:
-    torch = _import_torch(path)
+def _tensors_of(value: Any) -> dict[str, TensorView | NotATensor]:
+    if not isinstance(value, dict):
+        raise BadCheckpoint("is not a dict of tensors, expected a model's state dict")
+    views = {name: view for name, view in value.items() if isinstance(view, (TensorView, NotATensor))}
+    found = {name: view for name, view in views.items() if isinstance(name, str)}
+    if not found:
+        raise BadCheckpoint("is not a dict of tensors, expected a model's state dict")
+    return found
+
+
+def _stored_tensor(content: _Content, view: TensorView | NotATensor) -> StoredTensor:
+    if isinstance(view, NotATensor):
+        return StoredTensor(OPAQUE, (), begin=0, stored_as=view.kind)
+    return StoredTensor(_dtype(view.dtype), view.shape, begin=0, stored_as=view.dtype)
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    """OPAQUE for what NumPy has no numbers of."""
+    if hasattr(ml_dtypes, name):
+        return np.dtype(getattr(ml_dtypes, name))
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)  # written before PyTorch 1.6: no mapping
-    except pickle.UnpicklingError as error:
-        raise BadCheckpoint(
-            f"{path} holds Python objects that are not tensors, and is not opened because they could run code; "
-            f"convert it to .safetensors where you trust it"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise BadCheckpoint(
-            f"{path} cannot be read as a PyTorch file ({' '.join(str(error).split())[:120]}); download it again"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise BadCheckpoint(f"{path} is not a dict of tensors; expected a model's state dict")
-    return state
+        dtype = np.dtype(name)
+    except TypeError:
+        return OPAQUE
+    return dtype if dtype.kind in "fiubc" and dtype.name == name else OPAQUE
 
 
-def _stored_tensor(tensor: Any) -> StoredTensor:
-    name = str(tensor.dtype).removeprefix("torch.")
-    dtype = np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
-    return StoredTensor(dtype, tuple(tensor.shape), begin=0)
+def _array(content: _Content, view: TensorView, dtype: np.dtype[Any]) -> Array:
+    """The numbers of a view. Raises ValueError where it reaches beyond its storage, or that beyond its record."""
+    if 0 in view.shape:
+        return np.empty(view.shape, dtype)
+    last = view.offset + sum((extent - 1) * stride for extent, stride in zip(view.shape, view.strides, strict=True))
+    declared = view.storage.count * _dtype(view.storage.dtype).itemsize
+    begin, end = view.offset * dtype.itemsize, (last + 1) * dtype.itemsize
+    if end > declared or content.stored_bytes(view.storage) != declared:
+        raise ValueError(
+            f"storage {view.storage.key[:20]} has {content.stored_bytes(view.storage)} bytes, the pickle says "
+            f"{declared}, and a tensor ends at {end}"
+        )
+    flat = content.read(view.storage, begin, end).view(dtype)
+    if content.big_endian:
+        flat = flat.view(f"u{dtype.itemsize}").byteswap().view(dtype) if dtype.itemsize > 1 else flat
+    if view.strides == _contiguous(view.shape):
+        return flat.reshape(view.shape)
+    strides_bytes = [stride * dtype.itemsize for stride in view.strides]
+    return np.array(as_strided(flat, view.shape, strides_bytes, writeable=False))
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+# The format since PyTorch 1.6 ---------------------------------------------------------------------------------------
+
+
+class _Archive:
+    """A zip archive: FOLDER/data.pkl, FOLDER/data/KEY, and FOLDER/byteorder in newer ones."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with zipfile.ZipFile(path) as archive:
+            self._records = _records(archive)
+            self._folder = _folder(self._records)
+            pickled = self._text(archive, "data.pkl")
+            order = self._text(archive, "byteorder") if f"{self._folder}byteorder" in self._records else b"little"
+        self.big_endian = order.strip() == b"big"
+        self.views = _tensors_of(read_pickle(io.BytesIO(pickled), storage_from_id))
+
+    def _text(self, archive: zipfile.ZipFile, name: str) -> bytes:
+        with archive.open(self._folder + name) as file:
+            content = file.read(_MOST_PICKLE_BYTES + 1)
+        if len(content) > _MOST_PICKLE_BYTES:
+            raise BadCheckpoint(f"{name} has more than {_MOST_PICKLE_BYTES} bytes")
+        return content
+
+    def stored_bytes(self, storage: Storage) -> int:
+        """See `_Content`."""
+        return self._record(storage).file_size
+
+    def read(self, storage: Storage, begin: int, end: int) -> NDArray[np.uint8]:
+        """See `_Content`."""
+        record = self._record(storage)
+        if record.compress_type == zipfile.ZIP_STORED:
+            return _mapped(self._path, _data_offset(self._path, record) + begin, end - begin)
+        with zipfile.ZipFile(self._path) as archive, archive.open(record.filename) as file:
+            # To the end, so that the archive's own checksum is compared.
+            return np.frombuffer(file.read(), np.uint8)[begin:end]
+
+    def _record(self, storage: Storage) -> zipfile.ZipInfo:
+        record = self._records.get(f"{self._folder}data/{storage.key}")
+        if record is None:
+            raise BadCheckpoint(f"storage {storage.key[:20]} is missing")
+        return record
+
+
+def _records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """By name. Raises BadCheckpoint where two have one name, or lie over each other."""
+    records: dict[str, zipfile.ZipInfo] = {}
+    end, name_before = 0, ""
+    for record in sorted(archive.infolist(), key=lambda record: record.header_offset):
+        if record.filename in records:
+            raise BadCheckpoint(f"{record.filename[:80]!r} occurs twice in the archive")
+        if record.header_offset < end:
+            raise BadCheckpoint(f"{record.filename[:80]!r} and {name_before[:80]!r} lie over each other in the archive")
+        if record.flag_bits & 1:
+            raise BadCheckpoint(f"{record.filename[:80]!r} is encrypted")
+        records[record.filename] = record
+        end, name_before = record.header_offset + _LOCAL_HEADER_BYTES + record.compress_size, record.filename
+    return records
+
+
+def _folder(records: Mapping[str, zipfile.ZipInfo]) -> str:
+    """The one at the top, with its slash; its name is that of the file as it was saved."""
+    folders = [name.removesuffix("data.pkl") for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(folders) != 1:
+        raise BadCheckpoint("is a zip archive without a data.pkl in one folder, expected what torch.save writes")
+    return folders[0]
+
+
+def _data_offset(path: Path, record: zipfile.ZipInfo) -> int:
+    """Where the bytes of a record begin: behind its own header, whose extent the directory at the end does not say."""
+    with path.open("rb") as file:
+        file.seek(record.header_offset)
+        header = file.read(_LOCAL_HEADER_BYTES)
+    if len(header) < _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
+        raise BadCheckpoint(f"{record.filename[:80]!r} has no header where the archive's directory says")
+    name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+    return record.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+
+
+def _mapped(path: Path, offset: int, size_bytes: int) -> NDArray[np.uint8]:
+    mapped = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(size_bytes,))
+    return mapped.view(np.ndarray)
+
+
+# The format before ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a storage of a legacy file lies."""
+
+    offset: int
+    size_bytes: int
+
+
+class _LegacyFile:
+    """Pickles one after the other (magic number, version, machine, tensors, keys of storages), then the storages."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._storages: dict[str, Storage] = {}
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            stream = cast(IO[bytes], mapped)  # its reads stop at the end, whatever a pickle asks for
+            if mapped[:2] not in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+                raise BadCheckpoint("is neither a zip archive nor a pickle, expected what torch.save writes")
+            magic, version = read_pickle(stream), read_pickle(stream)
+            if (magic, version) != (_LEGACY_MAGIC, _LEGACY_VERSION):
+                raise BadCheckpoint("is not a PyTorch file, expected what torch.save writes")
+            machine = read_pickle(stream)
+            self.views = _tensors_of(read_pickle(stream, self._storage))
+            self._places = self._find_places(mapped, read_pickle(stream))
+        self.big_endian = machine.get("little_endian") is False
+
+    def _storage(self, value: Any) -> Storage:
+        if len(value) > 5 and value[5] is not None:
+            raise ForeignObject("a view of a storage, as PyTorch wrote it before 0.4")
+        storage = storage_from_id(value)
+        return self._storages.setdefault(storage.key, storage)
+
+    def _find_places(self, mapped: mmap.mmap, keys: Any) -> dict[str, _Place]:
+        places = {}
+        for key in keys:
+            count = int.from_bytes(mapped.read(8), "little")
+            size_bytes = count * _dtype(self._storages[key].dtype).itemsize
+            begin = mapped.tell()
+            if begin + size_bytes > len(mapped):
+                raise BadCheckpoint(f"is truncated: storage {key[:20]} ends at byte {begin + size_bytes}")
+            places[key] = _Place(begin, size_bytes)
+            mapped.seek(begin + size_bytes)
+        return places
+
+    def stored_bytes(self, storage: Storage) -> int:
+        """See `_Content`."""
+        return self._places[storage.key].size_bytes
+
+    def read(self, storage: Storage, begin: int, end: int) -> NDArray[np.uint8]:
+        """See `_Content`."""
+        return _mapped(self._path, self._places[storage.key].offset + begin, end - begin)

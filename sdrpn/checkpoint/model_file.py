@@ -1,0 +1,106 @@
+"""A file of a checkpoint before it is read: of the right kind, where it may lie, not what stands in its place, and not
+larger than such a file is. Knows no format."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdrpn.errors import BadCheckpoint
+from sdrpn.links import AllowLinks, link_roots, real_file
+from sdrpn.placeholder import describe_placeholder
+from sdrpn.sizes import text_from_bytes
+
+__all__ = ["MAX_JSON_BYTES", "parsed_json", "read_small_file", "require_links", "require_model_file", "short"]
+
+# The largest that people have, tokenizer_config.json with thousands of tokens, take one; a parser needs some 25 times
+# as much memory for the worst that fits.
+MAX_JSON_BYTES = 4 * 1024 * 1024
+_READ_SUFFIXES = frozenset((".json", ".safetensors", ".bin", ".model", ".jinja"))
+_SHOWN_CHARACTERS = 100
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def require_model_file(path: Path) -> int:
+    """Raise BadCheckpoint for what is no regular file, cannot be looked at, or only stands in a file's place.
+
+    Returns: its size in bytes
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        what = "is a link to a file that does not exist" if path.is_symlink() else "is missing"
+        raise BadCheckpoint(f"{short(path)} {what}; download it again") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise BadCheckpoint(f"{short(path)} cannot be read ({_reason(error)})") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+        raise BadCheckpoint(f"{path} is {kind}; expected a file of a checkpoint: download it again")
+    placeholder = describe_placeholder(path)
+    if placeholder is not None:
+        raise BadCheckpoint(placeholder)
+    return status.st_size
+
+
+def read_small_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """All of a file that is small by nature. Raises BadCheckpoint also for one that is not."""
+    size_bytes = require_model_file(path)
+    if size_bytes > most_bytes:
+        raise BadCheckpoint(
+            f"{path} has {text_from_bytes(size_bytes)}; expected {text_from_bytes(most_bytes)} at most of such a file: "
+            f"download it again"
+        )
+    try:
+        with path.open("rb") as file:
+            return file.read(most_bytes)
+    except OSError as error:
+        raise BadCheckpoint(f"{path} cannot be read ({_reason(error)})") from error
+
+
+def parsed_json(content: bytes, where: str) -> dict[str, Any]:
+    """A JSON object, with or without a byte-order mark. Raises BadCheckpoint for anything else."""
+    try:
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{where} is not JSON that can be read ({short(_reason(error))})") from error
+    if not isinstance(value, dict):
+        raise BadCheckpoint(f"{where} is not a JSON object")
+    return value
+
+
+def require_links(folders: Iterable[Path], allow: AllowLinks) -> None:
+    """Raise BadCheckpoint for a file of these folders that is a link to where none may lead."""
+    for folder in folders:
+        roots = link_roots(folder, allow)
+        for path in sorted(folder.iterdir()):
+            if path.suffix in _READ_SUFFIXES and path.is_symlink():
+                real_file(path, roots, BadCheckpoint)
+
+
+def short(text: object) -> str:
+    """A name or a message from a file, no longer than what fits a line of an error."""
+    whole = " ".join(str(text).split())
+    cut = f"{whole[:_SHOWN_CHARACTERS]}... ({len(whole)} characters)"
+    return whole if len(whole) <= _SHOWN_CHARACTERS + 20 else cut
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{short(twice)} occurs twice")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
