@@ -41,7 +41,7 @@ EXTRAS: Mapping[str, str] = {
     "tensorrt": "TensorRT for datacenter GPUs and Jetson",
     "tensorrt-rtx": "TensorRT-RTX: compile without a GPU, run on RTX GPUs",
     "export": "export checkpoints to bundles",
-    "train": "the model in PyTorch: compare, training, .bin checkpoints",
+    "train": "the model in PyTorch: compare, training",
     "nvimgcodec": "decode JPEG files on an NVIDIA GPU",
     "serve": "an HTTP server",
     "dev": "run the tests, linters and type checker",

@@ -66,14 +66,19 @@ def read_small_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
         raise BadCheckpoint(f"{path} cannot be read ({_reason(error)})") from error
 
 
-def parsed_json(content: bytes, where: str) -> dict[str, Any]:
-    """A JSON object, with or without a byte-order mark. Raises BadCheckpoint for anything else."""
+def parsed_json(content: bytes, where: str, *, names_once: bool = False) -> dict[str, Any]:
+    """A JSON object, with or without a byte-order mark. Raises BadCheckpoint for anything else.
+
+    Args: names_once: refuse a name that occurs twice in one object, instead of taking the last
+    """
     try:
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repetition)
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repetition if names_once else None)
     except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{where} is not JSON that can be read ({short(_reason(error))})") from error
+        raise BadCheckpoint(
+            f"{where} is not JSON that can be read ({short(_reason(error))}); download it again"
+        ) from error
     if not isinstance(value, dict):
-        raise BadCheckpoint(f"{where} is not a JSON object")
+        raise BadCheckpoint(f"{where} is not a JSON object; download it again")
     return value
 
 
@@ -94,11 +99,11 @@ def short(text: object) -> str:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{short(twice)} occurs twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{short(name)} occurs twice")
+        found[name] = value
     return found
 
 

@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from sdrpn.checkpoint.model_file import MAX_JSON_BYTES, parsed_json, require_model_file, short
+from sdrpn.checkpoint.stored_tensor import OPAQUE, StoredTensor, stored_tensor
 from sdrpn.errors import BadCheckpoint
 
-__all__ = ["SafetensorsReader", "SafetensorsWriter", "StoredTensor"]
+__all__ = ["SafetensorsReader", "SafetensorsWriter"]
 
 Array = NDArray[Any]
 
@@ -40,29 +42,22 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U16": np.dtype(np.uint16),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """What a header says about one tensor; `begin` counts from the start of the file."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    begin: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
+# The library takes 100 MB; the header of the largest model is under 1, and a parser needs many times its size.
+MAX_HEADER_BYTES = MAX_JSON_BYTES
+_MOST_DIMS = 32  # of NumPy's arrays, in every release
 
 
 class SafetensorsReader:
     """One .safetensors file: its header is read and checked at once, its tensors when asked for.
 
-    Raises BadCheckpoint for a header that cannot be read or that promises more bytes than the file has.
+    A type that is not known stops nobody who does not read such a tensor. Raises BadCheckpoint for a header that cannot
+    be read, or whose tensors do not fill the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,6 +67,8 @@ class SafetensorsReader:
     def read(self, name: str) -> Array:
         """The tensor as a read-only array that maps its own bytes of the file and keeps nothing else alive."""
         tensor = self.tensors[name]
+        if tensor.is_opaque:
+            raise BadCheckpoint(f"{self.path}: {short(name)} is stored as {tensor.stored_as}, which is not supported")
         if not tensor.size_bytes:  # nothing to map
             return np.empty(tensor.shape, tensor.dtype)
         mapped = np.memmap(self.path, dtype=tensor.dtype, mode="r", offset=tensor.begin, shape=tensor.shape)
@@ -82,52 +79,90 @@ class SafetensorsReader:
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
+    size = require_model_file(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
-            if size < 8 or header_size > min(size - 8, MAX_HEADER_BYTES):
+            if size < 8 or header_size > size - 8:
                 raise BadCheckpoint(
                     f"{path} is not a whole safetensors file: its header should take {header_size} bytes, "
                     f"the file has {size}; download it again"
                 )
-            header = json.loads(file.read(header_size))
-            return {
-                name: _stored_tensor(path, name, entry, first_byte=8 + header_size, file_size=size)
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
+            if header_size > MAX_HEADER_BYTES:
+                raise BadCheckpoint(
+                    f"{path} has a header of {header_size} bytes; expected {MAX_HEADER_BYTES} at most: is it a "
+                    f"safetensors file? Download it again"
+                )
+            content = file.read(header_size)
     except OSError as error:
         raise BadCheckpoint(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, BadCheckpoint):
-            raise
-        raise BadCheckpoint(
-            f"{path} has a header that is not safetensors ({_one_line(error)}); download it again"
-        ) from error
+    header = parsed_json(content, f"{path} is not a safetensors file: its header", names_once=True)
+    header.pop("__metadata__", None)
+    first_byte = 8 + header_size
+    extents = {name: _extent(path, name, entry) for name, entry in header.items()}
+    _require_filled(path, extents, size - first_byte)
+    return {name: extent.tensor(first_byte) for name, extent in extents.items()}
 
 
-def _stored_tensor(path: Path, name: str, entry: dict[str, Any], *, first_byte: int, file_size: int) -> StoredTensor:
-    code = entry["dtype"]
-    if code not in DTYPES:
-        raise BadCheckpoint(f"{path}: {name} is stored as {code}; expected one of {', '.join(DTYPES)}")
-    shape = tuple(int(extent) for extent in entry["shape"])
-    begin, end = (int(offset) for offset in entry["data_offsets"])
-    tensor = StoredTensor(DTYPES[code], shape, first_byte + begin)
-    if min((begin, *shape)) < 0 or end - begin != tensor.size_bytes:
-        raise BadCheckpoint(
-            f"{path}: {name} has bytes {begin} to {end}, but {code} {list(shape)} takes {tensor.size_bytes}; "
-            f"the header is damaged, download the file again"
+@dataclass(frozen=True)
+class _Extent:
+    """One entry of a header; bytes count from the end of the header."""
+
+    code: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def tensor(self, first_byte: int) -> StoredTensor:
+        """With its place in the file."""
+        return stored_tensor(DTYPES.get(self.code, OPAQUE), self.shape, first_byte + self.begin, self.code)
+
+
+def _extent(path: Path, name: str, entry: object) -> _Extent:
+    """Raises BadCheckpoint where the entry is not what the format has, or its bytes are not those of its shape."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        raise _damaged(path, f"{short(name)} has no dtype")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _are_whole(shape) or not _are_whole(offsets) or len(offsets) != 2:
+        raise _damaged(path, f"{short(name)} has no shape or data_offsets of whole numbers")
+    extent = _Extent(entry["dtype"], tuple(shape), offsets[0], offsets[1])
+    dtype = DTYPES.get(extent.code)
+    if len(extent.shape) > _MOST_DIMS or extent.end < extent.begin:
+        raise _damaged(path, f"{short(name)} has {len(extent.shape)} dimensions and bytes {offsets}")
+    if dtype is not None and extent.end - extent.begin != math.prod(extent.shape) * dtype.itemsize:
+        takes = math.prod(extent.shape) * dtype.itemsize
+        raise _damaged(
+            path,
+            f"{short(name)} has bytes {extent.begin} to {extent.end}, but {extent.code} {short(list(shape))} takes "
+            f"{takes}",
         )
-    if first_byte + end > file_size:
+    return extent
+
+
+def _are_whole(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**48 for value in values)
+
+
+def _require_filled(path: Path, extents: Mapping[str, _Extent], data_bytes: int) -> None:
+    """The format has every byte in exactly one tensor: overlaps would be one weight under two names."""
+    end, before = 0, "the header"
+    for name, extent in sorted(extents.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if extent.begin < end:
+            raise _damaged(path, f"{short(name)} lies over {short(before)}")
+        if extent.begin > end:
+            raise _damaged(path, f"{extent.begin - end} bytes before {short(name)} belong to no tensor")
+        end, before = extent.end, name
+    if end > data_bytes:
         raise BadCheckpoint(
-            f"{path} is truncated: {name} ends at byte {first_byte + end}, the file has {file_size}; download it again"
+            f"{path} is truncated: {short(before)} ends at byte {end} behind the header, the file has {data_bytes}; "
+            f"download it again"
         )
-    return tensor
+    if end < data_bytes:
+        raise _damaged(path, f"{data_bytes - end} bytes at its end belong to no tensor")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _damaged(path: Path, what: str) -> BadCheckpoint:
+    return BadCheckpoint(f"{path}: {what}; the header is damaged, download the file again")
 
 
 class SafetensorsWriter:

@@ -150,9 +150,10 @@ def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> 
     source, file_name = place.source, place.file_name
     found, dtype = source.tensors.shape(file_name), source.tensors.dtype(file_name)
     if dtype not in _FLOATS:
+        stored_as = source.tensors.stored_as(file_name)
         raise BadCheckpoint(
-            f"{file_name} of {source.path} is stored as {dtype}; expected float32, float16 or bfloat16: "
-            f"use the checkpoint from before it was quantised"
+            f"{file_name} of {source.path} is stored as {stored_as}; expected float32, float16 or bfloat16: use the "
+            f"checkpoint from before it was quantised"
         )
     if found != expected:
         about_vision = name.startswith("vision.") or name == "projector.fc1.weight"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["OPAQUE", "StoredTensor"]
+__all__ = ["OPAQUE", "StoredTensor", "stored_tensor"]
 
 # In place of a type that NumPy has no numbers of: such a tensor is listed, and refused where a model needs it.
 OPAQUE: np.dtype[Any] = np.dtype(np.void)
@@ -21,7 +21,7 @@ class StoredTensor:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     begin: int
-    stored_as: str  # the type as the file calls it
+    stored_as: str  # the type, for messages
 
     @property
     def is_opaque(self) -> bool:
@@ -32,3 +32,8 @@ class StoredTensor:
     def size_bytes(self) -> int:
         """Bytes in the file, for a type with whole bytes a number."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def stored_tensor(dtype: np.dtype[Any], shape: tuple[int, ...], begin: int, code: str) -> StoredTensor:
+    """A tensor whose type goes by NumPy's name, or by the file's own `code` where NumPy has none."""
+    return StoredTensor(dtype, shape, begin, code if dtype == OPAQUE else str(dtype))

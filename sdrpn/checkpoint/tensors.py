@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -10,7 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.checkpoint.safetensors_file import SafetensorsReader, StoredTensor
+from sdrpn.checkpoint.model_file import parsed_json, read_small_file, require_model_file, short
+from sdrpn.checkpoint.safetensors_file import SafetensorsReader
+from sdrpn.checkpoint.stored_tensor import StoredTensor
 from sdrpn.checkpoint.torch_file import TorchReader
 from sdrpn.errors import BadCheckpoint
 
@@ -66,6 +67,10 @@ class TensorFolder:
     def dtype(self, name: str) -> np.dtype[Any]:
         """From the header alone."""
         return self._files[name].tensors[name].dtype
+
+    def stored_as(self, name: str) -> str:
+        """The type, for messages: NumPy's name, or the file's own where NumPy has none such."""
+        return self._files[name].tensors[name].stored_as
 
     def read(self, name: str) -> NDArray[Any]:
         """The array as stored. Only the file that was read last stays open, so a shard is let go before the next."""
@@ -123,15 +128,24 @@ def _indexed(pattern: str) -> Callable[[Path], tuple[Path, ...]]:
 
 
 def _files_of_index(index: Path) -> tuple[Path, ...]:
-    try:
-        shard_names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadCheckpoint(
-            f"{index} is not an index of shards ({type(error).__name__}); expected JSON with a weight_map"
-        ) from error
+    weight_map = parsed_json(read_small_file(index), str(index), names_once=True).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise BadCheckpoint(f"{index} is not an index of shards; expected JSON with a weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or PurePosixPath(name).name != name or "\0" in name:
+            raise BadCheckpoint(f"{index} names the file {short(repr(name))}; expected a file of the same folder")
+    shard_names = sorted(set(weight_map.values()))
     for name in shard_names:
-        if not isinstance(name, str) or PurePosixPath(name).name != name:
-            raise BadCheckpoint(f"{index} names the file {name!r}; expected a file of the same folder")
-        if not (index.parent / name).is_file():
-            raise BadCheckpoint(f"{index} names {name}, which is not there; download the missing shard")
+        if not _exists(index.parent / name):
+            raise BadCheckpoint(f"{index} names {short(name)}, which is not there; download the missing shard")
+        require_model_file(index.parent / name)
     return tuple(index.parent / name for name in shard_names)
+
+
+def _exists(path: Path) -> bool:
+    """Whether anything is there; a name that is too long is not."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True

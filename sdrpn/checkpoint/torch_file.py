@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import io
 import math
-import mmap
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from sdrpn.checkpoint.model_file import require_model_file
-from sdrpn.checkpoint.stored_tensor import OPAQUE, StoredTensor
+from sdrpn.checkpoint.stored_tensor import OPAQUE, StoredTensor, stored_tensor
 from sdrpn.checkpoint.torch_pickle import (
     ForeignObject,
     NotATensor,
@@ -38,10 +38,18 @@ __all__ = ["TorchReader"]
 
 Array = NDArray[Any]
 
-# What a 70B checkpoint's pickle takes is some 100 KB; the limit of the safetensors library for its headers.
-_MOST_PICKLE_BYTES = 100_000_000
+# A tensor takes some 200 bytes of a pickle; no shard of a language model has 10,000.
+_MOST_PICKLE_BYTES = 2 * 1024 * 1024
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL_HEADER_BYTES = 30
+_DTYPES = {
+    **{kind: np.dtype(kind) for kind in ("float64", "float32", "float16", "complex64", "complex128", "bool")},
+    **{kind: np.dtype(kind) for kind in ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")},
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
 
 
 class TorchReader:
@@ -55,7 +63,7 @@ class TorchReader:
         require_model_file(path)
         with _reading(path):
             self._content = _open(path)
-        self.tensors = {name: _stored_tensor(self._content, view) for name, view in self._content.views.items()}
+        self.tensors = {name: _stored_tensor(view) for name, view in self._content.views.items()}
 
     def read(self, name: str) -> Array:
         """The tensor: a read-only map of its bytes where they lie in the file as the tensor has them, else a copy.
@@ -78,8 +86,13 @@ class TorchReader:
 class _Content(Protocol):
     """The tensors of one file, and the bytes of their storages."""
 
-    views: Mapping[str, TensorView | NotATensor]
-    big_endian: bool
+    @property
+    def views(self) -> Mapping[str, TensorView | NotATensor]:
+        """By name."""
+
+    @property
+    def big_endian(self) -> bool:
+        """The order of the bytes of a number."""
 
     def stored_bytes(self, storage: Storage) -> int:
         """What the file holds of it."""
@@ -123,21 +136,10 @@ def _tensors_of(value: Any) -> dict[str, TensorView | NotATensor]:
     return found
 
 
-def _stored_tensor(content: _Content, view: TensorView | NotATensor) -> StoredTensor:
+def _stored_tensor(view: TensorView | NotATensor) -> StoredTensor:
     if isinstance(view, NotATensor):
-        return StoredTensor(OPAQUE, (), begin=0, stored_as=view.kind)
-    return StoredTensor(_dtype(view.dtype), view.shape, begin=0, stored_as=view.dtype)
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    """OPAQUE for what NumPy has no numbers of."""
-    if hasattr(ml_dtypes, name):
-        return np.dtype(getattr(ml_dtypes, name))
-    try:
-        dtype = np.dtype(name)
-    except TypeError:
-        return OPAQUE
-    return dtype if dtype.kind in "fiubc" and dtype.name == name else OPAQUE
+        return stored_tensor(OPAQUE, (), 0, view.kind)
+    return stored_tensor(_DTYPES.get(view.dtype, OPAQUE), view.shape, 0, view.dtype)
 
 
 def _array(content: _Content, view: TensorView, dtype: np.dtype[Any]) -> Array:
@@ -145,12 +147,12 @@ def _array(content: _Content, view: TensorView, dtype: np.dtype[Any]) -> Array:
     if 0 in view.shape:
         return np.empty(view.shape, dtype)
     last = view.offset + sum((extent - 1) * stride for extent, stride in zip(view.shape, view.strides, strict=True))
-    declared = view.storage.count * _dtype(view.storage.dtype).itemsize
     begin, end = view.offset * dtype.itemsize, (last + 1) * dtype.itemsize
-    if end > declared or content.stored_bytes(view.storage) != declared:
+    held = content.stored_bytes(view.storage)
+    if not end <= view.storage.size_bytes == held:
         raise ValueError(
-            f"storage {view.storage.key[:20]} has {content.stored_bytes(view.storage)} bytes, the pickle says "
-            f"{declared}, and a tensor ends at {end}"
+            f"storage {view.storage.key[:20]} has {held} bytes, the pickle says {view.storage.size_bytes}, "
+            f"and a tensor ends at {end}"
         )
     flat = content.read(view.storage, begin, end).view(dtype)
     if content.big_endian:
@@ -265,34 +267,36 @@ class _LegacyFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._storages: dict[str, Storage] = {}
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            stream = cast(IO[bytes], mapped)  # its reads stop at the end, whatever a pickle asks for
-            if mapped[:2] not in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        with path.open("rb") as file:
+            head = io.BytesIO(file.read(_MOST_PICKLE_BYTES))
+            if head.getvalue()[:1] != pickle.PROTO:
                 raise BadCheckpoint("is neither a zip archive nor a pickle, expected what torch.save writes")
-            magic, version = read_pickle(stream), read_pickle(stream)
-            if (magic, version) != (_LEGACY_MAGIC, _LEGACY_VERSION):
+            if (read_pickle(head), read_pickle(head)) != (_LEGACY_MAGIC, _LEGACY_VERSION):
                 raise BadCheckpoint("is not a PyTorch file, expected what torch.save writes")
-            machine = read_pickle(stream)
-            self.views = _tensors_of(read_pickle(stream, self._storage))
-            self._places = self._find_places(mapped, read_pickle(stream))
+            machine = read_pickle(head)
+            self.views = _tensors_of(read_pickle(head, self._storage))
+            keys = read_pickle(head)
+            file.seek(head.tell())
+            self._places = self._find_places(file, path.stat().st_size, keys)
         self.big_endian = machine.get("little_endian") is False
 
     def _storage(self, value: Any) -> Storage:
         if len(value) > 5 and value[5] is not None:
             raise ForeignObject("a view of a storage, as PyTorch wrote it before 0.4")
         storage = storage_from_id(value)
-        return self._storages.setdefault(storage.key, storage)
+        if self._storages.setdefault(storage.key, storage) != storage:
+            raise ValueError(f"storage {storage.key[:20]} is described in two ways")
+        return storage
 
-    def _find_places(self, mapped: mmap.mmap, keys: Any) -> dict[str, _Place]:
+    def _find_places(self, file: IO[bytes], file_bytes: int, keys: Any) -> dict[str, _Place]:
         places = {}
         for key in keys:
-            count = int.from_bytes(mapped.read(8), "little")
-            size_bytes = count * _dtype(self._storages[key].dtype).itemsize
-            begin = mapped.tell()
-            if begin + size_bytes > len(mapped):
+            count = int.from_bytes(file.read(8), "little")
+            begin, size_bytes = file.tell(), self._storages[key].item_bytes * count
+            if begin + size_bytes > file_bytes:
                 raise BadCheckpoint(f"is truncated: storage {key[:20]} ends at byte {begin + size_bytes}")
             places[key] = _Place(begin, size_bytes)
-            mapped.seek(begin + size_bytes)
+            file.seek(begin + size_bytes)
         return places
 
     def stored_bytes(self, storage: Storage) -> int:

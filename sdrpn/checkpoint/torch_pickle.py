@@ -14,7 +14,7 @@ from typing import IO, Any, ClassVar
 
 from sdrpn.errors import BadCheckpoint
 
-__all__ = ["ForeignObject", "NotATensor", "Storage", "TensorView", "read_pickle"]
+__all__ = ["ForeignObject", "NotATensor", "Storage", "TensorView", "read_pickle", "storage_from_id"]
 
 _MOST_DIMS = 64  # what NumPy and PyTorch can have
 # Opcodes that no tensor needs: they reserve memory by a number in the file, hash what was built, or look classes up.
@@ -29,25 +29,26 @@ _LEFT_OUT = (
     pickle.EXT2,
     pickle.EXT4,
 )
-_STORAGE_DTYPES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "UntypedStorage": "uint8",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "QInt8Storage": "qint8",
-    "QUInt8Storage": "quint8",
-    "QInt32Storage": "qint32",
-    "QUInt4x2Storage": "quint4x2",
-    "QUInt2x4Storage": "quint2x4",
+# Type of storage -> type and bytes of its numbers. In the last two, several numbers share a byte, which counts as one.
+_STORAGES = {
+    "FloatStorage": ("float32", 4),
+    "DoubleStorage": ("float64", 8),
+    "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2),
+    "LongStorage": ("int64", 8),
+    "IntStorage": ("int32", 4),
+    "ShortStorage": ("int16", 2),
+    "CharStorage": ("int8", 1),
+    "ByteStorage": ("uint8", 1),
+    "BoolStorage": ("bool", 1),
+    "UntypedStorage": ("uint8", 1),
+    "ComplexFloatStorage": ("complex64", 8),
+    "ComplexDoubleStorage": ("complex128", 16),
+    "QInt8Storage": ("qint8", 1),
+    "QUInt8Storage": ("quint8", 1),
+    "QInt32Storage": ("qint32", 4),
+    "QUInt4x2Storage": ("quint4x2", 1),
+    "QUInt2x4Storage": ("quint2x4", 1),
 }
 
 
@@ -61,7 +62,13 @@ class Storage:
 
     key: str
     dtype: str
-    count: int  # in numbers of this type
+    item_bytes: int
+    count: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of it."""
+        return self.count * self.item_bytes
 
 
 @dataclass(frozen=True)
@@ -97,11 +104,15 @@ def storage_from_id(value: Any) -> Storage:
     word, dtype, key, _, count = value[:5]
     if word != "storage" or not isinstance(dtype, _StorageType) or not isinstance(key, str):
         raise ValueError("a storage without a name or a type")
-    return Storage(key, dtype.dtype, _whole(count))
+    return Storage(key, dtype.dtype, dtype.item_bytes, _whole(count))
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
+class _Unpickler(pickle._Unpickler):
     """The slow one of the standard library: its memo grows by what is in the file, and its opcodes can be left out."""
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: IO[bytes], storages: Callable[[Any], Storage] | None) -> None:
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
@@ -109,8 +120,8 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
 
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in, never the thing itself."""
-        if name in _STORAGE_DTYPES and module in ("torch", "torch.cuda", "torch.storage"):
-            return _StorageType(_STORAGE_DTYPES[name])
+        if name in _STORAGES and module in ("torch", "torch.cuda", "torch.storage"):
+            return _StorageType(*_STORAGES[name])
         if (module, name) in _STAND_INS:
             return _STAND_INS[module, name]
         if module == "torch" and name.isidentifier() and name.islower():
@@ -147,7 +158,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
         self.stack.pop()
 
     dispatch: ClassVar[dict[int, Any]] = {
-        code: function for code, function in pickle._Unpickler.dispatch.items() if bytes([code]) not in _LEFT_OUT  # type: ignore[attr-defined]
+        code: function for code, function in pickle._Unpickler.dispatch.items() if bytes([code]) not in _LEFT_OUT
     } | {
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
@@ -183,6 +194,7 @@ class _StandIn:
 @dataclass(frozen=True)
 class _StorageType:
     dtype: str
+    item_bytes: int
 
 
 @dataclass(frozen=True)

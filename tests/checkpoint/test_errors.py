@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.checkpoint.torch_file import TorchReader
-from sdrpn.errors import BadCheckpoint, BadInput, MissingDependency
+from sdrpn.errors import BadCheckpoint, BadInput
 from tests.tiny_models import tiny_spec
 
 Q2 = "model.layers.2.self_attn.q_proj.weight"
@@ -116,7 +116,7 @@ def test_folders_that_are_no_checkpoint(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{", "is not an index of shards"),
+        ("{", "index.json is not JSON that can be read"),
         ('{"weight_map": 3}', "is not an index of shards"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "names gone.safetensors, which is not there"),
         ('{"weight_map": {"a": "../c/model.safetensors"}}', "expected a file of the same folder"),
@@ -148,7 +148,7 @@ class Trap:
 
 def test_no_pickle_is_executed(tmp_path: Path) -> None:
     torch.save({"a": Trap(tmp_path / "sprung")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(BadCheckpoint, match="holds Python objects that are not tensors, and is not opened"):
+    with pytest.raises(BadCheckpoint, match="holds Python objects that are not tensors .*, and is not opened"):
         TorchReader(tmp_path / "pytorch_model.bin")
     assert not (tmp_path / "sprung").exists()
 
@@ -171,7 +171,6 @@ def test_a_truncated_torch_file(tmp_path: Path) -> None:
 
 
 def test_torch_files_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"a": torch.zeros(2)}, tmp_path / "a.bin")
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.bin")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'sdrpn\[train\]'"):
-        TorchReader(tmp_path / "a.bin")
+    np.testing.assert_array_equal(TorchReader(tmp_path / "a.bin").read("a"), np.ones(2))
