@@ -148,7 +148,7 @@ class Trap:
 
 def test_no_pickle_is_executed(tmp_path: Path) -> None:
     torch.save({"a": Trap(tmp_path / "sprung")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(BadCheckpoint, match="holds Python objects that are not tensors .*, and is not opened"):
+    with pytest.raises(BadCheckpoint, match=r"holds Python objects that are not tensors .*, and is not opened"):
         TorchReader(tmp_path / "pytorch_model.bin")
     assert not (tmp_path / "sprung").exists()
 
