@@ -70,20 +70,23 @@ def export_bundle(
     vision_tower: Path | None = None,
     rpn: Path | None = None,
     base: Path | None = None,
+    projector: Path | None = None,
     resume: bool = False,
     calibration: Calibration | None = None,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Write `checkpoint` as the variants `options.variants` of the bundle `out`; other variants there are kept.
 
     Args:
         checkpoint: a folder in any of the layouts that `open_checkpoint` reads
         out: a new or empty folder, or a bundle of the same checkpoint
-        vision_tower, rpn, base: see `open_checkpoint`
+        vision_tower, rpn, base, projector: see `open_checkpoint`
         calibration: for the method gptq; `options.calibration` must be its digest
         resume: take the weight files that an earlier attempt with `resume` finished, and keep those that this one does
             should it be broken off; they lie hidden beside `out`
         progress: told (bytes done, bytes in all) as the weights are written
+        note: told what is to be known of the checkpoint, before anything is written
     Returns: the manifest as written.
     Raises: BadInput or BadCheckpoint before anything is written; RunFailed when the disk is full. Whatever
         happens, `out` is either as it was or complete.
@@ -91,7 +94,9 @@ def export_bundle(
     if options.calibration != (None if calibration is None else calibration.digest):
         raise BadInput("the options name another calibration than the one that is given; give both or none")
     existing = _existing_bundle(out)
-    with open_checkpoint(checkpoint, vision_tower=vision_tower, rpn=rpn, base=base) as source:
+    with open_checkpoint(checkpoint, vision_tower=vision_tower, rpn=rpn, base=base, projector=projector) as source:
+        for text in source.notes:
+            note(text)
         max_context = _checked_context(source.spec, options.max_context)
         digest = source.digest()
         if existing is not None:

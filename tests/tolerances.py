@@ -73,3 +73,6 @@ FONT_RENDERING_MEAN = 0.5
 CODES_HIDDEN_ABS = 2e-2
 # The same of logits through four layers.
 REUSE_CODES_LOGITS_ABS = 2e-2
+
+# A product of rank 4 to 8 in float32, summed by two libraries, beside the matrix's largest entry.
+MERGED_RELATIVE = 1e-6

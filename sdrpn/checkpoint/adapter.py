@@ -47,6 +47,7 @@ _NOT_MERGEABLE = {
 # These start from a decomposition of the base and leave its remainder behind; True, False and others do not.
 _CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LONGEST_PATTERN = 200
+_BASE_LAYER = ".base_layer."
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,10 @@ class _Reader:
         for name in sorted(self.tensors.names):
             self._sort(name)
         changes = dict(change for module, parts in self.modules.items() for change in self._changes(module, parts))
-        both = sorted(changes.keys() & self.replaced.keys())
-        if both:
-            raise BadCheckpoint(
-                f"{self.weights} both replaces and changes {self.replaced[both[0]]}; expected one of them"
-            )
+        for canonical in sorted(changes.keys() & self.replaced.keys()):
+            name = self.replaced[canonical]
+            if _BASE_LAYER not in name:  # PEFT saves adapted tables and heads whole as well, and changes those
+                raise BadCheckpoint(f"{self.weights} both replaces and changes {name}; expected one of them")
         return Adapter(self.tensors, self.replaced, changes)
 
     def _sort(self, name: str) -> None:
