@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as given to `sdrpn export`")
     parser.add_argument("--rpn", metavar="FILE", type=Path, help="as given to `sdrpn export`")
     parser.add_argument("--base", metavar="DIR", type=Path, help="as given to `sdrpn export`")
+    parser.add_argument("--projector", metavar="FILE", type=Path, help="as given to `sdrpn export`")
     parser.add_argument("--variant", metavar="NAME", help="compare this variant only (default: all)")
     parser.add_argument("--json", action="store_true", help="print every check as JSON")
 
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle)
     variants = list(bundle.manifest.variants.values()) if args.variant is None else [bundle.variant(args.variant)]
     verify_files(bundle, variants)
-    with open_checkpoint(args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base) as source:
+    with open_checkpoint(
+        args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base, projector=args.projector
+    ) as source:
         require_memory("compare", bundle, source, variants)
         checks = list(_compare(bundle, source, variants))
     if args.json:
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     failed = [check for check in checks if not check.ok]
     if failed:
         advice = (
-            "name the checkpoint that it was exported from, with the same --vision-tower, --rpn and --base"
+            "name the checkpoint that it was exported from, with the same --vision-tower, --rpn, --base and --projector"
             if failed[0].kind == "checkpoint"
             else "export the checkpoint again"
         )

@@ -77,7 +77,12 @@ def _open_bundle(args: argparse.Namespace, task: Task, wanted: Sequence[str] | N
     from sdrpn.runtime import Session
     from sdrpn.shipped import bundle_name
 
-    for option, value in (("--rpn", args.rpn), ("--heads", args.heads), ("--base", args.base)):
+    for option, value in (
+        ("--rpn", args.rpn),
+        ("--heads", args.heads),
+        ("--base", args.base),
+        ("--projector", args.projector),
+    ):
         if value:
             raise BadInput(f"{option} is for a checkpoint, and {args.model} is a bundle; name the checkpoint instead")
     if args.threshold == AUTO:
@@ -240,7 +245,9 @@ def _open_checkpoint(args: argparse.Namespace, task: Task, wanted: Sequence[str]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
     device = device_named(args.device)
     first, *others = _named_rpns(args.rpn) or [("", None)]
-    with open_checkpoint(args.model, vision_tower=args.vision_tower, base=args.base, rpn=first[1]) as checkpoint:
+    with open_checkpoint(
+        args.model, vision_tower=args.vision_tower, base=args.base, projector=args.projector, rpn=first[1]
+    ) as checkpoint:
         model = model_from_checkpoint(checkpoint, dtype).to(device)
         rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(args, checkpoint, others).items()}
         answerer = TorchAnswerer(model, tokenizer_of(checkpoint), rpns)
@@ -287,7 +294,9 @@ def _further_rpns(
 
     rpns = {} if checkpoint.spec.rpn is None else {UNTRAINED: untrained_rpn(checkpoint)}
     for name, file in others:
-        with open_checkpoint(args.model, vision_tower=args.vision_tower, base=args.base, rpn=file) as opened:
+        with open_checkpoint(
+            args.model, vision_tower=args.vision_tower, base=args.base, projector=args.projector, rpn=file
+        ) as opened:
             rpns[name] = rpn_of(opened)
     return rpns
 

@@ -21,6 +21,7 @@ works on.
 
 CHECKPOINT is a folder in one of these layouts: an official SD-RPN checkpoint, an original LLaVA-1.5 checkpoint
 (model_type llava_llama), or a Hugging Face one (llava-hf). Without an RPN the bundle answers as plain LLaVA.
+It may also be a LoRA, as PEFT or LLaVA saves it, or LLaVA's mm_projector.bin, with its --base: docs/checkpoints.md.
 A bundle may hold several variants (a dialect in a precision): export again with the same --out to add one; weights
 that are equal are stored once. An interrupted export leaves the folder as it was.
 
@@ -28,6 +29,7 @@ that are equal are stored once. An interrupted export leaves the folder as it wa
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision fp16 --dialect primitive   # for JetPack 6 as well
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision int4
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision int4 --kv-cache int8   # for longer contexts
+  sdrpn export llava-lora --base vicuna-7b-v1.5 --out bundle --precision fp16
   sdrpn export my-llava --out bundle --precision int4 --method gptq --calibrate qa.jsonl --images images
 """
 
@@ -52,7 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rpn", metavar="FILE", type=Path, help="rpn.safetensors, with rpn.json beside it, to use with this checkpoint"
     )
     parser.add_argument(
-        "--base", metavar="DIR", type=Path, help="checkpoint to take upper layers from that CHECKPOINT lacks"
+        "--base",
+        metavar="DIR",
+        type=Path,
+        help="checkpoint to take from what CHECKPOINT lacks: upper layers, or all that a LoRA or a projector alone was "
+        "trained on",
+    )
+    parser.add_argument(
+        "--projector",
+        metavar="FILE",
+        type=Path,
+        help="mm_projector.bin as LLaVA saves it, or its folder, in place of CHECKPOINT's projector",
     )
     parser.add_argument(
         "--precision",
@@ -142,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
 
     # What does not go together is told before anybody gathers questions or waits for a calibration.
     _options(args, "to be made" if _must_calibrate(args) else None)
+    notes: list[str] = []
     with _calibration(args) as calibration:
         options = _options(args, None if calibration is None else calibration.digest)
         with progress("export") as advance:
@@ -152,9 +165,11 @@ def run(args: argparse.Namespace) -> int:
                 vision_tower=args.vision_tower,
                 rpn=args.rpn,
                 base=args.base,
+                projector=args.projector,
                 resume=args.resume,
                 calibration=calibration,
                 progress=advance,
+                note=notes.append,
             )
     variant = manifest.variants[options.variant]
     written = {file for name in options.variants for file in manifest.variants[name].files}
@@ -170,11 +185,14 @@ def run(args: argparse.Namespace) -> int:
                 "rpn": manifest.spec.rpn is not None,
                 "tokenizer": manifest.tokenizer is not None,
                 "source": dict(manifest.source),
+                "notes": notes,
             }
         )
         return 0
     names = " and ".join(options.variants)
     print_text(f"{args.out}: {names}, {text_from_bytes(size_bytes)} in {len(variant.graphs)} graphs")
+    for note in notes:
+        print_text(note)
     if manifest.spec.rpn is None:
         print_text("no RPN in this checkpoint: the bundle answers as plain LLaVA (--no-roi); see --rpn")
     if manifest.tokenizer is None:
@@ -222,7 +240,9 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
     from sdrpn.labels.questions import read_questions
 
     device, questions = device_named(args.device or "cpu"), tuple(read_questions(args.calibrate))
-    with open_checkpoint(args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base) as source:
+    with open_checkpoint(
+        args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base, projector=args.projector
+    ) as source:
         prompts = CalibrationPrompts(questions, args.images, tokenizer_of(source))
         with progress("calibrate", "layers") as advance:
             embeds = prompts.embeds(source)

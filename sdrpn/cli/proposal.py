@@ -40,7 +40,9 @@ def proposed(args: argparse.Namespace, heads: tuple[Head, ...]) -> dict[str, Any
         taps="bf16",
         validation_share=HELD_OUT,
     )
-    with open_checkpoint(args.checkpoint, vision_tower=args.vision_tower, base=args.base) as checkpoint:
+    with open_checkpoint(
+        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector
+    ) as checkpoint:
         taps = args.tap_layers or usual_tap_layers(checkpoint.spec.llm.layers)
         trials = try_taps(
             checkpoint,

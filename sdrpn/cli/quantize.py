@@ -84,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
     choices, questions = _choices(args.choices), some_questions(args)
     _require_new(args.report)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
-    with open_checkpoint(args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base) as source:
+    with open_checkpoint(
+        args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base, projector=args.projector
+    ) as source:
         device = device_named(args.device)
         asked = _asked(args, source, questions)
         model = model_from_checkpoint(source, dtype).to(device)

@@ -32,6 +32,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
     parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as for `sdrpn export`")
     parser.add_argument("--base", metavar="DIR", type=Path, help="as for `sdrpn export`")
+    parser.add_argument("--projector", metavar="FILE", type=Path, help="as for `sdrpn export`")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
     )
@@ -80,7 +81,9 @@ def open_teacher(args: argparse.Namespace) -> Iterator[tuple[Teacher, Checkpoint
     device = device_named(args.device)
     options = TeacherOptions(args.rows, args.answers, args.max_new_tokens)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
-    with open_checkpoint(args.checkpoint, vision_tower=args.vision_tower, base=args.base) as checkpoint:
+    with open_checkpoint(
+        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector
+    ) as checkpoint:
         tokenizer = tokenizer_of(checkpoint)
         model = model_from_checkpoint(checkpoint, dtype).to(device)
         yield Teacher(model, tokenizer, args.images, options), checkpoint

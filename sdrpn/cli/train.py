@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="RPN_DIR", type=Path, required=True, help="folder to write: new or empty")
     parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as for `sdrpn export`")
     parser.add_argument("--base", metavar="DIR", type=Path, help="as for `sdrpn export`")
+    parser.add_argument("--projector", metavar="FILE", type=Path, help="as for `sdrpn export`")
     parser.add_argument(
         "--images", metavar="DIR", type=Path, help="folder of the images (default: the one that was labelled)"
     )
@@ -166,7 +167,9 @@ def _trained(args: argparse.Namespace, accelerator: Accelerator) -> TrainReport:
     from sdrpn.train.progress import show_nothing
     from sdrpn.train.rpn_folder import train_rpn
 
-    with open_checkpoint(args.checkpoint, vision_tower=args.vision_tower, base=args.base) as checkpoint:
+    with open_checkpoint(
+        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector
+    ) as checkpoint:
         request = _request(args, checkpoint)
         if not accelerator.is_main_process:
             return train_rpn(request, accelerator, show_nothing)

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as given to `sdrpn export`")
     parser.add_argument("--rpn", metavar="FILE", type=Path, help="as given to `sdrpn export`")
     parser.add_argument("--base", metavar="DIR", type=Path, help="as given to `sdrpn export`")
+    parser.add_argument("--projector", metavar="FILE", type=Path, help="as given to `sdrpn export`")
     parser.add_argument("--json", action="store_true", help="print every gate and every check as JSON")
 
 
@@ -76,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
     variants = _variants(bundle, args.target)
     checkpoint, rpn = _source(args, bundle)
     verify_files(bundle, variants)
-    with open_checkpoint(checkpoint, vision_tower=args.vision_tower, rpn=rpn, base=args.base) as source:
+    with open_checkpoint(
+        checkpoint, vision_tower=args.vision_tower, rpn=rpn, base=args.base, projector=args.projector
+    ) as source:
         require_memory("verify", bundle, source, variants)
         engines = _engines_state(bundle, target)
         checks = list(_verify(bundle, source, variants, target if engines == "ran" else None))
@@ -164,7 +167,7 @@ def _verify(bundle: Bundle, source: Checkpoint, variants: list[Variant], engines
     if foreign:
         raise BadInput(
             f"{bundle.path} was not exported from {source.path}: {foreign[0].tensor} is {foreign[0].found}, expected "
-            f"{foreign[0].expected}; name its checkpoint, with the same --vision-tower, --rpn and --base"
+            f"{foreign[0].expected}; name its checkpoint, with the same --vision-tower, --rpn, --base and --projector"
         )
     questions = trial_questions(source.spec)
     steps_each = len(bundle.variant().graphs) + len(questions) * (1 if engines_of is None else 2)

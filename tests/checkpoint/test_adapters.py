@@ -390,7 +390,8 @@ def test_bases_that_are_none(tmp_path: Path, adapter: Path) -> None:
 def test_other_adapters_of_peft(tmp_path: Path) -> None:
     llava = hf_llava()
     llava.save_pretrained(tmp_path / "base")
-    get_peft_model(llava, LoHaConfig(r=4, target_modules=ATTENTION)).save_pretrained(tmp_path / "adapter")
+    peft: Any = get_peft_model(llava, LoHaConfig(r=4, target_modules=ATTENTION))
+    peft.save_pretrained(tmp_path / "adapter")
     with pytest.raises(BadCheckpoint, match="LOHA"):
         open_checkpoint(tmp_path / "adapter", base=tmp_path / "base")
 
