@@ -1,6 +1,7 @@
 """Between the cells of the model's image grid and the pixels of the source image. NumPy only; reads no images.
 
-The model sees the image padded to a square and scaled to R x R pixels, cut into G x G cells of R/G pixels.
+The model sees the image padded to a square and scaled to R x R pixels, or the middle of its longer side
+(`VisionSpec.fit`), cut into G x G cells of R/G pixels.
 Boxes are x1, y1, x2, y2 with exclusive upper bounds, in cells or in pixels of the upright source image.
 """
 
@@ -8,27 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
 
-__all__ = ["Box", "FloatArray", "IntArray", "PaddedGrid"]
+__all__ = ["Box", "Fit", "FloatArray", "IntArray", "PaddedGrid", "resized_wh"]
 
+Fit = Literal["pad", "crop"]
 Box: TypeAlias = tuple[int, int, int, int]
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
+def resized_wh(image_wh: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """The size of an image whose shorter side is resized to R; the longer one is rounded down, as transformers does."""
+    shorter, longer = min(image_wh), int(side_px * max(image_wh) / min(image_wh))
+    return (side_px, longer) if image_wh[0] == shorter else (longer, side_px)
+
+
 @dataclass(frozen=True)
 class PaddedGrid:
-    """A G x G grid over an image that was padded to a square and scaled to R x R pixels."""
+    """A G x G grid over an image that was padded to a square, or cut to one, and scaled to R x R pixels."""
 
     image_wh: tuple[int, int]  # source pixels
     image_size_px: int  # R
     grid_side: int  # G
+    fit: Fit = "pad"
 
     def __post_init__(self) -> None:
         if min(self.image_wh) < 1 or self.image_size_px < 1 or self.grid_side < 1:
@@ -46,14 +55,19 @@ class PaddedGrid:
     def scale(self) -> float:
         """r: pixels of the R x R image per source pixel."""
         width, height = self.image_wh
-        return min(self.image_size_px / width, self.image_size_px / height)
+        nearer = min if self.fit == "pad" else max
+        return nearer(self.image_size_px / width, self.image_size_px / height)
 
     @property
     def padding_xy_px(self) -> tuple[float, float]:
         """Border left of and above the image in pixels of the R x R image, as SD-RPN's geometry takes it.
 
-        Half of what `int(size * r)` leaves free, not the whole-pixel offset at which the image is pasted.
+        Half of what `int(size * r)` leaves free, not the whole-pixel offset at which the image is pasted. Of an image
+        that was cut, what lies outside, as a negative border.
         """
+        if self.fit == "crop":
+            width, height = resized_wh(self.image_wh, self.image_size_px)
+            return -float((width - self.image_size_px) // 2), -float((height - self.image_size_px) // 2)
         width, height = (int(size * self.scale) for size in self.image_wh)
         return (self.image_size_px - width) / 2, (self.image_size_px - height) / 2
 
@@ -88,6 +102,8 @@ class PaddedGrid:
 
     def shows_image(self, box_cells: Sequence[int] | IntArray) -> bool:
         """Whether a box of cells overlaps the image where it was really pasted."""
+        if self.fit == "crop":
+            return True
         cells = np.asarray(box_cells, np.float64) * self.cell_px
         side = max(self.image_wh)
         for axis, size in enumerate(self.image_wh):

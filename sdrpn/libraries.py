@@ -43,6 +43,7 @@ EXTRAS: Mapping[str, str] = {
     "export": "export checkpoints to bundles",
     "train": "the model in PyTorch: compare, training",
     "nvimgcodec": "decode JPEG files on an NVIDIA GPU",
+    "heif": "HEIC pictures",
     "serve": "an HTTP server",
     "dev": "run the tests, linters and type checker",
 }

@@ -10,9 +10,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sdrpn.errors import BadInput
+from sdrpn.geometry import Fit
 
 __all__ = ["LlmSpec", "ModelSpec", "PromptSpec", "RopeScaling", "RpnSpec", "VisionSpec"]
 
@@ -36,11 +37,16 @@ class VisionSpec:
     projector_layers: int = 2  # matrices, a GELU between any two; 1: a linear projector
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    # How a picture becomes a square: padded as LLaVA does it and SD-RPN was trained, or the ends of its longer side cut
+    # off as the processor of llava-hf checkpoints does it.
+    fit: Fit = "pad"
 
     def __post_init__(self) -> None:
         _require_positive(
             self, "image_size_px", "patch_size_px", "width", "layers", "heads", "mlp_width", "projector_layers"
         )
+        if self.fit not in get_args(Fit):
+            raise BadInput(f"fit is {self.fit!r}; expected {' or '.join(get_args(Fit))}")
         _require_divisible("vision heads", self.heads, "vision width", self.width)
         _require_divisible("patch_size_px", self.patch_size_px, "image_size_px", self.image_size_px)
         if not 1 <= self.used_layers <= self.layers:

@@ -71,6 +71,7 @@ def test_the_extras_are_those_that_the_documentation_names() -> None:
         "export",
         "train",
         "nvimgcodec",
+        "heif",
         "serve",
         "dev",
     }

@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -149,7 +150,10 @@ def _run(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     if args.verb is None:
         parser.error(f"a verb is missing; expected one of {', '.join(VERBS)}")
-    return _verb(args.verb).run(args)
+    with warnings.catch_warnings():
+        # What Pillow remarks about files that it reads nevertheless; what it does not read is an error of ours.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        return _verb(args.verb).run(args)
 
 
 def _verb(name: str) -> Verb:
