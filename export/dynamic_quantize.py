@@ -21,8 +21,8 @@ _TEXT = f"""
 <domain: "{_DOMAIN}", opset_import: ["" : OPSET]>
 {_NAME} <axis, block_size, scale_type> (x, factor) => (codes, scales)
 {{
-    rows = Cast <to = {FLOAT:d}> (x)
-    step = Cast <to = {FLOAT:d}> (factor)
+    rows = Cast <to = {FLOAT.value}> (x)
+    step = Cast <to = {FLOAT.value}> (factor)
     by_block = Constant <value_ints = [0, 0, -1, {FP4_BLOCK}]> ()
     blocks = Reshape (rows, by_block)
     sizes = Abs (blocks)
@@ -33,9 +33,9 @@ _TEXT = f"""
     in_steps = Div (largest, step)
     wanted = Div (in_steps, most)
     never_zero = Max (wanted, least)
-    scales = Cast <to = {FP8:d}> (never_zero)
+    scales = Cast <to = {FP8.value}> (never_zero)
     units = DequantizeLinear (scales, step)
-    codes = QuantizeLinear <axis = -1, block_size = {FP4_BLOCK}, output_dtype = {FP4:d}> (rows, units)
+    codes = QuantizeLinear <axis = -1, block_size = {FP4_BLOCK}, output_dtype = {FP4.value}> (rows, units)
 }}
 """
 

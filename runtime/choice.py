@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdrpn.bundle import Bundle, Variant
-from sdrpn.errors import BadInput, EngineMismatch
+from sdrpn.errors import BadInput, EngineMismatch, MissingDependency
+from sdrpn.libraries import satisfies
 from sdrpn.machine import read_cpu
 from sdrpn.optimized import OptimizedSet, find_optimized
 from sdrpn.runtime.backends import BACKENDS, onnxruntime_version
@@ -21,10 +23,13 @@ __all__ = [
     "choose_backend",
     "choose_optimized",
     "mapped_weights_bytes",
-    "require_onnxruntime",
+    "onnxruntime_variant",
+    "require_release",
 ]
 
 AUTOMATIC = "auto"
+# Older ones refuse to load such graphs: the opset was not final when they came out.
+_FIRST_RELEASE_OF_OPSET = {24: "1.24"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,24 @@ def choose_backend(
     return _automatic(bundle, variant, verify)
 
 
-def require_onnxruntime(bundle: Bundle, variant: Variant, note: str | None = None) -> None:
-    """Raises BadInput for a variant that only engines can be made of; `note`: why those that are there are not used."""
+def onnxruntime_variant(bundle: Bundle, name: str | None = None, note: str | None = None) -> Variant:
+    """What ONNX Runtime answers with: the named variant, or of those that the installed release runs the one that suits
+    a CPU best.
+
+    Args:
+        note: why engines that are there are not used
+    Raises:
+        BadInput: the variant is for engines only
+        MissingDependency: the installed ONNX Runtime is too old for it
+    """
+    runnable = _runnable(bundle)
+    chosen = runnable[0] if name is None and runnable else bundle.variant(name)
+    _require_kernels(bundle, chosen, note)
+    require_release(bundle, chosen)
+    return chosen
+
+
+def _require_kernels(bundle: Bundle, variant: Variant, note: str | None) -> None:
     if variant.for_engines_only:
         other = bundle.variant()
         added = f"add a variant for ONNX Runtime: {export_advice(bundle.path, '--precision int4')}"
@@ -78,6 +99,39 @@ def require_onnxruntime(bundle: Bundle, variant: Variant, note: str | None = Non
             f"{variant.precision}{reason}. Build engines where a GPU is: {build_command(bundle)}; or "
             f"{added if other.for_engines_only else f'use --variant {other.name}'}"
         )
+
+
+def require_release(bundle: Bundle, variant: Variant) -> None:
+    """Raises MissingDependency where the installed ONNX Runtime is too old for the graphs of this variant."""
+    if _is_new_enough(variant):
+        return
+    newer_python = sys.version_info < (3, 11)  # ONNX Runtime made none for 3.10 after 1.23
+    update = "Use Python 3.11 or newer" if newer_python else "Install a newer one: pip install -U onnxruntime"
+    runnable = _runnable(bundle)
+    added = export_advice(bundle.path, f"--dialect primitive --precision {variant.precision}")
+    raise MissingDependency(
+        f"{bundle.path} as {variant.name} has graphs of opset {variant.opset}, which ONNX Runtime runs from "
+        f"{_FIRST_RELEASE_OF_OPSET[variant.opset]} on; installed is {_installed_onnxruntime()}"
+        f"{', of the last series for Python 3.10' if newer_python else ''}. {update}, or "
+        f"{f'use --variant {runnable[0].name}' if runnable else f'add a variant of the dialect primitive: {added}'}"
+    )
+
+
+def _runnable(bundle: Bundle) -> tuple[Variant, ...]:
+    return tuple(one for one in bundle.variants_for_cpu if not one.for_engines_only and _is_new_enough(one))
+
+
+def _is_new_enough(variant: Variant) -> bool:
+    first, installed = _FIRST_RELEASE_OF_OPSET.get(variant.opset), _installed_onnxruntime()
+    return first is None or installed is None or satisfies(installed, f">={first}")
+
+
+def _installed_onnxruntime() -> str | None:
+    """None where there is none, or a broken one: whoever needs it says so."""
+    try:
+        return onnxruntime_version()
+    except MissingDependency:
+        return None
 
 
 def choose_optimized(

@@ -21,7 +21,7 @@ from sdrpn.roi import Decide, RoiPolicy, decide_by_policy, roi_map
 from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
 from sdrpn.runtime.backends import open_backend, open_tensorrt
 from sdrpn.runtime.backends.tensorrt import EngineOptions
-from sdrpn.runtime.choice import AUTOMATIC, choose_backend, choose_optimized, require_onnxruntime
+from sdrpn.runtime.choice import AUTOMATIC, choose_backend, choose_optimized, onnxruntime_variant
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.picture import Decode, PictureSource, open_picture
@@ -139,8 +139,7 @@ class Session:
             files = {name: one.path for name, one in engines.items()}
             contexts = choice.engines.contexts
             return cls(bundle, chosen, gpu, files, decode=decode, threads=threads, contexts=contexts)
-        chosen = bundle.variant(variant)
-        require_onnxruntime(bundle, chosen, choice.note)
+        chosen = onnxruntime_variant(bundle, variant, choice.note)
         saved, note = choose_optimized(bundle, chosen, choice.backend, verify) if optimized else (None, None)
         library = open_backend(choice.backend, threads, optimized=saved is not None)
         if saved is not None:

@@ -203,17 +203,22 @@ class Bundle:
         return self.manifest.spec
 
     def variant(self, name: str | None = None) -> Variant:
-        """The named variant, or the one that suits a plain CPU best: fused before primitive, then the most exact
-        one that computes in fp32."""
+        """The named variant, or the first of `variants_for_cpu`."""
         variants = self.manifest.variants
         if name is None:
-            return min(variants.values(), key=_cpu_order)
+            return self.variants_for_cpu[0]
         if name not in variants:
             raise BadInput(
                 f"{self.path} has no variant {name!r}; it has {', '.join(sorted(variants))}. "
                 f"Add one: {export_advice(self.path, '--dialect ... --precision ...')}"
             )
         return variants[name]
+
+    @property
+    def variants_for_cpu(self) -> tuple[Variant, ...]:
+        """All of them, first what suits a plain CPU best: fused before primitive, then the most exact that computes in
+        fp32; those for engines only come last."""
+        return tuple(sorted(self.manifest.variants.values(), key=_cpu_order))
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, which may be a link.

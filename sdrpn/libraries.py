@@ -1,7 +1,7 @@
 """Which libraries are installed, which the package asks for, and the command that installs what is missing.
 
-Standard library only, and nothing is imported to find out: versions come from the metadata that installers leave. What
-is asked for is read from the package's own metadata, so pyproject.toml stays the only list.
+Nothing of them is imported to find out: versions come from the metadata that installers leave. What is asked for is
+read from the package's own metadata, so pyproject.toml stays the only list.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from urllib.parse import unquote, urlsplit
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
 from sdrpn.errors import MissingDependency
 
 __all__ = [
@@ -24,11 +28,11 @@ __all__ = [
     "EXTRAS",
     "Extra",
     "Library",
-    "Requirement",
     "importing_extra",
     "install_command",
     "installed_version",
     "read_extras",
+    "satisfies",
 ]
 
 # How the base install is called beside the extras.
@@ -38,6 +42,7 @@ BASE = "base"
 EXTRAS: Mapping[str, str] = {
     BASE: "answer on a CPU with ONNX Runtime",
     "cuda": "answer on an NVIDIA GPU with ONNX Runtime",
+    "device": "answer with engines on Jetson, with JetPack's TensorRT",
     "tensorrt": "TensorRT for datacenter GPUs and Jetson",
     "tensorrt-rtx": "TensorRT-RTX: compile without a GPU, run on RTX GPUs",
     "export": "export checkpoints to bundles",
@@ -58,20 +63,6 @@ _ALSO_INSTALLED_AS: Mapping[str, tuple[str, ...]] = {
 }
 
 VersionOf = Callable[[str], "str | None"]
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """One entry of an extra."""
-
-    name: str
-    versions: str  # e.g. ">=1.24"; empty: any
-    machine: str | None  # only on this processor architecture
-
-    @property
-    def applies_here(self) -> bool:
-        """Whether pip would install it on this machine."""
-        return self.machine is None or self.machine == platform.machine()
 
 
 @dataclass(frozen=True)
@@ -131,9 +122,9 @@ def read_extras(
             asked_by.setdefault(requirement.name, []).append(extra)
 
     def library(requirement: Requirement) -> Library:
-        version = version_of(requirement.name)
-        good = not requirement.applies_here if version is None else _satisfies(version, requirement.versions)
-        return Library(requirement.name, version, requirement.versions, good, tuple(asked_by[requirement.name]))
+        version, wanted = version_of(requirement.name), str(requirement.specifier)
+        good = version is not None and satisfies(version, wanted)
+        return Library(requirement.name, version, wanted, good, tuple(asked_by[requirement.name]))
 
     return {
         extra: Extra(extra, gives, tuple(library(one) for one in entries.get(extra, ())), install_command(extra))
@@ -190,26 +181,31 @@ def _source_folder() -> str | None:
     return unquote(urlsplit(origin["url"]).path)
 
 
-def _entries(lines: Sequence[str]) -> dict[str, list[Requirement]]:
-    """Sort requirement lines by extra, with extras that an extra includes written out.
+def satisfies(version: str, wanted: str) -> bool:
+    """Whether an installed version fits bounds such as ">=1.24,<2"; builds before a release count as the release."""
+    try:
+        return SpecifierSet(wanted).contains(Version(version).base_version)
+    except InvalidVersion:  # a build of one's own: nothing is known against it
+        return True
 
-    Only the forms that our own pyproject.toml uses are understood, `sdrpn[export]; extra == "train"`,
-    `name>=1,<2; platform_machine == "x86_64" and extra == "tensorrt"` and `name>=2; python_version < "3.11"`.
-    """
+
+def _entries(lines: Sequence[str]) -> dict[str, list[Requirement]]:
+    """What pip would install on this machine, by extra, with extras that an extra includes written out."""
     entries: dict[str, list[Requirement]] = {BASE: []}
     included: list[tuple[str, str]] = []
     for line in lines:
-        head, _, marker = line.partition(";")
-        found = re.match(r"\s*([\w.-]+)\s*(?:\[([\w,\s-]+)\])?\s*\(?([^)]*)\)?\s*$", head)
-        if found is None or not _applies_to_this_python(marker):
-            continue
-        name, inner_extras, versions = found.groups()
-        extra = _marker_value(marker, "extra") or BASE
+        requirement = Requirement(line)
+        found = re.search(r"\bextra\s*==\s*['\"]([^'\"]+)['\"]", line)
+        extra = found.group(1) if found else BASE
         entries.setdefault(extra, [])
-        if name == "sdrpn":
-            included += [(extra, inner.strip()) for inner in inner_extras.split(",")]
+        if requirement.marker is not None and not requirement.marker.evaluate(
+            {"extra": extra, "platform_machine": platform.machine()}
+        ):
             continue
-        entries[extra].append(Requirement(name.lower(), versions.strip(), _marker_value(marker, "platform_machine")))
+        if requirement.name == "sdrpn":
+            included += [(extra, inner) for inner in sorted(requirement.extras)]
+        else:
+            entries[extra].append(requirement)
     return {outer: [one for extra in _closure(outer, included) for one in entries[extra]] for outer in entries}
 
 
@@ -218,45 +214,3 @@ def _closure(extra: str, included: Sequence[tuple[str, str]]) -> list[str]:
     for name in names:  # grows as it goes
         names += [inner for outer, inner in included if outer == name and inner not in names]
     return names
-
-
-def _applies_to_this_python(marker: str) -> bool:
-    """Whether a `python_version < "3.11"` lets a line through; without one it does."""
-    found = re.search(r"\bpython_version\s*<\s*['\"]([\d.]+)['\"]", marker)
-    return found is None or sys.version_info < _release(found.group(1))
-
-
-def _marker_value(marker: str, key: str) -> str | None:
-    found = re.search(rf"\b{key}\s*==\s*['\"]([^'\"]+)['\"]", marker)
-    return found.group(1) if found else None
-
-
-def _satisfies(version: str, wanted: str) -> bool:
-    """Whether a version fits; compares release numbers only, which is all that our bounds use."""
-    have = _release(version)
-    for bound in filter(None, (part.strip() for part in wanted.split(","))):
-        found = re.fullmatch(r"(>=|==|<=|<|>|!=)\s*([\d.]+)", bound)
-        if found is None:
-            continue
-        operator, number = found.groups()
-        limit = _release(number)
-        fits = {
-            ">=": have >= limit,
-            "==": have == limit,
-            "<=": have <= limit,
-            "<": have < limit,
-            ">": have > limit,
-            "!=": have != limit,
-        }
-        if not fits[operator]:
-            return False
-    return True
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """1.24.0rc1+cpu -> (1, 24): trailing zeros mean nothing."""
-    found = re.match(r"\d+(?:\.\d+)*", version)
-    numbers = [int(part) for part in found.group().split(".")] if found else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)

@@ -66,6 +66,7 @@ def test_every_extra_says_what_needs_it(extra: str) -> None:
 def test_the_extras_are_those_that_the_documentation_names() -> None:
     assert set(PROJECT["optional-dependencies"]) == {
         "cuda",
+        "device",
         "tensorrt",
         "tensorrt-rtx",
         "export",

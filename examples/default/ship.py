@@ -9,9 +9,11 @@ The base model is the checkpoint in examples/tiny/checkpoint. Needs the [export]
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from sdrpn.atomic import replacing_directory, replacing_file
+from sdrpn.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.rpn_file import read_rpn, write_rpn
 from sdrpn.demo.scene import DESCRIPTION_NAME, SCENE_FOLDER, DemoScene
@@ -20,7 +22,8 @@ from sdrpn.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
 from sdrpn.tags import tag_sample
 
 # 8 bits: checkpoint, RPN and bundle together stay below 12 MB. 16: the MLP has 432 inputs, which 32 does not divide.
-# The RPN and the head stay in fp16: they decide where to look and which digit is said.
+# The RPN and the head stay in fp16: they decide where to look and which digit is said. `primitive` is what ONNX Runtime
+# runs before 1.24, which is all that Python 3.10 has; it adds graphs, and no weights.
 OPTIONS = ExportOptions(precision="int8", block=16, keep=("lm_head", "rpn"))
 SCENE = ("heldout", 2025, 0)  # split, seed, index
 THRESHOLD = 0.3  # that of `sdrpn eval --threshold auto`: where crops overlap most with labels, not with the truth
@@ -35,8 +38,21 @@ def keep_rpn(trained: Path) -> None:
 
 
 def ship_bundle(folder: Path) -> None:
-    """Export checkpoint and RPN into an empty or a new folder."""
+    """Export checkpoint and RPN into an empty or a new folder: `fused`, and what CPUs need of `primitive`."""
     export_bundle(CHECKPOINT, folder, OPTIONS, rpn=RPN)
+    export_bundle(CHECKPOINT, folder, replace(OPTIONS, dialect="primitive"), rpn=RPN)
+    drop_variant(folder, "primitive-int8")
+
+
+def drop_variant(folder: Path, name: str) -> None:
+    """Take a variant out of a bundle, with the files that no other one has."""
+    manifest = open_bundle(folder).manifest
+    variants = {key: variant for key, variant in manifest.variants.items() if key != name}
+    used = {file for variant in variants.values() for file in variant.files} | {manifest.tokenizer}
+    for file in manifest.files.keys() - used:
+        (folder / file).unlink()
+    files = {file: info for file, info in manifest.files.items() if file in used}
+    (folder / MANIFEST_NAME).write_text(replace(manifest, variants=variants, files=files).to_text(), encoding="utf-8")
 
 
 def ship_scene(folder: Path) -> DemoScene:

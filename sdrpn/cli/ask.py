@@ -232,13 +232,13 @@ def _require_memory(args: argparse.Namespace) -> None:
     from sdrpn.bundle import open_bundle
     from sdrpn.machine import read_machine
     from sdrpn.memory import require_cpu_memory
-    from sdrpn.runtime.choice import mapped_weights_bytes
+    from sdrpn.runtime.choice import mapped_weights_bytes, onnxruntime_variant
 
     machine = read_machine()
     if args.backend == "auto" and machine.gpus:  # engines may answer; where none fit, running out is told as it happens
         return
     bundle = open_bundle(args.bundle)
-    variant = bundle.variant(args.variant)
+    variant = onnxruntime_variant(bundle, args.variant)
     mapped_bytes = None if args.no_optimized else mapped_weights_bytes(bundle, variant)
     require_cpu_memory(bundle, variant, machine.memory_available_bytes, mapped_bytes)
 

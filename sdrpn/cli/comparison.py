@@ -57,7 +57,9 @@ class GraphRuns:
 
     def __init__(self, bundle: Bundle, variant: str, steps: Steps) -> None:
         from sdrpn.runtime.backends import open_backend
+        from sdrpn.runtime.choice import require_release
 
+        require_release(bundle, bundle.variant(variant))
         self._bundle, self._variant, self._steps = bundle, bundle.variant(variant), steps
         self._backend = open_backend("onnxruntime")
         self._name = ""

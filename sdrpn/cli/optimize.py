@@ -58,14 +58,13 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.machine import read_cpu
     from sdrpn.optimized import optimized_folder
     from sdrpn.runtime.backends import onnxruntime_version
-    from sdrpn.runtime.choice import require_onnxruntime
+    from sdrpn.runtime.choice import onnxruntime_variant
     from sdrpn.shipped import require_not_shipped
     from sdrpn.sizes import text_from_bytes
 
     require_not_shipped(args.bundle, f"optimise a copy of it: cp -r {args.bundle} bundle && sdrpn optimize bundle")
     bundle = open_bundle(args.bundle)
-    variant = bundle.variant(args.variant)
-    require_onnxruntime(bundle, variant)
+    variant = onnxruntime_variant(bundle, args.variant)
     replaceable = variant.dialect == "fused" and variant.kv_cache is None and not variant.computes_in_half
     attention = args.attention or ("group-query" if replaceable else "standard")
     if attention == "group-query" and variant.dialect != "fused":

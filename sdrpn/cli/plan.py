@@ -124,10 +124,9 @@ def run(args: argparse.Namespace) -> int:
 def _this_machine(bundle: Bundle, args: argparse.Namespace) -> _Place:
     from sdrpn.machine import read_machine
     from sdrpn.memory import cpu_needs
-    from sdrpn.runtime.choice import mapped_weights_bytes, require_onnxruntime
+    from sdrpn.runtime.choice import mapped_weights_bytes, onnxruntime_variant
 
-    variant = bundle.variant(args.variant)
-    require_onnxruntime(bundle, variant)
+    variant = onnxruntime_variant(bundle, args.variant)
     mapped_bytes = mapped_weights_bytes(bundle, variant)
     return _Place(
         "this machine's CPU" if mapped_bytes is None else "this machine's CPU, optimized graphs",

@@ -62,8 +62,9 @@ BASE_VERSIONS = {
     "pillow": "11.0.0",
     "onnxruntime": "1.24.1",
     "tokenizers": "0.21.0",
-    "jinja2": "3.1.4",
+    "jinja2": "3.1.6",
     "rich": "13.9.0",
+    "packaging": "24.0",
 }
 
 
@@ -147,7 +148,7 @@ class TestAbilities:
         assert re.search(r"-m pip install .*\[export\]", export.command)
 
     def test_a_library_that_is_too_old_is_missing(self, diagnosis_of: Setting) -> None:
-        diagnosis = diagnosis_of(PC, versions={**BASE_VERSIONS, "onnxruntime": "1.23.2"})
+        diagnosis = diagnosis_of(PC, versions={**BASE_VERSIONS, "onnxruntime": "1.18.0"})
         assert ability(diagnosis, "ask, on the CPU").detail == "missing: onnxruntime"
         assert next(one for one in diagnosis.libraries if one.name == "onnxruntime").good is False
 
