@@ -1,4 +1,4 @@
-"""Ask the shipped model with an installed package, in a folder that has nothing of the checkout; raise where it is wrong."""
+"""Ask the shipped model with an installed package, away from the checkout; raise where the answer is wrong."""
 
 from __future__ import annotations
 
