@@ -29,7 +29,7 @@ def main() -> None:
     fused = run("ask", "default", str(scene.picture), scene.question, "--variant", "fused-int8-cpu")
     primitive = run("ask", "default", str(scene.picture), scene.question, "--variant", "primitive-int8-cpu")
     assert (primitive.returncode, primitive.stdout.strip()) == (0, scene.expected), primitive.stderr
-    if tuple(map(int, installed.split(".")[:2])) >= (1, 24):
+    if tuple(map(int, installed.split(".")[:2])) >= (1, 25):
         assert (fused.returncode, fused.stdout) == (0, primitive.stdout), fused.stderr
     else:
         assert fused.returncode == 2, fused.stderr

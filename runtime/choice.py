@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 AUTOMATIC = "auto"
-# Older ones refuse to load such graphs: the opset was not final when they came out.
-_FIRST_RELEASE_OF_OPSET = {24: "1.24"}
+# Older ones refuse to load such graphs: 1.23 knows no such opset, 1.24 has no kernel for TensorScatter.
+_FIRST_RELEASE_OF_OPSET = {24: "1.25"}
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def diagnosis_of(monkeypatch: pytest.MonkeyPatch) -> Setting:
 BASE_VERSIONS = {
     "numpy": "2.1.0",
     "pillow": "11.0.0",
-    "onnxruntime": "1.24.1",
+    "onnxruntime": "1.25.1",
     "tokenizers": "0.21.0",
     "jinja2": "3.1.6",
     "rich": "13.9.0",

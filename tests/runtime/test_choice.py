@@ -29,7 +29,7 @@ def without(bundle: Bundle, dialect: str) -> Bundle:
 
 
 def test_a_new_enough_release_runs_fused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for version in ("1.24.0", "1.24.0rc1", "1.32.0", "2.0"):
+    for version in ("1.25.0", "1.25.0rc1", "1.32.0", "2.0"):
         monkeypatch.setattr(choice, "onnxruntime_version", lambda version=version: version)
         assert onnxruntime_variant(open_bundle(tiny_bundle)).name == "fused-fp32"
 
@@ -60,7 +60,7 @@ class TestOldRelease:
         with pytest.raises(MissingDependency) as error:
             onnxruntime_variant(bundle, "fused-fp32")
         assert str(error.value) == (
-            f"{bundle.path} as fused-fp32 has graphs of opset 24, which ONNX Runtime runs from 1.24 on; installed is "
+            f"{bundle.path} as fused-fp32 has graphs of opset 24, which ONNX Runtime runs from 1.25 on; installed is "
             f"1.23.2{reason}. {cure}, or use --variant primitive-fp32"
         )
 
