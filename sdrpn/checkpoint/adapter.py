@@ -207,6 +207,8 @@ class _Scalings:
                 f"weights are not of one adapter"
             )
         alpha = _first_match(self._alphas, path, self._alpha)
+        if not math.isfinite(alpha):
+            raise BadCheckpoint(f"{self._config.where}: lora_alpha of {path} is {alpha}; expected a finite number")
         return float(alpha / rank**0.5 if self._root else alpha / rank)
 
 

@@ -106,7 +106,7 @@ class Checkpoint:
     def tokenizer_dir(self) -> Path | None:
         """The folder with the tokenizer's files, if any."""
         folders = (source.path for source in self._sources["llm"])
-        return next((path for path in folders if any((path / name).is_file() for name in _TOKENIZER_NAMES)), None)
+        return next((path for path in folders if _has_tokenizer(path)), None)
 
     def digest(self, progress: Callable[[int], None] = lambda size_bytes: None) -> str:
         """SHA-256 as hex over all configs and weight files: names, sizes and contents, in a fixed order.
@@ -148,7 +148,7 @@ def open_checkpoint(
     parts = find_parts(folder)
     described_in = _described_in(parts, base)
     tower = _vision_tower(described_in, vision_tower)
-    spec = read_spec(described_in, tower)
+    spec = read_spec(described_in, tower, _text_folders(folder, base))
     if base is not None:
         spec = _with_layers_of(base, spec)
     own = checkpoint_source(parts.weights_in(base), with_rpn=spec.rpn is not None)
@@ -169,6 +169,16 @@ def open_checkpoint(
     for part in PARTS:
         sources[part] = [*(source for source in tuning.sources if part in tuning.parts_of(source)), *sources[part]]
     return Checkpoint(folder, spec, own.layout, sources, configs, tuning)
+
+
+def _text_folders(folder: Path, base: Path | None) -> list[Path]:
+    """Where template and special tokens are looked for: the folder whose tokenizer is used comes first."""
+    folders = [folder] if base is None else [folder, base]
+    return sorted(folders, key=lambda path: not _has_tokenizer(path))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_NAMES)
 
 
 def _described_in(parts: FolderParts, base: Path | None) -> Path:

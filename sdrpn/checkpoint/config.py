@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
@@ -36,16 +37,24 @@ def vision_tower_name(config: ConfigSection) -> str | None:
     return name
 
 
-def read_spec(folder: Path, tower: Path | None) -> ModelSpec:
+def read_spec(folder: Path, tower: Path | None, texts: Sequence[Path] = ()) -> ModelSpec:
     """Describe the checkpoint in `folder`.
 
     Args:
         tower: the folder of the vision tower, for checkpoints in LLaVA's own layout; ignored for Hugging Face's
+        texts: folders to look for the chat template in, and in the first of them for special tokens; by default
+            `folder` alone
     Raises BadCheckpoint for what is missing, malformed or not supported.
     """
     config = read_config(folder / "config.json")
     refuse_foreign(config)
-    return _original_spec(config, folder, tower) if _is_original(config) else _hf_spec(config, folder)
+    texts = texts or [folder]
+    return _original_spec(config, texts, tower) if _is_original(config) else _hf_spec(config, folder, texts)
+
+
+def _template(folders: Sequence[Path]) -> str:
+    """Of the first folder that has one."""
+    return next((found for folder in folders if (found := chat_template(folder)) != "vicuna_v1"), "vicuna_v1")
 
 
 def read_llm_layers(folder: Path) -> int:
@@ -63,7 +72,7 @@ def _is_original(config: ConfigSection) -> bool:
 # LLaVA's own layout, with or without an RPN -------------------------------------------------------------------------
 
 
-def _original_spec(config: ConfigSection, folder: Path, tower: Path | None) -> ModelSpec:
+def _original_spec(config: ConfigSection, texts: Sequence[Path], tower: Path | None) -> ModelSpec:
     config.require("mm_patch_merge_type", "flat")
     config.require("image_aspect_ratio", "pad", "square")  # images are padded in any case, as SD-RPN needs it
     config.require("mm_vision_select_feature", "patch")
@@ -88,7 +97,7 @@ def _original_spec(config: ConfigSection, folder: Path, tower: Path | None) -> M
         llm=llm,
         tap_layer=config.whole("twig_K") if has_rpn else max(1, llm.layers // 2),
         rpn=_official_rpn(config) if has_rpn else None,
-        prompt=prompt_spec(config, config, folder, template=_original_template(config, folder), image_token_id=None),
+        prompt=prompt_spec(config, config, texts[0], template=_original_template(config, texts), image_token_id=None),
     )
 
 
@@ -105,9 +114,9 @@ def _projector_layers(config: ConfigSection) -> int:
     return int(match[1])
 
 
-def _original_template(config: ConfigSection, folder: Path) -> str:
+def _original_template(config: ConfigSection, texts: Sequence[Path]) -> str:
     """LLaVA-1.5's own prompt; on a Mistral that of its tokenizer, where there is one, as for LLaVA-Med."""
-    return chat_template(folder) if config.get("model_type") == "llava_mistral" else "vicuna_v1"
+    return _template(texts) if config.get("model_type") == "llava_mistral" else "vicuna_v1"
 
 
 def _selected_layer(config: ConfigSection, key: str) -> int:
@@ -134,7 +143,7 @@ def _official_rpn(config: ConfigSection) -> RpnSpec:
 # Hugging Face's layouts ---------------------------------------------------------------------------------------------
 
 
-def _hf_spec(config: ConfigSection, folder: Path) -> ModelSpec:
+def _hf_spec(config: ConfigSection, folder: Path, texts: Sequence[Path]) -> ModelSpec:
     require_supported(config, "model_type", MODELS, "llava")
     config.require("model_type", "llava", default="missing")
     config.require("projector_hidden_act", "gelu")
@@ -161,8 +170,8 @@ def _hf_spec(config: ConfigSection, folder: Path) -> ModelSpec:
         prompt=prompt_spec(
             text,
             config,
-            folder,
-            template=chat_template(folder),
+            texts[0],
+            template=_template(texts),
             image_token_id=image_token_id(config),
         ),
     )

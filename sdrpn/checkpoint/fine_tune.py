@@ -51,16 +51,22 @@ class FolderParts:
         """Raise BadCheckpoint where only a fine-tune lies here, and say what it needs."""
         if self.has_weights or not self.is_fine_tune:
             return
+        self.require_adapter()
         if self.adapter is not None:
             name = read_config(self.adapter).get("base_model_name_or_path")
             base = f" ({name!r})" if isinstance(name, str) and name else ""
             raise BadCheckpoint(f"{self.folder} holds only an adapter; name the folder of its base{base} with --base")
-        file = self.projector or self.trainables
-        assert file is not None
         raise BadCheckpoint(
-            f"{self.folder} holds {file.name} and no weights; name the folder of the language model that it was "
+            f"{self.folder} holds {_PROJECTOR_NAME} and no weights; name the folder of the language model that it was "
             f"trained with as --base"
         )
+
+    def require_adapter(self) -> None:
+        """Raise BadCheckpoint where the rest of a LoRA lies here without it: the base alone would be another model."""
+        if self.trainables is not None and self.adapter is None and not self.has_weights:
+            raise BadCheckpoint(
+                f"{self.folder} has {_TRAINABLES_NAME} without {ADAPTER_CONFIG_NAME} and its weights; download them too"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +123,7 @@ def read_fine_tune(parts: FolderParts, spec: ModelSpec, projector: Path | None, 
         if named is None:
             _require_own_projector(parts, own)
         return FineTune(first, notes=_left_over(parts, named is not None), projector=named)
+    parts.require_adapter()
     files = (parts.trainables, None if projector is not None else parts.projector)
     sources = [_some(file, shapes) for file in files if file is not None]
     adapter = None if parts.adapter is None else read_adapter(parts.folder, shapes)

@@ -56,6 +56,7 @@ def merged(weight: Array, down: Array | None, up: Array, change: LowRank, magnit
     if magnitude is None:
         return changed
     rows = changed.reshape(len(changed), -1)
-    factors = magnitude.astype(exact).reshape(-1, 1) / np.linalg.norm(rows, axis=1, keepdims=True)
-    scaled: Array = (rows * factors).reshape(changed.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros, which is not finite afterwards
+        factors = magnitude.astype(exact).reshape(-1, 1) / np.linalg.norm(rows, axis=1, keepdims=True)
+        scaled: Array = (rows * factors).reshape(changed.shape)
     return scaled

@@ -69,14 +69,23 @@ class Place:
     change: LowRank | None = None
 
     def read(self) -> NDArray[Any]:
-        """The tensor as it is stored, or as it is after the change, in float32 or float64."""
+        """The tensor as it is stored, or as it is after the change, in float32 or float64.
+
+        Raises BadCheckpoint where the change makes numbers that are not finite.
+        """
         stored = self.source.tensors.read(self.file_name)
         if self.adapter is None or self.change is None:
             return stored
         change, read = self.change, self.adapter.read
         down = None if change.down is None else read(change.down)
         magnitude = None if change.magnitude is None else read(change.magnitude)
-        return merged(stored, down, read(change.up), change, magnitude)
+        found = merged(stored, down, read(change.up), change, magnitude)
+        if not np.isfinite(found).all():
+            raise BadCheckpoint(
+                f"{self.file_name} of {self.source.path} is not finite once {change.up} is merged into it; one of them "
+                f"is damaged: download them again"
+            )
+        return found
 
 
 def checkpoint_source(folder: Path, *, with_rpn: bool) -> Source:

@@ -187,6 +187,25 @@ def test_peft_adapter_through_export(tmp_path: Path, picture: Path) -> None:
     )
 
 
+def test_whose_tokenizer_and_template(tmp_path: Path) -> None:
+    """The adapter's own where it was saved with one; a template that only the base has still counts."""
+    llava = hf_llava()
+    llava.save_pretrained(tmp_path / "base")
+    tuned(llava).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    (tmp_path / "base" / "chat_template.jinja").write_text("of the base")
+
+    def opened() -> tuple[Path | None, str]:
+        with open_checkpoint(tmp_path / "adapter", base=tmp_path / "base") as checkpoint:
+            return checkpoint.tokenizer_dir, checkpoint.spec.prompt.template
+
+    assert opened() == (tmp_path / "base", "of the base")
+    (tmp_path / "adapter" / "tokenizer.json").write_text("{}")
+    assert opened() == (tmp_path / "adapter", "of the base")
+    (tmp_path / "adapter" / "chat_template.jinja").write_text("of the adapter")
+    assert opened() == (tmp_path / "adapter", "of the adapter")
+
+
 def test_the_digest_knows_the_adapter(tmp_path: Path) -> None:
     llava = hf_llava()
     llava.save_pretrained(tmp_path / "base")
@@ -308,6 +327,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"init_lora_weights": "olora"}, "olora"),
         ({"r": 5}, "the rank 5; its tensors have 4: config and weights are not of one adapter"),
         ({"r": "4"}, "r is '4'; expected a whole number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha of .* is nan; expected a finite number"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "is inf; expected a finite number"),
         ({"lora_alpha": None, "alpha_pattern": {"(a+)+": 3}}, "repeats groups; expected names of modules"),
         ({"alpha_pattern": {"[": 3}}, "is no regular expression"),
         ({"alpha_pattern": {"q" * 300: 3}}, "too long"),
@@ -385,6 +406,33 @@ def test_bases_that_are_none(tmp_path: Path, adapter: Path) -> None:
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     with pytest.raises(BadCheckpoint, match=r"has adapter_config\.json and none of adapter_model"):
         open_checkpoint(tmp_path / "a", base=adapter / "base")
+
+
+def test_the_rest_of_a_lora_without_it(tmp_path: Path) -> None:
+    reference = make_llava()
+    folder = reference.save(tmp_path / "lora")
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    torch.save(projector_state(reference.projector), folder / "non_lora_trainables.bin")
+    reference.text.save_pretrained(tmp_path / "vicuna")
+    for base in (None, tmp_path / "vicuna"):
+        with pytest.raises(BadCheckpoint, match=r"has non_lora_trainables\.bin without adapter_config\.json and its"):
+            open_checkpoint(folder, base=base)
+
+
+def test_a_merge_that_is_not_finite(tmp_path: Path, adapter: Path) -> None:
+    shutil.copytree(adapter / "adapter", tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file(load_file(path) | {FIRST: torch.full((4, 64), torch.nan)}, path)
+    with open_checkpoint(tmp_path / "a", base=adapter / "base") as checkpoint:
+        checkpoint.read("llm.layers.1.attention.q.weight")
+        with pytest.raises(BadCheckpoint, match=r"is not finite once .* is merged into it"):
+            checkpoint.read("llm.layers.0.attention.q.weight")
+
+
+def test_a_row_of_zeros_has_no_magnitude() -> None:
+    change = LowRank("a", "b", 1.0, "m")
+    found = merged(np.zeros((2, 3), np.float32), np.zeros((1, 3)), np.zeros((2, 1)), change, np.ones(2))
+    assert not np.isfinite(found).any()
 
 
 def test_other_adapters_of_peft(tmp_path: Path) -> None:
