@@ -1,7 +1,7 @@
 """From a bundle's graphs to TensorRT engines. Knows nothing about checkpoints or answers."""
 
 from sdrpn.engines.builder import BuiltEngine, build_engines
-from sdrpn.engines.options import VERBOSITIES, BuildOptions
+from sdrpn.engines.options import VERBOSITIES, BuildOptions, usual_context
 from sdrpn.engines.plan import Plan, plan_engines, target_variant
 from sdrpn.engines.target import Target, read_target, read_targets
 from sdrpn.engines.trtexec import trtexec_script
@@ -18,4 +18,5 @@ __all__ = [
     "read_targets",
     "target_variant",
     "trtexec_script",
+    "usual_context",
 ]

@@ -36,6 +36,7 @@ class Estimate:
     max_batch: int
     weights_elsewhere: bool  # streamed from memory of the host
     kv_cache: str | None = None  # of the variant: int8 or fp8
+    unfused_attention: bool = False  # whether the library may write the scores out
 
     @property
     def host_peaks(self) -> dict[str, int]:
@@ -75,6 +76,7 @@ class Estimate:
             context=context or self.max_context,
             batch=batch or self.max_batch,
             kv_cache=kv_cache or self.kv_cache,
+            unfused_attention=self.unfused_attention,
         )
 
 
@@ -89,10 +91,11 @@ def estimate(
     weight_streaming: bool = False,
     unified_memory: bool = False,
     kv_cache: str | None = None,
+    unfused_attention: bool = False,
 ) -> Estimate:
     """Where CPU and GPU share their memory, streamed weights lie in it as well. Args: kv_cache: the variant's."""
     elsewhere = weight_streaming and not unified_memory
-    return Estimate(spec, weights_bytes, built, jobs, max_context, max_batch, elsewhere, kv_cache)
+    return Estimate(spec, weights_bytes, built, jobs, max_context, max_batch, elsewhere, kv_cache, unfused_attention)
 
 
 def host_shortage(found: Estimate, available_bytes: int | None, machine: str = "this machine") -> str | None:

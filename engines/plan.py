@@ -128,6 +128,7 @@ def plan_engines(
         weight_streaming=options.weight_streaming,
         unified_memory=target.unified_memory,
         kv_cache=variant.kv_cache,
+        unfused_attention=target.may_write_scores(variant.dialect),
     )
     plan = Plan(
         bundle=bundle,
@@ -152,7 +153,11 @@ def replanned(plan: Plan, variant: Variant, names: Sequence[str], reason: str, *
     """The same graphs of another variant, since no engine could be built of the planned one."""
     keys = {name: _planned(plan, plan.variant.graphs[name], verify=False).key for name in names}
     fallbacks = {name: Fallback(plan.variant.name, reason, key) for name, key in keys.items()}
-    needed = dataclasses.replace(plan.estimate, weights_bytes=graph_weights_bytes(plan.bundle, variant))
+    needed = dataclasses.replace(
+        plan.estimate,
+        weights_bytes=graph_weights_bytes(plan.bundle, variant),
+        unfused_attention=plan.target.may_write_scores(variant.dialect),
+    )
     other = dataclasses.replace(plan, variant=variant, estimate=needed, fallbacks=fallbacks)
     return _with_engines(other, names, verify)
 

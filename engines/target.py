@@ -84,6 +84,12 @@ class Target:
         here = release(version)
         return release(self.tensorrt_min) <= here and (not self.tensorrt_below or here < release(self.tensorrt_below))
 
+    def may_write_scores(self, dialect: str) -> bool:
+        """Whether it is not known that attention is fused: of `primitive` graphs with plain TensorRT, which was never
+        at hand.
+        """
+        return self.flavour == "tensorrt" and dialect == "primitive"
+
     @property
     def versions(self) -> str:
         """The range, as people write it."""

@@ -20,12 +20,15 @@ __all__ = [
     "fitting_context",
     "graph_weights_bytes",
     "require_cpu_memory",
+    "step_bytes",
     "usual_context",
 ]
 
 _BYTE, _HALF, _FLOAT = 1, 2, 4
 # What a compiler's own scratch memory adds to the activations, at least.
 _SCRATCH_BYTES = 8 << 20
+# The tail's engine has room for two prefills at once; scores, masked scores and softmax are there together.
+_PREFILLS_AT_ONCE, _SCORE_TENSORS = 2, 3
 # Interpreter, ONNX Runtime, tokenizer and pictures: 41 MB without a graph, 160 MB with all and a small model.
 _PROCESS_BYTES = 200_000_000
 # System prompt, question and the words around them; a long answer.
@@ -40,6 +43,7 @@ class MemoryNeeds:
     caches_bytes: int
     activations_bytes: int
     images_bytes: int  # pixels and image tokens of a picture and its crops
+    attention_bytes: int = 0  # scores of a prefill, where it is not known that attention is fused
 
     @property
     def total_bytes(self) -> int:
@@ -54,6 +58,7 @@ class MemoryNeeds:
             ("caches", self.caches_bytes),
             ("activations", self.activations_bytes),
             ("image buffers", self.images_bytes),
+            *((("scores of attention if it is not fused", self.attention_bytes),) if self.attention_bytes else ()),
         )
 
     def __str__(self) -> str:
@@ -68,7 +73,13 @@ def graph_weights_bytes(bundle: Bundle, variant: Variant) -> dict[str, int]:
 
 
 def device_needs(
-    spec: ModelSpec, weights_bytes: int, *, context: int, batch: int = 1, kv_cache: str | None = None
+    spec: ModelSpec,
+    weights_bytes: int,
+    *,
+    context: int,
+    batch: int = 1,
+    kv_cache: str | None = None,
+    unfused_attention: bool = False,
 ) -> MemoryNeeds:
     """Engines on a GPU: caches in fp16, or in 8 bits as a variant's `kv_cache` says; the whole context at once.
 
@@ -76,12 +87,21 @@ def device_needs(
     residual stream in fp32, and the packed projections in fp16; attention over more than one row works on a copy of
     one layer's cache. The tail's engine has room for two prefills at once, with their masks: 458 MB at 2048 rows and
     949 MB at 4096 were seen in layers of LLaVA-1.5-7B's shapes, and this gives 479 MB and 967 MB.
+
+    `unfused_attention`: of such a prefill the scores of all heads, those with the mask and their softmax are written
+    out as well, in fp16: 1.6 GB at 2048 rows.
     """
     llm = spec.llm
     row = 4 * llm.width * _FLOAT + _projections(spec) * _HALF + 2 * llm.kv_heads * llm.head_dim * _HALF
     activations = _SCRATCH_BYTES + context * row * 3 // 2 + 2 * context**2 + batch * llm.vocabulary * _FLOAT
     caches = _caches_bytes(spec, context, batch, _HALF, kv_cache)
-    return MemoryNeeds(weights_bytes, caches, activations, _images_bytes(spec))
+    scores = _SCORE_TENSORS * _PREFILLS_AT_ONCE * llm.heads * context**2 * _HALF if unfused_attention else 0
+    return MemoryNeeds(weights_bytes, caches, activations, _images_bytes(spec), scores)
+
+
+def step_bytes(spec: ModelSpec, weights_bytes: int, context: int, kv_cache: str | None = None) -> int:
+    """What a decode step of an engine reads: the weights of trunk and tail, and keys and values of a whole cache."""
+    return weights_bytes + 2 * spec.llm.layers * context * _cache_row_bytes(spec, _HALF, kv_cache)
 
 
 def cpu_needs(
@@ -146,9 +166,16 @@ def _caches_bytes(spec: ModelSpec, context: int, batch: int, element_bytes: int,
     In 8 bits, which the RPN's never are, every row of every head has a scale beside it.
     """
     llm, rpn_caches = spec.llm, 0 if spec.rpn is None else 2 * (spec.rpn.layers - 1) + 1
-    row = llm.kv_heads * llm.head_dim * element_bytes
-    own_row = row if kv_cache is None else llm.kv_heads * (llm.head_dim * _BYTE + element_bytes)
+    row, own_row = (_cache_row_bytes(spec, element_bytes, kind) for kind in (None, kv_cache))
     return batch * context * (2 * llm.layers * own_row + rpn_caches * row + llm.width * _FLOAT)
+
+
+def _cache_row_bytes(spec: ModelSpec, element_bytes: int, kv_cache: str | None) -> int:
+    """Of keys, or of values, of one layer and position."""
+    llm = spec.llm
+    if kv_cache is None:
+        return llm.kv_heads * llm.head_dim * element_bytes
+    return llm.kv_heads * (llm.head_dim * _BYTE + element_bytes)
 
 
 def _projections(spec: ModelSpec) -> int:

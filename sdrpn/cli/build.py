@@ -196,6 +196,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
             "caches_bytes": needed.device.caches_bytes,
             "activations_bytes": needed.device.activations_bytes,
             "images_bytes": needed.device.images_bytes,
+            "attention_bytes": needed.device.attention_bytes,
         },
         "shortages": plan.shortages(),
         "engines": [{"graph": one.graph.name, "cached": one.cached is not None} for one in plan.engines],

@@ -1,9 +1,10 @@
 """`sdrpn plan`: what a bundle takes in memory before anything is built or loaded.
 
-The JSON form is an object: bundle, variant, device, context, batch, memory_bytes (null where not known), needs
-(weights, caches, activations and images in bytes), total_bytes, fits (null where memory_bytes is), largest_context,
-kv_cache (int8, fp8, or null for caches in the type that the graphs compute in), other (the same variant with the other
-kind of caches: kv_cache, caches_bytes, largest_context).
+The JSON form is an object: bundle, variant, device, context (the longest), contexts, batch, memory_bytes (null where
+not known), needs (weights, caches, activations, images, and scores of attention that may not be fused, in bytes),
+total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context -> what a decode step of an engine
+reads; empty for a CPU), kv_cache (int8, fp8, or null for caches in the type that the graphs compute in), other (the
+same variant with the other kind of caches: kv_cache, caches_bytes, largest_context).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, positive_int
 
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
@@ -28,6 +29,7 @@ target, engines as `sdrpn build` makes them; without one, ONNX Runtime on this m
 whether `sdrpn build` and `sdrpn ask` start. Exits 1 where it does not fit.
 
   sdrpn plan bundle --target jetson-agx-orin-jp72 --context 2048 --batch 2
+  sdrpn plan bundle --target jetson-agx-orin-jp62 --context 1024,4096
   sdrpn plan bundle
 """
 
@@ -38,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="NAME", help="a target or a .toml file (default: this machine's CPU)")
     parser.add_argument("--variant", metavar="NAME", help="default: what `sdrpn build` or `sdrpn ask` would take")
     parser.add_argument(
-        "--context", metavar="N", type=positive_int, help="positions of prompt and answer (default: the bundle's)"
+        "--context",
+        metavar="N[,N]",
+        type=context_lengths,
+        help="positions of prompt and answer (default: of a target what `sdrpn build` takes, of a CPU the bundle's); "
+        "several: engines with profiles for each",
     )
     parser.add_argument("--batch", metavar="B", type=positive_int, default=1, help="requests in a step (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
@@ -52,6 +58,8 @@ class _Place:
     memory_bytes: int | None
     variant: Variant
     needs_of: Callable[[Variant, int], MemoryNeeds]
+    usual_context: int
+    step_of: Callable[[int], int] | None = None  # bytes that a decode step reads at a context; None: not known
 
     def largest_context(self, variant: Variant, limit: int) -> int:
         """That fits; 0: none."""
@@ -72,11 +80,14 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = open_bundle(args.bundle)
     limit = bundle.manifest.max_context
-    context = limit if args.context is None else args.context
-    if context > limit:
-        raise ContextTooLong(f"--context {context} is above the bundle's {limit}; export with a larger one first")
+    if args.context is not None and args.context[-1] > limit:
+        raise ContextTooLong(
+            f"--context {args.context[-1]} is above the bundle's {limit}; export with a larger one first"
+        )
     place = _this_machine(bundle, args) if args.target is None else _on_target(bundle, args)
-    variant = place.variant
+    contexts = args.context or (place.usual_context,)
+    context, variant = contexts[-1], place.variant
+    steps = {} if place.step_of is None else {one: place.step_of(one) for one in contexts}
     needs = place.needs_of(variant, context)
     fits = None if place.memory_bytes is None else needs.total_bytes <= place.memory_bytes
     largest = place.largest_context(variant, limit)
@@ -89,12 +100,14 @@ def run(args: argparse.Namespace) -> int:
                 "variant": variant.name,
                 "device": place.device,
                 "context": context,
+                "contexts": contexts,
                 "batch": args.batch,
                 "memory_bytes": place.memory_bytes,
                 "needs": needs,
                 "total_bytes": needs.total_bytes,
                 "fits": fits,
                 "largest_context": largest,
+                "step_bytes": steps,
                 "kv_cache": variant.kv_cache,
                 "other": {
                     "kv_cache": other.kv_cache,
@@ -108,9 +121,10 @@ def run(args: argparse.Namespace) -> int:
         verdict = {True: "fits", False: "does not fit", None: "not known"}[fits]
         rows = [
             ("variant", variant.name),
-            ("context, batch", f"{context}, {args.batch}"),
+            ("context, batch", f"{' and '.join(map(str, contexts))}, {args.batch}"),
             *((name, text_from_bytes(size)) for name, size in needs.parts),
             ("together", f"{text_from_bytes(needs.total_bytes)}{memory}: {verdict}"),
+            *((f"a step reads at {one}", text_from_bytes(size)) for one, size in steps.items()),
             ("largest context that fits", f"{largest} of {limit}" if largest else "none"),
             (
                 f"with {f'--kv-cache {other.kv_cache}' if other.kv_cache else 'caches of floats'}",
@@ -133,21 +147,31 @@ def _this_machine(bundle: Bundle, args: argparse.Namespace) -> _Place:
         read_machine().memory_available_bytes,
         variant,
         lambda one, context: cpu_needs(bundle, one, context=context, batch=args.batch, mapped_bytes=mapped_bytes),
+        bundle.manifest.max_context,
     )
 
 
 def _on_target(bundle: Bundle, args: argparse.Namespace) -> _Place:
-    from sdrpn.engines import read_target, target_variant
-    from sdrpn.memory import device_needs, graph_weights_bytes
+    from sdrpn.engines import read_target, target_variant, usual_context
+    from sdrpn.memory import device_needs, graph_weights_bytes, step_bytes
 
     target = read_target(args.target)
-    variant = target_variant(bundle, target) if args.variant is None else bundle.variant(args.variant)
-    weights_bytes = sum(graph_weights_bytes(bundle, variant).values())
+    dialect = "primitive" if args.context is not None and len(args.context) > 1 else None  # as `sdrpn build` takes it
+    variant = target_variant(bundle, target, dialect=dialect) if args.variant is None else bundle.variant(args.variant)
+    sizes = graph_weights_bytes(bundle, variant)
+    unfused = target.may_write_scores(variant.dialect)
     return _Place(
         f"{target.name}: {target.device}",
         target.memory_bytes,
         variant,
         lambda one, context: device_needs(
-            bundle.spec, weights_bytes, context=context, batch=args.batch, kv_cache=one.kv_cache
+            bundle.spec,
+            sum(sizes.values()),
+            context=context,
+            batch=args.batch,
+            kv_cache=one.kv_cache,
+            unfused_attention=unfused,
         ),
+        usual_context(bundle.spec, bundle.manifest.max_context),
+        lambda context: step_bytes(bundle.spec, sizes["trunk"] + sizes["tail"], context, variant.kv_cache),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import re
@@ -65,6 +66,17 @@ def test_json(sdrpn: Command, bundle: Path) -> None:
     assert found["estimate"]["host_bytes"] > 400_000_000
 
 
+def test_several_contexts(sdrpn: Command, tiny_checkpoint: Path, bundle: Path) -> None:
+    export_bundle(tiny_checkpoint, bundle, ExportOptions("fp16", "primitive"))
+    options = ("--graphs", "rpn", "--max-context", "128,64", "--json")
+    found = sdrpn("build", bundle, *TARGET, *options).json()
+    assert (found["variant"], found["contexts"], found["max_context"]) == ("primitive-fp16", [64, 128], 128)
+    assert [(one["variant"], one["kernel_verdict"]) for one in found["engines"]] == [("primitive-fp16", "passed")]
+    shown = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)
+    assert shown[0]["engines"]["rpn"]["manifest"]["contexts"] == [64, 128]
+    assert shown[0]["engines"]["rpn"]["kernel_verdict"] == "passed"
+
+
 def test_a_dry_run_writes_nothing(sdrpn: Command, bundle: Path) -> None:
     outcome = sdrpn("build", bundle, *TARGET, "--dry-run")
     assert outcome.code == 0
@@ -90,6 +102,13 @@ def test_a_dry_run_writes_nothing(sdrpn: Command, bundle: Path) -> None:
         ((*TARGET, "--hardware-compat"), "tensorrt-rtx has no --hardware-compat; list all compute_capabilities"),
         ((*TARGET, "--version-compatible"), "run with the release that built them and no other"),
         ((*TARGET, "--profiling-verbosity", "none"), "add --no-kernel-gate to build without it"),
+        ((*TARGET, "--max-context", "64,x"), "argument --max-context: 'x' is not a whole number"),
+        ((*TARGET, "--max-context", "64,64"), "argument --max-context: '64,64' names a length twice"),
+        ((*TARGET, "--max-context", "16,128"), "takes variant primitive-fp8 or "),
+        ((*TARGET, "--max-context", "64,128"), "(several contexts, or --dialect, ask for this dialect)"),
+        ((*TARGET, "--max-context", "64,128", "--dialect", "fused"), "--dialect fused is not for this"),
+        ((*TARGET, "--device", 0), "--device is of no use to tensorrt-rtx"),
+        (("--target", "h100", "--device", -1), "device is -1; expected 0 or the number of another GPU"),
         ((), "the following arguments are required: --target"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdrpn.bundle import open_bundle
-from sdrpn.engine_manifest import engine_paths
+from sdrpn.engine_manifest import Fallback, engine_paths
 from sdrpn.runtime import platform as platform_module
 from sdrpn.runtime import preflight
 from sdrpn.runtime.backends.tensorrt_library import Validity
@@ -142,3 +142,22 @@ class TestAsk:
         from sdrpn.runtime.backends import BACKENDS
 
         assert set(ask.BACKENDS) == {"auto", *BACKENDS}
+
+
+def test_what_was_built_instead_and_what_was_not_judged(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
+    """In the table, in JSON and on the page."""
+    rewrite(bundle, "trunk", fallback=Fallback("fused-fp16", "no kernel for attention", "0" * 64))
+    rewrite(bundle, "tail", decomposed_attention=True, kernel_gate=("not judged: the listing has no constants",))
+    out = sdrpn("inspect", bundle, "--engines").out
+    assert "trunk: built of fused-fp32 instead of fused-fp16, of which no engine could be built: no kernel for" in out
+    assert "tail: attention was built from its parts" in out
+    assert re.search(r"^tail .*3, not judged", out, re.MULTILINE)
+    (target,) = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)
+    verdicts = {graph: one["kernel_verdict"] for graph, one in target["engines"].items()}
+    assert verdicts == {"vision": "passed", "trunk": "passed", "rpn": "passed", "tail": "unjudged"}
+    assert target["engines"]["trunk"]["manifest"]["fallback"]["variant"] == "fused-fp16"
+    for name in ("page.md", "page.html"):
+        sdrpn("inspect", bundle, "--engines", "--report", tmp_path / name)
+        page = (tmp_path / name).read_text()
+        assert "fused-fp32 instead of fused-fp16" in page
+        assert "3, not judged: the listing has no constants" in page

@@ -35,6 +35,39 @@ def test_a_target_takes_the_variant_that_build_takes(sdrpn: Command, bundle: Pat
     assert plan["memory_bytes"] == 24_000_000_000
 
 
+def test_scores_that_may_be_written_out_are_counted(sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Of JetPack 6.2's TensorRT it is not known that it fuses attention of the dialect primitive."""
+    export_bundle(tiny_checkpoint, tmp_path / "b", ExportOptions("fp16", "primitive"))
+    plan = json.loads(sdrpn("plan", tmp_path / "b", "--target", "jetson-orin-nx-jp62", "--json").out)
+    assert plan["needs"]["attention_bytes"] == 3 * 2 * 4 * 256**2 * 2  # tensors, prefills, heads, rows and keys, fp16
+    assert (
+        "scores of attention if it is not fused" in sdrpn("plan", tmp_path / "b", "--target", "jetson-orin-nx-jp62").out
+    )
+    export_bundle(tiny_checkpoint, tmp_path / "b", ExportOptions("fp16"))
+    fused = json.loads(sdrpn("plan", tmp_path / "b", "--target", "jetson-agx-orin-jp72", "--json").out)
+    assert fused["needs"]["attention_bytes"] == 0
+    assert plan["total_bytes"] == sum(plan["needs"].values())
+    built = sdrpn("build", tmp_path / "b", "--target", "jetson-orin-nx-jp62", "--dry-run", "--json").json()
+    assert built["estimate"]["attention_bytes"] == plan["needs"]["attention_bytes"]
+
+
+def test_several_contexts(sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Memory is that of the longest; a step reads less at a shorter one."""
+    export_bundle(tiny_checkpoint, tmp_path / "b", ExportOptions("fp16", "primitive"))
+    target = ("--target", "rtx-4090")
+    plan, single = (
+        json.loads(sdrpn("plan", tmp_path / "b", *target, "--context", contexts, *more, "--json").out)
+        for contexts, more in (("64,256", ()), ("256", ("--variant", "primitive-fp16")))
+    )
+    assert (plan["variant"], plan["context"], plan["contexts"]) == ("primitive-fp16", 256, [64, 256])
+    assert plan["total_bytes"] == single["total_bytes"]
+    row = 2 * 4 * 4 * 16 * 2  # keys and values, layers, heads, channels, fp16
+    assert plan["step_bytes"]["256"] - plan["step_bytes"]["64"] == (256 - 64) * row
+    text = sdrpn("plan", tmp_path / "b", *target, "--context", "64,256").out
+    assert "64 and 256, 1" in text
+    assert "a step reads at 64" in text
+
+
 def test_what_caches_in_8_bits_would_save(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = json.loads(sdrpn("plan", bundle, "--json").out)
     assert (plan["kv_cache"], plan["other"]["kv_cache"]) == (None, "int8")
@@ -94,6 +127,7 @@ def test_ask_refuses_what_cannot_fit(
     [
         (("--context", 257), "--context 257 is above the bundle's 256"),
         (("--context", 0), "argument --context"),
+        (("--context", "64,64"), "'64,64' names a length twice"),
         (("--target", "toaster"), "there is no target 'toaster'"),
         (("--variant", "fused-int3"), "has no variant 'fused-int3'"),
         (("--target", "jetson-orin-nx-jp62"), "takes variant primitive-int4 or primitive-fp16"),
