@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,24 @@ from sdrpn.errors import BadInput
 from sdrpn.geometry import Fit
 
 __all__ = ["LlmSpec", "ModelSpec", "PromptSpec", "RopeScaling", "RpnSpec", "VisionSpec"]
+
+# Some times what the largest models have: beyond it, listing the tensors of a model would take longer than finding out
+# that they are not there, and tables by position more memory than anything else.
+_MOST = {
+    "image_size_px": 8192,
+    "patch_size_px": 8192,
+    "width": 2**17,
+    "layers": 1024,
+    "heads": 4096,
+    "kv_heads": 4096,
+    "head_dim": 2**14,
+    "mlp_width": 2**20,
+    "projector_layers": 64,
+    "vocabulary": 2**24,
+    "max_context": 2**20,
+    "original_context": 2**20,
+    "sliding_window": 2**53,
+}
 
 RoiLoss = Literal["bce", "focal", "mse"]
 
@@ -45,8 +63,12 @@ class VisionSpec:
         _require_positive(
             self, "image_size_px", "patch_size_px", "width", "layers", "heads", "mlp_width", "projector_layers"
         )
+<<<<<<< HEAD
         if self.fit not in get_args(Fit):
             raise BadInput(f"fit is {self.fit!r}; expected {' or '.join(get_args(Fit))}")
+=======
+        _require_numbers(self, "layer_norm_eps", at_least=0.0)
+>>>>>>> 60d9d3d (Checkpoints from strangers: kinds, sizes and links of files, numbers that no model has, and NaN weights are refused first)
         _require_divisible("vision heads", self.heads, "vision width", self.width)
         _require_divisible("patch_size_px", self.patch_size_px, "image_size_px", self.image_size_px)
         if not 1 <= self.used_layers <= self.layers:
@@ -54,6 +76,8 @@ class VisionSpec:
                 f"select_layer {self.select_layer} of a vision tower with {self.layers} layers is not one of its "
                 f"hidden states; expected -{self.layers} to -1"
             )
+        _require_rgb("image_mean", self.image_mean, "three numbers from 0 to 1", lambda mean: 0 <= mean <= 1)
+        _require_rgb("image_std", self.image_std, "three numbers above 0", lambda std: 0 < std < math.inf)
 
     @property
     def grid_side(self) -> int:
@@ -126,6 +150,8 @@ class LlmSpec:
         _require_positive(
             self, "vocabulary", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "max_context"
         )
+        _require_numbers(self, "rope_theta", at_least=1e-6)
+        _require_numbers(self, "rms_norm_eps", at_least=0.0)
         if self.sliding_window is not None:
             _require_positive(self, "sliding_window")
         if self.rope_scaling is not None and self.rope_scaling.kind == "dynamic":
@@ -242,8 +268,23 @@ class ModelSpec:
 def _require_positive(spec: object, *names: str) -> None:
     for name in names:
         value = getattr(spec, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1 or not math.isfinite(value):
-            raise BadInput(f"{name} is {value!r}; expected a whole number of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadInput(f"{name} is {repr(value)[:40]}; expected a whole number of at least 1")
+        if value > _MOST[name]:
+            raise BadInput(f"{name} is {str(value)[:40]}; expected {_MOST[name]} at most")
+
+
+def _require_numbers(spec: object, *names: str, at_least: float) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not at_least <= value < math.inf:
+            raise BadInput(f"{name} is {str(value)[:40]}; expected a number of at least {at_least:g}")
+
+
+def _require_rgb(name: str, values: object, expected: str, is_good: Callable[[float], bool]) -> None:
+    channels = values if isinstance(values, tuple) else ()
+    if len(channels) != 3 or not all(type(value) in (int, float) and is_good(value) for value in channels):
+        raise BadInput(f"{name} is {str(values)[:80]}; expected {expected}")
 
 
 def _require_divisible(part_name: str, part: int, whole_name: str, whole: int) -> None:

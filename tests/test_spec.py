@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -73,12 +74,25 @@ def test_a_part_of_another_type(part: str, other: object) -> None:
         (VISION, {"image_size_px": 0}, "image_size_px is 0; expected a whole number of at least 1"),
         (VISION, {"layers": 2.0}, r"layers is 2\.0; expected a whole number of at least 1"),
         (VISION, {"heads": True}, "heads is True; expected a whole number"),
+        (VISION, {"layers": 10_000_000}, "layers is 10000000; expected 1024 at most"),
+        (VISION, {"layer_norm_eps": -1e-5}, "layer_norm_eps is -1e-05; expected a number of at least 0"),
+        (VISION, {"image_std": (0.0, 1.0, 1.0)}, r"image_std is \(0\.0, 1\.0, 1\.0\); expected three numbers above 0"),
+        (VISION, {"image_std": (1.0, math.nan, 1.0)}, "image_std is .*nan"),
+        (VISION, {"image_std": (1.0, 1.0)}, "image_std is .*; expected three numbers"),
+        (VISION, {"image_mean": (0.5, 0.5, 122.0)}, "image_mean is .*; expected three numbers from 0 to 1"),
+        (VISION, {"image_mean": "abc"}, "image_mean is abc; expected three numbers"),
         (VISION, {"heads": 3}, r"vision width \(1024\) is not a multiple of vision heads \(3\)"),
         (VISION, {"patch_size_px": 15}, r"image_size_px \(336\) is not a multiple of patch_size_px \(15\)"),
         (VISION, {"select_layer": -25}, "select_layer -25 of a vision tower with 24 layers .*; expected -24 to -1"),
         (VISION, {"select_layer": 25}, "select_layer 25 of a vision tower with 24 layers"),
         (VISION, {"select_layer": 0}, "select_layer 0 of a vision tower"),
         (LLM, {"vocabulary": -1}, "vocabulary is -1; expected a whole number of at least 1"),
+        (LLM, {"layers": 10_000_000}, "layers is 10000000; expected 1024 at most"),
+        (LLM, {"vocabulary": 10**30}, "vocabulary is 1000000000000000000000000000000; expected 16777216 at most"),
+        (LLM, {"rope_theta": 0.0}, r"rope_theta is 0\.0; expected a number of at least 1e-06"),
+        (LLM, {"rope_theta": math.inf}, "rope_theta is inf; expected a number"),
+        (LLM, {"rope_theta": "10000"}, "rope_theta is 10000; expected a number"),
+        (LLM, {"rms_norm_eps": math.nan}, "rms_norm_eps is nan; expected a number"),
         (LLM, {"max_context": "4096"}, "max_context is '4096'; expected a whole number"),
         (LLM, {"kv_heads": 5}, r"heads \(32\) is not a multiple of kv_heads \(5\)"),
         (LLM, {"head_dim": 127}, "head_dim is 127; rotary embeddings need an even one"),

@@ -18,9 +18,12 @@ from sdrpn.checkpoint.adapter import ADAPTER_CONFIG_NAME
 from sdrpn.checkpoint.config import read_llm_layers, read_spec, vision_tower_name
 from sdrpn.checkpoint.config_section import read_config
 from sdrpn.checkpoint.fine_tune import NO_FINE_TUNE, FineTune, FolderParts, find_parts, read_fine_tune
+from sdrpn.checkpoint.finite import count_not_finite
+from sdrpn.checkpoint.model_file import require_links
 from sdrpn.checkpoint.rpn_file import RPN_CONFIG_NAME, RpnFile, read_rpn
 from sdrpn.checkpoint.source import (
     PARTS,
+    Place,
     Source,
     Sources,
     checkpoint_source,
@@ -30,6 +33,7 @@ from sdrpn.checkpoint.source import (
 )
 from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.links import AllowLinks
 from sdrpn.spec import ModelSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
@@ -70,6 +74,7 @@ class Checkpoint:
         self.notes = (*_notes(spec), *tuning.notes)
         self._places = tuning.change(place_tensors(spec, sources))
         self._digest: str | None = None
+        self._finite: set[str] = set()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -100,7 +105,21 @@ class Checkpoint:
         What an adapter changes is computed at every call, in float32 or float64. Raises KeyError for a name outside
         `names`.
         """
-        return self._places[name].read()
+        place = self._places[name]
+        array = place.read()
+        if name not in self._finite:
+            self._require_finite(name, place, array)
+        return array
+
+    def _require_finite(self, name: str, place: Place, array: NDArray[Any]) -> None:
+        """Once for every tensor: a training that diverged is saved as any other."""
+        count = count_not_finite(array)
+        if count:
+            raise BadCheckpoint(
+                f"{place.file_name} of {place.source.path} holds {count} of {array.size} numbers that are NaN or "
+                f"infinite; the file is damaged, or the training diverged: take an earlier checkpoint"
+            )
+        self._finite.add(name)
 
     @property
     def tokenizer_dir(self) -> Path | None:
@@ -131,6 +150,7 @@ def open_checkpoint(
     rpn: Path | None = None,
     base: Path | None = None,
     projector: Path | None = None,
+    allow_links: AllowLinks = (),
 ) -> Checkpoint:
     """Open a checkpoint folder in any known layout and check that it holds every tensor it should.
 
@@ -142,12 +162,16 @@ def open_checkpoint(
         base: another checkpoint of the same sizes that has what this one lacks: upper LLM layers, norm, head; or all
             that a LoRA or a projector in `path` was trained on, which may be a language model alone
         projector: LLaVA's `mm_projector.bin`, or its folder, in place of the checkpoint's own projector
+        allow_links: folders that links of the checkpoint may lead to, besides its own folder and its cache's blobs;
+            True: any. This goes for all folders that are named here
     Raises BadCheckpoint for whatever is missing, malformed or not supported.
     """
     folder, base = Path(path), None if base is None else Path(base)
+    require_links((folder, base, vision_tower, rpn, projector), allow_links)
     parts = find_parts(folder)
     described_in = _described_in(parts, base)
     tower = _vision_tower(described_in, vision_tower)
+    require_links((tower,), allow_links)
     spec = read_spec(described_in, tower, _text_folders(folder, base))
     if base is not None:
         spec = _with_layers_of(base, spec)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
@@ -17,7 +18,7 @@ from sdrpn.checkpoint.llm_config import llm_spec
 from sdrpn.checkpoint.prompt_config import chat_template, image_token_id, prompt_spec
 from sdrpn.checkpoint.unsupported import MODELS, refuse_foreign, require_supported
 from sdrpn.checkpoint.vision_config import tower_config, vision_spec
-from sdrpn.errors import BadCheckpoint
+from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.spec import ModelSpec, RpnSpec
 
 __all__ = ["read_llm_layers", "read_spec", "vision_tower_name"]
@@ -49,7 +50,8 @@ def read_spec(folder: Path, tower: Path | None, texts: Sequence[Path] = ()) -> M
     config = read_config(folder / "config.json")
     refuse_foreign(config)
     texts = texts or [folder]
-    return _original_spec(config, texts, tower) if _is_original(config) else _hf_spec(config, folder, texts)
+    with _naming(config):
+        return _original_spec(config, texts, tower) if _is_original(config) else _hf_spec(config, folder, texts)
 
 
 def _template(folders: Sequence[Path]) -> str:
@@ -62,7 +64,19 @@ def read_llm_layers(folder: Path) -> int:
     config = read_config(folder / "config.json")
     refuse_foreign(config)
     alone = config.get("model_type") in ("llama", "mistral")
-    return llm_spec(config if alone or _is_original(config) else config.section("text_config")).layers
+    with _naming(config):
+        return llm_spec(config if alone or _is_original(config) else config.section("text_config")).layers
+
+
+@contextmanager
+def _naming(config: ConfigSection) -> Iterator[None]:
+    """A number that no model has is found by the spec, which does not know the file that it came from."""
+    try:
+        yield
+    except BadCheckpoint:
+        raise
+    except BadInput as error:
+        raise BadCheckpoint(f"{config.where}: {error}") from error
 
 
 def _is_original(config: ConfigSection) -> bool:

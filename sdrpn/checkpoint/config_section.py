@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdrpn.checkpoint.model_file import MAX_JSON_BYTES, parsed_json, read_small_file, short
 from sdrpn.errors import BadCheckpoint
-from sdrpn.placeholder import describe_placeholder
 
 __all__ = ["ConfigSection", "read_config", "read_optional_config", "read_text_file"]
+
+_MOST = 2**53  # up to which floats have every whole number
+# Entries of any depth and length, as far as they fit a line.
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,15 @@ class ConfigSection:
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST:
             raise self.wrong(key, value, "a whole number")
         return value
 
     def number(self, key: str, default: float) -> float:
         """A number."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.wrong(key, value, "a number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_MOST <= value <= _MOST:
+            raise self.wrong(key, value, "a number")  # JSON has NaN and Infinity, too
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -58,41 +65,34 @@ class ConfigSection:
         value = self.get(key, default)
         if value is not None and value not in supported:
             choices = " or ".join(json.dumps(choice) for choice in supported)
-            raise BadCheckpoint(
-                f"{self.where}: {key} is {json.dumps(value)}, which is not supported; expected {choices}"
-            )
+            raise BadCheckpoint(f"{self.where}: {key} is {_as_json(value)}, which is not supported; expected {choices}")
 
     def wrong(self, key: str, value: object, expected: str) -> BadCheckpoint:
         """An error about the type of an entry."""
-        found = "missing" if value is None else repr(value)
+        found = "missing" if value is None else _SHOWN.repr(value)
         return BadCheckpoint(f"{self.where}: {key} is {found}; expected {expected}")
 
 
-def read_config(path: Path) -> ConfigSection:
+def read_config(path: Path, most_bytes: int = MAX_JSON_BYTES) -> ConfigSection:
     """A JSON file that must be there. Raises BadCheckpoint where it is not, or is not a JSON object."""
-    text = read_text_file(path)
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{path} is not JSON that can be read ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise BadCheckpoint(f"{path} is not a JSON object")
-    return ConfigSection(values, str(path))
+    return ConfigSection(parsed_json(read_small_file(path, most_bytes), str(path)), str(path))
 
 
 def read_text_file(path: Path) -> str:
     """A text of a checkpoint, without a byte-order mark. Raises BadCheckpoint for what is none."""
-    placeholder = describe_placeholder(path)
-    if placeholder is not None:
-        raise BadCheckpoint(placeholder)
     try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{path} is missing; expected a checkpoint folder with a config.json") from None
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{path} is not text that can be read ({' '.join(str(error).split())})") from error
+        return read_small_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadCheckpoint(f"{path} is not UTF-8 text ({error.reason}); download it again") from error
 
 
-def read_optional_config(path: Path) -> ConfigSection:
-    """A JSON file that may be missing, which counts as an empty object."""
-    return read_config(path) if path.is_file() else ConfigSection({}, str(path))
+def read_optional_config(path: Path, most_bytes: int = MAX_JSON_BYTES) -> ConfigSection:
+    """A JSON file that may be missing, which counts as an empty object; a pipe or a broken link is not missing."""
+    return read_config(path, most_bytes) if os.path.lexists(path) else ConfigSection({}, str(path))
+
+
+def _as_json(value: object) -> str:
+    try:
+        return short(json.dumps(value))
+    except RecursionError:
+        return "too deep"

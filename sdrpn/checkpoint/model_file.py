@@ -82,13 +82,26 @@ def parsed_json(content: bytes, where: str, *, names_once: bool = False) -> dict
     return value
 
 
-def require_links(folders: Iterable[Path], allow: AllowLinks) -> None:
-    """Raise BadCheckpoint for a file of these folders that is a link to where none may lead."""
-    for folder in folders:
-        roots = link_roots(folder, allow)
-        for path in sorted(folder.iterdir()):
-            if path.suffix in _READ_SUFFIXES and path.is_symlink():
-                real_file(path, roots, BadCheckpoint)
+def require_links(places: Iterable[Path | None], allow: AllowLinks) -> None:
+    """Raise BadCheckpoint for a file of a checkpoint that is a link to where none may lead.
+
+    `places`: folders, or files in them; None and what is not there is passed over
+    """
+    for place in places:
+        if place is None:
+            continue
+        links = [path for path in _files(place) if path.suffix in _READ_SUFFIXES and path.is_symlink()]
+        roots = link_roots(place if place.is_dir() else place.parent, allow) if links else ()
+        for path in links:
+            real_file(path, roots, BadCheckpoint)
+
+
+def _files(place: Path) -> list[Path]:
+    """Of a folder; or a file and the description beside it."""
+    try:
+        return sorted(place.iterdir()) if place.is_dir() else [place, place.with_suffix(".json")]
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{short(place)} cannot be read ({_reason(error)})") from error
 
 
 def short(text: object) -> str:

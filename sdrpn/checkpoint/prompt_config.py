@@ -117,10 +117,10 @@ class _SpecialTokens:
             if isinstance(token_id, int):
                 yield token_id, text
         path = self._folder / "tokenizer.json"
-        if path.is_file() and path.stat().st_size <= _MAX_TOKENIZER_BYTES:
-            for token in read_optional_config(path).get("added_tokens", []):
-                if isinstance(token, dict) and isinstance(token.get("id"), int):
-                    yield token["id"], str(token.get("content"))
+        added = read_optional_config(path, _MAX_TOKENIZER_BYTES).get("added_tokens", [])
+        for token in added if isinstance(added, list) else []:
+            if isinstance(token, dict) and isinstance(token.get("id"), int):
+                yield token["id"], str(token.get("content"))
 
 
 def _ids(section: ConfigSection, key: str) -> tuple[int, ...]:

@@ -53,6 +53,6 @@ def _rgb(config: ConfigSection, key: str, default: tuple[float, float, float]) -
     value = config.get(key, default)
     try:
         red, green, blue = (float(channel) for channel in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise config.wrong(key, value, "three numbers") from None
     return red, green, blue

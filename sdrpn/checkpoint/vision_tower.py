@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sdrpn.checkpoint.model_file import short
 from sdrpn.errors import BadCheckpoint
 
 __all__ = ["find_vision_tower"]
@@ -20,16 +21,16 @@ def find_vision_tower(checkpoint: Path, name: str, given: Path | None) -> Path:
     Raises BadCheckpoint where there is no such folder, naming the places that were searched.
     """
     if given is not None:
-        if (given / "config.json").is_file():
+        if os.path.isfile(given / "config.json"):  # noqa: PTH113  # a name may be any text, too long or with a NUL
             return given
         raise BadCheckpoint(f"the vision tower {given} has no config.json; expected the folder of a CLIP model")
     places = [checkpoint / name, *_cached(name)]  # an absolute name replaces the checkpoint's folder
     for place in places:
-        if (place / "config.json").is_file():
+        if os.path.isfile(place / "config.json"):  # noqa: PTH113
             return place
     raise BadCheckpoint(
-        f"the vision tower {name} of {checkpoint} is not on this machine (searched {places[0]} and {_hub_cache()}); "
-        f"download it and name its folder with --vision-tower"
+        f"the vision tower {short(name)} of {checkpoint} is not on this machine (searched "
+        f"{short(places[0])} and {_hub_cache()}); download it and name its folder with --vision-tower"
     )
 
 

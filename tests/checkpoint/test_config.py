@@ -244,7 +244,7 @@ def test_files_that_are_missing_or_malformed(tmp_path: Path) -> None:
         with pytest.raises(BadCheckpoint, match=r"config\.json is not"):
             read_spec(tmp_path, None)
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(BadCheckpoint, match="not text that can be read"):
+    with pytest.raises(BadCheckpoint, match=r"is not JSON that can be read .*codec"):
         read_spec(tmp_path, None)
 
 
