@@ -63,12 +63,9 @@ class VisionSpec:
         _require_positive(
             self, "image_size_px", "patch_size_px", "width", "layers", "heads", "mlp_width", "projector_layers"
         )
-<<<<<<< HEAD
         if self.fit not in get_args(Fit):
             raise BadInput(f"fit is {self.fit!r}; expected {' or '.join(get_args(Fit))}")
-=======
         _require_numbers(self, "layer_norm_eps", at_least=0.0)
->>>>>>> 60d9d3d (Checkpoints from strangers: kinds, sizes and links of files, numbers that no model has, and NaN weights are refused first)
         _require_divisible("vision heads", self.heads, "vision width", self.width)
         _require_divisible("patch_size_px", self.patch_size_px, "image_size_px", self.image_size_px)
         if not 1 <= self.used_layers <= self.layers:

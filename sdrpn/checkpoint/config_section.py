@@ -43,7 +43,7 @@ class ConfigSection:
         """A number."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_MOST <= value <= _MOST:
-            raise self.wrong(key, value, "a number")  # JSON has NaN and Infinity, too
+            raise self.wrong(key, value, "a finite number")  # JSON has NaN and Infinity, too
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
