@@ -42,8 +42,10 @@ class ConfigSection:
     def number(self, key: str, default: float) -> float:
         """A number."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_MOST <= value <= _MOST:
-            raise self.wrong(key, value, "a finite number")  # JSON has NaN and Infinity, too
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.wrong(key, value, "a number")
+        if not -_MOST <= value <= _MOST:  # JSON has NaN and Infinity, too
+            raise self.wrong(key, value, "a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
