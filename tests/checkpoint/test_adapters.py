@@ -327,7 +327,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"init_lora_weights": "olora"}, "olora"),
         ({"r": 5}, "the rank 5; its tensors have 4: config and weights are not of one adapter"),
         ({"r": "4"}, "r is '4'; expected a whole number"),
-        ({"lora_alpha": float("nan")}, "lora_alpha of .* is nan; expected a finite number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan; expected a finite number"),
         ({"alpha_pattern": {"q_proj": float("inf")}}, "is inf; expected a finite number"),
         ({"lora_alpha": None, "alpha_pattern": {"(a+)+": 3}}, "repeats groups; expected names of modules"),
         ({"alpha_pattern": {"[": 3}}, "is no regular expression"),
