@@ -10,6 +10,8 @@ the larger of the two counts. Nothing here was measured but the line "this CPU",
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +20,17 @@ import numpy as np
 from shapes import SHAPES
 
 from sdrpn.engines import read_targets
-from sdrpn.spec import ModelSpec
+from sdrpn.memory import device_needs
+from sdrpn.spec import LlmSpec, ModelSpec
 
 PREFIX, QUESTION, ROI, CONTEXT = 611, 30, 576, 1217
 _FP16 = 2.0
 # Bytes a weight, with an fp16 scale for every block of 32.
 BYTES = {"fp16": 2.0, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}
-
+# As others publish them: an fp16 scale for every group of 128; an FP8 scale for every block of 16.
+PUBLISHED_BYTES = {"INT4": 0.5 + 2 / 128, "NVFP4": 0.5 + 1 / 16}
+# Operations a second over those of fp16: INT4 weights are multiplied in fp16, NVFP4 ones in FP4.
+PUBLISHED_SPEED = {"INT4": 1, "NVFP4": 4}
 
 INTRODUCTION = f"""\
 # What to expect on a device
@@ -66,6 +72,31 @@ DEVICES = {
     "h200": Device(989, 4800),
     "b200": Device(2250, 8000),
 }
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What somebody measured: one sequence, a prompt of 2048 tokens."""
+
+    target: str
+    model: str
+    llm: LlmSpec
+    precision: str
+    prefill_ms: float
+    tokens_per_s: float
+
+
+ANCHOR_ROWS = 2048
+ANCHOR_SOURCE = "https://nvidia.github.io/TensorRT-Edge-LLM/0.10.0/user_guide/performance/performance-benchmarks.html"
+# The language models' published configurations.
+QWEN3_4B = LlmSpec(151936, 2560, 36, 32, 8, 128, 9728, max_context=4096)
+QWEN25_7B = LlmSpec(152064, 3584, 28, 28, 4, 128, 18944, max_context=4096)
+ANCHORS = (
+    Anchor("jetson-thor", "Qwen3-VL-4B", QWEN3_4B, "NVFP4", 62, 73),
+    Anchor("jetson-thor", "Qwen2.5-VL-7B", QWEN25_7B, "NVFP4", 83, 59),
+    Anchor("jetson-agx-orin-jp72", "Qwen3-VL-4B", QWEN3_4B, "INT4", 758, 51),
+    Anchor("jetson-orin-nx-jp62", "Qwen3-VL-4B", QWEN3_4B, "INT4", 1741, 29),
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +190,124 @@ def stages(spec: ModelSpec) -> dict[str, Callable[[Device, float], float]]:
     }
 
 
+def anchors() -> Iterator[str]:
+    """Published figures beside this page's bounds of the same work."""
+    yield "## Published figures beside such bounds\n"
+    yield paragraph(
+        f"What another runtime reaches on these devices, as [TensorRT-Edge-LLM 0.10]({ANCHOR_SOURCE}) "
+        f"publishes it: one sequence, a prompt of {ANCHOR_ROWS} tokens. The bounds are made as above, for the "
+        "language models' own shapes, with weights in groups of 128 (INT4) or blocks of 16 (NVFP4, multiplied "
+        "at four times the fp16 peak). *Reached* is how much of its bound that runtime reaches: what may be "
+        "hoped for there, and no figure of this project's."
+    )
+    yield (
+        "| target | model | prefill, ms | bound | reached | tokens a second | bound | reached |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    for one in ANCHORS:
+        spec = dataclasses.replace(SHAPES["7b"], llm=one.llm, tap_layer=1)
+        device, size = DEVICES[one.target], PUBLISHED_BYTES[one.precision]
+        faster = dataclasses.replace(device, fp16_tflops=device.fp16_tflops * PUBLISHED_SPEED[one.precision])
+        prompt = layers(spec, one.llm.layers, ANCHOR_ROWS, ANCHOR_ROWS) + head(spec)
+        step = layers(spec, one.llm.layers, 1, ANCHOR_ROWS) + head(spec)
+        prefill_ms, rate = 1e3 * prompt.seconds(faster, size), 1 / step.seconds(device, size)
+        cells = (
+            one.target,
+            f"{one.model}, {one.precision}",
+            *(number(one.prefill_ms), number(prefill_ms), f"{prefill_ms / one.prefill_ms:.0%}"),
+            *(number(one.tokens_per_s), number(rate), f"{one.tokens_per_s / rate:.0%}"),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+LOOKED_AT = ("jetson-orin-nx-jp62", "jetson-agx-orin-jp72", "jetson-thor", "rtx-4090")
+TILES = 4  # twice as many pixels along either side
+
+
+@dataclass(frozen=True)
+class Look:
+    """A way to see a picture: what it computes before the first token, and where the answer begins."""
+
+    name: str
+    image_tokens: int
+    quantised: tuple[Work, ...]
+    fp16: tuple[Work, ...]
+
+    @property
+    def context(self) -> int:
+        return PREFIX + QUESTION - ROI + self.image_tokens
+
+    @property
+    def tera_flops(self) -> float:
+        return sum(work.flops for work in (*self.quantised, *self.fp16)) / 1e12
+
+    def seconds(self, device: Device) -> float:
+        return sum(work.seconds(device, BYTES["int4"]) for work in self.quantised) + sum(
+            work.seconds(device, _FP16) for work in self.fp16
+        )
+
+
+def looks(spec: ModelSpec) -> tuple[Look, ...]:
+    prompt, one = PREFIX + QUESTION, vision(spec)
+    rows = prompt - ROI + TILES * ROI
+    whole = (layers(spec, spec.tap_layer, prompt, prompt), tail_layers(spec, prompt, prompt) + head(spec))
+    large = (layers(spec, spec.tap_layer, rows, rows), tail_layers(spec, rows, rows) + head(spec))
+    second = (
+        layers(spec, spec.tap_layer, prompt, prompt),
+        tail_layers(spec, PREFIX, PREFIX),
+        layers(spec, spec.tap_layer, ROI + QUESTION, CONTEXT),
+        tail_layers(spec, ROI + QUESTION, CONTEXT) + head(spec),
+    )
+    return (
+        Look("one small look", ROI, whole, (one,)),
+        Look("two small looks", 2 * ROI, second, (one, rpn(spec, prompt, prompt), one)),
+        Look(f"one view of {TILES} tiles", TILES * ROI, large, (vision(spec, TILES),)),
+    )
+
+
+def two_small_looks() -> Iterator[str]:
+    """What the second look costs against seeing everything as sharply at once."""
+    spec = SHAPES["7b"]
+    yield "## Two small looks against one large view\n"
+    yield paragraph(
+        "A crop of half the picture's width and height is seen with twice the pixels along either side. To "
+        f"see the whole picture so sharply at once takes {TILES} tiles of {ROI} tokens. By the arithmetic of "
+        "this page, 7B with int4 weights, milliseconds to the first token and a step at the context that the "
+        "answer begins at; caches are those of one request in fp16 at that length."
+    )
+    columns = ["", "image tokens", "TFLOP", *(f"{name}, first, step" for name in LOOKED_AT), "caches"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for look in looks(spec):
+        step = layers(spec, spec.llm.layers, 1, look.context) + head(spec)
+        caches = device_needs(spec, 0, context=look.context).caches_bytes
+        cells = (
+            look.name,
+            str(look.image_tokens),
+            number(look.tera_flops),
+            *(
+                f"{number(1e3 * look.seconds(device))}, {number(1e3 * step.seconds(device, BYTES['int4']))}"
+                for device in map(DEVICES.__getitem__, LOOKED_AT)
+            ),
+            f"{caches / 1e9:.2f} GB",
+        )
+        yield f"| {' | '.join(cells)} |"
+    one, two, large = looks(spec)
+    yield ""
+    yield paragraph(
+        f"The second look makes {two.tera_flops / one.tera_flops:.1f} times the operations of one, the large "
+        f"view {large.tera_flops / one.tera_flops:.1f} times, and its answer begins at {large.context} "
+        f"positions instead of {two.context}. A region of a third of each side would take 9 tiles: {9 * ROI} "
+        "tokens, which no context of 4096 holds, while the second look costs the same however small the "
+        "region is. Where no crop is chosen, it costs the RPN alone."
+    )
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
 def measured_cpu() -> Device:
     """The best of several matrix products and copies in NumPy; other load lowers it."""
     matrix = np.random.default_rng(0).standard_normal((1536, 1536), np.float32)
@@ -198,6 +347,8 @@ def page() -> Iterator[str]:
                     + " |"
                 )
             yield ""
+    yield from anchors()
+    yield from two_small_looks()
 
 
 def main() -> None:

@@ -268,3 +268,25 @@ def test_shortest_graphs(tiny_spec: ModelSpec, tmp_path: Path, tap_layer: int, r
         test_nothing_is_computed_for_nobody(exported)
         test_the_manifest_lists_the_graphs_inputs_and_outputs(exported)
         test_large_tensors_are_external_and_small_ones_are_not(exported)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("variant", ["fused-fp16", "primitive-fp16"])
+def test_no_two_products_with_weights_read_the_same(bundle: Bundle, variant: str, graph: str) -> None:
+    """Those that did would be fused, which one release of TensorRT does wrongly: they are packed.
+
+    The query and the key of the RPN's last layer are not, and read different rows.
+    """
+    exported = Exported(bundle, variant, graph)
+    weights = {tensor.name for tensor in exported.graph.initializer}
+    made_by = {output: node for node in exported.nodes for output in node.output}
+
+    def source(name: str) -> str:
+        """What it is before casts."""
+        while name in made_by and made_by[name].op_type == "Cast":
+            name = made_by[name].input[0]
+        return name
+
+    read = [source(node.input[0]) for node in exported.nodes if node.op_type == "MatMul" and node.input[1] in weights]
+    assert len(read) >= 4
+    assert [name for name, count in Counter(read).items() if count > 1] == []
