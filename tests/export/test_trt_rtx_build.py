@@ -75,6 +75,33 @@ def test_a_decode_step_reads_the_cache_where_it_lies(wide_bundle: Bundle, dialec
     assert built.kernels.keys() == {"_gemv_mha_v1"}
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_sliding_window_costs_no_kernel(tmp_path: Path, dialect: Any) -> None:
+    """It is one more condition of the mask that attention reads anyway."""
+    from tests.export.trt_rtx import build
+
+    vision = VisionSpec(image_size_px=56, patch_size_px=14, width=128, layers=3, heads=2, mlp_width=256)
+    llm = LlmSpec(
+        vocabulary=128,
+        width=256,
+        layers=4,
+        heads=4,
+        kv_heads=4,
+        head_dim=128,
+        mlp_width=512,
+        max_context=256,
+        sliding_window=64,
+    )
+    write_random_checkpoint(tmp_path / "c", ModelSpec(vision, llm, tap_layer=2), layout="llava")
+    export_bundle(tmp_path / "c", tmp_path / "b", ExportOptions("fp16", dialect))
+    bundle = open_bundle(tmp_path / "b")
+    for graph in ("trunk", "tail"):
+        path = bundle.file(bundle.variant(f"{dialect}-fp16").graphs[graph].file)
+        built = build(path, cache_length=128, rows=(1, 1, 1))
+        assert built.plan_bytes > 0, built.errors
+        assert built.kernels.keys() == {"_gemv_mha_v1"}
+
+
 # precision, dialect, calibrated -> capability, and the type of the weights that products read
 SMALL = {
     ("fp8", "fused", False): ("SM89", "FP8"),
