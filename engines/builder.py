@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,25 +127,12 @@ def _locked(plan: Plan) -> Iterator[None]:
 
 
 def _built(plan: Plan, todo: list[PlannedEngine], at_once: int, progress: Advance) -> Iterator[EngineManifest]:
-    folder = plan.bundle.path / "engines" / plan.target.name
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob(".*.partial"):  # of a build that was killed; the lock says that none is at work
-        left.unlink(missing_ok=True)
-    partials = {one.graph.name: folder / f".{one.graph.name}.engine.{secrets.token_hex(4)}.partial" for one in todo}
-    planned = {one.graph.name: one for one in todo}
-    percents = dict.fromkeys(planned, 0)
-
-    def advance(name: str, percent: int) -> None:
-        percents[name] = percent
-        progress(sum(percents.values()) // len(percents), 100)
-
-    waiting, decomposed, alone = dict(planned), frozenset[str](), seen_alone(plan.options.device)
-    try:
+    """Each as it ends; one that the library has no engine for once more, with attention in parts."""
+    waiting = {one.graph.name: one for one in todo}
+    decomposed, advance = frozenset[str](), _progress_of(waiting, progress)
+    with _partial_files(plan, waiting) as partials:
         while waiting:
-            jobs = [
-                Job(name, _request(plan, one, partials[name], name in decomposed), environment=alone)
-                for name, one in waiting.items()
-            ]
+            jobs = [_job(plan, one, partials[name], name in decomposed) for name, one in waiting.items()]
             with closing(run_jobs(jobs, at_once=at_once, advance=advance)) as results:  # ends what still runs
                 try:
                     for job, result in results:
@@ -155,10 +142,37 @@ def _built(plan: Plan, todo: list[PlannedEngine], at_once: int, progress: Advanc
                     if not may_decompose(plan, error.graph, decomposed):
                         raise
                     decomposed |= {error.graph}
+
+
+def _progress_of(graphs: Collection[str], progress: Advance) -> Callable[[str, int], None]:
+    percents = dict.fromkeys(graphs, 0)
+
+    def advance(name: str, percent: int) -> None:
+        percents[name] = percent
+        progress(sum(percents.values()) // len(percents), 100)
+
+    return advance
+
+
+@contextmanager
+def _partial_files(plan: Plan, graphs: Collection[str]) -> Iterator[dict[str, Path]]:
+    """Where engines are written before they are judged; none of them is left."""
+    folder = plan.bundle.path / "engines" / plan.target.name
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(".*.partial"):  # of a build that was killed; the lock says that none is at work
+        left.unlink(missing_ok=True)
+    partials = {name: folder / f".{name}.engine.{secrets.token_hex(4)}.partial" for name in graphs}
+    try:
+        yield partials
     finally:
         for partial in partials.values():
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def _job(plan: Plan, one: PlannedEngine, out: Path, decompose_attention: bool) -> Job:
+    request = _request(plan, one, out, decompose_attention)
+    return Job(one.graph.name, request, environment=seen_alone(plan.options.device))
 
 
 def _request(plan: Plan, one: PlannedEngine, out: Path, decompose_attention: bool) -> dict[str, Any]:

@@ -234,6 +234,11 @@ def _print_plan(plan: Plan) -> None:
             f"{plan.target.flavour}{f' {plan.library_version}' if plan.library_version else ', not installed here'}",
         ),
         ("variant", plan.variant.name),
+        *(
+            (("instead of", f"{one.variant}: {one.reason}"),)
+            if (one := next(iter(plan.fallbacks.values()), None))
+            else ()
+        ),
         ("context, batch", f"{' and '.join(map(str, plan.contexts))}, {plan.options.max_batch}"),
         ("memory of the build", f"about {text_from_bytes(needed.host_bytes)}"),
         ("memory of the engines", f"about {memory}"),

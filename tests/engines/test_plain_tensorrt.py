@@ -197,6 +197,8 @@ class TestNoKernelForAttention:
         assert found.build_notes[0].startswith("built of primitive-fp16 instead of fused-fp16, of which no engine")
         (again,) = build(bundle, self.OPTIONS)  # what failed is not tried again
         assert again.cached
+        planned = plan_engines(bundle, recipe(), self.OPTIONS)
+        assert (planned.variant.name, planned.fallbacks["trunk"]) == ("primitive-fp16", found.fallback)
 
     def test_all_graphs_change_with_the_one_that_failed(self, bundle: Path, tensorrt: Tensorrt) -> None:
         """Engines of a target are of one variant: those that were built before as well."""

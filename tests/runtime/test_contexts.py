@@ -12,11 +12,12 @@ pytest.importorskip("cuda.bindings.runtime")
 
 from sdrpn.bundle import open_bundle
 from sdrpn.errors import ContextTooLong, RunFailed
-from sdrpn.runtime import Session
+from sdrpn.runtime import Session, choice, preflight
+from sdrpn.runtime import session as session_module
 from sdrpn.runtime.engine_set import engine_set
 from sdrpn.runtime.preflight import device_bytes
 from tests.damage import copied
-from tests.runtime.engine_files import TARGET, write_engines
+from tests.runtime.engine_files import TARGET, platform, write_engines
 from tests.runtime.gpu import FakeGpu, fake_gpu
 from tests.runtime.test_tensorrt import ask, conversation, no_box
 
@@ -110,3 +111,18 @@ def test_memory_is_that_of_the_longest(tiny_bundle: Path, tmp_path: Path) -> Non
         write_engines(bundle, VARIANT, max_context=LONG, shorter_contexts=shorter)
         sizes.append(device_bytes(engine_set(bundle, TARGET)))
     assert sizes[0] == sizes[1]
+
+
+def test_a_session_that_finds_the_engines_itself(gpu: FakeGpu, plain: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        def validity(self, path: Path) -> None:
+            return None
+
+    monkeypatch.setattr(choice, "read_platform", lambda *device: platform(gpu.flavour))
+    monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
+    monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options, **more: gpu.backend(options))
+    with Session.open(gpu.bundle.path, backend="tensorrt") as session:
+        assert ask(session, decide=no_box, max_new_tokens=20).token_ids == (
+            ask(plain, decide=no_box, max_new_tokens=20).token_ids
+        )
+    assert profiles_run(gpu, "trunk") == [PREFILL[SHORT], DECODE[SHORT], DECODE[LONG]]
