@@ -27,6 +27,14 @@ ODD_SPECS = {
     "shared key heads": changed(SPEC, llm=changed(LLM, kv_heads=8, head_dim=96)),
     "linear scaling": changed(SPEC, llm=changed(LLM, rope_scaling=RopeScaling("linear", 2.5))),
     "llama3 scaling": changed(SPEC, llm=changed(LLM, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192))),
+    "dynamic scaling": changed(
+        SPEC, llm=changed(LLM, rope_scaling=RopeScaling("dynamic", 2.0, original_context=LLM.max_context))
+    ),
+    "yarn scaling": changed(
+        SPEC, llm=changed(LLM, rope_scaling=RopeScaling("yarn", 4.0, amplitude=1.1, truncate=False))
+    ),
+    "sliding window": changed(SPEC, llm=changed(LLM, sliding_window=64)),
+    "linear projector": changed(SPEC, vision=changed(VISION, projector_layers=1)),
     "tied": changed(SPEC, llm=changed(LLM, tied_embeddings=True, rope_theta=5e5, rms_norm_eps=1e-6)),
     "last hidden state": changed(SPEC, vision=changed(VISION, select_layer=-1, activation="gelu")),
     "hidden state counted from the front": changed(SPEC, vision=changed(VISION, select_layer=23)),

@@ -31,6 +31,7 @@ from sdrpn.checkpoint.source import (
     rpn_source,
     tower_source,
 )
+from sdrpn.checkpoint.unsupported import refuse_foreign_tower
 from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.links import AllowLinks
@@ -240,8 +241,11 @@ def _require_checkpoint_folder(folder: Path) -> None:
 
 
 def _vision_tower(folder: Path, given: Path | None) -> Path | None:
-    name = vision_tower_name(read_config(folder / "config.json"))
+    config = read_config(folder / "config.json")
+    name = vision_tower_name(config)
     if name is not None:
+        if given is None:
+            refuse_foreign_tower(config, name)
         return find_vision_tower(folder, name, None if given is None else Path(given))
     if given is not None:
         raise BadInput(f"{folder} carries its own vision tower; leave out the vision tower {given}")

@@ -29,9 +29,14 @@ _MOST_PROJECTOR_LAYERS = 8
 
 
 def vision_tower_name(config: ConfigSection) -> str | None:
-    """`mm_vision_tower`: a path or a hub name. None for layouts that describe their tower in the config itself."""
+    """`mm_vision_tower`: a path or a hub name. None for layouts that describe their tower in the config itself.
+
+    Raises BadCheckpoint for a network that is not supported: nobody should look for a tower to learn that afterwards.
+    """
+    refuse_foreign(config)
     if not _is_original(config):
         return None
+    _require_llava(config)
     name = config.get("mm_vision_tower", config.get("vision_tower"))
     if not isinstance(name, str) or not name:
         raise config.wrong("mm_vision_tower", name, "the folder or the hub name of a CLIP vision tower")
@@ -86,11 +91,18 @@ def _is_original(config: ConfigSection) -> bool:
 # LLaVA's own layout, with or without an RPN -------------------------------------------------------------------------
 
 
-def _original_spec(config: ConfigSection, texts: Sequence[Path], tower: Path | None) -> ModelSpec:
+def _require_llava(config: ConfigSection) -> None:
+    """Whatever can be said without the tower."""
     config.require("mm_patch_merge_type", "flat")
     config.require("image_aspect_ratio", "pad", "square")  # images are padded in any case, as SD-RPN needs it
     config.require("mm_vision_select_feature", "patch")
     config.require("mm_use_im_start_end", False)
+    _projector_layers(config)
+    llm_spec(config)
+
+
+def _original_spec(config: ConfigSection, texts: Sequence[Path], tower: Path | None) -> ModelSpec:
+    _require_llava(config)
     if tower is None:
         raise BadCheckpoint(f"{config.where}: the vision tower has no config; name its folder with --vision-tower")
     llm = llm_spec(config)

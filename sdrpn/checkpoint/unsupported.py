@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from sdrpn.checkpoint.config_section import ConfigSection
 from sdrpn.errors import BadCheckpoint
 
-__all__ = ["MODELS", "TEXT_MODELS", "TOWERS", "refuse_foreign", "require_supported"]
+__all__ = ["MODELS", "TEXT_MODELS", "TOWERS", "refuse_foreign", "refuse_foreign_tower", "require_supported"]
 
 _INSTEAD = "use a model that has LLaVA-1.5's network, e.g. llava-hf/llava-1.5-7b-hf"
 
@@ -59,6 +59,16 @@ TOWERS = {
     "dinov2": "a DINOv2 tower",
     "intern_vit_6b": "an InternViT tower",
     "LanguageBindImage": "a LanguageBind tower",
+    "convnext": "a ConvNeXt tower",
+}
+# Parts of the hub names of towers, which stand in a config long before anybody has downloaded them.
+_TOWER_NAMES = {
+    "siglip": "a SigLIP tower",
+    "eva02": "an EVA tower",
+    "eva-clip": "an EVA-CLIP tower",
+    "dinov2": "a DINOv2 tower",
+    "internvit": "an InternViT tower",
+    "languagebind": "a LanguageBind tower",
     "convnext": "a ConvNeXt tower",
 }
 # Entries that make a config another model's, and are absent, null or false in LLaVA-1.5's.
@@ -116,6 +126,17 @@ def refuse_foreign(config: ConfigSection) -> None:
             raise BadCheckpoint(
                 f"{config.where}: {key} is {_short(value)} ({_TILES}), which is not supported; {_INSTEAD}"
             )
+
+
+def refuse_foreign_tower(config: ConfigSection, name: str) -> None:
+    """Raise BadCheckpoint for a tower that is none of CLIP's by its name, before it is looked for or downloaded."""
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    meaning = next((meaning for part, meaning in _TOWER_NAMES.items() if part in last), None)
+    if meaning is not None:
+        raise BadCheckpoint(
+            f"{config.where}: mm_vision_tower is {_short(name)} ({meaning}), which is not supported; expected a CLIP "
+            f"tower; {_INSTEAD}"
+        )
 
 
 def _refuse_quantized(config: ConfigSection) -> None:

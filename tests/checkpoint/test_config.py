@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.config import read_spec
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.spec import ModelSpec, RopeScaling, RpnSpec
@@ -234,6 +235,29 @@ def test_refusals_of_the_original_layout(tmp_path: Path, changes: dict[str, Any]
 def test_refusals_of_hugging_face_layouts(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         spec_of(tmp_path, HUB_CONFIG | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"mm_vision_tower": "google/siglip-so400m-patch14-384"}, r"siglip-so400m.*\(a SigLIP tower\), which is not"),
+        ({"mm_vision_tower": "LanguageBind/LanguageBind_Image"}, "a LanguageBind tower"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "pictures in tiles"),
+        ({"model_type": "llava_qwen"}, "llava_qwen"),
+        ({"mm_projector_type": "ldp"}, 'mm_projector_type is "ldp"'),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(GPTQ\)"),
+        (
+            {"mm_vision_tower": None, "mm_image_tower": "LanguageBind/LanguageBind_Image"},
+            "mm_image_tower is .*Video-LLaVA",
+        ),
+    ],
+)
+def test_what_is_refused_before_a_tower_is_looked_for(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    """Nobody should download a tower, or weights, to learn afterwards that they are of no use."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAVA_CONFIG | changes))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(BadCheckpoint, match=says):
+        open_checkpoint(tmp_path)
 
 
 def test_files_that_are_missing_or_malformed(tmp_path: Path) -> None:

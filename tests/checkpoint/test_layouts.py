@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from sdrpn.checkpoint import Checkpoint, open_checkpoint, tensor_shapes, write_random_checkpoint, write_rpn
 from sdrpn.checkpoint.names import HF_CURRENT, HF_OLD, LLAVA, SDRPN, Layout, clip_name
 from sdrpn.checkpoint.random import random_tensor
-from sdrpn.errors import BadCheckpoint
+from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.spec import ModelSpec, RopeScaling, RpnSpec
 from tests.tiny_models import tiny_spec
 
@@ -172,10 +172,38 @@ def test_tied_embeddings(tmp_path: Path) -> None:
         np.testing.assert_array_equal(checkpoint.read("llm.head.weight"), checkpoint.read("llm.embed.weight"))
 
 
-@pytest.mark.parametrize("scaling", [RopeScaling("linear", 2.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 64)])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling("linear", 2.0),
+        RopeScaling("llama3", 8.0, 1.0, 4.0, 64),
+        RopeScaling("dynamic", 2.0, original_context=256),
+        RopeScaling("yarn", 4.0, original_context=64, beta_fast=16.0, beta_slow=2.0, amplitude=1.2, truncate=False),
+    ],
+    ids=lambda scaling: scaling.kind,
+)
 def test_rope_scaling_survives(tmp_path: Path, scaling: RopeScaling) -> None:
     spec = tiny_spec(rope_scaling=scaling, rope_theta=5e5)
     write_random_checkpoint(tmp_path / "c", spec)
+    with open_checkpoint(tmp_path / "c") as checkpoint:
+        assert checkpoint.spec == spec
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_projectors_of_other_lengths_survive(tmp_path: Path, layers: int) -> None:
+    spec = tiny_spec(rpn=None)
+    spec = dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, projector_layers=layers))
+    write_random_checkpoint(tmp_path / "c", spec, layout="llava", seed=SEED)
+    with open_checkpoint(tmp_path / "c") as checkpoint:
+        check_equal(checkpoint, tensors_of(spec))
+    with pytest.raises(BadInput, match=r"the layout hf has projectors of 2 layers"):
+        write_random_checkpoint(tmp_path / "hf", spec, layout="hf")
+
+
+@pytest.mark.parametrize("layout", ["llava", "hf"])
+def test_a_sliding_window_survives(tmp_path: Path, layout: Any) -> None:
+    spec = tiny_spec(rpn=None, sliding_window=12, image_token_id=299 if layout == "hf" else None)
+    write_random_checkpoint(tmp_path / "c", spec, layout=layout)
     with open_checkpoint(tmp_path / "c") as checkpoint:
         assert checkpoint.spec == spec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,21 @@ CASES: dict[str, LlmSpec] = {
     "llama3, other bands": dataclasses.replace(
         LLM, head_dim=64, rope_scaling=RopeScaling("llama3", 32.0, 2.0, 9.0, original_context=512)
     ),
+    "dynamic": dataclasses.replace(LLM, rope_scaling=RopeScaling("dynamic", 8.0, original_context=4096)),
+    "yarn": dataclasses.replace(
+        LLM, head_dim=128, rope_scaling=RopeScaling("yarn", 4.0, original_context=1024, amplitude=0.1 * math.log(4) + 1)
+    ),
+    "yarn, other bands, not rounded": dataclasses.replace(
+        LLM,
+        head_dim=64,
+        rope_theta=5e5,
+        rope_scaling=RopeScaling(
+            "yarn", 16.0, original_context=256, beta_fast=8.0, beta_slow=3.0, amplitude=0.7, truncate=False
+        ),
+    ),
+    "yarn, few channels": dataclasses.replace(
+        LLM, head_dim=4, rope_scaling=RopeScaling("yarn", 2.0, original_context=32, amplitude=1.0)
+    ),
 }
 
 
@@ -41,6 +57,14 @@ def official(llm: LlmSpec, positions: int) -> tuple[Any, Any, Any]:
         rope |= {
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    if scaling is not None and scaling.kind == "yarn":
+        rope |= {
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "attention_factor": scaling.amplitude,
+            "truncate": scaling.truncate,
             "original_max_position_embeddings": scaling.original_context,
         }
     config = LlamaConfig(
