@@ -37,6 +37,7 @@ from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
 from sdrpn.export.tokenizer import write_tokenizer
 from sdrpn.export.vision import vision_graph
+from sdrpn.geometry import Fit
 from sdrpn.spec import ModelSpec
 
 __all__ = ["export_bundle"]
@@ -71,6 +72,7 @@ def export_bundle(
     rpn: Path | None = None,
     base: Path | None = None,
     projector: Path | None = None,
+    fit: Fit = "pad",
     resume: bool = False,
     calibration: Calibration | None = None,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
@@ -81,7 +83,7 @@ def export_bundle(
     Args:
         checkpoint: a folder in any of the layouts that `open_checkpoint` reads
         out: a new or empty folder, or a bundle of the same checkpoint
-        vision_tower, rpn, base, projector: see `open_checkpoint`
+        vision_tower, rpn, base, projector, fit: see `open_checkpoint`
         calibration: for the method gptq; `options.calibration` must be its digest
         resume: take the weight files that an earlier attempt with `resume` finished, and keep those that this one does
             should it be broken off; they lie hidden beside `out`
@@ -94,8 +96,10 @@ def export_bundle(
     if options.calibration != (None if calibration is None else calibration.digest):
         raise BadInput("the options name another calibration than the one that is given; give both or none")
     existing = _existing_bundle(out)
-    with open_checkpoint(checkpoint, vision_tower=vision_tower, rpn=rpn, base=base, projector=projector) as source:
-        for text in source.notes:
+    with open_checkpoint(
+        checkpoint, vision_tower=vision_tower, rpn=rpn, base=base, projector=projector, fit=fit
+    ) as source:
+        for text in (source.pictures, *source.notes):
             note(text)
         max_context = _checked_context(source.spec, options.max_context)
         digest = source.digest()

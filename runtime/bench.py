@@ -162,7 +162,7 @@ def _forced(spec: ModelSpec, crops: tuple[Crop, ...]) -> Decide:
     """The policy's own work is done, then its crops are replaced."""
 
     def decide(logits: npt.NDArray[np.float32], image_wh: tuple[int, int]) -> RoiDecision:
-        own = decide_crops(logits, image_wh, RoiPolicy(), image_size_px=spec.vision.image_size_px)
+        own = decide_crops(logits, image_wh, RoiPolicy(), image_size_px=spec.vision.image_size_px, fit=spec.vision.fit)
         return RoiDecision(own.boxes_cells, crops, None, own.blurred_map)
 
     return decide

@@ -65,7 +65,7 @@ class Picture:
 
     def fill_base(self, vision: VisionSpec, buffer: Buffer) -> None:
         """As `write_base`, into a backend's buffer (1, 3, R, R), on the GPU where the picture lies there."""
-        if self._on_gpu is not None:
+        if self._on_gpu is not None and vision.fit == "pad":
             box, colour = padded_box(self.size), vision.pad_colour
             if fill_on_gpu(self._on_gpu, [box], "bicubic", colour, vision, buffer):
                 return
@@ -81,7 +81,7 @@ class Picture:
 
     def write_base(self, vision: VisionSpec, out: Planes) -> None:
         """The first look into `out` (1, 3, R, R), float32 or float16. Raises: BadImage."""
-        pixels = self._pixels if self._pixels is not None else self._smaller(vision.image_size_px)
+        pixels = self._pixels if self._pixels is not None else self._smaller(vision)
         write_base(pixels, vision, out, self._threads)
 
     def write_crops(self, boxes: Sequence[Box], vision: VisionSpec, out: Planes) -> None:
@@ -103,9 +103,9 @@ class Picture:
         """All of them in ordinary memory; None where parts of a file are decoded when they are asked for."""
         return self._in_memory if self._on_gpu is None else self._on_gpu.array
 
-    def _smaller(self, side_px: int) -> npt.NDArray[np.uint8]:
-        longer = max(self.size)
-        fitting = [one for one in DENOMINATORS if longer // one >= FAST_OVERSIZE * side_px]
+    def _smaller(self, vision: VisionSpec) -> npt.NDArray[np.uint8]:
+        length = max(self.size) if vision.fit == "pad" else min(self.size)
+        fitting = [one for one in DENOMINATORS if length // one >= FAST_OVERSIZE * vision.image_size_px]
         return _require(self._file).smaller(max(fitting, default=1))
 
 

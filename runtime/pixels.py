@@ -45,7 +45,7 @@ def thread_count(wanted: int | None) -> int:
 def write_base(pixels: Pixels, vision: VisionSpec, out: Planes, threads: int = 1) -> None:
     """The whole picture into `out` (1, 3, R, R); see `sdrpn.image.base_pixels`."""
     native = native_module()
-    if native is None or isinstance(pixels, Image.Image):
+    if native is None or isinstance(pixels, Image.Image) or vision.fit == "crop":
         out[0] = base_pixels(_as_image(pixels), vision)
         return
     box = padded_box((pixels.shape[1], pixels.shape[0]))

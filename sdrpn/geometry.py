@@ -71,6 +71,14 @@ class PaddedGrid:
         width, height = (int(size * self.scale) for size in self.image_wh)
         return (self.image_size_px - width) / 2, (self.image_size_px - height) / 2
 
+    @property
+    def seen_box_px(self) -> Box:
+        """The part of the image that the model sees: all of it, or the middle of its longer side."""
+        if self.fit == "pad":
+            return 0, 0, *self.image_wh
+        seen = self.box_px_from_cells((0, 0, self.grid_side, self.grid_side))
+        return seen if seen is not None else (0, 0, *self.image_wh)
+
     def box_px_from_cells(self, box_cells: Sequence[int] | IntArray) -> Box | None:
         """The source pixels under a box of cells; None where the box shows nothing but padding.
 

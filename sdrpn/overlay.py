@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sdrpn.errors import BadInput
-from sdrpn.geometry import Box, FloatArray
+from sdrpn.geometry import Box, Fit, FloatArray
 
 __all__ = ["BACKGROUND", "CROP_COLOUR", "TEXT_COLOUR", "draw_overlay", "fitted_part", "heated", "outline_box"]
 
@@ -40,6 +40,8 @@ def draw_overlay(
     roi_map: Float32 | None,
     boxes_xyxy_px: Sequence[Box],
     crops_xyxy_px: Sequence[Box] | None = None,
+    *,
+    fit: Fit = "pad",
 ) -> Image.Image:
     """The image under its heat map with boxes, and each crop enlarged beside it.
 
@@ -48,13 +50,14 @@ def draw_overlay(
         roi_map: (G, G) in 0..1 over the image padded to a square; None: no heat.
         boxes_xyxy_px: the boxes found, in pixels of the image.
         crops_xyxy_px: what was encoded again; None: the boxes.
+        fit: how the image became the square that the map covers, see `VisionSpec`.
     Raises: BadInput for a box that is empty or leaves the image.
     """
     crops = list(boxes_xyxy_px if crops_xyxy_px is None else crops_xyxy_px)
     _check_boxes(image, [*boxes_xyxy_px, *crops])
     shown = fitted_part(image, (0, 0, *image.size), (IMAGE_SIDE_PX, IMAGE_SIDE_PX))
     if roi_map is not None:
-        shown = heated(shown, roi_map)
+        shown = heated(shown, roi_map, fit)
     scale_xy = shown.width / image.width, shown.height / image.height
     for box in boxes_xyxy_px:
         if box not in crops:
@@ -85,12 +88,13 @@ def fitted_part(image: Image.Image, box: Box, room_wh: tuple[int, int]) -> Image
     return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
-def heated(shown: Image.Image, roi_map: Float32) -> Image.Image:
-    """Lay the map over the image: it covers the padded square, of which the image is the middle strip."""
-    side = max(shown.size)
+def heated(shown: Image.Image, roi_map: Float32, fit: Fit = "pad") -> Image.Image:
+    """Lay the map over the image: it covers the padded square, whose middle is the image, or the image's middle."""
+    side = max(shown.size) if fit == "pad" else min(shown.size)
     square = Image.fromarray(roi_map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
-    left, top = (side - shown.width) // 2, (side - shown.height) // 2
-    strength = np.asarray(square)[top : top + shown.height, left : left + shown.width] / _full_heat(roi_map)
+    seen = Image.new("F", shown.size)  # no heat where the model sees nothing
+    seen.paste(square, ((shown.width - side) // 2, (shown.height - side) // 2))
+    strength = np.asarray(seen) / _full_heat(roi_map)
     opacity: FloatArray = HEAT_OPACITY * strength.clip(0, 1)[..., None]
     blended: FloatArray = np.asarray(shown, np.float32) * (1 - opacity) + _heat_colours(strength) * opacity
     return Image.fromarray(np.round(blended).astype(np.uint8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import logging
 import struct
 import threading
 import warnings
@@ -25,6 +26,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 HEIF = "HEIF"  # of the package pillow-heif
 
 _warning_filters = threading.Lock()
+
+# Pillow's logger has no handler, so that Python prints its errors to stderr; they come as exceptions too. The handlers
+# that a program sets up go on receiving them.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def identified(file: IO[bytes], label: str, max_pixels: int) -> ImageFile.ImageFile:

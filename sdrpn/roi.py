@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.geometry import Box, PaddedGrid
+from sdrpn.geometry import Box, Fit, PaddedGrid
 
 __all__ = [
     "Crop",
@@ -180,7 +180,7 @@ def find_components(fired: Bool) -> list[Component]:
 
 
 def decide_crops(
-    logits: Float32, image_wh: tuple[int, int], policy: RoiPolicy, *, image_size_px: int = 336
+    logits: Float32, image_wh: tuple[int, int], policy: RoiPolicy, *, image_size_px: int = 336, fit: Fit = "pad"
 ) -> RoiDecision:
     """Choose what to look at again.
 
@@ -188,6 +188,7 @@ def decide_crops(
         logits: (G, G), before the sigmoid.
         image_wh: width and height of the upright source image.
         image_size_px: R, the side of the square that the model sees.
+        fit: how the image became this square, see `VisionSpec`
     Raises: RunFailed for logits that are not finite numbers.
     """
     _check_logits(logits)
@@ -196,7 +197,7 @@ def decide_crops(
     components = find_components(fired)
     kept = [part for part in components if policy.min_cells <= part.area <= policy.max_cells]
     boxes = [_expanded_box(part, len(logits)) for part in kept]
-    grid = PaddedGrid(image_wh, image_size_px, len(logits))
+    grid = PaddedGrid(image_wh, image_size_px, len(logits), fit)
     crops: list[Crop] = []
     note: str | None
     if not boxes:
@@ -220,11 +221,11 @@ def decide_crops(
 Decide = Callable[[Float32, tuple[int, int]], RoiDecision]  # logits (G,G), image (width, height) -> crops
 
 
-def decide_by_policy(policy: RoiPolicy, *, image_size_px: int) -> Decide:
+def decide_by_policy(policy: RoiPolicy, *, image_size_px: int, fit: Fit = "pad") -> Decide:
     """`decide_crops` with everything given but the logits and the image's size."""
 
     def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
-        return decide_crops(logits, image_wh, policy, image_size_px=image_size_px)
+        return decide_crops(logits, image_wh, policy, image_size_px=image_size_px, fit=fit)
 
     return decide
 

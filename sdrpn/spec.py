@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from sdrpn.errors import BadInput
-from sdrpn.geometry import Fit
+from sdrpn.geometry import Fit, PaddedGrid
 
 __all__ = ["LlmSpec", "ModelSpec", "PromptSpec", "RopeScaling", "RpnSpec", "VisionSpec"]
 
@@ -58,6 +58,7 @@ class VisionSpec:
     # How a picture becomes a square: padded as LLaVA does it and SD-RPN was trained, or the ends of its longer side cut
     # off as the processor of llava-hf checkpoints does it.
     fit: Fit = "pad"
+    border: tuple[int, int, int] | None = None  # RGB of the padding; None: the mean
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -91,9 +92,15 @@ class VisionSpec:
         """Layers that have to run: what follows the selected hidden state is never computed."""
         return self.layers + 1 + self.select_layer if self.select_layer < 0 else self.select_layer
 
+    def grid_over(self, image_wh: tuple[int, int]) -> PaddedGrid:
+        """The cells of the image grid over a picture of this size."""
+        return PaddedGrid(image_wh, self.image_size_px, self.grid_side, self.fit)
+
     @property
     def pad_colour(self) -> tuple[int, int, int]:
         """RGB, 0..255, of the border that makes an image square: the mean, truncated (as LLaVA does)."""
+        if self.border is not None:
+            return self.border
         red, green, blue = (int(255 * mean) for mean in self.image_mean)
         return red, green, blue
 
@@ -246,6 +253,8 @@ class ModelSpec:
             vision = {**value["vision"]}
             for key in ("image_mean", "image_std"):
                 vision[key] = tuple(vision[key])
+            if vision.get("border") is not None:
+                vision["border"] = tuple(vision["border"])
             llm = {**value["llm"]}
             if llm.get("rope_scaling") is not None:
                 llm["rope_scaling"] = RopeScaling(**llm["rope_scaling"])

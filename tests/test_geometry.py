@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from sdrpn.errors import BadInput
 from sdrpn.geometry import Box, PaddedGrid
+from sdrpn.image_pixels import base_picture
+from sdrpn.spec import VisionSpec
 
 SIZES = st.one_of(st.integers(1, 40), st.integers(1, 12_000))
 GRIDS = st.sampled_from([(336, 24), (168, 12), (224, 16)])
@@ -88,3 +92,33 @@ def test_every_crop_has_pixels_of_the_image(
     else:
         assert 0 <= box[0] < box[2] <= width
         assert 0 <= box[1] < box[3] <= height
+
+
+@pytest.mark.parametrize("image_wh", [(640, 480), (480, 640), (336, 336), (1000, 100), (337, 336)])
+def test_the_cells_of_a_cut_picture_cover_its_middle(image_wh: tuple[int, int]) -> None:
+    grid = PaddedGrid(image_wh, 336, 24, "crop")
+    x1, y1, x2, y2 = grid.seen_box_px
+    shorter = min(image_wh)
+    assert abs((x2 - x1) - shorter) <= 2
+    assert abs((y2 - y1) - shorter) <= 2
+    assert abs((x1 + x2) - image_wh[0]) <= 3
+    assert abs((y1 + y2) - image_wh[1]) <= 3
+    for box in ((0, 0, 1, 1), (5, 7, 9, 8), (23, 23, 24, 24)):
+        pixels = grid.box_px_from_cells(box)
+        assert pixels is not None
+        found = grid.box_cells_from_px(pixels)
+        assert all(abs(one - other) <= 1 for one, other in zip(found, box, strict=True))
+
+
+def test_a_marked_cell_is_where_the_cut_picture_shows_it() -> None:
+    """The pixel that lights a cell up in what the model sees lies in the box of that cell."""
+    vision = VisionSpec(image_size_px=336, patch_size_px=14, width=32, layers=3, heads=2, mlp_width=64, fit="crop")
+    for size, spot in (((900, 400), (455, 120)), ((300, 800), (80, 500))):
+        image = Image.new("RGB", size)
+        image.paste((255, 255, 255), (spot[0] - 3, spot[1] - 3, spot[0] + 4, spot[1] + 4))
+        row, column = np.unravel_index(np.asarray(base_picture(image, vision).convert("L")).argmax(), (336, 336))
+        cell = int(column) // 14, int(row) // 14
+        box = vision.grid_over(size).box_px_from_cells((*cell, cell[0] + 1, cell[1] + 1))
+        assert box is not None
+        assert box[0] - 4 <= spot[0] <= box[2] + 4
+        assert box[1] - 4 <= spot[1] <= box[3] + 4

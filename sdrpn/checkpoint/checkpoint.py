@@ -20,6 +20,7 @@ from sdrpn.checkpoint.config_section import read_config
 from sdrpn.checkpoint.fine_tune import NO_FINE_TUNE, FineTune, FolderParts, find_parts, read_fine_tune
 from sdrpn.checkpoint.finite import count_not_finite
 from sdrpn.checkpoint.model_file import require_links
+from sdrpn.checkpoint.processor_config import Processor, read_processor
 from sdrpn.checkpoint.rpn_file import RPN_CONFIG_NAME, RpnFile, read_rpn
 from sdrpn.checkpoint.source import (
     PARTS,
@@ -34,6 +35,7 @@ from sdrpn.checkpoint.source import (
 from sdrpn.checkpoint.unsupported import refuse_foreign_tower
 from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.geometry import Fit
 from sdrpn.links import AllowLinks
 from sdrpn.spec import ModelSpec
 
@@ -65,10 +67,12 @@ class Checkpoint:
         sources: Sources,
         configs: tuple[Path, ...],
         tuning: FineTune = NO_FINE_TUNE,
+        pictures: str = "",
     ) -> None:
         """`configs` are the files that the spec was read from."""
         self.path = path
         self.spec = spec
+        self.pictures = pictures  # how they become squares, in words
         self.layout = layout
         self._sources = sources
         self._configs = configs
@@ -152,6 +156,7 @@ def open_checkpoint(
     base: Path | None = None,
     projector: Path | None = None,
     allow_links: AllowLinks = (),
+    fit: Fit = "pad",
 ) -> Checkpoint:
     """Open a checkpoint folder in any known layout and check that it holds every tensor it should.
 
@@ -165,6 +170,7 @@ def open_checkpoint(
         projector: LLaVA's `mm_projector.bin`, or its folder, in place of the checkpoint's own projector
         allow_links: folders that links of the checkpoint may lead to, besides its own folder and its cache's blobs;
             True: any. This goes for all folders that are named here
+        fit: how pictures become squares, whatever the checkpoint's processor does: see `VisionSpec`
     Raises BadCheckpoint for whatever is missing, malformed or not supported.
     """
     folder, base = Path(path), None if base is None else Path(base)
@@ -174,6 +180,9 @@ def open_checkpoint(
     tower = _vision_tower(described_in, vision_tower)
     require_links((tower,), allow_links)
     spec = read_spec(described_in, tower, _text_folders(folder, base))
+    processor = read_processor(tower if tower is not None else described_in)
+    processor.require_fit(fit, spec.vision.image_size_px)
+    spec = dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, fit=fit))
     if base is not None:
         spec = _with_layers_of(base, spec)
     own = checkpoint_source(parts.weights_in(base), with_rpn=spec.rpn is not None)
@@ -187,13 +196,17 @@ def open_checkpoint(
     configs = _config_files(folder, tower, base)
     file = _rpn_file(folder, rpn)
     if file is not None:
+        if file.fit != fit:
+            raise BadCheckpoint(
+                f"{file.config} was trained on pictures of --fit {file.fit} and is used with --fit {fit}; name the same"
+            )
         spec = dataclasses.replace(spec, tap_layer=file.tap_layer, rpn=file.rpn)
         sources["rpn"] = [rpn_source(file)]
         configs += (file.config,)
     tuning = read_fine_tune(parts, spec, projector, own)
     for part in PARTS:
         sources[part] = [*(source for source in tuning.sources if part in tuning.parts_of(source)), *sources[part]]
-    return Checkpoint(folder, spec, own.layout, sources, configs, tuning)
+    return Checkpoint(folder, spec, own.layout, sources, configs, tuning, _fit_note(processor, fit))
 
 
 def _text_folders(folder: Path, base: Path | None) -> list[Path]:
@@ -256,6 +269,17 @@ def _rpn_file(folder: Path, given: Path | None) -> RpnFile | None:
     if given is not None:
         return read_rpn(Path(given))
     return read_rpn(folder) if (folder / RPN_CONFIG_NAME).is_file() else None
+
+
+def _fit_note(processor: Processor, fit: Fit) -> str:
+    if fit == "crop":
+        return "pictures: the ends of the longer side are cut off (--fit crop), as transformers' processor does it"
+    if processor.fit == "crop":
+        return (
+            "pictures: padded to squares (--fit pad), as LLaVA's own code and SD-RPN's training do it; transformers' "
+            "processor cuts the ends of the longer side off instead: --fit crop"
+        )
+    return "pictures: padded to squares (--fit pad), as the checkpoint's processor does it"
 
 
 def _notes(spec: ModelSpec) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import rpn_shapes
 from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME
 from sdrpn.errors import BadCheckpoint
+from sdrpn.geometry import Fit
 from sdrpn.spec import ModelSpec, RpnSpec
 
 __all__ = ["RPN_CONFIG_NAME", "RpnFile", "read_rpn", "write_rpn"]
@@ -34,6 +35,7 @@ class RpnFile:
     tap_layer: int  # K of the model that it was trained on
     rpn: RpnSpec
     note: str = ""
+    fit: Fit = "pad"  # how pictures became squares when it was trained
 
 
 def read_rpn(path: Path) -> RpnFile:
@@ -51,6 +53,7 @@ def read_rpn(path: Path) -> RpnFile:
             f"{config.where} has format version {version}; expected {FORMAT_VERSION}: write the RPN again"
         )
     config.require("loss", "bce", "focal", "mse")
+    config.require("fit", *get_args(Fit))
     return RpnFile(
         weights=weights,
         config=weights.with_suffix(".json"),
@@ -59,6 +62,7 @@ def read_rpn(path: Path) -> RpnFile:
             layers=config.whole("layers"), multi_head=config.flag("multi_head", True), loss=config.get("loss", "bce")
         ),
         note=str(config.get("note", "")),
+        fit=config.get("fit", "pad"),
     )
 
 
@@ -80,7 +84,7 @@ def write_rpn(
     if spec.rpn is None:
         raise ValueError("the model has no RPN to write")
     shapes = rpn_shapes(spec.llm, spec.rpn.layers)
-    file = RpnFile(folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME, spec.tap_layer, spec.rpn, note)
+    file = RpnFile(folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME, spec.tap_layer, spec.rpn, note, spec.vision.fit)
     with replacing_file(file.weights) as path, SafetensorsWriter(path, shapes, np.dtype(dtype)) as writer:
         for name in shapes:
             writer.write(name, read(f"rpn.{name}"))
@@ -98,4 +102,5 @@ def _description(file: RpnFile) -> dict[str, Any]:
         "multi_head": file.rpn.multi_head,
         "loss": file.rpn.loss,
         "note": file.note,
+        "fit": file.fit,
     }

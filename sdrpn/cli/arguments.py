@@ -13,6 +13,7 @@ from sdrpn.shipped import DEFAULT_NAME, bundle_path
 __all__ = [
     "AUTO",
     "BUNDLE_HELP",
+    "add_fit_argument",
     "bundle_folder",
     "context_lengths",
     "non_negative_number",
@@ -91,3 +92,15 @@ def number_or_auto(low: float, high: float) -> Callable[[str], float | str]:
             raise argparse.ArgumentTypeError(f"{error}, or {AUTO}") from None
 
     return parse
+
+
+def add_fit_argument(parser: argparse.ArgumentParser) -> None:
+    """How pictures become squares, for verbs that take a checkpoint."""
+    parser.add_argument(
+        "--fit",
+        choices=("pad", "crop"),
+        default="pad",
+        help="how pictures become squares: pad: with borders, as LLaVA's own code and SD-RPN's training do it; crop: "
+        "the ends of the longer side are cut off, as transformers' processor of llava-hf checkpoints does it "
+        "(default: pad)",
+    )

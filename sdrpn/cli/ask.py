@@ -22,6 +22,7 @@ from sdrpn.errors import BadInput
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sdrpn.geometry import Fit
     from sdrpn.roi import RoiPolicy
     from sdrpn.runtime import Answer
 
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
         )
         if args.stream:
             _print_pieces(stream)
-        answer = stream.finish()
+        answer, fit = stream.finish(), session.spec.vision.fit
     if answer.note is not None:
         warn(answer.note)
     if args.json:
@@ -187,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
         from sdrpn.image import open_image
 
         # after the answer, which is not lost if this fails
-        _write_overlay(open_image(args.image), args.overlay, answer)
+        _write_overlay(open_image(args.image), args.overlay, answer, fit)
     return 0
 
 
@@ -250,11 +251,11 @@ def _print_pieces(stream: Iterable[str]) -> None:
     sys.stdout.write("\n")
 
 
-def _write_overlay(image: Image, overlay_path: Path, answer: Answer) -> None:
+def _write_overlay(image: Image, overlay_path: Path, answer: Answer, fit: Fit) -> None:
     from sdrpn.atomic import replacing_file
     from sdrpn.overlay import draw_overlay
 
-    picture = draw_overlay(image, answer.roi_map, answer.boxes_xyxy_px)
+    picture = draw_overlay(image, answer.roi_map, answer.boxes_xyxy_px, fit=fit)
     with replacing_file(overlay_path) as temporary:
         picture.save(temporary, format="PNG")
 

@@ -65,7 +65,12 @@ def run(args: argparse.Namespace) -> int:
     variants = list(bundle.manifest.variants.values()) if args.variant is None else [bundle.variant(args.variant)]
     verify_files(bundle, variants)
     with open_checkpoint(
-        args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base, projector=args.projector
+        args.checkpoint,
+        vision_tower=args.vision_tower,
+        rpn=args.rpn,
+        base=args.base,
+        projector=args.projector,
+        fit=bundle.spec.vision.fit,
     ) as source:
         require_memory("compare", bundle, source, variants)
         checks = list(_compare(bundle, source, variants))

@@ -111,6 +111,7 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--vision-tower", metavar="DIR", type=Path, help="of a checkpoint: as for `sdrpn export`")
     group.add_argument("--base", metavar="DIR", type=Path, help="of a checkpoint: as for `sdrpn export`")
     group.add_argument("--projector", metavar="FILE", type=Path, help="of a checkpoint: as for `sdrpn export`")
+    group.add_argument("--fit", choices=("pad", "crop"), help="of a checkpoint: as for `sdrpn export` (default: pad)")
     group.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of a checkpoint (default: fp32)"
     )

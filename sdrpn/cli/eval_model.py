@@ -82,6 +82,7 @@ def _open_bundle(args: argparse.Namespace, task: Task, wanted: Sequence[str] | N
         ("--heads", args.heads),
         ("--base", args.base),
         ("--projector", args.projector),
+        ("--fit", args.fit),
     ):
         if value:
             raise BadInput(f"{option} is for a checkpoint, and {args.model} is a bundle; name the checkpoint instead")
@@ -214,7 +215,7 @@ class BundleAnswerer:
         from sdrpn.roi import RoiDecision, decide_by_policy
 
         if isinstance(look, RpnLook):
-            return decide_by_policy(look.policy, image_size_px=self.spec.vision.image_size_px)
+            return decide_by_policy(look.policy, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit)
         assert isinstance(look, GivenLook)
         crops = look.crops
 
@@ -246,7 +247,12 @@ def _open_checkpoint(args: argparse.Namespace, task: Task, wanted: Sequence[str]
     device = device_named(args.device)
     first, *others = _named_rpns(args.rpn) or [("", None)]
     with open_checkpoint(
-        args.model, vision_tower=args.vision_tower, base=args.base, projector=args.projector, rpn=first[1]
+        args.model,
+        vision_tower=args.vision_tower,
+        base=args.base,
+        projector=args.projector,
+        fit=args.fit or "pad",
+        rpn=first[1],
     ) as checkpoint:
         model = model_from_checkpoint(checkpoint, dtype).to(device)
         rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(args, checkpoint, others).items()}
@@ -258,6 +264,7 @@ def _open_checkpoint(args: argparse.Namespace, task: Task, wanted: Sequence[str]
             "rpns": args.rpn,
             "heads": args.heads,
             "precision": args.precision,
+            "fit": checkpoint.spec.vision.fit,
             "device": device,
             "threads": torch.get_num_threads(),
             "vicrop_layer": None if setting.vicrop is None else setting.vicrop.layer,
@@ -295,7 +302,12 @@ def _further_rpns(
     rpns = {} if checkpoint.spec.rpn is None else {UNTRAINED: untrained_rpn(checkpoint)}
     for name, file in others:
         with open_checkpoint(
-            args.model, vision_tower=args.vision_tower, base=args.base, projector=args.projector, rpn=file
+            args.model,
+            vision_tower=args.vision_tower,
+            base=args.base,
+            projector=args.projector,
+            fit=args.fit or "pad",
+            rpn=file,
         ) as opened:
             rpns[name] = rpn_of(opened)
     return rpns

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.arguments import add_fit_argument, positive_int
 
 if TYPE_CHECKING:
     from sdrpn.export import ExportOptions
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="mm_projector.bin as LLaVA saves it, or its folder, in place of CHECKPOINT's projector",
     )
+    add_fit_argument(parser)
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
@@ -166,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
                 rpn=args.rpn,
                 base=args.base,
                 projector=args.projector,
+                fit=args.fit,
                 resume=args.resume,
                 calibration=calibration,
                 progress=advance,
@@ -241,7 +243,12 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
 
     device, questions = device_named(args.device or "cpu"), tuple(read_questions(args.calibrate))
     with open_checkpoint(
-        args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base, projector=args.projector
+        args.checkpoint,
+        vision_tower=args.vision_tower,
+        rpn=args.rpn,
+        base=args.base,
+        projector=args.projector,
+        fit=args.fit,
     ) as source:
         prompts = CalibrationPrompts(questions, args.images, tokenizer_of(source))
         with progress("calibrate", "layers") as advance:

@@ -41,7 +41,7 @@ def proposed(args: argparse.Namespace, heads: tuple[Head, ...]) -> dict[str, Any
         validation_share=HELD_OUT,
     )
     with open_checkpoint(
-        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector
+        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector, fit=args.fit
     ) as checkpoint:
         taps = args.tap_layers or usual_tap_layers(checkpoint.spec.llm.layers)
         trials = try_taps(

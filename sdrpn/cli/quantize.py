@@ -85,7 +85,12 @@ def run(args: argparse.Namespace) -> int:
     _require_new(args.report)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
     with open_checkpoint(
-        args.checkpoint, vision_tower=args.vision_tower, rpn=args.rpn, base=args.base, projector=args.projector
+        args.checkpoint,
+        vision_tower=args.vision_tower,
+        rpn=args.rpn,
+        base=args.base,
+        projector=args.projector,
+        fit=args.fit,
     ) as source:
         device = device_named(args.device)
         asked = _asked(args, source, questions)

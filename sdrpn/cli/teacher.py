@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.arguments import add_fit_argument, positive_int
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,6 +33,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as for `sdrpn export`")
     parser.add_argument("--base", metavar="DIR", type=Path, help="as for `sdrpn export`")
     parser.add_argument("--projector", metavar="FILE", type=Path, help="as for `sdrpn export`")
+    add_fit_argument(parser)
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
     )
@@ -82,7 +83,7 @@ def open_teacher(args: argparse.Namespace) -> Iterator[tuple[Teacher, Checkpoint
     options = TeacherOptions(args.rows, args.answers, args.max_new_tokens)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
     with open_checkpoint(
-        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector
+        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector, fit=args.fit
     ) as checkpoint:
         tokenizer = tokenizer_of(checkpoint)
         model = model_from_checkpoint(checkpoint, dtype).to(device)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from sdrpn.checkpoint import Checkpoint
+    from sdrpn.train.label_set import LabelSet
     from sdrpn.train.options import TrainOptions
     from sdrpn.train.rpn_folder import TrainReport, TrainRequest
 
@@ -164,24 +165,24 @@ def _options(args: argparse.Namespace) -> TrainOptions:
 def _trained(args: argparse.Namespace, accelerator: Accelerator) -> TrainReport:
     from sdrpn.checkpoint import open_checkpoint
     from sdrpn.cli.progress import progress
+    from sdrpn.train.label_set import read_labels
     from sdrpn.train.progress import show_nothing
     from sdrpn.train.rpn_folder import train_rpn
 
+    labels = read_labels(args.labels)
     with open_checkpoint(
-        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector
+        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector, fit=labels.fit
     ) as checkpoint:
-        request = _request(args, checkpoint)
+        request = _request(args, checkpoint, labels)
         if not accelerator.is_main_process:
             return train_rpn(request, accelerator, show_nothing)
         _warn_of_other_checkpoint(request)
         return train_rpn(request, accelerator, progress)
 
 
-def _request(args: argparse.Namespace, checkpoint: Checkpoint) -> TrainRequest:
-    from sdrpn.train.label_set import read_labels
+def _request(args: argparse.Namespace, checkpoint: Checkpoint, labels: LabelSet) -> TrainRequest:
     from sdrpn.train.rpn_folder import TrainRequest
 
-    labels = read_labels(args.labels)
     return TrainRequest(
         checkpoint,
         labels,

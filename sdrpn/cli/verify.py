@@ -78,7 +78,12 @@ def run(args: argparse.Namespace) -> int:
     checkpoint, rpn = _source(args, bundle)
     verify_files(bundle, variants)
     with open_checkpoint(
-        checkpoint, vision_tower=args.vision_tower, rpn=rpn, base=args.base, projector=args.projector
+        checkpoint,
+        vision_tower=args.vision_tower,
+        rpn=rpn,
+        base=args.base,
+        projector=args.projector,
+        fit=bundle.spec.vision.fit,
     ) as source:
         require_memory("verify", bundle, source, variants)
         engines = _engines_state(bundle, target)

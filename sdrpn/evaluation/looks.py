@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdrpn.geometry import PaddedGrid
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.roi import Crop, RoiDecision, RoiPolicy
 from sdrpn.spec import ModelSpec
@@ -125,7 +124,7 @@ class Answerer(Protocol):
 
 def peak_xy_px(decision: RoiDecision, image_wh: tuple[int, int], spec: ModelSpec) -> tuple[float, float]:
     """The centre of the strongest cell, in source pixels; it may lie in the padding."""
-    grid = PaddedGrid(image_wh, spec.vision.image_size_px, spec.vision.grid_side)
+    grid = spec.vision.grid_over(image_wh)
     row, column = np.unravel_index(int(decision.blurred_map.argmax()), decision.blurred_map.shape)
     left, top = grid.padding_xy_px
     x, y = ((int(place) + 0.5) * grid.cell_px for place in (column, row))

@@ -95,7 +95,7 @@ class Question:
 
     def grid(self) -> PaddedGrid:
         """Cells over the picture."""
-        return PaddedGrid(self.picture.size, self.spec.vision.image_size_px, self.spec.vision.grid_side)
+        return self.spec.vision.grid_over(self.picture.size)
 
     def plan(self, look: Look | None) -> Plan:
         """Show the picture as it is."""

@@ -106,11 +106,13 @@ class Survey:
         return self._grid(question.image_wh).box_px_from_cells(labels.box_cells)
 
     def _overlap(self, policy: RoiPolicy, logits: Float32, image_wh: tuple[int, int], box: Box) -> float:
-        crops = decide_crops(logits, image_wh, policy, image_size_px=self.vision.image_size_px).crops
+        crops = decide_crops(
+            logits, image_wh, policy, image_size_px=self.vision.image_size_px, fit=self.vision.fit
+        ).crops
         return region_quality(crops, [box], None).iou
 
     def _grid(self, image_wh: tuple[int, int]) -> PaddedGrid:
-        return PaddedGrid(image_wh, self.vision.image_size_px, self.vision.grid_side)
+        return self.vision.grid_over(image_wh)
 
 
 def survey(

@@ -29,7 +29,6 @@ from sdrpn.evaluation.looks import (
 from sdrpn.evaluation.rpns import LoadedRpn
 from sdrpn.evaluation.survey import HeadAttention
 from sdrpn.evaluation.vicrop import relative_map, vicrop_box
-from sdrpn.geometry import PaddedGrid
 from sdrpn.image import base_pixels, crop_pixels
 from sdrpn.labels.attention import Rows, WatchHeads, embed_image, require_heads, watch_answer
 from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, denoise
@@ -158,7 +157,9 @@ class TorchAnswerer:
 
     def _rpn_decision(self, layered: LayeredPrompt, look: RpnLook, picture: Image.Image, first: int) -> RoiDecision:
         logits = self._rpn_logits(layered, look.rpn, first)
-        return decide_crops(logits, picture.size, look.policy, image_size_px=self.spec.vision.image_size_px)
+        return decide_crops(
+            logits, picture.size, look.policy, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit
+        )
 
     def _rpn_logits(self, layered: LayeredPrompt, name: str, first: int) -> Float32:
         rpn = self._rpns[name]
@@ -179,7 +180,11 @@ class TorchAnswerer:
         strength = _without_sinks(watch.means, look.heads, look.sinks)
         side = self.spec.vision.grid_side
         return decide_crops(
-            strength.reshape(side, side), picture.size, look.policy, image_size_px=self.spec.vision.image_size_px
+            strength.reshape(side, side),
+            picture.size,
+            look.policy,
+            image_size_px=self.spec.vision.image_size_px,
+            fit=self.spec.vision.fit,
         )
 
     def _teacher_decision(
@@ -196,7 +201,9 @@ class TorchAnswerer:
         if not labels.usable:
             return None
         logits = np.where(labels.cells == FOREGROUND, LABEL_LOGIT, -LABEL_LOGIT).astype(np.float32)
-        return decide_crops(logits, picture.size, look.policy, image_size_px=self.spec.vision.image_size_px)
+        return decide_crops(
+            logits, picture.size, look.policy, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit
+        )
 
     def _vicrop_box(self, look: VicropLook, picture: Image.Image, prompt: Prompt) -> tuple[int, int, int, int]:
         """Two whole prefills, the image encoded in each, as the published code does it."""
@@ -205,9 +212,11 @@ class TorchAnswerer:
         ]
         side, size_px = self.spec.vision.grid_side, self.spec.vision.image_size_px
         relative = relative_map(*maps).reshape(side, side)
-        grid = PaddedGrid(picture.size, size_px, side)
+        grid = self.spec.vision.grid_over(picture.size)
         x1, y1, x2, y2 = grid.box_cells_from_px((0, 0, *picture.size))
-        return vicrop_box(relative[y1:y2, x1:x2], picture.size, size_px)
+        left, top, right, bottom = grid.seen_box_px
+        found = vicrop_box(relative[y1:y2, x1:x2], (right - left, bottom - top), size_px)
+        return found[0] + left, found[1] + top, found[2] + left, found[3] + top
 
     def _layer_attention(self, picture: Image.Image, prompt: Prompt, layer: int) -> Float32:
         """(C,), mean over all heads of a layer; the whole model runs."""

@@ -81,6 +81,7 @@ class LabelRun:
             "checkpoint_sha256": self.checkpoint_sha256,
             "precision": str(teacher.model.embed.weight.dtype).removeprefix("torch."),
             "grid_side": teacher.model.spec.vision.grid_side,
+            "fit": teacher.model.spec.vision.fit,
             "questions": len(self.questions),
             "questions_sha256": data,
             **dataclasses.asdict(teacher.options),

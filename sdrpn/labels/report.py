@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sdrpn.atomic import replacing_file
+from sdrpn.geometry import Fit
 from sdrpn.image import open_image
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND
 from sdrpn.labels.labelling import LABELS, Counts
@@ -37,12 +38,12 @@ def write_report(out: Path, images: Path, counts: Counts, provenance: dict[str, 
         for row in islice(read_shards(out / LABELS), SAMPLES)
     ]
     with replacing_file(out / "samples.png") as path:
-        contact_sheet(samples).save(path, "PNG")
+        contact_sheet(samples, provenance.get("fit", "pad")).save(path, "PNG")
     with replacing_file(out / "report.html") as path:
         path.write_text(_page(counts, provenance), "utf-8")
 
 
-def contact_sheet(samples: list[tuple[Image.Image, NDArray[np.int8], str]]) -> Image.Image:
+def contact_sheet(samples: list[tuple[Image.Image, NDArray[np.int8], str]], fit: Fit = "pad") -> Image.Image:
     """Pictures with their labels (G*G) and questions, in rows."""
     rows = max(1, -(-len(samples) // COLUMNS))
     step_x, step_y = SIDE_PX + MARGIN_PX, SIDE_PX + CAPTION_PX + MARGIN_PX
@@ -50,14 +51,14 @@ def contact_sheet(samples: list[tuple[Image.Image, NDArray[np.int8], str]]) -> I
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for number, (picture, cells, question) in enumerate(samples):
         x, y = MARGIN_PX + number % COLUMNS * step_x, MARGIN_PX + number // COLUMNS * step_y
-        sheet.paste(overlay_labels(picture, cells, SIDE_PX), (x, y))
+        sheet.paste(overlay_labels(picture, cells, SIDE_PX, fit), (x, y))
         draw.text((x, y + SIDE_PX + 3), " ".join(question.split())[:32], TEXT, font)
     return sheet
 
 
-def overlay_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int) -> Image.Image:
-    """The picture, padded to a square, under its labels (G*G): foreground green, background blue, ignored clear."""
-    scale = side_px / max(picture.size)
+def overlay_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int, fit: Fit = "pad") -> Image.Image:
+    """The picture as a square under its labels (G*G): foreground green, background blue, ignored clear."""
+    scale = side_px / (max if fit == "pad" else min)(picture.size)
     shown = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     square = Image.new("RGB", (side_px, side_px), PAGE)
     square.paste(shown, ((side_px - shown.width) // 2, (side_px - shown.height) // 2))

@@ -78,7 +78,7 @@ def reference_answer(
 
     prompt = torch.cat((before, image_embeds, after))[None]  # (1,S,D)
     if decide is None and roi is not None:
-        decide = decide_by_policy(roi, image_size_px=model.spec.vision.image_size_px)
+        decide = decide_by_policy(roi, image_size_px=model.spec.vision.image_size_px, fit=model.spec.vision.fit)
     tap, logits, decision, roi_embeds = None, None, None, image_embeds[:0]
     if model.rpn is not None and decide is not None:
         positions = _positions(0, prompt.shape[1])

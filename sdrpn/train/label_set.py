@@ -10,12 +10,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadInput
+from sdrpn.geometry import Fit
 from sdrpn.image_name import leads_out
 from sdrpn.json_files import read_json_object
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
@@ -55,6 +56,12 @@ class LabelSet:
         return digest.hexdigest()
 
     @property
+    def fit(self) -> Fit:
+        """How pictures became squares when they were labelled."""
+        fit: Fit = self.about.get("fit", "pad")  # earlier releases always padded
+        return fit
+
+    @property
     def images(self) -> Path | None:
         """The folder of images that was labelled."""
         return Path(self.about["images"]) if "images" in self.about else None
@@ -82,6 +89,8 @@ def read_labels(folder: Path) -> LabelSet:
         raise BadInput(f"{path} has the grid_side {grid_side!r}; expected a whole number of at least 1: label again")
     if not isinstance(about.get("images", ""), str):
         raise BadInput(f"{path} has the images {about['images']!r}; expected the name of a folder: label again")
+    if about.get("fit", "pad") not in get_args(Fit):
+        raise BadInput(f"{path} has the fit {about['fit']!r}; expected {' or '.join(get_args(Fit))}: label again")
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # the ids before an image are nearly always the same
     prompts = []
     for row in read_shards(folder / LABELS, LABEL_COLUMNS):

@@ -144,7 +144,8 @@ def _taps(request: TrainRequest, split: Split, accelerator: Accelerator, show_pr
     # Whole files, so that trainings on fewer pairs share them.
     files = -(-(max((*split.train, *split.held_out)) + 1) // FILE_PROMPTS)
     needed = prompts[: files * FILE_PROMPTS]
-    key = f"{request.checkpoint.digest()} {options.tap_layer} {options.precision}"
+    cut = "" if request.labels.fit == "pad" else f" {request.labels.fit}"
+    key = f"{request.checkpoint.digest()} {options.tap_layer} {options.precision}{cut}"
     share = accelerator.process_index, accelerator.num_processes
     with show_progress("taps", "questions") as progress:
         store_taps(request.taps_dir, needed, key, options.taps, make_base, share=share, progress=progress)

@@ -85,6 +85,8 @@ def test_a_vision_tower_of_another_size(folder: Path, tmp_path: Path) -> None:
     (folder / "clip" / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
     assert f"{folder / 'clip'} is the wrong vision tower: its width is 32" in message(folder)
     (folder / "clip" / "config.json").write_text(json.dumps(config | {"image_size": 64}))
+    assert "preprocessor_config.json: size is 32; the vision tower sees 64 px" in message(folder)
+    (folder / "clip" / "preprocessor_config.json").unlink()
     text = message(folder)
     assert "position_embedding.weight" in text
     assert "has the shape [17, 24]; expected [65, 24]: is this the right vision tower?" in text
