@@ -18,6 +18,15 @@ from sdrpn.errors import BadCheckpoint
 __all__ = ["RPN_WEIGHTS_NAME", "TensorFolder", "has_weights", "weight_files"]
 
 RPN_WEIGHTS_NAME = "rpn.safetensors"
+# What else people have a model in.
+_OTHER_FORMS = {
+    ".gguf": "weights of llama.cpp, quantised",
+    ".h5": "weights of TensorFlow",
+    ".msgpack": "weights of Flax",
+    ".onnx": "a graph that is exported already",
+    ".pt": "saved by PyTorch, in a form of its own",
+    ".pth": "LLaMA's original shards, or saved by PyTorch in a form of its own",
+}
 # Tensors that lie beside a model's and are not among them.
 _OTHER_NAMES = (RPN_WEIGHTS_NAME, "adapter_model.safetensors", "mm_projector.safetensors")
 
@@ -99,6 +108,12 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         files = find(folder)
         if files:
             return files
+    other = next((path for path in sorted(folder.glob("*")) if path.suffix in _OTHER_FORMS), None)
+    if other is not None:
+        raise BadCheckpoint(
+            f"{folder} holds {other.name} ({_OTHER_FORMS[other.suffix]}), which is not read, and has no weights beside "
+            f"it; expected *.safetensors or pytorch_model*.bin: download the model in one of these"
+        )
     raise BadCheckpoint(
         f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin; download the weight files too"
     )

@@ -109,6 +109,8 @@ def test_folders_that_are_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     )
     (folder / "model.safetensors").unlink()
     assert "has no weights; expected *.safetensors or pytorch_model*.bin" in message(folder)
+    (folder / "llava-q4_k.gguf").touch()
+    assert "holds llava-q4_k.gguf (weights of llama.cpp, quantised), which is not read" in message(folder)
     save_file({"transformer.h.0.weight": np.zeros(2)}, folder / "model.safetensors")
     text = message(folder)
     assert "expected tensors named language_model.model.layers.N.*" in text
