@@ -114,7 +114,13 @@ def target(capabilities: tuple[str, ...], precision: str, dialect: str) -> Targe
 
 
 def measured(
-    work: Path, model: str, precision: str, dialect: str, contexts: tuple[int, ...], only: str | None
+    work: Path,
+    model: str,
+    precision: str,
+    dialect: str,
+    contexts: tuple[int, ...],
+    only: str | None,
+    graphs: tuple[str, ...] | None,
 ) -> Iterator[dict[str, Any]]:
     """A row an engine, for every kind of GPU; a row with the reason where there is none."""
     about = {"model": model, "precision": precision, "dialect": dialect}
@@ -126,7 +132,7 @@ def measured(
     for capabilities in (one for one in GPUS if only in (None, " ".join(one)) and (precision != "fp8" or has_fp8(one))):
         plan = plan_engines(bundle, target(capabilities, precision, dialect), BuildOptions())
         lengths = tuple(min(context, open_bundle(bundle).manifest.max_context) for context in contexts)
-        for graph in [one.graph.name for one in plan.engines]:
+        for graph in [one.graph.name for one in plan.engines if graphs is None or one.graph.name in graphs]:
             options = BuildOptions(
                 graphs=(graph,), max_context=lengths[-1], shorter_contexts=lengths[:-1], kernel_gate=False
             )
@@ -205,6 +211,7 @@ def main() -> None:
     parser.add_argument("--dialect", choices=("fused", "primitive"), default="fused")
     parser.add_argument("--contexts", default=str(MAX_CONTEXT), metavar="N[,N]", help="several: dialect primitive")
     parser.add_argument("--only", metavar="SM89", help="for one kind of GPU instead of all")
+    parser.add_argument("--graphs", metavar="A,B", help="some of vision, trunk, rpn, tail (default: all)")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print what was measured as Markdown")
     args = parser.parse_args()
     if args.table is not None:
@@ -213,7 +220,8 @@ def main() -> None:
         return
     args.work.mkdir(parents=True, exist_ok=True)
     contexts = tuple(int(one) for one in args.contexts.split(","))
-    for row in measured(args.work, args.model, args.precision, args.dialect, contexts, args.only):
+    graphs = None if args.graphs is None else tuple(args.graphs.split(","))
+    for row in measured(args.work, args.model, args.precision, args.dialect, contexts, args.only, graphs):
         print(json.dumps(row), flush=True)
 
 
