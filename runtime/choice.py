@@ -30,6 +30,11 @@ __all__ = [
 AUTOMATIC = "auto"
 # Older ones refuse to load such graphs: 1.23 knows no such opset, 1.24 has no kernel for TensorScatter.
 _FIRST_RELEASE_OF_OPSET = {24: "1.25"}
+# Backends of earlier releases, and what became of them.
+_GONE = {
+    "onnxruntime-tensorrt": "backend onnxruntime-tensorrt is gone: it compiled anew for every length of prompt; use "
+    "tensorrt with the engines of sdrpn build, or onnxruntime-cuda"
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def choose_backend(
     *,
     target: str | None = None,
     variant: str | None = None,
+    device: int = 0,
     verify: bool = True,
 ) -> Choice:
     """What to answer with.
@@ -55,35 +61,67 @@ def choose_backend(
         backend: one of BACKENDS, or "auto": engines where there are some that fit this machine, else ONNX Runtime
         target: whose engines; None: the first that fit
         variant: the engines must be of this one
+        device: the GPU that they must fit, as CUDA numbers them
         verify: hash engines; False: large ones only where size or time are not as when they were built
 
     Raises:
         BadInput: an unknown backend; a target without the backend for it, or without engines
         EngineMismatch: engines were asked for, and none fit
     """
+    if backend in _GONE:
+        raise BadInput(_GONE[backend])
     if backend not in (AUTOMATIC, *BACKENDS):
         raise BadInput(f"backend {backend!r} is unknown; expected one of {', '.join((AUTOMATIC, *BACKENDS))}")
     if target is not None and backend not in (AUTOMATIC, "tensorrt"):
         raise BadInput(f"target {target} is about engines, which {backend} does not run; use the backend tensorrt")
     if backend == "tensorrt" or target is not None:
-        return Choice("tensorrt", _fitting(bundle, target, variant, verify))
+        return Choice("tensorrt", _fitting(bundle, target, variant, device, verify))
     if backend != AUTOMATIC:
         return Choice(backend)
-    return _automatic(bundle, variant, verify)
+    return _automatic(bundle, variant, device, verify)
 
 
-def onnxruntime_variant(bundle: Bundle, name: str | None = None, note: str | None = None) -> Variant:
+def _gpu_variant(bundle: Bundle, name: str | None) -> Variant:
+    """The named variant, or the one that suits a GPU best: fp16 before fp32, and both before quantised ones."""
+    advice = f"add one: {export_advice(bundle.path, '--dialect fused --precision fp16')}"
+    if name is None:
+        variants = bundle.manifest.variants.values()
+        fused = [one for one in variants if one.dialect == "fused" and not one.for_engines_only]
+        if not fused:
+            raise BadInput(f"{bundle.path} has no fused variant, which onnxruntime-cuda needs; {advice}")
+        return min(fused, key=_gpu_order)
+    chosen = bundle.variant(name)
+    if chosen.dialect != "fused":
+        raise BadInput(
+            f"{chosen.name} is of no use with onnxruntime-cuda, which would copy all keys and values to the host and "
+            f"back for every token; use a fused variant, or {advice}"
+        )
+    return chosen
+
+
+def _gpu_order(variant: Variant) -> tuple[bool, bool, int, str]:
+    precisions = ("fp16", "fp32", "int8", "int4")
+    rank = precisions.index(variant.precision) if variant.precision in precisions else len(precisions)
+    return variant.for_cpu, variant.kv_cache is not None, rank, variant.name
+
+
+def onnxruntime_variant(
+    bundle: Bundle, name: str | None = None, note: str | None = None, backend: str = BACKENDS[0]
+) -> Variant:
     """What ONNX Runtime answers with: the named variant, or of those that the installed release runs the one that suits
-    a CPU best.
+    the CPU or, with another backend, the GPU best.
 
     Args:
         note: why engines that are there are not used
     Raises:
-        BadInput: the variant is for engines only
+        BadInput: the variant is for engines only, or of no use on a GPU
         MissingDependency: the installed ONNX Runtime is too old for it
     """
     runnable = _runnable(bundle)
-    chosen = runnable[0] if name is None and runnable else bundle.variant(name)
+    if backend == "onnxruntime-cuda":
+        chosen = _gpu_variant(bundle, name)
+    else:
+        chosen = runnable[0] if name is None and runnable else bundle.variant(name)
     _require_kernels(bundle, chosen, note)
     require_release(bundle, chosen)
     return chosen
@@ -155,10 +193,10 @@ def mapped_weights_bytes(bundle: Bundle, variant: Variant) -> int | None:
     return None if found is None else found.manifest.mapped_bytes
 
 
-def _fitting(bundle: Bundle, target: str | None, variant: str | None, verify: bool) -> EngineSet:
+def _fitting(bundle: Bundle, target: str | None, variant: str | None, device: int, verify: bool) -> EngineSet:
     if target is not None:
         found = engine_set(bundle, target)
-        require_fit(found, read_platform(), verify=verify)
+        require_fit(found, read_platform(device), verify=verify)
         if variant is not None and found.variant.name != variant:
             raise EngineMismatch(
                 f"the engines of {target} are of variant {found.variant.name}, not {variant}; leave the variant out"
@@ -167,7 +205,7 @@ def _fitting(bundle: Bundle, target: str | None, variant: str | None, verify: bo
     sets = engine_sets(bundle)
     if not sets:
         raise BadInput(f"{bundle.path} has no engines; build them: {build_command(bundle)}")
-    platform = read_platform()
+    platform = read_platform(device)
     for one in _of_variant(sets, variant):
         if not check_engines(one, platform, verify=verify):
             return one
@@ -177,11 +215,11 @@ def _fitting(bundle: Bundle, target: str | None, variant: str | None, verify: bo
     raise AssertionError("unreachable: what did not fit is refused")
 
 
-def _automatic(bundle: Bundle, variant: str | None, verify: bool) -> Choice:
+def _automatic(bundle: Bundle, variant: str | None, device: int, verify: bool) -> Choice:
     sets = _of_variant(engine_sets(bundle), variant)
     if not sets:
         return Choice(BACKENDS[0])
-    platform = read_platform()
+    platform = read_platform(device)
     if platform.gpu is None:  # a machine to export or test on: nothing to say about
         return Choice(BACKENDS[0])
     for one in sets:

@@ -7,6 +7,7 @@ One sequence at a time (B = 1). Rows are positions: row i of every cache and of 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -138,6 +139,7 @@ class Decoder:
             results = self._score_buffers(end - first)
             self._run("rpn", {"tap": self._taps_of(first, end)}, results, first, end)
         scores = results["scores"].read()[0, :, :stop]
+        self._require_finite("scores of the RPN", scores)
         if "new_scores" in results:  # the cache was read only: the rows of this run are scored on their own
             scores = np.concatenate([scores[:, :first], results["new_scores"].read()[0]], axis=1)
         return np.array(scores, dtype=np.float32)
@@ -147,6 +149,7 @@ class Decoder:
         for first, end in self._parts(start, stop):
             self._run("tail", {"tap": self._taps_of(first, end)}, {"logits": self._logits}, first, end)
         logits: FloatArray = self._logits.read()[0]
+        self._require_finite("logits of the next token", logits)
         return logits
 
     def _parts(self, start: int, stop: int) -> list[tuple[int, int]]:
@@ -166,8 +169,21 @@ class Decoder:
         if self._step is None:
             self._step = _TokenStep(self._backend, self._runners, self._caches, self._logits, self._width)
         logits = self._step(embedding, position)
+        self._require_finite("logits of the next token", logits)
         self.valid["trunk"] = self.valid["tail"] = position + 1
         return logits
+
+    def discard(self) -> None:
+        """Forget the sequence and give all caches back; the next ones are zeros.
+
+        Rows that are forgotten otherwise stay, and are multiplied with weights of zero: an infinite number among them
+        would turn every later result into NaN.
+        """
+        self._step, self.length = None, 0
+        self.truncate(0)
+        for caches in self._caches.values():
+            caches.buffers.clear()
+        self._taps = self._backend.allocate((1, 0, self._width), "float32")
 
     def close(self) -> None:
         """Free runners and buffers."""
@@ -206,6 +222,16 @@ class Decoder:
             if name in outputs
         }
 
+    def _require_finite(self, what: str, results: FloatArray) -> None:
+        """Raises RunFailed where the largest, or any, is not finite; nothing of the sequence is kept then."""
+        if math.isfinite(results.max()):  # NaN where there is one
+            return
+        self.discard()
+        raise RunFailed(
+            f"the {what} are NaN or infinite; expected finite numbers. A half-precision graph overflowed or a file is "
+            "damaged: compare the bundle with its checkpoint, or export it in fp32"
+        )
+
     def _require_rows(self, name: str, start: int) -> None:
         if start > self.valid[name]:
             raise RunFailed(f"{name}: rows are written from {start}, but only {self.valid[name]} are there")
@@ -226,13 +252,15 @@ class _TokenStep:
         tap = backend.allocate((1, 1, width), "float32")
         self._indices = _indices(backend, {**runners["trunk"].inputs, **runners["tail"].inputs}, 0, 1)
         self._logits = logits
-        self._caches = (caches["trunk"], caches["tail"])
-        self._new_rows = tuple(c.new_row_buffers(backend, 1) for c in self._caches)
-        steps = (
+        both = (caches["trunk"], caches["tail"])
+        self._new_rows = tuple(one.new_row_buffers(backend, 1) for one in both)
+        steps = [
             self._bind(runners["trunk"], caches["trunk"], {"inputs_embeds": self._hidden}, {"tap": tap}, 0),
             self._bind(runners["tail"], caches["tail"], {"tap": tap}, {"logits": logits}, 1),
-        )
+        ]
         self._written = (self._indices["position_ids"], self._indices["write_index"])
+        for one, rows in zip(both, self._new_rows, strict=True):
+            steps += one.store_step(backend, rows, self._indices["write_index"])
         self._run = backend.chain(steps, (self._hidden, *self._written), (logits,))
 
     def _bind(
@@ -247,8 +275,6 @@ class _TokenStep:
         for buffer in self._written:
             buffer.write(np.array(position, np.int64))
         self._run()
-        for caches, rows in zip(self._caches, self._new_rows, strict=True):
-            caches.store(rows, position)
         logits: FloatArray = self._logits.read()[0]
         return logits
 

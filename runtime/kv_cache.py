@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sdrpn.bundle import TensorInfo
-from sdrpn.runtime.runner import Backend, Buffer, Runner
+from sdrpn.runtime.runner import Backend, Buffer, Runner, Step
 
 __all__ = ["CacheSet", "cache_set_from_runner"]
 
@@ -55,6 +55,13 @@ class CacheSet:
             name + _ROWS: backend.allocate((1, int(t.dims[1]), rows, int(t.dims[3])), t.storage)
             for name, t in self.inputs.items()
         }
+
+    def store_step(self, backend: Backend, new_rows: Mapping[str, Buffer] | None, start: Buffer) -> tuple[Step, ...]:
+        """What `store` does as a step, which reads from `start` where the rows go; none for in-place caches."""
+        if not new_rows:
+            return ()
+        caches = [self.buffers[name.removesuffix(_ROWS)] for name in new_rows]
+        return (backend.store_rows(caches, list(new_rows.values()), start),)
 
     def store(self, new_rows: Mapping[str, Buffer] | None, start: int) -> None:
         """Copy new rows behind `start`; nothing to do for in-place caches."""

@@ -1,4 +1,4 @@
-"""What this machine offers to engines: libraries, GPU, driver. Loads no engine and never fails."""
+"""What this machine offers to engines: libraries, GPU, driver. Loads no engine, and what is not there is no failure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sdrpn.errors import MissingDependency, RunFailed
 from sdrpn.machine import Gpu, read_gpus
 from sdrpn.runtime.backends.cuda import Cuda, load_cuda
+from sdrpn.runtime.backends.device_memory import available_memory
 from sdrpn.runtime.backends.tensorrt_library import FLAVOURS, library_version
 
 __all__ = ["Platform", "PlatformGpu", "read_platform"]
@@ -38,11 +39,15 @@ class Platform:
     cuda_fault: str | None  # why CUDA cannot be used
 
 
-def read_platform() -> Platform:
-    """Ask the libraries, CUDA and nvidia-smi."""
+def read_platform(device: int = 0) -> Platform:
+    """Ask the libraries, CUDA and nvidia-smi.
+
+    Args: device: the GPU that would be used, as CUDA numbers them
+    Raises: BadInput for one that is not among several
+    """
     gpus = read_gpus()
-    shown = gpus[0] if gpus else None
-    gpu, versions, fault = _from_cuda(shown)
+    shown = gpus[device] if device < len(gpus) else None
+    gpu, versions, fault = _from_cuda(shown, device)
     if gpu is None and shown is not None:
         gpu = PlatformGpu(shown.name, _capability(shown), shown.memory_bytes, shown.driver)
     return Platform(
@@ -62,11 +67,11 @@ def _version(flavour: str) -> str | None:
     return None
 
 
-def _from_cuda(shown: Gpu | None) -> tuple[PlatformGpu | None, tuple[int | None, int | None], str | None]:
+def _from_cuda(shown: Gpu | None, device: int) -> tuple[PlatformGpu | None, tuple[int | None, int | None], str | None]:
     """The GPU, the versions of driver and library, and what failed."""
     versions: tuple[int | None, int | None] = (None, None)
     try:
-        cuda = load_cuda("the check of engines")
+        cuda = load_cuda("the check of engines", device)
         versions = cuda.versions()
         return _gpu(cuda, shown), versions, None
     except (MissingDependency, RunFailed) as error:
@@ -76,8 +81,9 @@ def _from_cuda(shown: Gpu | None) -> tuple[PlatformGpu | None, tuple[int | None,
 def _gpu(cuda: Cuda, shown: Gpu | None) -> PlatformGpu | None:
     if cuda.device_count() == 0:
         return None
-    device = cuda.use_device()
-    return PlatformGpu(device.name, device.capability, cuda.free_memory(), shown.driver if shown else None)
+    facts = cuda.describe_device()
+    free = available_memory(cuda, facts)
+    return PlatformGpu(facts.name, facts.capability, free, shown.driver if shown else None)
 
 
 def _capability(gpu: Gpu) -> str | None:

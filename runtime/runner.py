@@ -17,7 +17,7 @@ from sdrpn.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import RunFailed
 from sdrpn.interrupt import Cancellation
 
-__all__ = ["Array", "Backend", "Buffer", "Runner", "Step", "check_bindings", "in_order", "nbytes"]
+__all__ = ["Array", "Backend", "Buffer", "Runner", "Step", "check_bindings", "in_order", "nbytes", "store_in_order"]
 
 Array = npt.NDArray[Any]
 Step = Callable[[], None]
@@ -101,6 +101,11 @@ class Backend(Protocol):
     """An inference library: allocates buffers and loads graphs."""
 
     @property
+    def note(self) -> str | None:
+        """What does not go as well as it could, and why; None: nothing, as far as is known by now."""
+        ...
+
+    @property
     def name(self) -> str:
         """As `--backend` spells it."""
         ...
@@ -123,6 +128,16 @@ class Backend(Protocol):
         """A runner for the graph at `path`. Raises RunFailed where the library refuses it."""
         ...
 
+    def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
+        """A step that copies new rows into their caches.
+
+        Args:
+            caches: (B,heads,length,width) each
+            rows: (B,heads,S,width) each, which go behind what lies before
+            start: int64 (1,): where the first of them goes, as it is when the step runs
+        """
+        ...
+
     def chain(self, steps: Sequence[Step], written: Sequence[Buffer], read: Sequence[Buffer]) -> Step:
         """Steps that run one after the other, over and over, as one.
 
@@ -140,6 +155,17 @@ def in_order(steps: Sequence[Step]) -> Step:
     def run() -> None:
         for step in steps:
             step()
+
+    return run
+
+
+def store_in_order(caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
+    """The plain `Backend.store_rows`: a copy each."""
+
+    def run() -> None:
+        first = int(start.read()[0])
+        for cache, new in zip(caches, rows, strict=True):
+            cache.copy_rows(new, new.shape[2], first)
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -65,13 +66,13 @@ class Session:
 
         Args:
             engines: files that the backend loads in place of the bundle's graphs, by graph
-            note: kept as `backend_note`
+            note: the first part of `backend_note`
             decode, threads: of pictures, as in `open`
             contexts: the cache lengths that the engines have profiles for, where that is more than one
             stream_idle_s: how long a stream that is not read on keeps other threads waiting
         """
         self.bundle, self.variant = bundle, variant
-        self.backend, self.backend_note = backend.name, note
+        self.backend, self._library, self._note = backend.name, backend, note
         self._decode_mode, self._threads = decode, threads
         self._turns = Turns(stream_idle_s)
         self._cancellation = backend.cancellation
@@ -106,6 +107,7 @@ class Session:
         threads: int | None = None,
         variant: str | None = None,
         target: str | None = None,
+        device: int | None = None,
         engine_options: EngineOptions | None = None,
         optimized: bool = True,
         verify: bool = True,
@@ -116,11 +118,12 @@ class Session:
 
         Args:
             bundle_dir: a folder as `sdrpn export` writes it; the text "default" is the shipped one
-            backend: "onnxruntime" (CPU), "onnxruntime-cuda", "onnxruntime-tensorrt" (experimental), "tensorrt" (the
-                engines of `sdrpn build`), or "auto": engines where some fit this machine's GPU, else "onnxruntime"
+            backend: "onnxruntime" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn build`), or "auto":
+                engines where some fit this machine's GPU, else "onnxruntime"
             threads: for the CPU; None: one per core
-            variant: such as "primitive-fp16"; None: that of the engines, or the one that suits a CPU best
+            variant: such as "primitive-fp16"; None: that of the engines, or the one that suits the library best
             target: whose engines are run; None: the first that fit
+            device: which GPU, as CUDA numbers them; None: that of the engine options, which is the first
             engine_options: how engines are run
             optimized: on a CPU, take the graphs of `sdrpn optimize` where some fit this machine
             verify: False skips the digests of large files (sizes are always compared)
@@ -130,18 +133,19 @@ class Session:
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
         bundle = open_bundle(bundle_dir if isinstance(bundle_dir, str) else Path(bundle_dir), allow_links=allow_links)
-        choice = choose_backend(bundle, backend, target=target, variant=variant, verify=verify)
+        options = _engine_options(engine_options, device)
+        choice = choose_backend(bundle, backend, target=target, variant=variant, device=options.device, verify=verify)
         tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()
         if choice.engines is not None:
             chosen, engines = choice.engines.variant, choice.engines.engines
-            gpu = open_tensorrt(choice.engines.flavour, engine_options, host_code=choice.engines.host_code)
+            gpu = open_tensorrt(choice.engines.flavour, options, host_code=choice.engines.host_code)
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
             files = {name: one.path for name, one in engines.items()}
             contexts = choice.engines.contexts
             return cls(bundle, chosen, gpu, files, decode=decode, threads=threads, contexts=contexts)
-        chosen = onnxruntime_variant(bundle, variant, choice.note)
+        chosen = onnxruntime_variant(bundle, variant, choice.note, choice.backend)
         saved, note = choose_optimized(bundle, chosen, choice.backend, verify) if optimized else (None, None)
-        library = open_backend(choice.backend, threads, optimized=saved is not None)
+        library = open_backend(choice.backend, threads, optimized=saved is not None, device=options.device)
         if saved is not None:
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
             return cls(
@@ -149,6 +153,12 @@ class Session:
             )
         bundle.verify((*chosen.files, *tokenizer), large=verify)
         return cls(bundle, chosen, library, note=choice.note or note, decode=decode, threads=threads)
+
+    @property
+    def backend_note(self) -> str | None:
+        """Why what answers is not the best that is there, or not as fast as it could be; None: nothing is known."""
+        notes = [note for note in (self._note, self._library.note) if note is not None]
+        return "; ".join(notes) or None
 
     @property
     def spec(self) -> ModelSpec:
@@ -443,3 +453,12 @@ class AnswerStream:
     def _trace(self) -> Trace:
         steps = np.stack(self._step_logits)
         return Trace(self._prefill.roi_logits, self._prefill.decision, steps[0], steps)
+
+
+def _engine_options(options: EngineOptions | None, device: int | None) -> EngineOptions:
+    """With the device that was asked for. Raises BadInput where two were."""
+    if device is None or options is None:
+        return options or EngineOptions(device=device or 0)
+    if options.device not in (0, device):
+        raise BadInput(f"device {device} was asked for, and {options.device} in the engine options; leave one out")
+    return dataclasses.replace(options, device=device)

@@ -21,6 +21,7 @@ __all__ = [
     "Gpu",
     "Jetson",
     "Machine",
+    "read_available_memory",
     "read_cpu",
     "read_cuda_driver",
     "read_gpus",
@@ -112,6 +113,11 @@ def read_cpu(root: Path = _ROOT) -> Cpu:
     )
     features = entries.get("flags") or entries.get("Features") or ""  # as x86 and Arm call them
     return Cpu(model or platform.processor() or platform.machine(), tuple(sorted(features.split())))
+
+
+def read_available_memory(root: Path = _ROOT) -> int | None:
+    """Bytes that programs can still take, what the system keeps of files included; None where it does not tell."""
+    return _memory_bytes(root)[1]
 
 
 def read_gpus(run: Callable[[], str] | None = None) -> tuple[Gpu, ...]:

@@ -14,7 +14,7 @@ from sdrpn.runtime.runner import Backend
 __all__ = ["BACKENDS", "onnxruntime_version", "open_backend", "open_tensorrt"]
 
 # `tensorrt` runs engines; the others run the ONNX graphs themselves.
-BACKENDS = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt")
 
 
 def open_tensorrt(flavour: str, options: EngineOptions | None = None, *, host_code: bool = False) -> Backend:
@@ -24,7 +24,9 @@ def open_tensorrt(flavour: str, options: EngineOptions | None = None, *, host_co
         host_code: let engines run the code that version-compatible ones bring along
     Raises: MissingDependency where TensorRT or cuda-python is absent, RunFailed where CUDA finds no GPU
     """
-    return TensorRtBackend(open_library(flavour), load_cuda("backend tensorrt"), options, host_code=host_code)
+    options = options or EngineOptions()
+    cuda = load_cuda("backend tensorrt", options.device)
+    return TensorRtBackend(open_library(flavour), cuda, options, host_code=host_code)
 
 
 def onnxruntime_version() -> str:
@@ -32,9 +34,12 @@ def onnxruntime_version() -> str:
     return str(_require_onnxruntime("onnxruntime").__version__)
 
 
-def open_backend(name: str, threads: int | None = None, *, optimized: bool = False) -> Backend:
-    """A backend that runs ONNX graphs; `optimized`: those that `sdrpn optimize` saved.
+def open_backend(name: str, threads: int | None = None, *, optimized: bool = False, device: int = 0) -> Backend:
+    """A backend that runs ONNX graphs.
 
+    Args:
+        optimized: those that `sdrpn optimize` saved
+        device: the GPU, for a backend that uses one
     Raises: BadInput for an unknown one, MissingDependency where its library is absent
     """
     if name not in BACKENDS:
@@ -44,7 +49,7 @@ def open_backend(name: str, threads: int | None = None, *, optimized: bool = Fal
     _require_onnxruntime(name)
     from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(name, threads, optimized=optimized)
+    return OnnxRuntimeBackend(name, threads, device, optimized=optimized)
 
 
 def _require_onnxruntime(backend: str) -> Any:

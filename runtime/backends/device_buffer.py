@@ -1,13 +1,16 @@
 """A buffer on the GPU, with pinned memory beside it for what the host writes and reads. Knows no TensorRT.
 
 Tensors of other libraries (pycuda, CuPy, torch) are taken and given through `__cuda_array_interface__`, without a copy.
+What they still compute is waited for when a tensor is taken. Not all of them wait for us when they take a buffer: see
+`DeviceBuffer.__cuda_array_interface__`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,22 +21,41 @@ from sdrpn.runtime.runner import Array, Buffer, nbytes
 
 __all__ = ["DeviceBuffer"]
 
+_ALIGNMENT = 256  # of every tensor that TensorRT is given: setTensorAddress, NvInferRuntime.h of 10.3 to 11.1
+
+
+@dataclass
+class _Use:
+    """Of memory by the device: shared by a buffer and its views."""
+
+    mark: int = 0  # what was enqueued up to here may use it
+    by_others: bool = False  # another library knows the address, so anything may
+
 
 class DeviceBuffer:
     """Contiguous memory of the device; views share their owner's. All copies are enqueued on the device's stream."""
 
     def __init__(
-        self, device: Device, owner: object, pointer: int, shape: tuple[int, ...], dtype: Any, host: Block | None = None
+        self,
+        device: Device,
+        owner: object,
+        pointer: int,
+        shape: tuple[int, ...],
+        dtype: Any,
+        host: Block | None = None,
+        use: _Use | None = None,
     ) -> None:
         """Use `zeros` or `wrapping`.
 
         Args:
             owner: kept as long as this buffer lives
             host: pinned memory; where `pointer` is that memory as the device sees it, nothing is ever copied
+            use: that of the buffer that this is a view of
         """
         self._device, self._owner, self._host = device, owner, host
         self.pointer, self.shape, self.dtype = pointer, shape, np.dtype(dtype)
         self._mapped = host is not None
+        self._use = use or _Use()
         self._host_mark = 0  # of the last copy that reads or writes the pinned memory
         self._deferred = False  # whoever runs the graph uploads it
         self._downloaded = False  # the pinned memory holds what the device has
@@ -60,7 +82,7 @@ class DeviceBuffer:
     def wrapping(cls, device: Device, tensor: Any) -> DeviceBuffer:
         """Another library's tensor, as long as this buffer lives; what it still computes is waited for.
 
-        Raises: BadInput for something that is not a contiguous tensor of the GPU
+        Raises: BadInput for something that is not a contiguous tensor of this GPU
         """
         interface = getattr(tensor, "__cuda_array_interface__", None)
         if interface is None:
@@ -68,14 +90,21 @@ class DeviceBuffer:
         shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
         if interface.get("strides") not in (None, _strides(shape, dtype.itemsize)):
             raise BadInput(f"the tensor's strides are {interface['strides']}; expected a contiguous one")
-        producer = interface.get("stream")
-        if producer is not None:
-            device.cuda.synchronize(producer)
-        return cls(device, tensor, int(interface["data"][0]), shape, dtype)
+        if interface.get("mask") is not None:
+            raise BadInput("the tensor has a mask; expected one without")
+        pointer = int(interface["data"][0])
+        if math.prod(shape):
+            _require_place(device, pointer, dtype)
+        _wait_for_producer(device, interface)
+        return cls(device, tensor, pointer, shape, dtype)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3; the stream is the one that a reader has to wait for."""
+        """Version 3; the stream is the one that a reader has to wait for.
+
+        CuPy and Numba do that. torch does not, and pycuda has no way to: before they read, call `synchronize`.
+        """
+        self._use.by_others = True
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -84,6 +113,20 @@ class DeviceBuffer:
             "version": 3,
             "stream": self._device.stream.address,
         }
+
+    def synchronize(self) -> None:
+        """Wait until everything that was enqueued is done, so that any library may read it on any stream."""
+        self._device.stream.synchronize()
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it begins where TensorRT lets a tensor begin."""
+        return self.pointer % _ALIGNMENT == 0
+
+    @property
+    def beginning(self) -> object:
+        """What views of the same memory, from the same address on, have in common."""
+        return self.pointer, self.size_bytes
 
     @property
     def size_bytes(self) -> int:
@@ -112,7 +155,7 @@ class DeviceBuffer:
     def fill(self, fill: Callable[[Array], None]) -> None:
         """See `Buffer.fill`; in the pinned memory, which is free again only when the last copy of it is done."""
         target = self._pinned()
-        self._device.stream.wait(self._device.stream.now if self._mapped else self._host_mark)
+        self._device.stream.wait(self._last_use if self._mapped else self._host_mark)
         fill(target)
         self._downloaded = False
         if not self._deferred:
@@ -122,6 +165,7 @@ class DeviceBuffer:
         """Have kernels write all of it: `enqueue` gets the device, whose stream they go on, and the address."""
         enqueue(self._device, self.pointer)
         self._device.stream.mark()
+        self.used()
         self._downloaded = False
 
     def read(self) -> Array:
@@ -150,6 +194,17 @@ class DeviceBuffer:
             self._device.stream.handle,
         )
         self._device.stream.mark()
+        self.used()
+        source.used()
+        self._downloaded = False
+
+    def copy_from(self, source: DeviceBuffer) -> None:
+        """Enqueue a copy of all of it; both are of one size."""
+        if self.size_bytes:
+            self._device.cuda.copy(self.pointer, source.pointer, self.size_bytes, self._device.stream.handle)
+            self._device.stream.mark()
+        self.used()
+        source.used()
         self._downloaded = False
 
     def with_rows(self, rows: int, keep: int) -> DeviceBuffer:
@@ -158,6 +213,15 @@ class DeviceBuffer:
         new = DeviceBuffer.zeros(self._device, shape, self.dtype.name)
         new.copy_rows(self, keep)
         return new
+
+    def empty_like(self) -> DeviceBuffer:
+        """Memory of its own for as much, not cleared."""
+        block = self._device.memory.take(self.size_bytes)
+        return DeviceBuffer(self._device, block, block.pointer, self.shape, self.dtype)
+
+    def host_value(self) -> int:
+        """What the host wrote last, of a buffer of one number."""
+        return int(self._pinned().reshape(-1)[0])
 
     def defer(self) -> None:
         """From now on a write stays in the pinned memory until `upload`, whose addresses never change."""
@@ -174,6 +238,7 @@ class DeviceBuffer:
     def uploaded(self) -> None:
         """An upload was enqueued, here or as part of a captured graph."""
         self._host_mark = self._device.stream.mark()
+        self.used()
 
     def download(self) -> None:
         """Enqueue device to host; nothing to do where they are the same."""
@@ -185,22 +250,29 @@ class DeviceBuffer:
     def downloaded(self) -> None:
         """A download was enqueued behind all that changes the buffer, here or as part of a captured graph."""
         self._host_mark = self._device.stream.mark()
+        self.used()
         self._downloaded = True
 
     def changed(self) -> None:
         """A graph is going to write it."""
         self._downloaded = False
 
+    def used(self) -> None:
+        """Something was enqueued that reads or writes it, and marked."""
+        self._use.mark = self._device.stream.now
+
+    @property
+    def _last_use(self) -> int:
+        return self._device.stream.now if self._use.by_others else self._use.mark
+
     def _copy_whole(self, source: DeviceBuffer) -> None:
         if (source.shape, source.dtype) != (self.shape, self.dtype):
             raise BadInput(f"the tensor is {source.dtype.name} {source.shape}; expected {self.dtype.name} {self.shape}")
-        stream = self._device.stream
-        self._device.cuda.copy(self.pointer, source.pointer, self.size_bytes, stream.handle)
-        stream.wait(stream.mark())  # the other library may write its tensor again
-        self._downloaded = False
+        self.copy_from(source)
+        self._device.stream.wait(self._device.stream.now)  # the other library may write its tensor again
 
     def _view(self, offset_bytes: int, shape: tuple[int, ...]) -> DeviceBuffer:
-        return DeviceBuffer(self._device, self._owner, self.pointer + offset_bytes, shape, self.dtype)
+        return DeviceBuffer(self._device, self._owner, self.pointer + offset_bytes, shape, self.dtype, use=self._use)
 
     def _pinned_block(self) -> Block:
         if self._host is None:
@@ -223,6 +295,30 @@ class _HostView:
             "data": (block.pointer, False),
             "version": 3,
         }
+
+
+def _require_place(device: Device, pointer: int, dtype: np.dtype[Any]) -> None:
+    """Raises BadInput for an address that the GPU would read from wrongly, or not at all."""
+    if pointer % dtype.itemsize:
+        raise BadInput(f"the tensor begins at {pointer:#x}, inside an element; expected a multiple of {dtype.itemsize}")
+    place, ours = device.cuda.device_of(pointer), device.cuda.device_id
+    if place is None:
+        raise BadInput(f"the tensor at {pointer:#x} is in the host's memory; expected a tensor on the GPU")
+    if place != ours:
+        raise BadInput(f"the tensor is on device {place}; expected one on device {ours}, where this session runs")
+
+
+def _wait_for_producer(device: Device, interface: Mapping[str, Any]) -> None:
+    """Until what was enqueued to fill the tensor is done.
+
+    A stream says what to wait for. Without one nothing is known: torch's interface is of version 2, which has none,
+    and pycuda's says None; the work may be on any stream, and ours waits for no other.
+    """
+    producer = interface.get("stream")
+    if producer is None or int(producer) == 0:  # 0: version 3 forbids it, as nobody can tell which stream it is
+        device.cuda.synchronize_all()
+    else:
+        device.cuda.synchronize(producer)
 
 
 def _strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from sdrpn.bundle import GraphInfo
 from sdrpn.errors import RunFailed
 from sdrpn.interrupt import Cancellation
 from sdrpn.runtime.host_buffer import HostBuffer
-from sdrpn.runtime.runner import Array, Buffer, Step, check_bindings, in_order
+from sdrpn.runtime.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
 
 __all__ = ["Compute", "FakeBackend", "FakeCall", "FakeRunner"]
 
@@ -41,6 +41,7 @@ class FakeBackend:
     name: str = "fake"
     prefill_rows: int | None = None
     cancellation: Cancellation = field(default_factory=Cancellation)
+    note: str | None = None
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
         """Zeros in ordinary memory."""
@@ -49,6 +50,10 @@ class FakeBackend:
     def load(self, graph: GraphInfo, path: Path) -> FakeRunner:
         """The function for the graph; the file is not read."""
         return FakeRunner(graph, self.graphs[graph.name], self.calls)
+
+    def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
+        """See `Backend.store_rows`."""
+        return store_in_order(caches, rows, start)
 
     def chain(self, steps: Sequence[Step], written: Sequence[Buffer], read: Sequence[Buffer]) -> Step:
         """See `Backend.chain`."""

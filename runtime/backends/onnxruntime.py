@@ -1,9 +1,8 @@
-"""ONNX Runtime: on a CPU, on NVIDIA GPUs through CUDA, and (experimental) through its TensorRT provider."""
+"""ONNX Runtime: on a CPU, and on NVIDIA GPUs through CUDA (what is special there is in `onnxruntime_cuda.py`)."""
 
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,10 @@ import onnxruntime
 from sdrpn.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunFailed, SdrpnError
 from sdrpn.interrupt import Cancellation, SignalWatch
+from sdrpn.runtime.backends.onnxruntime_cuda import DeviceBuffer, prepare_cuda, record_placement, require_cuda
 from sdrpn.runtime.external_data import external_files, graph_with_real_files
 from sdrpn.runtime.host_buffer import HostBuffer
-from sdrpn.runtime.runner import Array, Buffer, Step, check_bindings, in_order, nbytes
+from sdrpn.runtime.runner import Buffer, Step, check_bindings, in_order, store_in_order
 
 __all__ = ["PROVIDERS", "WEIGHTS_FOLDER", "OnnxRuntimeBackend", "load_session", "session_options"]
 
@@ -26,7 +26,6 @@ __all__ = ["PROVIDERS", "WEIGHTS_FOLDER", "OnnxRuntimeBackend", "load_session", 
 PROVIDERS = {
     "onnxruntime": ("CPUExecutionProvider", "cpu"),
     "onnxruntime-cuda": ("CUDAExecutionProvider", "cuda"),
-    "onnxruntime-tensorrt": ("TensorrtExecutionProvider", "cuda"),  # experimental
 }
 # Key of an option: where the names of weight files start from, for a graph that is loaded from memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -54,15 +53,18 @@ class OnnxRuntimeBackend:
         """Args: optimized: the graphs to load are as this library saved them, and need no more work on them."""
         provider, self._device = PROVIDERS[name]
         self.name = name
+        self.note: str | None = None
         self._device_id = device_id
         if provider not in onnxruntime.get_available_providers():
             raise MissingDependency(
                 f"--backend {name} needs ONNX Runtime's {provider}, which this build has not; install it: "
                 f"pip uninstall onnxruntime && pip install 'sdrpn[cuda]'"
             )
+        if self._device == "cuda":
+            prepare_cuda()
         if threads is not None and not 1 <= threads <= _MOST_THREADS:
             raise BadInput(f"threads is {threads}; expected 1 to {_MOST_THREADS}, or none for one per core")
-        self._providers = _fallbacks(provider, device_id)
+        self._providers = [(provider, {"device_id": str(device_id)} if self._device == "cuda" else {})]
         self.threads = threads if threads is not None else _cores()
         self._run_options = onnxruntime.RunOptions()
         # The library's Python asks for this entry at every run, and it being absent costs 40 us.
@@ -85,15 +87,23 @@ class OnnxRuntimeBackend:
             RunFailed: memory is short
         """
         options = session_options(self.threads)
+        if self._device == "cuda":
+            record_placement(options)
         if self._optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = load_session(_source(path, graph.weights, options), str(path), options, self._providers)
         _require_declared(path, graph, session)
+        if self._device == "cuda":
+            require_cuda(session, graph.name)
         return self.runner(graph, session)
 
     def runner(self, graph: GraphInfo, session: onnxruntime.InferenceSession) -> OnnxRuntimeRunner:
         """A runner of a session that was made with the backend's provider."""
         return OnnxRuntimeRunner(graph, session, self._device, self._device_id, self._run_options, self.cancellation)
+
+    def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
+        """See `Backend.store_rows`."""
+        return store_in_order(caches, rows, start)
 
     def chain(self, steps: Sequence[Step], written: Sequence[Buffer], read: Sequence[Buffer]) -> Step:
         """See `Backend.chain`."""
@@ -178,88 +188,6 @@ class _BoundStep:
         if _OF_THE_MACHINE.search(str(error)):
             return RunFailed(reason)
         return BadBundle(f"{reason}; export the bundle again")
-
-
-class DeviceBuffer:
-    """Device memory that ONNX Runtime allocated; views share their owner's memory."""
-
-    def __init__(
-        self,
-        owner: onnxruntime.OrtValue,
-        device_id: int,
-        pointer: int,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        whole: bool,
-    ) -> None:
-        self._owner, self._device_id = owner, device_id
-        self.pointer, self.shape, self.dtype = pointer, shape, dtype
-        self._whole = whole
-
-    @classmethod
-    def zeros(cls, shape: tuple[int, ...], dtype: str, device: str, device_id: int) -> DeviceBuffer:
-        """Allocate and clear."""
-        owner = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), device, device_id)
-        return cls(owner, device_id, owner.data_ptr(), shape, np.dtype(dtype), whole=True)
-
-    def rows(self, start: int, stop: int) -> DeviceBuffer:
-        """A view of (1, start:stop, ...)."""
-        shape = (1, stop - start, *self.shape[2:])
-        row_bytes = nbytes(self.shape[2:], self.dtype.name)
-        return DeviceBuffer(
-            self._owner, self._device_id, self.pointer + start * row_bytes, shape, self.dtype, whole=False
-        )
-
-    def entries(self, start: int, stop: int) -> DeviceBuffer:
-        """A view of (start:stop, ...)."""
-        entry_bytes = nbytes(self.shape[1:], self.dtype.name)
-        shape = (stop - start, *self.shape[1:])
-        return DeviceBuffer(
-            self._owner, self._device_id, self.pointer + start * entry_bytes, shape, self.dtype, whole=False
-        )
-
-    def write(self, array: Array) -> None:
-        """Host to device; whole buffers only."""
-        if not self._whole:
-            raise RunFailed("a view of a device buffer cannot be written from the host; allocate it on its own")
-        self._owner.update_inplace(np.ascontiguousarray(np.broadcast_to(array, self.shape), self.dtype))
-
-    def fill(self, fill: Callable[[Array], None]) -> None:
-        """See `Buffer.fill`; through ordinary memory."""
-        array = np.empty(self.shape, self.dtype)
-        fill(array)
-        self.write(array)
-
-    def read(self) -> Array:
-        """Device to host; a view costs as much as what it is a view of."""
-        array: Array = self._owner.numpy()
-        if self._whole:
-            return array
-        first = (self.pointer - self._owner.data_ptr()) // self.dtype.itemsize
-        return array.reshape(-1)[first : first + math.prod(self.shape)].reshape(self.shape)
-
-    def copy_rows(self, source: Buffer, rows: int, start: int = 0) -> None:
-        """See `Buffer.copy_rows`; goes through the host, which ONNX Runtime's Python API leaves no way around."""
-        updated = self.read()
-        updated[..., start : start + rows, :] = source.read()[..., :rows, :]
-        self.write(updated)
-
-    def with_rows(self, rows: int, keep: int) -> DeviceBuffer:
-        """See `Buffer.with_rows`."""
-        shape = (*self.shape[:-2], rows, self.shape[-1])
-        new = DeviceBuffer.zeros(shape, self.dtype.name, self._owner.device_name(), self._device_id)
-        if keep:
-            new.copy_rows(self, keep)
-        return new
-
-
-def _fallbacks(provider: str, device_id: int) -> list[Any]:
-    """The provider, and behind it those that take what it leaves."""
-    on_device = {"device_id": str(device_id)}
-    if provider == "CPUExecutionProvider":
-        return [provider]
-    cuda = ("CUDAExecutionProvider", on_device)
-    return [cuda] if provider == "CUDAExecutionProvider" else [(provider, on_device), cuda]
 
 
 def _source(path: Path, weights: Sequence[str], options: onnxruntime.SessionOptions) -> str | bytes:

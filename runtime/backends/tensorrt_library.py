@@ -6,6 +6,7 @@ call that is refused is named, with what the library logged about it. Knows noth
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -188,29 +189,40 @@ class Engine:
         return CompiledKernels(cache)
 
     def new_context(
-        self, profile: int, stream: int, *, own_graph: bool = False, kernels: CompiledKernels | None = None
+        self,
+        profile: int,
+        stream: int,
+        *,
+        own_graph: bool = False,
+        few_shapes: bool = False,
+        kernels: CompiledKernels | None = None,
     ) -> Context:
         """A context for one profile, without memory of its own.
 
         Args:
             stream: what the switch to the profile is enqueued on
             own_graph: TensorRT-RTX captures the context's work as a CUDA graph by itself
+            few_shapes: it may compile kernels for every shape that it meets
             kernels: where it keeps what it compiles
         """
         self._library.log.clear()
-        context = self._context(own_graph, kernels)
+        context = self._context(own_graph, few_shapes, kernels)
         if context is None:
             self._refuse("ICudaEngine.create_execution_context")
         if not context.set_optimization_profile_async(profile, stream):
             self._refuse(f"IExecutionContext.set_optimization_profile_async({profile})")
         return Context(self, context)
 
-    def _context(self, own_graph: bool, kernels: CompiledKernels | None) -> Any:
+    def _context(self, own_graph: bool, few_shapes: bool, kernels: CompiledKernels | None) -> Any:
         trt, engine = self._trt, self._engine
         managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._library.flavour == "tensorrt-rtx":
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(managed)
+            # Left to itself (LAZY) it compiles in threads of its own and swaps kernels in while it runs: the same
+            # question would have another answer the second time. So at once, or never where each prompt has its length.
+            strategies = trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if few_shapes else strategies.NONE
             if own_graph:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             if kernels is not None and not config.set_runtime_cache(kernels._cache):
@@ -284,27 +296,42 @@ def _module(flavour: str) -> Any:
     )
 
 
+# The libraries keep a pointer to the first logger that they are given, and ignore later ones. So there is one for each,
+# which is never freed.
+_LOGGERS: dict[Any, Any] = {}
+
+
 def _logger(trt: Any) -> Any:
-    """Keeps the last complaints, which explain a refusal."""
+    """Keeps the last complaints of every thread, which explain a refusal."""
+    if trt in _LOGGERS:
+        return _LOGGERS[trt]
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self._messages: deque[tuple[int, str]] = deque(maxlen=50)
+            self._threads = threading.local()
 
         def log(self, severity: Any, message: str) -> None:
-            self._messages.append((int(severity), message))
+            self._messages().append((int(severity), message))
 
         def clear(self) -> None:
-            self._messages.clear()
+            self._messages().clear()
 
         def last(self) -> str:
             """The last error; of what was said less loudly the last, if there is none."""
-            errors = [text for severity, text in self._messages if severity <= int(trt.ILogger.ERROR)]
-            others = [text for severity, text in self._messages if severity <= int(trt.ILogger.INFO)]
+            messages = self._messages()
+            errors = [text for severity, text in messages if severity <= int(trt.ILogger.ERROR)]
+            others = [text for severity, text in messages if severity <= int(trt.ILogger.INFO)]
             return " ".join((errors or others or [""])[-1].split())
 
-    return Log()
+        def _messages(self) -> deque[tuple[int, str]]:
+            """Of the calling thread."""
+            if not hasattr(self._threads, "messages"):
+                self._threads.messages = deque(maxlen=50)
+            found: deque[tuple[int, str]] = self._threads.messages
+            return found
+
+    return _LOGGERS.setdefault(trt, Log())
 
 
 def _reader(trt: Any, stream: BinaryIO) -> Any:

@@ -16,6 +16,7 @@ __all__ = [
     "add_fit_argument",
     "bundle_folder",
     "context_lengths",
+    "device_number",
     "non_negative_number",
     "number_between",
     "number_or_auto",
@@ -56,6 +57,14 @@ def whole_number(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def device_number(text: str) -> int:
+    """The number of a GPU: a whole number of at least 0."""
+    value = whole_number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no device; expected a whole number of at least 0")
+    return value
 
 
 def non_negative_number(text: str) -> float:

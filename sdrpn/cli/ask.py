@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sdrpn.cli.arguments import (
     BUNDLE_HELP,
     bundle_folder,
+    device_number,
     non_negative_number,
     number_between,
     positive_int,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from sdrpn.geometry import Fit
     from sdrpn.roi import RoiPolicy
-    from sdrpn.runtime import Answer
+    from sdrpn.runtime import Answer, EngineOptions
 
 HELP = "ask a question about an image"
 DESCRIPTION = """\
@@ -36,7 +37,8 @@ the full resolution, and answer with the crop's tokens added.
 """
 
 # The names that Session.open takes.
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt")
+_NOWHERE = "none"
 DECODES = ("exact", "fast", "gpu")
 
 
@@ -54,14 +56,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_where(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--backend",
-        choices=BACKENDS,
+        metavar="{" + ",".join(BACKENDS) + "}",
+        type=_backend,
         default=BACKENDS[0],
-        help="library that runs the graphs; tensorrt: the engines of `sdrpn build`; onnxruntime-tensorrt is "
-        "experimental (default: auto, which is tensorrt where engines fit this machine's GPU, else onnxruntime)",
+        help="library that runs the graphs; tensorrt: the engines of `sdrpn build` (default: auto, which is tensorrt "
+        "where engines fit this machine's GPU, else onnxruntime)",
     )
     group.add_argument("--target", metavar="NAME", help="run the engines of this target (default: the first that fit)")
     group.add_argument(
-        "--variant", metavar="NAME", help="dialect-precision, e.g. fused-fp16 (default: the one that suits a CPU best)"
+        "--variant",
+        metavar="NAME",
+        help="dialect-precision, e.g. fused-fp16 (default: the one that suits the library best)",
+    )
+    group.add_argument("--device", metavar="N", type=device_number, help="which GPU, as CUDA numbers them (default: 0)")
+    group.add_argument(
+        "--no-cuda-graph", action="store_true", help="with engines: enqueue every part of a decode step by itself"
+    )
+    group.add_argument(
+        "--runtime-cache",
+        metavar="FOLDER",
+        help="where TensorRT-RTX keeps what it compiles on this GPU for the next start; none: nowhere (default: "
+        "~/.cache/sdrpn)",
     )
     group.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
     group.add_argument(
@@ -164,11 +179,14 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         variant=args.variant,
         target=args.target,
+        device=args.device,
+        engine_options=_engine_options(args),
         optimized=not args.no_optimized,
         verify=not args.no_verify,
     ) as session:
-        if session.backend_note is not None:
-            warn(session.backend_note)
+        note = session.backend_note
+        if note is not None:
+            warn(note)
         if policy is not None and session.spec.rpn is None:
             warn(f"{args.bundle} has no RPN: answering as plain LLaVA (--no-roi says so without this warning)")
             policy = None
@@ -178,6 +196,8 @@ def run(args: argparse.Namespace) -> int:
         if args.stream:
             _print_pieces(stream)
         answer, fit = stream.finish(), session.spec.vision.fit
+        if session.backend_note != note:  # something was found while it answered
+            warn(session.backend_note or "")
     if answer.note is not None:
         warn(answer.note)
     if args.json:
@@ -190,6 +210,25 @@ def run(args: argparse.Namespace) -> int:
         # after the answer, which is not lost if this fails
         _write_overlay(open_image(args.image), args.overlay, answer, fit)
     return 0
+
+
+def _backend(text: str) -> str:
+    if text in BACKENDS:
+        return text
+    hint = " (that one is gone: use tensorrt with the engines of `sdrpn build`)" if text.endswith("-tensorrt") else ""
+    raise argparse.ArgumentTypeError(f"{text!r} is unknown; expected one of {', '.join(BACKENDS)}{hint}")
+
+
+def _engine_options(args: argparse.Namespace) -> EngineOptions:
+    from sdrpn.runtime import EngineOptions
+
+    kept = args.runtime_cache
+    return EngineOptions(
+        runtime_cache_dir=None if kept in (None, _NOWHERE) else Path(kept),
+        keep_runtime_cache=kept != _NOWHERE,
+        cuda_graph=not args.no_cuda_graph,
+        device=args.device or 0,
+    )
 
 
 def _silence_onnxruntime() -> None:

@@ -1,11 +1,19 @@
-"""Test the native modules of another build than the installed one: `.ci/sanitize` names its folder."""
+"""Sessions on a GPU that is not there; and the native modules of another build, whose folder `.ci/sanitize` names."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from sdrpn.runtime import Session
+    from tests.runtime.gpu import FakeGpu
 
 BUILD = os.environ.get("SDRPN_SANITIZED_BUILD")
 
@@ -24,3 +32,26 @@ def load(name: str, folder: Path) -> None:
 if BUILD is not None:
     for native_name in ("_native", "_native_jpeg"):
         load(native_name, Path(BUILD))
+
+
+@pytest.fixture
+def gpu(tiny_bundle: Path, tmp_path: Path) -> FakeGpu:
+    """With engines of TensorRT."""
+    from tests.runtime.gpu import fake_gpu
+
+    return fake_gpu(tiny_bundle, tmp_path)
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def any_gpu(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -> FakeGpu:
+    """With engines of either library."""
+    from tests.runtime.gpu import fake_gpu
+
+    return fake_gpu(tiny_bundle, tmp_path, flavour=request.param)
+
+
+@pytest.fixture
+def session(gpu: FakeGpu) -> Iterator[Session]:
+    """On `gpu`."""
+    with gpu.session() as opened:
+        yield opened

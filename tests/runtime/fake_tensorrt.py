@@ -1,12 +1,16 @@
 """TensorRT and TensorRT-RTX on top of the fake CUDA: engines are Python functions over addresses.
 
-Only what the real bindings have is here, under their names, so a call of anything else fails. Every execution is
-recorded with its profile, shapes, addresses and the memory that it worked in.
+Only what the real bindings have is here, under their names, so a call of anything else fails. It refuses what the
+libraries refuse: addresses that are null, not aligned or of the host, an output that shares no memory with the input it
+updates, changes of shapes, profile or memory inside a capture, and the first run after such a change. Every execution
+is recorded with its profile, shapes, addresses and the memory that it worked in.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -21,6 +25,8 @@ from sdrpn.runtime.runner import Array, nbytes
 from tests.runtime.fake_cuda import FakeCudart
 
 __all__ = ["Compute", "Execution", "FakeTensorRt"]
+
+_ALIGNMENT = 256  # of tensors' addresses: setTensorAddress of NvInferRuntime.h
 
 # (graph, inputs by name, outputs by name): writes the outputs, in place.
 Compute = Callable[[str, Mapping[str, Array], Mapping[str, Array]], None]
@@ -44,6 +50,12 @@ class SeekPosition(Enum):
 class CudaGraphStrategy(Enum):
     DISABLED = 0
     WHOLE_GRAPH_CAPTURE = 1
+
+
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
 
 
 class Severity(IntEnum):
@@ -105,9 +117,13 @@ class FakeTensorRt:
         self.streamable_bytes = streamable_bytes
         self.executions: list[Execution] = []
         self.refusals: set[str] = set()  # calls that say no
+        self.capturable = True  # False: runs inside a capture are refused
         self.reads: list[int] = []  # pieces in which engines were read
         self.caches: list[FakeCache] = []
+        self.compilations: list[str] = []  # of kernels, by TensorRT-RTX at run time
+        self.background_compilations = 0  # of those, in threads of its own, which swap kernels in later
         self.contexts = 0
+        self._logger: weakref.ref[Any] | None = None  # one for the process: the first that it was given
         if version.startswith("10.3"):
             self.IStreamReader = StreamReader
         else:
@@ -115,29 +131,49 @@ class FakeTensorRt:
             self.SeekPosition = SeekPosition
         if flavour == "tensorrt-rtx":
             self.CudaGraphStrategy = CudaGraphStrategy
+            self.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
     def Runtime(self, log: Any) -> FakeRuntime:  # noqa: N802
-        return FakeRuntime(self, log)
+        if self._logger is None:
+            self._logger = weakref.ref(log)
+        elif self._logger() is not log:
+            self.log(Severity.WARNING, "a logger was given before; the current new logger is ignored")
+        return FakeRuntime(self)
 
-    def says_no(self, call: str, log: Any) -> bool:
+    def log(self, severity: Severity, message: str) -> None:
+        """Through the first logger, which the library has only a pointer to."""
+        logger = self._logger() if self._logger is not None else None
+        if logger is None:
+            self.cuda.violations.append("a message goes to a logger that is gone")
+        else:
+            logger.log(severity, message)
+
+    def refuse(self, message: str) -> bool:
+        """How the library says no."""
+        self.log(Severity.ERROR, message)
+        return False
+
+    def says_no(self, call: str) -> bool:
         if call in self.refusals:
-            log.log(Severity.ERROR, f"{call} is not wanted here")
+            self.refuse(f"{call} is not wanted here")
         return call in self.refusals
 
 
 class FakeRuntime:
-    def __init__(self, trt: FakeTensorRt, log: Any) -> None:
-        self._trt, self._log = trt, log
+    def __init__(self, trt: FakeTensorRt) -> None:
+        self._trt = trt
 
     def deserialize_cuda_engine(self, reader: Any) -> FakeEngine | None:
-        if self._trt.says_no("deserialize_cuda_engine", self._log):
+        if self._trt.says_no("deserialize_cuda_engine"):
             return None
         content = self._all_at_once(reader) if hasattr(self._trt, "IStreamReader") else self._in_pieces(reader)
-        return FakeEngine(self._trt, self._log, content.decode().removeprefix("engine of "))
+        return FakeEngine(self._trt, content.decode().removeprefix("engine of "))
 
     def _all_at_once(self, reader: Any) -> bytes:
-        content = bytes(reader.read(1 << 20))
+        """10.3 asks for the rest of the file in one call, and copies as many bytes from what it is given."""
+        content = bytes(reader.read(max(one.engine.size_bytes for one in self._trt.manifests.values())))
         self._trt.reads.append(len(content))
+        assert content.decode().removeprefix("engine of ") in self._trt.manifests, "read past the end of a buffer"
         return content
 
     def _in_pieces(self, reader: Any) -> bytes:
@@ -154,8 +190,10 @@ class FakeRuntime:
 
 
 class FakeEngine:
-    def __init__(self, trt: FakeTensorRt, log: Any, graph: str) -> None:
-        self.trt, self.log, self.info = trt, log, trt.graphs[graph]
+    def __init__(self, trt: FakeTensorRt, graph: str) -> None:
+        self.trt, self.info = trt, trt.graphs[graph]
+        self.device = trt.cuda.current
+        trt.cuda.initialised.add(self.device)
         self.manifest = trt.manifests[graph]
         self._tensors = {tensor.name: tensor for tensor in self.manifest.tensors}
         self.num_io_tensors = len(self._tensors)
@@ -190,8 +228,12 @@ class FakeEngine:
         return name.removesuffix("_out") if name.endswith("_out") else None
 
     def create_execution_context(self, how: Any) -> FakeContext | None:
-        if self.trt.says_no("create_execution_context", self.log):
+        if self.trt.says_no("create_execution_context"):
             return None
+        if self.trt.cuda.current != self.device:
+            self.trt.cuda.violations.append(
+                f"a context of an engine on device {self.device} is made on device {self.trt.cuda.current}"
+            )
         config = how if isinstance(how, FakeConfig) else None
         strategy = config.strategy if config is not None else how
         assert strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -200,15 +242,24 @@ class FakeEngine:
 
 
 class FakeCache:
-    def __init__(self) -> None:
-        self.content = b""
+    """What was compiled, for engines of one release."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        self.kernels: set[str] = set()
 
     def deserialize(self, content: bytes) -> bool:
-        self.content = content
+        try:
+            found = json.loads(content)
+        except ValueError:
+            return False
+        if found["version"] != self.version:
+            return False
+        self.kernels = set(found["kernels"])
         return True
 
     def serialize(self) -> bytes:
-        return self.content + b"compiled "
+        return json.dumps({"version": self.version, "kernels": sorted(self.kernels)}).encode()
 
 
 class FakeConfig:
@@ -218,13 +269,14 @@ class FakeConfig:
         self._trt = trt
         self.strategy: Any = None
         self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
-        self.cache: FakeCache | None = None
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+        self.cache = FakeCache(trt.__version__)  # of a context that is given none: its own
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
     def create_runtime_cache(self) -> FakeCache:
-        self._trt.caches.append(FakeCache())
+        self._trt.caches.append(FakeCache(self._trt.__version__))
         return self._trt.caches[-1]
 
     def set_runtime_cache(self, cache: FakeCache) -> bool:
@@ -244,41 +296,85 @@ class FakeContext:
         self._memory = (0, 0)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._settled = False  # nothing changed since it last ran that it would have to prepare for
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        if self._trt.says_no("set_optimization_profile_async", self._engine.log):
+        if self._trt.says_no("set_optimization_profile_async") or not self._may_change("the profile"):
             return False
-        self._profile = profile
+        self._profile, self._settled = profile, False
         return True
 
     def set_device_memory(self, pointer: int, size: int) -> None:
-        assert pointer % 256 == 0
+        assert pointer % _ALIGNMENT == 0
         assert size >= self._engine.device_memory_size_v2
-        self._memory = (pointer, size)
+        self._may_change("the working memory")
+        self._memory, self._settled = (pointer, size), False
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        if self._trt.says_no("set_input_shape", self._engine.log):
+        if self._trt.says_no("set_input_shape"):
             return False
         least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
         assert all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)), (name, shape)
-        self._shapes[name] = shape
+        if self._shapes.get(name) != shape:
+            if not self._may_change(f"the shape of {name}"):
+                return False
+            self._shapes[name], self._settled = shape, False
         return True
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
-        if self._trt.says_no("set_tensor_address", self._engine.log):
+        if self._trt.says_no("set_tensor_address"):
             return False
+        if pointer == 0 or pointer % _ALIGNMENT:
+            return self._trt.refuse(f"{name}: address {pointer:#x} is not aligned to {_ALIGNMENT} bytes, or null")
+        if self._trt.cuda.place_of(pointer) is None:
+            return self._trt.refuse(f"{name}: address {pointer:#x} is not accessible from the device")
         self._addresses[name] = pointer
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        if self._trt.says_no("execute_async_v3", self._engine.log):
+        if self._trt.says_no("execute_async_v3"):
             return False
+        capture = self._trt.cuda.capture
+        if capture is not None and not (self._settled and self._trt.capturable):
+            capture.spoilt = True
+            return self._trt.refuse("the first run after a change, or one that waits, cannot be captured")
+        if self._trt.cuda.current != self._engine.device:
+            self._trt.cuda.violations.append(f"an engine of device {self._engine.device} is run on another one")
+        self._settled = True
+        places = self._places()
+        for name, (address, _, _) in places["outputs"].items():
+            wanted = self._engine._aliased(name)
+            if wanted in places["inputs"] and places["inputs"][wanted][0] != address:
+                return self._trt.refuse(f"{name} must have the address of {wanted}")
+        self._record()
+        memory, exact = self._memory, self._specialised()
+        ranges = {
+            side: tuple((a, nbytes(shape, dtype)) for a, shape, dtype in some.values()) for side, some in places.items()
+        }
+        self._trt.cuda.launch(
+            stream,
+            self._engine.info.name,
+            lambda: self._run(places, memory, exact),
+            ranges["inputs"],
+            (memory, *ranges["outputs"]),
+        )
+        return True
+
+    def _may_change(self, what: str) -> bool:
+        capture = self._trt.cuda.capture
+        if capture is not None:
+            capture.spoilt = True
+            self._trt.refuse(f"{what} cannot be changed inside a capture")
+        return capture is None
+
+    def _places(self) -> dict[str, dict[str, tuple[int, tuple[int, ...], str]]]:
+        """Address, shape and type of every input and output."""
         info, symbols = self._engine.info, dict[str, int]()
         for tensor in info.inputs:
             for dim, extent in zip(tensor.dims, self._shapes[tensor.name], strict=True):
                 if isinstance(dim, str):
                     assert symbols.setdefault(dim, extent) == extent, (tensor.name, symbols)
-        places = {
+        return {
             side: {
                 tensor.name: (
                     self._addresses[tensor.name],
@@ -289,11 +385,29 @@ class FakeContext:
             }
             for side, tensors in (("inputs", info.inputs), ("outputs", info.outputs))
         }
-        self._record()
-        memory = self._memory
-        touches = [(a, nbytes(shape, dtype)) for side in places.values() for a, shape, dtype in side.values()]
-        self._trt.cuda.enqueue(info.name, lambda: self._run(places, memory), memory, *touches)
-        return True
+
+    def _specialised(self) -> bool:
+        """Whether kernels for exactly these shapes run: other ones round otherwise. Compiles what is missing."""
+        if self._config is None:
+            return True
+        strategy = self._config.dynamic_shapes_kernel_specialization_strategy.name
+        name = f"{self._engine.info.name}, profile {self._profile}"
+        special = f"{name}, {sorted(self._shapes.items())}"
+        known = special in self._config.cache.kernels
+        if strategy != "EAGER":
+            self._compile(name)
+        if strategy != "NONE":
+            self._compile(special)
+        if strategy == "LAZY" and not known:
+            self._trt.background_compilations += 1
+            return False
+        return strategy != "NONE"
+
+    def _compile(self, kernels: str) -> None:
+        assert self._config is not None
+        if kernels not in self._config.cache.kernels:
+            self._config.cache.kernels.add(kernels)
+            self._trt.compilations.append(kernels)
 
     def _record(self) -> None:
         own = self._config is not None and self._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
@@ -309,10 +423,13 @@ class FakeContext:
             )
         )
 
-    def _run(self, places: Mapping[str, Mapping[str, Any]], memory: tuple[int, int]) -> None:
-        ctypes.memset(memory[0], 0xCD, memory[1])  # whatever else lay there is spoilt
+    def _run(self, places: Mapping[str, Mapping[str, Any]], memory: tuple[int, int], exact: bool) -> None:
+        ctypes.memset(memory[0], 0xFF, memory[1])  # whatever else lay there is spoilt
         arrays = {side: {n: _array(*place) for n, place in side_places.items()} for side, side_places in places.items()}
         self._trt.compute(self._engine.info.name, arrays["inputs"], arrays["outputs"])
+        for name, array in arrays["outputs"].items():
+            if not exact and array.dtype.kind == "f" and not name.endswith("_out"):
+                array[...] = np.nextafter(array, np.array(np.inf, array.dtype))
 
 
 def _array(address: int, shape: tuple[int, ...], dtype: str) -> Array:

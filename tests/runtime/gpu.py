@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from sdrpn.runtime.runner import Array
 from tests.damage import copied
 from tests.runtime.engine_files import TARGET, write_engines
 from tests.runtime.fake_cuda import FakeCudart
+from tests.runtime.fake_driver import FakeDriver
 from tests.runtime.fake_tensorrt import Compute, FakeTensorRt
 
 __all__ = ["FakeGpu", "bf16_compute", "fake_gpu", "onnxruntime_compute"]
@@ -37,18 +39,34 @@ class FakeGpu:
     cuda: FakeCudart
     trt: FakeTensorRt
     flavour: str
+    driver: FakeDriver
+    caches: Path  # of what TensorRT-RTX compiles, unless a test asks for another place
 
     def backend(self, options: EngineOptions | None = None) -> TensorRtBackend:
-        return TensorRtBackend(Library(self.flavour, self.trt), Cuda(self.cuda), options)
+        options = options or EngineOptions()
+        if options.runtime_cache_dir is None and options.keep_runtime_cache:
+            options = dataclasses.replace(options, runtime_cache_dir=self.caches)
+        return self._backend(options)
 
     def engine(self, graph: str) -> Path:
         return engine_set(self.bundle, TARGET).engines[graph].path
 
     def session(self, options: EngineOptions | None = None) -> Session:
+        return self._session(self.backend(options))
+
+    def bare_session(self) -> Session:
+        """Without any option: what TensorRT-RTX compiles goes where a user has it."""
+        return self._session(self._backend(EngineOptions()))
+
+    def _backend(self, options: EngineOptions) -> TensorRtBackend:
+        cuda = Cuda(self.cuda, options.device, self.driver)
+        return TensorRtBackend(Library(self.flavour, self.trt), cuda, options)
+
+    def _session(self, backend: TensorRtBackend) -> Session:
         engines = engine_set(self.bundle, TARGET)
         paths = {graph: one.path for graph, one in engines.engines.items()}
         variant = self.bundle.variant(self.variant)
-        return Session(self.bundle, variant, self.backend(options), paths, contexts=engines.contexts)
+        return Session(self.bundle, variant, backend, paths, contexts=engines.contexts)
 
     def graphs(self) -> list[str]:
         """What was enqueued or captured, in order."""
@@ -98,6 +116,8 @@ def fake_gpu(
     max_batch: int = 2,
     shorter_contexts: tuple[int, ...] = (),
     compute: Compute | None = None,
+    devices: int = 1,
+    memory: int = 24_000_000_000,
     **trt: Any,
 ) -> FakeGpu:
     """A copy of a bundle with engines for it, on fakes."""
@@ -110,7 +130,7 @@ def fake_gpu(
         max_batch=max_batch,
         shorter_contexts=shorter_contexts,
     )
-    cuda = FakeCudart(integrated=integrated)
+    cuda = FakeCudart(integrated=integrated, devices=devices, memory=memory)
     library = FakeTensorRt(
         flavour,
         cuda,
@@ -119,4 +139,4 @@ def fake_gpu(
         compute or onnxruntime_compute(bundle, variant),
         **trt,
     )
-    return FakeGpu(bundle, variant, cuda, library, flavour)
+    return FakeGpu(bundle, variant, cuda, library, flavour, FakeDriver(cuda), bundle.path.with_name("compiled"))

@@ -17,9 +17,9 @@ from sdrpn.runtime import session as session_module
 from sdrpn.runtime.engine_set import engine_set
 from sdrpn.runtime.preflight import device_bytes
 from tests.damage import copied
+from tests.runtime.asking import ask, conversation, no_box
 from tests.runtime.engine_files import TARGET, platform, write_engines
 from tests.runtime.gpu import FakeGpu, fake_gpu
-from tests.runtime.test_tensorrt import ask, conversation, no_box
 
 VARIANT, SHORT, LONG = "primitive-fp32", 32, 128
 DECODE, PREFILL = {SHORT: 0, LONG: 2}, {SHORT: 1, LONG: 3}  # profiles of trunk and tail

@@ -21,9 +21,8 @@ def one_box(logits: np.ndarray, image_wh: tuple[int, int]) -> RoiDecision:
     return RoiDecision(np.zeros((0, 4), np.int64), (Crop((10, 5, 60, 50)),), None, logits)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-@pytest.mark.parametrize("variant", ["fused-fp32", "primitive-fp32"])
-def test_same_answers_as_the_cpu(tiny_bundle: Path, backend: str, variant: str) -> None:
+def test_same_answers_as_the_cpu(tiny_bundle: Path) -> None:
+    backend, variant = "onnxruntime-cuda", "fused-fp32"
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
     answers = {}
     for name in ("onnxruntime", backend):

@@ -17,8 +17,9 @@ from sdrpn.runtime.backends.cuda import Cuda, load_cuda
 HERE, THERE, STREAM = 4096, 8192, 0
 CALLS: dict[str, tuple[Any, ...]] = {
     "device_count": (),
-    "use_device": (),
-    "free_memory": (),
+    "describe_device": (),
+    "device_of": (HERE,),
+    "synchronize_all": (),
     "allocate": (16,),
     "free": (HERE,),
     "allocate_host": (16,),
@@ -59,4 +60,12 @@ def test_a_graph_is_instantiated_with_these_arguments(cuda: Cuda) -> None:
 
 def test_no_call_is_left_out() -> None:
     public = {name for name in vars(Cuda) if not name.startswith("_")}
-    assert public == {*CALLS, "versions", "abandon_capture"}
+    assert public == {*CALLS, "versions", "abandon_capture", "free_memory", "current", "compile", "launch_kernel"}
+
+
+def test_calls_of_the_driver(cuda: Cuda) -> None:
+    assert cuda.free_memory() is None
+    with pytest.raises(RunFailed, match=r'cuInit failed: "cuda" is an NVIDIA driver library'):
+        cuda.compile(b"\0", b"kernel")
+    with pytest.raises(RunFailed, match="cuInit failed"):
+        cuda.launch_kernel(0, (1, 1), 1, (HERE, THERE), STREAM)

@@ -70,12 +70,12 @@ class Kernels:
         source = array_at(picture, (*picture_hw, 3), np.uint8)
         result = array_at(out, (len(boxes), 3, *result_hw), np.float16 if half else np.float32)
         assert workspace_size >= WORKSPACE_BYTES
-        self.cuda.enqueue(
+        self.cuda.launch(
+            stream,
             "prepare",
             lambda: native.prepare(source, boxes, result, **request),
-            (picture, source.nbytes),
-            (out, result.nbytes),
-            (workspace, workspace_size),
+            ((picture, source.nbytes),),
+            ((out, result.nbytes), (workspace, workspace_size)),
         )
 
 
@@ -133,9 +133,9 @@ def test_both_looks_stay_on_the_gpu(gpu: FakeGpu, decoded: Decoded, on_gpu: Pict
     with gpu.session() as session:
         expected = ask(session, pixels())
         session.forget_image()
-        prepare, gpu.cuda.enqueue = gpu.cuda.enqueue, recording(gpu.cuda.enqueue, ran)  # type: ignore[method-assign]
+        prepare, gpu.cuda.launch = gpu.cuda.launch, recording(gpu.cuda.launch, ran)  # type: ignore[method-assign]
         found = ask(session, on_gpu)
-        gpu.cuda.enqueue = prepare  # type: ignore[method-assign]
+        gpu.cuda.launch = prepare  # type: ignore[method-assign]
     assert ran.count("prepare") == 2
     assert decoded.downloads == 0
     assert found.token_ids == expected.token_ids
@@ -145,10 +145,10 @@ def test_both_looks_stay_on_the_gpu(gpu: FakeGpu, decoded: Decoded, on_gpu: Pict
     assert gpu.cuda.violations == []
 
 
-def recording(enqueue: Any, names: list[str]) -> Any:
-    def call(name: str, *arguments: Any) -> None:
+def recording(launch: Any, names: list[str]) -> Any:
+    def call(stream: int, name: str, *arguments: Any) -> None:
         names.append(name)
-        enqueue(name, *arguments)
+        launch(stream, name, *arguments)
 
     return call
 

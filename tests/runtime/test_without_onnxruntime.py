@@ -30,7 +30,7 @@ class Silent:
 def gpu(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     """A machine that the engines fit."""
     gpu = fake_gpu(tiny_bundle, tmp_path)
-    monkeypatch.setattr(choice, "read_platform", lambda: platform("tensorrt"))
+    monkeypatch.setattr(choice, "read_platform", lambda device: platform("tensorrt"))
     monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
     monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options, **more: gpu.backend(options))
     return gpu

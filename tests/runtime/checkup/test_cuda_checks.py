@@ -40,7 +40,7 @@ class LimitedCudart(FakeCudart):
         return super().cudaMalloc(size)
 
     def cudaMemGetInfo(self) -> Any:  # noqa: N802
-        used = sum(size for size, kind, _ in self.live.values() if kind == "device")
+        used = sum(one.size for one in self.live.values() if one.kind == "device")
         self.leaks, lost = self.leaks * 2, self.leaks
         return OK, (8 << 30) - used - lost, 8 << 30
 
