@@ -179,7 +179,7 @@ def test_an_engine_without_a_list_of_kernels(sdrpn: Command, bundle: Path) -> No
 def test_without_a_gpu_nothing_is_tried(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done where a GPU fits the engines: tests/cli/test_smoke_test.py."""
     nowhere = dataclasses.replace(read_platform(), gpu=None, cuda_fault="no driver; see doctor")
-    monkeypatch.setattr(platform, "read_platform", lambda: nowhere)
+    monkeypatch.setattr(platform, "read_platform", lambda device=0: nowhere)
     options = ("build", bundle, *TARGET, "--graphs", "vision")
     assert sdrpn(*options).out.endswith("on this machine: not tried: CUDA_ERROR: here is no GPU: no driver\n")
     assert sdrpn(*options).out.endswith("on this machine: nothing new to try\n")

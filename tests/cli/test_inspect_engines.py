@@ -128,7 +128,7 @@ class TestAsk:
 
         path = copied(text_bundle, tmp_path)
         write_engines(open_bundle(path))
-        monkeypatch.setattr(choice, "read_platform", lambda: platform(libraries={"tensorrt-rtx": "1.6"}))
+        monkeypatch.setattr(choice, "read_platform", lambda device: platform(libraries={"tensorrt-rtx": "1.6"}))
         found = sdrpn("ask", path, picture, "What?", "--max-new-tokens", 1)
         assert found.code == 0
         assert re.match(

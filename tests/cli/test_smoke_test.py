@@ -34,7 +34,7 @@ def fitting(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine with the simulated GPU, which the engines fit."""
 
     def use(gpu: FakeGpu) -> None:
-        monkeypatch.setattr(platform_module, "read_platform", lambda: platform("tensorrt"))
+        monkeypatch.setattr(platform_module, "read_platform", lambda device=0: platform("tensorrt"))
         monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
         monkeypatch.setattr(backends, "open_tensorrt", lambda flavour, host_code: gpu.backend())
 

@@ -145,7 +145,7 @@ class TestEngines:
         def run(compute: Compute | None) -> Outcome:
             gpu = fake_gpu(tiny_bundle, tmp_path, compute=compute)
             for module in (platform_module, choice):
-                monkeypatch.setattr(module, "read_platform", lambda: platform("tensorrt"))
+                monkeypatch.setattr(module, "read_platform", lambda device=0: platform("tensorrt"))
             monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
             monkeypatch.setattr(session, "open_tensorrt", lambda *arguments, host_code: gpu.backend())
             options = ("--target", TARGET, "--checkpoint", tiny_checkpoint, "--json")
