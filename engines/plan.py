@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -303,7 +304,7 @@ def _cached(plan: Plan, graph: GraphInfo, key: str, *, verify: bool) -> EngineMa
 def _unchanged(path: Path, stamp: Stamp, verify: bool) -> bool:
     try:
         status = path.stat()
-        if status.st_size != stamp.size_bytes:
+        if not stat.S_ISREG(status.st_mode) or status.st_size != stamp.size_bytes:
             return False
         if status.st_mtime_ns == stamp.modified_ns and not verify:
             return True

@@ -103,7 +103,7 @@ def _read(bundle: Bundle, target: str) -> EngineSet:
         if not manifest_path.exists():
             continue
         try:
-            engines[graph] = EngineFile(graph, path, layers_path, read_engine_manifest(manifest_path))
+            engines[graph] = EngineFile(graph, path, layers_path, read_engine_manifest(manifest_path, bundle.roots))
         except BadBundle as error:
             engines[graph] = EngineFile(graph, path, layers_path, None, str(error))
     return EngineSet(bundle, target, engines, tuple(graph for graph in graphs if graph not in engines))

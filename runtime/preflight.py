@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from sdrpn.bundle import SMALL_FILE_BYTES, TensorInfo, file_digest
 from sdrpn.engine_manifest import EngineManifest, EngineTensor
-from sdrpn.errors import EngineMismatch
+from sdrpn.errors import BadBundle, EngineMismatch
+from sdrpn.listed_files import require_loadable
 from sdrpn.runtime.backends.tensorrt_library import FLAVOURS, Validity, open_library
 from sdrpn.runtime.engine_set import EngineFile, EngineSet, build_command
 from sdrpn.runtime.platform import Platform
@@ -123,7 +124,7 @@ def _broken(engines: EngineSet, verify: bool) -> Iterator[Problem]:
         yield from _misplaced(engines, one, one.manifest, rebuild)
         yield from _stale(engines, one.manifest, rebuild)
         yield from _unlike_graph(engines, one.manifest, rebuild)
-        yield from _changed(one, one.manifest, rebuild, verify)
+        yield from _changed(engines, one, one.manifest, rebuild, verify)
     yield from _unlike_each_other(engines, rebuild)
 
 
@@ -205,11 +206,13 @@ def _unlike_tensor(manifest: EngineManifest, tensor: EngineTensor, wanted: Tenso
         yield _malformed(manifest.graph, f"profiles of {tensor.name}", len(tensor.profiles), here, mend)
 
 
-def _changed(one: EngineFile, manifest: EngineManifest, mend: str, verify: bool) -> Iterator[Problem]:
-    """The file against its size and digest."""
+def _changed(
+    engines: EngineSet, one: EngineFile, manifest: EngineManifest, mend: str, verify: bool
+) -> Iterator[Problem]:
+    """The file against its place, kind, size and digest."""
     stamp = manifest.engine
     try:
-        status = one.path.stat()
+        status = require_loadable(one.path, engines.bundle.roots, mend)
         if status.st_size != stamp.size_bytes:
             here = f"the file has {status.st_size}"
             yield _malformed(one.graph, "engine.size_bytes", stamp.size_bytes, here, mend)
@@ -219,6 +222,9 @@ def _changed(one: EngineFile, manifest: EngineManifest, mend: str, verify: bool)
         digest = file_digest(one.path)
     except OSError as error:
         yield _malformed(one.graph, "engine", "not to be read", f"{one.path}: {error.strerror}", mend)
+        return
+    except BadBundle as error:
+        yield _malformed(one.graph, "engine", "not to be loaded", str(error).removesuffix(f"; {mend}"), mend)
         return
     if digest != stamp.sha256:
         yield _malformed(one.graph, "engine.sha256", f"{stamp.sha256[:12]}...", f"the file has {digest[:12]}...", mend)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.errors import BadInput
+from sdrpn.cache_names import CODE_DTYPES, code_dtype, scale_cache_name
 
 __all__ = ["LEAST_SCALE", "ROW_CODES", "RowCodes", "decoded_caches", "row_codes", "scale_cache_name"]
 
@@ -49,23 +49,14 @@ class RowCodes:
 
 
 ROW_CODES: Mapping[str, RowCodes] = {
-    "int8": RowCodes("int8", "int8", 127.0),
-    "fp8": RowCodes("fp8", "float8_e4m3fn", 448.0),
+    "int8": RowCodes("int8", CODE_DTYPES["int8"], 127.0),
+    "fp8": RowCodes("fp8", CODE_DTYPES["fp8"], 448.0),
 }
 
 
 def row_codes(name: str | None) -> RowCodes | None:
     """By its name; None for caches in the type that the graph computes in. Raises BadInput for an unknown one."""
-    if name is None:
-        return None
-    if name not in ROW_CODES:
-        raise BadInput(f"caches in {name!r} are unknown; expected one of {', '.join(ROW_CODES)}, or none")
-    return ROW_CODES[name]
-
-
-def scale_cache_name(cache: str) -> str:
-    """key_cache.3 -> key_scale_cache.3, and likewise for the names of outputs."""
-    return cache.replace("_cache", "_scale_cache", 1)
+    return None if code_dtype(name) is None or name is None else ROW_CODES[name]
 
 
 def decoded_caches(codes: RowCodes, tensors: Mapping[str, Array]) -> dict[str, Array]:

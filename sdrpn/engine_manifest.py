@@ -11,13 +11,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sdrpn.atomic import replacing_file
-from sdrpn.errors import BadBundle
+from sdrpn.errors import BadBundle, BadInput
+from sdrpn.json_reader import read_dataclass, shown
+from sdrpn.links import link_roots
+from sdrpn.listed_files import read_manifest
 
 __all__ = [
     "ENGINE_FORMAT_VERSION",
@@ -40,6 +43,7 @@ ENGINE_FORMAT_VERSION = 6
 # What the kernel gate says beside its findings: that it cannot read the list of kernels; what costs a little.
 NOT_JUDGED, REMARK = "not judged: ", "remark: "
 _DIGEST = "digest"
+_MOST_DIM = 2**31
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,17 @@ class EngineTensor:
     dims: tuple[int, ...]  # -1: as the profile says
     profiles: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.mode not in ("input", "output"):
+            raise BadInput(f"mode of {shown(self.name)} is {shown(self.mode)}; expected input or output")
+        shapes = (self.dims, *(dims for profile in self.profiles for dims in profile))
+        if not all(-1 <= dim < _MOST_DIM for dims in shapes for dim in dims):
+            raise BadInput(f"dims of {shown(self.name)} are beyond -1 to {_MOST_DIM - 1}")
+
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> EngineTensor:
-        """From plain dicts and lists; KeyError or TypeError where something is missing or odd."""
-        return cls(value["name"], value["mode"], value["dtype"], tuple(value["dims"]), _nested(value["profiles"]))
+    def from_json(cls, value: object) -> EngineTensor:
+        """From plain dicts and lists. Raises BadInput where something is missing or odd."""
+        return read_dataclass(cls, value)
 
 
 @dataclass(frozen=True)
@@ -188,18 +199,9 @@ class EngineManifest:
         return json.dumps({**entries, _DIGEST: _digest(entries)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> EngineManifest:
-        """The inverse of `to_text`; KeyError, TypeError or ValueError where something is missing or odd."""
-        tensors = tuple(EngineTensor.from_json(tensor) for tensor in value["tensors"])
-        lists: dict[str, Any] = {
-            name: tuple(value[name]) for name in ("compute_capabilities", "contexts", "profiles", "kernel_gate")
-        }
-        sources = {name: Stamp(**stamp) for name, stamp in value["sources"].items()}
-        lists["parity"] = tuple(ParityGate(**one) for one in value["parity"])
-        fallback, timing = value["fallback"], value["timing_cache"]
-        lists["fallback"] = None if fallback is None else Fallback(**fallback)
-        lists["timing_cache"] = None if timing is None else TimingCacheUse(**timing)
-        return cls(**{**value, **lists, "tensors": tensors, "sources": sources, "engine": Stamp(**value["engine"])})
+    def from_json(cls, value: object) -> EngineManifest:
+        """The inverse of `to_text`, digest aside. Raises BadInput with the place of what is missing or odd."""
+        return read_dataclass(cls, value)
 
 
 def engine_paths(bundle: Path, target: str, graph: str) -> tuple[Path, Path, Path]:
@@ -208,26 +210,26 @@ def engine_paths(bundle: Path, target: str, graph: str) -> tuple[Path, Path, Pat
     return folder / f"{graph}.engine", folder / f"{graph}.engine.json", folder / f"{graph}.layers.json"
 
 
-def read_engine_manifest(path: Path) -> EngineManifest:
-    """Raises BadBundle for a file that is missing, not a manifest of this version, or was altered."""
+def read_engine_manifest(path: Path, roots: Sequence[Path] | None = None) -> EngineManifest:
+    """Raises BadBundle for a file that is missing, not a manifest of this version, was altered, or lies elsewhere.
+
+    Args:
+        roots: real folders that a link may lead to, as of `Bundle.roots`; None: the folder that it lies in
+    """
     mend = "build it again: sdrpn build BUNDLE --target NAME"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadBundle(f"{path} cannot be read ({error.strerror}); {mend}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadBundle(f"{path} is not an engine manifest ({error}); {mend}") from error
+    value = read_manifest(path, roots if roots is not None else link_roots(path.parent), mend)
     version = value.get("format_version") if isinstance(value, dict) else None
-    if version != ENGINE_FORMAT_VERSION:
-        raise BadBundle(f"{path} has format version {version!r}, this release reads {ENGINE_FORMAT_VERSION}; {mend}")
+    if not isinstance(value, dict) or version != ENGINE_FORMAT_VERSION:
+        raise BadBundle(
+            f"{path} has format version {shown(version)}, this release reads {ENGINE_FORMAT_VERSION}; {mend}"
+        )
     told, found = value.pop(_DIGEST, None), _digest(value)
     if told != found:
-        raise BadBundle(f"{path} was altered: its digest is {told}, its entries give {found}; {mend}")
+        raise BadBundle(f"{path} was altered: its digest is {shown(told)}, its entries give {found}; {mend}")
     try:
         return EngineManifest.from_json(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise BadBundle(f"{path} cannot be understood ({reason}); {mend}") from error
+    except BadInput as error:
+        raise BadBundle(f"{path} cannot be understood ({error}); {mend}") from error
 
 
 def write_engine_manifest(path: Path, manifest: EngineManifest) -> None:
@@ -239,7 +241,3 @@ def write_engine_manifest(path: Path, manifest: EngineManifest) -> None:
 def _digest(entries: Mapping[str, Any]) -> str:
     """SHA-256 of the entries as JSON has them."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-
-
-def _nested(value: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    return tuple(tuple(tuple(dims) for dims in profile) for profile in value)

@@ -16,10 +16,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sdrpn.bundle import SMALL_FILE_BYTES, Bundle, FileInfo, Variant, file_digest
-from sdrpn.errors import BadBundle
+from sdrpn.bundle import Bundle, FileInfo, Variant
+from sdrpn.errors import BadBundle, BadInput
+from sdrpn.json_reader import read_dataclass, shown
+from sdrpn.links import real_file
+from sdrpn.listed_files import ListedFiles, read_manifest
 from sdrpn.machine import Cpu
 
 __all__ = [
@@ -50,14 +52,24 @@ class OptimizedManifest:
     mapped_bytes: int  # of all weights as they are used: what stays in memory
     format_version: int = OPTIMIZED_FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        for graph, file in self.graphs.items():
+            if file not in self.files or not file.endswith(".onnx"):
+                raise BadInput(f"graphs.{graph} is {shown(file)}; expected a listed file that ends in .onnx")
+        for file in self.files:
+            if "/" in file:
+                raise BadInput(f"files has {shown(file)}; expected names of files in the same folder")
+        if self.mapped_bytes < 0:
+            raise BadInput(f"mapped_bytes is {self.mapped_bytes}; expected 0 or more")
+
     def to_text(self) -> str:
         """As the file holds it."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> OptimizedManifest:
-        """The inverse of `to_text`; KeyError or TypeError where something is missing or odd."""
-        return cls(**{**value, "files": {name: FileInfo(**info) for name, info in value["files"].items()}})
+    def from_json(cls, value: object) -> OptimizedManifest:
+        """The inverse of `to_text`. Raises BadInput with the place of what is missing, unknown, or of another type."""
+        return read_dataclass(cls, value)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class OptimizedSet:
 
     path: Path
     manifest: OptimizedManifest
+    roots: tuple[Path, ...]  # of the bundle: see `link_roots`
 
     @property
     def graphs(self) -> dict[str, Path]:
@@ -81,14 +94,11 @@ class OptimizedSet:
     def verify(self, *, large: bool = True) -> None:
         """Compare sizes with the manifest, and digests (of large files too, or not).
 
-        Raises: BadBundle for the first file that differs
+        Raises: BadBundle for the first file that differs, or lies outside
         """
-        for name, expected in self.manifest.files.items():
-            path = self.path / name
-            if not path.is_file() or path.stat().st_size != expected.size_bytes:
-                raise BadBundle(f"{path} is missing or was cut; {_mend(self.path)}")
-            if (large or expected.size_bytes <= SMALL_FILE_BYTES) and file_digest(path) != expected.sha256:
-                raise BadBundle(f"{path} was changed; {_mend(self.path)}")
+        files = self.manifest.files
+        listed = ListedFiles(self.path, self.path / OPTIMIZED_NAME, files, self.roots, _mend(self.path))
+        listed.verify(files, large=large)
 
 
 def optimized_folder(bundle: Bundle, variant: Variant, onnxruntime: str, cpu: Cpu) -> Path:
@@ -106,24 +116,30 @@ def source_digest(bundle: Bundle, variant: Variant) -> str:
 def find_optimized(
     bundle: Bundle, variant: Variant, onnxruntime: str, cpu: Cpu
 ) -> tuple[OptimizedSet | None, str | None]:
-    """The graphs that fit; or none, and why those that are there for this variant are not used, if some are."""
+    """The graphs that fit; or none, and why those that are there for this variant are not used, if some are.
+
+    Raises: BadBundle for a manifest that is damaged, or lies or leads outside the bundle
+    """
     folder = optimized_folder(bundle, variant, onnxruntime, cpu)
-    if not (folder / OPTIMIZED_NAME).is_file():
+    path = folder / OPTIMIZED_NAME
+    if not path.exists():
         others = sorted(path.parent.name for path in folder.parent.glob(f"*/{OPTIMIZED_NAME}"))
         note = f"the optimized graphs are for {', '.join(others)}, not for {folder.name}; {_mend(folder)}"
         return None, note if others else None
+    real_file(folder, bundle.roots, BadBundle)
+    value = read_manifest(path, bundle.roots, _mend(folder))
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != OPTIMIZED_FORMAT_VERSION:
+        return None, f"{folder} has format version {shown(version)}; {_mend(folder)}"
     try:
-        value = json.loads((folder / OPTIMIZED_NAME).read_text(encoding="utf-8"))
-        if value["format_version"] != OPTIMIZED_FORMAT_VERSION:
-            return None, f"{folder} has format version {value['format_version']!r}; {_mend(folder)}"
         manifest = OptimizedManifest.from_json(value)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return None, f"{folder / OPTIMIZED_NAME} cannot be understood ({error}); {_mend(folder)}"
+    except BadInput as error:
+        raise BadBundle(f"{path} cannot be understood ({error}); {_mend(folder)}") from error
     if manifest.source_sha256 != source_digest(bundle, variant) or manifest.graphs.keys() != variant.graphs.keys():
         return None, f"{folder} was made from another export of this bundle; {_mend(folder)}"
-    return OptimizedSet(folder, manifest), None
+    return OptimizedSet(folder, manifest, bundle.roots), None
 
 
 def _mend(folder: Path) -> str:
     bundle, variant = folder.parents[2], folder.parent.name
-    return f"make them again: sdrpn optimize {bundle} --variant {variant}"
+    return f"make them again: sdrpn optimize {bundle} --variant {variant} (or go without: --no-optimized)"

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from sdrpn.errors import BadInput
 from sdrpn.geometry import Fit, PaddedGrid
+from sdrpn.json_reader import REQUIRED, read_dataclass
 
 __all__ = ["LlmSpec", "ModelSpec", "PromptSpec", "RopeScaling", "RpnSpec", "VisionSpec"]
 
@@ -36,6 +37,8 @@ _MOST = {
 }
 
 RoiLoss = Literal["bce", "focal", "mse"]
+
+_MOST_TOKEN_ID = 2**31
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class VisionSpec:
             )
         _require_rgb("image_mean", self.image_mean, "three numbers from 0 to 1", lambda mean: 0 <= mean <= 1)
         _require_rgb("image_std", self.image_std, "three numbers above 0", lambda std: 0 < std < math.inf)
+        if self.border is not None:
+            whole = "three whole numbers from 0 to 255"
+            _require_rgb("border", self.border, whole, lambda value: value in range(256))
 
     @property
     def grid_side(self) -> int:
@@ -206,6 +212,16 @@ class PromptSpec:
     pad_token_id: int | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.image_token:
+            raise BadInput("image_token is empty; expected the text that stands for the image")
+        for name in ("image_token_id", "bos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < _MOST_TOKEN_ID:
+                raise BadInput(f"{name} is {value}; expected none, or 0 to {_MOST_TOKEN_ID - 1}")
+        if not all(0 <= value < _MOST_TOKEN_ID for value in self.eos_token_ids):
+            raise BadInput(f"eos_token_ids are {list(self.eos_token_ids)}; expected 0 to {_MOST_TOKEN_ID - 1} each")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -214,8 +230,8 @@ class ModelSpec:
     vision: VisionSpec
     llm: LlmSpec
     tap_layer: int  # K: the trunk is layers 0..K-1, the tail K..L-1
-    rpn: RpnSpec | None = None  # None: a plain LLaVA
-    prompt: PromptSpec = field(default_factory=PromptSpec)
+    rpn: RpnSpec | None = field(default=None, metadata=REQUIRED)  # None: a plain LLaVA
+    prompt: PromptSpec = field(default_factory=PromptSpec, metadata=REQUIRED)
 
     def __post_init__(self) -> None:
         if not 1 <= self.tap_layer < self.llm.layers:
@@ -250,24 +266,8 @@ class ModelSpec:
     def from_json(cls, value: dict[str, Any]) -> ModelSpec:
         """The inverse of `to_json`; raises BadInput for a missing or unknown entry."""
         try:
-            vision = {**value["vision"]}
-            for key in ("image_mean", "image_std"):
-                vision[key] = tuple(vision[key])
-            if vision.get("border") is not None:
-                vision["border"] = tuple(vision["border"])
-            llm = {**value["llm"]}
-            if llm.get("rope_scaling") is not None:
-                llm["rope_scaling"] = RopeScaling(**llm["rope_scaling"])
-            prompt = {**value["prompt"]}
-            prompt["eos_token_ids"] = tuple(prompt["eos_token_ids"])
-            return cls(
-                vision=VisionSpec(**vision),
-                llm=LlmSpec(**llm),
-                tap_layer=value["tap_layer"],
-                rpn=None if value["rpn"] is None else RpnSpec(**value["rpn"]),
-                prompt=PromptSpec(**prompt),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            return read_dataclass(cls, value)
+        except BadInput as error:
             raise BadInput(f"a model description cannot be read ({error}); export the checkpoint again") from error
 
 

@@ -57,7 +57,7 @@ def test_a_spec_survives_the_round_trip(spec: ModelSpec) -> None:
 def test_a_missing_entry(entry: str) -> None:
     value = SPEC.to_json()
     del value[entry]
-    with pytest.raises(BadInput, match=rf"cannot be read \('{entry}'\); export the checkpoint again"):
+    with pytest.raises(BadInput, match=rf"cannot be read \({entry} is missing\); export the checkpoint again"):
         ModelSpec.from_json(value)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TargetReport", "engine_report", "print_report", "report_to_json", "write_page"]
 
+_MOST_LAYERS_BYTES = 32 * 1024 * 1024
 _NAME_LENGTH = 60  # of a kernel or tensor in the table; their ends tell them apart
 
 
@@ -144,13 +144,11 @@ def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:
 
 
 def _layers(engine: EngineFile) -> list[dict[str, Any]]:
+    from sdrpn.links import link_roots
+    from sdrpn.listed_files import read_manifest
+
     mend = "build it again: sdrpn build BUNDLE --target NAME"
-    try:
-        value = json.loads(engine.layers_path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadBundle(f"{engine.layers_path} cannot be read ({error.strerror}); {mend}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadBundle(f"{engine.layers_path} is not a list of kernels ({error}); {mend}") from error
+    value = read_manifest(engine.layers_path, link_roots(engine.layers_path.parent), mend, _MOST_LAYERS_BYTES)
     if not isinstance(value, list) or not all(map(_is_kernel, value)):
         raise BadBundle(f"{engine.layers_path} is not a list of kernels; {mend}")
     expected = engine.manifest.kernels if engine.manifest is not None else len(value)

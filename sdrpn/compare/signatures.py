@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sdrpn.bundle import TensorInfo
-from sdrpn.cache_codes import row_codes, scale_cache_name
+from sdrpn.cache_names import code_dtype, scale_cache_name
 from sdrpn.errors import BadInput
+from sdrpn.json_reader import shown
+from sdrpn.manifest import TensorInfo
 from sdrpn.spec import ModelSpec
 
 __all__ = ["GraphSignature", "cache_output_name", "expected_signatures"]
@@ -44,6 +45,25 @@ class GraphSignature:
         """From lists as a manifest has them."""
         return cls({tensor.name: tensor for tensor in inputs}, {tensor.name: tensor for tensor in outputs})
 
+    @property
+    def size(self) -> int:
+        """How many tensors it has."""
+        return len(self.inputs) + len(self.outputs)
+
+    def difference(self, expected: GraphSignature) -> str | None:
+        """The first thing that is not as expected, in words; None where nothing is."""
+        for side, found, wanted in (
+            ("input", self.inputs, expected.inputs),
+            ("output", self.outputs, expected.outputs),
+        ):
+            for name in found.keys() ^ wanted.keys():
+                return f"{side} {shown(name)} is {'unknown' if name in found else 'missing'}"
+            for name, tensor in found.items():
+                if tensor != wanted[name]:
+                    other = wanted[name]
+                    return f"{side} {name} is {tensor.dtype} {tensor.dims}; expected {other.dtype} {other.dims}"
+        return None
+
 
 def expected_signatures(
     spec: ModelSpec, dialect: str, precision: str, *, for_cpu: bool = False, kv_cache: str | None = None
@@ -58,9 +78,7 @@ def expected_signatures(
             f"a {dialect}-{precision} variant is unknown; expected {' or '.join(_CACHE_OUTPUTS)}, "
             f"in {' or '.join(_CACHE_DTYPES)}"
         )
-    codes = row_codes(kv_cache)
-    code_dtype = None if codes is None else codes.dtype
-    graphs = _Graphs(spec, dialect, "float32" if for_cpu else _CACHE_DTYPES[precision], code_dtype)
+    graphs = _Graphs(spec, dialect, "float32" if for_cpu else _CACHE_DTYPES[precision], code_dtype(kv_cache))
     signatures = {"vision": graphs.vision(), "trunk": graphs.trunk()}
     if spec.rpn is not None:
         signatures["rpn"] = graphs.rpn(spec.rpn.layers)

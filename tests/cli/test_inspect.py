@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn import bundle as bundle_module
+from sdrpn import listed_files
 from sdrpn.bundle import Manifest, open_bundle
 from tests.cli.command import Command, refusal
 from tests.damage import copied, flip_byte
@@ -56,7 +56,7 @@ class TestVerify:
     ) -> None:
         changed = copied(text_bundle, tmp_path)
         flip_byte(changed / "weights" / "trunk.fp32.bin")
-        monkeypatch.setattr(bundle_module, "SMALL_FILE_BYTES", 10_000)
+        monkeypatch.setattr(listed_files, "SMALL_FILE_BYTES", 10_000)
         assert sdrpn("inspect", changed).code == 0
         assert "trunk.fp32.bin was changed" in refusal(sdrpn("inspect", changed, "--verify"))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -13,15 +15,17 @@ import numpy as np
 import pytest
 
 from sdrpn import machine
-from sdrpn.bundle import Bundle, GraphInfo, open_bundle
+from sdrpn.bundle import Bundle, FileInfo, GraphInfo, open_bundle
 from sdrpn.errors import BadBundle, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.optimized import OPTIMIZED_NAME, OptimizedManifest
 from sdrpn.runtime import Session
 from sdrpn.runtime import choice as runtime_choice
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
+from sdrpn.runtime.external_data import with_files
 from sdrpn.runtime.optimize import save_graph
 from tests.cli.command import Command, refusal
+from tests.damage import edit_json
 from tests.pictures import photo
 from tests.tolerances import REUSE_LOGITS_ABS
 
@@ -94,7 +98,7 @@ class TestWhereItFits:
         monkeypatch.setattr(runtime_choice, "read_cpu", lambda: other)
         note = note_of(bundle)
         assert note.startswith(f"the optimized graphs are for {folder.name}, not for ort-")
-        assert note.endswith(f"sdrpn optimize {bundle} --variant fused-fp32")
+        assert note.endswith(f"sdrpn optimize {bundle} --variant fused-fp32 (or go without: --no-optimized)")
 
     def test_another_export_makes_them_stale(self, sdrpn: Command, bundle: Path, text_checkpoint: Path) -> None:
         optimized(sdrpn, bundle, "--variant", INT4)
@@ -104,27 +108,92 @@ class TestWhereItFits:
     @pytest.mark.parametrize(
         ("damage", "told"),
         [
-            (lambda path: path.write_text("{"), "cannot be understood"),
-            (lambda path: path.write_text("[]"), "cannot be understood"),
+            (lambda path: path.write_text("[]"), "has format version null"),
             (lambda path: path.write_text('{"format_version": 9}'), "has format version 9"),
         ],
     )
-    def test_a_manifest_that_cannot_be_read(
+    def test_a_manifest_of_another_release(
         self, sdrpn: Command, bundle: Path, damage: Callable[[Path], object], told: str
     ) -> None:
         damage(optimized(sdrpn, bundle) / OPTIMIZED_NAME)
         assert told in note_of(bundle)
+
+    @pytest.mark.parametrize(
+        ("damage", "told"),
+        [
+            (lambda path: path.write_text("{"), r"cannot be read \(it is not JSON: .*\); make them again: sdrpn optim"),
+            (lambda path: path.write_text("[" * 100_000), r"cannot be read \(it is nested too deep\)"),
+            (lambda path: path.write_bytes(b" " * 5_000_000), "it has 5,000,000 bytes; expected at most 4,194,304"),
+            (lambda path: replace_by(path, os.mkfifo), "it is a pipe, not a regular file"),
+            (lambda path: replace_by(path, lambda new: new.symlink_to("/dev/zero")), "is a link that leaves"),
+            (
+                lambda path: edit_json(path, lambda value: value["graphs"].update(trunk=3)),
+                "graphs.trunk is 3; expected",
+            ),
+            (
+                lambda path: edit_json(path, lambda value: value["graphs"].update(trunk="/tmp/trunk.onnx")),
+                r'graphs\.trunk is "/tmp/trunk\.onnx"; expected a listed file that ends in \.onnx',
+            ),
+            (
+                lambda path: edit_json(path, lambda value: value["graphs"].update(trunk="../../trunk.onnx")),
+                r'graphs\.trunk is "\.\./\.\./trunk\.onnx"; expected a listed file',
+            ),
+            (lambda path: edit_json(path, lambda value: value["files"].clear()), "expected a listed file that ends in"),
+            (
+                lambda path: edit_json(path, lambda value: value.update(colour=1)),
+                "colour is unknown; expected variant,",
+            ),
+            (
+                lambda path: edit_json(path, lambda value: value.update(mapped_bytes="x")),
+                'mapped_bytes is "x"; expected',
+            ),
+        ],
+    )
+    def test_a_damaged_manifest_is_refused(
+        self, sdrpn: Command, bundle: Path, damage: Callable[[Path], object], told: str
+    ) -> None:
+        damage(optimized(sdrpn, bundle) / OPTIMIZED_NAME)
+        with pytest.raises(BadBundle, match=told) as error:
+            Session.open(bundle, variant="fused-fp32")
+        assert "\n" not in str(error.value)
+
+    def test_a_folder_elsewhere_is_refused(self, sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
+        folder = optimized(sdrpn, bundle)
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(BadBundle, match="is a link that leaves"):
+            Session.open(bundle, variant="fused-fp32")
+
+    def test_weights_of_another_file_are_refused(self, sdrpn: Command, bundle: Path) -> None:
+        """The graph is listed with its digest; what it reads is not."""
+        folder = optimized(sdrpn, bundle)
+        graph = folder / "trunk.onnx"
+        content = with_files(graph.read_bytes(), lambda name: "../../../weights/trunk.fp32.bin")
+        graph.write_bytes(content)
+        info = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        edit_json(folder / OPTIMIZED_NAME, lambda value: value["files"].update({"trunk.onnx": info}))
+        with pytest.raises(
+            BadBundle, match=r"takes weights from '\.\./\.\./\.\./weights/trunk\.fp32\.bin', which is not"
+        ):
+            Session.open(bundle, variant="fused-fp32")
 
     def test_a_changed_file_is_refused(self, sdrpn: Command, bundle: Path) -> None:
         path = optimized(sdrpn, bundle) / "trunk.onnx.data"
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        with pytest.raises(BadBundle, match=r"trunk\.onnx\.data was changed; make them again: sdrpn optimize"):
+        with pytest.raises(
+            BadBundle, match=r"trunk\.onnx\.data was changed: its SHA-256 is .*; make them again: sdrpn optimize"
+        ):
             Session.open(bundle, variant="fused-fp32")
         path.write_bytes(data[:-1])
-        with pytest.raises(BadBundle, match=r"trunk\.onnx\.data is missing or was cut"):
+        with pytest.raises(BadBundle, match=r"trunk\.onnx\.data has \d+ bytes, the manifest says \d+; make them again"):
             Session.open(bundle, variant="fused-fp32", verify=False)
+
+
+def replace_by(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
 
 
 def note_of(bundle: Path, variant: str = "fused-fp32") -> str:
@@ -191,5 +260,7 @@ def graph_of(bundle: Bundle, name: str) -> tuple[Path, GraphInfo]:
 
 
 def test_the_manifest_survives_its_text() -> None:
-    manifest = OptimizedManifest("v", "1.32", "cpu", "ab", "standard", "cd", {"trunk": "trunk.onnx"}, {}, 5)
+    manifest = OptimizedManifest(
+        "v", "1.32", "cpu", "ab", "standard", "cd", {"trunk": "t.onnx"}, {"t.onnx": FileInfo(3, "0" * 64)}, 5
+    )
     assert OptimizedManifest.from_json(json.loads(manifest.to_text())) == manifest

@@ -153,6 +153,6 @@ def fake_bundle(folder: Path, in_place: bool = True, tokenizer: str | None = Non
     if tokenizer is not None:
         names.append(tokenizer)
     variant = Variant("fused-fp32", "fused", "fp32", 24, infos, "embed.bin", "float32")
-    files = {name: FileInfo((folder / name).stat().st_size, "") for name in names}
+    files = {name: FileInfo((folder / name).stat().st_size, "0" * 64) for name in names}
     manifest = Manifest(SPEC, SPEC.llm.max_context, {variant.name: variant}, files, tokenizer, {}, {})
     return Bundle(folder, manifest)

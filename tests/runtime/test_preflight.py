@@ -227,7 +227,7 @@ def test_a_graph_without_an_engine(bundle: Bundle) -> None:
 
 def test_an_engine_without_its_file(bundle: Bundle) -> None:
     engine_paths(bundle.path, TARGET, "rpn")[0].unlink()
-    assert re.search(r"engine is not to be read, .*rpn.engine: No such file", only(bundle))
+    assert re.search(r"engine is not to be loaded, .*rpn.engine is missing; build it again: sdrpn build", only(bundle))
 
 
 def test_engines_that_do_not_go_together(bundle: Bundle) -> None:
