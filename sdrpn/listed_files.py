@@ -132,6 +132,8 @@ def errors_of(path: Path, advice: str) -> Iterator[None]:
         yield
     except Misfit as error:
         raise BadBundle(f"{path} cannot be read ({error}); {advice}") from error
+    except BadInput:
+        raise
     except FileNotFoundError:
         raise BadBundle(f"{path} is missing; {advice}") from None
     except PermissionError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -32,48 +31,62 @@ _OTHERS = (
     '{"unknown": {"unknown": 1}}',
 )
 _PLACE = "\ufffdplace\ufffd"
+_REMOVED, _MORE = "(removed)", "(one more)"
+
+Place = tuple[Any, ...]
 
 
 class Mutation(NamedTuple):
-    """What was changed, and the whole document after it."""
+    """What becomes of one value."""
 
-    name: str
-    text: str
+    place: Place
+    other: str  # JSON text
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{'.'.join(map(str, self.place))} = {self.other[:30]}"
+
+    def applied(self, document: Any) -> str:
+        """The whole text of the document after it."""
+        if self.other == _REMOVED:
+            return json.dumps(_changed(document, self.place, remove=True))
+        if self.other == _MORE:
+            return json.dumps(_changed(document, self.place, {**_at(document, self.place), "more": 1}))
+        return json.dumps(_changed(document, self.place, _PLACE)).replace(json.dumps(_PLACE), self.other)
 
 
-def mutations(document: Any) -> Iterator[Mutation]:
+def mutations(document: Any) -> list[Mutation]:
     """Every value removed, or replaced by every other one; and entries added."""
-    for path in _paths(document):
-        name = ".".join(map(str, path))
-        yield Mutation(f"{name} removed", json.dumps(_without(document, path)))
-        text = json.dumps(_replaced(document, path, _PLACE))
-        for other in _OTHERS:
-            yield Mutation(f"{name} = {other[:30]}", text.replace(json.dumps(_PLACE), other))
-        if isinstance(_at(document, path), dict):
-            added = {**_at(document, path), "more": 1}
-            yield Mutation(f"{name} with one more", json.dumps(_replaced(document, path, added)))
+    found = []
+    for place in _places(document):
+        found += [Mutation(place, other) for other in (_REMOVED, *_OTHERS)]
+        if isinstance(_at(document, place), dict):
+            found.append(Mutation(place, _MORE))
+    return found
 
 
-def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def _places(value: Any, place: Place = ()) -> Iterator[Place]:
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
     for key in keys:
-        yield (*path, key)
-        yield from _paths(value[key], (*path, key))
+        yield (*place, key)
+        yield from _places(value[key], (*place, key))
 
 
-def _at(value: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
+def _at(value: Any, place: Place) -> Any:
+    for key in place:
         value = value[key]
     return value
 
 
-def _replaced(document: Any, path: tuple[Any, ...], new: Any) -> Any:
-    changed = copy.deepcopy(document)
-    _at(changed, path[:-1])[path[-1]] = new
-    return changed
-
-
-def _without(document: Any, path: tuple[Any, ...]) -> Any:
-    changed = copy.deepcopy(document)
-    del _at(changed, path[:-1])[path[-1]]
-    return changed
+def _changed(value: Any, place: Place, new: Any = None, *, remove: bool = False) -> Any:
+    """A copy, of which only what lies on the way is new."""
+    key, *rest = place
+    copied = value.copy()
+    if rest:
+        copied[key] = _changed(value[key], tuple(rest), new, remove=remove)
+    elif remove:
+        del copied[key]
+    else:
+        copied[key] = new
+    return copied

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from sdrpn import bundle as bundle_module
+from sdrpn import listed_files
 from sdrpn.runtime import RoiPolicy, Session, decoder
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, flip_byte
@@ -148,7 +148,7 @@ class TestOptions:
     ) -> None:
         changed = copied(text_bundle, tmp_path)
         flip_byte(changed / "weights" / "tail.fp32.bin")
-        monkeypatch.setattr(bundle_module, "SMALL_FILE_BYTES", 10_000)
+        monkeypatch.setattr(listed_files, "SMALL_FILE_BYTES", 10_000)
         command = ("ask", changed, picture, QUESTION, "--max-new-tokens", 2)
         assert "tail.fp32.bin was changed" in refusal(sdrpn(*command))
         assert sdrpn(*command, "--no-verify").code == 0

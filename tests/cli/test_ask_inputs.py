@@ -161,8 +161,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         in_manifest(lambda m: m.update(format_version=99)),
         r"has format version 99, this release reads 1; export the bundle again, or install the release that wrote it",
     ),
-    "path out of the bundle": (in_manifest(moved_out), r"names '\.\./outside\.bin', which leaves the bundle; expected"),
-    "link out of the bundle": (linked_out, r"tail\.fp32\.bin is a link that leaves the bundle; expected a file inside"),
+    "path out of the bundle": (in_manifest(moved_out), r"names .\.\./outside\.bin., which leaves the bundle; expected"),
+    "link out of the bundle": (linked_out, r"tail\.fp32\.bin is a link that leaves "),
     "no variant": (in_manifest(lambda m: m.update(variants={})), r"manifest\.json lists no variant; export the bundle"),
     "a file": (replaced_by_a_file, r"is a file; expected a bundle folder, as `sdrpn export` writes it"),
 }  # fmt: skip

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrpn import atomic
-from sdrpn import bundle as bundle_module
+from sdrpn import atomic, listed_files
 from sdrpn.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import Checkpoint, open_checkpoint, write_random_checkpoint
 from sdrpn.errors import BadBundle, BadCheckpoint, BadInput, RunFailed, SdrpnError
@@ -243,7 +242,7 @@ class TestSeveralVariants:
         self, tiny_checkpoint: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also the large ones, which are not looked at otherwise."""
-        monkeypatch.setattr(bundle_module, "SMALL_FILE_BYTES", 0)
+        monkeypatch.setattr(listed_files, "SMALL_FILE_BYTES", 0)
         weights = bytearray((copy / "weights" / "tail.fp32.bin").read_bytes())
         weights[0] ^= 1
         (copy / "weights" / "tail.fp32.bin").write_bytes(weights)
