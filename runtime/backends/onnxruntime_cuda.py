@@ -23,7 +23,7 @@ import onnxruntime
 from sdrpn.errors import MissingDependency, RunFailed
 from sdrpn.runtime.runner import Array, Buffer, nbytes
 
-__all__ = ["DeviceBuffer", "prepare_cuda", "record_placement", "require_cuda"]
+__all__ = ["DeviceBuffer", "cuda_fault", "prepare_cuda", "record_placement", "require_cuda"]
 
 _PROVIDER = "CUDAExecutionProvider"
 # From here on CUDA computes Attention of opset 24 with a mask (microsoft/onnxruntime#27542, 27831, 27992); before, it
@@ -39,14 +39,26 @@ def prepare_cuda() -> None:
 
     Raises: MissingDependency for a release that computes attention on the CPU
     """
-    version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
-    if version < _LEAST_VERSION:
+    if _is_too_old():
         least = ".".join(map(str, _LEAST_VERSION))
         raise MissingDependency(
             f"backend onnxruntime-cuda needs onnxruntime-gpu {least} or newer, which computes attention on the GPU; "
             f"here is {onnxruntime.__version__}. Install it (Python 3.11 or newer): {_INSTALL}"
         )
     _preload()
+
+
+def cuda_fault() -> str | None:
+    """Why this ONNX Runtime would not compute on a GPU, as far as can be told without one; None: nothing is known."""
+    if _is_too_old():
+        return f"ONNX Runtime {onnxruntime.__version__} computes attention on the CPU"
+    _preload()
+    return _why_not_loaded()
+
+
+def _is_too_old() -> bool:
+    version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
+    return version < _LEAST_VERSION
 
 
 @functools.cache
@@ -87,13 +99,23 @@ def require_cuda(session: Any, graph: str) -> None:
 
 
 def _why_not_loaded() -> str | None:
-    """What the system says of the provider's library; None where it loads."""
-    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    """What the system says of the first library that the provider needs and does not find; None where all are there.
+
+    The provider itself is not loaded: outside of ONNX Runtime it would end the process.
+    """
+    provider = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:
-        ctypes.CDLL(str(library))
+        for library in _needed_libraries(provider):
+            ctypes.CDLL(library)
     except OSError as error:
         return " ".join(str(error).split())
     return None
+
+
+def _needed_libraries(provider: Path) -> list[str]:
+    """CUDA's libraries that a shared object is linked with: their names stand near its beginning."""
+    with provider.open("rb") as stream:
+        return [name.decode() for name in re.findall(rb"\0(libcu\w*\.so\.\d+)(?=\0)", stream.read(1 << 20))]
 
 
 class DeviceBuffer:

@@ -134,8 +134,7 @@ def _abilities(machine: Machine, extras: Mapping[str, Extra], providers: Sequenc
         cpu = dataclasses.replace(cpu, ready=False, detail="ONNX Runtime has no CPU provider")
     return [
         cpu,
-        _needs_provider("ask, on the GPU", "CUDAExecutionProvider", "cuda", machine, providers),
-        _needs_provider("ask, with TensorRT (experimental)", "TensorrtExecutionProvider", "cuda", machine, providers),
+        _cuda(machine, providers),
         _needs_extra("export", extras["export"]),
         _needs_extra("compare", extras["train"]),
         _tensorrt(machine),
@@ -170,21 +169,28 @@ def _needs_extra(name: str, extra: Extra) -> Ability:
     return Ability(name, ready=False, detail=f"missing: {', '.join(extra.missing)}", command=extra.command)
 
 
-def _needs_provider(name: str, provider: str, extra: str, machine: Machine, providers: Sequence[str]) -> Ability:
+def _cuda(machine: Machine, providers: Sequence[str]) -> Ability:
+    name = "ask, on the GPU"
     if not machine.gpus and machine.jetson is None:
         return Ability(name, ready=False, detail="no NVIDIA GPU, or its driver is not installed")
-    if provider in providers:
-        return Ability(name, ready=True, detail=f"ONNX Runtime {installed_version('onnxruntime')}, {provider}")
+    # Two wheels own one folder: the other one goes first.
+    pip = [sys.executable, "-m", "pip", "uninstall", "-y"]
+    install = f"{shlex.join([*pip, 'onnxruntime', 'onnxruntime-gpu'])} && {install_command('cuda')}"
+    if "CUDAExecutionProvider" in providers:
+        fault = _cuda_fault()
+        if fault is not None:
+            return Ability(name, ready=False, detail=fault, command=install)
+        return Ability(name, ready=True, detail=f"ONNX Runtime {installed_version('onnxruntime')} with CUDA")
     if machine.jetson is not None:
         return Ability(name, ready=False, detail="needs an onnxruntime-gpu wheel that was built for this JetPack")
-    # The two wheels own one folder: the CPU one goes first.
-    uninstall = shlex.join([sys.executable, "-m", "pip", "uninstall", "-y", "onnxruntime"])
-    return Ability(
-        name,
-        ready=False,
-        detail=f"this ONNX Runtime has no {provider}",
-        command=f"{uninstall} && {install_command(extra)}",
-    )
+    return Ability(name, ready=False, detail="this ONNX Runtime has no CUDAExecutionProvider", command=install)
+
+
+def _cuda_fault() -> str | None:
+    """Why the provider that is there would not be used: it is built in, and its libraries may be missing."""
+    from sdrpn.runtime.backends.onnxruntime_cuda import cuda_fault
+
+    return cuda_fault()
 
 
 def _needs_library(name: str, library: str, extra: str) -> Ability:

@@ -158,14 +158,21 @@ class TestAbilities:
         assert gpu.detail == "this ONNX Runtime has no CUDAExecutionProvider"
         assert gpu.command is not None
         # In this order: the two wheels own one folder.
-        assert re.search(r"pip uninstall -y onnxruntime && .* pip install .*\[cuda\]", gpu.command)
+        assert re.search(r"pip uninstall -y onnxruntime onnxruntime-gpu && .* pip install .*\[cuda\]", gpu.command)
 
-    def test_a_gpu_with_the_cuda_provider(self, diagnosis_of: Setting) -> None:
+    @pytest.mark.parametrize("fault", [None, "libcublasLt.so.13: cannot open shared object file"])
+    def test_a_gpu_with_the_cuda_provider(
+        self, diagnosis_of: Setting, monkeypatch: pytest.MonkeyPatch, fault: str | None
+    ) -> None:
+        """It is compiled in; whether the libraries of CUDA are there is another question."""
+        monkeypatch.setattr(doctor, "_cuda_fault", lambda: fault)
         diagnosis = diagnosis_of(
             GPU_PC, versions=BASE_VERSIONS, providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
         )
-        assert ability(diagnosis, "ask, on the GPU").ready
-        assert not ability(diagnosis, "ask, with TensorRT (experimental)").ready
+        gpu = ability(diagnosis, "ask, on the GPU")
+        assert gpu.ready is (fault is None)
+        assert gpu.detail == (fault or f"ONNX Runtime {BASE_VERSIONS['onnxruntime']} with CUDA")
+        assert (gpu.command is None) is (fault is None)
 
     def test_the_cuda_provider_without_a_gpu(self, diagnosis_of: Setting) -> None:
         diagnosis = diagnosis_of(

@@ -75,8 +75,12 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     found = Machine()
+    package = tmp_path / "onnxruntime"
+    (package / "capi").mkdir(parents=True)
+    (package / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"ELF\0libc.so.6\0libcudart.so.99\0libm.so.6\0")
+    monkeypatch.setattr(onnxruntime, "__file__", str(package / "__init__.py"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", found.session)
     monkeypatch.setattr(onnxruntime, "preload_dlls", found.preload_dlls)
@@ -105,9 +109,7 @@ def test_a_provider_that_fell_back_to_the_cpu(
     machine: Machine, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.providers = [CPU]
-    expected = (
-        r"cannot use CUDA \(.*libonnxruntime_providers_cuda.so: cannot open.*\); install what it needs: pip uninst"
-    )
+    expected = r"cannot use CUDA \(libcudart.so.99: cannot open.*\); install what it needs: pip uninst"
     with pytest.raises(MissingDependency, match=expected):
         load(machine, tiny_bundle)
     monkeypatch.setattr(onnxruntime_cuda, "_why_not_loaded", lambda: None)
@@ -121,6 +123,15 @@ def test_operators_that_it_leaves_to_the_cpu(machine: Machine, tiny_bundle: Path
         RunFailed, match=r"trunk: .* has no CUDA kernels for 2 x Attention, 1 x TensorScatter and would"
     ):
         load(machine, tiny_bundle)
+
+
+def test_what_doctor_says_of_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "libcudart.so.99: cannot open" in (onnxruntime_cuda.cuda_fault() or "")
+    monkeypatch.setattr(onnxruntime_cuda, "_why_not_loaded", lambda: None)
+    assert onnxruntime_cuda.cuda_fault() is None
+    assert machine.preloaded == 1
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    assert onnxruntime_cuda.cuda_fault() == "ONNX Runtime 1.24.4 computes attention on the CPU"
 
 
 def test_a_release_without_attention_on_the_gpu(
