@@ -260,6 +260,18 @@ def test_what_is_refused_before_a_tower_is_looked_for(tmp_path: Path, changes: d
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "expected"), [("llava_llama", "vicuna_v1"), ("llava_mistral", "[INST] x [/INST]")]
+)
+def test_whose_prompt_an_original_layout_has(tmp_path: Path, model_type: str, expected: str) -> None:
+    """A Mistral's instruct template counts; Vicuna's does not, since LLaVA-1.5's conversation has another image."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "[INST] x [/INST]"}))
+    spec = spec_of(tmp_path, LLAVA_CONFIG | {"model_type": model_type}, CLIP_LARGE)
+    assert spec.prompt.template == expected
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert spec_of(tmp_path, LLAVA_CONFIG | {"model_type": model_type}, CLIP_LARGE).prompt.template == "vicuna_v1"
+
+
 def test_files_that_are_missing_or_malformed(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match=r"config\.json is missing"):
         read_spec(tmp_path, None)

@@ -19,9 +19,19 @@ from tests.pictures import photo
 from tests.reference_llava import IMAGE_ID, ReferenceLlava, make_llava, require_same_answers
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 MISTRAL = {"mistral": True, "num_key_value_heads": 2, "rope_theta": 1e6}
 # What is made, and what LLaVA's config says of it.
 ORIGINAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "LLaVA-1.5": ({}, {}),
+    "llama3 rope": ({"rope_parameters": LLAMA3}, {}),
     "ShareGPT4V": ({}, {"model_type": "share4v", "architectures": ["Share4VLlamaForCausalLM"]}),
     "BakLLaVA, window within the context": (MISTRAL | {"sliding_window": 9}, {"model_type": "llava_mistral"}),
     "BakLLaVA, window as long as the context": (MISTRAL | {"sliding_window": 128}, {"model_type": "llava_mistral"}),
