@@ -113,11 +113,13 @@ class Session:
         verify: bool = True,
         decode: Decode = "exact",
         allow_links: AllowLinks = (),
+        download: bool = False,
     ) -> Session:
         """Open a bundle.
 
         Args:
-            bundle_dir: a folder as `sdrpn export` writes it; the text "default" is the shipped one
+            bundle_dir: a folder as `sdrpn export` writes it; the text "default" is the shipped one, and
+                "ORGANISATION/MODEL" one of Hugging Face's hub that is in the local cache
             backend: "onnxruntime" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn build`), or "auto":
                 engines where some fit this machine's GPU, else "onnxruntime"
             threads: for the CPU; None: one per core
@@ -130,9 +132,12 @@ class Session:
             decode: "fast" takes the first look at a JPEG file from DCT scaling: quicker, not exact; "gpu" decodes JPEG
                 files with nvImageCodec
             allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
+            download: fetch what the local cache lacks of a model of Hugging Face's hub
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
-        bundle = open_bundle(bundle_dir if isinstance(bundle_dir, str) else Path(bundle_dir), allow_links=allow_links)
+        bundle = open_bundle(
+            bundle_dir if isinstance(bundle_dir, str) else Path(bundle_dir), allow_links=allow_links, download=download
+        )
         options = _engine_options(engine_options, device)
         choice = choose_backend(bundle, backend, target=target, variant=variant, device=options.device, verify=verify)
         tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sdrpn.compare.signatures import GraphSignature, expected_signatures
 from sdrpn.errors import BadBundle, BadInput
+from sdrpn.hub import model_folder
 from sdrpn.json_reader import shown
 from sdrpn.links import AllowLinks, link_roots
 from sdrpn.listed_files import (
@@ -26,7 +27,7 @@ from sdrpn.listed_files import (
     require_inside,
 )
 from sdrpn.manifest import EMBEDDING_BYTES, FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
-from sdrpn.shipped import bundle_path, export_advice
+from sdrpn.shipped import DEFAULT_NAME, bundle_path, export_advice
 from sdrpn.spec import ModelSpec
 
 __all__ = [
@@ -103,14 +104,15 @@ class Bundle:
         return ListedFiles(self.path, self.path / MANIFEST_NAME, self.manifest.files, self.roots, _ADVICE)
 
 
-def open_bundle(path: Path | str, *, allow_links: AllowLinks = ()) -> Bundle:
+def open_bundle(path: Path | str, *, allow_links: AllowLinks = (), download: bool = False) -> Bundle:
     """Read a bundle's manifest. Raises BadBundle or BadInput; verifies no other file.
 
     Args:
-        path: its folder; the text "default" is the shipped one
+        path: its folder; the text "default" is the shipped one, and a text may also be a name of Hugging Face's hub
         allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
+        download: fetch what the local cache lacks of a model of the hub
     """
-    path = bundle_path(path)
+    path = bundle_path(path) if path == DEFAULT_NAME else model_folder(path, download=download)
     manifest_path = path / MANIFEST_NAME
     with errors_of(manifest_path, _ADVICE):
         if not path.exists():

@@ -7,19 +7,23 @@ is a snapshot of, the installed package for what comes with it, and what the cal
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeAlias
 
 from sdrpn.errors import SdrpnError
 
-__all__ = ["AllowLinks", "link_roots", "real_file"]
+__all__ = ["AllowLinks", "allowing_links", "link_roots", "real_file"]
 
 # True: wherever they lead. Folders: below these as well.
 AllowLinks: TypeAlias = bool | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 # Where the code really lies: of packages that were installed as links (uv, Nix, conda), the data lies beside it.
 _PACKAGE = Path(__file__).resolve().parent
+# For all folders that are opened while a command runs; see `allowing_links`.
+_ALLOWED: ContextVar[tuple[Path, ...]] = ContextVar("allowed links", default=())
 # huggingface_hub's mark of a store that the repositories of a cache share.
 _SHARED_STORE_MARK = ".huggingface-shared-blobs"
 
@@ -27,7 +31,17 @@ _SHARED_STORE_MARK = ".huggingface-shared-blobs"
 def link_roots(folder: Path, allow: AllowLinks = ()) -> tuple[Path, ...]:
     """Real folders that the files of `folder` may lie below, itself first."""
     real = _real(folder)
-    return (real, *_blobs(real), *_package(folder), *_allowed(real, allow))
+    return (real, *_blobs(real), *_package(folder), *_allowed(real, allow), *_ALLOWED.get())
+
+
+@contextmanager
+def allowing_links(folders: Sequence[Path]) -> Iterator[None]:
+    """Inside the block, files of every folder may be links to below `folders`: what a user said of a whole command."""
+    token = _ALLOWED.set((*_ALLOWED.get(), *_allowed(Path(), folders)))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
 
 
 def real_file(path: Path, roots: Sequence[Path], error: type[SdrpnError]) -> Path:

@@ -36,6 +36,7 @@ from sdrpn.checkpoint.unsupported import refuse_foreign_tower
 from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.geometry import Fit
+from sdrpn.hub import model_folder
 from sdrpn.links import AllowLinks
 from sdrpn.spec import ModelSpec
 
@@ -157,6 +158,7 @@ def open_checkpoint(
     projector: Path | None = None,
     allow_links: AllowLinks = (),
     fit: Fit = "pad",
+    download: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint folder in any known layout and check that it holds every tensor it should.
 
@@ -171,9 +173,13 @@ def open_checkpoint(
         allow_links: folders that links of the checkpoint may lead to, besides its own folder and its cache's blobs;
             True: any. This goes for all folders that are named here
         fit: how pictures become squares, whatever the checkpoint's processor does: see `VisionSpec`
+        path, base, vision_tower: as a text also a model of Hugging Face's hub that is in the local cache
+        download: fetch what the cache lacks of such a model
     Raises BadCheckpoint for whatever is missing, malformed or not supported.
     """
-    folder, base = Path(path), None if base is None else Path(base)
+    folder = model_folder(path, download=download)
+    base = None if base is None else model_folder(base, download=download)
+    vision_tower = None if vision_tower is None else model_folder(vision_tower, download=download)
     require_links((folder, base, vision_tower, rpn, projector), allow_links)
     parts = find_parts(folder)
     described_in = _described_in(parts, base)

@@ -18,6 +18,7 @@ from sdrpn.cli.arguments import (
     positive_int,
     whole_number,
 )
+from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_region(parser.add_argument_group("where it looks"))
     _add_answer(parser.add_argument_group("how it answers"))
     _add_output(parser.add_argument_group("what it prints"))
+    add_model_options(parser, "bundle")
 
 
 def _add_where(group: argparse._ArgumentGroup) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
+from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the report as JSON")
     form.add_argument("--csv", action="store_true", help="print every stage as CSV")
+    add_model_options(parser, "bundle", "checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, positive_int, whole_number
+from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.engines import BuildOptions, BuiltEngine, Plan
@@ -109,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print the same builds as commands of TensorRT's tool; build nothing",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
+from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--projector", metavar="FILE", type=Path, help="as given to `sdrpn export`")
     parser.add_argument("--variant", metavar="NAME", help="compare this variant only (default: all)")
     parser.add_argument("--json", action="store_true", help="print every check as JSON")
+    add_model_options(parser, "bundle", "checkpoint", "base", "vision_tower")
 
 
 def run(args: argparse.Namespace) -> int:

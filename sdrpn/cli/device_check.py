@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn import __version__
+from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what belongs to --device."""
     parser.add_argument("--device", action="store_true", help="try the machine out, step by step")
     parser.add_argument("--bundle", metavar="BUNDLE", help="with --device: check this bundle too; `default` works")
+    add_model_options(parser, "bundle")
     parser.add_argument(
         "--backend", metavar="NAME", help="with --bundle: what runs it; default: as `sdrpn ask` chooses"
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.cli.arguments import AUTO, bundle_folder, number_or_auto, positive_int, whole_number
+from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.cli.eval_model import OpenedModel
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_methods(parser.add_argument_group("how it looks"))
     _add_where(parser.add_argument_group("where it runs"))
     _add_output(parser.add_argument_group("what it writes"))
+    add_model_options(parser, "model", "base", "vision_tower")
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:

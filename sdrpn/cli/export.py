@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.cli.arguments import add_fit_argument, positive_int
+from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.export import ExportOptions
@@ -102,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "were kept, hidden, beside BUNDLE",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest's summary as JSON")
+    add_model_options(parser, "checkpoint", "base", "vision_tower")
 
 
 def _add_quantization(group: argparse._ArgumentGroup) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
+from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", metavar="FILE", type=Path, help="with --engines: also write a page, .md or .html by its name"
     )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import NoReturn, Protocol, cast
 
 from sdrpn import __version__
+from sdrpn.cli.model_folders import found_model_folders
 from sdrpn.errors import SdrpnError
 from sdrpn.interrupt import raising_on_signals
 
@@ -153,7 +154,8 @@ def _run(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings():
         # What Pillow remarks about files that it reads nevertheless; what it does not read is an error of ours.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        return _verb(args.verb).run(args)
+        with found_model_folders(args):
+            return _verb(args.verb).run(args)
 
 
 def _verb(name: str) -> Verb:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
+from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
+    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

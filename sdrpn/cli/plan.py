@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, positive_int
+from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", metavar="B", type=positive_int, default=1, help="requests in a step (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_model_options(parser, "bundle")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import add_fit_argument, positive_int
+from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,6 +39,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_model_options(parser, "checkpoint", "base", "vision_tower")
 
 
 def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:

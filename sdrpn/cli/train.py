@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import non_negative_number, number_between, positive_int, whole_number
+from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -88,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
     _add_model_options(parser.add_argument_group("the RPN"))
     _add_training_options(parser.add_argument_group("the training (defaults: those of --preset)"))
+    add_model_options(parser, "checkpoint", "base", "vision_tower")
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
