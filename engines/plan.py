@@ -114,7 +114,9 @@ def plan_engines(
     variant = target_variant(bundle, target, options.precision, options.kv_cache, _dialect(target, options))
     contexts = checked_contexts(bundle.spec, bundle.manifest.max_context, options)
     names = chosen_graphs(bundle.spec, options.graphs)
-    chosen, there = build_gpu(read_cuda_devices(), gpus, options.device)
+    # TensorRT-RTX compiles without a GPU: what nvidia-smi shows is enough for the manifest.
+    devices = read_cuda_devices() if target.flavour == "tensorrt" else None
+    chosen, there = build_gpu(devices, gpus, options.device)
     gpu = chosen.name if chosen is not None else None if jetson is None else jetson.model
     obstacle = _obstacle(target, chosen, there, any_release)
     if obstacle is not None and not only_look:

@@ -70,7 +70,7 @@ done
 built=() results=() variants=() verified=()
 for target in "${targets[@]}"; do
     name=$(basename "$target" .toml)
-    options=(--target "$target" --max-batch "${MAX_BATCH:-1}" --jobs "${JOBS:-1}")
+    options=(--target "$target" --max-batch "${MAX_BATCH:-1}" --jobs "${JOBS:-1}" ${MAX_CONTEXT:+--max-context "$MAX_CONTEXT"})
     plan=$("${sdrpn[@]}" build "$bundle" "${options[@]}" --dry-run --json)
     obstacle=$(ask "['obstacle'] or ''" <<<"$plan")
     variant=$(ask "['variant']" <<<"$plan")
