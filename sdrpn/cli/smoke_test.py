@@ -47,10 +47,10 @@ def try_engines(bundle: Bundle, target: str, graphs: Collection[str], *, device:
     every = engine_set(bundle, target)
     new = {name: one for name, one in every.engines.items() if name in graphs}
     engines = dataclasses.replace(every, engines=new, missing=())
-    problems = check_engines(engines, read_platform(), verify=False)
+    problems = check_engines(engines, read_platform(device or 0), verify=False)
     if problems:
         return Trial(f"not tried: {problems[0].reason}: {problems[0].here}")
-    gates = _tried(engines)
+    gates = _tried(engines, device or 0)
     failed = [gate for gate in gates if not gate.ok]
     _keep(engines, gates, {gate.graph for gate in failed})
     if failed:
@@ -74,12 +74,14 @@ def _not_judged(engines: EngineSet) -> str:
     return f" (the kernels of {', '.join(names)} were not judged)" if names else ""
 
 
-def _tried(engines: EngineSet) -> tuple[ParityGate, ...]:
+def _tried(engines: EngineSet, device: int) -> tuple[ParityGate, ...]:
+    from sdrpn.runtime import EngineOptions
     from sdrpn.runtime.backends import open_backend, open_tensorrt
     from sdrpn.runtime.smoke_test import smoke_test
 
     try:
-        gpu = open_tensorrt(engines.flavour, host_code=engines.host_code)
+        options = EngineOptions(device=device)
+        gpu = open_tensorrt(engines.flavour, options, host_code=engines.host_code)
         compares = not engines.variant.for_engines_only and _fits_host(engines)
         host: Backend | None = open_backend("onnxruntime") if compares else None
         return tuple(smoke_test(engines, gpu, host))

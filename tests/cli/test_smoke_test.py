@@ -14,8 +14,9 @@ from sdrpn.cli import smoke_test
 from sdrpn.engine_manifest import engine_paths, read_engine_manifest
 from sdrpn.errors import RunFailed
 from sdrpn.machine import read_machine
-from sdrpn.runtime import backends, preflight
+from sdrpn.runtime import EngineOptions, backends, preflight
 from sdrpn.runtime import platform as platform_module
+from sdrpn.runtime.backends.tensorrt import TensorRtBackend
 from sdrpn.runtime.runner import Array
 from tests.runtime.engine_files import TARGET, platform, rewrite
 from tests.runtime.gpu import FakeGpu, fake_gpu, onnxruntime_compute
@@ -36,7 +37,7 @@ def fitting(monkeypatch: pytest.MonkeyPatch) -> Machine:
     def use(gpu: FakeGpu) -> None:
         monkeypatch.setattr(platform_module, "read_platform", lambda device=0: platform("tensorrt"))
         monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-        monkeypatch.setattr(backends, "open_tensorrt", lambda flavour, host_code: gpu.backend())
+        monkeypatch.setattr(backends, "open_tensorrt", lambda flavour, options, host_code: gpu.backend(options))
 
     return use
 
@@ -118,3 +119,25 @@ def test_where_memory_is_short_nothing_is_compared(
     trial = smoke_test.try_engines(gpu.bundle, TARGET, GRAPHS)
     assert trial.state == "passed, without comparison: memory for ONNX Runtime is short"
     assert {gate.kind for gate in trial.gates} == {"finite", "two at once"}
+
+
+def test_they_are_tried_on_the_gpu_that_they_were_built_on(
+    tiny_bundle: Path, tmp_path: Path, fitting: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = fake_gpu(tiny_bundle, tmp_path)
+    fitting(gpu)
+    asked: list[int] = []
+
+    def read(device: int = 0) -> platform_module.Platform:
+        asked.append(device)
+        return platform("tensorrt")
+
+    def opened(flavour: str, options: EngineOptions, *, host_code: bool) -> TensorRtBackend:
+        asked.append(options.device)
+        return gpu.backend()
+
+    monkeypatch.setattr(platform_module, "read_platform", read)
+    monkeypatch.setattr(backends, "open_tensorrt", opened)
+    assert smoke_test.try_engines(gpu.bundle, TARGET, ["vision"], device=1).state == "passed"
+    assert smoke_test.try_engines(gpu.bundle, TARGET, ["vision"]).state == "passed"
+    assert asked == [1, 1, 0, 0]
