@@ -9,6 +9,7 @@ BUNDLE/
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -47,6 +48,8 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 _ADVICE = "export the bundle again"
+# Of a graph and of a tokenizer, which are read whole; graphs of 13B models have less than a hundredth.
+_MOST_GRAPH_BYTES = 2**28
 
 
 class Bundle:
@@ -156,6 +159,7 @@ def _require_fitting(path: Path, manifest: Manifest, variant: Variant) -> None:
     for name in variant.files:
         if name not in manifest.files:
             raise BadBundle(f"{where} names {shown(name)}, which is not listed; {_ADVICE}")
+    _require_plausible_sizes(where, manifest, variant)
     llm = manifest.spec.llm
     table_bytes = llm.vocabulary * llm.width * EMBEDDING_BYTES[variant.embedding_dtype]
     if manifest.files[variant.embedding].size_bytes != table_bytes:
@@ -178,6 +182,32 @@ def _require_fitting(path: Path, manifest: Manifest, variant: Variant) -> None:
         difference = GraphSignature.of(info.inputs, info.outputs).difference(wanted[name])
         if difference is not None or len(info.inputs) + len(info.outputs) != wanted[name].size:
             raise BadBundle(f"{where}, graph {name!r}: {difference or 'a tensor is listed twice'}; {_ADVICE}")
+
+
+def _require_plausible_sizes(where: str, manifest: Manifest, variant: Variant) -> None:
+    """Before anything is read: a file of holes may claim any size and take no space."""
+    for name in filter(None, (manifest.tokenizer, *(graph.file for graph in variant.graphs.values()))):
+        if manifest.files[name].size_bytes > _MOST_GRAPH_BYTES:
+            raise BadBundle(
+                f"{where}: {shown(name)} has {manifest.files[name].size_bytes} bytes; expected at most "
+                f"{_MOST_GRAPH_BYTES}: weights lie in files of their own; {_ADVICE}"
+            )
+    weights_bytes, most = sum(manifest.files[name].size_bytes for name in variant.files), _most_bytes(manifest.spec)
+    if weights_bytes > most:
+        raise BadBundle(f"{where} has {weights_bytes} bytes; such a model in float32 has less than {most}; {_ADVICE}")
+
+
+def _most_bytes(spec: ModelSpec) -> int:
+    """Twice the matrices and tables of a model in float32, and something for what is small."""
+    llm, vision = spec.llm, spec.vision
+    attention = llm.width * llm.head_dim * 2 * (llm.heads + llm.kv_heads)
+    layers = llm.layers + (spec.rpn.layers if spec.rpn is not None else 0)
+    tables = 2 * llm.vocabulary * llm.width + 4 * llm.max_context * llm.head_dim
+    tower = vision.layers * vision.width * (4 * vision.width + 2 * vision.mlp_width)
+    pixels = (3 * vision.patch_size_px**2 + vision.image_tokens + 1) * vision.width
+    projector = sum(one * other for one, other in itertools.pairwise(spec.projector_widths))
+    numbers = layers * (attention + 3 * llm.width * llm.mlp_width) + tables + tower + pixels + projector
+    return 2 * 4 * numbers + 2**26
 
 
 def _cpu_order(variant: Variant) -> tuple[bool, bool, bool, bool, int, str]:

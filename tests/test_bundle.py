@@ -189,6 +189,19 @@ class TestFiles:
         with pytest.raises(BadBundle, match=r"has 1099511627776 bytes, the manifest says \d+"):
             use_everything(copy)
 
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("trunk.fused-fp32.onnx", r"has 1099511627776 bytes; expected at most 268435456: weights lie in files of"),
+            ("weights/trunk.fp32.bin", r"has \d+ bytes; such a model in float32 has less than \d+; export"),
+        ],
+    )
+    def test_a_huge_file_whose_size_is_listed(self, copy: Path, name: str, message: str) -> None:
+        os.truncate(copy / name, 2**40)
+        edit_manifest(copy, lambda value: value["files"][name].update(size_bytes=2**40))
+        with pytest.raises(BadBundle, match=message):
+            open_bundle(copy)
+
     def test_a_loop_of_links(self, copy: Path) -> None:
         path = copy / "trunk.fused-fp32.onnx"
         path.unlink()
