@@ -110,7 +110,7 @@ def taken_while_garbage_goes(pool: Pool, garbage: list[Block], moment: int) -> t
 @pytest.mark.parametrize("kind", ["memory", "pinned"])
 def test_blocks_that_go_at_any_moment(gpu: FakeGpu, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The garbage collector may run between any two lines of a pool."""
-    monkeypatch.setattr(device_memory, "_KEPT_BYTES", 1 << 17)
+    monkeypatch.setattr(device_memory, "_KEPT_BYTES", 190 << 10)  # what goes first stays, with the rest it is too much
     device = gpu.backend().device
     pool: Pool = getattr(device, kind)
     garbage: list[Block] = []
