@@ -7,22 +7,29 @@ at once, where each has to come out as it does alone. How far engines lie from t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from sdrpn.bundle import GraphInfo, TensorInfo
+from sdrpn.bundle import Bundle, GraphInfo, TensorInfo, Variant
 from sdrpn.engine_manifest import EngineManifest, ParityGate
 from sdrpn.runtime.arrays import run_on_arrays
 from sdrpn.runtime.engine_set import EngineSet
 from sdrpn.runtime.runner import Array, Backend, Runner
 from sdrpn.tolerances import tolerances_of
 
-__all__ = ["FINITE", "SMOKE", "TWO_AT_ONCE", "smoke_test"]
+__all__ = ["FINITE", "SMOKE", "TWO_AT_ONCE", "smoke_test", "smoke_test_graphs"]
 
 FINITE, SMOKE, TWO_AT_ONCE = "finite", "smoke test", "two at once"  # kinds of gates
 _SEED = 0
+_GRAPH_CONTEXT = 64  # rows of the caches that a graph is tried with
+
+_Takes: TypeAlias = Callable[[Mapping[str, Array]], bool]  # whether these inputs fit a profile
 
 
 @dataclass(frozen=True)
@@ -50,23 +57,61 @@ def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) 
     """
     limit = tolerances_of(engines.variant.numerics).values
     for name, engine in engines.engines.items():
-        graph, manifest = engines.variant.graphs[name], engines.manifests[name]
-        runs = _runs(graph, engines.contexts)
-        runner = backend.load(graph, engine.path)
+        graph = engines.variant.graphs[name]
+        tried = _Loadable(backend, graph, engine.path)
+        other = _Loadable(reference, graph, engines.bundle.file(graph.file)) if reference is not None else None
+        yield from _gates(tried, other, engines.contexts, partial(_takes, engines.manifests[name]), limit)
+
+
+def smoke_test_graphs(bundle: Bundle, variant: Variant, twin: Variant | None, backend: Backend) -> Iterator[ParityGate]:
+    """The same for the ONNX graphs of a variant, against those of another that ought to compute the same numbers.
+
+    Args:
+        twin: None: nothing is compared but two at once with each by itself
+    """
+    limit = tolerances_of(variant.numerics).values
+    for name, graph in variant.graphs.items():
+        tried = _Loadable(backend, graph, bundle.file(graph.file))
+        other = None
+        if twin is not None:
+            other = _Loadable(backend, twin.graphs[name], bundle.file(twin.graphs[name].file))
+        yield from _gates(tried, other, (_GRAPH_CONTEXT,), lambda feeds: True, limit)
+
+
+@dataclass(frozen=True)
+class _Loadable:
+    """A graph, and what runs it."""
+
+    backend: Backend
+    graph: GraphInfo
+    path: Path
+
+    @contextmanager
+    def loaded(self) -> Iterator[Runner]:
+        """Closed behind the block."""
+        runner = self.backend.load(self.graph, self.path)
         try:
-            found = [run_on_arrays(backend, runner, _feeds(graph, runner.inputs, run, 1)) for run in runs]
-            pairs = [pair for run in runs for pair in _pairs(backend, runner, graph, manifest, run)]
+            yield runner
         finally:
             runner.close()
-        labels = [run.label for run in runs]
-        gates = [_finite(name, labels, found)]
-        if reference is not None:
-            other = reference.load(graph, engines.bundle.file(graph.file))
-            gates.append(_gate(name, SMOKE, _checks(labels, found, _expected(reference, other, graph, runs)), limit))
-        yield from gates
-        # Whether two come out as one does says nothing where one is wrong.
-        if pairs and all(gate.ok for gate in gates):
-            yield _gate(name, TWO_AT_ONCE, pairs, limit)
+
+
+def _gates(
+    tried: _Loadable, other: _Loadable | None, contexts: Sequence[int], takes: _Takes, limit: float
+) -> Iterator[ParityGate]:
+    name, graph, backend = tried.graph.name, tried.graph, tried.backend
+    runs = _runs(graph, contexts)
+    with tried.loaded() as runner:
+        found = [run_on_arrays(backend, runner, _feeds(graph, runner.inputs, run, 1)) for run in runs]
+        pairs = [pair for run in runs for pair in _pairs(backend, runner, graph, takes, run)]
+    labels = [run.label for run in runs]
+    gates = [_finite(name, labels, found)]
+    if other is not None:
+        gates.append(_gate(name, SMOKE, _checks(labels, found, _expected(other, runs)), limit))
+    yield from gates
+    # Whether two come out as one does says nothing where one is wrong.
+    if pairs and all(gate.ok for gate in gates):
+        yield _gate(name, TWO_AT_ONCE, pairs, limit)
 
 
 def _runs(graph: GraphInfo, contexts: Sequence[int]) -> list[_Run]:
@@ -80,19 +125,15 @@ def _runs(graph: GraphInfo, contexts: Sequence[int]) -> list[_Run]:
     ]
 
 
-def _expected(backend: Backend, runner: Runner, graph: GraphInfo, runs: Sequence[_Run]) -> list[dict[str, Array]]:
-    try:
-        return [run_on_arrays(backend, runner, _feeds(graph, runner.inputs, run, 1)) for run in runs]
-    finally:
-        runner.close()
+def _expected(other: _Loadable, runs: Sequence[_Run]) -> list[dict[str, Array]]:
+    with other.loaded() as runner:
+        return [run_on_arrays(other.backend, runner, _feeds(other.graph, runner.inputs, run, 1)) for run in runs]
 
 
-def _pairs(
-    backend: Backend, runner: Runner, graph: GraphInfo, manifest: EngineManifest, run: _Run
-) -> Iterator[tuple[str, float]]:
-    """Where the engine takes two at once: (tensor and run, difference of an entry from what it is by itself)."""
+def _pairs(backend: Backend, runner: Runner, graph: GraphInfo, takes: _Takes, run: _Run) -> Iterator[tuple[str, float]]:
+    """Where it takes two at once: (tensor and run, difference of an entry from what it is by itself)."""
     both = _feeds(graph, runner.inputs, run, 2)
-    if not _takes(manifest, both):
+    if not takes(both):
         return
     together = run_on_arrays(backend, runner, both)
     for index in range(2):

@@ -26,9 +26,12 @@ class CheckupRequest:
     bundle: str | None = None  # None: CUDA and pictures alone
     backend: str = AUTOMATIC
     target: str | None = None
+    gpu: int = 0  # as CUDA numbers them
     step_limit_s: float = 600.0  # a step that takes longer has failed
 
     def __post_init__(self) -> None:
+        if self.gpu < 0:
+            raise BadInput(f"gpu is {self.gpu}; expected the number of a GPU, the first of which is 0")
         if self.step_limit_s <= 0:
             raise BadInput(f"step_limit_s is {self.step_limit_s:g}; expected seconds above 0")
 
@@ -51,25 +54,26 @@ def steps_of(group: str, request: CheckupRequest) -> list[Step]:
 
 
 def _cuda(request: CheckupRequest) -> list[Step]:
-    return _cuda_checks().steps()
+    return _cuda_checks(request).steps()
 
 
 def _pictures(request: CheckupRequest) -> list[Step]:
     def open_device() -> Device:
-        return _cuda_checks().device
+        return _cuda_checks(request).device
 
     return PictureChecks(open_device).steps()
 
 
 def _bundle(request: CheckupRequest) -> list[Step]:
-    opened = OpenedBundle(request.bundle or "", backend=request.backend, target=request.target)
+    opened = OpenedBundle(request.bundle or "", backend=request.backend, target=request.target, gpu=request.gpu)
     return BundleChecks(opened).steps()
 
 
-def _cuda_checks() -> CudaChecks:
+def _cuda_checks(request: CheckupRequest) -> CudaChecks:
     machine = read_machine()
     return CudaChecks(
-        lambda: load_cuda("the check of the device"), gpu_expected=bool(machine.gpus or machine.jetson is not None)
+        lambda: load_cuda("the check of the device", request.gpu),
+        gpu_expected=bool(machine.gpus or machine.jetson is not None),
     )
 
 

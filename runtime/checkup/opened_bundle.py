@@ -13,10 +13,10 @@ from sdrpn.memory import graph_weights_bytes
 from sdrpn.runtime.backends import open_backend, open_tensorrt
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.checkup.steps import Skip
-from sdrpn.runtime.choice import AUTOMATIC, choose_backend
+from sdrpn.runtime.choice import AUTOMATIC, choose_backend, onnxruntime_variant
 from sdrpn.runtime.platform import read_platform
 from sdrpn.runtime.session import Session
-from sdrpn.runtime.smoke_test import smoke_test
+from sdrpn.runtime.smoke_test import smoke_test, smoke_test_graphs
 from sdrpn.spec import ModelSpec
 
 __all__ = ["OpenedBundle"]
@@ -29,12 +29,16 @@ _HOST_PER_WEIGHT_BYTE = 3
 class OpenedBundle:
     """Chooses once what runs the bundle, and opens sessions of it."""
 
-    def __init__(self, path: Path | str, *, backend: str = AUTOMATIC, target: str | None = None) -> None:
-        """Raises BadBundle, BadInput or EngineMismatch, as `Session.open` does."""
-        self._bundle = open_bundle(path)
-        self._choice = choose_backend(self._bundle, backend, target=target)
-        engines = self._choice.engines
-        self._variant = engines.variant if engines is not None else self._bundle.variant()
+    def __init__(self, path: Path | str, *, backend: str = AUTOMATIC, target: str | None = None, gpu: int = 0) -> None:
+        """Raises BadBundle, BadInput, EngineMismatch or MissingDependency, as `Session.open` does."""
+        self._bundle, self._gpu = open_bundle(path), gpu
+        self._choice = choose_backend(self._bundle, backend, target=target, device=gpu)
+        engines, note = self._choice.engines, self._choice.note
+        self._variant = (
+            engines.variant
+            if engines is not None
+            else onnxruntime_variant(self._bundle, None, note, self._choice.backend)
+        )
         self.spec: ModelSpec = self._bundle.spec
         self.numerics = self._variant.numerics
         self.subject = Subject(
@@ -57,6 +61,7 @@ class OpenedBundle:
             backend=self._choice.backend,
             target=self.subject.target,
             variant=self._variant.name,
+            device=self._gpu,
             engine_options=EngineOptions(cuda_graph=cuda_graph) if engines is not None else None,
             optimized=False,
             verify=False,
@@ -72,18 +77,22 @@ class OpenedBundle:
             return None
         return Session.open(self._bundle.path, backend=_CPU, variant=reference.name, optimized=False, verify=False)
 
-    def _twin(self) -> Variant | None:
-        """Other graphs that ought to compute the same numbers."""
-        others = self._bundle.manifest.variants.values()
-        same = [one for one in others if one.numerics == self.numerics and one.name != self._variant.name]
-        return next((one for one in same if not one.for_engines_only), None)
+    def _twin(self, dialect: str | None = None) -> Variant | None:
+        """Other graphs that ought to compute the same numbers; of one dialect they have the same inputs and outputs."""
+        for variant in self._bundle.manifest.variants.values():
+            same = variant.numerics == self.numerics and dialect in (None, variant.dialect)
+            if same and variant.name != self._variant.name and not variant.for_engines_only:
+                return variant
+        return None
 
     def gates(self) -> Iterator[ParityGate]:
         """See `BundleOnDevice`."""
         engines = self._choice.engines
+        if self._choice.backend == _CPU:
+            return smoke_test_graphs(self._bundle, self._variant, self._twin(self._variant.dialect), open_backend(_CPU))
         if engines is None:
-            raise Skip("no engines were run; ONNX Runtime on the CPU is what they are compared with")
-        gpu = open_tensorrt(engines.flavour, host_code=engines.host_code)
+            raise Skip("graphs are compared one by one for engines, and on the CPU")
+        gpu = open_tensorrt(engines.flavour, EngineOptions(device=self._gpu), host_code=engines.host_code)
         compares = not self._variant.for_engines_only and self._fits_host()
         return smoke_test(engines, gpu, open_backend(_CPU) if compares else None)
 
@@ -96,5 +105,5 @@ class OpenedBundle:
         """See `BundleOnDevice`."""
         if self._choice.backend == _CPU:
             return read_machine().memory_available_bytes
-        gpu = read_platform().gpu
+        gpu = read_platform(self._gpu).gpu
         return gpu.memory_free_bytes if gpu is not None else None

@@ -37,6 +37,9 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", metavar="NAME", help="with --bundle: what runs it; default: as `sdrpn ask` chooses"
     )
     parser.add_argument("--target", metavar="NAME", help="with --bundle: whose engines; default: those that fit")
+    parser.add_argument(
+        "--gpu", type=int, metavar="N", help="with --device: which GPU, as CUDA numbers them; default: 0"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="with --device: write a page, .html or .md")
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="with --device: append one line of JSON to this file"
@@ -45,7 +48,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def require_device(args: argparse.Namespace) -> None:
     """Raises BadInput for an option that only --device understands."""
-    for name in ("bundle", "backend", "target", "report", "record"):
+    for name in ("bundle", "backend", "target", "gpu", "report", "record"):
         if getattr(args, name) is not None:
             raise BadInput(f"--{name} is given without --device; add --device to try the machine out")
 
@@ -84,7 +87,8 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
             require_writable_file(path)
     if args.report is not None and args.report.suffix not in PAGES:
         raise BadInput(f"{args.report} is no name for a report; expected one that ends in {' or '.join(PAGES)}")
-    options = {name: getattr(args, name) for name in ("bundle", "backend", "target") if getattr(args, name) is not None}
+    names = ("bundle", "backend", "target", "gpu")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return CheckupRequest(**options)
 
 
@@ -104,7 +108,7 @@ def _run(request: CheckupRequest) -> DeviceReport:
     return DeviceReport(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=__version__,
-        device=machine.gpus[0].name if machine.gpus else cpu.model,
+        device=machine.gpus[request.gpu].name if request.gpu < len(machine.gpus) else cpu.model,
         machine={**dataclasses.asdict(machine), "cpu": cpu.model},
         libraries={name: installed_version(name) for name in _LIBRARIES},
         subject=subject,
@@ -123,7 +127,7 @@ def _subject(request: CheckupRequest) -> Subject | None:
     if request.bundle is None:
         return None
     try:
-        return OpenedBundle(request.bundle, backend=request.backend, target=request.target).subject
+        return OpenedBundle(request.bundle, backend=request.backend, target=request.target, gpu=request.gpu).subject
     except EngineMismatch:
         return None
 

@@ -76,6 +76,8 @@ def test_requests_are_checked() -> None:
     assert set(STEP_COUNTS) == set(GROUPS)
     with pytest.raises(BadInput, match="expected seconds above 0"):
         CheckupRequest(step_limit_s=0)
+    with pytest.raises(BadInput, match="the first of which is 0"):
+        CheckupRequest(gpu=-1)
     with pytest.raises(BadInput, match="group 'fans' is unknown"):
         steps_of("fans", CheckupRequest())
 
