@@ -35,7 +35,7 @@ from sdrpn.export.options import ExportOptions
 from sdrpn.export.quantized_weights import Calibration
 from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
-from sdrpn.export.tokenizer import write_tokenizer
+from sdrpn.export.tokenizer import exported_tokenizer
 from sdrpn.export.vision import vision_graph
 from sdrpn.geometry import Fit
 from sdrpn.spec import ModelSpec
@@ -75,6 +75,7 @@ def export_bundle(
     fit: Fit = "pad",
     resume: bool = False,
     calibration: Calibration | None = None,
+    template: str | None = None,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
@@ -85,6 +86,7 @@ def export_bundle(
         out: a new or empty folder, or a bundle of the same checkpoint
         vision_tower, rpn, base, projector, fit: see `open_checkpoint`
         calibration: for the method gptq; `options.calibration` must be its digest
+        template: see `open_checkpoint`; None: the checkpoint's own, or what an earlier export of this bundle was given
         resume: take the weight files that an earlier attempt with `resume` finished, and keep those that this one does
             should it be broken off; they lie hidden beside `out`
         progress: told (bytes done, bytes in all) as the weights are written
@@ -96,16 +98,26 @@ def export_bundle(
     if options.calibration != (None if calibration is None else calibration.digest):
         raise BadInput("the options name another calibration than the one that is given; give both or none")
     existing = _existing_bundle(out)
-    with open_checkpoint(
-        checkpoint, vision_tower=vision_tower, rpn=rpn, base=base, projector=projector, fit=fit
-    ) as source:
+    template = template or (None if existing is None else existing.manifest.given_template)
+    with (
+        open_checkpoint(
+            checkpoint,
+            vision_tower=vision_tower,
+            rpn=rpn,
+            base=base,
+            projector=projector,
+            fit=fit,
+            template=template,
+        ) as source,
+        exported_tokenizer(source) as tokenizer,
+    ):
         for text in (source.pictures, *source.notes):
             note(text)
         max_context = _checked_context(source.spec, options.max_context)
         digest = source.digest()
         if existing is not None:
             _require_same_model(existing, source.spec, max_context, digest)
-        plan = _Plan(source.spec, options, max_context)
+        plan = _Plan(source.spec, options, max_context, tokenizer, template)
         kept = frozenset(existing.manifest.files) if existing is not None else frozenset[str]()
         finished = FinishedFiles(out, f"{version('sdrpn')} {digest} {max_context}") if resume else None
         return _write(out, plan, source, digest, existing, kept, finished, calibration, progress)
@@ -114,8 +126,13 @@ def export_bundle(
 class _Plan:
     """All graphs and weight tables of one export, before a byte is written."""
 
-    def __init__(self, spec: ModelSpec, options: ExportOptions, max_context: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, options: ExportOptions, max_context: int, tokenizer: Path | None, template: str | None
+    ) -> None:
+        """`tokenizer` is a file to copy, `template` how the model is asked where that is not the checkpoint's way."""
         self.spec, self.options, self.max_context = spec, options, max_context
+        self.tokenizer = tokenizer
+        self.given: dict[str, str] = {} if template is None else {"template": "given"}
         self.tables = Tables(spec, options, max_context)
 
     def graph_files(self) -> Iterator[str]:
@@ -186,12 +203,12 @@ def _write(
         for name in plan.graph_files():  # an older export of this variant may be a link to the bundle that is there
             (folder / name).unlink(missing_ok=True)
         _write_weights(folder, plan, source, kept, finished, calibration, bar.advance)
-        tokenizer = write_tokenizer(source.tokenizer_dir, folder / TOKENIZER_NAME)
+        _copy_tokenizer(plan.tokenizer, folder / TOKENIZER_NAME)
         variants = {
             **(existing.manifest.variants if existing is not None else {}),
             **plan.write_graphs(folder, calibration),
         }
-        files = _files(folder, variants, tokenizer, existing, kept, bar.advance)
+        files = _files(folder, variants, plan.tokenizer is not None, existing, kept, bar.advance)
         if existing is not None:  # what only an earlier form of these variants used
             for name in existing.manifest.files.keys() - files.keys():
                 (folder / name).unlink(missing_ok=True)
@@ -200,8 +217,8 @@ def _write(
             max_context=plan.max_context,
             variants=variants,
             files=files,
-            tokenizer=TOKENIZER_NAME if tokenizer else None,
-            source={"checkpoint": source.path.name, "layout": source.layout, "sha256": digest},
+            tokenizer=TOKENIZER_NAME if plan.tokenizer is not None else None,
+            source={"checkpoint": source.path.name, "layout": source.layout, "sha256": digest, **plan.given},
             tools={name: version(name) for name in ("sdrpn", "onnxscript", "onnx-ir", "numpy")},
         )
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -209,6 +226,12 @@ def _write(
     if finished is not None:
         finished.drop()
     return manifest
+
+
+def _copy_tokenizer(source: Path | None, path: Path) -> None:
+    path.unlink(missing_ok=True)  # of an older export, and perhaps a link to it
+    if source is not None:
+        shutil.copyfile(source, path)
 
 
 def _write_weights(
@@ -259,6 +282,7 @@ def _require_same_model(existing: Bundle, spec: ModelSpec, max_context: int, dig
     differences = [
         ("checkpoint digest", str(found.source.get("sha256"))[:12], digest[:12]),
         ("max_context", found.max_context, max_context),
+        ("prompt", found.spec.prompt.template[:40], spec.prompt.template[:40]),
         ("model description", found.spec, spec),
     ]
     for what, there, wanted in differences:

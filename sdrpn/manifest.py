@@ -139,6 +139,11 @@ class Manifest:
         if not 1 <= self.max_context <= self.spec.llm.max_context:
             raise BadInput(f"max_context is {self.max_context}; expected 1 to {self.spec.llm.max_context}, the model's")
 
+    @property
+    def given_template(self) -> str | None:
+        """How the model is asked, where `sdrpn export --template` said so instead of the checkpoint."""
+        return self.spec.prompt.template if self.source.get("template") == "given" else None
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists."""
         return {**_plain(self), "spec": self.spec.to_json()}

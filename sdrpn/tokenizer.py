@@ -24,6 +24,7 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 WINDOW_TOKENS = 64  # a stream decodes this many tokens at most, again and again
 KEPT_TOKENS = 16
 MAX_DECODED_CHARACTERS = 1_000_000  # an answer of thousands of tokens has a tenth of it
+_PUBLISHED = "its tokenizer.json is at fault: take the one that the model was published with"
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
@@ -34,7 +35,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """
     path = Path(path)
     _require_tokenizer_file(path)
-    with _failing(f"{path} is not a tokenizer", "export the checkpoint again"):
+    with _failing(f"{path} is not a tokenizer that can be read", "export the checkpoint again"):
         tokenizer: Tokenizer = Tokenizer.from_file(os.fspath(path))
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -46,14 +47,14 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 def encode_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
     """Token ids of a text. Raises BadBundle where the tokenizer fails at it."""
-    with _failing("the tokenizer cannot read this text", "its tokenizer.json is at fault: export the checkpoint again"):
+    with _failing("the tokenizer cannot read this text", _PUBLISHED):
         ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
     return ids
 
 
 def decode_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of generated ids, without special tokens. Raises BadBundle where the tokenizer fails at them."""
-    with _failing("the tokenizer cannot write these tokens", "its tokenizer.json is at fault: export it again"):
+    with _failing("the tokenizer cannot write these tokens", _PUBLISHED):
         ids = [int(token_id) for token_id in ids]
         if sum(len(token_text(tokenizer, token_id)) for token_id in ids) > MAX_DECODED_CHARACTERS:
             raise ValueError(f"they have more than {MAX_DECODED_CHARACTERS} characters")

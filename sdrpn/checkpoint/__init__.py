@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdrpn.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from sdrpn.checkpoint.prompt_config import named_template
 from sdrpn.checkpoint.random import write_random_checkpoint
 from sdrpn.checkpoint.rpn_file import RpnFile, read_rpn, write_rpn
 from sdrpn.checkpoint.tensor_shapes import tensor_shapes
@@ -10,6 +11,7 @@ from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 __all__ = [
     "Checkpoint",
     "RpnFile",
+    "named_template",
     "open_checkpoint",
     "read_rpn",
     "tensor_shapes",

@@ -21,6 +21,7 @@ from sdrpn.checkpoint.fine_tune import NO_FINE_TUNE, FineTune, FolderParts, find
 from sdrpn.checkpoint.finite import count_not_finite
 from sdrpn.checkpoint.model_file import require_links
 from sdrpn.checkpoint.processor_config import Processor, read_processor
+from sdrpn.checkpoint.prompt_config import with_template
 from sdrpn.checkpoint.rpn_file import RPN_CONFIG_NAME, RpnFile, read_rpn
 from sdrpn.checkpoint.source import (
     PARTS,
@@ -159,6 +160,7 @@ def open_checkpoint(
     allow_links: AllowLinks = (),
     fit: Fit = "pad",
     download: bool = False,
+    template: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint folder in any known layout and check that it holds every tensor it should.
 
@@ -175,6 +177,7 @@ def open_checkpoint(
         fit: how pictures become squares, whatever the checkpoint's processor does: see `VisionSpec`
         path, base, vision_tower: as a text also a model of Hugging Face's hub that is in the local cache
         download: fetch what the cache lacks of such a model
+        template: how the model is asked, in place of the checkpoint's own way (`PromptSpec.template`)
     Raises BadCheckpoint for whatever is missing, malformed or not supported.
     """
     folder = model_folder(path, download=download)
@@ -185,10 +188,13 @@ def open_checkpoint(
     described_in = _described_in(parts, base)
     tower = _vision_tower(described_in, vision_tower)
     require_links((tower,), allow_links)
-    spec = read_spec(described_in, tower, _text_folders(folder, base))
+    text_folders = _text_folders(folder, base)
+    spec = read_spec(described_in, tower, text_folders)
     processor = read_processor(tower if tower is not None else described_in)
     processor.require_fit(fit, spec.vision.image_size_px)
     spec = dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, fit=fit))
+    if template is not None:
+        spec = with_template(spec, template, text_folders[0])
     if base is not None:
         spec = _with_layers_of(base, spec)
     own = checkpoint_source(parts.weights_in(base), with_rpn=spec.rpn is not None)

@@ -6,16 +6,18 @@ model does not have, and lists where it has several; an id that no token of the 
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdrpn.checkpoint.config_section import ConfigSection, read_optional_config, read_text_file
+from sdrpn.checkpoint.config_section import ConfigSection, read_config, read_optional_config, read_text_file
 from sdrpn.conversations import CONVERSATIONS
-from sdrpn.errors import BadCheckpoint
-from sdrpn.spec import PromptSpec
+from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.spec import ModelSpec, PromptSpec
 
-__all__ = ["chat_template", "image_token_id", "prompt_spec"]
+__all__ = ["chat_template", "image_token_id", "named_template", "prompt_spec", "with_template"]
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULT_IDS = {"bos_token_id": 1, "eos_token_id": 2}  # of transformers' LlamaConfig
@@ -34,6 +36,35 @@ def chat_template(folder: Path) -> str:
         if named:
             return named.get("default", next(iter(named.values())))
     return "vicuna_v1"
+
+
+def named_template(text: str) -> str:
+    """What `--template` means: a conversation of LLaVA's by name, or a file with a Jinja template.
+
+    Files as Hugging Face writes them hold it as `chat_template`. Raises BadInput for a name or a file without one.
+    """
+    if text in CONVERSATIONS:
+        return text
+    path = Path(text)
+    if not path.is_file():
+        similar = difflib.get_close_matches(text, CONVERSATIONS, n=1)
+        hint = f"did you mean {similar[0]}? " if similar else ""
+        raise BadInput(f"{text} is neither a file nor a template's name; {hint}names: {', '.join(CONVERSATIONS)}")
+    if path.suffix != ".json":
+        template = read_text_file(path)
+    else:
+        named = _named_templates(read_config(path))
+        template = named.get("default", next(iter(named.values()), ""))
+    if not template.strip():
+        raise BadInput(f"{path} has no chat template; expected one in Jinja, or JSON with a chat_template")
+    return template
+
+
+def with_template(spec: ModelSpec, template: str, folder: Path) -> ModelSpec:
+    """The same model, asked in another way; `folder` has the tokenizer's config."""
+    special: dict[str, str] = {} if template in CONVERSATIONS else _texts(folder)
+    prompt = dataclasses.replace(spec.prompt, template=template, special_tokens=special)
+    return dataclasses.replace(spec, prompt=prompt)
 
 
 def _named_templates(config: ConfigSection) -> dict[str, str]:
@@ -71,7 +102,7 @@ def prompt_spec(
         bos_token_id=next(iter(special.ids("bos_token_id", *model, generation)), None),
         eos_token_ids=special.ids("eos_token_id", generation, *model),
         pad_token_id=next((pad for section in (*model, generation) for pad in _ids(section, "pad_token_id")), None),
-        special_tokens={} if template in CONVERSATIONS else special.texts(),
+        special_tokens={} if template in CONVERSATIONS else _texts(folder),
     )
 
 
@@ -87,26 +118,12 @@ class _SpecialTokens:
             known = tuple(token_id for token_id in _ids(section, key) if token_id < self._vocabulary)
             if known:
                 return known
-        text = self.texts().get(key.removesuffix("_id"))
+        text = _texts(self._folder).get(key.removesuffix("_id"))
         found = next((token_id for token_id, name in self._added_tokens() if name == text), None) if text else None
         if found is not None:
             return (found,)
         said = any(section.get(key) is not None for section in sections)
         return () if said else (_DEFAULT_IDS[key],)
-
-    def texts(self) -> dict[str, str]:
-        """By name, as a chat template knows them; an empty one is a token that the tokenizer says it lacks."""
-        entries = dict(self._tokenizer.values)
-        if "added_tokens_decoder" not in entries:  # written by transformers before 4.34, which has a second file
-            entries |= read_optional_config(self._folder / "special_tokens_map.json").values
-        texts = {}
-        for name in _TOKEN_NAMES:
-            value = entries.get(name, ...)
-            if isinstance(value, dict):
-                value = value.get("content")
-            if isinstance(value, str) or value is None:
-                texts[name] = value or ""
-        return texts
 
     def _added_tokens(self) -> Iterator[tuple[int, str]]:
         """Ids and texts, from wherever they may be written."""
@@ -121,6 +138,21 @@ class _SpecialTokens:
         for token in added if isinstance(added, list) else []:
             if isinstance(token, dict) and isinstance(token.get("id"), int):
                 yield token["id"], str(token.get("content"))
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    """Special tokens by name, as a chat template knows them; an empty one is one that the tokenizer says it lacks."""
+    entries = dict(read_optional_config(folder / "tokenizer_config.json").values)
+    if "added_tokens_decoder" not in entries:  # written by transformers before 4.34, which has a second file
+        entries |= read_optional_config(folder / "special_tokens_map.json").values
+    texts = {}
+    for name in _TOKEN_NAMES:
+        value = entries.get(name, ...)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str) or value is None:
+            texts[name] = value or ""
+    return texts
 
 
 def _ids(section: ConfigSection, key: str) -> tuple[int, ...]:

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         base=args.base,
         projector=args.projector,
         fit=bundle.spec.vision.fit,
+        template=bundle.manifest.given_template,
     ) as source:
         require_memory("compare", bundle, source, variants)
         checks = list(_compare(bundle, source, variants))
@@ -98,12 +99,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(bundle: Bundle, source: Checkpoint, variants: list[Variant]) -> Iterator[Check]:
-    from sdrpn.cli.comparison import Steps, compare_source
+    from sdrpn.cli.comparison import Steps, compare_source, questions_of
     from sdrpn.cli.progress import progress
-    from sdrpn.compare.answers import trial_questions
     from sdrpn.model import model_from_checkpoint
 
-    questions = trial_questions(source.spec)
+    questions = questions_of(bundle, source)
     steps_each = len(bundle.variant().graphs) + 1 + len(questions)  # 1: the embedding table
     total = 2 + len(variants) * steps_each
     with progress("compare", "steps") as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdrpn.bundle import Bundle, Variant
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from sdrpn.runtime import Session
     from sdrpn.runtime.runner import Runner
 
-__all__ = ["GraphRuns", "Steps", "answers_of", "compare_source", "require_memory", "require_torch", "verify_files"]
+__all__ = [
+    "GraphRuns",
+    "Steps",
+    "answers_of",
+    "compare_source",
+    "questions_of",
+    "require_memory",
+    "require_torch",
+    "verify_files",
+]
 
 
 def compare_source(bundle: Bundle, source: Checkpoint) -> Iterator[Check]:
@@ -27,6 +36,34 @@ def compare_source(bundle: Bundle, source: Checkpoint) -> Iterator[Check]:
     differing = sorted(key for key in pairs[0].keys() | pairs[1].keys() if pairs[0].get(key) != pairs[1].get(key))
     found, expected = (", ".join(f"{key} {pair.get(key, 'absent')}" for key in differing) or "equal" for pair in pairs)
     yield Check("all", "bundle", "checkpoint", "model description", found, expected, ok=not differing)
+    if bundle.manifest.tokenizer is not None and source.tokenizer_dir is not None:
+        yield _compare_prompts(bundle, source)
+
+
+def _compare_prompts(bundle: Bundle, source: Checkpoint) -> Check:
+    """Whether the bundle makes the same tokens of a question in words."""
+    from sdrpn.cli.teacher import tokenizer_of
+    from sdrpn.compare.answers import QUESTION_IN_WORDS
+    from sdrpn.compare.graphs import Check
+    from sdrpn.prompt import build_prompt, load_tokenizer
+
+    name = bundle.manifest.tokenizer
+    bundle.verify([name] if name else [])
+    pairs = ((load_tokenizer(bundle.file(str(name))), bundle.spec), (tokenizer_of(source), source.spec))
+    prompts = [build_prompt(tokenizer, spec.prompt, QUESTION_IN_WORDS) for tokenizer, spec in pairs]
+    found, expected = (f"{' '.join(map(str, (*one.ids_before, '<image>', *one.ids_after)))}" for one in prompts)
+    return Check("all", "bundle", "checkpoint", "prompt", found[:80], expected[:80], ok=found == expected)
+
+
+def questions_of(bundle: Bundle, source: Checkpoint) -> tuple[Question, ...]:
+    """Seeded questions by token ids, and one in words where the bundle takes words."""
+    from sdrpn.cli.teacher import tokenizer_of
+    from sdrpn.compare.answers import question_in_words, trial_questions
+
+    questions = trial_questions(source.spec)
+    if bundle.manifest.tokenizer is None or source.tokenizer_dir is None:
+        return questions
+    return (*questions, question_in_words(source.spec, tokenizer_of(source)))
 
 
 def answers_of(session: Session, steps: Steps) -> AnswerQuestion:
@@ -36,15 +73,12 @@ def answers_of(session: Session, steps: Steps) -> AnswerQuestion:
 
     def answer(question: Question) -> FoundAnswer:
         steps.take()
-        answer = session.answer_ids(
-            question.image,
-            question.ids_before,
-            question.ids_after,
-            roi=question.roi,
-            decide=question.decide,
-            max_new_tokens=question.max_new_tokens,
-            trace=True,
-        )
+        limits: dict[str, Any] = {"roi": question.roi, "max_new_tokens": question.max_new_tokens, "trace": True}
+        if question.text is not None:
+            answer = session.answer(question.image, question.text, **limits)
+        else:
+            ids = question.ids_before, question.ids_after
+            answer = session.answer_ids(question.image, *ids, decide=question.decide, **limits)
         if answer.trace is None:
             raise RunFailed("the session kept no trace; report this")
         return FoundAnswer(answer.token_ids, answer.trace.roi_logits, answer.trace.decision)

@@ -12,6 +12,7 @@ from sdrpn.cli.arguments import add_fit_argument, positive_int
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
+    from sdrpn.bundle import Manifest
     from sdrpn.export import ExportOptions
     from sdrpn.export.quantized_weights import Calibration
 
@@ -31,6 +32,7 @@ that are equal are stored once. An interrupted export leaves the folder as it wa
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision int4
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision int4 --kv-cache int8   # for longer contexts
   sdrpn export llava-lora --base vicuna-7b-v1.5 --out bundle --precision fp16
+  sdrpn export llava-llama-2-13b --out bundle --template llava_llama_2   # asked as its training did
   sdrpn export my-llava --out bundle --precision int4 --method gptq --calibrate qa.jsonl --images images
 """
 
@@ -75,6 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the matrices; the residual stream and the norms are always fp32. int8 and int4 store integers "
         "in blocks and write two variants on the same weights, one for GPUs and one for CPUs; bf16, fp8 (E4M3) and "
         "nvfp4 are for engines (default: fp32)",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="NAME|FILE",
+        help="how questions are put to the model: a conversation of LLaVA's training code by name (vicuna_v1, "
+        "llava_v1, llava_llama_2, mistral_instruct, chatml_direct, mpt, plain, ...), or a file with a Jinja chat "
+        "template (default: the checkpoint's own)",
     )
     _add_quantization(parser.add_argument_group("with a precision below fp16"))
     parser.add_argument(
@@ -153,11 +162,13 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.sizes import text_from_bytes
 
     with importing_extra("export", "sdrpn export"):
+        from sdrpn.checkpoint import named_template
         from sdrpn.export import export_bundle
 
     # What does not go together is told before anybody gathers questions or waits for a calibration.
     _options(args, "to be made" if _must_calibrate(args) else None)
     notes: list[str] = []
+    args.template = None if args.template is None else named_template(args.template)
     with _calibration(args) as calibration:
         options = _options(args, None if calibration is None else calibration.digest)
         with progress("export") as advance:
@@ -172,6 +183,7 @@ def run(args: argparse.Namespace) -> int:
                 fit=args.fit,
                 resume=args.resume,
                 calibration=calibration,
+                template=args.template,
                 progress=advance,
                 note=notes.append,
             )
@@ -188,6 +200,7 @@ def run(args: argparse.Namespace) -> int:
                 "max_context": manifest.max_context,
                 "rpn": manifest.spec.rpn is not None,
                 "tokenizer": manifest.tokenizer is not None,
+                "prompt": manifest.spec.prompt.template,
                 "source": dict(manifest.source),
                 "notes": notes,
             }
@@ -199,9 +212,19 @@ def run(args: argparse.Namespace) -> int:
         print_text(note)
     if manifest.spec.rpn is None:
         print_text("no RPN in this checkpoint: the bundle answers as plain LLaVA (--no-roi); see --rpn")
-    if manifest.tokenizer is None:
+    if manifest.tokenizer is not None:
+        print_text(f"questions are put by {_way_of_asking(manifest)}")
+    else:
         print_text("no tokenizer in this checkpoint: the bundle answers by token ids only, not through `sdrpn ask`")
     return 0
+
+
+def _way_of_asking(manifest: Manifest) -> str:
+    from sdrpn.conversations import CONVERSATIONS
+
+    template = manifest.spec.prompt.template
+    origin = "given" if manifest.given_template is not None else "of the checkpoint"
+    return f"the prompt {template}" if template in CONVERSATIONS else f"the chat template {origin}"
 
 
 def _options(args: argparse.Namespace, calibration: str | None) -> ExportOptions:
@@ -251,6 +274,7 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
         base=args.base,
         projector=args.projector,
         fit=args.fit,
+        template=args.template,
     ) as source:
         prompts = CalibrationPrompts(questions, args.images, tokenizer_of(source))
         with progress("calibrate", "layers") as advance:

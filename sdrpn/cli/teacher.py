@@ -118,14 +118,11 @@ def device_named(name: str) -> str:
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer as a bundle would have it."""
-    import tempfile
-
     from sdrpn.errors import BadCheckpoint
-    from sdrpn.export.tokenizer import write_tokenizer
-    from sdrpn.prompt import load_tokenizer
+    from sdrpn.export.tokenizer import exported_tokenizer
+    from sdrpn.tokenizer import load_tokenizer
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        if not write_tokenizer(checkpoint.tokenizer_dir, path):
+    with exported_tokenizer(checkpoint) as path:
+        if path is None:
             raise BadCheckpoint(f"{checkpoint.path} has no tokenizer; put its tokenizer.json or tokenizer.model there")
         return load_tokenizer(path)

@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         base=args.base,
         projector=args.projector,
         fit=bundle.spec.vision.fit,
+        template=bundle.manifest.given_template,
     ) as source:
         require_memory("verify", bundle, source, variants)
         engines = _engines_state(bundle, target)
@@ -164,9 +165,8 @@ def _engines_state(bundle: Bundle, target: str | None) -> str:
 
 
 def _verify(bundle: Bundle, source: Checkpoint, variants: list[Variant], engines_of: str | None) -> Iterator[Check]:
-    from sdrpn.cli.comparison import Steps, compare_source
+    from sdrpn.cli.comparison import Steps, compare_source, questions_of
     from sdrpn.cli.progress import progress
-    from sdrpn.compare.answers import trial_questions
     from sdrpn.errors import BadInput
     from sdrpn.model import model_from_checkpoint
 
@@ -176,7 +176,7 @@ def _verify(bundle: Bundle, source: Checkpoint, variants: list[Variant], engines
             f"{bundle.path} was not exported from {source.path}: {foreign[0].tensor} is {foreign[0].found}, expected "
             f"{foreign[0].expected}; name its checkpoint, with the same --vision-tower, --rpn, --base and --projector"
         )
-    questions = trial_questions(source.spec)
+    questions = questions_of(bundle, source)
     steps_each = len(bundle.variant().graphs) + len(questions) * (1 if engines_of is None else 2)
     with progress("verify", "steps") as advance:
         model = model_from_checkpoint(source)

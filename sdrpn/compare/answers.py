@@ -19,6 +19,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tokenizers import Tokenizer
 
 from sdrpn.compare.graphs import Check, Kind, until_failed
 from sdrpn.compare.overlap import overlap
@@ -26,14 +27,24 @@ from sdrpn.compare.pictures import random_photograph
 from sdrpn.errors import ContextTooLong, SdrpnError
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
+from sdrpn.prompt import build_prompt
 from sdrpn.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
 from sdrpn.spec import ModelSpec
 from sdrpn.tolerances import Tolerances, tolerances_of
 
-__all__ = ["AnswerQuestion", "FoundAnswer", "Question", "compare_answers", "trial_questions"]
+__all__ = [
+    "QUESTION_IN_WORDS",
+    "AnswerQuestion",
+    "FoundAnswer",
+    "Question",
+    "compare_answers",
+    "question_in_words",
+    "trial_questions",
+]
 
 Float32 = NDArray[np.float32]
 
+QUESTION_IN_WORDS = "What is written on the sign?"
 _SEED = 0
 _IMAGE_SIZES_WH = ((640, 420), (300, 480))
 _IDS_BEFORE, _IDS_AFTER, _NEW_TOKENS = 8, 6, 8
@@ -41,7 +52,7 @@ _IDS_BEFORE, _IDS_AFTER, _NEW_TOKENS = 8, 6, 8
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image, by token ids."""
+    """One question about one image, by token ids; with `text`, the bundle is asked in words that become these ids."""
 
     label: str
     image: Image.Image
@@ -50,6 +61,7 @@ class Question:
     roi: RoiPolicy | None  # None and no `decide`: plain LLaVA
     decide: Decide | None = None  # chooses the crops in place of `roi`
     max_new_tokens: int = _NEW_TOKENS
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,14 @@ def trial_questions(spec: ModelSpec) -> tuple[Question, ...]:
         name = f"image {index + 1}"
         questions += [dataclasses.replace(one, label=f"{name}, {one.label}") for one in (*asked, plain)]
     return tuple(questions)
+
+
+def question_in_words(spec: ModelSpec, tokenizer: Tokenizer) -> Question:
+    """A question as a user asks it. Raises BadInput where the checkpoint's template cannot be filled."""
+    prompt = build_prompt(tokenizer, spec.prompt, QUESTION_IN_WORDS)
+    roi = next(iter(_policies(spec).values()), None)
+    picture = random_photograph(_SEED, _IMAGE_SIZES_WH[0])
+    return Question("in words", picture, prompt.ids_before, prompt.ids_after, roi, text=QUESTION_IN_WORDS)
 
 
 def compare_answers(

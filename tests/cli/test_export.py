@@ -94,6 +94,7 @@ class TestOutput:
             "max_context": 128,
             "rpn": True,
             "tokenizer": False,
+            "prompt": "vicuna_v1",
             "source": {"checkpoint": "checkpoint", "layout": "sdrpn", "sha256": manifest.source["sha256"]},
         }
 
