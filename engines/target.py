@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.suggestion import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -110,8 +111,11 @@ def read_target(name: str) -> Target:
         return _read(Path(name))
     path = _FOLDER / f"{name}.toml"
     if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
-        known = ", ".join(path.stem for path in sorted(_FOLDER.glob("*.toml")))
-        raise BadInput(f"there is no target {name!r}; known are {known}, or name a .toml file (see docs/engines.md)")
+        known = [path.stem for path in sorted(_FOLDER.glob("*.toml"))]
+        raise BadInput(
+            f"there is no target {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}, or name a "
+            f".toml file (see docs/engines.md)"
+        )
     return _read(path)
 
 

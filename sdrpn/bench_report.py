@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdrpn.escaping import csv_cell
+
 __all__ = ["BenchReport", "CaseFigures", "Percentiles", "csv_text", "html_text", "percentiles"]
 
 
@@ -67,7 +69,7 @@ def csv_text(report: BenchReport) -> str:
     writer.writerow(("side", "case", "stage", "p50_s", "p95_s", "p99_s"))
     for found in report.cases:
         for stage, value in found.stages.items():
-            writer.writerow((found.side, found.case, stage, value.p50, value.p95, value.p99))
+            writer.writerow((*map(csv_cell, (found.side, found.case, stage)), value.p50, value.p95, value.p99))
     return stream.getvalue()
 
 

@@ -30,6 +30,7 @@ from sdrpn.listed_files import (
 from sdrpn.manifest import EMBEDDING_BYTES, FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
 from sdrpn.shipped import DEFAULT_NAME, bundle_path, export_advice
 from sdrpn.spec import ModelSpec
+from sdrpn.suggestion import did_you_mean_path
 
 __all__ = [
     "FORMAT_VERSION",
@@ -119,7 +120,8 @@ def open_bundle(path: Path | str, *, allow_links: AllowLinks = (), download: boo
     manifest_path = path / MANIFEST_NAME
     with errors_of(manifest_path, _ADVICE):
         if not path.exists():
-            raise BadInput(f"{path} does not exist; expected a bundle folder, as `sdrpn export` writes it")
+            meant = did_you_mean_path(path, [DEFAULT_NAME])
+            raise BadInput(f"{path} does not exist; expected a bundle folder, as `sdrpn export` writes it{meant}")
         if not path.is_dir():
             raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it")
         if not manifest_path.exists():

@@ -96,6 +96,9 @@ class Fallback:
 
 
 # Kinds of gates of which more is better.
+# What only a GPU can measure: answers with engines, and what the smoke test says of each engine.
+_ENGINES = "engines"
+_ENGINE_KINDS = frozenset({"finite", "smoke test", "two at once"})
 _AT_LEAST = frozenset({"roi cosine", "cosine", "box IoU", "same crops", "token agreement"})
 
 
@@ -110,6 +113,11 @@ class ParityGate:
     limit: float
     checks: int
     ok: bool
+
+    @property
+    def on_engine(self) -> bool:
+        """Whether a GPU ran the engine for it; else it is about the graph, in ONNX Runtime."""
+        return self.graph == _ENGINES or self.kind in _ENGINE_KINDS
 
     @property
     def text(self) -> str:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 from sdrpn.engine_manifest import EngineManifest, ParityGate
-from sdrpn.errors import BadInput
 from sdrpn.sizes import text_from_bytes
+from sdrpn.table_page import PAGES, Table
+from sdrpn.table_page import page_text as tables_page
 
 __all__ = ["PAGES", "PageEngine", "page_text"]
 
-PAGES = (".md", ".html")
 _COLUMNS = (
     "target",
     "graph",
     "variant",
     "for",
     "library",
+    "context",
+    "batch",
     "size",
+    "built on",
     "built in",
     "peak RSS",
     "kernels",
     "parity",
     "sha256",
 )
-_FAILED = "FAILED"
-_RIGHT = ("size", "built in", "peak RSS")  # numbers
-_CLASSES = {**dict.fromkeys(_RIGHT, "number"), "sha256": "digest"}
+_RIGHT = ("context", "batch", "size", "built in", "peak RSS")  # numbers
 _GATES = ("variant", "graph", "measure", "gate", "worst", "where")
+_FAILED = "FAILED"
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,19 @@ class PageEngine:
     fault: str | None = None
 
 
-def page_text(path: Path, title: str, engines: Sequence[PageEngine]) -> str:
-    """The page in the format that the name of the file asks for. Raises BadInput for any other."""
-    if path.suffix not in PAGES:
-        raise BadInput(f"{path} is no name for a report; expected one that ends in {' or '.join(PAGES)}")
-    tables = [_Table("", _COLUMNS, [_cells(engine) for engine in engines])]
+def page_text(path: Path, title: str, engines: Sequence[PageEngine], not_built: Mapping[str, str] | None = None) -> str:
+    """The page in the format that the name of the file asks for. Raises BadInput for any other.
+
+    Args:
+        not_built: targets that were asked for and have no engines, and why
+    """
+    tables = [Table("", _COLUMNS, [_cells(engine) for engine in engines], _RIGHT, ("sha256",))]
+    if not_built:
+        tables.append(Table("Not built", ("target", "why"), list(not_built.items())))
     gates = list(dict.fromkeys(row for engine in engines for row in _gates(engine)))  # alike for every target
     if gates:
-        tables.append(_Table("Gates", _GATES, gates))
-    return _markdown(title, tables) if path.suffix == ".md" else _html(title, tables)
-
-
-@dataclass(frozen=True)
-class _Table:
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    @property
-    def failed(self) -> list[bool]:
-        """Of every row."""
-        return [any(cell.startswith(_FAILED) for cell in cells) for cells in self.rows]
+        tables.append(Table("Gates", _GATES, gates))
+    return tables_page(path, title, tables)
 
 
 def _cells(engine: PageEngine) -> tuple[str, ...]:
@@ -76,13 +71,20 @@ def _cells(engine: PageEngine) -> tuple[str, ...]:
         manifest.variant if manifest.fallback is None else f"{manifest.variant} instead of {manifest.fallback.variant}",
         " ".join(manifest.compute_capabilities),
         f"{manifest.flavour} {manifest.library_version}",
+        ", ".join(f"{rows:,}" for rows in manifest.contexts or (manifest.max_context,)),
+        str(manifest.max_batch),
         text_from_bytes(manifest.engine.size_bytes),
+        _date(manifest.engine.modified_ns),
         f"{manifest.build_s:.1f} s",
         text_from_bytes(manifest.peak_rss_bytes),
         _kernels(manifest),
-        f"{_FAILED}: {engine.fault}" if engine.fault else _parity(manifest.parity),
+        f"{_FAILED}: {engine.fault}" if engine.fault else _parity(manifest),
         manifest.engine.sha256,
     )
+
+
+def _date(modified_ns: int) -> str:
+    return datetime.fromtimestamp(modified_ns / 1e9, timezone.utc).strftime("%Y-%m-%d")
 
 
 def _kernels(manifest: EngineManifest) -> str:
@@ -92,64 +94,31 @@ def _kernels(manifest: EngineManifest) -> str:
     return f"{_FAILED}: {found}" if manifest.kernel_verdict == "failed" else f"{manifest.kernels}, {found}"
 
 
-def _parity(gates: Sequence[ParityGate]) -> str:
+def _parity(manifest: EngineManifest) -> str:
+    """What gates say, and of what: most are about the graph in ONNX Runtime, which says nothing of the engine's run."""
+    gates = manifest.parity
     if not gates:
-        return "not verified"
+        return "not verified; engine not run"
     failed = [gate for gate in gates if not gate.ok]
-    if not failed:
-        return f"{len(gates)} of {len(gates)} gates passed"
-    return f"{_FAILED}: {', '.join(f'{gate.graph} {gate.kind}' for gate in failed)}"
+    if failed:
+        return f"{_FAILED}: {', '.join(f'{gate.graph} {gate.kind}' for gate in failed)}"
+    ran = [gate for gate in gates if gate.on_engine]
+    if not ran:
+        return f"graph parity, {len(gates)} of {len(gates)} gates; engine not run"
+    graph = f"graph parity, {len(gates) - len(ran)} gates; " if len(ran) < len(gates) else ""
+    return f"{graph}engine run on a GPU, {len(ran)} of {len(ran)} gates"
 
 
 def _gates(engine: PageEngine) -> Iterator[tuple[str, ...]]:
     """The worst of each measure, which `sdrpn verify` wrote into the manifest."""
     manifest = engine.manifest
     for gate in manifest.parity if manifest is not None else ():
-        verdict = "passed" if gate.ok else _FAILED
-        variant = manifest.variant if manifest is not None else ""
-        yield (variant, gate.graph, gate.kind, verdict, gate.text, gate.tensor)
+        yield (manifest.variant if manifest is not None else "", gate.graph, _measure(gate), *_verdict(gate))
 
 
-def _markdown(title: str, tables: Sequence[_Table]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    lines = [f"# {title}"]
-    for table in tables:
-        rule = [("---:" if column in _RIGHT else "---") for column in table.columns]
-        lines += [*(["", f"## {table.title}"] if table.title else []), ""]
-        lines += [line(table.columns), line(rule), *map(line, table.rows)]
-    return "\n".join(lines) + "\n"
+def _measure(gate: ParityGate) -> str:
+    return f"{gate.kind}, engine on a GPU" if gate.on_engine else f"{gate.kind}, graph"
 
 
-def _html(title: str, tables: Sequence[_Table]) -> str:
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_PAGE).render(title=title, tables=tables, classes=_CLASSES)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #8884; }
-.number { text-align: right; white-space: nowrap; } .failed { background: #e4575640; }
-.digest { font: 12px monospace; word-break: break-all; }
-</style>
-<h1>{{ title }}</h1>
-{% for table in tables %}
-{% if table.title %}
-<h2>{{ table.title }}</h2>
-{% endif %}
-<table><tr>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr>
-{% for cells in table.rows %}
-<tr{% if table.failed[loop.index0] %} class="failed"{% endif %}>
-{%- for cell in cells %}{% set column = table.columns[loop.index0] %}
-<td{% if column in classes %} class="{{ classes[column] }}"{% endif %}>{{ cell }}</td>
-{%- endfor %}</tr>
-{% endfor %}
-</table>
-{% endfor %}
-</html>
-"""
+def _verdict(gate: ParityGate) -> tuple[str, str, str]:
+    return "passed" if gate.ok else _FAILED, gate.text, gate.tensor

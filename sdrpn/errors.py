@@ -17,6 +17,8 @@ A message says what, got, expected, and what to do.
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BadBundle",
     "BadCheckpoint",
@@ -36,6 +38,16 @@ class SdrpnError(Exception):
     """The root of the tree; the command line exits with `exit_code`."""
 
     exit_code = 1
+
+    @property
+    def cure(self) -> str | None:
+        """What to do, as the message ends with it: behind its first full stop, semicolon, or else colon."""
+        message = " ".join(str(self).split())
+        for end in (r"\. (?=[A-Z])", "; ", r": (?=[a-z])"):
+            parts = re.split(end, message, maxsplit=1)
+            if len(parts) == 2:
+                return parts[1]
+        return None
 
 
 class BadInput(SdrpnError, ValueError):

@@ -21,6 +21,7 @@ from sdrpn.grey import eight_bit_grey
 from sdrpn.image_limits import check_size
 from sdrpn.image_pixels import bands, base_picture, base_pixels, check_crop, crop_pixels, padded_box, part, require_rgb
 from sdrpn.picture_file import identified, loaded, one_line
+from sdrpn.suggestion import did_you_mean_path
 
 __all__ = [
     "MAX_PIXELS",
@@ -80,7 +81,8 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         with path.open("rb") as file:
             return _from_file(file, str(path), max_pixels)
     except FileNotFoundError as error:
-        raise BadImage(f"{path} does not exist; expected the path of a picture") from error
+        meant = did_you_mean_path(path)
+        raise BadImage(f"{path} does not exist; expected the path of a picture{meant}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         if isinstance(error, BadImage):
             raise

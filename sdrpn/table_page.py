@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdrpn.errors import BadInput
+from sdrpn.escaping import markdown_cell
 
 __all__ = ["PAGES", "Table", "page_text"]
 
@@ -43,7 +44,7 @@ def page_text(path: Path, title: str, tables: Sequence[Table]) -> str:
 
 
 def _markdown(title: str, tables: Sequence[Table]) -> str:
-    lines = [f"# {_plain(title)}"]
+    lines = [f"# {markdown_cell(title)}"]
     for table in tables:
         rule = ["---:" if column in table.right else "---" for column in table.columns]
         lines += [*(["", f"## {table.title}"] if table.title else []), ""]
@@ -52,15 +53,7 @@ def _markdown(title: str, tables: Sequence[Table]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_plain, cells))} |"
-
-
-def _plain(cell: str) -> str:
-    """One line without HTML or column marks."""
-    text = " ".join(cell.split())
-    for mark, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
-        text = text.replace(mark, written)
-    return text
+    return f"| {' | '.join(map(markdown_cell, cells))} |"
 
 
 def _html(title: str, tables: Sequence[Table]) -> str:

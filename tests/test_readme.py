@@ -71,7 +71,7 @@ def test_every_sdrpn_command_is_understood() -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sdrpn ")]
     assert commands
     for command in commands:
-        build_parser().parse_args(shlex.split(command, comments=True)[1:])
+        build_parser().read(shlex.split(command, comments=True)[1:])
 
 
 def test_every_python_example_compiles() -> None:

@@ -15,7 +15,8 @@
 # Settings, as environment variables:
 #   CHECKPOINT_OPTIONS  what `sdrpn export` and `sdrpn verify` need beside CHECKPOINT: --rpn FILE, --vision-tower DIR,
 #                 --base DIR (paths without spaces)
-#   EXPORT_OPTIONS      other options of `sdrpn export`, e.g. --keep lm_head,rpn
+#   EXPORT_OPTIONS      other options of every `sdrpn export`, e.g. --resume
+#   EXPORT_OPTIONS_INT4, _INT8, _FP16, ...   those of one precision, e.g. --block 128 --keep lm_head,rpn
 #   PRECISIONS    of the graphs (default: fp16); each target takes the best of its own that is there
 #   MAX_CONTEXT   rows of the caches (default: as much as the checkpoint has)
 #   MAX_BATCH     requests in a decode step (default: 1)
@@ -62,8 +63,10 @@ done
 for dialect in "${dialects[@]}"; do
     for precision in ${PRECISIONS:-fp16}; do
         say "export: $dialect, $precision"
+        own=EXPORT_OPTIONS_${precision^^}
+        read -ra own_options <<<"${!own:-}"
         "${sdrpn[@]}" export "$checkpoint" "${beside[@]}" --out "$bundle" --dialect "$dialect" \
-            --precision "$precision" ${MAX_CONTEXT:+--max-context "$MAX_CONTEXT"} "${export_options[@]}"
+            --precision "$precision" ${MAX_CONTEXT:+--max-context "$MAX_CONTEXT"} "${export_options[@]}" "${own_options[@]}"
     done
 done
 
@@ -108,8 +111,8 @@ done
 
 if [ ${#built[@]} -gt 0 ]; then
     say "report"
-    "${sdrpn[@]}" inspect "$bundle" --engines --report "$out/engines.md" >/dev/null
-    "${sdrpn[@]}" inspect "$bundle" --engines --report "$out/engines.html"
+    "${sdrpn[@]}" inspect "$bundle" --engines --asked "$out/targets.json" --report "$out/engines.md" >/dev/null
+    "${sdrpn[@]}" inspect "$bundle" --engines --asked "$out/targets.json" --report "$out/engines.html"
 fi
 say "release, provenance, digests"
 "${python[@]}" "$here/provenance.py" "$bundle" --started "$started" >"$out/provenance.json"

@@ -34,6 +34,7 @@ Ask a question about an image: look at the whole image once, find the region tha
 the full resolution, and answer with the crop's tokens added.
 
   sdrpn ask bundle street.jpg "What does the sign say?" --overlay looked-at.png
+  curl -s http://camera/still.jpg | sdrpn ask bundle - "Is the door open?"
   sdrpn ask bundle street.jpg -- "-- a question that begins with a dash"
 """
 
@@ -41,12 +42,17 @@ the full resolution, and answer with the crop's tokens added.
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt")
 _NOWHERE = "none"
 DECODES = ("exact", "fast", "gpu")
+# The name of standard input, and how much of it is read: more than any picture within the limit of pixels takes.
+STDIN = Path("-")
+_MOST_STDIN_BYTES = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
-    parser.add_argument("image", metavar="IMAGE", type=Path, help="picture in any format that Pillow reads")
+    parser.add_argument(
+        "image", metavar="IMAGE", type=Path, help="picture in any format that Pillow reads; -: from standard input"
+    )
     parser.add_argument("question", metavar="QUESTION", help="what to ask, in quotes")
     _add_where(parser.add_argument_group("where it runs"))
     _add_region(parser.add_argument_group("where it looks"))
@@ -152,7 +158,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--overlay",
         metavar="OUT.png",
         type=Path,
-        help="also draw the heat map and the boxes over the image, with the crop beside it, as a PNG file",
+        help="also draw the heat map and the boxes over the image, with the crop beside it, as a PNG or JPEG file",
     )
     form = group.add_mutually_exclusive_group()
     form.add_argument("--stream", action="store_true", help="print the answer as it is made")
@@ -172,7 +178,8 @@ def run(args: argparse.Namespace) -> int:
     _require_tokenizer(args.bundle)
     if args.backend in ("auto", "onnxruntime") and not args.no_memory_check:
         _require_memory(args)
-    picture = open_picture(args.image, decode=args.decode, threads=args.threads)
+    source = _image_source(args.image)
+    picture = open_picture(source, decode=args.decode, threads=args.threads)
     if not args.debug:
         _silence_onnxruntime()
     with Session.open(
@@ -203,14 +210,17 @@ def run(args: argparse.Namespace) -> int:
     if answer.note is not None:
         warn(answer.note)
     if args.json:
-        print_json(_as_json(answer))
+        print_json({**_as_json(answer), "overlay": args.overlay})
     elif not args.stream:
         print_text(answer.text)
     if args.overlay is not None:
+        from sdrpn.cli.output_file import report_written
         from sdrpn.image import open_image
 
         # after the answer, which is not lost if this fails
-        _write_overlay(open_image(args.image), args.overlay, answer, fit)
+        _write_overlay(open_image(source), args.overlay, answer, fit)
+        if not args.json:
+            report_written(args.overlay, "where it looked")
     return 0
 
 
@@ -251,13 +261,30 @@ def _policy(args: argparse.Namespace) -> RoiPolicy | None:
 
 
 def _check_overlay(args: argparse.Namespace) -> None:
-    from sdrpn.atomic import require_writable_file
+    from sdrpn.cli.output_file import PICTURES, require_output_file
 
     if args.overlay is None:
         return
-    require_writable_file(args.overlay)
+    require_output_file("--overlay", args.overlay, tuple(PICTURES))
     if args.overlay.exists() and args.image.exists() and args.overlay.samefile(args.image):
         raise BadInput(f"--overlay {args.overlay} would replace the image that is asked about; name another file")
+
+
+def _image_source(image: Path) -> Path | bytes:
+    """A file, or what stands on standard input."""
+    if image != STDIN:
+        return image
+    if sys.stdin is None or sys.stdin.isatty():
+        raise BadInput(
+            f"IMAGE is {STDIN} and no picture comes on standard input; pipe one: cat street.jpg | sdrpn ask BUNDLE - "
+            f'"..."; a file of that name is ./{STDIN}'
+        )
+    data = sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)
+    if len(data) > _MOST_STDIN_BYTES:
+        raise BadInput(f"standard input has more than {_MOST_STDIN_BYTES:,} bytes; expected one picture")
+    if not data:
+        raise BadInput("standard input is empty (0 bytes); expected a picture")
+    return data
 
 
 def _require_tokenizer(bundle_path: Path) -> None:
@@ -286,19 +313,18 @@ def _require_memory(args: argparse.Namespace) -> None:
 
 
 def _print_pieces(stream: Iterable[str]) -> None:
+    from sdrpn.cli.output import print_piece
+
     for piece in stream:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+        print_piece(piece)
+    print_piece("\n")
 
 
 def _write_overlay(image: Image, overlay_path: Path, answer: Answer, fit: Fit) -> None:
-    from sdrpn.atomic import replacing_file
+    from sdrpn.cli.output_file import save_picture
     from sdrpn.overlay import draw_overlay
 
-    picture = draw_overlay(image, answer.roi_map, answer.boxes_xyxy_px, fit=fit)
-    with replacing_file(overlay_path) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(draw_overlay(image, answer.roi_map, answer.boxes_xyxy_px, fit=fit), overlay_path)
 
 
 def _as_json(answer: Answer) -> dict[str, object]:

@@ -73,26 +73,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and report."""
-    from sdrpn.atomic import replacing_file, require_writable_file
+    from sdrpn.atomic import replacing_file
     from sdrpn.bench_report import csv_text, html_text
-    from sdrpn.cli.output import print_json, warn
+    from sdrpn.cli.output import print_document, print_json, warn
+    from sdrpn.cli.output_file import report_written, require_output_file
 
     if ("torch" in args.compare) != (args.checkpoint is not None):
         raise BadInput("--compare torch and --checkpoint DIR go together: name both or none")
     if args.html is not None:
-        require_writable_file(args.html)
+        require_output_file("--html", args.html, (".html", ".htm"))
     if args.runs < LEAST_RUNS:
         warn(f"--runs {args.runs}: fewer than {LEAST_RUNS} say little about anything but the median")
     report = _measured(args)
     if args.json:
         print_json(report)
     elif args.csv:
-        sys.stdout.write(csv_text(report))
+        print_document(csv_text(report))
     else:
         _print(report)
     if args.html is not None:
         with replacing_file(args.html) as temporary:
             temporary.write_text(html_text(report), encoding="utf-8")
+        if not args.json:
+            report_written(args.html, "page with charts")
     return 0
 
 

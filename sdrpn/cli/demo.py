@@ -45,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask twice, print, and draw."""
-    from sdrpn.atomic import require_writable_file
     from sdrpn.cli.output import print_json
+    from sdrpn.cli.output_file import PICTURES, require_output_file
     from sdrpn.demo import shipped_scene
     from sdrpn.roi import RoiPolicy
     from sdrpn.runtime import Session
     from sdrpn.shipped import DEFAULT_NAME
 
-    require_writable_file(args.overlay)
+    require_output_file("--overlay", args.overlay, tuple(PICTURES))
     scene = shipped_scene()
     with Session.open(DEFAULT_NAME, backend="onnxruntime", threads=args.threads) as session:
         first_look_px = session.spec.vision.image_size_px
@@ -92,7 +92,7 @@ def _right(scene: DemoScene, answer: Answer) -> bool:
 
 
 def _write_overlay(overlay: Path, scene: DemoScene, plain: Answer, again: Answer, first_look_px: int) -> None:
-    from sdrpn.atomic import replacing_file
+    from sdrpn.cli.output_file import save_picture
     from sdrpn.demo import Told, draw_demo
     from sdrpn.image import open_image
 
@@ -106,8 +106,7 @@ def _write_overlay(overlay: Path, scene: DemoScene, plain: Answer, again: Answer
         boxes_xyxy_px=again.boxes_xyxy_px,
         first_look_px=first_look_px,
     )
-    with replacing_file(overlay) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(picture, overlay)
 
 
 def _print(scene: DemoScene, plain: tuple[Answer, float], again: tuple[Answer, float], overlay: Path) -> None:

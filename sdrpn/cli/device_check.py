@@ -75,18 +75,16 @@ def check_device(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> CheckupRequest:
     """Raises what is wrong with the request before anything runs."""
-    from sdrpn.atomic import require_writable_file
+    from sdrpn.cli.output_file import require_output_file
     from sdrpn.runtime.checkup import CheckupRequest
     from sdrpn.table_page import PAGES
 
     for name in ("backend", "target"):
         if getattr(args, name) is not None and args.bundle is None:
             raise BadInput(f"--{name} is given without --bundle; name the bundle that is to be checked")
-    for path in (args.report, args.record):
+    for option, path, suffixes in (("--report", args.report, PAGES), ("--record", args.record, ())):
         if path is not None:
-            require_writable_file(path)
-    if args.report is not None and args.report.suffix not in PAGES:
-        raise BadInput(f"{args.report} is no name for a report; expected one that ends in {' or '.join(PAGES)}")
+            require_output_file(option, path, suffixes)
     names = ("bundle", "backend", "target", "gpu")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return CheckupRequest(**options)

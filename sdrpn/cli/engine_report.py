@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sdrpn.runtime.engine_set import EngineFile, EngineSet
     from sdrpn.runtime.preflight import Problem
 
-__all__ = ["TargetReport", "engine_report", "print_report", "report_to_json", "write_page"]
+__all__ = ["TargetReport", "engine_report", "print_report", "read_asked", "report_to_json", "write_page"]
 
 _MOST_LAYERS_BYTES = 32 * 1024 * 1024
 _NAME_LENGTH = 60  # of a kernel or tensor in the table; their ends tell them apart
@@ -104,7 +104,9 @@ def print_report(report: Sequence[TargetReport]) -> None:
                 print_text(line)
 
 
-def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> None:
+def write_page(
+    path: Path, bundle: Bundle, report: Sequence[TargetReport], asked: Mapping[str, str] | None = None
+) -> None:
     """All engines as a page. Raises BadInput for a name that is neither .md nor .html, or cannot be written."""
     from sdrpn.atomic import replacing_file
     from sdrpn.engine_page import PageEngine, page_text
@@ -115,9 +117,30 @@ def write_page(path: Path, bundle: Bundle, report: Sequence[TargetReport]) -> No
         for graph, engine in one.engines.engines.items()
     ]
     checkpoint = bundle.manifest.source.get("checkpoint") or bundle.path.resolve().name
-    text = page_text(path, f"Engines of {checkpoint}", rows)
+    text = page_text(path, f"Engines of {checkpoint}", rows, _not_built(bundle, report, asked or {}))
     with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _not_built(bundle: Bundle, report: Sequence[TargetReport], asked: Mapping[str, str]) -> dict[str, str]:
+    """Targets that somebody asked for and that have no engine, and those that lack some, with the reason."""
+    graphs = {one.engines.target: set(one.engines.engines) for one in report}
+    lacking = {name: sorted(bundle.variant().graphs.keys() - found) for name, found in graphs.items()}
+    return {
+        **{name: reason for name, reason in asked.items() if name not in graphs},
+        **{name: f"lacks {', '.join(missing)}" for name, missing in lacking.items() if missing},
+    }
+
+
+def read_asked(path: Path) -> dict[str, str]:
+    """A JSON object: target -> what became of it. Raises BadInput for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--asked {path} cannot be read ({error}); expected a JSON object of targets") from error
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise BadInput(f"--asked {path} is no JSON object of targets and what became of them")
+    return value
 
 
 def _broken(problems: Sequence[Problem], graph: str) -> str | None:

@@ -133,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask, score, and print."""
     from sdrpn.cli.eval_model import open_model
     from sdrpn.cli.output import print_table
+    from sdrpn.cli.output_file import report_written
     from sdrpn.evaluation.methods import methods_for
     from sdrpn.evaluation.results import summarise
     from sdrpn.evaluation.table import COLUMNS, difference_rows, rows
@@ -155,6 +156,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_table(COLUMNS, rows(results), title=f"{results.task}: {results.metric}, {results.samples:,} questions")
         print_table(("method", "less", "points", "95 % interval"), difference_rows(results), title="differences")
+        if args.out is not None:
+            report_written(args.out, "records, results and a page of worst cases")
     return 0
 
 

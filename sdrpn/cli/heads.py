@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score all heads, print the best, and write what `sdrpn label` reads."""
     from sdrpn.cli.output import print_json
+    from sdrpn.cli.output_file import report_written
     from sdrpn.cli.proposal import print_proposal, proposed
     from sdrpn.errors import BadInput
     from sdrpn.libraries import importing_extra
@@ -89,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         print_json({"format_version": 1, "grounding": [list(head) for head in chosen], **details})
         return 0
     _print_table(scores, chosen, questions)
+    if args.out is not None:
+        report_written(args.out, f"{HEADS_NAME} and heads.png")
     if args.propose:
         print_proposal(details["proposal"])
     return 0

@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", metavar="FILE", type=Path, help="with --engines: also write a page, .md or .html by its name"
     )
+    parser.add_argument(
+        "--asked",
+        metavar="FILE",
+        type=Path,
+        help="with --report: JSON object of the targets that were asked for and what became of them, so that the page "
+        "has those without engines too",
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     add_model_options(parser, "bundle")
 
@@ -51,7 +58,12 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle)
     if args.engines:
         return _inspect_engines(args, bundle)
-    for option, value in (("--layers", args.layers), ("--target", args.target), ("--report", args.report)):
+    for option, value in (
+        ("--layers", args.layers),
+        ("--target", args.target),
+        ("--report", args.report),
+        ("--asked", args.asked),
+    ):
         if value:
             raise BadInput(f"{option} is about engines; add --engines")
     bundle.verify(bundle.manifest.files, large=args.verify)
@@ -65,16 +77,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inspect_engines(args: argparse.Namespace, bundle: Bundle) -> int:
-    from sdrpn.cli.engine_report import engine_report, print_report, report_to_json, write_page
+    from sdrpn.cli.engine_report import engine_report, print_report, read_asked, report_to_json, write_page
     from sdrpn.cli.output import print_json
+    from sdrpn.cli.output_file import report_written, require_output_file
+    from sdrpn.table_page import PAGES
 
+    if args.report is not None:
+        require_output_file("--report", args.report, PAGES)
+    if args.asked is not None and args.report is None:
+        raise BadInput("--asked is about the page; add --report FILE")
+    asked = read_asked(args.asked) if args.asked is not None else None
     report = engine_report(bundle, args.target, verify=args.verify, with_layers=args.layers)
     if args.report is not None:
-        write_page(args.report, bundle, report)
+        write_page(args.report, bundle, report, asked)
     if args.json:
         print_json(report_to_json(report))
     else:
         print_report(report)
+        if args.report is not None:
+            report_written(args.report, "page of the engines")
     unfit = [problem for one in report for problem in one.problems if problem.broken or args.target is not None]
     return 1 if unfit else 0
 

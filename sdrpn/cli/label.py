@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     from sdrpn.cli.output import print_json, print_table
+    from sdrpn.cli.output_file import report_written
     from sdrpn.cli.progress import progress
     from sdrpn.libraries import importing_extra
 
@@ -65,4 +66,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
         print_table(("of the questions", "count"), rows, title=f"{args.out}: {len(questions):,} questions")
+        report_written(args.out / "report.html", "page to look at")
     return 0

@@ -14,12 +14,15 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn, Protocol, cast
 
 from sdrpn import __version__
+from sdrpn.cli.failure import Failure, complain, is_given
 from sdrpn.cli.model_folders import found_model_folders
+from sdrpn.cli.output import begin_output
+from sdrpn.cli.parser import Parser, UsageError
+from sdrpn.cli.streams import prepare_streams, silence_stdout, silence_stdout_if_broken
 from sdrpn.errors import SdrpnError
 from sdrpn.interrupt import raising_on_signals
 
@@ -44,6 +47,7 @@ VERBS = (
     "bench",
     "targets",
     "doctor",
+    "completion",
 )
 
 EXIT_FAILED = 1
@@ -77,50 +81,53 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; None: the process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _accept_any_text(sys.stdout, sys.stderr)
+    prepare_streams()
+    begin_output()
     # Read before parsing, so that a trace can be had of anything that happens from here on.
-    debug = "--debug" in arguments[: arguments.index("--")] if "--" in arguments else "--debug" in arguments
+    debug, as_json = is_given("--debug", arguments), is_given("--json", arguments)
     try:
-        with raising_on_signals({signal.SIGINT: _interrupt, signal.SIGTERM: _terminate}, _end_now):
-            code = _run(arguments)
-            sys.stdout.flush()
-            return code
+        return _watched(arguments)
     except BrokenPipeError:
-        _silence_stdout()
+        silence_stdout()
         return EXIT_BROKEN_PIPE
     except _Terminated:
-        _complain(_ENDED[EXIT_TERMINATED])
+        complain(_ENDED[EXIT_TERMINATED])
         return EXIT_TERMINATED
-    except SystemExit as error:  # argparse, after --help or a usage error
+    except SystemExit as error:  # argparse, after --help
         return error.code if isinstance(error.code, int) else EXIT_FAILED
     except KeyboardInterrupt:
         if debug:
             raise
-        _complain(_ENDED[EXIT_INTERRUPTED])
+        complain(_ENDED[EXIT_INTERRUPTED])
         return EXIT_INTERRUPTED
-    except SdrpnError as error:
-        if debug:
-            raise
-        _complain(f"sdrpn: error: {_one_line(error)}")
-        return error.exit_code
     except Exception as error:
-        if debug:
+        if debug and not isinstance(error, UsageError):
             raise
-        _complain(f"sdrpn: error: {type(error).__name__}: {_one_line(error)}; run again with --debug for the trace")
-        _silence_stdout_if_broken()
-        return EXIT_FAILED
+        failure = _failure(error)
+        failure.report(as_json)
+        silence_stdout_if_broken()
+        return failure.exit_code
 
 
-class _Parser(argparse.ArgumentParser):
-    """Usage errors in one line, like all others."""
+def _watched(arguments: Sequence[str]) -> int:
+    with raising_on_signals({signal.SIGINT: _interrupt, signal.SIGTERM: _terminate}, _end_now):
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_REQUEST, f"sdrpn: error: {_one_line(message)} (see {self.prog} --help)\n")
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, SdrpnError):
+        return Failure.of(error)
+    if isinstance(error, UsageError):
+        return Failure("usage", f"{error.message} ({error.cure})", error.cure, EXIT_BAD_REQUEST)
+    cure = "run again with --debug for the trace"
+    return Failure("internal", f"{type(error).__name__}: {error}; {cure}", cure, EXIT_FAILED)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The whole command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="sdrpn",
         description="Look at an image once, crop where it matters, answer with the detail added.",
         epilog="`sdrpn VERB --help` explains a verb. Results go to stdout, progress and errors to stderr.",
@@ -148,7 +155,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(arguments: Sequence[str]) -> int:
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions, which end the process
+        from sdrpn.cli.completion import complete
+
+        complete(parser)
+    args = parser.read(arguments)
     if args.verb is None:
         parser.error(f"a verb is missing; expected one of {', '.join(VERBS)}")
     with warnings.catch_warnings():
@@ -160,40 +171,6 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _verb(name: str) -> Verb:
     return cast(Verb, import_module(f"sdrpn.cli.{name}"))
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
-
-
-def _complain(line: str) -> None:
-    # Nobody is left to tell when stderr is gone too; the exit code still says it.
-    with suppress(OSError, ValueError):
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
-
-
-def _accept_any_text(*streams: object) -> None:
-    """An answer in a script that the terminal's encoding lacks is printed escaped instead of failing."""
-    for stream in streams:
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
-
-
-def _silence_stdout_if_broken() -> None:
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        _silence_stdout()
-
-
-def _silence_stdout() -> None:
-    """Keep the interpreter from flushing into a dead stdout once more at exit, which would print a second error."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def _interrupt() -> NoReturn:
@@ -208,7 +185,7 @@ def _terminate() -> NoReturn:
 def _end_now(number: int) -> None:
     """The main thread does not come back from a library: nothing is unwound, the next run removes what is left."""
     code = 128 + number
-    _complain(_ENDED[code])
+    complain(_ENDED[code])
     os._exit(code)
 
 

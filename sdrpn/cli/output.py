@@ -8,7 +8,42 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["print_json", "print_table", "print_text", "warn"]
+from sdrpn.escaping import json_text, one_line, terminal_text
+
+__all__ = [
+    "begin_output",
+    "has_printed",
+    "print_document",
+    "print_json",
+    "print_piece",
+    "print_table",
+    "print_text",
+    "remark",
+    "warn",
+]
+
+_printed = False
+
+
+def has_printed() -> bool:
+    """Whether this command line wrote anything to stdout."""
+    return _printed
+
+
+def begin_output() -> None:
+    """A new command line begins."""
+    _mark_printed(False)
+
+
+def _mark_printed(printed: bool = True) -> None:
+    global _printed
+    _printed = printed
+
+
+def print_document(document: str) -> None:
+    """Print a file's worth of text, whose author already made it safe to read, as it is."""
+    _mark_printed()
+    sys.stdout.write(document)
 
 
 def print_json(value: object) -> None:
@@ -18,7 +53,8 @@ def print_json(value: object) -> None:
     """
     # In an encoding that cannot write it, a character is escaped the JSON way.
     escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-    print_text(json.dumps(value, indent=2, ensure_ascii=escape, allow_nan=False, default=_plain))
+    document = json.dumps(value, indent=2, ensure_ascii=escape, allow_nan=False, default=_plain)
+    print_document(f"{json_text(document)}\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
@@ -36,12 +72,24 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
 def print_text(text: str) -> None:
     """Print one piece of text and a line end."""
-    sys.stdout.write(f"{text}\n")
+    print_document(f"{terminal_text(text)}\n")
+
+
+def print_piece(text: str) -> None:
+    """Print the next part of a text that is still being made."""
+    print_document(terminal_text(text))
+    sys.stdout.flush()
 
 
 def warn(message: str) -> None:
     """Tell the user, on stderr and in one line, something that does not stop the work."""
-    sys.stderr.write(f"sdrpn: warning: {' '.join(message.split())}\n")
+    remark(f"warning: {message}")
+
+
+def remark(message: str) -> None:
+    """Tell the user, on stderr and in one line, what else was done, such as a file that was written."""
+    sys.stderr.write(f"sdrpn: {one_line(message)}\n")
+    sys.stderr.flush()
 
 
 def _print_rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None) -> None:
@@ -51,17 +99,19 @@ def _print_rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], tit
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.title = None if title is None else Text(title, style="bold")
+    table.title = None if title is None else Text(terminal_text(title), style="bold")
     for column in columns:
         table.add_column(Text(column, style="bold"), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(terminal_text(cell)) for cell in row))
+    _mark_printed()
     Console(file=sys.stdout, highlight=False).print(table)
 
 
 def _print_aligned(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
+    shown = [[terminal_text(cell).replace("\n", "\\n") for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*shown, strict=True)]
+    for row in shown:
         print_text("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sdrpn.cli.output import remark
 from sdrpn.sizes import text_from_bytes
 
 __all__ = ["Advance", "progress"]
@@ -62,7 +63,6 @@ def _sparse_lines(title: str, unit: str | None) -> Advance:
             return
         last_s = now_s
         counts = f"{done} of {total} {unit}" if unit else f"{text_from_bytes(done)} of {text_from_bytes(total)}"
-        sys.stderr.write(f"sdrpn: {title}: {counts}\n")
-        sys.stderr.flush()
+        remark(f"{title}: {counts}")
 
     return advance

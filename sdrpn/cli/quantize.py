@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and tell."""
     from sdrpn.cli.output import print_json, print_table, print_text
+    from sdrpn.cli.output_file import report_written
     from sdrpn.cli.progress import progress
     from sdrpn.libraries import importing_extra
 
@@ -109,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(costs)
         return 0
     print_table(_COLUMNS, _rows(costs), title=f"{len(asked)} questions; 1 is as good as unrounded")
+    if args.report is not None:
+        report_written(args.report, "figures and a picture")
     kept = _worth_keeping(costs)
     print_text(f"costly in 4 bits, worth keeping: --keep {','.join(kept) if kept else 'none'}")
     return 0
@@ -224,10 +227,11 @@ def _write_report(folder: Path, costs: Sequence[Cost]) -> None:
 
     from sdrpn.atomic import replacing_directory
     from sdrpn.calibration.sensitivity_picture import draw_costs
+    from sdrpn.table_page import Table, page_text
 
-    lines = [" | ".join(row) for row in (_COLUMNS, ("---",) * len(_COLUMNS), *_rows(costs))]
+    page = page_text(folder / "sensitivity.md", "What rounding costs", [Table("", _COLUMNS, _rows(costs))])
     with replacing_directory(folder) as work:
         text = json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1)
         (work / "sensitivity.json").write_text(f"{text}\n", encoding="utf-8")
-        (work / "sensitivity.md").write_text("".join(f"| {line} |\n" for line in lines), encoding="utf-8")
+        (work / "sensitivity.md").write_text(page, encoding="utf-8")
         draw_costs(costs).save(work / "sensitivity.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdrpn.escaping import markdown_cell
 from sdrpn.evaluation.methods import METHODS, RPN_PREFIX
 from sdrpn.evaluation.results import Difference, MethodResult, Results, RpnMean
 
@@ -51,8 +52,18 @@ def markdown(results: Results) -> str:
         lines += ["", "## Differences", "", *_table(columns, difference_rows(results))]
     lines += _extra("Further figures", {name: result.metrics for name, result in results.methods.items()})
     lines += _extra("By category", {name: result.categories for name, result in results.methods.items()})
-    lines += ["", "## Settings", "", *(f"- {key}: {value}" for key, value in results.settings.items()), ""]
+    lines += [
+        "",
+        "## Settings",
+        "",
+        *(f"- {markdown_cell(key)}: {markdown_cell(value)}" for key, value in results.settings.items()),
+        "",
+    ]
     return "\n".join(lines)
+
+
+def _settings(results: Results) -> list[str]:
+    return [f"- {markdown_cell(key)}: {markdown_cell(value)}" for key, value in results.settings.items()]
 
 
 def _cells(result: MethodResult) -> tuple[str, ...]:
@@ -100,7 +111,7 @@ def _about(name: str) -> str:
 
 def _table(columns: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
     lines = [columns, ("---",) * len(columns), *body]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines]
 
 
 def _percent(value: float | None) -> str:

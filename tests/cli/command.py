@@ -29,8 +29,9 @@ Command: TypeAlias = Callable[..., Outcome]  # sdrpn("ask", bundle, image, "What
 
 
 def refusal(outcome: Outcome, code: int = 2) -> str:
-    """The message of a command that failed as every one should: nothing on stdout, one line on stderr."""
-    assert (outcome.code, outcome.out) == (code, ""), outcome
+    """The message of a command that failed as every one should: one line on stderr, on stdout nothing or JSON of it."""
+    assert outcome.code == code, outcome
     found = re.fullmatch(r"sdrpn: error: (.+)\n", outcome.err)
     assert found is not None, outcome.err
+    assert outcome.out == "" or json.loads(outcome.out)["error"]["message"] == found.group(1), outcome
     return found.group(1)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sdrpn import listed_files
+from sdrpn.escaping import terminal_text
 from sdrpn.runtime import RoiPolicy, Session, decoder
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, flip_byte
@@ -42,7 +43,7 @@ class TestOutput:
     def test_text_on_stdout_and_nothing_else(self, ask: Command, text_bundle: Path) -> None:
         with Session.open(text_bundle) as session:
             expected = session.answer(photo(), QUESTION, max_new_tokens=8)
-        assert ask() == Outcome(0, f"{expected.text}\n", "")
+        assert ask() == Outcome(0, f"{terminal_text(expected.text)}\n", "")
 
     def test_json(self, ask: Command) -> None:
         answer = ask("--json", "--threshold", SOME_CELLS).json()
@@ -55,6 +56,7 @@ class TestOutput:
             "note",
             "timings",
             "tokens",
+            "overlay",
         ]
         assert len(answer["token_ids"]) == 8
         assert answer["finish_reason"] == "length"
@@ -156,12 +158,31 @@ class TestOptions:
 
 class TestOverlay:
     def test_a_picture_that_opens(self, ask: Command, tmp_path: Path) -> None:
-        path = tmp_path / "new folder" / "overlay.png"
-        found = ask("--overlay", path, "--threshold", SOME_CELLS)
-        assert (found.code, found.err) == (0, "")
-        with Image.open(path) as image:
-            assert image.format == "PNG"
-            image.load()
+        for name, form in (("overlay.png", "PNG"), ("overlay.jpg", "JPEG"), ("OVERLAY.JPEG", "JPEG")):
+            path = tmp_path / name
+            assert ask("--overlay", path, "--threshold", SOME_CELLS).code == 0
+            with Image.open(path) as image:
+                assert image.format == form
+                image.load()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("o.gif", r"--overlay \S+o\.gif ends in \.gif; expected a name that ends in \.png, \.jpg or \.jpeg"),
+            ("overlay", r"--overlay \S+overlay has no ending; expected a name that ends in"),
+            (
+                "resutls/o.png",
+                r".* in a folder that does not exist; did you mean results\?; make it first: mkdir",
+            ),
+        ],
+    )
+    def test_a_name_that_was_not_meant(
+        self, ask: Command, tmp_path: Path, nothing_is_loaded: None, name: str, message: str
+    ) -> None:
+        (tmp_path / "results").mkdir()
+        before = sorted(tmp_path.rglob("*"))
+        assert re.match(message, refusal(ask("--overlay", tmp_path / name)))
+        assert sorted(tmp_path.rglob("*")) == before
 
     def test_without_roi_the_image_is_drawn_bare(self, ask: Command, tmp_path: Path) -> None:
         bare, mapped = tmp_path / "bare.png", tmp_path / "mapped.png"
@@ -173,7 +194,9 @@ class TestOverlay:
         assert corner[1] < 255
 
     def test_the_answer_is_printed_also_with_an_overlay(self, ask: Command, tmp_path: Path) -> None:
-        assert ask("--overlay", tmp_path / "overlay.png") == ask()
+        path = tmp_path / "overlay.png"
+        assert ask("--overlay", path) == Outcome(0, ask().out, f"sdrpn: where it looked: {path}\n")
+        assert ask("--overlay", path, "--json").json()["overlay"] == str(path)
 
     @pytest.mark.parametrize("target", ["folder", "below a file", "the image"])
     def test_a_place_that_cannot_be_written_is_found_before_the_work(

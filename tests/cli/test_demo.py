@@ -83,7 +83,7 @@ def test_it_needs_the_base_install_only(tmp_path: Path) -> None:
 
 def test_rendered_scenes_say_what_they_lack() -> None:
     done = without_extras("eval", "default", "--task", "tags", "--samples", 1, "--json")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert done.returncode == 2
     assert done.stderr == (
         "sdrpn: error: rendering tags needs the DejaVu fonts of matplotlib; install it: pip install matplotlib\n"
     )

@@ -65,6 +65,7 @@ BASE_VERSIONS = {
     "jinja2": "3.1.6",
     "rich": "13.9.0",
     "packaging": "24.0",
+    "argcomplete": "3.1.1",
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +51,40 @@ def changed(engine: PageEngine, **changes: Any) -> PageEngine:
 
 def test_a_row(engine: PageEngine) -> None:
     assert engine.manifest is not None
+    built = datetime.fromtimestamp(engine.manifest.engine.modified_ns / 1e9, timezone.utc).date().isoformat()
     assert row(engine) == [
-        *("rtx-4090", "trunk", "fused-fp32", "SM86 SM89", "tensorrt-rtx 1.7.1.116", "15 B", "1.5 s", "268.4 MB"),
-        *("3, passed", "1 of 1 gates passed", engine.manifest.engine.sha256),
+        *("rtx-4090", "trunk", "fused-fp32", "SM86 SM89", "tensorrt-rtx 1.7.1.116", "128", "1", "15 B"),
+        *(built, "1.5 s", "268.4 MB", "3, passed", "graph parity, 1 of 1 gates; engine not run"),
+        *(engine.manifest.engine.sha256),
     ]
 
 
 def test_what_gates_say(engine: PageEngine) -> None:
-    assert row(changed(engine, kernel_gate=("k writes a cache",)))[8] == "FAILED: k writes a cache"
-    assert row(changed(engine, kernel_gate=("not judged: none",)))[8] == "3, not judged: none"
-    assert row(changed(engine, parity=()))[9] == "not verified"
-    assert row(changed(engine, parity=(GOOD, dataclasses.replace(GOOD, ok=False))))[9] == "FAILED: trunk values"
+    assert row(changed(engine, kernel_gate=("k writes a cache",)))[11] == "FAILED: k writes a cache"
+    assert row(changed(engine, kernel_gate=("not judged: none",)))[11] == "3, not judged: none"
+    assert row(changed(engine, parity=()))[12] == "not verified; engine not run"
+    assert row(changed(engine, parity=(GOOD, dataclasses.replace(GOOD, ok=False))))[12] == "FAILED: trunk values"
+
+
+@pytest.mark.parametrize(
+    "ran", [ParityGate("trunk", "smoke test", "tap", 1e-3, 2e-2, 4, True), dataclasses.replace(GOOD, graph="engines")]
+)
+def test_what_a_gpu_ran_is_said_apart(engine: PageEngine, ran: ParityGate) -> None:
+    expected = "graph parity, 1 gates; engine run on a GPU, 1 of 1 gates"
+    assert row(changed(engine, parity=(GOOD, ran)))[12] == expected
+    assert row(changed(engine, parity=(ran,)))[12] == "engine run on a GPU, 1 of 1 gates"
+
+
+def test_targets_without_engines(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
+    asked, page = tmp_path / "targets.json", tmp_path / "engines.md"
+    asked.write_text(json.dumps({TARGET: "built", "jetson-thor": "needs the <device>"}), "utf-8")
+    assert sdrpn("inspect", bundle, "--engines", "--report", page, "--asked", asked).code == 0
+    assert "| jetson-thor | needs the &lt;device&gt; |" in page.read_text()
+    asked.write_text("[]", "utf-8")
+    assert "is no JSON object of targets" in refusal(
+        sdrpn("inspect", bundle, "--engines", "--report", page, "--asked", asked)
+    )
+    assert "add --report FILE" in refusal(sdrpn("inspect", bundle, "--engines", "--asked", asked))
 
 
 def test_the_worst_of_every_measure(engine: PageEngine) -> None:
@@ -68,8 +93,8 @@ def test_the_worst_of_every_measure(engine: PageEngine) -> None:
     _, (head, _, *rows) = tables(page_text(Path("a.md"), "t", [odd, dataclasses.replace(odd, target="l4")]))
     assert head == "| variant | graph | measure | gate | worst | where |"
     assert rows == [
-        "| fused-fp32 | trunk | values | passed | 0.001, at most 0.02 | tap, prefill |",
-        "| fused-fp32 | answer | same crops | FAILED | 0.5000000, at least 0.9 | image 2 |",
+        "| fused-fp32 | trunk | values, graph | passed | 0.001, at most 0.02 | tap, prefill |",
+        "| fused-fp32 | answer | same crops, graph | FAILED | 0.5000000, at least 0.9 | image 2 |",
     ]
     page = page_text(Path("a.html"), "t", [odd])
     assert page.count('<tr class="failed">') == 2
@@ -114,4 +139,6 @@ def test_the_command(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
     engines, gates = tables(page.read_text())
     assert (len(engines), len(gates)) == (2 + 4, 2 + 1)
     assert refusal(sdrpn("inspect", bundle, "--report", page)) == "--report is about engines; add --engines"
-    assert "a.txt is no name for a report" in refusal(sdrpn("inspect", bundle, "--engines", "--report", "a.txt"))
+    assert "a.txt ends in .txt; expected a name that ends in .md or .html" in refusal(
+        sdrpn("inspect", bundle, "--engines", "--report", "a.txt")
+    )

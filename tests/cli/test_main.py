@@ -87,7 +87,7 @@ class TestHelp:
         assert main(["--help"]) == 0
         text = capsys.readouterr().out
         for verb in VERBS:
-            assert re.search(rf"^    {verb} +\w", text, re.MULTILINE), verb
+            assert re.search(rf"^    {verb}\s+\w", text, re.MULTILINE), verb
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0
@@ -113,8 +113,14 @@ class TestUsage:
             (["ask", "b", "i", "q", "--max-new-tokens", "0"], r".*0 is not a whole number of at least 1 .*"),
             (["ask", "b", "i", "q", "--threads", "two"], r".*'two' is not a whole number .*"),
             (["ask", "b", "i", "q", "--temperature", "-1"], r".*'-1' is not a number of at least 0 .*"),
-            (["ask", "b", "i", "q", "--stream", "--json"], r"argument --json: not allowed with argument --stream .*"),
-            (["ask", "b", "i", "q", "--thresh", "0.1"], r"unrecognized arguments: --thresh 0.1 .*"),
+            (["ask", "b", "i", "q", "--overlay"], r"argument --overlay: expected one argument .*"),
+            (
+                ["ask", "b", "i", "q", "--thresh", "0.1"],
+                r"unrecog.* --thresh 0.1; did you mean --threshold\? .*",
+            ),
+            (["ask", "b", "i", "What", "is", "it?"], r"unrecognized .*; put the question in quotes: 'What is it\?' .*"),
+            (["aks", "b"], r"argument VERB: invalid choice: 'aks' .*; did you mean ask\? .*"),
+            (["export", "c", "--out", "b", "--precision", "fp61"], r".*; did you mean fp16\? .*"),
             (["export", "c"], r"the following arguments are required: --out .*"),
             (["export", "c", "--out", "b", "--precision", "fp7"], r"argument --precision: invalid choice: 'fp7' .*"),
             (["compare", "b"], r"the following arguments are required: --checkpoint .*"),
@@ -129,11 +135,11 @@ class TestUsage:
         assert re.fullmatch(f"sdrpn: error: {complaint}\n", captured.err), captured.err
 
     def test_a_negative_threshold_is_a_value(self) -> None:
-        args = frame.build_parser().parse_args(["ask", "b", "i", "", "--threshold", "-0.5"])
+        args = frame.build_parser().read(["ask", "b", "i", "", "--threshold", "-0.5"])
         assert (args.threshold, args.question) == (-0.5, "")
 
     def test_a_question_may_begin_with_a_dash(self) -> None:
-        args = frame.build_parser().parse_args(["ask", "b", "i", "--", "--debug"])
+        args = frame.build_parser().read(["ask", "b", "i", "--", "--debug"])
         assert (args.question, args.debug) == ("--debug", False)
 
 
@@ -282,9 +288,9 @@ class TestOutputThatEnds:
     def test_text_beyond_the_encoding_is_escaped(self) -> None:
         done = run_python(
             "import sys\n"
-            "from sdrpn.cli.main import _accept_any_text\n"
+            "from sdrpn.cli.streams import prepare_streams\n"
             "from sdrpn.cli.output import print_json, print_text\n"
-            "_accept_any_text(sys.stdout)\n"
+            "prepare_streams()\n"
             "print_text('caf\\u00e9 \\u4f60')\n"
             "print_json('\\U0001f600')\n",
             PYTHONIOENCODING="ascii",

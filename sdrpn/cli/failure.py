@@ -1,0 +1,53 @@
+"""How a command that failed says so: one line on stderr, and with --json an object on stdout."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from sdrpn.errors import SdrpnError
+from sdrpn.escaping import one_line
+
+__all__ = ["Failure", "complain", "is_given"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What `--json` prints as {"error": ...}. `code` names the kind: bad_image, missing_dependency, usage, internal."""
+
+    code: str
+    message: str
+    cure: str | None
+    exit_code: int
+
+    @classmethod
+    def of(cls, error: SdrpnError) -> Failure:
+        """One of ours."""
+        code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
+        return cls(code, " ".join(str(error).split()), error.cure, error.exit_code)
+
+    def report(self, as_json: bool) -> None:
+        """Print it; on stdout only where nothing was printed there yet, so that stdout is one document."""
+        from sdrpn.cli.output import has_printed, print_json
+
+        if as_json and not has_printed():
+            with suppress(OSError, ValueError, SdrpnError):
+                print_json({"error": asdict(self)})
+                sys.stdout.flush()
+        complain(f"sdrpn: error: {self.message}")
+
+
+def complain(line: str) -> None:
+    """One line on stderr."""
+    # Nobody is left to tell when stderr is gone too; the exit code still says it.
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{one_line(line)}\n")
+        sys.stderr.flush()
+
+
+def is_given(option: str, arguments: Sequence[str]) -> bool:
+    """Whether a switch is on the command line, read before it is parsed."""
+    return option in (arguments[: arguments.index("--")] if "--" in arguments else arguments)

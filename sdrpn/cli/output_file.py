@@ -1,0 +1,69 @@
+"""Files that a user names for a verb to write: checked before the work, written whole, reported afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrpn.errors import BadInput
+from sdrpn.suggestion import did_you_mean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["PICTURES", "report_written", "require_output_file", "save_picture"]
+
+# What a picture is written as, by the end of its name.
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def require_output_file(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    """Raise BadInput where the file could not be written under this name, or would make a folder that nobody meant.
+
+    Args:
+        option: what it was named with, such as --overlay
+        suffixes: what its name may end in; empty: anything
+    """
+    from sdrpn.atomic import require_writable_file
+
+    _require_folder(option, path)
+    require_writable_file(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        *others, last = suffixes
+        expected = f"{', '.join(others)} or {last}" if others else last
+        found = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        raise BadInput(f"{option} {path} {found}; expected a name that ends in {expected}")
+
+
+def save_picture(picture: Image, path: Path) -> None:
+    """Write it in the format that the name asks for, whole or not at all."""
+    from sdrpn.atomic import replacing_file
+
+    form = PICTURES[path.suffix.lower()]
+    # Thin coloured lines on a photo: colours at full resolution, or the lines are smeared.
+    options = {"quality": 92, "subsampling": 0} if form == "JPEG" else {}
+    with replacing_file(path) as temporary:
+        picture.save(temporary, format=form, **options)
+
+
+def report_written(path: Path, what: str) -> None:
+    """Say on stderr what was written: stdout is for results."""
+    from sdrpn.cli.output import remark
+
+    remark(f"{what}: {path}")
+
+
+def _require_folder(option: str, path: Path) -> None:
+    folder = path.parent
+    try:
+        if folder.exists():
+            return
+        near = folder.parent
+        known = [one.name for one in near.iterdir() if one.is_dir()] if near.is_dir() else []
+    except OSError:  # a folder that may not be read: what writes the file says so
+        return
+    raise BadInput(
+        f"{option} {path} is in a folder that does not exist{did_you_mean(folder.name, known)}; "
+        f"make it first: mkdir -p {folder}"
+    )

@@ -1,0 +1,75 @@
+"""The command line's parser: usage errors in one line, with what was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from sdrpn.suggestion import did_you_mean
+
+__all__ = ["Parser", "UsageError"]
+
+
+class UsageError(Exception):
+    """A command line that cannot be read: `message` in one line, and the program and verb whose help explains it."""
+
+    def __init__(self, message: str, program: str) -> None:
+        super().__init__(message)
+        self.message, self.program = message, program
+
+    @property
+    def cure(self) -> str:
+        """Where the arguments are explained."""
+        return f"see {self.program} --help"
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError in place of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse calls it for anything that it refuses."""
+        raise UsageError(message + self._meant_choice(message), self.prog)
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """As `parse_args`, but the verb explains what is left over."""
+        found, left = self.parse_known_args(arguments)
+        if left:
+            verb = self.parser_of(getattr(found, "verb", None))
+            raise UsageError(f"unrecognized arguments: {' '.join(left)}{verb.meant_instead(left, found)}", verb.prog)
+        return found
+
+    def parser_of(self, verb: str | None) -> Parser:
+        """The parser of a verb; this one where there is no such verb."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and verb in action.choices:
+                parser: Parser = action.choices[verb]
+                return parser
+        return self
+
+    def meant_instead(self, left: Sequence[str], found: argparse.Namespace) -> str:
+        """A hint on arguments that nobody asked for: words of a question without quotes, or a mistyped option."""
+        meant = next(filter(None, (self._meant_option(word) for word in left)), "")
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), left))
+        question = getattr(found, "question", None)
+        if words and not meant and isinstance(question, str):
+            return f"; put the question in quotes: {shlex.quote(' '.join((question, *words)))}"
+        return meant
+
+    def _meant_option(self, word: str) -> str:
+        if not word.startswith("--"):
+            return ""
+        return did_you_mean(word.partition("=")[0], self._option_string_actions)
+
+    @staticmethod
+    def _meant_choice(message: str) -> str:
+        """argparse names the wrong one and all that there are, in an order that helps nobody who mistyped."""
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)$", message)
+        return did_you_mean(found.group(1), _choices(found.group(2))) if found else ""
+
+
+def _choices(text: str) -> Iterable[str]:
+    return (choice.strip().strip("'") for choice in text.split(","))

@@ -1,0 +1,25 @@
+"""What somebody may have meant who mistyped a name. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["did_you_mean", "did_you_mean_path"]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest known name, to be put behind a message; empty where none is near."""
+    by_lower = {name.lower(): name for name in known}
+    nearest = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[nearest[0]]}?" if nearest else ""
+
+
+def did_you_mean_path(path: Path, also: Iterable[str] = ()) -> str:
+    """The same for a path that is not there: names beside it, and others that would have been right."""
+    try:
+        beside = [one.name for one in path.parent.iterdir()]
+    except OSError:
+        beside = []
+    return did_you_mean(path.name, [*also, *beside])
