@@ -55,7 +55,7 @@ def test_a_row(engine: PageEngine) -> None:
     assert row(engine) == [
         *("rtx-4090", "trunk", "fused-fp32", "SM86 SM89", "tensorrt-rtx 1.7.1.116", "128", "1", "15 B"),
         *(built, "1.5 s", "268.4 MB", "3, passed", "graph parity, 1 of 1 gates; engine not run"),
-        *(engine.manifest.engine.sha256),
+        engine.manifest.engine.sha256,
     ]
 
 
