@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from sdrpn.checkpoint.config import read_llm_layers, read_spec, vision_tower_nam
 from sdrpn.checkpoint.config_section import read_config
 from sdrpn.checkpoint.fine_tune import NO_FINE_TUNE, FineTune, FolderParts, find_parts, read_fine_tune
 from sdrpn.checkpoint.finite import count_not_finite
-from sdrpn.checkpoint.model_file import require_links
+from sdrpn.checkpoint.model_file import require_links, require_model_file
 from sdrpn.checkpoint.processor_config import Processor, read_processor
 from sdrpn.checkpoint.prompt_config import with_template
 from sdrpn.checkpoint.rpn_file import RPN_CONFIG_NAME, RpnFile, read_rpn
@@ -184,6 +185,7 @@ def open_checkpoint(
     base = None if base is None else model_folder(base, download=download)
     vision_tower = None if vision_tower is None else model_folder(vision_tower, download=download)
     require_links((folder, base, vision_tower, rpn, projector), allow_links)
+    _require_tokenizer_files(folder, base)
     parts = find_parts(folder)
     described_in = _described_in(parts, base)
     tower = _vision_tower(described_in, vision_tower)
@@ -229,6 +231,14 @@ def _text_folders(folder: Path, base: Path | None) -> list[Path]:
 
 def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_NAMES)
+
+
+def _require_tokenizer_files(*folders: Path | None) -> None:
+    """A pipe or a pointer in the place of a tokenizer is no checkpoint without one."""
+    for folder in folders:
+        present = [folder / name for name in _TOKENIZER_NAMES] if folder is not None else []
+        for path in filter(os.path.lexists, present):
+            require_model_file(path)
 
 
 def _described_in(parts: FolderParts, base: Path | None) -> Path:

@@ -98,7 +98,8 @@ def _require_llava(config: ConfigSection) -> None:
     config.require("mm_vision_select_feature", "patch")
     config.require("mm_use_im_start_end", False)
     _projector_layers(config)
-    llm_spec(config)
+    with _naming(config):
+        llm_spec(config)
 
 
 def _original_spec(config: ConfigSection, texts: Sequence[Path], tower: Path | None) -> ModelSpec:

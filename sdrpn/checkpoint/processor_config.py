@@ -92,10 +92,10 @@ def _rgb(config: ConfigSection, key: str, default: Rgb) -> Rgb:
 def _side(config: ConfigSection, key: str) -> int | None:
     """The side of a size as transformers writes it: a number, a shortest edge, or height and width; None: not given."""
     value = config.get(key)
-    sides = set(value.values()) if isinstance(value, dict) else {value}
+    sides = list(value.values()) if isinstance(value, dict) else [value]
     if value is None or not sides:
         return None
-    side = sides.pop()
-    if sides or isinstance(side, bool) or not isinstance(side, int):
+    side = sides[0]
+    if isinstance(side, bool) or not isinstance(side, int) or any(other != side for other in sides):
         raise config.wrong(key, value, "one side in pixels")
     return side

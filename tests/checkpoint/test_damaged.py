@@ -85,6 +85,8 @@ KINDS: dict[str, Callable[[Path], object]] = {
         "pytorch_model.bin.index.json",
         "generation_config.json",
         "tokenizer_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
         "clip/preprocessor_config.json",
         "clip/model.safetensors",
     ],
@@ -196,7 +198,14 @@ def test_entries_that_no_model_has(copy: Path, changes: dict[str, Any], expected
 
 @pytest.mark.parametrize(
     "entry",
-    [{"image_std": [0, 1, 1]}, {"image_std": [1]}, {"image_mean": [10**400] * 3}, {"image_std": [0.2, None, 1]}],
+    [
+        {"size": [56, 56]},
+        {"size": {"height": [1], "width": {}}},
+        {"image_std": [0, 1, 1]},
+        {"image_std": [1]},
+        {"image_mean": [10**400] * 3},
+        {"image_std": [0.2, None, 1]},
+    ],
 )
 def test_a_normalisation_that_divides_by_nothing(copy: Path, entry: dict[str, Any]) -> None:
     edit_config(copy / "clip", entry, "preprocessor_config.json")
