@@ -72,9 +72,10 @@ class TestOutput:
     def test_what_was_written(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
         outcome = sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle")
         assert (outcome.code, outcome.err) == (0, "")
-        first, *others = outcome.out.splitlines()
+        first, pictures, *others = outcome.out.splitlines()
         assert first.startswith(f"{tmp_path / 'bundle'}: fused-fp32, ")
         assert first.endswith(" in 4 graphs")
+        assert pictures.startswith("pictures: padded to squares (--fit pad)")
         assert others == [
             "no tokenizer in this checkpoint: the bundle answers by token ids only, not through `sdrpn ask`"
         ]
@@ -86,6 +87,7 @@ class TestOutput:
         found = sdrpn("export", tiny_checkpoint, "--out", bundle, *options).json()
         manifest = open_bundle(bundle).manifest
         files = manifest.variants["primitive-fp16"].files
+        assert [note.split(":")[0] for note in found.pop("notes")] == ["pictures"]
         assert found == {
             "bundle": str(bundle),
             "variant": "primitive-fp16",
