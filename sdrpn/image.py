@@ -167,6 +167,8 @@ def _decoded(image: Image.Image, label: str) -> Image.Image:
         raise
     except BadImage as error:
         raise BadImage(f"{label} {error}") from error
+    except Image.DecompressionBombError as error:  # its TIFF reader checks once more while it decodes
+        raise BadImage(f"{label} is larger than Pillow decodes ({one_line(error)}): scale it down first") from error
     except Exception as error:  # decoders of hostile files raise anything
         raise BadImage(f"{label} cannot be decoded: damaged or cut off ({one_line(error)})") from error
 

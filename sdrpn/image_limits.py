@@ -11,11 +11,14 @@ from typing import IO
 
 from sdrpn.errors import BadImage
 
-__all__ = ["check_jpeg_scans", "check_size", "without_png_text"]
+__all__ = ["check_file_size", "check_jpeg_scans", "check_size", "without_png_text"]
 
 MAX_SIDE_PX = 100_000  # a strip of R columns and as many rows as the longer side is held while resizing
 # OpenJPEG holds 32 bits a channel several times over: 20 bytes a pixel (measured), where other decoders take 4.
 MAX_JPEG2000_PIXELS = 25_000_000
+
+# A blank picture of 196 million pixels takes 12 to 220 kB as a file, and over a gigabyte of memory (measured).
+LARGE_PIXELS, MAX_PIXELS_A_BYTE = 50_000_000, 500
 
 # A progressive JPEG is decoded once a scan, and an empty scan takes ten bytes. Encoders write ten or so.
 MAX_SCANS = 100
@@ -48,6 +51,16 @@ def check_size(size_wh: tuple[int, int], label: str, max_pixels: int, file_forma
         raise BadImage(
             f"{label} is {width}x{height} = {width * height:,} px; the limit of JPEG 2000 is {MAX_JPEG2000_PIXELS:,}, "
             "because its decoder takes 20 bytes a pixel: save it as PNG or JPEG"
+        )
+
+
+def check_file_size(size_bytes: int, size_wh: tuple[int, int], label: str) -> None:
+    """Raise BadImage for a large picture in so few bytes that it can show nothing."""
+    pixels = size_wh[0] * size_wh[1]
+    if pixels > LARGE_PIXELS and pixels > MAX_PIXELS_A_BYTE * size_bytes:
+        raise BadImage(
+            f"{label} is {size_wh[0]}x{size_wh[1]} = {pixels:,} px in {size_bytes:,} bytes: it is blank, or made to "
+            f"fill the memory; the limit above {LARGE_PIXELS:,} px is {MAX_PIXELS_A_BYTE} px a byte: scale it down first"
         )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import os
 import struct
 import threading
 import warnings
@@ -17,7 +18,7 @@ from PIL import Image, ImageFile
 
 from sdrpn.errors import BadImage
 from sdrpn.image_kind import HEAD_BYTES, is_heif, kind_of
-from sdrpn.image_limits import PNG_SIGNATURE, check_jpeg_scans, check_size, without_png_text
+from sdrpn.image_limits import PNG_SIGNATURE, check_file_size, check_jpeg_scans, check_size, without_png_text
 
 __all__ = ["FORMATS", "identified", "loaded", "one_line"]
 
@@ -46,6 +47,7 @@ def identified(file: IO[bytes], label: str, max_pixels: int) -> ImageFile.ImageF
         file = without_png_text(file, label)
     image = _opened(file, head, label)
     check_size(image.size, label, max_pixels, image.format)
+    check_file_size(file.seek(0, os.SEEK_END), image.size, label)
     if image.format in ("JPEG", "MPO"):
         file.seek(0)
         check_jpeg_scans(file.read(), image.size, label)
@@ -80,6 +82,8 @@ def _opened(file: IO[bytes], head: bytes, label: str) -> ImageFile.ImageFile:
             continue  # Pillow's readers say "not mine" in these ways
         except MemoryError:
             raise
+        except Image.DecompressionBombError as error:
+            raise BadImage(f"{label} is larger than Pillow decodes ({one_line(error)}): scale it down first") from error
         except Exception as error:  # readers of hostile files raise anything
             raise BadImage(f"{label} cannot be decoded as {name} ({one_line(error)})") from error
     if names == (HEIF,):

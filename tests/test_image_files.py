@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, PngImagePlugin
 
-from sdrpn import picture_file
+from sdrpn import image_limits, picture_file
 from sdrpn.errors import BadImage
 from sdrpn.image import open_image, read_jpeg_header
 from sdrpn.image_limits import MAX_JPEG2000_PIXELS, MAX_SCANS
@@ -109,6 +109,27 @@ def test_a_png_is_turned_as_its_exif_or_xmp_says_beside_a_long_text() -> None:
 def test_a_png_of_a_million_chunks() -> None:
     with pytest.raises(BadImage, match=r"is a PNG of more than .* chunks"):
         open_image(with_chunks(encoded(picture(), "PNG"), png_chunk(b"tIME", b"") * 1_000_000))
+
+
+# --- blank pictures of many pixels
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "TIFF"])
+def test_a_large_picture_in_a_few_bytes(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_limits, "LARGE_PIXELS", 500_000)
+    options = {"compression": "group4"} if file_format == "TIFF" else {}
+    data = encoded(Image.new("1", (2000, 1000), 1), file_format, **options)
+    with pytest.raises(BadImage, match=r"is 2000x1000 = 2,000,000 px in .* bytes: it is blank, or made to fill"):
+        open_image(data)
+    assert open_image(encoded(Image.new("1", (700, 700), 1), file_format, **options)).size == (700, 700)
+
+
+def test_a_tiff_beyond_pillows_own_limit_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    try:
+        open_image(encoded(picture(), "TIFF"))  # some releases of Pillow have no limit there
+    except BadImage as error:
+        assert "is larger than Pillow decodes" in str(error)  # noqa: PT017
 
 
 # --- JPEG and JPEG 2000
