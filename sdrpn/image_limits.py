@@ -60,7 +60,7 @@ def check_file_size(size_bytes: int, size_wh: tuple[int, int], label: str) -> No
     if pixels > LARGE_PIXELS and pixels > MAX_PIXELS_A_BYTE * size_bytes:
         raise BadImage(
             f"{label} is {size_wh[0]}x{size_wh[1]} = {pixels:,} px in {size_bytes:,} bytes: it is blank, or made to "
-            f"fill the memory; the limit above {LARGE_PIXELS:,} px is {MAX_PIXELS_A_BYTE} px a byte: scale it down first"
+            f"fill memory; the limit above {LARGE_PIXELS:,} px is {MAX_PIXELS_A_BYTE} px a byte: scale it down first"
         )
 
 
