@@ -6,6 +6,7 @@ read from the package's own metadata, so pyproject.toml stays the only list.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
@@ -156,11 +158,32 @@ def importing_extra(extra: str, purpose: str) -> Iterator[None]:
 
 
 def install_command(extra: str = BASE) -> str:
-    """The pip command that installs an extra of this package into this Python, from where the package came from."""
+    """The command that installs an extra of this package into this Python, by the tool that installed the package and
+    from where it came: a checkout (`pip install -e`), a file or folder, or the index."""
+    wanted = _source(extra)
+    prefix = Path(sys.prefix)
+    if prefix.parent.parts[-2:] == ("uv", "tools"):
+        return shlex.join(["uv", "tool", "install", "--force", *wanted])
+    if prefix.parent.parts[-2:] == ("pipx", "venvs"):
+        return shlex.join(["pipx", "install", "--force", *(["--editable", wanted[1]] if wanted[0] == "-e" else wanted)])
+    if importlib.util.find_spec("pip") is None:  # environments of uv have none
+        return shlex.join(["uv", "pip", "install", "--python", sys.executable, *wanted])
+    return shlex.join([sys.executable, "-m", "pip", "install", *wanted])
+
+
+def _source(extra: str) -> list[str]:
+    """What an installer is to be given. An extra is asked for behind the name, or behind the path of what is there."""
     suffix = "" if extra == BASE else f"[{extra}]"
-    source = _source_folder()
-    arguments = ["-e", f"{source}{suffix}"] if source else [f"sdrpn{suffix}"]
-    return shlex.join([sys.executable, "-m", "pip", "install", *arguments])
+    try:
+        text = distribution("sdrpn").read_text("direct_url.json")
+    except PackageNotFoundError:
+        text = None
+    origin = json.loads(text or "{}")
+    url = str(origin.get("url", ""))
+    if not url.startswith("file:"):
+        return [f"sdrpn{suffix}"]
+    path = unquote(urlsplit(url).path)
+    return ["-e", f"{path}{suffix}"] if origin.get("dir_info", {}).get("editable") else [f"{path}{suffix}"]
 
 
 def _own_requirements() -> Sequence[str]:
@@ -168,18 +191,6 @@ def _own_requirements() -> Sequence[str]:
         return distribution("sdrpn").requires or ()
     except PackageNotFoundError:  # a source tree that was never installed
         return ()
-
-
-def _source_folder() -> str | None:
-    """The folder that the package was installed from with `pip install -e`; None for an ordinary install."""
-    try:
-        text = distribution("sdrpn").read_text("direct_url.json")
-    except PackageNotFoundError:
-        return None
-    origin = json.loads(text or "{}")
-    if not origin.get("dir_info", {}).get("editable"):
-        return None
-    return unquote(urlsplit(origin["url"]).path)
 
 
 def satisfies(version: str, wanted: str) -> bool:

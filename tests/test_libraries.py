@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import platform
 import re
 import sys
@@ -101,11 +102,50 @@ class TestImportingAnExtra:
             importlib.import_module("sdrpn.paint")
 
 
-def test_the_command_uses_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "_source_folder", lambda: None)
-    assert install_command("cuda") == f"{sys.executable} -m pip install 'sdrpn[cuda]'"
-    monkeypatch.setattr(libraries, "_source_folder", lambda: "/src/with space")
-    assert install_command("cuda") == f"{sys.executable} -m pip install -e '/src/with space[cuda]'"
+class Installed:
+    """A distribution that came from somewhere."""
+
+    def __init__(self, origin: object) -> None:
+        self.origin = origin
+
+    def read_text(self, name: str) -> str | None:
+        return None if self.origin is None else json.dumps(self.origin)
+
+
+EDITABLE = {"url": "file:///src/with%20space", "dir_info": {"editable": True}}
+FOLDER = {"url": "file:///src/sdrpn", "dir_info": {}}
+WHEEL = {"url": "file:///w/sdrpn-0.1.0-py3-none-any.whl", "archive_info": {}}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "origin", "expected"),
+    [
+        ("/venv", None, "{python} -m pip install 'sdrpn[cuda]'"),
+        ("/venv", EDITABLE, "{python} -m pip install -e '/src/with space[cuda]'"),
+        ("/venv", FOLDER, "{python} -m pip install '/src/sdrpn[cuda]'"),
+        ("/venv", WHEEL, "{python} -m pip install '/w/sdrpn-0.1.0-py3-none-any.whl[cuda]'"),
+        ("/home/me/.local/share/uv/tools/sdrpn", None, "uv tool install --force 'sdrpn[cuda]'"),
+        ("/home/me/.local/share/uv/tools/sdrpn", EDITABLE, "uv tool install --force -e '/src/with space[cuda]'"),
+        (
+            "/home/me/.local/share/pipx/venvs/sdrpn",
+            WHEEL,
+            "pipx install --force '/w/sdrpn-0.1.0-py3-none-any.whl[cuda]'",
+        ),
+        ("/home/me/.local/share/pipx/venvs/sdrpn", EDITABLE, "pipx install --force --editable '/src/with space[cuda]'"),
+    ],
+)
+def test_the_command_fits_how_the_package_was_installed(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, origin: object, expected: str
+) -> None:
+    monkeypatch.setattr(libraries, "distribution", lambda name: Installed(origin))
+    monkeypatch.setattr(sys, "prefix", prefix)
+    assert install_command("cuda") == expected.format(python=sys.executable)
+
+
+def test_an_environment_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "distribution", lambda name: Installed(None))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert install_command() == f"uv pip install --python {sys.executable} sdrpn"
 
 
 def test_an_editable_install_is_extended_where_it_lies() -> None:
