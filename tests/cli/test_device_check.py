@@ -79,7 +79,7 @@ def test_a_line_is_recorded_behind_others(found: list[CheckResult], tmp_path: Pa
         (["--device", "--target", "rtx-4090"], "--target is given without --bundle"),
         (["--gpu", "1"], "--gpu is given without --device"),
         (["--device", "--gpu", "-1"], "the first of which is 0"),
-        (["--device", "--report", "a.pdf"], "expected one that ends in .md or .html"),
+        (["--device", "--report", "a.pdf"], "expected a name that ends in .md or .html"),
         (["--device", "--bundle", "nowhere"], "nowhere"),
         (["--device", "--bundle", "default", "--backend", "cpu"], "backend 'cpu' is unknown"),
     ],
