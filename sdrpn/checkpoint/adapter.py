@@ -47,6 +47,8 @@ _NOT_MERGEABLE = {
 # These start from a decomposition of the base and leave its remainder behind; True, False and others do not.
 _CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LONGEST_PATTERN = 200
+_MOST_PATTERNS = 16  # that are more than a name
+_MOST_CHOICES = 3
 _BASE_LAYER = ".base_layer."
 
 
@@ -215,13 +217,25 @@ class _Scalings:
 def _patterns(config: ConfigSection, key: str) -> list[tuple[re.Pattern[str], float]]:
     """Ends of module paths, or regular expressions for them, in the order of the file."""
     section = config.section(key)
+    if sum(_choices(text) > 0 for text in section.values) > _MOST_PATTERNS:
+        raise BadCheckpoint(
+            f"{section.where} has more than {_MOST_PATTERNS} regular expressions; expected module names"
+        )
     return [(_pattern(section, text), section.number(text, 0.0)) for text in section.values]
 
 
+def _choices(text: str) -> int:
+    """Places where a regular expression can match in several ways; a run of digits has only one."""
+    return len(re.findall(r"[*+?{(]", re.sub(r"(?:\\d|\[0-9\])[+*]", "", text)))
+
+
 def _pattern(section: ConfigSection, text: str) -> re.Pattern[str]:
-    # A group that is repeated, or many repetitions, can take longer than anybody waits.
-    if len(text) > _LONGEST_PATTERN or re.search(r"\)[*+?{]", text) or len(re.findall(r"[*+{]", text)) > 4:
-        raise BadCheckpoint(f"{section.where}: {text[:80]!r} is too long or repeats groups; expected names of modules")
+    # Each choice multiplies the time that a failing match takes: a few suffice for longer than anybody waits.
+    if len(text) > _LONGEST_PATTERN or _choices(text) > _MOST_CHOICES or re.search(r"\)[*+?{]", text):
+        raise BadCheckpoint(
+            f"{section.where}: {text[:60]!r} is too long or has too many groups and repetitions; expected the name "
+            f"of a module"
+        )
     try:
         return re.compile(rf"(?:.*\.)?(?:{text})")
     except (re.error, OverflowError, RecursionError) as error:
