@@ -134,14 +134,20 @@ def bench_picture(seed: int) -> Image.Image:
 
 
 def _run_from_answer(answer: Answer) -> BenchRun:
+    """Stages that add up to the total, then sums of some of them and the median step of the decode."""
     timings = answer.timings
     stages = {
+        "picture preparation": timings.preprocess_s,
         "vision": timings.vision_s,
         "trunk": timings.trunk_s,
         "rpn": timings.rpn_s,
+        "crop choice": timings.roi_decode_s,
+        "crop preparation": timings.crop_preprocess_s,
         "crop vision": timings.crop_vision_s,
         "crop trunk": timings.crop_trunk_s,
         "tail": timings.tail_prefill_s,
+        "decode": sum(timings.decode_s),
+        "rest": max(0.0, timings.total_s - timings.stages_s),
         "LLM prefill": timings.llm_prefill_s,
         "first token": timings.total_s - sum(timings.decode_s),
         "total": timings.total_s,

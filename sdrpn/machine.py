@@ -33,6 +33,23 @@ _ROOT = Path("/")
 # nvidia-smi wakes sleeping GPUs, one after the other.
 _NVIDIA_SMI_TIMEOUT_S = 20
 _GPU_FIELDS = ("name", "memory.total", "compute_cap", "driver_version")
+# Implementer and part (MIDR_EL1), as in Linux's arch/arm64/include/asm/cputype.h.
+_ARM_CORES = {
+    "0x41 0xd03": "Arm Cortex-A53",
+    "0x41 0xd07": "Arm Cortex-A57",
+    "0x41 0xd08": "Arm Cortex-A72",
+    "0x41 0xd0b": "Arm Cortex-A76",
+    "0x41 0xd0c": "Arm Neoverse N1",
+    "0x41 0xd40": "Arm Neoverse V1",
+    "0x41 0xd42": "Arm Cortex-A78AE",
+    "0x41 0xd49": "Arm Neoverse N2",
+    "0x41 0xd4f": "Arm Neoverse V2",
+    "0x41 0xd83": "Arm Neoverse V3AE",
+    "0x41 0xd84": "Arm Neoverse V3",
+    "0x41 0xd85": "Arm Cortex-X925",
+    "0x41 0xd87": "Arm Cortex-A725",
+    "0x4e 0x004": "NVIDIA Carmel",
+}
 # NVIDIA's release notes of JetPack: each major version has one series of L4T.
 _JETPACK_OF_L4T = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 
@@ -62,6 +79,11 @@ class Cpu:
 
     model: str
     features: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """As people call it; of Arm, Linux gives numbers alone."""
+        return _ARM_CORES.get(" ".join(self.model.split()[:2]), self.model)
 
     @property
     def digest(self) -> str:

@@ -1,8 +1,10 @@
-"""Sizes in bytes as people read them. Knows nothing else."""
+"""Sizes in bytes and other numbers as people read them. Knows nothing else."""
 
 from __future__ import annotations
 
-__all__ = ["text_from_bytes"]
+from decimal import Decimal
+
+__all__ = ["text_from_bytes", "text_from_number"]
 
 _UNITS = ("kB", "MB", "GB", "TB")
 
@@ -18,3 +20,10 @@ def text_from_bytes(size_bytes: int) -> str:
         if abs(value) < 999.95 or unit == _UNITS[-1]:
             return f"{value:.1f} {unit}"
     raise AssertionError("unreachable: the last unit always returns")
+
+
+def text_from_number(value: float, digits: int = 3) -> str:
+    """So many significant digits and never an exponent; the part before the point is whole: 1,234, 12.3, 0.0000123."""
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{Decimal(f'{value:.{digits}g}'):,f}"

@@ -71,6 +71,18 @@ class TestCudaDriver:
 
 
 class TestCpu:
+    @pytest.mark.parametrize(
+        ("model", "name"),
+        [
+            ("AMD EPYC", "AMD EPYC"),
+            ("0x41 0xd42 0x0", "Arm Cortex-A78AE"),
+            ("0x41 0xfff 0x0", "0x41 0xfff 0x0"),
+            ("", ""),
+        ],
+    )
+    def test_names_that_people_know(self, model: str, name: str) -> None:
+        assert Cpu(model, ()).name == name
+
     def test_x86(self, tmp_path: Path) -> None:
         put(tmp_path, "proc/cpuinfo", "model name\t: A CPU\nflags\t\t: fpu avx2\n\nmodel name\t: B\nflags\t\t: sse\n")
         assert read_cpu(tmp_path) == Cpu("A CPU", ("avx2", "fpu"))

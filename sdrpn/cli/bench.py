@@ -1,7 +1,7 @@
 """`sdrpn bench`: how long every way of answering takes, and against what.
 
 The JSON form is sdrpn.bench_report.BenchReport: machine, command, runs, cases (side, case, stages with p50, p95 and p99
-in seconds, tokens per second, ratios), peak_rss_bytes, energy.
+in seconds, tokens per second, ratios, median_answer_s), peak_rss_bytes, energy.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _figures(
 def _case_figures(
     side: str, case: str, runs: list[BenchRun], plain: list[BenchRun] | None, first: list[BenchRun]
 ) -> CaseFigures:
-    from sdrpn.bench_report import CaseFigures, percentiles
+    from sdrpn.bench_report import CaseFigures, percentiles, stages_of_median
 
     stages = {name: percentiles([one.stages_s[name] for one in runs]) for name in runs[0].stages_s}
     total_s = stages["total"].p50
@@ -226,18 +226,24 @@ def _case_figures(
         answers_per_s=1 / total_s,
         relative_to_plain=None if plain is None else against(plain),
         relative_to_first=against(first),
+        median_answer_s=stages_of_median(one.stages_s for one in runs),
     )
 
 
 def _machine(args: argparse.Namespace) -> dict[str, Any]:
     from sdrpn.libraries import installed_version
-    from sdrpn.machine import read_machine
+    from sdrpn.machine import read_cpu, read_machine
 
     machine = read_machine()
     libraries = {name: installed_version(name) for name in ("sdrpn", "onnxruntime", "numpy")}
     if "torch" in args.compare:
         libraries["torch"] = installed_version("torch")
-    return {"processor": machine.arch, "cores": machine.cpu_cores, "threads": args.threads or "all", **libraries}
+    about: dict[str, Any] = {"processor": read_cpu().name, "architecture": machine.arch, "cores": machine.cpu_cores}
+    if machine.jetson is not None:
+        about["board"] = machine.jetson.model
+    if machine.gpus:
+        about["GPUs"] = ", ".join(gpu.name for gpu in machine.gpus)
+    return {**about, "threads": args.threads or "all", "backend": args.backend, **libraries}
 
 
 def _peak_rss() -> int:
@@ -248,10 +254,10 @@ def _peak_rss() -> int:
 
 def _print(report: BenchReport) -> None:
     from sdrpn.cli.output import print_table, print_text
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.sizes import text_from_bytes, text_from_number
 
     def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.3g}"
+        return "" if value is None else text_from_number(value)
 
     def milliseconds(found: CaseFigures, stage: str) -> str:
         value = found.stages.get(stage)
@@ -276,4 +282,4 @@ def _print(report: BenchReport) -> None:
     if report.peak_rss_bytes is not None:
         print_text(f"peak memory of this process: {text_from_bytes(report.peak_rss_bytes)}")
     for name, value in report.energy.items():
-        print_text(f"{name}: {value:.4g}")
+        print_text(f"{name}: {text_from_number(value, 4)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sdrpn.machine import read_cpu
 from sdrpn.runtime import Answer, Session
 from tests.cli.command import Command
 
@@ -59,6 +60,18 @@ def test_what_is_reported(sdrpn: Command, text_bundle: Path, tmp_path: Path) -> 
     assert report["peak_rss_bytes"] > 10_000_000
     assert "fewer than 10" in outcome.err
     assert "one-box" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_stages_add_up_to_the_whole_answer(sdrpn: Command, text_bundle: Path) -> None:
+    report = json.loads(sdrpn("bench", text_bundle, *FEW, "--cases", "plain,one-box", "--json").out)
+    plain, box = report["cases"]
+    for case in (plain, box):
+        parts = case["median_answer_s"]
+        assert sum(parts.values()) == pytest.approx(case["stages"]["total"]["p50"])
+        assert parts["picture preparation"] > 0
+        assert set(parts) <= set(case["stages"])
+    assert box["median_answer_s"]["crop preparation"] > 0 == plain["median_answer_s"]["crop preparation"]
+    assert report["machine"]["processor"] == read_cpu().name
 
 
 def test_sides_take_turns(sdrpn: Command, text_bundle: Path, answers: list[Answer]) -> None:
