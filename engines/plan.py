@@ -103,6 +103,7 @@ def plan_engines(
     Raises: BadInput, BadBundle, MissingDependency
     """
     bundle = open_bundle(bundle_path)
+    bundle.require_graphs("to build engines")
     gpus, jetson = read_gpus(), read_jetson()
     require_possible(
         options,

@@ -114,9 +114,10 @@ def onnxruntime_variant(
     Args:
         note: why engines that are there are not used
     Raises:
-        BadInput: the variant is for engines only, or of no use on a GPU
+        BadInput: the variant is for engines only, or of no use on a GPU; the bundle is a release, which has no graphs
         MissingDependency: the installed ONNX Runtime is too old for it
     """
+    bundle.require_graphs("to answer with ONNX Runtime", note)
     runnable = _runnable(bundle)
     if backend == "onnxruntime-cuda":
         chosen = _gpu_variant(bundle, name)

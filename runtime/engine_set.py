@@ -73,7 +73,9 @@ class EngineSet:
 
 def build_command(bundle: Bundle, target: str = "NAME") -> str:
     """The command that builds engines of a bundle, as a shell takes it."""
-    return f"sdrpn build {shlex.quote(str(bundle.path))} --target {shlex.quote(target)}"
+    # A release has nothing to build from: the whole bundle is elsewhere.
+    path = "BUNDLE" if bundle.release_targets else shlex.quote(str(bundle.path))
+    return f"sdrpn build {path} --target {shlex.quote(target)}"
 
 
 def engine_sets(bundle: Bundle) -> tuple[EngineSet, ...]:

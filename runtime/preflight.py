@@ -281,7 +281,8 @@ def _gpu(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Pla
         wanted += " and later"
     if gpu is None:
         fault = (platform.cuda_fault or "CUDA shows none").partition(";")[0]
-        mend = "run it on a machine with one, or answer on the CPU: --backend onnxruntime"
+        other = "" if engines.bundle.release_targets else ", or answer on the CPU: --backend onnxruntime"
+        mend = f"run it on a machine with one{other}"
         yield Problem(graph, "CUDA_ERROR", "compute_capabilities", wanted, f"here is no GPU: {fault}", mend)
         return
     if gpu.capability is not None and not _has_kernels(manifest, gpu.capability):

@@ -28,6 +28,7 @@ from sdrpn.listed_files import (
     require_inside,
 )
 from sdrpn.manifest import EMBEDDING_BYTES, FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
+from sdrpn.release import release_advice, release_targets
 from sdrpn.shipped import DEFAULT_NAME, bundle_path, export_advice
 from sdrpn.spec import ModelSpec
 from sdrpn.suggestion import did_you_mean_path
@@ -90,6 +91,28 @@ class Bundle:
         """Real folders that files of this bundle may lie below."""
         return link_roots(self.path, self._allow_links)
 
+    @property
+    def release_targets(self) -> tuple[str, ...]:
+        """Of a release, which has engines and no graphs, the targets of these; empty for a whole bundle."""
+        return release_targets(self.path, self.manifest)
+
+    def require_graphs(self, purpose: str, reason: str | None = None) -> None:
+        """Raise BadInput where this is a release.
+
+        Args:
+            purpose: what needs the graphs, such as "to build engines"
+            reason: why the engines do not serve
+        """
+        targets = self.release_targets
+        if targets:
+            needed = f"{purpose} ({reason})" if reason else purpose
+            raise BadInput(release_advice(self.path, self.manifest, targets, needed))
+
+    @property
+    def _advice(self) -> str:
+        targets = self.release_targets
+        return release_advice(self.path, self.manifest, targets) if targets else _ADVICE
+
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, which may be a link. See `ListedFiles.path`. Raises BadBundle."""
         return self._listed.path(name)
@@ -105,7 +128,7 @@ class Bundle:
 
     @property
     def _listed(self) -> ListedFiles:
-        return ListedFiles(self.path, self.path / MANIFEST_NAME, self.manifest.files, self.roots, _ADVICE)
+        return ListedFiles(self.path, self.path / MANIFEST_NAME, self.manifest.files, self.roots, self._advice)
 
 
 def open_bundle(path: Path | str, *, allow_links: AllowLinks = (), download: bool = False) -> Bundle:
@@ -125,9 +148,19 @@ def open_bundle(path: Path | str, *, allow_links: AllowLinks = (), download: boo
         if not path.is_dir():
             raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it")
         if not manifest_path.exists():
-            raise BadBundle(f"{path} has no {MANIFEST_NAME}; expected a bundle, as `sdrpn export` writes it")
+            raise BadBundle(
+                f"{path} has no {MANIFEST_NAME}; expected a bundle, as `sdrpn export` writes it{_bundles_near(path)}"
+            )
     value = read_manifest(manifest_path, link_roots(path, allow_links), _ADVICE)
     return Bundle(path, _manifest(manifest_path, value), allow_links)
+
+
+def _bundles_near(path: Path) -> str:
+    """Bundles in a folder that is none, such as what a build in CI leaves, or the one that its engines lie in."""
+    places = [one.parent for one in sorted(path.glob(f"*/{MANIFEST_NAME}"))[:4]]
+    if path.parent.name == "engines" and (path.parent.parent / MANIFEST_NAME).is_file():
+        places.append(path.parent.parent)
+    return f"; did you mean {' or '.join(map(str, places))}?" if places else ""
 
 
 def _manifest(path: Path, value: object) -> Manifest:

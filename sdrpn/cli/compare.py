@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.errors import RunFailed
 
     bundle = open_bundle(args.bundle)
+    bundle.require_graphs("to compare them with the checkpoint")
     variants = list(bundle.manifest.variants.values()) if args.variant is None else [bundle.variant(args.variant)]
     verify_files(bundle, variants)
     with open_checkpoint(

@@ -66,11 +66,14 @@ def run(args: argparse.Namespace) -> int:
     ):
         if value:
             raise BadInput(f"{option} is about engines; add --engines")
-    bundle.verify(bundle.manifest.files, large=args.verify)
+    bundle.verify(_files_that_belong(bundle), large=args.verify)
     if args.json:
         print_json(bundle.manifest.to_json())
         return 0
     _print_model(bundle)
+    if bundle.release_targets:
+        _print_release(bundle)
+        return 0
     for variant in bundle.manifest.variants.values():
         _print_variant(bundle.manifest, variant)
     return 0
@@ -98,6 +101,27 @@ def _inspect_engines(args: argparse.Namespace, bundle: Bundle) -> int:
             report_written(args.report, "page of the engines")
     unfit = [problem for one in report for problem in one.problems if problem.broken or args.target is not None]
     return 1 if unfit else 0
+
+
+def _files_that_belong(bundle: Bundle) -> list[str]:
+    """All that the manifest lists; of a release what answers with engines take."""
+    manifest = bundle.manifest
+    if not bundle.release_targets:
+        return list(manifest.files)
+    tables = {variant.embedding for variant in manifest.variants.values()}
+    return sorted(tables | ({manifest.tokenizer} if manifest.tokenizer else set()))
+
+
+def _print_release(bundle: Bundle) -> None:
+    from sdrpn.cli.output import print_text
+
+    print_text(
+        f"a release: engines for {', '.join(bundle.release_targets)}, the token embedding and the tokenizer, without "
+        "the ONNX graphs that the engines were built from"
+    )
+    print_text(f"  which GPU each fits, and whether this one:  sdrpn inspect {bundle.path} --engines")
+    print_text(f'  on such a GPU:                              sdrpn ask {bundle.path} IMAGE "QUESTION"')
+    print_text("build, optimize, verify, compare and answers on a CPU take the whole bundle that it was made from")
 
 
 def _print_model(bundle: Bundle) -> None:

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     require_not_shipped(args.bundle, f"optimise a copy of it: cp -r {args.bundle} bundle && sdrpn optimize bundle")
     bundle = open_bundle(args.bundle)
+    bundle.require_graphs("to optimise them for this machine's CPU")
     variant = onnxruntime_variant(bundle, args.variant)
     replaceable = variant.dialect == "fused" and variant.kv_cache is None and not variant.computes_in_half
     attention = args.attention or ("group-query" if replaceable else "standard")

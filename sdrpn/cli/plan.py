@@ -86,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
         raise ContextTooLong(
             f"--context {args.context[-1]} is above the bundle's {limit}; export with a larger one first"
         )
+    if args.target is None:
+        engines = " or ".join(f"--target {name}" for name in bundle.release_targets)
+        bundle.require_graphs("to answer on this machine's CPU", f"of its engines: {engines}")
     place = _this_machine(bundle, args) if args.target is None else _on_target(bundle, args)
     contexts = args.context or (place.usual_context,)
     context, variant = contexts[-1], place.variant

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.compare.parity import gates
 
     bundle = open_bundle(args.bundle)
+    bundle.require_graphs("to compare them with the checkpoint")
     target = _target_name(args.target)
     variants = _variants(bundle, args.target)
     checkpoint, rpn = _source(args, bundle)
