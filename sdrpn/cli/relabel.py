@@ -43,17 +43,24 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     from sdrpn.cli.output import print_json, print_table
+    from sdrpn.cli.output_file import report_written
+    from sdrpn.json_files import read_json_object
     from sdrpn.libraries import importing_extra
 
     with importing_extra("train", "sdrpn relabel"):
         from sdrpn.labels.denoise import LabelRule
-        from sdrpn.labels.labelling import relabel
+        from sdrpn.labels.labelling import LABELS_NAME, relabel
+        from sdrpn.labels.report import REPORT, write_report
 
     rule = LabelRule(args.foreground_share, args.background_share, args.largest_box_share, args.raw)
     counts = relabel(args.labels, args.out, rule)
+    about = read_json_object(args.out / LABELS_NAME, "label again")
+    provenance = {key: value for key, value in about.items() if key not in ("images", "counts")}
+    write_report(args.out, Path(about["images"]), counts, provenance)
     if args.json:
         print_json({"counts": counts, "rule": rule})
     else:
         rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
         print_table(("of the questions", "count"), rows, title=str(args.out))
+        report_written(args.out / REPORT, "page to look at")
     return 0

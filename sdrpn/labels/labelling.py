@@ -6,7 +6,7 @@ A label folder holds
     attention/part-*.parquet  what was gathered: attention to every cell, before any cleaning
     labels/part-*.parquet   what trains an RPN: the prompt's tokens and the cells' labels, no answers and no boxes
     labels.json             the same as run.json, with counts; written last
-    report.html, samples.png  to look at
+    report.html, samples/, samples.png  to look at
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sdrpn.labels.shards import (
 )
 from sdrpn.labels.teacher import Teacher
 
-__all__ = ["Counts", "LabelRun", "label_attention", "label_questions", "relabel"]
+__all__ = ["LABELS", "LABELS_NAME", "Counts", "LabelRun", "label_attention", "label_questions", "relabel"]
 
 Floats = NDArray[np.float32]
 Advance = Callable[[int, int], None]

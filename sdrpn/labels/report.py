@@ -1,86 +1,138 @@
-"""A page to look at what was labelled: counts, and a contact sheet of overlays. Pillow and NumPy only."""
+"""A page to look at what was labelled: counts, and the first pictures beside their labels."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
-from sdrpn.atomic import replacing_file
+from sdrpn.atomic import replacing_directory, replacing_file
+from sdrpn.errors import BadImage
 from sdrpn.geometry import Fit
 from sdrpn.image import open_image
+from sdrpn.image_name import leads_out
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND
+from sdrpn.labels.label_picture import LEGEND, LabelledPicture, contact_sheet, draw_pair
 from sdrpn.labels.labelling import LABELS, Counts
 from sdrpn.labels.shards import read_shards
 
-__all__ = ["contact_sheet", "overlay_labels", "write_report"]
+__all__ = ["PICTURES", "REPORT", "SHEET", "write_report"]
 
+REPORT, SHEET, PICTURES = "report.html", "samples.png", "samples"
 SAMPLES = 24
-COLUMNS = 6
-SIDE_PX, CAPTION_PX, MARGIN_PX = 192, 20, 8
-PAGE, TEXT = (24, 25, 28), (222, 224, 228)
-COLOURS = {FOREGROUND: (90, 230, 110), BACKGROUND: (60, 90, 200)}
-OPACITY = 0.45
-STYLE = "body{font:16px sans-serif;margin:2em;max-width:80em}td,th{text-align:left;padding:.2em 1em .2em 0}"
 
 
-def write_report(out: Path, images: Path, counts: Counts, provenance: dict[str, Any]) -> None:
-    """Write `report.html` and `samples.png` into a label folder."""
-    samples = [
-        (open_image(images / row["image"]), np.array(row["cells"], np.int8), row["question"])
-        for row in islice(read_shards(out / LABELS), SAMPLES)
-    ]
-    with replacing_file(out / "samples.png") as path:
-        contact_sheet(samples, provenance.get("fit", "pad")).save(path, "PNG")
-    with replacing_file(out / "report.html") as path:
-        path.write_text(_page(counts, provenance), "utf-8")
+@dataclass(frozen=True)
+class _Shown:
+    """One labelled question on the page. problem: why there is no picture; name: of its file."""
+
+    id: str
+    question: str
+    image: str
+    foreground: int
+    background: int
+    ignored: int
+    name: str
+    problem: str | None
 
 
-def contact_sheet(samples: list[tuple[Image.Image, NDArray[np.int8], str]], fit: Fit = "pad") -> Image.Image:
-    """Pictures with their labels (G*G) and questions, in rows."""
-    rows = max(1, -(-len(samples) // COLUMNS))
-    step_x, step_y = SIDE_PX + MARGIN_PX, SIDE_PX + CAPTION_PX + MARGIN_PX
-    sheet = Image.new("RGB", (COLUMNS * step_x + MARGIN_PX, rows * step_y + MARGIN_PX), PAGE)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for number, (picture, cells, question) in enumerate(samples):
-        x, y = MARGIN_PX + number % COLUMNS * step_x, MARGIN_PX + number // COLUMNS * step_y
-        sheet.paste(overlay_labels(picture, cells, SIDE_PX, fit), (x, y))
-        draw.text((x, y + SIDE_PX + 3), " ".join(question.split())[:32], TEXT, font)
-    return sheet
+def write_report(out: Path, images: Path, counts: Counts, provenance: Mapping[str, Any]) -> None:
+    """Write `report.html`, its pictures and `samples.png`, all of them on one sheet, into a label folder."""
+    fit: Fit = provenance.get("fit", "pad")
+    labelled, shown = list[LabelledPicture](), list[_Shown]()
+    with replacing_directory(out / PICTURES, exist_ok=True) as folder:
+        for number, row in enumerate(islice(read_shards(out / LABELS), SAMPLES)):
+            sample, problem = _opened(images, row)
+            shown.append(_shown(row, f"{number:02}.jpg", problem))
+            if sample is not None:
+                draw_pair(sample, fit).save(folder / shown[-1].name, "JPEG", quality=90)
+                labelled.append(sample)
+    with replacing_file(out / SHEET) as path:
+        contact_sheet(labelled, fit).save(path, "PNG")
+    with replacing_file(out / REPORT) as path:
+        path.write_text(_page(counts, provenance, shown), "utf-8")
 
 
-def overlay_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int, fit: Fit = "pad") -> Image.Image:
-    """The picture as a square under its labels (G*G): foreground green, background blue, ignored clear."""
-    scale = side_px / (max if fit == "pad" else min)(picture.size)
-    shown = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    square = Image.new("RGB", (side_px, side_px), PAGE)
-    square.paste(shown, ((side_px - shown.width) // 2, (side_px - shown.height) // 2))
-    grid_side = round(cells.size**0.5)
-    place = np.arange(side_px) * grid_side // side_px
-    label = cells.reshape(grid_side, grid_side)[np.ix_(place, place)]
-    pixels = np.asarray(square, np.float32).copy()
-    for value, colour in COLOURS.items():
-        fired = label == value
-        pixels[fired] = (1 - OPACITY) * pixels[fired] + OPACITY * np.array(colour, np.float32)
-    return Image.fromarray(pixels.astype(np.uint8))
+def _opened(images: Path, row: Mapping[str, Any]) -> tuple[LabelledPicture | None, str | None]:
+    """A row's picture with its labels, or why it cannot be shown."""
+    if leads_out(row["image"]):
+        return None, f"{row['image']!r} leads out of the folder of pictures"
+    try:
+        picture = open_image(images / row["image"])
+    except BadImage as error:  # of a page to look at, one picture may be missing
+        return None, str(error)
+    return LabelledPicture(picture, np.array(row["cells"], np.int8), row["question"]), None
 
 
-def _page(counts: Counts, provenance: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{name.replace('_', ' ')}</td><td>{value:,}</td></tr>"
-        for name, value in dataclasses.asdict(counts).items()
+def _shown(row: Mapping[str, Any], name: str, problem: str | None) -> _Shown:
+    cells = np.array(row["cells"], np.int8)
+    foreground, background = int((cells == FOREGROUND).sum()), int((cells == BACKGROUND).sum())
+    ignored = cells.size - foreground - background
+    return _Shown(row["id"], row["question"], row["image"], foreground, background, ignored, name, problem)
+
+
+def _page(counts: Counts, provenance: Mapping[str, Any], shown: list[_Shown]) -> str:
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_PAGE).render(
+        counts=[(name.replace("_", " "), value) for name, value in dataclasses.asdict(counts).items()],
+        legend=[(f"rgb{colour}", about) for colour, about in LEGEND.values()],
+        shown=shown,
+        pictures=PICTURES,
+        sheet=SHEET,
+        provenance=json.dumps(provenance, indent=1, ensure_ascii=False),
     )
-    details = html.escape(json.dumps(provenance, indent=1))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Pseudo-labels</title><style>{STYLE}</style>'
-        f"<h1>Pseudo-labels</h1><table>{rows}</table>"
-        f"<p>The first {SAMPLES} labelled samples: foreground green, background blue, ignored clear.</p>"
-        f'<img src="samples.png" alt="labelled samples"><h2>Made from</h2><pre>{details}</pre></html>\n'
-    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Labels</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem; color: #dee0e4; background: #18191c; }
+a { color: #8fc7ff; }
+td, th { text-align: left; padding: .1rem 1.5rem .1rem 0; } td.number { text-align: right; }
+.swatch { display: inline-block; width: 1rem; height: 1rem; margin-right: .5rem; vertical-align: -2px; }
+.legend { position: sticky; top: 0; background: #18191c; padding: .5rem 0; } .meaning { margin-right: 2rem; }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(36rem, 100%), 1fr)); gap: 2rem; }
+figure { margin: 0; } figure img { width: 100%; display: block; }
+figcaption { overflow-wrap: anywhere; padding-top: .4rem; } .question { font-size: 1.15rem; white-space: pre-wrap; }
+.faint { color: #9a9ea6; font-size: .9rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+</style>
+<h1>Labels</h1>
+<table>
+{% for name, value in counts %}
+<tr><td>{{ name }}</td><td class="number">{{ '{:,}'.format(value) }}</td></tr>
+{% endfor %}
+</table>
+{% if shown %}
+<h2>The first {{ shown | length }} labelled questions</h2>
+<p>On the left the picture as the model sees it; on the right the same in grey under its labels, a cell of the grid
+each. All of them on one sheet: <a href="{{ sheet }}">{{ sheet }}</a></p>
+<p class="legend">{% for colour, about in legend %}<span class="meaning"><span class="swatch"
+ style="background:{{ colour }}"></span>{{ about }}</span>{% endfor %}</p>
+<div class="samples">
+{% for one in shown %}
+<figure>
+{% if one.problem is none %}
+<a href="{{ pictures }}/{{ one.name }}"><img src="{{ pictures }}/{{ one.name }}" alt="picture and labels"></a>
+{% else %}
+<p>The picture cannot be shown: {{ one.problem }}</p>
+{% endif %}
+<figcaption><div class="question">{{ one.question }}</div>
+<div class="faint">{{ one.id }}, {{ one.image }}; cells of foreground: {{ one.foreground }},
+background: {{ one.background }}, ignored: {{ one.ignored }}</div></figcaption>
+</figure>
+{% endfor %}
+</div>
+{% endif %}
+<h2>Made from</h2>
+<pre>{{ provenance }}</pre>
+</html>
+"""

@@ -29,6 +29,18 @@ def test_the_same_rule_gives_the_same_labels(sdrpn: Command, labelled: Path) -> 
     assert (again / "labels.json").read_text() == (labelled / "labels.json").read_text()
 
 
+def test_a_page_to_look_at_is_written_too(sdrpn: Command, labelled: Path) -> None:
+    again = labelled.with_name("again")
+    (labelled.parent / "0.png").unlink()  # the labels are there without the picture
+    outcome = sdrpn("relabel", labelled, "--out", again, "--raw")
+    page = (again / "report.html").read_text("utf-8")
+    assert "Where is sign 1?" in page
+    assert "0.png does not exist" in page
+    assert "&#34;raw&#34;: true" in page
+    assert (again / "samples.png").is_file()
+    assert "report.html" in outcome.err
+
+
 def test_raw_labels_ignore_nothing(sdrpn: Command, labelled: Path) -> None:
     raw = labelled.with_name("raw")
     counts = sdrpn("relabel", labelled, "--out", raw, "--raw", "--json").json()["counts"]
