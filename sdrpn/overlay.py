@@ -12,7 +12,18 @@ from PIL import Image, ImageDraw, ImageFont
 from sdrpn.errors import BadInput
 from sdrpn.geometry import Box, Fit, FloatArray
 
-__all__ = ["BACKGROUND", "CROP_COLOUR", "TEXT_COLOUR", "draw_overlay", "fitted_part", "heated", "outline_box"]
+__all__ = [
+    "BACKGROUND",
+    "BOX_COLOUR",
+    "CROP_COLOUR",
+    "HEAT_COLOURS",
+    "TEXT_COLOUR",
+    "draw_overlay",
+    "fitted_part",
+    "full_heat",
+    "heated",
+    "outline_box",
+]
 
 Float32 = npt.NDArray[np.float32]
 Colour: TypeAlias = tuple[int, int, int]
@@ -94,13 +105,14 @@ def heated(shown: Image.Image, roi_map: Float32, fit: Fit = "pad") -> Image.Imag
     square = Image.fromarray(roi_map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
     seen = Image.new("F", shown.size)  # no heat where the model sees nothing
     seen.paste(square, ((shown.width - side) // 2, (shown.height - side) // 2))
-    strength = np.asarray(seen) / _full_heat(roi_map)
+    strength = np.asarray(seen) / full_heat(roi_map)
     opacity: FloatArray = HEAT_OPACITY * strength.clip(0, 1)[..., None]
     blended: FloatArray = np.asarray(shown, np.float32) * (1 - opacity) + _heat_colours(strength) * opacity
     return Image.fromarray(np.round(blended).astype(np.uint8))
 
 
-def _full_heat(roi_map: Float32) -> float:
+def full_heat(roi_map: Float32) -> float:
+    """The strength that has the last colour."""
     return max(float(roi_map.max()), HEAT_FULL)
 
 
@@ -149,7 +161,7 @@ def _captioned(picture: Image.Image, caption: str, roi_map: Float32 | None) -> I
     middle_y = picture.height + CAPTION_PX // 2 + 2
     draw.text((0, middle_y), caption, fill=TEXT_COLOUR, font=font, anchor="lm")
     if roi_map is not None:
-        top = f"{_full_heat(roi_map):.2f}"
+        top = f"{full_heat(roi_map):.2f}"
         draw.text((panel.width, middle_y), top, fill=TEXT_COLOUR, font=font, anchor="rm")
         bar_x = panel.width - int(draw.textlength(top, font=font)) - 6 - LEGEND_WH_PX[0]
         panel.paste(_legend(), (bar_x, middle_y - LEGEND_WH_PX[1] // 2))

@@ -147,10 +147,11 @@ def run(args: argparse.Namespace) -> int:
         methods = methods_for(wanted, task, model.answerer, model.setting)
         settings = _settings(args, task, methods, model)
         records = _records(args, task, methods, model, settings)
+        fit = model.answerer.spec.vision.fit
     results = summarise(task, methods, records, settings)
     if args.out is not None:
         _write(args.out, results)
-        write_worst_cases(args.out, task, methods, records)
+        write_worst_cases(args.out, task, methods, records, fit)
     if args.json:
         _print_json(results)
     else:

@@ -143,21 +143,34 @@ class BundleAnswerer:
         decision = answer.trace.decision if answer.trace is not None else None
         crops = () if decision is None else decision.crops
         return Answered(
-            answer.text.strip(), crops, self._peak(picture, look, decision), answer.roi_token_count, seconds
+            answer.text.strip(),
+            crops,
+            self._peak(picture, look, decision),
+            answer.roi_token_count,
+            seconds,
+            answer.note,
+            self._map(look, decision),
         )
 
     def _look(self, picture: Image, question: str, look: Look | None) -> Answered:
         """Without a second pass. What the session computes for a first token is not counted."""
-        from sdrpn.evaluation.looks import Answered, GivenLook, RpnLook, window_xy_px
+        from sdrpn.evaluation.looks import Answered, GivenLook, RpnLook, given_note, window_xy_px
 
         if not isinstance(look, RpnLook):
             crops = look.crops if isinstance(look, GivenLook) else ()
-            return Answered("", crops, window_xy_px(crops), self._tokens(crops), 0.0)
+            note = given_note(crops) if look is not None else None
+            return Answered("", crops, window_xy_px(crops), self._tokens(crops), 0.0, note)
         self._session.forget_image()
         decision, timings = self._decided(picture, question, look)
         seconds = timings.preprocess_s + timings.vision_s + timings.trunk_s + timings.rpn_s + timings.roi_decode_s
         peak = self._peak(picture, look, decision)
-        return Answered("", decision.crops, peak, self._tokens(decision.crops), seconds)
+        tokens, strength = self._tokens(decision.crops), self._map(look, decision)
+        return Answered("", decision.crops, peak, tokens, seconds, decision.note, strength)
+
+    def _map(self, look: Look | None, decision: RoiDecision | None) -> Float32 | None:
+        from sdrpn.evaluation.looks import RpnLook, map_over_image
+
+        return map_over_image(decision, look.policy) if decision is not None and isinstance(look, RpnLook) else None
 
     def _tokens(self, crops: Sequence[Crop]) -> int:
         return sum(crop.token_count(self.spec.vision.grid_side) for crop in crops)
@@ -211,7 +224,7 @@ class BundleAnswerer:
     def _decider(self, look: Look) -> Decide:
         import numpy as np
 
-        from sdrpn.evaluation.looks import GivenLook, RpnLook
+        from sdrpn.evaluation.looks import GivenLook, RpnLook, given_note
         from sdrpn.roi import RoiDecision, decide_by_policy
 
         if isinstance(look, RpnLook):
@@ -220,7 +233,7 @@ class BundleAnswerer:
         crops = look.crops
 
         def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
-            return RoiDecision(np.zeros((0, 4), np.int64), crops, None, logits)
+            return RoiDecision(np.zeros((0, 4), np.int64), crops, given_note(crops), logits)
 
         return decide
 

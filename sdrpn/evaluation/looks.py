@@ -27,11 +27,14 @@ __all__ = [
     "RpnLook",
     "TeacherLook",
     "VicropLook",
+    "given_note",
+    "map_over_image",
     "peak_xy_px",
     "window_xy_px",
 ]
 
 Bool = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ class Answered:
     """An answer, and where it came from.
 
     crops: what was inserted, or would have been. peak_xy_px: the centre of the strongest cell of the map, or of the
-    window that was chosen; None where nothing was chosen. seconds: from the opened picture to the text.
+    window that was chosen; None where nothing was chosen. seconds: from the opened picture to the text. note: why there
+    is no crop, or not all of it. map_over_image: (G,G) in 0..1, what the crops were chosen from; None where they were
+    not chosen from a map.
     """
 
     text: str
@@ -94,6 +99,8 @@ class Answered:
     peak_xy_px: tuple[float, float] | None
     roi_tokens: int
     seconds: float
+    note: str | None = None
+    map_over_image: Float32 | None = None
 
 
 class Answerer(Protocol):
@@ -129,6 +136,19 @@ def peak_xy_px(decision: RoiDecision, image_wh: tuple[int, int], spec: ModelSpec
     left, top = grid.padding_xy_px
     x, y = ((int(place) + 0.5) * grid.cell_px for place in (column, row))
     return (x - left) / grid.scale, (y - top) / grid.scale
+
+
+def map_over_image(decision: RoiDecision, policy: RoiPolicy) -> Float32:
+    """(G,G) in 0..1: what the threshold was applied to, as a share of its peak where the threshold is one."""
+    strength = decision.blurred_map
+    if policy.threshold < 0:
+        strength = strength / max(float(strength.max()), float(np.finfo(np.float32).tiny))
+    return np.clip(strength, 0, 1).astype(np.float32)
+
+
+def given_note(crops: Sequence[Crop]) -> str | None:
+    """Why nothing is inserted where crops are given."""
+    return None if crops else "nothing inserted: the method names no part of this picture"
 
 
 def window_xy_px(crops: Sequence[Crop]) -> tuple[float, float] | None:

@@ -27,6 +27,8 @@ class Record:
     score: 0..1; None where no answer was asked for. seconds: None where the question could not be asked.
     crops_xyxy_px: what was inserted. iou, recall, contains, point_in_box: None where the task has no boxes, or the
     method looks at nothing twice. zoom: None without a crop. problem: why the question could not be asked; it scores 0.
+    note: why there is no crop, or not all of it. map_percent: what the crops were chosen from, (G,G) row-major in whole
+    per cent; None where there was no map.
     """
 
     index: int  # of the sample
@@ -49,6 +51,8 @@ class Record:
     contains: bool | None = None
     point_in_box: bool | None = None
     problem: str | None = None
+    note: str | None = None
+    map_percent: tuple[int, ...] | None = None
 
 
 class RecordFile:
@@ -133,6 +137,8 @@ def _record(line: str, where: str) -> Record:
         value["crops_xyxy_px"] = tuple(tuple(box) for box in value["crops_xyxy_px"])
         if value["peak_xy_px"] is not None:
             value["peak_xy_px"] = tuple(value["peak_xy_px"])
+        if value.get("map_percent") is not None:
+            value["map_percent"] = tuple(value["map_percent"])
         record = Record(**value)
         _check(record)
         return record
@@ -147,12 +153,19 @@ def _check(record: Record) -> None:
     texts = (record.id, record.method, record.question, record.category, record.answer, *record.truths)
     if not all(isinstance(text, str) for text in texts) or not isinstance(record.details, dict):
         raise ValueError("an entry is no text")
+    if not all(text is None or isinstance(text, str) for text in (record.problem, record.note)):
+        raise ValueError("a reason is no text")
     numbers = (record.score, record.seconds, record.zoom, record.iou, record.recall, record.roi_tokens)
     if not all(value is None or (_is_number(value) and value >= 0) for value in numbers):
         raise ValueError("an entry is no number of at least 0")
     for box in record.crops_xyxy_px:
         if len(box) != 4 or not all(_is_number(edge) for edge in box):
             raise ValueError(f"a crop is {box!r}")
+    cells = record.map_percent
+    if cells is not None and not all(type(cell) is int and 0 <= cell <= 100 for cell in cells):
+        raise ValueError("a cell of the map is no whole number of 0 to 100")
+    if cells is not None and (not cells or math.isqrt(len(cells)) ** 2 != len(cells)):
+        raise ValueError(f"the map has {len(cells)} cells, which is no square")
 
 
 def _is_number(value: object) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdrpn.errors import BadImage, ContextTooLong
@@ -121,6 +123,8 @@ def _ask(task: Task, answerer: Answerer, setting: Setting, opened: _Opened, name
         kept_cells=tuple(None if crop.keep_cells is None else int(crop.keep_cells.sum()) for crop in crops),
         peak_xy_px=answered.peak_xy_px,
         zoom=mean_zoom(crops, plan.picture.size),
+        note=answered.note,
+        map_percent=_percent(answered.map_over_image),
         **_quality(plan, crops, answered.peak_xy_px),
     )
 
@@ -130,3 +134,7 @@ def _quality(plan: Plan, crops: Sequence[Crop], peak: tuple[float, float] | None
     if plan.look is None or not plan.truth:
         return {}
     return dataclasses.asdict(region_quality(crops, plan.truth, peak))
+
+
+def _percent(strength: NDArray[np.float32] | None) -> tuple[int, ...] | None:
+    return None if strength is None else tuple(np.rint(100 * strength).astype(int).ravel().tolist())

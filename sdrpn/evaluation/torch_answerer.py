@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from sdrpn.evaluation.looks import (
     RpnLook,
     TeacherLook,
     VicropLook,
+    given_note,
+    map_over_image,
     peak_xy_px,
     window_xy_px,
 )
@@ -46,6 +49,16 @@ Bool = NDArray[np.bool_]
 LONGEST_LABEL_ANSWER = 128  # the official code's limit, where no answer is asked for
 # Logits that the sigmoid takes to 0 and 1.
 LABEL_LOGIT = 88.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Where a look led: see `Answered`."""
+
+    crops: tuple[Crop, ...] = ()
+    peak_xy_px: tuple[float, float] | None = None
+    note: str | None = None
+    map_over_image: Float32 | None = None
 
 
 class TorchAnswerer:
@@ -80,14 +93,15 @@ class TorchAnswerer:
         prompt = self._prompt(question)
         image = self._image_tokens(picture)
         layered = LayeredPrompt(self._model, *self._embedded(prompt, image), max_new_tokens)
-        crops, peak = self._crops(layered, look, picture, prompt, image, max_new_tokens)
+        found = self._found(layered, look, picture, prompt, image, max_new_tokens)
+        crops, about = found.crops, (found.note, found.map_over_image)
         if max_new_tokens == 0:
             tokens = sum(crop.token_count(self.spec.vision.grid_side) for crop in crops)
-            return Answered("", crops, peak, tokens, time.perf_counter() - start)
+            return Answered("", crops, found.peak_xy_px, tokens, time.perf_counter() - start, *about)
         roi = torch.cat([image[:0], *(self._crop_tokens(picture, crop) for crop in crops)])
         token_ids = layered.answer(roi, self.spec.prompt.eos_token_ids)
         text = decode_text(self._tokenizer, token_ids).strip()
-        return Answered(text, crops, peak, len(roi), time.perf_counter() - start)
+        return Answered(text, crops, found.peak_xy_px, len(roi), time.perf_counter() - start, *about)
 
     @torch.inference_mode()
     def decide(self, picture: Image.Image, question: str, look: RpnLook) -> RoiDecision:
@@ -128,7 +142,7 @@ class TorchAnswerer:
 
     # Where the crops come from ----------------------------------------------------------------------------------------
 
-    def _crops(
+    def _found(
         self,
         layered: LayeredPrompt,
         look: Look | None,
@@ -136,24 +150,25 @@ class TorchAnswerer:
         prompt: Prompt,
         image: Tensor,
         max_new_tokens: int,
-    ) -> tuple[tuple[Crop, ...], tuple[float, float] | None]:
+    ) -> _Found:
         if look is None:
-            return (), None
+            return _Found()
         if isinstance(look, GivenLook):
-            return look.crops, window_xy_px(look.crops)
+            return _Found(look.crops, window_xy_px(look.crops), given_note(look.crops))
         if isinstance(look, VicropLook):
             crops = (Crop(self._vicrop_box(look, picture, prompt)),)
-            return crops, window_xy_px(crops)
+            return _Found(crops, window_xy_px(crops))
         if isinstance(look, RpnLook):
             decision = self._rpn_decision(layered, look, picture, len(prompt.ids_before))
         elif isinstance(look, AttentionLook):
             decision = self._attention_decision(layered, look, picture, len(prompt.ids_before))
         else:
             taught = self._teacher_decision(look, picture, prompt, image, max_new_tokens or LONGEST_LABEL_ANSWER)
-            if taught is None:
-                return (), None
+            if isinstance(taught, str):
+                return _Found(note=taught)
             decision = taught
-        return decision.crops, peak_xy_px(decision, picture.size, self.spec)
+        peak = peak_xy_px(decision, picture.size, self.spec)
+        return _Found(decision.crops, peak, decision.note, map_over_image(decision, look.policy))
 
     def _rpn_decision(self, layered: LayeredPrompt, look: RpnLook, picture: Image.Image, first: int) -> RoiDecision:
         logits = self._rpn_logits(layered, look.rpn, first)
@@ -189,17 +204,18 @@ class TorchAnswerer:
 
     def _teacher_decision(
         self, look: TeacherLook, picture: Image.Image, prompt: Prompt, image: Tensor, max_new_tokens: int
-    ) -> RoiDecision | None:
-        """The label as if an RPN had reproduced it; None where the answer makes none."""
+    ) -> RoiDecision | str:
+        """The label as if an RPN had reproduced it, or why the answer makes none."""
         heads = by_layer((*look.heads.grounding, *look.heads.sinks))
         stop_ids = self.spec.prompt.eos_token_ids
         watched = watch_answer(self._model, image, prompt, heads, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
         if watched.row_count == 0:
-            return None
+            return "nothing inserted: the model gave no answer that a label could be made of"
         grounding = _mean_over(watched.attention, look.heads, look.heads.grounding)
         labels = denoise(grounding, _sinks(watched.attention, look.heads, look.sinks))
         if not labels.usable:
-            return None
+            why = "the label covers too much of the picture" if labels.oversize else "the label has no foreground"
+            return f"nothing inserted: {why}"
         logits = np.where(labels.cells == FOREGROUND, LABEL_LOGIT, -LABEL_LOGIT).astype(np.float32)
         return decide_crops(
             logits, picture.size, look.policy, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit

@@ -1,22 +1,26 @@
-"""A page to look at where a method went wrong: the picture with the true boxes and its crops, and what all answered.
+"""A page to look at where a method went wrong: picture, heat map and crops, why there is none, and what all answered.
 
 First those questions that another method got right.
 """
 
 from __future__ import annotations
 
-import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from sdrpn.atomic import replacing_directory
 from sdrpn.errors import BadImage
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.geometry import Box
-from sdrpn.overlay import draw_overlay
+from sdrpn.evaluation.worst_pictures import Looked, draw_panels, inside
+from sdrpn.geometry import Fit
+from sdrpn.overlay import HEAT_COLOURS
 
 __all__ = ["WORST", "worst_cases", "write_worst_cases"]
 
@@ -24,10 +28,6 @@ WORST = "worst"
 CASES = 24
 # Of what was run, the first is looked into; others show a picture that is not the task's, or look at nothing twice.
 LOOKED_INTO = ("sdrpn", "attention-crop", "teacher-crop", "vicrop", "oracle-crop")
-STYLE = (
-    "body{font:15px sans-serif;margin:2em;max-width:75em;background:#18191c;color:#dee0e4}"
-    "img{max-width:100%}td,th{text-align:left;padding:.1em 1em .1em 0}section{margin-bottom:3em}"
-)
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,32 @@ def worst_cases(methods: Sequence[str], records: Sequence[Record], count: int = 
     answers: dict[int, dict[str, Record]] = {}
     for record in records:
         answers.setdefault(record.index, {})[record.method] = record
-    cases = [Case(found[method], found) for found in answers.values() if method in found]
+    cases = [
+        Case(found[method], {name: found[name] for name in methods if name in found})
+        for found in answers.values()
+        if method in found
+    ]
     return sorted(cases, key=_rank)[:count]
 
 
-def write_worst_cases(out: Path, task: Task, methods: Sequence[str], records: Sequence[Record]) -> None:
+def write_worst_cases(
+    out: Path, task: Task, methods: Sequence[str], records: Sequence[Record], fit: Fit = "pad"
+) -> None:
     """Write `worst/index.html` with its pictures to a folder, in place of one that is there; nothing where no method
-    looks twice."""
+    looks twice.
+
+    Args:
+        fit: how pictures became the square that maps cover, see `VisionSpec`
+    """
     cases = worst_cases(methods, records)
     if not cases:
         return
     with replacing_directory(out / WORST, exist_ok=True) as folder:
-        sections = [
-            _section(folder, number, case, task.samples[case.record.index]) for number, case in enumerate(cases)
+        shown = [
+            _shown(folder, f"{number:03}", case, task.samples[case.record.index], fit)
+            for number, case in enumerate(cases)
         ]
-        page = _page(task, cases[0].record.method, sections)
-        (folder / "index.html").write_text(page, "utf-8")
+        (folder / "index.html").write_text(_page(task, cases[0].record.method, shown), "utf-8")
 
 
 def _rank(case: Case) -> tuple[float, float, int]:
@@ -69,42 +79,129 @@ def _rank(case: Case) -> tuple[float, float, int]:
     return (case.record.score or 0.0) - best, case.record.recall or 0.0, case.record.index
 
 
-def _section(folder: Path, number: int, case: Case, sample: Sample) -> str:
-    name = f"{number:03}.jpg"
-    shown = _draw(folder / name, case.record, sample)
-    rows = "".join(
-        f"<tr><td>{html.escape(method)}</td><td>{html.escape(record.answer)}</td><td>{_score(record)}</td></tr>"
-        for method, record in case.answers.items()
-    )
-    alt = f"question {case.record.index}"
-    picture = f'<img src="{name}" alt="{alt}">' if shown else "<p>The picture cannot be read.</p>"
-    truths = html.escape(", ".join(dict.fromkeys(sample.answers)))
-    return (
-        f"<section><h2>{html.escape(sample.id)}: {html.escape(sample.question)}</h2><p>True: {truths}</p>{picture}"
-        f"<table><tr><th>method</th><th>answer</th><th>score</th></tr>{rows}</table></section>"
-    )
+@dataclass(frozen=True)
+class _Figure:
+    """A file with its caption. heat_top: the end of the scale of colours, where there is one."""
+
+    file: str
+    caption: str
+    heat_top: str | None
 
 
-def _draw(path: Path, record: Record, sample: Sample) -> bool:
+@dataclass(frozen=True)
+class _Shown:
+    """One case on the page. remarks: what went wrong, or why there is no crop or no map."""
+
+    case: Case
+    sample: Sample
+    truths: tuple[str, ...]
+    figures: tuple[_Figure, ...]
+    remarks: tuple[str, ...]
+
+
+def _shown(folder: Path, name: str, case: Case, sample: Sample, fit: Fit) -> _Shown:
+    """Draw one case into the folder."""
+    record, remarks = case.record, _remarks(case.record)
     try:
-        picture = sample.open_picture()
-    except BadImage:
-        return False
-    crops: list[Box] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in record.crops_xyxy_px]
-    width, height = picture.size
-    truth = [(max(0, x1), max(0, y1), min(width, x2), min(height, y2)) for x1, y1, x2, y2 in sample.boxes_xyxy_px]
-    draw_overlay(picture, None, truth, crops).save(path, "JPEG", quality=88)
-    return True
+        panels = draw_panels(_looked(sample.open_picture(), record, sample, fit))
+    except BadImage as error:
+        panels, remarks = [], (*remarks, f"The picture cannot be read: {error}")
+    figures = []
+    for number, panel in enumerate(panels):
+        file = f"{name}-{panel.name}.jpg" if number else f"{name}.jpg"
+        panel.image.save(folder / file, "JPEG", quality=88)
+        figures.append(_Figure(file, panel.caption, None if panel.heat_top is None else f"{panel.heat_top:.2f}"))
+    return _Shown(case, sample, tuple(dict.fromkeys(sample.answers)), tuple(figures), remarks)
 
 
-def _score(record: Record) -> str:
-    return "-" if record.score is None else f"{record.score:.2f}"
+def _remarks(record: Record) -> tuple[str, ...]:
+    if record.problem is not None:
+        return (f"Not asked: {record.problem}",)
+    remarks = []
+    if not record.crops_xyxy_px:
+        reason = (record.note or "the record does not say why").removeprefix("nothing inserted: ")
+        remarks.append(f"No crop: {reason}")
+    elif record.note is not None:
+        remarks.append(f"Crop: {record.note}")
+    if record.map_percent is None:
+        remarks.append("No heat map: this method does not choose from one, or the record is of an older version")
+    return tuple(remarks)
 
 
-def _page(task: Task, method: str, sections: Sequence[str]) -> str:
-    title = html.escape(f"{task.name}: where {method} went wrong")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-        f"<h1>{title}</h1><p>White: what the question is about, where the task says so. Blue: what was looked at again."
-        " First the questions that another method got right.</p>" + "".join(sections) + "</html>\n"
+def _looked(picture: Image.Image, record: Record, sample: Sample, fit: Fit) -> Looked:
+    """What of a record can be drawn over its picture."""
+    strength = None
+    if record.map_percent is not None:
+        side = math.isqrt(len(record.map_percent))
+        strength = np.array(record.map_percent, np.float32).reshape(side, side) / np.float32(100)
+    truth = [inside(box, picture.size) for box in sample.boxes_xyxy_px]
+    kept = (*record.kept_cells, *(None,) * len(record.crops_xyxy_px))
+    crops = [(inside(box, picture.size), cells) for box, cells in zip(record.crops_xyxy_px, kept, strict=False)]
+    return Looked(
+        picture,
+        [box for box in truth if box is not None],
+        [(box, cells) for box, cells in crops if box is not None],
+        strength,
+        fit,
     )
+
+
+def _page(task: Task, method: str, shown: Sequence[_Shown]) -> str:
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_PAGE).render(
+        task=task,
+        method=method,
+        shown=shown,
+        heat=", ".join(f"rgb{tuple(map(int, colour))}" for colour in HEAT_COLOURS),
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{{ task.name }}: where {{ method }} went wrong</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem; color: #dee0e4; background: #18191c; }
+section { margin: 2.5rem 0; border-top: 1px solid #8886; } h2 { overflow-wrap: anywhere; margin-bottom: .3rem; }
+td, th { text-align: left; vertical-align: top; padding: .1rem 1.5rem .1rem 0; overflow-wrap: anywhere; }
+.right { color: #7fdc9b; } .wrong { color: #ff8f85; } .faint { color: #9a9ea6; }
+.remark { border-left: 4px solid #f0c040; padding-left: .7rem; overflow-wrap: anywhere; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
+figure { margin: 1rem 0 0; max-width: 800px; } figure img { width: 100%; display: block; }
+.box { display: inline-block; width: 1rem; height: 1rem; border: 3px solid; vertical-align: -4px; margin-right: .5rem; }
+.scale { display: inline-block; width: 8rem; height: .8rem; margin: 0 .4rem;
+ background: linear-gradient(90deg, {{ heat }}); }
+</style>
+<h1>{{ task.name }}: where {{ method }} went wrong</h1>
+<p>First the questions that another method got right; between equals, those whose crop fits worst. A picture opens in
+full size when it is clicked.<br>
+<span class="box" style="color:#fff"></span>what the question is about, where the task says so<br>
+<span class="box" style="color:#50dcff"></span>what {{ method }} looked at again</p>
+{% for one in shown %}{% set record = one.case.record %}
+<section>
+<h2>{{ loop.index }}. {{ one.sample.question }}</h2>
+<p class="faint">{{ one.sample.id }}{% if one.sample.category %}, {{ one.sample.category }}{% endif %}</p>
+<table>
+<tr><th>true answer</th><td>{{ one.truths | join(', ') or 'the task names none' }}</td><td></td></tr>
+{% for name, other in one.case.answers.items() %}
+<tr><th>{{ name }}{% if name == record.method %} (this page){% endif %}</th>
+<td{% if other.score is not none %} class="{{ 'right' if other.score >= 0.5 else 'wrong' }}"{% endif %}>
+{{- other.answer or '(nothing)' }}</td>
+<td class="faint">{% if other.score is not none %}score {{ '%.2f' % other.score }}{% endif %}</td></tr>
+{% endfor %}
+</table>
+{% for remark in one.remarks %}
+<p class="remark">{{ remark }}</p>
+{% endfor %}
+<div class="figures">
+{% for figure in one.figures %}
+<figure><a href="{{ figure.file }}"><img src="{{ figure.file }}" alt="{{ figure.caption }}"></a>
+<figcaption>{{ figure.caption }}
+{% if figure.heat_top is not none %}<br>0<span class="scale"></span>{{ figure.heat_top }}{% endif %}</figcaption>
+</figure>
+{% endfor %}
+</div>
+</section>
+{% endfor %}
+</html>
+"""

@@ -121,7 +121,15 @@ class TestRecordFile:
 
     def test_what_was_written_is_read(self, tmp_path: Path) -> None:
         full = record(
-            1, "sdrpn", 0.5, crops_xyxy_px=((1, 2, 3, 4),), kept_cells=(None,), peak_xy_px=(1.5, 2.0), zoom=2.0
+            1,
+            "sdrpn",
+            0.5,
+            crops_xyxy_px=((1, 2, 3, 4),),
+            kept_cells=(None,),
+            peak_xy_px=(1.5, 2.0),
+            zoom=2.0,
+            note="left out: 1 region",
+            map_percent=(0, 100, 7, 50),
         )
         assert self.write(tmp_path / "run", record(0, "plain", 1.0), full) == []
         assert read_records(tmp_path / "run") == [record(0, "plain", 1.0), full]
@@ -171,6 +179,12 @@ class TestRecordFile:
             ("crops_xyxy_px", [[1, 2, 3]]),
             ("answer", None),
             ("peak_xy_px", 3),
+            ("note", 3),
+            ("map_percent", 3),
+            ("map_percent", []),
+            ("map_percent", [0, 1, 2]),
+            ("map_percent", [101]),
+            ("map_percent", [0.5]),
         ],
     )
     def test_an_entry_of_another_type(self, tmp_path: Path, entry: str, value: object) -> None:
@@ -179,6 +193,14 @@ class TestRecordFile:
         path.write_text(json.dumps({**json.loads(path.read_text()), entry: value}) + "\n")
         with pytest.raises(BadInput, match=r"records\.jsonl line 1 is no record"):
             read_records(tmp_path / "run")
+
+    def test_records_from_before_maps_and_notes(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "run", record(0, "plain", 1.0))
+        path = tmp_path / "run" / RECORDS_NAME
+        entries = json.loads(path.read_text())
+        del entries["note"], entries["map_percent"]
+        path.write_text(json.dumps(entries) + "\n")
+        assert read_records(tmp_path / "run") == [record(0, "plain", 1.0)]
 
     @pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\0" * 40, b"\xff\xfe\xff"])
     def test_a_cut_description_of_the_run(self, tmp_path: Path, content: bytes) -> None:
