@@ -18,9 +18,11 @@ __all__ = [
     "CROP_COLOUR",
     "HEAT_COLOURS",
     "TEXT_COLOUR",
+    "Colour",
     "draw_overlay",
     "fitted_part",
     "full_heat",
+    "heat_colours",
     "heated",
     "outline_box",
 ]
@@ -107,7 +109,7 @@ def heated(shown: Image.Image, roi_map: Float32, fit: Fit = "pad") -> Image.Imag
     seen.paste(square, ((shown.width - side) // 2, (shown.height - side) // 2))
     strength = np.asarray(seen) / full_heat(roi_map)
     opacity: FloatArray = HEAT_OPACITY * strength.clip(0, 1)[..., None]
-    blended: FloatArray = np.asarray(shown, np.float32) * (1 - opacity) + _heat_colours(strength) * opacity
+    blended: FloatArray = np.asarray(shown, np.float32) * (1 - opacity) + heat_colours(strength) * opacity
     return Image.fromarray(np.round(blended).astype(np.uint8))
 
 
@@ -116,7 +118,7 @@ def full_heat(roi_map: Float32) -> float:
     return max(float(roi_map.max()), HEAT_FULL)
 
 
-def _heat_colours(strength: FloatArray) -> Float32:
+def heat_colours(strength: FloatArray) -> Float32:
     """(..., 3) colours of strengths in 0..1."""
     steps = np.linspace(0, 1, len(HEAT_COLOURS))
     channels = [np.interp(strength, steps, HEAT_COLOURS[:, channel]) for channel in range(3)]
@@ -170,7 +172,7 @@ def _captioned(picture: Image.Image, caption: str, roi_map: Float32 | None) -> I
 
 
 def _legend() -> Image.Image:
-    row = _heat_colours(np.linspace(0, 1, LEGEND_WH_PX[0], dtype=np.float32))
+    row = heat_colours(np.linspace(0, 1, LEGEND_WH_PX[0], dtype=np.float32))
     return Image.fromarray(np.repeat(np.round(row).astype(np.uint8)[None], LEGEND_WH_PX[1], axis=0))
 
 
