@@ -39,7 +39,7 @@ class Case:
 
 
 def worst_cases(methods: Sequence[str], records: Sequence[Record], count: int = CASES) -> list[Case]:
-    """Those that lie furthest behind the best other method; between equals, the crop that fits worst."""
+    """Those that lie furthest behind the best other method; between equals, the wrong ones, then the worst crop."""
     method = next((name for name in LOOKED_INTO if name in methods), None)
     if method is None:
         return []
@@ -74,9 +74,9 @@ def write_worst_cases(
         (folder / "index.html").write_text(_page(task, cases[0].record.method, shown), "utf-8")
 
 
-def _rank(case: Case) -> tuple[float, float, int]:
-    best = max(record.score or 0.0 for record in case.answers.values())
-    return (case.record.score or 0.0) - best, case.record.recall or 0.0, case.record.index
+def _rank(case: Case) -> tuple[float, float, float, int]:
+    own, best = case.record.score or 0.0, max(record.score or 0.0 for record in case.answers.values())
+    return own - best, own, case.record.recall or 0.0, case.record.index
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ figure { margin: 1rem 0 0; max-width: 800px; } figure img { width: 100%; display
  background: linear-gradient(90deg, {{ heat }}); }
 </style>
 <h1>{{ task.name }}: where {{ method }} went wrong</h1>
-<p>First the questions that another method got right; between equals, those whose crop fits worst. A picture opens in
-full size when it is clicked.<br>
+<p>First the questions that another method got right, then those that none did, last those that were answered right;
+between equals, those whose crop fits worst. A picture opens in full size when it is clicked.<br>
 <span class="box" style="color:#fff"></span>what the question is about, where the task says so<br>
 <span class="box" style="color:#50dcff"></span>what {{ method }} looked at again</p>
 {% for one in shown %}{% set record = one.case.record %}
