@@ -116,13 +116,14 @@ def stages_of_median(answers: Iterable[Mapping[str, float]]) -> dict[str, float]
 
 
 def csv_text(report: BenchReport) -> str:
-    """One line a side, case and stage."""
+    """One line a side, case and stage, in seconds to the nanosecond."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("side", "case", "stage", "p50_s", "p95_s", "p99_s"))
     for found in report.cases:
         for stage, value in found.stages.items():
-            writer.writerow((*map(csv_cell, (found.side, found.case, stage)), value.p50, value.p95, value.p99))
+            seconds = (f"{one:.9f}" for one in (value.p50, value.p95, value.p99))
+            writer.writerow((*map(csv_cell, (found.side, found.case, stage)), *seconds))
     return stream.getvalue()
 
 

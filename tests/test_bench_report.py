@@ -53,6 +53,12 @@ def test_csv_has_every_stage() -> None:
     ]
 
 
+def test_csv_has_no_exponents() -> None:
+    short = CaseFigures("a", "plain", {"total": Percentiles(4e-5, 5e-5, 6e-5)}, None, None, 1.0, None, None)
+    text = csv_text(BenchReport({}, "", 1, (short,), None))
+    assert text.splitlines()[1] == "a,plain,total,0.000040000,0.000050000,0.000060000"
+
+
 def test_the_page_draws_bars_in_proportion() -> None:
     page = html_text(report())
     assert 'title="picture preparation 400.0 ms"\n style="width:20.00%' in page  # of 2 s, the longest
