@@ -36,6 +36,8 @@ DISTRIBUTIONS = {
     "onnx": "onnxscript",
     "onnx_ir": "onnxscript",
 }
+# Of what is compiled into the native modules.
+NOTICES = ("licenses/libjpeg-turbo.txt", "licenses/nanobind.txt", "licenses/robin-map.txt")
 # What loads us as a plug-in: where it is imported, it is there.
 HOSTS = {"lmms_eval"}
 
@@ -102,7 +104,7 @@ def test_the_base_install_has_no_framework() -> None:
 def test_the_metadata() -> None:
     metadata = distribution("sdrpn").metadata
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata["License-File"] == "LICENSE"
+    assert set(metadata.get_all("License-File") or ()) == {"LICENSE", *NOTICES}
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Summary"] == PROJECT["description"]
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
@@ -134,7 +136,8 @@ def test_the_wheel(tmp_path: Path) -> None:
         expected = {f"{place}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
         assert expected <= set(names)
     assert "sdrpn/py.typed" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    for notice in ("LICENSE", *NOTICES):
+        assert f"sdrpn-{PROJECT['version']}.dist-info/licenses/{notice}" in names
     assert {name.partition("/")[0] for name in names} == {"sdrpn", f"sdrpn-{PROJECT['version']}.dist-info"}
     data = {
         f"sdrpn/{path.relative_to(ROOT / 'sdrpn').as_posix()}"
