@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.geometry import Box, Fit, PaddedGrid
-from sdrpn.sizes import text_from_number
 
 __all__ = [
     "Crop",
@@ -332,8 +331,7 @@ def _corners(mask: Bool) -> tuple[Int64, Int64]:
 
 def _no_region_note(blurred: Float32, threshold: float, components: Sequence[Component], policy: RoiPolicy) -> str:
     if not components:
-        limit, highest = text_from_number(threshold), text_from_number(float(blurred.max()))
-        return f"nothing inserted: no cell is above {limit}, the highest is {highest}"
+        return f"nothing inserted: no cell is above {threshold:.3g}, the highest is {float(blurred.max()):.3g}"
     small = sum(part.area < policy.min_cells for part in components)
     return (
         f"nothing inserted: {_regions(small)} of fewer than {policy.min_cells} cells, "
