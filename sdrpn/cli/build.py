@@ -119,10 +119,14 @@ def run(args: argparse.Namespace) -> int:
 
     from sdrpn.bundle_copy import copy_bundle
     from sdrpn.cli.output import print_json, print_text
+    from sdrpn.cli.output_file import report_written, require_output_file, require_output_folder
     from sdrpn.cli.progress import progress
     from sdrpn.cli.smoke_test import try_engines
     from sdrpn.engines import build_engines, plan_engines, read_target, trtexec_script
 
+    require_output_folder("--out", args.out)
+    if args.timing_cache is not None:
+        require_output_file("--timing-cache", args.timing_cache, ())
     only_look = args.dry_run or args.print_trtexec
     planned = partial(
         plan_engines,
@@ -155,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_built(built)
         print_text(f"on this machine: {trial.state}")
+        report_written(built[0].path.parent, "engines")
     return 0
 
 

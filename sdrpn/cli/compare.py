@@ -56,11 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print every check, and raise RunFailed where one failed."""
-    from sdrpn.cli.comparison import require_memory, require_torch, verify_files
-
-    require_torch("compare")
     from sdrpn.bundle import open_bundle
-    from sdrpn.checkpoint import open_checkpoint
+    from sdrpn.cli.comparison import require_memory, require_torch, verify_files
+    from sdrpn.libraries import importing_extra
+
+    with importing_extra("train", "sdrpn compare"):
+        from sdrpn.checkpoint import open_checkpoint
     from sdrpn.errors import RunFailed
 
     bundle = open_bundle(args.bundle)
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         fit=bundle.spec.vision.fit,
         template=bundle.manifest.given_template,
     ) as source:
+        require_torch("compare")
         require_memory("compare", bundle, source, variants)
         checks = list(_compare(bundle, source, variants))
     if args.json:

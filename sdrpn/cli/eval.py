@@ -133,13 +133,14 @@ def run(args: argparse.Namespace) -> int:
     """Ask, score, and print."""
     from sdrpn.cli.eval_model import open_model
     from sdrpn.cli.output import print_table
-    from sdrpn.cli.output_file import report_written
+    from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.evaluation.methods import methods_for
     from sdrpn.evaluation.results import summarise
     from sdrpn.evaluation.table import COLUMNS, difference_rows, rows
     from sdrpn.evaluation.tasks.named import open_task
     from sdrpn.evaluation.worst import write_worst_cases
 
+    require_output_folder("--out", args.out)
     task = open_task(args.task, args.data, args.split, args.samples, args.seed)
     _check(args, task)
     wanted = None if args.methods is None else [name.strip() for name in args.methods.split(",") if name.strip()]

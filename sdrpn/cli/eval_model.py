@@ -246,18 +246,8 @@ def _open_checkpoint(args: argparse.Namespace, task: Task, wanted: Sequence[str]
     from sdrpn.libraries import importing_extra
 
     with importing_extra("train", "sdrpn eval of a checkpoint"):
-        import torch
-
         from sdrpn.checkpoint import open_checkpoint
-        from sdrpn.cli.teacher import device_named, tokenizer_of
-        from sdrpn.evaluation.methods import DEFAULT_METHODS
-        from sdrpn.evaluation.torch_answerer import TorchAnswerer
-        from sdrpn.model import model_from_checkpoint
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
-    device = device_named(args.device)
     first, *others = _named_rpns(args.rpn) or [("", None)]
     with open_checkpoint(
         args.model,
@@ -267,22 +257,47 @@ def _open_checkpoint(args: argparse.Namespace, task: Task, wanted: Sequence[str]
         fit=args.fit or "pad",
         rpn=first[1],
     ) as checkpoint:
-        model = model_from_checkpoint(checkpoint, dtype).to(device)
-        rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(args, checkpoint, others).items()}
-        answerer = TorchAnswerer(model, tokenizer_of(checkpoint), rpns)
-        setting = _setting(args, task, answerer, DEFAULT_METHODS if wanted is None else wanted)
-        about = {
-            "checkpoint": str(args.model),
-            "sha256": checkpoint.digest(),
-            "rpns": args.rpn,
-            "heads": args.heads,
-            "precision": args.precision,
-            "fit": checkpoint.spec.vision.fit,
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "vicrop_layer": None if setting.vicrop is None else setting.vicrop.layer,
-        }
-        yield OpenedModel(answerer, setting, about)
+        yield _torch_model(args, task, wanted, checkpoint, others)
+
+
+def _torch_model(
+    args: argparse.Namespace,
+    task: Task,
+    wanted: Sequence[str] | None,
+    checkpoint: Checkpoint,
+    others: Sequence[tuple[str, Path | None]],
+) -> OpenedModel:
+    from sdrpn.libraries import importing_extra
+
+    # Behind the first look at the checkpoint: a refusal does not wait for what takes seconds to load.
+    with importing_extra("train", "sdrpn eval of a checkpoint"):
+        import torch
+
+        from sdrpn.cli.teacher import device_named, tokenizer_of
+        from sdrpn.evaluation.methods import DEFAULT_METHODS
+        from sdrpn.evaluation.torch_answerer import TorchAnswerer
+        from sdrpn.model import model_from_checkpoint
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+    device = device_named(args.device)
+    model = model_from_checkpoint(checkpoint, dtype).to(device)
+    rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(args, checkpoint, others).items()}
+    answerer = TorchAnswerer(model, tokenizer_of(checkpoint), rpns)
+    setting = _setting(args, task, answerer, DEFAULT_METHODS if wanted is None else wanted)
+    about = {
+        "checkpoint": str(args.model),
+        "sha256": checkpoint.digest(),
+        "rpns": args.rpn,
+        "heads": args.heads,
+        "precision": args.precision,
+        "fit": checkpoint.spec.vision.fit,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "vicrop_layer": None if setting.vicrop is None else setting.vicrop.layer,
+    }
+    return OpenedModel(answerer, setting, about)
 
 
 def _named_rpns(options: Sequence[str]) -> list[tuple[str, Path | None]]:

@@ -156,19 +156,24 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what was written."""
+    from sdrpn.cli.first_look import look_at_checkpoint
     from sdrpn.cli.output import print_json, print_text
+    from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
     from sdrpn.libraries import importing_extra
     from sdrpn.sizes import text_from_bytes
 
+    require_output_folder("--out", args.out)
     with importing_extra("export", "sdrpn export"):
         from sdrpn.checkpoint import named_template
+    args.template = None if args.template is None else named_template(args.template)
+    look_at_checkpoint(args, "export", template=args.template or _template_there(args.out))
+    with importing_extra("export", "sdrpn export"):
         from sdrpn.export import export_bundle
 
     # What does not go together is told before anybody gathers questions or waits for a calibration.
     _options(args, "to be made" if _must_calibrate(args) else None)
     notes: list[str] = []
-    args.template = None if args.template is None else named_template(args.template)
     with _calibration(args) as calibration:
         options = _options(args, None if calibration is None else calibration.digest)
         with progress("export") as advance:
@@ -216,7 +221,15 @@ def run(args: argparse.Namespace) -> int:
         print_text(f"questions are put by {_way_of_asking(manifest)}")
     else:
         print_text("no tokenizer in this checkpoint: the bundle answers by token ids only, not through `sdrpn ask`")
+    report_written(args.out, "bundle")
     return 0
+
+
+def _template_there(out: Path) -> str | None:
+    """How the bundle that a variant is added to is asked, where that was given."""
+    from sdrpn.bundle import MANIFEST_NAME, open_bundle
+
+    return open_bundle(out).manifest.given_template if (out / MANIFEST_NAME).is_file() else None
 
 
 def _way_of_asking(manifest: Manifest) -> str:

@@ -63,20 +63,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score all heads, print the best, and write what `sdrpn label` reads."""
+    from sdrpn.cli.first_look import look_at_checkpoint
     from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import report_written
+    from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.proposal import print_proposal, proposed
     from sdrpn.errors import BadInput
     from sdrpn.libraries import importing_extra
 
+    require_output_folder("--out", args.out)
+    if args.propose and args.out is None:
+        raise BadInput("--propose keeps labels beside heads.json; name a folder with --out")
+    some_questions(args)
+    look_at_checkpoint(args, "train")
     with importing_extra("train", "sdrpn heads"):
         import torch  # noqa: F401
 
         from sdrpn.labels.head_choice import HEADS_NAME, write_heads
         from sdrpn.labels.head_picture import draw_heads
 
-    if args.propose and args.out is None:
-        raise BadInput("--propose keeps labels beside heads.json; name a folder with --out")
     scores, questions = _scored(args)
     chosen = scores.best(args.count)
     details = {"questions": questions, "rows": args.rows, "answers": args.answers, "scores": _rows(scores)}

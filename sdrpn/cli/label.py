@@ -43,19 +43,23 @@ def run(args: argparse.Namespace) -> int:
     """Label, and say how many samples there are."""
     import dataclasses
 
+    from sdrpn.cli.first_look import look_at_checkpoint
     from sdrpn.cli.output import print_json, print_table
-    from sdrpn.cli.output_file import report_written
+    from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
     from sdrpn.libraries import importing_extra
 
+    require_output_folder("--out", args.out)
+    with importing_extra("train", "sdrpn label"):
+        from sdrpn.labels.head_choice import read_heads
+    heads, questions = read_heads(args.heads), some_questions(args)
+    look_at_checkpoint(args, "train")
     with importing_extra("train", "sdrpn label"):
         import torch  # noqa: F401
 
-        from sdrpn.labels.head_choice import read_heads
         from sdrpn.labels.labelling import LabelRun, label_questions
         from sdrpn.labels.report import write_report
 
-    heads, questions = read_heads(args.heads), some_questions(args)
     with open_teacher(args) as (teacher, checkpoint), progress("label", "questions") as advance:
         made_of = LabelRun(checkpoint.digest(), tuple(questions), heads, shard_questions=args.shard_questions)
         counts = label_questions(made_of, teacher, args.out, resume=args.resume, progress=advance)
@@ -66,5 +70,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
         print_table(("of the questions", "count"), rows, title=f"{args.out}: {len(questions):,} questions")
+        report_written(args.out, "labels")
         report_written(args.out / "report.html", "page to look at")
     return 0

@@ -1,4 +1,4 @@
-"""Files that a user names for a verb to write: checked before the work, written whole, reported afterwards."""
+"""Files and folders that a user names for a verb to write: checked before the work, reported afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdrpn.suggestion import did_you_mean
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PICTURES", "report_written", "require_output_file", "save_picture"]
+__all__ = ["PICTURES", "report_written", "require_output_file", "require_output_folder", "save_picture"]
 
 # What a picture is written as, by the end of its name.
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -34,6 +34,17 @@ def require_output_file(option: str, path: Path, suffixes: Sequence[str]) -> Non
         expected = f"{', '.join(others)} or {last}" if others else last
         found = f"ends in {path.suffix}" if path.suffix else "has no ending"
         raise BadInput(f"{option} {path} {found}; expected a name that ends in {expected}")
+
+
+def require_output_folder(option: str, path: Path | None) -> None:
+    """Raise BadInput where the folder that a verb is to write would lie in one that does not exist.
+
+    Args:
+        option: what it was named with, such as --out
+        path: None: it was not named
+    """
+    if path is not None:
+        _require_folder(option, path)
 
 
 def save_picture(picture: Image, path: Path) -> None:

@@ -69,11 +69,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and tell."""
+    from sdrpn.cli.first_look import look_at_checkpoint
     from sdrpn.cli.output import print_json, print_table, print_text
-    from sdrpn.cli.output_file import report_written
+    from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
     from sdrpn.libraries import importing_extra
 
+    require_output_folder("--report", args.report)
+    choices, questions = _choices(args.choices), some_questions(args)
+    _require_new(args.report)
+    look_at_checkpoint(args, "train")
     with importing_extra("train", "sdrpn quantize"):
         import torch
 
@@ -82,8 +87,6 @@ def run(args: argparse.Namespace) -> int:
 
     from sdrpn.checkpoint import open_checkpoint
 
-    choices, questions = _choices(args.choices), some_questions(args)
-    _require_new(args.report)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
     with open_checkpoint(
         args.checkpoint,

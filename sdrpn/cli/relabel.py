@@ -43,10 +43,11 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     from sdrpn.cli.output import print_json, print_table
-    from sdrpn.cli.output_file import report_written
+    from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.json_files import read_json_object
     from sdrpn.libraries import importing_extra
 
+    require_output_folder("--out", args.out)
     with importing_extra("train", "sdrpn relabel"):
         from sdrpn.labels.denoise import LabelRule
         from sdrpn.labels.labelling import LABELS_NAME, relabel
@@ -62,5 +63,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
         print_table(("of the questions", "count"), rows, title=str(args.out))
+        report_written(args.out, "labels")
         report_written(args.out / REPORT, "page to look at")
     return 0

@@ -142,8 +142,15 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say how it went."""
+    from sdrpn.cli.first_look import look_at_checkpoint
+    from sdrpn.cli.output_file import require_output_folder
     from sdrpn.libraries import importing_extra
 
+    require_output_folder("--out", args.out)
+    require_output_folder("--taps-dir", args.taps_dir)
+    with importing_extra("train", "sdrpn train"):
+        from sdrpn.labels.about import read_about_labels
+    look_at_checkpoint(args, "train", fit=read_about_labels(args.labels).get("fit"))
     with importing_extra("train", "sdrpn train"):
         import torch  # noqa: F401
         from accelerate import Accelerator
@@ -206,6 +213,7 @@ def _warn_of_other_checkpoint(request: TrainRequest) -> None:
 
 def _print_report(args: argparse.Namespace, options: TrainOptions, report: TrainReport) -> None:
     from sdrpn.cli.output import print_json, print_table, print_text
+    from sdrpn.cli.output_file import report_written
 
     history, found = report.history, report.history.validations
     if args.json:
@@ -244,3 +252,4 @@ def _print_report(args: argparse.Namespace, options: TrainOptions, report: Train
     if rows:
         centre = found[-1].quality.centre_box_iou
         print_table(columns, rows, title=f"{report.held_out_pairs} held-out pairs; a box in the middle: {centre:.3f}")
+    report_written(args.out, "RPN, for `sdrpn export --rpn`")

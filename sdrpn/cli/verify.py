@@ -67,12 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write what was found into the manifests, print it, and raise RunFailed below a gate."""
-    from sdrpn.cli.comparison import require_memory, require_torch, verify_files
-
-    require_torch("verify")
     from sdrpn.bundle import open_bundle
-    from sdrpn.checkpoint import open_checkpoint
-    from sdrpn.compare.parity import gates
+    from sdrpn.cli.comparison import require_memory, require_torch, verify_files
+    from sdrpn.libraries import importing_extra
+
+    with importing_extra("train", "sdrpn verify"):
+        from sdrpn.checkpoint import open_checkpoint
 
     bundle = open_bundle(args.bundle)
     bundle.require_graphs("to compare them with the checkpoint")
@@ -89,9 +89,12 @@ def run(args: argparse.Namespace) -> int:
         fit=bundle.spec.vision.fit,
         template=bundle.manifest.given_template,
     ) as source:
+        require_torch("verify")
         require_memory("verify", bundle, source, variants)
         engines = _engines_state(bundle, target)
         checks = list(_verify(bundle, source, variants, target if engines == "ran" else None))
+    from sdrpn.compare.parity import gates
+
     found = {variant.name: gates(check for check in checks if check.variant == variant.name) for variant in variants}
     _store(bundle, target, found)
     if args.json:

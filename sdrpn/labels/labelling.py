@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from sdrpn.atomic import replacing_directory, replacing_file
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
 from sdrpn.json_files import differing_keys, read_json_object
-from sdrpn.labels.attention import WatchedAnswer
 from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, LabelRule, PseudoLabels, denoise, usual_sinks
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.labels.questions import Question
@@ -38,9 +37,12 @@ from sdrpn.labels.shards import (
     shard_path,
     write_shard,
 )
-from sdrpn.labels.teacher import Teacher
 
 __all__ = ["LABELS", "LABELS_NAME", "Counts", "LabelRun", "label_attention", "label_questions", "relabel"]
+
+if TYPE_CHECKING:  # they load PyTorch, which `sdrpn relabel` does without
+    from sdrpn.labels.attention import WatchedAnswer
+    from sdrpn.labels.teacher import Teacher
 
 Floats = NDArray[np.float32]
 Advance = Callable[[int, int], None]

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sdrpn.errors import BadInput
 from sdrpn.geometry import Fit
 from sdrpn.image_name import leads_out
-from sdrpn.json_files import read_json_object
+from sdrpn.labels.about import read_about_labels
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
 from sdrpn.labels.labelling import LABELS, LABELS_NAME
 from sdrpn.labels.shards import LABEL_COLUMNS, read_shards
@@ -80,17 +80,8 @@ LABEL_VALUES = (FOREGROUND, BACKGROUND, IGNORED)
 
 def read_labels(folder: Path) -> LabelSet:
     """Read what `sdrpn label` wrote. Raises BadInput where it is missing, unfinished or empty."""
-    path = folder / LABELS_NAME
-    if not path.is_file():
-        raise BadInput(f"{folder} has no {LABELS_NAME}; expected a folder that `sdrpn label` finished (see --resume)")
-    about = read_json_object(path, "label again")
-    grid_side = about.get("grid_side")
-    if not isinstance(grid_side, int) or grid_side < 1:
-        raise BadInput(f"{path} has the grid_side {grid_side!r}; expected a whole number of at least 1: label again")
-    if not isinstance(about.get("images", ""), str):
-        raise BadInput(f"{path} has the images {about['images']!r}; expected the name of a folder: label again")
-    if about.get("fit", "pad") not in get_args(Fit):
-        raise BadInput(f"{path} has the fit {about['fit']!r}; expected {' or '.join(get_args(Fit))}: label again")
+    path, about = folder / LABELS_NAME, read_about_labels(folder)
+    grid_side = about["grid_side"]
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # the ids before an image are nearly always the same
     prompts = []
     for row in read_shards(folder / LABELS, LABEL_COLUMNS):

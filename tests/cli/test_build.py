@@ -44,7 +44,7 @@ def engines(bundle: Path) -> list[str]:
 
 def test_it_builds_and_then_keeps(sdrpn: Command, bundle: Path) -> None:
     first = sdrpn("build", bundle, *TARGET, "--graphs", "vision,rpn")
-    assert (first.code, first.err) == (0, "")
+    assert (first.code, first.err) == (0, f"sdrpn: engines: {bundle / 'engines' / 'rtx-4090'}\n")
     head, *rows = first.out.splitlines()
     assert head.split("  ")[0] == "graph"
     *rows, last = rows

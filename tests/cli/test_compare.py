@@ -206,10 +206,16 @@ class TestRefused:
 
     @pytest.mark.parametrize(("module", "name"), [("torch", "PyTorch"), ("onnx", "onnx")])
     def test_a_missing_library(
-        self, sdrpn: Command, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+        self,
+        sdrpn: Command,
+        tiny_bundle: Path,
+        tiny_checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        module: str,
+        name: str,
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
-        assert refusal(compare(sdrpn, tiny_bundle, tmp_path)) == (
+        assert refusal(compare(sdrpn, tiny_bundle, tiny_checkpoint)) == (
             f"compare runs the checkpoint in PyTorch, and {name} is not installed; pip install 'sdrpn[train]'"
         )
 

@@ -71,7 +71,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
 class TestOutput:
     def test_what_was_written(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
         outcome = sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle")
-        assert (outcome.code, outcome.err) == (0, "")
+        assert (outcome.code, outcome.err) == (0, f"sdrpn: bundle: {tmp_path / 'bundle'}\n")
         first, pictures, *others = outcome.out.splitlines()
         assert first.startswith(f"{tmp_path / 'bundle'}: fused-fp32, ")
         assert first.endswith(" in 4 graphs")
@@ -130,6 +130,7 @@ class TestOutput:
         self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        (tmp_path / "a").mkdir()
         assert sdrpn("export", tiny_checkpoint, "--out", "a/b").code == 0
         verify(tmp_path / "a" / "b")
 

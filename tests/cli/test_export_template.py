@@ -42,7 +42,7 @@ def prompt_text(bundle: Path, question: str = "what?") -> tuple[str, str]:
 @pytest.mark.parametrize("name", ["vicuna_v1", "llava_llama_2", "mistral_instruct", "mpt", "llava_v0", "plain"])
 def test_conversations_by_name(sdrpn: Command, text_checkpoint: Path, tmp_path: Path, name: str) -> None:
     outcome = sdrpn("export", text_checkpoint, "--out", tmp_path / "bundle", "--template", name)
-    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.code, outcome.err) == (0, f"sdrpn: bundle: {tmp_path / 'bundle'}\n")
     assert f"questions are put by the prompt {name}\n" in outcome.out
     conversation = CONVERSATIONS[name]
     expected = f"{conversation.before_question}what?{conversation.after_question}"
@@ -114,7 +114,7 @@ def test_a_checkpoints_own_template(
     (checkpoint / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     bundle = tmp_path / "bundle"
     outcome = sdrpn("export", checkpoint, "--out", bundle)
-    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.code, outcome.err) == (0, f"sdrpn: bundle: {bundle}\n")
     assert "questions are put by the chat template of the checkpoint\n" in outcome.out
     before, after = prompt_text(bundle)
     assert (before + "<image>" + after).startswith(("USER: <image>\nwhat? ASSISTANT:", "user: <image>\nwhat?\n"))

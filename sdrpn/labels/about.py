@@ -1,0 +1,29 @@
+"""What a folder of labels says of itself in labels.json. Knows no rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from sdrpn.errors import BadInput
+from sdrpn.geometry import Fit
+from sdrpn.json_files import read_json_object
+from sdrpn.labels.labelling import LABELS_NAME
+
+__all__ = ["read_about_labels"]
+
+
+def read_about_labels(folder: Path) -> dict[str, Any]:
+    """The entries of labels.json that everybody relies on are right. Raises BadInput."""
+    path = folder / LABELS_NAME
+    if not path.is_file():
+        raise BadInput(f"{folder} has no {LABELS_NAME}; expected a folder that `sdrpn label` finished (see --resume)")
+    about = read_json_object(path, "label again")
+    grid_side = about.get("grid_side")
+    if not isinstance(grid_side, int) or grid_side < 1:
+        raise BadInput(f"{path} has the grid_side {grid_side!r}; expected a whole number of at least 1: label again")
+    if not isinstance(about.get("images", ""), str):
+        raise BadInput(f"{path} has the images {about['images']!r}; expected the name of a folder: label again")
+    if about.get("fit", "pad") not in get_args(Fit):
+        raise BadInput(f"{path} has the fit {about['fit']!r}; expected {' or '.join(get_args(Fit))}: label again")
+    return about
