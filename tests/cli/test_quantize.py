@@ -35,7 +35,7 @@ def test_a_report_is_written(sdrpn: Command, text_checkpoint: Path, data: Path, 
     assert [cost["part"] for cost in costs[::2]] == parts
     eight, four = ([cost["roi_cosine"] for cost in costs[start::2]] for start in (0, 1))
     assert sum(eight) > sum(four)
-    assert (report / "sensitivity.md").read_text("utf-8").count("\n") == 2 + 2 * len(parts)
+    assert (report / "sensitivity.md").read_text("utf-8").count("\n| ") == 2 + 2 * len(parts)
     with Image.open(report / "sensitivity.png") as picture:
         picture.load()
 
