@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answer a shell that asks with argcomplete's environment variables, and end the process."""
     import argcomplete
+    from argcomplete.completers import ChoicesCompleter
 
     for verb in _verbs(parser):
         for action in verb._actions:
@@ -34,6 +35,9 @@ def complete(parser: argparse.ArgumentParser) -> None:
                 action.completer = _bundles  # type: ignore[attr-defined]
             elif "--target" in action.option_strings:
                 action.completer = _targets  # type: ignore[attr-defined]
+            elif isinstance(action.metavar, str) and action.metavar.startswith("{"):  # checked by a type of its own
+                names = dict.fromkeys(action.metavar.strip("{}").split(","), "")
+                action.completer = ChoicesCompleter(names)  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser)
 
 
