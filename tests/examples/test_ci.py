@@ -100,10 +100,10 @@ class TestScript:
         out, _ = done
         engines, gates = (out / "engines.md").read_text().split("\n## Gates\n")
         _, _, head, _, *rows = engines.splitlines()
-        assert "| fused-fp16 | trunk | values | passed | " in gates
+        assert "| fused-fp16 | trunk | values, graph | passed | " in gates
         assert "| size | built in | peak RSS | kernels | parity |" in head
         assert [row.split(" | ")[1] for row in rows] == ["vision", "trunk", "rpn", "tail"]
-        assert all(re.search(r"\d, passed \| \d+ of \d+ gates passed", row) for row in rows)
+        assert all(re.search(r"\d, passed \| graph parity, \d+ of \d+ gates; engine not run", row) for row in rows)
         assert "<td>rtx-4090</td><td>tail</td>" in (out / "engines.html").read_text()
 
     def test_digests_are_right(self, done: tuple[Path, str]) -> None:
@@ -150,7 +150,7 @@ class TestScript:
     def test_an_unknown_target(self, checkpoint: Path, tmp_path: Path) -> None:
         outcome = run(checkpoint, tmp_path / "out", "rtx-1")
         assert outcome.returncode == 2
-        assert "there is no target 'rtx-1'; known are a100, " in outcome.stderr
+        assert "there is no target 'rtx-1'; did you mean rtx-5090?; known are a100, " in outcome.stderr
 
     def test_usage(self) -> None:
         outcome = run("checkpoint")
