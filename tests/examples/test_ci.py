@@ -101,7 +101,7 @@ class TestScript:
         engines, gates = (out / "engines.md").read_text().split("\n## Gates\n")
         _, _, head, _, *rows = engines.splitlines()
         assert "| fused-fp16 | trunk | values, graph | passed | " in gates
-        assert "| size | built in | peak RSS | kernels | parity |" in head
+        assert "| size | built on | built in | peak RSS | kernels | parity |" in head
         assert [row.split(" | ")[1] for row in rows] == ["vision", "trunk", "rpn", "tail"]
         assert all(re.search(r"\d, passed \| graph parity, \d+ of \d+ gates; engine not run", row) for row in rows)
         assert "<td>rtx-4090</td><td>tail</td>" in (out / "engines.html").read_text()
