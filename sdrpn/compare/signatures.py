@@ -56,8 +56,9 @@ class GraphSignature:
             ("input", self.inputs, expected.inputs),
             ("output", self.outputs, expected.outputs),
         ):
-            for name in found.keys() ^ wanted.keys():
-                return f"{side} {shown(name)} is {'unknown' if name in found else 'missing'}"
+            for name in [*found, *wanted]:
+                if name not in wanted or name not in found:
+                    return f"{side} {shown(name)} is {'unknown' if name in found else 'missing'}"
             for name, tensor in found.items():
                 if tensor != wanted[name]:
                     other = wanted[name]

@@ -98,13 +98,22 @@ class TestScript:
 
     def test_the_report_has_sizes_seconds_memory_and_gates(self, done: tuple[Path, str]) -> None:
         out, _ = done
-        engines, gates = (out / "engines.md").read_text().split("\n## Gates\n")
+        (engines, missing), gates = self.page(out)
         _, _, head, _, *rows = engines.splitlines()
         assert "| fused-fp16 | trunk | values, graph | passed | " in gates
         assert "| size | built on | built in | peak RSS | kernels | parity |" in head
         assert [row.split(" | ")[1] for row in rows] == ["vision", "trunk", "rpn", "tail"]
         assert all(re.search(r"\d, passed \| graph parity, \d+ of \d+ gates; engine not run", row) for row in rows)
+        assert [row.split(" | ")[0] for row in missing.splitlines() if row.startswith(("| jetson", "| h100"))] == [
+            "| jetson-orin-nx-jp62",
+            "| h100",
+        ]
         assert "<td>rtx-4090</td><td>tail</td>" in (out / "engines.html").read_text()
+
+    def page(self, out: Path) -> tuple[list[str], str]:
+        """Engines and what was not built, and gates."""
+        engines, gates = (out / "engines.md").read_text().split("\n## Gates\n")
+        return engines.split("\n\n## Not built\n"), gates
 
     def test_digests_are_right(self, done: tuple[Path, str]) -> None:
         out, _ = done
