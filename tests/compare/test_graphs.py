@@ -206,7 +206,9 @@ class TestDeclarations:
 
     def test_a_missing_and_an_unknown_graph(self, model: SdRpnModel, variant: Variant, run: Run) -> None:
         graphs = {name: graph for name, graph in variant.graphs.items() if name != "rpn"}
-        altered = dataclasses.replace(variant, graphs=graphs | {"head": variant.graphs["rpn"]})
+        altered = dataclasses.replace(
+            variant, graphs=graphs | {"head": dataclasses.replace(variant.graphs["rpn"], name="head")}
+        )
         assert failed(checks_of(model, altered, run)) == {("rpn", "names"), ("head", "names")}
 
     def test_an_unknown_dialect_or_precision(self, tiny_spec: ModelSpec) -> None:
