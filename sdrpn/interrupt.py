@@ -134,7 +134,9 @@ class _Listener:
     def finish(self) -> None:
         """Listen only where native code is watched."""
         signal.set_wakeup_fd(self._others)
-        self._raising, self._raised = {signal.SIGINT: signal.default_int_handler}, None
+        with self._lock:
+            self._heard()  # what raised already must not be taken for a signal to the next command
+            self._raising, self._raised = {signal.SIGINT: signal.default_int_handler}, None
 
     def enter(self, watch: SignalWatch) -> bool:
         """Listen; False where another watch is at it already.
@@ -167,10 +169,12 @@ class _Listener:
             ready.poll()
             with self._lock:
                 numbers = self._heard()
+                # Those of the command that was sent the signal: another one may begin while this thread waits.
+                raised, give_up = self._raised, self._give_up
                 if numbers and self._watch is not None:
                     self._watch.end()
-            if numbers and self._raised is not None and not self._raised.wait(GRACE_S):
-                self._give_up(numbers[0])
+            if numbers and raised is not None and not raised.wait(GRACE_S):
+                give_up(numbers[0])
 
     def _heard(self) -> list[int]:
         """Signals that will raise on the main thread; passes all on to who listened before."""

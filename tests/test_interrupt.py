@@ -194,3 +194,26 @@ def test_a_cancellation_stays_until_it_is_reset() -> None:
     cancellation.reset()
     assert not cancellation.wished
     assert told == [True, False]
+
+
+def test_a_signal_to_one_command_does_not_end_the_next() -> None:
+    """The listening thread may come late, when the next command has begun."""
+    code = """
+import os, signal, time
+from sdrpn.interrupt import GRACE_S, raising_on_signals
+
+def raise_interrupt():
+    raise KeyboardInterrupt
+
+for _ in range(50):
+    try:
+        with raising_on_signals({signal.SIGINT: raise_interrupt}, lambda number: os._exit(3)):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+with raising_on_signals({signal.SIGINT: raise_interrupt}, lambda number: os._exit(3)):
+    time.sleep(GRACE_S + 0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
