@@ -19,17 +19,18 @@ from packaging.requirements import Requirement
 # glibc of Ubuntu 22.04 (JetPack 6) and 24.04 (JetPack 7, DGX Spark), and what wheels for either may call it.
 GLIBC_MINOR = {"3.10": 35, "3.11": 35, "3.12": 39, "3.13": 39}
 # What devices run. `train` and `dev` are for workstations, `tensorrt-rtx` and `cuda` have no arm64 wheels and say so.
-EXTRAS = ("", "device", "tensorrt", "export", "serve", "nvimgcodec", "tensorrt-rtx", "cuda")
+EXTRAS = ("", "device", "tensorrt", "export", "serve", "nvimgcodec", "cuda")
+RTX = ("tensorrt-rtx",)  # by itself: it wants CUDA 13 where `device` is for JetPack 6
 
 
-def requirements(python: str, machine: str = "aarch64") -> Iterator[Requirement]:
-    """What pip would install there, with every extra above."""
+def requirements(python: str, extras: tuple[str, ...] = EXTRAS, machine: str = "aarch64") -> Iterator[Requirement]:
+    """What pip would install there, with these extras."""
     seen = set()
     for line in requires("sdrpn") or ():
         requirement = Requirement(line)
         environment = {"python_version": python, "platform_machine": machine, "sys_platform": "linux"}
         wanted = requirement.marker is None or any(
-            requirement.marker.evaluate({**environment, "extra": extra}) for extra in EXTRAS
+            requirement.marker.evaluate({**environment, "extra": extra}) for extra in extras
         )
         if wanted and requirement.name != "sdrpn" and line not in seen:
             seen.add(line)
@@ -76,6 +77,15 @@ def test_arm64_wheels(python: str, tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     names = {one["metadata"]["name"].lower().replace("_", "-") for one in json.loads(found.stdout)["install"]}
     assert {"numpy", "pillow", "onnxruntime", "tokenizers", "cuda-python", "onnx"} <= names
+
+
+@pytest.mark.usefixtures("index")
+@pytest.mark.parametrize("python", list(GLIBC_MINOR))
+def test_arm64_wheels_beside_tensorrt_rtx(python: str, tmp_path: Path) -> None:
+    """The library itself has none on the index: it is NVIDIA's package for arm64."""
+    wanted = [_without_marker(one) for one in requirements(python, RTX)]
+    found = find_wheels(python, wanted, tmp_path)
+    assert found.returncode == 0, found.stderr
 
 
 def test_python_3_10_gets_what_was_made_for_it() -> None:
