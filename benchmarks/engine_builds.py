@@ -24,14 +24,14 @@ from typing import Any
 
 from shapes import SHAPES
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.engine_manifest import EngineManifest
+from sdrpn.bundle.shipped import CHECKPOINT, RPN
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.engine_manifest import EngineManifest
 from sdrpn.engines import BuildOptions, Target, build_engines, plan_engines
 from sdrpn.errors import SdrpnError
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.shipped import CHECKPOINT, RPN
-from sdrpn.sizes import text_from_bytes
+from sdrpn.host.sizes import text_from_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 GPUS = (("SM80",), ("SM86",), ("SM89",), ("SM120",), ("SM121",), ("SM86", "SM89", "SM120", "SM121"))

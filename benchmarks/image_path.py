@@ -29,12 +29,12 @@ import PIL
 from PIL import Image, features
 
 from sdrpn.compare.overlap import overlap
-from sdrpn.geometry import Box
-from sdrpn.image import base_pixels, crop_pixels, open_image, read_jpeg_header
+from sdrpn.images.image import base_pixels, crop_pixels, open_image, read_jpeg_header
+from sdrpn.method.geometry import Box
+from sdrpn.method.spec import VisionSpec
 from sdrpn.runtime import Answer, Session
-from sdrpn.runtime.picture import Decode, PictureSource, open_picture
-from sdrpn.runtime.pixels import native_module
-from sdrpn.spec import VisionSpec
+from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
+from sdrpn.runtime.pictures.pixels import native_module
 from sdrpn.tags.task import tag_samples
 
 VISION = VisionSpec(image_size_px=336, patch_size_px=14, width=32, layers=3, heads=2, mlp_width=64)

@@ -27,10 +27,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sdrpn.bundle import open_bundle
-from sdrpn.machine import read_cpu
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.host.machine import read_cpu
+from sdrpn.method.spec import LlmSpec
 from sdrpn.runtime import Session
-from sdrpn.spec import LlmSpec
 
 PROMPT_TOKENS, NEW_TOKENS = 640, 32
 PROMPT_IDS = [3 + index % 200 for index in range(PROMPT_TOKENS)]  # any vocabulary has them

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdrpn.roi import Crop, RoiDecision
+from sdrpn.method.roi import Crop, RoiDecision
 from sdrpn.runtime import Session
 
 BEFORE, AFTER = tuple(range(3, 38)), tuple(range(40, 80))

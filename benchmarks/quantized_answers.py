@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.cli.output import print_table
 from sdrpn.cli.progress import progress
 from sdrpn.compare.overlap import overlap
 from sdrpn.compare.simulation import runnable_bundle
-from sdrpn.roi import RoiPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
 from sdrpn.tags.task import SPLITS, TagSample, tag_samples
 

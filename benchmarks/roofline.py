@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from shapes import SHAPES
 
+from sdrpn.bundle.memory import device_needs
 from sdrpn.engines import read_targets
-from sdrpn.memory import device_needs
-from sdrpn.spec import LlmSpec, ModelSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec
 
 PREFIX, QUESTION, ROI, CONTEXT = 611, 30, 576, 1217
 _FP16 = 2.0

@@ -30,16 +30,16 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from sdrpn.bundle import GraphInfo, open_bundle
+from sdrpn.bundle.bundle import GraphInfo, open_bundle
 from sdrpn.checkpoint.random import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.geometry import FloatArray
-from sdrpn.image import base_pixels, crop_pixels, image_digest, open_image
-from sdrpn.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
+from sdrpn.images.image import base_pixels, crop_pixels, image_digest, open_image
+from sdrpn.method.geometry import FloatArray
+from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
+from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
-from sdrpn.runtime.runner import Buffer
-from sdrpn.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
+from sdrpn.runtime.backends.runner import Buffer
 
 SPEC = ModelSpec(
     vision=VisionSpec(image_size_px=336, patch_size_px=14, width=256, layers=5, heads=4, mlp_width=1024),

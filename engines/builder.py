@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdrpn.atomic import replacing_file, require_free_space, require_writable_file
-from sdrpn.bundle import Bundle, GraphInfo, file_digest
-from sdrpn.engine_manifest import EngineManifest, EngineTensor, Stamp, TimingCacheUse, engine_paths
+from sdrpn.bundle.bundle import Bundle, GraphInfo, file_digest
+from sdrpn.bundle.engine_manifest import EngineManifest, EngineTensor, Stamp, TimingCacheUse, engine_paths
+from sdrpn.bundle.shipped import require_not_shipped
 from sdrpn.engines.children import Job, run_jobs
 from sdrpn.engines.fallback import may_decompose, primitive_instead
 from sdrpn.engines.gpu import seen_alone
@@ -27,8 +27,8 @@ from sdrpn.engines.layers import Kernel, KernelTensor, Verdict, gate
 from sdrpn.engines.plan import Plan, PlannedEngine
 from sdrpn.engines.profiles import shapes_of
 from sdrpn.errors import BadInput, EngineNotBuilt, RunFailed
-from sdrpn.shipped import require_not_shipped
-from sdrpn.sizes import text_from_bytes
+from sdrpn.host.atomic import replacing_file, require_free_space, require_writable_file
+from sdrpn.host.sizes import text_from_bytes
 
 __all__ = ["BuiltEngine", "build_engines"]
 

@@ -7,11 +7,11 @@ operator. Both were compiled by TensorRT-RTX; plain TensorRT was never at hand.
 
 from __future__ import annotations
 
-from sdrpn.engine_manifest import engine_paths
+from sdrpn.bundle.engine_manifest import engine_paths
+from sdrpn.bundle.shipped import export_advice
 from sdrpn.engines.options import chosen_graphs
 from sdrpn.engines.plan import Plan, replanned
 from sdrpn.errors import EngineNotBuilt
-from sdrpn.shipped import export_advice
 
 __all__ = ["may_decompose", "primitive_instead"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from sdrpn.engine_manifest import EngineTensor
+from sdrpn.bundle.engine_manifest import EngineTensor
 from sdrpn.engines.layers import is_told
 from sdrpn.engines.profiles import Shapes
 from sdrpn.errors import BadInput, EngineNotBuilt, MissingDependency, RunFailed

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sdrpn.cuda_devices import CudaDevice
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput
-from sdrpn.machine import Gpu
+from sdrpn.host.cuda_devices import CudaDevice
+from sdrpn.host.machine import Gpu
 
 __all__ = ["BuildGpu", "build_gpu", "other_gpu", "seen_alone"]
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.atomic import replacing_file
-from sdrpn.libraries import importing_extra
+from sdrpn.host.atomic import replacing_file
+from sdrpn.host.libraries import importing_extra
 
 if TYPE_CHECKING:
     from onnx import ModelProto

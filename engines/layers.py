@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sdrpn.engine_manifest import NOT_JUDGED, REMARK
-from sdrpn.spec import ModelSpec
+from sdrpn.bundle.engine_manifest import NOT_JUDGED, REMARK
+from sdrpn.method.spec import ModelSpec
 
 __all__ = [
     "Kernel",

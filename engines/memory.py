@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sdrpn.bundle.memory import MemoryNeeds, device_needs, fitting_context
 from sdrpn.engines.target import Target
-from sdrpn.memory import MemoryNeeds, device_needs, fitting_context
-from sdrpn.sizes import text_from_bytes
-from sdrpn.spec import ModelSpec
+from sdrpn.host.sizes import text_from_bytes
+from sdrpn.method.spec import ModelSpec
 
 __all__ = [
     "Estimate",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput, ContextTooLong
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 __all__ = [
     "GRAPHS",

@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdrpn.bundle import Bundle, GraphInfo, Variant, file_digest, open_bundle
-from sdrpn.cuda_devices import read_cuda_devices
-from sdrpn.engine_manifest import EngineManifest, Fallback, Stamp, engine_paths, read_engine_manifest
+from sdrpn.bundle.bundle import Bundle, GraphInfo, Variant, file_digest, open_bundle
+from sdrpn.bundle.engine_manifest import EngineManifest, Fallback, Stamp, engine_paths, read_engine_manifest
+from sdrpn.bundle.memory import graph_weights_bytes
+from sdrpn.bundle.shipped import export_advice
 from sdrpn.engines.flavour import library_version
 from sdrpn.engines.gpu import BuildGpu, build_gpu, other_gpu
 from sdrpn.engines.memory import Estimate, device_shortage, estimate, host_shortage
@@ -22,9 +23,8 @@ from sdrpn.engines.options import BuildOptions, checked_contexts, chosen_graphs,
 from sdrpn.engines.profiles import Profile, profiles_of
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadBundle, BadInput, MissingDependency
-from sdrpn.machine import read_cuda_driver, read_gpus, read_jetson, read_machine
-from sdrpn.memory import graph_weights_bytes
-from sdrpn.shipped import export_advice
+from sdrpn.host.cuda_devices import read_cuda_devices
+from sdrpn.host.machine import read_cuda_driver, read_gpus, read_jetson, read_machine
 
 __all__ = ["Plan", "PlannedEngine", "plan_engines", "replanned", "target_variant"]
 

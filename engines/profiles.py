@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdrpn.bundle import TensorInfo
+from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.engines.options import USUAL_PROMPT_TOKENS
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 __all__ = ["Profile", "Shapes", "profiles_of", "shapes_of"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdrpn.errors import BadInput
-from sdrpn.suggestion import did_you_mean
+from sdrpn.host.suggestion import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,8 +9,8 @@ import fcntl
 from contextlib import suppress
 from pathlib import Path
 
-from sdrpn.atomic import replacing_file
 from sdrpn.engines.flavour import combined_timing_caches
+from sdrpn.host.atomic import replacing_file
 
 __all__ = ["TimingCacheFile"]
 

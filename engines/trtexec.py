@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from sdrpn.engine_manifest import engine_paths
+from sdrpn.bundle.engine_manifest import engine_paths
 from sdrpn.engines.plan import Plan, PlannedEngine
 from sdrpn.engines.profiles import Shapes, shapes_of
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from sdrpn.atomic import replacing_directory, require_free_space
-from sdrpn.bundle import (
+from sdrpn.bundle.bundle import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
     Bundle,
@@ -27,6 +26,7 @@ from sdrpn.bundle import (
     open_bundle,
 )
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
+from sdrpn.checkpoint.tokenizer import exported_tokenizer
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.export.dialects import DIALECTS
 from sdrpn.export.graph import GraphAuthor
@@ -35,10 +35,10 @@ from sdrpn.export.options import ExportOptions
 from sdrpn.export.quantized_weights import Calibration
 from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
-from sdrpn.export.tokenizer import exported_tokenizer
 from sdrpn.export.vision import vision_graph
-from sdrpn.geometry import Fit
-from sdrpn.spec import ModelSpec
+from sdrpn.host.atomic import replacing_directory, require_free_space
+from sdrpn.method.geometry import Fit
+from sdrpn.method.spec import ModelSpec
 
 __all__ = ["export_bundle"]
 

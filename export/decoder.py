@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from sdrpn.cache_codes import LEAST_SCALE, RowCodes, scale_cache_name
+from sdrpn.bundle.cache_codes import LEAST_SCALE, RowCodes, scale_cache_name
 from sdrpn.export.dialects import AttentionShape, Dialect, Read, Rotary
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.export.weights import Weight, matmul, norm
-from sdrpn.spec import LlmSpec
+from sdrpn.method.spec import LlmSpec
 
 __all__ = ["DecoderAuthor", "layer_weights"]
 

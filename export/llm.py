@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from sdrpn.cache_codes import RowCodes
+from sdrpn.bundle.cache_codes import RowCodes
 from sdrpn.export.decoder import FLOAT, INT64, DecoderAuthor, cast, layer_weights, row_of
 from sdrpn.export.dialects import Dialect
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.export.weights import Weight, WeightTable, matmul, norm
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 __all__ = [
     "head_weights",

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 
-from sdrpn.cache_codes import RowCodes, row_codes
+from sdrpn.bundle.cache_codes import RowCodes, row_codes
 from sdrpn.errors import BadInput
 from sdrpn.export.dialects import DIALECTS, DialectName
 from sdrpn.export.float_formats import Float4, Float8

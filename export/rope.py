@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sdrpn.export.weights import ArrayReader, Weight, plain
-from sdrpn.rope import inverse_frequencies, rope_amplitude
-from sdrpn.spec import LlmSpec
+from sdrpn.method.rope import inverse_frequencies, rope_amplitude
+from sdrpn.method.spec import LlmSpec
 
 __all__ = ["rope_reader", "rope_weights"]
 

@@ -20,7 +20,7 @@ from sdrpn.export.quantized_weights import Calibration, TensorReader
 from sdrpn.export.rope import rope_reader, rope_weights
 from sdrpn.export.vision import vision_weights
 from sdrpn.export.weights import DENSE_PRECISIONS, DensePrecision, Weight, WeightTable, plain
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 __all__ = ["Tables"]
 

@@ -10,7 +10,7 @@ from sdrpn.export.decoder import FLOAT, INT64, cast
 from sdrpn.export.dialects import AttentionShape, Dialect
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.export.weights import Weight, WeightTable, matmul, norm, plain
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 __all__ = ["vision_graph", "vision_weights"]
 

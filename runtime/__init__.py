@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdrpn.roi import RoiPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime.answer import Answer, Timings, TokenCounts, Trace
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.sampling import Sampling

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.roi import RoiDecision
+from sdrpn.method.roi import RoiDecision
 
 __all__ = ["Answer", "Stopwatch", "Timings", "TokenCounts", "Trace"]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdrpn.errors import RunFailed
-from sdrpn.runtime.kv_cache import CacheSet, cache_set_from_runner
-from sdrpn.runtime.runner import Backend, Buffer, Runner
+from sdrpn.runtime.backends.kv_cache import CacheSet, cache_set_from_runner
+from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
 
 __all__ = ["BatchSlots", "Snapshot"]
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.errors import BadInput
-from sdrpn.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
+from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
+from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.session import Session
-from sdrpn.spec import ModelSpec
 
 __all__ = ["CASES", "BenchCase", "BenchRun", "BenchSide", "SessionSide", "bench_cases", "bench_rounds"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.bundle import TensorInfo
+from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.errors import RunFailed
-from sdrpn.runtime.kv_cache import CacheSet, cache_set_from_runner
-from sdrpn.runtime.runner import Backend, Buffer, Runner
+from sdrpn.runtime.backends.kv_cache import CacheSet, cache_set_from_runner
+from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
 
 __all__ = ["Decoder", "Rows", "row_count"]
 

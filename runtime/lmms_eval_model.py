@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from sdrpn.errors import BadInput, MissingDependency
-from sdrpn.roi import RoiPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime.sampling import Sampling
 from sdrpn.runtime.session import Session
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from sdrpn.bundle import GraphInfo
+from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import RunFailed
-from sdrpn.runtime.arrays import run_on_arrays
+from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.external_data import graph_with_real_files
 from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, load_session, session_options
-from sdrpn.runtime.external_data import graph_with_real_files
-from sdrpn.runtime.runner import Array
+from sdrpn.runtime.backends.runner import Array
 
 __all__ = ["save_graph"]
 

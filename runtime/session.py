@@ -13,24 +13,24 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.bundle import Bundle, Variant, open_bundle
+from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.interrupt import SignalWatch
-from sdrpn.links import AllowLinks
-from sdrpn.prompt import TextStream, build_prompt, decode_text, load_tokenizer
-from sdrpn.roi import Decide, RoiPolicy, decide_by_policy, roi_map
+from sdrpn.host.interrupt import SignalWatch
+from sdrpn.host.links import AllowLinks
+from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy, roi_map
+from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
 from sdrpn.runtime.backends import open_backend, open_tensorrt
+from sdrpn.runtime.backends.runner import Backend, Runner
 from sdrpn.runtime.backends.tensorrt import EngineOptions
-from sdrpn.runtime.choice import AUTOMATIC, choose_backend, choose_optimized, onnxruntime_variant
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
-from sdrpn.runtime.picture import Decode, PictureSource, open_picture
-from sdrpn.runtime.runner import Backend, Runner
+from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
 from sdrpn.runtime.sampling import GREEDY, Sampler, Sampling
+from sdrpn.runtime.select import AUTOMATIC, choose_backend, choose_optimized, onnxruntime_variant
 from sdrpn.runtime.turns import Turn, Turns
 from sdrpn.runtime.two_pass import Prefill, Request, TwoPass
-from sdrpn.spec import ModelSpec
+from sdrpn.text.prompt import TextStream, build_prompt, decode_text, load_tokenizer
 
 __all__ = ["AnswerStream", "Session"]
 

@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput, ContextTooLong
-from sdrpn.roi import Crop, Decide, RoiDecision, resize_features, roi_logits_from_scores
+from sdrpn.method.roi import Crop, Decide, RoiDecision, resize_features, roi_logits_from_scores
+from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Stopwatch
+from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
 from sdrpn.runtime.decoder import Decoder, Rows, row_count
 from sdrpn.runtime.embedding import TokenEmbedding
-from sdrpn.runtime.picture import Picture
-from sdrpn.runtime.runner import Backend, Buffer, Runner
-from sdrpn.spec import ModelSpec
+from sdrpn.runtime.pictures.picture import Picture
 
 __all__ = ["Prefill", "Request", "TwoPass"]
 

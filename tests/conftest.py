@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
 
 # Hypothesis gives an example 200 ms; how long one takes depends on what else the machine does.
 settings.register_profile("sdrpn", settings(), deadline=None)

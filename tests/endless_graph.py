@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from sdrpn.bundle import MANIFEST_NAME, open_bundle
+from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 
 __all__ = ["make_vision_endless"]
 

@@ -24,8 +24,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from sdrpn.bundle import open_bundle
-from sdrpn.image import base_pixels, open_image
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.images.image import base_pixels, open_image
 from sdrpn.runtime import Session
 from tests.export.graph_runner import GraphRunner
 from tests.tolerances import TRANSFORMERS_LOGITS_ABS

@@ -9,15 +9,11 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-# Folder -> import name.
-PACKAGES = {"sdrpn": "sdrpn", "export": "sdrpn.export", "engines": "sdrpn.engines", "runtime": "sdrpn.runtime"}
+from tests.sources import PACKAGES, ROOT, imports_in, imports_of, modules
+
 STAGES = ("sdrpn.export", "sdrpn.engines", "sdrpn.runtime")
 # What makes models and graphs; the runtime only runs them.
 AUTHORING = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "ml_dtypes")
@@ -25,60 +21,6 @@ AUTHORING = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetens
 STARTUP_FREE = (*AUTHORING, "numpy", "onnxruntime", "PIL", "rich", "tokenizers", "jinja2")
 # Names of TensorRT that build engines instead of running them.
 TENSORRT_BUILDER = {"Builder", "OnnxParser", "NetworkDefinitionCreationFlag", "BuilderFlag"}
-
-
-@dataclass(frozen=True)
-class Import:
-    """One imported module, and whether it is imported as soon as the file is."""
-
-    name: str
-    at_import: bool
-    line: int
-
-    def is_of(self, *packages: str) -> bool:
-        return any(self.name == package or self.name.startswith(f"{package}.") for package in packages)
-
-
-@cache
-def modules() -> dict[str, Path]:
-    """Every module of the project by its import name."""
-    found = {}
-    for folder, package in PACKAGES.items():
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
-    return found
-
-
-@cache
-def imports_of(module: str) -> tuple[Import, ...]:
-    path = modules()[module]
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), package, at_import=True))
-
-
-def _imports(node: ast.AST, package: str, *, at_import: bool) -> Iterator[Import]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            for alias in child.names:
-                yield Import(alias.name, at_import, child.lineno)
-        elif isinstance(child, ast.ImportFrom):
-            base = child.module or ""
-            if child.level:
-                above = package.split(".")[: len(package.split(".")) - child.level + 1]
-                base = ".".join([*above, base] if base else above)
-            yield Import(base, at_import, child.lineno)
-            # `from sdrpn import export` names a module in its second half.
-            yield from (Import(f"{base}.{alias.name}", at_import, child.lineno) for alias in child.names)
-        elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            yield from _imports(child, package, at_import=False)
-        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for statement in child.body:
-                yield from _imports(ast.Module([statement], []), package, at_import=False)
-            for statement in child.orelse:
-                yield from _imports(ast.Module([statement], []), package, at_import=at_import)
-        else:
-            yield from _imports(child, package, at_import=at_import)
 
 
 def stage_of(module: str) -> str | None:
@@ -124,7 +66,7 @@ class TestSources:
             "class C:\n    import in_class\n    def f(self):\n        from in_function import x\n"
             "from . import sibling\nfrom ..up import y\n"
         )
-        found = {(one.name, one.at_import) for one in _imports(ast.parse(source), "sdrpn.cli", at_import=True)}
+        found = {(one.name, one.at_import) for one in imports_in(ast.parse(source), "sdrpn.cli", at_import=True)}
         assert found >= {
             ("a.b", True),
             ("typed", False),

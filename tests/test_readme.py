@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run, its layout is the one on disk, its links lead somewhere."""
+"""The README tells the truth: its commands run, its links lead somewhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from PIL import Image
 
 from sdrpn.cli.main import VERBS, build_parser
 from sdrpn.demo import shipped_scene
-from sdrpn.libraries import EXTRAS
+from sdrpn.host.libraries import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = ("sdrpn", "export", "engines", "runtime")
 
 
 def blocks(language: str) -> list[str]:
@@ -79,32 +78,6 @@ def test_every_python_example_compiles() -> None:
     assert examples
     for example in examples:
         compile(example, "README.md", "exec")
-
-
-def test_the_layout_lists_every_module_once() -> None:
-    (layout,) = [block for block in blocks("") if "sdrpn/  " in block]
-    listed = layout_paths(layout)
-    modules = [
-        str(path.relative_to(ROOT))
-        for folder in SOURCES
-        for path in (ROOT / folder).rglob("*.py")
-        if path.name != "__init__.py"
-    ]
-    assert sorted(path for path in listed if path.endswith(".py")) == sorted(modules)
-    assert [path for path in listed if not (ROOT / path).exists()] == []
-
-
-def layout_paths(layout: str) -> list[str]:
-    """The files and folders of a tree drawing; several on a line are separated by commas."""
-    paths, folders = [], [""]
-    for line in layout.splitlines():
-        branch, entry = re.fullmatch(r"([│├└─ ]*)(.+)", line).groups()  # type: ignore[union-attr]
-        names = re.split(r"\s{2,}", entry)[0].split(", ")
-        depth = len(branch) // 4
-        folders = folders[: depth + 1]
-        paths += [f"{folders[depth]}{name}" for name in names]
-        folders.append(f"{folders[depth]}{names[0]}")
-    return paths
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pipeline import Step, run_steps, verb
 
-from sdrpn.atomic import replacing_file
 from sdrpn.evaluation.bootstrap import interval, resampled_means
+from sdrpn.host.atomic import replacing_file
 
 PAIRS = 300, 1000, 3000, 10_000  # nested: the first of each other
 SEEDS = 0, 1  # of raw against denoised labels; fewer pairs are tried with the first

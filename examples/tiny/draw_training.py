@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from sdrpn.atomic import replacing_file
+from sdrpn.host.atomic import replacing_file
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

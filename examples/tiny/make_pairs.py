@@ -11,8 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from sdrpn.atomic import replacing_directory
 from sdrpn.cli.progress import progress
+from sdrpn.host.atomic import replacing_directory
 from sdrpn.tags.task import SPLITS, tag_samples
 
 JPEG_QUALITY = 92  # as a camera would store them

@@ -14,7 +14,7 @@ from networks import CHAT_TEMPLATE, SPEC, make_tokenizer
 from saved_weights import llava_from, read_weights, write_heads
 from tiny_llava import TinyLlava
 
-from sdrpn.atomic import replacing_directory
+from sdrpn.host.atomic import replacing_directory
 
 
 def write_checkpoint(run: Path, out: Path) -> None:

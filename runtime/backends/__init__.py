@@ -7,9 +7,9 @@ from typing import Any
 
 from sdrpn.errors import BadInput, MissingDependency
 from sdrpn.runtime.backends.cuda import load_cuda
+from sdrpn.runtime.backends.runner import Backend
 from sdrpn.runtime.backends.tensorrt import EngineOptions, TensorRtBackend
 from sdrpn.runtime.backends.tensorrt_library import open_library
-from sdrpn.runtime.runner import Backend
 
 __all__ = ["BACKENDS", "onnxruntime_version", "open_backend", "open_tensorrt"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.runtime.backends.device_memory import Block, Device
-from sdrpn.runtime.runner import Array, Buffer, nbytes
+from sdrpn.runtime.backends.runner import Array, Buffer, nbytes
 
 __all__ = ["DeviceBuffer"]
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sdrpn.errors import RunFailed
-from sdrpn.machine import read_available_memory
+from sdrpn.host.machine import read_available_memory
 from sdrpn.runtime.backends.cuda import Cuda, CudaDevice, CudaFault
 
 __all__ = ["Block", "Device", "Pool", "Stream", "available_memory"]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sdrpn.bundle import GraphInfo
+from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import RunFailed
-from sdrpn.interrupt import Cancellation
-from sdrpn.runtime.host_buffer import HostBuffer
-from sdrpn.runtime.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
+from sdrpn.host.interrupt import Cancellation
+from sdrpn.runtime.backends.host_buffer import HostBuffer
+from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
 
 __all__ = ["Compute", "FakeBackend", "FakeCall", "FakeRunner"]
 

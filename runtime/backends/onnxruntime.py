@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from sdrpn.bundle import GraphInfo, TensorInfo
+from sdrpn.bundle.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunFailed, SdrpnError
-from sdrpn.interrupt import Cancellation, SignalWatch
+from sdrpn.host.interrupt import Cancellation, SignalWatch
+from sdrpn.runtime.backends.external_data import external_files, graph_with_real_files
+from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.backends.onnxruntime_cuda import DeviceBuffer, prepare_cuda, record_placement, require_cuda
-from sdrpn.runtime.external_data import external_files, graph_with_real_files
-from sdrpn.runtime.host_buffer import HostBuffer
-from sdrpn.runtime.runner import Buffer, Step, check_bindings, in_order, store_in_order
+from sdrpn.runtime.backends.runner import Buffer, Step, check_bindings, in_order, store_in_order
 
 __all__ = ["PROVIDERS", "WEIGHTS_FOLDER", "OnnxRuntimeBackend", "load_session", "session_options"]
 

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 
 from sdrpn.errors import MissingDependency, RunFailed
-from sdrpn.runtime.runner import Array, Buffer, nbytes
+from sdrpn.runtime.backends.runner import Array, Buffer, nbytes
 
 __all__ = ["DeviceBuffer", "cuda_fault", "prepare_cuda", "record_placement", "require_cuda"]
 

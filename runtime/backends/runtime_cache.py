@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sdrpn.atomic import replacing_file, require_writable_file
-from sdrpn.bundle import file_digest
-from sdrpn.engine_manifest import read_engine_manifest
+from sdrpn.bundle.bundle import file_digest
+from sdrpn.bundle.engine_manifest import read_engine_manifest
 from sdrpn.errors import BadBundle, SdrpnError
+from sdrpn.host.atomic import replacing_file, require_writable_file
 from sdrpn.runtime.backends.tensorrt_library import Engine
 
 __all__ = ["RuntimeCache", "cache_file"]

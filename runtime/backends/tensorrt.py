@@ -13,18 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdrpn.bundle import GraphInfo
+from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import BadInput, EngineMismatch, RunFailed
-from sdrpn.interrupt import Cancellation
+from sdrpn.host.interrupt import Cancellation
 from sdrpn.runtime.backends.cuda import Cuda
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.backends.row_store import RowCopies, RowKernel, RowStore
+from sdrpn.runtime.backends.runner import Buffer, Step, in_order
 from sdrpn.runtime.backends.runtime_cache import RuntimeCache, cache_file
 from sdrpn.runtime.backends.step_graph import StepGraph, in_order_on_device
 from sdrpn.runtime.backends.tensorrt_library import Engine, Library
 from sdrpn.runtime.backends.tensorrt_runner import BoundStep, TensorRtRunner, WorkingMemory, as_built
-from sdrpn.runtime.runner import Buffer, Step, in_order
 
 __all__ = ["EngineOptions", "TensorRtBackend", "TensorRtRunner"]
 

@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from sdrpn.bundle import TensorInfo
+from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.cuda import CudaFault
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Block, Device
+from sdrpn.runtime.backends.runner import Buffer, check_bindings
 from sdrpn.runtime.backends.runtime_cache import RuntimeCache
 from sdrpn.runtime.backends.tensorrt_library import Context, Engine
-from sdrpn.runtime.runner import Buffer, check_bindings
 
 __all__ = ["BoundStep", "TensorRtRunner", "WorkingMemory", "as_built"]
 

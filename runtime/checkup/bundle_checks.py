@@ -11,15 +11,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.device_report import Figure, Subject
-from sdrpn.engine_manifest import ParityGate
+from sdrpn.bundle.engine_manifest import ParityGate
+from sdrpn.bundle.tolerances import Tolerances, tolerances_of
+from sdrpn.host.sizes import text_from_bytes
+from sdrpn.method.spec import ModelSpec
+from sdrpn.reports.device_report import Figure, Subject
 from sdrpn.runtime.answer import Answer, Trace
 from sdrpn.runtime.bench import BenchCase, bench_cases, bench_picture, bench_prompt
 from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
 from sdrpn.runtime.session import Session
-from sdrpn.sizes import text_from_bytes
-from sdrpn.spec import ModelSpec
-from sdrpn.tolerances import Tolerances, tolerances_of
 
 __all__ = ["BundleChecks", "BundleOnDevice"]
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from sdrpn.device_report import Figure
 from sdrpn.errors import MissingDependency, RunFailed
-from sdrpn.machine import read_machine
+from sdrpn.host.machine import read_machine
+from sdrpn.host.sizes import text_from_bytes
+from sdrpn.reports.device_report import Figure
 from sdrpn.runtime.backends.cuda import Cuda
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.backends.step_graph import StepGraph
 from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
-from sdrpn.sizes import text_from_bytes
 
 __all__ = ["CudaChecks"]
 

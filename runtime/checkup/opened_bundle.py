@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdrpn.bundle import Variant, open_bundle
-from sdrpn.device_report import Subject
-from sdrpn.engine_manifest import ParityGate
-from sdrpn.machine import read_machine
-from sdrpn.memory import graph_weights_bytes
+from sdrpn.bundle.bundle import Variant, open_bundle
+from sdrpn.bundle.engine_manifest import ParityGate
+from sdrpn.bundle.memory import graph_weights_bytes
+from sdrpn.host.machine import read_machine
+from sdrpn.method.spec import ModelSpec
+from sdrpn.reports.device_report import Subject
 from sdrpn.runtime.backends import open_backend, open_tensorrt
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.checkup.steps import Skip
-from sdrpn.runtime.choice import AUTOMATIC, choose_backend, onnxruntime_variant
-from sdrpn.runtime.platform import read_platform
+from sdrpn.runtime.engines.platform import read_platform
+from sdrpn.runtime.engines.trial_run import smoke_test, smoke_test_graphs
+from sdrpn.runtime.select import AUTOMATIC, choose_backend, onnxruntime_variant
 from sdrpn.runtime.session import Session
-from sdrpn.runtime.smoke_test import smoke_test, smoke_test_graphs
-from sdrpn.spec import ModelSpec
 
 __all__ = ["OpenedBundle"]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
-from sdrpn.device_report import CheckResult
+from sdrpn.reports.device_report import CheckResult
 from sdrpn.runtime.checkup.groups import CheckupRequest
 
 __all__ = ["run_checkup"]

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sdrpn.bundle.tolerances import GPU_JPEG_MEAN_LEVELS
 from sdrpn.errors import MissingDependency
-from sdrpn.image import base_pixels, crop_pixels
+from sdrpn.images.image import base_pixels, crop_pixels
+from sdrpn.method.spec import VisionSpec
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
-from sdrpn.runtime.gpu_jpeg import GpuPixels, decode_on_gpu
-from sdrpn.runtime.gpu_pixels import fill_on_gpu
-from sdrpn.runtime.pixels import native_module, write_base, write_crops
-from sdrpn.spec import VisionSpec
-from sdrpn.tolerances import GPU_JPEG_MEAN_LEVELS
+from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels, decode_on_gpu
+from sdrpn.runtime.pictures.gpu_pixels import fill_on_gpu
+from sdrpn.runtime.pictures.pixels import native_module, write_base, write_crops
 
 __all__ = ["PictureChecks"]
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sdrpn.device_report import CheckResult, Figure, State
 from sdrpn.errors import SdrpnError
+from sdrpn.reports.device_report import CheckResult, Figure, State
 
 __all__ = ["CheckFailed", "Finding", "Skip", "Step", "run_steps"]
 

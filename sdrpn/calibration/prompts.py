@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
-from sdrpn.image import base_pixels, crop_pixels, open_image
+from sdrpn.images.image import base_pixels, crop_pixels, open_image
 from sdrpn.labels.attention import embed_image
 from sdrpn.labels.questions import Question
 from sdrpn.model.llava import LlavaBase, base_from_checkpoint
-from sdrpn.prompt import build_prompt
+from sdrpn.text.prompt import build_prompt
 
 __all__ = ["CalibrationPrompts"]
 

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 
 from sdrpn.compare.overlap import overlap
+from sdrpn.method.roi import RoiPolicy, roi_map
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
-from sdrpn.prompt import Prompt
-from sdrpn.roi import RoiPolicy, roi_map
+from sdrpn.text.prompt import Prompt
 
 __all__ = ["ALL", "Asked", "Cost", "Rounding", "measure_costs", "parts_of"]
 

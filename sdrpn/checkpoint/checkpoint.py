@@ -37,10 +37,10 @@ from sdrpn.checkpoint.source import (
 from sdrpn.checkpoint.unsupported import refuse_foreign_tower
 from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
-from sdrpn.geometry import Fit
-from sdrpn.hub import model_folder
-from sdrpn.links import AllowLinks
-from sdrpn.spec import ModelSpec
+from sdrpn.host.hub import model_folder
+from sdrpn.host.links import AllowLinks
+from sdrpn.method.geometry import Fit
+from sdrpn.method.spec import ModelSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 

@@ -19,7 +19,7 @@ from sdrpn.checkpoint.prompt_config import chat_template, image_token_id, prompt
 from sdrpn.checkpoint.unsupported import MODELS, refuse_foreign, require_supported
 from sdrpn.checkpoint.vision_config import tower_config, vision_spec
 from sdrpn.errors import BadCheckpoint, BadInput
-from sdrpn.spec import ModelSpec, RpnSpec
+from sdrpn.method.spec import ModelSpec, RpnSpec
 
 __all__ = ["read_llm_layers", "read_spec", "vision_tower_name"]
 

@@ -20,7 +20,7 @@ from sdrpn.checkpoint.source import PARTS, Place, Source, some_tensors
 from sdrpn.checkpoint.tensor_shapes import Shapes, tensor_shapes
 from sdrpn.checkpoint.tensors import TensorFolder, has_weights
 from sdrpn.errors import BadCheckpoint
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 __all__ = ["NO_FINE_TUNE", "FineTune", "FolderParts", "find_parts", "read_fine_tune"]
 

@@ -8,7 +8,7 @@ import math
 from sdrpn.checkpoint.config_section import ConfigSection
 from sdrpn.checkpoint.unsupported import TEXT_MODELS, require_supported
 from sdrpn.errors import BadCheckpoint
-from sdrpn.spec import LlmSpec, RopeScaling
+from sdrpn.method.spec import LlmSpec, RopeScaling
 
 __all__ = ["llm_spec"]
 

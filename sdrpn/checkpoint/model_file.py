@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn.errors import BadCheckpoint
-from sdrpn.links import AllowLinks, link_roots, real_file
-from sdrpn.placeholder import describe_placeholder
-from sdrpn.sizes import text_from_bytes
+from sdrpn.host.links import AllowLinks, link_roots, real_file
+from sdrpn.host.placeholder import describe_placeholder
+from sdrpn.host.sizes import text_from_bytes
 
 __all__ = ["MAX_JSON_BYTES", "parsed_json", "read_small_file", "require_links", "require_model_file", "short"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_optional_config
 from sdrpn.errors import BadCheckpoint
-from sdrpn.geometry import Fit
+from sdrpn.method.geometry import Fit
 
 __all__ = ["Processor", "read_processor"]
 

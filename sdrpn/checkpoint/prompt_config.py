@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config, read_optional_config, read_text_file
-from sdrpn.conversations import CONVERSATIONS
 from sdrpn.errors import BadCheckpoint, BadInput
-from sdrpn.spec import ModelSpec, PromptSpec
+from sdrpn.method.spec import ModelSpec, PromptSpec
+from sdrpn.text.conversations import CONVERSATIONS
 
 __all__ = ["chat_template", "image_token_id", "named_template", "prompt_spec", "with_template"]
 

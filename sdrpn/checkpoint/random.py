@@ -15,12 +15,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.atomic import replacing_directory
 from sdrpn.checkpoint.names import HF_OLD, LLAVA, SDRPN, clip_name
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import Shapes, tensor_shapes
 from sdrpn.errors import BadInput
-from sdrpn.spec import LlmSpec, ModelSpec, VisionSpec
+from sdrpn.host.atomic import replacing_directory
+from sdrpn.method.spec import LlmSpec, ModelSpec, VisionSpec
 
 __all__ = ["LayoutName", "random_tensor", "write_random_checkpoint"]
 

@@ -11,14 +11,14 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.atomic import replacing_file
 from sdrpn.checkpoint.config_section import read_config
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import rpn_shapes
 from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME
 from sdrpn.errors import BadCheckpoint
-from sdrpn.geometry import Fit
-from sdrpn.spec import ModelSpec, RpnSpec
+from sdrpn.host.atomic import replacing_file
+from sdrpn.method.geometry import Fit
+from sdrpn.method.spec import ModelSpec, RpnSpec
 
 __all__ = ["RPN_CONFIG_NAME", "RpnFile", "read_rpn", "write_rpn"]
 

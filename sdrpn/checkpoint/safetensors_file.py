@@ -168,7 +168,7 @@ def _damaged(path: Path, what: str) -> BadCheckpoint:
 class SafetensorsWriter:
     """Write tensors one after the other, in the order of `shapes`; the header goes first. A context manager.
 
-    A file that was left early is not whole: write to a temporary name and rename it (`sdrpn.atomic`).
+    A file that was left early is not whole: write to a temporary name and rename it (`sdrpn.host.atomic`).
     """
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:

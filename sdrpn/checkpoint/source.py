@@ -18,7 +18,7 @@ from sdrpn.checkpoint.rpn_file import RpnFile
 from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 from sdrpn.checkpoint.tensors import TensorFolder, weight_files
 from sdrpn.errors import BadCheckpoint
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 __all__ = [
     "PARTS",

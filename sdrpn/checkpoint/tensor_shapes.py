@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from sdrpn.spec import LlmSpec, ModelSpec, VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, VisionSpec
 
 __all__ = ["RPN_LAST_LAYER", "Shapes", "llm_shapes", "projector_shapes", "rpn_shapes", "tensor_shapes", "vision_shapes"]
 

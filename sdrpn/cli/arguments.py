@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from sdrpn.bundle.shipped import DEFAULT_NAME, bundle_path
 from sdrpn.cli.output import warn
-from sdrpn.shipped import DEFAULT_NAME, bundle_path
 
 __all__ = [
     "AUTO",

@@ -24,8 +24,8 @@ from sdrpn.errors import BadInput
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sdrpn.geometry import Fit
-    from sdrpn.roi import RoiPolicy
+    from sdrpn.method.geometry import Fit
+    from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, EngineOptions
 
 HELP = "ask a question about an image"
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer, and draw where it looked."""
     from sdrpn.cli.output import print_json, print_text, warn
     from sdrpn.runtime import Sampling, Session
-    from sdrpn.runtime.picture import open_picture
+    from sdrpn.runtime.pictures.picture import open_picture
 
     # Whatever can be refused is refused before the graphs are loaded, which takes a minute for a large model.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace) -> int:
         print_text(answer.text)
     if args.overlay is not None:
         from sdrpn.cli.output_file import report_written
-        from sdrpn.image import open_image
+        from sdrpn.images.image import open_image
 
         # after the answer, which is not lost if this fails
         _write_overlay(open_image(source), args.overlay, answer, fit)
@@ -252,7 +252,7 @@ def _silence_onnxruntime() -> None:
 
 
 def _policy(args: argparse.Namespace) -> RoiPolicy | None:
-    from sdrpn.roi import RoiPolicy
+    from sdrpn.method.roi import RoiPolicy
 
     if args.max_ratio is not None and args.upscale != "bbox":
         raise BadInput(f"--max-ratio {args.max_ratio:g} needs --upscale bbox; got --upscale {args.upscale}")
@@ -288,7 +288,7 @@ def _image_source(image: Path) -> Path | bytes:
 
 
 def _require_tokenizer(bundle_path: Path) -> None:
-    from sdrpn.bundle import open_bundle
+    from sdrpn.bundle.bundle import open_bundle
 
     if open_bundle(bundle_path).manifest.tokenizer is None:
         raise BadInput(
@@ -298,10 +298,10 @@ def _require_tokenizer(bundle_path: Path) -> None:
 
 
 def _require_memory(args: argparse.Namespace) -> None:
-    from sdrpn.bundle import open_bundle
-    from sdrpn.machine import read_machine
-    from sdrpn.memory import require_cpu_memory
-    from sdrpn.runtime.choice import mapped_weights_bytes, onnxruntime_variant
+    from sdrpn.bundle.bundle import open_bundle
+    from sdrpn.bundle.memory import require_cpu_memory
+    from sdrpn.host.machine import read_machine
+    from sdrpn.runtime.select import mapped_weights_bytes, onnxruntime_variant
 
     machine = read_machine()
     if args.backend == "auto" and machine.gpus:  # engines may answer; where none fit, running out is told as it happens
@@ -322,7 +322,7 @@ def _print_pieces(stream: Iterable[str]) -> None:
 
 def _write_overlay(image: Image, overlay_path: Path, answer: Answer, fit: Fit) -> None:
     from sdrpn.cli.output_file import save_picture
-    from sdrpn.overlay import draw_overlay
+    from sdrpn.method.overlay import draw_overlay
 
     save_picture(draw_overlay(image, answer.roi_map, answer.boxes_xyxy_px, fit=fit), overlay_path)
 

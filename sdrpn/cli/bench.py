@@ -1,7 +1,7 @@
 """`sdrpn bench`: how long every way of answering takes, and against what.
 
-The JSON form is sdrpn.bench_report.BenchReport: machine, command, runs, cases (side, case, stages with p50, p95 and p99
-in seconds, tokens per second, ratios, median_answer_s), peak_rss_bytes, energy.
+The JSON form is sdrpn.reports.bench_report.BenchReport: machine, command, runs, cases (side, case, stages with p50,
+p95 and p99 in seconds, tokens per second, ratios, median_answer_s), peak_rss_bytes, energy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
-    from sdrpn.bench_report import BenchReport, CaseFigures
+    from sdrpn.reports.bench_report import BenchReport, CaseFigures
     from sdrpn.runtime.bench import BenchRun, BenchSide
 
 HELP = "measure how long answers take, stage by stage"
@@ -73,10 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and report."""
-    from sdrpn.atomic import replacing_file
-    from sdrpn.bench_report import csv_text, html_text
     from sdrpn.cli.output import print_document, print_json, warn
     from sdrpn.cli.output_file import report_written, require_output_file
+    from sdrpn.host.atomic import replacing_file
+    from sdrpn.reports.bench_report import csv_text, html_text
 
     if ("torch" in args.compare) != (args.checkpoint is not None):
         raise BadInput("--compare torch and --checkpoint DIR go together: name both or none")
@@ -100,9 +100,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measured(args: argparse.Namespace) -> BenchReport:
-    from sdrpn.bench_report import BenchReport
     from sdrpn.cli.progress import progress
-    from sdrpn.power import PowerMeter
+    from sdrpn.host.power import PowerMeter
+    from sdrpn.reports.bench_report import BenchReport
     from sdrpn.runtime.bench import bench_cases, bench_rounds
 
     names = tuple(filter(None, args.cases.split(",")))
@@ -119,9 +119,9 @@ def _measured(args: argparse.Namespace) -> BenchReport:
 
 
 def _sides(args: argparse.Namespace, opened: ExitStack) -> tuple[list[BenchSide], Any]:
+    from sdrpn.bundle.shipped import bundle_path
     from sdrpn.runtime import Session
     from sdrpn.runtime.bench import SessionSide
-    from sdrpn.shipped import bundle_path
 
     def side(path: Path, variant: str | None, optimized: bool) -> tuple[Session, SessionSide]:
         session = opened.enter_context(
@@ -163,7 +163,7 @@ def _torch_side(args: argparse.Namespace) -> BenchSide:
     """The reference, which tells the time of a whole answer and nothing of its stages."""
     import time
 
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
     from sdrpn.runtime.bench import BenchCase, BenchRun, bench_picture, bench_prompt
 
     with importing_extra("train", "sdrpn bench --compare torch"):
@@ -208,7 +208,7 @@ def _figures(
 def _case_figures(
     side: str, case: str, runs: list[BenchRun], plain: list[BenchRun] | None, first: list[BenchRun]
 ) -> CaseFigures:
-    from sdrpn.bench_report import CaseFigures, percentiles, stages_of_median
+    from sdrpn.reports.bench_report import CaseFigures, percentiles, stages_of_median
 
     stages = {name: percentiles([one.stages_s[name] for one in runs]) for name in runs[0].stages_s}
     total_s = stages["total"].p50
@@ -231,8 +231,8 @@ def _case_figures(
 
 
 def _machine(args: argparse.Namespace) -> dict[str, Any]:
-    from sdrpn.libraries import installed_version
-    from sdrpn.machine import read_cpu, read_machine
+    from sdrpn.host.libraries import installed_version
+    from sdrpn.host.machine import read_cpu, read_machine
 
     machine = read_machine()
     libraries = {name: installed_version(name) for name in ("sdrpn", "onnxruntime", "numpy")}
@@ -254,7 +254,7 @@ def _peak_rss() -> int:
 
 def _print(report: BenchReport) -> None:
     from sdrpn.cli.output import print_table, print_text
-    from sdrpn.sizes import text_from_bytes, text_from_number
+    from sdrpn.host.sizes import text_from_bytes, text_from_number
 
     def number(value: float | None) -> str:
         return "" if value is None else text_from_number(value)

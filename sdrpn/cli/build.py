@@ -117,11 +117,11 @@ def run(args: argparse.Namespace) -> int:
     """Build, try what was built where that is possible, and say what came of it."""
     from functools import partial
 
-    from sdrpn.bundle_copy import copy_bundle
+    from sdrpn.bundle.copy import copy_bundle
     from sdrpn.cli.output import print_json, print_text
     from sdrpn.cli.output_file import report_written, require_output_file, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.cli.smoke_test import try_engines
+    from sdrpn.cli.trial_run import try_engines
     from sdrpn.engines import build_engines, plan_engines, read_target, trtexec_script
 
     require_output_folder("--out", args.out)
@@ -230,7 +230,7 @@ def _engine_json(one: BuiltEngine) -> dict[str, Any]:
 
 def _print_plan(plan: Plan) -> None:
     from sdrpn.cli.output import print_table
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.host.sizes import text_from_bytes
 
     needed = plan.estimate
     memory = f"{text_from_bytes(needed.device_bytes)} of {text_from_bytes(plan.target.memory_bytes)}"
@@ -259,7 +259,7 @@ def _print_plan(plan: Plan) -> None:
 
 def _print_built(built: tuple[BuiltEngine, ...]) -> None:
     from sdrpn.cli.output import print_table, print_text
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.host.sizes import text_from_bytes
 
     rows = [
         (

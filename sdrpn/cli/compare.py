@@ -19,12 +19,12 @@ from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import Bundle, Variant
+    from sdrpn.bundle.bundle import Bundle, Variant
+    from sdrpn.bundle.signatures import GraphSignature
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.cli.comparison import Steps
     from sdrpn.compare.answers import Question
     from sdrpn.compare.graphs import Check
-    from sdrpn.compare.signatures import GraphSignature
     from sdrpn.model import SdRpnModel
 
 HELP = "compare a bundle with the checkpoint that it came from"
@@ -56,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print every check, and raise RunFailed where one failed."""
-    from sdrpn.bundle import open_bundle
+    from sdrpn.bundle.bundle import open_bundle
     from sdrpn.cli.comparison import require_memory, require_torch, verify_files
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     with importing_extra("train", "sdrpn compare"):
         from sdrpn.checkpoint import open_checkpoint
@@ -152,8 +152,8 @@ def _signature_from_file(path: Path) -> GraphSignature:
     """What an ONNX file itself declares. Raises BadBundle where it is none."""
     import onnx
 
-    from sdrpn.bundle import TensorInfo
-    from sdrpn.compare.signatures import GraphSignature
+    from sdrpn.bundle.bundle import TensorInfo
+    from sdrpn.bundle.signatures import GraphSignature
     from sdrpn.errors import BadBundle
 
     def tensor(value: onnx.ValueInfoProto) -> TensorInfo:
@@ -172,8 +172,8 @@ def _signature_from_file(path: Path) -> GraphSignature:
 
 
 def _print_as_json(args: argparse.Namespace, checks: list[Check]) -> None:
+    from sdrpn.bundle.shipped import bundle_name
     from sdrpn.cli.output import print_json
-    from sdrpn.shipped import bundle_name
 
     print_json(
         {

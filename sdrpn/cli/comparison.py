@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import Bundle, Variant
+    from sdrpn.bundle.bundle import Bundle, Variant
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.cli.progress import Advance
     from sdrpn.compare.answers import AnswerQuestion, Question
     from sdrpn.compare.graphs import Array, Check
     from sdrpn.runtime import Session
-    from sdrpn.runtime.runner import Runner
+    from sdrpn.runtime.backends.runner import Runner
 
 __all__ = [
     "GraphRuns",
@@ -45,7 +45,7 @@ def _compare_prompts(bundle: Bundle, source: Checkpoint) -> Check:
     from sdrpn.cli.teacher import tokenizer_of
     from sdrpn.compare.answers import QUESTION_IN_WORDS
     from sdrpn.compare.graphs import Check
-    from sdrpn.prompt import build_prompt, load_tokenizer
+    from sdrpn.text.prompt import build_prompt, load_tokenizer
 
     name = bundle.manifest.tokenizer
     bundle.verify([name] if name else [])
@@ -91,7 +91,7 @@ class GraphRuns:
 
     def __init__(self, bundle: Bundle, variant: str, steps: Steps) -> None:
         from sdrpn.runtime.backends import open_backend
-        from sdrpn.runtime.choice import require_release
+        from sdrpn.runtime.select import require_release
 
         require_release(bundle, bundle.variant(variant))
         self._bundle, self._variant, self._steps = bundle, bundle.variant(variant), steps
@@ -108,7 +108,7 @@ class GraphRuns:
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Arrays by input name -> arrays by output name; those in bf16 as a simulated graph takes them."""
-        from sdrpn.runtime.arrays import run_on_arrays
+        from sdrpn.runtime.backends.arrays import run_on_arrays
 
         known = {key: array.astype("float32") if array.dtype == "bfloat16" else array for key, array in feeds.items()}
         return run_on_arrays(self._backend, self._open(name), known)
@@ -175,8 +175,8 @@ def require_memory(verb: str, bundle: Bundle, source: Checkpoint, variants: Iter
     from math import prod
 
     from sdrpn.errors import RunFailed
-    from sdrpn.machine import read_machine
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.host.machine import read_machine
+    from sdrpn.host.sizes import text_from_bytes
 
     files = bundle.manifest.files
     graph_bytes = max(sum(files[name].size_bytes for name in variant.files) for variant in variants)

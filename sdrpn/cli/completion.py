@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from sdrpn.shipped import DEFAULT_NAME
+from sdrpn.bundle.shipped import DEFAULT_NAME
 
 HELP = "print what bash, zsh or fish needs to complete sdrpn's commands"
 DESCRIPTION = """\

@@ -18,7 +18,7 @@ from sdrpn.cli.arguments import positive_int
 
 if TYPE_CHECKING:
     from sdrpn.demo import DemoScene
-    from sdrpn.roi import RoiPolicy
+    from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Session
 
 HELP = "ask the model that comes with this package about a scene that comes with it"
@@ -45,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask twice, print, and draw."""
+    from sdrpn.bundle.shipped import DEFAULT_NAME
     from sdrpn.cli.output import print_json
     from sdrpn.cli.output_file import PICTURES, require_output_file
     from sdrpn.demo import shipped_scene
-    from sdrpn.roi import RoiPolicy
+    from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Session
-    from sdrpn.shipped import DEFAULT_NAME
 
     require_output_file("--overlay", args.overlay, tuple(PICTURES))
     scene = shipped_scene()
@@ -94,7 +94,7 @@ def _right(scene: DemoScene, answer: Answer) -> bool:
 def _write_overlay(overlay: Path, scene: DemoScene, plain: Answer, again: Answer, first_look_px: int) -> None:
     from sdrpn.cli.output_file import save_picture
     from sdrpn.demo import Told, draw_demo
-    from sdrpn.image import open_image
+    from sdrpn.images.image import open_image
 
     picture = draw_demo(
         open_image(scene.picture),

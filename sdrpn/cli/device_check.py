@@ -1,8 +1,8 @@
 """`sdrpn doctor --device`: run the checks of a device, and print, write and record what they found.
 
-The JSON form is `sdrpn.device_report.DeviceReport.to_json`: format_version, ok, summary, created, version, device,
-machine, libraries, subject {bundle, variant, backend, target} or null, and results: a list of {group, name, state
-("passed", "failed", "skipped"), detail, seconds, figures}.
+The JSON form is `sdrpn.reports.device_report.DeviceReport.to_json`: format_version, ok, summary, created, version,
+device, machine, libraries, subject {bundle, variant, backend, target} or null, and results: a list of {group, name,
+state ("passed", "failed", "skipped"), detail, seconds, figures}.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
-    from sdrpn.device_report import CheckResult, DeviceReport, Subject
+    from sdrpn.reports.device_report import CheckResult, DeviceReport, Subject
     from sdrpn.runtime.checkup import CheckupRequest
 
 __all__ = ["add_device_arguments", "check_device", "require_device"]
@@ -55,8 +55,8 @@ def require_device(args: argparse.Namespace) -> None:
 
 def check_device(args: argparse.Namespace) -> int:
     """Run the checks; 0 if none failed."""
-    from sdrpn.atomic import replacing_file
     from sdrpn.cli.output import print_json
+    from sdrpn.host.atomic import replacing_file
 
     request = _request(args)
     report = _run(request)
@@ -76,8 +76,8 @@ def check_device(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> CheckupRequest:
     """Raises what is wrong with the request before anything runs."""
     from sdrpn.cli.output_file import require_output_file
+    from sdrpn.reports.table_page import PAGES
     from sdrpn.runtime.checkup import CheckupRequest
-    from sdrpn.table_page import PAGES
 
     for name in ("backend", "target"):
         if getattr(args, name) is not None and args.bundle is None:
@@ -92,9 +92,9 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
 
 def _run(request: CheckupRequest) -> DeviceReport:
     from sdrpn.cli.progress import progress
-    from sdrpn.device_report import DeviceReport
-    from sdrpn.libraries import installed_version
-    from sdrpn.machine import read_cpu, read_machine
+    from sdrpn.host.libraries import installed_version
+    from sdrpn.host.machine import read_cpu, read_machine
+    from sdrpn.reports.device_report import DeviceReport
     from sdrpn.runtime.checkup import run_checkup
 
     subject, machine, cpu = _subject(request), read_machine(), read_cpu()
@@ -132,7 +132,7 @@ def _subject(request: CheckupRequest) -> Subject | None:
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     """One line more; a file that is there keeps what it has."""
-    from sdrpn.atomic import replacing_file
+    from sdrpn.host.atomic import replacing_file
 
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     with replacing_file(path) as temporary:

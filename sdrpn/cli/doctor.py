@@ -3,7 +3,7 @@
 The JSON form is an object with these entries, which only ever gain new ones while `format_version` is 1:
     format_version  1
     sdrpn           version of this package
-    machine         sdrpn.machine.Machine: system, arch, python, cpu_cores, memory_bytes, gpus, jetson, ...
+    machine         sdrpn.host.machine.Machine: system, arch, python, cpu_cores, memory_bytes, gpus, jetson, ...
     libraries       list of {name, version or null, wanted, good, extras}
     providers       execution providers of the installed ONNX Runtime
     extras          list of {name, gives, complete, missing, command}
@@ -22,9 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sdrpn import __version__
-from sdrpn.libraries import BASE, Extra, Library, install_command, installed_version, read_extras
-from sdrpn.machine import Machine, read_machine
-from sdrpn.sizes import text_from_bytes
+from sdrpn.host.libraries import BASE, Extra, Library, install_command, installed_version, read_extras
+from sdrpn.host.machine import Machine, read_machine
+from sdrpn.host.sizes import text_from_bytes
 
 HELP = "show what this machine can run and what is missing"
 DESCRIPTION = """\

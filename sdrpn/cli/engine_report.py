@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from sdrpn.errors import BadBundle, BadInput
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import Bundle
-    from sdrpn.runtime.engine_set import EngineFile, EngineSet
-    from sdrpn.runtime.preflight import Problem
+    from sdrpn.bundle.bundle import Bundle
+    from sdrpn.runtime.engines.engine_set import EngineFile, EngineSet
+    from sdrpn.runtime.engines.preflight import Problem
 
 __all__ = ["TargetReport", "engine_report", "print_report", "read_asked", "report_to_json", "write_page"]
 
@@ -39,9 +39,9 @@ def engine_report(
 
     Raises: BadInput where there is nothing to show, BadBundle for a list of kernels that cannot be read
     """
-    from sdrpn.runtime.engine_set import build_command, engine_set, engine_sets
-    from sdrpn.runtime.platform import read_platform
-    from sdrpn.runtime.preflight import check_engines
+    from sdrpn.runtime.engines.engine_set import build_command, engine_set, engine_sets
+    from sdrpn.runtime.engines.platform import read_platform
+    from sdrpn.runtime.engines.preflight import check_engines
 
     sets = engine_sets(bundle) if target is None else (engine_set(bundle, target),)
     if not sets:
@@ -109,8 +109,8 @@ def write_page(
     path: Path, bundle: Bundle, report: Sequence[TargetReport], asked: Mapping[str, str] | None = None
 ) -> None:
     """All engines as a page. Raises BadInput for a name that is neither .md nor .html, or cannot be written."""
-    from sdrpn.atomic import replacing_file
-    from sdrpn.engine_page import PageEngine, page_text
+    from sdrpn.host.atomic import replacing_file
+    from sdrpn.reports.engine_page import PageEngine, page_text
 
     rows = [
         PageEngine(one.engines.target, graph, engine.manifest, engine.fault or _broken(one.problems, graph))
@@ -151,7 +151,7 @@ def _broken(problems: Sequence[Problem], graph: str) -> str | None:
 
 
 def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.host.sizes import text_from_bytes
 
     for graph, manifest in engines.manifests.items():
         yield (
@@ -168,8 +168,8 @@ def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:
 
 
 def _layers(engine: EngineFile) -> list[dict[str, Any]]:
-    from sdrpn.links import link_roots
-    from sdrpn.listed_files import read_manifest
+    from sdrpn.host.links import link_roots
+    from sdrpn.host.listed_files import read_manifest
 
     mend = "build it again: sdrpn build BUNDLE --target NAME"
     value = read_manifest(engine.layers_path, link_roots(engine.layers_path.parent), mend, _MOST_LAYERS_BYTES)

@@ -217,8 +217,8 @@ def _records(
 def _write(out: Path, results: Results) -> None:
     import json
 
-    from sdrpn.atomic import replacing_file
     from sdrpn.evaluation.table import markdown
+    from sdrpn.host.atomic import replacing_file
 
     with replacing_file(out / "results.json") as path:
         path.write_text(json.dumps(_plain(results), indent=1) + "\n", "utf-8")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from sdrpn.evaluation.rpns import LoadedRpn
     from sdrpn.evaluation.task import Task
     from sdrpn.evaluation.torch_answerer import TorchAnswerer
-    from sdrpn.roi import Crop, Decide, RoiDecision, RoiPolicy
+    from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy
+    from sdrpn.method.spec import ModelSpec
     from sdrpn.runtime import Answer, Session, Timings
-    from sdrpn.spec import ModelSpec
 
     Float32 = NDArray[np.float32]
 
@@ -53,7 +53,7 @@ class OpenedModel:
 @contextmanager
 def open_model(args: argparse.Namespace, task: Task, wanted: Sequence[str] | None) -> Iterator[OpenedModel]:
     """The model of `args`, ready for the methods that are wanted of it."""
-    from sdrpn.bundle import MANIFEST_NAME
+    from sdrpn.bundle.bundle import MANIFEST_NAME
 
     opener = _open_bundle if (args.model / MANIFEST_NAME).is_file() else _open_checkpoint
     with opener(args, task, wanted) as model:
@@ -62,7 +62,7 @@ def open_model(args: argparse.Namespace, task: Task, wanted: Sequence[str] | Non
 
 def policy_of(args: argparse.Namespace, task: Task) -> RoiPolicy:
     """The task's published threshold unless another number was given."""
-    from sdrpn.roi import RoiPolicy
+    from sdrpn.method.roi import RoiPolicy
 
     return RoiPolicy(args.threshold if isinstance(args.threshold, float) else task.threshold, args.upscale)
 
@@ -72,10 +72,10 @@ def policy_of(args: argparse.Namespace, task: Task) -> RoiPolicy:
 
 @contextmanager
 def _open_bundle(args: argparse.Namespace, task: Task, wanted: Sequence[str] | None) -> Iterator[OpenedModel]:
+    from sdrpn.bundle.shipped import bundle_name
     from sdrpn.errors import BadInput
     from sdrpn.evaluation.methods import Setting
     from sdrpn.runtime import Session
-    from sdrpn.shipped import bundle_name
 
     for option, value in (
         ("--rpn", args.rpn),
@@ -103,7 +103,7 @@ class BundleAnswerer:
 
     def __init__(self, session: Session) -> None:
         from sdrpn.errors import BadInput
-        from sdrpn.prompt import load_tokenizer
+        from sdrpn.text.prompt import load_tokenizer
 
         tokenizer = session.bundle.manifest.tokenizer
         if tokenizer is None:
@@ -192,7 +192,7 @@ class BundleAnswerer:
         """The decision and what it took; no crop is encoded."""
         import dataclasses
 
-        from sdrpn.prompt import build_prompt
+        from sdrpn.text.prompt import build_prompt
 
         decider, decided = self._decider(look), []
 
@@ -207,7 +207,7 @@ class BundleAnswerer:
         return decided[0], answer.timings
 
     def _answer(self, picture: Image, question: str, look: Look | None, max_new_tokens: int) -> Answer:
-        from sdrpn.prompt import build_prompt
+        from sdrpn.text.prompt import build_prompt
 
         prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
         decide = None if look is None else self._decider(look)
@@ -225,7 +225,7 @@ class BundleAnswerer:
         import numpy as np
 
         from sdrpn.evaluation.looks import GivenLook, RpnLook, given_note
-        from sdrpn.roi import RoiDecision, decide_by_policy
+        from sdrpn.method.roi import RoiDecision, decide_by_policy
 
         if isinstance(look, RpnLook):
             return decide_by_policy(look.policy, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit)
@@ -243,7 +243,7 @@ class BundleAnswerer:
 
 @contextmanager
 def _open_checkpoint(args: argparse.Namespace, task: Task, wanted: Sequence[str] | None) -> Iterator[OpenedModel]:
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     with importing_extra("train", "sdrpn eval of a checkpoint"):
         from sdrpn.checkpoint import open_checkpoint
@@ -267,7 +267,7 @@ def _torch_model(
     checkpoint: Checkpoint,
     others: Sequence[tuple[str, Path | None]],
 ) -> OpenedModel:
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     # Behind the first look at the checkpoint: a refusal does not wait for what takes seconds to load.
     with importing_extra("train", "sdrpn eval of a checkpoint"):
@@ -351,7 +351,7 @@ def _setting(args: argparse.Namespace, task: Task, answerer: TorchAnswerer, want
     from sdrpn.evaluation.survey import survey
     from sdrpn.evaluation.vicrop import PUBLISHED_LAYER_SHARE
     from sdrpn.labels.head_choice import read_heads
-    from sdrpn.roi import RoiPolicy
+    from sdrpn.method.roi import RoiPolicy
 
     policy, layers = policy_of(args, task), answerer.spec.llm.layers
     layer = round(PUBLISHED_LAYER_SHARE * layers) if args.vicrop_layer is None else args.vicrop_layer

@@ -12,7 +12,7 @@ from sdrpn.cli.arguments import add_fit_argument, positive_int
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import Manifest
+    from sdrpn.bundle.bundle import Manifest
     from sdrpn.export import ExportOptions
     from sdrpn.export.quantized_weights import Calibration
 
@@ -160,8 +160,8 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json, print_text
     from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.libraries import importing_extra
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.host.libraries import importing_extra
+    from sdrpn.host.sizes import text_from_bytes
 
     require_output_folder("--out", args.out)
     with importing_extra("export", "sdrpn export"):
@@ -227,13 +227,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _template_there(out: Path) -> str | None:
     """How the bundle that a variant is added to is asked, where that was given."""
-    from sdrpn.bundle import MANIFEST_NAME, open_bundle
+    from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 
     return open_bundle(out).manifest.given_template if (out / MANIFEST_NAME).is_file() else None
 
 
 def _way_of_asking(manifest: Manifest) -> str:
-    from sdrpn.conversations import CONVERSATIONS
+    from sdrpn.text.conversations import CONVERSATIONS
 
     template = manifest.spec.prompt.template
     origin = "given" if manifest.given_template is not None else "of the checkpoint"
@@ -262,7 +262,7 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
     """What --calibrate asks for. Raises BadInput where the arguments about it do not go together."""
     from sdrpn.cli.progress import progress
     from sdrpn.errors import BadInput
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     given = args.calibrate or args.images or args.device
     needed = _must_calibrate(args)

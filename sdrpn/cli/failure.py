@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from sdrpn.errors import SdrpnError
-from sdrpn.escaping import one_line
+from sdrpn.host.escaping import one_line
 
 __all__ = ["Failure", "complain", "is_given"]
 

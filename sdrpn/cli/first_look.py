@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sdrpn.libraries import importing_extra
+from sdrpn.host.libraries import importing_extra
 
 if TYPE_CHECKING:
-    from sdrpn.geometry import Fit
+    from sdrpn.method.geometry import Fit
 
 __all__ = ["look_at_checkpoint"]
 

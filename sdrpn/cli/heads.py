@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.proposal import print_proposal, proposed
     from sdrpn.errors import BadInput
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     require_output_folder("--out", args.out)
     if args.propose and args.out is None:

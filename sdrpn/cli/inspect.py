@@ -12,7 +12,7 @@ from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import Bundle, GraphInfo, Manifest, Variant
+    from sdrpn.bundle.bundle import Bundle, GraphInfo, Manifest, Variant
 
 HELP = "show what a bundle holds"
 DESCRIPTION = """\
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the manifest, compare sizes and small digests, and print."""
-    from sdrpn.bundle import open_bundle
+    from sdrpn.bundle.bundle import open_bundle
     from sdrpn.cli.output import print_json
 
     bundle = open_bundle(args.bundle)
@@ -83,7 +83,7 @@ def _inspect_engines(args: argparse.Namespace, bundle: Bundle) -> int:
     from sdrpn.cli.engine_report import engine_report, print_report, read_asked, report_to_json, write_page
     from sdrpn.cli.output import print_json
     from sdrpn.cli.output_file import report_written, require_output_file
-    from sdrpn.table_page import PAGES
+    from sdrpn.reports.table_page import PAGES
 
     if args.report is not None:
         require_output_file("--report", args.report, PAGES)
@@ -126,7 +126,7 @@ def _print_release(bundle: Bundle) -> None:
 
 def _print_model(bundle: Bundle) -> None:
     from sdrpn.cli.output import print_table
-    from sdrpn.runtime.engine_set import engine_sets
+    from sdrpn.runtime.engines.engine_set import engine_sets
 
     manifest = bundle.manifest
     engines = [f"{one.target} ({', '.join(one.engines)})" for one in engine_sets(bundle)]
@@ -150,7 +150,7 @@ def _print_model(bundle: Bundle) -> None:
 
 def _print_variant(manifest: Manifest, variant: Variant) -> None:
     from sdrpn.cli.output import print_table
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.host.sizes import text_from_bytes
 
     rows = [row for name in GRAPHS if name in variant.graphs for row in _graph_rows(manifest, variant.graphs[name])]
     size_bytes = sum(manifest.files[name].size_bytes for name in variant.files)
@@ -160,7 +160,7 @@ def _print_variant(manifest: Manifest, variant: Variant) -> None:
 
 def _graph_rows(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, ...]]:
     """A row a tensor; the caches, alike in all layers, are one row together."""
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.host.sizes import text_from_bytes
 
     head = graph.name, text_from_bytes(_size(manifest, graph))
     for side, tensors in (("in", graph.inputs), ("out", graph.outputs)):

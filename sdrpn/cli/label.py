@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json, print_table
     from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     require_output_folder("--out", args.out)
     with importing_extra("train", "sdrpn label"):

@@ -24,7 +24,7 @@ from sdrpn.cli.output import begin_output
 from sdrpn.cli.parser import Parser, UsageError
 from sdrpn.cli.streams import prepare_streams, silence_stdout, silence_stdout_if_broken
 from sdrpn.errors import SdrpnError
-from sdrpn.interrupt import raising_on_signals
+from sdrpn.host.interrupt import raising_on_signals
 
 __all__ = ["main"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdrpn.hub import model_folder
-from sdrpn.links import allowing_links
+from sdrpn.host.hub import model_folder
+from sdrpn.host.links import allowing_links
 
 __all__ = ["add_model_options", "found_model_folders"]
 

@@ -1,6 +1,6 @@
 """`sdrpn optimize`: make a bundle's graphs ready for this machine's CPU, once.
 
-The JSON form is sdrpn.optimized.OptimizedManifest, and folder, seconds, size_bytes.
+The JSON form is sdrpn.bundle.optimized.OptimizedManifest, and folder, seconds, size_bytes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import Bundle, Variant
-    from sdrpn.optimized import OptimizedManifest
+    from sdrpn.bundle.bundle import Bundle, Variant
+    from sdrpn.bundle.optimized import OptimizedManifest
 
 HELP = "make a bundle's graphs ready for this machine's CPU"
 DESCRIPTION = """\
@@ -53,16 +53,16 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
     import time
 
-    from sdrpn.bundle import open_bundle
+    from sdrpn.bundle.bundle import open_bundle
+    from sdrpn.bundle.optimized import optimized_folder
+    from sdrpn.bundle.shipped import require_not_shipped
     from sdrpn.cli.output import print_json, print_text
     from sdrpn.errors import BadInput
-    from sdrpn.libraries import importing_extra
-    from sdrpn.machine import read_cpu
-    from sdrpn.optimized import optimized_folder
+    from sdrpn.host.libraries import importing_extra
+    from sdrpn.host.machine import read_cpu
+    from sdrpn.host.sizes import text_from_bytes
     from sdrpn.runtime.backends import onnxruntime_version
-    from sdrpn.runtime.choice import onnxruntime_variant
-    from sdrpn.shipped import require_not_shipped
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.runtime.select import onnxruntime_variant
 
     require_not_shipped(args.bundle, f"optimise a copy of it: cp -r {args.bundle} bundle && sdrpn optimize bundle")
     bundle = open_bundle(args.bundle)
@@ -99,13 +99,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _optimize(bundle: Bundle, variant: Variant, folder: Path, attention: str, threads: int | None) -> OptimizedManifest:
-    from sdrpn.atomic import replacing_directory, require_free_space
-    from sdrpn.bundle import FileInfo, file_digest
+    from sdrpn.bundle.bundle import FileInfo, file_digest
+    from sdrpn.bundle.memory import cpu_needs
+    from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, source_digest
     from sdrpn.cli.progress import progress
     from sdrpn.export.ort_variant import mapped_bytes
-    from sdrpn.machine import read_cpu
-    from sdrpn.memory import cpu_needs
-    from sdrpn.optimized import OPTIMIZED_NAME, OptimizedManifest, source_digest
+    from sdrpn.host.atomic import replacing_directory, require_free_space
+    from sdrpn.host.machine import read_cpu
     from sdrpn.runtime.backends import onnxruntime_version
 
     cpu = read_cpu()

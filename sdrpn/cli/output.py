@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sdrpn.escaping import json_text, one_line, terminal_text
+from sdrpn.host.escaping import json_text, one_line, terminal_text
 
 __all__ = [
     "begin_output",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
-from sdrpn.suggestion import did_you_mean
+from sdrpn.host.suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +25,7 @@ def require_output_file(option: str, path: Path, suffixes: Sequence[str]) -> Non
         option: what it was named with, such as --overlay
         suffixes: what its name may end in; empty: anything
     """
-    from sdrpn.atomic import require_writable_file
+    from sdrpn.host.atomic import require_writable_file
 
     _require_folder(option, path)
     require_writable_file(path)
@@ -49,7 +49,7 @@ def require_output_folder(option: str, path: Path | None) -> None:
 
 def save_picture(picture: Image, path: Path) -> None:
     """Write it in the format that the name asks for, whole or not at all."""
-    from sdrpn.atomic import replacing_file
+    from sdrpn.host.atomic import replacing_file
 
     form = PICTURES[path.suffix.lower()]
     # Thin coloured lines on a photo: colours at full resolution, or the lines are smeared.

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from sdrpn.suggestion import did_you_mean
+from sdrpn.host.suggestion import did_you_mean
 
 __all__ = ["Parser", "UsageError"]
 

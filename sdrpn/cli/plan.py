@@ -19,8 +19,8 @@ from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, pos
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import Bundle, Variant
-    from sdrpn.memory import MemoryNeeds
+    from sdrpn.bundle.bundle import Bundle, Variant
+    from sdrpn.bundle.memory import MemoryNeeds
 
 HELP = "say how much memory a bundle takes on a device"
 DESCRIPTION = """\
@@ -65,7 +65,7 @@ class _Place:
 
     def largest_context(self, variant: Variant, limit: int) -> int:
         """That fits; 0: none."""
-        from sdrpn.memory import fitting_context
+        from sdrpn.bundle.memory import fitting_context
 
         if self.memory_bytes is None:
             return limit
@@ -74,11 +74,11 @@ class _Place:
 
 def run(args: argparse.Namespace) -> int:
     """Add up and print."""
-    from sdrpn.bundle import open_bundle
+    from sdrpn.bundle.bundle import open_bundle
+    from sdrpn.bundle.shipped import bundle_name
     from sdrpn.cli.output import print_json, print_table
     from sdrpn.errors import ContextTooLong
-    from sdrpn.shipped import bundle_name
-    from sdrpn.sizes import text_from_bytes
+    from sdrpn.host.sizes import text_from_bytes
 
     bundle = open_bundle(args.bundle)
     limit = bundle.manifest.max_context
@@ -141,9 +141,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _this_machine(bundle: Bundle, args: argparse.Namespace) -> _Place:
-    from sdrpn.machine import read_machine
-    from sdrpn.memory import cpu_needs
-    from sdrpn.runtime.choice import mapped_weights_bytes, onnxruntime_variant
+    from sdrpn.bundle.memory import cpu_needs
+    from sdrpn.host.machine import read_machine
+    from sdrpn.runtime.select import mapped_weights_bytes, onnxruntime_variant
 
     variant = onnxruntime_variant(bundle, args.variant)
     mapped_bytes = mapped_weights_bytes(bundle, variant)
@@ -157,8 +157,8 @@ def _this_machine(bundle: Bundle, args: argparse.Namespace) -> _Place:
 
 
 def _on_target(bundle: Bundle, args: argparse.Namespace) -> _Place:
+    from sdrpn.bundle.memory import device_needs, graph_weights_bytes, step_bytes
     from sdrpn.engines import read_target, target_variant, usual_context
-    from sdrpn.memory import device_needs, graph_weights_bytes, step_bytes
 
     target = read_target(args.target)
     dialect = "primitive" if args.context is not None and len(args.context) > 1 else None  # as `sdrpn build` takes it

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sdrpn.cli.output import remark
-from sdrpn.sizes import text_from_bytes
+from sdrpn.host.sizes import text_from_bytes
 
 __all__ = ["Advance", "progress"]
 

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json, print_table, print_text
     from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     require_output_folder("--report", args.report)
     choices, questions = _choices(args.choices), some_questions(args)
@@ -171,9 +171,9 @@ def _parts(text: str | None, known: Sequence[str]) -> list[str]:
 
 def _asked(args: argparse.Namespace, source: Checkpoint, questions: Sequence[Any]) -> list[Asked]:
     from sdrpn.calibration.sensitivity import Asked
-    from sdrpn.image import open_image
-    from sdrpn.prompt import build_prompt
-    from sdrpn.roi import RoiPolicy
+    from sdrpn.images.image import open_image
+    from sdrpn.method.roi import RoiPolicy
+    from sdrpn.text.prompt import build_prompt
 
     tokenizer = tokenizer_of(source)
     policy = None if source.spec.rpn is None else RoiPolicy(args.threshold, args.upscale)
@@ -228,9 +228,9 @@ def _write_report(folder: Path, costs: Sequence[Cost]) -> None:
     import dataclasses
     import json
 
-    from sdrpn.atomic import replacing_directory
     from sdrpn.calibration.sensitivity_picture import draw_costs
-    from sdrpn.table_page import Table, page_text
+    from sdrpn.host.atomic import replacing_directory
+    from sdrpn.reports.table_page import Table, page_text
 
     page = page_text(folder / "sensitivity.md", "What rounding costs", [Table("", _COLUMNS, _rows(costs))])
     with replacing_directory(folder) as work:

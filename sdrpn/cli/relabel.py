@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     from sdrpn.cli.output import print_json, print_table
     from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.json_files import read_json_object
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.json_files import read_json_object
+    from sdrpn.host.libraries import importing_extra
 
     require_output_folder("--out", args.out)
     with importing_extra("train", "sdrpn relabel"):

@@ -118,9 +118,9 @@ def device_named(name: str) -> str:
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer as a bundle would have it."""
+    from sdrpn.checkpoint.tokenizer import exported_tokenizer
     from sdrpn.errors import BadCheckpoint
-    from sdrpn.export.tokenizer import exported_tokenizer
-    from sdrpn.tokenizer import load_tokenizer
+    from sdrpn.text.tokenizer import load_tokenizer
 
     with exported_tokenizer(checkpoint) as path:
         if path is None:

@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say how it went."""
     from sdrpn.cli.first_look import look_at_checkpoint
     from sdrpn.cli.output_file import require_output_folder
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     require_output_folder("--out", args.out)
     require_output_folder("--taps-dir", args.taps_dir)

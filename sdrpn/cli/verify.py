@@ -7,7 +7,7 @@ The JSON form is an object with these entries, which only ever gain new ones whi
     target          the target, or null for all variants
     engines         how the engines themselves were judged: "ran", or why not
     ok              whether every gate was passed
-    gates           by variant: list of sdrpn.engine_manifest.ParityGate
+    gates           by variant: list of sdrpn.bundle.engine_manifest.ParityGate
     checks          list of sdrpn.compare.graphs.Check, every tensor of every run
 """
 
@@ -22,12 +22,12 @@ from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.bundle import Bundle, Variant
+    from sdrpn.bundle.bundle import Bundle, Variant
+    from sdrpn.bundle.engine_manifest import ParityGate
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.cli.comparison import Steps
     from sdrpn.compare.answers import Question
     from sdrpn.compare.graphs import Check
-    from sdrpn.engine_manifest import ParityGate
     from sdrpn.model import SdRpnModel
 
 HELP = "measure a bundle's graphs, or a target's engines, against the checkpoint"
@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write what was found into the manifests, print it, and raise RunFailed below a gate."""
-    from sdrpn.bundle import open_bundle
+    from sdrpn.bundle.bundle import open_bundle
     from sdrpn.cli.comparison import require_memory, require_torch, verify_files
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     with importing_extra("train", "sdrpn verify"):
         from sdrpn.checkpoint import open_checkpoint
@@ -118,7 +118,7 @@ def _variants(bundle: Bundle, target: str | None) -> list[Variant]:
     if target is None:
         return list(bundle.manifest.variants.values())
     from sdrpn.engines import read_target, target_variant
-    from sdrpn.runtime.engine_set import engine_sets
+    from sdrpn.runtime.engines.engine_set import engine_sets
 
     for engines in engine_sets(bundle):
         if engines.target == _target_name(target) and engines.manifests:
@@ -128,8 +128,8 @@ def _variants(bundle: Bundle, target: str | None) -> list[Variant]:
 
 def _source(args: argparse.Namespace, bundle: Bundle) -> tuple[Path, Path | None]:
     """The checkpoint, and an RPN on its own where there is one: given, or found."""
-    from sdrpn.bundle import open_bundle
-    from sdrpn.shipped import DEFAULT_BUNDLE, shipped_source
+    from sdrpn.bundle.bundle import open_bundle
+    from sdrpn.bundle.shipped import DEFAULT_BUNDLE, shipped_source
 
     # The shipped bundle, or a copy of it that engines were built in.
     if args.checkpoint is None and bundle.manifest.source == open_bundle(DEFAULT_BUNDLE).manifest.source:
@@ -157,9 +157,9 @@ def _engines_state(bundle: Bundle, target: str | None) -> str:
     """Whether the engines of the target can be run here, or why not."""
     if target is None:
         return "no target"
-    from sdrpn.runtime.engine_set import engine_sets
-    from sdrpn.runtime.platform import read_platform
-    from sdrpn.runtime.preflight import check_engines
+    from sdrpn.runtime.engines.engine_set import engine_sets
+    from sdrpn.runtime.engines.platform import read_platform
+    from sdrpn.runtime.engines.preflight import check_engines
 
     engines = {one.target: one for one in engine_sets(bundle)}.get(target)
     if engines is None:
@@ -234,8 +234,8 @@ def _store(bundle: Bundle, target: str | None, found: dict[str, tuple[ParityGate
     """
     import dataclasses
 
-    from sdrpn.engine_manifest import engine_paths, write_engine_manifest
-    from sdrpn.runtime.engine_set import engine_sets
+    from sdrpn.bundle.engine_manifest import engine_paths, write_engine_manifest
+    from sdrpn.runtime.engines.engine_set import engine_sets
 
     for engines in engine_sets(bundle):
         for graph, manifest in engines.manifests.items():
@@ -274,8 +274,8 @@ def _print_as_json(
     found: dict[str, tuple[ParityGate, ...]],
     checks: list[Check],
 ) -> None:
+    from sdrpn.bundle.shipped import bundle_name
     from sdrpn.cli.output import print_json
-    from sdrpn.shipped import bundle_name
 
     print_json(
         {

@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
+from sdrpn.bundle.tolerances import Tolerances, tolerances_of
 from sdrpn.compare.graphs import Check, Kind, until_failed
 from sdrpn.compare.overlap import overlap
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.errors import ContextTooLong, SdrpnError
+from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
-from sdrpn.prompt import build_prompt
-from sdrpn.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
-from sdrpn.spec import ModelSpec
-from sdrpn.tolerances import Tolerances, tolerances_of
+from sdrpn.text.prompt import build_prompt
 
 __all__ = [
     "QUESTION_IN_WORDS",

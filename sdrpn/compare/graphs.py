@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.bundle import TensorInfo, Variant
-from sdrpn.compare.signatures import GraphSignature, expected_signatures
+from sdrpn.bundle.bundle import TensorInfo, Variant
+from sdrpn.bundle.signatures import GraphSignature, expected_signatures
+from sdrpn.bundle.tolerances import tolerances_of
 from sdrpn.compare.trials import Trial, graph_trials
 from sdrpn.errors import SdrpnError
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.tolerances import tolerances_of
 
 __all__ = ["Check", "Kind", "RunGraph", "compare_embedding", "compare_graphs", "relative_difference", "until_failed"]
 

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sdrpn.bundle import Variant
+from sdrpn.bundle.bundle import Variant
+from sdrpn.bundle.engine_manifest import ParityGate
+from sdrpn.bundle.signatures import expected_signatures
+from sdrpn.bundle.tolerances import FP16_PEAK, MASKED_SCORE_PEAK, tolerances_of
 from sdrpn.compare.answers import AnswerQuestion, Question, compare_answers
 from sdrpn.compare.graphs import Array, Check, Kind, RunGraph, relative_difference
-from sdrpn.compare.signatures import expected_signatures
 from sdrpn.compare.trials import Trial, graph_trials
-from sdrpn.engine_manifest import ParityGate
 from sdrpn.errors import SdrpnError
 from sdrpn.model.layers import Attention
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.vision import ClipAttention
-from sdrpn.tolerances import FP16_PEAK, MASKED_SCORE_PEAK, tolerances_of
 
 __all__ = ["AT_LEAST", "answer_parity", "gates", "graph_parity", "peak_checks", "recorded_peaks"]
 

@@ -24,7 +24,16 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from sdrpn.bundle import MANIFEST_NAME, Bundle, FileInfo, GraphInfo, TensorInfo, Variant, file_digest, open_bundle
+from sdrpn.bundle.bundle import (
+    MANIFEST_NAME,
+    Bundle,
+    FileInfo,
+    GraphInfo,
+    TensorInfo,
+    Variant,
+    file_digest,
+    open_bundle,
+)
 
 __all__ = ["runnable_bundle", "simulated_graph"]
 

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdrpn.bundle import Variant
-from sdrpn.cache_codes import RowCodes, decoded_caches, row_codes, scale_cache_name
+from sdrpn.bundle.bundle import Variant
+from sdrpn.bundle.cache_codes import RowCodes, decoded_caches, row_codes, scale_cache_name
+from sdrpn.bundle.signatures import GraphSignature, cache_output_name
 from sdrpn.compare.pictures import random_photograph
-from sdrpn.compare.signatures import GraphSignature, cache_output_name
-from sdrpn.image import base_pixels
+from sdrpn.images.image import base_pixels
 from sdrpn.model.layers import KvCache
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.rpn import Rpn, ScoreLayer

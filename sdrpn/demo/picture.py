@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from sdrpn.geometry import Box
-from sdrpn.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, fitted_part, heated, outline_box
+from sdrpn.method.geometry import Box
+from sdrpn.method.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, fitted_part, heated, outline_box
 
 __all__ = ["Told", "draw_demo"]
 

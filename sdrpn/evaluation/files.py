@@ -1,7 +1,7 @@
 """Read what data sets are distributed as: TSV, Parquet, and pictures in folders or in columns.
 
 Pictures are left where they are until they are asked for, but for those in TSV files. Errors are one line: what is
-missing of the layout that is expected. JSON is read by `sdrpn.json_files`. Knows no data set.
+missing of the layout that is expected. JSON is read by `sdrpn.host.json_files`. Knows no data set.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from PIL import Image
 
 from sdrpn.errors import BadImage, BadInput
 from sdrpn.evaluation.base64_text import bytes_from_base64
-from sdrpn.image import open_image
-from sdrpn.image_name import leads_out
-from sdrpn.json_files import read_json, read_numbered_objects, text_encoding
+from sdrpn.host.json_files import read_json, read_numbered_objects, text_encoding
+from sdrpn.images.image import open_image
+from sdrpn.images.names import leads_out
 
 __all__ = ["Layout", "Row", "read_json", "read_json_lines", "read_parquet", "read_tsv"]
 
@@ -126,7 +126,7 @@ def read_parquet(paths: Sequence[Path]) -> list[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    from sdrpn.libraries import importing_extra
+    from sdrpn.host.libraries import importing_extra
 
     with importing_extra("train", "a data set in Parquet files"):
         import pyarrow as pa

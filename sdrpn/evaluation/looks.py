@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdrpn.labels.head_choice import HeadChoice
-from sdrpn.roi import Crop, RoiDecision, RoiPolicy
-from sdrpn.spec import ModelSpec
+from sdrpn.method.roi import Crop, RoiDecision, RoiPolicy
+from sdrpn.method.spec import ModelSpec
 
 __all__ = [
     "Answered",

@@ -24,10 +24,10 @@ from sdrpn.evaluation.looks import (
 )
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.geometry import Box, PaddedGrid
-from sdrpn.image import base_picture
-from sdrpn.roi import Crop, RoiPolicy
-from sdrpn.spec import ModelSpec
+from sdrpn.images.image import base_picture
+from sdrpn.method.geometry import Box, PaddedGrid
+from sdrpn.method.roi import Crop, RoiPolicy
+from sdrpn.method.spec import ModelSpec
 
 __all__ = [
     "DEFAULT_METHODS",

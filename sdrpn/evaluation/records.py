@@ -11,9 +11,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from sdrpn.atomic import replacing_file
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.json_files import differing_keys, read_json_object, read_text
+from sdrpn.host.atomic import replacing_file
+from sdrpn.host.json_files import differing_keys, read_json_object, read_text
 
 __all__ = ["RECORDS_NAME", "RUN_NAME", "Record", "RecordFile", "read_records"]
 

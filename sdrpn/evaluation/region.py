@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.geometry import Box
-from sdrpn.roi import Crop
+from sdrpn.method.geometry import Box
+from sdrpn.method.roi import Crop
 
 __all__ = ["RegionQuality", "mean_zoom", "region_quality"]
 

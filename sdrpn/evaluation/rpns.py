@@ -10,8 +10,8 @@ import torch
 
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
+from sdrpn.method.spec import RpnSpec
 from sdrpn.model.rpn import Rpn
-from sdrpn.spec import RpnSpec
 from sdrpn.train import rpn_from_layers
 
 __all__ = ["LoadedRpn", "rpn_of", "untrained_rpn"]

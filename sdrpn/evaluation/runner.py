@@ -22,7 +22,7 @@ from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.region import mean_zoom, region_quality
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.roi import Crop
+from sdrpn.method.roi import Crop
 
 __all__ = ["run_methods"]
 

@@ -17,11 +17,11 @@ from PIL import Image
 from sdrpn.errors import BadImage, BadInput, ContextTooLong
 from sdrpn.evaluation.region import region_quality
 from sdrpn.evaluation.sample import Sample
-from sdrpn.geometry import Box, PaddedGrid
 from sdrpn.labels.denoise import denoise, usual_sinks
 from sdrpn.labels.head_choice import HeadChoice
-from sdrpn.roi import RoiPolicy, decide_crops
-from sdrpn.spec import VisionSpec
+from sdrpn.method.geometry import Box, PaddedGrid
+from sdrpn.method.roi import RoiPolicy, decide_crops
+from sdrpn.method.spec import VisionSpec
 
 if TYPE_CHECKING:
     from sdrpn.labels.attention import Rows  # imports PyTorch

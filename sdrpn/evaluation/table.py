@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sdrpn.escaping import markdown_cell
 from sdrpn.evaluation.methods import METHODS, RPN_PREFIX
 from sdrpn.evaluation.results import Difference, MethodResult, Results, RpnMean
+from sdrpn.host.escaping import markdown_cell
 
 __all__ = ["COLUMNS", "difference_rows", "markdown", "rows"]
 

@@ -32,14 +32,14 @@ from sdrpn.evaluation.looks import (
 from sdrpn.evaluation.rpns import LoadedRpn
 from sdrpn.evaluation.survey import HeadAttention
 from sdrpn.evaluation.vicrop import relative_map, vicrop_box
-from sdrpn.image import base_pixels, crop_pixels
+from sdrpn.images.image import base_pixels, crop_pixels
 from sdrpn.labels.attention import Rows, WatchHeads, embed_image, require_heads, watch_answer
 from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, denoise
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
+from sdrpn.method.roi import Crop, RoiDecision, decide_crops, resize_features, roi_logits_from_scores
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.prompt import Prompt, build_prompt, decode_text
-from sdrpn.roi import Crop, RoiDecision, decide_crops, resize_features, roi_logits_from_scores
-from sdrpn.spec import ModelSpec
+from sdrpn.text.prompt import Prompt, build_prompt, decode_text
 
 __all__ = ["TorchAnswerer"]
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdrpn.atomic import replacing_directory
 from sdrpn.errors import BadImage
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.worst_pictures import Looked, draw_panels, inside
-from sdrpn.geometry import Fit
-from sdrpn.overlay import HEAT_COLOURS
+from sdrpn.host.atomic import replacing_directory
+from sdrpn.method.geometry import Fit
+from sdrpn.method.overlay import HEAT_COLOURS
 
 __all__ = ["WORST", "worst_cases", "write_worst_cases"]
 

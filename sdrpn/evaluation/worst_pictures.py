@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sdrpn.geometry import Box, Fit
-from sdrpn.overlay import BOX_COLOUR, CROP_COLOUR, fitted_part, full_heat, heated, outline_box
-from sdrpn.sizes import text_from_number
+from sdrpn.host.sizes import text_from_number
+from sdrpn.method.geometry import Box, Fit
+from sdrpn.method.overlay import BOX_COLOUR, CROP_COLOUR, fitted_part, full_heat, heated, outline_box
 
 __all__ = ["Looked", "Panel", "draw_panels", "inside"]
 

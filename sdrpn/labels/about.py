@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdrpn.errors import BadInput
-from sdrpn.geometry import Fit
-from sdrpn.json_files import read_json_object
+from sdrpn.host.json_files import read_json_object
 from sdrpn.labels.labelling import LABELS_NAME
+from sdrpn.method.geometry import Fit
 
 __all__ = ["read_about_labels"]
 

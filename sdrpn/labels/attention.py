@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.method.spec import LlmSpec
 from sdrpn.model.layers import Attention, DecoderLayer, KvCache, causal_mask, rotary, rotate
 from sdrpn.model.llava import LlavaBase, SdRpnModel
-from sdrpn.prompt import Prompt
-from sdrpn.spec import LlmSpec
+from sdrpn.text.prompt import Prompt
 
 __all__ = ["Rows", "WatchHeads", "WatchedAnswer", "all_heads", "embed_image", "require_heads", "watch_answer"]
 

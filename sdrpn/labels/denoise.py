@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.geometry import Box
+from sdrpn.method.geometry import Box
 
 __all__ = [
     "BACKGROUND",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sdrpn.atomic import replacing_file
 from sdrpn.errors import BadInput
+from sdrpn.host.atomic import replacing_file
 
 __all__ = ["HEADS_NAME", "PRESETS", "Head", "HeadChoice", "by_layer", "read_heads", "write_heads"]
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sdrpn.images.picture_text import font, line_height, wrapped
 from sdrpn.labels.head_choice import Head
 from sdrpn.labels.head_scores import TOP_PLACES, HeadScores
-from sdrpn.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, Colour, heat_colours
-from sdrpn.picture_text import font, line_height, wrapped
+from sdrpn.method.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, Colour, heat_colours
 
 __all__ = ["draw_heads"]
 

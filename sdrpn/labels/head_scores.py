@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sdrpn.errors import BadInput
 from sdrpn.labels.head_choice import Head
-from sdrpn.roi import find_components
+from sdrpn.method.roi import find_components
 
 __all__ = ["TOP_PLACES", "HeadScorer", "HeadScores", "js_divergence", "spatial_entropy"]
 

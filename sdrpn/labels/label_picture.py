@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from sdrpn.geometry import Fit
+from sdrpn.images.picture_text import font, line_height, wrapped
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
-from sdrpn.picture_text import font, line_height, wrapped
+from sdrpn.method.geometry import Fit
 
 __all__ = ["LEGEND", "Colour", "LabelledPicture", "contact_sheet", "draw_labels", "draw_pair"]
 

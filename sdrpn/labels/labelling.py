@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.atomic import replacing_directory, replacing_file
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
-from sdrpn.json_files import differing_keys, read_json_object
+from sdrpn.host.atomic import replacing_directory, replacing_file
+from sdrpn.host.json_files import differing_keys, read_json_object
 from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, LabelRule, PseudoLabels, denoise, usual_sinks
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.labels.questions import Question

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn.errors import BadInput
-from sdrpn.image_name import leads_out
-from sdrpn.json_files import read_numbered_objects
+from sdrpn.host.json_files import read_numbered_objects
+from sdrpn.images.names import leads_out
 
 __all__ = ["Question", "read_questions"]
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from sdrpn.atomic import replacing_directory, replacing_file
 from sdrpn.errors import BadImage
-from sdrpn.geometry import Fit
-from sdrpn.image import open_image
-from sdrpn.image_name import leads_out
+from sdrpn.host.atomic import replacing_directory, replacing_file
+from sdrpn.images.image import open_image
+from sdrpn.images.names import leads_out
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND
 from sdrpn.labels.label_picture import LEGEND, LabelledPicture, contact_sheet, draw_pair
 from sdrpn.labels.labelling import LABELS, Counts
 from sdrpn.labels.shards import read_shards
+from sdrpn.method.geometry import Fit
 
 __all__ = ["PICTURES", "REPORT", "SHEET", "write_report"]
 

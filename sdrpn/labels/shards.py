@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdrpn.atomic import replacing_file
 from sdrpn.errors import BadInput
+from sdrpn.host.atomic import replacing_file
 
 __all__ = ["read_shard", "read_shards", "shard_path", "write_shard"]
 

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sdrpn.errors import BadInput
-from sdrpn.image import base_pixels, open_image
+from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import Rows, WatchedAnswer, embed_image, require_heads, watch_answer
 from sdrpn.labels.questions import Question
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.prompt import Prompt, build_prompt, decode_text
+from sdrpn.text.prompt import Prompt, build_prompt, decode_text
 
 __all__ = ["Answers", "Teacher", "TeacherOptions"]
 

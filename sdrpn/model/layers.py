@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdrpn.rope import inverse_frequencies, rope_amplitude
-from sdrpn.spec import LlmSpec
+from sdrpn.method.rope import inverse_frequencies, rope_amplitude
+from sdrpn.method.spec import LlmSpec
 
 __all__ = [
     "Attention",

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sdrpn.checkpoint import Checkpoint
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model.rpn import Rpn
 from sdrpn.model.tail import Tail
 from sdrpn.model.trunk import Trunk
 from sdrpn.model.vision import VisionEncoder
-from sdrpn.spec import ModelSpec
 
 __all__ = ["LlavaBase", "SdRpnModel", "base_from_checkpoint", "model_from_checkpoint", "tensor_from_array"]
 

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sdrpn.image import base_pixels, crop_pixels, open_image
-from sdrpn.model.layers import KvCache
-from sdrpn.model.llava import SdRpnModel
-from sdrpn.roi import (
+from sdrpn.images.image import base_pixels, crop_pixels, open_image
+from sdrpn.method.roi import (
     Crop,
     Decide,
     RoiDecision,
@@ -29,6 +27,8 @@ from sdrpn.roi import (
     resize_features,
     roi_logits_from_scores,
 )
+from sdrpn.model.layers import KvCache
+from sdrpn.model.llava import SdRpnModel
 
 __all__ = ["ImageSource", "ReferenceAnswer", "reference_answer"]
 

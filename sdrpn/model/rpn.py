@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sdrpn.method.spec import LlmSpec, ModelSpec
 from sdrpn.model.layers import DecoderLayer, RmsNorm
 from sdrpn.model.tail import rows_at
-from sdrpn.spec import LlmSpec, ModelSpec
 
 __all__ = ["Rpn"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model.layers import DecoderLayer, KvCache, RmsNorm
-from sdrpn.spec import ModelSpec
 
 __all__ = ["Tail", "rows_at"]
 

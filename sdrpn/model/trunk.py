@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model.layers import DecoderLayer, KvCache
-from sdrpn.spec import ModelSpec
 
 __all__ = ["Trunk"]
 

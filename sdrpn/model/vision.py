@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdrpn.spec import ModelSpec, VisionSpec
+from sdrpn.method.spec import ModelSpec, VisionSpec
 
 __all__ = ["ClipLayer", "ClipTower", "Projector", "VisionEncoder"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdrpn.image import base_pixels, open_image
+from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import embed_image
 from sdrpn.model.layers import KvCache
 from sdrpn.model.llava import LlavaBase

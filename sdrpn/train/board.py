@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdrpn.atomic import replacing_file
+from sdrpn.host.atomic import replacing_file
 from sdrpn.train.loop import Step, Validation
 from sdrpn.train.proposal import Trial
 

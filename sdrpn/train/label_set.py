@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadInput
-from sdrpn.geometry import Fit
-from sdrpn.image_name import leads_out
+from sdrpn.images.names import leads_out
 from sdrpn.labels.about import read_about_labels
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
 from sdrpn.labels.labelling import LABELS, LABELS_NAME
 from sdrpn.labels.shards import LABEL_COLUMNS, read_shards
+from sdrpn.method.geometry import Fit
 
 __all__ = ["LabelSet", "LabelledPrompt", "Split", "read_labels", "split_by_image"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sdrpn.errors import RunFailed
 from sdrpn.labels.denoise import IGNORED
-from sdrpn.spec import LlmSpec
+from sdrpn.method.spec import LlmSpec
 from sdrpn.train.base import autocast_for
 from sdrpn.train.batches import TapBatch, TapBatches, micro_batches, step_pairs
 from sdrpn.train.loss import labelled_mean, logit_losses, roi_logits

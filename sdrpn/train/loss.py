@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdrpn.labels.denoise import FOREGROUND, IGNORED
-from sdrpn.spec import LlmSpec, RpnSpec
+from sdrpn.method.spec import LlmSpec, RpnSpec
 
 __all__ = ["cell_losses", "labelled_mean", "logit_losses", "roi_logits"]
 

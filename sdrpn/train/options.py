@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdrpn.errors import BadInput
-from sdrpn.spec import RpnSpec
+from sdrpn.method.spec import RpnSpec
 
 __all__ = ["PRESETS", "LossNormalisation", "Precision", "TapStore", "TrainOptions"]
 

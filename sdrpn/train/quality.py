@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.geometry import Box
 from sdrpn.labels.denoise import FOREGROUND, IGNORED
-from sdrpn.roi import blur, roi_map
+from sdrpn.method.geometry import Box
+from sdrpn.method.roi import blur, roi_map
 
 __all__ = ["THRESHOLDS", "AtThreshold", "Quality", "measure_quality"]
 

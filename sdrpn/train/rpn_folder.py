@@ -26,12 +26,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdrpn.atomic import replacing_file
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.checkpoint.rpn_file import write_rpn
 from sdrpn.errors import BadInput
+from sdrpn.host.atomic import replacing_file
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import base_from_checkpoint
-from sdrpn.spec import ModelSpec
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatches
 from sdrpn.train.board import Board, draw_curves

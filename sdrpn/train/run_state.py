@@ -16,9 +16,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from sdrpn.atomic import replacing_directory, replacing_file
 from sdrpn.errors import BadInput
-from sdrpn.json_files import differing_keys, read_json_object
+from sdrpn.host.atomic import replacing_directory, replacing_file
+from sdrpn.host.json_files import differing_keys, read_json_object
 from sdrpn.train.loop import TrainLoop, Validation
 from sdrpn.train.quality import AtThreshold, Quality
 

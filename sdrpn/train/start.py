@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from sdrpn.checkpoint import Checkpoint
+from sdrpn.method.spec import RpnSpec
 from sdrpn.model.rpn import Rpn
-from sdrpn.spec import RpnSpec
 
 __all__ = ["rpn_from_layers"]
 

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdrpn.atomic import replacing_file, require_free_space
 from sdrpn.errors import RunFailed
+from sdrpn.host.atomic import replacing_file, require_free_space
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.label_set import LabelledPrompt
 from sdrpn.train.options import TapStore

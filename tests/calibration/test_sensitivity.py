@@ -13,9 +13,9 @@ from PIL import Image
 from sdrpn.calibration.sensitivity import ALL, Asked, Cost, measure_costs, parts_of
 from sdrpn.calibration.sensitivity_picture import draw_costs
 from sdrpn.checkpoint import open_checkpoint
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
-from sdrpn.prompt import Prompt
-from sdrpn.roi import RoiPolicy
+from sdrpn.text.prompt import Prompt
 from tests.pictures import photo
 
 QUESTIONS = [

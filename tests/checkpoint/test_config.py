@@ -11,7 +11,7 @@ import pytest
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.config import read_spec
 from sdrpn.errors import BadCheckpoint, BadInput
-from sdrpn.spec import ModelSpec, RopeScaling, RpnSpec
+from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec
 from tests.tiny_models import tiny_spec
 
 CLIP_LARGE = {

@@ -19,7 +19,7 @@ from sdrpn.checkpoint import Checkpoint, open_checkpoint, tensor_shapes, write_r
 from sdrpn.checkpoint.names import HF_CURRENT, HF_OLD, LLAVA, SDRPN, Layout, clip_name
 from sdrpn.checkpoint.random import random_tensor
 from sdrpn.errors import BadCheckpoint, BadInput
-from sdrpn.spec import ModelSpec, RopeScaling, RpnSpec
+from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec
 from tests.tiny_models import tiny_spec
 
 SEED = 3

@@ -15,8 +15,8 @@ from PIL import Image
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.checkpoint.processor_config import read_processor
 from sdrpn.errors import BadCheckpoint
-from sdrpn.image_pixels import base_pixels
-from sdrpn.spec import VisionSpec
+from sdrpn.images.pixels import base_pixels
+from sdrpn.method.spec import VisionSpec
 from tests.tiny_models import tiny_spec
 
 SIDE = 56

@@ -10,7 +10,7 @@ import pytest
 
 from sdrpn.checkpoint.config import read_spec
 from sdrpn.errors import BadCheckpoint
-from sdrpn.spec import PromptSpec
+from sdrpn.method.spec import PromptSpec
 from tests.checkpoint.test_config import CLIP_LARGE, HUB_CONFIG, LLAVA_CONFIG
 
 ABSENT: Any = object()

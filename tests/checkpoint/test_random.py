@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.errors import BadInput
-from sdrpn.spec import RpnSpec
+from sdrpn.method.spec import RpnSpec
 from tests.tiny_models import tiny_spec
 
 

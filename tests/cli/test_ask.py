@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from sdrpn import listed_files
-from sdrpn.escaping import terminal_text
+from sdrpn.host import listed_files
+from sdrpn.host.escaping import terminal_text
 from sdrpn.runtime import RoiPolicy, Session, decoder
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, flip_byte

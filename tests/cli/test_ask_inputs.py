@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdrpn.bundle import MANIFEST_NAME
+from sdrpn.bundle.bundle import MANIFEST_NAME
 from sdrpn.export import ExportOptions, export_bundle
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, cut, edit_json, flip_byte

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.machine import read_cpu
+from sdrpn.host.machine import read_cpu
 from sdrpn.runtime import Answer, Session
 from tests.cli.command import Command
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from sdrpn.bundle import file_digest, open_bundle
+from sdrpn.bundle.bundle import file_digest, open_bundle
 from sdrpn.engines import target as target_module
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.runtime import platform
-from sdrpn.runtime.engine_set import EngineSet, engine_sets
-from sdrpn.runtime.platform import read_platform
-from sdrpn.runtime.preflight import Problem, check_engines
+from sdrpn.runtime.engines import platform
+from sdrpn.runtime.engines.engine_set import EngineSet, engine_sets
+from sdrpn.runtime.engines.platform import read_platform
+from sdrpn.runtime.engines.preflight import Problem, check_engines
 from tests.cli.command import Command, refusal
 from tests.damage import edit_json
 
@@ -177,7 +177,7 @@ def test_an_engine_without_a_list_of_kernels(sdrpn: Command, bundle: Path) -> No
 
 
 def test_without_a_gpu_nothing_is_tried(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done where a GPU fits the engines: tests/cli/test_smoke_test.py."""
+    """What is done where a GPU fits the engines: tests/cli/test_trial_run.py."""
     nowhere = dataclasses.replace(read_platform(), gpu=None, cuda_fault="no driver; see doctor")
     monkeypatch.setattr(platform, "read_platform", lambda device=0: nowhere)
     options = ("build", bundle, *TARGET, "--graphs", "vision")

@@ -14,12 +14,12 @@ import onnx
 import pytest
 import torch
 
-from sdrpn import machine
-from sdrpn.bundle import MANIFEST_NAME, file_digest, open_bundle
+from sdrpn.bundle.bundle import MANIFEST_NAME, file_digest, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.machine import read_machine
-from sdrpn.spec import ModelSpec
+from sdrpn.host import machine
+from sdrpn.host.machine import read_machine
+from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, edit_json, flip_byte
 

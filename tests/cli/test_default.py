@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
 from sdrpn.demo import shipped_scene
 from sdrpn.errors import BadInput
-from sdrpn.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.damage import copied
 
@@ -88,9 +88,9 @@ def test_verify_finds_its_checkpoint(sdrpn: Command, tmp_path: Path, monkeypatch
     copy = copied(DEFAULT_BUNDLE, tmp_path)  # as `sdrpn build default --out` makes one
     for bundle in ("default", copy):
         assert refusal(sdrpn("verify", bundle)) == f"asked about {CHECKPOINT.name}, RPN of 2 layers"
-    monkeypatch.setattr("sdrpn.shipped.RPN", Path("elsewhere"))
-    monkeypatch.setattr("sdrpn.shipped._REPOSITORY", Path())
-    monkeypatch.setattr("sdrpn.shipped.CHECKPOINT", Path("checkpoint"))
+    monkeypatch.setattr("sdrpn.bundle.shipped.RPN", Path("elsewhere"))
+    monkeypatch.setattr("sdrpn.bundle.shipped._REPOSITORY", Path())
+    monkeypatch.setattr("sdrpn.bundle.shipped.CHECKPOINT", Path("checkpoint"))
     assert refusal(sdrpn("verify", "default")).endswith("and say --checkpoint checkpoint --rpn elsewhere")
 
 

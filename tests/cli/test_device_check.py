@@ -11,7 +11,7 @@ import pytest
 
 import sdrpn.runtime.checkup
 from sdrpn.cli.main import main
-from sdrpn.device_report import CheckResult
+from sdrpn.reports.device_report import CheckResult
 from sdrpn.runtime.checkup import CheckupRequest
 
 GOOD = (

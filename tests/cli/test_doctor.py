@@ -14,8 +14,8 @@ import pytest
 
 from sdrpn.cli import doctor
 from sdrpn.cli.main import main
-from sdrpn.libraries import EXTRAS, read_extras
-from sdrpn.machine import Gpu, Jetson, Machine, read_machine
+from sdrpn.host.libraries import EXTRAS, read_extras
+from sdrpn.host.machine import Gpu, Jetson, Machine, read_machine
 
 PC = Machine(
     system="Debian",

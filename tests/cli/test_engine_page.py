@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from sdrpn.bundle import open_bundle
-from sdrpn.engine_manifest import ParityGate, engine_paths
-from sdrpn.engine_page import PageEngine, page_text
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.engine_manifest import ParityGate, engine_paths
 from sdrpn.errors import BadInput
-from sdrpn.runtime.engine_set import engine_set
+from sdrpn.reports.engine_page import PageEngine, page_text
+from sdrpn.runtime.engines.engine_set import engine_set
 from tests.cli.command import Command, refusal
 from tests.damage import copied, flip_byte
 from tests.runtime.engine_files import TARGET, write_engines

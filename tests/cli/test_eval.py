@@ -14,7 +14,7 @@ from sdrpn.checkpoint.random import write_random_checkpoint
 from sdrpn.evaluation.methods import METHODS
 from sdrpn.evaluation.records import RECORDS_NAME, read_records
 from sdrpn.labels.denoise import LabelRule, denoise
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, Outcome, refusal
 
 TAGS = ("--task", "tags", "--samples", 2, "--threads", 1)

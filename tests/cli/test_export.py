@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sdrpn.bundle import MANIFEST_NAME, open_bundle
+from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import Checkpoint, write_random_checkpoint
 from sdrpn.export.graph import GraphAuthor
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.damage import copied, cut, edit_json
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.calibration import CalibrationPrompts
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.cli.teacher import tokenizer_of

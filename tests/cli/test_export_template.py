@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.conversations import CONVERSATIONS
-from sdrpn.prompt import build_prompt, decode_text, load_tokenizer
-from sdrpn.spec import ModelSpec, PromptSpec
+from sdrpn.method.spec import ModelSpec, PromptSpec
+from sdrpn.text.conversations import CONVERSATIONS
+from sdrpn.text.prompt import build_prompt, decode_text, load_tokenizer
 from tests.cli.command import Command, refusal
 from tests.damage import copied, edit_json
-from tests.test_chat_template import IMAGE_FIRST, LLAVA_HF
+from tests.text.test_chat_template import IMAGE_FIRST, LLAVA_HF
 
 TEXT_ONLY = "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim + '\n' }}{% endfor %}"
 

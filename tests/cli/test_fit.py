@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.image_pixels import base_pixels
-from sdrpn.runtime.picture import open_picture
-from sdrpn.spec import ModelSpec, RpnSpec
+from sdrpn.images.pixels import base_pixels
+from sdrpn.method.spec import ModelSpec, RpnSpec
+from sdrpn.runtime.pictures.picture import open_picture
 from tests.cli.command import Command, refusal
 from tests.labels.data import write_questions
 from tests.tiny_models import tiny_spec

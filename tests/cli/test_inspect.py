@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn import listed_files
-from sdrpn.bundle import Manifest, open_bundle
+from sdrpn.bundle.bundle import Manifest, open_bundle
+from sdrpn.host import listed_files
 from tests.cli.command import Command, refusal
 from tests.damage import copied, flip_byte
 

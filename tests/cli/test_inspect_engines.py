@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.bundle import open_bundle
-from sdrpn.engine_manifest import Fallback, engine_paths
-from sdrpn.runtime import platform as platform_module
-from sdrpn.runtime import preflight
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.engine_manifest import Fallback, engine_paths
 from sdrpn.runtime.backends.tensorrt_library import Validity
+from sdrpn.runtime.engines import platform as platform_module
+from sdrpn.runtime.engines import preflight
 from tests.cli.command import Command, refusal
 from tests.damage import copied, flip_byte
 from tests.runtime.engine_files import TARGET, platform, rewrite, write_engines
@@ -124,7 +124,7 @@ class TestAsk:
     def test_engines_that_are_not_used_are_told_of(
         self, sdrpn: Command, text_bundle: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from sdrpn.runtime import choice
+        from sdrpn.runtime import select as choice
 
         path = copied(text_bundle, tmp_path)
         write_engines(open_bundle(path))

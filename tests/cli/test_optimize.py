@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdrpn import machine
-from sdrpn.bundle import Bundle, FileInfo, GraphInfo, open_bundle
+from sdrpn.bundle.bundle import Bundle, FileInfo, GraphInfo, open_bundle
+from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest
 from sdrpn.errors import BadBundle, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.optimized import OPTIMIZED_NAME, OptimizedManifest
+from sdrpn.host import machine
 from sdrpn.runtime import Session
-from sdrpn.runtime import choice as runtime_choice
+from sdrpn.runtime import select as runtime_choice
+from sdrpn.runtime.backends.external_data import with_files
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
-from sdrpn.runtime.external_data import with_files
 from sdrpn.runtime.optimize import save_graph
 from tests.cli.command import Command, refusal
 from tests.damage import edit_json

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn import machine
 from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.host import machine
 from tests.cli.command import Command
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.errors import BadBundle, BadInput
-from sdrpn.runtime import choice
-from sdrpn.runtime import platform as platform_module
+from sdrpn.runtime import select as choice
 from sdrpn.runtime.checkup.opened_bundle import OpenedBundle
-from sdrpn.runtime.choice import choose_backend
-from sdrpn.runtime.engine_set import engine_set
-from sdrpn.runtime.preflight import check_engines
+from sdrpn.runtime.engines import platform as platform_module
+from sdrpn.runtime.engines.engine_set import engine_set
+from sdrpn.runtime.engines.preflight import check_engines
+from sdrpn.runtime.select import choose_backend
 from tests.cli.command import Command, refusal
 from tests.damage import copied
 from tests.runtime.engine_files import TARGET, platform, write_engines

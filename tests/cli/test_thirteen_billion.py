@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from sdrpn import machine
-from sdrpn.bundle import MANIFEST_NAME, open_bundle
-from sdrpn.compare.signatures import expected_signatures
+from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
+from sdrpn.bundle.signatures import expected_signatures
 from sdrpn.engines import builder, plan
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.spec import ModelSpec
+from sdrpn.host import machine
+from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.cli.test_plan import with_memory
 from tests.damage import edit_json

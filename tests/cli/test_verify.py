@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.engine_manifest import ParityGate, engine_paths, read_engine_manifest, write_engine_manifest
+from sdrpn.bundle.tolerances import tolerances_of
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.engine_manifest import ParityGate, engine_paths, read_engine_manifest, write_engine_manifest
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.runtime import choice, preflight, session
-from sdrpn.runtime import platform as platform_module
-from sdrpn.spec import ModelSpec
-from sdrpn.tolerances import tolerances_of
+from sdrpn.method.spec import ModelSpec
+from sdrpn.runtime import select as choice
+from sdrpn.runtime import session
+from sdrpn.runtime.engines import platform as platform_module
+from sdrpn.runtime.engines import preflight
 from tests.cli.command import Command, Outcome, refusal
 from tests.cli.test_compare import negate_first_weight, weight_file
 from tests.damage import copied
@@ -171,8 +173,8 @@ class TestEngines:
         self, verify: Callable[[Compute | None], Outcome], tiny_bundle: Path
     ) -> None:
         """The graphs that they were made of are right, and are not blamed."""
+        from tests.runtime.engines.test_trial_run import spoilt
         from tests.runtime.gpu import onnxruntime_compute
-        from tests.runtime.test_smoke_test import spoilt
 
         right = onnxruntime_compute(open_bundle(tiny_bundle), "fused-fp32")
         outcome = verify(spoilt(right, "tail", "logits", 100.0))

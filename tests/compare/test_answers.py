@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from sdrpn.bundle.tolerances import TOLERANCES
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.compare.answers import FoundAnswer, Question, compare_answers, trial_questions
 from sdrpn.compare.graphs import Check
 from sdrpn.errors import ContextTooLong, RunFailed
+from sdrpn.method.roi import RoiPolicy, decide_crops
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
-from sdrpn.roi import RoiPolicy, decide_crops
-from sdrpn.spec import ModelSpec
-from sdrpn.tolerances import TOLERANCES
 
 LIMITS = TOLERANCES["fp32"]
 

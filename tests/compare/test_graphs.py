@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from sdrpn.bundle import Bundle, TensorInfo, Variant, open_bundle
+from sdrpn.bundle.bundle import Bundle, TensorInfo, Variant, open_bundle
+from sdrpn.bundle.signatures import GraphSignature, expected_signatures
+from sdrpn.bundle.tolerances import TOLERANCES, tolerances_of
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.compare.graphs import Check, compare_embedding, compare_graphs, relative_difference, until_failed
-from sdrpn.compare.signatures import GraphSignature, expected_signatures
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
-from sdrpn.runtime.arrays import run_on_arrays
 from sdrpn.runtime.backends import open_backend
-from sdrpn.runtime.runner import Array, Runner
-from sdrpn.spec import ModelSpec
-from sdrpn.tolerances import TOLERANCES, tolerances_of
+from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.runner import Array, Runner
 
 DIALECTS = ("fused", "primitive")
 Results = dict[str, Array]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdrpn.compare.overlap import overlap
-from sdrpn.geometry import Box
+from sdrpn.method.geometry import Box
 
 ONE: Box = (0, 0, 10, 10)
 

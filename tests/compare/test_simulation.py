@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.compare.simulation import runnable_bundle, simulated_graph
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.dynamic_quantize import dynamic_quantize_function

@@ -8,8 +8,8 @@ from PIL import Image
 
 from sdrpn.demo import Told, draw_demo
 from sdrpn.demo.picture import PANEL_PX, RIGHT, WRONG
-from sdrpn.geometry import Box
-from sdrpn.overlay import CROP_COLOUR
+from sdrpn.method.geometry import Box
+from sdrpn.method.overlay import CROP_COLOUR
 from tests.pictures import photo
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from sdrpn.bundle import Bundle, file_digest, open_bundle
+from sdrpn.bundle.bundle import Bundle, file_digest, open_bundle
+from sdrpn.bundle.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
 from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, builder, plan_engines, read_target
 from sdrpn.engines import plan as planning
 from sdrpn.engines.flavour import CompileRequest, compile_graph
@@ -26,7 +26,7 @@ from sdrpn.engines.layers import is_told
 from sdrpn.engines.profiles import profiles_of, shapes_of
 from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 from tests.engines.recipes import RTX_TARGET, primitive_target, target
 from tests.export.calibration import Largest
 

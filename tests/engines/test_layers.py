@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdrpn.engines.layers import Kernel, Verdict, activation_bytes, attention_layers, gate, is_told, kernels_from_log
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 from tests.engines.listing import as_listed
 
 CONTEXT = 256

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from sdrpn.cuda_devices import CudaDevice
-from sdrpn.engine_manifest import TimingCacheUse, engine_paths, read_engine_manifest
+from sdrpn.bundle.engine_manifest import TimingCacheUse, engine_paths, read_engine_manifest
 from sdrpn.engines import BuildOptions, BuiltEngine, Target, build_engines, plan, plan_engines, read_target
 from sdrpn.errors import BadInput, EngineNotBuilt, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.machine import Gpu, Jetson
+from sdrpn.host.cuda_devices import CudaDevice
+from sdrpn.host.machine import Gpu, Jetson
 from tests.engines.recipes import target
 
 pytest.importorskip("tensorrt_rtx_bindings")

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.engines import BuildOptions, build_engines, graph_file, plan, plan_engines, read_target, trtexec_script
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.options import require_possible

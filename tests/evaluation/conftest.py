@@ -13,7 +13,7 @@ from sdrpn.evaluation.methods import UNTRAINED
 from sdrpn.evaluation.rpns import untrained_rpn
 from sdrpn.evaluation.torch_answerer import TorchAnswerer
 from sdrpn.model import SdRpnModel, model_from_checkpoint
-from sdrpn.prompt import load_tokenizer
+from sdrpn.text.prompt import load_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from PIL import Image
 from sdrpn.evaluation.looks import Answered, AttentionLook, GivenLook, Look, RpnLook, TeacherLook, VicropLook
 from sdrpn.evaluation.methods import METHODS, UNTRAINED, Question, Setting, methods_for, plan_method
 from sdrpn.evaluation.runner import run_methods
-from sdrpn.image import base_pixels
+from sdrpn.images.image import base_pixels
 from sdrpn.labels.head_choice import HeadChoice
-from sdrpn.roi import Crop, RoiDecision, RoiPolicy
-from sdrpn.spec import ModelSpec
+from sdrpn.method.roi import Crop, RoiDecision, RoiPolicy
+from sdrpn.method.spec import ModelSpec
 from tests.evaluation.tiny import PICTURE_WH, picture, tiny_task
 
 HEADS = HeadChoice("", ((0, 0),))

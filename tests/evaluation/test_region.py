@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdrpn.evaluation.region import mean_zoom, region_quality
-from sdrpn.roi import Crop
+from sdrpn.method.roi import Crop
 
 TRUTH = (10, 10, 30, 20)  # 200 px
 

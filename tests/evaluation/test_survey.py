@@ -12,8 +12,8 @@ from PIL import Image
 from sdrpn.errors import BadImage, ContextTooLong
 from sdrpn.evaluation.survey import HeadAttention, Survey, survey
 from sdrpn.labels.head_choice import HeadChoice
-from sdrpn.roi import RoiPolicy
-from sdrpn.spec import VisionSpec
+from sdrpn.method.roi import RoiPolicy
+from sdrpn.method.spec import VisionSpec
 from tests.evaluation.tiny import tiny_task
 
 SIDE = 12

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from sdrpn.evaluation.looks import AttentionLook, GivenLook, Look, RpnLook, TeacherLook, VicropLook
 from sdrpn.evaluation.torch_answerer import TorchAnswerer
 from sdrpn.labels.head_choice import HeadChoice
+from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_by_policy
 from sdrpn.model import SdRpnModel
 from sdrpn.model.reference import reference_answer
-from sdrpn.prompt import build_prompt, decode_text, load_tokenizer
-from sdrpn.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_by_policy
+from sdrpn.text.prompt import build_prompt, decode_text, load_tokenizer
 from tests.evaluation.tiny import PICTURE_WH, picture
 
 QUESTION = "What does it say?"

@@ -19,7 +19,7 @@ import yaml
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint, write_rpn
 from sdrpn.cli.main import build_parser
 from sdrpn.engines import read_targets
-from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
 
 pytest.importorskip("tensorrt_rtx_bindings")
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sdrpn.bundle import GraphInfo, open_bundle
-from sdrpn.spec import ModelSpec
+from sdrpn.bundle.bundle import GraphInfo, open_bundle
+from sdrpn.method.spec import ModelSpec
 
 __all__ = ["Array", "Feeds", "GraphRunner"]
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrpn import atomic, listed_files
-from sdrpn.bundle import MANIFEST_NAME, open_bundle
+from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import Checkpoint, open_checkpoint, write_random_checkpoint
 from sdrpn.errors import BadBundle, BadCheckpoint, BadInput, RunFailed, SdrpnError
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.graph import GraphAuthor
-from sdrpn.spec import ModelSpec
+from sdrpn.host import atomic, listed_files
+from sdrpn.method.spec import ModelSpec
 from tests.export.graph_runner import GraphRunner
 
 FUSED, FUSED_HALF = ExportOptions(), ExportOptions("fp16")

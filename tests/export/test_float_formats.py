@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, defs, helper, shape_inference
 
-from sdrpn.bundle import Bundle, Variant, open_bundle
-from sdrpn.cache_codes import row_codes
+from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
+from sdrpn.bundle.cache_codes import row_codes
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.spec import ModelSpec, RpnSpec
+from sdrpn.method.spec import ModelSpec, RpnSpec
 
 VARIANTS = (
     "fused-fp32",

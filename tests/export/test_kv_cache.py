@@ -11,17 +11,17 @@ import numpy as np
 import onnx
 import pytest
 
-from sdrpn.bundle import MANIFEST_NAME, Bundle, open_bundle
-from sdrpn.cache_codes import ROW_CODES, decoded_caches
+from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, open_bundle
+from sdrpn.bundle.cache_codes import ROW_CODES, decoded_caches
+from sdrpn.bundle.signatures import expected_signatures
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.compare.graphs import compare_graphs
-from sdrpn.compare.signatures import expected_signatures
 from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.model import SdRpnModel, model_from_checkpoint
-from sdrpn.runtime.arrays import run_on_arrays
 from sdrpn.runtime.backends import open_backend
-from sdrpn.runtime.runner import Array
+from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.runner import Array
 from tests.export.graph_runner import Feeds, GraphRunner
 from tests.tolerances import CODES_HIDDEN_ABS, PARITY_ABS
 

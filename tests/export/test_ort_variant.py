@@ -14,7 +14,7 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.ort_variant import group_query_graph
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 from tests.export.graph_runner import Array, GraphRunner
 from tests.tolerances import SAME_MATH_ABS
 

@@ -12,8 +12,8 @@ import torch
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec
 from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
-from sdrpn.spec import ModelSpec, RopeScaling, RpnSpec
 from tests.export.graph_runner import Array, GraphRunner
 from tests.tolerances import PARITY_ABS, PARITY_FP16_ABS
 

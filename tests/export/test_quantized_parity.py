@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from sdrpn.bundle import MANIFEST_NAME, open_bundle
+from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import Checkpoint, open_checkpoint, write_random_checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.quantization import Blocks, dequantized, quantize
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
 from sdrpn.runtime import Session
-from sdrpn.spec import ModelSpec
 from tests.export.graph_runner import Array, GraphRunner
 from tests.tolerances import BLOCKS_ABS, INT8_ACTIVATIONS_SHARE, PARITY_FP16_ABS
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.checkpoint import Checkpoint, write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec
 
 OPTIONS = ExportOptions("int4")
 

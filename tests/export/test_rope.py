@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sdrpn.export.rope import rope_reader, rope_weights
-from sdrpn.rope import inverse_frequencies
-from sdrpn.spec import LlmSpec, RopeScaling
+from sdrpn.method.rope import inverse_frequencies
+from sdrpn.method.spec import LlmSpec, RopeScaling
 from tests.tolerances import ROPE_FREQUENCY_RELATIVE, ROPE_TABLE_ABS
 
 LLM = LlmSpec(96, 64, 4, 4, 4, 16, 96, 4096)

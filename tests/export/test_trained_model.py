@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("matplotlib")  # its fonts
 
+from sdrpn.bundle.shipped import shipped_source
 from sdrpn.compare.overlap import overlap
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.roi import RoiPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
-from sdrpn.shipped import shipped_source
 from sdrpn.tags.task import TagSample, tag_samples
 
 SCENES = 12

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sdrpn.bundle import Bundle, open_bundle
+from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engines.layers import Kernel, kernels_from_log
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
 from tests.export.calibration import Largest
 
 pytest.importorskip("tensorrt_rtx_bindings")

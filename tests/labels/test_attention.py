@@ -18,7 +18,7 @@ from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.labels.attention import Rows, all_heads, embed_image, watch_answer
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.reference import reference_answer
-from sdrpn.prompt import Prompt
+from sdrpn.text.prompt import Prompt
 from tests.pictures import photo
 from tests.tolerances import SAME_MATH_ABS
 
@@ -105,7 +105,7 @@ def test_some_heads_on_both_sides_of_the_tap(model: SdRpnModel, image: Tensor) -
 
 
 def test_the_answer_is_the_model_s_own(model: SdRpnModel) -> None:
-    from sdrpn.image import base_pixels, open_image
+    from sdrpn.images.image import base_pixels, open_image
 
     picture = open_image(photo())
     image = embed_image(model, base_pixels(picture, model.spec.vision))

@@ -8,7 +8,7 @@ from PIL import ImageDraw
 
 from sdrpn.labels.head_picture import ABOUT, AXIS_PX, CELL_PX, MARGIN_PX, draw_heads
 from sdrpn.labels.head_scores import HeadScores
-from sdrpn.overlay import CROP_COLOUR
+from sdrpn.method.overlay import CROP_COLOUR
 
 
 def scores(layers: int, heads: int) -> HeadScores:

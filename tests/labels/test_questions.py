@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdrpn.errors import BadInput
-from sdrpn.image_name import leads_out
+from sdrpn.images.names import leads_out
 from sdrpn.labels.questions import Question, read_questions
 
 

@@ -9,11 +9,11 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from sdrpn.method.spec import RopeScaling
 from sdrpn.model.layers import DecoderLayer, KvCache, RmsNorm, rotary
 from sdrpn.model.rpn import Rpn
 from sdrpn.model.tail import Tail
 from sdrpn.model.trunk import Trunk
-from sdrpn.spec import RopeScaling
 from tests.tiny_models import tiny_llm, tiny_spec
 from tests.tolerances import SAME_MATH_ABS
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
+from sdrpn.method.roi import RoiPolicy
+from sdrpn.method.spec import RpnSpec
 from sdrpn.model import model_from_checkpoint
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
-from sdrpn.roi import RoiPolicy
-from sdrpn.spec import RpnSpec
 from tests.tiny_models import tiny_spec
 from tests.tolerances import SAME_MATH_ABS
 

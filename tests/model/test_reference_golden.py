@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from sdrpn.checkpoint import open_checkpoint
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
-from sdrpn.roi import RoiPolicy
 from tests.tolerances import GOLDEN_HIDDEN_ABS, GOLDEN_ROI_LOGITS_ABS, GOLDEN_STEP_LOGITS_ABS
 
 CASES = ("land_1box", "odd_2box", "port_2box", "sq_0box", "sq_big_0box", "wide_3box")

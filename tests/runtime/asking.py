@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sdrpn.roi import Crop, RoiDecision
+from sdrpn.method.roi import Crop, RoiDecision
 from sdrpn.runtime import Answer, Session
 
 __all__ = [

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdrpn.bundle import Bundle, GraphInfo, TensorInfo
-from sdrpn.engine_manifest import EngineManifest, EngineTensor, ParityGate, Stamp, TimingCacheUse, engine_paths
-from sdrpn.runtime.platform import Platform, PlatformGpu
+from sdrpn.bundle.bundle import Bundle, GraphInfo, TensorInfo
+from sdrpn.bundle.engine_manifest import EngineManifest, EngineTensor, ParityGate, Stamp, TimingCacheUse, engine_paths
+from sdrpn.runtime.engines.platform import Platform, PlatformGpu
 
 __all__ = ["TARGET", "engine_manifest", "platform", "rewrite", "write_engines"]
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from sdrpn.bundle import GraphInfo
-from sdrpn.engine_manifest import EngineManifest
-from sdrpn.runtime.runner import Array, nbytes
+from sdrpn.bundle.bundle import GraphInfo
+from sdrpn.bundle.engine_manifest import EngineManifest
+from sdrpn.runtime.backends.runner import Array, nbytes
 from tests.runtime.fake_cuda import FakeCudart
 
 __all__ = ["Compute", "Execution", "FakeTensorRt"]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sdrpn.bundle import Bundle, FileInfo, GraphInfo, Manifest, TensorInfo, Variant
+from sdrpn.bundle.bundle import Bundle, FileInfo, GraphInfo, Manifest, TensorInfo, Variant
+from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
 from sdrpn.runtime.backends.fake import Compute, FakeBackend
+from sdrpn.runtime.backends.runner import Array
 from sdrpn.runtime.decoder import Decoder
-from sdrpn.runtime.runner import Array
-from sdrpn.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
 
 WIDTH, HEAD_DIM, VOCABULARY = 8, 4, 16
 SPEC = ModelSpec(

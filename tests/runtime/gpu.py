@@ -11,16 +11,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sdrpn.bundle import Bundle, open_bundle
+from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.compare.simulation import runnable_bundle
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends.cuda import Cuda
+from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from sdrpn.runtime.backends.runner import Array
 from sdrpn.runtime.backends.tensorrt import TensorRtBackend
 from sdrpn.runtime.backends.tensorrt_library import Library
-from sdrpn.runtime.engine_set import engine_set
-from sdrpn.runtime.host_buffer import HostBuffer
-from sdrpn.runtime.runner import Array
+from sdrpn.runtime.engines.engine_set import engine_set
 from tests.damage import copied
 from tests.runtime.engine_files import TARGET, write_engines
 from tests.runtime.fake_cuda import FakeCudart

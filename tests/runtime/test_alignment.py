@@ -11,8 +11,8 @@ pytest.importorskip("cuda.bindings.runtime")
 
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Answer, EngineOptions, Session
-from sdrpn.spec import ModelSpec
 from tests.runtime.asking import BEFORE, OTHER, ask, no_box, require_same
 from tests.runtime.gpu import fake_gpu
 

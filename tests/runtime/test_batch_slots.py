@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("cuda.bindings.runtime")
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from sdrpn.runtime.backends.runner import Backend, Runner
 from sdrpn.runtime.batch_slots import BatchSlots
-from sdrpn.runtime.runner import Backend, Runner
 from tests.runtime.gpu import fake_gpu
 from tests.tolerances import CODES_HIDDEN_ABS
 

@@ -10,12 +10,14 @@ import pytest
 
 pytest.importorskip("cuda.bindings.runtime")
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.errors import ContextTooLong, RunFailed
-from sdrpn.runtime import Session, choice, preflight
+from sdrpn.runtime import Session
+from sdrpn.runtime import select as choice
 from sdrpn.runtime import session as session_module
-from sdrpn.runtime.engine_set import engine_set
-from sdrpn.runtime.preflight import device_bytes
+from sdrpn.runtime.engines import preflight
+from sdrpn.runtime.engines.engine_set import engine_set
+from sdrpn.runtime.engines.preflight import device_bytes
 from tests.damage import copied
 from tests.runtime.asking import ask, conversation, no_box
 from tests.runtime.engine_files import TARGET, platform, write_engines

@@ -5,8 +5,8 @@ import pytest
 
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.fake import FakeBackend
+from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.decoder import CACHE_ROUNDING, Decoder
-from sdrpn.runtime.host_buffer import HostBuffer
 from tests.runtime.fakes import SPEC, WIDTH, Script, fake_decoder
 
 

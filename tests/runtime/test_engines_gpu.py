@@ -13,11 +13,11 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engines import BuildOptions, Target, build_engines, plan_engines
 from sdrpn.errors import MissingDependency
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.machine import read_gpus
-from sdrpn.roi import Crop, RoiDecision
+from sdrpn.host.machine import read_gpus
+from sdrpn.method.roi import Crop, RoiDecision
+from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends.tensorrt_library import FLAVOURS, library_version
-from sdrpn.spec import ModelSpec
 from tests.runtime.gpu_targets import require_capability
 from tests.tolerances import ENGINE_LOGITS_ABS
 

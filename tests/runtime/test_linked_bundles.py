@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.compare.simulation import _link
 from sdrpn.errors import BadBundle
-from sdrpn.links import AllowLinks
+from sdrpn.host.links import AllowLinks
 from sdrpn.runtime import Session
 from sdrpn.runtime.optimize import save_graph
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import BadInput
-from sdrpn.roi import RoiPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Session
 from sdrpn.runtime.lmms_eval_model import MODEL_NAME, Generation, answer_requests, manifest
 from sdrpn.runtime.sampling import Sampling

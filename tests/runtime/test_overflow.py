@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("cuda.bindings.runtime")
 
-from sdrpn.bundle import open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.errors import RunFailed
 from sdrpn.runtime import Session
-from sdrpn.runtime.runner import Array
+from sdrpn.runtime.backends.runner import Array
 from tests.runtime.asking import OTHER, ask, no_box
 from tests.runtime.gpu import fake_gpu, onnxruntime_compute
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrpn.bundle import Bundle, GraphInfo
+from sdrpn.bundle.bundle import Bundle, GraphInfo
 from sdrpn.errors import BadBundle, BadInput, Cancelled, ContextTooLong, RunFailed
-from sdrpn.roi import RoiPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Sampling, Session
 from sdrpn.runtime.backends.fake import FakeBackend, FakeRunner
 from tests.runtime.fakes import SPEC, VOCABULARY, Script, fake_bundle

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import BadImage, BadInput, ContextTooLong
-from sdrpn.image import open_image
+from sdrpn.images.image import open_image
 from sdrpn.runtime import Answer, RoiPolicy, Session
 from tests.pictures import BROKEN, PICTURES, SIZE_WH, exif_rotated, photo
 

@@ -10,14 +10,14 @@ pytest.importorskip("cuda.bindings.runtime")
 
 from sdrpn.errors import BadInput
 from sdrpn.runtime import EngineOptions, Session
-from sdrpn.runtime import platform as platform_module
 from sdrpn.runtime.backends.cuda import Cuda
-from sdrpn.runtime.platform import read_platform
+from sdrpn.runtime.engines import platform as platform_module
+from sdrpn.runtime.engines.platform import read_platform
 from tests.runtime.asking import conversation
 from tests.runtime.fake_cuda import FakeCudart
 from tests.runtime.fake_driver import FakeDriver
 from tests.runtime.gpu import FakeGpu, fake_gpu
-from tests.runtime.test_foreign_tensors import Foreign
+from tests.runtime.pictures.test_foreign_tensors import Foreign
 
 
 @pytest.fixture(params=["fused-fp32", "primitive-fp32"])

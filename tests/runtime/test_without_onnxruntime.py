@@ -13,8 +13,10 @@ import pytest
 pytest.importorskip("cuda.bindings.runtime")
 
 from sdrpn.errors import MissingDependency
-from sdrpn.runtime import Session, backends, choice, preflight
+from sdrpn.runtime import Session, backends
+from sdrpn.runtime import select as choice
 from sdrpn.runtime import session as session_module
+from sdrpn.runtime.engines import preflight
 from tests.runtime.engine_files import platform
 from tests.runtime.gpu import FakeGpu, fake_gpu
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
 from sdrpn.errors import BadInput
-from sdrpn.image import base_pixels, open_image
+from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import embed_image
+from sdrpn.method.spec import ModelSpec, RpnSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
-from sdrpn.spec import ModelSpec, RpnSpec
 from sdrpn.train import cell_losses, labelled_mean, rpn_from_layers
 from tests.tolerances import GOLDEN_LOSS_ABS, SAME_MATH_ABS
 from tests.train.official import OfficialSample, official_sample

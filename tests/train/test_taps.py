@@ -11,7 +11,7 @@ import torch
 
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import RunFailed
-from sdrpn.image import base_pixels, open_image
+from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import embed_image
 from sdrpn.model import LlavaBase, base_from_checkpoint
 from sdrpn.train import taps as taps_module

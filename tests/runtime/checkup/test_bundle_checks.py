@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.device_report import CheckResult, Subject
-from sdrpn.engine_manifest import ParityGate
+from sdrpn.bundle.engine_manifest import ParityGate
+from sdrpn.method.spec import ModelSpec
+from sdrpn.reports.device_report import CheckResult, Subject
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends import open_backend
+from sdrpn.runtime.backends.runner import Array
 from sdrpn.runtime.checkup import OpenedBundle
 from sdrpn.runtime.checkup.bundle_checks import BundleChecks, BundleOnDevice
 from sdrpn.runtime.checkup.groups import STEP_COUNTS
 from sdrpn.runtime.checkup.steps import run_steps
-from sdrpn.runtime.engine_set import engine_set
-from sdrpn.runtime.runner import Array
-from sdrpn.runtime.smoke_test import smoke_test
-from sdrpn.spec import ModelSpec
+from sdrpn.runtime.engines.engine_set import engine_set
+from sdrpn.runtime.engines.trial_run import smoke_test
 
 pytest.importorskip("cuda.bindings.runtime")
 

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("cuda.bindings.runtime")
 
-from sdrpn.device_report import CheckResult
 from sdrpn.errors import MissingDependency
+from sdrpn.reports.device_report import CheckResult
 from sdrpn.runtime.backends.cuda import Cuda
 from sdrpn.runtime.checkup.cuda_checks import CudaChecks
 from sdrpn.runtime.checkup.groups import STEP_COUNTS

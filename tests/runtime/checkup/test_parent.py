@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.device_report import CheckResult
 from sdrpn.errors import BadInput
+from sdrpn.reports.device_report import CheckResult
 from sdrpn.runtime.checkup import CheckupRequest, run_checkup
 from sdrpn.runtime.checkup.groups import GROUPS, STEP_COUNTS, steps_of
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrpn.device_report import CheckResult
+from sdrpn.reports.device_report import CheckResult
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.checkup import picture_checks
 from sdrpn.runtime.checkup.groups import STEP_COUNTS
 from sdrpn.runtime.checkup.picture_checks import PictureChecks
 from sdrpn.runtime.checkup.steps import Skip, run_steps
-from sdrpn.runtime.pixels import native_module
+from sdrpn.runtime.pictures.pixels import native_module
 
 
 def no_gpu() -> Device:

@@ -1,0 +1,45 @@
+"""Run one graph on arrays, once: for comparisons and trials. Answers are made in `two_pass.py`, without the copies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sdrpn.errors import RunFailed
+from sdrpn.runtime.backends.kv_cache import cache_set_from_runner
+from sdrpn.runtime.backends.runner import Array, Backend, Buffer, Runner, check_bindings
+
+__all__ = ["run_on_arrays"]
+
+
+def run_on_arrays(backend: Backend, runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Copy `feeds` in, run, and copy every output out.
+
+    Caches that the graph updates in place are bound to both of its sides, as in an answer; `feeds` stay as they are.
+    Raises RunFailed where a name, type or shape does not fit.
+    """
+    buffers = {name: _buffer(backend, array) for name, array in feeds.items()}
+    extents: dict[str, int] = {}
+    check_bindings("the graph", "inputs", runner.inputs, buffers, extents)
+    caches = cache_set_from_runner(runner)
+    results: dict[str, Buffer] = {}
+    if caches.in_place:
+        caches.buffers.update({name: buffers[name] for name in caches.inputs})
+        results |= caches.as_outputs()
+    for name, tensor in runner.outputs.items():
+        if name in results:
+            continue
+        unknown = [dim for dim in tensor.dims if isinstance(dim, str) and dim not in extents]
+        if unknown:
+            raise RunFailed(
+                f"{name} has the axis {unknown[0]!r}, which no input has; expected one of {sorted(extents)}"
+            )
+        shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
+        results[name] = backend.allocate(shape, tensor.storage)
+    runner.run(buffers, results)
+    return {name: buffer.read() for name, buffer in results.items()}
+
+
+def _buffer(backend: Backend, array: Array) -> Buffer:
+    buffer = backend.allocate(array.shape, array.dtype.name)
+    buffer.write(array)
+    return buffer

@@ -1,0 +1,86 @@
+"""A buffer in ordinary memory: a NumPy array that a library on the CPU reads and writes in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sdrpn.runtime.backends.runner import Array, Buffer
+
+__all__ = ["HostBuffer"]
+
+
+class HostBuffer:
+    """Owns nothing but a reference to its array."""
+
+    def __init__(self, array: Array, storage: Array | None = None) -> None:
+        """`storage`: the memory behind `array` from its first element on, which may be more than it shows."""
+        self.array = array
+        self._storage = array.reshape(-1) if storage is None and array.flags.c_contiguous else storage
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extent of every axis."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        return self.array.dtype
+
+    @property
+    def pointer(self) -> int:
+        """Address of the first element."""
+        return int(self.array.ctypes.data)
+
+    def rows(self, start: int, stop: int) -> HostBuffer:
+        """A view of (1, start:stop, ...)."""
+        return HostBuffer(self.array[:, start:stop])
+
+    def entries(self, start: int, stop: int) -> HostBuffer:
+        """A view of (start:stop, ...)."""
+        return HostBuffer(self.array[start:stop])
+
+    def write(self, array: Array) -> None:
+        """Copy in."""
+        np.copyto(self.array, array, casting="same_kind")
+
+    def fill(self, fill: Callable[[Array], None]) -> None:
+        """See `Buffer.fill`; in place."""
+        fill(self.array)
+
+    def read(self) -> Array:
+        """The array itself: the next run overwrites it."""
+        return self.array
+
+    def copy_rows(self, source: Buffer, rows: int, start: int = 0) -> None:
+        """See `Buffer.copy_rows`."""
+        self.array[..., start : start + rows, :] = source.read()[..., :rows, :]
+
+    def with_rows(self, rows: int, keep: int) -> HostBuffer:
+        """See `Buffer.with_rows`. New memory costs a page fault every 4 kB, so what is there is used where it fits."""
+        shape = (*self.shape[:-2], rows, self.shape[-1])
+        size, storage = math.prod(shape), self._storage
+        # Memory of a sequence many times as long is given back.
+        if storage is None or not size <= storage.size <= 4 * size:
+            new = HostBuffer(np.zeros(shape, self.dtype))
+            new.copy_rows(self, keep)
+            return new
+        new = HostBuffer(storage[:size].reshape(shape), storage)
+        _move_rows(self.array, new.array, keep)
+        return new
+
+
+def _move_rows(old: Array, new: Array, keep: int) -> None:
+    """Copy rows between two layouts of one memory, in an order in which nothing is overwritten before it is read."""
+    blocks = list(zip(_blocks(old), _blocks(new), strict=True))
+    for source, target in reversed(blocks) if new.shape[-2] > old.shape[-2] else blocks:
+        target[:keep] = source[:keep]
+
+
+def _blocks(array: Array) -> Array:
+    """(..., rows, width) -> (blocks, rows, width)."""
+    return array.reshape(-1, *array.shape[-2:])

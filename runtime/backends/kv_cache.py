@@ -1,0 +1,76 @@
+"""The caches of one graph: allocated to a length, updated in place or row by row.
+
+A graph with in-place caches has an output `NAME_out` for every cache `NAME`, bound to the same buffer. A graph with
+read-only caches has an output `NAME_rows` with the new rows, which are copied in here.
+Caches in 8 bits are pairs, of codes and of their scales; nothing here looks into either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sdrpn.bundle.bundle import TensorInfo
+from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, Step
+
+__all__ = ["CacheSet", "cache_set_from_runner"]
+
+_IN_PLACE, _ROWS = "_out", "_rows"
+
+
+@dataclass
+class CacheSet:
+    """Caches (1, H_kv, length, head_dim) by the name of the graph's input; of scales (1, H_kv, length, 1)."""
+
+    inputs: Mapping[str, TensorInfo]
+    in_place: bool
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+
+    @property
+    def fixed_rows(self) -> int | None:
+        """The only length that the graph takes; None: any."""
+        lengths = {tensor.dims[2] for tensor in self.inputs.values()}
+        fixed = [length for length in lengths if isinstance(length, int)]
+        return min(fixed, default=None)
+
+    def resize(self, backend: Backend, length: int, keep_rows: int) -> None:
+        """Buffers of `length` rows, of which the first `keep_rows` are as before."""
+        for name, tensor in self.inputs.items():
+            # One at a time: the old cache of a layer goes before the next layer's new one comes.
+            if name in self.buffers:
+                self.buffers[name] = self.buffers[name].with_rows(length, keep_rows)
+            else:
+                _, heads, _, width = tensor.dims
+                self.buffers[name] = backend.allocate((1, int(heads), length, int(width)), tensor.storage)
+
+    def as_outputs(self) -> dict[str, Buffer]:
+        """The same buffers under the names of the graph's outputs."""
+        return {name + _IN_PLACE: buffer for name, buffer in self.buffers.items()}
+
+    def new_row_buffers(self, backend: Backend, rows: int) -> dict[str, Buffer] | None:
+        """Where the graph puts its new rows; None where it writes into the caches itself."""
+        if self.in_place:
+            return None
+        return {
+            name + _ROWS: backend.allocate((1, int(t.dims[1]), rows, int(t.dims[3])), t.storage)
+            for name, t in self.inputs.items()
+        }
+
+    def store_step(self, backend: Backend, new_rows: Mapping[str, Buffer] | None, start: Buffer) -> tuple[Step, ...]:
+        """What `store` does as a step, which reads from `start` where the rows go; none for in-place caches."""
+        if not new_rows:
+            return ()
+        caches = [self.buffers[name.removesuffix(_ROWS)] for name in new_rows]
+        return (backend.store_rows(caches, list(new_rows.values()), start),)
+
+    def store(self, new_rows: Mapping[str, Buffer] | None, start: int) -> None:
+        """Copy new rows behind `start`; nothing to do for in-place caches."""
+        for name, rows in (new_rows or {}).items():
+            self.buffers[name.removesuffix(_ROWS)].copy_rows(rows, rows.shape[2], start)
+
+
+def cache_set_from_runner(runner: Runner) -> CacheSet:
+    """The caches that a graph declares, not yet allocated."""
+    names = {name for name in runner.inputs if name + _IN_PLACE in runner.outputs or name + _ROWS in runner.outputs}
+    in_place = all(name + _IN_PLACE in runner.outputs for name in names)
+    return CacheSet({name: t for name, t in runner.inputs.items() if name in names}, in_place)

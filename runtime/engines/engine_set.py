@@ -1,0 +1,111 @@
+"""The engines of a bundle, target by target, as their manifests describe them. Loads none and imports no TensorRT."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdrpn.bundle.bundle import Bundle, Variant
+from sdrpn.bundle.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
+from sdrpn.errors import BadBundle, BadInput
+
+__all__ = ["EngineFile", "EngineSet", "build_command", "engine_set", "engine_sets"]
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """One engine. `fault` says why its manifest cannot be believed; then there is none."""
+
+    graph: str
+    path: Path
+    layers_path: Path
+    manifest: EngineManifest | None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """What was built for one target; `missing` are graphs of the model that have no engine."""
+
+    bundle: Bundle
+    target: str
+    engines: Mapping[str, EngineFile]
+    missing: tuple[str, ...]
+
+    @property
+    def manifests(self) -> dict[str, EngineManifest]:
+        """Of those engines that have a good one."""
+        return {name: one.manifest for name, one in self.engines.items() if one.manifest is not None}
+
+    @property
+    def flavour(self) -> str:
+        """TensorRT or TensorRT-RTX, as the first manifest says."""
+        return next(iter(self.manifests.values())).flavour
+
+    @property
+    def variant(self) -> Variant:
+        """What the engines were built from. Raises BadInput where the bundle has it no more."""
+        return self.bundle.variant(next(iter(self.manifests.values())).variant)
+
+    @property
+    def max_context(self) -> int:
+        """Rows of the caches."""
+        return min(manifest.max_context for manifest in self.manifests.values())
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """The lengths of the caches that there are profiles for, shortest first."""
+        manifests = self.manifests
+        return manifests.get("trunk", next(iter(manifests.values()))).contexts
+
+    @property
+    def host_code(self) -> bool:
+        """Whether the engines bring code for the CPU along, which version-compatible ones do."""
+        return any(manifest.version_compatible for manifest in self.manifests.values())
+
+    @property
+    def build_command(self) -> str:
+        """What makes these engines anew."""
+        return build_command(self.bundle, self.target)
+
+
+def build_command(bundle: Bundle, target: str = "NAME") -> str:
+    """The command that builds engines of a bundle, as a shell takes it."""
+    # A release has nothing to build from: the whole bundle is elsewhere.
+    path = "BUNDLE" if bundle.release_targets else shlex.quote(str(bundle.path))
+    return f"sdrpn build {path} --target {shlex.quote(target)}"
+
+
+def engine_sets(bundle: Bundle) -> tuple[EngineSet, ...]:
+    """Every target that has at least one engine, by name."""
+    folders = sorted(path.parent.name for path in (bundle.path / "engines").glob("*/*.engine.json"))
+    return tuple(_read(bundle, target) for target in dict.fromkeys(folders))
+
+
+def engine_set(bundle: Bundle, target: str) -> EngineSet:
+    """The engines of one target. Raises BadInput where there are none."""
+    sets = engine_sets(bundle)
+    for one in sets:
+        if one.target == target:
+            return one
+    there = ", ".join(one.target for one in sets) or "none"
+    raise BadInput(
+        f"{bundle.path} has no engines for target {target!r}; it has {there}. "
+        f"Build them: {build_command(bundle, target)}"
+    )
+
+
+def _read(bundle: Bundle, target: str) -> EngineSet:
+    graphs = ("vision", "trunk", "tail") if bundle.spec.rpn is None else ("vision", "trunk", "rpn", "tail")
+    engines = {}
+    for graph in graphs:
+        path, manifest_path, layers_path = engine_paths(bundle.path, target, graph)
+        if not manifest_path.exists():
+            continue
+        try:
+            engines[graph] = EngineFile(graph, path, layers_path, read_engine_manifest(manifest_path, bundle.roots))
+        except BadBundle as error:
+            engines[graph] = EngineFile(graph, path, layers_path, None, str(error))
+    return EngineSet(bundle, target, engines, tuple(graph for graph in graphs if graph not in engines))

@@ -1,0 +1,366 @@
+"""Whether engines fit their bundle and this machine, found out before any of them is loaded. Builds and loads nothing.
+
+The reasons are those of TensorRT-RTX's own check, which is asked as well where it exists. Every problem is one line:
+the field, what the engine has, what is here, and the command that mends it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from sdrpn.bundle.bundle import SMALL_FILE_BYTES, TensorInfo, file_digest
+from sdrpn.bundle.engine_manifest import EngineManifest, EngineTensor
+from sdrpn.errors import BadBundle, EngineMismatch
+from sdrpn.host.listed_files import require_loadable
+from sdrpn.host.sizes import text_from_bytes
+from sdrpn.runtime.backends.tensorrt_library import FLAVOURS, Validity, open_library
+from sdrpn.runtime.engines.engine_set import EngineFile, EngineSet, build_command
+from sdrpn.runtime.engines.platform import Platform
+
+__all__ = ["REASONS", "Problem", "check_engines", "device_bytes", "require_fit"]
+
+# EngineInvalidityDiagnostics of TensorRT-RTX.
+REASONS = (
+    "VERSION_MISMATCH",
+    "UNSUPPORTED_CC",
+    "OLD_CUDA_DRIVER",
+    "OLD_CUDA_RUNTIME",
+    "INSUFFICIENT_GPU_MEMORY",
+    "MALFORMED_ENGINE",
+    "CUDA_ERROR",
+)
+_AMPERE_PLUS = "AMPERE_PLUS"  # HardwareCompatibilityLevel
+_CACHE = re.compile(r"_cache(\.\d+)?$")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an engine must not be loaded here."""
+
+    graph: str  # several are separated by commas
+    reason: str  # one of REASONS
+    field: str
+    engine: str  # what the engine has
+    here: str  # what the bundle or the machine has
+    mend: str
+
+    @property
+    def broken(self) -> bool:
+        """At fault is the engine itself: it would be refused on every machine."""
+        return self.reason == "MALFORMED_ENGINE"
+
+    def __str__(self) -> str:
+        return f"{self.graph}: {self.reason}: {self.field} is {self.engine}, {self.here}; {self.mend}"
+
+
+def check_engines(engines: EngineSet, platform: Platform, *, verify: bool = True) -> tuple[Problem, ...]:
+    """Compare all engines of a target with the bundle, with each other and with the machine.
+
+    Args:
+        verify: hash every engine; False: large ones only where size or time are not as when they were built
+    """
+    broken = tuple(_broken(engines, verify))
+    if broken:  # of such engines nothing else can be said
+        return _joined(broken)
+    found = [*_machine(engines, platform), *_memory(engines, platform)]
+    return _joined(found or _by_library(engines))
+
+
+def require_fit(engines: EngineSet, platform: Platform, *, verify: bool = True) -> None:
+    """Raises EngineMismatch with the first problem, and how many there are."""
+    problems = check_engines(engines, platform, verify=verify)
+    if problems:
+        inspect = f"sdrpn inspect {shlex.quote(str(engines.bundle.path))} --engines"
+        more = f" ({len(problems)} problems; {inspect} shows all)"
+        raise EngineMismatch(f"engines of {engines.target}: {problems[0]}{more if len(problems) > 1 else ''}")
+
+
+def device_bytes(engines: EngineSet) -> int:
+    """What one session takes: weights that are not streamed, caches of one request, taps, the largest activations."""
+    manifests = engines.manifests.values()
+    weights = sum(manifest.engine.size_bytes for manifest in manifests if not manifest.weight_streaming)
+    activations = max((manifest.activation_bytes or 0 for manifest in manifests), default=0)
+    caches = sum(_cache_bytes(manifest) for manifest in manifests)
+    taps = engines.max_context * engines.bundle.spec.llm.width * 4
+    return weights + activations + caches + taps
+
+
+def _joined(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """What is the matter with several graphs is one problem of them all."""
+    graphs: dict[Problem, list[str]] = {}
+    for problem in problems:
+        graphs.setdefault(dataclasses.replace(problem, graph=""), []).append(problem.graph)
+    return tuple(dataclasses.replace(one, graph=", ".join(names)) for one, names in graphs.items())
+
+
+def _cache_bytes(manifest: EngineManifest) -> int:
+    sizes = {"float16": 2, "bfloat16": 2, "float32": 4}
+    return sum(
+        math.prod(_dims_of_one_request(manifest, tensor)) * sizes.get(tensor.dtype, 1)
+        for tensor in manifest.tensors
+        if tensor.mode == "input" and _CACHE.search(tensor.name)
+    )
+
+
+def _dims_of_one_request(manifest: EngineManifest, cache: EngineTensor) -> tuple[int, ...]:
+    """(1, heads, rows, width) of a cache at its longest."""
+    _, heads, _, width = cache.dims
+    return 1, heads, manifest.max_context, width
+
+
+def _broken(engines: EngineSet, verify: bool) -> Iterator[Problem]:
+    rebuild = f"build it again: {engines.build_command}"
+    for graph in engines.missing:
+        yield _malformed(graph, "engine", "not there", "the model needs it", rebuild)
+    for one in engines.engines.values():
+        if one.manifest is None:
+            yield _malformed(one.graph, "manifest", "not to be trusted", one.fault or "", rebuild)
+            continue
+        yield from _misplaced(engines, one, one.manifest, rebuild)
+        yield from _stale(engines, one.manifest, rebuild)
+        yield from _unlike_graph(engines, one.manifest, rebuild)
+        yield from _changed(engines, one, one.manifest, rebuild, verify)
+    yield from _unlike_each_other(engines, rebuild)
+
+
+def _malformed(graph: str, field: str, engine: object, here: str, mend: str) -> Problem:
+    return Problem(graph, "MALFORMED_ENGINE", field, str(engine), here, mend)
+
+
+def _misplaced(engines: EngineSet, one: EngineFile, manifest: EngineManifest, mend: str) -> Iterator[Problem]:
+    """A manifest that lies where another one belongs, or tells of things that there are not."""
+    for field, value, expected in (("graph", manifest.graph, one.graph), ("target", manifest.target, engines.target)):
+        if value != expected:
+            yield _malformed(one.graph, field, value, f"it lies where that of {expected} belongs", mend)
+    if manifest.flavour not in FLAVOURS:
+        yield _malformed(one.graph, "flavour", manifest.flavour, f"known are {', '.join(FLAVOURS)}", mend)
+    if not manifest.compute_capabilities:
+        yield _malformed(one.graph, "compute_capabilities", "empty", "an engine is for at least one", mend)
+
+
+def _stale(engines: EngineSet, manifest: EngineManifest, mend: str) -> Iterator[Problem]:
+    """The bundle was exported again since, or differently."""
+    bundle = engines.bundle.manifest
+    variant = bundle.variants.get(manifest.variant)
+    if variant is None:
+        there = ", ".join(sorted(bundle.variants))
+        yield _malformed(manifest.graph, "variant", manifest.variant, f"the bundle has {there}", mend)
+        return
+    if manifest.precision != variant.precision:
+        here = f"{variant.name} is {variant.precision}"
+        yield _malformed(manifest.graph, "precision", manifest.precision, here, mend)
+    if manifest.max_context > bundle.max_context:
+        here = f"the bundle's is {bundle.max_context}"
+        yield _malformed(manifest.graph, "max_context", manifest.max_context, here, mend)
+    if not manifest.contexts or manifest.contexts[-1] != manifest.max_context:
+        here = f"max_context is {manifest.max_context}"
+        yield _malformed(manifest.graph, "contexts", manifest.contexts, here, mend)
+    graph = variant.graphs.get(manifest.graph)
+    wanted = {graph.file, *graph.weights} if graph is not None else set()
+    if manifest.sources.keys() != wanted:
+        here = f"the bundle's graph is made of {', '.join(sorted(wanted)) or 'nothing'}"
+        yield _malformed(manifest.graph, "sources", ", ".join(sorted(manifest.sources)), here, mend)
+        return
+    for name, stamp in manifest.sources.items():
+        if stamp.sha256 != bundle.files[name].sha256:
+            here = f"the bundle has {bundle.files[name].sha256[:12]}..."
+            yield _malformed(manifest.graph, f"sources[{name}]", f"{stamp.sha256[:12]}...", here, mend)
+
+
+def _unlike_graph(engines: EngineSet, manifest: EngineManifest, mend: str) -> Iterator[Problem]:
+    """Inputs, outputs and profiles against what the bundle says of the graph."""
+    variant = engines.bundle.manifest.variants.get(manifest.variant)
+    graph = variant.graphs.get(manifest.graph) if variant is not None else None
+    if graph is None:
+        return
+    found = {tensor.name: tensor for tensor in manifest.tensors}
+    for mode, wanted in (("input", graph.inputs), ("output", graph.outputs)):
+        names = sorted(tensor.name for tensor in manifest.tensors if tensor.mode == mode)
+        if names != sorted(tensor.name for tensor in wanted):
+            here = f"the graph has {', '.join(tensor.name for tensor in wanted)}"
+            yield _malformed(manifest.graph, f"{mode}s", ", ".join(names), here, mend)
+            return
+        for tensor in wanted:
+            yield from _unlike_tensor(manifest, found[tensor.name], tensor, mend)
+
+
+def _unlike_tensor(manifest: EngineManifest, tensor: EngineTensor, wanted: TensorInfo, mend: str) -> Iterator[Problem]:
+    if tensor.dtype != wanted.dtype:
+        yield _malformed(manifest.graph, f"type of {tensor.name}", tensor.dtype, f"the graph's is {wanted.dtype}", mend)
+    # With several contexts the length of the caches is as the profile says.
+    length = manifest.max_context if len(manifest.contexts) == 1 else "cache_length"
+    dims = tuple(length if dim == "cache_length" else dim for dim in wanted.dims)
+    alike = len(dims) == len(tensor.dims) and all(
+        mine == -1 if isinstance(dim, str) else mine == dim for mine, dim in zip(tensor.dims, dims, strict=True)
+    )
+    if not alike:
+        yield _malformed(manifest.graph, f"shape of {tensor.name}", tensor.dims, f"the graph's is {dims}", mend)
+    dynamic = tensor.mode == "input" and -1 in tensor.dims
+    if len(tensor.profiles) != (len(manifest.profiles) if dynamic else 0):
+        here = f"the engine has {', '.join(manifest.profiles) or 'none'}"
+        yield _malformed(manifest.graph, f"profiles of {tensor.name}", len(tensor.profiles), here, mend)
+
+
+def _changed(
+    engines: EngineSet, one: EngineFile, manifest: EngineManifest, mend: str, verify: bool
+) -> Iterator[Problem]:
+    """The file against its place, kind, size and digest."""
+    stamp = manifest.engine
+    try:
+        status = require_loadable(one.path, engines.bundle.roots, mend)
+        if status.st_size != stamp.size_bytes:
+            here = f"the file has {status.st_size}"
+            yield _malformed(one.graph, "engine.size_bytes", stamp.size_bytes, here, mend)
+            return
+        if not verify and status.st_mtime_ns == stamp.modified_ns and status.st_size > SMALL_FILE_BYTES:
+            return
+        digest = file_digest(one.path)
+    except OSError as error:
+        yield _malformed(one.graph, "engine", "not to be read", f"{one.path}: {error.strerror}", mend)
+        return
+    except BadBundle as error:
+        yield _malformed(one.graph, "engine", "not to be loaded", str(error).removesuffix(f"; {mend}"), mend)
+        return
+    if digest != stamp.sha256:
+        yield _malformed(one.graph, "engine.sha256", f"{stamp.sha256[:12]}...", f"the file has {digest[:12]}...", mend)
+
+
+def _unlike_each_other(engines: EngineSet, mend: str) -> Iterator[Problem]:
+    """Engines that do not work together: the caches of all graphs are one set."""
+    manifests = engines.manifests
+    if not manifests:
+        return
+    first = next(iter(manifests.values()))
+    for graph, manifest in manifests.items():
+        reference = manifests.get("trunk", first)
+        lengths = "contexts" if manifest.max_context == reference.max_context else "max_context"
+        for field in ("variant", "flavour", *(() if graph == "vision" else (lengths,))):  # vision has no caches
+            mine, theirs = getattr(manifest, field), getattr(reference, field)
+            if mine != theirs:
+                yield _malformed(graph, field, mine, f"that of {reference.graph} is {theirs}", mend)
+
+
+def _machine(engines: EngineSet, platform: Platform) -> Iterator[Problem]:
+    for graph, manifest in engines.manifests.items():
+        yield from _library(engines, graph, manifest, platform)
+        yield from _system(engines, graph, manifest, platform)
+        yield from _gpu(engines, graph, manifest, platform)
+
+
+def _library(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Platform) -> Iterator[Problem]:
+    here = platform.libraries.get(manifest.flavour)
+    built = manifest.library_version
+    if here == built or (manifest.version_compatible and _runs_later(built, here)):
+        return
+    mend = f"build it again with what is here: {engines.build_command}"
+    if here is None:
+        mend = f"install it: pip install 'sdrpn[{manifest.flavour}]'"
+    engine = f"{manifest.flavour} {built}"
+    yield Problem(graph, "VERSION_MISMATCH", "library_version", engine, f"here is {here or 'none'}", mend)
+
+
+def _system(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Platform) -> Iterator[Problem]:
+    """Engines of TensorRT stay on the platform that built them; those of TensorRT-RTX do not depend on it."""
+    if manifest.flavour != "tensorrt":
+        return
+    for field, here in (("system", platform.system), ("machine", platform.machine)):
+        engine = getattr(manifest, field)
+        if engine != here:
+            mend = f"build it on this machine: {engines.build_command}"
+            yield Problem(graph, "VERSION_MISMATCH", field, engine, f"here is {here}", mend)
+
+
+def _gpu(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Platform) -> Iterator[Problem]:
+    gpu, wanted = platform.gpu, " ".join(manifest.compute_capabilities)
+    if manifest.hardware_compatibility == _AMPERE_PLUS:
+        wanted += " and later"
+    if gpu is None:
+        fault = (platform.cuda_fault or "CUDA shows none").partition(";")[0]
+        other = "" if engines.bundle.release_targets else ", or answer on the CPU: --backend onnxruntime"
+        mend = f"run it on a machine with one{other}"
+        yield Problem(graph, "CUDA_ERROR", "compute_capabilities", wanted, f"here is no GPU: {fault}", mend)
+        return
+    if gpu.capability is not None and not _has_kernels(manifest, gpu.capability):
+        mend = f"build for a target that has {gpu.capability} (see sdrpn targets): {build_command(engines.bundle)}"
+        here = f"{gpu.name} is {gpu.capability}"
+        yield Problem(graph, "UNSUPPORTED_CC", "compute_capabilities", wanted, here, mend)
+    # TensorRT-RTX compiles for a capability, whatever driver is there, and says itself which one is too old.
+    built = manifest.driver if manifest.flavour == "tensorrt" else None
+    if built is not None and gpu.driver is not None and _numbers(gpu.driver) < _numbers(built):
+        mend = f"install driver {built} or newer, or build it again: {engines.build_command}"
+        yield Problem(graph, "OLD_CUDA_DRIVER", "driver", built, f"here is {gpu.driver}", mend)
+    driver, runtime = platform.cuda_driver, platform.cuda_runtime
+    if driver is not None and runtime is not None and driver // 1000 < runtime // 1000:
+        mend = "install a newer driver, or the cuda-python of the driver's CUDA"
+        here = f"the driver has {_cuda_text(driver)}"
+        yield Problem(graph, "OLD_CUDA_DRIVER", "CUDA", _cuda_text(runtime), here, mend)
+
+
+def _memory(engines: EngineSet, platform: Platform) -> Iterator[Problem]:
+    """Of all engines together, since they are loaded together."""
+    if platform.gpu is None or platform.gpu.memory_free_bytes is None:
+        return
+    needed, free = device_bytes(engines), platform.gpu.memory_free_bytes
+    if needed > free:
+        yield Problem(
+            "all graphs",
+            "INSUFFICIENT_GPU_MEMORY",
+            "device memory",
+            f"about {text_from_bytes(needed)}",
+            f"{platform.gpu.name} has {text_from_bytes(free)} free: {text_from_bytes(needed - free)} are missing",
+            f"end what else uses the GPU, or build for a shorter context: {engines.build_command} --max-context N",
+        )
+
+
+def _by_library(engines: EngineSet) -> Iterator[Problem]:
+    """What the library itself says of each header, where it has such a check."""
+    library = open_library(engines.flavour)
+    for graph, one in engines.engines.items():
+        validity = library.validity(one.path)
+        if validity is not None and validity.state == "INVALID":
+            yield from _told(engines, graph, validity)
+
+
+def _told(engines: EngineSet, graph: str, validity: Validity) -> Iterable[Problem]:
+    mends = {
+        "OLD_CUDA_DRIVER": "install a newer driver",
+        "OLD_CUDA_RUNTIME": "install a newer CUDA runtime: pip install --upgrade cuda-python",
+        "INSUFFICIENT_GPU_MEMORY": "end what else uses the GPU, or build for a shorter context with --max-context",
+        "CUDA_ERROR": "see what sdrpn doctor says of driver and GPU",
+    }
+    rebuild = f"build it again: {engines.build_command}"
+    told = validity.message or "it gave no reason"
+    for reason in validity.reasons or ("CUDA_ERROR",):
+        here = f"{engines.flavour} says: {told}"
+        yield Problem(graph, reason, "get_engine_validity", validity.state, here, mends.get(reason, rebuild))
+
+
+def _runs_later(built: str, here: str | None) -> bool:
+    """Whether a version-compatible engine runs: later releases of the same major version, and of 10 also 11.
+
+    (TensorRT's support matrix, 11.4.1.)
+    """
+    if here is None:
+        return False
+    majors = _numbers(built)[0], _numbers(here)[0]
+    return _numbers(here) >= _numbers(built) and (majors[0] == majors[1] or majors == (10, 11))
+
+
+def _has_kernels(manifest: EngineManifest, capability: str) -> bool:
+    if capability in manifest.compute_capabilities:
+        return True
+    # TensorRT's developer guide: for Ampere and later.
+    return manifest.hardware_compatibility == _AMPERE_PLUS and int(capability.removeprefix("SM")) >= 80
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _cuda_text(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"

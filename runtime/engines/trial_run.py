@@ -1,0 +1,238 @@
+"""Run engines once, on seeded numbers, before they count: finite, and what ONNX Runtime computes of the same graphs.
+
+Tells an engine that computes nonsense on this GPU from one that works, by itself and with two pictures or two sequences
+at once, where each has to come out as it does alone. How far engines lie from the checkpoint is measured by
+`sdrpn verify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from sdrpn.bundle.bundle import Bundle, GraphInfo, TensorInfo, Variant
+from sdrpn.bundle.engine_manifest import EngineManifest, ParityGate
+from sdrpn.bundle.tolerances import tolerances_of
+from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.runner import Array, Backend, Runner
+from sdrpn.runtime.engines.engine_set import EngineSet
+
+__all__ = ["FINITE", "SMOKE", "TWO_AT_ONCE", "smoke_test", "smoke_test_graphs"]
+
+FINITE, SMOKE, TWO_AT_ONCE = "finite", "smoke test", "two at once"  # kinds of gates
+_SEED = 0
+_GRAPH_CONTEXT = 64  # rows of the caches that a graph is tried with
+
+_Takes: TypeAlias = Callable[[Mapping[str, Array]], bool]  # whether these inputs fit a profile
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Rows start..start+rows-1 at once, behind caches that hold what lies before; of a second sequence, further on."""
+
+    label: str
+    start: int
+    rows: int
+    cache_length: int = 0
+
+    def of(self, index: int) -> _Run:
+        """The same of another sequence, which is at another position."""
+        return replace(self, start=self.start + 3 * index)
+
+
+def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) -> Iterator[ParityGate]:
+    """Two or three gates a graph: no entry that is not finite; the largest difference from ONNX Runtime as a share of
+    max(1, largest value); and, if these hold and a profile takes two at once, the same between them and each by itself.
+
+    Args:
+        backend: runs the engines
+        reference: runs the ONNX graphs; None: they are not compared, where memory is short or it lacks kernels
+    Raises: what loading or running an engine raises
+    """
+    limit = tolerances_of(engines.variant.numerics).values
+    for name, engine in engines.engines.items():
+        graph = engines.variant.graphs[name]
+        tried = _Loadable(backend, graph, engine.path)
+        other = _Loadable(reference, graph, engines.bundle.file(graph.file)) if reference is not None else None
+        yield from _gates(tried, other, engines.contexts, partial(_takes, engines.manifests[name]), limit)
+
+
+def smoke_test_graphs(bundle: Bundle, variant: Variant, twin: Variant | None, backend: Backend) -> Iterator[ParityGate]:
+    """The same for the ONNX graphs of a variant, against those of another that ought to compute the same numbers.
+
+    Args:
+        twin: None: nothing is compared but two at once with each by itself
+    """
+    limit = tolerances_of(variant.numerics).values
+    for name, graph in variant.graphs.items():
+        tried = _Loadable(backend, graph, bundle.file(graph.file))
+        other = None
+        if twin is not None:
+            other = _Loadable(backend, twin.graphs[name], bundle.file(twin.graphs[name].file))
+        yield from _gates(tried, other, (_GRAPH_CONTEXT,), lambda feeds: True, limit)
+
+
+@dataclass(frozen=True)
+class _Loadable:
+    """A graph, and what runs it."""
+
+    backend: Backend
+    graph: GraphInfo
+    path: Path
+
+    @contextmanager
+    def loaded(self) -> Iterator[Runner]:
+        """Closed behind the block."""
+        runner = self.backend.load(self.graph, self.path)
+        try:
+            yield runner
+        finally:
+            runner.close()
+
+
+def _gates(
+    tried: _Loadable, other: _Loadable | None, contexts: Sequence[int], takes: _Takes, limit: float
+) -> Iterator[ParityGate]:
+    name, graph, backend = tried.graph.name, tried.graph, tried.backend
+    runs = _runs(graph, contexts)
+    with tried.loaded() as runner:
+        found = [run_on_arrays(backend, runner, _feeds(graph, runner.inputs, run, 1)) for run in runs]
+        pairs = [pair for run in runs for pair in _pairs(backend, runner, graph, takes, run)]
+    labels = [run.label for run in runs]
+    gates = [_finite(name, labels, found)]
+    if other is not None:
+        gates.append(_gate(name, SMOKE, _checks(labels, found, _expected(other, runs)), limit))
+    yield from gates
+    # Whether two come out as one does says nothing where one is wrong.
+    if pairs and all(gate.ok for gate in gates):
+        yield _gate(name, TWO_AT_ONCE, pairs, limit)
+
+
+def _runs(graph: GraphInfo, contexts: Sequence[int]) -> list[_Run]:
+    """One for each profile."""
+    if not any("sequence" in tensor.dims for tensor in graph.inputs):
+        return [_Run("one picture", 0, 1)]
+    return [
+        _Run(f"{label} at {context}" if len(contexts) > 1 else label, start, rows, context)
+        for context in contexts
+        for label, start, rows in (("prefill", 5, 8), ("one row", 13, 1))
+    ]
+
+
+def _expected(other: _Loadable, runs: Sequence[_Run]) -> list[dict[str, Array]]:
+    with other.loaded() as runner:
+        return [run_on_arrays(other.backend, runner, _feeds(other.graph, runner.inputs, run, 1)) for run in runs]
+
+
+def _pairs(backend: Backend, runner: Runner, graph: GraphInfo, takes: _Takes, run: _Run) -> Iterator[tuple[str, float]]:
+    """Where it takes two at once: (tensor and run, difference of an entry from what it is by itself)."""
+    both = _feeds(graph, runner.inputs, run, 2)
+    if not takes(both):
+        return
+    together = run_on_arrays(backend, runner, both)
+    for index in range(2):
+        alone = run_on_arrays(backend, runner, {name: array[index : index + 1] for name, array in both.items()})
+        for name, array in together.items():
+            yield f"{name}, {run.label}, {index + 1} of 2", _difference(array[index : index + 1], alone[name])
+
+
+def _takes(manifest: EngineManifest, feeds: Mapping[str, Array]) -> bool:
+    """Whether a profile of the engine has these shapes."""
+    dynamic = [tensor for tensor in manifest.tensors if tensor.mode == "input" and tensor.profiles]
+    return any(
+        all(
+            least <= extent <= most
+            for tensor in dynamic
+            for least, extent, most in zip(
+                tensor.profiles[number][0], feeds[tensor.name].shape, tensor.profiles[number][-1], strict=True
+            )
+        )
+        for number in range(len(manifest.profiles))
+    )
+
+
+def _feeds(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, count: int) -> dict[str, Array]:
+    """Inputs by name of so many pictures or sequences. The first of several is what it is by itself."""
+    each = [_feeds_of_one(graph, inputs, run, index) for index in range(count)]
+    return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+
+
+def _feeds_of_one(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, index: int) -> dict[str, Array]:
+    rng = np.random.default_rng(_SEED + index)
+    extents = {"batch": 1, "images": 1, "sequence": run.rows, "cache_length": run.cache_length}
+    return {tensor.name: _feed(inputs[tensor.name], run.of(index), extents, rng) for tensor in graph.inputs}
+
+
+def _feed(tensor: TensorInfo, run: _Run, extents: Mapping[str, int], rng: np.random.Generator) -> Array:
+    shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
+    if tensor.name == "position_ids":
+        return np.arange(run.start, run.start + run.rows, dtype=np.int64)[None]
+    if tensor.name == "write_index":
+        return np.full(shape, run.start, np.int64)
+    if tensor.name == "last_index":
+        return np.full(shape, run.rows - 1, np.int64)
+    values: Array = rng.standard_normal(shape, np.float32)
+    if tensor.storage in ("int8", "uint8"):  # codes, whose bits are small numbers in fp8, too
+        values = rng.integers(0, 100, shape)
+    if "_scale_cache" in tensor.name:
+        values = np.abs(values) / 128
+    if "cache" in tensor.name:
+        values[:, :, run.start :] = 0
+    if tensor.dtype == "bfloat16":  # the upper two bytes of a float32
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(tensor.storage)
+
+
+def _numbers(array: Array) -> Array:
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+
+
+def _finite(graph: str, labels: Sequence[str], found: Sequence[dict[str, Array]]) -> ParityGate:
+    checks = [
+        (f"{name}, {label}", float(np.count_nonzero(~np.isfinite(_numbers(array)))))
+        for label, results in zip(labels, found, strict=True)
+        for name, array in results.items()
+    ]
+    place, worst = max(checks, key=lambda check: check[1])
+    return ParityGate(graph, FINITE, place, worst, 0.0, len(checks), worst == 0)
+
+
+def _checks(
+    labels: Sequence[str], found: Sequence[dict[str, Array]], expected: Sequence[dict[str, Array]]
+) -> list[tuple[str, float]]:
+    return [
+        (f"{name}, {label}", _difference(results[name], wanted))
+        for label, results, others in zip(labels, found, expected, strict=True)
+        for name, wanted in others.items()
+    ]
+
+
+def _gate(graph: str, kind: str, checks: Sequence[tuple[str, float]], limit: float) -> ParityGate:
+    place, worst = max(checks, key=lambda check: check[1])
+    return ParityGate(graph, kind, place, worst, limit, len(checks), worst <= limit)
+
+
+def _difference(found: Array, expected: Array) -> float:
+    """The largest, as a share of max(1, largest value); something out of all range where there is no finite one."""
+    found, expected = _ordered(found), _ordered(expected)
+    difference = np.abs(found.astype(np.float64) - expected)
+    scale = max(1.0, float(np.abs(expected, dtype=np.float64).max(initial=0)))
+    worst = float(difference.max(initial=0)) / scale
+    return worst if np.isfinite(worst) else float(np.finfo(np.float64).max)
+
+
+def _ordered(array: Array) -> Array:
+    """Codes in fp8, whose bits are a sign and a magnitude, as integers in the order of their numbers; others unchanged.
+
+    A rounding to the other side then moves an integer by one.
+    """
+    if array.dtype != np.uint8:
+        return array
+    magnitude = (array & 0x7F).astype(np.int16)
+    return np.where(array & 0x80, -magnitude, magnitude)

@@ -1,0 +1,59 @@
+"""Decode a JPEG file on an NVIDIA GPU with nvImageCodec (extra `nvimgcodec`). Its pixels are not Pillow's to the last
+bit. Not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.errors import BadImage, RunFailed
+from sdrpn.host.libraries import importing_extra
+
+__all__ = ["GpuPixels", "decode_on_gpu"]
+
+
+class GpuPixels:
+    """An upright picture in the GPU's memory, (H, W, 3) uint8."""
+
+    def __init__(self, tensor: Any) -> None:
+        """`tensor`: nvImageCodec's picture, which owns the memory."""
+        self.tensor = tensor
+        self.shape: tuple[int, int, int] = tuple(tensor.__cuda_array_interface__["shape"])
+
+    @functools.cached_property
+    def array(self) -> npt.NDArray[np.uint8]:
+        """The same in ordinary memory."""
+        return np.ascontiguousarray(np.asarray(self.tensor.cpu()))
+
+
+def decode_on_gpu(data: bytes) -> GpuPixels:
+    """The upright picture of a file.
+
+    Raises: MissingDependency; RunFailed where no GPU can be used; BadImage where nvImageCodec cannot decode the file.
+    """
+    nvimgcodec = _library()
+    decoded = _decoder().decode(
+        nvimgcodec.CodeStream(data), params=nvimgcodec.DecodeParams(apply_exif_orientation=True)
+    )
+    if decoded is None:
+        raise BadImage('the image cannot be decoded by nvImageCodec; open it with decode="exact"')
+    return GpuPixels(decoded)
+
+
+def _library() -> Any:
+    with importing_extra("nvimgcodec", 'decode="gpu"'):
+        import nvidia.nvimgcodec as nvimgcodec
+    return nvimgcodec
+
+
+@functools.cache
+def _decoder() -> Any:
+    try:
+        return _library().Decoder()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunFailed(f'decode="gpu" needs an NVIDIA GPU and its driver ({reason}); use decode="exact"') from error

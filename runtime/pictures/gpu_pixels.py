@@ -1,0 +1,66 @@
+"""Boxes of a picture that lies on an NVIDIA GPU, straight into the vision graph's input there: the CUDA kernels of
+`sdrpn._native_cuda`. Not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sdrpn.method.geometry import Box
+from sdrpn.method.spec import VisionSpec
+from sdrpn.runtime.backends.device_buffer import DeviceBuffer
+from sdrpn.runtime.backends.device_memory import Device
+from sdrpn.runtime.backends.runner import Buffer
+from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels
+from sdrpn.runtime.pictures.pixels import native_module
+
+__all__ = ["fill_on_gpu"]
+
+
+def fill_on_gpu(
+    pixels: GpuPixels,
+    boxes: Sequence[Box],
+    resample: str,
+    colour: tuple[int, int, int] | None,
+    vision: VisionSpec,
+    buffer: Buffer,
+) -> bool:
+    """Enqueue each box, resized and normalised, into one entry of `buffer` (N, 3, R, R); False where that cannot be.
+
+    The picture must live until the buffer's stream has done it.
+
+    Args:
+        boxes: checked by the caller
+        resample: "bilinear" or "bicubic"
+        colour: of what lies outside the picture; None: nothing does
+    """
+    native = native_module("_native_cuda")
+    if native is None or not isinstance(buffer, DeviceBuffer):
+        return False
+    size_hw, result_hw = pixels.shape[:2], buffer.shape[2:]
+    request = {"filter": resample, "colour": colour}
+    corners = np.array(boxes, np.int64)
+    workspace_bytes = native.workspace_bytes(size_hw, result_hw, corners, **request)
+
+    def enqueue(device: Device, out: int) -> None:
+        workspace = device.memory.take(workspace_bytes)  # given back at once: what takes it next is enqueued behind
+        native.prepare(
+            DeviceBuffer.wrapping(device, pixels.tensor).pointer,
+            size_hw,
+            3 * size_hw[1],
+            corners,
+            out,
+            result_hw,
+            half=buffer.dtype == np.float16,
+            workspace=workspace.pointer,
+            workspace_size=workspace.size_bytes,
+            stream=device.stream.address,
+            mean=vision.image_mean,
+            std=vision.image_std,
+            **request,
+        )
+
+    buffer.compute(enqueue)
+    return True

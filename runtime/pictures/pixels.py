@@ -1,0 +1,95 @@
+"""Write what the vision tower reads into the caller's memory: the one place that knows of the native module.
+
+`sdrpn.images.image` is the specification, in Pillow and NumPy, and what is used where the native module was not
+compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sdrpn.images.image import base_pixels, check_crop, crop_pixels, padded_box
+from sdrpn.method.geometry import Box
+from sdrpn.method.spec import VisionSpec
+
+__all__ = ["Pixels", "native_module", "thread_count", "write_base", "write_crops"]
+
+Pixels: TypeAlias = "Image.Image | npt.NDArray[np.uint8]"
+Planes: TypeAlias = npt.NDArray[Any]  # (N, 3, R, R) float32 or float16, C order
+
+
+@functools.cache
+def native_module(name: str = "_native") -> ModuleType | None:
+    """`sdrpn._native` or one of its neighbours; None where it was not compiled or cannot be loaded here."""
+    try:
+        return importlib.import_module(f"sdrpn.{name}")
+    except ImportError:
+        return None
+
+
+def thread_count(wanted: int | None) -> int:
+    """As many threads as wanted (None: one per core), but not more than cores."""
+    native = native_module()
+    cores = native.cores() if native is not None else os.cpu_count() or 1
+    return max(1, min(wanted or cores, cores))
+
+
+def write_base(pixels: Pixels, vision: VisionSpec, out: Planes, threads: int = 1) -> None:
+    """The whole picture into `out` (1, 3, R, R); see `sdrpn.images.image.base_pixels`."""
+    native = native_module()
+    if native is None or isinstance(pixels, Image.Image) or vision.fit == "crop":
+        out[0] = base_pixels(_as_image(pixels), vision)
+        return
+    box = padded_box((pixels.shape[1], pixels.shape[0]))
+    _native_boxes(native, pixels, [box], "bicubic", vision.pad_colour, vision, out, threads)
+
+
+def write_crops(pixels: Pixels, boxes: Sequence[Box], vision: VisionSpec, out: Planes, threads: int = 1) -> None:
+    """Each box into one entry of `out` (N, 3, R, R); see `sdrpn.images.image.crop_pixels`.
+
+    Raises: BadInput for a box that is empty or leaves the picture.
+    """
+    native = native_module()
+    if native is None or isinstance(pixels, Image.Image):
+        image = _as_image(pixels)
+        for box, planes in zip(boxes, out, strict=True):
+            planes[...] = crop_pixels(image, box, vision)
+        return
+    for box in boxes:
+        check_crop(box, (pixels.shape[1], pixels.shape[0]))
+    _native_boxes(native, pixels, boxes, "bilinear", None, vision, out, threads)
+
+
+def _native_boxes(
+    native: ModuleType,
+    pixels: npt.NDArray[np.uint8],
+    boxes: Sequence[Box],
+    resample: str,
+    colour: tuple[int, int, int] | None,
+    vision: VisionSpec,
+    out: Planes,
+    threads: int,
+) -> None:
+    native.prepare(
+        pixels,
+        np.array(boxes, np.int64),
+        out,
+        filter=resample,
+        colour=colour,
+        mean=vision.image_mean,
+        std=vision.image_std,
+        threads=threads,
+    )
+
+
+def _as_image(pixels: Pixels) -> Image.Image:
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))

@@ -1,0 +1,1 @@
+"""The folder that passes a model from stage to stage, read and checked. Runs nothing."""

@@ -1,0 +1,76 @@
+"""Keys and values in 8 bits, as graphs with such caches hold them. NumPy; the graphs do the same, which tests compare.
+
+Every row of every head has a scale of its own, made from the row when it is written: nothing is calibrated, and no row
+changes when others come. A cache `key_cache.3` of codes (B,H_kv,S_max,head_dim) goes with a cache `key_scale_cache.3`
+(B,H_kv,S_max,1) in the type that the graph computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.bundle.cache_names import CODE_DTYPES, code_dtype, scale_cache_name
+
+__all__ = ["LEAST_SCALE", "ROW_CODES", "RowCodes", "decoded_caches", "row_codes", "scale_cache_name"]
+
+Array = npt.NDArray[Any]
+
+# Far below what keys and values have; in fp16 the least numbers, which are rounded to whole multiples of 2^-24, would
+# lead beyond the largest code.
+LEAST_SCALE = 2.0**-17
+
+
+@dataclass(frozen=True)
+class RowCodes:
+    """One way to write a row: codes times a scale."""
+
+    name: str
+    dtype: str  # as a manifest spells it
+    largest: float  # code
+
+    def encoded(self, rows: Array, scale_dtype: str) -> tuple[Array, Array]:
+        """rows (...,head_dim) -> codes (...,head_dim), in bytes where NumPy lacks the type, and scales (...,1)."""
+        scales = np.maximum(np.abs(rows).max(axis=-1, keepdims=True) / self.largest, LEAST_SCALE).astype(scale_dtype)
+        numbers = np.clip(rows / scales.astype(np.float32), -self.largest, self.largest)
+        if self.dtype == "int8":
+            return np.rint(numbers).astype(np.int8), scales
+        return numbers.astype(_float8()).view(np.uint8), scales
+
+    def decoded(self, codes: Array, scales: Array) -> npt.NDArray[np.float32]:
+        """What a graph computes with: the inverse of `encoded` but for rounding."""
+        numbers = codes if self.dtype == "int8" else codes.view(_float8())
+        rows: npt.NDArray[np.float32] = numbers.astype(np.float32) * scales.astype(np.float32)
+        return rows
+
+
+ROW_CODES: Mapping[str, RowCodes] = {
+    "int8": RowCodes("int8", CODE_DTYPES["int8"], 127.0),
+    "fp8": RowCodes("fp8", CODE_DTYPES["fp8"], 448.0),
+}
+
+
+def row_codes(name: str | None) -> RowCodes | None:
+    """By its name; None for caches in the type that the graph computes in. Raises BadInput for an unknown one."""
+    return None if code_dtype(name) is None or name is None else ROW_CODES[name]
+
+
+def decoded_caches(codes: RowCodes, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The same tensors by name, but codes with their scales as the rows that they stand for."""
+    scales = {name: scale for name in tensors if (scale := scale_cache_name(name)) != name and scale in tensors}
+    return {
+        name: codes.decoded(array, tensors[scales[name]]) if name in scales else array
+        for name, array in tensors.items()
+        if name not in scales.values()
+    }
+
+
+def _float8() -> np.dtype[Any]:
+    import ml_dtypes  # comes with onnx; whoever answers moves such codes without looking at them
+
+    float8: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
+    return float8

@@ -1,0 +1,37 @@
+"""Copy a bundle to a folder that may be written to. Knows nothing of what is in its files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle
+from sdrpn.host.atomic import replacing_directory, require_free_space
+
+__all__ = ["copy_bundle", "is_copy"]
+
+
+def copy_bundle(bundle: Bundle, out: Path) -> Path:
+    """Copy what the manifest lists, not what `sdrpn build` added. A copy that is there already is left as it is.
+
+    Returns: `out`
+    Raises: BadInput for a folder that holds anything else, BadBundle where a file is missing, RunFailed for a full disk
+    """
+    if is_copy(bundle, out):
+        return out
+    files = bundle.manifest.files
+    require_free_space(out, sum(file.size_bytes for file in files.values()))
+    with replacing_directory(out) as folder:
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.file(name), folder / name)
+        shutil.copyfile(bundle.path / MANIFEST_NAME, folder / MANIFEST_NAME)
+    return out
+
+
+def is_copy(bundle: Bundle, out: Path) -> bool:
+    """Whether `out` is this very bundle, engines aside: its manifest has the digests of all files."""
+    try:
+        return (out / MANIFEST_NAME).read_bytes() == (bundle.path / MANIFEST_NAME).read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,169 @@
+"""What `manifest.json` says of a bundle, checked: types, names, limits, and that it fits together. Opens no file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdrpn.bundle.cache_names import code_dtype
+from sdrpn.errors import BadInput
+from sdrpn.host.json_reader import read_dataclass, shown
+from sdrpn.host.listed_files import FileInfo
+from sdrpn.method.spec import ModelSpec
+
+__all__ = ["FORMAT_VERSION", "GraphInfo", "Manifest", "TensorInfo", "Variant"]
+
+FORMAT_VERSION = 1
+MOST_DIM = 2**31
+# Of variants and graphs, which become names of folders and files.
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# Precisions that ONNX Runtime has no kernels for on a CPU, in any graph as these are.
+_ENGINES_ONLY = ("bf16", "nvfp4")
+# What NumPy lacks -> as it holds the bytes.
+_STORED_AS = {"float8_e4m3fn": "uint8", "bfloat16": "uint16"}
+_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "uint8", "bool")
+EMBEDDING_BYTES = {"float32": 4, "float16": 2}  # of an entry
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a graph; a string in `dims` is a dynamic dimension."""
+
+    name: str
+    dtype: str  # as NumPy spells it, with the names of ml_dtypes for what NumPy lacks
+    dims: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise BadInput(f"dtype of {shown(self.name)} is {shown(self.dtype)}; expected one of {', '.join(_DTYPES)}")
+        for dim in self.dims:
+            if isinstance(dim, int) and not 0 < dim < MOST_DIM:
+                raise BadInput(f"dims of {shown(self.name)} have {dim}; expected names, or 1 to {MOST_DIM - 1}")
+
+    @property
+    def storage(self) -> str:
+        """The type that NumPy holds it in: bytes for what it lacks."""
+        return _STORED_AS.get(self.dtype, self.dtype)
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One ONNX graph and the files that hold its weights."""
+
+    name: str
+    file: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    weights: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        # The library would read a file by any other ending as a format of its own.
+        if not self.file.endswith(".onnx"):
+            raise BadInput(f"file is {shown(self.file)}; expected a name that ends in .onnx")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to write the model: a dialect in a precision."""
+
+    name: str
+    dialect: str
+    precision: str
+    opset: int
+    graphs: Mapping[str, GraphInfo]
+    embedding: str  # file of the token embedding table, (V, D)
+    embedding_dtype: str
+    # Of int8 and int4: bits, block, method, keep; of fp8 and nvfp4: format, keep.
+    quantization: Mapping[str, Any] | None = None
+    kv_cache: str | None = None  # how trunk and tail keep keys and values: int8 or fp8; None: as they compute
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise BadInput(f"name is {shown(self.name)}; expected small letters, digits, dots and dashes")
+        if not 1 <= self.opset <= 1000:
+            raise BadInput(f"opset is {self.opset}; expected 1 to 1000")
+        if self.embedding_dtype not in EMBEDDING_BYTES:
+            raise BadInput(f"embedding_dtype is {shown(self.embedding_dtype)}; expected {' or '.join(EMBEDDING_BYTES)}")
+        code_dtype(self.kv_cache)
+        for name, graph in self.graphs.items():
+            if graph.name != name:
+                raise BadInput(f"graphs.{name}.name is {shown(graph.name)}; expected {name}")
+
+    @property
+    def numerics(self) -> str:
+        """All that decides how far results lie from float32, as `tolerances_of` takes it."""
+        return self.precision if self.kv_cache is None else f"{self.precision}-kv-{self.kv_cache}"
+
+    @property
+    def for_cpu(self) -> bool:
+        """Of the two forms of a quantised variant, the one that computes in fp32."""
+        return self.name.endswith("-cpu")
+
+    @property
+    def computes_in_half(self) -> bool:
+        """Whether activations and caches have 16 bits: fp16, or bf16."""
+        return self.precision != "fp32" and not self.for_cpu
+
+    @property
+    def for_engines_only(self) -> bool:
+        """Whether ONNX Runtime cannot answer with it."""
+        return self.precision in _ENGINES_ONLY
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that this variant needs."""
+        own = {self.embedding}
+        for graph in self.graphs.values():
+            own.update((graph.file, *graph.weights))
+        return tuple(sorted(own))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that `manifest.json` says."""
+
+    spec: ModelSpec
+    max_context: int
+    variants: Mapping[str, Variant]
+    files: Mapping[str, FileInfo]
+    tokenizer: str | None
+    source: Mapping[str, Any]  # the checkpoint: path, layout, sha256
+    tools: Mapping[str, str]  # library -> version at export
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_context <= self.spec.llm.max_context:
+            raise BadInput(f"max_context is {self.max_context}; expected 1 to {self.spec.llm.max_context}, the model's")
+
+    @property
+    def given_template(self) -> str | None:
+        """How the model is asked, where `sdrpn export --template` said so instead of the checkpoint."""
+        return self.spec.prompt.template if self.source.get("template") == "given" else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        return {**_plain(self), "spec": self.spec.to_json()}
+
+    def to_text(self) -> str:
+        """As `manifest.json` holds it."""
+        return json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, value: object) -> Manifest:
+        """The inverse of `to_json`. Raises BadInput with the place of what is missing, unknown, or of another type."""
+        return read_dataclass(cls, value)
+
+
+def _plain(value: object) -> Any:
+    """Dataclasses, mappings and tuples as JSON has them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

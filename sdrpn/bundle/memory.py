@@ -1,0 +1,201 @@
+"""How much memory a model takes while it answers, before anything is loaded. Arithmetic on sizes only.
+
+The one place for these sums: engines are planned with it, and so is the runtime on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sdrpn.bundle.bundle import Bundle, Variant
+from sdrpn.errors import RunFailed
+from sdrpn.host.sizes import text_from_bytes
+from sdrpn.method.spec import ModelSpec
+
+__all__ = [
+    "MemoryNeeds",
+    "cpu_needs",
+    "device_needs",
+    "fitting_context",
+    "graph_weights_bytes",
+    "require_cpu_memory",
+    "step_bytes",
+    "usual_context",
+]
+
+_BYTE, _HALF, _FLOAT = 1, 2, 4
+# What a compiler's own scratch memory adds to the activations, at least.
+_SCRATCH_BYTES = 8 << 20
+# The tail's engine has room for two prefills at once; scores, masked scores and softmax are there together.
+_PREFILLS_AT_ONCE, _SCORE_TENSORS = 2, 3
+# Interpreter, ONNX Runtime, tokenizer and pictures: 41 MB without a graph, 160 MB with all and a small model.
+_PROCESS_BYTES = 200_000_000
+# System prompt, question and the words around them; a long answer.
+_USUAL_TEXT_TOKENS = 192
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes of all graphs of a model together, since they are loaded together."""
+
+    weights_bytes: int
+    caches_bytes: int
+    activations_bytes: int
+    images_bytes: int  # pixels and image tokens of a picture and its crops
+    attention_bytes: int = 0  # scores of a prefill, where it is not known that attention is fused
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return sum(size for _, size in self.parts)
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """What it is made of, largest idea first, as messages name it."""
+        return (
+            ("weights", self.weights_bytes),
+            ("caches", self.caches_bytes),
+            ("activations", self.activations_bytes),
+            ("image buffers", self.images_bytes),
+            *((("scores of attention if it is not fused", self.attention_bytes),) if self.attention_bytes else ()),
+        )
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {text_from_bytes(size)}" for name, size in self.parts)
+        return f"{text_from_bytes(self.total_bytes)} ({parts})"
+
+
+def graph_weights_bytes(bundle: Bundle, variant: Variant) -> dict[str, int]:
+    """Bytes on disk of the weights that each graph points to."""
+    files = bundle.manifest.files
+    return {name: sum(files[file].size_bytes for file in graph.weights) for name, graph in variant.graphs.items()}
+
+
+def device_needs(
+    spec: ModelSpec,
+    weights_bytes: int,
+    *,
+    context: int,
+    batch: int = 1,
+    kv_cache: str | None = None,
+    unfused_attention: bool = False,
+) -> MemoryNeeds:
+    """Engines on a GPU: caches in fp16, or in 8 bits as a variant's `kv_cache` says; the whole context at once.
+
+    The graphs run one after the other in one block of activations: the largest counts. A row holds four copies of the
+    residual stream in fp32, and the packed projections in fp16; attention over more than one row works on a copy of
+    one layer's cache. The tail's engine has room for two prefills at once, with their masks: 458 MB at 2048 rows and
+    949 MB at 4096 were seen in layers of LLaVA-1.5-7B's shapes, and this gives 479 MB and 967 MB.
+
+    `unfused_attention`: of such a prefill the scores of all heads, those with the mask and their softmax are written
+    out as well, in fp16: 1.6 GB at 2048 rows.
+    """
+    llm = spec.llm
+    row = 4 * llm.width * _FLOAT + _projections(spec) * _HALF + 2 * llm.kv_heads * llm.head_dim * _HALF
+    activations = _SCRATCH_BYTES + context * row * 3 // 2 + 2 * context**2 + batch * llm.vocabulary * _FLOAT
+    caches = _caches_bytes(spec, context, batch, _HALF, kv_cache)
+    scores = _SCORE_TENSORS * _PREFILLS_AT_ONCE * llm.heads * context**2 * _HALF if unfused_attention else 0
+    return MemoryNeeds(weights_bytes, caches, activations, _images_bytes(spec), scores)
+
+
+def step_bytes(spec: ModelSpec, weights_bytes: int, context: int, kv_cache: str | None = None) -> int:
+    """What a decode step of an engine reads: the weights of trunk and tail, and keys and values of a whole cache."""
+    return weights_bytes + 2 * spec.llm.layers * context * _cache_row_bytes(spec, _HALF, kv_cache)
+
+
+def cpu_needs(
+    bundle: Bundle, variant: Variant, *, context: int, batch: int = 1, mapped_bytes: int | None = None
+) -> MemoryNeeds:
+    """ONNX Runtime on a CPU. What it maps from files and does not use again is not counted.
+
+    `mapped_bytes`: of the weights that `sdrpn optimize` saved; None: they are packed in memory when graphs are loaded.
+    Its attention writes out the scores of every head, and a prefill is as long as a picture, a crop and a text. Caches
+    in 8 bits are turned into floats a layer at a time: codes, and codes times scales, three of which are there at once.
+    """
+    spec = bundle.spec
+    llm, rows = spec.llm, usual_context(spec, context)
+    row = 4 * llm.width * _FLOAT + 2 * _projections(spec) * _FLOAT + llm.heads * context * _FLOAT
+    element = _HALF if variant.computes_in_half else _FLOAT
+    floats = 0 if variant.kv_cache is None else 3 * batch * context * llm.kv_heads * llm.head_dim * element
+    return MemoryNeeds(
+        weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
+        caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache),
+        activations_bytes=_PROCESS_BYTES + rows * row + floats + batch * llm.vocabulary * _FLOAT,
+        images_bytes=_images_bytes(spec),
+    )
+
+
+def usual_context(spec: ModelSpec, limit: int) -> int:
+    """Positions of a question with one crop and an answer."""
+    return min(limit, 2 * spec.vision.image_tokens + _USUAL_TEXT_TOKENS)
+
+
+def fitting_context(needs_of: Callable[[int], MemoryNeeds], memory_bytes: int, limit: int) -> int:
+    """The largest context up to `limit` whose needs fit; 0 where not even one position does."""
+    fits, fails = 0, limit + 1
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        if needs_of(middle).total_bytes <= memory_bytes:
+            fits = middle
+        else:
+            fails = middle
+    return fits
+
+
+def require_cpu_memory(
+    bundle: Bundle, variant: Variant, available_bytes: int | None, mapped_bytes: int | None = None
+) -> None:
+    """Raises RunFailed, with the numbers, where one question with a crop would not fit in memory."""
+    context = usual_context(bundle.spec, bundle.manifest.max_context)
+    found = cpu_needs(bundle, variant, context=context, mapped_bytes=mapped_bytes)
+    if available_bytes is None or found.total_bytes <= available_bytes:
+        return
+    missing = text_from_bytes(found.total_bytes - available_bytes)
+    smaller = "" if variant.precision == "int4" else "; export with --precision int4 for a smaller one"
+    raise RunFailed(
+        f"{bundle.path} as {variant.name} needs about {found} for a context of {context}, and this machine has "
+        f"{text_from_bytes(available_bytes)} available: {missing} are missing{smaller}, or skip this check with "
+        "--no-memory-check"
+    )
+
+
+def _caches_bytes(spec: ModelSpec, context: int, batch: int, element_bytes: int, kv_cache: str | None) -> int:
+    """Keys and values of every layer, the RPN's with its key cache of the scores, and the taps in fp32.
+
+    In 8 bits, which the RPN's never are, every row of every head has a scale beside it.
+    """
+    llm, rpn_caches = spec.llm, 0 if spec.rpn is None else 2 * (spec.rpn.layers - 1) + 1
+    row, own_row = (_cache_row_bytes(spec, element_bytes, kind) for kind in (None, kv_cache))
+    return batch * context * (2 * llm.layers * own_row + rpn_caches * row + llm.width * _FLOAT)
+
+
+def _cache_row_bytes(spec: ModelSpec, element_bytes: int, kv_cache: str | None) -> int:
+    """Of keys, or of values, of one layer and position."""
+    llm = spec.llm
+    if kv_cache is None:
+        return llm.kv_heads * llm.head_dim * element_bytes
+    return llm.kv_heads * (llm.head_dim * _BYTE + element_bytes)
+
+
+def _projections(spec: ModelSpec) -> int:
+    """Channels of the packed projections of a layer."""
+    llm = spec.llm
+    return (llm.heads + 2 * llm.kv_heads) * llm.head_dim + 2 * llm.mlp_width
+
+
+def _images_bytes(spec: ModelSpec) -> int:
+    """A picture and, with an RPN, up to two crops of it: pixels and image tokens in fp32."""
+    images = 1 if spec.rpn is None else 3
+    return images * (3 * spec.vision.image_size_px**2 + spec.vision.image_tokens * spec.llm.width) * _FLOAT
+
+
+def _cpu_weights_bytes(bundle: Bundle, variant: Variant) -> int:
+    """ONNX Runtime packs matrices into memory of its own, which takes the place of the mapped file.
+
+    Of codes it keeps the original as well, and fp16 that a CPU computes with becomes fp32.
+    """
+    sizes = [
+        (file, bundle.manifest.files[file].size_bytes) for graph in variant.graphs.values() for file in graph.weights
+    ]
+    return sum(size if file.endswith(".fp32.bin") else 2 * size for file, size in sizes)

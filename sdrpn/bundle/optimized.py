@@ -1,0 +1,145 @@
+"""What is known of graphs that ONNX Runtime saved for one machine. Knows no ONNX Runtime and runs nothing.
+
+BUNDLE/optimized/VARIANT/ort-VERSION-CPU/
+├── optimized.json                 which library, which processor, which files; without it the folder is nothing
+├── trunk.onnx ...                 one graph a file
+└── trunk.onnx.data ...            its weights, also as the library's kernels want them
+
+The bundle's own graphs stay what counts: these are made from them and can be thrown away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdrpn.bundle.bundle import Bundle, FileInfo, Variant
+from sdrpn.errors import BadBundle, BadInput
+from sdrpn.host.json_reader import read_dataclass, shown
+from sdrpn.host.links import real_file
+from sdrpn.host.listed_files import ListedFiles, read_manifest
+from sdrpn.host.machine import Cpu
+
+__all__ = [
+    "OPTIMIZED_NAME",
+    "OptimizedManifest",
+    "OptimizedSet",
+    "find_optimized",
+    "optimized_folder",
+    "source_digest",
+]
+
+OPTIMIZED_NAME = "optimized.json"
+OPTIMIZED_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class OptimizedManifest:
+    """All that `optimized.json` says."""
+
+    variant: str
+    onnxruntime: str  # version
+    cpu: str  # model
+    cpu_sha256: str
+    attention: str  # "group-query" or "standard"
+    source_sha256: str  # see `source_digest`
+    graphs: Mapping[str, str]  # graph -> its file
+    files: Mapping[str, FileInfo]
+    mapped_bytes: int  # of all weights as they are used: what stays in memory
+    format_version: int = OPTIMIZED_FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        for graph, file in self.graphs.items():
+            if file not in self.files or not file.endswith(".onnx"):
+                raise BadInput(f"graphs.{graph} is {shown(file)}; expected a listed file that ends in .onnx")
+        for file in self.files:
+            if "/" in file:
+                raise BadInput(f"files has {shown(file)}; expected names of files in the same folder")
+        if self.mapped_bytes < 0:
+            raise BadInput(f"mapped_bytes is {self.mapped_bytes}; expected 0 or more")
+
+    def to_text(self) -> str:
+        """As the file holds it."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, value: object) -> OptimizedManifest:
+        """The inverse of `to_text`. Raises BadInput with the place of what is missing, unknown, or of another type."""
+        return read_dataclass(cls, value)
+
+
+@dataclass(frozen=True)
+class OptimizedSet:
+    """A folder of such graphs, whose manifest fits the machine and the bundle."""
+
+    path: Path
+    manifest: OptimizedManifest
+    roots: tuple[Path, ...]  # of the bundle: see `link_roots`
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """The file of each graph."""
+        return {name: self.path / file for name, file in self.manifest.graphs.items()}
+
+    def variant(self, bundle: Variant) -> Variant:
+        """The bundle's variant with the weights that these graphs have."""
+        weights = tuple(self.manifest.files.keys() - {*self.manifest.graphs.values()})
+        graphs = {name: dataclasses.replace(graph, weights=weights) for name, graph in bundle.graphs.items()}
+        return dataclasses.replace(bundle, graphs=graphs)
+
+    def verify(self, *, large: bool = True) -> None:
+        """Compare sizes with the manifest, and digests (of large files too, or not).
+
+        Raises: BadBundle for the first file that differs, or lies outside
+        """
+        files = self.manifest.files
+        listed = ListedFiles(self.path, self.path / OPTIMIZED_NAME, files, self.roots, _mend(self.path))
+        listed.verify(files, large=large)
+
+
+def optimized_folder(bundle: Bundle, variant: Variant, onnxruntime: str, cpu: Cpu) -> Path:
+    """Where the graphs for this library on this processor lie."""
+    return bundle.path / "optimized" / variant.name / f"ort-{onnxruntime}-{cpu.digest[:12]}"
+
+
+def source_digest(bundle: Bundle, variant: Variant) -> str:
+    """SHA-256 of the digests of all that the variant's graphs are made of."""
+    files = {file for graph in variant.graphs.values() for file in (graph.file, *graph.weights)}
+    lines = (f"{file} {bundle.manifest.files[file].sha256}" for file in sorted(files))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def find_optimized(
+    bundle: Bundle, variant: Variant, onnxruntime: str, cpu: Cpu
+) -> tuple[OptimizedSet | None, str | None]:
+    """The graphs that fit; or none, and why those that are there for this variant are not used, if some are.
+
+    Raises: BadBundle for a manifest that is damaged, or lies or leads outside the bundle
+    """
+    folder = optimized_folder(bundle, variant, onnxruntime, cpu)
+    path = folder / OPTIMIZED_NAME
+    if not path.exists():
+        others = sorted(path.parent.name for path in folder.parent.glob(f"*/{OPTIMIZED_NAME}"))
+        note = f"the optimized graphs are for {', '.join(others)}, not for {folder.name}; {_mend(folder)}"
+        return None, note if others else None
+    real_file(folder, bundle.roots, BadBundle)
+    value = read_manifest(path, bundle.roots, _mend(folder))
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != OPTIMIZED_FORMAT_VERSION:
+        return None, f"{folder} has format version {shown(version)}; {_mend(folder)}"
+    try:
+        manifest = OptimizedManifest.from_json(value)
+    except BadInput as error:
+        raise BadBundle(f"{path} cannot be understood ({error}); {_mend(folder)}") from error
+    if manifest.source_sha256 != source_digest(bundle, variant) or manifest.graphs.keys() != variant.graphs.keys():
+        return None, f"{folder} was made from another export of this bundle; {_mend(folder)}"
+    return OptimizedSet(folder, manifest, bundle.roots), None
+
+
+def _mend(folder: Path) -> str:
+    bundle, variant = folder.parents[2], folder.parent.name
+    return f"make them again: sdrpn optimize {bundle} --variant {variant} (or go without: --no-optimized)"

@@ -1,0 +1,36 @@
+"""A release: what is shipped of a bundle to devices that answer with engines, without the graphs behind these.
+
+`examples/ci/build-engines.sh` writes one. Knows file names alone and opens nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from sdrpn.bundle.manifest import Manifest
+
+__all__ = ["release_advice", "release_targets"]
+
+
+def release_targets(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """The targets whose engines lie in a folder without graphs; empty where it has some, which is no release."""
+    graphs = (graph.file for variant in manifest.variants.values() for graph in variant.graphs.values())
+    if any((folder / name).exists() for name in graphs) or (folder / "optimized").is_dir():
+        return ()
+    return tuple(sorted({path.parent.name for path in (folder / "engines").glob("*/*.engine.json")}))
+
+
+def release_advice(folder: Path, manifest: Manifest, targets: tuple[str, ...], needed: str = "") -> str:
+    """What a release is, and what to take or do instead.
+
+    Args:
+        needed: what the graphs are needed for, such as "to build engines", and why the engines do not serve
+    """
+    checkpoint = manifest.source.get("checkpoint")
+    return (
+        f"{folder} is a release: engines for {', '.join(targets)}, without the ONNX graphs that they were built from"
+        f"{f', which are needed {needed}' if needed else ''}; answer on a GPU that the engines fit (sdrpn inspect "
+        f"{shlex.quote(str(folder))} --engines says which), or take the whole bundle, as `sdrpn export` made it"
+        f"{f' from {checkpoint}' if checkpoint else ''}"
+    )

@@ -1,0 +1,117 @@
+"""Bring a checkpoint's tokenizer into the bundle as `tokenizer.json`, and try it with the checkpoint's prompt."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrpn.checkpoint import Checkpoint
+from sdrpn.checkpoint.config_section import read_optional_config
+from sdrpn.checkpoint.sentencepiece import tokenizer_from_sentencepiece
+from sdrpn.errors import BadBundle, BadCheckpoint
+from sdrpn.text.prompt import build_prompt
+from sdrpn.text.tokenizer import load_tokenizer, token_text
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
+__all__ = ["exported_tokenizer", "write_tokenizer"]
+
+
+@contextmanager
+def exported_tokenizer(source: Checkpoint) -> Iterator[Path | None]:
+    """The `tokenizer.json` of a checkpoint, in a folder that is gone afterwards; None where it has no tokenizer.
+
+    Raises: BadCheckpoint or BadInput where it cannot be converted, or a question cannot be put with it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        if not write_tokenizer(source.tokenizer_dir, path):
+            yield None
+            return
+        _require_prompt(path, source)
+        yield path
+
+
+def _require_prompt(path: Path, source: Checkpoint) -> None:
+    """Put a question, so that nobody waits for an export that cannot be asked."""
+    tokenizer, spec = load_tokenizer(path), source.spec
+    prompt = build_prompt(tokenizer, spec.prompt, "What is in the image?")
+    largest = max((*prompt.ids_before, *prompt.ids_after))
+    if largest >= spec.llm.vocabulary:
+        raise BadCheckpoint(
+            f"{source.path}: a question becomes the token {largest} ({token_text(tokenizer, largest)!r}), and the "
+            f"model has {spec.llm.vocabulary}; put the tokenizer of its training there, or name another --template"
+        )
+
+
+def write_tokenizer(source_dir: Path | None, path: Path) -> bool:
+    """Write `path` from `tokenizer.json`, or from `tokenizer.model` (SentencePiece), in `source_dir`.
+
+    Returns: False where the checkpoint has neither; such a bundle answers by token ids.
+    Raises: BadCheckpoint where the tokenizer cannot be read or converted; MissingDependency.
+    """
+    path.unlink(missing_ok=True)
+    if source_dir is None:
+        return False
+    if (source_dir / "tokenizer.json").is_file():
+        _require_readable(source_dir / "tokenizer.json")
+        shutil.copyfile(source_dir / "tokenizer.json", path)
+        return True
+    if (source_dir / "tokenizer.model").is_file():
+        _converted(source_dir).save(str(path))
+        return True
+    return False
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        load_tokenizer(path)
+    except BadBundle as error:
+        reason = str(error).removesuffix("; export the checkpoint again")
+        raise BadCheckpoint(f"{reason}; replace or remove it") from error
+
+
+def _converted(source_dir: Path) -> Tokenizer:
+    """SentencePiece -> tokenizers, with the tokens that were added to the pieces later."""
+    path = source_dir / "tokenizer.model"
+    config = read_optional_config(source_dir / "tokenizer_config.json")
+    tokenizer = tokenizer_from_sentencepiece(path, add_bos=config.flag("add_bos_token", True))
+    try:
+        _add_tokens(tokenizer, source_dir)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, BadCheckpoint):
+            raise
+        raise BadCheckpoint(
+            f"{source_dir}: the added tokens cannot be read ({error!r}); put a tokenizer.json there"
+        ) from error
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, source_dir: Path) -> None:
+    """Tokens that were added to the pieces later; their ids follow those of the pieces."""
+    for token_id, token in sorted(_added_tokens(source_dir), key=lambda pair: pair[0]):
+        if token.special:
+            tokenizer.add_special_tokens([token])
+        else:
+            tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != token_id:
+            raise BadCheckpoint(
+                f"{source_dir / 'tokenizer.model'} cannot be converted: {token.content!r} should have the id "
+                f"{token_id} and would get {tokenizer.token_to_id(token.content)}; put a tokenizer.json beside it"
+            )
+
+
+def _added_tokens(source_dir: Path) -> Iterator[tuple[int, AddedToken]]:
+    from tokenizers import AddedToken
+
+    for text, token_id in read_optional_config(source_dir / "added_tokens.json").values.items():
+        yield token_id, AddedToken(text, normalized=False)
+    config = read_optional_config(source_dir / "tokenizer_config.json")
+    for token_id, token in config.section("added_tokens_decoder").values.items():
+        flags = {name: token[name] for name in ("lstrip", "rstrip", "single_word", "special") if name in token}
+        yield int(token_id), AddedToken(token["content"], normalized=False, **flags)

@@ -1,0 +1,112 @@
+"""What `sdrpn build` does with new engines where this machine's GPU fits them: try each once, keep the good ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdrpn.errors import RunFailed, SdrpnError
+
+if TYPE_CHECKING:
+    from sdrpn.bundle.bundle import Bundle
+    from sdrpn.bundle.engine_manifest import ParityGate
+    from sdrpn.runtime.backends.runner import Backend
+    from sdrpn.runtime.engines.engine_set import EngineSet
+
+__all__ = ["Trial", "try_engines"]
+
+# ONNX Runtime maps weights and packs them into memory of its own; interpreter and library beside them.
+_HOST_PER_WEIGHT_BYTE, _HOST_BASE_BYTES = 3, 500_000_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`state`: passed, or why nothing was tried."""
+
+    state: str
+    gates: tuple[ParityGate, ...] = ()
+
+
+def try_engines(bundle: Bundle, target: str, graphs: Collection[str], *, device: int | None = None) -> Trial:
+    """Run the engines of these graphs once and write what was found into their manifests.
+
+    Args:
+        device: the GPU that they were built on, as CUDA counts them; None: its first
+
+    Raises: RunFailed where one does not load, or computes something else than ONNX Runtime; its manifest is removed, so
+        that it does not count
+    """
+    from sdrpn.runtime.engines.engine_set import engine_set
+    from sdrpn.runtime.engines.platform import read_platform
+    from sdrpn.runtime.engines.preflight import check_engines
+
+    if not graphs:
+        return Trial("nothing new to try")
+    every = engine_set(bundle, target)
+    new = {name: one for name, one in every.engines.items() if name in graphs}
+    engines = dataclasses.replace(every, engines=new, missing=())
+    problems = check_engines(engines, read_platform(device or 0), verify=False)
+    if problems:
+        return Trial(f"not tried: {problems[0].reason}: {problems[0].here}")
+    gates = _tried(engines, device or 0)
+    failed = [gate for gate in gates if not gate.ok]
+    _keep(engines, gates, {gate.graph for gate in failed})
+    if failed:
+        first = failed[0]
+        raise RunFailed(
+            f"the engine of {first.graph} failed its smoke test on this GPU: {first.kind} of {first.tensor} is "
+            f"{first.found:.3g}, at most {first.limit:g}; it was not kept: try another release of {engines.flavour}"
+        )
+    passed = f"passed{_not_judged(engines)}"
+    if any(gate.kind == "smoke test" for gate in gates):
+        return Trial(passed, gates)
+    precision = engines.variant.precision
+    no_kernels = f"ONNX Runtime has no kernels for {precision}"
+    reason = no_kernels if engines.variant.for_engines_only else "memory for ONNX Runtime is short"
+    return Trial(f"{passed}, without comparison: {reason}", gates)
+
+
+def _not_judged(engines: EngineSet) -> str:
+    """A trial looks at numbers: that kernels are good ones is still to be seen where the listing does not say."""
+    names = [graph for graph, one in engines.manifests.items() if one.kernel_verdict == "unjudged"]
+    return f" (the kernels of {', '.join(names)} were not judged)" if names else ""
+
+
+def _tried(engines: EngineSet, device: int) -> tuple[ParityGate, ...]:
+    from sdrpn.runtime import EngineOptions
+    from sdrpn.runtime.backends import open_backend, open_tensorrt
+    from sdrpn.runtime.engines.trial_run import smoke_test
+
+    try:
+        options = EngineOptions(device=device)
+        gpu = open_tensorrt(engines.flavour, options, host_code=engines.host_code)
+        compares = not engines.variant.for_engines_only and _fits_host(engines)
+        host: Backend | None = open_backend("onnxruntime") if compares else None
+        return tuple(smoke_test(engines, gpu, host))
+    except SdrpnError as error:
+        _keep(engines, (), set(engines.engines))
+        raise RunFailed(f"the engines do not run on this GPU and were not kept: {error}") from error
+
+
+def _fits_host(engines: EngineSet) -> bool:
+    from sdrpn.bundle.memory import graph_weights_bytes
+    from sdrpn.host.machine import read_machine
+
+    weights = graph_weights_bytes(engines.bundle, engines.variant)
+    needed = _HOST_BASE_BYTES + _HOST_PER_WEIGHT_BYTE * max(weights[graph] for graph in engines.engines)
+    available = read_machine().memory_available_bytes
+    return available is None or needed <= available
+
+
+def _keep(engines: EngineSet, gates: tuple[ParityGate, ...], dropped: Collection[str]) -> None:
+    from sdrpn.bundle.engine_manifest import engine_paths, write_engine_manifest
+
+    for graph, manifest in engines.manifests.items():
+        path = engine_paths(engines.bundle.path, engines.target, graph)[1]
+        if graph in dropped:
+            path.unlink()
+        else:
+            own = tuple(gate for gate in gates if gate.graph == graph)
+            write_engine_manifest(path, dataclasses.replace(manifest, parity=own))

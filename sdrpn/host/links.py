@@ -1,0 +1,83 @@
+"""Which links a folder of model files may be made of. Knows neither bundles nor checkpoints.
+
+A link may lead to where files of this folder are known to lie: the folder itself, the blobs of the model cache that it
+is a snapshot of, the installed package for what comes with it, and what the caller allows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TypeAlias
+
+from sdrpn.errors import SdrpnError
+
+__all__ = ["AllowLinks", "allowing_links", "link_roots", "real_file"]
+
+# True: wherever they lead. Folders: below these as well.
+AllowLinks: TypeAlias = bool | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+# Where the code really lies: of packages that were installed as links (uv, Nix, conda), the data lies beside it.
+_PACKAGE = Path(__file__).resolve().parents[1]
+# For all folders that are opened while a command runs; see `allowing_links`.
+_ALLOWED: ContextVar[tuple[Path, ...]] = ContextVar("allowed links", default=())
+# huggingface_hub's mark of a store that the repositories of a cache share.
+_SHARED_STORE_MARK = ".huggingface-shared-blobs"
+
+
+def link_roots(folder: Path, allow: AllowLinks = ()) -> tuple[Path, ...]:
+    """Real folders that the files of `folder` may lie below, itself first."""
+    real = _real(folder)
+    return (real, *_blobs(real), *_package(folder), *_allowed(real, allow), *_ALLOWED.get())
+
+
+@contextmanager
+def allowing_links(folders: Sequence[Path]) -> Iterator[None]:
+    """Inside the block, files of every folder may be links to below `folders`: what a user said of a whole command."""
+    token = _ALLOWED.set((*_ALLOWED.get(), *_allowed(Path(), folders)))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def real_file(path: Path, roots: Sequence[Path], error: type[SdrpnError]) -> Path:
+    """Where `path` leads. Raises `error` where that is below none of the roots, whether or not anything is there."""
+    real = _real(path)
+    if not any(real.is_relative_to(root) for root in roots):
+        raise error(
+            f"{path} is a link that leaves {roots[0]}: it leads to {real}; if that file is yours, "
+            f"allow it: --allow-links {real.parent} (in Python: allow_links={str(real.parent)!r})"
+        )
+    return real
+
+
+def _blobs(real: Path) -> list[Path]:
+    """REPOSITORY/blobs of a folder in REPOSITORY/snapshots/REVISION, and what the repositories beside it share."""
+    found = []
+    for revision in (real, *real.parents):
+        if revision.parent.name == "snapshots":
+            repository = revision.parents[1]
+            store = repository.parent / "blobs"
+            found += [repository / "blobs", *([store] if (store / _SHARED_STORE_MARK).is_file() else [])]
+    return [blobs for blobs in found if blobs.is_dir() and not blobs.is_symlink()]
+
+
+def _package(folder: Path) -> list[Path]:
+    """Only for a folder of the package itself."""
+    return [_PACKAGE] if folder.absolute().is_relative_to(Path(__file__).absolute().parents[1]) else []
+
+
+def _allowed(real: Path, allow: AllowLinks) -> list[Path]:
+    if isinstance(allow, bool):
+        return [Path(real.anchor)] if allow else []
+    folders = [allow] if isinstance(allow, (str, os.PathLike)) else allow
+    return [_real(Path(folder).expanduser()) for folder in folders]
+
+
+def _real(path: Path) -> Path:
+    """As `Path.resolve`, which raises for a loop of links, and not in all releases."""
+    return Path(os.path.realpath(path))

@@ -1,0 +1,172 @@
+"""From an upright RGB picture to what the vision tower reads: the whole of it, or one crop. Pillow and NumPy only.
+
+How the whole picture becomes a square is `VisionSpec.fit`: padded in the mean colour, as LLaVA does and SD-RPN was
+trained, or its shorter side resized and the longer one cut at both ends, as the processor of llava-hf checkpoints does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sdrpn.errors import BadInput
+from sdrpn.images.resample import resample_columns
+from sdrpn.method.geometry import Box, resized_wh
+from sdrpn.method.spec import VisionSpec
+
+__all__ = ["bands", "base_picture", "base_pixels", "check_crop", "crop_pixels", "padded_box", "part", "require_rgb"]
+
+Float32 = npt.NDArray[np.float32]
+
+BAND_PIXELS = 4_000_000  # work on a large image goes by bands of rows, 16 MB each
+# Where padding makes up seven eighths of the square, its columns are not worth resizing.
+NARROW = 8
+# Beyond this, the longer side is cut before it is resized: it would grow to 20 * R pixels and more.
+LONG = 20
+
+
+def padded_box(image_wh: tuple[int, int]) -> Box:
+    """The square around the whole image that `base_pixels` looks at, in pixels of the image."""
+    width, height = image_wh
+    side = max(image_wh)
+    left, top = (side - width) // 2, (side - height) // 2
+    return -left, -top, side - left, side - top
+
+
+def base_pixels(image: Image.Image, vision: VisionSpec) -> Float32:
+    """The whole image as the vision tower first sees it.
+
+    Padded to a square in the mean colour and resized to R x R, or its shorter side resized to R and the middle of the
+    longer one taken (`vision.fit`); bicubic, antialiased, normalised. Returns: (3, R, R).
+    """
+    return _normalised(base_picture(image, vision), vision)
+
+
+def base_picture(image: Image.Image, vision: VisionSpec) -> Image.Image:
+    """What `base_pixels` normalises: R x R, RGB."""
+    require_rgb(image)
+    if vision.fit == "crop":
+        return _middle_of_longer_side(image, vision.image_size_px)
+    x1, y1, x2, y2 = padded_box(image.size)
+    side_px, colour = vision.image_size_px, vision.pad_colour
+    if image.width * NARROW < x2 - x1:
+        return _narrow_squashed(image, (-x1, -y1), x2 - x1, side_px, colour)
+    return _squashed(image, (-x1, -y1), (x2 - x1, y2 - y1), side_px, Image.Resampling.BICUBIC, colour)
+
+
+def crop_pixels(image: Image.Image, box_xyxy_px: Box, vision: VisionSpec) -> Float32:
+    """One crop, squashed to R x R whatever its aspect (bilinear, antialiased), normalised.
+
+    Returns: (3, R, R). Raises: BadInput for a box that is empty or leaves the image.
+    """
+    require_rgb(image)
+    check_crop(box_xyxy_px, image.size)
+    x1, y1, x2, y2 = box_xyxy_px
+    size, resample = (x2 - x1, y2 - y1), Image.Resampling.BILINEAR
+    return _normalised(_squashed(image, (-x1, -y1), size, vision.image_size_px, resample, (0, 0, 0)), vision)
+
+
+def check_crop(box_xyxy_px: Box, image_wh: tuple[int, int]) -> None:
+    """Raise BadInput for a box that is empty or leaves the image."""
+    (x1, y1, x2, y2), (width, height) = box_xyxy_px, image_wh
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+        raise BadInput(
+            f"the crop {tuple(box_xyxy_px)} is empty or leaves the image; expected x1 < x2 <= {width} and "
+            f"y1 < y2 <= {height}"
+        )
+
+
+def require_rgb(image: Image.Image) -> None:
+    """Raise BadInput for an image of another mode."""
+    if image.mode != "RGB":
+        raise BadInput(f"the image has mode {image.mode}; expected RGB: pass what open_image returns")
+
+
+def _squashed(
+    image: Image.Image,
+    offset_xy: tuple[int, int],
+    canvas_wh: tuple[int, int],
+    side_px: int,
+    resample: Image.Resampling,
+    colour: tuple[int, int, int],
+) -> Image.Image:
+    """Paste the image on a canvas and resize that to a square, without ever holding the canvas.
+
+    Rows first, rounded to bytes, then columns: the order of the Pillow releases that SD-RPN was trained and published
+    with. Newer ones shrink the columns of tall images first, which changes the last bit of many pixels. Each row is
+    resized by itself, so bands of rows and then one narrow strip do; rows that are all padding stay what they are.
+    """
+    width, height = canvas_wh
+    strip = Image.new("RGB", (side_px, height), colour)
+    first, last = max(0, offset_xy[1]), min(height, offset_xy[1] + image.height)
+    for top, rows in bands(first, last, width):
+        band = part(image, (offset_xy[0], offset_xy[1] - top), (width, rows), colour)
+        strip.paste(band.resize((side_px, rows), resample), (0, top))
+    return strip.resize((side_px, side_px), resample)
+
+
+def _narrow_squashed(
+    image: Image.Image, offset_xy: tuple[int, int], canvas_px: int, side_px: int, colour: tuple[int, int, int]
+) -> Image.Image:
+    """As `_squashed` of a square canvas, bicubic; of its columns only those that show the image are computed."""
+    scale = canvas_px / side_px
+    reach = 2 * max(1.0, 1 / scale) + 1  # of the kernel, and one for roundings, in output pixels
+    first = max(0, int(offset_xy[0] / scale - reach))
+    outputs = range(first, min(side_px, int((offset_xy[0] + image.width) / scale + reach) + 1))
+    strip = Image.new("RGB", (side_px, canvas_px), colour)
+    for top, rows in bands(0, image.height, 4 * image.width):  # 8 bytes a channel
+        pixels = np.asarray(part(image, (0, -top), (image.width, rows)))
+        columns = resample_columns(pixels, offset_xy[0], canvas_px, side_px, outputs, colour)
+        strip.paste(Image.fromarray(columns), (first, offset_xy[1] + top))
+    return strip.resize((side_px, side_px), Image.Resampling.BICUBIC)
+
+
+def _middle_of_longer_side(image: Image.Image, side_px: int) -> Image.Image:
+    """The shorter side resized to R, the longer one in proportion, and its middle taken, as transformers does."""
+    width, height = resized_wh(image.size, side_px)
+    left, top = (width - side_px) // 2, (height - side_px) // 2
+    if max(width, height) <= LONG * side_px:
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return part(resized, (-left, -top), (side_px, side_px))
+    if width > height:
+        turned = image.transpose(Image.Transpose.TRANSPOSE)
+        return _middle_of_height(turned, width, range(left, left + side_px)).transpose(Image.Transpose.TRANSPOSE)
+    return _middle_of_height(image, height, range(top, top + side_px))
+
+
+def _middle_of_height(image: Image.Image, out_height: int, outputs: range) -> Image.Image:
+    """Resize the height to `out_height`, of which only `outputs` are computed, and the width to as many."""
+    reach = 2 * max(1.0, image.height / out_height) + 1
+    first = max(0, int(outputs.start * image.height / out_height - reach))
+    last = min(image.height, int(outputs.stop * image.height / out_height + reach) + 1)
+    rows = np.asarray(part(image, (0, -first), (image.width, last - first)))
+    columns = resample_columns(rows.transpose(1, 0, 2), first, image.height, out_height, outputs)
+    middle = Image.fromarray(np.ascontiguousarray(columns.transpose(1, 0, 2)))
+    return middle.resize((len(outputs), len(outputs)), Image.Resampling.BICUBIC)
+
+
+def bands(first: int, last: int, width: int) -> Iterator[tuple[int, int]]:
+    """(top, rows) of bands of rows that hold about BAND_PIXELS."""
+    step = max(1, BAND_PIXELS // width)
+    for top in range(first, last, step):
+        yield top, min(step, last - top)
+
+
+def part(
+    image: Image.Image, offset_xy: tuple[int, int], size_wh: tuple[int, int], colour: tuple[int, int, int] = (0, 0, 0)
+) -> Image.Image:
+    """The image seen through a window. `Image.crop` would apply Pillow's size limit again."""
+    part = Image.new("RGB", size_wh, colour)
+    part.paste(image, offset_xy)
+    return part
+
+
+def _normalised(image: Image.Image, vision: VisionSpec) -> Float32:
+    """(R, R) RGB to (3, R, R) of (value/255 - mean) / std, through a table of the 256 values of each channel."""
+    values = (np.arange(256) / 255).astype(np.float32)
+    mean, std = np.array(vision.image_mean, np.float32), np.array(vision.image_std, np.float32)
+    table = (values - mean[:, None]) / std[:, None]  # (3, 256)
+    return np.stack([table[channel][plane] for channel, plane in enumerate(np.asarray(image).transpose(2, 0, 1))])

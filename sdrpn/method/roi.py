@@ -1,0 +1,353 @@
+"""Turn an RoI map into the crops that are looked at again. NumPy only; knows nothing about models or image files.
+
+Follows the official SD-RPN implementation to the last rounding, except where that is plainly wrong:
+a crop that shows only padding is dropped, a box always contains the cells that fired, and a region that is too
+large does not drag the crop of its smaller neighbours over the whole image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.errors import BadInput, RunFailed
+from sdrpn.method.geometry import Box, Fit, PaddedGrid
+
+__all__ = [
+    "Crop",
+    "Decide",
+    "RoiDecision",
+    "RoiPolicy",
+    "blur",
+    "decide_by_policy",
+    "decide_crops",
+    "find_components",
+    "resize_features",
+    "roi_logits_from_scores",
+    "roi_map",
+]
+
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+Int64 = npt.NDArray[np.int64]
+
+MAX_BBOX_CROPS = 2  # the official evaluation's limit: 1152 tokens
+EXPANDED_BELOW_CELLS = 4  # components smaller than this get a box of at least 3 x 3 cells
+MIN_BOX_SIDE_CELLS = 3
+
+
+@dataclass(frozen=True)
+class RoiPolicy:
+    """How a map becomes crops.
+
+    threshold: cells above it fire; negative: |threshold| times the maximum of the blurred logits (for `loss="mse"`).
+    upscale: "bbox" shows one or two boxes whole; "mask" does so for one box and otherwise shows one crop around all
+        fired cells, of which only the fired ones are kept.
+    max_ratio: only with "bbox": how many tokens a side a cell may become; None: G tokens a side for every crop.
+    min_cells, max_cells: regions with fewer or more cells are not zoomed on.
+    """
+
+    threshold: float = 0.15  # the official evaluation's value for TextVQA, ChartQA, InfoVQA and POPE
+    upscale: Literal["mask", "bbox"] = "mask"
+    max_ratio: float | None = None
+    min_cells: int = 2
+    max_cells: int = 225
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.threshold) or not -1 < self.threshold < 1 or self.threshold == 0:
+            raise BadInput(
+                f"threshold is {self.threshold!r}; expected a number between 0 and 1, or between -1 and 0 for a share "
+                "of the highest logit"
+            )
+        if self.upscale not in ("mask", "bbox"):
+            raise BadInput(f'upscale is {self.upscale!r}; expected "mask" or "bbox"')
+        if self.max_ratio is not None:
+            if self.upscale != "bbox":
+                raise BadInput(f'max_ratio ({self.max_ratio!r}) needs upscale="bbox"; got upscale={self.upscale!r}')
+            if not _is_number(self.max_ratio) or not self.max_ratio > 0:
+                raise BadInput(f"max_ratio is {self.max_ratio!r}; expected a number above 0, or None")
+        for name in ("min_cells", "max_cells"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise BadInput(f"{name} is {value!r}; expected a whole number of at least 1")
+        if self.max_cells < self.min_cells:
+            raise BadInput(f"max_cells ({self.max_cells}) is below min_cells ({self.min_cells}): no region could pass")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One part of the image to encode again. With neither `keep_cells` nor `grid_hw` all G*G tokens are inserted."""
+
+    box_xyxy_px: Box
+    keep_cells: Bool | None = None  # (G, G): the cells of the crop's own feature grid that are inserted, row-major
+    grid_hw: tuple[int, int] | None = None  # the projected features are resized to this many cells
+
+    def token_count(self, grid_side: int) -> int:
+        """RoI tokens that this crop inserts."""
+        if self.keep_cells is not None:
+            return int(self.keep_cells.sum())
+        rows, columns = self.grid_hw or (grid_side, grid_side)
+        return rows * columns
+
+
+@dataclass(frozen=True)
+class RoiDecision:
+    """What a map led to."""
+
+    boxes_cells: Int64  # (n, 4), x1 y1 x2 y2, upper bounds exclusive: the regions that passed the area limits
+    crops: tuple[Crop, ...]  # what is inserted, in order
+    note: str | None  # why nothing is inserted or a region was left out, for people
+    blurred_map: Float32  # (G, G): what the threshold was applied to (logits under a negative threshold)
+
+
+@dataclass(frozen=True)
+class Component:
+    """Fired cells that touch, diagonals included."""
+
+    cells_yx: Int64  # (area, 2)
+
+    @property
+    def area(self) -> int:
+        """Number of cells."""
+        return len(self.cells_yx)
+
+    @property
+    def box_cells(self) -> Box:
+        """The tightest box."""
+        (y1, x1), (y2, x2) = self.cells_yx.min(axis=0), self.cells_yx.max(axis=0) + 1
+        return int(x1), int(y1), int(x2), int(y2)
+
+
+def roi_logits_from_scores(
+    scores: Float32, *, head_dim: int, multi_head: bool = True, loss: Literal["bce", "focal", "mse"] = "bce"
+) -> Float32:
+    """Reduce the scores of the last prompt token against the image tokens to one map.
+
+    Args:
+        scores: (H, G*G), q.k / sqrt(head_dim) of each head.
+        multi_head: False: one unscaled dot product over all heads.
+        loss: "mse": the scores of a head are a distribution over the image.
+    Returns: (G, G), before the sigmoid.
+    """
+    grid_side = math.isqrt(scores.shape[-1]) if scores.ndim == 2 else 0
+    if grid_side == 0 or grid_side**2 != scores.shape[-1]:
+        raise BadInput(f"scores have the shape {scores.shape}; expected (heads, G*G) over the image's tokens alone")
+    if not multi_head:
+        scores = scores.sum(axis=0, keepdims=True, dtype=np.float32) * np.float32(math.sqrt(head_dim))
+    if loss == "mse":
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores = scores / scores.sum(axis=1, keepdims=True)
+    logits: Float32 = scores.mean(axis=0, dtype=np.float32)
+    return logits.reshape(grid_side, grid_side)
+
+
+def roi_map(logits: Float32) -> Float32:
+    """The sigmoid of (G, G) logits: how strongly each cell asks to be looked at."""
+    # exp(88) is the last power that float32 holds.
+    return (1 / (1 + np.exp(-np.clip(logits, -88, 88)))).astype(np.float32, copy=False)
+
+
+def blur(values: Float32) -> Float32:
+    """A 3 x 3 Gaussian of sigma 1 with mirrored borders (the border row itself is not repeated) over (G, G)."""
+    weights = np.exp(np.float32(-0.5) * np.array([1, 0, 1], np.float32))
+    side, centre, _ = weights / weights.sum()
+    padded = np.pad(values.astype(np.float32, copy=False), 1, mode="reflect" if min(values.shape) > 1 else "edge")
+    rows = side * padded[:, :-2] + centre * padded[:, 1:-1] + side * padded[:, 2:]
+    return np.asarray(side * rows[:-2] + centre * rows[1:-1] + side * rows[2:], np.float32)
+
+
+def find_components(fired: Bool) -> list[Component]:
+    """The 8-connected regions of a (G, G) mask, in the raster order of their first cells."""
+    open_cells = {(int(y), int(x)) for y, x in np.argwhere(fired)}
+    components = []
+    for start in sorted(open_cells):
+        if start not in open_cells:
+            continue
+        open_cells.remove(start)
+        cells = [start]
+        for y, x in cells:  # grows while it is read
+            around = [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+            touching = [cell for cell in around if cell in open_cells]
+            open_cells.difference_update(touching)
+            cells += touching
+        components.append(Component(np.array(sorted(cells), np.int64)))
+    return components
+
+
+def decide_crops(
+    logits: Float32, image_wh: tuple[int, int], policy: RoiPolicy, *, image_size_px: int = 336, fit: Fit = "pad"
+) -> RoiDecision:
+    """Choose what to look at again.
+
+    Args:
+        logits: (G, G), before the sigmoid.
+        image_wh: width and height of the upright source image.
+        image_size_px: R, the side of the square that the model sees.
+        fit: how the image became this square, see `VisionSpec`
+    Raises: RunFailed for logits that are not finite numbers.
+    """
+    _check_logits(logits)
+    blurred, threshold = _blurred_and_threshold(logits, policy.threshold)
+    fired = blurred > threshold
+    components = find_components(fired)
+    kept = [part for part in components if policy.min_cells <= part.area <= policy.max_cells]
+    boxes = [_expanded_box(part, len(logits)) for part in kept]
+    grid = PaddedGrid(image_wh, image_size_px, len(logits), fit)
+    crops: list[Crop] = []
+    note: str | None
+    if not boxes:
+        note = _no_region_note(blurred, threshold, components, policy)
+    elif len(boxes) == 1 or (policy.upscale == "bbox" and len(boxes) <= MAX_BBOX_CROPS):
+        crops, note = _box_crops(boxes, grid, policy.max_ratio)
+    elif policy.upscale == "bbox":
+        crops, note = (
+            [],
+            (
+                f'nothing inserted: {len(boxes)} regions, and upscale="bbox" shows at most {MAX_BBOX_CROPS}; '
+                'upscale="mask" or a higher threshold zooms'
+            ),
+        )
+    else:
+        oversize = [part for part in components if part.area > policy.max_cells]
+        crops, note = _mask_crop(fired, oversize, grid, policy.max_cells)
+    return RoiDecision(np.array(boxes, np.int64).reshape(-1, 4), tuple(crops), note, blurred)
+
+
+Decide = Callable[[Float32, tuple[int, int]], RoiDecision]  # logits (G,G), image (width, height) -> crops
+
+
+def decide_by_policy(policy: RoiPolicy, *, image_size_px: int, fit: Fit = "pad") -> Decide:
+    """`decide_crops` with everything given but the logits and the image's size."""
+
+    def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
+        return decide_crops(logits, image_wh, policy, image_size_px=image_size_px, fit=fit)
+
+    return decide
+
+
+def resize_features(features: Float32, grid_hw: tuple[int, int]) -> Float32:
+    """Resize (rows, columns, D) bilinearly to (*grid_hw, D).
+
+    Equals torch's `interpolate(mode="bilinear", align_corners=False)`: borders are repeated, nothing is averaged
+    when shrinking. Returns the dtype of `features`; computed in float32.
+    """
+    values = features.astype(np.float32, copy=False)
+    row_taps, column_taps = _bilinear_taps(values.shape[0], grid_hw[0]), _bilinear_taps(values.shape[1], grid_hw[1])
+    resized = np.zeros((*grid_hw, values.shape[2]), np.float32)
+    # The order of these four products and sums is torch's: it decides exact ties of a mask at one half.
+    for rows, down in row_taps:
+        for columns, across in column_taps:
+            resized += (down[:, None] * across)[..., None] * values[rows[:, None], columns]
+    return resized.astype(features.dtype, copy=False)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_logits(logits: Float32) -> None:
+    if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or logits.size == 0:
+        raise BadInput(f"RoI logits have the shape {logits.shape}; expected (G, G)")
+    bad = int(np.count_nonzero(~np.isfinite(logits)))
+    if bad:
+        raise RunFailed(
+            f"{bad} of {logits.size} RoI logits are NaN or infinite; expected finite numbers. A half-precision graph "
+            "overflowed or a file is damaged: compare the bundle with its checkpoint, or export it in fp32"
+        )
+
+
+def _blurred_and_threshold(logits: Float32, threshold: float) -> tuple[Float32, float]:
+    if threshold > 0:
+        return blur(roi_map(logits)), threshold
+    # The logits of a map trained as a distribution are small: only their ratio to the peak says something.
+    blurred = blur(logits)
+    return blurred, float(blurred.max()) * abs(threshold)
+
+
+def _expanded_box(component: Component, grid_side: int) -> Box:
+    """The box of a region; a tiny region gets one of at least 3 x 3 cells where the grid has room."""
+    x1, y1, x2, y2 = component.box_cells
+    if component.area < EXPANDED_BELOW_CELLS:
+        (x1, x2), (y1, y2) = _expanded_span(x1, x2, grid_side), _expanded_span(y1, y2, grid_side)
+    return x1, y1, x2, y2
+
+
+def _expanded_span(low: int, high: int, grid_side: int) -> tuple[int, int]:
+    """The official expansion, then joined with what fired: its clamp to G-1 cuts off the last row and column."""
+    centre, size = (low + high) / 2, max(MIN_BOX_SIDE_CELLS, high - low + 1)
+    expanded_low = max(0, int(centre - size / 2))
+    expanded_high = min(grid_side - 1, int(centre + size / 2))
+    return min(expanded_low, low), max(expanded_high, high)
+
+
+def _box_crops(boxes: Sequence[Box], grid: PaddedGrid, max_ratio: float | None) -> tuple[list[Crop], str | None]:
+    crops = []
+    for box in boxes:
+        box_px = grid.box_px_from_cells(box)
+        if box_px is not None:
+            grid_hw = None if max_ratio is None else _grid_hw(box, max_ratio, grid.grid_side)
+            crops.append(Crop(box_px, grid_hw=grid_hw))
+    if not crops:
+        return [], "nothing inserted: every region lies in the padding around the image"
+    dropped = len(boxes) - len(crops)
+    return crops, f"left out: {dropped} of {len(boxes)} regions, only padding" if dropped else None
+
+
+def _grid_hw(box_cells: Box, max_ratio: float, grid_side: int) -> tuple[int, int]:
+    """How many tokens a box may take: `max_ratio` times its cells, the longer side at most G, at least 1."""
+    x1, y1, x2, y2 = box_cells
+    ratio = min(float(max_ratio), grid_side / max(x2 - x1, y2 - y1))
+    return max(1, round((y2 - y1) * ratio)), max(1, round((x2 - x1) * ratio))
+
+
+def _mask_crop(
+    fired: Bool, oversize: Sequence[Component], grid: PaddedGrid, max_cells: int
+) -> tuple[list[Crop], str | None]:
+    """One crop around all fired cells, single ones included, of which only the fired ones are kept."""
+    mask = fired.copy()
+    for component in oversize:
+        mask[tuple(component.cells_yx.T)] = False
+    y1, x1, y2, x2 = (int(edge) for corner in _corners(mask) for edge in corner)
+    box_px = grid.box_px_from_cells((x1, y1, x2, y2))
+    if box_px is None:
+        return [], "nothing inserted: every region lies in the padding around the image"
+    side = grid.grid_side
+    keep_cells = resize_features(mask[y1:y2, x1:x2, None].astype(np.float32), (side, side))[..., 0] > 0.5
+    if not keep_cells.any():
+        return [], 'nothing inserted: no cell of the mask is left on the crop\'s grid; upscale="bbox" shows it whole'
+    note = f"left out: {_regions(len(oversize))} of more than {max_cells} cells" if oversize else None
+    return [Crop(box_px, keep_cells=keep_cells)], note
+
+
+def _corners(mask: Bool) -> tuple[Int64, Int64]:
+    cells_yx = np.argwhere(mask)
+    return cells_yx.min(axis=0), cells_yx.max(axis=0) + 1
+
+
+def _no_region_note(blurred: Float32, threshold: float, components: Sequence[Component], policy: RoiPolicy) -> str:
+    if not components:
+        return f"nothing inserted: no cell is above {threshold:.3g}, the highest is {float(blurred.max()):.3g}"
+    small = sum(part.area < policy.min_cells for part in components)
+    return (
+        f"nothing inserted: {_regions(small)} of fewer than {policy.min_cells} cells, "
+        f"{_regions(len(components) - small)} of more than {policy.max_cells}"
+    )
+
+
+def _regions(count: int) -> str:
+    return f"{count} region" if count == 1 else f"{count} regions"
+
+
+def _bilinear_taps(size: int, new_size: int) -> tuple[tuple[Int64, Float32], tuple[Int64, Float32]]:
+    """The two old indices and their weights for each new index, in torch's float32 arithmetic."""
+    ratio = float(np.float32(size) / np.float32(new_size))
+    # torch computes this with one fused multiply-add, so it is rounded once.
+    position = (ratio * (np.arange(new_size) + 0.5) - 0.5).astype(np.float32).clip(0)
+    first = np.minimum(position.astype(np.int64), size - 1)
+    weight = (position - first).clip(0, 1).astype(np.float32)
+    return (first, 1 - weight), (np.minimum(first + 1, size - 1), weight)

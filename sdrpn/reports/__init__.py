@@ -1,0 +1,1 @@
+"""Figures that were measured, as CSV, Markdown and HTML. Runs nothing."""

@@ -1,0 +1,128 @@
+"""What the checks of one device found, step by step: as JSON, as a page, and as one row of a table. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sdrpn.reports.table_page import Table, page_text
+
+__all__ = ["CheckResult", "DeviceReport", "Figure", "State", "Subject"]
+
+State = Literal["passed", "failed", "skipped"]
+Figure = float | int | str
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One step. `detail`: what was found, the error in one line, or why the step was skipped."""
+
+    group: str
+    name: str
+    state: State
+    detail: str
+    seconds: float
+    figures: Mapping[str, Figure] = field(default_factory=dict)  # names carry the unit: first_token_ms
+
+    @property
+    def title(self) -> str:
+        """Group and name."""
+        return f"{self.group}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The bundle that was asked, and what ran it."""
+
+    bundle: str  # the folder's name, never a path of the user's
+    variant: str
+    backend: str
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """One run of all checks on one machine."""
+
+    created: str  # UTC, ISO 8601
+    version: str  # of sdrpn
+    device: str  # the GPU's or, without one, the processor's name
+    machine: Mapping[str, Any]
+    libraries: Mapping[str, str | None]
+    subject: Subject | None
+    results: tuple[CheckResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no step failed."""
+        return not self.of_state("failed")
+
+    def of_state(self, state: State) -> tuple[CheckResult, ...]:
+        """The steps that ended in one state."""
+        return tuple(result for result in self.results if result.state == state)
+
+    @property
+    def summary(self) -> str:
+        """How many steps passed, failed and were skipped."""
+        states: tuple[State, ...] = ("passed", "failed", "skipped")
+        return ", ".join(f"{len(self.of_state(state))} {state}" for state in states)
+
+    def figure(self, name: str) -> Figure | None:
+        """A figure by its name, from whichever step has it."""
+        found = [result.figures[name] for result in self.results if name in result.figures]
+        return found[0] if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        """An object that only gains entries while `format_version` is 1."""
+        return {"format_version": FORMAT_VERSION, "ok": self.ok, "summary": self.summary, **asdict(self)}
+
+    def to_row(self) -> dict[str, Any]:
+        """What a table of devices shows of it: one line of a file of results."""
+        ran = [result for result in self.results if result.state != "skipped" and result.group == "bundle"]
+        return {
+            "date": self.created[:10],
+            "sdrpn": self.version,
+            "device": self.device,
+            "libraries": {name: version for name, version in self.libraries.items() if version is not None},
+            "subject": asdict(self.subject) if self.subject is not None and ran else None,
+            "passed": len(self.of_state("passed")),
+            "failed": len(self.of_state("failed")),
+            "skipped": len(self.of_state("skipped")),
+            "first_token_ms": self.figure("first_token_ms"),
+            "token_ms": self.figure("token_ms"),
+        }
+
+    def page(self, path: Path) -> str:
+        """The page in the format that the file's name asks for. Raises BadInput for any other than .md and .html."""
+        facts = [("created", self.created), ("sdrpn", self.version), ("device", self.device)]
+        facts += [(name, str(value)) for name, value in self.machine.items() if isinstance(value, (str, int))]
+        facts += [(name, version or "not installed") for name, version in self.libraries.items()]
+        if self.subject is not None:
+            facts += [(name, str(value)) for name, value in asdict(self.subject).items() if value is not None]
+        tables = (
+            Table("Checks", ("step", "state", "seconds", "found"), _rows(self.results), right=("seconds",)),
+            Table("Figures", ("step", "figure", "value"), _figure_rows(self.results), right=("value",)),
+            Table("Machine", ("fact", "value"), facts),
+        )
+        return page_text(path, f"Device check: {self.device}: {self.summary}", tables)
+
+
+def _rows(results: Sequence[CheckResult]) -> list[tuple[str, ...]]:
+    return [
+        (result.title, "FAILED" if result.state == "failed" else result.state, f"{result.seconds:.1f}", result.detail)
+        for result in results
+    ]
+
+
+def _figure_rows(results: Sequence[CheckResult]) -> list[tuple[str, ...]]:
+    return [(result.title, name, _number(value)) for result in results for name, value in result.figures.items()]
+
+
+def _number(value: Figure) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,182 @@
+"""Fill a chat template as Hugging Face's `apply_chat_template` does, with one question about one image.
+
+What templates are offered there is offered here: trimmed blocks, `break` and `continue`, `{% generation %}`, `tojson`
+with the options of `json.dumps`, `raise_exception`, `strftime_now`. Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+
+from sdrpn.errors import BadInput
+from sdrpn.text.template_prices import OverBudget
+from sdrpn.text.template_sandbox import MeteredSandbox
+
+__all__ = ["render_chat"]
+
+_TRIAL_QUESTION = "What is written on the plate?"
+_ADVICE = "name another with `sdrpn export --template NAME|FILE`"
+
+
+def render_chat(template: str, question: str, image_token: str, special_tokens: Mapping[str, str]) -> str:
+    """The text of a conversation that begins with an image and a question, up to where the model goes on.
+
+    A template that takes text only gets the image's token and a line end before the question, as LLaVA was trained.
+
+    Args:
+        special_tokens: `bos_token` and its kin, by the names under which templates know them
+    Raises: BadInput for a template that fails, takes too much work, leaves the question out, or does not place the
+        image once.
+    """
+    content = _content_for(template, image_token, frozenset(special_tokens.items()))
+    try:
+        return _render(template, content(question, image_token), question, special_tokens)
+    except Exception as error:  # templates are programs: they fail in any way
+        raise _refusal(error) from error
+
+
+# How a template takes the question ------------------------------------------------------------------------------------
+
+
+class _TextExpected(Exception):
+    """A list was printed where a template expected text."""
+
+
+class _Parts(list[dict[str, str]]):
+    """The parts of a message, for templates that look into them; none wants to print the list."""
+
+    def __repr__(self) -> NoReturn:
+        raise _TextExpected("it takes text only")
+
+    __str__ = __repr__
+
+
+def _parts(question: str, image_token: str) -> object:
+    return _Parts([{"type": "image"}, {"type": "text", "text": question}])
+
+
+def _text_with_image(question: str, image_token: str) -> object:
+    return f"{image_token}\n{question}"
+
+
+def _text_alone(question: str, image_token: str) -> object:
+    return question
+
+
+@functools.lru_cache(maxsize=16)
+def _content_for(template: str, image_token: str, tokens: frozenset[tuple[str, str]]) -> Callable[[str, str], object]:
+    """Tried out with a question: the first form that puts both the image and the question into the text."""
+    try:
+        _environment().compile_within_limits(template)
+    except Exception as error:  # the parser's own, and Python's where an expression is nested too deeply
+        raise _refusal(error) from error
+    faults = []
+    for content in (_parts, _text_with_image, _text_alone):
+        try:
+            text = _render(template, content(_TRIAL_QUESTION, image_token), _TRIAL_QUESTION, dict(tokens))
+        except OverBudget as error:
+            raise _refusal(error) from error
+        except Exception as error:  # templates are programs: they fail in any way
+            faults.append((isinstance(error, _TextExpected), _refusal(error)))
+            continue
+        images = len(re.findall(f"(?:{re.escape(image_token)})+", text))
+        asks = _TRIAL_QUESTION.lower() in text.lower()
+        if images == 1 and asks:
+            return content
+        faults.append((not asks, _misplaced(images) if asks else _unasked()))
+    # The first form's fault says most, unless the template cannot have been made for that form.
+    raise min(faults, key=lambda fault: fault[0])[1]
+
+
+def _misplaced(images: int) -> BadInput:
+    return BadInput(
+        f"the chat template places {images or 'no'} images; expected exactly one for a question about one image: "
+        f"{_ADVICE}"
+    )
+
+
+def _unasked() -> BadInput:
+    return BadInput(
+        f"the chat template leaves the question out; expected one that writes what the user says: {_ADVICE}"
+    )
+
+
+def _refusal(error: Exception) -> BadInput:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return BadInput(f"the chat template cannot be filled ({reason}); expected one for images: {_ADVICE}")
+
+
+# The environment -----------------------------------------------------------------------------------------------------
+
+
+def _render(template: str, content: object, question: str, special_tokens: Mapping[str, str]) -> str:
+    variables = {
+        "messages": [{"role": "user", "content": content}],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": True,
+        **special_tokens,
+    }
+    return _environment().render_within_budget(template, variables, len(question))
+
+
+@functools.cache
+def _environment() -> MeteredSandbox:
+    environment = MeteredSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.add_filter("tojson", _to_json)
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_PlainDict())
+    return environment
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant says, for training. Its block is a scope, as that of a macro."""
+
+    tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.CallBlock:
+        """The block up to `{% endgeneration %}`."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_written"), [], [], body, lineno=line)
+
+    def _written(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _PlainDict:
+    """`dict` without the type's attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """As `dict.fromkeys`."""
+        return dict.fromkeys(*args)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own escapes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(layout: str) -> str:
+    return datetime.now().strftime(layout)

@@ -1,0 +1,64 @@
+"""The rooms of the code base: docs/layout.md lists every module, and rooms import each other one way."""
+
+from __future__ import annotations
+
+import re
+from graphlib import CycleError, TopologicalSorter
+
+import pytest
+
+from tests.sources import ROOT, imports_of, modules
+
+LAYOUT = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+MOST_ROOMS = 28
+
+
+def room_of(module: str) -> str:
+    """The package that a module lies in."""
+    return module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
+
+
+def rooms() -> set[str]:
+    return {room_of(module) for module in modules()}
+
+
+def arrows() -> dict[str, set[str]]:
+    """The rooms that each room imports from. What `python -m` runs belongs to the command line, wherever it lies."""
+    found: dict[str, set[str]] = {room: set() for room in rooms()}
+    for module in modules():
+        if not module.endswith(".__main__"):
+            found[room_of(module)] |= {room_of(each.name) for each in imports_of(module) if each.name in modules()}
+    return {room: others - {room} for room, others in found.items()}
+
+
+def test_every_module_is_listed_once_in_its_room() -> None:
+    listed, folder = [], ""
+    for line in LAYOUT.splitlines():
+        if heading := re.fullmatch(r"### `(.+/)`", line):
+            folder = heading.group(1)
+        elif entry := re.match(r"- `(\w+\.py)`: \S", line):
+            listed.append(folder + entry.group(1))
+    there = [path.relative_to(ROOT).as_posix() for path in modules().values() if path.name != "__init__.py"]
+    assert sorted(listed) == sorted(there)
+
+
+def test_every_room_says_what_it_is() -> None:
+    for room in rooms():
+        text = modules()[room].read_text(encoding="utf-8")
+        assert text.startswith('"""'), room
+
+
+def test_there_are_few_enough_rooms() -> None:
+    assert len(rooms()) <= MOST_ROOMS
+
+
+def test_rooms_import_each_other_one_way() -> None:
+    try:
+        TopologicalSorter(arrows()).prepare()
+    except CycleError as error:
+        pytest.fail(f"rooms that import each other in a circle: {' <- '.join(error.args[1])}")
+
+
+def test_a_room_that_holds_rooms_imports_none_that_imports_it() -> None:
+    """`errors` are at the root for all: what lies there may need nothing below it when it is imported."""
+    assert arrows()["sdrpn"] == set()
