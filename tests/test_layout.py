@@ -59,6 +59,6 @@ def test_rooms_import_each_other_one_way() -> None:
         pytest.fail(f"rooms that import each other in a circle: {' <- '.join(error.args[1])}")
 
 
-def test_a_room_that_holds_rooms_imports_none_that_imports_it() -> None:
-    """`errors` are at the root for all: what lies there may need nothing below it when it is imported."""
+def test_the_root_needs_no_room() -> None:
+    """Errors lie there for everybody, and importing any room runs it."""
     assert arrows()["sdrpn"] == set()
