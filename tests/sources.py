@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-__all__ = ["PACKAGES", "ROOT", "Import", "imports_in", "imports_of", "modules"]
+__all__ = ["FACE", "PACKAGES", "ROOT", "Import", "imports_in", "imports_of", "modules", "needs_of"]
 
 ROOT = Path(__file__).parents[1]
 # Folder -> import name.
 PACKAGES = {"sdrpn": "sdrpn", "export": "sdrpn.export", "engines": "sdrpn.engines", "runtime": "sdrpn.runtime"}
+# The public face: it hands names of every room on, each by a string, imported when somebody first asks for it.
+FACE = "sdrpn"
 
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module, and whether it is imported as soon as the file is."""
+    """One imported module, and whether it is imported as soon as the file is, or read by type checkers alone."""
 
     name: str
     at_import: bool
     line: int
+    for_types: bool = False
 
     def is_of(self, *packages: str) -> bool:
         return any(self.name == package or self.name.startswith(f"{package}.") for package in packages)
@@ -45,6 +48,14 @@ def imports_of(module: str) -> tuple[Import, ...]:
     return tuple(imports_in(ast.parse(path.read_text(encoding="utf-8")), package, at_import=True))
 
 
+def needs_of(module: str) -> tuple[Import, ...]:
+    """What a module imports, also in functions and for types.
+
+    Of the public face not what type checkers alone read there: it tells them of names that importing it does not load.
+    """
+    return tuple(one for one in imports_of(module) if module != FACE or not one.for_types)
+
+
 def imports_in(node: ast.AST, package: str, *, at_import: bool) -> Iterator[Import]:
     """What is imported below a node of a module in `package`."""
     for child in ast.iter_child_nodes(node):
@@ -63,7 +74,8 @@ def imports_in(node: ast.AST, package: str, *, at_import: bool) -> Iterator[Impo
             yield from imports_in(child, package, at_import=False)
         elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             for statement in child.body:
-                yield from imports_in(ast.Module([statement], []), package, at_import=False)
+                for one in imports_in(ast.Module([statement], []), package, at_import=False):
+                    yield replace(one, for_types=True)
             for statement in child.orelse:
                 yield from imports_in(ast.Module([statement], []), package, at_import=at_import)
         else:
