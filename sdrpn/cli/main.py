@@ -28,27 +28,15 @@ from sdrpn.host.interrupt import raising_on_signals
 
 __all__ = ["main"]
 
-VERBS = (
-    "demo",
-    "export",
-    "quantize",
-    "plan",
-    "build",
-    "optimize",
-    "ask",
-    "inspect",
-    "compare",
-    "verify",
-    "heads",
-    "label",
-    "relabel",
-    "train",
-    "eval",
-    "bench",
-    "targets",
-    "doctor",
-    "completion",
-)
+# What somebody comes for, and the verbs for it, in the order in which they are used.
+JOBS = {
+    "look and answer": ("demo", "ask", "inspect", "doctor"),
+    "make a bundle of a checkpoint": ("export", "compare", "verify", "quantize"),
+    "put it on a device": ("targets", "plan", "build", "optimize", "bench"),
+    "train an RPN": ("heads", "label", "relabel", "train", "eval"),
+    "in the shell": ("completion",),
+}
+VERBS = tuple(verb for verbs in JOBS.values() for verb in verbs)
 
 EXIT_FAILED = 1
 EXIT_BAD_REQUEST = 2
@@ -132,6 +120,7 @@ def build_parser() -> Parser:
         description="Look at an image once, crop where it matters, answer with the detail added.",
         epilog="`sdrpn VERB --help` explains a verb. Results go to stdout, progress and errors to stderr.",
         allow_abbrev=False,
+        jobs=JOBS,
     )
     parser.add_argument("--version", action="version", version=f"sdrpn {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the whole trace of an error")

@@ -6,8 +6,8 @@ import argparse
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from sdrpn.host.suggestion import did_you_mean
 
@@ -28,7 +28,30 @@ class UsageError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError in place of printing the usage."""
+    """Raises UsageError in place of printing the usage; `--help` lists verbs by the job that they are for."""
+
+    def __init__(self, *args: Any, jobs: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+        """Args: jobs: verbs by the title that they stand under; None: of a parser without verbs"""
+        super().__init__(*args, **kwargs)
+        self._jobs = jobs or {}
+
+    def format_help(self) -> str:
+        """As argparse does it, but with a section a job in place of the one of all verbs."""
+        if not self._jobs:
+            return super().format_help()
+        verbs = {verb.dest: verb for action in self._actions for verb in _verbs_of(action)}
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for title, names in self._jobs.items():
+            formatter.start_section(title)
+            formatter.add_arguments([verbs[name] for name in names if name in verbs])
+            formatter.end_section()
+        formatter.start_section("options")
+        formatter.add_arguments([action for action in self._actions if action.option_strings])
+        formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         """As argparse calls it for anything that it refuses."""
@@ -69,6 +92,11 @@ class Parser(argparse.ArgumentParser):
         """argparse names the wrong one and all that there are, in an order that helps nobody who mistyped."""
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)$", message)
         return did_you_mean(found.group(1), _choices(found.group(2))) if found else ""
+
+
+def _verbs_of(action: argparse.Action) -> list[argparse.Action]:
+    """The lines of `--help` that a set of subparsers stands for."""
+    return list(action._get_subactions()) if isinstance(action, argparse._SubParsersAction) else []
 
 
 def _choices(text: str) -> Iterable[str]:

@@ -17,7 +17,7 @@ import pytest
 
 import sdrpn
 from sdrpn.cli import main as frame
-from sdrpn.cli.main import VERBS, main
+from sdrpn.cli.main import JOBS, VERBS, main
 from sdrpn.errors import BadInput, RunFailed
 
 HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "PIL", "rich", "tokenizers", "transformers", "jinja2")
@@ -83,11 +83,13 @@ class TestHelp:
         assert done.stdout.splitlines()[-1] == "LOADED [] 0"
         assert done.stdout.startswith(" ".join(["usage: sdrpn", *arguments]))
 
-    def test_every_verb_has_a_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_every_verb_has_a_line_under_its_job(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--help"]) == 0
         text = capsys.readouterr().out
-        for verb in VERBS:
-            assert re.search(rf"^    {verb}\s+\w", text, re.MULTILINE), verb
+        sections = dict(re.findall(r"^(\w[\w ]+):\n((?:  .*\n)+)", text, re.MULTILINE))
+        assert list(sections) == [*JOBS, "options"]
+        for job, verbs in JOBS.items():
+            assert tuple(re.findall(r"^  (\w+) +\w", sections[job], re.MULTILINE)) == verbs
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0
@@ -105,7 +107,7 @@ class TestUsage:
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
         [
-            ([], r"a verb is missing; expected one of demo, export, .*ask, .* \(see sdrpn --help\)"),
+            ([], r"a verb is missing; expected one of demo, ask, .*export, .* \(see sdrpn --help\)"),
             (["paint"], r"argument VERB: invalid choice: 'paint' .*"),
             (["ask", "b"], r"the following arguments are required: IMAGE, QUESTION \(see sdrpn ask --help\)"),
             (["ask", "b", "i", "q", "--threshold", "2"], r"argument --threshold: '2' is not a number from -1 to 1 .*"),
