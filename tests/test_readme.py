@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdrpn.cli.main import VERBS, build_parser
+from sdrpn.cli.main import build_parser
 from sdrpn.demo import shipped_scene
 from sdrpn.host.libraries import EXTRAS
 
@@ -80,14 +80,21 @@ def test_every_python_example_compiles() -> None:
         compile(example, "README.md", "exec")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_is_in_the_table(verb: str) -> None:
-    assert f"| `sdrpn {verb}` |" in README
-
-
 @pytest.mark.parametrize("extra", [extra for extra in EXTRAS if extra != "base"])
 def test_every_extra_is_in_the_table(extra: str) -> None:
-    assert f"| `{extra}` |" in README
+    assert f"| `{extra}` |" in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+def test_every_page_is_in_the_index() -> None:
+    """And can be reached from the README."""
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "(docs/README.md)" in README
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
