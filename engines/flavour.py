@@ -8,30 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from sdrpn.bundle.engine_manifest import EngineTensor
+from sdrpn.bundle.numerics import TENSORRT_TYPES
 from sdrpn.engines.layers import is_told
 from sdrpn.engines.profiles import Shapes
 from sdrpn.errors import BadInput, EngineNotBuilt, MissingDependency, RunFailed
+from sdrpn.host.libraries import tensorrt_module
 
 __all__ = ["CompileRequest", "Compiled", "combined_timing_caches", "compile_graph", "library_module", "library_version"]
-
-# The bindings of TensorRT-RTX alone go by the second name.
-_MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "FP8": "float8_e4m3fn",
-    "INT64": "int64",
-    "INT32": "int32",
-    "BOOL": "bool",
-}
 
 _MOST_ERRORS = 100  # the last of them explain a failure
 _ALWAYS_SAID = ("Thread context has not been set", "CUDA driver version is insufficient")
@@ -125,12 +112,9 @@ def combined_timing_caches(flavour: str, first: bytes, second: bytes) -> bytes:
 
 def library_module(flavour: str) -> Any:
     """The library itself. Raises MissingDependency where it cannot be imported."""
-    for name in _MODULES[flavour]:
-        with suppress(ImportError):
-            library = import_module(name)
-            # A folder of this name on the path imports as well, empty.
-            if hasattr(library, "Builder"):
-                return library
+    library = tensorrt_module(flavour, "Builder")
+    if library is not None:
+        return library
     here = "comes with JetPack (python3 -m venv --system-site-packages), elsewhere: " if flavour == "tensorrt" else ""
     raise MissingDependency(
         f"{flavour} is not installed here; it {here or 'installs with '}pip install 'sdrpn[{flavour}]'"
@@ -243,7 +227,7 @@ def _tensors(network: Any, profiles: Mapping[str, Shapes]) -> tuple[EngineTensor
         EngineTensor(
             tensor.name,
             mode,
-            _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()),
+            TENSORRT_TYPES.get(tensor.dtype.name, tensor.dtype.name.lower()),
             tuple(tensor.shape),
             _shapes(tensor.name, profiles) if mode == "input" else (),
         )

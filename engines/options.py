@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdrpn.bundle.numerics import DIALECT_NAMES
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.method.spec import ModelSpec
@@ -56,8 +57,8 @@ class BuildOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"{name} is {value}; expected a whole number of at least 1")
-        if self.dialect not in (None, "fused", "primitive"):
-            raise BadInput(f"dialect is {self.dialect!r}; expected fused or primitive")
+        if self.dialect not in (None, *DIALECT_NAMES):
+            raise BadInput(f"dialect is {self.dialect!r}; expected {' or '.join(DIALECT_NAMES)}")
         if self.device is not None and self.device < 0:
             raise BadInput(f"device is {self.device}; expected 0 or the number of another GPU")
         if self.shorter_contexts and self.max_context is None:

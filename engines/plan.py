@@ -15,6 +15,7 @@ from pathlib import Path
 from sdrpn.bundle.bundle import Bundle, GraphInfo, Variant, file_digest, open_bundle
 from sdrpn.bundle.engine_manifest import EngineManifest, Fallback, Stamp, engine_paths, read_engine_manifest
 from sdrpn.bundle.memory import graph_weights_bytes
+from sdrpn.bundle.numerics import cache_form
 from sdrpn.bundle.shipped import export_advice
 from sdrpn.engines.flavour import library_version
 from sdrpn.engines.gpu import BuildGpu, build_gpu, other_gpu
@@ -30,7 +31,6 @@ __all__ = ["Plan", "PlannedEngine", "plan_engines", "replanned", "target_variant
 
 # Raised whenever the same inputs would give another engine or another manifest.
 _REVISION = 5
-_FP8_CAPABILITY = 89  # Ada (support matrix of TensorRT-RTX)
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,9 @@ def target_variant(
         dialect: None: the target's, but for such variants
     Raises: BadInput
     """
-    if kv_cache == "fp8" and (old := [one for one in target.compute_capabilities if int(one[2:]) < _FP8_CAPABILITY]):
-        raise BadInput(f"target {target.name} has no fp8: {old[0]}, and SM{_FP8_CAPABILITY} is the first; use int8")
+    first = 0 if (caches := cache_form(kv_cache)) is None else caches.least_capability
+    if old := [capability for capability in target.compute_capabilities if int(capability[2:]) < first]:
+        raise BadInput(f"target {target.name} has no {kv_cache}: {old[0]}, and SM{first} is the first; use int8")
     dialect = dialect or (target.dialect if kv_cache is None else "primitive")
     ending = "" if kv_cache is None else f"-kv-{kv_cache}"
     if precision is not None and precision not in target.precisions:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from sdrpn.bundle import numerics
 from sdrpn.errors import BadInput
 from sdrpn.host.suggestion import did_you_mean
 
@@ -24,13 +25,13 @@ FlavourName = Literal["tensorrt", "tensorrt-rtx"]
 _FOLDER = Path(__file__).parent / "targets"
 _CHOICES = {
     "flavour": ("tensorrt", "tensorrt-rtx"),
-    "dialect": ("fused", "primitive"),
+    "dialect": numerics.DIALECT_NAMES,
     "built": ("here", "device"),
 }
-# The least compute capability that has kernels for it: SM75 refuses INT4 (TensorRT-RTX 1.7 says so; INT8 weights were
-# not tried there); BF16 from Ampere, FP8 from Ada, FP4 from Blackwell on (support matrices of TensorRT and
-# TensorRT-RTX).
-_PRECISIONS = {"nvfp4": 100, "fp8": 89, "int4": 80, "fp16": 0, "bf16": 80, "int8": 80}
+# Precision -> the least compute capability that has kernels for it.
+_PRECISIONS: Mapping[str, int] = {
+    row.name: row.least_capability for row in numerics.PRECISIONS.values() if row.least_capability is not None
+}
 # The first release whose parser has all of RMSNormalization, RotaryEmbedding, TensorScatter and Attention.
 _FUSED_MIN = "10.15"
 
@@ -58,12 +59,12 @@ class Target:
         capabilities = self.compute_capabilities
         good = bool(capabilities) and all(re.fullmatch(r"SM\d{2,3}", one) for one in capabilities)
         _require(good, self, "compute_capabilities", 'a list such as ["SM86"]')
-        known = bool(self.precisions) and set(self.precisions) <= set(_PRECISIONS)
+        known = bool(self.precisions) and set(self.precisions) <= _PRECISIONS.keys()
         _require(known, self, "precisions", f"a list of {', '.join(_PRECISIONS)}")
         least = min(capabilities, key=lambda one: int(one[2:]))
         for precision in self.precisions:
-            enough = int(least[2:]) >= _PRECISIONS[precision]
-            _require(enough, self, "precisions", f"no {precision} for {least}: SM{_PRECISIONS[precision]} is the first")
+            first = _PRECISIONS[precision]
+            _require(int(least[2:]) >= first, self, "precisions", f"no {precision} for {least}: SM{first} is the first")
         _require(self.memory_gb > 0, self, "memory_gb", "a number above 0")
         for name, text in (("tensorrt_min", self.tensorrt_min), ("tensorrt_below", self.tensorrt_below or "0")):
             _require(re.fullmatch(r"\d+(\.\d+)*", text) is not None, self, name, 'a release such as "10.3"')

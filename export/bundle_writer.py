@@ -36,6 +36,7 @@ from sdrpn.export.quantized_weights import Calibration
 from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.tables import Tables
 from sdrpn.export.vision import vision_graph
+from sdrpn.export.weights import onnx_type
 from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.method.geometry import Fit
 from sdrpn.method.spec import ModelSpec
@@ -46,7 +47,6 @@ Advance = Callable[[int], None]
 _DEFAULTS = ExportOptions()
 # Graphs, manifest and tokenizer beside the weights.
 _SMALL_FILES_BYTES = 32 * 1024 * 1024
-_SMALLER = {"fp32": "--precision fp16 needs half of it", "fp16": "--precision int4 needs about two fifths of it"}
 
 
 @dataclass
@@ -144,7 +144,7 @@ class _Plan:
         """Author and save all graphs: the variants by name."""
         factors = self.tables.input_factors(calibration)
         variants = self.options.variants.items()
-        return {name: self._write_variant(folder, name, dtype, factors) for name, dtype in variants}
+        return {name: self._write_variant(folder, name, onnx_type(computes), factors) for name, computes in variants}
 
     def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, factors: Mapping[str, float]) -> Variant:
         dialect, graphs, opset = DIALECTS[self.options.dialect], {}, 0
@@ -192,7 +192,7 @@ def _write(
     reused = [file for file in weight_files if file in kept]
     reused_bytes = sum(weight_files[file] for file in reused)
     weight_bytes = sum(weight_files.values()) - reused_bytes
-    require_free_space(out, weight_bytes + _SMALL_FILES_BYTES, advice=_SMALLER.get(plan.options.precision, ""))
+    require_free_space(out, weight_bytes + _SMALL_FILES_BYTES, advice=plan.options.numbers.smaller)
     bar = _Progress(progress, reused_bytes + 2 * weight_bytes)  # new bytes are written, then hashed
     if existing is not None:
         with _advising_removal(out):

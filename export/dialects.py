@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import onnx_ir as ir
 
+from sdrpn.bundle.numerics import DialectName
 from sdrpn.export.graph import GraphAuthor
 
-__all__ = ["DIALECTS", "Dialect", "DialectName", "FusedDialect", "PrimitiveDialect", "Rotary"]
+__all__ = ["DIALECTS", "Dialect", "FusedDialect", "PrimitiveDialect", "Rotary"]
 
-DialectName = Literal["fused", "primitive"]
 Read = Callable[[ir.Value], ir.Value]  # from what a cache holds to what is computed with
 
 

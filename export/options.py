@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-import onnx_ir as ir
+from typing import Any, Literal
 
 from sdrpn.bundle.cache_codes import RowCodes, row_codes
+from sdrpn.bundle.numerics import DIALECT_NAMES, DialectName, Precision, PrecisionName, cache_form, precision_named
 from sdrpn.errors import BadInput
-from sdrpn.export.dialects import DIALECTS, DialectName
 from sdrpn.export.float_formats import Float4, Float8
 from sdrpn.export.quantization import Blocks, Method
 from sdrpn.export.quantized_weights import Form
-from sdrpn.export.weights import DENSE_PRECISIONS, DensePrecision
 
-__all__ = ["DEFAULT_KEEP", "KEEPABLE", "PRECISIONS", "ExportOptions", "Precision"]
+__all__ = ["DEFAULT_KEEP", "KEEPABLE", "ExportOptions"]
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-_INTEGERS, _SMALL_FLOATS = ("int8", "int4"), ("fp8", "nvfp4")
 KEEPABLE = ("lm_head", "rpn", "vision")  # and layers.N
 # The RoI map decides where the model looks, and the head which token it says: both feel every rounding.
 DEFAULT_KEEP = KEEPABLE
@@ -40,7 +33,7 @@ class ExportOptions:
         calibration: of gptq, of nvfp4, and of fp8 where inputs are rounded as well: a digest of the calibration
     """
 
-    precision: Precision = "fp32"
+    precision: PrecisionName = "fp32"
     dialect: DialectName = "fused"
     max_context: int | None = None
     block: int = 32
@@ -51,24 +44,24 @@ class ExportOptions:
     calibration: str | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise BadInput(f"precision {self.precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
-        if self.dialect not in DIALECTS:
-            raise BadInput(f"dialect {self.dialect!r} is unknown; expected one of {', '.join(DIALECTS)}")
+        precision_named(self.precision)
+        if self.dialect not in DIALECT_NAMES:
+            raise BadInput(f"dialect {self.dialect!r} is unknown; expected one of {', '.join(DIALECT_NAMES)}")
         _require_parts(self.keep, "to keep in fp16")
         _require_parts(self.int8, "to give 8 bits")
         self._check_int8()
-        self.cache_codes  # noqa: B018  # refuses what is no form of caches
-        if self.kv_cache == "fp8" and self.dialect == "fused":
+        caches = cache_form(self.kv_cache)
+        if caches is not None and self.dialect not in caches.dialects:
             raise BadInput(
-                "caches in fp8 are unknown to the dialect fused: ONNX Runtime and TensorRT do not write into them; "
-                "use int8, or the dialect primitive"
+                f"caches in {caches.name} are unknown to the dialect {self.dialect}: ONNX Runtime and TensorRT do not "
+                f"write into them; use int8, or the dialect {' or '.join(caches.dialects)}"
             )
         if self.is_quantized:
             self.form("trunk")  # refuses what is no block or method
-        if self.precision == "nvfp4" and self.dialect == "primitive":
+        if self.dialect not in self.numbers.dialects:
             raise BadInput(
-                "precision nvfp4 is unknown to the dialect primitive, whose opset has no such type; use fused"
+                f"precision {self.precision} is unknown to the dialect {self.dialect}, whose opset has no such type; "
+                f"use {' or '.join(self.numbers.dialects)}"
             )
         self._check_calibration()
 
@@ -84,18 +77,23 @@ class ExportOptions:
             raise BadInput(f"method gptq is for int4, where rounding costs something; got {self.precision}: use rtn")
         if self.method == "gptq" and self.calibration is None:
             raise BadInput("method gptq needs a calibration: name questions and images to calibrate on")
-        if self.precision == "nvfp4" and self.calibration is None:
+        if self.numbers.calibration == "required" and self.calibration is None:
             raise BadInput(
-                "precision nvfp4 needs a calibration, since GPUs multiply in 4 bits only where inputs are rounded too; "
-                "name questions and images to calibrate on, or use int4"
+                f"precision {self.precision} needs a calibration, since GPUs multiply in 4 bits only where inputs are "
+                "rounded too; name questions and images to calibrate on, or use int4"
             )
-        if self.calibration is not None and self.method != "gptq" and self.precision not in _SMALL_FLOATS:
+        if self.calibration is not None and self.method != "gptq" and self.numbers.calibration == "none":
             raise BadInput("a calibration is for the method gptq and for precisions fp8 and nvfp4; leave it out")
+
+    @property
+    def numbers(self) -> Precision:
+        """What is known of the precision."""
+        return precision_named(self.precision)
 
     @property
     def is_quantized(self) -> bool:
         """Whether any matrix is stored in less than 16 bits."""
-        return self.precision in (*_INTEGERS, *_SMALL_FLOATS)
+        return self.numbers.is_quantized
 
     @property
     def cache_codes(self) -> RowCodes | None:
@@ -108,19 +106,17 @@ class ExportOptions:
         return tuple(name for name in self.keep if name not in self.int8)
 
     @property
-    def variants(self) -> dict[str, ir.DataType]:
-        """Name -> what its graphs compute in. Integers serve GPUs in fp16 and CPUs in fp32."""
+    def variants(self) -> dict[str, str]:
+        """Name -> the type that its graphs compute in. Integers serve GPUs in fp16 and CPUs in fp32."""
         name = f"{self.dialect}-{self.precision}"
         if self.kv_cache is not None:
             name += f"-kv-{self.kv_cache}"
-        if self.precision in _INTEGERS:
-            return {f"{name}-cpu": ir.DataType.FLOAT, name: ir.DataType.FLOAT16}
-        return {name: DENSE_PRECISIONS[self.dense]}
+        return {f"{name}{end}": computes for end, computes in self.numbers.forms.items()}
 
     @property
-    def dense(self) -> DensePrecision:
+    def dense(self) -> PrecisionName:
         """Of what is neither quantised nor always fp32."""
-        return self.precision if self.precision in ("fp32", "bf16") else "fp16"
+        return self.numbers.dense
 
     @property
     def variant(self) -> str:
@@ -134,9 +130,9 @@ class ExportOptions:
         """
         if not self.is_quantized or part in self.kept:
             return None
-        if self.precision in _SMALL_FLOATS:
-            return Float8() if self.precision == "fp8" or part == "vision" else Float4()
-        bits: Literal[4, 8] = 8 if self.precision == "int8" or part == "vision" or part in self.int8 else 4
+        if self.numbers.weights != "integers":
+            return Float8() if self.numbers.weights == "fp8" or part == "vision" else Float4()
+        bits: Literal[4, 8] = 8 if self.numbers.bits == 8 or part == "vision" or part in self.int8 else 4
         if self.method == "gptq":
             return Blocks(bits, self.block) if bits == 8 else Blocks(bits, self.block, "gptq", self.calibration or "")
         return Blocks(bits, self.block, self.method)
@@ -145,11 +141,11 @@ class ExportOptions:
         """As a manifest records it."""
         if not self.is_quantized:
             return None
-        if self.precision in _SMALL_FLOATS:
+        if self.numbers.weights != "integers":
             inputs = {} if self.calibration is None else {"inputs": self.precision, "calibration": self.calibration}
             return {"format": self.precision, "keep": sorted(self.kept), **inputs}
         return {
-            "bits": 8 if self.precision == "int8" else 4,
+            "bits": self.numbers.bits,
             "block": self.block,
             "method": self.method,
             "keep": sorted(self.kept),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from sdrpn.bundle.numerics import PRECISIONS
 from sdrpn.errors import BadInput
 from sdrpn.export.llm import head_weights, rpn_weights, tail_weights, trunk_weights
 from sdrpn.export.options import ExportOptions
@@ -19,12 +20,10 @@ from sdrpn.export.quantization import Blocks
 from sdrpn.export.quantized_weights import Calibration, TensorReader
 from sdrpn.export.rope import rope_reader, rope_weights
 from sdrpn.export.vision import vision_weights
-from sdrpn.export.weights import DENSE_PRECISIONS, DensePrecision, Weight, WeightTable, plain
+from sdrpn.export.weights import Weight, WeightTable, onnx_type, plain
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["Tables"]
-
-_PRECISION_OF: dict[ir.DataType, DensePrecision] = {dtype: name for name, dtype in DENSE_PRECISIONS.items()}
 
 
 class Tables:
@@ -38,8 +37,9 @@ class Tables:
         # The host looks rows up with NumPy, which has no bf16.
         self.embedding = WeightTable("embed", "fp16" if options.dense == "fp16" else "fp32", [embedding])
         self._ropes = {
-            dtype: WeightTable("rope", _PRECISION_OF[dtype], rope_weights(llm, max_context))
-            for dtype in options.variants.values()
+            onnx_type(row.computes): WeightTable("rope", row.name, rope_weights(llm, max_context))
+            for row in PRECISIONS.values()
+            if not row.is_quantized and row.computes in options.variants.values()
         }
         self._groups = {
             "vision": self._whole("vision", vision_weights(spec)),

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from sdrpn.bundle.number_types import numpy_type
+from sdrpn.bundle.numerics import NUMBER_TYPES, PRECISIONS, PrecisionName
 from sdrpn.errors import RunFailed
 from sdrpn.export.quantized_weights import (
     Calibration,
@@ -29,26 +31,22 @@ from sdrpn.export.quantized_weights import (
 )
 
 __all__ = [
-    "DENSE_PRECISIONS",
-    "DensePrecision",
     "QuantizedTensor",
     "Weight",
     "WeightTable",
     "matmul",
     "norm",
+    "onnx_type",
     "plain",
 ]
 
 Array = npt.NDArray[np.generic]
-DensePrecision = Literal["fp32", "fp16", "bf16"]
-
-DENSE_PRECISIONS: dict[DensePrecision, ir.DataType] = {
-    "fp32": ir.DataType.FLOAT,
-    "fp16": ir.DataType.FLOAT16,
-    "bf16": ir.DataType.BFLOAT16,
-}
 _ALIGNMENT_BYTES = 4096  # a page: files are memory-mapped
-_FP16_MAX = 65504.0
+
+
+def onnx_type(name: str) -> ir.DataType:
+    """A type of NUMBER_TYPES as ONNX has it."""
+    return ir.DataType.from_numpy(numpy_type(name))
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class WeightTable:
     def __init__(
         self,
         group: str,
-        precision: DensePrecision,
+        precision: PrecisionName,
         weights: Iterable[Weight],
         *others: WeightTable,
         form: Form | None = None,
@@ -155,8 +153,8 @@ class WeightTable:
             self._places.update(other._places)
             self._forms.update(other._forms)
 
-    def _place_dense(self, stem: str, precision: DensePrecision, weight: Weight) -> None:
-        self._places[weight.name] = (self._append(stem, DENSE_PRECISIONS[precision], weight.shape),)
+    def _place_dense(self, stem: str, precision: PrecisionName, weight: Weight) -> None:
+        self._places[weight.name] = (self._append(stem, onnx_type(PRECISIONS[precision].computes), weight.shape),)
 
     def _place_quantized(self, group: str, weight: Weight, form: Form) -> None:
         inputs, outputs = weight.shape
@@ -271,7 +269,8 @@ def _converted(weight: Weight, dtype: ir.DataType, reader: TensorReader) -> Arra
     if dtype == ir.DataType.FLOAT16 and not np.isfinite(stored).all():
         largest = float(np.abs(array.astype(np.float32)).max())
         raise RunFailed(
-            f"{weight.name} holds {largest:.4g}, fp16 ends at {_FP16_MAX:.0f}; export with --precision bf16 or fp32"
+            f"{weight.name} holds {largest:.4g}, fp16 ends at {NUMBER_TYPES['float16'].largest:.0f}; export with "
+            "--precision bf16 or fp32"
         )
     return stored
 

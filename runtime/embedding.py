@@ -14,11 +14,10 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from sdrpn.bundle.manifest import EMBEDDING_DTYPES
 from sdrpn.errors import BadBundle, BadInput
 
-__all__ = ["EMBEDDING_DTYPES", "TokenEmbedding"]
-
-EMBEDDING_DTYPES = ("float32", "float16")
+__all__ = ["TokenEmbedding"]
 
 
 class TokenEmbedding:

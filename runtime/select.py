@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import Bundle, Variant
+from sdrpn.bundle.numerics import NUMBER_TYPES, PRECISIONS
 from sdrpn.bundle.optimized import OptimizedSet, find_optimized
 from sdrpn.bundle.shipped import export_advice
 from sdrpn.errors import BadInput, EngineMismatch, MissingDependency
@@ -99,9 +100,10 @@ def _gpu_variant(bundle: Bundle, name: str | None) -> Variant:
     return chosen
 
 
-def _gpu_order(variant: Variant) -> tuple[bool, bool, int, str]:
-    precisions = ("fp16", "fp32", "int8", "int4")
-    rank = precisions.index(variant.precision) if variant.precision in precisions else len(precisions)
+def _gpu_order(variant: Variant) -> tuple[bool, bool, tuple[int, int, int], str]:
+    numbers = variant.numbers
+    form = ("dense", "integers").index(numbers.weights) if numbers.weights in ("dense", "integers") else 2
+    rank = form, NUMBER_TYPES[numbers.computes].size_bytes, list(PRECISIONS).index(numbers.name)
     return variant.for_cpu, variant.kv_cache is not None, rank, variant.name
 
 

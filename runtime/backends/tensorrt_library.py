@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from sdrpn.bundle.numerics import TENSORRT_TYPES
 from sdrpn.errors import BadInput, MissingDependency, RunFailed
+from sdrpn.host.libraries import TENSORRT_MODULES, tensorrt_module
 from sdrpn.runtime.backends.mapped_file import MappedFile
 
 __all__ = [
@@ -29,21 +29,9 @@ __all__ = [
     "open_library",
 ]
 
-# The bindings of TensorRT-RTX alone go by the second name.
-_MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-FLAVOURS = tuple(_MODULES)
+FLAVOURS = tuple(TENSORRT_MODULES)
 # An engine is handed over in pieces of this size, so that the host never holds all of it.
 _PIECE_BYTES = 32 << 20
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "FP8": "float8_e4m3fn",
-    "INT64": "int64",
-    "INT32": "int32",
-    "BOOL": "bool",
-}
 
 Shape = tuple[int, ...]
 
@@ -128,7 +116,7 @@ class Engine:
             name: TensorFacts(
                 name,
                 engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
-                _DTYPES.get(engine.get_tensor_dtype(name).name, engine.get_tensor_dtype(name).name.lower()),
+                TENSORRT_TYPES.get(engine.get_tensor_dtype(name).name, engine.get_tensor_dtype(name).name.lower()),
                 tuple(engine.get_tensor_shape(name)),
             )
             for name in names
@@ -283,12 +271,9 @@ def library_version(flavour: str) -> str:
 
 
 def _module(flavour: str) -> Any:
-    for name in _MODULES[flavour]:
-        with suppress(ImportError):
-            module = import_module(name)
-            # A folder of this name on the path imports as well, empty.
-            if hasattr(module, "Runtime"):
-                return module
+    module = tensorrt_module(flavour, "Runtime")
+    if module is not None:
+        return module
     jetpack = " (on Jetson it comes with JetPack: python3 -m venv --system-site-packages)"
     raise MissingDependency(
         f"engines of {flavour} need it to run, and it is not installed; install it: pip install 'sdrpn[{flavour}]'"

@@ -13,7 +13,8 @@ import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from sdrpn.bundle.manifest import EMBEDDING_BYTES, FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
+from sdrpn.bundle.manifest import FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
+from sdrpn.bundle.numerics import NUMBER_TYPES, PRECISIONS
 from sdrpn.bundle.release import release_advice, release_targets
 from sdrpn.bundle.shipped import DEFAULT_NAME, bundle_path, export_advice
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
@@ -196,7 +197,7 @@ def _require_fitting(path: Path, manifest: Manifest, variant: Variant) -> None:
             raise BadBundle(f"{where} names {shown(name)}, which is not listed; {_ADVICE}")
     _require_plausible_sizes(where, manifest, variant)
     llm = manifest.spec.llm
-    table_bytes = llm.vocabulary * llm.width * EMBEDDING_BYTES[variant.embedding_dtype]
+    table_bytes = llm.vocabulary * llm.width * NUMBER_TYPES[variant.embedding_dtype].size_bytes
     if manifest.files[variant.embedding].size_bytes != table_bytes:
         raise BadBundle(
             f"{where}: {shown(variant.embedding)} has {manifest.files[variant.embedding].size_bytes} bytes; "
@@ -246,8 +247,6 @@ def _most_bytes(spec: ModelSpec) -> int:
 
 
 def _cpu_order(variant: Variant) -> tuple[bool, bool, bool, bool, int, str]:
-    exactness = ("fp32", "fp16", "int8", "fp8", "int4")
-    rank = exactness.index(variant.precision) if variant.precision in exactness else len(exactness)
-    half = variant.computes_in_half
+    rank, half = list(PRECISIONS).index(variant.precision), variant.computes_in_half
     coded = variant.kv_cache is not None
     return variant.for_engines_only, variant.dialect != "fused", half, coded, rank, variant.name

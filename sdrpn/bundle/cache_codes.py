@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.bundle.cache_names import CODE_DTYPES, code_dtype, scale_cache_name
+from sdrpn.bundle.cache_names import scale_cache_name
+from sdrpn.bundle.number_types import numpy_type
+from sdrpn.bundle.numerics import CACHE_FORMS, CacheForm, cache_form
 
 __all__ = ["LEAST_SCALE", "ROW_CODES", "RowCodes", "decoded_caches", "row_codes", "scale_cache_name"]
 
@@ -29,9 +31,17 @@ LEAST_SCALE = 2.0**-17
 class RowCodes:
     """One way to write a row: codes times a scale."""
 
-    name: str
-    dtype: str  # as a manifest spells it
-    largest: float  # code
+    form: CacheForm
+
+    @property
+    def dtype(self) -> str:
+        """Of the codes, as a manifest spells it."""
+        return self.form.dtype
+
+    @property
+    def largest(self) -> float:
+        """The largest code."""
+        return self.form.largest
 
     def encoded(self, rows: Array, scale_dtype: str) -> tuple[Array, Array]:
         """rows (...,head_dim) -> codes (...,head_dim), in bytes where NumPy lacks the type, and scales (...,1)."""
@@ -39,24 +49,22 @@ class RowCodes:
         numbers = np.clip(rows / scales.astype(np.float32), -self.largest, self.largest)
         if self.dtype == "int8":
             return np.rint(numbers).astype(np.int8), scales
-        return numbers.astype(_float8()).view(np.uint8), scales
+        return numbers.astype(numpy_type(self.dtype)).view(np.uint8), scales
 
     def decoded(self, codes: Array, scales: Array) -> npt.NDArray[np.float32]:
         """What a graph computes with: the inverse of `encoded` but for rounding."""
-        numbers = codes if self.dtype == "int8" else codes.view(_float8())
+        numbers = codes if self.dtype == "int8" else codes.view(numpy_type(self.dtype))
         rows: npt.NDArray[np.float32] = numbers.astype(np.float32) * scales.astype(np.float32)
         return rows
 
 
-ROW_CODES: Mapping[str, RowCodes] = {
-    "int8": RowCodes("int8", CODE_DTYPES["int8"], 127.0),
-    "fp8": RowCodes("fp8", CODE_DTYPES["fp8"], 448.0),
-}
+ROW_CODES: Mapping[str, RowCodes] = {name: RowCodes(form) for name, form in CACHE_FORMS.items()}
 
 
 def row_codes(name: str | None) -> RowCodes | None:
     """By its name; None for caches in the type that the graph computes in. Raises BadInput for an unknown one."""
-    return None if code_dtype(name) is None or name is None else ROW_CODES[name]
+    form = cache_form(name)
+    return None if form is None else ROW_CODES[form.name]
 
 
 def decoded_caches(codes: RowCodes, tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -67,10 +75,3 @@ def decoded_caches(codes: RowCodes, tensors: Mapping[str, Array]) -> dict[str, A
         for name, array in tensors.items()
         if name not in scales.values()
     }
-
-
-def _float8() -> np.dtype[Any]:
-    import ml_dtypes  # comes with onnx; whoever answers moves such codes without looking at them
-
-    float8: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
-    return float8

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdrpn.bundle.cache_names import code_dtype
+from sdrpn.bundle.numerics import CPU_SUFFIX, NUMBER_TYPES, NumberType, Precision, cache_form, precision_named
 from sdrpn.errors import BadInput
 from sdrpn.host.json_reader import read_dataclass, shown
 from sdrpn.host.listed_files import FileInfo
@@ -21,12 +21,8 @@ FORMAT_VERSION = 1
 MOST_DIM = 2**31
 # Of variants and graphs, which become names of folders and files.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-# Precisions that ONNX Runtime has no kernels for on a CPU, in any graph as these are.
-_ENGINES_ONLY = ("bf16", "nvfp4")
-# What NumPy lacks -> as it holds the bytes.
-_STORED_AS = {"float8_e4m3fn": "uint8", "bfloat16": "uint16"}
-_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "uint8", "bool")
-EMBEDDING_BYTES = {"float32": 4, "float16": 2}  # of an entry
+# Of the token embedding: the host looks rows up with NumPy, which has no bf16.
+EMBEDDING_DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,13 @@ class TensorInfo:
     """An input or output of a graph; a string in `dims` is a dynamic dimension."""
 
     name: str
-    dtype: str  # as NumPy spells it, with the names of ml_dtypes for what NumPy lacks
+    dtype: str  # one of NUMBER_TYPES
     dims: tuple[int | str, ...]
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise BadInput(f"dtype of {shown(self.name)} is {shown(self.dtype)}; expected one of {', '.join(_DTYPES)}")
+        if self.dtype not in NUMBER_TYPES:
+            expected = ", ".join(NUMBER_TYPES)
+            raise BadInput(f"dtype of {shown(self.name)} is {shown(self.dtype)}; expected one of {expected}")
         for dim in self.dims:
             if isinstance(dim, int) and not 0 < dim < MOST_DIM:
                 raise BadInput(f"dims of {shown(self.name)} have {dim}; expected names, or 1 to {MOST_DIM - 1}")
@@ -47,7 +44,7 @@ class TensorInfo:
     @property
     def storage(self) -> str:
         """The type that NumPy holds it in: bytes for what it lacks."""
-        return _STORED_AS.get(self.dtype, self.dtype)
+        return NUMBER_TYPES[self.dtype].held_as
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,11 @@ class Variant:
             raise BadInput(f"name is {shown(self.name)}; expected small letters, digits, dots and dashes")
         if not 1 <= self.opset <= 1000:
             raise BadInput(f"opset is {self.opset}; expected 1 to 1000")
-        if self.embedding_dtype not in EMBEDDING_BYTES:
-            raise BadInput(f"embedding_dtype is {shown(self.embedding_dtype)}; expected {' or '.join(EMBEDDING_BYTES)}")
-        code_dtype(self.kv_cache)
+        if self.embedding_dtype not in EMBEDDING_DTYPES:
+            expected = " or ".join(EMBEDDING_DTYPES)
+            raise BadInput(f"embedding_dtype is {shown(self.embedding_dtype)}; expected {expected}")
+        precision_named(self.precision)
+        cache_form(self.kv_cache)
         for name, graph in self.graphs.items():
             if graph.name != name:
                 raise BadInput(f"graphs.{name}.name is {shown(graph.name)}; expected {name}")
@@ -101,17 +100,27 @@ class Variant:
     @property
     def for_cpu(self) -> bool:
         """Of the two forms of a quantised variant, the one that computes in fp32."""
-        return self.name.endswith("-cpu")
+        return self.name.endswith(CPU_SUFFIX)
+
+    @property
+    def numbers(self) -> Precision:
+        """What is known of its precision."""
+        return precision_named(self.precision)
+
+    @property
+    def computes_in(self) -> NumberType:
+        """The type of activations and caches."""
+        return self.numbers.computes_in(for_cpu=self.for_cpu)
 
     @property
     def computes_in_half(self) -> bool:
-        """Whether activations and caches have 16 bits: fp16, or bf16."""
-        return self.precision != "fp32" and not self.for_cpu
+        """Whether activations and caches have 16 bits: fp16, or bf16, which unlike fp16 has the range of fp32."""
+        return self.computes_in.size_bytes == 2
 
     @property
     def for_engines_only(self) -> bool:
         """Whether ONNX Runtime cannot answer with it."""
-        return self.precision in _ENGINES_ONLY
+        return not self.numbers.onnxruntime
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def cpu_needs(
     spec = bundle.spec
     llm, rows = spec.llm, usual_context(spec, context)
     row = 4 * llm.width * _FLOAT + 2 * _projections(spec) * _FLOAT + llm.heads * context * _FLOAT
-    element = _HALF if variant.computes_in_half else _FLOAT
+    element = variant.computes_in.size_bytes
     floats = 0 if variant.kv_cache is None else 3 * batch * context * llm.kv_heads * llm.head_dim * element
     return MemoryNeeds(
         weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
@@ -152,7 +152,7 @@ def require_cpu_memory(
     if available_bytes is None or found.total_bytes <= available_bytes:
         return
     missing = text_from_bytes(found.total_bytes - available_bytes)
-    smaller = "" if variant.precision == "int4" else "; export with --precision int4 for a smaller one"
+    smaller = "" if variant.numbers.bits <= 4 else "; export with --precision int4 for a smaller one"
     raise RunFailed(
         f"{bundle.path} as {variant.name} needs about {found} for a context of {context}, and this machine has "
         f"{text_from_bytes(available_bytes)} available: {missing} are missing{smaller}, or skip this check with "

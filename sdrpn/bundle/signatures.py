@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sdrpn.bundle.cache_names import code_dtype, scale_cache_name
+from sdrpn.bundle.cache_names import scale_cache_name
 from sdrpn.bundle.manifest import TensorInfo
+from sdrpn.bundle.numerics import PRECISIONS, cache_form
 from sdrpn.errors import BadInput
 from sdrpn.host.json_reader import shown
 from sdrpn.method.spec import ModelSpec
@@ -19,16 +20,6 @@ __all__ = ["GraphSignature", "cache_output_name", "expected_signatures"]
 
 Dims = tuple[int | str, ...]
 
-# Precision -> type of the caches; where quantised weights serve a CPU, they are float32.
-_CACHE_DTYPES = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "int8": "float16",
-    "int4": "float16",
-    "fp8": "float16",
-    "nvfp4": "float16",
-}
 # Dialect -> (suffix of a cache's output, its length): all of the cache, or its new rows alone.
 _CACHE_OUTPUTS = {"fused": ("_out", "cache_length"), "primitive": ("_rows", "sequence")}
 
@@ -74,12 +65,13 @@ def expected_signatures(
     `for_cpu`: of the two forms of a quantised variant, the one that computes in fp32. `kv_cache`: how trunk and tail
     keep keys and values, as a variant says it.
     """
-    if dialect not in _CACHE_OUTPUTS or precision not in _CACHE_DTYPES:
+    if dialect not in _CACHE_OUTPUTS or precision not in PRECISIONS:
         raise BadInput(
             f"a {dialect}-{precision} variant is unknown; expected {' or '.join(_CACHE_OUTPUTS)}, "
-            f"in {' or '.join(_CACHE_DTYPES)}"
+            f"in {' or '.join(PRECISIONS)}"
         )
-    graphs = _Graphs(spec, dialect, "float32" if for_cpu else _CACHE_DTYPES[precision], code_dtype(kv_cache))
+    form, computes = cache_form(kv_cache), PRECISIONS[precision].computes_in(for_cpu=for_cpu)
+    graphs = _Graphs(spec, dialect, computes.name, None if form is None else form.dtype)
     signatures = {"vision": graphs.vision(), "trunk": graphs.trunk()}
     if spec.rpn is not None:
         signatures["rpn"] = graphs.rpn(spec.rpn.layers)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, positive_int, whole_number
 from sdrpn.cli.model_folders import add_model_options
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", metavar="NAME", help="of the target's (default: its best that the bundle has)")
     parser.add_argument(
         "--kv-cache",
-        choices=("int8", "fp8"),
+        choices=tuple(CACHE_FORMS),
         help="build from a variant that keeps keys and values in 8 bits, which `sdrpn export --dialect primitive "
         "--kv-cache` writes (default: from one that does not)",
     )
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dialect",
-        choices=("fused", "primitive"),
+        choices=DIALECT_NAMES,
         help="of the graphs (default: the target's, but primitive for several contexts and for caches in 8 bits)",
     )
     parser.add_argument(

@@ -277,10 +277,11 @@ def _torch_model(
         from sdrpn.evaluation.methods import DEFAULT_METHODS
         from sdrpn.evaluation.torch_answerer import TorchAnswerer
         from sdrpn.model import model_from_checkpoint
+        from sdrpn.model.dtypes import torch_dtype
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+    dtype = torch_dtype(args.precision)
     device = device_named(args.device)
     model = model_from_checkpoint(checkpoint, dtype).to(device)
     rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(args, checkpoint, others).items()}

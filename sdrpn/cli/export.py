@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
 from sdrpn.cli.arguments import add_fit_argument, positive_int
 from sdrpn.cli.model_folders import add_model_options
 
@@ -72,11 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fit_argument(parser)
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
+        choices=tuple(PRECISIONS),
         default="fp32",
-        help="of the matrices; the residual stream and the norms are always fp32. int8 and int4 store integers "
-        "in blocks and write two variants on the same weights, one for GPUs and one for CPUs; bf16, fp8 (E4M3) and "
-        "nvfp4 are for engines (default: fp32)",
+        help="of the matrices; the residual stream and the norms are always fp32. "
+        + "; ".join(f"{row.name}: {row.about}" for row in PRECISIONS.values())
+        + " (default: fp32)",
     )
     parser.add_argument(
         "--template",
@@ -88,14 +89,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_quantization(parser.add_argument_group("with a precision below fp16"))
     parser.add_argument(
         "--dialect",
-        choices=("fused", "primitive"),
+        choices=DIALECT_NAMES,
         default="fused",
         help="fused: opset 24 with attention and cache operators; primitive: opset 20 at most, for TensorRT before "
         "10.15, as on JetPack 6 (default: fused)",
     )
     parser.add_argument(
         "--kv-cache",
-        choices=("int8", "fp8"),
+        choices=tuple(CACHE_FORMS),
         help="keep keys and values in 8 bits, with a scale for every row and head: about half of fp16 and a quarter of "
         "fp32; a variant of its own. fp8 needs --dialect primitive, as do engines (default: as the graphs compute)",
     )
@@ -254,7 +255,7 @@ def _options(args: argparse.Namespace, calibration: str | None) -> ExportOptions
 
 
 def _must_calibrate(args: argparse.Namespace) -> bool:
-    return bool(args.method == "gptq" or args.precision == "nvfp4")
+    return bool(args.method == "gptq" or PRECISIONS[args.precision].calibration == "required")
 
 
 @contextmanager
@@ -266,8 +267,9 @@ def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
 
     given = args.calibrate or args.images or args.device
     needed = _must_calibrate(args)
-    if given and not needed and args.precision != "fp8":
-        raise BadInput("--calibrate, --images and --device are for --method gptq and for --precision fp8 and nvfp4")
+    if given and not needed and PRECISIONS[args.precision].calibration == "none":
+        taking = " and ".join(row.name for row in PRECISIONS.values() if row.calibration != "none")
+        raise BadInput(f"--calibrate, --images and --device are for --method gptq and for --precision {taking}")
     if not given and not needed:
         yield None
         return
@@ -302,8 +304,8 @@ def _quantization(args: argparse.Namespace) -> dict[str, Any]:
 
     names = ("block", "method", "keep", "int8")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    small = args.precision in ("fp8", "nvfp4")
-    misplaced = [name for name in given if not (small and name == "keep")]
-    if misplaced and args.precision not in ("int8", "int4"):
+    numbers = PRECISIONS[args.precision]
+    misplaced = [name for name in given if not (numbers.is_quantized and name == "keep")]
+    if misplaced and numbers.weights != "integers":
         raise BadInput(f"--{misplaced[0]} needs --precision int8 or int4; got --precision {args.precision}")
     return given

@@ -80,14 +80,13 @@ def run(args: argparse.Namespace) -> int:
     _require_new(args.report)
     look_at_checkpoint(args, "train")
     with importing_extra("train", "sdrpn quantize"):
-        import torch
-
         from sdrpn.calibration.sensitivity import measure_costs, parts_of
         from sdrpn.model import model_from_checkpoint
+        from sdrpn.model.dtypes import torch_dtype
 
     from sdrpn.checkpoint import open_checkpoint
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+    dtype = torch_dtype(args.precision)
     with open_checkpoint(
         args.checkpoint,
         vision_tower=args.vision_tower,

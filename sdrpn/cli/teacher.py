@@ -75,15 +75,14 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def open_teacher(args: argparse.Namespace) -> Iterator[tuple[Teacher, Checkpoint]]:
     """The model of `args`, ready to answer, and the checkpoint that it came from."""
-    import torch
-
     from sdrpn.checkpoint import open_checkpoint
     from sdrpn.labels.teacher import Teacher, TeacherOptions
     from sdrpn.model import model_from_checkpoint
+    from sdrpn.model.dtypes import torch_dtype
 
     device = device_named(args.device)
     options = TeacherOptions(args.rows, args.answers, args.max_new_tokens)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+    dtype = torch_dtype(args.precision)
     with open_checkpoint(
         args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector, fit=args.fit
     ) as checkpoint:

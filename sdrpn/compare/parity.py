@@ -39,7 +39,6 @@ _CACHE_OUTPUT = re.compile(r"_cache(\.\d+)?_out$")
 # Keys, values and the RPN's scores: what a graph gives that was fp16 and is no output of a layer's matrix.
 _HALF_OUTPUT = re.compile(r"_cache(\.\d+)?_(out|rows)$|scores$")
 _SCORES = " scores"
-_HALF = ("fp16", "int8", "int4", "fp8", "nvfp4")  # activations are fp16 in all of them, and float32's range in bf16
 
 
 def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_context: int) -> Iterator[Check]:
@@ -127,8 +126,8 @@ def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
 
 
 def peak_checks(variant: Variant, peaks: Mapping[str, float]) -> Iterator[Check]:
-    """Whether fp16 holds what was seen; nothing for a variant that computes in float32."""
-    if not _computes_in_half(variant):
+    """Whether fp16 holds what was seen; nothing for one that computes in float32 or bf16, whose range is the same."""
+    if variant.computes_in.has_range_of_float32:
         return
     for name, peak in peaks.items():
         masked = variant.dialect == "primitive" and name.endswith(_SCORES) and not name.startswith("vision.")
@@ -183,10 +182,6 @@ class _AttentionScores(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _computes_in_half(variant: Variant) -> bool:
-    return variant.precision in _HALF and not variant.for_cpu
-
-
 def _peak(variant: Variant, graph: str, name: str, peak: float, limit: float) -> Check:
     found: str | float = peak if np.isfinite(peak) else "not a finite number"
     return Check(variant.name, graph, "peak", name, found, limit=limit, ok=peak <= limit)
@@ -219,7 +214,7 @@ def _measured(
         ok = value >= limit if kind in AT_LEAST else value <= limit
         told: str | float = value if np.isfinite(value) else "not a finite number"
         yield Check(variant.name, graph, kind, label, told, limit=limit, ok=ok)
-    if _computes_in_half(variant) and _HALF_OUTPUT.search(output) and expected.size:
+    if not variant.computes_in.has_range_of_float32 and _HALF_OUTPUT.search(output) and expected.size:
         yield _peak(variant, graph, label, float(np.abs(expected.astype(np.float64)).max()), FP16_PEAK)
 
 

@@ -67,7 +67,7 @@ def _simulated_bundle(bundle: Bundle, variant: Variant, folder: Path) -> Bundle:
         (folder / graph.file).write_bytes(model.SerializeToString())
         files[graph.file] = FileInfo((folder / graph.file).stat().st_size, file_digest(folder / graph.file))
     graphs = {name: _with_float_caches(graph) for name, graph in variant.graphs.items()}
-    computes_in = "fp32" if variant.precision == "bf16" else "fp16"
+    computes_in = "fp32" if variant.computes_in.has_range_of_float32 else "fp16"
     variants = {variant.name: dataclasses.replace(variant, graphs=graphs, precision=computes_in)}
     manifest = dataclasses.replace(bundle.manifest, variants=variants, files=files)
     (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sdrpn.bundle.bundle import Variant
 from sdrpn.bundle.cache_codes import RowCodes, decoded_caches, row_codes, scale_cache_name
+from sdrpn.bundle.number_types import numpy_type
 from sdrpn.bundle.signatures import GraphSignature, cache_output_name
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.images.image import base_pixels
@@ -209,8 +209,7 @@ class _DecoderTrials:
             feed = 3 * self.rng.standard_normal((batch, heads, chunk.cache_length, head_dim), np.float32)
             feed[:, :, : chunk.start] = rows[:, :, : chunk.start]
             if self.codes is None:
-                dtype = signature.inputs[name].dtype
-                feeds[name] = feed.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+                feeds[name] = feed.astype(numpy_type(signature.inputs[name].dtype))
             else:
                 scales = scale_cache_name(name)
                 feeds[name], feeds[scales] = self.codes.encoded(feed, signature.inputs[scales].dtype)

@@ -13,10 +13,12 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
@@ -28,6 +30,7 @@ from sdrpn.errors import MissingDependency
 __all__ = [
     "BASE",
     "EXTRAS",
+    "TENSORRT_MODULES",
     "Extra",
     "Library",
     "importing_extra",
@@ -35,6 +38,7 @@ __all__ = [
     "installed_version",
     "read_extras",
     "satisfies",
+    "tensorrt_module",
 ]
 
 # How the base install is called beside the extras.
@@ -63,6 +67,12 @@ _ALSO_INSTALLED_AS: Mapping[str, tuple[str, ...]] = {
     "tensorrt-rtx-cu13-libs": ("tensorrt-rtx-cu12-libs", "tensorrt-rtx"),
     "tensorrt-rtx-cu13-bindings": ("tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
     "cuda-python": ("cuda-bindings",),
+}
+
+# The bindings of TensorRT-RTX alone go by the second name.
+TENSORRT_MODULES: Mapping[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 
 VersionOf = Callable[[str], "str | None"]
@@ -155,6 +165,21 @@ def importing_extra(extra: str, purpose: str) -> Iterator[None]:
             reason = " ".join(str(error).split())
             lack = f"cannot import {library or 'a library'} ({reason}); install a version that fits"
         raise MissingDependency(f"{purpose} {lack}: pip install 'sdrpn[{extra}]'") from error
+
+
+def tensorrt_module(flavour: str, attribute: str) -> Any:
+    """TensorRT or TensorRT-RTX, imported; None where none with this attribute is installed.
+
+    Args:
+        flavour: one of TENSORRT_MODULES
+        attribute: what a folder of the library's name, which imports as an empty package, does not have
+    """
+    for name in TENSORRT_MODULES[flavour]:
+        with suppress(ImportError):
+            library = import_module(name)
+            if hasattr(library, attribute):
+                return library
+    return None
 
 
 def install_command(extra: str = BASE) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import embed_image
+from sdrpn.model.dtypes import torch_dtype
 from sdrpn.model.layers import KvCache
 from sdrpn.model.llava import LlavaBase
 from sdrpn.train.label_set import LabelledPrompt
@@ -26,7 +27,7 @@ def autocast_for(precision: Precision, device: torch.device) -> contextlib.Abstr
     """Matrix products in this precision; a residual stream in float32 stays so."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return torch.autocast(device.type, torch_dtype(precision))
 
 
 class FrozenBase:

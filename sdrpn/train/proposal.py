@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
+from sdrpn.model.dtypes import torch_dtype
 from sdrpn.model.llava import base_from_checkpoint
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatches
@@ -96,7 +96,7 @@ def _batches(
     show_progress: ShowProgress,
 ) -> TapBatches:
     def make_base() -> FrozenBase:
-        dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
+        dtype = torch_dtype(options.precision)
         model = base_from_checkpoint(checkpoint, options.tap_layer, dtype).to(accelerator.device)
         return FrozenBase(model, images, options.precision)
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +30,7 @@ from sdrpn.checkpoint.rpn_file import write_rpn
 from sdrpn.errors import BadInput
 from sdrpn.host.atomic import replacing_file
 from sdrpn.method.spec import ModelSpec
+from sdrpn.model.dtypes import torch_dtype
 from sdrpn.model.llava import base_from_checkpoint
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatches
@@ -135,7 +135,7 @@ def _taps(request: TrainRequest, split: Split, accelerator: Accelerator, show_pr
     def make_base() -> FrozenBase:
         if request.images is None or not request.images.is_dir():
             raise BadInput(f"the folder of images {request.images or ''} is not there; name it with --images")
-        dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
+        dtype = torch_dtype(options.precision)
         model = base_from_checkpoint(request.checkpoint, options.tap_layer, dtype).to(accelerator.device)
         return FrozenBase(model, request.images, options.precision)
 

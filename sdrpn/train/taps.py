@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdrpn.bundle.number_types import numpy_type
+from sdrpn.bundle.numerics import NUMBER_TYPES, NumberType, precision_named
 from sdrpn.errors import RunFailed
 from sdrpn.host.atomic import replacing_file, require_free_space
 from sdrpn.train.base import FrozenBase
@@ -28,12 +29,6 @@ __all__ = ["FILE_PROMPTS", "ComputedTaps", "StoredTaps", "TapSource", "store_tap
 
 FILE_PROMPTS = 256
 FORMAT_VERSION = 1
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "fp16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "fp32": np.dtype(np.float32),
-}
-_LIMITS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 Advance = Callable[[int, int], None]
 Rows = tuple[slice, slice]  # of a prompt's prefix and question in its file
@@ -72,13 +67,13 @@ class StoredTaps:
             rows, _ = _layout(chunk)
             self._files.append(np.load(path, mmap_mode="r"))
             self._rows += rows
-        self._dtype = _DTYPES[kind]
+        self._bf16 = _type_of(kind).held_as != _type_of(kind).name
 
     def tap(self, place: int) -> Tensor:
         """See TapSource."""
         file = self._files[place // FILE_PROMPTS]
         rows = np.concatenate([file[part] for part in self._rows[place]])
-        if self._dtype == ml_dtypes.bfloat16:
+        if self._bf16:
             return torch.from_numpy(rows).view(torch.bfloat16)
         return torch.from_numpy(rows)
 
@@ -108,7 +103,7 @@ def store_taps(
     base = make_base()
     rows = sum(_layout(chunk)[1] for chunk in todo)
     advice = "taps that are computed when needed take none: --taps none"
-    require_free_space(folder, rows * base.width * _DTYPES[kind].itemsize, advice=advice)
+    require_free_space(folder, rows * base.width * _type_of(kind).size_bytes, advice=advice)
     done, total = 0, sum(len(chunk) for chunk in todo)
 
     def advance(_: int) -> None:
@@ -149,9 +144,8 @@ def _path(folder: Path, chunk: Sequence[LabelledPrompt], key: str, kind: TapStor
 def _write(
     path: Path, chunk: Sequence[LabelledPrompt], kind: TapStore, base: FrozenBase, advance: Callable[[int], None]
 ) -> None:
-    dtype = _DTYPES[kind]
+    dtype, stored = numpy_type(_type_of(kind).name), _type_of(kind).held_as  # NumPy's files know no bfloat16
     rows, count = _layout(chunk)
-    stored = np.dtype(np.uint16) if dtype == ml_dtypes.bfloat16 else dtype  # NumPy's files know no bfloat16
     with replacing_file(path) as temporary:
         file = np.lib.format.open_memmap(temporary, "w+", stored, (count, base.width))
         written: set[int] = set()
@@ -164,10 +158,14 @@ def _write(
         file.flush()
 
 
+def _type_of(kind: TapStore) -> NumberType:
+    return NUMBER_TYPES[precision_named(kind).computes]
+
+
 def _stored(tap: Tensor, dtype: np.dtype[Any], kind: TapStore) -> NDArray[Any]:
     exact = tap.cpu().numpy()
     peak = float(np.abs(exact).max(initial=0))
-    limit = torch.finfo(_LIMITS[kind]).max
+    limit = _type_of(kind).largest or np.inf
     if not peak <= limit:  # also where it is not a number
         raise RunFailed(
             f"a tap has the value {peak:.3g}, and {kind} ends at {limit:.3g}; keep taps as bf16: --taps bf16"

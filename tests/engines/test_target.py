@@ -74,7 +74,7 @@ def test_an_unknown_name_lists_the_known() -> None:
         ('"fused"', '"both"', "dialect is 'both'; expected one of fused, primitive"),
         ('"1.7"', '"new"', "tensorrt_min is 'new'; expected a release"),
         ('"tensorrt-rtx"', '"tensorrt"', "built is 'here'; expected device: TensorRT builds on the GPU itself"),
-        ('"fp8"', '"fp7"', "precisions is .*; expected a list of nvfp4, fp8, int4, fp16, bf16, int8"),
+        ('"fp8"', '"fp7"', "precisions is .*; expected a list of fp16, bf16, int8, fp8, int4, nvfp4"),
         ("= false", '= "no"', "unified_memory is 'no', expected true or false"),
         ("device", "= device", "is not a target file"),
     ],

@@ -92,7 +92,7 @@ def test_the_new_rows_are_what_the_specification_says(coded_bundle: Path, name: 
     plain, coded = (first_rows(bundle, variant) for variant in ("fused-fp32", name))
     for cache in ("key_cache.0", "value_cache.0"):
         expected = codes.decoded(*codes.encoded(plain[cache], "float32"))
-        step = np.abs(plain[cache]).max(axis=-1, keepdims=True) / (127 if codes.name == "int8" else 8)
+        step = np.abs(plain[cache]).max(axis=-1, keepdims=True) / (127 if codes.form.name == "int8" else 8)
         # Where the last digit of a float decides, the next code is as good.
         assert (np.abs(coded[cache] - expected) <= step + PARITY_ABS).all()
         equal = np.isclose(coded[cache], expected, atol=PARITY_ABS).mean()

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdrpn.bundle.manifest import EMBEDDING_DTYPES
 from sdrpn.errors import BadBundle, BadInput
-from sdrpn.runtime.embedding import EMBEDDING_DTYPES, TokenEmbedding
+from sdrpn.runtime.embedding import TokenEmbedding
 
 VOCABULARY, WIDTH = 7, 6
 

@@ -1,9 +1,9 @@
 """Which names of TensorRT a source file uses, found by running its syntax tree on kinds instead of values.
 
-The library is whatever is called `trt` or comes from `import_module`; from there kinds follow calls, assignments,
-parameters and attributes, with the help of what the bindings' own documentation says that their methods give. The tree
-is run for one release at a time, so that a branch for another flavour, or behind a `getattr` that finds nothing, is not
-taken: what is left is what this release would be asked for.
+The library is whatever is called `trt` or comes from `import_module` or `tensorrt_module`; from there kinds follow
+calls, assignments, parameters and attributes, with the help of what the bindings' own documentation says that their
+methods give. The tree is run for one release at a time, so that a branch for another flavour, or behind a `getattr`
+that finds nothing, is not taken: what is left is what this release would be asked for.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class _Run:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if name in ("getattr", "hasattr"):
             return self._asked(name, node, arguments)
-        if name == "import_module":
+        if name in ("import_module", "tensorrt_module"):
             return frozenset({("module",)})
         if name in _KEEPS_ENTRIES:
             return arguments[0] if arguments else NOTHING

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from sdrpn.bundle.numerics import TENSORRT_TYPES
 from sdrpn.engines import read_targets
 from tests.tensorrt_api.bindings import RELEASES, REQUIRED, RTX, Api, downloaded, read_api
 from tests.tensorrt_api.names import Found, names_in
@@ -130,11 +131,7 @@ def test_what_may_be_absent_exists_somewhere() -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_types_of_tensors_exist(release: str) -> None:
-    from sdrpn.engines import flavour
-    from sdrpn.runtime.backends import tensorrt_library
-
-    for table in (flavour._DTYPES, tensorrt_library._DTYPES):
-        assert set(table) <= set(read_api(release).classes["DataType"])
+    assert set(TENSORRT_TYPES) <= set(read_api(release).classes["DataType"])
 
 
 def test_capabilities_of_targets_exist() -> None:

@@ -1,0 +1,191 @@
+"""In which numbers a variant computes and stores: one row a precision, a type, and a form of caches. Facts only.
+
+Every stage asks these tables. What a library calls a type is looked up by the names that stand here, once a stage:
+`bundle/number_types.py` for NumPy, `model/dtypes.py` for PyTorch, `export/weights.py` for ONNX; TensorRT's own names
+stand here, since two stages need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sdrpn.errors import BadInput
+
+__all__ = [
+    "CACHE_FORMS",
+    "CPU_SUFFIX",
+    "DIALECT_NAMES",
+    "NUMBER_TYPES",
+    "PRECISIONS",
+    "TENSORRT_TYPES",
+    "CacheForm",
+    "DialectName",
+    "NumberType",
+    "Precision",
+    "PrecisionName",
+    "WeightForm",
+    "cache_form",
+    "precision_named",
+]
+
+DialectName = Literal["fused", "primitive"]
+DIALECT_NAMES: tuple[DialectName, ...] = ("fused", "primitive")
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4", "nvfp4"]
+# How the matrices of the LLM are stored: as they are computed with, or as codes with scales.
+WeightForm = Literal["dense", "integers", "fp8", "nvfp4"]
+# Ends the name of the form of a variant that computes in fp32, where there are two.
+CPU_SUFFIX = "-cpu"
+
+
+@dataclass(frozen=True)
+class NumberType:
+    """A type of tensors in graphs and engines."""
+
+    name: str  # as NumPy spells it, with the names of ml_dtypes for what NumPy lacks
+    size_bytes: int
+    tensorrt: str  # as TensorRT's DataType spells it
+    largest: float | None = None  # finite number of a floating-point type
+    storage: str = ""  # the type that NumPy holds its bytes in; empty: the type itself
+
+    @property
+    def held_as(self) -> str:
+        """The type that NumPy holds it in: bytes for what it lacks."""
+        return self.storage or self.name
+
+    @property
+    def has_range_of_float32(self) -> bool:
+        """Whether it holds whatever float32 arithmetic gives; else values must stay below `largest`."""
+        return self.largest is not None and self.largest > 1e38
+
+
+_NUMBER_TYPES = (
+    NumberType("float32", 4, "FLOAT", 3.4028234663852886e38),
+    NumberType("float16", 2, "HALF", 65504.0),
+    NumberType("bfloat16", 2, "BF16", 3.3895313892515355e38, "uint16"),
+    NumberType("float8_e4m3fn", 1, "FP8", 448.0, "uint8"),
+    NumberType("int64", 8, "INT64"),
+    NumberType("int32", 4, "INT32"),
+    NumberType("int8", 1, "INT8"),
+    NumberType("uint8", 1, "UINT8"),
+    NumberType("bool", 1, "BOOL"),
+)
+NUMBER_TYPES: Mapping[str, NumberType] = {row.name: row for row in _NUMBER_TYPES}
+TENSORRT_TYPES: Mapping[str, str] = {row.tensorrt: row.name for row in _NUMBER_TYPES}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One way to write the numbers of a model, under the name that options, manifests and files have for it."""
+
+    name: PrecisionName
+    weights: WeightForm
+    bits: int  # of an entry of a matrix
+    computes: str  # the type of activations and caches; of parts that are not quantised, too
+    about: str  # what the command line says of it
+    # A second form of each variant, for CPUs, computes in fp32 on the same weights.
+    cpu_form: bool = False
+    onnxruntime: bool = True  # whether ONNX Runtime has kernels for it on a CPU, in any graph as these are
+    dialects: tuple[DialectName, ...] = DIALECT_NAMES
+    # The least compute capability of GPUs with kernels for it; None: engines are not built in it.
+    least_capability: int | None = None
+    calibration: Literal["none", "optional", "required"] = "none"  # to round inputs as well
+    smaller: str = ""  # what takes less room, where a disk is full
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether matrices are stored in less than 16 bits."""
+        return self.weights != "dense"
+
+    @property
+    def dense(self) -> PrecisionName:
+        """The precision of whatever is neither quantised nor always fp32."""
+        return next(row.name for row in PRECISIONS.values() if not row.is_quantized and row.computes == self.computes)
+
+    @property
+    def forms(self) -> Mapping[str, str]:
+        """End of a variant's name -> the type that its graphs compute in; what suits a CPU first."""
+        own = {"": self.computes}
+        return {CPU_SUFFIX: "float32", **own} if self.cpu_form else own
+
+    def computes_in(self, *, for_cpu: bool) -> NumberType:
+        """The type of activations and caches, of one of two forms or of the only one."""
+        return NUMBER_TYPES["float32" if for_cpu else self.computes]
+
+
+# Most exact first. Capabilities: SM75 refuses INT4 (TensorRT-RTX 1.7 says so; INT8 weights were not tried there); BF16
+# from Ampere, FP8 from Ada, FP4 from Blackwell on (support matrices of TensorRT and TensorRT-RTX).
+_PRECISIONS = (
+    Precision("fp32", "dense", 32, "float32", "exact", smaller="--precision fp16 needs half of it"),
+    Precision(
+        "fp16",
+        "dense",
+        16,
+        "float16",
+        "half the size",
+        least_capability=0,
+        smaller="--precision int4 needs about two fifths of it",
+    ),
+    Precision("bf16", "dense", 16, "bfloat16", "for engines only", onnxruntime=False, least_capability=80),
+    Precision(
+        "int8",
+        "integers",
+        8,
+        "float16",
+        "integers in blocks; two variants on the same weights, one for GPUs and one for CPUs",
+        cpu_form=True,
+        least_capability=80,
+    ),
+    Precision(
+        "fp8", "fp8", 8, "float16", "E4M3, for engines on Ada and later", least_capability=89, calibration="optional"
+    ),
+    Precision("int4", "integers", 4, "float16", "as int8, in 4 bits", cpu_form=True, least_capability=80),
+    Precision(
+        "nvfp4",
+        "nvfp4",
+        4,
+        "float16",
+        "for engines on Blackwell only",
+        onnxruntime=False,
+        dialects=("fused",),  # the opset of the other has no such type
+        least_capability=100,
+        calibration="required",
+    ),
+)
+PRECISIONS: Mapping[str, Precision] = {row.name: row for row in _PRECISIONS}
+
+
+@dataclass(frozen=True)
+class CacheForm:
+    """Keys and values in 8 bits: a row of a head is codes times a scale."""
+
+    name: str
+    dtype: str  # of the codes
+    largest: float  # code
+    dialects: tuple[DialectName, ...] = DIALECT_NAMES
+    least_capability: int = 0
+
+
+_CACHE_FORMS = (
+    CacheForm("int8", "int8", 127.0),
+    # Neither ONNX Runtime nor TensorRT writes into caches of this type in place.
+    CacheForm("fp8", "float8_e4m3fn", 448.0, ("primitive",), 89),
+)
+CACHE_FORMS: Mapping[str, CacheForm] = {row.name: row for row in _CACHE_FORMS}
+
+
+def precision_named(name: str) -> Precision:
+    """Raises BadInput for an unknown one."""
+    if name not in PRECISIONS:
+        raise BadInput(f"precision {name!r} is unknown; expected one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def cache_form(name: str | None) -> CacheForm | None:
+    """By its name; None for caches in the type that the graph computes in. Raises BadInput for an unknown one."""
+    if name is None:
+        return None
+    if name not in CACHE_FORMS:
+        raise BadInput(f"caches in {name!r} are unknown; expected one of {', '.join(CACHE_FORMS)}, or none")
+    return CACHE_FORMS[name]
