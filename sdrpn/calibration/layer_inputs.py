@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import RunFailed
+from sdrpn.host.progress import Advance, unseen
 from sdrpn.model.layers import DecoderLayer, RmsNorm
 from sdrpn.model.llava import tensor_from_array
 
 __all__ = ["LayerInputs"]
 
-Advance = Callable[[int, int], None]
 
 # Matrices that multiply the same inputs -> the one whose inputs are gathered.
 _GATHERED_AT = {"q": "attention.q", "k": "attention.q", "v": "attention.q", "o": "attention.o"} | {
@@ -42,7 +42,7 @@ class LayerInputs:
         *,
         device: str = "cpu",
         moments: bool = True,
-        advance: Advance = lambda done, total: None,
+        advance: Advance = unseen,
     ) -> None:
         """Start below the first layer.
 

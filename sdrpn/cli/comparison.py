@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Bundle, Variant
     from sdrpn.checkpoint import Checkpoint
-    from sdrpn.cli.progress import Advance
     from sdrpn.compare.answers import AnswerQuestion, Question
     from sdrpn.compare.graphs import Array, Check
+    from sdrpn.host.progress import Advance
     from sdrpn.runtime import Session
     from sdrpn.runtime.backends.runner import Runner
 

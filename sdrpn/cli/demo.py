@@ -86,7 +86,7 @@ def _ask(session: Session, scene: DemoScene, roi: RoiPolicy | None) -> tuple[Ans
 
 
 def _right(scene: DemoScene, answer: Answer) -> bool:
-    from sdrpn.evaluation.metrics.exact import exact_match
+    from sdrpn.evaluation.scores import exact_match
 
     return exact_match(answer.text, (scene.expected,)) == 1.0
 

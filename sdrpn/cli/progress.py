@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sdrpn.cli.output import remark
+from sdrpn.host.progress import Advance
 from sdrpn.host.sizes import text_from_bytes
 
-__all__ = ["Advance", "progress"]
+__all__ = ["progress"]
 
-# (done, total) in bytes or another unit. A stage takes such a callable and so needs nothing of the command line.
-Advance = Callable[[int, int], None]
 
 # Where stderr is a file: short runs stay quiet, long ones show that they live.
 _LOG_INTERVAL_S = 10.0

@@ -174,8 +174,8 @@ def _options(args: argparse.Namespace) -> TrainOptions:
 def _trained(args: argparse.Namespace, accelerator: Accelerator) -> TrainReport:
     from sdrpn.checkpoint import open_checkpoint
     from sdrpn.cli.progress import progress
+    from sdrpn.host.progress import show_nothing
     from sdrpn.train.label_set import read_labels
-    from sdrpn.train.progress import show_nothing
     from sdrpn.train.rpn_folder import train_rpn
 
     labels = read_labels(args.labels)

@@ -7,7 +7,7 @@ all of them alike.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +22,10 @@ from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.region import mean_zoom, region_quality
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
+from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.roi import Crop
 
 __all__ = ["run_methods"]
-
-Advance = Callable[[int, int], None]
 
 
 def run_methods(
@@ -37,7 +36,7 @@ def run_methods(
     *,
     answers: bool = True,
     done: Collection[tuple[int, str]] = (),
-    progress: Advance = lambda done, total: None,
+    progress: Advance = unseen,
 ) -> Iterator[Record]:
     """One record after the other.
 

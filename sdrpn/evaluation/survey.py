@@ -6,7 +6,7 @@ model's own attention gives as a label. RPN and attention are held to the same l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,7 @@ from PIL import Image
 from sdrpn.errors import BadImage, BadInput, ContextTooLong
 from sdrpn.evaluation.region import region_quality
 from sdrpn.evaluation.sample import Sample
+from sdrpn.host.progress import Advance, unseen
 from sdrpn.labels.denoise import denoise, usual_sinks
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.method.geometry import Box, PaddedGrid
@@ -30,7 +31,6 @@ __all__ = ["THRESHOLDS", "HeadAttention", "Survey", "Surveyor", "survey"]
 
 Bool = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
-Advance = Callable[[int, int], None]
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
@@ -123,7 +123,7 @@ def survey(
     *,
     rpns: Sequence[str] = (),
     max_new_tokens: int = 128,  # the official code's limit for labels
-    progress: Advance = lambda done, total: None,
+    progress: Advance = unseen,
 ) -> Survey:
     """Ask. rpns: whose maps are wanted, for a threshold. Raises BadInput where no question could be asked."""
     questions = []

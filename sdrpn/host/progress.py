@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
-__all__ = ["Advance", "unseen"]
+__all__ = ["Advance", "ShowProgress", "show_nothing", "unseen"]
 
 # (done, total), in bytes or whatever the function that takes it counts.
 Advance: TypeAlias = Callable[[int, int], None]
+# (title, what is counted, None for bytes) -> a block of work that says how far it is.
+ShowProgress: TypeAlias = Callable[[str, str | None], AbstractContextManager[Advance]]
 
 
 def unseen(done: int, total: int) -> None:
     """Nobody is shown how far the work is."""
+
+
+@contextmanager
+def show_nothing(title: str, unit: str | None = None) -> Iterator[Advance]:
+    """Work of several parts, none of which is shown."""
+    yield unseen

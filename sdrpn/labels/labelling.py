@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
 from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.host.json_files import differing_keys, read_json_object
+from sdrpn.host.progress import Advance, unseen
 from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, LabelRule, PseudoLabels, denoise, usual_sinks
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.labels.questions import Question
@@ -45,7 +46,6 @@ if TYPE_CHECKING:  # they load PyTorch, which `sdrpn relabel` does without
     from sdrpn.labels.teacher import Teacher
 
 Floats = NDArray[np.float32]
-Advance = Callable[[int, int], None]
 
 FORMAT_VERSION = 1
 RUN_NAME, LABELS_NAME = "run.json", "labels.json"
@@ -95,7 +95,7 @@ class LabelRun:
 
 
 def label_questions(
-    run: LabelRun, teacher: Teacher, out: Path, *, resume: bool = False, progress: Advance = lambda done, total: None
+    run: LabelRun, teacher: Teacher, out: Path, *, resume: bool = False, progress: Advance = unseen
 ) -> Counts:
     """Gather, label, and write it all to `out`, a new or empty folder, or with `resume` one of the same run.
 

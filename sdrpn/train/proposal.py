@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
+from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.model.dtypes import torch_dtype
 from sdrpn.model.llava import base_from_checkpoint
 from sdrpn.train.base import FrozenBase
@@ -19,7 +20,6 @@ from sdrpn.train.batches import TapBatches
 from sdrpn.train.label_set import LabelSet, Split, split_by_image
 from sdrpn.train.loop import Step, TrainLoop
 from sdrpn.train.options import TrainOptions
-from sdrpn.train.progress import ShowProgress, show_nothing
 from sdrpn.train.start import rpn_from_layers
 from sdrpn.train.taps import StoredTaps, store_taps
 

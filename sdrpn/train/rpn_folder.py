@@ -29,6 +29,7 @@ from sdrpn.checkpoint import Checkpoint
 from sdrpn.checkpoint.rpn_file import write_rpn
 from sdrpn.errors import BadInput
 from sdrpn.host.atomic import replacing_file
+from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.dtypes import torch_dtype
 from sdrpn.model.llava import base_from_checkpoint
@@ -38,7 +39,6 @@ from sdrpn.train.board import Board, draw_curves
 from sdrpn.train.label_set import LabelSet, Split, split_by_image
 from sdrpn.train.loop import Step, TrainLoop
 from sdrpn.train.options import TrainOptions
-from sdrpn.train.progress import ShowProgress, show_nothing
 from sdrpn.train.run_state import STATE, History, load_state, note_run, require_startable, save_state
 from sdrpn.train.start import rpn_from_layers
 from sdrpn.train.taps import FILE_PROMPTS, ComputedTaps, StoredTaps, TapSource, store_taps

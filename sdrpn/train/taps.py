@@ -21,6 +21,7 @@ from sdrpn.bundle.number_types import numpy_type
 from sdrpn.bundle.numerics import NUMBER_TYPES, NumberType, precision_named
 from sdrpn.errors import RunFailed
 from sdrpn.host.atomic import replacing_file, require_free_space
+from sdrpn.host.progress import Advance, unseen
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.label_set import LabelledPrompt
 from sdrpn.train.options import TapStore
@@ -30,7 +31,6 @@ __all__ = ["FILE_PROMPTS", "ComputedTaps", "StoredTaps", "TapSource", "store_tap
 FILE_PROMPTS = 256
 FORMAT_VERSION = 1
 
-Advance = Callable[[int, int], None]
 Rows = tuple[slice, slice]  # of a prompt's prefix and question in its file
 
 
@@ -86,7 +86,7 @@ def store_taps(
     make_base: Callable[[], FrozenBase],
     *,
     share: tuple[int, int] = (0, 1),
-    progress: Advance = lambda done, total: None,
+    progress: Advance = unseen,
 ) -> None:
     """Compute and write what is not there yet.
 

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from sdrpn.evaluation.metrics.exact import exact_match
 from sdrpn.evaluation.sample import Sample
+from sdrpn.evaluation.scores import exact_match
 from sdrpn.evaluation.task import Task
 
 __all__ = ["PICTURE_WH", "picture", "tiny_task"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdrpn.evaluation.files import Layout, Row, read_json
-from sdrpn.evaluation.metrics.relaxed import relaxed_match
 from sdrpn.evaluation.sample import Sample
+from sdrpn.evaluation.scores import relaxed_match
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.tasks.reading import entry, listed_texts, read_rows
 

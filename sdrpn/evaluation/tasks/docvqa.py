@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdrpn.evaluation.files import Layout, Row, read_json
-from sdrpn.evaluation.metrics.anls import anls
 from sdrpn.evaluation.sample import Sample
+from sdrpn.evaluation.scores import anls
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, listed_texts, read_rows
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 
 from sdrpn.evaluation.files import Layout, Row, read_parquet, read_tsv
-from sdrpn.evaluation.metrics.letter import matching_option
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.sample import Sample
+from sdrpn.evaluation.scores import matching_option
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.tasks.reading import OPTION_LETTERS, entry, given_options, read_rows
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdrpn.evaluation.files import Layout, Row, read_json
-from sdrpn.evaluation.metrics.containment import containment
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.sample import Sample
+from sdrpn.evaluation.scores import containment
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.tasks.reading import entry, listed_texts, read_rows
 

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from sdrpn.evaluation.files import Layout, Row, read_json_lines, read_parquet
-from sdrpn.evaluation.metrics.yes_no import yes_no_figures, yes_no_match
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.sample import Sample
+from sdrpn.evaluation.scores import yes_no_figures, yes_no_match
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, read_rows
 

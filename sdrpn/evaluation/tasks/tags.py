@@ -9,8 +9,8 @@ from typing import overload
 
 from PIL import Image
 
-from sdrpn.evaluation.metrics.exact import exact_match
 from sdrpn.evaluation.sample import Sample
+from sdrpn.evaluation.scores import exact_match
 from sdrpn.evaluation.task import Task
 from sdrpn.tags.task import TRAINED_CODES, tag_sample
 

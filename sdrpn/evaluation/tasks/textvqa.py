@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdrpn.evaluation.files import Layout, Row, read_json
-from sdrpn.evaluation.metrics.vqa import vqa_accuracy
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, listed_texts, read_rows
+from sdrpn.evaluation.vqa_accuracy import vqa_accuracy
 
 __all__ = ["textvqa_task"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdrpn.evaluation.files import Layout, Row, read_json, read_json_lines
-from sdrpn.evaluation.metrics.letter import any_letter
 from sdrpn.evaluation.sample import Sample
+from sdrpn.evaluation.scores import any_letter
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.tasks.reading import entry, given_options, read_rows
 from sdrpn.method.geometry import Box

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from sdrpn.evaluation.metrics.anls import anls, edit_distance
-from sdrpn.evaluation.metrics.containment import containment
-from sdrpn.evaluation.metrics.exact import exact_match
-from sdrpn.evaluation.metrics.letter import any_letter, matching_option
-from sdrpn.evaluation.metrics.relaxed import relaxed_match
-from sdrpn.evaluation.metrics.vqa import normalised_answer, vqa_accuracy
-from sdrpn.evaluation.metrics.yes_no import yes_no_figures, yes_no_match
+from sdrpn.evaluation.scores import (
+    anls,
+    any_letter,
+    containment,
+    edit_distance,
+    exact_match,
+    matching_option,
+    relaxed_match,
+    yes_no_figures,
+    yes_no_match,
+)
+from sdrpn.evaluation.vqa_accuracy import normalised_answer, vqa_accuracy
 
 
 @pytest.mark.parametrize(
