@@ -61,14 +61,17 @@ class OurSide:
 
     def prefill(self) -> None:
         decoder = self._session._decoder
-        decoder.reset(PROMPT_TOKENS + NEW_TOKENS)
-        decoder.run_trunk(self._embeds, 0)
-        decoder.run_tail(0, PROMPT_TOKENS)
+        slot = decoder.slots.all[0]
+        decoder.slots.reset(slot, PROMPT_TOKENS + NEW_TOKENS)
+        decoder.run_trunk(slot, self._embeds, 0)
+        decoder.run_tail(slot, 0, PROMPT_TOKENS)
 
     def decode(self) -> None:
         decoder, embedding = self._session._decoder, self._session._embedding
+        slot = decoder.slots.all[0]
+        slot.truncate(PROMPT_TOKENS)
         for position in range(PROMPT_TOKENS, PROMPT_TOKENS + NEW_TOKENS):
-            decoder.step(embedding.rows([7]), position)
+            decoder.step_one(slot, embedding.rows([7]), position)
 
 
 class LlamaCppSide:

@@ -26,7 +26,7 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1008, 1344, 3), dtype=np.uint8)
     with Session.open(sys.argv[1], variant=sys.argv[2] if len(sys.argv) > 2 else None) as session:
         session.answer_ids(image, BEFORE, AFTER, roi=None, decide=one_box, max_new_tokens=16)
-        caches = [buffer for caches in session._decoder._caches.values() for buffer in caches.buffers.values()]
+        caches = [buffer for caches in session._decoder.slots.caches.values() for buffer in caches.buffers.values()]
         cache_bytes = sum(int(np.prod(buffer.shape)) * buffer.dtype.itemsize for buffer in caches)
         weight_bytes = sum(session.bundle.manifest.files[name].size_bytes for name in session.variant.files)
     print(json.dumps({"peak_bytes": peak_rss_bytes(), "weight_bytes": weight_bytes, "cache_bytes": cache_bytes}))

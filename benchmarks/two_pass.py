@@ -146,12 +146,12 @@ class OnnxRuntimeSide:
     def stage_round(self) -> Round:
         """One box, stage by stage: the same calls with the same shapes, one at a time, nothing in between."""
         measured = {name: seconds(call) for name, call in self._stages(next(self._images))}
-        self.session._two_pass.forget_prefix()  # its rows were overwritten behind its back
+        self.session.forget_image()  # its rows were overwritten behind its back
         return measured
 
     def _stages(self, image: Image.Image) -> Iterator[tuple[str, Callable[[], object]]]:
         vision, two_pass, decoder = SPEC.vision, self.session._two_pass, self.session._decoder
-        embedding = self.session._embedding
+        embedding, slot = self.session._embedding, decoder.slots.all[0]
         prefix = len(BEFORE) + vision.image_tokens
         rows, stop = prefix + len(AFTER), prefix + vision.image_tokens + len(AFTER)
         embeds = embedding.rows(range(stop))
@@ -159,29 +159,29 @@ class OnnxRuntimeSide:
         pixels, crop = base_pixels(image, vision)[None], crop_pixels(image, BOX.box_xyxy_px, vision)[None]
 
         def trunk() -> None:
-            decoder.reset(rows + NEW_TOKENS)
-            decoder.run_trunk(embeds[:rows], 0)
+            decoder.slots.reset(slot, rows + NEW_TOKENS)
+            decoder.run_trunk(slot, embeds[:rows], 0)
 
         def crop_trunk() -> None:
-            decoder.truncate(prefix)
-            decoder.reserve(stop + NEW_TOKENS)
-            decoder.run_trunk(embeds[prefix:], prefix)
+            slot.truncate(prefix)
+            decoder.slots.reserve(slot, stop + NEW_TOKENS)
+            decoder.run_trunk(slot, embeds[prefix:], prefix)
 
         def decode() -> None:
             for position in range(stop, stop + NEW_TOKENS - 1):
-                decoder.step(embedding.rows([7]), position)
+                decoder.step_one(slot, embedding.rows([7]), position)
 
         base_feed, crop_feed = (two_pass._filled(1, filler(values)) for values in (pixels, crop))
         yield "preprocess", lambda: (image_digest(open_image(image)), base_pixels(image, vision))
         yield "vision", lambda: two_pass._encode(base_feed)
         yield "trunk", trunk
-        yield "rpn", lambda: decoder.run_rpn(rows)
+        yield "rpn", lambda: decoder.run_rpn(slot, rows)
         yield "roi decode", lambda: forced((BOX,))(logits, image.size)
         yield "crop preprocess", lambda: crop_pixels(image, BOX.box_xyxy_px, vision)
         yield "crop vision", lambda: two_pass._encode(crop_feed)
-        yield "tail, prefix", lambda: decoder.run_tail(0, prefix)
+        yield "tail, prefix", lambda: decoder.run_tail(slot, 0, prefix)
         yield "crop trunk", crop_trunk
-        yield "tail, rest", lambda: decoder.run_tail(prefix, stop)
+        yield "tail, rest", lambda: decoder.run_tail(slot, prefix, stop)
         yield "decode", decode
 
 

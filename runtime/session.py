@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
+import collections.abc as abc
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.host.interrupt import SignalWatch
 from sdrpn.host.links import AllowLinks
-from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy, roi_map
+from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec
-from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
+from sdrpn.runtime.answer import Answer, Stopwatch
 from sdrpn.runtime.backends import open_backend, open_tensorrt
 from sdrpn.runtime.backends.runner import Backend, Runner
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
-from sdrpn.runtime.sampling import GREEDY, Sampler, Sampling
+from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.select import AUTOMATIC, choose_backend, choose_optimized, onnxruntime_variant
+from sdrpn.runtime.sequence import Request, Sequence
 from sdrpn.runtime.turns import Turn, Turns
-from sdrpn.runtime.two_pass import Prefill, Request, TwoPass
+from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import TextStream, build_prompt, decode_text, load_tokenizer
 
 __all__ = ["AnswerStream", "Session"]
 
-FloatArray = npt.NDArray[np.float32]
 DEFAULT_POLICY = RoiPolicy()
 # A reader that waits for its network goes on within seconds; one that does not has left.
 STREAM_IDLE_S = 10.0
@@ -59,7 +56,7 @@ class Session:
         *,
         decode: Decode = "exact",
         threads: int | None = None,
-        contexts: Sequence[int] = (),
+        contexts: abc.Sequence[int] = (),
         stream_idle_s: float = STREAM_IDLE_S,
     ) -> None:
         """Load the variant's graphs. `Session.open` is the usual way in.
@@ -94,7 +91,7 @@ class Session:
             vision = runners.pop("vision")
             self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, contexts)
             resources.callback(self._decoder.close)
-            context = min(bundle.manifest.max_context, self._decoder.max_rows or bundle.manifest.max_context)
+            context = min(bundle.manifest.max_context, self._decoder.slots.max_rows or bundle.manifest.max_context)
             self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding)
             self._resources = resources.pop_all()
 
@@ -219,14 +216,14 @@ class Session:
     def answer_ids(
         self,
         image: PictureSource,
-        ids_before_image: Sequence[int],
-        ids_after_image: Sequence[int],
+        ids_before_image: abc.Sequence[int],
+        ids_after_image: abc.Sequence[int],
         *,
         roi: RoiPolicy | None = DEFAULT_POLICY,
         decide: Decide | None = None,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
-        stop_ids: Sequence[int] = (),
+        stop_ids: abc.Sequence[int] = (),
         trace: bool = False,
     ) -> Answer:
         """As `answer`, with the prompt as token ids, BOS included.
@@ -241,7 +238,8 @@ class Session:
 
     def forget_image(self) -> None:
         """Compute everything of the next question anew, also where it is about the same image: for fair timing."""
-        self._two_pass.forget_prefix()
+        for slot in self._decoder.slots.all:
+            slot.prefix = None
 
     def cancel(self) -> None:
         """End the answer that is being made, in whichever thread: it raises Cancelled there.
@@ -290,17 +288,18 @@ class Session:
         with watch.stage("preprocess"):
             picture = open_picture(image, decode=self._decode_mode, threads=self._threads)
         request = Request(picture, before, after, decide, max_new_tokens)
+        sequence = Sequence(request, watch, sampling, (*self.spec.prompt.eos_token_ids, *stop_ids), keep_trace=trace)
         turn = self._turns.begin()
         self._cancellation.reset()
         try:
             with turn.step(), self._watch:
-                prefill = self._two_pass.prefill(request, watch)
-            return AnswerStream(self, turn, request, prefill, watch, Sampler(sampling), stop_ids, trace)
+                sequence.choose(self._two_pass.prefill(sequence, self._decoder.slots.all[0]))
+            return AnswerStream(self, turn, sequence)
         except BaseException:
             turn.end()
             raise
 
-    def _text(self, token_ids: Sequence[int]) -> str:
+    def _text(self, token_ids: abc.Sequence[int]) -> str:
         return decode_text(self._tokenizer, token_ids) if self._tokenizer is not None else ""
 
 
@@ -310,27 +309,13 @@ class AnswerStream:
     As a context manager it gives its turn back at the end of the block, complete or not.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        turn: Turn,
-        request: Request,
-        prefill: Prefill,
-        watch: Stopwatch,
-        sampler: Sampler,
-        stop_ids: tuple[int, ...],
-        trace: bool,
-    ) -> None:
-        self._session, self._turn = session, turn
-        self._request, self._prefill = request, prefill
-        self._watch, self._sampler, self._keep_trace = watch, sampler, trace
-        self._stop_ids = frozenset((*session.spec.prompt.eos_token_ids, *stop_ids))
-        self._token_ids: list[int] = []
-        self._step_logits: list[FloatArray] = []
-        self._finish_reason: Literal["stop", "length"] | None = None  # None: not at the end
-        self._logits, self._position = prefill.logits, prefill.position
+    def __init__(self, session: Session, turn: Turn, sequence: Sequence) -> None:
+        self._session, self._turn, self._sequence = session, turn, sequence
+        self._read = 0  # tokens that were given away
         self._broken = False
         self._answer: Answer | None = None
+        if sequence.finish_reason is not None:
+            turn.end()
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text, in whole characters; empty ones are left out."""
@@ -347,10 +332,11 @@ class AnswerStream:
 
     def finish(self) -> Answer:
         """Run to the end and return the answer. Raises RunFailed where that cannot be reached any more."""
-        if self._finish_reason is None and not self._broken:
+        if self._sequence.finish_reason is None and not self._broken:
             with self._step():  # one for all: each costs some microseconds
-                while self._chosen() is not None:
-                    pass
+                while self._sequence.finish_reason is None:
+                    self._advance()
+        self._read = len(self._sequence.token_ids)
         self._answer = self._answer or self._collect()
         return self._answer
 
@@ -363,7 +349,7 @@ class AnswerStream:
 
     def close(self) -> None:
         """End the answer here, from any thread, and give its turn back; nothing happens to one that is complete."""
-        if self._finish_reason is not None:
+        if self._sequence.finish_reason is not None:
             return
         if self._session._turns.cancel(self._turn):
             self._session._cancellation.cancel()
@@ -385,14 +371,18 @@ class AnswerStream:
 
     def _next_token(self) -> int | None:
         """None behind the last one."""
-        if self._finish_reason is not None or self._broken:
+        sequence = self._sequence
+        if self._read == len(sequence.token_ids) and sequence.finish_reason is None and not self._broken:
+            with self._step():
+                self._advance()
+        if self._read == len(sequence.token_ids):
             return None
-        with self._step():
-            return self._chosen()
+        self._read += 1
+        return sequence.token_ids[self._read - 1]
 
     @contextmanager
     def _step(self) -> Iterator[None]:
-        """Of the session's turn, which ends with the answer, be it complete or broken off."""
+        """A step of the session's turn, which ends with the answer, be it complete or broken off."""
         try:
             with self._turn.step(), self._session._watch:
                 yield
@@ -400,64 +390,24 @@ class AnswerStream:
             self._broken = True
             raise
         finally:
-            if self._broken or self._finish_reason is not None:
+            if self._broken or self._sequence.finish_reason is not None:
                 self._turn.end()
 
-    def _chosen(self) -> int | None:
-        """Choose a token until a stop token or the limit, then None; the last one is never computed further."""
-        if self._finish_reason is not None:
-            return None
+    def _advance(self) -> None:
+        """Another token; the last one is never computed further."""
+        sequence, session = self._sequence, self._session
         self._turn.require_uncancelled()
-        if self._token_ids:
-            with self._watch.decode_step():
-                embedding = self._session._embedding.rows([self._token_ids[-1]])
-                self._logits = self._session._decoder.step(embedding, self._position)
-            self._position += 1
-        if self._keep_trace:
-            self._step_logits.append(self._logits.copy())
-        token_id = self._sampler.choose(self._logits)
-        if token_id in self._stop_ids:
-            self._finish_reason = "stop"
-            return None
-        self._token_ids.append(token_id)
-        if len(self._token_ids) == self._request.max_new_tokens:
-            self._finish_reason = "length"
-        return token_id
+        assert sequence.slot is not None
+        with sequence.watch.decode_step():
+            embedding = session._embedding.rows([sequence.token_ids[-1]])
+            logits = session._decoder.step_one(sequence.slot, embedding, sequence.position)
+        sequence.position += 1
+        sequence.choose(logits)
 
     def _collect(self) -> Answer:
-        if self._finish_reason is None:  # a failure ended the tokens, and was reported then
+        if self._sequence.finish_reason is None:  # a failure ended the tokens, and was reported then
             raise RunFailed("the answer was broken off by an error and cannot be completed; ask again")
-        prefill, decision = self._prefill, self._prefill.decision
-        timings = self._watch.timings()
-        return Answer(
-            text=self._session._text(self._token_ids),
-            token_ids=tuple(self._token_ids),
-            finish_reason=self._finish_reason,
-            boxes_xyxy_px=tuple(crop.box_xyxy_px for crop in decision.crops) if decision is not None else (),
-            roi_map=roi_map(prefill.roi_logits) if prefill.roi_logits is not None else None,
-            roi_token_count=prefill.roi_tokens,
-            note=decision.note if decision is not None else None,
-            timings=timings,
-            tokens=self._counts(),
-            trace=self._trace() if self._keep_trace else None,
-        )
-
-    def _counts(self) -> TokenCounts:
-        prefill = self._prefill
-        return TokenCounts(
-            prompt=prefill.position - prefill.roi_tokens,
-            image=self._session.spec.vision.image_tokens,
-            roi=prefill.roi_tokens,
-            generated=len(self._token_ids),
-            trunk_rows=prefill.rows["trunk"],
-            rpn_rows=prefill.rows.get("rpn", 0),
-            tail_rows=prefill.rows["tail"],
-            images_encoded=prefill.images_encoded,
-        )
-
-    def _trace(self) -> Trace:
-        steps = np.stack(self._step_logits)
-        return Trace(self._prefill.roi_logits, self._prefill.decision, steps[0], steps)
+        return self._sequence.answer(self._session._text(self._sequence.token_ids))
 
 
 def _engine_options(options: EngineOptions | None, device: int | None) -> EngineOptions:

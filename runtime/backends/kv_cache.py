@@ -1,4 +1,4 @@
-"""The caches of one graph: allocated to a length, updated in place or row by row.
+"""The caches of one graph, for one sequence or several: allocated to a length, updated in place or row by row.
 
 A graph with in-place caches has an output `NAME_out` for every cache `NAME`, bound to the same buffer. A graph with
 read-only caches has an output `NAME_rows` with the new rows, which are copied in here.
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, Step
 
-__all__ = ["CacheSet", "cache_set_from_runner"]
+__all__ = ["CacheSet", "cache_set_from_runner", "resized"]
 
 _IN_PLACE, _ROWS = "_out", "_rows"
 
 
 @dataclass
 class CacheSet:
-    """Caches (1, H_kv, length, head_dim) by the name of the graph's input; of scales (1, H_kv, length, 1)."""
+    """Caches (B,H_kv,length,head_dim) by the name of the graph's input; of scales (B,H_kv,length,1)."""
 
     inputs: Mapping[str, TensorInfo]
     in_place: bool
@@ -33,15 +33,27 @@ class CacheSet:
         fixed = [length for length in lengths if isinstance(length, int)]
         return min(fixed, default=None)
 
-    def resize(self, backend: Backend, length: int, keep_rows: int) -> None:
-        """Buffers of `length` rows, of which the first `keep_rows` are as before."""
+    @property
+    def batch(self) -> int:
+        """For how many sequences there is room."""
+        return next((buffer.shape[0] for buffer in self.buffers.values()), 0)
+
+    def entries(self, start: int, stop: int) -> CacheSet:
+        """The caches of sequences start..stop-1: views, unless that is all of them."""
+        if (start, stop) == (0, self.batch):
+            return self
+        views = {name: buffer.entries(start, stop) for name, buffer in self.buffers.items()}
+        return CacheSet(self.inputs, self.in_place, views)
+
+    def resize(self, backend: Backend, entries: int, length: int, keep_rows: int) -> None:
+        """Buffers for `entries` sequences of `length` rows, of which the first `keep_rows` are as before."""
         for name, tensor in self.inputs.items():
             # One at a time: the old cache of a layer goes before the next layer's new one comes.
             if name in self.buffers:
-                self.buffers[name] = self.buffers[name].with_rows(length, keep_rows)
+                self.buffers[name] = resized(backend, self.buffers[name], entries, length, keep_rows)
             else:
                 _, heads, _, width = tensor.dims
-                self.buffers[name] = backend.allocate((1, int(heads), length, int(width)), tensor.storage)
+                self.buffers[name] = backend.allocate((entries, int(heads), length, int(width)), tensor.storage)
 
     def as_outputs(self) -> dict[str, Buffer]:
         """The same buffers under the names of the graph's outputs."""
@@ -52,7 +64,7 @@ class CacheSet:
         if self.in_place:
             return None
         return {
-            name + _ROWS: backend.allocate((1, int(t.dims[1]), rows, int(t.dims[3])), t.storage)
+            name + _ROWS: backend.allocate((self.batch, int(t.dims[1]), rows, int(t.dims[3])), t.storage)
             for name, t in self.inputs.items()
         }
 
@@ -64,7 +76,7 @@ class CacheSet:
         return (backend.store_rows(caches, list(new_rows.values()), start),)
 
     def store(self, new_rows: Mapping[str, Buffer] | None, start: int) -> None:
-        """Copy new rows behind `start`; nothing to do for in-place caches."""
+        """Copy new rows of every sequence behind `start`; nothing to do for in-place caches."""
         for name, rows in (new_rows or {}).items():
             self.buffers[name.removesuffix(_ROWS)].copy_rows(rows, rows.shape[2], start)
 
@@ -74,3 +86,13 @@ def cache_set_from_runner(runner: Runner) -> CacheSet:
     names = {name for name in runner.inputs if name + _IN_PLACE in runner.outputs or name + _ROWS in runner.outputs}
     in_place = all(name + _IN_PLACE in runner.outputs for name in names)
     return CacheSet({name: t for name, t in runner.inputs.items() if name in names}, in_place)
+
+
+def resized(backend: Backend, buffer: Buffer, entries: int, length: int, keep_rows: int) -> Buffer:
+    """Another number of entries, or of rows, of which the first `keep_rows` are as in `buffer`."""
+    if buffer.shape[0] == entries:
+        return buffer.with_rows(length, keep_rows)
+    new = backend.allocate((entries, *buffer.shape[1:-2], length, buffer.shape[-1]), buffer.dtype.name)
+    both = min(entries, buffer.shape[0])
+    new.entries(0, both).copy_rows(buffer.entries(0, both), keep_rows)
+    return new

@@ -134,7 +134,7 @@ class Backend(Protocol):
         Args:
             caches: (B,heads,length,width) each
             rows: (B,heads,S,width) each, which go behind what lies before
-            start: int64 (1,): where the first of them goes, as it is when the step runs
+            start: int64 (B,): where the first of them goes in each entry, as it is when the step runs
         """
         ...
 
@@ -162,10 +162,20 @@ def in_order(steps: Sequence[Step]) -> Step:
 def store_in_order(caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
     """The plain `Backend.store_rows`: a copy each."""
 
+    batch = start.shape[0]
+    # Of one entry the buffers themselves: not every library's views can be written to.
+    entries = [
+        [
+            (cache.entries(i, i + 1), new.entries(i, i + 1)) if batch > 1 else (cache, new)
+            for cache, new in zip(caches, rows, strict=True)
+        ]
+        for i in range(batch)
+    ]
+
     def run() -> None:
-        first = int(start.read()[0])
-        for cache, new in zip(caches, rows, strict=True):
-            cache.copy_rows(new, new.shape[2], first)
+        for first, pairs in zip(start.read().tolist(), entries, strict=True):
+            for cache, new in pairs:
+                cache.copy_rows(new, new.shape[2], first)
 
     return run
 

@@ -124,9 +124,10 @@ def test_with_integers_on_both_sides_it_stays_near(checkpoint: Path, tmp_path: P
     embeds = np.random.default_rng(0).standard_normal((1, 21, 64), np.float32)
     exact = runner.run("trunk", embeds, runner.caches("trunk", 40), 0)["tap"]
     with Session.open(tmp_path / "bundle", threads=1, variant="fused-int4-cpu") as session:
-        session._decoder.reset(40)
-        session._decoder.run_trunk(embeds[0], 0)
-        found = session._decoder._taps.rows(0, 21).read()
+        (slot,) = session._decoder.slots.all
+        session._decoder.slots.reset(slot, 40)
+        session._decoder.run_trunk(slot, embeds[0], 0)
+        found = session._decoder.slots.taps.rows(0, 21).read()
     assert 0 < np.abs(found - exact).max() <= INT8_ACTIVATIONS_SHARE * np.abs(exact).max()
 
 

@@ -69,7 +69,7 @@ def test_an_answer_that_outgrows_them_goes_on_in_the_long_ones(gpu: FakeGpu, ses
     np.testing.assert_allclose(found.trace.step_logits, expected.trace.step_logits, atol=1e-5)
     assert profiles_run(gpu, "trunk") == [PREFILL[SHORT], DECODE[SHORT], DECODE[LONG]]
     assert profiles_run(gpu, "tail") == [PREFILL[SHORT], DECODE[SHORT], DECODE[LONG]]
-    assert session._decoder.length == LONG
+    assert session._decoder.slots.length == LONG
     assert gpu.cuda.violations == []
 
 
@@ -81,10 +81,10 @@ def test_a_crop_that_needs_them_takes_the_long_ones(gpu: FakeGpu, session: Sessi
 
 def test_a_new_picture_starts_short_again(gpu: FakeGpu, session: Session) -> None:
     ask(session)
-    assert session._decoder.length == LONG
+    assert session._decoder.slots.length == LONG
     session.forget_image()
     ask(session, decide=no_box)
-    assert session._decoder.length == SHORT
+    assert session._decoder.slots.length == SHORT
 
 
 def test_a_whole_conversation_is_that_of_onnxruntime(gpu: FakeGpu, session: Session, plain: Session) -> None:
@@ -100,9 +100,10 @@ def test_the_longest_is_the_limit(session: Session) -> None:
         ask(session, max_new_tokens=120)
     decoder = session._decoder
     ask(session, decide=no_box)
-    decoder.valid = dict.fromkeys(decoder.valid, LONG)
-    with pytest.raises(RunFailed, match=f"position {LONG} is past the cache of"):
-        decoder.step(np.zeros((1, 64), np.float32), LONG)
+    (slot,) = decoder.slots.all
+    slot.valid = dict.fromkeys(slot.valid, LONG)
+    with pytest.raises(RunFailed, match=f"row {LONG} is past the cache of"):
+        decoder.step_one(slot, np.zeros((1, 64), np.float32), LONG)
 
 
 def test_memory_is_that_of_the_longest(tiny_bundle: Path, tmp_path: Path) -> None:

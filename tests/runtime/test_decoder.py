@@ -6,7 +6,8 @@ import pytest
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.fake import FakeBackend
 from sdrpn.runtime.backends.host_buffer import HostBuffer
-from sdrpn.runtime.decoder import CACHE_ROUNDING, Decoder
+from sdrpn.runtime.decoder import Decoder
+from sdrpn.runtime.slots import CACHE_ROUNDING, Slot
 from tests.runtime.fakes import SPEC, WIDTH, Script, fake_decoder
 
 
@@ -15,8 +16,13 @@ def rows(count: int, start: int = 0) -> np.ndarray:
     return np.repeat(values[:, None], WIDTH, axis=1)
 
 
+def only(decoder: Decoder) -> Slot:
+    (slot,) = decoder.slots.all
+    return slot
+
+
 def positions_in(decoder: Decoder, name: str, cache: str) -> list[float]:
-    array = decoder._caches[name].buffers[cache].read()
+    array = decoder.slots.caches[name].buffers[cache].read()
     return [float(value) for value in array[0, 0, :, 0]]
 
 
@@ -27,47 +33,47 @@ def in_place(request: pytest.FixtureRequest) -> bool:
 
 def test_cache_length_is_rounded_up_and_given_back() -> None:
     decoder, _ = fake_decoder(Script())
-    decoder.reset(CACHE_ROUNDING + 1)
-    assert decoder.length == 2 * CACHE_ROUNDING
-    decoder.reset(1)
-    assert decoder.length == CACHE_ROUNDING
+    decoder.slots.reset(only(decoder), CACHE_ROUNDING + 1)
+    assert decoder.slots.length == 2 * CACHE_ROUNDING
+    decoder.slots.reset(only(decoder), 1)
+    assert decoder.slots.length == CACHE_ROUNDING
 
 
 def test_growth_keeps_valid_rows_and_taps(in_place: bool) -> None:
     decoder, backend = fake_decoder(Script(in_place=in_place), in_place)
-    decoder.reset(10)
-    decoder.run_trunk(rows(6), 0)
-    decoder.run_tail(0, 4)
-    decoder.reserve(100)
-    assert decoder.length == 128
+    decoder.slots.reset(only(decoder), 10)
+    decoder.run_trunk(only(decoder), rows(6), 0)
+    decoder.run_tail(only(decoder), 0, 4)
+    decoder.slots.reserve(only(decoder), 100)
+    assert decoder.slots.length == 128
     assert positions_in(decoder, "trunk", "key_cache.0")[:8] == [1, 2, 3, 4, 5, 6, 0, 0]
     assert positions_in(decoder, "tail", "value_cache.1")[:6] == [1, 2, 3, 4, 0, 0]
-    decoder.run_tail(4, 6)
+    decoder.run_tail(only(decoder), 4, 6)
     np.testing.assert_array_equal(backend.calls[-1].feeds["tap"][0, :, 0], [4, 5])
 
 
 def test_new_rows_replace_what_was_behind_them(in_place: bool) -> None:
     decoder, _ = fake_decoder(Script(in_place=in_place), in_place)
-    decoder.reset(20)
-    decoder.run_trunk(rows(9), 0)
-    decoder.truncate(3)
-    decoder.run_trunk(rows(2, start=50), 3)
-    assert decoder.valid["trunk"] == 5
-    np.testing.assert_array_equal(decoder._taps.read()[0, :5, 0], [0, 1, 2, 50, 51])
+    decoder.slots.reset(only(decoder), 20)
+    decoder.run_trunk(only(decoder), rows(9), 0)
+    only(decoder).truncate(3)
+    decoder.run_trunk(only(decoder), rows(2, start=50), 3)
+    assert only(decoder).valid["trunk"] == 5
+    np.testing.assert_array_equal(decoder.slots.taps.read()[0, :5, 0], [0, 1, 2, 50, 51])
     with pytest.raises(RunFailed, match="only 5 went through the trunk"):
-        decoder.run_tail(0, 6)
+        decoder.run_tail(only(decoder), 0, 6)
 
 
 def test_rpn_looks_only_at_taps_that_it_has_not_seen(in_place: bool) -> None:
     script = Script(in_place=in_place)
     script.scores[:] = np.arange(SPEC.vision.image_tokens)
     decoder, backend = fake_decoder(script, in_place)
-    decoder.reset(20)
-    decoder.run_trunk(rows(8), 0)
-    first = decoder.run_rpn(8)
-    decoder.truncate(6)
-    decoder.run_trunk(rows(3), 6)
-    second = decoder.run_rpn(9)
+    decoder.slots.reset(only(decoder), 20)
+    decoder.run_trunk(only(decoder), rows(8), 0)
+    first = decoder.run_rpn(only(decoder), 8)
+    only(decoder).truncate(6)
+    decoder.run_trunk(only(decoder), rows(3), 6)
+    second = decoder.run_rpn(only(decoder), 9)
     assert [call.feeds["tap"].shape[1] for call in backend.calls if call.graph == "rpn"] == [8, 3]
     np.testing.assert_array_equal(first[0, 1:5], [0, 1, 2, 3])
     np.testing.assert_array_equal(second[0, 1:5], first[0, 1:5])
@@ -80,12 +86,12 @@ def test_a_long_prefill_goes_in_parts_and_gives_the_same(in_place: bool) -> None
     for most in (None, 3):
         decoder, backend = fake_decoder(script, in_place)
         backend.prefill_rows = most
-        decoder.reset(20)
-        decoder.run_trunk([rows(3), rows(5, start=3)], 0)
-        scores = decoder.run_rpn(8)
-        logits = decoder.run_tail(0, 8).copy()
+        decoder.slots.reset(only(decoder), 20)
+        decoder.run_trunk(only(decoder), [rows(3), rows(5, start=3)], 0)
+        scores = decoder.run_rpn(only(decoder), 8)
+        logits = decoder.run_tail(only(decoder), 0, 8).copy()
         results.append(
-            (scores, logits, positions_in(decoder, "tail", "key_cache.1"), decoder._taps.read()[0, :8].copy())
+            (scores, logits, positions_in(decoder, "tail", "key_cache.1"), decoder.slots.taps.read()[0, :8].copy())
         )
         parts = [call.feeds["tap"].shape[1] for call in backend.calls if call.graph == "tail"]
         assert parts == ([8] if most is None else [2, 3, 3])
@@ -96,12 +102,12 @@ def test_a_long_prefill_goes_in_parts_and_gives_the_same(in_place: bool) -> None
 
 def test_a_token_step_is_bound_once_and_caches_keep_their_address(in_place: bool) -> None:
     decoder, backend = fake_decoder(Script(in_place=in_place), in_place)
-    decoder.reset(20)
-    decoder.run_trunk(rows(4), 0)
-    decoder.run_tail(0, 4)
+    decoder.slots.reset(only(decoder), 20)
+    decoder.run_trunk(only(decoder), rows(4), 0)
+    decoder.run_tail(only(decoder), 0, 4)
     before = len(backend.calls)
     for position in range(4, 9):
-        decoder.step(rows(1, position), position)
+        decoder.step_one(only(decoder), rows(1, position), position)
     steps = backend.calls[before:]
     assert [call.graph for call in steps] == ["trunk", "tail"] * 5
     for graph in ("trunk", "tail"):
@@ -117,11 +123,11 @@ def test_a_token_step_is_bound_once_and_caches_keep_their_address(in_place: bool
 
 def test_only_the_cache_update_aliases_an_input_with_an_output() -> None:
     decoder, backend = fake_decoder(Script())
-    decoder.reset(20)
-    decoder.run_trunk(rows(4), 0)
-    decoder.run_rpn(4)
-    decoder.run_tail(0, 4)
-    decoder.step(rows(1), 4)
+    decoder.slots.reset(only(decoder), 20)
+    decoder.run_trunk(only(decoder), rows(4), 0)
+    decoder.run_rpn(only(decoder), 4)
+    decoder.run_tail(only(decoder), 0, 4)
+    decoder.step_one(only(decoder), rows(1), 4)
     for call in backend.calls:
         for name, address in call.addresses.items():
             shared = {other for other, a in call.addresses.items() if a == address and other != name}
@@ -130,29 +136,29 @@ def test_only_the_cache_update_aliases_an_input_with_an_output() -> None:
 
 def test_writing_past_the_cache_is_refused() -> None:
     decoder, _ = fake_decoder(Script())
-    decoder.reset(CACHE_ROUNDING)
+    decoder.slots.reset(only(decoder), CACHE_ROUNDING)
     with pytest.raises(RunFailed, match=r"2 rows at 63 are past the cache of 64 rows"):
-        decoder.run_trunk(rows(2), CACHE_ROUNDING - 1)
-    decoder.run_trunk(rows(CACHE_ROUNDING), 0)
-    decoder.run_tail(0, CACHE_ROUNDING)
-    with pytest.raises(RunFailed, match=r"position 64 is past the cache of 64 rows"):
-        decoder.step(rows(1), CACHE_ROUNDING)
+        decoder.run_trunk(only(decoder), rows(2), CACHE_ROUNDING - 1)
+    decoder.run_trunk(only(decoder), rows(CACHE_ROUNDING), 0)
+    decoder.run_tail(only(decoder), 0, CACHE_ROUNDING)
+    with pytest.raises(RunFailed, match=r"row 64 is past the cache of 64 rows"):
+        decoder.step_one(only(decoder), rows(1), CACHE_ROUNDING)
 
 
 def test_a_gap_between_rows_is_refused() -> None:
     decoder, _ = fake_decoder(Script())
-    decoder.reset(20)
-    decoder.run_trunk(rows(4), 0)
+    decoder.slots.reset(only(decoder), 20)
+    decoder.run_trunk(only(decoder), rows(4), 0)
     with pytest.raises(RunFailed, match="tail: rows are written from 2, but only 0 are there"):
-        decoder.run_tail(2, 4)
+        decoder.run_tail(only(decoder), 2, 4)
     with pytest.raises(RunFailed, match="trunk: rows are written from 6, but only 4 are there"):
-        decoder.run_trunk(rows(1), 6)
+        decoder.run_trunk(only(decoder), rows(1), 6)
 
 
 def test_memory_that_runs_out_while_growing_leaves_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, _ = fake_decoder(Script())
-    decoder.reset(10)
-    decoder.run_trunk(rows(6), 0)
+    decoder.slots.reset(only(decoder), 10)
+    decoder.run_trunk(only(decoder), rows(6), 0)
     with_rows, left = HostBuffer.with_rows, iter(range(3))
 
     def scarce(buffer: HostBuffer, rows: int, keep: int) -> HostBuffer:
@@ -163,19 +169,19 @@ def test_memory_that_runs_out_while_growing_leaves_no_rows(monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(HostBuffer, "with_rows", scarce)
         with pytest.raises(MemoryError):
-            decoder.reserve(100)
-    assert decoder.valid == {"trunk": 0, "rpn": 0, "tail": 0}
-    decoder.reset(10)
-    decoder.run_trunk(rows(6), 0)
-    decoder.run_tail(0, 6)
+            decoder.slots.reserve(only(decoder), 100)
+    assert only(decoder).valid == {"trunk": 0, "rpn": 0, "tail": 0}
+    decoder.slots.reset(only(decoder), 10)
+    decoder.run_trunk(only(decoder), rows(6), 0)
+    decoder.run_tail(only(decoder), 0, 6)
 
 
 def test_a_closed_decoder_refuses_to_run() -> None:
     decoder, _ = fake_decoder(Script())
-    decoder.reset(20)
+    decoder.slots.reset(only(decoder), 20)
     decoder.close()
     with pytest.raises(RunFailed, match="closed"):
-        decoder.run_trunk(rows(1), 0)
+        decoder.run_trunk(only(decoder), rows(1), 0)
 
 
 def test_bindings_that_do_not_fit_are_named() -> None:

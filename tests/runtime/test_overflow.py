@@ -73,7 +73,7 @@ def test_while_an_answer_is_made(tiny_bundle: Path, tmp_path: Path, variant: str
 def test_on_a_cpu(tiny_bundle: Path) -> None:
     with Session.open(tiny_bundle, backend="onnxruntime", variant="fused-fp32", threads=1) as session:
         expected = ask(session).token_ids
-        for caches in session._decoder._caches.values():
+        for caches in session._decoder.slots.caches.values():
             for buffer in caches.buffers.values():
                 buffer.read()[:, :, 30:] = np.inf  # the second look's rows, and all behind them
         with pytest.raises(RunFailed, match="NaN or infinite"):

@@ -340,7 +340,7 @@ class TestLifetime:
         decoder = fake.session._decoder
         fake.session.close()
         assert all(isinstance(runner, FakeRunner) and runner._closed for runner in decoder._runners.values())
-        assert not any(caches.buffers for caches in decoder._caches.values())
+        assert not any(caches.buffers for caches in decoder.slots.caches.values())
 
     def test_graphs_that_were_loaded_are_freed_when_one_fails(self, tmp_path: Path) -> None:
         loaded: list[FakeRunner] = []

@@ -140,7 +140,7 @@ class TestDecodePath:
             caches = {
                 name: buffer.pointer  # type: ignore[attr-defined]
                 for graph in ("trunk", "tail")
-                for name, buffer in session._decoder._caches[graph].buffers.items()
+                for name, buffer in session._decoder.slots.caches[graph].buffers.items()
             }
         assert [graph for graph, _ in bound] == ["vision", "trunk", "tail", "trunk", "tail"]
         (_, trunk), (_, tail) = bound[-2:]
@@ -161,7 +161,7 @@ class TestDecodePath:
             answer = session.answer(photo(), QUESTION, roi=None, max_new_tokens=new_tokens)
             computed = answer.tokens.prompt + new_tokens - 1  # the last token is not computed further
             for graph in ("trunk", "tail"):
-                for name, buffer in session._decoder._caches[graph].buffers.items():
+                for name, buffer in session._decoder.slots.caches[graph].buffers.items():
                     used = np.abs(buffer.read()[0]).sum(axis=(0, 2)) > 0
                     assert used.tolist() == [True] * computed + [False] * (len(used) - computed), (graph, name)
 

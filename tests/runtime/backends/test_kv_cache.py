@@ -31,7 +31,7 @@ def traced(answer: Answer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cache_bytes(session: Session, graph: str) -> int:
-    buffers = session._decoder._caches[graph].buffers.values()
+    buffers = session._decoder.slots.caches[graph].buffers.values()
     return sum(int(np.prod(buffer.shape)) * buffer.dtype.itemsize for buffer in buffers)
 
 

@@ -36,10 +36,9 @@ def test_it_holds_host_to_device_engines_and_device_to_host(gpu: FakeGpu, sessio
 
 def test_a_step_is_one_launch_and_one_wait(gpu: FakeGpu, session: Session) -> None:
     ask(session)
-    decoder = session._decoder
-    position = decoder.valid["trunk"]
+    (slot,) = session._decoder.slots.all
     before = len(gpu.cuda.calls)
-    decoder.step(np.zeros((1, 64), np.float32), position)
+    session._decoder.step_one(slot, np.zeros((1, 64), np.float32), slot.valid["trunk"])
     assert gpu.cuda.names()[before:] == ["cudaGraphLaunch", "cudaStreamSynchronize"]
 
 
@@ -89,8 +88,9 @@ def test_where_a_capture_is_refused_every_step_is_enqueued(gpu: FakeGpu, session
 def test_a_step_that_fails_by_itself_still_fails(gpu: FakeGpu, session: Session) -> None:
     ask(session, max_new_tokens=2)  # a first step
     gpu.trt.refusals.add("execute_async_v3")
+    (slot,) = session._decoder.slots.all
     with pytest.raises(RunFailed, match=r"trunk.engine: tensorrt refused IExecutionContext.execute_async_v3: "):
-        session._decoder.step(np.zeros((1, 64), np.float32), session._decoder.valid["trunk"])
+        session._decoder.step_one(slot, np.zeros((1, 64), np.float32), slot.valid["trunk"])
     assert gpu.cuda.capture is None  # the stream can be used again
     gpu.trt.refusals.clear()
     ask(session)
@@ -117,9 +117,10 @@ def test_read_only_caches_are_written_inside_the_graph(tiny_bundle: Path, tmp_pa
     with gpu.session() as session:
         ask(session)
         decoder = session._decoder
-        for position in (decoder.valid["trunk"], decoder.valid["trunk"] + 1):
+        (slot,) = decoder.slots.all
+        for _ in range(2):
             before = len(gpu.cuda.names())
-            decoder.step(np.zeros((1, 64), np.float32), position)
+            decoder.step_one(slot, np.zeros((1, 64), np.float32), slot.valid["trunk"])
             assert gpu.cuda.names()[before:] == ["cudaGraphLaunch", "cudaStreamSynchronize"]
 
 

@@ -62,7 +62,7 @@ def test_caches_in_bf16(bf16_bundle: Path, tmp_path: Path, variant: str) -> None
         expected = conversation(plain)
     with gpu.session() as session:
         found = conversation(session)
-        caches = session._decoder._caches["trunk"].buffers
+        caches = session._decoder.slots.caches["trunk"].buffers
         assert {buffer.dtype.name for buffer in caches.values()} == {"uint16"}
     for one, other in zip(found, expected, strict=True):
         assert one.token_ids == other.token_ids
@@ -92,7 +92,7 @@ class TestAddresses:
         ask(session)
         first = {one.graph: one for one in reversed(gpu.trt.executions) if one.shapes.get("tap", (0, 2))[1] > 1}
         assert first["trunk"].addresses["tap"] == first["rpn"].addresses["tap"] == first["tail"].addresses["tap"]
-        tap = session._decoder._taps
+        tap = session._decoder.slots.taps
         copies = [call for call in gpu.cuda.calls if call[0] == "cudaMemcpyAsync"]
         inside = range(tap.pointer, tap.pointer + tap.size_bytes)  # type: ignore[attr-defined]
         assert not [call for call in copies if call[1] in inside or call[2] in inside]
@@ -154,15 +154,16 @@ class TestProfiles:
     def test_rows_past_the_caches_are_refused(self, gpu: FakeGpu, session: Session) -> None:
         ask(session)
         decoder = session._decoder
-        assert decoder.max_rows == decoder.length == 128
+        (slot,) = decoder.slots.all
+        assert decoder.slots.max_rows == decoder.slots.length == 128
         before = len(gpu.trt.executions)
         with pytest.raises(RunFailed, match="2 rows at 127 are past the cache of 128 rows"):
-            decoder.run_trunk(np.zeros((2, 64), np.float32), 127)
-        decoder.valid = dict.fromkeys(decoder.valid, 128)
-        with pytest.raises(RunFailed, match="position 128 is past the cache of 128 rows"):
-            decoder.step(np.zeros((1, 64), np.float32), 128)
+            decoder.run_trunk(slot, np.zeros((2, 64), np.float32), 127)
+        slot.valid = dict.fromkeys(slot.valid, 128)
+        with pytest.raises(RunFailed, match="row 128 is past the cache of 128 rows"):
+            decoder.step_one(slot, np.zeros((1, 64), np.float32), 128)
         with pytest.raises(RunFailed, match="129 rows are past the caches of 128 rows that the engines were built for"):
-            decoder.reserve(129)
+            decoder.slots.reserve(slot, 129)
         assert len(gpu.trt.executions) == before
         with pytest.raises(ContextTooLong, match=r"need 1\d\d positions, the bundle has 128"):
             ask(session, max_new_tokens=120)

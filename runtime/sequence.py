@@ -1,0 +1,135 @@
+"""One answer on its way: what was asked, where its rows are, its tokens so far, and how it ended. Runs nothing."""
+
+from __future__ import annotations
+
+import collections.abc as abc
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.errors import BadInput, Cancelled
+from sdrpn.method.roi import Decide, RoiDecision, roi_map
+from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
+from sdrpn.runtime.pictures.picture import Picture
+from sdrpn.runtime.sampling import Sampler, Sampling
+from sdrpn.runtime.slots import Slot
+
+__all__ = ["Prefill", "Request", "Sequence"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about one picture."""
+
+    image: Picture
+    ids_before: tuple[int, ...]  # before the image
+    ids_after: tuple[int, ...]  # after it: the question
+    decide: Decide | None  # None: plain LLaVA
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if not self.ids_after:
+            raise BadInput("no token follows the image; expected at least one, the question")
+        if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
+            raise BadInput(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What became of a question before its first token."""
+
+    tokens: int  # of the prompt and the crops
+    roi_logits: FloatArray | None  # (G, G)
+    decision: RoiDecision | None
+    roi_tokens: int
+    images_encoded: int
+    rows: abc.Mapping[str, int]  # computed by each decoder graph
+
+
+class Sequence:
+    """Everything that belongs to one answer.
+
+    Its rows are those of `slot` (`slot.valid`, by graph); `position` is what the rotary embedding turns the next token
+    by. `finish_reason` is None until it is complete.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        watch: Stopwatch,
+        sampling: Sampling,
+        stop_ids: abc.Iterable[int],
+        *,
+        keep_trace: bool = False,
+    ) -> None:
+        self.request, self.watch = request, watch
+        self.slot: Slot | None = None
+        self.position = 0
+        self.prefill: Prefill | None = None
+        self.token_ids: list[int] = []
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self.cancelled = False
+        self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
+        self._keep_trace = keep_trace
+        self._step_logits: list[FloatArray] = []
+
+    def begin(self, slot: Slot, prefill: Prefill) -> None:
+        """Both passes are through; the first token comes behind them."""
+        self.slot, self.prefill, self.position = slot, prefill, prefill.tokens
+
+    def choose(self, logits: FloatArray) -> None:
+        """Choose a token, or end at a stop token or the limit, from logits (V,)."""
+        if self._keep_trace:
+            self._step_logits.append(logits.copy())
+        token_id = self._sampler.choose(logits)
+        if token_id in self._stop_ids:
+            self.finish_reason = "stop"
+            return
+        self.token_ids.append(token_id)
+        if len(self.token_ids) == self.request.max_new_tokens:
+            self.finish_reason = "length"
+
+    def require_uncancelled(self) -> None:
+        """Raises Cancelled."""
+        if self.cancelled:
+            raise Cancelled("the answer was cancelled; ask again")
+
+    def answer(self, text: str) -> Answer:
+        """All of it, where it is complete."""
+        assert self.prefill is not None
+        assert self.finish_reason is not None
+        decision, roi_logits = self.prefill.decision, self.prefill.roi_logits
+        return Answer(
+            text=text,
+            token_ids=tuple(self.token_ids),
+            finish_reason=self.finish_reason,
+            boxes_xyxy_px=tuple(crop.box_xyxy_px for crop in decision.crops) if decision is not None else (),
+            roi_map=roi_map(roi_logits) if roi_logits is not None else None,
+            roi_token_count=self.prefill.roi_tokens,
+            note=decision.note if decision is not None else None,
+            timings=self.watch.timings(),
+            tokens=self._counts(self.prefill),
+            trace=self._trace(self.prefill) if self._keep_trace else None,
+        )
+
+    def _counts(self, prefill: Prefill) -> TokenCounts:
+        prompt = prefill.tokens - prefill.roi_tokens
+        return TokenCounts(
+            prompt=prompt,
+            image=prompt - len(self.request.ids_before) - len(self.request.ids_after),
+            roi=prefill.roi_tokens,
+            generated=len(self.token_ids),
+            trunk_rows=prefill.rows["trunk"],
+            rpn_rows=prefill.rows.get("rpn", 0),
+            tail_rows=prefill.rows["tail"],
+            images_encoded=prefill.images_encoded,
+        )
+
+    def _trace(self, prefill: Prefill) -> Trace:
+        steps = np.stack(self._step_logits)
+        return Trace(prefill.roi_logits, prefill.decision, steps[0], steps)

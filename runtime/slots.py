@@ -1,0 +1,256 @@
+"""The caches and taps of several sequences side by side, each in a slot of the batch; and which of their rows are true.
+
+All slots have one length, which a graph takes. A prefix is copied from slot to slot, or aside, where it lies.
+Knows nothing about tokens or pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sdrpn.errors import RunFailed
+from sdrpn.runtime.backends.kv_cache import CacheSet, cache_set_from_runner, resized
+from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, nbytes
+
+__all__ = ["CACHE_ROUNDING", "Prefix", "Slot", "Slots", "Snapshot"]
+
+# Cache lengths are rounded up to this many rows, so that a few tokens more do not mean new buffers.
+CACHE_ROUNDING = 64
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the first rows of a slot were computed from: a picture and the tokens before it."""
+
+    digest: str  # of the upright pixels
+    image_tokens: int
+    ids_before: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it takes."""
+        return len(self.ids_before) + self.image_tokens
+
+
+@dataclass(eq=False)
+class Slot:
+    """One entry of every cache. `valid[name]` counts the rows from 0 that a graph's caches hold for its sequence."""
+
+    index: int
+    valid: dict[str, int]
+    tap_rows: int = 0  # taps of decoded tokens are not kept: nothing asks for them again
+    needed_rows: int = 0  # that the caches must have room for
+    prefix: Prefix | None = None
+
+    def truncate(self, rows: int) -> None:
+        """Forget everything behind the first `rows` rows."""
+        self.valid = {name: min(count, rows) for name, count in self.valid.items()}
+        self.tap_rows = min(self.tap_rows, rows)
+
+    def holds(self, prefix: Prefix) -> bool:
+        """Whether the trunk need not run for it."""
+        return self.prefix == prefix and self.valid["trunk"] >= prefix.rows
+
+    def release(self) -> None:
+        """Its sequence is over; the prefix stays until somebody else takes the slot."""
+        kept = self.prefix.rows if self.prefix is not None and self.holds(self.prefix) else 0
+        self.truncate(kept)
+        self.needed_rows = kept
+
+    def require_rows(self, name: str, start: int) -> None:
+        """Raises RunFailed where rows from `start` on would leave a gap."""
+        if start > self.valid[name]:
+            raise RunFailed(f"{name}: rows are written from {start}, but only {self.valid[name]} are there")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The rows of a prefix, kept aside."""
+
+    prefix: Prefix
+    valid: Mapping[str, int]
+    caches: Mapping[str, Mapping[str, Buffer]] = field(repr=False)  # (1,H_kv,rows,head_dim) by graph and name
+    taps: Buffer = field(repr=False)  # (1,rows,D)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes."""
+        caches = [buffer for graph in self.caches.values() for buffer in graph.values()]
+        return sum(nbytes(buffer.shape, buffer.dtype.name) for buffer in (*caches, self.taps))
+
+
+class Slots:
+    """Caches (slots,H_kv,length,head_dim) of every graph, and taps (slots,length,D)."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        runners: Mapping[str, Runner],
+        width: int,
+        contexts: Sequence[int] = (),
+        before_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Args:
+        contexts: the cache lengths that the engines have profiles for, where that is more than one
+        before_change: called before buffers are replaced, so that nothing else keeps them
+        """
+        self._backend, self._before_change = backend, before_change
+        self.caches = {name: cache_set_from_runner(runner) for name, runner in runners.items()}
+        fixed = [caches.fixed_rows for caches in self.caches.values() if caches.fixed_rows is not None]
+        # The cache lengths that engines take, shortest first; none: a graph, which takes any.
+        self._lengths = tuple(sorted(contexts)) or ((min(fixed),) if fixed else ())
+        self.max_rows: int | None = max(self._lengths, default=None)
+        self.taps = backend.allocate((1, 0, width), "float32")
+        self.length = 0
+        self.all = [Slot(0, dict.fromkeys(runners, 0))]
+
+    def reset(self, slot: Slot, rows: int, ahead: int = 0) -> None:
+        """Forget the slot's sequence; make room for `rows`, giving back what a longer one needed.
+
+        Args:
+            ahead: rows that may follow, one by one. Engines for several contexts do not make room for them: attention
+                costs by the length of the caches, which grow when a step needs it
+        """
+        slot.truncate(0)
+        slot.prefix, slot.needed_rows = None, self._needed(rows, ahead)
+        if self.length != self._length():
+            self._reallocate(self._length())
+
+    def reserve(self, slot: Slot, rows: int, ahead: int = 0) -> None:
+        """Make room for `rows`; rows that are valid are kept. `ahead`: as in `reset`."""
+        slot.needed_rows = self._needed(rows, ahead)
+        if self.length < self._length():
+            self._reallocate(self._length())
+
+    def add(self) -> Slot:
+        """Another slot; all others keep their rows."""
+        slot = Slot(len(self.all), dict.fromkeys(self.caches, 0))
+        if self.length:
+            self._reallocate(self.length, len(self.all) + 1)
+        self.all.append(slot)
+        return slot
+
+    def caches_of(self, name: str, start: int, stop: int) -> CacheSet:
+        """Slots start..stop-1 of a graph's caches, to bind and to store new rows in."""
+        return self.caches[name].entries(start, stop)
+
+    def taps_of(self, slot: Slot, start: int, stop: int) -> Buffer:
+        """(1,stop-start,D), a view."""
+        return self._taps(slot).rows(start, stop)
+
+    def wipe(self, slot: Slot) -> None:
+        """Forget the slot's sequence and let its rows be zeros.
+
+        Rows that are forgotten otherwise stay, and are multiplied with weights of zero: an infinite number among them
+        would turn every later result into NaN.
+        """
+        slot.truncate(0)
+        slot.prefix = None
+        if len(self.all) == 1:
+            self._before_change()
+            self._clear()
+            return
+        for buffer in (*self._buffers(slot), self._taps(slot)):
+            buffer.copy_rows(self._backend.allocate(buffer.shape, buffer.dtype.name), self.length)
+
+    def share(self, source: Slot, target: Slot) -> None:
+        """Copy the prefix of one slot into another, which has room for it."""
+        assert source.prefix is not None
+        self._copy(source, target, source.prefix.rows)
+        target.prefix = source.prefix
+
+    def swap(self, source: Slot, target: Slot) -> None:
+        """Let `source` have the place of `target`, whose rows are lost; `target` gets the other place."""
+        self._copy(source, target, max(*source.valid.values(), source.tap_rows))
+        target.truncate(0)
+        target.prefix, target.needed_rows = None, 0
+        source.index, target.index = target.index, source.index
+        self.all.sort(key=lambda slot: slot.index)
+
+    def snapshot(self, slot: Slot) -> Snapshot:
+        """Copy the prefix of a slot aside."""
+        assert slot.prefix is not None
+        rows, valid = slot.prefix.rows, {name: min(count, slot.prefix.rows) for name, count in slot.valid.items()}
+        caches = {
+            name: {key: self._first_rows(buffer, valid[name]) for key, buffer in self._views(name, slot).items()}
+            for name in self.caches
+        }
+        return Snapshot(slot.prefix, valid, caches, self._first_rows(self._taps(slot), rows))
+
+    def restore(self, snapshot: Snapshot, slot: Slot) -> None:
+        """Put a prefix into a slot, which has room for it; what lies behind it counts as stale."""
+        for name, buffers in snapshot.caches.items():
+            views = self._views(name, slot)
+            for key, rows in buffers.items():
+                views[key].copy_rows(rows, snapshot.valid[name])
+        self._taps(slot).copy_rows(snapshot.taps, snapshot.prefix.rows)
+        slot.valid, slot.tap_rows, slot.prefix = dict(snapshot.valid), snapshot.prefix.rows, snapshot.prefix
+
+    def close(self) -> None:
+        """Free all buffers."""
+        self._before_change()
+        for caches in self.caches.values():
+            caches.buffers.clear()
+
+    def _needed(self, rows: int, ahead: int) -> int:
+        if self.max_rows is None:
+            return rows + ahead
+        if rows + ahead > self.max_rows:
+            raise RunFailed(
+                f"{rows + ahead} rows are past the caches of {self.max_rows} rows that the engines were built for"
+            )
+        return rows
+
+    def _length(self) -> int:
+        needed = max(slot.needed_rows for slot in self.all)
+        if self.max_rows is None:
+            return -(-needed // CACHE_ROUNDING) * CACHE_ROUNDING
+        return min(length for length in self._lengths if length >= needed)
+
+    def _reallocate(self, length: int, entries: int | None = None) -> None:
+        kept = [(slot, dict(slot.valid), slot.tap_rows) for slot in self.all]
+        rows = {name: max(valid[name] for _, valid, _ in kept) for name in self.caches}
+        tap_rows, entries = max(taps for _, _, taps in kept), entries or len(self.all)
+        # Memory may run out half-way: until all is in place, there are no rows.
+        self._before_change()
+        self.length = 0
+        for slot in self.all:
+            slot.truncate(0)
+        for name, caches in self.caches.items():
+            caches.resize(self._backend, entries, length, rows[name])
+        self.taps = resized(self._backend, self.taps, entries, length, tap_rows)
+        self.length = length
+        for slot, valid, taps in kept:
+            slot.valid, slot.tap_rows = valid, taps
+
+    def _copy(self, source: Slot, target: Slot, most_rows: int) -> None:
+        target.valid = {name: min(count, most_rows) for name, count in source.valid.items()}
+        target.tap_rows = min(source.tap_rows, most_rows)
+        for name, rows in target.valid.items():
+            views = self._views(name, source)
+            for key, buffer in self._views(name, target).items():
+                buffer.copy_rows(views[key], rows)
+        self._taps(target).copy_rows(self._taps(source), target.tap_rows)
+
+    def _views(self, name: str, slot: Slot) -> Mapping[str, Buffer]:
+        return self.caches_of(name, slot.index, slot.index + 1).buffers
+
+    def _buffers(self, slot: Slot) -> list[Buffer]:
+        return [buffer for name in self.caches for buffer in self._views(name, slot).values()]
+
+    def _taps(self, slot: Slot) -> Buffer:
+        return self.taps if len(self.all) == 1 else self.taps.entries(slot.index, slot.index + 1)
+
+    def _first_rows(self, buffer: Buffer, rows: int) -> Buffer:
+        kept = self._backend.allocate((*buffer.shape[:-2], rows, buffer.shape[-1]), buffer.dtype.name)
+        kept.copy_rows(buffer, rows)
+        return kept
+
+    def _clear(self) -> None:
+        self.length = 0
+        for slot in self.all:
+            slot.truncate(0)
+        for caches in self.caches.values():
+            caches.buffers.clear()
+        self.taps = self._backend.allocate((1, 0, self.taps.shape[-1]), "float32")
