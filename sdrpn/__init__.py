@@ -5,6 +5,14 @@ Ask a bundle about pictures:
     RoiPolicy         when and how the region that a question is about is looked at again
     Answer            text, token ids, boxes, RoI map and timings of one question
 
+Do what the verbs of the command line do, each with a function on a request:
+    plan_memory       what a bundle takes in memory on a device
+    PlanRequest       of which bundle, device and context
+    build_engines     TensorRT engines from a bundle, each tried once where a GPU fits it
+    BuildRequest      from which bundle, and for which device
+    BuildOptions      what changes an engine: precision, context, dialect, ...
+    diagnose_machine  what this machine can run, what is missing, and the command that installs it
+
 What goes wrong on purpose:
     SdrpnError        the root of the tree
     BadInput          what was asked for cannot be done
@@ -27,6 +35,7 @@ import os.path
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing takes longer than all of this
 if TYPE_CHECKING:
+    from sdrpn.engines import BuildOptions
     from sdrpn.errors import (
         BadBundle,
         BadCheckpoint,
@@ -42,6 +51,9 @@ if TYPE_CHECKING:
     )
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Session
+    from sdrpn.workflows.diagnosis import diagnose_machine
+    from sdrpn.workflows.engine_build import BuildRequest, build_engines
+    from sdrpn.workflows.memory_plan import PlanRequest, plan_memory
 
     __version__: str
 
@@ -51,23 +63,35 @@ __all__ = [
     "BadCheckpoint",
     "BadImage",
     "BadInput",
+    "BuildOptions",
+    "BuildRequest",
     "Cancelled",
     "ContextTooLong",
     "EngineMismatch",
     "EngineNotBuilt",
     "MissingDependency",
+    "PlanRequest",
     "RoiPolicy",
     "RunFailed",
     "SdrpnError",
     "Session",
     "__version__",
+    "build_engines",
+    "diagnose_machine",
+    "plan_memory",
 ]
 
 # Where the names of __all__ come from; the others are errors.
 _HOMES = {
     "Answer": "sdrpn.runtime",
+    "BuildOptions": "sdrpn.engines",
+    "BuildRequest": "sdrpn.workflows.engine_build",
+    "PlanRequest": "sdrpn.workflows.memory_plan",
     "RoiPolicy": "sdrpn.method.roi",
     "Session": "sdrpn.runtime",
+    "build_engines": "sdrpn.workflows.engine_build",
+    "diagnose_machine": "sdrpn.workflows.diagnosis",
+    "plan_memory": "sdrpn.workflows.memory_plan",
 }
 
 # What a checkout has beside this folder, and an installed package inside: a module of each, by which it is known.

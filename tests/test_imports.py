@@ -25,22 +25,16 @@ STILL_JOIN_STAGES = {
     for name in (
         "ask",
         "bench",
-        "build",
         "compare",
         "comparison",
-        "completion",
         "demo",
         "device_check",
-        "doctor",
         "engine_report",
         "eval_model",
         "export",
         "inspect",
         "optimize",
-        "plan",
         "quantize",
-        "targets",
-        "trial_run",
         "verify",
     )
 }

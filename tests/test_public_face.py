@@ -19,9 +19,15 @@ from tests.sources import FACE, ROOT, imports_of, modules
 # What a program may rely on. A name that is added here is documented in docs/python.md.
 NAMES = {
     "Answer",
+    "BuildOptions",
+    "BuildRequest",
+    "PlanRequest",
     "RoiPolicy",
     "Session",
     "__version__",
+    "build_engines",
+    "diagnose_machine",
+    "plan_memory",
     *errors.__all__,
 }
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, positive_int, whole_number
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.engines import BuildOptions, BuiltEngine, Plan
+    from sdrpn.workflows.engine_build import BuildOptions, BuildRequest, BuiltEngine, Plan
 
 HELP = "build TensorRT engines from a bundle"
 DESCRIPTION = """\
@@ -115,57 +115,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, try what was built where that is possible, and say what came of it."""
-    from functools import partial
-
-    from sdrpn.bundle.copy import copy_bundle
+    """Build, or say what would be built."""
     from sdrpn.cli.output import print_json, print_text
     from sdrpn.cli.output_file import report_written, require_output_file, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.cli.trial_run import try_engines
-    from sdrpn.engines import build_engines, plan_engines, read_target, trtexec_script
+    from sdrpn.workflows.engine_build import build_engines
 
     require_output_folder("--out", args.out)
     if args.timing_cache is not None:
         require_output_file("--timing-cache", args.timing_cache, ())
-    only_look = args.dry_run or args.print_trtexec
-    planned = partial(
-        plan_engines,
-        target=read_target(args.target),
-        options=_options(args),
-        jobs=args.jobs,
-        verify=args.verify,
-        timing_cache=args.timing_cache,
-        any_release=args.any_release,
-        only_look=only_look,
-    )
-    plan = planned(args.bundle)
-    if args.out is not None and not only_look:
-        plan = planned(copy_bundle(plan.bundle, args.out))
-    if args.print_trtexec:
-        print_text(trtexec_script(plan).rstrip("\n"))
-        return 0
-    if args.dry_run:
-        if args.json:
-            print_json(_plan_json(plan))
-        else:
-            _print_plan(plan)
+    request = _request(args)
+    if args.dry_run or args.print_trtexec:
+        _print_only(args, request)
         return 0
     with progress("build", "percent") as advance:
-        built = build_engines(plan, jobs=args.jobs, check_memory=not args.no_memory_check, progress=advance)
-    fresh = [one.manifest.graph for one in built if not one.cached]
-    trial = try_engines(plan.bundle, plan.target.name, fresh, device=args.device)
+        build = build_engines(request, advance)
     if args.json:
-        print_json({**_plan_json(plan), "engines": [_engine_json(one) for one in built], "trial": trial})
+        print_json(build.to_json())
     else:
-        _print_built(built)
-        print_text(f"on this machine: {trial.state}")
-        report_written(built[0].path.parent, "engines")
+        _print_built(build.engines)
+        print_text(f"on this machine: {build.trial.state}")
+        report_written(build.engines[0].path.parent, "engines")
     return 0
 
 
+def _print_only(args: argparse.Namespace, request: BuildRequest) -> None:
+    from sdrpn.cli.output import print_json, print_text
+    from sdrpn.workflows.engine_build import plan_build, plan_to_json, trtexec_script
+
+    plan = plan_build(request)
+    if args.print_trtexec:
+        print_text(trtexec_script(plan).rstrip("\n"))
+    elif args.json:
+        print_json(plan_to_json(plan))
+    else:
+        _print_plan(plan)
+
+
+def _request(args: argparse.Namespace) -> BuildRequest:
+    from sdrpn.workflows.engine_build import BuildRequest
+
+    return BuildRequest(
+        args.bundle,
+        args.target,
+        _options(args),
+        out=args.out,
+        jobs=args.jobs,
+        timing_cache=args.timing_cache,
+        any_release=args.any_release,
+        verify=args.verify,
+        check_memory=not args.no_memory_check,
+    )
+
+
 def _options(args: argparse.Namespace) -> BuildOptions:
-    from sdrpn.engines import BuildOptions
+    from sdrpn.workflows.engine_build import BuildOptions
 
     contexts = args.max_context or (None,)
     return BuildOptions(
@@ -186,47 +190,6 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         verbosity=args.profiling_verbosity,
         kernel_gate=not args.no_kernel_gate,
     )
-
-
-def _plan_json(plan: Plan) -> dict[str, Any]:
-    needed = plan.estimate
-    return {
-        "bundle": plan.bundle.path,
-        "target": plan.target.name,
-        "variant": plan.variant.name,
-        "library": f"{plan.target.flavour} {plan.library_version or 'none'}",
-        "obstacle": plan.obstacle,
-        "max_context": plan.max_context,
-        "contexts": plan.contexts,
-        "estimate": {
-            "host_bytes": needed.host_bytes,
-            "weights_bytes": needed.device.weights_bytes,
-            "caches_bytes": needed.device.caches_bytes,
-            "activations_bytes": needed.device.activations_bytes,
-            "images_bytes": needed.device.images_bytes,
-            "attention_bytes": needed.device.attention_bytes,
-        },
-        "shortages": plan.shortages(),
-        "engines": [{"graph": one.graph.name, "cached": one.cached is not None} for one in plan.engines],
-    }
-
-
-def _engine_json(one: BuiltEngine) -> dict[str, Any]:
-    manifest = one.manifest
-    return {
-        "graph": manifest.graph,
-        "engine": one.path,
-        "cached": one.cached,
-        "size_bytes": manifest.engine.size_bytes,
-        "build_s": manifest.build_s,
-        "peak_rss_bytes": manifest.peak_rss_bytes,
-        "kernels": manifest.kernels,
-        "kernel_gate": manifest.kernel_gate,
-        "kernel_verdict": manifest.kernel_verdict,
-        "variant": manifest.variant,
-        "decomposed_attention": manifest.decomposed_attention,
-        "fallback": manifest.fallback,
-    }
 
 
 def _print_plan(plan: Plan) -> None:

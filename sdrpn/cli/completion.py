@@ -56,7 +56,7 @@ def _bundles(prefix: str, **_: object) -> list[str]:
 def _targets(prefix: str, **_: object) -> list[str]:
     from argcomplete.completers import FilesCompleter
 
-    from sdrpn.engines import read_targets
+    from sdrpn.workflows.engine_build import read_targets
 
     return [*read_targets(), *FilesCompleter((".toml",))(prefix)]
 

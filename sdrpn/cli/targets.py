@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdrpn.engines import Target
+    from sdrpn.workflows.engine_build import Target
 
 HELP = "show the devices that engines are built for"
 DESCRIPTION = """\
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
     from sdrpn.cli.output import print_json, print_table, print_text
-    from sdrpn.engines import read_targets
+    from sdrpn.workflows.engine_build import read_targets
 
     targets = read_targets()
     if args.json:

@@ -20,10 +20,10 @@ import pytest
 from sdrpn.bundle.bundle import file_digest, open_bundle
 from sdrpn.engines import target as target_module
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.runtime.engines import platform
 from sdrpn.runtime.engines.engine_set import EngineSet, engine_sets
 from sdrpn.runtime.engines.platform import read_platform
 from sdrpn.runtime.engines.preflight import Problem, check_engines
+from sdrpn.workflows import engine_trial
 from tests.cli.command import Command, refusal
 from tests.damage import edit_json
 
@@ -177,9 +177,9 @@ def test_an_engine_without_a_list_of_kernels(sdrpn: Command, bundle: Path) -> No
 
 
 def test_without_a_gpu_nothing_is_tried(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done where a GPU fits the engines: tests/cli/test_trial_run.py."""
+    """What is done where a GPU fits the engines: tests/workflows/test_engine_trial.py."""
     nowhere = dataclasses.replace(read_platform(), gpu=None, cuda_fault="no driver; see doctor")
-    monkeypatch.setattr(platform, "read_platform", lambda device=0: nowhere)
+    monkeypatch.setattr(engine_trial, "read_platform", lambda device=0: nowhere)
     options = ("build", bundle, *TARGET, "--graphs", "vision")
     assert sdrpn(*options).out.endswith("on this machine: not tried: CUDA_ERROR: here is no GPU: no driver\n")
     assert sdrpn(*options).out.endswith("on this machine: nothing new to try\n")

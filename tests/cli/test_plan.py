@@ -10,6 +10,7 @@ import pytest
 
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host import machine
+from sdrpn.workflows import memory_plan
 from tests.cli.command import Command
 
 
@@ -23,7 +24,8 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, available_bytes: int) -> None:
     found = dataclasses.replace(machine.read_machine(), memory_available_bytes=available_bytes)
-    monkeypatch.setattr(machine, "read_machine", lambda: found)
+    monkeypatch.setattr(machine, "read_machine", lambda: found)  # asked for by `sdrpn ask`
+    monkeypatch.setattr(memory_plan, "read_machine", lambda: found)
 
 
 def test_a_target_takes_the_variant_that_build_takes(sdrpn: Command, bundle: Path) -> None:
@@ -125,7 +127,7 @@ def test_ask_refuses_what_cannot_fit(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--context", 257), "--context 257 is above the bundle's 256"),
+        (("--context", 257), "a context of 257 is above the bundle's 256"),
         (("--context", 0), "argument --context"),
         (("--context", "64,64"), "'64,64' names a length twice"),
         (("--target", "toaster"), "there is no target 'toaster'"),

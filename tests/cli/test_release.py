@@ -79,7 +79,7 @@ def test_inspect_still_compares_what_is_there(sdrpn: Command, release: Path) -> 
         (("verify", "{}", "--target", TARGET), "to compare them with the checkpoint"),
         (("compare", "{}", "--checkpoint", "."), "to compare them with the checkpoint"),
         (("optimize", "{}"), "to optimise them for this machine's CPU"),
-        (("plan", "{}"), rf"to answer on this machine's CPU \(of its engines: --target {TARGET}\)"),
+        (("plan", "{}"), rf"to answer on this machine's CPU \(for its engines name the target {TARGET}\)"),
     ],
 )
 def test_what_needs_graphs_says_what_the_folder_is(

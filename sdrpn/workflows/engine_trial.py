@@ -1,19 +1,23 @@
-"""What `sdrpn build` does with new engines where this machine's GPU fits them: try each once, keep the good ones."""
+"""New engines where this machine's GPU fits them: each is tried once, and only the good ones are kept."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from sdrpn.bundle.bundle import Bundle
+from sdrpn.bundle.engine_manifest import ParityGate, engine_paths, write_engine_manifest
+from sdrpn.bundle.memory import graph_weights_bytes
 from sdrpn.errors import RunFailed, SdrpnError
-
-if TYPE_CHECKING:
-    from sdrpn.bundle.bundle import Bundle
-    from sdrpn.bundle.engine_manifest import ParityGate
-    from sdrpn.runtime.backends.runner import Backend
-    from sdrpn.runtime.engines.engine_set import EngineSet
+from sdrpn.host.machine import read_machine
+from sdrpn.runtime import EngineOptions
+from sdrpn.runtime.backends import open_backend, open_tensorrt
+from sdrpn.runtime.backends.runner import Backend
+from sdrpn.runtime.engines.engine_set import EngineSet, engine_set
+from sdrpn.runtime.engines.platform import read_platform
+from sdrpn.runtime.engines.preflight import check_engines
+from sdrpn.runtime.engines.trial_run import smoke_test
 
 __all__ = ["Trial", "try_engines"]
 
@@ -32,15 +36,17 @@ class Trial:
 def try_engines(bundle: Bundle, target: str, graphs: Collection[str], *, device: int | None = None) -> Trial:
     """Run the engines of these graphs once and write what was found into their manifests.
 
+    Nothing is run where they do not fit this machine's GPU. Where ONNX Runtime can compute the same, both are
+    compared.
+
     Args:
+        target: whose engines
+        graphs: of which graphs; the others are left alone
         device: the GPU that they were built on, as CUDA counts them; None: its first
 
     Raises: RunFailed where one does not load, or computes something else than ONNX Runtime; its manifest is removed, so
         that it does not count
     """
-    from sdrpn.runtime.engines.engine_set import engine_set
-    from sdrpn.runtime.engines.platform import read_platform
-    from sdrpn.runtime.engines.preflight import check_engines
 
     if not graphs:
         return Trial("nothing new to try")
@@ -75,9 +81,6 @@ def _not_judged(engines: EngineSet) -> str:
 
 
 def _tried(engines: EngineSet, device: int) -> tuple[ParityGate, ...]:
-    from sdrpn.runtime import EngineOptions
-    from sdrpn.runtime.backends import open_backend, open_tensorrt
-    from sdrpn.runtime.engines.trial_run import smoke_test
 
     try:
         options = EngineOptions(device=device)
@@ -91,8 +94,6 @@ def _tried(engines: EngineSet, device: int) -> tuple[ParityGate, ...]:
 
 
 def _fits_host(engines: EngineSet) -> bool:
-    from sdrpn.bundle.memory import graph_weights_bytes
-    from sdrpn.host.machine import read_machine
 
     weights = graph_weights_bytes(engines.bundle, engines.variant)
     needed = _HOST_BASE_BYTES + _HOST_PER_WEIGHT_BYTE * max(weights[graph] for graph in engines.engines)
@@ -101,7 +102,6 @@ def _fits_host(engines: EngineSet) -> bool:
 
 
 def _keep(engines: EngineSet, gates: tuple[ParityGate, ...], dropped: Collection[str]) -> None:
-    from sdrpn.bundle.engine_manifest import engine_paths, write_engine_manifest
 
     for graph, manifest in engines.manifests.items():
         path = engine_paths(engines.bundle.path, engines.target, graph)[1]

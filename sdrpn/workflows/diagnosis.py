@@ -1,0 +1,217 @@
+"""What this machine can run, what is missing, and the command that installs it.
+
+The JSON form is an object with these entries, which only ever gain new ones while `format_version` is 1:
+    format_version  1
+    sdrpn           version of this package
+    machine         sdrpn.host.machine.Machine: system, arch, python, cpu_cores, memory_bytes, gpus, jetson, ...
+    libraries       list of {name, version or null, wanted, good, extras}
+    providers       execution providers of the installed ONNX Runtime
+    extras          list of {name, gives, complete, missing, command}
+    abilities       list of {name, ready, detail, command or null}
+    notes           what is wrong, or easily goes wrong, here
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from sdrpn import __version__
+from sdrpn.host.libraries import BASE, Extra, Library, install_command, installed_version, read_extras
+from sdrpn.host.machine import Machine, read_machine
+
+__all__ = ["Ability", "Diagnosis", "diagnose_machine"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that the package does, and whether it would work here."""
+
+    name: str
+    ready: bool
+    detail: str  # what it would run with, or what is missing
+    command: str | None = None  # what makes it ready, where a command can
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What this machine is, what is installed, and what works here."""
+
+    machine: Machine
+    extras: Mapping[str, Extra]
+    providers: tuple[str, ...]
+    abilities: tuple[Ability, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def libraries(self) -> tuple[Library, ...]:
+        """Each library once, those of the base install first."""
+        every = {one.name: one for extra in self.extras.values() for one in extra.libraries}
+        return tuple(every.values())
+
+    def to_json(self) -> dict[str, object]:
+        """As the module's docstring describes it."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "sdrpn": __version__,
+            "machine": dataclasses.asdict(self.machine),
+            "libraries": [dataclasses.asdict(library) for library in self.libraries],
+            "providers": list(self.providers),
+            "extras": [_extra_to_json(extra) for extra in self.extras.values()],
+            "abilities": [dataclasses.asdict(ability) for ability in self.abilities],
+            "notes": list(self.notes),
+        }
+
+
+def diagnose_machine() -> Diagnosis:
+    """Look at this machine: what it can run, what is missing, and the command that installs it.
+
+    Imports nothing heavier than ONNX Runtime; an installation that is broken is among the notes.
+    """
+    machine, extras = read_machine(), read_extras()
+    providers, problem = _onnxruntime_providers()
+    return Diagnosis(
+        machine=machine,
+        extras=extras,
+        providers=providers,
+        abilities=tuple(_abilities(machine, extras, providers)),
+        notes=(*((problem,) if problem else ()), *_notes(machine)),
+    )
+
+
+def _onnxruntime_providers() -> tuple[tuple[str, ...], str | None]:
+    """The execution providers of ONNX Runtime, and what is wrong with it if something is."""
+    if installed_version("onnxruntime") is None:
+        return (), None
+    try:
+        onnxruntime = importlib.import_module("onnxruntime")
+        return tuple(onnxruntime.get_available_providers()), None
+    except (ImportError, OSError, AttributeError) as error:
+        # AttributeError: after one of two clashing wheels was removed, only an empty folder may be left.
+        return (), f"ONNX Runtime is installed but cannot be used ({' '.join(str(error).split())}); reinstall it"
+
+
+def _abilities(machine: Machine, extras: Mapping[str, Extra], providers: Sequence[str]) -> list[Ability]:
+    cpu = _needs_extra("ask, on the CPU", extras[BASE])
+    if cpu.ready and "CPUExecutionProvider" not in providers:
+        cpu = dataclasses.replace(cpu, ready=False, detail="ONNX Runtime has no CPU provider")
+    return [
+        cpu,
+        _cuda(machine, providers),
+        _needs_extra("export", extras["export"]),
+        _needs_extra("compare", extras["train"]),
+        _tensorrt(machine),
+        _native_image_path(),
+        _needs_library("TensorRT-RTX", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
+    ]
+
+
+# Modules of the native image path, and what they do.
+NATIVE_PARTS = {"_native": "resize", "_native_jpeg": "JPEG by parts", "_native_cuda": "CUDA kernels"}
+
+
+def _native_image_path() -> Ability:
+    parts = [does for name, does in NATIVE_PARTS.items() if _is_compiled(name)]
+    ready = NATIVE_PARTS["_native"] in parts
+    lacking = ", ".join(does for does in NATIVE_PARTS.values() if does not in parts)
+    detail = f"compiled: {', '.join(parts)}" + (f"; not: {lacking}" if lacking else "")
+    return Ability("native image path", ready, detail if ready else "not compiled: Pillow is used (docs/native.md)")
+
+
+def _is_compiled(name: str) -> bool:
+    try:
+        importlib.import_module(f"sdrpn.{name}")
+    except ImportError:
+        return False
+    return True
+
+
+def _needs_extra(name: str, extra: Extra) -> Ability:
+    if extra.complete:
+        return Ability(name, ready=True, detail=", ".join(_versions(extra.libraries)))
+    return Ability(name, ready=False, detail=f"missing: {', '.join(extra.missing)}", command=extra.command)
+
+
+def _cuda(machine: Machine, providers: Sequence[str]) -> Ability:
+    name = "ask, on the GPU"
+    if not machine.gpus and machine.jetson is None:
+        return Ability(name, ready=False, detail="no NVIDIA GPU, or its driver is not installed")
+    # Two wheels own one folder: the other one goes first.
+    pip = [sys.executable, "-m", "pip", "uninstall", "-y"]
+    install = f"{shlex.join([*pip, 'onnxruntime', 'onnxruntime-gpu'])} && {install_command('cuda')}"
+    if "CUDAExecutionProvider" in providers:
+        fault = _cuda_fault()
+        if fault is not None:
+            return Ability(name, ready=False, detail=fault, command=install)
+        return Ability(name, ready=True, detail=f"ONNX Runtime {installed_version('onnxruntime')} with CUDA")
+    if machine.jetson is not None:
+        return Ability(name, ready=False, detail="needs an onnxruntime-gpu wheel that was built for this JetPack")
+    return Ability(name, ready=False, detail="this ONNX Runtime has no CUDAExecutionProvider", command=install)
+
+
+def _cuda_fault() -> str | None:
+    """Why the provider that is there would not be used: it is built in, and its libraries may be missing."""
+    # Here, because a machine without a GPU is diagnosed without a library of the runtime.
+    from sdrpn.runtime.backends.onnxruntime_cuda import cuda_fault
+
+    return cuda_fault()
+
+
+def _needs_library(name: str, library: str, extra: str) -> Ability:
+    version = installed_version(library)
+    if version is None:
+        return Ability(name, ready=False, detail="not installed", command=install_command(extra))
+    return Ability(name, ready=True, detail=f"version {version}")
+
+
+def _tensorrt(machine: Machine) -> Ability:
+    ability = _needs_library("TensorRT", "tensorrt", "tensorrt")
+    if machine.jetson is not None and not ability.ready:
+        return dataclasses.replace(ability, detail="comes with JetPack, see the notes", command=None)
+    return ability
+
+
+def _notes(machine: Machine) -> list[str]:
+    notes = []
+    if _own_version("onnxruntime") and _own_version("onnxruntime-gpu"):
+        pip = shlex.join([sys.executable, "-m", "pip"])
+        notes.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; keep one: "
+            f"{pip} uninstall -y onnxruntime onnxruntime-gpu && {pip} install onnxruntime-gpu"
+        )
+    if machine.jetson is not None:
+        notes.append(
+            "on Jetson, TensorRT and CUDA come with JetPack (apt install nvidia-jetpack), never from PyPI: make the "
+            "environment with python3 -m venv --system-site-packages"
+        )
+        if not machine.system_site_packages:
+            notes.append("this environment does not see JetPack's Python packages: it has no --system-site-packages")
+    return notes
+
+
+def _own_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _versions(libraries: Sequence[Library]) -> list[str]:
+    return [f"{one.name} {one.version}" for one in libraries if one.name in {"onnxruntime", "onnxscript", "torch"}]
+
+
+def _extra_to_json(extra: Extra) -> dict[str, object]:
+    return {
+        "name": extra.name,
+        "gives": extra.gives,
+        "complete": extra.complete,
+        "missing": list(extra.missing),
+        "command": extra.command,
+    }

@@ -1,0 +1,198 @@
+"""What a bundle takes in memory before anything is built or loaded. Adds up sizes; opens no graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
+from sdrpn.bundle.memory import (
+    MemoryNeeds,
+    cpu_needs,
+    device_needs,
+    fitting_context,
+    graph_weights_bytes,
+    step_bytes,
+)
+from sdrpn.bundle.shipped import bundle_name, bundle_path
+from sdrpn.engines import read_target, target_variant, usual_context
+from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.host.machine import read_machine
+from sdrpn.runtime.select import mapped_weights_bytes, onnxruntime_variant
+
+__all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "plan_memory"]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is to be added up, and for which device."""
+
+    bundle: Path | str  # folder, or `default`
+    target: str | None = None  # name of a target, or a .toml file; None: this machine's CPU
+    variant: str | None = None  # None: the one that engines are built from, or that ONNX Runtime answers with
+    # Positions of prompt and answer; several: engines with profiles for each. Empty: what engines are built for, or
+    # all that the bundle has.
+    contexts: tuple[int, ...] = ()
+    batch: int = 1  # requests in a step
+
+    def __post_init__(self) -> None:
+        if any(number < 1 for number in (self.batch, *self.contexts)):
+            raise BadInput(f"batch is {self.batch}, contexts are {self.contexts}; expected numbers of at least 1")
+
+
+@dataclass(frozen=True)
+class OtherCaches:
+    """The same variant with the other kind of caches: in 8 bits in place of floats, or the other way."""
+
+    kv_cache: str | None
+    caches_bytes: int
+    largest_context: int  # that fits; 0: none
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a variant takes on a device while it answers."""
+
+    bundle: str
+    variant: str
+    device: str
+    contexts: tuple[int, ...]  # shortest first
+    batch: int
+    memory_bytes: int | None  # of the device; None: not known
+    needs: MemoryNeeds  # at the longest context
+    largest_context: int  # that fits; 0: none
+    context_limit: int  # of the bundle
+    step_bytes: dict[int, int]  # context -> what a decode step of an engine reads; empty for a CPU
+    kv_cache: str | None  # int8 or fp8; None: caches in the type that the graphs compute in
+    other: OtherCaches
+
+    @property
+    def context(self) -> int:
+        """The longest one."""
+        return self.contexts[-1]
+
+    @property
+    def fits(self) -> bool | None:
+        """None where it is not known how much memory the device has."""
+        return None if self.memory_bytes is None else self.needs.total_bytes <= self.memory_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """As the verb prints it: see sdrpn.cli.plan."""
+        return {
+            "bundle": self.bundle,
+            "variant": self.variant,
+            "device": self.device,
+            "context": self.context,
+            "contexts": self.contexts,
+            "batch": self.batch,
+            "memory_bytes": self.memory_bytes,
+            "needs": self.needs,
+            "total_bytes": self.needs.total_bytes,
+            "fits": self.fits,
+            "largest_context": self.largest_context,
+            "step_bytes": self.step_bytes,
+            "kv_cache": self.kv_cache,
+            "other": self.other,
+        }
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A device, the variant for it, and how its needs are added up."""
+
+    device: str
+    memory_bytes: int | None
+    variant: Variant
+    needs_of: Callable[[Variant, int], MemoryNeeds]
+    usual_context: int
+    step_of: Callable[[int], int] | None = None  # bytes that a decode step reads at a context; None: not known
+
+    def largest_context(self, variant: Variant, limit: int) -> int:
+        """That fits; 0: none."""
+        if self.memory_bytes is None:
+            return limit
+        return fitting_context(lambda context: self.needs_of(variant, context), self.memory_bytes, limit)
+
+
+def plan_memory(request: PlanRequest) -> MemoryPlan:
+    """Add up weights, caches, activations and image buffers, and find the largest context that fits.
+
+    The same sums decide whether a build starts, and whether a question is answered on this machine's CPU.
+
+    Raises: BadBundle, BadInput for a bundle, variant or target that cannot be had; ContextTooLong
+    """
+    bundle = open_bundle(bundle_path(request.bundle))
+    limit = bundle.manifest.max_context
+    if request.contexts and max(request.contexts) > limit:
+        raise ContextTooLong(
+            f"a context of {max(request.contexts)} is above the bundle's {limit}; export with a larger one first"
+        )
+    place = _this_machine(bundle, request) if request.target is None else _on_target(bundle, request)
+    variant, contexts = place.variant, tuple(sorted(request.contexts)) or (place.usual_context,)
+    return MemoryPlan(
+        bundle=bundle_name(bundle.path),
+        variant=variant.name,
+        device=place.device,
+        contexts=contexts,
+        batch=request.batch,
+        memory_bytes=place.memory_bytes,
+        needs=place.needs_of(variant, contexts[-1]),
+        largest_context=place.largest_context(variant, limit),
+        context_limit=limit,
+        step_bytes={} if place.step_of is None else {context: place.step_of(context) for context in contexts},
+        kv_cache=variant.kv_cache,
+        other=_other_caches(place, contexts[-1], limit),
+    )
+
+
+def _other_caches(place: _Place, context: int, limit: int) -> OtherCaches:
+    other = dataclasses.replace(place.variant, kv_cache="int8" if place.variant.kv_cache is None else None)
+    caches_bytes = place.needs_of(other, context).caches_bytes
+    return OtherCaches(other.kv_cache, caches_bytes, place.largest_context(other, limit))
+
+
+def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
+    bundle.require_graphs("to answer on this machine's CPU", _release_advice(bundle))
+    variant = onnxruntime_variant(bundle, request.variant)
+    mapped_bytes = mapped_weights_bytes(bundle, variant)
+    return _Place(
+        "this machine's CPU" if mapped_bytes is None else "this machine's CPU, optimized graphs",
+        read_machine().memory_available_bytes,
+        variant,
+        lambda one, context: cpu_needs(bundle, one, context=context, batch=request.batch, mapped_bytes=mapped_bytes),
+        bundle.manifest.max_context,
+    )
+
+
+def _release_advice(bundle: Bundle) -> str:
+    return f"for its engines name the target {' or '.join(bundle.release_targets)}"
+
+
+def _on_target(bundle: Bundle, request: PlanRequest) -> _Place:
+    assert request.target is not None
+    target = read_target(request.target)
+    dialect = "primitive" if len(request.contexts) > 1 else None  # what engines for several are built from
+    if request.variant is None:
+        variant = target_variant(bundle, target, dialect=dialect)
+    else:
+        variant = bundle.variant(request.variant)
+    sizes = graph_weights_bytes(bundle, variant)
+    unfused = target.may_write_scores(variant.dialect)
+    return _Place(
+        f"{target.name}: {target.device}",
+        target.memory_bytes,
+        variant,
+        lambda one, context: device_needs(
+            bundle.spec,
+            sum(sizes.values()),
+            context=context,
+            batch=request.batch,
+            kv_cache=one.kv_cache,
+            unfused_attention=unfused,
+        ),
+        usual_context(bundle.spec, bundle.manifest.max_context),
+        lambda context: step_bytes(bundle.spec, sizes["trunk"] + sizes["tail"], context, variant.kv_cache),
+    )
