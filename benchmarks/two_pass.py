@@ -34,7 +34,7 @@ from sdrpn.bundle.bundle import GraphInfo, open_bundle
 from sdrpn.checkpoint.random import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.images.image import base_pixels, crop_pixels, image_digest, open_image
-from sdrpn.method.geometry import FloatArray
+from sdrpn.method.grids import FloatArray
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
 from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
 from sdrpn.runtime import Answer, Session
@@ -104,7 +104,7 @@ def forced(crops: tuple[Crop, ...]) -> Decide:
     """The policy's own work is done, then its crops are replaced."""
 
     def decide(logits: np.ndarray, image_wh: tuple[int, int]) -> RoiDecision:
-        own = decide_crops(logits, image_wh, RoiPolicy(), image_size_px=SPEC.vision.image_size_px)
+        own = decide_crops(logits, SPEC.vision.grid(image_wh), RoiPolicy())
         return RoiDecision(own.boxes_cells, crops, None, own.blurred_map)
 
     return decide

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.method.grids import cell_count
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer
@@ -158,17 +159,19 @@ def _run_from_answer(answer: Answer) -> BenchRun:
 
 
 def _mask_crop(spec: ModelSpec) -> Crop:
-    side = spec.vision.grid_side
-    keep = np.zeros(side * side, bool)
-    keep[np.linspace(0, side * side - 1, max(1, int(_MASK_SHARE * side * side))).astype(int)] = True
-    return Crop((100, 100, 1300, 900), keep.reshape(side, side), None)
+    box = 100, 100, 1300, 900
+    hw = spec.vision.grid(IMAGE_WH).crop_hw(box)
+    cells = cell_count(hw)
+    keep = np.zeros(cells, bool)
+    keep[np.linspace(0, cells - 1, max(1, int(_MASK_SHARE * cells))).astype(int)] = True
+    return Crop(box, keep.reshape(hw), None)
 
 
 def _forced(spec: ModelSpec, crops: tuple[Crop, ...]) -> Decide:
     """The policy's own work is done, then its crops are replaced."""
 
     def decide(logits: npt.NDArray[np.float32], image_wh: tuple[int, int]) -> RoiDecision:
-        own = decide_crops(logits, image_wh, RoiPolicy(), image_size_px=spec.vision.image_size_px, fit=spec.vision.fit)
+        own = decide_crops(logits, spec.vision.grid(image_wh), RoiPolicy())
         return RoiDecision(own.boxes_cells, crops, None, own.blurred_map)
 
     return decide

@@ -44,7 +44,7 @@ class Prefill:
     """What became of a question before its first token."""
 
     tokens: int  # of the prompt and the crops
-    roi_logits: FloatArray | None  # (G, G)
+    roi_logits: FloatArray | None  # (h, w)
     decision: RoiDecision | None
     roi_tokens: int
     images_encoded: int

@@ -266,11 +266,7 @@ class Session:
         self.close()
 
     def _decide(self, roi: RoiPolicy | None) -> Decide | None:
-        return (
-            decide_by_policy(roi, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit)
-            if roi is not None
-            else None
-        )
+        return decide_by_policy(roi, self.spec.vision.grid) if roi is not None else None
 
     def _start(
         self,

@@ -137,13 +137,18 @@ class TwoPass:
             scores = self._decoder.run_rpn(slot, rows)[:, first : first + self._spec.vision.image_tokens]
         with watch.stage("roi_decode"):
             logits = roi_logits_from_scores(
-                scores, head_dim=self._spec.llm.head_dim, multi_head=rpn.multi_head, loss=rpn.loss
+                scores,
+                self._spec.vision.grid(request.image.size).hw,
+                head_dim=self._spec.llm.head_dim,
+                multi_head=rpn.multi_head,
+                loss=rpn.loss,
             )
             return logits, request.decide(logits, request.image.size)
 
     def _encode_crops(self, sequence: Sequence, crops: abc.Sequence[Crop]) -> list[Rows]:
         """The kept tokens of every crop, in order."""
         image, watch = sequence.request.image, sequence.watch
+        grid = self._spec.vision.grid(image.size)
         with watch.stage("crop_preprocess"):
             boxes = [crop.box_xyxy_px for crop in crops]
             pixels = self._filled(len(crops), lambda buffer: image.fill_crops(boxes, self._spec.vision, buffer))
@@ -152,16 +157,15 @@ class TwoPass:
             return [
                 piece
                 for index, crop in enumerate(crops)
-                for piece in self._kept(features.entries(index, index + 1), crop)
+                for piece in self._kept(features.entries(index, index + 1), crop, grid.crop_hw(crop.box_xyxy_px))
             ]
 
-    def _kept(self, features: Buffer, crop: Crop) -> abc.Sequence[Rows]:
-        """features (1,G*G,D) -> those cells that the crop keeps, or resized to its own grid."""
-        side = self._spec.vision.grid_side
+    def _kept(self, features: Buffer, crop: Crop, hw: tuple[int, int]) -> abc.Sequence[Rows]:
+        """features (1,h*w,D) -> those cells that the crop keeps, or resized to another grid."""
         if crop.keep_cells is not None:
             return [features.rows(start, stop) for start, stop in _runs(crop.keep_cells.reshape(-1))]
         if crop.grid_hw is not None:
-            resized = resize_features(features.read().reshape(side, side, -1), crop.grid_hw)
+            resized = resize_features(features.read().reshape(*hw, -1), crop.grid_hw)
             return [resized.reshape(-1, features.shape[-1])]
         return [features]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 from sdrpn.method.spec import VisionSpec
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Device

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sdrpn.errors import BadImage
 from sdrpn.images.image import ImageSource, JpegHeader, open_image, open_smaller
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 from sdrpn.runtime.pictures.pixels import native_module
 
 __all__ = ["DENOMINATORS", "JpegFile"]

@@ -27,7 +27,7 @@ from sdrpn.images.image import (
     pixels_digest,
     read_jpeg_header,
 )
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 from sdrpn.method.spec import VisionSpec
 from sdrpn.runtime.backends.runner import Buffer
 from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels, decode_on_gpu

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.images.image import base_pixels, check_crop, crop_pixels, padded_box
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 from sdrpn.method.spec import VisionSpec
 
 __all__ = ["Pixels", "native_module", "thread_count", "write_base", "write_crops"]

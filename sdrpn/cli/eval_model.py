@@ -164,7 +164,7 @@ class BundleAnswerer:
         decision, timings = self._decided(picture, question, look)
         seconds = timings.preprocess_s + timings.vision_s + timings.trunk_s + timings.rpn_s + timings.roi_decode_s
         peak = self._peak(picture, look, decision)
-        tokens, strength = self._tokens(decision.crops), self._map(look, decision)
+        tokens, strength = self._tokens(picture, decision.crops), self._map(look, decision)
         return Answered("", decision.crops, peak, tokens, seconds, decision.note, strength)
 
     def _map(self, look: Look | None, decision: RoiDecision | None) -> Float32 | None:
@@ -172,8 +172,9 @@ class BundleAnswerer:
 
         return map_over_image(decision, look.policy) if decision is not None and isinstance(look, RpnLook) else None
 
-    def _tokens(self, crops: Sequence[Crop]) -> int:
-        return sum(crop.token_count(self.spec.vision.grid_side) for crop in crops)
+    def _tokens(self, picture: Image, crops: Sequence[Crop]) -> int:
+        grid = self.spec.vision.grid(picture.size)
+        return sum(crop.token_count(grid.crop_hw(crop.box_xyxy_px)) for crop in crops)
 
     def _peak(self, picture: Image, look: Look | None, decision: RoiDecision | None) -> tuple[float, float] | None:
         from sdrpn.evaluation.looks import RpnLook, peak_xy_px, window_xy_px
@@ -228,7 +229,7 @@ class BundleAnswerer:
         from sdrpn.method.roi import RoiDecision, decide_by_policy
 
         if isinstance(look, RpnLook):
-            return decide_by_policy(look.policy, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit)
+            return decide_by_policy(look.policy, self.spec.vision.grid)
         assert isinstance(look, GivenLook)
         crops = look.crops
 

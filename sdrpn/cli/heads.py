@@ -116,7 +116,8 @@ def _scored(args: argparse.Namespace) -> tuple[HeadScores, int]:
         for done, question in enumerate(questions, start=1):
             watched = teacher.watch(question, heads)
             if watched.row_count:
-                scorer.add(question.image, np.stack([watched.attention[layer] for layer in heads]))
+                attention = np.stack([watched.attention[layer] for layer in heads])  # (L,H,h*w)
+                scorer.add(question.image, attention.reshape(*attention.shape[:2], *teacher.grid(question).hw))
                 answered += 1
             advance(done, len(questions))
     return scorer.scores(), answered

@@ -26,6 +26,7 @@ from sdrpn.compare.graphs import Check, Kind, until_failed
 from sdrpn.compare.overlap import overlap
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.errors import ContextTooLong, SdrpnError
+from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import SdRpnModel
@@ -93,7 +94,7 @@ def trial_questions(spec: ModelSpec) -> tuple[Question, ...]:
         plain = Question("plain", random_photograph(_SEED + index, size), before, after, roi=None)
         asked = [dataclasses.replace(plain, label=label, roi=roi) for label, roi in _policies(spec).items()]
         if index == 0 and spec.rpn is not None:
-            crops = _given_crops(size, spec.vision.grid_side)
+            crops = _given_crops(spec.vision.grid(size))
             asked.append(dataclasses.replace(plain, label="given crops", decide=_decide_on(crops)))
         name = f"image {index + 1}"
         questions += [dataclasses.replace(one, label=f"{name}, {one.label}") for one in (*asked, plain)]
@@ -242,12 +243,13 @@ def _policies(spec: ModelSpec) -> dict[str, RoiPolicy]:
     return {upscale: RoiPolicy(threshold, upscale) for upscale in ("mask", "bbox")}
 
 
-def _given_crops(image_wh: tuple[int, int], grid_side: int) -> tuple[Crop, ...]:
+def _given_crops(grid: ImageGrid) -> tuple[Crop, ...]:
     """A crop of which every other cell is kept, and a whole one."""
-    width, height = image_wh
-    keep = np.indices((grid_side, grid_side)).sum(axis=0) % 2 == 0
+    width, height = grid.image_wh
+    box = width // 8, height // 8, width // 2, height // 2
+    keep = np.indices(grid.crop_hw(box)).sum(axis=0) % 2 == 0
     return (
-        Crop((width // 8, height // 8, width // 2, height // 2), keep_cells=keep),
+        Crop(box, keep_cells=keep),
         Crop((width // 2, height // 3, width, height)),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 
 __all__ = ["overlap"]
 

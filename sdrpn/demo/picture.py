@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 from sdrpn.method.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, fitted_part, heated, outline_box
 
 __all__ = ["Told", "draw_demo"]

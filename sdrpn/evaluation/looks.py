@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdrpn.labels.head_choice import HeadChoice
+from sdrpn.method.grids import centre_px
 from sdrpn.method.roi import Crop, RoiDecision, RoiPolicy
 from sdrpn.method.spec import ModelSpec
 
@@ -90,7 +91,7 @@ class Answered:
 
     crops: what was inserted, or would have been. peak_xy_px: the centre of the strongest cell of the map, or of the
     window that was chosen; None where nothing was chosen. seconds: from the opened picture to the text. note: why there
-    is no crop, or not all of it. map_over_image: (G,G) in 0..1, what the crops were chosen from; None where they were
+    is no crop, or not all of it. map_over_image: (h,w) in 0..1, what the crops were chosen from; None where they were
     not chosen from a map.
     """
 
@@ -131,15 +132,12 @@ class Answerer(Protocol):
 
 def peak_xy_px(decision: RoiDecision, image_wh: tuple[int, int], spec: ModelSpec) -> tuple[float, float]:
     """The centre of the strongest cell, in source pixels; it may lie in the padding."""
-    grid = spec.vision.grid_over(image_wh)
     row, column = np.unravel_index(int(decision.blurred_map.argmax()), decision.blurred_map.shape)
-    left, top = grid.padding_xy_px
-    x, y = ((int(place) + 0.5) * grid.cell_px for place in (column, row))
-    return (x - left) / grid.scale, (y - top) / grid.scale
+    return centre_px(spec.vision.grid(image_wh), int(row), int(column))
 
 
 def map_over_image(decision: RoiDecision, policy: RoiPolicy) -> Float32:
-    """(G,G) in 0..1: what the threshold was applied to, as a share of its peak where the threshold is one."""
+    """(h,w) in 0..1: what the threshold was applied to, as a share of its peak where the threshold is one."""
     strength = decision.blurred_map
     if policy.threshold < 0:
         strength = strength / max(float(strength.max()), float(np.finfo(np.float32).tiny))

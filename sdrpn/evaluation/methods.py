@@ -25,7 +25,7 @@ from sdrpn.evaluation.looks import (
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
 from sdrpn.images.image import base_picture
-from sdrpn.method.geometry import Box, PaddedGrid
+from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.roi import Crop, RoiPolicy
 from sdrpn.method.spec import ModelSpec
 
@@ -93,9 +93,9 @@ class Question:
         """The model."""
         return self.answerer.spec
 
-    def grid(self) -> PaddedGrid:
+    def grid(self) -> ImageGrid:
         """Cells over the picture."""
-        return self.spec.vision.grid_over(self.picture.size)
+        return self.spec.vision.grid(self.picture.size)
 
     def plan(self, look: Look | None) -> Plan:
         """Show the picture as it is."""
@@ -159,15 +159,15 @@ def _centre_crop(question: Question) -> Plan:
 def _random_crop(question: Question) -> Plan:
     """Cells drawn anywhere, as many a side as the truth has, or a third of the grid where it is not known."""
     rng = np.random.default_rng((question.setting.seed, question.index))
-    side = question.spec.vision.grid_side
+    rows, columns = question.grid().hw
     if question.sample.boxes_xyxy_px:
         x1, y1, x2, y2 = question.grid().box_cells_from_px(question.sample.boxes_xyxy_px[0])
         size = x2 - x1, y2 - y1
     else:
-        size = max(1, side // 3), max(1, side // 3)
+        size = max(1, columns // 3), max(1, rows // 3)
     shown = question.grid().box_cells_from_px((0, 0, *question.picture.size))
     x, y = (int(rng.integers(shown[axis], max(shown[axis], shown[axis + 2] - size[axis]) + 1)) for axis in (0, 1))
-    return question.crop((x, y, min(side, x + size[0]), min(side, y + size[1])))
+    return question.crop((x, y, min(columns, x + size[0]), min(rows, y + size[1])))
 
 
 def _shuffled_crop(question: Question) -> Plan:

@@ -27,8 +27,8 @@ class Record:
     score: 0..1; None where no answer was asked for. seconds: None where the question could not be asked.
     crops_xyxy_px: what was inserted. iou, recall, contains, point_in_box: None where the task has no boxes, or the
     method looks at nothing twice. zoom: None without a crop. problem: why the question could not be asked; it scores 0.
-    note: why there is no crop, or not all of it. map_percent: what the crops were chosen from, (G,G) row-major in whole
-    per cent; None where there was no map.
+    note: why there is no crop, or not all of it. map_percent: what the crops were chosen from, row-major in whole
+    per cent; None where there was no map. map_hw: its rows and columns; None: a square map of an older release.
     """
 
     index: int  # of the sample
@@ -53,6 +53,15 @@ class Record:
     problem: str | None = None
     note: str | None = None
     map_percent: tuple[int, ...] | None = None
+    map_hw: tuple[int, int] | None = None
+
+    def map_shape(self) -> tuple[int, int]:
+        """Rows and columns of the map. Raises ValueError where it has another number of cells."""
+        cells = self.map_percent or ()
+        rows, columns = self.map_hw or (math.isqrt(len(cells)),) * 2
+        if not cells or rows * columns != len(cells):
+            raise ValueError(f"the map has {len(cells)} cells, and not {rows} x {columns}")
+        return rows, columns
 
 
 class RecordFile:
@@ -139,6 +148,9 @@ def _record(line: str, where: str) -> Record:
             value["peak_xy_px"] = tuple(value["peak_xy_px"])
         if value.get("map_percent") is not None:
             value["map_percent"] = tuple(value["map_percent"])
+        if value.get("map_hw") is not None:
+            rows, columns = value["map_hw"]
+            value["map_hw"] = int(rows), int(columns)
         record = Record(**value)
         _check(record)
         return record
@@ -164,8 +176,8 @@ def _check(record: Record) -> None:
     cells = record.map_percent
     if cells is not None and not all(type(cell) is int and 0 <= cell <= 100 for cell in cells):
         raise ValueError("a cell of the map is no whole number of 0 to 100")
-    if cells is not None and (not cells or math.isqrt(len(cells)) ** 2 != len(cells)):
-        raise ValueError(f"the map has {len(cells)} cells, which is no square")
+    if cells is not None:
+        record.map_shape()
 
 
 def _is_number(value: object) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 from sdrpn.method.roi import Crop
 
 __all__ = ["RegionQuality", "mean_zoom", "region_quality"]

@@ -123,7 +123,7 @@ def _ask(task: Task, answerer: Answerer, setting: Setting, opened: _Opened, name
         peak_xy_px=answered.peak_xy_px,
         zoom=mean_zoom(crops, plan.picture.size),
         note=answered.note,
-        map_percent=_percent(answered.map_over_image),
+        **_map(answered.map_over_image),
         **_quality(plan, crops, answered.peak_xy_px),
     )
 
@@ -135,5 +135,12 @@ def _quality(plan: Plan, crops: Sequence[Crop], peak: tuple[float, float] | None
     return dataclasses.asdict(region_quality(crops, plan.truth, peak))
 
 
-def _percent(strength: NDArray[np.float32] | None) -> tuple[int, ...] | None:
-    return None if strength is None else tuple(np.rint(100 * strength).astype(int).ravel().tolist())
+def _map(strength: NDArray[np.float32] | None) -> dict[str, Any]:
+    """The entries of a record about the map that crops were chosen from."""
+    if strength is None:
+        return {}
+    rows, columns = strength.shape
+    return {
+        "map_percent": tuple(np.rint(100 * strength).astype(int).ravel().tolist()),
+        "map_hw": (rows, columns),
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 
 __all__ = ["Sample"]
 

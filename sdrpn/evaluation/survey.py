@@ -20,7 +20,7 @@ from sdrpn.evaluation.sample import Sample
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.labels.denoise import denoise, usual_sinks
 from sdrpn.labels.head_choice import HeadChoice
-from sdrpn.method.geometry import Box, PaddedGrid
+from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.roi import RoiPolicy, decide_crops
 from sdrpn.method.spec import VisionSpec
 
@@ -52,12 +52,12 @@ class Surveyor(Protocol):
         """Of these rows to the image; None where the answer has no such row."""
 
     def rpn_logits(self, picture: Image.Image, question: str, rpn: str) -> Float32:
-        """(G,G) of one of its RPNs."""
+        """(h,w) of one of its RPNs."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Question:
-    """One question that was asked. rpns: name -> (G,G)."""
+    """One question that was asked. rpns: name -> (h,w)."""
 
     image_wh: tuple[int, int]
     prompt: HeadAttention
@@ -76,8 +76,10 @@ class Survey:
 
     def attention_policy(self, policy: RoiPolicy) -> RoiPolicy:
         """The policy at the best share of the strongest cell's attention."""
-        side = self.vision.grid_side
-        maps = [_without(question.prompt, self.prompt_sinks).reshape(side, side) for question in self.questions]
+        maps = [
+            _without(question.prompt, self.prompt_sinks).reshape(self._grid(question.image_wh).hw)
+            for question in self.questions
+        ]
         return self._best(maps, [RoiPolicy(-share, policy.upscale) for share in THRESHOLDS])
 
     def rpn_policy(self, rpn: str, policy: RoiPolicy) -> RoiPolicy:
@@ -100,19 +102,18 @@ class Survey:
         """The box of the label that training would see."""
         if question.answer is None:
             return None
-        labels = denoise(question.answer.grounding, _sinks(question.answer, self.answer_sinks))
+        grid, sinks = self._grid(question.image_wh), _sinks(question.answer, self.answer_sinks)
+        labels = denoise(question.answer.grounding.reshape(grid.hw), sinks.reshape(grid.hw))
         if not labels.usable or labels.box_cells is None:
             return None
-        return self._grid(question.image_wh).box_px_from_cells(labels.box_cells)
+        return grid.box_px_from_cells(labels.box_cells)
 
     def _overlap(self, policy: RoiPolicy, logits: Float32, image_wh: tuple[int, int], box: Box) -> float:
-        crops = decide_crops(
-            logits, image_wh, policy, image_size_px=self.vision.image_size_px, fit=self.vision.fit
-        ).crops
+        crops = decide_crops(logits, self._grid(image_wh), policy).crops
         return region_quality(crops, [box], None).iou
 
-    def _grid(self, image_wh: tuple[int, int]) -> PaddedGrid:
-        return self.vision.grid_over(image_wh)
+    def _grid(self, image_wh: tuple[int, int]) -> ImageGrid:
+        return self.vision.grid(image_wh)
 
 
 def survey(

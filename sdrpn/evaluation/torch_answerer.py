@@ -36,6 +36,7 @@ from sdrpn.images.image import base_pixels, crop_pixels
 from sdrpn.labels.attention import Rows, WatchHeads, embed_image, require_heads, watch_answer
 from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, denoise
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
+from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import Crop, RoiDecision, decide_crops, resize_features, roi_logits_from_scores
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import SdRpnModel
@@ -96,7 +97,8 @@ class TorchAnswerer:
         found = self._found(layered, look, picture, prompt, image, max_new_tokens)
         crops, about = found.crops, (found.note, found.map_over_image)
         if max_new_tokens == 0:
-            tokens = sum(crop.token_count(self.spec.vision.grid_side) for crop in crops)
+            grid = self._grid(picture)
+            tokens = sum(crop.token_count(grid.crop_hw(crop.box_xyxy_px)) for crop in crops)
             return Answered("", crops, found.peak_xy_px, tokens, time.perf_counter() - start, *about)
         roi = torch.cat([image[:0], *(self._crop_tokens(picture, crop) for crop in crops)])
         token_ids = layered.answer(roi, self.spec.prompt.eos_token_ids)
@@ -131,10 +133,10 @@ class TorchAnswerer:
 
     @torch.inference_mode()
     def rpn_logits(self, picture: Image.Image, question: str, rpn: str) -> Float32:
-        """(G,G) of an RPN."""
+        """(h,w) of an RPN."""
         prompt, image = self._prompt(question), self._image_tokens(picture)
         layered = LayeredPrompt(self._model, *self._embedded(prompt, image), 1)
-        return self._rpn_logits(layered, rpn, len(prompt.ids_before))
+        return self._rpn_logits(layered, rpn, len(prompt.ids_before), self._grid(picture).hw)
 
     def require_heads(self, heads: HeadChoice) -> None:
         """Raise BadInput for heads that the model does not have."""
@@ -171,18 +173,16 @@ class TorchAnswerer:
         return _Found(decision.crops, peak, decision.note, map_over_image(decision, look.policy))
 
     def _rpn_decision(self, layered: LayeredPrompt, look: RpnLook, picture: Image.Image, first: int) -> RoiDecision:
-        logits = self._rpn_logits(layered, look.rpn, first)
-        return decide_crops(
-            logits, picture.size, look.policy, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit
-        )
+        grid = self._grid(picture)
+        return decide_crops(self._rpn_logits(layered, look.rpn, first, grid.hw), grid, look.policy)
 
-    def _rpn_logits(self, layered: LayeredPrompt, name: str, first: int) -> Float32:
+    def _rpn_logits(self, layered: LayeredPrompt, name: str, first: int, hw: tuple[int, int]) -> Float32:
         rpn = self._rpns[name]
         tap = layered.look(rpn.tap_layer)
         positions = torch.arange(tap.shape[1], device=tap.device)[None]
         scores = rpn.module(tap, positions)[0, :, self._image_span(first)]
         return roi_logits_from_scores(
-            _array(scores), head_dim=self.spec.llm.head_dim, multi_head=rpn.spec.multi_head, loss=rpn.spec.loss
+            _array(scores), hw, head_dim=self.spec.llm.head_dim, multi_head=rpn.spec.multi_head, loss=rpn.spec.loss
         )
 
     def _attention_decision(
@@ -193,14 +193,8 @@ class TorchAnswerer:
         with WatchHeads(layered.layers, heads, last_row, self._image_span(first)) as watch:
             layered.look(max(heads) + 1)
         strength = _without_sinks(watch.means, look.heads, look.sinks)
-        side = self.spec.vision.grid_side
-        return decide_crops(
-            strength.reshape(side, side),
-            picture.size,
-            look.policy,
-            image_size_px=self.spec.vision.image_size_px,
-            fit=self.spec.vision.fit,
-        )
+        grid = self._grid(picture)
+        return decide_crops(strength.reshape(grid.hw), grid, look.policy)
 
     def _teacher_decision(
         self, look: TeacherLook, picture: Image.Image, prompt: Prompt, image: Tensor, max_new_tokens: int
@@ -212,23 +206,21 @@ class TorchAnswerer:
         if watched.row_count == 0:
             return "nothing inserted: the model gave no answer that a label could be made of"
         grounding = _mean_over(watched.attention, look.heads, look.heads.grounding)
-        labels = denoise(grounding, _sinks(watched.attention, look.heads, look.sinks))
+        grid, sinks = self._grid(picture), _sinks(watched.attention, look.heads, look.sinks)
+        labels = denoise(grounding.reshape(grid.hw), sinks.reshape(grid.hw))
         if not labels.usable:
             why = "the label covers too much of the picture" if labels.oversize else "the label has no foreground"
             return f"nothing inserted: {why}"
         logits = np.where(labels.cells == FOREGROUND, LABEL_LOGIT, -LABEL_LOGIT).astype(np.float32)
-        return decide_crops(
-            logits, picture.size, look.policy, image_size_px=self.spec.vision.image_size_px, fit=self.spec.vision.fit
-        )
+        return decide_crops(logits, grid, look.policy)
 
     def _vicrop_box(self, look: VicropLook, picture: Image.Image, prompt: Prompt) -> tuple[int, int, int, int]:
         """Two whole prefills, the image encoded in each, as the published code does it."""
         maps = [
             self._layer_attention(picture, asked, look.layer) for asked in (prompt, self._prompt(look.general_question))
         ]
-        side, size_px = self.spec.vision.grid_side, self.spec.vision.image_size_px
-        relative = relative_map(*maps).reshape(side, side)
-        grid = self.spec.vision.grid_over(picture.size)
+        grid, size_px = self._grid(picture), self.spec.vision.image_size_px
+        relative = relative_map(*maps).reshape(grid.hw)
         x1, y1, x2, y2 = grid.box_cells_from_px((0, 0, *picture.size))
         left, top, right, bottom = grid.seen_box_px
         found = vicrop_box(relative[y1:y2, x1:x2], (right - left, bottom - top), size_px)
@@ -257,6 +249,9 @@ class TorchAnswerer:
         )
         return torch.cat((before, image)), after
 
+    def _grid(self, picture: Image.Image) -> ImageGrid:
+        return self.spec.vision.grid(picture.size)
+
     def _image_span(self, first: int) -> slice:
         return slice(first, first + self.spec.vision.image_tokens)
 
@@ -271,8 +266,8 @@ class TorchAnswerer:
             return embeds[torch.from_numpy(crop.keep_cells.ravel()).to(embeds.device)]
         if crop.grid_hw is None:
             return embeds
-        side = self.spec.vision.grid_side
-        resized = resize_features(_array(embeds).reshape(side, side, -1), crop.grid_hw)
+        hw = self._grid(picture).crop_hw(crop.box_xyxy_px)
+        resized = resize_features(_array(embeds).reshape(*hw, -1), crop.grid_hw)
         return torch.from_numpy(resized).to(embeds).flatten(0, 1)
 
 

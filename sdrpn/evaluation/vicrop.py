@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 
 __all__ = ["PUBLISHED_LAYER_SHARE", "WINDOW_RATIOS", "relative_map", "vicrop_box"]
 

@@ -5,7 +5,6 @@ First those questions that another method got right.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,8 +131,7 @@ def _looked(picture: Image.Image, record: Record, sample: Sample, fit: Fit) -> L
     """What of a record can be drawn over its picture."""
     strength = None
     if record.map_percent is not None:
-        side = math.isqrt(len(record.map_percent))
-        strength = np.array(record.map_percent, np.float32).reshape(side, side) / np.float32(100)
+        strength = np.array(record.map_percent, np.float32).reshape(record.map_shape()) / np.float32(100)
     truth = [inside(box, picture.size) for box in sample.boxes_xyxy_px]
     kept = (*record.kept_cells, *(None,) * len(record.crops_xyxy_px))
     crops = [(inside(box, picture.size), cells) for box, cells in zip(record.crops_xyxy_px, kept, strict=False)]

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.host.sizes import text_from_number
-from sdrpn.method.geometry import Box, Fit
+from sdrpn.method.geometry import Fit
+from sdrpn.method.grids import Box
 from sdrpn.method.overlay import BOX_COLOUR, CROP_COLOUR, fitted_part, full_heat, heated, outline_box
 
 __all__ = ["Looked", "Panel", "draw_panels", "inside"]

@@ -14,7 +14,8 @@ from PIL import Image
 
 from sdrpn.errors import BadInput
 from sdrpn.images.resample import resample_columns
-from sdrpn.method.geometry import Box, resized_wh
+from sdrpn.method.geometry import resized_wh
+from sdrpn.method.grids import Box
 from sdrpn.method.spec import VisionSpec
 
 __all__ = ["bands", "base_picture", "base_pixels", "check_crop", "crop_pixels", "padded_box", "part", "require_rgb"]

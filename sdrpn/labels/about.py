@@ -19,7 +19,7 @@ def read_about_labels(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(f"{folder} has no {LABELS_NAME}; expected a folder that `sdrpn label` finished (see --resume)")
     about = read_json_object(path, "label again")
-    grid_side = about.get("grid_side")
+    grid_side = about.get("grid_side", 1)  # only older releases name it: rows have grids of their own
     if not isinstance(grid_side, int) or grid_side < 1:
         raise BadInput(f"{path} has the grid_side {grid_side!r}; expected a whole number of at least 1: label again")
     if not isinstance(about.get("images", ""), str):

@@ -2,12 +2,11 @@
 
 Attention over an image has sinks (cells that are looked at whatever is asked), a few cells that matter, and a haze in
 between. Sinks are removed, strong cells are foreground, weak cells away from them background, and what is doubtful is
-left out of training. C = G*G cells.
+left out of training. Images have h x w cells.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 
 __all__ = [
     "BACKGROUND",
@@ -69,7 +68,7 @@ class LabelRule:
 class PseudoLabels:
     """Labels of one sample. A sample that teaches nothing is ignored in every cell."""
 
-    cells: Int8  # (G,G): FOREGROUND, BACKGROUND or IGNORED
+    cells: Int8  # (h,w): FOREGROUND, BACKGROUND or IGNORED
     box_cells: Box | None  # x1, y1, x2, y2 around the foreground, upper bounds exclusive; None: no foreground
     oversize: bool = False
 
@@ -83,24 +82,24 @@ def denoise(grounding: Floats, sinks: Bool, rule: LabelRule | None = None) -> Ps
     """Label the cells of one sample.
 
     Args:
-        grounding: (C,), attention of the grounding heads to the image
-        sinks: (C,), cells that do not count
+        grounding: (h,w), attention of the grounding heads to the image
+        sinks: (h,w), cells that do not count
     Returns: labels on the grid; a sink outside the box is background, as in the official code.
-    Raises BadInput for shapes that are no square grid, or values that are not finite.
+    Raises BadInput for shapes that are no grid, or values that are not finite.
     """
     rule = LabelRule() if rule is None else rule
-    side = _grid_side(grounding, sinks)
+    _check_attention(grounding, sinks)
     if rule.raw:
-        return _raw_labels(grounding.reshape(side, side), rule.foreground_share)
-    strength = np.where(sinks, 0.0, grounding).reshape(side, side)
+        return _raw_labels(grounding, rule.foreground_share)
+    strength = np.where(sinks, 0.0, grounding)
     peak = strength.max()
     foreground = (strength > rule.foreground_share * peak) & (strength > 0)
-    cells = np.full((side, side), IGNORED, np.int8)
+    cells = np.full(strength.shape, IGNORED, np.int8)
     if not foreground.any():
         return PseudoLabels(cells, None)
     box = _box_around(foreground)
     x1, y1, x2, y2 = box
-    if (x2 - x1) * (y2 - y1) >= rule.largest_box_share * side**2:
+    if (x2 - x1) * (y2 - y1) >= rule.largest_box_share * cells.size:
         return PseudoLabels(cells, box, oversize=True)
     cells[strength < rule.background_share * peak] = BACKGROUND
     cells[y1:y2, x1:x2] = IGNORED
@@ -116,7 +115,7 @@ def _raw_labels(strength: Floats, foreground_share: float) -> PseudoLabels:
 
 
 def usual_sinks(attention: Floats, ratio: float = USUAL_SINK_RATIO) -> Bool:
-    """(C,): cells that most questions look at, whatever they ask.
+    """(C,) of h*w cells: those that most questions look at, whatever they ask.
 
     Args:
         attention: (questions, C); each question counts relative to its own mean over the image, because answers
@@ -131,15 +130,11 @@ def usual_sinks(attention: Floats, ratio: float = USUAL_SINK_RATIO) -> Bool:
     return sinks
 
 
-def _grid_side(grounding: Floats, sinks: Bool) -> int:
-    side = math.isqrt(grounding.size)
-    if grounding.ndim != 1 or side == 0 or side**2 != grounding.size or sinks.shape != grounding.shape:
-        raise BadInput(
-            f"attention has the shape {grounding.shape} and sinks {sinks.shape}; expected G*G cells of a square grid"
-        )
+def _check_attention(grounding: Floats, sinks: Bool) -> None:
+    if grounding.ndim != 2 or grounding.size == 0 or sinks.shape != grounding.shape:
+        raise BadInput(f"attention has the shape {grounding.shape} and sinks {sinks.shape}; expected one (h, w)")
     if not np.isfinite(grounding).all():
         raise BadInput("attention has values that are not finite; expected softmax weights: try another precision")
-    return side
 
 
 def _box_around(fired: Bool) -> Box:

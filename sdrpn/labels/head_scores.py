@@ -3,12 +3,11 @@
 Three scores a head: how much of its attention lies on the image; how compact that part is (spatial entropy, as in Kang
 et al., arXiv 2503.06287: few connected regions give a low one); and how much it changes from one question to another on
 the same image (Jensen-Shannon divergence), because a compact head that ignores the question shows a sink.
-L layers, H heads, C = G*G cells.
+L layers, H heads, h x w cells.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +54,15 @@ class HeadScorer:
         self._previous: Float64 | None = None
 
     def add(self, image: str, attention: Floats) -> None:
-        """Score one question: attention (L,H,C) of its rows to the image, a part of softmax weights."""
+        """Score one question: attention (L,H,h,w) of its rows to the image, a part of softmax weights."""
         exact = attention.astype(np.float64)
-        share = exact.sum(axis=-1)
+        share = exact.sum(axis=(-2, -1))
         self._shares.append(share)
         self._entropies.append(_entropies(exact, share))
-        spread = exact / np.maximum(share, np.finfo(np.float64).tiny)[..., None]
+        spread = exact / np.maximum(share, np.finfo(np.float64).tiny)[..., None, None]
         if image == self._image and self._previous is not None:
-            self._divergences.append(js_divergence(self._previous, spread))
+            before, now = (one.reshape(*share.shape, -1) for one in (self._previous, spread))
+            self._divergences.append(js_divergence(before, now))
         self._image, self._previous = image, spread
 
     def scores(self) -> HeadScores:
@@ -84,7 +84,7 @@ class HeadScorer:
 
 
 def spatial_entropy(attention: Floats) -> float:
-    """Entropy (nats) of how attention (G,G) is divided among the connected regions above its mean.
+    """Entropy (nats) of how attention (h,w) is divided among the connected regions above its mean.
 
     0 for one region, log(n) for n equal ones; a map without any difference counts as one region.
     """
@@ -111,11 +111,10 @@ def _kl_bits(p: Floats, q: Floats) -> Float64:
 
 def _entropies(attention: Float64, share: Float64) -> Float64:
     """(L,H); NaN for the half of the heads that looks least at the image, which cannot be in the top ten."""
-    side = math.isqrt(attention.shape[-1])
     floor = np.median(share)
     entropies = np.full(share.shape, np.nan)
     for place in zip(*np.nonzero((share >= floor) & (share > 0)), strict=True):
-        entropies[place] = spatial_entropy(attention[place].reshape(side, side))
+        entropies[place] = spatial_entropy(attention[place])
     return entropies
 
 

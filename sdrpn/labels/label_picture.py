@@ -6,7 +6,6 @@ outlined in both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +40,7 @@ LEGEND: dict[int, tuple[Colour, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class LabelledPicture:
-    """A picture (upright RGB), its labels (G*G, row-major) and the question that they are about."""
+    """A picture (upright RGB), its labels (h,w) and the question that they are about."""
 
     picture: Image.Image
     cells: NDArray[np.int8]
@@ -59,11 +58,11 @@ def draw_pair(labelled: LabelledPicture, fit: Fit = "pad", side_px: int = SIDE_P
 
 
 def draw_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int, fit: Fit = "pad") -> Image.Image:
-    """The picture as a grey square under its labels (G*G): foreground yellow and outlined, background blue."""
+    """The picture as a grey square under its labels (h,w): foreground yellow and outlined, background blue."""
     grey = np.asarray(_seen_square(picture, side_px, fit).convert("L"), np.float32)
     pixels = np.repeat((90 + 0.5 * grey)[..., None], 3, axis=2)  # neither black nor white: both colours show
-    place = np.arange(side_px) * _grid_side(cells) // side_px
-    label = cells.reshape(_grid_side(cells), -1)[np.ix_(place, place)]
+    rows, columns = (np.arange(side_px) * count // side_px for count in cells.shape)
+    label = cells[np.ix_(rows, columns)]
     for value, colour in TINTS.items():
         pixels[label == value] *= 1 - OPACITY
         pixels[label == value] += OPACITY * np.array(colour, np.float32)
@@ -115,7 +114,7 @@ def _seen_square(picture: Image.Image, side_px: int, fit: Fit) -> Image.Image:
 def _outline(square: Image.Image, cells: NDArray[np.int8]) -> None:
     """A light line between foreground and everything else, on a dark one: it shows on any colour."""
     draw = ImageDraw.Draw(square)
-    lines = list(_borders(cells.reshape(_grid_side(cells), -1) == FOREGROUND, square.width))
+    lines = list(_borders(cells == FOREGROUND, square.width))
     for colour, width in ((PAGE, LINE_PX + 4), (TINTS[FOREGROUND], LINE_PX)):
         for line in lines:
             draw.line(line, colour, width)
@@ -125,12 +124,10 @@ def _borders(fired: NDArray[np.bool_], side_px: int) -> Iterator[Line]:
     """The sides of cells, in pixels, that a cell that fired shares with one that did not or with the edge."""
     around = np.pad(fired, 1)
     across, down = around[1:-1, 1:] != around[1:-1, :-1], around[1:, 1:-1] != around[:-1, 1:-1]
-    edges = np.minimum(np.arange(len(fired) + 1) * side_px // len(fired), side_px - 1).tolist()
+    y, x = (
+        np.minimum(np.arange(count + 1) * side_px // count, side_px - 1).tolist() for count in fired.shape
+    )  # where rows and columns begin
     for row, column in np.argwhere(across).tolist():
-        yield edges[column], edges[row], edges[column], edges[row + 1]
+        yield x[column], y[row], x[column], y[row + 1]
     for row, column in np.argwhere(down).tolist():
-        yield edges[column], edges[row], edges[column + 1], edges[row]
-
-
-def _grid_side(cells: NDArray[np.int8]) -> int:
-    return math.isqrt(cells.size)
+        yield x[column], y[row], x[column + 1], y[row]

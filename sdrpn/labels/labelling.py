@@ -33,6 +33,7 @@ from sdrpn.labels.questions import Question
 from sdrpn.labels.shards import (
     ATTENTION_COLUMNS,
     LABEL_COLUMNS,
+    grid_hw,
     read_shard,
     read_shards,
     shard_path,
@@ -82,7 +83,6 @@ class LabelRun:
             "format_version": FORMAT_VERSION,
             "checkpoint_sha256": self.checkpoint_sha256,
             "precision": str(teacher.model.embed.weight.dtype).removeprefix("torch."),
-            "grid_side": teacher.model.spec.vision.grid_side,
             "fit": teacher.model.spec.vision.fit,
             "questions": len(self.questions),
             "questions_sha256": data,
@@ -125,11 +125,11 @@ def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any], imag
         for path in sorted((out / ATTENTION).glob("part-*.parquet")):
             rows = []
             for row in read_shard(path, ATTENTION_COLUMNS):
-                labels = _labels(row, sinks, rule)
+                labels = _labels(row, sinks, rule, provenance)
                 counts = _counted(counts, row, labels)
                 if labels is not None and labels.usable:
-                    cells = labels.cells.ravel().tolist()
-                    rows.append({**{key: row.get(key) for key in LABEL_COLUMNS}, "cells": cells})
+                    found = {"cells": labels.cells.ravel().tolist(), "grid_hw": labels.cells.shape}
+                    rows.append({**{key: row.get(key) for key in LABEL_COLUMNS}, **found})
             write_shard(folder / path.name, LABEL_COLUMNS, rows, provenance)
     about = {**provenance, "images": str(images.resolve()), "counts": dataclasses.asdict(counts)}
     _write_json(out / LABELS_NAME, about)
@@ -185,6 +185,7 @@ def _attention_row(teacher: Teacher, question: Question, heads: HeadChoice) -> d
     prompt = teacher.prompt(question)
     row |= {"ids_before": prompt.ids_before, "ids_after": prompt.ids_after}
     try:
+        row["grid_hw"] = teacher.grid(question).hw
         watched = teacher.watch(question, by_layer((*heads.grounding, *heads.sinks)))
     except (BadImage, ContextTooLong) as error:  # one bad picture among many is no reason to stop
         return row | {"problem": str(error)}
@@ -214,14 +215,17 @@ def _usual_sinks(folder: Path) -> NDArray[np.bool_] | None:
     return usual_sinks(np.stack(attention)) if attention else None
 
 
-def _labels(row: dict[str, Any], sinks: NDArray[np.bool_] | None, rule: LabelRule) -> PseudoLabels | None:
+def _labels(
+    row: dict[str, Any], sinks: NDArray[np.bool_] | None, rule: LabelRule, provenance: dict[str, Any]
+) -> PseudoLabels | None:
     if row["grounding"] is None or not row["answer_tokens"]:
         return None
     grounding = np.array(row["grounding"], np.float32)
     if row["sinks"] is not None:
         sinks = np.array(row["sinks"], np.float32) >= OFFICIAL_SINK_LIMIT
     assert sinks is not None
-    return denoise(grounding, sinks, rule)
+    hw = grid_hw(row, provenance)
+    return denoise(grounding.reshape(hw), sinks.reshape(hw), rule)
 
 
 def _counted(counts: Counts, row: dict[str, Any], labels: PseudoLabels | None) -> Counts:

@@ -19,7 +19,7 @@ from sdrpn.images.names import leads_out
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND
 from sdrpn.labels.label_picture import LEGEND, LabelledPicture, contact_sheet, draw_pair
 from sdrpn.labels.labelling import LABELS, Counts
-from sdrpn.labels.shards import read_shards
+from sdrpn.labels.shards import grid_hw, read_shards
 from sdrpn.method.geometry import Fit
 
 __all__ = ["PICTURES", "REPORT", "SHEET", "write_report"]
@@ -42,13 +42,13 @@ class _Shown:
     problem: str | None
 
 
-def write_report(out: Path, images: Path, counts: Counts, provenance: Mapping[str, Any]) -> None:
+def write_report(out: Path, images: Path, counts: Counts, provenance: dict[str, Any]) -> None:
     """Write `report.html`, its pictures and `samples.png`, all of them on one sheet, into a label folder."""
     fit: Fit = provenance.get("fit", "pad")
     labelled, shown = list[LabelledPicture](), list[_Shown]()
     with replacing_directory(out / PICTURES, exist_ok=True) as folder:
         for number, row in enumerate(islice(read_shards(out / LABELS), SAMPLES)):
-            sample, problem = _opened(images, row)
+            sample, problem = _opened(images, row, provenance)
             shown.append(_shown(row, f"{number:02}.jpg", problem))
             if sample is not None:
                 draw_pair(sample, fit).save(folder / shown[-1].name, "JPEG", quality=90)
@@ -59,7 +59,7 @@ def write_report(out: Path, images: Path, counts: Counts, provenance: Mapping[st
         path.write_text(_page(counts, provenance, shown), "utf-8")
 
 
-def _opened(images: Path, row: Mapping[str, Any]) -> tuple[LabelledPicture | None, str | None]:
+def _opened(images: Path, row: dict[str, Any], about: dict[str, Any]) -> tuple[LabelledPicture | None, str | None]:
     """A row's picture with its labels, or why it cannot be shown."""
     if leads_out(row["image"]):
         return None, f"{row['image']!r} leads out of the folder of pictures"
@@ -67,7 +67,8 @@ def _opened(images: Path, row: Mapping[str, Any]) -> tuple[LabelledPicture | Non
         picture = open_image(images / row["image"])
     except BadImage as error:  # of a page to look at, one picture may be missing
         return None, str(error)
-    return LabelledPicture(picture, np.array(row["cells"], np.int8), row["question"]), None
+    cells = np.array(row["cells"], np.int8).reshape(grid_hw(row, about))
+    return LabelledPicture(picture, cells, row["question"]), None
 
 
 def _shown(row: Mapping[str, Any], name: str, problem: str | None) -> _Shown:

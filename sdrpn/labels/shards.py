@@ -17,15 +17,16 @@ from typing import Any
 from sdrpn.errors import BadInput
 from sdrpn.host.atomic import replacing_file
 
-__all__ = ["read_shard", "read_shards", "shard_path", "write_shard"]
+__all__ = ["grid_hw", "read_shard", "read_shards", "shard_path", "write_shard"]
 
-# A row: where its prompt's tokens are, and what was found. Lists are flat, of G*G cells.
+# A row: where its prompt's tokens are, and what was found. Lists are flat, of h*w cells.
 ATTENTION_COLUMNS = {
     "id": "string",
     "image": "string",
     "question": "string",
     "ids_before": "ids",  # the prompt's tokens on either side of the image
     "ids_after": "ids",
+    "grid_hw": "ids",  # h and w of the image's grid; folders of older releases have one grid_side in labels.json
     "answer": "string",  # the model's own; null where an answer was given, which is not kept
     "answer_tokens": "int32",
     "grounding": "cells",  # mean attention of the grounding heads; null where the question could not be asked
@@ -38,10 +39,24 @@ LABEL_COLUMNS = {
     "question": "string",
     "ids_before": "ids",
     "ids_after": "ids",
+    "grid_hw": "ids",
     "cells": "labels",  # 1 foreground, 0 background, -100 ignored
 }
+SINCE_GRIDS = frozenset({"grid_hw"})  # columns that files of older releases lack
 DIGEST_KEY = "sdrpn_rows_sha256"  # in the file's metadata; files of older releases have none
 ADVICE = "remove it and run again with --resume"
+
+
+def grid_hw(row: dict[str, Any], about: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns of a row's cells. `about`: what labels.json says, for folders of older releases.
+
+    Raises BadInput where neither says it, or it is no grid.
+    """
+    side = about.get("grid_side")
+    sizes = row.get("grid_hw") or ([side, side] if side is not None else [])
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+        raise BadInput(f"the row {row['id']!r} has the grid {sizes!r}; expected its rows and columns: label again")
+    return sizes[0], sizes[1]
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -67,7 +82,7 @@ def write_shard(
 
 
 def read_shard(path: Path, columns: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """All rows of one file, with at least these `columns`.
+    """All rows of one file, with at least these `columns`, but for those that older releases did not write.
 
     Raises BadInput where it is no Parquet file, was damaged, or has other columns.
     """
@@ -110,6 +125,8 @@ def _arrow_types() -> dict[str, Any]:
 
 def _require_columns(path: Path, schema: Any, columns: dict[str, str]) -> None:
     for name, kind in columns.items():
+        if name in SINCE_GRIDS and name not in schema.names:
+            continue
         expected = _arrow_types()[kind]
         found = schema.field(name).type if schema.names.count(name) == 1 else None
         if found is None or not found.equals(expected):

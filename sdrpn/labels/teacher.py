@@ -14,6 +14,7 @@ from sdrpn.errors import BadInput
 from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import Rows, WatchedAnswer, embed_image, require_heads, watch_answer
 from sdrpn.labels.questions import Question
+from sdrpn.method.grids import ImageGrid
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.text.prompt import Prompt, build_prompt, decode_text
 
@@ -41,11 +42,15 @@ class Teacher:
         self.options = TeacherOptions() if options is None else options
         self._tokenizer = tokenizer
         self.images = images
-        self._embedded: tuple[str, Tensor] | None = None
+        self._embedded: tuple[str, Tensor, ImageGrid] | None = None
 
     def prompt(self, question: Question) -> Prompt:
         """The question as the model is asked it."""
         return build_prompt(self._tokenizer, self.model.spec.prompt, question.text)
+
+    def grid(self, question: Question) -> ImageGrid:
+        """The cells over a question's picture. Raises BadImage."""
+        return self._seen(question.image)[1]
 
     def watch(self, question: Question, heads: Mapping[int, Sequence[int]]) -> WatchedAnswer:
         """Answer one question and gather the attention of `heads` (layer -> heads) to its picture.
@@ -54,7 +59,7 @@ class Teacher:
         """
         return watch_answer(
             self.model,
-            self._image_embeds(question.image),
+            self._seen(question.image)[0],
             self.prompt(question),
             heads,
             rows=self.options.rows,
@@ -81,8 +86,9 @@ class Teacher:
         ids: list[int] = self._tokenizer.encode(question.answer, add_special_tokens=False).ids
         return ids[: self.options.max_new_tokens]
 
-    def _image_embeds(self, name: str) -> Tensor:
+    def _seen(self, name: str) -> tuple[Tensor, ImageGrid]:
         if self._embedded is None or self._embedded[0] != name:
-            picture = open_image(self.images / name)
-            self._embedded = name, embed_image(self.model, base_pixels(picture, self.model.spec.vision))
-        return self._embedded[1]
+            picture, vision = open_image(self.images / name), self.model.spec.vision
+            embeds = embed_image(self.model, base_pixels(picture, vision))
+            self._embedded = name, embeds, vision.grid(picture.size)
+        return self._embedded[1:]

@@ -1,4 +1,4 @@
-"""Between the cells of the model's image grid and the pixels of the source image. NumPy only; reads no images.
+"""The grid of a model that sees every picture as one square. NumPy only; reads no images.
 
 The model sees the image padded to a square and scaled to R x R pixels, or the middle of its longer side
 (`VisionSpec.fit`), cut into G x G cells of R/G pixels.
@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from sdrpn.errors import BadInput
+from sdrpn.method.grids import Box, IntArray
 
-__all__ = ["Box", "Fit", "FloatArray", "IntArray", "PaddedGrid", "resized_wh"]
+__all__ = ["Fit", "PaddedGrid", "resized_wh"]
 
 Fit = Literal["pad", "crop"]
-Box: TypeAlias = tuple[int, int, int, int]
-FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
-IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def resized_wh(image_wh: tuple[int, int], side_px: int) -> tuple[int, int]:
@@ -32,7 +29,7 @@ def resized_wh(image_wh: tuple[int, int], side_px: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PaddedGrid:
-    """A G x G grid over an image that was padded to a square, or cut to one, and scaled to R x R pixels."""
+    """An ImageGrid of G x G cells over an image that was padded to a square, or cut to one, and scaled to R x R px."""
 
     image_wh: tuple[int, int]  # source pixels
     image_size_px: int  # R
@@ -45,6 +42,22 @@ class PaddedGrid:
                 f"an image of {self.image_wh[0]}x{self.image_wh[1]} px on a grid of {self.grid_side} cells over "
                 f"{self.image_size_px} px has no geometry; expected sizes of at least 1"
             )
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """G rows and G columns, whatever the picture."""
+        return self.grid_side, self.grid_side
+
+    @property
+    def extent_px(self) -> tuple[float, float, float, float]:
+        """What the R x R image covers, in source pixels."""
+        left, top = self.padding_xy_px
+        right, bottom = self.image_size_px - left, self.image_size_px - top
+        return -left / self.scale, -top / self.scale, right / self.scale, bottom / self.scale
+
+    def crop_hw(self, box_xyxy_px: Box) -> tuple[int, int]:
+        """Every crop is squashed to R x R: G rows and G columns."""
+        return self.hw
 
     @property
     def cell_px(self) -> float:

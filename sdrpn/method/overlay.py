@@ -10,7 +10,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sdrpn.errors import BadInput
-from sdrpn.method.geometry import Box, Fit, FloatArray
+from sdrpn.method.geometry import Fit
+from sdrpn.method.grids import Box, FloatArray
 
 __all__ = [
     "BACKGROUND",

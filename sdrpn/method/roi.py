@@ -8,6 +8,7 @@ large does not drag the crop of its smaller neighbours over the whole image.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.method.geometry import Box, Fit, PaddedGrid
+from sdrpn.method.grids import Box, ImageGrid, cell_count
 
 __all__ = [
     "Crop",
@@ -48,15 +49,18 @@ class RoiPolicy:
     threshold: cells above it fire; negative: |threshold| times the maximum of the blurred logits (for `loss="mse"`).
     upscale: "bbox" shows one or two boxes whole; "mask" does so for one box and otherwise shows one crop around all
         fired cells, of which only the fired ones are kept.
-    max_ratio: only with "bbox": how many tokens a side a cell may become; None: G tokens a side for every crop.
-    min_cells, max_cells: regions with fewer or more cells are not zoomed on.
+    max_ratio: only with "bbox": how many tokens a side a cell may become; None: all cells that a crop is encoded to.
+    min_cells: regions with fewer cells are not zoomed on.
+    max_share: nor are regions of more than this share of the grid.
+    max_cells: the share as a number of cells, which says something about one grid alone. Deprecated.
     """
 
     threshold: float = 0.15  # the official evaluation's value for TextVQA, ChartQA, InfoVQA and POPE
     upscale: Literal["mask", "bbox"] = "mask"
     max_ratio: float | None = None
     min_cells: int = 2
-    max_cells: int = 225
+    max_share: float = 225 / 576  # the official evaluation's 225 cells of 24 x 24
+    max_cells: int | None = None
 
     def __post_init__(self) -> None:
         if not _is_number(self.threshold) or not -1 < self.threshold < 1 or self.threshold == 0:
@@ -71,28 +75,41 @@ class RoiPolicy:
                 raise BadInput(f'max_ratio ({self.max_ratio!r}) needs upscale="bbox"; got upscale={self.upscale!r}')
             if not _is_number(self.max_ratio) or not self.max_ratio > 0:
                 raise BadInput(f"max_ratio is {self.max_ratio!r}; expected a number above 0, or None")
-        for name in ("min_cells", "max_cells"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadInput(f"{name} is {value!r}; expected a whole number of at least 1")
-        if self.max_cells < self.min_cells:
-            raise BadInput(f"max_cells ({self.max_cells}) is below min_cells ({self.min_cells}): no region could pass")
+        _require_whole("min_cells", self.min_cells)
+        if not _is_number(self.max_share) or not 0 < self.max_share <= 1:
+            raise BadInput(f"max_share is {self.max_share!r}; expected a number above 0, at most 1")
+        if self.max_cells is not None:
+            self._check_max_cells(self.max_cells)
+
+    def _check_max_cells(self, max_cells: int) -> None:
+        _require_whole("max_cells", max_cells)
+        if max_cells < self.min_cells:
+            raise BadInput(f"max_cells ({max_cells}) is below min_cells ({self.min_cells}): no region could pass")
+        warnings.warn(
+            "max_cells of RoiPolicy will go with the next version: pass max_share, the share of the grid's cells "
+            f"({max_cells / 576:.3g} for {max_cells} of 24 x 24)",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+
+    def most_cells(self, hw: tuple[int, int]) -> int:
+        """The largest region of a grid that is zoomed on, in cells."""
+        return math.floor(self.max_share * cell_count(hw)) if self.max_cells is None else self.max_cells
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One part of the image to encode again. With neither `keep_cells` nor `grid_hw` all G*G tokens are inserted."""
+    """One part of the image to encode again. With neither `keep_cells` nor `grid_hw` all its tokens are inserted."""
 
     box_xyxy_px: Box
-    keep_cells: Bool | None = None  # (G, G): the cells of the crop's own feature grid that are inserted, row-major
+    keep_cells: Bool | None = None  # (h, w): the cells of the crop's own feature grid that are inserted, row-major
     grid_hw: tuple[int, int] | None = None  # the projected features are resized to this many cells
 
-    def token_count(self, grid_side: int) -> int:
-        """RoI tokens that this crop inserts."""
+    def token_count(self, encoded_hw: tuple[int, int]) -> int:
+        """RoI tokens that this crop inserts. `encoded_hw`: the cells that it is encoded to, see `ImageGrid.crop_hw`."""
         if self.keep_cells is not None:
             return int(self.keep_cells.sum())
-        rows, columns = self.grid_hw or (grid_side, grid_side)
-        return rows * columns
+        return cell_count(self.grid_hw or encoded_hw)
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ class RoiDecision:
     boxes_cells: Int64  # (n, 4), x1 y1 x2 y2, upper bounds exclusive: the regions that passed the area limits
     crops: tuple[Crop, ...]  # what is inserted, in order
     note: str | None  # why nothing is inserted or a region was left out, for people
-    blurred_map: Float32  # (G, G): what the threshold was applied to (logits under a negative threshold)
+    blurred_map: Float32  # (h, w): what the threshold was applied to (logits under a negative threshold)
 
 
 @dataclass(frozen=True)
@@ -124,36 +141,43 @@ class Component:
 
 
 def roi_logits_from_scores(
-    scores: Float32, *, head_dim: int, multi_head: bool = True, loss: Literal["bce", "focal", "mse"] = "bce"
+    scores: Float32,
+    hw: tuple[int, int],
+    *,
+    head_dim: int,
+    multi_head: bool = True,
+    loss: Literal["bce", "focal", "mse"] = "bce",
 ) -> Float32:
     """Reduce the scores of the last prompt token against the image tokens to one map.
 
     Args:
-        scores: (H, G*G), q.k / sqrt(head_dim) of each head.
+        scores: (H, h*w), q.k / sqrt(head_dim) of each head.
+        hw: the image's grid.
         multi_head: False: one unscaled dot product over all heads.
         loss: "mse": the scores of a head are a distribution over the image.
-    Returns: (G, G), before the sigmoid.
+    Returns: (h, w), before the sigmoid.
     """
-    grid_side = math.isqrt(scores.shape[-1]) if scores.ndim == 2 else 0
-    if grid_side == 0 or grid_side**2 != scores.shape[-1]:
-        raise BadInput(f"scores have the shape {scores.shape}; expected (heads, G*G) over the image's tokens alone")
+    if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] != cell_count(hw):
+        raise BadInput(
+            f"scores have the shape {scores.shape}; expected (heads, {cell_count(hw)}) over the image's tokens alone"
+        )
     if not multi_head:
         scores = scores.sum(axis=0, keepdims=True, dtype=np.float32) * np.float32(math.sqrt(head_dim))
     if loss == "mse":
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         scores = scores / scores.sum(axis=1, keepdims=True)
     logits: Float32 = scores.mean(axis=0, dtype=np.float32)
-    return logits.reshape(grid_side, grid_side)
+    return logits.reshape(hw)
 
 
 def roi_map(logits: Float32) -> Float32:
-    """The sigmoid of (G, G) logits: how strongly each cell asks to be looked at."""
+    """The sigmoid of (h, w) logits: how strongly each cell asks to be looked at."""
     # exp(88) is the last power that float32 holds.
     return (1 / (1 + np.exp(-np.clip(logits, -88, 88)))).astype(np.float32, copy=False)
 
 
 def blur(values: Float32) -> Float32:
-    """A 3 x 3 Gaussian of sigma 1 with mirrored borders (the border row itself is not repeated) over (G, G)."""
+    """A 3 x 3 Gaussian of sigma 1 with mirrored borders (the border row itself is not repeated) over (h, w)."""
     weights = np.exp(np.float32(-0.5) * np.array([1, 0, 1], np.float32))
     side, centre, _ = weights / weights.sum()
     padded = np.pad(values.astype(np.float32, copy=False), 1, mode="reflect" if min(values.shape) > 1 else "edge")
@@ -162,7 +186,7 @@ def blur(values: Float32) -> Float32:
 
 
 def find_components(fired: Bool) -> list[Component]:
-    """The 8-connected regions of a (G, G) mask, in the raster order of their first cells."""
+    """The 8-connected regions of an (h, w) mask, in the raster order of their first cells."""
     open_cells = {(int(y), int(x)) for y, x in np.argwhere(fired)}
     components = []
     for start in sorted(open_cells):
@@ -179,29 +203,25 @@ def find_components(fired: Bool) -> list[Component]:
     return components
 
 
-def decide_crops(
-    logits: Float32, image_wh: tuple[int, int], policy: RoiPolicy, *, image_size_px: int = 336, fit: Fit = "pad"
-) -> RoiDecision:
+def decide_crops(logits: Float32, grid: ImageGrid, policy: RoiPolicy) -> RoiDecision:
     """Choose what to look at again.
 
     Args:
-        logits: (G, G), before the sigmoid.
-        image_wh: width and height of the upright source image.
-        image_size_px: R, the side of the square that the model sees.
-        fit: how the image became this square, see `VisionSpec`
+        logits: (h, w), before the sigmoid.
+        grid: the cells that they are of, over the source image.
     Raises: RunFailed for logits that are not finite numbers.
     """
-    _check_logits(logits)
+    _check_logits(logits, grid.hw)
+    most_cells = policy.most_cells(grid.hw)
     blurred, threshold = _blurred_and_threshold(logits, policy.threshold)
     fired = blurred > threshold
     components = find_components(fired)
-    kept = [part for part in components if policy.min_cells <= part.area <= policy.max_cells]
-    boxes = [_expanded_box(part, len(logits)) for part in kept]
-    grid = PaddedGrid(image_wh, image_size_px, len(logits), fit)
+    kept = [part for part in components if policy.min_cells <= part.area <= most_cells]
+    boxes = [_expanded_box(part, grid.hw) for part in kept]
     crops: list[Crop] = []
     note: str | None
     if not boxes:
-        note = _no_region_note(blurred, threshold, components, policy)
+        note = _no_region_note(blurred, threshold, components, (policy.min_cells, most_cells))
     elif len(boxes) == 1 or (policy.upscale == "bbox" and len(boxes) <= MAX_BBOX_CROPS):
         crops, note = _box_crops(boxes, grid, policy.max_ratio)
     elif policy.upscale == "bbox":
@@ -213,19 +233,22 @@ def decide_crops(
             ),
         )
     else:
-        oversize = [part for part in components if part.area > policy.max_cells]
-        crops, note = _mask_crop(fired, oversize, grid, policy.max_cells)
+        oversize = [part for part in components if part.area > most_cells]
+        crops, note = _mask_crop(fired, oversize, grid, most_cells)
     return RoiDecision(np.array(boxes, np.int64).reshape(-1, 4), tuple(crops), note, blurred)
 
 
-Decide = Callable[[Float32, tuple[int, int]], RoiDecision]  # logits (G,G), image (width, height) -> crops
+Decide = Callable[[Float32, tuple[int, int]], RoiDecision]  # logits (h,w), image (width, height) -> crops
 
 
-def decide_by_policy(policy: RoiPolicy, *, image_size_px: int, fit: Fit = "pad") -> Decide:
-    """`decide_crops` with everything given but the logits and the image's size."""
+def decide_by_policy(policy: RoiPolicy, grid_over: Callable[[tuple[int, int]], ImageGrid]) -> Decide:
+    """`decide_crops` with everything given but the logits and the image's size.
+
+    grid_over: the grid over an image of this size, `spec.vision.grid`.
+    """
 
     def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
-        return decide_crops(logits, image_wh, policy, image_size_px=image_size_px, fit=fit)
+        return decide_crops(logits, grid_over(image_wh), policy)
 
     return decide
 
@@ -250,9 +273,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_logits(logits: Float32) -> None:
-    if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or logits.size == 0:
-        raise BadInput(f"RoI logits have the shape {logits.shape}; expected (G, G)")
+def _require_whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadInput(f"{name} is {value!r}; expected a whole number of at least 1")
+
+
+def _check_logits(logits: Float32, hw: tuple[int, int]) -> None:
+    if logits.shape != hw:
+        raise BadInput(f"RoI logits have the shape {logits.shape}; expected {hw}, the grid over the image")
     bad = int(np.count_nonzero(~np.isfinite(logits)))
     if bad:
         raise RunFailed(
@@ -269,28 +297,28 @@ def _blurred_and_threshold(logits: Float32, threshold: float) -> tuple[Float32, 
     return blurred, float(blurred.max()) * abs(threshold)
 
 
-def _expanded_box(component: Component, grid_side: int) -> Box:
+def _expanded_box(component: Component, hw: tuple[int, int]) -> Box:
     """The box of a region; a tiny region gets one of at least 3 x 3 cells where the grid has room."""
     x1, y1, x2, y2 = component.box_cells
     if component.area < EXPANDED_BELOW_CELLS:
-        (x1, x2), (y1, y2) = _expanded_span(x1, x2, grid_side), _expanded_span(y1, y2, grid_side)
+        (x1, x2), (y1, y2) = _expanded_span(x1, x2, hw[1]), _expanded_span(y1, y2, hw[0])
     return x1, y1, x2, y2
 
 
-def _expanded_span(low: int, high: int, grid_side: int) -> tuple[int, int]:
-    """The official expansion, then joined with what fired: its clamp to G-1 cuts off the last row and column."""
+def _expanded_span(low: int, high: int, cells: int) -> tuple[int, int]:
+    """The official expansion, then joined with what fired: its clamp cuts off the last row and column of the grid."""
     centre, size = (low + high) / 2, max(MIN_BOX_SIDE_CELLS, high - low + 1)
     expanded_low = max(0, int(centre - size / 2))
-    expanded_high = min(grid_side - 1, int(centre + size / 2))
+    expanded_high = min(cells - 1, int(centre + size / 2))
     return min(expanded_low, low), max(expanded_high, high)
 
 
-def _box_crops(boxes: Sequence[Box], grid: PaddedGrid, max_ratio: float | None) -> tuple[list[Crop], str | None]:
+def _box_crops(boxes: Sequence[Box], grid: ImageGrid, max_ratio: float | None) -> tuple[list[Crop], str | None]:
     crops = []
     for box in boxes:
         box_px = grid.box_px_from_cells(box)
         if box_px is not None:
-            grid_hw = None if max_ratio is None else _grid_hw(box, max_ratio, grid.grid_side)
+            grid_hw = None if max_ratio is None else _grid_hw(box, max_ratio, grid.crop_hw(box_px))
             crops.append(Crop(box_px, grid_hw=grid_hw))
     if not crops:
         return [], "nothing inserted: every region lies in the padding around the image"
@@ -298,15 +326,15 @@ def _box_crops(boxes: Sequence[Box], grid: PaddedGrid, max_ratio: float | None) 
     return crops, f"left out: {dropped} of {len(boxes)} regions, only padding" if dropped else None
 
 
-def _grid_hw(box_cells: Box, max_ratio: float, grid_side: int) -> tuple[int, int]:
-    """How many tokens a box may take: `max_ratio` times its cells, the longer side at most G, at least 1."""
+def _grid_hw(box_cells: Box, max_ratio: float, encoded_hw: tuple[int, int]) -> tuple[int, int]:
+    """How many tokens a box may take: `max_ratio` times its cells, at most what it is encoded to, at least 1."""
     x1, y1, x2, y2 = box_cells
-    ratio = min(float(max_ratio), grid_side / max(x2 - x1, y2 - y1))
+    ratio = min(float(max_ratio), encoded_hw[0] / (y2 - y1), encoded_hw[1] / (x2 - x1))
     return max(1, round((y2 - y1) * ratio)), max(1, round((x2 - x1) * ratio))
 
 
 def _mask_crop(
-    fired: Bool, oversize: Sequence[Component], grid: PaddedGrid, max_cells: int
+    fired: Bool, oversize: Sequence[Component], grid: ImageGrid, max_cells: int
 ) -> tuple[list[Crop], str | None]:
     """One crop around all fired cells, single ones included, of which only the fired ones are kept."""
     mask = fired.copy()
@@ -316,8 +344,7 @@ def _mask_crop(
     box_px = grid.box_px_from_cells((x1, y1, x2, y2))
     if box_px is None:
         return [], "nothing inserted: every region lies in the padding around the image"
-    side = grid.grid_side
-    keep_cells = resize_features(mask[y1:y2, x1:x2, None].astype(np.float32), (side, side))[..., 0] > 0.5
+    keep_cells = resize_features(mask[y1:y2, x1:x2, None].astype(np.float32), grid.crop_hw(box_px))[..., 0] > 0.5
     if not keep_cells.any():
         return [], 'nothing inserted: no cell of the mask is left on the crop\'s grid; upscale="bbox" shows it whole'
     note = f"left out: {_regions(len(oversize))} of more than {max_cells} cells" if oversize else None
@@ -329,13 +356,16 @@ def _corners(mask: Bool) -> tuple[Int64, Int64]:
     return cells_yx.min(axis=0), cells_yx.max(axis=0) + 1
 
 
-def _no_region_note(blurred: Float32, threshold: float, components: Sequence[Component], policy: RoiPolicy) -> str:
+def _no_region_note(
+    blurred: Float32, threshold: float, components: Sequence[Component], limits: tuple[int, int]
+) -> str:
+    min_cells, most_cells = limits
     if not components:
         return f"nothing inserted: no cell is above {threshold:.3g}, the highest is {float(blurred.max()):.3g}"
-    small = sum(part.area < policy.min_cells for part in components)
+    small = sum(part.area < min_cells for part in components)
     return (
-        f"nothing inserted: {_regions(small)} of fewer than {policy.min_cells} cells, "
-        f"{_regions(len(components) - small)} of more than {policy.max_cells}"
+        f"nothing inserted: {_regions(small)} of fewer than {min_cells} cells, "
+        f"{_regions(len(components) - small)} of more than {most_cells}"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from sdrpn.errors import BadInput
 from sdrpn.host.json_reader import REQUIRED, read_dataclass
 from sdrpn.method.geometry import Fit, PaddedGrid
+from sdrpn.method.grids import ImageGrid
 
 __all__ = ["LlmSpec", "ModelSpec", "PromptSpec", "RopeScaling", "RpnSpec", "VisionSpec"]
 
@@ -98,7 +99,7 @@ class VisionSpec:
         """Layers that have to run: what follows the selected hidden state is never computed."""
         return self.layers + 1 + self.select_layer if self.select_layer < 0 else self.select_layer
 
-    def grid_over(self, image_wh: tuple[int, int]) -> PaddedGrid:
+    def grid(self, image_wh: tuple[int, int]) -> ImageGrid:
         """The cells of the image grid over a picture of this size."""
         return PaddedGrid(image_wh, self.image_size_px, self.grid_side, self.fit)
 

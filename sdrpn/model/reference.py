@@ -42,7 +42,7 @@ class ReferenceAnswer:
 
     token_ids: tuple[int, ...]  # without the stop id
     step_logits: Float32  # (n,V): the row that each token was chosen from; one more if a stop id ended the answer
-    roi_logits: Float32 | None  # (G,G), before the sigmoid; None for plain LLaVA
+    roi_logits: Float32 | None  # (h,w), before the sigmoid; None for plain LLaVA
     decision: RoiDecision | None
     roi_token_count: int
     tap: Float32 | None  # (S,D) of pass 1; None for plain LLaVA, which has no second pass
@@ -78,13 +78,13 @@ def reference_answer(
 
     prompt = torch.cat((before, image_embeds, after))[None]  # (1,S,D)
     if decide is None and roi is not None:
-        decide = decide_by_policy(roi, image_size_px=model.spec.vision.image_size_px, fit=model.spec.vision.fit)
+        decide = decide_by_policy(roi, model.spec.vision.grid)
     tap, logits, decision, roi_embeds = None, None, None, image_embeds[:0]
     if model.rpn is not None and decide is not None:
         positions = _positions(0, prompt.shape[1])
         tap = model.trunk(prompt, positions)
         scores = model.rpn(tap, positions)[0, :, len(before) : len(before) + len(image_embeds)]
-        logits = _roi_logits(model, scores)
+        logits = _roi_logits(model, scores, model.spec.vision.grid(picture.size).hw)
         decision = decide(logits, picture.size)
         roi_embeds = torch.cat([roi_embeds, *(_crop_embeds(model, picture, crop) for crop in decision.crops)])
 
@@ -102,12 +102,12 @@ def reference_answer(
     )
 
 
-def _roi_logits(model: SdRpnModel, scores: Tensor) -> Float32:
-    """Scores (H,G*G) -> (G,G)."""
+def _roi_logits(model: SdRpnModel, scores: Tensor, hw: tuple[int, int]) -> Float32:
+    """Scores (H,h*w) -> (h,w)."""
     rpn = model.spec.rpn
     assert rpn is not None
     head_dim = model.spec.llm.head_dim
-    return roi_logits_from_scores(_array(scores), head_dim=head_dim, multi_head=rpn.multi_head, loss=rpn.loss)
+    return roi_logits_from_scores(_array(scores), hw, head_dim=head_dim, multi_head=rpn.multi_head, loss=rpn.loss)
 
 
 def _crop_embeds(model: SdRpnModel, picture: Image.Image, crop: Crop) -> Tensor:
@@ -119,8 +119,8 @@ def _crop_embeds(model: SdRpnModel, picture: Image.Image, crop: Crop) -> Tensor:
     embeds: Tensor = model.vision.projector(features)
     if crop.grid_hw is None:
         return embeds
-    side = model.spec.vision.grid_side
-    resized = resize_features(_array(embeds).reshape(side, side, -1), crop.grid_hw)
+    hw = model.spec.vision.grid(picture.size).crop_hw(crop.box_xyxy_px)
+    resized = resize_features(_array(embeds).reshape(*hw, -1), crop.grid_hw)
     return torch.from_numpy(resized).to(embeds.dtype).flatten(0, 1)
 
 

@@ -62,6 +62,12 @@ class TapBatches:
         self._taps = taps
         self._device = device
 
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Rows and columns of the grid of every image; only of one grid can a batch be made."""
+        rows, columns = self._prompts[0].cells.shape
+        return rows, columns
+
     def labelled_cells(self, places: Sequence[int]) -> int:
         """How many cells of these prompts are labelled."""
         return sum(int((self._prompts[place].cells != IGNORED).sum()) for place in places)
@@ -74,7 +80,7 @@ class TapBatches:
         tap = torch.zeros(len(taps), longest, taps[0].shape[1], device=self._device)
         for row, one in zip(tap, taps, strict=True):
             row[: len(one)] = one
-        labels = torch.from_numpy(np.stack([prompt.cells for prompt in prompts])).long()
+        labels = torch.from_numpy(np.stack([prompt.cells.ravel() for prompt in prompts])).long()
         labels[torch.tensor([place is None for place in places])] = IGNORED
         starts = torch.tensor([len(prompt.ids_before) for prompt in prompts])
         return TapBatch(

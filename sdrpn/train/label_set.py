@@ -1,7 +1,4 @@
-"""The labels of a folder, in order, and which of them are held out. NumPy only; knows no model.
-
-C = G*G cells.
-"""
+"""The labels of a folder, in order, and which of them are held out. NumPy only; knows no model."""
 
 from __future__ import annotations
 
@@ -20,8 +17,9 @@ from sdrpn.images.names import leads_out
 from sdrpn.labels.about import read_about_labels
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
 from sdrpn.labels.labelling import LABELS, LABELS_NAME
-from sdrpn.labels.shards import LABEL_COLUMNS, read_shards
+from sdrpn.labels.shards import LABEL_COLUMNS, grid_hw, read_shards
 from sdrpn.method.geometry import Fit
+from sdrpn.method.grids import cell_count
 
 __all__ = ["LabelSet", "LabelledPrompt", "Split", "read_labels", "split_by_image"]
 
@@ -33,11 +31,11 @@ class LabelledPrompt:
     image: str  # relative to the folder of images
     ids_before: tuple[int, ...]  # the prompt's tokens on either side of the image
     ids_after: tuple[int, ...]
-    cells: NDArray[np.int8]  # (C,)
+    cells: NDArray[np.int8]  # (h,w)
 
     def length(self) -> int:
         """Tokens, with those of the image."""
-        return len(self.ids_before) + len(self.cells) + len(self.ids_after)
+        return len(self.ids_before) + self.cells.size + len(self.ids_after)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +78,11 @@ LABEL_VALUES = (FOREGROUND, BACKGROUND, IGNORED)
 
 def read_labels(folder: Path) -> LabelSet:
     """Read what `sdrpn label` wrote. Raises BadInput where it is missing, unfinished or empty."""
-    path, about = folder / LABELS_NAME, read_about_labels(folder)
-    grid_side = about["grid_side"]
+    about = read_about_labels(folder)
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # the ids before an image are nearly always the same
     prompts = []
     for row in read_shards(folder / LABELS, LABEL_COLUMNS):
-        prompt = _prompt(row, folder)
-        if prompt.cells.shape != (grid_side**2,):
-            raise BadInput(
-                f"{folder} has labels for {prompt.cells.size} cells, and {path} names {grid_side**2}; label again"
-            )
+        prompt = _prompt(row, folder, grid_hw(row, about))
         before = seen.setdefault(prompt.ids_before, prompt.ids_before)
         prompts.append(dataclasses.replace(prompt, ids_before=before))
     if not prompts:
@@ -97,7 +90,7 @@ def read_labels(folder: Path) -> LabelSet:
     return LabelSet(tuple(prompts), about)
 
 
-def _prompt(row: dict[str, Any], folder: Path) -> LabelledPrompt:
+def _prompt(row: dict[str, Any], folder: Path, hw: tuple[int, int]) -> LabelledPrompt:
     """The prompt of a row. Raises BadInput, which names the row, for one that could not have been written here."""
     where = f"{folder}: the row {row['id']!r}"
     if any(row[name] is None or None in row[name] for name in ("ids_before", "ids_after", "cells")):
@@ -110,7 +103,9 @@ def _prompt(row: dict[str, Any], folder: Path) -> LabelledPrompt:
     cells = np.array(row["cells"], np.int8)
     if not np.isin(cells, LABEL_VALUES).all():
         raise BadInput(f"{where} has other labels than {', '.join(map(str, LABEL_VALUES))}; label again")
-    return LabelledPrompt(name, tuple(row["ids_before"]), tuple(row["ids_after"]), cells)
+    if cells.size != cell_count(hw):
+        raise BadInput(f"{where} has labels for {cells.size} cells, and its grid has {cell_count(hw)}; label again")
+    return LabelledPrompt(name, tuple(row["ids_before"]), tuple(row["ids_after"]), cells.reshape(hw))
 
 
 def split_by_image(prompts: Sequence[LabelledPrompt], share: float, seed: int, limit_pairs: int | None = None) -> Split:

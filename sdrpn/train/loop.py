@@ -139,4 +139,6 @@ class TrainLoop:
         if not (values > 0).any():
             return None
         loss = float(losses.double().sum() / (labels != IGNORED).sum())
-        return Validation(self.step, loss, measure_quality(logits.float().cpu().numpy(), values))
+        shape = -1, *self._batches.hw
+        quality = measure_quality(logits.float().cpu().numpy().reshape(shape), values.reshape(shape))
+        return Validation(self.step, loss, quality)

@@ -1,11 +1,10 @@
 """How well RoI maps agree with labels that they were not trained on. NumPy only; knows no model.
 
-N samples, C = G*G cells. Labels are what attention says, not the truth.
+N samples of h x w cells. Labels are what attention says, not the truth.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.labels.denoise import FOREGROUND, IGNORED
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 from sdrpn.method.roi import blur, roi_map
 
 __all__ = ["THRESHOLDS", "AtThreshold", "Quality", "measure_quality"]
@@ -69,24 +68,23 @@ def measure_quality(logits: Float32, labels: Int8) -> Quality:
     """Compare maps with labels.
 
     Args:
-        logits: (N,C), before the sigmoid
-        labels: (N,C), 1 foreground, 0 background, -100 ignored; samples without foreground do not count
+        logits: (N,h,w), before the sigmoid
+        labels: (N,h,w), 1 foreground, 0 background, -100 ignored; samples without foreground do not count
     Raises ValueError where no sample has any foreground.
     """
-    useful = (labels == FOREGROUND).any(axis=1)
+    useful = (labels == FOREGROUND).any(axis=(1, 2))
     logits, labels = logits[useful], labels[useful]
     if not len(labels):
         raise ValueError("no sample has foreground to compare with")
-    side = math.isqrt(labels.shape[1])
-    maps = [roi_map(one.reshape(side, side)) for one in logits]
-    boxes = [_box_around(one.reshape(side, side)) for one in labels == FOREGROUND]
+    maps = [roi_map(one) for one in logits]
+    boxes = [_box_around(one) for one in labels == FOREGROUND]
     recall, precision = _curve(np.concatenate([one.ravel() for one in maps]), labels.ravel())
     shown = np.unique(np.linspace(0, len(recall) - 1, CURVE_POINTS).astype(int))
     blurred = [blur(one) for one in maps]
     return Quality(
         samples=len(labels),
         average_precision=float(np.sum(np.diff(recall, prepend=0) * precision)),
-        centre_box_iou=float(np.mean([_box_iou(_centre_box(boxes, side), box) for box in boxes])),
+        centre_box_iou=float(np.mean([_box_iou(_centre_box(boxes, labels.shape[1:]), box) for box in boxes])),
         thresholds=tuple(_at_threshold(one, maps, blurred, labels, boxes) for one in THRESHOLDS),
         curve=tuple((float(x), float(y)) for x, y in zip(recall[shown], precision[shown], strict=True)),
     )
@@ -104,7 +102,7 @@ def _curve(strengths: Float32, labels: Int8) -> tuple[NDArray[Any], NDArray[Any]
 def _at_threshold(
     threshold: float, maps: list[Float32], blurred: list[Float32], labels: Int8, boxes: list[Box]
 ) -> AtThreshold:
-    fired = np.stack([one.ravel() for one in maps]) > threshold
+    fired = np.stack(maps) > threshold
     wanted, counted = labels == FOREGROUND, labels != IGNORED
     hits = int((fired & wanted).sum())
     fired_count, wanted_count = int((fired & counted).sum()), int(wanted.sum())
@@ -134,6 +132,7 @@ def _box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return both / union if union else 0.0
 
 
-def _centre_box(boxes: list[Box], side: int) -> tuple[float, float, float, float]:
+def _centre_box(boxes: list[Box], hw: tuple[int, ...]) -> tuple[float, float, float, float]:
+    rows, columns = hw
     width, height = np.mean([(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes], axis=0)
-    return (side - width) / 2, (side - height) / 2, (side + width) / 2, (side + height) / 2
+    return (columns - width) / 2, (rows - height) / 2, (columns + width) / 2, (rows + height) / 2

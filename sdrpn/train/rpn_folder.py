@@ -117,9 +117,9 @@ def train_rpn(
 def _require_fitting(request: TrainRequest, spec: ModelSpec) -> None:
     cells = spec.vision.image_tokens
     for prompt in request.labels.prompts:
-        if len(prompt.cells) != cells:
+        if prompt.cells.size != cells:
             raise BadInput(
-                f"the labels are of {len(prompt.cells)} cells an image and the checkpoint sees {cells}; label with "
+                f"the labels are of {prompt.cells.size} cells an image and the checkpoint sees {cells}; label with "
                 "this checkpoint"
             )
         if max((*prompt.ids_before, *prompt.ids_after)) >= spec.llm.vocabulary:

@@ -126,7 +126,7 @@ def _layout(chunk: Sequence[LabelledPrompt]) -> tuple[list[Rows], int]:
     for prompt in chunk:
         key = prompt.image, prompt.ids_before
         if key not in prefixes:
-            length = len(prompt.ids_before) + len(prompt.cells)
+            length = len(prompt.ids_before) + prompt.cells.size
             prefixes[key] = slice(end, end + length)
             end += length
         rows.append((prefixes[key], slice(end, end + len(prompt.ids_after))))

@@ -45,7 +45,8 @@ def test_a_folder_of_labels(sdrpn: Command, text_checkpoint: Path, data: Path) -
     sinks = usual_sinks(np.array([row["grounding"] for row in attention], np.float32))
     labels = {row["id"]: row["cells"] for row in read_shards(out / "labels")}
     for row in attention:
-        expected = denoise(np.array(row["grounding"], np.float32), sinks)
+        hw = tuple(row["grid_hw"])
+        expected = denoise(np.array(row["grounding"], np.float32).reshape(hw), sinks.reshape(hw))
         assert labels.get(row["id"]) == (expected.cells.ravel().tolist() if expected.usable else None)
     counts = found["counts"]
     assert counts["labelled"] == len(labels)

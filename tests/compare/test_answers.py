@@ -15,6 +15,7 @@ from sdrpn.checkpoint import open_checkpoint
 from sdrpn.compare.answers import FoundAnswer, Question, compare_answers, trial_questions
 from sdrpn.compare.graphs import Check
 from sdrpn.errors import ContextTooLong, RunFailed
+from sdrpn.method.geometry import PaddedGrid
 from sdrpn.method.roi import RoiPolicy, decide_crops
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
@@ -187,13 +188,12 @@ class TestTies:
         """Its region may be there or not; the tokens are those for the region that was found."""
         logits = reference(model, questions[1]).roi_logits
         assert logits is not None
-        size = questions[1].image.size
-        cells = np.unique(decide_crops(logits, size, RoiPolicy(), image_size_px=56).blurred_map)
+        grid = PaddedGrid(questions[1].image.size, 56, 4)
+        cells = np.unique(decide_crops(logits, grid, RoiPolicy()).blurred_map)
         step = 0.3 * LIMITS.roi_map
         for cell in map(float, cells):  # one whose presence makes other boxes
             below, above = (
-                decide_crops(logits, size, RoiPolicy(cell + shift, "bbox", min_cells=1), image_size_px=56)
-                for shift in (-step, step)
+                decide_crops(logits, grid, RoiPolicy(cell + shift, "bbox", min_cells=1)) for shift in (-step, step)
             )
             if not np.array_equal(below.boxes_cells, above.boxes_cells) and above.crops:
                 break

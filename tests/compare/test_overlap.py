@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdrpn.compare.overlap import overlap
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 
 ONE: Box = (0, 0, 10, 10)
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sdrpn.demo import Told, draw_demo
 from sdrpn.demo.picture import PANEL_PX, RIGHT, WRONG
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 from sdrpn.method.overlay import CROP_COLOUR
 from tests.pictures import photo
 

@@ -129,7 +129,8 @@ class TestRecordFile:
             peak_xy_px=(1.5, 2.0),
             zoom=2.0,
             note="left out: 1 region",
-            map_percent=(0, 100, 7, 50),
+            map_percent=(0, 100, 7, 50, 0, 9),
+            map_hw=(2, 3),
         )
         assert self.write(tmp_path / "run", record(0, "plain", 1.0), full) == []
         assert read_records(tmp_path / "run") == [record(0, "plain", 1.0), full]
@@ -185,6 +186,8 @@ class TestRecordFile:
             ("map_percent", [0, 1, 2]),
             ("map_percent", [101]),
             ("map_percent", [0.5]),
+            ("map_hw", 3),
+            ("map_hw", [1, 2, 3]),
         ],
     )
     def test_an_entry_of_another_type(self, tmp_path: Path, entry: str, value: object) -> None:

@@ -66,7 +66,7 @@ class TestAgainstTheReference:
     ) -> None:
         found = answerer.answer(picture(0), QUESTION, GivenLook(crops), TOKENS)
         assert found.text == reference_text(text_model, tokenizer, deciding(crops))[0]
-        assert found.roi_tokens == sum(crop.token_count(4) for crop in crops)
+        assert found.roi_tokens == sum(crop.token_count((4, 4)) for crop in crops)
 
     @pytest.mark.parametrize("threshold", [0.15, 0.5, 0.6, 0.999])
     def test_what_the_rpn_asks_for(
@@ -74,8 +74,7 @@ class TestAgainstTheReference:
     ) -> None:
         policy = RoiPolicy(threshold)
         found = answerer.answer(picture(0), QUESTION, RpnLook(policy), TOKENS)
-        size_px = text_model.spec.vision.image_size_px
-        text, crops = reference_text(text_model, tokenizer, decide_by_policy(policy, image_size_px=size_px))
+        text, crops = reference_text(text_model, tokenizer, decide_by_policy(policy, text_model.spec.vision.grid))
         assert (found.text, boxes(found.crops)) == (text, boxes(crops))
         assert found.peak_xy_px is not None
 

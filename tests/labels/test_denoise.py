@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sdrpn.errors import BadInput
 from sdrpn.labels.denoise import (
@@ -19,21 +20,21 @@ from sdrpn.labels.denoise import (
     usual_sinks,
 )
 
-NO_SINKS = np.zeros(16, bool)
+NO_SINKS = np.zeros((4, 4), bool)
 
 
-def attention_with(**cells: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """(16,) weak attention on 4 x 4 cells, and what is said of some, as c5=0.3."""
+def attention_with(**cells: float) -> NDArray[np.float64]:
+    """Weak attention on 4 x 4 cells, and what is said of some, as c5=0.3."""
     attention = np.full(16, 0.001)
     for name, value in cells.items():
         attention[int(name[1:])] = value
-    return attention
+    return attention.reshape(4, 4)
 
 
 def test_labels_are_those_of_the_official_code(golden: Path) -> None:
     with np.load(golden / "pseudo_labels.npz") as expected:
         labels = [
-            denoise(grounding, sink >= OFFICIAL_SINK_LIMIT)
+            denoise(grounding.reshape(24, 24), sink.reshape(24, 24) >= OFFICIAL_SINK_LIMIT)
             for grounding, sink in zip(expected["grounding"], expected["sink"], strict=True)
         ]
         np.testing.assert_array_equal([one.cells.ravel() for one in labels], expected["labels"])
@@ -54,7 +55,7 @@ def test_the_three_kinds_of_cells() -> None:
 
 
 def test_a_sink_is_background_outside_the_box() -> None:
-    labels = denoise(attention_with(c5=0.4, c15=0.9), np.arange(16) == 15)
+    labels = denoise(attention_with(c5=0.4, c15=0.9), np.arange(16).reshape(4, 4) == 15)
     assert labels.cells[3, 3] == BACKGROUND
     assert labels.box_cells == (1, 1, 2, 2)
 
@@ -68,7 +69,7 @@ def test_an_oversize_box_is_ignored_as_a_whole() -> None:
 
 @pytest.mark.parametrize("sinks", [NO_SINKS, ~NO_SINKS])
 def test_no_attention_is_no_label(sinks: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-    labels = denoise(np.zeros(16) + sinks, sinks)
+    labels = denoise(np.zeros((4, 4)) + sinks, sinks)
     assert (labels.usable, labels.box_cells, labels.oversize) == (False, None, False)
 
 
@@ -109,22 +110,22 @@ def test_rules_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
-        (np.ones(15), r"expected G\*G cells of a square grid"),
-        (np.ones((4, 4)), r"expected G\*G cells of a square grid"),
-        (np.full(16, np.nan), "not finite"),
+        (np.ones(16), r"expected one \(h, w\)"),
+        (np.ones((4, 0)), r"expected one \(h, w\)"),
+        (np.full((4, 4), np.nan), "not finite"),
     ],
 )
-def test_attention_that_cannot_be(attention: np.ndarray[tuple[int], np.dtype[np.float64]], message: str) -> None:
+def test_attention_that_cannot_be(attention: NDArray[np.float64], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         denoise(attention, np.zeros(attention.shape, bool))
 
 
 def test_raw_labels_clean_nothing() -> None:
     sinks = NO_SINKS.copy()
-    sinks[0] = True
+    sinks[0, 0] = True
     attention = attention_with(c0=0.9, c5=0.4, c3=0.06)
     labels = denoise(attention, sinks, LabelRule(raw=True))
     assert set(labels.cells.ravel().tolist()) == {FOREGROUND, BACKGROUND}
     assert np.flatnonzero(labels.cells == FOREGROUND).tolist() == [0, 5]
     assert labels.box_cells == (0, 0, 2, 2)
-    assert not denoise(np.zeros(16), sinks, LabelRule(raw=True)).usable
+    assert not denoise(np.zeros((4, 4)), sinks, LabelRule(raw=True)).usable

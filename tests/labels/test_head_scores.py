@@ -47,7 +47,7 @@ def test_the_head_that_follows_the_question_wins() -> None:
     scattered[::2] = 0.08
     for question in range(4):
         attention = np.stack([spots(question * 4), spots(7), scattered, spots(question) / 100])
-        scorer.add(f"image {question // 2}", attention[None])
+        scorer.add(f"image {question // 2}", attention.reshape(1, 4, 4, 4))
     scores = scorer.scores()
     assert scores.best(1) == ((0, 0),)
     assert scores.dependence[0].round(3).tolist() == [1.0, 0.0, 0.0, 1.0]
@@ -58,7 +58,7 @@ def test_the_head_that_follows_the_question_wins() -> None:
 
 def test_questions_on_different_images_are_not_compared() -> None:
     scorer = HeadScorer()
-    scorer.add("a", spots(1)[None, None])
-    scorer.add("b", spots(2)[None, None])
+    scorer.add("a", spots(1).reshape(1, 1, 4, 4))
+    scorer.add("b", spots(2).reshape(1, 1, 4, 4))
     with pytest.raises(BadInput, match="no image has two questions"):
         scorer.scores()

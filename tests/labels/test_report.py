@@ -15,7 +15,7 @@ from sdrpn.labels.report import write_report
 from sdrpn.labels.shards import LABEL_COLUMNS, shard_path, write_shard
 
 LONG = "What does the small sign above the second door from the left say? " * 8
-CELLS = np.array([FOREGROUND, BACKGROUND, IGNORED, BACKGROUND] * 4, np.int8)
+CELLS = np.array([FOREGROUND, BACKGROUND, IGNORED, BACKGROUND] * 4, np.int8).reshape(4, 4)
 COLOURS = [(0, 200, 0), (90, 230, 110), (255, 214, 10), (20, 45, 150), (0, 0, 0), (255, 255, 255), (128, 128, 128)]
 
 
@@ -53,7 +53,8 @@ def test_captions_make_room_for_themselves() -> None:
 
 
 def write_labels(folder: Path, **changes: str) -> None:
-    row = {"id": "1", "image": "a.png", "question": LONG, "ids_before": [1], "ids_after": [2], "cells": CELLS.tolist()}
+    row = {"id": "1", "image": "a.png", "question": LONG, "ids_before": [1], "ids_after": [2]}
+    row |= {"grid_hw": [4, 4], "cells": CELLS.ravel().tolist()}
     (folder / "labels").mkdir()
     write_shard(shard_path(folder / "labels", 0), LABEL_COLUMNS, [row | changes], {})
 

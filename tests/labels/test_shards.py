@@ -25,6 +25,7 @@ def rows(count: int = 16) -> list[dict[str, Any]]:
             "question": "wo?\u2028",
             "ids_before": [1],
             "ids_after": list(range(20)),
+            "grid_hw": [4, 9],
             "cells": [draw.choice([1, 0, -100]) for _ in range(36)],
         }
         for number in range(count)

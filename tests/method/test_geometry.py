@@ -12,7 +12,8 @@ from PIL import Image
 
 from sdrpn.errors import BadInput
 from sdrpn.images.pixels import base_picture
-from sdrpn.method.geometry import Box, PaddedGrid
+from sdrpn.method.geometry import Fit, PaddedGrid
+from sdrpn.method.grids import Box, centre_px
 from sdrpn.method.spec import VisionSpec
 
 SIZES = st.one_of(st.integers(1, 40), st.integers(1, 12_000))
@@ -94,6 +95,19 @@ def test_every_crop_has_pixels_of_the_image(
         assert 0 <= box[1] < box[3] <= height
 
 
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("image_wh", [(640, 480), (480, 640), (336, 336), (1000, 100)])
+def test_the_extent_is_where_the_cells_lie(image_wh: tuple[int, int], fit: Fit) -> None:
+    """Where a cell shows the image alone, its centre is the middle of its pixels."""
+    grid = PaddedGrid(image_wh, 336, 24, fit)
+    assert grid.hw == grid.crop_hw((0, 0, 1, 1)) == (24, 24)
+    for column, row in ((11, 12), (12, 11), (12, 12)):
+        x1, y1, x2, y2 = grid.box_px_from_cells((column, row, column + 1, row + 1)) or (0, 0, 0, 0)
+        assert centre_px(grid, row, column) == pytest.approx(((x1 + x2) / 2, (y1 + y2) / 2), abs=1)
+    left, top, right, bottom = grid.extent_px
+    assert (right - left, bottom - top) == pytest.approx((336 / grid.scale,) * 2)
+
+
 @pytest.mark.parametrize("image_wh", [(640, 480), (480, 640), (336, 336), (1000, 100), (337, 336)])
 def test_the_cells_of_a_cut_picture_cover_its_middle(image_wh: tuple[int, int]) -> None:
     grid = PaddedGrid(image_wh, 336, 24, "crop")
@@ -118,7 +132,7 @@ def test_a_marked_cell_is_where_the_cut_picture_shows_it() -> None:
         image.paste((255, 255, 255), (spot[0] - 3, spot[1] - 3, spot[0] + 4, spot[1] + 4))
         row, column = np.unravel_index(np.asarray(base_picture(image, vision).convert("L")).argmax(), (336, 336))
         cell = int(column) // 14, int(row) // 14
-        box = vision.grid_over(size).box_px_from_cells((*cell, cell[0] + 1, cell[1] + 1))
+        box = vision.grid(size).box_px_from_cells((*cell, cell[0] + 1, cell[1] + 1))
         assert box is not None
         assert box[0] - 4 <= spot[0] <= box[2] + 4
         assert box[1] - 4 <= spot[1] <= box[3] + 4

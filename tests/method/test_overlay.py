@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import BadInput
-from sdrpn.method.geometry import Box, PaddedGrid
+from sdrpn.method.geometry import PaddedGrid
+from sdrpn.method.grids import Box
 from sdrpn.method.overlay import IMAGE_SIDE_PX, MARGIN_PX, draw_overlay
 
 G = 24

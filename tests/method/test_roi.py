@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.method.geometry import PaddedGrid
 from sdrpn.method.roi import (
     Crop,
     RoiPolicy,
@@ -46,6 +47,11 @@ def roi_post(golden: Path) -> dict[str, npt.NDArray[Any]]:
     return dict(np.load(golden / "roi_post.npz"))
 
 
+def over(image_wh: tuple[int, int]) -> PaddedGrid:
+    """The official model's grid."""
+    return PaddedGrid(image_wh, 336, G)
+
+
 def logits_firing(*boxes: tuple[int, int, int, int], strong: float = 20.0) -> Float32:
     """Logits whose cells in `boxes` are certain and all others impossible; blur widens a block by a cell each way."""
     logits = np.full((G, G), -strong, np.float32)
@@ -75,6 +81,9 @@ def fired_after_blur(logits: Float32, threshold: float) -> npt.NDArray[np.bool_]
         ({"upscale": "bbox", "max_ratio": -1.0}, "max_ratio is -1.0"),
         ({"upscale": "bbox", "max_ratio": float("inf")}, "max_ratio is inf"),
         ({"min_cells": 0}, "min_cells is 0"),
+        ({"max_share": 0}, "max_share is 0"),
+        ({"max_share": 1.5}, "max_share is 1.5; expected a number above 0, at most 1"),
+        ({"max_share": "all"}, "max_share is 'all'"),
         ({"max_cells": 2.5}, "max_cells is 2.5"),
         ({"min_cells": 9, "max_cells": 8}, r"max_cells \(8\) is below min_cells \(9\)"),
     ],
@@ -85,7 +94,7 @@ def test_policy_refuses(arguments: dict[str, Any], match: str) -> None:
 
 
 def test_default_policy_is_the_published_one() -> None:
-    assert RoiPolicy() == RoiPolicy(threshold=0.15, upscale="mask", max_ratio=None, min_cells=2, max_cells=225)
+    assert RoiPolicy() == RoiPolicy(threshold=0.15, upscale="mask", max_ratio=None, min_cells=2, max_share=225 / 576)
 
 
 # --- scores to a map
@@ -93,7 +102,7 @@ def test_default_policy_is_the_published_one() -> None:
 
 def test_scores_are_averaged_over_heads() -> None:
     scores = np.arange(3 * 4, dtype=np.float32).reshape(3, 4)
-    assert roi_logits_from_scores(scores, head_dim=16).tolist() == [[4, 5], [6, 7]]
+    assert roi_logits_from_scores(scores, (2, 2), head_dim=16).tolist() == [[4, 5], [6, 7]]
 
 
 def test_single_head_scores_are_the_unscaled_dot_product() -> None:
@@ -101,20 +110,20 @@ def test_single_head_scores_are_the_unscaled_dot_product() -> None:
     query, keys = rng.standard_normal((4, 1, 16)), rng.standard_normal((4, 9, 16))
     scores = ((query * keys).sum(-1) / 4.0).astype(np.float32)
     expected = (query * keys).sum((0, 2)).reshape(3, 3)
-    found = roi_logits_from_scores(scores, head_dim=16, multi_head=False)
+    found = roi_logits_from_scores(scores, (3, 3), head_dim=16, multi_head=False)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_mse_scores_are_distributions() -> None:
     scores = np.array([[1000.0, 0, 0, 0], [0, 0, 0, 0]], np.float32)  # exp(1000) would overflow
-    found = roi_logits_from_scores(scores, head_dim=16, loss="mse")
+    found = roi_logits_from_scores(scores, (2, 2), head_dim=16, loss="mse")
     np.testing.assert_allclose(found, [[0.625, 0.125], [0.125, 0.125]])
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (4, 0), (9,), (1, 4, 9)])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 0), (0, 9), (9,), (1, 4, 9)])
 def test_scores_of_another_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(BadInput, match="expected \\(heads, G\\*G\\)"):
-        roi_logits_from_scores(np.zeros(shape, np.float32), head_dim=16)
+    with pytest.raises(BadInput, match=r"expected \(heads, 9\)"):
+        roi_logits_from_scores(np.zeros(shape, np.float32), (3, 3), head_dim=16)
 
 
 def test_sigmoid_of_extremes_does_not_overflow() -> None:
@@ -192,7 +201,7 @@ def test_boxes_equal_the_official(roi_post: dict[str, npt.NDArray[Any]]) -> None
 def decide(roi_post: dict[str, npt.NDArray[Any]], ti: int, mi: int, image_wh: tuple[int, int], **policy: Any) -> Any:
     row = roi_post["map_index"].tolist().index(mi)
     threshold = float(roi_post["thresholds"][ti])
-    return decide_crops(roi_post["roi_logits"][row], image_wh, RoiPolicy(threshold=threshold, **policy))
+    return decide_crops(roi_post["roi_logits"][row], over(image_wh), RoiPolicy(threshold=threshold, **policy))
 
 
 def test_source_boxes_equal_the_official(roi_post: dict[str, npt.NDArray[Any]]) -> None:
@@ -224,7 +233,7 @@ def test_masks_equal_the_official(roi_post: dict[str, npt.NDArray[Any]]) -> None
         (crop,) = decision.crops
         assert crop.box_xyxy_px == (x1, y1, x2, y2)
         np.testing.assert_array_equal(crop.keep_cells, keep_cells)
-        assert crop.token_count(G) == kept
+        assert crop.token_count((G, G)) == kept
 
 
 CASES = ["land_1box", "odd_2box", "port_2box", "sq_0box", "sq_big_0box", "wide_3box"]
@@ -240,10 +249,10 @@ VARIANTS = {
 @pytest.mark.parametrize(("case", "image_wh"), list(zip(CASES, IMAGE_SIZES_WH, strict=True)))
 def test_cases_equal_the_official(golden: Path, case: str, image_wh: tuple[int, int], variant: str) -> None:
     expected = np.load(golden / "tiny_K3T3" / f"{case}.npz")
-    decision = decide_crops(expected["roi_logits"], image_wh, VARIANTS[variant])
+    decision = decide_crops(expected["roi_logits"], over(image_wh), VARIANTS[variant])
     np.testing.assert_allclose(decision.blurred_map, expected["blurred_map"], rtol=0, atol=ROI_MAP_ABS)
     np.testing.assert_array_equal(decision.boxes_cells, expected[f"{variant}/bboxes_feat"])
-    assert sum(crop.token_count(G) for crop in decision.crops) == expected[f"{variant}/n_inserted"]
+    assert sum(crop.token_count((G, G)) for crop in decision.crops) == expected[f"{variant}/n_inserted"]
     if decision.crops:
         boxes = [crop.box_xyxy_px for crop in decision.crops]
         np.testing.assert_array_equal(boxes, expected[f"{variant}/bboxes_src"])
@@ -264,7 +273,7 @@ def test_cases_equal_the_official(golden: Path, case: str, image_wh: tuple[int, 
     ],
 )
 def test_nothing_to_zoom_on(logits: Float32, note: str, upscale: Any) -> None:
-    decision = decide_crops(logits, (640, 480), RoiPolicy(upscale=upscale))
+    decision = decide_crops(logits, over((640, 480)), RoiPolicy(upscale=upscale))
     assert decision.crops == ()
     assert decision.boxes_cells.shape == (0, 4)
     assert decision.note == f"nothing inserted: {note}"
@@ -272,31 +281,48 @@ def test_nothing_to_zoom_on(logits: Float32, note: str, upscale: Any) -> None:
 
 @pytest.mark.parametrize("upscale", ["mask", "bbox"])
 def test_one_region_is_shown_whole(upscale: Any) -> None:
-    decision = decide_crops(logits_firing((5, 9, 8, 12)), (640, 480), RoiPolicy(upscale=upscale))
+    decision = decide_crops(logits_firing((5, 9, 8, 12)), over((640, 480)), RoiPolicy(upscale=upscale))
     assert decision.crops == (Crop((106, 133, 240, 266)),)
-    assert decision.crops[0].token_count(G) == G * G
+    assert decision.crops[0].token_count((G, G)) == G * G
     assert decision.note is None
 
 
 def test_area_limits_are_the_policys() -> None:
     logits = logits_firing((2, 2, 3, 3), (10, 10, 14, 14))  # 1 and, blurred, 6 x 6 cells without two corners
     area = find_components(fired_after_blur(logits, 0.15))[1].area
-    assert len(decide_crops(logits, (336, 336), RoiPolicy(min_cells=1)).boxes_cells) == 2
-    assert len(decide_crops(logits, (336, 336), RoiPolicy(max_cells=area)).boxes_cells) == 1
-    assert len(decide_crops(logits, (336, 336), RoiPolicy(max_cells=area - 1)).boxes_cells) == 0
+    assert len(decide_crops(logits, over((336, 336)), RoiPolicy(min_cells=1)).boxes_cells) == 2
+    assert len(decide_crops(logits, over((336, 336)), RoiPolicy(max_share=area / G**2)).boxes_cells) == 1
+    assert len(decide_crops(logits, over((336, 336)), RoiPolicy(max_share=(area - 1) / G**2)).boxes_cells) == 0
+
+
+@pytest.mark.parametrize(("side", "cells"), [(24, 225), (12, 56), (16, 100)])
+def test_the_largest_region_is_a_share_of_the_grid(side: int, cells: int) -> None:
+    """The official 225 of 576 cells; on a small grid a number of cells could not be reached."""
+    assert RoiPolicy().most_cells((side, side)) == cells
+    logits = np.full((side, side), -20, np.float32)
+    logits[1:-1, 1:-1] = 20
+    decision = decide_crops(logits, PaddedGrid((336, 336), 14 * side, side), RoiPolicy())
+    assert decision.crops == ()
+    assert f"1 region of more than {cells}" in str(decision.note)
+
+
+def test_a_limit_in_cells_still_counts_and_says_that_it_will_go() -> None:
+    with pytest.warns(DeprecationWarning, match=r"pass max_share, the share of the grid's cells \(0.0174 for 10 of 24"):
+        policy = RoiPolicy(max_cells=10)
+    assert policy.most_cells((24, 24)) == policy.most_cells((12, 12)) == 10
 
 
 def test_threshold_is_strict() -> None:
     logits = np.zeros((G, G), np.float32)
     peak = float(blur(roi_map(logits)).max())
-    assert decide_crops(logits, (336, 336), RoiPolicy(threshold=peak, max_cells=G * G)).crops == ()
-    assert decide_crops(logits, (336, 336), RoiPolicy(threshold=peak * 0.999, max_cells=G * G)).crops != ()
+    assert decide_crops(logits, over((336, 336)), RoiPolicy(threshold=peak, max_share=1)).crops == ()
+    assert decide_crops(logits, over((336, 336)), RoiPolicy(threshold=peak * 0.999, max_share=1)).crops != ()
 
 
 def test_negative_threshold_is_relative_to_the_highest_logit() -> None:
     logits = np.full((G, G), 0.0001, np.float32)
     logits[5:9, 5:9] = 0.01
-    decision = decide_crops(logits, (336, 336), RoiPolicy(threshold=-0.5))
+    decision = decide_crops(logits, over((336, 336)), RoiPolicy(threshold=-0.5))
     assert decision.boxes_cells.tolist() == [[5, 5, 9, 9]]
     assert decision.blurred_map.max() == pytest.approx(0.01)  # logits, not their sigmoid
 
@@ -306,19 +332,19 @@ def test_logits_that_are_no_numbers(value: float) -> None:
     logits = np.zeros((G, G), np.float32)
     logits[3, 4] = value
     with pytest.raises(RunFailed, match="1 of 576 RoI logits are NaN or infinite; expected finite numbers"):
-        decide_crops(logits, (336, 336), RoiPolicy())
+        decide_crops(logits, over((336, 336)), RoiPolicy())
 
 
 @pytest.mark.parametrize("shape", [(24, 23), (576,), (0, 0)])
 def test_logits_of_another_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(BadInput, match=r"expected \(G, G\)"):
-        decide_crops(np.zeros(shape, np.float32), (336, 336), RoiPolicy())
+    with pytest.raises(BadInput, match=r"expected \(24, 24\), the grid over the image"):
+        decide_crops(np.zeros(shape, np.float32), over((336, 336)), RoiPolicy())
 
 
 def test_other_grids() -> None:
     logits = np.full((12, 12), -20, np.float32)
     logits[3:5, 3:5] = 20
-    decision = decide_crops(logits, (168, 168), RoiPolicy(), image_size_px=168)
+    decision = decide_crops(logits, PaddedGrid((168, 168), 168, 12), RoiPolicy())
     assert decision.boxes_cells.tolist() == [[2, 2, 6, 6]]
     assert decision.crops == (Crop((28, 28, 84, 84)),)
 
@@ -337,9 +363,9 @@ def test_other_grids() -> None:
 )
 def test_max_ratio(max_ratio: float, grid_hw: tuple[int, int]) -> None:
     logits = logits_firing((6, 6, 12, 8))  # blurred: 8 x 4 cells
-    (crop,) = decide_crops(logits, (336, 336), RoiPolicy(upscale="bbox", max_ratio=max_ratio)).crops
+    (crop,) = decide_crops(logits, over((336, 336)), RoiPolicy(upscale="bbox", max_ratio=max_ratio)).crops
     assert crop.grid_hw == grid_hw
-    assert crop.token_count(G) == grid_hw[0] * grid_hw[1]
+    assert crop.token_count((G, G)) == grid_hw[0] * grid_hw[1]
 
 
 # --- defects of the official implementation
@@ -348,7 +374,7 @@ def test_max_ratio(max_ratio: float, grid_hw: tuple[int, int]) -> None:
 @pytest.mark.parametrize("upscale", ["mask", "bbox"])
 def test_a_crop_of_padding_is_dropped(upscale: Any) -> None:
     """Officially a crop of the empty box (131, 0, 213, 0) of a 640x480 image is encoded: black."""
-    decision = decide_crops(logits_firing((6, 0, 8, 1)), (640, 480), RoiPolicy(upscale=upscale))
+    decision = decide_crops(logits_firing((6, 0, 8, 1)), over((640, 480)), RoiPolicy(upscale=upscale))
     assert len(decision.boxes_cells) == 1
     assert decision.crops == ()
     assert decision.note == "nothing inserted: every region lies in the padding around the image"
@@ -356,7 +382,7 @@ def test_a_crop_of_padding_is_dropped(upscale: Any) -> None:
 
 def test_one_of_two_boxes_in_the_padding_is_dropped() -> None:
     logits = logits_firing((6, 0, 8, 1), (6, 10, 8, 12))
-    decision = decide_crops(logits, (640, 480), RoiPolicy(upscale="bbox"))
+    decision = decide_crops(logits, over((640, 480)), RoiPolicy(upscale="bbox"))
     assert len(decision.boxes_cells) == 2
     assert len(decision.crops) == 1
     assert decision.note == "left out: 1 of 2 regions, only padding"
@@ -364,7 +390,7 @@ def test_one_of_two_boxes_in_the_padding_is_dropped() -> None:
 
 def test_a_mask_of_padding_is_dropped() -> None:
     logits = logits_firing((3, 0, 5, 1), (12, 0, 14, 1))
-    decision = decide_crops(logits, (640, 480), RoiPolicy())
+    decision = decide_crops(logits, over((640, 480)), RoiPolicy())
     assert decision.crops == ()
     assert decision.note == "nothing inserted: every region lies in the padding around the image"
 
@@ -388,7 +414,7 @@ def test_minimum_box_contains_what_fired(
     # A threshold on raw logits that only the chosen cells pass, whatever the blur makes of borders.
     blurred = np.sort(blur(logits).ravel())
     threshold = -float((blurred[-2] + blurred[-3]) / 2 / blurred[-1])
-    decision = decide_crops(logits, (336, 336), RoiPolicy(threshold=threshold))
+    decision = decide_crops(logits, over((336, 336)), RoiPolicy(threshold=threshold))
     assert {tuple(cell) for cell in np.argwhere(decision.blurred_map > -threshold * blurred[-1])} == set(cells)
     assert tuple(decision.boxes_cells[0]) == ours
     excluded = any(y >= official[3] or x >= official[2] for y, x in cells)
@@ -397,19 +423,19 @@ def test_minimum_box_contains_what_fired(
 
 def test_more_than_two_boxes_say_why_nothing_is_inserted() -> None:
     logits = logits_firing((2, 8, 4, 10), (10, 8, 12, 10), (18, 8, 20, 10))
-    decision = decide_crops(logits, (336, 336), RoiPolicy(upscale="bbox"))
+    decision = decide_crops(logits, over((336, 336)), RoiPolicy(upscale="bbox"))
     assert decision.crops == ()
     assert decision.note == (
         'nothing inserted: 3 regions, and upscale="bbox" shows at most 2; upscale="mask" or a higher threshold zooms'
     )
-    assert len(decide_crops(logits, (336, 336), RoiPolicy()).crops) == 1
+    assert len(decide_crops(logits, over((336, 336)), RoiPolicy()).crops) == 1
 
 
 def test_an_oversize_region_does_not_drag_the_mask() -> None:
     """Officially the mask crop is the box around all regions: here the whole image."""
     large = np.array((0, 8, G, G))
     logits = logits_firing(tuple(large), (3, 2, 5, 4), (18, 2, 20, 4))
-    decision = decide_crops(logits, (336, 336), RoiPolicy())
+    decision = decide_crops(logits, over((336, 336)), RoiPolicy())
     assert decision.boxes_cells.tolist() == [[2, 1, 6, 5], [17, 1, 21, 5]]
     assert decision.crops[0].box_xyxy_px == (28, 14, 294, 70)
     assert decision.note == "left out: 1 region of more than 225 cells"
@@ -417,7 +443,7 @@ def test_an_oversize_region_does_not_drag_the_mask() -> None:
 
 def test_single_cells_stay_in_the_mask() -> None:
     logits = logits_firing((3, 2, 5, 4), (18, 2, 20, 4), (10, 20, 11, 21))
-    decision = decide_crops(logits, (336, 336), RoiPolicy())
+    decision = decide_crops(logits, over((336, 336)), RoiPolicy())
     assert len(decision.boxes_cells) == 2
     assert decision.crops[0].box_xyxy_px == (28, 14, 294, 294)
 
@@ -425,7 +451,7 @@ def test_single_cells_stay_in_the_mask() -> None:
 @pytest.mark.parametrize("image_wh", [(1, 1), (1, 10_000), (10_000, 1)])
 @pytest.mark.parametrize("upscale", ["mask", "bbox"])
 def test_thin_images_have_crops_with_pixels(image_wh: tuple[int, int], upscale: Any) -> None:
-    decision = decide_crops(logits_firing((10, 10, 13, 13)), image_wh, RoiPolicy(upscale=upscale))
+    decision = decide_crops(logits_firing((10, 10, 13, 13)), over(image_wh), RoiPolicy(upscale=upscale))
     (x1, y1, x2, y2) = decision.crops[0].box_xyxy_px
     assert 0 <= x1 < x2 <= image_wh[0]
     assert 0 <= y1 < y2 <= image_wh[1]
@@ -441,7 +467,7 @@ def test_every_fired_cell_of_an_accepted_region_lies_in_its_box(
     logits: Float32, threshold: float, image_wh: tuple[int, int], upscale: Any
 ) -> None:
     policy = RoiPolicy(threshold=threshold, upscale=upscale)
-    decision = decide_crops(logits, image_wh, policy)
+    decision = decide_crops(logits, over(image_wh), policy)
     limit = threshold if threshold > 0 else float(decision.blurred_map.max()) * -threshold
     parts = [part for part in find_components(decision.blurred_map > limit) if 2 <= part.area <= 225]
     assert len(parts) == len(decision.boxes_cells)
@@ -451,7 +477,7 @@ def test_every_fired_cell_of_an_accepted_region_lies_in_its_box(
         assert (part.cells_yx >= (y1, x1)).all()
         assert (part.cells_yx < (y2, x2)).all()
     for crop in decision.crops:
-        assert crop.token_count(G) >= 1
+        assert crop.token_count((G, G)) >= 1
         assert 0 <= crop.box_xyxy_px[0] < crop.box_xyxy_px[2] <= image_wh[0]
         assert 0 <= crop.box_xyxy_px[1] < crop.box_xyxy_px[3] <= image_wh[1]
     assert decision.crops or decision.note

@@ -37,10 +37,10 @@ def write_labels(folder: Path, *, images: int = 12, grid_side: int = 4, shard: i
             cells[(place + 1) % grid_side**2] = -100
             ids_after = [20, 21, *[22] * int(rng.integers(3)), 30 + int(colour), 23]
             row = {"id": f"{number}-{colour}", "image": f"{number}.png", "question": "where", "ids_before": [1, 5, 6]}
-            rows.append({**row, "ids_after": ids_after, "cells": cells.tolist()})
+            rows.append({**row, "ids_after": ids_after, "grid_hw": [grid_side, grid_side], "cells": cells.tolist()})
     labels = folder / "labels"
     for start in range(0, len(rows), shard):
         write_shard(shard_path(labels / "labels", start // shard), LABEL_COLUMNS, rows[start : start + shard], {})
-    about = {"grid_side": grid_side, "images": str(folder / "images")}
+    about = {"images": str(folder / "images")}
     (labels / "labels.json").write_text(json.dumps(about), "utf-8")
     return labels

@@ -22,7 +22,7 @@ def test_labels_are_read_in_order(tmp_path: Path) -> None:
     assert [prompt.image for prompt in labels.prompts][:3] == ["0.png", "0.png", "1.png"]
     assert labels.images == tmp_path / "images"
     prompt = labels.prompts[0]
-    assert (prompt.ids_before, prompt.ids_after[0], prompt.cells.shape) == ((1, 5, 6), 20, (16,))
+    assert (prompt.ids_before, prompt.ids_after[0], prompt.cells.shape) == ((1, 5, 6), 20, (4, 4))
     assert prompt.length() == 3 + 16 + len(prompt.ids_after)
     assert labels.digest() == read_labels(tmp_path / "labels").digest()
 
@@ -52,9 +52,6 @@ class TestSplit:
 def test_refusals(tmp_path: Path) -> None:
     labels = write_labels(tmp_path)
     about = json.loads((labels / "labels.json").read_text())
-    (labels / "labels.json").write_text(json.dumps(about | {"grid_side": 5}))
-    with pytest.raises(BadInput, match=r"has labels for 16 cells, and .* names 25; label again"):
-        read_labels(labels)
     empty = tmp_path / "empty"
     write_shard(shard_path(empty / "labels", 0), LABEL_COLUMNS, [], {})
     (empty / "labels.json").write_text(json.dumps(about))
@@ -64,7 +61,7 @@ def test_refusals(tmp_path: Path) -> None:
         read_labels(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"", b'{"grid_side": "4"}', b"{}", b'{"grid_side": 4, "images": 3}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"", b'{"grid_side": "4"}', b'{"grid_side": 0}', b'{"images": 3}'])
 def test_a_cut_description(tmp_path: Path, content: bytes) -> None:
     labels = write_labels(tmp_path)
     (labels / "labels.json").write_bytes(content)
@@ -82,6 +79,10 @@ def test_a_cut_description(tmp_path: Path, content: bytes) -> None:
         ({"ids_before": [1, None]}, "has no tokens or no labels"),
         ({"ids_before": [-1]}, "has the token -1"),
         ({"cells": [7] * 16}, "has other labels than 1, 0, -100"),
+        ({"grid_hw": [5, 5]}, "has labels for 16 cells, and its grid has 25; label again"),
+        ({"grid_hw": [16]}, "expected its rows and columns: label again"),
+        ({"grid_hw": [0, 16]}, "expected its rows and columns: label again"),
+        ({"grid_hw": None}, "expected its rows and columns: label again"),
     ],
 )
 def test_rows_that_no_labelling_writes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -90,3 +91,19 @@ def test_rows_that_no_labelling_writes(tmp_path: Path, change: dict[str, Any], m
     write_shard(path, LABEL_COLUMNS, [*read_shard(path)[:1], {**read_shard(path)[1], **change}], {})
     with pytest.raises(BadInput, match=message):
         read_labels(labels)
+
+
+def test_labels_of_an_older_release_have_one_square_grid(tmp_path: Path) -> None:
+    labels = write_labels(tmp_path)
+    expected = read_labels(labels)
+    for path in sorted((labels / "labels").iterdir()):
+        columns = {name: kind for name, kind in LABEL_COLUMNS.items() if name != "grid_hw"}
+        rows = [{name: row[name] for name in columns} for row in read_shard(path)]
+        write_shard(path, columns, rows, {})
+    with pytest.raises(BadInput, match="expected its rows and columns: label again"):
+        read_labels(labels)
+    about = json.loads((labels / "labels.json").read_text())
+    (labels / "labels.json").write_text(json.dumps(about | {"grid_side": 4}))
+    found = read_labels(labels)
+    assert found.digest() == expected.digest()
+    assert all(prompt.cells.shape == (4, 4) for prompt in found.prompts)

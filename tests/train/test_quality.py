@@ -13,7 +13,9 @@ IGNORED = -100
 
 
 def quality_of(logits: list[float], labels: list[int]) -> Quality:
-    return measure_quality(np.array([logits], np.float32), np.array([labels], np.int8))
+    side = math.isqrt(len(labels))
+    shape = 1, side, side
+    return measure_quality(np.array(logits, np.float32).reshape(shape), np.array(labels, np.int8).reshape(shape))
 
 
 def test_by_hand() -> None:
@@ -54,8 +56,17 @@ def test_equally_sure_cells_come_together() -> None:
 
 
 def test_samples_without_foreground_do_not_count() -> None:
-    logits = np.zeros((2, 4), np.float32)
-    labels = np.array([[0, 0, 0, 0], [0, 1, 0, 0]], np.int8)
+    logits = np.zeros((2, 2, 2), np.float32)
+    labels = np.array([[[0, 0], [0, 0]], [[0, 1], [0, 0]]], np.int8)
     assert measure_quality(logits, labels).samples == 1
     with pytest.raises(ValueError, match="no sample has foreground"):
         measure_quality(logits[:1], labels[:1])
+
+
+def test_a_grid_that_is_no_square() -> None:
+    labels = np.zeros((1, 2, 6), np.int8)
+    labels[0, :, 1:3] = 1
+    found = measure_quality(labels * np.float32(18) - 9, labels)
+    # A box of 2 x 2 in the middle of 6 columns, at 2 to 4, shares one column with the label.
+    assert found.centre_box_iou == pytest.approx(2 / 6)
+    assert found.best.box_iou == 1.0

@@ -9,7 +9,7 @@ from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.scores import any_letter
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.tasks.reading import entry, given_options, read_rows
-from sdrpn.method.geometry import Box
+from sdrpn.method.grids import Box
 
 __all__ = ["vstar_task"]
 
