@@ -159,7 +159,7 @@ class BundleAnswerer:
         if not isinstance(look, RpnLook):
             crops = look.crops if isinstance(look, GivenLook) else ()
             note = given_note(crops) if look is not None else None
-            return Answered("", crops, window_xy_px(crops), self._tokens(crops), 0.0, note)
+            return Answered("", crops, window_xy_px(crops), self._tokens(picture, crops), 0.0, note)
         self._session.forget_image()
         decision, timings = self._decided(picture, question, look)
         seconds = timings.preprocess_s + timings.vision_s + timings.trunk_s + timings.rpn_s + timings.roi_decode_s

@@ -83,7 +83,7 @@ class TestAgainstTheReference:
         self, answerer: TorchAnswerer, text_model: SdRpnModel, tokenizer: Tokenizer, cropped: bool
     ) -> None:
         """The look stops in the middle and goes on from there: the answer is that of everything computed again."""
-        policy = RoiPolicy(-0.8, min_cells=1 if cropped else 17)  # 17: more than there are
+        policy = RoiPolicy(-0.8, min_cells=1 if cropped else 17, max_share=1)  # 17: more than there are
         look = AttentionLook(policy, HEADS, NO_SINKS)
         found = answerer.answer(picture(0), QUESTION, look, TOKENS)
         assert bool(found.crops) is cropped
