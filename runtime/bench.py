@@ -69,7 +69,7 @@ def bench_cases(spec: ModelSpec, names: Sequence[str]) -> list[BenchCase]:
     if unknown or not names:
         raise BadInput(f"there is no case {', '.join(unknown) or '(none named)'}; expected some of {', '.join(CASES)}")
     if spec.rpn is None and set(names) != {"plain"}:
-        raise BadInput("this bundle has no RPN, so only the case plain can be measured: --cases plain")
+        raise BadInput("this bundle has no RPN, so only the case plain can be measured; name that one alone")
     crops = {
         "no-box": (),
         "one-box": (_BOX,),

@@ -5,13 +5,23 @@ Ask a bundle about pictures:
     RoiPolicy         when and how the region that a question is about is looked at again
     Answer            text, token ids, boxes, RoI map and timings of one question
 
-Do what the verbs of the command line do, each with a function on a request:
+Do what the verbs of the command line do, each with a function, most of them on a request:
+    inspect_bundle    what a bundle holds, its files compared with its manifest
+    inspect_engines   its engines, whether they fit this machine, and their kernels
     plan_memory       what a bundle takes in memory on a device
     PlanRequest       of which bundle, device and context
     build_engines     TensorRT engines from a bundle, each tried once where a GPU fits it
     BuildRequest      from which bundle, and for which device
     BuildOptions      what changes an engine: precision, context, dialect, ...
+    optimize_bundle   graphs as ONNX Runtime saves them for this machine's CPU
+    OptimizeRequest   which graphs, and with which attention
+    bench_bundle      how long answers take, stage by stage
+    BenchRequest      what is measured, how often, and against what
+    BenchBundle       another bundle or variant that is measured in turns
+    BenchReference    the reference in PyTorch that is measured in turns
     diagnose_machine  what this machine can run, what is missing, and the command that installs it
+    check_device      this machine and a bundle on it, tried out step by step
+    CheckupRequest    which bundle, with what and on which GPU
 
 What goes wrong on purpose:
     SdrpnError        the root of the tree
@@ -51,8 +61,12 @@ if TYPE_CHECKING:
     )
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Session
+    from sdrpn.workflows.benchmark import BenchBundle, BenchReference, BenchRequest, bench_bundle
+    from sdrpn.workflows.device_check import CheckupRequest, check_device
     from sdrpn.workflows.diagnosis import diagnose_machine
     from sdrpn.workflows.engine_build import BuildRequest, build_engines
+    from sdrpn.workflows.graph_optimization import OptimizeRequest, optimize_bundle
+    from sdrpn.workflows.inspection import inspect_bundle, inspect_engines
     from sdrpn.workflows.memory_plan import PlanRequest, plan_memory
 
     __version__: str
@@ -63,34 +77,54 @@ __all__ = [
     "BadCheckpoint",
     "BadImage",
     "BadInput",
+    "BenchBundle",
+    "BenchReference",
+    "BenchRequest",
     "BuildOptions",
     "BuildRequest",
     "Cancelled",
+    "CheckupRequest",
     "ContextTooLong",
     "EngineMismatch",
     "EngineNotBuilt",
     "MissingDependency",
+    "OptimizeRequest",
     "PlanRequest",
     "RoiPolicy",
     "RunFailed",
     "SdrpnError",
     "Session",
     "__version__",
+    "bench_bundle",
     "build_engines",
+    "check_device",
     "diagnose_machine",
+    "inspect_bundle",
+    "inspect_engines",
+    "optimize_bundle",
     "plan_memory",
 ]
 
 # Where the names of __all__ come from; the others are errors.
 _HOMES = {
     "Answer": "sdrpn.runtime",
+    "BenchBundle": "sdrpn.workflows.benchmark",
+    "BenchReference": "sdrpn.workflows.benchmark",
+    "BenchRequest": "sdrpn.workflows.benchmark",
     "BuildOptions": "sdrpn.engines",
     "BuildRequest": "sdrpn.workflows.engine_build",
+    "CheckupRequest": "sdrpn.workflows.device_check",
+    "OptimizeRequest": "sdrpn.workflows.graph_optimization",
     "PlanRequest": "sdrpn.workflows.memory_plan",
     "RoiPolicy": "sdrpn.method.roi",
     "Session": "sdrpn.runtime",
+    "bench_bundle": "sdrpn.workflows.benchmark",
     "build_engines": "sdrpn.workflows.engine_build",
+    "check_device": "sdrpn.workflows.device_check",
     "diagnose_machine": "sdrpn.workflows.diagnosis",
+    "inspect_bundle": "sdrpn.workflows.inspection",
+    "inspect_engines": "sdrpn.workflows.inspection",
+    "optimize_bundle": "sdrpn.workflows.graph_optimization",
     "plan_memory": "sdrpn.workflows.memory_plan",
 }
 

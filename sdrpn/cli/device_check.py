@@ -8,24 +8,18 @@ state ("passed", "failed", "skipped"), detail, seconds, figures}.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn import __version__
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
-    from sdrpn.reports.device_report import CheckResult, DeviceReport, Subject
-    from sdrpn.runtime.checkup import CheckupRequest
+    from sdrpn.reports.device_report import DeviceReport
+    from sdrpn.workflows.device_check import CheckupRequest
 
-__all__ = ["add_device_arguments", "check_device", "require_device"]
-
-# What a report names; others are in `sdrpn doctor --json`.
-_LIBRARIES = ("onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-python", "numpy", "pillow", "tokenizers")
+__all__ = ["add_device_arguments", "require_device", "run_checks"]
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,17 +47,18 @@ def require_device(args: argparse.Namespace) -> None:
             raise BadInput(f"--{name} is given without --device; add --device to try the machine out")
 
 
-def check_device(args: argparse.Namespace) -> int:
+def run_checks(args: argparse.Namespace) -> int:
     """Run the checks; 0 if none failed."""
     from sdrpn.cli.output import print_json
-    from sdrpn.host.atomic import replacing_file
+    from sdrpn.cli.output_file import write_text
+    from sdrpn.cli.progress import progress
+    from sdrpn.workflows.device_check import check_device
 
     request = _request(args)
-    report = _run(request)
+    with progress("device check", "steps") as advance:
+        report = check_device(request, advance)
     if args.report is not None:
-        page = report.page(args.report)
-        with replacing_file(args.report) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        write_text(args.report, report.page(args.report))
     if args.record is not None:
         _append(args.record, report.to_row())
     if args.json:
@@ -77,7 +72,7 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
     """Raises what is wrong with the request before anything runs."""
     from sdrpn.cli.output_file import require_output_file
     from sdrpn.reports.table_page import PAGES
-    from sdrpn.runtime.checkup import CheckupRequest
+    from sdrpn.workflows.device_check import CheckupRequest
 
     for name in ("backend", "target"):
         if getattr(args, name) is not None and args.bundle is None:
@@ -90,53 +85,12 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
     return CheckupRequest(**options)
 
 
-def _run(request: CheckupRequest) -> DeviceReport:
-    from sdrpn.cli.progress import progress
-    from sdrpn.host.libraries import installed_version
-    from sdrpn.host.machine import read_cpu, read_machine
-    from sdrpn.reports.device_report import DeviceReport
-    from sdrpn.runtime.checkup import run_checkup
-
-    subject, machine, cpu = _subject(request), read_machine(), read_cpu()
-    results: list[CheckResult] = []
-    with progress("device check", "steps") as advance:
-        for result in run_checkup(request):
-            results.append(result)
-            advance(len(results), max(len(results), request.step_count))
-    return DeviceReport(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=__version__,
-        device=machine.gpus[request.gpu].name if request.gpu < len(machine.gpus) else cpu.model,
-        machine={**dataclasses.asdict(machine), "cpu": cpu.model},
-        libraries={name: installed_version(name) for name in _LIBRARIES},
-        subject=subject,
-        results=tuple(results),
-    )
-
-
-def _subject(request: CheckupRequest) -> Subject | None:
-    """What will be checked. None where engines do not fit this machine, which is then a result.
-
-    Raises: BadBundle, BadInput for a request that no machine could meet
-    """
-    from sdrpn.errors import EngineMismatch
-    from sdrpn.runtime.checkup import OpenedBundle
-
-    if request.bundle is None:
-        return None
-    try:
-        return OpenedBundle(request.bundle, backend=request.backend, target=request.target, gpu=request.gpu).subject
-    except EngineMismatch:
-        return None
-
-
 def _append(path: Path, row: dict[str, Any]) -> None:
     """One line more; a file that is there keeps what it has."""
-    from sdrpn.host.atomic import replacing_file
+    from sdrpn.cli.output_file import write_text
 
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    with replacing_file(path) as temporary:
-        temporary.write_text(f"{before}{json.dumps(row)}\n", encoding="utf-8")
+    write_text(path, f"{before}{json.dumps(row)}\n")
 
 
 def _print(report: DeviceReport, written: list[Path]) -> None:

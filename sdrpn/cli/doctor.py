@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the diagnosis, or try out the device."""
-    from sdrpn.cli.device_check import check_device, require_device
+    from sdrpn.cli.device_check import require_device, run_checks
     from sdrpn.cli.output import print_json
     from sdrpn.workflows.diagnosis import diagnose_machine
 
     if args.device:
-        return check_device(args)
+        return run_checks(args)
     require_device(args)
     diagnosis = diagnose_machine()
     if args.json:

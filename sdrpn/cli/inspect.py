@@ -52,12 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the manifest, compare sizes and small digests, and print."""
-    from sdrpn.bundle.bundle import open_bundle
     from sdrpn.cli.output import print_json
+    from sdrpn.workflows.inspection import inspect_bundle
 
-    bundle = open_bundle(args.bundle)
     if args.engines:
-        return _inspect_engines(args, bundle)
+        return _inspect_engines(args)
     for option, value in (
         ("--layers", args.layers),
         ("--target", args.target),
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if value:
             raise BadInput(f"{option} is about engines; add --engines")
-    bundle.verify(_files_that_belong(bundle), large=args.verify)
+    bundle = inspect_bundle(args.bundle, verify=args.verify)
     if args.json:
         print_json(bundle.manifest.to_json())
         return 0
@@ -79,37 +78,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect_engines(args: argparse.Namespace, bundle: Bundle) -> int:
-    from sdrpn.cli.engine_report import engine_report, print_report, read_asked, report_to_json, write_page
+def _inspect_engines(args: argparse.Namespace) -> int:
+    from sdrpn.cli.engine_report import print_report
     from sdrpn.cli.output import print_json
     from sdrpn.cli.output_file import report_written, require_output_file
     from sdrpn.reports.table_page import PAGES
+    from sdrpn.workflows.inspection import engines_to_json, inspect_engines, read_asked, write_engine_page
 
     if args.report is not None:
         require_output_file("--report", args.report, PAGES)
     if args.asked is not None and args.report is None:
         raise BadInput("--asked is about the page; add --report FILE")
     asked = read_asked(args.asked) if args.asked is not None else None
-    report = engine_report(bundle, args.target, verify=args.verify, with_layers=args.layers)
+    report = inspect_engines(args.bundle, args.target, verify=args.verify, with_layers=args.layers)
     if args.report is not None:
-        write_page(args.report, bundle, report, asked)
+        write_engine_page(args.report, report, asked)
     if args.json:
-        print_json(report_to_json(report))
+        print_json(engines_to_json(report))
     else:
         print_report(report)
         if args.report is not None:
             report_written(args.report, "page of the engines")
-    unfit = [problem for one in report for problem in one.problems if problem.broken or args.target is not None]
+    unfit = [problem for target in report for problem in target.problems if problem.broken or args.target is not None]
     return 1 if unfit else 0
-
-
-def _files_that_belong(bundle: Bundle) -> list[str]:
-    """All that the manifest lists; of a release what answers with engines take."""
-    manifest = bundle.manifest
-    if not bundle.release_targets:
-        return list(manifest.files)
-    tables = {variant.embedding for variant in manifest.variants.values()}
-    return sorted(tables | ({manifest.tokenizer} if manifest.tokenizer else set()))
 
 
 def _print_release(bundle: Bundle) -> None:
@@ -126,7 +117,7 @@ def _print_release(bundle: Bundle) -> None:
 
 def _print_model(bundle: Bundle) -> None:
     from sdrpn.cli.output import print_table
-    from sdrpn.runtime.engines.engine_set import engine_sets
+    from sdrpn.workflows.inspection import engine_sets
 
     manifest = bundle.manifest
     engines = [f"{one.target} ({', '.join(one.engines)})" for one in engine_sets(bundle)]

@@ -12,7 +12,7 @@ from sdrpn.host.suggestion import did_you_mean
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PICTURES", "report_written", "require_output_file", "require_output_folder", "save_picture"]
+__all__ = ["PICTURES", "report_written", "require_output_file", "require_output_folder", "save_picture", "write_text"]
 
 # What a picture is written as, by the end of its name.
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -56,6 +56,14 @@ def save_picture(picture: Image, path: Path) -> None:
     options = {"quality": 92, "subsampling": 0} if form == "JPEG" else {}
     with replacing_file(path) as temporary:
         picture.save(temporary, format=form, **options)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write it whole or not at all."""
+    from sdrpn.host.atomic import replacing_file
+
+    with replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def report_written(path: Path, what: str) -> None:

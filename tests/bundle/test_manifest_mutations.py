@@ -19,13 +19,14 @@ from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, FileInfo, open_bundle
 from sdrpn.bundle.engine_manifest import engine_paths
 from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, optimized_folder, source_digest
 from sdrpn.bundle.shipped import DEFAULT_BUNDLE
-from sdrpn.cli.engine_report import engine_report, print_report, report_to_json
+from sdrpn.cli.engine_report import print_report
 from sdrpn.errors import BadInput
 from sdrpn.host.machine import read_cpu
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import onnxruntime_version
 from sdrpn.runtime.engines import preflight
 from sdrpn.runtime.select import choose_optimized, mapped_weights_bytes
+from sdrpn.workflows.inspection import engines_to_json, inspect_engines
 from tests.bundle.json_mutations import Mutation, mutations
 from tests.damage import copied
 from tests.pictures import photo
@@ -123,9 +124,9 @@ class TestManifestsOfEngines:
         for mutation in every if count is None else random.Random(0).sample(every, count):
             path.write_text(with_digest(mutation.applied(document)), "utf-8")
             with only_errors_on_purpose(mutation):
-                report = engine_report(with_engines, TARGET, verify=True)
+                report = inspect_engines(with_engines.path, TARGET, verify=True)
                 print_report(report)
-                report_to_json(report)
+                engines_to_json(report)
         path.write_text(whole, "utf-8")
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import sdrpn.runtime.checkup
 from sdrpn.cli.main import main
 from sdrpn.reports.device_report import CheckResult
 from sdrpn.runtime.checkup import CheckupRequest
+from sdrpn.workflows import device_check
 
 GOOD = (
     CheckResult("CUDA", "driver and GPU", "skipped", "this machine shows no NVIDIA GPU", 0.1),
@@ -29,7 +29,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[CheckResult]:
     def run_checkup(request: CheckupRequest) -> Iterator[CheckResult]:
         yield from results
 
-    monkeypatch.setattr(sdrpn.runtime.checkup, "run_checkup", run_checkup)
+    monkeypatch.setattr(device_check, "run_checkup", run_checkup)
     return results
 
 

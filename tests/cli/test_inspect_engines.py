@@ -11,8 +11,8 @@ import pytest
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.engine_manifest import Fallback, engine_paths
 from sdrpn.runtime.backends.tensorrt_library import Validity
-from sdrpn.runtime.engines import platform as platform_module
 from sdrpn.runtime.engines import preflight
+from sdrpn.workflows import inspection
 from tests.cli.command import Command, refusal
 from tests.damage import copied, flip_byte
 from tests.runtime.engine_files import TARGET, platform, rewrite, write_engines
@@ -33,7 +33,7 @@ class Satisfied:
 @pytest.fixture
 def fitting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that the engines were built for."""
-    monkeypatch.setattr(platform_module, "read_platform", platform)
+    monkeypatch.setattr(inspection, "read_platform", platform)
     monkeypatch.setattr(preflight, "open_library", lambda flavour: Satisfied())
 
 

@@ -1,0 +1,229 @@
+"""How long every way of answering takes, stage by stage, and against what: bundles, or the reference in PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdrpn.bundle.shipped import bundle_path
+from sdrpn.errors import BadInput
+from sdrpn.host.libraries import importing_extra, installed_version
+from sdrpn.host.machine import read_cpu, read_machine
+from sdrpn.host.power import PowerMeter
+from sdrpn.host.progress import Advance, unseen
+from sdrpn.method.spec import ModelSpec
+from sdrpn.reports.bench_report import BenchReport, CaseFigures, percentiles, stages_of_median
+from sdrpn.runtime import Session
+from sdrpn.runtime.bench import (
+    CASES,
+    BenchCase,
+    BenchRun,
+    BenchSide,
+    SessionSide,
+    bench_cases,
+    bench_picture,
+    bench_prompt,
+    bench_rounds,
+)
+
+__all__ = ["CASES", "BenchBundle", "BenchReference", "BenchRequest", "bench_bundle"]
+
+
+@dataclass(frozen=True)
+class BenchBundle:
+    """Another side: a bundle's variant."""
+
+    path: Path | str  # folder, or `default`
+    variant: str | None = None  # None: the one that suits a CPU best
+    optimized: bool = True  # graphs that were saved for this machine, where there are some
+
+    def __str__(self) -> str:
+        parts = [str(self.path), self.variant or "", "" if self.optimized else "standard"]
+        return ":".join(parts).rstrip(":")
+
+
+@dataclass(frozen=True)
+class BenchReference:
+    """Another side: a checkpoint in PyTorch, which computes everything again in the second pass."""
+
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What is to be measured, and how often."""
+
+    bundle: Path | str  # folder, or `default`
+    variant: str | None = None  # None: the one that suits a CPU best
+    optimized: bool = True  # graphs that were saved for this machine, where there are some
+    others: tuple[BenchBundle | BenchReference, ...] = ()  # loaded at once, and asked in turns
+    cases: tuple[str, ...] = CASES
+    backend: str = "onnxruntime"  # as Session.open takes it
+    threads: int | None = None  # of the CPU; None: one per core
+    runs: int = 10  # counted, after one more; a percentile of fewer means little
+    new_tokens: int = 16  # of an answer
+    verify: bool = True  # check the digests of large files
+    command: str = ""  # what the report says that it was made with
+
+    def __post_init__(self) -> None:
+        for name in ("runs", "new_tokens"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}; expected a whole number of at least 1")
+
+    @property
+    def first(self) -> BenchBundle:
+        """The side that others are compared with."""
+        return BenchBundle(self.bundle, self.variant, self.optimized)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether PyTorch is among the sides."""
+        return any(isinstance(other, BenchReference) for other in self.others)
+
+
+def bench_bundle(request: BenchRequest, progress: Advance = unseen) -> BenchReport:
+    """Answer with the number of crops forced (the RPN still runs) and time every stage.
+
+    Questions are token ids about seeded pictures, so any bundle will do. All sides are in memory at once and take
+    turns, so that whatever else the machine does slows them alike.
+
+    Args:
+        progress: told how many answers were given, of how many
+
+    Returns: seconds by side, case and stage (p50, p95, p99), tokens per second, and ratios
+    Raises:
+        BadInput: a case or variant that there is not, bundles of different models, a side that is there twice
+        BadBundle, BadCheckpoint: what cannot be read
+        MissingDependency: the reference without the extra `train`
+    """
+    with ExitStack() as opened:
+        sides, spec = _sides(request, opened)
+        cases = bench_cases(spec, request.cases)
+        with PowerMeter() as meter:
+            found = list(bench_rounds(sides, cases, runs=request.runs, advance=progress))
+    figures = _figures(found, [case.name for case in cases], [side.name for side in sides])
+    peak = _peak_rss_bytes() if len(sides) == 1 else None
+    return BenchReport(_machine(request), request.command, request.runs, figures, peak, meter.readings)
+
+
+def _sides(request: BenchRequest, opened: ExitStack) -> tuple[list[BenchSide], ModelSpec]:
+    first = _session(request, request.first, opened)
+    sides: list[BenchSide] = [_session_side(request, request.first, first)]
+    for other in request.others:
+        if isinstance(other, BenchReference):
+            sides.append(_reference_side(request, other.checkpoint))
+            continue
+        session = _session(request, other, opened)
+        if session.spec != first.spec:
+            raise BadInput(f"{other} is of another model than {request.bundle}; compare exports of one checkpoint")
+        sides.append(_session_side(request, other, session))
+    if len({side.name for side in sides}) < len(sides):
+        raise BadInput("the same bundle and variant is compared with itself; name another variant, or its own graphs")
+    return sides, first.spec
+
+
+def _session(request: BenchRequest, side: BenchBundle, opened: ExitStack) -> Session:
+    return opened.enter_context(
+        Session.open(
+            bundle_path(side.path),
+            backend=request.backend,
+            threads=request.threads,
+            variant=side.variant,
+            optimized=side.optimized,
+            verify=request.verify,
+        )
+    )
+
+
+def _session_side(request: BenchRequest, side: BenchBundle, session: Session) -> SessionSide:
+    name = f"{bundle_path(side.path).name}:{session.variant.name}{'' if side.optimized else ':standard'}"
+    return SessionSide(name, session, request.new_tokens)
+
+
+def _reference_side(request: BenchRequest, checkpoint: Path) -> BenchSide:
+    """The reference, which tells the time of a whole answer and nothing of its stages."""
+    with importing_extra("train", "sdrpn bench --compare torch"):
+        import torch
+
+    from sdrpn.checkpoint import open_checkpoint
+    from sdrpn.model.llava import model_from_checkpoint
+    from sdrpn.model.reference import reference_answer
+
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    with open_checkpoint(checkpoint) as source:
+        model = model_from_checkpoint(source)
+    picture, (before, after) = bench_picture(0), bench_prompt(model.spec)
+
+    class TorchSide:
+        name = "torch"
+
+        def run(self, case: BenchCase) -> BenchRun:
+            start = time.perf_counter()
+            answer = reference_answer(
+                model, picture, before, after, roi=None, decide=case.decide, max_new_tokens=request.new_tokens
+            )
+            return BenchRun({"total": time.perf_counter() - start}, new_tokens=len(answer.token_ids))
+
+    return TorchSide()
+
+
+def _figures(
+    found: Iterable[tuple[str, str, BenchRun]], cases: Sequence[str], sides: Sequence[str]
+) -> tuple[CaseFigures, ...]:
+    """All runs of a side's case as one entry; the sides of a case lie together."""
+    runs: dict[tuple[str, str], list[BenchRun]] = {}
+    for side, case, run in found:
+        runs.setdefault((case, side), []).append(run)
+    return tuple(
+        _case_figures(side, case, runs[case, side], runs.get(("plain", side)), runs[case, sides[0]])
+        for case, side in itertools.product(cases, sides)
+    )
+
+
+def _case_figures(
+    side: str, case: str, runs: list[BenchRun], plain: list[BenchRun] | None, first: list[BenchRun]
+) -> CaseFigures:
+    stages = {name: percentiles([run.stages_s[name] for run in runs]) for name in runs[0].stages_s}
+    total_s = stages["total"].p50
+    prefill, token = stages.get("LLM prefill"), stages.get("token")
+
+    def against(others: list[BenchRun]) -> float:
+        return percentiles([run.stages_s["total"] for run in others]).p50 / total_s
+
+    return CaseFigures(
+        side=side,
+        case=case,
+        stages=stages,
+        prefill_tokens_per_s=runs[0].prompt_tokens / prefill.p50 if prefill and runs[0].prompt_tokens else None,
+        decode_tokens_per_s=1 / token.p50 if token else None,
+        answers_per_s=1 / total_s,
+        relative_to_plain=None if plain is None else against(plain),
+        relative_to_first=against(first),
+        median_answer_s=stages_of_median(run.stages_s for run in runs),
+    )
+
+
+def _machine(request: BenchRequest) -> dict[str, Any]:
+    machine = read_machine()
+    libraries = {name: installed_version(name) for name in ("sdrpn", "onnxruntime", "numpy")}
+    if request.has_reference:
+        libraries["torch"] = installed_version("torch")
+    about: dict[str, Any] = {"processor": read_cpu().name, "architecture": machine.arch, "cores": machine.cpu_cores}
+    if machine.jetson is not None:
+        about["board"] = machine.jetson.model
+    if machine.gpus:
+        about["GPUs"] = ", ".join(gpu.name for gpu in machine.gpus)
+    return {**about, "threads": request.threads or "all", "backend": request.backend, **libraries}
+
+
+def _peak_rss_bytes() -> int:
+    import resource  # there is none on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,53 @@
+"""Try a device out, step by step, and say what was found, on which machine and with which libraries."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime, timezone
+
+from sdrpn import __version__
+from sdrpn.errors import EngineMismatch
+from sdrpn.host.libraries import installed_version
+from sdrpn.host.machine import read_cpu, read_machine
+from sdrpn.host.progress import Advance, unseen
+from sdrpn.reports.device_report import CheckResult, DeviceReport, Subject
+from sdrpn.runtime.checkup import CheckupRequest, OpenedBundle, run_checkup
+
+__all__ = ["CheckupRequest", "DeviceReport", "check_device"]
+
+# What a report names; `diagnose_machine` has the others.
+_LIBRARIES = ("onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-python", "numpy", "pillow", "tokenizers")
+
+
+def check_device(request: CheckupRequest, progress: Advance = unseen) -> DeviceReport:
+    """Try out CUDA, the compiled image path and, where one is named, a bundle. A step that fails ends no other.
+
+    Args:
+        progress: told how many steps were made, of how many
+
+    Raises: BadBundle, BadInput for a request that no machine could meet. What fails on this one is a result.
+    """
+    subject, machine, cpu = _subject(request), read_machine(), read_cpu()
+    results: list[CheckResult] = []
+    for result in run_checkup(request):
+        results.append(result)
+        progress(len(results), max(len(results), request.step_count))
+    return DeviceReport(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=__version__,
+        device=machine.gpus[request.gpu].name if request.gpu < len(machine.gpus) else cpu.model,
+        machine={**dataclasses.asdict(machine), "cpu": cpu.model},
+        libraries={name: installed_version(name) for name in _LIBRARIES},
+        subject=subject,
+        results=tuple(results),
+    )
+
+
+def _subject(request: CheckupRequest) -> Subject | None:
+    """What will be checked. None where engines do not fit this machine, which is then a result."""
+    if request.bundle is None:
+        return None
+    try:
+        return OpenedBundle(request.bundle, backend=request.backend, target=request.target, gpu=request.gpu).subject
+    except EngineMismatch:
+        return None
