@@ -211,6 +211,7 @@ def _install(
         cache_lengths={profile.name: profile.cache_length or 0 for profile in one.profiles},
         small_weights=result["small_weights"],
         coded_caches=plan.variant.kv_cache is not None,
+        updated_caches={tensor.name for tensor in one.graph.outputs if tensor.role in ("cache", "cache_scale")},
     )
     verdict = dataclasses.replace(verdict, remarks=(*verdict.remarks, *_size_remark(plan, one.graph, partial)))
     if plan.target.flavour == "tensorrt":  # no listing of its own kernels was at hand when the gate was made

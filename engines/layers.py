@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from sdrpn.bundle.engine_manifest import NOT_JUDGED, REMARK
+from sdrpn.bundle.graphs import graph_named
 from sdrpn.method.spec import ModelSpec
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "KernelTensor",
     "Verdict",
     "activation_bytes",
-    "attention_layers",
     "gate",
     "is_told",
     "kernels_from_log",
@@ -32,7 +32,6 @@ __all__ = [
 _ATTENTION = re.compile(r"mha", re.IGNORECASE)
 # The output of a cache's update. TensorRT-RTX lists such a kernel as one that reads and writes the same tensor; of
 # TensorRT, whose listing was not seen, the node or the layer tells.
-_CACHE_UPDATE = re.compile(r"_cache(\.\d+)?_out")
 _UPDATE_NODE = re.compile(r"TensorScatter|KV_?CacheUpdate", re.IGNORECASE)
 # How constants of a type are listed. Scales of FP4 are FP8, in five axes or more.
 _LISTED_AS = {"INT4": "int4", "FP8": "fp8", "FP4": "fp4e2m1"}
@@ -122,12 +121,6 @@ def activation_bytes(messages: Iterable[str]) -> int | None:
     return max(found, default=None)
 
 
-def attention_layers(spec: ModelSpec, graph: str) -> int:
-    """How many attentions a graph has. The RPN's last layer only scores: it attends to nothing."""
-    layers = {"vision": spec.vision.used_layers, "trunk": spec.tap_layer, "tail": spec.tail_layers}
-    return layers[graph] if graph in layers else (spec.rpn.layers - 1 if spec.rpn is not None else 0)
-
-
 def gate(
     kernels: Sequence[Kernel],
     spec: ModelSpec,
@@ -138,6 +131,7 @@ def gate(
     cache_lengths: Mapping[str, int] = MappingProxyType({}),
     small_weights: Mapping[str, int] = MappingProxyType({}),
     coded_caches: bool = False,
+    updated_caches: Set[str] = frozenset(),
 ) -> Verdict:
     """What is wrong with the choice of kernels.
 
@@ -151,13 +145,14 @@ def gate(
         cache_lengths: profile -> rows of its caches, where they are not max_context
         small_weights: "INT4", "FP8" or "FP4" -> how many the graph has
         coded_caches: keys and values are codes with scales
+        updated_caches: the graph's outputs that are caches updated in place
     """
     if not kernels:
         return Verdict(unjudged="the library listed no kernels")
     numbers = sorted({kernel.subgraph for kernel in kernels})
     if len(numbers) != len(profiles):
         return Verdict(unjudged=f"the listing has {len(numbers)} subgraphs for {len(profiles)} profiles")
-    wanted, found, remarks = attention_layers(spec, graph), list[str](), list[str]()
+    wanted, found, remarks = graph_named(graph).attentions(spec), list[str](), list[str]()
     for number, profile in zip(numbers, profiles, strict=True):
         own = [kernel for kernel in kernels if kernel.subgraph == number]
         fused = sum(kernel.attends for kernel in own)
@@ -165,7 +160,7 @@ def gate(
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
         if profile.startswith("decode"):
             found += _detours(own, profile, small_weights)
-            copies = tuple(_cache_copies(own, spec, cache_lengths.get(profile, max_context)))
+            copies = tuple(_cache_copies(own, spec, cache_lengths.get(profile, max_context), updated_caches))
             if not coded_caches:
                 found += copies
             elif copies:
@@ -199,20 +194,22 @@ def _int8_detours(kernels: Sequence[Kernel], profile: str) -> Iterator[str]:
         yield f"profile {profile} unpacks {unpacked} INT8 weights at every step, which moves more bytes than fp16 would"
 
 
-def _cache_copies(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int) -> Iterator[str]:
+def _cache_copies(
+    kernels: Sequence[Kernel], spec: ModelSpec, max_context: int, updated_caches: Set[str]
+) -> Iterator[str]:
     size = spec.llm.kv_heads * max_context * spec.llm.head_dim  # of one request
     # One that reads constants alone unpacks weights, which may be larger than a cache.
     for kernel in (one for one in kernels if one.inputs):
         for tensor in kernel.outputs:
             entries = math.prod(abs(dim) for dim in tensor.dims)
             large = entries >= size or _has_rows_of_a_cache(tensor.dims, spec.llm.head_dim, max_context)
-            if large and not _updates(kernel, tensor.name):
+            if large and not _updates(kernel, tensor.name, updated_caches):
                 yield f"{kernel.name} writes {tensor.name} {list(tensor.dims)}, as large as a whole cache"
 
 
-def _updates(kernel: Kernel, output: str) -> bool:
+def _updates(kernel: Kernel, output: str, updated_caches: Set[str]) -> bool:
     """Whether it writes new rows into a cache that it got, rather than a cache that it makes."""
-    if not _CACHE_UPDATE.search(output):
+    if not any(cache in output for cache in updated_caches):
         return False
     in_place = any(tensor.name == output for tensor in kernel.inputs)
     return in_place or any(_UPDATE_NODE.search(node) for node in (*kernel.onnx_nodes, kernel.name, kernel.kind))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdrpn.bundle.graphs import graphs_of
 from sdrpn.bundle.numerics import DIALECT_NAMES
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.method.spec import ModelSpec
 
 __all__ = [
-    "GRAPHS",
     "VERBOSITIES",
     "BuildOptions",
     "checked_context",
@@ -21,7 +21,6 @@ __all__ = [
     "usual_context",
 ]
 
-GRAPHS = ("vision", "trunk", "rpn", "tail")  # as an image passes through them
 # LLaVA-1.5's system prompt has 35 tokens, and a question with the words around it about as many again.
 USUAL_PROMPT_TOKENS = 65
 # An image, a crop, a question and a long answer. Attention costs by the length of the caches: nobody pays for longer
@@ -75,8 +74,8 @@ class BuildOptions:
 
 
 def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The graphs to build, in the order of GRAPHS. Raises BadInput for one that the model does not have."""
-    there = tuple(name for name in GRAPHS if name != "rpn" or spec.rpn is not None)
+    """The graphs to build, as an image passes through them. Raises BadInput for one that the model does not have."""
+    there = tuple(graph.name for graph in graphs_of(spec))
     unknown = [name for name in wanted or () if name not in there]
     if unknown or wanted == ():
         raise BadInput(f"the bundle has no graph {', '.join(unknown) or '(none named)'}; it has {', '.join(there)}")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import TensorInfo
+from sdrpn.bundle.graphs import graph_named
 from sdrpn.engines.options import USUAL_PROMPT_TOKENS
 from sdrpn.method.spec import ModelSpec
 
@@ -51,7 +52,7 @@ def profiles_of(
     spec: ModelSpec, graph: str, max_context: int, max_batch: int, shorter_contexts: Sequence[int] = ()
 ) -> tuple[Profile, ...]:
     """In the order of their numbers: those of the shortest context first."""
-    if graph == "vision":
+    if not graph_named(graph).has_caches:
         return (Profile("images", {"images": (1, 1, max(MOST_IMAGES, max_batch))}),)
     if not shorter_contexts:
         return _profiles_for(spec, graph, max_context, max_batch)
@@ -71,7 +72,7 @@ def _profiles_for(spec: ModelSpec, graph: str, max_context: int, max_batch: int)
     decode = {"batch": (1, 1, max(max_batch, LEAST_MOST_BATCH)), "sequence": (1, 1, 1), "cache_length": cache}
     at_once = LEAST_MOST_BATCH if graph == "tail" else 1
     prefill = {"batch": (1, 1, at_once), "sequence": (1, usual, max_context), "cache_length": cache}
-    if graph == "rpn":  # looks at a prompt once and is never part of a decode step
+    if not graph_named(graph).decodes:  # the RPN looks at a prompt once
         return (Profile("prefill", prefill),)
     return Profile("decode", decode), Profile("prefill", prefill)
 

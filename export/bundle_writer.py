@@ -25,6 +25,7 @@ from sdrpn.bundle.bundle import (
     file_digest,
     open_bundle,
 )
+from sdrpn.bundle.graphs import GraphName, graph_named
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
 from sdrpn.checkpoint.tokenizer import exported_tokenizer
 from sdrpn.errors import BadBundle, BadInput
@@ -147,12 +148,13 @@ class _Plan:
         return {name: self._write_variant(folder, name, onnx_type(computes), factors) for name, computes in variants}
 
     def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, factors: Mapping[str, float]) -> Variant:
-        dialect, graphs, opset = DIALECTS[self.options.dialect], {}, 0
+        dialect, opset = DIALECTS[self.options.dialect], 0
+        graphs: dict[str, GraphInfo] = {}
         # A sliding window that is longer than any sequence hides nothing, and the mask stays simple.
         llm = dataclasses.replace(self.spec.llm, sliding_window=self.spec.llm.window_within(self.max_context))
         spec = dataclasses.replace(self.spec, llm=llm)
         for graph, table in self.tables.graphs(dtype, factors).items():
-            coded = {"codes": self.options.cache_codes} if graph in _WITH_CODES else {}
+            coded = {"codes": self.options.cache_codes} if graph_named(graph).coded_caches else {}
             author = _AUTHORS[graph](spec, dialect, dtype, table, **coded)
             author.save(folder / _graph_file(graph, name))
             graphs[graph] = _graph_info(author, _graph_file(graph, name))
@@ -168,13 +170,12 @@ def _graph_file(graph: str, variant: str) -> str:
     return f"{graph}.{variant}.onnx"
 
 
-_AUTHORS: Mapping[str, Callable[..., GraphAuthor]] = {
+_AUTHORS: Mapping[GraphName, Callable[..., GraphAuthor]] = {
     "vision": vision_graph,
     "trunk": trunk_graph,
     "rpn": rpn_graph,
     "tail": tail_graph,
 }
-_WITH_CODES = ("trunk", "tail")
 
 
 def _write(
@@ -305,7 +306,9 @@ def _checked_context(spec: ModelSpec, wanted: int | None) -> int:
 
 def _graph_info(author: GraphAuthor, file: str) -> GraphInfo:
     def tensors(side: str) -> tuple[TensorInfo, ...]:
-        return tuple(TensorInfo(value.name, value.dtype.numpy().name, value.dims) for value in getattr(author, side)())
+        return tuple(
+            TensorInfo(one.name, one.dtype.numpy().name, one.dims, one.role, one.of) for one in getattr(author, side)()
+        )
 
     return GraphInfo(author.name, file, tensors("inputs"), tensors("outputs"), author.weight_files())
 

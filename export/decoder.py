@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from sdrpn.bundle.cache_codes import LEAST_SCALE, RowCodes, scale_cache_name
+from sdrpn.bundle.cache_codes import LEAST_SCALE, RowCodes
+from sdrpn.bundle.graphs import RoleName
 from sdrpn.export.dialects import AttentionShape, Dialect, Read, Rotary
-from sdrpn.export.graph import GraphAuthor
-from sdrpn.export.weights import Weight, matmul, norm
+from sdrpn.export.graph import Declared, GraphAuthor
+from sdrpn.export.weights import Weight, matmul, norm, onnx_type
 from sdrpn.method.spec import LlmSpec
 
 __all__ = ["DecoderAuthor", "layer_weights"]
 
 INT64 = ir.DataType.INT64
 FLOAT = ir.DataType.FLOAT
-_CODE_TYPES = {"int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
 
 
 def layer_weights(llm: LlmSpec, prefix: str) -> list[Weight]:
@@ -61,8 +61,8 @@ class DecoderAuthor:
         cls, g: GraphAuthor, dialect: Dialect, llm: LlmSpec, dtype: ir.DataType, codes: RowCodes | None = None
     ) -> DecoderAuthor:
         """Declare the inputs that every decoder graph has: position_ids (B,S) and write_index (B)."""
-        position_ids = g.input("position_ids", INT64, ["batch", "sequence"])
-        write_index = g.input("write_index", INT64, ["batch"])
+        position_ids = g.input(Declared("position_ids", INT64, ("batch", "sequence"), "position_ids"))
+        write_index = g.input(Declared("write_index", INT64, ("batch",), "write_index"))
         rotary = Rotary(g.weight("rope.cos", dtype), g.weight("rope.sin", dtype), position_ids)
         return cls(g, dialect, llm, dtype, rotary, write_index, codes)
 
@@ -161,7 +161,7 @@ class DecoderAuthor:
         if self.codes is not None:
             return self._cached_codes(self.codes, name, new)
         cache = self.declare_cache(name)
-        return cache, self.store(name, cache, new)
+        return cache, self.store(cache, new)
 
     def _cached_codes(self, codes: RowCodes, name: str, new: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The same with codes and scales in a cache each.
@@ -173,24 +173,33 @@ class DecoderAuthor:
         largest = g.op.ReduceMax(g.op.Abs(new), g.constant([-1], INT64), keepdims=1)
         scale = g.op.Div(largest, g.constant(codes.largest, self.dtype))
         scale = g.op.Max(scale, g.constant(LEAST_SCALE, self.dtype), _outputs=["row_scale"])
-        cache = self.declare_cache(name, _CODE_TYPES[codes.dtype])
-        rows = g.codes(g.op.Div(new, scale), one, _CODE_TYPES[codes.dtype])
-        numbers = self.store(name, cache, rows, lambda held: g.op.DequantizeLinear(held, one))
-        scale_name = scale_cache_name(name)
-        scale_cache = self.declare_cache(scale_name, self.dtype, 1)
-        return scale_cache, g.op.Mul(numbers, self.store(scale_name, scale_cache, scale))
+        dtype = onnx_type(codes.dtype)
+        cache = self.declare_cache(name, dtype)
+        rows = g.codes(g.op.Div(new, scale), one, dtype)
+        numbers = self.store(cache, rows, lambda held: g.op.DequantizeLinear(held, one))
+        scale_cache = self._declare_scales(name)
+        return scale_cache, g.op.Mul(numbers, self.store(scale_cache, scale))
 
-    def declare_cache(self, name: str, dtype: ir.DataType | None = None, width: int | None = None) -> ir.Value:
-        """A cache input (B,H_kv,S_max,width), by default a head wide and in the type that the graph computes in."""
-        dims: list[int | str] = ["batch", self.llm.kv_heads, "cache_length", width or self.llm.head_dim]
-        return self.g.input(name, dtype or self.dtype, dims)
+    def declare_cache(self, name: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """A cache input (B,H_kv,S_max,head_dim), by default in the type that the graph computes in."""
+        dims = ("batch", self.llm.kv_heads, "cache_length", self.llm.head_dim)
+        return self.g.input(Declared(name, dtype or self.dtype, dims, "cache"))
 
-    def store(self, name: str, cache: ir.Value, new: ir.Value, read: Read = lambda held: held) -> ir.Value:
+    def _declare_scales(self, cache: str) -> ir.Value:
+        """The scales (B,H_kv,S_max,1) of a cache: those of key_cache.3 are called key_scale_cache.3."""
+        name, dims = cache.replace("_cache", "_scale_cache"), ("batch", self.llm.kv_heads, "cache_length", 1)
+        return self.g.input(Declared(name, self.dtype, dims, "cache_scale", cache))
+
+    def store(self, cache: ir.Value, new: ir.Value, read: Read = lambda held: held) -> ir.Value:
         """Write rows into a declared cache, declare the output, and return what to attend to."""
         attended, output = self.dialect.update_cache(self.g, cache, new, self.write_index, read)
-        declared = self.g.declared(cache)
-        dims = [self.dialect.cache_output_length if dim == "cache_length" else dim for dim in declared.dims]
-        self.g.output(output, self.dialect.cache_output.format(name=name), declared.dtype, dims)
+        declared, dialect = self.g.declared(cache), self.dialect
+        role: RoleName = declared.role
+        if not dialect.updates_caches:
+            role = "new_rows" if role == "cache" else "new_scales"
+        dims = tuple(dialect.cache_output_length if dim == "cache_length" else dim for dim in declared.dims)
+        name = dialect.cache_output.format(name=declared.name)
+        self.g.output(output, Declared(name, declared.dtype, dims, role, declared.name))
         return attended
 
     def _mask_of(self, cache: ir.Value) -> ir.Value:

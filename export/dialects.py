@@ -39,6 +39,7 @@ class Dialect(Protocol):
 
     name: DialectName
     opset: int
+    updates_caches: bool  # in place; else caches are read only, and new rows are outputs of their own
     cache_output: str  # how a cache's output is called: the whole cache, or its new rows
     cache_output_length: str  # its symbolic length
     attends_with_one_row: bool  # where only one row is asked for: else its attention is picked from that of all rows
@@ -100,6 +101,7 @@ class FusedDialect:
 
     name: DialectName = "fused"
     opset = 24
+    updates_caches = True
     cache_output = "{name}_out"
     cache_output_length = "cache_length"
     attends_with_one_row = True
@@ -143,6 +145,7 @@ class PrimitiveDialect:
 
     name: DialectName = "primitive"
     opset = 20
+    updates_caches = False
     cache_output = "{name}_rows"
     cache_output_length = "sequence"
     # A query with tables of its own would make TensorRT-RTX copy the layer's caches: see `rotate`.

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnxscript
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from sdrpn.bundle.graphs import RoleName
 from sdrpn.export.dynamic_quantize import dynamic_quantize, dynamic_quantize_function
 from sdrpn.export.float_formats import FP4_BLOCK
 from sdrpn.export.weights import QuantizedTensor, WeightTable
@@ -41,6 +42,8 @@ class Declared(NamedTuple):
     name: str
     dtype: ir.DataType
     dims: tuple[Dim, ...]
+    role: RoleName
+    of: str = ""  # the input that it belongs to: see TensorInfo
 
 
 class GraphAuthor:
@@ -53,7 +56,7 @@ class GraphAuthor:
         self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": self.opset})
         self._builder = onnxscript.GraphBuilder(self._graph)
         self._weights: dict[tuple[str, ir.DataType | None], ir.Value] = {}
-        self._dims: dict[str, tuple[Dim, ...]] = {}
+        self._declared: dict[str, Declared] = {}
         self._functions: list[ir.Function] = []
 
     @property
@@ -79,17 +82,17 @@ class GraphAuthor:
         finally:
             self._builder.pop_module()
 
-    def input(self, name: str, dtype: ir.DataType, dims: Sequence[Dim]) -> ir.Value:
-        """Declare an input; a string is a dynamic dimension."""
-        self._dims[name] = tuple(dims)
-        return self._builder.input(name, dtype, dims)
+    def input(self, declared: Declared) -> ir.Value:
+        """Declare an input; a string in its dims is a dynamic dimension."""
+        self._declared[declared.name] = declared
+        return self._builder.input(declared.name, declared.dtype, declared.dims)
 
-    def output(self, value: ir.Value, name: str, dtype: ir.DataType, dims: Sequence[Dim]) -> None:
-        """Declare `value` as an output under `name`."""
-        value.shape = ir.Shape(dims)
-        value.dtype = dtype
-        self._dims[name] = tuple(dims)
-        self._builder.add_output(value, name)
+    def output(self, value: ir.Value, declared: Declared) -> None:
+        """Declare `value` as an output."""
+        value.shape = ir.Shape(declared.dims)
+        value.dtype = declared.dtype
+        self._declared[declared.name] = declared
+        self._builder.add_output(value, declared.name)
 
     def weight(self, name: str, dtype: ir.DataType | None = None) -> ir.Value:
         """The weight `name` of the table as `dtype` (None: as it is stored); its bytes lie in the table's file.
@@ -172,9 +175,7 @@ class GraphAuthor:
 
     def declared(self, value: ir.Value) -> Declared:
         """An input or output, as it was declared."""
-        name, dtype = str(value.name), value.dtype
-        assert dtype is not None
-        return Declared(name, dtype, self._dims[name])
+        return self._declared[str(value.name)]
 
 
 def _tidy_names(graph: ir.Graph) -> None:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from sdrpn.bundle.cache_codes import RowCodes
 from sdrpn.export.decoder import FLOAT, INT64, DecoderAuthor, cast, layer_weights, row_of
 from sdrpn.export.dialects import Dialect
-from sdrpn.export.graph import GraphAuthor
+from sdrpn.export.graph import Declared, GraphAuthor
 from sdrpn.export.weights import Weight, WeightTable, matmul, norm
 from sdrpn.method.spec import ModelSpec
 
@@ -59,11 +59,11 @@ def trunk_graph(
 ) -> GraphAuthor:
     """inputs_embeds (B,S,D) -> tap (B,S,D): the raw residual stream after layer K-1; `codes`: of the caches."""
     g = GraphAuthor("trunk", dialect.opset, table)
-    hidden = g.input("inputs_embeds", FLOAT, ["batch", "sequence", spec.llm.width])
+    hidden = g.input(Declared("inputs_embeds", FLOAT, ("batch", "sequence", spec.llm.width), "hidden"))
     author = DecoderAuthor.open(g, dialect, spec.llm, dtype, codes)
     for index in range(spec.tap_layer):
         hidden = author.layer(hidden, f"llm.layers.{index}", index)
-    g.output(hidden, "tap", FLOAT, ["batch", "sequence", spec.llm.width])
+    g.output(hidden, Declared("tap", FLOAT, ("batch", "sequence", spec.llm.width), "tap"))
     return g
 
 
@@ -79,7 +79,7 @@ def tail_graph(
         hidden = author.layer(hidden, f"llm.layers.{index}", index, only_row)
     logits = author.project(author.norm(hidden, "llm.norm.weight"), "llm.head.weight")  # (B,1,V)
     squeezed = g.op.Squeeze(cast(g, logits, FLOAT), g.constant([1], INT64))
-    g.output(squeezed, "logits", FLOAT, ["batch", spec.llm.vocabulary])
+    g.output(squeezed, Declared("logits", FLOAT, ("batch", spec.llm.vocabulary), "logits"))
     return g
 
 
@@ -99,12 +99,14 @@ def rpn_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: Weig
         key = author.split_heads(author.project(normed, f"{last}.attention.k.weight"), spec.llm.kv_heads)
         query = author.project(row_of(g, normed, last_index), f"{last}.attention.q.weight")
     cache = author.declare_cache("score_key_cache")
-    attended = author.store("score_key_cache", cache, key)
-    if dialect.name == "fused":
-        g.output(_scores(author, query, attended), "scores", FLOAT, ["batch", spec.llm.heads, "cache_length"])
+    attended = author.store(cache, key)
+    scores = Declared("scores", FLOAT, ("batch", spec.llm.heads, "cache_length"), "scores")
+    new_scores = Declared("new_scores", FLOAT, ("batch", spec.llm.heads, "sequence"), "new_scores")
+    if dialect.updates_caches:
+        g.output(_scores(author, query, attended), scores)
     else:
-        g.output(_scores(author, query, cache), "scores", FLOAT, ["batch", spec.llm.heads, "cache_length"])
-        g.output(_scores(author, query, key), "new_scores", FLOAT, ["batch", spec.llm.heads, "sequence"])
+        g.output(_scores(author, query, cache), scores)
+        g.output(_scores(author, query, key), new_scores)
     return g
 
 
@@ -117,9 +119,9 @@ def _above_the_tap(
     codes: RowCodes | None = None,
 ) -> tuple[GraphAuthor, ir.Value, DecoderAuthor, ir.Value]:
     g = GraphAuthor(name, dialect.opset, table)
-    tap = g.input("tap", FLOAT, ["batch", "sequence", spec.llm.width])
+    tap = g.input(Declared("tap", FLOAT, ("batch", "sequence", spec.llm.width), "tap"))
     author = DecoderAuthor.open(g, dialect, spec.llm, dtype, codes)
-    return g, tap, author, g.input("last_index", INT64, ["batch"])
+    return g, tap, author, g.input(Declared("last_index", INT64, ("batch",), "last_index"))
 
 
 def _scores(author: DecoderAuthor, query: ir.Value, keys: ir.Value) -> ir.Value:

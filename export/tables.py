@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from sdrpn.bundle.graphs import GraphName, graph_named
 from sdrpn.bundle.numerics import PRECISIONS
 from sdrpn.errors import BadInput
 from sdrpn.export.llm import head_weights, rpn_weights, tail_weights, trunk_weights
@@ -41,7 +42,7 @@ class Tables:
             for row in PRECISIONS.values()
             if not row.is_quantized and row.computes in options.variants.values()
         }
-        self._groups = {
+        self._groups: dict[GraphName, list[WeightTable]] = {
             "vision": self._whole("vision", vision_weights(spec)),
             "trunk": self._by_layer("trunk", trunk_weights(spec)),
             "tail": [*self._by_layer("tail", tail_weights(spec)), *self._whole("head", head_weights(spec), "lm_head")],
@@ -51,18 +52,23 @@ class Tables:
             weights = rpn_weights(spec)
             self._groups["rpn"] = self._whole("rpn", weights) if kept else self._by_layer("rpn", weights)
 
-    def graphs(self, dtype: ir.DataType, input_factors: Mapping[str, float]) -> dict[str, WeightTable]:
+    def graphs(self, dtype: ir.DataType, input_factors: Mapping[str, float]) -> dict[GraphName, WeightTable]:
         """The weights of every graph that computes in `dtype`, by the graph's name; for `input_factors` see there."""
         rope = self._ropes[dtype]
         return {
             name: WeightTable(
-                name, self._dense, [], *tables, *([] if name == "vision" else [rope]), input_factors=input_factors
+                name,
+                self._dense,
+                [],
+                *tables,
+                *([rope] if graph_named(name).has_caches else []),
+                input_factors=input_factors,
             )
             for name, tables in self._groups.items()
         }
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[GraphName, ...]:
         """Of the graphs."""
         return tuple(self._groups)
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from sdrpn.export.decoder import FLOAT, INT64, cast
 from sdrpn.export.dialects import AttentionShape, Dialect
-from sdrpn.export.graph import GraphAuthor
+from sdrpn.export.graph import Declared, GraphAuthor
 from sdrpn.export.weights import Weight, WeightTable, matmul, norm, plain
 from sdrpn.method.spec import ModelSpec
 
@@ -64,7 +64,7 @@ def vision_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: W
     vision, side = spec.vision, spec.vision.image_size_px
     g = GraphAuthor("vision", dialect.opset, table)
     author = _TowerAuthor(g, dialect, spec, dtype)
-    hidden = author.embed(g.input("pixel_values", FLOAT, ["images", 3, side, side]))
+    hidden = author.embed(g.input(Declared("pixel_values", FLOAT, ("images", 3, side, side), "pixels")))
     for index in range(vision.used_layers):
         hidden = author.layer(hidden, f"vision.layers.{index}")
     first, end, axis = (g.constant([n], INT64) for n in (1, vision.image_tokens + 1, 1))
@@ -74,7 +74,8 @@ def vision_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: W
         projected = author.linear(patches, first_layer)
         for name in other_layers:
             projected = author.linear(g.op.Gelu(projected), name)
-    g.output(cast(g, projected, FLOAT), "image_embeds", FLOAT, ["images", vision.image_tokens, spec.llm.width])
+    dims = ("images", vision.image_tokens, spec.llm.width)
+    g.output(cast(g, projected, FLOAT), Declared("image_embeds", FLOAT, dims, "image_embeds"))
     return g
 
 

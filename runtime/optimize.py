@@ -76,11 +76,11 @@ def _trial(graph: GraphInfo) -> Mapping[str, Array]:
     feeds: dict[str, Array] = {}
     for tensor in graph.inputs:
         shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
-        if tensor.name == "position_ids":
+        if tensor.role == "position_ids":
             feeds[tensor.name] = np.arange(_ROWS)[None]
-        elif tensor.name == "last_index":
+        elif tensor.role == "last_index":
             feeds[tensor.name] = np.array([_ROWS - 1])
-        elif tensor.name == "write_index" or "cache" in tensor.name:
+        elif tensor.role == "write_index" or tensor.is_cache:
             feeds[tensor.name] = np.zeros(shape, tensor.storage)
         else:
             feeds[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)

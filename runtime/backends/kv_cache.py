@@ -1,7 +1,7 @@
 """The caches of one graph, for one sequence or several: allocated to a length, updated in place or row by row.
 
-A graph with in-place caches has an output `NAME_out` for every cache `NAME`, bound to the same buffer. A graph with
-read-only caches has an output `NAME_rows` with the new rows, which are copied in here.
+A graph with in-place caches has an output for every cache, bound to the same buffer. A graph with read-only caches has
+an output with its new rows, which are copied in here. Which output belongs to which cache, the manifest says.
 Caches in 8 bits are pairs, of codes and of their scales; nothing here looks into either.
 """
 
@@ -15,14 +15,13 @@ from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, Step
 
 __all__ = ["CacheSet", "cache_set_from_runner", "resized"]
 
-_IN_PLACE, _ROWS = "_out", "_rows"
-
 
 @dataclass
 class CacheSet:
     """Caches (B,H_kv,length,head_dim) by the name of the graph's input; of scales (B,H_kv,length,1)."""
 
     inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, str]  # by the name of the input that each belongs to
     in_place: bool
     buffers: dict[str, Buffer] = field(default_factory=dict)
 
@@ -57,14 +56,14 @@ class CacheSet:
 
     def as_outputs(self) -> dict[str, Buffer]:
         """The same buffers under the names of the graph's outputs."""
-        return {name + _IN_PLACE: buffer for name, buffer in self.buffers.items()}
+        return {self.outputs[name]: buffer for name, buffer in self.buffers.items()}
 
     def new_row_buffers(self, backend: Backend, rows: int) -> dict[str, Buffer] | None:
         """Where the graph puts its new rows; None where it writes into the caches itself."""
         if self.in_place:
             return None
         return {
-            name + _ROWS: backend.allocate((self.batch, int(t.dims[1]), rows, int(t.dims[3])), t.storage)
+            self.outputs[name]: backend.allocate((self.batch, int(t.dims[1]), rows, int(t.dims[3])), t.storage)
             for name, t in self.inputs.items()
         }
 
@@ -72,20 +71,24 @@ class CacheSet:
         """What `store` does as a step, which reads from `start` where the rows go; none for in-place caches."""
         if not new_rows:
             return ()
-        caches = [self.buffers[name.removesuffix(_ROWS)] for name in new_rows]
-        return (backend.store_rows(caches, list(new_rows.values()), start),)
+        rows = [new_rows[self.outputs[name]] for name in self.buffers]
+        return (backend.store_rows(list(self.buffers.values()), rows, start),)
 
     def store(self, new_rows: Mapping[str, Buffer] | None, start: int) -> None:
         """Copy new rows of every sequence behind `start`; nothing to do for in-place caches."""
-        for name, rows in (new_rows or {}).items():
-            self.buffers[name.removesuffix(_ROWS)].copy_rows(rows, rows.shape[2], start)
+        if not new_rows:
+            return
+        for name, buffer in self.buffers.items():
+            rows = new_rows[self.outputs[name]]
+            buffer.copy_rows(rows, rows.shape[2], start)
 
 
 def cache_set_from_runner(runner: Runner) -> CacheSet:
     """The caches that a graph declares, not yet allocated."""
-    names = {name for name in runner.inputs if name + _IN_PLACE in runner.outputs or name + _ROWS in runner.outputs}
-    in_place = all(name + _IN_PLACE in runner.outputs for name in names)
-    return CacheSet({name: t for name, t in runner.inputs.items() if name in names}, in_place)
+    outputs = [tensor for tensor in runner.outputs.values() if tensor.is_cache]
+    names = {tensor.of: tensor.name for tensor in outputs}
+    in_place = all(tensor.role in ("cache", "cache_scale") for tensor in outputs)
+    return CacheSet({name: tensor for name, tensor in runner.inputs.items() if name in names}, names, in_place)
 
 
 def resized(backend: Backend, buffer: Buffer, entries: int, length: int, keep_rows: int) -> Buffer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -253,7 +254,7 @@ def as_built(declared: Sequence[TensorInfo], engine: Engine) -> dict[str, Tensor
                 built if dim == "cache_length" and built > 0 else dim
                 for dim, built in zip(dims, facts.dims, strict=True)
             )
-        found[tensor.name] = TensorInfo(tensor.name, tensor.dtype, dims)
+        found[tensor.name] = dataclasses.replace(tensor, dims=dims)
     return found
 
 

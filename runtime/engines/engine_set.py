@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
+from sdrpn.bundle.graphs import graphs_of
 from sdrpn.errors import BadBundle, BadInput
 
 __all__ = ["EngineFile", "EngineSet", "build_command", "engine_set", "engine_sets"]
@@ -98,8 +99,8 @@ def engine_set(bundle: Bundle, target: str) -> EngineSet:
 
 
 def _read(bundle: Bundle, target: str) -> EngineSet:
-    graphs = ("vision", "trunk", "tail") if bundle.spec.rpn is None else ("vision", "trunk", "rpn", "tail")
-    engines = {}
+    graphs = tuple(graph.name for graph in graphs_of(bundle.spec))
+    engines: dict[str, EngineFile] = {}
     for graph in graphs:
         path, manifest_path, layers_path = engine_paths(bundle.path, target, graph)
         if not manifest_path.exists():

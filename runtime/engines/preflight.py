@@ -13,8 +13,10 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sdrpn.bundle.bundle import SMALL_FILE_BYTES, TensorInfo, file_digest
+from sdrpn.bundle.bundle import SMALL_FILE_BYTES, GraphInfo, TensorInfo, file_digest
 from sdrpn.bundle.engine_manifest import EngineManifest, EngineTensor
+from sdrpn.bundle.graphs import graph_named
+from sdrpn.bundle.numerics import NUMBER_TYPES
 from sdrpn.errors import BadBundle, EngineMismatch
 from sdrpn.host.listed_files import require_loadable
 from sdrpn.host.sizes import text_from_bytes
@@ -35,7 +37,6 @@ REASONS = (
     "CUDA_ERROR",
 )
 _AMPERE_PLUS = "AMPERE_PLUS"  # HardwareCompatibilityLevel
-_CACHE = re.compile(r"_cache(\.\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def device_bytes(engines: EngineSet) -> int:
     manifests = engines.manifests.values()
     weights = sum(manifest.engine.size_bytes for manifest in manifests if not manifest.weight_streaming)
     activations = max((manifest.activation_bytes or 0 for manifest in manifests), default=0)
-    caches = sum(_cache_bytes(manifest) for manifest in manifests)
+    caches = sum(_cache_bytes(engines.variant.graphs[name], manifest) for name, manifest in engines.manifests.items())
     taps = engines.max_context * engines.bundle.spec.llm.width * 4
     return weights + activations + caches + taps
 
@@ -98,19 +99,15 @@ def _joined(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     return tuple(dataclasses.replace(one, graph=", ".join(names)) for one, names in graphs.items())
 
 
-def _cache_bytes(manifest: EngineManifest) -> int:
-    sizes = {"float16": 2, "bfloat16": 2, "float32": 4}
+def _cache_bytes(graph: GraphInfo, manifest: EngineManifest) -> int:
+    """Of one request, whose caches are as long as the engine takes them."""
+    caches = [tensor for tensor in graph.inputs if tensor.is_cache]
+    rows = {"batch": 1, "cache_length": manifest.max_context}
     return sum(
-        math.prod(_dims_of_one_request(manifest, tensor)) * sizes.get(tensor.dtype, 1)
-        for tensor in manifest.tensors
-        if tensor.mode == "input" and _CACHE.search(tensor.name)
+        math.prod(rows[dim] if isinstance(dim, str) else dim for dim in cache.dims)
+        * NUMBER_TYPES[cache.dtype].size_bytes
+        for cache in caches
     )
-
-
-def _dims_of_one_request(manifest: EngineManifest, cache: EngineTensor) -> tuple[int, ...]:
-    """(1, heads, rows, width) of a cache at its longest."""
-    _, heads, _, width = cache.dims
-    return 1, heads, manifest.max_context, width
 
 
 def _broken(engines: EngineSet, verify: bool) -> Iterator[Problem]:
@@ -239,7 +236,7 @@ def _unlike_each_other(engines: EngineSet, mend: str) -> Iterator[Problem]:
     for graph, manifest in manifests.items():
         reference = manifests.get("trunk", first)
         lengths = "contexts" if manifest.max_context == reference.max_context else "max_context"
-        for field in ("variant", "flavour", *(() if graph == "vision" else (lengths,))):  # vision has no caches
+        for field in ("variant", "flavour", *((lengths,) if graph_named(graph).has_caches else ())):
             mine, theirs = getattr(manifest, field), getattr(reference, field)
             if mine != theirs:
                 yield _malformed(graph, field, mine, f"that of {reference.graph} is {theirs}", mend)

@@ -171,18 +171,18 @@ def _feeds_of_one(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run,
 
 def _feed(tensor: TensorInfo, run: _Run, extents: Mapping[str, int], rng: np.random.Generator) -> Array:
     shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
-    if tensor.name == "position_ids":
+    if tensor.role == "position_ids":
         return np.arange(run.start, run.start + run.rows, dtype=np.int64)[None]
-    if tensor.name == "write_index":
+    if tensor.role == "write_index":
         return np.full(shape, run.start, np.int64)
-    if tensor.name == "last_index":
+    if tensor.role == "last_index":
         return np.full(shape, run.rows - 1, np.int64)
     values: Array = rng.standard_normal(shape, np.float32)
     if tensor.storage in ("int8", "uint8"):  # codes, whose bits are small numbers in fp8, too
         values = rng.integers(0, 100, shape)
-    if "_scale_cache" in tensor.name:
+    if tensor.role == "cache_scale":
         values = np.abs(values) / 128
-    if "cache" in tensor.name:
+    if tensor.is_cache:
         values[:, :, run.start :] = 0
     if tensor.dtype == "bfloat16":  # the upper two bytes of a float32
         return (values.view(np.uint32) >> 16).astype(np.uint16)

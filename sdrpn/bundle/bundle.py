@@ -10,11 +10,12 @@ BUNDLE/
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sdrpn.bundle.manifest import FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
-from sdrpn.bundle.numerics import NUMBER_TYPES, PRECISIONS
+from sdrpn.bundle.numerics import CPU_SUFFIX, DIALECT_NAMES, NUMBER_TYPES, PRECISIONS
 from sdrpn.bundle.release import release_advice, release_targets
 from sdrpn.bundle.shipped import DEFAULT_NAME, bundle_path, export_advice
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
@@ -170,7 +171,7 @@ def _manifest(path: Path, value: object) -> Manifest:
     if value["format_version"] != FORMAT_VERSION:
         raise BadBundle(
             f"{path} has format version {shown(value['format_version'])}, this release reads {FORMAT_VERSION}; "
-            f"{_ADVICE}, or install the release that wrote it"
+            f"{_again(path.parent, value)}, or install the release that wrote it"
         )
     try:
         manifest = Manifest.from_json(value)
@@ -187,6 +188,19 @@ def _manifest(path: Path, value: object) -> Manifest:
             raise BadBundle(f"{path}: variants.{name}.name is {shown(variant.name)}; expected {name}; {_ADVICE}")
         _require_fitting(path, manifest, variant)
     return manifest
+
+
+def _again(folder: Path, value: Mapping[str, object]) -> str:
+    """The command that makes a bundle of another format anew, with the options of its first variant."""
+    variants = value.get("variants")
+    named = [f"{name}" for name in variants] if isinstance(variants, dict) else []
+    options = ""
+    for dialect, precision in itertools.product(DIALECT_NAMES, PRECISIONS):
+        if any(name.removesuffix(CPU_SUFFIX).partition("-kv-")[0] == f"{dialect}-{precision}" for name in named):
+            options = f" --dialect {dialect} --precision {precision}"
+            break
+    place = shlex.quote(str(folder))
+    return f"export it again: rm -r {place} && sdrpn export CHECKPOINT --out {place}{options}"
 
 
 def _require_fitting(path: Path, manifest: Manifest, variant: Variant) -> None:

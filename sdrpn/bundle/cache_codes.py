@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.bundle.cache_names import scale_cache_name
 from sdrpn.bundle.number_types import numpy_type
 from sdrpn.bundle.numerics import CACHE_FORMS, CacheForm, cache_form
 
-__all__ = ["LEAST_SCALE", "ROW_CODES", "RowCodes", "decoded_caches", "row_codes", "scale_cache_name"]
+__all__ = ["LEAST_SCALE", "ROW_CODES", "RowCodes", "decoded_caches", "row_codes"]
 
 Array = npt.NDArray[Any]
 
@@ -67,9 +66,13 @@ def row_codes(name: str | None) -> RowCodes | None:
     return None if form is None else ROW_CODES[form.name]
 
 
-def decoded_caches(codes: RowCodes, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """The same tensors by name, but codes with their scales as the rows that they stand for."""
-    scales = {name: scale for name in tensors if (scale := scale_cache_name(name)) != name and scale in tensors}
+def decoded_caches(codes: RowCodes, tensors: Mapping[str, Array], scales: Mapping[str, str]) -> dict[str, Array]:
+    """The same tensors by name, but codes with their scales as the rows that they stand for.
+
+    Args:
+        scales: codes -> their scales, as `GraphSignature.scales` has them; pairs that are not among `tensors` count not
+    """
+    scales = {name: scale for name, scale in scales.items() if name in tensors and scale in tensors}
     return {
         name: codes.decoded(array, tensors[scales[name]]) if name in scales else array
         for name, array in tensors.items()

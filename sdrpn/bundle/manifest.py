@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sdrpn.bundle.graphs import ROLES
 from sdrpn.bundle.numerics import CPU_SUFFIX, NUMBER_TYPES, NumberType, Precision, cache_form, precision_named
 from sdrpn.errors import BadInput
 from sdrpn.host.json_reader import read_dataclass, shown
@@ -17,7 +18,8 @@ from sdrpn.method.spec import ModelSpec
 
 __all__ = ["FORMAT_VERSION", "GraphInfo", "Manifest", "TensorInfo", "Variant"]
 
-FORMAT_VERSION = 1
+# 2: every tensor has a role
+FORMAT_VERSION = 2
 MOST_DIM = 2**31
 # Of variants and graphs, which become names of folders and files.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -27,16 +29,25 @@ EMBEDDING_DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output of a graph; a string in `dims` is a dynamic dimension."""
+    """An input or output of a graph; a string in `dims` is a dynamic dimension.
+
+    role: one of ROLES; empty where nobody says, as in an ONNX file
+    of: the input of the same graph that it belongs to: a cache's, for its output and for its scales; else empty
+    """
 
     name: str
     dtype: str  # one of NUMBER_TYPES
     dims: tuple[int | str, ...]
+    role: str = ""
+    of: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in NUMBER_TYPES:
             expected = ", ".join(NUMBER_TYPES)
             raise BadInput(f"dtype of {shown(self.name)} is {shown(self.dtype)}; expected one of {expected}")
+        if self.role and self.role not in ROLES:
+            expected = ", ".join(ROLES)
+            raise BadInput(f"role of {shown(self.name)} is {shown(self.role)}; expected one of {expected}")
         for dim in self.dims:
             if isinstance(dim, int) and not 0 < dim < MOST_DIM:
                 raise BadInput(f"dims of {shown(self.name)} have {dim}; expected names, or 1 to {MOST_DIM - 1}")
@@ -45,6 +56,11 @@ class TensorInfo:
     def storage(self) -> str:
         """The type that NumPy holds it in: bytes for what it lacks."""
         return NUMBER_TYPES[self.dtype].held_as
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is kept between runs, or is written into what is."""
+        return bool(self.role) and ROLES[self.role].kind == "cache"
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sdrpn.bundle.cache_names import scale_cache_name
+from sdrpn.bundle.graphs import RoleName, graphs_of
 from sdrpn.bundle.manifest import TensorInfo
 from sdrpn.bundle.numerics import PRECISIONS, cache_form
 from sdrpn.errors import BadInput
 from sdrpn.host.json_reader import shown
 from sdrpn.method.spec import ModelSpec
 
-__all__ = ["GraphSignature", "cache_output_name", "expected_signatures"]
+__all__ = ["GraphSignature", "expected_signatures"]
 
 Dims = tuple[int | str, ...]
 
-# Dialect -> (suffix of a cache's output, its length): all of the cache, or its new rows alone.
-_CACHE_OUTPUTS = {"fused": ("_out", "cache_length"), "primitive": ("_rows", "sequence")}
+
+@dataclass(frozen=True)
+class _CacheOutput:
+    """All of a cache, or its new rows alone."""
+
+    suffix: str
+    length: str
+    roles: dict[str, RoleName]  # by the role of the input
+
+
+_CACHE_OUTPUTS = {
+    "fused": _CacheOutput("_out", "cache_length", {"cache": "cache", "cache_scale": "cache_scale"}),
+    "primitive": _CacheOutput("_rows", "sequence", {"cache": "new_rows", "cache_scale": "new_scales"}),
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,23 @@ class GraphSignature:
         """How many tensors it has."""
         return len(self.inputs) + len(self.outputs)
 
+    @property
+    def caches(self) -> dict[str, TensorInfo]:
+        """Inputs that are kept between runs, with those that hold scales."""
+        return {name: tensor for name, tensor in self.inputs.items() if tensor.is_cache}
+
+    @property
+    def cache_outputs(self) -> dict[str, TensorInfo]:
+        """By the cache input that each belongs to."""
+        return {tensor.of: tensor for tensor in self.outputs.values() if tensor.is_cache}
+
+    @property
+    def scales(self) -> dict[str, str]:
+        """Codes -> their scales, of inputs and of outputs."""
+        inputs = {one.of: one.name for one in self.inputs.values() if one.role == "cache_scale"}
+        outputs = self.cache_outputs
+        return inputs | {outputs[codes].name: outputs[scale].name for codes, scale in inputs.items()}
+
     def difference(self, expected: GraphSignature) -> str | None:
         """The first thing that is not as expected, in words; None where nothing is."""
         for side, found, wanted in (
@@ -53,6 +82,11 @@ class GraphSignature:
             for name, tensor in found.items():
                 if tensor != wanted[name]:
                     other = wanted[name]
+                    if (tensor.dtype, tensor.dims) == (other.dtype, other.dims):
+                        if tensor.role != other.role:
+                            return f"{side} {name} has the role {shown(tensor.role)}; expected {other.role}"
+                        owner = other.of or "no other"
+                        return f"{side} {name} is the {other.role} of {shown(tensor.of)}; expected that of {owner}"
                     return f"{side} {name} is {tensor.dtype} {tensor.dims}; expected {other.dtype} {other.dims}"
         return None
 
@@ -72,15 +106,8 @@ def expected_signatures(
         )
     form, computes = cache_form(kv_cache), PRECISIONS[precision].computes_in(for_cpu=for_cpu)
     graphs = _Graphs(spec, dialect, computes.name, None if form is None else form.dtype)
-    signatures = {"vision": graphs.vision(), "trunk": graphs.trunk()}
-    if spec.rpn is not None:
-        signatures["rpn"] = graphs.rpn(spec.rpn.layers)
-    return signatures | {"tail": graphs.tail()}
-
-
-def cache_output_name(dialect: str, cache: str) -> str:
-    """The output that belongs to a cache input."""
-    return cache + _CACHE_OUTPUTS[dialect][0]
+    makers = {"vision": graphs.vision, "trunk": graphs.trunk, "rpn": graphs.rpn, "tail": graphs.tail}
+    return {graph.name: makers[graph.name]() for graph in graphs_of(spec)}
 
 
 @dataclass(frozen=True)
@@ -92,58 +119,78 @@ class _Graphs:
 
     def vision(self) -> GraphSignature:
         vision = self.spec.vision
-        pixels = _float("pixel_values", "images", 3, vision.image_size_px, vision.image_size_px)
-        return GraphSignature.of([pixels], [_float("image_embeds", "images", vision.image_tokens, self.spec.llm.width)])
+        pixels = _float("pixel_values", "pixels", "images", 3, vision.image_size_px, vision.image_size_px)
+        tokens = _float("image_embeds", "image_embeds", "images", vision.image_tokens, self.spec.llm.width)
+        return GraphSignature.of([pixels], [tokens])
 
     def trunk(self) -> GraphSignature:
         caches = self._layer_caches(range(self.spec.tap_layer), self.code_dtype)
-        return self._decoder("inputs_embeds", caches, [self._hidden("tap")], last_index=False)
+        return self._decoder(self._hidden("inputs_embeds", "hidden"), caches, [self._tap], last_index=False)
 
     def tail(self) -> GraphSignature:
         caches = self._layer_caches(range(self.spec.tap_layer, self.spec.llm.layers), self.code_dtype)
-        return self._decoder("tap", caches, [_float("logits", "batch", self.spec.llm.vocabulary)], last_index=True)
+        logits = _float("logits", "logits", "batch", self.spec.llm.vocabulary)
+        return self._decoder(self._tap, caches, [logits], last_index=True)
 
-    def rpn(self, layers: int) -> GraphSignature:
+    def rpn(self) -> GraphSignature:
         """The last layer's keys, which are not rotated, are cached under a name of their own."""
-        scores = [_float("scores", "batch", self.spec.llm.heads, "cache_length")]
+        assert self.spec.rpn is not None
+        layers = self.spec.rpn.layers
+        scores = [_float("scores", "scores", "batch", self.spec.llm.heads, "cache_length")]
         if self.dialect == "primitive":  # its cache is read only: the new rows are scored apart
-            scores.append(_float("new_scores", "batch", self.spec.llm.heads, "sequence"))
-        score_keys = TensorInfo("score_key_cache", self.cache_dtype, self._cache_dims(self.spec.llm.head_dim))
+            scores.append(_float("new_scores", "new_scores", "batch", self.spec.llm.heads, "sequence"))
+        score_keys = TensorInfo("score_key_cache", self.cache_dtype, self._cache_dims(self.spec.llm.head_dim), "cache")
         caches = [*self._layer_caches(range(layers - 1), None), score_keys]
-        return self._decoder("tap", caches, scores, last_index=True)
+        return self._decoder(self._tap, caches, scores, last_index=True)
 
     def _decoder(
-        self, hidden: str, caches: list[TensorInfo], results: list[TensorInfo], *, last_index: bool
+        self, hidden: TensorInfo, caches: list[TensorInfo], results: list[TensorInfo], *, last_index: bool
     ) -> GraphSignature:
-        indices = [_int("position_ids", "batch", "sequence"), _int("write_index", "batch")]
+        indices = [_index("position_ids", "batch", "sequence"), _index("write_index", "batch")]
         if last_index:
-            indices.append(_int("last_index", "batch"))
-        length = _CACHE_OUTPUTS[self.dialect][1]
+            indices.append(_index("last_index", "batch"))
+        form = _CACHE_OUTPUTS[self.dialect]
         cache_outputs = [
-            TensorInfo(cache_output_name(self.dialect, one.name), one.dtype, (*one.dims[:2], length, one.dims[3]))
-            for one in caches
+            TensorInfo(
+                f"{cache.name}{form.suffix}",
+                cache.dtype,
+                (*cache.dims[:2], form.length, cache.dims[3]),
+                form.roles[cache.role],
+                cache.name,
+            )
+            for cache in caches
         ]
-        return GraphSignature.of([self._hidden(hidden), *indices, *caches], [*results, *cache_outputs])
+        return GraphSignature.of([hidden, *indices, *caches], [*results, *cache_outputs])
 
-    def _hidden(self, name: str) -> TensorInfo:
-        return _float(name, "batch", "sequence", self.spec.llm.width)
+    @property
+    def _tap(self) -> TensorInfo:
+        return self._hidden("tap", "tap")
+
+    def _hidden(self, name: str, role: RoleName) -> TensorInfo:
+        return _float(name, role, "batch", "sequence", self.spec.llm.width)
 
     def _layer_caches(self, layers: range, code_dtype: str | None) -> list[TensorInfo]:
         """Keys and values of every layer; in 8 bits with a scale for each row and head beside them."""
-        names = [f"{part}_cache.{layer}" for layer in layers for part in ("key", "value")]
-        dims = self._cache_dims(self.spec.llm.head_dim)
+        parts = [(part, layer) for layer in layers for part in ("key", "value")]
+        dims, dtype = self._cache_dims(self.spec.llm.head_dim), code_dtype or self.cache_dtype
+        caches = [TensorInfo(f"{part}_cache.{layer}", dtype, dims, "cache") for part, layer in parts]
         if code_dtype is None:
-            return [TensorInfo(name, self.cache_dtype, dims) for name in names]
-        scales = [TensorInfo(scale_cache_name(name), self.cache_dtype, self._cache_dims(1)) for name in names]
-        return [*(TensorInfo(name, code_dtype, dims) for name in names), *scales]
+            return caches
+        names = [f"{part}_scale_cache.{layer}" for part, layer in parts]
+        scales = [
+            TensorInfo(name, self.cache_dtype, self._cache_dims(1), "cache_scale", codes.name)
+            for name, codes in zip(names, caches, strict=True)
+        ]
+        return [*caches, *scales]
 
     def _cache_dims(self, width: int) -> Dims:
         return "batch", self.spec.llm.kv_heads, "cache_length", width
 
 
-def _float(name: str, *dims: int | str) -> TensorInfo:
-    return TensorInfo(name, "float32", dims)
+def _float(name: str, role: RoleName, *dims: int | str) -> TensorInfo:
+    return TensorInfo(name, "float32", dims, role)
 
 
-def _int(name: str, *dims: int | str) -> TensorInfo:
-    return TensorInfo(name, "int64", dims)
+def _index(name: RoleName, *dims: int | str) -> TensorInfo:
+    """Integers, which are called by their role."""
+    return TensorInfo(name, "int64", dims, name)

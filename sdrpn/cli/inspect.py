@@ -26,8 +26,6 @@ does not fit this one. --report writes sizes, seconds, memory and gates of all e
   sdrpn inspect bundle --engines --report engines.html
 """
 
-GRAPHS = ("vision", "trunk", "rpn", "tail")  # as an image passes through them
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
@@ -140,10 +138,11 @@ def _print_model(bundle: Bundle) -> None:
 
 
 def _print_variant(manifest: Manifest, variant: Variant) -> None:
+    from sdrpn.bundle.graphs import graphs_of
     from sdrpn.cli.output import print_table
     from sdrpn.host.sizes import text_from_bytes
 
-    rows = [row for name in GRAPHS if name in variant.graphs for row in _graph_rows(manifest, variant.graphs[name])]
+    rows = [row for graph in graphs_of(manifest.spec) for row in _graph_rows(manifest, variant.graphs[graph.name])]
     size_bytes = sum(manifest.files[name].size_bytes for name in variant.files)
     title = f"{variant.name}: opset {variant.opset}, {text_from_bytes(size_bytes)} with the token embedding"
     print_table(("graph", "size", "", "tensor", "type", "dims"), rows, title=title)
@@ -155,8 +154,8 @@ def _graph_rows(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, ...
 
     head = graph.name, text_from_bytes(_size(manifest, graph))
     for side, tensors in (("in", graph.inputs), ("out", graph.outputs)):
-        caches = [tensor for tensor in tensors if "cache" in tensor.name]
-        others = [tensor for tensor in tensors if "cache" not in tensor.name]
+        caches = [tensor for tensor in tensors if tensor.is_cache]
+        others = [tensor for tensor in tensors if not tensor.is_cache]
         for tensor in (*others, *caches[:1]):
             more = f" and {len(caches) - 1} more" if tensor in caches and len(caches) > 1 else ""
             yield (*head, side, f"{tensor.name}{more}", tensor.dtype, f"({', '.join(map(str, tensor.dims))})")

@@ -142,7 +142,7 @@ class _GraphChecker:
     def axes(self, found: Mapping[str, GraphSignature]) -> Iterator[Check]:
         """Types, fixed extents and which axes are dynamic; one check for all that are right, one for each wrong."""
         for place, side, declared, wanted in self._sides(found):
-            wrong = [name for name in wanted if declared[name] != wanted[name]]
+            wrong = [name for name in wanted if _form(declared[name]) != _form(wanted[name])]
             for name in wrong:
                 texts = _text_from_tensor(declared[name]), _text_from_tensor(wanted[name])
                 yield self._check("axes", f"{name} in the {place}", *texts, ok=False)
@@ -188,6 +188,11 @@ class _GraphChecker:
 
     def _check(self, kind: Kind, tensor: str, found: str, expected: str, *, ok: bool) -> Check:
         return Check(self.variant.name, self.graph, kind, tensor, found, expected, ok=ok)
+
+
+def _form(tensor: TensorInfo) -> tuple[object, ...]:
+    """What a graph's own file declares as well, which knows no roles."""
+    return tensor.name, tensor.dtype, tensor.dims
 
 
 def _text_from_tensor(tensor: TensorInfo) -> str:

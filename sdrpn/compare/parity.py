@@ -9,7 +9,6 @@ which it begins.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,9 +34,8 @@ from sdrpn.model.vision import ClipAttention
 __all__ = ["AT_LEAST", "answer_parity", "gates", "graph_parity", "peak_checks", "recorded_peaks"]
 
 AT_LEAST: frozenset[Kind] = frozenset({"roi cosine", "cosine", "box IoU", "same crops", "token agreement"})
-_CACHE_OUTPUT = re.compile(r"_cache(\.\d+)?_out$")
 # Keys, values and the RPN's scores: what a graph gives that was fp16 and is no output of a layer's matrix.
-_HALF_OUTPUT = re.compile(r"_cache(\.\d+)?_(out|rows)$|scores$")
+_HALF_OUTPUTS = ("cache", "new_rows", "scores", "new_scores")
 _SCORES = " scores"
 
 
@@ -201,10 +199,7 @@ def _measured(
         yield Check(variant.name, graph, "values", label, text, str(expected.shape), ok=False)
         return
     found = found[tuple(slice(extent) for extent in expected.shape)]
-    if _CACHE_OUTPUT.search(output):
-        start = int(trial.feeds["write_index"][0])
-        rows = slice(start, start + trial.feeds["position_ids"].shape[1])
-        found, expected = found[:, :, rows], expected[:, :, rows]
+    found, expected = trial.written(output, found), trial.written(output, expected)
     measures: tuple[tuple[Kind, float, float], ...] = (
         ("values", relative_difference(found, expected), limits.values),
         ("mean", _mean_difference(found, expected), limits.mean),
@@ -214,7 +209,11 @@ def _measured(
         ok = value >= limit if kind in AT_LEAST else value <= limit
         told: str | float = value if np.isfinite(value) else "not a finite number"
         yield Check(variant.name, graph, kind, label, told, limit=limit, ok=ok)
-    if not variant.computes_in.has_range_of_float32 and _HALF_OUTPUT.search(output) and expected.size:
+    if (
+        not variant.computes_in.has_range_of_float32
+        and trial.signature.outputs[output].role in _HALF_OUTPUTS
+        and expected.size
+    ):
         yield _peak(variant, graph, label, float(np.abs(expected.astype(np.float64)).max()), FP16_PEAK)
 
 

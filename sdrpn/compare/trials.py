@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdrpn.bundle.bundle import Variant
-from sdrpn.bundle.cache_codes import RowCodes, decoded_caches, row_codes, scale_cache_name
+from sdrpn.bundle.cache_codes import RowCodes, decoded_caches, row_codes
+from sdrpn.bundle.graphs import graph_named
 from sdrpn.bundle.number_types import numpy_type
-from sdrpn.bundle.signatures import GraphSignature, cache_output_name
+from sdrpn.bundle.signatures import GraphSignature
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.images.image import base_pixels
 from sdrpn.model.layers import KvCache
@@ -41,11 +42,20 @@ class Trial:
     label: str
     feeds: dict[str, Array]
     expected: dict[str, Array]
+    signature: GraphSignature
     codes: RowCodes | None = None  # of the caches
 
     def decoded(self, results: Mapping[str, Array]) -> Mapping[str, Array]:
         """What came out, rows in 8 bits as the numbers that they stand for."""
-        return results if self.codes is None else decoded_caches(self.codes, results)
+        return results if self.codes is None else decoded_caches(self.codes, results, self.signature.scales)
+
+    def written(self, output: str, array: Array) -> Array:
+        """Of a whole cache the rows that this run wrote; everything else as it is."""
+        if output not in self.signature.outputs or self.signature.outputs[output].role != "cache":
+            return array
+        indices = {tensor.role: name for name, tensor in self.signature.inputs.items()}
+        start = int(self.feeds[indices["write_index"]][0])
+        return array[:, :, start : start + self.feeds[indices["position_ids"]].shape[1]]
 
 
 def graph_trials(
@@ -60,18 +70,18 @@ def graph_trials(
         max_context: positions that the graph knows
     """
     if graph == "vision":
-        return _vision_trials(model)
-    codes = None if graph == "rpn" else row_codes(variant.kv_cache)
+        return _vision_trials(model, signature)
+    codes = row_codes(variant.kv_cache) if graph_named(graph).coded_caches else None
     return _DecoderTrials(model, graph, variant.dialect, max_context, codes).all(signature)
 
 
 @torch.inference_mode()
-def _vision_trials(model: SdRpnModel) -> Iterator[Trial]:
+def _vision_trials(model: SdRpnModel, signature: GraphSignature) -> Iterator[Trial]:
     """Two pictures at once: a crop's vision pass may take several."""
     pixels = _pixels(model)
     embeds = _array(model.vision(torch.from_numpy(pixels)))
-    yield Trial("2 pictures", {"pixel_values": pixels}, {"image_embeds": embeds})
-    yield Trial("1 picture", {"pixel_values": pixels[1:]}, {"image_embeds": embeds[1:]})
+    yield Trial("2 pictures", {"pixel_values": pixels}, {"image_embeds": embeds}, signature)
+    yield Trial("1 picture", {"pixel_values": pixels[1:]}, {"image_embeds": embeds[1:]}, signature)
 
 
 @dataclass(frozen=True)
@@ -134,9 +144,9 @@ class _DecoderTrials:
         for chunk in self._chunks():
             feeds = {hidden_name: _array(hidden[:, chunk.start : chunk.stop]), **self._indices(chunk)}
             cache_feeds = self._cache_feeds(caches, chunk, signature)
-            expected = self._results(tap, chunk) | self._cache_results(caches, cache_feeds, chunk)
+            expected = self._results(tap, chunk) | self._cache_results(caches, cache_feeds, chunk, signature)
             wanted = {name: feeds[name] for name in feeds if name in signature.inputs}
-            yield Trial(chunk.label, wanted | cache_feeds, expected, self.codes)
+            yield Trial(chunk.label, wanted | cache_feeds, expected, signature, self.codes)
 
     def _chunks(self) -> Iterator[_Chunk]:
         """A prefill, more rows behind it, one row, and one row at the end of the context."""
@@ -211,23 +221,24 @@ class _DecoderTrials:
             if self.codes is None:
                 feeds[name] = feed.astype(numpy_type(signature.inputs[name].dtype))
             else:
-                scales = scale_cache_name(name)
+                scales = signature.scales[name]
                 feeds[name], feeds[scales] = self.codes.encoded(feed, signature.inputs[scales].dtype)
         return feeds
 
     def _cache_results(
-        self, caches: Mapping[str, Array], feeds: Mapping[str, Array], chunk: _Chunk
+        self, caches: Mapping[str, Array], feeds: Mapping[str, Array], chunk: _Chunk, signature: GraphSignature
     ) -> dict[str, Array]:
         """New rows alone, or the whole cache with nothing but the new rows changed; rows in 8 bits as numbers."""
         results = {}
-        feeds = feeds if self.codes is None else decoded_caches(self.codes, feeds)
+        feeds = feeds if self.codes is None else decoded_caches(self.codes, feeds, signature.scales)
         for name, rows in caches.items():
             new = rows[:, :, chunk.start : chunk.stop]
-            if self.dialect == "fused":
+            output = signature.cache_outputs[name]
+            if output.role == "cache":
                 whole = feeds[name].astype(np.float32)
                 whole[:, :, chunk.start : chunk.stop] = new
                 new = whole
-            results[cache_output_name(self.dialect, name)] = new
+            results[output.name] = new
         return results
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn.bundle.bundle import Bundle, FileInfo, Variant, file_digest, open_bundle
+from sdrpn.bundle.graphs import graph_named
 from sdrpn.bundle.memory import cpu_needs
 from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, optimized_folder, source_digest
 from sdrpn.bundle.shipped import bundle_path, require_not_shipped
@@ -126,7 +127,7 @@ def _save_all(
     saved: dict[str, str] = {}
     for name, graph in variant.graphs.items():
         path = bundle.file(graph.file)
-        replaced = attention == GROUP_QUERY and name != "vision"
+        replaced = attention == GROUP_QUERY and graph_named(name).has_caches
         save_graph(graph, group_query_graph(path) if replaced else path, bundle.path, work / f"{name}.onnx", threads)
         saved[name] = f"{name}.onnx"
         progress(len(saved), len(variant.graphs))

@@ -98,11 +98,44 @@ class TestOpening:
         with pytest.raises(BadBundle, match="is not a bundle manifest; export the bundle again"):
             open_bundle(copy)
 
-    @pytest.mark.parametrize("version", [0, 2, "1", None])
+    @pytest.mark.parametrize("version", [0, 1, 3, "2", None])
     def test_another_format_version(self, copy: Path, version: object) -> None:
         edit_manifest(copy, lambda value: value.update(format_version=version))
-        with pytest.raises(BadBundle, match=r"format version .*, this release reads 1; export the bundle again, or"):
+        again = r"rm -r \S*bundle && sdrpn export CHECKPOINT --out \S*bundle --dialect fused --precision fp32"
+        with pytest.raises(
+            BadBundle, match=rf"format version .*, this release reads 2; export it again: {again}, or install"
+        ) as error:
             open_bundle(copy)
+        one_line(error)
+
+    @pytest.mark.parametrize("variants", [None, [], {}, {"x": 1}, {3: 1}])
+    def test_another_format_version_with_variants_of_another_kind(self, copy: Path, variants: object) -> None:
+        edit_manifest(copy, lambda value: value.update(format_version=1, variants=variants))
+        with pytest.raises(BadBundle, match=r"reads 2; export it again: rm -r \S+ && sdrpn export CHECKPOINT") as error:
+            open_bundle(copy)
+        one_line(error)
+
+    @pytest.mark.parametrize(
+        ("tensor", "entry", "value", "message"),
+        [
+            ("tap", "role", "logits", 'input tap has the role "logits"; expected tap'),
+            ("tap", "role", "", 'input tap has the role ""; expected tap'),
+            ("tap", "role", "taps", 'role of "tap" is "taps"; expected one of pixels, image_embeds, hidden'),
+            ("score_key_cache_out", "of", "tap", 'is the cache of "tap"; expected that of score_key_cache'),
+            ("score_key_cache", "of", "tap", 'is the cache of "tap"; expected that of no other'),
+        ],
+    )
+    def test_a_wrong_role(self, copy: Path, tensor: str, entry: str, value: str, message: str) -> None:
+        def edit(manifest: dict[str, Any]) -> None:
+            graph = manifest["variants"]["fused-fp32"]["graphs"]["rpn"]
+            for info in (*graph["inputs"], *graph["outputs"]):
+                if info["name"] == tensor:
+                    info[entry] = value
+
+        edit_manifest(copy, edit)
+        with pytest.raises(BadBundle, match=message) as error:
+            open_bundle(copy)
+        one_line(error)
 
     @pytest.mark.parametrize("entry", ["spec", "max_context", "variants", "files", "tokenizer", "source", "tools"])
     def test_a_missing_entry(self, copy: Path, entry: str) -> None:

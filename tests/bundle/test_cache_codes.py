@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdrpn.bundle.cache_codes import LEAST_SCALE, ROW_CODES, decoded_caches, row_codes, scale_cache_name
+from sdrpn.bundle.cache_codes import LEAST_SCALE, ROW_CODES, decoded_caches, row_codes
 from sdrpn.errors import BadInput
 
 RNG = np.random.default_rng(0)
@@ -46,14 +46,14 @@ def test_caches_are_read_with_their_scales_and_others_are_left() -> None:
     rows, tap = RNG.standard_normal((1, 2, 3, 8)).astype(np.float32), np.ones((1, 3, 8), np.float32)
     codes, scales = ROW_CODES["int8"].encoded(rows, "float16")
     tensors = {"tap": tap, "value_cache.1_out": codes, "value_scale_cache.1_out": scales, "key_cache.0": rows}
-    found = decoded_caches(ROW_CODES["int8"], tensors)
+    scales_of = {"value_cache.1_out": "value_scale_cache.1_out", "value_cache.1": "value_scale_cache.1"}
+    found = decoded_caches(ROW_CODES["int8"], tensors, scales_of)
     assert found.keys() == {"tap", "value_cache.1_out", "key_cache.0"}
     assert found["key_cache.0"] is rows
     assert np.array_equal(found["value_cache.1_out"], ROW_CODES["int8"].decoded(codes, scales))
 
 
 def test_names() -> None:
-    assert scale_cache_name("key_cache.12_rows") == "key_scale_cache.12_rows"
     assert row_codes(None) is None
     assert row_codes("fp8") is ROW_CODES["fp8"]
     with pytest.raises(BadInput, match="caches in 'int4' are unknown; expected one of int8, fp8, or none"):

@@ -159,7 +159,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "manifest cut off": (lambda b: cut(b / MANIFEST_NAME), r"manifest\.json cannot be read \(.*\); export the bundle"),
     "newer format": (
         in_manifest(lambda m: m.update(format_version=99)),
-        r"has format version 99, this release reads 1; export the bundle again, or install the release that wrote it",
+        r"has format version 99, this release reads 2; export it again: .*, or install the release that wrote it",
     ),
     "path out of the bundle": (in_manifest(moved_out), r"names .\.\./outside\.bin., which leaves the bundle; expected"),
     "link out of the bundle": (linked_out, r"tail\.fp32\.bin is a link that leaves "),

@@ -56,7 +56,7 @@ def test_inspect_says_what_it_is(sdrpn: Command, release: Path) -> None:
     assert f"a release: engines for {TARGET}, the token embedding and the tokenizer, without" in found.out
     assert f"sdrpn inspect {release} --engines" in found.out
     assert "opset" not in found.out  # nothing of graphs that are not there
-    assert sdrpn("inspect", release, "--json").json()["format_version"] == 1
+    assert sdrpn("inspect", release, "--json").json()["format_version"] == 2
 
 
 def test_inspect_still_compares_what_is_there(sdrpn: Command, release: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdrpn.engines.layers import Kernel, Verdict, activation_bytes, attention_layers, gate, is_told, kernels_from_log
+from sdrpn.bundle.graphs import GRAPHS
+from sdrpn.engines.layers import Kernel, Verdict, activation_bytes, gate, is_told, kernels_from_log
 from sdrpn.method.spec import ModelSpec
 from tests.engines.listing import as_listed
 
@@ -56,6 +57,7 @@ def judged(
         max_context=CONTEXT,
         small_weights=weights or {},
         coded_caches=coded,
+        updated_caches={"key_cache.0_out"},
     )
 
 
@@ -180,7 +182,7 @@ def test_the_largest_activation_memory_counts() -> None:
 
 
 def test_attentions(tiny_spec: ModelSpec) -> None:
-    assert [attention_layers(tiny_spec, graph) for graph in ("vision", "trunk", "rpn", "tail")] == [2, 2, 1, 2]
+    assert [graph.attentions(tiny_spec) for graph in GRAPHS] == [2, 2, 1, 2]
 
 
 class TestGate:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
+from sdrpn.bundle.bundle import FORMAT_VERSION, MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import Checkpoint, open_checkpoint, write_random_checkpoint
 from sdrpn.errors import BadBundle, BadCheckpoint, BadInput, RunFailed, SdrpnError
 from sdrpn.export import ExportOptions, export_bundle
@@ -234,7 +234,7 @@ class TestSeveralVariants:
 
     def test_a_bundle_of_another_version_is_not_added_to(self, tiny_checkpoint: Path, copy: Path) -> None:
         text = (copy / MANIFEST_NAME).read_text()
-        (copy / MANIFEST_NAME).write_text(text.replace('"format_version": 1', '"format_version": 7'))
+        (copy / MANIFEST_NAME).write_text(text.replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 7'))
         with pytest.raises(BadBundle, match=r"format version 7, .*: remove .*bundle first, or name another --out"):
             export_bundle(tiny_checkpoint, copy, FUSED_HALF)
 

@@ -13,7 +13,7 @@ import pytest
 
 from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, open_bundle
 from sdrpn.bundle.cache_codes import ROW_CODES, decoded_caches
-from sdrpn.bundle.signatures import expected_signatures
+from sdrpn.bundle.signatures import GraphSignature, expected_signatures
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.compare.graphs import compare_graphs
 from sdrpn.errors import BadInput
@@ -109,7 +109,8 @@ def first_rows(bundle: Bundle, variant: str) -> dict[str, Array]:
     }
     feeds |= {"inputs_embeds": hidden(bundle), "position_ids": np.arange(ROWS)[None]}
     results, kv_cache = run(bundle, variant, "trunk", feeds), bundle.variant(variant).kv_cache
-    numbers = results if kv_cache is None else decoded_caches(ROW_CODES[kv_cache], results)
+    scales = GraphSignature.of(info.inputs, info.outputs).scales
+    numbers = results if kv_cache is None else decoded_caches(ROW_CODES[kv_cache], results, scales)
     return {name.rpartition("_")[0]: rows[:, :, :ROWS] for name, rows in numbers.items()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdrpn.bundle.bundle import Bundle, FileInfo, GraphInfo, Manifest, TensorInfo, Variant
+from sdrpn.bundle.graphs import graph_named
 from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
 from sdrpn.runtime.backends.fake import Compute, FakeBackend
 from sdrpn.runtime.backends.runner import Array
@@ -40,8 +41,8 @@ def graph_infos(in_place: bool) -> dict[str, GraphInfo]:
         "vision": GraphInfo(
             "vision",
             "vision.onnx",
-            (TensorInfo("pixel_values", "float32", ("images", 3, side, side)),),
-            (TensorInfo("image_embeds", "float32", ("images", images, WIDTH)),),
+            (TensorInfo("pixel_values", "float32", ("images", 3, side, side), "pixels"),),
+            (TensorInfo("image_embeds", "float32", ("images", images, WIDTH), "image_embeds"),),
             (),
         ),
         "trunk": _decoder(
@@ -65,22 +66,23 @@ def _decoder(
 ) -> GraphInfo:
     cache_dims = ("batch", 2, "cache_length", HEAD_DIM)
     output_dims = cache_dims if in_place else ("batch", 2, "sequence", HEAD_DIM)
-    suffix = "_out" if in_place else "_rows"
+    suffix, role = ("_out", "cache") if in_place else ("_rows", "new_rows")
+    graph = graph_named(name)
     indices = [("position_ids", ("batch", "sequence")), ("write_index", ("batch",))]
     if name != "trunk":
         indices.append(("last_index", ("batch",)))
-    outputs = [TensorInfo(result[0], "float32", result[1])]
+    outputs = [TensorInfo(result[0], "float32", result[1], graph.gives)]
     if name == "rpn" and not in_place:
-        outputs.append(TensorInfo("new_scores", "float32", ("batch", 2, "sequence")))
+        outputs.append(TensorInfo("new_scores", "float32", ("batch", 2, "sequence"), "new_scores"))
     return GraphInfo(
         name,
         f"{name}.onnx",
         (
-            TensorInfo(first[0], "float32", first[1]),
-            *(TensorInfo(n, "int64", dims) for n, dims in indices),
-            *(TensorInfo(n, "float32", cache_dims) for n in caches),
+            TensorInfo(first[0], "float32", first[1], graph.takes),
+            *(TensorInfo(n, "int64", dims, n) for n, dims in indices),
+            *(TensorInfo(n, "float32", cache_dims, "cache") for n in caches),
         ),
-        (*outputs, *(TensorInfo(n + suffix, "float32", output_dims) for n in caches)),
+        (*outputs, *(TensorInfo(n + suffix, "float32", output_dims, role, n) for n in caches)),
         (),
     )
 

@@ -14,10 +14,10 @@ from sdrpn.runtime.backends.fake import Compute, FakeBackend
 from sdrpn.runtime.backends.runner import Array
 
 HIDDEN = TensorInfo("hidden", "float32", ("batch", "sequence", 2))
-CACHE = TensorInfo("key_cache.0", "float16", ("batch", 1, "cache_length", 2))
+CACHE = TensorInfo("key_cache.0", "float16", ("batch", 1, "cache_length", 2), "cache")
 DOUBLED = TensorInfo("doubled", "float32", ("batch", "sequence", 2))
-IN_PLACE = TensorInfo("key_cache.0_out", "float16", CACHE.dims)
-ROWS = TensorInfo("key_cache.0_rows", "float16", ("batch", 1, "sequence", 2))
+IN_PLACE = TensorInfo("key_cache.0_out", "float16", CACHE.dims, "cache", "key_cache.0")
+ROWS = TensorInfo("key_cache.0_rows", "float16", ("batch", 1, "sequence", 2), "new_rows", "key_cache.0")
 
 FEEDS: dict[str, Array] = {"hidden": np.ones((1, 3, 2), np.float32), "key_cache.0": np.zeros((1, 1, 5, 2), np.float16)}
 

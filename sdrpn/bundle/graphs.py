@@ -1,0 +1,107 @@
+"""The four graphs of a model, and what their tensors are for. Facts only; knows no shapes, files or libraries.
+
+A picture passes through them in the order of GRAPHS. A manifest gives every tensor a role, by which all stages find
+what they need: names are for people, and for binding a tensor by the name that its graph has for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sdrpn.method.spec import ModelSpec
+
+__all__ = ["GRAPHS", "ROLES", "Graph", "GraphName", "Role", "RoleName", "graph_named", "graphs_of"]
+
+GraphName = Literal["vision", "trunk", "rpn", "tail"]
+RoleName = Literal[
+    "pixels",
+    "image_embeds",
+    "hidden",
+    "tap",
+    "scores",
+    "new_scores",
+    "logits",
+    "position_ids",
+    "write_index",
+    "last_index",
+    "cache",
+    "cache_scale",
+    "new_rows",
+    "new_scales",
+]
+Kind = Literal["values", "index", "cache"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What tensors are for."""
+
+    name: RoleName
+    kind: Kind  # numbers of the model, integers that say where rows lie, or what is kept between runs
+    about: str
+
+
+_ROLES = (
+    Role("pixels", "values", "normalised pixels of pictures (N,3,R,R)"),
+    Role("image_embeds", "values", "image tokens of pictures (N,G*G,D)"),
+    Role("hidden", "values", "what the first layer takes of new rows (B,S,D)"),
+    Role("tap", "values", "the residual stream between trunk and tail (B,S,D)"),
+    Role("scores", "values", "the asking row against every row of the cache (B,H,S_max)"),
+    Role("new_scores", "values", "the asking row against new rows, where the cache is read only (B,H,S)"),
+    Role("logits", "values", "of the token behind the asking row (B,V)"),
+    Role("position_ids", "index", "which position each new row has, and which row of the caches (B,S)"),
+    Role("write_index", "index", "the first row of the caches that is written (B,)"),
+    Role("last_index", "index", "which of the new rows asks (B,)"),
+    Role("cache", "cache", "keys or values of all rows (B,H_kv,S_max,head_dim); as an output updated in place"),
+    Role("cache_scale", "cache", "scales of a cache in 8 bits (B,H_kv,S_max,1)"),
+    Role("new_rows", "cache", "new rows of a cache that is read only (B,H_kv,S,head_dim)"),
+    Role("new_scales", "cache", "scales of such rows (B,H_kv,S,1)"),
+)
+ROLES: Mapping[str, Role] = {row.name: row for row in _ROLES}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One part of the model that is a graph, and later an engine, of its own."""
+
+    name: GraphName
+    takes: RoleName  # besides indices and caches
+    gives: RoleName
+    needs: tuple[GraphName, ...]  # graphs whose results it takes
+    has_caches: bool = True
+    coded_caches: bool = False  # whether its caches may be in 8 bits
+    decodes: bool = False  # whether it is part of a step of one token
+    asks_one_row: bool = False  # whether it takes last_index and gives something of that row alone
+    only_with_rpn: bool = False
+
+    def attentions(self, spec: ModelSpec) -> int:
+        """How many layers attend. The RPN's last layer only scores: it attends to nothing."""
+        layers: dict[GraphName, int] = {
+            "vision": spec.vision.used_layers,
+            "trunk": spec.tap_layer,
+            "rpn": 0 if spec.rpn is None else spec.rpn.layers - 1,
+            "tail": spec.tail_layers,
+        }
+        return layers[self.name]
+
+
+# As an image passes through them. The RPN's caches are never in 8 bits: its map decides where the model looks.
+GRAPHS = (
+    Graph("vision", "pixels", "image_embeds", (), has_caches=False),
+    Graph("trunk", "hidden", "tap", ("vision",), coded_caches=True, decodes=True),
+    Graph("rpn", "tap", "scores", ("trunk",), asks_one_row=True, only_with_rpn=True),
+    Graph("tail", "tap", "logits", ("trunk",), coded_caches=True, decodes=True, asks_one_row=True),
+)
+_BY_NAME: Mapping[str, Graph] = {graph.name: graph for graph in GRAPHS}
+
+
+def graph_named(name: str) -> Graph:
+    """The row of a graph; KeyError for a name that is none."""
+    return _BY_NAME[name]
+
+
+def graphs_of(spec: ModelSpec) -> Sequence[Graph]:
+    """Those that this model has."""
+    return tuple(graph for graph in GRAPHS if spec.rpn is not None or not graph.only_with_rpn)
