@@ -42,7 +42,7 @@ class CacheSet:
         if (start, stop) == (0, self.batch):
             return self
         views = {name: buffer.entries(start, stop) for name, buffer in self.buffers.items()}
-        return CacheSet(self.inputs, self.in_place, views)
+        return CacheSet(self.inputs, self.outputs, self.in_place, views)
 
     def resize(self, backend: Backend, entries: int, length: int, keep_rows: int) -> None:
         """Buffers for `entries` sequences of `length` rows, of which the first `keep_rows` are as before."""

@@ -128,7 +128,7 @@ class TensorRtRunner:
         for number, extents in enumerate(self._extents):
             if all(_within(feeds[name].shape, *extents[name]) for name in feeds):
                 return number
-        shapes = {name: buffer.shape for name, buffer in feeds.items() if "cache" not in name}
+        shapes = {name: buffer.shape for name, buffer in feeds.items() if not self.inputs[name].is_cache}
         ranges = [{name: extents[name] for name in shapes} for extents in self._extents]
         raise RunFailed(
             f"{self.name}: no profile of the engine has the shapes {shapes}; they are {ranges}; build it again with "
@@ -138,7 +138,7 @@ class TensorRtRunner:
     def _check_aliases(self, feeds: Mapping[str, DeviceBuffer], results: Mapping[str, DeviceBuffer]) -> None:
         for output, result in results.items():
             shared = [name for name, feed in feeds.items() if _overlap(result, feed)]
-            updated = output.removesuffix("_out")
+            updated = self.outputs[output].of
             if shared not in ([], [updated]) or (shared and result.pointer != feeds[updated].pointer):
                 raise RunFailed(
                     f"{self.name}: output {output} lies in the memory of input {shared[0]}; only a cache may, with its "
