@@ -1,4 +1,4 @@
-"""A scene that comes with the package, and the picture of how it was answered. Pillow and NumPy only; runs no model."""
+"""The scene shipped with the package, and a picture of how it was answered. Pillow and NumPy only; runs no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One picture that explains the method: what the first look saw, where it pointed, and what the crop showed.
+"""One picture that explains the method: what the first pass saw, where it pointed, and what the crop showed.
 
 question
 1 first look        2 where it points      3 the crop, enlarged
@@ -25,19 +25,19 @@ Colour: TypeAlias = tuple[int, int, int]
 PANEL_PX = 472
 MARGIN_PX = 28
 HEADER_PX = 104
-TITLE_PX = 40  # the line over a panel
+TITLE_PX = 40  # height of the title above a panel
 FOOTER_PX = 128
 FAINT: Colour = (150, 154, 162)
 FRAME: Colour = (60, 62, 68)
 RIGHT: Colour = (95, 210, 130)
 WRONG: Colour = (245, 105, 95)
 ANSWER_PX = 44
-VERDICT_PX = 90  # beside an answer
+VERDICT_PX = 90  # the mark beside an answer
 
 
 @dataclass(frozen=True)
 class Told:
-    """An answer, and whether it is the true one."""
+    """A model's answer, and whether it is correct."""
 
     text: str
     right: bool
@@ -54,13 +54,13 @@ def draw_demo(
     boxes_xyxy_px: tuple[Box, ...],
     first_look_px: int,
 ) -> Image.Image:
-    """Draw it.
+    """Draw the picture.
 
     Args:
         image: upright RGB
-        plain, again: the answers of one look and of two
+        plain, again: the answers with one pass and with two
         roi_map: (G, G) in 0..1 over the image padded to a square
-        boxes_xyxy_px: what was looked at again; the first is shown
+        boxes_xyxy_px: the crops of the second pass; the first is shown
         first_look_px: R, the side of the square that the model reads
     """
     canvas = Image.new("RGB", (3 * PANEL_PX + 4 * MARGIN_PX, _panel_top() + PANEL_PX + FOOTER_PX), BACKGROUND)
@@ -100,7 +100,7 @@ def _panel_left(column: int) -> int:
 
 
 def _first_look(image: Image.Image, side_px: int) -> Image.Image:
-    """What is left of the picture in the model's pixels, each of them visible."""
+    """The picture at the model's resolution, enlarged so that each pixel is visible."""
     scale = side_px / max(image.size)
     small = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC
@@ -121,7 +121,7 @@ def _pointed(
 
 
 def _panel(canvas: Image.Image, column: int, picture: Image.Image, number: str, title: str) -> None:
-    """A picture in the middle of its column under a numbered title."""
+    """Draw a picture centred in its column under a numbered title."""
     draw, left, top = ImageDraw.Draw(canvas), _panel_left(column), _panel_top()
     middle_y = HEADER_PX + TITLE_PX // 2 - 4
     draw.ellipse((left, middle_y - 13, left + 26, middle_y + 13), fill=CROP_COLOUR)
@@ -132,14 +132,14 @@ def _panel(canvas: Image.Image, column: int, picture: Image.Image, number: str, 
 
 
 def _placed(column: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Where a picture's upper left corner lies."""
+    """The upper left corner of a picture in its column."""
     return _panel_left(column) + (PANEL_PX - size[0]) // 2, _panel_top() + (PANEL_PX - size[1]) // 2
 
 
 def _zoom_lines(
     canvas: Image.Image, image_wh: tuple[int, int], box: Box, pointed_wh: tuple[int, int], crop_wh: tuple[int, int]
 ) -> None:
-    """From the box to the crop, over what lies between, and a frame around the crop."""
+    """Draw lines from the box to the crop and a frame around the crop."""
     draw, scale = ImageDraw.Draw(canvas), pointed_wh[0] / image_wh[0]
     (x, y), (crop_x, crop_y) = _placed(1, pointed_wh), _placed(2, crop_wh)
     right, top, bottom = (round(place) for place in (x + box[2] * scale, y + box[1] * scale, y + box[3] * scale))
@@ -150,7 +150,7 @@ def _zoom_lines(
 
 
 def _answer(draw: ImageDraw.ImageDraw, column: int, title: str, text: str, right: bool | None) -> None:
-    """An answer in large letters under its panel; None: it is what the others are held against."""
+    """Draw an answer in large letters under its panel; `right` None: it is the reference answer."""
     left, top = _panel_left(column), _panel_top() + PANEL_PX + 18
     _text(draw, (left, top), title, 18, FAINT)
     colour = TEXT_COLOUR if right is None else RIGHT if right else WRONG
@@ -162,7 +162,7 @@ def _answer(draw: ImageDraw.ImageDraw, column: int, title: str, text: str, right
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, room_px: int) -> str:
-    """As much of an answer as fits in one line."""
+    """An answer, shortened to fit one line."""
     if draw.textlength(text, font=_font(ANSWER_PX)) <= room_px:
         return text
     while text and draw.textlength(f"{text}...", font=_font(ANSWER_PX)) > room_px:

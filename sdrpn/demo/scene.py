@@ -1,4 +1,4 @@
-"""The scene that `sdrpn demo` asks about: a picture, a question, and the true answer, which only people see."""
+"""The scene that `sdrpn demo` asks about: a picture, a question, and the true answer, which the model never sees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["SCENE_FOLDER", "DemoScene", "read_scene", "shipped_scene"]
 
-# examples/default/ship.py renders it.
+# Rendered by examples/default/ship.py.
 SCENE_FOLDER = Path(__file__).parent
 DESCRIPTION_NAME = "scene.json"
 
@@ -17,7 +17,8 @@ DESCRIPTION_NAME = "scene.json"
 class DemoScene:
     """One question with its true answer.
 
-    box_xyxy_px: what the question is about. threshold: of the RoI map. split, seed, index: of sdrpn.tags.tag_sample.
+    box_xyxy_px: the region that the question is about. threshold: for the RoI map. split, seed, index: arguments of
+    sdrpn.tags.tag_sample.
     """
 
     picture: Path
@@ -30,18 +31,18 @@ class DemoScene:
     index: int
 
     def to_text(self) -> str:
-        """As scene.json holds it."""
+        """The content of scene.json."""
         value = {**vars(self), "picture": self.picture.name}
         return json.dumps(value, indent=1) + "\n"
 
 
 def shipped_scene() -> DemoScene:
-    """The scene that comes with the package."""
+    """The scene shipped with the package."""
     return read_scene(SCENE_FOLDER)
 
 
 def read_scene(folder: Path) -> DemoScene:
-    """The scene of a folder that examples/default/ship.py wrote."""
+    """Read a scene from a folder written by examples/default/ship.py."""
     value = json.loads((folder / DESCRIPTION_NAME).read_text("utf-8"))
     return DemoScene(
         **{**value, "picture": folder / value["picture"], "box_xyxy_px": tuple(value["box_xyxy_px"])},

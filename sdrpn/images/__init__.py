@@ -1,1 +1,1 @@
-"""Pictures that may come from anybody, opened within limits; upright; as the vision tower reads them."""
+"""Untrusted pictures: opened within limits, turned upright, and prepared as the vision tower reads them."""

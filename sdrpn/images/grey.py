@@ -1,4 +1,4 @@
-"""Grey pictures of more than 8 bits as 8 bits. Pillow's own conversion clips."""
+"""Convert greyscale pictures of more than 8 bits to 8 bits. Pillow's own conversion clips."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sdrpn.errors import BadImage
 
 __all__ = ["eight_bit_grey"]
 
-# Cameras and scanners keep 8, 10 or 12 bits in the lower ones of 16. 14 bits are not among them: the brightest pixel of
-# a picture of 16 bits that is merely dark may lie below a quarter.
+# Cameras and scanners store 8, 10 or 12 bits in the low bits of 16. 14 bits are left out: a 16-bit picture that is
+# merely dark may have its brightest pixel below a quarter of full scale.
 _WHOLE_SCALES = (255.0, 1023.0, 4095.0, 65535.0)
 _FLOAT_SCALES = (1.0, 255.0)
 
@@ -18,8 +18,8 @@ _FLOAT_SCALES = (1.0, 255.0)
 def eight_bit_grey(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit or float grey to 8 bits.
 
-    Full scale is the lowest that holds every pixel: of 8, 10, 12 or 16 bits for whole numbers, 1 or 255 for floats.
-    Values beyond all of them, or below 0, stretch from the lowest to the highest.
+    Full scale is the smallest range that holds every pixel: 8, 10, 12 or 16 bits for integers, 1 or 255 for floats.
+    Pictures with values outside all of these ranges are scaled from their minimum to their maximum.
     Raises: BadImage for pixels that are NaN or infinite.
     """
     values = np.asarray(image)
@@ -29,6 +29,6 @@ def eight_bit_grey(image: Image.Image) -> Image.Image:
     scales = _FLOAT_SCALES if image.mode == "F" else _WHOLE_SCALES
     full = next((scale for scale in scales if low >= 0 and high <= scale), None)
     low, span = (0.0, full) if full else (low, high - low)
-    # In 64 bits: the span of two large floats overflows in 32.
+    # In float64: the difference of two large float32 values overflows float32.
     grey = np.round((values.astype(np.float64) - low) * (255.0 / span))
     return Image.fromarray(grey.astype(np.uint8))

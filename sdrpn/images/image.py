@@ -1,6 +1,6 @@
-"""Open pictures of any kind safely as upright RGB images; with what follows, what the vision tower reads.
+"""Open untrusted pictures of any format as upright RGB images, and prepare them for the vision tower.
 
-Everything behind `open_image` works on upright RGB images; boxes are x1, y1, x2, y2 in their pixels.
+Everything downstream of `open_image` works on upright RGB images; boxes are x1, y1, x2, y2 in their pixels.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDA
 
 MAX_PIXELS = 200_000_000
 EXIF_ORIENTATION = 0x0112
-UPRIGHT = {  # EXIF orientation -> what undoes it
+UPRIGHT = {  # EXIF orientation -> the transpose that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -60,9 +60,9 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
     Args:
         source: a path, the bytes of a picture file, a PIL image or an (H, W, 3) uint8 array.
-        max_pixels: a larger picture is refused before it is decoded. Pillow's own limit plays no part.
-    Transparency is dropped as LLaVA drops it; of an animation the first frame is taken (of a PIL image the current
-    one); 16-bit grey is scaled to 8 bits.
+        max_pixels: a larger picture is refused before it is decoded. Pillow's own limit is not used.
+    Transparency is dropped, as in LLaVA; an animation gives its first frame (a PIL image its current one); 16-bit
+    grey is scaled to 8 bits.
     Raises: BadImage with one line that says what is wrong with the file.
     """
     if isinstance(source, np.ndarray):
@@ -92,9 +92,9 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What other decoders than Pillow must know of a JPEG file to give the same picture."""
+    """What a decoder other than Pillow needs to know about a JPEG file to produce the same picture."""
 
-    stored_wh: tuple[int, int]  # before it is turned
+    stored_wh: tuple[int, int]  # before the orientation is applied
     orientation: int  # EXIF, 1 to 8
     progressive: bool
 
@@ -102,7 +102,7 @@ class JpegHeader:
 def read_jpeg_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> JpegHeader | None:
     """The header of a JPEG file with three colours, as Pillow reads it; decodes nothing.
 
-    Returns: None for every other file, and for those that `open_image` refuses: it says why.
+    Returns: None for every other file, and for those that `open_image` refuses with a message.
     """
     try:
         with identified(io.BytesIO(data), "the image", max_pixels) as image:
@@ -123,14 +123,14 @@ def open_smaller(data: bytes, denominator: int) -> Image.Image:
 
 
 def check_array(array: npt.NDArray[Any], *, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise BadImage for an array that is no (H, W, 3) uint8 picture, or too large."""
+    """Raise BadImage for an array that is not an (H, W, 3) uint8 picture, or is too large."""
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise BadImage(f"an image array has the shape {array.shape} and dtype {array.dtype}; expected (H, W, 3) uint8")
     check_size((array.shape[1], array.shape[0]), "the image array", max_pixels)
 
 
 def image_digest(image: Image.Image) -> str:
-    """A digest of size and pixels: equal images have equal digests, however they were stored."""
+    """Digest of size and pixels: equal images have equal digests, whatever their file format."""
     require_rgb(image)
     digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=16)
     for top, rows in bands(0, image.height, image.width):
@@ -139,7 +139,7 @@ def image_digest(image: Image.Image) -> str:
 
 
 def pixels_digest(pixels: npt.NDArray[np.uint8]) -> str:
-    """As `image_digest`, of an (H, W, 3) array."""
+    """`image_digest` for an (H, W, 3) array."""
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=16)
     for top, rows in bands(0, height, width):
@@ -167,22 +167,22 @@ def _decoded(image: Image.Image, label: str) -> Image.Image:
         raise
     except BadImage as error:
         raise BadImage(f"{label} {error}") from error
-    except Image.DecompressionBombError as error:  # its TIFF reader checks once more while it decodes
+    except Image.DecompressionBombError as error:  # Pillow's TIFF reader checks again while decoding
         raise BadImage(f"{label} is larger than Pillow decodes ({one_line(error)}): scale it down first") from error
-    except Exception as error:  # decoders of hostile files raise anything
+    except Exception as error:  # decoders raise exceptions of any type on hostile files
         raise BadImage(f"{label} cannot be decoded: damaged or cut off ({one_line(error)})") from error
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing about the pixels: take them as they are
+    except Exception:  # damaged EXIF: the pixels may still be good, use them as stored
         return 1
 
 
 def _turned(image: Image.Image, transpose: Image.Transpose) -> Image.Image:
     turned = image.transpose(transpose)
-    # The orientation, which Pillow carries along in EXIF or XMP, no longer holds: opened again, it would turn again.
+    # Pillow copies EXIF and XMP. The orientation in them is applied now: kept, it would be applied twice.
     turned.info.clear()
     return turned
 
@@ -192,7 +192,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return eight_bit_grey(image).convert("RGB")
-    if image.mode in ("RGBa", "La"):  # premultiplied: Pillow converts these only to their plain twins
+    if image.mode in ("RGBa", "La"):  # premultiplied alpha: Pillow converts these only to straight alpha
         return image.convert(image.mode.upper()).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:  # straight to RGB would warn; the colours are the same
         return image.convert("RGBA").convert("RGB")

@@ -1,4 +1,4 @@
-"""What a file is that no picture can be read from: formats that others read, and what is no picture. By signature."""
+"""Identify files that cannot be read as pictures by their signature: unsupported formats, and other kinds of file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CONVERT = "save it as PNG or JPEG"
 class _Kind:
     pattern: re.Pattern[bytes]  # matches at the file's start
     name: str
-    cure: str
+    fix: str
 
 
-def _kind(pattern: bytes, name: str, cure: str = _CONVERT) -> _Kind:
-    return _Kind(re.compile(pattern, re.DOTALL | re.IGNORECASE), name, cure)
+def _kind(pattern: bytes, name: str, fix: str = _CONVERT) -> _Kind:
+    return _Kind(re.compile(pattern, re.DOTALL | re.IGNORECASE), name, fix)
 
 
 _KINDS = (
@@ -54,12 +54,12 @@ _KINDS = (
 
 
 def is_heif(head: bytes) -> bool:
-    """Whether the first bytes are those of a HEIC or HEIF picture."""
+    """Whether a file that starts with these bytes is a HEIC or HEIF picture."""
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 def kind_of(head: bytes) -> tuple[str, str] | None:
-    """What a file is whose first HEAD_BYTES no reader takes, and what to do; None where that is not known."""
+    """What an unreadable file is, by its first HEAD_BYTES, and what to do; None where that is not known."""
     if is_heif(head):
         return "a HEIC picture", "install its reader (pip install 'sdrpn[heif]') or save it as JPEG"
-    return next(((kind.name, kind.cure) for kind in _KINDS if kind.pattern.match(head)), None)
+    return next(((kind.name, kind.fix) for kind in _KINDS if kind.pattern.match(head)), None)

@@ -1,4 +1,4 @@
-"""What a small file may make its decoder do, found out before anything is decoded. Reads headers; decodes no pixel."""
+"""Limits on the work and memory that a small file can cost its decoder. Reads headers only; decodes no pixel."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from sdrpn.errors import BadImage
 
 __all__ = ["check_file_size", "check_jpeg_scans", "check_size", "without_png_text"]
 
-MAX_SIDE_PX = 100_000  # a strip of R columns and as many rows as the longer side is held while resizing
-# OpenJPEG holds 32 bits a channel several times over: 20 bytes a pixel (measured), where other decoders take 4.
+MAX_SIDE_PX = 100_000  # resizing holds a strip of R columns and as many rows as the longer side
+# OpenJPEG holds several copies in 32 bits per channel: 20 bytes per pixel (measured), where other decoders take 4.
 MAX_JPEG2000_PIXELS = 25_000_000
 
 # A blank picture of 196 million pixels takes 12 to 220 kB as a file, and over a gigabyte of memory (measured).
 LARGE_PIXELS, MAX_PIXELS_A_BYTE = 50_000_000, 500
 
-# A progressive JPEG is decoded once a scan, and an empty scan takes ten bytes. Encoders write ten or so.
+# A progressive JPEG is decoded once per scan, and an empty scan takes ten bytes. Encoders write about ten scans.
 MAX_SCANS = 100
 ALWAYS_ALLOWED_SCANS = 20
 MAX_SCANNED_PIXELS = 1_000_000_000
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Pillow refuses a picture whose text or profile is long. Neither changes the pixels; XMP may have the orientation.
+# Pillow refuses a picture with long text or a long profile. Neither changes the pixels; XMP may hold the orientation.
 _PNG_ASIDE = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf"))
 _LONGEST_KEPT_BYTES = 65536
 _XMP = b"XML:com.adobe.xmp\0\0"  # not compressed
-_PNG_CHUNKS, _PNG_BYTES_A_CHUNK = 4000, 512  # so many chunks are always allowed; more need as many bytes each
+_PNG_CHUNKS, _PNG_BYTES_A_CHUNK = 4000, 512  # chunks that are always allowed; bytes that each needs above
 
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
 _SOS, _EOI, _SOI = 0xDA, 0xD9, 0xD8
 
 
 def check_size(size_wh: tuple[int, int], label: str, max_pixels: int, file_format: str | None = None) -> None:
-    """Raise BadImage for a picture with no pixels, or more than are decoded."""
+    """Raise BadImage for a picture without pixels, or with more than `max_pixels`."""
     width, height = size_wh
     if width < 1 or height < 1:
         raise BadImage(f"{label} is {width}x{height} px; expected at least 1x1")
@@ -46,45 +46,45 @@ def check_size(size_wh: tuple[int, int], label: str, max_pixels: int, file_forma
             f"{label} is {width}x{height} = {width * height:,} px; the limit is {max_pixels:,}: scale it down first"
         )
     if max(size_wh) > MAX_SIDE_PX:
-        raise BadImage(f"{label} is {width}x{height} px; the limit of a side is {MAX_SIDE_PX:,}: cut it into parts")
+        raise BadImage(f"{label} is {width}x{height} px; the limit for a side is {MAX_SIDE_PX:,}: cut it into parts")
     if file_format == "JPEG2000" and width * height > MAX_JPEG2000_PIXELS:
         raise BadImage(
-            f"{label} is {width}x{height} = {width * height:,} px; the limit of JPEG 2000 is {MAX_JPEG2000_PIXELS:,}, "
-            "because its decoder takes 20 bytes a pixel: save it as PNG or JPEG"
+            f"{label} is {width}x{height} = {width * height:,} px; the limit for JPEG 2000 is {MAX_JPEG2000_PIXELS:,}, "
+            "because its decoder takes 20 bytes per pixel: save it as PNG or JPEG"
         )
 
 
 def check_file_size(size_bytes: int, size_wh: tuple[int, int], label: str) -> None:
-    """Raise BadImage for a large picture in so few bytes that it can show nothing."""
+    """Raise BadImage for a large picture in so few bytes that it must be blank."""
     pixels = size_wh[0] * size_wh[1]
     if pixels > LARGE_PIXELS and pixels > MAX_PIXELS_A_BYTE * size_bytes:
         raise BadImage(
             f"{label} is {size_wh[0]}x{size_wh[1]} = {pixels:,} px in {size_bytes:,} bytes: it is blank, or made to "
-            f"fill memory; the limit above {LARGE_PIXELS:,} px is {MAX_PIXELS_A_BYTE} px a byte: scale it down first"
+            f"fill memory; the limit above {LARGE_PIXELS:,} px is {MAX_PIXELS_A_BYTE} px per byte: scale it down first"
         )
 
 
 def check_jpeg_scans(data: bytes, size_wh: tuple[int, int], label: str) -> None:
-    """Raise BadImage for a JPEG file of so many scans that decoding would take minutes."""
+    """Raise BadImage for a JPEG file with so many scans that decoding would take minutes."""
     pixels = max(1, size_wh[0] * size_wh[1])
     limit = min(MAX_SCANS, max(ALWAYS_ALLOWED_SCANS, MAX_SCANNED_PIXELS // pixels))
     found = 0
     for marker in _jpeg_markers(data):
         found += marker == _SOS
         if found > limit:
-            raise BadImage(f"{label} is a JPEG of more than {limit} scans; expected about 10: save it anew")
+            raise BadImage(f"{label} is a JPEG of more than {limit} scans; expected about 10: save it again")
 
 
 def without_png_text(file: IO[bytes], label: str) -> IO[bytes]:
-    """The file, or where it has long texts or profiles, what is left without them. Raises BadImage.
+    """The PNG file without long texts and profiles. Raises BadImage.
 
-    A copy is made only where something is left out.
+    A copy is made only where something is removed; otherwise the file itself is returned.
     """
     size_bytes = file.seek(0, os.SEEK_END)
     kept, dropped = [(0, len(PNG_SIGNATURE))], False
     for number, (name, start, end) in enumerate(_png_chunks(file, size_bytes)):
         if number > _PNG_CHUNKS + size_bytes // _PNG_BYTES_A_CHUNK:
-            raise BadImage(f"{label} is a PNG of more than {number:,} chunks in {size_bytes:,} bytes: save it anew")
+            raise BadImage(f"{label} is a PNG of more than {number:,} chunks in {size_bytes:,} bytes: save it again")
         if name in _PNG_ASIDE and not _is_worth_keeping(file, name, start, end):
             dropped = True
         else:
@@ -95,7 +95,7 @@ def without_png_text(file: IO[bytes], label: str) -> IO[bytes]:
 
 
 def _jpeg_markers(data: bytes) -> Iterator[int]:
-    """The markers of one image. The bytes between are searched only behind a scan, where 0xFF is always stuffed."""
+    """The markers of one image. Bytes are searched for markers only after a scan, where 0xFF is always stuffed."""
     place = 2
     while (found := _MARKER.search(data, place)) is not None:
         marker, place = found[1][0], found.end()
@@ -107,7 +107,7 @@ def _jpeg_markers(data: bytes) -> Iterator[int]:
 
 
 def _png_chunks(file: IO[bytes], size_bytes: int) -> Iterator[tuple[bytes, int, int]]:
-    """(name, first byte, byte behind the last) of every chunk, the checksum with it; the last may be cut off."""
+    """(name, start, end) of every chunk, with its checksum, as byte offsets; the last chunk may be cut off."""
     start = len(PNG_SIGNATURE)
     while start + 8 <= size_bytes:
         file.seek(start)

@@ -1,4 +1,4 @@
-"""Find the reader of a picture file and let Pillow decode it: limits first, one line a fault, nothing printed."""
+"""Find the reader of a picture file and let Pillow decode it: limits first, one-line errors, nothing printed."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from sdrpn.images.limits import PNG_SIGNATURE, check_file_size, check_jpeg_scans
 
 __all__ = ["FORMATS", "identified", "loaded", "one_line"]
 
-# What pictures come in. Pillow reads more, but some of its other readers start programs (EPS) or have no signature.
+# The formats that are accepted. Pillow reads more, but some of its readers start programs (EPS) or have no signature.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI")
-HEIF = "HEIF"  # of the package pillow-heif
+HEIF = "HEIF"  # read by the package pillow-heif
 
 _warning_filters = threading.Lock()
 
-# Pillow's logger has no handler, so that Python prints its errors to stderr; they come as exceptions too. The handlers
-# that a program sets up go on receiving them.
+# Pillow's logger has no handler, so Python would print its errors to stderr; they are raised as exceptions anyway.
+# Handlers that a program sets up still receive them.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def identified(file: IO[bytes], label: str, max_pixels: int) -> ImageFile.ImageFile:
-    """The reader of a file, once its size and what it makes a decoder do are known to be allowed.
+    """The reader of a file, after its size and the cost of decoding it were checked.
 
-    What `Image.open` does, without its limit: that one is global, and it warns or refuses on its own terms.
+    Does what `Image.open` does, without Pillow's limit, which is global and warns or refuses by other rules.
     Raises: BadImage.
     """
     file.seek(0)
@@ -55,7 +55,7 @@ def identified(file: IO[bytes], label: str, max_pixels: int) -> ImageFile.ImageF
 
 
 def loaded(image: Image.Image) -> None:
-    """Decode the pixels, silently. Raises whatever Pillow does."""
+    """Decode the pixels without printing anything. Raises whatever Pillow raises."""
     if image.format == "TIFF":
         _silence_libtiff()
     with _without_size_warning(image.size):
@@ -63,7 +63,7 @@ def loaded(image: Image.Image) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without line ends, or its name."""
+    """The text of an error on one line, or its type where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -79,12 +79,12 @@ def _opened(file: IO[bytes], head: bytes, label: str) -> ImageFile.ImageFile:
             if factory is not None and (accept is None or accept(head[:16]) is True):
                 return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
-            continue  # Pillow's readers say "not mine" in these ways
+            continue  # how Pillow's readers reject a file of another format
         except MemoryError:
             raise
         except Image.DecompressionBombError as error:
             raise BadImage(f"{label} is larger than Pillow decodes ({one_line(error)}): scale it down first") from error
-        except Exception as error:  # readers of hostile files raise anything
+        except Exception as error:  # readers raise exceptions of any type on hostile files
             raise BadImage(f"{label} cannot be decoded as {name} ({one_line(error)})") from error
     if names == (HEIF,):
         raise BadImage(f"{label} is a HEIC picture that cannot be decoded: damaged or cut off")
@@ -96,7 +96,7 @@ def _opened(file: IO[bytes], head: bytes, label: str) -> ImageFile.ImageFile:
 
 @functools.cache
 def _can_read_heif() -> bool:
-    """Whether pillow-heif is installed; it is asked to read what only it can."""
+    """Whether pillow-heif is installed and registered as a reader."""
     try:
         import pillow_heif
     except ImportError:
@@ -109,7 +109,7 @@ def _can_read_heif() -> bool:
 def _without_size_warning(size_wh: tuple[int, int]) -> Iterator[None]:
     """Silence Pillow's second size check inside some decoders: the size was checked already.
 
-    Entered only above its limit, because the filters belong to the whole process.
+    Filters are changed only above Pillow's limit, because they are global to the process.
     """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is None or size_wh[0] * size_wh[1] <= limit:
@@ -122,10 +122,10 @@ def _without_size_warning(size_wh: tuple[int, int]) -> Iterator[None]:
 
 @functools.cache
 def _silence_libtiff() -> None:
-    """Keep libtiff from printing to the process's stderr what Pillow raises or puts up with anyway.
+    """Keep libtiff from printing to stderr what Pillow raises or tolerates anyway.
 
-    Pillow has no setting for it. The library that Pillow loaded is found among those of the process; where that cannot
-    be done, as where it is linked into Pillow itself, the lines are printed.
+    Pillow has no setting for this. The libtiff that Pillow loaded is looked up among the libraries of the process;
+    where it cannot be found, e.g. because it is linked into Pillow statically, the lines are printed.
     """
     with contextlib.suppress(OSError, AttributeError):
         for path in _loaded_libraries("libtiff"):

@@ -1,4 +1,4 @@
-"""Text in pictures: whole, in as many lines as it needs. Pillow only; knows nothing of what is written."""
+"""Draw text into pictures in full, wrapped to as many lines as it needs. Pillow only; knows nothing about the text."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Font: TypeAlias = Any  # Pillow's fonts share no base class
 
 
 def font(size_px: int) -> Font:
-    """Pillow's own."""
+    """Pillow's default font in a size."""
     return ImageFont.load_default(size_px)
 
 
 def line_height(of: Font) -> int:
-    """From one line to the next, in pixels."""
+    """Distance between the baselines of two lines, in pixels."""
     return round(1.25 * float(of.size))
 
 
 def wrapped(text: str, of: Font, width_px: int) -> list[str]:
-    """Lines that are no wider: broken between words, and inside one only where it is wider than a line by itself.
+    """Wrap a text to lines of at most `width_px`, breaking between words and inside a word only if it exceeds a line.
 
-    White space of any kind is one space. At least one line, which may be empty.
+    Any run of white space becomes one space. Returns at least one line, which may be empty.
     """
     lines = [""]
     for word in text.split():
@@ -38,7 +38,7 @@ def wrapped(text: str, of: Font, width_px: int) -> list[str]:
 
 
 def _broken(word: str, of: Font, width_px: int) -> list[str]:
-    """A word in pieces that fit, of at least one character."""
+    """Split a word into pieces that fit, each of at least one character."""
     pieces = [""]
     for character in word:
         if pieces[-1] and of.getlength(pieces[-1] + character) > width_px:

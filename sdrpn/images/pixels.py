@@ -1,7 +1,7 @@
-"""From an upright RGB picture to what the vision tower reads: the whole of it, or one crop. Pillow and NumPy only.
+"""Turn an upright RGB picture, or one crop of it, into the input of the vision tower. Pillow and NumPy only.
 
-How the whole picture becomes a square is `VisionSpec.fit`: padded in the mean colour, as LLaVA does and SD-RPN was
-trained, or its shorter side resized and the longer one cut at both ends, as the processor of llava-hf checkpoints does.
+`VisionSpec.fit` says how the whole picture becomes a square: padded with the mean colour, as LLaVA does and as SD-RPN
+was trained, or resized by its shorter side and centre-cropped, as the processor of llava-hf checkpoints does.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["bands", "base_picture", "base_pixels", "check_crop", "crop_pixels", 
 
 Float32 = npt.NDArray[np.float32]
 
-BAND_PIXELS = 4_000_000  # work on a large image goes by bands of rows, 16 MB each
-# Where padding makes up seven eighths of the square, its columns are not worth resizing.
+BAND_PIXELS = 4_000_000  # large images are processed in bands of rows, 16 MB each
+# Where padding makes up seven eighths of the square, its columns are skipped when resizing.
 NARROW = 8
-# Beyond this, the longer side is cut before it is resized: it would grow to 20 * R pixels and more.
+# Above this aspect ratio the longer side is cut before resizing: it would grow to more than 20 * R pixels.
 LONG = 20
 
 
 def padded_box(image_wh: tuple[int, int]) -> Box:
-    """The square around the whole image that `base_pixels` looks at, in pixels of the image."""
+    """The square around the whole image that `base_pixels` covers, in pixels of the image."""
     width, height = image_wh
     side = max(image_wh)
     left, top = (side - width) // 2, (side - height) // 2
@@ -38,16 +38,16 @@ def padded_box(image_wh: tuple[int, int]) -> Box:
 
 
 def base_pixels(image: Image.Image, vision: VisionSpec) -> Float32:
-    """The whole image as the vision tower first sees it.
+    """The whole image as the vision tower sees it in the first pass.
 
-    Padded to a square in the mean colour and resized to R x R, or its shorter side resized to R and the middle of the
-    longer one taken (`vision.fit`); bicubic, antialiased, normalised. Returns: (3, R, R).
+    Padded to a square with the mean colour and resized to R x R, or resized by its shorter side to R and
+    centre-cropped (`vision.fit`); bicubic, antialiased, normalised. Returns: (3, R, R).
     """
     return _normalised(base_picture(image, vision), vision)
 
 
 def base_picture(image: Image.Image, vision: VisionSpec) -> Image.Image:
-    """What `base_pixels` normalises: R x R, RGB."""
+    """The picture of `base_pixels` before normalisation: R x R, RGB."""
     require_rgb(image)
     if vision.fit == "crop":
         return _middle_of_longer_side(image, vision.image_size_px)
@@ -59,9 +59,9 @@ def base_picture(image: Image.Image, vision: VisionSpec) -> Image.Image:
 
 
 def crop_pixels(image: Image.Image, box_xyxy_px: Box, vision: VisionSpec) -> Float32:
-    """One crop, squashed to R x R whatever its aspect (bilinear, antialiased), normalised.
+    """One crop, resized to R x R without keeping its aspect ratio (bilinear, antialiased), normalised.
 
-    Returns: (3, R, R). Raises: BadInput for a box that is empty or leaves the image.
+    Returns: (3, R, R). Raises: BadInput for a box that is empty or extends beyond the image.
     """
     require_rgb(image)
     check_crop(box_xyxy_px, image.size)
@@ -71,11 +71,11 @@ def crop_pixels(image: Image.Image, box_xyxy_px: Box, vision: VisionSpec) -> Flo
 
 
 def check_crop(box_xyxy_px: Box, image_wh: tuple[int, int]) -> None:
-    """Raise BadInput for a box that is empty or leaves the image."""
+    """Raise BadInput for a box that is empty or extends beyond the image."""
     (x1, y1, x2, y2), (width, height) = box_xyxy_px, image_wh
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         raise BadInput(
-            f"the crop {tuple(box_xyxy_px)} is empty or leaves the image; expected x1 < x2 <= {width} and "
+            f"the crop {tuple(box_xyxy_px)} is empty or extends beyond the image; expected x1 < x2 <= {width} and "
             f"y1 < y2 <= {height}"
         )
 
@@ -94,11 +94,11 @@ def _squashed(
     resample: Image.Resampling,
     colour: tuple[int, int, int],
 ) -> Image.Image:
-    """Paste the image on a canvas and resize that to a square, without ever holding the canvas.
+    """Paste the image on a canvas and resize that to a square, without allocating the canvas.
 
     Rows first, rounded to bytes, then columns: the order of the Pillow releases that SD-RPN was trained and published
-    with. Newer ones shrink the columns of tall images first, which changes the last bit of many pixels. Each row is
-    resized by itself, so bands of rows and then one narrow strip do; rows that are all padding stay what they are.
+    with. Newer releases resize the columns of tall images first, which changes the last bit of many pixels. Rows are
+    resized independently, so bands of rows and then one narrow strip suffice; rows of padding alone do not change.
     """
     width, height = canvas_wh
     strip = Image.new("RGB", (side_px, height), colour)
@@ -112,13 +112,13 @@ def _squashed(
 def _narrow_squashed(
     image: Image.Image, offset_xy: tuple[int, int], canvas_px: int, side_px: int, colour: tuple[int, int, int]
 ) -> Image.Image:
-    """As `_squashed` of a square canvas, bicubic; of its columns only those that show the image are computed."""
+    """`_squashed` for a square canvas, bicubic; computes only the columns that show the image."""
     scale = canvas_px / side_px
-    reach = 2 * max(1.0, 1 / scale) + 1  # of the kernel, and one for roundings, in output pixels
+    reach = 2 * max(1.0, 1 / scale) + 1  # half-width of the kernel, plus one for rounding, in output pixels
     first = max(0, int(offset_xy[0] / scale - reach))
     outputs = range(first, min(side_px, int((offset_xy[0] + image.width) / scale + reach) + 1))
     strip = Image.new("RGB", (side_px, canvas_px), colour)
-    for top, rows in bands(0, image.height, 4 * image.width):  # 8 bytes a channel
+    for top, rows in bands(0, image.height, 4 * image.width):  # 8 bytes per channel
         pixels = np.asarray(part(image, (0, -top), (image.width, rows)))
         columns = resample_columns(pixels, offset_xy[0], canvas_px, side_px, outputs, colour)
         strip.paste(Image.fromarray(columns), (first, offset_xy[1] + top))
@@ -126,7 +126,7 @@ def _narrow_squashed(
 
 
 def _middle_of_longer_side(image: Image.Image, side_px: int) -> Image.Image:
-    """The shorter side resized to R, the longer one in proportion, and its middle taken, as transformers does."""
+    """Resize the shorter side to R, the longer one in proportion, and crop the centre, as transformers does."""
     width, height = resized_wh(image.size, side_px)
     left, top = (width - side_px) // 2, (height - side_px) // 2
     if max(width, height) <= LONG * side_px:
@@ -139,7 +139,7 @@ def _middle_of_longer_side(image: Image.Image, side_px: int) -> Image.Image:
 
 
 def _middle_of_height(image: Image.Image, out_height: int, outputs: range) -> Image.Image:
-    """Resize the height to `out_height`, of which only `outputs` are computed, and the width to as many."""
+    """Resize the height to `out_height`, computing only the rows `outputs`, and the width to `len(outputs)`."""
     reach = 2 * max(1.0, image.height / out_height) + 1
     first = max(0, int(outputs.start * image.height / out_height - reach))
     last = min(image.height, int(outputs.stop * image.height / out_height + reach) + 1)
@@ -159,14 +159,14 @@ def bands(first: int, last: int, width: int) -> Iterator[tuple[int, int]]:
 def part(
     image: Image.Image, offset_xy: tuple[int, int], size_wh: tuple[int, int], colour: tuple[int, int, int] = (0, 0, 0)
 ) -> Image.Image:
-    """The image seen through a window. `Image.crop` would apply Pillow's size limit again."""
+    """A window of the image. `Image.crop` would apply Pillow's size limit again."""
     part = Image.new("RGB", size_wh, colour)
     part.paste(image, offset_xy)
     return part
 
 
 def _normalised(image: Image.Image, vision: VisionSpec) -> Float32:
-    """(R, R) RGB to (3, R, R) of (value/255 - mean) / std, through a table of the 256 values of each channel."""
+    """(R, R) RGB to (3, R, R) of (value/255 - mean) / std, through a lookup table of 256 values per channel."""
     values = (np.arange(256) / 255).astype(np.float32)
     mean, std = np.array(vision.image_mean, np.float32), np.array(vision.image_std, np.float32)
     table = (values - mean[:, None]) / std[:, None]  # (3, 256)

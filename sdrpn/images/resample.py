@@ -1,7 +1,7 @@
-"""Pillow's antialiased resize of one axis, for a part of the output or where most of the input is one colour.
+"""Pillow's antialiased resize along one axis, for a part of the output or where most of the input is one colour.
 
-Pillow resizes whole pictures. Here only the pixels that count are read, with its weights in its fixed point, so that
-the bytes are the same. NumPy only; slower a pixel than Pillow.
+Pillow resizes whole pictures. This reads only the pixels that contribute, with Pillow's weights in its fixed-point
+format, so that the result is byte-identical. NumPy only; slower per pixel than Pillow.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 Kernel = Callable[[Floats], Floats]
 
-_PRECISION_BITS = 22  # 32 less 8 of a byte and 2 for sums beyond it, as in Pillow
-_OUTPUTS_AT_ONCE = 8  # their windows overlap: one product of matrices, mostly without zeros
-_SUPPORT = 2.0  # of bicubic, in output pixels
+_PRECISION_BITS = 22  # 32 bits less 8 of a byte and 2 for overflow of sums, as in Pillow
+_OUTPUTS_AT_ONCE = 8  # their windows overlap: one matrix product with few zeros
+_SUPPORT = 2.0  # of the bicubic kernel, in output pixels
 
 
 def bicubic(x: Floats) -> Floats:
-    """Pillow's kernel: a = -0.5."""
+    """Pillow's bicubic kernel, a = -0.5."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -31,7 +31,7 @@ def bicubic(x: Floats) -> Floats:
 
 
 def windows(in_size: int, out_size: int, outputs: range) -> Iterator[tuple[int, Floats]]:
-    """For each of the output pixels the first input pixel that counts, and whole weights in units of 2**-22."""
+    """For each output pixel, its first contributing input pixel and the integer weights, in units of 2**-22."""
     scale = in_size / out_size
     spread = max(scale, 1.0)
     for place in outputs:
@@ -46,12 +46,12 @@ def windows(in_size: int, out_size: int, outputs: range) -> Iterator[tuple[int, 
 def resample_columns(
     pixels: Bytes, left: int, in_size: int, out_size: int, outputs: range, colour: tuple[int, int, int] = (0, 0, 0)
 ) -> Bytes:
-    """Resize the rows of `in_size` pixels, of which `pixels` (H, W, 3) stand from `left` on, between `colour`.
+    """Resize rows of `in_size` pixels that hold `pixels` (H, W, 3) from column `left` on and `colour` elsewhere.
 
     Returns: (H, len(outputs), 3), the pixels `outputs` of `out_size`.
     """
     height, width, _ = pixels.shape
-    # Sums of products of whole numbers stay below 2**53, so they are exact in whichever order.
+    # Sums of products of integers stay below 2**53, so they are exact in any order.
     rows = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float64).reshape(-1, width)
     ground = np.repeat(np.array(colour, np.float64), height)[:, None]
     found = []
@@ -66,7 +66,7 @@ def resample_columns(
 
 
 def _weights(left: int, width: int, in_size: int, out_size: int, outputs: range) -> tuple[int, int, Floats, Floats]:
-    """Of some outputs: the image's columns that count, (columns, outputs) weights, and sums of those outside."""
+    """For some outputs: the contributing columns, their (columns, outputs) weights, and weight sums outside."""
     found = list(windows(in_size, out_size, outputs))
     low = min(max(found[0][0] - left, 0), width)
     high = max(low, min(found[-1][0] + len(found[-1][1]) - left, width))

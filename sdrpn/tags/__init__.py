@@ -1,6 +1,6 @@
-"""Rendered scenes with coloured tags, each with a short code too small for the first look: a task with known answers.
+"""Rendered scenes of coloured tags with short codes that are too small for the first pass: a task with known answers.
 
-Every picture, question and answer follows from a split and a seed; nothing is downloaded.
+Every picture, question and answer is determined by a split and a seed; nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Digits in several typefaces, drawn one by one so that every digit's centre is known. Pillow only.
+"""Digits in several typefaces, drawn one by one so that the centre of each is known. Pillow only.
 
-Two of the faces are our own bitmaps; the others are DejaVu, which matplotlib brings along, and Pillow's default.
+Two of the faces are bitmaps defined here; the others are DejaVu, which ships with matplotlib, and Pillow's default.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DOTS = {
     "9": (14, 17, 17, 15, 1, 2, 12),
 }
 
-# Which of the segments a..g are lit: top, right top, right bottom, bottom, left bottom, left top, middle.
+# The lit segments a..g of each digit: top, top right, bottom right, bottom, bottom left, top left, middle.
 _SEGMENTS = {
     "0": "abcdef",
     "1": "bc",
@@ -58,7 +58,7 @@ _SEGMENTS = {
 def draw_digit(
     draw: ImageDraw.ImageDraw, digit: str, face: Face, centre_xy: tuple[float, float], cap_px: float, colour: Colour
 ) -> None:
-    """Draw one digit `cap_px` high around its centre."""
+    """Draw one digit of height `cap_px` around its centre."""
     if face == "dots":
         _draw_dots(draw, digit, centre_xy, cap_px, colour)
     elif face == "segments":
@@ -77,13 +77,13 @@ def _font(face: Face, size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageF
 
 
 def require_fonts() -> None:
-    """Raise MissingDependency where digits cannot be drawn, before anything is made for them."""
+    """Raise MissingDependency where digits cannot be drawn, before any other work."""
     _font_folder()
 
 
 @functools.cache
 def _font_folder() -> Path:
-    found = importlib.util.find_spec("matplotlib")  # found, not imported: only its font files are wanted
+    found = importlib.util.find_spec("matplotlib")  # found, not imported: only its font files are needed
     if found is None or found.origin is None:
         raise MissingDependency(
             "rendering tags needs the DejaVu fonts of matplotlib; install it: pip install matplotlib"
@@ -128,7 +128,7 @@ def _draw_segments(
 
 
 def sample(face: Face, cap_px: int = 40) -> Image.Image:
-    """All ten digits in a row, to look at."""
+    """All ten digits in a row, for inspection."""
     image = Image.new("RGB", (cap_px * 10, cap_px * 2), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     for place, digit in enumerate("0123456789"):

@@ -26,7 +26,7 @@ SEEN_FRAMES: dict[Kind, tuple[str, ...]] = {
     "border": ("what is the border of the {} tag ?", "which border is on the {} plate ?"),
     "list": ("list the tags .", "which tags are here ?"),
 }
-# Words that every question above has, in other sentences.
+# Other sentences, made only of words that occur in the questions above.
 SHIFTED_FRAMES: dict[Kind, tuple[str, ...]] = {
     "code": (
         "tell me which code the {} plate is of .",
@@ -38,7 +38,7 @@ SHIFTED_FRAMES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its true answer, and the tag that it is about (None: all of them)."""
+    """A question, its true answer, and the tag that it is about (None: all tags)."""
 
     text: str
     answer: str
@@ -47,12 +47,12 @@ class Question:
 
 
 def code_question(rng: np.random.Generator, tag: Tag, frames: dict[Kind, tuple[str, ...]] = SEEN_FRAMES) -> Question:
-    """Ask for the code of a tag: the one thing that the first look cannot read."""
+    """Ask for the code of a tag, which the first pass cannot read."""
     return Question(_frame(rng, frames["code"]).format(tag.colour), tag.code, "code", tag)
 
 
 def coarse_question(rng: np.random.Generator, scene: Scene) -> Question:
-    """Ask for what the first look can see: a shape, a border, or which tags there are, from left to right."""
+    """Ask for what the first pass can see: a shape, a border, or the tags from left to right."""
     kind: Kind = ("shape", "border", "list")[rng.choice(3, p=(0.45, 0.45, 0.1))]
     frame = _frame(rng, SEEN_FRAMES[kind])
     if kind == "list":

@@ -1,4 +1,4 @@
-"""One scene: a background, things that are no tags, and tags. NumPy and Pillow only; knows no questions."""
+"""One scene: a background, distractors and tags. NumPy and Pillow only; knows no questions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 Colour = tuple[int, int, int]
 Shape = Literal["rectangle", "hexagon", "arrow", "ticket", "round", "pill"]
 
-CELL_PX = 70  # source pixels under one cell of the model's 12 x 12 grid over 840 px
+CELL_PX = 70  # source pixels per cell of the model's 12 x 12 grid over 840 px
 
 COLOURS: dict[str, Colour] = {
     "red": (205, 30, 35),
@@ -53,7 +53,7 @@ SHAPES: tuple[Shape, ...] = ("rectangle", "hexagon", "arrow", "ticket")
 
 @dataclass(frozen=True)
 class SceneStyle:
-    """What scenes are made of. Sizes in cells of `CELL_PX`, heights of digits in source pixels."""
+    """The distribution that scenes are drawn from. Sizes in cells of `CELL_PX`, digit heights in source pixels."""
 
     faces: tuple[Face, ...] = SEEN_FACES
     shapes: tuple[Shape, ...] = SHAPES
@@ -72,7 +72,7 @@ SHIFTED = SceneStyle(faces=SHIFTED_FACES, shapes=("round", "pill"), backgrounds=
 
 @dataclass(frozen=True)
 class Digit:
-    """One digit of a code, and the source pixel in its middle."""
+    """One digit of a code, and its centre in source pixels."""
 
     value: int
     centre_xy: tuple[float, float]
@@ -80,7 +80,7 @@ class Digit:
 
 @dataclass(frozen=True)
 class Tag:
-    """One plate with a code of three digits."""
+    """One plate with a three-digit code."""
 
     colour: str
     border: str
@@ -90,7 +90,7 @@ class Tag:
 
     @property
     def code(self) -> str:
-        """Three digits."""
+        """The code as text, three digits."""
         return "".join(str(digit.value) for digit in self.digits)
 
 
@@ -106,7 +106,7 @@ def render_scene(rng: np.random.Generator, style: SceneStyle, codes: tuple[str, 
     """Render one scene.
 
     Args:
-        codes: what codes are drawn from, three digits each
+        codes: the codes to draw from, three digits each
     """
     side = style.grid_cells * CELL_PX
     image = render_background(rng, str(rng.choice(style.backgrounds)), side)
@@ -122,7 +122,7 @@ def render_scene(rng: np.random.Generator, style: SceneStyle, codes: tuple[str, 
 
 
 def _free_boxes(rng: np.random.Generator, style: SceneStyle, side: int) -> list[tuple[int, int, int, int]]:
-    """Boxes that neither touch each other nor the border. At least one."""
+    """At least one box; boxes touch neither each other nor the border."""
     boxes: list[tuple[int, int, int, int]] = []
     wanted = int(rng.integers(style.tags[0], style.tags[1] + 1))
     gap = CELL_PX // 4
@@ -163,7 +163,7 @@ def _draw_tag(
 def _code_centre(
     rng: np.random.Generator, box: tuple[int, int, int, int], cap: float, advance: float
 ) -> tuple[float, float]:
-    """Near the middle of the plate: not always on it, and never over its border."""
+    """The centre of the code: near the middle of the plate, and never over its border."""
     x1, y1, x2, y2 = box
     slack_x = max(0.0, (x2 - x1) * 0.36 - 1.5 * advance)
     slack_y = max(0.0, (y2 - y1) * 0.36 - 0.5 * cap)
@@ -179,7 +179,7 @@ def draw_code(
     advance_px: float,
     ink: Colour,
 ) -> tuple[Digit, ...]:
-    """Draw a code digit by digit, `advance_px` from centre to centre."""
+    """Draw a code digit by digit, with `advance_px` between their centres."""
     digits = []
     for place, digit in enumerate(code):
         centre = (centre_xy[0] + (place - (len(code) - 1) / 2) * advance_px, centre_xy[1])
@@ -197,7 +197,7 @@ def ink_on(fill: Colour) -> Colour:
 def draw_plate(
     draw: ImageDraw.ImageDraw, shape: Shape, box: tuple[int, int, int, int], fill: Colour, border: Colour
 ) -> None:
-    """A filled outline, with a border of a twelfth of its height."""
+    """Draw a filled outline with a border of a twelfth of its height."""
     width = max(2, (box[3] - box[1]) // 12)
     if shape == "round":
         draw.ellipse(box, fill=fill, outline=border, width=width)
@@ -220,7 +220,7 @@ def _outline(shape: Shape, box: tuple[int, int, int, int]) -> list[tuple[float, 
     if shape == "arrow":
         inset = 0.22 * width
         return [(x1, y1), (x2 - inset, y1), (x2, middle), (x2 - inset, y2), (x1, y2)]
-    cut = 0.22 * height  # ticket: a rectangle without its corners
+    cut = 0.22 * height  # ticket: a rectangle with its corners cut
     return [
         (x1 + cut, y1),
         (x2 - cut, y1),
@@ -242,7 +242,7 @@ def _jittered(rng: np.random.Generator, colour: Colour) -> Colour:
     return int(shifted[0]), int(shifted[1]), int(shifted[2])
 
 
-# --- what is behind the tags
+# --- backgrounds
 
 
 def render_background(rng: np.random.Generator, kind: str, side_px: int) -> Image.Image:
@@ -250,7 +250,7 @@ def render_background(rng: np.random.Generator, kind: str, side_px: int) -> Imag
     base = rng.uniform(60, 200, 3)
     tint = base + rng.uniform(-45, 45, 3)
     weight = _pattern(rng, kind)[..., None]
-    grey = (base + tint).mean() / 2  # muted: colours of tags stay apart
+    grey = (base + tint).mean() / 2  # muted, so that the colours of tags stand out
     values = 0.45 * (base * (1 - weight) + tint * weight) + 0.55 * grey
     values = values + rng.normal(0, 3, values.shape)
     small = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
@@ -259,7 +259,7 @@ def render_background(rng: np.random.Generator, kind: str, side_px: int) -> Imag
 
 
 def _pattern(rng: np.random.Generator, kind: str) -> NDArray[np.float64]:
-    """Weights 0..1 on a coarse grid."""
+    """A pattern as weights in 0..1 on a coarse grid."""
     weight: NDArray[np.float64]
     if kind == "smooth":
         cells = int(rng.integers(3, 9))
@@ -285,7 +285,7 @@ def _pattern(rng: np.random.Generator, kind: str) -> NDArray[np.float64]:
 
 
 def _draw_distractors(rng: np.random.Generator, draw: ImageDraw.ImageDraw, side: int) -> None:
-    """Muted shapes and lines that are no tags."""
+    """Draw muted shapes and lines that are not tags."""
     for _ in range(int(rng.integers(2, 9))):
         grey = int(rng.integers(40, 215))
         colour = _jittered(rng, (grey, grey, grey))

@@ -1,4 +1,4 @@
-"""Seeded samples of the task: one scene and one question for a code each. What models are judged on."""
+"""Seeded samples of the task that models are evaluated on: a scene and a question for one of its codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdrpn.tags.scene import SEEN, SHIFTED, render_scene
 
 __all__ = ["ALL_CODES", "SPLITS", "TRAINED_CODES", "TagSample", "tag_sample", "tag_samples"]
 
-# "train" has other seeds and no held-out code; "heldout" has every code; "shifted" also other faces, plates,
+# "train" has other seeds and no held-out codes; "heldout" has all codes; "shifted" also has other typefaces, plates,
 # backgrounds and sentences.
 SPLITS = ("train", "heldout", "shifted")
 
@@ -39,22 +39,22 @@ class TagSample:
 
 
 def tag_samples(split: str, samples: int, seed: int, *, per_scene: int = 1) -> Iterator[TagSample]:
-    """The first `samples` of a split, rendered one by one; each depends on split, seed and its index alone.
+    """The first `samples` of a split, rendered one by one; each depends only on the split, the seed and its index.
 
     Args:
-        per_scene: so many questions in a row are about one scene, each about another tag
-    Raises: BadInput for a split that does not exist, or more questions than every scene has tags.
+        per_scene: how many consecutive questions share a scene, each about another tag
+    Raises: BadInput for an unknown split, or more questions per scene than every scene has tags.
     """
     return (tag_sample(split, seed, index, per_scene=per_scene) for index in range(samples))
 
 
 def tag_sample(split: str, seed: int, index: int, *, per_scene: int = 1) -> TagSample:
-    """One sample of a split. Args and errors as `tag_samples`."""
+    """One sample of a split. Args and errors as for `tag_samples`."""
     if split not in SPLITS:
         raise BadInput(f"the task tags has no split {split!r}; expected one of {', '.join(SPLITS)}")
     style = SHIFTED if split == "shifted" else SEEN
     if not 1 <= per_scene <= style.tags[0]:
-        raise BadInput(f"{per_scene} questions a scene; expected 1 to {style.tags[0]}, the fewest tags of a scene")
+        raise BadInput(f"{per_scene} questions per scene; expected 1 to {style.tags[0]}, the fewest tags of a scene")
     frames = SHIFTED_FRAMES if split == "shifted" else SEEN_FRAMES
     codes = TRAINED_CODES if split == "train" else ALL_CODES
     number, turn = divmod(index, per_scene)

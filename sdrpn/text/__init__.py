@@ -1,1 +1,1 @@
-"""From a question to token ids: chat templates, prompts and tokenizers that may come from anybody. Knows no model."""
+"""From a question to token ids: prompts, and untrusted chat templates and tokenizers. Knows no model."""

@@ -1,7 +1,7 @@
 """Fill a chat template as Hugging Face's `apply_chat_template` does, with one question about one image.
 
-What templates are offered there is offered here: trimmed blocks, `break` and `continue`, `{% generation %}`, `tojson`
-with the options of `json.dumps`, `raise_exception`, `strftime_now`. Knows no tokenizer.
+Templates have the same features as there: trimmed blocks, `break` and `continue`, `{% generation %}`, `tojson` with
+the options of `json.dumps`, `raise_exception`, `strftime_now`. Knows no tokenizer.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _ADVICE = "name another with `sdrpn export --template NAME|FILE`"
 
 
 def render_chat(template: str, question: str, image_token: str, special_tokens: Mapping[str, str]) -> str:
-    """The text of a conversation that begins with an image and a question, up to where the model goes on.
+    """The text of a conversation that begins with an image and a question, up to where the model answers.
 
-    A template that takes text only gets the image's token and a line end before the question, as LLaVA was trained.
+    A template that accepts text only gets the image token and a newline before the question, as LLaVA was trained.
 
     Args:
-        special_tokens: `bos_token` and its kin, by the names under which templates know them
-    Raises: BadInput for a template that fails, takes too much work, leaves the question out, or does not place the
-        image once.
+        special_tokens: `bos_token` and the like, by the names that templates use
+    Raises: BadInput for a template that fails, exceeds its work budget, omits the question, or does not place the
+        image exactly once.
     """
     content = _content_for(template, image_token, frozenset(special_tokens.items()))
     try:
         return _render(template, content(question, image_token), question, special_tokens)
-    except Exception as error:  # templates are programs: they fail in any way
+    except Exception as error:  # templates are programs: they raise exceptions of any type
         raise _refusal(error) from error
 
 
-# How a template takes the question ------------------------------------------------------------------------------------
+# How a template receives the question --------------------------------------------------------------------------------
 
 
 class _TextExpected(Exception):
@@ -52,7 +52,7 @@ class _TextExpected(Exception):
 
 
 class _Parts(list[dict[str, str]]):
-    """The parts of a message, for templates that look into them; none wants to print the list."""
+    """The parts of a message, for templates that iterate over them; printing the list itself is an error."""
 
     def __repr__(self) -> NoReturn:
         raise _TextExpected("it takes text only")
@@ -74,10 +74,10 @@ def _text_alone(question: str, image_token: str) -> object:
 
 @functools.lru_cache(maxsize=16)
 def _content_for(template: str, image_token: str, tokens: frozenset[tuple[str, str]]) -> Callable[[str, str], object]:
-    """Tried out with a question: the first form that puts both the image and the question into the text."""
+    """The first form that puts both the image and the question into the text, found by rendering a trial question."""
     try:
         _environment().compile_within_limits(template)
-    except Exception as error:  # the parser's own, and Python's where an expression is nested too deeply
+    except Exception as error:  # the parser's errors, and Python's where an expression is nested too deeply
         raise _refusal(error) from error
     faults = []
     for content in (_parts, _text_with_image, _text_alone):
@@ -85,7 +85,7 @@ def _content_for(template: str, image_token: str, tokens: frozenset[tuple[str, s
             text = _render(template, content(_TRIAL_QUESTION, image_token), _TRIAL_QUESTION, dict(tokens))
         except OverBudget as error:
             raise _refusal(error) from error
-        except Exception as error:  # templates are programs: they fail in any way
+        except Exception as error:  # templates are programs: they raise exceptions of any type
             faults.append((isinstance(error, _TextExpected), _refusal(error)))
             continue
         images = len(re.findall(f"(?:{re.escape(image_token)})+", text))
@@ -93,7 +93,7 @@ def _content_for(template: str, image_token: str, tokens: frozenset[tuple[str, s
         if images == 1 and asks:
             return content
         faults.append((not asks, _misplaced(images) if asks else _unasked()))
-    # The first form's fault says most, unless the template cannot have been made for that form.
+    # The error of the first form is the most useful, unless the template cannot have been written for that form.
     raise min(faults, key=lambda fault: fault[0])[1]
 
 
@@ -138,7 +138,7 @@ def _environment() -> MeteredSandbox:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the assistant says, for training. Its block is a scope, as that of a macro."""
+    """`{% generation %}` marks the assistant's text for training. Its block is a scope, like that of a macro."""
 
     tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
 
@@ -153,13 +153,13 @@ class _Generation(Extension):
 
 
 class _PlainDict:
-    """`dict` without the type's attributes."""
+    """`dict` without the attributes of the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """As `dict.fromkeys`."""
+        """Same as `dict.fromkeys`."""
         return dict.fromkeys(*args)
 
 
@@ -170,7 +170,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes HTML."""
+    """`tojson` without HTML escapes, which Jinja's own filter adds."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

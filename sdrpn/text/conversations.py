@@ -1,6 +1,6 @@
-"""The prompts that LLaVA's training code knows by name: what stands before the image, and around the question.
+"""The prompts that LLaVA's training code knows by name: the text before the image and around the question.
 
-The texts are those that the models were trained with (LLaVA's `conv_templates`), to the last space.
+The texts are exactly those that the models were trained with (LLaVA's `conv_templates`), including spaces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["CONVERSATIONS", "Conversation"]
 
 @dataclass(frozen=True)
 class Conversation:
-    """The first turn of a conversation, up to where the model goes on. The start token is not part of it."""
+    """The first turn of a conversation, up to where the model answers; without the BOS token."""
 
     before_image: str
     before_question: str
@@ -51,12 +51,12 @@ _MPT = "A conversation between a user and an LLM-based AI assistant. The assista
 
 
 def _turns(system: str, user: str, assistant: str, separator: str) -> Conversation:
-    """Roles with a colon."""
+    """A conversation whose roles end with a colon."""
     return Conversation(f"{system}{separator}{user}: ", "\n", f"{separator}{assistant}:")
 
 
 def _turns_with_tags(system: str, user: str, assistant: str, separators: tuple[str, str]) -> Conversation:
-    """The image is a turn of its own, to which the assistant says "Received."."""
+    """A conversation in which the image is a separate turn that the assistant answers with "Received."."""
     after_user, after_assistant = separators
     received = f"</Image>{after_user}{assistant}: Received.{after_assistant}{user}: "
     return Conversation(f"{system}{after_user}{user}: <Image>", received, f"{after_user}{assistant}:")

@@ -1,4 +1,4 @@
-"""From a question to token ids around an image. Knows no model and no image."""
+"""Turn a question into token ids around an image. Knows no model and no image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdrpn.text.tokenizer import TextStream, decode_text, encode_text, load_toke
 
 __all__ = ["Prompt", "TextStream", "build_prompt", "decode_text", "load_tokenizer"]
 
-MAX_QUESTION_CHARACTERS = 1_000_000  # more than any context takes
+MAX_QUESTION_CHARACTERS = 1_000_000  # more than any context holds
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Prompt:
 def build_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
     """Tokenise a question about one image.
 
-    An image token that is written in the question is removed, as LLaVA does it: it can never become a second image.
+    Image tokens written in the question are removed, as in LLaVA, so that they cannot become a second image.
     Raises: BadInput for a question without text, or a chat template that does not place exactly one image; BadBundle
         where the tokenizer fails.
     """
@@ -47,8 +47,8 @@ def build_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Promp
 
 
 def _conversation_prompt(tokenizer: Tokenizer, spec: PromptSpec, conversation: Conversation, question: str) -> Prompt:
-    """The two sides of the image are tokenised apart, the start token comes first: LLaVA's ids, whatever the
-    tokenizer's own rules add."""
+    """Tokenise the text before and after the image separately, after a BOS token: the ids of LLaVA's own code, whatever
+    the tokenizer adds by its own rules."""
     bos = () if spec.bos_token_id is None or spec.bos_token_id < 0 else (spec.bos_token_id,)
     before = encode_text(tokenizer, conversation.before_image)
     after = encode_text(tokenizer, f"{conversation.before_question}{question}{conversation.after_question}")
@@ -60,7 +60,7 @@ def _chat_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str, image_te
 
     special_tokens = _special_tokens(tokenizer, spec)
     text = render_chat(spec.template, question, spec.image_token, special_tokens)
-    # A template may write the start token itself: then the tokenizer's own rules must not add another.
+    # A template may write the BOS token itself: then the tokenizer must not add a second one.
     bos = special_tokens.get("bos_token")
     add_special_tokens = not (bos and text.startswith(bos))
     if spec.image_token_id is not None and image_text:
@@ -74,14 +74,14 @@ def _chat_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str, image_te
 
 
 def _special_tokens(tokenizer: Tokenizer, spec: PromptSpec) -> dict[str, str]:
-    """By the names under which templates know them: what the checkpoint's tokenizer calls so, or the model's ids."""
+    """Special tokens by the names that templates use: the tokenizer's own texts, else those of the model's ids."""
     by_ids = {
         "bos_token": token_text(tokenizer, spec.bos_token_id),
         "eos_token": token_text(tokenizer, next(iter(spec.eos_token_ids), None)),
         "pad_token": token_text(tokenizer, spec.pad_token_id),
         "image_token": spec.image_token,
     }
-    # A token that is missing is not defined in a template, which may ask for that.
+    # A missing token stays undefined in the template, which may test for that.
     return {name: text for name, text in {**by_ids, **spec.special_tokens}.items() if text}
 
 
@@ -101,7 +101,7 @@ def _cleaned(question: str, image_texts: Sequence[str]) -> str:
 
 
 def _without(question: str, texts: Sequence[str]) -> str:
-    """Take texts out of a question, also those that come together when another is taken out: one pass over it."""
+    """Remove texts from a question in one pass, including those that only form once another is removed."""
     if not any(text in question for text in texts):
         return question
     kept: list[str] = []

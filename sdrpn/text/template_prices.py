@@ -1,8 +1,8 @@
-"""What the operations of a template cost, in characters read and made. Knows the language, runs nothing.
+"""Prices of the operations of a template, in characters read and written. Knows the language, runs nothing.
 
-A container costs what it would take written out, because that is what printing or comparing it takes, however often
-its parts are shared. What multiplies (`*`, `**`, `join`, `replace`, the fields of a format) is priced by its result; a
-method or a filter that is not known here by the product of its arguments, where a number counts as what it says.
+A container costs the length of its text form, because that is what printing or comparing it takes, however often its
+parts are shared. Operations that multiply (`*`, `**`, `join`, `replace`, the fields of a format) are priced by their
+result; methods and filters that are not listed by the product of their arguments, where a number counts as its value.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = [
     "require_small_number",
 ]
 
-OPERATION = 20  # what anything costs, in characters
-ELEMENT = 8  # what an element of a container costs
+OPERATION = 20  # the price of any operation, in characters
+ELEMENT = 8  # the price of an element of a container
 MAX_NUMBER_BITS = 4096
-_UNKNOWN_LENGTH = 1000  # of what a generator yields; its elements are paid for one by one
-_LARGE = 10**9  # more than anybody can pay
+_UNKNOWN_LENGTH = 1000  # assumed for a generator; its elements are paid for one by one
+_LARGE = 10**9  # above any budget
 
-# Whose work and result grow with what they are given, and not faster.
+# Operations whose work and result are linear in their input.
 _LINEAR_METHODS = {
     *("capitalize", "casefold", "copy", "count", "endswith", "find", "get", "index", "isalnum", "isalpha", "isascii"),
     *("isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "items", "keys", "lower"),
@@ -50,23 +50,23 @@ _CONTAINERS: tuple[type, ...] = (list, tuple, set, frozenset, type({}.keys()), t
 
 
 class OverBudget(Exception):
-    """A template asked for more work than a prompt takes."""
+    """A template needs more work than any prompt should."""
 
 
 class Meter:
-    """What is left of one rendering's budget."""
+    """The remaining budget of one rendering."""
 
     def __init__(self, budget: int) -> None:
         self._left = budget
 
     def pay(self, price: int) -> None:
-        """Raises OverBudget where it cannot be paid."""
+        """Subtract a price. Raises OverBudget where it exceeds the remaining budget."""
         self._left -= price + OPERATION
         if self._left < 0:
             raise OverBudget("it takes too many steps, or makes too much text")
 
     def size(self, *values: object) -> int:
-        """Characters and elements of values, written out; gives up behind what is left of the budget."""
+        """The size of values as text, in characters and elements; stops counting above the remaining budget."""
         total, pending = 0, list(values)
         while pending and total <= self._left:
             value = pending.pop()
@@ -85,12 +85,12 @@ def _parts(value: Any) -> Iterable[object]:
     if kind in _CONTAINERS:
         return list(value)
     if issubclass(kind, Namespace):
-        return list(object.__getattribute__(value, "_Namespace__attrs").values())  # it shows nothing but these
+        return list(object.__getattribute__(value, "_Namespace__attrs").values())  # all that it shows
     return ()
 
 
 def price_of_filter(meter: Meter, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """What `args[0] | name(args[1:])` costs."""
+    """The price of `args[0] | name(args[1:])`."""
     if name in _LINEAR_FILTERS or (name == "trim" and len(args) == 1):
         return meter.size(*args, *kwargs.values())
     if name == "replace" and len(args) == 3 and not kwargs:
@@ -99,13 +99,13 @@ def price_of_filter(meter: Meter, name: str, args: tuple[Any, ...], kwargs: dict
         return _price_of_join(meter, *args, *kwargs.values())
     if name == "format":
         return price_of_format(meter, args, kwargs)
-    if name == "sum":  # of lists, each is copied again and again
+    if name == "sum":  # a sum of lists copies each of them repeatedly
         return meter.size(*args) ** (2 if len(args) > 2 or kwargs else 1)
     return _product(meter, args, kwargs)
 
 
 def price_of_call(meter: Meter, name: str, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """What the method `name` of `owner` costs, or a function of the template's, whose owner is none of Python's."""
+    """The price of the method `name` of `owner`, or of a template's function, whose owner is not a Python value."""
     if not isinstance(owner, (str, bytes, int, float, list, tuple, dict)):  # macros, loops, functions of templates
         return meter.size(*args, *kwargs.values())
     if name in _LINEAR_METHODS and not (name in ("strip", "lstrip", "rstrip") and args):
@@ -118,7 +118,7 @@ def price_of_call(meter: Meter, name: str, owner: Any, args: tuple[Any, ...], kw
 
 
 def price_of_operator(meter: Meter, operator: str, left: Any, right: Any) -> int:
-    """What `left operator right` costs."""
+    """The price of `left operator right`."""
     if operator == "%" and isinstance(left, (str, bytes)):
         return price_of_format(meter, (left, right), {})
     if operator == "*" and not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
@@ -135,13 +135,13 @@ def _price_of_replace(meter: Meter, text: Any, old: Any, new: Any) -> int:
 
 
 def _price_of_join(meter: Meter, values: Any = (), *others: Any) -> int:
-    """Of a generator nothing is known: its elements were paid for, and are few enough to be joined."""
+    """The price of a join. A generator costs nothing more: its elements were paid for, so they are few enough."""
     between = len(values) if hasattr(values, "__len__") else _UNKNOWN_LENGTH
     return meter.size(values, *others) + between * meter.size(*others)
 
 
 def price_of_format(meter: Meter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Each field of the text may stand for all of the arguments; widths are refused instead of reckoned with."""
+    """The price of a format: each field may stand for all arguments. Widths are refused rather than priced."""
     text = str(args[0])
     if _WIDTH.search(text) or re.search(r"\{[^{}]*\{", text):
         raise OverBudget("it pads text to a width that is computed, or of four digits")
@@ -150,7 +150,7 @@ def price_of_format(meter: Meter, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _product(meter: Meter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Numbers count as what they say: they may be widths, counts or powers."""
+    """The product of all sizes. Numbers count as their value: they may be widths, counts or powers."""
     price = 1
     for value in (*args, *kwargs.values()):
         if isinstance(value, (int, float)):
@@ -161,6 +161,6 @@ def _product(meter: Meter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int
 
 
 def require_small_number(value: Any) -> None:
-    """Raises OverBudget for whole numbers of more digits than any prompt has use for."""
+    """Raises OverBudget for integers with more digits than any prompt needs."""
     if isinstance(value, int) and value.bit_length() > MAX_NUMBER_BITS:
         raise OverBudget("it computes with numbers that are too large")

@@ -1,9 +1,9 @@
-"""Run Jinja templates of strangers: in the library's sandbox, and within a budget of work. Knows no chat.
+"""Run untrusted Jinja templates in the library's sandbox and within a work budget. Knows no chat.
 
-The sandbox keeps a template from the interpreter. It does not keep one from counting to ten billion or from doubling
-a text forty times, so here every operation of a template is paid for before it is done: a fixed price, and the sizes
-of what it reads and makes (`template_prices`). No clock, no signal, no thread: the same template and the same input
-always end the same way. Filters that format pages or take quadratic time are left out.
+The sandbox protects the interpreter. It does not prevent a template from counting to ten billion or doubling a text
+forty times, so every operation of a template is paid for before it runs: a fixed price plus the sizes of what it reads
+and writes (`template_prices`). No clock, signal or thread is involved: the same template and input always end the same
+way. Filters that format pages or take quadratic time are left out.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from sdrpn.text.template_prices import (
 
 __all__ = ["MAX_SOURCE_CHARACTERS", "MeteredSandbox", "OverBudget"]
 
-MAX_SOURCE_CHARACTERS = 32_768  # templates of models have a tenth of it, those that know many tools nearly all
-BUDGET = 1_000_000  # some 0.3 s and 50 MB at worst; templates of models take a few thousand
-PER_INPUT_CHARACTER = 16  # a template may read a long question so many times
+MAX_SOURCE_CHARACTERS = 32_768  # chat templates have a tenth of it, those with many tools nearly all
+BUDGET = 1_000_000  # 0.3 s and 50 MB at worst; chat templates take a few thousand
+PER_INPUT_CHARACTER = 16  # how many times a template may read a long question
 
 _LEFT_OUT = ("pprint", "striptags", "urlize", "wordwrap")
 _METER: ContextVar[Meter] = ContextVar("template_meter")
 
 
 class SafeNamespace(Namespace):
-    """Jinja's `namespace()`, without names that begin with an underscore: they reach into the interpreter."""
+    """Jinja's `namespace()` without names that begin with an underscore: they give access to the interpreter."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # so that a template may set `self`
         self, args = args[0], args[1:]
@@ -61,14 +61,14 @@ def _require_public(name: object) -> None:
 
 
 class MeteredSandbox(ImmutableSandboxedEnvironment):
-    """A sandbox whose templates are rendered with `render_within_budget` alone."""
+    """A sandbox whose templates are rendered only by `render_within_budget`."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
     def __init__(self, **options: Any) -> None:
-        # The optimiser would compute constant expressions while it compiles, before anybody pays.
+        # The optimiser would evaluate constant expressions at compile time, before they are paid for.
         super().__init__(optimized=False, finalize=_printed, cache_size=0, **options)
-        self.concat = _concatenated  # type: ignore[method-assign]  # of every captured block
+        self.concat = _concatenated  # type: ignore[method-assign]  # joins every captured block
         del self.globals["lipsum"]
         self.globals["namespace"] = SafeNamespace
         for name in _LEFT_OUT:
@@ -80,11 +80,11 @@ class MeteredSandbox(ImmutableSandboxedEnvironment):
         self.filters.update(_OWN_FILTERS)
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
-        """A filter of one's own, priced by the product of its arguments."""
+        """Add a filter, priced by the product of its arguments."""
         self.filters[name] = _metered(function, _filter_price(name))
 
     def compile_within_limits(self, source: str) -> Template:
-        """The template, kept for the next time. Raises: OverBudget for one that is too long; whatever Jinja raises."""
+        """The compiled template, cached. Raises: OverBudget for one that is too long; whatever Jinja raises."""
         return _compiled(self, source)
 
     def render_within_budget(self, source: str, variables: Mapping[str, Any], input_characters: int) -> str:
@@ -109,7 +109,7 @@ class MeteredSandbox(ImmutableSandboxedEnvironment):
         return tree
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Any call of a function, a method or a macro."""
+        """Called by Jinja for every call of a function, method or macro."""
         meter = _METER.get()
         if isinstance(__obj, LoopContext) and args:  # a recursive loop
             args = (_each(args[0]), *args[1:])
@@ -120,7 +120,7 @@ class MeteredSandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Any of the arithmetic operators."""
+        """Called by Jinja for every arithmetic operator."""
         meter = _METER.get()
         meter.pay(price_of_operator(meter, operator, left, right))
         result = super().call_binop(context, operator, left, right)
@@ -129,7 +129,7 @@ class MeteredSandbox(ImmutableSandboxedEnvironment):
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`str.format`, which comes here before it is called."""
+        """Called by Jinja before `str.format`."""
         function = super().wrap_str_format(value)
         if function is None:
             return None
@@ -142,7 +142,7 @@ class MeteredSandbox(ImmutableSandboxedEnvironment):
         return metered
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Subscription; a slice becomes a filter before."""
+        """Called by Jinja for subscripts; slices were turned into a filter."""
         meter = _METER.get()
         meter.pay(meter.size(argument))  # it is hashed
         return super().getitem(obj, argument)
@@ -156,7 +156,7 @@ def _compiled(environment: Environment, source: str) -> Template:
 
 
 class _Metering(NodeTransformer):
-    """Send through filters of ours whatever the sandbox does not let us see."""
+    """Route operations that the sandbox does not expose through metered filters."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
         self.generic_visit(node)
@@ -198,7 +198,7 @@ def _filtered(node: Any, name: str, args: list[nodes.Expr] | None = None) -> nod
     return nodes.Filter(node, name, args or [], [], None, None, lineno=node.lineno)
 
 
-# What stands in for parts of the language; no template can spell these names. ----------------------------------------
+# Replacements for parts of the language, under names that no template can write. -------------------------------------
 
 
 def _each(values: Iterable[Any]) -> Iterator[Any]:
@@ -229,7 +229,7 @@ def _sliced(value: Any, start: Any, stop: Any, step: Any) -> Any:
     return value[start:stop:step]
 
 
-@pass_context  # so that Jinja cannot call it while it compiles
+@pass_context  # so that Jinja cannot call it at compile time
 def _printed(context: Context, value: Any) -> Any:
     return _read(value)
 
@@ -255,7 +255,7 @@ def _test_price(meter: Meter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _metered(function: Callable[..., Any], price: Price) -> Callable[..., Any]:
-    """The same, paid for; the marks by which Jinja passes it a context stay."""
+    """The function, metered; the attributes by which Jinja passes a context are kept."""
 
     @functools.wraps(function)
     def metered(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, with a `tokenizer.json` that may come from anybody. Knows no prompt and no model."""
+"""Text to token ids and back, with an untrusted `tokenizer.json`. Knows no prompt and no model."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from sdrpn.text.tokenizer_limits import MAX_TOKENIZER_BYTES, find_excess
 
 __all__ = ["TextStream", "decode_text", "encode_text", "load_tokenizer", "token_text"]
 
-INCOMPLETE = "\ufffd"  # what decoders put for bytes that are no character, or not yet one
+INCOMPLETE = "\ufffd"  # what decoders write for bytes that are not a character, or not yet one
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-WINDOW_TOKENS = 64  # a stream decodes this many tokens at most, again and again
+WINDOW_TOKENS = 64  # a stream decodes at most this many tokens at each step
 KEPT_TOKENS = 16
-MAX_DECODED_CHARACTERS = 1_000_000  # an answer of thousands of tokens has a tenth of it
-_PUBLISHED = "its tokenizer.json is at fault: take the one that the model was published with"
+MAX_DECODED_CHARACTERS = 1_000_000  # an answer of thousands of tokens has a tenth of this
+_PUBLISHED = "its tokenizer.json is faulty: use the one that the model was published with"
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a `tokenizer.json`, without the truncation and padding that may be stored in it.
+    """Read a `tokenizer.json`, ignoring truncation and padding stored in it.
 
-    Raises: BadBundle for what is none, or for one that could loop or grow.
+    Raises: BadBundle for a file that is not a tokenizer, or whose rules could loop or make the text grow.
     """
     path = Path(path)
     _require_tokenizer_file(path)
@@ -41,19 +41,19 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         tokenizer.no_padding()
         excess = find_excess({name: _state(getattr(tokenizer, name)) for name in _PARTS} | {"model": _model(tokenizer)})
     if excess is not None:
-        raise BadBundle(f"{path} is not used: {excess}; take the tokenizer.json that the model was published with")
+        raise BadBundle(f"{path} is not used: {excess}; use the tokenizer.json that the model was published with")
     return tokenizer
 
 
 def encode_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
-    """Token ids of a text. Raises BadBundle where the tokenizer fails at it."""
+    """Token ids of a text. Raises BadBundle where the tokenizer fails on it."""
     with _failing("the tokenizer cannot read this text", _PUBLISHED):
         ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
     return ids
 
 
 def decode_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of generated ids, without special tokens. Raises BadBundle where the tokenizer fails at them."""
+    """The text of generated ids, without special tokens. Raises BadBundle where the tokenizer fails on them."""
     with _failing("the tokenizer cannot write these tokens", _PUBLISHED):
         ids = [int(token_id) for token_id in ids]
         if sum(len(token_text(tokenizer, token_id)) for token_id in ids) > MAX_DECODED_CHARACTERS:
@@ -63,7 +63,7 @@ def decode_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def token_text(tokenizer: Tokenizer, token_id: int | None) -> str:
-    """What a token is called; empty for none, and for ids that no tokenizer can have, such as -1."""
+    """The text of a token; empty for None and for ids that no tokenizer has, such as -1."""
     if token_id is None or not 0 <= token_id < 2**32:
         return ""
     text: str | None = tokenizer.id_to_token(token_id)
@@ -71,20 +71,20 @@ def token_text(tokenizer: Tokenizer, token_id: int | None) -> str:
 
 
 class TextStream:
-    """Text piece by piece while tokens arrive; the pieces together are what `decode_text` makes of all tokens.
+    """Decode text piece by piece as tokens arrive; joined, the pieces equal `decode_text` of all tokens.
 
-    A piece ends between characters. Single bytes are held back until a token that is none follows, because whether
-    they are text depends on all bytes in a row.
+    A piece ends at a character boundary. Byte tokens are held back until another token follows, because whether they
+    are text depends on the whole run of bytes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []  # the latest tokens
-        self._window_text = ""  # what has been returned of them
+        self._window_text = ""  # the part of their text that has been returned
         self._in_bytes = False
 
     def push(self, token_id: int) -> str:
-        """Add a token; returns the text that is certain now, often none."""
+        """Add a token; returns the text that is final now, often none."""
         self._window.append(int(token_id))
         if BYTE_TOKEN.fullmatch(token_text(self._tokenizer, int(token_id))):
             self._in_bytes = True
@@ -96,7 +96,7 @@ class TextStream:
         return "" if text.endswith(INCOMPLETE) else self._returned(text)
 
     def finish(self) -> str:
-        """The text that was held back; incomplete characters show as U+FFFD."""
+        """The text that was held back; incomplete characters become U+FFFD."""
         return self._returned(decode_text(self._tokenizer, self._window))
 
     def _returned(self, text: str) -> str:
@@ -107,7 +107,7 @@ class TextStream:
         return piece
 
     def _shorten(self) -> None:
-        """Forget old tokens, so that a long answer does not take ever longer; only where the rest reads the same."""
+        """Drop old tokens, so that the cost per token stays constant; only where the rest decodes to the same text."""
         kept = self._window[-KEPT_TOKENS:]
         text = decode_text(self._tokenizer, kept)
         if text and self._window_text.endswith(text):
@@ -124,13 +124,13 @@ def _require_tokenizer_file(path: Path) -> None:
     if size_bytes > MAX_TOKENIZER_BYTES:
         raise BadBundle(
             f"{path} has {text_from_bytes(size_bytes)}; expected a tokenizer of "
-            f"{text_from_bytes(MAX_TOKENIZER_BYTES)} at most: take the one that the model was published with"
+            f"{text_from_bytes(MAX_TOKENIZER_BYTES)} at most: use the one that the model was published with"
         )
 
 
 @contextmanager
 def _failing(what: str, advice: str) -> Iterator[None]:
-    """The library raises bare Exceptions, and where its Rust code panics something that is no Exception at all."""
+    """Turn errors of the library into BadBundle: bare Exceptions, and BaseExceptions where its Rust code panics."""
     try:
         yield
     except Exception as error:
@@ -142,12 +142,12 @@ def _failing(what: str, advice: str) -> Iterator[None]:
 
 
 def _state(part: Any) -> Any:
-    """A part as the file has it."""
+    """The JSON of a part, as in the file."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def _model(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the file says of the model besides its vocabulary."""
+    """The `model` section of the file without its vocabulary."""
     longest = getattr(tokenizer.model, "max_input_chars_per_word", None)
     return {} if longest is None else {"max_input_chars_per_word": longest}
 

@@ -1,8 +1,8 @@
 """What a `tokenizer.json` may contain, so that no text makes it loop or grow. Knows the format, not the library.
 
-The library runs regular expressions that backtrack, and replaces text as often as the file says; nothing can stop it
-once it is at work. So both are judged from the file's small parts beforehand: an expression by the number of ways in
-which it can fail, a chain of replacements by the longest text that it can make of a character.
+The library runs backtracking regular expressions and chains of replacements without any limit, and cannot be
+interrupted. So both are checked beforehand: an expression by the number of ways in which it can fail, a chain of
+replacements by the longest text that it can produce from one character.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 
 __all__ = ["MAX_TOKENIZER_BYTES", "find_excess"]
 
-MAX_TOKENIZER_BYTES = 64 * 1024 * 1024  # twice the largest vocabulary that language models have
+MAX_TOKENIZER_BYTES = 64 * 1024 * 1024  # twice the largest vocabulary in use
 MAX_STEPS = 64
-MAX_GROWTH = {"normalizer": 1000, "decoder": 16}  # characters of one
+MAX_GROWTH = {"normalizer": 1000, "decoder": 16}  # output characters per input character
 MAX_ADDED_IDS = 256
-MAX_OPEN_REPEATS = 4  # in a row, of single characters; those that tokenizers are published with have two
-MAX_WORD_CHARACTERS = 1000  # WordPiece takes the cube of it
-# How many characters Unicode makes of one.
+MAX_OPEN_REPEATS = 4  # consecutive, of single characters; published tokenizers have two
+MAX_WORD_CHARACTERS = 1000  # WordPiece's time grows with its cube
+# The most characters that each Unicode normalisation makes of one.
 _GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 12, "ByteLevel": 4}
 
 
 def find_excess(parts: Mapping[str, Any]) -> str | None:
-    """What is too much in a tokenizer, in words; None where all is well.
+    """Describe the first part of a tokenizer that exceeds a limit; None where there is none.
 
     Args:
         parts: `normalizer`, `pre_tokenizer`, `post_processor` and `decoder` as in the file, and `model` without its
-            vocabulary; what is absent is None
+            vocabulary; absent parts are None
     """
     for name, part in parts.items():
         steps = list(_steps(part))
@@ -52,7 +52,7 @@ def find_excess(parts: Mapping[str, Any]) -> str | None:
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
-    """The parts of a chain, which may hold chains."""
+    """The steps of a chain, which may contain chains."""
     if not isinstance(part, dict):
         return
     if part.get("type") != "Sequence":
@@ -86,7 +86,7 @@ def _growth(step: dict[str, Any]) -> float:
 
 
 def _longest_rule(charsmap: str) -> int:
-    """SentencePiece's table: the size of an index in four bytes, the index, then texts that end with a zero."""
+    """The longest replacement in SentencePiece's table: the index size in 4 bytes, the index, null-terminated texts."""
     content = base64.b64decode(charsmap)
     return max(map(len, content[4 + int.from_bytes(content[:4], "little") :].split(b"\0")), default=1) or 1
 
@@ -100,7 +100,7 @@ def _adds_too_much(step: dict[str, Any]) -> bool:
 
 
 class _Regex:
-    """Just enough of Oniguruma's syntax to see what repeats what."""
+    """A parser of as much of Oniguruma's syntax as it takes to find nested repeats."""
 
     _COUNT = re.compile(r"\{(\d*)(,?)(\d*)\}")
     _OPENING = re.compile(r"\?(?:[imxWDSPy-]*:|[=!>]|<[=!]|<\w+>|[imxWDSPy-]+(?=\)))")
@@ -110,7 +110,7 @@ class _Regex:
         self._at = 0
 
     def fault(self) -> str | None:
-        """Why matching may take too long; None where it cannot."""
+        """Why matching may take too long, or None."""
         try:
             repeats, _ = self._alternatives(depth=0)
         except _Fault as fault:
@@ -120,7 +120,7 @@ class _Regex:
         return None if repeats <= MAX_OPEN_REPEATS else "repeats too much in a row"
 
     def _alternatives(self, depth: int) -> tuple[int, bool]:
-        """The largest number of open repeats in a branch, and whether there is more than one way to match it."""
+        """The most open repeats in any branch, and whether it can match in more than one way."""
         if depth > 20:
             raise _Fault("is nested too deeply")
         worst, varied, current = 0, False, 0
@@ -132,7 +132,7 @@ class _Regex:
             repeats, inner_varied, single = self._atom(depth)
             most, fixed = self._quantifier()
             if most > 16 and not single and (repeats or inner_varied):
-                raise _Fault("repeats what itself can match in several ways")
+                raise _Fault("repeats an expression that can match in several ways")
             if most > 1000 and most != math.inf:
                 raise _Fault("repeats something more than 1000 times")
             current += repeats + (most > 16 and not fixed)
@@ -140,7 +140,7 @@ class _Regex:
         return max(worst, current), varied
 
     def _atom(self, depth: int) -> tuple[int, bool, bool]:
-        """Open repeats in it, whether it can match in several ways, and whether it is a single character."""
+        """An atom: its open repeats, whether it can match in several ways, and whether it is a single character."""
         character = self._pattern[self._at]
         self._at += 1
         if character == "\\":
@@ -189,7 +189,7 @@ class _Regex:
         return found
 
     def _quantifier(self) -> tuple[float, bool]:
-        """The most repeats, and whether their number is fixed. Several in a row repeat each other."""
+        """The most repeats, and whether their number is fixed. Consecutive quantifiers repeat each other."""
         most, fixed = 1.0, True
         while True:
             upper, exact = self._one_quantifier()
@@ -198,7 +198,7 @@ class _Regex:
             if most > 1 and upper > 1:
                 raise _Fault("repeats a repeat")
             most, fixed = max(most, upper), fixed and exact
-            if self._pattern[self._at : self._at + 1] in ("?", "+"):  # reluctant, or possessive
+            if self._pattern[self._at : self._at + 1] in ("?", "+"):  # lazy or possessive
                 self._at += 1
 
     def _one_quantifier(self) -> tuple[float | None, bool]:
@@ -216,4 +216,4 @@ class _Regex:
 
 
 class _Fault(Exception):
-    """What is wrong with an expression."""
+    """A regular expression that is refused; the message says why."""

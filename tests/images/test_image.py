@@ -219,7 +219,7 @@ def test_extreme_sizes(size: tuple[int, int]) -> None:
         (encoded(noise(64, 64), "TIFF")[:900], "is not a picture|cannot be decoded"),
         (png_header(100_000, 100_000), r"is 100000x100000 = 10,000,000,000 px; the limit is 200,000,000"),
         (png_header(60_000, 3_334), "200,040,000 px; the limit"),
-        (png_header(2_000_000, 10), "is 2000000x10 px; the limit of a side is 100,000"),
+        (png_header(2_000_000, 10), "is 2000000x10 px; the limit for a side is 100,000"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, data: bytes, match: str) -> None:

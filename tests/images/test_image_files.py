@@ -170,7 +170,7 @@ def test_a_large_jpeg_2000() -> None:
     data = bytearray(encoded(Image.new("L", (16, 16)), "JPEG2000", no_jp2=True))
     place = data.index(b"\xff\x51")  # SIZ: width and height stand 6 bytes behind its marker, then again as the tile's
     data[place + 6 : place + 14] = struct.pack(">II", side, side)
-    with pytest.raises(BadImage, match="the limit of JPEG 2000 is 25,000,000, because its decoder takes 20 bytes"):
+    with pytest.raises(BadImage, match="the limit for JPEG 2000 is 25,000,000, because its decoder takes 20 bytes"):
         open_image(bytes(data))
 
 
