@@ -343,7 +343,7 @@ def test_crop_pixels_are_the_squashed_crop(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 5), (5, 5, 5, 5), (-1, 0, 5, 5), (0, 0, 11, 5), (0, 0, 5, 9), (6, 0, 5, 5)])
 def test_crops_outside_the_image(box: tuple[int, int, int, int]) -> None:
-    with pytest.raises(BadInput, match="is empty or leaves the image; expected x1 < x2 <= 10 and y1 < y2 <= 8"):
+    with pytest.raises(BadInput, match="is empty or extends beyond the image; expected x1 < x2 <= 10 and y1 < y2 <= 8"):
         crop_pixels(noise(10, 8), box, VISION)
 
 

@@ -175,7 +175,7 @@ def test_a_library_on_the_cpu_reads_it_from_the_host(tiny_bundle: Path, decoded:
 @pytest.mark.usefixtures("kernels")
 def test_crops_outside_the_picture(gpu: FakeGpu, on_gpu: Picture) -> None:
     buffer = gpu.backend().allocate((1, 3, 56, 56), "float32")
-    with pytest.raises(BadInput, match="is empty or leaves the image; expected x1 < x2 <= 130"):
+    with pytest.raises(BadInput, match="is empty or extends beyond the image; expected x1 < x2 <= 130"):
         on_gpu.fill_crops([(0, 0, 131, 5)], None, buffer)  # type: ignore[arg-type]
 
 

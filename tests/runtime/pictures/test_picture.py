@@ -146,7 +146,7 @@ def test_a_small_file_is_decoded_in_full_for_the_first_look(path: str) -> None:
 @pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 641, 5), (6, 0, 5, 5)])
 def test_crops_outside_the_picture(box: tuple[int, int, int, int], decode: Any, path: str) -> None:
     picture = open_picture(encoded(scene()), decode=decode)
-    with pytest.raises(BadInput, match="is empty or leaves the image; expected x1 < x2 <= 640"):
+    with pytest.raises(BadInput, match="is empty or extends beyond the image; expected x1 < x2 <= 640"):
         picture.write_crops([box], VISION, np.empty((1, 3, 56, 56), np.float32))
 
 
