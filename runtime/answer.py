@@ -33,7 +33,7 @@ class Timings:
     crop_trunk_s: float = 0.0  # trunk over RoI tokens and question
     tail_prefill_s: float = 0.0
     decode_s: tuple[float, ...] = ()  # one entry a step; the first token comes from the prefill
-    total_s: float = 0.0
+    total_s: float = 0.0  # the wait behind other answers included
 
     @property
     def decode_per_token_s(self) -> float:
@@ -113,12 +113,9 @@ class Stopwatch:
         finally:
             self._stages[name] = self._stages.get(name, 0.0) + time.perf_counter() - start
 
-    @contextmanager
-    def decode_step(self) -> Iterator[None]:
-        """Append the block's seconds as one decode step."""
-        start = time.perf_counter()
-        yield
-        self._decode_s.append(time.perf_counter() - start)
+    def decode_step(self, seconds: float) -> None:
+        """Append one decode step."""
+        self._decode_s.append(seconds)
 
     def timings(self) -> Timings:
         """All stages so far; total is the time since the watch was made."""

@@ -30,10 +30,11 @@ _LOGITS = "logits of the next token"
 
 @dataclass(frozen=True)
 class NextToken:
-    """What a step is given of one sequence. Its row goes behind the valid ones of its slot."""
+    """What a step is given of one sequence."""
 
     slot: Slot
     embedding: FloatArray  # (1,D)
+    row: int  # of the caches: where it goes, behind the valid ones of its slot
     position: int  # what the rotary embedding turns by
 
 
@@ -123,18 +124,18 @@ class Decoder:
         Slots side by side are computed as one batch. What is not finite is left to `require_finite`.
         """
         for token in tokens:
-            self._require_room(token.slot)
+            self._require_room(token.slot, token.row)
         logits: dict[int, FloatArray] = {}
         for together in _side_by_side(tokens):
-            for token, found in zip(together, self._step_of(together)(together), strict=True):
-                logits[token.slot.index] = found
-                row = token.slot.valid["trunk"] + 1
-                token.slot.valid["trunk"] = token.slot.valid["tail"] = row
+            found = self._step_of(together)(together)
+            logits |= {token.slot.index: row for token, row in zip(together, found, strict=True)}
+        for token in tokens:  # all or none: a step that failed can be made again
+            token.slot.valid["trunk"] = token.slot.valid["tail"] = token.row + 1
         return [logits[token.slot.index] for token in tokens]
 
-    def step_one(self, slot: Slot, embedding: FloatArray, position: int) -> FloatArray:
-        """The same of one sequence, whose logits are finite numbers."""
-        (logits,) = self.step([NextToken(slot, embedding, position)])
+    def step_one(self, slot: Slot, embedding: FloatArray, row: int) -> FloatArray:
+        """The same of one sequence whose rows are its positions, and whose logits are finite numbers."""
+        (logits,) = self.step([NextToken(slot, embedding, row, row)])
         self.require_finite(slot, _LOGITS, logits)
         return logits
 
@@ -154,9 +155,10 @@ class Decoder:
             runner.close()
         self.slots.close()
 
-    def _require_room(self, slot: Slot) -> None:
+    def _require_room(self, slot: Slot, row: int) -> None:
         """For one more row. Engines for a longer context take over, with the rows that are there."""
-        row, slots = slot.valid["trunk"], self.slots
+        slots = self.slots
+        slot.require_rows("trunk", row)
         slot.require_rows("tail", row)
         if row < slots.length:
             return
@@ -242,7 +244,7 @@ class _TokenStep:
         """(B,V), which the next call overwrites."""
         self._hidden.write(_stacked([token.embedding for token in tokens]))
         self._positions.write(np.array([[token.position] for token in tokens], np.int64))
-        self._rows.write(np.array([token.slot.valid["trunk"] for token in tokens], np.int64))
+        self._rows.write(np.array([token.row for token in tokens], np.int64))
         self._run()
         logits: FloatArray = self._logits.read()
         return logits

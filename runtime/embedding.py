@@ -44,15 +44,20 @@ class TokenEmbedding:
 
     def rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """(len(ids), D). Raises BadInput for an id outside the vocabulary, BadBundle where the file was cut since."""
-        index = np.asarray(ids, dtype=np.int64).reshape(-1)
-        outside = index[(index < 0) | (index >= self._vocabulary)]
-        if outside.size:
-            raise BadInput(f"token id {outside[0]} is outside the vocabulary; expected 0 to {self._vocabulary - 1}")
+        index = self.require(ids)
         size = self._row_bytes
         content = b"".join(os.pread(self._descriptor, size, size * row) for row in index.tolist())
         if len(content) != len(index) * size:
             raise BadBundle(f"{self._path} was cut while it was open; export the bundle again and open it anew")
         return np.frombuffer(content, self._dtype).reshape(len(index), self._width).astype(np.float32)
+
+    def require(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """ids as an array. Raises BadInput for one outside the vocabulary."""
+        index = np.asarray(ids, dtype=np.int64).reshape(-1)
+        outside = index[(index < 0) | (index >= self._vocabulary)]
+        if outside.size:
+            raise BadInput(f"token id {outside[0]} is outside the vocabulary; expected 0 to {self._vocabulary - 1}")
+        return index
 
     def close(self) -> None:
         """Close the file; calling it twice does no harm."""

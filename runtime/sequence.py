@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.errors import BadInput, Cancelled
+from sdrpn.errors import BadInput
 from sdrpn.method.roi import Decide, RoiDecision, roi_map
-from sdrpn.runtime.answer import Answer, Stopwatch, TokenCounts, Trace
+from sdrpn.runtime.answer import Answer, Stopwatch, Timings, TokenCounts, Trace
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.sampling import Sampler, Sampling
-from sdrpn.runtime.slots import Slot
+from sdrpn.runtime.slots import Prefix, Slot
 
 __all__ = ["Prefill", "Request", "Sequence"]
 
@@ -54,55 +54,72 @@ class Prefill:
 class Sequence:
     """Everything that belongs to one answer.
 
-    Its rows are those of `slot` (`slot.valid`, by graph); `position` is what the rotary embedding turns the next token
-    by. `finish_reason` is None until it is complete.
+    Its rows are those of `slot` (`slot.valid`, by graph). The next token goes into `row`, and `position` is what the
+    rotary embedding turns it by. It is over with a `finish_reason` or an `error`.
     """
 
     def __init__(
         self,
         request: Request,
+        prefix: Prefix,
         watch: Stopwatch,
         sampling: Sampling,
         stop_ids: abc.Iterable[int],
         *,
         keep_trace: bool = False,
     ) -> None:
-        self.request, self.watch = request, watch
+        self.request, self.prefix, self.watch = request, prefix, watch
         self.slot: Slot | None = None
-        self.position = 0
+        self.row = self.position = 0
         self.prefill: Prefill | None = None
         self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
+        self.error: Exception | None = None
         self.cancelled = False
         self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
         self._keep_trace = keep_trace
         self._step_logits: list[FloatArray] = []
+        self._timings: Timings | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes."""
+        return self.finish_reason is not None or self.error is not None
 
     def begin(self, slot: Slot, prefill: Prefill) -> None:
         """Both passes are through; the first token comes behind them."""
-        self.slot, self.prefill, self.position = slot, prefill, prefill.tokens
+        self.slot, self.prefill = slot, prefill
+        self.row = self.position = prefill.tokens
+
+    def advance(self, seconds: float) -> None:
+        """Another token was computed."""
+        self.row, self.position = self.row + 1, self.position + 1
+        self.watch.decode_step(seconds)
+
+    def fail(self, error: Exception) -> None:
+        """End here, unless it is over."""
+        if not self.over:
+            self.error = error
 
     def choose(self, logits: FloatArray) -> None:
         """Choose a token, or end at a stop token or the limit, from logits (V,)."""
+        if self.over:  # closed meanwhile
+            return
         if self._keep_trace:
             self._step_logits.append(logits.copy())
         token_id = self._sampler.choose(logits)
         if token_id in self._stop_ids:
-            self.finish_reason = "stop"
+            self._finish("stop")
             return
         self.token_ids.append(token_id)
         if len(self.token_ids) == self.request.max_new_tokens:
-            self.finish_reason = "length"
-
-    def require_uncancelled(self) -> None:
-        """Raises Cancelled."""
-        if self.cancelled:
-            raise Cancelled("the answer was cancelled; ask again")
+            self._finish("length")
 
     def answer(self, text: str) -> Answer:
         """All of it, where it is complete."""
         assert self.prefill is not None
         assert self.finish_reason is not None
+        assert self._timings is not None
         decision, roi_logits = self.prefill.decision, self.prefill.roi_logits
         return Answer(
             text=text,
@@ -112,10 +129,13 @@ class Sequence:
             roi_map=roi_map(roi_logits) if roi_logits is not None else None,
             roi_token_count=self.prefill.roi_tokens,
             note=decision.note if decision is not None else None,
-            timings=self.watch.timings(),
+            timings=self._timings,
             tokens=self._counts(self.prefill),
             trace=self._trace(self.prefill) if self._keep_trace else None,
         )
+
+    def _finish(self, reason: Literal["stop", "length"]) -> None:
+        self._timings, self.finish_reason = self.watch.timings(), reason
 
     def _counts(self, prefill: Prefill) -> TokenCounts:
         prompt = prefill.tokens - prefill.roi_tokens

@@ -5,15 +5,15 @@ from __future__ import annotations
 import collections.abc as abc
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
-from sdrpn.errors import BadInput, RunFailed
-from sdrpn.host.interrupt import SignalWatch
+from sdrpn.errors import BadInput, SdrpnError
 from sdrpn.host.links import AllowLinks
+from sdrpn.host.machine import read_available_memory
 from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer, Stopwatch
@@ -24,26 +24,25 @@ from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
 from sdrpn.runtime.sampling import GREEDY, Sampling
+from sdrpn.runtime.scheduler import Scheduler
 from sdrpn.runtime.select import AUTOMATIC, choose_backend, choose_optimized, onnxruntime_variant
 from sdrpn.runtime.sequence import Request, Sequence
-from sdrpn.runtime.turns import Turn, Turns
+from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 from sdrpn.runtime.two_pass import TwoPass
-from sdrpn.text.prompt import TextStream, build_prompt, decode_text, load_tokenizer
+from sdrpn.text.prompt import build_prompt, load_tokenizer
 
-__all__ = ["AnswerStream", "Session"]
+__all__ = ["Session"]
 
 DEFAULT_POLICY = RoiPolicy()
-# A reader that waits for its network goes on within seconds; one that does not has left.
-STREAM_IDLE_S = 10.0
+# More gain little on a CPU: see benchmarks/batching.py.
+DEFAULT_BATCH = 4
 
 
 class Session:
-    """Answers one question at a time; remembers the last image, so that more questions about it cost less.
+    """Answers questions: one, or several at once, which are decoded together; remembers pictures that it has seen.
 
-    Several threads may share one: whoever asks waits until the answer before is complete. A stream that is not read to
-    its end keeps the others waiting for at most `stream_idle_s` behind its last token; then it has lost its turn and
-    raises RunFailed where it is read on. The thread that read it last does not wait: its next question takes the
-    turn at once. `close` of a stream gives the turn back without a wait.
+    Several threads may share one: questions wait for each other, at most `max_batch` are answered at once. A stream
+    that is not read on is carried on beside the others.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Session:
         decode: Decode = "exact",
         threads: int | None = None,
         contexts: abc.Sequence[int] = (),
-        stream_idle_s: float = STREAM_IDLE_S,
+        max_batch: int | None = None,
     ) -> None:
         """Load the variant's graphs. `Session.open` is the usual way in.
 
@@ -66,14 +65,12 @@ class Session:
             note: the first part of `backend_note`
             decode, threads: of pictures, as in `open`
             contexts: the cache lengths that the engines have profiles for, where that is more than one
-            stream_idle_s: how long a stream that is not read on keeps other threads waiting
+            max_batch: as in `open`
         """
         self.bundle, self.variant = bundle, variant
         self.backend, self._library, self._note = backend.name, backend, note
         self._decode_mode, self._threads = decode, threads
-        self._turns = Turns(stream_idle_s)
-        self._cancellation = backend.cancellation
-        self._watch = SignalWatch(self._cancellation.cancel, self._cancellation.reset)
+        batch = _batch(max_batch, backend)
         spec, tokenizer = bundle.spec, bundle.manifest.tokenizer
         # Before the graphs, which may take a minute to load.
         self._tokenizer = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
@@ -93,6 +90,9 @@ class Session:
             resources.callback(self._decoder.close)
             context = min(bundle.manifest.max_context, self._decoder.slots.max_rows or bundle.manifest.max_context)
             self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding)
+            self._scheduler = Scheduler(
+                self._two_pass, self._decoder, self._embedding, backend.cancellation, batch, _memory_for
+            )
             self._resources = resources.pop_all()
 
     @classmethod
@@ -111,6 +111,7 @@ class Session:
         decode: Decode = "exact",
         allow_links: AllowLinks = (),
         download: bool = False,
+        max_batch: int | None = None,
     ) -> Session:
         """Open a bundle.
 
@@ -130,6 +131,8 @@ class Session:
                 files with nvImageCodec
             allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
             download: fetch what the local cache lacks of a model of Hugging Face's hub
+            max_batch: most questions that are answered at once, each with caches of its own, which are made when they
+                are first needed; None: 4 with ONNX Runtime on a CPU, else 1
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
         bundle = open_bundle(
@@ -144,17 +147,28 @@ class Session:
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
             files = {name: one.path for name, one in engines.items()}
             contexts = choice.engines.contexts
-            return cls(bundle, chosen, gpu, files, decode=decode, threads=threads, contexts=contexts)
+            return cls(
+                bundle, chosen, gpu, files, decode=decode, threads=threads, contexts=contexts, max_batch=max_batch
+            )
         chosen = onnxruntime_variant(bundle, variant, choice.note, choice.backend)
         saved, note = choose_optimized(bundle, chosen, choice.backend, verify) if optimized else (None, None)
         library = open_backend(choice.backend, threads, optimized=saved is not None, device=options.device)
         if saved is not None:
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
             return cls(
-                bundle, saved.variant(chosen), library, saved.graphs, choice.note, decode=decode, threads=threads
+                bundle,
+                saved.variant(chosen),
+                library,
+                saved.graphs,
+                choice.note,
+                decode=decode,
+                threads=threads,
+                max_batch=max_batch,
             )
         bundle.verify((*chosen.files, *tokenizer), large=verify)
-        return cls(bundle, chosen, library, note=choice.note or note, decode=decode, threads=threads)
+        return cls(
+            bundle, chosen, library, note=choice.note or note, decode=decode, threads=threads, max_batch=max_batch
+        )
 
     @property
     def backend_note(self) -> str | None:
@@ -192,6 +206,73 @@ class Session:
             image, question, roi=roi, max_new_tokens=max_new_tokens, sampling=sampling, trace=trace
         ).finish()
 
+    def answers(
+        self,
+        questions: abc.Iterable[tuple[PictureSource, str]],
+        *,
+        roi: RoiPolicy | None = DEFAULT_POLICY,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        trace: bool = False,
+    ) -> list[Answer | SdrpnError]:
+        """Answer many questions, several at once.
+
+        Args:
+            questions: pictures and questions about them, as `answer` takes them; read as they are needed
+            roi, max_new_tokens, sampling, trace: as in `answer`, of all of them
+        Returns: in order, the answer to each, or the error that `answer` would have raised: one that fails does not
+            spoil the others
+        Raises: RunFailed where the session is closed meanwhile
+        """
+        options = _Options(roi, max_new_tokens, sampling, trace)
+        found: dict[int, Answer | SdrpnError] = {}
+        begun: dict[int, AnswerStream] = {}
+        try:
+            for number, (image, question) in enumerate(questions):
+                self._scheduler.work_until(lambda: _on_their_way(begun) < 2 * self._scheduler.max_batch)
+                # Pictures are large: what is answered lets go of its own.
+                found |= {n: _finished(begun.pop(n)) for n, stream in list(begun.items()) if stream.over}
+                try:
+                    begun[number] = self._prepared(image, question, options)
+                    begun[number].submit()
+                except SdrpnError as error:
+                    self._scheduler.require_open()
+                    found[number] = error
+            found |= {number: _finished(stream) for number, stream in begun.items()}
+        finally:
+            for stream in begun.values():  # where it was interrupted, none goes on
+                stream.close()
+        return [found[number] for number in sorted(found)]
+
+    async def answer_async(
+        self,
+        image: PictureSource,
+        question: str,
+        *,
+        roi: RoiPolicy | None = DEFAULT_POLICY,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        trace: bool = False,
+    ) -> Answer:
+        """As `answer`, without blocking the event loop. Cancelling the task ends the answer."""
+        return await self.stream_async(
+            image, question, roi=roi, max_new_tokens=max_new_tokens, sampling=sampling, trace=trace
+        ).finish()
+
+    def stream_async(
+        self,
+        image: PictureSource,
+        question: str,
+        *,
+        roi: RoiPolicy | None = DEFAULT_POLICY,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        trace: bool = False,
+    ) -> AsyncAnswerStream:
+        """As `stream`, for `async for`; it begins when it is first read. Cancelling the task ends the answer."""
+        options = _Options(roi, max_new_tokens, sampling, trace)
+        return AsyncAnswerStream(self._scheduler, lambda: self._prepared(image, question, options))
+
     def stream(
         self,
         image: PictureSource,
@@ -203,15 +284,9 @@ class Session:
         trace: bool = False,
     ) -> AnswerStream:
         """As `answer`, but an iterator of text pieces; its `answer` is there after the last one."""
-        if self._tokenizer is None:
-            raise BadInput(
-                f"{self.bundle.path} has no tokenizer.json, so it answers by token ids only: put tokenizer.json or "
-                f"tokenizer.model beside the checkpoint and export it again, or call answer_ids"
-            )
-        prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
-        return self._start(
-            image, prompt.ids_before, prompt.ids_after, self._decide(roi), max_new_tokens, sampling, (), trace
-        )
+        stream = self._prepared(image, question, _Options(roi, max_new_tokens, sampling, trace))
+        stream.begin()
+        return stream
 
     def answer_ids(
         self,
@@ -234,27 +309,27 @@ class Session:
         """
         chosen = decide if decide is not None else self._decide(roi)
         before, after = tuple(ids_before_image), tuple(ids_after_image)
-        return self._start(image, before, after, chosen, max_new_tokens, sampling, tuple(stop_ids), trace).finish()
+        stream = self._stream_of(image, before, after, chosen, max_new_tokens, sampling, tuple(stop_ids), trace)
+        stream.begin()
+        return stream.finish()
 
     def forget_image(self) -> None:
         """Compute everything of the next question anew, also where it is about the same image: for fair timing."""
-        for slot in self._decoder.slots.all:
-            slot.prefix = None
+        self._scheduler.forget_prefixes()
 
     def cancel(self) -> None:
-        """End the answer that is being made, in whichever thread: it raises Cancelled there.
+        """End the answers that are being made, in whichever thread: they raise Cancelled there.
 
-        A graph that runs ends within a fraction of a second. Questions that wait for their turn go on to be answered.
+        A graph that runs ends within a fraction of a second. Questions that wait go on to be answered.
         """
-        if self._turns.cancel():
-            self._cancellation.cancel()
+        self._scheduler.cancel()
 
     def close(self) -> None:
         """Wait for the step that another thread makes, then free graphs and caches; calling it twice does no harm.
 
         An answer that is not complete raises RunFailed where it goes on; `cancel` before `close` saves the wait.
         """
-        self._turns.close()
+        self._scheduler.close()
         self._resources.close()
 
     def __enter__(self) -> Session:
@@ -268,7 +343,26 @@ class Session:
     def _decide(self, roi: RoiPolicy | None) -> Decide | None:
         return decide_by_policy(roi, self.spec.vision.grid) if roi is not None else None
 
-    def _start(
+    def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
+        """Everything that needs no graph. Raises what is wrong with the question."""
+        if self._tokenizer is None:
+            raise BadInput(
+                f"{self.bundle.path} has no tokenizer.json, so it answers by token ids only: put tokenizer.json or "
+                f"tokenizer.model beside the checkpoint and export it again, or call answer_ids"
+            )
+        prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
+        return self._stream_of(
+            image,
+            prompt.ids_before,
+            prompt.ids_after,
+            self._decide(options.roi),
+            options.max_new_tokens,
+            options.sampling,
+            (),
+            options.trace,
+        )
+
+    def _stream_of(
         self,
         image: PictureSource,
         before: tuple[int, ...],
@@ -279,131 +373,54 @@ class Session:
         stop_ids: tuple[int, ...],
         trace: bool,
     ) -> AnswerStream:
-        self._turns.require_open()
+        self._scheduler.require_open()
         watch = Stopwatch()
         with watch.stage("preprocess"):
             picture = open_picture(image, decode=self._decode_mode, threads=self._threads)
-        request = Request(picture, before, after, decide, max_new_tokens)
-        sequence = Sequence(request, watch, sampling, (*self.spec.prompt.eos_token_ids, *stop_ids), keep_trace=trace)
-        turn = self._turns.begin()
-        self._cancellation.reset()
-        try:
-            with turn.step(), self._watch:
-                sequence.choose(self._two_pass.prefill(sequence, self._decoder.slots.all[0]))
-            return AnswerStream(self, turn, sequence)
-        except BaseException:
-            turn.end()
-            raise
-
-    def _text(self, token_ids: abc.Sequence[int]) -> str:
-        return decode_text(self._tokenizer, token_ids) if self._tokenizer is not None else ""
+            request = Request(picture, before, after, decide, max_new_tokens)
+            prefix = self._two_pass.prefix_of(request)
+        stops = (*self.spec.prompt.eos_token_ids, *stop_ids)
+        sequence = Sequence(request, prefix, watch, sampling, stops, keep_trace=trace)
+        return AnswerStream(self._scheduler, sequence, self._tokenizer)
 
 
-class AnswerStream:
-    """An answer on its way: iterate for text pieces, or `finish()` at once.
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """How a question in words is answered."""
 
-    As a context manager it gives its turn back at the end of the block, complete or not.
-    """
+    roi: RoiPolicy | None
+    max_new_tokens: int
+    sampling: Sampling
+    trace: bool
 
-    def __init__(self, session: Session, turn: Turn, sequence: Sequence) -> None:
-        self._session, self._turn, self._sequence = session, turn, sequence
-        self._read = 0  # tokens that were given away
-        self._broken = False
-        self._answer: Answer | None = None
-        if sequence.finish_reason is not None:
-            turn.end()
 
-    def __iter__(self) -> Iterator[str]:
-        """Pieces of text, in whole characters; empty ones are left out."""
-        tokenizer = self._session._tokenizer
-        pieces = TextStream(tokenizer) if tokenizer is not None else None
-        while (token_id := self._next_token()) is not None:
-            piece = pieces.push(token_id) if pieces is not None else ""
-            if piece:
-                yield piece
-        last = pieces.finish() if pieces is not None else ""
-        if last:
-            yield last
-        self._answer = self._answer or self._collect()
+def _on_their_way(streams: Mapping[int, AnswerStream]) -> int:
+    return sum(not stream.over for stream in streams.values())
 
-    def finish(self) -> Answer:
-        """Run to the end and return the answer. Raises RunFailed where that cannot be reached any more."""
-        if self._sequence.finish_reason is None and not self._broken:
-            with self._step():  # one for all: each costs some microseconds
-                while self._sequence.finish_reason is None:
-                    self._advance()
-        self._read = len(self._sequence.token_ids)
-        self._answer = self._answer or self._collect()
-        return self._answer
 
-    @property
-    def answer(self) -> Answer:
-        """The whole answer. Raises RunFailed while pieces are still to come."""
-        if self._answer is None:
-            raise RunFailed("the answer is not complete; iterate to the end or call finish()")
-        return self._answer
+def _finished(stream: AnswerStream) -> Answer | SdrpnError:
+    try:
+        return stream.finish()
+    except SdrpnError as error:
+        return error
 
-    def close(self) -> None:
-        """End the answer here, from any thread, and give its turn back; nothing happens to one that is complete."""
-        if self._sequence.finish_reason is not None:
-            return
-        if self._session._turns.cancel(self._turn):
-            self._session._cancellation.cancel()
-        else:
-            self._turn.cancelled = True
-            self._turn.end()
 
-    def __enter__(self) -> AnswerStream:
-        return self
+def _batch(max_batch: int | None, backend: Backend) -> int:
+    """Raises BadInput for one that is no number of questions, or more than the backend takes."""
+    most = backend.most_slots
+    if max_batch is None:
+        return DEFAULT_BATCH if most is None else min(DEFAULT_BATCH, most)
+    if max_batch < 1:
+        raise BadInput(f"max_batch is {max_batch}; expected a number of questions, at least 1")
+    if most is not None and max_batch > most:
+        raise BadInput(f"max_batch is {max_batch}; {backend.name} answers at most {most} at once")
+    return max_batch
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
-    def __del__(self) -> None:
-        """Nobody can read on."""
-        self._turn.end()
-
-    def _next_token(self) -> int | None:
-        """None behind the last one."""
-        sequence = self._sequence
-        if self._read == len(sequence.token_ids) and sequence.finish_reason is None and not self._broken:
-            with self._step():
-                self._advance()
-        if self._read == len(sequence.token_ids):
-            return None
-        self._read += 1
-        return sequence.token_ids[self._read - 1]
-
-    @contextmanager
-    def _step(self) -> Iterator[None]:
-        """A step of the session's turn, which ends with the answer, be it complete or broken off."""
-        try:
-            with self._turn.step(), self._session._watch:
-                yield
-        except BaseException:
-            self._broken = True
-            raise
-        finally:
-            if self._broken or self._sequence.finish_reason is not None:
-                self._turn.end()
-
-    def _advance(self) -> None:
-        """Another token; the last one is never computed further."""
-        sequence, session = self._sequence, self._session
-        self._turn.require_uncancelled()
-        assert sequence.slot is not None
-        with sequence.watch.decode_step():
-            embedding = session._embedding.rows([sequence.token_ids[-1]])
-            logits = session._decoder.step_one(sequence.slot, embedding, sequence.position)
-        sequence.position += 1
-        sequence.choose(logits)
-
-    def _collect(self) -> Answer:
-        if self._sequence.finish_reason is None:  # a failure ended the tokens, and was reported then
-            raise RunFailed("the answer was broken off by an error and cannot be completed; ask again")
-        return self._sequence.answer(self._session._text(self._sequence.token_ids))
+def _memory_for(size_bytes: int) -> bool:
+    """Whether caches of this size leave as much memory again."""
+    available = read_available_memory()
+    return available is None or 2 * size_bytes <= available
 
 
 def _engine_options(options: EngineOptions | None, device: int | None) -> EngineOptions:

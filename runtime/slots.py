@@ -114,8 +114,10 @@ class Slots:
         """
         slot.truncate(0)
         slot.prefix, slot.needed_rows = None, self._needed(rows, ahead)
-        if self.length != self._length():
-            self._reallocate(self._length())
+        length = self._length()
+        # Beside others, all would be moved for it: only what halves the work of attention is worth that.
+        if length > self.length or (length != self.length and (len(self.all) == 1 or length <= self.length // 2)):
+            self._reallocate(length)
 
     def reserve(self, slot: Slot, rows: int, ahead: int = 0) -> None:
         """Make room for `rows`; rows that are valid are kept. `ahead`: as in `reset`."""
@@ -130,6 +132,12 @@ class Slots:
             self._reallocate(self.length, len(self.all) + 1)
         self.all.append(slot)
         return slot
+
+    @property
+    def entry_bytes(self) -> int:
+        """What another slot takes."""
+        buffers = [self.taps, *(buffer for caches in self.caches.values() for buffer in caches.buffers.values())]
+        return sum(nbytes(buffer.shape, buffer.dtype.name) for buffer in buffers) // len(self.all)
 
     def caches_of(self, name: str, start: int, stop: int) -> CacheSet:
         """Slots start..stop-1 of a graph's caches, to bind and to store new rows in."""
@@ -213,16 +221,21 @@ class Slots:
         rows = {name: max(valid[name] for _, valid, _ in kept) for name in self.caches}
         tap_rows, entries = max(taps for _, _, taps in kept), entries or len(self.all)
         # Memory may run out half-way: until all is in place, there are no rows.
+        before = self.length
         self._before_change()
         self.length = 0
         for slot in self.all:
             slot.truncate(0)
-        for name, caches in self.caches.items():
-            caches.resize(self._backend, entries, length, rows[name])
-        self.taps = resized(self._backend, self.taps, entries, length, tap_rows)
-        self.length = length
-        for slot, valid, taps in kept:
-            slot.valid, slot.tap_rows = valid, taps
+        try:
+            for name, caches in self.caches.items():
+                caches.resize(self._backend, entries, length, rows[name])
+            self.taps = resized(self._backend, self.taps, entries, length, tap_rows)
+            self.length = length
+        finally:
+            if length in (before, self.length):  # or only some have more entries, which does no harm
+                self.length = length
+                for slot, valid, taps in kept:
+                    slot.valid, slot.tap_rows = valid, taps
 
     def _copy(self, source: Slot, target: Slot, most_rows: int) -> None:
         target.valid = {name: min(count, most_rows) for name, count in source.valid.items()}

@@ -50,21 +50,25 @@ class TwoPass:
         self._decoder, self._embedding = decoder, embedding
 
     def prefix_of(self, request: Request) -> Prefix:
-        """What the question shares with others about the same picture. Reads the whole picture."""
+        """What the question shares with others about the same picture, whose pixels are all read.
+
+        Raises: ContextTooLong where the tokens do not fit; BadInput where crops are asked for and there is no RPN.
+        """
+        if request.decide is not None and self._spec.rpn is None:
+            raise BadInput("this bundle has no RPN and answers as plain LLaVA only: pass roi=None (--no-roi)")
+        self._embedding.require((*request.ids_before, *request.ids_after))
+        rows = len(request.ids_before) + self._spec.vision.image_tokens + len(request.ids_after)
+        self._require_context(rows, 0, request.max_new_tokens)
         return Prefix(request.image.digest(), self._spec.vision.image_tokens, request.ids_before)
 
     def prefill(self, sequence: Sequence, slot: Slot) -> FloatArray:
         """Both passes in a slot -> logits (V,) of the first token, a view that the next run overwrites.
 
-        Raises: ContextTooLong where the tokens, the crop's included, do not fit; BadInput where crops are asked for
-            and there is no RPN.
+        Raises: ContextTooLong where the crop's tokens do not fit
         """
         request, watch = sequence.request, sequence.watch
-        if request.decide is not None and self._spec.rpn is None:
-            raise BadInput("this bundle has no RPN and answers as plain LLaVA only: pass roi=None (--no-roi)")
-        prefix_rows = len(request.ids_before) + self._spec.vision.image_tokens
+        prefix_rows = sequence.prefix.rows
         rows = prefix_rows + len(request.ids_after)
-        self._require_context(rows, 0, request.max_new_tokens)
         after = self._embedding.rows(request.ids_after)
         before = dict(self._decoder.computed_rows)
         encoded = self._first_pass(sequence, slot, after)
@@ -86,8 +90,7 @@ class TwoPass:
     def _first_pass(self, sequence: Sequence, slot: Slot, after: FloatArray) -> int:
         """Trunk over whatever of prefix + question is not there yet; returns how many images were encoded."""
         request, watch, slots = sequence.request, sequence.watch, self._decoder.slots
-        with watch.stage("preprocess"):
-            prefix = self.prefix_of(request)
+        prefix = sequence.prefix
         rows, ahead = prefix.rows + len(after), request.max_new_tokens
         known = slot.holds(prefix)
         slot.prefix = None  # until the trunk is through, nothing may be taken for this question's prefix

@@ -14,6 +14,10 @@ GOLDEN_STEP_LOGITS_ABS = 1e-3
 
 # Prefix reuse runs the same arithmetic in other chunks: sums in another order, logits to about 10.
 REUSE_LOGITS_ABS = 1e-4
+# Several sequences in one batch: the same sums by kernels for more rows; logits to about 10.
+BATCH_LOGITS_ABS = 1e-4
+# With keys and values in 8 bits, where a last bit of a row may become another code: as for reuse.
+BATCH_CODES_LOGITS_ABS = 2e-2
 
 # Normalised pixels reach 2.6; one step of a byte is 0.013. Equal bytes leave only float32 rounding.
 PIXEL_VALUES_ABS = 1e-6

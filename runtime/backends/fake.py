@@ -40,6 +40,7 @@ class FakeBackend:
     calls: list[FakeCall] = field(default_factory=list)
     name: str = "fake"
     prefill_rows: int | None = None
+    most_slots: int | None = None
     cancellation: Cancellation = field(default_factory=Cancellation)
     note: str | None = None
 

@@ -72,6 +72,8 @@ class OnnxRuntimeBackend:
         self.cancellation = Cancellation(self._set_terminate)
         self._optimized = optimized
         self.prefill_rows = _CPU_PREFILL_ROWS if self._device == "cpu" else None
+        # Parts of a buffer on the GPU cannot be written through ONNX Runtime's Python API.
+        self.most_slots = None if self._device == "cpu" else 1
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
         """Zeros on the provider's device."""

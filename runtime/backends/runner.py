@@ -116,6 +116,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def most_slots(self) -> int | None:
+        """Most sequences that its caches can be for at once; None: any number."""
+        ...
+
+    @property
     def cancellation(self) -> Cancellation:
         """Ends the run that is being made, where the library can, and refuses others until it is reset."""
         ...

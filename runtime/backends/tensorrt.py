@@ -54,6 +54,7 @@ class TensorRtBackend:
 
     name = "tensorrt"
     prefill_rows: int | None = None
+    most_slots: int | None = 1
 
     def __init__(
         self, library: Library, cuda: Cuda, options: EngineOptions | None = None, *, host_code: bool = False

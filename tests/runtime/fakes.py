@@ -107,10 +107,11 @@ class Script:
         return {"tap": feeds["inputs_embeds"], **self._write(feeds)}
 
     def tail(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        logits = np.zeros((1, VOCABULARY), np.float32)
-        # Tokens are told apart by position, so a prefill in pieces does not eat the script.
-        last = int(feeds["position_ids"][0, feeds["last_index"][0]])
-        logits[0, self._tokens[last % len(self._tokens)]] = 1.0
+        positions = feeds["position_ids"]
+        logits = np.zeros((len(positions), VOCABULARY), np.float32)
+        for row, last, own in zip(logits, feeds["last_index"], positions, strict=True):
+            # Tokens are told apart by position, so a prefill in pieces does not eat the script.
+            row[self._tokens[int(own[last]) % len(self._tokens)]] = 1.0
         return {"logits": logits, **self._write(feeds)}
 
     def rpn(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -126,13 +127,14 @@ class Script:
 
     def _write(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every new row of every cache holds its position plus one."""
-        start, positions = int(feeds["write_index"][0]), feeds["position_ids"][0]
-        rows = np.broadcast_to((positions + 1.0)[None, None, :, None], (1, 2, len(positions), HEAD_DIM))
+        positions = feeds["position_ids"]
+        rows = np.broadcast_to((positions + 1.0)[:, None, :, None], (len(positions), 2, positions.shape[1], HEAD_DIM))
         caches = [name for name in feeds if "cache" in name]
         if not self._in_place:
             return {f"{name}_rows": rows for name in caches}
         for name in caches:
-            feeds[name][:, :, start : start + len(positions)] = rows
+            for entry, start in enumerate(feeds["write_index"]):
+                feeds[name][entry, :, start : start + positions.shape[1]] = rows[entry]
         return {}
 
 

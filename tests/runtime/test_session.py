@@ -55,11 +55,13 @@ class Fake:
 
 @pytest.fixture
 def open_fake(tmp_path: Path) -> Callable[..., Fake]:
-    def open_session(script: Script, change: Callable[[Bundle], Bundle] = lambda bundle: bundle) -> Fake:
+    def open_session(
+        script: Script, change: Callable[[Bundle], Bundle] = lambda bundle: bundle, max_batch: int | None = None
+    ) -> Fake:
         write_words_tokenizer(tmp_path / "tokenizer.json")
         bundle = change(fake_bundle(tmp_path, tokenizer="tokenizer.json"))
         backend = FakeBackend(script.graphs())
-        return Fake(Session(bundle, bundle.variant(), backend), backend)
+        return Fake(Session(bundle, bundle.variant(), backend, max_batch=max_batch), backend)
 
     return open_session
 
@@ -162,16 +164,25 @@ class TestStream:
         assert stream.answer is stream.finish()
         assert list(stream) == []
 
-    def test_another_question_takes_the_caches_away(self, open_fake: Callable[..., Fake]) -> None:
-        fake = open_fake(Script())
+    @pytest.mark.parametrize("max_batch", [1, 4])
+    def test_other_questions_in_between_change_nothing(self, open_fake: Callable[..., Fake], max_batch: int) -> None:
+        fake = open_fake(script_of(5, 6, 7), max_batch=max_batch)
+        expected = fake.session.answer(IMAGE, "w8", roi=None, max_new_tokens=5)
         stream = fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5)
         pieces = iter(stream)
-        next(pieces)
-        fake.ids()
-        with pytest.raises(RunFailed, match="another question was asked before this answer was complete; finish one"):
-            next(pieces)
-        with pytest.raises(RunFailed, match="the answer was broken off by an error and cannot be completed; ask again"):
-            stream.finish()
+        first = next(pieces)
+        assert fake.ids().token_ids == (5, 6, 7, 5)
+        assert first + "".join(pieces) == expected.text
+        assert stream.answer.token_ids == expected.token_ids
+
+    def test_streams_that_are_read_in_turns(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(script_of(5, 6, 7))
+        expected = fake.session.answer(IMAGE, "w8", roi=None, max_new_tokens=5).text
+        streams = [fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5) for _ in range(3)]
+        assert ["".join(pieces) for pieces in zip(*streams, strict=True)] == [
+            piece * 3 for piece in fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5)
+        ]
+        assert [stream.answer.text for stream in streams] == [expected] * 3
 
     def test_a_refused_question_takes_nothing_away(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(script_of(5, 6, 7))
@@ -412,14 +423,13 @@ class TestThreads:
         run_threads([lambda which=which: ask(which) for which in (1, 2, 3)])  # type: ignore[misc]
         assert answers[0] == answers[1] == answers[2] == answers[3]
 
-    def test_a_stream_that_is_left_keeps_nobody_for_ever(self, open_fake: Callable[..., Fake]) -> None:
-        fake = open_fake(script_of(5, 6, 7))
-        fake.session._turns._idle_s = 0.05
-        left = iter(fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5))
-        next(left)
+    @pytest.mark.parametrize("max_batch", [1, 4])
+    def test_a_stream_that_is_left_keeps_nobody(self, open_fake: Callable[..., Fake], max_batch: int) -> None:
+        fake = open_fake(script_of(5, 6, 7), max_batch=max_batch)
+        left = fake.session.stream(IMAGE, "w8", roi=None, max_new_tokens=5)
+        next(iter(left))
         run_threads([lambda: fake.ids()])
-        with pytest.raises(RunFailed, match="another question was asked before this answer was complete"):
-            next(left)
+        assert len(left.finish().token_ids) == 5
 
     def test_a_stream_that_nobody_holds_any_more_keeps_nobody(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(Script())

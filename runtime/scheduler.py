@@ -1,0 +1,317 @@
+"""Several answers at once: questions wait for a slot, are prefilled one at a time, and are decoded together.
+
+There is no thread behind it. Of the threads that wait for an answer one works, for all of them: a unit of work is a
+prefill, or a token of every sequence that runs. When it has what it waits for, another goes on. For those who cannot
+wait, such as an event loop, `drive` starts a thread. A sequence whose answer nobody waits for is carried on with the
+others, and holds its slot until its end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from sdrpn.errors import Cancelled, RunFailed
+from sdrpn.host.interrupt import Cancellation, SignalWatch
+from sdrpn.runtime.decoder import Decoder, FloatArray, NextToken
+from sdrpn.runtime.embedding import TokenEmbedding
+from sdrpn.runtime.sequence import Sequence
+from sdrpn.runtime.slots import Slot
+from sdrpn.runtime.two_pass import TwoPass
+
+__all__ = ["Scheduler"]
+
+Ready = Callable[[], bool]
+_CLOSED = "the session was closed; open it again"
+
+
+@dataclass(eq=False)
+class _Wait:
+    """Somebody who waits until `ready`, and how to wake them."""
+
+    ready: Ready
+    wake: Callable[[], None]
+    works: bool = False  # may go on with the work itself
+    driven: bool = False  # cannot, so that a thread must
+
+
+class Scheduler:
+    """Carries sequences from their question to their end. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        two_pass: TwoPass,
+        decoder: Decoder,
+        embedding: TokenEmbedding,
+        cancellation: Cancellation,
+        max_batch: int,
+        may_grow: Callable[[int], bool] = lambda size_bytes: True,
+    ) -> None:
+        """Args:
+        max_batch: most sequences that are decoded at once; further ones wait
+        may_grow: whether so many bytes of memory may be taken for another sequence beside those that run
+        """
+        self._two_pass, self._decoder, self._embedding = two_pass, decoder, embedding
+        self._cancellation, self._signals = cancellation, SignalWatch(cancellation.cancel, cancellation.reset)
+        self._max_batch, self._may_grow = max_batch, may_grow
+        self._lock = threading.RLock()
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._current: tuple[Sequence, ...] = ()  # what the unit of work is for that is being done
+        self._worker: threading.Thread | None = None
+        self._waits: list[_Wait] = []
+        self._driving = self._closed = False
+
+    @property
+    def max_batch(self) -> int:
+        """Most sequences that are decoded at once."""
+        return self._max_batch
+
+    def require_open(self) -> None:
+        """Raises RunFailed after `close`, and inside of a unit of work of the same thread."""
+        if self._closed:
+            raise RunFailed(_CLOSED)
+        if self._worker is threading.current_thread():
+            raise RunFailed("this thread is in the middle of an answer of the same session; let it end first")
+
+    def submit(self, sequence: Sequence) -> None:
+        """Let a sequence wait for a slot. Raises RunFailed after `close`."""
+        with self._lock:
+            self.require_open()
+            self._waiting.append(sequence)
+
+    def work_until(self, ready: Ready) -> None:
+        """Return when `ready()` is true: work, or wait while another thread works. Raises RunFailed after `close`."""
+        if ready():
+            return
+        with self._lock:
+            self.require_open()
+            if self._worker is not None and not self._woken(ready):
+                return
+            self._worker = threading.current_thread()
+        try:
+            with self._signals:
+                while not ready() and not self._closed:
+                    self._unit()
+        finally:
+            with self._lock:
+                self._worker = None
+                self._wake()
+        if not ready():
+            self.require_open()
+
+    def call_when(self, ready: Ready, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have `wake` called, once or more, when `ready()` is true, and somebody work until then.
+
+        Returns: ends the wait
+        """
+        wait = _Wait(ready, wake, driven=True)
+        with self._lock:
+            self._waits.append(wait)
+            if ready():
+                wake()
+            elif not self._driving:
+                self._driving = True
+                threading.Thread(target=self._drive, name="sdrpn answers", daemon=True).start()
+        return lambda: self._forget(wait)
+
+    def cancel(self, sequence: Sequence | None = None) -> None:
+        """End a sequence (None: all that have a slot) with Cancelled; nothing happens to one that is over."""
+        with self._lock:
+            which = (*self._running, *self._current) if sequence is None else (sequence,)
+            for each in which:
+                each.cancelled = True
+            self._sweep()
+            if self._current and all(each.cancelled for each in self._current):
+                self._cancellation.cancel()
+
+    def forget_prefixes(self) -> None:
+        """Compute every prefix anew."""
+        with self._lock:
+            for slot in self._decoder.slots.all:
+                slot.prefix = None
+
+    def close(self) -> None:
+        """Wait for the unit of work that is being done, and let nothing begin or go on after it."""
+        with self._lock:
+            if not self._closed:
+                self.require_open()
+            self._closed = True
+            for sequence in (*self._waiting, *self._running, *self._current):
+                sequence.fail(RunFailed(_CLOSED))
+            self._waiting.clear()
+            self._wake()
+            idle = threading.Condition(self._lock)
+            with self._waiting_until(lambda: self._worker is None, idle.notify_all):
+                while self._worker is not None:
+                    idle.wait()
+
+    def _woken(self, ready: Ready) -> bool:
+        """Wait for another thread's work; whether this one has to go on with it."""
+        condition = threading.Condition(self._lock)
+        with self._waiting_until(ready, condition.notify_all, works=True):
+            while self._worker is not None and not ready():
+                condition.wait()
+        if not ready():
+            self.require_open()
+            return True
+        self._wake()  # this one was chosen to work, maybe: let another
+        return False
+
+    @contextmanager
+    def _waiting_until(self, ready: Ready, wake: Callable[[], None], *, works: bool = False) -> Iterator[None]:
+        wait = _Wait(ready, wake, works=works)
+        self._waits.append(wait)
+        try:
+            yield
+        except BaseException:
+            self._forget(wait)
+            self._wake()
+            raise
+        self._forget(wait)
+
+    def _wake(self) -> None:
+        """Whoever has what they wait for, and one to go on with the work where nobody works."""
+        idle = self._worker is None
+        for wait in list(self._waits):
+            if wait.ready():
+                wait.wake()
+            elif idle and wait.works:
+                wait.wake()
+                idle = False
+
+    def _forget(self, wait: _Wait) -> None:
+        with self._lock:
+            if wait in self._waits:
+                self._waits.remove(wait)
+
+    def _drive(self) -> None:
+        """Work as long as somebody waits who cannot."""
+        while True:
+            with self._lock:
+                if self._closed or not self._driven():
+                    self._driving = False
+                    return
+            with suppress(RunFailed):  # closed
+                self.work_until(lambda: not self._driven())
+
+    def _driven(self) -> bool:
+        return any(wait.driven and not wait.ready() for wait in list(self._waits))
+
+    def _unit(self) -> None:
+        """A prefill where a sequence waits and there is a slot for it, else a token of all that run."""
+        with self._unit_of_work() as (admitted, slot, running):
+            if admitted is not None and slot is not None:
+                self._prefill(admitted, slot)
+            elif running:
+                self._make_neighbours(running)
+                self._step(running)
+
+    @contextmanager
+    def _unit_of_work(self) -> Iterator[tuple[Sequence | None, Slot | None, tuple[Sequence, ...]]]:
+        with self._lock:
+            self._sweep()
+            running, first, slot = tuple(self._running), None, None
+            if self._waiting and len(running) < self._max_batch:
+                first = self._waiting[0]
+                slot = self._slot_for(first)
+            self._current = running if first is None or slot is None else (first,)
+            self._cancellation.reset()
+        try:
+            yield first, slot, running
+        finally:
+            with self._lock:
+                self._current = ()
+                self._sweep()
+                self._wake()
+
+    def _sweep(self) -> None:
+        """Sort sequences by what has become of them, but those at work; free the slots of those that are over."""
+        settled = [each for each in (*self._waiting, *self._running) if each not in self._current]
+        for sequence in settled:
+            if sequence.cancelled:
+                sequence.fail(Cancelled("the answer was cancelled; ask again"))
+            if sequence.over and sequence.slot is not None:
+                sequence.slot.release()
+                sequence.slot = None
+        gone = {id(each) for each in settled if each.over}
+        begun = {id(each) for each in self._waiting if each in settled and each.slot is not None}
+        self._running += [each for each in self._waiting if id(each) in begun]
+        self._running = [each for each in self._running if id(each) not in gone]
+        self._waiting = deque(each for each in self._waiting if id(each) not in gone | begun)
+
+    def _slot_for(self, sequence: Sequence) -> Slot | None:
+        """A free slot, preferably with the rows of the picture; None where memory is too short for one more."""
+        slots = self._decoder.slots
+        used = {id(each.slot) for each in self._running}
+        free = [slot for slot in slots.all if id(slot) not in used]
+        if free:
+            return min(free, key=lambda slot: (not slot.holds(sequence.prefix), slot.prefix is not None, slot.index))
+        if not self._may_grow(slots.entry_bytes):
+            return None
+        try:
+            return slots.add()
+        except MemoryError:
+            return None
+
+    def _prefill(self, sequence: Sequence, slot: Slot) -> None:
+        """A failure is the sequence's own; what is no error, such as Ctrl-C, leaves it waiting."""
+        try:
+            sequence.choose(self._two_pass.prefill(sequence, slot))
+        except Exception as error:
+            sequence.fail(error)
+        finally:
+            if sequence.over or not sequence.token_ids:
+                sequence.slot = None
+                slot.release()
+
+    def _step(self, sequences: tuple[Sequence, ...]) -> None:
+        start = time.perf_counter()
+        try:
+            rows = self._decoder.step([self._next_token(sequence) for sequence in sequences])
+        except Exception as error:
+            self._blame(sequences, error)
+            return
+        took_s = time.perf_counter() - start
+        for sequence, logits in zip(sequences, rows, strict=True):
+            sequence.advance(took_s)
+            self._choose(sequence, logits)
+
+    def _blame(self, sequences: tuple[Sequence, ...], error: Exception) -> None:
+        """Of several, find out whose failure it is: each goes on alone."""
+        if len(sequences) == 1 or self._closed:
+            for sequence in sequences:
+                sequence.fail(error)
+            return
+        for sequence in sequences:
+            if not sequence.cancelled:
+                self._step((sequence,))
+
+    def _choose(self, sequence: Sequence, logits: FloatArray) -> None:
+        assert sequence.slot is not None
+        try:
+            self._decoder.require_finite(sequence.slot, "logits of the next token", logits)
+            sequence.choose(logits)
+        except Exception as error:
+            sequence.fail(error)
+
+    def _next_token(self, sequence: Sequence) -> NextToken:
+        assert sequence.slot is not None
+        if sequence.slot.valid["trunk"] < sequence.row:
+            raise RunFailed("memory ran out while the caches grew for another question; ask again")
+        embedding = self._embedding.rows(sequence.token_ids[-1:])
+        return NextToken(sequence.slot, embedding, sequence.row, sequence.position)
+
+    def _make_neighbours(self, running: tuple[Sequence, ...]) -> None:
+        """Let slots that run lie side by side, so that they are one batch."""
+        ours = {id(each.slot) for each in running}
+        slots = self._decoder.slots
+        used = [slot for slot in slots.all if id(slot) in ours]
+        while used[-1].index - used[0].index >= len(used):
+            gap = next(slot for slot in slots.all[used[0].index :] if id(slot) not in ours)
+            slots.swap(used[-1], gap)
+            used.sort(key=lambda slot: slot.index)

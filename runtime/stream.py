@@ -1,0 +1,215 @@
+"""An answer as its text grows: pieces, then the whole. Knows how to read a sequence, not how one is computed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from types import TracebackType
+
+from tokenizers import Tokenizer
+
+from sdrpn.errors import Cancelled, RunFailed
+from sdrpn.runtime.answer import Answer
+from sdrpn.runtime.scheduler import Scheduler
+from sdrpn.runtime.sequence import Sequence
+from sdrpn.text.prompt import TextStream, decode_text
+
+__all__ = ["AnswerStream", "AsyncAnswerStream"]
+
+Ready = Callable[[], bool]
+
+
+class AnswerStream:
+    """An answer on its way: iterate for text pieces, or `finish()` at once.
+
+    One that is not read on is carried on beside others that are. As a context manager it ends with the block, complete
+    or not.
+    """
+
+    def __init__(self, scheduler: Scheduler, sequence: Sequence, tokenizer: Tokenizer | None) -> None:
+        """Args: sequence: not submitted yet"""
+        self._scheduler, self._sequence, self._tokenizer = scheduler, sequence, tokenizer
+        self._lock = threading.Lock()
+        self._read = 0  # tokens that were given away
+        self._broken = False  # by an error that was reported
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text, in whole characters; empty ones are left out."""
+        for piece in self._pieces():
+            if piece is None:
+                self._work_until(self._has_next)
+            else:
+                yield piece
+
+    def finish(self) -> Answer:
+        """Run to the end and return the answer. Raises RunFailed where that cannot be reached any more."""
+        self._work_until(lambda: self.over)
+        return self._collect()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer. Raises RunFailed while pieces are still to come."""
+        if self._answer is None:
+            raise RunFailed("the answer is not complete; iterate to the end or call finish()")
+        return self._answer
+
+    def close(self) -> None:
+        """End the answer here, from any thread; nothing happens to one that is complete."""
+        if self._sequence.finish_reason is None:
+            self._scheduler.cancel(self._sequence)
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        """Nobody can read on. Takes no lock: this thread may hold any."""
+        self._sequence.cancelled = True
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is computed."""
+        return self._sequence.over or self._sequence.cancelled
+
+    def submit(self) -> None:
+        """Let the sequence wait for a slot."""
+        self._scheduler.submit(self._sequence)
+
+    def begin(self) -> None:
+        """Submit, and return when the sequence is prefilled. Raises what went wrong."""
+        self.submit()
+        self._work_until(self._has_next)
+        self._require_whole()
+
+    def _pieces(self) -> Iterator[str | None]:
+        """Pieces, and None wherever the next token has to be waited for."""
+        pieces = TextStream(self._tokenizer) if self._tokenizer is not None else None
+        while True:
+            if not self._has_next():
+                yield None
+                continue
+            token_id = self._taken()
+            if token_id is None:
+                break
+            piece = pieces.push(token_id) if pieces is not None else ""
+            if piece:
+                yield piece
+        last = pieces.finish() if pieces is not None else ""
+        if last:
+            yield last
+        self._collect()
+
+    def _has_next(self) -> bool:
+        """Whether `_taken` need not wait."""
+        return self.over or len(self._sequence.token_ids) > self._read
+
+    def _taken(self) -> int | None:
+        """The next token; None behind the last one, or where an error was reported before."""
+        with self._lock:
+            self._require_whole()
+            if self._broken or self._read == len(self._sequence.token_ids):
+                return None
+            self._read += 1
+            return self._sequence.token_ids[self._read - 1]
+
+    def _work_until(self, ready: Ready) -> None:
+        try:
+            self._scheduler.work_until(ready)
+        except BaseException:
+            self._break_off()
+            raise
+
+    def _break_off(self) -> None:
+        self._broken = True
+        self._scheduler.cancel(self._sequence)
+
+    def _require_whole(self) -> None:
+        """Raises what ended the sequence, once."""
+        sequence = self._sequence
+        if sequence.finish_reason is not None or self._broken or not self.over:
+            return
+        self._broken = True
+        raise sequence.error or Cancelled("the answer was cancelled; ask again")
+
+    def _collect(self) -> Answer:
+        with self._lock:
+            self._require_whole()
+            if self._sequence.finish_reason is None:  # a failure ended the tokens, and was reported then
+                raise RunFailed("the answer was broken off by an error and cannot be completed; ask again")
+            self._read = len(self._sequence.token_ids)
+            if self._answer is None:
+                text = decode_text(self._tokenizer, self._sequence.token_ids) if self._tokenizer is not None else ""
+                self._answer = self._sequence.answer(text)
+            return self._answer
+
+
+class AsyncAnswerStream:
+    """The same for an event loop, which nothing here blocks: `async for` pieces, or `await finish()`.
+
+    It begins when it is first read. Cancelling the task that reads it ends the answer.
+    """
+
+    def __init__(self, scheduler: Scheduler, prepare: Callable[[], AnswerStream]) -> None:
+        """Args: prepare: opens the picture; called in another thread"""
+        self._scheduler, self._prepare = scheduler, prepare
+        self._stream: AnswerStream | None = None
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Pieces of text, in whole characters; empty ones are left out."""
+        stream = await self._begun()
+        try:
+            for piece in stream._pieces():
+                if piece is None:
+                    await self._until(stream._has_next)
+                else:
+                    yield piece
+        finally:
+            stream.close()
+
+    async def finish(self) -> Answer:
+        """Run to the end and return the answer."""
+        stream = await self._begun()
+        try:
+            await self._until(lambda: stream.over)
+            return stream._collect()
+        finally:
+            stream.close()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer. Raises RunFailed while pieces are still to come."""
+        if self._stream is None:
+            raise RunFailed("the answer is not complete; iterate to the end or await finish()")
+        return self._stream.answer
+
+    async def _begun(self) -> AnswerStream:
+        if self._stream is None:
+            self._stream = await asyncio.to_thread(self._prepare)
+            self._stream.submit()
+        return self._stream
+
+    async def _until(self, ready: Ready) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(_set, done)
+
+        forget = self._scheduler.call_when(ready, wake)
+        try:
+            await done
+        finally:
+            forget()
+
+
+def _set(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)

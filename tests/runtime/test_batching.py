@@ -1,0 +1,194 @@
+"""Questions that are answered together get the answers that each gets alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdrpn.cli.main import main
+from sdrpn.errors import BadInput, Cancelled
+from sdrpn.method.roi import RoiPolicy
+from sdrpn.runtime import Answer, Session
+from sdrpn.runtime.decoder import NextToken
+from sdrpn.runtime.sampling import GREEDY
+from sdrpn.runtime.stream import AnswerStream
+from tests.damage import copied
+from tests.runtime.asking import BEFORE, no_box, one_box
+from tests.tolerances import BATCH_CODES_LOGITS_ABS, BATCH_LOGITS_ABS
+
+# Question, the way to decide, most tokens: of several lengths in every respect.
+CASES: tuple[tuple[tuple[int, ...], Any, int], ...] = (
+    ((8, 9, 10, 11, 12), one_box, 9),
+    ((20, 21), None, 3),
+    (tuple(range(30, 47)), no_box, 14),
+    ((7, 6, 5, 4), one_box, 6),
+    ((9,), no_box, 11),
+)
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+
+
+def stream_of(session: Session, number: int) -> AnswerStream:
+    question, decide, most = CASES[number % len(CASES)]
+    stops = () if number % 2 else (3,)
+    return session._stream_of(picture(number % 3), BEFORE, question, decide, most, GREEDY, stops, trace=True)
+
+
+def alone(session: Session, numbers: Sequence[int]) -> list[Answer]:
+    found = []
+    for number in numbers:
+        session.forget_image()
+        stream = stream_of(session, number)
+        stream.begin()
+        found.append(stream.finish())
+    session.forget_image()
+    return found
+
+
+def require_equal(found: Answer, expected: Answer, tolerance: float) -> None:
+    assert found.trace is not None
+    assert expected.trace is not None
+    assert found.token_ids == expected.token_ids
+    assert found.finish_reason == expected.finish_reason
+    assert found.roi_token_count == expected.roi_token_count
+    difference = np.abs(found.trace.step_logits - expected.trace.step_logits).max()
+    assert difference <= tolerance, f"logits differ by {difference:.2e}"
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens every step of any decoder was asked for."""
+    from sdrpn.runtime.decoder import Decoder
+
+    sizes: list[int] = []
+    step = Decoder.step
+
+    def counted(self: Decoder, tokens: Sequence[NextToken]) -> Any:
+        sizes.append(len(tokens))
+        return step(self, tokens)
+
+    monkeypatch.setattr(Decoder, "step", counted)
+    return sizes
+
+
+VARIANTS = ["fused-fp32", "primitive-fp32", "fused-fp32-kv-int8", "primitive-fp32-kv-int8", "primitive-fp32-kv-fp8"]
+
+
+@pytest.fixture(params=[*VARIANTS, "shared key heads", "shared key heads, primitive", "optimized"])
+def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
+    """Both dialects, caches in 8 bits, grouped query heads, and ONNX Runtime's own attention."""
+    name = request.param
+    if name in VARIANTS:
+        source = request.getfixturevalue("coded_bundle" if "-kv-" in name else "tiny_bundle")
+    else:
+        source = request.getfixturevalue("text_bundle")
+    if name == "optimized":
+        source, name = optimized(source, tmp_path), "fused-fp32"
+    variant = name if name in VARIANTS else f"{'primitive' if 'primitive' in name else 'fused'}-fp32"
+    with Session.open(source, variant=variant, threads=1, max_batch=4) as opened:
+        yield opened
+
+
+def optimized(source: Path, folder: Path) -> Path:
+    """A copy with the graphs of `sdrpn optimize`."""
+    bundle = copied(source, folder / "bundle")
+    assert main(["optimize", str(bundle), "--threads", "1", "--variant", "fused-fp32"]) == 0
+    return bundle
+
+
+def tolerance_of(session: Session) -> float:
+    return BATCH_CODES_LOGITS_ABS if session.variant.kv_cache else BATCH_LOGITS_ABS
+
+
+def test_all_at_once(session: Session, batches: list[int]) -> None:
+    numbers = range(7)
+    expected = alone(session, numbers)
+    assert set(batches) == {1}
+    streams = [stream_of(session, number) for number in numbers]
+    for stream in streams:
+        stream.submit()
+    for stream, each in zip(streams, expected, strict=True):
+        require_equal(stream.finish(), each, tolerance_of(session))
+    assert max(batches) == 4
+    assert len(session._decoder.slots.all) == 4
+
+
+def test_some_are_cancelled_half_way(session: Session) -> None:
+    numbers = (0, 2, 4, 3)
+    expected = alone(session, numbers)
+    streams = [stream_of(session, number) for number in numbers]
+    for stream in streams:
+        stream.submit()
+    for pieces in zip(*map(iter_tokens, streams), strict=False):
+        assert len(pieces) == 4
+        if len(streams[0]._sequence.token_ids) >= 3:
+            break
+    streams[0].close()
+    streams[2].close()
+    for place in (1, 3):
+        require_equal(streams[place].finish(), expected[place], tolerance_of(session))
+    for place in (0, 2):
+        with pytest.raises(Cancelled):
+            streams[place].finish()
+    again = stream_of(session, numbers[0])
+    again.begin()
+    require_equal(again.finish(), expected[0], tolerance_of(session))
+
+
+def iter_tokens(stream: AnswerStream) -> Iterator[int]:
+    while True:
+        stream._work_until(stream._has_next)
+        token = stream._taken()
+        if token is None:
+            return
+        yield token
+
+
+def test_questions_about_one_picture_share_its_prefix(tiny_bundle: Path) -> None:
+    with Session.open(tiny_bundle, variant="fused-fp32", threads=1, max_batch=3) as session:
+        questions = [(20, 21, 22), (30, 31), (40,)]
+        expected = [ask_ids(session, question).finish() for question in questions]
+        session.forget_image()
+        streams = [ask_ids(session, question) for question in questions]
+        found = [stream.finish() for stream in streams]
+    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+
+
+def ask_ids(session: Session, question: tuple[int, ...]) -> AnswerStream:
+    stream = session._stream_of(picture(0), BEFORE, question, no_box, 5, GREEDY, (), trace=True)
+    stream.submit()
+    return stream
+
+
+class TestAnswers:
+    QUESTIONS = ("What is it?", "Where?", "How many are there, and of which colour?", "", "Why?", "Read the sign.")
+
+    def test_they_come_in_order(self, text_bundle: Path) -> None:
+        asked = [(picture(n % 2), question) for n, question in enumerate(self.QUESTIONS * 2) if question]
+        with Session.open(text_bundle, threads=1, max_batch=3) as session:
+            expected = [session.answer(image, question, roi=RoiPolicy(), max_new_tokens=7) for image, question in asked]
+            found = session.answers(iter(asked), roi=RoiPolicy(), max_new_tokens=7)
+        assert all(isinstance(answer, Answer) for answer in found)
+        assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]  # type: ignore[union-attr]
+
+    def test_one_that_fails_spoils_no_other(self, text_bundle: Path) -> None:
+        asked: list[tuple[Any, str]] = [(picture(0), question or "x" * 2000) for question in self.QUESTIONS]
+        asked[1] = (b"no picture", "What is it?")
+        with Session.open(text_bundle, threads=1) as session:
+            found = session.answers(asked, max_new_tokens=4)
+        kinds = [type(each) if isinstance(each, Exception) else Answer for each in found]
+        assert [issubclass(kind, BadInput) for kind in kinds] == [False, True, False, True, False, False]
+
+    def test_none(self, text_bundle: Path) -> None:
+        with Session.open(text_bundle, threads=1) as session:
+            assert session.answers([]) == []
+
+    def test_how_many_at_once(self, text_bundle: Path) -> None:
+        with pytest.raises(BadInput, match="max_batch is 0; expected a number of questions, at least 1"):
+            Session.open(text_bundle, max_batch=0)
