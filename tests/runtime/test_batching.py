@@ -172,8 +172,11 @@ class TestAnswers:
     def test_they_come_in_order(self, text_bundle: Path) -> None:
         asked = [(picture(n % 2), question) for n, question in enumerate(self.QUESTIONS * 2) if question]
         with Session.open(text_bundle, threads=1, max_batch=3) as session:
-            expected = [session.answer(image, question, roi=RoiPolicy(), max_new_tokens=7) for image, question in asked]
-            found = session.answers(iter(asked), roi=RoiPolicy(), max_new_tokens=7)
+            expected = [
+                session.answer(image, question, roi=RoiPolicy(max_share=1), max_new_tokens=7)
+                for image, question in asked
+            ]
+            found = session.answers(iter(asked), roi=RoiPolicy(max_share=1), max_new_tokens=7)
         assert all(isinstance(answer, Answer) for answer in found)
         assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]  # type: ignore[union-attr]
 

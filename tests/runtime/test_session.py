@@ -22,6 +22,7 @@ from tests.runtime.fakes import SPEC, VOCABULARY, Script, fake_bundle
 IMAGE = np.full((6, 8, 3), 200, np.uint8)
 BEFORE, AFTER = (1,), (3, 4)
 PROMPT = len(BEFORE) + SPEC.vision.image_tokens + len(AFTER)
+ANYWHERE = RoiPolicy(max_share=1)  # of four cells, any region is large
 STOP = SPEC.prompt.eos_token_ids[0]
 
 
@@ -234,7 +235,7 @@ class TestRequests:
     def test_without_an_rpn_crops_are_refused_before_any_work(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(script_of(5, 6), with_spec(rpn=None))
         with pytest.raises(BadInput, match=r"no RPN and answers as plain LLaVA only: pass roi=None \(--no-roi\)"):
-            fake.ids(roi=RoiPolicy())
+            fake.ids(roi=ANYWHERE)
         assert fake.backend.calls == []
         assert fake.ids(max_new_tokens=2).token_ids == (5, 6)
 
@@ -258,7 +259,7 @@ class TestContext:
     def test_exactly_full_works_and_one_more_does_not(self, open_fake: Callable[..., Fake], roi_tokens: int) -> None:
         script = script_of(5, 6, 7, start=PROMPT + roi_tokens)
         fake = open_fake(looking(script), with_manifest(max_context=self.LIMIT))
-        roi = RoiPolicy() if roi_tokens else None
+        roi = ANYWHERE if roi_tokens else None
         room = self.LIMIT - PROMPT - roi_tokens
         with pytest.raises(ContextTooLong, match=f"need {self.LIMIT + 1} positions, the bundle has {self.LIMIT}"):
             fake.ids(roi=roi, max_new_tokens=room + 1)
@@ -273,16 +274,16 @@ class TestContext:
             match=r"7 prompt tokens \+ 4 RoI tokens \+ 24 new tokens need 35 positions, the bundle has 32; shorten the "
             r"question, answer without the crop \(roi=None, --no-roi\), or lower max_new_tokens",
         ):
-            fake.ids(roi=RoiPolicy(), max_new_tokens=24)
+            fake.ids(roi=ANYWHERE, max_new_tokens=24)
         with pytest.raises(ContextTooLong, match=r"^7 prompt tokens \+ 99 new tokens need 106 positions, [^(]*$"):
-            fake.ids(roi=RoiPolicy(), max_new_tokens=99)
+            fake.ids(roi=ANYWHERE, max_new_tokens=99)
         assert len(fake.ids(roi=None, max_new_tokens=24).token_ids) == 24
 
 
 class TestAnswer:
     def test_trace(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(looking(script_of(5, STOP, start=PROMPT + 4)))
-        trace = fake.ids(roi=RoiPolicy(), trace=True).trace
+        trace = fake.ids(roi=ANYWHERE, trace=True).trace
         assert trace is not None
         assert trace.roi_logits is not None
         np.testing.assert_array_equal(trace.roi_logits, np.full((2, 2), 9.0, np.float32))
@@ -302,16 +303,16 @@ class TestAnswer:
         assert open_fake(Script()).ids().trace is None
 
     def test_map_boxes_and_note(self, open_fake: Callable[..., Fake]) -> None:
-        looked = open_fake(looking(Script())).ids(roi=RoiPolicy())
+        looked = open_fake(looking(Script())).ids(roi=ANYWHERE)
         assert looked.roi_map is not None
         np.testing.assert_allclose(looked.roi_map, 1 / (1 + np.exp(-9.0)), rtol=1e-6)
         assert looked.boxes_xyxy_px == ((0, 0, 8, 6),)
-        blind = open_fake(Script()).ids(roi=RoiPolicy())
+        blind = open_fake(Script()).ids(roi=ANYWHERE)
         assert (blind.boxes_xyxy_px, blind.roi_token_count) == ((), 0)
         assert blind.note is not None
         assert blind.note.startswith("nothing inserted: no cell is above 0.15")
 
-    @pytest.mark.parametrize("policy", [None, RoiPolicy()])
+    @pytest.mark.parametrize("policy", [None, ANYWHERE])
     def test_timings_add_up(self, open_fake: Callable[..., Fake], policy: RoiPolicy | None) -> None:
         timings = open_fake(looking(Script())).ids(roi=policy, max_new_tokens=6).timings
         assert len(timings.decode_s) == 5
@@ -327,7 +328,7 @@ class TestAnswer:
 
     def test_token_counts(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(looking(Script()))
-        counts = fake.ids(roi=RoiPolicy(), max_new_tokens=3).tokens
+        counts = fake.ids(roi=ANYWHERE, max_new_tokens=3).tokens
         assert (counts.prompt, counts.image, counts.roi, counts.generated) == (PROMPT, 4, 4, 3)
         assert counts.trunk_rows == PROMPT + 4 + len(AFTER)
         assert (counts.rpn_rows, counts.tail_rows, counts.images_encoded) == (PROMPT, PROMPT + 4, 2)
@@ -383,12 +384,12 @@ class TestThreads:
 
     def test_answers_are_those_of_one_thread(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(looking(Script()))
-        expected = {after: fake.ids(after=after, roi=RoiPolicy(), max_new_tokens=5) for after in self.QUESTIONS}
+        expected = {after: fake.ids(after=after, roi=ANYWHERE, max_new_tokens=5) for after in self.QUESTIONS}
         wrong: list[object] = []
 
         def ask(after: tuple[int, ...]) -> None:
             for _ in range(20):
-                answer = fake.ids(after=after, roi=RoiPolicy(), max_new_tokens=5)
+                answer = fake.ids(after=after, roi=ANYWHERE, max_new_tokens=5)
                 if answer.token_ids != expected[after].token_ids:
                     wrong.append(answer)
 
