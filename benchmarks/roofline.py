@@ -22,8 +22,10 @@ from shapes import SHAPES
 from sdrpn.bundle.memory import device_needs
 from sdrpn.engines import read_targets
 from sdrpn.method.spec import LlmSpec, ModelSpec
+from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE, TOKENS_BEFORE_IMAGE
 
-PREFIX, QUESTION, ROI, CONTEXT = 611, 30, 576, 1217
+PREFIX, QUESTION, ROI = 576 + TOKENS_BEFORE_IMAGE, TOKENS_AFTER_IMAGE, 576
+CONTEXT = PREFIX + QUESTION + ROI
 _FP16 = 2.0
 # Bytes a weight, with an fp16 scale for every block of 32.
 BYTES = {"fp16": 2.0, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}

@@ -28,6 +28,7 @@ from sdrpn.engines.plan import Plan, PlannedEngine
 from sdrpn.engines.profiles import shapes_of
 from sdrpn.errors import BadInput, EngineNotBuilt, RunFailed
 from sdrpn.host.atomic import replacing_file, require_free_space, require_writable_file
+from sdrpn.host.progress import Advance, unseen
 from sdrpn.host.sizes import text_from_bytes
 
 __all__ = ["BuiltEngine", "build_engines"]
@@ -35,8 +36,6 @@ __all__ = ["BuiltEngine", "build_engines"]
 # What an engine may have beside its weights before that is worth a remark: 2 MB to 44 MB were seen.
 _KERNELS_BYTES = 32_000_000
 _MOST_PER_WEIGHT_BYTE = 1.2
-
-Advance = Callable[[int, int], None]  # (done, total) in percent of all graphs
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class BuiltEngine:
 
 
 def build_engines(
-    plan: Plan, *, jobs: int = 1, check_memory: bool = True, progress: Advance = lambda done, total: None
+    plan: Plan, *, jobs: int = 1, check_memory: bool = True, progress: Advance = unseen
 ) -> tuple[BuiltEngine, ...]:
     """Build what is not there yet.
 

@@ -20,7 +20,7 @@ from sdrpn.errors import EngineNotBuilt, RunFailed, SdrpnError
 
 __all__ = ["Job", "run_jobs"]
 
-Advance = Callable[[str, int], None]  # (job, percent)
+JobProgress = Callable[[str, int], None]  # (job, percent)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Child:
 
 
 def run_jobs(
-    jobs: Sequence[Job], *, at_once: int, advance: Advance
+    jobs: Sequence[Job], *, at_once: int, advance: JobProgress
 ) -> Generator[tuple[Job, dict[str, Any]], None, None]:
     """Yield each job with its result as it ends. Whatever ends the loop early kills what is still running.
 
@@ -94,7 +94,7 @@ def _start(job: Job) -> _Child:
     return child
 
 
-def _read(child: _Child, advance: Advance) -> bool:
+def _read(child: _Child, advance: JobProgress) -> bool:
     """Take what there is; False at the end."""
     piece = child.events.read(1 << 16)
     if not piece:

@@ -21,8 +21,6 @@ __all__ = [
     "usual_context",
 ]
 
-# LLaVA-1.5's system prompt has 35 tokens, and a question with the words around it about as many again.
-USUAL_PROMPT_TOKENS = 65
 # An image, a crop, a question and a long answer. Attention costs by the length of the caches: nobody pays for longer
 # ones unasked.
 _USUAL_CONTEXT = 2048

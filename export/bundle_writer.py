@@ -39,12 +39,12 @@ from sdrpn.export.tables import Tables
 from sdrpn.export.vision import vision_graph
 from sdrpn.export.weights import onnx_type
 from sdrpn.host.atomic import replacing_directory, require_free_space
+from sdrpn.host.progress import Advance, Grown, uncounted, unseen
 from sdrpn.method.geometry import Fit
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["export_bundle"]
 
-Advance = Callable[[int], None]
 _DEFAULTS = ExportOptions()
 # Graphs, manifest and tokenizer beside the weights.
 _SMALL_FILES_BYTES = 32 * 1024 * 1024
@@ -54,7 +54,7 @@ _SMALL_FILES_BYTES = 32 * 1024 * 1024
 class _Progress:
     """Bytes done of bytes in all, passed on to whoever draws it."""
 
-    report: Callable[[int, int], None]
+    report: Advance
     total_bytes: int = 0
     done_bytes: int = field(default=0, init=False)
 
@@ -77,7 +77,7 @@ def export_bundle(
     resume: bool = False,
     calibration: Calibration | None = None,
     template: str | None = None,
-    progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
+    progress: Advance = unseen,
     note: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Write `checkpoint` as the variants `options.variants` of the bundle `out`; other variants there are kept.
@@ -187,7 +187,7 @@ def _write(
     kept: frozenset[str],
     finished: FinishedFiles | None,
     calibration: Calibration | None,
-    progress: Callable[[int, int], None],
+    progress: Advance,
 ) -> Manifest:
     weight_files = plan.tables.files()
     reused = [file for file in weight_files if file in kept]
@@ -242,7 +242,7 @@ def _write_weights(
     kept: frozenset[str],
     finished: FinishedFiles | None,
     calibration: Calibration | None,
-    advance: Advance,
+    advance: Grown,
 ) -> None:
     """Stream the weight files that are neither kept nor finished already."""
     if finished is None:
@@ -333,7 +333,7 @@ def _files(
     tokenizer: bool,
     existing: Bundle | None,
     kept: frozenset[str],
-    advance: Advance,
+    advance: Grown,
 ) -> dict[str, FileInfo]:
     """Sizes and digests; those of weight files that were there before are taken over."""
     names = {file for variant in variants.values() for file in variant.files}
@@ -344,6 +344,6 @@ def _files(
         if existing is not None and name in kept and name.endswith(".bin"):
             files[name] = existing.manifest.files[name]
         else:
-            progress = advance if name.endswith(".bin") else lambda size_bytes: None
+            progress = advance if name.endswith(".bin") else uncounted
             files[name] = FileInfo((folder / name).stat().st_size, file_digest(folder / name, progress))
     return files

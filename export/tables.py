@@ -22,6 +22,7 @@ from sdrpn.export.quantized_weights import Calibration, TensorReader
 from sdrpn.export.rope import rope_reader, rope_weights
 from sdrpn.export.vision import vision_weights
 from sdrpn.export.weights import Weight, WeightTable, onnx_type, plain
+from sdrpn.host.progress import Grown
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["Tables"]
@@ -94,7 +95,7 @@ class Tables:
         folder: Path,
         reader: TensorReader,
         kept: frozenset[str],
-        advance: Callable[[int], None],
+        advance: Grown,
         finished: Callable[[tuple[str, ...]], None] = lambda files: None,
         calibration: Calibration | None = None,
     ) -> None:

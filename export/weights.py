@@ -29,6 +29,7 @@ from sdrpn.export.quantized_weights import (
     parts_of,
     quantized_parts,
 )
+from sdrpn.host.progress import Grown
 
 __all__ = [
     "QuantizedTensor",
@@ -201,7 +202,7 @@ class WeightTable:
         bundle_dir: Path,
         reader: TensorReader,
         skip: frozenset[str],
-        advance: Callable[[int], None],
+        advance: Grown,
         finished: Callable[[tuple[str, ...]], None] = lambda files: None,
         calibration: Calibration | None = None,
     ) -> None:
@@ -232,7 +233,7 @@ class WeightTable:
         weights: list[Weight],
         reader: TensorReader,
         calibration: Calibration | None,
-        advance: Callable[[int], None],
+        advance: Grown,
     ) -> None:
         ends = [0] * len(streams)
         for weight in weights:

@@ -6,7 +6,7 @@ Every case of every side is asked in turns within a round, so that whatever else
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +15,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.grids import cell_count
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
 from sdrpn.method.spec import ModelSpec
+from sdrpn.method.usual_length import PROMPT_TOKENS, TOKENS_BEFORE_IMAGE
 from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.session import Session
 
@@ -25,7 +27,6 @@ __all__ = ["CASES", "BenchCase", "BenchRun", "BenchSide", "SessionSide", "bench_
 
 CASES = ("plain", "no-box", "one-box", "mask", "two-box", "second-question")
 IMAGE_WH = (1344, 1008)
-_TOKENS_BEFORE, _TOKENS_AFTER = 35, 40  # LLaVA-1.5's prompt before the image, and a question
 _MASK_SHARE = 0.2  # of the cells
 _BOX = Crop((100, 100, 600, 500), None, None)
 _OTHER_BOX = Crop((700, 300, 1300, 900), None, None)
@@ -88,7 +89,7 @@ def bench_rounds(
     *,
     runs: int,
     warm_up: int = 1,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    advance: Advance = unseen,
 ) -> Iterator[tuple[str, str, BenchRun]]:
     """Counted runs as (side, case, run). Which side goes first changes from round to round."""
     total, done = (runs + warm_up) * len(sides) * len(cases), 0
@@ -124,8 +125,8 @@ class SessionSide:
 def bench_prompt(spec: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids before and after the image that any vocabulary has."""
     usable = max(1, spec.llm.vocabulary - 3)
-    ids = [3 + index % usable for index in range(_TOKENS_BEFORE + _TOKENS_AFTER)]
-    return tuple(ids[:_TOKENS_BEFORE]), tuple(ids[_TOKENS_BEFORE:])
+    ids = [3 + index % usable for index in range(PROMPT_TOKENS)]
+    return tuple(ids[:TOKENS_BEFORE_IMAGE]), tuple(ids[TOKENS_BEFORE_IMAGE:])
 
 
 def bench_picture(seed: int) -> Image.Image:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sdrpn.bundle.manifest import FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
@@ -32,6 +32,7 @@ from sdrpn.host.listed_files import (
     read_manifest,
     require_inside,
 )
+from sdrpn.host.progress import Grown, uncounted
 from sdrpn.host.suggestion import did_you_mean_path
 from sdrpn.method.spec import ModelSpec
 
@@ -119,9 +120,7 @@ class Bundle:
         """The path of a file of the bundle, which may be a link. See `ListedFiles.path`. Raises BadBundle."""
         return self._listed.path(name)
 
-    def verify(
-        self, names: Iterable[str], *, large: bool = True, advance: Callable[[int], None] = lambda size_bytes: None
-    ) -> None:
+    def verify(self, names: Iterable[str], *, large: bool = True, advance: Grown = uncounted) -> None:
         """Compare files with the manifest: sizes always, digests of all files or of the small ones only.
 
         Raises BadBundle for the first that differs.

@@ -12,6 +12,7 @@ from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import RunFailed
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.method.spec import ModelSpec
+from sdrpn.method.usual_length import TEXT_TOKENS
 
 __all__ = [
     "MemoryNeeds",
@@ -31,8 +32,6 @@ _SCRATCH_BYTES = 8 << 20
 _PREFILLS_AT_ONCE, _SCORE_TENSORS = 2, 3
 # Interpreter, ONNX Runtime, tokenizer and pictures: 41 MB without a graph, 160 MB with all and a small model.
 _PROCESS_BYTES = 200_000_000
-# System prompt, question and the words around them; a long answer.
-_USUAL_TEXT_TOKENS = 192
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def cpu_needs(
 
 def usual_context(spec: ModelSpec, limit: int) -> int:
     """Positions of a question with one crop and an answer."""
-    return min(limit, 2 * spec.vision.image_tokens + _USUAL_TEXT_TOKENS)
+    return min(limit, 2 * spec.vision.image_tokens + TEXT_TOKENS)
 
 
 def fitting_context(needs_of: Callable[[int], MemoryNeeds], memory_bytes: int, limit: int) -> int:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from sdrpn.compare.overlap import overlap
+from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.roi import RoiPolicy, roi_map
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
@@ -70,7 +71,7 @@ def measure_costs(
     parts: Sequence[str] | None = None,
     *,
     together: Sequence[str] = (),
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    advance: Advance = unseen,
 ) -> Iterator[Cost]:
     """Every part under every choice, and at last the parts `together` at once.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +39,7 @@ from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.host.hub import model_folder
 from sdrpn.host.links import AllowLinks
+from sdrpn.host.progress import Grown, uncounted
 from sdrpn.method.geometry import Fit
 from sdrpn.method.spec import ModelSpec
 
@@ -135,7 +136,7 @@ class Checkpoint:
         folders = (source.path for source in self._sources["llm"])
         return next((path for path in folders if _has_tokenizer(path)), None)
 
-    def digest(self, progress: Callable[[int], None] = lambda size_bytes: None) -> str:
+    def digest(self, progress: Grown = uncounted) -> str:
         """SHA-256 as hex over all configs and weight files: names, sizes and contents, in a fixed order.
 
         `progress` is told the bytes of each piece that was read. The second call costs nothing.
@@ -315,7 +316,7 @@ def _notes(spec: ModelSpec) -> list[str]:
     ]
 
 
-def _digest(files: Iterable[Path], progress: Callable[[int], None]) -> str:
+def _digest(files: Iterable[Path], progress: Grown) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())

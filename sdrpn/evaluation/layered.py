@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdrpn.errors import ContextTooLong
+from sdrpn.model.layer_stack import LayerStack
 from sdrpn.model.layers import DecoderLayer, KvCache
 from sdrpn.model.llava import SdRpnModel
 
@@ -25,9 +26,7 @@ class LayeredPrompt:
     def __init__(self, model: SdRpnModel, prefix: Tensor, question: Tensor, max_new_tokens: int) -> None:
         """prefix (P,D): the tokens before the image, and the image. question (n,D): those behind it."""
         self.model = model
-        self.layers: list[DecoderLayer] = [
-            layer for layer in (*model.trunk.layers, *model.tail.layers) if isinstance(layer, DecoderLayer)
-        ]
+        self._stack = LayerStack(model)
         self._prefix, self._question = prefix, question
         self._max_new_tokens = max_new_tokens
         self._cache = KvCache()
@@ -35,9 +34,14 @@ class LayeredPrompt:
         self._hidden = torch.cat((prefix, question))[None]  # (1,S,D) behind the first `depth` layers
         self._require_context(0)
 
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """Of the LLM, all of them."""
+        return self._stack.layers
+
     def look(self, depth: int) -> Tensor:
         """Run the first `depth` layers; returns the residual stream (1,S,D) behind them."""
-        self._hidden = self._run(self._hidden, 0, self._depth, depth)
+        self._hidden = self._stack.run(self._hidden, 0, self._cache, self._depth, depth)
         self._depth = depth
         return self._hidden
 
@@ -47,9 +51,9 @@ class LayeredPrompt:
         count = len(self._prefix) + len(roi) + len(self._question)
         if self._depth == 0:  # nobody looked: everything in one go
             prompt = torch.cat((self._prefix, roi, self._question))[None]
-            hidden = self._run(prompt, 0, 0, len(self.layers))
+            hidden = self._stack.run(prompt, 0, self._cache)
         elif len(roi) == 0:
-            hidden = self._run(self._hidden, 0, self._depth, len(self.layers))
+            hidden = self._stack.run(self._hidden, 0, self._cache, self._depth)
         else:
             hidden = self._second_pass(roi)
         return self._generate(hidden[:, -1], count, stop_ids)
@@ -57,15 +61,8 @@ class LayeredPrompt:
     def _second_pass(self, roi: Tensor) -> Tensor:
         rows = len(self._prefix)
         self._cache.truncate(rows)
-        self._run(self._hidden[:, :rows], 0, self._depth, len(self.layers))
-        return self._run(torch.cat((roi, self._question))[None], rows, 0, len(self.layers))
-
-    def _run(self, x: Tensor, start: int, first: int, last: int) -> Tensor:
-        """x (1,S,D) at positions start.. through layers first..last-1."""
-        positions = torch.arange(start, start + x.shape[1], device=x.device)[None]
-        for index in range(first, last):
-            x = self.layers[index](x, positions, self._cache, index)
-        return x
+        self._stack.run(self._hidden[:, :rows], 0, self._cache, self._depth)
+        return self._stack.run(torch.cat((roi, self._question))[None], rows, self._cache)
 
     def _generate(self, row: Tensor, position: int, stop_ids: Collection[int]) -> list[int]:
         """From the last row (1,D) of the prompt."""
@@ -78,7 +75,7 @@ class LayeredPrompt:
             if len(token_ids) == self._max_new_tokens:
                 return token_ids
             embeds = self.model.embed(torch.tensor([[token_id]], device=row.device))
-            row = self._run(embeds, position, 0, len(self.layers))[:, -1]
+            row = self._stack.run(embeds, position, self._cache)[:, -1]
             position += 1
 
     def _require_context(self, roi: int) -> None:

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.host.json_reader import MOST_JSON_BYTES, Misfit, parse_json, read_small_file, require_regular, shown
 from sdrpn.host.links import real_file
+from sdrpn.host.progress import Grown, uncounted
 
 __all__ = [
     "SMALL_FILE_BYTES",
@@ -33,8 +34,6 @@ __all__ = [
 SMALL_FILE_BYTES = 4 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 2**50
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class ListedFiles:
             raise BadBundle(f"{path} has {status.st_size} bytes, the manifest says {expected}; {self.advice}")
         return path
 
-    def verify(self, names: Iterable[str], *, large: bool = True, advance: Advance = lambda size_bytes: None) -> None:
+    def verify(self, names: Iterable[str], *, large: bool = True, advance: Grown = uncounted) -> None:
         """As `path` for every file, and its digest: of all files, or of the small ones only.
 
         Raises: BadBundle for the first that differs
@@ -107,7 +106,7 @@ def read_manifest(path: Path, roots: Sequence[Path], advice: str, most_bytes: in
         return parse_json(read_small_file(real_file(path, roots, BadBundle), most_bytes))
 
 
-def file_digest(path: Path, advance: Advance = lambda size_bytes: None) -> str:
+def file_digest(path: Path, advance: Grown = uncounted) -> str:
     """SHA-256 of a file as hex, read in pieces; `advance` is told the bytes of each."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:

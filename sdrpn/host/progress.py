@@ -6,16 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
-__all__ = ["Advance", "ShowProgress", "show_nothing", "unseen"]
+__all__ = ["Advance", "Grown", "ShowProgress", "show_nothing", "uncounted", "unseen"]
 
 # (done, total), in bytes or whatever the function that takes it counts.
 Advance: TypeAlias = Callable[[int, int], None]
+# (bytes) -> None: so many more are done; whoever draws a bar adds them up.
+Grown: TypeAlias = Callable[[int], None]
 # (title, what is counted, None for bytes) -> a block of work that says how far it is.
 ShowProgress: TypeAlias = Callable[[str, str | None], AbstractContextManager[Advance]]
 
 
 def unseen(done: int, total: int) -> None:
     """Nobody is shown how far the work is."""
+
+
+def uncounted(size_bytes: int) -> None:
+    """Nobody counts the bytes."""
 
 
 @contextmanager

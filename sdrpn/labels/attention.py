@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.method.spec import LlmSpec
+from sdrpn.model.layer_stack import LayerStack
 from sdrpn.model.layers import Attention, DecoderLayer, KvCache, causal_mask, rotary, rotate
 from sdrpn.model.llava import LlavaBase, SdRpnModel
 from sdrpn.text.prompt import Prompt
@@ -82,11 +83,12 @@ def watch_answer(
             f"a prompt of {length} tokens and an answer of up to {room} need {length + room} positions; the model has "
             f"{llm.max_context}: shorten the question or the answer"
         )
-    layers = _Layers(model, top=max(heads) + 1 if given_ids is not None else llm.layers)
+    layers, top = LayerStack(model), max(heads) + 1
     before, after = (_embed(model, ids) for ids in (prompt.ids_before, prompt.ids_after))
     embeds = torch.cat((before, image_embeds, after))[None]
     cache = KvCache()
-    layers.run(embeds[:, :-1], 0, cache)  # the last token of the prompt runs again with the answer
+    # The last token of the prompt runs again with the answer. Of a given one nothing above the highest head counts.
+    layers.run(embeds[:, :-1], 0, cache, last=None if given_ids is None else top)
 
     if given_ids is None:
         token_ids, fed = _generate(model, layers, embeds[:, -1:], length - 1, cache.fork(), max_new_tokens, stop_ids)
@@ -96,24 +98,8 @@ def watch_answer(
     wanted = {"answer": slice(1, 1 + fed), "predicting": slice(0, len(token_ids)), "last-prompt": slice(0, 1)}[rows]
     image = slice(len(before), len(before) + len(image_embeds))
     with WatchHeads(layers.layers, heads, wanted, image) as watch:
-        _Layers(model, top=max(heads) + 1).run(chunk, length - 1, cache)
+        layers.run(chunk, length - 1, cache, last=top)
     return WatchedAnswer(token_ids, len(range(*wanted.indices(chunk.shape[1]))), watch.means)
-
-
-class _Layers:
-    """The layers of trunk and tail as one stack, up to `top`."""
-
-    def __init__(self, model: SdRpnModel, top: int) -> None:
-        every = [*model.trunk.layers, *model.tail.layers]
-        self.layers: list[DecoderLayer] = [layer for layer in every[:top] if isinstance(layer, DecoderLayer)]
-
-    def run(self, embeds: Tensor, start: int, cache: KvCache) -> Tensor:
-        """Embeds (1,S,D) at positions start.. -> the residual stream (1,S,D)."""
-        positions = torch.arange(start, start + embeds.shape[1], device=embeds.device)[None]
-        x = embeds
-        for index, layer in enumerate(self.layers):
-            x = layer(x, positions, cache, index)
-        return x
 
 
 class WatchHeads:
@@ -162,7 +148,7 @@ def _attention_rows(attention: Attention, x: Tensor, positions: Tensor, keys: Te
 
 def _generate(
     model: SdRpnModel,
-    layers: _Layers,
+    layers: LayerStack,
     embeds: Tensor,
     start: int,
     cache: KvCache,

@@ -21,7 +21,7 @@ from sdrpn.bundle.number_types import numpy_type
 from sdrpn.bundle.numerics import NUMBER_TYPES, NumberType, precision_named
 from sdrpn.errors import RunFailed
 from sdrpn.host.atomic import replacing_file, require_free_space
-from sdrpn.host.progress import Advance, unseen
+from sdrpn.host.progress import Advance, Grown, unseen
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.label_set import LabelledPrompt
 from sdrpn.train.options import TapStore
@@ -141,9 +141,7 @@ def _path(folder: Path, chunk: Sequence[LabelledPrompt], key: str, kind: TapStor
     return folder / f"{digest.hexdigest()[:32]}.npy"
 
 
-def _write(
-    path: Path, chunk: Sequence[LabelledPrompt], kind: TapStore, base: FrozenBase, advance: Callable[[int], None]
-) -> None:
+def _write(path: Path, chunk: Sequence[LabelledPrompt], kind: TapStore, base: FrozenBase, advance: Grown) -> None:
     dtype, stored = numpy_type(_type_of(kind).name), _type_of(kind).held_as  # NumPy's files know no bfloat16
     rows, count = _layout(chunk)
     with replacing_file(path) as temporary:

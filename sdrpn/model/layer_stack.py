@@ -1,0 +1,33 @@
+"""The layers of trunk and tail as one stack, of which any part can run. PyTorch; knows nothing about images or taps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sdrpn.model.layers import DecoderLayer, KvCache
+from sdrpn.model.llava import SdRpnModel
+
+__all__ = ["LayerStack"]
+
+
+class LayerStack:
+    """All layers of a model's LLM. They keep keys and values in a cache under their own numbers, 0 to L-1."""
+
+    def __init__(self, model: SdRpnModel) -> None:
+        every = (*model.trunk.layers, *model.tail.layers)
+        self.layers: list[DecoderLayer] = [layer for layer in every if isinstance(layer, DecoderLayer)]
+
+    def __len__(self) -> int:
+        """How many layers there are."""
+        return len(self.layers)
+
+    def run(self, x: Tensor, start: int, cache: KvCache, first: int = 0, last: int | None = None) -> Tensor:
+        """x (1,S,D) at positions start.. through layers first..last-1 -> the residual stream (1,S,D) behind them.
+
+        Args: last: None: through all that follow
+        """
+        positions = torch.arange(start, start + x.shape[1], device=x.device)[None]
+        for index in range(first, len(self.layers) if last is None else last):
+            x = self.layers[index](x, positions, cache, index)
+        return x
