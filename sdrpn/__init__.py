@@ -6,6 +6,9 @@ Ask a bundle about pictures:
     Answer            text, token ids, boxes, RoI map and timings of one question
 
 Do what the verbs of the command line do, each with a function, most of them on a request:
+    ask_question      one question about one image: opens a bundle, answers, closes it
+    AskRequest        the question, and how and where it is answered
+    run_demo          the model that comes with the package, asked about a scene that comes along
     inspect_bundle    what a bundle holds, its files compared with its manifest
     inspect_engines   its engines, whether they fit this machine, and their kernels
     plan_memory       what a bundle takes in memory on a device
@@ -62,17 +65,20 @@ if TYPE_CHECKING:
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Session
     from sdrpn.workflows.benchmark import BenchBundle, BenchReference, BenchRequest, bench_bundle
+    from sdrpn.workflows.demonstration import run_demo
     from sdrpn.workflows.device_check import CheckupRequest, check_device
     from sdrpn.workflows.diagnosis import diagnose_machine
     from sdrpn.workflows.engine_build import BuildRequest, build_engines
     from sdrpn.workflows.graph_optimization import OptimizeRequest, optimize_bundle
     from sdrpn.workflows.inspection import inspect_bundle, inspect_engines
     from sdrpn.workflows.memory_plan import PlanRequest, plan_memory
+    from sdrpn.workflows.question import AskRequest, ask_question
 
     __version__: str
 
 __all__ = [
     "Answer",
+    "AskRequest",
     "BadBundle",
     "BadCheckpoint",
     "BadImage",
@@ -95,6 +101,7 @@ __all__ = [
     "SdrpnError",
     "Session",
     "__version__",
+    "ask_question",
     "bench_bundle",
     "build_engines",
     "check_device",
@@ -103,11 +110,13 @@ __all__ = [
     "inspect_engines",
     "optimize_bundle",
     "plan_memory",
+    "run_demo",
 ]
 
 # Where the names of __all__ come from; the others are errors.
 _HOMES = {
     "Answer": "sdrpn.runtime",
+    "AskRequest": "sdrpn.workflows.question",
     "BenchBundle": "sdrpn.workflows.benchmark",
     "BenchReference": "sdrpn.workflows.benchmark",
     "BenchRequest": "sdrpn.workflows.benchmark",
@@ -118,6 +127,7 @@ _HOMES = {
     "PlanRequest": "sdrpn.workflows.memory_plan",
     "RoiPolicy": "sdrpn.method.roi",
     "Session": "sdrpn.runtime",
+    "ask_question": "sdrpn.workflows.question",
     "bench_bundle": "sdrpn.workflows.benchmark",
     "build_engines": "sdrpn.workflows.engine_build",
     "check_device": "sdrpn.workflows.device_check",
@@ -126,6 +136,7 @@ _HOMES = {
     "inspect_engines": "sdrpn.workflows.inspection",
     "optimize_bundle": "sdrpn.workflows.graph_optimization",
     "plan_memory": "sdrpn.workflows.memory_plan",
+    "run_demo": "sdrpn.workflows.demonstration",
 }
 
 # What a checkout has beside this folder, and an installed package inside: a module of each, by which it is known.

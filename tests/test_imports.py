@@ -23,10 +23,8 @@ OF_THE_COMMAND_LINE = ("sdrpn.cli", "argparse", "argcomplete", "rich")
 STILL_JOIN_STAGES = {
     f"sdrpn.cli.{name}"
     for name in (
-        "ask",
         "compare",
         "comparison",
-        "demo",
         "eval_model",
         "export",
         "quantize",

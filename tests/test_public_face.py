@@ -19,6 +19,7 @@ from tests.sources import FACE, ROOT, imports_of, modules
 # What a program may rely on. A name that is added here is documented in docs/python.md.
 NAMES = {
     "Answer",
+    "AskRequest",
     "BenchBundle",
     "BenchReference",
     "BenchRequest",
@@ -30,6 +31,7 @@ NAMES = {
     "RoiPolicy",
     "Session",
     "__version__",
+    "ask_question",
     "bench_bundle",
     "build_engines",
     "check_device",
@@ -38,6 +40,7 @@ NAMES = {
     "inspect_engines",
     "optimize_bundle",
     "plan_memory",
+    "run_demo",
     *errors.__all__,
 }
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +20,7 @@ from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from sdrpn.method.geometry import Fit
-    from sdrpn.method.roi import RoiPolicy
-    from sdrpn.runtime import Answer, EngineOptions
+    from sdrpn.workflows.question import Answer, AskRequest, EngineOptions, RoiPolicy
 
 HELP = "ask a question about an image"
 DESCRIPTION = """\
@@ -167,23 +161,47 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, and draw where it looked."""
-    from sdrpn.cli.output import print_json, print_text, warn
-    from sdrpn.runtime import Sampling, Session
-    from sdrpn.runtime.pictures.picture import open_picture
+    from sdrpn.cli.output import print_json, print_piece, print_text
+    from sdrpn.cli.output_file import report_written, save_picture
+    from sdrpn.workflows.question import ask_question, silence_onnxruntime
 
-    # Whatever can be refused is refused before the graphs are loaded, which takes a minute for a large model.
-    sampling = Sampling(args.temperature, args.top_p, args.seed)
-    policy = _policy(args)
     _check_overlay(args)
-    _require_tokenizer(args.bundle)
-    if args.backend in ("auto", "onnxruntime") and not args.no_memory_check:
-        _require_memory(args)
-    source = _image_source(args.image)
-    picture = open_picture(source, decode=args.decode, threads=args.threads)
+    request = _request(args)
     if not args.debug:
-        _silence_onnxruntime()
-    with Session.open(
+        silence_onnxruntime()
+    asked = ask_question(request, piece=print_piece if args.stream else None, note=_warn)
+    answer = asked.answer
+    if args.json:
+        print_json({**_as_json(answer), "overlay": args.overlay})
+    elif args.stream:
+        print_piece("\n")
+    else:
+        print_text(answer.text)
+    if args.overlay is not None:
+        save_picture(asked.overlay(), args.overlay)  # after the answer, which is not lost if this fails
+        if not args.json:
+            report_written(args.overlay, "where it looked")
+    return 0
+
+
+def _warn(text: str) -> None:
+    from sdrpn.cli.output import warn
+    from sdrpn.workflows.question import NO_RPN
+
+    warn(f"{text} (--no-roi says so without this warning)" if text.endswith(NO_RPN) else text)
+
+
+def _request(args: argparse.Namespace) -> AskRequest:
+    from sdrpn.workflows.question import AskRequest, Sampling
+
+    return AskRequest(
         args.bundle,
+        question=args.question,
+        sampling=Sampling(args.temperature, args.top_p, args.seed),
+        roi=_policy(args),
+        image=_image_source(args.image),
+        max_new_tokens=args.max_new_tokens,
+        check_memory=not args.no_memory_check,
         backend=args.backend,
         threads=args.threads,
         variant=args.variant,
@@ -192,36 +210,8 @@ def run(args: argparse.Namespace) -> int:
         engine_options=_engine_options(args),
         optimized=not args.no_optimized,
         verify=not args.no_verify,
-    ) as session:
-        note = session.backend_note
-        if note is not None:
-            warn(note)
-        if policy is not None and session.spec.rpn is None:
-            warn(f"{args.bundle} has no RPN: answering as plain LLaVA (--no-roi says so without this warning)")
-            policy = None
-        stream = session.stream(
-            picture, args.question, roi=policy, max_new_tokens=args.max_new_tokens, sampling=sampling
-        )
-        if args.stream:
-            _print_pieces(stream)
-        answer, fit = stream.finish(), session.spec.vision.fit
-        if session.backend_note != note:  # something was found while it answered
-            warn(session.backend_note or "")
-    if answer.note is not None:
-        warn(answer.note)
-    if args.json:
-        print_json({**_as_json(answer), "overlay": args.overlay})
-    elif not args.stream:
-        print_text(answer.text)
-    if args.overlay is not None:
-        from sdrpn.cli.output_file import report_written
-        from sdrpn.images.image import open_image
-
-        # after the answer, which is not lost if this fails
-        _write_overlay(open_image(source), args.overlay, answer, fit)
-        if not args.json:
-            report_written(args.overlay, "where it looked")
-    return 0
+        decode=args.decode,
+    )
 
 
 def _backend(text: str) -> str:
@@ -232,7 +222,7 @@ def _backend(text: str) -> str:
 
 
 def _engine_options(args: argparse.Namespace) -> EngineOptions:
-    from sdrpn.runtime import EngineOptions
+    from sdrpn.workflows.question import EngineOptions
 
     kept = args.runtime_cache
     return EngineOptions(
@@ -241,14 +231,6 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
         cuda_graph=not args.no_cuda_graph,
         device=args.device or 0,
     )
-
-
-def _silence_onnxruntime() -> None:
-    """What fails comes back as an exception and is told in one line; the library would print it as well."""
-    with suppress(ImportError, AttributeError):  # a broken installation is told where it is needed
-        import onnxruntime
-
-        onnxruntime.set_default_logger_severity(4)  # fatal only
 
 
 def _policy(args: argparse.Namespace) -> RoiPolicy | None:
@@ -285,46 +267,6 @@ def _image_source(image: Path) -> Path | bytes:
     if not data:
         raise BadInput("standard input is empty (0 bytes); expected a picture")
     return data
-
-
-def _require_tokenizer(bundle_path: Path) -> None:
-    from sdrpn.bundle.bundle import open_bundle
-
-    if open_bundle(bundle_path).manifest.tokenizer is None:
-        raise BadInput(
-            f"{bundle_path} has no tokenizer.json, and a question in words needs one: put tokenizer.json or "
-            f"tokenizer.model beside the checkpoint's config.json and export it again"
-        )
-
-
-def _require_memory(args: argparse.Namespace) -> None:
-    from sdrpn.bundle.bundle import open_bundle
-    from sdrpn.bundle.memory import require_cpu_memory
-    from sdrpn.host.machine import read_machine
-    from sdrpn.runtime.select import mapped_weights_bytes, onnxruntime_variant
-
-    machine = read_machine()
-    if args.backend == "auto" and machine.gpus:  # engines may answer; where none fit, running out is told as it happens
-        return
-    bundle = open_bundle(args.bundle)
-    variant = onnxruntime_variant(bundle, args.variant)
-    mapped_bytes = None if args.no_optimized else mapped_weights_bytes(bundle, variant)
-    require_cpu_memory(bundle, variant, machine.memory_available_bytes, mapped_bytes)
-
-
-def _print_pieces(stream: Iterable[str]) -> None:
-    from sdrpn.cli.output import print_piece
-
-    for piece in stream:
-        print_piece(piece)
-    print_piece("\n")
-
-
-def _write_overlay(image: Image, overlay_path: Path, answer: Answer, fit: Fit) -> None:
-    from sdrpn.cli.output_file import save_picture
-    from sdrpn.method.overlay import draw_overlay
-
-    save_picture(draw_overlay(image, answer.roi_map, answer.boxes_xyxy_px, fit=fit), overlay_path)
 
 
 def _as_json(answer: Answer) -> dict[str, object]:

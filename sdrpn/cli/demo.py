@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING
 from sdrpn.cli.arguments import positive_int
 
 if TYPE_CHECKING:
-    from sdrpn.demo import DemoScene
-    from sdrpn.method.roi import RoiPolicy
-    from sdrpn.runtime import Answer, Session
+    from sdrpn.workflows.demonstration import Demonstration
 
 HELP = "ask the model that comes with this package about a scene that comes with it"
 DESCRIPTION = """\
@@ -31,7 +29,6 @@ time they took, and draws where it looked. Runs on any CPU and needs the base in
 """
 
 OVERLAY = Path("sdrpn-demo.png")
-MAX_NEW_TOKENS = 8  # a code and its end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,77 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask twice, print, and draw."""
-    from sdrpn.bundle.shipped import DEFAULT_NAME
     from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import PICTURES, require_output_file
-    from sdrpn.demo import shipped_scene
-    from sdrpn.method.roi import RoiPolicy
-    from sdrpn.runtime import Session
+    from sdrpn.cli.output_file import PICTURES, require_output_file, save_picture
+    from sdrpn.workflows.demonstration import run_demo
 
     require_output_file("--overlay", args.overlay, tuple(PICTURES))
-    scene = shipped_scene()
-    with Session.open(DEFAULT_NAME, backend="onnxruntime", threads=args.threads) as session:
-        first_look_px = session.spec.vision.image_size_px
-        _ask(session, scene, None)  # what only a first question takes, such as memory, is not timed
-        plain, plain_s = _ask(session, scene, None)
-        again, again_s = _ask(session, scene, RoiPolicy(scene.threshold))
-    _write_overlay(args.overlay, scene, plain, again, first_look_px)
+    found = run_demo(args.threads)
+    save_picture(found.picture(), args.overlay)
     if args.json:
-        print_json(
-            {
-                "question": scene.question,
-                "expected": scene.expected,
-                "plain": {"text": plain.text, "seconds": plain_s},
-                "sdrpn": {"text": again.text, "seconds": again_s, "boxes_xyxy_px": again.boxes_xyxy_px},
-                "overlay": args.overlay,
-            }
-        )
+        print_json({**found.to_json(), "overlay": args.overlay})
     else:
-        _print(scene, (plain, plain_s), (again, again_s), args.overlay)
+        _print(found, args.overlay)
     return 0
 
 
-def _ask(session: Session, scene: DemoScene, roi: RoiPolicy | None) -> tuple[Answer, float]:
-    """The answer and how long it took from the picture's file on, nothing of an earlier question reused."""
-    import time
-
-    session.forget_image()
-    start = time.perf_counter()
-    answer = session.answer(scene.picture, scene.question, roi=roi, max_new_tokens=MAX_NEW_TOKENS)
-    return answer, time.perf_counter() - start
-
-
-def _right(scene: DemoScene, answer: Answer) -> bool:
-    from sdrpn.evaluation.scores import exact_match
-
-    return exact_match(answer.text, (scene.expected,)) == 1.0
-
-
-def _write_overlay(overlay: Path, scene: DemoScene, plain: Answer, again: Answer, first_look_px: int) -> None:
-    from sdrpn.cli.output_file import save_picture
-    from sdrpn.demo import Told, draw_demo
-    from sdrpn.images.image import open_image
-
-    picture = draw_demo(
-        open_image(scene.picture),
-        scene.question,
-        scene.expected,
-        Told(plain.text, _right(scene, plain)),
-        Told(again.text, _right(scene, again)),
-        roi_map=again.roi_map,
-        boxes_xyxy_px=again.boxes_xyxy_px,
-        first_look_px=first_look_px,
-    )
-    save_picture(picture, overlay)
-
-
-def _print(scene: DemoScene, plain: tuple[Answer, float], again: tuple[Answer, float], overlay: Path) -> None:
+def _print(found: Demonstration, overlay: Path) -> None:
     from sdrpn.cli.output import print_table, print_text
 
-    rows = [("true answer", scene.expected, "", "", "")]
-    for name, (answer, seconds) in (("one look", plain), ("two looks", again)):
-        verdict = "right" if _right(scene, answer) else "wrong"
-        boxes = "; ".join(", ".join(map(str, box)) for box in answer.boxes_xyxy_px)
-        rows.append((name, answer.text, verdict, f"{seconds:.3f}", boxes))
-    print_table(("", "answer", "", "seconds", "looked again at, px"), rows, title=scene.question)
+    rows = [("true answer", found.scene.expected, "", "", "")]
+    for name, told in (("one look", found.plain), ("two looks", found.again)):
+        boxes = "; ".join(", ".join(map(str, box)) for box in told.answer.boxes_xyxy_px)
+        rows.append((name, told.answer.text, "right" if told.right else "wrong", f"{told.seconds:.3f}", boxes))
+    print_table(("", "answer", "", "seconds", "looked again at, px"), rows, title=found.scene.question)
     print_text(f"where it looked: {overlay}")

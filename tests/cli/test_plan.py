@@ -10,7 +10,7 @@ import pytest
 
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host import machine
-from sdrpn.workflows import memory_plan
+from sdrpn.workflows import memory_plan, question
 from tests.cli.command import Command
 
 
@@ -24,8 +24,8 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, available_bytes: int) -> None:
     found = dataclasses.replace(machine.read_machine(), memory_available_bytes=available_bytes)
-    monkeypatch.setattr(machine, "read_machine", lambda: found)  # asked for by `sdrpn ask`
-    monkeypatch.setattr(memory_plan, "read_machine", lambda: found)
+    for workflow in (memory_plan, question):
+        monkeypatch.setattr(workflow, "read_machine", lambda: found)
 
 
 def test_a_target_takes_the_variant_that_build_takes(sdrpn: Command, bundle: Path) -> None:

@@ -1,0 +1,85 @@
+"""The shipped model on the shipped scene: asked with one look and with two, and drawn with both answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+
+from sdrpn.bundle.shipped import DEFAULT_NAME
+from sdrpn.demo import DemoScene, Told, draw_demo, shipped_scene
+from sdrpn.evaluation.scores import exact_match
+from sdrpn.images.image import open_image
+from sdrpn.method.roi import RoiPolicy
+from sdrpn.runtime import Answer, Session
+
+__all__ = ["Demonstration", "TimedAnswer", "run_demo"]
+
+MAX_NEW_TOKENS = 8  # a code and its end
+
+
+@dataclass(frozen=True)
+class TimedAnswer:
+    """One answer: how long it took from the picture's file on, and whether it is the true one."""
+
+    answer: Answer
+    seconds: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Both answers about the scene."""
+
+    scene: DemoScene
+    plain: TimedAnswer  # one look
+    again: TimedAnswer  # two looks
+    first_look_px: int  # side of what a look takes of the picture
+
+    def picture(self) -> Image:
+        """First look, where it points, second look, with both answers."""
+        answer = self.again.answer
+        return draw_demo(
+            open_image(self.scene.picture),
+            self.scene.question,
+            self.scene.expected,
+            Told(self.plain.answer.text, self.plain.right),
+            Told(answer.text, self.again.right),
+            roi_map=answer.roi_map,
+            boxes_xyxy_px=answer.boxes_xyxy_px,
+            first_look_px=self.first_look_px,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Question, true answer, and text and seconds of both; boxes in pixels of the picture."""
+        answer = self.again.answer
+        return {
+            "question": self.scene.question,
+            "expected": self.scene.expected,
+            "plain": {"text": self.plain.answer.text, "seconds": self.plain.seconds},
+            "sdrpn": {"text": answer.text, "seconds": self.again.seconds, "boxes_xyxy_px": answer.boxes_xyxy_px},
+        }
+
+
+def run_demo(threads: int | None = None) -> Demonstration:
+    """Ask the model that comes with the package about the scene that comes with it. Needs the base install only.
+
+    Args:
+        threads: of the CPU; None: one per core
+    """
+    scene = shipped_scene()
+    with Session.open(DEFAULT_NAME, backend="onnxruntime", threads=threads) as session:
+        _ask(session, scene, None)  # what only a first question takes, such as memory, is not timed
+        plain, again = _ask(session, scene, None), _ask(session, scene, RoiPolicy(scene.threshold))
+        return Demonstration(scene, plain, again, session.spec.vision.image_size_px)
+
+
+def _ask(session: Session, scene: DemoScene, roi: RoiPolicy | None) -> TimedAnswer:
+    """Nothing of an earlier question is reused."""
+    session.forget_image()
+    start = time.perf_counter()
+    answer = session.answer(scene.picture, scene.question, roi=roi, max_new_tokens=MAX_NEW_TOKENS)
+    seconds = time.perf_counter() - start
+    return TimedAnswer(answer, seconds, exact_match(answer.text, (scene.expected,)) == 1.0)

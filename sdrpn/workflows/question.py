@@ -1,0 +1,158 @@
+"""One question about one image: what can be refused is refused before graphs are loaded, then it is answered.
+
+Several questions about a bundle are a session's affair: sdrpn.Session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL.Image import Image
+
+from sdrpn.bundle.bundle import Bundle, open_bundle
+from sdrpn.bundle.memory import require_cpu_memory
+from sdrpn.bundle.shipped import bundle_path
+from sdrpn.errors import BadInput
+from sdrpn.host.machine import read_machine
+from sdrpn.images.image import open_image
+from sdrpn.method.geometry import Fit
+from sdrpn.method.overlay import draw_overlay
+from sdrpn.method.roi import RoiPolicy
+from sdrpn.runtime import Answer, EngineOptions, Sampling, Session
+from sdrpn.runtime.pictures.picture import Decode, open_picture
+from sdrpn.runtime.select import AUTOMATIC, mapped_weights_bytes, onnxruntime_variant
+
+__all__ = [
+    "NO_RPN",
+    "Answer",
+    "AskRequest",
+    "Asked",
+    "EngineOptions",
+    "RoiPolicy",
+    "Sampling",
+    "ask_question",
+    "silence_onnxruntime",
+]
+
+NO_RPN = "has no RPN: answering as plain LLaVA"  # how the note ends that says so
+
+
+@dataclass(frozen=True)
+class AskRequest:
+    """A question, and how and where it is answered. The fields from `backend` on are those of `Session.open`."""
+
+    bundle: Path | str
+    image: Path | bytes  # a file or its content, in any format that Pillow reads
+    question: str
+    roi: RoiPolicy | None = field(default_factory=RoiPolicy)  # None: look once, as plain LLaVA
+    max_new_tokens: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+    check_memory: bool = True  # refuse what cannot fit this machine's memory
+    backend: str = AUTOMATIC
+    threads: int | None = None
+    variant: str | None = None
+    target: str | None = None
+    device: int | None = None
+    engine_options: EngineOptions = field(default_factory=EngineOptions)
+    optimized: bool = True
+    verify: bool = True
+    decode: Decode = "exact"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answer, and what it takes to draw where the model looked."""
+
+    answer: Answer
+    image: Path | bytes
+    fit: Fit
+
+    def overlay(self) -> Image:
+        """The image under heat map and boxes, with the crop beside it. Raises BadImage."""
+        return draw_overlay(open_image(self.image), self.answer.roi_map, self.answer.boxes_xyxy_px, fit=self.fit)
+
+
+def ask_question(
+    request: AskRequest, *, piece: Callable[[str], None] | None = None, note: Callable[[str], None] = lambda text: None
+) -> Asked:
+    """Open the bundle, answer, and close it.
+
+    Args:
+        piece: told the answer part by part, as it is made
+        note: told what does not stop the work, such as engines that are there and are not used
+
+    Raises:
+        BadInput: no tokenizer for words, or what `Session.open` refuses
+        BadImage: a picture that cannot be read
+        RunFailed: memory is short, or a graph failed
+    """
+    bundle = open_bundle(bundle_path(request.bundle))
+    _require_tokenizer(bundle)
+    if request.check_memory:
+        _require_memory(bundle, request)
+    picture = open_picture(request.image, decode=request.decode, threads=request.threads)
+    with _opened(bundle, request) as session:
+        first_note = session.backend_note
+        if first_note is not None:
+            note(first_note)
+        policy = request.roi
+        if policy is not None and session.spec.rpn is None:
+            note(f"{request.bundle} {NO_RPN}")
+            policy = None
+        stream = session.stream(
+            picture, request.question, roi=policy, max_new_tokens=request.max_new_tokens, sampling=request.sampling
+        )
+        if piece is not None:
+            for text in stream:
+                piece(text)
+        answer, fit = stream.finish(), session.spec.vision.fit
+        if session.backend_note != first_note:  # something was found while it answered
+            note(session.backend_note or "")
+    if answer.note is not None:
+        note(answer.note)
+    return Asked(answer, request.image, fit)
+
+
+def silence_onnxruntime() -> None:
+    """What fails comes back as an exception and is told in one line; the library would print it as well."""
+    with suppress(ImportError, AttributeError):  # a broken installation is told where it is needed
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(4)  # fatal only
+
+
+def _opened(bundle: Bundle, request: AskRequest) -> Session:
+    return Session.open(
+        bundle.path,
+        backend=request.backend,
+        threads=request.threads,
+        variant=request.variant,
+        target=request.target,
+        device=request.device,
+        engine_options=request.engine_options,
+        optimized=request.optimized,
+        verify=request.verify,
+    )
+
+
+def _require_tokenizer(bundle: Bundle) -> None:
+    if bundle.manifest.tokenizer is None:
+        raise BadInput(
+            f"{bundle.path} has no tokenizer.json, and a question in words needs one: put tokenizer.json or "
+            f"tokenizer.model beside the checkpoint's config.json and export it again"
+        )
+
+
+def _require_memory(bundle: Bundle, request: AskRequest) -> None:
+    if request.backend not in (AUTOMATIC, "onnxruntime"):
+        return
+    machine = read_machine()
+    # Engines may answer; where none fit, running out is told as it happens.
+    if request.backend == AUTOMATIC and machine.gpus:
+        return
+    variant = onnxruntime_variant(bundle, request.variant)
+    mapped_bytes = mapped_weights_bytes(bundle, variant) if request.optimized else None
+    require_cpu_memory(bundle, variant, machine.memory_available_bytes, mapped_bytes)
