@@ -1,13 +1,18 @@
-"""Answer questions with a bundle: NumPy, Pillow, tokenizers and one inference library, nothing else."""
+"""Answer questions with a bundle: NumPy, Pillow, tokenizers and one inference library, nothing else.
+
+Each name is imported when it is first used: what only looks at backends loads neither pictures nor tokenizers.
+"""
 
 from __future__ import annotations
 
-from sdrpn.method.roi import RoiPolicy
-from sdrpn.runtime.answer import Answer, Timings, TokenCounts, Trace
-from sdrpn.runtime.backends.tensorrt import EngineOptions
-from sdrpn.runtime.sampling import Sampling
-from sdrpn.runtime.session import Session
-from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
+TYPE_CHECKING = False  # as type checkers know it
+if TYPE_CHECKING:
+    from sdrpn.method.roi import RoiPolicy
+    from sdrpn.runtime.answer import Answer, Timings, TokenCounts, Trace
+    from sdrpn.runtime.backends.tensorrt import EngineOptions
+    from sdrpn.runtime.sampling import Sampling
+    from sdrpn.runtime.session import Session
+    from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 
 __all__ = [
     "Answer",
@@ -21,3 +26,28 @@ __all__ = [
     "TokenCounts",
     "Trace",
 ]
+
+_HOMES = {
+    "AnswerStream": "sdrpn.runtime.stream",
+    "AsyncAnswerStream": "sdrpn.runtime.stream",
+    "EngineOptions": "sdrpn.runtime.backends.tensorrt",
+    "RoiPolicy": "sdrpn.method.roi",
+    "Sampling": "sdrpn.runtime.sampling",
+    "Session": "sdrpn.runtime.session",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Import what a name of `__all__` stands for, once."""
+        from importlib import import_module
+
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOMES.get(name, "sdrpn.runtime.answer")), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

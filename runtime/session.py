@@ -17,7 +17,8 @@ from sdrpn.host.machine import read_available_memory
 from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer, Stopwatch
-from sdrpn.runtime.backends import open_backend, open_tensorrt
+from sdrpn.runtime.backends.info import OpenOptions
+from sdrpn.runtime.backends.registry import AUTOMATIC
 from sdrpn.runtime.backends.runner import Backend, Runner
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.decoder import Decoder
@@ -25,7 +26,7 @@ from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Scheduler
-from sdrpn.runtime.select import AUTOMATIC, choose_backend, choose_optimized, onnxruntime_variant
+from sdrpn.runtime.select import choose_backend, choose_optimized, graph_variant
 from sdrpn.runtime.sequence import Request, Sequence
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 from sdrpn.runtime.two_pass import TwoPass
@@ -143,16 +144,22 @@ class Session:
         tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()
         if choice.engines is not None:
             chosen, engines = choice.engines.variant, choice.engines.engines
-            gpu = open_tensorrt(choice.engines.flavour, options, host_code=choice.engines.host_code)
+            opened = OpenOptions(
+                engines=options,
+                flavour=choice.engines.flavour,
+                host_code=choice.engines.host_code,
+                device=options.device,
+            )
+            gpu = choice.info.open(opened)
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
-            files = {name: one.path for name, one in engines.items()}
+            files = {name: engine.path for name, engine in engines.items()}
             contexts = choice.engines.contexts
             return cls(
                 bundle, chosen, gpu, files, decode=decode, threads=threads, contexts=contexts, max_batch=max_batch
             )
-        chosen = onnxruntime_variant(bundle, variant, choice.note, choice.backend)
-        saved, note = choose_optimized(bundle, chosen, choice.backend, verify) if optimized else (None, None)
-        library = open_backend(choice.backend, threads, optimized=saved is not None, device=options.device)
+        chosen = graph_variant(bundle, variant, info=choice.info, note=choice.note)
+        saved, note = choose_optimized(bundle, chosen, choice.info, verify) if optimized else (None, None)
+        library = choice.info.open(OpenOptions(threads, options.device, optimized=saved is not None))
         if saved is not None:
             bundle.verify((chosen.embedding, *tokenizer), large=verify)
             return cls(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sdrpn.errors import BadInput
 from sdrpn.host.machine import read_machine
+from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.backends.cuda import load_cuda
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.checkup.bundle_checks import BundleChecks
@@ -14,7 +15,6 @@ from sdrpn.runtime.checkup.cuda_checks import CudaChecks
 from sdrpn.runtime.checkup.opened_bundle import OpenedBundle
 from sdrpn.runtime.checkup.picture_checks import PictureChecks
 from sdrpn.runtime.checkup.steps import Step
-from sdrpn.runtime.select import AUTOMATIC
 
 __all__ = ["GROUPS", "STEP_COUNTS", "CheckupRequest", "steps_of"]
 

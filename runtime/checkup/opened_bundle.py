@@ -11,17 +11,17 @@ from sdrpn.bundle.memory import graph_weights_bytes
 from sdrpn.host.machine import read_machine
 from sdrpn.method.spec import ModelSpec
 from sdrpn.reports.device_report import Subject
-from sdrpn.runtime.backends import open_backend, open_tensorrt
+from sdrpn.runtime.backends import AUTOMATIC, open_backend, open_tensorrt
+from sdrpn.runtime.backends.onnxruntime_info import CPU
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.checkup.steps import Skip
 from sdrpn.runtime.engines.platform import read_platform
 from sdrpn.runtime.engines.trial_run import smoke_test, smoke_test_graphs
-from sdrpn.runtime.select import AUTOMATIC, choose_backend, onnxruntime_variant
+from sdrpn.runtime.select import choose_backend, graph_variant
 from sdrpn.runtime.session import Session
 
 __all__ = ["OpenedBundle"]
 
-_CPU = "onnxruntime"
 # ONNX Runtime maps weights and packs them into memory of its own.
 _HOST_PER_WEIGHT_BYTE = 3
 
@@ -35,9 +35,7 @@ class OpenedBundle:
         self._choice = choose_backend(self._bundle, backend, target=target, device=gpu)
         engines, note = self._choice.engines, self._choice.note
         self._variant = (
-            engines.variant
-            if engines is not None
-            else onnxruntime_variant(self._bundle, None, note, self._choice.backend)
+            engines.variant if engines is not None else graph_variant(self._bundle, info=self._choice.info, note=note)
         )
         self.spec: ModelSpec = self._bundle.spec
         self.numerics = self._variant.numerics
@@ -71,13 +69,13 @@ class OpenedBundle:
         """See `BundleOnDevice`."""
         if self._bundle.release_targets:  # engines, and nothing to hold them against
             return None
-        if self._choice.backend == _CPU:
+        if self._choice.info is CPU:
             reference = self._twin()
         else:
             reference = None if self._variant.for_engines_only else self._variant
         if reference is None:
             return None
-        return Session.open(self._bundle.path, backend=_CPU, variant=reference.name, optimized=False, verify=False)
+        return Session.open(self._bundle.path, backend=CPU.name, variant=reference.name, optimized=False, verify=False)
 
     def _twin(self, dialect: str | None = None) -> Variant | None:
         """Other graphs that ought to compute the same numbers; of one dialect they have the same inputs and outputs."""
@@ -90,13 +88,16 @@ class OpenedBundle:
     def gates(self) -> Iterator[ParityGate]:
         """See `BundleOnDevice`."""
         engines = self._choice.engines
-        if self._choice.backend == _CPU:
-            return smoke_test_graphs(self._bundle, self._variant, self._twin(self._variant.dialect), open_backend(_CPU))
+        if self._choice.info is CPU:
+            return smoke_test_graphs(
+                self._bundle, self._variant, self._twin(self._variant.dialect), open_backend(CPU.name)
+            )
         if engines is None:
             raise Skip("graphs are compared one by one for engines, and on the CPU")
-        gpu = open_tensorrt(engines.flavour, EngineOptions(device=self._gpu), host_code=engines.host_code)
+        options = EngineOptions(device=self._gpu)
+        gpu = open_tensorrt(engines.flavour, options, host_code=engines.host_code)
         compares = not (self._variant.for_engines_only or self._bundle.release_targets) and self._fits_host()
-        return smoke_test(engines, gpu, open_backend(_CPU) if compares else None)
+        return smoke_test(engines, gpu, open_backend(CPU.name) if compares else None)
 
     def _fits_host(self) -> bool:
         available = read_machine().memory_available_bytes
@@ -105,7 +106,7 @@ class OpenedBundle:
 
     def free_bytes(self) -> int | None:
         """See `BundleOnDevice`."""
-        if self._choice.backend == _CPU:
+        if self._choice.info is CPU:
             return read_machine().memory_available_bytes
         gpu = read_platform(self._gpu).gpu
         return gpu.memory_free_bytes if gpu is not None else None

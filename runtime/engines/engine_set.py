@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from sdrpn.bundle.engine_manifest import EngineManifest, engine_paths, read_engi
 from sdrpn.bundle.graphs import graphs_of
 from sdrpn.errors import BadBundle, BadInput
 
-__all__ = ["EngineFile", "EngineSet", "build_command", "engine_set", "engine_sets"]
+__all__ = ["EngineFile", "EngineSet", "engine_set", "engine_sets"]
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,7 @@ class EngineSet:
     @property
     def build_command(self) -> str:
         """What makes these engines anew."""
-        return build_command(self.bundle, self.target)
-
-
-def build_command(bundle: Bundle, target: str = "NAME") -> str:
-    """The command that builds engines of a bundle, as a shell takes it."""
-    # A release has nothing to build from: the whole bundle is elsewhere.
-    path = "BUNDLE" if bundle.release_targets else shlex.quote(str(bundle.path))
-    return f"sdrpn build {path} --target {shlex.quote(target)}"
+        return self.bundle.build_command(self.target)
 
 
 def engine_sets(bundle: Bundle) -> tuple[EngineSet, ...]:
@@ -94,7 +86,7 @@ def engine_set(bundle: Bundle, target: str) -> EngineSet:
     there = ", ".join(one.target for one in sets) or "none"
     raise BadInput(
         f"{bundle.path} has no engines for target {target!r}; it has {there}. "
-        f"Build them: {build_command(bundle, target)}"
+        f"Build them: {bundle.build_command(target)}"
     )
 
 

@@ -21,7 +21,7 @@ from sdrpn.errors import BadBundle, EngineMismatch
 from sdrpn.host.listed_files import require_loadable
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.runtime.backends.tensorrt_library import FLAVOURS, Validity, open_library
-from sdrpn.runtime.engines.engine_set import EngineFile, EngineSet, build_command
+from sdrpn.runtime.engines.engine_set import EngineFile, EngineSet
 from sdrpn.runtime.engines.platform import Platform
 
 __all__ = ["REASONS", "Problem", "check_engines", "device_bytes", "require_fit"]
@@ -283,7 +283,7 @@ def _gpu(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Pla
         yield Problem(graph, "CUDA_ERROR", "compute_capabilities", wanted, f"here is no GPU: {fault}", mend)
         return
     if gpu.capability is not None and not _has_kernels(manifest, gpu.capability):
-        mend = f"build for a target that has {gpu.capability} (see sdrpn targets): {build_command(engines.bundle)}"
+        mend = f"build for a target that has {gpu.capability} (see sdrpn targets): {engines.bundle.build_command()}"
         here = f"{gpu.name} is {gpu.capability}"
         yield Problem(graph, "UNSUPPORTED_CC", "compute_capabilities", wanted, here, mend)
     # TensorRT-RTX compiles for a capability, whatever driver is there, and says itself which one is too old.

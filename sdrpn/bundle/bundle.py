@@ -99,6 +99,12 @@ class Bundle:
         """Of a release, which has engines and no graphs, the targets of these; empty for a whole bundle."""
         return release_targets(self.path, self.manifest)
 
+    def build_command(self, target: str = "NAME") -> str:
+        """The command that builds engines of this bundle, as a shell takes it."""
+        # A release has nothing to build from: the whole bundle is elsewhere.
+        path = "BUNDLE" if self.release_targets else shlex.quote(str(self.path))
+        return f"sdrpn build {path} --target {shlex.quote(target)}"
+
     def require_graphs(self, purpose: str, reason: str | None = None) -> None:
         """Raise BadInput where this is a release.
 

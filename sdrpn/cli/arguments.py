@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 AUTO = "auto"
+# The names of sdrpn.runtime.backends.registry, which is not imported for --help.
+GRAPH_BACKENDS = ("onnxruntime", "onnxruntime-cuda")
+BACKENDS = (AUTO, *GRAPH_BACKENDS, "tensorrt")
 BUNDLE_HELP = f"folder that `sdrpn export` wrote, or {DEFAULT_NAME}: the small model that comes with this package"
 
 

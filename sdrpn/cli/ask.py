@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import (
+    BACKENDS,
     BUNDLE_HELP,
     bundle_folder,
     device_number,
@@ -32,8 +33,7 @@ the full resolution, and answer with the crop's tokens added.
   sdrpn ask bundle street.jpg -- "-- a question that begins with a dash"
 """
 
-# The names that Session.open takes.
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt")
+
 _NOWHERE = "none"
 DECODES = ("exact", "fast", "gpu")
 # The name of standard input, and how much of it is read: more than any picture within the limit of pixels takes.

@@ -91,7 +91,7 @@ class GraphRuns:
 
     def __init__(self, bundle: Bundle, variant: str, steps: Steps) -> None:
         from sdrpn.runtime.backends import open_backend
-        from sdrpn.runtime.select import require_release
+        from sdrpn.runtime.backends.onnxruntime_info import require_release
 
         require_release(bundle, bundle.variant(variant))
         self._bundle, self._variant, self._steps = bundle, bundle.variant(variant), steps

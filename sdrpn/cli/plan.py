@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, context_lengths, positive_int
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument("--target", metavar="NAME", help="a target or a .toml file (default: this machine's CPU)")
+    parser.add_argument(
+        "--backend",
+        choices=GRAPH_BACKENDS,
+        default=GRAPH_BACKENDS[0],
+        help="without --target: the library that runs the graphs on this machine (default: %(default)s)",
+    )
     parser.add_argument("--variant", metavar="NAME", help="default: what `sdrpn build` or `sdrpn ask` would take")
     parser.add_argument(
         "--context",
@@ -53,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json
     from sdrpn.workflows.memory_plan import PlanRequest, plan_memory
 
-    plan = plan_memory(PlanRequest(args.bundle, args.target, args.variant, args.context or (), args.batch))
+    plan = plan_memory(
+        PlanRequest(args.bundle, args.target, args.variant, args.context or (), args.batch, args.backend)
+    )
     if args.json:
         print_json(plan.to_json())
     else:

@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from sdrpn import __version__
-from sdrpn.host.libraries import BASE, Extra, Library, install_command, installed_version, read_extras
+from sdrpn.host.libraries import Extra, Library, install_command, installed_version, read_extras
 from sdrpn.host.machine import Machine, read_machine
+from sdrpn.runtime.backends import BACKENDS
+from sdrpn.runtime.backends.info import BackendInfo
+from sdrpn.runtime.backends.onnxruntime_info import onnxruntime_providers
 
 __all__ = ["Ability", "Diagnosis", "diagnose_machine"]
 
@@ -76,41 +79,30 @@ def diagnose_machine() -> Diagnosis:
     Imports nothing heavier than ONNX Runtime; an installation that is broken is among the notes.
     """
     machine, extras = read_machine(), read_extras()
-    providers, problem = _onnxruntime_providers()
+    providers, problem = onnxruntime_providers(installed_version)
     return Diagnosis(
         machine=machine,
         extras=extras,
         providers=providers,
-        abilities=tuple(_abilities(machine, extras, providers)),
+        abilities=tuple(_abilities(machine, extras)),
         notes=(*((problem,) if problem else ()), *_notes(machine)),
     )
 
 
-def _onnxruntime_providers() -> tuple[tuple[str, ...], str | None]:
-    """The execution providers of ONNX Runtime, and what is wrong with it if something is."""
-    if installed_version("onnxruntime") is None:
-        return (), None
-    try:
-        onnxruntime = importlib.import_module("onnxruntime")
-        return tuple(onnxruntime.get_available_providers()), None
-    except (ImportError, OSError, AttributeError) as error:
-        # AttributeError: after one of two clashing wheels was removed, only an empty folder may be left.
-        return (), f"ONNX Runtime is installed but cannot be used ({' '.join(str(error).split())}); reinstall it"
-
-
-def _abilities(machine: Machine, extras: Mapping[str, Extra], providers: Sequence[str]) -> list[Ability]:
-    cpu = _needs_extra("ask, on the CPU", extras[BASE])
-    if cpu.ready and "CPUExecutionProvider" not in providers:
-        cpu = dataclasses.replace(cpu, ready=False, detail="ONNX Runtime has no CPU provider")
+def _abilities(machine: Machine, extras: Mapping[str, Extra]) -> list[Ability]:
     return [
-        cpu,
-        _cuda(machine, providers),
+        *(_backend(info, machine) for info in BACKENDS.values()),
         _needs_extra("export", extras["export"]),
         _needs_extra("compare", extras["train"]),
         _tensorrt(machine),
         _native_image_path(),
         _needs_library("TensorRT-RTX", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
     ]
+
+
+def _backend(info: BackendInfo, machine: Machine) -> Ability:
+    found = info.probe(machine, installed_version)
+    return Ability(info.purpose, found.ready, found.detail, found.command)
 
 
 # Modules of the native image path, and what they do.
@@ -137,31 +129,6 @@ def _needs_extra(name: str, extra: Extra) -> Ability:
     if extra.complete:
         return Ability(name, ready=True, detail=", ".join(_versions(extra.libraries)))
     return Ability(name, ready=False, detail=f"missing: {', '.join(extra.missing)}", command=extra.command)
-
-
-def _cuda(machine: Machine, providers: Sequence[str]) -> Ability:
-    name = "ask, on the GPU"
-    if not machine.gpus and machine.jetson is None:
-        return Ability(name, ready=False, detail="no NVIDIA GPU, or its driver is not installed")
-    # Two wheels own one folder: the other one goes first.
-    pip = [sys.executable, "-m", "pip", "uninstall", "-y"]
-    install = f"{shlex.join([*pip, 'onnxruntime', 'onnxruntime-gpu'])} && {install_command('cuda')}"
-    if "CUDAExecutionProvider" in providers:
-        fault = _cuda_fault()
-        if fault is not None:
-            return Ability(name, ready=False, detail=fault, command=install)
-        return Ability(name, ready=True, detail=f"ONNX Runtime {installed_version('onnxruntime')} with CUDA")
-    if machine.jetson is not None:
-        return Ability(name, ready=False, detail="needs an onnxruntime-gpu wheel that was built for this JetPack")
-    return Ability(name, ready=False, detail="this ONNX Runtime has no CUDAExecutionProvider", command=install)
-
-
-def _cuda_fault() -> str | None:
-    """Why the provider that is there would not be used: it is built in, and its libraries may be missing."""
-    # Here, because a machine without a GPU is diagnosed without a library of the runtime.
-    from sdrpn.runtime.backends.onnxruntime_cuda import cuda_fault
-
-    return cuda_fault()
 
 
 def _needs_library(name: str, library: str, extra: str) -> Ability:

@@ -19,7 +19,7 @@ from sdrpn.host.libraries import importing_extra
 from sdrpn.host.machine import read_cpu
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.runtime.backends import onnxruntime_version
-from sdrpn.runtime.select import onnxruntime_variant
+from sdrpn.runtime.select import graph_variant
 
 __all__ = ["ATTENTIONS", "OptimizeRequest", "OptimizedGraphs", "optimize_bundle"]
 
@@ -82,7 +82,7 @@ def optimize_bundle(request: OptimizeRequest, progress: Advance = unseen) -> Opt
     require_not_shipped(path, f"optimise a copy of it: cp -r {path} bundle && sdrpn optimize bundle")
     bundle = open_bundle(path)
     bundle.require_graphs("to optimise them for this machine's CPU")
-    variant = onnxruntime_variant(bundle, request.variant)
+    variant = graph_variant(bundle, request.variant)
     attention = _attention(variant, request.attention)
     with importing_extra("export", "sdrpn optimize"):
         import sdrpn.export  # noqa: F401

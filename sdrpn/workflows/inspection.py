@@ -16,7 +16,7 @@ from sdrpn.host.atomic import replacing_file
 from sdrpn.host.links import link_roots
 from sdrpn.host.listed_files import read_manifest
 from sdrpn.reports.engine_page import PageEngine, page_text
-from sdrpn.runtime.engines.engine_set import EngineFile, EngineSet, build_command, engine_set, engine_sets
+from sdrpn.runtime.engines.engine_set import EngineFile, EngineSet, engine_set, engine_sets
 from sdrpn.runtime.engines.platform import read_platform
 from sdrpn.runtime.engines.preflight import Problem, check_engines
 
@@ -83,7 +83,7 @@ def inspect_engines(
     bundle = open_bundle(bundle_path(path))
     sets = engine_sets(bundle) if target is None else (engine_set(bundle, target),)
     if not sets:
-        raise BadInput(f"{bundle.path} has no engines; build them: {build_command(bundle)}")
+        raise BadInput(f"{bundle.path} has no engines; build them: {bundle.build_command()}")
     platform = read_platform()
     return tuple(
         TargetReport(

@@ -11,7 +11,6 @@ from typing import Any
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.bundle.memory import (
     MemoryNeeds,
-    cpu_needs,
     device_needs,
     fitting_context,
     graph_weights_bytes,
@@ -21,7 +20,9 @@ from sdrpn.bundle.shipped import bundle_name, bundle_path
 from sdrpn.engines import read_target, target_variant, usual_context
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.host.machine import read_machine
-from sdrpn.runtime.select import mapped_weights_bytes, onnxruntime_variant
+from sdrpn.runtime.backends import backend_info
+from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
+from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 
 __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "plan_memory"]
 
@@ -37,6 +38,7 @@ class PlanRequest:
     # all that the bundle has.
     contexts: tuple[int, ...] = ()
     batch: int = 1  # requests in a step
+    backend: str = "onnxruntime"  # without a target: what runs the graphs on this machine
 
     def __post_init__(self) -> None:
         if any(number < 1 for number in (self.batch, *self.contexts)):
@@ -155,16 +157,28 @@ def _other_caches(place: _Place, context: int, limit: int) -> OtherCaches:
 
 
 def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
-    bundle.require_graphs("to answer on this machine's CPU", _release_advice(bundle))
-    variant = onnxruntime_variant(bundle, request.variant)
-    mapped_bytes = mapped_weights_bytes(bundle, variant)
+    info = backend_info(request.backend)
+    if info.runs == "engines":
+        raise BadInput(f"backend {info.name} runs engines, whose needs depend on a device; name a target")
+    bundle.require_graphs("to answer on this machine", _release_advice(bundle))
+    variant = graph_variant(bundle, request.variant, info=info)
+    mapped_bytes = mapped_weights_bytes(bundle, variant) if info.on == "cpu" else None
+    where, memory_bytes = _memory_here(info)
     return _Place(
-        "this machine's CPU" if mapped_bytes is None else "this machine's CPU, optimized graphs",
-        read_machine().memory_available_bytes,
+        where if mapped_bytes is None else f"{where}, optimized graphs",
+        memory_bytes,
         variant,
-        lambda one, context: cpu_needs(bundle, one, context=context, batch=request.batch, mapped_bytes=mapped_bytes),
+        lambda other, context: info.needs(bundle, other, MemoryRequest(context, request.batch, mapped_bytes)),
         bundle.manifest.max_context,
     )
+
+
+def _memory_here(info: BackendInfo) -> tuple[str, int | None]:
+    """Where the backend computes, and the memory that is there."""
+    machine = read_machine()
+    if info.on == "cpu":
+        return "this machine's CPU", machine.memory_available_bytes
+    return "this machine's GPU", machine.gpus[0].memory_bytes if machine.gpus else None
 
 
 def _release_advice(bundle: Bundle) -> str:

@@ -22,8 +22,9 @@ from sdrpn.method.geometry import Fit
 from sdrpn.method.overlay import draw_overlay
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, EngineOptions, Sampling, Session
+from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.pictures.picture import Decode, open_picture
-from sdrpn.runtime.select import AUTOMATIC, mapped_weights_bytes, onnxruntime_variant
+from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 
 __all__ = [
     "NO_RPN",
@@ -153,6 +154,6 @@ def _require_memory(bundle: Bundle, request: AskRequest) -> None:
     # Engines may answer; where none fit, running out is told as it happens.
     if request.backend == AUTOMATIC and machine.gpus:
         return
-    variant = onnxruntime_variant(bundle, request.variant)
+    variant = graph_variant(bundle, request.variant)
     mapped_bytes = mapped_weights_bytes(bundle, variant) if request.optimized else None
     require_cpu_memory(bundle, variant, machine.memory_available_bytes, mapped_bytes)

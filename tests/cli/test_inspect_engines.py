@@ -138,10 +138,11 @@ class TestAsk:
         assert re.match("engines of rtx-4090: .*: VERSION_MISMATCH: library_version is tensorrt-rtx 1.7", message)
 
     def test_the_backends_are_those_of_the_runtime(self) -> None:
-        from sdrpn.cli import ask
-        from sdrpn.runtime.backends import BACKENDS
+        from sdrpn.cli import arguments
+        from sdrpn.runtime.backends import AUTOMATIC, BACKENDS, graph_backends
 
-        assert set(ask.BACKENDS) == {"auto", *BACKENDS}
+        assert (AUTOMATIC, *BACKENDS) == arguments.BACKENDS
+        assert tuple(info.name for info in graph_backends()) == arguments.GRAPH_BACKENDS
 
 
 def test_what_was_built_instead_and_what_was_not_judged(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:

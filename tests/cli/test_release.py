@@ -70,7 +70,7 @@ def test_inspect_still_compares_what_is_there(sdrpn: Command, release: Path) -> 
     [
         (("ask", "{}", "{picture}", "What?"), "to answer with ONNX Runtime"),
         (("ask", "{}", "{picture}", "What?", "--backend", "onnxruntime"), "to answer with ONNX Runtime"),
-        (("ask", "{}", "{picture}", "What?", "--backend", "onnxruntime-cuda"), "to answer with ONNX Runtime"),
+        (("ask", "{}", "{picture}", "What?", "--backend", "onnxruntime-cuda"), "to answer with ONNX Runtime with CUDA"),
         (("bench", "{}"), "to answer with ONNX Runtime"),
         (("doctor", "--device", "--bundle", "{}"), "to answer with ONNX Runtime"),
         (("build", "{}", "--target", TARGET), "to build engines"),
@@ -79,7 +79,7 @@ def test_inspect_still_compares_what_is_there(sdrpn: Command, release: Path) -> 
         (("verify", "{}", "--target", TARGET), "to compare them with the checkpoint"),
         (("compare", "{}", "--checkpoint", "."), "to compare them with the checkpoint"),
         (("optimize", "{}"), "to optimise them for this machine's CPU"),
-        (("plan", "{}"), rf"to answer on this machine's CPU \(for its engines name the target {TARGET}\)"),
+        (("plan", "{}"), rf"to answer on this machine \(for its engines name the target {TARGET}\)"),
     ],
 )
 def test_what_needs_graphs_says_what_the_folder_is(
@@ -114,7 +114,7 @@ def test_engines_that_do_not_fit_are_the_reason(release: Path, monkeypatch: pyte
     monkeypatch.setattr(choice, "read_platform", lambda device=0: old)
     chosen = choose_backend(open_bundle(release))
     with pytest.raises(BadInput, match=r"\(the engines of rtx-4090 are not used: .*VERSION_MISMATCH"):
-        choice.onnxruntime_variant(open_bundle(release), None, chosen.note)
+        choice.graph_variant(open_bundle(release), note=chosen.note)
 
 
 def test_on_a_gpu_that_fits_there_is_nothing_to_compare_with(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import select as choice
-from sdrpn.runtime import session
+from sdrpn.runtime.backends import tensorrt_info
 from sdrpn.runtime.engines import platform as platform_module
 from sdrpn.runtime.engines import preflight
 from tests.cli.command import Command, Outcome, refusal
@@ -149,7 +149,7 @@ class TestEngines:
             for module in (platform_module, choice):
                 monkeypatch.setattr(module, "read_platform", lambda device=0: platform("tensorrt"))
             monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-            monkeypatch.setattr(session, "open_tensorrt", lambda *arguments, host_code: gpu.backend())
+            monkeypatch.setattr(tensorrt_info, "open_tensorrt", lambda *arguments, host_code: gpu.backend())
             options = ("--target", TARGET, "--checkpoint", tiny_checkpoint, "--json")
             outcome = sdrpn("verify", gpu.bundle.path, *options)
             assert gpu.trt.executions

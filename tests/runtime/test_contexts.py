@@ -14,7 +14,7 @@ from sdrpn.bundle.bundle import open_bundle
 from sdrpn.errors import ContextTooLong, RunFailed
 from sdrpn.runtime import Session
 from sdrpn.runtime import select as choice
-from sdrpn.runtime import session as session_module
+from sdrpn.runtime.backends import tensorrt_info
 from sdrpn.runtime.engines import preflight
 from sdrpn.runtime.engines.engine_set import engine_set
 from sdrpn.runtime.engines.preflight import device_bytes
@@ -123,7 +123,7 @@ def test_a_session_that_finds_the_engines_itself(gpu: FakeGpu, plain: Session, m
 
     monkeypatch.setattr(choice, "read_platform", lambda *device: platform(gpu.flavour))
     monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-    monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options, **more: gpu.backend(options))
+    monkeypatch.setattr(tensorrt_info, "open_tensorrt", lambda flavour, options, **more: gpu.backend(options))
     with Session.open(gpu.bundle.path, backend="tensorrt") as session:
         assert ask(session, decide=no_box, max_new_tokens=20).token_ids == (
             ask(plain, decide=no_box, max_new_tokens=20).token_ids

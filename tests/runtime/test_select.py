@@ -13,14 +13,15 @@ from sdrpn.cli.main import main
 from sdrpn.demo import shipped_scene
 from sdrpn.errors import BadInput, MissingDependency
 from sdrpn.runtime import Session
-from sdrpn.runtime import select as choice
-from sdrpn.runtime.select import onnxruntime_variant, require_release
+from sdrpn.runtime.backends import onnxruntime_info
+from sdrpn.runtime.backends.onnxruntime_info import require_release
+from sdrpn.runtime.select import graph_variant
 
 
 @pytest.fixture
 def old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last release for Python 3.10, as far as its version goes."""
-    monkeypatch.setattr(choice, "onnxruntime_version", lambda: "1.23.2")
+    monkeypatch.setattr(onnxruntime_info, "onnxruntime_version", lambda: "1.23.2")
 
 
 def without(bundle: Bundle, dialect: str) -> Bundle:
@@ -31,14 +32,14 @@ def without(bundle: Bundle, dialect: str) -> Bundle:
 
 def test_a_new_enough_release_runs_fused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in ("1.25.0", "1.25.0rc1", "1.32.0", "2.0"):
-        monkeypatch.setattr(choice, "onnxruntime_version", lambda version=version: version)
-        assert onnxruntime_variant(open_bundle(tiny_bundle)).name == "fused-fp32"
+        monkeypatch.setattr(onnxruntime_info, "onnxruntime_version", lambda version=version: version)
+        assert graph_variant(open_bundle(tiny_bundle)).name == "fused-fp32"
 
 
 @pytest.mark.usefixtures("old_onnxruntime")
 class TestOldRelease:
     def test_primitive_is_chosen_where_there_is_one(self, tiny_bundle: Path) -> None:
-        assert onnxruntime_variant(open_bundle(tiny_bundle)).name == "primitive-fp32"
+        assert graph_variant(open_bundle(tiny_bundle)).name == "primitive-fp32"
         require_release(open_bundle(tiny_bundle), open_bundle(tiny_bundle).variant("primitive-fp32"))
 
     @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ class TestOldRelease:
         bundle = open_bundle(tiny_bundle)
         monkeypatch.setattr(sys, "version_info", python)
         with pytest.raises(MissingDependency) as error:
-            onnxruntime_variant(bundle, "fused-fp32")
+            graph_variant(bundle, "fused-fp32")
         assert str(error.value) == (
             f"{bundle.path} as fused-fp32 has graphs of opset 24, which ONNX Runtime runs from 1.25 on; installed is "
             f"1.23.2{reason}. {cure}, or use --variant primitive-fp32"
@@ -72,7 +73,7 @@ class TestOldRelease:
             match=r"or add a variant of the dialect primitive: sdrpn export CHECKPOINT --out \S+ --dialect primitive "
             r"--precision fp32$",
         ):
-            onnxruntime_variant(only_fused)
+            graph_variant(only_fused)
 
     def test_the_shipped_bundle_answers(self) -> None:
         scene = shipped_scene()
@@ -94,11 +95,11 @@ def test_an_absent_onnxruntime_is_reported_where_it_is_needed(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert onnxruntime_variant(open_bundle(tiny_bundle)).name == "fused-fp32"
+    assert graph_variant(open_bundle(tiny_bundle)).name == "fused-fp32"
     with pytest.raises(MissingDependency, match="backend onnxruntime needs ONNX Runtime, which cannot be imported"):
         Session.open(tiny_bundle, backend="onnxruntime")
 
 
 def test_an_unknown_variant(tiny_bundle: Path) -> None:
     with pytest.raises(BadInput, match="has no variant 'int4'"):
-        onnxruntime_variant(open_bundle(tiny_bundle), "int4")
+        graph_variant(open_bundle(tiny_bundle), "int4")

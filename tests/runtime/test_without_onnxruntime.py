@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("cuda.bindings.runtime")
 
 from sdrpn.errors import MissingDependency
-from sdrpn.runtime import Session, backends
+from sdrpn.runtime import Session
 from sdrpn.runtime import select as choice
-from sdrpn.runtime import session as session_module
+from sdrpn.runtime.backends import onnxruntime_info, tensorrt_info
 from sdrpn.runtime.engines import preflight
 from tests.runtime.engine_files import platform
 from tests.runtime.gpu import FakeGpu, fake_gpu
@@ -34,7 +34,7 @@ def gpu(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> F
     gpu = fake_gpu(tiny_bundle, tmp_path)
     monkeypatch.setattr(choice, "read_platform", lambda device: platform("tensorrt"))
     monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-    monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options, **more: gpu.backend(options))
+    monkeypatch.setattr(tensorrt_info, "open_tensorrt", lambda flavour, options, **more: gpu.backend(options))
     return gpu
 
 
@@ -52,11 +52,11 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return real(name, globals, *rest, **more)
 
     def absent(backend: str) -> Any:
-        importers.append("sdrpn.runtime.backends")
+        importers.append("sdrpn.runtime.backends.onnxruntime_info")
         raise MissingDependency(f"backend {backend} needs ONNX Runtime")
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    monkeypatch.setattr(backends, "_require_onnxruntime", absent)
+    monkeypatch.setattr(onnxruntime_info, "_require_library", absent)
     monkeypatch.delitem(sys.modules, "sdrpn.runtime.backends.onnxruntime")
     return importers
 

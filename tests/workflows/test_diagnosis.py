@@ -12,6 +12,7 @@ import pytest
 
 from sdrpn.host.libraries import read_extras
 from sdrpn.host.machine import Machine
+from sdrpn.runtime.backends import onnxruntime_info
 from sdrpn.workflows import diagnosis as workflow
 from tests.workflows.machines import GPU_PC, ORIN, PC
 
@@ -101,7 +102,7 @@ class TestAbilities:
         self, diagnosis_of: Setting, monkeypatch: pytest.MonkeyPatch, fault: str | None
     ) -> None:
         """It is compiled in; whether the libraries of CUDA are there is another question."""
-        monkeypatch.setattr(workflow, "_cuda_fault", lambda: fault)
+        monkeypatch.setattr(onnxruntime_info, "_cuda_fault", lambda: fault)
         diagnosis = diagnosis_of(
             GPU_PC, versions=BASE_VERSIONS, providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
         )

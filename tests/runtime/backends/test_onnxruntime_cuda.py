@@ -12,8 +12,8 @@ import pytest
 from sdrpn.bundle.bundle import GraphInfo, open_bundle
 from sdrpn.errors import BadInput, MissingDependency, RunFailed
 from sdrpn.runtime import Session
-from sdrpn.runtime.backends import onnxruntime_cuda, open_backend
-from sdrpn.runtime.select import choose_backend, onnxruntime_variant
+from sdrpn.runtime.backends import backend_info, onnxruntime_cuda, open_backend
+from sdrpn.runtime.select import choose_backend, graph_variant
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -144,15 +144,17 @@ def test_a_release_without_attention_on_the_gpu(
 
 @pytest.mark.usefixtures("machine")
 def test_the_dialect_primitive_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(BadInput, match="primitive-fp32 is of no use with onnxruntime-cuda, which would copy all keys"):
+    with pytest.raises(
+        BadInput, match="primitive-fp32 cannot be used with onnxruntime-cuda, which would copy all keys"
+    ):
         Session.open(tiny_bundle, backend="onnxruntime-cuda", variant="primitive-fp32")
 
 
 def test_the_variant_that_suits_a_gpu(precise_bundle: Path) -> None:
     bundle = open_bundle(precise_bundle)
-    assert onnxruntime_variant(bundle, backend="onnxruntime-cuda").name == "fused-fp16"
-    assert onnxruntime_variant(bundle, "fused-fp32", backend="onnxruntime-cuda").name == "fused-fp32"
-    assert onnxruntime_variant(bundle) == bundle.variant()
+    assert graph_variant(bundle, info=backend_info("onnxruntime-cuda")).name == "fused-fp16"
+    assert graph_variant(bundle, "fused-fp32", info=backend_info("onnxruntime-cuda")).name == "fused-fp32"
+    assert graph_variant(bundle) == bundle.variant()
 
 
 @pytest.fixture(scope="module")
@@ -169,10 +171,14 @@ def test_a_bundle_without_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from sdrpn.export import ExportOptions, export_bundle
 
     export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions("fp16", "primitive"))
-    with pytest.raises(BadInput, match="has no fused variant, which onnxruntime-cuda needs; add one: sdrpn export"):
-        onnxruntime_variant(open_bundle(tmp_path / "bundle"), backend="onnxruntime-cuda")
+    with pytest.raises(
+        BadInput, match=r"as primitive-fp16 cannot be used with onnxruntime-cuda, .*, or add one: sdrpn export"
+    ):
+        graph_variant(open_bundle(tmp_path / "bundle"), info=backend_info("onnxruntime-cuda"))
 
 
 def test_the_provider_that_is_gone(tiny_bundle: Path) -> None:
-    with pytest.raises(BadInput, match=r"backend onnxruntime-tensorrt is gone: .*; use tensorrt with the engines of"):
+    with pytest.raises(
+        BadInput, match=r"backend onnxruntime-tensorrt was removed: .*; use tensorrt with the engines of"
+    ):
         choose_backend(open_bundle(tiny_bundle), "onnxruntime-tensorrt")

@@ -24,7 +24,7 @@ class TestOpen:
     def opened(self, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
         """Session.open on a machine that the engines fit."""
         from sdrpn.runtime import select as choice
-        from sdrpn.runtime import session as session_module
+        from sdrpn.runtime.backends import tensorrt_info
         from sdrpn.runtime.engines import preflight
         from tests.runtime.engine_files import platform
 
@@ -34,7 +34,7 @@ class TestOpen:
 
         monkeypatch.setattr(choice, "read_platform", lambda device: platform("tensorrt"))
         monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-        monkeypatch.setattr(session_module, "open_tensorrt", lambda flavour, options, host_code: gpu.backend(options))
+        monkeypatch.setattr(tensorrt_info, "open_tensorrt", lambda flavour, options, host_code: gpu.backend(options))
         return lambda **options: Session.open(gpu.bundle.path, **options)
 
     def test_engines_are_chosen_where_they_fit(self, opened: Callable[..., Session]) -> None:

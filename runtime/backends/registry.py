@@ -1,0 +1,51 @@
+"""Every backend by name. A new one is a module with its `BackendInfo`, and a line here."""
+
+from __future__ import annotations
+
+from sdrpn.errors import BadInput
+from sdrpn.host.suggestion import did_you_mean
+from sdrpn.runtime.backends.info import BackendInfo, OpenOptions
+from sdrpn.runtime.backends.onnxruntime_info import CPU, CUDA
+from sdrpn.runtime.backends.runner import Backend
+from sdrpn.runtime.backends.tensorrt_info import TENSORRT
+
+__all__ = ["AUTOMATIC", "BACKENDS", "backend_info", "graph_backends", "open_backend"]
+
+AUTOMATIC = "auto"
+# In the order in which "auto" takes those that run graphs.
+BACKENDS: dict[str, BackendInfo] = {info.name: info for info in (CPU, CUDA, TENSORRT)}
+# Backends of earlier releases, and what became of them.
+_REMOVED = {
+    "onnxruntime-tensorrt": "backend onnxruntime-tensorrt was removed: it compiled anew for every length of prompt; "
+    "use tensorrt with the engines of sdrpn build, or onnxruntime-cuda"
+}
+
+
+def backend_info(name: str) -> BackendInfo:
+    """The backend of this name. Raises BadInput for an unknown one, or one of an earlier release."""
+    if name in BACKENDS:
+        return BACKENDS[name]
+    if name in _REMOVED:
+        raise BadInput(_REMOVED[name])
+    known = (AUTOMATIC, *BACKENDS)
+    raise BadInput(f"backend {name!r} is unknown; expected one of {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def graph_backends() -> tuple[BackendInfo, ...]:
+    """Those that run a bundle's graphs, in order."""
+    return tuple(info for info in BACKENDS.values() if info.runs == "graphs")
+
+
+def open_backend(name: str, threads: int | None = None, *, optimized: bool = False, device: int = 0) -> Backend:
+    """A backend that runs graphs, by name.
+
+    Args:
+        optimized: those that `sdrpn optimize` saved
+        device: the GPU, for a backend that uses one
+    Raises: BadInput for one that is unknown or runs engines, MissingDependency where its library is absent
+    """
+    info = backend_info(name)
+    if info.runs != "graphs":
+        known = ", ".join(other.name for other in graph_backends())
+        raise BadInput(f"backend {name} runs engines, not ONNX graphs; expected one of {known}")
+    return info.open(OpenOptions(threads, device, optimized))
