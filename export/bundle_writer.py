@@ -35,6 +35,7 @@ from sdrpn.export.llm import rpn_graph, tail_graph, trunk_graph
 from sdrpn.export.options import ExportOptions
 from sdrpn.export.quantized_weights import Calibration
 from sdrpn.export.resume import FinishedFiles
+from sdrpn.export.rope import exported_frequencies
 from sdrpn.export.tables import Tables
 from sdrpn.export.vision import vision_graph
 from sdrpn.export.weights import onnx_type
@@ -134,7 +135,7 @@ class _Plan:
         self.spec, self.options, self.max_context = spec, options, max_context
         self.tokenizer = tokenizer
         self.given: dict[str, str] = {} if template is None else {"template": "given"}
-        self.tables = Tables(spec, options, max_context)
+        self.tables = Tables(spec, options)
 
     def graph_files(self) -> Iterator[str]:
         """Names of the files that `write_graphs` makes."""
@@ -153,7 +154,7 @@ class _Plan:
         # A sliding window that is longer than any sequence hides nothing, and the mask stays simple.
         llm = dataclasses.replace(self.spec.llm, sliding_window=self.spec.llm.window_within(self.max_context))
         spec = dataclasses.replace(self.spec, llm=llm)
-        for graph, table in self.tables.graphs(dtype, factors).items():
+        for graph, table in self.tables.graphs(factors).items():
             coded = {"codes": self.options.cache_codes} if graph_named(graph).coded_caches else {}
             author = _AUTHORS[graph](spec, dialect, dtype, table, **coded)
             author.save(folder / _graph_file(graph, name))
@@ -219,6 +220,7 @@ def _write(
             variants=variants,
             files=files,
             tokenizer=TOKENIZER_NAME if plan.tokenizer is not None else None,
+            rotary=existing.manifest.rotary if existing is not None else exported_frequencies(plan.spec.llm),
             source={"checkpoint": source.path.name, "layout": source.layout, "sha256": digest, **plan.given},
             tools={name: version(name) for name in ("sdrpn", "onnxscript", "onnx-ir", "numpy")},
         )

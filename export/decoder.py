@@ -52,6 +52,7 @@ class DecoderAuthor:
     llm: LlmSpec
     dtype: ir.DataType
     rotary: Rotary
+    row_index: ir.Value
     write_index: ir.Value
     codes: RowCodes | None = None  # of keys and values in the layers' caches
     _mask: ir.Value | None = field(default=None, init=False)
@@ -60,11 +61,19 @@ class DecoderAuthor:
     def open(
         cls, g: GraphAuthor, dialect: Dialect, llm: LlmSpec, dtype: ir.DataType, codes: RowCodes | None = None
     ) -> DecoderAuthor:
-        """Declare the inputs that every decoder graph has: position_ids (B,S) and write_index (B)."""
-        position_ids = g.input(Declared("position_ids", INT64, ("batch", "sequence"), "position_ids"))
+        """Declare the inputs that every decoder graph has.
+
+        These are row_index (B,S), where each row lies in the caches and so what it sees; write_index (B), the first of
+        them; and rope_cos and rope_sin (B,S,head_dim/2), which turn it, in the type that heads are turned in.
+        """
+        row_index = g.input(Declared("row_index", INT64, ("batch", "sequence"), "row_index"))
         write_index = g.input(Declared("write_index", INT64, ("batch",), "write_index"))
-        rotary = Rotary(g.weight("rope.cos", dtype), g.weight("rope.sin", dtype), position_ids)
-        return cls(g, dialect, llm, dtype, rotary, write_index, codes)
+        axes = (*dialect.table_axes, llm.head_dim // 2)
+        rotary = Rotary(
+            g.input(Declared("rope_cos", dtype, axes, "rope_cos")),
+            g.input(Declared("rope_sin", dtype, axes, "rope_sin")),
+        )
+        return cls(g, dialect, llm, dtype, rotary, row_index, write_index, codes)
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -88,15 +97,13 @@ class DecoderAuthor:
         """
         with self.g.scope(prefix):
             normed = self.norm(x, f"{prefix}.input_norm.weight")
-            q, k, v = self._qkv(normed, prefix)
-            keys = self._cached(f"key_cache.{index}", self.dialect.rotate(self.g, k, self.rotary, self.llm.head_dim))
+            q, k, v = self._turned_qkv(normed, prefix)
+            keys = self._cached(f"key_cache.{index}", k)
             values = self._cached(f"value_cache.{index}", v)
-            rotary, mask = self.rotary, self._mask_of(keys[0])
+            mask = self._mask_of(keys[0])
             if only_row is not None and self.dialect.attends_with_one_row:
                 q = self._head_row(q, only_row)
-                rotary = Rotary(rotary.cos, rotary.sin, row_of(self.g, rotary.position_ids, only_row))
-                mask = self._make_mask(keys[0], rotary.position_ids)
-            q = self.dialect.rotate(self.g, q, rotary, self.llm.head_dim)
+                mask = self._make_mask(keys[0], row_of(self.g, self.row_index, only_row))
             y = self._merge_heads(self.dialect.attend(self.g, q, keys[1], values[1], mask, self.attention_shape))
             if only_row is not None:
                 x = row_of(self.g, x, only_row)
@@ -129,17 +136,23 @@ class DecoderAuthor:
             self.g.op.Squeeze(half, axis, _outputs=[name]) for half, name in zip(halves, ("gate", "up"), strict=True)
         ]
 
-    def _qkv(self, normed: ir.Value, prefix: str) -> list[ir.Value]:
-        """q (B,H,S,head_dim), k and v (B,H_kv,S,head_dim), not rotated."""
+    def _turned_qkv(self, normed: ir.Value, prefix: str) -> list[ir.Value]:
+        """q (B,H,S,head_dim), k and v (B,H_kv,S,head_dim).
+
+        q and k are turned as one: TensorRT-RTX takes a kernel for each of two.
+        """
         llm = self.llm
         packed = self.project(normed, f"{prefix}.attention.qkv.weight")
-        heads = [llm.heads, llm.kv_heads, llm.kv_heads]
+        heads = [llm.heads + llm.kv_heads, llm.kv_heads]
         if self.dtype != FLOAT:  # as in `_gate_and_up`
             by_head = self.g.op.Reshape(packed, self.g.constant([0, 0, sum(heads), llm.head_dim], INT64))
-            parts = self.g.split(by_head, ["q", "k", "v"], heads, axis=2)
-            return [self.g.op.Transpose(part, perm=[0, 2, 1, 3]) for part in parts]
-        parts = self.g.split(packed, ["q", "k", "v"], [n * llm.head_dim for n in heads])
-        return [self.split_heads(part, n) for part, n in zip(parts, heads, strict=True)]
+            parts = self.g.split(by_head, ["qk", "v"], heads, axis=2)
+            qk, v = (self.g.op.Transpose(part, perm=[0, 2, 1, 3]) for part in parts)
+        else:
+            parts = self.g.split(packed, ["qk", "v"], [n * llm.head_dim for n in heads])
+            qk, v = (self.split_heads(part, n) for part, n in zip(parts, heads, strict=True))
+        turned = self.dialect.rotate(self.g, qk, self.rotary)
+        return [*self.g.split(turned, ["q", "k"], [llm.heads, llm.kv_heads], axis=1), v]
 
     def split_heads(self, x: ir.Value, heads: int) -> ir.Value:
         """(B,S,heads*head_dim) -> (B,heads,S,head_dim)."""
@@ -205,12 +218,11 @@ class DecoderAuthor:
     def _mask_of(self, cache: ir.Value) -> ir.Value:
         """The mask of all rows, made at the first layer and used by all."""
         if self._mask is None:
-            self._mask = self._make_mask(cache, self.rotary.position_ids)
+            self._mask = self._make_mask(cache, self.row_index)
         return self._mask
 
-    def _make_mask(self, cache: ir.Value, position_ids: ir.Value) -> ir.Value:
-        rows, window = self.rotary.position_ids, self.llm.sliding_window
-        return self.dialect.mask(self.g, position_ids, cache, self.write_index, rows, window)
+    def _make_mask(self, cache: ir.Value, row_index: ir.Value) -> ir.Value:
+        return self.dialect.mask(self.g, row_index, cache, self.write_index, self.row_index, self.llm.sliding_window)
 
 
 def cast(g: GraphAuthor, x: ir.Value, dtype: ir.DataType) -> ir.Value:

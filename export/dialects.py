@@ -4,9 +4,9 @@
                bound to both sides), Attention
     primitive  the same arithmetic spelled out; the cache is read only, the outputs are the new rows
 
-A mask is made once a graph and decides everything by position: causality, stale entries behind the write
-position, ragged batches. `is_causal` is never used: some parsers align it to the wrong corner as soon as
-there are more keys than queries.
+A mask is made once a graph and decides everything by row: causality, stale entries behind the rows that were written,
+ragged batches. `is_causal` is never used: some parsers align it to the wrong corner as soon as there are more keys than
+queries. What a row's position is, only the rotary tables know, which are an input.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ Read = Callable[[ir.Value], ir.Value]  # from what a cache holds to what is comp
 
 @dataclass(frozen=True)
 class Rotary:
-    """What turns a head by its position: tables (max_context, head_dim/2) and position_ids (B, S)."""
+    """What turns the heads of every row: cos and sin of its angles, with the axes that a dialect's tables have."""
 
     cos: ir.Value
     sin: ir.Value
-    position_ids: ir.Value
 
 
 class Dialect(Protocol):
@@ -42,28 +41,29 @@ class Dialect(Protocol):
     updates_caches: bool  # in place; else caches are read only, and new rows are outputs of their own
     cache_output: str  # how a cache's output is called: the whole cache, or its new rows
     cache_output_length: str  # its symbolic length
+    table_axes: tuple[int | str, ...]  # of the rotary tables, before head_dim/2
     attends_with_one_row: bool  # where only one row is asked for: else its attention is picked from that of all rows
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, fp32."""
         ...
 
-    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary, head_dim: int) -> ir.Value:
+    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary) -> ir.Value:
         """Rotary embedding of heads, first half against second half (as LLaMA pairs them)."""
         ...
 
     def mask(
         self,
         g: GraphAuthor,
-        position_ids: ir.Value,
+        row_index: ir.Value,
         keys: ir.Value,
         write_index: ir.Value,
         rows: ir.Value,
         window: int | None,
     ) -> ir.Value:
-        """(B,1,S,keys) bool, kv_index <= position_id: what the queries at `position_ids` may see.
+        """(B,1,S,keys) bool, kv_index <= row_index: what the queries of the rows `row_index` (B,S) may see.
 
-        With a window they see no further back than position_id - window < kv_index.
+        With a window they see no further back than row_index - window < kv_index.
         `keys` is a cache; `rows` (B,S_new) has an entry for every new row, which lie from `write_index` (B) on.
         """
         ...
@@ -104,27 +104,28 @@ class FusedDialect:
     updates_caches = True
     cache_output = "{name}_out"
     cache_output_length = "cache_length"
+    table_axes: tuple[int | str, ...] = ("batch", "sequence")
     attends_with_one_row = True
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """One RMSNormalization."""
         return g.op.RMSNormalization(x, scale, axis=-1, epsilon=epsilon, _outputs=["normed"])
 
-    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary, head_dim: int) -> ir.Value:
+    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary) -> ir.Value:
         """One RotaryEmbedding."""
-        return g.op.RotaryEmbedding(x, rotary.cos, rotary.sin, rotary.position_ids)
+        return g.op.RotaryEmbedding(x, rotary.cos, rotary.sin)
 
     def mask(
         self,
         g: GraphAuthor,
-        position_ids: ir.Value,
+        row_index: ir.Value,
         keys: ir.Value,
         write_index: ir.Value,
         rows: ir.Value,
         window: int | None,
     ) -> ir.Value:
-        """kv_index <= position_id: what was written in this step is already in the cache."""
-        return _visible(g, _count_along(g, keys, 2), _as_column(g, position_ids), window, "mask")
+        """kv_index <= row_index: what was written in this step is already in the cache."""
+        return _visible(g, _count_along(g, keys, 2), _as_column(g, row_index), window, "mask")
 
     def update_cache(
         self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value, read: Read
@@ -148,7 +149,10 @@ class PrimitiveDialect:
     updates_caches = False
     cache_output = "{name}_rows"
     cache_output_length = "sequence"
-    # A query with tables of its own would make TensorRT-RTX copy the layer's caches: see `rotate`.
+    # With the axis of the heads. Where the graph adds it, TensorRT-RTX does so within the first layer's attention, and
+    # every later layer then copies its caches: it cannot do the same.
+    table_axes: tuple[int | str, ...] = ("batch", 1, "sequence")
+    # A query of one row would make TensorRT-RTX copy the layer's caches.
     attends_with_one_row = False
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
@@ -157,31 +161,24 @@ class PrimitiveDialect:
         root = g.op.Sqrt(g.op.Add(mean, g.constant(epsilon, ir.DataType.FLOAT)))
         return g.op.Mul(g.op.Div(x, root), scale, _outputs=["normed"])
 
-    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary, head_dim: int) -> ir.Value:
-        """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of every head.
-
-        Rows of the tables are looked up in their final shape. With an axis added behind the look-up, TensorRT-RTX adds
-        it within the first layer's attention, and every later one then copies its caches: it cannot do the same.
-        """
-        positions = g.op.Unsqueeze(rotary.position_ids, g.constant([1], ir.DataType.INT64))  # (B,1,S)
-        cos = g.op.Gather(rotary.cos, positions, axis=0)  # (B,1,S,head_dim/2)
-        sin = g.op.Gather(rotary.sin, positions, axis=0)
+    def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary) -> ir.Value:
+        """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of every head."""
         a, b = g.split(x, ["first_half", "second_half"])
-        first = g.op.Sub(g.op.Mul(a, cos), g.op.Mul(b, sin))
-        second = g.op.Add(g.op.Mul(b, cos), g.op.Mul(a, sin))
+        first = g.op.Sub(g.op.Mul(a, rotary.cos), g.op.Mul(b, rotary.sin))
+        second = g.op.Add(g.op.Mul(b, rotary.cos), g.op.Mul(a, rotary.sin))
         return g.op.Concat(first, second, axis=-1)
 
     def mask(
         self,
         g: GraphAuthor,
-        position_ids: ir.Value,
+        row_index: ir.Value,
         keys: ir.Value,
         write_index: ir.Value,
         rows: ir.Value,
         window: int | None,
     ) -> ir.Value:
         """The same condition for cached keys (kv_index < write_index) and for the new ones, which follow them."""
-        column = _as_column(g, position_ids)
+        column = _as_column(g, row_index)
         index = _count_along(g, keys, 2)
         start = g.op.Unsqueeze(write_index, g.constant([1, 2, 3], ir.DataType.INT64))  # (B,1,1,1)
         cached = g.op.And(g.op.Less(index, start), _visible(g, index, column, window))
@@ -227,9 +224,9 @@ def _visible(g: GraphAuthor, index: ir.Value, column: ir.Value, window: int | No
     return g.op.And(g.op.LessOrEqual(index, column), g.op.Greater(index, behind), _outputs=[name])
 
 
-def _as_column(g: GraphAuthor, position_ids: ir.Value) -> ir.Value:
+def _as_column(g: GraphAuthor, row_index: ir.Value) -> ir.Value:
     """(B,S) -> (B,1,S,1)."""
-    return g.op.Unsqueeze(position_ids, g.constant([1, 3], ir.DataType.INT64))
+    return g.op.Unsqueeze(row_index, g.constant([1, 3], ir.DataType.INT64))
 
 
 def _fold(g: GraphAuthor, q: ir.Value, shape: AttentionShape) -> ir.Value:

@@ -1,8 +1,9 @@
 """A decoder graph as ONNX Runtime runs it fastest on a CPU: attention by its own operator, GroupQueryAttention.
 
-Made from the standard graph of the dialect `fused`, which stays what counts; inputs and outputs are the same. The
-operator splits and rotates the packed projection, writes the caches in place and attends to as many rows as are in use,
-however long the caches are. It takes positions as `write_index` and up, one after the other, as the runtime gives them.
+Made from the standard graph of the dialect `fused`, which stays what counts; inputs and outputs are the same. Queries
+and keys are turned before it, as one: by itself it would take angles from a table of all rows. It writes the caches in
+place and attends to as many rows as are in use, however long the caches are. It takes rows as `write_index` and up, one
+after the other, as the runtime gives them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sdrpn.errors import BadInput
 __all__ = ["group_query_graph", "mapped_bytes"]
 
 _DOMAIN = "com.microsoft"
-# What lies between the packed projection and an attention's query, key and value.
+# What lies between the packed projection and an attention's query, beside the split of what was turned.
 _PASSED = ("RotaryEmbedding", "Transpose", "Reshape", "GatherND", "TensorScatter")
 
 
@@ -31,11 +32,11 @@ class _Attention:
     packed: ir.Value  # (B,S,(H+2*H_kv)*head_dim)
     caches: tuple[ir.Value, ir.Value]
     updated: tuple[ir.Value, ir.Value]
-    tables: tuple[ir.Value, ir.Value]  # cos, sin
     row: ir.Value | None  # index (B,1,1) of the only query that goes on; None: all
     result: ir.Value  # (B,S,H*head_dim), or (B,1,H*head_dim)
     heads: int
     kv_heads: int
+    head_dim: int
 
 
 def group_query_graph(path: Path) -> bytes:
@@ -68,7 +69,6 @@ def mapped_bytes(path: Path) -> int:
 def _attention(node: ir.Node) -> _Attention:
     query, (keys, values) = _input(node, 0), (_producer(node, i) for i in (1, 2))
     way = list(_way_up(query))
-    rotary = next(step for step in way if step.op_type == "RotaryEmbedding")
     picked = [step for step in way if step.op_type == "GatherND"]
     merge = _only_user(_only_user(node.outputs[0]).outputs[0])  # Transpose, Reshape
     caches = _input(keys, 0), _input(values, 0)
@@ -80,38 +80,39 @@ def _attention(node: ir.Node) -> _Attention:
         packed=_input(split, 0),
         caches=caches,
         updated=(keys.outputs[0], values.outputs[0]),
-        tables=(_input(rotary, 1), _input(rotary, 2)),
         row=_input(picked[0], 1) if picked else None,
         result=merge.outputs[0],
-        heads=int(sizes.numpy()[0]) // head_dim,
+        heads=int(sizes.numpy()[0]) // head_dim - kv_heads,
         kv_heads=kv_heads,
+        head_dim=head_dim,
     )
 
 
 def _way_up(value: ir.Value) -> Iterator[ir.Node]:
     """The nodes from a query up to, not including, the split of the packed projection."""
     node = _producer_of(value)
-    while node.op_type in _PASSED:
+    while node.op_type in _PASSED or (node.op_type == "Split" and _producer(node, 0).op_type == "RotaryEmbedding"):
         yield node
         node = _producer_of(_input(node, 0))
 
 
 def _replace(graph: ir.Graph, found: list[_Attention]) -> None:
     inputs = {str(value.name): value for value in graph.inputs}
-    start, lengths, total = _extents(graph, inputs["position_ids"], inputs["write_index"])
+    start, lengths, total = _extents(graph, inputs["row_index"], inputs["write_index"])
     for one in found:
+        turn, (query, key, value) = _turned(graph, one, inputs["rope_cos"], inputs["rope_sin"])
         attend = ir.node(
             "GroupQueryAttention",
-            [one.packed, None, None, *one.caches, lengths, total, *one.tables],
-            {"num_heads": one.heads, "kv_num_heads": one.kv_heads, "do_rotary": 1},
+            [query, key, value, *one.caches, lengths, total],
+            {"num_heads": one.heads, "kv_num_heads": one.kv_heads, "do_rotary": 0},
             domain=_DOMAIN,
             num_outputs=3,
             name=f"{one.result.name}/attention",
         )
-        nodes, result = [attend], attend.outputs[0]
+        nodes, result = [*turn, attend], attend.outputs[0]
         if one.row is not None:
             picked = ir.node("GatherND", [result, one.row], {"batch_dims": 1}, name=f"{one.result.name}/row")
-            nodes, result = [attend, picked], picked.outputs[0]
+            nodes, result = [*nodes, picked], picked.outputs[0]
         last = one.result.producer()
         assert last is not None
         graph.insert_after(last, nodes)
@@ -120,13 +121,33 @@ def _replace(graph: ir.Graph, found: list[_Attention]) -> None:
     graph.insert_before(graph[0], start)
 
 
-def _extents(
-    graph: ir.Graph, position_ids: ir.Value, write_index: ir.Value
-) -> tuple[list[ir.Node], ir.Value, ir.Value]:
+def _turned(
+    graph: ir.Graph, attention: _Attention, cos: ir.Value, sin: ir.Value
+) -> tuple[list[ir.Node], tuple[ir.Value, ir.Value, ir.Value]]:
+    """Nodes, and what they make of the packed projection: query, key (B,S,heads*head_dim), both turned, and value."""
+    name, heads, kv_heads, width = attention.result.name, attention.heads, attention.kv_heads, attention.head_dim
+    turning = _sizes(graph, f"{name}/turning", (heads + kv_heads) * width, kv_heads * width)
+    apart = ir.node("Split", [attention.packed, turning], {"axis": -1}, num_outputs=2, name=f"{name}/turning_apart")
+    turned = ir.node(
+        "RotaryEmbedding", [apart.outputs[0], cos, sin], {"num_heads": heads + kv_heads}, name=f"{name}/turned"
+    )
+    sizes = _sizes(graph, f"{name}/heads", heads * width, kv_heads * width)
+    both = ir.node("Split", [turned.outputs[0], sizes], {"axis": -1}, num_outputs=2, name=f"{name}/query_and_key")
+    query, key = both.outputs
+    return [apart, turned, both], (query, key, apart.outputs[1])
+
+
+def _sizes(graph: ir.Graph, name: str, *sizes: int) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(sizes, dtype=ir.DataType.INT64, name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def _extents(graph: ir.Graph, row_index: ir.Value, write_index: ir.Value) -> tuple[list[ir.Node], ir.Value, ir.Value]:
     """Nodes, and what they make: rows in use less one (B), and the most rows in use, both int32."""
     one = ir.Value(name="one", const_value=ir.tensor([1], dtype=ir.DataType.INT64, name="one"))
     graph.register_initializer(one)
-    rows = ir.node("Shape", [position_ids], {"start": 1, "end": 2})
+    rows = ir.node("Shape", [row_index], {"start": 1, "end": 2})
     end = ir.node("Add", [write_index, rows.outputs[0]])
     last = ir.node("Sub", [end.outputs[0], one])
     lengths = ir.node("Cast", [last.outputs[0]], {"to": ir.DataType.INT32})

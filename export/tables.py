@@ -10,18 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-import onnx_ir as ir
-
-from sdrpn.bundle.graphs import GraphName, graph_named
-from sdrpn.bundle.numerics import PRECISIONS
+from sdrpn.bundle.graphs import GraphName
 from sdrpn.errors import BadInput
 from sdrpn.export.llm import head_weights, rpn_weights, tail_weights, trunk_weights
 from sdrpn.export.options import ExportOptions
 from sdrpn.export.quantization import Blocks
 from sdrpn.export.quantized_weights import Calibration, TensorReader
-from sdrpn.export.rope import rope_reader, rope_weights
 from sdrpn.export.vision import vision_weights
-from sdrpn.export.weights import Weight, WeightTable, onnx_type, plain
+from sdrpn.export.weights import Weight, WeightTable, plain
 from sdrpn.host.progress import Grown
 from sdrpn.method.spec import ModelSpec
 
@@ -31,18 +27,13 @@ __all__ = ["Tables"]
 class Tables:
     """All weight tables of an export."""
 
-    def __init__(self, spec: ModelSpec, options: ExportOptions, max_context: int) -> None:
+    def __init__(self, spec: ModelSpec, options: ExportOptions) -> None:
         _require_layers(spec, options)
-        self._spec, self._max_context, self._options = spec, max_context, options
+        self._options = options
         self._dense, llm = options.dense, spec.llm
         embedding = plain("llm.embed.weight", ["llm.embed.weight"], (llm.vocabulary, llm.width))
         # The host looks rows up with NumPy, which has no bf16.
         self.embedding = WeightTable("embed", "fp16" if options.dense == "fp16" else "fp32", [embedding])
-        self._ropes = {
-            onnx_type(row.computes): WeightTable("rope", row.name, rope_weights(llm, max_context))
-            for row in PRECISIONS.values()
-            if not row.is_quantized and row.computes in options.variants.values()
-        }
         self._groups: dict[GraphName, list[WeightTable]] = {
             "vision": self._whole("vision", vision_weights(spec)),
             "trunk": self._by_layer("trunk", trunk_weights(spec)),
@@ -53,18 +44,10 @@ class Tables:
             weights = rpn_weights(spec)
             self._groups["rpn"] = self._whole("rpn", weights) if kept else self._by_layer("rpn", weights)
 
-    def graphs(self, dtype: ir.DataType, input_factors: Mapping[str, float]) -> dict[GraphName, WeightTable]:
-        """The weights of every graph that computes in `dtype`, by the graph's name; for `input_factors` see there."""
-        rope = self._ropes[dtype]
+    def graphs(self, input_factors: Mapping[str, float]) -> dict[GraphName, WeightTable]:
+        """The weights of every graph, by its name; for `input_factors` see there."""
         return {
-            name: WeightTable(
-                name,
-                self._dense,
-                [],
-                *tables,
-                *([rope] if graph_named(name).has_caches else []),
-                input_factors=input_factors,
-            )
+            name: WeightTable(name, self._dense, [], *tables, input_factors=input_factors)
             for name, tables in self._groups.items()
         }
 
@@ -100,13 +83,11 @@ class Tables:
         calibration: Calibration | None = None,
     ) -> None:
         """Stream every weight file that is not kept; `finished` is told the files that are complete."""
-        for rope in self._ropes.values():
-            rope.write(folder, rope_reader(self._spec.llm, self._max_context), kept, advance, finished)
         for table in (self.embedding, *(table for tables in self._groups.values() for table in tables)):
             table.write(folder, reader, kept, advance, finished, calibration)
 
     def _all(self) -> Iterator[WeightTable]:
-        yield from (*self._ropes.values(), self.embedding)
+        yield self.embedding
         for tables in self._groups.values():
             yield from tables
 

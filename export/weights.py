@@ -120,7 +120,7 @@ class _Place:
 
 
 class WeightTable:
-    """Some weights (of a graph, of a layer, or shared such as the rotary tables) in one precision.
+    """Some weights (of a graph, of a layer, or shared) in one precision.
 
     Args:
         precision: of whatever is neither a norm nor quantised
@@ -280,14 +280,3 @@ def _wrong_shape(weight: Weight, shape: tuple[int, ...]) -> RunFailed:
     return RunFailed(
         f"{weight.name}: made {shape} from {', '.join(weight.sources)}, expected {weight.shape}; report this"
     )
-
-
-class ArrayReader:
-    """A `TensorReader` over arrays that are computed rather than read: rotary tables."""
-
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._arrays = arrays
-
-    def read(self, name: str, /) -> Array:
-        """The array under `name`."""
-        return self._arrays[name]

@@ -1,7 +1,7 @@
 """The three decoder graphs: run rows of one sequence, step one or several by a token.
 
 Works on hidden states, rows and positions, in the slots of `slots.py`, and keeps nothing of a question itself. Knows
-nothing about images, prompts, crops or tokens' meaning.
+nothing about images, prompts, crops or tokens' meaning; what graphs are told of rows, `row_feeds.py` knows.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.errors import RunFailed
+from sdrpn.method.rope import RotaryFrequencies
 from sdrpn.runtime.backends.kv_cache import CacheSet
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
+from sdrpn.runtime.row_feeds import STEP_INPUTS, RowFeeds, row_buffers, step_buffers
 from sdrpn.runtime.slots import Slot, Slots
 
 __all__ = ["Decoder", "NextToken", "Rows", "row_count"]
@@ -47,12 +48,17 @@ class Decoder:
         runners: Mapping[str, Runner],
         width: int,
         vocabulary: int,
+        rotary: RotaryFrequencies,
         contexts: Sequence[int] = (),
     ) -> None:
-        """Args: contexts: the cache lengths that the engines have profiles for, where that is more than one."""
+        """Args:
+        rotary: what turns heads by their position
+        contexts: the cache lengths that the engines have profiles for, where that is more than one
+        """
         self._backend = backend
         self._runners = dict(runners)
         self._width, self._vocabulary = width, vocabulary
+        self._rows = RowFeeds(rotary, runners["trunk"].inputs["rope_cos"])
         self._logits = backend.allocate((1, vocabulary), "float32", for_host=True)
         self._steps: dict[tuple[int, int], _TokenStep] = {}
         self.slots = Slots(backend, runners, width, contexts, self._steps.clear)
@@ -175,7 +181,7 @@ class Decoder:
             logits = self._logits
             if (start, stop) != (0, 1):  # several runs may make up a step
                 logits = self._backend.allocate((stop - start, self._vocabulary), "float32", for_host=True)
-            found = _TokenStep(self._backend, self._runners, caches, logits, stop - start, self._width)
+            found = _TokenStep(self._backend, self._runners, caches, logits, stop - start, self._width, self._rows)
             self._steps[start, stop] = found
         return found
 
@@ -184,7 +190,7 @@ class Decoder:
     ) -> None:
         slot.require_rows(name, start)
         runner, caches = self._runners[name], self.slots.caches_of(name, slot.index, slot.index + 1)
-        feeds |= _indices(self._backend, runner.inputs, start, stop)
+        feeds |= row_buffers(self._backend, runner.inputs, self._rows.arrays(start, stop))
         new_rows = caches.new_row_buffers(self._backend, stop - start)
         runner.run(feeds | caches.buffers, results | (new_rows or caches.as_outputs()))
         caches.store(new_rows, start)
@@ -207,7 +213,7 @@ class Decoder:
 
 
 class _TokenStep:
-    """Trunk and tail for one row of B sequences, bound once: a step writes an embedding and two integers for each."""
+    """Trunk and tail for one row of B sequences, bound once: a step writes embeddings and what `STEP_INPUTS` names."""
 
     def __init__(
         self,
@@ -217,10 +223,12 @@ class _TokenStep:
         logits: Buffer,
         batch: int,
         width: int,
+        rows: RowFeeds,
     ) -> None:
         self._hidden = backend.allocate((batch, 1, width), "float32", for_host=True)
         tap = backend.allocate((batch, 1, width), "float32")
-        self._indices = _step_indices(backend, {**runners["trunk"].inputs, **runners["tail"].inputs}, batch)
+        self._rows = rows
+        self._row_buffers = step_buffers(backend, {**runners["trunk"].inputs, **runners["tail"].inputs}, batch)
         self._logits = logits
         both = (caches["trunk"], caches["tail"])
         self._new_rows = tuple(each.new_row_buffers(backend, 1) for each in both)
@@ -228,23 +236,24 @@ class _TokenStep:
             self._bind(runners["trunk"], caches["trunk"], {"inputs_embeds": self._hidden}, {"tap": tap}, 0),
             self._bind(runners["tail"], caches["tail"], {"tap": tap}, {"logits": logits}, 1),
         ]
-        self._positions, self._rows = self._indices["position_ids"], self._indices["write_index"]
-        for each, rows in zip(both, self._new_rows, strict=True):
-            steps += each.store_step(backend, rows, self._rows)
-        self._run = backend.chain(steps, (self._hidden, self._positions, self._rows), (logits,))
+        self._written = tuple(self._row_buffers[name] for name in STEP_INPUTS)
+        for each, new_rows in zip(both, self._new_rows, strict=True):
+            steps += each.store_step(backend, new_rows, self._row_buffers["write_index"])
+        self._run = backend.chain(steps, (self._hidden, *self._written), (logits,))
 
     def _bind(
         self, runner: Runner, caches: CacheSet, feeds: dict[str, Buffer], results: dict[str, Buffer], which: int
     ) -> Callable[[], None]:
-        indices = {name: buffer for name, buffer in self._indices.items() if name in runner.inputs}
+        place = {name: buffer for name, buffer in self._row_buffers.items() if name in runner.inputs}
         outputs = self._new_rows[which] or caches.as_outputs()
-        return runner.bind(feeds | indices | caches.buffers, results | outputs)
+        return runner.bind(feeds | place | caches.buffers, results | outputs)
 
     def __call__(self, tokens: Sequence[NextToken]) -> FloatArray:
         """(B,V), which the next call overwrites."""
         self._hidden.write(_stacked([token.embedding for token in tokens]))
-        self._positions.write(np.array([[token.position] for token in tokens], np.int64))
-        self._rows.write(np.array([token.row for token in tokens], np.int64))
+        rows, positions = [token.row for token in tokens], [token.position for token in tokens]
+        for buffer, value in zip(self._written, self._rows.of_step(rows, positions), strict=True):
+            buffer.write(value)
         self._run()
         logits: FloatArray = self._logits.read()
         return logits
@@ -268,30 +277,6 @@ def _side_by_side(tokens: Sequence[NextToken]) -> Iterator[Sequence[NextToken]]:
 def row_count(piece: Rows) -> int:
     """How many rows a piece of embeddings has."""
     return len(piece) if isinstance(piece, np.ndarray) else piece.shape[1]
-
-
-def _indices(backend: Backend, inputs: Mapping[str, TensorInfo], start: int, stop: int) -> dict[str, Buffer]:
-    """position_ids (1,S), write_index (1,) and, where the graph asks for it, last_index (1,)."""
-    values: dict[str, npt.NDArray[Any]] = {
-        "position_ids": np.arange(start, stop, dtype=np.int64)[None],
-        "write_index": np.array([start], np.int64),
-        "last_index": np.array([stop - start - 1], np.int64),
-    }
-    return _written(backend, {name: value for name, value in values.items() if name in inputs})
-
-
-def _step_indices(backend: Backend, inputs: Mapping[str, TensorInfo], batch: int) -> dict[str, Buffer]:
-    """The same for one row of B sequences, zeros until a step writes them: (B,1), (B,) and (B,)."""
-    shapes = {"position_ids": (batch, 1), "write_index": (batch,), "last_index": (batch,)}
-    return _written(backend, {name: np.zeros(shape, np.int64) for name, shape in shapes.items() if name in inputs})
-
-
-def _written(backend: Backend, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, Buffer]:
-    buffers = {}
-    for name, value in values.items():
-        buffers[name] = backend.allocate(value.shape, "int64", for_host=True)
-        buffers[name].write(value)
-    return buffers
 
 
 def _shape(tensor: TensorInfo, extents: Mapping[str, int]) -> tuple[int, ...]:

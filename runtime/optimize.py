@@ -20,6 +20,7 @@ from sdrpn.runtime.backends.arrays import run_on_arrays
 from sdrpn.runtime.backends.external_data import graph_with_real_files
 from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, load_session, session_options
 from sdrpn.runtime.backends.runner import Array
+from sdrpn.runtime.row_feeds import trial_rows
 
 __all__ = ["save_graph"]
 
@@ -73,14 +74,12 @@ def _trial(graph: GraphInfo) -> Mapping[str, Array]:
     """A few rows at the start of caches that hold zeros."""
     extents = {"batch": 1, "images": 1, "sequence": _ROWS, "cache_length": _CACHE_ROWS}
     rng = np.random.default_rng(_SEED)
-    feeds: dict[str, Array] = {}
+    rows, feeds = trial_rows(graph.inputs, 0, _ROWS), dict[str, Array]()
     for tensor in graph.inputs:
         shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
-        if tensor.role == "position_ids":
-            feeds[tensor.name] = np.arange(_ROWS)[None]
-        elif tensor.role == "last_index":
-            feeds[tensor.name] = np.array([_ROWS - 1])
-        elif tensor.role == "write_index" or tensor.is_cache:
+        if tensor.name in rows:
+            feeds[tensor.name] = rows[tensor.name]
+        elif tensor.is_cache:
             feeds[tensor.name] = np.zeros(shape, tensor.storage)
         else:
             feeds[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)

@@ -87,7 +87,8 @@ class Session:
                 runners[name] = backend.load(graph, path)
                 resources.callback(runners[name].close)
             vision = runners.pop("vision")
-            self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, contexts)
+            rotary = bundle.manifest.rotary
+            self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, rotary, contexts)
             resources.callback(self._decoder.close)
             context = min(bundle.manifest.max_context, self._decoder.slots.max_rows or bundle.manifest.max_context)
             self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding)

@@ -27,9 +27,10 @@ SAME_MATH_ABS = 2e-5
 # Four layers of it, with other attention kernels, against transformers; logits to about 10.
 TRANSFORMERS_LOGITS_ABS = 1e-4
 
-# Two libraries' powers in float32; at position 4096 an angle of that error moves a cosine by 4096 times as much.
-ROPE_FREQUENCY_RELATIVE = 5e-7
-ROPE_TABLE_ABS = 1e-3
+# Two powers in float32 that lie one unit in the last place apart, and a scaling's few operations behind them.
+ROPE_FREQUENCY_RELATIVE = 2.5e-7
+# Cosines of the same angles, one correctly rounded and one within a unit in the last place, times up to 1.4.
+ROPE_TABLE_ABS = 2e-7
 
 # Four layers of the same arithmetic in two libraries, sums in another order; values up to about 10.
 PARITY_ABS = 5e-5

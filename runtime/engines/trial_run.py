@@ -22,6 +22,7 @@ from sdrpn.bundle.tolerances import tolerances_of
 from sdrpn.runtime.backends.arrays import run_on_arrays
 from sdrpn.runtime.backends.runner import Array, Backend, Runner
 from sdrpn.runtime.engines.engine_set import EngineSet
+from sdrpn.runtime.row_feeds import trial_rows
 
 __all__ = ["FINITE", "SMOKE", "TWO_AT_ONCE", "smoke_test", "smoke_test_graphs"]
 
@@ -166,17 +167,14 @@ def _feeds(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, count:
 def _feeds_of_one(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, index: int) -> dict[str, Array]:
     rng = np.random.default_rng(_SEED + index)
     extents = {"batch": 1, "images": 1, "sequence": run.rows, "cache_length": run.cache_length}
-    return {tensor.name: _feed(inputs[tensor.name], run.of(index), extents, rng) for tensor in graph.inputs}
+    own = run.of(index)
+    rows = trial_rows(graph.inputs, own.start, own.start + own.rows)
+    values = {name: _feed(tensor, own, extents, rng) for name, tensor in inputs.items() if name not in rows}
+    return {tensor.name: rows[tensor.name] if tensor.name in rows else values[tensor.name] for tensor in graph.inputs}
 
 
 def _feed(tensor: TensorInfo, run: _Run, extents: Mapping[str, int], rng: np.random.Generator) -> Array:
     shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
-    if tensor.role == "position_ids":
-        return np.arange(run.start, run.start + run.rows, dtype=np.int64)[None]
-    if tensor.role == "write_index":
-        return np.full(shape, run.start, np.int64)
-    if tensor.role == "last_index":
-        return np.full(shape, run.rows - 1, np.int64)
     values: Array = rng.standard_normal(shape, np.float32)
     if tensor.storage in ("int8", "uint8"):  # codes, whose bits are small numbers in fp8, too
         values = rng.integers(0, 100, shape)

@@ -14,11 +14,12 @@ from sdrpn.bundle.numerics import CPU_SUFFIX, NUMBER_TYPES, NumberType, Precisio
 from sdrpn.errors import BadInput
 from sdrpn.host.json_reader import read_dataclass, shown
 from sdrpn.host.listed_files import FileInfo
+from sdrpn.method.rope import RotaryFrequencies
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["FORMAT_VERSION", "GraphInfo", "Manifest", "TensorInfo", "Variant"]
 
-# 2: every tensor has a role
+# 2: every tensor has a role; rows are not positions, and rotary tables come from the host
 FORMAT_VERSION = 2
 MOST_DIM = 2**31
 # Of variants and graphs, which become names of folders and files.
@@ -158,11 +159,15 @@ class Manifest:
     tokenizer: str | None
     source: Mapping[str, Any]  # the checkpoint: path, layout, sha256
     tools: Mapping[str, str]  # library -> version at export
+    rotary: RotaryFrequencies  # what the tables are made from that decoder graphs take
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_context <= self.spec.llm.max_context:
             raise BadInput(f"max_context is {self.max_context}; expected 1 to {self.spec.llm.max_context}, the model's")
+        pairs, found = self.spec.llm.head_dim // 2, len(self.rotary.inverse)
+        if found != pairs:
+            raise BadInput(f"rotary.inverse has {found} numbers; expected {pairs}, one for two channels of a head")
 
     @property
     def given_template(self) -> str | None:

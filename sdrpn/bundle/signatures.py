@@ -146,7 +146,11 @@ class _Graphs:
     def _decoder(
         self, hidden: TensorInfo, caches: list[TensorInfo], results: list[TensorInfo], *, last_index: bool
     ) -> GraphSignature:
-        indices = [_index("position_ids", "batch", "sequence"), _index("write_index", "batch")]
+        indices = [_index("row_index", "batch", "sequence"), _index("write_index", "batch")]
+        heads = () if self.dialect == "fused" else (1,)  # the operator knows by itself that all are turned alike
+        table: Dims = ("batch", *heads, "sequence", self.spec.llm.head_dim // 2)
+        indices += [TensorInfo("rope_cos", self.cache_dtype, table, "rope_cos")]
+        indices += [TensorInfo("rope_sin", self.cache_dtype, table, "rope_sin")]
         if last_index:
             indices.append(_index("last_index", "batch"))
         form = _CACHE_OUTPUTS[self.dialect]

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdrpn.bundle.bundle import Variant
+from sdrpn.bundle.bundle import TensorInfo, Variant
 from sdrpn.bundle.cache_codes import RowCodes, decoded_caches, row_codes
 from sdrpn.bundle.graphs import graph_named
 from sdrpn.bundle.number_types import numpy_type
 from sdrpn.bundle.signatures import GraphSignature
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.images.image import base_pixels
-from sdrpn.model.layers import KvCache
+from sdrpn.model.layers import KvCache, frequencies
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.rpn import Rpn, ScoreLayer
 
@@ -31,7 +31,7 @@ Array = NDArray[Any]
 
 _SEED = 0
 _ROWS = 40  # of a decoder's runs together: enough for caches and positions to matter
-_LAST_POSITION = 4095  # beyond, float32 angles may differ between libraries by more than the limit
+_LAST_POSITION = 4095  # beyond, frequencies that differ in their last bit turn by more than the limit
 _STALE_ROWS = 5  # behind what was written: whatever lies there must not be seen
 
 
@@ -55,7 +55,7 @@ class Trial:
             return array
         indices = {tensor.role: name for name, tensor in self.signature.inputs.items()}
         start = int(self.feeds[indices["write_index"]][0])
-        return array[:, :, start : start + self.feeds[indices["position_ids"]].shape[1]]
+        return array[:, :, start : start + self.feeds[indices["row_index"]].shape[1]]
 
 
 def graph_trials(
@@ -67,7 +67,7 @@ def graph_trials(
         model: float32
         signature: gives the types of the caches
         variant: gives its dialect, and how caches are kept
-        max_context: positions that the graph knows
+        max_context: positions that the model is used at
     """
     if graph == "vision":
         return _vision_trials(model, signature)
@@ -119,8 +119,8 @@ class _RecordingCache(KvCache):
 class _DecoderTrials:
     """One sequence for all three decoder graphs; PyTorch sees it whole, the graphs in chunks.
 
-    The last row stands far behind the others, at the end of the context: it shows whether rotary angles are right
-    there, without a cache as long as that.
+    The last row is at a position far behind those of the others, at the end of the context: it shows that rows and
+    positions are kept apart, and that rotary angles are right there, without a cache as long as that.
     """
 
     def __init__(self, model: SdRpnModel, graph: str, dialect: str, max_context: int, codes: RowCodes | None) -> None:
@@ -142,7 +142,7 @@ class _DecoderTrials:
         else:
             hidden_name, hidden, caches = "tap", tap, self._caches_above(tap)
         for chunk in self._chunks():
-            feeds = {hidden_name: _array(hidden[:, chunk.start : chunk.stop]), **self._indices(chunk)}
+            feeds = {hidden_name: _array(hidden[:, chunk.start : chunk.stop]), **self._row_feeds(chunk, signature)}
             cache_feeds = self._cache_feeds(caches, chunk, signature)
             expected = self._results(tap, chunk) | self._cache_results(caches, cache_feeds, chunk, signature)
             wanted = {name: feeds[name] for name in feeds if name in signature.inputs}
@@ -159,8 +159,8 @@ class _DecoderTrials:
             _Chunk("one row", rows - 1, rows, 0, rows + _STALE_ROWS),
         ]
         if self.positions.shape[1] > rows:
-            # No stale rows: they would lie before this position.
-            chunks.append(_Chunk(f"one row at position {int(self.positions[0, -1])}", rows, rows + 1, 0, rows + 1))
+            label = f"one row at position {int(self.positions[0, -1])}"
+            chunks.append(_Chunk(label, rows, rows + 1, 0, rows + 1 + _STALE_ROWS))
         return (chunk for chunk in chunks if chunk.start < chunk.stop)
 
     def _embeds(self) -> Tensor:
@@ -204,12 +204,21 @@ class _DecoderTrials:
             return {"scores": scores}
         return {"scores": scores[..., : chunk.start], "new_scores": scores[..., chunk.start :]}
 
-    def _indices(self, chunk: _Chunk) -> dict[str, Array]:
+    def _row_feeds(self, chunk: _Chunk, signature: GraphSignature) -> dict[str, Array]:
+        """Where the rows lie, which of them asks, and how their positions turn them."""
+        cos, sin = frequencies(self.model.spec.llm).tables(self.positions[0, chunk.start : chunk.stop].numpy())
         return {
-            "position_ids": self.positions[:, chunk.start : chunk.stop].numpy(),
+            "row_index": np.arange(chunk.start, chunk.stop, dtype=np.int64)[None],
             "write_index": np.array([chunk.start], np.int64),
             "last_index": np.array([chunk.last_index], np.int64),
+            "rope_cos": self._table(cos, signature.inputs["rope_cos"]),
+            "rope_sin": self._table(sin, signature.inputs["rope_sin"]),
         }
+
+    def _table(self, table: Array, tensor: TensorInfo) -> Array:
+        """(1,S,head_dim/2), with an axis for the heads in the dialect primitive."""
+        shaped = table[None] if self.dialect == "fused" else table[None, None]
+        return shaped.astype(numpy_type(tensor.dtype))
 
     def _cache_feeds(self, caches: Mapping[str, Array], chunk: _Chunk, signature: GraphSignature) -> dict[str, Array]:
         """The caches before the chunk, with noise where nothing was written yet."""

@@ -124,24 +124,26 @@ class WatchHeads:
 
     def _gather(self, module: Attention, inputs: tuple[Tensor, Tensor, KvCache, int], output: Tensor) -> None:
         x, positions, cache, layer = inputs
-        weights = _attention_rows(
-            module, x[:, self._rows], positions[:, self._rows], cache.keys(layer), self._heads[layer]
-        )
+        keys, asked = cache.keys(layer), self._rows
+        rows = torch.arange(keys.shape[2] - x.shape[1], keys.shape[2], device=x.device)  # the new ones are the last
+        weights = _attention_rows(module, x[:, asked], positions[:, asked], rows[asked], keys, self._heads[layer])
         sums = weights[0, :, :, self._span].sum(dim=1)  # (heads,C)
         mean = sums / max(1, weights.shape[2])
         self.means[layer] = mean.cpu().numpy()
 
 
-def _attention_rows(attention: Attention, x: Tensor, positions: Tensor, keys: Tensor, heads: Sequence[int]) -> Tensor:
-    """x (1,rows,D), keys (1,H_kv,N,d) -> softmax weights (1,heads,rows,N), in float32."""
+def _attention_rows(
+    attention: Attention, x: Tensor, positions: Tensor, rows: Tensor, keys: Tensor, heads: Sequence[int]
+) -> Tensor:
+    """x (1,S,D) of the rows `rows` (S,), keys (1,H_kv,N,d) -> softmax weights (1,heads,S,N), in float32."""
     llm = attention.llm
     chosen = torch.tensor(list(heads), device=x.device)
     weight = attention.q.weight.reshape(llm.heads, llm.head_dim, -1)[chosen].flatten(0, 1)
     cos, sin = rotary(llm, positions)
-    query = rotate(attention.split_heads(functional.linear(x, weight)), cos, sin)  # (1,heads,rows,d)
+    query = rotate(attention.split_heads(functional.linear(x, weight)), cos, sin)  # (1,heads,S,d)
     own_keys = keys[:, chosen // (llm.heads // llm.kv_heads)]  # several query heads may share a key head
     logits = query.float() @ own_keys.float().transpose(2, 3) / llm.head_dim**0.5
-    hidden = ~causal_mask(positions, keys.shape[2], llm.sliding_window)
+    hidden = ~causal_mask(rows, keys.shape[2], llm.sliding_window)
     weights: Tensor = logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
     return weights
 

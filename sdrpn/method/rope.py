@@ -1,55 +1,110 @@
-"""Rotary frequencies: how far each pair of channels turns from one position to the next. NumPy only.
+"""Rotary embedding: how far each pair of channels turns by a position, and the tables of any positions. NumPy only.
 
-One formula for the model in PyTorch and for the tables of the exported graphs.
+The frequencies of a model are made once, at export, and kept as numbers: libraries' powers differ in the last bit,
+which a long context makes large (2e-3 in a cosine at position 32,768). Knows no model family: a position is a number,
+or a number on each of several axes.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sdrpn.errors import BadInput
 from sdrpn.method.spec import LlmSpec, RopeScaling
 
-__all__ = ["inverse_frequencies", "rope_amplitude"]
+__all__ = ["RotaryFrequencies", "rotary_frequencies", "rotary_powers"]
 
 Array = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.integer[Any] | np.floating[Any]]
 
 
-def inverse_frequencies(llm: LlmSpec) -> Array:
-    """(head_dim/2,) radians per position (Su et al. 2021), stretched as the checkpoint says."""
+@dataclass(frozen=True)
+class RotaryFrequencies:
+    """Of the d/2 pairs of channels of a head: radians per position, and what cosines and sines are multiplied by.
+
+    Every frequency is a float32, so that its decimal digits in a manifest give its bits.
+    """
+
+    inverse: tuple[float, ...]
+    amplitude: float = 1.0
+
+    def __post_init__(self) -> None:
+        for frequency in self.inverse:
+            if not 0 < frequency < math.inf or float(np.float32(frequency)) != frequency:
+                raise BadInput(f"the rotary frequency {frequency!r} is none; expected a float32 above 0")
+        if not 0 < self.amplitude < math.inf:
+            raise BadInput(f"the amplitude of rotary tables is {self.amplitude!r}; expected a number above 0")
+
+    def tables(self, positions: Positions, axis_of: npt.NDArray[np.integer[Any]] | None = None) -> tuple[Array, Array]:
+        """Cos and sin of every position, (S,d/2) each.
+
+        Angles are products in float32, as in transformers; a cosine is that of the float32 angle, correctly rounded.
+
+        Args:
+            positions: (S,), or (axes,S): whole numbers or fractions
+            axis_of: (d/2,), the axis that each pair of channels turns by; needed for positions on axes
+        Raises: BadInput where positions on axes come without `axis_of`, or the other way round
+        """
+        if positions.ndim != (1 if axis_of is None else 2):
+            expected = "(S,)" if axis_of is None else "(axes,S)"
+            raise BadInput(f"positions have the shape {positions.shape}; expected {expected}")
+        # (S,1), or (S,d/2) where every pair of channels has a position of its own
+        turns = (positions[:, None] if axis_of is None else positions[axis_of].T).astype(np.float32)
+        angles = (turns * np.array(self.inverse, np.float32)).astype(np.float64)
+        amplitude = np.float32(self.amplitude)
+        return np.cos(angles).astype(np.float32) * amplitude, np.sin(angles).astype(np.float32) * amplitude
+
+
+def rotary_powers(llm: LlmSpec) -> Array:
+    """(d/2,) theta^(2i/d) (Su et al. 2021), correctly rounded: within one unit in the last place of any library's."""
     exponents = np.arange(0, llm.head_dim, 2, dtype=np.float32) / np.float32(llm.head_dim)
-    frequencies: Array = (1.0 / np.float32(llm.rope_theta) ** exponents).astype(np.float32)
+    powers: Array = (np.float64(llm.rope_theta) ** exponents.astype(np.float64)).astype(np.float32)
+    return powers
+
+
+def rotary_frequencies(llm: LlmSpec, powers: Array) -> RotaryFrequencies:
+    """The reciprocals of `powers`, stretched as the checkpoint says.
+
+    All in float32 and in transformers' order of operations, so that the same powers give the same bits.
+    """
     scaling = llm.rope_scaling
-    if scaling is None or scaling.kind == "dynamic":  # which changes nothing within the original context
-        return frequencies
-    if scaling.kind == "linear":
-        stretched: Array = frequencies / np.float32(scaling.factor)
-        return stretched
-    if scaling.kind == "yarn":
-        return _stretched_by_channel(frequencies, llm, scaling)
-    return _stretched_by_wavelength(frequencies, scaling)
+    amplitude = 1.0 if scaling is None else scaling.amplitude
+    inverse = (np.float32(1) / powers).astype(np.float32)
+    if scaling is not None and scaling.kind == "linear":
+        inverse = inverse / np.float32(scaling.factor)
+    elif scaling is not None and scaling.kind == "yarn":
+        inverse = _stretched_by_channel(powers, llm, scaling)
+    elif scaling is not None and scaling.kind == "llama3":
+        inverse = _stretched_by_wavelength(inverse, scaling)
+    # "dynamic" changes nothing within the original context.
+    return RotaryFrequencies(tuple(float(frequency) for frequency in inverse), amplitude)
 
 
-def rope_amplitude(llm: LlmSpec) -> float:
-    """What cosines and sines are multiplied by."""
-    return 1.0 if llm.rope_scaling is None else llm.rope_scaling.amplitude
-
-
-def _stretched_by_wavelength(frequencies: Array, scaling: RopeScaling) -> Array:
+def _stretched_by_wavelength(inverse: Array, scaling: RopeScaling) -> Array:
     """Llama 3: waves that turn often within the original context stay, slow ones are divided by `factor`.
 
     Those between are blended linearly.
     """
-    turns = np.float32(scaling.original_context) * frequencies / np.float32(2 * np.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = np.clip(kept, 0.0, 1.0)
-    stretched: Array = (kept * frequencies + (1.0 - kept) * frequencies / scaling.factor).astype(np.float32)
+    one, factor = np.float32(1), np.float32(scaling.factor)
+    # A number divided by an array is the number times the reciprocals: two roundings.
+    waves = one / inverse * np.float32(2 * math.pi)
+    turns = one / waves * np.float32(scaling.original_context)
+    kept = (turns - np.float32(scaling.low_freq_factor)) / np.float32(
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended = (one - kept) * inverse / factor + kept * inverse
+    slow = waves > np.float32(scaling.original_context / scaling.low_freq_factor)
+    fast = waves < np.float32(scaling.original_context / scaling.high_freq_factor)
+    stretched: Array = np.where(slow, inverse / factor, np.where(fast, inverse, blended))
     return stretched
 
 
-def _stretched_by_channel(frequencies: Array, llm: LlmSpec, scaling: RopeScaling) -> Array:
+def _stretched_by_channel(powers: Array, llm: LlmSpec, scaling: RopeScaling) -> Array:
     """YaRN (Peng et al. 2023): between two channels, found from the turns that their waves make within the original
     context, the frequencies go over from kept to divided by `factor`, linearly in the channel's number."""
 
@@ -62,9 +117,8 @@ def _stretched_by_channel(frequencies: Array, llm: LlmSpec, scaling: RopeScaling
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, llm.head_dim - 1)
     last += 0.001 if first == last else 0.0  # transformers' own way around a division by 0
+    one = np.float32(1)
     ramp = (np.arange(llm.head_dim // 2, dtype=np.float32) - np.float32(first)) / np.float32(last - first)
-    divided = np.clip(ramp, 0.0, 1.0)
-    stretched: Array = (divided * frequencies / np.float32(scaling.factor) + (1.0 - divided) * frequencies).astype(
-        np.float32
-    )
+    kept = one - np.clip(ramp, np.float32(0), one)
+    stretched: Array = one / (np.float32(scaling.factor) * powers) * (one - kept) + one / powers * kept
     return stretched

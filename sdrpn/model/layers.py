@@ -5,11 +5,13 @@ B batch, S new tokens, N cached and new tokens, D width, H heads, d head_dim.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdrpn.method.rope import inverse_frequencies, rope_amplitude
+from sdrpn.method.rope import RotaryFrequencies, rotary_frequencies
 from sdrpn.method.spec import LlmSpec
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "KvCache",
     "RmsNorm",
     "causal_mask",
+    "frequencies",
     "rotary",
     "rotate",
 ]
@@ -39,16 +42,23 @@ class RmsNorm(nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
+@functools.lru_cache(maxsize=16)
+def frequencies(llm: LlmSpec) -> RotaryFrequencies:
+    """From torch's own powers: the same bits as in transformers."""
+    exponents = torch.arange(0, llm.head_dim, 2).float() / llm.head_dim
+    return rotary_frequencies(llm, (llm.rope_theta**exponents).numpy())
+
+
 def rotary(llm: LlmSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency: positions (B,S) -> twice (B,1,S,d), both halves of d alike.
 
     Both times the amplitude that some scalings have.
     """
-    frequencies = torch.from_numpy(inverse_frequencies(llm)).to(positions.device)
-    angles = positions[:, None, :, None].float() * frequencies  # (B,1,S,d/2)
+    turning = frequencies(llm)
+    inverse = torch.tensor(turning.inverse, dtype=torch.float32, device=positions.device)
+    angles = positions[:, None, :, None].float() * inverse  # (B,1,S,d/2)
     angles = torch.cat((angles, angles), dim=-1)
-    amplitude = rope_amplitude(llm)
-    return angles.cos() * amplitude, angles.sin() * amplitude
+    return angles.cos() * turning.amplitude, angles.sin() * turning.amplitude
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -57,13 +67,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
 
 
-def causal_mask(positions: Tensor, kv_length: int, window: int | None = None) -> Tensor:
-    """(B,1,S,N), True where key n may be seen: position - window < n <= position.
-
-    It also hides what lies beyond a short row's end.
-    """
-    kv_index = torch.arange(kv_length, device=positions.device)
-    column = positions[:, None, :, None]
+def causal_mask(rows: Tensor, kv_length: int, window: int | None = None) -> Tensor:
+    """(S,N), True where row r of `rows` (S,) may see key n: r - window < n <= r."""
+    kv_index = torch.arange(kv_length, device=rows.device)
+    column = rows[:, None]
     seen = kv_index <= column
     return seen if window is None else seen & (kv_index > column - window)
 
@@ -115,13 +122,17 @@ class Attention(nn.Module):
         self.o = nn.Linear(llm.heads * llm.head_dim, llm.width, bias=False)
 
     def forward(self, x: Tensor, positions: Tensor, cache: KvCache | None = None, layer: int = 0) -> Tensor:
-        """x (B,S,D), positions (B,S) -> (B,S,D). `layer` is this layer's place in the cache."""
+        """x (B,S,D), positions (B,S) -> (B,S,D). `layer` is this layer's place in the cache.
+
+        The S rows lie behind those that the cache has, whatever their positions; each sees those before it, and itself.
+        """
         query, key, value = (self.split_heads(part(x)) for part in (self.q, self.k, self.v))
         cos, sin = rotary(self.llm, positions)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        mask = causal_mask(positions, key.shape[2], self.llm.sliding_window)
+        new, length = x.shape[1], key.shape[2]
+        mask = causal_mask(torch.arange(length - new, length, device=x.device), length, self.llm.sliding_window)
         shared_heads = self.llm.kv_heads != self.llm.heads
         attended = functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=shared_heads)
         output: Tensor = self.o(attended.transpose(1, 2).flatten(2))

@@ -137,7 +137,9 @@ class TestOpening:
             open_bundle(copy)
         one_line(error)
 
-    @pytest.mark.parametrize("entry", ["spec", "max_context", "variants", "files", "tokenizer", "source", "tools"])
+    @pytest.mark.parametrize(
+        "entry", ["spec", "max_context", "variants", "files", "tokenizer", "source", "tools", "rotary"]
+    )
     def test_a_missing_entry(self, copy: Path, entry: str) -> None:
         edit_manifest(copy, lambda value: value.pop(entry))
         with pytest.raises(BadBundle, match=f"cannot be understood .*{entry}.*; export the bundle again") as error:
@@ -217,7 +219,7 @@ class TestFiles:
 
     def test_a_huge_file_is_refused_before_it_is_read(self, copy: Path) -> None:
         os.truncate(
-            copy / "tokenizer.json" if (copy / "tokenizer.json").exists() else copy / "weights/rope.fp32.bin", 2**40
+            copy / "tokenizer.json" if (copy / "tokenizer.json").exists() else copy / "weights/trunk.fp32.bin", 2**40
         )
         with pytest.raises(BadBundle, match=r"has 1099511627776 bytes, the manifest says \d+"):
             use_everything(copy)

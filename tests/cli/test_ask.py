@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdrpn.host import listed_files
 from sdrpn.host.escaping import terminal_text
-from sdrpn.runtime import RoiPolicy, Session, decoder
+from sdrpn.runtime import RoiPolicy, Session, decoder, row_feeds
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, flip_byte
 from tests.pictures import SIZE_WH, photo
@@ -220,14 +220,14 @@ class TestOverlay:
 
 class TestFailures:
     def test_a_graph_that_fails_is_one_line(self, ask: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = decoder._indices
+        original = row_feeds.row_buffers
 
         def misplaced(*arguments: Any) -> dict[str, Any]:
-            buffers = original(*arguments)
+            buffers: dict[str, Any] = original(*arguments)
             buffers["write_index"].write(np.array([10_000]))  # past the caches
             return buffers
 
-        monkeypatch.setattr(decoder, "_indices", misplaced)
+        monkeypatch.setattr(decoder, "row_buffers", misplaced)
         message = refusal(ask())
         assert re.match(r"the trunk graph failed in ONNX Runtime: \S", message)
 

@@ -146,7 +146,7 @@ def replaced_by_a_file(bundle: Path) -> None:
 # What was done to a bundle, and what has to be said about it.
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing graph": (lambda b: (b / "trunk.fused-fp32.onnx").unlink(), r"onnx is missing; export the bundle again"),
-    "missing weights": (lambda b: (b / "weights/rope.fp32.bin").unlink(), r"rope\.fp32\.bin is missing; export the"),
+    "missing weights": (lambda b: (b / "weights/trunk.fp32.bin").unlink(), r"trunk\.fp32\.bin is missing; export the"),
     "missing tokenizer": (lambda b: (b / "tokenizer.json").unlink(), r"tokenizer\.json is missing; export the bundle"),
     "changed byte in a graph": (
         lambda b: flip_byte(b / "tail.fused-fp32.onnx"),

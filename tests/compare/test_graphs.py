@@ -18,6 +18,7 @@ from sdrpn.compare.graphs import Check, compare_embedding, compare_graphs, relat
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
+from sdrpn.model.layers import frequencies
 from sdrpn.runtime.backends import open_backend
 from sdrpn.runtime.backends.arrays import run_on_arrays
 from sdrpn.runtime.backends.runner import Array, Runner
@@ -118,14 +119,20 @@ class TestGraphs:
     def test_a_short_context_is_not_overrun(
         self, model: SdRpnModel, variant: Variant, run: Run, max_context: int
     ) -> None:
-        positions: list[int] = []
+        rows, tables = set[int](), list[Array]()
 
         def watched(name: str, feeds: Mapping[str, Array]) -> Results:
-            positions.extend(feeds["position_ids"].ravel() if name != "vision" else [])
+            if name != "vision":
+                rows.update(feeds["row_index"].ravel().tolist())
+                tables.append(feeds["rope_cos"].reshape(-1, feeds["rope_cos"].shape[-1]))
             return run(name, feeds)
 
         assert failed(checks_of(model, variant, watched, max_context)) == set()
-        assert max(positions) == max_context - 1
+        assert rows == set(range(min(max_context, 41)))  # one more than stand side by side
+        cos, _ = frequencies(model.spec.llm).tables(np.arange(max_context))
+        seen = np.unique(np.concatenate(tables), axis=0)
+        assert {tuple(row) for row in seen} <= {tuple(row) for row in cos}
+        assert tuple(cos[-1]) in {tuple(row) for row in seen}
 
     @pytest.mark.parametrize("graph", ["vision", "trunk", "rpn", "tail"])
     def test_a_wrong_value_is_found(self, model: SdRpnModel, variant: Variant, run: Run, graph: str) -> None:

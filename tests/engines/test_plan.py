@@ -189,7 +189,7 @@ class TestTrtexec:
         copy = graph.with_suffix(".256.onnx")
         assert graph_file.main([str(graph), "256", str(copy)]) == 0
         extents, rng = {"batch": 1, "sequence": 3, "cache_length": 256}, np.random.default_rng(0)
-        feeds: dict[str, Any] = {"position_ids": np.arange(5, 8)[None], "write_index": np.array([5])}
+        feeds: dict[str, Any] = {"row_index": np.arange(5, 8)[None], "write_index": np.array([5])}
         for tensor in info.inputs:
             shape = [extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims]
             feeds.setdefault(tensor.name, rng.standard_normal(shape).astype(tensor.dtype))

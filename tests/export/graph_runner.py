@@ -53,6 +53,15 @@ class GraphRunner:
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, feeds), strict=True))
 
+    def rows(self, name: str, row_index: Array, positions: Array | None = None) -> Feeds:
+        """row_index (B,S) and the tables of its positions (B,S), which are the rows' numbers where none are given."""
+        table = next(tensor for tensor in self.graph(name).inputs if tensor.name == "rope_cos")
+        found = [self.bundle.manifest.rotary.tables(of) for of in (row_index if positions is None else positions)]
+        cos, sin = (np.stack(tables).astype(table.dtype) for tables in zip(*found, strict=True))
+        if len(table.dims) == 4:  # with an axis for the heads
+            cos, sin = cos[:, None], sin[:, None]
+        return {"row_index": row_index, "rope_cos": cos, "rope_sin": sin}
+
     def run(
         self, name: str, hidden: Array, caches: Feeds, start: int | Array, last: int | Array | None = None
     ) -> Feeds:
@@ -64,7 +73,7 @@ class GraphRunner:
         starts = np.broadcast_to(np.asarray(start, np.int64), (batch,)).copy()
         feeds: Feeds = {
             "inputs_embeds" if name == "trunk" else "tap": hidden.astype(np.float32),
-            "position_ids": starts[:, None] + np.arange(rows),
+            **self.rows(name, starts[:, None] + np.arange(rows)),
             "write_index": starts,
             **caches,
         }

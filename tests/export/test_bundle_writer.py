@@ -134,7 +134,6 @@ class TestOneVariant:
     def test_a_shorter_context(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         manifest = export_bundle(tiny_checkpoint, tmp_path / "b", ExportOptions(max_context=100))
         assert manifest.max_context == 100
-        assert manifest.files["weights/rope.fp32.bin"].size_bytes == 4096 + 100 * 8 * 4  # cos, a page, and sin
 
     def test_fp16_overflow_leaves_nothing(self, checkpoint_copy: Path, tmp_path: Path) -> None:
         change_tensor(checkpoint_copy, "model.layers.1.mlp.down_proj.weight", 70000.0)

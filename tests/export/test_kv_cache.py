@@ -107,7 +107,7 @@ def first_rows(bundle: Bundle, variant: str) -> dict[str, Array]:
         tensor.name: np.zeros([extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims], tensor.storage)
         for tensor in info.inputs
     }
-    feeds |= {"inputs_embeds": hidden(bundle), "position_ids": np.arange(ROWS)[None]}
+    feeds |= {"inputs_embeds": hidden(bundle), **GraphRunner(bundle.path, variant).rows("trunk", np.arange(ROWS)[None])}
     results, kv_cache = run(bundle, variant, "trunk", feeds), bundle.variant(variant).kv_cache
     scales = GraphSignature.of(info.inputs, info.outputs).scales
     numbers = results if kv_cache is None else decoded_caches(ROW_CODES[kv_cache], results, scales)

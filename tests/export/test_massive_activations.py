@@ -238,7 +238,7 @@ def feeds(runner: GraphRunner, graph: str) -> Feeds:
     if graph != "trunk":
         hidden = runner.run("trunk", hidden, runner.caches("trunk", CACHE_LENGTH), 0)["tap"]
     rows = hidden.shape[1]
-    values: Feeds = {"position_ids": np.arange(rows)[None], "write_index": np.zeros(1, np.int64)}
+    values: Feeds = {**runner.rows(graph, np.arange(rows)[None]), "write_index": np.zeros(1, np.int64)}
     values |= {"inputs_embeds": hidden} if graph == "trunk" else {"tap": hidden, "last_index": np.array([rows - 1])}
     return values | runner.caches(graph, CACHE_LENGTH)
 

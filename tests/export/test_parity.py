@@ -225,8 +225,8 @@ def test_the_row_that_is_asked_for(model: Case, runner: GraphRunner, last: int) 
     assert_close("scores", scores, model.torch_scores(tap, [last]))
 
 
-@pytest.mark.parametrize("padding_positions", ["counting on", "zero", "last"])
-def test_a_ragged_batch_equals_its_rows_one_by_one(model: Case, runner: GraphRunner, padding_positions: str) -> None:
+@pytest.mark.parametrize("padding_rows", ["counting on", "zero", "last"])
+def test_a_ragged_batch_equals_its_rows_one_by_one(model: Case, runner: GraphRunner, padding_rows: str) -> None:
     """Two requests of 17 and 9 rows behind 5 and 11 cached ones; the padding says whatever it likes."""
     counts, starts, length = [17, 9], np.array([5, 11]), 40
     rows = max(counts)
@@ -247,13 +247,13 @@ def test_a_ragged_batch_equals_its_rows_one_by_one(model: Case, runner: GraphRun
         return hidden, caches
 
     last = np.array(counts) - 1
-    position_ids = starts[:, None] + np.arange(rows)
+    row_index = starts[:, None] + np.arange(rows)
     padding = np.arange(rows) > last[:, None]
-    if padding_positions != "counting on":
-        position_ids[padding] = 0 if padding_positions == "zero" else model.spec.llm.max_context - 1
+    if padding_rows != "counting on":
+        row_index[padding] = 0 if padding_rows == "zero" else model.spec.llm.max_context - 1
     for name in ("trunk", "tail", "rpn"):
         hidden, caches = batched(name)
-        feeds = {"position_ids": position_ids, "write_index": starts, **caches}
+        feeds = {**runner.rows(name, row_index), "write_index": starts, **caches}
         feeds |= {"inputs_embeds": hidden} if name == "trunk" else {"tap": hidden, "last_index": last}
         results = runner.call(name, feeds)
         for entry, (start, count) in enumerate(zip(starts, counts, strict=True)):

@@ -138,14 +138,14 @@ class TestFiles:
             {file for file in manifest.variants[name].files if file.endswith(".bin")}
             for name in ("fused-int4-cpu", "fused-int4")
         )
-        assert cpu ^ gpu == {"weights/rope.fp32.bin", "weights/rope.fp16.bin"}
+        assert cpu == gpu
         assert "weights/llm.layers.0.int4-b32-rtn.bin" in cpu & gpu
 
     def test_what_is_kept_lies_in_the_files_of_fp16(self, checkpoint: Path, tmp_path: Path) -> None:
         export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("fp16"))
         manifest = export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("int4"))
         shared = set(manifest.variants["fused-fp16"].files) & set(manifest.variants["fused-int4"].files)
-        assert shared >= {f"weights/{name}.fp16.bin" for name in ("rpn", "vision", "head", "embed", "rope")}
+        assert shared >= {f"weights/{name}.fp16.bin" for name in ("rpn", "vision", "head", "embed")}
         open_bundle(tmp_path / "bundle").verify(manifest.files)
 
     def test_another_choice_takes_the_place_of_the_first(self, checkpoint: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdrpn.export.rope import rope_reader, rope_weights
-from sdrpn.method.rope import inverse_frequencies
+from sdrpn.export import rope
+from sdrpn.export.rope import exported_frequencies
 from sdrpn.method.spec import LlmSpec, RopeScaling
 from tests.tolerances import ROPE_FREQUENCY_RELATIVE, ROPE_TABLE_ABS
 
@@ -83,20 +83,21 @@ def official(llm: LlmSpec, positions: int) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_tables_equal_those_of_transformers(name: str) -> None:
     llm, positions = CASES[name], 4096
-    cos, sin, frequencies = official(llm, positions)
-    found = inverse_frequencies(llm)
-    assert found.dtype == np.float32
-    worst = np.abs(found / frequencies - 1).max()
-    assert worst <= ROPE_FREQUENCY_RELATIVE, f"frequencies differ by {worst:.2e} of their value"
-    reader = rope_reader(llm, positions)
-    for table, expected in (("rope.cos", cos), ("rope.sin", sin)):
-        difference = np.abs(reader.read(table) - expected).max()
-        assert difference <= ROPE_TABLE_ABS, f"{table} differs by {difference:.2e}"
+    cos, sin, inverse = official(llm, positions)
+    found = exported_frequencies(llm)
+    np.testing.assert_array_equal(np.array(found.inverse, np.float32), inverse)
+    for what, table, expected in zip(("cos", "sin"), found.tables(np.arange(positions)), (cos, sin), strict=True):
+        assert table.shape == expected.shape
+        difference = np.abs(table - expected).max()
+        assert difference <= ROPE_TABLE_ABS, f"{what} differs by {difference:.2e}"
 
 
-def test_tables_have_the_declared_shape_and_type() -> None:
-    reader = rope_reader(LLM, 300)
-    for weight in rope_weights(LLM, 300):
-        assert weight.shape == (300, 8)
-        assert reader.read(weight.name).shape == weight.shape
-        assert reader.read(weight.name).dtype == np.float32
+@pytest.mark.parametrize("name", CASES)
+def test_without_torch_frequencies_are_within_one_unit_in_the_last_place(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = exported_frequencies(CASES[name])
+    monkeypatch.setattr(rope, "installed_version", lambda name: None)
+    found = exported_frequencies(CASES[name])
+    assert found.amplitude == exact.amplitude
+    np.testing.assert_allclose(found.inverse, exact.inverse, rtol=ROPE_FREQUENCY_RELATIVE, atol=0)

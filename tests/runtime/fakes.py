@@ -9,6 +9,7 @@ import numpy as np
 
 from sdrpn.bundle.bundle import Bundle, FileInfo, GraphInfo, Manifest, TensorInfo, Variant
 from sdrpn.bundle.graphs import graph_named
+from sdrpn.method.rope import rotary_frequencies, rotary_powers
 from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
 from sdrpn.runtime.backends.fake import Compute, FakeBackend
 from sdrpn.runtime.backends.runner import Array
@@ -31,6 +32,7 @@ SPEC = ModelSpec(
     rpn=RpnSpec(layers=1),
     prompt=PromptSpec(eos_token_ids=(2,)),
 )
+ROTARY = rotary_frequencies(SPEC.llm, rotary_powers(SPEC.llm))
 
 
 def graph_infos(in_place: bool) -> dict[str, GraphInfo]:
@@ -68,9 +70,13 @@ def _decoder(
     output_dims = cache_dims if in_place else ("batch", 2, "sequence", HEAD_DIM)
     suffix, role = ("_out", "cache") if in_place else ("_rows", "new_rows")
     graph = graph_named(name)
-    indices = [("position_ids", ("batch", "sequence")), ("write_index", ("batch",))]
+    indices: list[tuple[str, tuple[int | str, ...]]] = [
+        ("row_index", ("batch", "sequence")),
+        ("write_index", ("batch",)),
+    ]
     if name != "trunk":
         indices.append(("last_index", ("batch",)))
+    table = ("batch", "sequence", HEAD_DIM // 2)
     outputs = [TensorInfo(result[0], "float32", result[1], graph.gives)]
     if name == "rpn" and not in_place:
         outputs.append(TensorInfo("new_scores", "float32", ("batch", 2, "sequence"), "new_scores"))
@@ -80,6 +86,7 @@ def _decoder(
         (
             TensorInfo(first[0], "float32", first[1], graph.takes),
             *(TensorInfo(n, "int64", dims, n) for n, dims in indices),
+            *(TensorInfo(n, "float32", table, n) for n in ("rope_cos", "rope_sin")),
             *(TensorInfo(n, "float32", cache_dims, "cache") for n in caches),
         ),
         (*outputs, *(TensorInfo(n + suffix, "float32", output_dims, role, n) for n in caches)),
@@ -88,7 +95,7 @@ def _decoder(
 
 
 class Script:
-    """Functions for the graphs: taps repeat the embeddings, caches hold positions, tokens follow a script."""
+    """Functions for the graphs: taps repeat the embeddings, caches hold row numbers, tokens follow a script."""
 
     def __init__(self, tokens: Sequence[int] = (5, 6, 7), in_place: bool = True) -> None:
         self._tokens = list(tokens)
@@ -107,10 +114,10 @@ class Script:
         return {"tap": feeds["inputs_embeds"], **self._write(feeds)}
 
     def tail(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        positions = feeds["position_ids"]
-        logits = np.zeros((len(positions), VOCABULARY), np.float32)
-        for row, last, own in zip(logits, feeds["last_index"], positions, strict=True):
-            # Tokens are told apart by position, so a prefill in pieces does not eat the script.
+        index = feeds["row_index"]
+        logits = np.zeros((len(index), VOCABULARY), np.float32)
+        for row, last, own in zip(logits, feeds["last_index"], index, strict=True):
+            # Tokens are told apart by row, so a prefill in pieces does not eat the script.
             row[self._tokens[int(own[last]) % len(self._tokens)]] = 1.0
         return {"logits": logits, **self._write(feeds)}
 
@@ -126,15 +133,15 @@ class Script:
         return {"scores": scores, "new_scores": scores[:, :, start : start + rows], **written}
 
     def _write(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Every new row of every cache holds its position plus one."""
-        positions = feeds["position_ids"]
-        rows = np.broadcast_to((positions + 1.0)[:, None, :, None], (len(positions), 2, positions.shape[1], HEAD_DIM))
+        """Every new row of every cache holds its number plus one."""
+        index = feeds["row_index"]
+        rows = np.broadcast_to((index + 1.0)[:, None, :, None], (len(index), 2, index.shape[1], HEAD_DIM))
         caches = [name for name in feeds if "cache" in name]
         if not self._in_place:
             return {f"{name}_rows": rows for name in caches}
         for name in caches:
             for entry, start in enumerate(feeds["write_index"]):
-                feeds[name][entry, :, start : start + positions.shape[1]] = rows[entry]
+                feeds[name][entry, :, start : start + index.shape[1]] = rows[entry]
         return {}
 
 
@@ -143,7 +150,7 @@ def fake_decoder(script: Script, in_place: bool = True) -> tuple[Decoder, FakeBa
     backend = FakeBackend(script.graphs())
     infos = graph_infos(in_place)
     runners = {name: backend.load(infos[name], Path(name)) for name in ("trunk", "rpn", "tail")}
-    return Decoder(backend, runners, WIDTH, VOCABULARY), backend
+    return Decoder(backend, runners, WIDTH, VOCABULARY, ROTARY), backend
 
 
 def fake_bundle(folder: Path, in_place: bool = True, tokenizer: str | None = None) -> Bundle:
@@ -158,5 +165,5 @@ def fake_bundle(folder: Path, in_place: bool = True, tokenizer: str | None = Non
         names.append(tokenizer)
     variant = Variant("fused-fp32", "fused", "fp32", 24, infos, "embed.bin", "float32")
     files = {name: FileInfo((folder / name).stat().st_size, "0" * 64) for name in names}
-    manifest = Manifest(SPEC, SPEC.llm.max_context, {variant.name: variant}, files, tokenizer, {}, {})
+    manifest = Manifest(SPEC, SPEC.llm.max_context, {variant.name: variant}, files, tokenizer, {}, {}, ROTARY)
     return Bundle(folder, manifest)

@@ -113,7 +113,7 @@ def test_a_token_step_is_bound_once_and_caches_keep_their_address(in_place: bool
     for graph in ("trunk", "tail"):
         calls = [call for call in steps if call.graph == graph]
         assert all(call.addresses == calls[0].addresses for call in calls)
-        assert [int(call.feeds["position_ids"][0, 0]) for call in calls] == [4, 5, 6, 7, 8]
+        assert [int(call.feeds["row_index"][0, 0]) for call in calls] == [4, 5, 6, 7, 8]
     trunk, tail = steps[0].addresses, steps[1].addresses
     assert trunk["tap"] == tail["tap"]  # nothing is copied between the graphs
     if in_place:

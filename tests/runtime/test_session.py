@@ -122,7 +122,7 @@ class TestDecodeLoop:
         fake.ids(max_new_tokens=3)
         steps = [call.feeds for call in fake.backend.calls if call.graph == "trunk"][1:]
         assert [float(feeds["inputs_embeds"][0, 0, 0]) for feeds in steps] == [5, 6]  # row i of the table holds i
-        assert [int(feeds["position_ids"][0, 0]) for feeds in steps] == [PROMPT, PROMPT + 1]
+        assert [int(feeds["row_index"][0, 0]) for feeds in steps] == [PROMPT, PROMPT + 1]
 
     def test_a_seed_is_a_draw(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(script_of(5, 6, 7))

@@ -143,7 +143,7 @@ class TestDecodePath:
         assert [graph for graph, _ in bound] == ["vision", "trunk", "tail", "trunk", "tail"]
         (_, trunk), (_, tail) = bound[-2:]
         assert trunk["tap"] == tail["tap"]
-        assert trunk["position_ids"] == tail["position_ids"]
+        assert trunk["row_index"] == tail["row_index"]
         for places in (trunk, tail):
             for name in (name for name in places if name in caches):
                 # Where the prefill wrote them, and where they still are eleven steps later.

@@ -22,7 +22,7 @@ def test_one_is_captured_after_a_first_step(gpu: FakeGpu, session: Session) -> N
     calls = gpu.cuda.names()
     assert calls.count("cudaGraphInstantiate") == calls.count("cudaStreamBeginCapture") == 1
     assert calls.count("cudaGraphLaunch") == NEW_TOKENS - 2
-    decoding = [one for one in gpu.trt.executions if one.graph != "vision" and one.shapes["position_ids"] == (1, 1)]
+    decoding = [one for one in gpu.trt.executions if one.graph != "vision" and one.shapes["row_index"] == (1, 1)]
     assert [one.graph for one in decoding] == ["trunk", "tail"] * 2  # enqueued, captured, and never again
 
 
@@ -63,7 +63,7 @@ def test_tensorrt_rtx_captures_by_itself(tiny_bundle: Path, tmp_path: Path) -> N
     with gpu.session() as session:
         ask(session)
     assert "cudaStreamBeginCapture" not in gpu.cuda.names()
-    decoding = [one for one in gpu.trt.executions if one.shapes.get("position_ids") == (1, 1)]
+    decoding = [one for one in gpu.trt.executions if one.shapes.get("row_index") == (1, 1)]
     assert decoding
     assert all(one.own_graph for one in decoding)
     assert not [one for one in gpu.trt.executions if one.own_graph and one not in decoding]

@@ -133,7 +133,7 @@ class TestProfiles:
     def test_decode_steps_and_prefills_have_their_own(self, gpu: FakeGpu, session: Session) -> None:
         ask(session)
         for one in gpu.trt.executions:
-            rows = one.shapes.get("position_ids", (1, 1))[1]
+            rows = one.shapes.get("row_index", (1, 1))[1]
             expected = 1 if one.graph in ("trunk", "tail") and rows > 1 else 0
             assert one.profile == expected, (one.graph, rows)
 

@@ -183,7 +183,10 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "contexts": ({"contexts": (64,)}, r"contexts is \(64,\), max_context is 128; build it again: sdrpn build"),
     "no contexts": ({"contexts": ()}, r"contexts is \(\), max_context is 128; build it again: sdrpn build"),
     "sources": ({"sources": {}}, "sources is , the bundle's graph is made of trunk.fused-fp32.onnx, weights/"),
-    "tensors": ({"tensors": ()}, "inputs is , the graph has inputs_embeds, position_ids, write_index, key_cache.0"),
+    "tensors": (
+        {"tensors": ()},
+        "inputs is , the graph has inputs_embeds, row_index, write_index, rope_cos, rope_sin, key_cache.0",
+    ),
     "profiles": ({"profiles": ("decode",)}, "profiles of inputs_embeds is 2, the engine has decode; build it again"),
     "size": ({"engine": Stamp(5, 1, "")}, r"engine.size_bytes is 5, the file has 15; build it again: sdrpn build"),
     "digest": ({"engine": Stamp(15, 1, "0" * 64)}, r"engine.sha256 is 000000000000..., the file has [0-9a-f]{12}..."),

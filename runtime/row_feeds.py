@@ -1,0 +1,110 @@
+"""What decoder graphs are told of the rows that they are given: where each lies, which one asks, what turns it.
+
+The rotary tables of all positions are made once, block by block, so that a decode step copies a row of them. It is here
+that positions become tables. Knows no model family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.bundle.bundle import TensorInfo
+from sdrpn.method.rope import RotaryFrequencies
+from sdrpn.runtime.backends.runner import Array, Backend, Buffer
+
+__all__ = ["STEP_INPUTS", "RowFeeds", "row_buffers", "step_buffers", "trial_rows"]
+
+# What changes from one decode step to the next, beside the token; `last_index` stays 0.
+STEP_INPUTS = ("row_index", "write_index", "rope_cos", "rope_sin")
+_INPUTS = (*STEP_INPUTS, "last_index")
+_BLOCK_ROWS = 256  # of the tables, which grow by as many
+
+
+class RowFeeds:
+    """Arrays of one type and layout: those of the graphs of one variant. B sequences, S rows, d head_dim."""
+
+    def __init__(self, frequencies: RotaryFrequencies, table: TensorInfo) -> None:
+        """Args: table: how the graphs take cosines and sines"""
+        self._frequencies, self._dtype = frequencies, table.dtype
+        self._heads = (1,) * (len(table.dims) - 3)  # an axis for them, in the dialect primitive
+        self._cos, self._sin = (self._stored(each) for each in frequencies.tables(np.arange(0)))
+
+    def arrays(self, start: int, stop: int) -> dict[str, Array]:
+        """For rows start..stop-1 of one sequence, at positions of the same numbers; the last one asks.
+
+        row_index (1,S), write_index (1,), last_index (1,), rope_cos and rope_sin (1,S,d/2) or (1,1,S,d/2).
+        """
+        self._require(stop)
+        shape = (1, *self._heads, stop - start, self._cos.shape[-1])
+        return {
+            "row_index": np.arange(start, stop, dtype=np.int64)[None],
+            "write_index": np.array([start], np.int64),
+            "last_index": np.array([stop - start - 1], np.int64),
+            "rope_cos": self._cos[start:stop].reshape(shape),
+            "rope_sin": self._sin[start:stop].reshape(shape),
+        }
+
+    def of_step(self, rows: Sequence[int], positions: Sequence[int]) -> tuple[Array, Array, Array, Array]:
+        """For one row of each sequence, in the order of STEP_INPUTS: (B,1), (B,) and twice (B,1,d/2) or (B,1,1,d/2)."""
+        self._require(max(positions) + 1)
+        index = np.array(rows, np.int64)
+        where = slice(positions[0], positions[0] + 1) if len(positions) == 1 else list(positions)
+        return index[:, None], index, self._cos[where], self._sin[where]
+
+    def _require(self, positions: int) -> None:
+        there = len(self._cos)
+        if positions <= there:
+            return
+        new = np.arange(there, -(-positions // _BLOCK_ROWS) * _BLOCK_ROWS)
+        cos, sin = (self._stored(table) for table in self._frequencies.tables(new))
+        self._cos, self._sin = np.concatenate((self._cos, cos)), np.concatenate((self._sin, sin))
+
+    def _stored(self, table: npt.NDArray[np.float32]) -> Array:
+        """(N,d/2) -> (N,1,d/2) or (N,1,1,d/2), rounded to the graphs' type: an entry is what a step takes."""
+        shaped = table.reshape(len(table), *self._heads, 1, table.shape[-1])
+        return _in_bf16(shaped) if self._dtype == "bfloat16" else shaped.astype(self._dtype)
+
+
+def row_buffers(backend: Backend, inputs: Mapping[str, TensorInfo], arrays: Mapping[str, Array]) -> dict[str, Buffer]:
+    """Those of `arrays` that a graph takes, where it takes them from."""
+    buffers = {}
+    for name in inputs.keys() & arrays.keys():
+        buffers[name] = backend.allocate(arrays[name].shape, inputs[name].storage, for_host=True)
+        buffers[name].write(arrays[name])
+    return buffers
+
+
+def step_buffers(backend: Backend, inputs: Mapping[str, TensorInfo], batch: int) -> dict[str, Buffer]:
+    """Where a step of one row of B sequences takes them from: zeros until it writes them."""
+    extents = {"batch": batch, "sequence": 1}
+    return {
+        name: backend.allocate(
+            tuple(extents[dim] if isinstance(dim, str) else dim for dim in inputs[name].dims),
+            inputs[name].storage,
+            for_host=True,
+        )
+        for name in _INPUTS
+        if name in inputs
+    }
+
+
+def trial_rows(inputs: Iterable[TensorInfo], start: int, stop: int) -> dict[str, Array]:
+    """What a graph is told of rows start..stop-1 where it is tried by itself: with frequencies of no model."""
+    taken = {tensor.name: tensor for tensor in inputs}
+    if "rope_cos" not in taken:
+        return {}
+    pairs = int(taken["rope_cos"].dims[-1])
+    frequencies = RotaryFrequencies(tuple(float(np.float32(10_000.0 ** (-pair / pairs))) for pair in range(pairs)))
+    arrays = RowFeeds(frequencies, taken["rope_cos"]).arrays(start, stop)
+    return {name: array for name, array in arrays.items() if name in taken}
+
+
+def _in_bf16(values: npt.NDArray[np.float32]) -> Array:
+    """As its bits, which NumPy has no type for: the upper half of every float32, rounded to nearest, ties to even."""
+    bits: npt.NDArray[np.uint32] = np.ascontiguousarray(values).view(np.uint32)
+    rounded: npt.NDArray[Any] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return rounded.astype(np.uint16)
