@@ -18,8 +18,8 @@ from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.errors import RunFailed
 from sdrpn.method.rope import RotaryFrequencies
 from sdrpn.runtime.backends.kv_cache import CacheSet
+from sdrpn.runtime.backends.row_feeds import STEP_INPUTS, RowFeeds, row_buffers, step_buffers
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
-from sdrpn.runtime.row_feeds import STEP_INPUTS, RowFeeds, row_buffers, step_buffers
 from sdrpn.runtime.slots import Slot, Slots
 
 __all__ = ["Decoder", "NextToken", "Rows", "row_count"]

@@ -19,8 +19,8 @@ from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.arrays import run_on_arrays
 from sdrpn.runtime.backends.external_data import graph_with_real_files
 from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, load_session, session_options
+from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array
-from sdrpn.runtime.row_feeds import trial_rows
 
 __all__ = ["save_graph"]
 

@@ -20,9 +20,9 @@ from sdrpn.bundle.bundle import Bundle, GraphInfo, TensorInfo, Variant
 from sdrpn.bundle.engine_manifest import EngineManifest, ParityGate
 from sdrpn.bundle.tolerances import tolerances_of
 from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array, Backend, Runner
 from sdrpn.runtime.engines.engine_set import EngineSet
-from sdrpn.runtime.row_feeds import trial_rows
 
 __all__ = ["FINITE", "SMOKE", "TWO_AT_ONCE", "smoke_test", "smoke_test_graphs"]
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from sdrpn.host import listed_files
 from sdrpn.host.escaping import terminal_text
-from sdrpn.runtime import RoiPolicy, Session, decoder, row_feeds
+from sdrpn.runtime import RoiPolicy, Session, decoder
+from sdrpn.runtime.backends import row_feeds
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, flip_byte
 from tests.pictures import SIZE_WH, photo

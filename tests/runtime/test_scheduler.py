@@ -123,7 +123,7 @@ class TestFailures:
         tail = script.tail
 
         def failing(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-            if feeds["position_ids"].shape[1] == 1 and (feeds["position_ids"] == 12).any():
+            if feeds["row_index"].shape[1] == 1 and (feeds["row_index"] == 12).any():
                 raise RunFailed("the tail graph failed")
             return tail(feeds)
 

@@ -29,7 +29,7 @@ def test_one_is_captured_after_a_first_step(gpu: FakeGpu, session: Session) -> N
 def test_it_holds_host_to_device_engines_and_device_to_host(gpu: FakeGpu, session: Session) -> None:
     ask(session)
     (graph,) = gpu.cuda.graphs.values()
-    assert [one.name for one in graph] == ["copy"] * 3 + ["trunk", "tail", "copy"]
+    assert [one.name for one in graph] == ["copy"] * 5 + ["trunk", "tail", "copy"]
     ask(session, OTHER)
     assert len(gpu.cuda.graphs) == 1  # the next answer launches the same
 

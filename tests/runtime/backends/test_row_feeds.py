@@ -6,7 +6,7 @@ import pytest
 
 from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.runtime.backends.fake import FakeBackend
-from sdrpn.runtime.row_feeds import STEP_INPUTS, RowFeeds, row_buffers, step_buffers, trial_rows
+from sdrpn.runtime.backends.row_feeds import STEP_INPUTS, RowFeeds, row_buffers, step_buffers, trial_rows
 from tests.runtime.fakes import HEAD_DIM, ROTARY
 
 
