@@ -164,11 +164,11 @@ def with_saved_graphs(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_manifests_of_saved_graphs(with_saved_graphs: Bundle) -> None:
     opened, variant = with_saved_graphs, with_saved_graphs.variant()
-    assert choose_optimized(opened, variant, "onnxruntime")[0] is not None
+    assert choose_optimized(opened, variant)[0] is not None
     (path,) = opened.path.rglob(OPTIMIZED_NAME)
     document = json.loads(path.read_text("utf-8"))
     for mutation in mutations(document):
         path.write_text(mutation.applied(document), "utf-8")
         with only_errors_on_purpose(mutation):
-            choose_optimized(opened, variant, "onnxruntime")
+            choose_optimized(opened, variant)
             mapped_weights_bytes(opened, variant)
