@@ -27,7 +27,7 @@ from sdrpn.bundle.bundle import (
 )
 from sdrpn.bundle.graphs import GraphName, graph_named
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
-from sdrpn.checkpoint.tokenizer import exported_tokenizer
+from sdrpn.checkpoint.tokenizer import find_tokenizer, write_tokenizer
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.export.dialects import DIALECTS
 from sdrpn.export.graph import GraphAuthor
@@ -101,18 +101,16 @@ def export_bundle(
         raise BadInput("the options name another calibration than the one that is given; give both or none")
     existing = _existing_bundle(out)
     template = template or (None if existing is None else existing.manifest.given_template)
-    with (
-        open_checkpoint(
-            checkpoint,
-            vision_tower=vision_tower,
-            rpn=rpn,
-            base=base,
-            projector=projector,
-            fit=fit,
-            template=template,
-        ) as source,
-        exported_tokenizer(source) as tokenizer,
-    ):
+    with open_checkpoint(
+        checkpoint,
+        vision_tower=vision_tower,
+        rpn=rpn,
+        base=base,
+        projector=projector,
+        fit=fit,
+        template=template,
+    ) as source:
+        tokenizer = None if find_tokenizer(source) is None else source.tokenizer_dir
         for text in (source.pictures, *source.notes):
             note(text)
         max_context = _checked_context(source.spec, options.max_context)
@@ -131,7 +129,7 @@ class _Plan:
     def __init__(
         self, spec: ModelSpec, options: ExportOptions, max_context: int, tokenizer: Path | None, template: str | None
     ) -> None:
-        """`tokenizer` is a file to copy, `template` how the model is asked where that is not the checkpoint's way."""
+        """`tokenizer`: the folder that has it; `template`: how the model is asked, if not in the checkpoint's way."""
         self.spec, self.options, self.max_context = spec, options, max_context
         self.tokenizer = tokenizer
         self.given: dict[str, str] = {} if template is None else {"template": "given"}
@@ -205,7 +203,7 @@ def _write(
         for name in plan.graph_files():  # an older export of this variant may be a link to the bundle that is there
             (folder / name).unlink(missing_ok=True)
         _write_weights(folder, plan, source, kept, finished, calibration, bar.advance)
-        _copy_tokenizer(plan.tokenizer, folder / TOKENIZER_NAME)
+        write_tokenizer(plan.tokenizer, folder / TOKENIZER_NAME)
         variants = {
             **(existing.manifest.variants if existing is not None else {}),
             **plan.write_graphs(folder, calibration),
@@ -229,12 +227,6 @@ def _write(
     if finished is not None:
         finished.drop()
     return manifest
-
-
-def _copy_tokenizer(source: Path | None, path: Path) -> None:
-    path.unlink(missing_ok=True)  # of an older export, and perhaps a link to it
-    if source is not None:
-        shutil.copyfile(source, path)
 
 
 def _write_weights(

@@ -78,7 +78,7 @@ def _inverse_factor(second_moment: Floats) -> Floats:
     """Upper U with U^T U = (second_moment + damping)^-1."""
     mean = float(np.diagonal(second_moment).mean())
     if not np.isfinite(second_moment).all() or mean < 0:
-        raise RunFailed("calibration gave moments that are not finite; check the checkpoint with sdrpn compare")
+        raise RunFailed("calibration gave moments that are not finite; check the checkpoint with sdrpn verify")
     damping = _DAMPING
     while True:
         damped = second_moment + np.eye(len(second_moment), dtype=np.float32) * (damping * mean or 1.0)

@@ -5,10 +5,26 @@ Ask a bundle about pictures:
     RoiPolicy         when and how the region that a question is about is looked at again
     Answer            text, token ids, boxes, RoI map and timings of one question
 
-Do what the verbs of the command line do, each with a function, most of them on a request:
+Do what the verbs of the command line do, each with a function, many of them on a request:
     ask_question      one question about one image: opens a bundle, answers, closes it
     AskRequest        the question, and how and where it is answered
     run_demo          the model that comes with the package, asked about a scene that comes along
+    export_bundle     a checkpoint becomes a bundle
+    CalibrationData   questions that a calibration runs
+    verify_bundle     how far a bundle or its engines lie from the checkpoint
+    measure_rounding  what 8 and 4 bits cost a checkpoint, part by part
+    QuantizeRequest   what is rounded how, and asked what
+    find_heads        which attention heads point at what is asked for, and where an RPN should tap
+    HeadsRequest      who is asked, and what is to be found
+    ProposalRequest   the short trainings that are compared for it
+    TeacherRequest    a checkpoint that answers, and the questions
+    CheckpointParts   a checkpoint, and what of it is taken from elsewhere
+    label_questions   a checkpoint's own attention becomes labels
+    relabel_questions the same attention, labelled by another rule
+    RelabelRequest    by which
+    train_rpn         labels become an RPN
+    TrainOptions      every number that decides its weights
+    evaluate_model    how well a model answers, with which way of looking
     inspect_bundle    what a bundle holds, its files compared with its manifest
     inspect_engines   its engines, whether they fit this machine, and their kernels
     plan_memory       what a bundle takes in memory on a device
@@ -64,15 +80,25 @@ if TYPE_CHECKING:
     )
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Session
+    from sdrpn.train.options import TrainOptions
     from sdrpn.workflows.benchmark import BenchBundle, BenchReference, BenchRequest, bench_bundle
     from sdrpn.workflows.demonstration import run_demo
+    from sdrpn.workflows.checkpoint_parts import CheckpointParts
     from sdrpn.workflows.device_check import CheckupRequest, check_device
     from sdrpn.workflows.diagnosis import diagnose_machine
     from sdrpn.workflows.engine_build import BuildRequest, build_engines
+    from sdrpn.workflows.evaluate import evaluate_model
+    from sdrpn.workflows.export import CalibrationData, export_bundle
     from sdrpn.workflows.graph_optimization import OptimizeRequest, optimize_bundle
+    from sdrpn.workflows.heads import HeadsRequest, ProposalRequest, find_heads
     from sdrpn.workflows.inspection import inspect_bundle, inspect_engines
+    from sdrpn.workflows.label import RelabelRequest, label_questions, relabel_questions
     from sdrpn.workflows.memory_plan import PlanRequest, plan_memory
     from sdrpn.workflows.question import AskRequest, ask_question
+    from sdrpn.workflows.quantize import QuantizeRequest, measure_rounding
+    from sdrpn.workflows.teacher import TeacherRequest
+    from sdrpn.workflows.train import train_rpn
+    from sdrpn.workflows.verify import verify_bundle
 
     __version__: str
 
@@ -88,29 +114,45 @@ __all__ = [
     "BenchRequest",
     "BuildOptions",
     "BuildRequest",
+    "CalibrationData",
     "Cancelled",
+    "CheckpointParts",
     "CheckupRequest",
     "ContextTooLong",
     "EngineMismatch",
     "EngineNotBuilt",
+    "HeadsRequest",
     "MissingDependency",
     "OptimizeRequest",
     "PlanRequest",
+    "ProposalRequest",
+    "QuantizeRequest",
+    "RelabelRequest",
     "RoiPolicy",
     "RunFailed",
     "SdrpnError",
     "Session",
+    "TeacherRequest",
+    "TrainOptions",
     "__version__",
     "ask_question",
     "bench_bundle",
     "build_engines",
     "check_device",
     "diagnose_machine",
+    "evaluate_model",
+    "export_bundle",
+    "find_heads",
     "inspect_bundle",
     "inspect_engines",
+    "label_questions",
+    "measure_rounding",
     "optimize_bundle",
     "plan_memory",
+    "relabel_questions",
     "run_demo",
+    "train_rpn",
+    "verify_bundle",
 ]
 
 # Where the names of __all__ come from; the others are errors.
@@ -122,21 +164,37 @@ _HOMES = {
     "BenchRequest": "sdrpn.workflows.benchmark",
     "BuildOptions": "sdrpn.engines",
     "BuildRequest": "sdrpn.workflows.engine_build",
+    "CalibrationData": "sdrpn.workflows.export",
+    "CheckpointParts": "sdrpn.workflows.checkpoint_parts",
     "CheckupRequest": "sdrpn.workflows.device_check",
+    "HeadsRequest": "sdrpn.workflows.heads",
     "OptimizeRequest": "sdrpn.workflows.graph_optimization",
     "PlanRequest": "sdrpn.workflows.memory_plan",
+    "ProposalRequest": "sdrpn.workflows.heads",
+    "QuantizeRequest": "sdrpn.workflows.quantize",
+    "RelabelRequest": "sdrpn.workflows.label",
     "RoiPolicy": "sdrpn.method.roi",
     "Session": "sdrpn.runtime",
+    "TeacherRequest": "sdrpn.workflows.teacher",
+    "TrainOptions": "sdrpn.train.options",
     "ask_question": "sdrpn.workflows.question",
     "bench_bundle": "sdrpn.workflows.benchmark",
     "build_engines": "sdrpn.workflows.engine_build",
     "check_device": "sdrpn.workflows.device_check",
     "diagnose_machine": "sdrpn.workflows.diagnosis",
+    "evaluate_model": "sdrpn.workflows.evaluate",
+    "export_bundle": "sdrpn.workflows.export",
+    "find_heads": "sdrpn.workflows.heads",
     "inspect_bundle": "sdrpn.workflows.inspection",
     "inspect_engines": "sdrpn.workflows.inspection",
+    "label_questions": "sdrpn.workflows.label",
+    "measure_rounding": "sdrpn.workflows.quantize",
     "optimize_bundle": "sdrpn.workflows.graph_optimization",
     "plan_memory": "sdrpn.workflows.memory_plan",
+    "relabel_questions": "sdrpn.workflows.label",
     "run_demo": "sdrpn.workflows.demonstration",
+    "train_rpn": "sdrpn.workflows.train",
+    "verify_bundle": "sdrpn.workflows.verify",
 }
 
 # What a checkout has beside this folder, and an installed package inside: a module of each, by which it is known.

@@ -12,12 +12,14 @@
     └── RunFailed             a graph, an export or a comparison failed
         └── EngineNotBuilt    a library finds no kernels for a graph
 
-A message says what, got, expected, and what to do.
+A message says what, got, expected, and what to do, in words that hold in Python and in a shell alike; the command line
+adds the options that `options` names.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 __all__ = [
     "BadBundle",
@@ -35,9 +37,16 @@ __all__ = [
 
 
 class SdrpnError(Exception):
-    """The root of the tree; the command line exits with `exit_code`."""
+    """The root of the tree; the command line exits with `exit_code`.
+
+    options: arguments that would change it, with a value where one is advised: "vision_tower", "precision bf16"
+    """
 
     exit_code = 1
+
+    def __init__(self, *arguments: object, options: Iterable[str] = ()) -> None:
+        super().__init__(*arguments)
+        self.options = tuple(options)
 
     @property
     def cure(self) -> str | None:

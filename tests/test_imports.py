@@ -19,18 +19,6 @@ STAGES = ("sdrpn.export", "sdrpn.engines", "sdrpn.runtime")
 WORKFLOWS = "sdrpn.workflows"
 # What belongs to the command line alone.
 OF_THE_COMMAND_LINE = ("sdrpn.cli", "argparse", "argcomplete", "rich")
-# Verbs whose work has not moved to the workflows yet. The list only gets shorter.
-STILL_JOIN_STAGES = {
-    f"sdrpn.cli.{name}"
-    for name in (
-        "compare",
-        "comparison",
-        "eval_model",
-        "export",
-        "quantize",
-        "verify",
-    )
-}
 # What makes models and graphs; the runtime only runs them.
 AUTHORING = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "ml_dtypes")
 # What `sdrpn --help` has no use for.
@@ -99,11 +87,7 @@ class TestSources:
 
     def test_only_the_workflows_join_stages(self) -> None:
         others = (module for module in modules() if stage_of(module) is None and not module.startswith(WORKFLOWS))
-        assert violations((module for module in others if module not in STILL_JOIN_STAGES), *STAGES) == []
-
-    @pytest.mark.parametrize("module", sorted(STILL_JOIN_STAGES))
-    def test_a_verb_that_joins_no_stages_any_more_leaves_the_list(self, module: str) -> None:
-        assert violations(iter([module]), *STAGES)
+        assert violations(others, *STAGES) == []
 
     def test_only_the_command_line_needs_the_workflows(self) -> None:
         below = (module for module in modules() if not is_command_line(module) and not module.startswith(WORKFLOWS))

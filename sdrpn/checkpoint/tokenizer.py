@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,38 +12,50 @@ from sdrpn.checkpoint.config_section import read_optional_config
 from sdrpn.checkpoint.sentencepiece import tokenizer_from_sentencepiece
 from sdrpn.errors import BadBundle, BadCheckpoint
 from sdrpn.text.prompt import build_prompt
-from sdrpn.text.tokenizer import load_tokenizer, token_text
+from sdrpn.text.tokenizer import load_tokenizer, prepared_tokenizer, token_text
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-__all__ = ["exported_tokenizer", "write_tokenizer"]
+__all__ = ["find_tokenizer", "tokenizer_of", "write_tokenizer"]
+
+JSON_NAME, SENTENCEPIECE_NAME = "tokenizer.json", "tokenizer.model"
 
 
-@contextmanager
-def exported_tokenizer(source: Checkpoint) -> Iterator[Path | None]:
-    """The `tokenizer.json` of a checkpoint, in a folder that is gone afterwards; None where it has no tokenizer.
+def find_tokenizer(source: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of a checkpoint as its bundle will have it; None where it has none.
 
-    Raises: BadCheckpoint or BadInput where it cannot be converted, or a question cannot be put with it.
+    Raises: BadCheckpoint or BadInput where it cannot be read or converted, or a question cannot be put with it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        if not write_tokenizer(source.tokenizer_dir, path):
-            yield None
-            return
-        _require_prompt(path, source)
-        yield path
+    folder = source.tokenizer_dir
+    if folder is None or not any((folder / name).is_file() for name in (JSON_NAME, SENTENCEPIECE_NAME)):
+        return None
+    if (folder / JSON_NAME).is_file():
+        tokenizer = _read(folder / JSON_NAME)
+    else:
+        tokenizer = prepared_tokenizer(_converted(folder), folder / SENTENCEPIECE_NAME)
+    _require_prompt(tokenizer, source)
+    return tokenizer
 
 
-def _require_prompt(path: Path, source: Checkpoint) -> None:
+def tokenizer_of(source: Checkpoint) -> Tokenizer:
+    """The same of a checkpoint that is asked questions in words. Raises BadCheckpoint where it has none, too."""
+    tokenizer = find_tokenizer(source)
+    if tokenizer is None:
+        raise BadCheckpoint(f"{source.path} has no tokenizer; put its tokenizer.json or tokenizer.model there")
+    return tokenizer
+
+
+def _require_prompt(tokenizer: Tokenizer, source: Checkpoint) -> None:
     """Put a question, so that nobody waits for an export that cannot be asked."""
-    tokenizer, spec = load_tokenizer(path), source.spec
+    spec = source.spec
     prompt = build_prompt(tokenizer, spec.prompt, "What is in the image?")
     largest = max((*prompt.ids_before, *prompt.ids_after))
     if largest >= spec.llm.vocabulary:
         raise BadCheckpoint(
             f"{source.path}: a question becomes the token {largest} ({token_text(tokenizer, largest)!r}), and the "
-            f"model has {spec.llm.vocabulary}; put the tokenizer of its training there, or name another --template"
+            f"model has {spec.llm.vocabulary}; put the tokenizer of its training there, or name another template",
+            options=("template",),
         )
 
 
@@ -58,19 +68,19 @@ def write_tokenizer(source_dir: Path | None, path: Path) -> bool:
     path.unlink(missing_ok=True)
     if source_dir is None:
         return False
-    if (source_dir / "tokenizer.json").is_file():
-        _require_readable(source_dir / "tokenizer.json")
-        shutil.copyfile(source_dir / "tokenizer.json", path)
+    if (source_dir / JSON_NAME).is_file():
+        _read(source_dir / JSON_NAME)
+        shutil.copyfile(source_dir / JSON_NAME, path)
         return True
-    if (source_dir / "tokenizer.model").is_file():
+    if (source_dir / SENTENCEPIECE_NAME).is_file():
         _converted(source_dir).save(str(path))
         return True
     return False
 
 
-def _require_readable(path: Path) -> None:
+def _read(path: Path) -> Tokenizer:
     try:
-        load_tokenizer(path)
+        return load_tokenizer(path)
     except BadBundle as error:
         reason = str(error).removesuffix("; export the checkpoint again")
         raise BadCheckpoint(f"{reason}; replace or remove it") from error
@@ -78,7 +88,7 @@ def _require_readable(path: Path) -> None:
 
 def _converted(source_dir: Path) -> Tokenizer:
     """SentencePiece -> tokenizers, with the tokens that were added to the pieces later."""
-    path = source_dir / "tokenizer.model"
+    path = source_dir / SENTENCEPIECE_NAME
     config = read_optional_config(source_dir / "tokenizer_config.json")
     tokenizer = tokenizer_from_sentencepiece(path, add_bos=config.flag("add_bos_token", True))
     try:
@@ -101,7 +111,7 @@ def _add_tokens(tokenizer: Tokenizer, source_dir: Path) -> None:
             tokenizer.add_tokens([token])
         if tokenizer.token_to_id(token.content) != token_id:
             raise BadCheckpoint(
-                f"{source_dir / 'tokenizer.model'} cannot be converted: {token.content!r} should have the id "
+                f"{source_dir / SENTENCEPIECE_NAME} cannot be converted: {token.content!r} should have the id "
                 f"{token_id} and would get {tokenizer.token_to_id(token.content)}; put a tokenizer.json beside it"
             )
 

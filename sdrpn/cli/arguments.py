@@ -21,6 +21,7 @@ __all__ = [
     "number_between",
     "number_or_auto",
     "positive_int",
+    "some_names",
     "whole_number",
 ]
 
@@ -36,6 +37,11 @@ def bundle_folder(text: str) -> Path:
     if text == DEFAULT_NAME and Path(text).is_dir():
         warn(f"{DEFAULT_NAME} is the model that comes with sdrpn; for the folder of that name here, say ./{text}")
     return bundle_path(text)
+
+
+def some_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
 def positive_int(text: str) -> int:

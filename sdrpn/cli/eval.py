@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import AUTO, bundle_folder, number_or_auto, positive_int, whole_number
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.cli.eval_model import OpenedModel
-    from sdrpn.evaluation.records import Record
-    from sdrpn.evaluation.results import Results
-    from sdrpn.evaluation.task import Task
+    from sdrpn.workflows.evaluate import EvaluationRequest
+    from sdrpn.workflows.evaluated_model import BundleModel, CheckpointModel
 
 HELP = "measure how well a model answers, with and without a second look"
 DESCRIPTION = """\
@@ -39,7 +37,6 @@ no attention maps, so no attention-crop, teacher-crop or vicrop) or a checkpoint
   sdrpn eval checkpoint --task tags --rpn rpn --heads heads --methods all --out results
 """
 
-FORMAT_VERSION = 1
 TASKS = ("tags", "textvqa", "docvqa", "infovqa", "chartqa", "ocrbench", "pope", "vstar", "hrbench")
 
 
@@ -131,30 +128,16 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, score, and print."""
-    from sdrpn.cli.eval_model import open_model
-    from sdrpn.cli.output import print_table
+    from sdrpn.cli.output import print_json, print_table
     from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.evaluation.methods import methods_for
-    from sdrpn.evaluation.results import summarise
+    from sdrpn.cli.progress import progress
     from sdrpn.evaluation.table import COLUMNS, difference_rows, rows
-    from sdrpn.evaluation.tasks.named import open_task
-    from sdrpn.evaluation.worst import write_worst_cases
+    from sdrpn.workflows.evaluate import evaluate, plain_results
 
     require_output_folder("--out", args.out)
-    task = open_task(args.task, args.data, args.split, args.samples, args.seed)
-    _check(args, task)
-    wanted = None if args.methods is None else [name.strip() for name in args.methods.split(",") if name.strip()]
-    with open_model(args, task, wanted) as model:
-        methods = methods_for(wanted, task, model.answerer, model.setting)
-        settings = _settings(args, task, methods, model)
-        records = _records(args, task, methods, model, settings)
-        fit = model.answerer.spec.vision.fit
-    results = summarise(task, methods, records, settings)
-    if args.out is not None:
-        _write(args.out, results)
-        write_worst_cases(args.out, task, methods, records, fit)
+    results = evaluate(_request(args), progress)
     if args.json:
-        _print_json(results)
+        print_json(plain_results(results))
     else:
         print_table(COLUMNS, rows(results), title=f"{results.task}: {results.metric}, {results.samples:,} questions")
         print_table(("method", "less", "points", "95 % interval"), difference_rows(results), title="differences")
@@ -163,76 +146,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, task: Task) -> None:
-    from sdrpn.errors import BadInput
+def _request(args: argparse.Namespace) -> EvaluationRequest:
+    from sdrpn.workflows.evaluate import EvaluationRequest
+    from sdrpn.workflows.evaluated_model import LookChoice
 
-    if args.no_answers and not task.has_boxes:
-        raise BadInput(
-            f"--no-answers measures crops against true boxes, and the task {task.name} has none; leave it out"
-        )
-
-    if args.resume and args.out is None:
-        raise BadInput("--resume needs --out, the folder of the run to go on with")
-
-
-def _settings(args: argparse.Namespace, task: Task, methods: tuple[str, ...], model: OpenedModel) -> dict[str, Any]:
-    """Everything that decides the answers, for people and for --resume."""
-    return {
-        "model": model.about,
-        "task": task.name,
-        **task.settings,
-        "data": None if args.data is None else str(args.data),
-        "samples": len(task.samples),
-        "methods": list(methods),
-        "thresholds": model.thresholds,
-        "upscale": args.upscale,
-        "max_new_tokens": 0 if args.no_answers else task.max_new_tokens,
-        "draw_seed": args.seed,
-    }
+    methods = None if args.methods is None else [name.strip() for name in args.methods.split(",") if name.strip()]
+    look = LookChoice(args.threshold, args.attention_threshold, args.heads, args.upscale, args.vicrop_layer, args.seed)
+    return EvaluationRequest(
+        _model(args),
+        args.task,
+        args.data,
+        args.split,
+        args.samples,
+        methods,
+        look,
+        not args.no_answers,
+        args.out,
+        args.resume,
+    )
 
 
-def _records(
-    args: argparse.Namespace, task: Task, methods: tuple[str, ...], model: OpenedModel, settings: dict[str, Any]
-) -> list[Record]:
-    """Those of this run and, with --resume, of the one that it goes on with."""
-    from contextlib import nullcontext
+def _model(args: argparse.Namespace) -> BundleModel | CheckpointModel:
+    from sdrpn.workflows.evaluated_model import model_at
 
-    from sdrpn.cli.progress import progress
-    from sdrpn.evaluation.records import RecordFile
-    from sdrpn.evaluation.runner import run_methods
-
-    file = None if args.out is None else RecordFile(args.out, settings, resume=args.resume)
-    records = [] if file is None else list(file.done)
-    done = {(record.index, record.method) for record in records}
-    with file or nullcontext(), progress("eval", "answers") as advance:
-        for record in run_methods(
-            task, model.answerer, methods, model.setting, answers=not args.no_answers, done=done, progress=advance
-        ):
-            if file is not None:
-                file.append(record)
-            records.append(record)
-    return records
-
-
-def _write(out: Path, results: Results) -> None:
-    import json
-
-    from sdrpn.evaluation.table import markdown
-    from sdrpn.host.atomic import replacing_file
-
-    with replacing_file(out / "results.json") as path:
-        path.write_text(json.dumps(_plain(results), indent=1) + "\n", "utf-8")
-    with replacing_file(out / "results.md") as path:
-        path.write_text(markdown(results), "utf-8")
-
-
-def _print_json(results: Results) -> None:
-    from sdrpn.cli.output import print_json
-
-    print_json(_plain(results))
-
-
-def _plain(results: Results) -> dict[str, Any]:
-    import dataclasses
-
-    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(results)}
+    return model_at(
+        args.model,
+        rpns=args.rpn,
+        vision_tower=args.vision_tower,
+        base=args.base,
+        projector=args.projector,
+        fit=args.fit,
+        precision=args.precision,
+        device=args.device,
+        backend=args.backend,
+        variant=args.variant,
+        threads=args.threads,
+    )

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
 from sdrpn.cli.arguments import add_fit_argument, positive_int
+from sdrpn.cli.checkpoint_arguments import checkpoint_parts
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Manifest
-    from sdrpn.export import ExportOptions
-    from sdrpn.export.quantized_weights import Calibration
+    from sdrpn.workflows.export import CalibrationData, ExportRequest, ExportResult
 
 HELP = "write a checkpoint as a bundle of ONNX graphs"
 DESCRIPTION = """\
@@ -157,64 +155,85 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what was written."""
-    from sdrpn.cli.first_look import look_at_checkpoint
-    from sdrpn.cli.output import print_json, print_text
     from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.host.libraries import importing_extra
-    from sdrpn.host.sizes import text_from_bytes
+    from sdrpn.workflows.export import export
 
     require_output_folder("--out", args.out)
-    with importing_extra("export", "sdrpn export"):
-        from sdrpn.checkpoint import named_template
-    args.template = None if args.template is None else named_template(args.template)
-    look_at_checkpoint(args, "export", template=args.template or _template_there(args.out))
-    with importing_extra("export", "sdrpn export"):
-        from sdrpn.export import export_bundle
-
-    # What does not go together is told before anybody gathers questions or waits for a calibration.
-    _options(args, "to be made" if _must_calibrate(args) else None)
-    notes: list[str] = []
-    with _calibration(args) as calibration:
-        options = _options(args, None if calibration is None else calibration.digest)
-        with progress("export") as advance:
-            manifest = export_bundle(
-                args.checkpoint,
-                args.out,
-                options,
-                vision_tower=args.vision_tower,
-                rpn=args.rpn,
-                base=args.base,
-                projector=args.projector,
-                fit=args.fit,
-                resume=args.resume,
-                calibration=calibration,
-                template=args.template,
-                progress=advance,
-                note=notes.append,
-            )
-    variant = manifest.variants[options.variant]
-    written = {file for name in options.variants for file in manifest.variants[name].files}
-    size_bytes = sum(manifest.files[name].size_bytes for name in written)
+    result = export(_request(args), progress)
     if args.json:
-        print_json(
-            {
-                "bundle": args.out,
-                "variant": variant.name,
-                "variants": sorted(manifest.variants),
-                "size_bytes": size_bytes,
-                "max_context": manifest.max_context,
-                "rpn": manifest.spec.rpn is not None,
-                "tokenizer": manifest.tokenizer is not None,
-                "prompt": manifest.spec.prompt.template,
-                "source": dict(manifest.source),
-                "notes": notes,
-            }
-        )
-        return 0
-    names = " and ".join(options.variants)
-    print_text(f"{args.out}: {names}, {text_from_bytes(size_bytes)} in {len(variant.graphs)} graphs")
-    for note in notes:
+        _print_json(result)
+    else:
+        _print_text(result)
+        report_written(args.out, "bundle")
+    return 0
+
+
+def _request(args: argparse.Namespace) -> ExportRequest:
+    from sdrpn.workflows.export import ExportRequest
+
+    return ExportRequest(
+        checkpoint_parts(args),
+        args.out,
+        args.precision,
+        args.dialect,
+        args.max_context,
+        args.block,
+        args.method,
+        args.keep,
+        args.int8,
+        args.kv_cache,
+        _calibration(args),
+        args.resume,
+    )
+
+
+def _calibration(args: argparse.Namespace) -> CalibrationData | None:
+    """What --calibrate asks for. Raises BadInput where the arguments about it do not go together."""
+    from sdrpn.errors import BadInput
+    from sdrpn.workflows.export import CalibrationData
+
+    given = args.calibrate or args.images or args.device
+    kinds = {name: numbers.calibration for name, numbers in PRECISIONS.items()}
+    needed = args.method == "gptq" or kinds[args.precision] == "required"
+    if given and not needed and kinds[args.precision] == "none":
+        taking = " and ".join(name for name, kind in kinds.items() if kind != "none")
+        raise BadInput(f"--calibrate, --images and --device are for --method gptq and for --precision {taking}")
+    if not given and not needed:
+        return None
+    if args.calibrate is None or args.images is None:
+        raise BadInput("a calibration needs questions and their pictures: --calibrate QA.jsonl --images DIR")
+    return CalibrationData(args.calibrate, args.images, args.device or "cpu")
+
+
+def _print_json(result: ExportResult) -> None:
+    from sdrpn.cli.output import print_json
+
+    manifest = result.manifest
+    print_json(
+        {
+            "bundle": result.out,
+            "variant": result.variants[0],
+            "variants": sorted(manifest.variants),
+            "size_bytes": result.size_bytes,
+            "max_context": manifest.max_context,
+            "rpn": manifest.spec.rpn is not None,
+            "tokenizer": manifest.tokenizer is not None,
+            "prompt": manifest.spec.prompt.template,
+            "source": dict(manifest.source),
+            "notes": result.notes,
+        }
+    )
+
+
+def _print_text(result: ExportResult) -> None:
+    from sdrpn.cli.output import print_text
+    from sdrpn.host.sizes import text_from_bytes
+
+    manifest, size = result.manifest, text_from_bytes(result.size_bytes)
+    graphs = len(manifest.variants[result.variants[0]].graphs)
+    print_text(f"{result.out}: {' and '.join(result.variants)}, {size} in {graphs} graphs")
+    for note in result.notes:
         print_text(note)
     if manifest.spec.rpn is None:
         print_text("no RPN in this checkpoint: the bundle answers as plain LLaVA (--no-roi); see --rpn")
@@ -222,15 +241,6 @@ def run(args: argparse.Namespace) -> int:
         print_text(f"questions are put by {_way_of_asking(manifest)}")
     else:
         print_text("no tokenizer in this checkpoint: the bundle answers by token ids only, not through `sdrpn ask`")
-    report_written(args.out, "bundle")
-    return 0
-
-
-def _template_there(out: Path) -> str | None:
-    """How the bundle that a variant is added to is asked, where that was given."""
-    from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
-
-    return open_bundle(out).manifest.given_template if (out / MANIFEST_NAME).is_file() else None
 
 
 def _way_of_asking(manifest: Manifest) -> str:
@@ -239,73 +249,3 @@ def _way_of_asking(manifest: Manifest) -> str:
     template = manifest.spec.prompt.template
     origin = "given" if manifest.given_template is not None else "of the checkpoint"
     return f"the prompt {template}" if template in CONVERSATIONS else f"the chat template {origin}"
-
-
-def _options(args: argparse.Namespace, calibration: str | None) -> ExportOptions:
-    from sdrpn.export import ExportOptions
-
-    return ExportOptions(
-        args.precision,
-        args.dialect,
-        args.max_context,
-        kv_cache=args.kv_cache,
-        calibration=calibration,
-        **_quantization(args),
-    )
-
-
-def _must_calibrate(args: argparse.Namespace) -> bool:
-    return bool(args.method == "gptq" or PRECISIONS[args.precision].calibration == "required")
-
-
-@contextmanager
-def _calibration(args: argparse.Namespace) -> Iterator[Calibration | None]:
-    """What --calibrate asks for. Raises BadInput where the arguments about it do not go together."""
-    from sdrpn.cli.progress import progress
-    from sdrpn.errors import BadInput
-    from sdrpn.host.libraries import importing_extra
-
-    given = args.calibrate or args.images or args.device
-    needed = _must_calibrate(args)
-    if given and not needed and PRECISIONS[args.precision].calibration == "none":
-        taking = " and ".join(row.name for row in PRECISIONS.values() if row.calibration != "none")
-        raise BadInput(f"--calibrate, --images and --device are for --method gptq and for --precision {taking}")
-    if not given and not needed:
-        yield None
-        return
-    if args.calibrate is None or args.images is None:
-        raise BadInput("a calibration needs questions and their pictures: --calibrate QA.jsonl --images DIR")
-    with importing_extra("train", "sdrpn export --calibrate"):
-        from sdrpn.calibration import CalibrationPrompts, LayerInputs
-    from sdrpn.checkpoint import open_checkpoint
-    from sdrpn.cli.teacher import device_named, tokenizer_of
-    from sdrpn.labels.questions import read_questions
-
-    device, questions = device_named(args.device or "cpu"), tuple(read_questions(args.calibrate))
-    with open_checkpoint(
-        args.checkpoint,
-        vision_tower=args.vision_tower,
-        rpn=args.rpn,
-        base=args.base,
-        projector=args.projector,
-        fit=args.fit,
-        template=args.template,
-    ) as source:
-        prompts = CalibrationPrompts(questions, args.images, tokenizer_of(source))
-        with progress("calibrate", "layers") as advance:
-            embeds = prompts.embeds(source)
-            moments = args.method == "gptq"
-            yield LayerInputs(source, embeds, prompts.digest, device=device, moments=moments, advance=advance)
-
-
-def _quantization(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that only some precisions have. Raises BadInput where they are given without."""
-    from sdrpn.errors import BadInput
-
-    names = ("block", "method", "keep", "int8")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    numbers = PRECISIONS[args.precision]
-    misplaced = [name for name in given if not (numbers.is_quantized and name == "keep")]
-    if misplaced and numbers.weights != "integers":
-        raise BadInput(f"--{misplaced[0]} needs --precision int8 or int4; got --precision {args.precision}")
-    return given

@@ -25,9 +25,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: SdrpnError) -> Failure:
-        """One of ours."""
+        """One of ours, with the options that change it."""
         code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
-        return cls(code, " ".join(str(error).split()), error.cure, error.exit_code)
+        named = f" ({', '.join(map(_option, error.options))})" if error.options else ""
+        message, cure = " ".join(str(error).split()), error.cure
+        return cls(code, f"{message}{named}", None if cure is None else f"{cure}{named}", error.exit_code)
 
     def report(self, as_json: bool) -> None:
         """Print it; on stdout only where nothing was printed there yet, so that stdout is one document."""
@@ -38,6 +40,12 @@ class Failure:
                 print_json({"error": asdict(self)})
                 sys.stdout.flush()
         complain(f"sdrpn: error: {self.message}")
+
+
+def _option(argument: str) -> str:
+    """vision_tower -> --vision-tower; precision bf16 -> --precision bf16."""
+    name, *value = argument.split(maxsplit=1)
+    return " ".join((f"--{name.replace('_', '-')}", *value))
 
 
 def complain(line: str) -> None:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import positive_int
-from sdrpn.cli.teacher import add_teacher_arguments, open_teacher, some_questions
+from sdrpn.cli.checkpoint_arguments import add_teacher_arguments, teacher_request
 
 if TYPE_CHECKING:
-    from sdrpn.labels.head_choice import Head
-    from sdrpn.labels.head_scores import HeadScores
+    from sdrpn.workflows.heads import FoundHeads, Proposal
 
 HELP = "find the attention heads that point at what a question is about"
 DESCRIPTION = """\
@@ -63,85 +62,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score all heads, print the best, and write what `sdrpn label` reads."""
-    from sdrpn.cli.first_look import look_at_checkpoint
     from sdrpn.cli.output import print_json
     from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.cli.proposal import print_proposal, proposed
-    from sdrpn.errors import BadInput
-    from sdrpn.host.libraries import importing_extra
+    from sdrpn.cli.progress import progress
+    from sdrpn.workflows.heads import HeadsRequest, ProposalRequest, find_heads
 
     require_output_folder("--out", args.out)
-    if args.propose and args.out is None:
-        raise BadInput("--propose keeps labels beside heads.json; name a folder with --out")
-    some_questions(args)
-    look_at_checkpoint(args, "train")
-    with importing_extra("train", "sdrpn heads"):
-        import torch  # noqa: F401
-
-        from sdrpn.labels.head_choice import HEADS_NAME, write_heads
-        from sdrpn.labels.head_picture import draw_heads
-
-    scores, questions = _scored(args)
-    chosen = scores.best(args.count)
-    details = {"questions": questions, "rows": args.rows, "answers": args.answers, "scores": _rows(scores)}
-    if args.out is not None:
-        write_heads(args.out / HEADS_NAME, chosen, details)
-        draw_heads(scores, chosen).save(args.out / "heads.png")
+    proposal = None
     if args.propose:
-        details["proposal"] = proposed(args, chosen)
-        write_heads(args.out / HEADS_NAME, chosen, details)
+        proposal = ProposalRequest(args.propose, args.tap_layers, args.rpn_layers, args.trial_steps)
+    found = find_heads(HeadsRequest(teacher_request(args), args.count, args.out, proposal), progress)
     if args.json:
-        print_json({"format_version": 1, "grounding": [list(head) for head in chosen], **details})
+        print_json({"format_version": 1, "grounding": [list(head) for head in found.chosen], **found.details})
         return 0
-    _print_table(scores, chosen, questions)
+    _print_table(found)
     if args.out is not None:
-        report_written(args.out, f"{HEADS_NAME} and heads.png")
-    if args.propose:
-        print_proposal(details["proposal"])
+        report_written(args.out, "heads.json and heads.png")
+    if found.proposal is not None:
+        _print_proposal(found.proposal)
     return 0
 
 
-def _scored(args: argparse.Namespace) -> tuple[HeadScores, int]:
-    import numpy as np
-
-    from sdrpn.cli.progress import progress
-    from sdrpn.labels.attention import all_heads
-    from sdrpn.labels.head_scores import HeadScorer
-
-    # Only questions that follow each other are compared; sorting keeps the order of those on one image.
-    questions = sorted(some_questions(args), key=lambda question: question.image)
-    scorer, answered = HeadScorer(), 0
-    with open_teacher(args) as (teacher, _), progress("heads", "questions") as advance:
-        heads = all_heads(teacher.model.spec.llm)
-        for done, question in enumerate(questions, start=1):
-            watched = teacher.watch(question, heads)
-            if watched.row_count:
-                attention = np.stack([watched.attention[layer] for layer in heads])  # (L,H,h*w)
-                scorer.add(question.image, attention.reshape(*attention.shape[:2], *teacher.grid(question).hw))
-                answered += 1
-            advance(done, len(questions))
-    return scorer.scores(), answered
-
-
-def _rows(scores: HeadScores) -> list[dict[str, Any]]:
-    import numpy as np
-
-    return [
-        {
-            "layer": layer,
-            "head": head,
-            "frequency": float(scores.frequency[layer, head]),
-            "image_share": float(scores.image_share[layer, head]),
-            "entropy": float(scores.entropy[layer, head]) if np.isfinite(scores.entropy[layer, head]) else None,
-            "dependence": float(scores.dependence[layer, head]),
-        }
-        for layer, head in np.ndindex(scores.frequency.shape)
-    ]
-
-
-def _print_table(scores: HeadScores, chosen: tuple[Head, ...], questions: int) -> None:
+def _print_table(found: FoundHeads) -> None:
     from sdrpn.cli.output import print_table
 
+    scores = found.scores
     rows = [
         (
             f"{layer}.{head}",
@@ -149,9 +94,29 @@ def _print_table(scores: HeadScores, chosen: tuple[Head, ...], questions: int) -
             f"{scores.image_share[layer, head]:.3f}",
             f"{scores.entropy[layer, head]:.2f}",
             f"{scores.dependence[layer, head]:.3f}",
-            "yes" if (layer, head) in chosen else "",
+            "yes" if (layer, head) in found.chosen else "",
         )
         for layer, head in scores.best(SHOWN)
     ]
     columns = ("layer.head", "in top ten", "on image", "entropy", "follows question", "chosen")
-    print_table(columns, rows, title=f"{questions} questions")
+    print_table(columns, rows, title=f"{found.questions} questions")
+
+
+def _print_proposal(proposal: Proposal) -> None:
+    """One row a training."""
+    from sdrpn.cli.output import print_table
+
+    best = proposal.tap_layer, proposal.rpn_layers
+    rows = [
+        (
+            str(trial.tap_layer),
+            str(trial.rpn_layers),
+            f"{trial.loss:.4f}",
+            f"{trial.average_precision:.3f}",
+            f"{trial.box_iou:.3f}",
+            "yes" if (trial.tap_layer, trial.rpn_layers) == best else "",
+        )
+        for trial in proposal.trials
+    ]
+    columns = ("K", "T", "held-out loss", "average precision", "box IoU", "proposed")
+    print_table(columns, rows, title=f"trainings of {proposal.steps} steps")

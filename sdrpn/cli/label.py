@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import positive_int
-from sdrpn.cli.teacher import add_teacher_arguments, open_teacher, some_questions
+from sdrpn.cli.checkpoint_arguments import add_teacher_arguments, teacher_request
+
+if TYPE_CHECKING:
+    from sdrpn.labels.labelling import Counts
 
 HELP = "turn a checkpoint's attention into labels to train an RPN on"
 DESCRIPTION = """\
@@ -41,35 +45,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label, and say how many samples there are."""
-    import dataclasses
-
-    from sdrpn.cli.first_look import look_at_checkpoint
-    from sdrpn.cli.output import print_json, print_table
+    from sdrpn.cli.output import print_json
     from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.host.libraries import importing_extra
+    from sdrpn.workflows.label import LabelRequest, label
 
     require_output_folder("--out", args.out)
-    with importing_extra("train", "sdrpn label"):
-        from sdrpn.labels.head_choice import read_heads
-    heads, questions = read_heads(args.heads), some_questions(args)
-    look_at_checkpoint(args, "train")
-    with importing_extra("train", "sdrpn label"):
-        import torch  # noqa: F401
-
-        from sdrpn.labels.labelling import LabelRun, label_questions
-        from sdrpn.labels.report import write_report
-
-    with open_teacher(args) as (teacher, checkpoint), progress("label", "questions") as advance:
-        made_of = LabelRun(checkpoint.digest(), tuple(questions), heads, shard_questions=args.shard_questions)
-        counts = label_questions(made_of, teacher, args.out, resume=args.resume, progress=advance)
-        provenance = made_of.provenance(teacher)
-    write_report(args.out, args.images, counts, provenance)
+    asked = teacher_request(args)
+    labelled = label(LabelRequest(asked, args.heads, args.out, args.resume, args.shard_questions), progress)
     if args.json:
-        print_json({**provenance, "images": args.images.resolve(), "counts": counts})
+        print_json({**labelled.provenance, "images": labelled.images, "counts": labelled.counts})
     else:
-        rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
-        print_table(("of the questions", "count"), rows, title=f"{args.out}: {len(questions):,} questions")
+        print_counts(labelled.counts, f"{args.out}: {labelled.provenance['questions']:,} questions")
         report_written(args.out, "labels")
-        report_written(args.out / "report.html", "page to look at")
+        report_written(labelled.page, "page to look at")
     return 0
+
+
+def print_counts(counts: Counts, title: str) -> None:
+    """One row for each of the things that may become of a question."""
+    import dataclasses
+
+    from sdrpn.cli.output import print_table
+
+    rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
+    print_table(("of the questions", "count"), rows, title=title)

@@ -40,29 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label, and say how many samples there are."""
-    import dataclasses
-
-    from sdrpn.cli.output import print_json, print_table
+    from sdrpn.cli.label import print_counts
+    from sdrpn.cli.output import print_json
     from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.host.json_files import read_json_object
-    from sdrpn.host.libraries import importing_extra
+    from sdrpn.workflows.label import RelabelRequest, relabel_questions
 
     require_output_folder("--out", args.out)
-    with importing_extra("train", "sdrpn relabel"):
-        from sdrpn.labels.denoise import LabelRule
-        from sdrpn.labels.labelling import LABELS_NAME, relabel
-        from sdrpn.labels.report import REPORT, write_report
-
-    rule = LabelRule(args.foreground_share, args.background_share, args.largest_box_share, args.raw)
-    counts = relabel(args.labels, args.out, rule)
-    about = read_json_object(args.out / LABELS_NAME, "label again")
-    provenance = {key: value for key, value in about.items() if key not in ("images", "counts")}
-    write_report(args.out, Path(about["images"]), counts, provenance)
+    labelled = relabel_questions(
+        RelabelRequest(
+            args.labels, args.out, args.foreground_share, args.background_share, args.largest_box_share, args.raw
+        )
+    )
     if args.json:
-        print_json({"counts": counts, "rule": rule})
+        print_json({"counts": labelled.counts, "rule": labelled.rule})
     else:
-        rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
-        print_table(("of the questions", "count"), rows, title=str(args.out))
+        print_counts(labelled.counts, str(args.out))
         report_written(args.out, "labels")
-        report_written(args.out / REPORT, "page to look at")
+        report_written(labelled.page, "page to look at")
     return 0

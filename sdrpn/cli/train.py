@@ -19,12 +19,8 @@ from sdrpn.cli.arguments import non_negative_number, number_between, positive_in
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from sdrpn.checkpoint import Checkpoint
-    from sdrpn.train.label_set import LabelSet
     from sdrpn.train.options import TrainOptions
-    from sdrpn.train.rpn_folder import TrainReport, TrainRequest
+    from sdrpn.workflows.train import TrainedRpn
 
 HELP = "train an RPN on labels"
 DESCRIPTION = """\
@@ -142,23 +138,27 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say how it went."""
-    from sdrpn.cli.first_look import look_at_checkpoint
+    from sdrpn.cli.checkpoint_arguments import checkpoint_parts
+    from sdrpn.cli.output import warn
     from sdrpn.cli.output_file import require_output_folder
-    from sdrpn.host.libraries import importing_extra
+    from sdrpn.cli.progress import progress
+    from sdrpn.workflows.train import TrainingRequest, train
 
     require_output_folder("--out", args.out)
     require_output_folder("--taps-dir", args.taps_dir)
-    with importing_extra("train", "sdrpn train"):
-        from sdrpn.labels.about import read_about_labels
-    look_at_checkpoint(args, "train", fit=read_about_labels(args.labels).get("fit"))
-    with importing_extra("train", "sdrpn train"):
-        import torch  # noqa: F401
-        from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=args.device == "cpu")
-    report = _trained(args, accelerator)
-    if accelerator.is_main_process:
-        _print_report(args, _options(args), report)
+    request = TrainingRequest(
+        checkpoint_parts(args),
+        args.labels,
+        args.out,
+        _options(args),
+        args.images,
+        args.taps_dir,
+        args.device,
+        args.resume,
+    )
+    trained = train(request, progress, warn)
+    if trained.is_main:
+        _print_report(args, trained)
     return 0
 
 
@@ -171,50 +171,11 @@ def _options(args: argparse.Namespace) -> TrainOptions:
     return dataclasses.replace(PRESETS[args.preset], **given)
 
 
-def _trained(args: argparse.Namespace, accelerator: Accelerator) -> TrainReport:
-    from sdrpn.checkpoint import open_checkpoint
-    from sdrpn.cli.progress import progress
-    from sdrpn.host.progress import show_nothing
-    from sdrpn.train.label_set import read_labels
-    from sdrpn.train.rpn_folder import train_rpn
-
-    labels = read_labels(args.labels)
-    with open_checkpoint(
-        args.checkpoint, vision_tower=args.vision_tower, base=args.base, projector=args.projector, fit=labels.fit
-    ) as checkpoint:
-        request = _request(args, checkpoint, labels)
-        if not accelerator.is_main_process:
-            return train_rpn(request, accelerator, show_nothing)
-        _warn_of_other_checkpoint(request)
-        return train_rpn(request, accelerator, progress)
-
-
-def _request(args: argparse.Namespace, checkpoint: Checkpoint, labels: LabelSet) -> TrainRequest:
-    from sdrpn.train.rpn_folder import TrainRequest
-
-    return TrainRequest(
-        checkpoint,
-        labels,
-        args.out,
-        _options(args),
-        args.images or labels.images,
-        args.taps_dir or args.labels / "taps",
-        args.resume,
-    )
-
-
-def _warn_of_other_checkpoint(request: TrainRequest) -> None:
-    from sdrpn.cli.output import warn
-
-    labelled = request.labels.about.get("checkpoint_sha256")
-    if labelled is not None and labelled != request.checkpoint.digest():
-        warn("the labels were made by another checkpoint than the one that is trained on; its tokens must be the same")
-
-
-def _print_report(args: argparse.Namespace, options: TrainOptions, report: TrainReport) -> None:
+def _print_report(args: argparse.Namespace, trained: TrainedRpn) -> None:
     from sdrpn.cli.output import print_json, print_table, print_text
     from sdrpn.cli.output_file import report_written
 
+    options, report = trained.options, trained.report
     history, found = report.history, report.history.validations
     if args.json:
         print_json(

@@ -12,7 +12,7 @@ from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.method.spec import RpnSpec
 from sdrpn.model.rpn import Rpn
-from sdrpn.train import rpn_from_layers
+from sdrpn.train.start import rpn_from_layers
 
 __all__ = ["LoadedRpn", "rpn_of", "untrained_rpn"]
 

@@ -18,7 +18,14 @@ from sdrpn.model.tail import Tail
 from sdrpn.model.trunk import Trunk
 from sdrpn.model.vision import VisionEncoder
 
-__all__ = ["LlavaBase", "SdRpnModel", "base_from_checkpoint", "model_from_checkpoint", "tensor_from_array"]
+__all__ = [
+    "LlavaBase",
+    "SdRpnModel",
+    "base_at",
+    "base_from_checkpoint",
+    "model_from_checkpoint",
+    "tensor_from_array",
+]
 
 
 class LlavaBase(nn.Module):
@@ -70,6 +77,15 @@ def base_from_checkpoint(checkpoint: Checkpoint, tap_layer: int, dtype: torch.dt
         base = LlavaBase(dataclasses.replace(checkpoint.spec, tap_layer=tap_layer, rpn=None))
     _load_frozen(base, checkpoint, dtype)
     return base
+
+
+def base_at(model: SdRpnModel, tap_layer: int) -> LlavaBase:
+    """The model up to another tap. Its modules are those of `model`: nothing is read or copied."""
+    with torch.device("meta"):
+        base = LlavaBase(dataclasses.replace(model.spec, tap_layer=tap_layer, rpn=None))
+    base.vision, base.embed = model.vision, model.embed
+    base.trunk.layers = nn.ModuleList([*model.trunk.layers, *model.tail.layers][:tap_layer])
+    return base.eval()
 
 
 def _load_frozen(model: LlavaBase, checkpoint: Checkpoint, dtype: torch.dtype) -> None:

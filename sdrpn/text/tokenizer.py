@@ -17,7 +17,7 @@ from sdrpn.host.placeholder import describe_placeholder
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.text.tokenizer_limits import MAX_TOKENIZER_BYTES, find_excess
 
-__all__ = ["TextStream", "decode_text", "encode_text", "load_tokenizer", "token_text"]
+__all__ = ["TextStream", "decode_text", "encode_text", "load_tokenizer", "prepared_tokenizer", "token_text"]
 
 INCOMPLETE = "\ufffd"  # what decoders write for bytes that are not a character, or not yet one
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -36,10 +36,19 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     path = Path(path)
     _require_tokenizer_file(path)
     with _failing(f"{path} is not a tokenizer that can be read", "export the checkpoint again"):
-        tokenizer: Tokenizer = Tokenizer.from_file(os.fspath(path))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        excess = find_excess({name: _state(getattr(tokenizer, name)) for name in _PARTS} | {"model": _model(tokenizer)})
+        return prepared_tokenizer(Tokenizer.from_file(os.fspath(path)), path)
+
+
+def prepared_tokenizer(tokenizer: Tokenizer, path: Path) -> Tokenizer:
+    """The same, without truncation and padding.
+
+    Args:
+        path: the file that it came from, for messages
+    Raises: BadBundle for one that could loop or grow
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    excess = find_excess({name: _state(getattr(tokenizer, name)) for name in _PARTS} | {"model": _model(tokenizer)})
     if excess is not None:
         raise BadBundle(f"{path} is not used: {excess}; use the tokenizer.json that the model was published with")
     return tokenizer
@@ -133,6 +142,8 @@ def _failing(what: str, advice: str) -> Iterator[None]:
     """Turn errors of the library into BadBundle: bare Exceptions, and BaseExceptions where its Rust code panics."""
     try:
         yield
+    except BadBundle:
+        raise
     except Exception as error:
         raise BadBundle(f"{what} ({_one_line(error)}); {advice}") from error
     except BaseException as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,8 +13,7 @@ from accelerate import Accelerator
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.host.progress import ShowProgress, show_nothing
-from sdrpn.model.dtypes import torch_dtype
-from sdrpn.model.llava import base_from_checkpoint
+from sdrpn.model.llava import SdRpnModel, base_at
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatches
 from sdrpn.train.label_set import LabelSet, Split, split_by_image
@@ -23,7 +22,15 @@ from sdrpn.train.options import TrainOptions
 from sdrpn.train.start import rpn_from_layers
 from sdrpn.train.taps import StoredTaps, store_taps
 
-__all__ = ["NEARLY_BEST", "Trial", "best_trial", "try_taps", "usual_tap_layers"]
+__all__ = [
+    "NEARLY_BEST",
+    "Trial",
+    "best_trial",
+    "fitting_pairs",
+    "store_trial_taps",
+    "try_taps",
+    "usual_tap_layers",
+]
 
 # The RPN of fewer layers is taken if it gives up less than this: every layer below costs time in every question.
 NEARLY_BEST = 0.98
@@ -52,57 +59,70 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
     return min(good, key=lambda trial: (trial.tap_layer + trial.rpn_layers, -trial.average_precision))
 
 
-def try_taps(
-    checkpoint: Checkpoint,
+def fitting_pairs(layers: int, candidates: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pairs (K,T) that an LLM of so many layers has room for, in order. Raises BadInput where there is none."""
+    fitting = sorted({(tap, own) for tap, own in candidates if tap >= 1 and tap + own <= layers})
+    if not fitting:
+        raise BadInput(f"no tap and number of layers fits an LLM of {layers} layers; expected K + T of at most that")
+    return fitting
+
+
+def store_trial_taps(
+    model: SdRpnModel,
     labels: LabelSet,
     images: Path,
     options: TrainOptions,
+    tap_layers: Sequence[int],
+    folder: Path,
+    show_progress: ShowProgress = show_nothing,
+) -> None:
+    """Write the taps of every layer that trainings are to be compared at, so that the model need not stay for them.
+
+    Args:
+        model: in the precision of its taps, on its device
+        options: `precision` and `taps` say how taps are computed and kept
+        folder: what `try_taps` reads
+    """
+    for tap_layer in sorted(set(tap_layers)):
+        base = FrozenBase(base_at(model, tap_layer), images, options.precision)
+        with show_progress(f"taps of layer {tap_layer}", "questions") as progress:
+            store_taps(folder, labels.prompts, _key(tap_layer), options.taps, partial(_same, base), progress=progress)
+
+
+def try_taps(
+    checkpoint: Checkpoint,
+    labels: LabelSet,
+    options: TrainOptions,
     candidates: Sequence[tuple[int, int]],
-    scratch: Path,
+    folder: Path,
     accelerator: Accelerator,
     show_progress: ShowProgress = show_nothing,
 ) -> list[Trial]:
     """Train once for every pair of K and T, with the same labels, steps and order.
 
     Args:
+        checkpoint: whose layers RPNs start from
         options: without their tap and layers; `steps` says how long a training is
         candidates: (K,T); those that the LLM has no layers for are left out
-        scratch: a folder for taps, which are removed again
-    Raises BadInput where no candidate fits, or nothing can be held out.
+        folder: what `store_trial_taps` wrote for each K
+    Raises: BadInput where no candidate fits, or nothing can be held out
     """
-    layers = checkpoint.spec.llm.layers
-    fitting = sorted({(tap, own) for tap, own in candidates if tap >= 1 and tap + own <= layers})
-    if not fitting:
-        raise BadInput(f"no tap and number of layers fits an LLM of {layers} layers; expected K + T of at most that")
     split = split_by_image(labels.prompts, options.validation_share, options.split_seed)
     trials: list[Trial] = []
-    for tap_layer in sorted({tap for tap, _ in fitting}):
-        with tempfile.TemporaryDirectory(dir=scratch, prefix=".taps-") as folder:
-            at_tap = dataclasses.replace(options, tap_layer=tap_layer)
-            batches = _batches(checkpoint, labels, images, at_tap, Path(folder), accelerator, show_progress)
-            for rpn_layers in (own for tap, own in fitting if tap == tap_layer):
-                asked = dataclasses.replace(at_tap, rpn_layers=rpn_layers)
-                trials.append(_trial(checkpoint, split, asked, batches, accelerator, show_progress))
+    for tap_layer, rpn_layers in fitting_pairs(checkpoint.spec.llm.layers, candidates):
+        asked = dataclasses.replace(options, tap_layer=tap_layer, rpn_layers=rpn_layers)
+        taps = StoredTaps(folder, labels.prompts, _key(tap_layer), options.taps)
+        batches = TapBatches(labels.prompts, taps, accelerator.device)
+        trials.append(_trial(checkpoint, split, asked, batches, accelerator, show_progress))
     return trials
 
 
-def _batches(
-    checkpoint: Checkpoint,
-    labels: LabelSet,
-    images: Path,
-    options: TrainOptions,
-    folder: Path,
-    accelerator: Accelerator,
-    show_progress: ShowProgress,
-) -> TapBatches:
-    def make_base() -> FrozenBase:
-        dtype = torch_dtype(options.precision)
-        model = base_from_checkpoint(checkpoint, options.tap_layer, dtype).to(accelerator.device)
-        return FrozenBase(model, images, options.precision)
+def _same(base: FrozenBase) -> FrozenBase:
+    return base
 
-    with show_progress(f"taps of layer {options.tap_layer}", "questions") as progress:
-        store_taps(folder, labels.prompts, "trial", options.taps, make_base, progress=progress)
-    return TapBatches(labels.prompts, StoredTaps(folder, labels.prompts, "trial", options.taps), accelerator.device)
+
+def _key(tap_layer: int) -> str:
+    return f"trial {tap_layer}"
 
 
 def _trial(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdrpn.calibration import CalibrationPrompts, LayerInputs
 from sdrpn.checkpoint import open_checkpoint
-from sdrpn.cli.teacher import tokenizer_of
+from sdrpn.checkpoint.tokenizer import tokenizer_of
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.labels.questions import Question
 from sdrpn.model.llava import SdRpnModel, model_from_checkpoint

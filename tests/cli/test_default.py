@@ -71,7 +71,7 @@ class TestAgainstItsCheckpoint:
         torch.set_num_threads(threads)
 
     def test_compare(self, sdrpn: Command) -> None:
-        outcome = sdrpn("compare", "default", "--checkpoint", CHECKPOINT, "--rpn", RPN)
+        outcome = sdrpn("verify", "--exact", "default", "--checkpoint", CHECKPOINT, "--rpn", RPN)
         assert outcome.code == 0, outcome.err
 
     def test_verify(self, sdrpn: Command) -> None:

@@ -146,9 +146,9 @@ def test_several_rpns(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> 
         (("--methods", "magic"), "the method magic does not exist; expected some of plain, "),
         (("--methods", ","), "no method was named"),
         (("--split", "train"), "--split is train; the task tags has heldout, shifted"),
-        (("--resume",), "--resume needs --out"),
-        (("--rpn", "x"), "--rpn is for a checkpoint, and "),
-        (("--threshold", "auto"), "--threshold auto needs attention, which a bundle does not give"),
+        (("--resume",), "its folder is needed; name it (--out)"),
+        (("--rpn", "x"), "rpn is for a checkpoint, and "),
+        (("--threshold", "auto"), "an automatic threshold needs attention, which a bundle does not give"),
         (("--threshold", "high"), "argument --threshold: 'high' is not a number from -1 to 1, or auto"),
         (("--samples", "0"), "argument --samples: 0 is not a whole number of at least 1"),
     ],
@@ -167,7 +167,9 @@ def test_refusals_of_a_checkpoint(
         text_checkpoint, "--methods", "attention-crop"
     )
     assert "sdrpn needs an RPN, and the model has none" in refused(plain_checkpoint, "--methods", "sdrpn")
-    assert "--vicrop-layer is 4; the model has layers 0 to 3" in refused(text_checkpoint, "--vicrop-layer", 4)
+    assert "ViCrop's layer is 4; the model has layers 0 to 3: name one (--vicrop-layer)" in refused(
+        text_checkpoint, "--vicrop-layer", 4
+    )
     (tmp_path / "heads.json").write_text(json.dumps({"format_version": 1, "grounding": [[9, 0]]}))
     assert "layer 9 head 0 does not exist" in refused(text_checkpoint, "--heads", tmp_path)
     assert "is not a folder; expected a checkpoint's folder" in refused(tmp_path / "nowhere")

@@ -46,8 +46,8 @@ def test_an_adapter(sdrpn: Command, tmp_path: Path, base: Path, lora: Path) -> N
     exported = sdrpn("export", lora, "--base", base, "--out", tmp_path / "b")
     assert exported.code == 0
     assert f"the adapter in {lora} is merged into its base: 4 tensors are changed by it" in exported.out
-    assert sdrpn("compare", tmp_path / "b", "--checkpoint", lora, "--base", base).code == 0
-    assert sdrpn("compare", tmp_path / "b", "--checkpoint", base).code != 0, "the base alone is another model"
+    assert sdrpn("verify", "--exact", tmp_path / "b", "--checkpoint", lora, "--base", base).code == 0
+    assert sdrpn("verify", "--exact", tmp_path / "b", "--checkpoint", base).code != 0, "the base alone is another model"
 
 
 def test_notes_as_json(sdrpn: Command, tmp_path: Path, base: Path, lora: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_projector(sdrpn: Command, tmp_path: Path, base: Path) -> None:
     exported = sdrpn("export", base, "--projector", base, "--out", tmp_path / "b")
     assert exported.code == 0
     assert "mm_projector.bin" not in exported.out
-    assert sdrpn("compare", tmp_path / "b", "--checkpoint", base, "--projector", base).code == 0
-    assert sdrpn("compare", tmp_path / "b", "--checkpoint", base).code != 0
+    assert sdrpn("verify", "--exact", tmp_path / "b", "--checkpoint", base, "--projector", base).code == 0
+    assert sdrpn("verify", "--exact", tmp_path / "b", "--checkpoint", base).code != 0
     line = refusal(sdrpn("export", base, "--projector", tmp_path / "none.bin", "--out", tmp_path / "c"))
     assert "none.bin does not exist; expected a projector as LLaVA saves it, mm_projector.bin" in line

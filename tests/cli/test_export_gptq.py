@@ -12,7 +12,7 @@ from PIL import Image
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.calibration import CalibrationPrompts
 from sdrpn.checkpoint import open_checkpoint
-from sdrpn.cli.teacher import tokenizer_of
+from sdrpn.checkpoint.tokenizer import tokenizer_of
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.labels.questions import Question
 from tests.cli.command import Command, refusal

@@ -71,7 +71,7 @@ def test_the_given_template_stays_with_the_bundle(
     message = refusal(sdrpn(*export, "--precision", "fp16", "--template", "mpt"))
     assert "its prompt differs (llava_llama_2 there, mpt here); name another --out" in message
     # What is compared with the checkpoint is asked in the same way.
-    outcome = sdrpn("compare", bundle, "--checkpoint", text_checkpoint, "--variant", "fused-fp32")
+    outcome = sdrpn("verify", "--exact", bundle, "--checkpoint", text_checkpoint, "--variant", "fused-fp32")
     assert (outcome.code, outcome.err) == (0, "")
 
 

@@ -45,7 +45,7 @@ def test_a_bundle_of_cut_pictures(sdrpn: Command, checkpoint: Path, tmp_path: Pa
         open_picture(source).write_base(vision, seen)
         np.testing.assert_array_equal(seen[0], base_pixels(Image.open(picture), vision))
 
-    assert sdrpn("compare", bundle, "--checkpoint", checkpoint).code == 0
+    assert sdrpn("verify", "--exact", bundle, "--checkpoint", checkpoint).code == 0
     overlay = tmp_path / "looked-at.png"
     assert sdrpn("ask", bundle, picture, "where?", "--max-new-tokens", 2, "--overlay", overlay).code == 0
     assert overlay.is_file()

@@ -64,7 +64,7 @@ def test_tap_and_size_are_proposed(
     with Image.open(out / "taps.png") as picture:
         assert picture.width > 300
     without_folder = ("heads", plain_checkpoint, "--data", data, "--images", tmp_path, "--propose")
-    assert "name a folder with --out" in refusal(sdrpn(*without_folder))
+    assert "name a folder (--out)" in refusal(sdrpn(*without_folder))
 
 
 def test_the_official_choices() -> None:
@@ -79,7 +79,7 @@ def test_refusals(sdrpn: Command, text_checkpoint: Path, tiny_checkpoint: Path, 
     command = ("heads", text_checkpoint, "--data", data, "--max-new-tokens", 2, "--images")
     assert "no image has two questions" in refusal(sdrpn(*command, tmp_path))
     assert "is not a folder" in refusal(sdrpn(*command, tmp_path / "none"))
-    assert "--device nonsense cannot be used here" in refusal(sdrpn(*command, tmp_path, "--device", "nonsense"))
+    assert "the device nonsense cannot be used here" in refusal(sdrpn(*command, tmp_path, "--device", "nonsense"))
     assert "has no answer" in refusal(sdrpn(*command, tmp_path, "--answers", "given"))
     without_tokenizer = ("heads", tiny_checkpoint, "--data", data, "--images", tmp_path)
     assert "has no tokenizer" in refusal(sdrpn(*without_tokenizer))

@@ -60,7 +60,7 @@ sys.exit(f"loaded: {heavy}" if heavy else code)
     "command",
     [
         ("export", "{bad}", "--out", "new"),
-        ("compare", "default", "--checkpoint", "{bad}"),
+        ("verify", "--exact", "default", "--checkpoint", "{bad}"),
         ("verify", "default", "--checkpoint", "{bad}"),
         ("label", "{bad}", "--data", "{qa}", "--images", ".", "--heads", "official-7b", "--out", "new"),
         ("heads", "{bad}", "--data", "{qa}", "--images", "."),

@@ -77,7 +77,7 @@ def test_inspect_still_compares_what_is_there(sdrpn: Command, release: Path) -> 
         (("build", "{}", "--target", "l4", "--dry-run"), "to build engines"),
         (("verify", "{}"), "to compare them with the checkpoint"),
         (("verify", "{}", "--target", TARGET), "to compare them with the checkpoint"),
-        (("compare", "{}", "--checkpoint", "."), "to compare them with the checkpoint"),
+        (("verify", "--exact", "{}", "--checkpoint", "."), "to compare them with the checkpoint"),
         (("optimize", "{}"), "to optimise them for this machine's CPU"),
         (("plan", "{}"), rf"to answer on this machine \(for its engines name the target {TARGET}\)"),
     ],

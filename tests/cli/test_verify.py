@@ -24,7 +24,7 @@ from sdrpn.runtime.backends import tensorrt_info
 from sdrpn.runtime.engines import platform as platform_module
 from sdrpn.runtime.engines import preflight
 from tests.cli.command import Command, Outcome, refusal
-from tests.cli.test_compare import negate_first_weight, weight_file
+from tests.cli.test_verify_exact import negate_first_weight, weight_file
 from tests.damage import copied
 from tests.export.calibration import Largest
 from tests.runtime.engine_files import TARGET, platform, write_engines
@@ -191,8 +191,7 @@ class Silent:
 def test_a_checkpoint_that_is_not_found(sdrpn: Command, bundle: Path) -> None:
     message = refusal(sdrpn("verify", bundle, "--target", TARGET))
     assert message == (
-        f"the checkpoint of {bundle}, checkpoint, is neither here nor beside the bundle; "
-        "say where it is with --checkpoint"
+        f"the checkpoint of {bundle}, checkpoint, is neither here nor beside the bundle; say where it is (--checkpoint)"
     )
 
 

@@ -10,13 +10,13 @@ import torch
 
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.checkpoint import open_checkpoint
-from sdrpn.cli.comparison import GraphRuns, Steps
 from sdrpn.compare.graphs import Check
 from sdrpn.compare.parity import gates, graph_parity, peak_checks, recorded_peaks
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.layers import Attention, rotary, rotate
+from sdrpn.workflows.comparison import GraphRuns, Steps
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
 from sdrpn.errors import RunFailed
 from sdrpn.model import base_from_checkpoint, model_from_checkpoint
-from sdrpn.train import rpn_from_layers
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatch, TapBatches
 from sdrpn.train.label_set import LabelledPrompt, read_labels
 from sdrpn.train.loop import Step, TrainLoop
 from sdrpn.train.options import TrainOptions
+from sdrpn.train.start import rpn_from_layers
 from sdrpn.train.taps import ComputedTaps
 from tests.tolerances import GOLDEN_LOSS_ABS, SAME_MATH_ABS
 from tests.train.data import write_labels

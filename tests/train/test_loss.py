@@ -17,7 +17,8 @@ from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import embed_image
 from sdrpn.method.spec import ModelSpec, RpnSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
-from sdrpn.train import cell_losses, labelled_mean, rpn_from_layers
+from sdrpn.train.loss import cell_losses, labelled_mean
+from sdrpn.train.start import rpn_from_layers
 from tests.tolerances import GOLDEN_LOSS_ABS, SAME_MATH_ABS
 from tests.train.official import OfficialSample, official_sample
 

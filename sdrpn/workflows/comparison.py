@@ -1,29 +1,66 @@
-"""What verbs share that hold a bundle against its checkpoint: how graphs and sessions are run, and what that needs."""
+"""What both ways share to hold a bundle against its checkpoint: how graphs and sessions are run, what that needs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sdrpn.errors import BadInput
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
 if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Bundle, Variant
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.compare.answers import AnswerQuestion, Question
     from sdrpn.compare.graphs import Array, Check
-    from sdrpn.host.progress import Advance
+    from sdrpn.host.progress import Advance, ShowProgress
     from sdrpn.runtime import Session
     from sdrpn.runtime.backends.runner import Runner
 
 __all__ = [
     "GraphRuns",
     "Steps",
+    "VerifyRequest",
     "answers_of",
     "compare_source",
     "questions_of",
     "require_memory",
     "require_torch",
+    "source_of",
     "verify_files",
 ]
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """Which bundle is held against which checkpoint, and how.
+
+    checkpoint: that it was exported from; None: one of its name here or beside the bundle
+    vision_tower, rpn, base, projector: as they were given to the export
+    target: the graphs and engines of this target, a name or a file; None: all variants
+    variant: this one only; None: all, or the target's
+    exact: graph by graph and answers against the reference, in place of gates of each precision
+    """
+
+    bundle: Path
+    checkpoint: Path | str | None = None
+    vision_tower: Path | str | None = None
+    rpn: Path | str | None = None
+    base: Path | str | None = None
+    projector: Path | str | None = None
+    target: str | None = None
+    variant: str | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.target is not None and (self.exact or self.variant is not None):
+            other = "exact" if self.exact else "variant"
+            raise BadInput(
+                f"engines of a target are held against gates, all that it has; leave out {other}, or the target",
+                options=(other, "target"),
+            )
 
 
 def compare_source(bundle: Bundle, source: Checkpoint) -> Iterator[Check]:
@@ -42,7 +79,7 @@ def compare_source(bundle: Bundle, source: Checkpoint) -> Iterator[Check]:
 
 def _compare_prompts(bundle: Bundle, source: Checkpoint) -> Check:
     """Whether the bundle makes the same tokens of a question in words."""
-    from sdrpn.cli.teacher import tokenizer_of
+    from sdrpn.checkpoint.tokenizer import tokenizer_of
     from sdrpn.compare.answers import QUESTION_IN_WORDS
     from sdrpn.compare.graphs import Check
     from sdrpn.text.prompt import build_prompt, load_tokenizer
@@ -57,7 +94,7 @@ def _compare_prompts(bundle: Bundle, source: Checkpoint) -> Check:
 
 def questions_of(bundle: Bundle, source: Checkpoint) -> tuple[Question, ...]:
     """Seeded questions by token ids, and one in words where the bundle takes words."""
-    from sdrpn.cli.teacher import tokenizer_of
+    from sdrpn.checkpoint.tokenizer import tokenizer_of
     from sdrpn.compare.answers import question_in_words, trial_questions
 
     questions = trial_questions(source.spec)
@@ -135,7 +172,7 @@ class Steps:
         self._advance(self._done, self._total)
 
 
-def require_torch(verb: str) -> None:
+def require_torch() -> None:
     """Raises MissingDependency where PyTorch or onnx cannot be imported."""
     from sdrpn.errors import MissingDependency
 
@@ -149,18 +186,16 @@ def require_torch(verb: str) -> None:
     except (ImportError, AttributeError) as error:
         missing = "onnx" if "onnx" in str(error) else "PyTorch"
         raise MissingDependency(
-            f"{verb} runs the checkpoint in PyTorch, and {missing} is not installed; pip install 'sdrpn[train]'"
+            f"verify runs the checkpoint in PyTorch, and {missing} is not installed; pip install 'sdrpn[train]'"
         ) from error
 
 
-def verify_files(bundle: Bundle, variants: Iterable[Variant]) -> None:
+def verify_files(bundle: Bundle, variants: Iterable[Variant], progress: ShowProgress) -> None:
     """A file that was changed is told apart from a graph that was exported wrongly."""
-    from sdrpn.cli.progress import progress
-
     names = sorted({name for variant in variants for name in variant.files})
     total_bytes = sum(bundle.manifest.files[name].size_bytes for name in names if name in bundle.manifest.files)
     done_bytes = 0
-    with progress("verify") as advance:
+    with progress("verify", None) as advance:
 
         def more(size_bytes: int) -> None:
             nonlocal done_bytes
@@ -170,7 +205,7 @@ def verify_files(bundle: Bundle, variants: Iterable[Variant]) -> None:
         bundle.verify(names, advance=more)
 
 
-def require_memory(verb: str, bundle: Bundle, source: Checkpoint, variants: Iterable[Variant]) -> None:
+def require_memory(bundle: Bundle, source: Checkpoint, variants: Iterable[Variant]) -> None:
     """The model in float32 and the graphs of one variant have to fit."""
     from math import prod
 
@@ -185,9 +220,10 @@ def require_memory(verb: str, bundle: Bundle, source: Checkpoint, variants: Iter
     missing_bytes = model_bytes + graph_bytes - (available_bytes or model_bytes + graph_bytes)
     if missing_bytes > 0:
         raise RunFailed(
-            f"{verb} needs {text_from_bytes(model_bytes)} of memory for the checkpoint in float32 and "
-            f"{text_from_bytes(graph_bytes)} for the graphs: {text_from_bytes(missing_bytes)} are missing; name the "
-            f"smallest variant with --variant, or use a machine with more memory"
+            f"verify needs {text_from_bytes(model_bytes)} of memory for the checkpoint in float32 and "
+            f"{text_from_bytes(graph_bytes)} for the graphs: {text_from_bytes(missing_bytes)} are missing; use a "
+            "machine with more memory, or name the smallest variant",
+            options=("variant",),
         )
 
 
@@ -197,3 +233,41 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
     return flat
+
+
+def source_of(bundle: Bundle, request: VerifyRequest) -> CheckpointParts:
+    """The checkpoint as the bundle saw it: given, or else the shipped bundle's, or one of its name.
+
+    Raises: BadInput where it is not found
+    """
+    from sdrpn.bundle.bundle import open_bundle
+    from sdrpn.bundle.shipped import DEFAULT_BUNDLE, shipped_source
+
+    checkpoint, rpn = request.checkpoint, request.rpn
+    # The shipped bundle, or a copy of it that engines were built in.
+    if checkpoint is None and bundle.manifest.source == open_bundle(DEFAULT_BUNDLE).manifest.source:
+        checkpoint, shipped_rpn = shipped_source()
+        rpn = rpn or shipped_rpn
+    return CheckpointParts(
+        checkpoint or _checkpoint_beside(bundle),
+        vision_tower=request.vision_tower,
+        rpn=rpn,
+        base=request.base,
+        projector=request.projector,
+        fit=bundle.spec.vision.fit,
+        template=bundle.manifest.given_template,
+    )
+
+
+def _checkpoint_beside(bundle: Bundle) -> Path:
+    """A bundle knows its checkpoint's name, and the digest that `compare_source` holds against it."""
+    name = str(bundle.manifest.source.get("checkpoint") or "")
+    places = [Path(name), bundle.path.resolve().parent / name] if name and Path(name).name == name else []
+    for place in places:
+        if place.is_dir():
+            return place
+    raise BadInput(
+        f"the checkpoint of {bundle.path}, {name or 'whose name is not known'}, is neither here nor beside the bundle; "
+        "say where it is",
+        options=("checkpoint",),
+    )

@@ -1,4 +1,4 @@
-"""`sdrpn compare`: what passes, what fails and is named, and what is refused before the work starts."""
+"""`sdrpn verify --exact`: what passes, what fails and is named, and what is refused before the work starts."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def failures(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def compare(sdrpn: Command, bundle: Path, checkpoint: Path, *arguments: str) -> Outcome:
-    return sdrpn("compare", bundle, "--checkpoint", checkpoint, "--variant", "fused-fp32", *arguments)
+    return sdrpn("verify", "--exact", bundle, "--checkpoint", checkpoint, "--variant", "fused-fp32", *arguments)
 
 
 class TestPasses:
     def test_both_dialects_and_fp16(self, sdrpn: Command, bundle: Path, tiny_checkpoint: Path) -> None:
         export_bundle(tiny_checkpoint, bundle, ExportOptions(precision="fp16"))
-        report = sdrpn("compare", bundle, "--checkpoint", tiny_checkpoint, "--json").json()
+        report = sdrpn("verify", "--exact", bundle, "--checkpoint", tiny_checkpoint, "--json").json()
         assert report["ok"] is True
         assert (report["bundle"], report["checkpoint"]) == (str(bundle), str(tiny_checkpoint))
         done = {(check["variant"], check["graph"]) for check in report["checks"]}
@@ -106,7 +106,7 @@ class TestPasses:
         checkpoint, bundle = tmp_path / "plain", tmp_path / "bundle"
         write_random_checkpoint(checkpoint, dataclasses.replace(tiny_spec, rpn=None), layout="llava")
         export_bundle(checkpoint, bundle)
-        report = sdrpn("compare", bundle, "--checkpoint", checkpoint, "--json").json()
+        report = sdrpn("verify", "--exact", bundle, "--checkpoint", checkpoint, "--json").json()
         assert {check["kind"] for check in report["checks"] if check["graph"] == "answer"} == {"tokens"}
         assert "rpn" not in {check["graph"] for check in report["checks"]}
 
@@ -171,7 +171,7 @@ class TestFails:
         assert wrong[0]["found"] == open_bundle(tiny_bundle).manifest.source["sha256"]
         assert len(wrong[0]["expected"]) == 64
         assert {"vision", "trunk", "rpn", "tail", "embedding"} <= {check["graph"] for check in wrong}
-        assert "with the same --vision-tower, --rpn, --base and --projector" in outcome.err
+        assert "with the same parts (--checkpoint, --vision-tower, --rpn, --base, --projector)" in outcome.err
 
     def test_a_checkpoint_of_other_sizes(
         self, sdrpn: Command, tiny_bundle: Path, tiny_spec: ModelSpec, tmp_path: Path
@@ -197,7 +197,7 @@ class TestRefused:
         assert "rpn.fused-fp32.onnx cannot be read as ONNX" in refusal(compare(sdrpn, bundle, tiny_checkpoint))
 
     def test_an_unknown_variant(self, sdrpn: Command, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-        outcome = sdrpn("compare", tiny_bundle, "--checkpoint", tiny_checkpoint, "--variant", "fused-int4")
+        outcome = sdrpn("verify", "--exact", tiny_bundle, "--checkpoint", tiny_checkpoint, "--variant", "fused-int4")
         assert "has no variant 'fused-int4'; it has fused-fp32, primitive-fp32" in refusal(outcome)
 
     def test_a_missing_checkpoint(self, sdrpn: Command, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ class TestRefused:
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
         assert refusal(compare(sdrpn, tiny_bundle, tiny_checkpoint)) == (
-            f"compare runs the checkpoint in PyTorch, and {name} is not installed; pip install 'sdrpn[train]'"
+            f"verify runs the checkpoint in PyTorch, and {name} is not installed; pip install 'sdrpn[train]'"
         )
 
     def test_too_little_memory(
@@ -225,7 +225,27 @@ class TestRefused:
         monkeypatch.setattr(machine, "read_machine", lambda: small)
         message = refusal(compare(sdrpn, tiny_bundle, tiny_checkpoint), code=1)
         assert "for the checkpoint in float32 and" in message
-        assert message.endswith("with --variant, or use a machine with more memory")
+        assert message.endswith("or name the smallest variant (--variant)")
+
+    def test_engines_of_a_target(self, sdrpn: Command, tiny_bundle: Path) -> None:
+        message = refusal(sdrpn("verify", "--exact", tiny_bundle, "--target", "rtx-4090"))
+        assert message.endswith("leave out exact, or the target (--exact, --target)")
+
+
+class TestFormerName:
+    """`sdrpn compare`, for one more version."""
+
+    def test_it_says_how_it_is_called_now(self, sdrpn: Command, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+        former = sdrpn("compare", tiny_bundle, "--checkpoint", tiny_checkpoint, "--variant", "fused-fp32", "--json")
+        assert former.err.startswith("sdrpn: warning: `sdrpn compare` is called `sdrpn verify --exact` now")
+        assert former.err.count("\n") == 1
+        assert (former.code, former.out) == (0, compare(sdrpn, tiny_bundle, tiny_checkpoint, "--json").out)
+
+    def test_it_fails_alike(self, sdrpn: Command, bundle: Path, tiny_checkpoint: Path) -> None:
+        negate_first_weight(bundle, weight_file(bundle, "rpn"))
+        outcome = sdrpn("compare", bundle, "--checkpoint", tiny_checkpoint, "--variant", "fused-fp32")
+        assert outcome.code == 1
+        assert "checks failed, first fused-fp32 rpn, values of " in outcome.err
 
 
 def test_the_first_weight_is_not_zero(tiny_bundle: Path) -> None:

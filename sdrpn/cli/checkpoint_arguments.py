@@ -1,0 +1,92 @@
+"""Arguments of the verbs that let a checkpoint answer questions in PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrpn.cli.arguments import add_fit_argument, positive_int
+from sdrpn.cli.model_folders import add_model_options
+
+if TYPE_CHECKING:
+    from sdrpn.workflows.checkpoint_parts import CheckpointParts
+    from sdrpn.workflows.teacher import TeacherRequest
+
+__all__ = ["add_checkpoint_arguments", "add_teacher_arguments", "checkpoint_parts", "teacher_request"]
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, where it runs and in which precision."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
+    parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as for `sdrpn export`")
+    parser.add_argument("--base", metavar="DIR", type=Path, help="as for `sdrpn export`")
+    parser.add_argument("--projector", metavar="FILE", type=Path, help="as for `sdrpn export`")
+    add_fit_argument(parser)
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_model_options(parser, "checkpoint", "base", "vision_tower")
+
+
+def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, its questions, and how it answers them."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--data",
+        metavar="QA.jsonl",
+        type=Path,
+        required=True,
+        help="one JSON object a line: image, question",
+    )
+    parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--limit", metavar="N", type=positive_int, help="take the first N questions only")
+    parser.add_argument(
+        "--rows",
+        choices=("answer", "predicting", "last-prompt"),
+        default="answer",
+        help="whose attention counts: the answer's tokens (as the official code), the tokens that they were predicted "
+        "from, or the prompt's last token (default: answer)",
+    )
+    parser.add_argument(
+        "--answers",
+        choices=("own", "given"),
+        default="own",
+        help="own: the model answers itself; given: use the answers that stand in the data (default: own)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=positive_int, default=128, help="longest answer (default: 128)"
+    )
+
+
+def checkpoint_parts(args: argparse.Namespace) -> CheckpointParts:
+    """The checkpoint that the arguments name, with what is to be taken from elsewhere."""
+    from sdrpn.workflows.checkpoint_parts import CheckpointParts
+
+    return CheckpointParts(
+        args.checkpoint,
+        vision_tower=args.vision_tower,
+        rpn=getattr(args, "rpn", None),
+        base=args.base,
+        projector=args.projector,
+        fit=getattr(args, "fit", None) or "pad",
+        template=getattr(args, "template", None),
+    )
+
+
+def teacher_request(args: argparse.Namespace) -> TeacherRequest:
+    """The model and its questions."""
+    from sdrpn.workflows.teacher import TeacherRequest
+
+    return TeacherRequest(
+        checkpoint_parts(args),
+        args.data,
+        args.images,
+        args.limit,
+        args.rows,
+        args.answers,
+        args.max_new_tokens,
+        args.precision,
+        args.device,
+    )

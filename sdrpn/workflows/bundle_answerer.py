@@ -1,0 +1,161 @@
+"""A session as what an evaluation asks. Knows no task and no method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from sdrpn.evaluation.looks import Answered, Look, RpnLook
+    from sdrpn.method.roi import Crop, Decide, RoiDecision
+    from sdrpn.method.spec import ModelSpec
+    from sdrpn.runtime import Answer, Session, Timings
+
+    Float32 = NDArray[np.float32]
+
+__all__ = ["BundleAnswerer"]
+
+
+class BundleAnswerer:
+    """A session as an answerer. It has no attention to show; crops that are given cost a look of the RPN."""
+
+    def __init__(self, session: Session) -> None:
+        from sdrpn.errors import BadInput
+        from sdrpn.text.prompt import load_tokenizer
+
+        tokenizer = session.bundle.manifest.tokenizer
+        if tokenizer is None:
+            raise BadInput(f"{session.bundle.path} has no tokenizer.json; export a checkpoint that has a tokenizer")
+        self._session = session
+        self._tokenizer = load_tokenizer(session.bundle.file(tokenizer))
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return self._session.spec
+
+    @property
+    def rpns(self) -> tuple[str, ...]:
+        """Its own, if it has one."""
+        return () if self.spec.rpn is None else ("",)
+
+    @property
+    def looks(self) -> frozenset[type[Any]]:
+        """What needs no attention."""
+        from sdrpn.evaluation.looks import GivenLook, RpnLook
+
+        return frozenset((GivenLook, RpnLook)) if self.rpns else frozenset()
+
+    def answer(self, picture: Image, question: str, look: Look | None, max_new_tokens: int) -> Answered:
+        """Answer greedily, the prefix computed anew; or only look."""
+        import time
+
+        from sdrpn.evaluation.looks import Answered
+
+        if max_new_tokens == 0:
+            return self._look(picture, question, look)
+        self._session.forget_image()
+        start = time.perf_counter()
+        answer = self._answer(picture, question, look, max_new_tokens)
+        seconds = time.perf_counter() - start
+        decision = answer.trace.decision if answer.trace is not None else None
+        crops = () if decision is None else decision.crops
+        return Answered(
+            answer.text.strip(),
+            crops,
+            self._peak(picture, look, decision),
+            answer.roi_token_count,
+            seconds,
+            answer.note,
+            self._map(look, decision),
+        )
+
+    def _look(self, picture: Image, question: str, look: Look | None) -> Answered:
+        """Without a second pass. What the session computes for a first token is not counted."""
+        from sdrpn.evaluation.looks import Answered, GivenLook, RpnLook, given_note, window_xy_px
+
+        if not isinstance(look, RpnLook):
+            crops = look.crops if isinstance(look, GivenLook) else ()
+            note = given_note(crops) if look is not None else None
+            return Answered("", crops, window_xy_px(crops), self._tokens(picture, crops), 0.0, note)
+        self._session.forget_image()
+        decision, timings = self._decided(picture, question, look)
+        seconds = timings.preprocess_s + timings.vision_s + timings.trunk_s + timings.rpn_s + timings.roi_decode_s
+        peak = self._peak(picture, look, decision)
+        tokens, strength = self._tokens(picture, decision.crops), self._map(look, decision)
+        return Answered("", decision.crops, peak, tokens, seconds, decision.note, strength)
+
+    def _map(self, look: Look | None, decision: RoiDecision | None) -> Float32 | None:
+        from sdrpn.evaluation.looks import RpnLook, map_over_image
+
+        return map_over_image(decision, look.policy) if decision is not None and isinstance(look, RpnLook) else None
+
+    def _tokens(self, picture: Image, crops: Sequence[Crop]) -> int:
+        grid = self.spec.vision.grid(picture.size)
+        return sum(crop.token_count(grid.crop_hw(crop.box_xyxy_px)) for crop in crops)
+
+    def _peak(self, picture: Image, look: Look | None, decision: RoiDecision | None) -> tuple[float, float] | None:
+        from sdrpn.evaluation.looks import RpnLook, peak_xy_px, window_xy_px
+
+        if decision is None:
+            return None
+        if isinstance(look, RpnLook):
+            return peak_xy_px(decision, picture.size, self.spec)
+        return window_xy_px(decision.crops)
+
+    def decide(self, picture: Image, question: str, look: RpnLook) -> RoiDecision:
+        """Where it would look."""
+        return self._decided(picture, question, look)[0]
+
+    def _decided(self, picture: Image, question: str, look: RpnLook) -> tuple[RoiDecision, Timings]:
+        """The decision and what it took; no crop is encoded."""
+        import dataclasses
+
+        from sdrpn.text.prompt import build_prompt
+
+        decider, decided = self._decider(look), []
+
+        def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
+            decided.append(decider(logits, image_wh))
+            return dataclasses.replace(decided[0], crops=())
+
+        prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
+        answer = self._session.answer_ids(
+            picture, prompt.ids_before, prompt.ids_after, roi=None, decide=decide, max_new_tokens=1
+        )
+        return decided[0], answer.timings
+
+    def _answer(self, picture: Image, question: str, look: Look | None, max_new_tokens: int) -> Answer:
+        from sdrpn.text.prompt import build_prompt
+
+        prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
+        decide = None if look is None else self._decider(look)
+        return self._session.answer_ids(
+            picture,
+            prompt.ids_before,
+            prompt.ids_after,
+            roi=None,
+            decide=decide,
+            max_new_tokens=max_new_tokens,
+            trace=True,
+        )
+
+    def _decider(self, look: Look) -> Decide:
+        import numpy as np
+
+        from sdrpn.evaluation.looks import GivenLook, RpnLook, given_note
+        from sdrpn.method.roi import RoiDecision, decide_by_policy
+
+        if isinstance(look, RpnLook):
+            return decide_by_policy(look.policy, self.spec.vision.grid)
+        assert isinstance(look, GivenLook)
+        crops = look.crops
+
+        def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
+            return RoiDecision(np.zeros((0, 4), np.int64), crops, given_note(crops), logits)
+
+        return decide

@@ -1,0 +1,209 @@
+"""How well a model answers, with which way of looking: every question with every method, scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sdrpn.errors import BadInput
+from sdrpn.host.hub import model_folder
+from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.workflows.evaluated_model import BundleModel, CheckpointModel, LookChoice, model_at, open_model
+from sdrpn.workflows.teacher import ModelPrecision
+
+if TYPE_CHECKING:
+    from sdrpn.evaluation.records import Record
+    from sdrpn.evaluation.results import Results
+    from sdrpn.evaluation.task import Task
+    from sdrpn.workflows.evaluated_model import OpenedModel
+
+__all__ = ["FORMAT_VERSION", "EvaluationRequest", "evaluate", "evaluate_model", "plain_results"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Which model is asked which questions, and how it looks.
+
+    task, data, split: which questions, where the task's official files are, and which part of them
+    samples: the first so many questions; None: all, 500 of the rendered ones
+    methods: names as in docs/evaluation.md, or "all"; None: the usual ones, as far as they are possible
+    with_answers: False: only look, for tasks with boxes
+    out: folder for records, results and a page of worst cases; None: nothing is written
+    resume: go on with a run of the same settings in `out`
+    """
+
+    model: BundleModel | CheckpointModel
+    task: str
+    data: Path | None = None
+    split: str | None = None
+    samples: int | None = None
+    methods: Sequence[str] | None = None
+    look: LookChoice = field(default_factory=LookChoice)
+    with_answers: bool = True
+    out: Path | None = None
+    resume: bool = False
+
+
+def evaluate_model(
+    model: Path | str,
+    task: str,
+    *,
+    data: Path | str | None = None,
+    split: str | None = None,
+    samples: int | None = None,
+    methods: Sequence[str] | None = None,
+    threshold: float | Literal["auto"] | None = None,
+    attention_threshold: float | Literal["auto"] = "auto",
+    heads: str | None = None,
+    upscale: Literal["mask", "bbox"] = "mask",
+    vicrop_layer: int | None = None,
+    seed: int = 0,
+    with_answers: bool = True,
+    rpns: Sequence[str] = (),
+    vision_tower: Path | str | None = None,
+    base: Path | str | None = None,
+    projector: Path | str | None = None,
+    fit: Literal["pad", "crop"] | None = None,
+    precision: ModelPrecision = "fp32",
+    device: str = "cpu",
+    backend: str = "onnxruntime",
+    variant: str | None = None,
+    threads: int | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    progress: ShowProgress = show_nothing,
+) -> Results:
+    """Ask a model the questions of a task with several methods, in turn, and score them.
+
+    Args:
+        model: folder of a bundle (ONNX Runtime; without methods that need attention) or of a checkpoint (PyTorch)
+        task, data, split, samples, methods, with_answers, out, resume: see `EvaluationRequest`
+        threshold, attention_threshold, heads, upscale, vicrop_layer, seed: see `LookChoice`
+        rpns, vision_tower, base, projector, fit, precision, device: of a checkpoint; see `CheckpointModel`
+        backend, variant: of a bundle; see `BundleModel`
+        threads: CPU threads; None: the library's choice
+        progress: (title, what is counted) -> a block in which (done, total) is told
+    Returns: accuracy with intervals, how well the crops fit, and the seconds that a question took, by method
+    Raises: BadInput for what the model or the task cannot do; BadBundle, BadCheckpoint; MissingDependency
+    """
+    chosen = model_at(
+        model_folder(model),
+        rpns=rpns,
+        vision_tower=vision_tower,
+        base=base,
+        projector=projector,
+        fit=fit,
+        precision=precision,
+        device=device,
+        backend=backend,
+        variant=variant,
+        threads=threads,
+    )
+    look = LookChoice(threshold, attention_threshold, heads, upscale, vicrop_layer, seed)
+    request = EvaluationRequest(
+        chosen,
+        task,
+        None if data is None else Path(data),
+        split,
+        samples,
+        methods,
+        look,
+        with_answers,
+        None if out is None else Path(out),
+        resume,
+    )
+    return evaluate(request, progress)
+
+
+def evaluate(request: EvaluationRequest, progress: ShowProgress = show_nothing) -> Results:
+    """See `evaluate_model`."""
+    from sdrpn.evaluation.methods import methods_for
+    from sdrpn.evaluation.results import summarise
+    from sdrpn.evaluation.tasks.named import open_task
+    from sdrpn.evaluation.worst import write_worst_cases
+
+    task = open_task(request.task, request.data, request.split, request.samples, request.look.seed)
+    _check(request, task)
+    with open_model(request.model, task, request.methods, request.look, progress) as model:
+        methods = methods_for(request.methods, task, model.answerer, model.setting)
+        settings = _settings(request, task, methods, model)
+        records = _records(request, task, methods, model, settings, progress)
+        fit = model.answerer.spec.vision.fit
+    results = summarise(task, methods, records, settings)
+    if request.out is not None:
+        _write(request.out, results)
+        write_worst_cases(request.out, task, methods, records, fit)
+    return results
+
+
+def plain_results(results: Results) -> dict[str, Any]:
+    """As results.json has them."""
+    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(results)}
+
+
+def _check(request: EvaluationRequest, task: Task) -> None:
+    if not request.with_answers and not task.has_boxes:
+        raise BadInput(
+            f"without answers, crops are measured against true boxes, and the task {task.name} has none; ask for "
+            "answers too"
+        )
+    if request.resume and request.out is None:
+        raise BadInput("to go on with a run, its folder is needed; name it", options=("out",))
+
+
+def _settings(request: EvaluationRequest, task: Task, methods: tuple[str, ...], model: OpenedModel) -> dict[str, Any]:
+    """Everything that decides the answers, for people and for resuming."""
+    return {
+        "model": model.about,
+        "task": task.name,
+        **task.settings,
+        "data": None if request.data is None else str(request.data),
+        "samples": len(task.samples),
+        "methods": list(methods),
+        "thresholds": model.thresholds,
+        "upscale": request.look.upscale,
+        "max_new_tokens": task.max_new_tokens if request.with_answers else 0,
+        "draw_seed": request.look.seed,
+    }
+
+
+def _records(
+    request: EvaluationRequest,
+    task: Task,
+    methods: tuple[str, ...],
+    model: OpenedModel,
+    settings: dict[str, Any],
+    progress: ShowProgress,
+) -> list[Record]:
+    """Those of this run and of the one that it goes on with."""
+    from sdrpn.evaluation.records import RecordFile
+    from sdrpn.evaluation.runner import run_methods
+
+    file = None if request.out is None else RecordFile(request.out, settings, resume=request.resume)
+    records = [] if file is None else list(file.done)
+    done = {(record.index, record.method) for record in records}
+    with file or nullcontext(), progress("eval", "answers") as advance:
+        for record in run_methods(
+            task, model.answerer, methods, model.setting, answers=request.with_answers, done=done, progress=advance
+        ):
+            if file is not None:
+                file.append(record)
+            records.append(record)
+    return records
+
+
+def _write(out: Path, results: Results) -> None:
+    from sdrpn.evaluation.table import markdown
+    from sdrpn.host.atomic import replacing_file
+
+    with replacing_file(out / "results.json") as path:
+        path.write_text(json.dumps(plain_results(results), indent=1) + "\n", "utf-8")
+    with replacing_file(out / "results.md") as path:
+        path.write_text(markdown(results), "utf-8")

@@ -1,0 +1,311 @@
+"""Open what an evaluation measures: a bundle on ONNX Runtime, or a checkpoint in PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sdrpn.errors import BadInput
+from sdrpn.host.libraries import importing_extra
+from sdrpn.host.progress import ShowProgress
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
+from sdrpn.workflows.teacher import ModelPrecision, require_device
+
+if TYPE_CHECKING:
+    from sdrpn.checkpoint import Checkpoint
+    from sdrpn.evaluation.looks import Answerer
+    from sdrpn.evaluation.methods import Setting
+    from sdrpn.evaluation.rpns import LoadedRpn
+    from sdrpn.evaluation.task import Task
+    from sdrpn.evaluation.torch_answerer import TorchAnswerer
+    from sdrpn.method.roi import RoiPolicy
+
+__all__ = ["BundleModel", "CheckpointModel", "LookChoice", "OpenedModel", "model_at", "open_model"]
+
+AUTO: Literal["auto"] = "auto"
+Threshold = float | Literal["auto"] | None
+_EXTRA = ("train", "sdrpn eval of a checkpoint")
+
+
+@dataclass(frozen=True)
+class LookChoice:
+    """How a model looks a second time.
+
+    threshold: of the RoI map; "auto": by labels that the model gives itself, for every RPN; None: the task's published
+        one
+    attention_threshold: share of the strongest cell's attention above which a cell counts; "auto": as above
+    heads: grounding heads, as for labelling; None: no method needs attention
+    upscale: of `sdrpn.method.roi.RoiPolicy`
+    vicrop_layer: layer of ViCrop's attention; None: where it was published, 14/32 of the way
+    seed: of what is drawn
+    """
+
+    threshold: Threshold = None
+    attention_threshold: float | Literal["auto"] = AUTO
+    heads: str | None = None
+    upscale: Literal["mask", "bbox"] = "mask"
+    vicrop_layer: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BundleModel:
+    """A bundle, and what runs it; see `sdrpn.Session.open`."""
+
+    path: Path
+    backend: str = "onnxruntime"
+    variant: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointModel:
+    """A checkpoint in PyTorch.
+
+    rpns: "FILE" or "NAME=FILE"; the first is the model's own, a further one without a name is called as its folder
+    """
+
+    parts: CheckpointParts
+    rpns: tuple[str, ...] = ()
+    precision: ModelPrecision = "fp32"
+    device: str = "cpu"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that answers, what its methods share, and what it is."""
+
+    answerer: Answerer
+    setting: Setting
+    about: dict[str, Any]
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """By method."""
+        setting = self.setting
+        found = {"sdrpn": setting.rpn_look().policy.threshold}
+        found |= {f"sdrpn:{name}": policy.threshold for name, policy in setting.rpn_policies.items() if name}
+        if setting.attention is not None:
+            found["attention-crop"] = setting.attention.policy.threshold
+        return found
+
+
+def model_at(
+    folder: Path,
+    *,
+    rpns: Sequence[str] = (),
+    vision_tower: Path | str | None = None,
+    base: Path | str | None = None,
+    projector: Path | str | None = None,
+    fit: Literal["pad", "crop"] | None = None,
+    precision: ModelPrecision = "fp32",
+    device: str = "cpu",
+    backend: str = "onnxruntime",
+    variant: str | None = None,
+    threads: int | None = None,
+) -> BundleModel | CheckpointModel:
+    """The bundle or the checkpoint in a folder. Raises BadInput where a bundle is given what a checkpoint takes."""
+    from sdrpn.bundle.bundle import MANIFEST_NAME
+
+    if not (folder / MANIFEST_NAME).is_file():
+        parts = CheckpointParts(folder, vision_tower, base=base, projector=projector, fit=fit or "pad")
+        return CheckpointModel(parts, tuple(rpns), precision, device, threads)
+    for name, value in (("rpn", rpns), ("base", base), ("projector", projector), ("fit", fit)):
+        if value:
+            raise BadInput(
+                f"{name} is for a checkpoint, and {folder} is a bundle; name the checkpoint instead", options=(name,)
+            )
+    return BundleModel(folder, backend, variant, threads)
+
+
+@contextmanager
+def open_model(
+    model: BundleModel | CheckpointModel,
+    task: Task,
+    wanted: Sequence[str] | None,
+    look: LookChoice,
+    progress: ShowProgress,
+) -> Iterator[OpenedModel]:
+    """The model, ready for the methods that are wanted of it (None: the usual ones).
+
+    Raises: BadInput for what it cannot do; BadBundle or BadCheckpoint; MissingDependency
+    """
+    if isinstance(model, BundleModel):
+        with _open_bundle(model, task, look) as opened:
+            yield opened
+    else:
+        with _open_checkpoint(model, task, wanted, look, progress) as opened:
+            yield opened
+
+
+def _policy(task: Task, look: LookChoice) -> RoiPolicy:
+    """The task's published threshold unless another number was given."""
+    from sdrpn.method.roi import RoiPolicy
+
+    return RoiPolicy(look.threshold if isinstance(look.threshold, float) else task.threshold, look.upscale)
+
+
+# A bundle ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open_bundle(model: BundleModel, task: Task, look: LookChoice) -> Iterator[OpenedModel]:
+    from sdrpn.bundle.shipped import bundle_name
+    from sdrpn.evaluation.methods import Setting
+    from sdrpn.runtime import Session
+    from sdrpn.workflows.bundle_answerer import BundleAnswerer
+
+    if look.heads is not None:
+        raise BadInput(
+            f"heads are for a checkpoint, and {model.path} is a bundle; name the checkpoint instead",
+            options=("heads",),
+        )
+    if look.threshold == AUTO:
+        raise BadInput(
+            "an automatic threshold needs attention, which a bundle does not give; give a number, or a checkpoint",
+            options=("threshold",),
+        )
+    with Session.open(model.path, backend=model.backend, threads=model.threads, variant=model.variant) as session:
+        about = {
+            "bundle": bundle_name(model.path),
+            "source_sha256": session.bundle.manifest.source.get("sha256"),
+            "variant": session.variant.name,
+            "backend": model.backend,
+        }
+        yield OpenedModel(BundleAnswerer(session), Setting(_policy(task, look), seed=look.seed), about)
+
+
+# A checkpoint --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open_checkpoint(
+    model: CheckpointModel, task: Task, wanted: Sequence[str] | None, look: LookChoice, progress: ShowProgress
+) -> Iterator[OpenedModel]:
+    with importing_extra(*_EXTRA):
+        import sdrpn.checkpoint  # noqa: F401
+
+    first, *others = _named_rpns(model.rpns) or [("", None)]
+    with dataclasses.replace(model.parts, rpn=first[1]).open() as checkpoint:
+        yield _torch_model(model, task, wanted, look, checkpoint, others, progress)
+
+
+def _torch_model(
+    model: CheckpointModel,
+    task: Task,
+    wanted: Sequence[str] | None,
+    look: LookChoice,
+    checkpoint: Checkpoint,
+    others: Sequence[tuple[str, Path | None]],
+    progress: ShowProgress,
+) -> OpenedModel:
+    # Behind the first look at the checkpoint: a refusal does not wait for what takes seconds to load.
+    with importing_extra(*_EXTRA):
+        import torch
+
+        from sdrpn.checkpoint.tokenizer import tokenizer_of
+        from sdrpn.evaluation.methods import DEFAULT_METHODS
+        from sdrpn.evaluation.torch_answerer import TorchAnswerer
+        from sdrpn.model import model_from_checkpoint
+        from sdrpn.model.dtypes import torch_dtype
+
+    if model.threads is not None:
+        torch.set_num_threads(model.threads)
+    device, dtype = require_device(model.device), torch_dtype(model.precision)
+    loaded = model_from_checkpoint(checkpoint, dtype).to(device)
+    rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(model, checkpoint, others).items()}
+    answerer = TorchAnswerer(loaded, tokenizer_of(checkpoint), rpns)
+    setting = _setting(task, look, answerer, DEFAULT_METHODS if wanted is None else wanted, progress)
+    about = {
+        "checkpoint": str(model.parts.path),
+        "sha256": checkpoint.digest(),
+        "rpns": list(model.rpns),
+        "heads": look.heads,
+        "precision": model.precision,
+        "fit": checkpoint.spec.vision.fit,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "vicrop_layer": None if setting.vicrop is None else setting.vicrop.layer,
+    }
+    return OpenedModel(answerer, setting, about)
+
+
+def _named_rpns(rpns: Sequence[str]) -> list[tuple[str, Path | None]]:
+    """Names and files; the first has no name."""
+    from sdrpn.evaluation.methods import UNTRAINED
+
+    named: list[tuple[str, Path | None]] = []
+    for number, option in enumerate(rpns):
+        name, equals, text = option.partition("=")
+        file = Path(text if equals else option)
+        if number == 0:
+            named.append(("", file))
+            continue
+        name = name if equals else (file.parent if file.suffix else file).name
+        if name in ("", UNTRAINED) or name in dict(named):
+            raise BadInput(
+                f"the RPN {option}: the name {name!r} is taken; write NAME=FILE with another one", options=("rpn",)
+            )
+        named.append((name, file))
+    return named
+
+
+def _further_rpns(
+    model: CheckpointModel, checkpoint: Checkpoint, others: Sequence[tuple[str, Path | None]]
+) -> dict[str, LoadedRpn]:
+    """The named ones, and one before its first step."""
+    from sdrpn.evaluation.methods import UNTRAINED
+    from sdrpn.evaluation.rpns import rpn_of, untrained_rpn
+
+    rpns = {} if checkpoint.spec.rpn is None else {UNTRAINED: untrained_rpn(checkpoint)}
+    for name, file in others:
+        with dataclasses.replace(model.parts, rpn=file).open() as opened:
+            rpns[name] = rpn_of(opened)
+    return rpns
+
+
+def _setting(
+    task: Task, look: LookChoice, answerer: TorchAnswerer, wanted: Sequence[str], progress: ShowProgress
+) -> Setting:
+    from sdrpn.evaluation.looks import AttentionLook, TeacherLook, VicropLook
+    from sdrpn.evaluation.methods import UNTRAINED, Setting
+    from sdrpn.evaluation.survey import survey
+    from sdrpn.evaluation.vicrop import PUBLISHED_LAYER_SHARE
+    from sdrpn.labels.head_choice import read_heads
+    from sdrpn.method.roi import RoiPolicy
+
+    policy, layers = _policy(task, look), answerer.spec.llm.layers
+    layer = round(PUBLISHED_LAYER_SHARE * layers) if look.vicrop_layer is None else look.vicrop_layer
+    if not 0 <= layer < layers:
+        raise BadInput(
+            f"ViCrop's layer is {layer}; the model has layers 0 to {layers - 1}: name one", options=("vicrop_layer",)
+        )
+    plain = Setting(policy, vicrop=VicropLook(layer, task.general_question), seed=look.seed)
+    if look.heads is None:
+        if look.threshold == AUTO:
+            raise BadInput("an automatic threshold needs grounding heads for its labels; name them", options=("heads",))
+        return plain
+    heads = read_heads(look.heads)
+    answerer.require_heads(heads)
+    needed = {"all", "attention-crop", "teacher-crop"}.intersection(wanted)
+    if not needed and look.threshold != AUTO:
+        return plain  # what is not asked for costs no questions
+    # An RPN before its first step has no threshold of its own to choose.
+    rpns = [name for name in answerer.rpns if name != UNTRAINED] if look.threshold == AUTO else []
+    with progress("survey", "questions") as advance:
+        found = survey(answerer, answerer.spec.vision, task.unlabelled, heads, rpns=rpns, progress=advance)
+    relative = None
+    if needed - {"teacher-crop"}:
+        share = look.attention_threshold
+        relative = found.attention_policy(policy) if share == AUTO else RoiPolicy(-share, look.upscale)
+    return dataclasses.replace(
+        plain,
+        attention=None if relative is None else AttentionLook(relative, heads, found.prompt_sinks),
+        teacher=TeacherLook(policy, heads, found.answer_sinks),
+        rpn_policies={name: found.rpn_policy(name, policy) for name in rpns},
+    )

@@ -1,0 +1,160 @@
+"""A checkpoint's own attention becomes labels to train an RPN on; or attention that was gathered before, once more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sdrpn.host.libraries import importing_extra
+from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
+from sdrpn.workflows.teacher import ModelPrecision, TeacherRequest
+
+if TYPE_CHECKING:
+    from sdrpn.labels.denoise import LabelRule
+    from sdrpn.labels.labelling import Counts
+
+__all__ = ["LabelRequest", "Labelled", "RelabelRequest", "label", "label_questions", "relabel_questions"]
+
+_EXTRA = ("train", "sdrpn label")
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """What is asked, and what becomes of it.
+
+    heads: whose attention it is: "official-7b", "official-13b", or the path of heads.json
+    out: folder to write: new or empty, or with `resume` one of a run of the same settings
+    shard_questions: questions a file
+    """
+
+    asked: TeacherRequest
+    heads: str
+    out: Path
+    resume: bool = False
+    shard_questions: int = 256
+
+
+@dataclass(frozen=True)
+class RelabelRequest:
+    """Labels by another rule.
+
+    labels: folder that was labelled
+    out: folder to write: new or empty
+    foreground_share: cells above this share of the strongest cell are foreground
+    background_share: cells below this share are background
+    largest_box_share: a sample whose box covers this share of the grid is left out
+    raw: no sinks removed, nothing ignored
+    """
+
+    labels: Path
+    out: Path
+    foreground_share: float = 0.2
+    background_share: float = 0.1
+    largest_box_share: float = 0.5
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A folder of labels.
+
+    counts: what became of the questions
+    rule: how attention was cleaned
+    provenance: all that decides the labels, as labels.json has it
+    page: to look at
+    """
+
+    out: Path
+    images: Path
+    counts: Counts
+    rule: LabelRule
+    provenance: dict[str, Any]
+    page: Path
+
+
+def label_questions(
+    checkpoint: Path | str,
+    data: Path | str,
+    images: Path | str,
+    out: Path | str,
+    *,
+    heads: str,
+    limit: int | None = None,
+    rows: Literal["answer", "predicting", "last-prompt"] = "answer",
+    answers: Literal["own", "given"] = "own",
+    max_new_tokens: int = 128,
+    precision: ModelPrecision = "fp32",
+    device: str = "cpu",
+    vision_tower: Path | str | None = None,
+    base: Path | str | None = None,
+    projector: Path | str | None = None,
+    fit: Literal["pad", "crop"] = "pad",
+    shard_questions: int = 256,
+    resume: bool = False,
+    progress: ShowProgress = show_nothing,
+) -> Labelled:
+    """Let a checkpoint answer questions, and clean its attention to the image into labels to train an RPN on.
+
+    Args:
+        checkpoint, vision_tower, base, projector, fit: see `sdrpn.checkpoint.open_checkpoint`
+        data: file of questions, one JSON object a line: image, question
+        images: the folder of the images
+        out: folder to write: Parquet shards, labels.json, report.html
+        heads: "official-7b", "official-13b", or the path of heads.json
+        limit, rows, answers, max_new_tokens, precision, device: see `TeacherRequest`
+        shard_questions, resume: see `LabelRequest`
+        progress: (title, what is counted) -> a block in which (done, total) is told
+    Raises: BadInput and BadCheckpoint before the model answers; MissingDependency without sdrpn[train]
+    """
+    parts = CheckpointParts(checkpoint, vision_tower=vision_tower, base=base, projector=projector, fit=fit)
+    asked = TeacherRequest(
+        parts, Path(data), Path(images), limit, rows, answers, max_new_tokens, precision=precision, device=device
+    )
+    return label(LabelRequest(asked, heads, Path(out), resume, shard_questions), progress)
+
+
+def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Labelled:
+    """See `label_questions`."""
+    with importing_extra(*_EXTRA):
+        from sdrpn.labels.head_choice import read_heads
+    heads, questions = read_heads(request.heads), request.asked.questions()
+    request.asked.checkpoint.look(*_EXTRA)
+    with importing_extra(*_EXTRA):
+        import torch  # noqa: F401
+
+        from sdrpn.labels.labelling import LabelRun
+        from sdrpn.labels.labelling import label_questions as gather_labels
+        from sdrpn.labels.report import REPORT, write_report
+
+    out, images = request.out, request.asked.images
+    with request.asked.checkpoint.open() as checkpoint, progress("label", "questions") as advance:
+        teacher = request.asked.teacher(checkpoint)
+        run = LabelRun(checkpoint.digest(), tuple(questions), heads, shard_questions=request.shard_questions)
+        counts = gather_labels(run, teacher, out, resume=request.resume, progress=advance)
+        provenance = run.provenance(teacher)
+    write_report(out, images, counts, provenance)
+    return Labelled(out, images.resolve(), counts, run.rule, provenance, out / REPORT)
+
+
+def relabel_questions(request: RelabelRequest) -> Labelled:
+    """Clean attention that was gathered before by another rule, into a new folder; no model runs.
+
+    Raises: BadInput where `labels` is no complete folder of labels, or `out` is in use; MissingDependency
+    """
+    from sdrpn.host.json_files import read_json_object
+
+    with importing_extra("train", "sdrpn relabel"):
+        from sdrpn.labels.denoise import LabelRule
+        from sdrpn.labels.labelling import LABELS_NAME, relabel
+        from sdrpn.labels.report import REPORT, write_report
+
+    out = request.out
+    rule = LabelRule(request.foreground_share, request.background_share, request.largest_box_share, request.raw)
+    counts = relabel(request.labels, out, rule)
+    about = read_json_object(out / LABELS_NAME, "label again")
+    provenance = {key: value for key, value in about.items() if key not in ("images", "counts")}
+    images = Path(about["images"])
+    write_report(out, images, counts, provenance)
+    return Labelled(out, images, counts, rule, provenance, out / REPORT)

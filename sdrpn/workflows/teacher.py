@@ -1,0 +1,87 @@
+"""A checkpoint in PyTorch that answers questions about pictures, and what every job asks that lets one do so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sdrpn.errors import BadInput
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
+
+if TYPE_CHECKING:
+    from sdrpn.checkpoint import Checkpoint
+    from sdrpn.labels.questions import Question
+    from sdrpn.labels.teacher import Teacher
+
+__all__ = ["ModelPrecision", "TeacherRequest", "require_device", "some_questions"]
+
+ModelPrecision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class TeacherRequest:
+    """Which model is asked what, and how it answers.
+
+    data: file of questions, one JSON object a line: image, question, and answer where there is one
+    images: the folder that names of images are relative to
+    limit: the first so many questions only
+    rows: whose attention counts: of the answer's tokens, of the tokens that they were predicted from, or of the
+        prompt's last token
+    answers: "own": the model answers itself; "given": those of the data are used
+    max_new_tokens: of an answer
+    precision, device: of the model in PyTorch
+    """
+
+    checkpoint: CheckpointParts
+    data: Path
+    images: Path
+    limit: int | None = None
+    rows: Literal["answer", "predicting", "last-prompt"] = "answer"
+    answers: Literal["own", "given"] = "own"
+    max_new_tokens: int = 128
+    precision: ModelPrecision = "fp32"
+    device: str = "cpu"
+
+    def questions(self) -> list[Question]:
+        """The questions. Raises BadInput for files or folders that are not there, or say something else."""
+        return some_questions(self.data, self.images, self.limit)
+
+    def teacher(self, checkpoint: Checkpoint) -> Teacher:
+        """The model, ready to answer, read from the checkpoint that was opened.
+
+        Raises: BadInput for a device that PyTorch does not have here; BadCheckpoint where there is no tokenizer
+        """
+        from sdrpn.checkpoint.tokenizer import tokenizer_of
+        from sdrpn.labels.teacher import Teacher, TeacherOptions
+        from sdrpn.model import model_from_checkpoint
+        from sdrpn.model.dtypes import torch_dtype
+
+        device = require_device(self.device)
+        options = TeacherOptions(self.rows, self.answers, self.max_new_tokens)
+        tokenizer = tokenizer_of(checkpoint)
+        model = model_from_checkpoint(checkpoint, torch_dtype(self.precision)).to(device)
+        return Teacher(model, tokenizer, self.images, options)
+
+
+def some_questions(data: Path, images: Path, limit: int | None) -> list[Question]:
+    """The first `limit` questions of a file. Raises BadInput."""
+    from sdrpn.labels.questions import read_questions
+
+    if not images.is_dir():
+        raise BadInput(f"{images} is not a folder; expected the folder that holds the images")
+    return read_questions(data)[:limit]
+
+
+def require_device(name: str) -> str:
+    """The name, if PyTorch has such a device here. Raises BadInput."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(
+            f"the device {name} cannot be used here ({reason}); use the CPU", options=("device cpu",)
+        ) from error
+    return name

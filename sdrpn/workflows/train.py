@@ -1,0 +1,147 @@
+"""Labels become an RPN: from folders, in one process or in every process of a launcher."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sdrpn.host.libraries import importing_extra
+from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
+
+if TYPE_CHECKING:
+    from sdrpn.train.options import TrainOptions
+    from sdrpn.train.rpn_folder import TrainReport, TrainRequest
+
+__all__ = ["TrainedRpn", "TrainingRequest", "train", "train_rpn"]
+
+_EXTRA = ("train", "sdrpn train")
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What is trained on what, by folders.
+
+    checkpoint: what is trained on; its pictures become squares as those of the labels did, whatever its `fit` says
+    labels: folder of labels
+    out: folder to write: new or empty, or with `resume` one of a training of the same settings
+    options: every number that decides the weights
+    images: None: the folder that was labelled
+    taps_dir: where stored taps are; trainings of one checkpoint may share it; None: `taps` in `labels`
+    device: "auto": a GPU if there is one, or what a launcher gives
+    """
+
+    checkpoint: CheckpointParts
+    labels: Path
+    out: Path
+    options: TrainOptions
+    images: Path | None = None
+    taps_dir: Path | None = None
+    device: Literal["auto", "cpu"] = "auto"
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedRpn:
+    """The folder that was written, and how the training went.
+
+    is_main: whether this process of a launcher is the one that reports
+    """
+
+    out: Path
+    options: TrainOptions
+    report: TrainReport
+    is_main: bool
+
+
+def train_rpn(
+    checkpoint: Path | str,
+    labels: Path | str,
+    out: Path | str,
+    options: TrainOptions | None = None,
+    *,
+    preset: Literal["official", "tiny"] = "official",
+    vision_tower: Path | str | None = None,
+    base: Path | str | None = None,
+    projector: Path | str | None = None,
+    images: Path | str | None = None,
+    taps_dir: Path | str | None = None,
+    device: Literal["auto", "cpu"] = "auto",
+    resume: bool = False,
+    progress: ShowProgress = show_nothing,
+    warn: Callable[[str], None] = lambda text: None,
+) -> TrainedRpn:
+    """Train an RPN on a folder of labels, and write it to a folder that `export_bundle` takes as `rpn`.
+
+    Args:
+        checkpoint, vision_tower, base, projector: see `sdrpn.checkpoint.open_checkpoint`
+        labels: folder that `label_questions` wrote
+        out: folder to write: new or empty, or with `resume` one of a training of the same settings
+        options: None: those of `preset`
+        images, taps_dir, device: see `TrainingRequest`
+        progress: (title, what is counted) -> a block in which (done, total) is told
+        warn: told what does not stop the training and should be known
+    Raises: BadInput and BadCheckpoint before any work is done; MissingDependency without sdrpn[train]
+    """
+    if options is None:
+        from sdrpn.train.options import PRESETS
+
+        options = PRESETS[preset]
+    parts = CheckpointParts(checkpoint, vision_tower=vision_tower, base=base, projector=projector)
+    request = TrainingRequest(
+        parts,
+        Path(labels),
+        Path(out),
+        options,
+        None if images is None else Path(images),
+        None if taps_dir is None else Path(taps_dir),
+        device,
+        resume,
+    )
+    return train(request, progress, warn)
+
+
+def train(
+    request: TrainingRequest,
+    progress: ShowProgress = show_nothing,
+    warn: Callable[[str], None] = lambda text: None,
+) -> TrainedRpn:
+    """See `train_rpn`. Every process of a launcher calls this; one of them shows progress, warns and writes."""
+    with importing_extra(*_EXTRA):
+        from sdrpn.labels.about import read_about_labels
+    parts = dataclasses.replace(request.checkpoint, fit=read_about_labels(request.labels).get("fit") or "pad")
+    parts.look(*_EXTRA)
+    with importing_extra(*_EXTRA):
+        import torch  # noqa: F401
+        from accelerate import Accelerator
+
+    from sdrpn.train.label_set import read_labels
+    from sdrpn.train.rpn_folder import TrainRequest
+    from sdrpn.train.rpn_folder import train_rpn as train_on_labels
+
+    accelerator = Accelerator(cpu=request.device == "cpu")
+    labels = read_labels(request.labels)
+    with parts.open() as checkpoint:
+        asked = TrainRequest(
+            checkpoint,
+            labels,
+            request.out,
+            request.options,
+            request.images or labels.images,
+            request.taps_dir or request.labels / "taps",
+            request.resume,
+        )
+        is_main = bool(accelerator.is_main_process)
+        if is_main:
+            _warn_of_other_checkpoint(asked, warn)
+        report = train_on_labels(asked, accelerator, progress if is_main else show_nothing)
+    return TrainedRpn(request.out, request.options, report, is_main)
+
+
+def _warn_of_other_checkpoint(request: TrainRequest, warn: Callable[[str], None]) -> None:
+    labelled = request.labels.about.get("checkpoint_sha256")
+    if labelled is not None and labelled != request.checkpoint.digest():
+        warn("the labels were made by another checkpoint than the one that is trained on; its tokens must be the same")
