@@ -252,11 +252,13 @@ def _existing_bundle(out: Path) -> Bundle | None:
     if not out.exists():
         return None
     if not out.is_dir():
-        raise BadInput(f"{out} is a file; expected a new or an empty folder, or a bundle: name another --out")
+        raise BadInput(
+            f"{out} is a file; expected a new or an empty folder, or a bundle: name another", options=("out",)
+        )
     if not any(out.iterdir()):
         return None
     if not (out / MANIFEST_NAME).exists():
-        raise BadInput(f"{out} is not empty and no bundle (it has no {MANIFEST_NAME}); name another --out")
+        raise BadInput(f"{out} is not empty and no bundle (it has no {MANIFEST_NAME}); name another", options=("out",))
     with _advising_removal(out):
         bundle = open_bundle(out)
         bundle.verify(bundle.manifest.files, large=False)
@@ -269,7 +271,7 @@ def _advising_removal(out: Path) -> Iterator[None]:
     try:
         yield
     except BadBundle as error:
-        raise BadBundle(f"{error}: remove {out} first, or name another --out") from error
+        raise BadBundle(f"{error}: remove {out} first, or name another folder", options=("out",)) from error
 
 
 def _require_same_model(existing: Bundle, spec: ModelSpec, max_context: int, digest: str) -> None:
@@ -283,7 +285,10 @@ def _require_same_model(existing: Bundle, spec: ModelSpec, max_context: int, dig
     for what, there, wanted in differences:
         if there != wanted:
             detail = "" if what == "model description" else f" ({there} there, {wanted} here)"
-            raise BadInput(f"{existing.path} holds another export: its {what} differs{detail}; name another --out")
+            raise BadInput(
+                f"{existing.path} holds another export: its {what} differs{detail}; name another folder",
+                options=("out",),
+            )
 
 
 def _checked_context(spec: ModelSpec, wanted: int | None) -> int:
@@ -293,7 +298,8 @@ def _checked_context(spec: ModelSpec, wanted: int | None) -> int:
     least = spec.vision.image_tokens + 1
     if not least <= wanted <= limit:
         raise BadInput(
-            f"--max-context is {wanted}; expected {least} (one image and a token) to {limit} (the checkpoint's limit)"
+            f"max_context is {wanted}; expected {least} (one image and a token) to {limit} (the checkpoint's limit)",
+            options=("max_context",),
         )
     return wanted
 

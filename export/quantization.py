@@ -65,8 +65,11 @@ class Blocks:
         if inputs % self.size:
             fitting = [str(size) for size in BLOCK_SIZES if inputs % size == 0]
             fitting = [size for size in fitting if size != "16"] or fitting
-            advice = f"choose --block {' or '.join(fitting)}" if fitting else "export it in fp16"
-            raise BadInput(f"{name} has {inputs} inputs, which blocks of {self.size} do not divide; {advice}")
+            advice = f"choose blocks of {' or '.join(fitting)}" if fitting else "export it in fp16"
+            raise BadInput(
+                f"{name} has {inputs} inputs, which blocks of {self.size} do not divide; {advice}",
+                options=("block",) if fitting else ("precision fp16",),
+            )
 
 
 def quantize(matrix: Array, blocks: Blocks) -> tuple[Codes, Scales]:

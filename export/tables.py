@@ -123,4 +123,4 @@ def _require_layers(spec: ModelSpec, options: ExportOptions) -> None:
     for option, name in (*(("keep", name) for name in options.keep), *(("int8", name) for name in options.int8)):
         number = name.removeprefix("layers.")
         if number.isdigit() and int(number) >= spec.llm.layers:
-            raise BadInput(f"--{option} {name}: the LLM has layers 0 to {spec.llm.layers - 1}")
+            raise BadInput(f"{name} does not exist: the LLM has layers 0 to {spec.llm.layers - 1}", options=(option,))

@@ -270,8 +270,9 @@ def _converted(weight: Weight, dtype: ir.DataType, reader: TensorReader) -> Arra
     if dtype == ir.DataType.FLOAT16 and not np.isfinite(stored).all():
         largest = float(np.abs(array.astype(np.float32)).max())
         raise RunFailed(
-            f"{weight.name} holds {largest:.4g}, fp16 ends at {NUMBER_TYPES['float16'].largest:.0f}; export with "
-            "--precision bf16 or fp32"
+            f"{weight.name} holds {largest:.4g}, fp16 ends at {NUMBER_TYPES['float16'].largest:.0f}; export in "
+            "bf16 or fp32",
+            options=("precision",),
         )
     return stored
 

@@ -82,8 +82,8 @@ if TYPE_CHECKING:
     from sdrpn.runtime import Answer, Session
     from sdrpn.train.options import TrainOptions
     from sdrpn.workflows.benchmark import BenchBundle, BenchReference, BenchRequest, bench_bundle
-    from sdrpn.workflows.demonstration import run_demo
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
+    from sdrpn.workflows.demonstration import run_demo
     from sdrpn.workflows.device_check import CheckupRequest, check_device
     from sdrpn.workflows.diagnosis import diagnose_machine
     from sdrpn.workflows.engine_build import BuildRequest, build_engines
@@ -94,8 +94,8 @@ if TYPE_CHECKING:
     from sdrpn.workflows.inspection import inspect_bundle, inspect_engines
     from sdrpn.workflows.label import RelabelRequest, label_questions, relabel_questions
     from sdrpn.workflows.memory_plan import PlanRequest, plan_memory
-    from sdrpn.workflows.question import AskRequest, ask_question
     from sdrpn.workflows.quantize import QuantizeRequest, measure_rounding
+    from sdrpn.workflows.question import AskRequest, ask_question
     from sdrpn.workflows.teacher import TeacherRequest
     from sdrpn.workflows.train import train_rpn
     from sdrpn.workflows.verify import verify_bundle

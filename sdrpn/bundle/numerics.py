@@ -117,7 +117,7 @@ class Precision:
 # Most exact first. Capabilities: SM75 refuses INT4 (TensorRT-RTX 1.7 says so; INT8 weights were not tried there); BF16
 # from Ampere, FP8 from Ada, FP4 from Blackwell on (support matrices of TensorRT and TensorRT-RTX).
 _PRECISIONS = (
-    Precision("fp32", "dense", 32, "float32", "exact", smaller="--precision fp16 needs half of it"),
+    Precision("fp32", "dense", 32, "float32", "exact", smaller="fp16 needs half of it"),
     Precision(
         "fp16",
         "dense",
@@ -125,7 +125,7 @@ _PRECISIONS = (
         "float16",
         "half the size",
         least_capability=0,
-        smaller="--precision int4 needs about two fifths of it",
+        smaller="int4 needs about two fifths of it",
     ),
     Precision("bf16", "dense", 16, "bfloat16", "for engines only", onnxruntime=False, least_capability=80),
     Precision(

@@ -213,7 +213,8 @@ def open_checkpoint(
     if file is not None:
         if file.fit != fit:
             raise BadCheckpoint(
-                f"{file.config} was trained on pictures of --fit {file.fit} and is used with --fit {fit}; name the same"
+                f"{file.config} was trained on pictures of the fit {file.fit} and is used with {fit}; name the same",
+                options=("fit",),
             )
         spec = dataclasses.replace(spec, tap_layer=file.tap_layer, rpn=file.rpn)
         sources["rpn"] = [rpn_source(file)]
@@ -247,7 +248,7 @@ def _described_in(parts: FolderParts, base: Path | None) -> Path:
     if base is not None:
         _require_checkpoint_folder(base)
         if not find_parts(base).has_weights:
-            raise BadCheckpoint(f"{base} has no weights of its own and cannot be a --base; expected a whole model")
+            raise BadCheckpoint(f"{base} has no weights of its own and cannot be a base; expected a whole model")
     if not parts.has_weights and parts.is_fine_tune and base is not None:
         return parts.folder if (parts.folder / "config.json").is_file() else base
     parts.require_weights()
@@ -272,7 +273,9 @@ def _require_checkpoint_folder(folder: Path) -> None:
     if (folder / "config.json").is_file():
         return
     if (folder / RPN_CONFIG_NAME).is_file():
-        raise BadCheckpoint(f"{folder} holds only an RPN; open its base checkpoint and give this folder as --rpn")
+        raise BadCheckpoint(
+            f"{folder} holds only an RPN; open its base checkpoint and give this folder as its RPN", options=("rpn",)
+        )
     raise BadCheckpoint(f"{folder} has no config.json; expected a checkpoint's folder")
 
 
@@ -296,13 +299,13 @@ def _rpn_file(folder: Path, given: Path | None) -> RpnFile | None:
 
 def _fit_note(processor: Processor, fit: Fit) -> str:
     if fit == "crop":
-        return "pictures: the ends of the longer side are cut off (--fit crop), as transformers' processor does it"
+        return "pictures: the ends of the longer side are cut off (fit: crop), as transformers' processor does it"
     if processor.fit == "crop":
         return (
-            "pictures: padded to squares (--fit pad), as LLaVA's own code and SD-RPN's training do it; transformers' "
-            "processor cuts the ends of the longer side off instead: --fit crop"
+            "pictures: padded to squares (fit: pad), as LLaVA's own code and SD-RPN's training do it; transformers' "
+            "processor cuts the ends of the longer side off instead (fit: crop)"
         )
-    return "pictures: padded to squares (--fit pad), as the checkpoint's processor does it"
+    return "pictures: padded to squares (fit: pad), as the checkpoint's processor does it"
 
 
 def _notes(spec: ModelSpec) -> list[str]:

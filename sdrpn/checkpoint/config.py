@@ -105,7 +105,9 @@ def _require_llava(config: ConfigSection) -> None:
 def _original_spec(config: ConfigSection, texts: Sequence[Path], tower: Path | None) -> ModelSpec:
     _require_llava(config)
     if tower is None:
-        raise BadCheckpoint(f"{config.where}: the vision tower has no config; name its folder with --vision-tower")
+        raise BadCheckpoint(
+            f"{config.where}: the vision tower has no config; name its folder", options=("vision_tower",)
+        )
     llm = llm_spec(config)
     vision = vision_spec(
         tower_config(tower),
@@ -116,7 +118,8 @@ def _original_spec(config: ConfigSection, texts: Sequence[Path], tower: Path | N
     if config.whole("mm_hidden_size", vision.width) != vision.width:
         raise BadCheckpoint(
             f"{tower} is the wrong vision tower: its width is {vision.width}, and {config.where} expects "
-            f"{config.get('mm_hidden_size')} ({config.get('mm_vision_tower')}); name the right one with --vision-tower"
+            f"{config.get('mm_hidden_size')} ({config.get('mm_vision_tower')}); name the right one",
+            options=("vision_tower",),
         )
     has_rpn = config.flag("enable_twig") and config.flag("roi_branch")
     return ModelSpec(

@@ -55,10 +55,13 @@ class FolderParts:
         if self.adapter is not None:
             name = read_config(self.adapter).get("base_model_name_or_path")
             base = f" ({name!r})" if isinstance(name, str) and name else ""
-            raise BadCheckpoint(f"{self.folder} holds only an adapter; name the folder of its base{base} with --base")
+            raise BadCheckpoint(
+                f"{self.folder} holds only an adapter; name the folder of its base{base}", options=("base",)
+            )
         raise BadCheckpoint(
             f"{self.folder} holds {_PROJECTOR_NAME} and no weights; name the folder of the language model that it was "
-            f"trained with as --base"
+            f"trained with as its base",
+            options=("base",),
         )
 
     def require_adapter(self) -> None:
@@ -164,7 +167,8 @@ def _require_own_projector(parts: FolderParts, own: Source) -> None:
     if parts.projector is not None and not own.has("projector.fc1.weight"):
         raise BadCheckpoint(
             f"the weights of {parts.folder} have no projector, and {_PROJECTOR_NAME} beside them may be of an earlier "
-            f"stage of training; to use it: --projector {parts.projector}"
+            f"stage of training; to use it, name it as the projector: {parts.projector}",
+            options=("projector",),
         )
 
 
@@ -174,12 +178,12 @@ def _left_over(parts: FolderParts, projector_is_named: bool) -> tuple[str, ...]:
         names = [path.name for path in (parts.adapter, parts.trainables) if path is not None]
         notes.append(
             f"{parts.folder} has whole weights, and they are used as they are: {' and '.join(names)} beside them is "
-            f"not merged (to merge it into a base, move it to a folder of its own and name --base)"
+            f"not merged (to merge it into a base, move it to a folder of its own and name the base)"
         )
     if parts.projector is not None and not projector_is_named:
         notes.append(
             f"the weights of {parts.folder} have a projector, and it is used: {_PROJECTOR_NAME} beside them is not "
-            f"(--projector {parts.projector} would use it)"
+            f"(it would be, named as the projector)"
         )
     return tuple(notes)
 

@@ -44,7 +44,8 @@ class Processor:
         if isinstance(size, dict) and "shortest_edge" not in size:
             raise BadCheckpoint(
                 f"{config.where}: size is {size!r}, which squashes pictures; expected a shortest_edge to cut them to: "
-                "use --fit pad"
+                "pad them instead",
+                options=("fit pad",),
             )
 
 

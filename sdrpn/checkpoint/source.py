@@ -167,12 +167,13 @@ def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> 
     if found != expected:
         about_vision = name.startswith("vision.") or name == "projector.fc1.weight"
         advice = (
-            "is this the right vision tower? name another one with --vision-tower"
+            "is this the right vision tower? name another one"
             if about_vision
             else "config.json and the weights are not of one model"
         )
         raise BadCheckpoint(
-            f"{file_name} of {source.path} has the shape {list(found)}; expected {list(expected)}: {advice}"
+            f"{file_name} of {source.path} has the shape {list(found)}; expected {list(expected)}: {advice}",
+            options=("vision_tower",) if about_vision else (),
         )
 
 
@@ -201,7 +202,8 @@ def _missing_error(
     if quantized is not None:
         return BadCheckpoint(
             f"{source.path} holds {quantized}: its weights are quantised (GPTQ, AWQ or bitsandbytes), which is not "
-            f"supported; use the checkpoint from before that, and quantise it with --precision int8 or int4"
+            f"supported; use the checkpoint from before that, and quantise it in the export",
+            options=("precision int8", "precision int4"),
         )
     text = f"{file_name} {list(expected)} is missing from {source.path}"
     if len(missing) > 1:
@@ -215,5 +217,6 @@ def _missing_error(
         kind = "linear" if spec.vision.projector_layers == 1 else f"mlp{spec.vision.projector_layers}x_gelu"
         text += f"; mm_projector_type of config.json is {kind}"
     if all(part.startswith("llm.") for part, _, _ in missing) and not has_base:
-        text += "; if upper layers were cut from this checkpoint, name the full one with --base"
+        text += "; if upper layers were cut from this checkpoint, name the full one as its base"
+        return BadCheckpoint(text, options=("base",))
     return BadCheckpoint(text)

@@ -34,8 +34,8 @@ MODELS = {
     "mistral3": "Mistral 3 with a Pixtral tower",
     "paligemma": "PaliGemma",
     "internvl": "InternVL",
-    "llama": "a language model without a vision tower: name it as the --base of a fine-tune",
-    "mistral": "a language model without a vision tower: name it as the --base of a fine-tune",
+    "llama": "a language model without a vision tower: name it as the base of a fine-tune",
+    "mistral": "a language model without a vision tower: name it as the base of a fine-tune",
 }
 TEXT_MODELS = MODELS | {
     "qwen2": "Qwen2, whose attention has biases",
@@ -150,7 +150,8 @@ def _refuse_quantized(config: ConfigSection) -> None:
     named = "by a method that is not named" if method is None else _QUANTIZERS.get(str(method), _short(method))
     raise BadCheckpoint(
         f"{section.where}: the weights are quantised ({named}), which is not supported; use the checkpoint from before "
-        f"that, and quantise it with --precision int8 or int4"
+        f"that, and quantise it in the export",
+        options=("precision int8", "precision int4"),
     )
 
 

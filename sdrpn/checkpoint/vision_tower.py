@@ -30,7 +30,8 @@ def find_vision_tower(checkpoint: Path, name: str, given: Path | None) -> Path:
             return place
     raise BadCheckpoint(
         f"the vision tower {short(name)} of {checkpoint} is not on this machine (searched "
-        f"{short(places[0])} and {_hub_cache()}); download it and name its folder with --vision-tower"
+        f"{short(places[0])} and {_hub_cache()}); download it and name its folder",
+        options=("vision_tower",),
     )
 
 

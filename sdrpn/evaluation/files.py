@@ -42,14 +42,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not self.folder.is_dir():
-            raise BadInput(f"{self.folder} is not a folder; the task {self.task} expects {self.expected} in --data")
+            raise BadInput(f"{self.folder} is not a folder; the task {self.task} expects one with {self.expected}")
 
     def first(self, *patterns: str) -> Path:
         """The first file or folder in the order of the patterns (several matches: by name). Raises BadInput."""
         found = self.maybe(*patterns)
         if found is None:
             missing = patterns[0].removeprefix("**/")
-            raise BadInput(f"{self.folder} has no {missing}; the task {self.task} expects {self.expected} in --data")
+            raise BadInput(f"{self.folder} has no {missing}; the task {self.task} expects {self.expected} there")
         return found
 
     def maybe(self, *patterns: str) -> Path | None:

@@ -273,32 +273,42 @@ def require_methods(names: Sequence[str], task: Task, answerer: Answerer, settin
     for name in names:
         lack = _lack(name, task, answerer, setting)
         if lack is not None:
-            raise BadInput(f"the method {name} {lack}")
+            raise BadInput(f"the method {name} {lack.text}", options=lack.options)
 
 
 def _named_rpns(answerer: Answerer) -> list[str]:
     return [name for name in answerer.rpns if name not in ("", UNTRAINED)]
 
 
-def _lack(name: str, task: Task, answerer: Answerer, setting: Setting) -> str | None:
-    """Why a method cannot be done, and what to do about it."""
+@dataclass(frozen=True)
+class _Lack:
+    """Why a method cannot be done and what to do about it, and the arguments that would."""
+
+    text: str
+    options: tuple[str, ...] = ()
+
+
+def _lack(name: str, task: Task, answerer: Answerer, setting: Setting) -> _Lack | None:
+    """What keeps a method from being done."""
     if name.startswith(RPN_PREFIX):
         known = _named_rpns(answerer)
         missing = name.removeprefix(RPN_PREFIX) not in known
-        return f"names no RPN of this run ({', '.join(known) or 'none'}); add --rpn NAME=FILE" if missing else None
+        if not missing:
+            return None
+        return _Lack(f"names no RPN of this run ({', '.join(known) or 'none'}); add one as NAME=FILE", ("rpn",))
     method = METHODS.get(name)
     if method is None:
-        return f"does not exist; expected some of {', '.join(METHODS)}"
+        return _Lack(f"does not exist; expected some of {', '.join(METHODS)}")
     if method.look in (GivenLook, RpnLook) and method.look not in answerer.looks:
-        return "needs a bundle with an RPN, and this one has none; export it with --rpn, or leave the method out"
+        return _Lack("needs a bundle with an RPN, and this one has none; export it with one, or leave the method out")
     if method.look is not None and method.look not in answerer.looks:
-        return "needs attention maps, which a bundle does not give; name the CHECKPOINT in place of the bundle"
+        return _Lack("needs attention maps, which a bundle does not give; name the CHECKPOINT in place of the bundle")
     if method.boxes and not task.has_boxes:
-        return f"needs to know what questions are about, and the task {task.name} does not say; leave it out"
+        return _Lack(f"needs to know what questions are about, and the task {task.name} does not say; leave it out")
     if method.rpn == UNTRAINED and UNTRAINED not in answerer.rpns:
-        return "needs the CHECKPOINT in place of the bundle, with an RPN to tell the sizes from"
+        return _Lack("needs the CHECKPOINT in place of the bundle, with an RPN to tell the sizes from")
     if method.rpn is not None and method.rpn not in answerer.rpns:
-        return "needs an RPN, and the model has none; name one with --rpn, or leave the method out"
+        return _Lack("needs an RPN, and the model has none; leave the method out, or name one", ("rpn",))
     if not method.shares or getattr(setting, method.shares) is not None:
         return None
-    return "needs grounding heads; name them with --heads (sdrpn heads finds them), or leave the method out"
+    return _Lack("needs grounding heads (sdrpn heads finds them); leave the method out, or name them", ("heads",))

@@ -99,8 +99,9 @@ class RecordFile:
             with suppress(OSError):
                 stream.truncate(start)
             raise RunFailed(
-                f"{self._path} cannot be written ({error.strerror or error}); free some space and go on with --resume: "
-                "all answers before this one are kept"
+                f"{self._path} cannot be written ({error.strerror or error}); free some space and resume: "
+                "all answers before this one are kept",
+                options=("resume",),
             ) from error
 
 
@@ -195,7 +196,7 @@ def _start(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         return
     if not resume:
-        raise BadInput(f"{folder} holds a run already; continue it with --resume, or name a new folder")
+        raise BadInput(f"{folder} holds a run already; resume it, or name a new folder", options=("resume",))
     differing = differing_keys(settings, read_json_object(run, "name a new folder"))
     if differing:
         raise BadInput(

@@ -34,7 +34,7 @@ def rpn_of(checkpoint: Checkpoint) -> LoadedRpn:
     """The RPN of an open checkpoint, in float32. Raises BadInput where it has none."""
     spec = checkpoint.spec
     if spec.rpn is None:
-        raise BadInput(f"{checkpoint.path} has no RPN; name one with --rpn")
+        raise BadInput(f"{checkpoint.path} has no RPN; name one", options=("rpn",))
     with torch.device("meta"):  # no memory, no initialisation
         module = Rpn(spec)
     # A copy: the checkpoint's array maps a file.
@@ -50,5 +50,5 @@ def untrained_rpn(checkpoint: Checkpoint) -> LoadedRpn:
     """What the training of the checkpoint's RPN started from. Raises BadInput where it has none."""
     spec = checkpoint.spec
     if spec.rpn is None:
-        raise BadInput(f"{checkpoint.path} has no RPN; name one with --rpn")
+        raise BadInput(f"{checkpoint.path} has no RPN; name one", options=("rpn",))
     return LoadedRpn(rpn_from_layers(checkpoint, spec.tap_layer, spec.rpn), spec.tap_layer, spec.rpn)

@@ -100,7 +100,7 @@ def require_free_space(path: str | Path, size_bytes: int, *, advice: str = "") -
     Args:
         path: what is going to be written
         size_bytes: how much is going to be written
-        advice: what would lower the need, e.g. "--precision fp16 halves it"
+        advice: what would lower the need, e.g. "fp16 needs half of it"
     """
     ancestor = Path(path).resolve()
     while not ancestor.exists():

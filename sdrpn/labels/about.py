@@ -17,7 +17,7 @@ def read_about_labels(folder: Path) -> dict[str, Any]:
     """The entries of labels.json that everybody relies on are right. Raises BadInput."""
     path = folder / LABELS_NAME
     if not path.is_file():
-        raise BadInput(f"{folder} has no {LABELS_NAME}; expected a folder that `sdrpn label` finished (see --resume)")
+        raise BadInput(f"{folder} has no {LABELS_NAME}; expected a folder that `sdrpn label` finished")
     about = read_json_object(path, "label again")
     grid_side = about.get("grid_side", 1)  # only older releases name it: rows have grids of their own
     if not isinstance(grid_side, int) or grid_side < 1:

@@ -159,7 +159,7 @@ def _start(out: Path, provenance: dict[str, Any], *, resume: bool) -> None:
     """Make the folder, or check that it holds the same run."""
     if not resume or not (out / RUN_NAME).is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise BadInput(_in_the_way(out, resume=resume))
+            raise _in_the_way(out, resume=resume)
         _write_json(out / RUN_NAME, provenance)
         (out / ATTENTION).mkdir()
         return
@@ -174,10 +174,10 @@ def _start(out: Path, provenance: dict[str, Any], *, resume: bool) -> None:
     (out / ATTENTION).mkdir(exist_ok=True)
 
 
-def _in_the_way(out: Path, *, resume: bool) -> str:
+def _in_the_way(out: Path, *, resume: bool) -> BadInput:
     if resume:
-        return f"{out} exists and holds no run to resume; name a new folder"
-    return f"{out} exists and is not empty; continue it with --resume, or name a new folder"
+        return BadInput(f"{out} exists and holds no run to resume; name a new folder")
+    return BadInput(f"{out} exists and is not empty; name a new folder, or resume its run", options=("resume",))
 
 
 def _attention_row(teacher: Teacher, question: Question, heads: HeadChoice) -> dict[str, Any]:
@@ -202,7 +202,10 @@ def _mean_of(watched: WatchedAnswer, choice: HeadChoice, heads: Sequence[Head]) 
     rows = [watched.attention[layer][places[layer].index(head)] for layer, head in heads]
     mean: Floats = np.mean(rows, axis=0, dtype=np.float32)
     if not np.isfinite(mean).all():
-        raise RunFailed("attention is not a finite number: the model overflowed; use --precision bf16 or fp32")
+        raise RunFailed(
+            "attention is not a finite number: the model overflowed; use a precision of a wider range",
+            options=("precision bf16", "precision fp32"),
+        )
     return mean
 
 

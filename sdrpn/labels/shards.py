@@ -44,7 +44,7 @@ LABEL_COLUMNS = {
 }
 SINCE_GRIDS = frozenset({"grid_hw"})  # columns that files of older releases lack
 DIGEST_KEY = "sdrpn_rows_sha256"  # in the file's metadata; files of older releases have none
-ADVICE = "remove it and run again with --resume"
+ADVICE = "remove it and resume the run"
 
 
 def grid_hw(row: dict[str, Any], about: dict[str, Any]) -> tuple[int, int]:
@@ -99,9 +99,11 @@ def read_shard(path: Path, columns: dict[str, str] | None = None) -> list[dict[s
         if isinstance(error, BadInput):
             raise
         reason = " ".join(str(error).split())
-        raise BadInput(f"{path} cannot be read ({reason}); {ADVICE}") from error
+        raise BadInput(f"{path} cannot be read ({reason}); {ADVICE}", options=("resume",)) from error
     if digest is not None and digest.decode("ascii", "replace") != _digest(rows):
-        raise BadInput(f"{path} was changed after it was written: its rows have another digest; {ADVICE}")
+        raise BadInput(
+            f"{path} was changed after it was written: its rows have another digest; {ADVICE}", options=("resume",)
+        )
     return rows
 
 
@@ -130,7 +132,10 @@ def _require_columns(path: Path, schema: Any, columns: dict[str, str]) -> None:
         expected = _arrow_types()[kind]
         found = schema.field(name).type if schema.names.count(name) == 1 else None
         if found is None or not found.equals(expected):
-            raise BadInput(f"{path} has the column {name} as {found or 'nothing'}; expected {expected}: {ADVICE}")
+            raise BadInput(
+                f"{path} has the column {name} as {found or 'nothing'}; expected {expected}: {ADVICE}",
+                options=("resume",),
+            )
 
 
 def _digest(rows: Sequence[dict[str, Any]]) -> str:

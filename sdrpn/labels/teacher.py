@@ -82,7 +82,10 @@ class Teacher:
         if self.options.answers == "own":
             return None
         if question.answer is None:
-            raise BadInput(f"question {question.id} has no answer; add one to each line, or leave out --answers given")
+            raise BadInput(
+                f"question {question.id} has no answer; add one to each line, or let the model answer itself",
+                options=("answers own",),
+            )
         ids: list[int] = self._tokenizer.encode(question.answer, add_special_tokens=False).ids
         return ids[: self.options.max_new_tokens]
 

@@ -117,7 +117,10 @@ def split_by_image(prompts: Sequence[LabelledPrompt], share: float, seed: int, l
     images = sorted({prompt.image for prompt in prompts}, key=lambda image: _draw(image, seed))
     held_out = set(images[: max(1, round(share * len(images))) if share else 0])
     if len(held_out) == len(images):
-        raise BadInput("all labels are about one image; nothing can be held out: use --validation-share 0")
+        raise BadInput(
+            "all labels are about one image; nothing can be held out: train without validation",
+            options=("validation_share 0",),
+        )
     train: list[int] = []
     validate: list[int] = []
     for place, prompt in enumerate(prompts):

@@ -78,8 +78,9 @@ class TrainLoop:
             self.step += 1
             if not math.isfinite(loss + norm):
                 raise RunFailed(
-                    f"the loss is {loss:g} and the gradient {norm:g} at step {self.step}; lower --learning-rate, or "
-                    "use --precision fp32"
+                    f"the loss is {loss:g} and the gradient {norm:g} at step {self.step}; lower the learning "
+                    "rate, or compute in fp32",
+                    options=("learning_rate", "precision fp32"),
                 )
             after(Step(self.step, loss, rate, norm))
 

@@ -38,7 +38,9 @@ class History:
 
 def require_startable(out: Path, run: dict[str, Any], *, resume: bool) -> None:
     """Raise BadInput for a folder that holds something else than the run to resume, or a training that is done."""
-    problem = _problem(out, json.loads(json.dumps(run)), resume=resume)  # tuples as JSON has them
+    if not resume and (out / RUN_NAME).is_file() and not (out / "rpn.json").is_file():
+        raise BadInput(f"{out} holds a training that was begun; resume it, or name a new folder", options=("resume",))
+    problem = _problem(out, json.loads(json.dumps(run)))  # tuples as JSON has them
     if problem is not None:
         raise BadInput(problem)
 
@@ -49,7 +51,7 @@ def note_run(out: Path, run: dict[str, Any]) -> None:
         path.write_text(json.dumps(run, indent=1) + "\n", "utf-8")
 
 
-def _problem(out: Path, run: dict[str, Any], *, resume: bool) -> str | None:
+def _problem(out: Path, run: dict[str, Any]) -> str | None:
     begun = (out / RUN_NAME).is_file()
     if not begun:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -57,8 +59,6 @@ def _problem(out: Path, run: dict[str, Any], *, resume: bool) -> str | None:
         return None
     if (out / "rpn.json").is_file():
         return f"{out} holds a training that is done; name a new folder"
-    if not resume:
-        return f"{out} holds a training that was begun; continue it with --resume, or name a new folder"
     differing = differing_keys(run, read_json_object(out / RUN_NAME, "name a new folder"))
     if not differing:
         return None

@@ -63,7 +63,10 @@ class StoredTaps:
         for chunk in _chunks(prompts):
             path = _path(folder, chunk, key, kind)
             if not path.is_file():
-                raise RunFailed(f"{path} is missing; --taps-dir must be a folder that all machines share")
+                raise RunFailed(
+                    f"{path} is missing; stored taps must lie in a folder that all machines share",
+                    options=("taps_dir",),
+                )
             rows, _ = _layout(chunk)
             self._files.append(np.load(path, mmap_mode="r"))
             self._rows += rows
@@ -102,7 +105,7 @@ def store_taps(
         return
     base = make_base()
     rows = sum(_layout(chunk)[1] for chunk in todo)
-    advice = "taps that are computed when needed take none: --taps none"
+    advice = "taps that are not kept, but computed when needed, take none"
     require_free_space(folder, rows * base.width * _type_of(kind).size_bytes, advice=advice)
     done, total = 0, sum(len(chunk) for chunk in todo)
 
@@ -166,6 +169,7 @@ def _stored(tap: Tensor, dtype: np.dtype[Any], kind: TapStore) -> NDArray[Any]:
     limit = _type_of(kind).largest or np.inf
     if not peak <= limit:  # also where it is not a number
         raise RunFailed(
-            f"a tap has the value {peak:.3g}, and {kind} ends at {limit:.3g}; keep taps as bf16: --taps bf16"
+            f"a tap has the value {peak:.3g}, and {kind} ends at {limit:.3g}; keep taps as bf16",
+            options=("taps bf16",),
         )
     return exact.astype(dtype)

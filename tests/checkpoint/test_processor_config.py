@@ -115,7 +115,7 @@ def test_a_checkpoint_says_how_pictures_become_squares(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "hf", spec, layout="hf")
     with open_checkpoint(tmp_path / "hf") as padded, open_checkpoint(tmp_path / "hf", fit="crop") as cut:
         assert padded.spec.vision.fit == "pad"
-        assert "transformers' processor cuts the ends of the longer side off instead: --fit crop" in padded.pictures
+        assert "transformers' processor cuts the ends of the longer side off instead (fit: crop)" in padded.pictures
         assert cut.spec.vision == dataclasses.replace(padded.spec.vision, fit="crop")
         assert "the ends of the longer side are cut off" in cut.pictures
         assert padded.digest() == cut.digest()

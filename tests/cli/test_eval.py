@@ -103,7 +103,7 @@ def test_a_run_is_continued(sdrpn: Command, text_bundle: Path, tmp_path: Path) -
     first = path.read_text().splitlines(keepends=True)[0]
     path.write_text(first)
     (out / "results.json").unlink()
-    assert "holds a run already; continue it with --resume" in refusal(sdrpn(*command))
+    assert "holds a run already; resume it, or name a new folder (--resume)" in refusal(sdrpn(*command))
     again = result_of(sdrpn(*command, "--resume", "--json"))
     assert path.read_text().splitlines(keepends=True)[0] == first
     assert again["methods"]["sdrpn"]["accuracy"] == whole["methods"]["sdrpn"]["accuracy"]
@@ -145,7 +145,7 @@ def test_several_rpns(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> 
         (("--methods", "plain,vicrop"), "the method vicrop needs attention maps, which a bundle does not give"),
         (("--methods", "magic"), "the method magic does not exist; expected some of plain, "),
         (("--methods", ","), "no method was named"),
-        (("--split", "train"), "--split is train; the task tags has heldout, shifted"),
+        (("--split", "train"), "the split is train; the task tags has heldout, shifted (--split)"),
         (("--resume",), "its folder is needed; name it (--out)"),
         (("--rpn", "x"), "rpn is for a checkpoint, and "),
         (("--threshold", "auto"), "an automatic threshold needs attention, which a bundle does not give"),
@@ -163,9 +163,7 @@ def test_refusals_of_a_checkpoint(
     def refused(model: Path, *options: object) -> str:
         return refusal(sdrpn("eval", model, *TAGS, *options))
 
-    assert "attention-crop needs grounding heads; name them with --heads" in refused(
-        text_checkpoint, "--methods", "attention-crop"
-    )
+    assert "leave the method out, or name them (--heads)" in refused(text_checkpoint, "--methods", "attention-crop")
     assert "sdrpn needs an RPN, and the model has none" in refused(plain_checkpoint, "--methods", "sdrpn")
     assert "ViCrop's layer is 4; the model has layers 0 to 3: name one (--vicrop-layer)" in refused(
         text_checkpoint, "--vicrop-layer", 4

@@ -41,7 +41,7 @@ def lora(tmp_path: Path) -> Path:
 
 def test_an_adapter(sdrpn: Command, tmp_path: Path, base: Path, lora: Path) -> None:
     line = refusal(sdrpn("export", lora, "--out", tmp_path / "b"))
-    assert "lora holds only an adapter; name the folder of its base ('a/base') with --base" in line
+    assert "lora holds only an adapter; name the folder of its base ('a/base') (--base)" in line
     assert not (tmp_path / "b").exists()
     exported = sdrpn("export", lora, "--base", base, "--out", tmp_path / "b")
     assert exported.code == 0

@@ -69,7 +69,7 @@ def test_the_given_template_stays_with_the_bundle(
     assert sdrpn(*export, "--kv-cache", "int8").code == 0
     assert open_bundle(bundle).manifest.given_template == "llava_llama_2"
     message = refusal(sdrpn(*export, "--precision", "fp16", "--template", "mpt"))
-    assert "its prompt differs (llava_llama_2 there, mpt here); name another --out" in message
+    assert "its prompt differs (llava_llama_2 there, mpt here); name another folder (--out)" in message
     # What is compared with the checkpoint is asked in the same way.
     outcome = sdrpn("verify", "--exact", bundle, "--checkpoint", text_checkpoint, "--variant", "fused-fp32")
     assert (outcome.code, outcome.err) == (0, "")

@@ -36,7 +36,7 @@ def test_a_bundle_of_cut_pictures(sdrpn: Command, checkpoint: Path, tmp_path: Pa
     bundle = tmp_path / "bundle"
     done = sdrpn("export", checkpoint, "--out", bundle, "--fit", "crop")
     assert done.code == 0
-    assert "pictures: the ends of the longer side are cut off (--fit crop)" in done.out
+    assert "pictures: the ends of the longer side are cut off (fit: crop)" in done.out
     vision = vision_of(bundle)
     assert vision.fit == "crop"
 
@@ -56,7 +56,7 @@ def test_a_bundle_of_cut_pictures(sdrpn: Command, checkpoint: Path, tmp_path: Pa
 
 def test_padding_is_said_as_well(sdrpn: Command, checkpoint: Path, tmp_path: Path) -> None:
     done = sdrpn("export", checkpoint, "--out", tmp_path / "bundle")
-    assert "pictures: padded to squares (--fit pad)" in done.out
+    assert "pictures: padded to squares (fit: pad)" in done.out
     assert vision_of(tmp_path / "bundle").fit == "pad"
     assert ModelSpec.from_json(json.loads(json.dumps(open_bundle(tmp_path / "bundle").spec.to_json())))
 
@@ -77,5 +77,5 @@ def test_a_training_takes_over_how_pictures_were_labelled(sdrpn: Command, checkp
     assert sdrpn("train", checkpoint, "--labels", labels, "--out", rpn, *small).code == 0
     assert json.loads((rpn / "rpn.json").read_text())["fit"] == "crop"
     exporting = ("export", checkpoint, "--rpn", rpn, "--out", tmp_path / "bundle")
-    assert "was trained on pictures of --fit crop and is used with --fit pad" in refusal(sdrpn(*exporting))
+    assert "of the fit crop and is used with pad; name the same (--fit)" in refusal(sdrpn(*exporting))
     assert sdrpn(*exporting, "--fit", "crop").code == 0

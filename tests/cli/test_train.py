@@ -71,7 +71,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(
         patch.setattr(TrainLoop, "_one_step", interrupted)
         assert sdrpn(*command, out).code == 130
     assert sorted(path.name for path in out.iterdir()) == ["run.json", "state", "tensorboard"]
-    assert "continue it with --resume" in refusal(sdrpn(*command, out))
+    assert "resume it, or name a new folder (--resume)" in refusal(sdrpn(*command, out))
     assert "with other settings (seed)" in refusal(sdrpn(*command, out, "--resume", "--seed", 1))
     for name in ("run.json", "state/history.json", "state/optimizer.bin"):
         content = (out / name).read_bytes()
@@ -103,5 +103,5 @@ def test_refusals(sdrpn: Command, plain_checkpoint: Path, labels: Path) -> None:
     other_grid = write_labels(labels.parent / "other", grid_side=2)
     assert "of 4 cells an image and the checkpoint sees 16" in refusal(sdrpn(*command, *SMALL, "--labels", other_grid))
     (labels.parent / "images").rename(labels.parent / "elsewhere")
-    assert "name it with --images" in refusal(sdrpn(*command, *SMALL))
+    assert "name it (--images)" in refusal(sdrpn(*command, *SMALL))
     assert not (labels.parent / "rpn").exists()

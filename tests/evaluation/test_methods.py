@@ -154,7 +154,7 @@ class TestChoice:
             ("oracle-crop", {"looks": frozenset()}, "oracle-crop needs a bundle with an RPN"),
             ("sdrpn", {"rpns": ()}, "sdrpn needs an RPN, and the model has none"),
             ("untrained-rpn", {"rpns": ("",)}, "untrained-rpn needs the CHECKPOINT"),
-            ("sdrpn:third", {}, r"names no RPN of this run \(second\); add --rpn NAME=FILE"),
+            ("sdrpn:third", {}, r"names no RPN of this run \(second\); add one as NAME=FILE"),
         ],
     )
     def test_what_cannot_be_done(self, fake: FakeAnswerer, name: str, changes: dict[str, Any], message: str) -> None:
@@ -165,7 +165,7 @@ class TestChoice:
     def test_what_the_task_or_the_setting_lacks(self, fake: FakeAnswerer) -> None:
         with pytest.raises(ValueError, match="the task tiny does not say; leave it out"):
             methods_for(["oracle-crop"], tiny_task(boxes=False), fake, SETTING)
-        with pytest.raises(ValueError, match="attention-crop needs grounding heads; name them with --heads"):
+        with pytest.raises(ValueError, match="leave the method out, or name them"):
             methods_for(["attention-crop"], tiny_task(), fake, Setting(RoiPolicy()))
         with pytest.raises(ValueError, match="no method was named"):
             methods_for([], tiny_task(), fake, SETTING)

@@ -145,7 +145,7 @@ class TestRecordFile:
 
     def test_refusals(self, tmp_path: Path) -> None:
         self.write(tmp_path / "run", record(0, "plain", 1.0))
-        with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
+        with pytest.raises(ValueError, match="holds a run already; resume it"):
             self.write(tmp_path / "run")
         with pytest.raises(ValueError, match=r"begun with other settings \(methods\)"):
             RecordFile(tmp_path / "run", {**self.SETTINGS, "methods": ["blind"]}, resume=True)
@@ -232,7 +232,7 @@ with RecordFile(Path(sys.argv[1]), {}, resume=False) as file:
         command = [sys.executable, "-c", script, str(tmp_path / "run")]
         done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "cannot be written (File too large); free some space and go on with --resume" in done.stdout
+        assert "cannot be written (File too large); free some space and resume" in done.stdout
         text = (tmp_path / "run" / RECORDS_NAME).read_text()
         assert text.endswith("\n")
         assert len(read_records(tmp_path / "run")) == text.count("\n") > 0

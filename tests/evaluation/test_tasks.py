@@ -377,7 +377,7 @@ class TestHrBench:
         self.write_parquet(tmp_path)
         with pytest.raises(BadInput, match=r"has no hr_bench_8k.*expects hr_bench_8k\.parquet"):
             read("hrbench", tmp_path, "8k")
-        with pytest.raises(BadInput, match="--split is 16k; the task hrbench has 4k, 8k"):
+        with pytest.raises(BadInput, match="the split is 16k; the task hrbench has 4k, 8k"):
             read("hrbench", tmp_path, "16k")
 
 
@@ -459,18 +459,18 @@ def test_tags_are_rendered_when_asked_for() -> None:
 class TestWrongFolders:
     @pytest.mark.parametrize("name", ON_DISK)
     def test_an_empty_one(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(BadInput, match=f"has no .*; the task {name} expects .* in --data"):
+        with pytest.raises(BadInput, match=f"has no .*; the task {name} expects .* there"):
             read(name, tmp_path)
 
     @pytest.mark.parametrize("name", ON_DISK)
     def test_none_at_all(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(BadInput, match=f"nowhere is not a folder; the task {name} expects "):
             read(name, tmp_path / "nowhere")
-        with pytest.raises(BadInput, match=f"the task {name} reads files; name their folder with --data"):
+        with pytest.raises(BadInput, match=f"the task {name} reads files; name their folder"):
             open_task(name, None, None, None, 0)
 
     def test_options_that_do_not_fit(self, tmp_path: Path) -> None:
-        with pytest.raises(BadInput, match="the task pope has no splits to choose from; leave out --split"):
+        with pytest.raises(BadInput, match="the task pope has no splits to choose from; name none"):
             read("pope", tmp_path, "random")
         with pytest.raises(BadInput, match="the task tags renders its scenes and reads no files"):
             read("tags", tmp_path)

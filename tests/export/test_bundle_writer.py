@@ -137,9 +137,7 @@ class TestOneVariant:
 
     def test_fp16_overflow_leaves_nothing(self, checkpoint_copy: Path, tmp_path: Path) -> None:
         change_tensor(checkpoint_copy, "model.layers.1.mlp.down_proj.weight", 70000.0)
-        message = (
-            r"llm\.layers\.1\.mlp\.down\.weight holds 7e\+04, fp16 ends at 65504; export with --precision bf16 or fp32"
-        )
+        message = r"llm\.layers\.1\.mlp\.down\.weight holds 7e\+04, fp16 ends at 65504; export in bf16 or fp32"
         with pytest.raises(RunFailed, match=message):
             export_bundle(checkpoint_copy, tmp_path / "bundle", FUSED_HALF)
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
@@ -227,14 +225,14 @@ class TestSeveralVariants:
 
     def test_a_damaged_bundle_is_not_added_to(self, tiny_checkpoint: Path, copy: Path) -> None:
         (copy / "weights" / "tail.fp32.bin").unlink()
-        message = r"tail\.fp32\.bin is missing; export the bundle again: remove .*bundle first, or name another --out"
+        message = r"tail\.fp32\.bin is missing; export the bundle again: remove .*bundle first, or name another folder"
         with pytest.raises(BadBundle, match=message):
             export_bundle(tiny_checkpoint, copy, FUSED_HALF)
 
     def test_a_bundle_of_another_version_is_not_added_to(self, tiny_checkpoint: Path, copy: Path) -> None:
         text = (copy / MANIFEST_NAME).read_text()
         (copy / MANIFEST_NAME).write_text(text.replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 7'))
-        with pytest.raises(BadBundle, match=r"format version 7, .*: remove .*bundle first, or name another --out"):
+        with pytest.raises(BadBundle, match=r"format version 7, .*: remove .*bundle first, or name another folder"):
             export_bundle(tiny_checkpoint, copy, FUSED_HALF)
 
     def test_weights_are_not_shared_unless_they_are_sound(
@@ -270,12 +268,12 @@ class TestRefusals:
     def test_another_checkpoint(self, tiny_spec: ModelSpec, copy: Path, tmp_path: Path) -> None:
         write_random_checkpoint(tmp_path / "other", tiny_spec, seed=1)
         message = (
-            r"holds another export: its checkpoint digest differs \(\w{12} there, \w{12} here\); name another --out"
+            r"holds another export: its checkpoint digest differs \(\w{12} there, \w{12} here\); name another folder"
         )
         self.refused(tmp_path / "other", copy, FUSED_HALF, message)
 
     def test_another_context(self, tiny_checkpoint: Path, copy: Path) -> None:
-        message = r"holds another export: its max_context differs \(256 there, 100 here\); name another --out"
+        message = r"holds another export: its max_context differs \(256 there, 100 here\); name another folder"
         self.refused(tiny_checkpoint, copy, ExportOptions("fp16", max_context=100), message)
 
     @pytest.mark.parametrize("wanted", [0, -1, 16, 257, 10**9])
@@ -296,7 +294,7 @@ class TestRefusals:
     def test_a_folder_with_something_else(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
-        message = r"photos is not empty and no bundle \(it has no manifest\.json\); name another --out"
+        message = r"photos is not empty and no bundle \(it has no manifest\.json\); name another"
         self.refused(tiny_checkpoint, tmp_path / "photos", FUSED, message)
 
     def test_a_file(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -317,10 +315,10 @@ class TestRefusals:
     def test_too_little_space(self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = shutil.disk_usage(tmp_path)._replace(free=1)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-        message = r"b needs [\d.]+ MB and its disk has 1 B free: .* are missing; .*; --precision fp16 needs half of it"
+        message = r"b needs [\d.]+ MB and its disk has 1 B free: .* are missing; .*; fp16 needs half of it"
         with pytest.raises(RunFailed, match=message):
             export_bundle(tiny_checkpoint, tmp_path / "b", FUSED)
-        with pytest.raises(RunFailed, match=r"another disk; --precision int4 needs about two fifths of it$"):
+        with pytest.raises(RunFailed, match=r"another disk; int4 needs about two fifths of it$"):
             export_bundle(tiny_checkpoint, tmp_path / "b", FUSED_HALF)
         assert not list(tmp_path.iterdir())
 

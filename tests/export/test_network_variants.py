@@ -142,7 +142,7 @@ def test_dynamic_rope_ends_at_its_original_context(tmp_path: Path) -> None:
     with open_checkpoint(checkpoint) as source:
         (note,) = source.notes
     assert "rope scaling dynamic changes nothing up to 128 tokens" in note
-    with pytest.raises(BadInput, match=r"--max-context is 129; expected 17 .* to 128"):
+    with pytest.raises(BadInput, match=r"max_context is 129; expected 17 .* to 128"):
         export_bundle(checkpoint, tmp_path / "b", ExportOptions(max_context=129))
 
 

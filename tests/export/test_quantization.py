@@ -84,7 +84,9 @@ def test_packing_is_that_of_onnx() -> None:
 
 
 def test_a_block_that_does_not_divide() -> None:
-    with pytest.raises(BadInput, match=r"a matrix has 96 inputs, which blocks of 64 do not divide; choose --block 32$"):
+    with pytest.raises(
+        BadInput, match=r"a matrix has 96 inputs, which blocks of 64 do not divide; choose blocks of 32$"
+    ):
         quantize(matrix(inputs=96), Blocks(4, 64))
     with pytest.raises(BadInput, match=r"a matrix has 100 inputs, .* do not divide; export it in fp16$"):
         quantize(matrix(inputs=100), Blocks(4, 64))

@@ -190,10 +190,10 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
     def test_a_layer_that_is_not_there(self, checkpoint: Path, tmp_path: Path) -> None:
-        with pytest.raises(BadInput, match=r"--keep layers\.4: the LLM has layers 0 to 3"):
+        with pytest.raises(BadInput, match=r"layers\.4 does not exist: the LLM has layers 0 to 3"):
             export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("int4", keep=("layers.4",)))
 
-        with pytest.raises(BadInput, match=r"--int8 layers\.4: the LLM has layers 0 to 3"):
+        with pytest.raises(BadInput, match=r"layers\.4 does not exist: the LLM has layers 0 to 3"):
             export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("int4", int8=("layers.4",)))
 
     def test_8_bits_for_what_is_kept_or_not_quantised(self) -> None:

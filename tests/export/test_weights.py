@@ -143,7 +143,7 @@ class TestConversion:
     @pytest.mark.parametrize("value", [65536.0, -70000.0, 1e30, np.inf, np.nan])
     def test_what_fp16_cannot_hold_is_refused_by_name(self, tmp_path: Path, value: float, kind: Any) -> None:
         array = np.array([[1.0, 2.0], [value, 3.0]], kind)
-        message = r"llm\.embed\.weight holds [\w.+]+, fp16 ends at 65504; export with --precision bf16 or fp32"
+        message = r"llm\.embed\.weight holds [\w.+]+, fp16 ends at 65504; export in bf16 or fp32"
         with pytest.raises(RunFailed, match=message) as error:
             self.write(tmp_path, array)
         assert "\n" not in str(error.value)

@@ -62,7 +62,7 @@ def test_a_cut_shard(tmp_path: Path, kept: float) -> None:
     write_shard(path, LABEL_COLUMNS, rows(), {})
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(BadInput, match="remove it and run again with --resume"):
+    with pytest.raises(BadInput, match="remove it and resume the run"):
         read_shard(path)
 
 

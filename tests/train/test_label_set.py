@@ -45,7 +45,7 @@ class TestSplit:
     def test_one_image_at_least_is_held_out_or_none(self) -> None:
         assert len(split_by_image(PROMPTS, 0.001, 0).held_out) == 2
         assert split_by_image(PROMPTS, 0, 0).held_out == ()
-        with pytest.raises(BadInput, match="nothing can be held out: use --validation-share 0"):
+        with pytest.raises(BadInput, match="nothing can be held out: train without validation"):
             split_by_image(PROMPTS[:2], 0.1, 0)
 
 

@@ -131,5 +131,5 @@ def test_what_a_micro_batch_adds(
 def test_a_loss_that_is_no_number_stops_the_training(checkpoint: Checkpoint, tmp_path: Path) -> None:
     loop = make_loop(checkpoint, tmp_path, small_options())
     next(loop.rpn.parameters()).data.fill_(float("nan"))
-    with pytest.raises(RunFailed, match=r"the loss is nan .* at step 1; lower --learning-rate"):
+    with pytest.raises(RunFailed, match=r"the loss is nan .* at step 1; lower the learning rate"):
         loop.run(range(12), 1)

@@ -40,14 +40,14 @@ def open_task(name: str, folder: Path | None, split: str | None, samples: int | 
     if name == "tags":
         return _tags(folder, split, samples, seed)
     if folder is None:
-        raise BadInput(f"the task {name} reads files; name their folder with --data")
+        raise BadInput(f"the task {name} reads files; name their folder", options=("data",))
     read = _reader(name)
     if name == "hrbench":
         from sdrpn.evaluation.tasks.hrbench import SIZES, hrbench_task
 
         task = hrbench_task(folder, _chosen(name, split, SIZES))
     elif split is not None:
-        raise BadInput(f"the task {name} has no splits to choose from; leave out --split")
+        raise BadInput(f"the task {name} has no splits to choose from; name none", options=("split",))
     else:
         task = read(folder)
     # Attention is all that is taken of them, so the questions themselves will do.
@@ -59,14 +59,14 @@ def _tags(folder: Path | None, split: str | None, samples: int | None, seed: int
     from sdrpn.tags.glyphs import require_fonts
 
     if folder is not None:
-        raise BadInput("the task tags renders its scenes and reads no files; leave out --data")
+        raise BadInput("the task tags renders its scenes and reads no files; name none", options=("data",))
     require_fonts()
     return tags_task(_chosen("tags", split, SPLITS), samples or DEFAULT_TAGS, seed)
 
 
 def _chosen(name: str, split: str | None, splits: tuple[str, ...]) -> str:
     if split is not None and split not in splits:
-        raise BadInput(f"--split is {split}; the task {name} has {', '.join(splits)}")
+        raise BadInput(f"the split is {split}; the task {name} has {', '.join(splits)}", options=("split",))
     return split or splits[0]
 
 
