@@ -6,8 +6,6 @@ Ask a bundle about pictures:
     Answer            text, token ids, boxes, RoI map and timings of one question
 
 Do what the verbs of the command line do, each with a function, many of them on a request:
-    ask_question      one question about one image: opens a bundle, answers, closes it
-    AskRequest        the question, and how and where it is answered
     run_demo          the model that comes with the package, asked about a scene that comes along
     export_bundle     a checkpoint becomes a bundle
     CalibrationData   questions that a calibration runs
@@ -28,19 +26,14 @@ Do what the verbs of the command line do, each with a function, many of them on 
     inspect_bundle    what a bundle holds, its files compared with its manifest
     inspect_engines   its engines, whether they fit this machine, and their kernels
     plan_memory       what a bundle takes in memory on a device
-    PlanRequest       of which bundle, device and context
     build_engines     TensorRT engines from a bundle, each tried once where a GPU fits it
-    BuildRequest      from which bundle, and for which device
     BuildOptions      what changes an engine: precision, context, dialect, ...
     optimize_bundle   graphs as ONNX Runtime saves them for this machine's CPU
-    OptimizeRequest   which graphs, and with which attention
     bench_bundle      how long answers take, stage by stage
-    BenchRequest      what is measured, how often, and against what
     BenchBundle       another bundle or variant that is measured in turns
     BenchReference    the reference in PyTorch that is measured in turns
     diagnose_machine  what this machine can run, what is missing, and the command that installs it
     check_device      this machine and a bundle on it, tried out step by step
-    CheckupRequest    which bundle, with what and on which GPU
 
 What goes wrong on purpose:
     SdrpnError        the root of the tree
@@ -81,21 +74,20 @@ if TYPE_CHECKING:
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Session
     from sdrpn.train.options import TrainOptions
-    from sdrpn.workflows.benchmark import BenchBundle, BenchReference, BenchRequest, bench_bundle
+    from sdrpn.workflows.benchmark import BenchBundle, BenchReference, bench_bundle
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
     from sdrpn.workflows.demonstration import run_demo
-    from sdrpn.workflows.device_check import CheckupRequest, check_device
+    from sdrpn.workflows.device_check import check_device
     from sdrpn.workflows.diagnosis import diagnose_machine
-    from sdrpn.workflows.engine_build import BuildRequest, build_engines
+    from sdrpn.workflows.engine_build import build_engines
     from sdrpn.workflows.evaluate import evaluate_model
     from sdrpn.workflows.export import CalibrationData, export_bundle
-    from sdrpn.workflows.graph_optimization import OptimizeRequest, optimize_bundle
+    from sdrpn.workflows.graph_optimization import optimize_bundle
     from sdrpn.workflows.heads import HeadsRequest, ProposalRequest, find_heads
     from sdrpn.workflows.inspection import inspect_bundle, inspect_engines
     from sdrpn.workflows.label import RelabelRequest, label_questions, relabel_questions
-    from sdrpn.workflows.memory_plan import PlanRequest, plan_memory
+    from sdrpn.workflows.memory_plan import plan_memory
     from sdrpn.workflows.quantize import QuantizeRequest, measure_rounding
-    from sdrpn.workflows.question import AskRequest, ask_question
     from sdrpn.workflows.teacher import TeacherRequest
     from sdrpn.workflows.train import train_rpn
     from sdrpn.workflows.verify import verify_bundle
@@ -104,27 +96,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
-    "AskRequest",
     "BadBundle",
     "BadCheckpoint",
     "BadImage",
     "BadInput",
     "BenchBundle",
     "BenchReference",
-    "BenchRequest",
     "BuildOptions",
-    "BuildRequest",
     "CalibrationData",
     "Cancelled",
     "CheckpointParts",
-    "CheckupRequest",
     "ContextTooLong",
     "EngineMismatch",
     "EngineNotBuilt",
     "HeadsRequest",
     "MissingDependency",
-    "OptimizeRequest",
-    "PlanRequest",
     "ProposalRequest",
     "QuantizeRequest",
     "RelabelRequest",
@@ -135,7 +121,6 @@ __all__ = [
     "TeacherRequest",
     "TrainOptions",
     "__version__",
-    "ask_question",
     "bench_bundle",
     "build_engines",
     "check_device",
@@ -158,18 +143,12 @@ __all__ = [
 # Where the names of __all__ come from; the others are errors.
 _HOMES = {
     "Answer": "sdrpn.runtime",
-    "AskRequest": "sdrpn.workflows.question",
     "BenchBundle": "sdrpn.workflows.benchmark",
     "BenchReference": "sdrpn.workflows.benchmark",
-    "BenchRequest": "sdrpn.workflows.benchmark",
     "BuildOptions": "sdrpn.engines",
-    "BuildRequest": "sdrpn.workflows.engine_build",
     "CalibrationData": "sdrpn.workflows.export",
     "CheckpointParts": "sdrpn.workflows.checkpoint_parts",
-    "CheckupRequest": "sdrpn.workflows.device_check",
     "HeadsRequest": "sdrpn.workflows.heads",
-    "OptimizeRequest": "sdrpn.workflows.graph_optimization",
-    "PlanRequest": "sdrpn.workflows.memory_plan",
     "ProposalRequest": "sdrpn.workflows.heads",
     "QuantizeRequest": "sdrpn.workflows.quantize",
     "RelabelRequest": "sdrpn.workflows.label",
@@ -177,7 +156,6 @@ _HOMES = {
     "Session": "sdrpn.runtime",
     "TeacherRequest": "sdrpn.workflows.teacher",
     "TrainOptions": "sdrpn.train.options",
-    "ask_question": "sdrpn.workflows.question",
     "bench_bundle": "sdrpn.workflows.benchmark",
     "build_engines": "sdrpn.workflows.engine_build",
     "check_device": "sdrpn.workflows.device_check",

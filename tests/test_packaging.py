@@ -115,11 +115,42 @@ def test_the_changelog_has_this_version_or_what_comes_next() -> None:
     assert re.search(rf"^## \[(Unreleased|{re.escape(PROJECT['version'])})\]", changelog, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["__init__.py", "export", "engines", "runtime"])
+@pytest.mark.parametrize("name", ["__init__.py", "py.typed", "export", "engines", "runtime"])
 def test_the_type_checkers_see_one_package(name: str) -> None:
     link = ROOT / ".typing" / "sdrpn" / name
     assert link.is_symlink()
     assert link.exists(), f"{link} points nowhere"
+
+
+PROGRAM = """
+import sdrpn
+from sdrpn.runtime import EngineOptions
+
+reveal_type(sdrpn.Session.open("default"))
+reveal_type(sdrpn.BadInput.exit_code)
+reveal_type(EngineOptions().device)
+sdrpn.Sesion
+"""
+
+
+@pytest.mark.slow
+def test_type_checkers_understand_an_editable_install(tmp_path: Path) -> None:
+    """Installed from nothing into an environment of its own, and read by mypy from a folder elsewhere."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True, timeout=120)
+    python = tmp_path / "venv" / "bin" / "python"
+    options = ("-C", "cmake.define.SDRPN_NATIVE=OFF", "-C", f"build-dir={tmp_path / 'build'}", "-e", str(ROOT))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--quiet"]
+    subprocess.run([*pip, *options], check=True, timeout=600)
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "program.py"]
+    done = subprocess.run(mypy, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    told = [line.split(": ", 1)[1] for line in done.stdout.splitlines() if line.startswith("program.py")]
+    assert told == [
+        'note: Revealed type is "sdrpn.runtime.session.Session"',
+        'note: Revealed type is "int"',
+        'note: Revealed type is "int"',
+        'error: Module has no attribute "Sesion"  [attr-defined]',
+    ]
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output_file import report_written, require_output_file, write_text
     from sdrpn.cli.progress import progress
     from sdrpn.reports.bench_report import csv_text, html_text
-    from sdrpn.workflows.benchmark import bench_bundle
+    from sdrpn.workflows.benchmark import bench
 
     if ("torch" in args.compare) != (args.checkpoint is not None):
         raise BadInput("--compare torch and --checkpoint DIR go together: name both or none")
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.runs < LEAST_RUNS:
         warn(f"--runs {args.runs}: fewer than {LEAST_RUNS} say little about anything but the median")
     with progress("bench", "answers") as advance:
-        report = bench_bundle(_request(args), advance)
+        report = bench(_request(args), advance)
     if args.json:
         print_json(report)
     elif args.csv:

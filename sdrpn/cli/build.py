@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json, print_text
     from sdrpn.cli.output_file import report_written, require_output_file, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.workflows.engine_build import build_engines
+    from sdrpn.workflows.engine_build import build
 
     require_output_folder("--out", args.out)
     if args.timing_cache is not None:
@@ -129,13 +129,13 @@ def run(args: argparse.Namespace) -> int:
         _print_only(args, request)
         return 0
     with progress("build", "percent") as advance:
-        build = build_engines(request, advance)
+        done = build(request, advance)
     if args.json:
-        print_json(build.to_json())
+        print_json(done.to_json())
     else:
-        _print_built(build.engines)
-        print_text(f"on this machine: {build.trial.state}")
-        report_written(build.engines[0].path.parent, "engines")
+        _print_built(done.engines)
+        print_text(f"on this machine: {done.trial.state}")
+        report_written(done.engines[0].path.parent, "engines")
     return 0
 
 

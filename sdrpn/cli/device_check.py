@@ -52,11 +52,11 @@ def run_checks(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json
     from sdrpn.cli.output_file import write_text
     from sdrpn.cli.progress import progress
-    from sdrpn.workflows.device_check import check_device
+    from sdrpn.workflows.device_check import check
 
     request = _request(args)
     with progress("device check", "steps") as advance:
-        report = check_device(request, advance)
+        report = check(request, advance)
     if args.report is not None:
         write_text(args.report, report.page(args.report))
     if args.record is not None:

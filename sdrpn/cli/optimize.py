@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json, print_text
     from sdrpn.cli.progress import progress
     from sdrpn.host.sizes import text_from_bytes
-    from sdrpn.workflows.graph_optimization import OptimizeRequest, optimize_bundle
+    from sdrpn.workflows.graph_optimization import OptimizeRequest, optimize
 
     with progress("optimize", "graphs") as advance:
-        saved = optimize_bundle(OptimizeRequest(args.bundle, args.variant, args.attention, args.threads), advance)
+        saved = optimize(OptimizeRequest(args.bundle, args.variant, args.attention, args.threads), advance)
     if args.json:
         print_json(saved.to_json())
         return 0

@@ -57,16 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Add up and print."""
     from sdrpn.cli.output import print_json
-    from sdrpn.workflows.memory_plan import PlanRequest, plan_memory
+    from sdrpn.workflows.memory_plan import PlanRequest, plan
 
-    plan = plan_memory(
-        PlanRequest(args.bundle, args.target, args.variant, args.context or (), args.batch, args.backend)
-    )
+    found = plan(PlanRequest(args.bundle, args.target, args.variant, args.context or (), args.batch, args.backend))
     if args.json:
-        print_json(plan.to_json())
+        print_json(found.to_json())
     else:
-        _print(plan)
-    return 1 if plan.fits is False else 0
+        _print(found)
+    return 1 if found.fits is False else 0
 
 
 def _print(plan: MemoryPlan) -> None:

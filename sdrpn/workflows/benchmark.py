@@ -32,7 +32,7 @@ from sdrpn.runtime.bench import (
     bench_rounds,
 )
 
-__all__ = ["CASES", "BenchBundle", "BenchReference", "BenchRequest", "bench_bundle"]
+__all__ = ["CASES", "BenchBundle", "BenchReference", "BenchRequest", "bench", "bench_bundle"]
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,34 @@ class BenchRequest:
         return any(isinstance(other, BenchReference) for other in self.others)
 
 
-def bench_bundle(request: BenchRequest, progress: Advance = unseen) -> BenchReport:
+def bench_bundle(
+    bundle: Path | str,
+    *,
+    variant: str | None = None,
+    optimized: bool = True,
+    others: tuple[BenchBundle | BenchReference, ...] = (),
+    cases: tuple[str, ...] = CASES,
+    backend: str = "onnxruntime",
+    threads: int | None = None,
+    runs: int = 10,
+    new_tokens: int = 16,
+    verify: bool = True,
+    progress: Advance = unseen,
+) -> BenchReport:
     """Answer with the number of crops forced (the RPN still runs) and time every stage.
 
     Questions are token ids about seeded pictures, so any bundle will do. All sides are in memory at once and take
     turns, so that whatever else the machine does slows them alike.
 
     Args:
+        bundle: folder, or "default"
+        variant: None: the one that suits a CPU best
+        optimized: take graphs that were saved for this machine, where there are some
+        others: further sides, loaded at once and asked in turns
+        cases: ways of answering, of CASES
+        backend, threads, verify: see `Session.open`
+        runs: counted, after one more; a percentile of fewer than ten means little
+        new_tokens: of an answer
         progress: told how many answers were given, of how many
 
     Returns: seconds by side, case and stage (p50, p95, p99), tokens per second, and ratios
@@ -102,6 +123,14 @@ def bench_bundle(request: BenchRequest, progress: Advance = unseen) -> BenchRepo
         BadBundle, BadCheckpoint: what cannot be read
         MissingDependency: the reference without the extra `train`
     """
+    request = BenchRequest(
+        bundle, variant, optimized, others, cases, backend, threads, runs=runs, new_tokens=new_tokens, verify=verify
+    )
+    return bench(request, progress)
+
+
+def bench(request: BenchRequest, progress: Advance = unseen) -> BenchReport:
+    """See `bench_bundle`."""
     with ExitStack() as opened:
         sides, spec = _sides(request, opened)
         cases = bench_cases(spec, request.cases)

@@ -11,22 +11,39 @@ from sdrpn.host.libraries import installed_version
 from sdrpn.host.machine import read_cpu, read_machine
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.reports.device_report import CheckResult, DeviceReport, Subject
+from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.checkup import CheckupRequest, OpenedBundle, run_checkup
 
-__all__ = ["CheckupRequest", "DeviceReport", "check_device"]
+__all__ = ["CheckupRequest", "DeviceReport", "check", "check_device"]
 
 # What a report names; `diagnose_machine` has the others.
 _LIBRARIES = ("onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-python", "numpy", "pillow", "tokenizers")
 
 
-def check_device(request: CheckupRequest, progress: Advance = unseen) -> DeviceReport:
+def check_device(
+    bundle: str | None = None,
+    *,
+    backend: str = AUTOMATIC,
+    target: str | None = None,
+    gpu: int = 0,
+    progress: Advance = unseen,
+) -> DeviceReport:
     """Try out CUDA, the compiled image path and, where one is named, a bundle. A step that fails ends no other.
 
     Args:
+        bundle: folder, or "default"; None: no bundle
+        backend: what runs it, as `Session.open` takes it
+        target: whose engines; None: those that fit
+        gpu: which one, as CUDA numbers them
         progress: told how many steps were made, of how many
 
     Raises: BadBundle, BadInput for a request that no machine could meet. What fails on this one is a result.
     """
+    return check(CheckupRequest(bundle, backend, target, gpu), progress)
+
+
+def check(request: CheckupRequest, progress: Advance = unseen) -> DeviceReport:
+    """See `check_device`."""
     subject, machine, cpu = _subject(request), read_machine(), read_cpu()
     results: list[CheckResult] = []
     for result in run_checkup(request):

@@ -32,6 +32,7 @@ __all__ = [
     "Plan",
     "Target",
     "Trial",
+    "build",
     "build_engines",
     "plan_build",
     "plan_to_json",
@@ -81,10 +82,31 @@ def plan_build(request: BuildRequest) -> Plan:
     return _planned(request, only_look=True)
 
 
-def build_engines(request: BuildRequest, progress: Advance = unseen) -> EngineBuild:
+def build_engines(
+    bundle: Path | str,
+    target: str,
+    options: BuildOptions | None = None,
+    *,
+    out: Path | str | None = None,
+    jobs: int = 1,
+    timing_cache: Path | str | None = None,
+    any_release: bool = False,
+    verify: bool = False,
+    check_memory: bool = True,
+    progress: Advance = unseen,
+) -> EngineBuild:
     """Build what is not there yet into BUNDLE/engines/TARGET and run each new engine once where the GPU fits it.
 
     Args:
+        bundle: folder, or "default", which needs `out`
+        target: name of a target, or a .toml file of the same form
+        options: what changes an engine: graphs, precision, contexts, dialect, ...; None: as target and bundle say
+        out: copy the bundle there first and build in the copy
+        jobs: builds at once, each in a process of its own
+        timing_cache: file that TensorRT keeps what it measures in, for the next build
+        any_release: also a release of TensorRT outside of the target's range
+        verify: hash files again, even if size and time are unchanged
+        check_memory: refuse where the estimate says that a build or the engines cannot fit
         progress: told percent of all builds, of 100
 
     Raises:
@@ -94,6 +116,22 @@ def build_engines(request: BuildRequest, progress: Advance = unseen) -> EngineBu
         RunFailed: a build failed, or a new engine does not run or computes something else than ONNX Runtime; what
             failed is not kept
     """
+    request = BuildRequest(
+        bundle,
+        target,
+        options or BuildOptions(),
+        out=None if out is None else Path(out),
+        jobs=jobs,
+        timing_cache=None if timing_cache is None else Path(timing_cache),
+        any_release=any_release,
+        verify=verify,
+        check_memory=check_memory,
+    )
+    return build(request, progress)
+
+
+def build(request: BuildRequest, progress: Advance = unseen) -> EngineBuild:
+    """See `build_engines`."""
     plan = _planned(request, only_look=False)
     if request.out is not None:
         plan = _planned(dataclasses.replace(request, bundle=copy_bundle(plan.bundle, request.out)), only_look=False)

@@ -21,7 +21,7 @@ from sdrpn.host.progress import Advance, unseen
 from sdrpn.runtime.backends import onnxruntime_version
 from sdrpn.runtime.select import graph_variant
 
-__all__ = ["ATTENTIONS", "OptimizeRequest", "OptimizedGraphs", "optimize_bundle"]
+__all__ = ["ATTENTIONS", "OptimizeRequest", "OptimizedGraphs", "optimize", "optimize_bundle"]
 
 GROUP_QUERY, STANDARD = ATTENTIONS = ("group-query", "standard")
 
@@ -63,13 +63,25 @@ class OptimizedGraphs:
         return {**entries, "folder": self.folder, "seconds": self.seconds, "size_bytes": self.size_bytes}
 
 
-def optimize_bundle(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedGraphs:
+def optimize_bundle(
+    bundle: Path | str,
+    *,
+    variant: str | None = None,
+    attention: str | None = None,
+    threads: int | None = None,
+    progress: Advance = unseen,
+) -> OptimizedGraphs:
     """Let ONNX Runtime optimise a variant's graphs for this CPU; sessions take the result from then on.
 
     It fits one release of ONNX Runtime on one kind of processor. Elsewhere, and after another export, the bundle's own
     graphs are used.
 
     Args:
+        bundle: folder of a bundle
+        variant: None: the one that suits a CPU best
+        attention: "group-query", ONNX Runtime's own operator, or "standard", as exported; None: the operator where it
+            can take the place of what was exported
+        threads: of the CPU; None: one per core
         progress: told how many graphs were saved, of how many
 
     Raises:
@@ -78,6 +90,11 @@ def optimize_bundle(request: OptimizeRequest, progress: Advance = unseen) -> Opt
         MissingDependency: the extra `export` is not installed
         RunFailed: what was saved does not compute the same; nothing is kept
     """
+    return optimize(OptimizeRequest(bundle, variant, attention, threads), progress)
+
+
+def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedGraphs:
+    """See `optimize_bundle`."""
     path = bundle_path(request.bundle)
     require_not_shipped(path, f"optimise a copy of it: cp -r {path} bundle && sdrpn optimize bundle")
     bundle = open_bundle(path)

@@ -24,7 +24,7 @@ from sdrpn.runtime.backends import backend_info
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 
-__all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "plan_memory"]
+__all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "plan", "plan_memory"]
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,35 @@ class _Place:
         return fitting_context(lambda context: self.needs_of(variant, context), self.memory_bytes, limit)
 
 
-def plan_memory(request: PlanRequest) -> MemoryPlan:
+def plan_memory(
+    bundle: Path | str,
+    *,
+    target: str | None = None,
+    variant: str | None = None,
+    contexts: tuple[int, ...] = (),
+    batch: int = 1,
+    backend: str = "onnxruntime",
+) -> MemoryPlan:
     """Add up weights, caches, activations and image buffers, and find the largest context that fits.
 
     The same sums decide whether a build starts, and whether a question is answered on this machine's CPU.
 
+    Args:
+        bundle: folder, or "default"
+        target: name of a target, or a .toml file; None: this machine's CPU
+        variant: None: the one that engines are built from, or that ONNX Runtime answers with
+        contexts: positions of prompt and answer; several: engines with profiles for each; empty: what engines are built
+            for, or all that the bundle has
+        batch: requests in a step
+        backend: without a target: what runs the graphs on this machine
+
     Raises: BadBundle, BadInput for a bundle, variant or target that cannot be had; ContextTooLong
     """
+    return plan(PlanRequest(bundle, target, variant, contexts, batch, backend))
+
+
+def plan(request: PlanRequest) -> MemoryPlan:
+    """See `plan_memory`."""
     bundle = open_bundle(bundle_path(request.bundle))
     limit = bundle.manifest.max_context
     if request.contexts and max(request.contexts) > limit:
