@@ -5,7 +5,7 @@ Ask a bundle about pictures:
     RoiPolicy         when and how the region that a question is about is looked at again
     Answer            text, token ids, boxes, RoI map and timings of one question
 
-Do what the verbs of the command line do, each with a function, many of them on a request:
+Do what the verbs of the command line do, each with a function:
     run_demo          the model that comes with the package, asked about a scene that comes along
     export_bundle     a checkpoint becomes a bundle
     CalibrationData   questions that a calibration runs
