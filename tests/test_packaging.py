@@ -129,7 +129,7 @@ from sdrpn.runtime import EngineOptions
 reveal_type(sdrpn.Session.open("default"))
 reveal_type(sdrpn.BadInput.exit_code)
 reveal_type(EngineOptions().device)
-sdrpn.Sesion
+sdrpn.unknown_name
 """
 
 
@@ -149,7 +149,7 @@ def test_type_checkers_understand_an_editable_install(tmp_path: Path) -> None:
         'note: Revealed type is "sdrpn.runtime.session.Session"',
         'note: Revealed type is "int"',
         'note: Revealed type is "int"',
-        'error: Module has no attribute "Sesion"  [attr-defined]',
+        'error: Module has no attribute "unknown_name"  [attr-defined]',
     ]
 
 
