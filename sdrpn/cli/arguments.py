@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sdrpn.bundle.shipped import DEFAULT_NAME, bundle_path
 from sdrpn.cli.output import warn
@@ -17,6 +19,7 @@ __all__ = [
     "bundle_folder",
     "context_lengths",
     "device_number",
+    "filled",
     "non_negative_number",
     "number_between",
     "number_or_auto",
@@ -25,6 +28,7 @@ __all__ = [
     "whole_number",
 ]
 
+Request = TypeVar("Request")
 AUTO = "auto"
 # The names of sdrpn.runtime.backends.registry, which is not imported for --help.
 GRAPH_BACKENDS = ("onnxruntime", "onnxruntime-cuda")
@@ -37,6 +41,13 @@ def bundle_folder(text: str) -> Path:
     if text == DEFAULT_NAME and Path(text).is_dir():
         warn(f"{DEFAULT_NAME} is the model that comes with sdrpn; for the folder of that name here, say ./{text}")
     return bundle_path(text)
+
+
+def filled(kind: type[Request], args: argparse.Namespace, **given: object) -> Request:
+    """A request (a dataclass) whose fields are the arguments of the same names, but for those that are given."""
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
+    named = {field.name: getattr(args, field.name) for field in fields if hasattr(args, field.name)}
+    return kind(**(named | given))
 
 
 def some_names(text: str) -> tuple[str, ...]:

@@ -6,22 +6,36 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import add_fit_argument, positive_int
+from sdrpn.cli.arguments import add_fit_argument, filled, positive_int
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
     from sdrpn.workflows.teacher import TeacherRequest
 
-__all__ = ["add_checkpoint_arguments", "add_teacher_arguments", "checkpoint_parts", "teacher_request"]
+__all__ = [
+    "add_checkpoint_arguments",
+    "add_part_arguments",
+    "add_teacher_arguments",
+    "checkpoint_parts",
+    "teacher_request",
+]
+
+
+def add_part_arguments(
+    group: argparse._ActionsContainer, text: str = "as for `sdrpn export`", *, with_rpn: bool = False
+) -> None:
+    """What is taken from elsewhere than the checkpoint's folder."""
+    parts = {"--vision-tower": "DIR", "--rpn": "FILE", "--base": "DIR", "--projector": "FILE"}
+    for option, metavar in parts.items():
+        if with_rpn or option != "--rpn":
+            group.add_argument(option, metavar=metavar, type=Path, help=text)
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, where it runs and in which precision."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as for `sdrpn export`")
-    parser.add_argument("--base", metavar="DIR", type=Path, help="as for `sdrpn export`")
-    parser.add_argument("--projector", metavar="FILE", type=Path, help="as for `sdrpn export`")
+    add_part_arguments(parser)
     add_fit_argument(parser)
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
@@ -64,29 +78,11 @@ def checkpoint_parts(args: argparse.Namespace) -> CheckpointParts:
     """The checkpoint that the arguments name, with what is to be taken from elsewhere."""
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
-    return CheckpointParts(
-        args.checkpoint,
-        vision_tower=args.vision_tower,
-        rpn=getattr(args, "rpn", None),
-        base=args.base,
-        projector=args.projector,
-        fit=getattr(args, "fit", None) or "pad",
-        template=getattr(args, "template", None),
-    )
+    return filled(CheckpointParts, args, path=args.checkpoint)
 
 
 def teacher_request(args: argparse.Namespace) -> TeacherRequest:
     """The model and its questions."""
     from sdrpn.workflows.teacher import TeacherRequest
 
-    return TeacherRequest(
-        checkpoint_parts(args),
-        args.data,
-        args.images,
-        args.limit,
-        args.rows,
-        args.answers,
-        args.max_new_tokens,
-        args.precision,
-        args.device,
-    )
+    return filled(TeacherRequest, args, checkpoint=checkpoint_parts(args))

@@ -18,7 +18,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import AUTO, bundle_folder, number_or_auto, positive_int, whole_number
+from sdrpn.cli.arguments import AUTO, bundle_folder, filled, number_or_auto, positive_int, whole_number
+from sdrpn.cli.checkpoint_arguments import add_part_arguments
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
@@ -107,9 +108,7 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_where(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--vision-tower", metavar="DIR", type=Path, help="of a checkpoint: as for `sdrpn export`")
-    group.add_argument("--base", metavar="DIR", type=Path, help="of a checkpoint: as for `sdrpn export`")
-    group.add_argument("--projector", metavar="FILE", type=Path, help="of a checkpoint: as for `sdrpn export`")
+    add_part_arguments(group, "of a checkpoint: as for `sdrpn export`")
     group.add_argument("--fit", choices=("pad", "crop"), help="of a checkpoint: as for `sdrpn export` (default: pad)")
     group.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of a checkpoint (default: fp32)"
@@ -151,19 +150,8 @@ def _request(args: argparse.Namespace) -> EvaluationRequest:
     from sdrpn.workflows.evaluated_model import LookChoice
 
     methods = None if args.methods is None else [name.strip() for name in args.methods.split(",") if name.strip()]
-    look = LookChoice(args.threshold, args.attention_threshold, args.heads, args.upscale, args.vicrop_layer, args.seed)
-    return EvaluationRequest(
-        _model(args),
-        args.task,
-        args.data,
-        args.split,
-        args.samples,
-        methods,
-        look,
-        not args.no_answers,
-        args.out,
-        args.resume,
-    )
+    look, answers = filled(LookChoice, args), not args.no_answers
+    return filled(EvaluationRequest, args, model=_model(args), methods=methods, look=look, with_answers=answers)
 
 
 def _model(args: argparse.Namespace) -> BundleModel | CheckpointModel:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
-from sdrpn.cli.arguments import add_fit_argument, positive_int
+from sdrpn.cli.arguments import add_fit_argument, filled, positive_int
 from sdrpn.cli.checkpoint_arguments import checkpoint_parts
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Manifest
-    from sdrpn.workflows.export import CalibrationData, ExportRequest, ExportResult
+    from sdrpn.workflows.export import CalibrationData, ExportResult
 
 HELP = "write a checkpoint as a bundle of ONNX graphs"
 DESCRIPTION = """\
@@ -155,37 +155,20 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what was written."""
+    from sdrpn.cli.output import print_json
     from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.workflows.export import export
+    from sdrpn.workflows.export import ExportRequest, export
 
     require_output_folder("--out", args.out)
-    result = export(_request(args), progress)
+    request = filled(ExportRequest, args, checkpoint=checkpoint_parts(args), calibration=_calibration(args))
+    result = export(request, progress)
     if args.json:
-        _print_json(result)
+        print_json(result.to_json())
     else:
         _print_text(result)
         report_written(args.out, "bundle")
     return 0
-
-
-def _request(args: argparse.Namespace) -> ExportRequest:
-    from sdrpn.workflows.export import ExportRequest
-
-    return ExportRequest(
-        checkpoint_parts(args),
-        args.out,
-        args.precision,
-        args.dialect,
-        args.max_context,
-        args.block,
-        args.method,
-        args.keep,
-        args.int8,
-        args.kv_cache,
-        _calibration(args),
-        args.resume,
-    )
 
 
 def _calibration(args: argparse.Namespace) -> CalibrationData | None:
@@ -204,26 +187,6 @@ def _calibration(args: argparse.Namespace) -> CalibrationData | None:
     if args.calibrate is None or args.images is None:
         raise BadInput("a calibration needs questions and their pictures: --calibrate QA.jsonl --images DIR")
     return CalibrationData(args.calibrate, args.images, args.device or "cpu")
-
-
-def _print_json(result: ExportResult) -> None:
-    from sdrpn.cli.output import print_json
-
-    manifest = result.manifest
-    print_json(
-        {
-            "bundle": result.out,
-            "variant": result.variants[0],
-            "variants": sorted(manifest.variants),
-            "size_bytes": result.size_bytes,
-            "max_context": manifest.max_context,
-            "rpn": manifest.spec.rpn is not None,
-            "tokenizer": manifest.tokenizer is not None,
-            "prompt": manifest.spec.prompt.template,
-            "source": dict(manifest.source),
-            "notes": result.notes,
-        }
-    )
 
 
 def _print_text(result: ExportResult) -> None:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.arguments import filled, positive_int
 from sdrpn.cli.checkpoint_arguments import add_teacher_arguments, teacher_request
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.workflows.label import LabelRequest, label
 
     require_output_folder("--out", args.out)
-    asked = teacher_request(args)
-    labelled = label(LabelRequest(asked, args.heads, args.out, args.resume, args.shard_questions), progress)
+    labelled = label(filled(LabelRequest, args, asked=teacher_request(args)), progress)
     if args.json:
         print_json({**labelled.provenance, "images": labelled.images, "counts": labelled.counts})
     else:

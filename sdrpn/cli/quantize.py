@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import number_between, positive_int, some_names
+from sdrpn.cli.arguments import filled, number_between, positive_int, some_names
 from sdrpn.cli.checkpoint_arguments import add_checkpoint_arguments, checkpoint_parts
 from sdrpn.workflows.quantize import CHOICES
-
-if TYPE_CHECKING:
-    from sdrpn.workflows.quantize import QuantizeRequest
 
 HELP = "measure what 8 and 4 bits cost, part by part"
 DESCRIPTION = """\
@@ -68,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.cli.output import print_json, print_table, print_text
     from sdrpn.cli.output_file import report_written, require_output_folder
     from sdrpn.cli.progress import progress
-    from sdrpn.workflows.quantize import COLUMNS, cost_rows, measure_rounding
+    from sdrpn.workflows.quantize import COLUMNS, QuantizeRequest, cost_rows, measure_rounding
 
     require_output_folder("--report", args.report)
-    found = measure_rounding(_request(args), progress)
+    found = measure_rounding(filled(QuantizeRequest, args, checkpoint=checkpoint_parts(args)), progress)
     if args.json:
         print_json(found.costs)
         return 0
@@ -81,22 +77,3 @@ def run(args: argparse.Namespace) -> int:
     kept = ",".join(found.worth_keeping)
     print_text(f"costly in 4 bits, worth keeping: --keep {kept or 'none'}")
     return 0
-
-
-def _request(args: argparse.Namespace) -> QuantizeRequest:
-    from sdrpn.workflows.quantize import QuantizeRequest
-
-    return QuantizeRequest(
-        checkpoint_parts(args),
-        args.data,
-        args.images,
-        args.limit,
-        args.choices,
-        args.parts,
-        args.max_new_tokens,
-        args.threshold,
-        args.upscale,
-        args.precision,
-        args.device,
-        args.report,
-    )

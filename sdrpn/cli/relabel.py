@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import number_between
+from sdrpn.cli.arguments import filled, number_between
 
 HELP = "label once more by another rule, without running the model"
 DESCRIPTION = """\
@@ -46,11 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.workflows.label import RelabelRequest, relabel_questions
 
     require_output_folder("--out", args.out)
-    labelled = relabel_questions(
-        RelabelRequest(
-            args.labels, args.out, args.foreground_share, args.background_share, args.largest_box_share, args.raw
-        )
-    )
+    labelled = relabel_questions(filled(RelabelRequest, args))
     if args.json:
         print_json({"counts": labelled.counts, "rule": labelled.rule})
     else:

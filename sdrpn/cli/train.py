@@ -15,7 +15,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import non_negative_number, number_between, positive_int, whole_number
+from sdrpn.cli.arguments import filled, non_negative_number, number_between, positive_int, whole_number
+from sdrpn.cli.checkpoint_arguments import add_part_arguments, checkpoint_parts
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
@@ -33,39 +34,13 @@ numbers are those of the official training of LLaVA-1.5-7B. Needs the [train] ex
   accelerate launch -m sdrpn.train llava-v1.5-7b --labels labels --out rpn      # on several GPUs or machines
 """
 
-# Options of the command line that take the place of a preset's.
-_OPTIONS = (
-    "tap_layer",
-    "rpn_layers",
-    "loss",
-    "loss_normalisation",
-    "learning_rate",
-    "warmup_share",
-    "weight_decay",
-    "gradient_clip",
-    "batch",
-    "micro_batch",
-    "epochs",
-    "steps",
-    "precision",
-    "taps",
-    "limit_pairs",
-    "validation_share",
-    "validations",
-    "split_seed",
-    "save_every",
-    "seed",
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
     parser.add_argument("--labels", metavar="LABELS", type=Path, required=True, help="folder of `sdrpn label`")
     parser.add_argument("--out", metavar="RPN_DIR", type=Path, required=True, help="folder to write: new or empty")
-    parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as for `sdrpn export`")
-    parser.add_argument("--base", metavar="DIR", type=Path, help="as for `sdrpn export`")
-    parser.add_argument("--projector", metavar="FILE", type=Path, help="as for `sdrpn export`")
+    add_part_arguments(parser)
     parser.add_argument(
         "--images", metavar="DIR", type=Path, help="folder of the images (default: the one that was labelled)"
     )
@@ -138,7 +113,6 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say how it went."""
-    from sdrpn.cli.checkpoint_arguments import checkpoint_parts
     from sdrpn.cli.output import warn
     from sdrpn.cli.output_file import require_output_folder
     from sdrpn.cli.progress import progress
@@ -146,16 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
     require_output_folder("--out", args.out)
     require_output_folder("--taps-dir", args.taps_dir)
-    request = TrainingRequest(
-        checkpoint_parts(args),
-        args.labels,
-        args.out,
-        _options(args),
-        args.images,
-        args.taps_dir,
-        args.device,
-        args.resume,
-    )
+    request = filled(TrainingRequest, args, checkpoint=checkpoint_parts(args), options=_options(args))
     trained = train(request, progress, warn)
     if trained.is_main:
         _print_report(args, trained)
@@ -167,33 +132,22 @@ def _options(args: argparse.Namespace) -> TrainOptions:
 
     from sdrpn.train.options import PRESETS
 
-    given = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
-    return dataclasses.replace(PRESETS[args.preset], **given)
+    preset = PRESETS[args.preset]
+    names = [field.name for field in dataclasses.fields(preset)]
+    return dataclasses.replace(
+        preset, **{name: value for name in names if (value := getattr(args, name, None)) is not None}
+    )
 
 
 def _print_report(args: argparse.Namespace, trained: TrainedRpn) -> None:
     from sdrpn.cli.output import print_json, print_table, print_text
     from sdrpn.cli.output_file import report_written
 
+    if args.json:
+        print_json(trained.to_json())
+        return
     options, report = trained.options, trained.report
     history, found = report.history, report.history.validations
-    if args.json:
-        print_json(
-            {
-                "out": args.out,
-                "tap_layer": options.tap_layer,
-                "rpn_layers": options.rpn_layers,
-                "steps": report.steps,
-                "pairs": report.pairs,
-                "held_out_pairs": report.held_out_pairs,
-                "parameters": report.parameters,
-                "seconds": history.seconds,
-                "loss": history.losses[-1],
-                "best_threshold": found[-1].quality.best.threshold if found else None,
-                "validations": found,
-            }
-        )
-        return
     print_text(
         f"{args.out}: an RPN of {options.rpn_layers} layers after layer {options.tap_layer}, "
         f"{report.parameters:,} parameters, {report.steps} steps on {report.pairs:,} pairs in {history.seconds:.0f} s"

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
+from sdrpn.cli.checkpoint_arguments import add_part_arguments
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ generated tokens. Exits 1 when something differs by more than it may.
   sdrpn verify bundle --exact --variant fused-fp16
   sdrpn verify default
 """
-
-FORMAT_VERSION = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,58 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """What belongs to the checkpoint, and how it is printed."""
-    parser.add_argument("--vision-tower", metavar="DIR", type=Path, help="as given to `sdrpn export`")
-    parser.add_argument("--rpn", metavar="FILE", type=Path, help="as given to `sdrpn export`")
-    parser.add_argument("--base", metavar="DIR", type=Path, help="as given to `sdrpn export`")
-    parser.add_argument("--projector", metavar="FILE", type=Path, help="as given to `sdrpn export`")
+    add_part_arguments(parser, "as given to `sdrpn export`", with_rpn=True)
     parser.add_argument("--json", action="store_true", help="print every gate and every check as JSON")
     add_model_options(parser, "bundle", "checkpoint", "base", "vision_tower")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print what was found, and raise RunFailed where something differs by more than it may."""
+    from sdrpn.cli.output import print_json
     from sdrpn.cli.progress import progress
     from sdrpn.workflows.verify import VerifyRequest, verify
 
-    found = verify(
-        VerifyRequest(
-            args.bundle,
-            args.checkpoint,
-            args.vision_tower,
-            args.rpn,
-            args.base,
-            args.projector,
-            args.target,
-            args.variant,
-            args.exact,
-        ),
-        progress,
-    )
+    found = verify(filled(VerifyRequest, args), progress)
     if args.json:
-        _print_json(args, found)
+        print_json(found.to_json())
     elif found.exact:
         _print_checks(found)
     else:
         _print_gates(found)
     found.require_ok()
     return 0
-
-
-def _print_json(args: argparse.Namespace, found: Verification) -> None:
-    from sdrpn.bundle.shipped import bundle_name
-    from sdrpn.cli.output import print_json
-
-    gates: dict[str, Any] = {"target": args.target, "engines": found.engines, "gates": found.gates}
-    print_json(
-        {
-            "format_version": FORMAT_VERSION,
-            "bundle": bundle_name(found.bundle),
-            "checkpoint": found.checkpoint,
-            **({} if found.exact else gates),
-            "ok": found.ok,
-            "checks": found.checks,
-        }
-    )
 
 
 def _print_gates(found: Verification) -> None:

@@ -52,7 +52,7 @@ EXTRAS: Mapping[str, str] = {
     "tensorrt": "TensorRT for datacenter GPUs and Jetson",
     "tensorrt-rtx": "TensorRT-RTX: compile without a GPU, run on RTX GPUs",
     "export": "export checkpoints to bundles",
-    "train": "the model in PyTorch: compare, training",
+    "train": "the model in PyTorch: verify, training",
     "nvimgcodec": "decode JPEG files on an NVIDIA GPU",
     "heif": "HEIC pictures",
     "hub": "models by their names on Hugging Face's hub",

@@ -93,7 +93,7 @@ def _abilities(machine: Machine, extras: Mapping[str, Extra]) -> list[Ability]:
     return [
         *(_backend(info, machine) for info in BACKENDS.values()),
         _needs_extra("export", extras["export"]),
-        _needs_extra("compare", extras["train"]),
+        _needs_extra("verify", extras["train"]),
         _tensorrt(machine),
         _native_image_path(),
         _needs_library("TensorRT-RTX", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),

@@ -110,6 +110,21 @@ class ExportResult:
     size_bytes: int
     notes: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """As `sdrpn export --json` prints it."""
+        return {
+            "bundle": self.out,
+            "variant": self.variants[0],
+            "variants": sorted(self.manifest.variants),
+            "size_bytes": self.size_bytes,
+            "max_context": self.manifest.max_context,
+            "rpn": self.manifest.spec.rpn is not None,
+            "tokenizer": self.manifest.tokenizer is not None,
+            "prompt": self.manifest.spec.prompt.template,
+            "source": dict(self.manifest.source),
+            "notes": self.notes,
+        }
+
 
 def export_bundle(
     checkpoint: Path | str,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
@@ -55,6 +55,23 @@ class TrainedRpn:
     options: TrainOptions
     report: TrainReport
     is_main: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As `sdrpn train --json` prints it."""
+        report, history, found = self.report, self.report.history, self.report.history.validations
+        return {
+            "out": self.out,
+            "tap_layer": self.options.tap_layer,
+            "rpn_layers": self.options.rpn_layers,
+            "steps": report.steps,
+            "pairs": report.pairs,
+            "held_out_pairs": report.held_out_pairs,
+            "parameters": report.parameters,
+            "seconds": history.seconds,
+            "loss": history.losses[-1],
+            "best_threshold": found[-1].quality.best.threshold if found else None,
+            "validations": found,
+        }
 
 
 def train_rpn(

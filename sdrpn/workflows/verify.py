@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.host.libraries import importing_extra
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Verification", "VerifyRequest", "difference_text", "place_text", "verify", "verify_bundle"]
 
 
+FORMAT_VERSION = 1
+
+
 @dataclass(frozen=True)
 class Verification:
     """What was found.
@@ -44,6 +47,7 @@ class Verification:
     checks: every tensor of every run
     gates: by variant, the worst of these checks against the limits of its precision; empty where `exact`
     engines: how the engines themselves were judged: "ran", or why not
+    target: whose they are, as it was asked for
     """
 
     bundle: Path
@@ -52,6 +56,7 @@ class Verification:
     checks: tuple[Check, ...]
     gates: Mapping[str, tuple[ParityGate, ...]] = field(default_factory=dict)
     engines: str = "no target"
+    target: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -59,6 +64,20 @@ class Verification:
         if self.exact:
             return all(check.ok for check in self.checks)
         return all(gate.ok for own in self.gates.values() for gate in own)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `sdrpn verify --json` prints it."""
+        from sdrpn.bundle.shipped import bundle_name
+
+        gates = {"target": self.target, "engines": self.engines, "gates": self.gates}
+        return {
+            "format_version": FORMAT_VERSION,
+            "bundle": bundle_name(self.bundle),
+            "checkpoint": self.checkpoint,
+            **({} if self.exact else gates),
+            "ok": self.ok,
+            "checks": self.checks,
+        }
 
     def require_ok(self) -> None:
         """Raise RunFailed, with the first that differs, where something does."""
@@ -127,7 +146,7 @@ def verify(request: VerifyRequest, progress: ShowProgress = show_nothing) -> Ver
 
     found = {variant.name: gates(check for check in checks if check.variant == variant.name) for variant in variants}
     _store(bundle, target, found)
-    return Verification(request.bundle, Path(parts.path), False, checks, found, engines)
+    return Verification(request.bundle, Path(parts.path), False, checks, found, engines, request.target)
 
 
 def difference_text(check: Check) -> str:

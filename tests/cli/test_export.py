@@ -313,7 +313,8 @@ class TestBaseInstall:
     def test_ask_needs_none_of_them(self, text_bundle: Path, picture: Path) -> None:
         libraries = ["onnxscript", "onnx_ir", "onnx", "ml_dtypes", "torch", "transformers", "safetensors"]
         done = run_without(libraries, "ask", text_bundle, picture, "What?", "--max-new-tokens", 2)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr  # which may say that a region of so small a grid is too large
+        assert done.stdout
 
 
 def run_without(libraries: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:

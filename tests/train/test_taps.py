@@ -103,7 +103,7 @@ def test_processes_divide_the_files(
     folder = tmp_path / "taps"
     store_taps(folder, prompts, "key", "fp16", make_base, share=(1, 2))
     assert len(list(folder.iterdir())) == 1
-    with pytest.raises(RunFailed, match="must be a folder that all machines share"):
+    with pytest.raises(RunFailed, match="must lie in a folder that all machines share"):
         StoredTaps(folder, prompts, "key", "fp16")
     store_taps(folder, prompts, "key", "fp16", make_base, share=(0, 2))
     assert len(list(folder.iterdir())) == 3
