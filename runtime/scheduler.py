@@ -19,6 +19,7 @@ from sdrpn.errors import Cancelled, RunFailed
 from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.runtime.decoder import Decoder, FloatArray, NextToken
 from sdrpn.runtime.embedding import TokenEmbedding
+from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.sequence import Sequence
 from sdrpn.runtime.slots import Slot
 from sdrpn.runtime.two_pass import TwoPass
@@ -47,6 +48,7 @@ class Scheduler:
         two_pass: TwoPass,
         decoder: Decoder,
         embedding: TokenEmbedding,
+        prefixes: PrefixStore,
         cancellation: Cancellation,
         max_batch: int,
         may_grow: Callable[[int], bool] = lambda size_bytes: True,
@@ -56,6 +58,7 @@ class Scheduler:
         may_grow: whether so many bytes of memory may be taken for another sequence beside those that run
         """
         self._two_pass, self._decoder, self._embedding = two_pass, decoder, embedding
+        self._prefixes, self._releases = prefixes, 0
         self._cancellation, self._signals = cancellation, SignalWatch(cancellation.cancel, cancellation.reset)
         self._max_batch, self._may_grow = max_batch, may_grow
         self._lock = threading.RLock()
@@ -132,8 +135,7 @@ class Scheduler:
     def forget_prefixes(self) -> None:
         """Compute every prefix anew."""
         with self._lock:
-            for slot in self._decoder.slots.all:
-                slot.prefix = None
+            self._prefixes.clear()
 
     def close(self) -> None:
         """Wait for the unit of work that is being done, and let nothing begin or go on after it."""
@@ -236,7 +238,7 @@ class Scheduler:
             if sequence.cancelled:
                 sequence.fail(Cancelled("the answer was cancelled; ask again"))
             if sequence.over and sequence.slot is not None:
-                sequence.slot.release()
+                self._release(sequence.slot)
                 sequence.slot = None
         gone = {id(each) for each in settled if each.over}
         begun = {id(each) for each in self._waiting if each in settled and each.slot is not None}
@@ -250,7 +252,8 @@ class Scheduler:
         used = {id(each.slot) for each in self._running}
         free = [slot for slot in slots.all if id(slot) not in used]
         if free:
-            return min(free, key=lambda slot: (not slot.holds(sequence.prefix), slot.prefix is not None, slot.index))
+            wanted = sequence.prefix
+            return min(free, key=lambda slot: (not slot.holds(wanted), slot.prefix is not None, slot.last_used))
         if not self._may_grow(slots.entry_bytes):
             return None
         try:
@@ -267,7 +270,12 @@ class Scheduler:
         finally:
             if sequence.over or not sequence.token_ids:
                 sequence.slot = None
-                slot.release()
+                self._release(slot)
+
+    def _release(self, slot: Slot) -> None:
+        self._releases += 1
+        slot.release()
+        slot.last_used = self._releases
 
     def _step(self, sequences: tuple[Sequence, ...]) -> None:
         start = time.perf_counter()
@@ -313,5 +321,6 @@ class Scheduler:
         used = [slot for slot in slots.all if id(slot) in ours]
         while used[-1].index - used[0].index >= len(used):
             gap = next(slot for slot in slots.all[used[0].index :] if id(slot) not in ours)
+            self._prefixes.keep(gap)
             slots.swap(used[-1], gap)
             used.sort(key=lambda slot: slot.index)

@@ -24,6 +24,7 @@ from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
+from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Scheduler
 from sdrpn.runtime.select import choose_backend, choose_optimized, graph_variant
@@ -37,6 +38,7 @@ __all__ = ["Session"]
 DEFAULT_POLICY = RoiPolicy()
 # More gain little on a CPU: see benchmarks/batching.py.
 DEFAULT_BATCH = 4
+DEFAULT_PREFIX_BYTES = 256_000_000
 
 
 class Session:
@@ -58,6 +60,7 @@ class Session:
         threads: int | None = None,
         contexts: abc.Sequence[int] = (),
         max_batch: int | None = None,
+        prefix_bytes: int | None = None,
     ) -> None:
         """Load the variant's graphs. `Session.open` is the usual way in.
 
@@ -66,7 +69,7 @@ class Session:
             note: the first part of `backend_note`
             decode, threads: of pictures, as in `open`
             contexts: the cache lengths that the engines have profiles for, where that is more than one
-            max_batch: as in `open`
+            max_batch, prefix_bytes: as in `open`
         """
         self.bundle, self.variant = bundle, variant
         self.backend, self._library, self._note = backend.name, backend, note
@@ -91,9 +94,16 @@ class Session:
             self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, rotary, contexts)
             resources.callback(self._decoder.close)
             context = min(bundle.manifest.max_context, self._decoder.slots.max_rows or bundle.manifest.max_context)
-            self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding)
+            prefixes = PrefixStore(self._decoder.slots, _prefix_bytes(prefix_bytes, backend))
+            self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding, prefixes)
             self._scheduler = Scheduler(
-                self._two_pass, self._decoder, self._embedding, backend.cancellation, batch, _memory_for
+                self._two_pass,
+                self._decoder,
+                self._embedding,
+                prefixes,
+                backend.cancellation,
+                batch,
+                _memory_for,
             )
             self._resources = resources.pop_all()
 
@@ -114,6 +124,7 @@ class Session:
         allow_links: AllowLinks = (),
         download: bool = False,
         max_batch: int | None = None,
+        prefix_bytes: int | None = None,
     ) -> Session:
         """Open a bundle.
 
@@ -135,6 +146,8 @@ class Session:
             download: fetch what the local cache lacks of a model of Hugging Face's hub
             max_batch: most questions that are answered at once, each with caches of its own, which are made when they
                 are first needed; None: 4 with ONNX Runtime on a CPU, else 1
+            prefix_bytes: most memory for what was computed of pictures besides those last asked about, so that
+                questions about several in turns do not begin anew; None: 256 MB with ONNX Runtime on a CPU, else 0
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
         bundle = open_bundle(
@@ -156,7 +169,15 @@ class Session:
             files = {name: engine.path for name, engine in engines.items()}
             contexts = choice.engines.contexts
             return cls(
-                bundle, chosen, gpu, files, decode=decode, threads=threads, contexts=contexts, max_batch=max_batch
+                bundle,
+                chosen,
+                gpu,
+                files,
+                decode=decode,
+                threads=threads,
+                contexts=contexts,
+                max_batch=max_batch,
+                prefix_bytes=prefix_bytes,
             )
         chosen = graph_variant(bundle, variant, info=choice.info, note=choice.note)
         saved, note = choose_optimized(bundle, chosen, choice.info, verify) if optimized else (None, None)
@@ -172,10 +193,18 @@ class Session:
                 decode=decode,
                 threads=threads,
                 max_batch=max_batch,
+                prefix_bytes=prefix_bytes,
             )
         bundle.verify((*chosen.files, *tokenizer), large=verify)
         return cls(
-            bundle, chosen, library, note=choice.note or note, decode=decode, threads=threads, max_batch=max_batch
+            bundle,
+            chosen,
+            library,
+            note=choice.note or note,
+            decode=decode,
+            threads=threads,
+            max_batch=max_batch,
+            prefix_bytes=prefix_bytes,
         )
 
     @property
@@ -423,6 +452,15 @@ def _batch(max_batch: int | None, backend: Backend) -> int:
     if most is not None and max_batch > most:
         raise BadInput(f"max_batch is {max_batch}; {backend.name} answers at most {most} at once")
     return max_batch
+
+
+def _prefix_bytes(prefix_bytes: int | None, backend: Backend) -> int:
+    """Raises BadInput for less than nothing."""
+    if prefix_bytes is None:  # on a GPU all memory is planned for
+        return DEFAULT_PREFIX_BYTES if backend.most_slots is None else 0
+    if prefix_bytes < 0:
+        raise BadInput(f"prefix_bytes is {prefix_bytes}; expected a number of bytes, 0 for none")
+    return prefix_bytes
 
 
 def _memory_for(size_bytes: int) -> bool:

@@ -42,6 +42,13 @@ class Slot:
     tap_rows: int = 0  # taps of decoded tokens are not kept: nothing asks for them again
     needed_rows: int = 0  # that the caches must have room for
     prefix: Prefix | None = None
+    last_used: int = 0  # a count of releases
+
+    @property
+    def prefix_rows(self) -> dict[str, int]:
+        """How many rows of its prefix each graph has seen."""
+        rows = self.prefix.rows if self.prefix is not None else 0
+        return {name: min(count, rows) for name, count in self.valid.items()}
 
     def truncate(self, rows: int) -> None:
         """Forget everything behind the first `rows` rows."""
@@ -176,15 +183,22 @@ class Slots:
         source.index, target.index = target.index, source.index
         self.all.sort(key=lambda slot: slot.index)
 
+    def prefix_bytes(self, slot: Slot) -> int:
+        """What a snapshot of the slot would take."""
+        assert slot.prefix is not None
+        views = [(self._taps(slot), slot.prefix.rows)]
+        views += [(buffer, n) for name, n in slot.prefix_rows.items() for buffer in self._views(name, slot).values()]
+        return sum(nbytes((*one.shape[:-2], n, one.shape[-1]), one.dtype.name) for one, n in views)
+
     def snapshot(self, slot: Slot) -> Snapshot:
         """Copy the prefix of a slot aside."""
         assert slot.prefix is not None
-        rows, valid = slot.prefix.rows, {name: min(count, slot.prefix.rows) for name, count in slot.valid.items()}
+        valid = slot.prefix_rows
         caches = {
             name: {key: self._first_rows(buffer, valid[name]) for key, buffer in self._views(name, slot).items()}
             for name in self.caches
         }
-        return Snapshot(slot.prefix, valid, caches, self._first_rows(self._taps(slot), rows))
+        return Snapshot(slot.prefix, valid, caches, self._first_rows(self._taps(slot), slot.prefix.rows))
 
     def restore(self, snapshot: Snapshot, slot: Slot) -> None:
         """Put a prefix into a slot, which has room for it; what lies behind it counts as stale."""

@@ -25,6 +25,7 @@ from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
 from sdrpn.runtime.decoder import Decoder, Rows, row_count
 from sdrpn.runtime.embedding import TokenEmbedding
+from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.sequence import Prefill, Request, Sequence
 from sdrpn.runtime.slots import Prefix, Slot
 
@@ -44,10 +45,11 @@ class TwoPass:
         vision: Runner,
         decoder: Decoder,
         embedding: TokenEmbedding,
+        prefixes: PrefixStore,
     ) -> None:
         self._spec, self._max_context = spec, max_context
         self._backend, self._vision = backend, vision
-        self._decoder, self._embedding = decoder, embedding
+        self._decoder, self._embedding, self._prefixes = decoder, embedding, prefixes
 
     def prefix_of(self, request: Request) -> Prefix:
         """What the question shares with others about the same picture, whose pixels are all read.
@@ -92,6 +94,9 @@ class TwoPass:
         request, watch, slots = sequence.request, sequence.watch, self._decoder.slots
         prefix = sequence.prefix
         rows, ahead = prefix.rows + len(after), request.max_new_tokens
+        if not slot.holds(prefix):
+            with watch.stage("trunk"):
+                self._prefixes.exchange(slot, prefix, lambda: slots.reset(slot, rows, ahead))
         known = slot.holds(prefix)
         slot.prefix = None  # until the trunk is through, nothing may be taken for this question's prefix
         if known:
@@ -102,7 +107,6 @@ class TwoPass:
         else:
             embeds = self._embed_all(sequence, after)
             with watch.stage("trunk"):
-                slots.reset(slot, rows, ahead)
                 self._decoder.run_trunk(slot, embeds, 0)
         slot.prefix = prefix
         return 0 if known else 1

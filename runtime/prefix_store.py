@@ -1,0 +1,67 @@
+"""Prefixes of pictures that were asked about before, kept aside when their slot is used for another picture.
+
+The least recently used go first when there are too many bytes. A prefix that a slot still holds is copied from there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+
+from sdrpn.runtime.slots import Prefix, Slot, Slots, Snapshot
+
+__all__ = ["PrefixStore"]
+
+
+class PrefixStore:
+    """At most `limit_bytes` of rows; used by the thread that works."""
+
+    def __init__(self, slots: Slots, limit_bytes: int) -> None:
+        self._slots, self._limit_bytes = slots, limit_bytes
+        self._kept: OrderedDict[Prefix, Snapshot] = OrderedDict()
+
+    @property
+    def size_bytes(self) -> int:
+        """What is taken."""
+        return sum(snapshot.size_bytes for snapshot in self._kept.values())
+
+    def keep(self, slot: Slot) -> None:
+        """Before a slot is used for something else. Nothing is copied where as much is there already."""
+        prefix = slot.prefix
+        if prefix is None or not slot.holds(prefix) or self._holder(prefix, slot) is not None:
+            return
+        known = self._kept.get(prefix)
+        if known is not None and all(known.valid[name] >= rows for name, rows in slot.prefix_rows.items()):
+            self._kept.move_to_end(prefix)
+            return
+        size_bytes = self._slots.prefix_bytes(slot)
+        if size_bytes > self._limit_bytes:
+            return
+        self._kept.pop(prefix, None)
+        while self.size_bytes + size_bytes > self._limit_bytes:
+            self._kept.popitem(last=False)
+        with suppress(MemoryError):
+            self._kept[prefix] = self._slots.snapshot(slot)
+
+    def exchange(self, slot: Slot, wanted: Prefix, make_room: Callable[[], None]) -> None:
+        """Keep what a slot holds; after `make_room`, put `wanted` into it, where that is known."""
+        kept = self._kept.get(wanted)  # and held, should it have to go for the other
+        if kept is not None:
+            self._kept.move_to_end(wanted)
+        self.keep(slot)
+        make_room()
+        holder = self._holder(wanted, slot)
+        if holder is not None:
+            self._slots.share(holder, slot)
+        elif kept is not None:
+            self._slots.restore(kept, slot)
+
+    def clear(self) -> None:
+        """Forget all, those in slots included."""
+        self._kept.clear()
+        for slot in self._slots.all:
+            slot.prefix = None
+
+    def _holder(self, prefix: Prefix, but: Slot) -> Slot | None:
+        return next((slot for slot in self._slots.all if slot is not but and slot.holds(prefix)), None)
