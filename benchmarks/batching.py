@@ -121,7 +121,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def figures(rounds: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     """Medians, and the median of the ratios within a round."""
-    found = {}
+    found: dict[str, float] = {}
     for what in ("decode", "whole"):
         apart, together = ([each[what] for each in rounds[way]] for way in ("apart", "together"))
         ratios = [one / other for one, other in zip(together, apart, strict=True)]

@@ -129,6 +129,7 @@ class OnnxRuntimeSide:
 
     def ask(self, case: Case) -> Answer:
         image = next(self._images)
+        self.session.forget_image()
         if case.second:
             self.session.answer_ids(image, BEFORE, OTHER_AFTER, roi=None, decide=forced(()), max_new_tokens=1)
         return self.session.answer_ids(

@@ -114,6 +114,7 @@ class SessionSide:
         """See `BenchSide.run`."""
         picture = next(self._pictures)
         before, after = bench_prompt(self._session.spec)
+        self._session.forget_image()
         if case.second:
             self._session.answer_ids(picture, before, after[::-1], roi=None, decide=case.decide, max_new_tokens=1)
         answer = self._session.answer_ids(
