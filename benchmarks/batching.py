@@ -3,9 +3,9 @@
     python benchmarks/batching.py BUNDLE [--variant NAME] [--in-flight 1 2 4 8] [--new-tokens 32] [--rounds 5]
 
 In every round each number of questions is answered one by one and together, in turns; figures are medians over the
-rounds. Every question is about a picture of its own, by token ids, as plain LLaVA. `decode` counts the steps alone,
-`whole` everything, prefills included. Memory is that of this process behind its first answer and behind the most
-questions at once, beside what `sdrpn plan` counts for them.
+rounds. Questions are about one picture that the session knows, or with --pictures about one each that it does not; by
+token ids, as plain LLaVA. `decode` counts the steps alone, `whole` everything, prefills included. Memory is that of
+this process behind its first answer and behind the most questions at once, beside what `sdrpn plan` counts for them.
 """
 
 from __future__ import annotations
@@ -56,15 +56,16 @@ class StepClock:
 class Side:
     """Asks a number of questions, one by one or together."""
 
-    def __init__(self, session: Session, new_tokens: int) -> None:
-        self._session, self._new_tokens = session, new_tokens
+    def __init__(self, session: Session, new_tokens: int, pictures: bool) -> None:
+        self._session, self._new_tokens, self._pictures = session, new_tokens, pictures
         self._clock = StepClock(session._decoder)
         usable = session.spec.llm.vocabulary - 3
         self._after = tuple(3 + index % usable for index in range(50, 50 + PROMPT_TOKENS))
 
     def measured(self, count: int, together: bool) -> dict[str, float]:
         """Tokens a second."""
-        self._session.forget_image()
+        if self._pictures:
+            self._session.forget_image()
         self._clock.reset()
         start = time.perf_counter()
         if together:
@@ -77,7 +78,7 @@ class Side:
         return {"decode": self._clock.tokens / self._clock.seconds, "whole": tokens / whole_s}
 
     def _begun(self, number: int) -> AnswerStream:
-        picture = np.random.default_rng(number).integers(0, 256, (336, 448, 3), dtype=np.uint8)
+        picture = np.random.default_rng(number if self._pictures else 0).integers(0, 256, (336, 448, 3), dtype=np.uint8)
         stream = self._session._stream_of(picture, BEFORE, self._after, None, self._new_tokens, GREEDY, (), trace=False)
         stream.submit()
         return stream
@@ -97,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with Session.open(
         arguments.bundle, variant=arguments.variant, threads=arguments.threads, max_batch=most, prefix_bytes=0
     ) as session:
-        side = Side(session, arguments.new_tokens)
+        side = Side(session, arguments.new_tokens, arguments.pictures)
         side.measured(1, together=False)
         one_bytes = rss_bytes()
         side.measured(most, together=True)
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures", action="store_true", help="a picture of its own for every question")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     results = measure(arguments)
