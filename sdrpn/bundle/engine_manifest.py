@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sdrpn.bundle.tolerances import more_is_better
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.host.atomic import replacing_file
 from sdrpn.host.json_reader import read_dataclass, shown
@@ -95,11 +96,9 @@ class Fallback:
     cache_key: str  # of what was to be built
 
 
-# Kinds of gates of which more is better.
 # What only a GPU can measure: answers with engines, and what the smoke test says of each engine.
 _ENGINES = "engines"
 _ENGINE_KINDS = frozenset({"finite", "smoke test", "two at once"})
-_AT_LEAST = frozenset({"roi cosine", "cosine", "box IoU", "same crops", "token agreement"})
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class ParityGate:
     @property
     def text(self) -> str:
         """The worst, and what it is held to."""
-        lower = self.kind in _AT_LEAST
+        lower = more_is_better(self.kind)
         found = f"{self.found:{'.7f' if lower else '.3g'}}" if isinstance(self.found, float) else str(self.found)
         return f"{found}, {'at least' if lower else 'at most'} {self.limit:g}"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sdrpn.checkpoint.adapter import ADAPTER_CONFIG_NAME
 from sdrpn.checkpoint.config import read_llm_layers, read_spec, vision_tower_name
-from sdrpn.checkpoint.config_section import read_config
+from sdrpn.checkpoint.config_section import RANDOM_WEIGHTS, read_config
 from sdrpn.checkpoint.fine_tune import NO_FINE_TUNE, FineTune, FolderParts, find_parts, read_fine_tune
 from sdrpn.checkpoint.finite import count_not_finite
 from sdrpn.checkpoint.model_file import require_links, require_model_file
@@ -72,8 +72,12 @@ class Checkpoint:
         configs: tuple[Path, ...],
         tuning: FineTune = NO_FINE_TUNE,
         pictures: str = "",
+        *,
+        rpn_trained: bool = True,
     ) -> None:
         """`configs` are the files that the spec was read from."""
+        # Whether the RPN's weights came out of a training; False where there is none.
+        self.rpn_trained = rpn_trained and spec.rpn is not None
         self.path = path
         self.spec = spec
         self.pictures = pictures  # how they become squares, in words
@@ -222,7 +226,9 @@ def open_checkpoint(
     tuning = read_fine_tune(parts, spec, projector, own)
     for part in PARTS:
         sources[part] = [*(source for source in tuning.sources if part in tuning.parts_of(source)), *sources[part]]
-    return Checkpoint(folder, spec, own.layout, sources, configs, tuning, _fit_note(processor, fit))
+    trained = file is not None or not read_config(described_in / "config.json").flag(RANDOM_WEIGHTS)
+    note = _fit_note(processor, fit)
+    return Checkpoint(folder, spec, own.layout, sources, configs, tuning, note, rpn_trained=trained)
 
 
 def _text_folders(folder: Path, base: Path | None) -> list[Path]:

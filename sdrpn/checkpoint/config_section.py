@@ -12,8 +12,10 @@ from typing import Any
 from sdrpn.checkpoint.model_file import MAX_JSON_BYTES, parsed_json, read_small_file, short
 from sdrpn.errors import BadCheckpoint
 
-__all__ = ["ConfigSection", "read_config", "read_optional_config", "read_text_file"]
+__all__ = ["RANDOM_WEIGHTS", "ConfigSection", "read_config", "read_optional_config", "read_text_file"]
 
+# The entry of config.json that says that nothing of the weights was trained.
+RANDOM_WEIGHTS = "random_weights"
 _MOST = 2**53  # up to which floats have every whole number
 # Entries of any depth and length, as far as they fit a line.
 _SHOWN = reprlib.Repr()

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from sdrpn.checkpoint.config_section import RANDOM_WEIGHTS
 from sdrpn.checkpoint.names import HF_OLD, LLAVA, SDRPN, clip_name
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import Shapes, tensor_shapes
@@ -64,11 +65,11 @@ def write_random_checkpoint(
         del shapes["llm.head.weight"]
     with replacing_directory(path) as folder:
         if layout == "hf":
-            _write_json(folder / "config.json", _hf_config(spec, dtype))
+            _write_json(folder / "config.json", {**_hf_config(spec, dtype), RANDOM_WEIGHTS: True})
             _write_json(folder / "preprocessor_config.json", _preprocessor_config(spec.vision))
             own = shapes
         else:
-            _write_json(folder / "config.json", _llava_config(spec, dtype))
+            _write_json(folder / "config.json", {**_llava_config(spec, dtype), RANDOM_WEIGHTS: True})
             _write_tower(folder / "clip", spec, shapes, seed, stored)
             own = {name: shape for name, shape in shapes.items() if not name.startswith("vision.")}
         names = _LAYOUTS[layout]

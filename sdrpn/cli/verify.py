@@ -121,6 +121,7 @@ def _print_checks(found: Verification) -> None:
 
 
 def _summary(group: list[Check]) -> tuple[str, str]:
+    from sdrpn.bundle.tolerances import more_is_better
     from sdrpn.workflows.verify import difference_text
 
     failed = [check for check in group if not check.ok]
@@ -131,5 +132,5 @@ def _summary(group: list[Check]) -> tuple[str, str]:
     if not numbers:
         return f"ok {len(group)}", ""
     # Differences have their worst at the top, cosines at the bottom.
-    worst = (min if group[0].kind == "roi cosine" else max)(numbers, key=lambda check: check.found)
+    worst = (min if more_is_better(group[0].kind) else max)(numbers, key=lambda check: check.found)
     return f"ok {len(group)}", f"{worst.tensor}: {difference_text(worst)}"

@@ -34,10 +34,12 @@ from sdrpn.model.reference import ReferenceAnswer, reference_answer
 from sdrpn.text.prompt import build_prompt
 
 __all__ = [
+    "NO_GATE",
     "QUESTION_IN_WORDS",
     "AnswerQuestion",
     "FoundAnswer",
     "Question",
+    "centred_correlation",
     "compare_answers",
     "question_in_words",
     "trial_questions",
@@ -46,6 +48,9 @@ __all__ = [
 Float32 = NDArray[np.float32]
 
 QUESTION_IN_WORDS = "What is written on the sign?"
+# Why the correlation of some maps is told and not held to anything.
+NO_GATE = "no gate: the RPN's weights are random, so that its maps are nearly flat and any rounding turns them"
+_NO_NUMBER = "not a finite number"
 _SEED = 0
 _IMAGE_SIZES_WH = ((640, 420), (300, 480))
 _IDS_BEFORE, _IDS_AFTER, _NEW_TOKENS = 8, 6, 8
@@ -177,9 +182,16 @@ class _Asked:
                 yield self.check("roi cosine", *texts, ok=False)
             return
         cosine = _cosine(roi_map(found.roi_logits), roi_map(expected.roi_logits))
-        limit = self.limits.roi_cosine
-        check = self.check("roi cosine", cosine if np.isfinite(cosine) else "not a finite number", ok=cosine >= limit)
-        yield dataclasses.replace(check, limit=limit)
+        yield self._at_least("roi cosine", cosine, self.limits.roi_cosine)
+        correlation = centred_correlation(found.roi_logits, expected.roi_logits)
+        if self.model.rpn_trained:
+            yield self._at_least("roi correlation", correlation, self.limits.roi_correlation)
+        else:
+            yield self.check("roi correlation", correlation if np.isfinite(correlation) else _NO_NUMBER, NO_GATE)
+
+    def _at_least(self, kind: Kind, value: float, limit: float) -> Check:
+        check = self.check(kind, value if np.isfinite(value) else _NO_NUMBER, ok=value >= limit)
+        return dataclasses.replace(check, limit=limit)
 
     def _boxes(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
         if found.decision is None or expected.decision is None:
@@ -266,6 +278,19 @@ def _cosine(found: Float32, expected: Float32) -> float:
         return float("nan")
     a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def centred_correlation(found: Float32, expected: Float32) -> float:
+    """Of two maps of logits about their means (Pearson): 1 where one is the other times a factor, plus a constant.
+
+    Two maps without any contrast are equal. NaN for maps of different shapes.
+    """
+    if found.shape != expected.shape:
+        return float("nan")
+    a, b = (array.astype(np.float64).ravel() for array in (found, expected))
+    a, b = a - a.mean(), b - b.mean()
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths else float(np.array_equal(a, b))
 
 
 def _same_crops(found: RoiDecision, expected: RoiDecision) -> bool:

@@ -24,7 +24,7 @@ __all__ = ["Check", "Kind", "RunGraph", "compare_embedding", "compare_graphs", "
 
 Array = NDArray[Any]
 Kind = Literal[
-    "checkpoint", "names", "axes", "shapes", "values", "roi cosine", "boxes", "tokens",
+    "checkpoint", "names", "axes", "shapes", "values", "roi cosine", "roi correlation", "boxes", "tokens",
     # of parity.py alone:
     "mean", "cosine", "peak", "box IoU", "same crops", "token agreement",
 ]  # fmt: skip

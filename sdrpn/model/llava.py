@@ -61,12 +61,14 @@ class SdRpnModel(LlavaBase):
         super().__init__(spec)
         self.rpn = None if spec.rpn is None else Rpn(spec)
         self.tail = Tail(spec)
+        self.rpn_trained = False  # whether the RPN's weights came out of a training
 
 
 def model_from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> SdRpnModel:
     """The model in evaluation mode, no parameter requiring a gradient; only one copy of the weights is held."""
     with torch.device("meta"):  # no memory, no initialisation
         model = SdRpnModel(checkpoint.spec)
+    model.rpn_trained = checkpoint.rpn_trained
     _load_frozen(model, checkpoint, dtype)
     return model
 

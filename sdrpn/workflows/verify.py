@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdrpn.bundle.tolerances import more_is_better
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
@@ -151,11 +152,11 @@ def verify(request: VerifyRequest, progress: ShowProgress = show_nothing) -> Ver
 
 def difference_text(check: Check) -> str:
     """What an exact check found, and what it should have."""
-    if check.limit is None:
-        return f"{check.found}, expected {check.expected}"
-    style, bound = (".7f", "at least") if check.kind == "roi cosine" else (".1e", "at most")
+    style, bound = (".7f", "at least") if more_is_better(check.kind) else (".1e", "at most")
     found = f"{check.found:{style}}" if isinstance(check.found, float) else check.found
-    return f"{found}, {bound} {check.limit:g}"
+    if check.limit is not None:
+        return f"{found}, {bound} {check.limit:g}"
+    return f"{found}, {check.expected}" if isinstance(check.found, float) else f"{found}, expected {check.expected}"
 
 
 def place_text(check: Check) -> str:

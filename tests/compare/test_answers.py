@@ -12,7 +12,14 @@ import torch
 
 from sdrpn.bundle.tolerances import TOLERANCES
 from sdrpn.checkpoint import open_checkpoint
-from sdrpn.compare.answers import FoundAnswer, Question, compare_answers, trial_questions
+from sdrpn.compare.answers import (
+    NO_GATE,
+    FoundAnswer,
+    Question,
+    centred_correlation,
+    compare_answers,
+    trial_questions,
+)
 from sdrpn.compare.graphs import Check
 from sdrpn.errors import ContextTooLong, RunFailed
 from sdrpn.method.geometry import PaddedGrid
@@ -99,8 +106,68 @@ class TestSame:
         question = questions[index]
         checks = compare_found(model, question, found_from_reference(reference(model, question)))
         plain = question.label.endswith("plain")
-        assert list(checks) == (["tokens"] if plain else ["roi cosine", "boxes", "tokens"])
+        assert list(checks) == (["tokens"] if plain else ["roi cosine", "roi correlation", "boxes", "tokens"])
         assert all(check.ok and not check.note for check in checks.values())
+
+
+class TestCorrelation:
+    """Of the logits of RoI maps about their means, beside the cosine of the maps."""
+
+    def test_what_it_is_of_two_maps(self) -> None:
+        rng = np.random.default_rng(0)
+        one, other = rng.standard_normal((2, 24, 24)).astype(np.float32)
+        assert centred_correlation(3 * one - 20, one) == pytest.approx(1.0)
+        assert centred_correlation(-one, one) == pytest.approx(-1.0)
+        assert centred_correlation(other, one) == pytest.approx(np.corrcoef(other.ravel(), one.ravel())[0, 1])
+        assert np.isnan(centred_correlation(one[:12], one))
+
+    def test_maps_without_contrast(self) -> None:
+        flat = np.full((4, 4), -3.0, np.float32)
+        assert centred_correlation(flat, flat) == 1.0
+        assert centred_correlation(np.arange(16, dtype=np.float32).reshape(4, 4), flat) == 0.0
+
+    @pytest.fixture
+    def trained(self, model: SdRpnModel) -> Iterator[SdRpnModel]:
+        model.rpn_trained = True
+        yield model
+        model.rpn_trained = False
+
+    def wrong_but_flat(self, model: SdRpnModel, question: Question) -> FoundAnswer:
+        """A map whose contrast, which is small beside its height, is that of another map."""
+        found = found_from_reference(reference(model, question))
+        assert found.roi_logits is not None
+        noise = np.random.default_rng(0).standard_normal(found.roi_logits.shape).astype(np.float32)
+        return dataclasses.replace(found, roi_logits=found.roi_logits.mean() + 1e-3 * noise)
+
+    def flat_reference(self, monkeypatch: pytest.MonkeyPatch, model: SdRpnModel, question: Question) -> None:
+        """The reference's own map as flat: 3e-3 of its contrast is left."""
+        answer = reference(model, question)
+        assert answer.roi_logits is not None
+        mean = answer.roi_logits.mean()
+        flat = dataclasses.replace(answer, roi_logits=mean + 3e-3 * (answer.roi_logits - mean))
+        monkeypatch.setattr("sdrpn.compare.answers.reference_answer", lambda *args, **kwargs: flat)
+
+    def test_a_wrong_map_that_is_flat_passes_the_cosine_alone(
+        self, trained: SdRpnModel, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wrong = self.wrong_but_flat(trained, questions[0])
+        self.flat_reference(monkeypatch, trained, questions[0])
+        checks = compare_found(trained, questions[0], wrong)
+        assert list(checks) == ["roi cosine", "roi correlation"]
+        assert checks["roi cosine"].ok
+        assert (checks["roi correlation"].ok, checks["roi correlation"].limit) == (False, LIMITS.roi_correlation)
+        assert isinstance(checks["roi correlation"].found, float)
+        assert checks["roi correlation"].found < 0.9
+
+    def test_of_a_random_rpn_it_is_told_without_a_gate(
+        self, model: SdRpnModel, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wrong = self.wrong_but_flat(model, questions[0])
+        self.flat_reference(monkeypatch, model, questions[0])
+        check = compare_found(model, questions[0], wrong)["roi correlation"]
+        assert (check.ok, check.limit, check.expected) == (True, None, NO_GATE)
+        assert isinstance(check.found, float)
+        assert check.found < 0.9
 
 
 class TestDifferent:
@@ -108,7 +175,7 @@ class TestDifferent:
         found = found_from_reference(reference(model, questions[0]))
         assert found.roi_logits is not None
         checks = compare_found(model, questions[0], dataclasses.replace(found, roi_logits=-3 * found.roi_logits))
-        assert list(checks) == ["roi cosine"]
+        assert list(checks) == ["roi cosine", "roi correlation"]
         assert (checks["roi cosine"].ok, checks["roi cosine"].limit) == (False, LIMITS.roi_cosine)
 
     def test_a_map_that_is_no_number(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
@@ -128,7 +195,7 @@ class TestDifferent:
         assert found.decision is not None
         fewer = dataclasses.replace(found.decision, crops=found.decision.crops[:1])
         checks = compare_found(model, questions[2], dataclasses.replace(found, decision=fewer))
-        assert list(checks) == ["roi cosine", "boxes"]
+        assert list(checks) == ["roi cosine", "roi correlation", "boxes"]
         assert not checks["boxes"].ok
         assert "keeping 8 cells" in str(checks["boxes"].found)
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.tolerances import TOLERANCES
 from sdrpn.checkpoint import open_checkpoint
+from sdrpn.compare.answers import FoundAnswer, Question, trial_questions
 from sdrpn.compare.graphs import Check
-from sdrpn.compare.parity import gates, graph_parity, peak_checks, recorded_peaks
+from sdrpn.compare.parity import answer_parity, gates, graph_parity, peak_checks, recorded_peaks
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.layers import Attention, rotary, rotate
+from sdrpn.model.reference import reference_answer
 from sdrpn.workflows.comparison import GraphRuns, Steps
 
 
@@ -29,6 +33,52 @@ def run_trunk(model: SdRpnModel) -> dict[str, float]:
     with recorded_peaks(model) as peaks:
         model.trunk(model.embed(torch.arange(5)[None]), torch.arange(5)[None])
     return peaks
+
+
+class TestMaps:
+    """The worst of all questions, of both figures."""
+
+    def found(self, model: SdRpnModel, noise: float) -> dict[str, Check]:
+        rng = np.random.default_rng(0)
+
+        def answer(question: Question) -> FoundAnswer:
+            found = reference_answer(
+                model,
+                question.image,
+                question.ids_before,
+                question.ids_after,
+                roi=question.roi,
+                decide=question.decide,
+                max_new_tokens=question.max_new_tokens,
+                stop_ids=model.spec.prompt.eos_token_ids,
+            )
+            logits = found.roi_logits
+            if logits is not None:
+                logits = logits + noise * rng.standard_normal(logits.shape).astype(np.float32)
+            return FoundAnswer(found.token_ids, logits, found.decision)
+
+        questions = trial_questions(model.spec)[:3]
+        checks = answer_parity(model, questions, answer, variant="v", precision="fp16")
+        return {check.kind: check for check in checks}
+
+    def test_a_trained_rpn_has_a_gate_on_both(self, model: SdRpnModel) -> None:
+        model.rpn_trained = True
+        limits, found = TOLERANCES["fp16"], self.found(model, 0.0)
+        assert (found["roi correlation"].found, found["roi correlation"].limit) == (1.0, limits.roi_correlation)
+        assert {gate.kind for gate in gates(found.values())} >= {"roi cosine", "roi correlation"}
+        noisy = self.found(model, 0.05)["roi correlation"]
+        assert not noisy.ok
+        (gate,) = (gate for gate in gates([noisy]) if gate.kind == "roi correlation")
+        assert gate.text.endswith(f", at least {limits.roi_correlation:g}")
+
+    def test_a_random_one_is_told_why_it_has_none(self, model: SdRpnModel) -> None:
+        found = self.found(model, 0.05)
+        check = found["roi correlation"]
+        assert check.ok
+        assert check.limit is None
+        assert check.note.startswith("at worst 0.")
+        assert "no gate: the RPN's weights are random" in check.note
+        assert "roi correlation" not in {gate.kind for gate in gates(found.values())}
 
 
 class TestPeaks:

@@ -178,7 +178,7 @@ def test_caches_have_a_symbolic_length_and_the_dialects_outputs(exported: Export
         assert cache.dims == ("batch", 4, "cache_length", width)
         assert cache.dtype == precision
         if exported.variant.dialect == "fused":
-            assert dataclasses.replace(cache, name=f"{cache.name}_out") == outputs[f"{cache.name}_out"]
+            assert dataclasses.replace(cache, name=f"{cache.name}_out", of=cache.name) == outputs[f"{cache.name}_out"]
         else:
             rows = outputs[f"{cache.name}_rows"]
             assert rows.dims == ("batch", 4, "sequence", width)
