@@ -158,7 +158,7 @@ TOLERANCES = {
     "nvfp4": Tolerances(
         values=1.5,  # 0.69 was seen
         roi_cosine=0.95,  # 0.9906 was seen
-        roi_correlation=0.95,  # 1 - @nv was seen
+        roi_correlation=0.95,  # 0.9934 was seen, 0.9880 with nothing kept in fp16
         roi_map=0.3,
         token_logit=0.5,
         mean=3e-1,  # 0.13 was seen
