@@ -1,10 +1,17 @@
 // sdrpn._native_jpeg: JPEG files, or parts of them, into a caller's array.
+#include <cstddef>
+#include <cstdio>
 #include <stdexcept>
+
+#include <jpeglib.h>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
 #include "jpeg.h"
+
+#define SDRPN_TEXT_OF(words) #words
+#define SDRPN_TEXT(macro) SDRPN_TEXT_OF(macro)
 
 namespace nb = nanobind;
 
@@ -33,6 +40,7 @@ void decode(nb::bytes data, Pixels out, int left, int top, int denominator) {
 NB_MODULE(_native_jpeg, module) {
     module.doc() = "JPEG files, or parts of them, with libjpeg-turbo.";
     module.attr("SANITIZED") = SDRPN_SANITIZED != 0;
+    module.attr("LIBJPEG_TURBO_VERSION") = SDRPN_TEXT(LIBJPEG_TURBO_VERSION);  // of the headers
     module.def("decode", &decode, nb::arg("data"), nb::arg("out").noconvert(), nb::kw_only(), nb::arg("left") = 0,
                nb::arg("top") = 0, nb::arg("denominator") = 1,
                "Fill `out` (H, W, 3) with the pixels from (left, top) on.");

@@ -43,6 +43,11 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg, "native_module", lambda name: None)
 
 
+def test_it_says_which_libjpeg_turbo_it_was_compiled_with() -> None:
+    numbers = [int(number) for number in native.LIBJPEG_TURBO_VERSION.split(".")]
+    assert numbers >= [2, 0, 90]
+
+
 FORMS = [
     {"subsampling": subsampling, "progressive": progressive, "restart_marker_blocks": restart}
     for subsampling in (0, 1, 2, "4:1:1")
