@@ -81,3 +81,6 @@ REUSE_CODES_LOGITS_ABS = 2e-2
 
 # A product of rank 4 to 8 in float32, summed by two libraries, beside the matrix's largest entry.
 MERGED_RELATIVE = 1e-6
+
+# Normal numbers up to 5, by way of float32 logarithms, roots and cosines of another library: a last place or two.
+DRAWN_WEIGHTS_ABS = 1e-6

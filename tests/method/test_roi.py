@@ -24,6 +24,7 @@ from sdrpn.method.roi import (
     roi_logits_from_scores,
     roi_map,
 )
+from tests.official_model import official_outputs
 from tests.tolerances import RESIZED_FEATURES_ABS, ROI_MAP_ABS
 
 G = 24
@@ -248,7 +249,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("case", "image_wh"), list(zip(CASES, IMAGE_SIZES_WH, strict=True)))
 def test_cases_equal_the_official(golden: Path, case: str, image_wh: tuple[int, int], variant: str) -> None:
-    expected = np.load(golden / "tiny_K3T3" / f"{case}.npz")
+    expected = official_outputs(golden, case)
     decision = decide_crops(expected["roi_logits"], over(image_wh), VARIANTS[variant])
     np.testing.assert_allclose(decision.blurred_map, expected["blurred_map"], rtol=0, atol=ROI_MAP_ABS)
     np.testing.assert_array_equal(decision.boxes_cells, expected[f"{variant}/bboxes_feat"])

@@ -16,6 +16,7 @@ from sdrpn.checkpoint import open_checkpoint
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
+from tests.official_model import official_outputs
 from tests.tolerances import GOLDEN_HIDDEN_ABS, GOLDEN_ROI_LOGITS_ABS, GOLDEN_STEP_LOGITS_ABS
 
 CASES = ("land_1box", "odd_2box", "port_2box", "sq_0box", "sq_big_0box", "wide_3box")
@@ -49,9 +50,7 @@ def model(golden: Path) -> Iterator[SdRpnModel]:
 
 @pytest.fixture(params=CASES)
 def case(golden: Path, request: pytest.FixtureRequest) -> Case:
-    folder = golden / "tiny_K3T3"
-    with np.load(folder / f"{request.param}.npz") as outputs:
-        return Case(folder, request.param, dict(outputs))
+    return Case(golden / "tiny_K3T3", request.param, official_outputs(golden, request.param))
 
 
 def largest_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:

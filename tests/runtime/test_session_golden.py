@@ -10,6 +10,7 @@ import pytest
 
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.runtime import RoiPolicy, Session
+from tests.official_model import official_outputs
 from tests.tolerances import GOLDEN_ROI_LOGITS_ABS, GOLDEN_STEP_LOGITS_ABS
 
 CASES = ("land_1box", "odd_2box", "port_2box", "sq_0box", "sq_big_0box", "wide_3box")
@@ -32,8 +33,7 @@ def session(
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest, golden: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    path = golden / "tiny_K3T3" / f"{request.param}.npz"
-    return path.with_suffix(".png"), dict(np.load(path))
+    return golden / "tiny_K3T3" / f"{request.param}.png", official_outputs(golden, request.param)
 
 
 def split(ids: np.ndarray) -> tuple[list[int], list[int]]:
