@@ -7,6 +7,7 @@ the root of the file system, is loaded as any other: the weights stay mapped.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ _FIELDS = {
     "tensor": {13: "entry"},
 }
 _KEY, _VALUE = 1, 2  # of an entry
+# Without this word no entry below names a file: most nodes of a graph need not be read.
+_LOCATION = re.compile(rb"location")
 _VARINT, _EIGHT_BYTES, _COUNTED, _FOUR_BYTES = 0, 1, 2, 5
 _DEEPEST = 32  # a graph in an attribute of a graph counts three
 
@@ -73,7 +76,7 @@ def _rewritten(message: memoryview, kind: str, rename: _Rename, depth: int) -> b
     below = _FIELDS[kind]
     pieces: list[bytes | memoryview] = []
     for number, wire_type, whole, payload in _fields(message):
-        if number in below and wire_type == _COUNTED:
+        if number in below and wire_type == _COUNTED and _LOCATION.search(payload):
             pieces.append(_counted(number, _rewritten(payload, below[number], rename, depth + 1)))
         else:
             pieces.append(whole)
@@ -83,10 +86,10 @@ def _rewritten(message: memoryview, kind: str, rename: _Rename, depth: int) -> b
 def _rewritten_entry(message: memoryview, rename: _Rename) -> bytes:
     """key and value: only that of `location` is a file."""
     entry = {number: bytes(payload) for number, wire_type, _, payload in _fields(message) if wire_type == _COUNTED}
-    if entry.get(_KEY) != b"location":
+    if entry.get(_KEY) != _LOCATION.pattern:
         return bytes(message)
     name = rename(entry.get(_VALUE, b"").decode("utf-8")).encode("utf-8")
-    return _counted(_KEY, b"location") + _counted(_VALUE, name)
+    return _counted(_KEY, _LOCATION.pattern) + _counted(_VALUE, name)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
