@@ -32,10 +32,17 @@ pytest.importorskip("tensorrt_rtx_bindings")
 TARGET = ("--target", "rtx-4090")
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be written to."""
+    path = tmp_path_factory.mktemp("build") / "bundle"
+    export_bundle(tiny_checkpoint, path, ExportOptions("fp16"))
+    return path
+
+
 @pytest.fixture
-def bundle(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions("fp16"))
-    return tmp_path / "bundle"
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
 
 
 def engines(bundle: Path) -> list[str]:
