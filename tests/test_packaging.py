@@ -122,6 +122,13 @@ def test_the_type_checkers_see_one_package(name: str) -> None:
     assert link.exists(), f"{link} points nowhere"
 
 
+@pytest.mark.parametrize("script", ["lowest", "run", "sanitize"])
+def test_scripts_name_tests_that_are_there(script: str) -> None:
+    names = set(re.findall(r"\btests/[\w/]+(?:\.py)?", (ROOT / ".ci" / script).read_text(encoding="utf-8")))
+    assert names
+    assert {name for name in names if not (ROOT / name).exists()} == set()
+
+
 PROGRAM = """
 import sdrpn
 from sdrpn.runtime import EngineOptions
