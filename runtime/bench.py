@@ -70,7 +70,10 @@ def bench_cases(spec: ModelSpec, names: Sequence[str]) -> list[BenchCase]:
     if unknown or not names:
         raise BadInput(f"there is no case {', '.join(unknown) or '(none named)'}; expected some of {', '.join(CASES)}")
     if spec.rpn is None and set(names) != {"plain"}:
-        raise BadInput("this bundle has no RPN, so only the case plain can be measured; name that one alone")
+        raise BadInput(
+            "this bundle has no RPN, so only the case plain can be measured; name that one alone",
+            options=("cases plain",),
+        )
     crops = {
         "no-box": (),
         "one-box": (_BOX,),

@@ -150,7 +150,10 @@ def _sides(request: BenchRequest, opened: ExitStack) -> tuple[list[BenchSide], M
             continue
         session = _session(request, other, opened)
         if session.spec != first.spec:
-            raise BadInput(f"{other} is of another model than {request.bundle}; compare exports of one checkpoint")
+            raise BadInput(
+                f"{other} is of another model than {request.bundle}; compare exports of one checkpoint",
+                options=("compare",),
+            )
         sides.append(_session_side(request, other, session))
     if len({side.name for side in sides}) < len(sides):
         raise BadInput("the same bundle and variant is compared with itself; name another variant, or its own graphs")

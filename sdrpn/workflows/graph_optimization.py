@@ -119,7 +119,7 @@ def _attention(variant: Variant, asked: str | None) -> str:
     """What a variant's attention becomes. Raises BadInput where the operator was asked for and is of no use."""
     obstacle = _obstacle(variant)
     if asked == GROUP_QUERY and obstacle is not None:
-        raise BadInput(f"{variant.name} {obstacle}; leave its attention standard")
+        raise BadInput(f"{variant.name} {obstacle}; leave it as it is", options=("attention standard",))
     return asked or (GROUP_QUERY if obstacle is None else STANDARD)
 
 

@@ -150,9 +150,11 @@ def read_asked(path: Path) -> dict[str, str]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); expected a JSON object of targets") from error
+        raise BadInput(
+            f"{path} cannot be read ({error}); expected a JSON object of targets", options=("asked",)
+        ) from error
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise BadInput(f"{path} is no JSON object of targets and what became of them")
+        raise BadInput(f"{path} is no JSON object of targets and what became of them", options=("asked",))
     return value
 
 

@@ -152,7 +152,8 @@ def plan(request: PlanRequest) -> MemoryPlan:
     limit = bundle.manifest.max_context
     if request.contexts and max(request.contexts) > limit:
         raise ContextTooLong(
-            f"a context of {max(request.contexts)} is above the bundle's {limit}; export with a larger one first"
+            f"a context of {max(request.contexts)} is above the bundle's {limit}; export with a larger one first",
+            options=("context",),
         )
     place = _this_machine(bundle, request) if request.target is None else _on_target(bundle, request)
     variant, contexts = place.variant, tuple(sorted(request.contexts)) or (place.usual_context,)

@@ -114,5 +114,7 @@ def test_the_same_side_twice(sdrpn: Command, text_bundle: Path) -> None:
 
 
 def test_a_bundle_without_rpn(sdrpn: Command, plain_bundle: Path) -> None:
-    assert "only the case plain can be measured" in sdrpn("bench", plain_bundle).err
+    assert (
+        "only the case plain can be measured; name that one alone (--cases plain)" in sdrpn("bench", plain_bundle).err
+    )
     assert sdrpn("bench", plain_bundle, *FEW, "--cases", "plain").code == 0

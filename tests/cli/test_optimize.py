@@ -206,11 +206,17 @@ def note_of(bundle: Path, variant: str = "fused-fp32") -> str:
 class TestRefusals:
     def test_group_query_attention_without_attention_operators(self, sdrpn: Command, bundle: Path) -> None:
         outcome = sdrpn("optimize", bundle, "--variant", "primitive-fp32", "--attention", "group-query")
-        assert refusal(outcome) == "primitive-fp32 has no attention operators to replace; leave its attention standard"
+        assert (
+            refusal(outcome)
+            == "primitive-fp32 has no attention operators to replace; leave it as it is (--attention standard)"
+        )
 
     def test_group_query_attention_where_graphs_are_cut_for_engines(self, sdrpn: Command, bundle: Path) -> None:
         outcome = sdrpn("optimize", bundle, "--variant", HALF, "--attention", "group-query")
-        assert refusal(outcome) == f"{HALF} computes in fp16 and is cut for engines; leave its attention standard"
+        assert (
+            refusal(outcome)
+            == f"{HALF} computes in fp16 and is cut for engines; leave it as it is (--attention standard)"
+        )
 
     def test_the_shipped_bundle(self, sdrpn: Command) -> None:
         message = refusal(sdrpn("optimize", "default"))
@@ -220,7 +226,7 @@ class TestRefusals:
         outcome = sdrpn("optimize", bundle, "--variant", CODED, "--attention", "group-query")
         expected = (
             f"{CODED} has a scale for every row of its caches, and ONNX Runtime's operator takes one for all; "
-            "leave its attention standard"
+            "leave it as it is (--attention standard)"
         )
         assert refusal(outcome) == expected
 
