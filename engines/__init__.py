@@ -1,4 +1,4 @@
-"""From a bundle's graphs to TensorRT engines. Knows nothing about checkpoints or answers."""
+"""Build TensorRT engines from a bundle's graphs. Knows nothing about checkpoints or answers."""
 
 from sdrpn.engines.builder import BuiltEngine, build_engines
 from sdrpn.engines.options import VERBOSITIES, BuildOptions, usual_context

@@ -1,7 +1,7 @@
-"""Build what a plan says, each graph in a process of its own, and judge it. Imports no TensorRT.
+"""Build the engines of a plan, each graph in its own process, and check them. Imports no TensorRT.
 
-Engines land in BUNDLE/engines/TARGET/. The manifest of an engine is removed before the engine is replaced and written
-after everything else, so whatever ends a build leaves either the old engine or none.
+Engines are written to BUNDLE/engines/TARGET/. The manifest of an engine is removed before the engine is replaced, and
+written last, so an interrupted build leaves either the old engine or none.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from sdrpn.host.sizes import text_from_bytes
 
 __all__ = ["BuiltEngine", "build_engines"]
 
-# What an engine may have beside its weights before that is worth a remark: 2 MB to 44 MB were seen.
+# How much larger than its weights an engine may be without a remark: 2 MB to 44 MB were seen.
 _KERNELS_BYTES = 32_000_000
 _MOST_PER_WEIGHT_BYTE = 1.2
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What came of one graph."""
+    """The result for one graph."""
 
     manifest: EngineManifest
     path: Path
@@ -50,13 +50,13 @@ class BuiltEngine:
 def build_engines(
     plan: Plan, *, jobs: int = 1, check_memory: bool = True, progress: Advance = unseen
 ) -> tuple[BuiltEngine, ...]:
-    """Build what is not there yet.
+    """Build the missing engines of a plan.
 
-    Where TensorRT has no engine for a fused graph, attention is tried in parts, and then the dialect `primitive` for
-    all graphs; the manifests say so.
+    Where TensorRT cannot build a fused graph, attention is decomposed, and after that the dialect `primitive` is used
+    for all graphs; the manifests record this.
 
     Raises:
-        BadInput, BadBundle: the bundle cannot be written or is the shipped one, or a file of it was changed
+        BadInput, BadBundle: the bundle cannot be written or is the shipped one, or one of its files was changed
         RunFailed: too little memory or disk, a second build of the same bundle, or a build that failed
     """
     if plan.obstacle is not None:
@@ -68,18 +68,18 @@ def build_engines(
 
 
 def _build(plan: Plan, jobs: int, check_memory: bool, progress: Advance) -> tuple[BuiltEngine, ...]:
-    todo = [one for one in plan.engines if one.cached is None]
-    built = {one.graph.name: one.cached for one in plan.engines if one.cached is not None}
+    todo = [planned for planned in plan.engines if planned.cached is None]
+    built = {planned.graph.name: planned.cached for planned in plan.engines if planned.cached is not None}
     if todo:
         require_not_shipped(plan.bundle.path, "build in a copy of it: --out BUNDLE")
         _require_resources(plan, todo, check_memory)
         with _locked(plan):
-            plan.bundle.verify({file for one in todo for file in (one.graph.file, *one.graph.weights)})
+            plan.bundle.verify({file for planned in todo for file in (planned.graph.file, *planned.graph.weights)})
             built |= {manifest.graph: manifest for manifest in _built(plan, todo, jobs, progress)}
-    fresh = {one.graph.name for one in todo}
+    fresh = {planned.graph.name for planned in todo}
     return tuple(
         BuiltEngine(built[name], engine_paths(plan.bundle.path, plan.target.name, name)[0], name not in fresh)
-        for name in (one.graph.name for one in plan.engines)
+        for name in (planned.graph.name for planned in plan.engines)
     )
 
 
@@ -88,11 +88,11 @@ def _weights_bytes(bundle: Bundle, graph: GraphInfo) -> int:
 
 
 def _require_resources(plan: Plan, todo: list[PlannedEngine], check_memory: bool) -> None:
-    weights = sum(_weights_bytes(plan.bundle, one.graph) for one in todo)
-    # An engine holds its weights, once for all capabilities, and kernels beside them.
+    weights = sum(_weights_bytes(plan.bundle, planned.graph) for planned in todo)
+    # An engine has its weights, once for all capabilities, and kernels.
     require_free_space(plan.bundle.path, weights, advice="build fewer --graphs")
-    for one in todo:
-        require_writable_file(engine_paths(plan.bundle.path, plan.target.name, one.graph.name)[0])
+    for planned in todo:
+        require_writable_file(engine_paths(plan.bundle.path, plan.target.name, planned.graph.name)[0])
     if plan.timing_cache is not None:
         require_writable_file(plan.timing_cache)
     if check_memory and (shortages := plan.shortages()):
@@ -101,7 +101,7 @@ def _require_resources(plan: Plan, todo: list[PlannedEngine], check_memory: bool
 
 @contextmanager
 def _locked(plan: Plan) -> Iterator[None]:
-    """One build a bundle. The system drops the lock with the process, however that ends."""
+    """Allow one build per bundle at a time. The system releases the lock when the process ends in any way."""
     import fcntl
 
     folder = plan.bundle.path / "engines"
@@ -113,7 +113,7 @@ def _locked(plan: Plan) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise RunFailed(
-                f"another build (process {holder}) works on {plan.bundle.path}; wait until it is done, or end it"
+                f"another build (process {holder}) is using {plan.bundle.path}; wait until it ends, or stop it"
             ) from None
         except OSError as error:  # some network file systems have no locks
             raise RunFailed(
@@ -126,13 +126,13 @@ def _locked(plan: Plan) -> Iterator[None]:
 
 
 def _built(plan: Plan, todo: list[PlannedEngine], at_once: int, progress: Advance) -> Iterator[EngineManifest]:
-    """Each as it ends; one that the library has no engine for once more, with attention in parts."""
-    waiting = {one.graph.name: one for one in todo}
+    """Yield each engine as it is finished; a graph that cannot be built is tried again with attention decomposed."""
+    waiting = {planned.graph.name: planned for planned in todo}
     decomposed, advance = frozenset[str](), _progress_of(waiting, progress)
     with _partial_files(plan, waiting) as partials:
         while waiting:
-            jobs = [_job(plan, one, partials[name], name in decomposed) for name, one in waiting.items()]
-            with closing(run_jobs(jobs, at_once=at_once, advance=advance)) as results:  # ends what still runs
+            jobs = [_job(plan, planned, partials[name], name in decomposed) for name, planned in waiting.items()]
+            with closing(run_jobs(jobs, at_once=at_once, advance=advance)) as results:  # stops running builds
                 try:
                     for job, result in results:
                         yield _install(plan, waiting.pop(job.name), partials[job.name], result, job.name in decomposed)
@@ -155,10 +155,10 @@ def _progress_of(graphs: Collection[str], progress: Advance) -> Callable[[str, i
 
 @contextmanager
 def _partial_files(plan: Plan, graphs: Collection[str]) -> Iterator[dict[str, Path]]:
-    """Where engines are written before they are judged; none of them is left."""
+    """Temporary files for engines until they are checked; removed afterwards."""
     folder = plan.bundle.path / "engines" / plan.target.name
     folder.mkdir(exist_ok=True)
-    for left in folder.glob(".*.partial"):  # of a build that was killed; the lock says that none is at work
+    for left in folder.glob(".*.partial"):  # left by a killed build; the lock ensures that none is running
         left.unlink(missing_ok=True)
     partials = {name: folder / f".{name}.engine.{secrets.token_hex(4)}.partial" for name in graphs}
     try:
@@ -169,19 +169,19 @@ def _partial_files(plan: Plan, graphs: Collection[str]) -> Iterator[dict[str, Pa
                 partial.unlink(missing_ok=True)
 
 
-def _job(plan: Plan, one: PlannedEngine, out: Path, decompose_attention: bool) -> Job:
-    request = _request(plan, one, out, decompose_attention)
-    return Job(one.graph.name, request, environment=seen_alone(plan.options.device))
+def _job(plan: Plan, planned: PlannedEngine, out: Path, decompose_attention: bool) -> Job:
+    request = _request(plan, planned, out, decompose_attention)
+    return Job(planned.graph.name, request, environment=seen_alone(plan.options.device))
 
 
-def _request(plan: Plan, one: PlannedEngine, out: Path, decompose_attention: bool) -> dict[str, Any]:
+def _request(plan: Plan, planned: PlannedEngine, out: Path, decompose_attention: bool) -> dict[str, Any]:
     options, workspace = plan.options, plan.options.workspace_mb
     return {
         "flavour": plan.target.flavour,
-        "graph_file": str(plan.bundle.file(one.graph.file).absolute()),
+        "graph_file": str(plan.bundle.file(planned.graph.file).absolute()),
         "contexts": plan.contexts,
         "compute_capabilities": plan.target.compute_capabilities,
-        "profiles": {profile.name: shapes_of(profile, one.graph.inputs) for profile in one.profiles},
+        "profiles": {profile.name: shapes_of(profile, planned.graph.inputs) for profile in planned.profiles},
         "opt_level": options.opt_level,
         "workspace_bytes": None if workspace is None else workspace << 20,
         "weight_streaming": options.weight_streaming,
@@ -196,31 +196,31 @@ def _request(plan: Plan, one: PlannedEngine, out: Path, decompose_attention: boo
 
 
 def _install(
-    plan: Plan, one: PlannedEngine, partial: Path, result: Mapping[str, Any], decomposed_attention: bool
+    plan: Plan, planned: PlannedEngine, partial: Path, result: Mapping[str, Any], decomposed_attention: bool
 ) -> EngineManifest:
-    """Judge the kernels and put engine, layers and manifest in their places, in this order."""
-    engine, manifest_path, layers_path = engine_paths(plan.bundle.path, plan.target.name, one.graph.name)
+    """Check the kernels and move engine, layers and manifest into place, in this order."""
+    engine, manifest_path, layers_path = engine_paths(plan.bundle.path, plan.target.name, planned.graph.name)
     kernels = tuple(_kernel(value) for value in result["kernels"])
     verdict = gate(
         kernels,
         plan.bundle.spec,
-        one.graph.name,
-        profiles=tuple(profile.name for profile in one.profiles),
+        planned.graph.name,
+        profiles=tuple(profile.name for profile in planned.profiles),
         max_context=plan.max_context,
-        cache_lengths={profile.name: profile.cache_length or 0 for profile in one.profiles},
+        cache_lengths={profile.name: profile.cache_length or 0 for profile in planned.profiles},
         small_weights=result["small_weights"],
         coded_caches=plan.variant.kv_cache is not None,
-        updated_caches={tensor.name for tensor in one.graph.outputs if tensor.role in ("cache", "cache_scale")},
+        updated_caches={tensor.name for tensor in planned.graph.outputs if tensor.role in ("cache", "cache_scale")},
     )
-    verdict = dataclasses.replace(verdict, remarks=(*verdict.remarks, *_size_remark(plan, one.graph, partial)))
-    if plan.target.flavour == "tensorrt":  # no listing of its own kernels was at hand when the gate was made
+    verdict = dataclasses.replace(verdict, remarks=(*verdict.remarks, *_size_remark(plan, planned.graph, partial)))
+    if plan.target.flavour == "tensorrt":  # the gate was written without a listing of this library's kernels
         verdict = verdict.without_faults
     if plan.options.kernel_gate:
-        _require_good(plan, one.graph.name, verdict)
+        _require_good(plan, planned.graph.name, verdict)
     digest = file_digest(partial)
     manifest_path.unlink(missing_ok=True)
     partial.replace(engine)
-    manifest = _manifest(plan, one, result, verdict, _stamp(engine, digest), decomposed_attention)
+    manifest = _manifest(plan, planned, result, verdict, _stamp(engine, digest), decomposed_attention)
     for path, text in ((layers_path, _layers_text(kernels)), (manifest_path, manifest.to_text())):
         with replacing_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -228,10 +228,10 @@ def _install(
 
 
 def _size_remark(plan: Plan, graph: GraphInfo, engine: Path) -> Iterator[str]:
-    """Where the library made a second copy of weights, e.g. in another layout for the other profile."""
+    """A remark where the engine stores weights twice, e.g. in another layout for the other profile."""
     size, weights = engine.stat().st_size, _weights_bytes(plan.bundle, graph)
     if size > _MOST_PER_WEIGHT_BYTE * weights + _KERNELS_BYTES:
-        yield f"the engine has {text_from_bytes(size)} for {text_from_bytes(weights)} of weights: it holds some twice"
+        yield f"the engine has {text_from_bytes(size)} for {text_from_bytes(weights)} of weights: some are stored twice"
 
 
 def _require_good(plan: Plan, graph: str, verdict: Verdict) -> None:
@@ -241,29 +241,30 @@ def _require_good(plan: Plan, graph: str, verdict: Verdict) -> None:
             f"the engine of {graph} would be slow: {'; '.join(verdict.faults)}; try another release of {flavour}, or "
             "keep such engines with --no-kernel-gate"
         )
-    # TensorRT's listing may lack what the gate asks for: the manifest says so instead.
+    # TensorRT's listing may lack what the gate needs: then the manifest says so.
     if verdict.unjudged is not None and flavour == "tensorrt-rtx":
         raise RunFailed(
-            f"the kernels of {graph} cannot be judged: {verdict.unjudged}; try another release of {flavour}, or keep "
+            f"the kernels of {graph} cannot be checked: {verdict.unjudged}; try another release of {flavour}, or keep "
             "such engines with --no-kernel-gate"
         )
 
 
 def _manifest(
     plan: Plan,
-    one: PlannedEngine,
+    planned: PlannedEngine,
     result: Mapping[str, Any],
     verdict: Verdict,
     engine: Stamp,
     decomposed_attention: bool,
 ) -> EngineManifest:
-    assert plan.library_version is not None  # else there is an obstacle
+    assert plan.library_version is not None  # otherwise the plan has an obstacle
     files, options, timing = plan.bundle.manifest.files, plan.options, result["timing_cache"]
     sources = {
-        name: _stamp(plan.bundle.file(name), files[name].sha256) for name in (one.graph.file, *one.graph.weights)
+        name: _stamp(plan.bundle.file(name), files[name].sha256)
+        for name in (planned.graph.file, *planned.graph.weights)
     }
     return EngineManifest(
-        graph=one.graph.name,
+        graph=planned.graph.name,
         target=plan.target.name,
         variant=plan.variant.name,
         precision=plan.variant.precision,
@@ -286,10 +287,10 @@ def _manifest(
         refit=options.refit,
         profiling_verbosity=options.verbosity,
         timing_cache=None if timing is None else TimingCacheUse(**timing),
-        profiles=tuple(profile.name for profile in one.profiles),
+        profiles=tuple(profile.name for profile in planned.profiles),
         tensors=tuple(EngineTensor.from_json(tensor) for tensor in result["tensors"]),
         decomposed_attention=decomposed_attention,
-        fallback=plan.fallbacks.get(one.graph.name),
+        fallback=plan.fallbacks.get(planned.graph.name),
         kernels=len(result["kernels"]),
         kernel_gate=verdict.lines,
         activation_bytes=result["activation_bytes"],
@@ -298,7 +299,7 @@ def _manifest(
         compiled_sha256=result["compiled_sha256"],
         sources=sources,
         engine=engine,
-        cache_key=one.key,
+        cache_key=planned.key,
         parity=(),
     )
 

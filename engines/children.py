@@ -1,4 +1,4 @@
-"""Run builds in child processes, some at a time, and say how each ended. Knows neither TensorRT nor bundles."""
+"""Run builds in child processes, several at a time, and report how each ended. Knows neither TensorRT nor bundles."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ JobProgress = Callable[[str, int], None]  # (job, percent)
 
 @dataclass(frozen=True)
 class Job:
-    """One build: a name for people, and the request that job.py understands."""
+    """One build: a name for messages, and the request for job.py."""
 
     name: str
     request: Mapping[str, Any]
     module: str = "sdrpn.engines.job"
-    environment: Mapping[str, str] = field(default_factory=dict)  # beside this process's own
+    environment: Mapping[str, str] = field(default_factory=dict)  # in addition to this process's own
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Child:
     job: Job
     process: subprocess.Popen[bytes]
     events: IO[bytes]
-    output: IO[bytes]  # what the library printed by itself
+    output: IO[bytes]  # what the library printed
     buffer: bytes = b""
     last: dict[str, Any] = field(default_factory=dict)
 
@@ -46,10 +46,10 @@ class _Child:
 def run_jobs(
     jobs: Sequence[Job], *, at_once: int, advance: JobProgress
 ) -> Generator[tuple[Job, dict[str, Any]], None, None]:
-    """Yield each job with its result as it ends. Whatever ends the loop early kills what is still running.
+    """Yield each job with its result as it ends. Leaving the loop early kills the running jobs.
 
-    Raises: what a job refused with; EngineNotBuilt for one that crashed inside the library; RunFailed for one that was
-        killed, or found the disk full
+    Raises: the error that a job reported; EngineNotBuilt for one that crashed inside the library; RunFailed for one
+        that was killed, or where the disk was full
     """
     waiting, running = list(jobs), dict[int, _Child]()
     with selectors.DefaultSelector() as selector:
@@ -87,7 +87,7 @@ def _start(job: Job) -> _Child:
         os.close(writing)
     child = _Child(job, process, os.fdopen(reading, "rb", buffering=0), output)
     assert process.stdin is not None
-    # A child that is dead already says so itself, when its events are read.
+    # A child that is dead already is reported when its events are read.
     with suppress(BrokenPipeError):
         process.stdin.write(json.dumps(job.request).encode() + b"\n")
         process.stdin.flush()
@@ -95,7 +95,7 @@ def _start(job: Job) -> _Child:
 
 
 def _read(child: _Child, advance: JobProgress) -> bool:
-    """Take what there is; False at the end."""
+    """Read the available events; False at the end."""
     piece = child.events.read(1 << 16)
     if not piece:
         return False
@@ -136,21 +136,21 @@ def _result(child: _Child) -> dict[str, Any]:
 def _os_error(name: str, last: Mapping[str, Any]) -> RunFailed:
     if last["errno"] in (errno.ENOSPC, errno.EDQUOT):
         return RunFailed(
-            f"the disk is full: writing the engine of {name} failed; free some space, nothing was left behind"
+            f"the disk is full: writing the engine of {name} failed; free some space; no file was left behind"
         )
     return RunFailed(f"building {name} failed: {last['message']}; nothing was left behind")
 
 
 def _ending(name: str, code: int, printed: str) -> str:
-    told = f" (it said: {printed})" if printed else ""
+    output = f" (its output: {printed})" if printed else ""
     if code == -signal.SIGKILL:
         return (
             f"the build of {name} was killed (signal 9), which is how Linux ends a process when memory runs out; "
             "lower --jobs or --max-context, build fewer --graphs at a time, or add swap"
         )
     if code < 0:
-        return f"the build of {name} crashed inside the library: {signal.Signals(-code).name}{told}; nothing was kept"
-    return f"the build of {name} ended with exit code {code}{told}; nothing was kept"
+        return f"the build of {name} crashed inside the library: {signal.Signals(-code).name}{output}; nothing was kept"
+    return f"the build of {name} ended with exit code {code}{output}; nothing was kept"
 
 
 def _close(child: _Child) -> None:

@@ -1,8 +1,8 @@
-"""What is tried next where TensorRT has no engine for a fused graph. Builds nothing itself.
+"""What to try next where TensorRT cannot build an engine for a fused graph. Builds nothing itself.
 
-TensorRT takes attention as one operator from 10.15 on, and has no kernel for it in every shape on every GPU. It may
-then build attention from its parts, if the network allows that; and the dialect `primitive` never asks for the
-operator. Both were compiled by TensorRT-RTX; plain TensorRT was never at hand.
+TensorRT supports attention as one operator from 10.15 on, but not with a kernel for every shape on every GPU. It can
+then build attention from primitive operators, if the network allows that; and the dialect `primitive` does not contain
+the operator. Both were compiled with TensorRT-RTX, not with plain TensorRT.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["may_decompose", "primitive_instead"]
 
 
 def may_decompose(plan: Plan, graph: str, decomposed: frozenset[str]) -> bool:
-    """Whether a second try with attention in parts is left for a graph."""
+    """Whether a graph can be tried again with attention decomposed."""
     return _falls_back(plan) and graph not in decomposed
 
 
 def primitive_instead(plan: Plan, error: EngineNotBuilt) -> Plan:
     """The plan for the same precision in the dialect `primitive`.
 
-    Engines of a target work together, so that all graphs change with the one that failed.
+    The engines of a target must match, so all graphs change with the one that failed.
 
-    Raises: EngineNotBuilt where there is no other way, with what would make one
+    Raises: EngineNotBuilt where the bundle has no such variant, with the command that adds it
     """
     if not _falls_back(plan):
         raise error
@@ -35,7 +35,7 @@ def primitive_instead(plan: Plan, error: EngineNotBuilt) -> Plan:
     if variant is None:
         advice = export_advice(plan.bundle.path, f"--dialect primitive --precision {plan.variant.precision}")
         raise EngineNotBuilt(f"{error}; {plan.bundle.path} has no {name} to build instead: {advice}") from error
-    planned = {one.graph.name for one in plan.engines}
+    planned = {engine.graph.name for engine in plan.engines}
     names = [
         graph
         for graph in chosen_graphs(plan.bundle.spec, None)

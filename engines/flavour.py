@@ -1,7 +1,7 @@
-"""The seam to TensorRT and TensorRT-RTX: one API, and here what differs between them and between their releases.
+"""The interface to TensorRT and TensorRT-RTX: one API that hides the differences between them and between releases.
 
-Nothing else that builds imports either. `tensorrt` compiles for the GPU that it runs on; `tensorrt-rtx` for any of its
-compute capabilities, without a GPU.
+The only build module that imports either. `tensorrt` compiles for the GPU that it runs on; `tensorrt-rtx` for any of
+its compute capabilities, without a GPU.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from sdrpn.host.libraries import tensorrt_module
 
 __all__ = ["CompileRequest", "Compiled", "combined_timing_caches", "compile_graph", "library_module", "library_version"]
 
-_MOST_ERRORS = 100  # the last of them explain a failure
+_MOST_ERRORS = 100  # the last ones explain a failure
 _ALWAYS_SAID = ("Thread context has not been set", "CUDA driver version is insufficient")
 
-# Of options.VERBOSITIES.
+# TensorRT's names for options.VERBOSITIES.
 _VERBOSITIES = {"detailed": "DETAILED", "names": "LAYER_NAMES_ONLY", "none": "NONE"}
 
 Progress = Callable[[str, str, "str | None", int], None]  # (event, phase, parent, number)
@@ -31,13 +31,13 @@ Progress = Callable[[str, str, "str | None", int], None]  # (event, phase, paren
 
 @dataclass(frozen=True)
 class CompileRequest:
-    """What TensorRT is asked for."""
+    """The input of a compilation."""
 
     flavour: str
-    graph_file: str  # weights are found from where it lies
+    graph_file: str  # weights are found relative to it
     graph: bytes
     compute_capabilities: tuple[str, ...]
-    profiles: Mapping[str, Shapes]  # in the order of their numbers
+    profiles: Mapping[str, Shapes]  # in order of their indices
     opt_level: int | None
     workspace_bytes: int | None
     weight_streaming: bool = False
@@ -45,33 +45,33 @@ class CompileRequest:
     version_compatible: bool = False
     refit: bool = False
     verbosity: str = "detailed"
-    decompose_attention: bool = False  # let it be built from its parts where there is no kernel for the whole
-    timing_cache: bytes | None = None  # what earlier builds measured, maybe nothing yet; None: do not use one
+    decompose_attention: bool = False  # allow primitive operators where there is no fused kernel
+    timing_cache: bytes | None = None  # measurements of earlier builds, possibly empty; None: do not use a cache
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came of it."""
+    """The result of a compilation."""
 
     plan: Any  # a buffer
     tensors: tuple[EngineTensor, ...]
-    messages: tuple[str, ...]  # what the log has about kernels and memory
-    hardware_compatibility: str  # the level that the library took, by its name
-    timing_cache: bytes | None  # with what this build measured
+    messages: tuple[str, ...]  # log lines about kernels and memory
+    hardware_compatibility: str  # the name of the level that the library used
+    timing_cache: bytes | None  # including the measurements of this build
 
 
 def library_version(flavour: str) -> str:
-    """The full version. Raises MissingDependency where the library cannot be imported."""
+    """The full version of the library. Raises MissingDependency where it cannot be imported."""
     return str(library_module(flavour).__version__)
 
 
 def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
-    """Parse one graph and build its engine, strongly typed: precision lives in the graph.
+    """Parse one graph and build its engine, strongly typed: the graph determines precisions.
 
     Raises:
-        BadInput: the parser refuses the graph, or the library does not know a compute capability
-        EngineNotBuilt: no engine came of it
-        RunFailed: the library did not start, or refused a profile
+        BadInput: the parser rejects the graph, or the library does not support a compute capability
+        EngineNotBuilt: the library built no engine
+        RunFailed: the library did not start, or rejected a profile
     """
     trt = library_module(request.flavour)
     log = _logger(trt)
@@ -94,14 +94,14 @@ def compile_graph(request: CompileRequest, progress: Progress) -> Compiled:
     return Compiled(
         plan,
         _tensors(network, request.profiles),
-        tuple(log.told),
+        tuple(log.listed),
         config.hardware_compatibility_level.name,
         None if timing is None else bytes(config.get_timing_cache().serialize()),
     )
 
 
 def combined_timing_caches(flavour: str, first: bytes, second: bytes) -> bytes:
-    """What both measured. Raises RunFailed where the library cannot put them together."""
+    """The measurements of both. Raises RunFailed where the library cannot combine them."""
     trt = library_module(flavour)
     config = trt.Builder(_logger(trt)).create_builder_config()
     cache, other = config.create_timing_cache(first), config.create_timing_cache(second)
@@ -124,13 +124,13 @@ def library_module(flavour: str) -> Any:
 def _builder(trt: Any, log: Any, flavour: str) -> Any:
     try:
         return trt.Builder(log)
-    except (TypeError, RuntimeError) as error:  # how the bindings say that the library gave nothing
+    except (TypeError, RuntimeError) as error:  # what the bindings raise where the library returns a null pointer
         reason = " ".join((log.last_error(usual=True) or str(error)).split())
         raise RunFailed(f"{flavour} cannot start: {reason}; sdrpn doctor shows the driver and the GPU") from error
 
 
 def _strongly_typed(trt: Any) -> int:
-    """The flag of TensorRT before 11; later ones and TensorRT-RTX know no other way."""
+    """The network flags: TensorRT before 11 needs one; later releases and TensorRT-RTX are always strongly typed."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -149,14 +149,14 @@ def _parse(trt: Any, network: Any, log: Any, request: CompileRequest) -> None:
 
 
 def _attentions(trt: Any, network: Any) -> Iterator[Any]:
-    """Those of the network, each once; releases before 10.14 have none."""
+    """The attention layers of the network, each once; releases before 10.14 have none."""
     output = getattr(trt.LayerType, "ATTENTION_OUTPUT", None)
     if output is None:
         return
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == output:
-            layer.__class__ = trt.IAttentionOutputLayer  # the bindings give every layer as an ILayer
+            layer.__class__ = trt.IAttentionOutputLayer  # the bindings return every layer as an ILayer
             yield layer.attention
 
 
@@ -166,8 +166,10 @@ def _configure(trt: Any, config: Any, request: CompileRequest) -> None:
         for index, name in enumerate(request.compute_capabilities):
             capability = getattr(trt.ComputeCapability, name, None)
             if capability is None:
-                known = ", ".join(one for one in dir(trt.ComputeCapability) if one.startswith("SM"))
-                raise BadInput(f"tensorrt-rtx {trt.__version__} does not build for {name}; it knows {known}")
+                known = ", ".join(
+                    level_name for level_name in dir(trt.ComputeCapability) if level_name.startswith("SM")
+                )
+                raise BadInput(f"tensorrt-rtx {trt.__version__} does not build for {name}; it supports {known}")
             if not config.set_compute_capability(capability, index):
                 raise BadInput(f"tensorrt-rtx {trt.__version__} does not take {name} as one of several; leave it out")
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, _VERBOSITIES[request.verbosity])
@@ -185,7 +187,7 @@ def _configure(trt: Any, config: Any, request: CompileRequest) -> None:
     if request.hardware_compat:
         level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         config.hardware_compatibility_level = level
-        if config.hardware_compatibility_level != level:  # a setter that does nothing raises nothing either
+        if config.hardware_compatibility_level != level:  # an unsupported setter is ignored without an error
             raise BadInput(
                 f"{request.flavour} {trt.__version__} does not take --hardware-compat: its level stays "
                 f"{config.hardware_compatibility_level.name}; leave it out"
@@ -197,24 +199,24 @@ def _add_profile(builder: Any, config: Any, log: Any, name: str, shapes: Shapes)
     for tensor, extents in shapes.items():
         profile.set_shape(tensor, *extents)
     if config.add_optimization_profile(profile) < 0:
-        raise RunFailed(f"the library refused profile {name}, of which it does not say why: {dict(shapes)}")
+        raise RunFailed(f"the library rejected profile {name} without a reason: {dict(shapes)}")
 
 
 def _timing_cache(trt: Any, config: Any, request: CompileRequest) -> Any:
-    """The cache that the build reads and adds to; None without."""
+    """The timing cache that the build reads and extends, or None."""
     if request.timing_cache is None:
         return None
     cache = config.create_timing_cache(request.timing_cache)
     if cache is None or not config.set_timing_cache(cache, False):
         raise BadInput(
-            f"{request.flavour} {trt.__version__} does not take this timing cache, which another release or another "
-            "kind of GPU wrote; name another file with --timing-cache"
+            f"{request.flavour} {trt.__version__} does not accept this timing cache, which was written by another "
+            "release or kind of GPU; name another file with --timing-cache"
         )
     return cache
 
 
 def _no_engine(request: CompileRequest, log: Any) -> str:
-    message = f"{request.flavour} built no engine of {request.graph_file}: {log.last_error() or 'it gave no reason'}"
+    message = f"{request.flavour} built no engine from {request.graph_file}: {log.last_error() or 'it gave no reason'}"
     if request.workspace_bytes is not None:
         return f"{message}; --workspace {request.workspace_bytes >> 20} may be too little: raise it or leave it out"
     return f"{message}; try a lower --opt-level, or another release of the library"
@@ -241,24 +243,26 @@ def _shapes(name: str, profiles: Mapping[str, Shapes]) -> tuple[tuple[tuple[int,
 
 
 def _logger(trt: Any) -> Any:
-    """Keeps errors, and the lines about kernels and memory: all else that a verbose log has may be hundreds of MB."""
+    """A logger that keeps errors and lines about kernels and memory: a full verbose log may have hundreds of MB."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.told: list[str] = []
+            self.listed: list[str] = []
             self._errors: deque[str] = deque(maxlen=_MOST_ERRORS)
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 self._errors.append(message)
             else:
-                self.told += filter(is_told, message.splitlines())
+                self.listed += filter(is_told, message.splitlines())
 
         def last_error(self, *, usual: bool = False) -> str:
-            """What was said last; of what is said in every build only if `usual`."""
-            # TensorRT-RTX says these in every build without a GPU.
-            found = [text for text in self._errors if usual or not any(one in text for one in _ALWAYS_SAID)]
+            """The last error; those that occur in every build only if `usual`."""
+            # TensorRT-RTX logs these in every build without a GPU.
+            found = [
+                text for text in self._errors if usual or not any(usual_text in text for usual_text in _ALWAYS_SAID)
+            ]
             return found[-1] if found else ""
 
     return Log()

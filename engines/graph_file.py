@@ -1,9 +1,9 @@
-"""The graph as a parser takes it: a copy with the cache length written in. Knows no TensorRT.
+"""The graph in the form for a parser: a copy with a fixed cache length. Knows no TensorRT.
 
 python -m sdrpn.engines.graph_file trunk.onnx 2048 trunk.2048.onnx     # for other tools: see --print-trtexec
 
-With several lengths nothing is written in: a profile for each says it. Only graphs that read their caches can have
-several; TensorRT's update in place takes a number.
+With several lengths the axis stays dynamic, with one profile per length. Only graphs that read their caches support
+several; TensorRT's in-place update needs a fixed length.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class ParserGraph:
     """An ONNX model in memory; its weights stay in their files."""
 
     content: bytes
-    small_weights: dict[str, int]  # how many matrices are in INT4, FP8 or FP4
+    small_weights: dict[str, int]  # the number of matrices in INT4, FP8 or FP4
 
 
 def graph_with_context(path: Path, *contexts: int) -> ParserGraph:
-    """The ONNX file with S_max as a number, if there is one; weights are found from where the file lies.
+    """The ONNX file with S_max as a number, if only one is given; weights are found relative to the file.
 
     TensorRT's parser refuses a symbolic cache length, and setting the shape after parsing is too late.
     """
@@ -43,7 +43,7 @@ def graph_with_context(path: Path, *contexts: int) -> ParserGraph:
     model = onnx.load(path, load_external_data=False)
     if len(contexts) == 1:
         _write_cache_length(model, contexts[0])
-    # Deterministic, so that its digest stands for the graph.
+    # Deterministic, so that its digest identifies the graph.
     content: bytes = model.SerializeToString(deterministic=True)
     return ParserGraph(content, _small_weights(model))
 
@@ -56,7 +56,7 @@ def _write_cache_length(model: ModelProto, rows: int) -> None:
 
 
 def _small_weights(model: ModelProto) -> dict[str, int]:
-    """By the type of their codes: what a DequantizeLinear reads, if nothing reads the result as scales."""
+    """Quantised matrices by the type of their codes: inputs of DequantizeLinear whose result is not used as scales."""
     from onnx import TensorProto
 
     names = {TensorProto.INT4: "INT4", TensorProto.FLOAT8E4M3FN: "FP8", TensorProto.FLOAT4E2M1: "FP4"}
@@ -68,7 +68,7 @@ def _small_weights(model: ModelProto) -> dict[str, int]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the copy to a file. It must lie beside the graph, from where the weights are found."""
+    """Write the copy to a file. It must be beside the graph, because the weights are found relative to it."""
     source, contexts, copy = Path(arguments[0]), map(int, arguments[1].split(",")), Path(arguments[2])
     with replacing_file(copy) as temporary:
         temporary.write_bytes(graph_with_context(source, *contexts).content)

@@ -1,7 +1,7 @@
-"""One graph in a process of its own: `python -m sdrpn.engines.job`, started by children.py and by nobody else.
+"""The process that builds one graph: `python -m sdrpn.engines.job`, started only by children.py.
 
-Reads a request from stdin as one JSON line and writes events to the file descriptor that it was given, a JSON line
-each. It ends as soon as stdin is closed, so that a build whose parent was killed does not go on.
+Reads a request from stdin as one JSON line and writes events to a given file descriptor, one JSON line each. It ends
+as soon as stdin is closed, so that a build does not outlive its parent.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Tell = Callable[..., None]
 
 
 def main() -> int:
-    """Build one engine and say how it went."""
-    # Ctrl-C reaches the whole group of a terminal; the parent decides.
+    """Build one engine and report the result."""
+    # Ctrl-C is sent to the whole process group of a terminal; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     events = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8", buffering=1)
     lock = threading.Lock()
@@ -97,10 +97,10 @@ def _build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
 
 
 def _progress(tell: Tell) -> Callable[[str, str, str | None, int], None]:
-    phases, told = Phases(), 0
+    phases, reported = Phases(), 0
 
     def report(event: str, phase: str, parent: str | None, number: int) -> None:
-        nonlocal told
+        nonlocal reported
         if event == "start":
             phases.start(phase, parent, number)
         elif event == "step":
@@ -108,8 +108,8 @@ def _progress(tell: Tell) -> Callable[[str, str, str | None, int], None]:
         else:
             phases.finish(phase)
         percent = int(phases.share * 100)
-        if percent > told:
-            told = percent
+        if percent > reported:
+            reported = percent
             tell("progress", percent=percent)
 
     return report
@@ -124,7 +124,7 @@ def _write(path: Path, plan: Any) -> int:
 
 
 def _peak_rss_bytes() -> int:
-    """Of this process alone: what getrusage says includes the parent's, from before the program was started."""
+    """The peak of this process alone: getrusage includes that of the parent from before exec."""
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
@@ -133,7 +133,7 @@ def _peak_rss_bytes() -> int:
 
 
 def _end_with_the_parent() -> None:
-    # Not through sys.stdin, whose lock the interpreter wants when it ends.
+    # Not through sys.stdin, whose lock the interpreter needs at exit.
     while os.read(0, 1):
         pass
     os._exit(1)

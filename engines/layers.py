@@ -1,8 +1,8 @@
-"""The kernels that TensorRT chose, read from its verbose log, and what must hold of them. Knows no TensorRT.
+"""The kernels that TensorRT chose, read from its verbose log, and the gate that checks them. Knows no TensorRT.
 
-There are two forms of the listing. TensorRT-RTX has a list of constants between inputs and outputs. TensorRT up to
-10.12 at least (Torch-TensorRT's documentation; NVIDIA/TensorRT issue 4397) has constants among the inputs, where only
-their names tell. What rests on constants cannot be judged there, so that such an engine is neither passed nor failed.
+The listing has two forms. TensorRT-RTX lists constants between inputs and outputs. TensorRT up to 10.12 at least
+(Torch-TensorRT's documentation; NVIDIA/TensorRT issue 4397) lists constants among the inputs, where only their names
+identify them. Conditions about constants cannot be checked there, so such an engine neither passes nor fails.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ __all__ = [
 # TensorRT-RTX: _gemv_mha_v1 (one row of queries, reads the cache in place), _gemm_mha_v2; TensorRT: fmha, mha, in the
 # name or in the tactic.
 _ATTENTION = re.compile(r"mha", re.IGNORECASE)
-# The output of a cache's update. TensorRT-RTX lists such a kernel as one that reads and writes the same tensor; of
-# TensorRT, whose listing was not seen, the node or the layer tells.
+# The output of a cache update. TensorRT-RTX lists such a kernel as reading and writing the same tensor; for TensorRT,
+# whose listing was not available, it is recognised by the node or layer.
 _UPDATE_NODE = re.compile(r"TensorScatter|KV_?CacheUpdate", re.IGNORECASE)
-# How constants of a type are listed. Scales of FP4 are FP8, in five axes or more.
+# The names of constant types in the listing. Scales of FP4 are FP8, with five axes or more.
 _LISTED_AS = {"INT4": "int4", "FP8": "fp8", "FP4": "fp4e2m1"}
 _LINE = re.compile(r"Name: (?P<name>.*), LayerType: (?P<kind>\w+), (?P<rest>Inputs: \[.*)", re.DOTALL)
 _ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
 _TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: ([^,}\]]+)")
-# A type within a format, as TensorRT describes those that are not Myelin's: "Row major linear FP16 format".
+# A type within a format, as TensorRT writes it for tensors outside Myelin: "Row major linear FP16 format".
 _TYPE = re.compile(r"\b(FP32|FP16|BF16|FP8|FP4|INT8|INT4|INT32|INT64|BOOL)\b", re.IGNORECASE)
 _SPELLED = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16"}
-# The compiler numbers the subgraphs, one a profile where a graph compiles as a whole.
+# The compiler numbers the subgraphs: one per profile where a graph compiles as a whole.
 _SUBGRAPH = re.compile(r"_myl(\d+)_\d+$")
 
 
 @dataclass(frozen=True)
 class KernelTensor:
-    """What a kernel reads or writes; -1 is a dynamic dimension."""
+    """A tensor that a kernel reads or writes; -1 is a dynamic dimension."""
 
     name: str
     dims: tuple[int, ...]
@@ -56,37 +56,37 @@ class KernelTensor:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel."""
+    """One kernel of the listing."""
 
     name: str
     kind: str
-    subgraph: int  # those of a lower number belong to a lower profile
+    subgraph: int  # in the order of the profiles
     inputs: tuple[KernelTensor, ...]
     constants: tuple[KernelTensor, ...]
     outputs: tuple[KernelTensor, ...]
     onnx_nodes: tuple[str, ...]
     tactic: str = ""
-    lists_constants: bool = True  # False: they are among the inputs
+    lists_constants: bool = True  # False: constants are among the inputs
 
     @property
     def attends(self) -> bool:
-        """Whether it is a fused attention."""
+        """Whether it is a fused attention kernel."""
         return any(_ATTENTION.search(text) is not None for text in (self.name, self.tactic))
 
     @property
     def multiplies(self) -> bool:
-        """Whether a product of matrices is in it. One that only gets weights ready for a product has no inputs."""
+        """Whether it contains a matrix product. A kernel that only prepares weights has no inputs."""
         return bool(self.inputs) and any(node.rpartition("/")[2].startswith("MatMul") for node in self.onnx_nodes)
 
     def reads_as_it_is(self, dtype: str) -> int:
-        """How many weights in INT4, FP8 or FP4 it reads without unpacking them first; not their scales."""
+        """How many quantised weights of a type it reads directly, without unpacking them first; scales do not count."""
         listed = _LISTED_AS[dtype]
         return sum(constant.dtype.lower() == listed and len(constant.dims) <= 3 for constant in self.constants)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of the gate. `unjudged`: why the listing does not say. Neither that nor a remark is a fault."""
+    """The verdict of the gate. `unjudged`: why the listing allows no check. Neither that nor a remark is a fault."""
 
     faults: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -94,29 +94,29 @@ class Verdict:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """As a manifest keeps it; nothing: passed."""
+        """The lines for a manifest; empty: passed."""
         unjudged = () if self.unjudged is None else (f"{NOT_JUDGED}{self.unjudged}",)
         return (*unjudged, *self.faults, *(f"{REMARK}{remark}" for remark in self.remarks))
 
     @property
     def without_faults(self) -> Verdict:
-        """The same where the form of the listing was never seen: what looks like a fault is a remark."""
+        """The verdict for a listing of a form that was not tested: faults become remarks."""
         return Verdict((), (*self.faults, *self.remarks), self.unjudged)
 
 
 def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
-    """The listing that a build ends with when the log is verbose and the profiling verbosity detailed."""
+    """The kernels of a build, from a verbose log with detailed profiling verbosity."""
     lines = (line for message in messages for line in message.splitlines())
     return tuple(kernel for line in lines if (kernel := _kernel(line)) is not None)
 
 
 def is_told(line: str) -> bool:
-    """Whether a line of the log is one that this module reads."""
+    """Whether this module reads a line of the log."""
     return ", LayerType: " in line or "Total Activation Memory: " in line
 
 
 def activation_bytes(messages: Iterable[str]) -> int | None:
-    """The most that any profile needs, as TensorRT says while it builds; None if it does not."""
+    """The largest activation memory of any profile, from the build log; None where it is not logged."""
     found = [int(size) for text in messages for size in _ACTIVATION.findall(text)]
     return max(found, default=None)
 
@@ -133,17 +133,17 @@ def gate(
     coded_caches: bool = False,
     updated_caches: Set[str] = frozenset(),
 ) -> Verdict:
-    """What is wrong with the choice of kernels.
+    """Check the choice of kernels.
 
-    In every profile one fused attention a layer. In the decode profile every weight in INT4, FP8 or FP4 goes as it is
-    into the kernel that multiplies with it, and no kernel writes a tensor as large as a cache, except the update of a
-    cache, which TensorRT does in place. A prefill does so much with a weight that unpacking it first is worth a remark
-    and no more. So are caches in 8 bits, of which TensorRT-RTX 1.7 writes out one layer's rows in fp16 at a time.
+    Every profile must have one fused attention per layer. In the decode profile every weight in INT4, FP8 or FP4 must
+    be read directly by the kernel that multiplies with it, and no kernel may write a tensor as large as a cache, except
+    the update of a cache, which TensorRT does in place. In a prefill, unpacking weights first costs little, so it is
+    only a remark. The same holds for caches in 8 bits, of which TensorRT-RTX 1.7 unpacks one layer at a time to fp16.
 
     Args:
-        profiles: names, in the order of their numbers; those of decode profiles begin with "decode"
-        cache_lengths: profile -> rows of its caches, where they are not max_context
-        small_weights: "INT4", "FP8" or "FP4" -> how many the graph has
+        profiles: names, in order of their indices; those of decode profiles begin with "decode"
+        cache_lengths: profile -> rows of its caches, where that is not max_context
+        small_weights: "INT4", "FP8" or "FP4" -> the number of such weights in the graph
         coded_caches: keys and values are codes with scales
         updated_caches: the graph's outputs that are caches updated in place
     """
@@ -164,14 +164,12 @@ def gate(
             if not coded_caches:
                 found += copies
             elif copies:
-                remarks.append(
-                    f"profile {profile} writes out the rows of {len(copies)} caches in 8 bits before it attends"
-                )
+                remarks.append(f"profile {profile} unpacks the rows of {len(copies)} caches in 8 bits before attention")
             remarks += _int8_detours(own, profile)
         else:
             remarks += _detours(own, profile, small_weights)
     if not any(kernel.lists_constants for kernel in kernels):
-        why = "the listing has no constants, so that it does not say which weights a kernel multiplies with"
+        why = "the listing has no constants, so it does not show which weights a kernel multiplies with"
         return Verdict(tuple(found), tuple(remarks), why)
     return Verdict(tuple(found), tuple(remarks))
 
@@ -182,12 +180,12 @@ def _detours(kernels: Sequence[Kernel], profile: str, weights: Mapping[str, int]
     for dtype, count in weights.items():
         direct = sum(kernel.reads_as_it_is(dtype) for kernel in kernels if kernel.multiplies)
         if direct != count:
-            told = f"multiplies with {direct} of {count} {dtype} weights as they are and unpacks the others"
-            yield f"profile {profile} {told}"
+            finding = f"multiplies directly with {direct} of {count} {dtype} weights and unpacks the others"
+            yield f"profile {profile} {finding}"
 
 
 def _int8_detours(kernels: Sequence[Kernel], profile: str) -> Iterator[str]:
-    """No fault: TensorRT-RTX 1.7 has no other way with weights in blocks of 8 bits."""
+    """A remark, not a fault: TensorRT-RTX 1.7 always unpacks blockwise 8-bit weights."""
     constants = (constant for kernel in kernels if not kernel.multiplies for constant in kernel.constants)
     unpacked = sum(constant.dtype.lower() == "int8" for constant in constants)
     if unpacked:
@@ -198,8 +196,8 @@ def _cache_copies(
     kernels: Sequence[Kernel], spec: ModelSpec, max_context: int, updated_caches: Set[str]
 ) -> Iterator[str]:
     size = spec.llm.kv_heads * max_context * spec.llm.head_dim  # of one request
-    # One that reads constants alone unpacks weights, which may be larger than a cache.
-    for kernel in (one for one in kernels if one.inputs):
+    # A kernel that reads only constants unpacks weights, which may be larger than a cache.
+    for kernel in (listed for listed in kernels if listed.inputs):
         for tensor in kernel.outputs:
             entries = math.prod(abs(dim) for dim in tensor.dims)
             large = entries >= size or _has_rows_of_a_cache(tensor.dims, spec.llm.head_dim, max_context)
@@ -208,7 +206,7 @@ def _cache_copies(
 
 
 def _updates(kernel: Kernel, output: str, updated_caches: Set[str]) -> bool:
-    """Whether it writes new rows into a cache that it got, rather than a cache that it makes."""
+    """Whether it writes new rows into an existing cache, rather than a new copy of the cache."""
     if not any(cache in output for cache in updated_caches):
         return False
     in_place = any(tensor.name == output for tensor in kernel.inputs)
@@ -216,9 +214,9 @@ def _updates(kernel: Kernel, output: str, updated_caches: Set[str]) -> bool:
 
 
 def _has_rows_of_a_cache(dims: Sequence[int], head_dim: int, max_context: int) -> bool:
-    """(requests and heads, rows, head_dim), or turned round, where the library merged two axes to one without a size.
+    """Whether dims are (requests and heads, rows, head_dim), or transposed, where the library merged two axes.
 
-    There may be a new row behind the old ones.
+    One new row may follow the old ones.
     """
     if len(dims) != 3 or dims[0] >= 0:
         return False
@@ -254,6 +252,6 @@ def _tensors(text: str) -> tuple[KernelTensor, ...]:
 
 
 def _type_in(text: str) -> str:
-    """One word: the type, of a format with words around it."""
+    """The type in a description of a format."""
     found = _TYPE.search(text) if " " in text else None
     return _SPELLED.get(found.group().upper(), found.group()) if found else text.split(" ")[0]

@@ -1,4 +1,4 @@
-"""How much memory a build and its engines will take, before either is started. Arithmetic on sizes only."""
+"""Estimate the memory of a build and of its engines, before either is started. Arithmetic on sizes only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = [
     "host_shortage",
 ]
 
-# An upper bound for TensorRT-RTX 1.7: the library alone, and a multiple of the weights. In layers of LLaVA-1.5-7B's
-# shapes 2.9 to 3.2 times, were seen, for one capability and for four at once.
+# An upper bound for TensorRT-RTX 1.7: the library alone, and a multiple of the weights. For layers with the shapes of
+# LLaVA-1.5-7B it was 2.9 to 3.2 times, for one capability and for four at once.
 _HOST_BASE_BYTES = 400_000_000
 _HOST_PER_WEIGHT_BYTE = 3.3
 _NO_MEMORY_CHECK = "skip this check with --no-memory-check"
@@ -26,36 +26,36 @@ _NO_MEMORY_CHECK = "skip this check with --no-memory-check"
 
 @dataclass(frozen=True)
 class Estimate:
-    """What decides how much memory it takes; from that, bytes. On the device all graphs are loaded together."""
+    """The quantities that determine memory use, and the resulting bytes. A device loads all graphs together."""
 
     spec: ModelSpec
     weights_bytes: Mapping[str, int]  # of every graph of the model
-    built: Sequence[str]  # the graphs that are going to be built
+    built: Sequence[str]  # the graphs to build
     jobs: int
     max_context: int
     max_batch: int
-    weights_elsewhere: bool  # streamed from memory of the host
-    kv_cache: str | None = None  # of the variant: int8 or fp8
-    unfused_attention: bool = False  # whether the library may write the scores out
+    weights_elsewhere: bool  # streamed from host memory
+    kv_cache: str | None = None  # the variant's: int8 or fp8
+    unfused_attention: bool = False  # whether the library may store attention scores
 
     @property
     def host_peaks(self) -> dict[str, int]:
-        """Of the build of each graph."""
+        """Peak host memory of the build of each graph."""
         return {name: _HOST_BASE_BYTES + int(_HOST_PER_WEIGHT_BYTE * self.weights_bytes[name]) for name in self.built}
 
     @property
     def host_bytes(self) -> int:
-        """Of the builds that run at once."""
+        """Peak host memory of the builds that run at once."""
         return sum(sorted(self.host_peaks.values(), reverse=True)[: self.jobs])
 
     @property
     def device(self) -> MemoryNeeds:
-        """Of the engines."""
+        """Device memory of the engines, by purpose."""
         return self.device_with()
 
     @property
     def device_bytes(self) -> int:
-        """What the engines take together."""
+        """Total device memory of the engines."""
         return self.device.total_bytes
 
     def device_with(
@@ -66,9 +66,9 @@ class Estimate:
         weights_elsewhere: bool | None = None,
         kv_cache: str | None = None,
     ) -> MemoryNeeds:
-        """The same engines with something else; None: as planned."""
+        """Device memory of the engines with other options; None: as planned."""
         elsewhere = self.weights_elsewhere if weights_elsewhere is None else weights_elsewhere
-        # Streamed weights stay on the host but for the layer at work, which is small beside the rest.
+        # Streamed weights stay on the host, except for the current layer, which is small.
         weights_bytes = 0 if elsewhere else sum(self.weights_bytes.values())
         return device_needs(
             self.spec,
@@ -93,13 +93,13 @@ def estimate(
     kv_cache: str | None = None,
     unfused_attention: bool = False,
 ) -> Estimate:
-    """Where CPU and GPU share their memory, streamed weights lie in it as well. Args: kv_cache: the variant's."""
+    """Estimate memory. Where CPU and GPU share memory, streamed weights count too. Args: kv_cache: the variant's."""
     elsewhere = weight_streaming and not unified_memory
     return Estimate(spec, weights_bytes, built, jobs, max_context, max_batch, elsewhere, kv_cache, unfused_attention)
 
 
 def host_shortage(found: Estimate, available_bytes: int | None, machine: str = "this machine") -> str | None:
-    """What is missing where it is built and what lowers the need; None where it fits or nobody knows."""
+    """The shortage of host memory for the build, and options that reduce it; None where it fits or is unknown."""
     if available_bytes is None or found.host_bytes <= available_bytes:
         return None
     return (
@@ -110,10 +110,10 @@ def host_shortage(found: Estimate, available_bytes: int | None, machine: str = "
 
 
 def device_shortage(found: Estimate, target: Target, least_context: int) -> str | None:
-    """What is missing on the device and what lowers the need; None where it fits.
+    """The shortage of device memory, and options that reduce it; None where the engines fit.
 
     Args:
-        least_context: with fewer rows no question fits
+        least_context: the smallest context in which a question fits
     """
     if found.device_bytes <= target.memory_bytes:
         return None
@@ -125,7 +125,7 @@ def device_shortage(found: Estimate, target: Target, least_context: int) -> str 
 
 
 def _lighter_builds(found: Estimate, available_bytes: int) -> Iterator[str]:
-    """Options that lower the need, those that are enough first."""
+    """Options that reduce host memory, sufficient ones first."""
     peaks = found.host_peaks
     largest = max(peaks.values())
     if found.jobs > 1 and found.host_bytes > largest:
@@ -134,11 +134,11 @@ def _lighter_builds(found: Estimate, available_bytes: int) -> Iterator[str]:
     if largest > available_bytes:
         if fitting:
             yield f"--graphs {','.join(fitting)} fits"
-        yield "take a lower --precision (see sdrpn export), or build on a larger machine"
+        yield "use a lower --precision (see sdrpn export), or build on a larger machine"
 
 
 def _smaller_engines(found: Estimate, target: Target, least_context: int) -> Iterator[str]:
-    """Options that are enough; where none of them is, what is left."""
+    """Options that are sufficient; where none is, a last resort."""
     memory = target.memory_bytes
 
     def largest_context(batch: int) -> int:
@@ -158,7 +158,7 @@ def _smaller_engines(found: Estimate, target: Target, least_context: int) -> Ite
     if streams and found.device_with(weights_elsewhere=True).total_bytes <= memory:
         yield "--weight-streaming fits"
     if not alone and not found.weights_elsewhere:
-        yield "no context fits beside these weights: take a lower --precision (see sdrpn export)"
+        yield "no context fits beside these weights: use a lower --precision (see sdrpn export)"
 
 
 def _joined(advice: Sequence[str]) -> str:

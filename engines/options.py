@@ -1,4 +1,4 @@
-"""What a build is asked for, checked against the model and the target. Knows neither files nor TensorRT."""
+"""Options of a build, checked against the model and the target. Knows neither files nor TensorRT."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ __all__ = [
     "usual_context",
 ]
 
-# An image, a crop, a question and a long answer. Attention costs by the length of the caches: nobody pays for longer
-# ones unasked.
+# An image, a crop, a question and a long answer. Attention time grows with the length of the caches, so longer ones
+# must be requested.
 _USUAL_CONTEXT = 2048
-# How much of its kernels an engine tells. The kernel gate reads the detailed listing.
+# How much detail about its kernels an engine reports. The kernel gate needs the detailed listing.
 VERBOSITIES = ("detailed", "names", "none")
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """The options that change an engine; None: what the bundle or the library says."""
+    """The options that change an engine; None: the default of the bundle or the library."""
 
     graphs: tuple[str, ...] | None = None
     precision: str | None = None  # one of the target's; None: the best that the bundle has
-    kv_cache: str | None = None  # int8 or fp8: of the variant to build from; None: one with caches in fp16
-    dialect: str | None = None  # fused or primitive; None: the target's, or the one that the other options need
+    kv_cache: str | None = None  # int8 or fp8: caches of the variant to build from; None: a variant with fp16 caches
+    dialect: str | None = None  # fused or primitive; None: the target's, or the one that other options need
     max_context: int | None = None
-    shorter_contexts: tuple[int, ...] = ()  # that get profiles of their own beside max_context's
+    shorter_contexts: tuple[int, ...] = ()  # with their own profiles beside those of max_context
     max_batch: int = 1
     opt_level: int | None = None
     workspace_mb: int | None = None
     weight_streaming: bool = False
-    hardware_compat: bool = False  # for Ampere and later, instead of the one GPU
-    version_compatible: bool = False  # later releases of TensorRT run it too
-    device: int | None = None  # of TensorRT: which of this machine's GPUs, as CUDA counts them; None: its first
-    refit: bool = False  # weights can be replaced afterwards
+    hardware_compat: bool = False  # for all GPUs from Ampere on, instead of this one
+    version_compatible: bool = False  # also runs in later releases of TensorRT
+    device: int | None = None  # for TensorRT: the CUDA device index; None: the first
+    refit: bool = False  # weights can be replaced later
     verbosity: str = VERBOSITIES[0]
-    kernel_gate: bool = True  # False: keep an engine whose kernels the gate refuses
+    kernel_gate: bool = True  # False: keep an engine that fails the kernel gate
 
     def __post_init__(self) -> None:
         for name in ("max_context", "max_batch", "workspace_mb"):
@@ -59,7 +59,7 @@ class BuildOptions:
         if self.device is not None and self.device < 0:
             raise BadInput(f"device is {self.device}; expected 0 or the number of another GPU")
         if self.shorter_contexts and self.max_context is None:
-            raise BadInput("shorter_contexts are beside a max_context, and none is named; name it")
+            raise BadInput("shorter_contexts need a max_context, and none is given; add it")
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
             raise BadInput(f"opt_level is {self.opt_level}; expected 0 to 5")
         if self.verbosity not in VERBOSITIES:
@@ -67,7 +67,7 @@ class BuildOptions:
         if self.kernel_gate and self.verbosity != VERBOSITIES[0]:
             raise BadInput(
                 f"with --profiling-verbosity {self.verbosity} the library does not list the kernels that the gate "
-                "judges; add --no-kernel-gate to build without it"
+                "checks; add --no-kernel-gate to build without it"
             )
 
 
@@ -81,35 +81,33 @@ def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[str,
 
 
 def least_context(spec: ModelSpec) -> int:
-    """Positions of an image, of a crop where there is an RPN, and of one token."""
+    """The smallest context: an image, a crop where there is an RPN, and one token."""
     return (1 if spec.rpn is None else 2) * spec.vision.image_tokens + 1
 
 
 def usual_context(spec: ModelSpec, limit: int) -> int:
-    """What engines are built for where nothing else is asked for; `limit`: the bundle's."""
+    """The default context of engines; `limit`: the bundle's."""
     return min(limit, max(_USUAL_CONTEXT, least_context(spec)))
 
 
 def checked_contexts(spec: ModelSpec, limit: int, options: BuildOptions) -> tuple[int, ...]:
-    """The lengths of caches to build profiles for, shortest first.
+    """The cache lengths to build profiles for, shortest first.
 
-    Raises: as `checked_context`; BadInput for a shorter one that is none, or in which no image fits
+    Raises: as `checked_context`; BadInput for shorter contexts that are not shorter, or in which no image fits
     """
     most = checked_context(spec, limit, options.max_context or usual_context(spec, limit))
     least = spec.vision.image_tokens + 1
-    for one in options.shorter_contexts:
-        if one < least:
-            raise BadInput(f"--max-context {one} is too small: an image and one token take {least} positions")
+    for context in options.shorter_contexts:
+        if context < least:
+            raise BadInput(f"--max-context {context} is too small: an image and one token take {least} positions")
     contexts = (*sorted(options.shorter_contexts), most)
     if len(set(contexts)) != len(contexts) or contexts[-1] != max(contexts):
-        raise BadInput(
-            f"--max-context {','.join(map(str, contexts))} is no list of different lengths, the longest of them {most}"
-        )
+        raise BadInput(f"--max-context {','.join(map(str, contexts))} is not a list of different lengths up to {most}")
     return contexts
 
 
 def checked_context(spec: ModelSpec, limit: int, wanted: int | None) -> int:
-    """S_max. Raises ContextTooLong above the bundle's limit, BadInput where no question would fit."""
+    """The cache length S_max. Raises ContextTooLong above the bundle's limit, BadInput where no question would fit."""
     least = least_context(spec)
     context = limit if wanted is None else wanted
     if context > limit:
@@ -117,44 +115,44 @@ def checked_context(spec: ModelSpec, limit: int, wanted: int | None) -> int:
     if context < least:
         looks = "an image and a crop" if spec.rpn is not None else "an image"
         raise BadInput(
-            f"--max-context {context} is too small: {looks} and one token take {least} positions; name at least that"
+            f"--max-context {context} is too small: {looks} and one token take {least} positions; use at least that"
         )
     return context
 
 
 def require_possible(options: BuildOptions, target: Target, *, timing_cache: bool, gpu: bool, jetson: bool) -> None:
-    """Raises BadInput for what the target's library cannot do, instead of building something else than was asked for.
+    """Raises BadInput for options that the target's library does not support, instead of ignoring them.
 
     Args:
-        gpu, jetson: what this machine is or has
+        gpu, jetson: whether this machine has a GPU, and whether it is a Jetson
     """
     rtx = target.flavour == "tensorrt-rtx"
     primitive = options.kv_cache is not None or bool(options.shorter_contexts)
     refusals = (
         (
             options.dialect == "fused" and (primitive or target.dialect == "primitive"),
-            "--dialect fused is not for this: TensorRT before 10.15 cannot read it, and its update of caches in place "
-            "is for caches of one length, in 16 and 32 bits; leave it out",
+            "--dialect fused cannot be used here: TensorRT before 10.15 does not support it, and its in-place update "
+            "of caches needs one cache length, and 16 or 32 bits; leave it out",
         ),
         (
             rtx and options.device is not None,
-            "--device is of no use to tensorrt-rtx, which compiles for a kind of GPU whatever is here; leave it out",
+            "--device does not apply to tensorrt-rtx, which compiles for the target's GPU on any machine; leave it out",
         ),
         (
             rtx and timing_cache,
-            "--timing-cache is of no use to tensorrt-rtx, which times no kernels while it builds; leave it out (an "
-            "engine that is built already is kept)",
+            "--timing-cache does not apply to tensorrt-rtx, which times no kernels during a build; leave it out (an "
+            "existing engine is kept)",
         ),
         (
             rtx and options.version_compatible,
-            "engines of tensorrt-rtx run with the release that built them and no other; leave out --version-compatible",
+            "engines of tensorrt-rtx run only with the release that built them; leave out --version-compatible",
         ),
         (
             rtx and options.hardware_compat,
             "tensorrt-rtx has no --hardware-compat; list all compute_capabilities in the target, as rtx-portable does",
         ),
         (
-            # It fails in the middle of the build, with an error of CUDA.
+            # Otherwise the build fails half-way with a CUDA error.
             rtx and options.refit and not gpu,
             "tensorrt-rtx builds with --refit on a machine with a GPU only, and this one has none; leave it out",
         ),

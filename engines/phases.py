@@ -1,4 +1,4 @@
-"""How far a build is, from the nested phases that TensorRT reports. Knows no TensorRT."""
+"""The progress of a build, from the nested phases that TensorRT reports. Knows no TensorRT."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class _Phase:
 
 
 class Phases:
-    """A phase lies within the step of its parent that was going on when it began. The share never falls."""
+    """Progress from nested phases: a phase is part of its parent's step at its start. The share never decreases."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Phase] = {}
-        self.share = 0.0  # of the work that is done, 0..1
+        self.share = 0.0  # completed share of the work, 0..1
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Start a phase."""
         outer = self._open.get(parent or "")
         begin, width = 0.0, 1.0
         if outer is not None:
@@ -33,14 +33,14 @@ class Phases:
         self._open[name] = _Phase(parent, steps, begin, width)
 
     def step(self, name: str, step: int) -> None:
-        """One step of a phase is done; they are counted from 0."""
+        """Complete one step of a phase; steps count from 0."""
         phase = self._open.get(name)
         if phase is not None:
             phase.done = step + 1
             self._reach(phase.begin + phase.width * min(phase.done / max(phase.steps, 1), 1.0))
 
     def finish(self, name: str) -> None:
-        """A phase ends."""
+        """End a phase."""
         phase = self._open.pop(name, None)
         if phase is not None:
             self._reach(phase.begin + phase.width)

@@ -1,4 +1,4 @@
-"""What a build is going to do: the request checked, and what is built already found by its key. Writes nothing."""
+"""The plan of a build: checks the request, and finds existing engines by their keys. Writes nothing."""
 
 from __future__ import annotations
 
@@ -29,48 +29,48 @@ from sdrpn.host.machine import read_cuda_driver, read_gpus, read_jetson, read_ma
 
 __all__ = ["Plan", "PlannedEngine", "plan_engines", "replanned", "target_variant"]
 
-# Raised whenever the same inputs would give another engine or another manifest.
+# Increased whenever the same inputs would give another engine or another manifest.
 _REVISION = 5
 
 
 @dataclass(frozen=True)
 class PlannedEngine:
-    """One graph and all that decides what its engine will be."""
+    """One graph, and everything that determines its engine."""
 
     graph: GraphInfo
     profiles: tuple[Profile, ...]
     key: str
-    cached: EngineManifest | None  # the engine that is there already and is the same
+    cached: EngineManifest | None  # the identical engine that exists already
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build is going to do."""
+    """The plan of a build."""
 
     bundle: Bundle
     target: Target
     variant: Variant
     options: BuildOptions
     timing_cache: Path | None
-    contexts: tuple[int, ...]  # lengths of the caches, shortest first
-    library_version: str | None  # None: it is not installed here
+    contexts: tuple[int, ...]  # cache lengths, shortest first
+    library_version: str | None  # None: not installed on this machine
     gpu: str | None  # of this machine
     driver: str | None
-    cuda: int | None  # the newest that the driver has: 13040 is 13.4
+    cuda: int | None  # the newest version that the driver supports: 13040 is 13.4
     estimate: Estimate
     engines: tuple[PlannedEngine, ...]
-    obstacle: str | None = None  # why these engines cannot be built here
-    fallbacks: Mapping[str, Fallback] = field(default_factory=dict)  # graph -> what this is built instead of
+    obstacle: str | None = None  # why these engines cannot be built on this machine
+    fallbacks: Mapping[str, Fallback] = field(default_factory=dict)  # graph -> the variant that could not be built
 
     @property
     def max_context(self) -> int:
-        """Rows of the caches, at most."""
+        """The largest number of cache rows."""
         return self.contexts[-1]
 
     def shortages(self) -> tuple[str, ...]:
-        """Where memory is missing: on the machine that builds, and on the device.
+        """Shortages of memory, on the machine that builds and on the device.
 
-        That is this machine as it is now, or else the device, if it is known how much the CPU has there.
+        The build runs on this machine, or on the device, if the memory of its CPU is known.
         """
         target = self.target
         if self.obstacle is None:
@@ -92,13 +92,13 @@ def plan_engines(
     any_release: bool = False,
     only_look: bool = False,
 ) -> Plan:
-    """Check the request against bundle, target, library and machine, and find what is built already.
+    """Check the request against bundle, target, library and machine, and find existing engines.
 
     Args:
         verify: hash the bundle's files and the engines again instead of trusting unchanged sizes and times
-        timing_cache: file that TensorRT reads and adds to
-        any_release: also a release outside of the target's range
-        only_look: a library that is not here, or another GPU, is the plan's obstacle instead of an error
+        timing_cache: file that TensorRT reads and extends
+        any_release: also accept a release outside the target's range
+        only_look: record a missing library or another GPU as the plan's obstacle instead of raising
 
     Raises: BadInput, BadBundle, MissingDependency
     """
@@ -115,7 +115,7 @@ def plan_engines(
     variant = target_variant(bundle, target, options.precision, options.kv_cache, _dialect(target, options))
     contexts = checked_contexts(bundle.spec, bundle.manifest.max_context, options)
     names = chosen_graphs(bundle.spec, options.graphs)
-    # TensorRT-RTX compiles without a GPU: what nvidia-smi shows is enough for the manifest.
+    # TensorRT-RTX compiles without a GPU: nvidia-smi's names are enough for the manifest.
     devices = read_cuda_devices() if target.flavour == "tensorrt" else None
     chosen, there = build_gpu(devices, gpus, options.device)
     gpu = chosen.name if chosen is not None else None if jetson is None else jetson.model
@@ -154,7 +154,7 @@ def plan_engines(
 
 
 def replanned(plan: Plan, variant: Variant, names: Sequence[str], reason: str, *, verify: bool = False) -> Plan:
-    """The same graphs of another variant, since no engine could be built of the planned one."""
+    """The plan for the same graphs in another variant, after the planned one could not be built."""
     keys = {name: _planned(plan, plan.variant.graphs[name], verify=False).key for name in names}
     fallbacks = {name: Fallback(plan.variant.name, reason, key) for name, key in keys.items()}
     needed = dataclasses.replace(
@@ -168,25 +168,25 @@ def replanned(plan: Plan, variant: Variant, names: Sequence[str], reason: str, *
 
 def _with_engines(plan: Plan, names: Sequence[str], verify: bool) -> Plan:
     engines = tuple(_planned(plan, plan.variant.graphs[name], verify=verify) for name in names)
-    todo = tuple(one.graph.name for one in engines if one.cached is None)
+    todo = tuple(engine.graph.name for engine in engines if engine.cached is None)
     return dataclasses.replace(plan, engines=engines, estimate=dataclasses.replace(plan.estimate, built=todo))
 
 
 def _as_it_fell_back(plan: Plan, verify: bool) -> Plan | None:
-    """What an earlier build of the very same kept in the end, so that what failed then is not tried again."""
-    for one in plan.engines:
-        path = engine_paths(plan.bundle.path, plan.target.name, one.graph.name)[1]
+    """The plan that an earlier, identical build fell back to, so that the failed attempt is not repeated."""
+    for engine in plan.engines:
+        path = engine_paths(plan.bundle.path, plan.target.name, engine.graph.name)[1]
         with suppress(BadBundle):
             manifest = read_engine_manifest(path)
             fallback, variants = manifest.fallback, plan.bundle.manifest.variants
-            if fallback is not None and fallback.cache_key == one.key and manifest.variant in variants:
+            if fallback is not None and fallback.cache_key == engine.key and manifest.variant in variants:
                 names = [each.graph.name for each in plan.engines]
                 return replanned(plan, variants[manifest.variant], names, fallback.reason, verify=verify)
     return None
 
 
 def _dialect(target: Target, options: BuildOptions) -> str:
-    """TensorRT updates caches in place only in 16 and 32 bits, and only caches of one length."""
+    """The dialect to build: TensorRT updates caches in place only in 16 and 32 bits, and only with one cache length."""
     primitive = options.kv_cache is not None or bool(options.shorter_contexts)
     return options.dialect or ("primitive" if primitive else target.dialect)
 
@@ -198,13 +198,13 @@ def target_variant(
     kv_cache: str | None = None,
     dialect: str | None = None,
 ) -> Variant:
-    """The variant in the target's dialect and in a precision of its own.
+    """The variant in the target's dialect and one of its precisions.
 
     Args:
         precision: None: the best that the bundle has
-        kv_cache: int8 or fp8; such variants are in the dialect primitive, whatever the target's is: TensorRT updates
-            caches in 16 and 32 bits only
-        dialect: None: the target's, but for such variants
+        kv_cache: int8 or fp8; such variants always have the dialect primitive, because TensorRT updates caches in place
+            only in 16 and 32 bits
+        dialect: None: the target's, except for such variants
     Raises: BadInput
     """
     first = 0 if (caches := cache_form(kv_cache)) is None else caches.least_capability
@@ -217,18 +217,18 @@ def target_variant(
             f"target {target.name} has no precision {precision}; expected one of {', '.join(target.precisions)}"
         )
     precisions = target.precisions if precision is None else (precision,)
-    for one in precisions:
-        name = f"{dialect}-{one}{ending}"
+    for candidate in precisions:
+        name = f"{dialect}-{candidate}{ending}"
         if name in bundle.manifest.variants:
             return bundle.manifest.variants[name]
-    why = "" if kv_cache or dialect == target.dialect else " (several contexts, or --dialect, ask for this dialect)"
-    wanted = " or ".join(f"{dialect}-{one}{ending}" for one in precisions)
+    why = "" if kv_cache or dialect == target.dialect else " (several contexts, or --dialect, need this dialect)"
+    wanted = " or ".join(f"{dialect}-{candidate}{ending}" for candidate in precisions)
     there = ", ".join(sorted(bundle.manifest.variants))
     cache = "" if kv_cache is None else f" --kv-cache {kv_cache}"
     exported = {variant.precision for variant in bundle.manifest.variants.values()}
-    suited = precision or next((one for one in precisions if one in exported), "fp16")
+    suited = precision or next((candidate for candidate in precisions if candidate in exported), "fp16")
     advice = export_advice(bundle.path, f"--dialect {dialect} --precision {suited}{cache}")
-    raise BadInput(f"target {target.name} takes variant {wanted}{why}; {bundle.path} has {there}. Add it: {advice}")
+    raise BadInput(f"target {target.name} needs variant {wanted}{why}; {bundle.path} has {there}. Add it: {advice}")
 
 
 def _version(target: Target) -> str | None:
@@ -238,15 +238,15 @@ def _version(target: Target) -> str | None:
 
 
 def _obstacle(target: Target, chosen: BuildGpu | None, there: Sequence[BuildGpu], any_release: bool) -> BadInput | None:
-    """Why this machine cannot build for the target."""
+    """Why this machine cannot build for the target; None where it can."""
     try:
         version = library_version(target.flavour)
     except MissingDependency as error:
         return error
     if not target.accepts(version) and not any_release:
         return BadInput(
-            f"target {target.name} takes {target.flavour} {target.versions}, this machine has {version}; install one "
-            "that fits, or build nevertheless with --any-release"
+            f"target {target.name} needs {target.flavour} {target.versions}, this machine has {version}; install a "
+            "supported release, or build anyway with --any-release"
         )
     return other_gpu(target, chosen, there) if target.flavour == "tensorrt" else None
 
@@ -261,7 +261,7 @@ def _planned(plan: Plan, graph: GraphInfo, *, verify: bool) -> PlannedEngine:
 def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> str:
     """SHA-256 of everything that changes the engine.
 
-    What a timing cache says is not in it: these are measurements that the build would make again.
+    The content of a timing cache is not included: the build would repeat the same measurements.
     """
     files, options = plan.bundle.manifest.files, plan.options
     value = {
@@ -270,7 +270,7 @@ def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> s
         "files": {name: files[name].sha256 for name in (graph.file, *graph.weights)},
         "flavour": plan.target.flavour,
         "library": plan.library_version,
-        # TensorRT times kernels on the GPU that is there; TensorRT-RTX compiles for a capability, whatever that is.
+        # TensorRT times kernels on the GPU of this machine; TensorRT-RTX compiles for a capability on any machine.
         "timed_on": (plan.gpu, plan.driver, plan.cuda) if plan.target.flavour == "tensorrt" else None,
         "capabilities": plan.target.compute_capabilities,
         "machine": (platform.system(), platform.machine()),
@@ -288,11 +288,11 @@ def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> s
 
 
 def _cached(plan: Plan, graph: GraphInfo, key: str, *, verify: bool) -> EngineManifest | None:
-    """The manifest of the engine that is there, if it is the one that would be built."""
+    """The manifest of the existing engine, if it is the one that would be built."""
     engine, manifest_path, _ = engine_paths(plan.bundle.path, plan.target.name, graph.name)
     try:
         manifest = read_engine_manifest(manifest_path)
-    except BadBundle:  # none, or of another release: it is replaced
+    except BadBundle:  # missing, or from another release: it is replaced
         return None
     if manifest.cache_key != key or (plan.options.kernel_gate and manifest.kernel_verdict == "failed"):
         return None

@@ -1,12 +1,12 @@
-"""Optimisation profiles: for which shapes an engine is made. Knows no TensorRT.
+"""Optimisation profiles: the shapes that an engine is built for. Knows no TensorRT.
 
 Profile 0 is a decode step: S=1 exactly, up to max_batch requests at once. Only an exact 1 gets the attention kernel
-that reads a cache where it lies; any range, even 1..4, gets one behind a copy of the whole cache, in every layer.
-The batch may not be exactly 1. Where nothing is dynamic, TensorRT-RTX 1.7 turns every fp16 weight round for one row,
-and the engine holds it a second time beside that of the prefill.
-Profile 1 is prefill: one request at a time, into its own slot of the batch. The tail's is made for up to two: of its
-last layer and head it computes one row a request, and with exactly one request these weights were turned round, too.
-Several contexts have both profiles each: kernels of one attend to caches of that length and no longer.
+that reads a cache in place; any range, even 1..4, gets one that copies the whole cache first, in every layer.
+The batch must not be exactly 1. Without any dynamic dimension, TensorRT-RTX 1.7 transposes every fp16 weight for one
+row, and the engine stores it a second time beside that of the prefill.
+Profile 1 is prefill: one request at a time, into its own slot of the batch. That of the tail allows up to two: its last
+layer and head compute one row per request, and with exactly one request these weights were transposed, too.
+With several contexts each has both profiles: the kernels of one attend only to caches of that length.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from sdrpn.method.usual_length import PROMPT_TOKENS
 
 __all__ = ["Profile", "Shapes", "profiles_of", "shapes_of"]
 
-# bbox policies give up to two crops of an image; they are encoded in one call.
+# bbox policies give up to two crops per image; they are encoded in one call.
 MOST_IMAGES = 2
-# The least upper end of a batch that may not be exactly 1: see above.
+# The smallest upper limit of a batch, which must not be exactly 1: see above.
 LEAST_MOST_BATCH = 2
 
-Extents = tuple[int, int, int]  # least, usual, most
-Shapes = dict[str, tuple[tuple[int, ...], ...]]  # input -> least, usual and most dims
+Extents = tuple[int, int, int]  # minimum, optimum, maximum
+Shapes = dict[str, tuple[tuple[int, ...], ...]]  # input -> minimum, optimum and maximum dims
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Extents of the dynamic dimensions."""
+    """The extents of the dynamic dimensions."""
 
     name: str
     extents: dict[str, Extents]
 
     @property
     def decodes(self) -> bool:
-        """Whether it is for steps of one row."""
+        """Whether the profile is for decode steps of one row."""
         return self.extents.get("sequence") == (1, 1, 1)
 
     @property
     def cache_length(self) -> int | None:
-        """Rows of the caches; None: there are none."""
+        """Rows of the caches; None for a graph without caches."""
         return self.extents["cache_length"][0] if "cache_length" in self.extents else None
 
 
 def profiles_of(
     spec: ModelSpec, graph: str, max_context: int, max_batch: int, shorter_contexts: Sequence[int] = ()
 ) -> tuple[Profile, ...]:
-    """In the order of their numbers: those of the shortest context first."""
+    """The profiles of a graph in order of their indices: those of the shortest context first."""
     if not graph_named(graph).has_caches:
         return (Profile("images", {"images": (1, 1, max(MOST_IMAGES, max_batch))}),)
     if not shorter_contexts:
@@ -65,7 +65,7 @@ def profiles_of(
 
 def _profiles_for(spec: ModelSpec, graph: str, max_context: int, max_batch: int) -> tuple[Profile, ...]:
     first_look = spec.vision.image_tokens + PROMPT_TOKENS  # 641 for LLaVA-1.5
-    # After a crop the tail sees prefix, RoI tokens and question at once: 1217 for LLaVA-1.5.
+    # After a crop the tail processes prefix, RoI tokens and question at once: 1217 for LLaVA-1.5.
     crop = spec.vision.image_tokens if graph == "tail" and spec.rpn is not None else 0
     usual = min(first_look + crop, max_context)
     cache = (max_context,) * 3
@@ -78,7 +78,7 @@ def _profiles_for(spec: ModelSpec, graph: str, max_context: int, max_batch: int)
 
 
 def shapes_of(profile: Profile, inputs: Sequence[TensorInfo]) -> Shapes:
-    """Dims of every input that has a dynamic one."""
+    """The dims of every input with a dynamic dimension."""
     return {
         tensor.name: tuple(_dims(tensor, profile, end) for end in range(3))
         for tensor in inputs

@@ -28,11 +28,11 @@ _CHOICES = {
     "dialect": numerics.DIALECT_NAMES,
     "built": ("here", "device"),
 }
-# Precision -> the least compute capability that has kernels for it.
+# Precision -> the lowest compute capability with kernels for it.
 _PRECISIONS: Mapping[str, int] = {
     row.name: row.least_capability for row in numerics.PRECISIONS.values() if row.least_capability is not None
 }
-# The first release whose parser has all of RMSNormalization, RotaryEmbedding, TensorScatter and Attention.
+# The first release whose parser supports all of RMSNormalization, RotaryEmbedding, TensorScatter and Attention.
 _FUSED_MIN = "10.15"
 
 
@@ -42,26 +42,26 @@ class Target:
 
     name: str
     device: str
-    compute_capabilities: tuple[str, ...]  # as TensorRT-RTX spells them: SM86
+    compute_capabilities: tuple[str, ...]  # in TensorRT-RTX's spelling: SM86
     flavour: FlavourName
-    tensorrt_min: str  # the first release that will do
+    tensorrt_min: str  # the first supported release
     dialect: str
-    precisions: tuple[str, ...]  # that pay there, best first
-    memory_gb: float  # of the device, 1e9 bytes
+    precisions: tuple[str, ...]  # useful on this device, best first
+    memory_gb: float  # of the device, in 1e9 bytes
     unified_memory: bool  # shared between CPU and GPU
     built: Literal["here", "device"]  # here: on any x86-64 machine, without a GPU
-    tensorrt_below: str = ""  # the first release that will not do any more; empty: none known
+    tensorrt_below: str = ""  # the first release that is not supported any more; empty: none known
     note: str = ""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             _require(getattr(self, name) in choices, self, name, f"one of {', '.join(choices)}")
         capabilities = self.compute_capabilities
-        good = bool(capabilities) and all(re.fullmatch(r"SM\d{2,3}", one) for one in capabilities)
+        good = bool(capabilities) and all(re.fullmatch(r"SM\d{2,3}", capability) for capability in capabilities)
         _require(good, self, "compute_capabilities", 'a list such as ["SM86"]')
         known = bool(self.precisions) and set(self.precisions) <= _PRECISIONS.keys()
         _require(known, self, "precisions", f"a list of {', '.join(_PRECISIONS)}")
-        least = min(capabilities, key=lambda one: int(one[2:]))
+        least = min(capabilities, key=lambda capability: int(capability[2:]))
         for precision in self.precisions:
             first = _PRECISIONS[precision]
             _require(int(least[2:]) >= first, self, "precisions", f"no {precision} for {least}: SM{first} is the first")
@@ -78,35 +78,35 @@ class Target:
 
     @property
     def memory_bytes(self) -> int:
-        """Of the device."""
+        """Memory of the device in bytes."""
         return int(self.memory_gb * 1e9)
 
     def accepts(self, version: str) -> bool:
-        """Whether a release of TensorRT lies in the target's range."""
+        """Whether a release of TensorRT is in the target's range."""
         here = release(version)
         return release(self.tensorrt_min) <= here and (not self.tensorrt_below or here < release(self.tensorrt_below))
 
     def may_write_scores(self, dialect: str) -> bool:
-        """Whether it is not known that attention is fused: of `primitive` graphs with plain TensorRT, which was never
-        at hand.
+        """Whether attention may be unfused and store its scores: for `primitive` graphs with plain TensorRT, which
+        was not tested.
         """
         return self.flavour == "tensorrt" and dialect == "primitive"
 
     @property
     def versions(self) -> str:
-        """The range, as people write it."""
+        """The range of releases, as text."""
         return f">={self.tensorrt_min}" + (f",<{self.tensorrt_below}" if self.tensorrt_below else "")
 
 
 def read_targets() -> dict[str, Target]:
-    """The targets that come with the package, by name."""
+    """The targets shipped with the package, by name."""
     return {path.stem: _read(path) for path in sorted(_FOLDER.glob("*.toml"))}
 
 
 def read_target(name: str) -> Target:
-    """A target that comes with the package, or the one that a file describes (a path that ends in .toml).
+    """A target shipped with the package, or the one that a file describes (a path that ends in .toml).
 
-    Raises: BadInput for an unknown name or a file that is no target
+    Raises: BadInput for an unknown name, or a file that is not a target
     """
     if name.endswith(".toml"):
         return _read(Path(name))
@@ -114,14 +114,14 @@ def read_target(name: str) -> Target:
     if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
         known = [path.stem for path in sorted(_FOLDER.glob("*.toml"))]
         raise BadInput(
-            f"there is no target {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}, or name a "
+            f"there is no target {name!r}{did_you_mean(name, known)}; known targets are {', '.join(known)}; or name a "
             f".toml file (see docs/engines.md)"
         )
     return _read(path)
 
 
 def release(version: str) -> tuple[int, ...]:
-    """10.16.1.11 -> (10, 16, 1, 11); what follows the numbers is dropped."""
+    """10.16.1.11 -> (10, 16, 1, 11); suffixes are dropped."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found.group().split(".")) if found else ()
 
@@ -131,7 +131,7 @@ def _read(path: Path) -> Target:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); expected a target file") from error
-    except ValueError as error:  # not UTF-8, not TOML
+    except ValueError as error:  # not UTF-8, or not TOML
         raise BadInput(f"{path} is not a target file ({error}); see docs/engines.md for the entries") from error
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem):
         raise BadInput(f"{path}: the file's name is the target's; expected letters, digits, dots and dashes")
@@ -139,7 +139,7 @@ def _read(path: Path) -> Target:
 
 
 def _checked(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries with lists as tuples. Raises BadInput for one that is missing, unknown or of another type."""
+    """The entries, with lists as tuples. Raises BadInput for a missing or unknown entry, or one of a wrong type."""
     entries = {field.name: str(field.type) for field in fields(Target) if field.name != "name"}
     missing = [name for name in entries if name not in value and name not in ("tensorrt_below", "note")]
     unknown = [name for name in value if name not in entries]
@@ -155,7 +155,7 @@ def _checked(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "unified_memory":
             kinds = (bool,)
         fits = isinstance(entry, kinds) and (kinds == (bool,) or not isinstance(entry, bool))
-        if not fits or (kinds == (list,) and not all(isinstance(one, str) for one in entry)):
+        if not fits or (kinds == (list,) and not all(isinstance(element, str) for element in entry)):
             raise BadInput(f"{path}: {name} is {entry!r}, expected {_kind_named(kinds)}")
     return {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()}
 

@@ -1,6 +1,6 @@
-"""The file in which TensorRT keeps what it measured of kernels, so that later builds need not. Imports no TensorRT.
+"""The file in which TensorRT stores kernel timings, so that later builds can reuse them. Imports no TensorRT.
 
-Builds that run at once add to one file: each reads it before, and puts in what it found itself under a lock.
+Concurrent builds share one file: each reads it first, and adds its own measurements under a lock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["TimingCacheFile"]
 
 
 class TimingCacheFile:
-    """One file, or none."""
+    """A timing cache file, or none."""
 
     def __init__(self, path: str | None, flavour: str) -> None:
         self._path = None if path is None else Path(path)
@@ -24,7 +24,7 @@ class TimingCacheFile:
         self._read = b""
 
     def read(self) -> bytes | None:
-        """What earlier builds measured, nothing where there is no file yet; None: there is to be none."""
+        """The measurements of earlier builds, empty where there is no file yet; None: no cache is used."""
         if self._path is None:
             return None
         with suppress(FileNotFoundError):
@@ -32,7 +32,7 @@ class TimingCacheFile:
         return self._read
 
     def add(self, content: bytes | None) -> dict[str, int] | None:
-        """Write what this build knows, together with what others wrote meanwhile; how large it was and is, in bytes."""
+        """Add the measurements of this build to those in the file; returns its size before and after, in bytes."""
         if self._path is None or content is None:
             return None
         with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:

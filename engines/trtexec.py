@@ -1,4 +1,4 @@
-"""The same builds as commands of TensorRT's own tool, for whoever wants to try something there. Runs nothing."""
+"""The same builds as commands for trtexec, TensorRT's own tool, for experiments. Runs nothing."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _VERBOSITIES = {"detailed": "detailed", "names": "layer_names_only", "none": "no
 
 
 def trtexec_script(plan: Plan) -> str:
-    """A shell script: for every graph a copy with the cache length written in, and the command that builds it."""
-    return "\n".join(line for one in plan.engines for line in _commands(plan, one)) + "\n"
+    """A shell script: for every graph, a copy with a fixed cache length, and the command that builds it."""
+    return "\n".join(line for planned in plan.engines for line in _commands(plan, planned)) + "\n"
 
 
-def _commands(plan: Plan, one: PlannedEngine) -> Iterator[str]:
-    graph = plan.bundle.file(one.graph.file).absolute()
-    # Beside the graph: its weights are found from there.
+def _commands(plan: Plan, planned: PlannedEngine) -> Iterator[str]:
+    graph = plan.bundle.file(planned.graph.file).absolute()
+    # Beside the graph: its weights are found relative to it.
     copy = graph.with_suffix(f".{'-'.join(map(str, plan.contexts))}.onnx")
-    engine = engine_paths(plan.bundle.path.absolute(), plan.target.name, one.graph.name)[0].with_suffix(
+    engine = engine_paths(plan.bundle.path.absolute(), plan.target.name, planned.graph.name)[0].with_suffix(
         ".trtexec.engine"
     )
-    yield f"# {one.graph.name}: {', '.join(profile.name for profile in one.profiles)}"
+    yield f"# {planned.graph.name}: {', '.join(profile.name for profile in planned.profiles)}"
     contexts = ",".join(map(str, plan.contexts))
     yield shlex.join([sys.executable, "-m", "sdrpn.engines.graph_file", str(graph), contexts, str(copy)])
-    shapes = [shapes_of(profile, one.graph.inputs) for profile in one.profiles]
+    shapes = [shapes_of(profile, planned.graph.inputs) for profile in planned.profiles]
     arguments = [f"--onnx={copy}", f"--saveEngine={engine}", *_options(plan)]
     for number, extents in enumerate(shapes):
         arguments += [f"--profile={number}"] if len(shapes) > 1 else []
@@ -44,7 +44,8 @@ def _options(plan: Plan) -> Iterator[str]:
     if plan.target.flavour == "tensorrt":
         yield "--stronglyTyped"
     else:
-        yield f"--computeCapabilities={','.join(one.removeprefix('SM') for one in plan.target.compute_capabilities)}"
+        numbers = (capability.removeprefix("SM") for capability in plan.target.compute_capabilities)
+        yield f"--computeCapabilities={','.join(numbers)}"
     yield f"--profilingVerbosity={_VERBOSITIES[options.verbosity]}"
     if options.opt_level is not None:
         yield f"--builderOptimizationLevel={options.opt_level}"

@@ -13,10 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Folders whose sources were read for this, with what lies below them. Add a folder once it passes.
 ROOMS = (
+    "engines",
+    "sdrpn/calibration",
+    "sdrpn/checkpoint",
     "sdrpn/demo",
+    "sdrpn/evaluation",
+    "sdrpn/host",
     "sdrpn/images",
+    "sdrpn/labels",
+    "sdrpn/reports",
     "sdrpn/tags",
     "sdrpn/text",
+    "sdrpn/train",
 )
 
 # Patterns that no prose should have -> what to write instead. CONTRIBUTING.md has them as a table.

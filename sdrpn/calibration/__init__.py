@@ -1,4 +1,4 @@
-"""What a model's matrices are given to multiply, on real questions about pictures. PyTorch, a layer at a time."""
+"""The inputs of a model's matrices on real questions about pictures. PyTorch, one layer at a time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The inputs of every matrix of the LLM and the RPN: second moments, largest values. One layer is in memory at a time.
+"""Statistics of the inputs of every matrix of the LLM and the RPN: second moments and largest values.
 
-Layers are run in order, from below, all prompts through one before the next is read; what is asked for decides how far.
-S tokens of a prompt, D width, K inputs of a matrix.
+Layers run in order, all prompts through one layer before the next is loaded, only as far as statistics are requested;
+one layer is in memory at a time. S tokens of a prompt, D width, K inputs of a matrix.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sdrpn.model.llava import tensor_from_array
 __all__ = ["LayerInputs"]
 
 
-# Matrices that multiply the same inputs -> the one whose inputs are gathered.
+# Matrices that share their inputs -> the one whose inputs are recorded.
 _GATHERED_AT = {"q": "attention.q", "k": "attention.q", "v": "attention.q", "o": "attention.o"} | {
     "gate": "mlp.gate",
     "up": "mlp.gate",
@@ -32,7 +32,7 @@ _GATHERED_AT = {"q": "attention.q", "k": "attention.q", "v": "attention.q", "o":
 
 
 class LayerInputs:
-    """Inputs of matrices by their canonical names: what `sdrpn.export.quantized_weights.Calibration` asks for."""
+    """Input statistics by the canonical name of a matrix: implements `sdrpn.export.quantized_weights.Calibration`."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class LayerInputs:
         moments: bool = True,
         advance: Advance = unseen,
     ) -> None:
-        """Start below the first layer.
+        """Start before the first layer.
 
         Args:
             embeds: (S,D) of each prompt
-            digest: of these
-            moments: False: only the largest values are wanted, which costs much less
-            advance: told (layers done, layers in all)
+            digest: the digest of the prompts
+            moments: False: only the largest values are needed, which costs much less
+            advance: called with (layers done, layers in all)
         """
         self.digest = digest
         spec = checkpoint.spec
@@ -66,7 +66,7 @@ class LayerInputs:
     def second_moment(self, name: str, /) -> NDArray[np.float32]:
         """(K,K) float32: the mean of x x^T over the rows x that the matrix `name` is multiplied with.
 
-        Raises: RunFailed where a layer below one that was asked for before is asked for
+        Raises: RunFailed for a layer below one that was requested before
         """
         found = self._inputs_of(name).mean
         array: NDArray[np.float32] = found.cpu().numpy()
@@ -77,7 +77,7 @@ class LayerInputs:
         """The largest absolute value among these inputs, of any layer at any time."""
         key = _key(name)
         if key not in self._largest:
-            found = self._inputs_of(name).largest  # runs what has not run yet, and notes it
+            found = self._inputs_of(name).largest  # runs the layers up to this one, and records it
             self._largest.setdefault(key, found)
         return self._largest[key]
 
@@ -93,7 +93,7 @@ class LayerInputs:
         rpn = self._run_rpn(layer + 1)
         if layer < rpn.layers:
             return rpn.inputs(layer)[matrix]
-        # The score layer sees the RPN's norm, then its own.
+        # The input of the score layer passes through the RPN's norm, then its own.
         return self._normed(rpn.hidden, "rpn.norm.weight", f"rpn.layers.{layer}.input_norm.weight")
 
     def _run_llm(self, until: int) -> None:
@@ -135,7 +135,7 @@ class LayerInputs:
 
 
 class _Inputs:
-    """What is kept of a matrix's inputs: their largest value and, where wanted, a running mean of x x^T."""
+    """Running statistics of a matrix's inputs: the largest value and, where needed, the mean of x x^T."""
 
     def __init__(self, moments: bool) -> None:
         self.largest = 0.0
@@ -144,7 +144,7 @@ class _Inputs:
         self._rows = 0
 
     def add(self, x: Tensor) -> None:
-        """x (..., K)."""
+        """Add inputs x (..., K)."""
         rows = x.flatten(0, -2).float()
         self.largest = max(self.largest, float(rows.abs().max()))
         if self._moments:
@@ -160,7 +160,7 @@ class _Inputs:
 
 
 class _Stack:
-    """Decoder layers, one after the other, over all prompts. Prompts wait in ordinary memory."""
+    """Decoder layers that run one after the other over all prompts, which are kept in host memory."""
 
     def __init__(
         self,
@@ -177,16 +177,16 @@ class _Stack:
         self._inputs: dict[str, _Inputs] = {}
 
     def inputs(self, layer: int) -> dict[str, _Inputs]:
-        """Those of the layer that ran last."""
+        """The input statistics of the layer that ran last."""
         if layer != self.done - 1:
             raise RunFailed(
-                f"the inputs of {self.prefix}.{layer} were asked for after {self.prefix}.{self.done - 1} ran; "
+                f"the inputs of {self.prefix}.{layer} were requested after {self.prefix}.{self.done - 1} ran; "
                 "expected layers in order"
             )
         return self._inputs
 
     def run_next(self) -> None:
-        """All prompts through the next layer."""
+        """Run all prompts through the next layer."""
         layer = self._load(self.done)
         self._inputs = {name: _Inputs(self._moments) for name in dict.fromkeys(_GATHERED_AT.values())}
         hooks = [
@@ -220,7 +220,7 @@ def _adding_to(inputs: _Inputs) -> Callable[[nn.Module, tuple[Any, ...]], None]:
 
 
 def _key(name: str) -> str:
-    """Of matrices that multiply the same inputs: llm.layers.3.attention.k.weight -> llm.layers.3.attention.q."""
+    """The key of matrices that share their inputs: llm.layers.3.attention.k.weight -> llm.layers.3.attention.q."""
     words = name.split(".")
     if name == "llm.head.weight":
         return name

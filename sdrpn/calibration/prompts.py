@@ -1,7 +1,7 @@
-"""Questions about pictures as the LLM gets them: text, the image's tokens in their place, an answer where there is one.
+"""Questions about pictures as inputs of the LLM: text, image tokens in their place, and an answer where there is one.
 
-Every other prompt also has a crop's tokens, as in the second look. Calibrated on text alone, a model that reads image
-tokens gets worse: theirs are other activations.
+Every other prompt also has the tokens of a crop, as in the second pass. Calibration on text alone makes a model worse
+on image tokens, whose activations differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["CalibrationPrompts"]
 
 @dataclass(frozen=True)
 class CalibrationPrompts:
-    """Some questions, and the folder that their pictures lie in."""
+    """Questions, and the folder of their pictures."""
 
     questions: tuple[Question, ...]
     images: Path
@@ -40,7 +40,7 @@ class CalibrationPrompts:
 
     @property
     def digest(self) -> str:
-        """Of the questions and the pictures' bytes, 12 digits."""
+        """Digest of the questions and pictures, 12 hexadecimal digits."""
         found = hashlib.sha256()
         for question in self.questions:
             found.update(repr((question.text, question.answer)).encode("utf-8", "surrogatepass"))
@@ -49,7 +49,7 @@ class CalibrationPrompts:
 
     @torch.inference_mode()
     def embeds(self, checkpoint: Checkpoint) -> list[Tensor]:
-        """One (S,D) float32 a question, on the CPU. Only the vision tower and the embedding table are read.
+        """One (S,D) float32 tensor per question, on the CPU. Reads only the vision tower and the embedding table.
 
         Raises: BadImage for a picture that cannot be read
         """
@@ -79,4 +79,4 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); expected a picture of the calibration") from error
+        raise BadInput(f"{path} cannot be read ({error.strerror}); expected a picture for the calibration") from error

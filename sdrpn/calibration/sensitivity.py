@@ -1,6 +1,6 @@
-"""What it costs to round one part of a model and leave the rest: RoI map, boxes, answers. PyTorch; knows no formats.
+"""Measure the error of rounding one part of a model: RoI map, boxes, answers. PyTorch; knows no formats.
 
-How numbers are rounded is the caller's: a choice is a function from a matrix to the numbers that stand for it.
+The caller defines how weights are rounded: a choice is a function from a matrix to the rounded matrix.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["ALL", "Asked", "Cost", "Rounding", "measure_costs", "parts_of"]
 
 # matrix (N,K) -> (N,K), rounded
 Rounding = Callable[[NDArray[Any]], NDArray[np.float32]]
-ALL = "all layers"  # the part that stands for those rounded together
+ALL = "all layers"  # the name for all parts rounded together
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question about one picture, and how the model looks."""
+    """One question about one picture, and its RoI policy."""
 
     image: Image.Image
     prompt: Prompt
@@ -42,11 +42,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Cost:
-    """One part under one choice, against the model as it is; means over the questions. None: a model without an RPN."""
+    """One part under one choice, relative to the original model; means over the questions. None: no RPN."""
 
     part: str
     choice: str
-    weights: int  # numbers that are rounded
+    weights: int  # number of rounded weights
     roi_cosine: float | None
     roi_cosine_min: float | None
     box_iou: float | None
@@ -55,7 +55,7 @@ class Cost:
 
 
 def parts_of(model: SdRpnModel) -> dict[str, list[nn.Linear]]:
-    """The parts that are rounded or kept as one, by the names that exports give them, and their matrices."""
+    """The parts that are rounded or kept as a unit, by the names used in exports, and their matrices."""
     layers = [*model.trunk.layers, *model.tail.layers]
     parts: dict[str, list[nn.Linear]] = {"vision": _matrices(model.vision)}
     parts |= {f"layers.{number}": _matrices(layer) for number, layer in enumerate(layers)}
@@ -73,11 +73,11 @@ def measure_costs(
     together: Sequence[str] = (),
     advance: Advance = unseen,
 ) -> Iterator[Cost]:
-    """Every part under every choice, and at last the parts `together` at once.
+    """Measure every part under every choice, and finally the parts `together` at once.
 
     Args:
-        parts: names of `parts_of`; None: all of them
-        advance: told (answers given, answers in all)
+        parts: names from `parts_of`; None: all
+        advance: called with (answers done, answers in all)
     """
     matrices = parts_of(model)
     named = {name: matrices[name] for name in (matrices if parts is None else parts)}
@@ -116,7 +116,7 @@ def _answer(model: SdRpnModel, question: Asked) -> ReferenceAnswer:
 
 @contextmanager
 def _rounded(matrices: Sequence[nn.Linear], rounding: Rounding) -> Iterator[None]:
-    """While it is open, these matrices hold rounded numbers."""
+    """Inside the block, these matrices have rounded weights."""
     exact = [matrix.weight.data for matrix in matrices]
     try:
         for matrix, weight in zip(matrices, exact, strict=True):
@@ -132,11 +132,11 @@ def _cost(
     part: str, choice: str, weights: int, found: Sequence[ReferenceAnswer], exact: Sequence[ReferenceAnswer]
 ) -> Cost:
     pairs = list(zip(found, exact, strict=True))
-    same_answer = float(np.mean([one.token_ids == other.token_ids for one, other in pairs]))
-    looked = [(one, other) for one, other in pairs if one.roi_logits is not None and other.roi_logits is not None]
+    same_answer = float(np.mean([rounded.token_ids == original.token_ids for rounded, original in pairs]))
+    looked = [pair for pair in pairs if all(answer.roi_logits is not None for answer in pair)]
     if not looked:
         return Cost(part, choice, weights, None, None, None, None, same_answer)
-    cosines = [_cosine(one, other) for one, other in looked]
+    cosines = [_cosine(rounded, original) for rounded, original in looked]
     boxes = [[[crop.box_xyxy_px for crop in _crops(side)] for side in pair] for pair in looked]
     return Cost(
         part=part,
@@ -145,7 +145,7 @@ def _cost(
         roi_cosine=float(np.mean(cosines)),
         roi_cosine_min=min(cosines),
         box_iou=float(np.mean([overlap(*pair) for pair in boxes])),
-        same_decision=float(np.mean([bool(one) == bool(other) for one, other in boxes])),
+        same_decision=float(np.mean([bool(rounded) == bool(original) for rounded, original in boxes])),
         same_answer=same_answer,
     )
 

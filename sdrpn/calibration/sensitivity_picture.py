@@ -1,4 +1,4 @@
-"""Draw what rounding each part of a model costs. Pillow and NumPy only."""
+"""Draw the error caused by rounding each part of a model. Pillow and NumPy only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PADDING_PX = 8
 class _Panel(NamedTuple):
     title: str
     figure: Callable[[Cost], float | None]
-    worst: float  # where the colour has gone all the way from good to bad
+    worst: float  # the value at which the colour is fully red
     style: str
 
 
@@ -35,7 +35,7 @@ Font: TypeAlias = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def draw_costs(costs: Sequence[Cost]) -> Image.Image:
-    """Parts down, choices across, a panel a figure; green is as good as unrounded."""
+    """Parts down, choices across, one panel per figure; green is as good as unrounded."""
     parts, choices = (list(dict.fromkeys(names)) for names in zip(*((c.part, c.choice) for c in costs), strict=True))
     by_place = {(cost.part, cost.choice): cost for cost in costs}
     panel_w = CELL_W_PX * len(choices) + GAP_PX
@@ -56,7 +56,7 @@ def draw_costs(costs: Sequence[Cost]) -> Image.Image:
                 value = None if cost is None else panel.figure(cost)
                 _draw_cell(draw, font, (x, TOP_PX + row * CELL_H_PX), value, panel)
     together = f", {ALL} those of the LLM at once" if ALL in parts else ""
-    note = f"Each row rounds that part alone{together}. Green: as the checkpoint itself."
+    note = f"Each row rounds that part alone{together}. Green: equal to the checkpoint itself."
     draw.text((LEFT_PX, bottom + BOTTOM_PX // 2), note, TEXT, font, anchor="lm")
     return picture
 

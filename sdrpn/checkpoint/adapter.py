@@ -1,6 +1,6 @@
 """Read an adapter as PEFT saves it: which tensors it replaces, and which it changes by a low-rank product.
 
-What cannot be merged into the weights exactly is refused by name. Knows names and shapes; computes nothing.
+Adapters that cannot be merged into the weights exactly are refused by name. Knows names and shapes; computes nothing.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ __all__ = ["ADAPTER_CONFIG_NAME", "Adapter", "adapter_weights", "read_adapter"]
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 _WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-# `lora_A.weight`, with the adapter's own name between in older files; the parameters of embeddings have no `weight`.
+# `lora_A.weight`, in older files with the adapter's name in between; the parameters of embeddings have no `weight`.
 _LOW_RANK = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
 )
 _WRAPPER = re.compile(r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+(?=\.))?|base_layer)(?=\.)")
-# Settings of LoRA with which it is no longer a product added to a matrix, or not to the base's own matrix.
+# LoRA settings with which the change is not a product added to a matrix, or not to the matrix of the base.
 _NOT_MERGEABLE = {
-    "alora_invocation_tokens": "acts on some tokens alone (aLoRA)",
-    "arrow_config": "chooses among adapters for every token (Arrow)",
+    "alora_invocation_tokens": "acts on some tokens only (aLoRA)",
+    "arrow_config": "selects an adapter for every token (Arrow)",
     "kasa_config": "changes the base's own weights (KaSA)",
     "layer_replication": "repeats layers of its base",
     "lora_ga_config": "changes the base's own weights (LoRA-GA)",
     "megatron_config": "is for Megatron's layers",
     "monteclora_config": "draws its weights at random (MonteCLoRA)",
-    "target_parameters": "changes parameters that are no layers",
+    "target_parameters": "changes parameters outside layers",
     "trainable_token_indices": "trains single rows of the embedding table",
-    "use_bdlora": "has matrices of blocks (BD-LoRA)",
+    "use_bdlora": "has block-diagonal matrices (BD-LoRA)",
     "use_qalora": "averages its inputs in groups (QA-LoRA)",
-    "velora_config": "compresses what it was trained on (VeLoRA)",
+    "velora_config": "compresses the activations of its training (VeLoRA)",
 }
-# These start from a decomposition of the base and leave its remainder behind; True, False and others do not.
+# These start from a decomposition of the base's weights and train on the residual; True, False and others do not.
 _CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LONGEST_PATTERN = 200
-_MOST_PATTERNS = 16  # that are more than a name
+_MOST_PATTERNS = 16  # regular expressions that are more than a name
 _MOST_CHOICES = 3
 _BASE_LAYER = ".base_layer."
 
@@ -62,15 +62,15 @@ class Adapter:
 
 
 def adapter_weights(folder: Path) -> Path | None:
-    """The file with an adapter's tensors, if the folder has one."""
+    """The file with the tensors of an adapter, if the folder has one."""
     return next((folder / name for name in _WEIGHTS_NAMES if (folder / name).is_file()), None)
 
 
 def read_adapter(folder: Path, shapes: Shapes) -> Adapter:
-    """The adapter in `folder`.
+    """Read the adapter in `folder`.
 
     Args:
-        shapes: of the model's tensors, by canonical name
+        shapes: the shapes of the model's tensors, by canonical name
     Raises BadCheckpoint for what is missing, malformed, not LoRA, or cannot be merged.
     """
     config = read_config(folder / ADAPTER_CONFIG_NAME)
@@ -121,7 +121,7 @@ class _Reader:
         changes = dict(change for module, parts in self.modules.items() for change in self._changes(module, parts))
         for canonical in sorted(changes.keys() & self.replaced.keys()):
             name = self.replaced[canonical]
-            if _BASE_LAYER not in name:  # PEFT saves adapted tables and heads whole as well, and changes those
+            if _BASE_LAYER not in name:  # PEFT also saves adapted embeddings and heads whole
                 raise BadCheckpoint(f"{self.weights} both replaces and changes {name}; expected one of them")
         return Adapter(self.tensors, self.replaced, changes)
 
@@ -187,12 +187,12 @@ class _Reader:
 
 
 def _path(module: str) -> str:
-    """A module's path within the base model, which patterns of the config are about."""
+    """The path of a module within the base model, which the patterns of the config match."""
     return module.removeprefix("base_model.model.")
 
 
 class _Scalings:
-    """What each module's product is multiplied by: alpha / r, or alpha / sqrt(r) (Kalajdzievski 2023)."""
+    """The scale of each module's product: alpha / r, or alpha / sqrt(r) (Kalajdzievski 2023)."""
 
     def __init__(self, config: ConfigSection) -> None:
         self._config = config
@@ -201,12 +201,12 @@ class _Scalings:
         self._ranks, self._alphas = _patterns(config, "rank_pattern"), _patterns(config, "alpha_pattern")
 
     def of(self, path: str, stored_rank: int) -> float:
-        """Of the module at `path`. Raises BadCheckpoint where the config's rank is not that of the file."""
+        """The scale for the module at `path`. Raises BadCheckpoint where config and file differ in the rank."""
         rank = _first_match(self._ranks, path, float(self._rank))
         if rank != stored_rank:
             raise BadCheckpoint(
                 f"{self._config.where} gives {path} the rank {rank:g}; its tensors have {stored_rank}: config and "
-                f"weights are not of one adapter"
+                f"weights do not belong together"
             )
         alpha = _first_match(self._alphas, path, self._alpha)
         if not math.isfinite(alpha):
@@ -215,7 +215,7 @@ class _Scalings:
 
 
 def _patterns(config: ConfigSection, key: str) -> list[tuple[re.Pattern[str], float]]:
-    """Ends of module paths, or regular expressions for them, in the order of the file."""
+    """Suffixes of module paths, or regular expressions for them, in the order of the file."""
     section = config.section(key)
     if sum(_choices(text) > 0 for text in section.values) > _MOST_PATTERNS:
         raise BadCheckpoint(
@@ -230,7 +230,7 @@ def _choices(text: str) -> int:
 
 
 def _pattern(section: ConfigSection, text: str) -> re.Pattern[str]:
-    # Each choice multiplies the time that a failing match takes: a few suffice for longer than anybody waits.
+    # Each choice multiplies the time of a failing match: a few of them are enough to run for hours.
     if len(text) > _LONGEST_PATTERN or _choices(text) > _MOST_CHOICES or re.search(r"\)[*+?{]", text):
         raise BadCheckpoint(
             f"{section.where}: {text[:60]!r} is too long or has too many groups and repetitions; expected the name "
@@ -239,7 +239,7 @@ def _pattern(section: ConfigSection, text: str) -> re.Pattern[str]:
     try:
         return re.compile(rf"(?:.*\.)?(?:{text})")
     except (re.error, OverflowError, RecursionError) as error:
-        raise BadCheckpoint(f"{section.where}: {text!r} is no regular expression ({error})") from error
+        raise BadCheckpoint(f"{section.where}: {text!r} is not a regular expression ({error})") from error
 
 
 def _first_match(patterns: list[tuple[re.Pattern[str], float]], path: str, default: float) -> float:

@@ -1,6 +1,6 @@
-"""A checkpoint under canonical names, whichever layout and files it has. NumPy only.
+"""A checkpoint under canonical names, whatever its layout and files. NumPy only.
 
-Opening reads configs and headers, and checks every tensor that the model needs; weights are read when asked for.
+Opening reads configs and headers and checks every tensor that the model needs; weights are read on demand.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from sdrpn.method.spec import ModelSpec
 __all__ = ["Checkpoint", "open_checkpoint"]
 
 _TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model")
-# Besides the weights, these decide what is exported.
+# The files besides the weights that determine the export.
 _CONFIG_NAMES = (
     "config.json",
     ADAPTER_CONFIG_NAME,
@@ -80,7 +80,7 @@ class Checkpoint:
         self.rpn_trained = rpn_trained and spec.rpn is not None
         self.path = path
         self.spec = spec
-        self.pictures = pictures  # how they become squares, in words
+        self.pictures = pictures  # how pictures become squares, as a note for the user
         self.layout = layout
         self._sources = sources
         self._configs = configs
@@ -98,7 +98,7 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for source in self._all_sources():
             source.tensors.close()
 
@@ -115,8 +115,8 @@ class Checkpoint:
     def read(self, name: str) -> NDArray[Any]:
         """The tensor as it is stored (float64, float32, float16 or ml_dtypes.bfloat16), read-only where it is mapped.
 
-        What an adapter changes is computed at every call, in float32 or float64. Raises KeyError for a name outside
-        `names`.
+        Tensors that an adapter changes are computed at every call, in float32 or float64. Raises KeyError for a name
+        outside `names`.
         """
         place = self._places[name]
         array = place.read()
@@ -125,12 +125,12 @@ class Checkpoint:
         return array
 
     def _require_finite(self, name: str, place: Place, array: NDArray[Any]) -> None:
-        """Once for every tensor: a training that diverged is saved as any other."""
+        """Check each tensor once: a diverged training saves NaN without complaint."""
         count = count_not_finite(array)
         if count:
             raise BadCheckpoint(
                 f"{place.file_name} of {place.source.path} holds {count} of {array.size} numbers that are NaN or "
-                f"infinite; the file is damaged, or the training diverged: take an earlier checkpoint"
+                f"infinite; the file is damaged, or the training diverged: use an earlier checkpoint"
             )
         self._finite.add(name)
 
@@ -143,7 +143,7 @@ class Checkpoint:
     def digest(self, progress: Grown = uncounted) -> str:
         """SHA-256 as hex over all configs and weight files: names, sizes and contents, in a fixed order.
 
-        `progress` is told the bytes of each piece that was read. The second call costs nothing.
+        `progress` gets the number of bytes of each piece that was read. The digest is cached.
         """
         if self._digest is None:
             self._digest = _digest(self._all_files(), progress)
@@ -168,23 +168,23 @@ def open_checkpoint(
     download: bool = False,
     template: str | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint folder in any known layout and check that it holds every tensor it should.
+    """Open a checkpoint folder in any known layout and check that it has every tensor that the model needs.
 
     Args:
-        vision_tower: a CLIP folder for a checkpoint in LLaVA's own layout. It says what the tower is; its weights are
-            used unless the checkpoint carries the tower's weights itself, because those may have been tuned
-        rpn: an RPN of ours (folder or .safetensors file); without it, `rpn.json` in the checkpoint's folder is used if
-            it is there, and else the RPN of the checkpoint itself
-        base: another checkpoint of the same sizes that has what this one lacks: upper LLM layers, norm, head; or all
-            that a LoRA or a projector in `path` was trained on, which may be a language model alone
+        vision_tower: a CLIP folder for a checkpoint in LLaVA's own layout. It describes the tower; its weights are used
+            unless the checkpoint has weights of the tower itself, because those may be fine-tuned
+        rpn: an RPN that sdrpn wrote (folder or .safetensors file); without it, `rpn.json` in the checkpoint's folder is
+            used if it exists, else the RPN of the checkpoint itself
+        base: another checkpoint of the same sizes that has what this one lacks: upper LLM layers, norm, head; or the
+            model that a LoRA or a projector in `path` was trained on, which may be a language model alone
         projector: LLaVA's `mm_projector.bin`, or its folder, in place of the checkpoint's own projector
-        allow_links: folders that links of the checkpoint may lead to, besides its own folder and its cache's blobs;
-            True: any. This goes for all folders that are named here
-        fit: how pictures become squares, whatever the checkpoint's processor does: see `VisionSpec`
-        path, base, vision_tower: as a text also a model of Hugging Face's hub that is in the local cache
-        download: fetch what the cache lacks of such a model
-        template: how the model is asked, in place of the checkpoint's own way (`PromptSpec.template`)
-    Raises BadCheckpoint for whatever is missing, malformed or not supported.
+        allow_links: folders that links of the checkpoint may point to, besides its own folder and the blobs of its
+            cache; True: any. Applies to all folders named here
+        fit: how pictures become squares, overriding the checkpoint's processor: see `VisionSpec`
+        path, base, vision_tower: a str may also name a model of Hugging Face's hub that is in the local cache
+        download: fetch the files of such a model that the cache lacks
+        template: the prompt template, overriding the checkpoint's own (`PromptSpec.template`)
+    Raises BadCheckpoint for anything missing, malformed or not supported.
     """
     folder = model_folder(path, download=download)
     base = None if base is None else model_folder(base, download=download)
@@ -232,7 +232,7 @@ def open_checkpoint(
 
 
 def _text_folders(folder: Path, base: Path | None) -> list[Path]:
-    """Where template and special tokens are looked for: the folder whose tokenizer is used comes first."""
+    """Folders to search for the template and special tokens: the folder whose tokenizer is used comes first."""
     folders = [folder] if base is None else [folder, base]
     return sorted(folders, key=lambda path: not _has_tokenizer(path))
 
@@ -242,7 +242,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _require_tokenizer_files(*folders: Path | None) -> None:
-    """A pipe or a pointer in the place of a tokenizer is no checkpoint without one."""
+    """Raise for a tokenizer file that cannot be read, such as a pipe or a git-lfs pointer: it is not merely missing."""
     for folder in folders:
         present = [folder / name for name in _TOKENIZER_NAMES] if folder is not None else []
         for path in filter(os.path.lexists, present):
@@ -263,7 +263,7 @@ def _described_in(parts: FolderParts, base: Path | None) -> Path:
 
 
 def _with_layers_of(base: Path, spec: ModelSpec) -> ModelSpec:
-    """The same with the base's number of LLM layers, where the checkpoint's were cut."""
+    """The spec with the base's number of LLM layers, where the checkpoint's upper layers were removed."""
     layers = max(spec.llm.layers, read_llm_layers(base))
     return dataclasses.replace(spec, llm=dataclasses.replace(spec.llm, layers=layers))
 
@@ -315,13 +315,13 @@ def _fit_note(processor: Processor, fit: Fit) -> str:
 
 
 def _notes(spec: ModelSpec) -> list[str]:
-    """What is bounded by the network itself."""
+    """Notes for the user on limits of the network itself."""
     scaling = spec.llm.rope_scaling
     if scaling is None or scaling.kind != "dynamic":
         return []
     return [
-        f"rope scaling dynamic changes nothing up to {scaling.original_context} tokens, and beyond that with the "
-        f"length of each request, which keys in a cache cannot follow: the context ends there"
+        f"rope scaling dynamic has no effect up to {scaling.original_context} tokens, and above depends on the length "
+        f"of each request, which cached keys cannot follow: the context is limited to that"
     ]
 
 

@@ -1,8 +1,8 @@
 """From a checkpoint's JSON files to a ModelSpec. Reads no weights.
 
 Defaults are those of the classes that wrote the files (transformers' LlamaConfig, CLIPVisionConfig and LlavaConfig,
-LLaVA's and SD-RPN's own), because all of them leave out what equals a default. What this package cannot run is
-refused by name here, so that nothing is silently computed in another way.
+LLaVA's and SD-RPN's own), because all of them omit values that equal a default. Features that this package does not
+support are refused by name here, so that nothing is silently computed differently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sdrpn.method.spec import ModelSpec, RpnSpec
 
 __all__ = ["read_llm_layers", "read_spec", "vision_tower_name"]
 
-# LLaVA's own layout, by the language model: LLaMA, Mistral (BakLLaVA, LLaVA-Med), and ShareGPT4V's name for the first.
+# Model types of LLaVA's own layout: on LLaMA, on Mistral (BakLLaVA, LLaVA-Med), and ShareGPT4V's name for the first.
 _ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "share4v")
 _MOST_PROJECTOR_LAYERS = 8
 
@@ -31,7 +31,7 @@ _MOST_PROJECTOR_LAYERS = 8
 def vision_tower_name(config: ConfigSection) -> str | None:
     """`mm_vision_tower`: a path or a hub name. None for layouts that describe their tower in the config itself.
 
-    Raises BadCheckpoint for a network that is not supported: nobody should look for a tower to learn that afterwards.
+    Raises BadCheckpoint for a network that is not supported, before the user goes looking for its tower.
     """
     refuse_foreign(config)
     if not _is_original(config):
@@ -44,13 +44,13 @@ def vision_tower_name(config: ConfigSection) -> str | None:
 
 
 def read_spec(folder: Path, tower: Path | None, texts: Sequence[Path] = ()) -> ModelSpec:
-    """Describe the checkpoint in `folder`.
+    """Read the spec of the checkpoint in `folder`.
 
     Args:
         tower: the folder of the vision tower, for checkpoints in LLaVA's own layout; ignored for Hugging Face's
-        texts: folders to look for the chat template in, and in the first of them for special tokens; by default
-            `folder` alone
-    Raises BadCheckpoint for what is missing, malformed or not supported.
+        texts: folders to search for the chat template, and the first of them for special tokens; by default only
+            `folder`
+    Raises BadCheckpoint for anything missing, malformed or not supported.
     """
     config = read_config(folder / "config.json")
     refuse_foreign(config)
@@ -60,12 +60,12 @@ def read_spec(folder: Path, tower: Path | None, texts: Sequence[Path] = ()) -> M
 
 
 def _template(folders: Sequence[Path]) -> str:
-    """Of the first folder that has one."""
+    """The chat template of the first folder that has one."""
     return next((found for folder in folders if (found := chat_template(folder)) != "vicuna_v1"), "vicuna_v1")
 
 
 def read_llm_layers(folder: Path) -> int:
-    """L of the checkpoint in `folder`, whichever layout it has; it may be a language model alone."""
+    """The number of LLM layers, L, of the checkpoint in `folder`, in any layout; it may be a language model alone."""
     config = read_config(folder / "config.json")
     refuse_foreign(config)
     alone = config.get("model_type") in ("llama", "mistral")
@@ -75,7 +75,7 @@ def read_llm_layers(folder: Path) -> int:
 
 @contextmanager
 def _naming(config: ConfigSection) -> Iterator[None]:
-    """A number that no model has is found by the spec, which does not know the file that it came from."""
+    """Prefix errors of the spec's own checks with the name of the config file, which the spec does not know."""
     try:
         yield
     except BadCheckpoint:
@@ -92,9 +92,9 @@ def _is_original(config: ConfigSection) -> bool:
 
 
 def _require_llava(config: ConfigSection) -> None:
-    """Whatever can be said without the tower."""
+    """Check everything that can be checked without the tower."""
     config.require("mm_patch_merge_type", "flat")
-    config.require("image_aspect_ratio", "pad", "square")  # images are padded in any case, as SD-RPN needs it
+    config.require("image_aspect_ratio", "pad", "square")  # images are padded in either case, as SD-RPN needs
     config.require("mm_vision_select_feature", "patch")
     config.require("mm_use_im_start_end", False)
     _projector_layers(config)
@@ -145,19 +145,19 @@ def _projector_layers(config: ConfigSection) -> int:
 
 
 def _original_template(config: ConfigSection, texts: Sequence[Path]) -> str:
-    """LLaVA-1.5's own prompt; on a Mistral that of its tokenizer, where there is one, as for LLaVA-Med."""
+    """LLaVA-1.5's own prompt; for Mistral the template of its tokenizer where it has one, as for LLaVA-Med."""
     return _template(texts) if config.get("model_type") == "llava_mistral" else "vicuna_v1"
 
 
 def _selected_layer(config: ConfigSection, key: str) -> int:
-    """A number, or a list of one."""
+    """The selected layer, stored as a number or a list of one number."""
     value = config.get(key, -2)
     if isinstance(value, list) and len(value) == 1:
         return ConfigSection({key: value[0]}, config.where).whole(key)
     if isinstance(value, list):
         raise BadCheckpoint(
             f"{config.where}: {key} is {json.dumps(value)[:80]}: a projector that reads several layers, as ViP-LLaVA's "
-            f"does, is not supported; expected one"
+            f"does, is not supported; expected one layer"
         )
     return config.whole(key, -2)
 
@@ -179,7 +179,7 @@ def _hf_spec(config: ConfigSection, folder: Path, texts: Sequence[Path]) -> Mode
     config.require("projector_hidden_act", "gelu")
     config.require("multimodal_projector_bias", True)
     config.require("vision_feature_select_strategy", "default")
-    # A config without a vision_config means LLaVA-1.5's tower, one with an empty vision_config CLIP's base model.
+    # No vision_config means the tower of LLaVA-1.5; an empty vision_config means CLIP's base model.
     vision_config = config.section(
         "vision_config",
         {

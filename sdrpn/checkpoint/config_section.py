@@ -1,4 +1,4 @@
-"""A checkpoint's JSON files, read with the place of every entry in mind. Knows no entry by name."""
+"""Read a checkpoint's JSON files, keeping the place of every entry for messages. Knows no entry by name."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["RANDOM_WEIGHTS", "ConfigSection", "read_config", "read_optional_conf
 
 # The entry of config.json that says that nothing of the weights was trained.
 RANDOM_WEIGHTS = "random_weights"
-_MOST = 2**53  # up to which floats have every whole number
-# Entries of any depth and length, as far as they fit a line.
+_MOST = 2**53  # float64 represents every integer up to here
+# Shows entries of any depth and length, shortened to fit a line.
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 100
 
 
 @dataclass(frozen=True)
 class ConfigSection:
-    """A JSON object and where it stands, for messages. `null` counts as absent, as transformers writes it."""
+    """A JSON object and its place in the file, for messages. `null` counts as absent, as transformers writes it."""
 
     values: dict[str, Any]
     where: str
@@ -35,14 +35,14 @@ class ConfigSection:
         return default if value is None else value
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number."""
+        """The value of an entry that is a whole number."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST:
             raise self.wrong(key, value, "a whole number")
         return value
 
     def number(self, key: str, default: float) -> float:
-        """A number."""
+        """The value of an entry that is a finite number."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.wrong(key, value, "a number")
@@ -51,39 +51,39 @@ class ConfigSection:
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """true or false."""
+        """The value of an entry that is true or false."""
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, value, "true or false")
         return value
 
     def section(self, key: str, default: dict[str, Any] | None = None) -> ConfigSection:
-        """An object inside this one."""
+        """The nested object of an entry."""
         value = self.get(key, {} if default is None else default)
         if not isinstance(value, dict):
             raise self.wrong(key, value, "an object")
         return ConfigSection(value, f"{self.where}: {key}")
 
     def require(self, key: str, *supported: object, default: object = None) -> None:
-        """Refuse anything but the supported values; `default` is what absence means (None: it is supported)."""
+        """Refuse all but the supported values; `default` is the value when absent (None: absence is supported)."""
         value = self.get(key, default)
         if value is not None and value not in supported:
             choices = " or ".join(json.dumps(choice) for choice in supported)
             raise BadCheckpoint(f"{self.where}: {key} is {_as_json(value)}, which is not supported; expected {choices}")
 
     def wrong(self, key: str, value: object, expected: str) -> BadCheckpoint:
-        """An error about the type of an entry."""
+        """The error for an entry of a wrong type or value."""
         found = "missing" if value is None else _SHOWN.repr(value)
         return BadCheckpoint(f"{self.where}: {key} is {found}; expected {expected}")
 
 
 def read_config(path: Path, most_bytes: int = MAX_JSON_BYTES) -> ConfigSection:
-    """A JSON file that must be there. Raises BadCheckpoint where it is not, or is not a JSON object."""
+    """Read a required JSON file. Raises BadCheckpoint where it is missing or not a JSON object."""
     return ConfigSection(parsed_json(read_small_file(path, most_bytes), str(path)), str(path))
 
 
 def read_text_file(path: Path) -> str:
-    """A text of a checkpoint, without a byte-order mark. Raises BadCheckpoint for what is none."""
+    """Read a text file of a checkpoint, without its byte-order mark. Raises BadCheckpoint for other files."""
     try:
         return read_small_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -91,7 +91,7 @@ def read_text_file(path: Path) -> str:
 
 
 def read_optional_config(path: Path, most_bytes: int = MAX_JSON_BYTES) -> ConfigSection:
-    """A JSON file that may be missing, which counts as an empty object; a pipe or a broken link is not missing."""
+    """Read an optional JSON file; a missing one counts as an empty object. A pipe or a broken link is an error."""
     return read_config(path, most_bytes) if os.path.lexists(path) else ConfigSection({}, str(path))
 
 
@@ -99,4 +99,4 @@ def _as_json(value: object) -> str:
     try:
         return short(json.dumps(value))
     except RecursionError:
-        return "too deep"
+        return "too deeply nested"

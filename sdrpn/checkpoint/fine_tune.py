@@ -1,4 +1,4 @@
-"""What lies beside a model's weights, or in place of them: adapters, LLaVA's trained parts, a projector apart.
+"""Fine-tunes stored beside a model's weights or instead of them: adapters, LLaVA's trained parts, separate projectors.
 
 adapter_config.json, adapter_model.*   LoRA as PEFT saves it, LLaVA's own among it
 non_lora_trainables.bin                what LLaVA trained besides the LoRA: the projector, sometimes the tower
@@ -30,7 +30,7 @@ _PROJECTOR_NAME = "mm_projector.bin"
 
 @dataclasses.dataclass(frozen=True)
 class FolderParts:
-    """Which of all this a folder has."""
+    """Which of these files a folder has."""
 
     folder: Path
     has_weights: bool
@@ -40,15 +40,15 @@ class FolderParts:
 
     @property
     def is_fine_tune(self) -> bool:
-        """Whether there is anything to put upon a base."""
+        """Whether the folder has anything to apply to a base model."""
         return any((self.adapter, self.trainables, self.projector))
 
     def weights_in(self, base: Path | None) -> Path:
-        """The folder with the weights: its own, or the base's."""
+        """The folder with the weights: this one, or that of the base."""
         return self.folder if self.has_weights or base is None else base
 
     def require_weights(self) -> None:
-        """Raise BadCheckpoint where only a fine-tune lies here, and say what it needs."""
+        """Raise BadCheckpoint where the folder has only a fine-tune, and say what it needs."""
         if self.has_weights or not self.is_fine_tune:
             return
         self.require_adapter()
@@ -65,7 +65,7 @@ class FolderParts:
         )
 
     def require_adapter(self) -> None:
-        """Raise BadCheckpoint where the rest of a LoRA lies here without it: the base alone would be another model."""
+        """Raise BadCheckpoint for a LoRA's other tensors without the LoRA: without it, the model would be another."""
         if self.trainables is not None and self.adapter is None and not self.has_weights:
             raise BadCheckpoint(
                 f"{self.folder} has {_TRAINABLES_NAME} without {ADAPTER_CONFIG_NAME} and its weights; download them too"
@@ -74,19 +74,19 @@ class FolderParts:
 
 @dataclasses.dataclass(frozen=True)
 class FineTune:
-    """What is put upon a model: tensors that come first, changes of others, and what there is to say about it."""
+    """Changes to a model: tensors that take precedence, low-rank changes of others, and notes for the user."""
 
     sources: tuple[Source, ...] = ()
     adapter: Adapter | None = None
     notes: tuple[str, ...] = ()
-    projector: Source | None = None  # that was asked for by name; it supplies nothing else
+    projector: Source | None = None  # a projector that the caller named; it supplies nothing else
 
     def parts_of(self, source: Source) -> tuple[str, ...]:
         """Which parts of a model a source may supply."""
         return ("projector",) if source is self.projector else PARTS
 
     def change(self, places: Mapping[str, Place]) -> dict[str, Place]:
-        """The same with the adapter's changes."""
+        """The places with the adapter's changes added."""
         if self.adapter is None:
             return dict(places)
         tensors, changes = self.adapter.tensors, self.adapter.changes
@@ -101,7 +101,7 @@ _NO_CHANGES: Mapping[str, LowRank] = MappingProxyType({})
 
 
 def find_parts(folder: Path) -> FolderParts:
-    """Look into a folder; opens nothing."""
+    """Find the parts that a folder has; opens no file."""
 
     def there(name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
@@ -111,13 +111,13 @@ def find_parts(folder: Path) -> FolderParts:
 
 
 def read_fine_tune(parts: FolderParts, spec: ModelSpec, projector: Path | None, own: Source) -> FineTune:
-    """What of a folder's parts is put upon its weights, or those of its base.
+    """Decide which parts of a folder are applied to its weights, or to those of its base.
 
     Args:
-        spec: of the whole model
-        projector: a file to take the projector from, whatever else there is, or its folder
-        own: the weights that all is put upon
-    Raises BadCheckpoint for what cannot be read, has no place in the model, or is ambiguous.
+        spec: the spec of the whole model
+        projector: a file (or its folder) to take the projector from, in preference to any other
+        own: the weights that the parts are applied to
+    Raises BadCheckpoint for parts that cannot be read, have no place in the model, or are ambiguous.
     """
     shapes = tensor_shapes(spec)
     named = None if projector is None else _some(_projector_file(projector), shapes, projector_only=True)
@@ -148,7 +148,7 @@ def _projector_file(given: Path) -> Path:
 
 
 def _some(file: Path, shapes: Shapes, *, projector_only: bool = False) -> Source:
-    """A file of LLaVA's: of the projector it holds all or nothing."""
+    """A file that LLaVA saved; it has the whole projector or nothing of it."""
     tensors, table = TensorFolder((file,)), NameTable(shapes)
     found = {canonical: name for name in sorted(tensors.names) if (canonical := table.canonical(name, where=str(file)))}
     expected = {name for name in shapes if name.startswith("projector.")}
@@ -163,7 +163,7 @@ def _some(file: Path, shapes: Shapes, *, projector_only: bool = False) -> Source
 
 
 def _require_own_projector(parts: FolderParts, own: Source) -> None:
-    """Which stage of a training a projector beside the weights is of, only its owner knows."""
+    """Refuse a projector beside weights without one: only its owner knows which stage of training it is from."""
     if parts.projector is not None and not own.has("projector.fc1.weight"):
         raise BadCheckpoint(
             f"the weights of {parts.folder} have no projector, and {_PROJECTOR_NAME} beside them may be of an earlier "
@@ -199,5 +199,5 @@ def _require_untied(folder: Path, sources: list[Source], changes: Mapping[str, L
         if name in changes or any(source.has(name) for source in sources):
             raise BadCheckpoint(
                 f"{folder} changes the embedding table or the head, which are one tensor in this model: whether both "
-                f"were meant is not said; merge it where it was trained, and export the result"
+                f"were meant is unknown; merge it where it was trained, and export the result"
             )

@@ -1,4 +1,4 @@
-"""Whether weights are numbers: a NaN or an infinity anywhere makes every answer noise. NumPy only."""
+"""Check that weights are finite: a NaN or an infinity anywhere makes every answer noise. NumPy only."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 __all__ = ["count_not_finite"]
 
-# Bits of the exponent, all of which are set in NaN and infinities alone, and the integer that has as many bits.
+# Mask of the exponent bits, which are all set only in NaN and infinities, and the integer type of the same width.
 _EXPONENTS = {
     "float16": (np.uint16, 0x7C00),
     "bfloat16": (np.uint16, 0x7F80),
     "float32": (np.uint32, 0x7F800000),
     "float64": (np.uint64, 0x7FF0000000000000),
 }
-_PIECE_NUMBERS = 1 << 20  # what is made while comparing stays in a cache
+_PIECE_NUMBERS = 1 << 20  # so that the temporaries of the comparison fit in the CPU's cache
 
 
 def count_not_finite(array: NDArray[Any]) -> int:
-    """How many numbers of an array of one of the types that weights have are NaN or infinite."""
+    """How many values of an array are NaN or infinite; for the dtypes that weights have."""
     integer, exponent = _EXPONENTS[array.dtype.name]
     bits = np.ascontiguousarray(array).reshape(-1).view(integer)
     pieces = (bits[start : start + _PIECE_NUMBERS] for start in range(0, bits.size, _PIECE_NUMBERS))

@@ -1,4 +1,4 @@
-"""From a config to the language model's description: LLaMA, or Mistral, which is LLaMA with other defaults and,
+"""From a config to the spec of the language model: LLaMA, or Mistral, which is LLaMA with other defaults and,
 where the config says so, a sliding window."""
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from sdrpn.method.spec import LlmSpec, RopeScaling
 
 __all__ = ["llm_spec"]
 
-# "llava": the first LLaVA-1.5 files say so; "share4v": ShareGPT4V, the same network under its own name.
+# "llava" is in the first LLaVA-1.5 files; "share4v" is ShareGPT4V, the same network under its own name.
 _LLAMA_TYPES = ("llama", "vicuna", "llava_llama", "llava", "share4v")
 _MISTRAL_TYPES = ("mistral", "llava_mistral")
-# What the configs of each leave out, because it equals a default (transformers' LlamaConfig and MistralConfig).
+# Defaults that the configs of each omit (transformers' LlamaConfig and MistralConfig).
 _LLAMA = {"intermediate_size": 11008, "max_position_embeddings": 2048}
 _MISTRAL = {"intermediate_size": 14336, "max_position_embeddings": 131072, "num_key_value_heads": 8}
 _MISTRAL_WINDOW = 4096  # where the config says nothing; null means none
@@ -24,7 +24,7 @@ _MISTRAL_WINDOW = 4096  # where the config says nothing; null means none
 def llm_spec(config: ConfigSection, *, tied: bool = False) -> LlmSpec:
     """The decoder that `config` describes. Raises BadCheckpoint for what is not supported.
 
-    `tied`: a config around this one says that head and embedding table are one.
+    `tied`: the enclosing config says that the head is the embedding table.
     """
     require_supported(config, "model_type", TEXT_MODELS, *_LLAMA_TYPES, *_MISTRAL_TYPES)
     config.require("hidden_act", "silu")
@@ -52,12 +52,12 @@ def llm_spec(config: ConfigSection, *, tied: bool = False) -> LlmSpec:
 
 
 def _key_heads(config: ConfigSection, when_absent: int, when_null: int) -> int:
-    """Mistral's own number where the entry is absent; null means as many as query heads, in both."""
+    """The number of key heads: `when_absent` without the entry; null means as many as query heads."""
     return config.whole("num_key_value_heads", when_null if "num_key_value_heads" in config.values else when_absent)
 
 
 def _sliding_window(config: ConfigSection) -> int | None:
-    """LLaMA has none, whatever its config says; Mistral has one unless the config says null."""
+    """The sliding window. LLaMA has none, whatever its config says; Mistral has one unless the config says null."""
     if config.get("model_type") not in _MISTRAL_TYPES:
         return None
     if config.values.get("sliding_window", _MISTRAL_WINDOW) is None:
@@ -66,7 +66,7 @@ def _sliding_window(config: ConfigSection) -> int | None:
 
 
 def _rope(config: ConfigSection, max_context: int) -> tuple[float, RopeScaling | None]:
-    """transformers 5 writes rope_parameters; transformers 4 rope_theta and rope_scaling, with `type` or `rope_type`."""
+    """The RoPE base and scaling. transformers 5 writes rope_parameters; transformers 4 rope_theta and rope_scaling."""
     rope = config.section("rope_parameters", config.get("rope_scaling"))
     theta = rope.number("rope_theta", config.number("rope_theta", 10000.0))
     for section in (config, rope):
@@ -110,7 +110,7 @@ def _yarn(rope: ConfigSection, max_context: int, original: int) -> RopeScaling:
 
 
 def _yarn_amplitude(rope: ConfigSection, factor: float) -> float:
-    """What the config says, else the paper's 0.1 ln(factor) + 1, which `mscale` and `mscale_all_dim` may weigh."""
+    """The config's value, else the paper's 0.1 ln(factor) + 1, which `mscale` and `mscale_all_dim` may weight."""
 
     def amplitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

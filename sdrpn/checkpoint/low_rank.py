@@ -1,6 +1,6 @@
 """Merge a low-rank change (LoRA, DoRA) into the matrix that it was trained on. NumPy only; knows no files.
 
-r rank, (out, in) the matrix; a convolution's kernel counts as in = channels x height x width.
+r is the rank, (out, in) the matrix; for a convolution's kernel in = channels x height x width.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class LowRank:
-    """Which tensors of an adapter's file change one tensor of the model, and by how much."""
+    """The tensors of an adapter that change one tensor of the model, and the scale of the change."""
 
-    down: str | None  # A (r, in); of an embedding table (r, rows). None: only `up` counts, as for a bias
-    up: str  # B (out, r); of an embedding table (width, r); of a bias (out,)
+    down: str | None  # A (r, in); for an embedding table (r, rows). None: only `up` is added, as for a bias
+    up: str  # B (out, r); for an embedding table (width, r); for a bias (out,)
     scaling: float
-    magnitude: str | None = None  # of DoRA: (out,) norms of the rows of the merged matrix
+    magnitude: str | None = None  # DoRA: (out,) norms of the rows of the merged matrix
     is_embedding: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """The names of all tensors of the change."""
         return tuple(name for name in (self.down, self.up, self.magnitude) if name is not None)
 
 
 def merged(weight: Array, down: Array | None, up: Array, change: LowRank, magnitude: Array | None = None) -> Array:
-    """weight + scaling * up @ down (Hu et al. 2021), with rows brought to `magnitude` (DoRA, Liu et al. 2024).
+    """weight + scaling * up @ down (Hu et al. 2021), with rows scaled to `magnitude` (DoRA, Liu et al. 2024).
 
-    Computed and returned in float32, or float64 where any operand is: whoever stores it in fewer bits rounds once.
+    Computed and returned in float32, or float64 where any operand is float64, so that storing it rounds only once.
 
     Args:
         weight: (out, in), (out, channels, height, width), an embedding table (rows, width), or a bias (out,)
@@ -56,7 +56,7 @@ def merged(weight: Array, down: Array | None, up: Array, change: LowRank, magnit
     if magnitude is None:
         return changed
     rows = changed.reshape(len(changed), -1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros, which is not finite afterwards
+    with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros becomes NaN, which the caller refuses
         factors = magnitude.astype(exact).reshape(-1, 1) / np.linalg.norm(rows, axis=1, keepdims=True)
         scaled: Array = (rows * factors).reshape(changed.shape)
     return scaled

@@ -1,5 +1,5 @@
-"""A file of a checkpoint before it is read: of the right kind, where it may lie, not what stands in its place, and not
-larger than such a file is. Knows no format."""
+"""Check a file of a checkpoint before it is read: its kind, its place, its size, and that it is not a placeholder.
+Knows no format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sdrpn.host.sizes import text_from_bytes
 
 __all__ = ["MAX_JSON_BYTES", "parsed_json", "read_small_file", "require_links", "require_model_file", "short"]
 
-# The largest that people have, tokenizer_config.json with thousands of tokens, take one; a parser needs some 25 times
-# as much memory for the worst that fits.
+# The largest known files, tokenizer_config.json with thousands of tokens, take 1 MB; in the worst case a parser needs
+# 25 times the size of a file in memory.
 MAX_JSON_BYTES = 4 * 1024 * 1024
 _READ_SUFFIXES = frozenset((".json", ".safetensors", ".bin", ".model", ".jinja"))
 _SHOWN_CHARACTERS = 100
@@ -31,7 +31,7 @@ _KINDS = {
 
 
 def require_model_file(path: Path) -> int:
-    """Raise BadCheckpoint for what is no regular file, cannot be looked at, or only stands in a file's place.
+    """Raise BadCheckpoint for anything but a regular file, for one without access, and for placeholders.
 
     Returns: its size in bytes
     """
@@ -40,10 +40,10 @@ def require_model_file(path: Path) -> int:
     except FileNotFoundError:
         what = "is a link to a file that does not exist" if path.is_symlink() else "is missing"
         raise BadCheckpoint(f"{short(path)} {what}; download it again") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise BadCheckpoint(f"{short(path)} cannot be read ({_reason(error)})") from error
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a file")
         raise BadCheckpoint(f"{path} is {kind}; expected a file of a checkpoint: download it again")
     placeholder = describe_placeholder(path)
     if placeholder is not None:
@@ -52,11 +52,11 @@ def require_model_file(path: Path) -> int:
 
 
 def read_small_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """All of a file that is small by nature. Raises BadCheckpoint also for one that is not."""
+    """Read the whole of a file that is expected to be small. Raises BadCheckpoint also for a larger one."""
     size_bytes = require_model_file(path)
     if size_bytes > most_bytes:
         raise BadCheckpoint(
-            f"{path} has {text_from_bytes(size_bytes)}; expected {text_from_bytes(most_bytes)} at most of such a file: "
+            f"{path} has {text_from_bytes(size_bytes)}; expected {text_from_bytes(most_bytes)} at most here: "
             f"download it again"
         )
     try:
@@ -67,7 +67,7 @@ def read_small_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 def parsed_json(content: bytes, where: str, *, names_once: bool = False) -> dict[str, Any]:
-    """A JSON object, with or without a byte-order mark. Raises BadCheckpoint for anything else.
+    """Parse a JSON object, with or without a byte-order mark. Raises BadCheckpoint for anything else.
 
     Args: names_once: refuse a name that occurs twice in one object, instead of taking the last
     """
@@ -83,9 +83,9 @@ def parsed_json(content: bytes, where: str, *, names_once: bool = False) -> dict
 
 
 def require_links(places: Iterable[Path | None], allow: AllowLinks) -> None:
-    """Raise BadCheckpoint for a file of a checkpoint that is a link to where none may lead.
+    """Raise BadCheckpoint for a file of a checkpoint that is a link to a place that is not allowed.
 
-    `places`: folders, or files in them; None and what is not there is passed over
+    `places`: folders, or files in them; None and missing ones are skipped
     """
     for place in places:
         if place is None:
@@ -97,7 +97,7 @@ def require_links(places: Iterable[Path | None], allow: AllowLinks) -> None:
 
 
 def _files(place: Path) -> list[Path]:
-    """Of a folder; or a file and the description beside it."""
+    """The files of a folder; or a file and the description beside it."""
     try:
         return sorted(place.iterdir()) if place.is_dir() else [place, place.with_suffix(".json")]
     except (OSError, ValueError) as error:
@@ -105,7 +105,7 @@ def _files(place: Path) -> list[Path]:
 
 
 def short(text: object) -> str:
-    """A name or a message from a file, no longer than what fits a line of an error."""
+    """A name or a message from a file, shortened to fit one line of an error."""
     whole = " ".join(str(text).split())
     cut = f"{whole[:_SHOWN_CHARACTERS]}... ({len(whole)} characters)"
     return whole if len(whole) <= _SHOWN_CHARACTERS + 20 else cut

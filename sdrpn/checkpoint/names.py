@@ -1,4 +1,4 @@
-"""What each checkpoint layout calls the tensors. Tables; a new layout is a new row."""
+"""Names of the tensors in each checkpoint layout. Tables; a new layout is a new row."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a model lie in one layout.
+    """The names of a model's parts in one layout.
 
-    `vision`: prefixes that occur in this layout, the usual one first; `rpn` is None where there cannot be one.
-    `projector`: with the layer's number (from 1) or its place among layers and activations (from 0).
+    `vision`: prefixes that occur in this layout, the usual one first; `rpn` is None where the layout has none.
+    `projector`: with the layer's number (from 1) or its index among layers and activations (from 0).
     """
 
     name: str
@@ -35,12 +35,12 @@ class Layout:
     projector: str
     vision: tuple[str, ...]
     rpn: str | None = None
-    linear_projector: str | None = None  # the first layer's name, where there is no other
+    linear_projector: str | None = None  # the name of a projector's only layer
 
     def file_name(self, name: str, vision_prefix: str | None = None) -> str:
-        """The layout's name of a canonical tensor.
+        """The layout's name for a canonical tensor.
 
-        Raises ValueError for a name that the layout has no place for.
+        Raises ValueError for a name that the layout cannot express.
         """
         part, _, rest = name.partition(".")
         if part == "vision":
@@ -59,20 +59,20 @@ class Layout:
         raise ValueError(f"{name} has no place in the layout {self.name}")
 
     def with_linear_projector(self) -> Layout:
-        """The same with LLaVA's name of a projector that is one matrix."""
+        """The layout with LLaVA's name for a projector that is one matrix."""
         return dataclasses.replace(self, linear_projector=_LINEAR_PROJECTOR)
 
 
 _LLAVA_PROJECTOR = "model.mm_projector.{place}"
-_LINEAR_PROJECTOR = "model.mm_projector"  # where it is one matrix and no list of them
-# A tower in a folder of its own has the last of these prefixes.
+_LINEAR_PROJECTOR = "model.mm_projector"  # where it is one matrix instead of a list of layers
+# The last of these prefixes is that of a tower in its own folder.
 _LLAVA_VISION = ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower.vision_tower.", "vision_model.")
 
 # liuhaotian/llava-v1.5-*
 LLAVA = Layout("llava", "model.", "lm_head.weight", _LLAVA_PROJECTOR, _LLAVA_VISION)
-# The official SD-RPN code adds "twig" layers to it; twig_head.weight is there and never used.
+# The official SD-RPN code adds "twig" layers to it; twig_head.weight exists but is never used.
 SDRPN = Layout("sdrpn", "model.", "lm_head.weight", _LLAVA_PROJECTOR, _LLAVA_VISION, rpn="model.twig_")
-# llava-hf/llava-1.5-*-hf on the hub. transformers 5 still saves these names, without "vision_model".
+# llava-hf/llava-1.5-*-hf on the hub. transformers 5 still saves these names, but without "vision_model".
 HF_OLD = Layout(
     "hf",
     "language_model.model.",
@@ -80,7 +80,7 @@ HF_OLD = Layout(
     "multi_modal_projector.linear_{number}",
     ("vision_tower.vision_model.", "vision_tower."),
 )
-# The names of transformers' modules since 4.52, as a state dict that was saved by hand has them.
+# The names of transformers' modules since 4.52, as in a state dict saved by hand.
 HF_CURRENT = Layout(
     "hf-current",
     "model.language_model.",
@@ -126,7 +126,7 @@ def _decoder_name(name: str) -> str:
 
 
 def clip_name(name: str) -> str:
-    """transformers' name, below `vision_model.`, of a canonical name below `vision.`."""
+    """The name in transformers, below `vision_model.`, for a canonical name below `vision.`."""
     return _layered(name, "encoder.layers", _clip_suffix)
 
 
@@ -145,7 +145,7 @@ def _layered(name: str, layers: str, translate: Callable[[str], str]) -> str:
 
 
 def detect_layout(names: Set[str], *, with_rpn: bool, where: str) -> Layout:
-    """The layout whose decoder layers are among `names`; SDRPN is LLAVA with an RPN, which the config announces.
+    """The layout whose decoder layers are among `names`; SDRPN is LLAVA with an RPN, which the config declares.
 
     Raises BadCheckpoint when there is none.
     """
@@ -155,24 +155,24 @@ def detect_layout(names: Set[str], *, with_rpn: bool, where: str) -> Layout:
             return found.with_linear_projector() if f"{_LINEAR_PROJECTOR}.weight" in names else found
     known = ", ".join(f"{layout.llm}layers.N.*" for layout in _KNOWN)
     raise BadCheckpoint(
-        f"{where} holds no LLaVA that is known: expected tensors named {known}; "
+        f"{where} has no known layout of LLaVA: expected tensors named {known}; "
         f"found {len(names)} others, such as {min(names, default='none')}"
     )
 
 
 def detect_vision_prefix(names: Set[str], prefixes: Sequence[str]) -> str | None:
-    """The first prefix under which `names` hold the layers of a vision tower, or None."""
+    """The first prefix under which `names` has the layers of a vision tower, or None."""
     return next((p for p in prefixes if any(name.startswith(f"{p}encoder.layers.") for name in names)), None)
 
 
 class NameTable:
-    """From the names that any layout has for a model's tensors to their canonical ones.
+    """Translate the names of a model's tensors in any layout to their canonical names.
 
-    For files that hold some of them and say nothing of a layout: adapters, projectors apart.
+    For files that have some of the tensors and do not state a layout: adapters, separate projectors.
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        """`names`: the canonical ones."""
+        """`names`: the canonical names."""
         layouts = [*_EVERY, *([] if "projector.fc2.weight" in names else [LLAVA.with_linear_projector()])]
         self._vision = tuple({prefix for layout in _EVERY for prefix in layout.vision if "." in prefix[:-1]})
         self._canonical = {
@@ -180,10 +180,10 @@ class NameTable:
         }
 
     def canonical(self, file_name: str, *, where: str) -> str | None:
-        """The canonical name; None for a part of the model that is never computed, as the tower's last layers.
+        """The canonical name; None for a part of the model that is never computed, such as the tower's last layers.
 
-        What wraps a model puts `base_model.` and `model.` before its names, once or twice, or takes one away. Raises
-        BadCheckpoint for a name that has no place.
+        Wrappers prefix names with `base_model.` and `model.`, once or twice, or remove one of them. Raises
+        BadCheckpoint for an unknown name.
         """
         bare = file_name.removeprefix("base_model.").removeprefix("model.")
         candidates = (bare, f"model.{bare}", bare.removeprefix("model."), file_name)

@@ -1,4 +1,4 @@
-"""How pictures are prepared, as a checkpoint's processor says: honoured, or refused by name. Knows no pixels."""
+"""How a checkpoint's processor prepares pictures: supported settings, and those refused by name. Knows no pixels."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ Rgb = tuple[float, float, float]
 
 _DEFAULT_MEAN, _DEFAULT_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _RESCALE_FACTOR = 1 / 255
-_LARGEST = 1e6  # of means and deviations; those of values that are not divided by 255 go up to 255
+_LARGEST = 1e6  # for means and deviations; those for values that are not divided by 255 go up to 255
 _BICUBIC = 3  # of PIL.Image.Resampling
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What becomes of a picture: (value / 255 - mean) / std, and how it becomes a square."""
+    """How pictures are normalised, (value / 255 - mean) / std, and how they become squares."""
 
     mean: Rgb
     std: Rgb
-    border: tuple[int, int, int] | None  # RGB of the padding where it is not the mean's
-    fit: Fit  # what transformers' processor with this config does
+    border: tuple[int, int, int] | None  # RGB of the padding where it is not the mean colour
+    fit: Fit  # what the processor of transformers does with this config
     config: ConfigSection
 
     def require_fit(self, fit: Fit, side_px: int) -> None:
-        """Raise BadCheckpoint where the sizes are not the tower's, or where cutting is wanted and done otherwise."""
+        """Raise BadCheckpoint for sizes other than the tower's, or where `fit` needs another kind of resize."""
         config = self.config
         for name in ("size", "crop_size"):
             side = _side(config, name)
             if side is not None and side != side_px:
                 raise BadCheckpoint(f"{config.where}: {name} is {side}; the vision tower sees {side_px} px")
         if fit == "pad":
-            return  # what this processor resizes was made a square before: it neither cuts nor squashes anything
+            return  # the picture is square before this processor resizes it: nothing is cut or distorted
         config.require("do_resize", True)
         config.require("do_center_crop", True)
         size = config.get("size", {"shortest_edge": side_px})
         if isinstance(size, dict) and "shortest_edge" not in size:
             raise BadCheckpoint(
-                f"{config.where}: size is {size!r}, which squashes pictures; expected a shortest_edge to cut them to: "
+                f"{config.where}: size is {size!r}, which distorts pictures; expected a shortest_edge to cut them to: "
                 "pad them instead",
                 options=("fit pad",),
             )
 
 
 def read_processor(folder: Path) -> Processor:
-    """The processor of a checkpoint or a vision tower; CLIP's where the folder says nothing. Raises BadCheckpoint."""
+    """The processor of a checkpoint or a vision tower; CLIP's where the folder has none. Raises BadCheckpoint."""
     config = read_optional_config(folder / "preprocessor_config.json")
     if not config.values:
         config = read_optional_config(folder / "processor_config.json").section("image_processor")
@@ -66,7 +66,7 @@ def read_processor(folder: Path) -> Processor:
     if not 0 < factor < float("inf"):
         raise config.wrong("rescale_factor", factor, "a number above 0")
     if abs(factor * 255 - 1) > 1e-6:
-        # (value * factor - mean) / std, written with value / 255.
+        # (value * factor - mean) / std, rewritten in terms of value / 255.
         mean, std = _divided(mean, 255 * factor), _divided(std, 255 * factor)
     same = tuple(int(255 * value) for value in mean) == border
     red, green, blue = border
@@ -91,7 +91,7 @@ def _rgb(config: ConfigSection, key: str, default: Rgb) -> Rgb:
 
 
 def _side(config: ConfigSection, key: str) -> int | None:
-    """The side of a size as transformers writes it: a number, a shortest edge, or height and width; None: not given."""
+    """The side of a size as transformers writes it: a number, a shortest edge, or height and width; None if absent."""
     value = config.get(key)
     sides = list(value.values()) if isinstance(value, dict) else [value]
     if value is None or not sides:

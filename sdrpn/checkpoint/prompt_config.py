@@ -1,7 +1,7 @@
-"""From a checkpoint's JSON files to how a question becomes tokens: template and special tokens.
+"""From a checkpoint's JSON files to the prompt: template and special tokens.
 
-Ids are looked for where transformers looks for them, in its order. Training code writes -1 or null for a token that a
-model does not have, and lists where it has several; an id that no token of the model has never counts.
+Ids are read from the same places as in transformers, in the same order. Training code writes -1 or null for a missing
+token, and lists for several; ids outside the vocabulary are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdrpn.text.conversations import CONVERSATIONS
 __all__ = ["chat_template", "image_token_id", "named_template", "prompt_spec", "with_template"]
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_DEFAULT_IDS = {"bos_token_id": 1, "eos_token_id": 2}  # of transformers' LlamaConfig
+_DEFAULT_IDS = {"bos_token_id": 1, "eos_token_id": 2}  # the defaults of LlamaConfig in transformers
 _MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 
 
@@ -61,14 +61,14 @@ def named_template(text: str) -> str:
 
 
 def with_template(spec: ModelSpec, template: str, folder: Path) -> ModelSpec:
-    """The same model, asked in another way; `folder` has the tokenizer's config."""
+    """The spec with another prompt template; `folder` has the tokenizer's config."""
     special: dict[str, str] = {} if template in CONVERSATIONS else _texts(folder)
     prompt = dataclasses.replace(spec.prompt, template=template, special_tokens=special)
     return dataclasses.replace(spec, prompt=prompt)
 
 
 def _named_templates(config: ConfigSection) -> dict[str, str]:
-    """One template, or several as a list or an object, each with a name."""
+    """The templates by name, from one template, or from a list or an object of several."""
     value = config.get("chat_template", "")
     if isinstance(value, str):
         return {"default": value} if value.strip() else {}
@@ -80,17 +80,17 @@ def _named_templates(config: ConfigSection) -> dict[str, str]:
 
 
 def image_token_id(config: ConfigSection) -> int | None:
-    """Of the token that stands for the image; None where there is none, as LLaVA's own -200 says."""
+    """The id of the image token; None where there is none, which LLaVA's own -200 means."""
     keys = ("image_token_index", "image_token_id")
     if all(config.get(key) is None for key in keys):
-        return 32000  # of transformers' LlavaConfig
+        return 32000  # the default of LlavaConfig in transformers
     return next((token_id for key in keys for token_id in _ids(config, key)), None)
 
 
 def prompt_spec(
     tokens: ConfigSection, config: ConfigSection, folder: Path, *, template: str, image_token_id: int | None
 ) -> PromptSpec:
-    """Template and special tokens; `tokens` is the section that has their ids, `config` the whole file."""
+    """The prompt's template and special tokens; `tokens` is the section with their ids, `config` the whole file."""
     generation = read_optional_config(folder / "generation_config.json")
     model = (tokens, config)
     tokenizer = read_optional_config(folder / "tokenizer_config.json")
@@ -107,13 +107,13 @@ def prompt_spec(
 
 
 class _SpecialTokens:
-    """What the configs and the tokenizer of one folder say about special tokens."""
+    """The special tokens according to the configs and the tokenizer of one folder."""
 
     def __init__(self, folder: Path, tokenizer: ConfigSection, *, vocabulary: int) -> None:
         self._folder, self._tokenizer, self._vocabulary = folder, tokenizer, vocabulary
 
     def ids(self, key: str, *sections: ConfigSection) -> tuple[int, ...]:
-        """Of the first section that has any, else of the tokenizer, else LLaMA's where nothing is said at all."""
+        """The ids in the first section that has any, else the tokenizer's, else LLaMA's defaults."""
         for section in sections:
             known = tuple(token_id for token_id in _ids(section, key) if token_id < self._vocabulary)
             if known:
@@ -126,7 +126,7 @@ class _SpecialTokens:
         return () if said else (_DEFAULT_IDS[key],)
 
     def _added_tokens(self) -> Iterator[tuple[int, str]]:
-        """Ids and texts, from wherever they may be written."""
+        """Ids and texts of added tokens, from all files that may list them."""
         for token_id, token in self._tokenizer.section("added_tokens_decoder").values.items():
             if token_id.isdecimal() and isinstance(token, dict):
                 yield int(token_id[:10]), str(token.get("content"))
@@ -141,9 +141,9 @@ class _SpecialTokens:
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    """Special tokens by name, as a chat template knows them; an empty one is one that the tokenizer says it lacks."""
+    """Special tokens by the names that chat templates use; an empty text: the tokenizer says that it has none."""
     entries = dict(read_optional_config(folder / "tokenizer_config.json").values)
-    if "added_tokens_decoder" not in entries:  # written by transformers before 4.34, which has a second file
+    if "added_tokens_decoder" not in entries:  # written by transformers before 4.34, with a second file
         entries |= read_optional_config(folder / "special_tokens_map.json").values
     texts = {}
     for name in _TOKEN_NAMES:
@@ -156,7 +156,7 @@ def _texts(folder: Path) -> dict[str, str]:
 
 
 def _ids(section: ConfigSection, key: str) -> tuple[int, ...]:
-    """The ids of an entry, which may be one or a list; negative ones stand for none."""
+    """The ids of an entry, which may be one id or a list; negative ids mean none."""
     value = section.get(key, [])
     ids = tuple(value) if isinstance(value, list) else (value,)
     for token_id in ids:

@@ -1,6 +1,6 @@
-"""Checkpoints of any size with random weights, for tests, examples and measurements. Nothing of them is trained.
+"""Untrained checkpoints of any size with random weights, for tests, examples and measurements.
 
-Weights are drawn and written tensor by tensor: a 7B model needs the memory of its largest tensor.
+Weights are drawn and written tensor by tensor: a 7B model needs memory for its largest tensor only.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def write_random_checkpoint(
 ) -> None:
     """Write a model of `spec` to the new or empty folder `path`; `open_checkpoint` reads `spec` back from it.
 
-    The same seed gives the same weights in every layout. What a layout cannot say is not kept: the tap of a model
+    The same seed gives the same weights in every layout. What a layout cannot express is dropped: the tap of a model
     without RPN, and a chat template.
 
     Args:
-        layout: whose names and config; the first two keep the vision tower in `clip/`
+        layout: the layout of names and config; the first two store the vision tower in `clip/`
         dtype: float32, float16 or bfloat16
         with_tokenizer: also write a byte-level tokenizer, for a vocabulary of 260 tokens or more
         roi_gain: factor on the RoI logits; over the map they vary by about roi_gain / sqrt(heads) around an offset
             that depends on the question
-    Raises BadInput for a spec that the layout cannot hold, or a folder that is not empty.
+    Raises BadInput for a spec that the layout cannot express, or a folder that is not empty.
     """
     if spec.rpn is not None and layout != "sdrpn":
         raise BadInput(f"the layout {layout} has no place for an RPN; use sdrpn, or a spec without one")
@@ -82,14 +82,14 @@ def write_random_checkpoint(
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
-    """Draw one tensor; it depends on its canonical name, its shape and the seed alone.
+    """Draw one tensor; it depends only on its canonical name, its shape and the seed.
 
     Matrices keep the variance of their input, norms are near 1, embeddings have unit variance: activations and
-    logits stay in a range that float16 holds and that tells tokens apart.
+    logits stay in the range of float16, and logits differ between tokens.
     """
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     noise = np.random.default_rng(int.from_bytes(digest[:8], "little")).standard_normal(shape, dtype=np.float32)
-    noise *= np.float32(_deviation(name, shape))  # in place: one copy of the largest tensor is enough
+    noise *= np.float32(_deviation(name, shape))  # in place: only one copy of the largest tensor in memory
     return noise + 1 if "norm" in name and name.endswith("weight") else noise
 
 
@@ -134,7 +134,7 @@ def _write_tower(folder: Path, spec: ModelSpec, shapes: Shapes, seed: int, dtype
     _write_weights(folder, own, file_names, dtype, seed, {})
 
 
-# Configs, as the layouts' own code writes them ----------------------------------------------------------------------
+# Configs, as the code of each layout writes them ----------------------------------------------------------------------
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ def _preprocessor_config(vision: VisionSpec) -> dict[str, Any]:
 
 
 def _write_tokenizer(path: Path, spec: ModelSpec) -> None:
-    """Byte-level BPE without merges: a token is a byte. Special tokens keep the ids that the spec gives them."""
+    """Write a byte-level BPE without merges: a token is a byte. Special tokens have the ids of the spec."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     special = {

@@ -1,4 +1,4 @@
-"""An RPN on its own: `rpn.safetensors` and `rpn.json`, small enough to lie beside any base checkpoint."""
+"""A separate RPN: `rpn.safetensors` and `rpn.json`, small enough to keep beside any base checkpoint."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class RpnFile:
-    """What `rpn.json` says and where the weights lie."""
+    """The content of `rpn.json`, and the path of the weights."""
 
     weights: Path
     config: Path
     tap_layer: int  # K of the model that it was trained on
     rpn: RpnSpec
     note: str = ""
-    fit: Fit = "pad"  # how pictures became squares when it was trained
+    fit: Fit = "pad"  # how pictures were made square in its training
 
 
 def read_rpn(path: Path) -> RpnFile:
@@ -77,8 +77,8 @@ def write_rpn(
     """Write the RPN of a model to `folder`, which may be that of its base checkpoint.
 
     Args:
-        spec: with an RPN; ValueError without
-        read: the tensor of a canonical name (`rpn.layers.0.input_norm.weight`)
+        spec: must have an RPN, else ValueError
+        read: gives the tensor of a canonical name (`rpn.layers.0.input_norm.weight`)
         dtype: float32 or float16
     """
     if spec.rpn is None:
@@ -88,7 +88,7 @@ def write_rpn(
     with replacing_file(file.weights) as path, SafetensorsWriter(path, shapes, np.dtype(dtype)) as writer:
         for name in shapes:
             writer.write(name, read(f"rpn.{name}"))
-    # Last: an RPN without its description is not read.
+    # Written last: an RPN without its description is not read.
     with replacing_file(file.config) as path:
         path.write_text(json.dumps(_description(file), indent=1) + "\n", "utf-8")
     return file

@@ -1,7 +1,7 @@
 """The safetensors format, one tensor at a time. Knows nothing about models.
 
-The library of that name maps a whole file for as long as it is open, and writes only from a complete dict. A 7B
-checkpoint is 13 GB: here every array maps its own bytes and nothing else, and the writer streams.
+The safetensors library maps the whole file while it is open, and writes only from a complete dict. A 7B checkpoint is
+13 GB: here every array maps only its own bytes, and the writer streams.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-# The library takes 100 MB; the header of the largest model is under 1, and a parser needs many times its size.
+# The library accepts 100 MB; the header of the largest model is under 1 MB, and a parser needs many times its size.
 MAX_HEADER_BYTES = MAX_JSON_BYTES
-_MOST_DIMS = 32  # of NumPy's arrays, in every release
+_MOST_DIMS = 32  # the limit of NumPy's arrays, in every release
 
 
 class SafetensorsReader:
-    """One .safetensors file: its header is read and checked at once, its tensors when asked for.
+    """One .safetensors file: its header is read and checked at once, its tensors on demand.
 
-    A type that is not known stops nobody who does not read such a tensor. Raises BadCheckpoint for a header that cannot
-    be read, or whose tensors do not fill the file.
+    A tensor of an unknown type is an error only when it is read. Raises BadCheckpoint for a header that cannot be read,
+    or whose tensors do not fill the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class SafetensorsReader:
         self.tensors = _read_header(path)
 
     def read(self, name: str) -> Array:
-        """The tensor as a read-only array that maps its own bytes of the file and keeps nothing else alive."""
+        """The tensor as a read-only array that maps only its own bytes of the file."""
         tensor = self.tensors[name]
         if tensor.is_opaque:
             raise BadCheckpoint(f"{self.path}: {short(name)} is stored as {tensor.stored_as}, which is not supported")
@@ -75,7 +75,7 @@ class SafetensorsReader:
         return mapped.view(np.ndarray)
 
     def close(self) -> None:
-        """Nothing is held open between reads."""
+        """Does nothing: no file is open between reads."""
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
@@ -106,7 +106,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 
 @dataclass(frozen=True)
 class _Extent:
-    """One entry of a header; bytes count from the end of the header."""
+    """One entry of a header; byte offsets count from the end of the header."""
 
     code: str
     shape: tuple[int, ...]
@@ -114,12 +114,12 @@ class _Extent:
     end: int
 
     def tensor(self, first_byte: int) -> StoredTensor:
-        """With its place in the file."""
+        """The tensor with its place in the file."""
         return stored_tensor(DTYPES.get(self.code, OPAQUE), self.shape, first_byte + self.begin, self.code)
 
 
 def _extent(path: Path, name: str, entry: object) -> _Extent:
-    """Raises BadCheckpoint where the entry is not what the format has, or its bytes are not those of its shape."""
+    """Parse an entry. Raises BadCheckpoint where it is malformed, or its bytes do not match its shape."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise _damaged(path, f"{short(name)} has no dtype")
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
@@ -144,17 +144,17 @@ def _are_whole(values: Any) -> TypeGuard[list[int]]:
 
 
 def _require_filled(path: Path, extents: Mapping[str, _Extent], data_bytes: int) -> None:
-    """The format has every byte in exactly one tensor: overlaps would be one weight under two names."""
+    """Check that every byte belongs to exactly one tensor, as the format says."""
     end, before = 0, "the header"
     for name, extent in sorted(extents.items(), key=lambda item: (item[1].begin, item[1].end)):
         if extent.begin < end:
-            raise _damaged(path, f"{short(name)} lies over {short(before)}")
+            raise _damaged(path, f"{short(name)} overlaps {short(before)}")
         if extent.begin > end:
             raise _damaged(path, f"{extent.begin - end} bytes before {short(name)} belong to no tensor")
         end, before = extent.end, name
     if end > data_bytes:
         raise BadCheckpoint(
-            f"{path} is truncated: {short(before)} ends at byte {end} behind the header, the file has {data_bytes}; "
+            f"{path} is truncated: {short(before)} ends at byte {end} after the header, the file has {data_bytes}; "
             f"download it again"
         )
     if end < data_bytes:
@@ -166,9 +166,9 @@ def _damaged(path: Path, what: str) -> BadCheckpoint:
 
 
 class SafetensorsWriter:
-    """Write tensors one after the other, in the order of `shapes`; the header goes first. A context manager.
+    """Write tensors in the order of `shapes`, after the header. A context manager.
 
-    A file that was left early is not whole: write to a temporary name and rename it (`sdrpn.host.atomic`).
+    A file that is closed early is incomplete: write to a temporary name and rename it (`sdrpn.host.atomic`).
     """
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
@@ -183,11 +183,11 @@ class SafetensorsWriter:
         return self
 
     def write(self, name: str, array: Array) -> None:
-        """The next tensor; raises ValueError for another one than the header promises."""
+        """Write the next tensor. Raises ValueError where it is not the one that the header lists next."""
         expected_name, expected_shape = next(iter(self._pending.items()), ("nothing", ()))
         if (name, array.shape) != (expected_name, expected_shape):
             raise ValueError(
-                f"{name} {array.shape} was written where {expected_name} {expected_shape} should come; "
+                f"{name} {array.shape} was written where {expected_name} {expected_shape} was expected; "
                 f"write in the order of the shapes"
             )
         self._file.write(np.ascontiguousarray(array, dtype=self._dtype).view(np.uint8).data)
@@ -202,12 +202,12 @@ class SafetensorsWriter:
 
 
 def _header_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without this
     begin = 0
     for name, shape in shapes.items():
         end = begin + math.prod(shape) * dtype.itemsize
         entries[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8, so that it can be mapped aligned
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8, so that maps are aligned
     return len(text).to_bytes(8, "little") + text

@@ -1,8 +1,8 @@
-"""Convert SentencePiece's `tokenizer.model` into what the `tokenizers` library runs, or refuse.
+"""Convert SentencePiece's `tokenizer.model` for the `tokenizers` library, or refuse.
 
-transformers 5 converts `tokenizer.model` too, but orders merges by id instead of by score and swallows leading
-spaces: other ids than those with which LLaVA was trained. So the few steps are here. What the model says about itself
-is read first; what cannot be converted exactly is refused by name, and the rest is held against the original.
+transformers 5 converts `tokenizer.model` too, but orders merges by id instead of by score and drops leading spaces,
+which gives other ids than LLaVA was trained with. So the conversion is done here. The model's own settings are read
+first; those that cannot be converted exactly are refused by name, and the result is compared with the original.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["tokenizer_from_sentencepiece"]
 _SPACE = "▁"
 _BPE, _MODEL_TYPES = 2, {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}  # TrainerSpec.ModelType
 _USER_DEFINED = 4  # ModelProto.SentencePiece.Type
-# Converted and original tokenizer have to agree on these: spaces everywhere, line ends, scripts, bytes.
+# Texts on which converted and original tokenizer must agree: spaces everywhere, newlines, scripts, bytes.
 _PROBES = (
     "What is written on the plate?",
     " leading and  double spaces ",
@@ -44,7 +44,7 @@ _RANDOM_PROBES = 300
 
 @dataclass(frozen=True)
 class _Model:
-    """What a `tokenizer.model` holds: the library's processor, and the message that it was read from."""
+    """A `tokenizer.model`: the library's processor, and the protobuf message that it was read from."""
 
     path: Path
     processor: Any
@@ -52,17 +52,18 @@ class _Model:
 
     @property
     def user_defined(self) -> list[str]:
-        """Pieces that are found before anything is merged, longest first."""
+        """Pieces that are matched before any merge, longest first."""
         return sorted((p.piece for p in self.proto.pieces if p.type == _USER_DEFINED), key=len, reverse=True)
 
 
 def tokenizer_from_sentencepiece(path: Path, *, add_bos: bool) -> Tokenizer:
-    """What the slow ("legacy") LLaMA tokenizer does, with which LLaVA was trained, whatever the config asks for.
+    """Convert to the behaviour of the slow ("legacy") LLaMA tokenizer, which LLaVA was trained with, whatever the
+    config says.
 
-    A space goes before every piece of text, also before one that starts with a space and after a special token;
-    BOS goes before all, with `add_bos`.
+    Every piece of text gets a leading space, even if it starts with a space or follows a special token; with
+    `add_bos`, BOS comes first.
 
-    Raises: BadCheckpoint for what is no such model, or cannot be converted exactly; MissingDependency.
+    Raises: BadCheckpoint for a file that is not such a model, or cannot be converted exactly; MissingDependency.
     """
     placeholder = describe_placeholder(path)
     if placeholder is not None:
@@ -87,7 +88,7 @@ def _read_model(path: Path) -> _Model:
     try:
         processor = SentencePieceProcessor(model_file=str(path))
         return _Model(path, processor, messages.ModelProto.FromString(processor.serialized_model_proto()))
-    except Exception as error:  # each library has its own
+    except Exception as error:  # each library raises its own types
         reason = " ".join(str(error).split())[:200]
         raise BadCheckpoint(f"{path} cannot be converted ({reason}); {_advice(path)}") from error
 
@@ -95,14 +96,14 @@ def _read_model(path: Path) -> _Model:
 def _require_convertible(model: _Model) -> None:
     normalizer, trainer = model.proto.normalizer_spec, model.proto.trainer_spec
     reasons = (
-        (trainer.model_type != _BPE, f"is a {_MODEL_TYPES.get(trainer.model_type, 'foreign')} model"),
+        (trainer.model_type != _BPE, f"is a {_MODEL_TYPES.get(trainer.model_type, 'non-standard')} model"),
         (normalizer.precompiled_charsmap, f"changes characters by the rules {normalizer.name or 'of its own'!r}"),
-        (model.proto.denormalizer_spec.precompiled_charsmap, "changes characters of what it decodes"),
+        (model.proto.denormalizer_spec.precompiled_charsmap, "changes characters of decoded text"),
         (not normalizer.escape_whitespaces, "keeps spaces as they are"),
-        (trainer.treat_whitespace_as_suffix, "puts spaces behind words"),
+        (trainer.treat_whitespace_as_suffix, "puts spaces after words"),
     )
-    for unfit, reason in reasons:
-        if unfit:
+    for is_unsupported, reason in reasons:
+        if is_unsupported:
             raise BadCheckpoint(f"{model.path} {reason}, which cannot be converted exactly; {_advice(model.path)}")
 
 
@@ -145,7 +146,7 @@ def _tokenizer(model: _Model, add_bos: bool) -> Tokenizer:
 
 
 def _set_normalizer(tokenizer: Tokenizer, model: _Model) -> None:
-    """Spaces before, after and inside, and back."""
+    """Set how spaces become pieces and are restored."""
     from tokenizers import Regex, decoders, normalizers
 
     spec = model.proto.normalizer_spec
@@ -163,10 +164,10 @@ def _set_normalizer(tokenizer: Tokenizer, model: _Model) -> None:
 
 
 def _find_first(tokenizer: Tokenizer, model: _Model) -> None:
-    """Cut the text at user-defined pieces: the longest at each place, also inside words, and nothing merges with one.
+    """Split the text at user-defined pieces: the longest at each place, also inside words, never merged with others.
 
-    Such a piece is whole then, and has to be taken as one token although no merges lead to it. The library does so for
-    any piece that is a whole part, which must not change what merges make of the others.
+    Such a piece must become one token although no merges produce it. The library has an option that does this for
+    every whole part that is a piece, which must not change the result for the others.
     """
     from tokenizers import Regex, pre_tokenizers
 
@@ -178,7 +179,7 @@ def _find_first(tokenizer: Tokenizer, model: _Model) -> None:
             continue
         found = [token.id for token in tokenizer.model.tokenize(piece)]
         if found != [token_id]:
-            raise ValueError(f"no merges lead to its piece {piece!r}, and it has user-defined pieces")
+            raise ValueError(f"no merges produce its piece {piece!r}, and it has user-defined pieces")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(escaped)), "isolated")
 
 
@@ -192,7 +193,7 @@ def _is_merged(original: Any, token_id: int) -> bool:
 
 
 def _merges(model: _Model) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, best score first.
+    """Every way to merge two pieces into a third, best score first.
 
     Pieces of spaces share one score, and SentencePiece then merges the leftmost pair: the longest left part first.
     """
@@ -211,7 +212,7 @@ def _merges(model: _Model) -> list[tuple[str, str]]:
     return [(left, right) for _, _, left, right in sorted(found)]
 
 
-# Held against the original -------------------------------------------------------------------------------------------
+# Comparison with the original -----------------------------------------------------------------------------------------
 
 
 def _require_same_ids(model: _Model, tokenizer: Tokenizer) -> None:
@@ -225,7 +226,7 @@ def _require_same_ids(model: _Model, tokenizer: Tokenizer) -> None:
 
 
 def _probes(model: _Model) -> Iterator[str]:
-    """Texts of all kinds, every user-defined piece inside and between words, and random rows of pieces."""
+    """Texts of all kinds, every user-defined piece inside and between words, and random sequences of pieces."""
     yield from _PROBES
     for piece in model.user_defined:
         for text in {piece, piece.replace(_SPACE, " ")}:
@@ -233,7 +234,7 @@ def _probes(model: _Model) -> Iterator[str]:
     rng = random.Random(0)
     normal = [p.piece for p in model.proto.pieces if p.type == 1]
     scores = Counter(p.score for p in model.proto.pieces if p.type == 1)
-    # Among equal scores SentencePiece merges the leftmost pair, the library the first in its list.
+    # Among equal scores SentencePiece merges the leftmost pair, the tokenizers library the first in its list.
     equal = [p.piece for p in model.proto.pieces if p.type == 1 and scores[p.score] > 1 and set(p.piece) != {_SPACE}]
     for pieces in (normal, equal, model.user_defined + normal[:50]):
         for _ in range(_RANDOM_PROBES if pieces else 0):

@@ -1,4 +1,4 @@
-"""Where the tensors of a model come from: folders and files, what each calls them, and which of them has which."""
+"""Where the tensors of a model come from: folders and files, the names in each, and which tensor is in which."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ __all__ = [
     "tower_source",
 ]
 
-PARTS = ("vision", "projector", "llm", "rpn")  # the first word of a canonical name
+PARTS = ("vision", "projector", "llm", "rpn")  # the first component of a canonical name
 _FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
-_TOWER_PREFIXES = ("vision_model.", "")  # in a CLIP folder of its own
+_TOWER_PREFIXES = ("vision_model.", "")  # in a separate CLIP folder
 _QUANTIZED_NAMES = (".qweight", ".SCB", ".weight.absmax", ".weight.quant_state")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """One folder or file that tensors can come from, and what it calls them. Two sources are never equal."""
+    """One folder or file that tensors can come from, and the names in it. Compared by identity."""
 
     path: Path
     files: tuple[Path, ...]
@@ -48,20 +48,20 @@ class Source:
     file_name: Callable[[str], str]
     layout: str = ""
     has_vision: bool = True
-    is_whole: bool = True  # False: it has a few tensors, and that others are missing is no fault of it
+    is_whole: bool = True  # False: it has only some tensors, and missing ones are not an error
 
     def has(self, name: str) -> bool:
         """Whether it has the tensor of a canonical name."""
         return self.file_name(name) in self.tensors.names
 
 
-# For each part of a model, where to look for it, in order.
+# For each part of a model, the sources to search, in order.
 Sources: TypeAlias = dict[str, list[Source]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """One tensor: where it is stored, and what an adapter makes of it."""
+    """One tensor: where it is stored, and how an adapter changes it."""
 
     source: Source
     file_name: str
@@ -69,9 +69,9 @@ class Place:
     change: LowRank | None = None
 
     def read(self) -> NDArray[Any]:
-        """The tensor as it is stored, or as it is after the change, in float32 or float64.
+        """The tensor as it is stored, or after the change, in float32 or float64.
 
-        Raises BadCheckpoint where the change makes numbers that are not finite.
+        Raises BadCheckpoint where the changed tensor is not finite.
         """
         stored = self.source.tensors.read(self.file_name)
         if self.adapter is None or self.change is None:
@@ -82,14 +82,14 @@ class Place:
         found = merged(stored, down, read(change.up), change, magnitude)
         if not np.isfinite(found).all():
             raise BadCheckpoint(
-                f"{self.file_name} of {self.source.path} is not finite once {change.up} is merged into it; one of them "
-                f"is damaged: download them again"
+                f"{self.file_name} of {self.source.path} is not finite after {change.up} is merged into it; one of "
+                f"them is damaged: download them again"
             )
         return found
 
 
 def checkpoint_source(folder: Path, *, with_rpn: bool) -> Source:
-    """A folder with a model's own weights. Raises BadCheckpoint where there are none, or of no known layout."""
+    """A folder with a model's own weights. Raises BadCheckpoint where there are none, or their layout is unknown."""
     files = weight_files(folder)
     tensors = TensorFolder(files)
     layout = detect_layout(tensors.names, with_rpn=with_rpn, where=str(folder))
@@ -113,13 +113,13 @@ def tower_source(tower: Path) -> Source:
 
 
 def rpn_source(file: RpnFile) -> Source:
-    """An RPN of ours."""
+    """A separate RPN that sdrpn wrote."""
     tensors = TensorFolder((file.weights,))
     return Source(file.weights.parent, (file.weights,), tensors, lambda name: name.removeprefix("rpn."))
 
 
 def some_tensors(file: Path, tensors: TensorFolder, names: Mapping[str, str]) -> Source:
-    """A file with a few tensors: canonical name -> name in the file."""
+    """A file with some tensors: canonical name -> name in the file."""
     return Source(file.parent, (file,), tensors, lambda name: names.get(name, ""), is_whole=False)
 
 
@@ -127,7 +127,7 @@ def some_tensors(file: Path, tensors: TensorFolder, names: Mapping[str, str]) ->
 
 
 def place_tensors(spec: ModelSpec, sources: Sources) -> dict[str, Place]:
-    """For each tensor that the spec needs: where it lies and under which name.
+    """For each tensor that the spec needs: where it is stored and under which name.
 
     Raises BadCheckpoint for tensors that are missing, of another shape, or of a type that holds no weights.
     """
@@ -148,7 +148,7 @@ def place_tensors(spec: ModelSpec, sources: Sources) -> dict[str, Place]:
 
 
 def _stored_as(name: str, spec: ModelSpec) -> tuple[str, ...]:
-    """A tied head is the embedding table, unless a head is stored all the same, as transformers has it."""
+    """Names that a tensor may be stored under. A tied head is the embedding table, unless a head is stored as well."""
     tied = ("llm.head.weight", "llm.embed.weight")
     if not spec.llm.tied_embeddings or name not in tied:
         return (name,)
@@ -169,7 +169,7 @@ def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> 
         advice = (
             "is this the right vision tower? name another one"
             if about_vision
-            else "config.json and the weights are not of one model"
+            else "config.json and the weights do not belong together"
         )
         raise BadCheckpoint(
             f"{file_name} of {source.path} has the shape {list(found)}; expected {list(expected)}: {advice}",
@@ -178,7 +178,7 @@ def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> 
 
 
 def _require_whole_projector(spec: ModelSpec, places: Mapping[str, Place]) -> None:
-    """A projector of more layers than the config says would be computed in part."""
+    """Raise for a projector with more layers than the config says: only a part of it would be computed."""
     layers = spec.vision.projector_layers
     source = places["projector.fc1.weight"].source
     extra = f"projector.fc{layers + 1}.weight"
@@ -208,7 +208,7 @@ def _missing_error(
     text = f"{file_name} {list(expected)} is missing from {source.path}"
     if len(missing) > 1:
         text += f" (and {len(missing) - 1} more)"
-    # A name that is in use already is no misspelling of this one.
+    # A name that another tensor uses cannot be a misspelling of this one.
     unused = source.tensors.names - {place.file_name for place in placed if place.source is source}
     similar = difflib.get_close_matches(file_name, sorted(unused), n=1)
     if similar:

@@ -1,7 +1,7 @@
 """The canonical names of a model's tensors and their shapes. A table; reads no file.
 
-Everything behind a checkpoint (the PyTorch model, the export) uses these names and no others. Matrices are stored
-(out, in), as PyTorch's Linear has them.
+Everything that reads a checkpoint (the PyTorch model, the export) uses only these names. Matrices are stored (out, in),
+as in PyTorch's Linear.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ __all__ = ["RPN_LAST_LAYER", "Shapes", "llm_shapes", "projector_shapes", "rpn_sh
 
 Shapes = dict[str, tuple[int, ...]]
 
-# The last RPN layer scores the image tokens by its query and key; nothing else of it is ever used.
+# The last RPN layer scores the image tokens by its query and key; nothing else of it is used.
 RPN_LAST_LAYER = ("input_norm.weight", "attention.q.weight", "attention.k.weight")
 
 
 def tensor_shapes(spec: ModelSpec) -> Shapes:
-    """Every tensor that `spec` needs, in the order of the computation."""
+    """Every tensor that `spec` needs, in the order of computation."""
     shapes = vision_shapes(spec.vision) | projector_shapes(spec) | llm_shapes(spec.llm)
     if spec.rpn is not None:
         shapes |= {f"rpn.{name}": shape for name, shape in rpn_shapes(spec.llm, spec.rpn.layers).items()}
@@ -27,7 +27,7 @@ def tensor_shapes(spec: ModelSpec) -> Shapes:
 
 
 def vision_shapes(vision: VisionSpec) -> Shapes:
-    """CLIP up to the hidden state that is selected; later layers and the post-layernorm are not needed."""
+    """CLIP up to the selected hidden state; later layers and the post-layernorm are not needed."""
     width, patch = vision.width, vision.patch_size_px
     shapes: Shapes = {
         "vision.class_embedding": (width,),
@@ -47,7 +47,7 @@ def vision_shapes(vision: VisionSpec) -> Shapes:
 
 
 def projector_shapes(spec: ModelSpec) -> Shapes:
-    """Linear layers with a GELU between any two."""
+    """The projector: linear layers with a GELU between them."""
     shapes: Shapes = {}
     for number, (inputs, outputs) in enumerate(pairwise(spec.projector_widths), start=1):
         shapes |= _affine(f"projector.fc{number}", outputs, inputs)

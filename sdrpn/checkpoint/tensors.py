@@ -1,4 +1,4 @@
-"""All tensors of a folder under the names that its files use, however many files they are spread over."""
+"""All tensors of a folder under the names in its files, over any number of files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from sdrpn.errors import BadCheckpoint
 __all__ = ["RPN_WEIGHTS_NAME", "TensorFolder", "has_weights", "weight_files"]
 
 RPN_WEIGHTS_NAME = "rpn.safetensors"
-# What else people have a model in.
+# Other formats that models are stored in.
 _OTHER_FORMS = {
     ".gguf": "weights of llama.cpp, quantised",
     ".h5": "weights of TensorFlow",
     ".msgpack": "weights of Flax",
-    ".onnx": "a graph that is exported already",
-    ".pt": "saved by PyTorch, in a form of its own",
+    ".onnx": "an exported graph",
+    ".pt": "saved by PyTorch, in a custom form",
     ".pth": "LLaMA's original shards, or saved by PyTorch in a form of its own",
 }
-# Tensors that lie beside a model's and are not among them.
+# Files beside a model's weights that do not belong to them.
 _OTHER_NAMES = (RPN_WEIGHTS_NAME, "adapter_model.safetensors", "mm_projector.safetensors")
 
 
 class TensorFile(Protocol):
-    """A reader of one file."""
+    """Reads the tensors of one file."""
 
     @property
     def path(self) -> Path: ...
@@ -70,19 +70,19 @@ class TensorFolder:
         return frozenset(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """From the header alone."""
+        """Read from the header only."""
         return self._files[name].tensors[name].shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """From the header alone."""
+        """Read from the header only."""
         return self._files[name].tensors[name].dtype
 
     def stored_as(self, name: str) -> str:
-        """The type, for messages: NumPy's name, or the file's own where NumPy has none such."""
+        """The type, for messages: NumPy's name, or the file's where NumPy has no such type."""
         return self._files[name].tensors[name].stored_as
 
     def read(self, name: str) -> NDArray[Any]:
-        """The array as stored. Only the file that was read last stays open, so a shard is let go before the next."""
+        """The array as stored. Only the file that was read last stays open, so each shard is closed before the next."""
         file = self._files[name]
         if self._last is not None and self._last is not file:
             self._last.close()
@@ -90,7 +90,7 @@ class TensorFolder:
         return file.read(name)
 
     def close(self) -> None:
-        """Let go of the file that was read last."""
+        """Close the file that was read last."""
         if self._last is not None:
             self._last.close()
 
@@ -100,9 +100,9 @@ def _open_file(path: Path) -> TensorFile:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold a folder's weights, safetensors before `.bin`; an RPN of ours is not among them.
+    """The files with a folder's weights, safetensors before `.bin`; without a separate RPN.
 
-    Raises BadCheckpoint when there are none, or when an index names a file that is missing or lies elsewhere.
+    Raises BadCheckpoint when there are none, or when an index names a file that is missing or in another folder.
     """
     for find in (_indexed("*.safetensors.index.json"), _safetensors, _indexed("*.bin.index.json"), _torch_files):
         files = find(folder)
@@ -111,8 +111,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     other = next((path for path in sorted(folder.glob("*")) if path.suffix in _OTHER_FORMS), None)
     if other is not None:
         raise BadCheckpoint(
-            f"{folder} holds {other.name} ({_OTHER_FORMS[other.suffix]}), which is not read, and has no weights beside "
-            f"it; expected *.safetensors or pytorch_model*.bin: download the model in one of these"
+            f"{folder} holds {other.name} ({_OTHER_FORMS[other.suffix]}), which is not supported, and no other "
+            f"weights; expected *.safetensors or pytorch_model*.bin: download the model in one of these"
         )
     raise BadCheckpoint(
         f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin; download the weight files too"
@@ -120,7 +120,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder has a model's own weights or an index of them, whole or not."""
+    """Whether a folder has weights of a model or an index of them, complete or not."""
     indexes = (path for pattern in ("*.safetensors.index.json", "*.bin.index.json") for path in folder.glob(pattern))
     return bool(_safetensors(folder) or _torch_files(folder) or any(indexes))
 
@@ -130,7 +130,7 @@ def _safetensors(folder: Path) -> tuple[Path, ...]:
 
 
 def _torch_files(folder: Path) -> tuple[Path, ...]:
-    # Not every .bin: training_args.bin and the optimizer's files lie in the same folder.
+    # Not every .bin file: training_args.bin and the optimizer's files are in the same folder.
     return tuple(sorted(folder.glob("pytorch_model*.bin")))
 
 
@@ -152,13 +152,13 @@ def _files_of_index(index: Path) -> tuple[Path, ...]:
     shard_names = sorted(set(weight_map.values()))
     for name in shard_names:
         if not _exists(index.parent / name):
-            raise BadCheckpoint(f"{index} names {short(name)}, which is not there; download the missing shard")
+            raise BadCheckpoint(f"{index} names {short(name)}, which does not exist; download the missing shard")
         require_model_file(index.parent / name)
     return tuple(index.parent / name for name in shard_names)
 
 
 def _exists(path: Path) -> bool:
-    """Whether anything is there; a name that is too long is not."""
+    """Whether a path exists; one that is too long does not."""
     try:
         path.stat()
     except (OSError, ValueError):

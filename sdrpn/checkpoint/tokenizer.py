@@ -1,4 +1,4 @@
-"""Bring a checkpoint's tokenizer into the bundle as `tokenizer.json`, and try it with the checkpoint's prompt."""
+"""Write a checkpoint's tokenizer to the bundle as `tokenizer.json`, and try it with the checkpoint's prompt."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tokenizer_of(source: Checkpoint) -> Tokenizer:
 
 
 def _require_prompt(tokenizer: Tokenizer, source: Checkpoint) -> None:
-    """Put a question, so that nobody waits for an export that cannot be asked."""
+    """Tokenise a question, so that a model that cannot be asked fails before the export."""
     spec = source.spec
     prompt = build_prompt(tokenizer, spec.prompt, "What is in the image?")
     largest = max((*prompt.ids_before, *prompt.ids_after))
@@ -62,7 +62,7 @@ def _require_prompt(tokenizer: Tokenizer, source: Checkpoint) -> None:
 def write_tokenizer(source_dir: Path | None, path: Path) -> bool:
     """Write `path` from `tokenizer.json`, or from `tokenizer.model` (SentencePiece), in `source_dir`.
 
-    Returns: False where the checkpoint has neither; such a bundle answers by token ids.
+    Returns: False where the checkpoint has neither; such a bundle works with token ids only.
     Raises: BadCheckpoint where the tokenizer cannot be read or converted; MissingDependency.
     """
     path.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def _read(path: Path) -> Tokenizer:
 
 
 def _converted(source_dir: Path) -> Tokenizer:
-    """SentencePiece -> tokenizers, with the tokens that were added to the pieces later."""
+    """Convert SentencePiece to tokenizers, with the tokens that were added to its pieces later."""
     path = source_dir / SENTENCEPIECE_NAME
     config = read_optional_config(source_dir / "tokenizer_config.json")
     tokenizer = tokenizer_from_sentencepiece(path, add_bos=config.flag("add_bos_token", True))
@@ -103,7 +103,7 @@ def _converted(source_dir: Path) -> Tokenizer:
 
 
 def _add_tokens(tokenizer: Tokenizer, source_dir: Path) -> None:
-    """Tokens that were added to the pieces later; their ids follow those of the pieces."""
+    """Add the tokens that were added to the pieces later; their ids follow those of the pieces."""
     for token_id, token in sorted(_added_tokens(source_dir), key=lambda pair: pair[0]):
         if token.special:
             tokenizer.add_special_tokens([token])

@@ -1,8 +1,8 @@
-"""PyTorch's `.bin` files, read without running anything that they contain, and without PyTorch.
+"""Read PyTorch's `.bin` files without running code that they contain, and without PyTorch.
 
-Since PyTorch 1.6 they are zip archives: a pickle that says which tensors are views of which storages, and one record a
-storage. Before, pickles and storages came one after the other. Either way a tensor maps its own bytes of the file; in
-an archive that a packer made smaller, the record is unpacked whenever one of its tensors is read.
+Since PyTorch 1.6 they are zip archives: a pickle that says which tensors are views of which storages, and one record
+per storage. Before, pickles and storages followed each other. Either way a tensor maps only its own bytes of the file;
+in a compressed archive, the record is unpacked whenever one of its tensors is read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["TorchReader"]
 
 Array = NDArray[Any]
 
-# A tensor takes some 200 bytes of a pickle; no shard of a language model has 10,000.
+# A tensor takes about 200 bytes of a pickle; no shard of a language model has 10,000 tensors.
 _MOST_PICKLE_BYTES = 2 * 1024 * 1024
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL_HEADER_BYTES = 30
@@ -53,9 +53,9 @@ _DTYPES = {
 
 
 class TorchReader:
-    """One `.bin` file: what it holds is read and checked at once, its tensors when asked for.
+    """One `.bin` file: its table of tensors is read and checked at once, its tensors on demand.
 
-    Entries that are no tensors are left out. Raises BadCheckpoint for a file that is no dict of tensors, or is damaged.
+    Entries that are not tensors are skipped. Raises BadCheckpoint for a file that is not a dict of tensors, or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,9 +66,9 @@ class TorchReader:
         self.tensors = {name: _stored_tensor(view) for name, view in self._content.views.items()}
 
     def read(self, name: str) -> Array:
-        """The tensor: a read-only map of its bytes where they lie in the file as the tensor has them, else a copy.
+        """The tensor: a read-only map of its bytes where they are contiguous in the file, else a copy.
 
-        Raises BadCheckpoint for one that has no numbers of a known type.
+        Raises BadCheckpoint for one of an unknown type.
         """
         view = self._content.views[name]
         if self.tensors[name].is_opaque or isinstance(view, NotATensor):
@@ -88,17 +88,17 @@ class _Content(Protocol):
 
     @property
     def views(self) -> Mapping[str, TensorView | NotATensor]:
-        """By name."""
+        """The tensors by name."""
 
     @property
     def big_endian(self) -> bool:
-        """The order of the bytes of a number."""
+        """Whether the values are big-endian."""
 
     def stored_bytes(self, storage: Storage) -> int:
-        """What the file holds of it."""
+        """How many bytes of a storage the file has."""
 
     def read(self, storage: Storage, begin: int, end: int) -> NDArray[np.uint8]:
-        """Bytes of a storage."""
+        """A range of bytes of a storage."""
 
 
 def _open(path: Path) -> _Content:
@@ -109,7 +109,7 @@ def _open(path: Path) -> _Content:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever a damaged file leads to, as one line; a pickle or a zip can be wrong in any way."""
+    """Turn any error of a damaged file into one line; a damaged pickle or zip can raise anything."""
     try:
         yield
     except ForeignObject as error:
@@ -143,7 +143,7 @@ def _stored_tensor(view: TensorView | NotATensor) -> StoredTensor:
 
 
 def _array(content: _Content, view: TensorView, dtype: np.dtype[Any]) -> Array:
-    """The numbers of a view. Raises ValueError where it reaches beyond its storage, or that beyond its record."""
+    """The values of a view. Raises ValueError where it exceeds its storage, or the storage its record."""
     if 0 in view.shape:
         return np.empty(view.shape, dtype)
     last = view.offset + sum((extent - 1) * stride for extent, stride in zip(view.shape, view.strides, strict=True))
@@ -200,7 +200,7 @@ class _Archive:
         if record.compress_type == zipfile.ZIP_STORED:
             return _mapped(self._path, _data_offset(self._path, record) + begin, end - begin)
         with zipfile.ZipFile(self._path) as archive, archive.open(record.filename) as file:
-            # To the end, so that the archive's own checksum is compared.
+            # Read to the end, so that the archive's checksum is verified.
             return np.frombuffer(file.read(), np.uint8)[begin:end]
 
     def _record(self, storage: Storage) -> zipfile.ZipInfo:
@@ -211,14 +211,14 @@ class _Archive:
 
 
 def _records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """By name. Raises BadCheckpoint where two have one name, or lie over each other."""
+    """The records by name. Raises BadCheckpoint where two have the same name, or overlap."""
     records: dict[str, zipfile.ZipInfo] = {}
     end, name_before = 0, ""
     for record in sorted(archive.infolist(), key=lambda record: record.header_offset):
         if record.filename in records:
             raise BadCheckpoint(f"{record.filename[:80]!r} occurs twice in the archive")
         if record.header_offset < end:
-            raise BadCheckpoint(f"{record.filename[:80]!r} and {name_before[:80]!r} lie over each other in the archive")
+            raise BadCheckpoint(f"{record.filename[:80]!r} and {name_before[:80]!r} overlap in the archive")
         if record.flag_bits & 1:
             raise BadCheckpoint(f"{record.filename[:80]!r} is encrypted")
         records[record.filename] = record
@@ -227,7 +227,7 @@ def _records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def _folder(records: Mapping[str, zipfile.ZipInfo]) -> str:
-    """The one at the top, with its slash; its name is that of the file as it was saved."""
+    """The top folder, with its slash; it is named after the file as it was saved."""
     folders = [name.removesuffix("data.pkl") for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(folders) != 1:
         raise BadCheckpoint("is a zip archive without a data.pkl in one folder, expected what torch.save writes")
@@ -235,12 +235,12 @@ def _folder(records: Mapping[str, zipfile.ZipInfo]) -> str:
 
 
 def _data_offset(path: Path, record: zipfile.ZipInfo) -> int:
-    """Where the bytes of a record begin: behind its own header, whose extent the directory at the end does not say."""
+    """Where the bytes of a record begin: after its local header, whose size the central directory does not give."""
     with path.open("rb") as file:
         file.seek(record.header_offset)
         header = file.read(_LOCAL_HEADER_BYTES)
     if len(header) < _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
-        raise BadCheckpoint(f"{record.filename[:80]!r} has no header where the archive's directory says")
+        raise BadCheckpoint(f"{record.filename[:80]!r} has no header at the place given by the archive's directory")
     name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
     return record.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
 
@@ -250,12 +250,12 @@ def _mapped(path: Path, offset: int, size_bytes: int) -> NDArray[np.uint8]:
     return mapped.view(np.ndarray)
 
 
-# The format before ---------------------------------------------------------------------------------------------------
+# The format before PyTorch 1.6 ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a storage of a legacy file lies."""
+    """The place of a storage in a legacy file."""
 
     offset: int
     size_bytes: int

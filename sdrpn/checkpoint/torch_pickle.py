@@ -1,7 +1,7 @@
-"""What a PyTorch pickle says about tensors, read without running anything that it names. Knows no files and no torch.
+"""Read the tensors described by a PyTorch pickle without running the functions that it names. Knows no files.
 
-A pickle is a program. This one may build dicts, lists and tuples, and name a fixed set of functions, each of which has
-a stand-in here that only notes its arguments. Anything else is refused, and so is what would cost without end.
+A pickle is a program. Here it may build dicts, lists and tuples, and name a fixed set of functions, each replaced by a
+stub that only records its arguments. Anything else is refused, and so are operations of unbounded cost.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sdrpn.errors import BadCheckpoint
 
 __all__ = ["ForeignObject", "NotATensor", "Storage", "TensorView", "read_pickle", "storage_from_id"]
 
-_MOST_DIMS = 64  # what NumPy and PyTorch can have
-# Opcodes that no tensor needs: they reserve memory by a number in the file, hash what was built, or look classes up.
+_MOST_DIMS = 64  # the limit of NumPy and PyTorch
+# Opcodes that no tensor needs: they allocate memory by a number in the file, hash built objects, or look up classes.
 _LEFT_OUT = (
     pickle.BYTEARRAY8,
     pickle.NEXT_BUFFER,
@@ -29,7 +29,7 @@ _LEFT_OUT = (
     pickle.EXT2,
     pickle.EXT4,
 )
-# Type of storage -> type and bytes of its numbers. In the last two, several numbers share a byte, which counts as one.
+# Type of storage -> type and bytes per value. In the last two, several values share a byte, which counts as one value.
 _STORAGES = {
     "FloatStorage": ("float32", 4),
     "DoubleStorage": ("float64", 8),
@@ -53,12 +53,12 @@ _STORAGES = {
 
 
 class ForeignObject(Exception):
-    """The pickle names something that is no part of a tensor."""
+    """The pickle names something that is not part of a tensor."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers one after the other, shared by the tensors that are views of them."""
+    """A flat array of values, shared by the tensors that are views of it."""
 
     key: str
     dtype: str
@@ -67,13 +67,13 @@ class Storage:
 
     @property
     def size_bytes(self) -> int:
-        """Of all of it."""
+        """The size of the whole storage."""
         return self.count * self.item_bytes
 
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor in its storage; offset and strides count in its own numbers."""
+    """A tensor in its storage; offset and strides count values."""
 
     storage: Storage
     dtype: str
@@ -84,23 +84,23 @@ class TensorView:
 
 @dataclass(frozen=True)
 class NotATensor:
-    """A tensor that has no plain numbers: sparse, quantised, without data."""
+    """A tensor without plain values: sparse, quantised, or without data."""
 
     kind: str
 
 
 def read_pickle(file: IO[bytes], storages: Callable[[Any], Storage] | None = None) -> Any:
-    """The next object of `file`.
+    """Read the next object of `file`.
 
     Args:
-        storages: turns what a storage is called by into what it is; None: the object has no tensors
-    Raises ForeignObject for what is not made of tensors, and any Exception for what is no pickle.
+        storages: resolves the persistent id of a storage; None: the object has no tensors
+    Raises ForeignObject for an object that is not made of tensors, and any Exception for a file that is not a pickle.
     """
     return _Unpickler(file, storages).load()
 
 
 def storage_from_id(value: Any) -> Storage:
-    """`value` is how every container names a storage: ("storage", type, key, device, count, ...)."""
+    """The storage of a persistent id: ("storage", type, key, device, count, ...)."""
     word, dtype, key, _, count = value[:5]
     if word != "storage" or not isinstance(dtype, _StorageType) or not isinstance(key, str):
         raise ValueError("a storage without a name or a type")
@@ -108,7 +108,7 @@ def storage_from_id(value: Any) -> Storage:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The slow one of the standard library: its memo grows by what is in the file, and its opcodes can be left out."""
+    """The standard library's pure Python unpickler: its memo grows with the file only, and opcodes can be removed."""
 
     stack: list[Any]
     append: Callable[[Any], None]
@@ -119,17 +119,17 @@ class _Unpickler(pickle._Unpickler):
         self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
-        """A stand-in, never the thing itself."""
+        """A stub, never the named object itself."""
         if name in _STORAGES and module in ("torch", "torch.cuda", "torch.storage"):
             return _StorageType(*_STORAGES[name])
         if (module, name) in _STAND_INS:
             return _STAND_INS[module, name]
         if module == "torch" and name.isidentifier() and name.islower():
-            return _Word(name)  # a dtype, a layout or a scheme of quantisation
+            return _Word(name)  # a dtype, a layout or a quantisation scheme
         raise ForeignObject(f"{module[:40]}.{name[:40]}")
 
     def persistent_load(self, value: Any) -> Storage:
-        """A storage is no part of the pickle: it is called by a tuple."""
+        """Resolve a storage: it is outside the pickle, which refers to it by a tuple."""
         if self._storages is None:
             raise ValueError("a storage where none is expected")
         return self._storages(value)
@@ -150,11 +150,11 @@ class _Unpickler(pickle._Unpickler):
     def _reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _StandIn):
-            raise ForeignObject("a call of what is no function")
+            raise ForeignObject("a call of an object that is not a function")
         self.append(function(*arguments))
 
     def _build(self) -> None:
-        """The state of a module's dict and of tensors with attributes: nothing that a weight needs."""
+        """Ignore the state of a module's dict and of tensors with attributes: no weight needs it."""
         self.stack.pop()
 
     dispatch: ClassVar[dict[int, Any]] = {
@@ -170,9 +170,9 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _put(target: Any, items: list[Any]) -> None:
-    """Into a dict of plain keys: a key of nested tuples could take for ever to hash. No name occurs twice."""
+    """Add items to a dict with plain keys: nested tuples could take for ever to hash. No name may occur twice."""
     if not isinstance(target, dict):
-        raise ValueError("an item of what is no dict")
+        raise ValueError("an item set on an object that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, (str, int, type(None))):
             raise ForeignObject(f"a dict with keys of type {type(key).__name__}")
@@ -183,7 +183,7 @@ def _put(target: Any, items: list[Any]) -> None:
 
 @dataclass(frozen=True)
 class _StandIn:
-    """What a name of the pickle is replaced by."""
+    """Stub for a function that the pickle names."""
 
     make: Callable[..., Any]
 
@@ -207,7 +207,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
 
 
 def _tensor_of_type(storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Any:
-    """Newer types share one type of storage, of bytes."""
+    """A tensor of a newer type; these share one storage type, of bytes."""
     if not isinstance(dtype, _Word):
         raise ValueError("a tensor without a type")
     return _view(storage, dtype.text, offset, shape, strides)
@@ -215,7 +215,7 @@ def _tensor_of_type(storage: Any, offset: Any, shape: Any, strides: Any, _: Any,
 
 def _view(storage: Any, dtype: str, offset: Any, shape: Any, strides: Any) -> TensorView:
     if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > _MOST_DIMS:
-        raise ValueError("a tensor without a storage, or with other strides than dimensions")
+        raise ValueError("a tensor without a storage, or with strides that do not match its dimensions")
     return TensorView(storage, dtype, _whole(offset), tuple(map(_whole, shape)), tuple(map(_whole, strides)))
 
 
@@ -224,7 +224,7 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 
 def _typed(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
-    """A tensor with attributes of its own, or of a class of its own."""
+    """A tensor with custom attributes, or of a subclass."""
     if not isinstance(function, _StandIn):
         raise ForeignObject("a tensor of an unknown class")
     return function(*arguments)
@@ -235,7 +235,7 @@ def _no_numbers(kind: str) -> _StandIn:
 
 
 def _ordered_dict(*arguments: Any) -> OrderedDict[Any, Any]:
-    """Empty, or from pairs in one list, as Python 2 wrote it."""
+    """An OrderedDict, empty or from a list of pairs, as Python 2 wrote it."""
     found: OrderedDict[Any, Any] = OrderedDict()
     for pairs in arguments[:1]:
         _put(found, [part for pair in pairs for part in pair])
@@ -244,7 +244,7 @@ def _ordered_dict(*arguments: Any) -> OrderedDict[Any, Any]:
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise ValueError("a size, an offset or a stride that is no whole number from 0")
+        raise ValueError("a size, an offset or a stride that is not a whole number from 0")
     return value
 
 

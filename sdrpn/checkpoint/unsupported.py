@@ -1,6 +1,6 @@
-"""Models that are taken for LLaVA-1.5 and are none: what each is, and what to use instead. Tables of names.
+"""Models that may be mistaken for LLaVA-1.5: what each is, and what to use instead. Tables of names.
 
-The method needs what LLaVA-1.5 has: one CLIP tower, one grid of tokens a picture, and a LLaMA or Mistral decoder.
+The method needs the network of LLaVA-1.5: one CLIP tower, one token grid per picture, a LLaMA or Mistral decoder.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ TEXT_MODELS = MODELS | {
     "gpt_neox": "GPT-NeoX",
 }
 TOWERS = {
-    "siglip": "a SigLIP tower, which has no class token and other pixels",
-    "siglip_vision_model": "a SigLIP tower, which has no class token and other pixels",
-    "siglip2_vision_model": "a SigLIP 2 tower, which has no class token and other pixels",
+    "siglip": "a SigLIP tower, which has no class token and normalises pixels differently",
+    "siglip_vision_model": "a SigLIP tower, which has no class token and normalises pixels differently",
+    "siglip2_vision_model": "a SigLIP 2 tower, which has no class token and normalises pixels differently",
     "pixtral": "a Pixtral tower, whose grid depends on the picture",
     "eva_clip": "an EVA-CLIP tower",
     "dinov2": "a DINOv2 tower",
@@ -61,7 +61,7 @@ TOWERS = {
     "LanguageBindImage": "a LanguageBind tower",
     "convnext": "a ConvNeXt tower",
 }
-# Parts of the hub names of towers, which stand in a config long before anybody has downloaded them.
+# Parts of the hub names of towers: a config names its tower before it is downloaded.
 _TOWER_NAMES = {
     "siglip": "a SigLIP tower",
     "eva02": "an EVA tower",
@@ -71,7 +71,7 @@ _TOWER_NAMES = {
     "languagebind": "a LanguageBind tower",
     "convnext": "a ConvNeXt tower",
 }
-# Entries that make a config another model's, and are absent, null or false in LLaVA-1.5's.
+# Entries that only configs of other models have; absent, null or false in LLaVA-1.5's.
 _FOREIGN_ENTRIES = {
     "mm_video_tower": "a video tower, as Video-LLaVA has",
     "mm_image_tower": "a LanguageBind tower, as Video-LLaVA has",
@@ -97,7 +97,7 @@ _QUANTIZERS = {
 
 
 def require_supported(config: ConfigSection, key: str, known: Mapping[str, str], *supported: str) -> None:
-    """Refuse anything but the supported values, and say what the value means where it is known."""
+    """Refuse all but the supported values, and say what the value means where it is known."""
     value = config.get(key)
     if value is None or value in supported:
         return
@@ -112,7 +112,7 @@ def require_supported(config: ConfigSection, key: str, known: Mapping[str, str],
 
 
 def refuse_foreign(config: ConfigSection) -> None:
-    """Raise BadCheckpoint for quantised weights and for what other models' configs hold besides LLaVA-1.5's."""
+    """Raise BadCheckpoint for quantised weights and for entries that only configs of other models have."""
     _refuse_quantized(config)
     for key, meaning in _FOREIGN_ENTRIES.items():
         value = config.get(key)
@@ -129,7 +129,7 @@ def refuse_foreign(config: ConfigSection) -> None:
 
 
 def refuse_foreign_tower(config: ConfigSection, name: str) -> None:
-    """Raise BadCheckpoint for a tower that is none of CLIP's by its name, before it is looked for or downloaded."""
+    """Raise BadCheckpoint for a tower whose name is not one of CLIP's, before it is searched for or downloaded."""
     last = name.rstrip("/").rpartition("/")[2].lower()
     meaning = next((meaning for part, meaning in _TOWER_NAMES.items() if part in last), None)
     if meaning is not None:
@@ -144,10 +144,10 @@ def _refuse_quantized(config: ConfigSection) -> None:
         return
     section = config.section("quantization_config")
     method = section.get("quant_method")
-    # bitsandbytes' first configs do not say which method they are of.
+    # The first configs of bitsandbytes do not name the method.
     if method is None and section.get("load_in_4bit", section.get("load_in_8bit")):
         method = "bitsandbytes"
-    named = "by a method that is not named" if method is None else _QUANTIZERS.get(str(method), _short(method))
+    named = "by an unnamed method" if method is None else _QUANTIZERS.get(str(method), _short(method))
     raise BadCheckpoint(
         f"{section.where}: the weights are quantised ({named}), which is not supported; use the checkpoint from before "
         f"that, and quantise it in the export",

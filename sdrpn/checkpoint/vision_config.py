@@ -1,4 +1,4 @@
-"""From a config to the vision tower's description."""
+"""From a config to the spec of the vision tower."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["tower_config", "vision_spec"]
 
 
 def tower_config(tower: Path) -> ConfigSection:
-    """The config of a tower in a folder of its own, alone or as a part of CLIP."""
+    """The config of a tower in its own folder, alone or as a part of CLIP."""
     config = read_config(tower / "config.json")
     return config.section("vision_config") if config.get("model_type") == "clip" else config
 
 
 def vision_spec(config: ConfigSection, folder: Path, *, select_layer: int, projector_layers: int = 2) -> VisionSpec:
-    """The tower that `config` describes; how pictures are normalised stands in other files of `folder`."""
+    """The tower that `config` describes; how pictures are normalised is in other files of `folder`."""
     require_supported(config, "model_type", TOWERS, "clip_vision_model")
     config.require("hidden_act", "quick_gelu", "gelu")
     config.require("num_channels", 3)

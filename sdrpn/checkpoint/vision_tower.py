@@ -12,13 +12,13 @@ __all__ = ["find_vision_tower"]
 
 
 def find_vision_tower(checkpoint: Path, name: str, given: Path | None) -> Path:
-    """The folder that `mm_vision_tower` means.
+    """Find the folder that `mm_vision_tower` refers to.
 
     Args:
         checkpoint: the checkpoint's folder
         name: a path (absolute, or relative to the checkpoint) or a hub name that is in Hugging Face's local cache
-        given: what the caller says instead
-    Raises BadCheckpoint where there is no such folder, naming the places that were searched.
+        given: a folder that the caller names instead
+    Raises BadCheckpoint where no such folder exists, and names the places that were searched.
     """
     if given is not None:
         if os.path.isfile(given / "config.json"):  # noqa: PTH113  # a name may be any text, too long or with a NUL
@@ -36,7 +36,7 @@ def find_vision_tower(checkpoint: Path, name: str, given: Path | None) -> Path:
 
 
 def _hub_cache() -> Path:
-    """Where huggingface_hub keeps downloads; its variables, in its order."""
+    """The download cache of huggingface_hub, by the same environment variables in the same order."""
     if "HF_HUB_CACHE" in os.environ:
         return Path(os.environ["HF_HUB_CACHE"])
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
@@ -44,7 +44,7 @@ def _hub_cache() -> Path:
 
 
 def _cached(name: str) -> list[Path]:
-    """Downloaded snapshots of a hub name: the one that `main` points to, then any other."""
+    """Downloaded snapshots of a hub name: first the one that `main` points to, then the others."""
     parts = name.split("/")
     if len(parts) != 2 or not all(part.strip(".") for part in parts):  # not "owner/name"
         return []

@@ -1,5 +1,5 @@
-"""How well a model answers, with which way of looking: tasks, metrics, methods, and tables of results.
+"""How well a model answers with different second passes: tasks, metrics, methods, and tables of results.
 
-A task brings questions with known answers; a method decides what is looked at a second time; an answerer is a model on
-some library. None of them knows the others. Reading truth is for scores and for the methods named after an oracle.
+A task has questions with known answers; a method decides what the second pass sees; an answerer is a model on some
+library. None of them knows the others. Only scores and the oracle methods may read the true answers and boxes.
 """

@@ -1,4 +1,4 @@
-"""Pictures as base64 text: plain, wrapped, without padding, or behind `data:image/png;base64,`."""
+"""Pictures as base64 text: plain, wrapped, without padding, or after `data:image/png;base64,`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _URL_ALPHABET = str.maketrans("-_", "+/")
 
 
 def bytes_from_base64(text: str, where: str) -> bytes:
-    """The bytes behind base64 text or a data: URI. Raises BadImage, which begins with `where`."""
+    """Decode base64 text or a data: URI. Raises BadImage, whose message begins with `where`."""
     text = text.strip()
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")

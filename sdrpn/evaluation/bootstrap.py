@@ -1,4 +1,4 @@
-"""Intervals by paired bootstrap: the same questions are drawn for all methods. NumPy only."""
+"""Confidence intervals by paired bootstrap: the same questions are drawn for all methods. NumPy only."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Floats = NDArray[np.floating[Any]]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-CHUNK = 250  # resamples at a time: their counts are held
+CHUNK = 250  # resamples at a time: their counts are in memory
 
 
 def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
-    """(n, M), a row a question -> (resamples, M): means over questions drawn with replacement, whole rows.
+    """(n, M), one row per question -> (resamples, M): means over questions (whole rows) drawn with replacement.
 
-    Differences and quotients of columns stay paired.
+    So differences and ratios of columns are paired.
     """
     if values.ndim != 2 or len(values) == 0:
-        raise BadInput(f"values have the shape {values.shape}; expected (questions, methods) of a question or more")
+        raise BadInput(f"values have the shape {values.shape}; expected (questions, methods), one question or more")
     rng = np.random.default_rng(seed)
     count = len(values)
     means = []
@@ -35,6 +35,6 @@ def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0
 
 
 def interval(estimates: Floats) -> tuple[float, float]:
-    """The percentile interval of LEVEL over (resamples,)."""
+    """The percentile interval at LEVEL of (resamples,) estimates."""
     low, high = np.quantile(estimates, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)

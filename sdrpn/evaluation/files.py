@@ -1,7 +1,7 @@
-"""Read what data sets are distributed as: TSV, Parquet, and pictures in folders or in columns.
+"""Read the file formats of data sets: TSV, Parquet, and pictures in folders or columns.
 
-Pictures are left where they are until they are asked for, but for those in TSV files. Errors are one line: what is
-missing of the layout that is expected. JSON is read by `sdrpn.host.json_files`. Knows no data set.
+Pictures are read on demand, except those in TSV files. Errors are one line: what is missing from the expected layout.
+JSON is read by `sdrpn.host.json_files`. Knows no data set.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Row = dict[str, Any]
 OpenPicture = Callable[[], Image.Image]
 
 IMAGE = "image"
-LONGEST_INDEX = 64  # characters; no picture's base64 text is so short
-LONGEST_FIELD = 2**31 - 1  # of a TSV file: a picture of a hundred million pixels as text
+LONGEST_INDEX = 64  # characters; no picture is this short as base64 text
+LONGEST_FIELD = 2**31 - 1  # in a TSV file: a picture of a hundred million pixels as text
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A data folder and what is expected there, for messages."""
+    """A data folder and its expected files, for messages."""
 
     task: str
     folder: Path
@@ -53,7 +53,7 @@ class Layout:
         return found
 
     def maybe(self, *patterns: str) -> Path | None:
-        """As `first`, or None."""
+        """Like `first`, but None where nothing matches."""
         return next((path for pattern in patterns for path in sorted(self.folder.glob(pattern))), None)
 
     def every(self, pattern: str) -> list[Path]:
@@ -61,15 +61,15 @@ class Layout:
         return sorted(self.folder.glob(pattern))
 
     def shards(self, stem: str, *folders: str) -> list[Path]:
-        """The Parquet files of a split, where Hugging Face's layouts put them: `STEM-*.parquet` in the folder, in
-        `data/`, or in a folder of this name. None: []."""
+        """The Parquet files of a split in Hugging Face's layouts: `STEM-*.parquet` in the folder, in `data/`, or in one
+        of `folders`; empty where there are none."""
         places = (self.every(f"{folder}/{stem}-*.parquet") for folder in (".", "data", *folders))
         return next((paths for paths in places if paths), [])
 
     def rows(self, split: str, *folders: str, table: str) -> tuple[Path, list[Row]] | None:
-        """The rows of a split that is kept as a table, and where they are from, for messages; None without a table.
+        """The rows of a split stored as a table, and the file they are from, for messages; None without a table.
 
-        A table is Parquet files in one of Hugging Face's layouts (see `shards`), or VLMEvalKit's `TABLE.tsv`.
+        A table is Parquet files in a layout of Hugging Face (see `shards`), or VLMEvalKit's `TABLE.tsv`.
         """
         shards = self.shards(split, *folders)
         if shards:
@@ -78,8 +78,8 @@ class Layout:
         return None if path is None else (path, read_tsv(path))
 
     def picture(self, name: str, *folders: str) -> OpenPicture:
-        """Opens a picture in the first of the folders that has it, when it is asked for. Raises BadInput for a name
-        that leads out of the folder."""
+        """A function that opens a picture from the first of the folders that has it. Raises BadInput for a name that
+        points outside the folder."""
         if leads_out(name):
             raise BadInput(
                 f"the picture {name!r} lies outside {self.folder}; the task {self.task} expects {self.expected}"
@@ -93,7 +93,7 @@ def read_json_lines(path: Path) -> list[Row]:
 
 
 def read_tsv(path: Path) -> list[Row]:
-    """Rows by the names in the first line; "image", base64 text, becomes `open_picture`. The text is held.
+    """Rows by the column names in the first line; "image", base64 text kept in memory, becomes `open_picture`.
 
     A short text is the "index" of the row that has the picture: VLMEvalKit stores each once. Raises BadInput.
     """
@@ -117,7 +117,7 @@ def read_tsv(path: Path) -> list[Row]:
 
 
 def read_parquet(paths: Sequence[Path]) -> list[Row]:
-    """All rows of some Parquet files in order; "image" becomes `open_picture`, which reads it when asked for.
+    """All rows of some Parquet files in order; "image" becomes `open_picture`, which reads it on demand.
 
     A picture is a struct with `bytes` or a `path` beside the file, as Hugging Face stores them, raw bytes, or base64
     text. Raises BadInput.
@@ -143,7 +143,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _from_parquet(path: Path, number: int) -> Image.Image:
-    """The picture of one row. Of a large file only the group of rows that it lies in is read."""
+    """The picture of one row. Reads only its row group of the file."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
@@ -154,7 +154,7 @@ def _from_parquet(path: Path, number: int) -> Image.Image:
             value = file.read_row_group(group, columns=[IMAGE]).column(IMAGE)[number - first].as_py()
             return _picture(value, path.parent, f"{path} row {number + 1}")
         first += count
-    raise BadImage(f"{path} has no row {number + 1} any more; it was changed while it was read")
+    raise BadImage(f"{path} has no row {number + 1} any more; it was changed during the run")
 
 
 def _picture(value: object, folder: Path, where: str) -> Image.Image:

@@ -1,8 +1,8 @@
-"""One question on all layers of a checkpoint, from the first look to the first token, with the prefix reused. PyTorch.
+"""One question on all layers of a checkpoint, from the first pass to the first token, with prefix reuse. PyTorch.
 
-The first look may stop behind any layer: an RPN's tap, or the highest layer whose attention is wanted. What it computed
-is kept: without a crop the upper layers continue, with one only RoI tokens and question go through the lower layers
-again. So every method that looks costs what it would cost in a runtime made for it.
+The first pass may stop after any layer: an RPN's tap, or the highest layer whose attention is needed. Its results are
+reused: without a crop the upper layers continue, with one only RoI tokens and question go through the lower layers
+again. So every method costs what it would cost in a runtime made for it.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ __all__ = ["LayeredPrompt"]
 
 
 class LayeredPrompt:
-    """A prompt on its way through the layers. P prefix tokens, S tokens of the first look, L layers."""
+    """A prompt on its way through the layers. P prefix tokens, S tokens of the first pass, L layers."""
 
     def __init__(self, model: SdRpnModel, prefix: Tensor, question: Tensor, max_new_tokens: int) -> None:
-        """prefix (P,D): the tokens before the image, and the image. question (n,D): those behind it."""
+        """prefix (P,D): the tokens before the image, and the image. question (n,D): the tokens after it."""
         self.model = model
         self._stack = LayerStack(model)
         self._prefix, self._question = prefix, question
         self._max_new_tokens = max_new_tokens
         self._cache = KvCache()
         self._depth = 0
-        self._hidden = torch.cat((prefix, question))[None]  # (1,S,D) behind the first `depth` layers
+        self._hidden = torch.cat((prefix, question))[None]  # (1,S,D) after the first `depth` layers
         self._require_context(0)
 
     @property
     def layers(self) -> list[DecoderLayer]:
-        """Of the LLM, all of them."""
+        """All layers of the LLM."""
         return self._stack.layers
 
     def look(self, depth: int) -> Tensor:
-        """Run the first `depth` layers; returns the residual stream (1,S,D) behind them."""
+        """Run the first `depth` layers; returns the residual stream (1,S,D) after them."""
         self._hidden = self._stack.run(self._hidden, 0, self._cache, self._depth, depth)
         self._depth = depth
         return self._hidden
 
     def answer(self, roi: Tensor, stop_ids: Collection[int]) -> list[int]:
-        """Greedy tokens with RoI tokens (r,D) between image and question; r may be 0."""
+        """Generate greedily with RoI tokens (r,D) between image and question; r may be 0."""
         self._require_context(len(roi))
         count = len(self._prefix) + len(roi) + len(self._question)
-        if self._depth == 0:  # nobody looked: everything in one go
+        if self._depth == 0:  # no first pass: run everything at once
             prompt = torch.cat((self._prefix, roi, self._question))[None]
             hidden = self._stack.run(prompt, 0, self._cache)
         elif len(roi) == 0:
@@ -65,7 +65,7 @@ class LayeredPrompt:
         return self._stack.run(torch.cat((roi, self._question))[None], rows, self._cache)
 
     def _generate(self, row: Tensor, position: int, stop_ids: Collection[int]) -> list[int]:
-        """From the last row (1,D) of the prompt."""
+        """Generate from the last row (1,D) of the prompt."""
         tail, token_ids = self.model.tail, list[int]()
         while True:
             token_id = int(tail.head(tail.norm(row))[0].argmax())

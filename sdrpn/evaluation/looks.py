@@ -1,7 +1,7 @@
-"""Ways to look a second time, as data: where the crops come from. Knows no model.
+"""Kinds of second pass, as data: where the crops come from. Knows no model.
 
-A method (sdrpn.evaluation.methods) asks an answerer for one of these; which of them an answerer can do depends on the
-library it runs on, since only PyTorch shows attention.
+A method (sdrpn.evaluation.methods) asks an answerer for one of these; which of them an answerer supports depends on
+its library, since only PyTorch gives access to attention.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class GivenLook:
-    """These crops, whatever the model thinks."""
+    """Given crops, independent of the model."""
 
     crops: tuple[Crop, ...]
 
 
 @dataclass(frozen=True)
 class RpnLook:
-    """What an RPN asks for. `rpn`: its name; "" is the model's own."""
+    """The crops that an RPN proposes. `rpn`: its name; "" is the model's own."""
 
     policy: RoiPolicy
     rpn: str = ""
@@ -55,9 +55,9 @@ class RpnLook:
 
 @dataclass(frozen=True, eq=False)
 class AttentionLook:
-    """What the last token of the prompt looks at, in the first layers alone; the policy is relative to its peak.
+    """Crops where the prompt's last token attends, from the first layers only; the policy is relative to the peak.
 
-    sinks: (C,), cells that do not count; None: the sink heads of `heads` show them.
+    sinks: (C,), cells that are ignored; None: taken from the sink heads of `heads`.
     """
 
     policy: RoiPolicy
@@ -67,7 +67,7 @@ class AttentionLook:
 
 @dataclass(frozen=True, eq=False)
 class TeacherLook:
-    """The label that training would see: what the model's own answer looked at, cleaned."""
+    """Crops from the label that training would use: the cleaned attention of the model's own answer."""
 
     policy: RoiPolicy
     heads: HeadChoice
@@ -76,7 +76,7 @@ class TeacherLook:
 
 @dataclass(frozen=True)
 class VicropLook:
-    """Attention to the question over attention to a general question, and a window of its own rule."""
+    """ViCrop: attention for the question relative to that for a general question, and ViCrop's own window rule."""
 
     layer: int
     general_question: str
@@ -87,12 +87,12 @@ Look: TypeAlias = GivenLook | RpnLook | AttentionLook | TeacherLook | VicropLook
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer, and where it came from.
+    """An answer, and the crops that it is based on.
 
-    crops: what was inserted, or would have been. peak_xy_px: the centre of the strongest cell of the map, or of the
-    window that was chosen; None where nothing was chosen. seconds: from the opened picture to the text. note: why there
-    is no crop, or not all of it. map_over_image: (h,w) in 0..1, what the crops were chosen from; None where they were
-    not chosen from a map.
+    crops: the inserted crops, or those that would have been. peak_xy_px: the centre of the map's strongest cell or of
+    the chosen window; None where nothing was chosen. seconds: from the opened picture to the text. note: why there is
+    no crop, or only a part of it. map_over_image: (h,w) in 0..1, the map that the crops were chosen from; None where
+    they were not chosen from a map.
     """
 
     text: str
@@ -113,31 +113,31 @@ class Answerer(Protocol):
 
     @property
     def rpns(self) -> tuple[str, ...]:
-        """Names of the RPNs that it has."""
+        """The names of its RPNs."""
 
     @property
     def looks(self) -> frozenset[type[Any]]:
-        """The kinds of `Look` that it can do."""
+        """The kinds of `Look` that it supports."""
 
     def answer(self, picture: Image.Image, question: str, look: Look | None, max_new_tokens: int) -> Answered:
-        """Answer greedily; None: plain LLaVA. Nothing is taken over from an earlier question.
+        """Answer greedily; `look` None: plain LLaVA. Nothing is reused from an earlier question.
 
-        With `max_new_tokens` 0 it only looks: the text is empty, and nothing is encoded or computed for an answer.
+        With `max_new_tokens` 0 it only chooses crops: the text is empty, and no answer is computed.
         Raises ContextTooLong and other BadInput.
         """
 
     def decide(self, picture: Image.Image, question: str, look: RpnLook) -> RoiDecision:
-        """Where it would look."""
+        """The crops that an RPN proposes."""
 
 
 def peak_xy_px(decision: RoiDecision, image_wh: tuple[int, int], spec: ModelSpec) -> tuple[float, float]:
-    """The centre of the strongest cell, in source pixels; it may lie in the padding."""
+    """The centre of the strongest cell, in source pixels; it may be in the padding."""
     row, column = np.unravel_index(int(decision.blurred_map.argmax()), decision.blurred_map.shape)
     return centre_px(spec.vision.grid(image_wh), int(row), int(column))
 
 
 def map_over_image(decision: RoiDecision, policy: RoiPolicy) -> Float32:
-    """(h,w) in 0..1: what the threshold was applied to, as a share of its peak where the threshold is one."""
+    """(h,w) in 0..1: the map that the threshold was applied to, relative to its peak where the threshold is."""
     strength = decision.blurred_map
     if policy.threshold < 0:
         strength = strength / max(float(strength.max()), float(np.finfo(np.float32).tiny))
@@ -145,12 +145,12 @@ def map_over_image(decision: RoiDecision, policy: RoiPolicy) -> Float32:
 
 
 def given_note(crops: Sequence[Crop]) -> str | None:
-    """Why nothing is inserted where crops are given."""
+    """Why nothing is inserted although crops are given by the method; None where there are crops."""
     return None if crops else "nothing inserted: the method names no part of this picture"
 
 
 def window_xy_px(crops: Sequence[Crop]) -> tuple[float, float] | None:
-    """The centre of the one crop that was chosen; None where there are none or several."""
+    """The centre of the chosen crop; None where there are none or several."""
     if len(crops) != 1:
         return None
     x1, y1, x2, y2 = crops[0].box_xyxy_px

@@ -1,7 +1,7 @@
-"""Methods: what is looked at a second time, and the controls that tell a good place from more tokens. Knows no library.
+"""Methods: what the second pass sees, and controls that separate good crops from more tokens. Knows no library.
 
-A method plans, for one sample, which picture is shown and how the answerer looks. Only those in `READ_TRUTH` read where
-the truth lies.
+A method plans, for one sample, which picture is shown and which kind of second pass follows. Only those in
+`READ_TRUTH` read the true boxes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "require_methods",
 ]
 
-UNTRAINED = "untrained"  # the name under which an answerer has the RPN before its first step
+UNTRAINED = "untrained"  # the name of an answerer's untrained RPN
 TILES = 2
 RPN_PREFIX = "sdrpn:"  # sdrpn:NAME is the RPN of that name
 DEFAULT_METHODS = ("plain", "attention-crop", "sdrpn", "oracle-crop")
@@ -49,11 +49,11 @@ DEFAULT_METHODS = ("plain", "attention-crop", "sdrpn", "oracle-crop")
 
 @dataclass(frozen=True)
 class Setting:
-    """What all questions of a run share.
+    """Settings shared by all questions of a run.
 
-    policy: for labels, and for RPNs without one of their own in `rpn_policies`, by name.
-    attention, teacher, vicrop: None where there are no grounding heads, or the answerer shows no attention.
-    seed: of what is drawn.
+    policy: for labels, and for RPNs without an entry in `rpn_policies`, by name.
+    attention, teacher, vicrop: None without grounding heads, or where the answerer gives no attention.
+    seed: of random crops.
     """
 
     policy: RoiPolicy
@@ -64,13 +64,13 @@ class Setting:
     seed: int = 0
 
     def rpn_look(self, rpn: str = "") -> RpnLook:
-        """Look where an RPN says."""
+        """The look at the crops of an RPN."""
         return RpnLook(self.rpn_policies.get(rpn, self.policy), rpn)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is shown, and how it is looked at again. truth: boxes in pixels of `picture`."""
+    """The picture to show, and the kind of second pass. truth: boxes in pixels of `picture`."""
 
     picture: Image.Image
     look: Look | None
@@ -79,12 +79,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Question:
-    """One sample on its way to a method."""
+    """One sample, as a method sees it."""
 
     index: int
     sample: Sample
     picture: Image.Image
-    before: Callable[[], tuple[Sample, Image.Image]]  # the sample before it
+    before: Callable[[], tuple[Sample, Image.Image]]  # the previous sample
     answerer: Answerer
     setting: Setting
 
@@ -94,15 +94,15 @@ class Question:
         return self.answerer.spec
 
     def grid(self) -> ImageGrid:
-        """Cells over the picture."""
+        """The grid of cells over the picture."""
         return self.spec.vision.grid(self.picture.size)
 
     def plan(self, look: Look | None) -> Plan:
-        """Show the picture as it is."""
+        """The plan to show the picture unchanged."""
         return Plan(self.picture, look, self.sample.boxes_xyxy_px)
 
     def crop(self, box_cells: Box) -> Plan:
-        """Show one box of cells again; nothing where it is all padding."""
+        """The plan to crop one box of cells; no crop where it is all padding."""
         box = self.grid().box_px_from_cells(box_cells)
         return self.plan(GivenLook(() if box is None else (Crop(box),)))
 
@@ -112,7 +112,7 @@ def _plain(question: Question) -> Plan:
 
 
 def _blind(question: Question) -> Plan:
-    """The question alone: a picture of the colour that borders have, which is 0 to the model."""
+    """The question without picture content: all padding colour, which is 0 after normalisation."""
     colour = question.spec.vision.pad_colour
     return Plan(Image.new("RGB", question.picture.size, colour), None, question.sample.boxes_xyxy_px)
 
@@ -138,7 +138,7 @@ def _vicrop(question: Question) -> Plan:
 
 
 def _tiles(question: Question) -> Plan:
-    """Everything, at twice the resolution."""
+    """The whole picture at twice the resolution."""
     width, height = question.picture.size
     edges = [(place * width // TILES, place * height // TILES) for place in range(TILES + 1)]
     crops = [
@@ -150,14 +150,14 @@ def _tiles(question: Question) -> Plan:
 
 
 def _centre_crop(question: Question) -> Plan:
-    """The middle of the picture, half as wide and high."""
+    """The centre of the picture, half as wide and high."""
     width, height = question.picture.size
     box = width // 4, height // 4, max(width // 4 + 1, 3 * width // 4), max(height // 4 + 1, 3 * height // 4)
     return question.plan(GivenLook((Crop(box),)))
 
 
 def _random_crop(question: Question) -> Plan:
-    """Cells drawn anywhere, as many a side as the truth has, or a third of the grid where it is not known."""
+    """A random box of cells, of the size of the true box, or a third of the grid where that is unknown."""
     rng = np.random.default_rng((question.setting.seed, question.index))
     rows, columns = question.grid().hw
     if question.sample.boxes_xyxy_px:
@@ -171,7 +171,7 @@ def _random_crop(question: Question) -> Plan:
 
 
 def _shuffled_crop(question: Question) -> Plan:
-    """What the RPN asked for in the sample before: as good a shape, in the wrong place."""
+    """The crops that the RPN proposed for the previous sample: realistic shapes in the wrong place."""
     sample, picture = question.before()
     decision = question.answerer.decide(picture, sample.question, question.setting.rpn_look())
     return question.plan(GivenLook(tuple(_moved(crop, picture.size, question.picture.size) for crop in decision.crops)))
@@ -184,7 +184,7 @@ def _moved(crop: Crop, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> Crop
 
 
 def _oracle_boxes(question: Question) -> tuple[Box, ...]:
-    """The true boxes, grown to whole cells: the best that a map can ask for."""
+    """The true boxes, extended to whole cells: the best that a map can propose."""
     grid = question.grid()
     boxes = (grid.box_px_from_cells(grid.box_cells_from_px(box)) for box in question.sample.boxes_xyxy_px)
     return tuple(box for box in boxes if box is not None)
@@ -195,11 +195,11 @@ def _oracle_crop(question: Question) -> Plan:
 
 
 def _oracle_lowres(question: Question) -> Plan:
-    """The same boxes, cut from the picture as the model first sees it: as many tokens, no new pixels."""
+    """The same boxes, cropped at the resolution of the first pass: as many tokens, no new detail."""
     vision = question.spec.vision
     width, height = question.picture.size
     side = max(width, height)
-    offset_xy = (side - width) // 2, (side - height) // 2  # where the picture lies in its square
+    offset_xy = (side - width) // 2, (side - height) // 2  # of the picture in its square
 
     def shrunk(box: Box) -> Box:
         x1, y1, x2, y2 = (
@@ -214,31 +214,31 @@ def _oracle_lowres(question: Question) -> Plan:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to plan; what it needs of task, answerer and setting; and what it is, in a line."""
+    """A function that plans, its requirements on task, answerer and setting, and a one-line description."""
 
     plan: Callable[[Question], Plan]
     about: str
-    look: type[Look] | None = None  # that the answerer has to be able to do
-    boxes: bool = False  # the task has to say what questions are about
-    rpn: str | None = None  # the answerer has to have
-    shares: str = field(default="")  # the entry of the setting that must be there
+    look: type[Look] | None = None  # that the answerer must support
+    boxes: bool = False  # the task must have true boxes
+    rpn: str | None = None  # that the answerer must have
+    shares: str = field(default="")  # the field of the setting that is required
 
 
 METHODS: dict[str, Method] = {
-    "plain": Method(_plain, "one look: plain LLaVA"),
+    "plain": Method(_plain, "one pass: plain LLaVA"),
     "attention-crop": Method(
-        _attention_crop, "where the last prompt token's grounding heads look", AttentionLook, shares="attention"
+        _attention_crop, "where the grounding heads of the last prompt token attend", AttentionLook, shares="attention"
     ),
     "vicrop": Method(_vicrop, "ViCrop, relative attention, as published", VicropLook, shares="vicrop"),
     "teacher-crop": Method(
         _teacher_crop, "the denoised label of the model's own answer", TeacherLook, shares="teacher"
     ),
-    "sdrpn": Method(_sdrpn, "where the RPN looks", RpnLook, rpn=""),
+    "sdrpn": Method(_sdrpn, "where the RPN points", RpnLook, rpn=""),
     "oracle-crop": Method(_oracle_crop, "the true boxes, in whole cells", GivenLook, boxes=True),
     "oracle-lowres": Method(_oracle_lowres, "the true boxes, cut from the base image", GivenLook, boxes=True),
     "random-crop": Method(_random_crop, "cells drawn at random", GivenLook),
-    "shuffled-crop": Method(_shuffled_crop, "where the RPN looked in another picture", GivenLook, rpn=""),
-    "centre-crop": Method(_centre_crop, "the middle, half as wide and high", GivenLook),
+    "shuffled-crop": Method(_shuffled_crop, "where the RPN pointed in another picture", GivenLook, rpn=""),
+    "centre-crop": Method(_centre_crop, "the centre, half as wide and high", GivenLook),
     "tiles": Method(_tiles, "2 x 2 tiles: everything at twice the resolution", GivenLook),
     "untrained-rpn": Method(_untrained_rpn, "an RPN before its first step", RpnLook, rpn=UNTRAINED),
     "blind": Method(_blind, "a picture without content"),
@@ -246,28 +246,28 @@ METHODS: dict[str, Method] = {
 
 
 def plan_method(name: str, question: Question) -> Plan:
-    """What a method does for a question."""
+    """The plan of a method for a question."""
     if name.startswith(RPN_PREFIX):
         return question.plan(question.setting.rpn_look(name.removeprefix(RPN_PREFIX)))
     return METHODS[name].plan(question)
 
 
 def methods_for(wanted: Sequence[str] | None, task: Task, answerer: Answerer, setting: Setting) -> tuple[str, ...]:
-    """The methods of a run. None: the usual ones, ("all",): all; of these, what task and answerer can do.
+    """The methods of a run. None: the default ones, ("all",): all; of these, those that task and answerer support.
 
-    Further RPNs come along wherever "sdrpn" does. Raises BadInput for one that is named and cannot be done.
+    "sdrpn" includes all further RPNs. Raises BadInput for a method that is named and not supported.
     """
     further = tuple(RPN_PREFIX + rpn for rpn in _named_rpns(answerer))
     if wanted is None or tuple(wanted) == ("all",):
         candidates = (*(METHODS if wanted else DEFAULT_METHODS), *further)
         return tuple(name for name in candidates if _lack(name, task, answerer, setting) is None)
     require_methods(wanted, task, answerer, setting)
-    with_further = (name for one in wanted for name in ((one, *further) if one == "sdrpn" else (one,)))
+    with_further = (name for method in wanted for name in ((method, *further) if method == "sdrpn" else (method,)))
     return tuple(dict.fromkeys(with_further))
 
 
 def require_methods(names: Sequence[str], task: Task, answerer: Answerer, setting: Setting) -> None:
-    """Raise BadInput for the first method that cannot be done, with what it lacks."""
+    """Raise BadInput for the first unsupported method, with what is missing."""
     if not names:
         raise BadInput(f"no method was named; expected some of {', '.join(METHODS)}")
     for name in names:

@@ -1,4 +1,4 @@
-"""What became of every question under every method, one JSON object a line, so that a run can be continued."""
+"""The result of every question with every method, one JSON object per line, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ RECORDS_NAME, RUN_NAME = "records.jsonl", "run.json"
 class Record:
     """One answer. Boxes in pixels of the picture that was shown.
 
-    score: 0..1; None where no answer was asked for. seconds: None where the question could not be asked.
-    crops_xyxy_px: what was inserted. iou, recall, contains, point_in_box: None where the task has no boxes, or the
-    method looks at nothing twice. zoom: None without a crop. problem: why the question could not be asked; it scores 0.
-    note: why there is no crop, or not all of it. map_percent: what the crops were chosen from, row-major in whole
-    per cent; None where there was no map. map_hw: its rows and columns; None: a square map of an older release.
+    score: 0..1; None where no answer was requested. seconds: None where the question could not be asked.
+    crops_xyxy_px: the inserted crops. iou, recall, contains, point_in_box: None where the task has no boxes, or the
+    method has no second pass. zoom: None without a crop. problem: why the question could not be asked; it scores 0.
+    note: why there is no crop, or only a part of it. map_percent: the map that the crops were chosen from, row-major
+    in whole per cent; None without a map. map_hw: its rows and columns; None: a square map of an older release.
     """
 
     index: int  # of the sample
@@ -43,7 +43,7 @@ class Record:
     seconds: float | None = None
     roi_tokens: int = 0
     crops_xyxy_px: tuple[tuple[int, ...], ...] = ()
-    kept_cells: tuple[int | None, ...] = ()  # of each crop; None: all of them
+    kept_cells: tuple[int | None, ...] = ()  # for each crop; None: all cells
     peak_xy_px: tuple[float, float] | None = None
     zoom: float | None = None
     iou: float | None = None
@@ -60,15 +60,15 @@ class Record:
         cells = self.map_percent or ()
         rows, columns = self.map_hw or (math.isqrt(len(cells)),) * 2
         if not cells or rows * columns != len(cells):
-            raise ValueError(f"the map has {len(cells)} cells, and not {rows} x {columns}")
+            raise ValueError(f"the map has {len(cells)} cells; expected {rows} x {columns}")
         return rows, columns
 
 
 class RecordFile:
-    """The records of a run in a folder, appended as they come; used as a context manager."""
+    """The records of a run in a folder, appended one by one; a context manager."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-        """A new or empty folder, or with `resume` one of a run with the same settings. Raises BadInput."""
+        """`folder`: new or empty, or with `resume` that of a run with the same settings. Raises BadInput."""
         self._path = folder / RECORDS_NAME
         _start(folder, settings, resume=resume)
         self.done = _whole_records(self._path) if self._path.exists() else []
@@ -84,9 +84,9 @@ class RecordFile:
             self._stream.close()
 
     def append(self, record: Record) -> None:
-        """Write one line and let the system have it: an interruption loses at most this line.
+        """Write one line and flush it: an interruption loses at most this line.
 
-        Raises RunFailed where the disk is full; the lines before stay whole.
+        Raises RunFailed where the disk is full; earlier lines stay intact.
         """
         stream = self._stream
         assert stream is not None
@@ -94,7 +94,7 @@ class RecordFile:
         try:
             line = memoryview(_line(record).encode("ascii"))
             while line:
-                line = line[stream.write(line) :]  # a disk that fills up takes a part first
+                line = line[stream.write(line) :]  # a full disk may accept only a part
         except OSError as error:
             with suppress(OSError):
                 stream.truncate(start)
@@ -118,13 +118,13 @@ def _line(record: Record) -> str:
 
 
 def _rewrite(path: Path, records: list[Record]) -> None:
-    """Without the part of a line that an interruption left."""
+    """Rewrite the file without a partial last line that an interruption left."""
     with replacing_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         stream.writelines(_line(record) for record in records)
 
 
 def _whole_records(path: Path) -> list[Record]:
-    """The records up to the first line that was broken off. Raises BadInput for two of one question and method."""
+    """The records up to the first partial line. Raises BadInput for two records of the same question and method."""
     records: dict[tuple[int, str], Record] = {}
     *lines, _ = read_text(path).split("\n")
     for number, line in enumerate(lines, start=1):
@@ -132,7 +132,7 @@ def _whole_records(path: Path) -> list[Record]:
         key = record.index, record.method
         if key in records:
             raise BadInput(
-                f"{path} line {number} is a second record of question {record.index} under {record.method!r}, which "
+                f"{path} line {number} is a second record of question {record.index} with {record.method!r}, which "
                 "would count twice; two runs wrote to one folder: remove it and run again"
             )
         records[key] = record
@@ -156,27 +156,27 @@ def _record(line: str, where: str) -> Record:
         _check(record)
         return record
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadInput(f"{where} is no record ({error}); remove the folder and run again") from error
+        raise BadInput(f"{where} is not a record ({error}); remove the folder and run again") from error
 
 
 def _check(record: Record) -> None:
-    """Raise ValueError for entries that no run writes and that figures cannot be made of."""
+    """Raise ValueError for entries that no run writes and that figures cannot be computed from."""
     if type(record.index) is not int or record.index < 0:
         raise ValueError(f"index is {record.index!r}")
     texts = (record.id, record.method, record.question, record.category, record.answer, *record.truths)
     if not all(isinstance(text, str) for text in texts) or not isinstance(record.details, dict):
-        raise ValueError("an entry is no text")
+        raise ValueError("an entry is not text")
     if not all(text is None or isinstance(text, str) for text in (record.problem, record.note)):
-        raise ValueError("a reason is no text")
+        raise ValueError("a reason is not text")
     numbers = (record.score, record.seconds, record.zoom, record.iou, record.recall, record.roi_tokens)
     if not all(value is None or (_is_number(value) and value >= 0) for value in numbers):
-        raise ValueError("an entry is no number of at least 0")
+        raise ValueError("an entry is not a number of at least 0")
     for box in record.crops_xyxy_px:
         if len(box) != 4 or not all(_is_number(edge) for edge in box):
             raise ValueError(f"a crop is {box!r}")
     cells = record.map_percent
     if cells is not None and not all(type(cell) is int and 0 <= cell <= 100 for cell in cells):
-        raise ValueError("a cell of the map is no whole number of 0 to 100")
+        raise ValueError("a cell of the map is not a whole number from 0 to 100")
     if cells is not None:
         record.map_shape()
 
@@ -186,12 +186,12 @@ def _is_number(value: object) -> bool:
 
 
 def _start(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """Make the folder, or check that it holds the same run."""
+    """Create the folder, or check that it has the same run."""
     run = folder / RUN_NAME
     settings = json.loads(json.dumps(settings))
     if not run.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise BadInput(f"{folder} exists and holds no run; name a new folder")
+            raise BadInput(f"{folder} exists and is not the folder of a run; name a new folder")
         with replacing_file(run) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         return
@@ -200,6 +200,6 @@ def _start(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     differing = differing_keys(settings, read_json_object(run, "name a new folder"))
     if differing:
         raise BadInput(
-            f"{folder} was begun with other settings ({', '.join(differing)}); resume with the same ones, or name a "
+            f"{folder} was started with other settings ({', '.join(differing)}); resume with the same ones, or name a "
             "new folder"
         )

@@ -1,6 +1,6 @@
-"""How well the part of a picture that was looked at again fits what a question is about. NumPy only; no model.
+"""How well the crops of the second pass fit the region that a question is about. NumPy only; no model.
 
-A part is what was inserted: of a crop whose cells were selected, only the area of the cells that were kept.
+Only inserted areas count: for a crop with selected cells, the area of the kept cells.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["RegionQuality", "mean_zoom", "region_quality"]
 
 Bool = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-# Of a box's area: what float32 geometry may leave out at an edge.
+# The share of a box's area that float32 geometry may miss at an edge.
 ALL_BUT = 1e-9
 
 
 @dataclass(frozen=True)
 class RegionQuality:
-    """One question's crops against its true boxes.
+    """The crops of one question compared with its true boxes.
 
-    iou: of the areas of all crops and all boxes. recall: the share of the boxes that was inserted.
-    contains: every box lies whole in one crop. point_in_box: the point of attention lies in a box.
+    iou: of the areas of all crops and all boxes. recall: the share of the boxes' area that was inserted.
+    contains: every box lies completely in one crop. point_in_box: the strongest point of the map is in a box.
     """
 
     iou: float
@@ -40,7 +40,7 @@ class RegionQuality:
 def region_quality(
     crops: Sequence[Crop], truth: Sequence[Box], point_xy_px: tuple[float, float] | None
 ) -> RegionQuality:
-    """Compare; without crops everything is 0."""
+    """Compare crops with true boxes; without crops everything is 0."""
     xs, ys = _edges(crops, truth, axis=0), _edges(crops, truth, axis=1)
     areas = np.diff(ys)[:, None] * np.diff(xs)
     covers = [_covered(crop, xs, ys) for crop in crops]
@@ -57,7 +57,7 @@ def region_quality(
 
 
 def mean_zoom(crops: Sequence[Crop], image_wh: tuple[int, int]) -> float | None:
-    """How many times larger a detail is in a crop than in the first look, as a length; None without crops."""
+    """How many times longer a detail is in a crop than in the first pass; None without crops."""
     if not crops:
         return None
     side = max(image_wh)
@@ -69,21 +69,21 @@ def mean_zoom(crops: Sequence[Crop], image_wh: tuple[int, int]) -> float | None:
 
 
 def _edges(crops: Sequence[Crop], truth: Sequence[Box], axis: int) -> Floats:
-    """Every coordinate at which something begins or ends."""
+    """Every coordinate at which a crop, a cell or a box begins or ends."""
     edges = [_crop_edges(crop, axis) for crop in crops]
     edges += [np.array((box[axis], box[axis + 2]), np.float64) for box in truth]
     return np.unique(np.concatenate(edges))
 
 
 def _crop_edges(crop: Crop, axis: int) -> Floats:
-    """Those of the crop, and of its cells where some were left out."""
+    """The edges of a crop, and of its cells where only some are kept."""
     low, high = crop.box_xyxy_px[axis], crop.box_xyxy_px[axis + 2]
     parts = 1 if crop.keep_cells is None else crop.keep_cells.shape[1 - axis]
     return np.linspace(low, high, parts + 1)
 
 
 def _covered(crop: Crop, xs: Floats, ys: Floats) -> Bool:
-    """(rows, columns) of the patches between edges: those that were inserted."""
+    """(rows, columns): which patches between the edges were inserted."""
     inside = _inside(crop.box_xyxy_px, xs, ys)
     if crop.keep_cells is None:
         return inside

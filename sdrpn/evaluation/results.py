@@ -1,4 +1,4 @@
-"""From records to figures: one row a method, intervals, and differences between methods. Knows no model."""
+"""From records to figures: one row per method, intervals, and differences between methods. Knows no model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What one method came to; the means of regions are over all questions, one without a crop counting 0.
+    """The figures of one method; region means are over all questions, those without a crop counting 0.
 
-    accuracy: mean score, in 0..1, with its interval; None where no answer was asked for.
-    mean_iou, contains, recall, point_in_box: None where the method looks once or the task has no boxes.
+    accuracy: mean score, in 0..1, with its interval; None where no answer was requested.
+    mean_iou, contains, recall, point_in_box: None where the method has one pass or the task has no boxes.
     mean_zoom: over questions with a crop. crop_share: of questions with a crop. roi_tokens: mean.
     seconds_per_question: mean over questions that could be asked; median_seconds likewise.
-    problems: questions that could not be. metrics: the task's own further figures. categories: mean score of each.
+    problems: questions that could not be asked. metrics: further figures of the task. categories: mean score of each.
     """
 
     accuracy: float | None
@@ -51,7 +51,7 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean score of one method less another's, on the same questions."""
+    """The mean score of one method minus that of another, on the same questions."""
 
     method: str
     baseline: str
@@ -61,21 +61,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class RpnMean:
-    """Several RPNs taken together, such as those of several seeds: the mean of their scores, question by question."""
+    """Several RPNs together, e.g. from several seeds: the mean of their scores for each question."""
 
     methods: tuple[str, ...]
     accuracy: float
     accuracy_interval: Interval
-    differences: tuple[Difference, ...]  # less every other method
+    differences: tuple[Difference, ...]  # minus every other method
 
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run. rpn_mean: None with fewer than two RPNs."""
+    """The figures of a whole run. rpn_mean: None with fewer than two RPNs."""
 
     task: str
     metric: str
-    samples: int  # that every method was asked
+    samples: int  # that were asked with every method
     methods: dict[str, MethodResult]
     differences: tuple[Difference, ...]
     rpn_mean: RpnMean | None
@@ -83,7 +83,7 @@ class Results:
 
 
 def summarise(task: Task, methods: Sequence[str], records: Sequence[Record], settings: dict[str, Any]) -> Results:
-    """Figures over the samples that every method was asked, in the order of `methods`."""
+    """Figures over the samples that were asked with every method, in the order of `methods`."""
     by_method = _complete(methods, records)
     scores = _scores([by_method[name] for name in methods])
     drawn = None if scores is None else resampled_means(scores)
@@ -101,7 +101,7 @@ def summarise(task: Task, methods: Sequence[str], records: Sequence[Record], set
 
 
 def _scores(by_method: Sequence[Sequence[Record]]) -> Floats | None:
-    """(questions, methods); None where there are no questions, or no answers were asked for."""
+    """Scores (questions, methods); None without questions, or where no answers were requested."""
     scores = [[record.score for record in records] for records in by_method]
     if not scores[0] or any(score is None for column in scores for score in column):
         return None
@@ -109,7 +109,7 @@ def _scores(by_method: Sequence[Sequence[Record]]) -> Floats | None:
 
 
 def _complete(methods: Sequence[str], records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Method -> its records, by sample; samples that some method was not asked are left out."""
+    """Method -> its records, by sample; only samples that were asked with every method."""
     asked = {(record.index, record.method): record for record in records}
     indices = sorted({record.index for record in records})
     whole = [index for index in indices if all((index, name) in asked for name in methods)]
@@ -147,7 +147,7 @@ def _mean_seconds(records: Sequence[Record]) -> float | None:
 
 
 def _region_mean(records: Sequence[Record], name: str) -> float | None:
-    """None where no record has such a value."""
+    """The mean of a region figure; None where no record has it."""
     values = [getattr(record, name) for record in records]
     if all(value is None for value in values):
         return None
@@ -159,7 +159,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _differences(methods: Sequence[str], scores: Floats, drawn: Floats) -> list[Difference]:
-    """Every pair, the later method less the earlier."""
+    """The differences of all pairs, later method minus earlier."""
     pairs = [(late, early) for late in range(len(methods)) for early in range(late)]
     means = scores.mean(axis=0)
     return [
@@ -171,7 +171,7 @@ def _differences(methods: Sequence[str], scores: Floats, drawn: Floats) -> list[
 
 
 def _rpn_mean(methods: Sequence[str], scores: Floats, drawn: Floats) -> RpnMean | None:
-    """The same resamples of questions for all; RPNs are not drawn from: they are few."""
+    """The mean of all RPNs, on the same resamples of questions; RPNs are not resampled, being few."""
     rpns = [column for column, name in enumerate(methods) if name == "sdrpn" or name.startswith(RPN_PREFIX)]
     if len(rpns) < 2:
         return None

@@ -1,4 +1,4 @@
-"""RPNs beside one model: trained ones from files, and one before its first step. PyTorch."""
+"""RPNs for one model: trained ones from files, and an untrained one. PyTorch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["LoadedRpn", "rpn_of", "untrained_rpn"]
 
 @dataclass(frozen=True)
 class LoadedRpn:
-    """An RPN and where it taps."""
+    """An RPN and its tap layer."""
 
     module: Rpn
     tap_layer: int
     spec: RpnSpec
 
     def to(self, device: str, dtype: torch.dtype) -> LoadedRpn:
-        """The same on a device, in a precision."""
+        """The RPN moved to a device and precision."""
         return dataclasses.replace(self, module=self.module.to(device, dtype).eval().requires_grad_(False))
 
 
@@ -47,7 +47,7 @@ def rpn_of(checkpoint: Checkpoint) -> LoadedRpn:
 
 
 def untrained_rpn(checkpoint: Checkpoint) -> LoadedRpn:
-    """What the training of the checkpoint's RPN started from. Raises BadInput where it has none."""
+    """The initial weights of the checkpoint's RPN, before training. Raises BadInput where it has none."""
     spec = checkpoint.spec
     if spec.rpn is None:
         raise BadInput(f"{checkpoint.path} has no RPN; name one", options=("rpn",))

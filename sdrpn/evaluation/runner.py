@@ -1,7 +1,7 @@
-"""Ask every question with every method, in turn, and record what came of it. Knows no library and no file format.
+"""Ask every question with every method and record the results. Knows no library and no file format.
 
-Methods take turns question by question, and the one that begins changes, so that what else the machine does falls on
-all of them alike.
+Methods alternate question by question, and the first one rotates, so that other load on the machine affects all of
+them equally.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def run_methods(
     done: Collection[tuple[int, str]] = (),
     progress: Advance = unseen,
 ) -> Iterator[Record]:
-    """One record after the other.
+    """Yield the records one by one.
 
     Args:
-        methods: names that `methods_for` let pass
-        answers: False: only look, which tells how well crops fit
-        done: index of the sample and method of what is not to be asked again
+        methods: names accepted by `methods_for`
+        answers: False: only choose crops, to measure how well they fit
+        done: (sample index, method) pairs to skip
     A picture that cannot be read or a prompt that does not fit becomes a record with a problem.
     """
     finished, total = len(done), len(task.samples) * len(methods)
@@ -61,7 +61,7 @@ def run_methods(
 
 
 class _Opened:
-    """A sample, and its pictures once they are needed."""
+    """A sample; its pictures are opened when they are needed."""
 
     def __init__(self, task: Task, index: int) -> None:
         self.index = index
@@ -70,22 +70,22 @@ class _Opened:
 
     @cached_property
     def picture(self) -> Image.Image:
-        """Raises BadImage, every time."""
+        """The picture. Raises BadImage at every call."""
         return self.sample.open_picture()
 
     @cached_property
     def _before(self) -> tuple[Sample, Image.Image]:
-        # The first one's is the last one; of a task with one question, itself.
+        # Before the first sample comes the last; a task with one question has only that.
         sample = self._task.samples[self.index - 1]
         return sample, sample.open_picture()
 
     def before(self) -> tuple[Sample, Image.Image]:
-        """The sample before this one."""
+        """The previous sample and its picture."""
         return self._before
 
 
 def _warm_up(task: Task, answerer: Answerer) -> None:
-    """The first question pays for what libraries do once."""
+    """Ask one question so that one-time costs of libraries are not measured."""
     if len(task.samples):
         picture = Image.new("RGB", (answerer.spec.vision.image_size_px,) * 2)
         answerer.answer(picture, task.samples[0].question, None, 1)
@@ -109,7 +109,7 @@ def _ask(task: Task, answerer: Answerer, setting: Setting, opened: _Opened, name
         question = Question(opened.index, sample, opened.picture, opened.before, answerer, setting)
         plan = plan_method(name, question)
         answered = answerer.answer(plan.picture, sample.question, plan.look, limit)
-    except (BadImage, ContextTooLong) as error:  # one bad picture among many is no reason to stop
+    except (BadImage, ContextTooLong) as error:  # one bad picture among many must not stop the run
         return dataclasses.replace(record, problem=" ".join(str(error).split()))
     crops = answered.crops
     return dataclasses.replace(
@@ -129,7 +129,7 @@ def _ask(task: Task, answerer: Answerer, setting: Setting, opened: _Opened, name
 
 
 def _quality(plan: Plan, crops: Sequence[Crop], peak: tuple[float, float] | None) -> dict[str, Any]:
-    """The entries of a record about where it looked; none for a method that looks once, or without true boxes."""
+    """The region figures of a record; none for a method with one pass, or without true boxes."""
     if plan.look is None or not plan.truth:
         return {}
     return dataclasses.asdict(region_quality(crops, plan.truth, peak))

@@ -1,4 +1,4 @@
-"""One question with its true answers, of any task. Knows no model."""
+"""One question with its true answers, for any task. Knows no model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Sample:
     """One question about one picture.
 
     id: unique in its task.
-    open_picture: opens or renders the picture, upright RGB; raises BadImage. Called anew whenever it is needed, so a
-        task of many large pictures holds none of them.
-    question: as the model is asked it, the task's instruction included.
-    answers: the true ones; what several mean is up to the task's score.
+    open_picture: opens or renders the picture, upright RGB; raises BadImage. Called each time the picture is needed, so
+        that a task with many large pictures keeps none in memory.
+    question: the text given to the model, including the task's instruction.
+    answers: the true answers; the task's score defines what several mean.
     boxes_xyxy_px: what the question is about, in pixels of the picture; empty where the task does not say.
-    category: for means by category; "" where there is none.
+    category: for means by category; "" where there are none.
     details: further entries of the task's own files that its score needs.
     """
 

@@ -21,7 +21,7 @@ __all__ = [
 
 
 def exact_match(answer: str, truths: Sequence[str]) -> float:
-    """1 where the answer is one of the true ones, white space and case aside: tokenizers set apart what they like."""
+    """1 where the answer is one of the true ones, ignoring case and white space, which tokenizers may insert."""
     return float(_without_spaces(answer) in {_without_spaces(truth) for truth in truths})
 
 
@@ -29,16 +29,16 @@ def _without_spaces(text: str) -> str:
     return "".join(text.split()).lower()
 
 
-# Yes or no, and what follows from counting them: POPE.
+# Yes or no, and figures from their counts: POPE.
 
 
 def yes_no_match(answer: str, truth: str) -> float:
-    """1 where nothing else was said."""
+    """1 where the answer is exactly the true word."""
     return float(_lower(answer) == _lower(truth))
 
 
 def yes_no_figures(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """Precision, recall and F1 of "yes" over (answer, truth); 0 where there is nothing to divide by."""
+    """Precision, recall and F1 of "yes" over (answer, truth) pairs; 0 where a denominator is 0."""
     counted = [(_lower(answer), _lower(truth)) for answer, truth in pairs]
     right = counted.count(("yes", "yes"))
     wrong, missed = counted.count(("yes", "no")), counted.count(("no", "yes"))
@@ -54,9 +54,9 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-# Which option an answer names: V*Bench and HR-Bench, each with lmms-eval's own way to find a letter.
+# Which option an answer names: V*Bench and HR-Bench, each with lmms-eval's rule for finding a letter.
 
-# In this order; the first that is found counts.
+# In this order; the first match counts.
 LETTER_PATTERNS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -78,7 +78,7 @@ NO_OPTION = "Z"
 
 
 def any_letter(answer: str) -> str | None:
-    """A to D as V*Bench's evaluation finds it; None: no letter, or several."""
+    """The letter A to D, found as in V*Bench's evaluation; None: no letter, or several."""
     answer = answer.strip().upper()
     for pattern in LETTER_PATTERNS:
         found = pattern.search(answer)
@@ -89,9 +89,9 @@ def any_letter(answer: str) -> str | None:
 
 
 def matching_option(answer: str, options: Mapping[str, str]) -> str | None:
-    """The letter of an option as HR-Bench's evaluation finds it, by letter or else by text; "Z": the answer refuses.
+    """The letter of an option, found as in HR-Bench's evaluation, by letter or else by text; "Z": the answer refuses.
 
-    None: undecided. There lmms-eval asks a language model; without one such an answer is wrong.
+    None: undecided. lmms-eval then asks a language model; without one such an answer is wrong.
     """
     if any(refusal in answer for refusal in REFUSALS):
         return NO_OPTION
@@ -106,13 +106,13 @@ def matching_option(answer: str, options: Mapping[str, str]) -> str | None:
     return meant[0] if len(meant) == 1 else None
 
 
-# A number may be off by a twentieth: ChartQA (Masry et al., 2022, section 5.1).
+# Numbers may differ by 5 %: ChartQA (Masry et al., 2022, section 5.1).
 
 LARGEST_CHANGE = 0.05
 
 
 def relaxed_match(answer: str, truth: str) -> float:
-    """1 or 0. What is no number, and a true 0, has to be the same but for case."""
+    """1 or 0. Text, and a true 0, must be equal up to case."""
     found, expected = _number(answer), _number(truth)
     if found is not None and expected:
         return float(abs(found - expected) / abs(expected) <= LARGEST_CHANGE)
@@ -120,22 +120,22 @@ def relaxed_match(answer: str, truth: str) -> float:
 
 
 def _number(text: str) -> float | None:
-    """A percentage is a share of 1."""
+    """A number in a text; percentages are divided by 100."""
     try:
         return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
 
 
-# Average normalised Levenshtein similarity with a cut at one half: DocVQA and InfographicVQA.
+# Average normalised Levenshtein similarity with a threshold of 0.5: DocVQA and InfographicVQA.
 
-LEAST_SIMILARITY = 0.5  # what is less alike counts nothing
+LEAST_SIMILARITY = 0.5  # less similar answers score 0
 
 
 def anls(answer: str, truths: Sequence[str]) -> float:
-    """In 0..1, against the true answer that is most alike.
+    """Score in 0..1, for the most similar true answer.
 
-    Spelled as lmms-eval has it: distances ignore case and runs of spaces, the lengths that they are divided by do not.
+    As in lmms-eval: distances ignore case and repeated spaces, the lengths that they are divided by do not.
     """
     distances = [_normalised_distance(answer, truth) for truth in truths]
     similarity = 1 - min(distances, default=1.0)
@@ -149,7 +149,7 @@ def _normalised_distance(answer: str, truth: str) -> float:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """How many letters have to be put in, taken out or replaced (Levenshtein)."""
+    """Levenshtein distance: the number of insertions, deletions and substitutions."""
     row = list(range(len(second) + 1))
     for above, letter in enumerate(first, start=1):
         corner, row[0] = row[0], above
@@ -158,17 +158,17 @@ def edit_distance(first: str, second: str) -> int:
     return row[-1]
 
 
-# Whether a true answer stands anywhere in what was said: OCRBench.
+# Whether the answer contains a true answer: OCRBench.
 
-FULL_WIDTH = range(0xFF01, 0xFF5F)  # forms of ASCII as wide as a Chinese character
+FULL_WIDTH = range(0xFF01, 0xFF5F)  # full-width forms of ASCII
 TO_ASCII = {code: code - 0xFEE0 for code in FULL_WIDTH} | {0x3000: " "}
 
 
 def containment(answer: str, truths: Sequence[str], *, formula: bool = False) -> float:
-    """1 or 0.
+    """1 where the answer contains a true one, else 0.
 
     Args:
-        formula: handwritten mathematics, where case counts and spaces do not; elsewhere it is the other way round
+        formula: handwritten mathematics, where case counts and spaces do not; otherwise spaces count and case does not
     """
     plain = _plain_formula if formula else _plain_text
     said = plain(answer.strip())

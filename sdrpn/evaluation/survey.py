@@ -1,7 +1,7 @@
-"""What questions whose answers are never read show of a model: the sinks of its heads, and thresholds. NumPy only.
+"""Find a model's attention sinks and thresholds from questions, without reading their answers. NumPy only.
 
-A threshold is chosen as the training of an RPN proposes its own: the crop should overlap most with the box that the
-model's own attention gives as a label. RPN and attention are held to the same labels.
+The threshold is chosen as in the training of an RPN: the crop should have the highest overlap with the box of the
+label, which comes from the model's own attention. RPN and attention are compared with the same labels.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 @dataclass(frozen=True, eq=False)
 class HeadAttention:
-    """One question. grounding: (C,), mean of the heads. sinks: (C,), as sink heads show them; None without such."""
+    """The attention of one question. grounding: (C,), mean of the heads. sinks: (C,), from sink heads, or None."""
 
     grounding: Float32
     sinks: Bool | None
 
 
 class Surveyor(Protocol):
-    """A model whose attention can be seen."""
+    """A model that gives access to its attention."""
 
     def attention(
         self, picture: Image.Image, question: str, heads: HeadChoice, rows: Rows, max_new_tokens: int
     ) -> HeadAttention | None:
-        """Of these rows to the image; None where the answer has no such row."""
+        """The attention of some rows to the image; None where the answer has no such row."""
 
     def rpn_logits(self, picture: Image.Image, question: str, rpn: str) -> Float32:
-        """(h,w) of one of its RPNs."""
+        """The logits (h,w) of one of its RPNs."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Question:
-    """One question that was asked. rpns: name -> (h,w)."""
+    """The results of one question. rpns: name -> logits (h,w)."""
 
     image_wh: tuple[int, int]
     prompt: HeadAttention
@@ -67,7 +67,7 @@ class _Question:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What the questions showed. The sinks of the last prompt token and of answers; None where heads show them."""
+    """The results of all questions: sinks of the last prompt token and of answers; None where sink heads give them."""
 
     vision: VisionSpec
     prompt_sinks: Bool | None
@@ -75,7 +75,7 @@ class Survey:
     questions: tuple[_Question, ...]
 
     def attention_policy(self, policy: RoiPolicy) -> RoiPolicy:
-        """The policy at the best share of the strongest cell's attention."""
+        """The policy with the best threshold relative to the strongest cell's attention."""
         maps = [
             _without(question.prompt, self.prompt_sinks).reshape(self._grid(question.image_wh).hw)
             for question in self.questions
@@ -83,23 +83,23 @@ class Survey:
         return self._best(maps, [RoiPolicy(-share, policy.upscale) for share in THRESHOLDS])
 
     def rpn_policy(self, rpn: str, policy: RoiPolicy) -> RoiPolicy:
-        """The policy at the best threshold of an RPN."""
+        """The policy with the best threshold for an RPN."""
         maps = [question.rpns[rpn] for question in self.questions]
         return self._best(maps, [RoiPolicy(threshold, policy.upscale) for threshold in THRESHOLDS])
 
     def _best(self, maps: Sequence[Float32], policies: Sequence[RoiPolicy]) -> RoiPolicy:
-        """Raises BadInput where no question has a label."""
+        """The policy with the highest mean overlap. Raises BadInput where no question has a label."""
         pairs = [
             (logits, question.image_wh, box)
             for logits, question in zip(maps, self.questions, strict=True)
             if (box := self._label_px(question)) is not None
         ]
         if not pairs:
-            raise BadInput(f"none of {len(maps)} answers became a label to choose a threshold by; give one as a number")
+            raise BadInput(f"none of {len(maps)} answers gave a label to choose a threshold from; give one as a number")
         return max(policies, key=lambda policy: float(np.mean([self._overlap(policy, *pair) for pair in pairs])))
 
     def _label_px(self, question: _Question) -> Box | None:
-        """The box of the label that training would see."""
+        """The box of the label that training would use."""
         if question.answer is None:
             return None
         grid, sinks = self._grid(question.image_wh), _sinks(question.answer, self.answer_sinks)
@@ -126,17 +126,17 @@ def survey(
     max_new_tokens: int = 128,  # the official code's limit for labels
     progress: Advance = unseen,
 ) -> Survey:
-    """Ask. rpns: whose maps are wanted, for a threshold. Raises BadInput where no question could be asked."""
+    """Ask all questions. rpns: those that need a threshold. Raises BadInput where no question could be asked."""
     questions = []
     for done, sample in enumerate(samples, start=1):
         try:
             questions.append(_ask(surveyor, sample, heads, rpns, max_new_tokens))
-        except (BadImage, ContextTooLong):  # the run itself will report it
+        except (BadImage, ContextTooLong):  # reported later by the run itself
             continue
         progress(done, len(samples))
     if not questions:
         raise BadInput(
-            f"none of {len(samples)} questions could be asked to see where the model looks; look at the data"
+            f"none of {len(samples)} questions could be asked to find where the model attends; check the data"
         )
     answers = [question.answer for question in questions if question.answer is not None]
     return Survey(vision, _usual([question.prompt for question in questions]), _usual(answers), tuple(questions))
@@ -152,10 +152,10 @@ def _ask(surveyor: Surveyor, sample: Sample, heads: HeadChoice, rpns: Sequence[s
 
 
 def _usual(attention: Sequence[HeadAttention]) -> Bool | None:
-    """None where heads show the sinks of every question, or there is nothing to tell them by."""
+    """The usual sinks; None where sink heads give them for every question, or no attention is available."""
     if not attention or attention[0].sinks is not None:
         return None
-    return usual_sinks(np.stack([one.grounding for one in attention]))
+    return usual_sinks(np.stack([question.grounding for question in attention]))
 
 
 def _sinks(attention: HeadAttention, usual: Bool | None) -> Bool:

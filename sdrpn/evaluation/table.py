@@ -1,4 +1,4 @@
-"""Results as rows of text, and as a Markdown page. Computes nothing."""
+"""Format results as rows of text and as a Markdown page. Computes nothing."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ COLUMNS = (
     "ms",
     "speed",
 )
-REFERENCES = ("plain", "attention-crop", "sdrpn")  # what others are set against, where they were run
+REFERENCES = ("plain", "attention-crop", "sdrpn")  # the baselines of the differences, where they were run
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """A row a method under `COLUMNS`; a dash for what it does not have."""
+    """One row per method under `COLUMNS`; a dash for missing figures."""
     return [(name, *_cells(result)) for name, result in results.methods.items()]
 
 
 def difference_rows(results: Results) -> list[tuple[str, ...]]:
-    """Method, baseline, difference in points and its interval: what is set against plain, attention or the RPN."""
-    shown = [one for one in results.differences if one.baseline in REFERENCES or one.method in REFERENCES]
+    """Method, baseline, difference in points and its interval, for the baselines in `REFERENCES`."""
+    shown = [pair for pair in results.differences if pair.baseline in REFERENCES or pair.method in REFERENCES]
     if results.rpn_mean is not None:
         shown += results.rpn_mean.differences
-    return [_difference_cells(one) for one in shown]
+    return [_difference_cells(pair) for pair in shown]
 
 
 def markdown(results: Results) -> str:
-    """Everything as a page."""
+    """All results as a page."""
     lines = [f"# {results.task}: {results.metric}", "", f"{results.samples:,} questions.", ""]
     lines += _table(COLUMNS, rows(results))
     lines += ["", "Speed: seconds of `plain` over those of the method, in the same run.", ""]
@@ -83,9 +83,9 @@ def _cells(result: MethodResult) -> tuple[str, ...]:
     )
 
 
-def _difference_cells(one: Difference) -> tuple[str, ...]:
-    low, high = one.interval
-    return one.method, one.baseline, f"{100 * one.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+def _difference_cells(pair: Difference) -> tuple[str, ...]:
+    low, high = pair.interval
+    return pair.method, pair.baseline, f"{100 * pair.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def _rpn_mean_line(mean: RpnMean) -> str:
@@ -95,7 +95,7 @@ def _rpn_mean_line(mean: RpnMean) -> str:
 
 
 def _extra(title: str, values: dict[str, dict[str, float]]) -> list[str]:
-    """Named figures of every method, where there are any."""
+    """A section with named figures of every method, where there are any."""
     names = list(dict.fromkeys(name for figures in values.values() for name in figures))
     if not names:
         return []

@@ -1,4 +1,4 @@
-"""What a task is: its questions, how an answer is scored, and how scores become a figure. Knows no model."""
+"""A task: its questions, how an answer is scored, and how scores become figures. Knows no model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DEFAULT_GENERAL_QUESTION = "Write a general description of the image."
 class Task:
     """Questions with known answers.
 
-    samples: may be made as they are asked for.
-    score: of one answer; their mean is the accuracy.
-    metric: what that mean is called in the field.
+    samples: may be made on demand.
+    score: the score of one answer; the mean is the accuracy.
+    metric: the usual name of that mean.
     max_new_tokens: lmms-eval's limit for this task.
-    threshold: of the RoI map, the published evaluation's.
-    general_question: asks for nothing in particular: what `vicrop` sets a question's attention against.
-    unlabelled: questions whose attention shows a model's sinks; their answers are never read.
+    threshold: for the RoI map, from the published evaluation.
+    general_question: asks for nothing in particular: the baseline of `vicrop` for a question's attention.
+    unlabelled: questions to find a model's attention sinks with; their answers are never read.
     summarise: further figures, such as F1.
     """
 
@@ -41,16 +41,16 @@ class Task:
     general_question: str = DEFAULT_GENERAL_QUESTION
     unlabelled: Sequence[Sample] = ()
     summarise: Summarise = lambda records: {}
-    settings: Mapping[str, object] = field(default_factory=dict)  # which part of the data this is
+    settings: Mapping[str, object] = field(default_factory=dict)  # the part of the data that is used
 
     @property
     def has_boxes(self) -> bool:
-        """Whether it is known what the questions are about."""
+        """Whether the samples have true boxes."""
         return bool(self.samples) and bool(self.samples[0].boxes_xyxy_px)
 
 
 def category_means(records: Sequence[Record]) -> dict[str, float]:
-    """The mean score of every category, in the order of their first question."""
+    """The mean score of every category, in order of first occurrence."""
     scores: dict[str, list[float]] = {}
     for record in records:
         if record.category and record.score is not None:

@@ -1,4 +1,4 @@
-"""A checkpoint in PyTorch as an answerer: the one that can do every way of looking, attention included."""
+"""A checkpoint in PyTorch as an answerer: it supports every kind of second pass, including those from attention."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ __all__ = ["TorchAnswerer"]
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
-LONGEST_LABEL_ANSWER = 128  # the official code's limit, where no answer is asked for
-# Logits that the sigmoid takes to 0 and 1.
+LONGEST_LABEL_ANSWER = 128  # the official code's limit, where no answer is requested
+# Logits whose sigmoid is 0 and 1.
 LABEL_LOGIT = 88.0
 
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """Where a look led: see `Answered`."""
+    """The crops that a look chose: see `Answered`."""
 
     crops: tuple[Crop, ...] = ()
     peak_xy_px: tuple[float, float] | None = None
@@ -63,10 +63,10 @@ class _Found:
 
 
 class TorchAnswerer:
-    """Answers questions with a model in PyTorch, whatever the way of looking."""
+    """Answers questions with a model in PyTorch, with any kind of second pass."""
 
     def __init__(self, model: SdRpnModel, tokenizer: Tokenizer, rpns: Mapping[str, LoadedRpn] | None = None) -> None:
-        """rpns: by name; the model's own, if it has one, is "" unless another is given that name."""
+        """rpns: by name; "" is the model's own, unless another is given under that name."""
         self._model, self._tokenizer = model, tokenizer
         self._rpns = dict(rpns or {})
         if model.rpn is not None and model.spec.rpn is not None:
@@ -84,12 +84,12 @@ class TorchAnswerer:
 
     @property
     def looks(self) -> frozenset[type[Any]]:
-        """All of them."""
+        """All kinds of `Look`."""
         return frozenset((GivenLook, RpnLook, AttentionLook, TeacherLook, VicropLook))
 
     @torch.inference_mode()
     def answer(self, picture: Image.Image, question: str, look: Look | None, max_new_tokens: int) -> Answered:
-        """Answer greedily, or only look. Raises ContextTooLong."""
+        """Answer greedily, or only choose crops. Raises ContextTooLong."""
         start = time.perf_counter()
         prompt = self._prompt(question)
         image = self._image_tokens(picture)
@@ -116,7 +116,7 @@ class TorchAnswerer:
     def attention(
         self, picture: Image.Image, question: str, heads: HeadChoice, rows: Rows, max_new_tokens: int
     ) -> HeadAttention | None:
-        """Of some rows to the image; None where no token of the answer has a row."""
+        """The attention of some rows to the image; None where no token of the answer has a row."""
         watched = watch_answer(
             self._model,
             self._image_tokens(picture),
@@ -133,7 +133,7 @@ class TorchAnswerer:
 
     @torch.inference_mode()
     def rpn_logits(self, picture: Image.Image, question: str, rpn: str) -> Float32:
-        """(h,w) of an RPN."""
+        """The logits (h,w) of an RPN."""
         prompt, image = self._prompt(question), self._image_tokens(picture)
         layered = LayeredPrompt(self._model, *self._embedded(prompt, image), 1)
         return self._rpn_logits(layered, rpn, len(prompt.ids_before), self._grid(picture).hw)
@@ -199,12 +199,12 @@ class TorchAnswerer:
     def _teacher_decision(
         self, look: TeacherLook, picture: Image.Image, prompt: Prompt, image: Tensor, max_new_tokens: int
     ) -> RoiDecision | str:
-        """The label as if an RPN had reproduced it, or why the answer makes none."""
+        """The label as a decision, as if an RPN had reproduced it; or why the answer gives no label."""
         heads = by_layer((*look.heads.grounding, *look.heads.sinks))
         stop_ids = self.spec.prompt.eos_token_ids
         watched = watch_answer(self._model, image, prompt, heads, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
         if watched.row_count == 0:
-            return "nothing inserted: the model gave no answer that a label could be made of"
+            return "nothing inserted: the model gave no answer that a label can be made from"
         grounding = _mean_over(watched.attention, look.heads, look.heads.grounding)
         grid, sinks = self._grid(picture), _sinks(watched.attention, look.heads, look.sinks)
         labels = denoise(grounding.reshape(grid.hw), sinks.reshape(grid.hw))
@@ -215,7 +215,7 @@ class TorchAnswerer:
         return decide_crops(logits, grid, look.policy)
 
     def _vicrop_box(self, look: VicropLook, picture: Image.Image, prompt: Prompt) -> tuple[int, int, int, int]:
-        """Two whole prefills, the image encoded in each, as the published code does it."""
+        """ViCrop's box: two full prefills, each encoding the image, as in the published code."""
         maps = [
             self._layer_attention(picture, asked, look.layer) for asked in (prompt, self._prompt(look.general_question))
         ]
@@ -227,7 +227,7 @@ class TorchAnswerer:
         return found[0] + left, found[1] + top, found[2] + left, found[3] + top
 
     def _layer_attention(self, picture: Image.Image, prompt: Prompt, layer: int) -> Float32:
-        """(C,), mean over all heads of a layer; the whole model runs."""
+        """Attention (C,), mean over all heads of a layer; runs the whole model."""
         heads = {layer: range(self.spec.llm.heads)}
         layered = LayeredPrompt(self._model, *self._embedded(prompt, self._image_tokens(picture)), 1)
         with WatchHeads(layered.layers, heads, slice(-1, None), self._image_span(len(prompt.ids_before))) as watch:
@@ -242,7 +242,7 @@ class TorchAnswerer:
         return build_prompt(self._tokenizer, self.spec.prompt, question)
 
     def _embedded(self, prompt: Prompt, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(P,D) before the question, and (n,D) of it."""
+        """The embedded prompt: (P,D) up to the image, and (n,D) of the question."""
         before, after = (
             self._model.embed(torch.tensor(list(ids), dtype=torch.long, device=image.device))
             for ids in (prompt.ids_before, prompt.ids_after)
@@ -272,11 +272,11 @@ class TorchAnswerer:
 
 
 def _sinks(attention: Mapping[int, Float32], heads: HeadChoice, sinks: Bool | None) -> Bool:
-    """(C,): as the sink heads show them, or those that are known for the data."""
+    """Sinks (C,): from the sink heads, or those known for the data."""
     if heads.sinks:
         return _shown_sinks(attention, heads)
     if sinks is None:
-        raise BadInput("no sinks are known and no heads show them; expected one of the two")
+        raise BadInput("neither known sinks nor sink heads are given; expected one of the two")
     return sinks
 
 
@@ -286,13 +286,13 @@ def _shown_sinks(attention: Mapping[int, Float32], heads: HeadChoice) -> Bool:
 
 
 def _without_sinks(attention: Mapping[int, Float32], heads: HeadChoice, sinks: Bool | None) -> Float32:
-    """(C,), the grounding heads' attention, 0 in sinks."""
+    """The grounding heads' attention (C,), 0 in sinks."""
     grounding = _mean_over(attention, heads, heads.grounding)
     return np.where(_sinks(attention, heads, sinks), np.float32(0), grounding)
 
 
 def _mean_over(attention: Mapping[int, Float32], choice: HeadChoice, heads: Sequence[Head]) -> Float32:
-    """(C,), mean over some of the heads that were watched for a choice."""
+    """Attention (C,), mean over some of the recorded heads of a choice."""
     places = by_layer((*choice.grounding, *choice.sinks))
     rows = [attention[layer][places[layer].index(head)] for layer, head in heads]
     mean: Float32 = np.mean(rows, axis=0, dtype=np.float32)

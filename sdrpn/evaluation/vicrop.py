@@ -1,8 +1,8 @@
 """The crop rule of ViCrop (Zhang et al., "MLLMs Know Where to Look", ICLR 2025, relative attention). NumPy only.
 
-As published: a map of attention to the image, divided by the same map for a general question; windows of 1 to 2 times
-the model's input side in source pixels are slid over its cells; the size whose best place stands out most from its
-neighbours is taken, and moved into the image.
+As published: a map of attention to the image is divided by the same map for a general question; windows of 1 to 2 times
+the model's input side in source pixels slide over its cells; the size whose best position has the highest contrast to
+its neighbours is chosen, and moved into the image.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ PUBLISHED_LAYER_SHARE = 14 / 32  # layer 14 of LLaVA-1.5-7B's 32, counted from 0
 
 
 def relative_map(asked: Floats, general: Floats) -> Floats:
-    """(G,G) attention to the question over attention to a general one. A cell that neither looks at counts nothing."""
+    """(G,G): attention for the question over that for a general question; 0 where both are 0."""
     quotient: Floats = np.divide(asked, general, out=np.zeros_like(asked), where=general > 0)
     return quotient
 
 
 def vicrop_box(attention: Floats, image_wh: tuple[int, int], image_size_px: int) -> Box:
-    """Where to crop, in source pixels.
+    """The crop, in source pixels.
 
     Args:
         attention: (rows, columns) over the image without its padding
         image_size_px: the side of the model's input
-    Returns: a square of 1 to 2 times that side, or what the image has of it; the whole image where it is too small.
+    Returns: a square of 1 to 2 times that side, cut at the image's edge; the whole image where it is smaller.
     """
     rows, columns = attention.shape
     cell_wh = image_wh[0] / columns, image_wh[1] / rows
@@ -57,19 +57,19 @@ def vicrop_box(attention: Floats, image_wh: tuple[int, int], image_size_px: int)
 
 @dataclass(frozen=True)
 class _Window:
-    """The best place of one size."""
+    """The best position of one window size."""
 
     ratio: float
     column: int
     row: int
     cells_wh: tuple[int, int]
-    contrast: float  # over its direct neighbours, a cell
+    contrast: float  # to its direct neighbours, per cell
 
 
 def _best_window(attention: Floats, cells_wh: tuple[int, int], ratio: float) -> _Window:
     width, height = cells_wh
     sums = np.lib.stride_tricks.sliding_window_view(attention, (height, width)).sum(axis=(2, 3))
-    # Columns first, as the published loop goes: it decides between equals.
+    # Columns first, like the published loop: the order breaks ties.
     column, row = np.unravel_index(int(sums.T.argmax()), sums.T.shape)
     beside = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
     around = [sums[y, x] for y, x in beside if 0 <= y < sums.shape[0] and 0 <= x < sums.shape[1]]

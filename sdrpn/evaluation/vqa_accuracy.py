@@ -1,7 +1,7 @@
-"""VQA accuracy with the answers normalised as EvalAI does it: TextVQA's metric.
+"""VQA accuracy with answers normalised as in EvalAI: TextVQA's metric.
 
-Ten people answered; an answer is as good as the people who gave it, up to three: the mean, over leaving one of them
-out, of min(1, agreeing / 3). The normalisation is reproduced with its oddities, because figures are compared by it.
+Ten people answered; the score is the mean of min(1, agreeing people / 3) over all subsets that leave out one person.
+The normalisation is reproduced with its quirks, so that figures are comparable.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 NUMBERS = {"none": "0"} | {word: str(value) for value, word in enumerate(NUMBER_WORDS)}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
-# The official pattern means to spare a point behind a digit too, but does not.
+# The official pattern tries to keep a point after a digit too, but does not.
 POINT_BEFORE_NO_DIGIT = re.compile(r"\.(?!\d)")
-MOST_POINTS = 32  # the official code passes a flag where the count belongs
+MOST_POINTS = 32  # the official code passes a flag in place of the count
 
 CONTRACTED = """
 'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
@@ -37,13 +37,13 @@ def _without_one_apostrophe(word: str) -> Iterator[str]:
     return (word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'")
 
 
-# What is missing an apostrophe gets it back; one entry of the official table is the wrong way round.
+# Restores missing apostrophes; one entry of the official table is reversed.
 CONTRACTIONS = {form: word for word in CONTRACTED.split() for form in _without_one_apostrophe(word)}
 CONTRACTIONS["somebody'd"] = "somebodyd"
 
 
 def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
-    """In 0..1; `truths` are one answer a person."""
+    """Score in 0..1; `truths` has one answer per person."""
     given, people = normalised_answer(answer), [normalised_answer(truth) for truth in truths]
     agreeing = sum(person == given for person in people)
     if not people:
@@ -52,7 +52,7 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
 
 
 def normalised_answer(text: str) -> str:
-    """Lower case; no articles, commas and most other punctuation; numbers to ten as digits; contractions mended."""
+    """Lower case; no articles, commas and most other punctuation; numbers to ten as digits; contractions restored."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     words = (NUMBERS.get(word, word) for word in _without_punctuation(text).lower().split())
@@ -60,7 +60,7 @@ def normalised_answer(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark goes where it stands beside a space anywhere in the text, and becomes a space elsewhere."""
+    """Remove a mark if it is beside a space anywhere in the text, else replace it by a space."""
     cleaned = text
     for mark in PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text

@@ -1,6 +1,6 @@
-"""A page to look at where a method went wrong: picture, heat map and crops, why there is none, and what all answered.
+"""A page of a method's worst cases: picture, heat map and crops, or why there are none, and the answers of all.
 
-First those questions that another method got right.
+Questions that another method got right come first.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ __all__ = ["WORST", "worst_cases", "write_worst_cases"]
 
 WORST = "worst"
 CASES = 24
-# Of what was run, the first is looked into; others show a picture that is not the task's, or look at nothing twice.
+# The first of these that was run is examined; other methods show another picture, or have no second pass.
 LOOKED_INTO = ("sdrpn", "attention-crop", "teacher-crop", "vicrop", "oracle-crop")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question: what the method made of it, and what all did."""
+    """One question: the record of the method, and the answers of all methods."""
 
     record: Record
     answers: Mapping[str, Record]
 
 
 def worst_cases(methods: Sequence[str], records: Sequence[Record], count: int = CASES) -> list[Case]:
-    """Those that lie furthest behind the best other method; between equals, the wrong ones, then the worst crop."""
+    """The cases with the largest deficit to the best other method; ties: wrong answers first, then the worst crop."""
     method = next((name for name in LOOKED_INTO if name in methods), None)
     if method is None:
         return []
@@ -56,8 +56,8 @@ def worst_cases(methods: Sequence[str], records: Sequence[Record], count: int = 
 def write_worst_cases(
     out: Path, task: Task, methods: Sequence[str], records: Sequence[Record], fit: Fit = "pad"
 ) -> None:
-    """Write `worst/index.html` with its pictures to a folder, in place of one that is there; nothing where no method
-    looks twice.
+    """Write `worst/index.html` with its pictures to a folder, replacing an earlier one; nothing where no method has a
+    second pass.
 
     Args:
         fit: how pictures became the square that maps cover, see `VisionSpec`
@@ -80,7 +80,7 @@ def _rank(case: Case) -> tuple[float, float, float, int]:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A file with its caption. heat_top: the end of the scale of colours, where there is one."""
+    """A picture file with its caption. heat_top: the upper end of the colour scale, where there is one."""
 
     file: str
     caption: str
@@ -89,7 +89,7 @@ class _Figure:
 
 @dataclass(frozen=True)
 class _Shown:
-    """One case on the page. remarks: what went wrong, or why there is no crop or no map."""
+    """One case on the page. remarks: errors, or why there is no crop or no map."""
 
     case: Case
     sample: Sample
@@ -128,7 +128,7 @@ def _remarks(record: Record) -> tuple[str, ...]:
 
 
 def _looked(picture: Image.Image, record: Record, sample: Sample, fit: Fit) -> Looked:
-    """What of a record can be drawn over its picture."""
+    """The parts of a record that can be drawn over its picture."""
     strength = None
     if record.map_percent is not None:
         strength = np.array(record.map_percent, np.float32).reshape(record.map_shape()) / np.float32(100)
@@ -172,27 +172,27 @@ figure { margin: 1rem 0 0; max-width: 800px; } figure img { width: 100%; display
 </style>
 <h1>{{ task.name }}: where {{ method }} went wrong</h1>
 <p>First the questions that another method got right, then those that none did, last those that were answered right;
-between equals, those whose crop fits worst. A picture opens in full size when it is clicked.<br>
-<span class="box" style="color:#fff"></span>what the question is about, where the task says so<br>
-<span class="box" style="color:#50dcff"></span>what {{ method }} looked at again</p>
-{% for one in shown %}{% set record = one.case.record %}
+ties are ordered by the fit of the crop, worst first. Click on a picture to see it in full size.<br>
+<span class="box" style="color:#fff"></span>the true boxes, where the task has them<br>
+<span class="box" style="color:#50dcff"></span>the crops of {{ method }}</p>
+{% for entry in shown %}{% set record = entry.case.record %}
 <section>
-<h2>{{ loop.index }}. {{ one.sample.question }}</h2>
-<p class="faint">{{ one.sample.id }}{% if one.sample.category %}, {{ one.sample.category }}{% endif %}</p>
+<h2>{{ loop.index }}. {{ entry.sample.question }}</h2>
+<p class="faint">{{ entry.sample.id }}{% if entry.sample.category %}, {{ entry.sample.category }}{% endif %}</p>
 <table>
-<tr><th>true answer</th><td>{{ one.truths | join(', ') or 'the task names none' }}</td><td></td></tr>
-{% for name, other in one.case.answers.items() %}
+<tr><th>true answer</th><td>{{ entry.truths | join(', ') or 'the task has none' }}</td><td></td></tr>
+{% for name, other in entry.case.answers.items() %}
 <tr><th>{{ name }}{% if name == record.method %} (this page){% endif %}</th>
 <td{% if other.score is not none %} class="{{ 'right' if other.score >= 0.5 else 'wrong' }}"{% endif %}>
 {{- other.answer or '(nothing)' }}</td>
 <td class="faint">{% if other.score is not none %}score {{ '%.2f' % other.score }}{% endif %}</td></tr>
 {% endfor %}
 </table>
-{% for remark in one.remarks %}
+{% for remark in entry.remarks %}
 <p class="remark">{{ remark }}</p>
 {% endfor %}
 <div class="figures">
-{% for figure in one.figures %}
+{% for figure in entry.figures %}
 <figure><a href="{{ figure.file }}"><img src="{{ figure.file }}" alt="{{ figure.caption }}"></a>
 <figcaption>{{ figure.caption }}
 {% if figure.heat_top is not none %}<br>0<span class="scale"></span>{{ figure.heat_top }}{% endif %}</figcaption>

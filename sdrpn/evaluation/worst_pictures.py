@@ -1,4 +1,4 @@
-"""Pictures of where a method looked: the whole picture, the map over it, and every crop. Pillow and NumPy only."""
+"""Draw where a method looked: the whole picture, the map over it, and every crop. Pillow and NumPy only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sdrpn.method.overlay import BOX_COLOUR, CROP_COLOUR, fitted_part, full_heat
 
 __all__ = ["Looked", "Panel", "draw_panels", "inside"]
 
-SIDE_PX = 800  # of every panel's longer side
+SIDE_PX = 800  # the longer side of every panel
 
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """What is drawn.
+    """The data to draw.
 
-    picture: upright RGB. truth: boxes in its pixels, inside it. crops: such boxes, and how many of the crop's tokens
-    were used; None: all. map_over_image: (G,G) in 0..1, None: there was none.
+    picture: upright RGB. truth: boxes in its pixels, inside it. crops: such boxes, with the number of tokens used of
+    each crop; None: all. map_over_image: (G,G) in 0..1, or None.
     """
 
     picture: Image.Image
@@ -36,7 +36,7 @@ class Looked:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One of them. name: for a file; heat_top: the end of the scale of colours, where there is one."""
+    """One panel. name: for a file; heat_top: the upper end of the colour scale, where there is one."""
 
     name: str
     caption: str
@@ -45,7 +45,7 @@ class Panel:
 
 
 def draw_panels(looked: Looked) -> list[Panel]:
-    """The picture with its boxes, the map over it, the crops."""
+    """Panels for the picture with its boxes, the map over it, and the crops."""
     width, height = looked.picture.size
     shown = fitted_part(looked.picture, (0, 0, width, height), (SIDE_PX, SIDE_PX))
     panels = [Panel("picture", f"The picture, {width} x {height} pixels", _boxed(shown, looked))]
@@ -55,13 +55,13 @@ def draw_panels(looked: Looked) -> list[Panel]:
 
 
 def inside(box: Sequence[float], picture_wh: tuple[int, int]) -> Box | None:
-    """The part of a box that lies in the picture; None where that is nothing."""
+    """The part of a box inside the picture; None where that is empty."""
     x1, y1, x2, y2 = (min(max(0, int(edge)), picture_wh[axis % 2]) for axis, edge in enumerate(box))
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 def _map_panel(shown: Image.Image, looked: Looked, strength: npt.NDArray[np.float32]) -> Panel:
-    # In grey: the colours of the map alone mean something.
+    # In grey, so that all colours are those of the map.
     grey = heated(shown.convert("L").convert("RGB"), strength, looked.fit)
     caption = f"What crops were chosen from: strongest cell {text_from_number(float(strength.max()), 2)}"
     return Panel("map", caption, _boxed(grey, looked), full_heat(strength))

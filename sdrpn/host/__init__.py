@@ -1,1 +1,1 @@
-"""The machine and its files: what is installed, what hardware there is, how files appear whole. Knows no model."""
+"""The machine and its files: installed libraries, hardware, atomic writes. Knows no model."""

@@ -1,8 +1,8 @@
-"""Write files and folders so that they appear whole or not at all. Knows nothing about what is in them.
+"""Write files and folders atomically: they appear complete or not at all. Knows nothing about their content.
 
-Work goes on under a hidden temporary name beside the target, on the same file system, and one rename at the end
-makes it visible. Whatever ends the work early (an error, Ctrl-C, a full disk) removes the temporary, and the target
-keeps what it had. What a killed run left is removed by the next one for the same target.
+Data is written under a hidden temporary name beside the target, on the same file system, and one rename at the end
+makes it visible. If the work ends early (an error, Ctrl-C, a full disk), the temporary is removed and the target is
+unchanged. Leftovers of a killed run are removed by the next run for the same target.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 def replacing_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it becomes `path` when the block ends without an exception.
 
-    A symbolic link keeps pointing where it did: its destination is replaced. Missing parent folders are made. The
-    mode of a file that is replaced is kept.
+    A symbolic link is kept: its destination is replaced. Missing parent folders are created. The mode of a replaced
+    file is kept.
 
     Raises:
         BadInput: the target cannot be written (read-only, a folder, a device)
@@ -52,9 +52,9 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
 
 
 def require_writable_file(path: str | Path) -> None:
-    """Raise what `replacing_file` would raise for a target that cannot be written, before any work is done for it.
+    """Raise what `replacing_file` would raise for a target that cannot be written, before any other work.
 
-    Nothing is left behind, missing parent folders are not made.
+    Leaves no file behind and creates no parent folders.
     """
     target, folder = _replaceable_file(path)
     probe = temporary_beside(folder / target.name)
@@ -69,8 +69,8 @@ def require_writable_file(path: str | Path) -> None:
 def replacing_directory(path: str | Path, *, exist_ok: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; it becomes `path` when the block ends without an exception.
 
-    An empty folder at `path` is always replaced, a filled one only with `exist_ok`: then the old one is moved aside
-    first and moved back if the new one cannot take its place.
+    An empty folder at `path` is always replaced, a non-empty one only with `exist_ok`: the old one is moved aside
+    first, and moved back if the new one cannot be moved there.
 
     Raises:
         BadInput: the target exists and is not empty, is not a folder, or cannot be written
@@ -116,7 +116,7 @@ def require_free_space(path: str | Path, size_bytes: int, *, advice: str = "") -
 
 
 def _replaceable_file(path: str | Path) -> tuple[Path, Path]:
-    """Where links lead, and the nearest folder that is there already. Raises BadInput where no file can go."""
+    """The resolved target and its nearest existing folder. Raises BadInput where no file can be written."""
     try:
         target = Path(path).resolve()
         folder = _existing_folder(path, target)
@@ -126,14 +126,14 @@ def _replaceable_file(path: str | Path) -> tuple[Path, Path]:
             raise BadInput(f"{path} is not a regular file and cannot be replaced by one; name another file")
         if target.exists() and not os.access(target, os.W_OK):
             raise BadInput(f"{path} is read-only; make it writable or name another file")
-    except (OSError, RuntimeError) as error:  # too long a name, a folder that may not be searched; a loop of links
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder without access, a loop of links
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"{path} cannot be written ({reason}); name a place that you may write to") from error
+        raise BadInput(f"{path} cannot be written ({reason}); name a place where you have write permission") from error
     return target, folder
 
 
 def _existing_folder(path: str | Path, target: Path) -> Path:
-    """The nearest folder above the target that is there already. Raises BadInput where a file is in the way."""
+    """The nearest existing folder above the target. Raises BadInput where one of its parents is a file."""
     folder = next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
         raise BadInput(f"{path} cannot be written: {folder} is a file, expected a folder; name another place")
@@ -150,7 +150,7 @@ def _require_replaceable(path: str | Path, target: Path, *, exist_ok: bool) -> N
 
 
 def _swap_in(temporary: Path, target: Path) -> None:
-    """Move `temporary` to `target`, whose old contents are dropped."""
+    """Move `temporary` to `target`, and delete its old contents."""
     if not target.exists():
         temporary.rename(target)
         return
@@ -158,9 +158,9 @@ def _swap_in(temporary: Path, target: Path) -> None:
     try:
         target.rename(old)
         temporary.rename(target)
-        # The new folder is in place: leftovers of the old one are no reason to call the work failed.
+        # The new folder is in place: failing to delete the old one is not an error.
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException:  # Ctrl-C may also come right after a rename that was done
+    except BaseException:  # Ctrl-C may also arrive right after a completed rename
         if not target.exists():
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)
@@ -169,9 +169,9 @@ def _swap_in(temporary: Path, target: Path) -> None:
 
 @contextmanager
 def _errors_named(path: str | Path, temporary: Path) -> Iterator[None]:
-    """Turn errors of the file system on the way to `path` into one line that names `path`, not the temporary.
+    """Turn file system errors while writing `path` into one line that names `path`, not the temporary.
 
-    An OSError about some other file (an input that cannot be read) is not ours to explain and passes.
+    An OSError about another file (an input that cannot be read) is passed through.
     """
     try:
         yield
@@ -182,14 +182,14 @@ def _errors_named(path: str | Path, temporary: Path) -> Iterator[None]:
             raise RunFailed(f"{_full_disk(path, temporary)}; nothing was left behind") from error
         if error.errno == errno.EFBIG:
             raise RunFailed(
-                f"writing {path}: its file system does not take a file this large (FAT ends at 4.3 GB); "
+                f"writing {path}: its file system does not support files this large (FAT: at most 4.3 GB); "
                 "name a place on another disk"
             ) from error
         if not _concerns(error, temporary):
             raise
         if error.errno in _REFUSED:
             raise BadInput(
-                f"{path} cannot be written ({error.strerror}); name a place that you may write to"
+                f"{path} cannot be written ({error.strerror}); name a place where you have write permission"
             ) from error
         raise RunFailed(f"writing {path} failed: {error.strerror or error}; nothing was left behind") from error
 
@@ -209,13 +209,13 @@ def _concerns(error: OSError, temporary: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the bytes (or, of a folder, the names) are on the disk: a rename may overtake them otherwise."""
+    """Wait until the bytes (for a folder, the names) are on the disk: otherwise a rename may be written before them."""
     flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network and FUSE file systems have no fsync; anything else, a late full disk above all, counts.
+        # Some network and FUSE file systems have no fsync; all other errors count, e.g. a full disk reported late.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

@@ -1,4 +1,4 @@
-"""The GPUs that CUDA shows, in CUDA's order. Asks the driver alone: no Python package, no context, no memory."""
+"""The GPUs that CUDA shows, in CUDA's order. Queries only the driver: no Python package, no context, no memory."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _NAME_BYTES = 256
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One GPU, by the number that CUDA gives it in this process."""
+    """One GPU, with its CUDA device index in this process."""
 
     number: int
     name: str
-    capability: str | None  # SM89; None where the driver does not tell
+    capability: str | None  # e.g. SM89; None where the driver does not report it
 
 
 def read_cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, ...] | None:
-    """None without a driver, or where it cannot be asked.
+    """List the GPUs; None without a driver, or where it cannot be queried.
 
     Args:
-        load: gives the driver's library (for tests)
+        load: loads the driver's library (for tests)
     """
     try:
         driver = load("libcuda.so.1")

@@ -1,8 +1,8 @@
-"""End native code that holds the main thread when a signal comes. Standard library only; knows no graph.
+"""Stop native code on the main thread when a signal arrives. Standard library only; knows no graph.
 
-Python runs its handlers on the main thread, between two of its own instructions: while a library computes there, Ctrl-C
-waits until it is done. So a second thread hears of the signal, through the file descriptor that Python writes signals
-to, and has the library end; then the main thread comes back and the handler raises.
+Python runs signal handlers on the main thread, between two bytecode instructions: while a library computes there,
+Ctrl-C waits until it is done. So a second thread learns of the signal, through the file descriptor that Python writes
+signals to, and makes the library stop; then the main thread returns to Python and the handler raises.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from typing import NoReturn
 
 __all__ = ["Cancellation", "SignalWatch", "raising_on_signals"]
 
-# How long the main thread may stay in native code behind a signal, where the process is ours to end.
+# How long the main thread may stay in native code after a signal, before a program ends its process.
 GRACE_S = 0.7
 Raise = Callable[[], NoReturn]
 
 
 class Cancellation:
-    """The wish of any thread that what runs may end. It stays until `reset`."""
+    """A request, from any thread, that the current run stops. It stays set until `reset`."""
 
     def __init__(self, on_change: Callable[[bool], None] = lambda wished: None) -> None:
-        """Args: on_change: told of the wish, from the thread that states it"""
+        """Args: on_change: called with the new state, on the thread that changes it"""
         self._on_change = on_change
         self.wished = False
 
     def cancel(self) -> None:
-        """End what runs."""
+        """Request that the current run stops."""
         self.wished = True
         self._on_change(True)
 
     def reset(self) -> None:
-        """Before something else runs."""
+        """Clear the request, before the next run."""
         if self.wished:
             self.wished = False
             self._on_change(False)
 
 
 class SignalWatch:
-    """Around native code: a signal whose handler raises ends it through `end`. Does nothing outside the main thread.
+    """Context manager around native code: a signal whose handler raises stops it through `end`.
 
-    May be entered again and again. Within another watch it does nothing: what that one ends is what runs.
+    Does nothing outside the main thread, and nothing within another watch. Reusable.
     """
 
     def __init__(self, end: Callable[[], None], restart: Callable[[], None] = lambda: None) -> None:
         """Args:
-        end: makes the native code return; called from another thread, at most once each time
-        restart: undoes `end`, before what follows runs
+        end: makes the native code return; called from another thread, at most once per use
+        restart: undoes `end`, before the next run
         """
         self._end, self._restart = end, restart
         self._entered = self.ended = False
@@ -70,20 +70,20 @@ class SignalWatch:
                 self._restart()
 
     def end(self) -> None:
-        """Of the listening thread."""
+        """Stop the native code; called by the listening thread."""
         self.ended = True
         self._end()
 
 
 @contextmanager
 def raising_on_signals(handlers: Mapping[int, Raise], give_up: Callable[[int], None]) -> Iterator[None]:
-    """For a program: signals raise, end native code, and where that does not end, the process.
+    """For a program: signals raise an exception, stop native code, and as a last resort end the process.
 
-    Signals that this process was told to ignore stay ignored. Outside the main thread nothing is changed.
+    Signals that this process ignores stay ignored. Outside the main thread nothing is changed.
 
     Args:
         handlers: what to raise on the main thread, by signal
-        give_up: called from another thread where the main thread did not come back to raise; must end the process
+        give_up: called from another thread where the main thread did not return in time; must end the process
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -112,7 +112,7 @@ def raising_on_signals(handlers: Mapping[int, Raise], give_up: Callable[[int], N
 
 
 class _Listener:
-    """The thread that hears of signals, and what it ends."""
+    """The thread that waits for signals, and the watch that it stops."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -123,25 +123,25 @@ class _Listener:
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
-        self._others = -1  # where signals were written to before, which go on to be
+        self._others = -1  # the file descriptor that signals were written to before; they are passed on
         threading.Thread(target=self._listen, name="sdrpn signals", daemon=True).start()
 
     def begin(self, raising: Mapping[int, object], raised: threading.Event, give_up: Callable[[int], None]) -> None:
-        """Listen until `finish`, and give up where `raised` is not set in time."""
+        """Listen until `finish`; call `give_up` where `raised` is not set in time after a signal."""
         self._raising, self._raised, self._give_up = raising, raised, give_up
         self._install()
 
     def finish(self) -> None:
-        """Listen only where native code is watched."""
+        """Stop listening except inside watches."""
         signal.set_wakeup_fd(self._others)
         with self._lock:
-            self._heard()  # what raised already must not be taken for a signal to the next command
+            self._heard()  # a signal that was handled must not count for the next command
             self._raising, self._raised = {signal.SIGINT: signal.default_int_handler}, None
 
     def enter(self, watch: SignalWatch) -> bool:
-        """Listen; False where another watch is at it already.
+        """Start listening; False where another watch is active already.
 
-        Signals that came before raise before the native code begins: they end nothing.
+        Signals from before are raised before the native code begins: they stop nothing.
         """
         if self._watch is not None:
             return False
@@ -153,7 +153,7 @@ class _Listener:
         return True
 
     def leave(self) -> None:
-        """What was watched is over: it cannot be ended any more."""
+        """Stop listening: the watched code has returned."""
         with self._lock:
             self._watch = None
         if self._raised is None:
@@ -169,7 +169,7 @@ class _Listener:
             ready.poll()
             with self._lock:
                 numbers = self._heard()
-                # Those of the command that was sent the signal: another one may begin while this thread waits.
+                # Taken now: another command may begin while this thread waits.
                 raised, give_up = self._raised, self._give_up
                 if numbers and self._watch is not None:
                     self._watch.end()
@@ -177,23 +177,24 @@ class _Listener:
                 give_up(numbers[0])
 
     def _heard(self) -> list[int]:
-        """Signals that will raise on the main thread; passes all on to who listened before."""
+        """The signals that will raise on the main thread; passes all of them on to the previous listener."""
         try:
             numbers = os.read(self._reader, 64)
-        except BlockingIOError:  # the other thread was quicker
+        except BlockingIOError:  # the other thread has read them
             return []
         if self._others >= 0:
             with suppress(OSError):
                 os.write(self._others, numbers)
-        # Any other handler may go on afterwards, with results that nobody may have ended.
-        return [one for one in numbers if one in self._raising and signal.getsignal(one) == self._raising[one]]
+        # Other handlers may return normally, so the native code must not be stopped for them.
+        raising = self._raising
+        return [number for number in numbers if number in raising and signal.getsignal(number) == raising[number]]
 
 
 _the_listener: _Listener | None = None
 
 
 def _listener() -> _Listener:
-    """Made when it is first needed, on the main thread."""
+    """The listener, created on first use, on the main thread."""
     global _the_listener
     if _the_listener is None:
         _the_listener = _Listener()
@@ -201,7 +202,7 @@ def _listener() -> _Listener:
 
 
 def _forget_in_child() -> None:
-    """A forked process has none of the other threads, and must not write into the parent's pipe."""
+    """Reset the listener in a forked process: it has no other threads, and must not write to the parent's pipe."""
     global _the_listener
     if _the_listener is not None:
         _the_listener = None

@@ -1,7 +1,7 @@
-"""Read dataclasses from JSON: every value has the type that its field declares, every error names the place.
+"""Read dataclasses from JSON: every value has the type of its field, every error names its place in the file.
 
-The dataclasses are the description of the format: a field without a default must be there, an entry without a field
-must not, and what else must hold is said by `__post_init__`. Knows no field by name.
+The dataclasses describe the format: a field without a default is required, an entry without a field is an error, and
+`__post_init__` checks the rest. Knows no field by name.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Of a manifest: that of a 13B model with every variant has less than a tenth.
+# The limit for a manifest: that of a 13B model with every variant has less than a tenth of it.
 MOST_JSON_BYTES = 4 * 1024 * 1024
-# Metadata of a field that has a default in Python, but must be in JSON.
+# Metadata for a field that has a default in Python, but is required in JSON.
 REQUIRED: Mapping[str, bool] = types.MappingProxyType({"required in JSON": True})
 _MOST_WHOLE = 2**63
 _SHOWN_CHARS = 60
@@ -43,16 +43,16 @@ _NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "t
 
 
 class Misfit(BadInput):
-    """A value that its field cannot have: the place, what is there, what is expected."""
+    """A value that does not fit its field: the place, the value, and what was expected."""
 
 
 def read_dataclass(kind: type[T], value: object, place: str = "") -> T:
-    """An instance of a dataclass from what `json.loads` gives.
+    """Make a dataclass from the result of `json.loads`.
 
     Fields may be int, float, str, bool, None, Literal, Any, tuple, Mapping with text as keys, dataclasses, and unions.
 
     Args:
-        place: of `value` in its file, such as `variants.fused-fp32`; nothing at the top
+        place: the place of `value` in its file, such as `variants.fused-fp32`; empty at the top
     Raises: Misfit for the first value that does not fit
     """
     if not isinstance(value, dict):
@@ -71,24 +71,24 @@ def read_dataclass(kind: type[T], value: object, place: str = "") -> T:
         return kind(**entries)
     except Misfit:
         raise
-    except (BadInput, OverflowError) as error:  # of __post_init__
+    except (BadInput, OverflowError) as error:  # raised by __post_init__
         raise Misfit(f"{place}: {error}" if place else str(error)) from error
 
 
 def parse_json(content: bytes) -> Any:
-    """What a JSON file holds. Raises Misfit for what is not JSON, or holds numbers that JSON does not have."""
+    """Parse a JSON file. Raises Misfit for invalid JSON, including NaN and Infinity."""
     try:
         return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except RecursionError:
-        raise Misfit("it is nested too deep") from None
+        raise Misfit("it is nested too deeply") from None
     except ValueError as error:
         raise Misfit(f"it is not JSON: {' '.join(str(error).split())[:200]}") from error
 
 
 def read_small_file(path: Path, most_bytes: int = MOST_JSON_BYTES) -> bytes:
-    """The content of a regular file. What is no file, such as a pipe, is never waited for.
+    """The content of a regular file. Never blocks on a pipe or a device.
 
-    Raises: Misfit for anything but a regular file, and for a larger one; OSError
+    Raises: Misfit for anything but a regular file, and for a file larger than the limit; OSError
     """
     require_regular(path.stat())  # some kinds cannot even be opened
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -102,7 +102,7 @@ def read_small_file(path: Path, most_bytes: int = MOST_JSON_BYTES) -> bytes:
 
 
 def require_regular(status: os.stat_result) -> None:
-    """Raises Misfit for what is no regular file."""
+    """Raises Misfit for anything but a regular file."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
@@ -110,7 +110,7 @@ def require_regular(status: os.stat_result) -> None:
 
 
 def shown(value: object) -> str:
-    """A value for a message: in one line, and never long."""
+    """A value for a message: on one line, shortened."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):
@@ -138,7 +138,7 @@ def _read(kind: Any, value: object, place: str) -> Any:
 
 
 def _read_union(kinds: tuple[Any, ...], value: object, place: str) -> Any:
-    """The first kind that fits. An optional object says what is wrong inside it, not that it should be null."""
+    """Read as the first type that fits. For an optional object the error is about its content, not about null."""
     if value is None and type(None) in kinds:
         return None
     others = [kind for kind in kinds if kind is not type(None)]
@@ -160,7 +160,8 @@ def _read_tuple(kinds: tuple[Any, ...], value: object, place: str) -> tuple[Any,
     if len(value) != len(kinds):
         raise _misfit(place, value, f"a list of {len(kinds)}")
     return tuple(
-        _read(kind, one, f"{place}[{index}]") for index, (kind, one) in enumerate(zip(kinds, value, strict=True))
+        _read(kind, element, f"{place}[{index}]")
+        for index, (kind, element) in enumerate(zip(kinds, value, strict=True))
     )
 
 
@@ -169,7 +170,7 @@ def _read_mapping(kind: Any, value: object, place: str) -> dict[str, Any]:
         raise _misfit(place, value, "an object")
     for key in value:
         _read_plain(str, key, f"a name in {place}")
-    return {key: _read(kind, one, _inside(place, key)) for key, one in value.items()}
+    return {key: _read(kind, entry, _inside(place, key)) for key, entry in value.items()}
 
 
 def _read_plain(kind: Any, value: object, place: str) -> Any:
@@ -188,7 +189,7 @@ def _read_plain(kind: Any, value: object, place: str) -> Any:
 
 
 def _is_text(value: str) -> bool:
-    """Neither a half of a surrogate pair nor a null character, which no name of a file has."""
+    """Whether a text has neither lone surrogates nor null characters, which no file name may have."""
     try:
         return b"\0" not in value.encode("utf-8")
     except UnicodeEncodeError:
@@ -205,12 +206,12 @@ def _misfit(place: str, value: object, expected: str) -> Misfit:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
     defaults = (field.default, field.default_factory)
-    return REQUIRED.items() <= field.metadata.items() or all(one is dataclasses.MISSING for one in defaults)
+    return REQUIRED.items() <= field.metadata.items() or all(default is dataclasses.MISSING for default in defaults)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Which libraries are installed, which the package asks for, and the command that installs what is missing.
+"""Which libraries are installed, which are required, and the command that installs the missing ones.
 
-Nothing of them is imported to find out: versions come from the metadata that installers leave. What is asked for is
-read from the package's own metadata, so pyproject.toml stays the only list.
+None of them is imported for this: versions come from the metadata of installed packages. Requirements are read from
+the metadata of this package, so pyproject.toml stays the only list.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "tensorrt_module",
 ]
 
-# How the base install is called beside the extras.
+# The name of the base install beside the extras.
 BASE = "base"
 
 # What each extra of pyproject.toml is for.
@@ -60,7 +60,7 @@ EXTRAS: Mapping[str, str] = {
     "dev": "run the tests, linters and type checker",
 }
 
-# The same library under the names of other distributions, which a newer CUDA or the system's packages may have.
+# Other distributions of the same library, for a newer CUDA or from the system's packages.
 _ALSO_INSTALLED_AS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime-gpu",),
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
@@ -69,7 +69,7 @@ _ALSO_INSTALLED_AS: Mapping[str, tuple[str, ...]] = {
     "cuda-python": ("cuda-bindings",),
 }
 
-# The bindings of TensorRT-RTX alone go by the second name.
+# The second name is that of the bindings of TensorRT-RTX without the metapackage.
 TENSORRT_MODULES: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -80,18 +80,18 @@ VersionOf = Callable[[str], "str | None"]
 
 @dataclass(frozen=True)
 class Library:
-    """One library: what is there and what is wanted."""
+    """One library: the installed and the required version."""
 
     name: str
     version: str | None
     wanted: str
     good: bool
-    extras: tuple[str, ...]  # which of them ask for it
+    extras: tuple[str, ...]  # the extras that require it
 
 
 @dataclass(frozen=True)
 class Extra:
-    """One extra: what it gives and what it lacks."""
+    """One extra: what it is for and what it lacks."""
 
     name: str
     gives: str
@@ -100,17 +100,17 @@ class Extra:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Names of libraries that are absent or of an unfit version."""
+        """Names of libraries that are missing or of an unsupported version."""
         return tuple(library.name for library in self.libraries if not library.good)
 
     @property
     def complete(self) -> bool:
-        """Nothing is missing."""
+        """Whether no library is missing."""
         return not self.missing
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed distribution, also where it goes under another of its names; None if absent."""
+    """The installed version of a distribution, also under another of its names; None if absent."""
     for candidate in (name, *_ALSO_INSTALLED_AS.get(name, ())):
         try:
             return distribution(candidate).version
@@ -125,8 +125,8 @@ def read_extras(
     """The base install and every extra, by name.
 
     Args:
-        requirement_lines: as in the metadata (None: those of the installed package)
-        version_of: gives the installed version of a distribution or None
+        requirement_lines: requirements as in the metadata (None: those of the installed package)
+        version_of: returns the installed version of a distribution, or None
     """
     entries = _entries(_own_requirements() if requirement_lines is None else requirement_lines)
     asked_by: dict[str, list[str]] = {}
@@ -140,19 +140,19 @@ def read_extras(
         return Library(requirement.name, version, wanted, good, tuple(asked_by[requirement.name]))
 
     return {
-        extra: Extra(extra, gives, tuple(library(one) for one in entries.get(extra, ())), install_command(extra))
+        extra: Extra(extra, gives, tuple(map(library, entries.get(extra, ()))), install_command(extra))
         for extra, gives in EXTRAS.items()
     }
 
 
 @contextmanager
 def importing_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Around imports that need an extra: what is not installed is named, with the command that installs it.
+    """Context manager around imports that need an extra: names a missing library and the command that installs it.
 
     with importing_extra("export", "sdrpn export"):
         from sdrpn.export import export_bundle
 
-    Raises: MissingDependency in place of an ImportError about another package; one about our own modules passes.
+    Raises: MissingDependency instead of an ImportError about another package; those about sdrpn's modules pass.
     """
     try:
         yield
@@ -163,16 +163,16 @@ def importing_extra(extra: str, purpose: str) -> Iterator[None]:
         lack = f"needs {library}, which is not installed; install it"
         if not isinstance(error, ModuleNotFoundError):
             reason = " ".join(str(error).split())
-            lack = f"cannot import {library or 'a library'} ({reason}); install a version that fits"
+            lack = f"cannot import {library or 'a library'} ({reason}); install a supported version"
         raise MissingDependency(f"{purpose} {lack}: pip install 'sdrpn[{extra}]'") from error
 
 
 def tensorrt_module(flavour: str, attribute: str) -> Any:
-    """TensorRT or TensorRT-RTX, imported; None where none with this attribute is installed.
+    """Import TensorRT or TensorRT-RTX; None where no module with this attribute is installed.
 
     Args:
         flavour: one of TENSORRT_MODULES
-        attribute: what a folder of the library's name, which imports as an empty package, does not have
+        attribute: an attribute of the library, to reject a folder of the same name, which imports as an empty package
     """
     for name in TENSORRT_MODULES[flavour]:
         with suppress(ImportError):
@@ -183,21 +183,21 @@ def tensorrt_module(flavour: str, attribute: str) -> Any:
 
 
 def install_command(extra: str = BASE) -> str:
-    """The command that installs an extra of this package into this Python, by the tool that installed the package and
-    from where it came: a checkout (`pip install -e`), a file or folder, or the index."""
+    """The command that installs an extra of this package into this Python, with the tool that installed the package and
+    from the same source: a checkout (`pip install -e`), a file or folder, or the index."""
     wanted = _source(extra)
     prefix = Path(sys.prefix)
     if prefix.parent.parts[-2:] == ("uv", "tools"):
         return shlex.join(["uv", "tool", "install", "--force", *wanted])
     if prefix.parent.parts[-2:] == ("pipx", "venvs"):
         return shlex.join(["pipx", "install", "--force", *(["--editable", wanted[1]] if wanted[0] == "-e" else wanted)])
-    if importlib.util.find_spec("pip") is None:  # environments of uv have none
+    if importlib.util.find_spec("pip") is None:  # environments made by uv have no pip
         return shlex.join(["uv", "pip", "install", "--python", sys.executable, *wanted])
     return shlex.join([sys.executable, "-m", "pip", "install", *wanted])
 
 
 def _source(extra: str) -> list[str]:
-    """What an installer is to be given. An extra is asked for behind the name, or behind the path of what is there."""
+    """The requirement to pass to an installer: the name or path of the package, followed by the extra."""
     suffix = "" if extra == BASE else f"[{extra}]"
     try:
         text = distribution("sdrpn").read_text("direct_url.json")
@@ -214,20 +214,20 @@ def _source(extra: str) -> list[str]:
 def _own_requirements() -> Sequence[str]:
     try:
         return distribution("sdrpn").requires or ()
-    except PackageNotFoundError:  # a source tree that was never installed
+    except PackageNotFoundError:  # a source tree that is not installed
         return ()
 
 
 def satisfies(version: str, wanted: str) -> bool:
-    """Whether an installed version fits bounds such as ">=1.24,<2"; builds before a release count as the release."""
+    """Whether an installed version fits bounds such as ">=1.24,<2"; pre-releases count as the release."""
     try:
         return SpecifierSet(wanted).contains(Version(version).base_version)
-    except InvalidVersion:  # a build of one's own: nothing is known against it
+    except InvalidVersion:  # a custom build: assume that it works
         return True
 
 
 def _entries(lines: Sequence[str]) -> dict[str, list[Requirement]]:
-    """What pip would install on this machine, by extra, with extras that an extra includes written out."""
+    """The requirements that pip would install on this machine, by extra; included extras are expanded."""
     entries: dict[str, list[Requirement]] = {BASE: []}
     included: list[tuple[str, str]] = []
     for line in lines:
@@ -243,11 +243,14 @@ def _entries(lines: Sequence[str]) -> dict[str, list[Requirement]]:
             included += [(extra, inner) for inner in sorted(requirement.extras)]
         else:
             entries[extra].append(requirement)
-    return {outer: [one for extra in _closure(outer, included) for one in entries[extra]] for outer in entries}
+    return {
+        outer: [requirement for extra in _closure(outer, included) for requirement in entries[extra]]
+        for outer in entries
+    }
 
 
 def _closure(extra: str, included: Sequence[tuple[str, str]]) -> list[str]:
     names = [extra]
-    for name in names:  # grows as it goes
+    for name in names:  # the list grows during the loop
         names += [inner for outer, inner in included if outer == name and inner not in names]
     return names

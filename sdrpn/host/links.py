@@ -1,7 +1,7 @@
-"""Which links a folder of model files may be made of. Knows neither bundles nor checkpoints.
+"""Which symbolic links are allowed in a folder of model files. Knows neither bundles nor checkpoints.
 
-A link may lead to where files of this folder are known to lie: the folder itself, the blobs of the model cache that it
-is a snapshot of, the installed package for what comes with it, and what the caller allows.
+A link may point to known places of the folder's files: the folder itself, the blobs of the model cache that it is a
+snapshot of, the installed package for files shipped with it, and folders that the caller allows.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from sdrpn.errors import SdrpnError
 
 __all__ = ["AllowLinks", "allowing_links", "link_roots", "real_file"]
 
-# True: wherever they lead. Folders: below these as well.
+# True: links may point anywhere. Folders: also below these.
 AllowLinks: TypeAlias = bool | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-# Where the code really lies: of packages that were installed as links (uv, Nix, conda), the data lies beside it.
+# The real folder of the code: packages installed as links (uv, Nix, conda) have their data beside it.
 _PACKAGE = Path(__file__).resolve().parents[1]
-# For all folders that are opened while a command runs; see `allowing_links`.
+# For all folders opened while a command runs; see `allowing_links`.
 _ALLOWED: ContextVar[tuple[Path, ...]] = ContextVar("allowed links", default=())
-# huggingface_hub's mark of a store that the repositories of a cache share.
+# huggingface_hub's marker of a store shared by the repositories of a cache.
 _SHARED_STORE_MARK = ".huggingface-shared-blobs"
 
 
 def link_roots(folder: Path, allow: AllowLinks = ()) -> tuple[Path, ...]:
-    """Real folders that the files of `folder` may lie below, itself first."""
+    """Resolved folders that the files of `folder` may be below; `folder` itself first."""
     real = _real(folder)
     return (real, *_blobs(real), *_package(folder), *_allowed(real, allow), *_ALLOWED.get())
 
 
 @contextmanager
 def allowing_links(folders: Sequence[Path]) -> Iterator[None]:
-    """Inside the block, files of every folder may be links to below `folders`: what a user said of a whole command."""
+    """Inside the block, files of every folder may link to places below `folders`: for options of a whole command."""
     token = _ALLOWED.set((*_ALLOWED.get(), *_allowed(Path(), folders)))
     try:
         yield
@@ -45,18 +45,18 @@ def allowing_links(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def real_file(path: Path, roots: Sequence[Path], error: type[SdrpnError]) -> Path:
-    """Where `path` leads. Raises `error` where that is below none of the roots, whether or not anything is there."""
+    """The resolved `path`. Raises `error` where it is outside all roots, whether or not it exists."""
     real = _real(path)
     if not any(real.is_relative_to(root) for root in roots):
         raise error(
-            f"{path} is a link that leaves {roots[0]}: it leads to {real}; if that file is yours, "
+            f"{path} is a link that leaves {roots[0]}: it points to {real}; if you trust that file, "
             f"allow it: --allow-links {real.parent} (in Python: allow_links={str(real.parent)!r})"
         )
     return real
 
 
 def _blobs(real: Path) -> list[Path]:
-    """REPOSITORY/blobs of a folder in REPOSITORY/snapshots/REVISION, and what the repositories beside it share."""
+    """REPOSITORY/blobs for a folder in REPOSITORY/snapshots/REVISION, and the store shared by its cache."""
     found = []
     for revision in (real, *real.parents):
         if revision.parent.name == "snapshots":
@@ -67,7 +67,7 @@ def _blobs(real: Path) -> list[Path]:
 
 
 def _package(folder: Path) -> list[Path]:
-    """Only for a folder of the package itself."""
+    """The package's folder, only for a folder inside it."""
     return [_PACKAGE] if folder.absolute().is_relative_to(Path(__file__).absolute().parents[1]) else []
 
 
@@ -79,5 +79,5 @@ def _allowed(real: Path, allow: AllowLinks) -> list[Path]:
 
 
 def _real(path: Path) -> Path:
-    """As `Path.resolve`, which raises for a loop of links, and not in all releases."""
+    """`Path.resolve` that raises for a loop of links in all Python releases."""
     return Path(os.path.realpath(path))

@@ -1,6 +1,6 @@
-"""Files that a manifest lists: where they lie, what kind they are, and whether they are unchanged. Knows no manifest.
+"""Check files listed in a manifest: their place, their kind, and whether they are unchanged. Knows no manifest.
 
-Whatever a bundle makes this program load goes through here: graphs, weights, tokenizer, engines, saved graphs.
+Every file that is loaded from a bundle goes through here: graphs, weights, tokenizer, engines, saved graphs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "require_loadable",
 ]
 
-# Digests of files up to this size are always checked; --no-verify skips the larger ones.
+# Digests of files up to this size are always verified; only those of larger files can be skipped.
 SMALL_FILE_BYTES = 4 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 2**50
@@ -52,16 +52,16 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class ListedFiles:
-    """A folder, and what its manifest says of the files in it."""
+    """A folder, and the entries of its manifest about the files in it."""
 
     folder: Path
     manifest: Path  # for messages
     files: Mapping[str, FileInfo]
-    roots: Sequence[Path]  # real folders that links may lead to, of `link_roots`
-    advice: str  # what to do about a file that is not as it should be
+    roots: Sequence[Path]  # resolved folders that links may point to, from `link_roots`
+    advice: str  # what to do about a wrong file
 
     def path(self, name: str) -> Path:
-        """A file that may be opened: listed, below one of the roots, regular, of the size that is listed.
+        """A file that may be opened: listed, below one of the roots, regular, of the listed size.
 
         Raises: BadBundle
         """
@@ -75,9 +75,9 @@ class ListedFiles:
         return path
 
     def verify(self, names: Iterable[str], *, large: bool = True, advance: Grown = uncounted) -> None:
-        """As `path` for every file, and its digest: of all files, or of the small ones only.
+        """Check every file as `path` does, and its digest; with `large` false, only digests of small files.
 
-        Raises: BadBundle for the first that differs
+        Raises: BadBundle for the first file that differs
         """
         for name in names:
             path, expected = self.path(name), self.files[name]
@@ -101,13 +101,13 @@ def require_loadable(path: Path, roots: Sequence[Path], advice: str) -> os.stat_
 
 
 def read_manifest(path: Path, roots: Sequence[Path], advice: str, most_bytes: int = MOST_JSON_BYTES) -> object:
-    """The JSON of a regular file of some megabytes at most, below one of the roots. Raises BadBundle."""
+    """The JSON of a regular file of at most `most_bytes`, below one of the roots. Raises BadBundle."""
     with errors_of(path, advice):
         return parse_json(read_small_file(real_file(path, roots, BadBundle), most_bytes))
 
 
 def file_digest(path: Path, advance: Grown = uncounted) -> str:
-    """SHA-256 of a file as hex, read in pieces; `advance` is told the bytes of each."""
+    """SHA-256 of a file as hex, read in pieces; `advance` is called with the number of bytes of each."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while piece := stream.read(8 * 1024 * 1024):
@@ -126,7 +126,7 @@ def require_inside(manifest: Path, name: str) -> PurePosixPath:
 
 @contextmanager
 def errors_of(path: Path, advice: str) -> Iterator[None]:
-    """What is wrong with a file, as a user can act on it."""
+    """Turn errors about a file into messages that a user can act on."""
     try:
         yield
     except Misfit as error:
@@ -140,5 +140,5 @@ def errors_of(path: Path, advice: str) -> Iterator[None]:
     except OSError as error:
         reason = "a loop of links" if error.errno == errno.ELOOP else error.strerror or type(error).__name__
         raise BadBundle(f"{path} cannot be read ({reason}); {advice}") from error
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # an invalid file name
         raise BadBundle(f"{os.fspath(path)!r} cannot be read ({error}); {advice}") from error

@@ -1,4 +1,4 @@
-"""What machine this is: processor, memory, GPUs, Jetson. Standard library only; knows nothing about Python packages."""
+"""Describe this machine: processor, memory, GPUs, Jetson. Standard library only; knows no Python packages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _ROOT = Path("/")
-# nvidia-smi wakes sleeping GPUs, one after the other.
+# Long, because nvidia-smi wakes sleeping GPUs one after the other.
 _NVIDIA_SMI_TIMEOUT_S = 20
 _GPU_FIELDS = ("name", "memory.total", "compute_cap", "driver_version")
 # Implementer and part (MIDR_EL1), as in Linux's arch/arm64/include/asm/cputype.h.
@@ -56,7 +56,7 @@ _JETPACK_OF_L4T = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU; None where the driver does not tell."""
+    """One NVIDIA GPU; None where the driver does not report a value."""
 
     name: str
     memory_bytes: int | None
@@ -75,19 +75,19 @@ class Jetson:
 
 @dataclass(frozen=True)
 class Cpu:
-    """A processor's model and the instructions that it offers: what decides on a library's kernels."""
+    """The model and the instruction sets of a processor, which determine the kernels that libraries choose."""
 
     model: str
     features: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """As people call it; of Arm, Linux gives numbers alone."""
+        """The common name of the processor; for Arm, Linux gives only numbers."""
         return _ARM_CORES.get(" ".join(self.model.split()[:2]), self.model)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of model and instruction sets."""
         return hashlib.sha256("\n".join((self.model, *self.features)).encode()).hexdigest()
 
 
@@ -109,7 +109,7 @@ class Machine:
 
 
 def read_machine(root: Path = _ROOT) -> Machine:
-    """Describe this machine; `root` stands for `/` in tests. Never fails: what cannot be found out is None."""
+    """Describe this machine; `root` replaces `/` in tests. Never fails: unknown values are None."""
     memory_bytes, memory_available_bytes = _memory_bytes(root)
     return Machine(
         system=_system(),
@@ -127,18 +127,18 @@ def read_machine(root: Path = _ROOT) -> Machine:
 
 
 def read_cpu(root: Path = _ROOT) -> Cpu:
-    """The first processor of this machine; `root` stands for `/` in tests."""
+    """The first processor of this machine; `root` replaces `/` in tests."""
     text = _text(root / "proc/cpuinfo")
     entries = dict(re.findall(r"^([^:\n]+?)\s*:[ ]*(.*)$", text.split("\n\n")[0], re.MULTILINE))
     model = entries.get("model name") or " ".join(
         entries[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in entries
     )
-    features = entries.get("flags") or entries.get("Features") or ""  # as x86 and Arm call them
+    features = entries.get("flags") or entries.get("Features") or ""  # the names on x86 and on Arm
     return Cpu(model or platform.processor() or platform.machine(), tuple(sorted(features.split())))
 
 
 def read_available_memory(root: Path = _ROOT) -> int | None:
-    """Bytes that programs can still take, what the system keeps of files included; None where it does not tell."""
+    """Bytes of memory available to programs, file caches included; None where the system does not report it."""
     return _memory_bytes(root)[1]
 
 
@@ -146,7 +146,7 @@ def read_gpus(run: Callable[[], str] | None = None) -> tuple[Gpu, ...]:
     """List the NVIDIA GPUs that the driver shows; none without a driver.
 
     Args:
-        run: gives the output of nvidia-smi (for tests)
+        run: returns the output of nvidia-smi (for tests)
     """
     try:
         text = (run or _nvidia_smi)()
@@ -157,10 +157,10 @@ def read_gpus(run: Callable[[], str] | None = None) -> tuple[Gpu, ...]:
 
 
 def read_cuda_driver(load: Callable[[str], Any] = ctypes.CDLL) -> int | None:
-    """The newest CUDA that the driver has: 13040 is 13.4; None without a driver.
+    """The newest CUDA version that the driver supports: 13040 is 13.4; None without a driver.
 
     Args:
-        load: gives the driver's library (for tests)
+        load: loads the driver's library (for tests)
     """
     version = ctypes.c_int()
     try:
@@ -189,14 +189,14 @@ def _nvidia_smi() -> str:
     if program is None:
         raise FileNotFoundError("nvidia-smi")
     command = [program, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    # check: without a working driver it prints its complaint to stdout and fails.
+    # check: without a working driver it prints the error to stdout and fails.
     done = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=True)
     return done.stdout
 
 
 def _gpu(row: list[str]) -> Gpu:
     name, memory_mib, compute_capability, driver = row
-    # GPUs that share the system's memory answer [N/A].
+    # GPUs that share the system's memory report [N/A].
     return Gpu(
         name=name,
         memory_bytes=int(memory_mib) * 2**20 if memory_mib.isdigit() else None,
@@ -213,14 +213,14 @@ def _system() -> str:
 
 
 def _cpu_cores() -> int:
-    """The cores that this process may use, which in a container is fewer than there are."""
+    """The number of cores that this process may use, which in a container may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _memory_bytes(root: Path) -> tuple[int | None, int | None]:
-    """Total and available memory, under the limit of the container if there is one."""
+    """Total and available memory, within the limit of a container."""
     entries = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE))
     total = int(entries["MemTotal"]) * 1024 if "MemTotal" in entries else None
     available = int(entries["MemAvailable"]) * 1024 if "MemAvailable" in entries else None
@@ -234,7 +234,7 @@ def _memory_bytes(root: Path) -> tuple[int | None, int | None]:
 
 
 def _sees_system_packages(prefix: Path) -> bool:
-    """Whether packages of the system's Python can be imported: outside of an environment always."""
+    """Whether packages of the system's Python can be imported: always so outside a virtual environment."""
     if sys.prefix == sys.base_prefix:
         return True
     return bool(re.search(r"^include-system-site-packages\s*=\s*true", _text(prefix / "pyvenv.cfg"), re.MULTILINE))

@@ -1,8 +1,8 @@
-"""Temporary names beside a target that is being written, and what killed runs left under such names.
+"""Temporary names beside a target that is being written, and leftovers of killed runs under such names.
 
-Whoever writes holds a lock on the temporary, which the system drops when the process ends, however it ends. So a
-temporary that can be locked belongs to nobody, and the next run for the same target removes it. Where the file system
-has no locks, everything stays where it is.
+The writing process holds a lock on the temporary, which the system releases when the process ends in any way. So a
+temporary that can be locked is a leftover, and the next run for the same target removes it. Where the file system has
+no locks, leftovers are kept.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def temporary_beside(target: Path) -> Path:
 
 @contextmanager
 def held(temporary: Path, make: Callable[[Path], None]) -> Iterator[None]:
-    """Make a temporary file or folder and hold it as being written to."""
+    """Create a temporary file or folder with `make`, and hold its lock inside the block."""
     make(temporary)
     descriptor = _lock(temporary, wait=True)
     while descriptor is not None and not _is_at(descriptor, temporary):
-        # Another run took it for a leftover between the two calls above, and has removed it by now.
+        # Another run removed it as a leftover between the two calls above.
         os.close(descriptor)
         make(temporary)
         descriptor = _lock(temporary, wait=True)
@@ -48,7 +48,7 @@ def held(temporary: Path, make: Callable[[Path], None]) -> Iterator[None]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove the temporaries of runs for this target that were killed; those of runs at work stay."""
+    """Remove the temporaries of killed runs for this target; those of active runs are kept."""
     for path in _temporaries_of(target):
         descriptor = _lock(path, wait=False)
         if descriptor is not None:
@@ -57,7 +57,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def remove_partial(temporary: Path) -> None:
-    """Remove a temporary if it is still there; raises nothing, to hide no exception that led here."""
+    """Remove a temporary if it still exists; raises nothing, so as not to hide an earlier exception."""
     if temporary.is_dir():
         shutil.rmtree(temporary, ignore_errors=True)
     else:
@@ -66,7 +66,7 @@ def remove_partial(temporary: Path) -> None:
 
 
 def _temporaries_of(target: Path) -> list[Path]:
-    """Names as `temporary_beside` makes them; no `glob`, which takes brackets in the target's name for patterns."""
+    """Names made by `temporary_beside`; without `glob`, which reads brackets in the target's name as patterns."""
     prefix, suffix = f".{target.name}.", ".partial"
     try:
         names = [path.name for path in target.parent.iterdir()]
@@ -81,12 +81,12 @@ def _is_token(text: str) -> bool:
 
 
 def _lock(path: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock; None where there are no locks, or without `wait` where another run has it."""
+    """A descriptor that holds the lock; None without lock support, or, without `wait`, where another run has it."""
     if fcntl is None:
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # gone, or a link
+    except OSError:  # removed, or a link
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +99,7 @@ def _lock(path: Path, *, wait: bool) -> int | None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether what is open still has this name."""
+    """Whether the open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except OSError:

@@ -1,4 +1,4 @@
-"""Tell a file from what stands in its place after a download that fetched something else. Knows no model."""
+"""Recognise placeholders that a download left instead of a file: git-lfs pointers, web pages. Knows no model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LFS_SIZE = re.compile(rb"^size (\d{1,18})\s*$", re.MULTILINE)
 _ANNEX = re.compile(rb"(?:\.\./|\.git/|/)*annex/objects/")
 _HTML = re.compile(rb"<!doctype html|<html|<head>|<\?xml[^>]*>\s*(?:<!doctype html|<html)", re.IGNORECASE)
 _XML_ERROR = re.compile(rb"(?:<\?xml[^>]*>\s*)?<Error>", re.IGNORECASE)
-# What model hubs send as the body of an error, where a downloader did not look at the status.
+# Error bodies of model hubs, saved by downloaders that did not check the HTTP status.
 _HUB_ERROR = re.compile(
     rb"(?:entry|repository|file|revision|404:?) not found|invalid (?:username or password|credentials)"
     rb"|access to (?:model|dataset|this resource)|unauthorized|forbidden|too many requests|not found\s*$",
@@ -26,10 +26,10 @@ _HUB_ERROR = re.compile(
 
 
 def describe_placeholder(path: Path) -> str | None:
-    """What stands at `path` in place of the file that its name promises, and the command that fetches that file.
+    """Describe the placeholder at `path`, with the command that fetches the real file.
 
-    Returns: one line that begins with the path, for the message of an error; None where the file is no placeholder
-        that is known: not a git-lfs or git-annex pointer, not a web page, not a server's error message.
+    Returns: one line that begins with the path, for an error message; None where the file is not a known placeholder:
+        not a git-lfs or git-annex pointer, not a web page, not a server's error message.
     """
     head = _head(path)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -49,7 +49,7 @@ def describe_placeholder(path: Path) -> str | None:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a regular file; none of anything else, which could block a reader."""
+    """The first bytes of a regular file; empty for anything else, which could block a reader."""
     try:
         if not path.is_file():
             return b""
@@ -60,7 +60,7 @@ def _head(path: Path) -> bytes:
 
 
 def _lfs_command(path: Path) -> str:
-    """A pointer outside of a git checkout was copied or downloaded without its repository."""
+    """The command that fetches the file: git-lfs in a git checkout, else a download from the hub."""
     if any((folder / ".git").exists() for folder in path.absolute().parents):
         return f"git -C {_quoted(path.parent)} lfs pull --include {_quoted(path.name)}"
     return _hub_command(path)

@@ -1,6 +1,6 @@
 """Sample power and GPU memory while something runs: nvidia-smi (NVML), or tegrastats on a Jetson. No libraries.
 
-Where neither is there, nothing is sampled and nothing is claimed.
+Where neither is available, nothing is sampled and no figures are given.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOOLS = {
 
 
 class PowerMeter:
-    """A context manager; `readings` afterwards: watts and joules on average, and the most GPU memory in bytes."""
+    """A context manager; afterwards `readings` has the average watts, the joules, and the peak GPU memory in bytes."""
 
     def __init__(self) -> None:
         self._tool = next((tool for tool in _TOOLS if shutil.which(tool)), None)
@@ -58,7 +58,7 @@ class PowerMeter:
 
     @property
     def readings(self) -> dict[str, float]:
-        """Empty where nothing was sampled."""
+        """The figures by name; empty where nothing was sampled."""
         found: dict[str, float] = {}
         if self._watts:
             mean = sum(self._watts) / len(self._watts)
@@ -78,7 +78,7 @@ class PowerMeter:
 
 
 def parse_nvidia_smi(line: str) -> tuple[float | None, float | None]:
-    """`71.23, 1534` -> (watts, bytes); what the GPU does not tell is None."""
+    """`71.23, 1534` -> (watts, bytes); None for values that the GPU does not report."""
     parts = [part.strip() for part in line.split(",")]
     numbers = [float(part) if re.fullmatch(r"\d+(\.\d+)?", part) else None for part in parts]
     watts, mebibytes = [*numbers, None, None][:2]
@@ -88,8 +88,8 @@ def parse_nvidia_smi(line: str) -> tuple[float | None, float | None]:
 def parse_tegrastats(line: str) -> tuple[float | None, float | None]:
     """`RAM 3180/30536MB ... VDD_IN 5080mW/5080mW ...` -> (watts of the module, bytes of memory in use).
 
-    Modules call the rail of the whole board VDD_IN, POM_5V_IN or, where only parts are told, VDD_GPU_SOC and others,
-    which are added up.
+    The rail of the whole module is called VDD_IN or POM_5V_IN; where only parts are reported (VDD_GPU_SOC and others),
+    they are added up.
     """
     rails = {name: float(milliwatts) / 1000 for name, milliwatts in re.findall(r"(\w+) (\d+)mW/\d+mW", line)}
     whole = next((rails[name] for name in ("VDD_IN", "POM_5V_IN") if name in rails), None)

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: a callable, which the command line shows as a bar and a program as it likes."""
+"""How long-running work reports its progress: a callable, which the command line shows as a progress bar."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import TypeAlias
 
 __all__ = ["Advance", "Grown", "ShowProgress", "show_nothing", "uncounted", "unseen"]
 
-# (done, total), in bytes or whatever the function that takes it counts.
+# (done, total), in bytes or in the unit of the function that calls it.
 Advance: TypeAlias = Callable[[int, int], None]
-# (bytes) -> None: so many more are done; whoever draws a bar adds them up.
+# (bytes) -> None: called with the bytes done since the last call; the progress bar adds them up.
 Grown: TypeAlias = Callable[[int], None]
-# (title, what is counted, None for bytes) -> a block of work that says how far it is.
+# (title, unit, None for bytes) -> a context manager around work that reports its progress.
 ShowProgress: TypeAlias = Callable[[str, str | None], AbstractContextManager[Advance]]
 
 
 def unseen(done: int, total: int) -> None:
-    """Nobody is shown how far the work is."""
+    """Ignores the progress."""
 
 
 def uncounted(size_bytes: int) -> None:
-    """Nobody counts the bytes."""
+    """Ignores the bytes."""
 
 
 @contextmanager
 def show_nothing(title: str, unit: str | None = None) -> Iterator[Advance]:
-    """Work of several parts, none of which is shown."""
+    """Progress of work in several parts, ignored."""
     yield unseen

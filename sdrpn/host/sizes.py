@@ -1,4 +1,4 @@
-"""Sizes in bytes and other numbers as people read them. Knows nothing else."""
+"""Format sizes in bytes and other numbers for people."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def text_from_bytes(size_bytes: int) -> str:
 
 
 def text_from_number(value: float, digits: int = 3) -> str:
-    """So many significant digits and never an exponent; the part before the point is whole: 1,234, 12.3, 0.0000123."""
+    """A number with `digits` significant digits, no exponent; integer digits are all kept: 1,234, 12.3, 0.0000123."""
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
     return f"{Decimal(f'{value:.{digits}g}'):,f}"

@@ -1,4 +1,4 @@
-"""What somebody may have meant who mistyped a name. Standard library only."""
+"""Suggestions for mistyped names. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["did_you_mean", "did_you_mean_path"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the nearest known name, to be put behind a message; empty where none is near."""
+    """`; did you mean X?` for the closest known name, to append to a message; empty where none is close."""
     by_lower = {name.lower(): name for name in known}
     nearest = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[nearest[0]]}?" if nearest else ""
 
 
 def did_you_mean_path(path: Path, also: Iterable[str] = ()) -> str:
-    """The same for a path that is not there: names beside it, and others that would have been right."""
+    """`did_you_mean` for a path that does not exist, from the names in its folder and `also`."""
     try:
-        beside = [one.name for one in path.parent.iterdir()]
+        beside = [neighbour.name for neighbour in path.parent.iterdir()]
     except OSError:
         beside = []
     return did_you_mean(path.name, [*also, *beside])

@@ -1,4 +1,4 @@
-"""From a model's own attention to pseudo-labels: which cells of an image a question is about, without annotation."""
+"""Turn a model's own attention into pseudo-labels: which cells of an image a question is about, without annotation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder of labels says of itself in labels.json. Knows no rows."""
+"""The description of a label folder in labels.json. Knows no rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["read_about_labels"]
 
 
 def read_about_labels(folder: Path) -> dict[str, Any]:
-    """The entries of labels.json that everybody relies on are right. Raises BadInput."""
+    """Read labels.json and check the entries that other code relies on. Raises BadInput."""
     path = folder / LABELS_NAME
     if not path.is_file():
         raise BadInput(f"{folder} has no {LABELS_NAME}; expected a folder that `sdrpn label` finished")

@@ -1,7 +1,7 @@
-"""How much the tokens of an answer look at the image, gathered head by head. PyTorch; knows no files.
+"""Attention from the tokens of an answer to the image, recorded per head. PyTorch; knows no files.
 
-Only the rows that are wanted are computed a second time, from the layer's own input and its cached keys, and summed at
-once: no attention tensor over the whole prompt is ever held. Heads may lie on both sides of the tap.
+Only the needed rows are recomputed, from the layer's input and its cached keys, and summed at once: no attention tensor
+over the whole prompt is ever in memory. Heads may be below and above the tap.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ from sdrpn.text.prompt import Prompt
 
 __all__ = ["Rows", "WatchHeads", "WatchedAnswer", "all_heads", "embed_image", "require_heads", "watch_answer"]
 
-# Whose attention counts. "answer": the answer's tokens, fed back, so the first row is that of the first token, and the
-# last one's predicts the end (the official choice). "predicting": the rows that these tokens were read from.
-# "last-prompt": the row of the prompt's last token alone.
+# Whose attention is recorded. "answer": the rows of the answer's tokens, the last of which predicts the end (the
+# official choice). "predicting": the rows that predict these tokens. "last-prompt": the row of the prompt's last token.
 Rows = Literal["answer", "predicting", "last-prompt"]
 Heads = Mapping[int, Sequence[int]]  # layer -> heads
 
 
 @dataclass(frozen=True, eq=False)
 class WatchedAnswer:
-    """An answer and where its tokens looked. C image tokens."""
+    """An answer and the attention of its tokens. C image tokens."""
 
     token_ids: tuple[int, ...]  # without the stop id
     row_count: int  # 0: the answer has no such row, and `attention` is 0
-    attention: dict[int, NDArray[np.float32]]  # layer -> (heads asked for, C), mean over the rows
+    attention: dict[int, NDArray[np.float32]]  # layer -> (requested heads, C), mean over the rows
 
 
 def all_heads(llm: LlmSpec) -> dict[int, range]:
@@ -66,12 +65,12 @@ def watch_answer(
     stop_ids: Collection[int] = (),
     given_ids: Sequence[int] | None = None,
 ) -> WatchedAnswer:
-    """Answer greedily, without a second look, and gather the attention of `heads` to the image.
+    """Answer greedily, without a second pass, and record the attention of `heads` to the image.
 
     Args:
         image_embeds: (C,D)
         heads: layer -> heads, any layers of the LLM
-        given_ids: the answer's tokens in place of the model's own; layers above the highest of `heads` do not run
+        given_ids: the answer's tokens, instead of the model's own; layers above the highest of `heads` do not run
     Raises BadInput for a head that the model does not have, ContextTooLong.
     """
     llm = model.spec.llm
@@ -103,9 +102,9 @@ def watch_answer(
 
 
 class WatchHeads:
-    """While it is open, the mean over rows of the attention of some heads to a span of tokens.
+    """Inside the block, records the mean over rows of the attention of some heads to a span of tokens.
 
-    The layers have to run with a cache, under their own numbers. `means`: layer -> (heads asked for, span).
+    The layers must run with a cache, under their own indices. `means`: layer -> (requested heads, span).
     """
 
     def __init__(self, layers: Sequence[DecoderLayer], heads: Heads, rows: slice, span: slice) -> None:
@@ -157,7 +156,7 @@ def _generate(
     max_new_tokens: int,
     stop_ids: Collection[int],
 ) -> tuple[tuple[int, ...], int]:
-    """Greedy tokens from the prompt's last row on, and how many of them were fed back."""
+    """Generate greedily from the prompt's last row; returns the tokens and how many of them were fed back."""
     token_ids: list[int] = []
     while len(token_ids) < max_new_tokens:
         row = layers.run(embeds, start + len(token_ids), cache)[:, -1]
@@ -166,7 +165,7 @@ def _generate(
             return tuple(token_ids), len(token_ids)
         token_ids.append(token_id)
         embeds = _embed(model, [token_id])[None]
-    # Nothing was predicted from the last token, so it never ran.
+    # The last token predicts nothing, so it is never run.
     return tuple(token_ids), max(0, len(token_ids) - 1)
 
 
@@ -177,9 +176,9 @@ def _embed(model: SdRpnModel, ids: Sequence[int]) -> Tensor:
 
 
 def require_heads(llm: LlmSpec, heads: Heads) -> None:
-    """Raise BadInput for a head that the model does not have, or none at all."""
+    """Raise BadInput for a head that the model does not have, or where none is given."""
     if not heads or not all(heads.values()):
-        raise BadInput("no head to watch; expected at least one for every layer that is named")
+        raise BadInput("no heads to record; expected at least one for every layer that is named")
     for layer, numbers in heads.items():
         for head in numbers:
             if not (0 <= layer < llm.layers and 0 <= head < llm.heads):

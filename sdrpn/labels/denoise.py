@@ -1,8 +1,8 @@
 """Clean attention into labels: foreground, background, or ignored. NumPy only; knows no model.
 
-Attention over an image has sinks (cells that are looked at whatever is asked), a few cells that matter, and a haze in
-between. Sinks are removed, strong cells are foreground, weak cells away from them background, and what is doubtful is
-left out of training. Images have h x w cells.
+Attention over an image has sinks (cells with high attention for any question), a few relevant cells, and noise in
+between. Sinks are removed, strong cells become foreground, weak cells away from them background, and the rest is left
+out of training. Images have h x w cells.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ Int8 = npt.NDArray[np.int8]
 
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -100
 
-# Of the official code, for 576 image tokens: at 144 tokens even uniform attention is seven times as strong.
+# From the official code, for 576 image tokens: at 144 tokens even uniform attention is seven times this.
 OFFICIAL_SINK_LIMIT = 1e-3
-# Everywhere else: so many times as strong as the image's mean, in the median question.
+# For other models: the ratio to the mean over the image, in the median question.
 USUAL_SINK_RATIO = 10.0
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Where the lines are drawn, as shares of the strongest cell that is no sink; the defaults are the official ones.
+    """The thresholds, as shares of the strongest cell that is not a sink; the defaults are the official ones.
 
     foreground_share: stronger cells are foreground
     background_share: weaker cells outside the foreground's box are background
-    largest_box_share: a box of this share of the grid or more tells nothing: the sample is ignored
-    raw: no cleaning at all, to compare with: sinks count, and every cell that is not foreground is background
+    largest_box_share: a box of this share of the grid or more is uninformative: the sample is ignored
+    raw: no cleaning at all, for comparison: sinks count, and every cell that is not foreground is background
     """
 
     foreground_share: float = 0.2
@@ -66,7 +66,7 @@ class LabelRule:
 
 @dataclass(frozen=True, eq=False)
 class PseudoLabels:
-    """Labels of one sample. A sample that teaches nothing is ignored in every cell."""
+    """Labels of one sample. In an unusable sample every cell is ignored."""
 
     cells: Int8  # (h,w): FOREGROUND, BACKGROUND or IGNORED
     box_cells: Box | None  # x1, y1, x2, y2 around the foreground, upper bounds exclusive; None: no foreground
@@ -83,9 +83,9 @@ def denoise(grounding: Floats, sinks: Bool, rule: LabelRule | None = None) -> Ps
 
     Args:
         grounding: (h,w), attention of the grounding heads to the image
-        sinks: (h,w), cells that do not count
+        sinks: (h,w), cells that are sinks
     Returns: labels on the grid; a sink outside the box is background, as in the official code.
-    Raises BadInput for shapes that are no grid, or values that are not finite.
+    Raises BadInput for shapes that are not a grid, or values that are not finite.
     """
     rule = LabelRule() if rule is None else rule
     _check_attention(grounding, sinks)
@@ -115,15 +115,15 @@ def _raw_labels(strength: Floats, foreground_share: float) -> PseudoLabels:
 
 
 def usual_sinks(attention: Floats, ratio: float = USUAL_SINK_RATIO) -> Bool:
-    """(C,) of h*w cells: those that most questions look at, whatever they ask.
+    """Sinks (C,) among h*w cells: those with high attention in most questions.
 
     Args:
-        attention: (questions, C); each question counts relative to its own mean over the image, because answers
-            differ in how much they look at the image at all
+        attention: (questions, C); each question is divided by its own mean over the image, because answers differ in
+            their total attention to the image
         ratio: a sink's median exceeds the mean by this factor
     """
     if attention.ndim != 2 or len(attention) == 0:
-        raise BadInput(f"attention has the shape {attention.shape}; expected (questions, cells) of a question or more")
+        raise BadInput(f"attention has the shape {attention.shape}; expected (questions, cells), one question or more")
     means = attention.mean(axis=1, keepdims=True)
     relative = np.divide(attention, means, out=np.zeros_like(attention), where=means > 0)
     sinks: Bool = np.median(relative, axis=0) > ratio

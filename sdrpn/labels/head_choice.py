@@ -1,4 +1,4 @@
-"""Which heads ground an answer in the image: the official choices, or a file that `sdrpn heads` wrote."""
+"""The heads that ground an answer in the image: the official choices, or a file written by `sdrpn heads`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """Heads whose mean attention becomes a label, and how its sinks are known."""
+    """Heads whose mean attention becomes a label, and how its sinks are found."""
 
     name: str
     grounding: tuple[Head, ...]
-    # Heads whose mean attention shows the sinks of each image, held to the official limit; none: the cells that the
-    # grounding heads look at whatever is asked are the sinks.
+    # Heads whose mean attention shows the sinks of each image, by the official limit; without them, sinks are the cells
+    # that the grounding heads attend to for any question.
     sinks: tuple[Head, ...] = ()
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ PRESETS = {
 
 
 def by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
-    """Layer -> its heads, each once, in order."""
+    """Layer -> its heads, sorted, without duplicates."""
     layers: dict[int, list[int]] = {}
     for layer, head in sorted(set(heads)):
         layers.setdefault(layer, []).append(head)
@@ -56,7 +56,7 @@ def by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
 
 
 def read_heads(name: str) -> HeadChoice:
-    """A preset by name, or the file or folder that `sdrpn heads` wrote. Raises BadInput."""
+    """A preset by name, or a file or folder written by `sdrpn heads`. Raises BadInput."""
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name) / HEADS_NAME if Path(name).is_dir() else Path(name)

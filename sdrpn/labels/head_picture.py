@@ -1,4 +1,4 @@
-"""Draw which heads of a model point at what is asked for. Pillow and NumPy only."""
+"""Draw which heads of a model point at the region that a question is about. Pillow and NumPy only."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sdrpn.method.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, Colour, h
 
 __all__ = ["draw_heads"]
 
-GRID_PX = 960  # what a large model's heads fill
+GRID_PX = 960  # the size of the grid for a large model
 CELL_PX = 28, 64  # the smallest and the largest cell
 AXIS_PX, MARGIN_PX, LIST_PX, LEGEND_WH_PX = 110, 28, 400, (240, 16)
 FONT_PX, TITLE_PX = 18, 26
-NEVER: Colour = (44, 46, 52)  # of a head that is in no top ten
+NEVER: Colour = (44, 46, 52)  # for a head that is never in the top ten
 TITLE = "Which attention heads point at what a question is about"
 ABOUT = (
     "A cell is a head: layers from top to bottom, heads of a layer from left to right, both counted from 0. Colour and "
-    f"figure say in how many of the questions (per cent) it is one of the {TOP_PLACES} best: compact, and following "
-    "the question. Grey: in none. The framed heads are chosen."
+    f"figure give the share of questions (per cent) in which it is among the {TOP_PLACES} best: compact, and depending "
+    "on the question. Grey: in none. The framed heads are chosen."
 )
 
 
 def draw_heads(scores: HeadScores, chosen: Sequence[Head]) -> Image.Image:
-    """Layers down, heads across, each with its share of questions; beside it the chosen heads, best first."""
+    """Draw layers down, heads across, each with its share of questions; beside them the chosen heads, best first."""
     layers, heads = scores.frequency.shape
     cell_px = min(max(GRID_PX // max(layers, heads), CELL_PX[0]), CELL_PX[1])
     title_px = math.ceil(font(TITLE_PX).getlength(TITLE)) + 2 * MARGIN_PX
@@ -49,7 +49,7 @@ def draw_heads(scores: HeadScores, chosen: Sequence[Head]) -> Image.Image:
 
 
 def _listed(scores: HeadScores, chosen: Sequence[Head]) -> list[str]:
-    """The chosen heads in words."""
+    """The chosen heads as text."""
     lines = [f"{len(chosen)} chosen, best first:" if chosen else "No head is chosen."]
     for layer, head in chosen:
         found = f"in {100 * scores.frequency[layer, head]:.0f} % of questions"
@@ -60,7 +60,7 @@ def _listed(scores: HeadScores, chosen: Sequence[Head]) -> list[str]:
 def _draw_grid(
     draw: ImageDraw.ImageDraw, scores: HeadScores, chosen: Sequence[Head], origin_xy: tuple[int, int], cell_px: int
 ) -> None:
-    """The cells, and the numbers of layers and heads beside them."""
+    """Draw the cells, with the indices of layers and heads beside them."""
     (left, top), (layers, heads), small = origin_xy, scores.frequency.shape, font(min(FONT_PX, cell_px // 2))
     for head in range(heads):
         draw.text((left + (head + 0.5) * cell_px, top - 6), str(head), TEXT_COLOUR, small, anchor="mb")
@@ -89,7 +89,7 @@ def _draw_cell(draw: ImageDraw.ImageDraw, share: float, xy: tuple[int, int], cel
 
 
 def _colour(share: float) -> Colour:
-    """On one scale for all models, so that two pictures can be compared."""
+    """The colour of a share, on the same scale for all models, so that pictures can be compared."""
     if share <= 0:
         return NEVER
     red, green, blue = (int(value) for value in heat_colours(np.array(share, np.float32)))

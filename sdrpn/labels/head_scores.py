@@ -1,8 +1,8 @@
-"""Score every head of a model by how well it points at what a question is about. NumPy only; knows no model.
+"""Score every head of a model by how well it points at the region that a question is about. NumPy only; no model.
 
-Three scores a head: how much of its attention lies on the image; how compact that part is (spatial entropy, as in Kang
-et al., arXiv 2503.06287: few connected regions give a low one); and how much it changes from one question to another on
-the same image (Jensen-Shannon divergence), because a compact head that ignores the question shows a sink.
+Three scores per head: the share of its attention on the image; how compact that part is (spatial entropy, as in Kang
+et al., arXiv 2503.06287: low for few connected regions); and how much it changes between questions about the same
+image (Jensen-Shannon divergence), because a compact head that ignores the question shows a sink.
 L layers, H heads, h x w cells.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["TOP_PLACES", "HeadScorer", "HeadScores", "js_divergence", "spatial_e
 Floats = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
 
-TOP_PLACES = 10  # of one question
+TOP_PLACES = 10  # per question
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +31,12 @@ class HeadScores:
     """Means over the questions, all (L,H)."""
 
     image_share: Float64  # of the whole attention, 0..1
-    entropy: Float64  # nats, over the questions in which the head was compared; NaN: in none
+    entropy: Float64  # nats, over the questions in which the head was compared; NaN without any
     dependence: Float64  # Jensen-Shannon divergence between questions on one image, 0..1 bits
     frequency: Float64  # share of questions in whose top ten the head is
 
     def best(self, count: int) -> tuple[Head, ...]:
-        """Heads by how often they are in a top ten; between equals the one that depends more on the question."""
+        """The best heads by how often they are in the top ten; ties by dependence on the question."""
         order = np.lexsort((-self.dependence.ravel(), -self.frequency.ravel()))
         heads = self.frequency.shape[1]
         chosen = [divmod(int(place), heads) for place in order[:count] if self.frequency.ravel()[place] > 0]
@@ -44,7 +44,7 @@ class HeadScores:
 
 
 class HeadScorer:
-    """Takes the attention of one question after the other; questions about one image must follow each other."""
+    """Accumulates the attention of questions; questions about the same image must be consecutive."""
 
     def __init__(self) -> None:
         self._shares: list[Float64] = []
@@ -54,23 +54,23 @@ class HeadScorer:
         self._previous: Float64 | None = None
 
     def add(self, image: str, attention: Floats) -> None:
-        """Score one question: attention (L,H,h,w) of its rows to the image, a part of softmax weights."""
+        """Add one question: attention (L,H,h,w) of its rows to the image, the image part of the softmax weights."""
         exact = attention.astype(np.float64)
         share = exact.sum(axis=(-2, -1))
         self._shares.append(share)
         self._entropies.append(_entropies(exact, share))
         spread = exact / np.maximum(share, np.finfo(np.float64).tiny)[..., None, None]
         if image == self._image and self._previous is not None:
-            before, now = (one.reshape(*share.shape, -1) for one in (self._previous, spread))
+            before, now = (spread_map.reshape(*share.shape, -1) for spread_map in (self._previous, spread))
             self._divergences.append(js_divergence(before, now))
         self._image, self._previous = image, spread
 
     def scores(self) -> HeadScores:
-        """Raises BadInput where no two questions were about one image."""
+        """The scores. Raises BadInput where no two questions were about the same image."""
         if not self._divergences:
             raise BadInput(
-                "no image has two questions; whether a head follows the question shows only between two questions on "
-                "one image: give such data"
+                "no image has two questions; whether a head depends on the question can only be measured between two "
+                "questions on the same image: use such data"
             )
         dependence = np.mean(self._divergences, axis=0)
         entropies = np.array(self._entropies)  # (Q,L,H)
@@ -79,14 +79,14 @@ class HeadScorer:
         counts = counted.sum(axis=0)
         mean_entropy = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
         eligible = dependence >= np.median(dependence)
-        places = [_top(one, share, eligible) for one, share in zip(entropies, self._shares, strict=True)]
+        places = [_top(entropy, share, eligible) for entropy, share in zip(entropies, self._shares, strict=True)]
         return HeadScores(np.mean(self._shares, axis=0), mean_entropy, dependence, np.mean(places, axis=0))
 
 
 def spatial_entropy(attention: Floats) -> float:
-    """Entropy (nats) of how attention (h,w) is divided among the connected regions above its mean.
+    """Entropy (nats) of the distribution of attention (h,w) over the connected regions above its mean.
 
-    0 for one region, log(n) for n equal ones; a map without any difference counts as one region.
+    0 for one region, log(n) for n equal regions; a constant map counts as one region.
     """
     components = find_components(attention > attention.mean())
     masses = np.array([float(attention[tuple(component.cells_yx.T)].sum()) for component in components])
@@ -110,7 +110,7 @@ def _kl_bits(p: Floats, q: Floats) -> Float64:
 
 
 def _entropies(attention: Float64, share: Float64) -> Float64:
-    """(L,H); NaN for the half of the heads that looks least at the image, which cannot be in the top ten."""
+    """Entropies (L,H); NaN for the half of the heads with least attention to the image, never in the top ten."""
     floor = np.median(share)
     entropies = np.full(share.shape, np.nan)
     for place in zip(*np.nonzero((share >= floor) & (share > 0)), strict=True):
@@ -119,7 +119,7 @@ def _entropies(attention: Float64, share: Float64) -> Float64:
 
 
 def _top(entropy: Float64, share: Float64, eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(L,H): the heads of one question with the lowest entropy; between equals, who looks more at the image."""
+    """(L,H): the heads with the lowest entropy for one question; ties by attention to the image."""
     key = np.where(eligible & np.isfinite(entropy), entropy, np.inf).ravel()
     order = np.lexsort((-share.ravel(), key))[:TOP_PLACES]
     top = np.zeros(key.shape, bool)

@@ -1,6 +1,6 @@
-"""A picture beside its labels, and a sheet of such pairs. Pillow and NumPy only; knows no files.
+"""Draw a picture beside its labels, and a sheet of such pairs. Pillow and NumPy only; knows no files.
 
-Labels lie over the picture in grey, so that their colours show whatever colours the picture has, and the foreground is
+Labels are drawn over the picture in grey, so that their colours are visible for any picture, and the foreground is
 outlined in both.
 """
 
@@ -26,15 +26,15 @@ SIDE_PX, MARGIN_PX, COLUMNS = 448, 16, 2
 FONT_PX = 20
 PAGE: Colour = (24, 25, 28)
 TEXT: Colour = (222, 224, 228)
-PADDING: Colour = (60, 62, 68)  # around a picture that is no square
-# Yellow and blue differ in brightness, too, and to everyone.
+PADDING: Colour = (60, 62, 68)  # around a picture that is not square
+# Yellow and blue also differ in brightness, so that colour-blind readers can tell them apart.
 TINTS: dict[int, Colour] = {FOREGROUND: (255, 214, 10), BACKGROUND: (0, 30, 190)}
 OPACITY = 0.55
 LINE_PX = 3
 LEGEND: dict[int, tuple[Colour, str]] = {
-    FOREGROUND: (TINTS[FOREGROUND], "foreground: to be looked at again"),
-    BACKGROUND: (TINTS[BACKGROUND], "background: not to be looked at"),
-    IGNORED: ((140, 140, 140), "ignored: in doubt, left out of training"),
+    FOREGROUND: (TINTS[FOREGROUND], "foreground: to be cropped"),
+    BACKGROUND: (TINTS[BACKGROUND], "background: not to be cropped"),
+    IGNORED: ((140, 140, 140), "ignored: uncertain, not used in training"),
 }
 
 
@@ -48,7 +48,7 @@ class LabelledPicture:
 
 
 def draw_pair(labelled: LabelledPicture, fit: Fit = "pad", side_px: int = SIDE_PX) -> Image.Image:
-    """The picture as the model sees it, and beside it the same under its labels."""
+    """The picture as the model sees it, and beside it the same picture with its labels."""
     pair = Image.new("RGB", (2 * side_px + MARGIN_PX // 2, side_px), PAGE)
     seen = _seen_square(labelled.picture, side_px, fit)
     _outline(seen, labelled.cells)
@@ -58,9 +58,9 @@ def draw_pair(labelled: LabelledPicture, fit: Fit = "pad", side_px: int = SIDE_P
 
 
 def draw_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int, fit: Fit = "pad") -> Image.Image:
-    """The picture as a grey square under its labels (h,w): foreground yellow and outlined, background blue."""
+    """The picture as a grey square with its labels (h,w): foreground yellow and outlined, background blue."""
     grey = np.asarray(_seen_square(picture, side_px, fit).convert("L"), np.float32)
-    pixels = np.repeat((90 + 0.5 * grey)[..., None], 3, axis=2)  # neither black nor white: both colours show
+    pixels = np.repeat((90 + 0.5 * grey)[..., None], 3, axis=2)  # not black or white: both colours are visible
     rows, columns = (np.arange(side_px) * count // side_px for count in cells.shape)
     label = cells[np.ix_(rows, columns)]
     for value, colour in TINTS.items():
@@ -72,7 +72,7 @@ def draw_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int, fit
 
 
 def contact_sheet(samples: Sequence[LabelledPicture], fit: Fit = "pad") -> Image.Image:
-    """Pairs in rows, each over its whole question; what the colours mean stands on top."""
+    """Pairs in rows, each above its full question, with a legend of the colours at the top."""
     pair_px, text_font = 2 * SIDE_PX + MARGIN_PX // 2, font(FONT_PX)
     captions = [wrapped(sample.question, text_font, pair_px) for sample in samples]
     rows = [range(first, min(first + COLUMNS, len(samples))) for first in range(0, len(samples), COLUMNS)]
@@ -102,7 +102,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, y: int) -> None:
 
 
 def _seen_square(picture: Image.Image, side_px: int, fit: Fit) -> Image.Image:
-    """What the model sees of a picture: padded to a square, or its middle."""
+    """The square that the model sees: the padded picture, or its centre."""
     scale = side_px / (max if fit == "pad" else min)(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     shown = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
@@ -112,7 +112,7 @@ def _seen_square(picture: Image.Image, side_px: int, fit: Fit) -> Image.Image:
 
 
 def _outline(square: Image.Image, cells: NDArray[np.int8]) -> None:
-    """A light line between foreground and everything else, on a dark one: it shows on any colour."""
+    """Draw a light line on a dark one around the foreground, visible on any colour."""
     draw = ImageDraw.Draw(square)
     lines = list(_borders(cells == FOREGROUND, square.width))
     for colour, width in ((PAGE, LINE_PX + 4), (TINTS[FOREGROUND], LINE_PX)):
@@ -121,7 +121,7 @@ def _outline(square: Image.Image, cells: NDArray[np.int8]) -> None:
 
 
 def _borders(fired: NDArray[np.bool_], side_px: int) -> Iterator[Line]:
-    """The sides of cells, in pixels, that a cell that fired shares with one that did not or with the edge."""
+    """The cell edges, in pixels, between foreground cells and others or the border."""
     around = np.pad(fired, 1)
     across, down = around[1:-1, 1:] != around[1:-1, :-1], around[1:, 1:-1] != around[:-1, 1:-1]
     y, x = (

@@ -1,12 +1,12 @@
-"""From questions to a folder of labels: gather attention shard by shard, then label everything at once.
+"""From questions to a label folder: record attention shard by shard, then label everything at once.
 
-A label folder holds
+A label folder has
 
-    run.json                what is asked, of which model and data; a run is resumed only with the same
-    attention/part-*.parquet  what was gathered: attention to every cell, before any cleaning
-    labels/part-*.parquet   what trains an RPN: the prompt's tokens and the cells' labels, no answers and no boxes
-    labels.json             the same as run.json, with counts; written last
-    report.html, samples/, samples.png  to look at
+    run.json                the settings, model and data of the run; only a run with the same settings is resumed
+    attention/part-*.parquet  the recorded attention to every cell, before any cleaning
+    labels/part-*.parquet   the training data of an RPN: prompt tokens and cell labels, no answers and no boxes
+    labels.json             run.json with counts; written last
+    report.html, samples/, samples.png  for inspection
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from sdrpn.labels.shards import (
 
 __all__ = ["LABELS", "LABELS_NAME", "Counts", "LabelRun", "label_attention", "label_questions", "relabel"]
 
-if TYPE_CHECKING:  # they load PyTorch, which `sdrpn relabel` does without
+if TYPE_CHECKING:  # they import PyTorch, which `sdrpn relabel` does not need
     from sdrpn.labels.attention import WatchedAnswer
     from sdrpn.labels.teacher import Teacher
 
@@ -55,20 +55,20 @@ ATTENTION, LABELS = "attention", "labels"
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the questions; all but the first are left out of training."""
+    """The outcomes of all questions; only the first kind is used in training."""
 
     labelled: int = 0
     oversize: int = 0  # the foreground's box covers half of the grid
     no_foreground: int = 0
-    no_answer: int = 0  # the model ended at once: there is no row to take attention from
-    not_asked: int = 0  # an unreadable image, too long a prompt
+    no_answer: int = 0  # the answer is empty: there is no row to take attention from
+    not_asked: int = 0  # an unreadable image, or a prompt that is too long
     foreground_cells: int = 0
     background_cells: int = 0
 
 
 @dataclass(frozen=True)
 class LabelRun:
-    """What a label folder is made of."""
+    """The inputs of a label folder."""
 
     checkpoint_sha256: str
     questions: tuple[Question, ...]
@@ -77,7 +77,7 @@ class LabelRun:
     shard_questions: int = 256
 
     def provenance(self, teacher: Teacher) -> dict[str, Any]:
-        """Everything that decides what the labels are."""
+        """Everything that determines the labels."""
         data = hashlib.sha256(repr(self.questions).encode("utf-8", "surrogatepass")).hexdigest()
         return {
             "format_version": FORMAT_VERSION,
@@ -97,9 +97,9 @@ class LabelRun:
 def label_questions(
     run: LabelRun, teacher: Teacher, out: Path, *, resume: bool = False, progress: Advance = unseen
 ) -> Counts:
-    """Gather, label, and write it all to `out`, a new or empty folder, or with `resume` one of the same run.
+    """Record attention, label, and write everything to `out`: a new or empty folder, or with `resume` that of this run.
 
-    Raises BadInput for a folder that holds something else.
+    Raises BadInput for a folder with other content.
     """
     teacher.require_askable(run.questions, by_layer((*run.heads.grounding, *run.heads.sinks)))
     provenance = run.provenance(teacher)
@@ -118,7 +118,7 @@ def label_questions(
 
 
 def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any], images: Path) -> Counts:
-    """Label what was gathered; labels that are there already are replaced. `images` is noted for the training."""
+    """Label the recorded attention; existing labels are replaced. `images` is stored for the training."""
     sinks = _usual_sinks(out / ATTENTION)
     counts = Counts()
     with replacing_directory(out / LABELS, exist_ok=True) as folder:
@@ -137,9 +137,9 @@ def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any], imag
 
 
 def relabel(source: Path, out: Path, rule: LabelRule) -> Counts:
-    """Label what another folder gathered by another rule, into a new folder; no model runs.
+    """Label the recorded attention of another folder with another rule, into a new folder; runs no model.
 
-    Raises BadInput where `source` is no complete label folder, or `out` is in use.
+    Raises BadInput where `source` is not a complete label folder, or `out` is in use.
     """
     if not (source / LABELS_NAME).is_file():
         raise BadInput(f"{source} holds no {LABELS_NAME}; expected a folder that `sdrpn label` completed")
@@ -156,7 +156,7 @@ def relabel(source: Path, out: Path, rule: LabelRule) -> Counts:
 
 
 def _start(out: Path, provenance: dict[str, Any], *, resume: bool) -> None:
-    """Make the folder, or check that it holds the same run."""
+    """Create the folder, or check that it has the same run."""
     if not resume or not (out / RUN_NAME).is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise _in_the_way(out, resume=resume)
@@ -168,7 +168,7 @@ def _start(out: Path, provenance: dict[str, Any], *, resume: bool) -> None:
     )
     if differing:
         raise BadInput(
-            f"{out} was begun with other settings ({', '.join(differing)}); resume with the same ones, or name a new "
+            f"{out} was started with other settings ({', '.join(differing)}); resume with the same ones, or name a new "
             "folder"
         )
     (out / ATTENTION).mkdir(exist_ok=True)
@@ -187,7 +187,7 @@ def _attention_row(teacher: Teacher, question: Question, heads: HeadChoice) -> d
     try:
         row["grid_hw"] = teacher.grid(question).hw
         watched = teacher.watch(question, by_layer((*heads.grounding, *heads.sinks)))
-    except (BadImage, ContextTooLong) as error:  # one bad picture among many is no reason to stop
+    except (BadImage, ContextTooLong) as error:  # one bad picture among many must not stop the run
         return row | {"problem": str(error)}
     own = teacher.options.answers == "own"
     row |= {"answer": teacher.text(watched.token_ids) if own else None, "answer_tokens": watched.row_count}
@@ -197,7 +197,7 @@ def _attention_row(teacher: Teacher, question: Question, heads: HeadChoice) -> d
 
 
 def _mean_of(watched: WatchedAnswer, choice: HeadChoice, heads: Sequence[Head]) -> Floats:
-    """(C,), mean over some of the heads that were watched."""
+    """Attention (C,), mean over some of the recorded heads."""
     places = by_layer((*choice.grounding, *choice.sinks))
     rows = [watched.attention[layer][places[layer].index(head)] for layer, head in heads]
     mean: Floats = np.mean(rows, axis=0, dtype=np.float32)
@@ -210,7 +210,7 @@ def _mean_of(watched: WatchedAnswer, choice: HeadChoice, heads: Sequence[Head]) 
 
 
 def _usual_sinks(folder: Path) -> NDArray[np.bool_] | None:
-    """The sinks of the whole data set; None where sink heads were watched, or nothing was."""
+    """The sinks of the whole data set; None where sink heads were recorded, or nothing was."""
     rows = (
         row for row in read_shards(folder, ATTENTION_COLUMNS) if row["grounding"] is not None and row["answer_tokens"]
     )

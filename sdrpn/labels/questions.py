@@ -1,10 +1,10 @@
-"""Questions about images, one JSON object a line or all in one list. Knows no model.
+"""Questions about images, one JSON object per line or all in one list. Knows no model.
 
 An object is one of
 
-- `{"image": "a.jpg", "question": "...", "id": "...", "answer": "..."}`, of which the last two may be left out;
+- `{"image": "a.jpg", "question": "...", "id": "...", "answer": "..."}`, where the last two are optional;
 - an entry of LLaVA's training data, `{"image": ..., "conversations": [{"from": "human", "value": "<image>\\n..."},
-  {"from": "gpt", "value": ...}, ...]}`, of which the first turn is taken; those without an image are left out;
+  {"from": "gpt", "value": ...}, ...]}`, whose first turn is used; those without an image are skipped;
 - a line of LLaVA's question files, `{"question_id": 1, "image": ..., "text": ...}`.
 """
 
@@ -34,16 +34,16 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Read a file of questions. Raises BadInput, which names the line."""
     if not path.is_file():
-        raise BadInput(f"{path} does not exist; expected a file with one JSON object a line: image and question")
+        raise BadInput(f"{path} does not exist; expected a file with one JSON object per line: image and question")
     rows = enumerate(read_numbered_objects(path), start=1)
     questions = [_question(row, where, str(number)) for number, (where, row) in rows if not _is_text_only(row)]
     if not questions:
-        raise BadInput(f"{path} holds no question; expected one JSON object a line: image and question")
+        raise BadInput(f"{path} holds no question; expected one JSON object per line: image and question")
     return questions
 
 
 def _is_text_only(record: dict[str, Any]) -> bool:
-    """Whether it is a conversation about no image: LLaVA's training data has tens of thousands of them."""
+    """Whether it is a conversation without an image: LLaVA's training data has tens of thousands of them."""
     return "conversations" in record and record.get("image") is None
 
 
@@ -74,7 +74,7 @@ def _image(record: dict[str, Any], where: str) -> str:
 
 def _first_turn(turns: object, where: str) -> tuple[str, str | None]:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise BadInput(f"{where}: conversations is no list of turns; expected a question from a human first")
+        raise BadInput(f"{where}: conversations is not a list of turns; expected a question from a human first")
     if turns[0].get("from") != "human":
         raise BadInput(f"{where}: the first turn is from {turns[0].get('from')!r}; expected a question from a human")
     text = _text(turns[0], "value", where).replace("<image>", "").strip()

@@ -1,4 +1,4 @@
-"""A page to look at what was labelled: counts, and the first pictures beside their labels."""
+"""A page to inspect labels: counts, and the first pictures beside their labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAMPLES = 24
 
 @dataclass(frozen=True)
 class _Shown:
-    """One labelled question on the page. problem: why there is no picture; name: of its file."""
+    """One labelled question on the page. problem: why there is no picture; name: its file."""
 
     id: str
     question: str
@@ -43,7 +43,7 @@ class _Shown:
 
 
 def write_report(out: Path, images: Path, counts: Counts, provenance: dict[str, Any]) -> None:
-    """Write `report.html`, its pictures and `samples.png`, all of them on one sheet, into a label folder."""
+    """Write `report.html`, its pictures, and `samples.png` with all of them on one sheet, into a label folder."""
     fit: Fit = provenance.get("fit", "pad")
     labelled, shown = list[LabelledPicture](), list[_Shown]()
     with replacing_directory(out / PICTURES, exist_ok=True) as folder:
@@ -65,7 +65,7 @@ def _opened(images: Path, row: dict[str, Any], about: dict[str, Any]) -> tuple[L
         return None, f"{row['image']!r} leads out of the folder of pictures"
     try:
         picture = open_image(images / row["image"])
-    except BadImage as error:  # of a page to look at, one picture may be missing
+    except BadImage as error:  # the page is for inspection: a picture may be missing
         return None, str(error)
     cells = np.array(row["cells"], np.int8).reshape(grid_hw(row, about))
     return LabelledPicture(picture, cells, row["question"]), None
@@ -114,26 +114,26 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 </table>
 {% if shown %}
 <h2>The first {{ shown | length }} labelled questions</h2>
-<p>On the left the picture as the model sees it; on the right the same in grey under its labels, a cell of the grid
-each. All of them on one sheet: <a href="{{ sheet }}">{{ sheet }}</a></p>
+<p>Left: the picture as the model sees it; right: the same in grey with the labels of its grid cells. All of them on one
+sheet: <a href="{{ sheet }}">{{ sheet }}</a></p>
 <p class="legend">{% for colour, about in legend %}<span class="meaning"><span class="swatch"
  style="background:{{ colour }}"></span>{{ about }}</span>{% endfor %}</p>
 <div class="samples">
-{% for one in shown %}
+{% for entry in shown %}
 <figure>
-{% if one.problem is none %}
-<a href="{{ pictures }}/{{ one.name }}"><img src="{{ pictures }}/{{ one.name }}" alt="picture and labels"></a>
+{% if entry.problem is none %}
+<a href="{{ pictures }}/{{ entry.name }}"><img src="{{ pictures }}/{{ entry.name }}" alt="picture and labels"></a>
 {% else %}
-<p>The picture cannot be shown: {{ one.problem }}</p>
+<p>The picture cannot be shown: {{ entry.problem }}</p>
 {% endif %}
-<figcaption><div class="question">{{ one.question }}</div>
-<div class="faint">{{ one.id }}, {{ one.image }}; cells of foreground: {{ one.foreground }},
-background: {{ one.background }}, ignored: {{ one.ignored }}</div></figcaption>
+<figcaption><div class="question">{{ entry.question }}</div>
+<div class="faint">{{ entry.id }}, {{ entry.image }}; cells of foreground: {{ entry.foreground }},
+background: {{ entry.background }}, ignored: {{ entry.ignored }}</div></figcaption>
 </figure>
 {% endfor %}
 </div>
 {% endif %}
-<h2>Made from</h2>
+<h2>Provenance</h2>
 <pre>{{ provenance }}</pre>
 </html>
 """

@@ -1,7 +1,7 @@
-"""Rows in Parquet files of a few hundred each, with where they come from in every file's metadata.
+"""Rows in Parquet files of a few hundred each, with their provenance in the metadata of every file.
 
-A shard appears whole or not at all, so a run that was cut off continues with the first one that is missing. What was
-changed afterwards is noticed: every page has a checksum, and the rows have a digest.
+A shard is written atomically, so an interrupted run continues with the first missing shard. Later changes are
+detected: every page has a checksum, and the rows have a digest.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from sdrpn.host.atomic import replacing_file
 
 __all__ = ["grid_hw", "read_shard", "read_shards", "shard_path", "write_shard"]
 
-# A row: where its prompt's tokens are, and what was found. Lists are flat, of h*w cells.
+# The columns of a row: its prompt's tokens and the results. Lists are flat, of h*w cells.
 ATTENTION_COLUMNS = {
     "id": "string",
     "image": "string",
     "question": "string",
-    "ids_before": "ids",  # the prompt's tokens on either side of the image
+    "ids_before": "ids",  # the prompt's tokens before and after the image
     "ids_after": "ids",
     "grid_hw": "ids",  # h and w of the image's grid; folders of older releases have one grid_side in labels.json
-    "answer": "string",  # the model's own; null where an answer was given, which is not kept
+    "answer": "string",  # the model's own answer; null where an answer was given, which is not stored
     "answer_tokens": "int32",
     "grounding": "cells",  # mean attention of the grounding heads; null where the question could not be asked
     "sinks": "cells",  # mean attention of the sink heads; null without such heads
-    "problem": "string",  # why the question could not be asked; null: it was
+    "problem": "string",  # why the question could not be asked; null if it was
 }
 LABEL_COLUMNS = {
     "id": "string",
@@ -43,12 +43,12 @@ LABEL_COLUMNS = {
     "cells": "labels",  # 1 foreground, 0 background, -100 ignored
 }
 SINCE_GRIDS = frozenset({"grid_hw"})  # columns that files of older releases lack
-DIGEST_KEY = "sdrpn_rows_sha256"  # in the file's metadata; files of older releases have none
+DIGEST_KEY = "sdrpn_rows_sha256"  # in the file's metadata; files of older releases lack it
 ADVICE = "remove it and resume the run"
 
 
 def grid_hw(row: dict[str, Any], about: dict[str, Any]) -> tuple[int, int]:
-    """Rows and columns of a row's cells. `about`: what labels.json says, for folders of older releases.
+    """Rows and columns of a row's cells. `about`: the content of labels.json, for folders of older releases.
 
     Raises BadInput where neither says it, or it is no grid.
     """
@@ -67,7 +67,7 @@ def shard_path(folder: Path, index: int) -> Path:
 def write_shard(
     path: Path, columns: dict[str, str], rows: Sequence[dict[str, Any]], provenance: dict[str, Any]
 ) -> None:
-    """Write rows, whose keys are `columns`; `provenance` goes to the file's metadata under "sdrpn", as JSON.
+    """Write rows with the keys `columns`; `provenance` goes into the file's metadata under "sdrpn", as JSON.
 
     Every page has a checksum, and the metadata has the digest of all rows. Raises what `replacing_file` raises.
     """
@@ -82,15 +82,15 @@ def write_shard(
 
 
 def read_shard(path: Path, columns: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """All rows of one file, with at least these `columns`, but for those that older releases did not write.
+    """All rows of one file, with at least these `columns`, except those that older releases did not write.
 
-    Raises BadInput where it is no Parquet file, was damaged, or has other columns.
+    Raises BadInput where it is not a Parquet file, is damaged, or has other columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        # Not `read_table`: it takes the names of folders above the file for columns.
+        # Not `read_table`: it reads names of parent folders as partition columns.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _require_columns(path, file.schema_arrow, columns or {})
             rows: list[dict[str, Any]] = file.read().to_pylist()
@@ -145,7 +145,7 @@ def _digest(rows: Sequence[dict[str, Any]]) -> str:
 
 @contextmanager
 def _errors_as_raised_by_files(path: Path) -> Iterator[None]:
-    """Arrow raises an OSError that names no file: give it `path`, so that it is explained like any other."""
+    """Add `path` to the OSErrors of Arrow, which name no file, so that they are reported like any other."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The model that labels: it answers questions about pictures and tells where the answer looked."""
+"""The model that labels: it answers questions about pictures and records the attention of its answers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Answers = Literal["own", "given"]
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """How questions are answered, and which rows of attention count."""
+    """How questions are answered, and which rows of attention are recorded."""
 
     rows: Rows = "answer"
-    answers: Answers = "own"  # "given": those that stand beside the questions
+    answers: Answers = "own"  # "given": those in the file of questions
     max_new_tokens: int = 128  # the official code's limit
 
 
 class Teacher:
-    """A model with its tokenizer and a folder of pictures. The last picture's tokens are kept for the next question."""
+    """A model with its tokenizer and a folder of pictures. Caches the tokens of the last picture."""
 
     def __init__(
         self, model: SdRpnModel, tokenizer: Tokenizer, images: Path, options: TeacherOptions | None = None
@@ -45,7 +45,7 @@ class Teacher:
         self._embedded: tuple[str, Tensor, ImageGrid] | None = None
 
     def prompt(self, question: Question) -> Prompt:
-        """The question as the model is asked it."""
+        """The prompt of a question."""
         return build_prompt(self._tokenizer, self.model.spec.prompt, question.text)
 
     def grid(self, question: Question) -> ImageGrid:
@@ -53,9 +53,9 @@ class Teacher:
         return self._seen(question.image)[1]
 
     def watch(self, question: Question, heads: Mapping[int, Sequence[int]]) -> WatchedAnswer:
-        """Answer one question and gather the attention of `heads` (layer -> heads) to its picture.
+        """Answer one question and record the attention of `heads` (layer -> heads) to its picture.
 
-        Raises BadImage, ContextTooLong, and BadInput where an answer should be given and is not.
+        Raises BadImage, ContextTooLong, and BadInput where an answer should be given and is missing.
         """
         return watch_answer(
             self.model,
@@ -69,13 +69,13 @@ class Teacher:
         )
 
     def require_askable(self, questions: Sequence[Question], heads: Mapping[int, Sequence[int]]) -> None:
-        """Raise, before any work is done, what `watch` would raise later: BadInput for a head or an answer."""
+        """Raise early what `watch` would raise later: BadInput for a head or a missing answer."""
         require_heads(self.model.spec.llm, heads)
         for question in questions:
             self._given_ids(question)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """An answer in words."""
+        """An answer as text."""
         return decode_text(self._tokenizer, token_ids).strip()
 
     def _given_ids(self, question: Question) -> list[int] | None:

@@ -1,1 +1,1 @@
-"""Figures that were measured, as CSV, Markdown and HTML. Runs nothing."""
+"""Write measured figures as CSV, Markdown and HTML. Runs nothing."""

@@ -1,6 +1,6 @@
-"""From measured runs to figures, and to CSV and a page with charts. Runs nothing.
+"""Turn measured runs into figures, CSV and a page with charts. Runs nothing.
 
-A figure is (p50, p95, p99) over the counted runs, nearest rank: with ten runs p95 and p99 are the slowest one.
+A figure is (p50, p95, p99) over the counted runs, by nearest rank: with ten runs p95 and p99 are the slowest run.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ __all__ = [
 ]
 
 
-UNTOLD = ""  # of an answer, what belongs to no stage that was timed
+UNTIMED = ""  # the part of an answer outside the timed stages
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of an answer that no other part overlaps."""
+    """A part of an answer; stages do not overlap."""
 
     colour: str
     about: str
 
 
-# In the order in which they happen.
+# In order of execution.
 STAGES = {
     "picture preparation": Stage("#d37295", "decode the picture, pad, resize and normalise it"),
     "vision": Stage("#4c78a8", "the vision encoder over the whole picture"),
     "trunk": Stage("#f58518", "the lower layers of the language model over the prompt"),
     "rpn": Stage("#e45756", "the region proposal network"),
-    "crop choice": Stage("#8c564b", "from the RoI map to crops"),
+    "crop choice": Stage("#8c564b", "choose crops from the RoI map"),
     "crop preparation": Stage("#ff9da6", "cut the crops from the picture, resize and normalise them"),
     "crop vision": Stage("#72b7b2", "the vision encoder over the crops"),
     "crop trunk": Stage("#eeca3b", "the lower layers over the crops' tokens and the question"),
     "tail": Stage("#54a24b", "the upper layers, up to the first token"),
-    "decode": Stage("#b279a2", "all further tokens, one after the other"),
-    "rest": Stage("#79706e", "choosing tokens, text, and what lies between the stages"),
-    UNTOLD: Stage("#bab0ac", "not told apart"),
+    "decode": Stage("#b279a2", "all further tokens, one by one"),
+    "rest": Stage("#79706e", "sampling, detokenisation, and the time between stages"),
+    UNTIMED: Stage("#bab0ac", "not timed separately"),
 }
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of one quantity over all runs."""
+    """Percentiles of one quantity over all runs."""
 
     p50: float
     p95: float
@@ -68,31 +68,31 @@ class Percentiles:
 class CaseFigures:
     """One case on one side, in seconds.
 
-    stages: those of `STAGES` as far as they were told apart, the total, and sums that people ask for. Percentiles of
-    stages do not add up; those of `median_answer_s` do: they are of the one answer whose total is the median.
+    stages: those of `STAGES` that were timed separately, the total, and common sums. Percentiles of stages do not add
+    up; the stages in `median_answer_s` do: they are those of the answer whose total is the median.
     """
 
     side: str
     case: str
     stages: dict[str, Percentiles]
-    prefill_tokens_per_s: float | None  # prompt tokens, those reused included, over the LLM's median prefill
+    prefill_tokens_per_s: float | None  # prompt tokens, including reused ones, over the LLM's median prefill
     decode_tokens_per_s: float | None
-    answers_per_s: float  # one after the other
+    answers_per_s: float  # sequentially
     relative_to_plain: float | None  # answers_per_s over those of the same side's plain case
     relative_to_first: float | None  # answers_per_s over those of the first side in the same case
-    median_answer_s: dict[str, float] = field(default_factory=dict)  # by stage; "" is what was not told apart
+    median_answer_s: dict[str, float] = field(default_factory=dict)  # by stage; "" is the part outside timed stages
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All that a run says."""
+    """The figures of a whole run."""
 
     machine: dict[str, Any]
     command: str
     runs: int
     cases: tuple[CaseFigures, ...]
     peak_rss_bytes: int | None  # of the process; None where several sides share it
-    energy: dict[str, float] = field(default_factory=dict)  # joules of all counted runs and what was sampled
+    energy: dict[str, float] = field(default_factory=dict)  # joules of all counted runs, and the sampled quantities
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:
@@ -106,29 +106,29 @@ def percentiles(values: Sequence[float]) -> Percentiles:
 
 
 def stages_of_median(answers: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The stages of the answer whose total is the median, by nearest rank; they sum to its total."""
+    """The stages of the answer whose total is the median, by nearest rank; they add up to its total."""
     ordered = sorted(answers, key=lambda stages: stages["total"])
     median = ordered[math.ceil(0.5 * len(ordered)) - 1]
-    told = {name: median[name] for name in STAGES if name in median}
-    untold_s = median["total"] - sum(told.values())
-    # What timers round away is none of it.
-    return told if told and untold_s <= 1e-6 * median["total"] else {**told, UNTOLD: untold_s}
+    timed = {name: median[name] for name in STAGES if name in median}
+    untimed_s = median["total"] - sum(timed.values())
+    # Rounding errors of the timers do not count.
+    return timed if timed and untimed_s <= 1e-6 * median["total"] else {**timed, UNTIMED: untimed_s}
 
 
 def csv_text(report: BenchReport) -> str:
-    """One line a side, case and stage, in seconds to the nanosecond."""
+    """One line per side, case and stage, in seconds to the nanosecond."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("side", "case", "stage", "p50_s", "p95_s", "p99_s"))
     for found in report.cases:
         for stage, value in found.stages.items():
-            seconds = (f"{one:.9f}" for one in (value.p50, value.p95, value.p99))
+            seconds = (f"{percentile:.9f}" for percentile in (value.p50, value.p95, value.p99))
             writer.writerow((*map(csv_cell, (found.side, found.case, stage)), *seconds))
     return stream.getvalue()
 
 
 def html_text(report: BenchReport) -> str:
-    """A page of its own: a bar for every case, stacked by stage, what the words mean, and a table of everything."""
+    """A self-contained page: a bar per case, stacked by stage, an explanation of terms, and a table of all figures."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -144,21 +144,21 @@ def html_text(report: BenchReport) -> str:
 
 
 _CASES = {
-    "plain": "plain LLaVA: one look, no RPN",
-    "no-box": "the RPN runs and asks for no crop",
-    "one-box": "one crop is looked at again, whole",
-    "mask": "one crop is looked at again, a fifth of its tokens kept",
-    "two-box": "two crops are looked at again",
-    "second-question": "another question about the same picture, whose prefix is kept; no crop",
+    "plain": "plain LLaVA: one pass, no RPN",
+    "no-box": "the RPN runs and proposes no crop",
+    "one-box": "a second pass with one crop, all of its tokens",
+    "mask": "a second pass with one crop, a fifth of its tokens",
+    "two-box": "a second pass with two crops",
+    "second-question": "another question about the same picture, whose prefix is reused; no crop",
 }
-# Entries of CaseFigures.stages that overlap others.
+# Entries of CaseFigures.stages that overlap with others.
 _SUMS = {
     "LLM prefill": "trunk, rpn, crop trunk and tail",
     "first token": "from the question to the first token: all but decode",
     "token": "the median step of decode",
     "total": "the whole answer",
 }
-_NARROW = 5  # per cent: below, a segment has no room for its figure
+_NARROW = 5  # per cent: narrower segments show no figure
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,12 @@ class _Segment:
 
     @property
     def title(self) -> str:
-        """What a pointer over it shows."""
-        return f"{self.name or STAGES[UNTOLD].about} {_milliseconds(self.seconds)} ms"
+        """The tooltip."""
+        return f"{self.name or STAGES[UNTIMED].about} {_milliseconds(self.seconds)} ms"
 
     @property
     def label(self) -> str:
-        """What is written into it."""
+        """The text inside the segment."""
         return _milliseconds(self.seconds) if self.width >= _NARROW else ""
 
 
@@ -190,7 +190,7 @@ class _Bar:
 
     @property
     def preparation(self) -> float | None:
-        """Share of pictures and crops being prepared in the answer, per cent; None where that was not timed."""
+        """The share of the answer, in per cent, that prepares picture and crops; None where it was not timed."""
         seconds = [part.seconds for part in self.segments if part.name.endswith("preparation")]
         return 100 * sum(seconds) / sum(part.seconds for part in self.segments) if seconds else None
 
@@ -200,7 +200,7 @@ def _longest_s(report: BenchReport) -> float:
 
 
 def _segments(found: CaseFigures, longest_s: float) -> list[_Segment]:
-    stages = found.median_answer_s or {UNTOLD: found.stages["total"].p50}
+    stages = found.median_answer_s or {UNTIMED: found.stages["total"].p50}
     return [
         _Segment(name, STAGES[name].colour, seconds, 100 * seconds / longest_s)
         for name, seconds in stages.items()
@@ -213,7 +213,7 @@ def _number(value: float | None) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Enough places for the shortest stage, as many in every row of a column."""
+    """Milliseconds, with enough digits for the shortest stage."""
     return f"{1000 * seconds:,.2f}" if seconds < 0.01 else f"{1000 * seconds:,.1f}"
 
 
@@ -243,11 +243,11 @@ td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #8884
 {% for name, value in report.energy.items() %}<tr><th>{{ name }}</th><td>{{ value | number }}</td></tr>{% endfor %}
 </table>
 <h2>A whole answer, by stage</h2>
-<p>Of every case the answer whose time is the median; its stages add up to its time. Figures in the bars are
+<p>For every case, the answer with the median time; its stages add up to that time. Figures in the bars are
 milliseconds.</p>
 {% for bar in bars %}
 <div><b>{{ bar.found.side }}, {{ bar.found.case }}</b>: {{ bar.found.stages['total'].p50 | milliseconds }} ms
-{%- if bar.preparation is not none %}, of which {{ '%.0f' % bar.preparation }} % prepare the picture and its crops
+{%- if bar.preparation is not none %}, {{ '%.0f' % bar.preparation }} % of it to prepare the picture and its crops
 {%- endif %}</div>
 <div class="bar">{% for part in bar.segments %}<span title="{{ part.title }}"
  style="width:{{ '%.2f' % part.width }}%;background:{{ part.colour }}">{{ part.label }}</span>{% endfor %}</div>
@@ -263,17 +263,17 @@ milliseconds.</p>
 </table>
 {% endif %}
 <h2>Throughput</h2>
-<p>Tokens of the prompt over the time of the language model before the first token, tokens of the answer over the
-median step, and whole answers one after the other; 2 is twice as fast.</p>
+<p>Prefill: prompt tokens over the time of the language model before the first token. Decode: from the median step.
+Answers: whole answers, one after the other. Last columns: 2 is twice as fast.</p>
 <table><tr><th class="text">side</th><th class="text">case</th><th>prefill tokens/s</th><th>decode tokens/s</th>
-<th>answers/s</th><th>against plain</th><th>against the first side</th></tr>
+<th>answers/s</th><th>relative to plain</th><th>relative to the first side</th></tr>
 {% for bar in bars %}{% set found = bar.found %}
 <tr><td class="text">{{ found.side }}</td><td class="text">{{ found.case }}</td>
 {% for value in (found.prefill_tokens_per_s, found.decode_tokens_per_s, found.answers_per_s, found.relative_to_plain,
  found.relative_to_first) %}<td>{{ value | number }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 <h2>Every stage, in milliseconds</h2>
-<p>p50, p95 and p99 over the counted runs, each stage on its own. In italics: times that overlap stages,
+<p>p50, p95 and p99 over the counted runs, separately for each stage. In italics: times that overlap with stages,
 {% for name, about in sums.items() %}{{ name }} ({{ about }}){{ '.' if loop.last else ', ' }}{% endfor %}</p>
 <table><tr><th class="text">side</th><th class="text">case</th><th class="text">stage</th><th>p50</th><th>p95</th>
 <th>p99</th></tr>

@@ -1,4 +1,4 @@
-"""What the checks of one device found, step by step: as JSON, as a page, and as one row of a table. Runs nothing."""
+"""The results of all checks of a device, step by step: as JSON, as a page, and as one row of a table. Runs nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One step. `detail`: what was found, the error in one line, or why the step was skipped."""
+    """The result of one step. `detail`: the finding, the error in one line, or why the step was skipped."""
 
     group: str
     name: str
@@ -30,15 +30,15 @@ class CheckResult:
 
     @property
     def title(self) -> str:
-        """Group and name."""
+        """Group and name of the step."""
         return f"{self.group}: {self.name}"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The bundle that was asked, and what ran it."""
+    """The bundle that was checked, and the library that ran it."""
 
-    bundle: str  # the folder's name, never a path of the user's
+    bundle: str  # the folder's name, never a path on the user's machine
     variant: str
     backend: str
     target: str | None = None
@@ -50,7 +50,7 @@ class DeviceReport:
 
     created: str  # UTC, ISO 8601
     version: str  # of sdrpn
-    device: str  # the GPU's or, without one, the processor's name
+    device: str  # the name of the GPU or, without one, of the processor
     machine: Mapping[str, Any]
     libraries: Mapping[str, str | None]
     subject: Subject | None
@@ -62,7 +62,7 @@ class DeviceReport:
         return not self.of_state("failed")
 
     def of_state(self, state: State) -> tuple[CheckResult, ...]:
-        """The steps that ended in one state."""
+        """The steps with this state."""
         return tuple(result for result in self.results if result.state == state)
 
     @property
@@ -72,16 +72,16 @@ class DeviceReport:
         return ", ".join(f"{len(self.of_state(state))} {state}" for state in states)
 
     def figure(self, name: str) -> Figure | None:
-        """A figure by its name, from whichever step has it."""
+        """A figure by its name, from the step that has it."""
         found = [result.figures[name] for result in self.results if name in result.figures]
         return found[0] if found else None
 
     def to_json(self) -> dict[str, Any]:
-        """An object that only gains entries while `format_version` is 1."""
+        """The report as a JSON object; entries are only added while `format_version` is 1."""
         return {"format_version": FORMAT_VERSION, "ok": self.ok, "summary": self.summary, **asdict(self)}
 
     def to_row(self) -> dict[str, Any]:
-        """What a table of devices shows of it: one line of a file of results."""
+        """The row for a table of devices: one line of a results file."""
         ran = [result for result in self.results if result.state != "skipped" and result.group == "bundle"]
         return {
             "date": self.created[:10],
@@ -97,7 +97,7 @@ class DeviceReport:
         }
 
     def page(self, path: Path) -> str:
-        """The page in the format that the file's name asks for. Raises BadInput for any other than .md and .html."""
+        """The page in the format of the file's extension. Raises BadInput for extensions other than .md and .html."""
         facts = [("created", self.created), ("sdrpn", self.version), ("device", self.device)]
         facts += [(name, str(value)) for name, value in self.machine.items() if isinstance(value, (str, int))]
         facts += [(name, version or "not installed") for name, version in self.libraries.items()]

@@ -37,7 +37,7 @@ _FAILED = "FAILED"
 
 @dataclass(frozen=True)
 class PageEngine:
-    """One engine. `fault`: why it is broken on every machine."""
+    """One engine. `fault`: why it is unusable on any machine."""
 
     target: str
     graph: str
@@ -46,15 +46,15 @@ class PageEngine:
 
 
 def page_text(path: Path, title: str, engines: Sequence[PageEngine], not_built: Mapping[str, str] | None = None) -> str:
-    """The page in the format that the name of the file asks for. Raises BadInput for any other.
+    """The page in the format of the file's extension. Raises BadInput for other extensions.
 
     Args:
-        not_built: targets that were asked for and have no engines, and why
+        not_built: requested targets without engines, and why
     """
     tables = [Table("", _COLUMNS, [_cells(engine) for engine in engines], _RIGHT, ("sha256",))]
     if not_built:
         tables.append(Table("Not built", ("target", "why"), list(not_built.items())))
-    gates = list(dict.fromkeys(row for engine in engines for row in _gates(engine)))  # alike for every target
+    gates = list(dict.fromkeys(row for engine in engines for row in _gates(engine)))  # the same for every target
     if gates:
         tables.append(Table("Gates", _GATES, gates))
     return tables_page(path, title, tables)
@@ -95,7 +95,7 @@ def _kernels(manifest: EngineManifest) -> str:
 
 
 def _parity(manifest: EngineManifest) -> str:
-    """What gates say, and of what: most are about the graph in ONNX Runtime, which says nothing of the engine's run."""
+    """The verdict of the gates. Most check the graph in ONNX Runtime, which says nothing about the engine's own run."""
     gates = manifest.parity
     if not gates:
         return "not verified; engine not run"
@@ -110,7 +110,7 @@ def _parity(manifest: EngineManifest) -> str:
 
 
 def _gates(engine: PageEngine) -> Iterator[tuple[str, ...]]:
-    """The worst of each measure, which `sdrpn verify` wrote into the manifest."""
+    """The worst value of each measure, from the gates that `sdrpn verify` wrote into the manifest."""
     manifest = engine.manifest
     for gate in manifest.parity if manifest is not None else ():
         yield (manifest.variant if manifest is not None else "", gate.graph, _measure(gate), *_verdict(gate))

@@ -1,4 +1,4 @@
-"""Tables of text as one page, Markdown or HTML: cells are never read as markup."""
+"""Tables of text as a page in Markdown or HTML; cells are escaped."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from sdrpn.host.escaping import markdown_cell
 __all__ = ["PAGES", "Table", "page_text"]
 
 PAGES = (".md", ".html")
-_FAILED = "FAILED"  # a row with a cell that begins so is marked
+_FAILED = "FAILED"  # a row with a cell that begins with this is highlighted
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names."""
+    """Named columns and rows of text."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    right: Sequence[str] = ()  # columns of numbers
-    digests: Sequence[str] = ()  # columns of long codes, which may break anywhere
+    right: Sequence[str] = ()  # columns of numbers, aligned right
+    digests: Sequence[str] = ()  # columns of digests, which may be broken anywhere
 
     @property
     def failed(self) -> list[bool]:
-        """Whether each row is marked."""
+        """Whether each row is highlighted."""
         return [any(cell.startswith(_FAILED) for cell in cells) for cells in self.rows]
 
     def css_class(self, column: str) -> str:
-        """How a column's cells are set."""
+        """The CSS class of a column's cells."""
         return "number" if column in self.right else "digest" if column in self.digests else ""
 
 
 def page_text(path: Path, title: str, tables: Sequence[Table]) -> str:
-    """The page in the format that the name of the file asks for. Raises BadInput for any other."""
+    """The page in the format of the file's extension. Raises BadInput for other extensions."""
     if path.suffix not in PAGES:
-        raise BadInput(f"{path} is no name for a report; expected one that ends in {' or '.join(PAGES)}")
+        raise BadInput(f"{path} is not a report's file name; expected one that ends in {' or '.join(PAGES)}")
     shown = [table for table in tables if table.rows]
     return _markdown(title, shown) if path.suffix == ".md" else _html(title, shown)
 

@@ -1,1 +1,1 @@
-"""What trains an RPN on pseudo-labels: where its weights start, its loss, and the loop."""
+"""Train an RPN on pseudo-labels: its initial weights, its loss, and the training loop."""

@@ -1,6 +1,6 @@
-"""The frozen model below the tap: what an RPN sees of a question. PyTorch.
+"""The frozen model below the tap, which computes the input of an RPN. PyTorch.
 
-P tokens of a prefix (the ids before the image, and the image), Q of a question behind it, D width.
+P tokens of a prefix (the ids before the image, and the image), Q of the question after it, D width.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["FrozenBase", "autocast_for"]
 
 
 def autocast_for(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Matrix products in this precision; a residual stream in float32 stays so."""
+    """Autocast for matrix products in this precision; a residual stream in float32 stays in float32."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch_dtype(precision))
 
 
 class FrozenBase:
-    """Taps of prompts. The last prefix is kept: further questions about an image cost their own tokens only."""
+    """Computes taps of prompts. Caches the last prefix: further questions about an image cost only their own tokens."""
 
     def __init__(self, model: LlavaBase, images: Path | None, precision: Precision) -> None:
-        """`images`: the folder that names of images are relative to; None: no tap can be computed (ValueError)."""
+        """`images`: the folder that image names are relative to; None: taps cannot be computed (ValueError)."""
         self._model = model
         self._images = images
         self._precision = precision
@@ -47,12 +47,12 @@ class FrozenBase:
 
     @torch.inference_mode()
     def prefix(self, prompt: LabelledPrompt) -> Tensor:
-        """(P,D) float32, on the model's device."""
+        """The taps (P,D) of the prefix, float32, on the model's device."""
         return self._prefix_of(prompt)[0]
 
     @torch.inference_mode()
     def question(self, prompt: LabelledPrompt) -> Tensor:
-        """(Q,D) float32, on the model's device: the taps of what stands behind the image."""
+        """The taps (Q,D) of the tokens after the image, float32, on the model's device."""
         tap, cache = self._prefix_of(prompt)
         return self._run(self._embed(prompt.ids_after), len(tap), cache.fork())
 

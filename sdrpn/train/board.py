@@ -1,4 +1,4 @@
-"""Curves of a training: for TensorBoard while it runs, and precision over recall as a picture. Knows no model."""
+"""Training curves: for TensorBoard while it runs, and precision over recall as a picture. Knows no model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FOLDER = "tensorboard"
 
 
 class Board:
-    """Scalars in TensorBoard's files; None in place of a folder: nothing is written."""
+    """Writes scalars for TensorBoard; nothing where the folder is None."""
 
     def __init__(self, out: Path | None, first_step: int) -> None:
-        """What an interrupted training wrote beyond `first_step` is dropped."""
+        """Entries of an interrupted training beyond `first_step` are dropped."""
         if out is None:
             self._writer = None
             return
@@ -27,12 +27,12 @@ class Board:
         self._writer = SummaryWriter(out / FOLDER, purge_step=first_step or None)
 
     def add_step(self, step: Step) -> None:
-        """Loss, learning rate and the gradient's norm before it was clipped."""
+        """Add loss, learning rate and the gradient norm before clipping."""
         for name in ("loss", "learning_rate", "gradient_norm"):
             self._add(f"train/{name}", getattr(step, name), step.number)
 
     def add_validation(self, found: Validation) -> None:
-        """The held-out labels."""
+        """Add the results on held-out labels."""
         best = found.quality.best
         self._add("held_out/loss", found.loss, found.step)
         self._add("held_out/average_precision", found.quality.average_precision, found.step)
@@ -40,7 +40,7 @@ class Board:
         self._add("held_out/box_iou", best.box_iou, found.step)
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write buffered entries."""
         if self._writer is not None:
             self._writer.close()
 
@@ -50,7 +50,7 @@ class Board:
 
 
 def draw_curves(path: Path, first: Validation, last: Validation) -> None:
-    """Write a PNG with precision over recall before the first step and after the last."""
+    """Write a PNG with precision over recall, before the first step and after the last."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), layout="constrained")
@@ -67,7 +67,7 @@ def draw_curves(path: Path, first: Validation, last: Validation) -> None:
 
 
 def draw_trials(path: Path, trials: Sequence[Trial], chosen: Trial) -> None:
-    """Write a PNG with the average precision of short trainings over the tap's layer, a line for every RPN size."""
+    """Write a PNG with the average precision of short trainings over the tap layer, one line per RPN size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), layout="constrained")

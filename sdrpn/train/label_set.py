@@ -26,15 +26,15 @@ __all__ = ["LabelSet", "LabelledPrompt", "Split", "read_labels", "split_by_image
 
 @dataclass(frozen=True, eq=False)
 class LabelledPrompt:
-    """A question as the model is asked it, without the answer, and the labels of the image's cells."""
+    """The prompt of a question, without the answer, and the labels of the image's cells."""
 
     image: str  # relative to the folder of images
-    ids_before: tuple[int, ...]  # the prompt's tokens on either side of the image
+    ids_before: tuple[int, ...]  # the prompt's tokens before and after the image
     ids_after: tuple[int, ...]
     cells: NDArray[np.int8]  # (h,w)
 
     def length(self) -> int:
-        """Tokens, with those of the image."""
+        """The number of tokens, including those of the image."""
         return len(self.ids_before) + self.cells.size + len(self.ids_after)
 
 
@@ -46,7 +46,7 @@ class LabelSet:
     about: dict[str, Any]  # labels.json
 
     def digest(self) -> str:
-        """SHA-256 as hex over prompts, names of images, and labels."""
+        """SHA-256 as hex over prompts, image names, and labels."""
         digest = hashlib.sha256()
         for prompt in self.prompts:
             text = repr((prompt.image, prompt.ids_before, prompt.ids_after))
@@ -55,19 +55,19 @@ class LabelSet:
 
     @property
     def fit(self) -> Fit:
-        """How pictures became squares when they were labelled."""
+        """How pictures were made square for labelling."""
         fit: Fit = self.about.get("fit", "pad")  # earlier releases always padded
         return fit
 
     @property
     def images(self) -> Path | None:
-        """The folder of images that was labelled."""
+        """The folder of the labelled images."""
         return Path(self.about["images"]) if "images" in self.about else None
 
 
 @dataclass(frozen=True)
 class Split:
-    """Places in a label set."""
+    """Indices into a label set."""
 
     train: tuple[int, ...]
     held_out: tuple[int, ...]
@@ -79,7 +79,7 @@ LABEL_VALUES = (FOREGROUND, BACKGROUND, IGNORED)
 def read_labels(folder: Path) -> LabelSet:
     """Read what `sdrpn label` wrote. Raises BadInput where it is missing, unfinished or empty."""
     about = read_about_labels(folder)
-    seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # the ids before an image are nearly always the same
+    seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # shared: mostly the same ids before an image
     prompts = []
     for row in read_shards(folder / LABELS, LABEL_COLUMNS):
         prompt = _prompt(row, folder, grid_hw(row, about))
@@ -91,7 +91,7 @@ def read_labels(folder: Path) -> LabelSet:
 
 
 def _prompt(row: dict[str, Any], folder: Path, hw: tuple[int, int]) -> LabelledPrompt:
-    """The prompt of a row. Raises BadInput, which names the row, for one that could not have been written here."""
+    """The prompt of a row. Raises BadInput, which names the row, for values that `sdrpn label` never writes."""
     where = f"{folder}: the row {row['id']!r}"
     if any(row[name] is None or None in row[name] for name in ("ids_before", "ids_after", "cells")):
         raise BadInput(f"{where} has no tokens or no labels; label again")
@@ -109,10 +109,10 @@ def _prompt(row: dict[str, Any], folder: Path, hw: tuple[int, int]) -> LabelledP
 
 
 def split_by_image(prompts: Sequence[LabelledPrompt], share: float, seed: int, limit_pairs: int | None = None) -> Split:
-    """Hold a share of the images out, one or more, with every question about them.
+    """Hold out a share of the images, at least one, with every question about them.
 
-    With a limit, the first `limit_pairs` of the others are for training, and what stands behind them is left out, so
-    that a smaller limit gives a part of a larger one. Raises BadInput where nothing would be left to train on.
+    With a limit, only the first `limit_pairs` of the others are used for training, so that a smaller limit gives a
+    subset of a larger one. Raises BadInput where nothing would be left to train on.
     """
     images = sorted({prompt.image for prompt in prompts}, key=lambda image: _draw(image, seed))
     held_out = set(images[: max(1, round(share * len(images))) if share else 0])

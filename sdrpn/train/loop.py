@@ -1,7 +1,7 @@
-"""The training of an RPN on taps and labels, in one process or many. PyTorch and Accelerate; knows no files.
+"""The training loop of an RPN on taps and labels, in one process or many. PyTorch and Accelerate; knows no files.
 
-A step takes the same pairs whatever the number of processes. Each runs its part in micro-batches; with the loss divided
-by the labelled cells of the whole step, the gradient does not depend on how the step was split.
+A step uses the same pairs for any number of processes. Each runs its part in micro-batches; as the loss is divided by
+the labelled cells of the whole step, the gradient does not depend on how the step is split.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Step", "TrainLoop", "Validation"]
 
 @dataclass(frozen=True)
 class Step:
-    """What happened in one step; the loss is that of the whole step, before its update."""
+    """The figures of one step; the loss is that of the whole step, before its update."""
 
     number: int  # from 1
     loss: float
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Validation:
-    """The held-out labels after so many steps."""
+    """The results on held-out labels after a number of steps."""
 
     step: int
     loss: float  # mean over all labelled cells
@@ -49,7 +49,7 @@ class Validation:
 
 
 class TrainLoop:
-    """An RPN, its optimizer, and the step that it is at."""
+    """An RPN, its optimizer, and the number of completed steps."""
 
     def __init__(
         self, rpn: nn.Module, llm: LlmSpec, options: TrainOptions, batches: TapBatches, accelerator: Accelerator
@@ -66,9 +66,9 @@ class TrainLoop:
         self.rpn, self._optimizer = accelerator.prepare(rpn, optimizer)
 
     def run(self, train: Sequence[int], steps: int, after: Callable[[Step], None] = lambda step: None) -> None:
-        """Train up to step `steps` on these places of the label set; `after` is told every step.
+        """Train up to step `steps` on these places of the label set; `after` is called with every step.
 
-        Raises RunFailed where the loss or the gradient is no finite number.
+        Raises RunFailed where the loss or the gradient is not finite.
         """
         self.rpn.train()
         while self.step < steps:
@@ -93,7 +93,7 @@ class TrainLoop:
         for number, micro in enumerate(micros, start=1):
             batch = self._batches.make(micro)
             last = number == len(micros)
-            # Gradients of processes are averaged once, behind the last micro-batch.
+            # Gradients are averaged over processes once, after the last micro-batch.
             with contextlib.nullcontext() if last else accelerator.no_sync(self.rpn):
                 loss = self._share_of_loss(batch, labelled, len(micros) * processes)
                 accelerator.backward(loss * processes)
@@ -106,7 +106,7 @@ class TrainLoop:
         return float(accelerator.reduce(total, "sum")), float(norm)
 
     def _share_of_loss(self, batch: TapBatch, labelled: int, micros: int) -> Tensor:
-        """What a micro-batch adds to the loss of its step."""
+        """The contribution of a micro-batch to the loss of its step."""
         losses = logit_losses(self._logits(batch), batch.labels, self.options.rpn)
         if self.options.loss_normalisation == "official":
             return labelled_mean(losses, batch.labels) / micros
@@ -120,7 +120,7 @@ class TrainLoop:
 
     @torch.no_grad()
     def validate(self, places: Sequence[int]) -> Validation | None:
-        """How well held-out labels are met, in every process; None where there is none with foreground."""
+        """Agreement with held-out labels, computed in every process; None where none of them has foreground."""
         self.rpn.eval()
         accelerator = self._accelerator
         logits: list[Tensor] = []

@@ -14,18 +14,18 @@ from sdrpn.method.spec import LlmSpec, RpnSpec
 
 __all__ = ["cell_losses", "labelled_mean", "logit_losses", "roi_logits"]
 
-FOCAL_ALPHA, FOCAL_GAMMA = 0.9, 2.0  # of the official code
+FOCAL_ALPHA, FOCAL_GAMMA = 0.9, 2.0  # from the official code
 
 
 def cell_losses(scores: Tensor, labels: Tensor, llm: LlmSpec, rpn: RpnSpec) -> Tensor:
-    """What every cell costs, 0 where it is ignored: `logit_losses` of `roi_logits`.
+    """The loss of every cell, 0 where it is ignored: `logit_losses` of `roi_logits`.
 
     Args:
         scores: (B,H,C), q.k / sqrt(d) of the image's cells
         labels: (B,C), 1 foreground, 0 background, -100 ignored
-        rpn: says how heads are reduced, and which loss; ValueError for "mse"
-    Returns: (B,C) float32. Sum it and divide by the count of labelled cells: of a micro-batch (`labelled_mean`, as
-        the official code does), or of a whole step, so that it does not matter how the step is split.
+        rpn: defines how heads are reduced, and the loss; ValueError for "mse"
+    Returns: (B,C) float32. Sum it and divide by the number of labelled cells: of a micro-batch (`labelled_mean`, as in
+        the official code), or of a whole step, so that the result does not depend on how the step is split.
     """
     return logit_losses(roi_logits(scores, llm, rpn), labels, rpn)
 
@@ -36,10 +36,10 @@ def roi_logits(scores: Tensor, llm: LlmSpec, rpn: RpnSpec) -> Tensor:
 
 
 def logit_losses(logits: Tensor, labels: Tensor, rpn: RpnSpec) -> Tensor:
-    """What every cell costs, 0 where it is ignored.
+    """The loss of every cell, 0 where it is ignored.
 
-    "bce": binary cross-entropy of the RoI logit. "focal": the same, with easy cells weighted down and foreground up
-    (Lin et al. 2017).
+    "bce": binary cross-entropy of the RoI logit. "focal": the same, with less weight on easy cells and more on
+    foreground (Lin et al. 2017).
 
     Args:
         logits: (B,C)
@@ -47,7 +47,7 @@ def logit_losses(logits: Tensor, labels: Tensor, rpn: RpnSpec) -> Tensor:
     Returns: (B,C) float32. Raises ValueError for the loss "mse".
     """
     if rpn.loss == "mse":
-        raise ValueError("an RPN for mse scores a distribution; it cannot be trained with a loss a cell")
+        raise ValueError("an RPN for mse scores a distribution; it cannot be trained with a loss per cell")
     labelled = labels != IGNORED
     target = (labels == FOREGROUND).to(logits.dtype)
     losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")

@@ -1,4 +1,4 @@
-"""What a training is asked for: where the RPN lies, and every number that decides its weights. Knows no files."""
+"""Options of a training: the position of the RPN, and every number that determines its weights. Knows no files."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class TrainOptions:
     """The defaults are those of the official training of LLaVA-1.5-7B.
 
     tap_layer, rpn_layers: K and T
-    loss_normalisation: "global" divides by the labelled cells of a whole step, so that it does not matter how a step
-        is split; "official" takes the mean of every micro-batch and averages these
-    batch: pairs a step, over all processes; micro_batch: pairs that one process runs at once
-    steps: None: as many as `epochs` need; else so many, however many epochs they make
+    loss_normalisation: "global" divides by the labelled cells of a whole step, so that the split of a step does not
+        matter; "official" averages the means of the micro-batches
+    batch: pairs per step, over all processes; micro_batch: pairs that one process runs at once
+    steps: the number of steps, in place of `epochs`; None: as many as `epochs` need
     precision: of the matrix products; weights, gradients and the residual stream are always float32
-    taps: how the taps are kept between epochs, or "none": they are computed when they are needed
-    limit_pairs: train on the first so many
-    validation_share: of the images, with all questions about them; 0: no validation
-    validations: how often during the training, besides once before it
-    split_seed: which images these are
-    save_every: steps between states that an interrupted training goes on from
+    taps: the format in which taps are stored between epochs, or "none": they are recomputed
+    limit_pairs: train only on this many pairs, from the first
+    validation_share: share of the images, with all questions about them, to hold out; 0: no validation
+    validations: number of validations during the training, besides one before it
+    split_seed: seed of the choice of held-out images
+    save_every: steps between saved states, from which an interrupted training resumes
     """
 
     tap_layer: int = 15
@@ -72,15 +72,15 @@ class TrainOptions:
 
     @property
     def rpn(self) -> RpnSpec:
-        """What is trained."""
+        """The spec of the trained RPN."""
         return RpnSpec(self.rpn_layers, loss=self.loss)
 
     def steps_for(self, pairs: int) -> int:
-        """Steps of a training on so many pairs."""
+        """The number of steps of a training on this many pairs."""
         return self.steps if self.steps is not None else self.epochs * -(-pairs // self.batch)
 
     def learning_rate_at(self, step: int, steps: int) -> float:
-        """Linear warm-up from 0, then half a cosine down to 0; `step` counts from 0."""
+        """The learning rate: linear warm-up from 0, then half a cosine down to 0; `step` counts from 0."""
         warmup = math.ceil(self.warmup_share * steps)
         if step < warmup:
             return self.learning_rate * step / warmup

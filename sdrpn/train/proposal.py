@@ -1,4 +1,4 @@
-"""Propose where the tap lies and how many layers the RPN has: short trainings, scored on labels that were held out."""
+"""Propose the tap layer and the number of RPN layers by short trainings, scored on held-out labels."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = [
     "usual_tap_layers",
 ]
 
-# The RPN of fewer layers is taken if it gives up less than this: every layer below costs time in every question.
+# An RPN with fewer layers is chosen if it loses less than this: every layer costs time in every question.
 NEARLY_BEST = 0.98
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a short training came to, on held-out labels; the fields as in sdrpn.train.quality."""
+    """The results of a short training on held-out labels; fields as in sdrpn.train.quality."""
 
     tap_layer: int  # K
     rpn_layers: int  # T
@@ -48,12 +48,12 @@ class Trial:
 
 
 def usual_tap_layers(layers: int) -> tuple[int, ...]:
-    """Four places around the middle of a stack of so many layers."""
+    """Four tap layers around the middle of a stack of `layers` layers."""
     return tuple(sorted({max(1, round(layers * share)) for share in (0.25, 0.375, 0.5, 0.625)}))
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """Of those with nearly the best average precision, the one with the fewest layers."""
+    """The trial with the fewest layers among those with nearly the best average precision."""
     enough = NEARLY_BEST * max(trial.average_precision for trial in trials)
     good = [trial for trial in trials if trial.average_precision >= enough]
     return min(good, key=lambda trial: (trial.tap_layer + trial.rpn_layers, -trial.average_precision))

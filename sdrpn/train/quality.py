@@ -1,6 +1,6 @@
-"""How well RoI maps agree with labels that they were not trained on. NumPy only; knows no model.
+"""Agreement of RoI maps with held-out labels. NumPy only; knows no model.
 
-N samples of h x w cells. Labels are what attention says, not the truth.
+N samples of h x w cells. The labels come from attention; they are not the ground truth.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 @dataclass(frozen=True)
 class AtThreshold:
-    """What a threshold finds.
+    """The figures at one threshold.
 
-    precision, recall, cell_iou: of the labelled cells of all samples, by the map as it is
-    box_iou: mean over the samples, of the box around all cells that fire in the blurred map, which is what is cropped,
-        and the box around the label's foreground
+    precision, recall, cell_iou: over the labelled cells of all samples, for the unblurred map
+    box_iou: mean over the samples of the IoU between the box around all cells above the threshold in the blurred map,
+        which would be cropped, and the box around the label's foreground
     """
 
     threshold: float
@@ -44,9 +44,9 @@ class AtThreshold:
 class Quality:
     """Agreement with labels.
 
-    average_precision: the area under the curve of precision over recall, of the labelled cells of all samples
-    centre_box_iou: the box IoU of one box in the middle of the image, of the labels' mean size, for comparison
-    curve: (recall, precision), from the surest cell on, at most some hundred points
+    average_precision: the area under the precision-recall curve over the labelled cells of all samples
+    centre_box_iou: the box IoU of a centred box of the labels' mean size, for comparison
+    curve: (recall, precision) from the most confident cell on, at most a few hundred points
     """
 
     samples: int
@@ -58,7 +58,7 @@ class Quality:
     @property
     def best(self) -> AtThreshold:
         """The threshold with the highest box IoU."""
-        return max(self.thresholds, key=lambda one: one.box_iou)
+        return max(self.thresholds, key=lambda threshold: threshold.box_iou)
 
 
 CURVE_POINTS = 200
@@ -76,22 +76,22 @@ def measure_quality(logits: Float32, labels: Int8) -> Quality:
     logits, labels = logits[useful], labels[useful]
     if not len(labels):
         raise ValueError("no sample has foreground to compare with")
-    maps = [roi_map(one) for one in logits]
-    boxes = [_box_around(one) for one in labels == FOREGROUND]
-    recall, precision = _curve(np.concatenate([one.ravel() for one in maps]), labels.ravel())
+    maps = [roi_map(sample) for sample in logits]
+    boxes = [_box_around(foreground) for foreground in labels == FOREGROUND]
+    recall, precision = _curve(np.concatenate([cells.ravel() for cells in maps]), labels.ravel())
     shown = np.unique(np.linspace(0, len(recall) - 1, CURVE_POINTS).astype(int))
-    blurred = [blur(one) for one in maps]
+    blurred = [blur(cells) for cells in maps]
     return Quality(
         samples=len(labels),
         average_precision=float(np.sum(np.diff(recall, prepend=0) * precision)),
         centre_box_iou=float(np.mean([_box_iou(_centre_box(boxes, labels.shape[1:]), box) for box in boxes])),
-        thresholds=tuple(_at_threshold(one, maps, blurred, labels, boxes) for one in THRESHOLDS),
+        thresholds=tuple(_at_threshold(threshold, maps, blurred, labels, boxes) for threshold in THRESHOLDS),
         curve=tuple((float(x), float(y)) for x, y in zip(recall[shown], precision[shown], strict=True)),
     )
 
 
 def _curve(strengths: Float32, labels: Int8) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Recall and precision of the n surest labelled cells; of cells that are equally sure, all or none."""
+    """Recall and precision of the n most confident labelled cells; equally confident cells are taken together."""
     counted = labels != IGNORED
     order = np.argsort(-strengths[counted], kind="stable")
     hits = np.cumsum(labels[counted][order] == FOREGROUND)
@@ -106,7 +106,7 @@ def _at_threshold(
     wanted, counted = labels == FOREGROUND, labels != IGNORED
     hits = int((fired & wanted).sum())
     fired_count, wanted_count = int((fired & counted).sum()), int(wanted.sum())
-    overlaps = [_box_iou(_box_around(one > threshold), box) for one, box in zip(blurred, boxes, strict=True)]
+    overlaps = [_box_iou(_box_around(cells > threshold), box) for cells, box in zip(blurred, boxes, strict=True)]
     return AtThreshold(
         threshold,
         precision=hits / fired_count if fired_count else 1.0,
@@ -117,7 +117,7 @@ def _at_threshold(
 
 
 def _box_around(fired: Bool) -> Box:
-    """In cells, upper bounds exclusive; an empty box where nothing fired."""
+    """The box around cells above the threshold, in cells, upper bounds exclusive; empty where there are none."""
     rows, columns = np.flatnonzero(fired.any(axis=1)), np.flatnonzero(fired.any(axis=0))
     if not len(rows):
         return 0, 0, 0, 0

@@ -1,11 +1,11 @@
 """From a checkpoint and a folder of labels to a folder with a trained RPN.
 
-It holds
+It has
 
-    run.json                    what decides the weights; a training is resumed only with the same
-    state/                      what an interrupted training goes on from; removed at the end
+    run.json                    everything that determines the weights; resuming requires the same
+    state/                      the state from which an interrupted training resumes; removed at the end
     tensorboard/                curves
-    training.json               the same as run.json, the loss of every step, and what validation found
+    training.json               run.json, the loss of every step, and the validation results
     curves.png                  precision over recall of the held-out labels
     rpn.safetensors, rpn.json   the RPN, for `sdrpn export --rpn`; written last
 """
@@ -51,7 +51,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class TrainRequest:
-    """What is trained on what, and where to.
+    """The inputs and outputs of a training.
 
     images: the folder of images; needed only for taps that are not stored yet
     taps_dir: where taps are stored; trainings may share it
@@ -66,7 +66,7 @@ class TrainRequest:
     resume: bool = False
 
     def run(self) -> dict[str, Any]:
-        """Everything that decides the weights."""
+        """Everything that determines the weights."""
         return {
             "format_version": FORMAT_VERSION,
             "checkpoint_sha256": self.checkpoint.digest(),
@@ -77,7 +77,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What became of a training. The history has no validations where nothing was held out."""
+    """The results of a training. The history has no validations where nothing was held out."""
 
     steps: int
     pairs: int
@@ -89,9 +89,9 @@ class TrainReport:
 def train_rpn(
     request: TrainRequest, accelerator: Accelerator, show_progress: ShowProgress = show_nothing
 ) -> TrainReport:
-    """Train, and write the folder. Every process of `accelerator` calls this; one writes.
+    """Train, and write the folder. Every process of `accelerator` calls this; one of them writes.
 
-    Raises BadInput for a request that cannot be met, before any work is done for it.
+    Raises BadInput for a request that cannot be met, before any other work.
     """
     options = request.options
     spec = dataclasses.replace(request.checkpoint.spec, tap_layer=options.tap_layer, rpn=options.rpn)
@@ -103,7 +103,7 @@ def train_rpn(
         note_run(request.out, request.run())
     batches = TapBatches(request.labels.prompts, taps, accelerator.device)
     rpn = rpn_from_layers(request.checkpoint, options.tap_layer, options.rpn)
-    parameters = sum(one.numel() for one in rpn.parameters())
+    parameters = sum(parameter.numel() for parameter in rpn.parameters())
     loop = TrainLoop(rpn, spec.llm, options, batches, accelerator)
     history = _trained(request.out, loop, split, accelerator, show_progress)
     report = TrainReport(loop.step, len(split.train), len(split.held_out), parameters, history)
@@ -119,7 +119,7 @@ def _require_fitting(request: TrainRequest, spec: ModelSpec) -> None:
     for prompt in request.labels.prompts:
         if prompt.cells.size != cells:
             raise BadInput(
-                f"the labels are of {prompt.cells.size} cells an image and the checkpoint sees {cells}; label with "
+                f"the labels have {prompt.cells.size} cells per image and the checkpoint sees {cells}; label with "
                 "this checkpoint"
             )
         if max((*prompt.ids_before, *prompt.ids_after)) >= spec.llm.vocabulary:
@@ -156,7 +156,7 @@ def _taps(request: TrainRequest, split: Split, accelerator: Accelerator, show_pr
 def _trained(
     out: Path, loop: TrainLoop, split: Split, accelerator: Accelerator, show_progress: ShowProgress
 ) -> History:
-    """Train to the end, from the beginning or from where an earlier run was cut off."""
+    """Train to the end, from the beginning or from the saved state of an earlier run."""
     options, history = loop.options, load_state(out, loop, accelerator)
     board = Board(out if accelerator.is_main_process else None, loop.step)
     steps = options.steps_for(len(split.train))
@@ -201,7 +201,7 @@ def _write(request: TrainRequest, spec: ModelSpec, state: dict[str, Tensor], rep
     options = request.options
     note = f"trained in {report.steps} steps on {report.pairs} labelled questions, seed {options.seed}"
     write_rpn(out, spec, read, note=note)
-    shutil.rmtree(out / STATE, ignore_errors=True)  # the RPN is there: leftovers are no reason to call the work failed
+    shutil.rmtree(out / STATE, ignore_errors=True)  # the RPN is written: leftovers are not an error
 
 
 def _description(request: TrainRequest, report: TrainReport) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What an interrupted training goes on from: weights, optimizer and history, in a folder that appears whole or not.
+"""The state from which an interrupted training resumes: weights, optimizer and history, written atomically.
 
-Every process writes its part through Accelerate; one makes the folder, which all must see.
+Every process writes its part through Accelerate; one creates the folder, which must be visible to all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RUN_NAME, STATE, HISTORY_NAME = "run.json", "state", "history.json"
 
 @dataclass
 class History:
-    """What a training has seen so far."""
+    """The history of a training so far."""
 
     losses: list[float] = field(default_factory=list)  # of every step
     validations: list[Validation] = field(default_factory=list)
@@ -37,7 +37,7 @@ class History:
 
 
 def require_startable(out: Path, run: dict[str, Any], *, resume: bool) -> None:
-    """Raise BadInput for a folder that holds something else than the run to resume, or a training that is done."""
+    """Raise BadInput for a folder with anything but the run to resume, or with a finished training."""
     if not resume and (out / RUN_NAME).is_file() and not (out / "rpn.json").is_file():
         raise BadInput(f"{out} holds a training that was begun; resume it, or name a new folder", options=("resume",))
     problem = _problem(out, json.loads(json.dumps(run)))  # tuples as JSON has them
@@ -46,7 +46,7 @@ def require_startable(out: Path, run: dict[str, Any], *, resume: bool) -> None:
 
 
 def note_run(out: Path, run: dict[str, Any]) -> None:
-    """Say in the folder, which is made, what is run."""
+    """Create the folder, and write the settings of the run to it."""
     with replacing_file(out / RUN_NAME) as path:
         path.write_text(json.dumps(run, indent=1) + "\n", "utf-8")
 
@@ -55,20 +55,18 @@ def _problem(out: Path, run: dict[str, Any]) -> str | None:
     begun = (out / RUN_NAME).is_file()
     if not begun:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            return f"{out} exists and holds no training; name a new folder"
+            return f"{out} exists and has no training; name a new folder"
         return None
     if (out / "rpn.json").is_file():
-        return f"{out} holds a training that is done; name a new folder"
+        return f"{out} has a finished training; name a new folder"
     differing = differing_keys(run, read_json_object(out / RUN_NAME, "name a new folder"))
     if not differing:
         return None
-    return (
-        f"{out} was begun with other settings ({', '.join(differing)}); resume with the same ones, or name a new folder"
-    )
+    return f"{out} was started with other settings ({', '.join(differing)}); resume with the same, or name a new folder"
 
 
 def save_state(out: Path, loop: TrainLoop, history: History, accelerator: Accelerator) -> None:
-    """Write the state after the loop's step, in place of an older one. Every process calls this."""
+    """Write the state after the loop's step, replacing an older one. Every process calls this."""
     with _shared_folder(out / STATE, accelerator) as folder:
         accelerator.save_state(str(folder))
         if accelerator.is_main_process:
@@ -77,23 +75,25 @@ def save_state(out: Path, loop: TrainLoop, history: History, accelerator: Accele
 
 
 def load_state(out: Path, loop: TrainLoop, accelerator: Accelerator) -> History:
-    """Go on from the state in the folder; a new history where none was written yet."""
+    """Restore the state in the folder; returns a new history where none was written yet."""
     folder = out / STATE
     if not (folder / HISTORY_NAME).is_file():
         return History()
-    value = read_json_object(folder / HISTORY_NAME, f"remove {folder} to begin anew")
+    value = read_json_object(folder / HISTORY_NAME, f"remove {folder} to start again")
     try:
         accelerator.load_state(str(folder))
         loop.step = int(value["step"])
-        return History(value["losses"], [_validation(one) for one in value["validations"]], value["seconds"])
-    except Exception as error:  # readers of a cut weight or optimizer file raise anything
+        return History(
+            value["losses"], [_validation(validation) for validation in value["validations"]], value["seconds"]
+        )
+    except Exception as error:  # readers of a truncated file raise exceptions of any type
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"{folder} cannot be read ({reason}); remove it to begin anew") from error
+        raise BadInput(f"{folder} cannot be read ({reason}); remove it to start again") from error
 
 
 @contextmanager
 def _shared_folder(path: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """`replacing_directory` of the main process, under one name for all."""
+    """`replacing_directory` in the main process, with the same temporary name in all processes."""
     replacing = replacing_directory(path, exist_ok=True) if accelerator.is_main_process else nullcontext(path)
     with replacing as temporary:
         (name,) = broadcast_object_list([str(temporary)])
@@ -105,7 +105,7 @@ def _shared_folder(path: Path, accelerator: Accelerator) -> Iterator[Path]:
 def _validation(value: dict[str, Any]) -> Validation:
     """The inverse of dataclasses.asdict."""
     quality = value["quality"] | {
-        "thresholds": tuple(AtThreshold(**one) for one in value["quality"]["thresholds"]),
+        "thresholds": tuple(AtThreshold(**threshold) for threshold in value["quality"]["thresholds"]),
         "curve": tuple((recall, precision) for recall, precision in value["quality"]["curve"]),
     }
     return Validation(**value | {"quality": Quality(**quality)})

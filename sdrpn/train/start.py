@@ -1,4 +1,4 @@
-"""An RPN before its first step: copies of the LLM's own layers behind the tap. PyTorch."""
+"""The initial weights of an RPN: copies of the LLM's own layers after the tap. PyTorch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["rpn_from_layers"]
 
 
 def rpn_from_layers(checkpoint: Checkpoint, tap_layer: int, rpn: RpnSpec) -> Rpn:
-    """Copies of layers K..K+T-1, in float32 whatever the checkpoint has, and the final norm as its norm.
+    """An RPN of copies of layers K..K+T-1, always in float32, with the final norm as its norm.
 
-    What the last RPN layer would never use (values, output projection, MLP) does not exist, so that every parameter
-    gets a gradient; all of them require one. An RPN that the checkpoint has already plays no part.
+    The unused parts of the last RPN layer (values, output projection, MLP) do not exist, so that every parameter gets
+    a gradient; all of them require one. An RPN in the checkpoint is ignored.
     Raises BadInput where the LLM has no such layers.
     """
     spec = dataclasses.replace(checkpoint.spec, tap_layer=tap_layer, rpn=rpn)
@@ -30,7 +30,7 @@ def rpn_from_layers(checkpoint: Checkpoint, tap_layer: int, rpn: RpnSpec) -> Rpn
 
 
 def _source_name(key: str, tap_layer: int) -> str:
-    """The canonical name of what an entry of the RPN's state starts from."""
+    """The canonical name of the tensor that initialises an entry of the RPN's state."""
     if not key.startswith("layers."):
         return f"llm.{key}"
     _, index, suffix = key.split(".", 2)
@@ -38,5 +38,5 @@ def _source_name(key: str, tap_layer: int) -> str:
 
 
 def _read(checkpoint: Checkpoint, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    # A copy: the checkpoint's array maps a file, and training writes into this one.
+    # A copy: the checkpoint's array maps a file, and training writes to the tensor.
     return checkpoint.read(name).astype(np.float32, copy=True)

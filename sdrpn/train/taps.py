@@ -1,8 +1,8 @@
-"""Taps of labelled prompts: computed once and kept in memory-mapped files, or computed whenever they are needed.
+"""Taps of labelled prompts: computed once and stored in memory-mapped files, or computed on demand.
 
-A file holds the taps of some hundred prompts, one row a token. The rows of a prefix that several questions share are
-there once. A file appears whole or not at all and is named after what is in it, so an interrupted run goes on with the
-first one that is missing, and trainings on the same prompts share them. P, Q, D as in `base.py`.
+A file has the taps of a few hundred prompts, one row per token. Rows of a prefix shared by several questions are stored
+once. Files are written atomically and named after their content, so an interrupted run continues with the first
+missing file, and trainings on the same prompts share them. P, Q, D as in `base.py`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = ["FILE_PROMPTS", "ComputedTaps", "StoredTaps", "TapSource", "store_tap
 FILE_PROMPTS = 256
 FORMAT_VERSION = 1
 
-Rows = tuple[slice, slice]  # of a prompt's prefix and question in its file
+Rows = tuple[slice, slice]  # the rows of a prompt's prefix and question in its file
 
 
 class TapSource(Protocol):
-    """Where a training takes taps from."""
+    """The source of a training's taps."""
 
     def tap(self, place: int) -> Tensor:
-        """(S,D), any float type and device: the whole prompt at this place of the label set."""
+        """The tap (S,D) of a whole prompt, by its index in the label set; any float type and device."""
 
 
 class ComputedTaps:
-    """Runs the trunk for every prompt that is asked for."""
+    """Runs the trunk for every requested prompt."""
 
     def __init__(self, base: FrozenBase, prompts: Sequence[LabelledPrompt]) -> None:
         self._base = base
@@ -55,7 +55,7 @@ class ComputedTaps:
 
 
 class StoredTaps:
-    """Reads files that `store_taps` wrote."""
+    """Reads files written by `store_taps`."""
 
     def __init__(self, folder: Path, prompts: Sequence[LabelledPrompt], key: str, kind: TapStore) -> None:
         self._files: list[NDArray[Any]] = []
@@ -91,11 +91,11 @@ def store_taps(
     share: tuple[int, int] = (0, 1),
     progress: Advance = unseen,
 ) -> None:
-    """Compute and write what is not there yet.
+    """Compute and write missing files.
 
     Args:
-        key: everything besides the prompts that decides their taps
-        make_base: called only if something is missing
+        key: everything besides the prompts that determines their taps
+        make_base: called only if a file is missing
         share: (rank, processes): this process writes every `processes`-th file
     Raises RunFailed where a value does not fit `kind`, or the disk is too small.
     """
@@ -123,7 +123,7 @@ def _chunks(prompts: Sequence[LabelledPrompt]) -> list[Sequence[LabelledPrompt]]
 
 
 def _layout(chunk: Sequence[LabelledPrompt]) -> tuple[list[Rows], int]:
-    """Where each prompt's rows are, and how many rows there are. A prefix lies in front of its first question."""
+    """The rows of each prompt, and the number of rows. A prefix is stored before its first question."""
     prefixes: dict[tuple[str, tuple[int, ...]], slice] = {}
     rows, end = [], 0
     for prompt in chunk:
@@ -145,7 +145,7 @@ def _path(folder: Path, chunk: Sequence[LabelledPrompt], key: str, kind: TapStor
 
 
 def _write(path: Path, chunk: Sequence[LabelledPrompt], kind: TapStore, base: FrozenBase, advance: Grown) -> None:
-    dtype, stored = numpy_type(_type_of(kind).name), _type_of(kind).held_as  # NumPy's files know no bfloat16
+    dtype, stored = numpy_type(_type_of(kind).name), _type_of(kind).held_as  # NumPy's file format has no bfloat16
     rows, count = _layout(chunk)
     with replacing_file(path) as temporary:
         file = np.lib.format.open_memmap(temporary, "w+", stored, (count, base.width))
@@ -167,7 +167,7 @@ def _stored(tap: Tensor, dtype: np.dtype[Any], kind: TapStore) -> NDArray[Any]:
     exact = tap.cpu().numpy()
     peak = float(np.abs(exact).max(initial=0))
     limit = _type_of(kind).largest or np.inf
-    if not peak <= limit:  # also where it is not a number
+    if not peak <= limit:  # also true for NaN
         raise RunFailed(
             f"a tap has the value {peak:.3g}, and {kind} ends at {limit:.3g}; keep taps as bf16",
             options=("taps bf16",),

@@ -87,7 +87,7 @@ def test_layers_may_be_left_out_but_not_come_again(text_checkpoint: Path, prompt
     with open_checkpoint(text_checkpoint) as checkpoint:
         inputs = LayerInputs(checkpoint, prompts.embeds(checkpoint), prompts.digest)
         inputs.second_moment("llm.layers.3.mlp.down.weight")
-        with pytest.raises(RunFailed, match=r"llm\.layers\.1 were asked for after llm\.layers\.3 ran"):
+        with pytest.raises(RunFailed, match=r"llm\.layers\.1 were requested after llm\.layers\.3 ran"):
             inputs.second_moment("llm.layers.1.mlp.down.weight")
         assert inputs.second_moment("rpn.layers.0.attention.o.weight").shape == (64, 64)
 

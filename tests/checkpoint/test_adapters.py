@@ -319,7 +319,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"peft_type": "LOHA"}, 'peft_type is "LOHA", which is not merged here; expected LORA'),
         ({"peft_type": "IA3"}, "IA3"),
         ({"peft_type": ["LORA"]}, "peft_type is"),
-        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens is set: this adapter acts on some tokens alone"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens is set: this adapter acts on some tokens only"),
         ({"use_qalora": True}, "use_qalora is set"),
         ({"layer_replication": [[0, 2], [1, 4]]}, "layer_replication is set: this adapter repeats layers"),
         ({"target_parameters": ["x"]}, "target_parameters is set"),
@@ -327,7 +327,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"init_lora_weights": "pissa_niter_4"}, 'init_lora_weights is "pissa_niter_4", which changes the base'),
         ({"init_lora_weights": "loftq"}, "loftq"),
         ({"init_lora_weights": "olora"}, "olora"),
-        ({"r": 5}, "the rank 5; its tensors have 4: config and weights are not of one adapter"),
+        ({"r": 5}, "the rank 5; its tensors have 4: config and weights do not belong together"),
         ({"r": "4"}, "r is '4'; expected a whole number"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan; expected a finite number"),
         ({"alpha_pattern": {"q_proj": float("inf")}}, "is inf; expected a finite number"),
@@ -335,7 +335,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"alpha_pattern": {".?" * 60 + "x": 3}}, "too many groups and repetitions"),
         ({"rank_pattern": {"(a|a)" * 20: 3}}, "too many groups and repetitions"),
         ({"alpha_pattern": {f".*x{number}": 3 for number in range(17)}}, "more than 16 regular expressions"),
-        ({"alpha_pattern": {"[": 3}}, "is no regular expression"),
+        ({"alpha_pattern": {"[": 3}}, "is not a regular expression"),
         ({"alpha_pattern": {"q" * 300: 3}}, "too long"),
         ({"alpha_pattern": {"q_proj": "x"}}, "q_proj is 'x'; expected a number"),
         ({"rank_pattern": 3}, "rank_pattern is 3; expected an object"),
@@ -430,7 +430,7 @@ def test_a_merge_that_is_not_finite(tmp_path: Path, adapter: Path) -> None:
     save_file(load_file(path) | {FIRST: torch.full((4, 64), torch.nan)}, path)
     with open_checkpoint(tmp_path / "a", base=adapter / "base") as checkpoint:
         checkpoint.read("llm.layers.1.attention.q.weight")
-        with pytest.raises(BadCheckpoint, match=r"is not finite once .* is merged into it"):
+        with pytest.raises(BadCheckpoint, match=r"is not finite after .* is merged into it"):
             checkpoint.read("llm.layers.0.attention.q.weight")
 
 

@@ -174,7 +174,7 @@ def test_rope_in_both_spellings(
         ({"mm_resampler_type": "perceiver"}, 'mm_resampler_type is "perceiver"'),
         (
             {"quantization_config": {"bits": 4}},
-            "quantization_config: the weights are quantised .by a method that is not",
+            "quantization_config: the weights are quantised .by an unnamed method",
         ),
         (
             {"quantization_config": {"quant_method": "awq"}},

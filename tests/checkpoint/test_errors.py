@@ -65,7 +65,7 @@ def test_several_missing_tensors_of_the_rpn(folder: Path) -> None:
 
 def test_a_wrong_shape(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.update({Q2: np.zeros((64, 47), np.float32)}))
-    expected = f"{Q2} of {folder} has the shape [64, 47]; expected [64, 48]: config.json and the weights are not of"
+    expected = f"{Q2} of {folder} has the shape [64, 47]; expected [64, 48]: config.json and the weights do not"
     assert message(folder).startswith(expected)
 
 
@@ -108,7 +108,7 @@ def test_folders_that_are_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert "has no weights; expected *.safetensors or pytorch_model*.bin" in message(folder)
     (folder / "llava-q4_k.gguf").touch()
-    assert "holds llava-q4_k.gguf (weights of llama.cpp, quantised), which is not read" in message(folder)
+    assert "holds llava-q4_k.gguf (weights of llama.cpp, quantised), which is not supported" in message(folder)
     save_file({"transformer.h.0.weight": np.zeros(2)}, folder / "model.safetensors")
     text = message(folder)
     assert "expected tensors named language_model.model.layers.N.*" in text
@@ -120,7 +120,7 @@ def test_folders_that_are_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     [
         ("{", "index.json is not JSON that can be read"),
         ('{"weight_map": 3}', "is not an index of shards"),
-        ('{"weight_map": {"a": "gone.safetensors"}}', "names gone.safetensors, which is not there"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "names gone.safetensors, which does not exist"),
         ('{"weight_map": {"a": "../c/model.safetensors"}}', "expected a file of the same folder"),
         ('{"weight_map": {"a": 5}}', "expected a file of the same folder"),
     ],

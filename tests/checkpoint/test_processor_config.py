@@ -97,7 +97,7 @@ def test_entries_that_cannot_be_honoured(tmp_path: Path, changes: dict[str, Any]
         ({"size": {"height": 56, "width": 64}}, "expected one side in pixels"),
         ({"do_center_crop": False}, "do_center_crop is false, which is not supported; expected true"),
         ({"do_resize": False}, "do_resize is false, which is not supported; expected true"),
-        ({"size": {"height": 56, "width": 56}}, "squashes pictures; expected a shortest_edge"),
+        ({"size": {"height": 56, "width": 56}}, "distorts pictures; expected a shortest_edge"),
     ],
 )
 def test_ways_to_a_square_that_cannot_be_honoured(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -123,10 +123,10 @@ def test_other_models_are_refused(tmp_path: Path, model_type: str) -> None:
     ("change", "match"),
     [
         (lambda proto: setattr(proto.normalizer_spec, "escape_whitespaces", False), "keeps spaces as they are"),
-        (lambda proto: setattr(proto.trainer_spec, "treat_whitespace_as_suffix", True), "puts spaces behind words"),
+        (lambda proto: setattr(proto.trainer_spec, "treat_whitespace_as_suffix", True), "puts spaces after words"),
         (
             lambda proto: setattr(proto.denormalizer_spec, "precompiled_charsmap", proto.normalizer_spec.name.encode()),
-            "changes characters of what it decodes",
+            "changes characters of decoded text",
         ),
     ],
 )

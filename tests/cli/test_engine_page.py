@@ -119,7 +119,7 @@ def test_nothing_is_taken_for_markup(engine: PageEngine) -> None:
 
 
 def test_another_format() -> None:
-    with pytest.raises(BadInput, match=r"a\.pdf is no name for a report; expected one that ends in \.md or \.html"):
+    with pytest.raises(BadInput, match=r"a\.pdf is not a report's file name; expected one that ends in \.md or \.html"):
         page_text(Path("a.pdf"), "t", [])
 
 

@@ -103,7 +103,7 @@ def test_a_run_that_was_cut_off_is_resumed(
     assert asked == ["0-0", "0-1", "1-0", "1-1", "1-0", "1-1", "2-0", "2-1"]
     assert list(read_shards(out / "labels")) == expected
     other = refusal(sdrpn(*command, "--resume", "--rows", "last-prompt"))
-    assert "was begun with other settings (rows)" in other
+    assert "was started with other settings (rows)" in other
 
 
 def test_a_bad_picture_does_not_stop_the_work(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:

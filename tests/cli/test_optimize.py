@@ -122,7 +122,7 @@ class TestWhereItFits:
         ("damage", "told"),
         [
             (lambda path: path.write_text("{"), r"cannot be read \(it is not JSON: .*\); make them again: sdrpn optim"),
-            (lambda path: path.write_text("[" * 100_000), r"cannot be read \(it is nested too deep\)"),
+            (lambda path: path.write_text("[" * 100_000), r"cannot be read \(it is nested too deeply\)"),
             (lambda path: path.write_bytes(b" " * 5_000_000), "it has 5,000,000 bytes; expected at most 4,194,304"),
             (lambda path: replace_by(path, os.mkfifo), "it is a pipe, not a regular file"),
             (lambda path: replace_by(path, lambda new: new.symlink_to("/dev/zero")), "is a link that leaves"),

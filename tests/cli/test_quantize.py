@@ -69,7 +69,7 @@ def test_refusals(sdrpn: Command, text_checkpoint: Path, data: Path, more: tuple
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        (None, "qa.jsonl holds no question; expected one JSON object a line"),
+        (None, "qa.jsonl holds no question; expected one JSON object per line"),
         ({"image": "b.png", "question": "Where?"}, "b.png does not exist; expected the path of a picture"),
         ({"image": "text.png", "question": "Where?"}, "text.png is not a picture that can be read; expected one of "),
         ({"image": "a.png"}, "qa.jsonl line 1: question is None; expected text"),

@@ -89,5 +89,5 @@ def test_build(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch, me
     monkeypatch.setattr(builder, "require_free_space", lambda *arguments, **options: None)
     message = refusal(sdrpn("build", bundle, "--target", "rtx-4090"), 1)
     assert told in message
-    assert "take a lower --precision" in message
+    assert "use a lower --precision" in message
     assert not list(bundle.rglob("*.engine*"))

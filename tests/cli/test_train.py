@@ -85,7 +85,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(
     for history in histories:
         del history["seconds"]
     assert histories[0] == histories[1]
-    assert "holds a training that is done" in refusal(sdrpn(*command, out, "--resume"))
+    assert "has a finished training" in refusal(sdrpn(*command, out, "--resume"))
 
 
 def test_labels_of_another_checkpoint_are_warned_of(sdrpn: Command, plain_checkpoint: Path, labels: Path) -> None:
@@ -101,7 +101,9 @@ def test_refusals(sdrpn: Command, plain_checkpoint: Path, labels: Path) -> None:
     assert "the tap lies after layer 15; expected 1 to 3" in refusal(sdrpn(*command))
     assert "has no labels.json" in refusal(sdrpn(*command, *SMALL, "--labels", labels / "labels"))
     other_grid = write_labels(labels.parent / "other", grid_side=2)
-    assert "of 4 cells an image and the checkpoint sees 16" in refusal(sdrpn(*command, *SMALL, "--labels", other_grid))
+    assert "have 4 cells per image and the checkpoint sees 16" in refusal(
+        sdrpn(*command, *SMALL, "--labels", other_grid)
+    )
     (labels.parent / "images").rename(labels.parent / "elsewhere")
     assert "name it (--images)" in refusal(sdrpn(*command, *SMALL))
     assert not (labels.parent / "rpn").exists()

@@ -98,7 +98,7 @@ class TestEngines:
         monkeypatch.setattr(builder, "_KERNELS_BYTES", 0)
         (one,) = build(bundle, VISION)  # so small a graph is outweighed by its kernels
         (line,) = one.manifest.kernel_gate
-        assert re.fullmatch(r"remark: the engine has \d\.\d MB for .* of weights: it holds some twice", line)
+        assert re.fullmatch(r"remark: the engine has \d\.\d MB for .* of weights: some are stored twice", line)
         assert one.manifest.passed_kernel_gate
 
     def test_the_cache_length_is_written_in(self, built_bundle: Path) -> None:
@@ -228,7 +228,7 @@ class TestEngines:
         assert one.manifest.variant == f"primitive-fp16-kv-{kv_cache}"
         assert one.manifest.passed_kernel_gate
         (remark,) = one.manifest.kernel_gate
-        assert remark == "remark: profile decode writes out the rows of 4 caches in 8 bits before it attends"
+        assert remark == "remark: profile decode unpacks the rows of 4 caches in 8 bits before attention"
         kernels = json.loads(engine_paths(bundle, recipe.name, "trunk")[2].read_text())
         read = {(t["name"], t["dtype"]) for kernel in kernels for t in kernel["inputs"]}
         assert {(f"{part}_cache.{layer}", kind) for part in ("key", "value") for layer in (0, 1)} <= read
@@ -348,7 +348,7 @@ class TestRefusals:
             build(bundle, VISION, target(compute_capabilities=("SM99",)))
 
     def test_too_little_scratch_memory(self, bundle: Path) -> None:
-        with pytest.raises(RunFailed, match=r"built no engine of .*--workspace 1 may be too little"):
+        with pytest.raises(RunFailed, match=r"built no engine from .*--workspace 1 may be too little"):
             build(bundle, dataclasses.replace(TRUNK, workspace_mb=1))
         assert left_in(bundle) == []
 
@@ -398,7 +398,9 @@ class TestRefusals:
 
     def test_a_read_only_bundle(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(path: Path) -> None:
-            raise BadInput(f"{path} cannot be written (Read-only file system); name a place that you may write to")
+            raise BadInput(
+                f"{path} cannot be written (Read-only file system); name a place where you have write permission"
+            )
 
         monkeypatch.setattr("sdrpn.engines.builder.require_writable_file", refuse)
         with pytest.raises(BadInput, match="Read-only file system"):

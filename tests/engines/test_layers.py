@@ -143,7 +143,7 @@ class TestPlainListing:
         verdict = judged(tiny_spec, plain, weights)
         assert verdict.faults == ()
         assert verdict.unjudged == (
-            "the listing has no constants, so that it does not say which weights a kernel multiplies with"
+            "the listing has no constants, so it does not show which weights a kernel multiplies with"
         )
 
     def test_what_it_does_say_is_kept(self, tiny_spec: ModelSpec) -> None:
@@ -198,7 +198,7 @@ class TestGate:
 
     def test_caches_in_8_bits_are_written_out_a_layer_at_a_time(self, tiny_spec: ModelSpec) -> None:
         verdict = judged(tiny_spec, listing(copies=True), coded=True)
-        told = "profile decode writes out the rows of 1 caches in 8 bits before it attends"
+        told = "profile decode unpacks the rows of 1 caches in 8 bits before attention"
         assert (verdict.faults, verdict.remarks) == ((), (told,))
 
     def test_a_copy_of_a_cache_in_a_decode_step(self, tiny_spec: ModelSpec) -> None:
@@ -251,7 +251,7 @@ class TestGate:
             unpacked = line(f"__myl_Cast_myl{unpacks}_9", weights="Int4", nodes=nodes)
             more = (unpacked, line(f"__myl_Fc_myl{multiplies}_9", weights="Int4"))
             verdict = judged(tiny_spec, listing(more=more), {"INT4": 1})
-            told = "multiplies with 0 of 1 INT4 weights as they are and unpacks the others"
+            told = "multiplies directly with 0 of 1 INT4 weights and unpacks the others"
             expected = (f"profile decode {told}",) if unpacks == 0 else (f"remark: profile prefill {told}",)
             assert verdict.lines == expected
             assert bool(verdict.faults) is (unpacks == 0)
@@ -265,7 +265,7 @@ class TestGate:
         kernels = listing(more=tuple(lines))
         assert judged(tiny_spec, kernels, {"FP4": 1}) == Verdict()
         (fault,) = judged(tiny_spec, kernels, {"FP8": 1}).faults
-        assert fault == "profile decode multiplies with 0 of 1 FP8 weights as they are and unpacks the others"
+        assert fault == "profile decode multiplies directly with 0 of 1 FP8 weights and unpacks the others"
 
     def test_weights_that_are_unpacked_for_a_product(self, tiny_spec: ModelSpec) -> None:
         """The library lists the product among what such a kernel is of, too; it reads nothing but constants."""
@@ -276,7 +276,7 @@ class TestGate:
         assert (kernel.inputs, kernel.multiplies, kernel.reads_as_it_is("FP8")) == ((), False, 1)
         more = (text, line("__myl_Fc_myl1_9", weights="FP8"))
         (fault,) = judged(tiny_spec, listing(more=more), {"FP8": 1}).faults
-        assert fault == "profile decode multiplies with 0 of 1 FP8 weights as they are and unpacks the others"
+        assert fault == "profile decode multiplies directly with 0 of 1 FP8 weights and unpacks the others"
 
     def test_each_context_has_profiles_of_its_own(self, tiny_spec: ModelSpec) -> None:
         """A copy is one of the caches of its own profile, which are shorter than the longest."""
@@ -295,9 +295,7 @@ class TestGate:
 
     def test_int4_weights_that_became_fp16(self, tiny_spec: ModelSpec) -> None:
         verdict = judged(tiny_spec, listing(), {"INT4": 2})
-        assert verdict.faults == (
-            "profile decode multiplies with 0 of 2 INT4 weights as they are and unpacks the others",
-        )
+        assert verdict.faults == ("profile decode multiplies directly with 0 of 2 INT4 weights and unpacks the others",)
 
     def test_a_listing_that_is_not_understood(self, tiny_spec: ModelSpec) -> None:
         assert judged(tiny_spec, ()).lines == ("not judged: the library listed no kernels",)

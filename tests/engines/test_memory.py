@@ -73,7 +73,7 @@ SKIP = "or skip this check with --no-memory-check"
         ({"max_context": 4096}, 16.2, r"--max-context \d+ fits, or --weight-streaming fits"),
         ({"max_batch": 8}, 16.5, "--max-batch 1 fits, or --weight-streaming fits"),
         ({"max_batch": 9, "max_context": 4096}, 16.2, r"--max-batch 1 --max-context \d+ fits, or skip"),
-        ({}, 15, r"--weight-streaming fits, or no context fits beside these weights: take a lower --precision \(see"),
+        ({}, 15, r"--weight-streaming fits, or no context fits beside these weights: use a lower --precision \(see"),
         ({"weight_streaming": True}, 1, r"--max-context \d+ fits, or skip"),
         ({"weight_streaming": True}, 0.5, "skip this check with"),
     ],
@@ -114,13 +114,13 @@ def test_weights_are_not_streamed_to_a_gpu_that_works_in_the_same_memory() -> No
         (
             1,
             16,
-            r"has 16\.0 GB available: 4\.2 GB are missing; --graphs vision fits, or take a lower --precision \(see",
+            r"has 16\.0 GB available: 4\.2 GB are missing; --graphs vision fits, or use a lower --precision \(see",
         ),
         (2, 21, r"has 21\.0 GB available: 1\.6 GB are missing; with --jobs 1 it is 20\.2 GB, or skip this check"),
         (
             1,
             1,
-            r"has 1\.0 GB available: 19\.2 GB are missing; take a lower --precision \(see sdrpn export\), or build on",
+            r"has 1\.0 GB available: 19\.2 GB are missing; use a lower --precision \(see sdrpn export\), or build on",
         ),
     ],
 )

@@ -133,9 +133,7 @@ def test_options_reach_the_library(bundle: Path, tensorrt: Tensorrt) -> None:
 class TestListing:
     """TensorRT's has no constants: an engine is neither refused for what the gate cannot see there, nor passed."""
 
-    UNJUDGED = (
-        "not judged: the listing has no constants, so that it does not say which weights a kernel multiplies with"
-    )
+    UNJUDGED = "not judged: the listing has no constants, so it does not show which weights a kernel multiplies with"
 
     @pytest.mark.parametrize("precision", ["fp16", "int4"])
     def test_an_engine_is_kept_and_is_not_passed(
@@ -298,7 +296,7 @@ class TestTimingCache:
         tensorrt()
         cache = tmp_path / "my.timing"
         cache.write_text(content)
-        with pytest.raises(BadInput, match=r"does not take this timing cache, .* name another file with --timing"):
+        with pytest.raises(BadInput, match=r"does not accept this timing cache, .* name another file with --timing"):
             build(bundle, VISION, cache)
         assert cache.read_text() == content
         assert list((bundle / "engines" / "mine").iterdir()) == []

@@ -66,8 +66,12 @@ class TestCaches:
 @pytest.mark.parametrize(
     ("options", "timing_cache", "message"),
     [
-        ({}, True, "--timing-cache is of no use to tensorrt-rtx, which times no kernels while it builds; leave it out"),
-        ({"version_compatible": True}, False, "run with the release that built them and no other; leave out --version"),
+        (
+            {},
+            True,
+            "--timing-cache does not apply to tensorrt-rtx, which times no kernels during a build; leave it out",
+        ),
+        ({"version_compatible": True}, False, "run only with the release that built them; leave out --version"),
         ({"hardware_compat": True}, False, "no --hardware-compat; list all compute_capabilities in the target, as rtx"),
         ({"refit": True}, False, "builds with --refit on a machine with a GPU only, and this one has none; leave it"),
     ],

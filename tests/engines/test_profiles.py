@@ -99,9 +99,9 @@ class TestOptions:
         assert checked_contexts(LLAVA_7B, 1500, BuildOptions()) == (1500,)
         with pytest.raises(BadInput, match="--max-context 576 is too small: an image and one token take 577"):
             checked_contexts(LLAVA_7B, 4096, BuildOptions(max_context=4096, shorter_contexts=(576,)))
-        with pytest.raises(BadInput, match="4096,4096 is no list of different lengths"):
+        with pytest.raises(BadInput, match="4096,4096 is not a list of different lengths"):
             checked_contexts(LLAVA_7B, 4096, BuildOptions(max_context=4096, shorter_contexts=(4096,)))
-        with pytest.raises(BadInput, match="shorter_contexts are beside a max_context, and none is named"):
+        with pytest.raises(BadInput, match="shorter_contexts need a max_context, and none is given"):
             BuildOptions(shorter_contexts=(1024,))
 
     def test_the_graphs(self) -> None:

@@ -163,7 +163,7 @@ class TestChoice:
             methods_for([name], tiny_task(), changed, SETTING)
 
     def test_what_the_task_or_the_setting_lacks(self, fake: FakeAnswerer) -> None:
-        with pytest.raises(ValueError, match="the task tiny does not say; leave it out"):
+        with pytest.raises(ValueError, match="the task tiny does not have; leave it out"):
             methods_for(["oracle-crop"], tiny_task(boxes=False), fake, SETTING)
         with pytest.raises(ValueError, match="leave the method out, or name them"):
             methods_for(["attention-crop"], tiny_task(), fake, Setting(RoiPolicy()))

@@ -116,7 +116,7 @@ def test_nothing_to_go_by() -> None:
         looked(FakeSurveyor(fails=True))
     silent = looked(FakeSurveyor(silent=True))
     assert silent.answer_sinks is None
-    with pytest.raises(ValueError, match="none of 8 answers became a label to choose a threshold by"):
+    with pytest.raises(ValueError, match="none of 8 answers gave a label to choose a threshold from"):
         silent.rpn_policy("", RoiPolicy())
 
 

@@ -121,7 +121,7 @@ class TestRequireWritableFile:
         [
             ("folder", "folder is a folder, not a regular file; expected the name of a file to write"),
             ("file/x.png", r"x\.png cannot be written: .*file is a file, expected a folder; name another place"),
-            ("x" * 300, r"x cannot be written \(File name too long\); name a place that you may write to"),
+            ("x" * 300, r"x cannot be written \(File name too long\); name a place where you have write permission"),
         ],
     )
     def test_a_place_that_cannot(self, tmp_path: Path, name: str, message: str) -> None:
@@ -301,7 +301,7 @@ class TestFileSystemErrors:
         assert names_in(tmp_path) == ["target"]
 
     def test_a_file_too_large_for_the_file_system(self, tmp_path: Path, replacing: Replacing) -> None:
-        with pytest.raises(RunFailed, match="does not take a file this large"), replacing(tmp_path / "target"):
+        with pytest.raises(RunFailed, match="does not support files this large"), replacing(tmp_path / "target"):
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         assert names_in(tmp_path) == []
 

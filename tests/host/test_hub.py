@@ -106,7 +106,7 @@ def test_without_the_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_no_name() -> None:
-    with pytest.raises(BadInput, match="a b is not a name of the hub; expected ORGANISATION/MODEL"):
+    with pytest.raises(BadInput, match="a b is not a name on the hub; expected ORGANISATION/MODEL"):
         hub_folder("a b")
     assert hub._library() is huggingface_hub
 
@@ -207,5 +207,5 @@ def test_a_download_is_allowed_and_kept(endpoint: str, tmp_path: Path) -> None:
 def test_a_model_that_the_hub_does_not_have(endpoint: str, tmp_path: Path) -> None:
     done = export("me/gone", "--download", endpoint=endpoint, cwd=tmp_path)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
-    assert "me/gone is not on the hub, or not for you" in done.stderr
+    assert "me/gone is not on the hub, or you have no access" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -107,9 +107,9 @@ def test_the_top_is_an_object(value: Any) -> None:
     [
         (b"{", "it is not JSON: "),
         (b"\xff", "it is not JSON: "),
-        (b"[NaN]", "it is not JSON: NaN is no number in JSON"),
-        (b"-Infinity", "it is not JSON: -Infinity is no number"),
-        (b"[" * 200_000, "it is nested too deep"),
+        (b"[NaN]", "it is not JSON: NaN is not a number in JSON"),
+        (b"-Infinity", "it is not JSON: -Infinity is not a number"),
+        (b"[" * 200_000, "it is nested too deeply"),
     ],
 )
 def test_what_is_no_json(content: bytes, message: str) -> None:

@@ -93,7 +93,7 @@ class TestImportingAnExtra:
             importlib.import_module("an_easel.of_wood")
 
     def test_a_library_that_does_not_fit_says_why(self) -> None:
-        expected = r"cannot import numpy \(cannot import name 'no_such'.*\); install a version that fits: pip install"
+        expected = r"cannot import numpy \(cannot import name 'no_such'.*\); install a supported version: pip install"
         with pytest.raises(MissingDependency, match=expected), importing_extra("export", "sdrpn paint"):
             exec("from numpy import no_such")
 

@@ -146,7 +146,7 @@ def test_a_head_that_is_not_there_is_named(model: SdRpnModel, image: Tensor, hea
 
 
 def test_what_cannot_be_watched(model: SdRpnModel, image: Tensor) -> None:
-    with pytest.raises(BadInput, match="no head to watch"):
+    with pytest.raises(BadInput, match="no heads to record"):
         watch_answer(model, image, PROMPT, {}, given_ids=(40,))
     with pytest.raises(ContextTooLong, match="need 522 positions; the model has 512"):
         watch_answer(model, image, PROMPT, {0: [0]}, max_new_tokens=500)

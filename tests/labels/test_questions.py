@@ -41,7 +41,7 @@ def test_both_forms(tmp_path: Path) -> None:
         ('{"image": "../a.png", "question": "?"}', "expected a path inside the folder of images"),
         ('{"image": "/a.png", "question": "?"}', "expected a path inside the folder of images"),
         ('{"image": "a.png", "question": "?", "answer": 3}', "answer is 3; expected text"),
-        ('{"image": "a.png", "conversations": []}', "conversations is no list of turns"),
+        ('{"image": "a.png", "conversations": []}', "conversations is not a list of turns"),
         ('{"image": "a.png", "conversations": [{"from": "gpt", "value": "?"}]}', "the first turn is from 'gpt'"),
         (" ", "holds no question"),
     ],

@@ -68,7 +68,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "1,234" in page
-    assert "foreground: to be looked at again" in page
+    assert "foreground: to be cropped" in page
     assert "cells of foreground: 4" in page
     with Image.open(tmp_path / "samples" / "00.jpg") as picture:
         assert picture.width > 2 * 360

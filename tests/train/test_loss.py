@@ -82,7 +82,7 @@ class TestCellLosses:
         assert (loss.item(), scores.grad.abs().max().item()) == (0.0, 0.0)
 
     def test_mse_is_refused(self, tiny_spec: ModelSpec) -> None:
-        with pytest.raises(ValueError, match="cannot be trained with a loss a cell"):
+        with pytest.raises(ValueError, match="cannot be trained with a loss per cell"):
             cell_losses(torch.ones(1, 2, 4), LABELS, tiny_spec.llm, RpnSpec(2, loss="mse"))
 
 

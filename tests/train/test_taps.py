@@ -114,7 +114,9 @@ def test_a_value_that_fp16_cannot_hold(
     model: LlavaBase, prompts: Sequence[LabelledPrompt], make_base: Callable[[], FrozenBase], tmp_path: Path
 ) -> None:
     model.embed.weight.data[5] = 1e5
-    with pytest.raises(RunFailed, match=r"a tap has the value 1e\+05, and fp16 ends at 6\.55e\+04; keep taps as bf16"):
+    with pytest.raises(
+        RunFailed, match=r"a tap has the value 1e\+05, above the largest fp16, 6\.55e\+04; store taps as bf16"
+    ):
         store_taps(tmp_path / "taps", prompts, "key", "fp16", make_base)
     assert list((tmp_path / "taps").iterdir()) == []
     store_taps(tmp_path / "taps", prompts, "key", "bf16", make_base)

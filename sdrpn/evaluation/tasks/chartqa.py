@@ -19,7 +19,7 @@ WRITERS = {"0": "human", "1": "augmented", "machine": "augmented"}  # HuggingFac
 
 
 def chartqa_task(folder: Path) -> Task:
-    """The test split, the two kinds of questions as categories. Raises BadInput."""
+    """The test split, with the two kinds of questions as categories. Raises BadInput."""
     layout = Layout("chartqa", folder, EXPECTED)
     table = layout.rows("test", table="ChartQA_TEST")
     if table is not None:
@@ -59,7 +59,7 @@ def _sample(layout: Layout, row: Row, part: str | None) -> Sample:
 
 
 def _kind(row: Row) -> str:
-    """Who wrote a question, as each hub's copy says it: human_test, test_human, or 0."""
+    """Who wrote a question; copies of the data set spell it human_test, test_human, or 0."""
     if "human_or_machine" in row:
         writer = str(row["human_or_machine"])
         return WRITERS.get(writer, writer)

@@ -13,7 +13,7 @@ from sdrpn.evaluation.tasks.reading import SHORT_ANSWER, entry, listed_texts, re
 
 __all__ = ["docvqa_task", "infovqa_task"]
 
-# Folders of the one repository of both at Hugging Face, and VLMEvalKit's tables.
+# Folders of both in their common repository on Hugging Face, and VLMEvalKit's tables.
 FOLDERS = {"docvqa": "DocVQA", "infovqa": "InfographicVQA"}
 TABLES = {"docvqa": "DocVQA_VAL", "infovqa": "InfoVQA_VAL"}
 
@@ -26,7 +26,7 @@ def docvqa_task(folder: Path) -> Task:
         "val_v1.0_withQT.json (or val_v1.0.json) and documents/, or validation-*.parquet, or DocVQA_VAL.tsv",
     )
     patterns = ("val_v*_withQT.json", "val_v*.json")
-    # Some names begin with the folder, and some copies lie without it.
+    # Some names begin with the folder, and some copies of the data lack it.
     return _task(layout, patterns, 0.10, lambda row: (entry(row, "image"), ("", "documents", "images")))
 
 

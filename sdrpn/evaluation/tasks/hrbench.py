@@ -20,9 +20,9 @@ INSTRUCTION = "Answer the option letter directly."
 
 
 def hrbench_task(folder: Path, size: str = "4k") -> Task:
-    """One of the two sizes; "single" and "cross" as categories. Raises BadInput."""
+    """HR-Bench at one of the two sizes, with "single" and "cross" as categories. Raises BadInput."""
     layout = Layout("hrbench", folder, f"hr_bench_{size}.parquet or .tsv, or HRBench{size.upper()}.tsv")
-    # By their author, in the Hugging Face hub's own conversion, and by VLMEvalKit.
+    # From the author, in the hub's own conversion, and from VLMEvalKit.
     shards = layout.every(f"**/hr_bench_{size}*.parquet") or layout.every(f"**/hrbench_{size}-*.parquet")
     path = layout.first(
         f"**/hr_bench_{size}*.parquet",
@@ -62,7 +62,7 @@ def _score(answer: str, sample: Sample) -> float:
 
 
 def _cycle_means(records: Sequence[Record]) -> dict[str, float]:
-    """lmms-eval's figures: the mean over orders of options of each order's mean, of all questions and by category."""
+    """lmms-eval's figures: the mean over option orders of the mean of each, for all questions and by category."""
     figures = {"average": _mean_of_means(records)}
     for category in dict.fromkeys(record.category for record in records):
         figures[category] = _mean_of_means([record for record in records if record.category == category])

@@ -1,4 +1,4 @@
-"""Tasks by name. What a name needs is read only when it is asked for."""
+"""Tasks by name. The module and files of a task are read only when it is opened."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ ON_DISK = {
     "hrbench": ("hrbench", "hrbench_task"),
 }
 DEFAULT_TAGS = 500
-UNLABELLED = 64  # questions whose attention shows a model's sinks
+UNLABELLED = 64  # how many questions to find a model's attention sinks with
 
 
 def open_task(name: str, folder: Path | None, split: str | None, samples: int | None, seed: int) -> Task:
-    """A task.
+    """Open a task.
 
     Args:
-        folder: of its official files; not for tags
-        split: of tags (heldout, shifted) and hrbench (4k, 8k)
-        samples: only the first so many questions
-        seed: of tags: which scenes
+        folder: the folder of its official files; not for tags
+        split: for tags (heldout, shifted) and hrbench (4k, 8k)
+        samples: only this many questions, from the first
+        seed: for tags: which scenes
     Raises BadInput.
     """
     if name == "tags":
@@ -50,7 +50,7 @@ def open_task(name: str, folder: Path | None, split: str | None, samples: int | 
         raise BadInput(f"the task {name} has no splits to choose from; name none", options=("split",))
     else:
         task = read(folder)
-    # Attention is all that is taken of them, so the questions themselves will do.
+    # Only their attention is used, so the task's own questions can serve.
     return dataclasses.replace(task, samples=task.samples[:samples], unlabelled=task.samples[:UNLABELLED])
 
 

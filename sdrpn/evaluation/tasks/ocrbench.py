@@ -20,7 +20,7 @@ FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
 
 
 def ocrbench_task(folder: Path) -> Task:
-    """All of it, kinds as categories; the field's figure is the number of points, of 1000. Raises BadInput."""
+    """All questions, with kinds as categories; the usual figure is the number of points, of 1000. Raises BadInput."""
     layout = Layout("ocrbench", folder, EXPECTED)
     path, rows = layout.rows("test", table="OCRBench") or _official(layout)
     numbered = [{**row, "number": number} if isinstance(row, dict) else row for number, row in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""POPE (Li et al., 2023): is an object in the picture? Of objects chosen at random, by frequency, or to mislead."""
+"""POPE (Li et al., 2023): is an object in the picture? Objects are chosen at random, by frequency, or adversarially."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["pope_task"]
 
 EXPECTED = (
     "coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json and val2014/, or test-*.parquet, "
-    "or Full/adversarial-*.parquet and its like, or POPE.tsv"
+    "or Full/adversarial-*.parquet and the others, or POPE.tsv"
 )
 PARTS = ("adversarial", "popular", "random")  # the splits of lmms-lab's configuration "Full"
 
 
 def pope_task(folder: Path) -> Task:
-    """Whatever parts there are, as categories. Raises BadInput."""
+    """The parts that exist, as categories. Raises BadInput."""
     layout = Layout("pope", folder, EXPECTED)
     return Task(
         name="pope",
@@ -44,7 +44,9 @@ def _samples(layout: Layout) -> list[Sample]:
     shards = {part: layout.shards(part, "Full") for part in PARTS}
     files = {part: read_parquet(paths) for part, paths in shards.items() if paths}
     if files:
-        return [one for part, rows in files.items() for one in read_rows(layout.folder, rows, _reader(layout, part))]
+        return [
+            sample for part, rows in files.items() for sample in read_rows(layout.folder, rows, _reader(layout, part))
+        ]
     layout.first("**/coco_pope_*.json")
     samples: list[Sample] = []
     for path in layout.every("**/coco_pope_*.json"):
@@ -54,7 +56,7 @@ def _samples(layout: Layout) -> list[Sample]:
 
 
 def _by_part(rows: Iterable[Row]) -> Iterator[Row]:
-    """VLMEvalKit keeps a question that several parts ask once, under "popular,random"; each part counts it."""
+    """Expand questions that VLMEvalKit stores once for several parts ("popular,random"): each part counts them."""
     for row in rows:
         for part in str(row.get("category", "")).split(","):
             yield {**row, "category": part.strip()}

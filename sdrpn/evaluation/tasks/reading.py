@@ -1,4 +1,4 @@
-"""What readers of data sets share: entries of the right type, and what happens to all samples alike."""
+"""Shared by the readers of data sets: entries of the right type, and reading of all rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def entry(row: Row, *names: str) -> str:
 
 
 def given_options(row: Row) -> dict[str, str]:
-    """The options of a question by their letters, without those that a table leaves empty."""
+    """The options of a question by letter, without empty ones."""
     values = {letter: row.get(letter) for letter in OPTION_LETTERS}
     return {
         letter: str(value) for letter, value in values.items() if value is not None and value == value and value != ""
@@ -33,7 +33,7 @@ def given_options(row: Row) -> dict[str, str]:
 
 
 def text_list(value: object) -> tuple[str, ...]:
-    """One text or several, as several. Raises TypeError."""
+    """One text or a list of texts, as a tuple. Raises TypeError."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
@@ -42,7 +42,7 @@ def text_list(value: object) -> tuple[str, ...]:
 
 
 def listed_texts(value: object) -> tuple[str, ...]:
-    """As `text_list`, of a cell that may have a list as Python writes it, such as "['12', 'twelve']"."""
+    """`text_list` for a cell that may contain a Python list as text, such as "['12', 'twelve']"."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         try:
             return text_list(ast.literal_eval(value))
@@ -52,7 +52,7 @@ def listed_texts(value: object) -> tuple[str, ...]:
 
 
 def read_rows(where: object, rows: Iterable[object], read: Callable[[Row], Sample]) -> Sequence[Sample]:
-    """A sample a row. Raises BadInput, which names the first row that cannot be read, and where there is none."""
+    """One sample per row. Raises BadInput, which names the first bad row, and where there are no rows."""
     samples = []
     for number, row in enumerate(rows, start=1):
         try:

@@ -19,8 +19,8 @@ __all__ = ["SPLITS", "tags_task"]
 SPLITS = ("heldout", "shifted")
 MAX_NEW_TOKENS = 8  # three digits and an end
 UNLABELLED = 64
-UNLABELLED_SEED = 7_000_003  # of the training split, whatever the evaluation's seed is
-# A question of the training data that is about no single tag.
+UNLABELLED_SEED = 7_000_003  # in the training split, independent of the evaluation's seed
+# A question from the training data that is not about a single tag.
 GENERAL_QUESTION = "which tags are here ?"
 
 _TRAINED = frozenset(TRAINED_CODES)
@@ -28,7 +28,7 @@ _TRAINED = frozenset(TRAINED_CODES)
 
 @dataclass(frozen=True)
 class TagSamples(Sequence[Sample]):
-    """The samples of a split, rendered when they are asked for."""
+    """The samples of a split, rendered on demand."""
 
     split: str
     length: int
@@ -51,7 +51,7 @@ class TagSamples(Sequence[Sample]):
 
 
 def tags_task(split: str, samples: int, seed: int) -> Task:
-    """The first `samples` of a split. Raises BadInput for a split that does not exist."""
+    """The first `samples` of a split. Raises BadInput for an unknown split."""
     return Task(
         name="tags",
         samples=TagSamples(split, samples, seed),

@@ -31,7 +31,7 @@ def textvqa_task(folder: Path) -> Task:
         samples=samples,
         score=lambda answer, sample: vqa_accuracy(answer, sample.answers),
         metric="VQA accuracy",
-        max_new_tokens=16,  # lmms-eval leaves it to the model; ten people answered in a word or a phrase
+        max_new_tokens=16,  # lmms-eval leaves it to the model; the true answers are a word or a phrase
         threshold=0.15,
     )
 

@@ -21,7 +21,7 @@ INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
 def vstar_task(folder: Path) -> Task:
-    """All 191 questions as `test_questions.jsonl` asks them, with the boxes of the annotations. Raises BadInput."""
+    """All 191 questions as worded in `test_questions.jsonl`, with the boxes of the annotations. Raises BadInput."""
     layout = Layout("vstar", folder, EXPECTED)
     path = layout.maybe("test_questions.jsonl")
     table = layout.rows("test", table="VStarBench") if path is None else None
@@ -53,7 +53,7 @@ def _sample(layout: Layout, row: Row) -> Sample:
 
 
 def _sample_of_table(row: Row) -> Sample:
-    """Of lmms-lab's Parquet files, which have the text as it is asked, or of VLMEvalKit's, with options apart."""
+    """A sample from lmms-lab's Parquet files, with the full prompt, or from VLMEvalKit's, with separate options."""
     return Sample(
         id=entry(row, "question_id", "index"),
         open_picture=row["open_picture"],
@@ -64,13 +64,13 @@ def _sample_of_table(row: Row) -> Sample:
 
 
 def _with_options(row: Row) -> str:
-    """As `test_questions.jsonl` words it."""
+    """The prompt as worded in `test_questions.jsonl`."""
     options = "".join(f"\n({letter}) {text}" for letter, text in given_options(row).items())
     return f"{entry(row, 'question').strip()}{options}\n{INSTRUCTION}"
 
 
 def _boxes(path: Path) -> tuple[Box, ...]:
-    """Those of the annotation beside the picture, which has x, y, width, height; none where it was left out."""
+    """The boxes of the annotation beside the picture, stored as x, y, width, height; none without an annotation."""
     if not path.is_file():
         return ()
     boxes = []
