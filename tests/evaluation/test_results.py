@@ -161,7 +161,7 @@ class TestRecordFile:
 
     def test_a_question_that_is_there_twice(self, tmp_path: Path) -> None:
         self.write(tmp_path / "run", record(0, "plain", 1.0), record(0, "sdrpn", 1.0), record(0, "plain", 1.0))
-        with pytest.raises(BadInput, match=r"line 3 is a second record of question 0 under 'plain'"):
+        with pytest.raises(BadInput, match=r"line 3 is a second record of question 0 with 'plain'"):
             read_records(tmp_path / "run")
         with pytest.raises(BadInput, match="would count twice"):
             self.write(tmp_path / "run", resume=True)

@@ -64,7 +64,7 @@ def test_the_page_draws_bars_in_proportion() -> None:
     assert 'title="picture preparation 400.0 ms"\n style="width:20.00%' in page  # of 2 s, the longest
     assert 'title="vision 250.0 ms"\n style="width:12.50%' in page
     assert 'title="not timed separately 2,000.0 ms"\n style="width:100.00%' in page
-    assert "<b>one &amp; only, plain</b>: 1,000.0 ms, of which 40 % prepare the picture" in page
+    assert "<b>one &amp; only, plain</b>: 1,000.0 ms, 40 % of it to prepare the picture" in page
     assert "An &lt;EPYC&gt; CPU" in page
     assert "123.0 MB" in page
     assert "15.5" in page
