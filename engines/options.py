@@ -72,7 +72,7 @@ class BuildOptions:
 
 
 def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The graphs to build, as an image passes through them. Raises BadInput for one that the model does not have."""
+    """The graphs to build, in the order that an image passes through them. Raises BadInput for an unknown one."""
     there = tuple(graph.name for graph in graphs_of(spec))
     unknown = [name for name in wanted or () if name not in there]
     if unknown or wanted == ():

@@ -1,6 +1,6 @@
 """One module per inference library; a library is imported only when its backend is opened.
 
-Beside each lies what is known of it before that (`*_info.py`); `registry.py` lists them.
+Its properties that are known without the import are in `*_info.py`; `registry.py` lists all backends.
 """
 
 from sdrpn.runtime.backends.onnxruntime_info import onnxruntime_version

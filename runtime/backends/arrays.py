@@ -1,4 +1,4 @@
-"""Run one graph on arrays, once: for comparisons and trials. Answers are made in `two_pass.py`, without the copies."""
+"""Run one graph on arrays, once: for comparisons and trials. Answers use `two_pass.py`, without these copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["run_on_arrays"]
 def run_on_arrays(backend: Backend, runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Copy `feeds` in, run, and copy every output out.
 
-    Caches that the graph updates in place are bound to both of its sides, as in an answer; `feeds` stay as they are.
+    Caches that the graph updates in place are bound as input and output, as in an answer; `feeds` are not changed.
     Raises RunFailed where a name, type or shape does not fit.
     """
     buffers = {name: _buffer(backend, array) for name, array in feeds.items()}

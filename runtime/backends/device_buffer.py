@@ -1,7 +1,7 @@
-"""A buffer on the GPU, with pinned memory beside it for what the host writes and reads. Knows no TensorRT.
+"""A buffer on the GPU, with pinned memory for transfers from and to the host. Knows no TensorRT.
 
-Tensors of other libraries (pycuda, CuPy, torch) are taken and given through `__cuda_array_interface__`, without a copy.
-What they still compute is waited for when a tensor is taken. Not all of them wait for us when they take a buffer: see
+Tensors are exchanged with other libraries (pycuda, CuPy, torch) through `__cuda_array_interface__`, without a copy.
+Pending work on a tensor is waited for when it is wrapped. Not all libraries wait in turn when they read a buffer: see
 `DeviceBuffer.__cuda_array_interface__`.
 """
 
@@ -21,15 +21,15 @@ from sdrpn.runtime.backends.runner import Array, Buffer, nbytes
 
 __all__ = ["DeviceBuffer"]
 
-_ALIGNMENT = 256  # of every tensor that TensorRT is given: setTensorAddress, NvInferRuntime.h of 10.3 to 11.1
+_ALIGNMENT = 256  # required for every tensor address in TensorRT: setTensorAddress, NvInferRuntime.h of 10.3 to 11.1
 
 
 @dataclass
 class _Use:
-    """Of memory by the device: shared by a buffer and its views."""
+    """The use of memory by the device, shared by a buffer and its views."""
 
-    mark: int = 0  # what was enqueued up to here may use it
-    by_others: bool = False  # another library knows the address, so anything may
+    mark: int = 0  # work enqueued up to this mark may use it
+    by_others: bool = False  # another library has the address, so any work may use it
 
 
 class DeviceBuffer:
@@ -48,24 +48,24 @@ class DeviceBuffer:
         """Use `zeros` or `wrapping`.
 
         Args:
-            owner: kept as long as this buffer lives
-            host: pinned memory; where `pointer` is that memory as the device sees it, nothing is ever copied
-            use: that of the buffer that this is a view of
+            owner: kept alive as long as this buffer
+            host: pinned memory; where `pointer` is its device address, nothing is copied
+            use: the use of the buffer that this is a view of
         """
         self._device, self._owner, self._host = device, owner, host
         self.pointer, self.shape, self.dtype = pointer, shape, np.dtype(dtype)
         self._mapped = host is not None
         self._use = use or _Use()
-        self._host_mark = 0  # of the last copy that reads or writes the pinned memory
-        self._deferred = False  # whoever runs the graph uploads it
-        self._downloaded = False  # the pinned memory holds what the device has
+        self._host_mark = 0  # mark of the last copy from or to the pinned memory
+        self._deferred = False  # the caller that runs the graph uploads it
+        self._downloaded = False  # the pinned memory is up to date
 
     @classmethod
     def zeros(cls, device: Device, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> DeviceBuffer:
-        """Cleared memory.
+        """A buffer of zeros.
 
         Args:
-            for_host: the host writes or reads it often: on a GPU that shares the host's memory it lies there
+            for_host: the host accesses it often: on a GPU that shares the host's memory it is allocated there
         """
         size_bytes = nbytes(shape, dtype)
         if for_host and device.maps_host_memory:
@@ -80,7 +80,7 @@ class DeviceBuffer:
 
     @classmethod
     def wrapping(cls, device: Device, tensor: Any) -> DeviceBuffer:
-        """Another library's tensor, as long as this buffer lives; what it still computes is waited for.
+        """Wrap another library's tensor, which is kept alive; waits for pending work on it.
 
         Raises: BadInput for something that is not a contiguous tensor of this GPU
         """
@@ -100,9 +100,9 @@ class DeviceBuffer:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3; the stream is the one that a reader has to wait for.
+        """Version 3; readers must wait for the given stream.
 
-        CuPy and Numba do that. torch does not, and pycuda has no way to: before they read, call `synchronize`.
+        CuPy and Numba do so. torch does not, and pycuda cannot: call `synchronize` before they read.
         """
         self._use.by_others = True
         return {
@@ -115,28 +115,28 @@ class DeviceBuffer:
         }
 
     def synchronize(self) -> None:
-        """Wait until everything that was enqueued is done, so that any library may read it on any stream."""
+        """Wait until all enqueued work is done, so that any library can read the buffer on any stream."""
         self._device.stream.synchronize()
 
     @property
     def aligned(self) -> bool:
-        """Whether it begins where TensorRT lets a tensor begin."""
+        """Whether its address has the alignment that TensorRT requires."""
         return self.pointer % _ALIGNMENT == 0
 
     @property
     def beginning(self) -> object:
-        """What views of the same memory, from the same address on, have in common."""
+        """A key shared by views that start at the same address of the same memory."""
         return self.pointer, self.size_bytes
 
     @property
     def size_bytes(self) -> int:
-        """Of the elements."""
+        """Size of all elements in bytes."""
         return nbytes(self.shape, self.dtype.name)
 
     def rows(self, start: int, stop: int) -> DeviceBuffer:
         """A view of (1, start:stop, ...)."""
         if self.shape[0] != 1:
-            raise RunFailed(f"rows of a buffer of shape {self.shape} do not lie side by side; take one entry of it")
+            raise RunFailed(f"rows of a buffer of shape {self.shape} are not contiguous; use one entry of it")
         row_bytes = math.prod(self.shape[2:]) * self.dtype.itemsize
         return self._view(start * row_bytes, (1, stop - start, *self.shape[2:]))
 
@@ -146,14 +146,14 @@ class DeviceBuffer:
         return self._view(start * entry_bytes, (stop - start, *self.shape[1:]))
 
     def write(self, array: Array) -> None:
-        """Through the pinned memory; a tensor of the GPU as it is."""
+        """Write an array through the pinned memory, or a GPU tensor directly."""
         if hasattr(array, "__cuda_array_interface__"):
             self._copy_whole(DeviceBuffer.wrapping(self._device, array))
         else:
             self.fill(lambda target: np.copyto(target, array, casting="same_kind"))
 
     def fill(self, fill: Callable[[Array], None]) -> None:
-        """See `Buffer.fill`; in the pinned memory, which is free again only when the last copy of it is done."""
+        """See `Buffer.fill`; writes to the pinned memory, after waiting for the last copy from it."""
         target = self._pinned()
         self._device.stream.wait(self._last_use if self._mapped else self._host_mark)
         fill(target)
@@ -162,14 +162,14 @@ class DeviceBuffer:
             self.upload()
 
     def compute(self, enqueue: Callable[[Device, int], None]) -> None:
-        """Have kernels write all of it: `enqueue` gets the device, whose stream they go on, and the address."""
+        """Let kernels write the whole buffer: `enqueue` gets the device, whose stream they use, and the address."""
         enqueue(self._device, self.pointer)
         self._device.stream.mark()
         self.used()
         self._downloaded = False
 
     def read(self) -> Array:
-        """Device to host, waiting for everything that was enqueued; the next read or run overwrites it."""
+        """Device to host, after all enqueued work; the next read or run overwrites the result."""
         source = self._pinned()
         if not self._downloaded:
             self.download()
@@ -177,7 +177,7 @@ class DeviceBuffer:
         return source
 
     def copy_rows(self, source: Buffer, rows: int, start: int = 0) -> None:
-        """See `Buffer.copy_rows`; on the device, behind what was enqueued before."""
+        """See `Buffer.copy_rows`; on the device, after work that was enqueued before."""
         if not isinstance(source, DeviceBuffer):
             raise RunFailed(f"rows come from a {type(source).__name__}; expected a buffer of the same device")
         row_bytes = self.shape[-1] * self.dtype.itemsize
@@ -199,7 +199,7 @@ class DeviceBuffer:
         self._downloaded = False
 
     def copy_from(self, source: DeviceBuffer) -> None:
-        """Enqueue a copy of all of it; both are of one size."""
+        """Enqueue a copy of a whole buffer of equal size."""
         if self.size_bytes:
             self._device.cuda.copy(self.pointer, source.pointer, self.size_bytes, self._device.stream.handle)
             self._device.stream.mark()
@@ -215,50 +215,50 @@ class DeviceBuffer:
         return new
 
     def empty_like(self) -> DeviceBuffer:
-        """Memory of its own for as much, not cleared."""
+        """A new buffer of the same size, not cleared."""
         block = self._device.memory.take(self.size_bytes)
         return DeviceBuffer(self._device, block, block.pointer, self.shape, self.dtype)
 
     def host_value(self) -> int:
-        """What the host wrote last, of a buffer of one number."""
+        """The last value written by the host, for a buffer of one number."""
         return int(self._pinned().reshape(-1)[0])
 
     def defer(self) -> None:
-        """From now on a write stays in the pinned memory until `upload`, whose addresses never change."""
+        """From now on, writes stay in the pinned memory until `upload`, whose addresses never change."""
         self._pinned()
         self._deferred = True
 
     def upload(self) -> None:
-        """Enqueue host to device; nothing to do where they are the same."""
+        """Enqueue host to device; does nothing where they share memory."""
         if not self._mapped and self.size_bytes:
             host = self._pinned_block().pointer
             self._device.cuda.copy(self.pointer, host, self.size_bytes, self._device.stream.handle)
         self.uploaded()
 
     def uploaded(self) -> None:
-        """An upload was enqueued, here or as part of a captured graph."""
+        """Record that an upload was enqueued, here or as part of a captured graph."""
         self._host_mark = self._device.stream.mark()
         self.used()
 
     def download(self) -> None:
-        """Enqueue device to host; nothing to do where they are the same."""
+        """Enqueue device to host; does nothing where they share memory."""
         if not self._mapped and self.size_bytes:
             host = self._pinned_block().pointer
             self._device.cuda.copy(host, self.pointer, self.size_bytes, self._device.stream.handle)
         self.downloaded()
 
     def downloaded(self) -> None:
-        """A download was enqueued behind all that changes the buffer, here or as part of a captured graph."""
+        """Record that a download was enqueued after all changes, here or as part of a captured graph."""
         self._host_mark = self._device.stream.mark()
         self.used()
         self._downloaded = True
 
     def changed(self) -> None:
-        """A graph is going to write it."""
+        """Record that a graph is about to write it."""
         self._downloaded = False
 
     def used(self) -> None:
-        """Something was enqueued that reads or writes it, and marked."""
+        """Record that work that reads or writes it was enqueued and marked."""
         self._use.mark = self._device.stream.now
 
     @property
@@ -269,7 +269,7 @@ class DeviceBuffer:
         if (source.shape, source.dtype) != (self.shape, self.dtype):
             raise BadInput(f"the tensor is {source.dtype.name} {source.shape}; expected {self.dtype.name} {self.shape}")
         self.copy_from(source)
-        self._device.stream.wait(self._device.stream.now)  # the other library may write its tensor again
+        self._device.stream.wait(self._device.stream.now)  # afterwards the other library may overwrite its tensor
 
     def _view(self, offset_bytes: int, shape: tuple[int, ...]) -> DeviceBuffer:
         return DeviceBuffer(self._device, self._owner, self.pointer + offset_bytes, shape, self.dtype, use=self._use)
@@ -280,12 +280,12 @@ class DeviceBuffer:
         return self._host
 
     def _pinned(self) -> Array:
-        """The pinned memory as an array, which keeps it."""
+        """The pinned memory as an array, which keeps it alive."""
         return np.asarray(_HostView(self._pinned_block(), self.shape, self.dtype))
 
 
 class _HostView:
-    """NumPy makes an array of it that holds on to the block."""
+    """Memory for a NumPy array that keeps the block alive."""
 
     def __init__(self, block: Block, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.block = block
@@ -298,7 +298,7 @@ class _HostView:
 
 
 def _require_place(device: Device, pointer: int, dtype: np.dtype[Any]) -> None:
-    """Raises BadInput for an address that the GPU would read from wrongly, or not at all."""
+    """Raises BadInput for a misaligned address, or one that the GPU cannot access."""
     if pointer % dtype.itemsize:
         raise BadInput(f"the tensor begins at {pointer:#x}, inside an element; expected a multiple of {dtype.itemsize}")
     place, ours = device.cuda.device_of(pointer), device.cuda.device_id
@@ -309,13 +309,13 @@ def _require_place(device: Device, pointer: int, dtype: np.dtype[Any]) -> None:
 
 
 def _wait_for_producer(device: Device, interface: Mapping[str, Any]) -> None:
-    """Until what was enqueued to fill the tensor is done.
+    """Wait until the work that fills the tensor is done.
 
-    A stream says what to wait for. Without one nothing is known: torch's interface is of version 2, which has none,
-    and pycuda's says None; the work may be on any stream, and ours waits for no other.
+    The interface may name the stream to wait for. torch's interface, version 2, has no stream, and pycuda's is None:
+    then the work may be on any stream, so all streams are waited for.
     """
     producer = interface.get("stream")
-    if producer is None or int(producer) == 0:  # 0: version 3 forbids it, as nobody can tell which stream it is
+    if producer is None or int(producer) == 0:  # 0: forbidden in version 3, because it is ambiguous
         device.cuda.synchronize_all()
     else:
         device.cuda.synchronize(producer)

@@ -1,8 +1,8 @@
-"""Memory of a GPU and pinned memory beside it, with the one stream that everything is enqueued on. Knows no TensorRT.
+"""GPU memory and pinned host memory, with the single stream that all work is enqueued on. Knows no TensorRT.
 
-Who drops the last reference to a block gives it back. Because there is one stream, a block of the device may be handed
-out again at once: what uses it next is enqueued behind what used it before. Memory goes back to CUDA only after the
-stream was waited for, so nothing is freed while the stream may use it.
+A block is released with its last reference. Because there is one stream, a device block can be reused at once: its next
+use is enqueued after the previous one. Memory is returned to CUDA only after waiting for the stream, so nothing is
+freed while the stream may use it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sdrpn.runtime.backends.cuda import Cuda, CudaDevice, CudaFault
 
 __all__ = ["Block", "Device", "Pool", "Stream", "available_memory"]
 
-# TensorRT wants its working memory to begin at a multiple of this; cudaMalloc's does.
+# Required alignment of TensorRT's working memory; that of cudaMalloc's is sufficient.
 _ROUNDING = 256
-# A block is used again for something as small as a fourth of it.
+# A block is reused for requests of at least a fourth of its size.
 _MOST_WASTE = 4
-# What is given back beyond this goes back to CUDA.
+# Released memory beyond this is returned to CUDA.
 _KEPT_BYTES = 256 << 20
 
 
 class Stream:
-    """Work in order; marks tell how much of it is known to be done."""
+    """A stream of ordered work; marks record how much of it is known to be done."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -38,30 +38,30 @@ class Stream:
 
     @property
     def address(self) -> int:
-        """As TensorRT takes it."""
+        """The address of the stream, for TensorRT."""
         return int(self.handle)
 
     @property
     def now(self) -> int:
-        """The mark of what was enqueued last."""
+        """The mark of the work enqueued last."""
         return self._enqueued
 
     def mark(self) -> int:
-        """To be called after something was enqueued; `wait` with what it gives waits for that."""
+        """A new mark, to be set after enqueuing work; `wait` waits for it."""
         self._enqueued += 1
         return self._enqueued
 
     def reached(self, mark: int) -> bool:
-        """Whether what was enqueued up to the mark is known to be done, without a question to CUDA."""
+        """Whether work up to the mark is known to be done, without asking CUDA."""
         return mark <= self._done
 
     def wait(self, mark: int) -> None:
-        """Until what was enqueued up to the mark is done."""
+        """Wait until work up to the mark is done."""
         if not self.reached(mark):
             self.synchronize()
 
     def synchronize(self) -> None:
-        """Until everything is done."""
+        """Wait until all work is done."""
         enqueued = self._enqueued
         self._cuda.synchronize(self.handle)
         self._done = enqueued
@@ -71,11 +71,11 @@ class Stream:
 class _Free:
     pointer: int
     size_bytes: int
-    mark: int  # of what may still use it
+    mark: int  # of work that may still use it
 
 
 class Block:
-    """A piece of memory. Given back when the last reference goes."""
+    """A block of memory, released with its last reference."""
 
     def __init__(self, pool: Pool, pointer: int, size_bytes: int) -> None:
         self.pointer, self.size_bytes = pointer, size_bytes
@@ -83,27 +83,27 @@ class Block:
 
 
 class Pool:
-    """Blocks of one kind of memory, used again where that is safe.
+    """A pool of blocks of one kind of memory, reused where that is safe.
 
-    The garbage collector may give a block back at any moment, also half-way through a method here or while a graph is
-    captured. So that does nothing but write it down; `take` and `trim` do the rest.
+    The garbage collector may release a block at any moment, even in the middle of a method here or while a graph is
+    captured. So a release only records the block; `take` and `trim` do the rest.
     """
 
     def __init__(
         self, stream: Stream, allocate: Callable[[int], int], free: Callable[[int], None], *, touched_by_host: bool
     ) -> None:
-        """`touched_by_host`: the host writes it at once, so that a block may be used again only when it is idle."""
+        """`touched_by_host`: the host writes it immediately, so a block can be reused only when it is idle."""
         self._stream, self._allocate, self._free = stream, allocate, free
         self._touched_by_host = touched_by_host
-        self._given_back: deque[_Free] = deque()  # appending to it and popping from it cannot be interrupted
+        self._given_back: deque[_Free] = deque()  # append and pop are atomic
         self._idle: list[_Free] = []
         self._closed = False
 
     def take(self, size_bytes: int) -> Block:
-        """A block of at least so many bytes, not cleared. Raises RunFailed where there is no memory."""
+        """A block of at least `size_bytes`, not cleared. Raises RunFailed where memory is exhausted."""
         size_bytes = -(-max(size_bytes, 1) // _ROUNDING) * _ROUNDING
         self._collect()
-        if sum(one.size_bytes for one in self._idle) > _KEPT_BYTES:
+        if sum(block.size_bytes for block in self._idle) > _KEPT_BYTES:
             self.trim()
         found = self._fitting(size_bytes)
         if found is None:
@@ -112,7 +112,7 @@ class Pool:
         return Block(self, found.pointer, found.size_bytes)
 
     def trim(self) -> None:
-        """Give CUDA back what nobody uses."""
+        """Return unused memory to CUDA."""
         self._collect()
         if not self._idle:
             return
@@ -121,21 +121,21 @@ class Pool:
             self._free(self._idle.pop().pointer)
 
     def close(self) -> None:
-        """From now on everything goes back to CUDA at once."""
+        """From now on, all released memory is returned to CUDA at once."""
         self._closed = True
         with suppress(RunFailed):  # as below
             self.trim()
 
     def _fitting(self, size_bytes: int) -> _Free | None:
-        """The smallest that is large enough and may be used at once."""
+        """The smallest block that is large enough and can be reused at once."""
         fitting = (
-            one
-            for one in self._idle
-            if size_bytes <= one.size_bytes <= _MOST_WASTE * size_bytes
-            # To wait for one would keep the GPU waiting afterwards; another block costs little.
-            and (not self._touched_by_host or self._stream.reached(one.mark))
+            block
+            for block in self._idle
+            if size_bytes <= block.size_bytes <= _MOST_WASTE * size_bytes
+            # Waiting for a block would stall the GPU afterwards; another block costs little.
+            and (not self._touched_by_host or self._stream.reached(block.mark))
         )
-        return min(fitting, key=lambda one: one.size_bytes, default=None)
+        return min(fitting, key=lambda block: block.size_bytes, default=None)
 
     def _new(self, size_bytes: int) -> int:
         try:
@@ -154,30 +154,30 @@ class Pool:
 
     def _give_back(self, pointer: int, size_bytes: int) -> None:
         self._given_back.append(_Free(pointer, size_bytes, self._stream.now))
-        if self._closed:  # nothing will be taken any more
-            # After a fault of the GPU every call fails; whoever asked for something was told.
+        if self._closed:  # no further blocks will be requested
+            # After a GPU fault every call fails; the error was raised where it occurred.
             with suppress(RunFailed):
                 self.trim()
 
 
 def available_memory(cuda: Cuda, facts: CudaDevice) -> int | None:
-    """Bytes that can still be taken on the device; None where nobody can tell.
+    """Bytes that can be allocated on the device; None where that is unknown.
 
-    A GPU that shares the system's memory can have what the system keeps of files, which CUDA does not count as free
+    A GPU that shares memory with the CPU can also use memory of the file cache, which CUDA does not count as free
     (CUDA's documentation of cudaMemGetInfo).
     """
     free = cuda.free_memory()
     if not facts.integrated:
         return free
-    told = [size for size in (free, read_available_memory()) if size is not None]
-    return max(told, default=None)
+    reported = [size for size in (free, read_available_memory()) if size is not None]
+    return max(reported, default=None)
 
 
 class Device:
     """One GPU: its stream, its memory, and pinned memory of the host."""
 
     def __init__(self, cuda: Cuda) -> None:
-        """Raises RunFailed where there is none, or its driver is too old; BadInput where there are only others."""
+        """Raises RunFailed without a GPU, or where the driver is too old; BadInput where only other devices exist."""
         self.cuda = cuda
         self.facts: CudaDevice = cuda.describe_device()
         self.stream = Stream(cuda)
@@ -187,17 +187,17 @@ class Device:
             weakref.finalize(self, pool.close)
 
     def trim(self) -> None:
-        """Give CUDA back what nobody uses."""
+        """Return unused memory to CUDA."""
         self.memory.trim()
         self.pinned.trim()
 
     @property
     def maps_host_memory(self) -> bool:
-        """Whether the GPU works in the host's memory anyway, so that copies to and fro are for nothing."""
+        """Whether the GPU can work directly in host memory, so that copies are not needed."""
         return self.facts.integrated
 
 
 def _destroy(cuda: Cuda, handle: object) -> None:
-    with suppress(RunFailed):  # after a fault of the GPU there is nothing left to destroy
+    with suppress(RunFailed):  # after a GPU fault there is nothing left to destroy
         cuda.synchronize(handle)
         cuda.destroy_stream(handle)

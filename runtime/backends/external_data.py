@@ -1,7 +1,7 @@
-"""Files that an ONNX graph's weights lie in, found and renamed in its bytes: protocol buffers, read without a library.
+"""Find and rename the files of an ONNX graph's external weights in its bytes: protocol buffers without a library.
 
-ONNX Runtime refuses weights behind links that leave the graph's folder. A graph that names the real files instead, from
-the root of the file system, is loaded as any other: the weights stay mapped.
+ONNX Runtime refuses weights in symbolic links that leave the graph's folder. A graph that names the real files instead,
+by absolute path, is loaded normally, with mapped weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sdrpn.errors import BadBundle
 
 __all__ = ["external_files", "graph_with_real_files", "with_files"]
 
-# Of onnx.proto: for each kind of message the fields that hold messages which may lead to a tensor.
+# From onnx.proto: for each kind of message, the fields with messages that may contain a tensor.
 _FIELDS = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -29,13 +29,13 @@ _KEY, _VALUE = 1, 2  # of an entry
 # Without this word no entry below names a file: most nodes of a graph need not be read.
 _LOCATION = re.compile(rb"location")
 _VARINT, _EIGHT_BYTES, _COUNTED, _FOUR_BYTES = 0, 1, 2, 5
-_DEEPEST = 32  # a graph in an attribute of a graph counts three
+_DEEPEST = 32  # a subgraph in an attribute adds three levels
 
 _Rename = Callable[[str], str]
 
 
 def external_files(content: bytes) -> frozenset[str]:
-    """The files that the weights of a model are read from, as it names them. Raises BadBundle for what is no model."""
+    """The names of a model's external weight files. Raises BadBundle for bytes that are not a model."""
     found: set[str] = set()
 
     def keep(name: str) -> str:
@@ -47,7 +47,7 @@ def external_files(content: bytes) -> frozenset[str]:
 
 
 def with_files(content: bytes, rename: _Rename) -> bytes:
-    """The same model with other names of these files. Raises BadBundle for what is no model."""
+    """The model with renamed weight files. Raises BadBundle for bytes that are not a model."""
     try:
         return _rewritten(memoryview(content), "model", rename, depth=0)
     except (IndexError, ValueError) as error:
@@ -55,10 +55,10 @@ def with_files(content: bytes, rename: _Rename) -> bytes:
 
 
 def graph_with_real_files(content: bytes, folder: Path) -> tuple[bytes, Path] | None:
-    """For a graph whose weights' names are relative to `folder`.
+    """Replace links by real files in a graph whose weight names are relative to `folder`.
 
-    Returns: the graph with the files that links lead to, and the folder that their names are relative to; None where no
-        link is in the way
+    Returns: the graph with the names of the real files, and the folder that these are relative to; None where no file
+        is a link
     """
     real_folder = os.path.realpath(folder)
     names = external_files(content)
@@ -70,7 +70,7 @@ def graph_with_real_files(content: bytes, folder: Path) -> tuple[bytes, Path] | 
 
 def _rewritten(message: memoryview, kind: str, rename: _Rename, depth: int) -> bytes:
     if depth > _DEEPEST:
-        raise ValueError("graphs are nested too deep")
+        raise ValueError("graphs are nested too deeply")
     if kind == "entry":
         return _rewritten_entry(message, rename)
     below = _FIELDS[kind]
@@ -84,7 +84,7 @@ def _rewritten(message: memoryview, kind: str, rename: _Rename, depth: int) -> b
 
 
 def _rewritten_entry(message: memoryview, rename: _Rename) -> bytes:
-    """key and value: only that of `location` is a file."""
+    """A key and value entry: only the value of `location` is a file name."""
     entry = {number: bytes(payload) for number, wire_type, _, payload in _fields(message) if wire_type == _COUNTED}
     if entry.get(_KEY) != _LOCATION.pattern:
         return bytes(message)
@@ -93,7 +93,7 @@ def _rewritten_entry(message: memoryview, rename: _Rename) -> bytes:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
-    """Number, wire type, all bytes and the value's own bytes of each field. Raises ValueError where one is cut."""
+    """Number, wire type, all bytes and the value's own bytes of each field. Raises ValueError for a truncated field."""
     at = 0
     while at < len(message):
         start = at
@@ -111,7 +111,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview, memoryv
         else:
             raise ValueError(f"wire type {wire_type}")
         if at > len(message):
-            raise ValueError("a field is cut")
+            raise ValueError("a field is truncated")
         yield number, wire_type, message[start:at], message[begin:at]
 
 
@@ -120,7 +120,7 @@ def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for place in range(10):
         if at + place >= len(message):
-            raise ValueError("a number is cut")
+            raise ValueError("a number is truncated")
         byte = message[at + place]
         value |= (byte & 0x7F) << (7 * place)
         if byte < 0x80:

@@ -1,6 +1,6 @@
-"""A backend without a library: Python functions in place of graphs, and a record of what was run.
+"""A backend without a library: Python functions instead of graphs, and a record of their calls.
 
-For tests of everything above the seam, of this project and of others that build on it.
+For tests of everything above the backend interface, in this project and in others that build on it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, i
 
 __all__ = ["Compute", "FakeBackend", "FakeCall", "FakeRunner"]
 
-# Inputs by name -> outputs by name; outputs that are left out stay as they were.
+# Inputs by name -> outputs by name; omitted outputs are not changed.
 Compute = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
 class FakeCall:
-    """One run of one graph: where it wrote, how many rows, and the addresses that were bound."""
+    """One run of one graph: its inputs, and the bound addresses."""
 
     graph: str
-    feeds: Mapping[str, Array]  # copies of all inputs but the caches
+    feeds: Mapping[str, Array]  # copies of all inputs except the caches
     addresses: Mapping[str, int]  # of inputs and outputs
 
 
@@ -45,7 +45,7 @@ class FakeBackend:
     note: str | None = None
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
-        """Zeros in ordinary memory."""
+        """Allocate zeros in host memory."""
         return HostBuffer(np.zeros(shape, dtype))
 
     def load(self, graph: GraphInfo, path: Path) -> FakeRunner:
@@ -62,7 +62,7 @@ class FakeBackend:
 
 
 class FakeRunner:
-    """Checks bindings as every runner does, then calls its function."""
+    """Checks bindings like every runner, then calls its function."""
 
     def __init__(self, graph: GraphInfo, compute: Compute, calls: list[FakeCall]) -> None:
         self.name = graph.name

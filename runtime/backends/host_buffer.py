@@ -1,4 +1,4 @@
-"""A buffer in ordinary memory: a NumPy array that a library on the CPU reads and writes in place."""
+"""A buffer in host memory: a NumPy array that a library on the CPU reads and writes in place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["HostBuffer"]
 
 
 class HostBuffer:
-    """Owns nothing but a reference to its array."""
+    """A buffer around a NumPy array."""
 
     def __init__(self, array: Array, storage: Array | None = None) -> None:
-        """`storage`: the memory behind `array` from its first element on, which may be more than it shows."""
+        """`storage`: the memory of `array` from its first element on, which may be larger than the array."""
         self.array = array
         self._storage = array.reshape(-1) if storage is None and array.flags.c_contiguous else storage
 
@@ -45,7 +45,7 @@ class HostBuffer:
         return HostBuffer(self.array[start:stop])
 
     def write(self, array: Array) -> None:
-        """Copy in."""
+        """Copy an array into the buffer."""
         np.copyto(self.array, array, casting="same_kind")
 
     def fill(self, fill: Callable[[Array], None]) -> None:
@@ -61,10 +61,10 @@ class HostBuffer:
         self.array[..., start : start + rows, :] = source.read()[..., :rows, :]
 
     def with_rows(self, rows: int, keep: int) -> HostBuffer:
-        """See `Buffer.with_rows`. New memory costs a page fault every 4 kB, so what is there is used where it fits."""
+        """See `Buffer.with_rows`. New memory costs a page fault per 4 kB, so existing memory is reused where it can."""
         shape = (*self.shape[:-2], rows, self.shape[-1])
         size, storage = math.prod(shape), self._storage
-        # Memory of a sequence many times as long is given back.
+        # The memory of a much longer sequence is released.
         if storage is None or not size <= storage.size <= 4 * size:
             new = HostBuffer(np.zeros(shape, self.dtype))
             new.copy_rows(self, keep)
@@ -75,7 +75,7 @@ class HostBuffer:
 
 
 def _move_rows(old: Array, new: Array, keep: int) -> None:
-    """Copy rows between two layouts of one memory, in an order in which nothing is overwritten before it is read."""
+    """Copy rows between two layouts of the same memory, in an order that overwrites nothing before it is read."""
     blocks = list(zip(_blocks(old), _blocks(new), strict=True))
     for source, target in reversed(blocks) if new.shape[-2] > old.shape[-2] else blocks:
         target[:keep] = source[:keep]

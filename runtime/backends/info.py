@@ -1,7 +1,6 @@
-"""What is known of an inference library before it is imported: its name, what it runs, what it refuses, what it needs.
+"""Properties of an inference library that are known before it is imported: name, inputs, limits, requirements.
 
-Knows no library. One `BackendInfo` a backend; `registry.py` lists them, and whoever chooses, diagnoses or plans asks
-them in a loop.
+Knows no library. One `BackendInfo` per backend; `registry.py` lists them for selection, diagnosis and memory plans.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ class Readiness:
     """Whether a backend would work on a machine."""
 
     ready: bool
-    detail: str  # what it would run with, or what is missing
-    command: str | None = None  # what makes it ready, where a command can
+    detail: str  # the version that it would use, or what is missing
+    command: str | None = None  # the command that makes it ready, if there is one
 
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """What is to be held in memory at once."""
+    """The memory use to estimate."""
 
     context: int  # positions of prompt and answer
     batch: int = 1  # sequences in a step
@@ -41,31 +40,31 @@ class MemoryRequest:
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a backend is opened; each reads what concerns it."""
+    """Options for opening a backend; each reads those that apply to it."""
 
-    threads: int | None = None  # of the CPU; None: one per core
-    device: int = 0  # which GPU, as CUDA numbers them
+    threads: int | None = None  # on the CPU; None: one per core
+    device: int = 0  # the CUDA device index
     optimized: bool = False  # graphs that `sdrpn optimize` saved
     engines: EngineOptions | None = None
     flavour: str = "tensorrt"  # the library that built the engines: tensorrt or tensorrt-rtx
-    host_code: bool = False  # engines bring code for the CPU along, which version-compatible ones do
+    host_code: bool = False  # engines contain code for the CPU, as version-compatible ones do
 
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One backend."""
+    """The properties of one backend."""
 
-    name: str  # as `--backend` spells it
-    library: str  # for people
-    purpose: str  # what a diagnosis calls it
+    name: str  # the name for `backend=`
+    library: str  # for messages
+    purpose: str  # its name in a diagnosis
     runs: Literal["graphs", "engines"]
     on: Literal["cpu", "gpu"]
     # Whether it would work here, by the versions of installed distributions. Imports no more than the library itself,
     # and that only where it is installed.
     probe: Callable[[Machine, VersionOf], Readiness]
-    # Order among the variants of a bundle: what answers best comes first.
+    # Sort key for the variants of a bundle: the best one comes first.
     preference: Callable[[Variant], tuple[object, ...]]
-    # Why it cannot answer with a variant, as the error to raise; None: it can.
+    # The error to raise where it cannot run a variant; None: it can.
     refuses: Callable[[Bundle, Variant], SdrpnError | None]
     needs: Callable[[Bundle, Variant, MemoryRequest], MemoryNeeds]
     # Raises MissingDependency where the library is absent, RunFailed where it finds no device.

@@ -2,7 +2,7 @@
 
 A graph with in-place caches has an output for every cache, bound to the same buffer. A graph with read-only caches has
 an output with its new rows, which are copied in here. Which output belongs to which cache, the manifest says.
-Caches in 8 bits are pairs, of codes and of their scales; nothing here looks into either.
+Caches in 8 bits are pairs of codes and scales; this module interprets neither.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["CacheSet", "cache_set_from_runner", "resized"]
 
 @dataclass
 class CacheSet:
-    """Caches (B,H_kv,length,head_dim) by the name of the graph's input; of scales (B,H_kv,length,1)."""
+    """Caches (B,H_kv,length,head_dim) by the name of the graph's input; scales are (B,H_kv,length,1)."""
 
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, str]  # by the name of the input that each belongs to
@@ -27,14 +27,14 @@ class CacheSet:
 
     @property
     def fixed_rows(self) -> int | None:
-        """The only length that the graph takes; None: any."""
+        """The fixed cache length of the graph; None: any."""
         lengths = {tensor.dims[2] for tensor in self.inputs.values()}
         fixed = [length for length in lengths if isinstance(length, int)]
         return min(fixed, default=None)
 
     @property
     def batch(self) -> int:
-        """For how many sequences there is room."""
+        """The number of sequences that fit."""
         return next((buffer.shape[0] for buffer in self.buffers.values()), 0)
 
     def entries(self, start: int, stop: int) -> CacheSet:
@@ -45,9 +45,9 @@ class CacheSet:
         return CacheSet(self.inputs, self.outputs, self.in_place, views)
 
     def resize(self, backend: Backend, entries: int, length: int, keep_rows: int) -> None:
-        """Buffers for `entries` sequences of `length` rows, of which the first `keep_rows` are as before."""
+        """Reallocate for `entries` sequences of `length` rows, keeping the first `keep_rows`."""
         for name, tensor in self.inputs.items():
-            # One at a time: the old cache of a layer goes before the next layer's new one comes.
+            # One at a time: the old cache of a layer is freed before the next layer's is allocated.
             if name in self.buffers:
                 self.buffers[name] = resized(backend, self.buffers[name], entries, length, keep_rows)
             else:
@@ -59,7 +59,7 @@ class CacheSet:
         return {self.outputs[name]: buffer for name, buffer in self.buffers.items()}
 
     def new_row_buffers(self, backend: Backend, rows: int) -> dict[str, Buffer] | None:
-        """Where the graph puts its new rows; None where it writes into the caches itself."""
+        """Buffers for the graph's new rows; None where it updates the caches itself."""
         if self.in_place:
             return None
         return {
@@ -68,14 +68,14 @@ class CacheSet:
         }
 
     def store_step(self, backend: Backend, new_rows: Mapping[str, Buffer] | None, start: Buffer) -> tuple[Step, ...]:
-        """What `store` does as a step, which reads from `start` where the rows go; none for in-place caches."""
+        """`store` as steps that read the position from `start`; none for in-place caches."""
         if not new_rows:
             return ()
         rows = [new_rows[self.outputs[name]] for name in self.buffers]
         return (backend.store_rows(list(self.buffers.values()), rows, start),)
 
     def store(self, new_rows: Mapping[str, Buffer] | None, start: int) -> None:
-        """Copy new rows of every sequence behind `start`; nothing to do for in-place caches."""
+        """Copy the new rows of every sequence to position `start`; does nothing for in-place caches."""
         if not new_rows:
             return
         for name, buffer in self.buffers.items():
@@ -84,7 +84,7 @@ class CacheSet:
 
 
 def cache_set_from_runner(runner: Runner) -> CacheSet:
-    """The caches that a graph declares, not yet allocated."""
+    """The caches declared by a graph, not yet allocated."""
     outputs = [tensor for tensor in runner.outputs.values() if tensor.is_cache]
     names = {tensor.of: tensor.name for tensor in outputs}
     in_place = all(tensor.role in ("cache", "cache_scale") for tensor in outputs)
@@ -92,7 +92,7 @@ def cache_set_from_runner(runner: Runner) -> CacheSet:
 
 
 def resized(backend: Backend, buffer: Buffer, entries: int, length: int, keep_rows: int) -> Buffer:
-    """Another number of entries, or of rows, of which the first `keep_rows` are as in `buffer`."""
+    """A buffer with another number of entries or rows, with the first `keep_rows` of `buffer`."""
     if buffer.shape[0] == entries:
         return buffer.with_rows(length, keep_rows)
     new = backend.allocate((entries, *buffer.shape[1:-2], length, buffer.shape[-1]), buffer.dtype.name)

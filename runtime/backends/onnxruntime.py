@@ -1,4 +1,4 @@
-"""ONNX Runtime: on a CPU, and on NVIDIA GPUs through CUDA (what is special there is in `onnxruntime_cuda.py`)."""
+"""ONNX Runtime on a CPU, and on NVIDIA GPUs through CUDA (CUDA-specific parts are in `onnxruntime_cuda.py`)."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ PROVIDERS = {
     "onnxruntime": ("CPUExecutionProvider", "cpu"),
     "onnxruntime-cuda": ("CUDAExecutionProvider", "cuda"),
 }
-# Key of an option: where the names of weight files start from, for a graph that is loaded from memory.
+# Option: the folder that weight file names are relative to, for a graph loaded from memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-# Each has memory of its own in every graph. An answer with 256 took half a minute on two cores, with 1024 over one.
+# Each thread takes memory in every graph. On two cores, an answer took half a minute with 256 threads, over a minute
+# with 1024.
 _MOST_THREADS = 256
-# Of what is not the graph's fault: memory, disk, descriptors, threads.
+# Messages of failures outside the graph: memory, disk, descriptors, threads.
 _OF_THE_MACHINE = re.compile(
     r"bad_alloc|bad allocation|out of memory|failed to allocate|no space left|disk quota|input/output error"
     r"|too many open files|resource temporarily unavailable",
     re.IGNORECASE,
 )
-# TensorProto's numbers of types that NumPy lacks.
+# TensorProto's numbers for types that NumPy lacks.
 _ELEMENT_TYPES = {"float8_e4m3fn": 17}
-# On a CPU, activations of a long prompt leave the caches, and attention over its first rows need not see its last ones:
-# 640 rows in parts took 10 % less processor time than at once.
+# On a CPU, activations of a long prompt exceed the processor's caches, and attention over the first rows does not need
+# the last ones: 640 rows in parts took 10 % less processor time than at once.
 _CPU_PREFILL_ROWS = 256
 
 
@@ -50,14 +51,14 @@ class OnnxRuntimeBackend:
     def __init__(
         self, name: str = "onnxruntime", threads: int | None = None, device_id: int = 0, *, optimized: bool = False
     ) -> None:
-        """Args: optimized: the graphs to load are as this library saved them, and need no more work on them."""
+        """Args: optimized: the graphs were saved by this library after optimisation; do not optimise them again."""
         provider, self._device = PROVIDERS[name]
         self.name = name
         self.note: str | None = None
         self._device_id = device_id
         if provider not in onnxruntime.get_available_providers():
             raise MissingDependency(
-                f"--backend {name} needs ONNX Runtime's {provider}, which this build has not; install it: "
+                f"--backend {name} needs ONNX Runtime's {provider}, which is not available in this build; install it: "
                 f"pip uninstall onnxruntime && pip install 'sdrpn[cuda]'"
             )
         if self._device == "cuda":
@@ -67,7 +68,7 @@ class OnnxRuntimeBackend:
         self._providers = [(provider, {"device_id": str(device_id)} if self._device == "cuda" else {})]
         self.threads = threads if threads is not None else _cores()
         self._run_options = onnxruntime.RunOptions()
-        # The library's Python asks for this entry at every run, and it being absent costs 40 us.
+        # The library's Python code looks up this entry at every run, and its absence costs 40 us.
         self._run_options.add_run_config_entry("gpu_graph_id", "-1")  # no graph capture, which is the default
         self.cancellation = Cancellation(self._set_terminate)
         self._optimized = optimized
@@ -76,7 +77,7 @@ class OnnxRuntimeBackend:
         self.most_slots = None if self._device == "cpu" else 1
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
-        """Zeros on the provider's device."""
+        """Allocate zeros on the provider's device."""
         if self._device == "cpu":
             return HostBuffer(np.zeros(shape, dtype))
         return DeviceBuffer.zeros(shape, dtype, self._device, self._device_id)
@@ -85,8 +86,8 @@ class OnnxRuntimeBackend:
         """Load `path`; weights are mapped from its external files.
 
         Raises:
-            BadBundle: the library refuses the graph, or it is not what `graph` says
-            RunFailed: memory is short
+            BadBundle: the library refuses the graph, or it does not match `graph`
+            RunFailed: not enough memory
         """
         options = session_options(self.threads)
         if self._device == "cuda":
@@ -100,7 +101,7 @@ class OnnxRuntimeBackend:
         return self.runner(graph, session)
 
     def runner(self, graph: GraphInfo, session: onnxruntime.InferenceSession) -> OnnxRuntimeRunner:
-        """A runner of a session that was made with the backend's provider."""
+        """A runner for a session created with the backend's provider."""
         return OnnxRuntimeRunner(graph, session, self._device, self._device_id, self._run_options, self.cancellation)
 
     def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
@@ -116,7 +117,7 @@ class OnnxRuntimeBackend:
 
 
 class OnnxRuntimeRunner:
-    """A graph in an ONNX Runtime session, fed through bindings only."""
+    """A graph in an ONNX Runtime session, used only through bindings."""
 
     def __init__(
         self,
@@ -127,7 +128,7 @@ class OnnxRuntimeRunner:
         options: onnxruntime.RunOptions,
         cancellation: Cancellation,
     ) -> None:
-        """Args: options: of every run; `cancellation` sets its `terminate`"""
+        """Args: options: for every run; `cancellation` sets its `terminate`"""
         self.name = graph.name
         self.inputs = {tensor.name: tensor for tensor in graph.inputs}
         self.outputs = {tensor.name: tensor for tensor in graph.outputs}
@@ -168,7 +169,7 @@ class OnnxRuntimeRunner:
 
 
 class _BoundStep:
-    """A run with everything in its place; holds the buffers, of which the binding knows only the addresses."""
+    """A run with bound buffers; keeps them alive, because the binding has only their addresses."""
 
     def __init__(self, name: str, run: Callable[[], None], buffers: object, cancellation: Cancellation) -> None:
         self._name, self._run, self._buffers = name, run, buffers
@@ -179,13 +180,13 @@ class _BoundStep:
         try:
             with self._watch:
                 self._run()
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+        except Exception as error:  # ONNX Runtime's exceptions have no common base except Exception
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> SdrpnError:
-        """Names, types and shapes were compared before: what is left is memory, or the graph."""
+        """The error of a failed run. Names, types and shapes were checked before: the cause is memory, or the graph."""
         if self._cancellation.wished or self._watch.ended:
-            return Cancelled(f"the {self._name} graph was ended before it was done; ask again")
+            return Cancelled(f"the {self._name} graph was cancelled before it finished; ask again")
         reason = f"the {self._name} graph failed in ONNX Runtime: {_first_line(error)}"
         if _OF_THE_MACHINE.search(str(error)):
             return RunFailed(reason)
@@ -193,9 +194,9 @@ class _BoundStep:
 
 
 def _source(path: Path, weights: Sequence[str], options: onnxruntime.SessionOptions) -> str | bytes:
-    """What a session is made of: the file, or the graph with the names of the files that links lead to.
+    """The input of a session: the file, or the graph with links to weight files replaced by the real files.
 
-    Args: weights: the only files that the graph's weights may lie in: those that were checked
+    Args: weights: the only files that the graph's weights may be in: those that were verified
     """
     content = path.read_bytes()
     try:
@@ -218,20 +219,20 @@ def _source(path: Path, weights: Sequence[str], options: onnxruntime.SessionOpti
 def load_session(
     model: str | bytes, name: str, options: onnxruntime.SessionOptions, providers: Sequence[Any]
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session, which a signal ends while it is made.
+    """Create an ONNX Runtime session; a signal interrupts it.
 
     Args:
         model: path or content of the graph
-        name: of the graph, for messages
-    Raises: BadBundle where the library refuses the graph, RunFailed where memory or disk is short
+        name: the name of the graph, for messages
+    Raises: BadBundle where the library refuses the graph, RunFailed where memory or disk space is exhausted
     """
     watch = SignalWatch(lambda: options.set_load_cancellation_flag(True))
     try:
         with watch:
             return onnxruntime.InferenceSession(model, options, providers=list(providers))
-    except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+    except Exception as error:  # ONNX Runtime's exceptions have no common base except Exception
         if watch.ended:
-            raise Cancelled(f"{name} was not loaded: a signal came") from error
+            raise Cancelled(f"{name} was not loaded: interrupted by a signal") from error
         reason = f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {_first_line(error)}"
         if _OF_THE_MACHINE.search(str(error)):
             raise RunFailed(reason) from error
@@ -239,12 +240,12 @@ def load_session(
 
 
 def _require_declared(path: Path, graph: GraphInfo, session: onnxruntime.InferenceSession) -> None:
-    """The graph takes and gives what the manifest says, as far as it fixes names and numbers of dims."""
+    """Check the graph's inputs and outputs against the manifest: names, ranks and fixed dims."""
     for side, declared, found in (
         ("inputs", graph.inputs, session.get_inputs()),
         ("outputs", graph.outputs, session.get_outputs()),
     ):
-        ours, theirs = {one.name: one.dims for one in declared}, {one.name: one.shape for one in found}
+        ours, theirs = {tensor.name: tensor.dims for tensor in declared}, {node.name: node.shape for node in found}
         if ours.keys() != theirs.keys():
             names = ", ".join(sorted(ours.keys() ^ theirs.keys()))
             raise BadBundle(f"{path} and the manifest differ in {side}: {names}; export the bundle again")
@@ -256,29 +257,29 @@ def _require_declared(path: Path, graph: GraphInfo, session: onnxruntime.Inferen
 
 
 def _unlike(declared: int | str, found: int | str | None) -> bool:
-    """Dynamic dims may be named otherwise, and a saved graph may have fewer names."""
+    """Whether dims differ. Dynamic dims may have other names, and a saved graph may have fewer names."""
     return isinstance(declared, int) and isinstance(found, int) and declared != found
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """How every graph is loaded."""
+    """The session options for every graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # One arena for all graphs: with one each, all would keep the peak of the longest prompt that they ever saw.
+    # One arena for all graphs: with one arena each, every graph would keep the memory of its longest prompt.
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Quantised matrices times activations in 8 bits: some four times as fast as in floats, at 4e-3 to 8e-3 of error.
+    # Quantised matrices with 8-bit activations: about four times as fast as with floats, at an error of 4e-3 to 8e-3.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-    # Four sessions take turns: threads that spin after their graph ended would take the cores from the next one.
+    # Four sessions alternate: threads that spin after their graph has ended would take the cores from the next graph.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
 @functools.cache
 def _share_arena() -> None:
-    """Give this process one CPU arena that sessions may ask for; nothing changes for those that do not."""
+    """Register one CPU arena in this process that sessions can opt into; other sessions are not affected."""
     place = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
@@ -286,7 +287,7 @@ def _share_arena() -> None:
 
 
 def _cores() -> int:
-    """Cores that this process may use (a container may give fewer than the machine has)."""
+    """The number of cores that this process may use (in a container possibly fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

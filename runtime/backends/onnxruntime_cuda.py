@@ -1,7 +1,7 @@
-"""ONNX Runtime on an NVIDIA GPU: find CUDA's libraries, see that the graph is really computed there, and its buffers.
+"""ONNX Runtime on an NVIDIA GPU: find CUDA's libraries, check that graphs really run on the GPU, and buffers.
 
-It falls back to the CPU with a warning, for a whole graph where a library of CUDA is missing and for single operators
-where it has no kernel for them. Either would answer, slowly; so both are refused here. Not run on a GPU yet.
+ONNX Runtime falls back to the CPU with a warning: for a whole graph where a CUDA library is missing, and for single
+operators without a CUDA kernel. Both would work, but slowly, so both are refused here. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from sdrpn.runtime.backends.runner import Array, Buffer, nbytes
 __all__ = ["DeviceBuffer", "cuda_fault", "prepare_cuda", "record_placement", "require_cuda"]
 
 _PROVIDER = "CUDAExecutionProvider"
-# From here on CUDA computes Attention of opset 24 with a mask (microsoft/onnxruntime#27542, 27831, 27992); before, it
-# goes to the CPU, and whole caches with it at every token (28025).
+# From this release on, CUDA supports Attention of opset 24 with a mask (microsoft/onnxruntime#27542, 27831, 27992);
+# before, it runs on the CPU, and whole caches are copied there at every token (28025).
 _LEAST_VERSION = (1, 27)
-# On the CPU each of these would move caches or weights over the bus; what computes shapes belongs there.
+# On the CPU, each of these would move caches or weights over the bus; shape computations belong on the CPU.
 _HEAVY = {"Attention", "TensorScatter", "MatMul", "MatMulNBits", "Gemm", "Conv"}
 _INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'sdrpn[cuda]'"
 
 
 def prepare_cuda() -> None:
-    """Load CUDA's libraries from where pip puts them.
+    """Load CUDA's libraries from pip's packages.
 
     Raises: MissingDependency for a release that computes attention on the CPU
     """
@@ -43,13 +43,13 @@ def prepare_cuda() -> None:
         least = ".".join(map(str, _LEAST_VERSION))
         raise MissingDependency(
             f"backend onnxruntime-cuda needs onnxruntime-gpu {least} or newer, which computes attention on the GPU; "
-            f"here is {onnxruntime.__version__}. Install it (Python 3.11 or newer): {_INSTALL}"
+            f"installed is {onnxruntime.__version__}. Install it (Python 3.11 or newer): {_INSTALL}"
         )
     _preload()
 
 
 def cuda_fault() -> str | None:
-    """Why this ONNX Runtime would not compute on a GPU, as far as can be told without one; None: nothing is known."""
+    """Why this ONNX Runtime would not run on a GPU, as far as this is known without a GPU; None: no known reason."""
     if _is_too_old():
         return f"ONNX Runtime {onnxruntime.__version__} computes attention on the CPU"
     _preload()
@@ -63,19 +63,19 @@ def _is_too_old() -> bool:
 
 @functools.cache
 def _preload() -> str:
-    """What ONNX Runtime says of libraries that it does not find; it prints that, and stdout is for answers."""
+    """ONNX Runtime's messages about missing libraries, captured, because it prints them and stdout is for answers."""
     with redirect_stdout(io.StringIO()) as said:
         onnxruntime.preload_dlls()
     return " ".join(said.getvalue().split())
 
 
 def record_placement(options: Any) -> None:
-    """Have a session remember on what each node is computed."""
+    """Make a session record which provider runs each node."""
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
 
 
 def require_cuda(session: Any, graph: str) -> None:
-    """Raises MissingDependency where the CPU took the graph over, RunFailed where it took what it must not."""
+    """Raises MissingDependency where the whole graph runs on the CPU, RunFailed where nodes that must not do."""
     if session.get_providers()[0] != _PROVIDER:
         reason = _why_not_loaded() or _preload() or "it gave no reason"
         raise MissingDependency(
@@ -90,18 +90,18 @@ def require_cuda(session: Any, graph: str) -> None:
         if node.op_type in _HEAVY
     )
     if misplaced:
-        told = ", ".join(f"{count} x {name}" for name, count in sorted(misplaced.items()))
+        operators = ", ".join(f"{count} x {name}" for name, count in sorted(misplaced.items()))
         raise RunFailed(
-            f"{graph}: ONNX Runtime {onnxruntime.__version__} has no CUDA kernels for {told} and would copy caches or "
-            "weights to the CPU at every token; update it (pip install -U onnxruntime-gpu), use an fp16 variant, or "
-            "answer on the CPU: --backend onnxruntime"
+            f"{graph}: ONNX Runtime {onnxruntime.__version__} has no CUDA kernels for {operators} and would copy "
+            "caches or weights to the CPU at every token; update it (pip install -U onnxruntime-gpu), use an fp16 "
+            "variant, or answer on the CPU: --backend onnxruntime"
         )
 
 
 def _why_not_loaded() -> str | None:
-    """What the system says of the first library that the provider needs and does not find; None where all are there.
+    """The system's error for the first missing library that the provider needs; None where all are found.
 
-    The provider itself is not loaded: outside of ONNX Runtime it would end the process.
+    The provider itself is not loaded: outside ONNX Runtime it would crash the process.
     """
     provider = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:
@@ -113,13 +113,13 @@ def _why_not_loaded() -> str | None:
 
 
 def _needed_libraries(provider: Path) -> list[str]:
-    """CUDA's libraries that a shared object is linked with: their names stand near its beginning."""
+    """CUDA's libraries that a shared object is linked with: their names are near its beginning."""
     with provider.open("rb") as stream:
         return [name.decode() for name in re.findall(rb"\0(libcu\w*\.so\.\d+)(?=\0)", stream.read(1 << 20))]
 
 
 class DeviceBuffer:
-    """Device memory that ONNX Runtime allocated; views share their owner's memory."""
+    """Device memory allocated by ONNX Runtime; views share their owner's memory."""
 
     def __init__(
         self,
@@ -159,17 +159,17 @@ class DeviceBuffer:
     def write(self, array: Array) -> None:
         """Host to device; whole buffers only."""
         if not self._whole:
-            raise RunFailed("a view of a device buffer cannot be written from the host; allocate it on its own")
+            raise RunFailed("a view of a device buffer cannot be written from the host; allocate it separately")
         self._owner.update_inplace(np.ascontiguousarray(np.broadcast_to(array, self.shape), self.dtype))
 
     def fill(self, fill: Callable[[Array], None]) -> None:
-        """See `Buffer.fill`; through ordinary memory."""
+        """See `Buffer.fill`; through host memory."""
         array = np.empty(self.shape, self.dtype)
         fill(array)
         self.write(array)
 
     def read(self) -> Array:
-        """Device to host; a view costs as much as what it is a view of."""
+        """Device to host; reading a view copies its whole buffer."""
         array: Array = self._owner.numpy()
         if self._whole:
             return array
@@ -177,7 +177,7 @@ class DeviceBuffer:
         return array.reshape(-1)[first : first + math.prod(self.shape)].reshape(self.shape)
 
     def copy_rows(self, source: Buffer, rows: int, start: int = 0) -> None:
-        """See `Buffer.copy_rows`; goes through the host, which ONNX Runtime's Python API leaves no way around."""
+        """See `Buffer.copy_rows`; through the host, because ONNX Runtime's Python API has no other way."""
         updated = self.read()
         updated[..., start : start + rows, :] = source.read()[..., :rows, :]
         self.write(updated)

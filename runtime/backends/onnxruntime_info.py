@@ -1,4 +1,4 @@
-"""What is known of ONNX Runtime before it is imported: on the CPU, and on an NVIDIA GPU."""
+"""Properties of ONNX Runtime that are known before it is imported: on the CPU, and on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ _CPU_NAME, _CUDA_NAME = "onnxruntime", "onnxruntime-cuda"
 
 
 def onnxruntime_version() -> str:
-    """Raises: MissingDependency where ONNX Runtime cannot be imported"""
+    """The installed version. Raises: MissingDependency where ONNX Runtime cannot be imported"""
     return str(_require_library(_CPU_NAME).__version__)
 
 
 def onnxruntime_providers(version_of: VersionOf = installed_version) -> tuple[tuple[str, ...], str | None]:
-    """The execution providers of the installed ONNX Runtime, and what is wrong with it if something is."""
+    """The execution providers of the installed ONNX Runtime, and the problem with it, if any."""
     if version_of("onnxruntime") is None:
         return (), None
     try:
         library = importlib.import_module("onnxruntime")
         return tuple(library.get_available_providers()), None
     except (ImportError, OSError, AttributeError) as error:
-        # AttributeError: after one of two clashing wheels was removed, only an empty folder may be left.
+        # AttributeError: after one of two conflicting wheels was removed, only an empty folder may be left.
         return (), f"ONNX Runtime is installed but cannot be used ({' '.join(str(error).split())}); reinstall it"
 
 
 def _require_library(backend: str) -> Any:
-    """It is part of the base install, but two wheels own its folder: removing one breaks the other."""
+    """Import ONNX Runtime. It is in the base install, but two wheels share its folder: removing one breaks both."""
     try:
-        # An attribute, because what an uninstalled wheel leaves behind may be a folder that imports as an empty module.
+        # Check an attribute: an uninstalled wheel may leave a folder that imports as an empty module.
         library = importlib.import_module("onnxruntime")
         library.InferenceSession  # noqa: B018
     except (ImportError, AttributeError) as error:
@@ -67,7 +67,7 @@ def _open(name: str, options: OpenOptions) -> Backend:
 
 
 def _installed_release() -> str | None:
-    """None where there is none, or a broken one: whoever opens it reports that."""
+    """The installed release; None where it is missing or broken, which is reported when it is opened."""
     try:
         return onnxruntime_version()
     except MissingDependency:
@@ -78,10 +78,10 @@ def _installed_release() -> str | None:
 
 
 def _release_fault(bundle: Bundle, variant: Variant) -> SdrpnError | None:
-    """Why the installed release is too old for the graphs of a variant, whichever backend runs them."""
+    """The error where the installed release is too old for the graphs of a variant, on any backend."""
     if _is_new_enough(variant):
         return None
-    newer_python = sys.version_info < (3, 11)  # ONNX Runtime made none for 3.10 after 1.23
+    newer_python = sys.version_info < (3, 11)  # no release after 1.23 supports 3.10
     update = "Use Python 3.11 or newer" if newer_python else "Install a newer one: pip install -U onnxruntime"
     runnable = [
         other
@@ -110,7 +110,7 @@ def _is_new_enough(variant: Variant) -> bool:
 
 
 def _kernel_fault(bundle: Bundle, variant: Variant) -> SdrpnError | None:
-    """Why ONNX Runtime has no kernels for a variant."""
+    """The error where ONNX Runtime has no kernels for a variant; None where it has."""
     if not variant.for_engines_only:
         return None
     other = bundle.variant()
@@ -127,7 +127,7 @@ def _cpu_refuses(bundle: Bundle, variant: Variant) -> SdrpnError | None:
 
 
 def _cpu_preference(variant: Variant) -> tuple[object, ...]:
-    """Fused before primitive, then the most exact that computes in fp32."""
+    """Sort key: fused before primitive, then by accuracy among those that compute in fp32."""
     exactness = ("fp32", "fp16", "int8", "fp8", "int4")
     rank = exactness.index(variant.precision) if variant.precision in exactness else len(exactness)
     coded = variant.kv_cache is not None
@@ -146,7 +146,7 @@ def _cuda_refuses(bundle: Bundle, variant: Variant) -> SdrpnError | None:
 
 
 def _cuda_preference(variant: Variant) -> tuple[object, ...]:
-    """fp16 before fp32, and both before quantised ones."""
+    """Sort key: fp16 before fp32, and both before quantised variants."""
     precisions = ("fp16", "fp32", "int8", "int4")
     rank = precisions.index(variant.precision) if variant.precision in precisions else len(precisions)
     first = (variant.for_engines_only, variant.dialect != "fused")
@@ -161,7 +161,7 @@ def _cpu_memory(bundle: Bundle, variant: Variant, request: MemoryRequest) -> Mem
 
 
 def _cuda_memory(bundle: Bundle, variant: Variant, request: MemoryRequest) -> MemoryNeeds:
-    """As engines take it, with the scores of attention, which its kernels may write out."""
+    """Memory as for engines, plus attention scores, which its kernels may store."""
     weights_bytes = sum(graph_weights_bytes(bundle, variant).values())
     return device_needs(
         bundle.spec,
@@ -188,7 +188,7 @@ def _probe_cpu(machine: Machine, version_of: VersionOf) -> Readiness:
 def _probe_cuda(machine: Machine, version_of: VersionOf) -> Readiness:
     if not machine.gpus and machine.jetson is None:
         return Readiness(False, "no NVIDIA GPU, or its driver is not installed")
-    # Two wheels own one folder: the other one goes first.
+    # Two wheels share one folder: uninstall the other one first.
     pip = [sys.executable, "-m", "pip", "uninstall", "-y"]
     install = f"{shlex.join([*pip, 'onnxruntime', 'onnxruntime-gpu'])} && {install_command('cuda')}"
     if "CUDAExecutionProvider" in onnxruntime_providers(version_of)[0]:
@@ -202,7 +202,7 @@ def _probe_cuda(machine: Machine, version_of: VersionOf) -> Readiness:
 
 
 def _cuda_fault() -> str | None:
-    """Why the provider that is there would not be used: it is built in, and its libraries may be missing."""
+    """Why the provider would not be used although it is built in: its libraries may be missing."""
     from sdrpn.runtime.backends.onnxruntime_cuda import cuda_fault
 
     return cuda_fault()

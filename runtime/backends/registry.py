@@ -1,4 +1,4 @@
-"""Every backend by name. A new one is a module with its `BackendInfo`, and a line here."""
+"""Every backend by name. A new backend is a module with its `BackendInfo`, and a line here."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sdrpn.runtime.backends.tensorrt_info import TENSORRT
 __all__ = ["AUTOMATIC", "BACKENDS", "backend_info", "graph_backends", "open_backend"]
 
 AUTOMATIC = "auto"
-# In the order in which "auto" takes those that run graphs.
+# Those that run graphs are in the order in which "auto" tries them.
 BACKENDS: dict[str, BackendInfo] = {info.name: info for info in (CPU, CUDA, TENSORRT)}
-# Backends of earlier releases, and what became of them.
+# Removed backends of earlier releases, and their replacements.
 _REMOVED = {
-    "onnxruntime-tensorrt": "backend onnxruntime-tensorrt was removed: it compiled anew for every length of prompt; "
+    "onnxruntime-tensorrt": "backend onnxruntime-tensorrt was removed: it compiled again for every prompt length; "
     "use tensorrt with the engines of sdrpn build, or onnxruntime-cuda"
 }
 
 
 def backend_info(name: str) -> BackendInfo:
-    """The backend of this name. Raises BadInput for an unknown one, or one of an earlier release."""
+    """The backend of this name. Raises BadInput for an unknown or removed backend."""
     if name in BACKENDS:
         return BACKENDS[name]
     if name in _REMOVED:
@@ -32,7 +32,7 @@ def backend_info(name: str) -> BackendInfo:
 
 
 def graph_backends() -> tuple[BackendInfo, ...]:
-    """Those that run a bundle's graphs, in order."""
+    """The backends that run a bundle's graphs, in order."""
     return tuple(info for info in BACKENDS.values() if info.runs == "graphs")
 
 
@@ -40,9 +40,9 @@ def open_backend(name: str, threads: int | None = None, *, optimized: bool = Fal
     """A backend that runs graphs, by name.
 
     Args:
-        optimized: those that `sdrpn optimize` saved
+        optimized: the graphs were saved by `sdrpn optimize`
         device: the GPU, for a backend that uses one
-    Raises: BadInput for one that is unknown or runs engines, MissingDependency where its library is absent
+    Raises: BadInput for a backend that is unknown or runs engines, MissingDependency where its library is absent
     """
     info = backend_info(name)
     if info.runs != "graphs":

@@ -1,7 +1,7 @@
-"""What decoder graphs are told of the rows that they are given: where each lies, which one asks, what turns it.
+"""Inputs of decoder graphs that describe their rows: cache index, the row to predict from, rotary tables.
 
-The rotary tables of all positions are made once, block by block, so that a decode step copies a row of them. It is here
-that positions become tables. Knows no model family.
+The rotary tables of all positions are computed once, block by block, so that a decode step copies one row of them.
+Only this module turns positions into tables. Knows no model family.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from sdrpn.runtime.backends.runner import Array, Backend, Buffer
 
 __all__ = ["STEP_INPUTS", "RowFeeds", "row_buffers", "step_buffers", "trial_rows"]
 
-# What changes from one decode step to the next, beside the token; `last_index` stays 0.
+# The inputs that change from one decode step to the next, besides the token; `last_index` stays 0.
 STEP_INPUTS = ("row_index", "write_index", "rope_cos", "rope_sin")
 _INPUTS = (*STEP_INPUTS, "last_index")
-_BLOCK_ROWS = 256  # of the tables, which grow by as many
+_BLOCK_ROWS = 256  # rows by which the tables grow
 
 
 class RowFeeds:
-    """Arrays of one type and layout: those of the graphs of one variant. B sequences, S rows, d head_dim."""
+    """Makes these inputs in the type and layout of one variant's graphs. B sequences, S rows, d head_dim."""
 
     def __init__(self, frequencies: RotaryFrequencies, table: TensorInfo) -> None:
-        """Args: table: how the graphs take cosines and sines"""
+        """Args: table: the graphs' input for cosines and sines"""
         self._frequencies, self._dtype = frequencies, table.dtype
-        self._heads = (1,) * (len(table.dims) - 3)  # an axis for them, in the dialect primitive
+        self._heads = (1,) * (len(table.dims) - 3)  # the heads axis of the dialect primitive
         self._cos, self._sin = (self._stored(each) for each in frequencies.tables(np.arange(0)))
 
     def arrays(self, start: int, stop: int) -> dict[str, Array]:
-        """For rows start..stop-1 of one sequence, at positions of the same numbers; the last one asks.
+        """Inputs for rows start..stop-1 of one sequence, at equal positions; the last row predicts.
 
         row_index (1,S), write_index (1,), last_index (1,), rope_cos and rope_sin (1,S,d/2) or (1,1,S,d/2).
         """
@@ -49,7 +49,7 @@ class RowFeeds:
         }
 
     def of_step(self, rows: Sequence[int], positions: Sequence[int]) -> tuple[Array, Array, Array, Array]:
-        """For one row of each sequence, in the order of STEP_INPUTS: (B,1), (B,) and twice (B,1,d/2) or (B,1,1,d/2)."""
+        """Inputs for one row per sequence, in the order of STEP_INPUTS: (B,1), (B,), twice (B,1,d/2) or (B,1,1,d/2)."""
         self._require(max(positions) + 1)
         index = np.array(rows, np.int64)
         where = slice(positions[0], positions[0] + 1) if len(positions) == 1 else list(positions)
@@ -64,13 +64,13 @@ class RowFeeds:
         self._cos, self._sin = np.concatenate((self._cos, cos)), np.concatenate((self._sin, sin))
 
     def _stored(self, table: npt.NDArray[np.float32]) -> Array:
-        """(N,d/2) -> (N,1,d/2) or (N,1,1,d/2), rounded to the graphs' type: an entry is what a step takes."""
+        """A table (N,d/2) -> (N,1,d/2) or (N,1,1,d/2), rounded to the graphs' type: one entry per step."""
         shaped = table.reshape(len(table), *self._heads, 1, table.shape[-1])
         return _in_bf16(shaped) if self._dtype == "bfloat16" else shaped.astype(self._dtype)
 
 
 def row_buffers(backend: Backend, inputs: Mapping[str, TensorInfo], arrays: Mapping[str, Array]) -> dict[str, Buffer]:
-    """Those of `arrays` that a graph takes, where it takes them from."""
+    """Buffers with those of `arrays` that are inputs of a graph."""
     buffers = {}
     for name in inputs.keys() & arrays.keys():
         buffers[name] = backend.allocate(arrays[name].shape, inputs[name].storage, for_host=True)
@@ -79,7 +79,7 @@ def row_buffers(backend: Backend, inputs: Mapping[str, TensorInfo], arrays: Mapp
 
 
 def step_buffers(backend: Backend, inputs: Mapping[str, TensorInfo], batch: int) -> dict[str, Buffer]:
-    """Where a step of one row of B sequences takes them from: zeros until it writes them."""
+    """Buffers for a decode step of B sequences; zeros until the step writes them."""
     extents = {"batch": batch, "sequence": 1}
     return {
         name: backend.allocate(
@@ -93,7 +93,7 @@ def step_buffers(backend: Backend, inputs: Mapping[str, TensorInfo], batch: int)
 
 
 def trial_rows(inputs: Iterable[TensorInfo], start: int, stop: int) -> dict[str, Array]:
-    """What a graph is told of rows start..stop-1 where it is tried by itself: with frequencies of no model."""
+    """Inputs for rows start..stop-1 to try a graph by itself, with arbitrary frequencies."""
     taken = {tensor.name: tensor for tensor in inputs}
     if "rope_cos" not in taken:
         return {}
@@ -104,7 +104,7 @@ def trial_rows(inputs: Iterable[TensorInfo], start: int, stop: int) -> dict[str,
 
 
 def _in_bf16(values: npt.NDArray[np.float32]) -> Array:
-    """As its bits, which NumPy has no type for: the upper half of every float32, rounded to nearest, ties to even."""
+    """bf16 as bits, since NumPy has no such type: the upper half of every float32, rounded to nearest, ties to even."""
     bits: npt.NDArray[np.uint32] = np.ascontiguousarray(values).view(np.uint32)
     rounded: npt.NDArray[Any] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return rounded.astype(np.uint16)

@@ -1,8 +1,8 @@
-"""Put new rows of keys and values into read-only caches, at a position that only the device knows.
+"""Copy new rows of keys and values into read-only caches, at a position stored in device memory.
 
-A graph that does not update its caches itself gives the new rows of each. One kernel copies them all, and reads where
-they go from the device's memory, so that it can be part of a captured step. It is written in PTX, which every driver
-compiles for its GPU: no compiler is needed where it runs.
+A graph that does not update its caches itself outputs the new rows of each. One kernel copies all of them, and reads
+their position from device memory, so that it can be part of a captured step. It is written in PTX, which the driver
+compiles for its GPU: no compiler is needed on the device.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ __all__ = ["PTX", "RowCopies", "RowKernel", "RowStore", "row_table"]
 
 _NAME = b"store_rows"
 _THREADS = 128
-# Columns of the table, 64 bits each, a row for every cache. A block is what lies together in a cache: one head of one
-# entry of the batch.
+# Columns of the table, 64 bits each, one row per cache. A block is contiguous in a cache: one head of one batch entry.
 #   0 the cache's address        2 bytes from block to block in the cache    4 bytes of one row       6 blocks
 #   1 the new rows' address      3 bytes from block to block of new rows     5 bytes to copy a block  7 blocks an entry
 _COLUMNS = 8
@@ -100,20 +99,20 @@ FINISH:
 
 
 class RowKernel:
-    """The kernel, as the driver compiled it for this GPU."""
+    """The kernel, compiled by the driver for this GPU."""
 
     def __init__(self, cuda: Cuda) -> None:
-        """Raises RunFailed where the driver refuses it."""
+        """Raises RunFailed where the driver cannot compile it."""
         self._cuda = cuda
         self._function = cuda.compile(PTX.encode() + b"\0", _NAME)
 
     def launch(self, table: int, starts: int, blocks: int, caches: int, stream: object) -> None:
-        """Enqueue it. Args: addresses of the table and of the entries' positions, and its sizes."""
+        """Enqueue the kernel. Args: addresses of the table and of the entries' positions, and the grid size."""
         self._cuda.launch_kernel(self._function, (blocks, caches), _THREADS, (table, starts), stream)
 
 
 class RowStore:
-    """All new rows of a step, in one launch. Keeps the buffers, of which the table has the addresses."""
+    """Stores all new rows of a step in one launch. Keeps the buffers alive, whose addresses are in the table."""
 
     def __init__(
         self,
@@ -132,7 +131,7 @@ class RowStore:
         self._table.write(table)
 
     def __call__(self) -> None:
-        """Enqueue it, behind what writes the rows and the position."""
+        """Enqueue the kernel, after the work that writes the rows and the position."""
         if not self._blocks:
             return
         stream = self._device.stream
@@ -145,11 +144,11 @@ class RowStore:
 
 
 class RowCopies:
-    """The same without the kernel: a copy for every cache, enqueued anew at every step, as the host knows the place."""
+    """`RowStore` without the kernel: one copy per cache, enqueued at every step with the position known to the host."""
 
     def __init__(self, caches: Sequence[DeviceBuffer], rows: Sequence[DeviceBuffer], start: DeviceBuffer) -> None:
         if start.shape != (1,):
-            raise RunFailed(f"rows go to {start.shape} places; without the kernel expected one")
+            raise RunFailed(f"rows go to {start.shape} positions; without the kernel expected one")
         self._pairs, self._start = tuple(zip(caches, rows, strict=True)), start
 
     def __call__(self) -> None:
@@ -159,7 +158,7 @@ class RowCopies:
 
 
 def row_table(caches: Sequence[DeviceBuffer], rows: Sequence[DeviceBuffer]) -> Table:
-    """(caches, 8) int64: what the kernel has to know of each."""
+    """The kernel's table, (caches, 8) int64: the columns above for each cache."""
     table = np.zeros((len(caches), _COLUMNS), np.int64)
     for entry, cache, new in zip(table, caches, rows, strict=True):
         batch, heads, length, width = cache.shape

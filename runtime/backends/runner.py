@@ -1,7 +1,7 @@
-"""The seam between the two-pass method and an inference library: buffers, runners, backends.
+"""The interface between the two-pass method and an inference library: buffers, runners, backends.
 
-Every array is allocated by the caller before a run, outputs too: all their shapes are known. So a step with the
-same buffers is bound once and run many times, and a cache bound to both sides of a graph is updated in place.
+The caller allocates every array before a run, including outputs, whose shapes are known. So a step with the same
+buffers is bound once and run many times, and a cache bound as input and output is updated in place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Step = Callable[[], None]
 
 
 class Buffer(Protocol):
-    """Memory where a backend computes, owned by whoever allocated it and valid as long as the object lives."""
+    """Memory of a backend, owned by the caller that allocated it and valid as long as the object lives."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ class Buffer(Protocol):
         ...
 
     def fill(self, fill: Callable[[Array], None]) -> None:
-        """Let `fill` write all of it: an array of its shape and type, in place where the host can reach it."""
+        """Let `fill` write an array of the buffer's shape and type, in place where the host can access it."""
         ...
 
     def read(self) -> Array:
@@ -57,43 +57,43 @@ class Buffer(Protocol):
         ...
 
     def copy_rows(self, source: Buffer, rows: int, start: int = 0) -> None:
-        """Put the first `rows` of `source` at `start`; rows are the last axis but one, the rest has equal extents."""
+        """Copy the first `rows` of `source` to `start`; rows are the second to last axis, other extents are equal."""
         ...
 
     def with_rows(self, rows: int, keep: int) -> Buffer:
-        """Another number of rows, of which the first `keep` are as here and the others any finite numbers.
+        """A buffer with another number of rows: the first `keep` are copied, the others are any finite numbers.
 
-        The new buffer may lie in this one's memory: this one must not be used any more.
+        The new buffer may share this one's memory: this one must not be used any more.
         """
         ...
 
 
 class Runner(Protocol):
-    """One graph, loaded."""
+    """A loaded graph."""
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
-        """What it takes, by name."""
+        """The inputs by name."""
         ...
 
     @property
     def outputs(self) -> Mapping[str, TensorInfo]:
-        """What it gives, by name."""
+        """The outputs by name."""
         ...
 
     def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Step:
-        """Tie buffers to names; the returned step computes `results` from `feeds`, again at every call.
+        """Bind buffers to names; the returned step computes `results` from `feeds` at every call.
 
         The step keeps the buffers alive. Raises RunFailed where a name, type or shape does not fit.
         """
         ...
 
     def run(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
-        """Bind and step once."""
+        """Bind and run once."""
         ...
 
     def close(self) -> None:
-        """Free what the library holds."""
+        """Free the library's resources."""
         ...
 
 
@@ -102,31 +102,31 @@ class Backend(Protocol):
 
     @property
     def note(self) -> str | None:
-        """What does not go as well as it could, and why; None: nothing, as far as is known by now."""
+        """A note on degraded performance, and why; None: none known so far."""
         ...
 
     @property
     def name(self) -> str:
-        """As `--backend` spells it."""
+        """The name of the backend, as for `backend=`."""
         ...
 
     @property
     def prefill_rows(self) -> int | None:
-        """Most rows that it likes to be given at once; None: any number. More go in several runs."""
+        """The preferred maximum of rows in one run; longer prompts take several runs. None: any number."""
         ...
 
     @property
     def most_slots(self) -> int | None:
-        """Most sequences that its caches can be for at once; None: any number."""
+        """The maximum number of sequences in its caches; None: any number."""
         ...
 
     @property
     def cancellation(self) -> Cancellation:
-        """Ends the run that is being made, where the library can, and refuses others until it is reset."""
+        """Cancels the current run, where the library supports it, and refuses others until it is reset."""
         ...
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
-        """A buffer of zeros. `for_host`: the host writes or reads it, so it may lie where that costs least."""
+        """A buffer of zeros. `for_host`: the host writes or reads it, so it may be placed where that costs least."""
         ...
 
     def load(self, graph: GraphInfo, path: Path) -> Runner:
@@ -138,24 +138,24 @@ class Backend(Protocol):
 
         Args:
             caches: (B,heads,length,width) each
-            rows: (B,heads,S,width) each, which go behind what lies before
-            start: int64 (B,): where the first of them goes in each entry, as it is when the step runs
+            rows: (B,heads,S,width) each, the new rows
+            start: int64 (B,): the position of the first new row in each entry, read when the step runs
         """
         ...
 
     def chain(self, steps: Sequence[Step], written: Sequence[Buffer], read: Sequence[Buffer]) -> Step:
-        """Steps that run one after the other, over and over, as one.
+        """Combine steps that run one after the other, many times, into one.
 
         Args:
-            steps: as `bind` gave them
-            written: what the host writes before every run, and nothing else does
-            read: what it reads after every run
+            steps: from `bind`
+            written: buffers that only the host writes, before every run
+            read: buffers that the host reads after every run
         """
         ...
 
 
 def in_order(steps: Sequence[Step]) -> Step:
-    """The plain chain: a call each."""
+    """The simple chain: one call per step."""
 
     def run() -> None:
         for step in steps:
@@ -165,10 +165,10 @@ def in_order(steps: Sequence[Step]) -> Step:
 
 
 def store_in_order(caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
-    """The plain `Backend.store_rows`: a copy each."""
+    """The simple `Backend.store_rows`: one copy per cache."""
 
     batch = start.shape[0]
-    # Of one entry the buffers themselves: not every library's views can be written to.
+    # With one entry, the buffers themselves: not all libraries can write to views.
     entries = [
         [
             (cache.entries(i, i + 1), new.entries(i, i + 1)) if batch > 1 else (cache, new)
@@ -192,9 +192,9 @@ def check_bindings(
     given: Mapping[str, Buffer],
     symbols: dict[str, int],
 ) -> None:
-    """Every declared name is given, with its type and shape; equal symbols have equal extents.
+    """Check that every declared name is bound, with its type and shape, and that equal symbols have equal extents.
 
-    `symbols` is filled with what the dynamic dimensions turned out to be. Raises RunFailed for the first misfit.
+    `symbols` receives the extents of the dynamic dimensions. Raises RunFailed for the first mismatch.
     """
     if declared.keys() != given.keys():
         missing, extra = sorted(declared.keys() - given.keys()), sorted(given.keys() - declared.keys())
@@ -210,5 +210,5 @@ def check_bindings(
 
 
 def nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes of an array."""
+    """The size of an array in bytes."""
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiled for one engine on this GPU: shared by its contexts, kept in a file between processes."""
+"""Kernels that TensorRT-RTX compiled for one engine on this GPU: shared by its contexts, stored between processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Report = Callable[[str], None]
 
 
 class RuntimeCache:
-    """Compiled kernels of one engine."""
+    """The compiled kernels of one engine."""
 
     def __init__(self, engine: Engine, path: Path | None, unwritable: Report | None = None) -> None:
-        """Check at once that the file can be written.
+        """Check immediately that the file can be written.
 
         Args:
-            path: the file; None: what is compiled goes with the process
-            unwritable: is told where the file cannot be written; None: that is an error
+            path: the file; None: compiled kernels are lost with the process
+            unwritable: called where the file cannot be written; None: that is an error
         """
         self._path, self._unwritable = path, unwritable
         if path is not None and not self._tried(lambda: require_writable_file(path)):
@@ -36,7 +36,7 @@ class RuntimeCache:
         self.kernels = engine.new_runtime_cache(self._kept)
 
     def save(self) -> None:
-        """Write the file, if something was compiled that it does not hold."""
+        """Write the file, if new kernels were compiled."""
         path, content = self._path, self.kernels.content()
         if path is not None and content != self._kept:
             self._tried(lambda: _write(path, content))
@@ -47,21 +47,21 @@ class RuntimeCache:
         except SdrpnError as error:
             if self._unwritable is None:
                 raise
-            self._unwritable(f"what TensorRT-RTX compiles is not kept for the next start: {error}")
+            self._unwritable(f"kernels compiled by TensorRT-RTX are not stored for the next start: {error}")
             return False
         return True
 
 
 def cache_file(engine: Path, folder: Path | None, capability: str) -> Path:
-    """Where it is kept. Another engine has another file, and so has another kind of GPU.
+    """The path of a cache file: one for each engine and kind of GPU.
 
-    Args: folder: None: the user's own
+    Args: folder: None: the user's cache folder
     """
     return (folder or _DEFAULT_FOLDER.expanduser()) / f"{_digest(engine)[:32]}.{capability}.rtx-cache"
 
 
 def _digest(engine: Path) -> str:
-    """SHA-256 of the engine: as its manifest has it, else computed."""
+    """SHA-256 of the engine: from its manifest, else computed."""
     try:
         return read_engine_manifest(engine.with_name(f"{engine.name}.json")).engine.sha256
     except BadBundle:
@@ -69,7 +69,7 @@ def _digest(engine: Path) -> str:
 
 
 def _content(path: Path | None) -> bytes | None:
-    with suppress(OSError):  # it is not there yet
+    with suppress(OSError):  # no cache yet
         return path.read_bytes() if path is not None else None
     return None
 

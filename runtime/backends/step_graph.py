@@ -1,8 +1,8 @@
 """A decode step as one CUDA graph: host to device, the engines, device to host. Knows no TensorRT.
 
-The first run enqueues everything as usual, which lets the library do what it does only once; the second is captured;
-from then on the graph is launched. All addresses are part of the graph, so the buffers live as long as it. Where a step
-cannot be captured, each is enqueued part by part, and `report` is told why.
+The first run enqueues everything as usual, so that the library does its one-time work; the second is captured; from
+then on the graph is launched. All addresses are part of the graph, so it keeps the buffers alive. Where a step cannot
+be captured, its parts are enqueued one by one, and `report` gets the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Step = Callable[[], None]
 
 
 class StepGraph:
-    """Callable; one for each set of buffers, and so for each batch size."""
+    """A callable step; one for each set of buffers, and so for each batch size."""
 
     def __init__(
         self,
@@ -37,9 +37,9 @@ class StepGraph:
         report: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """Args:
-        steps, uploads, downloads: what is enqueued, what it reads from the host before and gives it after
-        ready: whether nothing changed since the last run that a capture cannot take; if so, it waits for the next
-        report: told why, where a step cannot be captured
+        steps, uploads, downloads: the work, the buffers copied from the host before it, and those copied to it after
+        ready: whether the last run left nothing that a capture forbids; otherwise the capture waits for the next run
+        report: called with the reason where a step cannot be captured
         """
         self._device = device
         self._uploads, self._downloads = tuple(uploads), tuple(downloads)
@@ -74,9 +74,9 @@ class StepGraph:
             self._report(str(error))
 
     def _captured(self) -> Any:
-        """Enqueue a step into a graph instead of running it. Raises RunFailed where that is refused."""
+        """Capture a step as a graph instead of running it. Raises RunFailed where that fails."""
         cuda, stream = self._device.cuda, self._device.stream
-        # Memory that a captured call still needs must not move: everything before is done.
+        # Wait first, so that no memory needed by the capture is still in use.
         stream.synchronize()
         with _no_garbage_collection():
             cuda.begin_capture(stream.handle)
@@ -92,7 +92,7 @@ class StepGraph:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """What other libraries free when their objects are collected would spoil a capture."""
+    """Disable garbage collection: if other libraries freed memory, the capture would fail."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -105,7 +105,7 @@ def _no_garbage_collection() -> Iterator[None]:
 def in_order_on_device(
     steps: Sequence[Step], uploads: Sequence[DeviceBuffer], downloads: Sequence[DeviceBuffer]
 ) -> Step:
-    """Enqueue uploads, steps and downloads, a call each."""
+    """Enqueue uploads, steps and downloads one by one."""
 
     def run() -> None:
         for buffer in uploads:
@@ -119,6 +119,6 @@ def in_order_on_device(
 
 
 def _destroy(device: Device, graph: Any) -> None:
-    with suppress(RunFailed):  # after a fault of the GPU there is nothing left to destroy
+    with suppress(RunFailed):  # after a GPU fault there is nothing left to destroy
         device.stream.synchronize()
         device.cuda.destroy_graph(graph)

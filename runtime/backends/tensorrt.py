@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX: engines of a bundle on one GPU, all on one stream, working in one block of memory.
+"""TensorRT and TensorRT-RTX: engines of a bundle on one GPU, on one stream, sharing one block of working memory.
 
-Buffers are on the device and shared by all engines: what one writes the next reads where it lies. A decode step is
-captured as one CUDA graph (TensorRT-RTX does that by itself, engine by engine). How one engine is run is in
+Buffers are on the device and shared by all engines: each reads the outputs of the previous one in place. A decode step
+is captured as one CUDA graph (TensorRT-RTX does this itself, per engine). How one engine is run is in
 `tensorrt_runner.py`; how the libraries are called, in `tensorrt_library.py` and `cuda.py`.
 """
 
@@ -33,11 +33,11 @@ __all__ = ["EngineOptions", "TensorRtBackend", "TensorRtRunner"]
 class EngineOptions:
     """How engines are run."""
 
-    weights_on_device_bytes: int | None = None  # of engines built for weight streaming, each; None: what is right
-    runtime_cache_dir: Path | None = None  # where TensorRT-RTX keeps what it compiles; None: ~/.cache/sdrpn
-    keep_runtime_cache: bool = True  # False: it compiles again in every process
-    cuda_graph: bool = True  # False: enqueue a decode step's parts one by one
-    device: int = 0  # as CUDA numbers the GPUs
+    weights_on_device_bytes: int | None = None  # per engine, with weight streaming; None: the library's default
+    runtime_cache_dir: Path | None = None  # where TensorRT-RTX stores compiled kernels; None: ~/.cache/sdrpn
+    keep_runtime_cache: bool = True  # False: compile again in every process
+    cuda_graph: bool = True  # False: enqueue the parts of a decode step one by one
+    device: int = 0  # the CUDA device index
 
     def __post_init__(self) -> None:
         budget = self.weights_on_device_bytes
@@ -59,7 +59,7 @@ class TensorRtBackend:
     def __init__(
         self, library: Library, cuda: Cuda, options: EngineOptions | None = None, *, host_code: bool = False
     ) -> None:
-        """Raises RunFailed where CUDA finds no GPU that it can use, BadInput where it has not the one asked for."""
+        """Raises RunFailed where CUDA finds no usable GPU, BadInput where the requested one does not exist."""
         self.library, self.options = library, options or EngineOptions()
         self.cancellation = Cancellation()
         self._host_code = host_code
@@ -69,21 +69,21 @@ class TensorRtBackend:
         self._loaded = 0
 
     def report(self, note: str) -> None:
-        """Something did not go as it could have; the first such thing is kept as `note`."""
+        """Record a degradation; the first one is kept as `note`."""
         self.note = self.note or note
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> DeviceBuffer:
-        """Zeros on the device; for the host in its own memory, where the GPU works in that anyway."""
+        """Allocate zeros on the device; with `for_host` in host memory, where the GPU can access that directly."""
         return DeviceBuffer.zeros(self.device, shape, dtype, for_host=for_host)
 
     def wrap(self, tensor: Any) -> DeviceBuffer:
-        """Another library's tensor on the GPU as a buffer, without a copy. See `DeviceBuffer.wrapping`."""
+        """Wrap another library's GPU tensor as a buffer, without a copy. See `DeviceBuffer.wrapping`."""
         return DeviceBuffer.wrapping(self.device, tensor)
 
     def load(self, graph: GraphInfo, path: Path) -> TensorRtRunner:
         """Load the engine at `path`.
 
-        Raises: RunFailed where the library refuses it; EngineMismatch where it is one of another graph
+        Raises: RunFailed where the library refuses it; EngineMismatch where it belongs to another graph
         """
         with self.device.cuda.current():
             engine = self.library.load(path, host_code=self._host_code)
@@ -101,8 +101,8 @@ class TensorRtBackend:
         return TensorRtRunner(self.device, self.memory, graph.name, inputs, outputs, engine, cache, self.unloaded)
 
     def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
-        """See `Backend.store_rows`; in one kernel, where the driver takes it."""
-        ours = [[one for one in some if isinstance(one, DeviceBuffer)] for some in (caches, rows, [start])]
+        """See `Backend.store_rows`; with one kernel, where the driver can compile it."""
+        ours = [[buffer for buffer in some if isinstance(buffer, DeviceBuffer)] for some in (caches, rows, [start])]
         if [len(some) for some in ours] != [len(caches), len(rows), 1]:
             raise RunFailed("rows are stored between buffers of the backend's own device")
         if self._row_kernel is None:
@@ -120,16 +120,16 @@ class TensorRtBackend:
     def chain(self, steps: Sequence[Step], written: Sequence[Buffer], read: Sequence[Buffer]) -> Step:
         """See `Backend.chain`; one CUDA graph on TensorRT."""
         bound = [step for step in steps if isinstance(step, BoundStep)]
-        buffers = [one for one in (*written, *read) if isinstance(one, DeviceBuffer)]
+        buffers = [buffer for buffer in (*written, *read) if isinstance(buffer, DeviceBuffer)]
         if len(buffers) != len(written) + len(read) or not all(isinstance(step, _Enqueued) for step in steps):
-            raise RunFailed("a chain takes steps and buffers of its own backend")
+            raise RunFailed("a chain needs steps and buffers of its own backend")
         graphs = self.options.cuda_graph and not any(step.runner.engine.streams_weights for step in bound)
         by_library = graphs and self.library.flavour == "tensorrt-rtx"
         own = [step.in_own_context(graph=by_library) if isinstance(step, BoundStep) else step for step in steps]
         uploads, downloads = buffers[: len(written)], buffers[len(written) :]
         for buffer in uploads:
             buffer.defer()
-        # What the host has to enqueue anew at every step comes behind the graph.
+        # Work that the host must enqueue at every step follows the graph.
         inside = [step for step in own if not isinstance(step, RowCopies)]
         outside = [step for step in own if isinstance(step, RowCopies)]
         if graphs and not by_library:
@@ -149,7 +149,7 @@ class TensorRtBackend:
         )
 
     def unloaded(self) -> None:
-        """A runner was closed. With the last one all memory goes back that nobody holds."""
+        """Called when a runner is closed; after the last one, all unused memory is freed."""
         self._loaded -= 1
         if self._loaded == 0:
             self.memory.release()

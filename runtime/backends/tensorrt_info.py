@@ -1,4 +1,4 @@
-"""What is known of TensorRT and TensorRT-RTX before either is imported: the backend that runs engines."""
+"""Properties of TensorRT and TensorRT-RTX, which run engines, that are known before either is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdrpn.runtime.backends.tensorrt_library import open_library
 __all__ = ["TENSORRT", "open_tensorrt"]
 
 _NAME = "tensorrt"
-# Distributions that bring a library, with the extra that installs each.
+# Distributions with a library, and the extra that installs each.
 _LIBRARIES = {"TensorRT": ("tensorrt", "tensorrt"), "TensorRT-RTX": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx")}
 
 
@@ -24,7 +24,7 @@ def open_tensorrt(flavour: str, options: EngineOptions | None = None, *, host_co
     """The backend for engines of one flavour.
 
     Args:
-        host_code: let engines run the code that version-compatible ones bring along
+        host_code: allow engines to run host code, which version-compatible ones contain
     Raises: MissingDependency where TensorRT or cuda-python is absent, RunFailed where CUDA finds no GPU
     """
     options = options or EngineOptions()
@@ -38,7 +38,7 @@ def _open(options: OpenOptions) -> Backend:
 
 
 def _probe(machine: Machine, version_of: VersionOf) -> Readiness:
-    """Ready where a GPU, one of the libraries and cuda-python are there; which engines fit is asked of these."""
+    """Ready with a GPU, one of the libraries and cuda-python; whether engines fit is checked separately."""
     if not machine.gpus and machine.jetson is None:
         return Readiness(False, "no NVIDIA GPU, or its driver is not installed")
     found = [f"{name} {version}" for name, (library, _) in _LIBRARIES.items() if (version := version_of(library))]
@@ -52,7 +52,7 @@ def _probe(machine: Machine, version_of: VersionOf) -> Readiness:
 
 
 def _refuses(bundle: Bundle, variant: Variant) -> SdrpnError | None:
-    """Engines are made of any variant; whether those that were made fit is a matter of the preflight."""
+    """None: engines can be built from any variant; the preflight checks whether existing ones fit."""
     return None
 
 

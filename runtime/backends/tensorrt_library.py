@@ -1,7 +1,7 @@
-"""The seam to TensorRT and TensorRT-RTX at run time: load engines, make contexts, enqueue. Builds nothing.
+"""The interface to TensorRT and TensorRT-RTX at run time: load engines, create contexts, enqueue. Builds nothing.
 
-Both libraries have one API; what differs between them and between their releases is decided here and nowhere else. A
-call that is refused is named, with what the library logged about it. Knows nothing about buffers or graphs' meaning.
+Both libraries have one API; differences between them and between releases are handled only here. Errors name the
+refused call and the library's log. Knows nothing about buffers or the meaning of graphs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 FLAVOURS = tuple(TENSORRT_MODULES)
-# An engine is handed over in pieces of this size, so that the host never holds all of it.
+# An engine is read in pieces of this size, so that it is never in host memory as a whole.
 _PIECE_BYTES = 32 << 20
 
 Shape = tuple[int, ...]
@@ -38,11 +38,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Validity:
-    """What TensorRT-RTX says of an engine from its header alone."""
+    """TensorRT-RTX's verdict on an engine from its header alone."""
 
     state: str  # VALID, SUBOPTIMAL or INVALID
     reasons: tuple[str, ...]  # names of EngineInvalidityDiagnostics
-    message: str  # what it logged about it
+    message: str  # the library's log about it
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class TensorFacts:
 
     name: str
     is_input: bool
-    dtype: str  # as NumPy spells it
+    dtype: str  # NumPy's name
     dims: Shape
 
 
 class Library:
-    """One flavour, imported, with a log of what it complains of."""
+    """One imported flavour, with its log of warnings and errors."""
 
     def __init__(self, flavour: str, trt: Any) -> None:
         self.flavour = flavour
@@ -81,7 +81,7 @@ class Library:
         """Deserialise through a stream reader. Raises RunFailed where the library refuses.
 
         Args:
-            host_code: the engine may run the code for the CPU in it; version-compatible ones do not load without
+            host_code: allow the engine's code for the CPU; version-compatible engines do not load without it
         """
         trt = self._trt
         self.log.clear()
@@ -91,7 +91,7 @@ class Library:
         try:
             with path.open("rb") as stream:
                 engine = runtime.deserialize_cuda_engine(_reader(trt, stream))
-        except RuntimeError as error:  # how the bindings say that there is no driver
+        except RuntimeError as error:  # what the bindings raise without a driver
             raise RunFailed(f"{self.flavour} cannot load {path}: {' '.join(str(error).split())}") from error
         if engine is None:
             reason = self.log.last() or "it gave no reason"
@@ -100,7 +100,7 @@ class Library:
 
 
 class Engine:
-    """A loaded engine: what it takes and gives, and contexts to run it in."""
+    """A loaded engine: its tensors, and contexts to run it in."""
 
     def __init__(self, library: Library, name: str, runtime: Any, engine: Any) -> None:
         self.name = name
@@ -124,37 +124,37 @@ class Engine:
 
     @property
     def profiles(self) -> int:
-        """How many optimisation profiles it has."""
+        """The number of optimisation profiles."""
         return int(self._engine.num_optimization_profiles)
 
     def extents(self, name: str, profile: int) -> tuple[Shape, Shape]:
-        """The least and the most dims of an input in a profile."""
+        """The minimum and maximum dims of an input in a profile."""
         least, _, most = self._engine.get_tensor_profile_shape(name, profile)
         return tuple(least), tuple(most)
 
     @property
     def activation_bytes(self) -> int:
-        """What a context works in, for the largest profile."""
+        """The working memory of a context, for the largest profile."""
         return int(self._engine.device_memory_size_v2)
 
     def aliased_input(self, output: str) -> str | None:
-        """The input whose memory an output shares; None where it shares none, or the release cannot tell."""
-        # from TensorRT 10.15 on, which has the in-place update of a cache
+        """The input whose memory an output shares; None where it shares none, or the release does not report it."""
+        # from TensorRT 10.15 on, the first with in-place cache updates
         ask = getattr(self._engine, "get_aliased_input_tensor", None)
         return (ask(output) or None) if ask is not None else None
 
     @property
     def streams_weights(self) -> bool:
-        """Whether weights come from the host while it runs, which no CUDA graph can capture."""
+        """Whether weights are streamed from the host during a run, which CUDA graphs cannot capture."""
         streamable = int(self._engine.streamable_weights_size)
         return streamable > 0 and int(self._engine.weight_streaming_budget_v2) < streamable
 
     def stream_weights(self, budget_bytes: int | None) -> None:
-        """How many bytes of weights stay on the device; before the first context is made.
+        """Set how many bytes of weights stay on the device; before the first context is created.
 
         Args:
-            budget_bytes: None: as many as the library finds right
-        Raises: BadInput for an engine that was not built for it
+            budget_bytes: None: the library's default
+        Raises: BadInput for an engine built without weight streaming
         """
         engine = self._engine
         if engine.streamable_weights_size == 0:
@@ -167,12 +167,12 @@ class Engine:
         )
 
     def new_runtime_cache(self, content: bytes | None) -> CompiledKernels:
-        """A cache of what TensorRT-RTX compiles at run time, filled with what an earlier one held."""
+        """A cache for kernels that TensorRT-RTX compiles at run time, filled from an earlier cache."""
         if self._library.flavour != "tensorrt-rtx":
             raise BadInput("only TensorRT-RTX has a runtime cache; leave it out for TensorRT")
         cache = self._engine.create_runtime_config().create_runtime_cache()
         if content:
-            # Another release's cache is refused by the library, and then simply grows anew.
+            # The library rejects a cache of another release, and then starts with an empty one.
             cache.deserialize(content)
         return CompiledKernels(cache)
 
@@ -185,13 +185,13 @@ class Engine:
         few_shapes: bool = False,
         kernels: CompiledKernels | None = None,
     ) -> Context:
-        """A context for one profile, without memory of its own.
+        """A context for one profile, without its own memory.
 
         Args:
-            stream: what the switch to the profile is enqueued on
-            own_graph: TensorRT-RTX captures the context's work as a CUDA graph by itself
-            few_shapes: it may compile kernels for every shape that it meets
-            kernels: where it keeps what it compiles
+            stream: the stream for switching to the profile
+            own_graph: let TensorRT-RTX capture the context's work as a CUDA graph
+            few_shapes: allow it to compile kernels for every new shape
+            kernels: the cache for compiled kernels
         """
         self._library.log.clear()
         context = self._context(own_graph, few_shapes, kernels)
@@ -207,8 +207,8 @@ class Engine:
         if self._library.flavour == "tensorrt-rtx":
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(managed)
-            # Left to itself (LAZY) it compiles in threads of its own and swaps kernels in while it runs: the same
-            # question would have another answer the second time. So at once, or never where each prompt has its length.
+            # By default (LAZY) it compiles in background threads and replaces kernels during runs: the same question
+            # could have another answer the second time. So compile eagerly, or never for prompts of varying length.
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if few_shapes else strategies.NONE
             if own_graph:
@@ -224,44 +224,44 @@ class Engine:
 
 
 class CompiledKernels:
-    """What TensorRT-RTX compiles at run time, shared by the contexts of an engine."""
+    """Kernels that TensorRT-RTX compiles at run time, shared by the contexts of an engine."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
 
     def content(self) -> bytes:
-        """What a later process can start from."""
+        """The serialised cache, for a later process."""
         return bytes(self._cache.serialize())
 
 
 class Context:
-    """An execution context: shapes and addresses are set, then it is enqueued, again and again."""
+    """An execution context: shapes and addresses are set, then it can be enqueued many times."""
 
     def __init__(self, engine: Engine, context: Any) -> None:
         self._owner, self._context = engine, context
 
     def set_memory(self, pointer: int, size_bytes: int) -> None:
-        """Where it works; nothing else may be there while it runs."""
+        """Set its working memory, which nothing else may use during a run."""
         self._context.set_device_memory(pointer, size_bytes)
 
     def set_shape(self, name: str, shape: Sequence[int]) -> None:
-        """Of an input. Raises RunFailed where the profile does not have it."""
+        """Set the shape of an input. Raises RunFailed where it is outside the profile."""
         if not self._context.set_input_shape(name, tuple(shape)):
             self._owner._refuse(f"IExecutionContext.set_input_shape({name}, {tuple(shape)})")
 
     def set_address(self, name: str, pointer: int) -> None:
-        """Of an input or output, on the device."""
+        """Set the device address of an input or output."""
         if not self._context.set_tensor_address(name, pointer):
             self._owner._refuse(f"IExecutionContext.set_tensor_address({name})")
 
     def enqueue(self, stream: int) -> None:
-        """Run once, behind all that is on the stream."""
+        """Enqueue one run on a stream."""
         if not self._context.execute_async_v3(stream):
             self._owner._refuse("IExecutionContext.execute_async_v3")
 
 
 def open_library(flavour: str) -> Library:
-    """Raises MissingDependency where the library cannot be imported."""
+    """Import a library. Raises MissingDependency where it cannot be imported."""
     return Library(flavour, _module(flavour))
 
 
@@ -281,13 +281,13 @@ def _module(flavour: str) -> Any:
     )
 
 
-# The libraries keep a pointer to the first logger that they are given, and ignore later ones. So there is one for each,
-# which is never freed.
+# The libraries keep a pointer to the first logger and ignore later ones. So there is one logger per library, which is
+# never freed.
 _LOGGERS: dict[Any, Any] = {}
 
 
 def _logger(trt: Any) -> Any:
-    """Keeps the last complaints of every thread, which explain a refusal."""
+    """A logger that keeps the last warnings and errors of every thread, to explain a refused call."""
     if trt in _LOGGERS:
         return _LOGGERS[trt]
 
@@ -303,14 +303,14 @@ def _logger(trt: Any) -> Any:
             self._messages().clear()
 
         def last(self) -> str:
-            """The last error; of what was said less loudly the last, if there is none."""
+            """The last error, or the last message of lower severity where there is none."""
             messages = self._messages()
             errors = [text for severity, text in messages if severity <= int(trt.ILogger.ERROR)]
             others = [text for severity, text in messages if severity <= int(trt.ILogger.INFO)]
             return " ".join((errors or others or [""])[-1].split())
 
         def _messages(self) -> deque[tuple[int, str]]:
-            """Of the calling thread."""
+            """The messages of the calling thread."""
             if not hasattr(self._threads, "messages"):
                 self._threads.messages = deque(maxlen=50)
             found: deque[tuple[int, str]] = self._threads.messages
@@ -320,11 +320,11 @@ def _logger(trt: Any) -> Any:
 
 
 def _reader(trt: Any, stream: BinaryIO) -> Any:
-    """The library reads the file through this, instead of being given all of it."""
+    """A stream reader, so that the library reads the file piece by piece."""
     base = getattr(trt, "IStreamReaderV2", None)
     if base is None:
-        # TensorRT 10.3 reads from the beginning to the end, asks for most of it in one call, and copies what it is
-        # given. A view of the file spares a second copy of the engine.
+        # TensorRT 10.3 reads sequentially, requests most of the file in one call, and copies it. A view of the mapped
+        # file avoids a second copy of the engine.
         first, file = trt.IStreamReader, MappedFile(stream)
 
         class Reader(first):  # type: ignore[misc, valid-type]

@@ -1,4 +1,4 @@
-"""One engine: profiles picked by shapes, contexts that take turns, and steps with everything in its place."""
+"""One engine: profiles chosen by shapes, contexts that share memory, and bound steps."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["BoundStep", "TensorRtRunner", "WorkingMemory", "as_built"]
 
 
 class WorkingMemory:
-    """The one block that all contexts work in: they take turns on the stream."""
+    """The block of memory shared by all contexts, which run one after the other on the stream."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self.block: Block | None = None
 
     def release(self) -> None:
-        """No engine is loaded any more."""
+        """Free the memory, when no engine is loaded any more."""
         self.block = None
 
     def require(self, size_bytes: int) -> None:
-        """Make it at least so large; whoever was given the smaller one keeps it until it is told of this one."""
+        """Grow it to at least `size_bytes`; contexts keep the smaller block until they get the new one."""
         if self.block is None or self.block.size_bytes < size_bytes:
             self.block = self._device.memory.take(size_bytes)
 
 
 class TensorRtRunner:
-    """A graph as an engine: picks the profile by the shapes, and runs it in a context of that profile."""
+    """A graph as an engine: chooses the profile by the shapes, and runs it in a context of that profile."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class TensorRtRunner:
         cache: RuntimeCache | None,
         on_close: Callable[[], None],
     ) -> None:
-        """Args: on_close: called once, when engine and contexts are gone."""
+        """Args: on_close: called once, after engine and contexts are freed."""
         self.name, self.inputs, self.outputs = name, inputs, outputs
         self._device, self._memory, self._on_close = device, memory, on_close
         self._engine, self._cache = engine, cache
-        self._extents = [{one: engine.extents(one, profile) for one in inputs} for profile in range(engine.profiles)]
+        self._extents = [{name: engine.extents(name, profile) for name in inputs} for profile in range(engine.profiles)]
         self._aliases = {output: engine.aliased_input(output) for output in outputs}
         self._contexts: dict[int, BoundContext] = {}
         self._closed = False
@@ -71,7 +71,7 @@ class TensorRtRunner:
             raise RunFailed(f"the {self.name} graph was closed; open the session again")
 
     def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> BoundStep:
-        """See `Runner.bind`. Refuses outputs that overlap an input, but for a cache and its update."""
+        """See `Runner.bind`. Refuses outputs that overlap an input, except a cache and its update."""
         self.require_open()
         symbols: dict[str, int] = {}
         check_bindings(self.name, "inputs", self.inputs, feeds, symbols)
@@ -85,17 +85,17 @@ class TensorRtRunner:
         self.bind(feeds, results)()
 
     def close(self) -> None:
-        """Wait for what runs, keep what was compiled, and drop engine and contexts."""
+        """Wait for running work, store compiled kernels, and free engine and contexts."""
         if self._closed:
             return
         self._closed = True
         try:
-            # After a fault of the GPU every call fails; whoever ran something was told.
+            # After a GPU fault every call fails; the error was raised where it occurred.
             with suppress(CudaFault):
                 self._device.stream.synchronize()
                 if self._cache is not None:
                     self._cache.save()
-        finally:  # whatever failed, it is not tried again
+        finally:  # also after an error: close is not retried
             with suppress(CudaFault), self._device.cuda.current():
                 self._contexts.clear()
                 del self._engine, self._cache
@@ -103,13 +103,13 @@ class TensorRtRunner:
                 self._on_close()
 
     def context(self, profile: int) -> BoundContext:
-        """The context that all steps of a profile share; made when it is first needed."""
+        """The context shared by all steps of a profile; created on first use."""
         if profile not in self._contexts:
             self._contexts[profile] = self.new_context(profile)
         return self._contexts[profile]
 
     def new_context(self, profile: int, *, graph: bool = False) -> BoundContext:
-        """Another context, e.g. for a captured graph, which must not see other shapes."""
+        """A separate context, e.g. for a captured graph, which must not be used with other shapes."""
         stream = self._device.stream
         kernels = self._cache.kernels if self._cache is not None else None
         with self._device.cuda.current():
@@ -120,19 +120,19 @@ class TensorRtRunner:
         return BoundContext(self._device, self._memory, context)
 
     def _has_few_shapes(self, profile: int) -> bool:
-        """Whether nothing but the batch differs between requests, as in a decode step; not the length of a prompt."""
+        """Whether only the batch varies between requests, as in a decode step, and not the length of a prompt."""
         return all(least[1:] == most[1:] for least, most in self._extents[profile].values())
 
     def _profile_for(self, feeds: Mapping[str, DeviceBuffer]) -> int:
-        """The first that has these shapes: decode before prefill."""
+        """The first profile that contains these shapes: decode before prefill."""
         for number, extents in enumerate(self._extents):
             if all(_within(feeds[name].shape, *extents[name]) for name in feeds):
                 return number
         shapes = {name: buffer.shape for name, buffer in feeds.items() if not self.inputs[name].is_cache}
         ranges = [{name: extents[name] for name in shapes} for extents in self._extents]
         raise RunFailed(
-            f"{self.name}: no profile of the engine has the shapes {shapes}; they are {ranges}; build it again with "
-            "a larger --max-batch or --max-context"
+            f"{self.name}: no profile of the engine contains the shapes {shapes}; profiles: {ranges}; build it again "
+            "with a larger --max-batch or --max-context"
         )
 
     def _check_aliases(self, feeds: Mapping[str, DeviceBuffer], results: Mapping[str, DeviceBuffer]) -> None:
@@ -141,8 +141,8 @@ class TensorRtRunner:
             updated = self.outputs[output].of
             if shared not in ([], [updated]) or (shared and result.pointer != feeds[updated].pointer):
                 raise RunFailed(
-                    f"{self.name}: output {output} lies in the memory of input {shared[0]}; only a cache may, with its "
-                    "own update"
+                    f"{self.name}: output {output} is in the memory of input {shared[0]}; only a cache and its "
+                    "update may share memory"
                 )
             wanted = self._aliases[output]
             if wanted is not None and shared != [wanted]:
@@ -152,7 +152,7 @@ class TensorRtRunner:
 
 
 class BoundContext:
-    """A context, and which step's shapes and addresses it has."""
+    """A context, and the step whose shapes and addresses are set."""
 
     def __init__(self, device: Device, memory: WorkingMemory, context: Context) -> None:
         self._device, self._memory, self._context = device, memory, context
@@ -160,14 +160,14 @@ class BoundContext:
         self._block: Block | None = None
 
     def enqueue(self, step: BoundStep) -> None:
-        """Tell it what changed since it last ran, and enqueue it."""
+        """Set shapes and addresses that changed since the last run, and enqueue it."""
         with self._device.cuda.current():
             self._prepare(step)
             self._context.enqueue(self._device.stream.address)
         self._device.stream.mark()
 
     def settled(self, step: BoundStep) -> bool:
-        """Whether it ran as the step wants it, and nothing changed since."""
+        """Whether the last run was with the step's shapes and addresses, and nothing changed since."""
         return self._step == step.number and self._block is self._memory.block
 
     def _prepare(self, step: BoundStep) -> None:
@@ -177,7 +177,7 @@ class BoundContext:
             self._block = block
         if self._step == step.number:
             return
-        self._step = -1  # if a call below fails, it has half of each
+        self._step = -1  # if a call below fails, the state is mixed
         for name, buffer in step.feeds.items():
             self._context.set_shape(name, buffer.shape)
         for name, buffer in (*step.feeds.items(), *step.results.items()):
@@ -186,10 +186,10 @@ class BoundContext:
 
 
 class BoundStep:
-    """A run with everything in its place; keeps the buffers, of which TensorRT knows only the addresses.
+    """A run with bound buffers; keeps them alive, because TensorRT has only their addresses.
 
-    Where rows are not a multiple of 256 bytes wide, a view may begin where no tensor may: it is then copied to and from
-    a place of its own.
+    Where rows are not a multiple of 256 bytes wide, a view may be misaligned for TensorRT: it is then copied from and
+    to a separate buffer.
     """
 
     _numbers = itertools.count()
@@ -205,12 +205,12 @@ class BoundStep:
         self.runner, self.profile, self.feeds, self.results = runner, profile, feeds, results
         self.number = next(self._numbers)
         self._context = context
-        # An input and the output that updates it have one place.
+        # An input and the output that updates it share one buffer.
         misplaced = [buffer for buffer in (*feeds.values(), *results.values()) if not buffer.aligned]
         self._places = {buffer.beginning: buffer.empty_like() for buffer in misplaced}
 
     def __call__(self) -> None:
-        """Enqueue it."""
+        """Enqueue the step."""
         self.runner.require_open()
         for buffer in self.feeds.values():
             if not buffer.aligned:
@@ -226,15 +226,15 @@ class BoundStep:
 
     @property
     def settled(self) -> bool:
-        """Whether the next run changes nothing in its context."""
+        """Whether the next run changes nothing in the context."""
         return self._chosen_context().settled(self)
 
     def place_of(self, buffer: DeviceBuffer) -> DeviceBuffer:
-        """Where the engine finds it: where it is, if that may be."""
+        """The buffer that the engine uses: the buffer itself, if it is aligned."""
         return self._places.get(buffer.beginning, buffer)
 
     def in_own_context(self, *, graph: bool) -> BoundStep:
-        """The same in a context that nothing else uses."""
+        """The step in a separate context."""
         context = self.runner.new_context(self.profile, graph=graph)
         return BoundStep(self.runner, self.profile, self.feeds, self.results, context)
 
@@ -243,7 +243,7 @@ class BoundStep:
 
 
 def as_built(declared: Sequence[TensorInfo], engine: Engine) -> dict[str, TensorInfo]:
-    """The graph's tensors with the numbers that the build wrote in: caches have one length."""
+    """The graph's tensors with the dims fixed by the build: caches have one length."""
     tensors = engine.tensors
     found = {}
     for tensor in declared:
@@ -269,5 +269,5 @@ def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...
     return len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
 
 
-def _overlap(one: DeviceBuffer, other: DeviceBuffer) -> bool:
-    return one.pointer < other.pointer + other.size_bytes and other.pointer < one.pointer + one.size_bytes
+def _overlap(first: DeviceBuffer, second: DeviceBuffer) -> bool:
+    return first.pointer < second.pointer + second.size_bytes and second.pointer < first.pointer + first.size_bytes

@@ -1,6 +1,6 @@
-"""Check a device step by step: CUDA, pictures, and a bundle's graphs or engines. A step that fails ends no other.
+"""Check a device step by step: CUDA, pictures, and a bundle's graphs or engines. A failed step does not stop others.
 
-Each group of steps runs in a process of its own, so that a fault of the GPU or a crash of a library is a result too.
+Each group of steps runs in its own process, so that a GPU fault or a crash of a library is a result, too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One group of steps in a process of its own: `python -m sdrpn.runtime.checkup GROUP FD`, the request on stdin.
+"""The process for one group of steps: `python -m sdrpn.runtime.checkup GROUP FD`, with the request on stdin.
 
-What happens is written to the descriptor, a JSON object a line: {"steps": [names]}, {"begin": name}, {"result": {...}}.
+Events are written to the descriptor, one JSON object per line: {"steps": [names]}, {"begin": name}, {"result": {...}}.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdrpn.runtime.checkup.steps import Finding, Step, run_steps
 
 
 def main(group: str, descriptor: int) -> None:
-    """Run the group's steps and report each."""
+    """Run the steps of a group and report each."""
     request = CheckupRequest(**json.load(sys.stdin))
     with os.fdopen(descriptor, "w", encoding="utf-8") as events:
 
@@ -32,7 +32,7 @@ def main(group: str, descriptor: int) -> None:
 
 
 def _steps(group: str, request: CheckupRequest) -> list[Step]:
-    """Those of the group; where they cannot even be made, one that fails with the reason."""
+    """The steps of the group; where they cannot be created, one step that fails with the reason."""
     try:
         return steps_of(group, request)
     except SdrpnError as error:

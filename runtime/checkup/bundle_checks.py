@@ -1,4 +1,4 @@
-"""A bundle's graphs or engines on this device: numbers, answers, repetition, time, memory. Says what it finds."""
+"""Check a bundle's graphs or engines on this device: numbers, answers, repetition, time, memory."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class BundleOnDevice(Protocol):
 
     @property
     def subject(self) -> Subject:
-        """What is checked."""
+        """The bundle that is checked, and what runs it."""
         ...
 
     @property
     def numerics(self) -> str:
-        """Of the variant, as `tolerances_of` takes it."""
+        """The variant's numerics, for `tolerances_of`."""
         ...
 
     @property
@@ -48,7 +48,7 @@ class BundleOnDevice(Protocol):
 
     @property
     def note(self) -> str | None:
-        """Why engines that are there are not used."""
+        """Why existing engines are not used, or None."""
         ...
 
     def open(self, *, cuda_graph: bool = True) -> Session:
@@ -56,30 +56,30 @@ class BundleOnDevice(Protocol):
         ...
 
     def open_reference(self) -> Session | None:
-        """The same numbers by ONNX Runtime on the CPU: of other graphs where the backend is just that.
+        """A reference session in ONNX Runtime on the CPU; with other graphs, where the checked backend is the same.
 
-        None where it has no kernels, or the bundle no other graphs.
+        None where it has no kernels, or the bundle has no other graphs.
         """
         ...
 
     def gates(self) -> Iterator[ParityGate]:
-        """Every graph by itself against ONNX Runtime on the CPU. Raises Skip where there is nothing to compare."""
+        """Compare every graph with ONNX Runtime on the CPU. Raises Skip where there is nothing to compare."""
         ...
 
     def free_bytes(self) -> int | None:
-        """Memory that the backend could still take."""
+        """Memory that the backend could still allocate."""
         ...
 
 
 class BundleChecks:
-    """Opens and closes sessions of one bundle."""
+    """The checks of one bundle, which open and close sessions."""
 
     def __init__(self, device: BundleOnDevice) -> None:
         self._device = device
         self._free_at_start: int | None = None
 
     def steps(self) -> list[Step]:
-        """Those that need least first."""
+        """The steps, those with the fewest requirements first."""
         return [
             Step("load", self.load),
             Step("numbers, graph by graph", self.numbers),
@@ -96,7 +96,7 @@ class BundleChecks:
         return tolerances_of(self._device.numerics)
 
     def load(self) -> Finding:
-        """From a closed bundle to the first answer."""
+        """Open the bundle and give a first answer."""
         self._free_at_start = self._settled_free_bytes()
         start = time.perf_counter()
         with self._device.open() as session:
@@ -114,7 +114,7 @@ class BundleChecks:
         )
 
     def numbers(self) -> Finding:
-        """Each graph's outputs against ONNX Runtime's."""
+        """Compare each graph's outputs with ONNX Runtime's."""
         gates = list(self._device.gates())
         failed = [gate for gate in gates if not gate.ok]
         if failed:
@@ -126,7 +126,7 @@ class BundleChecks:
         return Finding(f"{len(gates)} of {len(gates)} gates passed", figures)
 
     def answer(self) -> Finding:
-        """Both looks: the same RoI logits and tokens as the reference's, as far as rounding allows."""
+        """Both passes: RoI logits and tokens equal to the reference's, up to rounding."""
         with self._device.open() as session:
             found = self._ask(session)
         reference = self._device.open_reference()
@@ -145,21 +145,21 @@ class BundleChecks:
         return Finding(f"{shown}; {logits}", figures)
 
     def prefix_reuse(self) -> Finding:
-        """A question about an image that was asked about before gets the answer of a fresh session."""
+        """A second question about an image gets the same answer as in a fresh session, with prefix reuse."""
         with self._device.open() as session:
             fresh = self._ask(session)
             session.forget_image()
             self._ask(session, reverse=True)
             again = self._ask(session)
             if again.tokens.trunk_rows >= fresh.tokens.trunk_rows:
-                raise CheckFailed("the second question about an image computed all of it again")
+                raise CheckFailed("the second question about an image recomputed its prefix")
         return Finding(
             f"{again.tokens.trunk_rows} instead of {fresh.tokens.trunk_rows} rows computed, the same answer",
             self._compared(again, fresh),
         )
 
     def repeats(self) -> Finding:
-        """Whether the logits have the same bits every time."""
+        """Whether repeated answers have bit-identical logits."""
         with self._device.open() as session:
             answers = []
             for _ in range(_REPEATS):
@@ -173,18 +173,18 @@ class BundleChecks:
         return Finding(f"other bits: logits differ by up to {worst:.2g} of the largest", {"logit_difference": worst})
 
     def time_of_an_answer(self) -> Finding:
-        """Medians; on TensorRT with the decode step as one CUDA graph, and without."""
+        """Median times; on TensorRT with the decode step as one CUDA graph, and without."""
         figures: dict[str, Figure] = dict(self._times(cuda_graph=True))
-        shown = f"first token {figures['first_token_ms']:.1f} ms, then {figures['token_ms']:.2f} ms a token"
+        shown = f"first token {figures['first_token_ms']:.1f} ms, then {figures['token_ms']:.2f} ms per token"
         if self._device.subject.backend != "tensorrt":
             return Finding(shown, figures)
         without = self._times(cuda_graph=False)
         figures |= {f"{name.removesuffix('_ms')}_without_graph_ms": value for name, value in without.items()}
-        return Finding(f"{shown}; without a CUDA graph {without['token_ms']:.2f} ms a token", figures)
+        return Finding(f"{shown}; without a CUDA graph {without['token_ms']:.2f} ms per token", figures)
 
     def _times(self, *, cuda_graph: bool) -> dict[str, float]:
         with self._device.open(cuda_graph=cuda_graph) as session:
-            self._ask(session)  # the first one is slower
+            self._ask(session)  # warm-up: the first answer is slower
             answers = []
             for _ in range(_REPEATS):
                 session.forget_image()
@@ -194,17 +194,17 @@ class BundleChecks:
         return {"first_token_ms": float(np.median(first)) * 1e3, "token_ms": float(np.median(token)) * 1e3}
 
     def two_sessions(self) -> Finding:
-        """The one that is left answers as before, whichever was closed first."""
+        """The remaining session answers as before, whichever was closed first."""
         self._require_room()
         for first_to_close in (0, 1):
-            with self._device.open() as one, self._device.open() as other:
-                sessions = (one, other)
+            with self._device.open() as first, self._device.open() as second:
+                sessions = (first, second)
                 expected = [self._ask(session) for session in sessions]
                 sessions[first_to_close].close()
                 left = sessions[1 - first_to_close]
                 left.forget_image()
                 self._compared(self._ask(left), expected[1 - first_to_close])
-        return Finding("the one that was left answered as before")
+        return Finding("the remaining session answered as before")
 
     def _require_room(self) -> None:
         before = self._settled_free_bytes()
@@ -216,14 +216,14 @@ class BundleChecks:
             raise Skip(f"another session takes {text_from_bytes(needed)}; {text_from_bytes(after)} are free")
 
     def memory_back(self) -> Finding:
-        """After all sessions were closed."""
+        """Memory is free again after all sessions were closed."""
         if self._device.subject.backend == "onnxruntime":
             raise Skip("ONNX Runtime keeps the memory of the process; this is measured on a GPU")
         lost = _difference(self._free_at_start, self._settled_free_bytes())
         if lost is None:
-            raise Skip("this device does not say how much memory is free")
+            raise Skip("this device does not report how much memory is free")
         if lost > _LEAK_BYTES:
-            raise CheckFailed(f"{text_from_bytes(lost)} did not come back")
+            raise CheckFailed(f"{text_from_bytes(lost)} were not freed")
         return Finding("all of it", {"lost_bytes": lost})
 
     @cached_property
@@ -232,7 +232,7 @@ class BundleChecks:
         return bench_cases(spec, ["one-box" if spec.rpn is not None else "plain"])[0]
 
     def _ask(self, session: Session, *, reverse: bool = False) -> Answer:
-        """Both looks, where the model has two: the crop is forced, so that rounding does not choose it."""
+        """Ask a question, with both passes where the model has an RPN: the crop is fixed, whatever rounding does."""
         before, after = bench_prompt(session.spec)
         return session.answer_ids(
             bench_picture(0),
@@ -245,15 +245,15 @@ class BundleChecks:
         )
 
     def _compared(self, found: Answer, expected: Answer) -> dict[str, Figure]:
-        """How far logits are apart, up to where the tokens part. Raises CheckFailed beyond the variant's limits."""
-        one, other = _trace(found), _trace(expected)
+        """Differences of the logits, up to the first different token. Raises CheckFailed above the variant's limits."""
+        ours, reference = _trace(found), _trace(expected)
         figures: dict[str, Figure] = {}
-        if one.roi_logits is not None and other.roi_logits is not None:
-            figures["roi_difference"] = _relative(one.roi_logits, other.roi_logits)
+        if ours.roi_logits is not None and reference.roi_logits is not None:
+            figures["roi_difference"] = _relative(ours.roi_logits, reference.roi_logits)
             _require(float(figures["roi_difference"]), self._limits.values, "RoI logits")
-        steps = _shared_steps(found.token_ids, expected.token_ids, len(one.step_logits), len(other.step_logits))
+        steps = _shared_steps(found.token_ids, expected.token_ids, len(ours.step_logits), len(reference.step_logits))
         figures["logit_difference"] = max(
-            _relative(a, b) for a, b in zip(one.step_logits[:steps], other.step_logits[:steps], strict=True)
+            _relative(a, b) for a, b in zip(ours.step_logits[:steps], reference.step_logits[:steps], strict=True)
         )
         _require(float(figures["logit_difference"]), self._limits.token_logit, "logits")
         return figures
@@ -269,23 +269,23 @@ def _trace(answer: Answer) -> Trace:
     return answer.trace
 
 
-def _same_bits(one: Answer, other: Answer) -> bool:
-    a, b = _trace(one), _trace(other)
-    return one.token_ids == other.token_ids and a.step_logits.tobytes() == b.step_logits.tobytes()
+def _same_bits(first: Answer, second: Answer) -> bool:
+    a, b = _trace(first), _trace(second)
+    return first.token_ids == second.token_ids and a.step_logits.tobytes() == b.step_logits.tobytes()
 
 
 def _shared_steps(found: Sequence[int], expected: Sequence[int], found_steps: int, expected_steps: int) -> int:
-    """How many steps had the same tokens before them."""
+    """The number of steps preceded by equal tokens."""
     same = 0
-    for one, other in zip(found, expected, strict=False):
-        if one != other:
+    for found_id, expected_id in zip(found, expected, strict=False):
+        if found_id != expected_id:
             break
         same += 1
     return min(same + 1, found_steps, expected_steps)
 
 
 def _relative(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """The largest difference as a share of max(1, largest value); infinite for what is not finite."""
+    """The largest difference relative to max(1, largest value); infinite for values that are not finite."""
     if not np.isfinite(found).all():
         return float("inf")
     scale = max(1.0, float(np.abs(expected).max(initial=0)))

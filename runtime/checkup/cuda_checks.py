@@ -1,4 +1,4 @@
-"""What engines need of CUDA: memory, copies, order on a stream, captured graphs. Knows no TensorRT and no bundle."""
+"""Check what engines need from CUDA: memory, copies, stream order, captured graphs. Knows no TensorRT and no bundle."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
 
 __all__ = ["CudaChecks"]
 
-# TensorRT wants every address at a multiple of this.
+# The alignment that TensorRT requires of every address.
 _ALIGNMENT = 256
 _LAUNCHES = 100
-_WIDTH = 160  # rows of the shipped model: 640 bytes, no multiple of 256
+_WIDTH = 160  # rows of the shipped model: 640 bytes, not a multiple of 256
 _NOT_MEMORY_BYTES = 1 << 46  # more than any device has
 _LEAK_BYTES = 64 << 20
 
 
 class CudaChecks:
-    """One device through the runtime's own layer."""
+    """The checks of one device, through the runtime's own CUDA layer."""
 
     def __init__(self, open_cuda: Callable[[], Cuda], *, gpu_expected: bool, copy_bytes: int = 64 << 20) -> None:
         """Args:
-        gpu_expected: the machine shows an NVIDIA GPU, so a driver that cannot be used is a failure
-        copy_bytes: how much is copied at a time
+        gpu_expected: the machine shows an NVIDIA GPU, so an unusable driver is a failure
+        copy_bytes: the size of a copy
         """
         self._open_cuda, self._gpu_expected, self._copy_bytes = open_cuda, gpu_expected, copy_bytes
 
     def steps(self) -> list[Step]:
-        """In the order in which they build on each other."""
+        """The steps, each after those that it depends on."""
         return [
             Step("driver and GPU", self.driver),
             Step("memory", self.memory),
@@ -56,7 +56,7 @@ class CudaChecks:
 
     @cached_property
     def cuda(self) -> Cuda:
-        """Raises Skip where this machine has no NVIDIA GPU."""
+        """CUDA on the device. Raises Skip where this machine has no NVIDIA GPU."""
         try:
             cuda = self._open_cuda()
             count = cuda.device_count()
@@ -78,14 +78,14 @@ class CudaChecks:
         return Device(self.cuda)
 
     def driver(self) -> Finding:
-        """Versions, and what the GPU is."""
+        """Versions, and the kind of GPU."""
         facts, (driver, runtime) = self.device.facts, self.cuda.versions()
         if driver < runtime // 1000 * 1000:
             raise CheckFailed(
                 f"the driver has CUDA {_cuda_version(driver)}, older than the library's {_cuda_version(runtime)}; "
                 "install a newer driver"
             )
-        kind = "shares the system's memory" if facts.integrated else "has memory of its own"
+        kind = "shares the system's memory" if facts.integrated else "has its own memory"
         return Finding(
             f"{facts.name}, {facts.capability}, {kind}; driver CUDA {_cuda_version(driver)}, library "
             f"{_cuda_version(runtime)}",
@@ -106,7 +106,7 @@ class CudaChecks:
         return Finding(f"{_size(free)} free on the GPU, {_size(available)} available to the system", figures)
 
     def copies(self) -> Finding:
-        """Arrays arrive as they were sent, whole and in rows; and how fast."""
+        """Arrays are copied without change, whole and by rows; and how fast."""
         rng = np.random.default_rng(0)
         rows = rng.random((1, 7, _WIDTH), np.float32)
         buffer = DeviceBuffer.zeros(self.device, rows.shape, "float32")
@@ -126,26 +126,26 @@ class CudaChecks:
 
     def _speeds(self) -> dict[str, Figure]:
         count = self._copy_bytes
-        one, other = (DeviceBuffer.zeros(self.device, (count,), "uint8") for _ in range(2))
+        source, target = (DeviceBuffer.zeros(self.device, (count,), "uint8") for _ in range(2))
         array = np.ones(count, np.uint8)
 
         def within() -> None:
-            self.cuda.copy(other.pointer, one.pointer, count, self.device.stream.handle)
+            self.cuda.copy(target.pointer, source.pointer, count, self.device.stream.handle)
             self.device.stream.mark()
 
         def down() -> None:
-            one.changed()
-            one.read()
+            source.changed()
+            source.read()
 
         jobs: dict[str, Callable[[], object]] = {
-            "host_to_device_gb_s": lambda: one.write(array),
+            "host_to_device_gb_s": lambda: source.write(array),
             "device_to_host_gb_s": down,
             "within_device_gb_s": within,
         }
         return {name: count / _best_s(job, self.device) / 1e9 for name, job in jobs.items()}
 
     def stream_order(self) -> Finding:
-        """Pinned memory is not written again while a copy of it is under way."""
+        """Pinned memory is not overwritten during a copy from it."""
         size = self._copy_bytes // 4
         buffer, copy = (DeviceBuffer.zeros(self.device, (size,), "float32") for _ in range(2))
         for value in range(4):
@@ -154,11 +154,11 @@ class CudaChecks:
             self._copy(copy, buffer)
             buffer.write(np.full(size, -1, np.float32))
             if not (copy.read() == value).all():
-                raise CheckFailed("a copy holds what was written after it was enqueued")
-        return Finding("4 of 4 copies hold what was written before them")
+                raise CheckFailed("a copy has values that were written after it was enqueued")
+        return Finding("4 of 4 copies have the values that were written before them")
 
     def blocks_used_again(self) -> Finding:
-        """A block that was given back is handed out behind its last use."""
+        """A released block is reused only after its last use."""
         size = self._copy_bytes // 4
         for value in range(4):
             buffer, copy = (DeviceBuffer.zeros(self.device, (size,), "float32") for _ in range(2))
@@ -168,11 +168,11 @@ class CudaChecks:
             del buffer
             DeviceBuffer.zeros(self.device, (size,), "float32").write(np.full(size, -1, np.float32))
             if not (copy.read() == value).all():
-                raise CheckFailed("a block was written again before its last use was done")
-        return Finding("4 of 4 blocks were left alone until their last use was done")
+                raise CheckFailed("a block was overwritten before its last use was done")
+        return Finding("4 of 4 blocks were not overwritten until their last use was done")
 
     def capture(self) -> Finding:
-        """A step that was captured gives the same at every launch as when it is enqueued."""
+        """A captured step gives the same results at every launch as when enqueued."""
         source, target = (DeviceBuffer.zeros(self.device, (1, 1, _WIDTH), "float32") for _ in range(2))
 
         def step() -> None:
@@ -191,7 +191,7 @@ class CudaChecks:
         return Finding(f"{_LAUNCHES} launches, each with its own values", {"launch_and_read_us": step_us})
 
     def refused_capture(self) -> Finding:
-        """After a call that a capture forbids the stream can be used."""
+        """The stream is usable after a call that a capture forbids."""
 
         def forbidden() -> None:
             self.cuda.free(self.cuda.allocate(1 << 20))
@@ -200,32 +200,32 @@ class CudaChecks:
         graph()
         try:
             graph()
-            found = "the step goes on without a graph"
+            found = "the step runs without a graph"
         except RunFailed as error:
             found = f"refused: {error}"
         self._require_usable()
-        return Finding(f"{found}; the stream can be used after it")
+        return Finding(f"{found}; the stream can be used afterwards")
 
     def out_of_memory(self) -> Finding:
-        """A request that cannot be met is refused, and harms nothing."""
+        """An allocation that is too large is refused without side effects."""
         try:
             self.device.memory.take(_NOT_MEMORY_BYTES)
         except RunFailed:
             self._require_usable()
-            return Finding("refused, and memory can be used after it")
-        raise CheckFailed(f"{text_from_bytes(_NOT_MEMORY_BYTES)} were granted")
+            return Finding("refused, and memory can be used afterwards")
+        raise CheckFailed(f"{text_from_bytes(_NOT_MEMORY_BYTES)} were allocated")
 
     def memory_back(self) -> Finding:
-        """What was taken and given back is free again."""
+        """Released memory is free again."""
         before = self._settled_free_bytes()
         for _ in range(8):
             DeviceBuffer.zeros(self.device, (self._copy_bytes,), "uint8")
         after = self._settled_free_bytes()
         if before is None or after is None:
-            raise Skip("this GPU does not say how much memory is free")
+            raise Skip("this GPU does not report how much memory is free")
         lost = before - after
         if lost > _LEAK_BYTES:
-            raise CheckFailed(f"{text_from_bytes(lost)} did not come back")
+            raise CheckFailed(f"{text_from_bytes(lost)} were not freed")
         return Finding("all of it", {"lost_bytes": lost})
 
     def _settled_free_bytes(self) -> int | None:
@@ -239,16 +239,16 @@ class CudaChecks:
         self.device.stream.mark()
 
     def _keep_busy(self) -> None:
-        """Enough copies that what is enqueued next does not run at once."""
-        one, other = (DeviceBuffer.zeros(self.device, (self._copy_bytes,), "uint8") for _ in range(2))
+        """Enqueue enough copies that later work does not run at once."""
+        source, target = (DeviceBuffer.zeros(self.device, (self._copy_bytes,), "uint8") for _ in range(2))
         for _ in range(16):
-            self._copy(one, other)
+            self._copy(source, target)
 
     def _require_usable(self) -> None:
         buffer = DeviceBuffer.zeros(self.device, (_WIDTH,), "float32")
         buffer.write(np.ones(_WIDTH, np.float32))
         if not (buffer.read() == 1).all():
-            raise CheckFailed("memory does not hold what is written after it")
+            raise CheckFailed("memory does not have the values that are written afterwards")
 
 
 def _best_s(job: Callable[[], object], device: Device) -> float:

@@ -1,4 +1,4 @@
-"""Which steps a check of a device has, by group. A request is plain data, so that it can go to another process."""
+"""The steps of a device check, by group. A request is plain data, so that it can be sent to another process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["GROUPS", "STEP_COUNTS", "CheckupRequest", "steps_of"]
 
 @dataclass(frozen=True)
 class CheckupRequest:
-    """What is checked."""
+    """The request of a device check."""
 
-    bundle: str | None = None  # None: CUDA and pictures alone
+    bundle: str | None = None  # None: only CUDA and pictures
     backend: str = AUTOMATIC
     target: str | None = None
-    gpu: int = 0  # as CUDA numbers them
-    step_limit_s: float = 600.0  # a step that takes longer has failed
+    gpu: int = 0  # the CUDA device index
+    step_limit_s: float = 600.0  # a step that takes longer fails
 
     def __post_init__(self) -> None:
         if self.gpu < 0:
@@ -37,17 +37,17 @@ class CheckupRequest:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """In the order in which they run."""
+        """The groups in the order in which they run."""
         return tuple(group for group in GROUPS if group != "bundle" or self.bundle is not None)
 
     @property
     def step_count(self) -> int:
-        """Of all groups together."""
+        """The number of steps of all groups."""
         return sum(STEP_COUNTS[group] for group in self.groups)
 
 
 def steps_of(group: str, request: CheckupRequest) -> list[Step]:
-    """Raises BadInput for an unknown group, and what opening the bundle raises."""
+    """The steps of a group. Raises BadInput for an unknown group, and the errors of opening the bundle."""
     if group not in GROUPS:
         raise BadInput(f"group {group!r} is unknown; expected one of {', '.join(GROUPS)}")
     return GROUPS[group](request)
@@ -77,7 +77,7 @@ def _cuda_checks(request: CheckupRequest) -> CudaChecks:
     )
 
 
-STEP_COUNTS = {"CUDA": 9, "pictures": 4, "bundle": 8}  # known before a group's process has started
+STEP_COUNTS = {"CUDA": 9, "pictures": 4, "bundle": 8}  # known before the process of a group starts
 GROUPS: dict[str, Callable[[CheckupRequest], list[Step]]] = {
     "CUDA": _cuda,
     "pictures": _pictures,

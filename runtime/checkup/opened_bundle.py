@@ -1,4 +1,4 @@
-"""A bundle on the backend that would answer with it on this machine. See `BundleOnDevice`."""
+"""A bundle on the backend that would run it on this machine. See `BundleOnDevice`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from sdrpn.runtime.session import Session
 
 __all__ = ["OpenedBundle"]
 
-# ONNX Runtime maps weights and packs them into memory of its own.
+# ONNX Runtime maps weights and also keeps packed copies of them.
 _HOST_PER_WEIGHT_BYTE = 3
 
 
 class OpenedBundle:
-    """Chooses once what runs the bundle, and opens sessions of it."""
+    """Chooses the backend of a bundle once, and opens sessions of it."""
 
     def __init__(self, path: Path | str, *, backend: str = AUTOMATIC, target: str | None = None, gpu: int = 0) -> None:
         """Raises BadBundle, BadInput, EngineMismatch or MissingDependency, as `Session.open` does."""
@@ -48,7 +48,7 @@ class OpenedBundle:
 
     @property
     def note(self) -> str | None:
-        """Why engines that are there are not used."""
+        """Why existing engines are not used, or None."""
         return self._choice.note
 
     def open(self, *, cuda_graph: bool = True) -> Session:
@@ -67,7 +67,7 @@ class OpenedBundle:
 
     def open_reference(self) -> Session | None:
         """See `BundleOnDevice`."""
-        if self._bundle.release_targets:  # engines, and nothing to hold them against
+        if self._bundle.release_targets:  # engines without graphs to compare with
             return None
         if self._choice.info is CPU:
             reference = self._twin()
@@ -78,7 +78,7 @@ class OpenedBundle:
         return Session.open(self._bundle.path, backend=CPU.name, variant=reference.name, optimized=False, verify=False)
 
     def _twin(self, dialect: str | None = None) -> Variant | None:
-        """Other graphs that ought to compute the same numbers; of one dialect they have the same inputs and outputs."""
+        """Another variant that should compute the same numbers; in the same dialect, inputs and outputs are equal."""
         for variant in self._bundle.manifest.variants.values():
             same = variant.numerics == self.numerics and dialect in (None, variant.dialect)
             if same and variant.name != self._variant.name and not variant.for_engines_only:
@@ -93,7 +93,7 @@ class OpenedBundle:
                 self._bundle, self._variant, self._twin(self._variant.dialect), open_backend(CPU.name)
             )
         if engines is None:
-            raise Skip("graphs are compared one by one for engines, and on the CPU")
+            raise Skip("graphs are compared one by one only for engines, and on the CPU")
         options = EngineOptions(device=self._gpu)
         gpu = open_tensorrt(engines.flavour, options, host_code=engines.host_code)
         compares = not (self._variant.for_engines_only or self._bundle.release_targets) and self._fits_host()

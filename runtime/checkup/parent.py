@@ -1,4 +1,4 @@
-"""Run every group of steps in a child process and collect the results: what ends a child ends no other group."""
+"""Run every group of steps in a child process and collect the results; a crashed child does not affect other groups."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Begin = Callable[[str, str], None]  # (group, step)
 def run_checkup(
     request: CheckupRequest, begin: Begin = lambda group, step: None, *, module: str = _MODULE
 ) -> Iterator[CheckResult]:
-    """Results in order, as they come.
+    """Yield the results in order.
 
     Args:
         begin: called before each step
-        module: what the children run (for tests)
+        module: the module that the children run (for tests)
     """
     for group in request.groups:
         with tempfile.TemporaryFile() as printed, _child(group, request, module, printed) as child:
@@ -40,19 +40,19 @@ def run_checkup(
 
 @dataclass
 class _Child:
-    """One group of steps, running."""
+    """A running group of steps."""
 
     group: str
     process: subprocess.Popen[bytes]
     events: IO[bytes]
-    printed: IO[bytes]  # what libraries print by themselves
+    printed: IO[bytes]  # output of libraries
     step_limit_s: float
-    waiting: list[str] = field(default_factory=list)  # steps that have not begun
+    waiting: list[str] = field(default_factory=list)  # steps that have not started
     current: str = "start"
     since_s: float = field(default_factory=time.monotonic)
 
     def results(self, begin: Begin) -> Iterator[CheckResult]:
-        """Until the child ends; a child that ends early is a failure of the step that it was in."""
+        """Yield results until the child ends; if it ends early, the current step has failed."""
         fault = None
         try:
             for event in self._events():
@@ -81,7 +81,7 @@ class _Child:
             yield CheckResult(**event["result"])
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        """Raises TimeoutError when the next one takes longer than a step may."""
+        """The child's events. Raises TimeoutError when the next one exceeds the time limit of a step."""
         buffer = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self.events, selectors.EVENT_READ)
@@ -111,7 +111,7 @@ class _Child:
 
 @contextmanager
 def _child(group: str, request: CheckupRequest, module: str, printed: IO[bytes]) -> Iterator[_Child]:
-    """Killed when the block ends, however it ends."""
+    """Start a child process, which is killed when the block ends."""
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", buffering=0) as events:
         try:
@@ -126,7 +126,7 @@ def _child(group: str, request: CheckupRequest, module: str, printed: IO[bytes])
             os.close(writing)
         try:
             assert process.stdin is not None
-            # A child that is dead already is found out when its events are read.
+            # A child that is dead already is noticed when its events are read.
             with suppress(BrokenPipeError), process.stdin:
                 process.stdin.write(json.dumps(asdict(request)).encode())
             yield _Child(group, process, events, printed, request.step_limit_s)

@@ -1,4 +1,4 @@
-"""The compiled image path against Pillow and NumPy, on the CPU and on the GPU: the same values, or as close as said."""
+"""Compare the compiled image path with Pillow and NumPy, on the CPU and on the GPU: equal values, or within a limit."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _VISION = VisionSpec(image_size_px=56, patch_size_px=14, width=32, layers=2, hea
 
 
 class PictureChecks:
-    """Resizing, JPEG decoding, and the CUDA kernels."""
+    """The checks of resizing, JPEG decoding, and the CUDA kernels."""
 
     def __init__(self, open_device: Callable[[], Device]) -> None:
         """`open_device` raises Skip where there is no GPU."""
         self._open_device = open_device
 
     def steps(self) -> list[Step]:
-        """CPU first."""
+        """The steps, those on the CPU first."""
         return [
             Step("resize, compiled", self.resize),
             Step("JPEG, compiled", self.jpeg),
@@ -49,7 +49,7 @@ class PictureChecks:
         return np.random.default_rng(0).integers(0, 256, (203, 301, 3), dtype=np.uint8)
 
     def resize(self) -> Finding:
-        """The native module's values are Pillow's."""
+        """The native module's values equal Pillow's."""
         if native_module() is None:
             raise Skip("the native image path was not compiled: Pillow is used (docs/native.md)")
         base = np.empty((1, 3, 56, 56), np.float32)
@@ -61,7 +61,7 @@ class PictureChecks:
         return _equal(np.concatenate([base, crops]), np.stack(expected), "Pillow's")
 
     def jpeg(self) -> Finding:
-        """The native decoder's pixels are Pillow's."""
+        """The native decoder's pixels equal Pillow's."""
         native = native_module("_native_jpeg")
         if native is None:
             raise Skip("the native JPEG decoder was not compiled: Pillow is used (docs/native.md)")
@@ -71,7 +71,7 @@ class PictureChecks:
         return _equal(found, expected, "Pillow's")
 
     def resize_on_gpu(self) -> Finding:
-        """The CUDA kernels' values are the CPU's."""
+        """The CUDA kernels' values equal the CPU's."""
         device = self._open_device()
         if native_module("_native_cuda") is None:
             raise Skip("the CUDA kernels were not compiled: pictures are resized on the CPU (docs/native.md)")
@@ -81,7 +81,7 @@ class PictureChecks:
         write_crops(self._pixels, _BOXES, _VISION, expected)
         found = DeviceBuffer.zeros(device, expected.shape, "float32")
         if not fill_on_gpu(GpuPixels(source), _BOXES, "bilinear", None, _VISION, found):
-            raise CheckFailed("the CUDA kernels did not take a picture that lies on the GPU")
+            raise CheckFailed("the CUDA kernels did not accept a picture in GPU memory")
         return _equal(found.read(), expected, "the CPU's")
 
     def jpeg_on_gpu(self) -> Finding:
@@ -102,7 +102,7 @@ class PictureChecks:
 
 
 def _jpeg_file() -> tuple[bytes, npt.NDArray[np.uint8]]:
-    """A soft picture as a file, and the pixels that Pillow reads from it."""
+    """A smooth picture as a JPEG file, and the pixels that Pillow reads from it."""
     small = np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(small).resize((800, 600), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=92)

@@ -1,4 +1,4 @@
-"""Run named steps one after the other; what a step finds, or why it failed or was skipped, is its result."""
+"""Run named steps one after the other; a result is the finding of a step, or why it failed or was skipped."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["CheckFailed", "Finding", "Skip", "Step", "run_steps"]
 
 
 class Skip(Exception):
-    """The step cannot be done here; its text says why."""
+    """The step cannot run on this machine; the text says why."""
 
 
 class CheckFailed(Exception):
-    """The step was done, and what it found is wrong."""
+    """The step ran, and its result is wrong."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a step that passed found out."""
+    """The result of a step that passed."""
 
     detail: str
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Step:
-    """`run` raises Skip, CheckFailed, or whatever it meets."""
+    """A named step. `run` may raise Skip, CheckFailed, or any other error."""
 
     name: str
     run: Callable[[], Finding]
@@ -39,7 +39,7 @@ class Step:
 def run_steps(
     group: str, steps: Sequence[Step], begin: Callable[[str], None] = lambda name: None
 ) -> Iterator[CheckResult]:
-    """Results in order. `begin` is called with a step's name before it starts."""
+    """Yield the results in order. `begin` is called with a step's name before it starts."""
     for step in steps:
         begin(step.name)
         start = time.perf_counter()
@@ -54,7 +54,7 @@ def _outcome(step: Step) -> tuple[State, Finding]:
         return "skipped", Finding(_line(reason))
     except (CheckFailed, SdrpnError) as error:
         return "failed", Finding(_line(error))
-    except Exception as error:  # a report of what a library raises is what this is for
+    except Exception as error:  # any error of a library is a result
         return "failed", Finding(f"{type(error).__name__}: {_line(error)}")
 
 

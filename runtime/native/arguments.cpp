@@ -10,7 +10,7 @@
 namespace sdrpn {
 namespace {
 
-constexpr int64_t kMaxSide = 1'000'000;  // of a picture or a box: sums and sizes stay far from the integers' ends
+constexpr int64_t kMaxSide = 1'000'000;  // of a picture or a box: sums and sizes cannot overflow
 constexpr int64_t kMaxResult = 16'384;   // of a result's side
 
 using AnyArray = nb::ndarray<nb::ro>;

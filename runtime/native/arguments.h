@@ -10,15 +10,15 @@ namespace sdrpn {
 
 namespace nb = nanobind;
 
-// All that `prepare` takes from Python beside memory.
+// All arguments of `prepare` from Python besides memory.
 struct Request {
     nb::handle boxes, filter, colour, mean, deviation;
 };
 
-// A picture in ordinary memory.
+// A picture in host memory.
 Picture picture_of(nb::handle array);
 
-// A picture of which only the size is known, with rows that adjoin.
+// A picture of which only the size is known, with contiguous rows.
 Picture picture_of_size(int64_t height, int64_t width);
 
 // The boxes, filter, colour and normalisation, checked against the picture.

@@ -1,4 +1,4 @@
-// One thread a pixel of the result: down the strip, then normalised, then into its three planes.
+// One thread per pixel of the result: sums a column of the strip, normalises, and writes to the three planes.
 #include "gpu.h"
 
 namespace sdrpn {

@@ -7,9 +7,9 @@
 namespace sdrpn {
 namespace {
 
-constexpr size_t kAlignment = 256;  // of what CUDA hands out
+constexpr size_t kAlignment = 256;  // of CUDA's allocations
 
-// Cuts pieces off one block of memory; with no block it only counts.
+// Allocates pieces of one block of memory; without a block it only counts bytes.
 class Arena {
 public:
     explicit Arena(void* block) : block_(static_cast<uint8_t*>(block)) {}

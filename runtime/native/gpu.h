@@ -1,5 +1,5 @@
-// Boxes of one picture on a GPU: four kernels a box (windows twice, rows, columns), on the caller's stream, in memory
-// that the caller owns.
+// Boxes of one picture on a GPU: four kernels per box (windows twice, rows, columns), on the caller's stream, in memory
+// owned by the caller.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,7 +10,7 @@
 
 namespace sdrpn {
 
-// The windows of one axis in device memory, as `Windows` has them.
+// The windows of one axis in device memory, laid out as in `Windows`.
 struct DeviceWindows {
     AxisShape axis;
     int limit;
@@ -29,18 +29,18 @@ struct DeviceResult {
     float mean[kChannels], deviation[kChannels];
 };
 
-// One kernel a file; each returns what the launch said.
+// One kernel per file; each function returns the launch status.
 cudaError_t launch_windows(const DeviceWindows& windows, cudaStream_t stream);
 cudaError_t launch_rows(const Picture& picture, int left, int top, int rows, const DeviceWindows& windows,
                         DeviceColour colour, uint8_t* strip, cudaStream_t stream);
 cudaError_t launch_columns(const uint8_t* strip, const DeviceWindows& windows, DeviceColour colour,
                            const DeviceResult& result, cudaStream_t stream);
 
-// What the largest of the job's boxes needs while it is worked on. Boxes use it one after another.
+// Workspace for the largest of the job's boxes, which use it one after another.
 size_t workspace_bytes(const Job& job);
 
-// `job.picture.data`, `job.out` and `workspace` are addresses that the device can read and write. Returns when the
-// kernels are queued; throws std::runtime_error where CUDA refuses.
+// `job.picture.data`, `job.out` and `workspace` are addresses that the device can access. Returns when the kernels are
+// enqueued; throws std::runtime_error for CUDA errors.
 void prepare_on_gpu(const Job& job, void* workspace, cudaStream_t stream);
 
 }  // namespace sdrpn

@@ -13,11 +13,11 @@
 namespace sdrpn {
 namespace {
 
-// Blocks at a cut are upsampled without their neighbours: so many more pixels make the wanted ones whole. A block of
-// the coarsest sampling is 32 pixels wide.
+// Blocks at a cut are upsampled without their neighbours: this margin makes the requested pixels exact. A block of the
+// coarsest sampling is 32 pixels wide.
 constexpr int kMargin = 64;
 
-// libjpeg-turbo reports errors through a jump; what needs a destructor lives outside of `run`.
+// libjpeg-turbo reports errors by longjmp: objects with destructors live outside of `run`.
 class Decoder {
 public:
     ~Decoder() { jpeg_destroy_decompress(&file_); }
@@ -31,7 +31,7 @@ public:
         };
         errors_.base.output_message = [](j_common_ptr) {};
         errors_.base.emit_message = [](j_common_ptr file, int level) {
-            if (level < 0) file->err->error_exit(file);  // a warning: damaged data, of which Pillow shall decide
+            if (level < 0) file->err->error_exit(file);  // a warning: damaged data, left to Pillow
         };
     }
 
@@ -101,7 +101,7 @@ private:
         const size_t skipped = (part.left - first_column_) * size_t{3};
         while (static_cast<int>(file_.output_scanline) < part.top + part.height) {
             const int line = static_cast<int>(file_.output_scanline) - part.top;
-            // Rows of the margin go where the first wanted one will be written over them.
+            // Rows of the margin are written to the first requested row, which overwrites them.
             uint8_t* to = part.out + std::max(0, line) * part.out_stride;
             JSAMPROW row = whole_rows ? to : row_.data();
             if (jpeg_read_scanlines(&file_, &row, 1) != 1) return false;

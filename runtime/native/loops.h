@@ -1,26 +1,26 @@
-// The loops that take the time, in as many versions as there are instruction sets; all give the same bytes.
+// The inner loops, in one version per instruction set; all give the same bytes.
 #pragma once
 
 #include "passes.h"
 
 namespace sdrpn {
 
-// Some rows of bytes, `stride` apart.
+// Rows of bytes, `stride` apart.
 struct Lines {
     const uint8_t* data;
     int64_t stride;
     int count;
 };
 
-// Up to kRowsAtOnce rows of the picture, and as many rows of a strip. A row of a strip has room for a fourth byte behind
-// its last pixel.
+// Up to kRowsAtOnce rows of the picture, and as many rows of a strip. A row of a strip has space for a fourth byte
+// after its last pixel.
 struct Rows {
     Lines from;
     uint8_t* to;
     int64_t to_stride;
 };
 
-// The same as pointers, where the last row stands in for those that are missing.
+// The same as pointers, with the last row in place of missing ones.
 struct RowPointers {
     const uint8_t* from[kRowsAtOnce];
     uint8_t* to[kRowsAtOnce];
@@ -39,20 +39,20 @@ static inline RowPointers pointers_to(const Rows& rows) {
 // How `rows` reads row windows: in whole blocks of pixels.
 struct BlockShape {
     int pixels;   // 0: not in blocks
-    int weights;  // numbers that a block's weights take
-    int spare;    // pixels that a row must have beyond the longest window in blocks
+    int weights;  // number of weights per block
+    int spare;    // pixels that a row must have beyond the longest window, in whole blocks
     void (*put_weight)(int32_t* block, int pixel, int32_t weight);
 };
 
 struct Loops {
     BlockShape block;
     void (*rows)(const Rows& rows, const Windows& windows, const uint8_t colour[3]);
-    // The rows of a strip that one window holds, and one row of the colour outside -> one row of the result, as bytes.
+    // The rows of a strip in one window, and one row of the colour outside -> one row of the result, as bytes.
     // All have `lines.stride` bytes, a multiple of kStripAlignment.
     void (*column)(const Lines& lines, const int32_t* weights, const uint8_t* outside_row, int32_t outside, uint8_t* to);
 };
 
-Loops plain_loops();  // value by value, as the CUDA kernels go
+Loops plain_loops();  // value by value, like the CUDA kernels
 #ifdef SDRPN_HAS_AVX2_LOOPS
 Loops avx2_loops();
 #endif

@@ -1,8 +1,8 @@
-// For x86-64 with AVX2: compiled for it, and called only where the processor has it. Everything has internal linkage, and
-// no template is used: nothing that was compiled for one processor can stand in for the same on another.
+// For x86-64 with AVX2: compiled for it, and called only where the processor has it. Everything has internal linkage
+// and no template is used, so that the linker cannot use code compiled for AVX2 in other files.
 //
 // One instruction multiplies 16-bit numbers and adds neighbours to 32 bits. So a weight is split into its low 15 bits
-// and the rest; the sums of both are put together at the end, which is exact: sums of 32 bits may wrap on the way.
+// and the rest; the two sums are combined at the end, which is exact, because 32-bit sums may wrap in between.
 #include <immintrin.h>
 
 #include "loops.h"
@@ -13,9 +13,9 @@ namespace {
 constexpr int kLowBits = 15;
 constexpr int32_t kLowMask = (1 << kLowBits) - 1;
 constexpr int kBlockPixels = 4;
-constexpr int kBlockWeights = 16;  // of 32 bits, each a pair: eight of the upper parts, eight of the lower ones
+constexpr int kBlockWeights = 16;  // of 32 bits, each a pair: eight upper parts, eight lower parts
 
-// A block's 12 bytes are loaded as 16. The other four lie in front of it, or behind where there is no room in front.
+// A block's 12 bytes are loaded as 16. The other four precede it, or follow it at the start of a row.
 constexpr int kLead = 4;
 constexpr int kLeadPixels = 2;
 
@@ -36,7 +36,7 @@ void put_weight(int32_t* block, int pixel, int32_t weight) {
 
 __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
-// What makes pairs of 16 bits of 16 bytes, of which the block's first is number `lead`.
+// The shuffle that makes 16-bit pairs of 16 bytes; the block starts at byte `lead`.
 __m256i spread_from(int lead) {
     alignas(32) int8_t order[32];
     for (int i = 0; i < 32; ++i) {
@@ -51,7 +51,7 @@ __m256i joined(__m256i upper, __m256i lower) {
     return _mm256_add_epi32(_mm256_slli_epi32(upper, kLowBits), lower);
 }
 
-// Of one window in each of four rows.
+// The sums of one window in each of four rows.
 struct FourSums {
     __m256i upper[4] = {}, lower[4] = {};
 
@@ -68,7 +68,7 @@ struct FourSums {
         }
     }
 
-    // Of two neighbouring rows: the bytes in 32 bits each, the first row's in the lower half.
+    // Bytes of two neighbouring rows, in 32 bits each, the first row's in the lower half.
     __m256i pixels_of(int row, __m256i start) const {
         const __m256i first = joined(upper[row], lower[row]), second = joined(upper[row + 1], lower[row + 1]);
         const __m256i sums = _mm256_add_epi32(_mm256_permute2x128_si256(first, second, 0x20),
@@ -103,7 +103,7 @@ void rows(const Rows& rows, const Windows& windows, const uint8_t colour[3]) {
     }
 }
 
-// Of 32 neighbouring columns.
+// The sums of 32 neighbouring columns.
 struct ColumnSums {
     __m256i upper[4] = {};
     __m256i lower[4] = {_mm256_set1_epi32(kHalf), _mm256_set1_epi32(kHalf), _mm256_set1_epi32(kHalf),
@@ -129,7 +129,7 @@ struct ColumnSums {
         for (int part = 0; part < 4; ++part) {
             values[part] = _mm256_srai_epi32(joined(upper[part], lower[part]), kFractionBits);
         }
-        // Packing undoes the order into which unpacking brought them.
+        // Packing restores the order that unpacking changed.
         return _mm256_packus_epi16(_mm256_packs_epi32(values[0], values[1]), _mm256_packs_epi32(values[2], values[3]));
     }
 };
@@ -144,7 +144,7 @@ void column(const Lines& lines, const int32_t* weights, const uint8_t* outside_r
     static_assert(kStripAlignment == 32);
     const int paired = lines.count / 2 * 2;
     const bool alone = lines.count > paired;
-    const int32_t rest[2] = {alone ? weights[paired] : 0, outside};  // the last row, if it has no partner, and the colour
+    const int32_t rest[2] = {alone ? weights[paired] : 0, outside};  // the last row, if unpaired, and the colour
     for (int64_t at = 0; at < lines.stride; at += 32) {
         const uint8_t* from = lines.data + at;
         ColumnSums sums;

@@ -1,4 +1,4 @@
-// For aarch64: every such processor has NEON, which loads R, G and B of neighbouring pixels into registers of their own.
+// For aarch64: every such processor has NEON, which loads R, G and B of neighbouring pixels into separate registers.
 #include <arm_neon.h>
 
 #include "loops.h"
@@ -12,7 +12,7 @@ void put_weight(int32_t* block, int pixel, int32_t weight) { block[pixel] = weig
 
 int32x4_t widened(uint16x4_t words) { return vreinterpretq_s32_u32(vmovl_u16(words)); }
 
-// Of one window in one row: every fourth value of a channel.
+// The sums of one window in one row: every fourth value of a channel.
 struct PixelSums {
     int32x4_t of[kChannels] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
 
@@ -24,7 +24,7 @@ struct PixelSums {
         }
     }
 
-    // Three bytes, and one more that means nothing.
+    // Three bytes, and one unused byte.
     uint32_t bytes(int32x4_t start) const {
         const int32x4_t sums = vpaddq_s32(vpaddq_s32(of[0], of[1]), vpaddq_s32(of[2], of[2]));
         const uint16x4_t words = vqmovun_s32(vshrq_n_s32(vaddq_s32(sums, start), kFractionBits));
@@ -55,7 +55,7 @@ void rows(const Rows& rows, const Windows& windows, const uint8_t colour[3]) {
     }
 }
 
-// Of 16 neighbouring columns.
+// The sums of 16 neighbouring columns.
 struct ColumnSums {
     int32x4_t of[4] = {vdupq_n_s32(kHalf), vdupq_n_s32(kHalf), vdupq_n_s32(kHalf), vdupq_n_s32(kHalf)};
 

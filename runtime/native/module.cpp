@@ -1,4 +1,4 @@
-// sdrpn._native: boxes of a picture to what the vision tower reads, on the CPU.
+// sdrpn._native: boxes of a picture to the vision tower's input, on the CPU.
 #include <chrono>
 #include <stdexcept>
 #include <string>
@@ -12,7 +12,7 @@ namespace nb = nanobind;
 
 namespace {
 
-// Looks for Ctrl-C while the lock of the interpreter is released; not more often than a person could tell.
+// Checks for Ctrl-C while the GIL is released; only as often as a user would notice.
 class Interruption {
 public:
     void operator()() {

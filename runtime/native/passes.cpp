@@ -1,4 +1,4 @@
-// What surrounds the loops: windows as they want them, and which of them this processor can run.
+// Preparation for the loops: windows in their layout, and the choice of loops for this processor.
 #include "passes.h"
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 namespace sdrpn {
 namespace {
 
-// The fastest that this processor can run.
+// The fastest loops that this processor supports.
 Loops best_loops() {
 #ifdef SDRPN_HAS_AVX2_LOOPS
     static const bool has_avx2 = __builtin_cpu_supports("avx2");
@@ -35,7 +35,7 @@ void write_planes(const uint8_t* bytes, int row, const Result& result) {
 
 Windows windows_of(const AxisShape& axis) {
     Windows made;
-    // No window holds more than the picture does.
+    // No window is larger than the picture.
     made.limit = std::max(1, std::min(window_limit(axis), axis.end - axis.begin));
     made.windows.resize(axis.result);
     made.outside.resize(axis.result);
@@ -60,7 +60,7 @@ void add_blocks(Windows& windows, int picture_width) {
     for (size_t x = 0; x < windows.windows.size(); ++x) {
         const Window window = windows.windows[x];
         const int blocks = blocks_of(window.count);
-        // At the end of a row a block begins earlier, with zero weights in front.
+        // At the end of a row a block begins earlier, with leading zero weights.
         const int first = std::min(window.first, picture_width - blocks * shape.pixels);
         made.of.push_back({first, blocks});
         for (int i = 0; i < window.count; ++i) {

@@ -8,7 +8,7 @@
 
 namespace sdrpn {
 
-// A picture in memory: bytes R, G, B side by side, `row_stride` bytes from row to row.
+// A picture in memory: interleaved bytes R, G, B, with `row_stride` bytes from row to row.
 struct Picture {
     const uint8_t* data;
     int64_t row_stride;
@@ -16,23 +16,23 @@ struct Picture {
     int height;
 };
 
-// The row windows of one axis as this processor's loops read them: whole blocks of pixels that stay on the picture.
+// The row windows of one axis in the layout of this processor's loops: whole blocks of pixels inside the picture.
 struct Blocks {
-    int limit = 0;           // entries of `weights` a position
-    std::vector<Window> of;  // first pixel, number of blocks; none where the picture is too narrow for them
+    int limit = 0;           // entries of `weights` per position
+    std::vector<Window> of;  // first pixel, number of blocks; empty where the picture is too narrow for blocks
     std::vector<int32_t> weights;
 };
 
-// The windows of all result positions of one axis. `weights` has `limit` entries a position, the rest zero.
+// The windows of all result positions of one axis. `weights` has `limit` entries per position, unused ones are zero.
 struct Windows {
     int limit = 0;
     std::vector<Window> windows;
     std::vector<int32_t> weights;
     std::vector<int32_t> outside;
-    Blocks blocks;  // for rows alone
+    Blocks blocks;  // only for rows
 };
 
-// Where a result goes: `values` is a table of what the bytes become, 256 of each channel.
+// The destination of a result: `values` maps each byte to its value, 256 per channel.
 struct Result {
     void* data;
     const void* values;
@@ -44,22 +44,22 @@ struct Result {
 constexpr int kRowsAtOnce = 4;
 constexpr int kStripAlignment = 32;
 
-// Bytes from row to row of a strip: there is room for one behind the last pixel.
+// Bytes from row to row of a strip, with space for one byte after the last pixel.
 inline int64_t strip_stride(int width) {
     return (int64_t{width} * kChannels + 1 + kStripAlignment - 1) / kStripAlignment * kStripAlignment;
 }
 
 Windows windows_of(const AxisShape& axis);
 
-// Adds what `shrink_rows` reads where it does not go value by value.
+// Adds the block layout that `shrink_rows` reads where it does not work value by value.
 void add_blocks(Windows& windows, int picture_width);
 
-// Rows `first` to `last` of the picture -> the same rows of a strip, from `first` on. Value by value, as the CUDA
-// kernels go, where the windows have no blocks.
+// Rows `first` to `last` of the picture -> the same rows of a strip, from `first` on. Value by value, like the CUDA
+// kernels, where the windows have no blocks.
 void shrink_rows(const Picture& picture, int left, const Windows& windows, const uint8_t colour[3], int first, int last,
                  uint8_t* strip);
 
-// Rows `first` to `last` of the result from the strip, whose first row is picture row `top`. `plain` goes value by value.
+// Rows `first` to `last` of the result from the strip, whose first row is picture row `top`. `plain`: value by value.
 void shrink_columns(const uint8_t* strip, const Windows& windows, const uint8_t colour[3], int first, int last,
                     const Result& result, bool plain);
 

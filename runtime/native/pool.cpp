@@ -15,11 +15,11 @@ namespace sdrpn {
 namespace {
 
 struct Progress {
-    std::atomic<int> next{0};  // the first task that nobody has begun; beyond `count` where there is none
-    std::atomic<int> left{0};  // tasks that have not ended
+    std::atomic<int> next{0};  // the first task that has not started; at least `count` where there is none
+    std::atomic<int> left{0};  // tasks that have not finished
 };
 
-// What the threads of one call have in common. It outlives the call where a helper comes too late to do anything.
+// State shared by the threads of one call. It outlives the call where a helper starts too late to do anything.
 class Work {
 public:
     explicit Work(const std::vector<Phase>& phases) : phases_(phases), progress_(phases.size()) {
@@ -42,7 +42,7 @@ public:
         }
     }
 
-    // Taken out by the caller: a helper must not be the last to hold an exception of Python's.
+    // Taken out by the caller: a helper must not hold the last reference to a Python exception.
     std::exception_ptr take_failure() {
         const std::lock_guard<std::mutex> hold(failure_lock_);
         return std::exchange(failure_, nullptr);
@@ -53,7 +53,7 @@ private:
         if (count > 0 && (at.left -= count) == 0) at.left.notify_all();
     }
 
-    // Keeps the exception that is being handled, and leaves out the tasks that nobody has begun.
+    // Stores the current exception, and skips the tasks that have not started.
     void give_up(size_t phase) {
         {
             const std::lock_guard<std::mutex> hold(failure_lock_);
@@ -71,10 +71,10 @@ private:
     std::exception_ptr failure_;
 };
 
-std::atomic<int> helpers{0};  // of all calls
+std::atomic<int> helpers{0};  // in all calls
 
 bool add_helper() {
-    static const int once = pthread_atfork(nullptr, nullptr, [] { helpers = 0; });  // the child has none of them
+    static const int once = pthread_atfork(nullptr, nullptr, [] { helpers = 0; });  // the child process has no helpers
     static_cast<void>(once);
     if (++helpers < cores()) return true;
     --helpers;
@@ -87,7 +87,7 @@ void start_helper(const std::shared_ptr<Work>& work) {
             work->take_part([] {});
             --helpers;
         }).detach();
-    } catch (const std::system_error&) {  // the system has no more threads: the work is done by fewer
+    } catch (const std::system_error&) {  // no more threads available: continue with fewer
         --helpers;
     }
 }

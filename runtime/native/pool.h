@@ -1,4 +1,4 @@
-// Share numbered tasks among a bounded number of threads.
+// Distribute numbered tasks over a bounded number of threads.
 #pragma once
 
 #include <functional>
@@ -14,11 +14,11 @@ struct Phase {
 // The cores of this machine.
 int cores();
 
-// Runs the phases one after the other, the tasks of each on up to `threads` threads. The calling thread is one of them,
-// and calls `poll` between its tasks; what it or a task throws ends the rest and is thrown from here. It waits for tasks
-// that others have begun, not for threads that have not come to begin one: on a busy machine it does the work alone.
-// Helpers are started anew for each call, which takes about 10 us each, so that no fork and no end of the interpreter
-// meets them waiting; all calls of the process together have at most as many as there are further cores.
+// Runs the phases one after the other, the tasks of each on up to `threads` threads. The calling thread is one of them
+// and calls `poll` between its tasks; an exception of `poll` or of a task cancels the rest and is rethrown here. The
+// call waits for tasks that have started, not for threads that have not: on a busy machine the calling thread does all
+// work. Helpers are started for each call, at about 10 us each, so that none is idle during a fork or at interpreter
+// exit; all calls of the process together have at most one helper per further core.
 void share(const std::vector<Phase>& phases, int threads, const std::function<void()>& poll);
 
 }  // namespace sdrpn

@@ -1,4 +1,4 @@
-// Plan the boxes, then share their rows and columns among threads.
+// Plan the boxes, then distribute their rows and columns over threads.
 #include "prepare.h"
 
 #include <algorithm>
@@ -8,13 +8,13 @@
 namespace sdrpn {
 namespace {
 
-constexpr int64_t kStripBytes = 64 << 20;  // boxes are taken together up to this much
-constexpr int64_t kTaskValues = 1 << 17;    // to read or write: enough to be worth a task, small enough to share
-constexpr int64_t kThreadValues = 1 << 20;  // that each thread must have: about half a millisecond
+constexpr int64_t kStripBytes = 64 << 20;  // boxes are processed together up to this size
+constexpr int64_t kTaskValues = 1 << 17;    // read or written: large enough for a task, small enough to distribute
+constexpr int64_t kThreadValues = 1 << 20;  // at least this many per thread: about half a millisecond
 
-// One box on its way.
+// The plan of one box.
 struct Plan {
-    Windows rows, columns;  // along a row; down a column
+    Windows rows, columns;  // along rows; along columns
     int left, top, bottom, width;  // of the picture
     int64_t strip_at;
     uint8_t* out;
@@ -63,7 +63,7 @@ void prepare_together(const Job& job, std::vector<Plan>& plans, const std::vecto
         plan.strip_at = strip_bytes;
         strip_bytes += (plan.bottom - plan.top) * stride;
         add_pieces(rows, plan, plan.top, plan.bottom, plan.width);
-        add_pieces(columns, plan, 0, job.height, job.width * 4);  // a value of the result takes longer
+        add_pieces(columns, plan, 0, job.height, job.width * 4);  // a result value takes longer
     }
     std::vector<uint8_t> strip(strip_bytes);
     const auto shrink_rows_of = [&](int i) {

@@ -1,4 +1,4 @@
-// Boxes of one picture to normalised planes: checks nothing, knows nothing about Python.
+// Boxes of one picture to normalised planes: does not check arguments, knows nothing about Python.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace sdrpn {
 
-// Pixels of the picture; may reach beyond it, and then `colour` is what is there.
+// A box in pixels of the picture; may extend beyond it, where `colour` is used.
 struct Box {
     int x1, y1, x2, y2;
 };
@@ -30,7 +30,7 @@ struct Job {
     bool plain;
 };
 
-// Rows or columns of the picture that lie in the box.
+// Rows or columns of the picture inside the box.
 inline int inside_begin(int from) { return std::max(0, from); }
 inline int inside_end(int to, int picture_size) { return std::min(to, picture_size); }
 
@@ -38,10 +38,10 @@ inline AxisShape axis_of(int from, int to, int picture_size, int result, Filter 
     return {to - from, result, inside_begin(from) - from, inside_end(to, picture_size) - from, filter};
 }
 
-// What each byte of each channel becomes, (3, 256).
+// The value for each byte of each channel, (3, 256).
 std::vector<uint8_t> value_table(const Job& job);
 
-// `poll` is called from the calling thread now and then, and may throw.
+// `poll` is called from the calling thread repeatedly, and may throw.
 void prepare(const Job& job, const std::function<void()>& poll);
 
 }  // namespace sdrpn

@@ -1,8 +1,8 @@
-// One value of a resized picture, as Pillow rounds it: what the CPU loops and the CUDA kernels share.
+// One value of a resized picture, rounded as in Pillow: shared by the CPU loops and the CUDA kernels.
 //
 // A picture is resized along its rows, rounded to bytes, then along its columns. Each result is a sum of a window of
-// source values with whole-number weights (fixed point, 22 bits behind the point); what lies outside the picture has
-// one colour, so its weights are added up beforehand. Knows nothing about memory, threads or Python.
+// source values with integer weights (fixed point, 22 fractional bits); outside the picture there is one colour, whose
+// weights are summed beforehand. Knows nothing about memory, threads or Python.
 #pragma once
 
 #include <cstdint>
@@ -16,23 +16,23 @@
 
 namespace sdrpn {
 
-// Pillow's choice: 32 bits less 8 of a value less 2 for what the negative weights of a bicubic window add.
+// As in Pillow: 32 bits less 8 of a value, less 2 because negative bicubic weights increase the sum.
 constexpr int kFractionBits = 22;
 constexpr int kHalf = 1 << (kFractionBits - 1);
 constexpr int kChannels = 3;
 
 enum class Filter : int { bilinear = 0, bicubic = 1 };
 
-// How one axis of the canvas (the box, with what it holds of the world outside the picture) becomes one of the result.
+// How one axis of the canvas (the box, including its part outside the picture) maps to one of the result.
 struct AxisShape {
     int canvas;   // source positions
     int result;   // result positions
-    int begin;    // where the picture begins on the canvas; may be negative
-    int end;      // and where it ends
+    int begin;    // start of the picture on the canvas; may be negative
+    int end;      // end of the picture on the canvas
     Filter filter;
 };
 
-// The part of a window that lies on the picture, in positions of the picture from its first one on the canvas.
+// The part of a window on the picture, in positions relative to the first picture position on the canvas.
 struct Window {
     int first;
     int count;
@@ -40,7 +40,7 @@ struct Window {
 
 SDRPN_BOTH static inline double reach(Filter filter) { return filter == Filter::bilinear ? 1.0 : 2.0; }
 
-// The filter's curve. Bicubic is Keys' with a = -0.5; the order of the operations is that of Pillow's results.
+// The filter function. Bicubic is Keys' with a = -0.5; the order of operations matches Pillow's results.
 SDRPN_BOTH static inline double curve(Filter filter, double x) {
     if (x < 0.0) x = -x;
     if (filter == Filter::bilinear) return x < 1.0 ? 1.0 - x : 0.0;
@@ -52,13 +52,13 @@ SDRPN_BOTH static inline double curve(Filter filter, double x) {
 
 SDRPN_BOTH static inline double step_of(const AxisShape& axis) { return static_cast<double>(axis.canvas) / axis.result; }
 
-// Shrinking widens the filter by the same factor (antialiasing); enlarging leaves it.
+// Shrinking widens the filter by the same factor (antialiasing); enlarging does not change it.
 SDRPN_BOTH static inline double stretch_of(const AxisShape& axis) {
     const double step = step_of(axis);
     return step < 1.0 ? 1.0 : step;
 }
 
-// Entries that hold any window of the axis.
+// The largest number of entries in any window of the axis.
 SDRPN_BOTH static inline int window_limit(const AxisShape& axis) {
     const double support = reach(axis.filter) * stretch_of(axis);
     const int whole = static_cast<int>(support);
@@ -86,7 +86,7 @@ SDRPN_BOTH static inline int32_t fixed_point(double weight) {
     return static_cast<int32_t>(weight < 0.0 ? scaled - 0.5 : scaled + 0.5);
 }
 
-// Writes the weights of one result position that fall on the picture, and adds up those that do not.
+// Writes the weights of one result position inside the picture, and sums those outside.
 SDRPN_BOTH static inline Window window_weights(const AxisShape& axis, int position, int32_t* weights, int32_t* outside) {
     const Window canvas = canvas_window(axis, position);
     double total = 0.0;
@@ -114,24 +114,24 @@ SDRPN_BOTH static inline uint8_t settle(int32_t sum) {
     return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
-// Adds a window of one channel; `stride` bytes lie between neighbours.
+// Adds a window of one channel; neighbours are `stride` bytes apart.
 SDRPN_BOTH static inline int32_t window_sum(const uint8_t* source, int64_t stride, const int32_t* weights, int count,
                                      int32_t sum) {
     for (int i = 0; i < count; ++i) sum += weights[i] * static_cast<int32_t>(source[i * stride]);
     return sum;
 }
 
-// What a sum starts from: one half, and the colour of what lies outside.
+// The initial value of a sum: one half, plus the colour outside the picture.
 SDRPN_BOTH static inline int32_t sum_start(int32_t outside, uint8_t colour) {
     return kHalf + outside * static_cast<int32_t>(colour);
 }
 
-// One value of the normalised result, in the precision and order in which NumPy computes it.
+// One value of the normalised result, in the precision and order of NumPy's computation.
 SDRPN_BOTH static inline float normalised(int value, float mean, float deviation) {
     return (static_cast<float>(value / 255.0) - mean) / deviation;
 }
 
-// The bits of the nearest float16; ties go to even, as in NumPy.
+// The bits of the nearest float16; ties to even, as in NumPy.
 SDRPN_BOTH static inline uint16_t half_bits(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -145,7 +145,7 @@ SDRPN_BOTH static inline uint16_t half_bits(float value) {
     const int shift = subnormal ? 126 - static_cast<int>(magnitude >> 23) : 13;
     const uint32_t kept = mantissa >> shift, rest = mantissa & ((1u << shift) - 1u), tie = 1u << (shift - 1);
     const uint32_t rounded = kept + ((rest > tie || (rest == tie && (kept & 1u))) ? 1u : 0u);
-    // A carry out of the mantissa moves into the exponent, as it should.
+    // A carry out of the mantissa correctly increments the exponent.
     const uint32_t exponent = subnormal ? 0u : ((magnitude >> 23) - 113u) << 10;
     return static_cast<uint16_t>(sign | (exponent + rounded));
 }

@@ -1,4 +1,4 @@
-// One thread a pixel of the strip: neighbouring threads read neighbouring windows of one row.
+// One thread per pixel of the strip: neighbouring threads read neighbouring windows of one row.
 #include "gpu.h"
 
 namespace sdrpn {

@@ -1,4 +1,4 @@
-// One thread a result position: its window and weights.
+// One thread per result position: its window and weights.
 #include "gpu.h"
 
 namespace sdrpn {

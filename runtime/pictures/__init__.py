@@ -1,1 +1,1 @@
-"""A question's picture: decoded by parts, cropped, resized and normalised, on the CPU or on a GPU."""
+"""A question's picture: decoded in parts, cropped, resized and normalised, on the CPU or on a GPU."""

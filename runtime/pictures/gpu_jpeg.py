@@ -1,5 +1,5 @@
-"""Decode a JPEG file on an NVIDIA GPU with nvImageCodec (extra `nvimgcodec`). Its pixels are not Pillow's to the last
-bit. Not run on a GPU yet.
+"""Decode a JPEG file on an NVIDIA GPU with nvImageCodec (extra `nvimgcodec`). Its pixels differ from Pillow's in the
+last bits. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["GpuPixels", "decode_on_gpu"]
 
 
 class GpuPixels:
-    """An upright picture in the GPU's memory, (H, W, 3) uint8."""
+    """An upright picture in GPU memory, (H, W, 3) uint8."""
 
     def __init__(self, tensor: Any) -> None:
         """`tensor`: nvImageCodec's picture, which owns the memory."""
@@ -26,14 +26,14 @@ class GpuPixels:
 
     @functools.cached_property
     def array(self) -> npt.NDArray[np.uint8]:
-        """The same in ordinary memory."""
+        """A copy in host memory."""
         return np.ascontiguousarray(np.asarray(self.tensor.cpu()))
 
 
 def decode_on_gpu(data: bytes) -> GpuPixels:
-    """The upright picture of a file.
+    """Decode a file to an upright picture.
 
-    Raises: MissingDependency; RunFailed where no GPU can be used; BadImage where nvImageCodec cannot decode the file.
+    Raises: MissingDependency; RunFailed without a usable GPU; BadImage where nvImageCodec cannot decode the file.
     """
     nvimgcodec = _library()
     decoded = _decoder().decode(

@@ -1,4 +1,4 @@
-"""Boxes of a picture that lies on an NVIDIA GPU, straight into the vision graph's input there: the CUDA kernels of
+"""Write boxes of a picture in GPU memory directly to the vision graph's input, with the CUDA kernels of
 `sdrpn._native_cuda`. Not run on a GPU yet.
 """
 
@@ -27,14 +27,14 @@ def fill_on_gpu(
     vision: VisionSpec,
     buffer: Buffer,
 ) -> bool:
-    """Enqueue each box, resized and normalised, into one entry of `buffer` (N, 3, R, R); False where that cannot be.
+    """Enqueue each box, resized and normalised, to one entry of `buffer` (N, 3, R, R); False where it cannot.
 
-    The picture must live until the buffer's stream has done it.
+    The picture must stay alive until the buffer's stream has completed the work.
 
     Args:
         boxes: checked by the caller
         resample: "bilinear" or "bicubic"
-        colour: of what lies outside the picture; None: nothing does
+        colour: the colour outside the picture; None: all boxes are inside
     """
     native = native_module("_native_cuda")
     if native is None or not isinstance(buffer, DeviceBuffer):
@@ -45,7 +45,7 @@ def fill_on_gpu(
     workspace_bytes = native.workspace_bytes(size_hw, result_hw, corners, **request)
 
     def enqueue(device: Device, out: int) -> None:
-        workspace = device.memory.take(workspace_bytes)  # given back at once: what takes it next is enqueued behind
+        workspace = device.memory.take(workspace_bytes)  # released at once: its next use is enqueued after this
         native.prepare(
             DeviceBuffer.wrapping(device, pixels.tensor).pointer,
             size_hw,

@@ -1,6 +1,6 @@
-"""A JPEG file whose parts are decoded when they are asked for, upright and with Pillow's pixels.
+"""A JPEG file whose parts are decoded on demand, upright and with Pillow's pixels.
 
-The native decoder leaves everything that libjpeg-turbo warns of to Pillow, which decides. Knows nothing about models.
+Files for which libjpeg-turbo has warnings are left to Pillow. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["DENOMINATORS", "JpegFile"]
 
 Array = npt.NDArray[np.uint8]
 
-DENOMINATORS = (1, 2, 4, 8)  # what DCT scaling divides the sides by
-# Skipping a row costs about half of decoding it (it has to be read), so the first of two threads takes more rows.
+DENOMINATORS = (1, 2, 4, 8)  # divisors of the sides in DCT scaling
+# Skipping a row costs about half of decoding it (it must be read), so the first of two threads gets more rows.
 FIRST_OF_TWO = 2 / 3
 TWO_THREADS_FROM_PIXELS = 2_000_000
 
@@ -31,7 +31,7 @@ TWO_THREADS_FROM_PIXELS = 2_000_000
 class JpegFile:
     """The bytes of a file, and its header."""
 
-    source: ImageSource  # where the bytes are from, for errors
+    source: ImageSource  # the source of the bytes, for errors
     data: bytes
     header: JpegHeader
 
@@ -48,7 +48,7 @@ class JpegFile:
         return self._opened() if stored is None else self._upright(stored)
 
     def part(self, box_xyxy_px: Box) -> Array:
-        """The pixels of a box that lies in the picture; rows below it are not read. Raises: BadImage."""
+        """The pixels of a box inside the picture; rows below it are not read. Raises: BadImage."""
         stored = self._decoded(self._stored_box(box_xyxy_px), threads=1)
         if stored is not None:
             return self._upright(stored)
@@ -56,7 +56,7 @@ class JpegFile:
         return self._opened()[y1:y2, x1:x2]
 
     def smaller(self, denominator: int) -> Array:
-        """All of it, the sides divided by 1, 2, 4 or 8 and rounded up, through DCT scaling. Raises: BadImage."""
+        """The whole picture, its sides divided by 1, 2, 4 or 8 and rounded up, by DCT scaling. Raises: BadImage."""
         native = native_module("_native_jpeg")
         if native is None:
             return self._drafted(denominator)
@@ -78,7 +78,7 @@ class JpegFile:
         return self.header.orientation in (2, 3, 7, 8), self.header.orientation in (3, 4, 6, 7)
 
     def _decoded(self, stored_box: Box, threads: int) -> Array | None:
-        """Pixels as they are stored; None where there is no native decoder or it has doubts about the file."""
+        """Pixels in stored orientation; None without a native decoder, or where it warns about the file."""
         native = native_module("_native_jpeg")
         if native is None:
             return None
@@ -101,7 +101,7 @@ class JpegFile:
         return out
 
     def _cuts(self, rows: int, pixels: int, threads: int) -> list[int]:
-        """Where the rows are divided among threads. A progressive file is read to its end for each: once is enough."""
+        """The rows at which threads split the work. A progressive file is not split: each part would read it all."""
         if threads < 2 or pixels < TWO_THREADS_FROM_PIXELS or self.header.progressive:
             return [0, rows]
         return [0, int(rows * FIRST_OF_TWO), rows]
@@ -126,7 +126,7 @@ class JpegFile:
         return np.asarray(open_image(self.source))
 
     def _drafted(self, denominator: int) -> Array:
-        """By Pillow, which can do the same; damaged files are refused with the words of `open_image`."""
+        """DCT scaling by Pillow; damaged files raise the errors of `open_image`."""
         try:
             return np.asarray(open_smaller(self.data, denominator))
         except BadImage:

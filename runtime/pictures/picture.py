@@ -1,7 +1,7 @@
 """One upright picture of a question: its size, its digest, and the pixels that the vision tower reads.
 
-With "fast", a JPEG file is decoded at a fraction of its size for the first look, and each crop is decoded by itself in
-full: quicker, and the first look is no longer what the model was trained with to the last bit.
+With "fast", a JPEG file is decoded at a fraction of its size for the first pass, and each crop is decoded separately at
+full size: faster, but the input of the first pass is not bit-identical to that of the training.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Decode: TypeAlias = Literal["exact", "fast", "gpu"]
 Planes: TypeAlias = npt.NDArray[Any]
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
-FAST_OVERSIZE = 2  # DCT scaling keeps at least so many times the R pixels of the first look; the filter does the rest
-BAND_ROWS = 256  # of a Pillow image are copied at a time
+FAST_OVERSIZE = 2  # DCT scaling keeps at least this many times the R pixels of the first pass; the filter does the rest
+BAND_ROWS = 256  # rows of a Pillow image that are copied at a time
 
 
 class Picture:
-    """Pixels in memory or on a GPU, or a JPEG file that is decoded by parts. Made by `open_picture`."""
+    """Pixels in memory or on a GPU, or a JPEG file that is decoded in parts. Made by `open_picture`."""
 
     def __init__(self, pixels: Pixels | GpuPixels | None, file: JpegFile | None, threads: int) -> None:
         self._on_gpu = pixels if isinstance(pixels, GpuPixels) else None
@@ -55,7 +55,7 @@ class Picture:
         self.size: tuple[int, int] = _size_of(pixels) if pixels is not None else _require(file).size
 
     def digest(self) -> str:
-        """Equal pictures that are looked at in the same way have equal digests."""
+        """A digest; equal for equal pictures that are decoded in the same way."""
         if isinstance(self._in_memory, Image.Image):
             return image_digest(self._in_memory)
         if self._in_memory is not None:
@@ -64,7 +64,7 @@ class Picture:
         return f"{way} {hashlib.blake2b(_require(self._file).data, digest_size=16).hexdigest()}"
 
     def fill_base(self, vision: VisionSpec, buffer: Buffer) -> None:
-        """As `write_base`, into a backend's buffer (1, 3, R, R), on the GPU where the picture lies there."""
+        """`write_base` to a backend's buffer (1, 3, R, R), on the GPU where the picture is there."""
         if self._on_gpu is not None and vision.fit == "pad":
             box, colour = padded_box(self.size), vision.pad_colour
             if fill_on_gpu(self._on_gpu, [box], "bicubic", colour, vision, buffer):
@@ -72,7 +72,7 @@ class Picture:
         buffer.fill(lambda out: self.write_base(vision, out))
 
     def fill_crops(self, boxes: Sequence[Box], vision: VisionSpec, buffer: Buffer) -> None:
-        """As `write_crops`, into a backend's buffer, on the GPU where the picture lies there."""
+        """`write_crops` to a backend's buffer, on the GPU where the picture is there."""
         for box in boxes:
             check_crop(box, self.size)
         if self._on_gpu is not None and fill_on_gpu(self._on_gpu, boxes, "bilinear", None, vision, buffer):
@@ -80,14 +80,14 @@ class Picture:
         buffer.fill(lambda out: self.write_crops(boxes, vision, out))
 
     def write_base(self, vision: VisionSpec, out: Planes) -> None:
-        """The first look into `out` (1, 3, R, R), float32 or float16. Raises: BadImage."""
+        """Write the input of the first pass to `out` (1, 3, R, R), float32 or float16. Raises: BadImage."""
         pixels = self._pixels if self._pixels is not None else self._smaller(vision)
         write_base(pixels, vision, out, self._threads)
 
     def write_crops(self, boxes: Sequence[Box], vision: VisionSpec, out: Planes) -> None:
-        """Each box, in pixels of the picture, into one entry of `out` (N, 3, R, R).
+        """Write each box, in pixels of the picture, to one entry of `out` (N, 3, R, R).
 
-        Raises: BadInput for a box that is empty or leaves the picture; BadImage.
+        Raises: BadInput for a box that is empty or extends beyond the picture; BadImage.
         """
         if self._pixels is not None:
             write_crops(self._pixels, boxes, vision, out, self._threads)
@@ -100,12 +100,12 @@ class Picture:
 
     @property
     def _pixels(self) -> Pixels | None:
-        """All of them in ordinary memory; None where parts of a file are decoded when they are asked for."""
+        """All pixels in host memory; None where parts of a file are decoded on demand."""
         return self._in_memory if self._on_gpu is None else self._on_gpu.array
 
     def _smaller(self, vision: VisionSpec) -> npt.NDArray[np.uint8]:
         length = max(self.size) if vision.fit == "pad" else min(self.size)
-        fitting = [one for one in DENOMINATORS if length // one >= FAST_OVERSIZE * vision.image_size_px]
+        fitting = [divisor for divisor in DENOMINATORS if length // divisor >= FAST_OVERSIZE * vision.image_size_px]
         return _require(self._file).smaller(max(fitting, default=1))
 
 
@@ -113,12 +113,12 @@ PictureSource: TypeAlias = "ImageSource | Picture"
 
 
 def open_picture(source: PictureSource, *, decode: Decode = "exact", threads: int | None = None) -> Picture:
-    """Open a picture as `sdrpn.images.image.open_image` does, with the same pixels and the same errors.
+    """Open a picture like `sdrpn.images.image.open_image`, with the same pixels and the same errors.
 
     Args:
-        source: what `open_image` takes, or a Picture, which is returned as it is
-        decode: "fast" looks first at a JPEG file that is decoded at a fraction of its size; "gpu" has nvImageCodec
-            decode it; other pictures are not affected
+        source: as for `open_image`, or a Picture, which is returned unchanged
+        decode: for JPEG files: "fast" decodes at a fraction of the size for the first pass; "gpu" decodes with
+            nvImageCodec
         threads: for decoding and resizing; None: one per core
     Raises: BadImage, BadInput.
     """
@@ -138,7 +138,7 @@ def open_picture(source: PictureSource, *, decode: Decode = "exact", threads: in
 
 
 def _jpeg_file(source: ImageSource) -> JpegFile | None:
-    """None for what is not a JPEG file of three colours, or cannot be read: `open_image` says why."""
+    """None for anything but a readable JPEG file with three colours: `open_image` raises the error."""
     data = source if isinstance(source, bytes) else _jpeg_bytes(source)
     if data is None or not data.startswith(JPEG_SIGNATURE):
         return None
@@ -171,14 +171,14 @@ def _pixels(source: ImageSource) -> Pixels:
 
 
 def _is_readable(array: npt.NDArray[Any]) -> bool:
-    """Whether the native module takes the array without a copy; what is no picture at all is told by `open_image`."""
+    """Whether the native module can read the array without a copy; other errors are raised by `open_image`."""
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or array.size == 0:
         return False
     return array.strides[1:] == (3, 1) and array.strides[0] >= 3 * array.shape[1]
 
 
 def _array_of(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """(H, W, 3); by bands, because Pillow makes two more copies of what it hands out."""
+    """An array (H, W, 3), copied in bands, because Pillow makes two further copies of exported pixels."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, BAND_ROWS):
         bottom = min(top + BAND_ROWS, image.height)

@@ -1,6 +1,6 @@
-"""Write what the vision tower reads into the caller's memory: the one place that knows of the native module.
+"""Write the vision tower's input to the caller's memory: the only module that uses the native module.
 
-`sdrpn.images.image` is the specification, in Pillow and NumPy, and what is used where the native module was not
+`sdrpn.images.image` is the specification, in Pillow and NumPy, and the fallback where the native module was not
 compiled.
 """
 
@@ -29,7 +29,7 @@ Planes: TypeAlias = npt.NDArray[Any]  # (N, 3, R, R) float32 or float16, C order
 
 @functools.cache
 def native_module(name: str = "_native") -> ModuleType | None:
-    """`sdrpn._native` or one of its neighbours; None where it was not compiled or cannot be loaded here."""
+    """`sdrpn._native` or another native module; None where it was not compiled or cannot be loaded."""
     try:
         return importlib.import_module(f"sdrpn.{name}")
     except ImportError:
@@ -37,14 +37,14 @@ def native_module(name: str = "_native") -> ModuleType | None:
 
 
 def thread_count(wanted: int | None) -> int:
-    """As many threads as wanted (None: one per core), but not more than cores."""
+    """The number of threads to use: as wanted (None: one per core), but at most the number of cores."""
     native = native_module()
     cores = native.cores() if native is not None else os.cpu_count() or 1
     return max(1, min(wanted or cores, cores))
 
 
 def write_base(pixels: Pixels, vision: VisionSpec, out: Planes, threads: int = 1) -> None:
-    """The whole picture into `out` (1, 3, R, R); see `sdrpn.images.image.base_pixels`."""
+    """Write the whole picture to `out` (1, 3, R, R); see `sdrpn.images.image.base_pixels`."""
     native = native_module()
     if native is None or isinstance(pixels, Image.Image) or vision.fit == "crop":
         out[0] = base_pixels(_as_image(pixels), vision)
@@ -54,9 +54,9 @@ def write_base(pixels: Pixels, vision: VisionSpec, out: Planes, threads: int = 1
 
 
 def write_crops(pixels: Pixels, boxes: Sequence[Box], vision: VisionSpec, out: Planes, threads: int = 1) -> None:
-    """Each box into one entry of `out` (N, 3, R, R); see `sdrpn.images.image.crop_pixels`.
+    """Write each box to one entry of `out` (N, 3, R, R); see `sdrpn.images.image.crop_pixels`.
 
-    Raises: BadInput for a box that is empty or leaves the picture.
+    Raises: BadInput for a box that is empty or extends beyond the picture.
     """
     native = native_module()
     if native is None or isinstance(pixels, Image.Image):

@@ -86,7 +86,7 @@ def watch_answer(
     before, after = (_embed(model, ids) for ids in (prompt.ids_before, prompt.ids_after))
     embeds = torch.cat((before, image_embeds, after))[None]
     cache = KvCache()
-    # The last token of the prompt runs again with the answer. Of a given one nothing above the highest head counts.
+    # The prompt's last token runs later, with the answer. Layers above the highest head run only for own answers.
     layers.run(embeds[:, :-1], 0, cache, last=None if given_ids is None else top)
 
     if given_ids is None:

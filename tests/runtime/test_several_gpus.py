@@ -57,7 +57,7 @@ def test_a_tensor_of_the_other_one_is_refused(gpus: FakeGpu) -> None:
 
 
 def test_one_that_is_not_there(gpus: FakeGpu, tiny_bundle: Path) -> None:
-    with pytest.raises(BadInput, match="device 2 was asked for; CUDA shows 2, the first of which is 0"):
+    with pytest.raises(BadInput, match="device 2 was requested; CUDA shows 2 devices, the first of which is 0"):
         gpus.session(EngineOptions(device=2))
     with pytest.raises(BadInput, match="device is -1; expected the number of a GPU"):
         EngineOptions(device=-1)
@@ -72,5 +72,5 @@ def test_what_is_said_of_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu is not None
     assert gpu.name == "Fake GPU 1"
     assert fake.initialised == {1}
-    with pytest.raises(BadInput, match="device 2 was asked for"):
+    with pytest.raises(BadInput, match="device 2 was requested"):
         read_platform(2)

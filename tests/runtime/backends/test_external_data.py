@@ -70,7 +70,7 @@ def test_graphs_in_graphs_without_end() -> None:
     for _ in range(200):
         for number in (6, 5, 1):  # a graph in an attribute in a node in a graph
             content = with_length(number, content)
-    with pytest.raises(BadBundle, match="nested too deep"):
+    with pytest.raises(BadBundle, match="nested too deeply"):
         external_files(with_length(7, content))
 
 

@@ -30,7 +30,7 @@ def test_names_are_those_of_the_rows() -> None:
     ("name", "message"),
     [
         ("onnxruntim", r"is unknown; expected one of auto, onnxruntime, .*; did you mean onnxruntime\?"),
-        ("onnxruntime-tensorrt", "was removed: it compiled anew"),
+        ("onnxruntime-tensorrt", "was removed: it compiled again"),
         (AUTOMATIC, "backend 'auto' is unknown"),
     ],
 )

@@ -83,5 +83,5 @@ def test_what_does_not_fit(gpu: FakeGpu) -> None:
             backend.store_rows([cache], [backend.allocate(shape, dtype)], start)
     step = backend.store_rows([cache], [backend.allocate((1, 2, 1, 4), "float16")], start)
     assert isinstance(step, RowStore)
-    with pytest.raises(RunFailed, match=r"rows go to \(2,\) places; without the kernel expected one"):
+    with pytest.raises(RunFailed, match=r"rows go to \(2,\) positions; without the kernel expected one"):
         RowCopies([cache], [cache], backend.allocate((2,), "int64"))

@@ -54,7 +54,7 @@ def test_where_that_cannot_be_written_it_answers_all_the_same(
     with rtx.bare_session() as session:
         ask(session)
         assert session.backend_note is not None
-        assert session.backend_note.startswith("what TensorRT-RTX compiles is not kept for the next start: ")
+        assert session.backend_note.startswith("kernels compiled by TensorRT-RTX are not stored for the next start: ")
 
 
 def test_nothing_is_compiled_twice_in_one_process(rtx: FakeGpu, tmp_path: Path) -> None:

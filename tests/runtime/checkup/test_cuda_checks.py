@@ -116,7 +116,7 @@ def test_memory_that_does_not_come_back_is_noticed() -> None:
     fake.leaks = 100 << 20
     results = checked(fake)
     assert failed(results) == ["memory goes back"]
-    assert "did not come back" in results["memory goes back"].detail
+    assert "were not freed" in results["memory goes back"].detail
 
 
 def missing() -> Cuda:
