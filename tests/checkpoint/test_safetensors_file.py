@@ -74,7 +74,7 @@ def test_an_array_maps_its_own_bytes_alone(tmp_path: Path) -> None:
 
 def test_the_writer_takes_the_promised_tensors_only(tmp_path: Path) -> None:
     writer = SafetensorsWriter(tmp_path / "a", {"a": (2,), "b": (3,)}, np.dtype(np.float32))
-    with pytest.raises(ValueError, match=r"b \(3,\) was written where a \(2,\) should come"), writer:
+    with pytest.raises(ValueError, match=r"b \(3,\) was written where a \(2,\) was expected"), writer:
         writer.write("b", np.zeros(3))
     writer = SafetensorsWriter(tmp_path / "a", {"a": (2,), "b": (3,)}, np.dtype(np.float32))
     with pytest.raises(ValueError, match="a lacks b"), writer:
@@ -134,7 +134,7 @@ def test_tensors_over_each_other_are_refused(tmp_path: Path) -> None:
     entry = {"dtype": "F32", "shape": [2]}
     for offsets in ([0, 8], [4, 12]):
         header = {"a": {**entry, "data_offsets": [0, 8]}, "b": {**entry, "data_offsets": offsets}}
-        with pytest.raises(BadCheckpoint, match="b lies over a; the header is damaged"):
+        with pytest.raises(BadCheckpoint, match="b overlaps a; the header is damaged"):
             SafetensorsReader(raw_file(tmp_path / "a.safetensors", header, bytes(12)))
 
 

@@ -132,7 +132,7 @@ def test_ask_refuses_what_cannot_fit(
         (("--context", "64,64"), "'64,64' names a length twice"),
         (("--target", "toaster"), "there is no target 'toaster'"),
         (("--variant", "fused-int3"), "has no variant 'fused-int3'"),
-        (("--target", "jetson-orin-nx-jp62"), "takes variant primitive-int4 or primitive-fp16"),
+        (("--target", "jetson-orin-nx-jp62"), "needs variant primitive-int4 or primitive-fp16"),
     ],
 )
 def test_refusals(sdrpn: Command, bundle: Path, arguments: tuple[object, ...], message: str) -> None:

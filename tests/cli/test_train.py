@@ -77,7 +77,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(
         content = (out / name).read_bytes()
         (out / name).write_bytes(content[: len(content) // 2])
         message = refusal(sdrpn(*command, out, "--resume"))
-        assert ("begin anew" if name.startswith("state") else "name a new folder") in message
+        assert ("start again" if name.startswith("state") else "name a new folder") in message
         (out / name).write_bytes(content)
     assert sdrpn(*command, out, "--resume").code == 0
     assert (out / "rpn.safetensors").read_bytes() == (whole / "rpn.safetensors").read_bytes()

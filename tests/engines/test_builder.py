@@ -215,7 +215,9 @@ class TestEngines:
     def test_a_capability_that_the_library_does_not_know(self, bundle: Path) -> None:
         """H100 and B200 are for TensorRT on the device; TensorRT-RTX says what it knows."""
         recipe = target(compute_capabilities=("SM90",))
-        with pytest.raises(BadInput, match=r"tensorrt-rtx 1\..* does not build for SM90; it knows SM120, SM121, SM75"):
+        with pytest.raises(
+            BadInput, match=r"tensorrt-rtx 1\..* does not build for SM90; it supports SM120, SM121, SM75"
+        ):
             build(bundle, TRUNK, recipe)
 
     @pytest.mark.parametrize(("kv_cache", "kind"), [("int8", "Int8"), ("fp8", "FP8")])
@@ -325,7 +327,7 @@ class TestCache:
 
 class TestRefusals:
     def test_a_variant_that_is_not_there(self, tiny_bundle: Path) -> None:
-        with pytest.raises(BadInput, match=r"takes variant fused-fp8 or .*; .* has fused-fp32, primitive-fp32. Add it"):
+        with pytest.raises(BadInput, match=r"needs variant fused-fp8 or .*; .* has fused-fp32, primitive-fp32. Add it"):
             plan_engines(tiny_bundle, read_target(RTX_TARGET), VISION)
 
     def test_advice_takes_a_precision_that_the_bundle_has(self, wide_bundle: Path, bundle: Path) -> None:
@@ -344,7 +346,7 @@ class TestRefusals:
             plan_engines(wide_bundle, target(tensorrt_min="9"), VISION)
 
     def test_a_gpu_that_the_library_does_not_know(self, bundle: Path) -> None:
-        with pytest.raises(BadInput, match=r"does not build for SM99; it knows SM120, "):
+        with pytest.raises(BadInput, match=r"does not build for SM99; it supports SM120, "):
             build(bundle, VISION, target(compute_capabilities=("SM99",)))
 
     def test_too_little_scratch_memory(self, bundle: Path) -> None:
@@ -366,7 +368,7 @@ class TestRefusals:
             stream.write("4711")
             stream.flush()
             fcntl.flock(stream, fcntl.LOCK_EX)
-            with pytest.raises(RunFailed, match=r"another build \(process 4711\) works on"):
+            with pytest.raises(RunFailed, match=r"another build \(process 4711\) is using"):
                 build(bundle)
         assert not build(bundle)[0].cached
 

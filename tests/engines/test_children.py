@@ -64,10 +64,10 @@ def test_two_at_once(tmp_path: Path) -> None:
     ("do", "message"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", r"graph0 was killed \(signal 9\), .* memory runs out; lower --jobs"),
-        ("print('bad graph', flush=True); os.kill(os.getpid(), signal.SIGSEGV)", r"SIGSEGV \(it said: bad graph\)"),
+        ("print('bad graph', flush=True); os.kill(os.getpid(), signal.SIGSEGV)", r"SIGSEGV \(its output: bad graph\)"),
         ("sys.exit(3)", "ended with exit code 3"),
         ("pass", "ended with exit code 0"),
-        ("raise ValueError('no such thing')", r"exit code 1 \(it said: ValueError: no such thing\)"),
+        ("raise ValueError('no such thing')", r"exit code 1 \(its output: ValueError: no such thing\)"),
         ("tell(event='os_error', errno=28, message='x')", "the disk is full: writing the engine of graph0"),
         ("tell(event='os_error', errno=5, message='bad disk')", "building graph0 failed: bad disk"),
     ],

@@ -39,7 +39,7 @@ class TestPrecision:
             plan_engines(wide_bundle, target(), BuildOptions(precision="int4"))
 
     def test_what_the_bundle_does_not_have(self, wide_bundle: Path) -> None:
-        with pytest.raises(BadInput, match=r"takes variant fused-int4; .*--dialect fused --precision int4"):
+        with pytest.raises(BadInput, match=r"needs variant fused-int4; .*--dialect fused --precision int4"):
             plan_engines(wide_bundle, target(precisions=("int4", "fp16")), BuildOptions(precision="int4"))
 
 
@@ -54,7 +54,7 @@ class TestCaches:
         assert coded.estimate.device.caches_bytes < 0.7 * whole.estimate.device.caches_bytes
 
     def test_a_variant_that_is_not_there(self, wide_bundle: Path) -> None:
-        advice = r"takes variant primitive-fp16-kv-int8; .*--dialect primitive --precision fp16 --kv-cache int8"
+        advice = r"needs variant primitive-fp16-kv-int8; .*--dialect primitive --precision fp16 --kv-cache int8"
         with pytest.raises(BadInput, match=advice):
             plan_engines(wide_bundle, target(), BuildOptions(kv_cache="int8"))
 
@@ -123,7 +123,7 @@ def test_a_profile_that_the_library_does_not_take() -> None:
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     profiles: dict[str, Shapes] = {"decode": {"x": ((3,), (2,), (1,))}}
     request = CompileRequest("tensorrt-rtx", "g", model.SerializeToString(), ("SM86",), profiles, None, None)
-    with pytest.raises(RunFailed, match=r"refused profile decode, .* \{'x': \(\(3,\), \(2,\), \(1,\)\)\}"):
+    with pytest.raises(RunFailed, match=r"rejected profile decode .* \{'x': \(\(3,\), \(2,\), \(1,\)\)\}"):
         compile_graph(request, lambda *event: None)
 
 

@@ -55,7 +55,8 @@ def test_the_example_of_the_documentation(tmp_path: Path) -> None:
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(
-        BadInput, match=r"no target 'rtx-9090'; did you mean rtx-5090\?; known are a100, .*, or name a \.toml file"
+        BadInput,
+        match=r"no target 'rtx-9090'; did you mean rtx-5090\?; known targets are a100, .*; or name a \.toml file",
     ):
         read_target("rtx-9090")
     with pytest.raises(BadInput, match="no target"):

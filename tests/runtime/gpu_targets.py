@@ -22,4 +22,4 @@ def require_capability(flavour: str, capability: str, library: Any = None) -> No
     trt = library if library is not None else library_module(flavour)
     known = sorted(name for name in dir(trt.ComputeCapability) if name.startswith("SM"))
     if capability not in known:
-        pytest.skip(f"{flavour} {trt.__version__} does not build for {capability}; it knows {', '.join(known)}")
+        pytest.skip(f"{flavour} {trt.__version__} does not build for {capability}; it supports {', '.join(known)}")

@@ -13,7 +13,9 @@ RTX = SimpleNamespace(__version__="1.7", ComputeCapability=SimpleNamespace(SM80=
 
 
 def test_an_unknown_gpu_skips_with_the_reason() -> None:
-    with pytest.raises(pytest.skip.Exception, match=r"tensorrt-rtx 1\.7 does not build for SM90; it knows SM80, SM89"):
+    with pytest.raises(
+        pytest.skip.Exception, match=r"tensorrt-rtx 1\.7 does not build for SM90; it supports SM80, SM89"
+    ):
         require_capability("tensorrt-rtx", "SM90", RTX)
 
 
@@ -25,5 +27,5 @@ def test_others_do_not(flavour: str, capability: str) -> None:
 def test_the_tests_of_engines_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     monkeypatch.setattr(subject, "read_gpus", lambda: (SimpleNamespace(compute_capability="9.0"),))
-    with pytest.raises(pytest.skip.Exception, match=r"does not build for SM90; it knows"):
+    with pytest.raises(pytest.skip.Exception, match=r"does not build for SM90; it supports"):
         subject.target_here("tensorrt-rtx", "fused")

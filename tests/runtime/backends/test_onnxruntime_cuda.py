@@ -138,7 +138,7 @@ def test_a_release_without_attention_on_the_gpu(
     machine: Machine, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
-    with pytest.raises(MissingDependency, match=r"needs onnxruntime-gpu 1\.27 or newer, .*; here is 1\.24\.4"):
+    with pytest.raises(MissingDependency, match=r"needs onnxruntime-gpu 1\.27 or newer, .*; installed is 1\.24\.4"):
         load(machine, tiny_bundle)
 
 

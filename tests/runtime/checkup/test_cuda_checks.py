@@ -101,7 +101,7 @@ class ImpatientCudart(LimitedCudart):
         (DirtyCudart, "memory", "does not read as zeros"),
         (NarrowCudart, "copies", "rows in a cache"),
         (OldDriverCudart, "driver and GPU", "install a newer driver"),
-        (GenerousCudart, "memory runs out", "were granted"),
+        (GenerousCudart, "memory runs out", "were allocated"),
         (ImpatientCudart, "captured graph", "what a captured step copied"),
     ],
 )
