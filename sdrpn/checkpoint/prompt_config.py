@@ -39,7 +39,7 @@ def chat_template(folder: Path) -> str:
 
 
 def named_template(text: str) -> str:
-    """What a template that is named means: a conversation of LLaVA's by name, or a file with a Jinja template.
+    """Resolve a template: the name of a LLaVA conversation, or a file with a Jinja template.
 
     Files as Hugging Face writes them hold it as `chat_template`. Raises BadInput for a name or a file without one.
     """

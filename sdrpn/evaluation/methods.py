@@ -282,7 +282,7 @@ def _named_rpns(answerer: Answerer) -> list[str]:
 
 @dataclass(frozen=True)
 class _Lack:
-    """Why a method cannot be done and what to do about it, and the arguments that would."""
+    """Why a method is not supported and what to do about it, with the options for it; None where it is."""
 
     text: str
     options: tuple[str, ...] = ()
@@ -302,11 +302,11 @@ def _lack(name: str, task: Task, answerer: Answerer, setting: Setting) -> _Lack 
     if method.look in (GivenLook, RpnLook) and method.look not in answerer.looks:
         return _Lack("needs a bundle with an RPN, and this one has none; export it with one, or leave the method out")
     if method.look is not None and method.look not in answerer.looks:
-        return _Lack("needs attention maps, which a bundle does not give; name the CHECKPOINT in place of the bundle")
+        return _Lack("needs attention maps, which a bundle does not give; name the CHECKPOINT instead of the bundle")
     if method.boxes and not task.has_boxes:
-        return _Lack(f"needs to know what questions are about, and the task {task.name} does not say; leave it out")
+        return _Lack(f"needs true boxes, which the task {task.name} does not have; leave it out")
     if method.rpn == UNTRAINED and UNTRAINED not in answerer.rpns:
-        return _Lack("needs the CHECKPOINT in place of the bundle, with an RPN to tell the sizes from")
+        return _Lack("needs the CHECKPOINT instead of the bundle, with an RPN that gives the sizes")
     if method.rpn is not None and method.rpn not in answerer.rpns:
         return _Lack("needs an RPN, and the model has none; leave the method out, or name one", ("rpn",))
     if not method.shares or getattr(setting, method.shares) is not None:

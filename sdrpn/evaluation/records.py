@@ -196,7 +196,7 @@ def _start(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         return
     if not resume:
-        raise BadInput(f"{folder} holds a run already; resume it, or name a new folder", options=("resume",))
+        raise BadInput(f"{folder} already holds a run; resume it, or name a new folder", options=("resume",))
     differing = differing_keys(settings, read_json_object(run, "name a new folder"))
     if differing:
         raise BadInput(

@@ -98,9 +98,9 @@ def require_free_space(path: str | Path, size_bytes: int, *, advice: str = "") -
     """Raise RunFailed when the file system of `path` (which need not exist yet) has less than `size_bytes` free.
 
     Args:
-        path: what is going to be written
-        size_bytes: how much is going to be written
-        advice: what would lower the need, e.g. "fp16 needs half of it"
+        path: the target to be written
+        size_bytes: the size to be written
+        advice: how to need less, e.g. "fp16 needs half of it"
     """
     ancestor = Path(path).resolve()
     while not ancestor.exists():

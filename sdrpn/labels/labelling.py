@@ -176,7 +176,7 @@ def _start(out: Path, provenance: dict[str, Any], *, resume: bool) -> None:
 
 def _in_the_way(out: Path, *, resume: bool) -> BadInput:
     if resume:
-        return BadInput(f"{out} exists and holds no run to resume; name a new folder")
+        return BadInput(f"{out} exists and has no run to resume; name a new folder")
     return BadInput(f"{out} exists and is not empty; name a new folder, or resume its run", options=("resume",))
 
 

@@ -102,7 +102,7 @@ def try_taps(
 
     Args:
         checkpoint: whose layers RPNs start from
-        options: without their tap and layers; `steps` says how long a training is
+        options: tap and layers are ignored; `steps` is the length of a training
         candidates: (K,T); those that the LLM has no layers for are left out
         folder: what `store_trial_taps` wrote for each K
     Raises: BadInput where no candidate fits, or nothing can be held out

@@ -134,7 +134,7 @@ def _taps(request: TrainRequest, split: Split, accelerator: Accelerator, show_pr
 
     def make_base() -> FrozenBase:
         if request.images is None or not request.images.is_dir():
-            raise BadInput(f"the folder of images {request.images or ''} is not there; name it", options=("images",))
+            raise BadInput(f"the folder of images {request.images or ''} does not exist; name it", options=("images",))
         dtype = torch_dtype(options.precision)
         model = base_from_checkpoint(request.checkpoint, options.tap_layer, dtype).to(accelerator.device)
         return FrozenBase(model, request.images, options.precision)

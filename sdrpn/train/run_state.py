@@ -39,7 +39,7 @@ class History:
 def require_startable(out: Path, run: dict[str, Any], *, resume: bool) -> None:
     """Raise BadInput for a folder with anything but the run to resume, or with a finished training."""
     if not resume and (out / RUN_NAME).is_file() and not (out / "rpn.json").is_file():
-        raise BadInput(f"{out} holds a training that was begun; resume it, or name a new folder", options=("resume",))
+        raise BadInput(f"{out} has an unfinished training; resume it, or name a new folder", options=("resume",))
     problem = _problem(out, json.loads(json.dumps(run)))  # tuples as JSON has them
     if problem is not None:
         raise BadInput(problem)

@@ -105,7 +105,7 @@ def store_taps(
         return
     base = make_base()
     rows = sum(_layout(chunk)[1] for chunk in todo)
-    advice = "taps that are not kept, but computed when needed, take none"
+    advice = "taps computed on demand take none"
     require_free_space(folder, rows * base.width * _type_of(kind).size_bytes, advice=advice)
     done, total = 0, sum(len(chunk) for chunk in todo)
 
@@ -169,7 +169,7 @@ def _stored(tap: Tensor, dtype: np.dtype[Any], kind: TapStore) -> NDArray[Any]:
     limit = _type_of(kind).largest or np.inf
     if not peak <= limit:  # also true for NaN
         raise RunFailed(
-            f"a tap has the value {peak:.3g}, and {kind} ends at {limit:.3g}; keep taps as bf16",
+            f"a tap has the value {peak:.3g}, above the largest {kind}, {limit:.3g}; store taps as bf16",
             options=("taps bf16",),
         )
     return exact.astype(dtype)

@@ -103,7 +103,7 @@ def test_a_run_is_continued(sdrpn: Command, text_bundle: Path, tmp_path: Path) -
     first = path.read_text().splitlines(keepends=True)[0]
     path.write_text(first)
     (out / "results.json").unlink()
-    assert "holds a run already; resume it, or name a new folder (--resume)" in refusal(sdrpn(*command))
+    assert "already holds a run; resume it, or name a new folder (--resume)" in refusal(sdrpn(*command))
     again = result_of(sdrpn(*command, "--resume", "--json"))
     assert path.read_text().splitlines(keepends=True)[0] == first
     assert again["methods"]["sdrpn"]["accuracy"] == whole["methods"]["sdrpn"]["accuracy"]
@@ -178,7 +178,7 @@ def test_thresholds_by_labels(
 ) -> None:
     """Random attention is spread over all of 4 x 4 cells, too wide for a label; with these shares a few are left."""
     command = ("eval", text_checkpoint, *TAGS, "--methods", "sdrpn,attention-crop", "--heads", heads, "--json")
-    assert "none of 2 answers became a label" in refusal(sdrpn(*command, "--threshold", "auto"))
+    assert "none of 2 answers gave a label" in refusal(sdrpn(*command, "--threshold", "auto"))
     rule = LabelRule(foreground_share=0.9, background_share=0.8)
     monkeypatch.setattr("sdrpn.evaluation.survey.denoise", lambda strength, sinks: denoise(strength, sinks, rule))
     thresholds = result_of(sdrpn(*command, "--threshold", "auto"))["settings"]["thresholds"]

@@ -145,18 +145,18 @@ class TestRecordFile:
 
     def test_refusals(self, tmp_path: Path) -> None:
         self.write(tmp_path / "run", record(0, "plain", 1.0))
-        with pytest.raises(ValueError, match="holds a run already; resume it"):
+        with pytest.raises(ValueError, match="already holds a run; resume it"):
             self.write(tmp_path / "run")
-        with pytest.raises(ValueError, match=r"begun with other settings \(methods\)"):
+        with pytest.raises(ValueError, match=r"started with other settings \(methods\)"):
             RecordFile(tmp_path / "run", {**self.SETTINGS, "methods": ["blind"]}, resume=True)
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "thesis.tex").write_text("x")
-        with pytest.raises(ValueError, match="exists and holds no run; name a new folder"):
+        with pytest.raises(ValueError, match="exists and is not the folder of a run; name a new folder"):
             self.write(tmp_path / "other")
         with pytest.raises(ValueError, match=r"holds no records\.jsonl"):
             read_records(tmp_path / "other")
         (tmp_path / "run" / RECORDS_NAME).write_text('{"index": 0}\n')
-        with pytest.raises(ValueError, match=r"records\.jsonl line 1 is no record"):
+        with pytest.raises(ValueError, match=r"records\.jsonl line 1 is not a record"):
             read_records(tmp_path / "run")
 
     def test_a_question_that_is_there_twice(self, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ class TestRecordFile:
         self.write(tmp_path / "run", record(0, "plain", 1.0))
         path = tmp_path / "run" / RECORDS_NAME
         path.write_text(json.dumps({**json.loads(path.read_text()), entry: value}) + "\n")
-        with pytest.raises(BadInput, match=r"records\.jsonl line 1 is no record"):
+        with pytest.raises(BadInput, match=r"records\.jsonl line 1 is not a record"):
             read_records(tmp_path / "run")
 
     def test_records_from_before_maps_and_notes(self, tmp_path: Path) -> None:

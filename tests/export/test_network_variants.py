@@ -141,7 +141,7 @@ def test_dynamic_rope_ends_at_its_original_context(tmp_path: Path) -> None:
     checkpoint = make_llava(rope_parameters=rope).save(tmp_path / "c")
     with open_checkpoint(checkpoint) as source:
         (note,) = source.notes
-    assert "rope scaling dynamic changes nothing up to 128 tokens" in note
+    assert "rope scaling dynamic has no effect up to 128 tokens" in note
     with pytest.raises(BadInput, match=r"max_context is 129; expected 17 .* to 128"):
         export_bundle(checkpoint, tmp_path / "b", ExportOptions(max_context=129))
 
