@@ -17,8 +17,11 @@ __all__ = ["PrefixStore"]
 class PrefixStore:
     """At most `limit_bytes` of rows; used by the thread that works."""
 
-    def __init__(self, slots: Slots, limit_bytes: int) -> None:
-        self._slots, self._limit_bytes = slots, limit_bytes
+    def __init__(
+        self, slots: Slots, limit_bytes: int, may_grow: Callable[[int], bool] = lambda size_bytes: True
+    ) -> None:
+        """Args: may_grow: whether so many bytes of memory may be taken"""
+        self._slots, self._limit_bytes, self._may_grow = slots, limit_bytes, may_grow
         self._kept: OrderedDict[Prefix, Snapshot] = OrderedDict()
 
     @property
@@ -36,7 +39,7 @@ class PrefixStore:
             self._kept.move_to_end(prefix)
             return
         size_bytes = self._slots.prefix_bytes(slot)
-        if size_bytes > self._limit_bytes:
+        if size_bytes > self._limit_bytes or not self._may_grow(size_bytes):
             return
         self._kept.pop(prefix, None)
         while self.size_bytes + size_bytes > self._limit_bytes:

@@ -316,6 +316,8 @@ class Scheduler:
 
     def _make_neighbours(self, running: tuple[Sequence, ...]) -> None:
         """Let slots that run lie side by side, so that they are one batch."""
+        if len(running) == 1:
+            return
         ours = {id(each.slot) for each in running}
         slots = self._decoder.slots
         used = [slot for slot in slots.all if id(slot) in ours]

@@ -94,7 +94,7 @@ class Session:
             self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, rotary, contexts)
             resources.callback(self._decoder.close)
             context = min(bundle.manifest.max_context, self._decoder.slots.max_rows or bundle.manifest.max_context)
-            prefixes = PrefixStore(self._decoder.slots, _prefix_bytes(prefix_bytes, backend))
+            prefixes = PrefixStore(self._decoder.slots, _prefix_bytes(prefix_bytes, backend), _memory_for)
             self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding, prefixes)
             self._scheduler = Scheduler(
                 self._two_pass,
