@@ -71,6 +71,7 @@ def done(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return out, outcome.stdout
 
 
+@pytest.mark.slow  # engines of several targets, each variant verified: over a minute
 class TestScript:
     def test_what_can_be_built_here_is(self, done: tuple[Path, str]) -> None:
         out, _ = done
