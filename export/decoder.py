@@ -64,7 +64,8 @@ class DecoderAuthor:
         """Declare the inputs that every decoder graph has.
 
         These are row_index (B,S), where each row lies in the caches and so what it sees; write_index (B), the first of
-        them; and rope_cos and rope_sin (B,S,head_dim/2), which turn it, in the type that heads are turned in.
+        them; and rope_cos and rope_sin (B,S,head_dim/2), which turn it, in the type that heads are turned in: where a
+        graph casts them, TensorRT-RTX copies the caches of every layer, in the dialect primitive.
         """
         row_index = g.input(Declared("row_index", INT64, ("batch", "sequence"), "row_index"))
         write_index = g.input(Declared("write_index", INT64, ("batch",), "write_index"))

@@ -15,6 +15,7 @@ __all__ = [
     "GPU_JPEG_MEAN_LEVELS",
     "MASKED_SCORE_PEAK",
     "MEASURES",
+    "ROTARY_RELATIVE",
     "TOLERANCES",
     "Measure",
     "Tolerances",
@@ -27,6 +28,8 @@ FP16_PEAK = 30_000.0
 # The dialect `primitive` takes 1e4 from the scores of what a token must not see. These vanish as long as no score that
 # it may see lies that far below another; exp(-20) is 2e-9.
 MASKED_SCORE_PEAK = 4_990.0
+# Two libraries' powers in float32 lie one unit in the last place apart (1.2e-7), and scaling rounds a few times more.
+ROTARY_RELATIVE = 5e-7
 # Another inverse DCT and another way to enlarge the colours: a decoder that is wired wrong (channels in another order,
 # a shifted plane) is off by tens of levels. Expected, not measured: no GPU has decoded a picture yet.
 GPU_JPEG_MEAN_LEVELS = 2.0

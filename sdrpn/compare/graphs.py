@@ -15,12 +15,23 @@ from numpy.typing import NDArray
 
 from sdrpn.bundle.bundle import TensorInfo, Variant
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
-from sdrpn.bundle.tolerances import tolerances_of
+from sdrpn.bundle.tolerances import ROTARY_RELATIVE, tolerances_of
 from sdrpn.compare.trials import Trial, graph_trials
 from sdrpn.errors import SdrpnError
+from sdrpn.method.rope import RotaryFrequencies
+from sdrpn.model.layers import frequencies
 from sdrpn.model.llava import SdRpnModel
 
-__all__ = ["Check", "Kind", "RunGraph", "compare_embedding", "compare_graphs", "relative_difference", "until_failed"]
+__all__ = [
+    "Check",
+    "Kind",
+    "RunGraph",
+    "compare_embedding",
+    "compare_graphs",
+    "compare_rotary",
+    "relative_difference",
+    "until_failed",
+]
 
 Array = NDArray[Any]
 Kind = Literal[
@@ -87,6 +98,14 @@ def compare_embedding(model: SdRpnModel, variant: Variant, rows: Callable[[Seque
         ids = range(first, min(first + step, model.spec.llm.vocabulary))
         worst = max(worst, relative_difference(rows(ids), model.embed.weight[ids.start : ids.stop].numpy()))
     yield _value_check(variant.name, "embedding", "table", worst, limit)
+
+
+def compare_rotary(model: SdRpnModel, variant: Variant, rotary: RotaryFrequencies) -> Iterator[Check]:
+    """Check what the host makes rotary tables from, which is no graph either, as a share of each number."""
+    found, expected = (np.array([*each.inverse, each.amplitude]) for each in (rotary, frequencies(model.spec.llm)))
+    yield _value_check(
+        variant.name, "rotary", "frequencies", float(np.abs(found / expected - 1).max()), ROTARY_RELATIVE
+    )
 
 
 def until_failed(*stages: Iterable[Check]) -> Iterator[Check]:

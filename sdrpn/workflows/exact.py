@@ -45,7 +45,7 @@ def _compare_variant(
     bundle: Bundle, variant: Variant, model: SdRpnModel, questions: tuple[Question, ...], steps: Steps
 ) -> Iterator[Check]:
     from sdrpn.compare.answers import compare_answers
-    from sdrpn.compare.graphs import compare_embedding, compare_graphs
+    from sdrpn.compare.graphs import compare_embedding, compare_graphs, compare_rotary
     from sdrpn.compare.simulation import runnable_bundle
     from sdrpn.runtime.embedding import TokenEmbedding
     from sdrpn.runtime.session import Session
@@ -63,6 +63,7 @@ def _compare_variant(
         embedding = bundle.file(variant.embedding)
         with TokenEmbedding(embedding, llm.vocabulary, llm.width, variant.embedding_dtype) as table:
             yield from compare_embedding(model, variant, table.rows)
+        yield from compare_rotary(model, variant, bundle.manifest.rotary)
         with Session.open(runs.path, variant=variant.name, verify=False) as session:
             answer = answers_of(session, steps)
             yield from compare_answers(model, questions, answer, variant=variant.name, precision=variant.numerics)

@@ -86,7 +86,7 @@ class TestPasses:
         assert (report["bundle"], report["checkpoint"]) == (str(bundle), str(tiny_checkpoint))
         done = {(check["variant"], check["graph"]) for check in report["checks"]}
         variants = ("fused-fp32", "primitive-fp32", "fused-fp16")
-        parts = ("vision", "trunk", "rpn", "tail", "embedding", "answer")
+        parts = ("vision", "trunk", "rpn", "tail", "embedding", "rotary", "answer")
         assert done == {("all", "bundle"), *((variant, part) for variant in variants for part in parts)}
 
     def test_the_table(self, sdrpn: Command, tiny_bundle: Path, tiny_checkpoint: Path) -> None:

@@ -14,8 +14,16 @@ from sdrpn.bundle.bundle import Bundle, TensorInfo, Variant, open_bundle
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
 from sdrpn.bundle.tolerances import TOLERANCES, tolerances_of
 from sdrpn.checkpoint import open_checkpoint
-from sdrpn.compare.graphs import Check, compare_embedding, compare_graphs, relative_difference, until_failed
+from sdrpn.compare.graphs import (
+    Check,
+    compare_embedding,
+    compare_graphs,
+    compare_rotary,
+    relative_difference,
+    until_failed,
+)
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.method.rope import RotaryFrequencies
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.layers import frequencies
@@ -236,6 +244,26 @@ class TestEmbedding:
         table[-1, -1] += 0.1
         (check,) = compare_embedding(model, variant, lambda ids: table[list(ids)])
         assert (check.ok, check.graph, check.kind) == (False, "embedding", "values")
+
+
+class TestRotary:
+    def test_those_of_the_bundle_are_the_models(self, model: SdRpnModel, bundle: Bundle, variant: Variant) -> None:
+        (check,) = compare_rotary(model, variant, bundle.manifest.rotary)
+        assert (check.ok, check.found) == (True, 0.0)
+
+    def test_one_unit_in_the_last_place_is_as_good_and_more_is_not(
+        self, model: SdRpnModel, bundle: Bundle, variant: Variant
+    ) -> None:
+        inverse = np.array(bundle.manifest.rotary.inverse, np.float32)
+        for steps, ok in ((1, True), (8, False)):
+            moved = inverse.copy()
+            moved[3] += steps * np.spacing(moved[3])
+            (check,) = compare_rotary(model, variant, RotaryFrequencies(tuple(map(float, moved))))
+            assert (check.ok, check.graph, check.kind) == (ok, "rotary", "values")
+
+    def test_another_amplitude_is_found(self, model: SdRpnModel, bundle: Bundle, variant: Variant) -> None:
+        (check,) = compare_rotary(model, variant, RotaryFrequencies(bundle.manifest.rotary.inverse, 1.1))
+        assert not check.ok
 
 
 class TestDifference:
