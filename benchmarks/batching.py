@@ -80,6 +80,7 @@ class Side:
     def _begun(self, number: int) -> AnswerStream:
         picture = np.random.default_rng(number if self._pictures else 0).integers(0, 256, (336, 448, 3), dtype=np.uint8)
         stream = self._session._stream_of(picture, BEFORE, self._after, None, self._new_tokens, GREEDY, (), trace=False)
+        stream._sequence._stop_ids = frozenset()  # answers have their full length
         stream.submit()
         return stream
 
@@ -99,7 +100,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.bundle, variant=arguments.variant, threads=arguments.threads, max_batch=most, prefix_bytes=0
     ) as session:
         side = Side(session, arguments.new_tokens, arguments.pictures)
-        side.measured(1, together=False)
+        side.measured(most, together=False)
         one_bytes = rss_bytes()
         side.measured(most, together=True)
         all_bytes, length = rss_bytes(), session._decoder.slots.length
