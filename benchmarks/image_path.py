@@ -29,9 +29,9 @@ import PIL
 from PIL import Image, features
 
 from sdrpn.compare.overlap import overlap
+from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.images.image import base_pixels, crop_pixels, open_image, read_jpeg_header
 from sdrpn.method.grids import Box
-from sdrpn.method.spec import VisionSpec
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
 from sdrpn.runtime.pictures.pixels import native_module

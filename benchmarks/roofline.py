@@ -21,6 +21,7 @@ from shapes import SHAPES
 
 from sdrpn.bundle.memory import device_needs
 from sdrpn.engines import read_targets
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import LlmSpec, ModelSpec
 from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE, TOKENS_BEFORE_IMAGE
 
@@ -148,7 +149,7 @@ def head(spec: ModelSpec) -> Work:
 
 
 def vision(spec: ModelSpec, images: int = 1) -> Work:
-    v, rows = spec.vision, spec.vision.image_tokens + 1
+    v, rows = clip_of(spec), spec.vision.image_tokens + 1
     weights = v.used_layers * v.width * (4 * v.width + 2 * v.mlp_width) + spec.llm.width * (v.width + spec.llm.width)
     attention = 4.0 * v.used_layers * rows * rows * v.width
     return Work(images * (2.0 * rows * weights + attention), weights * _FP16)

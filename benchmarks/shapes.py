@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 
 CLIP = VisionSpec(image_size_px=336, patch_size_px=14, width=1024, layers=24, heads=16, mlp_width=4096)
 SMALL_CLIP = VisionSpec(image_size_px=336, patch_size_px=14, width=256, layers=5, heads=4, mlp_width=1024)

@@ -33,10 +33,11 @@ from PIL import Image
 from sdrpn.bundle.bundle import GraphInfo, open_bundle
 from sdrpn.checkpoint.random import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.images.image import base_pixels, crop_pixels, image_digest, open_image
 from sdrpn.method.grids import FloatArray
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
-from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
 from sdrpn.runtime.backends.runner import Buffer
@@ -83,7 +84,7 @@ OTHER_BOX = Crop((700, 300, 1300, 900), None, None)
 
 
 def mask_crop() -> Crop:
-    side = SPEC.vision.grid_side
+    side = clip_of(SPEC).grid_side
     keep = np.zeros(side * side, bool)
     keep[np.linspace(0, side * side - 1, MASK_TOKENS).astype(int)] = True
     return Crop((100, 100, 1300, 900), keep.reshape(side, side), None)
@@ -151,7 +152,7 @@ class OnnxRuntimeSide:
         return measured
 
     def _stages(self, image: Image.Image) -> Iterator[tuple[str, Callable[[], object]]]:
-        vision, two_pass, decoder = SPEC.vision, self.session._two_pass, self.session._decoder
+        vision, two_pass, decoder = clip_of(SPEC), self.session._two_pass, self.session._decoder
         embedding, slot = self.session._embedding, decoder.slots.all[0]
         prefix = len(BEFORE) + vision.image_tokens
         rows, stop = prefix + len(AFTER), prefix + vision.image_tokens + len(AFTER)

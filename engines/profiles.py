@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.bundle.graphs import graph_named
+from sdrpn.families.registry import family_of
 from sdrpn.method.spec import ModelSpec
-from sdrpn.method.usual_length import PROMPT_TOKENS
 
 __all__ = ["Profile", "Shapes", "profiles_of", "shapes_of"]
 
@@ -64,8 +64,8 @@ def profiles_of(
 
 
 def _profiles_for(spec: ModelSpec, graph: str, max_context: int, max_batch: int) -> tuple[Profile, ...]:
-    first_look = spec.vision.image_tokens + PROMPT_TOKENS  # 641 for LLaVA-1.5
-    # After a crop the tail processes prefix, RoI tokens and question at once: 1217 for LLaVA-1.5.
+    first_look = spec.vision.image_tokens + family_of(spec).usual_prompt_tokens  # 641 for LLaVA-1.5
+    # After a crop the tail sees prefix, RoI tokens and question at once: 1217 for LLaVA-1.5.
     crop = spec.vision.image_tokens if graph == "tail" and spec.rpn is not None else 0
     usual = min(first_look + crop, max_context)
     cache = (max_context,) * 3

@@ -17,7 +17,8 @@ from scene import render_scene
 
 from sdrpn.checkpoint.random import write_random_checkpoint
 from sdrpn.cli.main import main as sdrpn
-from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 
 # LLaVA-1.5's shape in small: 336 px, 24 x 24 cells, the tap in the middle, three RPN layers.
 SMALL = ModelSpec(

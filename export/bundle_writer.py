@@ -37,7 +37,7 @@ from sdrpn.export.quantized_weights import Calibration
 from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.rope import exported_frequencies
 from sdrpn.export.tables import Tables
-from sdrpn.export.vision import vision_graph
+from sdrpn.export.vision_author import vision_author
 from sdrpn.export.weights import onnx_type
 from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.host.progress import Advance, Grown, uncounted, unseen
@@ -170,7 +170,7 @@ def _graph_file(graph: str, variant: str) -> str:
 
 
 _AUTHORS: Mapping[GraphName, Callable[..., GraphAuthor]] = {
-    "vision": vision_graph,
+    "vision": lambda spec, *rest: vision_author(spec).graph(spec, *rest),
     "trunk": trunk_graph,
     "rpn": rpn_graph,
     "tail": tail_graph,

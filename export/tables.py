@@ -16,7 +16,7 @@ from sdrpn.export.llm import head_weights, rpn_weights, tail_weights, trunk_weig
 from sdrpn.export.options import ExportOptions
 from sdrpn.export.quantization import Blocks
 from sdrpn.export.quantized_weights import Calibration, TensorReader
-from sdrpn.export.vision import vision_weights
+from sdrpn.export.vision_author import vision_author
 from sdrpn.export.weights import Weight, WeightTable, plain
 from sdrpn.host.progress import Grown
 from sdrpn.method.spec import ModelSpec
@@ -35,7 +35,7 @@ class Tables:
         # The host looks rows up with NumPy, which has no bf16.
         self.embedding = WeightTable("embed", "fp16" if options.dense == "fp16" else "fp32", [embedding])
         self._groups: dict[GraphName, list[WeightTable]] = {
-            "vision": self._whole("vision", vision_weights(spec)),
+            "vision": self._whole("vision", [*vision_author(spec).weights(spec)]),
             "trunk": self._by_layer("trunk", trunk_weights(spec)),
             "tail": [*self._by_layer("tail", tail_weights(spec)), *self._whole("head", head_weights(spec), "lm_head")],
         }

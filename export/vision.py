@@ -10,14 +10,15 @@ from sdrpn.export.decoder import FLOAT, INT64, cast
 from sdrpn.export.dialects import AttentionShape, Dialect
 from sdrpn.export.graph import Declared, GraphAuthor
 from sdrpn.export.weights import Weight, WeightTable, matmul, norm, plain
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import ModelSpec
 
-__all__ = ["vision_graph", "vision_weights"]
+__all__ = ["AUTHOR", "ClipAuthor", "vision_graph", "vision_weights"]
 
 
 def vision_weights(spec: ModelSpec) -> list[Weight]:
     """The tower's layers that are used, and the projector."""
-    vision, width = spec.vision, spec.vision.width
+    vision, width = clip_of(spec), clip_of(spec).width
     patch = (width, 3, vision.patch_size_px, vision.patch_size_px)
     positions = (vision.image_tokens + 1, width)
     return [
@@ -28,14 +29,16 @@ def vision_weights(spec: ModelSpec) -> list[Weight]:
         *(w for i in range(vision.used_layers) for w in _layer_weights(spec, f"vision.layers.{i}")),
         *(
             weight
-            for name, (inputs, outputs) in zip(_projector_names(spec), pairwise(spec.projector_widths), strict=True)
+            for name, (inputs, outputs) in zip(
+                _projector_names(spec), pairwise(vision.projector_widths(spec.llm)), strict=True
+            )
             for weight in _linear(name, [name], inputs, outputs)
         ),
     ]
 
 
 def _layer_weights(spec: ModelSpec, prefix: str) -> list[Weight]:
-    width, mlp = spec.vision.width, spec.vision.mlp_width
+    width, mlp = clip_of(spec).width, clip_of(spec).mlp_width
     return [
         *_norm_pair(f"{prefix}.norm1", width),
         *_linear(f"{prefix}.attention.qkv", [f"{prefix}.attention.{p}" for p in "qkv"], width, 3 * width),
@@ -47,7 +50,7 @@ def _layer_weights(spec: ModelSpec, prefix: str) -> list[Weight]:
 
 
 def _projector_names(spec: ModelSpec) -> list[str]:
-    return [f"projector.fc{number + 1}" for number in range(spec.vision.projector_layers)]
+    return [f"projector.fc{number + 1}" for number in range(clip_of(spec).projector_layers)]
 
 
 def _norm_pair(name: str, width: int) -> list[Weight]:
@@ -61,7 +64,7 @@ def _linear(name: str, sources: list[str], inputs: int, outputs: int) -> list[We
 
 def vision_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable) -> GraphAuthor:
     """pixel_values (N,3,R,R) -> image_embeds (N,G*G,D) fp32."""
-    vision, side = spec.vision, spec.vision.image_size_px
+    vision, side = clip_of(spec), clip_of(spec).image_size_px
     g = GraphAuthor("vision", dialect.opset, table)
     author = _TowerAuthor(g, dialect, spec, dtype)
     hidden = author.embed(g.input(Declared("pixel_values", FLOAT, ("images", 3, side, side), "pixels")))
@@ -83,7 +86,7 @@ class _TowerAuthor:
     """Writes CLIP's layers; residual stream and norms in fp32, matmuls in `dtype`."""
 
     def __init__(self, g: GraphAuthor, dialect: Dialect, spec: ModelSpec, dtype: ir.DataType) -> None:
-        self.g, self.dialect, self.spec, self.dtype = g, dialect, spec.vision, dtype
+        self.g, self.dialect, self.spec, self.dtype = g, dialect, clip_of(spec), dtype
         head_dim = self.spec.width // self.spec.heads
         self.shape = AttentionShape(self.spec.heads, self.spec.heads, head_dim, dtype)
 
@@ -137,3 +140,18 @@ class _TowerAuthor:
         """x @ weight + bias in the graph's precision."""
         product = self.g.product(cast(self.g, x, self.dtype), f"{name}.weight", self.dtype)
         return self.g.op.Add(product, self.g.weight(f"{name}.bias", self.dtype))
+
+
+class ClipAuthor:
+    """A `VisionAuthor`."""
+
+    def weights(self, spec: ModelSpec) -> list[Weight]:
+        """See `vision_weights`."""
+        return vision_weights(spec)
+
+    def graph(self, spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable) -> GraphAuthor:
+        """See `vision_graph`."""
+        return vision_graph(spec, dialect, dtype, table)
+
+
+AUTHOR = ClipAuthor()

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.families.registry import square_of
 from sdrpn.method.roi import Crop, RoiDecision, resize_features, roi_logits_from_scores
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
@@ -115,14 +116,14 @@ class TwoPass:
         """Tokens before the image, the image, tokens after it."""
         request, watch = sequence.request, sequence.watch
         with watch.stage("preprocess"):
-            pixels = self._filled(1, lambda buffer: request.image.fill_base(self._spec.vision, buffer))
+            pixels = self._filled(1, lambda buffer: request.image.fill_base(square_of(self._spec), buffer))
         with watch.stage("vision"):
             image = self._encode(pixels)
         return [self._embedding.rows(request.ids_before), image, after]
 
     def _filled(self, count: int, fill: Callable[[Buffer], None]) -> Buffer:
         """The vision graph's input (N,3,R,R)."""
-        side = self._spec.vision.image_size_px
+        side = square_of(self._spec).image_size_px
         buffer = self._backend.allocate((count, 3, side, side), "float32", for_host=True)
         fill(buffer)
         return buffer
@@ -158,7 +159,7 @@ class TwoPass:
         grid = self._spec.vision.grid(image.size)
         with watch.stage("crop_preprocess"):
             boxes = [crop.box_xyxy_px for crop in crops]
-            pixels = self._filled(len(crops), lambda buffer: image.fill_crops(boxes, self._spec.vision, buffer))
+            pixels = self._filled(len(crops), lambda buffer: image.fill_crops(boxes, square_of(self._spec), buffer))
         with watch.stage("crop_vision"):
             features = self._encode(pixels)
             return [

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import settings
 
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 from tests.official_model import write_small_set
 
 # Hypothesis gives an example 200 ms; how long one takes depends on what else the machine does.

@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
+from sdrpn.families.llava.vision_spec import clip_of
 
 __all__ = ["make_vision_endless"]
 
@@ -18,7 +19,7 @@ def make_vision_endless(bundle: Path) -> None:
     """Replace the vision graph of the variant for a CPU, and say so in the manifest."""
     opened = open_bundle(bundle)
     graph, spec = opened.variant().graphs["vision"], opened.spec
-    side, shape = spec.vision.image_size_px, [1, spec.vision.image_tokens, spec.llm.width]
+    side, shape = clip_of(spec).image_size_px, [1, clip_of(spec).image_tokens, spec.llm.width]
     path = bundle / graph.file
     path.write_bytes(_endless(side, shape).SerializeToString())
     manifest = json.loads((bundle / MANIFEST_NAME).read_text("utf-8"))

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from sdrpn.bundle.bundle import open_bundle
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.images.image import base_pixels, open_image
 from sdrpn.runtime import Session
 from tests.export.graph_runner import GraphRunner
@@ -147,7 +148,7 @@ def randomize(module: nn.Module) -> None:
 def require_same_answers(bundle: Path, reference: ReferenceLlava, picture: Path) -> None:
     """The same greedy ids in a session, and logits of the prompt and of every token, in all variants of the bundle."""
     spec = open_bundle(bundle).spec
-    pixels = torch.from_numpy(base_pixels(open_image(picture), spec.vision))[None]
+    pixels = torch.from_numpy(base_pixels(open_image(picture), clip_of(spec)))[None]
     expected_ids = reference.greedy(pixels)
     assert len(set(expected_ids)) > 2, f"the model says the same over and over and proves nothing: {expected_ids}"
     expected = reference.logits(pixels, expected_ids)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 
 __all__ = ["TWO_LAYER_RPN", "tiny_llm", "tiny_spec", "tiny_vision"]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from views import Window, random_window, scene_view, tight_window, window_on
 
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.tags.questions import Question, coarse_question, code_question
 from sdrpn.tags.scene import CELL_PX, SEEN, Scene, SceneStyle, Tag, render_scene
 from sdrpn.tags.task import TRAINED_CODES
@@ -82,7 +83,7 @@ class Conversations(Dataset[Batch]):
 
     def make(self, rng: np.random.Generator) -> Batch:
         """Crops are alike in count and kept cells over a batch, so that all rows have one length."""
-        stage, size = self.stage, SPEC.vision
+        stage, size = self.stage, clip_of(SPEC)
         side_px = stage.grid_cells * size.patch_size_px
         limit = size.grid_side - stage.grid_cells + 1
         corner = (int(rng.integers(limit)), int(rng.integers(limit)))
@@ -113,7 +114,7 @@ class Conversations(Dataset[Batch]):
 
     def _scene(self, rng: np.random.Generator, crop_count: int) -> Scene:
         """Half of the scenes without a crop can be read as they are: these teach to find and read with one look."""
-        if self.stage.grid_cells < SPEC.vision.grid_side:
+        if self.stage.grid_cells < clip_of(SPEC).grid_side:
             return render_scene(rng, READABLE_WINDOW, TRAINED_CODES)
         readable = rng.random() < (0.1 if crop_count else 0.5)
         style: SceneStyle = READABLE if readable else SEEN
@@ -124,10 +125,10 @@ def draw_window(rng: np.random.Generator, scene: Scene) -> Window:
     """Drawn before the question is, so that where the crop lies says nothing about what is asked."""
     draw, tag = rng.random(), scene.tags[rng.integers(len(scene.tags))]
     if draw < 0.35:
-        return tight_window(rng, tag, SPEC.vision.grid_side)
+        return tight_window(rng, tag, clip_of(SPEC).grid_side)
     if draw < 0.8:
-        return window_on(rng, tag, SPEC.vision.grid_side, (2, 5))
-    return random_window(rng, SPEC.vision.grid_side, (2, 6))
+        return window_on(rng, tag, clip_of(SPEC).grid_side, (2, 5))
+    return random_window(rng, clip_of(SPEC).grid_side, (2, 6))
 
 
 def draw_question(rng: np.random.Generator, scene: Scene, readable: list[Tag]) -> Question:

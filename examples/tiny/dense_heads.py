@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from views import FIELDS, UNKNOWN
 
+from sdrpn.families.llava.vision_spec import clip_of
+
 
 class DenseHeads(nn.Module):
     """One linear classifier a field."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(SPEC.vision.width)
-        self.outputs = nn.Linear(SPEC.vision.width, sum(count + 1 for count in FIELDS.values()))
+        self.norm = nn.LayerNorm(clip_of(SPEC).width)
+        self.outputs = nn.Linear(clip_of(SPEC).width, sum(count + 1 for count in FIELDS.values()))
 
     def losses(self, features: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Sum of the fields' cross-entropies, and the share of things recognised.
@@ -38,5 +40,5 @@ class DenseHeads(nn.Module):
 
 def normalised(pixels: Tensor) -> Tensor:
     """(B,r,r,3) uint8 -> (B,3,r,r), as the tower reads it."""
-    mean, deviation = (torch.tensor(values) for values in (SPEC.vision.image_mean, SPEC.vision.image_std))
+    mean, deviation = (torch.tensor(values) for values in (clip_of(SPEC).image_mean, clip_of(SPEC).image_std))
     return ((pixels.float() / 255 - mean) / deviation).permute(0, 3, 1, 2).contiguous()

@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
+from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 from sdrpn.tags.questions import SEEN_FRAMES
 from sdrpn.tags.scene import BORDERS, COLOURS, SHAPES
 
@@ -82,7 +83,7 @@ class VisionTower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        vision = SPEC.vision
+        vision = clip_of(SPEC)
         config = CLIPVisionConfig(
             hidden_size=vision.width,
             intermediate_size=vision.mlp_width,
@@ -101,10 +102,10 @@ class VisionTower(nn.Module):
     def set_starting_weights(self) -> None:
         """Instead of CLIP's own random ones, with which a tower of this size learns to read several times slower."""
         model: Any = getattr(self.clip, "vision_model", self.clip)
-        waves = wave_positions(SPEC.vision.grid_side, SPEC.vision.width)
+        waves = wave_positions(clip_of(SPEC).grid_side, clip_of(SPEC).width)
         model.embeddings.position_embedding.weight[1:] = waves
         for layer in model.encoder.layers:
-            set_attention(layer.self_attn, SPEC.vision.heads, carried=-CARRIED)
+            set_attention(layer.self_attn, clip_of(SPEC).heads, carried=-CARRIED)
 
     def forward(self, pixels: Tensor, corner_rc: tuple[int, int] = (0, 0)) -> Tensor:
         """Features of the patches, without the class token.
@@ -119,12 +120,12 @@ class VisionTower(nn.Module):
         patches = embeddings.patch_embedding(pixels)  # (B,width,g,g)
         side, row, column = patches.shape[-1], *corner_rc
         table = embeddings.position_embedding.weight  # (1+G*G,width)
-        grid = table[1:].view(SPEC.vision.grid_side, SPEC.vision.grid_side, -1)
+        grid = table[1:].view(clip_of(SPEC).grid_side, clip_of(SPEC).grid_side, -1)
         positions = grid[row : row + side, column : column + side].flatten(0, 1)
         first = (embeddings.class_embedding + table[0]).expand(len(pixels), 1, -1)
         hidden = torch.cat((first, patches.flatten(2).transpose(1, 2) + positions), dim=1)
         hidden = model.pre_layrnorm(hidden)
-        for layer in model.encoder.layers[: SPEC.vision.used_layers]:
+        for layer in model.encoder.layers[: clip_of(SPEC).used_layers]:
             output = layer(hidden, attention_mask=None)
             hidden = output[0] if isinstance(output, tuple) else output
         features: Tensor = hidden[:, 1:]
@@ -134,7 +135,7 @@ class VisionTower(nn.Module):
 def make_projector() -> nn.Sequential:
     """Two layers between the tower and the LLM."""
     width = SPEC.llm.width
-    return nn.Sequential(nn.Linear(SPEC.vision.width, width), nn.GELU(), nn.Linear(width, width))
+    return nn.Sequential(nn.Linear(clip_of(SPEC).width, width), nn.GELU(), nn.Linear(width, width))
 
 
 def make_llm() -> LlamaForCausalLM:

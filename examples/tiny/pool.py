@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from views import Window, scene_view
 
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.tags.questions import Question
 from sdrpn.tags.scene import CELL_PX, SEEN, Scene, Tag, render_scene
 from sdrpn.tags.task import TRAINED_CODES
@@ -60,7 +61,7 @@ class RenderedScenes(Dataset[tuple[PooledScene, Tensor]]):
         rng = np.random.default_rng((self.seed, index))
         readable = bool(rng.random() < READABLE_SHARE)
         scene = render_scene(rng, READABLE if readable else SEEN, TRAINED_CODES)
-        side, patch, whole = SPEC.vision.image_size_px, SPEC.vision.patch_size_px, SPEC.vision.grid_side * CELL_PX
+        side, patch, whole = clip_of(SPEC).image_size_px, clip_of(SPEC).patch_size_px, clip_of(SPEC).grid_side * CELL_PX
         windows = tuple(draw_window(rng, scene) for _ in range(CROPS))
         views = [scene_view(scene, (0, 0, whole, whole), side, patch, Image.Resampling.BICUBIC)]
         views += [scene_view(scene, window, side, patch, Image.Resampling.BILINEAR) for window in windows]
@@ -76,7 +77,7 @@ class Pool:
         loader = DataLoader(rendered, batch_size=SCENES_AT_ONCE, num_workers=2, collate_fn=list)
         self.scenes: list[PooledScene] = []
         self.packer = Packer()
-        self.features = torch.empty(count, 1 + CROPS, SPEC.vision.image_tokens, SPEC.vision.width, dtype=torch.half)
+        self.features = torch.empty(count, 1 + CROPS, clip_of(SPEC).image_tokens, clip_of(SPEC).width, dtype=torch.half)
         for part in loader:
             done = len(self.scenes)
             pixels = torch.cat([views for _, views in part])

@@ -14,6 +14,7 @@ from networks import CHAT_TEMPLATE, SPEC, make_tokenizer
 from saved_weights import llava_from, read_weights, write_heads
 from tiny_llava import TinyLlava
 
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.host.atomic import replacing_directory
 
 
@@ -28,15 +29,15 @@ def write_checkpoint(run: Path, out: Path) -> None:
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
         tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens})
-        side = SPEC.vision.image_size_px
+        side = clip_of(SPEC).image_size_px
         write_json(
             folder / "preprocessor_config.json",
             {
                 "image_processor_type": "CLIPImageProcessor",
                 "crop_size": {"height": side, "width": side},
                 "size": {"shortest_edge": side},
-                "image_mean": list(SPEC.vision.image_mean),
-                "image_std": list(SPEC.vision.image_std),
+                "image_mean": list(clip_of(SPEC).image_mean),
+                "image_std": list(clip_of(SPEC).image_std),
                 "resample": 3,
             },
         )

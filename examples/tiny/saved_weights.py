@@ -12,6 +12,8 @@ from tiny_llava import TinyLlava
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from sdrpn.families.llava.vision_spec import clip_of
+
 HEADS_FILE = "training/dense_heads.safetensors"  # where no reader of checkpoints looks for weights
 
 
@@ -34,7 +36,7 @@ def llava_config(model: TinyLlava) -> LlavaConfig:
         image_token_index=IMAGE_ID,
         image_seq_length=SPEC.vision.image_tokens,
         projector_hidden_act="gelu",
-        vision_feature_layer=SPEC.vision.select_layer,
+        vision_feature_layer=clip_of(SPEC).select_layer,
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,
     )

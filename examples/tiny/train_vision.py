@@ -35,6 +35,7 @@ from views import (
     window_on,
 )
 
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.tags.scene import SEEN, Scene, render_scene
 from sdrpn.tags.task import TRAINED_CODES
 
@@ -78,7 +79,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
 def make_batch(rng: np.random.Generator, stage: VisionStage) -> list[View]:
     """Pages, whole scenes without truth of digits that nobody could read, and windows with it."""
-    side, patch = SPEC.vision.image_size_px, SPEC.vision.patch_size_px
+    side, patch = clip_of(SPEC).image_size_px, clip_of(SPEC).patch_size_px
     views = [page_view(rng, stage.pages, side, patch) for _ in range(PAGES)]
     while len(views) < BATCH:
         scene = render_scene(rng, SEEN, TRAINED_CODES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from sdrpn.bundle.tolerances import GPU_JPEG_MEAN_LEVELS
 from sdrpn.errors import MissingDependency
 from sdrpn.images.image import base_pixels, crop_pixels
-from sdrpn.method.spec import VisionSpec
+from sdrpn.method.geometry import Fit
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
@@ -25,7 +26,20 @@ from sdrpn.runtime.pictures.pixels import native_module, write_base, write_crops
 __all__ = ["PictureChecks"]
 
 _BOXES = ((0, 0, 301, 203), (3, 5, 40, 9), (100, 20, 101, 21))
-_VISION = VisionSpec(image_size_px=56, patch_size_px=14, width=32, layers=2, heads=2, mlp_width=64)
+
+
+@dataclass(frozen=True)
+class _Square:
+    """A small model's square; what its pixels are divided by matters to no check but must not be 1."""
+
+    image_size_px: int = 56
+    fit: Fit = "pad"
+    pad_colour: tuple[int, int, int] = (122, 116, 104)
+    image_mean: tuple[float, float, float] = (0.48, 0.46, 0.41)
+    image_std: tuple[float, float, float] = (0.27, 0.26, 0.28)
+
+
+_VISION = _Square()
 
 
 class PictureChecks:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
-from sdrpn.method.spec import VisionSpec
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.backends.runner import Buffer
@@ -24,7 +24,7 @@ def fill_on_gpu(
     boxes: Sequence[Box],
     resample: str,
     colour: tuple[int, int, int] | None,
-    vision: VisionSpec,
+    vision: SquareVision,
     buffer: Buffer,
 ) -> bool:
     """Enqueue each box, resized and normalised, to one entry of `buffer` (N, 3, R, R); False where it cannot.

@@ -27,8 +27,8 @@ from sdrpn.images.image import (
     pixels_digest,
     read_jpeg_header,
 )
+from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
-from sdrpn.method.spec import VisionSpec
 from sdrpn.runtime.backends.runner import Buffer
 from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels, decode_on_gpu
 from sdrpn.runtime.pictures.gpu_pixels import fill_on_gpu
@@ -63,7 +63,7 @@ class Picture:
         way = "fast" if self._on_gpu is None else "gpu"
         return f"{way} {hashlib.blake2b(_require(self._file).data, digest_size=16).hexdigest()}"
 
-    def fill_base(self, vision: VisionSpec, buffer: Buffer) -> None:
+    def fill_base(self, vision: SquareVision, buffer: Buffer) -> None:
         """`write_base` to a backend's buffer (1, 3, R, R), on the GPU where the picture is there."""
         if self._on_gpu is not None and vision.fit == "pad":
             box, colour = padded_box(self.size), vision.pad_colour
@@ -71,7 +71,7 @@ class Picture:
                 return
         buffer.fill(lambda out: self.write_base(vision, out))
 
-    def fill_crops(self, boxes: Sequence[Box], vision: VisionSpec, buffer: Buffer) -> None:
+    def fill_crops(self, boxes: Sequence[Box], vision: SquareVision, buffer: Buffer) -> None:
         """`write_crops` to a backend's buffer, on the GPU where the picture is there."""
         for box in boxes:
             check_crop(box, self.size)
@@ -79,12 +79,12 @@ class Picture:
             return
         buffer.fill(lambda out: self.write_crops(boxes, vision, out))
 
-    def write_base(self, vision: VisionSpec, out: Planes) -> None:
+    def write_base(self, vision: SquareVision, out: Planes) -> None:
         """Write the input of the first pass to `out` (1, 3, R, R), float32 or float16. Raises: BadImage."""
         pixels = self._pixels if self._pixels is not None else self._smaller(vision)
         write_base(pixels, vision, out, self._threads)
 
-    def write_crops(self, boxes: Sequence[Box], vision: VisionSpec, out: Planes) -> None:
+    def write_crops(self, boxes: Sequence[Box], vision: SquareVision, out: Planes) -> None:
         """Write each box, in pixels of the picture, to one entry of `out` (N, 3, R, R).
 
         Raises: BadInput for a box that is empty or extends beyond the picture; BadImage.
@@ -103,7 +103,7 @@ class Picture:
         """All pixels in host memory; None where parts of a file are decoded on demand."""
         return self._in_memory if self._on_gpu is None else self._on_gpu.array
 
-    def _smaller(self, vision: VisionSpec) -> npt.NDArray[np.uint8]:
+    def _smaller(self, vision: SquareVision) -> npt.NDArray[np.uint8]:
         length = max(self.size) if vision.fit == "pad" else min(self.size)
         fitting = [divisor for divisor in DENOMINATORS if length // divisor >= FAST_OVERSIZE * vision.image_size_px]
         return _require(self._file).smaller(max(fitting, default=1))

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.images.image import base_pixels, check_crop, crop_pixels, padded_box
+from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
-from sdrpn.method.spec import VisionSpec
 
 __all__ = ["Pixels", "native_module", "thread_count", "write_base", "write_crops"]
 
@@ -43,7 +43,7 @@ def thread_count(wanted: int | None) -> int:
     return max(1, min(wanted or cores, cores))
 
 
-def write_base(pixels: Pixels, vision: VisionSpec, out: Planes, threads: int = 1) -> None:
+def write_base(pixels: Pixels, vision: SquareVision, out: Planes, threads: int = 1) -> None:
     """Write the whole picture to `out` (1, 3, R, R); see `sdrpn.images.image.base_pixels`."""
     native = native_module()
     if native is None or isinstance(pixels, Image.Image) or vision.fit == "crop":
@@ -53,7 +53,7 @@ def write_base(pixels: Pixels, vision: VisionSpec, out: Planes, threads: int = 1
     _native_boxes(native, pixels, [box], "bicubic", vision.pad_colour, vision, out, threads)
 
 
-def write_crops(pixels: Pixels, boxes: Sequence[Box], vision: VisionSpec, out: Planes, threads: int = 1) -> None:
+def write_crops(pixels: Pixels, boxes: Sequence[Box], vision: SquareVision, out: Planes, threads: int = 1) -> None:
     """Write each box to one entry of `out` (N, 3, R, R); see `sdrpn.images.image.crop_pixels`.
 
     Raises: BadInput for a box that is empty or extends beyond the picture.
@@ -75,7 +75,7 @@ def _native_boxes(
     boxes: Sequence[Box],
     resample: str,
     colour: tuple[int, int, int] | None,
-    vision: VisionSpec,
+    vision: SquareVision,
     out: Planes,
     threads: int,
 ) -> None:

@@ -10,6 +10,7 @@ BUNDLE/
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from sdrpn.bundle.release import release_advice, release_targets
 from sdrpn.bundle.shipped import DEFAULT_NAME, bundle_path, export_advice
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
 from sdrpn.errors import BadBundle, BadInput
+from sdrpn.families.registry import family_of
 from sdrpn.host.hub import model_folder
 from sdrpn.host.json_reader import shown
 from sdrpn.host.links import AllowLinks, link_roots
@@ -254,14 +256,12 @@ def _require_plausible_sizes(where: str, manifest: Manifest, variant: Variant) -
 
 def _most_bytes(spec: ModelSpec) -> int:
     """Twice the matrices and tables of a model in float32, and something for what is small."""
-    llm, vision = spec.llm, spec.vision
+    llm = spec.llm
     attention = llm.width * llm.head_dim * 2 * (llm.heads + llm.kv_heads)
     layers = llm.layers + (spec.rpn.layers if spec.rpn is not None else 0)
     tables = 2 * llm.vocabulary * llm.width + 4 * llm.max_context * llm.head_dim
-    tower = vision.layers * vision.width * (4 * vision.width + 2 * vision.mlp_width)
-    pixels = (3 * vision.patch_size_px**2 + vision.image_tokens + 1) * vision.width
-    projector = sum(one * other for one, other in itertools.pairwise(spec.projector_widths))
-    numbers = layers * (attention + 3 * llm.width * llm.mlp_width) + tables + tower + pixels + projector
+    vision = sum(math.prod(shape) for shape in family_of(spec).vision_shapes(spec).values())
+    numbers = layers * (attention + 3 * llm.width * llm.mlp_width) + tables + vision
     return 2 * 4 * numbers + 2**26
 
 

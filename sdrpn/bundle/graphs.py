@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sdrpn.families.registry import family_of
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["GRAPHS", "ROLES", "Graph", "GraphName", "Role", "RoleName", "graph_named", "graphs_of"]
@@ -17,6 +18,7 @@ __all__ = ["GRAPHS", "ROLES", "Graph", "GraphName", "Role", "RoleName", "graph_n
 GraphName = Literal["vision", "trunk", "rpn", "tail"]
 RoleName = Literal[
     "pixels",
+    "look",
     "image_embeds",
     "hidden",
     "tap",
@@ -46,8 +48,9 @@ class Role:
 
 
 _ROLES = (
-    Role("pixels", "values", "normalised pixels of pictures (N,3,R,R)"),
-    Role("image_embeds", "values", "image tokens of pictures (N,G*G,D)"),
+    Role("pixels", "values", "normalised pixels of pictures, as squares (N,3,R,R) or as the family has them"),
+    Role("look", "values", "what else a tower is told of pictures"),
+    Role("image_embeds", "values", "image tokens of pictures (N,h*w,D)"),
     Role("hidden", "values", "what the first layer takes of new rows (B,S,D)"),
     Role("tap", "values", "the residual stream between trunk and tail (B,S,D)"),
     Role("scores", "values", "the asking row against every row of the cache (B,H,S_max)"),
@@ -83,7 +86,7 @@ class Graph:
     def attentions(self, spec: ModelSpec) -> int:
         """How many layers attend. The RPN's last layer only scores: it attends to nothing."""
         layers: dict[GraphName, int] = {
-            "vision": spec.vision.used_layers,
+            "vision": family_of(spec).vision_layers(spec.vision),
             "trunk": spec.tap_layer,
             "rpn": 0 if spec.rpn is None else spec.rpn.layers - 1,
             "tail": spec.tail_layers,

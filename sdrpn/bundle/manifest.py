@@ -12,6 +12,7 @@ from typing import Any
 from sdrpn.bundle.graphs import ROLES
 from sdrpn.bundle.numerics import CPU_SUFFIX, NUMBER_TYPES, NumberType, Precision, cache_form, precision_named
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import spec_from_json
 from sdrpn.host.json_reader import read_dataclass, shown
 from sdrpn.host.listed_files import FileInfo
 from sdrpn.method.rope import RotaryFrequencies
@@ -185,7 +186,7 @@ class Manifest:
     @classmethod
     def from_json(cls, value: object) -> Manifest:
         """The inverse of `to_json`. Raises BadInput with the place of what is missing, unknown, or of another type."""
-        return read_dataclass(cls, value)
+        return read_dataclass(cls, value, readers={ModelSpec: spec_from_json})
 
 
 def _plain(value: object) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import RunFailed
+from sdrpn.families.registry import family_of
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.method.spec import ModelSpec
 from sdrpn.method.usual_length import TEXT_TOKENS
@@ -186,7 +187,7 @@ def _projections(spec: ModelSpec) -> int:
 def _images_bytes(spec: ModelSpec) -> int:
     """A picture and, with an RPN, up to two crops of it: pixels and image tokens in fp32."""
     images = 1 if spec.rpn is None else 3
-    return images * (3 * spec.vision.image_size_px**2 + spec.vision.image_tokens * spec.llm.width) * _FLOAT
+    return images * (family_of(spec).look_numbers(spec.vision) + spec.vision.image_tokens * spec.llm.width) * _FLOAT
 
 
 def _cpu_weights_bytes(bundle: Bundle, variant: Variant) -> int:

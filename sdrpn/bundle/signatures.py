@@ -13,6 +13,7 @@ from sdrpn.bundle.graphs import RoleName, graphs_of
 from sdrpn.bundle.manifest import TensorInfo
 from sdrpn.bundle.numerics import PRECISIONS, cache_form
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import family_of
 from sdrpn.host.json_reader import shown
 from sdrpn.method.spec import ModelSpec
 
@@ -118,10 +119,12 @@ class _Graphs:
     code_dtype: str | None  # of keys and values in 8 bits, whose scales are in `cache_dtype`
 
     def vision(self) -> GraphSignature:
-        vision = self.spec.vision
-        pixels = _float("pixel_values", "pixels", "images", 3, vision.image_size_px, vision.image_size_px)
-        tokens = _float("image_embeds", "image_embeds", "images", vision.image_tokens, self.spec.llm.width)
-        return GraphSignature.of([pixels], [tokens])
+        """What its family says; the tokens of each look come out."""
+        family = family_of(self.spec)
+        inputs = [TensorInfo(one.name, one.dtype, one.dims, one.role) for one in family.vision_inputs(self.spec)]
+        cells = self.spec.vision.image_tokens if family.square(self.spec.vision) is not None else "cells"
+        tokens = _float("image_embeds", "image_embeds", "images", cells, self.spec.llm.width)
+        return GraphSignature.of(inputs, [tokens])
 
     def trunk(self) -> GraphSignature:
         caches = self._layer_caches(range(self.spec.tap_layer), self.code_dtype)

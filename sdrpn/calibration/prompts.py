@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_pixels, crop_pixels, open_image
 from sdrpn.labels.attention import embed_image
 from sdrpn.labels.questions import Question
@@ -60,11 +61,11 @@ class CalibrationPrompts:
         for number, question in enumerate(self.questions):
             prompt = build_prompt(self.tokenizer, base.spec.prompt, question.text)
             picture = open_image(self.images / question.image)
-            pieces = [embed_image(base, base_pixels(picture, base.spec.vision))]
+            pieces = [embed_image(base, base_pixels(picture, square_of(base.spec)))]
             if number % 2:
                 width, height = picture.size
                 middle = (width // 4, height // 4, -(-3 * width // 4), -(-3 * height // 4))
-                pieces.append(embed_image(base, crop_pixels(picture, middle, base.spec.vision)))
+                pieces.append(embed_image(base, crop_pixels(picture, middle, square_of(base.spec))))
             answer = self.tokenizer.encode(question.answer or "", add_special_tokens=False).ids
             before, after = _embed(base, prompt.ids_before), _embed(base, (*prompt.ids_after, *answer))
             yield torch.cat((before, *pieces, after))[:longest]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
@@ -37,6 +37,8 @@ from sdrpn.checkpoint.source import (
 from sdrpn.checkpoint.unsupported import refuse_foreign_tower
 from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.llava.vision_spec import clip_of
+from sdrpn.families.registry import claiming_family, load_part
 from sdrpn.host.hub import model_folder
 from sdrpn.host.links import AllowLinks
 from sdrpn.host.progress import Grown, uncounted
@@ -187,6 +189,11 @@ def open_checkpoint(
     Raises BadCheckpoint for anything missing, malformed or not supported.
     """
     folder = model_folder(path, download=download)
+    opener = _opener(folder)
+    if opener is not None:
+        if any(one is not None for one in (vision_tower, rpn, base, projector)):
+            raise BadInput(f"{folder} is a whole model of its own family; leave out what should be put beside it")
+        return opener(folder, template)
     base = None if base is None else model_folder(base, download=download)
     vision_tower = None if vision_tower is None else model_folder(vision_tower, download=download)
     require_links((folder, base, vision_tower, rpn, projector), allow_links)
@@ -198,8 +205,8 @@ def open_checkpoint(
     text_folders = _text_folders(folder, base)
     spec = read_spec(described_in, tower, text_folders)
     processor = read_processor(tower if tower is not None else described_in)
-    processor.require_fit(fit, spec.vision.image_size_px)
-    spec = dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, fit=fit))
+    processor.require_fit(fit, clip_of(spec).image_size_px)
+    spec = dataclasses.replace(spec, vision=dataclasses.replace(clip_of(spec), fit=fit))
     if template is not None:
         spec = with_template(spec, template, text_folders[0])
     if base is not None:
@@ -229,6 +236,16 @@ def open_checkpoint(
     trained = file is not None or not read_config(described_in / "config.json").flag(RANDOM_WEIGHTS)
     note = _fit_note(processor, fit)
     return Checkpoint(folder, spec, own.layout, sources, configs, tuning, note, rpn_trained=trained)
+
+
+def _opener(folder: Path) -> Callable[[Path, str | None], Checkpoint] | None:
+    """How the family opens its checkpoints, where these are in none of the layouts that this room reads."""
+    if not (folder / "config.json").is_file():
+        return None
+    family = claiming_family(read_config(folder / "config.json").values)
+    if family is None or family.checkpoint_opener is None:
+        return None
+    return cast("Callable[[Path, str | None], Checkpoint]", load_part(family.checkpoint_opener))
 
 
 def _text_folders(folder: Path, base: Path | None) -> list[Path]:

@@ -20,8 +20,9 @@ from sdrpn.checkpoint.names import HF_OLD, LLAVA, SDRPN, clip_name
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import Shapes, tensor_shapes
 from sdrpn.errors import BadInput
+from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.host.atomic import replacing_directory
-from sdrpn.method.spec import LlmSpec, ModelSpec, VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec
 
 __all__ = ["LayoutName", "random_tensor", "write_random_checkpoint"]
 
@@ -55,10 +56,10 @@ def write_random_checkpoint(
     """
     if spec.rpn is not None and layout != "sdrpn":
         raise BadInput(f"the layout {layout} has no place for an RPN; use sdrpn, or a spec without one")
-    if spec.vision.projector_width not in (0, spec.llm.width):
-        raise BadInput(f"a projector {spec.vision.projector_width} wide cannot be written; expected {spec.llm.width}")
-    if spec.vision.projector_layers != 2 and layout == "hf":
-        raise BadInput(f"the layout hf has projectors of 2 layers; got {spec.vision.projector_layers}: use llava")
+    if clip_of(spec).projector_width not in (0, spec.llm.width):
+        raise BadInput(f"a projector {clip_of(spec).projector_width} wide cannot be written; expected {spec.llm.width}")
+    if clip_of(spec).projector_layers != 2 and layout == "hf":
+        raise BadInput(f"the layout hf has projectors of 2 layers; got {clip_of(spec).projector_layers}: use llava")
     stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     shapes = tensor_shapes(spec)
     if spec.llm.tied_embeddings:
@@ -66,14 +67,14 @@ def write_random_checkpoint(
     with replacing_directory(path) as folder:
         if layout == "hf":
             _write_json(folder / "config.json", {**_hf_config(spec, dtype), RANDOM_WEIGHTS: True})
-            _write_json(folder / "preprocessor_config.json", _preprocessor_config(spec.vision))
+            _write_json(folder / "preprocessor_config.json", _preprocessor_config(clip_of(spec)))
             own = shapes
         else:
             _write_json(folder / "config.json", {**_llava_config(spec, dtype), RANDOM_WEIGHTS: True})
             _write_tower(folder / "clip", spec, shapes, seed, stored)
             own = {name: shape for name, shape in shapes.items() if not name.startswith("vision.")}
         names = _LAYOUTS[layout]
-        if spec.vision.projector_layers == 1:
+        if clip_of(spec).projector_layers == 1:
             names = names.with_linear_projector()
         file_names = {name: names.file_name(name) for name in own}
         _write_weights(folder, own, file_names, stored, seed, _gains(spec, roi_gain))
@@ -129,8 +130,8 @@ def _write_tower(folder: Path, spec: ModelSpec, shapes: Shapes, seed: int, dtype
     folder.mkdir()
     own = {name: shape for name, shape in shapes.items() if name.startswith("vision.")}
     file_names = {name: "vision_model." + clip_name(name.removeprefix("vision.")) for name in own}
-    _write_json(folder / "config.json", _clip_config(spec.vision))
-    _write_json(folder / "preprocessor_config.json", _preprocessor_config(spec.vision))
+    _write_json(folder / "config.json", _clip_config(clip_of(spec)))
+    _write_json(folder / "preprocessor_config.json", _preprocessor_config(clip_of(spec)))
     _write_weights(folder, own, file_names, dtype, seed, {})
 
 
@@ -200,13 +201,13 @@ def _llava_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     config |= {
         "architectures": ["LlavaLlamaForCausalLM"],
         "image_aspect_ratio": "pad",
-        "mm_hidden_size": spec.vision.width,
+        "mm_hidden_size": clip_of(spec).width,
         "mm_patch_merge_type": "flat",
-        "mm_projector_type": _projector_type(spec.vision.projector_layers),
+        "mm_projector_type": _projector_type(clip_of(spec).projector_layers),
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
         "mm_vision_select_feature": "patch",
-        "mm_vision_select_layer": spec.vision.select_layer,
+        "mm_vision_select_layer": clip_of(spec).select_layer,
         "mm_vision_tower": "./clip",
         "model_type": "llava_llama" if spec.llm.sliding_window is None else "llava_mistral",
         "torch_dtype": dtype,
@@ -241,8 +242,8 @@ def _hf_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
         | _token_config(spec),
         "tie_word_embeddings": spec.llm.tied_embeddings,
         "torch_dtype": dtype,
-        "vision_config": _clip_config(spec.vision),
-        "vision_feature_layer": spec.vision.select_layer,
+        "vision_config": _clip_config(clip_of(spec)),
+        "vision_feature_layer": clip_of(spec).select_layer,
         "vision_feature_select_strategy": "default",
     }
 

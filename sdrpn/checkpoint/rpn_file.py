@@ -16,6 +16,7 @@ from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import rpn_shapes
 from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME
 from sdrpn.errors import BadCheckpoint
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.host.atomic import replacing_file
 from sdrpn.method.geometry import Fit
 from sdrpn.method.spec import ModelSpec, RpnSpec
@@ -84,7 +85,8 @@ def write_rpn(
     if spec.rpn is None:
         raise ValueError("the model has no RPN to write")
     shapes = rpn_shapes(spec.llm, spec.rpn.layers)
-    file = RpnFile(folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME, spec.tap_layer, spec.rpn, note, spec.vision.fit)
+    fit = clip_of(spec).fit
+    file = RpnFile(folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME, spec.tap_layer, spec.rpn, note, fit)
     with replacing_file(file.weights) as path, SafetensorsWriter(path, shapes, np.dtype(dtype)) as writer:
         for name in shapes:
             writer.write(name, read(f"rpn.{name}"))

@@ -18,6 +18,7 @@ from sdrpn.checkpoint.rpn_file import RpnFile
 from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 from sdrpn.checkpoint.tensors import TensorFolder, weight_files
 from sdrpn.errors import BadCheckpoint
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import ModelSpec
 
 __all__ = [
@@ -178,8 +179,8 @@ def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> 
 
 
 def _require_whole_projector(spec: ModelSpec, places: Mapping[str, Place]) -> None:
-    """Raise for a projector with more layers than the config says: only a part of it would be computed."""
-    layers = spec.vision.projector_layers
+    """A projector of more layers than the config says would be computed in part."""
+    layers = clip_of(spec).projector_layers
     source = places["projector.fc1.weight"].source
     extra = f"projector.fc{layers + 1}.weight"
     if source.is_whole and source.has(extra):
@@ -214,7 +215,7 @@ def _missing_error(
     if similar:
         text += f"; the closest name in it is {similar[0]} {list(source.tensors.shape(similar[0]))}"
     if name.startswith("projector.") and "mm_projector" in file_name:
-        kind = "linear" if spec.vision.projector_layers == 1 else f"mlp{spec.vision.projector_layers}x_gelu"
+        kind = "linear" if clip_of(spec).projector_layers == 1 else f"mlp{clip_of(spec).projector_layers}x_gelu"
         text += f"; mm_projector_type of config.json is {kind}"
     if all(part.startswith("llm.") for part, _, _ in missing) and not has_base:
         text += "; if upper layers were cut from this checkpoint, name the full one as its base"

@@ -6,11 +6,10 @@ as in PyTorch's Linear.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from sdrpn.families.registry import family_of
+from sdrpn.method.spec import LlmSpec, ModelSpec
 
-from sdrpn.method.spec import LlmSpec, ModelSpec, VisionSpec
-
-__all__ = ["RPN_LAST_LAYER", "Shapes", "llm_shapes", "projector_shapes", "rpn_shapes", "tensor_shapes", "vision_shapes"]
+__all__ = ["RPN_LAST_LAYER", "Shapes", "llm_shapes", "rpn_shapes", "tensor_shapes"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -19,38 +18,10 @@ RPN_LAST_LAYER = ("input_norm.weight", "attention.q.weight", "attention.k.weight
 
 
 def tensor_shapes(spec: ModelSpec) -> Shapes:
-    """Every tensor that `spec` needs, in the order of computation."""
-    shapes = vision_shapes(spec.vision) | projector_shapes(spec) | llm_shapes(spec.llm)
+    """Every tensor that `spec` needs, in the order of the computation."""
+    shapes = family_of(spec).vision_shapes(spec) | llm_shapes(spec.llm)
     if spec.rpn is not None:
         shapes |= {f"rpn.{name}": shape for name, shape in rpn_shapes(spec.llm, spec.rpn.layers).items()}
-    return shapes
-
-
-def vision_shapes(vision: VisionSpec) -> Shapes:
-    """CLIP up to the selected hidden state; later layers and the post-layernorm are not needed."""
-    width, patch = vision.width, vision.patch_size_px
-    shapes: Shapes = {
-        "vision.class_embedding": (width,),
-        "vision.patch_embedding.weight": (width, 3, patch, patch),
-        "vision.position_embedding": (vision.image_tokens + 1, width),
-    }
-    shapes |= _affine("vision.pre_norm", width)
-    for layer in range(vision.used_layers):
-        prefix = f"vision.layers.{layer}"
-        shapes |= _affine(f"{prefix}.norm1", width)
-        for projection in ("q", "k", "v", "out"):
-            shapes |= _affine(f"{prefix}.attention.{projection}", width, width)
-        shapes |= _affine(f"{prefix}.norm2", width)
-        shapes |= _affine(f"{prefix}.mlp.fc1", vision.mlp_width, width)
-        shapes |= _affine(f"{prefix}.mlp.fc2", width, vision.mlp_width)
-    return shapes
-
-
-def projector_shapes(spec: ModelSpec) -> Shapes:
-    """The projector: linear layers with a GELU between them."""
-    shapes: Shapes = {}
-    for number, (inputs, outputs) in enumerate(pairwise(spec.projector_widths), start=1):
-        shapes |= _affine(f"projector.fc{number}", outputs, inputs)
     return shapes
 
 
@@ -86,8 +57,3 @@ def _decoder_layer(llm: LlmSpec) -> Shapes:
         "mlp.up.weight": (llm.mlp_width, llm.width),
         "mlp.down.weight": (llm.width, llm.mlp_width),
     }
-
-
-def _affine(name: str, outputs: int, inputs: int | None = None) -> Shapes:
-    weight = (outputs,) if inputs is None else (outputs, inputs)
-    return {f"{name}.weight": weight, f"{name}.bias": (outputs,)}

@@ -115,15 +115,15 @@ def _print_release(bundle: Bundle) -> None:
 
 def _print_model(bundle: Bundle) -> None:
     from sdrpn.cli.output import print_table
+    from sdrpn.families.registry import family_of
     from sdrpn.workflows.inspection import engine_sets
 
     manifest = bundle.manifest
     engines = [f"{one.target} ({', '.join(one.engines)})" for one in engine_sets(bundle)]
-    spec, llm, vision = manifest.spec, manifest.spec.llm, manifest.spec.vision
+    spec, llm = manifest.spec, manifest.spec.llm
     rpn = "none: plain LLaVA only" if spec.rpn is None else f"{spec.rpn.layers} layers, loss {spec.rpn.loss}"
     rows = [
-        ("image", f"{vision.image_size_px}x{vision.image_size_px} px, {vision.grid_side}x{vision.grid_side} tokens"),
-        ("vision tower", f"{vision.used_layers} of {vision.layers} layers, width {vision.width}"),
+        *family_of(spec).described(spec.vision),
         ("LLM", f"{llm.layers} layers, width {llm.width}, {llm.heads} heads ({llm.kv_heads} for keys and values)"),
         ("tap", f"after layer {spec.tap_layer}: trunk {spec.tap_layer}, tail {spec.tail_layers} layers"),
         ("RPN", rpn),

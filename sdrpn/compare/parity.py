@@ -28,9 +28,7 @@ from sdrpn.compare.answers import AnswerQuestion, Question, compare_answers
 from sdrpn.compare.graphs import Array, Check, Kind, RunGraph, relative_difference
 from sdrpn.compare.trials import Trial, graph_trials
 from sdrpn.errors import SdrpnError
-from sdrpn.model.layers import Attention
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.model.vision import ClipAttention
 
 __all__ = ["answer_parity", "gates", "graph_parity", "peak_checks", "recorded_peaks"]
 
@@ -121,9 +119,9 @@ def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
 
     scores = _AttentionScores(keep)
     products = [(name, one) for name, one in model.named_modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
-    attentions = [(name, one) for name, one in model.named_modules() if isinstance(one, (Attention, ClipAttention))]
+    attentions = [(name, one) for name, one in model.named_modules() if name.rpartition(".")[2] == "attention"]
     handles = [one.register_forward_hook(hook(name)) for name, one in products]  # type: ignore[arg-type]
-    handles += [one.register_forward_pre_hook(scores.entered(name)) for name, one in attentions]  # type: ignore[arg-type]
+    handles += [one.register_forward_pre_hook(scores.entered(name)) for name, one in attentions]
     try:
         with torch.inference_mode(), scores:
             yield peaks

@@ -20,6 +20,7 @@ from sdrpn.bundle.graphs import graph_named
 from sdrpn.bundle.number_types import numpy_type
 from sdrpn.bundle.signatures import GraphSignature
 from sdrpn.compare.pictures import random_photograph
+from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_pixels
 from sdrpn.model.layers import KvCache, frequencies
 from sdrpn.model.llava import SdRpnModel
@@ -255,7 +256,7 @@ def _pixels(model: SdRpnModel) -> NDArray[np.float32]:
     """(2,3,R,R): a wide and a tall picture."""
     sizes = ((360, 240), (200, 320))
     pictures = (random_photograph(_SEED + index, size) for index, size in enumerate(sizes))
-    return np.stack([base_pixels(picture, model.spec.vision) for picture in pictures])
+    return np.stack([base_pixels(picture, square_of(model.spec)) for picture in pictures])
 
 
 def _array(tensor: Tensor) -> Array:

@@ -24,6 +24,7 @@ from sdrpn.evaluation.looks import (
 )
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
+from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_picture
 from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.roi import Crop, RoiPolicy
@@ -112,8 +113,8 @@ def _plain(question: Question) -> Plan:
 
 
 def _blind(question: Question) -> Plan:
-    """The question without picture content: all padding colour, which is 0 after normalisation."""
-    colour = question.spec.vision.pad_colour
+    """The question alone: a picture of the colour that borders have, which is 0 to the model."""
+    colour = square_of(question.spec).pad_colour
     return Plan(Image.new("RGB", question.picture.size, colour), None, question.sample.boxes_xyxy_px)
 
 
@@ -195,8 +196,8 @@ def _oracle_crop(question: Question) -> Plan:
 
 
 def _oracle_lowres(question: Question) -> Plan:
-    """The same boxes, cropped at the resolution of the first pass: as many tokens, no new detail."""
-    vision = question.spec.vision
+    """The same boxes, cut from the picture as the model first sees it: as many tokens, no new pixels."""
+    vision = square_of(question.spec)
     width, height = question.picture.size
     side = max(width, height)
     offset_xy = (side - width) // 2, (side - height) // 2  # of the picture in its square

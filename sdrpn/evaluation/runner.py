@@ -22,6 +22,7 @@ from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.region import mean_zoom, region_quality
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
+from sdrpn.families.registry import square_of
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.roi import Crop
 
@@ -87,7 +88,7 @@ class _Opened:
 def _warm_up(task: Task, answerer: Answerer) -> None:
     """Ask one question so that one-time costs of libraries are not measured."""
     if len(task.samples):
-        picture = Image.new("RGB", (answerer.spec.vision.image_size_px,) * 2)
+        picture = Image.new("RGB", (square_of(answerer.spec).image_size_px,) * 2)
         answerer.answer(picture, task.samples[0].question, None, 1)
 
 

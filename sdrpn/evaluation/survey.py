@@ -22,7 +22,7 @@ from sdrpn.labels.denoise import denoise, usual_sinks
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.roi import RoiPolicy, decide_crops
-from sdrpn.method.spec import VisionSpec
+from sdrpn.method.spec import Vision
 
 if TYPE_CHECKING:
     from sdrpn.labels.attention import Rows  # imports PyTorch
@@ -69,7 +69,7 @@ class _Question:
 class Survey:
     """The results of all questions: sinks of the last prompt token and of answers; None where sink heads give them."""
 
-    vision: VisionSpec
+    vision: Vision
     prompt_sinks: Bool | None
     answer_sinks: Bool | None
     questions: tuple[_Question, ...]
@@ -118,7 +118,7 @@ class Survey:
 
 def survey(
     surveyor: Surveyor,
-    vision: VisionSpec,
+    vision: Vision,
     samples: Sequence[Sample],
     heads: HeadChoice,
     *,

@@ -32,6 +32,7 @@ from sdrpn.evaluation.looks import (
 from sdrpn.evaluation.rpns import LoadedRpn
 from sdrpn.evaluation.survey import HeadAttention
 from sdrpn.evaluation.vicrop import relative_map, vicrop_box
+from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_pixels, crop_pixels
 from sdrpn.labels.attention import Rows, WatchHeads, embed_image, require_heads, watch_answer
 from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, denoise
@@ -219,7 +220,7 @@ class TorchAnswerer:
         maps = [
             self._layer_attention(picture, asked, look.layer) for asked in (prompt, self._prompt(look.general_question))
         ]
-        grid, size_px = self._grid(picture), self.spec.vision.image_size_px
+        grid, size_px = self._grid(picture), square_of(self.spec).image_size_px
         relative = relative_map(*maps).reshape(grid.hw)
         x1, y1, x2, y2 = grid.box_cells_from_px((0, 0, *picture.size))
         left, top, right, bottom = grid.seen_box_px
@@ -257,11 +258,11 @@ class TorchAnswerer:
 
     def _image_tokens(self, picture: Image.Image) -> Tensor:
         """(C,D)."""
-        return embed_image(self._model, base_pixels(picture, self.spec.vision))
+        return embed_image(self._model, base_pixels(picture, square_of(self.spec)))
 
     def _crop_tokens(self, picture: Image.Image, crop: Crop) -> Tensor:
         """The tokens (n,D) that a crop inserts."""
-        embeds = embed_image(self._model, crop_pixels(picture, crop.box_xyxy_px, self.spec.vision))
+        embeds = embed_image(self._model, crop_pixels(picture, crop.box_xyxy_px, square_of(self.spec)))
         if crop.keep_cells is not None:
             return embeds[torch.from_numpy(crop.keep_cells.ravel()).to(embeds.device)]
         if crop.grid_hw is None:

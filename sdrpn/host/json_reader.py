@@ -14,9 +14,9 @@ import os
 import stat
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeAlias, TypeVar, Union
 
 from sdrpn.errors import BadInput
 
@@ -37,6 +37,8 @@ T = TypeVar("T")
 MOST_JSON_BYTES = 4 * 1024 * 1024
 # Metadata for a field that has a default in Python, but is required in JSON.
 REQUIRED: Mapping[str, bool] = types.MappingProxyType({"required in JSON": True})
+Readers: TypeAlias = Mapping[Any, Callable[[object, str], Any]]
+_NO_READERS: Readers = types.MappingProxyType({})
 _MOST_WHOLE = 2**63
 _SHOWN_CHARS = 60
 _NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
@@ -46,13 +48,14 @@ class Misfit(BadInput):
     """A value that does not fit its field: the place, the value, and what was expected."""
 
 
-def read_dataclass(kind: type[T], value: object, place: str = "") -> T:
-    """Make a dataclass from the result of `json.loads`.
+def read_dataclass(kind: type[T], value: object, place: str = "", readers: Readers = _NO_READERS) -> T:
+    """An instance of a dataclass from what `json.loads` gives.
 
     Fields may be int, float, str, bool, None, Literal, Any, tuple, Mapping with text as keys, dataclasses, and unions.
 
     Args:
-        place: the place of `value` in its file, such as `variants.fused-fp32`; empty at the top
+        place: of `value` in its file, such as `variants.fused-fp32`; nothing at the top
+        readers: how some types are read that do not describe themselves: type -> function of value and place
     Raises: Misfit for the first value that does not fit
     """
     if not isinstance(value, dict):
@@ -64,7 +67,7 @@ def read_dataclass(kind: type[T], value: object, place: str = "") -> T:
     types_of, entries = _types(typing.cast(Any, kind)), {}
     for name, field in known.items():
         if name in value:
-            entries[name] = _read(types_of[name], value[name], _inside(place, name))
+            entries[name] = _read(types_of[name], value[name], _inside(place, name), readers)
         elif _is_required(field):
             raise Misfit(f"{_inside(place, name)} is missing")
     try:
@@ -118,41 +121,43 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
-def _read(kind: Any, value: object, place: str) -> Any:
+def _read(kind: Any, value: object, place: str, readers: Readers) -> Any:
     if kind is Any:
         return value
+    if kind in readers:
+        return readers[kind](value, place)
     origin = typing.get_origin(kind)
     if origin in (Union, types.UnionType):
-        return _read_union(typing.get_args(kind), value, place)
+        return _read_union(typing.get_args(kind), value, place, readers)
     if origin is Literal:
         if not isinstance(value, str) or value not in typing.get_args(kind):
             raise _misfit(place, value, " or ".join(typing.get_args(kind)))
         return value
     if origin is tuple:
-        return _read_tuple(typing.get_args(kind), value, place)
+        return _read_tuple(typing.get_args(kind), value, place, readers)
     if origin is Mapping:
-        return _read_mapping(typing.get_args(kind)[1], value, place)
+        return _read_mapping(typing.get_args(kind)[1], value, place, readers)
     if dataclasses.is_dataclass(kind):
-        return read_dataclass(typing.cast(type, kind), value, place)
+        return read_dataclass(typing.cast(type, kind), value, place, readers)
     return _read_plain(kind, value, place)
 
 
-def _read_union(kinds: tuple[Any, ...], value: object, place: str) -> Any:
-    """Read as the first type that fits. For an optional object the error is about its content, not about null."""
+def _read_union(kinds: tuple[Any, ...], value: object, place: str, readers: Readers) -> Any:
+    """The first kind that fits. An optional object says what is wrong inside it, not that it should be null."""
     if value is None and type(None) in kinds:
         return None
     others = [kind for kind in kinds if kind is not type(None)]
     if len(others) == 1:
-        return _read(others[0], value, place)
+        return _read(others[0], value, place, readers)
     for kind in others:
         try:
-            return _read(kind, value, place)
+            return _read(kind, value, place, readers)
         except Misfit:
             continue
     raise _misfit(place, value, " or ".join(_NAMES[kind] for kind in others))
 
 
-def _read_tuple(kinds: tuple[Any, ...], value: object, place: str) -> tuple[Any, ...]:
+def _read_tuple(kinds: tuple[Any, ...], value: object, place: str, readers: Readers) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise _misfit(place, value, "a list")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
@@ -160,17 +165,17 @@ def _read_tuple(kinds: tuple[Any, ...], value: object, place: str) -> tuple[Any,
     if len(value) != len(kinds):
         raise _misfit(place, value, f"a list of {len(kinds)}")
     return tuple(
-        _read(kind, element, f"{place}[{index}]")
-        for index, (kind, element) in enumerate(zip(kinds, value, strict=True))
+        _read(kind, one, f"{place}[{index}]", readers)
+        for index, (kind, one) in enumerate(zip(kinds, value, strict=True))
     )
 
 
-def _read_mapping(kind: Any, value: object, place: str) -> dict[str, Any]:
+def _read_mapping(kind: Any, value: object, place: str, readers: Readers) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _misfit(place, value, "an object")
     for key in value:
         _read_plain(str, key, f"a name in {place}")
-    return {key: _read(kind, entry, _inside(place, key)) for key, entry in value.items()}
+    return {key: _read(kind, one, _inside(place, key), readers) for key, one in value.items()}
 
 
 def _read_plain(kind: Any, value: object, place: str) -> Any:

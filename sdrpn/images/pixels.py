@@ -1,12 +1,13 @@
 """Turn an upright RGB picture, or one crop of it, into the input of the vision tower. Pillow and NumPy only.
 
-`VisionSpec.fit` says how the whole picture becomes a square: padded with the mean colour, as LLaVA does and as SD-RPN
+`SquareVision.fit` says how the whole picture becomes a square: padded with the mean colour, as LLaVA does and as SD-RPN
 was trained, or resized by its shorter side and centre-cropped, as the processor of llava-hf checkpoints does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,47 @@ from PIL import Image
 
 from sdrpn.errors import BadInput
 from sdrpn.images.resample import resample_columns
-from sdrpn.method.geometry import resized_wh
+from sdrpn.method.geometry import Fit, resized_wh
 from sdrpn.method.grids import Box
-from sdrpn.method.spec import VisionSpec
 
-__all__ = ["bands", "base_picture", "base_pixels", "check_crop", "crop_pixels", "padded_box", "part", "require_rgb"]
+__all__ = [
+    "SquareVision",
+    "bands",
+    "base_picture",
+    "base_pixels",
+    "check_crop",
+    "crop_pixels",
+    "padded_box",
+    "part",
+    "require_rgb",
+]
 
 Float32 = npt.NDArray[np.float32]
+
+
+class SquareVision(Protocol):
+    """A model that sees every picture as one square of R x R pixels."""
+
+    @property
+    def image_size_px(self) -> int:
+        """R."""
+
+    @property
+    def fit(self) -> Fit:
+        """How a picture becomes a square."""
+
+    @property
+    def pad_colour(self) -> tuple[int, int, int]:
+        """RGB of what makes it one."""
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
+        """Taken from the channels, which are in 0..1."""
+
+    @property
+    def image_std(self) -> tuple[float, float, float]:
+        """What they are divided by then."""
+
 
 BAND_PIXELS = 4_000_000  # large images are processed in bands of rows, 16 MB each
 # Where padding makes up seven eighths of the square, its columns are skipped when resizing.
@@ -37,7 +72,7 @@ def padded_box(image_wh: tuple[int, int]) -> Box:
     return -left, -top, side - left, side - top
 
 
-def base_pixels(image: Image.Image, vision: VisionSpec) -> Float32:
+def base_pixels(image: Image.Image, vision: SquareVision) -> Float32:
     """The whole image as the vision tower sees it in the first pass.
 
     Padded to a square with the mean colour and resized to R x R, or resized by its shorter side to R and
@@ -46,7 +81,7 @@ def base_pixels(image: Image.Image, vision: VisionSpec) -> Float32:
     return _normalised(base_picture(image, vision), vision)
 
 
-def base_picture(image: Image.Image, vision: VisionSpec) -> Image.Image:
+def base_picture(image: Image.Image, vision: SquareVision) -> Image.Image:
     """The picture of `base_pixels` before normalisation: R x R, RGB."""
     require_rgb(image)
     if vision.fit == "crop":
@@ -58,7 +93,7 @@ def base_picture(image: Image.Image, vision: VisionSpec) -> Image.Image:
     return _squashed(image, (-x1, -y1), (x2 - x1, y2 - y1), side_px, Image.Resampling.BICUBIC, colour)
 
 
-def crop_pixels(image: Image.Image, box_xyxy_px: Box, vision: VisionSpec) -> Float32:
+def crop_pixels(image: Image.Image, box_xyxy_px: Box, vision: SquareVision) -> Float32:
     """One crop, resized to R x R without keeping its aspect ratio (bilinear, antialiased), normalised.
 
     Returns: (3, R, R). Raises: BadInput for a box that is empty or extends beyond the image.
@@ -165,7 +200,7 @@ def part(
     return part
 
 
-def _normalised(image: Image.Image, vision: VisionSpec) -> Float32:
+def _normalised(image: Image.Image, vision: SquareVision) -> Float32:
     """(R, R) RGB to (3, R, R) of (value/255 - mean) / std, through a lookup table of 256 values per channel."""
     values = (np.arange(256) / 255).astype(np.float32)
     mean, std = np.array(vision.image_mean, np.float32), np.array(vision.image_std, np.float32)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
+from sdrpn.families.registry import fit_of
 from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.host.json_files import differing_keys, read_json_object
 from sdrpn.host.progress import Advance, unseen
@@ -83,7 +84,7 @@ class LabelRun:
             "format_version": FORMAT_VERSION,
             "checkpoint_sha256": self.checkpoint_sha256,
             "precision": str(teacher.model.embed.weight.dtype).removeprefix("torch."),
-            "fit": teacher.model.spec.vision.fit,
+            "fit": fit_of(teacher.model.spec),
             "questions": len(self.questions),
             "questions_sha256": data,
             **dataclasses.asdict(teacher.options),

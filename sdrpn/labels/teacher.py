@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import Rows, WatchedAnswer, embed_image, require_heads, watch_answer
 from sdrpn.labels.questions import Question
@@ -91,7 +92,7 @@ class Teacher:
 
     def _seen(self, name: str) -> tuple[Tensor, ImageGrid]:
         if self._embedded is None or self._embedded[0] != name:
-            picture, vision = open_image(self.images / name), self.model.spec.vision
+            picture, vision = open_image(self.images / name), square_of(self.model.spec)
             embeds = embed_image(self.model, base_pixels(picture, vision))
-            self._embedded = name, embeds, vision.grid(picture.size)
+            self._embedded = name, embeds, self.model.spec.vision.grid(picture.size)
         return self._embedded[1:]

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Protocol
 
 from sdrpn.errors import BadInput
-from sdrpn.host.json_reader import REQUIRED, read_dataclass
-from sdrpn.method.geometry import Fit, PaddedGrid
+from sdrpn.host.json_reader import REQUIRED
 from sdrpn.method.grids import ImageGrid
 
-__all__ = ["LlmSpec", "ModelSpec", "PromptSpec", "RopeScaling", "RpnSpec", "VisionSpec"]
+__all__ = [
+    "LlmSpec",
+    "ModelSpec",
+    "PromptSpec",
+    "RopeScaling",
+    "RpnSpec",
+    "Vision",
+    "require_divisible",
+    "require_numbers",
+    "require_positive",
+]
 
 # Some times what the largest models have: beyond it, listing the tensors of a model would take longer than finding out
 # that they are not there, and tables by position more memory than anything else.
@@ -42,74 +51,17 @@ RoiLoss = Literal["bce", "focal", "mse"]
 _MOST_TOKEN_ID = 2**31
 
 
-@dataclass(frozen=True)
-class VisionSpec:
-    """A CLIP vision tower and the projector behind it."""
+class Vision(Protocol):
+    """How a model sees a picture: what is asked of the vision part of every family's spec, a frozen dataclass."""
 
-    image_size_px: int  # R
-    patch_size_px: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    select_layer: int = -2  # index into the hidden states, embeddings first
-    projector_width: int = 0  # hidden width of the projector; 0: that of the LLM
-    projector_layers: int = 2  # matrices, a GELU between any two; 1: a linear projector
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    # How a picture becomes a square: padded as LLaVA does it and SD-RPN was trained, or the ends of its longer side cut
-    # off as the processor of llava-hf checkpoints does it.
-    fit: Fit = "pad"
-    border: tuple[int, int, int] | None = None  # RGB of the padding; None: the mean
-
-    def __post_init__(self) -> None:
-        _require_positive(
-            self, "image_size_px", "patch_size_px", "width", "layers", "heads", "mlp_width", "projector_layers"
-        )
-        if self.fit not in get_args(Fit):
-            raise BadInput(f"fit is {self.fit!r}; expected {' or '.join(get_args(Fit))}")
-        _require_numbers(self, "layer_norm_eps", at_least=0.0)
-        _require_divisible("vision heads", self.heads, "vision width", self.width)
-        _require_divisible("patch_size_px", self.patch_size_px, "image_size_px", self.image_size_px)
-        if not 1 <= self.used_layers <= self.layers:
-            raise BadInput(
-                f"select_layer {self.select_layer} of a vision tower with {self.layers} layers is not one of its "
-                f"hidden states; expected -{self.layers} to -1"
-            )
-        _require_rgb("image_mean", self.image_mean, "three numbers from 0 to 1", lambda mean: 0 <= mean <= 1)
-        _require_rgb("image_std", self.image_std, "three numbers above 0", lambda std: 0 < std < math.inf)
-        if self.border is not None:
-            whole = "three whole numbers from 0 to 255"
-            _require_rgb("border", self.border, whole, lambda value: value in range(256))
-
-    @property
-    def grid_side(self) -> int:
-        """G: cells of the image grid on a side."""
-        return self.image_size_px // self.patch_size_px
+    family: ClassVar[str]  # its name, see `sdrpn.families`
 
     @property
     def image_tokens(self) -> int:
-        """G*G."""
-        return self.grid_side**2
-
-    @property
-    def used_layers(self) -> int:
-        """Layers that have to run: what follows the selected hidden state is never computed."""
-        return self.layers + 1 + self.select_layer if self.select_layer < 0 else self.select_layer
+        """The most tokens that a picture, or a crop of it, becomes."""
 
     def grid(self, image_wh: tuple[int, int]) -> ImageGrid:
         """The cells of the image grid over a picture of this size."""
-        return PaddedGrid(image_wh, self.image_size_px, self.grid_side, self.fit)
-
-    @property
-    def pad_colour(self) -> tuple[int, int, int]:
-        """RGB, 0..255, of the border that makes an image square: the mean, truncated (as LLaVA does)."""
-        if self.border is not None:
-            return self.border
-        red, green, blue = (int(255 * mean) for mean in self.image_mean)
-        return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -136,7 +88,7 @@ class RopeScaling:
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise BadInput(f"{name} of the rope scaling {self.kind} is {value!r}; expected a number above 0")
-        _require_positive(self, "original_context")
+        require_positive(self, "original_context")
 
 
 @dataclass(frozen=True)
@@ -158,16 +110,16 @@ class LlmSpec:
     sliding_window: int | None = None  # most tokens that one sees, itself among them; None: all before it
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self, "vocabulary", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "max_context"
         )
-        _require_numbers(self, "rope_theta", at_least=1e-6)
-        _require_numbers(self, "rms_norm_eps", at_least=0.0)
+        require_numbers(self, "rope_theta", at_least=1e-6)
+        require_numbers(self, "rms_norm_eps", at_least=0.0)
         if self.sliding_window is not None:
-            _require_positive(self, "sliding_window")
+            require_positive(self, "sliding_window")
         if self.rope_scaling is not None and self.rope_scaling.kind == "dynamic":
             self._require_original_context(self.rope_scaling)
-        _require_divisible("kv_heads", self.kv_heads, "heads", self.heads)
+        require_divisible("kv_heads", self.kv_heads, "heads", self.heads)
         if self.head_dim % 2:
             raise BadInput(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
 
@@ -192,7 +144,7 @@ class RpnSpec:
     loss: RoiLoss = "bce"  # "mse": scores are a distribution, softmax per head before the mean
 
     def __post_init__(self) -> None:
-        _require_positive(self, "layers")
+        require_positive(self, "layers")
 
 
 @dataclass(frozen=True)
@@ -228,7 +180,7 @@ class PromptSpec:
 class ModelSpec:
     """Everything that the graphs and the runtime need to know about a checkpoint, without its weights."""
 
-    vision: VisionSpec
+    vision: Vision
     llm: LlmSpec
     tap_layer: int  # K: the trunk is layers 0..K-1, the tail K..L-1
     rpn: RpnSpec | None = field(default=None, metadata=REQUIRED)  # None: a plain LLaVA
@@ -249,30 +201,17 @@ class ModelSpec:
             )
 
     @property
-    def projector_widths(self) -> tuple[int, ...]:
-        """What goes into the projector's first matrix, and what comes out of each."""
-        hidden = self.vision.projector_width or self.llm.width
-        return (self.vision.width, *[hidden] * (self.vision.projector_layers - 1), self.llm.width)
-
-    @property
     def tail_layers(self) -> int:
         """L - K."""
         return self.llm.layers - self.tap_layer
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, for a manifest."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`; raises BadInput for a missing or unknown entry."""
-        try:
-            return read_dataclass(cls, value)
-        except BadInput as error:
-            raise BadInput(f"a model description cannot be read ({error}); export the checkpoint again") from error
+        """Plain dicts and lists, for a manifest; `sdrpn.families.registry.spec_from_json` reads it."""
+        return {**dataclasses.asdict(self), "family": self.vision.family}
 
 
-def _require_positive(spec: object, *names: str) -> None:
+def require_positive(spec: object, *names: str) -> None:
+    """Raise BadInput for a field that is no whole number of at least 1, or beyond what any model has."""
     for name in names:
         value = getattr(spec, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -281,19 +220,15 @@ def _require_positive(spec: object, *names: str) -> None:
             raise BadInput(f"{name} is {str(value)[:40]}; expected {_MOST[name]} at most")
 
 
-def _require_numbers(spec: object, *names: str, at_least: float) -> None:
+def require_numbers(spec: object, *names: str, at_least: float) -> None:
+    """Raise BadInput for a field that is no finite number of at least this."""
     for name in names:
         value = getattr(spec, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not at_least <= value < math.inf:
             raise BadInput(f"{name} is {str(value)[:40]}; expected a number of at least {at_least:g}")
 
 
-def _require_rgb(name: str, values: object, expected: str, is_good: Callable[[float], bool]) -> None:
-    channels = values if isinstance(values, tuple) else ()
-    if len(channels) != 3 or not all(type(value) in (int, float) and is_good(value) for value in channels):
-        raise BadInput(f"{name} is {str(values)[:80]}; expected {expected}")
-
-
-def _require_divisible(part_name: str, part: int, whole_name: str, whole: int) -> None:
+def require_divisible(part_name: str, part: int, whole_name: str, whole: int) -> None:
+    """Raise BadInput where a part does not divide the whole."""
     if whole % part:
         raise BadInput(f"{whole_name} ({whole}) is not a multiple of {part_name} ({part})")

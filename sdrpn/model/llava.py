@@ -16,7 +16,7 @@ from sdrpn.method.spec import ModelSpec
 from sdrpn.model.rpn import Rpn
 from sdrpn.model.tail import Tail
 from sdrpn.model.trunk import Trunk
-from sdrpn.model.vision import VisionEncoder
+from sdrpn.model.vision import VisionModule, vision_module
 
 __all__ = [
     "LlavaBase",
@@ -34,7 +34,7 @@ class LlavaBase(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.vision = VisionEncoder(spec)
+        self.vision: VisionModule = vision_module(spec)
         self.embed = nn.Embedding(spec.llm.vocabulary, spec.llm.width)
         self.trunk = Trunk(spec)
 

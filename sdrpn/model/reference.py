@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_pixels, crop_pixels, open_image
 from sdrpn.method.roi import (
     Crop,
@@ -73,7 +74,7 @@ def reference_answer(
     """
     picture = open_image(image)
     dtype = model.embed.weight.dtype
-    image_embeds = model.vision(torch.from_numpy(base_pixels(picture, model.spec.vision))[None].to(dtype))[0]
+    image_embeds = model.vision(torch.from_numpy(base_pixels(picture, square_of(model.spec)))[None].to(dtype))[0]
     before, after = (model.embed(torch.tensor(list(ids), dtype=torch.long)) for ids in (ids_before, ids_after))
 
     prompt = torch.cat((before, image_embeds, after))[None]  # (1,S,D)
@@ -112,11 +113,12 @@ def _roi_logits(model: SdRpnModel, scores: Tensor, hw: tuple[int, int]) -> Float
 
 def _crop_embeds(model: SdRpnModel, picture: Image.Image, crop: Crop) -> Tensor:
     """The tokens (n,D) that a crop inserts."""
-    pixels = torch.from_numpy(crop_pixels(picture, crop.box_xyxy_px, model.spec.vision))[None]
-    features = model.vision.tower(pixels.to(model.embed.weight.dtype))[0]  # (G*G,C)
+    pixels = torch.from_numpy(crop_pixels(picture, crop.box_xyxy_px, square_of(model.spec)))[None]
+    pixels = pixels.to(model.embed.weight.dtype)
     if crop.keep_cells is not None:
-        features = features[torch.from_numpy(crop.keep_cells.ravel())]
-    embeds: Tensor = model.vision.projector(features)
+        kept: Tensor = model.vision.kept(pixels, torch.from_numpy(crop.keep_cells.ravel()))
+        return kept
+    embeds: Tensor = model.vision(pixels)[0]
     if crop.grid_hw is None:
         return embeds
     hw = model.spec.vision.grid(picture.size).crop_hw(crop.box_xyxy_px)

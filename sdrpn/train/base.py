@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import embed_image
 from sdrpn.model.dtypes import torch_dtype
@@ -61,7 +62,7 @@ class FrozenBase:
         if self._prefix is None or self._prefix[0] != key:
             if self._images is None:
                 raise ValueError("no folder of images was named")
-            pixels = base_pixels(open_image(self._images / prompt.image), self._model.spec.vision)
+            pixels = base_pixels(open_image(self._images / prompt.image), square_of(self._model.spec))
             embeds = torch.cat((self._embed(prompt.ids_before), embed_image(self._model, pixels)))
             cache = KvCache()
             self._prefix = key, self._run(embeds, 0, cache), cache

@@ -11,6 +11,7 @@ from PIL.Image import Image
 from sdrpn.bundle.shipped import DEFAULT_NAME
 from sdrpn.demo import DemoScene, Told, draw_demo, shipped_scene
 from sdrpn.evaluation.scores import exact_match
+from sdrpn.families.registry import square_of
 from sdrpn.images.image import open_image
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
@@ -73,7 +74,7 @@ def run_demo(threads: int | None = None) -> Demonstration:
     with Session.open(DEFAULT_NAME, backend="onnxruntime", threads=threads) as session:
         _ask(session, scene, None)  # what only a first question takes, such as memory, is not timed
         plain, again = _ask(session, scene, None), _ask(session, scene, RoiPolicy(scene.threshold))
-        return Demonstration(scene, plain, again, session.spec.vision.image_size_px)
+        return Demonstration(scene, plain, again, square_of(session.spec).image_size_px)
 
 
 def _ask(session: Session, scene: DemoScene, roi: RoiPolicy | None) -> TimedAnswer:

@@ -16,6 +16,7 @@ from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.bundle.memory import require_cpu_memory
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import fit_of
 from sdrpn.host.machine import read_machine
 from sdrpn.images.image import open_image
 from sdrpn.method.geometry import Fit
@@ -109,7 +110,7 @@ def ask_question(
         if piece is not None:
             for text in stream:
                 piece(text)
-        answer, fit = stream.finish(), session.spec.vision.fit
+        answer, fit = stream.finish(), fit_of(session.spec)
         if session.backend_note != first_note:  # something was found while it answered
             note(session.backend_note or "")
     if answer.note is not None:

@@ -11,6 +11,8 @@ import pytest
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.config import read_spec
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.llava.vision_spec import clip_of
+from sdrpn.families.registry import spec_from_json
 from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec
 from tests.tiny_models import tiny_spec
 
@@ -86,16 +88,16 @@ def test_what_the_published_hf_config_leaves_out(tmp_path: Path) -> None:
     assert (spec.llm.width, spec.llm.layers, spec.llm.heads, spec.llm.kv_heads) == (4096, 32, 32, 32)
     assert (spec.llm.head_dim, spec.llm.mlp_width, spec.llm.vocabulary) == (128, 11008, 32064)
     assert (spec.llm.max_context, spec.llm.rms_norm_eps, spec.llm.rope_theta) == (4096, 1e-5, 10000.0)
-    assert spec.vision.grid_side == 24
-    assert spec.vision.used_layers == 23
-    assert spec.vision.pad_colour == (122, 116, 104)
+    assert clip_of(spec).grid_side == 24
+    assert clip_of(spec).used_layers == 23
+    assert clip_of(spec).pad_colour == (122, 116, 104)
     assert (spec.prompt.image_token_id, spec.prompt.pad_token_id, spec.prompt.eos_token_ids) == (32000, 32001, (2,))
     assert (spec.rpn, spec.tap_layer) == (None, 16)
 
 
 def test_an_hf_config_without_parts_is_llava_7b(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, {"model_type": "llava"})
-    assert (spec.vision.width, spec.vision.image_size_px, spec.llm.width) == (1024, 336, 4096)
+    assert (clip_of(spec).width, clip_of(spec).image_size_px, spec.llm.width) == (1024, 336, 4096)
 
 
 def test_the_original_config(tmp_path: Path) -> None:
@@ -317,7 +319,7 @@ def test_files_beside_the_config(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, HUB_CONFIG)
     assert spec.prompt.eos_token_ids == (2, 7)
     assert spec.prompt.image_token == "<img>"
-    assert (spec.vision.image_mean, spec.vision.image_std) == ((0.5, 0.5, 0.5), (1.0, 1.0, 2.0))
+    assert (clip_of(spec).image_mean, clip_of(spec).image_std) == ((0.5, 0.5, 0.5), (1.0, 1.0, 2.0))
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')
     with pytest.raises(BadCheckpoint, match=r"image_mean is .*; expected three numbers"):
         spec_of(tmp_path, HUB_CONFIG)
@@ -332,4 +334,4 @@ def test_tied_embeddings(tmp_path: Path) -> None:
 
 def test_a_description_survives_json() -> None:
     spec = tiny_spec(rope_scaling=RopeScaling("linear", 2.0))
-    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec

@@ -19,6 +19,7 @@ from sdrpn.checkpoint import Checkpoint, open_checkpoint, tensor_shapes, write_r
 from sdrpn.checkpoint.names import HF_CURRENT, HF_OLD, LLAVA, SDRPN, Layout, clip_name
 from sdrpn.checkpoint.random import random_tensor
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec
 from tests.tiny_models import tiny_spec
 
@@ -192,7 +193,7 @@ def test_rope_scaling_survives(tmp_path: Path, scaling: RopeScaling) -> None:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_projectors_of_other_lengths_survive(tmp_path: Path, layers: int) -> None:
     spec = tiny_spec(rpn=None)
-    spec = dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, projector_layers=layers))
+    spec = dataclasses.replace(spec, vision=dataclasses.replace(clip_of(spec), projector_layers=layers))
     write_random_checkpoint(tmp_path / "c", spec, layout="llava", seed=SEED)
     with open_checkpoint(tmp_path / "c") as checkpoint:
         check_equal(checkpoint, tensors_of(spec))

@@ -15,8 +15,8 @@ from PIL import Image
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.checkpoint.processor_config import read_processor
 from sdrpn.errors import BadCheckpoint
+from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.images.pixels import base_pixels
-from sdrpn.method.spec import VisionSpec
 from tests.tiny_models import tiny_spec
 
 SIDE = 56
@@ -114,8 +114,8 @@ def test_a_checkpoint_says_how_pictures_become_squares(tmp_path: Path) -> None:
     spec = tiny_spec(rpn=None, image_token_id=290)
     write_random_checkpoint(tmp_path / "hf", spec, layout="hf")
     with open_checkpoint(tmp_path / "hf") as padded, open_checkpoint(tmp_path / "hf", fit="crop") as cut:
-        assert padded.spec.vision.fit == "pad"
+        assert clip_of(padded.spec).fit == "pad"
         assert "transformers' processor cuts the ends of the longer side off instead (fit: crop)" in padded.pictures
-        assert cut.spec.vision == dataclasses.replace(padded.spec.vision, fit="crop")
+        assert clip_of(cut.spec) == dataclasses.replace(clip_of(padded.spec), fit="crop")
         assert "the ends of the longer side are cut off" in cut.pictures
         assert padded.digest() == cut.digest()

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import Checkpoint, write_random_checkpoint
 from sdrpn.export.graph import GraphAuthor
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.damage import copied, cut, edit_json
@@ -160,7 +161,7 @@ class TestRefusals:
     def test_another_models_vision_tower(
         self, sdrpn: Command, tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path
     ) -> None:
-        vision = dataclasses.replace(tiny_spec.vision, width=48)
+        vision = dataclasses.replace(clip_of(tiny_spec), width=48)
         write_random_checkpoint(tmp_path / "given" / "other", dataclasses.replace(tiny_spec, vision=vision))
         tower = tmp_path / "given" / "other" / "clip"
         message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--vision-tower", tower))

@@ -12,8 +12,9 @@ from PIL import Image
 
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
+from sdrpn.families.registry import spec_from_json
 from sdrpn.images.pixels import base_pixels
-from sdrpn.method.spec import ModelSpec, RpnSpec
+from sdrpn.method.spec import RpnSpec
 from sdrpn.runtime.pictures.picture import open_picture
 from tests.cli.command import Command, refusal
 from tests.labels.data import write_questions
@@ -58,7 +59,7 @@ def test_padding_is_said_as_well(sdrpn: Command, checkpoint: Path, tmp_path: Pat
     done = sdrpn("export", checkpoint, "--out", tmp_path / "bundle")
     assert "pictures: padded to squares (fit: pad)" in done.out
     assert vision_of(tmp_path / "bundle").fit == "pad"
-    assert ModelSpec.from_json(json.loads(json.dumps(open_bundle(tmp_path / "bundle").spec.to_json())))
+    assert spec_from_json(json.loads(json.dumps(open_bundle(tmp_path / "bundle").spec.to_json())))
 
 
 def test_labels_of_cut_pictures(sdrpn: Command, checkpoint: Path, tmp_path: Path) -> None:

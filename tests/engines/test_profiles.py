@@ -12,7 +12,8 @@ from sdrpn.engines.options import checked_context, checked_contexts, chosen_grap
 from sdrpn.engines.phases import Phases
 from sdrpn.engines.profiles import profiles_of, shapes_of
 from sdrpn.errors import BadInput, ContextTooLong
-from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 
 LLAVA_7B = ModelSpec(
     VisionSpec(image_size_px=336, patch_size_px=14, width=1024, layers=24, heads=16, mlp_width=4096),

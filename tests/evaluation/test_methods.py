@@ -12,6 +12,7 @@ from PIL import Image
 from sdrpn.evaluation.looks import Answered, AttentionLook, GivenLook, Look, RpnLook, TeacherLook, VicropLook
 from sdrpn.evaluation.methods import METHODS, UNTRAINED, Question, Setting, methods_for, plan_method
 from sdrpn.evaluation.runner import run_methods
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.images.image import base_pixels
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.method.roi import Crop, RoiDecision, RoiPolicy
@@ -78,7 +79,7 @@ class TestPlans:
     def test_blind_shows_nothing_of_the_picture(self, fake: FakeAnswerer) -> None:
         shown = plan_method("blind", question(fake)).picture
         assert shown.size == PICTURE_WH
-        pixels = base_pixels(shown, fake.spec.vision)
+        pixels = base_pixels(shown, clip_of(fake.spec))
         assert float(np.abs(pixels).max()) < 0.02  # the mean colour, rounded to whole values
 
     def test_the_oracle_takes_whole_cells_around_the_truth(self, fake: FakeAnswerer) -> None:
@@ -96,7 +97,7 @@ class TestPlans:
     def test_the_low_resolution_is_what_the_model_sees_first(self, fake: FakeAnswerer) -> None:
         """Of a picture that is no square as well: its rows begin 16 px, 9 of the base image, below the square's."""
         asked = question(fake, boxes_xyxy_px=((0, 0, 96, 64),))
-        plan, vision = plan_method("oracle-lowres", asked), fake.spec.vision
+        plan, vision = plan_method("oracle-lowres", asked), clip_of(fake.spec)
         assert np.array_equal(base_pixels(plan.picture, vision), base_pixels(asked.picture, vision))
         assert crops_of(plan.look) == [(0, 9, 56, 47)]
 

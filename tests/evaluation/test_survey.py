@@ -11,9 +11,9 @@ from PIL import Image
 
 from sdrpn.errors import BadImage, ContextTooLong
 from sdrpn.evaluation.survey import HeadAttention, Survey, survey
+from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.method.roi import RoiPolicy
-from sdrpn.method.spec import VisionSpec
 from tests.evaluation.tiny import tiny_task
 
 SIDE = 12

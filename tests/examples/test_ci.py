@@ -19,7 +19,8 @@ import yaml
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint, write_rpn
 from sdrpn.cli.main import build_parser
 from sdrpn.engines import read_targets
-from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 
 pytest.importorskip("tensorrt_rtx_bindings")
 

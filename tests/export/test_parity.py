@@ -12,6 +12,7 @@ import torch
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec
 from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
 from tests.export.graph_runner import Array, GraphRunner
@@ -25,7 +26,7 @@ def with_llm(spec: ModelSpec, **changes: object) -> ModelSpec:
 
 
 def with_vision(spec: ModelSpec, **changes: object) -> ModelSpec:
-    return dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, **changes))  # type: ignore[arg-type]
+    return dataclasses.replace(spec, vision=dataclasses.replace(clip_of(spec), **changes))  # type: ignore[arg-type]
 
 
 MODELS: dict[str, Callable[[ModelSpec], ModelSpec]] = {

@@ -12,7 +12,8 @@ from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engines.layers import Kernel, kernels_from_log
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 from tests.export.calibration import Largest
 
 pytest.importorskip("tensorrt_rtx_bindings")

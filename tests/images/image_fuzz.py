@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from sdrpn.errors import BadImage
-from sdrpn.method.spec import VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.runtime.pictures import jpeg, pixels
 from sdrpn.runtime.pictures import picture as picture_module
 from sdrpn.runtime.pictures.picture import open_picture

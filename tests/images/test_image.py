@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import BadImage, BadInput
+from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.images.image import base_pixels, crop_pixels, image_digest, open_image
-from sdrpn.method.spec import VisionSpec
 from tests.tolerances import PIXEL_VALUES_ABS
 
 VISION = VisionSpec(image_size_px=336, patch_size_px=14, width=32, layers=3, heads=2, mlp_width=64)

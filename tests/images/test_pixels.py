@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.images import pixels as image_pixels
 from sdrpn.images.pixels import base_picture, base_pixels
 from sdrpn.images.resample import resample_columns
 from sdrpn.method.geometry import Fit
-from sdrpn.method.spec import VisionSpec
 
 PADDED = VisionSpec(image_size_px=336, patch_size_px=14, width=32, layers=3, heads=2, mlp_width=64)
 CUT = dataclasses.replace(PADDED, fit="crop")

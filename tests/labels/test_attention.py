@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.labels.attention import Rows, all_heads, embed_image, watch_answer
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.reference import reference_answer
@@ -48,7 +49,7 @@ def model(text_checkpoint: Path) -> Iterator[SdRpnModel]:
 @pytest.fixture(scope="module")
 def image(model: SdRpnModel) -> Tensor:
     rng = np.random.default_rng(0)
-    side = model.spec.vision.image_size_px
+    side = clip_of(model.spec).image_size_px
     return embed_image(model, rng.standard_normal((3, side, side)).astype(np.float32))
 
 
@@ -108,7 +109,7 @@ def test_the_answer_is_the_model_s_own(model: SdRpnModel) -> None:
     from sdrpn.images.image import base_pixels, open_image
 
     picture = open_image(photo())
-    image = embed_image(model, base_pixels(picture, model.spec.vision))
+    image = embed_image(model, base_pixels(picture, clip_of(model.spec)))
     plain = reference_answer(model, picture, PROMPT.ids_before, PROMPT.ids_after, roi=None, max_new_tokens=6)
     watched = watch_answer(model, image, PROMPT, {0: [0]}, max_new_tokens=6)
     assert watched.token_ids == plain.token_ids

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.images.pixels import base_picture
 from sdrpn.method.geometry import Fit, PaddedGrid
 from sdrpn.method.grids import Box, centre_px
-from sdrpn.method.spec import VisionSpec
 
 SIZES = st.one_of(st.integers(1, 40), st.integers(1, 12_000))
 GRIDS = st.sampled_from([(336, 24), (168, 12), (224, 16)])

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from sdrpn.errors import BadInput
-from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RopeScaling, RpnSpec, VisionSpec
+from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.families.registry import spec_from_json
+from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RopeScaling, RpnSpec
 
 VISION = VisionSpec(image_size_px=336, patch_size_px=14, width=1024, layers=24, heads=16, mlp_width=4096)
 LLM = LlmSpec(32000, 4096, 32, 32, 32, 128, 11008, 4096)
@@ -50,7 +52,7 @@ ODD_SPECS = {
 
 @pytest.mark.parametrize("spec", [SPEC, *ODD_SPECS.values()], ids=["LLaVA-1.5", *ODD_SPECS])
 def test_a_spec_survives_the_round_trip(spec: ModelSpec) -> None:
-    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 @pytest.mark.parametrize("entry", ["vision", "llm", "tap_layer", "rpn", "prompt"])
@@ -58,7 +60,7 @@ def test_a_missing_entry(entry: str) -> None:
     value = SPEC.to_json()
     del value[entry]
     with pytest.raises(BadInput, match=rf"cannot be read \({entry} is missing\); export the checkpoint again"):
-        ModelSpec.from_json(value)
+        spec_from_json(value)
 
 
 @pytest.mark.parametrize("part", ["vision", "llm", "rpn", "prompt"])
@@ -66,14 +68,14 @@ def test_an_unknown_entry(part: str) -> None:
     value = SPEC.to_json()
     value[part]["colour"] = "blue"
     with pytest.raises(BadInput, match=r"cannot be read .*colour.*; export the checkpoint again"):
-        ModelSpec.from_json(value)
+        spec_from_json(value)
 
 
 @pytest.mark.parametrize("other", [None, 1, "text", []])
 @pytest.mark.parametrize("part", ["vision", "llm", "prompt"])
 def test_a_part_of_another_type(part: str, other: object) -> None:
     with pytest.raises(BadInput):
-        ModelSpec.from_json({**SPEC.to_json(), part: other})
+        spec_from_json({**SPEC.to_json(), part: other})
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import numpy as np
 
 from sdrpn.bundle.bundle import Bundle, FileInfo, GraphInfo, Manifest, TensorInfo, Variant
 from sdrpn.bundle.graphs import graph_named
+from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.method.rope import rotary_frequencies, rotary_powers
-from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec, VisionSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 from sdrpn.runtime.backends.fake import Compute, FakeBackend
 from sdrpn.runtime.backends.runner import Array
 from sdrpn.runtime.decoder import Decoder
@@ -38,7 +39,7 @@ ROTARY = rotary_frequencies(SPEC.llm, rotary_powers(SPEC.llm))
 def graph_infos(in_place: bool) -> dict[str, GraphInfo]:
     """The four graphs' signatures, with caches updated in place or given back as new rows."""
     hidden, images = ("batch", "sequence", WIDTH), SPEC.vision.image_tokens
-    side = SPEC.vision.image_size_px
+    side = clip_of(SPEC).image_size_px
     return {
         "vision": GraphInfo(
             "vision",

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.checkpoint import open_checkpoint
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.roi import Crop, RoiDecision
 from sdrpn.model.llava import model_from_checkpoint
 from sdrpn.model.reference import reference_answer
@@ -56,7 +57,7 @@ def session(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Sessi
 
 
 def ask(session: Session, image: Image.Image, question: tuple[int, ...], case: str) -> Answer:
-    decide = DECISIONS[case](session.spec.vision.grid_side)
+    decide = DECISIONS[case](clip_of(session.spec).grid_side)
     return session.answer_ids(image, BEFORE, question, roi=None, decide=decide, max_new_tokens=NEW_TOKENS, trace=True)
 
 
@@ -89,7 +90,7 @@ def test_reuse_equals_the_reference_that_computes_everything_again(
     answer = ask(session, image, QUESTION, case)
     with open_checkpoint(tiny_checkpoint) as source:
         model = model_from_checkpoint(source)
-    decide = DECISIONS[case](session.spec.vision.grid_side)
+    decide = DECISIONS[case](clip_of(session.spec).grid_side)
     expected = reference_answer(
         model, image, BEFORE, QUESTION, roi=None, decide=decide, max_new_tokens=NEW_TOKENS,
         stop_ids=session.spec.prompt.eos_token_ids,

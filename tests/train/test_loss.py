@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
 from sdrpn.errors import BadInput
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import embed_image
 from sdrpn.method.spec import ModelSpec, RpnSpec
@@ -28,7 +29,7 @@ LABELS = torch.tensor([[1, 0, -100, 0]])
 def image_scores(model: SdRpnModel, sample: OfficialSample, answer_tokens: int) -> Tensor:
     """(1,H,C) for the prompt's last token; so many tokens of the answer stand behind it."""
     prompt = sample.prompt(answer_tokens)
-    image = embed_image(model, base_pixels(open_image(sample.folder / prompt.image), model.spec.vision)).clone()
+    image = embed_image(model, base_pixels(open_image(sample.folder / prompt.image), clip_of(model.spec))).clone()
     before, after = (model.embed(torch.tensor(part)) for part in (prompt.ids_before, prompt.ids_after))
     embeds = torch.cat((before, image, after))[None]
     positions = torch.arange(embeds.shape[1])[None]

@@ -11,6 +11,7 @@ import torch
 
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import RunFailed
+from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import embed_image
 from sdrpn.model import LlavaBase, base_from_checkpoint
@@ -50,7 +51,7 @@ def test_computed_in_parts_they_are_those_of_the_whole_prompt(
     taps = ComputedTaps(make_base(), prompts)
     for place in (5, 4, 23):
         prompt = prompts[place]
-        image = embed_image(model, base_pixels(open_image(tmp_path / "images" / prompt.image), model.spec.vision))
+        image = embed_image(model, base_pixels(open_image(tmp_path / "images" / prompt.image), clip_of(model.spec)))
         ids_before, ids_after = (model.embed(torch.tensor(ids)) for ids in (prompt.ids_before, prompt.ids_after))
         embeds = torch.cat((ids_before, image, ids_after))[None]
         with torch.no_grad():

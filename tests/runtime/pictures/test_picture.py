@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from sdrpn.errors import BadImage, BadInput
+from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.images.image import base_pixels, crop_pixels, image_digest, open_image
-from sdrpn.method.spec import VisionSpec
 from sdrpn.runtime.pictures import picture as picture_module
 from sdrpn.runtime.pictures import pixels
 from sdrpn.runtime.pictures.picture import Picture, PictureSource, open_picture

@@ -1,0 +1,31 @@
+"""Who writes the vision graph of a model: its family names an object of this protocol. Imports no family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import onnx_ir as ir
+
+from sdrpn.export.dialects import Dialect
+from sdrpn.export.graph import GraphAuthor
+from sdrpn.export.weights import Weight, WeightTable
+from sdrpn.families.registry import family_of, load_part
+from sdrpn.method.spec import ModelSpec
+
+__all__ = ["VisionAuthor", "vision_author"]
+
+
+class VisionAuthor(Protocol):
+    """The family's part of an export."""
+
+    def weights(self, spec: ModelSpec) -> Sequence[Weight]:
+        """What the graph multiplies with: canonical tensors as they are stored."""
+
+    def graph(self, spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable) -> GraphAuthor:
+        """The graph `vision`: the family's `vision_inputs` -> image_embeds (images, cells, D) fp32."""
+
+
+def vision_author(spec: ModelSpec) -> VisionAuthor:
+    """That of the model's family."""
+    return cast(VisionAuthor, load_part(family_of(spec).vision_author))

@@ -1,0 +1,104 @@
+"""LLaVA as a family: squares of one size, one axis of positions, SD-RPN's own rules. Imports no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.families.family import Family, GraphTensor, Layout, Positions, Shapes, VisionInputs
+from sdrpn.families.llava.tensors import vision_shapes
+from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
+from sdrpn.images.image import base_pixels, crop_pixels
+from sdrpn.images.pixels import SquareVision
+from sdrpn.method.grids import Box
+from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
+from sdrpn.method.spec import ModelSpec, PromptSpec, Vision
+from sdrpn.method.usual_length import PROMPT_TOKENS
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from tokenizers import Tokenizer
+
+    from sdrpn.text.prompt import Prompt
+
+__all__ = ["FAMILY", "Llava"]
+
+
+class Llava:
+    """See `Family`."""
+
+    name = "llava"
+    vision_author = "sdrpn.export.vision:AUTHOR"
+    vision_module = "sdrpn.families.llava.torch_vision:VisionEncoder"
+    checkpoint_opener: str | None = None
+    usual_prompt_tokens = PROMPT_TOKENS
+    policy = RoiPolicy()
+
+    def claims(self, config: Mapping[str, Any]) -> bool:
+        """By the names of transformers and of LLaVA's own code; `sdrpn.checkpoint` says what else it looked like."""
+        return "llava" in str(config.get("model_type")) or "mm_vision_tower" in config
+
+    def vision_type(self) -> type[Any]:
+        """See `Family`."""
+        return VisionSpec
+
+    def vision_shapes(self, spec: ModelSpec) -> Shapes:
+        """See `Family`."""
+        return vision_shapes(spec)
+
+    def described(self, vision: Vision) -> Sequence[tuple[str, str]]:
+        """See `Family`."""
+        clip = clip_of(vision)
+        return (
+            ("image", f"{clip.image_size_px}x{clip.image_size_px} px, {clip.grid_side}x{clip.grid_side} tokens"),
+            ("vision tower", f"{clip.used_layers} of {clip.layers} layers, width {clip.width}"),
+        )
+
+    def vision_layers(self, vision: Vision) -> int:
+        """See `Family`."""
+        return clip_of(vision).used_layers
+
+    def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
+        """Looks of one size are encoded together."""
+        side = clip_of(spec.vision).image_size_px
+        return (GraphTensor("pixel_values", "float32", ("images", 3, side, side)),)
+
+    def look_numbers(self, vision: Vision) -> int:
+        """See `Family`."""
+        return 3 * clip_of(vision).image_size_px ** 2
+
+    def square(self, vision: Vision) -> SquareVision | None:
+        """Always."""
+        return clip_of(vision)
+
+    def first_look(self, picture: Image.Image, vision: Vision) -> VisionInputs:
+        """See `Family`."""
+        return {"pixel_values": base_pixels(picture, clip_of(vision))[None]}
+
+    def crop_look(self, picture: Image.Image, box_xyxy_px: Box, vision: Vision) -> VisionInputs:
+        """See `Family`."""
+        return {"pixel_values": crop_pixels(picture, box_xyxy_px, clip_of(vision))[None]}
+
+    def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
+        """By a conversation that LLaVA's training code knows by name, or the checkpoint's chat template."""
+        from sdrpn.text.prompt import build_prompt
+
+        return build_prompt(tokenizer, spec, question)
+
+    def positions(self, layout: Layout) -> Positions | None:
+        """Token i is at i: whatever a crop inserts moves what stands behind it."""
+        return None
+
+    def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
+        """See `Family`."""
+        return None
+
+    def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
+        """Regions, boxes and masks of SD-RPN's evaluation."""
+        return decide_by_policy(policy, vision.grid)
+
+
+FAMILY: Family = Llava()

@@ -1,0 +1,103 @@
+"""Families by name: what a manifest's `family` says, and where each is found. Imports a family when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from sdrpn.errors import BadInput
+from sdrpn.families.family import Family
+from sdrpn.host.json_reader import Misfit, read_dataclass, shown
+from sdrpn.method.geometry import Fit
+from sdrpn.method.spec import ModelSpec, Vision
+
+if TYPE_CHECKING:
+    from sdrpn.images.pixels import SquareVision
+
+__all__ = [
+    "claiming_family",
+    "family_named",
+    "family_of",
+    "fit_of",
+    "load_part",
+    "registered",
+    "spec_from_json",
+    "square_of",
+]
+
+# name -> module:object. A new family is a line here and a folder beside this file.
+_FAMILIES: dict[str, str] = {"llava": "sdrpn.families.llava.family:FAMILY"}
+
+
+def family_named(name: str) -> Family:
+    """Raises BadInput for a name that this version does not know."""
+    place = _FAMILIES.get(name)
+    if place is None:
+        raise BadInput(
+            f"the model family {name!r} is unknown to this version; expected {' or '.join(_FAMILIES)}: use the version "
+            "of sdrpn that the bundle was exported with"
+        )
+    return cast(Family, load_part(place))
+
+
+def family_of(spec: ModelSpec) -> Family:
+    """The family of a model."""
+    return family_named(spec.vision.family)
+
+
+def claiming_family(config: Mapping[str, Any]) -> Family | None:
+    """The family that a checkpoint's config.json describes a model of, if any says so."""
+    families = (family_named(name) for name in _FAMILIES)
+    return next((family for family in families if family.claims(config)), None)
+
+
+def spec_from_json(value: object, place: str = "") -> ModelSpec:
+    """The inverse of `ModelSpec.to_json`. Raises BadInput for a missing or unknown entry, or an unknown family."""
+    prefix = f"{place}." if place else ""
+    name = value.get("family") if isinstance(value, dict) else None
+    if name is not None and not isinstance(name, str):
+        raise Misfit(f"{prefix}family is {shown(name)}; expected the name of a model family")
+    if not isinstance(value, dict) or name is None:
+        raise Misfit(f"{prefix}family is missing; export the checkpoint again")
+    vision = family_named(name).vision_type()
+    entries = {key: entry for key, entry in value.items() if key != "family"}
+    readers = {Vision: lambda inner, at: read_dataclass(vision, inner, at)}
+    return read_dataclass(ModelSpec, entries, place, readers)
+
+
+def square_of(model: ModelSpec | Vision) -> SquareVision:
+    """The vision spec of a model that sees every picture as one square. Raises BadInput for one that does not."""
+    vision = model.vision if isinstance(model, ModelSpec) else model
+    square = family_named(vision.family).square(vision)
+    if square is None:
+        raise BadInput(
+            f"models of the family {vision.family!r} do not see pictures as squares; expected one that does: others "
+            "can be exported and asked"
+        )
+    return square
+
+
+def fit_of(spec: ModelSpec) -> Fit:
+    """How pictures become squares; of a model for which they do not, what every option says by default."""
+    square = family_of(spec).square(spec.vision)
+    return "pad" if square is None else square.fit
+
+
+def load_part(place: str) -> Any:
+    """What a family names as "module:object", where the stage that needs it has the libraries that it imports."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def registered(name: str, place: str) -> Iterator[None]:
+    """One more family while it is open, such as one of another package, or of a test."""
+    if name in _FAMILIES:
+        raise BadInput(f"a family {name!r} is there already; give it another name")
+    _FAMILIES[name] = place
+    try:
+        yield
+    finally:
+        del _FAMILIES[name]
