@@ -59,7 +59,7 @@ class RoiPolicy:
     upscale: Literal["mask", "bbox"] = "mask"
     max_ratio: float | None = None
     min_cells: int = 2
-    max_share: float = 225 / 576  # the official evaluation's 225 cells of 24 x 24
+    max_share: float = 0.390625  # the official evaluation's 225 cells of 24 x 24
     max_cells: int | None = None
 
     def __post_init__(self) -> None:
@@ -86,8 +86,7 @@ class RoiPolicy:
         if max_cells < self.min_cells:
             raise BadInput(f"max_cells ({max_cells}) is below min_cells ({self.min_cells}): no region could pass")
         warnings.warn(
-            "max_cells of RoiPolicy will go with the next version: pass max_share, the share of the grid's cells "
-            f"({max_cells / 576:.3g} for {max_cells} of 24 x 24)",
+            f"max_cells ({max_cells}) of RoiPolicy will go with the next version: pass max_share, the share of the grid",
             DeprecationWarning,
             stacklevel=4,
         )

@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.method.spec import LlmSpec, ModelSpec
-from sdrpn.model.vision import VisionModule
 
 __all__ = ["ClipLayer", "ClipTower", "Projector", "VisionEncoder"]
 
@@ -113,8 +112,8 @@ class Projector(nn.Module):
         return x
 
 
-class VisionEncoder(VisionModule):
-    """Tower and projector."""
+class VisionEncoder(nn.Module):
+    """Tower and projector: all that `sdrpn.model.vision.VisionModule` asks for."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
