@@ -86,7 +86,7 @@ class RoiPolicy:
         if max_cells < self.min_cells:
             raise BadInput(f"max_cells ({max_cells}) is below min_cells ({self.min_cells}): no region could pass")
         warnings.warn(
-            f"max_cells ({max_cells}) of RoiPolicy will go with the next version: pass max_share, the share of the grid",
+            f"max_cells ({max_cells}) of RoiPolicy goes with the next version: pass max_share, the share of the grid",
             DeprecationWarning,
             stacklevel=4,
         )

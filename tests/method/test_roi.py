@@ -308,7 +308,7 @@ def test_the_largest_region_is_a_share_of_the_grid(side: int, cells: int) -> Non
 
 
 def test_a_limit_in_cells_still_counts_and_says_that_it_will_go() -> None:
-    with pytest.warns(DeprecationWarning, match=r"max_cells \(10\) of RoiPolicy will go .*pass max_share"):
+    with pytest.warns(DeprecationWarning, match=r"max_cells \(10\) of RoiPolicy goes .*pass max_share"):
         policy = RoiPolicy(max_cells=10)
     assert policy.most_cells((24, 24)) == policy.most_cells((12, 12)) == 10
 
