@@ -50,15 +50,17 @@ class Decoder:
         vocabulary: int,
         rotary: RotaryFrequencies,
         contexts: Sequence[int] = (),
+        axis_of: npt.NDArray[np.int64] | None = None,
     ) -> None:
         """Args:
         rotary: what turns heads by their position
+        axis_of: (d/2,): by the position on which axis each pair of channels turns; None: there is one
         contexts: the cache lengths that the engines have profiles for, where that is more than one
         """
         self._backend = backend
         self._runners = dict(runners)
         self._width, self._vocabulary = width, vocabulary
-        self._rows = RowFeeds(rotary, runners["trunk"].inputs["rope_cos"])
+        self._rows = RowFeeds(rotary, runners["trunk"].inputs["rope_cos"], axis_of)
         self._logits = backend.allocate((1, vocabulary), "float32", for_host=True)
         self._steps: dict[tuple[int, int], _TokenStep] = {}
         self.slots = Slots(backend, runners, width, contexts, self._steps.clear)
@@ -190,7 +192,7 @@ class Decoder:
     ) -> None:
         slot.require_rows(name, start)
         runner, caches = self._runners[name], self.slots.caches_of(name, slot.index, slot.index + 1)
-        feeds |= row_buffers(self._backend, runner.inputs, self._rows.arrays(start, stop))
+        feeds |= row_buffers(self._backend, runner.inputs, self._rows.arrays(start, stop, slot.positions))
         new_rows = caches.new_row_buffers(self._backend, stop - start)
         runner.run(feeds | caches.buffers, results | (new_rows or caches.as_outputs()))
         caches.store(new_rows, start)

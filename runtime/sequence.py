@@ -86,10 +86,10 @@ class Sequence:
         """Whether nothing more comes."""
         return self.finish_reason is not None or self.error is not None
 
-    def begin(self, slot: Slot, prefill: Prefill) -> None:
-        """Both passes are through; the first token comes behind them."""
-        self.slot, self.prefill = slot, prefill
-        self.row = self.position = prefill.tokens
+    def begin(self, slot: Slot, prefill: Prefill, position: int | None = None) -> None:
+        """Both passes are through; the first token comes behind them, at `position`, or that of its row."""
+        self.slot, self.prefill, self.row = slot, prefill, prefill.tokens
+        self.position = prefill.tokens if position is None else position
 
     def advance(self, seconds: float) -> None:
         """Another token was computed."""

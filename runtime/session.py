@@ -12,9 +12,10 @@ from types import TracebackType
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput, SdrpnError
+from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
 from sdrpn.host.machine import read_available_memory
-from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
+from sdrpn.method.roi import Decide, RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer, Stopwatch
 from sdrpn.runtime.backends.info import OpenOptions
@@ -31,7 +32,7 @@ from sdrpn.runtime.select import choose_backend, choose_optimized, graph_variant
 from sdrpn.runtime.sequence import Request, Sequence
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 from sdrpn.runtime.two_pass import TwoPass
-from sdrpn.text.prompt import build_prompt, load_tokenizer
+from sdrpn.text.prompt import load_tokenizer
 
 __all__ = ["Session"]
 
@@ -90,8 +91,8 @@ class Session:
                 runners[name] = backend.load(graph, path)
                 resources.callback(runners[name].close)
             vision = runners.pop("vision")
-            rotary = bundle.manifest.rotary
-            self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, rotary, contexts)
+            rotary, axis_of = bundle.manifest.rotary, family_of(spec).axis_of(spec)
+            self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, rotary, contexts, axis_of)
             resources.callback(self._decoder.close)
             context = min(bundle.manifest.max_context, self._decoder.slots.max_rows or bundle.manifest.max_context)
             prefixes = PrefixStore(self._decoder.slots, _prefix_bytes(prefix_bytes, backend), _memory_for)
@@ -378,7 +379,7 @@ class Session:
         self.close()
 
     def _decide(self, roi: RoiPolicy | None) -> Decide | None:
-        return decide_by_policy(roi, self.spec.vision.grid) if roi is not None else None
+        return family_of(self.spec).decide(roi, self.spec.vision) if roi is not None else None
 
     def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
         """Everything that needs no graph. Raises what is wrong with the question."""
@@ -387,7 +388,7 @@ class Session:
                 f"{self.bundle.path} has no tokenizer.json, so it answers by token ids only: put tokenizer.json or "
                 f"tokenizer.model beside the checkpoint and export it again, or call answer_ids"
             )
-        prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
+        prompt = family_of(self.spec).prompt(self._tokenizer, self.spec.prompt, question)
         return self._stream_of(
             image,
             prompt.ids_before,

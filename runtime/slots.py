@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sdrpn.errors import RunFailed
+from sdrpn.families.family import Positions
 from sdrpn.runtime.backends.kv_cache import CacheSet, cache_set_from_runner, resized
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, nbytes
 
@@ -43,6 +44,7 @@ class Slot:
     needed_rows: int = 0  # that the caches must have room for
     prefix: Prefix | None = None
     last_used: int = 0  # a count of releases
+    positions: Positions | None = None  # of its prefilled rows; None: their numbers
 
     @property
     def prefix_rows(self) -> dict[str, int]:

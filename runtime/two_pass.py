@@ -14,18 +14,20 @@ Knows nothing about text or sampling, and keeps nothing of a question itself.
 from __future__ import annotations
 
 import collections.abc as abc
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput, ContextTooLong
-from sdrpn.families.registry import square_of
+from sdrpn.families.family import CropTokens, Layout, Positions
+from sdrpn.families.registry import family_of
+from sdrpn.method.grids import cell_count
 from sdrpn.method.roi import Crop, RoiDecision, resize_features, roi_logits_from_scores
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
 from sdrpn.runtime.decoder import Decoder, Rows, row_count
 from sdrpn.runtime.embedding import TokenEmbedding
+from sdrpn.runtime.looks import Looks
 from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.sequence import Prefill, Request, Sequence
 from sdrpn.runtime.slots import Prefix, Slot
@@ -49,7 +51,7 @@ class TwoPass:
         prefixes: PrefixStore,
     ) -> None:
         self._spec, self._max_context = spec, max_context
-        self._backend, self._vision = backend, vision
+        self._looks, self._family = Looks(spec, backend, vision), family_of(spec)
         self._decoder, self._embedding, self._prefixes = decoder, embedding, prefixes
 
     def prefix_of(self, request: Request) -> Prefix:
@@ -60,9 +62,10 @@ class TwoPass:
         if request.decide is not None and self._spec.rpn is None:
             raise BadInput("this bundle has no RPN and answers as plain LLaVA only: pass roi=None (--no-roi)")
         self._embedding.require((*request.ids_before, *request.ids_after))
-        rows = len(request.ids_before) + self._spec.vision.image_tokens + len(request.ids_after)
+        cells = cell_count(self._spec.vision.grid(request.image.size).hw)
+        rows = len(request.ids_before) + cells + len(request.ids_after)
         self._require_context(rows, 0, request.max_new_tokens)
-        return Prefix(request.image.digest(), self._spec.vision.image_tokens, request.ids_before)
+        return Prefix(request.image.digest(), cells, request.ids_before)
 
     def prefill(self, sequence: Sequence, slot: Slot) -> FloatArray:
         """Both passes in a slot -> logits (V,) of the first token, a view that the next run overwrites.
@@ -74,6 +77,7 @@ class TwoPass:
         rows = prefix_rows + len(request.ids_after)
         after = self._embedding.rows(request.ids_after)
         before = dict(self._decoder.computed_rows)
+        positions = slot.positions = self._positions(request, ())
         encoded = self._first_pass(sequence, slot, after)
         roi_logits, decision = self._look(sequence, slot, rows)
         crops = decision.crops if decision is not None else ()
@@ -82,13 +86,21 @@ class TwoPass:
             roi = self._encode_crops(sequence, crops)
             encoded, roi_tokens = encoded + len(crops), sum(map(row_count, roi))
             self._require_context(rows, roi_tokens, request.max_new_tokens)
+            positions = slot.positions = self._positions(request, crops)
             logits = self._second_pass(sequence, slot, prefix_rows, [*roi, after])
         else:
             with watch.stage("tail_prefill"):
                 logits = self._decoder.run_tail(slot, slot.valid["tail"], rows)
         computed = {name: count - before[name] for name, count in self._decoder.computed_rows.items()}
-        sequence.begin(slot, Prefill(rows + roi_tokens, roi_logits, decision, roi_tokens, encoded, computed))
+        prefill = Prefill(rows + roi_tokens, roi_logits, decision, roi_tokens, encoded, computed)
+        sequence.begin(slot, prefill, None if positions is None else positions.following)
         return logits
+
+    def _positions(self, request: Request, crops: abc.Sequence[Crop]) -> Positions | None:
+        """Of a pass, where the family's rows are not their own positions."""
+        grid = self._spec.vision.grid(request.image.size)
+        inserted = tuple(CropTokens(crop.grid_hw or grid.crop_hw(crop.box_xyxy_px), crop.keep_cells) for crop in crops)
+        return self._family.positions(Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after)))
 
     def _first_pass(self, sequence: Sequence, slot: Slot, after: FloatArray) -> int:
         """Trunk over whatever of prefix + question is not there yet; returns how many images were encoded."""
@@ -115,25 +127,8 @@ class TwoPass:
     def _embed_all(self, sequence: Sequence, after: FloatArray) -> list[Rows]:
         """Tokens before the image, the image, tokens after it."""
         request, watch = sequence.request, sequence.watch
-        with watch.stage("preprocess"):
-            pixels = self._filled(1, lambda buffer: request.image.fill_base(square_of(self._spec), buffer))
-        with watch.stage("vision"):
-            image = self._encode(pixels)
+        image = self._looks.first(request.image, watch.stage)
         return [self._embedding.rows(request.ids_before), image, after]
-
-    def _filled(self, count: int, fill: Callable[[Buffer], None]) -> Buffer:
-        """The vision graph's input (N,3,R,R)."""
-        side = square_of(self._spec).image_size_px
-        buffer = self._backend.allocate((count, 3, side, side), "float32", for_host=True)
-        fill(buffer)
-        return buffer
-
-    def _encode(self, pixels: Buffer) -> Buffer:
-        """pixels (N,3,R,R) -> (N,G*G,D), which stay where the trunk will read them."""
-        shape = (pixels.shape[0], self._spec.vision.image_tokens, self._spec.llm.width)
-        result = self._backend.allocate(shape, "float32")
-        self._vision.run({"pixel_values": pixels}, {"image_embeds": result})
-        return result
 
     def _look(self, sequence: Sequence, slot: Slot, rows: int) -> tuple[FloatArray, RoiDecision] | tuple[None, None]:
         """The RoI map of the question, and the crops that it asks for."""
@@ -142,7 +137,7 @@ class TwoPass:
             return None, None
         first = len(request.ids_before)
         with watch.stage("rpn"):
-            scores = self._decoder.run_rpn(slot, rows)[:, first : first + self._spec.vision.image_tokens]
+            scores = self._decoder.run_rpn(slot, rows)[:, first : sequence.prefix.rows]
         with watch.stage("roi_decode"):
             logits = roi_logits_from_scores(
                 scores,
@@ -157,15 +152,12 @@ class TwoPass:
         """The kept tokens of every crop, in order."""
         image, watch = sequence.request.image, sequence.watch
         grid = self._spec.vision.grid(image.size)
-        with watch.stage("crop_preprocess"):
-            boxes = [crop.box_xyxy_px for crop in crops]
-            pixels = self._filled(len(crops), lambda buffer: image.fill_crops(boxes, square_of(self._spec), buffer))
+        features = self._looks.crops(image, [crop.box_xyxy_px for crop in crops], watch.stage)
         with watch.stage("crop_vision"):
-            features = self._encode(pixels)
             return [
                 piece
-                for index, crop in enumerate(crops)
-                for piece in self._kept(features.entries(index, index + 1), crop, grid.crop_hw(crop.box_xyxy_px))
+                for tokens, crop in zip(features, crops, strict=True)
+                for piece in self._kept(tokens, crop, grid.crop_hw(crop.box_xyxy_px))
             ]
 
     def _kept(self, features: Buffer, crop: Crop, hw: tuple[int, int]) -> abc.Sequence[Rows]:

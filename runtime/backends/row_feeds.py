@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.bundle.bundle import TensorInfo
+from sdrpn.families.family import Positions
 from sdrpn.method.rope import RotaryFrequencies
 from sdrpn.runtime.backends.runner import Array, Backend, Buffer
 
@@ -27,29 +28,46 @@ _BLOCK_ROWS = 256  # rows by which the tables grow
 class RowFeeds:
     """Makes these inputs in the type and layout of one variant's graphs. B sequences, S rows, d head_dim."""
 
-    def __init__(self, frequencies: RotaryFrequencies, table: TensorInfo) -> None:
-        """Args: table: the graphs' input for cosines and sines"""
+    def __init__(
+        self, frequencies: RotaryFrequencies, table: TensorInfo, axis_of: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """Args:
+        table: how the graphs take cosines and sines
+        axis_of: (d/2,), the axis that each pair of channels turns by; None: there is one
+        """
+        self._axis_of = axis_of
         self._frequencies, self._dtype = frequencies, table.dtype
         self._heads = (1,) * (len(table.dims) - 3)  # the heads axis of the dialect primitive
         self._cos, self._sin = (self._stored(each) for each in frequencies.tables(np.arange(0)))
 
-    def arrays(self, start: int, stop: int) -> dict[str, Array]:
-        """Inputs for rows start..stop-1 of one sequence, at equal positions; the last row predicts.
+    def arrays(self, start: int, stop: int, positions: Positions | None = None) -> dict[str, Array]:
+        """For rows start..stop-1 of one sequence, of which the last asks; None: at positions of the same numbers.
 
         row_index (1,S), write_index (1,), last_index (1,), rope_cos and rope_sin (1,S,d/2) or (1,1,S,d/2).
         """
-        self._require(stop)
+        cos, sin = self._tables(start, stop, positions)
         shape = (1, *self._heads, stop - start, self._cos.shape[-1])
         return {
             "row_index": np.arange(start, stop, dtype=np.int64)[None],
             "write_index": np.array([start], np.int64),
             "last_index": np.array([stop - start - 1], np.int64),
-            "rope_cos": self._cos[start:stop].reshape(shape),
-            "rope_sin": self._sin[start:stop].reshape(shape),
+            "rope_cos": cos.reshape(shape),
+            "rope_sin": sin.reshape(shape),
         }
 
+    def _tables(self, start: int, stop: int, positions: Positions | None) -> tuple[Array, Array]:
+        if positions is None:
+            self._require(stop)
+            return self._cos[start:stop], self._sin[start:stop]
+        rows = positions.rows[:, start:stop]
+        found = self._frequencies.tables(rows[0] if self._axis_of is None else rows, self._axis_of)
+        return self._stored(found[0]), self._stored(found[1])
+
     def of_step(self, rows: Sequence[int], positions: Sequence[int]) -> tuple[Array, Array, Array, Array]:
-        """Inputs for one row per sequence, in the order of STEP_INPUTS: (B,1), (B,), twice (B,1,d/2) or (B,1,1,d/2)."""
+        """For one row of each sequence, in the order of STEP_INPUTS: (B,1), (B,) and twice (B,1,d/2) or (B,1,1,d/2).
+
+        A token that is generated is at one position on all axes.
+        """
         self._require(max(positions) + 1)
         index = np.array(rows, np.int64)
         where = slice(positions[0], positions[0] + 1) if len(positions) == 1 else list(positions)

@@ -63,6 +63,11 @@ class Picture:
         way = "fast" if self._on_gpu is None else "gpu"
         return f"{way} {hashlib.blake2b(_require(self._file).data, digest_size=16).hexdigest()}"
 
+    def as_image(self) -> Image.Image:
+        """All of it as an upright RGB image."""
+        pixels = self._pixels if self._pixels is not None else _require(self._file).whole(self._threads)
+        return pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
+
     def fill_base(self, vision: SquareVision, buffer: Buffer) -> None:
         """`write_base` to a backend's buffer (1, 3, R, R), on the GPU where the picture is there."""
         if self._on_gpu is not None and vision.fit == "pad":

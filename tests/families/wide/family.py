@@ -1,0 +1,117 @@
+"""The family `wide`, all that `sdrpn.families.family.Family` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sdrpn.families.family import Family, GraphTensor, Layout, Positions, Shapes, VisionInputs
+from sdrpn.images.pixels import SquareVision
+from sdrpn.method.grids import Box
+from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
+from sdrpn.method.spec import ModelSpec, PromptSpec, Vision
+from tests.families.wide.vision_spec import WideSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from sdrpn.text.prompt import Prompt
+
+AXES = 3
+
+
+class Wide:
+    name = "wide"
+    vision_author = "tests.families.wide.onnx_vision:AUTHOR"
+    vision_module = "tests.families.wide.family:none_in_torch"
+    checkpoint_opener: str | None = "tests.families.wide.checkpoint:open_wide"
+    usual_prompt_tokens = 12
+    policy = RoiPolicy(0.4)
+
+    def claims(self, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") == "wide"
+
+    def vision_type(self) -> type[Any]:
+        return WideSpec
+
+    def vision_shapes(self, spec: ModelSpec) -> Shapes:
+        width, patch = spec.llm.width, 3 * _wide(spec.vision).patch_px ** 2
+        return {"vision.patch.weight": (width, patch), "vision.place.weight": (width, 2), "vision.patch.bias": (width,)}
+
+    def described(self, vision: Vision) -> Sequence[tuple[str, str]]:
+        return (("image", f"up to {vision.image_tokens} tokens"),)
+
+    def vision_layers(self, vision: Vision) -> int:
+        return 0
+
+    def look_numbers(self, vision: Vision) -> int:
+        return vision.image_tokens * (3 * _wide(vision).patch_px ** 2 + 2)
+
+    def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
+        patch = 3 * _wide(spec.vision).patch_px ** 2
+        return (
+            GraphTensor("patches", "float32", ("images", "cells", patch)),
+            GraphTensor("places", "float32", ("images", "cells", 2), "look"),
+        )
+
+    def square(self, vision: Vision) -> SquareVision | None:
+        return None
+
+    def first_look(self, picture: Image.Image, vision: Vision) -> VisionInputs:
+        return _patches(picture, vision.grid(picture.size).hw, _wide(vision).patch_px)
+
+    def crop_look(self, picture: Image.Image, box_xyxy_px: Box, vision: Vision) -> VisionInputs:
+        hw = vision.grid(picture.size).crop_hw(box_xyxy_px)
+        return _patches(picture.crop(box_xyxy_px), hw, _wide(vision).patch_px)
+
+    def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
+        from sdrpn.text.prompt import Prompt
+
+        return Prompt((1, 7), tuple(tokenizer.encode(question).ids))
+
+    def positions(self, layout: Layout) -> Positions | None:
+        """Text on all axes alike; an image's cells at one time, by row and column; then behind its longer side."""
+        rows = [np.tile(np.arange(layout.before), (AXES, 1))]
+        place = layout.before
+        for hw, keep in ((layout.image_hw, None), *((crop.hw, crop.keep_cells) for crop in layout.crops)):
+            cells = np.indices(hw).reshape(2, -1) + place
+            every = np.concatenate((np.full((1, cells.shape[1]), place), cells))
+            rows.append(every if keep is None else every[:, keep.ravel()])
+            place += max(hw)
+        rows.append(np.tile(np.arange(place, place + layout.after), (AXES, 1)))
+        return Positions(np.concatenate(rows, axis=1), place + layout.after)
+
+    def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
+        """A third of the pairs of channels to each axis, in turns."""
+        return np.arange(spec.llm.head_dim // 2, dtype=np.int64) % AXES
+
+    def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
+        return decide_by_policy(policy, vision.grid)
+
+
+def none_in_torch(spec: ModelSpec) -> object:
+    raise NotImplementedError("compared with NumPy instead")
+
+
+def _wide(vision: Vision) -> WideSpec:
+    assert isinstance(vision, WideSpec)
+    return vision
+
+
+def _patches(picture: Image.Image, hw: tuple[int, int], patch_px: int) -> VisionInputs:
+    """(1,h*w,3*P*P) in -1..1, and where each cell is, (1,h*w,2) in 0..1."""
+    rows, columns = hw
+    pixels = np.asarray(picture.resize((columns * patch_px, rows * patch_px), Image.Resampling.BILINEAR), np.float32)
+    cells = pixels.reshape(rows, patch_px, columns, patch_px, 3).transpose(0, 2, 1, 3, 4)
+    places = np.stack(np.meshgrid(np.arange(rows) / rows, np.arange(columns) / columns, indexing="ij"), axis=-1)
+    return {
+        "patches": (cells.reshape(1, rows * columns, -1) / 127.5 - 1).astype(np.float32),
+        "places": places.reshape(1, rows * columns, 2).astype(np.float32),
+    }
+
+
+FAMILY: Family = Wide()
