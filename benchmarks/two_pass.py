@@ -173,14 +173,14 @@ class OnnxRuntimeSide:
             for position in range(stop, stop + NEW_TOKENS - 1):
                 decoder.step_one(slot, embedding.rows([7]), position)
 
-        base_feed, crop_feed = (two_pass._filled(1, filler(values)) for values in (pixels, crop))
+        base_feed, crop_feed = (two_pass._looks._squares(1, filler(values)) for values in (pixels, crop))
         yield "preprocess", lambda: (image_digest(open_image(image)), base_pixels(image, vision))
-        yield "vision", lambda: two_pass._encode(base_feed)
+        yield "vision", lambda: two_pass._looks._encoded_squares(base_feed)
         yield "trunk", trunk
         yield "rpn", lambda: decoder.run_rpn(slot, rows)
         yield "roi decode", lambda: forced((BOX,))(logits, image.size)
         yield "crop preprocess", lambda: crop_pixels(image, BOX.box_xyxy_px, vision)
-        yield "crop vision", lambda: two_pass._encode(crop_feed)
+        yield "crop vision", lambda: two_pass._looks._encoded_squares(crop_feed)
         yield "tail, prefix", lambda: decoder.run_tail(slot, 0, prefix)
         yield "crop trunk", crop_trunk
         yield "tail, rest", lambda: decoder.run_tail(slot, prefix, stop)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import fit_of
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def source_of(bundle: Bundle, request: VerifyRequest) -> CheckpointParts:
         rpn=rpn,
         base=request.base,
         projector=request.projector,
-        fit=bundle.spec.vision.fit,
+        fit=fit_of(bundle.spec),
         template=bundle.manifest.given_template,
     )
 

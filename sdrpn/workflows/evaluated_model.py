@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import fit_of
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
@@ -227,7 +228,7 @@ def _torch_model(
         "rpns": list(model.rpns),
         "heads": look.heads,
         "precision": model.precision,
-        "fit": checkpoint.spec.vision.fit,
+        "fit": fit_of(checkpoint.spec),
         "device": device,
         "threads": torch.get_num_threads(),
         "vicrop_layer": None if setting.vicrop is None else setting.vicrop.layer,

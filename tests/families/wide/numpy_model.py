@@ -49,7 +49,8 @@ class NumpyModel:
         keys = (x[cells] @ self._t[f"{last}.attention.k.weight"].T).reshape(-1, llm.kv_heads, llm.head_dim)
         keys = keys.repeat(llm.heads // llm.kv_heads, axis=1)
         scores: Floats = np.einsum("hd,nhd->hn", query, keys) / np.sqrt(llm.head_dim)
-        return scores.mean(axis=0)
+        mean: Floats = scores.mean(axis=0)
+        return mean
 
     def _layers(self, x: Floats, positions: npt.NDArray[np.int64], prefix: str, numbers: range) -> Floats:
         for number in numbers:
