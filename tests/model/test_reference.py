@@ -27,11 +27,11 @@ def answer(folder: Path, rpn: RpnSpec | None, roi: RoiPolicy | None) -> Referenc
 
 @pytest.fixture
 def usual(tmp_path: Path) -> ReferenceAnswer:
-    return answer(tmp_path / "usual", RpnSpec(2), RoiPolicy(0.01))
+    return answer(tmp_path / "usual", RpnSpec(2), RoiPolicy(0.01, max_share=1))
 
 
 def test_one_dot_product_over_all_heads(tmp_path: Path, usual: ReferenceAnswer) -> None:
-    single = answer(tmp_path / "c", RpnSpec(2, multi_head=False), RoiPolicy(0.01))
+    single = answer(tmp_path / "c", RpnSpec(2, multi_head=False), RoiPolicy(0.01, max_share=1))
     assert single.roi_logits is not None
     assert usual.roi_logits is not None
     heads, head_dim = 4, 16  # a sum over heads instead of a mean, and not scaled
