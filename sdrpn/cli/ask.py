@@ -116,6 +116,14 @@ def _add_region(group: argparse._ArgumentGroup) -> None:
         "(default: mask)",
     )
     group.add_argument(
+        "--max-share",
+        metavar="S",
+        type=number_between(0, 1),
+        default=225 / 576,
+        help="leave out regions of more than this share of the map: the first look shows them well enough (default: "
+        "0.39, the official 225 of 576 cells)",
+    )
+    group.add_argument(
         "--max-ratio",
         metavar="R",
         type=non_negative_number,
@@ -238,7 +246,7 @@ def _policy(args: argparse.Namespace) -> RoiPolicy | None:
 
     if args.max_ratio is not None and args.upscale != "bbox":
         raise BadInput(f"--max-ratio {args.max_ratio:g} needs --upscale bbox; got --upscale {args.upscale}")
-    policy = RoiPolicy(args.threshold, args.upscale, args.max_ratio)
+    policy = RoiPolicy(args.threshold, args.upscale, args.max_ratio, max_share=args.max_share)
     return None if args.no_roi else policy
 
 

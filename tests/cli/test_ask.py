@@ -27,7 +27,8 @@ SOME_CELLS, NO_CELL = "0.3", "0.99"
 @pytest.fixture
 def ask(sdrpn: Command, text_bundle: Path, picture: Path) -> Command:
     def run(*options: object) -> Outcome:
-        return sdrpn("ask", text_bundle, picture, QUESTION, "--max-new-tokens", 8, *options)
+        # Of 4 x 4 cells, any region may be looked at.
+        return sdrpn("ask", text_bundle, picture, QUESTION, "--max-new-tokens", 8, "--max-share", 1, *options)
 
     return run
 
@@ -43,7 +44,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestOutput:
     def test_text_on_stdout_and_nothing_else(self, ask: Command, text_bundle: Path) -> None:
         with Session.open(text_bundle) as session:
-            expected = session.answer(photo(), QUESTION, max_new_tokens=8)
+            expected = session.answer(photo(), QUESTION, roi=RoiPolicy(max_share=1), max_new_tokens=8)
         assert ask() == Outcome(0, f"{terminal_text(expected.text)}\n", "")
 
     def test_json(self, ask: Command) -> None:

@@ -23,6 +23,7 @@ from tests.export.calibration import Largest
 from tests.pictures import BROKEN, PICTURES, exif_rotated, photo
 
 QUESTION = "What does the sign say?"
+ANY_REGION = ("--max-share", 1)  # of 4 x 4 cells, which are few
 
 
 class TestImages:
@@ -32,7 +33,17 @@ class TestImages:
     ) -> None:
         write, (width, height) = PICTURES[kind]
         overlay = tmp_path / "overlay.png"
-        command = ("ask", text_bundle, write(tmp_path), QUESTION, "--max-new-tokens", 2, "--overlay", overlay)
+        command = (
+            "ask",
+            text_bundle,
+            write(tmp_path),
+            QUESTION,
+            *ANY_REGION,
+            "--max-new-tokens",
+            2,
+            "--overlay",
+            overlay,
+        )
         answer = sdrpn(*command, "--json").json()
         assert len(answer["token_ids"]) == 2
         assert answer["boxes_xyxy_px"]
@@ -60,7 +71,7 @@ class TestImages:
         frames[0].save(still)
         frames[0].save(moving, save_all=True, append_images=frames[1:])
         ids = [
-            sdrpn("ask", text_bundle, path, QUESTION, "--max-new-tokens", 8, "--json").json()["token_ids"]
+            sdrpn("ask", text_bundle, path, QUESTION, *ANY_REGION, "--max-new-tokens", 8, "--json").json()["token_ids"]
             for path in (still, moving)
         ]
         assert ids[0] == ids[1]
@@ -92,7 +103,7 @@ class TestQuestions:
         ],
     )
     def test_any_script(self, sdrpn: Command, text_bundle: Path, picture: Path, question: str) -> None:
-        found = sdrpn("ask", text_bundle, picture, question, "--max-new-tokens", 4)
+        found = sdrpn("ask", text_bundle, picture, question, *ANY_REGION, "--max-new-tokens", 4)
         assert (found.code, found.err) == (0, "")
 
     @pytest.mark.parametrize("question", ["<image>What?", "What<image>?", "<image><image>What?", "<ima<image>ge>What?"])
@@ -119,7 +130,7 @@ class TestQuestions:
     def test_what_does_not_fit_the_context(
         self, sdrpn: Command, text_bundle: Path, picture: Path, length: int, new_tokens: int, message: str
     ) -> None:
-        found = sdrpn("ask", text_bundle, picture, "x" * length, "--max-new-tokens", new_tokens)
+        found = sdrpn("ask", text_bundle, picture, "x" * length, *ANY_REGION, "--max-new-tokens", new_tokens)
         assert re.fullmatch(message, refusal(found))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sdrpn.engines import plan as engine_plan
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host import machine
 from sdrpn.workflows import memory_plan, question
@@ -24,8 +25,8 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, available_bytes: int) -> None:
     found = dataclasses.replace(machine.read_machine(), memory_available_bytes=available_bytes)
-    for workflow in (memory_plan, question):
-        monkeypatch.setattr(workflow, "read_machine", lambda: found)
+    for place in (memory_plan, question, engine_plan):
+        monkeypatch.setattr(place, "read_machine", lambda: found)
 
 
 def test_a_target_takes_the_variant_that_build_takes(sdrpn: Command, bundle: Path) -> None:

@@ -81,7 +81,7 @@ class TestJson:
         def fail(*arguments: object, **options: object) -> None:
             raise ZeroDivisionError("x\x1b[2J")
 
-        monkeypatch.setattr("sdrpn.bundle.bundle.open_bundle", fail)
+        monkeypatch.setattr("sdrpn.workflows.inspection.open_bundle", fail)
         found = sdrpn("inspect", "default", "--json")
         error = json.loads(found.out)["error"]
         assert (found.code, error["code"]) == (1, "internal")

@@ -11,9 +11,8 @@ import pytest
 
 from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.bundle.signatures import expected_signatures
-from sdrpn.engines import builder, plan
+from sdrpn.engines import builder
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.host import machine
 from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.cli.test_plan import with_memory
@@ -38,6 +37,7 @@ def enlarge(manifest: Any, spec: ModelSpec) -> None:
     """As the export of such a model would have written it, but for the files."""
     manifest["max_context"] = manifest["spec"]["llm"]["max_context"] = spec.llm.max_context
     manifest["spec"]["llm"].update(LLM)
+    manifest["rotary"]["inverse"] *= LLM["head_dim"] // 2 // len(manifest["rotary"]["inverse"])
     weights = [name for name in manifest["files"] if name.endswith(".bin")]
     for name in weights:
         manifest["files"][name]["size_bytes"] = WEIGHTS_BYTES // len(weights)
@@ -85,7 +85,6 @@ def test_ask(sdrpn: Command, bundle: Path, picture: Path, monkeypatch: pytest.Mo
 def test_build(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch, memory_bytes: int, told: str) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     with_memory(monkeypatch, memory_bytes)
-    monkeypatch.setattr(plan, "read_machine", machine.read_machine)
     monkeypatch.setattr(builder, "require_free_space", lambda *arguments, **options: None)
     message = refusal(sdrpn("build", bundle, "--target", "rtx-4090"), 1)
     assert told in message
