@@ -23,7 +23,7 @@ def main() -> None:
     assert told["sdrpn"]["text"] == told["expected"] != told["plain"]["text"], told
     installed = version("onnxruntime")
     print(f"Python {platform.python_version()}, ONNX Runtime {installed}: {told['question']} {told['sdrpn']['text']}")
-    from sdrpn.demo import shipped_scene
+    from sdrpn.tags import shipped_scene
 
     scene = shipped_scene()
     fused = run("ask", "default", str(scene.picture), scene.question, "--variant", "fused-int8-cpu")

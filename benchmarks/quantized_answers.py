@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from sdrpn.bundle.bundle import open_bundle
-from sdrpn.cli.output import print_table
-from sdrpn.cli.progress import progress
 from sdrpn.compare.overlap import overlap
 from sdrpn.compare.simulation import runnable_bundle
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
 from sdrpn.tags.task import SPLITS, TagSample, tag_samples
+from sdrpn.terminal.output import print_table
+from sdrpn.terminal.progress import progress
 
 MAX_NEW_TOKENS = 8
 # What quantised weights are allowed to cost: RoI map cosine, box IoU (means), share of equal decisions.

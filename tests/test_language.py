@@ -20,7 +20,7 @@ ROOMS = (
     "runtime/pictures",
     "sdrpn/calibration",
     "sdrpn/checkpoint",
-    "sdrpn/demo",
+    "sdrpn/terminal",
     "sdrpn/evaluation",
     "sdrpn/host",
     "sdrpn/images",

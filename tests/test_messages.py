@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from sdrpn.cli.failure import Failure
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.terminal.failure import Failure
 from tests.sources import modules
 
 # Rooms whose messages a program reads as well as a shell.

@@ -16,7 +16,7 @@ import pytest
 
 import sdrpn
 from sdrpn.cli.main import VERBS
-from sdrpn.demo import shipped_scene
+from sdrpn.tags import shipped_scene
 from tests.sources import ROOT
 
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

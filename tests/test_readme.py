@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sdrpn.cli.main import build_parser
-from sdrpn.demo import shipped_scene
 from sdrpn.host.libraries import EXTRAS
+from sdrpn.tags import shipped_scene
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,10 +16,10 @@ from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.bundle.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.rpn_file import read_rpn, write_rpn
-from sdrpn.demo.scene import DESCRIPTION_NAME, SCENE_FOLDER, DemoScene
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.tags import tag_sample
+from sdrpn.tags.shipped_scene import DESCRIPTION_NAME, SCENE_FOLDER, DemoScene
 
 # 8 bits: checkpoint, RPN and bundle together stay below 12 MB. 16: the MLP has 432 inputs, which 32 does not divide.
 # The RPN and the head stay in fp16: they decide where to look and which digit is said. `primitive` is what ONNX Runtime

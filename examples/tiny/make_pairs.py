@@ -11,9 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-from sdrpn.cli.progress import progress
 from sdrpn.host.atomic import replacing_directory
 from sdrpn.tags.task import SPLITS, tag_samples
+from sdrpn.terminal.progress import progress
 
 JPEG_QUALITY = 92  # as a camera would store them
 

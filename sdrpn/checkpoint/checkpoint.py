@@ -191,7 +191,7 @@ def open_checkpoint(
     folder = model_folder(path, download=download)
     opener = _opener(folder)
     if opener is not None:
-        if any(one is not None for one in (vision_tower, rpn, base, projector)):
+        if any(part is not None for part in (vision_tower, rpn, base, projector)):
             raise BadInput(f"{folder} is a whole model of its own family; leave out what should be put beside it")
         return opener(folder, template)
     base = None if base is None else model_folder(base, download=download)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdrpn.bundle.shipped import DEFAULT_NAME, bundle_path
-from sdrpn.cli.output import warn
+from sdrpn.terminal.output import warn
 
 __all__ = [
     "AUTO",

@@ -169,8 +169,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, and draw where it looked."""
-    from sdrpn.cli.output import print_json, print_piece, print_text
-    from sdrpn.cli.output_file import report_written, save_picture
+    from sdrpn.terminal.output import print_json, print_piece, print_text
+    from sdrpn.terminal.output_file import report_written, save_picture
     from sdrpn.workflows.question import ask_question, silence_onnxruntime
 
     _check_overlay(args)
@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _warn(text: str) -> None:
-    from sdrpn.cli.output import warn
+    from sdrpn.terminal.output import warn
     from sdrpn.workflows.question import NO_RPN
 
     warn(f"{text} (--no-roi says so without this warning)" if text.endswith(NO_RPN) else text)
@@ -251,7 +251,7 @@ def _policy(args: argparse.Namespace) -> RoiPolicy | None:
 
 
 def _check_overlay(args: argparse.Namespace) -> None:
-    from sdrpn.cli.output_file import PICTURES, require_output_file
+    from sdrpn.terminal.output_file import PICTURES, require_output_file
 
     if args.overlay is None:
         return

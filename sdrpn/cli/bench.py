@@ -70,10 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and report."""
-    from sdrpn.cli.output import print_document, print_json, warn
-    from sdrpn.cli.output_file import report_written, require_output_file, write_text
-    from sdrpn.cli.progress import progress
     from sdrpn.reports.bench_report import csv_text, html_text
+    from sdrpn.terminal.output import print_document, print_json, warn
+    from sdrpn.terminal.output_file import report_written, require_output_file, write_text
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.benchmark import bench
 
     if ("torch" in args.compare) != (args.checkpoint is not None):
@@ -126,8 +126,8 @@ def _bundle(text: str) -> BenchBundle:
 
 
 def _print(report: BenchReport) -> None:
-    from sdrpn.cli.output import print_table, print_text
     from sdrpn.host.sizes import text_from_bytes, text_from_number
+    from sdrpn.terminal.output import print_table, print_text
 
     def number(value: float | None) -> str:
         return "" if value is None else text_from_number(value)

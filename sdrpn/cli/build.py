@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, positive_int, whole_number
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, filled, positive_int, whole_number
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, or say what would be built."""
-    from sdrpn.cli.output import print_json, print_text
-    from sdrpn.cli.output_file import report_written, require_output_file, require_output_folder
-    from sdrpn.cli.progress import progress
+    from sdrpn.terminal.output import print_json, print_text
+    from sdrpn.terminal.output_file import report_written, require_output_file, require_output_folder
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.engine_build import build
 
     require_output_folder("--out", args.out)
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_only(args: argparse.Namespace, request: BuildRequest) -> None:
-    from sdrpn.cli.output import print_json, print_text
+    from sdrpn.terminal.output import print_json, print_text
     from sdrpn.workflows.engine_build import plan_build, plan_to_json, trtexec_script
 
     plan = plan_build(request)
@@ -155,46 +155,28 @@ def _print_only(args: argparse.Namespace, request: BuildRequest) -> None:
 def _request(args: argparse.Namespace) -> BuildRequest:
     from sdrpn.workflows.engine_build import BuildRequest
 
-    return BuildRequest(
-        args.bundle,
-        args.target,
-        _options(args),
-        out=args.out,
-        jobs=args.jobs,
-        timing_cache=args.timing_cache,
-        any_release=args.any_release,
-        verify=args.verify,
-        check_memory=not args.no_memory_check,
-    )
+    return filled(BuildRequest, args, options=_options(args), check_memory=not args.no_memory_check)
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
     from sdrpn.workflows.engine_build import BuildOptions
 
     contexts = args.max_context or (None,)
-    return BuildOptions(
+    return filled(
+        BuildOptions,
+        args,
         graphs=None if args.graphs is None else tuple(filter(None, args.graphs.split(","))),
-        precision=args.precision,
-        kv_cache=args.kv_cache,
-        dialect=args.dialect,
         max_context=contexts[-1],
         shorter_contexts=contexts[:-1],
-        max_batch=args.max_batch,
-        opt_level=args.opt_level,
         workspace_mb=args.workspace,
-        weight_streaming=args.weight_streaming,
-        hardware_compat=args.hardware_compat,
-        version_compatible=args.version_compatible,
-        refit=args.refit,
-        device=args.device,
         verbosity=args.profiling_verbosity,
         kernel_gate=not args.no_kernel_gate,
     )
 
 
 def _print_plan(plan: Plan) -> None:
-    from sdrpn.cli.output import print_table
     from sdrpn.host.sizes import text_from_bytes
+    from sdrpn.terminal.output import print_table
 
     needed = plan.estimate
     memory = f"{text_from_bytes(needed.device_bytes)} of {text_from_bytes(plan.target.memory_bytes)}"
@@ -222,8 +204,8 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _print_built(built: tuple[BuiltEngine, ...]) -> None:
-    from sdrpn.cli.output import print_table, print_text
     from sdrpn.host.sizes import text_from_bytes
+    from sdrpn.terminal.output import print_table, print_text
 
     rows = [
         (

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Say how it is called now, and do it."""
-    from sdrpn.cli.output import warn
+    from sdrpn.terminal.output import warn
 
     warn("`sdrpn compare` is called `sdrpn verify --exact` now; the former name goes away in the next version")
     return verify.run(args)

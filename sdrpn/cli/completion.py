@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the script."""
     from argcomplete.shell_integration import shellcode
 
-    from sdrpn.cli.output import print_document
+    from sdrpn.terminal.output import print_document
 
     print_document(shellcode(["sdrpn"], shell=args.shell) + "\n")
     return 0

@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask twice, print, and draw."""
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import PICTURES, require_output_file, save_picture
+    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output_file import PICTURES, require_output_file, save_picture
     from sdrpn.workflows.demonstration import run_demo
 
     require_output_file("--overlay", args.overlay, tuple(PICTURES))
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: Demonstration, overlay: Path) -> None:
-    from sdrpn.cli.output import print_table, print_text
+    from sdrpn.terminal.output import print_table, print_text
 
     rows = [("true answer", found.scene.expected, "", "", "")]
     for name, told in (("one look", found.plain), ("two looks", found.again)):

@@ -49,9 +49,9 @@ def require_device(args: argparse.Namespace) -> None:
 
 def run_checks(args: argparse.Namespace) -> int:
     """Run the checks; 0 if none failed."""
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import write_text
-    from sdrpn.cli.progress import progress
+    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output_file import write_text
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.device_check import check
 
     request = _request(args)
@@ -70,8 +70,8 @@ def run_checks(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> CheckupRequest:
     """Raises what is wrong with the request before anything runs."""
-    from sdrpn.cli.output_file import require_output_file
     from sdrpn.reports.table_page import PAGES
+    from sdrpn.terminal.output_file import require_output_file
     from sdrpn.workflows.device_check import CheckupRequest
 
     for name in ("backend", "target"):
@@ -87,14 +87,14 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     """One line more; a file that is there keeps what it has."""
-    from sdrpn.cli.output_file import write_text
+    from sdrpn.terminal.output_file import write_text
 
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     write_text(path, f"{before}{json.dumps(row)}\n")
 
 
 def _print(report: DeviceReport, written: list[Path]) -> None:
-    from sdrpn.cli.output import print_table, print_text
+    from sdrpn.terminal.output import print_table, print_text
 
     print_table(
         ("Step", "State", "Seconds", "Found"),

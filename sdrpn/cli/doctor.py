@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the diagnosis, or try out the device."""
     from sdrpn.cli.device_check import require_device, run_checks
-    from sdrpn.cli.output import print_json
+    from sdrpn.terminal.output import print_json
     from sdrpn.workflows.diagnosis import diagnose_machine
 
     if args.device:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    from sdrpn.cli.output import print_table, print_text
+    from sdrpn.terminal.output import print_table, print_text
 
     print_table(("Machine", ""), _machine_rows(diagnosis.machine))
     print_text("")

@@ -16,7 +16,7 @@ _NAME_LENGTH = 60  # of a kernel or tensor in the table; their ends tell them ap
 
 def print_report(report: Sequence[TargetReport]) -> None:
     """A table a target, a line a problem, and a table of kernels a graph if they were asked for."""
-    from sdrpn.cli.output import print_table, print_text
+    from sdrpn.terminal.output import print_table, print_text
 
     for one in report:
         print_table(

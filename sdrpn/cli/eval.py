@@ -127,10 +127,10 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, score, and print."""
-    from sdrpn.cli.output import print_json, print_table
-    from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.cli.progress import progress
     from sdrpn.evaluation.table import COLUMNS, difference_rows, rows
+    from sdrpn.terminal.output import print_json, print_table
+    from sdrpn.terminal.output_file import report_written, require_output_folder
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.evaluate import evaluate, plain_results
 
     require_output_folder("--out", args.out)

@@ -155,9 +155,9 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what was written."""
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.cli.progress import progress
+    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output_file import report_written, require_output_folder
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.export import ExportRequest, export
 
     require_output_folder("--out", args.out)
@@ -190,8 +190,8 @@ def _calibration(args: argparse.Namespace) -> CalibrationData | None:
 
 
 def _print_text(result: ExportResult) -> None:
-    from sdrpn.cli.output import print_text
     from sdrpn.host.sizes import text_from_bytes
+    from sdrpn.terminal.output import print_text
 
     manifest, size = result.manifest, text_from_bytes(result.size_bytes)
     graphs = len(manifest.variants[result.variants[0]].graphs)

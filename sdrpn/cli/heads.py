@@ -62,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score all heads, print the best, and write what `sdrpn label` reads."""
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.cli.progress import progress
+    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output_file import report_written, require_output_folder
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.heads import HeadsRequest, ProposalRequest, find_heads
 
     require_output_folder("--out", args.out)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_table(found: FoundHeads) -> None:
-    from sdrpn.cli.output import print_table
+    from sdrpn.terminal.output import print_table
 
     scores = found.scores
     rows = [
@@ -104,7 +104,7 @@ def _print_table(found: FoundHeads) -> None:
 
 def _print_proposal(proposal: Proposal) -> None:
     """One row a training."""
-    from sdrpn.cli.output import print_table
+    from sdrpn.terminal.output import print_table
 
     best = proposal.tap_layer, proposal.rpn_layers
     rows = [

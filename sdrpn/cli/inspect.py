@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the manifest, compare sizes and small digests, and print."""
-    from sdrpn.cli.output import print_json
+    from sdrpn.terminal.output import print_json
     from sdrpn.workflows.inspection import inspect_bundle
 
     if args.engines:
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _inspect_engines(args: argparse.Namespace) -> int:
     from sdrpn.cli.engine_report import print_report
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import report_written, require_output_file
     from sdrpn.reports.table_page import PAGES
+    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output_file import report_written, require_output_file
     from sdrpn.workflows.inspection import engines_to_json, inspect_engines, read_asked, write_engine_page
 
     if args.report is not None:
@@ -102,7 +102,7 @@ def _inspect_engines(args: argparse.Namespace) -> int:
 
 
 def _print_release(bundle: Bundle) -> None:
-    from sdrpn.cli.output import print_text
+    from sdrpn.terminal.output import print_text
 
     print_text(
         f"a release: engines for {', '.join(bundle.release_targets)}, the token embedding and the tokenizer, without "
@@ -114,8 +114,8 @@ def _print_release(bundle: Bundle) -> None:
 
 
 def _print_model(bundle: Bundle) -> None:
-    from sdrpn.cli.output import print_table
     from sdrpn.families.registry import family_of
+    from sdrpn.terminal.output import print_table
     from sdrpn.workflows.inspection import engine_sets
 
     manifest = bundle.manifest
@@ -139,8 +139,8 @@ def _print_model(bundle: Bundle) -> None:
 
 def _print_variant(manifest: Manifest, variant: Variant) -> None:
     from sdrpn.bundle.graphs import graphs_of
-    from sdrpn.cli.output import print_table
     from sdrpn.host.sizes import text_from_bytes
+    from sdrpn.terminal.output import print_table
 
     rows = [row for graph in graphs_of(manifest.spec) for row in _graph_rows(manifest, variant.graphs[graph.name])]
     size_bytes = sum(manifest.files[name].size_bytes for name in variant.files)

@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label, and say how many samples there are."""
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.cli.progress import progress
+    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output_file import report_written, require_output_folder
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.label import LabelRequest, label
 
     require_output_folder("--out", args.out)
@@ -65,7 +65,7 @@ def print_counts(counts: Counts, title: str) -> None:
     """One row for each of the things that may become of a question."""
     import dataclasses
 
-    from sdrpn.cli.output import print_table
+    from sdrpn.terminal.output import print_table
 
     rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
     print_table(("of the questions", "count"), rows, title=title)

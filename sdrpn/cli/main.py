@@ -18,13 +18,13 @@ from importlib import import_module
 from typing import NoReturn, Protocol, cast
 
 from sdrpn import __version__
-from sdrpn.cli.failure import Failure, complain, is_given
 from sdrpn.cli.model_folders import found_model_folders
-from sdrpn.cli.output import begin_output
-from sdrpn.cli.parser import Parser, UsageError
-from sdrpn.cli.streams import prepare_streams, silence_stdout, silence_stdout_if_broken
 from sdrpn.errors import SdrpnError
 from sdrpn.host.interrupt import raising_on_signals
+from sdrpn.terminal.failure import Failure, complain, is_given
+from sdrpn.terminal.output import begin_output
+from sdrpn.terminal.parser import Parser, UsageError
+from sdrpn.terminal.streams import prepare_streams, silence_stdout, silence_stdout_if_broken
 
 __all__ = ["main"]
 

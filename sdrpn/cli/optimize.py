@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Optimise, save and tell."""
-    from sdrpn.cli.output import print_json, print_text
-    from sdrpn.cli.progress import progress
     from sdrpn.host.sizes import text_from_bytes
+    from sdrpn.terminal.output import print_json, print_text
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.graph_optimization import OptimizeRequest, optimize
 
     with progress("optimize", "graphs") as advance:

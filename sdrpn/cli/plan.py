@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Add up and print."""
-    from sdrpn.cli.output import print_json
+    from sdrpn.terminal.output import print_json
     from sdrpn.workflows.memory_plan import PlanRequest, plan
 
     found = plan(PlanRequest(args.bundle, args.target, args.variant, args.context or (), args.batch, args.backend))
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(plan: MemoryPlan) -> None:
-    from sdrpn.cli.output import print_table
     from sdrpn.host.sizes import text_from_bytes
+    from sdrpn.terminal.output import print_table
 
     memory = "" if plan.memory_bytes is None else f" of {text_from_bytes(plan.memory_bytes)}"
     verdict = {True: "fits", False: "does not fit", None: "not known"}[plan.fits]

@@ -61,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and tell."""
-    from sdrpn.cli.output import print_json, print_table, print_text
-    from sdrpn.cli.output_file import report_written, require_output_folder
-    from sdrpn.cli.progress import progress
+    from sdrpn.terminal.output import print_json, print_table, print_text
+    from sdrpn.terminal.output_file import report_written, require_output_folder
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.quantize import COLUMNS, QuantizeRequest, cost_rows, measure_rounding
 
     require_output_folder("--report", args.report)

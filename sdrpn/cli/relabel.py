@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Label, and say how many samples there are."""
     from sdrpn.cli.label import print_counts
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.output_file import report_written, require_output_folder
+    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.workflows.label import RelabelRequest, relabel_questions
 
     require_output_folder("--out", args.out)

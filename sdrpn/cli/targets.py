@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    from sdrpn.cli.output import print_json, print_table, print_text
+    from sdrpn.terminal.output import print_json, print_table, print_text
     from sdrpn.workflows.engine_build import read_targets
 
     targets = read_targets()

@@ -113,9 +113,9 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say how it went."""
-    from sdrpn.cli.output import warn
-    from sdrpn.cli.output_file import require_output_folder
-    from sdrpn.cli.progress import progress
+    from sdrpn.terminal.output import warn
+    from sdrpn.terminal.output_file import require_output_folder
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.train import TrainingRequest, train
 
     require_output_folder("--out", args.out)
@@ -140,8 +140,8 @@ def _options(args: argparse.Namespace) -> TrainOptions:
 
 
 def _print_report(args: argparse.Namespace, trained: TrainedRpn) -> None:
-    from sdrpn.cli.output import print_json, print_table, print_text
-    from sdrpn.cli.output_file import report_written
+    from sdrpn.terminal.output import print_json, print_table, print_text
+    from sdrpn.terminal.output_file import report_written
 
     if args.json:
         print_json(trained.to_json())

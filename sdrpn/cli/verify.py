@@ -70,8 +70,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print what was found, and raise RunFailed where something differs by more than it may."""
-    from sdrpn.cli.output import print_json
-    from sdrpn.cli.progress import progress
+    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.verify import VerifyRequest, verify
 
     found = verify(filled(VerifyRequest, args), progress)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_gates(found: Verification) -> None:
     """A row for each gate."""
-    from sdrpn.cli.output import print_table, print_text
+    from sdrpn.terminal.output import print_table, print_text
 
     rows = [
         (variant, gate.graph, gate.kind, "passed" if gate.ok else "FAILED", gate.text, gate.tensor)
@@ -104,7 +104,7 @@ def _print_gates(found: Verification) -> None:
 
 def _print_checks(found: Verification) -> None:
     """A row for each kind of check of each graph: what failed first, or else what came closest to its limit."""
-    from sdrpn.cli.output import print_table, print_text
+    from sdrpn.terminal.output import print_table, print_text
     from sdrpn.workflows.verify import place_text
 
     checks = found.checks

@@ -165,8 +165,8 @@ def _read_tuple(kinds: tuple[Any, ...], value: object, place: str, readers: Read
     if len(value) != len(kinds):
         raise _misfit(place, value, f"a list of {len(kinds)}")
     return tuple(
-        _read(kind, one, f"{place}[{index}]", readers)
-        for index, (kind, one) in enumerate(zip(kinds, value, strict=True))
+        _read(kind, entry, f"{place}[{index}]", readers)
+        for index, (kind, entry) in enumerate(zip(kinds, value, strict=True))
     )
 
 
@@ -175,7 +175,7 @@ def _read_mapping(kind: Any, value: object, place: str, readers: Readers) -> dic
         raise _misfit(place, value, "an object")
     for key in value:
         _read_plain(str, key, f"a name in {place}")
-    return {key: _read(kind, one, _inside(place, key), readers) for key, one in value.items()}
+    return {key: _read(kind, entry, _inside(place, key), readers) for key, entry in value.items()}
 
 
 def _read_plain(kind: Any, value: object, place: str) -> Any:

@@ -9,12 +9,12 @@ from typing import Any
 from PIL.Image import Image
 
 from sdrpn.bundle.shipped import DEFAULT_NAME
-from sdrpn.demo import DemoScene, Told, draw_demo, shipped_scene
 from sdrpn.evaluation.scores import exact_match
 from sdrpn.families.registry import square_of
 from sdrpn.images.image import open_image
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
+from sdrpn.tags import DemoScene, Told, draw_demo, shipped_scene
 
 __all__ = ["Demonstration", "TimedAnswer", "run_demo"]
 

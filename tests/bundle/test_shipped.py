@@ -23,10 +23,9 @@ from sdrpn.bundle.shipped import (
     require_not_shipped,
     shipped_source,
 )
-from sdrpn.demo import shipped_scene
 from sdrpn.errors import BadInput
 from sdrpn.runtime import Session
-from sdrpn.tags import tag_sample
+from sdrpn.tags import shipped_scene, tag_sample
 from tests.tolerances import FONT_RENDERING_MEAN
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdrpn.cli import progress
 from sdrpn.cli.main import main
+from sdrpn.terminal import progress
 from tests.cli.command import Command, Outcome
 from tests.pictures import photo
 

@@ -12,9 +12,9 @@ import pytest
 
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
-from sdrpn.demo import shipped_scene
 from sdrpn.errors import BadInput
 from sdrpn.method.spec import ModelSpec
+from sdrpn.tags import shipped_scene
 from tests.cli.command import Command, refusal
 from tests.damage import copied
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdrpn.demo import shipped_scene
+from sdrpn.tags import shipped_scene
 from tests.cli.command import Command, refusal
 from tests.test_imports import AUTHORING
 

@@ -290,8 +290,8 @@ class TestOutputThatEnds:
     def test_text_beyond_the_encoding_is_escaped(self) -> None:
         done = run_python(
             "import sys\n"
-            "from sdrpn.cli.streams import prepare_streams\n"
-            "from sdrpn.cli.output import print_json, print_text\n"
+            "from sdrpn.terminal.streams import prepare_streams\n"
+            "from sdrpn.terminal.output import print_json, print_text\n"
             "prepare_streams()\n"
             "print_text('caf\\u00e9 \\u4f60')\n"
             "print_json('\\U0001f600')\n",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.cli.output import print_table, warn
-from sdrpn.demo import shipped_scene
 from sdrpn.errors import BadImage, RunFailed
+from sdrpn.tags import shipped_scene
+from sdrpn.terminal.output import print_table, warn
 from tests.cli.command import Command
 
 SDRPN = f"{shlex.quote(sys.executable)} -m sdrpn.cli.main"
@@ -97,7 +97,7 @@ class TestJson:
         def full(*arguments: object) -> None:
             raise RunFailed("the disk is full; free some space")
 
-        monkeypatch.setattr("sdrpn.cli.output_file.save_picture", full)
+        monkeypatch.setattr("sdrpn.terminal.output_file.save_picture", full)
         scene = shipped_scene()
         found = sdrpn("ask", "default", scene.picture, scene.question, "--json", "--overlay", tmp_path / "o.png")
         assert found.code == 1

@@ -10,12 +10,12 @@ import pytest
 
 from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.cli.main import main
-from sdrpn.demo import shipped_scene
 from sdrpn.errors import BadInput, MissingDependency
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import onnxruntime_info
 from sdrpn.runtime.backends.onnxruntime_info import require_release
 from sdrpn.runtime.select import graph_variant
+from sdrpn.tags import shipped_scene
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
 
 def report_written(path: Path, what: str) -> None:
     """Say on stderr what was written: stdout is for results."""
-    from sdrpn.cli.output import remark
+    from sdrpn.terminal.output import remark
 
     remark(f"{what}: {path}")
 
@@ -79,7 +79,7 @@ def _require_folder(option: str, path: Path) -> None:
         if folder.exists():
             return
         near = folder.parent
-        known = [one.name for one in near.iterdir() if one.is_dir()] if near.is_dir() else []
+        known = [beside.name for beside in near.iterdir() if beside.is_dir()] if near.is_dir() else []
     except OSError:  # a folder that may not be read: what writes the file says so
         return
     raise BadInput(

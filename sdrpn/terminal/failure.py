@@ -33,7 +33,7 @@ class Failure:
 
     def report(self, as_json: bool) -> None:
         """Print it; on stdout only where nothing was printed there yet, so that stdout is one document."""
-        from sdrpn.cli.output import has_printed, print_json
+        from sdrpn.terminal.output import has_printed, print_json
 
         if as_json and not has_printed():
             with suppress(OSError, ValueError, SdrpnError):

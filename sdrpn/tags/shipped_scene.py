@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["SCENE_FOLDER", "DemoScene", "read_scene", "shipped_scene"]
 
 # Rendered by examples/default/ship.py.
-SCENE_FOLDER = Path(__file__).parent
+SCENE_FOLDER = Path(__file__).parent / "shipped"
 DESCRIPTION_NAME = "scene.json"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.cli.output import print_json, print_table, warn
-from sdrpn.cli.progress import progress
+from sdrpn.terminal.output import print_json, print_table, warn
+from sdrpn.terminal.progress import progress
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sdrpn.cli.output import remark
 from sdrpn.host.progress import Advance
 from sdrpn.host.sizes import text_from_bytes
+from sdrpn.terminal.output import remark
 
 __all__ = ["progress"]
 
@@ -20,7 +20,7 @@ _LOG_INTERVAL_S = 10.0
 
 @contextmanager
 def progress(title: str, unit: str | None = None) -> Iterator[Advance]:
-    """Show how far the block is, as told by `advance(done, total)`.
+    """Show how far the block is, as `advance(done, total)` reports it.
 
     Args:
         unit: what is counted, in the plural, such as "steps"; None: bytes

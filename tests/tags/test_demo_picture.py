@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrpn.demo import Told, draw_demo
-from sdrpn.demo.picture import PANEL_PX, RIGHT, WRONG
 from sdrpn.method.grids import Box
 from sdrpn.method.overlay import CROP_COLOUR
+from sdrpn.tags import Told, draw_demo
+from sdrpn.tags.demo_picture import PANEL_PX, RIGHT, WRONG
 from tests.pictures import photo
 
 

@@ -1,0 +1,1 @@
+"""How a program speaks to a person or a pipe: streams, tables, JSON, files, progress, failures. Knows no verb."""
