@@ -54,6 +54,7 @@ Each name is imported when it is first used, so `import sdrpn` loads no library.
 from __future__ import annotations
 
 import os.path
+import sys
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing takes longer than all of this
 if TYPE_CHECKING:
@@ -194,6 +195,22 @@ def _folder_of_stages(package: str) -> list[str]:
 
 # A checkout that Python is started in hides an installed package, and has its stages beside this folder.
 __path__ += [folder for folder in _folder_of_stages(os.path.dirname(__file__)) if folder not in __path__]
+
+
+class _MovedModules:
+    """Finds modules by the names that they had in the release before, after Python itself found none."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> object:
+        """As the import system calls it."""
+        if not name.startswith(f"{__name__}."):
+            return None
+        from sdrpn._moved import spec_of
+
+        return spec_of(name)
+
+
+sys.meta_path.append(_MovedModules)  # type: ignore[arg-type]
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of ours
 

@@ -1,1 +1,21 @@
 """The folder that passes a model from stage to stage, read and checked. Runs nothing."""
+
+from __future__ import annotations
+
+import warnings
+
+
+def __getattr__(name: str) -> object:
+    """What the module `sdrpn.bundle` of the release before had, for one version. Warns."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sdrpn.bundle import bundle
+
+    if name not in bundle.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        f"{__name__}.{name} is {bundle.__name__}.{name} now; the old name goes with the next version",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return getattr(bundle, name)
