@@ -11,7 +11,7 @@ from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["MOVED", "spec_of"]
+__all__ = ["MOVED", "name_of", "spec_of"]
 
 # Package that modules are in now -> their names, which stood right in the package above before.
 _ROOMS = {
@@ -52,6 +52,9 @@ MOVED = {
     f"{room.rpartition('.')[0]}.{name}": f"{room}.{name}" for room, names in _ROOMS.items() for name in names.split()
 } | _RENAMED
 
+# Names that went from a module that is still there to another one.
+_NAMES = {"sdrpn.method.spec": {"VisionSpec": "sdrpn.families.llava.vision_spec"}}
+
 
 class _Alias(Loader):
     """Gives a module that is imported under its own name."""
@@ -76,3 +79,16 @@ def spec_of(name: str) -> ModuleSpec | None:
         return None
     warnings.warn(f"{name} is {now} now; the old name goes with the next version", DeprecationWarning, stacklevel=3)
     return ModuleSpec(name, _Alias(now))
+
+
+def name_of(module: str, name: str) -> object:
+    """What a module had under a name before that went to another module. Warns. Raises AttributeError."""
+    now = _NAMES.get(module, {}).get(name)
+    if now is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(
+        f"{module}.{name} is {now}.{name} now; the old name goes with the next version",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return getattr(import_module(now), name)

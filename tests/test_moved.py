@@ -38,6 +38,16 @@ def test_names_of_the_old_bundle_module() -> None:
         sdrpn.bundle.nothing  # noqa: B018
 
 
+def test_a_name_that_went_to_another_module() -> None:
+    from sdrpn.families.llava.vision_spec import VisionSpec
+    from sdrpn.method import spec
+
+    with pytest.warns(DeprecationWarning, match=r"^sdrpn\.method\.spec\.VisionSpec is sdrpn\.families\.llava\."):
+        assert spec.VisionSpec is VisionSpec
+    with pytest.raises(AttributeError, match="has no attribute 'AudioSpec'"):
+        spec.AudioSpec  # noqa: B018
+
+
 def test_what_never_was_is_not_found() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'sdrpn\.nothing'"):
         importlib.import_module("sdrpn.nothing")

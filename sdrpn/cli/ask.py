@@ -119,9 +119,9 @@ def _add_region(group: argparse._ArgumentGroup) -> None:
         "--max-share",
         metavar="S",
         type=number_between(0, 1),
-        default=225 / 576,
+        default=0.390625,
         help="leave out regions of more than this share of the map: the first look shows them well enough (default: "
-        "0.39, the official 225 of 576 cells)",
+        "0.390625, the official limit)",
     )
     group.add_argument(
         "--max-ratio",

@@ -232,3 +232,10 @@ def require_divisible(part_name: str, part: int, whole_name: str, whole: int) ->
     """Raise BadInput where a part does not divide the whole."""
     if whole % part:
         raise BadInput(f"{whole_name} ({whole}) is not a multiple of {part_name} ({part})")
+
+
+def __getattr__(name: str) -> object:
+    """What this module had in the release before, for one version."""
+    from sdrpn._moved import name_of
+
+    return name_of(__name__, name)

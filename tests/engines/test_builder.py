@@ -342,7 +342,7 @@ class TestRefusals:
             plan_engines(wide_bundle, read_target("jetson-agx-orin-jp62"), VISION)
 
     def test_a_library_that_is_too_old(self, wide_bundle: Path) -> None:
-        with pytest.raises(BadInput, match=r"takes tensorrt-rtx >=9, this machine has 1\."):
+        with pytest.raises(BadInput, match=r"needs tensorrt-rtx >=9, this machine has 1\."):
             plan_engines(wide_bundle, target(tensorrt_min="9"), VISION)
 
     def test_a_gpu_that_the_library_does_not_know(self, bundle: Path) -> None:

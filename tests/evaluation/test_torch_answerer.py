@@ -111,7 +111,7 @@ class TestAttention:
         assert attention is not None
         sinks = np.ones(16, np.bool_)
         sinks[5] = False
-        look = AttentionLook(RoiPolicy(-0.2, "bbox", min_cells=1), HEADS, sinks)
+        look = AttentionLook(RoiPolicy(-0.2, "bbox", min_cells=1, max_share=1), HEADS, sinks)
         (crop,) = answerer.answer(picture(0), QUESTION, look, 1).crops
         x1, y1, x2, y2 = crop.box_xyxy_px
         assert (x1 <= 36 < x2, y1 <= 20 < y2) == (True, True)  # the centre of cell (1,1) of 24 px
@@ -135,7 +135,9 @@ class TestAttention:
         """Only the cells (1,1) and (2,1) of 24 px may be foreground; the picture begins 16 px below its square."""
         sinks = np.ones(16, np.bool_)
         sinks[[5, 6]] = False
-        found = answerer.answer(picture(0), QUESTION, TeacherLook(RoiPolicy(0.15, "bbox"), HEADS, sinks), TOKENS)
+        found = answerer.answer(
+            picture(0), QUESTION, TeacherLook(RoiPolicy(0.15, "bbox", max_share=1), HEADS, sinks), TOKENS
+        )
         (crop,) = found.crops
         x1, y1, x2, y2 = crop.box_xyxy_px
         assert (x1 < 48 < x2, y1 < 20 < y2) == (True, True)

@@ -278,7 +278,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("wanted", [0, -1, 16, 257, 10**9])
     def test_a_context_out_of_range(self, tiny_checkpoint: Path, tmp_path: Path, wanted: int) -> None:
-        message = rf"--max-context is {wanted}; expected 17 \(one image and a token\) to 256 \(the checkpoint's limit\)"
+        message = rf"max_context is {wanted}; expected 17 \(one image and a token\) to 256 \(the checkpoint's limit\)"
         self.refused(tiny_checkpoint, tmp_path / "b", ExportOptions(max_context=wanted), message)
 
     @pytest.mark.parametrize("wanted", [17, 256])
