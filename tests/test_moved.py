@@ -54,7 +54,10 @@ def test_what_never_was_is_not_found() -> None:
 
 
 def test_scripts_go_on(capfd: pytest.CaptureFixture[str]) -> None:
-    code = "from sdrpn.spec import ModelSpec; from sdrpn.image import open_image; print(ModelSpec.__module__)"
+    code = (
+        "from sdrpn.bundle import open_bundle; from sdrpn.spec import ModelSpec, VisionSpec; "
+        "from sdrpn.image import open_image; print(ModelSpec.__module__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "sdrpn.method.spec\n"
     assert "DeprecationWarning: sdrpn.spec is sdrpn.method.spec now" in done.stderr

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 
 
 def __getattr__(name: str) -> object:
     """What the module `sdrpn.bundle` of the release before had, for one version. Warns."""
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sdrpn.bundle import bundle
-
+    # Not by a from-import, which asks here first.
+    bundle = import_module("sdrpn.bundle.bundle")
     if name not in bundle.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
@@ -18,4 +19,5 @@ def __getattr__(name: str) -> object:
         DeprecationWarning,
         stacklevel=2,
     )
-    return getattr(bundle, name)
+    found: object = getattr(bundle, name)
+    return found
