@@ -170,7 +170,7 @@ def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> 
         advice = (
             "is this the right vision tower? name another one"
             if about_vision
-            else "config.json and the weights do not belong together"
+            else "config.json and the weights are not of one model"
         )
         raise BadCheckpoint(
             f"{file_name} of {source.path} has the shape {list(found)}; expected {list(expected)}: {advice}",

@@ -65,7 +65,7 @@ def test_several_missing_tensors_of_the_rpn(folder: Path) -> None:
 
 def test_a_wrong_shape(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.update({Q2: np.zeros((64, 47), np.float32)}))
-    expected = f"{Q2} of {folder} has the shape [64, 47]; expected [64, 48]: config.json and the weights do not"
+    expected = f"{Q2} of {folder} has the shape [64, 47]; expected [64, 48]: config.json and the weights are not"
     assert message(folder).startswith(expected)
 
 
