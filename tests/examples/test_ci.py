@@ -161,7 +161,7 @@ class TestScript:
     def test_an_unknown_target(self, checkpoint: Path, tmp_path: Path) -> None:
         outcome = run(checkpoint, tmp_path / "out", "rtx-1")
         assert outcome.returncode == 2
-        assert "there is no target 'rtx-1'; did you mean rtx-5090?; known are a100, " in outcome.stderr
+        assert "there is no target 'rtx-1'; did you mean rtx-5090?; known targets are a100, " in outcome.stderr
 
     def test_usage(self) -> None:
         outcome = run("checkpoint")
