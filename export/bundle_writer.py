@@ -42,6 +42,7 @@ from sdrpn.export.weights import onnx_type
 from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.host.progress import Advance, Grown, uncounted, unseen
 from sdrpn.method.geometry import Fit
+from sdrpn.method.policy import ModelPolicy, RoiChange
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["export_bundle"]
@@ -78,6 +79,7 @@ def export_bundle(
     resume: bool = False,
     calibration: Calibration | None = None,
     template: str | None = None,
+    threshold: float | None = None,
     progress: Advance = unseen,
     note: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
@@ -89,6 +91,7 @@ def export_bundle(
         vision_tower, rpn, base, projector, fit: see `open_checkpoint`
         calibration: for the method gptq; `options.calibration` must be its digest
         template: see `open_checkpoint`; None: the checkpoint's own, or what an earlier export of this bundle was given
+        threshold: of the RoI map, in place of the checkpoint's own; None: that, or what the bundle has already
         resume: take the weight files that an earlier attempt with `resume` finished, and keep those that this one does
             should it be broken off; they lie hidden beside `out`
         progress: told (bytes done, bytes in all) as the weights are written
@@ -117,7 +120,8 @@ def export_bundle(
         digest = source.digest()
         if existing is not None:
             _require_same_model(existing, source.spec, max_context, digest)
-        plan = _Plan(source.spec, options, max_context, tokenizer, template)
+        policy = _policy(source, existing, threshold)
+        plan = _Plan(source.spec, options, max_context, tokenizer, template, policy)
         kept = frozenset(existing.manifest.files) if existing is not None else frozenset[str]()
         finished = FinishedFiles(out, f"{version('sdrpn')} {digest} {max_context}") if resume else None
         return _write(out, plan, source, digest, existing, kept, finished, calibration, progress)
@@ -127,11 +131,17 @@ class _Plan:
     """All graphs and weight tables of one export, before a byte is written."""
 
     def __init__(
-        self, spec: ModelSpec, options: ExportOptions, max_context: int, tokenizer: Path | None, template: str | None
+        self,
+        spec: ModelSpec,
+        options: ExportOptions,
+        max_context: int,
+        tokenizer: Path | None,
+        template: str | None,
+        policy: ModelPolicy | None,
     ) -> None:
         """`tokenizer`: the folder that has it; `template`: how the model is asked, if not in the checkpoint's way."""
         self.spec, self.options, self.max_context = spec, options, max_context
-        self.tokenizer = tokenizer
+        self.tokenizer, self.policy = tokenizer, policy
         self.given: dict[str, str] = {} if template is None else {"template": "given"}
         self.tables = Tables(spec, options)
 
@@ -219,6 +229,7 @@ def _write(
             files=files,
             tokenizer=TOKENIZER_NAME if plan.tokenizer is not None else None,
             rotary=existing.manifest.rotary if existing is not None else exported_frequencies(plan.spec.llm),
+            policy=plan.policy,
             source={"checkpoint": source.path.name, "layout": source.layout, "sha256": digest, **plan.given},
             tools={name: version(name) for name in ("sdrpn", "onnxscript", "onnx-ir", "numpy")},
         )
@@ -289,6 +300,22 @@ def _require_same_model(existing: Bundle, spec: ModelSpec, max_context: int, dig
                 f"{existing.path} holds another export: its {what} differs{detail}; name another folder",
                 options=("out",),
             )
+
+
+def _policy(source: Checkpoint, existing: Bundle | None, threshold: float | None) -> ModelPolicy | None:
+    """By what the bundle will look again. Raises BadInput for a threshold where there is no RPN."""
+    if source.spec.rpn is None:
+        if threshold is not None:
+            raise BadInput(
+                f"{source.path} has no RPN whose map a threshold of {threshold:g} could be for; leave it out",
+                options=("threshold",),
+            )
+        return None
+    there = None if existing is None else existing.manifest.policy
+    policy = there or source.policy
+    if threshold is None:
+        return policy
+    return ModelPolicy(RoiChange(threshold).applied_to(policy.roi), "given")
 
 
 def _checked_context(spec: ModelSpec, wanted: int | None) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
+    from sdrpn.method.policy import RoiChange
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime.answer import Answer, Timings, TokenCounts, Trace
     from sdrpn.runtime.backends.tensorrt import EngineOptions
@@ -19,6 +20,7 @@ __all__ = [
     "AnswerStream",
     "AsyncAnswerStream",
     "EngineOptions",
+    "RoiChange",
     "RoiPolicy",
     "Sampling",
     "Session",
@@ -31,6 +33,7 @@ _HOMES = {
     "AnswerStream": "sdrpn.runtime.stream",
     "AsyncAnswerStream": "sdrpn.runtime.stream",
     "EngineOptions": "sdrpn.runtime.backends.tensorrt",
+    "RoiChange": "sdrpn.method.policy",
     "RoiPolicy": "sdrpn.method.roi",
     "Sampling": "sdrpn.runtime.sampling",
     "Session": "sdrpn.runtime.session",

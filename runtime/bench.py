@@ -15,9 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import family_of
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.grids import cell_count
-from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_crops
+from sdrpn.method.roi import Crop, Decide, RoiDecision
 from sdrpn.method.spec import ModelSpec
 from sdrpn.method.usual_length import PROMPT_TOKENS, TOKENS_BEFORE_IMAGE
 from sdrpn.runtime.answer import Answer
@@ -174,9 +175,11 @@ def _mask_crop(spec: ModelSpec) -> Crop:
 
 def _forced(spec: ModelSpec, crops: tuple[Crop, ...]) -> Decide:
     """The policy's own work is done, then its crops are replaced."""
+    family = family_of(spec)
+    usual = family.decide(family.policy(spec), spec.vision)
 
     def decide(logits: npt.NDArray[np.float32], image_wh: tuple[int, int]) -> RoiDecision:
-        own = decide_crops(logits, spec.vision.grid(image_wh), RoiPolicy())
+        own = usual(logits, image_wh)
         return RoiDecision(own.boxes_cells, crops, None, own.blurred_map)
 
     return decide

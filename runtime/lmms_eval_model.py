@@ -1,6 +1,6 @@
 """A bundle as a model of lmms-eval, which finds it through the entry point `sdrpn` and loads it by name:
 
-    lmms_eval --model sdrpn --model_args bundle=DIR,threshold=0.15 --tasks textvqa_val --batch_size 1
+    lmms_eval --model sdrpn --model_args bundle=DIR,threshold=0.3 --tasks textvqa_val --batch_size 1
 
 lmms-eval loads this module, not the other way round, and nothing here needs it to be installed: the class is made when
 it is asked for, because its base class is lmms-eval's. One picture a question, one question at a time.
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from sdrpn.errors import BadInput, MissingDependency
+from sdrpn.method.policy import RoiChange
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime.sampling import Sampling
 from sdrpn.runtime.session import Session
@@ -106,9 +107,10 @@ def _one_picture(pictures: Any, where: str) -> Image.Image:
     return found[0]
 
 
-def _policy(session: Session, *, roi: bool, threshold: float, upscale: Any) -> RoiPolicy | None:
-    """None for plain LLaVA: asked for, or all that the bundle can do."""
-    return RoiPolicy(threshold, upscale) if roi and session.spec.rpn is not None else None
+def _policy(session: Session, *, roi: bool, threshold: float | None, upscale: Any) -> RoiPolicy | None:
+    """None for one look: asked for, or all that the bundle can do."""
+    change = RoiChange(threshold, upscale)
+    return change.applied_to(session.policy) if roi and session.spec.rpn is not None else None
 
 
 @cache
@@ -123,7 +125,8 @@ def _model_class() -> type[Any]:
         """A bundle, asked through lmms-eval.
 
         Its arguments are those of `--model_args`: bundle (a folder, or default), backend, threads, variant as for
-        `sdrpn ask`; roi=false for plain LLaVA; threshold and upscale of the second look. The others are lmms-eval's
+        `sdrpn ask`; roi=false for plain LLaVA; threshold and upscale of the second look, the model's own where they
+        are left out. The others are lmms-eval's
         own and say nothing here: a session answers one question at a time, where its backend runs.
         """
 
@@ -136,8 +139,8 @@ def _model_class() -> type[Any]:
             threads: int | None = None,
             variant: str | None = None,
             roi: bool = True,
-            threshold: float = 0.15,
-            upscale: str = "mask",
+            threshold: float | None = None,
+            upscale: str | None = None,
             batch_size: int | str = 1,
             max_batch_size: int | None = None,
             device: str | None = None,

@@ -15,6 +15,7 @@ from sdrpn.errors import BadInput, SdrpnError
 from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
 from sdrpn.host.machine import read_available_memory
+from sdrpn.method.policy import OWN, Roi, policy_for
 from sdrpn.method.roi import Decide, RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer, Stopwatch
@@ -36,7 +37,6 @@ from sdrpn.text.prompt import load_tokenizer
 
 __all__ = ["Session"]
 
-DEFAULT_POLICY = RoiPolicy()
 # More gain little on a CPU: see benchmarks/batching.py.
 DEFAULT_BATCH = 4
 DEFAULT_PREFIX_BYTES = 256_000_000
@@ -219,12 +219,17 @@ class Session:
         """The model."""
         return self.bundle.spec
 
+    @property
+    def policy(self) -> RoiPolicy:
+        """By what the model looks again unless something else is asked for."""
+        return self.bundle.manifest.own_policy.roi
+
     def answer(
         self,
         image: PictureSource,
         question: str,
         *,
-        roi: RoiPolicy | None = DEFAULT_POLICY,
+        roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
@@ -234,7 +239,8 @@ class Session:
         Args:
             image: a path, the bytes of a picture file, a PIL image, an (H, W, 3) uint8 array, or a Picture
             question: text; a bundle without a tokenizer needs `answer_ids`
-            roi: how the RoI map becomes crops; None: plain LLaVA
+            roi: how the RoI map becomes crops: a RoiPolicy; a threshold, or a RoiChange, for what differs from the
+                model's own policy; None: one look, no crops
             max_new_tokens: at most so many
             sampling: greedy by default
             trace: keep intermediate results
@@ -248,7 +254,7 @@ class Session:
         self,
         questions: abc.Iterable[tuple[PictureSource, str]],
         *,
-        roi: RoiPolicy | None = DEFAULT_POLICY,
+        roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
@@ -287,7 +293,7 @@ class Session:
         image: PictureSource,
         question: str,
         *,
-        roi: RoiPolicy | None = DEFAULT_POLICY,
+        roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
@@ -302,7 +308,7 @@ class Session:
         image: PictureSource,
         question: str,
         *,
-        roi: RoiPolicy | None = DEFAULT_POLICY,
+        roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
@@ -316,7 +322,7 @@ class Session:
         image: PictureSource,
         question: str,
         *,
-        roi: RoiPolicy | None = DEFAULT_POLICY,
+        roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
@@ -332,7 +338,7 @@ class Session:
         ids_before_image: abc.Sequence[int],
         ids_after_image: abc.Sequence[int],
         *,
-        roi: RoiPolicy | None = DEFAULT_POLICY,
+        roi: Roi = OWN,
         decide: Decide | None = None,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
@@ -378,8 +384,9 @@ class Session:
     ) -> None:
         self.close()
 
-    def _decide(self, roi: RoiPolicy | None) -> Decide | None:
-        return family_of(self.spec).decide(roi, self.spec.vision) if roi is not None else None
+    def _decide(self, roi: Roi) -> Decide | None:
+        policy = policy_for(roi, self.policy)
+        return None if policy is None else family_of(self.spec).decide(policy, self.spec.vision)
 
     def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
         """Everything that needs no graph. Raises what is wrong with the question."""
@@ -426,7 +433,7 @@ class Session:
 class _Options:
     """How a question in words is answered."""
 
-    roi: RoiPolicy | None
+    roi: Roi
     max_new_tokens: int
     sampling: Sampling
     trace: bool

@@ -3,6 +3,7 @@
 Ask a bundle about pictures:
     Session           a bundle, opened for questions
     RoiPolicy         when and how the region that a question is about is looked at again
+    RoiChange         what of a model's own policy shall be another
     Answer            text, token ids, boxes, RoI map and timings of one question
 
 Do what the verbs of the command line do, each with a function:
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         RunFailed,
         SdrpnError,
     )
+    from sdrpn.method.policy import RoiChange
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Session
     from sdrpn.train.options import TrainOptions
@@ -115,6 +117,7 @@ __all__ = [
     "ProposalRequest",
     "QuantizeRequest",
     "RelabelRequest",
+    "RoiChange",
     "RoiPolicy",
     "RunFailed",
     "SdrpnError",
@@ -153,6 +156,7 @@ _HOMES = {
     "ProposalRequest": "sdrpn.workflows.heads",
     "QuantizeRequest": "sdrpn.workflows.quantize",
     "RelabelRequest": "sdrpn.workflows.label",
+    "RoiChange": "sdrpn.method.policy",
     "RoiPolicy": "sdrpn.method.roi",
     "Session": "sdrpn.runtime",
     "TeacherRequest": "sdrpn.workflows.teacher",

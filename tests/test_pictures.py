@@ -34,7 +34,12 @@ def test_they_are_drawn(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first-token.png", "graphs.png", "rows.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "first-token.png",
+        "graphs.png",
+        "rows.png",
+        "threshold.png",
+    ]
     for path in tmp_path.iterdir():
         with Image.open(path) as drawn, Image.open(PICTURES / path.name) as kept:
             assert drawn.size == kept.size

@@ -28,6 +28,7 @@ NAMES = {
     "ProposalRequest",
     "QuantizeRequest",
     "RelabelRequest",
+    "RoiChange",
     "RoiPolicy",
     "Session",
     "TeacherRequest",

@@ -1,6 +1,6 @@
-"""The pictures of the documentation that are drawn, not measured: graphs, cache rows; and one of measured figures.
+"""The pictures of the documentation that are drawn, not measured: graphs, cache rows; and two of what was measured.
 
-python docs/pictures/draw.py            # writes graphs.png, rows.png and first-token.png beside itself
+python docs/pictures/draw.py            # writes graphs, rows, first-token and threshold.png beside itself
 python docs/pictures/draw.py --out DIR
 """
 
@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from sdrpn import Session
+from sdrpn.families.registry import family_of
+from sdrpn.images.image import open_image
+from sdrpn.method.roi import roi_map
+from sdrpn.tags import shipped_scene
 
 PICTURES = Path(__file__).parent
 BENCHMARKS = PICTURES.parent / "benchmarks.md"
@@ -30,7 +37,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PICTURES, metavar="DIR")
     out = parser.parse_args().out
     mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": QUIET})
-    for name, figure in (("graphs", graphs()), ("rows", rows()), ("first-token", first_token(BENCHMARKS))):
+    figures = {"graphs": graphs(), "rows": rows(), "first-token": first_token(BENCHMARKS), "threshold": threshold()}
+    for name, figure in figures.items():
         # Without the version of matplotlib, so that the same picture has the same bytes.
         figure.savefig(out / f"{name}.png", dpi=150, facecolor=PAPER, metadata={"Software": None})
 
@@ -188,6 +196,46 @@ def prefill_ratios(page: Path) -> list[tuple[str, float, float | None]]:
         if case != "plain":
             found.append((case, float(ours), float(official) if official else None))
     return found
+
+
+# --- one map of the shipped model under several thresholds
+
+_THRESHOLDS = (0.05, 0.3, 0.6)
+
+
+def threshold() -> Figure:
+    """The map over the shipped scene, and for each threshold which cells fire and what is cropped."""
+    scene = shipped_scene()
+    picture = open_image(scene.picture)
+    with Session.open("default", backend="onnxruntime", threads=1) as session:
+        own, vision, family = session.policy, session.spec.vision, family_of(session.spec)
+        trace = session.answer(picture, scene.question, max_new_tokens=1, trace=True).trace
+    assert trace is not None
+    assert trace.roi_logits is not None
+    figure = Figure(figsize=(8.4, 2.55))
+    grey = np.asarray(picture.convert("L"))
+    x1, y1, x2, y2 = vision.grid(picture.size).extent_px
+    for place in range(1 + len(_THRESHOLDS)):
+        axes = figure.add_axes((0.005 + 0.249 * place, 0.0, 0.243, 0.84))
+        axes.imshow(grey, cmap="gray", vmin=-120, vmax=255)
+        axes.set_axis_off()
+        if place == 0:
+            axes.imshow(roi_map(trace.roi_logits), cmap="inferno", alpha=0.65, extent=(x1, x2, y2, y1), vmin=0, vmax=1)
+            axes.set_title(f"the map for the question\n{scene.question}", fontsize=7)
+            continue
+        policy = replace(own, threshold=_THRESHOLDS[place - 1])
+        decision = family.decide(policy, vision)(trace.roi_logits, picture.size)
+        fired = np.ma.masked_less_equal(decision.blurred_map, policy.threshold)
+        axes.imshow(np.ones_like(fired), cmap="Wistia", alpha=0.6 * ~fired.mask, extent=(x1, x2, y2, y1))
+        for crop in decision.crops:
+            left, top, right, bottom = crop.box_xyxy_px
+            box = Rectangle((left, top), right - left, bottom - top, fill=False, ec=NEW, lw=2)
+            axes.add_patch(box)
+        name = "the model's own: " if policy == own else ""
+        share = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (c.box_xyxy_px for c in decision.crops)) / grey.size
+        what = f"crops {share:.0%} of the picture" if decision.crops else "no crop"
+        axes.set_title(f"{name}{policy.threshold:g}\n{what}", fontsize=8)
+    return figure
 
 
 # --- parts

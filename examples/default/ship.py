@@ -26,15 +26,14 @@ from sdrpn.tags.shipped_scene import DESCRIPTION_NAME, SCENE_FOLDER, DemoScene
 # runs before 1.24, which is all that Python 3.10 has; it adds graphs, and no weights.
 OPTIONS = ExportOptions(precision="int8", block=16, keep=("lm_head", "rpn"))
 SCENE = ("heldout", 2025, 0)  # split, seed, index
-THRESHOLD = 0.3  # that of `sdrpn eval --threshold auto`: where crops overlap most with labels, not with the truth
 
 
 def keep_rpn(trained: Path) -> None:
     """Write a trained RPN beside this script, in fp16, which is what a bundle holds."""
-    note = read_rpn(trained).note
+    read = read_rpn(trained)
     with open_checkpoint(CHECKPOINT, rpn=trained) as source:
         RPN.parent.mkdir(parents=True, exist_ok=True)
-        write_rpn(RPN.parent, source.spec, source.read, dtype="float16", note=note)
+        write_rpn(RPN.parent, source.spec, source.read, dtype="float16", note=read.note, policy=read.policy)
 
 
 def ship_bundle(folder: Path) -> None:
@@ -59,9 +58,7 @@ def ship_scene(folder: Path) -> DemoScene:
     """Render the scene and describe it."""
     split, seed, index = SCENE
     sample = tag_sample(split, seed, index)
-    scene = DemoScene(
-        folder / "scene.png", sample.question, sample.answer, sample.box_xyxy_px, THRESHOLD, split, seed, index
-    )
+    scene = DemoScene(folder / "scene.png", sample.question, sample.answer, sample.box_xyxy_px, split, seed, index)
     with replacing_file(scene.picture) as path:
         sample.image.save(path, format="PNG", optimize=True)
     with replacing_file(folder / DESCRIPTION_NAME) as path:

@@ -12,9 +12,10 @@ from typing import Any
 from sdrpn.bundle.graphs import ROLES
 from sdrpn.bundle.numerics import CPU_SUFFIX, NUMBER_TYPES, NumberType, Precision, cache_form, precision_named
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import spec_from_json
+from sdrpn.families.registry import family_of, spec_from_json
 from sdrpn.host.json_reader import read_dataclass, shown
 from sdrpn.host.listed_files import FileInfo
+from sdrpn.method.policy import ModelPolicy, policy_from_json
 from sdrpn.method.rope import RotaryFrequencies
 from sdrpn.method.spec import ModelSpec
 
@@ -161,6 +162,7 @@ class Manifest:
     source: Mapping[str, Any]  # the checkpoint: path, layout, sha256
     tools: Mapping[str, str]  # library -> version at export
     rotary: RotaryFrequencies  # what the tables are made from that decoder graphs take
+    policy: ModelPolicy | None = None  # by what the model looks again; None: it has no RPN, or an older export
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -171,13 +173,19 @@ class Manifest:
             raise BadInput(f"rotary.inverse has {found} numbers; expected {pairs}, one for two channels of a head")
 
     @property
+    def own_policy(self) -> ModelPolicy:
+        """By what the model looks again unless something else is asked for; without one of its own, its family's."""
+        return self.policy or ModelPolicy(family_of(self.spec).policy(self.spec), "official")
+
+    @property
     def given_template(self) -> str | None:
         """How the model is asked, where `sdrpn export --template` said so instead of the checkpoint."""
         return self.spec.prompt.template if self.source.get("template") == "given" else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists."""
-        return {**_plain(self), "spec": self.spec.to_json()}
+        policy = None if self.policy is None else self.policy.to_json()
+        return {**_plain(self), "spec": self.spec.to_json(), "policy": policy}
 
     def to_text(self) -> str:
         """As `manifest.json` holds it."""
@@ -186,7 +194,7 @@ class Manifest:
     @classmethod
     def from_json(cls, value: object) -> Manifest:
         """The inverse of `to_json`. Raises BadInput with the place of what is missing, unknown, or of another type."""
-        return read_dataclass(cls, value, readers={ModelSpec: spec_from_json})
+        return read_dataclass(cls, value, readers={ModelSpec: spec_from_json, ModelPolicy: policy_from_json})
 
 
 def _plain(value: object) -> Any:

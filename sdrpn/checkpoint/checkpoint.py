@@ -38,11 +38,12 @@ from sdrpn.checkpoint.unsupported import refuse_foreign_tower
 from sdrpn.checkpoint.vision_tower import find_vision_tower
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.llava.vision_spec import clip_of
-from sdrpn.families.registry import claiming_family, load_part
+from sdrpn.families.registry import claiming_family, family_of, load_part
 from sdrpn.host.hub import model_folder
 from sdrpn.host.links import AllowLinks
 from sdrpn.host.progress import Grown, uncounted
 from sdrpn.method.geometry import Fit
+from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
@@ -76,12 +77,14 @@ class Checkpoint:
         pictures: str = "",
         *,
         rpn_trained: bool = True,
+        policy: ModelPolicy | None = None,
     ) -> None:
-        """`configs` are the files that the spec was read from."""
+        """`configs` are the files that the spec was read from; `policy`: None: the family's."""
         # Whether the RPN's weights came out of a training; False where there is none.
         self.rpn_trained = rpn_trained and spec.rpn is not None
         self.path = path
         self.spec = spec
+        self.policy = policy or ModelPolicy(family_of(spec).policy(spec), "official")  # by what it looks again
         self.pictures = pictures  # how pictures become squares, as a note for the user
         self.layout = layout
         self._sources = sources
@@ -235,7 +238,8 @@ def open_checkpoint(
         sources[part] = [*(source for source in tuning.sources if part in tuning.parts_of(source)), *sources[part]]
     trained = file is not None or not read_config(described_in / "config.json").flag(RANDOM_WEIGHTS)
     note = _fit_note(processor, fit)
-    return Checkpoint(folder, spec, own.layout, sources, configs, tuning, note, rpn_trained=trained)
+    policy = None if file is None else file.policy
+    return Checkpoint(folder, spec, own.layout, sources, configs, tuning, note, rpn_trained=trained, policy=policy)
 
 
 def _opener(folder: Path) -> Callable[[Path, str | None], Checkpoint] | None:

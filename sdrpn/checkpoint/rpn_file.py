@@ -11,14 +11,15 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrpn.checkpoint.config_section import read_config
+from sdrpn.checkpoint.config_section import ConfigSection, read_config
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import rpn_shapes
 from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME
-from sdrpn.errors import BadCheckpoint
+from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.host.atomic import replacing_file
 from sdrpn.method.geometry import Fit
+from sdrpn.method.policy import ModelPolicy, policy_from_json
 from sdrpn.method.spec import ModelSpec, RpnSpec
 
 __all__ = ["RPN_CONFIG_NAME", "RpnFile", "read_rpn", "write_rpn"]
@@ -37,6 +38,7 @@ class RpnFile:
     rpn: RpnSpec
     note: str = ""
     fit: Fit = "pad"  # how pictures were made square in its training
+    policy: ModelPolicy | None = None  # chosen at the end of its training; older files have none
 
 
 def read_rpn(path: Path) -> RpnFile:
@@ -64,6 +66,7 @@ def read_rpn(path: Path) -> RpnFile:
         ),
         note=str(config.get("note", "")),
         fit=config.get("fit", "pad"),
+        policy=_policy(config),
     )
 
 
@@ -74,6 +77,7 @@ def write_rpn(
     *,
     dtype: str = "float32",
     note: str = "",
+    policy: ModelPolicy | None = None,
 ) -> RpnFile:
     """Write the RPN of a model to `folder`, which may be that of its base checkpoint.
 
@@ -81,12 +85,14 @@ def write_rpn(
         spec: must have an RPN, else ValueError
         read: gives the tensor of a canonical name (`rpn.layers.0.input_norm.weight`)
         dtype: float32 or float16
+        policy: by what a model looks again that uses it
     """
     if spec.rpn is None:
         raise ValueError("the model has no RPN to write")
     shapes = rpn_shapes(spec.llm, spec.rpn.layers)
     fit = clip_of(spec).fit
-    file = RpnFile(folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME, spec.tap_layer, spec.rpn, note, fit)
+    names = folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME
+    file = RpnFile(*names, spec.tap_layer, spec.rpn, note, fit, policy)
     with replacing_file(file.weights) as path, SafetensorsWriter(path, shapes, np.dtype(dtype)) as writer:
         for name in shapes:
             writer.write(name, read(f"rpn.{name}"))
@@ -94,6 +100,14 @@ def write_rpn(
     with replacing_file(file.config) as path:
         path.write_text(json.dumps(_description(file), indent=1) + "\n", "utf-8")
     return file
+
+
+def _policy(config: ConfigSection) -> ModelPolicy | None:
+    value = config.get("policy")
+    try:
+        return None if value is None else policy_from_json(value, "policy")
+    except BadInput as error:
+        raise BadCheckpoint(f"{config.where}: {error}") from error
 
 
 def _description(file: RpnFile) -> dict[str, Any]:
@@ -105,4 +119,5 @@ def _description(file: RpnFile) -> dict[str, Any]:
         "loss": file.rpn.loss,
         "note": file.note,
         "fit": file.fit,
+        **({} if file.policy is None else {"policy": file.policy.to_json()}),
     }

@@ -21,7 +21,7 @@ from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
-    from sdrpn.workflows.question import Answer, AskRequest, EngineOptions, RoiPolicy
+    from sdrpn.workflows.question import Answer, AskRequest, EngineOptions, Roi
 
 HELP = "ask a question about an image"
 DESCRIPTION = """\
@@ -98,37 +98,33 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
-    # The defaults below are those of RoiPolicy, which the published evaluation of TextVQA uses. They are not imported
-    # from there because that would load NumPy for --help.
     group.add_argument("--no-roi", action="store_true", help="do not look twice: plain LLaVA")
     group.add_argument(
         "--threshold",
         metavar="X",
         type=number_between(-1, 1),
-        default=0.15,
-        help="a cell of the RoI map counts above this; negative: relative to the highest raw score (default: 0.15)",
+        help="a cell of the RoI map counts above this; negative: relative to the highest raw score (default: the "
+        "model's own, which `sdrpn inspect` shows)",
     )
     group.add_argument(
         "--upscale",
         choices=("mask", "bbox"),
-        default="mask",
         help="mask: one crop around all regions and only the cells that count; bbox: up to two crops, all cells "
-        "(default: mask)",
+        "(default: the model's own)",
     )
     group.add_argument(
         "--max-share",
         metavar="S",
         type=number_between(0, 1),
-        default=0.390625,
         help="leave out regions of more than this share of the map: the first look shows them well enough (default: "
-        "0.390625, the official limit)",
+        "the model's own; the official limit is 0.390625)",
     )
     group.add_argument(
         "--max-ratio",
         metavar="R",
         type=non_negative_number,
-        help="with --upscale bbox: give a region at most R times as many tokens a side as it has cells (default: no "
-        "limit)",
+        help="with --upscale bbox: give a region at most R times as many tokens a side as it has cells (default: the "
+        "model's own, which is usually no limit)",
     )
 
 
@@ -241,13 +237,14 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
     )
 
 
-def _policy(args: argparse.Namespace) -> RoiPolicy | None:
-    from sdrpn.method.roi import RoiPolicy
+def _policy(args: argparse.Namespace) -> Roi:
+    from sdrpn.workflows.question import RoiChange
 
     if args.max_ratio is not None and args.upscale != "bbox":
-        raise BadInput(f"--max-ratio {args.max_ratio:g} needs --upscale bbox; got --upscale {args.upscale}")
-    policy = RoiPolicy(args.threshold, args.upscale, args.max_ratio, max_share=args.max_share)
-    return None if args.no_roi else policy
+        got = "none" if args.upscale is None else f"--upscale {args.upscale}"
+        raise BadInput(f"--max-ratio {args.max_ratio:g} needs --upscale bbox; got {got}")
+    change = RoiChange(args.threshold, args.upscale, args.max_ratio, max_share=args.max_share)
+    return None if args.no_roi else change
 
 
 def _check_overlay(args: argparse.Namespace) -> None:

@@ -88,8 +88,8 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "--threshold",
         metavar="X",
         type=number_or_auto(-1, 1),
-        help="of the RoI map; auto: by labels that the model gives itself, for every RPN (default: the published "
-        "one of the task)",
+        help="of the RoI map; auto: by labels that the model gives itself, for every RPN (default: the one of "
+        "its training or export; without such, the published one of the task)",
     )
     group.add_argument(
         "--attention-threshold",
@@ -101,7 +101,7 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-answers", action="store_true", help="only look: how well crops fit, for tasks with boxes; needs no answer"
     )
-    group.add_argument("--upscale", choices=("mask", "bbox"), default="mask", help="as for `sdrpn ask`")
+    group.add_argument("--upscale", choices=("mask", "bbox"), help="as for `sdrpn ask`")
     group.add_argument(
         "--vicrop-layer", metavar="N", type=whole_number, help="layer of vicrop's attention (default: 14/32 of the way)"
     )

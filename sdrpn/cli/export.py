@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
-from sdrpn.cli.arguments import add_fit_argument, filled, positive_int
+from sdrpn.cli.arguments import add_fit_argument, filled, number_between, positive_int
 from sdrpn.cli.checkpoint_arguments import checkpoint_parts
 from sdrpn.cli.model_folders import add_model_options
 
@@ -83,6 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how questions are put to the model: a conversation of LLaVA's training code by name (vicuna_v1, "
         "llava_v1, llava_llama_2, mistral_instruct, chatml_direct, mpt, plain, ...), or a file with a Jinja chat "
         "template (default: the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="X",
+        type=number_between(-1, 1),
+        help="cells of the RoI map above this are looked at again, unless a question says otherwise (default: the one "
+        "that the RPN's training chose, else the official one)",
     )
     _add_quantization(parser.add_argument_group("with a precision below fp16"))
     parser.add_argument(
@@ -200,6 +207,8 @@ def _print_text(result: ExportResult) -> None:
         print_text(note)
     if manifest.spec.rpn is None:
         print_text("no RPN in this checkpoint: the bundle answers as plain LLaVA (--no-roi); see --rpn")
+    else:
+        print_text(f"looks again at cells above {manifest.own_policy.about}")
     if manifest.tokenizer is not None:
         print_text(f"questions are put by {_way_of_asking(manifest)}")
     else:

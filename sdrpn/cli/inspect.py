@@ -127,6 +127,7 @@ def _print_model(bundle: Bundle) -> None:
         ("LLM", f"{llm.layers} layers, width {llm.width}, {llm.heads} heads ({llm.kv_heads} for keys and values)"),
         ("tap", f"after layer {spec.tap_layer}: trunk {spec.tap_layer}, tail {spec.tail_layers} layers"),
         ("RPN", rpn),
+        *([] if spec.rpn is None else [("looks again", f"at cells above {manifest.own_policy.about}")]),
         ("context", f"{manifest.max_context} of {llm.max_context} positions"),
         ("vocabulary", f"{llm.vocabulary} tokens, tokenizer {manifest.tokenizer or 'none: token ids only'}"),
         ("prompt", spec.prompt.template if "{" not in spec.prompt.template else "chat template"),

@@ -47,12 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=positive_int, default=32, help="longest answer (default: 32)"
     )
-    parser.add_argument(
-        "--threshold", metavar="X", type=number_between(-1, 1), default=0.15, help="as for `sdrpn ask` (default: 0.15)"
-    )
-    parser.add_argument(
-        "--upscale", choices=("mask", "bbox"), default="mask", help="as for `sdrpn ask` (default: mask)"
-    )
+    parser.add_argument("--threshold", metavar="X", type=number_between(-1, 1), help="as for `sdrpn ask`")
+    parser.add_argument("--upscale", choices=("mask", "bbox"), help="as for `sdrpn ask`")
     parser.add_argument(
         "--report", metavar="DIR", type=Path, help="also write sensitivity.json, .md and .png into this new folder"
     )

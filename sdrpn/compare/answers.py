@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,9 @@ from sdrpn.compare.graphs import Check, Kind, until_failed
 from sdrpn.compare.overlap import overlap
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.errors import ContextTooLong, SdrpnError
+from sdrpn.families.registry import family_of
 from sdrpn.method.grids import ImageGrid
+from sdrpn.method.policy import RoiChange
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import SdRpnModel
@@ -250,9 +253,8 @@ class _Asked:
 def _policies(spec: ModelSpec) -> dict[str, RoiPolicy]:
     if spec.rpn is None:
         return {}
-    # Maps of this loss are shares of 1, far below any threshold on the sigmoid.
-    threshold = -0.5 if spec.rpn.loss == "mse" else RoiPolicy().threshold
-    return {upscale: RoiPolicy(threshold, upscale) for upscale in ("mask", "bbox")}
+    upscales: tuple[Literal["mask", "bbox"], ...] = ("mask", "bbox")
+    return {name: RoiChange(upscale=name).applied_to(family_of(spec).policy(spec)) for name in upscales}
 
 
 def _given_crops(grid: ImageGrid) -> tuple[Crop, ...]:

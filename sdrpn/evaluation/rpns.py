@@ -10,6 +10,7 @@ import torch
 
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
+from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.spec import RpnSpec
 from sdrpn.model.rpn import Rpn
 from sdrpn.train.start import rpn_from_layers
@@ -19,11 +20,12 @@ __all__ = ["LoadedRpn", "rpn_of", "untrained_rpn"]
 
 @dataclass(frozen=True)
 class LoadedRpn:
-    """An RPN and its tap layer."""
+    """An RPN, its tap layer, and its own policy."""
 
     module: Rpn
     tap_layer: int
     spec: RpnSpec
+    policy: ModelPolicy | None = None  # by what it looks again; None: as the model does
 
     def to(self, device: str, dtype: torch.dtype) -> LoadedRpn:
         """The RPN moved to a device and precision."""
@@ -43,7 +45,7 @@ def rpn_of(checkpoint: Checkpoint) -> LoadedRpn:
         for key in module.state_dict()
     }
     module.load_state_dict(state, assign=True)
-    return LoadedRpn(module, spec.tap_layer, spec.rpn)
+    return LoadedRpn(module, spec.tap_layer, spec.rpn, checkpoint.policy)
 
 
 def untrained_rpn(checkpoint: Checkpoint) -> LoadedRpn:

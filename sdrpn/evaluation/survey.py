@@ -7,7 +7,7 @@ label, which comes from the model's own attention. RPN and attention are compare
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -80,12 +80,12 @@ class Survey:
             _without(question.prompt, self.prompt_sinks).reshape(self._grid(question.image_wh).hw)
             for question in self.questions
         ]
-        return self._best(maps, [RoiPolicy(-share, policy.upscale) for share in THRESHOLDS])
+        return self._best(maps, [replace(policy, threshold=-share) for share in THRESHOLDS])
 
     def rpn_policy(self, rpn: str, policy: RoiPolicy) -> RoiPolicy:
         """The policy with the best threshold for an RPN."""
         maps = [question.rpns[rpn] for question in self.questions]
-        return self._best(maps, [RoiPolicy(threshold, policy.upscale) for threshold in THRESHOLDS])
+        return self._best(maps, [replace(policy, threshold=threshold) for threshold in THRESHOLDS])
 
     def _best(self, maps: Sequence[Float32], policies: Sequence[RoiPolicy]) -> RoiPolicy:
         """The policy with the highest mean overlap. Raises BadInput where no question has a label."""

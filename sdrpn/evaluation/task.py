@@ -26,7 +26,7 @@ class Task:
     score: the score of one answer; the mean is the accuracy.
     metric: the usual name of that mean.
     max_new_tokens: lmms-eval's limit for this task.
-    threshold: for the RoI map, from the published evaluation.
+    threshold: for the RoI map, from the published evaluation; None: none was published.
     general_question: asks for nothing in particular: the baseline of `vicrop` for a question's attention.
     unlabelled: questions to find a model's attention sinks with; their answers are never read.
     summarise: further figures, such as F1.
@@ -37,7 +37,7 @@ class Task:
     score: Score
     metric: str
     max_new_tokens: int
-    threshold: float = 0.15
+    threshold: float | None = None
     general_question: str = DEFAULT_GENERAL_QUESTION
     unlabelled: Sequence[Sample] = ()
     summarise: Summarise = lambda records: {}

@@ -32,10 +32,10 @@ from sdrpn.evaluation.looks import (
 from sdrpn.evaluation.rpns import LoadedRpn
 from sdrpn.evaluation.survey import HeadAttention
 from sdrpn.evaluation.vicrop import relative_map, vicrop_box
-from sdrpn.families.registry import square_of
+from sdrpn.families.registry import family_of, square_of
 from sdrpn.images.image import base_pixels, crop_pixels
 from sdrpn.labels.attention import Rows, WatchHeads, embed_image, require_heads, watch_answer
-from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, denoise
+from sdrpn.labels.denoise import FOREGROUND, denoise
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import Crop, RoiDecision, decide_crops, resize_features, roi_logits_from_scores
@@ -129,7 +129,7 @@ class TorchAnswerer:
         )
         if watched.row_count == 0:
             return None
-        shown = _shown_sinks(watched.attention, heads) if heads.sinks else None
+        shown = self._shown_sinks(watched.attention, heads) if heads.sinks else None
         return HeadAttention(_mean_over(watched.attention, heads, heads.grounding), shown)
 
     @torch.inference_mode()
@@ -193,7 +193,8 @@ class TorchAnswerer:
         last_row = slice(-1, None)
         with WatchHeads(layered.layers, heads, last_row, self._image_span(first)) as watch:
             layered.look(max(heads) + 1)
-        strength = _without_sinks(watch.means, look.heads, look.sinks)
+        sinks = self._sinks(watch.means, look.heads, look.sinks)
+        strength = np.where(sinks, np.float32(0), _mean_over(watch.means, look.heads, look.heads.grounding))
         grid = self._grid(picture)
         return decide_crops(strength.reshape(grid.hw), grid, look.policy)
 
@@ -207,13 +208,26 @@ class TorchAnswerer:
         if watched.row_count == 0:
             return "nothing inserted: the model gave no answer that a label can be made from"
         grounding = _mean_over(watched.attention, look.heads, look.heads.grounding)
-        grid, sinks = self._grid(picture), _sinks(watched.attention, look.heads, look.sinks)
+        grid, sinks = self._grid(picture), self._sinks(watched.attention, look.heads, look.sinks)
         labels = denoise(grounding.reshape(grid.hw), sinks.reshape(grid.hw))
         if not labels.usable:
             why = "the label covers too much of the picture" if labels.oversize else "the label has no foreground"
             return f"nothing inserted: {why}"
         logits = np.where(labels.cells == FOREGROUND, LABEL_LOGIT, -LABEL_LOGIT).astype(np.float32)
         return decide_crops(logits, grid, look.policy)
+
+    def _sinks(self, attention: Mapping[int, Float32], heads: HeadChoice, sinks: Bool | None) -> Bool:
+        """Sinks (C,): from the sink heads, or those known for the data."""
+        if heads.sinks:
+            return self._shown_sinks(attention, heads)
+        if sinks is None:
+            raise BadInput("neither known sinks nor sink heads are given; expected one of the two")
+        return sinks
+
+    def _shown_sinks(self, attention: Mapping[int, Float32], heads: HeadChoice) -> Bool:
+        limit = family_of(self.spec).label_sink_limit
+        shown: Bool = _mean_over(attention, heads, heads.sinks) >= limit
+        return shown
 
     def _vicrop_box(self, look: VicropLook, picture: Image.Image, prompt: Prompt) -> tuple[int, int, int, int]:
         """ViCrop's box: two full prefills, each encoding the image, as in the published code."""
@@ -270,26 +284,6 @@ class TorchAnswerer:
         hw = self._grid(picture).crop_hw(crop.box_xyxy_px)
         resized = resize_features(_array(embeds).reshape(*hw, -1), crop.grid_hw)
         return torch.from_numpy(resized).to(embeds).flatten(0, 1)
-
-
-def _sinks(attention: Mapping[int, Float32], heads: HeadChoice, sinks: Bool | None) -> Bool:
-    """Sinks (C,): from the sink heads, or those known for the data."""
-    if heads.sinks:
-        return _shown_sinks(attention, heads)
-    if sinks is None:
-        raise BadInput("neither known sinks nor sink heads are given; expected one of the two")
-    return sinks
-
-
-def _shown_sinks(attention: Mapping[int, Float32], heads: HeadChoice) -> Bool:
-    shown: Bool = _mean_over(attention, heads, heads.sinks) >= OFFICIAL_SINK_LIMIT
-    return shown
-
-
-def _without_sinks(attention: Mapping[int, Float32], heads: HeadChoice, sinks: Bool | None) -> Float32:
-    """The grounding heads' attention (C,), 0 in sinks."""
-    grounding = _mean_over(attention, heads, heads.grounding)
-    return np.where(_sinks(attention, heads, sinks), np.float32(0), grounding)
 
 
 def _mean_over(attention: Mapping[int, Float32], choice: HeadChoice, heads: Sequence[Head]) -> Float32:

@@ -82,7 +82,8 @@ class Family(Protocol):
     checkpoint_opener: str | None  # a folder -> Checkpoint; None: in the layouts that sdrpn.checkpoint reads
     # Figures
     usual_prompt_tokens: int  # of a short question, without those of the image: what engines are tuned for
-    policy: RoiPolicy  # what is used where nothing else is asked for
+    # Attention of the sink heads from which on a cell is a sink, where labels are made with such heads.
+    label_sink_limit: float
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         """Whether a checkpoint's config.json describes a model of this family."""
@@ -122,6 +123,9 @@ class Family(Protocol):
 
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
         """(d/2,): the axis of positions that each pair of channels turns by. None: there is one axis."""
+
+    def policy(self, spec: ModelSpec) -> RoiPolicy:
+        """Of the official evaluation: by what a model of this kind looks that has no policy of its own."""
 
     def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
         """From RoI logits (h,w) and the image's size to crops."""

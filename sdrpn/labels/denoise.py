@@ -20,7 +20,6 @@ __all__ = [
     "BACKGROUND",
     "FOREGROUND",
     "IGNORED",
-    "OFFICIAL_SINK_LIMIT",
     "LabelRule",
     "PseudoLabels",
     "denoise",
@@ -33,9 +32,7 @@ Int8 = npt.NDArray[np.int8]
 
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -100
 
-# From the official code, for 576 image tokens: at 144 tokens even uniform attention is seven times this.
-OFFICIAL_SINK_LIMIT = 1e-3
-# For other models: the ratio to the mean over the image, in the median question.
+# Without sink heads: the ratio to the mean over the image, in the median question.
 USUAL_SINK_RATIO = 10.0
 
 

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
-from sdrpn.families.registry import fit_of
+from sdrpn.families.registry import family_of, fit_of
 from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.host.json_files import differing_keys, read_json_object
 from sdrpn.host.progress import Advance, unseen
-from sdrpn.labels.denoise import FOREGROUND, OFFICIAL_SINK_LIMIT, LabelRule, PseudoLabels, denoise, usual_sinks
+from sdrpn.labels.denoise import FOREGROUND, LabelRule, PseudoLabels, denoise, usual_sinks
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.labels.questions import Question
 from sdrpn.labels.shards import (
@@ -52,6 +52,7 @@ Floats = NDArray[np.float32]
 FORMAT_VERSION = 1
 RUN_NAME, LABELS_NAME = "run.json", "labels.json"
 ATTENTION, LABELS = "attention", "labels"
+EARLIER_SINK_LIMIT = 1e-3  # of folders of older releases, which do not say it
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class LabelRun:
             **dataclasses.asdict(teacher.options),
             "grounding_heads": [list(head) for head in self.heads.grounding],
             "sink_heads": [list(head) for head in self.heads.sinks],
+            "sink_limit": family_of(teacher.model.spec).label_sink_limit,
             "rule": dataclasses.asdict(self.rule),
             "shard_questions": self.shard_questions,
         }
@@ -226,7 +228,7 @@ def _labels(
         return None
     grounding = np.array(row["grounding"], np.float32)
     if row["sinks"] is not None:
-        sinks = np.array(row["sinks"], np.float32) >= OFFICIAL_SINK_LIMIT
+        sinks = np.array(row["sinks"], np.float32) >= provenance.get("sink_limit", EARLIER_SINK_LIMIT)
     assert sinks is not None
     hw = grid_hw(row, provenance)
     return denoise(grounding.reshape(hw), sinks.reshape(hw), rule)

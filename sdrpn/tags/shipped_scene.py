@@ -17,15 +17,13 @@ DESCRIPTION_NAME = "scene.json"
 class DemoScene:
     """One question with its true answer.
 
-    box_xyxy_px: the region that the question is about. threshold: for the RoI map. split, seed, index: arguments of
-    sdrpn.tags.tag_sample.
+    box_xyxy_px: the region that the question is about. split, seed, index: arguments of sdrpn.tags.tag_sample.
     """
 
     picture: Path
     question: str
     expected: str
     box_xyxy_px: tuple[int, int, int, int]
-    threshold: float
     split: str
     seed: int
     index: int

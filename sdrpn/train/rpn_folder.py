@@ -28,8 +28,10 @@ from torch import Tensor
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.checkpoint.rpn_file import write_rpn
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import family_of
 from sdrpn.host.atomic import replacing_file
 from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.dtypes import torch_dtype
 from sdrpn.model.llava import base_from_checkpoint
@@ -200,8 +202,16 @@ def _write(request: TrainRequest, spec: ModelSpec, state: dict[str, Tensor], rep
         draw_curves(out / CURVES_NAME, history.validations[0], history.validations[-1])
     options = request.options
     note = f"trained in {report.steps} steps on {report.pairs} labelled questions, seed {options.seed}"
-    write_rpn(out, spec, read, note=note)
+    write_rpn(out, spec, read, note=note, policy=_policy(spec, history))
     shutil.rmtree(out / STATE, ignore_errors=True)  # the RPN is written: leftovers are not an error
+
+
+def _policy(spec: ModelSpec, history: History) -> ModelPolicy | None:
+    """The family's, with the threshold whose boxes fit the held-out labels best; None where nothing was held out."""
+    if not history.validations:
+        return None
+    threshold = history.validations[-1].quality.best.threshold
+    return ModelPolicy(dataclasses.replace(family_of(spec).policy(spec), threshold=threshold), "labels")
 
 
 def _description(request: TrainRequest, report: TrainReport) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sdrpn.bundle.shipped import DEFAULT_NAME
 from sdrpn.evaluation.scores import exact_match
 from sdrpn.families.registry import square_of
 from sdrpn.images.image import open_image
-from sdrpn.method.roi import RoiPolicy
+from sdrpn.method.policy import OWN, Roi
 from sdrpn.runtime import Answer, Session
 from sdrpn.tags import DemoScene, Told, draw_demo, shipped_scene
 
@@ -73,11 +73,11 @@ def run_demo(threads: int | None = None) -> Demonstration:
     scene = shipped_scene()
     with Session.open(DEFAULT_NAME, backend="onnxruntime", threads=threads) as session:
         _ask(session, scene, None)  # what only a first question takes, such as memory, is not timed
-        plain, again = _ask(session, scene, None), _ask(session, scene, RoiPolicy(scene.threshold))
+        plain, again = _ask(session, scene, None), _ask(session, scene, OWN)
         return Demonstration(scene, plain, again, square_of(session.spec).image_size_px)
 
 
-def _ask(session: Session, scene: DemoScene, roi: RoiPolicy | None) -> TimedAnswer:
+def _ask(session: Session, scene: DemoScene, roi: Roi) -> TimedAnswer:
     """Nothing of an earlier question is reused."""
     session.forget_image()
     start = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sdrpn.evaluation.rpns import LoadedRpn
     from sdrpn.evaluation.task import Task
     from sdrpn.evaluation.torch_answerer import TorchAnswerer
+    from sdrpn.method.policy import ModelPolicy
     from sdrpn.method.roi import RoiPolicy
 
 __all__ = ["BundleModel", "CheckpointModel", "LookChoice", "OpenedModel", "model_at", "open_model"]
@@ -36,11 +37,11 @@ _EXTRA = ("train", "sdrpn eval of a checkpoint")
 class LookChoice:
     """How a model looks a second time.
 
-    threshold: of the RoI map; "auto": by labels that the model gives itself, for every RPN; None: the task's published
-        one
+    threshold: of the RoI map; "auto": by labels that the model gives itself, for every RPN; None: the one of each RPN's
+        training or export; of an RPN that has none, the task's published one
     attention_threshold: share of the strongest cell's attention above which a cell counts; "auto": as above
     heads: grounding heads, as for labelling; None: no method needs attention
-    upscale: of `sdrpn.method.roi.RoiPolicy`
+    upscale: of `sdrpn.method.roi.RoiPolicy`; None: the model's own
     vicrop_layer: layer of ViCrop's attention; None: where it was published, 14/32 of the way
     seed: of what is drawn
     """
@@ -48,7 +49,7 @@ class LookChoice:
     threshold: Threshold = None
     attention_threshold: float | Literal["auto"] = AUTO
     heads: str | None = None
-    upscale: Literal["mask", "bbox"] = "mask"
+    upscale: Literal["mask", "bbox"] | None = None
     vicrop_layer: int | None = None
     seed: int = 0
 
@@ -144,11 +145,14 @@ def open_model(
             yield opened
 
 
-def _policy(task: Task, look: LookChoice) -> RoiPolicy:
-    """The task's published threshold unless another number was given."""
-    from sdrpn.method.roi import RoiPolicy
+def _policy(task: Task, look: LookChoice, own: ModelPolicy) -> RoiPolicy:
+    """The model's own, with what was given; the official one with the threshold that was published for the task."""
+    from sdrpn.method.policy import RoiChange
 
-    return RoiPolicy(look.threshold if isinstance(look.threshold, float) else task.threshold, look.upscale)
+    published = task.threshold if own.origin == "official" else None
+    return RoiChange(look.threshold if isinstance(look.threshold, float) else published, look.upscale).applied_to(
+        own.roi
+    )
 
 
 # A bundle ------------------------------------------------------------------------------------------------------------
@@ -178,7 +182,8 @@ def _open_bundle(model: BundleModel, task: Task, look: LookChoice) -> Iterator[O
             "variant": session.variant.name,
             "backend": model.backend,
         }
-        yield OpenedModel(BundleAnswerer(session), Setting(_policy(task, look), seed=look.seed), about)
+        policy = _policy(task, look, session.bundle.manifest.own_policy)
+        yield OpenedModel(BundleAnswerer(session), Setting(policy, seed=look.seed), about)
 
 
 # A checkpoint --------------------------------------------------------------------------------------------------------
@@ -221,7 +226,9 @@ def _torch_model(
     loaded = model_from_checkpoint(checkpoint, dtype).to(device)
     rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(model, checkpoint, others).items()}
     answerer = TorchAnswerer(loaded, tokenizer_of(checkpoint), rpns)
-    setting = _setting(task, look, answerer, DEFAULT_METHODS if wanted is None else wanted, progress)
+    policies = {"": _policy(task, look, checkpoint.policy)}
+    policies |= {name: _policy(task, look, rpn.policy) for name, rpn in rpns.items() if rpn.policy is not None}
+    setting = _setting(task, look, policies, answerer, DEFAULT_METHODS if wanted is None else wanted, progress)
     about = {
         "checkpoint": str(model.parts.path),
         "sha256": checkpoint.digest(),
@@ -271,22 +278,27 @@ def _further_rpns(
 
 
 def _setting(
-    task: Task, look: LookChoice, answerer: TorchAnswerer, wanted: Sequence[str], progress: ShowProgress
+    task: Task,
+    look: LookChoice,
+    policies: Mapping[str, RoiPolicy],
+    answerer: TorchAnswerer,
+    wanted: Sequence[str],
+    progress: ShowProgress,
 ) -> Setting:
+    """`policies`: by the names of RPNs; that of the model's own is "", and serves those that have none."""
     from sdrpn.evaluation.looks import AttentionLook, TeacherLook, VicropLook
     from sdrpn.evaluation.methods import UNTRAINED, Setting
     from sdrpn.evaluation.survey import survey
     from sdrpn.evaluation.vicrop import PUBLISHED_LAYER_SHARE
     from sdrpn.labels.head_choice import read_heads
-    from sdrpn.method.roi import RoiPolicy
 
-    policy, layers = _policy(task, look), answerer.spec.llm.layers
+    policy, layers = policies[""], answerer.spec.llm.layers
     layer = round(PUBLISHED_LAYER_SHARE * layers) if look.vicrop_layer is None else look.vicrop_layer
     if not 0 <= layer < layers:
         raise BadInput(
             f"ViCrop's layer is {layer}; the model has layers 0 to {layers - 1}: name one", options=("vicrop_layer",)
         )
-    plain = Setting(policy, vicrop=VicropLook(layer, task.general_question), seed=look.seed)
+    plain = Setting(policy, vicrop=VicropLook(layer, task.general_question), rpn_policies=policies, seed=look.seed)
     if look.heads is None:
         if look.threshold == AUTO:
             raise BadInput("an automatic threshold needs grounding heads for its labels; name them", options=("heads",))
@@ -303,10 +315,10 @@ def _setting(
     relative = None
     if needed - {"teacher-crop"}:
         share = look.attention_threshold
-        relative = found.attention_policy(policy) if share == AUTO else RoiPolicy(-share, look.upscale)
+        relative = found.attention_policy(policy) if share == AUTO else dataclasses.replace(policy, threshold=-share)
     return dataclasses.replace(
         plain,
         attention=None if relative is None else AttentionLook(relative, heads, found.prompt_sinks),
         teacher=TeacherLook(policy, heads, found.answer_sinks),
-        rpn_policies={name: found.rpn_policy(name, policy) for name in rpns},
+        rpn_policies={**policies, **{name: found.rpn_policy(name, policies.get(name, policy)) for name in rpns}},
     )

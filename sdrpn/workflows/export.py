@@ -13,6 +13,7 @@ from sdrpn.bundle.numerics import DialectName, PrecisionName, precision_named
 from sdrpn.errors import BadInput
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.method.policy import RoiChange
 from sdrpn.workflows.checkpoint_parts import CheckpointParts, as_path
 from sdrpn.workflows.teacher import require_device
 
@@ -50,6 +51,7 @@ class ExportRequest:
         `sdrpn.export.ExportOptions`; None: as there
     calibration: for the method gptq and for nvfp4, and for fp8 where inputs are rounded, too
     resume: go on where an export of the same checkpoint with `resume` was broken off
+    threshold: of the RoI map, for the bundle's policy; None: that of the RPN's training, else the official one
 
     Raises: BadInput where an option is given to a precision that has none such
     """
@@ -66,8 +68,10 @@ class ExportRequest:
     kv_cache: Literal["int8", "fp8"] | None = None
     calibration: CalibrationData | None = None
     resume: bool = False
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
+        RoiChange(self.threshold)  # refuses what is no threshold
         numbers = precision_named(self.precision)
         misplaced = [name for name in self._quantization() if not (numbers.is_quantized and name == "keep")]
         if misplaced and numbers.weights != "integers":
@@ -119,6 +123,7 @@ class ExportResult:
             "size_bytes": self.size_bytes,
             "max_context": self.manifest.max_context,
             "rpn": self.manifest.spec.rpn is not None,
+            "policy": None if self.manifest.policy is None else self.manifest.policy.to_json(),
             "tokenizer": self.manifest.tokenizer is not None,
             "prompt": self.manifest.spec.prompt.template,
             "source": dict(self.manifest.source),
@@ -145,6 +150,7 @@ def export_bundle(
     projector: Path | str | None = None,
     fit: Literal["pad", "crop"] = "pad",
     template: str | None = None,
+    threshold: float | None = None,
     resume: bool = False,
     download: bool = False,
     progress: ShowProgress = show_nothing,
@@ -155,7 +161,7 @@ def export_bundle(
         checkpoint, vision_tower, rpn, base, projector, fit, download: see `sdrpn.checkpoint.open_checkpoint`
         out: folder to write: new, empty, or a bundle of the same checkpoint, which gets a further variant
         precision, dialect, max_context, block, method, keep, int8, kv_cache: see `sdrpn.export.ExportOptions`
-        calibration, resume: see `ExportRequest`
+        calibration, resume, threshold: see `ExportRequest`
         template: a conversation of LLaVA's training code by name, or the path of a Jinja chat template
         progress: (title, what is counted, None for bytes) -> a block in which (done, total) is told
     Raises: BadInput or BadCheckpoint before anything is written; MissingDependency without sdrpn[export], or
@@ -165,7 +171,19 @@ def export_bundle(
         checkpoint, vision_tower, rpn, base, projector, fit=fit, template=template, download=download
     )
     request = ExportRequest(
-        parts, Path(out), precision, dialect, max_context, block, method, keep, int8, kv_cache, calibration, resume
+        parts,
+        Path(out),
+        precision,
+        dialect,
+        max_context,
+        block,
+        method,
+        keep,
+        int8,
+        kv_cache,
+        calibration,
+        resume,
+        threshold,
     )
     return export(request, progress)
 
@@ -195,6 +213,7 @@ def export(request: ExportRequest, progress: ShowProgress = show_nothing) -> Exp
                 resume=request.resume,
                 calibration=calibration,
                 template=parts.template,
+                threshold=request.threshold,
                 progress=advance,
                 note=notes.append,
             )

@@ -37,7 +37,7 @@ class QuantizeRequest:
     data, images, limit: questions, as in `TeacherRequest`
     choices: ways to round, as names of weight files have them: intBITS-bBLOCK-METHOD
     parts: of vision, layers.N, rpn, lm_head; None: all, and at last all that an export rounds by default at once
-    threshold, upscale: of `sdrpn.method.roi.RoiPolicy`
+    threshold, upscale: of `sdrpn.method.roi.RoiPolicy`; None: the checkpoint's own
     report: folder for sensitivity.json, .md and .png: new or empty; None: nothing is written
     """
 
@@ -48,8 +48,8 @@ class QuantizeRequest:
     choices: Sequence[str] = CHOICES
     parts: Sequence[str] | None = None
     max_new_tokens: int = 32
-    threshold: float = 0.15
-    upscale: Literal["mask", "bbox"] = "mask"
+    threshold: float | None = None
+    upscale: Literal["mask", "bbox"] | None = None
     precision: ModelPrecision = "fp32"
     device: str = "cpu"
     report: Path | None = None
@@ -172,11 +172,12 @@ def _asked(request: QuantizeRequest, source: Checkpoint, questions: Sequence[Que
     from sdrpn.calibration.sensitivity import Asked
     from sdrpn.checkpoint.tokenizer import tokenizer_of
     from sdrpn.images.image import open_image
-    from sdrpn.method.roi import RoiPolicy
+    from sdrpn.method.policy import RoiChange
     from sdrpn.text.prompt import build_prompt
 
     tokenizer = tokenizer_of(source)
-    policy = None if source.spec.rpn is None else RoiPolicy(request.threshold, request.upscale)
+    change = RoiChange(request.threshold, request.upscale)
+    policy = None if source.spec.rpn is None else change.applied_to(source.policy.roi)
     return [
         Asked(
             open_image(request.images / question.image),

@@ -21,7 +21,7 @@ from sdrpn.host.machine import read_machine
 from sdrpn.images.image import open_image
 from sdrpn.method.geometry import Fit
 from sdrpn.method.overlay import draw_overlay
-from sdrpn.method.roi import RoiPolicy
+from sdrpn.method.policy import OWN, Roi, RoiChange
 from sdrpn.runtime import Answer, EngineOptions, Sampling, Session
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.pictures.picture import Decode, open_picture
@@ -33,7 +33,8 @@ __all__ = [
     "AskRequest",
     "Asked",
     "EngineOptions",
-    "RoiPolicy",
+    "Roi",
+    "RoiChange",
     "Sampling",
     "ask_question",
     "silence_onnxruntime",
@@ -49,7 +50,7 @@ class AskRequest:
     bundle: Path | str
     image: Path | bytes  # a file or its content, in any format that Pillow reads
     question: str
-    roi: RoiPolicy | None = field(default_factory=RoiPolicy)  # None: look once, as plain LLaVA
+    roi: Roi = OWN  # how it looks again; None: it looks once
     max_new_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
     check_memory: bool = True  # refuse what cannot fit this machine's memory

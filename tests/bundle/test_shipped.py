@@ -24,6 +24,8 @@ from sdrpn.bundle.shipped import (
     shipped_source,
 )
 from sdrpn.errors import BadInput
+from sdrpn.method.policy import ModelPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Session
 from sdrpn.tags import shipped_scene, tag_sample
 from tests.tolerances import FONT_RENDERING_MEAN
@@ -104,6 +106,7 @@ class TestBundle:
         ship.ship_bundle(tmp_path / "again")
         kept, again = open_bundle("default").manifest, open_bundle(tmp_path / "again").manifest
         assert (kept.spec, kept.source, kept.max_context) == (again.spec, again.source, again.max_context)
+        assert kept.policy == again.policy == ModelPolicy(RoiPolicy(0.3), "labels")
         assert set(kept.files) == set(again.files)
         same_tools = kept.tools == again.tools
         differing = [name for name, file in kept.files.items() if file != again.files[name]]

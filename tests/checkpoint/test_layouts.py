@@ -20,7 +20,10 @@ from sdrpn.checkpoint.names import HF_CURRENT, HF_OLD, LLAVA, SDRPN, Layout, cli
 from sdrpn.checkpoint.random import random_tensor
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.llava.vision_spec import clip_of
+from sdrpn.method.policy import ModelPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec
+from tests.damage import edit_json
 from tests.tiny_models import tiny_spec
 
 SEED = 3
@@ -228,6 +231,20 @@ def test_an_rpn_file_on_a_plain_checkpoint(tmp_path: Path) -> None:
             assert checkpoint.digest() != plain_digest
     with pytest.raises(BadCheckpoint, match=r"holds only an RPN; open its base checkpoint"):
         open_checkpoint(tmp_path / "rpn")
+
+
+def test_an_rpn_file_says_by_what_to_look(tmp_path: Path) -> None:
+    own = tiny_spec()
+    write_random_checkpoint(tmp_path / "c", own, seed=SEED)
+    with open_checkpoint(tmp_path / "c") as checkpoint:
+        assert checkpoint.policy == ModelPolicy(RoiPolicy(), "official")
+    chosen = ModelPolicy(RoiPolicy(0.35), "labels")
+    written = write_rpn(tmp_path / "rpn", own, tensors_of(own).__getitem__, policy=chosen)
+    with open_checkpoint(tmp_path / "c", rpn=tmp_path / "rpn") as checkpoint:
+        assert checkpoint.policy == chosen
+    edit_json(written.config, lambda value: value["policy"].update(threshold=2))
+    with pytest.raises(BadCheckpoint, match=r"rpn\.json: policy: threshold is 2\.0; expected a number between 0 and 1"):
+        open_checkpoint(tmp_path / "c", rpn=tmp_path / "rpn")
 
 
 def test_an_rpn_file_beside_the_weights_replaces_the_own_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sdrpn.host.escaping import terminal_text
 from sdrpn.runtime import RoiPolicy, Session, decoder
 from sdrpn.runtime.backends import row_feeds
 from tests.cli.command import Command, Outcome, refusal
-from tests.damage import copied, flip_byte
+from tests.damage import copied, edit_json, flip_byte
 from tests.pictures import SIZE_WH, photo
 
 QUESTION = "What does the sign say?"
@@ -97,7 +98,20 @@ class TestOptions:
         assert 0 < limited["roi_token_count"] < ask(*options).json()["roi_token_count"]
 
     def test_max_ratio_without_bbox(self, ask: Command, nothing_is_loaded: None) -> None:
-        assert refusal(ask("--max-ratio", 2)) == "--max-ratio 2 needs --upscale bbox; got --upscale mask"
+        for options, got in (((), "none"), (("--upscale", "mask"), "--upscale mask")):
+            assert refusal(ask("--max-ratio", 2, *options)) == f"--max-ratio 2 needs --upscale bbox; got {got}"
+
+    def test_without_options_the_bundle_says_where_to_look(
+        self, sdrpn: Command, text_bundle: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        bundle = copied(text_bundle, tmp_path)
+        edit_json(bundle / "manifest.json", lambda manifest: manifest["policy"].update(threshold=0.99, max_share=1.0))
+        asked = ("ask", bundle, picture, QUESTION, "--max-new-tokens", 2, "--json")
+        assert "no cell is above 0.99" in json.loads(sdrpn(*asked).out)["note"]  # a warning as well
+        assert sdrpn(*asked, "--threshold", SOME_CELLS).json()["boxes_xyxy_px"]  # the share stays the bundle's
+        edit_json(bundle / "manifest.json", lambda manifest: manifest.pop("policy"))  # as older releases wrote it
+        found, expected = (sdrpn(*asked, *more).json() for more in ((), ("--threshold", 0.15, "--upscale", "mask")))
+        assert (found["note"], found["token_ids"]) == (expected["note"], expected["token_ids"])
 
     def test_a_seed_is_a_draw(self, ask: Command) -> None:
         def drawn(seed: int) -> list[int]:

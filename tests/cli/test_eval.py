@@ -14,8 +14,11 @@ from sdrpn.checkpoint.random import write_random_checkpoint
 from sdrpn.evaluation.methods import METHODS
 from sdrpn.evaluation.records import RECORDS_NAME, read_records
 from sdrpn.labels.denoise import LabelRule, denoise
+from sdrpn.method.policy import ModelPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, Outcome, refusal
+from tests.damage import copied, edit_json
 
 TAGS = ("--task", "tags", "--samples", 2, "--threads", 1)
 ON_A_BUNDLE = [name for name in METHODS if name not in ("attention-crop", "teacher-crop", "vicrop", "untrained-rpn")]
@@ -80,6 +83,27 @@ def test_a_bundle_answers_as_its_checkpoint(
             {(one.index, one.method): (one.answer, one.crops_xyxy_px, one.note) for one in read_records(out)}
         )
     assert answers[0] == answers[1]
+
+
+def test_the_threshold_is_that_of_the_training(
+    sdrpn: Command, text_checkpoint: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    """A task without a published threshold takes the model's own, and so does a task with one if it was trained."""
+    from sdrpn.checkpoint import open_checkpoint
+    from sdrpn.checkpoint.rpn_file import write_rpn
+
+    with open_checkpoint(text_checkpoint) as checkpoint:
+        chosen = ModelPolicy(RoiPolicy(0.35, "bbox"), "labels")
+        write_rpn(tmp_path / "rpn", checkpoint.spec, checkpoint.read, policy=chosen)
+    asked = (*TAGS, "--methods", "sdrpn", "--no-answers", "--json")
+    rpns = ("--rpn", tmp_path / "rpn", "--rpn", f"b={tmp_path / 'rpn'}")
+    settings = result_of(sdrpn("eval", text_checkpoint, *asked, *rpns))["settings"]
+    assert (settings["thresholds"], settings["upscale"]) == ({"sdrpn": 0.35, "sdrpn:b": 0.35}, "bbox")
+    settings = result_of(sdrpn("eval", text_checkpoint, *asked, *rpns, "--threshold", 0.5))["settings"]
+    assert settings["thresholds"] == {"sdrpn": 0.5, "sdrpn:b": 0.5}
+    bundle = copied(text_bundle, tmp_path)
+    edit_json(bundle / "manifest.json", lambda manifest: manifest["policy"].update(threshold=0.4, origin="given"))
+    assert result_of(sdrpn("eval", bundle, *asked))["settings"]["thresholds"] == {"sdrpn": 0.4}
 
 
 def test_crops_without_answers(sdrpn: Command, text_checkpoint: Path, text_bundle: Path) -> None:

@@ -25,6 +25,8 @@ from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.damage import copied, cut, edit_json
 
+OFFICIAL = {"threshold": 0.15, "upscale": "mask", "max_ratio": None, "min_cells": 2, "max_share": 0.390625}
+
 
 def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
@@ -78,7 +80,8 @@ class TestOutput:
         assert first.endswith(" in 4 graphs")
         assert pictures.startswith("pictures: padded to squares (fit: pad)")
         assert others == [
-            "no tokenizer in this checkpoint: the bundle answers by token ids only, not through `sdrpn ask`"
+            "looks again at cells above 0.15, of the official evaluation",
+            "no tokenizer in this checkpoint: the bundle answers by token ids only, not through `sdrpn ask`",
         ]
         verify(tmp_path / "bundle")
 
@@ -96,10 +99,22 @@ class TestOutput:
             "size_bytes": sum((bundle / name).stat().st_size for name in files),
             "max_context": 128,
             "rpn": True,
+            "policy": {**OFFICIAL, "origin": "official"},
             "tokenizer": False,
             "prompt": "vicuna_v1",
             "source": {"checkpoint": "checkpoint", "layout": "sdrpn", "sha256": manifest.source["sha256"]},
         }
+
+    def test_a_threshold_of_its_own(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        arguments = ("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--json")
+        assert sdrpn(*arguments, "--threshold", 0.4).json()["policy"] == {
+            **OFFICIAL,
+            "threshold": 0.4,
+            "origin": "given",
+        }
+        assert sdrpn(*arguments, "--precision", "fp16").json()["policy"]["threshold"] == 0.4  # of the whole bundle
+        shown = sdrpn("inspect", tmp_path / "bundle").out
+        assert "at cells above 0.4, given to the export" in " ".join(shown.split())
 
     def test_adding_a_variant(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
         arguments = ("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--json")

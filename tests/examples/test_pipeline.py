@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from sdrpn.checkpoint import read_rpn
+
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
@@ -45,6 +47,11 @@ def test_the_rpn_learns_what_the_model_s_attention_says(runs: Path) -> None:
     assert last["loss"] < 0.7 * first["loss"]
     best = max(threshold["box_iou"] for threshold in last["quality"]["thresholds"])
     assert best > 1.5 * last["quality"]["centre_box_iou"]
+    policy = read_rpn(runs / "rpn-0").policy
+    assert policy is not None
+    assert policy.origin == "labels"
+    (chosen,) = [one for one in last["quality"]["thresholds"] if one["threshold"] == policy.roi.threshold]
+    assert chosen["box_iou"] == best
 
 
 def test_base_training_goes_on_from_the_shipped_weights(runs: Path) -> None:

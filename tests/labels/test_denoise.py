@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import family_named
 from sdrpn.labels.denoise import (
     BACKGROUND,
     FOREGROUND,
     IGNORED,
-    OFFICIAL_SINK_LIMIT,
     LabelRule,
     denoise,
     usual_sinks,
@@ -32,9 +32,10 @@ def attention_with(**cells: float) -> NDArray[np.float64]:
 
 
 def test_labels_are_those_of_the_official_code(golden: Path) -> None:
+    limit = family_named("llava").label_sink_limit
     with np.load(golden / "pseudo_labels.npz") as expected:
         labels = [
-            denoise(grounding.reshape(24, 24), sink.reshape(24, 24) >= OFFICIAL_SINK_LIMIT)
+            denoise(grounding.reshape(24, 24), sink.reshape(24, 24) >= limit)
             for grounding, sink in zip(expected["grounding"], expected["sink"], strict=True)
         ]
         np.testing.assert_array_equal([one.cells.ravel() for one in labels], expected["labels"])

@@ -30,7 +30,7 @@ class Wide:
     vision_module = "tests.families.wide.family:none_in_torch"
     checkpoint_opener: str | None = "tests.families.wide.checkpoint:open_wide"
     usual_prompt_tokens = 12
-    policy = RoiPolicy(0.4)
+    label_sink_limit = 0.05
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") == "wide"
@@ -88,6 +88,9 @@ class Wide:
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
         """A third of the pairs of channels to each axis, in turns."""
         return np.arange(spec.llm.head_dim // 2, dtype=np.int64) % AXES
+
+    def policy(self, spec: ModelSpec) -> RoiPolicy:
+        return RoiPolicy(0.4, min_cells=1)
 
     def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
         return decide_by_policy(policy, vision.grid)
