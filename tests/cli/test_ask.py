@@ -106,11 +106,16 @@ class TestOptions:
     ) -> None:
         bundle = copied(text_bundle, tmp_path)
         edit_json(bundle / "manifest.json", lambda manifest: manifest["policy"].update(threshold=0.99, max_share=1.0))
-        asked = ("ask", bundle, picture, QUESTION, "--max-new-tokens", 2, "--json")
-        assert "no cell is above 0.99" in json.loads(sdrpn(*asked).out)["note"]  # a warning as well
-        assert sdrpn(*asked, "--threshold", SOME_CELLS).json()["boxes_xyxy_px"]  # the share stays the bundle's
+
+        def answer(*options: object) -> Any:
+            """Whatever it warns of."""
+            asked = ("ask", bundle, picture, QUESTION, "--max-new-tokens", 2, "--json")
+            return json.loads(sdrpn(*asked, *options).out)
+
+        assert "no cell is above 0.99" in answer()["note"]
+        assert answer("--threshold", SOME_CELLS)["boxes_xyxy_px"]  # the share stays the bundle's
         edit_json(bundle / "manifest.json", lambda manifest: manifest.pop("policy"))  # as older releases wrote it
-        found, expected = (sdrpn(*asked, *more).json() for more in ((), ("--threshold", 0.15, "--upscale", "mask")))
+        found, expected = answer(), answer("--threshold", 0.15, "--upscale", "mask")
         assert (found["note"], found["token_ids"]) == (expected["note"], expected["token_ids"])
 
     def test_a_seed_is_a_draw(self, ask: Command) -> None:
