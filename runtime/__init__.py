@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime.answer import Answer, Timings, TokenCounts, Trace
     from sdrpn.runtime.backends.tensorrt import EngineOptions
+    from sdrpn.runtime.look import Look
+    from sdrpn.runtime.regions import DroppedRegion, Region
     from sdrpn.runtime.sampling import Sampling
     from sdrpn.runtime.session import Session
     from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
@@ -19,7 +21,10 @@ __all__ = [
     "Answer",
     "AnswerStream",
     "AsyncAnswerStream",
+    "DroppedRegion",
     "EngineOptions",
+    "Look",
+    "Region",
     "RoiChange",
     "RoiPolicy",
     "Sampling",
@@ -32,7 +37,10 @@ __all__ = [
 _HOMES = {
     "AnswerStream": "sdrpn.runtime.stream",
     "AsyncAnswerStream": "sdrpn.runtime.stream",
+    "DroppedRegion": "sdrpn.runtime.regions",
     "EngineOptions": "sdrpn.runtime.backends.tensorrt",
+    "Look": "sdrpn.runtime.look",
+    "Region": "sdrpn.runtime.regions",
     "RoiChange": "sdrpn.method.policy",
     "RoiPolicy": "sdrpn.method.roi",
     "Sampling": "sdrpn.runtime.sampling",

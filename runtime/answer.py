@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,10 @@ class Timings:
         """The sum of all stages."""
         stages = (self.preprocess_s, self.vision_s, self.roi_decode_s, self.crop_preprocess_s, self.crop_vision_s)
         return sum(stages) + self.llm_prefill_s + sum(self.decode_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self) | {"decode_s": list(self.decode_s)}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.runtime.decoder import Decoder, FloatArray, NextToken
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.prefix_store import PrefixStore
-from sdrpn.runtime.sequence import Sequence
+from sdrpn.runtime.sequence import Glance, Sequence, Work
 from sdrpn.runtime.slots import Slot
 from sdrpn.runtime.two_pass import TwoPass
 
@@ -62,9 +62,9 @@ class Scheduler:
         self._cancellation, self._signals = cancellation, SignalWatch(cancellation.cancel, cancellation.reset)
         self._max_batch, self._may_grow = max_batch, may_grow
         self._lock = threading.RLock()
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: deque[Work] = deque()
         self._running: list[Sequence] = []
-        self._current: tuple[Sequence, ...] = ()  # what the unit of work is for that is being done
+        self._current: tuple[Work, ...] = ()  # what the unit of work is for that is being done
         self._worker: threading.Thread | None = None
         self._waits: list[_Wait] = []
         self._driving = self._closed = False
@@ -81,11 +81,11 @@ class Scheduler:
         if self._worker is threading.current_thread():
             raise RunFailed("this thread is in the middle of an answer of the same session; let it end first")
 
-    def submit(self, sequence: Sequence) -> None:
-        """Let a sequence wait for a slot. Raises RunFailed after `close`."""
+    def submit(self, *works: Work) -> None:
+        """Let sequences or glances wait for a slot. Raises RunFailed after `close`."""
         with self._lock:
             self.require_open()
-            self._waiting.append(sequence)
+            self._waiting.extend(works)
 
     def work_until(self, ready: Ready) -> None:
         """Return when `ready()` is true: work, or wait while another thread works. Raises RunFailed after `close`."""
@@ -122,10 +122,10 @@ class Scheduler:
                 threading.Thread(target=self._drive, name="sdrpn answers", daemon=True).start()
         return lambda: self._forget(wait)
 
-    def cancel(self, sequence: Sequence | None = None) -> None:
+    def cancel(self, sequence: Work | None = None) -> None:
         """End a sequence (None: all that have a slot) with Cancelled; nothing happens to one that is over."""
         with self._lock:
-            which = (*self._running, *self._current) if sequence is None else (sequence,)
+            which: tuple[Work, ...] = (*self._running, *self._current) if sequence is None else (sequence,)
             for each in which:
                 each.cancelled = True
             self._sweep()
@@ -214,7 +214,7 @@ class Scheduler:
                 self._step(running)
 
     @contextmanager
-    def _unit_of_work(self) -> Iterator[tuple[Sequence | None, Slot | None, tuple[Sequence, ...]]]:
+    def _unit_of_work(self) -> Iterator[tuple[Work | None, Slot | None, tuple[Sequence, ...]]]:
         with self._lock:
             self._sweep()
             running, first, slot = tuple(self._running), None, None
@@ -233,7 +233,7 @@ class Scheduler:
 
     def _sweep(self) -> None:
         """Sort sequences by what has become of them, but those at work; free the slots of those that are over."""
-        settled = [each for each in (*self._waiting, *self._running) if each not in self._current]
+        settled: list[Work] = [each for each in (*self._waiting, *self._running) if each not in self._current]
         for sequence in settled:
             if sequence.cancelled:
                 sequence.fail(Cancelled("the answer was cancelled; ask again"))
@@ -242,18 +242,26 @@ class Scheduler:
                 sequence.slot = None
         gone = {id(each) for each in settled if each.over}
         begun = {id(each) for each in self._waiting if each in settled and each.slot is not None}
-        self._running += [each for each in self._waiting if id(each) in begun]
+        self._running += [each for each in self._waiting if id(each) in begun and isinstance(each, Sequence)]
         self._running = [each for each in self._running if id(each) not in gone]
         self._waiting = deque(each for each in self._waiting if id(each) not in gone | begun)
 
-    def _slot_for(self, sequence: Sequence) -> Slot | None:
-        """A free slot, preferably with the rows of the picture; None where memory is too short for one more."""
+    def _slot_for(self, work: Work) -> Slot | None:
+        """A free slot, preferably with the rows of the question, or of the picture; None where memory is too short."""
         slots = self._decoder.slots
         used = {id(each.slot) for each in self._running}
         free = [slot for slot in slots.all if id(slot) not in used]
         if free:
-            wanted = sequence.prefix
-            return min(free, key=lambda slot: (not slot.holds(wanted), slot.prefix is not None, slot.last_used))
+            wanted, after = work.prefix, work.request.ids_after
+            return min(
+                free,
+                key=lambda slot: (
+                    not slot.has_seen(wanted, after),
+                    not slot.holds(wanted),
+                    slot.prefix is not None,
+                    slot.last_used,
+                ),
+            )
         if not self._may_grow(slots.entry_bytes):
             return None
         try:
@@ -261,15 +269,18 @@ class Scheduler:
         except MemoryError:
             return None
 
-    def _prefill(self, sequence: Sequence, slot: Slot) -> None:
-        """A failure is the sequence's own; what is no error, such as Ctrl-C, leaves it waiting."""
+    def _prefill(self, work: Work, slot: Slot) -> None:
+        """A failure is its own; what is no error, such as Ctrl-C, leaves it waiting. A glance is over afterwards."""
         try:
-            sequence.choose(self._two_pass.prefill(sequence, slot))
+            if isinstance(work, Sequence):
+                work.choose(self._two_pass.prefill(work, slot))
+            elif isinstance(work, Glance):
+                self._two_pass.look(work, slot)
         except Exception as error:
-            sequence.fail(error)
+            work.fail(error)
         finally:
-            if sequence.over or not sequence.token_ids:
-                sequence.slot = None
+            if work.over or not isinstance(work, Sequence) or not work.token_ids:
+                work.slot = None
                 self._release(slot)
 
     def _release(self, slot: Slot) -> None:

@@ -1,11 +1,14 @@
-"""One answer on its way: what was asked, where its rows are, its tokens so far, and how it ended. Runs nothing."""
+"""One question on its way: what was asked, where its rows are, what is known so far, and how it ended. Runs nothing.
+
+A `Sequence` becomes an answer, token by token; a `Glance` ends with the map, and what was decided by it.
+"""
 
 from __future__ import annotations
 
 import collections.abc as abc
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +20,7 @@ from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.sampling import Sampler, Sampling
 from sdrpn.runtime.slots import Prefix, Slot
 
-__all__ = ["Prefill", "Request", "Sequence"]
+__all__ = ["Glance", "LookRequest", "Prefill", "Request", "Sequence", "Work"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -32,11 +35,22 @@ class Request:
     decide: Decide | None  # None: plain LLaVA
     max_new_tokens: int
 
+    least_new_tokens: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         if not self.ids_after:
             raise BadInput("no token follows the image; expected at least one, the question")
-        if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
+        if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < self.least_new_tokens:
             raise BadInput(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class LookRequest(Request):
+    """A question whose regions alone are asked for."""
+
+    max_new_tokens: int = 0
+
+    least_new_tokens: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,38 @@ class Prefill:
     rows: abc.Mapping[str, int]  # computed by each decoder graph
 
 
-class Sequence:
+class Work:
+    """What waits for a slot and is over some time: with what it is for, or with an `error`."""
+
+    def __init__(self, request: Request, prefix: Prefix, watch: Stopwatch) -> None:
+        self.request, self.prefix, self.watch = request, prefix, watch
+        self.slot: Slot | None = None  # while it holds one from one unit of work to the next
+        self.error: Exception | None = None
+        self.cancelled = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes."""
+        return self.error is not None
+
+    def fail(self, error: Exception) -> None:
+        """End here, unless it is over."""
+        if not self.over:
+            self.error = error
+
+
+class Glance(Work):
+    """Everything that belongs to one look. It is over when the map is there: it holds no slot afterwards."""
+
+    found: tuple[FloatArray, RoiDecision] | None = None  # RoI logits (h, w), and what they led to
+
+    @property
+    def over(self) -> bool:
+        """Whether the map is there, or never will be."""
+        return self.found is not None or self.error is not None
+
+
+class Sequence(Work):
     """Everything that belongs to one answer.
 
     Its rows are those of `slot` (`slot.valid`, by graph). The next token goes into `row`, and `position` is what the
@@ -68,14 +113,11 @@ class Sequence:
         *,
         keep_trace: bool = False,
     ) -> None:
-        self.request, self.prefix, self.watch = request, prefix, watch
-        self.slot: Slot | None = None
+        super().__init__(request, prefix, watch)
         self.row = self.position = 0
         self.prefill: Prefill | None = None
         self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
-        self.error: Exception | None = None
-        self.cancelled = False
         self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
         self._keep_trace = keep_trace
         self._step_logits: list[FloatArray] = []
@@ -95,11 +137,6 @@ class Sequence:
         """Another token was computed."""
         self.row, self.position = self.row + 1, self.position + 1
         self.watch.decode_step(seconds)
-
-    def fail(self, error: Exception) -> None:
-        """End here, unless it is over."""
-        if not self.over:
-            self.error = error
 
     def choose(self, logits: FloatArray) -> None:
         """Choose a token, or end at a stop token or the limit, from logits (V,)."""

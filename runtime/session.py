@@ -10,36 +10,32 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
+from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput, SdrpnError
 from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
-from sdrpn.host.machine import read_available_memory
 from sdrpn.method.policy import OWN, Roi, policy_for
 from sdrpn.method.roi import Decide, RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer, Stopwatch
-from sdrpn.runtime.backends.info import OpenOptions
 from sdrpn.runtime.backends.registry import AUTOMATIC
 from sdrpn.runtime.backends.runner import Backend, Runner
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
-from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
+from sdrpn.runtime.look import Look
+from sdrpn.runtime.looking import LookQuestion, look_at
+from sdrpn.runtime.opening import OpeningRequest, batch_of, enough_memory, prefix_bytes_of
+from sdrpn.runtime.pictures.picture import Decode, Picture, PictureSource, open_picture
 from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Scheduler
-from sdrpn.runtime.select import choose_backend, choose_optimized, graph_variant
 from sdrpn.runtime.sequence import Request, Sequence
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 from sdrpn.runtime.two_pass import TwoPass
-from sdrpn.text.prompt import load_tokenizer
+from sdrpn.text.prompt import Prompt, load_tokenizer
 
 __all__ = ["Session"]
-
-# More gain little on a CPU: see benchmarks/batching.py.
-DEFAULT_BATCH = 4
-DEFAULT_PREFIX_BYTES = 256_000_000
 
 
 class Session:
@@ -75,7 +71,7 @@ class Session:
         self.bundle, self.variant = bundle, variant
         self.backend, self._library, self._note = backend.name, backend, note
         self._decode_mode, self._threads = decode, threads
-        batch = _batch(max_batch, backend)
+        batch = batch_of(max_batch, backend)
         spec, tokenizer = bundle.spec, bundle.manifest.tokenizer
         # Before the graphs, which may take a minute to load.
         self._tokenizer = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
@@ -95,7 +91,7 @@ class Session:
             self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, rotary, contexts, axis_of)
             resources.callback(self._decoder.close)
             context = min(bundle.manifest.max_context, self._decoder.slots.max_rows or bundle.manifest.max_context)
-            prefixes = PrefixStore(self._decoder.slots, _prefix_bytes(prefix_bytes, backend), _memory_for)
+            prefixes = PrefixStore(self._decoder.slots, prefix_bytes_of(prefix_bytes, backend), enough_memory)
             self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding, prefixes)
             self._scheduler = Scheduler(
                 self._two_pass,
@@ -104,7 +100,7 @@ class Session:
                 prefixes,
                 backend.cancellation,
                 batch,
-                _memory_for,
+                enough_memory,
             )
             self._resources = resources.pop_all()
 
@@ -151,59 +147,29 @@ class Session:
                 questions about several in turns do not begin anew; None: 256 MB with ONNX Runtime on a CPU, else 0
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
-        bundle = open_bundle(
-            bundle_dir if isinstance(bundle_dir, str) else Path(bundle_dir), allow_links=allow_links, download=download
+        request = OpeningRequest(
+            bundle_dir,
+            backend,
+            threads,
+            variant,
+            target,
+            device,
+            engine_options,
+            optimized=optimized,
+            verify=verify,
+            allow_links=allow_links,
+            download=download,
         )
-        options = _engine_options(engine_options, device)
-        choice = choose_backend(bundle, backend, target=target, variant=variant, device=options.device, verify=verify)
-        tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()
-        if choice.engines is not None:
-            chosen, engines = choice.engines.variant, choice.engines.engines
-            opened = OpenOptions(
-                engines=options,
-                flavour=choice.engines.flavour,
-                host_code=choice.engines.host_code,
-                device=options.device,
-            )
-            gpu = choice.info.open(opened)
-            bundle.verify((chosen.embedding, *tokenizer), large=verify)
-            files = {name: engine.path for name, engine in engines.items()}
-            contexts = choice.engines.contexts
-            return cls(
-                bundle,
-                chosen,
-                gpu,
-                files,
-                decode=decode,
-                threads=threads,
-                contexts=contexts,
-                max_batch=max_batch,
-                prefix_bytes=prefix_bytes,
-            )
-        chosen = graph_variant(bundle, variant, info=choice.info, note=choice.note)
-        saved, note = choose_optimized(bundle, chosen, choice.info, verify) if optimized else (None, None)
-        library = choice.info.open(OpenOptions(threads, options.device, optimized=saved is not None))
-        if saved is not None:
-            bundle.verify((chosen.embedding, *tokenizer), large=verify)
-            return cls(
-                bundle,
-                saved.variant(chosen),
-                library,
-                saved.graphs,
-                choice.note,
-                decode=decode,
-                threads=threads,
-                max_batch=max_batch,
-                prefix_bytes=prefix_bytes,
-            )
-        bundle.verify((*chosen.files, *tokenizer), large=verify)
+        chosen = request.choose()
         return cls(
-            bundle,
-            chosen,
-            library,
-            note=choice.note or note,
+            chosen.bundle,
+            chosen.variant,
+            chosen.backend,
+            chosen.engines,
+            chosen.note,
             decode=decode,
             threads=threads,
+            contexts=chosen.contexts,
             max_batch=max_batch,
             prefix_bytes=prefix_bytes,
         )
@@ -357,6 +323,40 @@ class Session:
         stream.begin()
         return stream.finish()
 
+    def look(self, image: PictureSource, question: str, *, roi: Roi = OWN) -> Look:
+        """Where a question points, without words: vision, trunk and RPN run, and nothing above the tap.
+
+        The boxes are those that `answer` would look at again. An answer to the same question goes on from there, and
+        questions about the same image reuse it.
+
+        Args:
+            image, question: as in `answer`
+            roi: how the map becomes boxes, as in `answer`
+        Raises: as `answer`; BadInput for a bundle without an RPN.
+        """
+        return self.look_many(image, [question], roi=roi)[0]
+
+    def look_many(self, image: PictureSource, questions: abc.Sequence[str], *, roi: Roi = OWN) -> list[Look]:
+        """Where several questions about one image point, each as `look` finds it; the image is encoded once."""
+        if isinstance(questions, str):
+            raise BadInput("questions is one text; expected a list of questions (look asks one)")
+        prompts = [(text, self._prompt(text, "look_ids")) for text in questions]
+        asked = [LookQuestion(prompt.ids_before, prompt.ids_after, text) for text, prompt in prompts]
+        return self._looks(image, asked, self._decide(roi))
+
+    def look_ids(
+        self,
+        image: PictureSource,
+        ids_before_image: abc.Sequence[int],
+        ids_after_image: abc.Sequence[int],
+        *,
+        roi: Roi = OWN,
+        decide: Decide | None = None,
+    ) -> Look:
+        """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
+        question = LookQuestion(tuple(ids_before_image), tuple(ids_after_image))
+        return self._looks(image, [question], decide if decide is not None else self._decide(roi))[0]
+
     def forget_image(self) -> None:
         """Compute everything of the next question anew, also where it is about the same image: for fair timing."""
         self._scheduler.forget_prefixes()
@@ -388,14 +388,27 @@ class Session:
         policy = policy_for(roi, self.policy)
         return None if policy is None else family_of(self.spec).decide(policy, self.spec.vision)
 
-    def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
-        """Everything that needs no graph. Raises what is wrong with the question."""
+    def _prompt(self, question: str, by_ids: str) -> Prompt:
+        """Raises what is wrong with the question. `by_ids`: what takes token ids in its place."""
         if self._tokenizer is None:
             raise BadInput(
                 f"{self.bundle.path} has no tokenizer.json, so it answers by token ids only: put tokenizer.json or "
-                f"tokenizer.model beside the checkpoint and export it again, or call answer_ids"
+                f"tokenizer.model beside the checkpoint and export it again, or call {by_ids}"
             )
-        prompt = family_of(self.spec).prompt(self._tokenizer, self.spec.prompt, question)
+        return family_of(self.spec).prompt(self._tokenizer, self.spec.prompt, question)
+
+    def _looks(self, image: PictureSource, questions: abc.Sequence[LookQuestion], decide: Decide | None) -> list[Look]:
+        self._scheduler.require_open()
+        if decide is None:
+            raise BadInput("roi is None; expected a RoiPolicy or a threshold: a look is made of regions")
+        return look_at(lambda: self._opened(image), questions, decide, self._two_pass, self._scheduler)
+
+    def _opened(self, image: PictureSource) -> Picture:
+        return open_picture(image, decode=self._decode_mode, threads=self._threads)
+
+    def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
+        """Everything that needs no graph. Raises what is wrong with the question."""
+        prompt = self._prompt(question, "answer_ids")
         return self._stream_of(
             image,
             prompt.ids_before,
@@ -421,7 +434,7 @@ class Session:
         self._scheduler.require_open()
         watch = Stopwatch()
         with watch.stage("preprocess"):
-            picture = open_picture(image, decode=self._decode_mode, threads=self._threads)
+            picture = self._opened(image)
             request = Request(picture, before, after, decide, max_new_tokens)
             prefix = self._two_pass.prefix_of(request)
         stops = (*self.spec.prompt.eos_token_ids, *stop_ids)
@@ -448,39 +461,3 @@ def _finished(stream: AnswerStream) -> Answer | SdrpnError:
         return stream.finish()
     except SdrpnError as error:
         return error
-
-
-def _batch(max_batch: int | None, backend: Backend) -> int:
-    """Raises BadInput for one that is no number of questions, or more than the backend takes."""
-    most = backend.most_slots
-    if max_batch is None:
-        return DEFAULT_BATCH if most is None else min(DEFAULT_BATCH, most)
-    if max_batch < 1:
-        raise BadInput(f"max_batch is {max_batch}; expected a number of questions, at least 1")
-    if most is not None and max_batch > most:
-        raise BadInput(f"max_batch is {max_batch}; {backend.name} answers at most {most} at once")
-    return max_batch
-
-
-def _prefix_bytes(prefix_bytes: int | None, backend: Backend) -> int:
-    """Raises BadInput for less than nothing."""
-    if prefix_bytes is None:  # on a GPU all memory is planned for
-        return DEFAULT_PREFIX_BYTES if backend.most_slots is None else 0
-    if prefix_bytes < 0:
-        raise BadInput(f"prefix_bytes is {prefix_bytes}; expected a number of bytes, 0 for none")
-    return prefix_bytes
-
-
-def _memory_for(size_bytes: int) -> bool:
-    """Whether caches of this size leave as much memory again."""
-    available = read_available_memory()
-    return available is None or 2 * size_bytes <= available
-
-
-def _engine_options(options: EngineOptions | None, device: int | None) -> EngineOptions:
-    """With the device that was asked for. Raises BadInput where two were."""
-    if device is None or options is None:
-        return options or EngineOptions(device=device or 0)
-    if options.device not in (0, device):
-        raise BadInput(f"device {device} was asked for, and {options.device} in the engine options; leave one out")
-    return dataclasses.replace(options, device=device)

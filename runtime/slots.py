@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from sdrpn.errors import RunFailed
 from sdrpn.families.family import Positions
 from sdrpn.runtime.backends.kv_cache import CacheSet, cache_set_from_runner, resized
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, nbytes
 
-__all__ = ["CACHE_ROUNDING", "Prefix", "Slot", "Slots", "Snapshot"]
+__all__ = ["CACHE_ROUNDING", "Prefix", "Seen", "Slot", "Slots", "Snapshot"]
 
 # Cache lengths are rounded up to this many rows, so that a few tokens more do not mean new buffers.
 CACHE_ROUNDING = 64
@@ -34,6 +37,15 @@ class Prefix:
         return len(self.ids_before) + self.image_tokens
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A question behind the prefix whose rows trunk and RPN have computed, and its map."""
+
+    ids_after: tuple[int, ...]
+    rows: int  # of prefix and question
+    roi_logits: npt.NDArray[np.float32]  # (h, w)
+
+
 @dataclass(eq=False)
 class Slot:
     """One entry of every cache. `valid[name]` counts the rows from 0 that a graph's caches hold for its sequence."""
@@ -45,6 +57,7 @@ class Slot:
     prefix: Prefix | None = None
     last_used: int = 0  # a count of releases
     positions: Positions | None = None  # of its prefilled rows; None: their numbers
+    seen: Seen | None = None  # what a look left behind the prefix
 
     @property
     def prefix_rows(self) -> dict[str, int]:
@@ -56,14 +69,21 @@ class Slot:
         """Forget everything behind the first `rows` rows."""
         self.valid = {name: min(count, rows) for name, count in self.valid.items()}
         self.tap_rows = min(self.tap_rows, rows)
+        if self.seen is not None and rows < self.seen.rows:
+            self.seen = None
 
     def holds(self, prefix: Prefix) -> bool:
         """Whether the trunk need not run for it."""
         return self.prefix == prefix and self.valid["trunk"] >= prefix.rows
 
+    def has_seen(self, prefix: Prefix, ids_after: tuple[int, ...]) -> bool:
+        """Whether neither trunk nor RPN need run for a question about it."""
+        return self.holds(prefix) and self.seen is not None and self.seen.ids_after == ids_after
+
     def release(self) -> None:
-        """Its sequence is over; the prefix stays until somebody else takes the slot."""
+        """Its sequence is over; the prefix, and what a look saw, stay until somebody else takes the slot."""
         kept = self.prefix.rows if self.prefix is not None and self.holds(self.prefix) else 0
+        kept = self.seen.rows if kept and self.seen is not None else kept
         self.truncate(kept)
         self.needed_rows = kept
 
@@ -233,9 +253,9 @@ class Slots:
         return min(length for length in self._lengths if length >= needed)
 
     def _reallocate(self, length: int, entries: int | None = None) -> None:
-        kept = [(slot, dict(slot.valid), slot.tap_rows) for slot in self.all]
-        rows = {name: max(valid[name] for _, valid, _ in kept) for name in self.caches}
-        tap_rows, entries = max(taps for _, _, taps in kept), entries or len(self.all)
+        kept = [(slot, dict(slot.valid), slot.tap_rows, slot.seen) for slot in self.all]
+        rows = {name: max(valid[name] for _, valid, *_ in kept) for name in self.caches}
+        tap_rows, entries = max(taps for _, _, taps, _ in kept), entries or len(self.all)
         # Memory may run out half-way: until all is in place, there are no rows.
         before = self.length
         self._before_change()
@@ -250,8 +270,8 @@ class Slots:
         finally:
             if length in (before, self.length):  # or only some have more entries, which does no harm
                 self.length = length
-                for slot, valid, taps in kept:
-                    slot.valid, slot.tap_rows = valid, taps
+                for slot, valid, taps, seen in kept:
+                    slot.valid, slot.tap_rows, slot.seen = valid, taps, seen
 
     def _copy(self, source: Slot, target: Slot, most_rows: int) -> None:
         target.valid = {name: min(count, most_rows) for name, count in source.valid.items()}

@@ -7,6 +7,7 @@ every question about the same image, so whatever a graph computed for it stays t
     crop chosen      trunk over RoI tokens + question, tail over the stored prefix taps and the new ones
     no crop chosen   tail over the stored taps
     next question    the prefix costs nothing at any depth
+    look             as pass 1, and nothing above the tap; an answer to the same question goes on from there
 
 Knows nothing about text or sampling, and keeps nothing of a question itself.
 """
@@ -21,16 +22,17 @@ import numpy.typing as npt
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.family import CropTokens, Layout, Positions
 from sdrpn.families.registry import family_of
-from sdrpn.method.grids import cell_count
+from sdrpn.method.grids import ImageGrid, cell_count
 from sdrpn.method.roi import Crop, RoiDecision, resize_features, roi_logits_from_scores
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
 from sdrpn.runtime.decoder import Decoder, Rows, row_count
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.looks import Looks
+from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.prefix_store import PrefixStore
-from sdrpn.runtime.sequence import Prefill, Request, Sequence
-from sdrpn.runtime.slots import Prefix, Slot
+from sdrpn.runtime.sequence import Glance, LookRequest, Prefill, Request, Sequence, Work
+from sdrpn.runtime.slots import Prefix, Seen, Slot
 
 __all__ = ["TwoPass"]
 
@@ -54,18 +56,37 @@ class TwoPass:
         self._looks, self._family = Looks(spec, backend, vision), family_of(spec)
         self._decoder, self._embedding, self._prefixes = decoder, embedding, prefixes
 
-    def prefix_of(self, request: Request) -> Prefix:
-        """What the question shares with others about the same picture, whose pixels are all read.
+    def grid_of(self, picture: Picture) -> ImageGrid:
+        """The cells that the model sees of a picture."""
+        return self._spec.vision.grid(picture.size)
+
+    def prefix_of(self, request: Request, digest: str | None = None) -> Prefix:
+        """What the question shares with others about the same picture.
+
+        Args: digest: of the picture; None: its pixels are all read for it
 
         Raises: ContextTooLong where the tokens do not fit; BadInput where crops are asked for and there is no RPN.
         """
         if request.decide is not None and self._spec.rpn is None:
-            raise BadInput("this bundle has no RPN and answers as plain LLaVA only: pass roi=None (--no-roi)")
+            advice = "nothing can look" if isinstance(request, LookRequest) else "pass roi=None (--no-roi)"
+            raise BadInput(f"this bundle has no RPN and answers as plain LLaVA only: {advice}")
         self._embedding.require((*request.ids_before, *request.ids_after))
         cells = cell_count(self._spec.vision.grid(request.image.size).hw)
         rows = len(request.ids_before) + cells + len(request.ids_after)
         self._require_context(rows, 0, request.max_new_tokens)
-        return Prefix(request.image.digest(), cells, request.ids_before)
+        return Prefix(digest or request.image.digest(), cells, request.ids_before)
+
+    def look(self, glance: Glance, slot: Slot) -> None:
+        """The first pass in a slot, whose map ends the glance."""
+        request = glance.request
+        slot.positions = self._positions(request, ())
+        self._first_pass(glance, slot, self._embedding.rows(request.ids_after))
+        rows = glance.prefix.rows + len(request.ids_after)
+        logits, decision = self._look(glance, slot, rows)
+        if logits is None or decision is None:  # refused by prefix_of
+            raise BadInput("a look needs an RPN and a policy")
+        slot.seen = Seen(request.ids_after, rows, logits)
+        glance.found = logits, decision
 
     def prefill(self, sequence: Sequence, slot: Slot) -> FloatArray:
         """Both passes in a slot -> logits (V,) of the first token, a view that the next run overwrites.
@@ -102,7 +123,7 @@ class TwoPass:
         inserted = tuple(CropTokens(crop.grid_hw or grid.crop_hw(crop.box_xyxy_px), crop.keep_cells) for crop in crops)
         return self._family.positions(Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after)))
 
-    def _first_pass(self, sequence: Sequence, slot: Slot, after: FloatArray) -> int:
+    def _first_pass(self, sequence: Work, slot: Slot, after: FloatArray) -> int:
         """Trunk over whatever of prefix + question is not there yet; returns how many images were encoded."""
         request, watch, slots = sequence.request, sequence.watch, self._decoder.slots
         prefix = sequence.prefix
@@ -111,6 +132,9 @@ class TwoPass:
             with watch.stage("trunk"):
                 self._prefixes.exchange(slot, prefix, lambda: slots.reset(slot, rows, ahead))
         known = slot.holds(prefix)
+        if slot.has_seen(prefix, request.ids_after):
+            slots.reserve(slot, rows, ahead)
+            return 0
         slot.prefix = None  # until the trunk is through, nothing may be taken for this question's prefix
         if known:
             with watch.stage("trunk"):
@@ -124,29 +148,39 @@ class TwoPass:
         slot.prefix = prefix
         return 0 if known else 1
 
-    def _embed_all(self, sequence: Sequence, after: FloatArray) -> list[Rows]:
+    def _embed_all(self, sequence: Work, after: FloatArray) -> list[Rows]:
         """Tokens before the image, the image, tokens after it."""
         request, watch = sequence.request, sequence.watch
         image = self._looks.first(request.image, watch.stage)
         return [self._embedding.rows(request.ids_before), image, after]
 
-    def _look(self, sequence: Sequence, slot: Slot, rows: int) -> tuple[FloatArray, RoiDecision] | tuple[None, None]:
+    def _look(self, sequence: Work, slot: Slot, rows: int) -> tuple[FloatArray, RoiDecision] | tuple[None, None]:
         """The RoI map of the question, and the crops that it asks for."""
-        rpn, request, watch = self._spec.rpn, sequence.request, sequence.watch
-        if request.decide is None or rpn is None:
+        request, watch = sequence.request, sequence.watch
+        if request.decide is None or self._spec.rpn is None:
             return None, None
-        first = len(request.ids_before)
-        with watch.stage("rpn"):
-            scores = self._decoder.run_rpn(slot, rows)[:, first : sequence.prefix.rows]
+        seen = slot.seen  # of this question: rows behind another one's were dropped
+        if seen is not None:
+            logits = seen.roi_logits
+        else:
+            with watch.stage("rpn"):
+                scores = self._decoder.run_rpn(slot, rows)
+            with watch.stage("roi_decode"):
+                logits = self._roi_logits(request, scores[:, len(request.ids_before) : sequence.prefix.rows])
         with watch.stage("roi_decode"):
-            logits = roi_logits_from_scores(
-                scores,
-                self._spec.vision.grid(request.image.size).hw,
-                head_dim=self._spec.llm.head_dim,
-                multi_head=rpn.multi_head,
-                loss=rpn.loss,
-            )
             return logits, request.decide(logits, request.image.size)
+
+    def _roi_logits(self, request: Request, scores: FloatArray) -> FloatArray:
+        """scores (H,h*w) -> (h,w)."""
+        rpn = self._spec.rpn
+        assert rpn is not None
+        return roi_logits_from_scores(
+            scores,
+            self._spec.vision.grid(request.image.size).hw,
+            head_dim=self._spec.llm.head_dim,
+            multi_head=rpn.multi_head,
+            loss=rpn.loss,
+        )
 
     def _encode_crops(self, sequence: Sequence, crops: abc.Sequence[Crop]) -> list[Rows]:
         """The kept tokens of every crop, in order."""
@@ -187,10 +221,13 @@ class TwoPass:
         if prompt + roi + new <= self._max_context:
             return
         crop = f" + {roi} RoI tokens" if roi else ""
-        mend = "answer without the crop (roi=None, --no-roi), " if roi else ""
+        advice = "shorten the question"
+        if new:
+            without = "answer without the crop (roi=None, --no-roi), " if roi else ""
+            advice += f", {without}or lower max_new_tokens"
         raise ContextTooLong(
             f"{prompt} prompt tokens{crop} + {new} new tokens need {prompt + roi + new} positions, the bundle has "
-            f"{self._max_context}; shorten the question, {mend}or lower max_new_tokens"
+            f"{self._max_context}; {advice}"
         )
 
 

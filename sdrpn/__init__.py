@@ -5,6 +5,8 @@ Ask a bundle about pictures:
     RoiPolicy         when and how the region that a question is about is looked at again
     RoiChange         what of a model's own policy shall be another
     Answer            text, token ids, boxes, RoI map and timings of one question
+    Look              where one question points: boxes with scores and the RoI map, without words
+    Region            one of its boxes
 
 Do what the verbs of the command line do, each with a function:
     run_demo          the model that comes with the package, asked about a scene that comes along
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
     )
     from sdrpn.method.policy import RoiChange
     from sdrpn.method.roi import RoiPolicy
-    from sdrpn.runtime import Answer, Session
+    from sdrpn.runtime import Answer, Look, Region, Session
     from sdrpn.train.options import TrainOptions
     from sdrpn.workflows.benchmark import BenchBundle, BenchReference, bench_bundle
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
@@ -113,9 +115,11 @@ __all__ = [
     "EngineMismatch",
     "EngineNotBuilt",
     "HeadsRequest",
+    "Look",
     "MissingDependency",
     "ProposalRequest",
     "QuantizeRequest",
+    "Region",
     "RelabelRequest",
     "RoiChange",
     "RoiPolicy",
@@ -153,8 +157,10 @@ _HOMES = {
     "CalibrationData": "sdrpn.workflows.export",
     "CheckpointParts": "sdrpn.workflows.checkpoint_parts",
     "HeadsRequest": "sdrpn.workflows.heads",
+    "Look": "sdrpn.runtime",
     "ProposalRequest": "sdrpn.workflows.heads",
     "QuantizeRequest": "sdrpn.workflows.quantize",
+    "Region": "sdrpn.runtime",
     "RelabelRequest": "sdrpn.workflows.label",
     "RoiChange": "sdrpn.method.policy",
     "RoiPolicy": "sdrpn.method.roi",

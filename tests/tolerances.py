@@ -16,6 +16,8 @@ GOLDEN_STEP_LOGITS_ABS = 1e-3
 REUSE_LOGITS_ABS = 1e-4
 # Several sequences in one batch: the same sums by kernels for more rows; logits to about 10.
 BATCH_LOGITS_ABS = 1e-4
+# The same sums of logits to about 10, and a sigmoid whose slope is at most a quarter.
+LOOK_MAP_ABS = 1e-5
 # With keys and values in 8 bits, where a last bit of a row may become another code: as for reuse.
 BATCH_CODES_LOGITS_ABS = 2e-2
 

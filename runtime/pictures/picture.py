@@ -68,6 +68,15 @@ class Picture:
         pixels = self._pixels if self._pixels is not None else _require(self._file).whole(self._threads)
         return pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
 
+    def part(self, box: Box) -> Image.Image:
+        """The part under a box, in pixels of the picture, as an RGB image. Raises BadInput for a box outside it."""
+        check_crop(box, self.size)
+        pixels, (x1, y1, x2, y2) = self._pixels, box
+        if isinstance(pixels, Image.Image):
+            return pixels.crop(box)
+        found = _require(self._file).part(box) if pixels is None else pixels[y1:y2, x1:x2]
+        return Image.fromarray(np.array(found))
+
     def fill_base(self, vision: SquareVision, buffer: Buffer) -> None:
         """`write_base` to a backend's buffer (1, 3, R, R), on the GPU where the picture is there."""
         if self._on_gpu is not None and vision.fit == "pad":

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of
 from sdrpn.method.spec import ModelSpec
 
-__all__ = ["GRAPHS", "ROLES", "Graph", "GraphName", "Role", "RoleName", "graph_named", "graphs_of"]
+__all__ = ["GRAPHS", "ROLES", "Graph", "GraphName", "Parts", "Role", "RoleName", "graph_named", "graphs_of"]
 
 GraphName = Literal["vision", "trunk", "rpn", "tail"]
+Parts = Literal["all", "look"]  # everything, or what finds where a question points
 RoleName = Literal[
     "pixels",
     "look",
@@ -82,6 +84,7 @@ class Graph:
     decodes: bool = False  # whether it is part of a step of one token
     asks_one_row: bool = False  # whether it takes last_index and gives something of that row alone
     only_with_rpn: bool = False
+    looks: bool = True  # whether it is needed to find where a question points
 
     def attentions(self, spec: ModelSpec) -> int:
         """How many layers attend. The RPN's last layer only scores: it attends to nothing."""
@@ -99,7 +102,7 @@ GRAPHS = (
     Graph("vision", "pixels", "image_embeds", (), has_caches=False),
     Graph("trunk", "hidden", "tap", ("vision",), coded_caches=True, decodes=True),
     Graph("rpn", "tap", "scores", ("trunk",), asks_one_row=True, only_with_rpn=True),
-    Graph("tail", "tap", "logits", ("trunk",), coded_caches=True, decodes=True, asks_one_row=True),
+    Graph("tail", "tap", "logits", ("trunk",), coded_caches=True, decodes=True, asks_one_row=True, looks=False),
 )
 _BY_NAME: Mapping[str, Graph] = {graph.name: graph for graph in GRAPHS}
 
@@ -109,6 +112,11 @@ def graph_named(name: str) -> Graph:
     return _BY_NAME[name]
 
 
-def graphs_of(spec: ModelSpec) -> Sequence[Graph]:
-    """Those that this model has."""
-    return tuple(graph for graph in GRAPHS if spec.rpn is not None or not graph.only_with_rpn)
+def graphs_of(spec: ModelSpec, parts: Parts = "all") -> Sequence[Graph]:
+    """Those that this model has, or those of them that a look needs. Raises BadInput where none can look."""
+    if parts not in get_args(Parts):
+        raise BadInput(f"parts is {parts!r}; expected {' or '.join(map(repr, get_args(Parts)))}")
+    if parts == "look" and spec.rpn is None:
+        raise BadInput('this bundle has no RPN, so that nothing can look; parts="all" answers as plain LLaVA')
+    there = tuple(graph for graph in GRAPHS if spec.rpn is not None or not graph.only_with_rpn)
+    return tuple(graph for graph in there if graph.looks) if parts == "look" else there

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +148,11 @@ class Variant:
         for graph in self.graphs.values():
             own.update((graph.file, *graph.weights))
         return tuple(sorted(own))
+
+    def with_graphs(self, names: Iterable[str]) -> Variant:
+        """The same with these of its graphs alone."""
+        wanted = set(names)
+        return dataclasses.replace(self, graphs={name: g for name, g in self.graphs.items() if name in wanted})
 
 
 @dataclass(frozen=True)

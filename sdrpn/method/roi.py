@@ -22,6 +22,7 @@ from sdrpn.method.grids import Box, ImageGrid, cell_count
 __all__ = [
     "Crop",
     "Decide",
+    "LeftOut",
     "RoiDecision",
     "RoiPolicy",
     "blur",
@@ -112,6 +113,14 @@ class Crop:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A region that fired and is not looked at again."""
+
+    box_cells: Box
+    reason: str  # such as "fewer than 2 cells"
+
+
+@dataclass(frozen=True)
 class RoiDecision:
     """What a map led to."""
 
@@ -119,6 +128,7 @@ class RoiDecision:
     crops: tuple[Crop, ...]  # what is inserted, in order
     note: str | None  # why nothing is inserted or a region was left out, for people
     blurred_map: Float32  # (h, w): what the threshold was applied to (logits under a negative threshold)
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -224,17 +234,15 @@ def decide_crops(logits: Float32, grid: ImageGrid, policy: RoiPolicy) -> RoiDeci
     elif len(boxes) == 1 or (policy.upscale == "bbox" and len(boxes) <= MAX_BBOX_CROPS):
         crops, note = _box_crops(boxes, grid, policy.max_ratio)
     elif policy.upscale == "bbox":
-        crops, note = (
-            [],
-            (
-                f'nothing inserted: {len(boxes)} regions, and upscale="bbox" shows at most {MAX_BBOX_CROPS}; '
-                'upscale="mask" or a higher threshold zooms'
-            ),
+        note = (
+            f'nothing inserted: {len(boxes)} regions, and upscale="bbox" shows at most {MAX_BBOX_CROPS}; '
+            'upscale="mask" or a higher threshold zooms'
         )
     else:
         oversize = [part for part in components if part.area > most_cells]
         crops, note = _mask_crop(fired, oversize, grid, most_cells)
-    return RoiDecision(np.array(boxes, np.int64).reshape(-1, 4), tuple(crops), note, blurred)
+    left_out = _left_out(components, boxes, crops, grid, policy)
+    return RoiDecision(np.array(boxes, np.int64).reshape(-1, 4), tuple(crops), note, blurred, left_out)
 
 
 Decide = Callable[[Float32, tuple[int, int]], RoiDecision]  # logits (h,w), image (width, height) -> crops
@@ -310,6 +318,30 @@ def _expanded_span(low: int, high: int, cells: int) -> tuple[int, int]:
     expanded_low = max(0, int(centre - size / 2))
     expanded_high = min(cells - 1, int(centre + size / 2))
     return min(expanded_low, low), max(expanded_high, high)
+
+
+def _left_out(
+    components: Sequence[Component],
+    boxes: Sequence[Box],
+    crops: Sequence[Crop],
+    grid: ImageGrid,
+    policy: RoiPolicy,
+) -> tuple[LeftOut, ...]:
+    """What fired and is in no crop. `boxes`: of the regions within the limits."""
+    least, most = policy.min_cells, policy.most_cells(grid.hw)
+    # One crop of several regions holds the small ones, too.
+    merged = bool(crops) and policy.upscale == "mask" and len(boxes) > 1
+    found = [LeftOut(part.box_cells, f"more than {most} cells") for part in components if part.area > most]
+    if merged:
+        return tuple(found)
+    found += [LeftOut(part.box_cells, f"fewer than {least} cells") for part in components if part.area < least]
+    for box in boxes:
+        if grid.box_px_from_cells(box) is None:
+            found.append(LeftOut(box, "only padding"))
+        elif not crops:
+            few = f'upscale="bbox" shows at most {MAX_BBOX_CROPS} regions'
+            found.append(LeftOut(box, few if policy.upscale == "bbox" else "no cell is left on the crop's grid"))
+    return tuple(found)
 
 
 def _box_crops(boxes: Sequence[Box], grid: ImageGrid, max_ratio: float | None) -> tuple[list[Crop], str | None]:

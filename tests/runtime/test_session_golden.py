@@ -77,3 +77,20 @@ def test_two_passes(session: Session, case: tuple[Path, dict[str, np.ndarray]], 
     assert answer.token_ids == tuple(expected[f"{variant}/generated_ids"][1:])
     assert_steps(answer.trace.first_logits, expected[f"{variant}/first_step_logits"])
     assert_steps(answer.trace.step_logits, expected[f"{variant}/step_logits"])
+
+
+@pytest.mark.parametrize("variant", POLICIES)
+def test_a_look_has_the_boxes_of_the_answer(
+    session: Session, case: tuple[Path, dict[str, np.ndarray]], variant: str
+) -> None:
+    image, expected = case
+    before, after = split(expected["input_ids"])
+    session.forget_image()
+    look = session.look_ids(image, before, after, roi=POLICIES[variant])
+    session.forget_image()
+    answer = session.answer_ids(image, before, after, roi=POLICIES[variant], max_new_tokens=1)
+    assert look.boxes_xyxy_px == answer.boxes_xyxy_px
+    assert look.note == answer.note
+    np.testing.assert_array_equal(look.roi_map, answer.roi_map)
+    if int(expected[f"{variant}/n_inserted"]):
+        np.testing.assert_array_equal(look.boxes_xyxy_px, expected[f"{variant}/bboxes_src"])

@@ -1,0 +1,126 @@
+"""What a session is opened with: the bundle, the library that answers, graphs or engines. Loads none of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
+from sdrpn.errors import BadInput
+from sdrpn.host.links import AllowLinks
+from sdrpn.host.machine import read_available_memory
+from sdrpn.runtime.backends.info import OpenOptions
+from sdrpn.runtime.backends.registry import AUTOMATIC
+from sdrpn.runtime.backends.runner import Backend
+from sdrpn.runtime.backends.tensorrt import EngineOptions
+from sdrpn.runtime.select import Choice, choose_backend, choose_optimized, graph_variant
+
+__all__ = ["Opening", "OpeningRequest", "batch_of", "enough_memory", "prefix_bytes_of"]
+
+# More gain little on a CPU: see benchmarks/batching.py.
+DEFAULT_BATCH = 4
+DEFAULT_PREFIX_BYTES = 256_000_000
+
+
+@dataclass(frozen=True)
+class OpeningRequest:
+    """The arguments of `Session.open` that decide which files are loaded by which library."""
+
+    bundle_dir: str | os.PathLike[str]
+    backend: str = AUTOMATIC
+    threads: int | None = None
+    variant: str | None = None
+    target: str | None = None
+    device: int | None = None
+    engine_options: EngineOptions | None = None
+    optimized: bool = True
+    verify: bool = True
+    allow_links: AllowLinks = ()
+    download: bool = False
+
+    def choose(self) -> Opening:
+        """Choose, and verify the files. Raises BadBundle, BadInput, EngineMismatch or MissingDependency."""
+        bundle = open_bundle(
+            self.bundle_dir if isinstance(self.bundle_dir, str) else Path(self.bundle_dir),
+            allow_links=self.allow_links,
+            download=self.download,
+        )
+        options = _engine_options(self.engine_options, self.device)
+        choice = choose_backend(
+            bundle, self.backend, target=self.target, variant=self.variant, device=options.device, verify=self.verify
+        )
+        return self._graphs(bundle, choice, options) if choice.engines is None else self._engines(choice, options)
+
+    def _engines(self, choice: Choice, options: EngineOptions) -> Opening:
+        found = choice.engines
+        assert found is not None
+        opened = OpenOptions(engines=options, flavour=found.flavour, host_code=found.host_code, device=options.device)
+        backend = choice.info.open(opened)
+        self._verify(found.bundle, found.variant.embedding)
+        files = {name: engine.path for name, engine in found.engines.items()}
+        return Opening(found.bundle, found.variant, backend, files, contexts=found.contexts)
+
+    def _graphs(self, bundle: Bundle, choice: Choice, options: EngineOptions) -> Opening:
+        chosen = graph_variant(bundle, self.variant, info=choice.info, note=choice.note)
+        saved, note = choose_optimized(bundle, chosen, choice.info, self.verify) if self.optimized else (None, None)
+        backend = choice.info.open(OpenOptions(self.threads, options.device, optimized=saved is not None))
+        if saved is not None:
+            self._verify(bundle, chosen.embedding)
+            return Opening(bundle, saved.variant(chosen), backend, saved.graphs, choice.note)
+        self._verify(bundle, *chosen.files)
+        return Opening(bundle, chosen, backend, note=choice.note or note)
+
+    def _verify(self, bundle: Bundle, *files: str) -> None:
+        tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()
+        bundle.verify((*files, *tokenizer), large=self.verify)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What was chosen; `engines` are files that the backend loads in place of the bundle's graphs."""
+
+    bundle: Bundle
+    variant: Variant
+    backend: Backend
+    engines: Mapping[str, Path] | None = None
+    note: str | None = None
+    contexts: tuple[int, ...] = ()  # the cache lengths that the engines have profiles for, where that is several
+
+
+def batch_of(max_batch: int | None, backend: Backend) -> int:
+    """How many questions are answered at once. Raises BadInput for a number that the backend cannot take."""
+    most = backend.most_slots
+    if max_batch is None:
+        return DEFAULT_BATCH if most is None else min(DEFAULT_BATCH, most)
+    if max_batch < 1:
+        raise BadInput(f"max_batch is {max_batch}; expected a number of questions, at least 1")
+    if most is not None and max_batch > most:
+        raise BadInput(f"max_batch is {max_batch}; {backend.name} answers at most {most} at once")
+    return max_batch
+
+
+def prefix_bytes_of(prefix_bytes: int | None, backend: Backend) -> int:
+    """The most memory for prefixes that are kept aside. Raises BadInput for a negative number."""
+    if prefix_bytes is None:  # on a GPU all memory is planned for
+        return DEFAULT_PREFIX_BYTES if backend.most_slots is None else 0
+    if prefix_bytes < 0:
+        raise BadInput(f"prefix_bytes is {prefix_bytes}; expected a number of bytes, 0 for none")
+    return prefix_bytes
+
+
+def enough_memory(size_bytes: int) -> bool:
+    """Whether caches of this size leave as much memory again."""
+    available = read_available_memory()
+    return available is None or 2 * size_bytes <= available
+
+
+def _engine_options(options: EngineOptions | None, device: int | None) -> EngineOptions:
+    """With the device that was asked for. Raises BadInput where two were."""
+    if device is None or options is None:
+        return options or EngineOptions(device=device or 0)
+    if options.device not in (0, device):
+        raise BadInput(f"device {device} was asked for, and {options.device} in the engine options; leave one out")
+    return dataclasses.replace(options, device=device)
