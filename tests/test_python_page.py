@@ -61,7 +61,9 @@ def test_the_first_example_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", EXAMPLES[0]], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    layers, total_bytes, answered = done.stdout.splitlines()
+    layers, total_bytes, answered, *regions = done.stdout.splitlines()
     assert int(layers) == sdrpn.inspect_bundle("default").spec.llm.layers
     assert int(total_bytes) > 1_000_000
     assert "Timings(" in answered
+    assert regions
+    assert all(re.fullmatch(r"\(\d+, \d+, \d+, \d+\) [01]\.\d+ [01]\.\d+ \(\d+, \d+\)", line) for line in regions)
