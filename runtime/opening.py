@@ -66,7 +66,8 @@ class OpeningRequest:
     def _graphs(self, bundle: Bundle, choice: Choice, options: EngineOptions) -> Opening:
         chosen = graph_variant(bundle, self.variant, info=choice.info, note=choice.note)
         saved, note = choose_optimized(bundle, chosen, choice.info, self.verify) if self.optimized else (None, None)
-        backend = choice.info.open(OpenOptions(self.threads, options.device, optimized=saved is not None))
+        largest_matrix = bundle.spec.llm.largest_matrix
+        backend = choice.info.open(OpenOptions(self.threads, options.device, saved is not None, largest_matrix))
         if saved is not None:
             self._verify(bundle, chosen.embedding)
             return Opening(bundle, saved.variant(chosen), backend, saved.graphs, choice.note)

@@ -130,7 +130,8 @@ class Session:
                 "ORGANISATION/MODEL" one of Hugging Face's hub that is in the local cache
             backend: "onnxruntime" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn build`), or "auto":
                 engines where some fit this machine's GPU, else "onnxruntime"
-            threads: for the CPU; None: one per core
+            threads: for the CPU; None: one per core that is free when this process first asks, at most OMP_NUM_THREADS,
+                and a single one for a small model
             variant: such as "primitive-fp16"; None: that of the engines, or the one that suits the library best
             target: whose engines are run; None: the first that fit
             device: which GPU, as CUDA numbers them; None: that of the engine options, which is the first

@@ -42,9 +42,10 @@ class MemoryRequest:
 class OpenOptions:
     """Options for opening a backend; each reads those that apply to it."""
 
-    threads: int | None = None  # on the CPU; None: one per core
+    threads: int | None = None  # on the CPU; None: chosen by the cores that are free, see sdrpn.host.threads
     device: int = 0  # the CUDA device index
     optimized: bool = False  # graphs that `sdrpn optimize` saved
+    largest_matrix: int | None = None  # weights of the largest matrix in a layer of the model; None: unknown
     engines: EngineOptions | None = None
     flavour: str = "tensorrt"  # the library that built the engines: tensorrt or tensorrt-rtx
     host_code: bool = False  # engines contain code for the CPU, as version-compatible ones do

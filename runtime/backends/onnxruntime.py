@@ -13,8 +13,9 @@ import numpy as np
 import onnxruntime
 
 from sdrpn.bundle.bundle import GraphInfo, TensorInfo
-from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunFailed, SdrpnError
+from sdrpn.errors import BadBundle, Cancelled, MissingDependency, RunFailed, SdrpnError
 from sdrpn.host.interrupt import Cancellation, SignalWatch
+from sdrpn.host.threads import CpuThreads, choose_threads
 from sdrpn.runtime.backends.external_data import external_files, graph_with_real_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.backends.onnxruntime_cuda import DeviceBuffer, prepare_cuda, record_placement, require_cuda
@@ -29,9 +30,6 @@ PROVIDERS = {
 }
 # Option: the folder that weight file names are relative to, for a graph loaded from memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-# Each thread takes memory in every graph. On two cores, an answer took half a minute with 256 threads, over a minute
-# with 1024.
-_MOST_THREADS = 256
 # Messages of failures outside the graph: memory, disk, descriptors, threads.
 _OF_THE_MACHINE = re.compile(
     r"bad_alloc|bad allocation|out of memory|failed to allocate|no space left|disk quota|input/output error"
@@ -49,9 +47,21 @@ class OnnxRuntimeBackend:
     """Allocates buffers on the provider's device and loads graphs with its options."""
 
     def __init__(
-        self, name: str = "onnxruntime", threads: int | None = None, device_id: int = 0, *, optimized: bool = False
+        self,
+        name: str = "onnxruntime",
+        threads: int | None = None,
+        device_id: int = 0,
+        *,
+        optimized: bool = False,
+        largest_matrix: int | None = None,
     ) -> None:
-        """Args: optimized: the graphs were saved by this library after optimisation; do not optimise them again."""
+        """Choose the threads, and find the provider.
+
+        Args:
+            threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
+            optimized: the graphs were saved by this library after optimisation; do not optimise them again
+        Raises: MissingDependency where this build lacks the provider, BadInput for threads out of range
+        """
         provider, self._device = PROVIDERS[name]
         self.name = name
         self.note: str | None = None
@@ -63,10 +73,8 @@ class OnnxRuntimeBackend:
             )
         if self._device == "cuda":
             prepare_cuda()
-        if threads is not None and not 1 <= threads <= _MOST_THREADS:
-            raise BadInput(f"threads is {threads}; expected 1 to {_MOST_THREADS}, or none for one per core")
         self._providers = [(provider, {"device_id": str(device_id)} if self._device == "cuda" else {})]
-        self.threads = threads if threads is not None else _cores()
+        self.threads = choose_threads(threads, largest_matrix)
         self._run_options = onnxruntime.RunOptions()
         # The library's Python code looks up this entry at every run, and its absence costs 40 us.
         self._run_options.add_run_config_entry("gpu_graph_id", "-1")  # no graph capture, which is the default
@@ -261,10 +269,10 @@ def _unlike(declared: int | str, found: int | str | None) -> bool:
     return isinstance(declared, int) and isinstance(found, int) and declared != found
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: CpuThreads) -> onnxruntime.SessionOptions:
     """The session options for every graph."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads.count
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # One arena for all graphs: with one arena each, every graph would keep the memory of its longest prompt.
@@ -274,6 +282,8 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     # Four sessions alternate: threads that spin after their graph has ended would take the cores from the next graph.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not threads.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
@@ -284,11 +294,6 @@ def _share_arena() -> None:
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
     onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({}))
-
-
-def _cores() -> int:
-    """The number of cores that this process may use (in a container possibly fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: BaseException) -> str:

@@ -63,7 +63,9 @@ def _open(name: str, options: OpenOptions) -> Backend:
     _require_library(name)
     from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(name, options.threads, options.device, optimized=options.optimized)
+    return OnnxRuntimeBackend(
+        name, options.threads, options.device, optimized=options.optimized, largest_matrix=options.largest_matrix
+    )
 
 
 def _installed_release() -> str | None:

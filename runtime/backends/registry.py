@@ -36,11 +36,19 @@ def graph_backends() -> tuple[BackendInfo, ...]:
     return tuple(info for info in BACKENDS.values() if info.runs == "graphs")
 
 
-def open_backend(name: str, threads: int | None = None, *, optimized: bool = False, device: int = 0) -> Backend:
+def open_backend(
+    name: str,
+    threads: int | None = None,
+    *,
+    optimized: bool = False,
+    device: int = 0,
+    largest_matrix: int | None = None,
+) -> Backend:
     """A backend that runs graphs, by name.
 
     Args:
         optimized: the graphs were saved by `sdrpn optimize`
+        threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
         device: the GPU, for a backend that uses one
     Raises: BadInput for a backend that is unknown or runs engines, MissingDependency where its library is absent
     """
@@ -48,4 +56,4 @@ def open_backend(name: str, threads: int | None = None, *, optimized: bool = Fal
     if info.runs != "graphs":
         known = ", ".join(other.name for other in graph_backends())
         raise BadInput(f"backend {name} runs engines, not ONNX graphs; expected one of {known}")
-    return info.open(OpenOptions(threads, device, optimized))
+    return info.open(OpenOptions(threads, device, optimized, largest_matrix))

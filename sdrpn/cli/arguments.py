@@ -16,6 +16,7 @@ __all__ = [
     "AUTO",
     "BUNDLE_HELP",
     "add_fit_argument",
+    "add_threads_argument",
     "bundle_folder",
     "context_lengths",
     "device_number",
@@ -48,6 +49,16 @@ def filled(kind: type[Request], args: argparse.Namespace, **given: object) -> Re
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
     named = {field.name: getattr(args, field.name) for field in fields if hasattr(args, field.name)}
     return kind(**(named | given))
+
+
+def add_threads_argument(group: argparse._ActionsContainer) -> None:
+    """With how many threads a verb computes on the CPU."""
+    group.add_argument(
+        "--threads",
+        metavar="N",
+        type=positive_int,
+        help="CPU threads (default: one per free core; a single one for small models)",
+    )
 
 
 def some_names(text: str) -> tuple[str, ...]:

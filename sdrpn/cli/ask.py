@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sdrpn.cli.arguments import (
     BACKENDS,
     BUNDLE_HELP,
+    add_threads_argument,
     bundle_folder,
     device_number,
     non_negative_number,
@@ -80,7 +81,7 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
         help="where TensorRT-RTX keeps what it compiles on this GPU for the next start; none: nowhere (default: "
         "~/.cache/sdrpn)",
     )
-    group.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
+    add_threads_argument(group)
     group.add_argument(
         "--decode",
         choices=DECODES,

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, positive_int
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", metavar="NAME", help="default: the one that suits a CPU best")
     parser.add_argument("--backend", default="onnxruntime", help="as for `sdrpn ask` (default: onnxruntime)")
     parser.add_argument("--cases", metavar="A,B", default=ALL_CASES, help=f"of {ALL_CASES} (default: all)")
-    parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
+    add_threads_argument(parser)
     parser.add_argument(
         "--runs", metavar="N", type=positive_int, default=LEAST_RUNS, help="counted, after one more (default: 10)"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import add_fit_argument, filled, positive_int
+from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled, positive_int
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_threads_argument(parser)
     add_model_options(parser, "checkpoint", "base", "vision_tower")
 
 

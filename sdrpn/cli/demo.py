@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import positive_int
+from sdrpn.cli.arguments import add_threads_argument
 
 if TYPE_CHECKING:
     from sdrpn.workflows.demonstration import Demonstration
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlay", metavar="OUT.png", type=Path, default=OVERLAY, help=f"picture to write (default: {OVERLAY})"
     )
-    parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
+    add_threads_argument(parser)
     parser.add_argument("--json", action="store_true", help="print answers, times and boxes as JSON")
 
 

@@ -18,7 +18,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import AUTO, bundle_folder, filled, number_or_auto, positive_int, whole_number
+from sdrpn.cli.arguments import (
+    AUTO,
+    add_threads_argument,
+    bundle_folder,
+    filled,
+    number_or_auto,
+    positive_int,
+    whole_number,
+)
 from sdrpn.cli.checkpoint_arguments import add_part_arguments
 from sdrpn.cli.model_folders import add_model_options
 
@@ -116,7 +124,7 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="cpu", metavar="NAME", help="of a checkpoint: cpu, cuda, ... (default: cpu)")
     group.add_argument("--backend", default="onnxruntime", metavar="NAME", help="of a bundle: as for `sdrpn ask`")
     group.add_argument("--variant", metavar="NAME", help="of a bundle: as for `sdrpn ask`")
-    group.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: the library's)")
+    add_threads_argument(group)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
-from sdrpn.cli.arguments import add_fit_argument, filled, number_between, positive_int
+from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled, number_between, positive_int
 from sdrpn.cli.checkpoint_arguments import checkpoint_parts
 from sdrpn.cli.model_folders import add_model_options
 
@@ -158,6 +158,7 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--images", metavar="DIR", type=Path, help="with --calibrate: folder of the images")
     group.add_argument("--device", metavar="NAME", help="with --calibrate: cpu, cuda, cuda:1, ... (default: cpu)")
+    add_threads_argument(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -183,17 +184,17 @@ def _calibration(args: argparse.Namespace) -> CalibrationData | None:
     from sdrpn.errors import BadInput
     from sdrpn.workflows.export import CalibrationData
 
-    given = args.calibrate or args.images or args.device
+    given = args.calibrate or args.images or args.device or args.threads
     kinds = {name: numbers.calibration for name, numbers in PRECISIONS.items()}
     needed = args.method == "gptq" or kinds[args.precision] == "required"
     if given and not needed and kinds[args.precision] == "none":
         taking = " and ".join(name for name, kind in kinds.items() if kind != "none")
-        raise BadInput(f"--calibrate, --images and --device are for --method gptq and for --precision {taking}")
+        raise BadInput(f"--calibrate, --images, --device and --threads are for --method gptq and for --precision {taking}")
     if not given and not needed:
         return None
     if args.calibrate is None or args.images is None:
         raise BadInput("a calibration needs questions and their pictures: --calibrate QA.jsonl --images DIR")
-    return CalibrationData(args.calibrate, args.images, args.device or "cpu")
+    return CalibrationData(args.calibrate, args.images, args.device or "cpu", args.threads)
 
 
 def _print_text(result: ExportResult) -> None:

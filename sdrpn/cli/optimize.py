@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 
 HELP = "make a bundle's graphs ready for this machine's CPU"
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="standard: leave the attention as exported (default: group-query; standard for the dialect primitive, for "
         "caches in 8 bits and for what computes in fp16)",
     )
-    parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: one per core)")
+    add_threads_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
     add_model_options(parser, "bundle")
 

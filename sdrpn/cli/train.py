@@ -15,7 +15,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import filled, non_negative_number, number_between, positive_int, whole_number
+from sdrpn.cli.arguments import (
+    add_threads_argument,
+    filled,
+    non_negative_number,
+    number_between,
+    positive_int,
+    whole_number,
+)
 from sdrpn.cli.checkpoint_arguments import add_part_arguments, checkpoint_parts
 from sdrpn.cli.model_folders import add_model_options
 
@@ -56,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: a GPU if there is one, or what `accelerate launch` gives (default: auto)",
     )
+    add_threads_argument(parser)
     parser.add_argument("--resume", action="store_true", help="go on with a training of the same settings in --out")
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
     _add_model_options(parser.add_argument_group("the RPN"))

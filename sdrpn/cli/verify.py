@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
+from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
 from sdrpn.cli.checkpoint_arguments import add_part_arguments
 from sdrpn.cli.model_folders import add_model_options
 
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact", action="store_true", help="graph by graph and answers against the reference, in place of gates"
     )
+    add_threads_argument(parser)
     add_source_arguments(parser)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import ctypes
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -15,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sdrpn.host.threads import usable_cores
 
 __all__ = [
     "Cpu",
@@ -118,7 +119,7 @@ def read_machine(root: Path = _ROOT) -> Machine:
         python_path=sys.executable,
         virtual_environment=sys.prefix != sys.base_prefix,
         system_site_packages=_sees_system_packages(Path(sys.prefix)),
-        cpu_cores=_cpu_cores(),
+        cpu_cores=usable_cores(root),
         memory_bytes=memory_bytes,
         memory_available_bytes=memory_available_bytes,
         gpus=read_gpus(),
@@ -210,13 +211,6 @@ def _system() -> str:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
         return f"{platform.system()} {platform.release()}"
-
-
-def _cpu_cores() -> int:
-    """The number of cores that this process may use, which in a container may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_bytes(root: Path) -> tuple[int | None, int | None]:

@@ -130,6 +130,11 @@ class LlmSpec:
                 f"scaling has fixed frequencies; expected {scaling.original_context} at most"
             )
 
+    @property
+    def largest_matrix(self) -> int:
+        """Weights of the largest matrix in a layer."""
+        return self.width * max(self.mlp_width, (self.heads + 2 * self.kv_heads) * self.head_dim)
+
     def window_within(self, context: int) -> int | None:
         """The sliding window, where it hides anything from one of `context` tokens."""
         return self.sliding_window if self.sliding_window is not None and self.sliding_window < context else None

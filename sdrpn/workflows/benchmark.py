@@ -17,6 +17,7 @@ from sdrpn.host.libraries import importing_extra, installed_version
 from sdrpn.host.machine import read_cpu, read_machine
 from sdrpn.host.power import PowerMeter
 from sdrpn.host.progress import Advance, unseen
+from sdrpn.host.threads import choose_threads
 from sdrpn.method.spec import ModelSpec
 from sdrpn.reports.bench_report import BenchReport, CaseFigures, percentiles, stages_of_median
 from sdrpn.runtime import Session
@@ -31,6 +32,7 @@ from sdrpn.runtime.bench import (
     bench_prompt,
     bench_rounds,
 )
+from sdrpn.workflows.torch_threads import torch_threads
 
 __all__ = ["CASES", "BenchBundle", "BenchReference", "BenchRequest", "bench", "bench_bundle"]
 
@@ -65,7 +67,7 @@ class BenchRequest:
     others: tuple[BenchBundle | BenchReference, ...] = ()  # loaded at once, and asked in turns
     cases: tuple[str, ...] = CASES
     backend: str = "onnxruntime"  # as Session.open takes it
-    threads: int | None = None  # of the CPU; None: one per core
+    threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
     runs: int = 10  # counted, after one more; a percentile of fewer means little
     new_tokens: int = 16  # of an answer
     verify: bool = True  # check the digests of large files
@@ -138,7 +140,8 @@ def bench(request: BenchRequest, progress: Advance = unseen) -> BenchReport:
             found = list(bench_rounds(sides, cases, runs=request.runs, advance=progress))
     figures = _figures(found, [case.name for case in cases], [side.name for side in sides])
     peak = _peak_rss_bytes() if len(sides) == 1 else None
-    return BenchReport(_machine(request), request.command, request.runs, figures, peak, meter.readings)
+    threads = choose_threads(request.threads, spec.llm.largest_matrix).count
+    return BenchReport(_machine(request, threads), request.command, request.runs, figures, peak, meter.readings)
 
 
 def _sides(request: BenchRequest, opened: ExitStack) -> tuple[list[BenchSide], ModelSpec]:
@@ -146,7 +149,7 @@ def _sides(request: BenchRequest, opened: ExitStack) -> tuple[list[BenchSide], M
     sides: list[BenchSide] = [_session_side(request, request.first, first)]
     for other in request.others:
         if isinstance(other, BenchReference):
-            sides.append(_reference_side(request, other.checkpoint))
+            sides.append(_reference_side(request, other.checkpoint, opened))
             continue
         session = _session(request, other, opened)
         if session.spec != first.spec:
@@ -178,19 +181,18 @@ def _session_side(request: BenchRequest, side: BenchBundle, session: Session) ->
     return SessionSide(name, session, request.new_tokens)
 
 
-def _reference_side(request: BenchRequest, checkpoint: Path) -> BenchSide:
+def _reference_side(request: BenchRequest, checkpoint: Path, opened: ExitStack) -> BenchSide:
     """The reference, which tells the time of a whole answer and nothing of its stages."""
     with importing_extra("train", "sdrpn bench --compare torch"):
-        import torch
+        import torch  # noqa: F401
 
     from sdrpn.checkpoint import open_checkpoint
     from sdrpn.model.llava import model_from_checkpoint
     from sdrpn.model.reference import reference_answer
 
-    if request.threads is not None:
-        torch.set_num_threads(request.threads)
     with open_checkpoint(checkpoint) as source:
         model = model_from_checkpoint(source)
+    opened.enter_context(torch_threads(request.threads, model.spec))
     picture, (before, after) = bench_picture(0), bench_prompt(model.spec)
 
     class TorchSide:
@@ -242,7 +244,7 @@ def _case_figures(
     )
 
 
-def _machine(request: BenchRequest) -> dict[str, Any]:
+def _machine(request: BenchRequest, threads: int) -> dict[str, Any]:
     machine = read_machine()
     libraries = {name: installed_version(name) for name in ("sdrpn", "onnxruntime", "numpy")}
     if request.has_reference:
@@ -252,7 +254,7 @@ def _machine(request: BenchRequest) -> dict[str, Any]:
         about["board"] = machine.jetson.model
     if machine.gpus:
         about["GPUs"] = ", ".join(gpu.name for gpu in machine.gpus)
-    return {**about, "threads": request.threads or "all", "backend": request.backend, **libraries}
+    return {**about, "threads": threads, "backend": request.backend, **libraries}
 
 
 def _peak_rss_bytes() -> int:

@@ -43,6 +43,7 @@ class VerifyRequest:
     target: the graphs and engines of this target, a name or a file; None: all variants
     variant: this one only; None: all, or the target's
     exact: graph by graph and answers against the reference, in place of gates of each precision
+    threads: of the CPU, for both; None: one per free core, and a single one for a small model
     """
 
     bundle: Path
@@ -54,6 +55,7 @@ class VerifyRequest:
     target: str | None = None
     variant: str | None = None
     exact: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.target is not None and (self.exact or self.variant is not None):
@@ -127,13 +129,13 @@ def answers_of(session: Session, steps: Steps) -> AnswerQuestion:
 class GraphRuns:
     """Runs the graphs of a variant on ONNX Runtime; holds one at a time."""
 
-    def __init__(self, bundle: Bundle, variant: str, steps: Steps) -> None:
+    def __init__(self, bundle: Bundle, variant: str, steps: Steps, threads: int | None = None) -> None:
         from sdrpn.runtime.backends import open_backend
         from sdrpn.runtime.backends.onnxruntime_info import require_release
 
         require_release(bundle, bundle.variant(variant))
         self._bundle, self._variant, self._steps = bundle, bundle.variant(variant), steps
-        self._backend = open_backend("onnxruntime")
+        self._backend = open_backend("onnxruntime", threads, largest_matrix=bundle.spec.llm.largest_matrix)
         self._name = ""
         self._runner: Runner | None = None
 

@@ -68,7 +68,7 @@ def run_demo(threads: int | None = None) -> Demonstration:
     """Ask the model that comes with the package about the scene that comes with it. Needs the base install only.
 
     Args:
-        threads: of the CPU; None: one per core
+        threads: of the CPU; None: one per free core, and a single one for a small model
     """
     scene = shipped_scene()
     with Session.open(DEFAULT_NAME, backend="onnxruntime", threads=threads) as session:

@@ -89,7 +89,7 @@ def evaluate_model(
         threshold, attention_threshold, heads, upscale, vicrop_layer, seed: see `LookChoice`
         rpns, vision_tower, base, projector, fit, precision, device: of a checkpoint; see `CheckpointModel`
         backend, variant: of a bundle; see `BundleModel`
-        threads: CPU threads; None: the library's choice
+        threads: of the CPU; None: one per free core, and a single one for a small model
         progress: (title, what is counted) -> a block in which (done, total) is told
     Returns: accuracy with intervals, how well the crops fit, and the seconds that a question took, by method
     Raises: BadInput for what the model or the task cannot do; BadBundle, BadCheckpoint; MissingDependency

@@ -15,6 +15,7 @@ from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.teacher import ModelPrecision, require_device
+from sdrpn.workflows.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     from sdrpn.checkpoint import Checkpoint
@@ -197,7 +198,10 @@ def _open_checkpoint(
         import sdrpn.checkpoint  # noqa: F401
 
     first, *others = _named_rpns(model.rpns) or [("", None)]
-    with dataclasses.replace(model.parts, rpn=first[1]).open() as checkpoint:
+    with (
+        dataclasses.replace(model.parts, rpn=first[1]).open() as checkpoint,
+        torch_threads(model.threads, checkpoint.spec),
+    ):
         yield _torch_model(model, task, wanted, look, checkpoint, others, progress)
 
 
@@ -220,8 +224,6 @@ def _torch_model(
         from sdrpn.model import model_from_checkpoint
         from sdrpn.model.dtypes import torch_dtype
 
-    if model.threads is not None:
-        torch.set_num_threads(model.threads)
     device, dtype = require_device(model.device), torch_dtype(model.precision)
     loaded = model_from_checkpoint(checkpoint, dtype).to(device)
     rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(model, checkpoint, others).items()}

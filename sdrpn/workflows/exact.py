@@ -22,7 +22,7 @@ __all__ = ["exact_checks"]
 
 
 def exact_checks(
-    bundle: Bundle, source: Checkpoint, variants: Sequence[Variant], progress: ShowProgress
+    bundle: Bundle, source: Checkpoint, variants: Sequence[Variant], threads: int | None, progress: ShowProgress
 ) -> Iterator[Check]:
     """Names, axes, shapes and values of every graph, in that order; then the whole: RoI map, boxes and tokens."""
     from sdrpn.model import model_from_checkpoint
@@ -36,13 +36,17 @@ def exact_checks(
         advance(2, total)
         model = model_from_checkpoint(source)
         for index, variant in enumerate(variants):
-            yield from _compare_variant(
-                bundle, variant, model, questions, Steps(advance, 2 + index * steps_each, total)
-            )
+            steps = Steps(advance, 2 + index * steps_each, total)
+            yield from _compare_variant(bundle, variant, model, questions, steps, threads)
 
 
 def _compare_variant(
-    bundle: Bundle, variant: Variant, model: SdRpnModel, questions: tuple[Question, ...], steps: Steps
+    bundle: Bundle,
+    variant: Variant,
+    model: SdRpnModel,
+    questions: tuple[Question, ...],
+    steps: Steps,
+    threads: int | None,
 ) -> Iterator[Check]:
     from sdrpn.compare.answers import compare_answers
     from sdrpn.compare.graphs import compare_embedding, compare_graphs, compare_rotary
@@ -53,7 +57,7 @@ def _compare_variant(
     llm = bundle.spec.llm
     files = {name: _signature_from_file(bundle.file(graph.file)) for name, graph in variant.graphs.items()}
     with runnable_bundle(bundle, variant) as runs:
-        with GraphRuns(runs, variant.name, steps) as graphs:
+        with GraphRuns(runs, variant.name, steps, threads) as graphs:
             context = bundle.manifest.max_context
             checks = list(compare_graphs(model, variant, graphs.run, max_context=context, files=files))
         yield from checks
@@ -64,7 +68,7 @@ def _compare_variant(
         with TokenEmbedding(embedding, llm.vocabulary, llm.width, variant.embedding_dtype) as table:
             yield from compare_embedding(model, variant, table.rows)
         yield from compare_rotary(model, variant, bundle.manifest.rotary)
-        with Session.open(runs.path, variant=variant.name, verify=False) as session:
+        with Session.open(runs.path, variant=variant.name, threads=threads, verify=False) as session:
             answer = answers_of(session, steps)
             yield from compare_answers(model, questions, answer, variant=variant.name, precision=variant.numerics)
 

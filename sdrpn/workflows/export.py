@@ -16,6 +16,7 @@ from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.method.policy import RoiChange
 from sdrpn.workflows.checkpoint_parts import CheckpointParts, as_path
 from sdrpn.workflows.teacher import require_device
+from sdrpn.workflows.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Manifest
@@ -34,11 +35,13 @@ class CalibrationData:
     questions: file of questions, one JSON object a line: image, question, and answer where there is one
     images: the folder that names of images are relative to
     device: where PyTorch runs it: "cpu", "cuda", "cuda:1", ...
+    threads: of the CPU; None: one per free core
     """
 
     questions: Path
     images: Path
     device: str = "cpu"
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,7 @@ def _calibrated(request: ExportRequest, parts: CheckpointParts, progress: ShowPr
     device, questions = require_device(data.device), tuple(read_questions(data.questions))
     with parts.open() as source:
         prompts = CalibrationPrompts(questions, data.images, tokenizer_of(source))
-        with progress("calibrate", "layers") as advance:
+        with torch_threads(data.threads), progress("calibrate", "layers") as advance:
             embeds = prompts.embeds(source)
             moments = request.method == "gptq"
             yield LayerInputs(source, embeds, prompts.digest, device=device, moments=moments, advance=advance)

@@ -35,7 +35,7 @@ class OptimizeRequest:
     # One of ATTENTIONS: ONNX Runtime's own operator, or the attention as exported. None: the operator where it can take
     # the place of what was exported.
     attention: str | None = None
-    threads: int | None = None  # of the CPU; None: one per core
+    threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
 
     def __post_init__(self) -> None:
         if self.attention not in (None, *ATTENTIONS):
@@ -81,7 +81,7 @@ def optimize_bundle(
         variant: None: the one that suits a CPU best
         attention: "group-query", ONNX Runtime's own operator, or "standard", as exported; None: the operator where it
             can take the place of what was exported
-        threads: of the CPU; None: one per core
+        threads: of the CPU; None: one per free core, and a single one for a small model
         progress: told how many graphs were saved, of how many
 
     Raises:

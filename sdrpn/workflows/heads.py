@@ -16,6 +16,7 @@ from sdrpn.errors import BadInput
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.teacher import TeacherRequest
+from sdrpn.workflows.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     from sdrpn.checkpoint import Checkpoint
@@ -106,7 +107,7 @@ def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> 
         from sdrpn.labels.head_choice import HEADS_NAME, write_heads
         from sdrpn.labels.head_picture import draw_heads
 
-    with asked.checkpoint.open() as checkpoint:
+    with asked.checkpoint.open() as checkpoint, torch_threads(asked.threads, checkpoint.spec):
         pairs = [] if request.proposal is None else _pairs(request.proposal, checkpoint)
         teacher = asked.teacher(checkpoint)
         scores, answered = _scored(teacher, questions, progress)
@@ -128,7 +129,8 @@ def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> 
             _store_taps(teacher, out / LABELS, options, pairs, Path(folder), progress)
             del teacher  # what is trained needs its memory
             torch.cuda.empty_cache()
-            proposal = _tried(request, checkpoint, out, options, pairs, Path(folder), progress)
+            with torch_threads(asked.threads):
+                proposal = _tried(request, checkpoint, out, options, pairs, Path(folder), progress)
     details["proposal"] = dataclasses.asdict(proposal)
     write_heads(out / HEADS_NAME, chosen, details)
     return FoundHeads(scores, chosen, answered, details, proposal)

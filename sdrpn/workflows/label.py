@@ -10,6 +10,7 @@ from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.teacher import ModelPrecision, TeacherRequest
+from sdrpn.workflows.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     from sdrpn.labels.denoise import LabelRule
@@ -87,6 +88,7 @@ def label_questions(
     max_new_tokens: int = 128,
     precision: ModelPrecision = "fp32",
     device: str = "cpu",
+    threads: int | None = None,
     vision_tower: Path | str | None = None,
     base: Path | str | None = None,
     projector: Path | str | None = None,
@@ -103,14 +105,14 @@ def label_questions(
         images: the folder of the images
         out: folder to write: Parquet shards, labels.json, report.html
         heads: "official-7b", "official-13b", or the path of heads.json
-        limit, rows, answers, max_new_tokens, precision, device: see `TeacherRequest`
+        limit, rows, answers, max_new_tokens, precision, device, threads: see `TeacherRequest`
         shard_questions, resume: see `LabelRequest`
         progress: (title, what is counted) -> a block in which (done, total) is told
     Raises: BadInput and BadCheckpoint before the model answers; MissingDependency without sdrpn[train]
     """
     parts = CheckpointParts(checkpoint, vision_tower=vision_tower, base=base, projector=projector, fit=fit)
     asked = TeacherRequest(
-        parts, Path(data), Path(images), limit, rows, answers, max_new_tokens, precision=precision, device=device
+        parts, Path(data), Path(images), limit, rows, answers, max_new_tokens, precision, device, threads
     )
     return label(LabelRequest(asked, heads, Path(out), resume, shard_questions), progress)
 
@@ -129,7 +131,11 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
         from sdrpn.labels.report import REPORT, write_report
 
     out, images = request.out, request.asked.images
-    with request.asked.checkpoint.open() as checkpoint, progress("label", "questions") as advance:
+    with (
+        request.asked.checkpoint.open() as checkpoint,
+        torch_threads(request.asked.threads, checkpoint.spec),
+        progress("label", "questions") as advance,
+    ):
         teacher = request.asked.teacher(checkpoint)
         run = LabelRun(checkpoint.digest(), tuple(questions), heads, shard_questions=request.shard_questions)
         counts = gather_labels(run, teacher, out, resume=request.resume, progress=advance)

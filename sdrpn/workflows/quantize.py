@@ -14,6 +14,7 @@ from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.teacher import ModelPrecision, require_device, some_questions
+from sdrpn.workflows.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     from sdrpn.calibration.sensitivity import Asked, Cost, Rounding
@@ -38,6 +39,7 @@ class QuantizeRequest:
     choices: ways to round, as names of weight files have them: intBITS-bBLOCK-METHOD
     parts: of vision, layers.N, rpn, lm_head; None: all, and at last all that an export rounds by default at once
     threshold, upscale: of `sdrpn.method.roi.RoiPolicy`; None: the checkpoint's own
+    threads: of the CPU, as in `TeacherRequest`
     report: folder for sensitivity.json, .md and .png: new or empty; None: nothing is written
     """
 
@@ -52,6 +54,7 @@ class QuantizeRequest:
     upscale: Literal["mask", "bbox"] | None = None
     precision: ModelPrecision = "fp32"
     device: str = "cpu"
+    threads: int | None = None
     report: Path | None = None
 
 
@@ -88,7 +91,7 @@ def measure_rounding(request: QuantizeRequest, progress: ShowProgress = show_not
         _require_blocks(part, {matrix.in_features for matrix in matrices[part]}, choices)
     together = [] if request.parts is not None else [name for name in parts if name.startswith("layers.")]
     roundings = {name: _rounding(blocks) for name, blocks in choices.items()}
-    with progress("quantize", "answers") as advance:
+    with torch_threads(request.threads, model.spec), progress("quantize", "answers") as advance:
         costs = tuple(measure_costs(model, asked, roundings, parts, together=together, advance=advance))
     if request.report is not None:
         _write_report(request.report, costs)

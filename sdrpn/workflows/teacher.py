@@ -31,6 +31,7 @@ class TeacherRequest:
     answers: "own": the model answers itself; "given": those of the data are used
     max_new_tokens: of an answer
     precision, device: of the model in PyTorch
+    threads: of the CPU; None: one per free core, see `sdrpn.host.threads`
     """
 
     checkpoint: CheckpointParts
@@ -42,6 +43,7 @@ class TeacherRequest:
     max_new_tokens: int = 128
     precision: ModelPrecision = "fp32"
     device: str = "cpu"
+    threads: int | None = None
 
     def questions(self) -> list[Question]:
         """The questions. Raises BadInput for files or folders that are not there, or say something else."""

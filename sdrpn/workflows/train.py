@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
+from sdrpn.workflows.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     from sdrpn.train.options import TrainOptions
@@ -32,6 +33,7 @@ class TrainingRequest:
     images: None: the folder that was labelled
     taps_dir: where stored taps are; trainings of one checkpoint may share it; None: `taps` in `labels`
     device: "auto": a GPU if there is one, or what a launcher gives
+    threads: of the CPU, in each process of a launcher; None: one per free core, at most OMP_NUM_THREADS
     """
 
     checkpoint: CheckpointParts
@@ -42,6 +44,7 @@ class TrainingRequest:
     taps_dir: Path | None = None
     device: Literal["auto", "cpu"] = "auto"
     resume: bool = False
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def train_rpn(
     taps_dir: Path | str | None = None,
     device: Literal["auto", "cpu"] = "auto",
     resume: bool = False,
+    threads: int | None = None,
     progress: ShowProgress = show_nothing,
     warn: Callable[[str], None] = lambda text: None,
 ) -> TrainedRpn:
@@ -98,7 +102,7 @@ def train_rpn(
         labels: folder that `label_questions` wrote
         out: folder to write: new or empty, or with `resume` one of a training of the same settings
         options: None: those of `preset`
-        images, taps_dir, device: see `TrainingRequest`
+        images, taps_dir, device, threads: see `TrainingRequest`
         progress: (title, what is counted) -> a block in which (done, total) is told
         warn: told what does not stop the training and should be known
     Raises: BadInput and BadCheckpoint before any work is done; MissingDependency without sdrpn[train]
@@ -117,6 +121,7 @@ def train_rpn(
         None if taps_dir is None else Path(taps_dir),
         device,
         resume,
+        threads,
     )
     return train(request, progress, warn)
 
@@ -141,7 +146,7 @@ def train(
 
     accelerator = Accelerator(cpu=request.device == "cpu")
     labels = read_labels(request.labels)
-    with parts.open() as checkpoint:
+    with parts.open() as checkpoint, torch_threads(request.threads):
         asked = TrainRequest(
             checkpoint,
             labels,

@@ -25,6 +25,7 @@ from sdrpn.workflows.comparison import (
     verify_files,
 )
 from sdrpn.workflows.exact import exact_checks
+from sdrpn.workflows.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Bundle, Variant
@@ -95,6 +96,7 @@ def verify_bundle(
     target: str | None = None,
     variant: str | None = None,
     exact: bool = False,
+    threads: int | None = None,
     vision_tower: Path | str | None = None,
     rpn: Path | str | None = None,
     base: Path | str | None = None,
@@ -108,7 +110,7 @@ def verify_bundle(
     Args:
         bundle: a folder, or the name of the shipped one
         checkpoint: that it was exported from; None: one of its name here or beside the bundle
-        target, variant, exact: see `VerifyRequest`
+        target, variant, exact, threads: see `VerifyRequest`
         vision_tower, rpn, base, projector: as they were given to the export
         progress: (title, what is counted, None for bytes) -> a block in which (done, total) is told
     Returns: all checks and gates; `require_ok` raises RunFailed where one failed
@@ -119,7 +121,7 @@ def verify_bundle(
 
     folder = bundle_path(bundle) if isinstance(bundle, str) else bundle
     return verify(
-        VerifyRequest(folder, checkpoint, vision_tower, rpn, base, projector, target, variant, exact), progress
+        VerifyRequest(folder, checkpoint, vision_tower, rpn, base, projector, target, variant, exact, threads), progress
     )
 
 
@@ -138,11 +140,13 @@ def verify(request: VerifyRequest, progress: ShowProgress = show_nothing) -> Ver
     with parts.open() as source:
         require_torch()
         require_memory(bundle, source, variants)
-        if request.exact:
-            checks = tuple(exact_checks(bundle, source, variants, progress))
-            return Verification(request.bundle, Path(parts.path), True, checks)
-        engines = _engines_state(bundle, target)
-        checks = tuple(_measured(bundle, source, variants, target if engines == "ran" else None, progress))
+        with torch_threads(request.threads, source.spec):
+            if request.exact:
+                checks = tuple(exact_checks(bundle, source, variants, request.threads, progress))
+                return Verification(request.bundle, Path(parts.path), True, checks)
+            engines = _engines_state(bundle, target)
+            engines_of = target if engines == "ran" else None
+            checks = tuple(_measured(bundle, source, variants, engines_of, request.threads, progress))
     from sdrpn.compare.parity import gates
 
     found = {variant.name: gates(check for check in checks if check.variant == variant.name) for variant in variants}
@@ -207,6 +211,7 @@ def _measured(
     source: Checkpoint,
     variants: Sequence[Variant],
     engines_of: str | None,
+    threads: int | None,
     progress: ShowProgress,
 ) -> Iterator[Check]:
     from sdrpn.model import model_from_checkpoint
@@ -224,7 +229,7 @@ def _measured(
         model = model_from_checkpoint(source)
         for index, variant in enumerate(variants):
             steps = Steps(advance, index * steps_each, len(variants) * steps_each)
-            yield from _measured_variant(bundle, variant, model, questions, steps, engines_of)
+            yield from _measured_variant(bundle, variant, model, questions, steps, engines_of, threads)
 
 
 def _measured_variant(
@@ -234,16 +239,19 @@ def _measured_variant(
     questions: tuple[Question, ...],
     steps: Steps,
     engines_of: str | None,
+    threads: int | None,
 ) -> Iterator[Check]:
     from sdrpn.compare.parity import answer_parity, graph_parity, peak_checks, recorded_peaks
     from sdrpn.compare.simulation import runnable_bundle
     from sdrpn.runtime import Session
 
     with recorded_peaks(model) as peaks, runnable_bundle(bundle, variant) as runs:
-        with GraphRuns(runs, variant.name, steps) as graphs:
+        with GraphRuns(runs, variant.name, steps, threads) as graphs:
             checks = list(graph_parity(model, variant, graphs.run, max_context=bundle.manifest.max_context))
         if all(check.expected is None for check in checks):  # else a graph does not run, and cannot answer
-            with Session.open(runs.path, variant=variant.name, backend="onnxruntime", verify=False) as session:
+            with Session.open(
+                runs.path, variant=variant.name, backend="onnxruntime", threads=threads, verify=False
+            ) as session:
                 answer = answers_of(session, steps)
                 checks += answer_parity(model, questions, answer, variant=variant.name, precision=variant.numerics)
         yield from checks

@@ -113,8 +113,8 @@ class TestRefusals:
         ("options", "told"),
         [
             (("--precision", "int4", "--method", "gptq"), "a calibration needs questions and their pictures"),
-            (("--precision", "int4", "--calibrate", "qa.jsonl"), "--calibrate, --images and --device are for"),
-            (("--precision", "fp16", "--images", "."), "--calibrate, --images and --device are for"),
+            (("--precision", "int4", "--calibrate", "qa.jsonl"), "--calibrate, --images, --device and --threads are for"),
+            (("--precision", "fp16", "--images", "."), "--calibrate, --images, --device and --threads are for"),
         ],
     )
     def test_what_does_not_go_together(
