@@ -189,7 +189,9 @@ def _calibration(args: argparse.Namespace) -> CalibrationData | None:
     needed = args.method == "gptq" or kinds[args.precision] == "required"
     if given and not needed and kinds[args.precision] == "none":
         taking = " and ".join(name for name, kind in kinds.items() if kind != "none")
-        raise BadInput(f"--calibrate, --images, --device and --threads are for --method gptq and for --precision {taking}")
+        raise BadInput(
+            f"--calibrate, --images, --device and --threads are for --method gptq and for --precision {taking}"
+        )
     if not given and not needed:
         return None
     if args.calibrate is None or args.images is None:

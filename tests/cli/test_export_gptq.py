@@ -113,7 +113,10 @@ class TestRefusals:
         ("options", "told"),
         [
             (("--precision", "int4", "--method", "gptq"), "a calibration needs questions and their pictures"),
-            (("--precision", "int4", "--calibrate", "qa.jsonl"), "--calibrate, --images, --device and --threads are for"),
+            (
+                ("--precision", "int4", "--calibrate", "qa.jsonl"),
+                "--calibrate, --images, --device and --threads are for",
+            ),
             (("--precision", "fp16", "--images", "."), "--calibrate, --images, --device and --threads are for"),
         ],
     )
