@@ -10,7 +10,7 @@ import pytest
 from tests.sources import FACE, ROOT, modules, needs_of
 
 LAYOUT = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
-MOST_ROOMS = 28
+MOST_ROOMS = 30  # every family of models is one
 
 
 def room_of(module: str) -> str:

@@ -86,3 +86,6 @@ MERGED_RELATIVE = 1e-6
 
 # Normal numbers up to 5, by way of float32 logarithms, roots and cosines of another library: a last place or two.
 DRAWN_WEIGHTS_ABS = 1e-6
+
+# float32 positions up to 70 between whole ones, spaced by another order of a product and a sum.
+FRACTIONAL_POSITION_ABS = 8e-6

@@ -9,19 +9,22 @@ from __future__ import annotations
 from sdrpn.families.registry import family_of
 from sdrpn.method.spec import LlmSpec, ModelSpec
 
-__all__ = ["RPN_LAST_LAYER", "Shapes", "llm_shapes", "rpn_shapes", "tensor_shapes"]
+__all__ = ["RPN_LAST_LAYER", "Shapes", "decoder_layer_shapes", "llm_shapes", "rpn_shapes", "tensor_shapes"]
 
 Shapes = dict[str, tuple[int, ...]]
 
 # The last RPN layer scores the image tokens by its query and key; nothing else of it is used.
 RPN_LAST_LAYER = ("input_norm.weight", "attention.q.weight", "attention.k.weight")
+# Where a model has them as well.
+_RPN_LAST_LAYER_EXTRAS = ("attention.q.bias", "attention.k.bias", "attention.q_norm.weight", "attention.k_norm.weight")
 
 
 def tensor_shapes(spec: ModelSpec) -> Shapes:
     """Every tensor that `spec` needs, in the order of the computation."""
     shapes = family_of(spec).vision_shapes(spec) | llm_shapes(spec.llm)
     if spec.rpn is not None:
-        shapes |= {f"rpn.{name}": shape for name, shape in rpn_shapes(spec.llm, spec.rpn.layers).items()}
+        own = rpn_shapes(spec.llm, spec.rpn.layers, outer_norm=spec.rpn.outer_norm)
+        shapes |= {f"rpn.{name}": shape for name, shape in own.items()}
     return shapes
 
 
@@ -29,29 +32,34 @@ def llm_shapes(llm: LlmSpec) -> Shapes:
     """Embedding table, L decoder layers, final norm and head (which, when tied, is the embedding table)."""
     shapes: Shapes = {"llm.embed.weight": (llm.vocabulary, llm.width)}
     for layer in range(llm.layers):
-        shapes |= {f"llm.layers.{layer}.{suffix}": shape for suffix, shape in _decoder_layer(llm).items()}
+        shapes |= {f"llm.layers.{layer}.{suffix}": shape for suffix, shape in decoder_layer_shapes(llm).items()}
     return shapes | {"llm.norm.weight": (llm.width,), "llm.head.weight": (llm.vocabulary, llm.width)}
 
 
-def rpn_shapes(llm: LlmSpec, layers: int) -> Shapes:
-    """An RPN of `layers` layers, without the prefix `rpn.`."""
-    layer_shapes = _decoder_layer(llm)
+def rpn_shapes(llm: LlmSpec, layers: int, *, outer_norm: bool = True) -> Shapes:
+    """An RPN of `layers` layers, without the prefix `rpn.`; `outer_norm`: see `RpnSpec`."""
+    layer_shapes, last = decoder_layer_shapes(llm), {*RPN_LAST_LAYER, *_RPN_LAST_LAYER_EXTRAS}
     shapes: Shapes = {}
     for layer in range(layers):
         for suffix, shape in layer_shapes.items():
-            if layer < layers - 1 or suffix in RPN_LAST_LAYER:
+            if layer < layers - 1 or suffix in last:
                 shapes[f"layers.{layer}.{suffix}"] = shape
-    return shapes | {"norm.weight": (llm.width,)}
+    return shapes | ({"norm.weight": (llm.width,)} if outer_norm else {})
 
 
-def _decoder_layer(llm: LlmSpec) -> Shapes:
+def decoder_layer_shapes(llm: LlmSpec) -> Shapes:
+    """One layer of the LLM, without a prefix."""
     queries, keys = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
+    biases = {"attention.q.bias": (queries,), "attention.k.bias": (keys,), "attention.v.bias": (keys,)}
+    norms = {f"attention.{part}_norm.weight": (llm.head_dim,) for part in ("q", "k")}
     return {
         "input_norm.weight": (llm.width,),
         "attention.q.weight": (queries, llm.width),
         "attention.k.weight": (keys, llm.width),
         "attention.v.weight": (keys, llm.width),
         "attention.o.weight": (llm.width, queries),
+        **(biases if llm.attention_bias else {}),
+        **(norms if llm.qk_norm else {}),
         "post_norm.weight": (llm.width,),
         "mlp.gate.weight": (llm.mlp_width, llm.width),
         "mlp.up.weight": (llm.mlp_width, llm.width),

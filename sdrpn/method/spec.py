@@ -22,6 +22,7 @@ __all__ = [
     "PromptSpec",
     "RopeScaling",
     "RpnSpec",
+    "Scheme",
     "Vision",
     "require_divisible",
     "require_numbers",
@@ -47,6 +48,7 @@ _MOST = {
 }
 
 RoiLoss = Literal["bce", "focal", "mse"]
+Scheme = Literal["sd-rpn", "q-zoom"]
 
 _MOST_TOKEN_ID = 2**31
 
@@ -108,6 +110,9 @@ class LlmSpec:
     rope_scaling: RopeScaling | None = None
     tied_embeddings: bool = False
     sliding_window: int | None = None  # most tokens that one sees, itself among them; None: all before it
+    attention_bias: bool = False  # of the projections of queries, keys and values
+    qk_norm: bool = False  # an RMS norm over the channels of every query and key head, before they are turned
+    rope_sections: tuple[int, ...] = ()  # pairs of channels for each axis of positions; (): there is one axis
 
     def __post_init__(self) -> None:
         require_positive(
@@ -122,6 +127,11 @@ class LlmSpec:
         require_divisible("kv_heads", self.kv_heads, "heads", self.heads)
         if self.head_dim % 2:
             raise BadInput(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
+        if self.rope_sections and (min(self.rope_sections) < 0 or sum(self.rope_sections) != self.head_dim // 2):
+            raise BadInput(
+                f"rope_sections are {list(self.rope_sections)}; expected {self.head_dim // 2} pairs in all, "
+                "half of head_dim"
+            )
 
     def _require_original_context(self, scaling: RopeScaling) -> None:
         if self.max_context > scaling.original_context:
@@ -142,14 +152,25 @@ class LlmSpec:
 
 @dataclass(frozen=True)
 class RpnSpec:
-    """The region proposal network: T layers, of which the last has only its query and key projections."""
+    """The region proposal network: T layers, of which the last has only its query and key projections.
+
+    The defaults are those of SD-RPN on LLaVA.
+    """
 
     layers: int  # T
     multi_head: bool = True  # False: one dot product over the whole width, not scaled
     loss: RoiLoss = "bce"  # "mse": scores are a distribution, softmax per head before the mean
+    scheme: Scheme = "sd-rpn"  # whose second pass it is
+    rotary: bool = False  # whether the last layer's queries and keys are turned by positions
+    outer_norm: bool = True  # a norm of the RPN's own in front of that of its last layer
+    sink_query: bool = False  # whether the first token's query says which cells are sinks
+    reuse_positions: bool = False  # crops have the positions of the source cells that they show
+    gate_layers: int = 0  # of the gate, which says whether to look again; 0: there is none
 
     def __post_init__(self) -> None:
         require_positive(self, "layers")
+        if type(self.gate_layers) is not int or not 0 <= self.gate_layers <= _MOST["layers"]:
+            raise BadInput(f"gate_layers is {str(self.gate_layers)[:40]}; expected 0 to {_MOST['layers']}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""The canonical names of all tensors of a model of these families, and their shapes. A table; reads no file."""
+
+from __future__ import annotations
+
+from sdrpn.checkpoint.tensor_shapes import decoder_layer_shapes, llm_shapes, rpn_shapes
+from sdrpn.families.family import Shapes
+from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision, QwenVision, qwen_vision_of
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
+
+__all__ = ["gate_shapes", "model_shapes", "vision_shapes"]
+
+_CHANNELS = 3
+
+
+def model_shapes(spec: ModelSpec) -> Shapes:
+    """Every tensor that `spec` needs, in the order of the computation: vision, llm, rpn, gate."""
+    shapes = vision_shapes(spec) | llm_shapes(spec.llm)
+    if spec.rpn is not None:
+        own = rpn_shapes(spec.llm, spec.rpn.layers, outer_norm=spec.rpn.outer_norm)
+        shapes |= {f"rpn.{name}": shape for name, shape in own.items()} | gate_shapes(spec.llm, spec.rpn)
+    return shapes
+
+
+def vision_shapes(spec: ModelSpec) -> Shapes:
+    """Tower and mergers, up to the LLM's width."""
+    vision = qwen_vision_of(spec)
+    return _tower_25(vision, spec.llm) if isinstance(vision, Qwen25Vision) else _tower_3(vision, spec.llm)
+
+
+def gate_shapes(llm: LlmSpec, rpn: RpnSpec) -> Shapes:
+    """The gate's whole decoder layers and its one score; nothing where there is no gate."""
+    if not rpn.gate_layers:
+        return {}
+    shapes: Shapes = {}
+    for layer in range(rpn.gate_layers):
+        shapes |= {f"gate.layers.{layer}.{suffix}": shape for suffix, shape in decoder_layer_shapes(llm).items()}
+    return shapes | _affine("gate.head", 1, llm.width)
+
+
+def _tower_25(vision: Qwen25Vision, llm: LlmSpec) -> Shapes:
+    width = vision.width
+    shapes: Shapes = {"vision.patch.weight": _patch_kernel(vision)}
+    for layer in range(vision.layers):
+        prefix = f"vision.layers.{layer}"
+        shapes |= {f"{prefix}.norm1.weight": (width,), f"{prefix}.norm2.weight": (width,)}
+        shapes |= _attention(prefix, width)
+        for part in ("gate", "up"):
+            shapes |= _affine(f"{prefix}.mlp.{part}", vision.mlp_width, width)
+        shapes |= _affine(f"{prefix}.mlp.down", width, vision.mlp_width)
+    return shapes | {"vision.merger.norm.weight": (width,)} | _merger("vision.merger", vision, llm)
+
+
+def _tower_3(vision: Qwen3Vision, llm: LlmSpec) -> Shapes:
+    width = vision.width
+    shapes: Shapes = {
+        "vision.patch.weight": _patch_kernel(vision),
+        "vision.patch.bias": (width,),
+        "vision.positions": (vision.position_side**2, width),
+    }
+    for layer in range(vision.layers):
+        prefix = f"vision.layers.{layer}"
+        shapes |= _norm(f"{prefix}.norm1", width) | _norm(f"{prefix}.norm2", width) | _attention(prefix, width)
+        shapes |= _affine(f"{prefix}.mlp.fc1", vision.mlp_width, width)
+        shapes |= _affine(f"{prefix}.mlp.fc2", width, vision.mlp_width)
+    # The last merger norms every patch, those of DeepStack the patches of a token side by side.
+    shapes |= _norm("vision.merger.norm", width) | _merger("vision.merger", vision, llm)
+    for number in range(len(vision.deepstack_layers)):
+        prefix = f"vision.deepstack.{number}"
+        shapes |= _norm(f"{prefix}.norm", vision.merged_width) | _merger(prefix, vision, llm)
+    return shapes
+
+
+def _patch_kernel(vision: QwenVision) -> tuple[int, ...]:
+    """As it is stored: whoever computes still pictures alone may add it up over the frames."""
+    return (vision.width, _CHANNELS, vision.frames, vision.patch_size_px, vision.patch_size_px)
+
+
+def _attention(prefix: str, width: int) -> Shapes:
+    return _affine(f"{prefix}.attention.qkv", 3 * width, width) | _affine(f"{prefix}.attention.out", width, width)
+
+
+def _merger(prefix: str, vision: QwenVision, llm: LlmSpec) -> Shapes:
+    merged = vision.merged_width
+    return _affine(f"{prefix}.fc1", merged, merged) | _affine(f"{prefix}.fc2", llm.width, merged)
+
+
+def _affine(name: str, outputs: int, inputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
