@@ -46,15 +46,15 @@ def patches_hw(hw: tuple[int, int], merge: int) -> tuple[int, int]:
 
 def patch_places(hw: tuple[int, int], merge: int) -> tuple[Int64, Int64]:
     """Row and column (N,) each of every patch, in their order; `hw`: the grid of image tokens."""
-    rows, columns = np.indices(patches_hw(hw, merge))
+    rows, columns = np.indices(patches_hw(hw, merge), np.int64)
     return _by_token(rows, merge), _by_token(columns, merge)
 
 
-def _by_token(values: npt.NDArray[np.integer[npt.NBitBase]], merge: int) -> Int64:
+def _by_token(values: Int64, merge: int) -> Int64:
     """(gh,gw) row-major to (N,), image token by image token."""
     rows, columns = values.shape
     blocks = values.reshape(rows // merge, merge, columns // merge, merge)
-    return blocks.transpose(0, 2, 1, 3).reshape(-1).astype(np.int64)
+    return blocks.transpose(0, 2, 1, 3).reshape(-1)
 
 
 def _patches(pixels: npt.NDArray[np.uint8], vision: QwenVision) -> Float32:
