@@ -5,7 +5,8 @@
 In every round each number of questions is answered one by one and together, in turns; figures are medians over the
 rounds. Questions are about one picture that the session knows, or with --pictures about one each that it does not; by
 token ids, as plain LLaVA. `decode` counts the steps alone, `whole` everything, prefills included. Memory is that of
-this process behind its first answer and behind the most questions at once, beside what `sdrpn plan` counts for them.
+this process behind the most questions one by one and behind as many at once, whose first look goes through the RPN,
+too, beside what `sdrpn plan` counts for them; with --rounds 0 only that is measured.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ import onnxruntime
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.memory import cpu_needs
+from sdrpn.method.roi import Decide, RoiDecision
 from sdrpn.runtime import Session
 from sdrpn.runtime.decoder import Decoder, FloatArray, NextToken
+from sdrpn.runtime.pictures.picture import Picture, open_picture
 from sdrpn.runtime.sampling import GREEDY
 from sdrpn.runtime.stream import AnswerStream
 
@@ -61,28 +64,39 @@ class Side:
         self._clock = StepClock(session._decoder)
         usable = session.spec.llm.vocabulary - 3
         self._after = tuple(3 + index % usable for index in range(50, 50 + PROMPT_TOKENS))
+        self._picture = picture_of(0)
 
-    def measured(self, count: int, together: bool) -> dict[str, float]:
+    def measured(self, count: int, together: bool, decide: Decide | None = None) -> dict[str, float]:
         """Tokens a second."""
         if self._pictures:
             self._session.forget_image()
         self._clock.reset()
         start = time.perf_counter()
         if together:
-            streams = [self._begun(number) for number in range(count)]
+            streams = [self._begun(number, decide) for number in range(count)]
             answers = [stream.finish() for stream in streams]
         else:
-            answers = [self._begun(number).finish() for number in range(count)]
+            answers = [self._begun(number, decide).finish() for number in range(count)]
         whole_s = time.perf_counter() - start
         tokens = sum(len(answer.token_ids) for answer in answers)
         return {"decode": self._clock.tokens / self._clock.seconds, "whole": tokens / whole_s}
 
-    def _begun(self, number: int) -> AnswerStream:
-        picture = np.random.default_rng(number if self._pictures else 0).integers(0, 256, (336, 448, 3), dtype=np.uint8)
-        stream = self._session._stream_of(picture, BEFORE, self._after, None, self._new_tokens, GREEDY, (), trace=False)
+    def _begun(self, number: int, decide: Decide | None) -> AnswerStream:
+        picture = picture_of(number) if self._pictures else self._picture
+        stream = self._session._stream_of(
+            picture, BEFORE, self._after, decide, self._new_tokens, GREEDY, (), trace=False
+        )
         stream._sequence._stop_ids = frozenset()  # answers have their full length
         stream.submit()
         return stream
+
+
+def picture_of(number: int) -> Picture:
+    return open_picture(np.random.default_rng(number).integers(0, 256, (336, 448, 3), dtype=np.uint8))
+
+
+def no_box(logits: FloatArray, image_wh: tuple[int, int]) -> RoiDecision:
+    return RoiDecision(np.zeros((0, 4), np.int64), (), None, logits)
 
 
 def rss_bytes() -> int:
@@ -100,9 +114,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.bundle, variant=arguments.variant, threads=arguments.threads, max_batch=most, prefix_bytes=0
     ) as session:
         side = Side(session, arguments.new_tokens, arguments.pictures)
-        side.measured(most, together=False)
+        decide = no_box if session.spec.rpn is not None else None
+        side.measured(most, together=False, decide=decide)
         one_bytes = rss_bytes()
-        side.measured(most, together=True)
+        side.measured(most, together=True, decide=decide)
         all_bytes, length = rss_bytes(), session._decoder.slots.length
         for number in range(arguments.rounds):
             for count in arguments.in_flight:
@@ -116,7 +131,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "cpu": cpu_name(),
         "onnxruntime": onnxruntime.__version__,
         "threads": arguments.threads,
-        "in_flight": {count: figures(found) for count, found in rounds.items()},
+        "in_flight": {count: figures(found) for count, found in rounds.items() if found["apart"]},
         "further_sequence_bytes": {"measured": (all_bytes - one_bytes) // max(1, most - 1), "planned": planned},
     }
 
@@ -145,7 +160,8 @@ def cpu_name() -> str:
 
 def report(results: dict[str, Any]) -> None:
     print(f"{results['cpu']}, {results['threads'] or 'all'} threads, ONNX Runtime {results['onnxruntime']}")
-    print("tokens/s       decode: apart  together  ratio     whole: apart  together  ratio")
+    if results["in_flight"]:
+        print("tokens/s       decode: apart  together  ratio     whole: apart  together  ratio")
     for count, each in results["in_flight"].items():
         print(
             f"{count:>2} in flight {each['decode_apart']:14.1f}{each['decode_together']:10.1f}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.bundle.graphs import graphs_of
-from sdrpn.bundle.numerics import DIALECT_NAMES
+from sdrpn.bundle.numerics import DIALECT_NAMES, NUMBER_TYPES
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.method.spec import ModelSpec
@@ -17,6 +20,7 @@ __all__ = [
     "checked_contexts",
     "chosen_graphs",
     "least_context",
+    "require_aligned",
     "require_possible",
     "usual_context",
 ]
@@ -24,6 +28,8 @@ __all__ = [
 # An image, a crop, a question and a long answer. Attention time grows with the length of the caches, so longer ones
 # must be requested.
 _USUAL_CONTEXT = 2048
+# Bytes that the address of every tensor is a multiple of: setTensorAddress, NvInferRuntime.h.
+_ALIGNMENT = 256
 # How much detail about its kernels an engine reports. The kernel gate needs the detailed listing.
 VERBOSITIES = ("detailed", "names", "none")
 
@@ -38,7 +44,8 @@ class BuildOptions:
     dialect: str | None = None  # fused or primitive; None: the target's, or the one that other options need
     max_context: int | None = None
     shorter_contexts: tuple[int, ...] = ()  # with their own profiles beside those of max_context
-    max_batch: int = 1
+    max_batch: int = 1  # most requests in a decode step, each with caches of its own
+    tuned_batch: int | None = None  # requests in a step that kernels are chosen for; None: max_batch
     opt_level: int | None = None
     workspace_mb: int | None = None
     weight_streaming: bool = False
@@ -50,10 +57,12 @@ class BuildOptions:
     kernel_gate: bool = True  # False: keep an engine that fails the kernel gate
 
     def __post_init__(self) -> None:
-        for name in ("max_context", "max_batch", "workspace_mb"):
+        for name in ("max_context", "max_batch", "tuned_batch", "workspace_mb"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"{name} is {value}; expected a whole number of at least 1")
+        if self.usual_batch > self.max_batch:
+            raise BadInput(f"tuned_batch is {self.tuned_batch}, max_batch is {self.max_batch}; expected at most that")
         if self.dialect not in (None, *DIALECT_NAMES):
             raise BadInput(f"dialect is {self.dialect!r}; expected {' or '.join(DIALECT_NAMES)}")
         if self.device is not None and self.device < 0:
@@ -69,6 +78,11 @@ class BuildOptions:
                 f"with --profiling-verbosity {self.verbosity} the library does not list the kernels that the gate "
                 "checks; add --no-kernel-gate to build without it"
             )
+
+    @property
+    def usual_batch(self) -> int:
+        """The requests in a step that kernels are chosen for."""
+        return self.max_batch if self.tuned_batch is None else self.tuned_batch
 
 
 def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -118,6 +132,25 @@ def checked_context(spec: ModelSpec, limit: int, wanted: int | None) -> int:
             f"--max-context {context} is too small: {looks} and one token take {least} positions; use at least that"
         )
     return context
+
+
+def require_aligned(caches: Iterable[TensorInfo], contexts: Sequence[int], max_batch: int) -> None:
+    """Raises BadInput where the caches of the second request would begin at an address that TensorRT does not take.
+
+    Args: caches: (B,heads,length,width) each, the inputs of all graphs
+    """
+    step = 1
+    for cache in caches if max_batch > 1 else ():
+        _, heads, _, width = cache.dims
+        row_bytes = int(heads) * int(width) * NUMBER_TYPES[cache.dtype].size_bytes
+        step = math.lcm(step, _ALIGNMENT // math.gcd(_ALIGNMENT, row_bytes))
+    for context in contexts:
+        if context % step:
+            raise BadInput(
+                f"max_batch is {max_batch} and max_context {context}: caches of that length would lie where TensorRT "
+                f"takes no tensor; expected a multiple of {step}",
+                options=("max_context",),
+            )
 
 
 def require_possible(options: BuildOptions, target: Target, *, timing_cache: bool, gpu: bool, jetson: bool) -> None:

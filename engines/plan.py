@@ -20,7 +20,14 @@ from sdrpn.bundle.shipped import export_advice
 from sdrpn.engines.flavour import library_version
 from sdrpn.engines.gpu import BuildGpu, build_gpu, other_gpu
 from sdrpn.engines.memory import Estimate, device_shortage, estimate, host_shortage
-from sdrpn.engines.options import BuildOptions, checked_contexts, chosen_graphs, least_context, require_possible
+from sdrpn.engines.options import (
+    BuildOptions,
+    checked_contexts,
+    chosen_graphs,
+    least_context,
+    require_aligned,
+    require_possible,
+)
 from sdrpn.engines.profiles import Profile, profiles_of
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadBundle, BadInput, MissingDependency
@@ -114,6 +121,8 @@ def plan_engines(
     )
     variant = target_variant(bundle, target, options.precision, options.kv_cache, _dialect(target, options))
     contexts = checked_contexts(bundle.spec, bundle.manifest.max_context, options)
+    graphs = variant.graphs.values()
+    require_aligned((each for graph in graphs for each in graph.inputs if each.is_cache), contexts, options.max_batch)
     names = chosen_graphs(bundle.spec, options.graphs)
     # TensorRT-RTX compiles without a GPU: nvidia-smi's names are enough for the manifest.
     devices = read_cuda_devices() if target.flavour == "tensorrt" else None
@@ -252,8 +261,9 @@ def _obstacle(target: Target, chosen: BuildGpu | None, there: Sequence[BuildGpu]
 
 
 def _planned(plan: Plan, graph: GraphInfo, *, verify: bool) -> PlannedEngine:
-    shorter = plan.contexts[:-1]
-    profiles = profiles_of(plan.bundle.spec, graph.name, plan.max_context, plan.options.max_batch, shorter)
+    shorter, options = plan.contexts[:-1], plan.options
+    spec, most, usual = plan.bundle.spec, options.max_batch, options.usual_batch
+    profiles = profiles_of(spec, graph.name, plan.max_context, most, shorter, usual)
     key = _cache_key(plan, graph, profiles)
     return PlannedEngine(graph, profiles, key, _cached(plan, graph, key, verify=verify))
 

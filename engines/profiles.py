@@ -1,7 +1,8 @@
 """Optimisation profiles: the shapes that an engine is built for. Knows no TensorRT.
 
-Profile 0 is a decode step: S=1 exactly, up to max_batch requests at once. Only an exact 1 gets the attention kernel
-that reads a cache in place; any range, even 1..4, gets one that copies the whole cache first, in every layer.
+Profile 0 is a decode step: S=1 exactly, up to max_batch requests at once, tuned for a named number of them. Only an
+exact 1 gets the attention kernel that reads a cache in place; any range, even 1..4, gets one that copies the whole
+cache first, in every layer.
 The batch must not be exactly 1. Without any dynamic dimension, TensorRT-RTX 1.7 transposes every fp16 weight for one
 row, and the engine stores it a second time beside that of the prefill.
 Profile 1 is prefill: one request at a time, into its own slot of the batch. That of the tail allows up to two: its last
@@ -49,27 +50,38 @@ class Profile:
 
 
 def profiles_of(
-    spec: ModelSpec, graph: str, max_context: int, max_batch: int, shorter_contexts: Sequence[int] = ()
+    spec: ModelSpec,
+    graph: str,
+    max_context: int,
+    max_batch: int,
+    shorter_contexts: Sequence[int] = (),
+    tuned_batch: int = 1,
 ) -> tuple[Profile, ...]:
-    """The profiles of a graph in order of their indices: those of the shortest context first."""
+    """The profiles of a graph in order of their indices: those of the shortest context first.
+
+    `tuned_batch`: the requests in a decode step that its kernels are chosen for
+    """
     if not graph_named(graph).has_caches:
         return (Profile("images", {"images": (1, 1, max(MOST_IMAGES, max_batch))}),)
     if not shorter_contexts:
-        return _profiles_for(spec, graph, max_context, max_batch)
+        return _profiles_for(spec, graph, max_context, max_batch, tuned_batch)
     return tuple(
         Profile(f"{profile.name}-{context}", profile.extents)
         for context in (*shorter_contexts, max_context)
-        for profile in _profiles_for(spec, graph, context, max_batch)
+        for profile in _profiles_for(spec, graph, context, max_batch, tuned_batch)
     )
 
 
-def _profiles_for(spec: ModelSpec, graph: str, max_context: int, max_batch: int) -> tuple[Profile, ...]:
+def _profiles_for(
+    spec: ModelSpec, graph: str, max_context: int, max_batch: int, tuned_batch: int
+) -> tuple[Profile, ...]:
     first_look = spec.vision.image_tokens + family_of(spec).usual_prompt_tokens  # 641 for LLaVA-1.5
     # After a crop the tail sees prefix, RoI tokens and question at once: 1217 for LLaVA-1.5.
     crop = spec.vision.image_tokens if graph == "tail" and spec.rpn is not None else 0
     usual = min(first_look + crop, max_context)
     cache = (max_context,) * 3
-    decode = {"batch": (1, 1, max(max_batch, LEAST_MOST_BATCH)), "sequence": (1, 1, 1), "cache_length": cache}
+    batch = (1, tuned_batch, max(max_batch, LEAST_MOST_BATCH))
+    decode = {"batch": batch, "sequence": (1, 1, 1), "cache_length": cache}
     at_once = LEAST_MOST_BATCH if graph == "tail" else 1
     prefill = {"batch": (1, 1, at_once), "sequence": (1, usual, max_context), "cache_length": cache}
     if not graph_named(graph).decodes:  # the RPN looks at a prompt once

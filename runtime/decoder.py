@@ -51,11 +51,13 @@ class Decoder:
         rotary: RotaryFrequencies,
         contexts: Sequence[int] = (),
         axis_of: npt.NDArray[np.int64] | None = None,
+        slots: int = 1,
     ) -> None:
         """Args:
         rotary: what turns heads by their position
         axis_of: (d/2,): by the position on which axis each pair of channels turns; None: there is one
         contexts: the cache lengths that the engines have profiles for, where that is more than one
+        slots: so many are there from the beginning
         """
         self._backend = backend
         self._runners = dict(runners)
@@ -63,7 +65,7 @@ class Decoder:
         self._rows = RowFeeds(rotary, runners["trunk"].inputs["rope_cos"], axis_of)
         self._logits = backend.allocate((1, vocabulary), "float32", for_host=True)
         self._steps: dict[tuple[int, int], _TokenStep] = {}
-        self.slots = Slots(backend, runners, width, contexts, self._steps.clear)
+        self.slots = Slots(backend, runners, width, contexts, self._steps.clear, slots)
         self.computed_rows = dict.fromkeys(runners, 0)  # prefilled since the decoder was made
 
     def run_trunk(self, slot: Slot, embeds: FloatArray | Sequence[Rows], start: int) -> None:

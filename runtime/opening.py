@@ -11,18 +11,18 @@ from pathlib import Path
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput
 from sdrpn.host.links import AllowLinks
-from sdrpn.host.machine import read_available_memory
 from sdrpn.runtime.backends.info import OpenOptions
 from sdrpn.runtime.backends.registry import AUTOMATIC
 from sdrpn.runtime.backends.runner import Backend
 from sdrpn.runtime.backends.tensorrt import EngineOptions
+from sdrpn.runtime.engines.engine_set import EngineSet
+from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
 from sdrpn.runtime.select import Choice, choose_backend, choose_optimized, graph_variant
 
 __all__ = ["Opening", "OpeningRequest", "batch_of", "enough_memory", "prefix_bytes_of"]
 
 # More gain little on a CPU: see benchmarks/batching.py.
 DEFAULT_BATCH = 4
-DEFAULT_PREFIX_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class OpeningRequest:
     verify: bool = True
     allow_links: AllowLinks = ()
     download: bool = False
+    max_batch: int | None = None
 
     def choose(self) -> Opening:
         """Choose, and verify the files. Raises BadBundle, BadInput, EngineMismatch or MissingDependency."""
@@ -50,18 +51,27 @@ class OpeningRequest:
         )
         options = _engine_options(self.engine_options, self.device)
         choice = choose_backend(
-            bundle, self.backend, target=self.target, variant=self.variant, device=options.device, verify=self.verify
+            bundle,
+            self.backend,
+            target=self.target,
+            variant=self.variant,
+            device=options.device,
+            verify=self.verify,
+            max_batch=self.max_batch,
         )
         return self._graphs(bundle, choice, options) if choice.engines is None else self._engines(choice, options)
 
     def _engines(self, choice: Choice, options: EngineOptions) -> Opening:
         found = choice.engines
         assert found is not None
+        _require_batch(self.max_batch, found)
         opened = OpenOptions(engines=options, flavour=found.flavour, host_code=found.host_code, device=options.device)
         backend = choice.info.open(opened)
         self._verify(found.bundle, found.variant.embedding)
         files = {name: engine.path for name, engine in found.engines.items()}
-        return Opening(found.bundle, found.variant, backend, files, contexts=found.contexts)
+        return Opening(
+            found.bundle, found.variant, backend, files, contexts=found.contexts, engine_batch=found.max_batch
+        )
 
     def _graphs(self, bundle: Bundle, choice: Choice, options: EngineOptions) -> Opening:
         chosen = graph_variant(bundle, self.variant, info=choice.info, note=choice.note)
@@ -89,13 +99,26 @@ class Opening:
     engines: Mapping[str, Path] | None = None
     note: str | None = None
     contexts: tuple[int, ...] = ()  # the cache lengths that the engines have profiles for, where that is several
+    engine_batch: int | None = (
+        None  # the most sequences that a decode step of the engines takes; None: these are graphs
+    )
 
 
-def batch_of(max_batch: int | None, backend: Backend) -> int:
-    """How many questions are answered at once. Raises BadInput for a number that the backend cannot take."""
-    most = backend.most_slots
+def _require_batch(max_batch: int | None, engines: EngineSet) -> None:
+    """Raises BadInput for more questions than a decode step of these engines takes."""
+    most = engines.max_batch
+    if max_batch is not None and max_batch > most:
+        raise BadInput(
+            f"max_batch is {max_batch}; the engines of {engines.target} decode at most {most} at once. Ask for at most "
+            f"that, or build them again: {engines.build_command} --max-batch {max_batch}"
+        )
+
+
+def batch_of(max_batch: int | None, backend: Backend, engine_batch: int | None) -> int:
+    """How many questions are answered at once. Raises BadInput for a number that backend or engines cannot take."""
+    most = backend.most_slots if engine_batch is None else engine_batch
     if max_batch is None:
-        return DEFAULT_BATCH if most is None else min(DEFAULT_BATCH, most)
+        return engine_batch or min(DEFAULT_BATCH, most or DEFAULT_BATCH)
     if max_batch < 1:
         raise BadInput(f"max_batch is {max_batch}; expected a number of questions, at least 1")
     if most is not None and max_batch > most:
@@ -106,15 +129,15 @@ def batch_of(max_batch: int | None, backend: Backend) -> int:
 def prefix_bytes_of(prefix_bytes: int | None, backend: Backend) -> int:
     """The most memory for prefixes that are kept aside. Raises BadInput for a negative number."""
     if prefix_bytes is None:  # on a GPU all memory is planned for
-        return DEFAULT_PREFIX_BYTES if backend.most_slots is None else 0
+        return DEFAULT_PREFIX_BYTES if backend.on == "cpu" else 0
     if prefix_bytes < 0:
         raise BadInput(f"prefix_bytes is {prefix_bytes}; expected a number of bytes, 0 for none")
     return prefix_bytes
 
 
-def enough_memory(size_bytes: int) -> bool:
+def enough_memory(backend: Backend, size_bytes: int) -> bool:
     """Whether caches of this size leave as much memory again."""
-    available = read_available_memory()
+    available = backend.free_memory()
     return available is None or 2 * size_bytes <= available
 
 

@@ -11,7 +11,10 @@ from contextlib import suppress
 
 from sdrpn.runtime.slots import Prefix, Slot, Slots, Snapshot
 
-__all__ = ["PrefixStore"]
+__all__ = ["DEFAULT_PREFIX_BYTES", "PrefixStore"]
+
+# The limit where buffers are in the host's memory; on a GPU, where all memory is planned for, it is 0.
+DEFAULT_PREFIX_BYTES = 256_000_000
 
 
 class PrefixStore:

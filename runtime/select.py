@@ -41,6 +41,7 @@ def choose_backend(
     variant: str | None = None,
     device: int = 0,
     verify: bool = True,
+    max_batch: int | None = None,
 ) -> Choice:
     """What to answer with.
 
@@ -51,6 +52,7 @@ def choose_backend(
         variant: the engines must be of this one
         device: the GPU that they must fit, as CUDA numbers them
         verify: hash engines; False: large ones only where size or time are not as when they were built
+        max_batch: sequences that engines must have memory for; None: as many as a decode step takes
 
     Raises:
         BadInput: an unknown backend; a target without the backend for it, or without engines
@@ -64,8 +66,8 @@ def choose_backend(
             )
         return Choice(asked)
     if asked is not None or target is not None:
-        return Choice(_engines(), _fitting(bundle, target, variant, device, verify))
-    return _automatic(bundle, variant, device, verify)
+        return Choice(_engines(), _fitting(bundle, target, variant, device, verify, max_batch))
+    return _automatic(bundle, variant, device, verify, max_batch)
 
 
 def graph_variant(
@@ -117,10 +119,12 @@ def _engines() -> BackendInfo:
     return next(info for info in BACKENDS.values() if info.runs == "engines")
 
 
-def _fitting(bundle: Bundle, target: str | None, variant: str | None, device: int, verify: bool) -> EngineSet:
+def _fitting(
+    bundle: Bundle, target: str | None, variant: str | None, device: int, verify: bool, max_batch: int | None
+) -> EngineSet:
     if target is not None:
         found = engine_set(bundle, target)
-        require_fit(found, read_platform(device), verify=verify)
+        require_fit(found, read_platform(device), verify=verify, max_batch=max_batch)
         if variant is not None and found.variant.name != variant:
             raise EngineMismatch(
                 f"the engines of {target} are of variant {found.variant.name}, not {variant}; leave the variant out"
@@ -131,15 +135,15 @@ def _fitting(bundle: Bundle, target: str | None, variant: str | None, device: in
         raise BadInput(f"{bundle.path} has no engines; build them: {bundle.build_command()}")
     platform = read_platform(device)
     for engines in _of_variant(sets, variant):
-        if not check_engines(engines, platform, verify=verify):
+        if not check_engines(engines, platform, verify=verify, max_batch=max_batch):
             return engines
     if not _of_variant(sets, variant):
         raise EngineMismatch(f"{bundle.path} has no engines of variant {variant}; leave the variant out")
-    require_fit(_of_variant(sets, variant)[0], platform, verify=verify)
+    require_fit(_of_variant(sets, variant)[0], platform, verify=verify, max_batch=max_batch)
     raise AssertionError("unreachable: what did not fit is refused")
 
 
-def _automatic(bundle: Bundle, variant: str | None, device: int, verify: bool) -> Choice:
+def _automatic(bundle: Bundle, variant: str | None, device: int, verify: bool, max_batch: int | None) -> Choice:
     graphs = graph_backends()[0]
     sets = _of_variant(engine_sets(bundle), variant)
     if not sets:
@@ -148,7 +152,7 @@ def _automatic(bundle: Bundle, variant: str | None, device: int, verify: bool) -
     if platform.gpu is None:  # a machine to export or test on: nothing to say about
         return Choice(graphs)
     for engines in sets:
-        if not (problems := check_engines(engines, platform, verify=verify)):
+        if not (problems := check_engines(engines, platform, verify=verify, max_batch=max_batch)):
             return Choice(_engines(), engines)
     return Choice(graphs, note=f"the engines of {engines.target} are not used: {problems[0]}")
 

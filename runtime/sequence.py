@@ -69,10 +69,17 @@ class Work:
     """What waits for a slot and is over some time: with what it is for, or with an `error`."""
 
     def __init__(self, request: Request, prefix: Prefix, watch: Stopwatch) -> None:
-        self.request, self.prefix, self.watch = request, prefix, watch
+        self._request: Request | None = request
+        self.prefix, self.watch = prefix, watch
         self.slot: Slot | None = None  # while it holds one from one unit of work to the next
         self.error: Exception | None = None
         self.cancelled = False
+
+    @property
+    def request(self) -> Request:
+        """What was asked; of a sequence until its first token: nothing needs the picture after it, which is large."""
+        assert self._request is not None
+        return self._request
 
     @property
     def over(self) -> bool:
@@ -114,6 +121,7 @@ class Sequence(Work):
         keep_trace: bool = False,
     ) -> None:
         super().__init__(request, prefix, watch)
+        self._texts, self._limit = len(request.ids_before) + len(request.ids_after), request.max_new_tokens
         self.row = self.position = 0
         self.prefill: Prefill | None = None
         self.token_ids: list[int] = []
@@ -147,10 +155,11 @@ class Sequence(Work):
         token_id = self._sampler.choose(logits)
         if token_id in self._stop_ids:
             self._finish("stop")
-            return
-        self.token_ids.append(token_id)
-        if len(self.token_ids) == self.request.max_new_tokens:
-            self._finish("length")
+        else:
+            self.token_ids.append(token_id)
+            if len(self.token_ids) == self._limit:
+                self._finish("length")
+        self._request = None
 
     def answer(self, text: str) -> Answer:
         """All of it, where it is complete."""
@@ -178,7 +187,7 @@ class Sequence(Work):
         prompt = prefill.tokens - prefill.roi_tokens
         return TokenCounts(
             prompt=prompt,
-            image=prompt - len(self.request.ids_before) - len(self.request.ids_after),
+            image=prompt - self._texts,
             roi=prefill.roi_tokens,
             generated=len(self.token_ids),
             trunk_rows=prefill.rows["trunk"],

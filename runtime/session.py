@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as abc
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -56,6 +57,7 @@ class Session:
         decode: Decode = "exact",
         threads: int | None = None,
         contexts: abc.Sequence[int] = (),
+        engine_batch: int | None = None,
         max_batch: int | None = None,
         prefix_bytes: int | None = None,
     ) -> None:
@@ -66,12 +68,13 @@ class Session:
             note: the first part of `backend_note`
             decode, threads: of pictures, as in `open`
             contexts: the cache lengths that the engines have profiles for, where that is more than one
+            engine_batch: the most sequences that a decode step of the engines takes; None: these are graphs
             max_batch, prefix_bytes: as in `open`
         """
         self.bundle, self.variant = bundle, variant
         self.backend, self._library, self._note = backend.name, backend, note
         self._decode_mode, self._threads = decode, threads
-        batch = batch_of(max_batch, backend)
+        batch = batch_of(max_batch, backend, engine_batch)
         spec, tokenizer = bundle.spec, bundle.manifest.tokenizer
         # Before the graphs, which may take a minute to load.
         self._tokenizer = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
@@ -88,10 +91,21 @@ class Session:
                 resources.callback(runners[name].close)
             vision = runners.pop("vision")
             rotary, axis_of = bundle.manifest.rotary, family_of(spec).axis_of(spec)
-            self._decoder = Decoder(backend, runners, spec.llm.width, spec.llm.vocabulary, rotary, contexts, axis_of)
+            self._decoder = Decoder(
+                backend,
+                runners,
+                spec.llm.width,
+                spec.llm.vocabulary,
+                rotary,
+                contexts,
+                axis_of,
+                # On a GPU memory was planned for all of them: none is looked for while others answer.
+                slots=batch if backend.on == "gpu" else 1,
+            )
             resources.callback(self._decoder.close)
             context = min(bundle.manifest.max_context, self._decoder.slots.max_rows or bundle.manifest.max_context)
-            prefixes = PrefixStore(self._decoder.slots, prefix_bytes_of(prefix_bytes, backend), enough_memory)
+            may_grow = functools.partial(enough_memory, backend)
+            prefixes = PrefixStore(self._decoder.slots, prefix_bytes_of(prefix_bytes, backend), may_grow)
             self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding, prefixes)
             self._scheduler = Scheduler(
                 self._two_pass,
@@ -100,7 +114,7 @@ class Session:
                 prefixes,
                 backend.cancellation,
                 batch,
-                enough_memory,
+                may_grow,
             )
             self._resources = resources.pop_all()
 
@@ -142,8 +156,9 @@ class Session:
                 files with nvImageCodec
             allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
             download: fetch what the local cache lacks of a model of Hugging Face's hub
-            max_batch: most questions that are answered at once, each with caches of its own, which are made when they
-                are first needed; None: 4 with ONNX Runtime on a CPU, else 1
+            max_batch: most questions that are answered at once, each with caches of its own: on a CPU made when they
+                are first needed, on a GPU all with the first question. None: 4 with ONNX Runtime on a CPU, with engines
+                as many as they were built for, else 1
             prefix_bytes: most memory for what was computed of pictures besides those last asked about, so that
                 questions about several in turns do not begin anew; None: 256 MB with ONNX Runtime on a CPU, else 0
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
@@ -160,6 +175,7 @@ class Session:
             verify=verify,
             allow_links=allow_links,
             download=download,
+            max_batch=max_batch,
         )
         chosen = request.choose()
         return cls(
@@ -171,6 +187,7 @@ class Session:
             decode=decode,
             threads=threads,
             contexts=chosen.contexts,
+            engine_batch=chosen.engine_batch,
             max_batch=max_batch,
             prefix_bytes=prefix_bytes,
         )

@@ -119,10 +119,12 @@ class Slots:
         width: int,
         contexts: Sequence[int] = (),
         before_change: Callable[[], None] = lambda: None,
+        entries: int = 1,
     ) -> None:
         """Args:
         contexts: the cache lengths that the engines have profiles for, where that is more than one
         before_change: called before buffers are replaced, so that nothing else keeps them
+        entries: slots that are there from the beginning
         """
         self._backend, self._before_change = backend, before_change
         self.caches = {name: cache_set_from_runner(runner) for name, runner in runners.items()}
@@ -130,9 +132,9 @@ class Slots:
         # The cache lengths that engines take, shortest first; none: a graph, which takes any.
         self._lengths = tuple(sorted(contexts)) or ((min(fixed),) if fixed else ())
         self.max_rows: int | None = max(self._lengths, default=None)
-        self.taps = backend.allocate((1, 0, width), "float32")
+        self.taps = backend.allocate((entries, 0, width), "float32")
         self.length = 0
-        self.all = [Slot(0, dict.fromkeys(runners, 0))]
+        self.all = [Slot(index, dict.fromkeys(runners, 0)) for index in range(entries)]
 
     def reset(self, slot: Slot, rows: int, ahead: int = 0) -> None:
         """Forget the slot's sequence; make room for `rows`, giving back what a longer one needed.

@@ -18,6 +18,8 @@ REUSE_LOGITS_ABS = 1e-4
 BATCH_LOGITS_ABS = 1e-4
 # The same sums of logits to about 10, and a sigmoid whose slope is at most a quarter.
 LOOK_MAP_ABS = 1e-5
+# Memory of another sequence, measured against planned: pages of 4 kB and rows that no token reaches, a few percent.
+FURTHER_SEQUENCE_SHARE = 0.1
 # With keys and values in 8 bits, where a last bit of a row may become another code: as for reuse.
 BATCH_CODES_LOGITS_ABS = 2e-2
 

@@ -219,9 +219,9 @@ class DeviceBuffer:
         block = self._device.memory.take(self.size_bytes)
         return DeviceBuffer(self._device, block, block.pointer, self.shape, self.dtype)
 
-    def host_value(self) -> int:
-        """The last value written by the host, for a buffer of one number."""
-        return int(self._pinned().reshape(-1)[0])
+    def host_values(self) -> Array:
+        """What the host wrote last; the next write overwrites it."""
+        return self._pinned()
 
     def defer(self) -> None:
         """From now on, writes stay in the pinned memory until `upload`, whose addresses never change."""

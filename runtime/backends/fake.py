@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -41,8 +42,14 @@ class FakeBackend:
     name: str = "fake"
     prefill_rows: int | None = None
     most_slots: int | None = None
+    on: Literal["cpu", "gpu"] = "cpu"
+    free_bytes: int | None = None
     cancellation: Cancellation = field(default_factory=Cancellation)
     note: str | None = None
+
+    def free_memory(self) -> int | None:
+        """What was set."""
+        return self.free_bytes
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
         """Allocate zeros in host memory."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,12 @@ from sdrpn.runtime.backends.runner import Array, Buffer
 __all__ = ["HostBuffer"]
 
 
+# From this size on memory is mapped, and goes back to the system when it is freed. An allocator keeps what it gave:
+# between caches that grow one after the other it would leave holes, up to a third of them.
+_MAPPED_BYTES = 1 << 16
+_HUGE_BYTES = 4 << 20  # from here on, as NumPy does, ask for large pages: a cache is read from end to end
+
+
 class HostBuffer:
     """A buffer around a NumPy array."""
 
@@ -20,6 +29,14 @@ class HostBuffer:
         """`storage`: the memory of `array` from its first element on, which may be larger than the array."""
         self.array = array
         self._storage = array.reshape(-1) if storage is None and array.flags.c_contiguous else storage
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: str | np.dtype[Any]) -> HostBuffer:
+        """Allocate. What is never written takes no memory where it is large."""
+        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if size_bytes < _MAPPED_BYTES:
+            return cls(np.zeros(shape, dtype))
+        return cls(np.frombuffer(_mapped(size_bytes), dtype).reshape(shape))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,12 +83,26 @@ class HostBuffer:
         size, storage = math.prod(shape), self._storage
         # The memory of a much longer sequence is released.
         if storage is None or not size <= storage.size <= 4 * size:
-            new = HostBuffer(np.zeros(shape, self.dtype))
+            new = HostBuffer.zeros(shape, self.dtype)
             new.copy_rows(self, keep)
             return new
         new = HostBuffer(storage[:size].reshape(shape), storage)
         _move_rows(self.array, new.array, keep)
         return new
+
+
+def _mapped(size_bytes: int) -> mmap.mmap:
+    """Zeros of this process alone. Raises MemoryError."""
+    try:
+        if sys.platform == "win32":
+            return mmap.mmap(-1, size_bytes)
+        found = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{size_bytes} bytes cannot be allocated: {error.strerror}") from error
+    if size_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            found.madvise(mmap.MADV_HUGEPAGE)
+    return found
 
 
 def _move_rows(old: Array, new: Array, keep: int) -> None:

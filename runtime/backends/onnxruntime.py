@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import onnxruntime
 
 from sdrpn.bundle.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadBundle, Cancelled, MissingDependency, RunFailed, SdrpnError
 from sdrpn.host.interrupt import Cancellation, SignalWatch
+from sdrpn.host.machine import read_available_memory
 from sdrpn.host.threads import CpuThreads, choose_threads
 from sdrpn.runtime.backends.external_data import external_files, graph_with_real_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
@@ -64,6 +64,7 @@ class OnnxRuntimeBackend:
         """
         provider, self._device = PROVIDERS[name]
         self.name = name
+        self.on: Literal["cpu", "gpu"] = "cpu" if self._device == "cpu" else "gpu"
         self.note: str | None = None
         self._device_id = device_id
         if provider not in onnxruntime.get_available_providers():
@@ -84,10 +85,14 @@ class OnnxRuntimeBackend:
         # Parts of a buffer on the GPU cannot be written through ONNX Runtime's Python API.
         self.most_slots = None if self._device == "cpu" else 1
 
+    def free_memory(self) -> int | None:
+        """See `Backend.free_memory`; of a GPU the library does not say it."""
+        return read_available_memory() if self.on == "cpu" else None
+
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
         """Allocate zeros on the provider's device."""
         if self._device == "cpu":
-            return HostBuffer(np.zeros(shape, dtype))
+            return HostBuffer.zeros(shape, dtype)
         return DeviceBuffer.zeros(shape, dtype, self._device, self._device_id)
 
     def load(self, graph: GraphInfo, path: Path) -> OnnxRuntimeRunner:

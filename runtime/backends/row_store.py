@@ -144,17 +144,22 @@ class RowStore:
 
 
 class RowCopies:
-    """`RowStore` without the kernel: one copy per cache, enqueued at every step with the position known to the host."""
+    """`RowStore` without the kernel: a copy per cache and entry, enqueued with the positions known to the host."""
 
     def __init__(self, caches: Sequence[DeviceBuffer], rows: Sequence[DeviceBuffer], start: DeviceBuffer) -> None:
-        if start.shape != (1,):
-            raise RunFailed(f"rows go to {start.shape} positions; without the kernel expected one")
-        self._pairs, self._start = tuple(zip(caches, rows, strict=True)), start
+        """Args: as of `RowStore`; start: int64 (B,)"""
+        self._start = start
+        pairs = tuple(zip(caches, rows, strict=True))
+        self._entries = [
+            [(cache.entries(entry, entry + 1), new.entries(entry, entry + 1)) for cache, new in pairs]
+            for entry in range(start.shape[0])
+        ]
 
     def __call__(self) -> None:
         """Enqueue the copies."""
-        for cache, rows in self._pairs:
-            cache.copy_rows(rows, rows.shape[2], self._start.host_value())
+        for first, pairs in zip(self._start.host_values().tolist(), self._entries, strict=True):
+            for cache, new in pairs:
+                cache.copy_rows(new, new.shape[2], first)
 
 
 def row_table(caches: Sequence[DeviceBuffer], rows: Sequence[DeviceBuffer]) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,15 @@ class Backend(Protocol):
     @property
     def most_slots(self) -> int | None:
         """The maximum number of sequences in its caches; None: any number."""
+        ...
+
+    @property
+    def on(self) -> Literal["cpu", "gpu"]:
+        """Where its buffers are. On a GPU memory is planned beforehand: what a session may need is taken at once."""
+        ...
+
+    def free_memory(self) -> int | None:
+        """Bytes that can still be allocated; None: not known."""
         ...
 
     @property

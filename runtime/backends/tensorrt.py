@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import BadInput, EngineMismatch, RunFailed
 from sdrpn.host.interrupt import Cancellation
 from sdrpn.runtime.backends.cuda import Cuda
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
-from sdrpn.runtime.backends.device_memory import Device
+from sdrpn.runtime.backends.device_memory import Device, available_memory
 from sdrpn.runtime.backends.row_store import RowCopies, RowKernel, RowStore
 from sdrpn.runtime.backends.runner import Buffer, Step, in_order
 from sdrpn.runtime.backends.runtime_cache import RuntimeCache, cache_file
@@ -53,8 +53,9 @@ class TensorRtBackend:
     """Allocates buffers on the GPU and loads engines."""
 
     name = "tensorrt"
+    on: Literal["cpu", "gpu"] = "gpu"
     prefill_rows: int | None = None
-    most_slots: int | None = 1
+    most_slots: int | None = None  # as many as the engines' decode step takes, which their manifests say
 
     def __init__(
         self, library: Library, cuda: Cuda, options: EngineOptions | None = None, *, host_code: bool = False
@@ -71,6 +72,10 @@ class TensorRtBackend:
     def report(self, note: str) -> None:
         """Record a degradation; the first one is kept as `note`."""
         self.note = self.note or note
+
+    def free_memory(self) -> int | None:
+        """See `Backend.free_memory`."""
+        return available_memory(self.device.cuda, self.device.facts)
 
     def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> DeviceBuffer:
         """Allocate zeros on the device; with `for_host` in host memory, where the GPU can access that directly."""

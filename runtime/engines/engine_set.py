@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
-from sdrpn.bundle.graphs import graphs_of
+from sdrpn.bundle.graphs import graph_named, graphs_of
 from sdrpn.errors import BadBundle, BadInput
 
 __all__ = ["EngineFile", "EngineSet", "engine_set", "engine_sets"]
@@ -53,6 +53,12 @@ class EngineSet:
     def max_context(self) -> int:
         """Rows of the caches."""
         return min(manifest.max_context for manifest in self.manifests.values())
+
+    @property
+    def max_batch(self) -> int:
+        """The most sequences that a decode step takes."""
+        decoding = [one.max_batch for name, one in self.manifests.items() if graph_named(name).decodes]
+        return min(decoding, default=1)
 
     @property
     def contexts(self) -> tuple[int, ...]:

@@ -59,36 +59,43 @@ class Problem:
         return f"{self.graph}: {self.reason}: {self.field} is {self.engine}, {self.here}; {self.mend}"
 
 
-def check_engines(engines: EngineSet, platform: Platform, *, verify: bool = True) -> tuple[Problem, ...]:
+def check_engines(
+    engines: EngineSet, platform: Platform, *, verify: bool = True, max_batch: int | None = None
+) -> tuple[Problem, ...]:
     """Compare all engines of a target with the bundle, with each other and with the machine.
 
     Args:
+        max_batch: sequences that are to be decoded together; None: as many as a decode step takes
         verify: hash every engine; False: large ones only where size or time are not as when they were built
     """
     broken = tuple(_broken(engines, verify))
     if broken:  # of such engines nothing else can be said
         return _joined(broken)
-    found = [*_machine(engines, platform), *_memory(engines, platform)]
+    found = [*_machine(engines, platform), *_memory(engines, platform, max_batch)]
     return _joined(found or _by_library(engines))
 
 
-def require_fit(engines: EngineSet, platform: Platform, *, verify: bool = True) -> None:
+def require_fit(engines: EngineSet, platform: Platform, *, verify: bool = True, max_batch: int | None = None) -> None:
     """Raises EngineMismatch with the first problem, and how many there are."""
-    problems = check_engines(engines, platform, verify=verify)
+    problems = check_engines(engines, platform, verify=verify, max_batch=max_batch)
     if problems:
         inspect = f"sdrpn inspect {shlex.quote(str(engines.bundle.path))} --engines"
         more = f" ({len(problems)} problems; {inspect} shows all)"
         raise EngineMismatch(f"engines of {engines.target}: {problems[0]}{more if len(problems) > 1 else ''}")
 
 
-def device_bytes(engines: EngineSet) -> int:
-    """What one session takes: weights that are not streamed, caches of one request, taps, the largest activations."""
+def device_bytes(engines: EngineSet, max_batch: int | None = None) -> int:
+    """What one session takes: weights that are not streamed, caches and taps of its sequences, the largest activations.
+
+    Args: max_batch: sequences that are decoded together; None: as many as a decode step takes
+    """
+    batch = engines.max_batch if max_batch is None else max_batch
     manifests = engines.manifests.values()
     weights = sum(manifest.engine.size_bytes for manifest in manifests if not manifest.weight_streaming)
     activations = max((manifest.activation_bytes or 0 for manifest in manifests), default=0)
     caches = sum(_cache_bytes(engines.variant.graphs[name], manifest) for name, manifest in engines.manifests.items())
     taps = engines.max_context * engines.bundle.spec.llm.width * 4
-    return weights + activations + caches + taps
+    return weights + activations + batch * (caches + taps)
 
 
 def _joined(problems: Iterable[Problem]) -> tuple[Problem, ...]:
@@ -100,7 +107,7 @@ def _joined(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 
 def _cache_bytes(graph: GraphInfo, manifest: EngineManifest) -> int:
-    """Of one request, whose caches are as long as the engine takes them."""
+    """Of one sequence, whose caches are as long as the engine takes them."""
     caches = [tensor for tensor in graph.inputs if tensor.is_cache]
     rows = {"batch": 1, "cache_length": manifest.max_context}
     return sum(
@@ -298,11 +305,14 @@ def _gpu(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Pla
         yield Problem(graph, "OLD_CUDA_DRIVER", "CUDA", _cuda_text(runtime), here, mend)
 
 
-def _memory(engines: EngineSet, platform: Platform) -> Iterator[Problem]:
+def _memory(engines: EngineSet, platform: Platform, max_batch: int | None) -> Iterator[Problem]:
     """Of all engines together, since they are loaded together."""
     if platform.gpu is None or platform.gpu.memory_free_bytes is None:
         return
-    needed, free = device_bytes(engines), platform.gpu.memory_free_bytes
+    needed, free = device_bytes(engines, max_batch), platform.gpu.memory_free_bytes
+    batch = engines.max_batch if max_batch is None else max_batch
+    fewer = f"decode fewer than {batch} sequences together (max_batch), " if batch > 1 else ""
+    shorter = f"build for a shorter context: {engines.build_command} --max-context N"
     if needed > free:
         yield Problem(
             "all graphs",
@@ -310,7 +320,7 @@ def _memory(engines: EngineSet, platform: Platform) -> Iterator[Problem]:
             "device memory",
             f"about {text_from_bytes(needed)}",
             f"{platform.gpu.name} has {text_from_bytes(free)} free: {text_from_bytes(needed - free)} are missing",
-            f"end what else uses the GPU, or build for a shorter context: {engines.build_command} --max-context N",
+            f"end what else uses the GPU, {fewer}or {shorter}",
         )
 
 

@@ -1,6 +1,6 @@
 """Run engines once, on seeded numbers, before they count: finite, and what ONNX Runtime computes of the same graphs.
 
-Tells an engine that computes nonsense on this GPU from one that works, by itself and with two pictures or two sequences
+Tells an engine that computes nonsense on this GPU from one that works, by itself and with several pictures or sequences
 at once, where each has to come out as it does alone. How far engines lie from the checkpoint is measured by
 `sdrpn verify`.
 """
@@ -49,7 +49,8 @@ class _Run:
 
 def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) -> Iterator[ParityGate]:
     """Two or three gates a graph: no entry that is not finite; the largest difference from ONNX Runtime as a share of
-    max(1, largest value); and, if these hold and a profile takes two at once, the same between them and each by itself.
+    max(1, largest value); and, if these hold and a profile takes two at once, the same between each of two, and of as
+    many as the engine was built for, and itself alone.
 
     Args:
         backend: runs the engines
@@ -61,7 +62,8 @@ def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) 
         graph = engines.variant.graphs[name]
         tried = _Loadable(backend, graph, engine.path)
         other = _Loadable(reference, graph, engines.bundle.file(graph.file)) if reference is not None else None
-        yield from _gates(tried, other, engines.contexts, partial(_takes, engines.manifests[name]), limit)
+        manifest = engines.manifests[name]
+        yield from _gates(tried, other, engines.contexts, partial(_takes, manifest), limit, manifest.max_batch)
 
 
 def smoke_test_graphs(bundle: Bundle, variant: Variant, twin: Variant | None, backend: Backend) -> Iterator[ParityGate]:
@@ -98,13 +100,23 @@ class _Loadable:
 
 
 def _gates(
-    tried: _Loadable, other: _Loadable | None, contexts: Sequence[int], takes: _Takes, limit: float
+    tried: _Loadable,
+    other: _Loadable | None,
+    contexts: Sequence[int],
+    takes: _Takes,
+    limit: float,
+    most: int = 2,
 ) -> Iterator[ParityGate]:
     name, graph, backend = tried.graph.name, tried.graph, tried.backend
     runs = _runs(graph, contexts)
     with tried.loaded() as runner:
         found = [run_on_arrays(backend, runner, _feeds(graph, runner.inputs, run, 1)) for run in runs]
-        pairs = [pair for run in runs for pair in _pairs(backend, runner, graph, takes, run)]
+        pairs = [
+            pair
+            for run in runs
+            for count in sorted({2, max(2, most)})
+            for pair in _several(backend, runner, graph, takes, run, count)
+        ]
     labels = [run.label for run in runs]
     gates = [_finite(name, labels, found)]
     if other is not None:
@@ -131,16 +143,18 @@ def _expected(other: _Loadable, runs: Sequence[_Run]) -> list[dict[str, Array]]:
         return [run_on_arrays(other.backend, runner, _feeds(other.graph, runner.inputs, run, 1)) for run in runs]
 
 
-def _pairs(backend: Backend, runner: Runner, graph: GraphInfo, takes: _Takes, run: _Run) -> Iterator[tuple[str, float]]:
-    """Where it takes two at once: (tensor and run, difference of an entry from what it is by itself)."""
-    both = _feeds(graph, runner.inputs, run, 2)
-    if not takes(both):
+def _several(
+    backend: Backend, runner: Runner, graph: GraphInfo, takes: _Takes, run: _Run, count: int
+) -> Iterator[tuple[str, float]]:
+    """Where it takes so many at once: (tensor and run, difference of an entry from what it is by itself)."""
+    all_feeds = _feeds(graph, runner.inputs, run, count)
+    if not takes(all_feeds):
         return
-    together = run_on_arrays(backend, runner, both)
-    for index in range(2):
-        alone = run_on_arrays(backend, runner, {name: array[index : index + 1] for name, array in both.items()})
+    together = run_on_arrays(backend, runner, all_feeds)
+    for index in range(count):
+        alone = run_on_arrays(backend, runner, {name: array[index : index + 1] for name, array in all_feeds.items()})
         for name, array in together.items():
-            yield f"{name}, {run.label}, {index + 1} of 2", _difference(array[index : index + 1], alone[name])
+            yield f"{name}, {run.label}, {index + 1} of {count}", _difference(array[index : index + 1], alone[name])
 
 
 def _takes(manifest: EngineManifest, feeds: Mapping[str, Array]) -> bool:

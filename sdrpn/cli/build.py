@@ -65,7 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the graphs (default: the target's, but primitive for several contexts and for caches in 8 bits)",
     )
     parser.add_argument(
-        "--max-batch", metavar="N", type=positive_int, default=1, help="requests in a step (default: 1)"
+        "--max-batch",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="questions that are decoded together, each with caches of its own (default: 1)",
+    )
+    parser.add_argument(
+        "--tuned-batch",
+        metavar="N",
+        type=positive_int,
+        help="how many of them kernels are chosen for (default: --max-batch)",
     )
     parser.add_argument("--jobs", metavar="N", type=positive_int, default=1, help="builds at once (default: 1)")
     parser.add_argument("--opt-level", metavar="0..5", type=int, choices=range(6), help="builder optimization level")

@@ -4,7 +4,8 @@ The JSON form is an object: bundle, variant, device, context (the longest), cont
 not known), needs (weights, caches, activations, images, and scores of attention that may not be fused, in bytes),
 total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context -> what a decode step of an engine
 reads; empty for a CPU), kv_cache (int8, fp8, or null for caches in the type that the graphs compute in), other (the
-same variant with the other kind of caches: kv_cache, caches_bytes, largest_context).
+same variant with the other kind of caches: kv_cache, caches_bytes, largest_context), prefixes (what is kept of pictures
+asked about before, beside all this and only of memory that is left: limit_bytes, picture_bytes, pictures).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, context_lengths, positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, context_lengths, positive_int, whole_number
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
@@ -49,7 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="positions of prompt and answer (default: of a target what `sdrpn build` takes, of a CPU the bundle's); "
         "several: engines with profiles for each",
     )
-    parser.add_argument("--batch", metavar="B", type=positive_int, default=1, help="requests in a step (default: 1)")
+    parser.add_argument(
+        "--batch", metavar="B", type=positive_int, default=1, help="questions that are decoded together (default: 1)"
+    )
+    parser.add_argument(
+        "--prefix-bytes",
+        metavar="N",
+        type=whole_number,
+        help="most memory for what was computed of pictures asked about before (default: 256 MB on a CPU, else none)",
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_model_options(parser, "bundle")
 
@@ -59,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.terminal.output import print_json
     from sdrpn.workflows.memory_plan import PlanRequest, plan
 
-    found = plan(PlanRequest(args.bundle, args.target, args.variant, args.context or (), args.batch, args.backend))
+    contexts = args.context or ()
+    found = plan(
+        PlanRequest(args.bundle, args.target, args.variant, contexts, args.batch, args.backend, args.prefix_bytes)
+    )
     if args.json:
         print_json(found.to_json())
     else:
@@ -79,6 +91,7 @@ def _print(plan: MemoryPlan) -> None:
         ("context, batch", f"{' and '.join(map(str, plan.contexts))}, {plan.batch}"),
         *((name, text_from_bytes(size)) for name, size in plan.needs.parts),
         ("together", f"{text_from_bytes(plan.needs.total_bytes)}{memory}: {verdict}"),
+        *_prefix_rows(plan),
         *((f"a step reads at {context}", text_from_bytes(size)) for context, size in plan.step_bytes.items()),
         (
             "largest context that fits",
@@ -90,3 +103,13 @@ def _print(plan: MemoryPlan) -> None:
         ),
     ]
     print_table((plan.device, ""), rows)
+
+
+def _prefix_rows(plan: MemoryPlan) -> list[tuple[str, str]]:
+    from sdrpn.host.sizes import text_from_bytes
+
+    kept = plan.prefixes
+    if not kept.limit_bytes:
+        return []
+    limit, each = text_from_bytes(kept.limit_bytes), text_from_bytes(kept.picture_bytes)
+    return [("pictures seen before", f"at most {limit} of what is left: {kept.pictures} of {each}")]

@@ -22,9 +22,10 @@ from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.host.machine import read_machine
 from sdrpn.runtime.backends import backend_info
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
+from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 
-__all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "plan", "plan_memory"]
+__all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "plan_memory"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,13 @@ class PlanRequest:
     # Positions of prompt and answer; several: engines with profiles for each. Empty: what engines are built for, or
     # all that the bundle has.
     contexts: tuple[int, ...] = ()
-    batch: int = 1  # requests in a step
+    batch: int = 1  # questions that are decoded together
     backend: str = "onnxruntime"  # without a target: what runs the graphs on this machine
+    prefix_bytes: int | None = None  # most memory for pictures asked about before; None: the runtime's default
 
     def __post_init__(self) -> None:
+        if self.prefix_bytes is not None and self.prefix_bytes < 0:
+            raise BadInput(f"prefix_bytes is {self.prefix_bytes}; expected a number of bytes, 0 for none")
         if any(number < 1 for number in (self.batch, *self.contexts)):
             raise BadInput(f"batch is {self.batch}, contexts are {self.contexts}; expected numbers of at least 1")
 
@@ -52,6 +56,22 @@ class OtherCaches:
     kv_cache: str | None
     caches_bytes: int
     largest_context: int  # that fits; 0: none
+
+
+@dataclass(frozen=True)
+class PrefixPlan:
+    """What is kept of pictures that were asked about before, beside `MemoryPlan.needs`.
+
+    It takes only memory that is left, so whether a bundle fits does not depend on it.
+    """
+
+    limit_bytes: int  # 0: nothing is kept
+    picture_bytes: int  # one picture, in the shape that takes most tokens
+
+    @property
+    def pictures(self) -> int:
+        """How many are kept at once."""
+        return self.limit_bytes // self.picture_bytes
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,7 @@ class MemoryPlan:
     step_bytes: dict[int, int]  # context -> what a decode step of an engine reads; empty for a CPU
     kv_cache: str | None  # int8 or fp8; None: caches in the type that the graphs compute in
     other: OtherCaches
+    prefixes: PrefixPlan
 
     @property
     def context(self) -> int:
@@ -98,6 +119,7 @@ class MemoryPlan:
             "step_bytes": self.step_bytes,
             "kv_cache": self.kv_cache,
             "other": self.other,
+            "prefixes": {**dataclasses.asdict(self.prefixes), "pictures": self.prefixes.pictures},
         }
 
 
@@ -110,6 +132,7 @@ class _Place:
     variant: Variant
     needs_of: Callable[[Variant, int], MemoryNeeds]
     usual_context: int
+    prefix_bytes: int  # the default limit for pictures asked about before
     step_of: Callable[[int], int] | None = None  # bytes that a decode step reads at a context; None: not known
 
     def largest_context(self, variant: Variant, limit: int) -> int:
@@ -127,6 +150,7 @@ def plan_memory(
     contexts: tuple[int, ...] = (),
     batch: int = 1,
     backend: str = "onnxruntime",
+    prefix_bytes: int | None = None,
 ) -> MemoryPlan:
     """Add up weights, caches, activations and image buffers, and find the largest context that fits.
 
@@ -138,12 +162,13 @@ def plan_memory(
         variant: None: the one that engines are built from, or that ONNX Runtime answers with
         contexts: positions of prompt and answer; several: engines with profiles for each; empty: what engines are built
             for, or all that the bundle has
-        batch: requests in a step
+        batch: questions that are decoded together
         backend: without a target: what runs the graphs on this machine
+        prefix_bytes: most memory for what was computed of pictures asked about before; None: as `Session.open`
 
     Raises: BadBundle, BadInput for a bundle, variant or target that cannot be had; ContextTooLong
     """
-    return plan(PlanRequest(bundle, target, variant, contexts, batch, backend))
+    return plan(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes))
 
 
 def plan(request: PlanRequest) -> MemoryPlan:
@@ -170,6 +195,7 @@ def plan(request: PlanRequest) -> MemoryPlan:
         step_bytes={} if place.step_of is None else {context: place.step_of(context) for context in contexts},
         kv_cache=variant.kv_cache,
         other=_other_caches(place, contexts[-1], limit),
+        prefixes=_prefixes(bundle, place, request),
     )
 
 
@@ -177,6 +203,12 @@ def _other_caches(place: _Place, context: int, limit: int) -> OtherCaches:
     other = dataclasses.replace(place.variant, kv_cache="int8" if place.variant.kv_cache is None else None)
     caches_bytes = place.needs_of(other, context).caches_bytes
     return OtherCaches(other.kv_cache, caches_bytes, place.largest_context(other, limit))
+
+
+def _prefixes(bundle: Bundle, place: _Place, request: PlanRequest) -> PrefixPlan:
+    """The caches of one question, as long as an image; prompts begin with some tokens more."""
+    one = place.needs_of(place.variant, bundle.spec.vision.image_tokens).caches_bytes // request.batch
+    return PrefixPlan(place.prefix_bytes if request.prefix_bytes is None else request.prefix_bytes, one)
 
 
 def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
@@ -193,6 +225,7 @@ def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
         variant,
         lambda other, context: info.needs(bundle, other, MemoryRequest(context, request.batch, mapped_bytes)),
         bundle.manifest.max_context,
+        DEFAULT_PREFIX_BYTES if info.on == "cpu" else 0,
     )
 
 
@@ -231,5 +264,6 @@ def _on_target(bundle: Bundle, request: PlanRequest) -> _Place:
             unfused_attention=unfused,
         ),
         usual_context(bundle.spec, bundle.manifest.max_context),
+        0,
         lambda context: step_bytes(bundle.spec, sizes["trunk"] + sizes["tail"], context, variant.kv_cache),
     )

@@ -138,6 +138,7 @@ def _opened(bundle: Bundle, request: AskRequest) -> Session:
         engine_options=request.engine_options,
         optimized=request.optimized,
         verify=request.verify,
+        max_batch=1,
     )
 
 

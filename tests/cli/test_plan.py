@@ -96,6 +96,27 @@ def test_batch_costs_caches(sdrpn: Command, bundle: Path) -> None:
     assert four == 4 * one
 
 
+def test_what_is_kept_of_pictures_is_said_beside_it(
+    sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes only what is left: neither the sum nor the verdict depends on it."""
+    plan = json.loads(sdrpn("plan", bundle, "--json").out)
+    picture = 16 * (11 * 64 * 4 + 64 * 4)  # image tokens; caches and tap in floats
+    assert plan["prefixes"] == {
+        "limit_bytes": 256_000_000,
+        "picture_bytes": picture,
+        "pictures": 256_000_000 // picture,
+    }
+    several = json.loads(sdrpn("plan", bundle, "--batch", 3, "--prefix-bytes", 100_000, "--json").out)
+    assert several["prefixes"] == {"limit_bytes": 100_000, "picture_bytes": picture, "pictures": 100_000 // picture}
+    with_memory(monkeypatch, plan["total_bytes"])
+    assert sdrpn("plan", bundle).code == 0
+    row = "pictures seen before       at most 100.0 kB of what is left: "
+    assert row in sdrpn("plan", bundle, "--prefix-bytes", 100_000).out
+    assert "pictures seen" not in sdrpn("plan", bundle, "--prefix-bytes", 0).out
+    assert json.loads(sdrpn("plan", bundle, "--target", "l4", "--json").out)["prefixes"]["limit_bytes"] == 0
+
+
 def test_this_machine(sdrpn: Command, bundle: Path) -> None:
     outcome = sdrpn("plan", bundle)
     assert outcome.code == 0

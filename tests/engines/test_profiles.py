@@ -8,7 +8,7 @@ import pytest
 
 from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.engines import BuildOptions
-from sdrpn.engines.options import checked_context, checked_contexts, chosen_graphs
+from sdrpn.engines.options import checked_context, checked_contexts, chosen_graphs, require_aligned
 from sdrpn.engines.phases import Phases
 from sdrpn.engines.profiles import profiles_of, shapes_of
 from sdrpn.errors import BadInput, ContextTooLong
@@ -42,6 +42,31 @@ def test_a_decode_step_has_a_range_of_batches() -> None:
     """For exactly one request TensorRT-RTX 1.7 turns every weight round, and copies read-only caches."""
     assert profiles_of(LLAVA_7B, "trunk", 2048, 1)[0].extents["batch"] == (1, 1, 2)
     assert profiles_of(LLAVA_7B, "trunk", 2048, 4)[0].extents["batch"] == (1, 1, 4)
+
+
+def test_a_decode_step_is_tuned_for_a_named_batch() -> None:
+    assert profiles_of(LLAVA_7B, "trunk", 2048, 4, tuned_batch=3)[0].extents["batch"] == (1, 3, 4)
+    for profile in profiles_of(LLAVA_7B, "tail", 4096, 4, (1024,), tuned_batch=4)[::2]:
+        assert profile.extents["batch"] == (1, 4, 4)
+    assert (BuildOptions().usual_batch, BuildOptions(max_batch=4).usual_batch) == (1, 4)
+    assert BuildOptions(max_batch=4, tuned_batch=2).usual_batch == 2
+    with pytest.raises(BadInput, match="tuned_batch is 5, max_batch is 4; expected at most that"):
+        BuildOptions(max_batch=4, tuned_batch=5)
+
+
+def test_caches_of_every_request_begin_where_tensorrt_takes_a_tensor() -> None:
+    """Rows of 3 heads of 4 halves are 24 bytes: 32 of them are a multiple of 256."""
+    caches = (
+        TensorInfo("a", "float16", ("batch", 3, "cache_length", 4), "cache"),
+        TensorInfo("b", "float16", ("batch", 32, "cache_length", 128), "cache"),
+    )
+    for contexts in ((32,), (64, 1024)):
+        require_aligned(caches, contexts, 4)
+    require_aligned(caches, (1185,), 1)
+    require_aligned(caches[1:], (1185,), 4)
+    message = "max_batch is 4 and max_context 1185: caches of that length .*; expected a multiple of 32"
+    with pytest.raises(BadInput, match=message):
+        require_aligned(caches, (64, 1185), 4)
 
 
 def test_the_rpn_has_no_decode_step() -> None:

@@ -51,8 +51,8 @@ class FakeGpu:
     def engine(self, graph: str) -> Path:
         return engine_set(self.bundle, TARGET).engines[graph].path
 
-    def session(self, options: EngineOptions | None = None) -> Session:
-        return self._session(self.backend(options))
+    def session(self, options: EngineOptions | None = None, max_batch: int = 1) -> Session:
+        return self._session(self.backend(options), max_batch)
 
     def bare_session(self) -> Session:
         """Without any option: what TensorRT-RTX compiles goes where a user has it."""
@@ -62,11 +62,19 @@ class FakeGpu:
         cuda = Cuda(self.cuda, options.device, self.driver)
         return TensorRtBackend(Library(self.flavour, self.trt), cuda, options)
 
-    def _session(self, backend: TensorRtBackend) -> Session:
+    def _session(self, backend: TensorRtBackend, max_batch: int = 1) -> Session:
         engines = engine_set(self.bundle, TARGET)
         paths = {graph: one.path for graph, one in engines.engines.items()}
         variant = self.bundle.variant(self.variant)
-        return Session(self.bundle, variant, backend, paths, contexts=engines.contexts)
+        return Session(
+            self.bundle,
+            variant,
+            backend,
+            paths,
+            contexts=engines.contexts,
+            engine_batch=engines.max_batch,
+            max_batch=max_batch,
+        )
 
     def graphs(self) -> list[str]:
         """What was enqueued or captured, in order."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sdrpn.cli.main import main
@@ -17,48 +16,9 @@ from sdrpn.runtime.decoder import NextToken
 from sdrpn.runtime.sampling import GREEDY
 from sdrpn.runtime.stream import AnswerStream
 from tests.damage import copied
-from tests.runtime.asking import BEFORE, no_box, one_box
+from tests.runtime.asking import BEFORE, no_box
+from tests.runtime.together import alone, picture, require_equal, stream_of
 from tests.tolerances import BATCH_CODES_LOGITS_ABS, BATCH_LOGITS_ABS
-
-# Question, the way to decide, most tokens: of several lengths in every respect.
-CASES: tuple[tuple[tuple[int, ...], Any, int], ...] = (
-    ((8, 9, 10, 11, 12), one_box, 9),
-    ((20, 21), None, 3),
-    (tuple(range(30, 47)), no_box, 14),
-    ((7, 6, 5, 4), one_box, 6),
-    ((9,), no_box, 11),
-)
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (90, 130, 3), dtype=np.uint8)
-
-
-def stream_of(session: Session, number: int) -> AnswerStream:
-    question, decide, most = CASES[number % len(CASES)]
-    stops = () if number % 2 else (3,)
-    return session._stream_of(picture(number % 3), BEFORE, question, decide, most, GREEDY, stops, trace=True)
-
-
-def alone(session: Session, numbers: Sequence[int]) -> list[Answer]:
-    found = []
-    for number in numbers:
-        session.forget_image()
-        stream = stream_of(session, number)
-        stream.begin()
-        found.append(stream.finish())
-    session.forget_image()
-    return found
-
-
-def require_equal(found: Answer, expected: Answer, tolerance: float) -> None:
-    assert found.trace is not None
-    assert expected.trace is not None
-    assert found.token_ids == expected.token_ids
-    assert found.finish_reason == expected.finish_reason
-    assert found.roi_token_count == expected.roi_token_count
-    difference = np.abs(found.trace.step_logits - expected.trace.step_logits).max()
-    assert difference <= tolerance, f"logits differ by {difference:.2e}"
 
 
 @pytest.fixture

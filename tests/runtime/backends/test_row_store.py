@@ -83,5 +83,20 @@ def test_what_does_not_fit(gpu: FakeGpu) -> None:
             backend.store_rows([cache], [backend.allocate(shape, dtype)], start)
     step = backend.store_rows([cache], [backend.allocate((1, 2, 1, 4), "float16")], start)
     assert isinstance(step, RowStore)
-    with pytest.raises(RunFailed, match=r"rows go to \(2,\) positions; without the kernel expected one"):
-        RowCopies([cache], [cache], backend.allocate((2,), "int64"))
+
+
+def test_copies_put_every_entry_where_it_goes(gpu: FakeGpu) -> None:
+    backend = gpu.backend()
+    cache, new = backend.allocate((3, 2, 8, 4), "float16"), backend.allocate((3, 2, 1, 4), "float16")
+    start = backend.allocate((3,), "int64")
+    copies = RowCopies([cache], [new], start)
+    expected = np.zeros(cache.shape, np.float16)
+    for starts in ([2, 0, 5], [3, 1, 6]):
+        fresh = np.arange(24, dtype=np.float16).reshape(new.shape) + starts[0]
+        start.write(np.array(starts))
+        new.write(fresh)
+        copies()
+        for entry, row in enumerate(starts):
+            expected[entry, :, row : row + 1] = fresh[entry]
+    np.testing.assert_array_equal(cache.read(), expected)
+    assert gpu.cuda.violations == []

@@ -320,6 +320,20 @@ MACHINES: dict[str, tuple[Callable[[], Platform], str]] = {
 }
 
 
+def test_memory_is_counted_for_all_that_are_answered_at_once(bundle: Bundle) -> None:
+    write_engines(bundle, max_batch=4)
+    engines = engine_set(bundle, TARGET)
+    sizes = {batch: device_bytes(engines, batch) for batch in (1, 2, 4)}
+    assert engines.max_batch == 4
+    assert device_bytes(engines) == sizes[4]
+    caches = 128 * (11 * 64 * 4 + 64 * 4)
+    assert sizes[2] - sizes[1] == (sizes[4] - sizes[2]) // 2 == caches
+    here = with_gpu(memory_free_bytes=sizes[2])
+    assert check_engines(engines, here, max_batch=2) == ()
+    with pytest.raises(EngineMismatch, match=r"decode fewer than 4 sequences together \(max_batch\), or build for a"):
+        require_fit(engines, here)
+
+
 @pytest.mark.parametrize("case", list(MACHINES))
 def test_a_machine_that_does_not_fit(bundle: Bundle, case: str) -> None:
     make, message = MACHINES[case]

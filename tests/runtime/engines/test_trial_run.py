@@ -91,6 +91,20 @@ def test_what_is_not_finite_is_noticed_without_a_comparison(tiny_bundle: Path, t
     assert not both["vision", "smoke test"].ok
 
 
+@pytest.mark.parametrize(("graph", "output"), [("trunk", "tap"), ("tail", "logits")])
+def test_as_many_as_it_was_built_for_are_tried(tiny_bundle: Path, tmp_path: Path, graph: str, output: str) -> None:
+    right = onnxruntime_compute(fake_gpu(tiny_bundle, tmp_path / "a").bundle, "fused-fp32")
+
+    def wrong_for_four(name: str, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+        right(name, feeds, results)
+        if name == graph and len(results[output]) == 4:
+            results[output][3] += 1
+
+    gates = tried(fake_gpu(tiny_bundle, tmp_path / "b", compute=wrong_for_four, max_batch=4))
+    (failed,) = [gate for gate in gates.values() if not gate.ok]
+    assert (failed.graph, failed.kind, failed.tensor) == (graph, "two at once", f"{output}, one row, 4 of 4")
+
+
 class TestTwoAtOnce:
     """Two pictures, and two sequences in a decode step: each has to come out as it does alone."""
 
