@@ -62,7 +62,8 @@ def profiles_of(
     `tuned_batch`: the requests in a decode step that its kernels are chosen for
     """
     if not graph_named(graph).has_caches:
-        return (Profile("images", {"images": (1, 1, max(MOST_IMAGES, max_batch))}),)
+        extents = dict(family_of(spec).look_extents(spec))
+        return (Profile("images", {"images": (1, 1, max(MOST_IMAGES, max_batch)), **extents}),)
     if not shorter_contexts:
         return _profiles_for(spec, graph, max_context, max_batch, tuned_batch)
     return tuple(

@@ -47,10 +47,13 @@ _RENAMED = {
     "sdrpn.runtime.choice": "sdrpn.runtime.select",
     "sdrpn.runtime.smoke_test": "sdrpn.runtime.engines.trial_run",
 }
+# What only LLaVA's checkpoints need.
+_LLAVA = "config fine_tune llm_config names processor_config unsupported vision_config vision_tower"
 # Name of a module in the release before -> its name now.
 MOVED = {
     f"{room.rpartition('.')[0]}.{name}": f"{room}.{name}" for room, names in _ROOMS.items() for name in names.split()
-} | _RENAMED
+}
+MOVED |= {f"sdrpn.checkpoint.{name}": f"sdrpn.families.llava.{name}" for name in _LLAVA.split()} | _RENAMED
 
 # Names that went from a module that is still there to another one.
 _NAMES = {"sdrpn.method.spec": {"VisionSpec": "sdrpn.families.llava.vision_spec"}}

@@ -5,21 +5,23 @@ Adapters that cannot be merged into the weights exactly are refused by name. Kno
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
 from sdrpn.checkpoint.low_rank import LowRank
-from sdrpn.checkpoint.names import NameTable
+from sdrpn.checkpoint.source import Place
 from sdrpn.checkpoint.tensor_shapes import Shapes
 from sdrpn.checkpoint.tensors import TensorFolder
 from sdrpn.errors import BadCheckpoint
 
-__all__ = ["ADAPTER_CONFIG_NAME", "Adapter", "adapter_weights", "read_adapter"]
+__all__ = ["ADAPTER_CONFIG_NAME", "Adapter", "CanonicalNames", "adapter_weights", "read_adapter"]
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 _WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -52,6 +54,13 @@ _MOST_CHOICES = 3
 _BASE_LAYER = ".base_layer."
 
 
+class CanonicalNames(Protocol):
+    """What a family calls its tensors in files that do not state a layout."""
+
+    def canonical(self, file_name: str, *, where: str) -> str | None:
+        """The canonical name; None for a part that is never computed. Raises BadCheckpoint for an unknown name."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An adapter's tensors, by the canonical names of what they replace or change."""
@@ -60,17 +69,27 @@ class Adapter:
     replaced: Mapping[str, str] = field(default_factory=dict)  # canonical name -> name in the file
     changes: Mapping[str, LowRank] = field(default_factory=dict)
 
+    def applied_to(self, places: Mapping[str, Place]) -> dict[str, Place]:
+        """The places with the changes added."""
+        return {
+            name: dataclasses.replace(place, adapter=self.tensors, change=self.changes[name])
+            if name in self.changes
+            else place
+            for name, place in places.items()
+        }
+
 
 def adapter_weights(folder: Path) -> Path | None:
     """The file with the tensors of an adapter, if the folder has one."""
     return next((folder / name for name in _WEIGHTS_NAMES if (folder / name).is_file()), None)
 
 
-def read_adapter(folder: Path, shapes: Shapes) -> Adapter:
+def read_adapter(folder: Path, shapes: Shapes, names: CanonicalNames) -> Adapter:
     """Read the adapter in `folder`.
 
     Args:
         shapes: the shapes of the model's tensors, by canonical name
+        names: what adapters of its family call them
     Raises BadCheckpoint for what is missing, malformed, not LoRA, or cannot be merged.
     """
     config = read_config(folder / ADAPTER_CONFIG_NAME)
@@ -80,7 +99,7 @@ def read_adapter(folder: Path, shapes: Shapes) -> Adapter:
         raise BadCheckpoint(
             f"{folder} has {ADAPTER_CONFIG_NAME} and none of {' or '.join(_WEIGHTS_NAMES)}; download it too"
         )
-    return _Reader(config, TensorFolder((weights,)), weights, NameTable(shapes), shapes).read()
+    return _Reader(config, TensorFolder((weights,)), weights, names, shapes).read()
 
 
 def _require_mergeable(config: ConfigSection) -> None:
@@ -108,7 +127,7 @@ class _Reader:
     """One pass over an adapter's tensors."""
 
     def __init__(
-        self, config: ConfigSection, tensors: TensorFolder, weights: Path, table: NameTable, shapes: Shapes
+        self, config: ConfigSection, tensors: TensorFolder, weights: Path, table: CanonicalNames, shapes: Shapes
     ) -> None:
         self.config, self.tensors, self.weights, self.table, self.shapes = config, tensors, weights, table, shapes
         self.scalings = _Scalings(config)

@@ -16,7 +16,7 @@ from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import rpn_shapes
 from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME
 from sdrpn.errors import BadCheckpoint, BadInput
-from sdrpn.families.llava.vision_spec import clip_of
+from sdrpn.families.registry import fit_of
 from sdrpn.host.atomic import replacing_file
 from sdrpn.method.geometry import Fit
 from sdrpn.method.policy import ModelPolicy, policy_from_json
@@ -90,7 +90,7 @@ def write_rpn(
     if spec.rpn is None:
         raise ValueError("the model has no RPN to write")
     shapes = rpn_shapes(spec.llm, spec.rpn.layers)
-    fit = clip_of(spec).fit
+    fit = fit_of(spec)
     names = folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME
     file = RpnFile(*names, spec.tap_layer, spec.rpn, note, fit, policy)
     with replacing_file(file.weights) as path, SafetensorsWriter(path, shapes, np.dtype(dtype)) as writer:

@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.checkpoint.low_rank import LowRank, merged
-from sdrpn.checkpoint.names import clip_name, detect_layout, detect_vision_prefix
 from sdrpn.checkpoint.rpn_file import RpnFile
 from sdrpn.checkpoint.tensor_shapes import tensor_shapes
-from sdrpn.checkpoint.tensors import TensorFolder, weight_files
+from sdrpn.checkpoint.tensors import TensorFolder
 from sdrpn.errors import BadCheckpoint
-from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import ModelSpec
 
 __all__ = [
@@ -26,16 +24,14 @@ __all__ = [
     "Place",
     "Source",
     "Sources",
-    "checkpoint_source",
+    "TensorHints",
     "place_tensors",
     "rpn_source",
     "some_tensors",
-    "tower_source",
 ]
 
 PARTS = ("vision", "projector", "llm", "rpn")  # the first component of a canonical name
 _FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
-_TOWER_PREFIXES = ("vision_model.", "")  # in a separate CLIP folder
 _QUANTIZED_NAMES = (".qweight", ".SCB", ".weight.absmax", ".weight.quant_state")
 
 
@@ -89,30 +85,6 @@ class Place:
         return found
 
 
-def checkpoint_source(folder: Path, *, with_rpn: bool) -> Source:
-    """A folder with a model's own weights. Raises BadCheckpoint where there are none, or their layout is unknown."""
-    files = weight_files(folder)
-    tensors = TensorFolder(files)
-    layout = detect_layout(tensors.names, with_rpn=with_rpn, where=str(folder))
-    prefix = detect_vision_prefix(tensors.names, layout.vision)
-    return Source(
-        folder,
-        files,
-        tensors,
-        lambda name: layout.file_name(name, prefix),
-        layout=layout.name,
-        has_vision=prefix is not None,
-    )
-
-
-def tower_source(tower: Path) -> Source:
-    """A folder with a vision tower alone."""
-    files = weight_files(tower)
-    tensors = TensorFolder(files)
-    prefix = detect_vision_prefix(tensors.names, _TOWER_PREFIXES) or ""
-    return Source(tower, files, tensors, lambda name: prefix + clip_name(name.removeprefix("vision.")))
-
-
 def rpn_source(file: RpnFile) -> Source:
     """A separate RPN that sdrpn wrote."""
     tensors = TensorFolder((file.weights,))
@@ -127,7 +99,19 @@ def some_tensors(file: Path, tensors: TensorFolder, names: Mapping[str, str]) ->
 # Every tensor is found and checked before any is read ---------------------------------------------------------------
 
 
-def place_tensors(spec: ModelSpec, sources: Sources) -> dict[str, Place]:
+class TensorHints:
+    """What errors about tensors say besides what is wrong: here what holds of every family, which may know more."""
+
+    def wrong_shape(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """What to do about the shape of a canonical tensor, and the arguments that change it."""
+        return "config.json and the weights are not of one model", ()
+
+    def missing(self, name: str, file_name: str) -> str:
+        """What may be wrong where a canonical tensor is missing; empty: nothing is known."""
+        return ""
+
+
+def place_tensors(spec: ModelSpec, sources: Sources, hints: TensorHints) -> dict[str, Place]:
     """For each tensor that the spec needs: where it is stored and under which name.
 
     Raises BadCheckpoint for tensors that are missing, of another shape, or of a type that holds no weights.
@@ -140,11 +124,10 @@ def place_tensors(spec: ModelSpec, sources: Sources) -> dict[str, Place]:
         if place is None:
             missing.append((name, next((s for s in candidates if s.is_whole), candidates[0]), expected))
         else:
-            _require_stored_well(name, place, expected)
+            _require_stored_well(name, place, expected, hints)
             places[name] = place
     if missing:
-        raise _missing_error(spec, missing, places.values(), has_base=sum(s.is_whole for s in sources["llm"]) > 1)
-    _require_whole_projector(spec, places)
+        raise _missing_error(hints, missing, places.values(), has_base=sum(s.is_whole for s in sources["llm"]) > 1)
     return places
 
 
@@ -156,7 +139,7 @@ def _stored_as(name: str, spec: ModelSpec) -> tuple[str, ...]:
     return (name, *(other for other in tied if other != name))
 
 
-def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> None:
+def _require_stored_well(name: str, place: Place, expected: tuple[int, ...], hints: TensorHints) -> None:
     source, file_name = place.source, place.file_name
     found, dtype = source.tensors.shape(file_name), source.tensors.dtype(file_name)
     if dtype not in _FLOATS:
@@ -166,34 +149,15 @@ def _require_stored_well(name: str, place: Place, expected: tuple[int, ...]) -> 
             f"checkpoint from before it was quantised"
         )
     if found != expected:
-        about_vision = name.startswith("vision.") or name == "projector.fc1.weight"
-        advice = (
-            "is this the right vision tower? name another one"
-            if about_vision
-            else "config.json and the weights are not of one model"
-        )
+        advice, options = hints.wrong_shape(name)
         raise BadCheckpoint(
             f"{file_name} of {source.path} has the shape {list(found)}; expected {list(expected)}: {advice}",
-            options=("vision_tower",) if about_vision else (),
-        )
-
-
-def _require_whole_projector(spec: ModelSpec, places: Mapping[str, Place]) -> None:
-    """A projector of more layers than the config says would be computed in part."""
-    if "projector.fc1.weight" not in places:  # a family without one
-        return
-    layers = clip_of(spec).projector_layers
-    source = places["projector.fc1.weight"].source
-    extra = f"projector.fc{layers + 1}.weight"
-    if source.is_whole and source.has(extra):
-        raise BadCheckpoint(
-            f"{source.path} holds {source.file_name(extra)}: its projector has more than the {layers} layers that "
-            f"mm_projector_type of its config.json says; correct one of them"
+            options=options,
         )
 
 
 def _missing_error(
-    spec: ModelSpec,
+    hints: TensorHints,
     missing: list[tuple[str, Source, tuple[int, ...]]],
     placed: Iterable[Place],
     *,
@@ -216,9 +180,9 @@ def _missing_error(
     similar = difflib.get_close_matches(file_name, sorted(unused), n=1)
     if similar:
         text += f"; the closest name in it is {similar[0]} {list(source.tensors.shape(similar[0]))}"
-    if name.startswith("projector.") and "mm_projector" in file_name:
-        kind = "linear" if clip_of(spec).projector_layers == 1 else f"mlp{clip_of(spec).projector_layers}x_gelu"
-        text += f"; mm_projector_type of config.json is {kind}"
+    hint = hints.missing(name, file_name)
+    if hint:
+        text += f"; {hint}"
     if all(part.startswith("llm.") for part, _, _ in missing) and not has_base:
         text += "; if upper layers were cut from this checkpoint, name the full one as its base"
         return BadCheckpoint(text, options=("base",))

@@ -79,7 +79,8 @@ class Family(Protocol):
     # Parts, as "module:object".
     vision_author: str  # sdrpn.export's: an object of the protocol VisionAuthor there
     vision_module: str  # PyTorch: a module made of a ModelSpec, see sdrpn.model.vision
-    checkpoint_opener: str | None  # a folder -> Checkpoint; None: in the layouts that sdrpn.checkpoint reads
+    checkpoint_opener: str  # sdrpn.checkpoint.request.CheckpointRequest -> sdrpn.checkpoint.Checkpoint
+    random_writer: str  # writes a checkpoint of random weights: sdrpn.checkpoint.random.write_random_checkpoint
     # Figures
     usual_prompt_tokens: int  # of a short question, without those of the image: what engines are tuned for
     # Attention of the sink heads from which on a cell is a sink, where labels are made with such heads.
@@ -105,6 +106,12 @@ class Family(Protocol):
 
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         """What the vision graph takes; it gives image_embeds (images, h*w, D), each look's tokens in one row."""
+
+    def look_extents(self, spec: ModelSpec) -> Mapping[str, tuple[int, int, int]]:
+        """Least, usual and most of each dynamic dimension of the vision graph but `images`: what engines are made for.
+
+        Of one run of the graph, which may encode several looks, as `vision_inputs` says.
+        """
 
     def square(self, vision: Vision) -> SquareVision | None:
         """The vision spec where every picture is one square of pixels: the runtime prepares such itself."""

@@ -25,6 +25,7 @@ __all__ = [
     "registered",
     "spec_from_json",
     "square_of",
+    "usual_family",
 ]
 
 # name -> module:object. A new family is a line here and a folder beside this file.
@@ -51,6 +52,11 @@ def claiming_family(config: Mapping[str, Any]) -> Family | None:
     """The family that a checkpoint's config.json describes a model of, if any says so."""
     families = (family_named(name) for name in _FAMILIES)
     return next((family for family in families if family.claims(config)), None)
+
+
+def usual_family() -> Family:
+    """The first one: what no family claims is opened as if it were of this one, which says what is wrong with it."""
+    return family_named(next(iter(_FAMILIES)))
 
 
 def spec_from_json(value: object, place: str = "") -> ModelSpec:

@@ -63,7 +63,7 @@ def tuned(model: Any, **lora: Any) -> Any:
 
 def require_equal_tensors(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
     """`expected` under the names of transformers' modules."""
-    from sdrpn.checkpoint.names import HF_CURRENT
+    from sdrpn.families.llava.names import HF_CURRENT
 
     prefix = "model.vision_tower." if "model.vision_tower.embeddings.class_embedding" in expected else None
     for name in checkpoint.names:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sdrpn.checkpoint import open_checkpoint
-from sdrpn.checkpoint.config import read_spec
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.llava.config import read_spec
 from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.families.registry import spec_from_json
 from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec

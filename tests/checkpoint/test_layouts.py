@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from sdrpn.checkpoint import Checkpoint, open_checkpoint, tensor_shapes, write_random_checkpoint, write_rpn
-from sdrpn.checkpoint.names import HF_CURRENT, HF_OLD, LLAVA, SDRPN, Layout, clip_name
 from sdrpn.checkpoint.random import random_tensor
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.llava.names import HF_CURRENT, HF_OLD, LLAVA, SDRPN, Layout, clip_name
 from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.roi import RoiPolicy

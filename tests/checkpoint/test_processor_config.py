@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
-from sdrpn.checkpoint.processor_config import read_processor
 from sdrpn.errors import BadCheckpoint
+from sdrpn.families.llava.processor_config import read_processor
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.images.pixels import base_pixels
 from tests.tiny_models import tiny_spec

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sdrpn.checkpoint.config import read_spec
 from sdrpn.errors import BadCheckpoint
+from sdrpn.families.llava.config import read_spec
 from sdrpn.method.spec import PromptSpec
 from tests.checkpoint.test_config import CLIP_LARGE, HUB_CONFIG, LLAVA_CONFIG
 

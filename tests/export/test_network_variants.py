@@ -172,7 +172,7 @@ def test_mistrals_defaults(tmp_path: Path) -> None:
     config = {"model_type": "llava", "text_config": {"model_type": "mistral"}}
     for changes, window, heads in ({}, 4096, 8), ({"sliding_window": None, "num_key_value_heads": None}, None, 32):
         (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": {"model_type": "mistral"} | changes}))
-        from sdrpn.checkpoint.config import read_spec
+        from sdrpn.families.llava.config import read_spec
 
         llm = read_spec(tmp_path, None).llm
         assert (llm.sliding_window, llm.kv_heads, llm.mlp_width, llm.max_context) == (window, heads, 14336, 131072)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
-from sdrpn.checkpoint.names import SDRPN
+from sdrpn.families.llava.names import SDRPN
 from sdrpn.train.label_set import LabelledPrompt
 from tests.tolerances import GOLDEN_GRADIENT_SHARE
 

@@ -33,7 +33,8 @@ class Llava:
     name = "llava"
     vision_author = "sdrpn.export.vision:AUTHOR"
     vision_module = "sdrpn.families.llava.torch_vision:VisionEncoder"
-    checkpoint_opener: str | None = None
+    checkpoint_opener = "sdrpn.families.llava.checkpoint:open_llava"
+    random_writer = "sdrpn.families.llava.random:write_random"
     usual_prompt_tokens = PROMPT_TOKENS
     label_sink_limit = 1e-3  # the official code's, of 576 tokens: of 144 even uniform attention is seven times this
 
@@ -69,6 +70,10 @@ class Llava:
     def look_numbers(self, vision: Vision) -> int:
         """See `Family`."""
         return 3 * clip_of(vision).image_size_px ** 2
+
+    def look_extents(self, spec: ModelSpec) -> Mapping[str, tuple[int, int, int]]:
+        """None: every look has the same shape."""
+        return {}
 
     def square(self, vision: Vision) -> SquareVision | None:
         """Always."""

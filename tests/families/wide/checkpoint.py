@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.checkpoint.checkpoint import Checkpoint
-from sdrpn.checkpoint.random import random_tensor
+from sdrpn.checkpoint.random import random_tensor, write_byte_tokenizer
+from sdrpn.checkpoint.request import CheckpointRequest, rpn_file_of
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
-from sdrpn.checkpoint.source import PARTS, Source
+from sdrpn.checkpoint.source import PARTS, Source, rpn_source
 from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 from sdrpn.checkpoint.tensors import TensorFolder
 from sdrpn.families.registry import spec_from_json
@@ -30,9 +33,23 @@ def write_wide(folder: Path, spec: ModelSpec, seed: int = 0) -> dict[str, NDArra
     return tensors
 
 
-def open_wide(folder: Path, template: str | None) -> Checkpoint:
+def write_random(path: Path, spec: ModelSpec, *, seed: int, with_tokenizer: bool, **others: Any) -> None:
+    """Of what the layouts of other families have, `others`, it has nothing."""
+    write_wide(path, spec, seed)
+    if with_tokenizer:
+        write_byte_tokenizer(path / "tokenizer.json", spec)
+
+
+def open_wide(request: CheckpointRequest) -> Checkpoint:
+    request.require_without("vision_tower", "base", "projector")
+    folder, file = request.folder, rpn_file_of(request.folder, request.rpn)
     config = folder / "config.json"
     spec = spec_from_json(json.loads(config.read_text("utf-8"))["spec"])
     files = (folder / "model.safetensors",)
     source = Source(folder, files, TensorFolder(files), lambda name: name, "wide")
-    return Checkpoint(folder, spec, "wide", {part: [source] for part in PARTS}, (config,))
+    sources = {part: [source] for part in PARTS}
+    if file is None:
+        return Checkpoint(folder, spec, "wide", sources, (config,), rpn_trained=False)
+    spec = dataclasses.replace(spec, tap_layer=file.tap_layer, rpn=file.rpn)
+    sources["rpn"] = [rpn_source(file)]
+    return Checkpoint(folder, spec, "wide", sources, (config, file.config), policy=file.policy)

@@ -28,7 +28,8 @@ class Wide:
     name = "wide"
     vision_author = "tests.families.wide.onnx_vision:AUTHOR"
     vision_module = "tests.families.wide.family:none_in_torch"
-    checkpoint_opener: str | None = "tests.families.wide.checkpoint:open_wide"
+    random_writer = "tests.families.wide.checkpoint:write_random"
+    checkpoint_opener = "tests.families.wide.checkpoint:open_wide"
     usual_prompt_tokens = 12
     label_sink_limit = 0.05
 
@@ -57,6 +58,9 @@ class Wide:
             GraphTensor("patches", "float32", ("images", "cells", patch)),
             GraphTensor("places", "float32", ("images", "cells", 2), "look"),
         )
+
+    def look_extents(self, spec: ModelSpec) -> Mapping[str, tuple[int, int, int]]:
+        return {"cells": (4, 20, spec.vision.image_tokens)}
 
     def square(self, vision: Vision) -> SquareVision | None:
         return None

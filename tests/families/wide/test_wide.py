@@ -11,14 +11,18 @@ import pytest
 from PIL import Image
 
 from sdrpn.bundle.bundle import open_bundle
-from sdrpn.errors import BadInput
+from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
+from sdrpn.engines.profiles import profiles_of, shapes_of
+from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.export.bundle_writer import export_bundle
 from sdrpn.export.options import ExportOptions
 from sdrpn.families.family import CropTokens, Layout
 from sdrpn.families.registry import family_of, registered, square_of
+from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.roi import Crop, RoiPolicy, decide_crops
 from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 from sdrpn.runtime import Answer, Session
+from tests.damage import edit_json
 from tests.families.wide.checkpoint import write_wide
 from tests.families.wide.numpy_model import NumpyModel
 from tests.families.wide.vision_spec import WideSpec
@@ -160,6 +164,32 @@ def test_the_manifest_names_it(session: Session) -> None:
     spec = open_bundle(session.bundle.path).spec
     assert spec == SPEC
     assert spec.to_json()["family"] == "wide"
+
+
+def test_its_checkpoints_are_opened_by_its_own_code(model: tuple[NumpyModel, Path], tmp_path: Path) -> None:
+    with open_checkpoint(model[1]) as checkpoint:
+        assert (checkpoint.spec, checkpoint.layout) == (SPEC, "wide")
+        assert checkpoint.policy == ModelPolicy(RoiPolicy(0.4, min_cells=1), "official")
+    with pytest.raises(BadInput, match=r"a whole model of its own family, which has no place for vision_tower"):
+        open_checkpoint(model[1], vision_tower=tmp_path)
+    other = tmp_path / "other"
+    write_random_checkpoint(other, SPEC, seed=1)
+    edit_json(other / "config.json", lambda config: config["spec"]["vision"].update(patch_px=5))
+    with pytest.raises(
+        BadCheckpoint, match=r"vision\.patch\.weight of .*other has the shape \[32, 48\]; expected \[32, 75\]"
+    ):
+        open_checkpoint(other)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_engines_are_made_for_every_grid(session: Session, batch: int) -> None:
+    (profile,) = profiles_of(SPEC, "vision", 128, batch)
+    shapes = shapes_of(profile, session.variant.graphs["vision"].inputs)
+    most = max(2, batch)
+    assert shapes == {
+        "patches": ((1, 4, 48), (1, 20, 48), (most, 40, 48)),
+        "places": ((1, 4, 2), (1, 20, 2), (most, 40, 2)),
+    }
 
 
 def test_what_needs_squares_says_so() -> None:

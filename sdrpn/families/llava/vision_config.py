@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
-from sdrpn.checkpoint.processor_config import read_processor
-from sdrpn.checkpoint.unsupported import TOWERS, require_supported
+from sdrpn.families.llava.processor_config import read_processor
+from sdrpn.families.llava.unsupported import TOWERS, require_supported
 from sdrpn.families.llava.vision_spec import VisionSpec
 
 __all__ = ["tower_config", "vision_spec"]

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
-from sdrpn.checkpoint.llm_config import llm_spec
 from sdrpn.checkpoint.prompt_config import chat_template, image_token_id, prompt_spec
-from sdrpn.checkpoint.unsupported import MODELS, refuse_foreign, require_supported
-from sdrpn.checkpoint.vision_config import tower_config, vision_spec
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.llava.llm_config import llm_spec
+from sdrpn.families.llava.unsupported import MODELS, refuse_foreign, require_supported
+from sdrpn.families.llava.vision_config import tower_config, vision_spec
 from sdrpn.method.spec import ModelSpec, RpnSpec
 
 __all__ = ["read_llm_layers", "read_spec", "vision_tower_name"]

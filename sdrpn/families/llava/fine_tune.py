@@ -15,14 +15,14 @@ from types import MappingProxyType
 from sdrpn.checkpoint.adapter import ADAPTER_CONFIG_NAME, Adapter, adapter_weights, read_adapter
 from sdrpn.checkpoint.config_section import read_config
 from sdrpn.checkpoint.low_rank import LowRank
-from sdrpn.checkpoint.names import NameTable
-from sdrpn.checkpoint.source import PARTS, Place, Source, some_tensors
+from sdrpn.checkpoint.source import PARTS, Source, some_tensors
 from sdrpn.checkpoint.tensor_shapes import Shapes, tensor_shapes
 from sdrpn.checkpoint.tensors import TensorFolder, has_weights
 from sdrpn.errors import BadCheckpoint
+from sdrpn.families.llava.names import NameTable
 from sdrpn.method.spec import ModelSpec
 
-__all__ = ["NO_FINE_TUNE", "FineTune", "FolderParts", "find_parts", "read_fine_tune"]
+__all__ = ["FineTune", "FolderParts", "find_parts", "read_fine_tune"]
 
 _TRAINABLES_NAME = "non_lora_trainables.bin"
 _PROJECTOR_NAME = "mm_projector.bin"
@@ -85,18 +85,7 @@ class FineTune:
         """Which parts of a model a source may supply."""
         return ("projector",) if source is self.projector else PARTS
 
-    def change(self, places: Mapping[str, Place]) -> dict[str, Place]:
-        """The places with the adapter's changes added."""
-        if self.adapter is None:
-            return dict(places)
-        tensors, changes = self.adapter.tensors, self.adapter.changes
-        return {
-            name: dataclasses.replace(place, adapter=tensors, change=changes[name]) if name in changes else place
-            for name, place in places.items()
-        }
 
-
-NO_FINE_TUNE = FineTune()
 _NO_CHANGES: Mapping[str, LowRank] = MappingProxyType({})
 
 
@@ -129,7 +118,7 @@ def read_fine_tune(parts: FolderParts, spec: ModelSpec, projector: Path | None, 
     parts.require_adapter()
     files = (parts.trainables, None if projector is not None else parts.projector)
     sources = [_some(file, shapes) for file in files if file is not None]
-    adapter = None if parts.adapter is None else read_adapter(parts.folder, shapes)
+    adapter = None if parts.adapter is None else read_adapter(parts.folder, shapes, NameTable(shapes))
     if adapter is not None:
         weights = adapter_weights(parts.folder)
         assert weights is not None

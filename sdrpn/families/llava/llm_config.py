@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 
 from sdrpn.checkpoint.config_section import ConfigSection
-from sdrpn.checkpoint.unsupported import TEXT_MODELS, require_supported
 from sdrpn.errors import BadCheckpoint
+from sdrpn.families.llava.unsupported import TEXT_MODELS, require_supported
 from sdrpn.method.spec import LlmSpec, RopeScaling
 
 __all__ = ["llm_spec"]
