@@ -75,6 +75,7 @@ def test_the_extras_are_those_that_the_documentation_names() -> None:
         "train",
         "nvimgcodec",
         "heif",
+        "video",
         "hub",
         "serve",
         "dev",

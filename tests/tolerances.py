@@ -91,3 +91,10 @@ DRAWN_WEIGHTS_ABS = 1e-6
 
 # float32 positions up to 70 between whole ones, spaced by another order of a product and a sum.
 FRACTIONAL_POSITION_ABS = 8e-6
+
+# A flat colour of 40 to 200 after a lossy video codec and its 8-bit YUV; the next to an edge, and in a picture that was
+# scaled besides.
+VIDEO_COLOUR_ABS = 12
+VIDEO_SCALED_COLOUR_ABS = 25
+# Times in a video file are whole milliseconds, or ticks of its own clock.
+VIDEO_TIME_S = 0.002

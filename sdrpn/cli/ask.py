@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import (
-    BACKENDS,
     BUNDLE_HELP,
-    add_threads_argument,
     bundle_folder,
-    device_number,
     non_negative_number,
     number_between,
     positive_int,
     whole_number,
 )
 from sdrpn.cli.model_folders import add_model_options
+from sdrpn.cli.session_arguments import add_where, engine_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
-    from sdrpn.workflows.question import Answer, AskRequest, EngineOptions, Roi
+    from sdrpn.workflows.question import Answer, AskRequest, Roi
 
 HELP = "ask a question about an image"
 DESCRIPTION = """\
@@ -35,8 +33,6 @@ the full resolution, and answer with the crop's tokens added.
 """
 
 
-_NOWHERE = "none"
-DECODES = ("exact", "fast", "gpu")
 # The name of standard input, and how much of it is read: more than any picture within the limit of pixels takes.
 STDIN = Path("-")
 _MOST_STDIN_BYTES = 1 << 30
@@ -49,53 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "image", metavar="IMAGE", type=Path, help="picture in any format that Pillow reads; -: from standard input"
     )
     parser.add_argument("question", metavar="QUESTION", help="what to ask, in quotes")
-    _add_where(parser.add_argument_group("where it runs"))
+    add_where(parser.add_argument_group("where it runs"))
     _add_region(parser.add_argument_group("where it looks"))
     _add_answer(parser.add_argument_group("how it answers"))
     _add_output(parser.add_argument_group("what it prints"))
     add_model_options(parser, "bundle")
-
-
-def _add_where(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--backend",
-        metavar="{" + ",".join(BACKENDS) + "}",
-        type=_backend,
-        default=BACKENDS[0],
-        help="library that runs the graphs; tensorrt: the engines of `sdrpn build` (default: auto, which is tensorrt "
-        "where engines fit this machine's GPU, else onnxruntime)",
-    )
-    group.add_argument("--target", metavar="NAME", help="run the engines of this target (default: the first that fit)")
-    group.add_argument(
-        "--variant",
-        metavar="NAME",
-        help="dialect-precision, e.g. fused-fp16 (default: the one that suits the library best)",
-    )
-    group.add_argument("--device", metavar="N", type=device_number, help="which GPU, as CUDA numbers them (default: 0)")
-    group.add_argument(
-        "--no-cuda-graph", action="store_true", help="with engines: enqueue every part of a decode step by itself"
-    )
-    group.add_argument(
-        "--runtime-cache",
-        metavar="FOLDER",
-        help="where TensorRT-RTX keeps what it compiles on this GPU for the next start; none: nowhere (default: "
-        "~/.cache/sdrpn)",
-    )
-    add_threads_argument(group)
-    group.add_argument(
-        "--decode",
-        choices=DECODES,
-        default=DECODES[0],
-        help="fast: take the first look at a JPEG file from DCT scaling, quicker but not exact; gpu: decode it with "
-        f"nvImageCodec (default: {DECODES[0]})",
-    )
-    group.add_argument(
-        "--no-verify", action="store_true", help="do not check the digests of large files: starts faster"
-    )
-    group.add_argument(
-        "--no-optimized", action="store_true", help="run the bundle's own graphs, not those of `sdrpn optimize`"
-    )
-    group.add_argument("--no-memory-check", action="store_true", help="start even if the estimate says it cannot fit")
 
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
@@ -212,29 +166,10 @@ def _request(args: argparse.Namespace) -> AskRequest:
         variant=args.variant,
         target=args.target,
         device=args.device,
-        engine_options=_engine_options(args),
+        engine_options=engine_options(args),
         optimized=not args.no_optimized,
         verify=not args.no_verify,
         decode=args.decode,
-    )
-
-
-def _backend(text: str) -> str:
-    if text in BACKENDS:
-        return text
-    hint = " (that one is gone: use tensorrt with the engines of `sdrpn build`)" if text.endswith("-tensorrt") else ""
-    raise argparse.ArgumentTypeError(f"{text!r} is unknown; expected one of {', '.join(BACKENDS)}{hint}")
-
-
-def _engine_options(args: argparse.Namespace) -> EngineOptions:
-    from sdrpn.workflows.question import EngineOptions
-
-    kept = args.runtime_cache
-    return EngineOptions(
-        runtime_cache_dir=None if kept in (None, _NOWHERE) else Path(kept),
-        keep_runtime_cache=kept != _NOWHERE,
-        cuda_graph=not args.no_cuda_graph,
-        device=args.device or 0,
     )
 
 

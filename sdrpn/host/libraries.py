@@ -55,6 +55,7 @@ EXTRAS: Mapping[str, str] = {
     "train": "the model in PyTorch: verify, training",
     "nvimgcodec": "decode JPEG files on an NVIDIA GPU",
     "heif": "HEIC pictures",
+    "video": "videos, cameras and streams",
     "hub": "models by their names on Hugging Face's hub",
     "serve": "an HTTP server",
     "dev": "run the tests, linters and type checker",

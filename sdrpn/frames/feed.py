@@ -1,0 +1,189 @@
+"""Frames of several sources for one taker: the newest of each, in fair turns."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from sdrpn.errors import BadImage, BadInput
+from sdrpn.frames.files import FileSequence, OnePicture, files_of
+from sdrpn.frames.frame import Frame
+from sdrpn.frames.live_places import camera_place, stream_place
+from sdrpn.frames.raw import Opener
+from sdrpn.frames.reader import Arrived, Clock, Reader
+from sdrpn.frames.source import Source
+from sdrpn.frames.thinning import ReadOptions
+from sdrpn.frames.video import Video, open_video_file
+
+__all__ = ["FrameFeed", "NamedOpener", "opener_of"]
+
+_LOOK_UP_S = 0.25  # how often sources that give nothing are checked
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class NamedOpener:
+    """How one source is opened. `live`: whether it is a camera or a stream."""
+
+    name: str
+    opener: Opener
+    live: bool = False
+    has_time: bool = True  # False: pictures, which are never dropped
+
+
+def opener_of(source: Source, options: ReadOptions, stdin: Callable[[], bytes]) -> NamedOpener:
+    """How a source of any kind is opened.
+
+    Args:
+        stdin: reads the picture on standard input
+    Raises: BadInput for what can be known before: a folder without pictures, a pattern without a match, no camera
+    """
+    if source.kind == "camera":
+        place = camera_place(source, options)
+        return NamedOpener(place.name, partial(Video.open, place), live=True)
+    if source.kind == "stream":
+        return NamedOpener(source.name, partial(Video.open, stream_place(source, options)), live=True)
+    if source.kind == "video":
+        return NamedOpener(source.name, partial(open_video_file, Path(source.place)))
+    if source.kind == "picture":
+        return NamedOpener(source.name, lambda: OnePicture(Path(source.place)), has_time=False)
+    if source.kind == "stdin":
+        picture = stdin()
+        return NamedOpener("standard input", lambda: OnePicture(picture), has_time=False)
+    paths = files_of(source)
+    return NamedOpener(source.name, lambda: FileSequence(paths, open_video_file), has_time=False)
+
+
+class FrameFeed:
+    """Every frame that is to be looked at; a context manager and an iterator.
+
+    Of several sources with a frame at hand the one is served whose turn is longest ago, with its newest frame where
+    frames are dropped, else with its next. A picture that cannot be read is passed over with a note where others
+    follow.
+    """
+
+    def __init__(
+        self,
+        openers: Sequence[NamedOpener],
+        options: ReadOptions | None = None,
+        *,
+        note: Note = lambda text: None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Args:
+        note: called on the taker's thread with what does not end the work, such as a source that broke off
+        Raises: BadInput without a source
+        """
+        if not openers:
+            raise BadInput("no source is given; expected at least one picture, folder, video, camera or URL")
+        options, self._note = options or ReadOptions(), note
+        self._changed = threading.Condition()
+        self._readers = [
+            Reader(
+                named.name,
+                named.opener,
+                self._changed,
+                options if named.has_time else replace(options, drop=False),
+                live=named.live,
+                clock=clock,
+            )
+            for named in openers
+        ]
+        self._served = dict.fromkeys(self._readers, 0)  # when each had its last turn
+        self._turn = 0
+        self.unreadable = 0  # pictures that were passed over
+        self._given = 0
+        self._problem: BadImage | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Frames of all sources that were replaced by newer ones."""
+        return sum(reader.dropped for reader in self._readers)
+
+    @property
+    def reconnects(self) -> int:
+        """How often sources came back."""
+        return sum(reader.reconnects for reader in self._readers)
+
+    @property
+    def given_up(self) -> tuple[str, ...]:
+        """Sources that broke off and did not come back."""
+        return tuple(reader.name for reader in self._readers if reader.gave_up)
+
+    def __enter__(self) -> FrameFeed:
+        for reader in self._readers:
+            reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for reader in self._readers:
+            reader.stop()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        """The next frame; waits for one. Raises BadInput for a source that cannot be read."""
+        while True:
+            taken = self._next_arrived()
+            self._pass_notes_on()
+            if taken is None:
+                break
+            frame = self._converted(*taken)
+            if frame is not None:
+                self._given += 1
+                return frame
+        if self._problem is not None and not self._given:
+            raise self._problem
+        raise StopIteration
+
+    def _next_arrived(self) -> tuple[Reader, Arrived] | None:
+        """A frame and who read it; None: all sources are over."""
+        with self._changed:
+            while True:
+                for reader in self._readers:
+                    reader.check()
+                    if reader.error is not None and not reader.box:
+                        raise reader.error
+                ready = [reader for reader in self._readers if reader.box]
+                if ready:
+                    return self._served_next(ready)
+                if all(reader.over for reader in self._readers):
+                    return None
+                self._changed.wait(_LOOK_UP_S)
+                if any(reader.notes for reader in self._readers):
+                    self._pass_notes_on()
+
+    def _served_next(self, ready: Sequence[Reader]) -> tuple[Reader, Arrived]:
+        reader = min(ready, key=self._served.__getitem__)
+        self._turn += 1
+        self._served[reader] = self._turn
+        arrived = reader.box.take()
+        assert arrived is not None  # it is ready
+        return reader, arrived
+
+    def _pass_notes_on(self) -> None:
+        for reader in self._readers:
+            while reader.notes:
+                self._note(reader.notes.pop(0))
+
+    def _converted(self, reader: Reader, arrived: Arrived) -> Frame | None:
+        """With its pixels; None for a picture that cannot be read, beside others."""
+        raw = arrived.raw
+        try:
+            pixels = raw.pixels()
+        except BadImage as error:
+            self._problem = self._problem or error
+            self.unreadable += 1
+            if self._given or len(self._readers) > 1 or raw.name is not None:
+                self._note(f"passed over: {error}")
+            return None
+        index = arrived.index if raw.index is None else raw.index
+        return Frame(pixels, raw.name or reader.name, index, arrived.time_s, reader.dropped)

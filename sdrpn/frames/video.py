@@ -1,0 +1,208 @@
+"""Videos, cameras and streams through PyAV (the extra `video`): opened within a time limit, decoded one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdrpn.errors import BadInput
+from sdrpn.frames.frame import Pixels
+from sdrpn.frames.raw import RawFrame
+from sdrpn.host.libraries import importing_extra
+from sdrpn.host.suggestion import did_you_mean_path
+from sdrpn.images.limits import check_size
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+__all__ = ["Video", "VideoPlace", "open_video_file"]
+
+MAX_FRAME_PIXELS = 100_000_000  # a frame of 8K has 33 million
+# A damaged packet is left out; so many in a row are no video.
+MOST_DAMAGED_PACKETS = 500
+
+
+@dataclass(frozen=True)
+class VideoPlace:
+    """What PyAV opens. `name`: how messages name it. `live`: None: it is, unless the container says how long it is.
+
+    form: FFmpeg's input format, where the place alone does not tell. timeouts_s: to open, and until the next packet.
+    """
+
+    name: str
+    place: str
+    live: bool | None = False
+    form: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    timeouts_s: tuple[float, float] | None = None
+
+
+class Video:
+    """An open container, of which the first video stream is decoded. Made by `open`; one thread uses it."""
+
+    def __init__(self, place: VideoPlace, container: InputContainer, stream: VideoStream) -> None:
+        self._place, self._container, self._stream = place, container, stream
+        self.live: bool = container.duration is None if place.live is None else place.live
+        # Threads over frames would hold several back, which a camera must not.
+        stream.thread_type = "SLICE" if self.live else "AUTO"
+
+    @classmethod
+    def open(cls, place: VideoPlace) -> Video:
+        """Open it. Raises BadInput where it does not answer in time, has no video, or one of an unknown kind."""
+        av = pyav()
+        with _named_errors(av, place, "cannot be opened"):
+            container = av.open(
+                place.place,
+                format=place.form,
+                options=dict(place.options),
+                timeout=place.timeouts_s,
+                metadata_errors="ignore",
+            )
+        try:
+            return cls(place, container, _video_stream(place, container))
+        except BaseException:
+            container.close()
+            raise
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second, as the container says it."""
+        rate = self._stream.average_rate
+        return float(rate) if rate else None
+
+    def frames(self) -> Iterator[RawFrame]:
+        """Every frame that can be decoded.
+
+        Raises: BadInput after the last one where the file was cut off in the middle of a frame, or a stream broke off
+        """
+        first_s: float | None = None
+        for frame in self._decoded():
+            check_size((frame.width, frame.height), f"a frame of {self._place.name}", MAX_FRAME_PIXELS)
+            time_s = frame.time
+            first_s = time_s if first_s is None else first_s
+            yield RawFrame(
+                _converter(self._place, frame),
+                None if time_s is None or first_s is None else max(0.0, time_s - first_s),
+            )
+
+    def close(self) -> None:
+        """Close the container."""
+        self._container.close()
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        av, damaged, count = pyav(), 0, 0
+        with _named_errors(av, self._place, "broke off"):
+            for packet in _packets(av, self._container, self._stream):
+                frames = None if packet is None else _frames_of(av, packet)
+                if frames is None:
+                    damaged += 1
+                elif packet is not None and packet.size:  # the last one is empty, and says nothing of the file
+                    damaged = 0
+                if damaged > MOST_DAMAGED_PACKETS:
+                    raise BadInput(f"{self._place.name} cannot be decoded: {damaged} packets in a row are damaged")
+                for frame in frames or ():
+                    count += 1
+                    yield frame
+        if count == 0:
+            raise BadInput(f"{self._place.name} has no frame that can be decoded; expected a video")
+        if damaged and not self.live:
+            raise BadInput(
+                f"{self._place.name} ends in the middle of a frame, after {count} whole ones: it was cut off while it "
+                "was written or copied; copy it again"
+            )
+
+
+def open_video_file(path: Path) -> Video:
+    """A video's file. Raises BadInput for one that is not there or is no video."""
+    if not path.is_file():
+        wrong = "is not a regular file" if path.exists() else "does not exist"
+        raise BadInput(f"{path} {wrong}; expected the path of a video{did_you_mean_path(path)}")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path} is empty (0 bytes); expected a video")
+    # The prefix keeps FFmpeg from taking a colon in a name for one of its protocols.
+    return Video.open(VideoPlace(str(path), f"file:{path}"))
+
+
+def pyav() -> Any:
+    """The library. Raises MissingDependency with the command that installs it."""
+    with importing_extra("video", "reading videos, cameras and streams"):
+        import av
+
+    return av
+
+
+def _video_stream(place: VideoPlace, container: InputContainer) -> VideoStream:
+    if not container.streams.video:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise BadInput(f"{place.name} has no video ({kinds} only); expected a video or a picture")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise BadInput(
+            f"{place.name} is encoded in a way that this PyAV cannot decode; convert it, for example with: "
+            f"ffmpeg -i {place.name} -c:v libx264 converted.mp4"
+        )
+    return stream
+
+
+def _packets(av: Any, container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | None]:
+    """Packets in order, the empty last one included, which makes a decoder give what it holds; None: a damaged one."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            yield next(packets)
+        except StopIteration:
+            return
+        except av.error.InvalidDataError:
+            # The demuxer's generator is over now; where the damage is the end of the file, so is the file.
+            yield None
+            return
+
+
+def _frames_of(av: Any, packet: Packet[VideoStream]) -> list[VideoFrame] | None:
+    """None for a packet that is damaged: what a decoder makes of half a frame is no picture of anything."""
+    try:
+        frames: list[VideoFrame] = packet.decode()
+    except av.error.InvalidDataError:
+        return None
+    return None if packet.is_corrupt else frames
+
+
+def _converter(place: VideoPlace, frame: VideoFrame) -> Callable[[], Pixels]:
+    def convert() -> Pixels:
+        with _named_errors(pyav(), place, "has a frame that cannot be converted to RGB"):
+            pixels: Any = frame.to_ndarray(format="rgb24")
+        quarters = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+        return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
+
+    return convert
+
+
+@contextmanager
+def _named_errors(av: Any, place: VideoPlace, what: str) -> Iterator[None]:
+    """FFmpeg's errors as one line that names the source."""
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        raise BadInput(f"{place.name} {what}: {_reason(av, place, error)}") from error
+
+
+def _reason(av: Any, place: VideoPlace, error: Exception) -> str:
+    seconds = place.timeouts_s
+    if isinstance(error, (av.error.ExitError, TimeoutError)) and seconds is not None:
+        return f"no answer within {max(seconds):g} s; check that it is on and can be reached"
+    if isinstance(error, av.error.DecoderNotFoundError):
+        return "this PyAV has no decoder for it; convert it, for example with ffmpeg"
+    if isinstance(error, av.error.InvalidDataError):
+        if seconds is not None:
+            return f"nothing that FFmpeg reads as a video came within {max(seconds):g} s; check the address"
+        return "it is not a video that FFmpeg reads, or it is damaged or cut off"
+    text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return f"{text[:1].lower()}{text[1:]}"

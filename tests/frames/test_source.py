@@ -1,0 +1,90 @@
+"""What a SOURCE means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdrpn.errors import BadInput
+from sdrpn.frames.source import Source, read_source, without_password
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("-", "stdin"),
+        ("0", "camera"),
+        ("12", "camera"),
+        ("/dev/video3", "camera"),
+        ("./0", "picture"),
+        ("1234", "picture"),
+        ("rtsp://camera/one", "stream"),
+        ("HTTP://camera/one.mjpg", "stream"),
+        ("udp://@:1234", "stream"),
+        ("street.jpg", "picture"),
+        ("street", "picture"),
+        ("street.MP4", "video"),
+        ("clip.mkv", "video"),
+        ("shots/*.jpg", "pattern"),
+        ("shots/??.png", "pattern"),
+        ("shots/[0-9].png", "pattern"),
+        ("all.txt", "list"),
+        ("no\0name", "picture"),
+        ("x" * 5000, "picture"),
+    ],
+)
+def test_kinds(text: str, kind: str) -> None:
+    assert read_source(text) == Source(kind, text)  # type: ignore[arg-type]
+
+
+def test_a_folder_is_one_whatever_its_name(tmp_path: Path) -> None:
+    for name in ("shots", "shots.mp4", "list.txt", "a*b"):
+        (tmp_path / name).mkdir()
+        assert read_source(str(tmp_path / name)).kind == "folder"
+
+
+def test_a_file_with_a_wildcard_in_its_name_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "a[1].jpg").touch()
+    assert read_source(str(tmp_path / "a[1].jpg")).kind == "picture"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a source is empty"),
+        ("  ", "a source is empty"),
+        (
+            "rstp://camera",
+            r"rstp://camera begins with rstp://, which is not read; did you mean rtsp\?; expected one of",
+        ),
+        ("file:///x", "begins with file://, which is not read"),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        read_source(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://user:secret@camera/one", "rtsp://user:***@camera/one"),
+        ("rtsp://user@camera/one", "rtsp://user@camera/one"),
+        ("http://camera/a:b@c", "http://camera/a:b@c"),
+        ("street.jpg", "street.jpg"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+    assert read_source(url).name == shown
+
+
+def test_a_refused_url_shows_no_password() -> None:
+    with pytest.raises(BadInput, match=r"ftp://me:\*\*\*@host") as caught:
+        read_source("ftp://me:secret@host/x")
+    assert "secret" not in str(caught.value)
+
+
+def test_what_is_live() -> None:
+    assert [read_source(text).is_live for text in ("0", "rtsp://x", "clip.mp4", "-")] == [True, True, False, False]
