@@ -26,8 +26,8 @@ def main() -> None:
     from sdrpn.tags import shipped_scene
 
     scene = shipped_scene()
-    fused = run("ask", "default", str(scene.picture), scene.question, "--variant", "fused-int8-cpu")
-    primitive = run("ask", "default", str(scene.picture), scene.question, "--variant", "primitive-int8-cpu")
+    fused = run("ask", "demo", str(scene.picture), scene.question, "--variant", "fused-int8-cpu")
+    primitive = run("ask", "demo", str(scene.picture), scene.question, "--variant", "primitive-int8-cpu")
     assert (primitive.returncode, primitive.stdout.strip()) == (0, scene.expected), primitive.stderr
     if tuple(map(int, installed.split(".")[:2])) >= (1, 25):
         assert (fused.returncode, fused.stdout) == (0, primitive.stdout), fused.stderr

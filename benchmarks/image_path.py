@@ -4,7 +4,7 @@ Both sides take turns in every round; figures are medians over the rounds. Pillo
 Pillow image already, so that no conversion counts against it. Prints a Markdown table.
 
     python benchmarks/image_path.py                                  # arrays and JPEG, one and two threads
-    python benchmarks/image_path.py --roi-map BUNDLE --scenes 100    # what decode="fast" does to the RoI map
+    python benchmarks/image_path.py --roi-map BUNDLE --scenes 100    # what jpeg="fast" does to the RoI map
     python benchmarks/image_path.py --roi-map BUNDLE PICTURE ...     # the same with these pictures
 """
 
@@ -33,7 +33,7 @@ from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.images.image import base_pixels, crop_pixels, open_image, read_jpeg_header
 from sdrpn.method.grids import Box
 from sdrpn.runtime import Answer, Session
-from sdrpn.runtime.pictures.picture import Decode, PictureSource, open_picture
+from sdrpn.runtime.pictures.picture import JpegMode, PictureSource, open_picture
 from sdrpn.runtime.pictures.pixels import native_module
 from sdrpn.tags.task import tag_samples
 
@@ -72,10 +72,10 @@ def with_pillow(source: Image.Image | bytes, box: Box | None, first_look: bool =
 
 
 def with_ours(
-    source: PictureSource, box: Box | None, threads: int, decode: Decode = "exact", first_look: bool = True
+    source: PictureSource, box: Box | None, threads: int, jpeg: JpegMode = "exact", first_look: bool = True
 ) -> None:
     out = np.empty((1, 3, 336, 336), np.float32)
-    picture = open_picture(source, threads=threads, decode=decode)
+    picture = open_picture(source, threads=threads, jpeg=jpeg)
     if first_look:
         picture.write_base(VISION, out)
     if box is not None:
@@ -147,7 +147,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Question:
+class PictureQuestion:
     """A picture as JPEG, and what is asked about it."""
 
     name: str
@@ -155,14 +155,14 @@ class Question:
     text: str
 
 
-def scene_questions(count: int) -> list[Question]:
+def scene_questions(count: int) -> list[PictureQuestion]:
     """The task that the small model is made for: rendered tags, 840 x 840."""
     samples = tag_samples("heldout", count, seed=7)
-    return [Question(f"scene {one.index}", as_jpeg(np.asarray(one.image), 90), one.question) for one in samples]
+    return [PictureQuestion(f"scene {one.index}", as_jpeg(np.asarray(one.image), 90), one.question) for one in samples]
 
 
-def picture_questions(paths: list[Path]) -> list[Question]:
-    return [Question(path.name, jpeg_of(path), "what is the code on the red tag ?") for path in paths]
+def picture_questions(paths: list[Path]) -> list[PictureQuestion]:
+    return [PictureQuestion(path.name, jpeg_of(path), "what is the code on the red tag ?") for path in paths]
 
 
 def jpeg_of(path: Path) -> bytes:
@@ -175,17 +175,17 @@ def jpeg_of(path: Path) -> bytes:
     return as_jpeg(np.asarray(image.resize((image.width * factor, image.height * factor))), 90)
 
 
-def ask(session: Session, question: Question) -> Answer:
+def ask(session: Session, question: PictureQuestion) -> Answer:
     if session.bundle.manifest.tokenizer is not None:
         return session.answer(question.jpeg, question.text, max_new_tokens=1)
     before, after = tuple(range(3, 38)), tuple(range(40, 80))  # a model of random weights
     return session.answer_ids(question.jpeg, before, after, max_new_tokens=1)
 
 
-def roi_map_change(bundle: str, questions: list[Question]) -> list[dict[str, Any]]:
+def roi_map_change(bundle: str, questions: list[PictureQuestion]) -> list[dict[str, Any]]:
     """What the first look through DCT scaling does to the RoI map and the boxes."""
     rows = []
-    with Session.open(bundle) as exact, Session.open(bundle, decode="fast") as fast:
+    with Session.open(bundle) as exact, Session.open(bundle, jpeg="fast") as fast:
         for question in questions:
             answers = [ask(session, question) for session in (exact, fast)]
             first, second = (np.asarray(answer.roi_map, np.float64).ravel() for answer in answers)
@@ -261,7 +261,7 @@ def main() -> int:
         print("the native modules are not compiled here: there is nothing to compare", file=sys.stderr)
         return 2
     if args.roi_map:
-        bundle, *pictures = args.roi_map  # as text: `default` is a name
+        bundle, *pictures = args.roi_map  # as text: `demo` is a name
         rows = roi_map_change(
             bundle, picture_questions([Path(name) for name in pictures]) + scene_questions(args.scenes)
         )

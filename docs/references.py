@@ -72,7 +72,11 @@ def _verb(parser: argparse.ArgumentParser, verb: str) -> Iterator[str]:
     usage = " ".join(["sdrpn", verb, *(str(action.metavar or action.dest) for action in named), "[options]"])
     yield f"`{usage}`"
     for group in parser._action_groups:
-        actions = [action for action in group._group_actions if "--help" not in action.option_strings]
+        actions = [
+            action
+            for action in group._group_actions
+            if "--help" not in action.option_strings and action.help != argparse.SUPPRESS
+        ]
         if not actions:
             continue
         title = {"options": "option", "positional arguments": "argument"}.get(group.title or "", group.title)

@@ -2,7 +2,7 @@
 
 from sdrpn.engines.builder import BuiltEngine, build_engines
 from sdrpn.engines.options import VERBOSITIES, BuildOptions, usual_context
-from sdrpn.engines.plan import Plan, plan_engines, target_variant
+from sdrpn.engines.plan import EnginePlan, plan_engines, target_variant
 from sdrpn.engines.target import Target, read_target, read_targets
 from sdrpn.engines.trtexec import trtexec_script
 
@@ -10,7 +10,7 @@ __all__ = [
     "VERBOSITIES",
     "BuildOptions",
     "BuiltEngine",
-    "Plan",
+    "EnginePlan",
     "Target",
     "build_engines",
     "plan_engines",

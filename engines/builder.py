@@ -24,7 +24,7 @@ from sdrpn.engines.children import Job, run_jobs
 from sdrpn.engines.fallback import may_decompose, primitive_instead
 from sdrpn.engines.gpu import seen_alone
 from sdrpn.engines.layers import Kernel, KernelTensor, Verdict, gate
-from sdrpn.engines.plan import Plan, PlannedEngine
+from sdrpn.engines.plan import EnginePlan, PlannedEngine
 from sdrpn.engines.profiles import shapes_of
 from sdrpn.errors import BadInput, EngineNotBuilt, RunFailed
 from sdrpn.host.atomic import replacing_file, require_free_space, require_writable_file
@@ -48,7 +48,7 @@ class BuiltEngine:
 
 
 def build_engines(
-    plan: Plan, *, jobs: int = 1, check_memory: bool = True, progress: Advance = unseen
+    plan: EnginePlan, *, jobs: int = 1, check_memory: bool = True, progress: Advance = unseen
 ) -> tuple[BuiltEngine, ...]:
     """Build the missing engines of a plan.
 
@@ -67,7 +67,7 @@ def build_engines(
         return _build(primitive_instead(plan, error), jobs, check_memory, progress)
 
 
-def _build(plan: Plan, jobs: int, check_memory: bool, progress: Advance) -> tuple[BuiltEngine, ...]:
+def _build(plan: EnginePlan, jobs: int, check_memory: bool, progress: Advance) -> tuple[BuiltEngine, ...]:
     todo = [planned for planned in plan.engines if planned.cached is None]
     built = {planned.graph.name: planned.cached for planned in plan.engines if planned.cached is not None}
     if todo:
@@ -87,7 +87,7 @@ def _weights_bytes(bundle: Bundle, graph: GraphInfo) -> int:
     return sum(bundle.manifest.files[name].size_bytes for name in graph.weights)
 
 
-def _require_resources(plan: Plan, todo: list[PlannedEngine], check_memory: bool) -> None:
+def _require_resources(plan: EnginePlan, todo: list[PlannedEngine], check_memory: bool) -> None:
     weights = sum(_weights_bytes(plan.bundle, planned.graph) for planned in todo)
     # An engine has its weights, once for all capabilities, and kernels.
     require_free_space(plan.bundle.path, weights, advice="build fewer --graphs")
@@ -100,7 +100,7 @@ def _require_resources(plan: Plan, todo: list[PlannedEngine], check_memory: bool
 
 
 @contextmanager
-def _locked(plan: Plan) -> Iterator[None]:
+def _locked(plan: EnginePlan) -> Iterator[None]:
     """Allow one build per bundle at a time. The system releases the lock when the process ends in any way."""
     import fcntl
 
@@ -125,7 +125,7 @@ def _locked(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _built(plan: Plan, todo: list[PlannedEngine], at_once: int, progress: Advance) -> Iterator[EngineManifest]:
+def _built(plan: EnginePlan, todo: list[PlannedEngine], at_once: int, progress: Advance) -> Iterator[EngineManifest]:
     """Yield each engine as it is finished; a graph that cannot be built is tried again with attention decomposed."""
     waiting = {planned.graph.name: planned for planned in todo}
     decomposed, advance = frozenset[str](), _progress_of(waiting, progress)
@@ -154,7 +154,7 @@ def _progress_of(graphs: Collection[str], progress: Advance) -> Callable[[str, i
 
 
 @contextmanager
-def _partial_files(plan: Plan, graphs: Collection[str]) -> Iterator[dict[str, Path]]:
+def _partial_files(plan: EnginePlan, graphs: Collection[str]) -> Iterator[dict[str, Path]]:
     """Temporary files for engines until they are checked; removed afterwards."""
     folder = plan.bundle.path / "engines" / plan.target.name
     folder.mkdir(exist_ok=True)
@@ -169,12 +169,12 @@ def _partial_files(plan: Plan, graphs: Collection[str]) -> Iterator[dict[str, Pa
                 partial.unlink(missing_ok=True)
 
 
-def _job(plan: Plan, planned: PlannedEngine, out: Path, decompose_attention: bool) -> Job:
+def _job(plan: EnginePlan, planned: PlannedEngine, out: Path, decompose_attention: bool) -> Job:
     request = _request(plan, planned, out, decompose_attention)
     return Job(planned.graph.name, request, environment=seen_alone(plan.options.device))
 
 
-def _request(plan: Plan, planned: PlannedEngine, out: Path, decompose_attention: bool) -> dict[str, Any]:
+def _request(plan: EnginePlan, planned: PlannedEngine, out: Path, decompose_attention: bool) -> dict[str, Any]:
     options, workspace = plan.options, plan.options.workspace_mb
     return {
         "flavour": plan.target.flavour,
@@ -196,7 +196,7 @@ def _request(plan: Plan, planned: PlannedEngine, out: Path, decompose_attention:
 
 
 def _install(
-    plan: Plan, planned: PlannedEngine, partial: Path, result: Mapping[str, Any], decomposed_attention: bool
+    plan: EnginePlan, planned: PlannedEngine, partial: Path, result: Mapping[str, Any], decomposed_attention: bool
 ) -> EngineManifest:
     """Check the kernels and move engine, layers and manifest into place, in this order."""
     engine, manifest_path, layers_path = engine_paths(plan.bundle.path, plan.target.name, planned.graph.name)
@@ -227,14 +227,14 @@ def _install(
     return manifest
 
 
-def _size_remark(plan: Plan, graph: GraphInfo, engine: Path) -> Iterator[str]:
+def _size_remark(plan: EnginePlan, graph: GraphInfo, engine: Path) -> Iterator[str]:
     """A remark where the engine stores weights twice, e.g. in another layout for the other profile."""
     size, weights = engine.stat().st_size, _weights_bytes(plan.bundle, graph)
     if size > _MOST_PER_WEIGHT_BYTE * weights + _KERNELS_BYTES:
         yield f"the engine has {text_from_bytes(size)} for {text_from_bytes(weights)} of weights: some are stored twice"
 
 
-def _require_good(plan: Plan, graph: str, verdict: Verdict) -> None:
+def _require_good(plan: EnginePlan, graph: str, verdict: Verdict) -> None:
     flavour = plan.target.flavour
     if verdict.faults:
         raise RunFailed(
@@ -250,7 +250,7 @@ def _require_good(plan: Plan, graph: str, verdict: Verdict) -> None:
 
 
 def _manifest(
-    plan: Plan,
+    plan: EnginePlan,
     planned: PlannedEngine,
     result: Mapping[str, Any],
     verdict: Verdict,

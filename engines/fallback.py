@@ -10,18 +10,18 @@ from __future__ import annotations
 from sdrpn.bundle.engine_manifest import engine_paths
 from sdrpn.bundle.shipped import export_advice
 from sdrpn.engines.options import chosen_graphs
-from sdrpn.engines.plan import Plan, replanned
+from sdrpn.engines.plan import EnginePlan, replanned
 from sdrpn.errors import EngineNotBuilt
 
 __all__ = ["may_decompose", "primitive_instead"]
 
 
-def may_decompose(plan: Plan, graph: str, decomposed: frozenset[str]) -> bool:
+def may_decompose(plan: EnginePlan, graph: str, decomposed: frozenset[str]) -> bool:
     """Whether a graph can be tried again with attention decomposed."""
     return _falls_back(plan) and graph not in decomposed
 
 
-def primitive_instead(plan: Plan, error: EngineNotBuilt) -> Plan:
+def primitive_instead(plan: EnginePlan, error: EngineNotBuilt) -> EnginePlan:
     """The plan for the same precision in the dialect `primitive`.
 
     The engines of a target must match, so all graphs change with the one that failed.
@@ -44,5 +44,5 @@ def primitive_instead(plan: Plan, error: EngineNotBuilt) -> Plan:
     return replanned(plan, variant, names, str(error))
 
 
-def _falls_back(plan: Plan) -> bool:
+def _falls_back(plan: EnginePlan) -> bool:
     return plan.target.flavour == "tensorrt" and plan.variant.dialect == "fused"

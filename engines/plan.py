@@ -34,7 +34,7 @@ from sdrpn.errors import BadBundle, BadInput, MissingDependency
 from sdrpn.host.cuda_devices import read_cuda_devices
 from sdrpn.host.machine import read_cuda_driver, read_gpus, read_jetson, read_machine
 
-__all__ = ["Plan", "PlannedEngine", "plan_engines", "replanned", "target_variant"]
+__all__ = ["EnginePlan", "PlannedEngine", "plan_engines", "replanned", "target_variant"]
 
 # Increased whenever the same inputs would give another engine or another manifest.
 _REVISION = 5
@@ -51,7 +51,7 @@ class PlannedEngine:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EnginePlan:
     """The plan of a build."""
 
     bundle: Bundle
@@ -98,7 +98,7 @@ def plan_engines(
     timing_cache: Path | None = None,
     any_release: bool = False,
     only_look: bool = False,
-) -> Plan:
+) -> EnginePlan:
     """Check the request against bundle, target, library and machine, and find existing engines.
 
     Args:
@@ -143,7 +143,7 @@ def plan_engines(
         kv_cache=variant.kv_cache,
         unfused_attention=target.may_write_scores(variant.dialect),
     )
-    plan = Plan(
+    plan = EnginePlan(
         bundle=bundle,
         target=target,
         variant=variant,
@@ -162,7 +162,9 @@ def plan_engines(
     return _as_it_fell_back(plan, verify) or plan
 
 
-def replanned(plan: Plan, variant: Variant, names: Sequence[str], reason: str, *, verify: bool = False) -> Plan:
+def replanned(
+    plan: EnginePlan, variant: Variant, names: Sequence[str], reason: str, *, verify: bool = False
+) -> EnginePlan:
     """The plan for the same graphs in another variant, after the planned one could not be built."""
     keys = {name: _planned(plan, plan.variant.graphs[name], verify=False).key for name in names}
     fallbacks = {name: Fallback(plan.variant.name, reason, key) for name, key in keys.items()}
@@ -175,13 +177,13 @@ def replanned(plan: Plan, variant: Variant, names: Sequence[str], reason: str, *
     return _with_engines(other, names, verify)
 
 
-def _with_engines(plan: Plan, names: Sequence[str], verify: bool) -> Plan:
+def _with_engines(plan: EnginePlan, names: Sequence[str], verify: bool) -> EnginePlan:
     engines = tuple(_planned(plan, plan.variant.graphs[name], verify=verify) for name in names)
     todo = tuple(engine.graph.name for engine in engines if engine.cached is None)
     return dataclasses.replace(plan, engines=engines, estimate=dataclasses.replace(plan.estimate, built=todo))
 
 
-def _as_it_fell_back(plan: Plan, verify: bool) -> Plan | None:
+def _as_it_fell_back(plan: EnginePlan, verify: bool) -> EnginePlan | None:
     """The plan that an earlier, identical build fell back to, so that the failed attempt is not repeated."""
     for engine in plan.engines:
         path = engine_paths(plan.bundle.path, plan.target.name, engine.graph.name)[1]
@@ -260,7 +262,7 @@ def _obstacle(target: Target, chosen: BuildGpu | None, there: Sequence[BuildGpu]
     return other_gpu(target, chosen, there) if target.flavour == "tensorrt" else None
 
 
-def _planned(plan: Plan, graph: GraphInfo, *, verify: bool) -> PlannedEngine:
+def _planned(plan: EnginePlan, graph: GraphInfo, *, verify: bool) -> PlannedEngine:
     shorter, options = plan.contexts[:-1], plan.options
     spec, most, usual = plan.bundle.spec, options.max_batch, options.usual_batch
     profiles = profiles_of(spec, graph.name, plan.max_context, most, shorter, usual)
@@ -268,7 +270,7 @@ def _planned(plan: Plan, graph: GraphInfo, *, verify: bool) -> PlannedEngine:
     return PlannedEngine(graph, profiles, key, _cached(plan, graph, key, verify=verify))
 
 
-def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> str:
+def _cache_key(plan: EnginePlan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> str:
     """SHA-256 of everything that changes the engine.
 
     The content of a timing cache is not included: the build would repeat the same measurements.
@@ -297,7 +299,7 @@ def _cache_key(plan: Plan, graph: GraphInfo, profiles: tuple[Profile, ...]) -> s
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _cached(plan: Plan, graph: GraphInfo, key: str, *, verify: bool) -> EngineManifest | None:
+def _cached(plan: EnginePlan, graph: GraphInfo, key: str, *, verify: bool) -> EngineManifest | None:
     """The manifest of the existing engine, if it is the one that would be built."""
     engine, manifest_path, _ = engine_paths(plan.bundle.path, plan.target.name, graph.name)
     try:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from sdrpn.bundle.engine_manifest import engine_paths
-from sdrpn.engines.plan import Plan, PlannedEngine
+from sdrpn.engines.plan import EnginePlan, PlannedEngine
 from sdrpn.engines.profiles import Shapes, shapes_of
 
 __all__ = ["trtexec_script"]
@@ -16,12 +16,12 @@ _TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 _VERBOSITIES = {"detailed": "detailed", "names": "layer_names_only", "none": "none"}
 
 
-def trtexec_script(plan: Plan) -> str:
+def trtexec_script(plan: EnginePlan) -> str:
     """A shell script: for every graph, a copy with a fixed cache length, and the command that builds it."""
     return "\n".join(line for planned in plan.engines for line in _commands(plan, planned)) + "\n"
 
 
-def _commands(plan: Plan, planned: PlannedEngine) -> Iterator[str]:
+def _commands(plan: EnginePlan, planned: PlannedEngine) -> Iterator[str]:
     graph = plan.bundle.file(planned.graph.file).absolute()
     # Beside the graph: its weights are found relative to it.
     copy = graph.with_suffix(f".{'-'.join(map(str, plan.contexts))}.onnx")
@@ -39,7 +39,7 @@ def _commands(plan: Plan, planned: PlannedEngine) -> Iterator[str]:
     yield shlex.join([_TOOLS[plan.target.flavour], *arguments, "--skipInference"])
 
 
-def _options(plan: Plan) -> Iterator[str]:
+def _options(plan: EnginePlan) -> Iterator[str]:
     options = plan.options
     if plan.target.flavour == "tensorrt":
         yield "--stronglyTyped"

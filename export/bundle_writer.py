@@ -121,13 +121,13 @@ def export_bundle(
         if existing is not None:
             _require_same_model(existing, source.spec, max_context, digest)
         policy = _policy(source, existing, threshold)
-        plan = _Plan(source.spec, options, max_context, tokenizer, template, policy)
+        plan = _BundlePlan(source.spec, options, max_context, tokenizer, template, policy)
         kept = frozenset(existing.manifest.files) if existing is not None else frozenset[str]()
         finished = FinishedFiles(out, f"{version('sdrpn')} {digest} {max_context}") if resume else None
         return _write(out, plan, source, digest, existing, kept, finished, calibration, progress)
 
 
-class _Plan:
+class _BundlePlan:
     """All graphs and weight tables of one export, before a byte is written."""
 
     def __init__(
@@ -189,7 +189,7 @@ _AUTHORS: Mapping[GraphName, Callable[..., GraphAuthor]] = {
 
 def _write(
     out: Path,
-    plan: _Plan,
+    plan: _BundlePlan,
     source: Checkpoint,
     digest: str,
     existing: Bundle | None,
@@ -242,7 +242,7 @@ def _write(
 
 def _write_weights(
     folder: Path,
-    plan: _Plan,
+    plan: _BundlePlan,
     source: Checkpoint,
     kept: frozenset[str],
     finished: FinishedFiles | None,

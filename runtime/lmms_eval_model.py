@@ -21,7 +21,7 @@ from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime.sampling import Sampling
 from sdrpn.runtime.session import Session
 
-__all__ = ["MODEL_NAME", "Request", "manifest"]
+__all__ = ["MODEL_NAME", "LmmsEvalRequest", "manifest"]
 
 MODEL_NAME = "sdrpn"
 CLASS_NAME = "SdRpn"
@@ -29,7 +29,7 @@ CLASS_NAME = "SdRpn"
 MAX_NEW_TOKENS = 64
 
 
-class Request(Protocol):
+class LmmsEvalRequest(Protocol):
     """What lmms-eval asks: `args` are text, settings, what finds a document's pictures, its number, task and split."""
 
     @property
@@ -80,7 +80,7 @@ class Generation:
 def answer_requests(
     session: Session,
     policy: RoiPolicy | None,
-    requests: Iterable[Request],
+    requests: Iterable[LmmsEvalRequest],
     find_document: Callable[[str, str, Any], Any],
 ) -> list[str]:
     """One answer a request, in order. Raises BadInput for a question that is not about exactly one picture."""
@@ -149,17 +149,17 @@ def _model_class() -> type[Any]:
             self._session = Session.open(bundle, backend=backend, threads=threads, variant=variant)
             self._policy = _policy(self._session, roi=roi, threshold=threshold, upscale=upscale)
 
-        def generate_until(self, requests: list[Request]) -> list[str]:
+        def generate_until(self, requests: list[LmmsEvalRequest]) -> list[str]:
             """One answer a request, in order."""
             return answer_requests(
                 self._session, self._policy, requests, lambda task, split, number: self.task_dict[task][split][number]
             )
 
-        def loglikelihood(self, requests: list[Request]) -> list[tuple[float, bool]]:
+        def loglikelihood(self, requests: list[LmmsEvalRequest]) -> list[tuple[float, bool]]:
             """Not possible: a session gives answers."""
             raise BadInput("a bundle answers questions and gives no likelihoods; choose a task that generates")
 
-        def generate_until_multi_round(self, requests: list[Request]) -> list[str]:
+        def generate_until_multi_round(self, requests: list[LmmsEvalRequest]) -> list[str]:
             """Not possible: a session knows one question at a time."""
             raise BadInput("a bundle answers one question at a time; choose a task of one round")
 

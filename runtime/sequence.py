@@ -20,13 +20,13 @@ from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.sampling import Sampler, Sampling
 from sdrpn.runtime.slots import Prefix, Slot
 
-__all__ = ["Glance", "LookRequest", "Prefill", "Request", "Sequence", "Work"]
+__all__ = ["Glance", "LookRequest", "Prefill", "QuestionRequest", "Sequence", "Work"]
 
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Request:
+class QuestionRequest:
     """One question about one picture."""
 
     image: Picture
@@ -45,7 +45,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class LookRequest(Request):
+class LookRequest(QuestionRequest):
     """A question whose regions alone are asked for."""
 
     max_new_tokens: int = 0
@@ -68,15 +68,15 @@ class Prefill:
 class Work:
     """What waits for a slot and is over some time: with what it is for, or with an `error`."""
 
-    def __init__(self, request: Request, prefix: Prefix, watch: Stopwatch) -> None:
-        self._request: Request | None = request
+    def __init__(self, request: QuestionRequest, prefix: Prefix, watch: Stopwatch) -> None:
+        self._request: QuestionRequest | None = request
         self.prefix, self.watch = prefix, watch
         self.slot: Slot | None = None  # while it holds one from one unit of work to the next
         self.error: Exception | None = None
         self.cancelled = False
 
     @property
-    def request(self) -> Request:
+    def request(self) -> QuestionRequest:
         """What was asked; of a sequence until its first token: nothing needs the picture after it, which is large."""
         assert self._request is not None
         return self._request
@@ -112,7 +112,7 @@ class Sequence(Work):
 
     def __init__(
         self,
-        request: Request,
+        request: QuestionRequest,
         prefix: Prefix,
         watch: Stopwatch,
         sampling: Sampling,

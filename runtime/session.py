@@ -6,6 +6,7 @@ import collections.abc as abc
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,11 +28,11 @@ from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.look import Look
 from sdrpn.runtime.looking import LookQuestion, look_at
 from sdrpn.runtime.opening import OpeningRequest, batch_of, enough_memory, prefix_bytes_of
-from sdrpn.runtime.pictures.picture import Decode, Picture, PictureSource, open_picture
+from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource, open_picture
 from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Scheduler
-from sdrpn.runtime.sequence import Request, Sequence
+from sdrpn.runtime.sequence import QuestionRequest, Sequence
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import Prompt, load_tokenizer
@@ -54,7 +55,7 @@ class Session:
         engines: Mapping[str, Path] | None = None,
         note: str | None = None,
         *,
-        decode: Decode = "exact",
+        jpeg: JpegMode = "exact",
         threads: int | None = None,
         contexts: abc.Sequence[int] = (),
         engine_batch: int | None = None,
@@ -66,14 +67,14 @@ class Session:
         Args:
             engines: files that the backend loads in place of the bundle's graphs, by graph
             note: the first part of `backend_note`
-            decode, threads: of pictures, as in `open`
+            jpeg, threads: of pictures, as in `open`
             contexts: the cache lengths that the engines have profiles for, where that is more than one
             engine_batch: the most sequences that a decode step of the engines takes; None: these are graphs
             max_batch, prefix_bytes: as in `open`
         """
         self.bundle, self.variant = bundle, variant
         self.backend, self._library, self._note = backend.name, backend, note
-        self._decode_mode, self._threads = decode, threads
+        self._jpeg_mode, self._threads = jpeg, threads
         batch = batch_of(max_batch, backend, engine_batch)
         spec, tokenizer = bundle.spec, bundle.manifest.tokenizer
         # Before the graphs, which may take a minute to load.
@@ -131,16 +132,17 @@ class Session:
         engine_options: EngineOptions | None = None,
         optimized: bool = True,
         verify: bool = True,
-        decode: Decode = "exact",
+        jpeg: JpegMode = "exact",
         allow_links: AllowLinks = (),
         download: bool = False,
         max_batch: int | None = None,
         prefix_bytes: int | None = None,
+        decode: JpegMode | None = None,
     ) -> Session:
         """Open a bundle.
 
         Args:
-            bundle_dir: a folder as `sdrpn export` writes it; the text "default" is the shipped one, and
+            bundle_dir: a folder as `sdrpn export` writes it; the text "demo" is the shipped one, and
                 "ORGANISATION/MODEL" one of Hugging Face's hub that is in the local cache
             backend: "onnxruntime" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn build`), or "auto":
                 engines where some fit this machine's GPU, else "onnxruntime"
@@ -152,8 +154,8 @@ class Session:
             engine_options: how engines are run
             optimized: on a CPU, take the graphs of `sdrpn optimize` where some fit this machine
             verify: False skips the digests of large files (sizes are always compared)
-            decode: "fast" takes the first look at a JPEG file from DCT scaling: quicker, not exact; "gpu" decodes JPEG
-                files with nvImageCodec
+            jpeg: how JPEG files are decoded. "fast": at a fraction of the size for the first look (DCT scaling), which
+                is quicker and not exact; "gpu": with nvImageCodec
             allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
             download: fetch what the local cache lacks of a model of Hugging Face's hub
             max_batch: most questions that are answered at once, each with caches of its own: on a CPU made when they
@@ -161,8 +163,11 @@ class Session:
                 as many as they were built for, else 1
             prefix_bytes: most memory for what was computed of pictures besides those last asked about, so that
                 questions about several in turns do not begin anew; None: 256 MB with ONNX Runtime on a CPU, else 0
+            decode: the name of `jpeg` in the release before; goes with the next version
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
+        if decode is not None:
+            jpeg = _jpeg_of_former_name(decode)
         request = OpeningRequest(
             bundle_dir,
             backend,
@@ -184,7 +189,7 @@ class Session:
             chosen.backend,
             chosen.engines,
             chosen.note,
-            decode=decode,
+            jpeg=jpeg,
             threads=threads,
             contexts=chosen.contexts,
             engine_batch=chosen.engine_batch,
@@ -422,7 +427,7 @@ class Session:
         return look_at(lambda: self._opened(image), questions, decide, self._two_pass, self._scheduler)
 
     def _opened(self, image: PictureSource) -> Picture:
-        return open_picture(image, decode=self._decode_mode, threads=self._threads)
+        return open_picture(image, jpeg=self._jpeg_mode, threads=self._threads)
 
     def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
         """Everything that needs no graph. Raises what is wrong with the question."""
@@ -453,7 +458,7 @@ class Session:
         watch = Stopwatch()
         with watch.stage("preprocess"):
             picture = self._opened(image)
-            request = Request(picture, before, after, decide, max_new_tokens)
+            request = QuestionRequest(picture, before, after, decide, max_new_tokens)
             prefix = self._two_pass.prefix_of(request)
         stops = (*self.spec.prompt.eos_token_ids, *stop_ids)
         sequence = Sequence(request, prefix, watch, sampling, stops, keep_trace=trace)
@@ -468,6 +473,11 @@ class _Options:
     max_new_tokens: int
     sampling: Sampling
     trace: bool
+
+
+def _jpeg_of_former_name(decode: JpegMode) -> JpegMode:
+    warnings.warn("decode is jpeg now; the old name goes with the next version", DeprecationWarning, stacklevel=3)
+    return decode
 
 
 def _on_their_way(streams: Mapping[int, AnswerStream]) -> int:

@@ -31,7 +31,7 @@ from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.looks import Looks
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.prefix_store import PrefixStore
-from sdrpn.runtime.sequence import Glance, LookRequest, Prefill, Request, Sequence, Work
+from sdrpn.runtime.sequence import Glance, LookRequest, Prefill, QuestionRequest, Sequence, Work
 from sdrpn.runtime.slots import Prefix, Seen, Slot
 
 __all__ = ["TwoPass"]
@@ -60,7 +60,7 @@ class TwoPass:
         """The cells that the model sees of a picture."""
         return self._spec.vision.grid(picture.size)
 
-    def prefix_of(self, request: Request, digest: str | None = None) -> Prefix:
+    def prefix_of(self, request: QuestionRequest, digest: str | None = None) -> Prefix:
         """What the question shares with others about the same picture.
 
         Args: digest: of the picture; None: its pixels are all read for it
@@ -117,7 +117,7 @@ class TwoPass:
         sequence.begin(slot, prefill, None if positions is None else positions.following)
         return logits
 
-    def _positions(self, request: Request, crops: abc.Sequence[Crop]) -> Positions | None:
+    def _positions(self, request: QuestionRequest, crops: abc.Sequence[Crop]) -> Positions | None:
         """Of a pass, where the family's rows are not their own positions."""
         grid = self._spec.vision.grid(request.image.size)
         inserted = tuple(CropTokens(crop.grid_hw or grid.crop_hw(crop.box_xyxy_px), crop.keep_cells) for crop in crops)
@@ -170,7 +170,7 @@ class TwoPass:
         with watch.stage("roi_decode"):
             return logits, request.decide(logits, request.image.size)
 
-    def _roi_logits(self, request: Request, scores: FloatArray) -> FloatArray:
+    def _roi_logits(self, request: QuestionRequest, scores: FloatArray) -> FloatArray:
         """scores (H,h*w) -> (h,w)."""
         rpn = self._spec.rpn
         assert rpn is not None

@@ -134,7 +134,7 @@ PROGRAM = """
 import sdrpn
 from sdrpn.runtime import EngineOptions
 
-reveal_type(sdrpn.Session.open("default"))
+reveal_type(sdrpn.Session.open("demo"))
 reveal_type(sdrpn.BadInput.exit_code)
 reveal_type(EngineOptions().device)
 sdrpn.unknown_name
@@ -180,11 +180,11 @@ def test_the_wheel(tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"sdrpn", f"sdrpn-{PROJECT['version']}.dist-info"}
     data = {
         f"sdrpn/{path.relative_to(ROOT / 'sdrpn').as_posix()}"
-        for folder in ("default", "tags/shipped")
+        for folder in ("demo_bundle", "tags/shipped")
         for path in (ROOT / "sdrpn" / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"sdrpn/default/manifest.json", "sdrpn/tags/shipped/scene.png"} <= data <= set(names)
+    assert {"sdrpn/demo_bundle/manifest.json", "sdrpn/tags/shipped/scene.png"} <= data <= set(names)
     run_demo_of(tmp_path / "installed", tmp_path)
 
 

@@ -62,7 +62,7 @@ def test_the_first_example_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     layers, total_bytes, answered, *regions = done.stdout.splitlines()
-    assert int(layers) == sdrpn.inspect_bundle("default").spec.llm.layers
+    assert int(layers) == sdrpn.inspect_bundle("demo").spec.llm.layers
     assert int(total_bytes) > 1_000_000
     assert "Timings(" in answered
     assert regions

@@ -41,7 +41,7 @@ def test_the_first_command_asks_the_model_that_comes_along(tmp_path: Path) -> No
 
 def test_the_quickstart_makes_a_bundle_and_asks_it(tmp_path: Path) -> None:
     assert "`examples/quickstart.py`" in README
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("tiny", "default"))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("tiny", "demo"))
     assert "random" in run("examples/quickstart.py", folder=tmp_path)
     made = {path.suffix: path for path in tmp_path.rglob("*") if "examples" not in path.parts}
     assert ".onnx" in made

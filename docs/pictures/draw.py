@@ -207,7 +207,7 @@ def threshold() -> Figure:
     """The map over the shipped scene, and for each threshold which cells fire and what is cropped."""
     scene = shipped_scene()
     picture = open_image(scene.picture)
-    with Session.open("default", backend="onnxruntime", threads=1) as session:
+    with Session.open("demo", backend="onnxruntime", threads=1) as session:
         own, vision, family = session.policy, session.spec.vision, family_of(session.spec)
         trace = session.answer(picture, scene.question, max_new_tokens=1, trace=True).trace
     assert trace is not None

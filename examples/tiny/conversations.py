@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from views import Window, random_window, scene_view, tight_window, window_on
 
 from sdrpn.families.llava.vision_spec import clip_of
-from sdrpn.tags.questions import Question, coarse_question, code_question
+from sdrpn.tags.questions import TagQuestion, coarse_question, code_question
 from sdrpn.tags.scene import CELL_PX, SEEN, Scene, SceneStyle, Tag, render_scene
 from sdrpn.tags.task import TRAINED_CODES
 
@@ -131,7 +131,7 @@ def draw_window(rng: np.random.Generator, scene: Scene) -> Window:
     return random_window(rng, clip_of(SPEC).grid_side, (2, 6))
 
 
-def draw_question(rng: np.random.Generator, scene: Scene, readable: list[Tag]) -> Question:
+def draw_question(rng: np.random.Generator, scene: Scene, readable: list[Tag]) -> TagQuestion:
     """The code of a tag that can be read, or something coarse about any."""
     if readable and rng.random() < 0.7:
         return code_question(rng, readable[rng.integers(len(readable))])

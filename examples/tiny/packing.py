@@ -10,7 +10,7 @@ import torch
 from networks import EOS_ID, PAD_ID, SPEC, UNK_ID, make_tokenizer
 from torch import Tensor
 
-from sdrpn.tags.questions import Question
+from sdrpn.tags.questions import TagQuestion
 from sdrpn.tags.scene import BORDERS, COLOURS, SHAPES
 from sdrpn.text.prompt import build_prompt
 
@@ -44,7 +44,7 @@ class Packer:
         self.prompt_ids = functools.cache(self._prompt_ids)
         self.answer_ids = functools.cache(self._answer_ids)
 
-    def pack(self, rng: np.random.Generator, asked: list[list[Question]]) -> PackedQuestions:
+    def pack(self, rng: np.random.Generator, asked: list[list[TagQuestion]]) -> PackedQuestions:
         """Every question takes as many places as the longest; padding lies behind the answers, where nothing looks."""
         rows = [[self._encoded(rng, question) for question in questions] for questions in asked]
         length = max(len(ids) for row in rows for ids, _ in row)
@@ -67,7 +67,7 @@ class Packer:
             kinds=torch.tensor([[int(question.kind != "code") for question in questions] for questions in asked]),
         )
 
-    def _encoded(self, rng: np.random.Generator, question: Question) -> tuple[list[int], int]:
+    def _encoded(self, rng: np.random.Generator, question: TagQuestion) -> tuple[list[int], int]:
         """Ids behind the image with the answer, and where the answer begins. One filler word in ten is unknown."""
         prompt = self.prompt_ids(question.text)
         after = [UNK_ID if i in self.fillers and rng.random() < 0.1 else i for i in prompt]
@@ -83,7 +83,7 @@ class Packer:
         found = [self.tokenizer.encode(word, add_special_tokens=False).ids for word in words]
         return tuple(i for ids in found for i in (ids[-1:] if answer.isdigit() else ids))
 
-    def _subject(self, question: Question) -> int:
+    def _subject(self, question: TagQuestion) -> int:
         word = None if question.tag is None else self.tokenizer.token_to_id("▁" + question.tag.colour)
         return IGNORED if word is None else word
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from views import Window, scene_view
 
 from sdrpn.families.llava.vision_spec import clip_of
-from sdrpn.tags.questions import Question
+from sdrpn.tags.questions import TagQuestion
 from sdrpn.tags.scene import CELL_PX, SEEN, Scene, Tag, render_scene
 from sdrpn.tags.task import TRAINED_CODES
 
@@ -97,7 +97,7 @@ class Pool:
 
     def _questions(
         self, rng: np.random.Generator, pooled: PooledScene, count: int, place: int | None
-    ) -> list[Question]:
+    ) -> list[TagQuestion]:
         """About codes only where one can be read: at first sight, or else in the crop."""
         scene = Scene(Image.new("RGB", (1, 1)), pooled.tags)  # questions need no pixels
         if pooled.readable:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sdrpn.bundle.bundle import Variant, open_bundle
 from sdrpn.bundle.engine_manifest import ParityGate
 from sdrpn.bundle.memory import graph_weights_bytes
+from sdrpn.bundle.shipped import bundle_title
 from sdrpn.host.machine import read_machine
 from sdrpn.method.spec import ModelSpec
 from sdrpn.reports.device_report import Subject
@@ -40,7 +41,7 @@ class OpenedBundle:
         self.spec: ModelSpec = self._bundle.spec
         self.numerics = self._variant.numerics
         self.subject = Subject(
-            self._bundle.path.name,
+            bundle_title(self._bundle.path),
             self._variant.name,
             self._choice.backend,
             engines.target if engines is not None else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -35,9 +36,9 @@ from sdrpn.runtime.pictures.gpu_pixels import fill_on_gpu
 from sdrpn.runtime.pictures.jpeg import DENOMINATORS, JpegFile
 from sdrpn.runtime.pictures.pixels import Pixels, native_module, thread_count, write_base, write_crops
 
-__all__ = ["Decode", "Picture", "PictureSource", "open_picture"]
+__all__ = ["GpuPicture", "JpegMode", "JpegPicture", "Picture", "PictureInMemory", "PictureSource", "open_picture"]
 
-Decode: TypeAlias = Literal["exact", "fast", "gpu"]
+JpegMode: TypeAlias = Literal["exact", "fast", "gpu"]
 Planes: TypeAlias = npt.NDArray[Any]
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -45,110 +46,175 @@ FAST_OVERSIZE = 2  # DCT scaling keeps at least this many times the R pixels of 
 BAND_ROWS = 256  # rows of a Pillow image that are copied at a time
 
 
-class Picture:
-    """Pixels in memory or on a GPU, or a JPEG file that is decoded in parts. Made by `open_picture`."""
+class Picture(ABC):
+    """An upright picture. Its three kinds differ in where the pixels are; `open_picture` chooses one."""
 
-    def __init__(self, pixels: Pixels | GpuPixels | None, file: JpegFile | None, threads: int) -> None:
-        self._on_gpu = pixels if isinstance(pixels, GpuPixels) else None
-        self._in_memory = None if isinstance(pixels, GpuPixels) else pixels
-        self._file, self._threads = file, threads
-        self.size: tuple[int, int] = _size_of(pixels) if pixels is not None else _require(file).size
+    size: tuple[int, int]  # (width, height) in pixels
 
+    @abstractmethod
     def digest(self) -> str:
         """A digest; equal for equal pictures that are decoded in the same way."""
-        if isinstance(self._in_memory, Image.Image):
-            return image_digest(self._in_memory)
-        if self._in_memory is not None:
-            return pixels_digest(self._in_memory)
-        way = "fast" if self._on_gpu is None else "gpu"
-        return f"{way} {hashlib.blake2b(_require(self._file).data, digest_size=16).hexdigest()}"
 
+    @abstractmethod
     def as_image(self) -> Image.Image:
         """All of it as an upright RGB image."""
-        pixels = self._pixels if self._pixels is not None else _require(self._file).whole(self._threads)
-        return pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
+
+    @abstractmethod
+    def write_base(self, vision: SquareVision, out: Planes) -> None:
+        """Write the input of the first pass to `out` (1, 3, R, R), float32 or float16. Raises: BadImage."""
+
+    @abstractmethod
+    def write_crops(self, boxes: Sequence[Box], vision: SquareVision, out: Planes) -> None:
+        """Write each box, in pixels of the picture, to one entry of `out` (N, 3, R, R).
+
+        Raises: BadInput for a box that is empty or extends beyond the picture; BadImage.
+        """
 
     def part(self, box: Box) -> Image.Image:
         """The part under a box, in pixels of the picture, as an RGB image. Raises BadInput for a box outside it."""
         check_crop(box, self.size)
-        pixels, (x1, y1, x2, y2) = self._pixels, box
-        if isinstance(pixels, Image.Image):
-            return pixels.crop(box)
-        found = _require(self._file).part(box) if pixels is None else pixels[y1:y2, x1:x2]
-        return Image.fromarray(np.array(found))
+        return self._part(box)
+
+    @abstractmethod
+    def _part(self, box: Box) -> Image.Image:
+        """The part under a box inside the picture."""
 
     def fill_base(self, vision: SquareVision, buffer: Buffer) -> None:
         """`write_base` to a backend's buffer (1, 3, R, R), on the GPU where the picture is there."""
-        if self._on_gpu is not None and vision.fit == "pad":
-            box, colour = padded_box(self.size), vision.pad_colour
-            if fill_on_gpu(self._on_gpu, [box], "bicubic", colour, vision, buffer):
-                return
         buffer.fill(lambda out: self.write_base(vision, out))
 
     def fill_crops(self, boxes: Sequence[Box], vision: SquareVision, buffer: Buffer) -> None:
         """`write_crops` to a backend's buffer, on the GPU where the picture is there."""
         for box in boxes:
             check_crop(box, self.size)
-        if self._on_gpu is not None and fill_on_gpu(self._on_gpu, boxes, "bilinear", None, vision, buffer):
-            return
         buffer.fill(lambda out: self.write_crops(boxes, vision, out))
 
+
+class PictureInMemory(Picture):
+    """All pixels in host memory: an array (H, W, 3) uint8, or a Pillow image."""
+
+    def __init__(self, pixels: Pixels, threads: int) -> None:
+        self._pixels, self._threads = pixels, threads
+        self.size = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
+
+    def digest(self) -> str:
+        """Of the pixels, whatever they were read from."""
+        return image_digest(self._pixels) if isinstance(self._pixels, Image.Image) else pixels_digest(self._pixels)
+
+    def as_image(self) -> Image.Image:
+        """See `Picture`."""
+        return _image_of(self._pixels)
+
     def write_base(self, vision: SquareVision, out: Planes) -> None:
-        """Write the input of the first pass to `out` (1, 3, R, R), float32 or float16. Raises: BadImage."""
-        pixels = self._pixels if self._pixels is not None else self._smaller(vision)
-        write_base(pixels, vision, out, self._threads)
+        """See `Picture`."""
+        write_base(self._pixels, vision, out, self._threads)
 
     def write_crops(self, boxes: Sequence[Box], vision: SquareVision, out: Planes) -> None:
-        """Write each box, in pixels of the picture, to one entry of `out` (N, 3, R, R).
+        """See `Picture`."""
+        write_crops(self._pixels, boxes, vision, out, self._threads)
 
-        Raises: BadInput for a box that is empty or extends beyond the picture; BadImage.
-        """
-        if self._pixels is not None:
-            write_crops(self._pixels, boxes, vision, out, self._threads)
-            return
-        for box, planes in zip(boxes, out, strict=True):
-            check_crop(box, self.size)
-            part = _require(self._file).part(box)
-            whole_part = (0, 0, part.shape[1], part.shape[0])
-            write_crops(np.ascontiguousarray(part), [whole_part], vision, planes[None], self._threads)
+    def _part(self, box: Box) -> Image.Image:
+        return _part_of(self._pixels, box)
 
-    @property
-    def _pixels(self) -> Pixels | None:
-        """All pixels in host memory; None where parts of a file are decoded on demand."""
-        return self._in_memory if self._on_gpu is None else self._on_gpu.array
 
-    def _smaller(self, vision: SquareVision) -> npt.NDArray[np.uint8]:
+class JpegPicture(Picture):
+    """A JPEG file: decoded at a fraction of its size for the first pass, and in parts for crops ("fast")."""
+
+    def __init__(self, file: JpegFile, threads: int) -> None:
+        self._file, self._threads = file, threads
+        self.size = file.size
+
+    def digest(self) -> str:
+        """Of the file."""
+        return f"fast {_file_digest(self._file)}"
+
+    def as_image(self) -> Image.Image:
+        """See `Picture`."""
+        return _image_of(self._file.whole(self._threads))
+
+    def write_base(self, vision: SquareVision, out: Planes) -> None:
+        """See `Picture`."""
         length = max(self.size) if vision.fit == "pad" else min(self.size)
         fitting = [divisor for divisor in DENOMINATORS if length // divisor >= FAST_OVERSIZE * vision.image_size_px]
-        return _require(self._file).smaller(max(fitting, default=1))
+        write_base(self._file.smaller(max(fitting, default=1)), vision, out, self._threads)
+
+    def write_crops(self, boxes: Sequence[Box], vision: SquareVision, out: Planes) -> None:
+        """See `Picture`."""
+        for box, planes in zip(boxes, out, strict=True):
+            check_crop(box, self.size)
+            part = np.ascontiguousarray(self._file.part(box))
+            whole_part = (0, 0, part.shape[1], part.shape[0])
+            write_crops(part, [whole_part], vision, planes[None], self._threads)
+
+    def _part(self, box: Box) -> Image.Image:
+        return Image.fromarray(np.array(self._file.part(box)))
+
+
+class GpuPicture(Picture):
+    """All pixels of a JPEG file in GPU memory ("gpu"); copied to host memory only where the GPU cannot go on."""
+
+    def __init__(self, pixels: GpuPixels, file: JpegFile, threads: int) -> None:
+        self._pixels, self._file, self._threads = pixels, file, threads
+        self.size = (pixels.shape[1], pixels.shape[0])
+
+    def digest(self) -> str:
+        """Of the file."""
+        return f"gpu {_file_digest(self._file)}"
+
+    def as_image(self) -> Image.Image:
+        """See `Picture`."""
+        return _image_of(self._pixels.array)
+
+    def fill_base(self, vision: SquareVision, buffer: Buffer) -> None:
+        """See `Picture`."""
+        box, colour = padded_box(self.size), vision.pad_colour
+        if vision.fit != "pad" or not fill_on_gpu(self._pixels, [box], "bicubic", colour, vision, buffer):
+            super().fill_base(vision, buffer)
+
+    def fill_crops(self, boxes: Sequence[Box], vision: SquareVision, buffer: Buffer) -> None:
+        """See `Picture`."""
+        for box in boxes:
+            check_crop(box, self.size)
+        if not fill_on_gpu(self._pixels, boxes, "bilinear", None, vision, buffer):
+            super().fill_crops(boxes, vision, buffer)
+
+    def write_base(self, vision: SquareVision, out: Planes) -> None:
+        """See `Picture`."""
+        write_base(self._pixels.array, vision, out, self._threads)
+
+    def write_crops(self, boxes: Sequence[Box], vision: SquareVision, out: Planes) -> None:
+        """See `Picture`."""
+        write_crops(self._pixels.array, boxes, vision, out, self._threads)
+
+    def _part(self, box: Box) -> Image.Image:
+        return _part_of(self._pixels.array, box)
 
 
 PictureSource: TypeAlias = "ImageSource | Picture"
 
 
-def open_picture(source: PictureSource, *, decode: Decode = "exact", threads: int | None = None) -> Picture:
+def open_picture(source: PictureSource, *, jpeg: JpegMode = "exact", threads: int | None = None) -> Picture:
     """Open a picture like `sdrpn.images.image.open_image`, with the same pixels and the same errors.
 
     Args:
         source: as for `open_image`, or a Picture, which is returned unchanged
-        decode: for JPEG files: "fast" decodes at a fraction of the size for the first pass; "gpu" decodes with
-            nvImageCodec
+        jpeg: how JPEG files are decoded: "fast" at a fraction of the size for the first pass; "gpu" with nvImageCodec
         threads: for decoding and resizing; None: one per core
     Raises: BadImage, BadInput.
     """
     if isinstance(source, Picture):
         return source
-    if decode not in get_args(Decode):
-        raise BadInput(f"decode is {decode!r}; expected {', '.join(map(repr, get_args(Decode)))}")
+    if jpeg not in get_args(JpegMode):
+        raise BadInput(f"jpeg is {jpeg!r}; expected {', '.join(map(repr, get_args(JpegMode)))}")
     threads = thread_count(threads)
     file = _jpeg_file(source)
-    if file is not None and decode == "fast":
-        return Picture(None, file, threads)
-    if file is not None and decode == "gpu":
-        return Picture(decode_on_gpu(file.data), file, threads)
+    if file is not None and jpeg == "fast":
+        return JpegPicture(file, threads)
+    if file is not None and jpeg == "gpu":
+        return GpuPicture(decode_on_gpu(file.data), file, threads)
     if file is not None and native_module("_native_jpeg") is not None:
-        return Picture(file.whole(threads), None, threads)
-    return Picture(_pixels(source), None, threads)
+        return PictureInMemory(file.whole(threads), threads)
+    return PictureInMemory(_pixels(source), threads)
 
 
 def _jpeg_file(source: ImageSource) -> JpegFile | None:
@@ -202,10 +268,14 @@ def _array_of(image: Image.Image) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def _size_of(pixels: Pixels | GpuPixels) -> tuple[int, int]:
-    return pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
+def _image_of(pixels: Pixels) -> Image.Image:
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _require(file: JpegFile | None) -> JpegFile:
-    assert file is not None  # a Picture has pixels or a file
-    return file
+def _part_of(pixels: Pixels, box: Box) -> Image.Image:
+    x1, y1, x2, y2 = box
+    return pixels.crop(box) if isinstance(pixels, Image.Image) else Image.fromarray(np.array(pixels[y1:y2, x1:x2]))
+
+
+def _file_digest(file: JpegFile) -> str:
+    return hashlib.blake2b(file.data, digest_size=16).hexdigest()

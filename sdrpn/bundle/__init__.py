@@ -7,10 +7,10 @@ from importlib import import_module
 
 
 def __getattr__(name: str) -> object:
-    """What the module `sdrpn.bundle` of the release before had, for one version. Warns."""
+    """Names of the former module `sdrpn.bundle`, kept for one version. Warns."""
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Not by a from-import, which asks here first.
+    # Not a from-import, which would call this function again.
     bundle = import_module("sdrpn.bundle.bundle")
     if name not in bundle.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

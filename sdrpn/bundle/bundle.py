@@ -18,7 +18,7 @@ from pathlib import Path
 from sdrpn.bundle.manifest import FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
 from sdrpn.bundle.numerics import CPU_SUFFIX, DIALECT_NAMES, NUMBER_TYPES, PRECISIONS
 from sdrpn.bundle.release import release_advice, release_targets
-from sdrpn.bundle.shipped import DEFAULT_NAME, bundle_path, export_advice
+from sdrpn.bundle.shipped import DEMO_NAME, bundle_path, export_advice, is_shipped_name
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.families.registry import family_of
@@ -55,15 +55,15 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 _ADVICE = "export the bundle again"
-# Of a graph and of a tokenizer, which are read whole; graphs of 13B models have less than a hundredth.
+# Limit for a graph and for a tokenizer, which are read whole; graphs of 13B models have less than a hundredth of it.
 _MOST_GRAPH_BYTES = 2**28
 
 
 class Bundle:
-    """A bundle whose manifest was read; files are handed out only after a look at their path and digest."""
+    """A bundle whose manifest was read. Paths of files are checked before they are returned."""
 
     def __init__(self, path: Path, manifest: Manifest, allow_links: AllowLinks = ()) -> None:
-        """Args: allow_links: where links of the bundle may lead besides where `link_roots` says"""
+        """Args: allow_links: folders that links may lead to, in addition to `link_roots`"""
         self.path = path
         self.manifest = manifest
         self._allow_links = allow_links
@@ -87,32 +87,32 @@ class Bundle:
 
     @property
     def variants_for_cpu(self) -> tuple[Variant, ...]:
-        """All of them, first what suits a plain CPU best: fused before primitive, then the most exact that computes in
-        fp32; those for engines only come last."""
+        """All variants, the best one for a plain CPU first: fused before primitive, then the most exact that computes
+        in fp32; variants for engines only come last."""
         return tuple(sorted(self.manifest.variants.values(), key=_cpu_order))
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """Real folders that files of this bundle may lie below."""
+        """Real folders that files of this bundle may be in."""
         return link_roots(self.path, self._allow_links)
 
     @property
     def release_targets(self) -> tuple[str, ...]:
-        """Of a release, which has engines and no graphs, the targets of these; empty for a whole bundle."""
+        """The targets of a release, which has engines and no graphs; empty for a whole bundle."""
         return release_targets(self.path, self.manifest)
 
     def build_command(self, target: str = "NAME") -> str:
-        """The command that builds engines of this bundle, as a shell takes it."""
-        # A release has nothing to build from: the whole bundle is elsewhere.
+        """The shell command that builds engines from this bundle."""
+        # A release has no graphs to build from: name the whole bundle.
         path = "BUNDLE" if self.release_targets else shlex.quote(str(self.path))
         return f"sdrpn build {path} --target {shlex.quote(target)}"
 
     def require_graphs(self, purpose: str, reason: str | None = None) -> None:
-        """Raise BadInput where this is a release.
+        """Raise BadInput if this is a release.
 
         Args:
             purpose: what needs the graphs, such as "to build engines"
-            reason: why the engines do not serve
+            reason: why the engines cannot be used
         """
         targets = self.release_targets
         if targets:
@@ -125,7 +125,7 @@ class Bundle:
         return release_advice(self.path, self.manifest, targets) if targets else _ADVICE
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle, which may be a link. See `ListedFiles.path`. Raises BadBundle."""
+        """The path of a file of the bundle, which may be a link; see `ListedFiles.path`. Raises BadBundle."""
         return self._listed.path(name)
 
     def verify(self, names: Iterable[str], *, large: bool = True, advance: Grown = uncounted) -> None:
@@ -144,15 +144,15 @@ def open_bundle(path: Path | str, *, allow_links: AllowLinks = (), download: boo
     """Read a bundle's manifest. Raises BadBundle or BadInput; verifies no other file.
 
     Args:
-        path: its folder; the text "default" is the shipped one, and a text may also be a name of Hugging Face's hub
-        allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
-        download: fetch what the local cache lacks of a model of the hub
+        path: its folder; the str "demo" is the shipped bundle; a str can also name a model on Hugging Face's hub
+        allow_links: folders that links may lead to, besides the bundle itself and the hub cache's blobs; True: any
+        download: download what the local cache lacks of a model on the hub
     """
-    path = bundle_path(path) if path == DEFAULT_NAME else model_folder(path, download=download)
+    path = bundle_path(path) if is_shipped_name(path) else model_folder(path, download=download)
     manifest_path = path / MANIFEST_NAME
     with errors_of(manifest_path, _ADVICE):
         if not path.exists():
-            meant = did_you_mean_path(path, [DEFAULT_NAME])
+            meant = did_you_mean_path(path, [DEMO_NAME])
             raise BadInput(f"{path} does not exist; expected a bundle folder, as `sdrpn export` writes it{meant}")
         if not path.is_dir():
             raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it")
@@ -165,8 +165,8 @@ def open_bundle(path: Path | str, *, allow_links: AllowLinks = (), download: boo
 
 
 def _bundles_near(path: Path) -> str:
-    """Bundles in a folder that is none, such as what a build in CI leaves, or the one that its engines lie in."""
-    places = [one.parent for one in sorted(path.glob(f"*/{MANIFEST_NAME}"))[:4]]
+    """A hint at bundles in or around a folder that is not one, such as a CI build's output, or an engine folder."""
+    places = [manifest.parent for manifest in sorted(path.glob(f"*/{MANIFEST_NAME}"))[:4]]
     if path.parent.name == "engines" and (path.parent.parent / MANIFEST_NAME).is_file():
         places.append(path.parent.parent)
     return f"; did you mean {' or '.join(map(str, places))}?" if places else ""
@@ -198,7 +198,7 @@ def _manifest(path: Path, value: object) -> Manifest:
 
 
 def _again(folder: Path, value: Mapping[str, object]) -> str:
-    """The command that makes a bundle of another format anew, with the options of its first variant."""
+    """The command that exports a bundle of another format again, with the options of its first variant."""
     variants = value.get("variants")
     named = [f"{name}" for name in variants] if isinstance(variants, dict) else []
     options = ""
@@ -211,7 +211,7 @@ def _again(folder: Path, value: Mapping[str, object]) -> str:
 
 
 def _require_fitting(path: Path, manifest: Manifest, variant: Variant) -> None:
-    """The files of a variant are listed, and its graphs take and give what the model asks for."""
+    """Check that the files of a variant are listed, and that its graphs have the model's inputs and outputs."""
     where = f"{path}: variant {variant.name!r}"
     for name in variant.files:
         if name not in manifest.files:
@@ -242,7 +242,7 @@ def _require_fitting(path: Path, manifest: Manifest, variant: Variant) -> None:
 
 
 def _require_plausible_sizes(where: str, manifest: Manifest, variant: Variant) -> None:
-    """Before anything is read: a file of holes may claim any size and take no space."""
+    """Check sizes before anything is read: a sparse file can have any size and take no space."""
     for name in filter(None, (manifest.tokenizer, *(graph.file for graph in variant.graphs.values()))):
         if manifest.files[name].size_bytes > _MOST_GRAPH_BYTES:
             raise BadBundle(
@@ -251,11 +251,11 @@ def _require_plausible_sizes(where: str, manifest: Manifest, variant: Variant) -
             )
     weights_bytes, most = sum(manifest.files[name].size_bytes for name in variant.files), _most_bytes(manifest.spec)
     if weights_bytes > most:
-        raise BadBundle(f"{where} has {weights_bytes} bytes; such a model in float32 has less than {most}; {_ADVICE}")
+        raise BadBundle(f"{where} has {weights_bytes} bytes; such a model has less than {most} in float32; {_ADVICE}")
 
 
 def _most_bytes(spec: ModelSpec) -> int:
-    """Twice the matrices and tables of a model in float32, and something for what is small."""
+    """Twice the size of a model's matrices and tables in float32, plus an allowance for small tensors."""
     llm = spec.llm
     attention = llm.width * llm.head_dim * 2 * (llm.heads + llm.kv_heads)
     layers = llm.layers + (spec.rpn.layers if spec.rpn is not None else 0)

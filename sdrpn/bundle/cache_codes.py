@@ -1,8 +1,8 @@
-"""Keys and values in 8 bits, as graphs with such caches hold them. NumPy; the graphs do the same, which tests compare.
+"""The KV cache in 8 bits: codes and scales, in NumPy. The graphs compute the same; tests compare both.
 
-Every row of every head has a scale of its own, made from the row when it is written: nothing is calibrated, and no row
-changes when others come. A cache `key_cache.3` of codes (B,H_kv,S_max,head_dim) goes with a cache `key_scale_cache.3`
-(B,H_kv,S_max,1) in the type that the graph computes in.
+Every row of every head has its own scale, computed from the row when it is written: nothing is calibrated, and no row
+changes when others are added. A cache `key_cache.3` of codes (B,H_kv,S_max,head_dim) goes with a cache
+`key_scale_cache.3` (B,H_kv,S_max,1) in the type that the graph computes in.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ __all__ = ["LEAST_SCALE", "ROW_CODES", "RowCodes", "decoded_caches", "row_codes"
 
 Array = npt.NDArray[Any]
 
-# Far below what keys and values have; in fp16 the least numbers, which are rounded to whole multiples of 2^-24, would
-# lead beyond the largest code.
+# The least scale, far below those of real keys and values. In fp16 the smallest numbers are multiples of 2^-24: such a
+# scale would be rounded so far that codes exceed the largest one.
 LEAST_SCALE = 2.0**-17
 
 
 @dataclass(frozen=True)
 class RowCodes:
-    """One way to write a row: codes times a scale."""
+    """A form of the KV cache: a row is codes times a scale."""
 
     form: CacheForm
 
     @property
     def dtype(self) -> str:
-        """Of the codes, as a manifest spells it."""
+        """The type of the codes, as a manifest spells it."""
         return self.form.dtype
 
     @property
@@ -43,7 +43,7 @@ class RowCodes:
         return self.form.largest
 
     def encoded(self, rows: Array, scale_dtype: str) -> tuple[Array, Array]:
-        """rows (...,head_dim) -> codes (...,head_dim), in bytes where NumPy lacks the type, and scales (...,1)."""
+        """rows (...,head_dim) -> codes (...,head_dim), as bytes if NumPy lacks the type, and scales (...,1)."""
         scales = np.maximum(np.abs(rows).max(axis=-1, keepdims=True) / self.largest, LEAST_SCALE).astype(scale_dtype)
         numbers = np.clip(rows / scales.astype(np.float32), -self.largest, self.largest)
         if self.dtype == "int8":
@@ -51,7 +51,7 @@ class RowCodes:
         return numbers.astype(numpy_type(self.dtype)).view(np.uint8), scales
 
     def decoded(self, codes: Array, scales: Array) -> npt.NDArray[np.float32]:
-        """What a graph computes with: the inverse of `encoded` but for rounding."""
+        """The rows that a graph computes with: the inverse of `encoded`, except for rounding."""
         numbers = codes if self.dtype == "int8" else codes.view(numpy_type(self.dtype))
         rows: npt.NDArray[np.float32] = numbers.astype(np.float32) * scales.astype(np.float32)
         return rows
@@ -61,16 +61,18 @@ ROW_CODES: Mapping[str, RowCodes] = {name: RowCodes(form) for name, form in CACH
 
 
 def row_codes(name: str | None) -> RowCodes | None:
-    """By its name; None for caches in the type that the graph computes in. Raises BadInput for an unknown one."""
+    """The form by its name; None: caches in the type that the graph computes in. Raises BadInput for an unknown
+    name."""
     form = cache_form(name)
     return None if form is None else ROW_CODES[form.name]
 
 
 def decoded_caches(codes: RowCodes, tensors: Mapping[str, Array], scales: Mapping[str, str]) -> dict[str, Array]:
-    """The same tensors by name, but codes with their scales as the rows that they stand for.
+    """The same tensors by name, with codes and scales replaced by the rows that they stand for.
 
     Args:
-        scales: codes -> their scales, as `GraphSignature.scales` has them; pairs that are not among `tensors` count not
+        scales: names of codes -> names of their scales, see `GraphSignature.scales`; pairs not among `tensors` are
+            ignored
     """
     scales = {name: scale for name, scale in scales.items() if name in tensors and scale in tensors}
     return {

@@ -1,4 +1,4 @@
-"""Copy a bundle to a folder that may be written to. Knows nothing of what is in its files."""
+"""Copy a bundle to a writable folder. Knows nothing about the content of its files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["copy_bundle", "is_copy"]
 
 
 def copy_bundle(bundle: Bundle, out: Path) -> Path:
-    """Copy what the manifest lists, not what `sdrpn build` added. A copy that is there already is left as it is.
+    """Copy the files that the manifest lists, not what `sdrpn build` added. An existing copy is left as it is.
 
     Returns: `out`
-    Raises: BadInput for a folder that holds anything else, BadBundle where a file is missing, RunFailed for a full disk
+    Raises: BadInput if `out` holds anything else, BadBundle if a file is missing, RunFailed if the disk is full
     """
     if is_copy(bundle, out):
         return out
@@ -30,7 +30,7 @@ def copy_bundle(bundle: Bundle, out: Path) -> Path:
 
 
 def is_copy(bundle: Bundle, out: Path) -> bool:
-    """Whether `out` is this very bundle, engines aside: its manifest has the digests of all files."""
+    """Whether `out` is a copy of this bundle, apart from engines: the manifests, with all digests, are equal."""
     try:
         return (out / MANIFEST_NAME).read_bytes() == (bundle.path / MANIFEST_NAME).read_bytes()
     except OSError:

@@ -1,8 +1,8 @@
-"""What is known of a built engine: `GRAPH.engine.json` beside `GRAPH.engine`. Knows no TensorRT and runs nothing.
+"""The manifest of a built engine: `GRAPH.engine.json` beside `GRAPH.engine`. Imports no TensorRT and runs nothing.
 
 BUNDLE/engines/TARGET/
-├── trunk.engine            what TensorRT built
-├── trunk.engine.json       the manifest; written last, so an engine without it is not one
+├── trunk.engine            the engine that TensorRT built
+├── trunk.engine.json       the manifest; written last: an engine without it is incomplete
 └── trunk.layers.json       the kernels that TensorRT chose
 """
 
@@ -38,10 +38,10 @@ __all__ = [
     "write_engine_manifest",
 ]
 
-# 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache; 5: the GPU; 6: contexts, how attention was
-# built, what was built instead
+# 2: a digest of all entries; 3: parity; 4: every option, CUDA, timing cache; 5: the GPU; 6: contexts, decomposed
+# attention, fallback
 ENGINE_FORMAT_VERSION = 6
-# What the kernel gate says beside its findings: that it cannot read the list of kernels; what costs a little.
+# Prefixes of kernel gate lines that are not failures: the list of kernels cannot be judged; a small cost.
 NOT_JUDGED, REMARK = "not judged: ", "remark: "
 _DIGEST = "digest"
 _MOST_DIM = 2**31
@@ -49,12 +49,12 @@ _MOST_DIM = 2**31
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """An input or output. `profiles` has (least, usual, most) dims of every profile; none for an output."""
+    """An input or output. `profiles` has (min, opt, max) dims of every profile; empty for an output."""
 
     name: str
     mode: str  # input or output
     dtype: str  # as NumPy spells it
-    dims: tuple[int, ...]  # -1: as the profile says
+    dims: tuple[int, ...]  # -1: given by the profile
     profiles: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,13 +66,13 @@ class EngineTensor:
 
     @classmethod
     def from_json(cls, value: object) -> EngineTensor:
-        """From plain dicts and lists. Raises BadInput where something is missing or odd."""
+        """From plain dicts and lists. Raises BadInput if something is missing or invalid."""
         return read_dataclass(cls, value)
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file as it was: while size and time are unchanged its digest is believed."""
+    """A file's digest, with its size and modification time: while these are unchanged, the digest is trusted."""
 
     size_bytes: int
     modified_ns: int
@@ -81,46 +81,46 @@ class Stamp:
 
 @dataclass(frozen=True)
 class TimingCacheUse:
-    """How large the file was that TensorRT keeps its measurements in, before and after the build."""
+    """Size of the timing cache file before and after the build."""
 
-    read_bytes: int  # 0: there was none
+    read_bytes: int  # 0: there was no file
     written_bytes: int
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """What was to be built, and why this is there instead."""
+    """The variant that was requested, and why another one was built."""
 
     variant: str
-    reason: str  # as the library said
-    cache_key: str  # of what was to be built
+    reason: str  # the library's own message
+    cache_key: str  # of the requested build
 
 
-# What only a GPU can measure: answers with engines, and what the smoke test says of each engine.
+# Gates that only a GPU can measure: answers with engines, and the smoke test of each engine.
 _ENGINES = "engines"
 _ENGINE_KINDS = frozenset({"finite", "smoke test", "two at once"})
 
 
 @dataclass(frozen=True)
 class ParityGate:
-    """All checks of one kind of a graph, or of whole answers: the worst of them against the limit."""
+    """The worst of all checks of one kind, of a graph or of whole answers, against the limit."""
 
     graph: str  # or "answer"
     kind: str
-    tensor: str  # where the worst was found
-    found: str | float  # text for what has no number: nothing came out, or no finite number
+    tensor: str  # tensor and run of the worst check
+    found: str | float  # text if there is no number: no result, or not a finite one
     limit: float
     checks: int
     ok: bool
 
     @property
     def on_engine(self) -> bool:
-        """Whether a GPU ran the engine for it; else it is about the graph, in ONNX Runtime."""
+        """Whether it was measured on the engine, on a GPU; else on the graph, in ONNX Runtime."""
         return self.graph == _ENGINES or self.kind in _ENGINE_KINDS
 
     @property
     def text(self) -> str:
-        """The worst, and what it is held to."""
+        """The worst value and its limit."""
         lower = more_is_better(self.kind)
         found = f"{self.found:{'.7f' if lower else '.3g'}}" if isinstance(self.found, float) else str(self.found)
         return f"{found}, {'at least' if lower else 'at most'} {self.limit:g}"
@@ -128,7 +128,7 @@ class ParityGate:
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """All that the manifest of one engine says."""
+    """The manifest of one engine."""
 
     graph: str
     target: str
@@ -139,51 +139,51 @@ class EngineManifest:
     compute_capabilities: tuple[str, ...]
     system: str  # where it was built
     machine: str
-    gpu: str | None  # of the machine that built it; None: it had none, or none that tells
-    driver: str | None  # of the machine that built it; None: it had none
-    cuda: int | None  # the newest that its driver had: 13040 is 13.4
-    max_context: int  # rows of the caches, at most
-    contexts: tuple[int, ...]  # the lengths of the caches that there are profiles for, shortest first
+    gpu: str | None  # of the machine that built it; None: no GPU, or an unknown one
+    driver: str | None  # of the machine that built it; None: no driver
+    cuda: int | None  # the newest version that the driver supports: 13040 is 13.4
+    max_context: int  # most rows of the caches
+    contexts: tuple[int, ...]  # cache lengths that have profiles, in ascending order
     max_batch: int
-    opt_level: int | None  # None: the library's own
+    opt_level: int | None  # None: the library's default
     workspace_mb: int | None
     weight_streaming: bool
-    hardware_compatibility: str  # the level that the library took: NONE, AMPERE_PLUS
+    hardware_compatibility: str  # the library's level: NONE, AMPERE_PLUS
     version_compatible: bool
     refit: bool
     profiling_verbosity: str  # detailed, names or none
     timing_cache: TimingCacheUse | None  # None: built without
-    profiles: tuple[str, ...]  # in the order of their numbers
+    profiles: tuple[str, ...]  # by index
     tensors: tuple[EngineTensor, ...]
-    decomposed_attention: bool  # the library got leave to build attention from its parts, after it had failed
-    fallback: Fallback | None  # the variant that no engine could be built of; None: this is the one that was asked for
+    decomposed_attention: bool  # whether the library was allowed to decompose attention, after the fused one had failed
+    fallback: Fallback | None  # the variant that could not be built; None: this is the requested one
     kernels: int  # of all profiles
-    kernel_gate: tuple[str, ...]  # what the gate found, NOT_JUDGED and REMARK aside; nothing: passed
-    activation_bytes: int | None  # the largest of all profiles, as TensorRT says
+    kernel_gate: tuple[str, ...]  # findings, apart from NOT_JUDGED and REMARK; empty: passed
+    activation_bytes: int | None  # the largest of all profiles, as TensorRT reports it
     build_s: float
     peak_rss_bytes: int
-    compiled_sha256: str  # the graph with its numbers written in, as the parser saw it
+    compiled_sha256: str  # of the graph with its weights inlined, as the parser got it
     sources: Mapping[str, Stamp]  # files of the bundle: the graph and its weights
     engine: Stamp
     cache_key: str  # of everything that changes the result
-    parity: tuple[ParityGate, ...]  # what `sdrpn verify` found last; nothing: never verified
+    parity: tuple[ParityGate, ...]  # results of the last `sdrpn verify`; empty: never verified
     format_version: int = ENGINE_FORMAT_VERSION
 
     @property
     def kernel_verdict(self) -> Literal["passed", "failed", "unjudged"]:
-        """Of the kernel gate. A listing that does not say what the gate asks is unjudged, which is not passed."""
+        """The verdict of the kernel gate. A listing without the required details is unjudged, which is not passed."""
         if not all(line.startswith((NOT_JUDGED, REMARK)) for line in self.kernel_gate):
             return "failed"
         return "unjudged" if any(line.startswith(NOT_JUDGED) for line in self.kernel_gate) else "passed"
 
     @property
     def passed_kernel_gate(self) -> bool:
-        """Whether the kernels were judged and there is no finding."""
+        """Whether the kernels were judged and there are no findings."""
         return self.kernel_verdict == "passed"
 
     @property
     def kernels_text(self) -> str:
-        """How many there are and what the gate said of them, short."""
+        """The number of kernels and the gate's verdict, as a short text."""
         remarks = sum(line.startswith(REMARK) for line in self.kernel_gate)
         added = f" with {remarks} remark{'s' * (remarks > 1)}" if remarks else ""
         verdict = {"passed": f"passed{added}", "failed": "FAILED", "unjudged": f"not judged{added}"}
@@ -191,23 +191,24 @@ class EngineManifest:
 
     @property
     def build_notes(self) -> tuple[str, ...]:
-        """What the build did after the library had no engine for the graph as it was."""
+        """What the build changed after the library could not build the graph as it was."""
         notes = []
         if self.decomposed_attention:
-            notes.append("attention was built from its parts: the library had no kernel for the whole")
+            notes.append("attention was decomposed: the library had no fused kernel")
         if self.fallback is not None:
-            was = f"built of {self.variant} instead of {self.fallback.variant}, of which no engine could be built"
+            was = f"built from {self.variant} instead of {self.fallback.variant}, for which no engine could be built"
             notes.append(f"{was}: {self.fallback.reason}")
         return tuple(notes)
 
     def to_text(self) -> str:
-        """As the file holds it: the entries, and a digest of them all, so that an altered one does not pass."""
+        """The text of the file: the entries, and a digest of them, so that changes are detected."""
         entries = dataclasses.asdict(self)
         return json.dumps({**entries, _DIGEST: _digest(entries)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, value: object) -> EngineManifest:
-        """The inverse of `to_text`, digest aside. Raises BadInput with the place of what is missing or odd."""
+        """The inverse of `to_text`, without the digest. Raises BadInput with the place of a missing or invalid
+        entry."""
         return read_dataclass(cls, value)
 
 
@@ -218,33 +219,33 @@ def engine_paths(bundle: Path, target: str, graph: str) -> tuple[Path, Path, Pat
 
 
 def read_engine_manifest(path: Path, roots: Sequence[Path] | None = None) -> EngineManifest:
-    """Raises BadBundle for a file that is missing, not a manifest of this version, was altered, or lies elsewhere.
+    """Read a manifest. Raises BadBundle if it is missing, of another version, altered, or outside of `roots`.
 
     Args:
-        roots: real folders that a link may lead to, as of `Bundle.roots`; None: the folder that it lies in
+        roots: real folders that a link may lead to, as in `Bundle.roots`; None: the folder that contains it
     """
-    mend = "build it again: sdrpn build BUNDLE --target NAME"
-    value = read_manifest(path, roots if roots is not None else link_roots(path.parent), mend)
+    advice = "build it again: sdrpn build BUNDLE --target NAME"
+    value = read_manifest(path, roots if roots is not None else link_roots(path.parent), advice)
     version = value.get("format_version") if isinstance(value, dict) else None
     if not isinstance(value, dict) or version != ENGINE_FORMAT_VERSION:
         raise BadBundle(
-            f"{path} has format version {shown(version)}, this release reads {ENGINE_FORMAT_VERSION}; {mend}"
+            f"{path} has format version {shown(version)}, this release reads {ENGINE_FORMAT_VERSION}; {advice}"
         )
-    told, found = value.pop(_DIGEST, None), _digest(value)
-    if told != found:
-        raise BadBundle(f"{path} was altered: its digest is {shown(told)}, its entries give {found}; {mend}")
+    listed, found = value.pop(_DIGEST, None), _digest(value)
+    if listed != found:
+        raise BadBundle(f"{path} was altered: its digest is {shown(listed)}, its entries give {found}; {advice}")
     try:
         return EngineManifest.from_json(value)
     except BadInput as error:
-        raise BadBundle(f"{path} cannot be understood ({error}); {mend}") from error
+        raise BadBundle(f"{path} cannot be understood ({error}); {advice}") from error
 
 
 def write_engine_manifest(path: Path, manifest: EngineManifest) -> None:
-    """The file appears whole or not at all. Raises BadInput or RunFailed where it cannot be written."""
+    """Write a manifest atomically. Raises BadInput or RunFailed if it cannot be written."""
     with replacing_file(path) as temporary:
         temporary.write_text(manifest.to_text(), encoding="utf-8")
 
 
 def _digest(entries: Mapping[str, Any]) -> str:
-    """SHA-256 of the entries as JSON has them."""
+    """SHA-256 of the entries as JSON."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

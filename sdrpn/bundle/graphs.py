@@ -1,7 +1,7 @@
-"""The four graphs of a model, and what their tensors are for. Facts only; knows no shapes, files or libraries.
+"""The four graphs of a model, and the roles of their tensors. Tables only; knows no shapes, files or libraries.
 
 A picture passes through them in the order of GRAPHS. A manifest gives every tensor a role, by which all stages find
-what they need: names are for people, and for binding a tensor by the name that its graph has for it.
+the tensors that they need; names are only for people and for binding.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ Kind = Literal["values", "index", "cache"]
 
 @dataclass(frozen=True)
 class Role:
-    """What tensors are for."""
+    """The role of a tensor."""
 
     name: RoleName
-    kind: Kind  # numbers of the model, integers that say where rows lie, or what is kept between runs
+    kind: Kind  # the model's values, indices of rows, or state that is kept between runs
     about: str
 
 
 _ROLES = (
-    Role("pixels", "values", "normalised pixels of pictures, as squares (N,3,R,R) or as the family has them"),
-    Role("look", "values", "what else a tower is told of pictures"),
+    Role("pixels", "values", "normalised pixels of pictures, as squares (N,3,R,R) or in the family's own form"),
+    Role("look", "values", "further inputs of the vision tower"),
     Role("image_embeds", "values", "image tokens of pictures (N,h*w,D)"),
-    Role("hidden", "values", "what the first layer takes of new rows (B,S,D)"),
+    Role("hidden", "values", "embeddings of new rows, for the first layer (B,S,D)"),
     Role("tap", "values", "the residual stream between trunk and tail (B,S,D)"),
-    Role("scores", "values", "the asking row against every row of the cache (B,H,S_max)"),
-    Role("new_scores", "values", "the asking row against new rows, where the cache is read only (B,H,S)"),
-    Role("logits", "values", "of the token behind the asking row (B,V)"),
-    Role("row_index", "index", "which row of the caches each new row is, and so what it sees (B,S)"),
-    Role("write_index", "index", "the first row of the caches that is written (B,)"),
-    Role("last_index", "index", "which of the new rows asks (B,)"),
-    Role("rope_cos", "values", "cosines that turn queries and keys of new rows (B,S,head_dim/2)"),
+    Role("scores", "values", "scores of the query row against every row of the cache (B,H,S_max)"),
+    Role("new_scores", "values", "scores of the query row against new rows, where the cache is read only (B,H,S)"),
+    Role("logits", "values", "logits of the token after the query row (B,V)"),
+    Role("row_index", "index", "the cache row of each new row, which decides what it attends to (B,S)"),
+    Role("write_index", "index", "the first cache row that is written (B,)"),
+    Role("last_index", "index", "which of the new rows is the query row (B,)"),
+    Role("rope_cos", "values", "cosines of the rotary embedding of new rows (B,S,head_dim/2)"),
     Role("rope_sin", "values", "sines of the same angles"),
     Role("cache", "cache", "keys or values of all rows (B,H_kv,S_max,head_dim); as an output updated in place"),
     Role("cache_scale", "cache", "scales of a cache in 8 bits (B,H_kv,S_max,1)"),
@@ -73,21 +73,21 @@ ROLES: Mapping[str, Role] = {row.name: row for row in _ROLES}
 
 @dataclass(frozen=True)
 class Graph:
-    """One part of the model that is a graph, and later an engine, of its own."""
+    """One part of the model that is its own graph, and later its own engine."""
 
     name: GraphName
-    takes: RoleName  # besides indices and caches
+    takes: RoleName  # its input, besides indices and caches
     gives: RoleName
-    needs: tuple[GraphName, ...]  # graphs whose results it takes
+    needs: tuple[GraphName, ...]  # graphs whose outputs it takes
     has_caches: bool = True
     coded_caches: bool = False  # whether its caches may be in 8 bits
-    decodes: bool = False  # whether it is part of a step of one token
-    asks_one_row: bool = False  # whether it takes last_index and gives something of that row alone
+    decodes: bool = False  # whether it is part of a decode step
+    asks_one_row: bool = False  # whether it takes last_index and returns a result for that row only
     only_with_rpn: bool = False
     looks: bool = True  # whether it is needed to find where a question points
 
     def attentions(self, spec: ModelSpec) -> int:
-        """How many layers attend. The RPN's last layer only scores: it attends to nothing."""
+        """The number of layers with attention. The RPN's last layer only computes scores."""
         layers: dict[GraphName, int] = {
             "vision": family_of(spec).vision_layers(spec.vision),
             "trunk": spec.tap_layer,
@@ -97,7 +97,7 @@ class Graph:
         return layers[self.name]
 
 
-# As an image passes through them. The RPN's caches are never in 8 bits: its map decides where the model looks.
+# In the order in which an image passes through them. The RPN's caches are never in 8 bits: its map chooses the crops.
 GRAPHS = (
     Graph("vision", "pixels", "image_embeds", (), has_caches=False),
     Graph("trunk", "hidden", "tap", ("vision",), coded_caches=True, decodes=True),
@@ -108,7 +108,7 @@ _BY_NAME: Mapping[str, Graph] = {graph.name: graph for graph in GRAPHS}
 
 
 def graph_named(name: str) -> Graph:
-    """The row of a graph; KeyError for a name that is none."""
+    """The entry of a graph; KeyError for an unknown name."""
     return _BY_NAME[name]
 
 

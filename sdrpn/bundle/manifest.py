@@ -1,4 +1,4 @@
-"""What `manifest.json` says of a bundle, checked: types, names, limits, and that it fits together. Opens no file."""
+"""The manifest of a bundle, `manifest.json`, checked: types, names, limits, consistency. Opens no file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sdrpn.method.spec import ModelSpec
 
 __all__ = ["FORMAT_VERSION", "GraphInfo", "Manifest", "TensorInfo", "Variant"]
 
-# 2: every tensor has a role; rows are not positions, and rotary tables come from the host
+# 2: every tensor has a role; graphs take row indices and rotary tables instead of positions
 FORMAT_VERSION = 2
 MOST_DIM = 2**31
-# Of variants and graphs, which become names of folders and files.
+# Names of variants and graphs, which become names of folders and files.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-# Of the token embedding: the host looks rows up with NumPy, which has no bf16.
+# Types of the token embedding: the host reads rows with NumPy, which has no bf16.
 EMBEDDING_DTYPES = ("float32", "float16")
 
 
@@ -34,8 +34,8 @@ EMBEDDING_DTYPES = ("float32", "float16")
 class TensorInfo:
     """An input or output of a graph; a string in `dims` is a dynamic dimension.
 
-    role: one of ROLES; empty where nobody says, as in an ONNX file
-    of: the input of the same graph that it belongs to: a cache's, for its output and for its scales; else empty
+    role: one of ROLES; empty if unknown, as in an ONNX file
+    of: the cache input that this output or these scales belong to; else empty
     """
 
     name: str
@@ -57,12 +57,12 @@ class TensorInfo:
 
     @property
     def storage(self) -> str:
-        """The type that NumPy holds it in: bytes for what it lacks."""
+        """The NumPy type that holds it: bytes for types that NumPy lacks."""
         return NUMBER_TYPES[self.dtype].held_as
 
     @property
     def is_cache(self) -> bool:
-        """Whether it is kept between runs, or is written into what is."""
+        """Whether it is a cache that is kept between runs, or is written into one."""
         return bool(self.role) and ROLES[self.role].kind == "cache"
 
 
@@ -77,14 +77,14 @@ class GraphInfo:
     weights: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        # The library would read a file by any other ending as a format of its own.
+        # ONNX Runtime would read a file with another ending as its own format.
         if not self.file.endswith(".onnx"):
             raise BadInput(f"file is {shown(self.file)}; expected a name that ends in .onnx")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to write the model: a dialect in a precision."""
+    """One form of the model: a dialect in a precision."""
 
     name: str
     dialect: str
@@ -93,9 +93,11 @@ class Variant:
     graphs: Mapping[str, GraphInfo]
     embedding: str  # file of the token embedding table, (V, D)
     embedding_dtype: str
-    # Of int8 and int4: bits, block, method, keep; of fp8 and nvfp4: format, keep.
+    # For int8 and int4: bits, block, method, keep; for fp8 and nvfp4: format, keep.
     quantization: Mapping[str, Any] | None = None
-    kv_cache: str | None = None  # how trunk and tail keep keys and values: int8 or fp8; None: as they compute
+    kv_cache: str | None = (
+        None  # form of the KV cache of trunk and tail: int8 or fp8; None: the type that they compute in
+    )
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -113,17 +115,17 @@ class Variant:
 
     @property
     def numerics(self) -> str:
-        """All that decides how far results lie from float32, as `tolerances_of` takes it."""
+        """Everything that decides how far results are from float32, as `tolerances_of` takes it."""
         return self.precision if self.kv_cache is None else f"{self.precision}-kv-{self.kv_cache}"
 
     @property
     def for_cpu(self) -> bool:
-        """Of the two forms of a quantised variant, the one that computes in fp32."""
+        """Whether this is the form of a quantised variant that computes in fp32."""
         return self.name.endswith(CPU_SUFFIX)
 
     @property
     def numbers(self) -> Precision:
-        """What is known of its precision."""
+        """The entry of its precision."""
         return precision_named(self.precision)
 
     @property
@@ -138,7 +140,7 @@ class Variant:
 
     @property
     def for_engines_only(self) -> bool:
-        """Whether ONNX Runtime cannot answer with it."""
+        """Whether only engines, and not ONNX Runtime, can answer with it."""
         return not self.numbers.onnxruntime
 
     @property
@@ -157,7 +159,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that `manifest.json` says."""
+    """The content of `manifest.json`."""
 
     spec: ModelSpec
     max_context: int
@@ -166,7 +168,7 @@ class Manifest:
     tokenizer: str | None
     source: Mapping[str, Any]  # the checkpoint: path, layout, sha256
     tools: Mapping[str, str]  # library -> version at export
-    rotary: RotaryFrequencies  # what the tables are made from that decoder graphs take
+    rotary: RotaryFrequencies  # from which the host makes the rotary tables of decoder graphs
     policy: ModelPolicy | None = None  # by what the model looks again; None: it has no RPN, or an older export
     format_version: int = FORMAT_VERSION
 
@@ -175,7 +177,7 @@ class Manifest:
             raise BadInput(f"max_context is {self.max_context}; expected 1 to {self.spec.llm.max_context}, the model's")
         pairs, found = self.spec.llm.head_dim // 2, len(self.rotary.inverse)
         if found != pairs:
-            raise BadInput(f"rotary.inverse has {found} numbers; expected {pairs}, one for two channels of a head")
+            raise BadInput(f"rotary.inverse has {found} numbers; expected {pairs}, one per pair of channels of a head")
 
     @property
     def own_policy(self) -> ModelPolicy:
@@ -184,7 +186,7 @@ class Manifest:
 
     @property
     def given_template(self) -> str | None:
-        """How the model is asked, where `sdrpn export --template` said so instead of the checkpoint."""
+        """The prompt template, if `sdrpn export --template` gave one instead of the checkpoint's."""
         return self.spec.prompt.template if self.source.get("template") == "given" else None
 
     def to_json(self) -> dict[str, Any]:
@@ -193,12 +195,13 @@ class Manifest:
         return {**_plain(self), "spec": self.spec.to_json(), "policy": policy}
 
     def to_text(self) -> str:
-        """As `manifest.json` holds it."""
+        """The text of `manifest.json`."""
         return json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, value: object) -> Manifest:
-        """The inverse of `to_json`. Raises BadInput with the place of what is missing, unknown, or of another type."""
+        """The inverse of `to_json`. Raises BadInput with the place of an entry that is missing, unknown or of another
+        type."""
         return read_dataclass(cls, value, readers={ModelSpec: spec_from_json, ModelPolicy: policy_from_json})
 
 

@@ -1,6 +1,6 @@
-"""How much memory a model takes while it answers, before anything is loaded. Arithmetic on sizes only.
+"""Estimate how much memory a model needs while it answers, before anything is loaded. Arithmetic on sizes only.
 
-The one place for these sums: engines are planned with it, and so is the runtime on a CPU.
+Used for engines and for the runtime on a CPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _BYTE, _HALF, _FLOAT = 1, 2, 4
-# What a compiler's own scratch memory adds to the activations, at least.
+# The least that a compiler's scratch memory adds to the activations.
 _SCRATCH_BYTES = 8 << 20
 # The tail's engine has room for two prefills at once; scores, masked scores and softmax are there together.
 _PREFILLS_AT_ONCE, _SCORE_TENSORS = 2, 3
@@ -37,7 +37,7 @@ _PROCESS_BYTES = 200_000_000
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes of all graphs of a model together, since they are loaded together."""
+    """Bytes for all graphs of a model, which are loaded together."""
 
     weights_bytes: int
     caches_bytes: int
@@ -52,7 +52,7 @@ class MemoryNeeds:
 
     @property
     def parts(self) -> tuple[tuple[str, int], ...]:
-        """What it is made of, largest idea first, as messages name it."""
+        """Its parts, as messages name them."""
         return (
             ("weights", self.weights_bytes),
             ("caches", self.caches_bytes),
@@ -81,7 +81,7 @@ def device_needs(
     kv_cache: str | None = None,
     unfused_attention: bool = False,
 ) -> MemoryNeeds:
-    """Engines on a GPU: caches in fp16, or in 8 bits as a variant's `kv_cache` says; the whole context at once.
+    """Engines on a GPU: the whole context at once; caches in fp16, or in 8 bits as a variant's `kv_cache` says.
 
     The graphs run one after the other in one block of activations: the largest counts. A row holds four copies of the
     residual stream in fp32, and the packed projections in fp16; attention over more than one row works on a copy of
@@ -107,11 +107,11 @@ def step_bytes(spec: ModelSpec, weights_bytes: int, context: int, kv_cache: str 
 def cpu_needs(
     bundle: Bundle, variant: Variant, *, context: int, batch: int = 1, mapped_bytes: int | None = None
 ) -> MemoryNeeds:
-    """ONNX Runtime on a CPU. What it maps from files and does not use again is not counted.
+    """ONNX Runtime on a CPU. Data that is mapped from files and not used again is not counted.
 
-    `mapped_bytes`: of the weights that `sdrpn optimize` saved; None: they are packed in memory when graphs are loaded.
-    Its attention writes out the scores of every head, and a prefill is as long as a picture, a crop and a text. Caches
-    in 8 bits are turned into floats a layer at a time: codes, and codes times scales, three of which are there at once.
+    `mapped_bytes`: size of the weights that `sdrpn optimize` saved; None: weights are packed in memory when graphs are
+    loaded. Attention materialises the scores of every head; a prefill is as long as a picture, a crop and a text.
+    Caches in 8 bits are converted to floats layer by layer; up to three such arrays exist at once.
     """
     spec = bundle.spec
     llm, rows = spec.llm, usual_context(spec, context)
@@ -127,12 +127,12 @@ def cpu_needs(
 
 
 def usual_context(spec: ModelSpec, limit: int) -> int:
-    """Positions of a question with one crop and an answer."""
+    """Tokens of a question with one crop, and its answer."""
     return min(limit, 2 * spec.vision.image_tokens + TEXT_TOKENS)
 
 
 def fitting_context(needs_of: Callable[[int], MemoryNeeds], memory_bytes: int, limit: int) -> int:
-    """The largest context up to `limit` whose needs fit; 0 where not even one position does."""
+    """The largest context up to `limit` that fits; 0 if none does."""
     fits, fails = 0, limit + 1
     while fails - fits > 1:
         middle = (fits + fails) // 2
@@ -146,7 +146,7 @@ def fitting_context(needs_of: Callable[[int], MemoryNeeds], memory_bytes: int, l
 def require_cpu_memory(
     bundle: Bundle, variant: Variant, available_bytes: int | None, mapped_bytes: int | None = None
 ) -> None:
-    """Raises RunFailed, with the numbers, where one question with a crop would not fit in memory."""
+    """Raise RunFailed, with the numbers, if one question with a crop would not fit in memory."""
     context = usual_context(bundle.spec, bundle.manifest.max_context)
     found = cpu_needs(bundle, variant, context=context, mapped_bytes=mapped_bytes)
     if available_bytes is None or found.total_bytes <= available_bytes:
@@ -171,7 +171,7 @@ def _caches_bytes(spec: ModelSpec, context: int, batch: int, element_bytes: int,
 
 
 def _cache_row_bytes(spec: ModelSpec, element_bytes: int, kv_cache: str | None) -> int:
-    """Of keys, or of values, of one layer and position."""
+    """Bytes of the keys, or of the values, of one layer and row."""
     llm = spec.llm
     if kv_cache is None:
         return llm.kv_heads * llm.head_dim * element_bytes
@@ -179,7 +179,7 @@ def _cache_row_bytes(spec: ModelSpec, element_bytes: int, kv_cache: str | None) 
 
 
 def _projections(spec: ModelSpec) -> int:
-    """Channels of the packed projections of a layer."""
+    """Output channels of the packed projections of a layer."""
     llm = spec.llm
     return (llm.heads + 2 * llm.kv_heads) * llm.head_dim + 2 * llm.mlp_width
 
@@ -191,9 +191,9 @@ def _images_bytes(spec: ModelSpec) -> int:
 
 
 def _cpu_weights_bytes(bundle: Bundle, variant: Variant) -> int:
-    """ONNX Runtime packs matrices into memory of its own, which takes the place of the mapped file.
+    """ONNX Runtime packs matrices into its own memory, instead of using the mapped file.
 
-    Of codes it keeps the original as well, and fp16 that a CPU computes with becomes fp32.
+    It also keeps the original codes of quantised matrices, and converts fp16 to fp32 for a CPU.
     """
     sizes = [
         (file, bundle.manifest.files[file].size_bytes) for graph in variant.graphs.values() for file in graph.weights

@@ -1,4 +1,4 @@
-"""The types of `numerics.py` as NumPy has them. Knows no tensors of a bundle."""
+"""The NumPy types of the names in `numerics.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ __all__ = ["numpy_type"]
 
 
 def numpy_type(name: str) -> np.dtype[Any]:
-    """By the name in NUMBER_TYPES. ml_dtypes, which comes with onnx, is imported only for what NumPy lacks."""
+    """The NumPy type of a name in NUMBER_TYPES. ml_dtypes, a dependency of onnx, is imported only for types that NumPy
+    lacks."""
     try:
         return np.dtype(name)
     except TypeError:

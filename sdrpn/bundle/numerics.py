@@ -1,8 +1,8 @@
-"""In which numbers a variant computes and stores: one row a precision, a type, and a form of caches. Facts only.
+"""Tables of precisions, number types and forms of the KV cache.
 
-Every stage asks these tables. What a library calls a type is looked up by the names that stand here, once a stage:
-`bundle/number_types.py` for NumPy, `model/dtypes.py` for PyTorch, `export/weights.py` for ONNX; TensorRT's own names
-stand here, since two stages need them.
+Every stage uses these tables. Each library's types are looked up by these names in one module:
+`bundle/number_types.py` for NumPy, `model/dtypes.py` for PyTorch, `export/weights.py` for ONNX; TensorRT's names
+are here, since two stages need them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
 DialectName = Literal["fused", "primitive"]
 DIALECT_NAMES: tuple[DialectName, ...] = ("fused", "primitive")
 PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4", "nvfp4"]
-# How the matrices of the LLM are stored: as they are computed with, or as codes with scales.
+# How the matrices of the LLM are stored: in the type of the computation, or as codes with scales.
 WeightForm = Literal["dense", "integers", "fp8", "nvfp4"]
-# Ends the name of the form of a variant that computes in fp32, where there are two.
+# Suffix of the form of a variant that computes in fp32, where there are two forms.
 CPU_SUFFIX = "-cpu"
 
 
@@ -43,20 +43,20 @@ CPU_SUFFIX = "-cpu"
 class NumberType:
     """A type of tensors in graphs and engines."""
 
-    name: str  # as NumPy spells it, with the names of ml_dtypes for what NumPy lacks
+    name: str  # NumPy's name, or ml_dtypes' for types that NumPy lacks
     size_bytes: int
     tensorrt: str  # as TensorRT's DataType spells it
     largest: float | None = None  # finite number of a floating-point type
-    storage: str = ""  # the type that NumPy holds its bytes in; empty: the type itself
+    storage: str = ""  # the NumPy type that holds its bytes; empty: the type itself
 
     @property
     def held_as(self) -> str:
-        """The type that NumPy holds it in: bytes for what it lacks."""
+        """The NumPy type that holds it: bytes for types that NumPy lacks."""
         return self.storage or self.name
 
     @property
     def has_range_of_float32(self) -> bool:
-        """Whether it holds whatever float32 arithmetic gives; else values must stay below `largest`."""
+        """Whether it has the range of float32; else values must stay below `largest`."""
         return self.largest is not None and self.largest > 1e38
 
 
@@ -77,21 +77,21 @@ TENSORRT_TYPES: Mapping[str, str] = {row.tensorrt: row.name for row in _NUMBER_T
 
 @dataclass(frozen=True)
 class Precision:
-    """One way to write the numbers of a model, under the name that options, manifests and files have for it."""
+    """A precision of a model, by its name in options, manifests and files."""
 
     name: PrecisionName
     weights: WeightForm
-    bits: int  # of an entry of a matrix
-    computes: str  # the type of activations and caches; of parts that are not quantised, too
-    about: str  # what the command line says of it
-    # A second form of each variant, for CPUs, computes in fp32 on the same weights.
+    bits: int  # per entry of a matrix
+    computes: str  # the type of activations, caches and unquantised parts
+    about: str  # description in the command line's help
+    # Whether a second form of each variant, for CPUs, computes in fp32 on the same weights.
     cpu_form: bool = False
-    onnxruntime: bool = True  # whether ONNX Runtime has kernels for it on a CPU, in any graph as these are
+    onnxruntime: bool = True  # whether ONNX Runtime has CPU kernels for these graphs
     dialects: tuple[DialectName, ...] = DIALECT_NAMES
-    # The least compute capability of GPUs with kernels for it; None: engines are not built in it.
+    # The lowest compute capability with kernels for it; None: engines are not built in it.
     least_capability: int | None = None
     calibration: Literal["none", "optional", "required"] = "none"  # to round inputs as well
-    smaller: str = ""  # what takes less room, where a disk is full
+    smaller: str = ""  # advice for a full disk: a smaller precision
 
     @property
     def is_quantized(self) -> bool:
@@ -100,22 +100,22 @@ class Precision:
 
     @property
     def dense(self) -> PrecisionName:
-        """The precision of whatever is neither quantised nor always fp32."""
+        """The precision of tensors that are neither quantised nor always fp32."""
         return next(row.name for row in PRECISIONS.values() if not row.is_quantized and row.computes == self.computes)
 
     @property
     def forms(self) -> Mapping[str, str]:
-        """End of a variant's name -> the type that its graphs compute in; what suits a CPU first."""
+        """Suffix of a variant's name -> the type that its graphs compute in; the form for CPUs first."""
         own = {"": self.computes}
         return {CPU_SUFFIX: "float32", **own} if self.cpu_form else own
 
     def computes_in(self, *, for_cpu: bool) -> NumberType:
-        """The type of activations and caches, of one of two forms or of the only one."""
+        """The type of activations and caches, in one of two forms or the only one."""
         return NUMBER_TYPES["float32" if for_cpu else self.computes]
 
 
-# Most exact first. Capabilities: SM75 refuses INT4 (TensorRT-RTX 1.7 says so; INT8 weights were not tried there); BF16
-# from Ampere, FP8 from Ada, FP4 from Blackwell on (support matrices of TensorRT and TensorRT-RTX).
+# Most accurate first. Capabilities: SM75 refuses INT4 (TensorRT-RTX 1.7 says so; INT8 weights were not tried there);
+# BF16 from Ampere, FP8 from Ada, FP4 from Blackwell on (support matrices of TensorRT and TensorRT-RTX).
 _PRECISIONS = (
     Precision("fp32", "dense", 32, "float32", "exact", smaller="fp16 needs half of it"),
     Precision(
@@ -148,7 +148,7 @@ _PRECISIONS = (
         "float16",
         "for engines on Blackwell only",
         onnxruntime=False,
-        dialects=("fused",),  # the opset of the other has no such type
+        dialects=("fused",),  # the other dialect's opset has no such type
         least_capability=100,
         calibration="required",
     ),
@@ -158,7 +158,7 @@ PRECISIONS: Mapping[str, Precision] = {row.name: row for row in _PRECISIONS}
 
 @dataclass(frozen=True)
 class CacheForm:
-    """Keys and values in 8 bits: a row of a head is codes times a scale."""
+    """A KV cache in 8 bits: a row of a head is codes times a scale."""
 
     name: str
     dtype: str  # of the codes
@@ -169,7 +169,7 @@ class CacheForm:
 
 _CACHE_FORMS = (
     CacheForm("int8", "int8", 127.0),
-    # Neither ONNX Runtime nor TensorRT writes into caches of this type in place.
+    # Neither ONNX Runtime nor TensorRT updates caches of this type in place.
     CacheForm("fp8", "float8_e4m3fn", 448.0, ("primitive",), 89),
 )
 CACHE_FORMS: Mapping[str, CacheForm] = {row.name: row for row in _CACHE_FORMS}
@@ -183,7 +183,8 @@ def precision_named(name: str) -> Precision:
 
 
 def cache_form(name: str | None) -> CacheForm | None:
-    """By its name; None for caches in the type that the graph computes in. Raises BadInput for an unknown one."""
+    """The form by its name; None: caches in the type that the graph computes in. Raises BadInput for an unknown
+    name."""
     if name is None:
         return None
     if name not in CACHE_FORMS:

@@ -1,11 +1,11 @@
-"""What is known of graphs that ONNX Runtime saved for one machine. Knows no ONNX Runtime and runs nothing.
+"""The manifest of graphs that ONNX Runtime saved for one machine. Imports no ONNX Runtime and runs nothing.
 
 BUNDLE/optimized/VARIANT/ort-VERSION-CPU/
-├── optimized.json                 which library, which processor, which files; without it the folder is nothing
+├── optimized.json                 library, processor and files; a folder without it is ignored
 ├── trunk.onnx ...                 one graph a file
-└── trunk.onnx.data ...            its weights, also as the library's kernels want them
+└── trunk.onnx.data ...            its weights, in the layout of the library's kernels
 
-The bundle's own graphs stay what counts: these are made from them and can be thrown away.
+The bundle's own graphs remain the source: these are made from them and can be deleted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPTIMIZED_FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class OptimizedManifest:
-    """All that `optimized.json` says."""
+    """The content of `optimized.json`."""
 
     variant: str
     onnxruntime: str  # version
@@ -49,7 +49,7 @@ class OptimizedManifest:
     source_sha256: str  # see `source_digest`
     graphs: Mapping[str, str]  # graph -> its file
     files: Mapping[str, FileInfo]
-    mapped_bytes: int  # of all weights as they are used: what stays in memory
+    mapped_bytes: int  # of all weights in the layout that is used: what stays in memory
     format_version: int = OPTIMIZED_FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -63,18 +63,19 @@ class OptimizedManifest:
             raise BadInput(f"mapped_bytes is {self.mapped_bytes}; expected 0 or more")
 
     def to_text(self) -> str:
-        """As the file holds it."""
+        """The text of the file."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, value: object) -> OptimizedManifest:
-        """The inverse of `to_text`. Raises BadInput with the place of what is missing, unknown, or of another type."""
+        """The inverse of `to_text`. Raises BadInput with the place of an entry that is missing, unknown or of another
+        type."""
         return read_dataclass(cls, value)
 
 
 @dataclass(frozen=True)
 class OptimizedSet:
-    """A folder of such graphs, whose manifest fits the machine and the bundle."""
+    """A folder of saved graphs that fit the machine and the bundle."""
 
     path: Path
     manifest: OptimizedManifest
@@ -86,28 +87,28 @@ class OptimizedSet:
         return {name: self.path / file for name, file in self.manifest.graphs.items()}
 
     def variant(self, bundle: Variant) -> Variant:
-        """The bundle's variant with the weights that these graphs have."""
+        """The bundle's variant, with the weight files of these graphs."""
         weights = tuple(self.manifest.files.keys() - {*self.manifest.graphs.values()})
         graphs = {name: dataclasses.replace(graph, weights=weights) for name, graph in bundle.graphs.items()}
         return dataclasses.replace(bundle, graphs=graphs)
 
     def verify(self, *, large: bool = True) -> None:
-        """Compare sizes with the manifest, and digests (of large files too, or not).
+        """Compare sizes with the manifest, and digests, of large files on request.
 
-        Raises: BadBundle for the first file that differs, or lies outside
+        Raises: BadBundle for the first file that differs or is outside of the bundle
         """
         files = self.manifest.files
-        listed = ListedFiles(self.path, self.path / OPTIMIZED_NAME, files, self.roots, _mend(self.path))
+        listed = ListedFiles(self.path, self.path / OPTIMIZED_NAME, files, self.roots, _advice(self.path))
         listed.verify(files, large=large)
 
 
 def optimized_folder(bundle: Bundle, variant: Variant, onnxruntime: str, cpu: Cpu) -> Path:
-    """Where the graphs for this library on this processor lie."""
+    """The folder of the graphs for this library on this processor."""
     return bundle.path / "optimized" / variant.name / f"ort-{onnxruntime}-{cpu.digest[:12]}"
 
 
 def source_digest(bundle: Bundle, variant: Variant) -> str:
-    """SHA-256 of the digests of all that the variant's graphs are made of."""
+    """SHA-256 of the digests of all files of the variant's graphs."""
     files = {file for graph in variant.graphs.values() for file in (graph.file, *graph.weights)}
     lines = (f"{file} {bundle.manifest.files[file].sha256}" for file in sorted(files))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -116,30 +117,30 @@ def source_digest(bundle: Bundle, variant: Variant) -> str:
 def find_optimized(
     bundle: Bundle, variant: Variant, onnxruntime: str, cpu: Cpu
 ) -> tuple[OptimizedSet | None, str | None]:
-    """The graphs that fit; or none, and why those that are there for this variant are not used, if some are.
+    """The graphs that fit, or None; and why existing graphs of this variant are not used, if there are any.
 
-    Raises: BadBundle for a manifest that is damaged, or lies or leads outside the bundle
+    Raises: BadBundle for a manifest that is damaged, or that is or leads outside of the bundle
     """
     folder = optimized_folder(bundle, variant, onnxruntime, cpu)
     path = folder / OPTIMIZED_NAME
     if not path.exists():
         others = sorted(path.parent.name for path in folder.parent.glob(f"*/{OPTIMIZED_NAME}"))
-        note = f"the optimized graphs are for {', '.join(others)}, not for {folder.name}; {_mend(folder)}"
+        note = f"the optimized graphs are for {', '.join(others)}, not for {folder.name}; {_advice(folder)}"
         return None, note if others else None
     real_file(folder, bundle.roots, BadBundle)
-    value = read_manifest(path, bundle.roots, _mend(folder))
+    value = read_manifest(path, bundle.roots, _advice(folder))
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != OPTIMIZED_FORMAT_VERSION:
-        return None, f"{folder} has format version {shown(version)}; {_mend(folder)}"
+        return None, f"{folder} has format version {shown(version)}; {_advice(folder)}"
     try:
         manifest = OptimizedManifest.from_json(value)
     except BadInput as error:
-        raise BadBundle(f"{path} cannot be understood ({error}); {_mend(folder)}") from error
+        raise BadBundle(f"{path} cannot be understood ({error}); {_advice(folder)}") from error
     if manifest.source_sha256 != source_digest(bundle, variant) or manifest.graphs.keys() != variant.graphs.keys():
-        return None, f"{folder} was made from another export of this bundle; {_mend(folder)}"
+        return None, f"{folder} was made from another export of this bundle; {_advice(folder)}"
     return OptimizedSet(folder, manifest, bundle.roots), None
 
 
-def _mend(folder: Path) -> str:
+def _advice(folder: Path) -> str:
     bundle, variant = folder.parents[2], folder.parent.name
     return f"make them again: sdrpn optimize {bundle} --variant {variant} (or go without: --no-optimized)"

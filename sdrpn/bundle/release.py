@@ -1,6 +1,6 @@
-"""A release: what is shipped of a bundle to devices that answer with engines, without the graphs behind these.
+"""A release: the part of a bundle that devices need to answer with engines, without ONNX graphs.
 
-`examples/ci/build-engines.sh` writes one. Knows file names alone and opens nothing.
+`examples/ci/build-engines.sh` writes one. Knows file names only and opens no file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["release_advice", "release_targets"]
 
 
 def release_targets(folder: Path, manifest: Manifest) -> tuple[str, ...]:
-    """The targets whose engines lie in a folder without graphs; empty where it has some, which is no release."""
+    """The targets of the engines in a folder without graphs; empty if it has graphs and so is not a release."""
     graphs = (graph.file for variant in manifest.variants.values() for graph in variant.graphs.values())
     if any((folder / name).exists() for name in graphs) or (folder / "optimized").is_dir():
         return ()
@@ -22,10 +22,10 @@ def release_targets(folder: Path, manifest: Manifest) -> tuple[str, ...]:
 
 
 def release_advice(folder: Path, manifest: Manifest, targets: tuple[str, ...], needed: str = "") -> str:
-    """What a release is, and what to take or do instead.
+    """A message: what a release is, and what to do instead.
 
     Args:
-        needed: what the graphs are needed for, such as "to build engines", and why the engines do not serve
+        needed: what the graphs are needed for, such as "to build engines", and why the engines cannot be used
     """
     checkpoint = manifest.source.get("checkpoint")
     return (

@@ -1,50 +1,77 @@
-"""What comes with the package: a small trained model as a bundle, under the name `default`. Loads nothing.
+"""The bundle that ships with the package: a small trained model under the name `demo`. Loads nothing.
 
-The word `default`, as text, means that bundle wherever a bundle is asked for; a folder of this name in the working
-directory is `./default`. Nothing is ever written into the installed package.
+The text `demo` means that bundle wherever a bundle is expected; a folder of this name in the working directory is
+`./demo`. Nothing is ever written into the installed package.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from sdrpn.errors import BadInput
 
 __all__ = [
     "CHECKPOINT",
-    "DEFAULT_BUNDLE",
-    "DEFAULT_NAME",
+    "DEMO_BUNDLE",
+    "DEMO_NAME",
     "RPN",
     "bundle_name",
     "bundle_path",
+    "bundle_title",
     "export_advice",
+    "is_former_name",
     "is_shipped",
+    "is_shipped_name",
     "require_not_shipped",
     "shipped_source",
 ]
 
-DEFAULT_NAME = "default"
-DEFAULT_BUNDLE = Path(__file__).parents[1] / "default"
-# What it was exported from: in the repository, not in the installed package.
+DEMO_NAME = "demo"
+DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
+# The name of the release before, which is accepted for one version.
+_FORMER_NAME = "default"
+# The sources of the export: in the repository, not in the installed package.
 _REPOSITORY = Path(__file__).parents[2]
 CHECKPOINT = _REPOSITORY / "examples" / "tiny" / "checkpoint"
-RPN = _REPOSITORY / "examples" / "default" / "rpn" / "rpn.safetensors"
+RPN = _REPOSITORY / "examples" / "demo" / "rpn" / "rpn.safetensors"
+
+
+def is_former_name(name: str | os.PathLike[str]) -> bool:
+    """Whether this is what the shipped bundle was called in the release before."""
+    return isinstance(name, str) and name == _FORMER_NAME
+
+
+def is_shipped_name(name: str | os.PathLike[str]) -> bool:
+    """Whether this text names the shipped bundle. A Path, or `./demo`, is always a folder."""
+    return isinstance(name, str) and name in (DEMO_NAME, _FORMER_NAME)
 
 
 def bundle_path(name: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle. Only the text `default` is a name: a Path, or `./default`, is always a folder."""
-    return DEFAULT_BUNDLE if isinstance(name, str) and name == DEFAULT_NAME else Path(name)
+    """The folder of a bundle; see `is_shipped_name`. Warns where the shipped bundle's former name is used."""
+    if is_former_name(name):
+        warnings.warn(
+            f"{_FORMER_NAME} is {DEMO_NAME} now; the old name goes with the next version",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return DEMO_BUNDLE if is_shipped_name(name) else Path(name)
 
 
 def bundle_name(path: Path) -> str:
-    """How a user names this bundle, the same on every machine for the shipped one."""
-    return DEFAULT_NAME if is_shipped(path) else str(path)
+    """How a user names this bundle; for the shipped one the same on every machine."""
+    return DEMO_NAME if is_shipped(path) else str(path)
+
+
+def bundle_title(path: Path) -> str:
+    """A bundle's name in tables and reports: without the place of its folder."""
+    return DEMO_NAME if is_shipped(path) else path.name
 
 
 def is_shipped(path: Path) -> bool:
     """Whether this folder is the shipped bundle, however it is reached."""
-    return path.resolve() == DEFAULT_BUNDLE.resolve()
+    return path.resolve() == DEMO_BUNDLE.resolve()
 
 
 def require_not_shipped(path: Path, advice: str) -> None:
@@ -54,9 +81,7 @@ def require_not_shipped(path: Path, advice: str) -> None:
         advice: what to do instead
     """
     if is_shipped(path):
-        raise BadInput(
-            f"{DEFAULT_NAME} is part of the installed package ({path}) and nothing is written there; {advice}"
-        )
+        raise BadInput(f"{DEMO_NAME} is part of the installed package ({path}) and nothing is written there; {advice}")
 
 
 def export_advice(path: Path, options: str) -> str:
@@ -70,7 +95,7 @@ def shipped_source() -> tuple[Path, Path]:
     if not (CHECKPOINT.is_dir() and RPN.is_file()):
         checkpoint, rpn = (path.relative_to(_REPOSITORY) for path in (CHECKPOINT, RPN))
         raise BadInput(
-            f"the checkpoint of {DEFAULT_NAME} does not come with the installed package; get the repository and say "
+            f"the checkpoint of {DEMO_NAME} does not come with the installed package; get the repository and say "
             f"--checkpoint {checkpoint} --rpn {rpn}"
         )
     return CHECKPOINT, RPN

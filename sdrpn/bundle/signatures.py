@@ -1,7 +1,7 @@
-"""What the graphs of a bundle must take and give, derived from the model alone.
+"""The inputs and outputs that the graphs of a bundle must have, derived from the model alone.
 
-Written without a look at the export on purpose: this is what its graphs are checked against. Dims are those of the
-manifest: a string is a dynamic dimension.
+Independent of the export on purpose: its graphs are checked against this. Dims are as in the manifest: a string is a
+dynamic dimension.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Dims = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class _CacheOutput:
-    """All of a cache, or its new rows alone."""
+    """The cache output of a dialect: the whole cache, or only its new rows."""
 
     suffix: str
     length: str
@@ -46,33 +46,33 @@ class GraphSignature:
 
     @classmethod
     def of(cls, inputs: Iterable[TensorInfo], outputs: Iterable[TensorInfo]) -> GraphSignature:
-        """From lists as a manifest has them."""
+        """From a manifest's lists of inputs and outputs."""
         return cls({tensor.name: tensor for tensor in inputs}, {tensor.name: tensor for tensor in outputs})
 
     @property
     def size(self) -> int:
-        """How many tensors it has."""
+        """The number of tensors."""
         return len(self.inputs) + len(self.outputs)
 
     @property
     def caches(self) -> dict[str, TensorInfo]:
-        """Inputs that are kept between runs, with those that hold scales."""
+        """Cache inputs, those of scales included."""
         return {name: tensor for name, tensor in self.inputs.items() if tensor.is_cache}
 
     @property
     def cache_outputs(self) -> dict[str, TensorInfo]:
-        """By the cache input that each belongs to."""
+        """Cache outputs, by the input that each belongs to."""
         return {tensor.of: tensor for tensor in self.outputs.values() if tensor.is_cache}
 
     @property
     def scales(self) -> dict[str, str]:
-        """Codes -> their scales, of inputs and of outputs."""
+        """Names of codes -> names of their scales, for inputs and outputs."""
         inputs = {one.of: one.name for one in self.inputs.values() if one.role == "cache_scale"}
         outputs = self.cache_outputs
         return inputs | {outputs[codes].name: outputs[scale].name for codes, scale in inputs.items()}
 
     def difference(self, expected: GraphSignature) -> str | None:
-        """The first thing that is not as expected, in words; None where nothing is."""
+        """The first difference from what is expected, in words; None if there is none."""
         for side, found, wanted in (
             ("input", self.inputs, expected.inputs),
             ("output", self.outputs, expected.outputs),
@@ -97,8 +97,8 @@ def expected_signatures(
 ) -> dict[str, GraphSignature]:
     """Vision, trunk, RPN (where the model has one) and tail. Raises BadInput for an unknown dialect or precision.
 
-    `for_cpu`: of the two forms of a quantised variant, the one that computes in fp32. `kv_cache`: how trunk and tail
-    keep keys and values, as a variant says it.
+    `for_cpu`: the form of a quantised variant that computes in fp32. `kv_cache`: form of the KV cache of trunk and
+    tail, as in a variant.
     """
     if dialect not in _CACHE_OUTPUTS or precision not in PRECISIONS:
         raise BadInput(
@@ -116,10 +116,10 @@ class _Graphs:
     spec: ModelSpec
     dialect: str
     cache_dtype: str
-    code_dtype: str | None  # of keys and values in 8 bits, whose scales are in `cache_dtype`
+    code_dtype: str | None  # of a KV cache in 8 bits, whose scales are in `cache_dtype`
 
     def vision(self) -> GraphSignature:
-        """What its family says; the tokens of each look come out."""
+        """The family's inputs; the output is the tokens of each look."""
         family = family_of(self.spec)
         inputs = [TensorInfo(one.name, one.dtype, one.dims, one.role) for one in family.vision_inputs(self.spec)]
         cells = self.spec.vision.image_tokens if family.square(self.spec.vision) is not None else "cells"
@@ -136,11 +136,11 @@ class _Graphs:
         return self._decoder(self._tap, caches, [logits], last_index=True)
 
     def rpn(self) -> GraphSignature:
-        """The last layer's keys, which are not rotated, are cached under a name of their own."""
+        """The last layer's keys, which are not rotated, have a cache with its own name."""
         assert self.spec.rpn is not None
         layers = self.spec.rpn.layers
         scores = [_float("scores", "scores", "batch", self.spec.llm.heads, "cache_length")]
-        if self.dialect == "primitive":  # its cache is read only: the new rows are scored apart
+        if self.dialect == "primitive":  # its cache is read only: scores of new rows are a separate output
             scores.append(_float("new_scores", "new_scores", "batch", self.spec.llm.heads, "sequence"))
         score_keys = TensorInfo("score_key_cache", self.cache_dtype, self._cache_dims(self.spec.llm.head_dim), "cache")
         caches = [*self._layer_caches(range(layers - 1), None), score_keys]
@@ -150,7 +150,7 @@ class _Graphs:
         self, hidden: TensorInfo, caches: list[TensorInfo], results: list[TensorInfo], *, last_index: bool
     ) -> GraphSignature:
         indices = [_index("row_index", "batch", "sequence"), _index("write_index", "batch")]
-        heads = () if self.dialect == "fused" else (1,)  # the operator knows by itself that all are turned alike
+        heads = () if self.dialect == "fused" else (1,)  # the operator applies one table to all heads
         table: Dims = ("batch", *heads, "sequence", self.spec.llm.head_dim // 2)
         indices += [TensorInfo("rope_cos", self.cache_dtype, table, "rope_cos")]
         indices += [TensorInfo("rope_sin", self.cache_dtype, table, "rope_sin")]
@@ -177,7 +177,7 @@ class _Graphs:
         return _float(name, role, "batch", "sequence", self.spec.llm.width)
 
     def _layer_caches(self, layers: range, code_dtype: str | None) -> list[TensorInfo]:
-        """Keys and values of every layer; in 8 bits with a scale for each row and head beside them."""
+        """Keys and values of every layer; in 8 bits also a scale per row and head."""
         parts = [(part, layer) for layer in layers for part in ("key", "value")]
         dims, dtype = self._cache_dims(self.spec.llm.head_dim), code_dtype or self.cache_dtype
         caches = [TensorInfo(f"{part}_cache.{layer}", dtype, dims, "cache") for part, layer in parts]
@@ -199,5 +199,5 @@ def _float(name: str, role: RoleName, *dims: int | str) -> TensorInfo:
 
 
 def _index(name: RoleName, *dims: int | str) -> TensorInfo:
-    """Integers, which are called by their role."""
+    """An index tensor, named after its role."""
     return TensorInfo(name, "int64", dims, name)

@@ -1,6 +1,6 @@
-"""How far a bundle may lie from its checkpoint, per precision, and why. The product's limits; knows no arrays.
+"""How far a bundle may differ from its checkpoint, per precision, and why. Limits only; knows no arrays.
 
-A graph is fed by the reference, so that the error of one graph does not hide or excuse that of the next.
+The reference feeds each graph, so that the error of one graph neither hides nor excuses that of the next.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = [
     "tolerances_of",
 ]
 
-# fp16 ends at 65,504; sums and outliers of other pictures need room above what a trial shows.
+# The largest fp16 is 65,504; other pictures may have larger sums and outliers than the trials.
 FP16_PEAK = 30_000.0
-# The dialect `primitive` takes 1e4 from the scores of what a token must not see. These vanish as long as no score that
-# it may see lies that far below another; exp(-20) is 2e-9.
+# The dialect `primitive` subtracts 1e4 from masked scores. They vanish as long as no visible score is that far below
+# another one; exp(-20) is 2e-9.
 MASKED_SCORE_PEAK = 4_990.0
-# Two libraries' powers in float32 lie one unit in the last place apart (1.2e-7), and scaling rounds a few times more.
+# Powers of two libraries in float32 differ by one unit in the last place (1.2e-7), and scaling rounds a few times more.
 ROTARY_RELATIVE = 5e-7
-# Another inverse DCT and another way to enlarge the colours: a decoder that is wired wrong (channels in another order,
-# a shifted plane) is off by tens of levels. Expected, not measured: no GPU has decoded a picture yet.
+# Another inverse DCT and another chroma upsampling; a decoder that is connected wrongly (swapped channels, a shifted
+# plane) is off by tens of levels. Expected, not measured: no GPU has decoded a picture yet.
 GPU_JPEG_MEAN_LEVELS = 2.0
 
 
@@ -41,27 +41,27 @@ class Tolerances:
 
     values: float  # largest difference in a row of a graph's output, as a share of max(1, the row's largest value)
     roi_cosine: float  # least cosine between two RoI maps
-    # Least centred correlation between two maps' logits, of a trained RPN: what a map says is where it is higher than
-    # elsewhere, and any two that are nearly flat have a cosine near 1. Seen over 19 questions to the small trained
-    # model. With random weights of the same sizes and nothing kept, int4 had 0.93 where the maps' cosine was 0.9994 and
-    # the trained model has 0.998: there the contrast is a tenth as large, and no limit tells right from wrong.
+    # Least centred correlation between two maps' logits, for a trained RPN: a map's information is its contrast, and
+    # any two nearly flat maps have a cosine near 1. Seen over 19 questions to the small trained model. With random
+    # weights of the same sizes and nothing kept in fp16, int4 had 0.93 where the maps' cosine was 0.9994, and the
+    # trained model has 0.998: there the contrast is a tenth as large, and no limit separates right from wrong.
     roi_correlation: float
-    roi_map: float  # a cell this close to the threshold may fall on either side of it
+    roi_map: float  # a cell this close to the threshold may be on either side of it
     token_logit: float  # as `values`, of a whole answer's logits: two tokens this close may change places
     # Gates of `sdrpn verify`:
     mean: float  # mean difference in a graph's output, on the scale of `values`
     cosine: float  # least cosine of a graph's output as one vector
-    box_iou: float  # least mean overlap of what is looked at, over questions where rounding does not decide
-    answers: float  # least share of questions with the same crops, and with the same tokens, or else at a tie
+    box_iou: float  # least mean overlap of crops, over questions without ties
+    answers: float  # least share of questions with the same crops, and with the same tokens, ties included
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured, and the entry of Tolerances that it is held to."""
+    """A measured quantity, and the entry of Tolerances that limits it."""
 
-    kind: str  # as checks and gates call it
+    kind: str  # its name in checks and gates
     limit: str
-    more_is_better: bool = False  # a limit is the least that will do; else the most
+    more_is_better: bool = False  # whether the limit is a minimum; else a maximum
 
 
 _MEASURES = (
@@ -75,14 +75,15 @@ _MEASURES = (
     Measure("token agreement", "answers", True),
 )
 MEASURES: Mapping[str, Measure] = {measure.kind: measure for measure in _MEASURES}
-_LEAST = frozenset(measure.limit for measure in _MEASURES if measure.more_is_better)  # the other limits are the most
+_LEAST = frozenset(measure.limit for measure in _MEASURES if measure.more_is_better)  # the other limits are maxima
 
 TOLERANCES = {
     "fp32": Tolerances(
         # The same arithmetic in another order: 2e-6 over graphs of 2 to 6 layers (5e-6 for sharp RoI scores). The rest
-        # is room for 16 layers of 4096 channels, and for a rotary angle: one rounding at position 4095 is 2e-4 radians.
+        # is margin for 16 layers of 4096 channels, and for rotary angles: one rounding at position 4095 is 2e-4
+        # radians.
         values=5e-4,
-        # Maps are positive, so any two have a cosine far above 0: only the last digits tell. 1 - 1e-12 was seen.
+        # Maps are positive, so any two have a cosine far above 0: only the last digits matter. 1 - 1e-12 was seen.
         roi_cosine=0.99999,
         roi_correlation=0.99999,
         # Vision, trunk and RPN in a row moved no blurred cell by more than 2e-6.
@@ -107,8 +108,8 @@ TOLERANCES = {
         box_iou=0.95,
         answers=1.0,
     ),
-    # Weights in blocks of integers, and activations in 8 bits where ONNX Runtime multiplies them. Seen over four layers
-    # of random weights, in which nothing is redundant: worse than a trained model.
+    # Weights in blocks of integers; ONNX Runtime also rounds activations to 8 bits. Seen over four layers of random
+    # weights, which have no redundancy: worse than a trained model.
     "int8": Tolerances(
         values=1e-1,  # 2.5e-2 was seen
         roi_cosine=0.999,  # 1 - 2.6e-4 was seen
@@ -120,7 +121,7 @@ TOLERANCES = {
         box_iou=0.9,
         answers=0.9,
     ),
-    # These tell a graph that is wired wrong from one that is right. What 4 bits cost answers, they do not say.
+    # These limits detect wrongly connected graphs. They do not measure what 4 bits cost in answers.
     "int4": Tolerances(
         values=1.0,  # 0.34 was seen
         roi_cosine=0.95,  # 0.969 was seen
@@ -132,8 +133,8 @@ TOLERANCES = {
         box_iou=0.5,
         answers=0.75,
     ),
-    # Rounded to 8 bits (4e-3) where fp16 rounds to 11: eight times as far. Measured by simulation, see
-    # `compare/simulation.py`, as is nvfp4; over random weights and a trained small model.
+    # Rounded to 8 bits (4e-3) where fp16 rounds to 11: eight times as coarse. Measured by simulation, see
+    # `compare/simulation.py`, as for nvfp4; over random weights and a small trained model.
     "bf16": Tolerances(
         values=1.5e-1,  # 2.6e-2 was seen
         roi_cosine=0.999,  # 1 - 2e-5 was seen
@@ -145,7 +146,7 @@ TOLERANCES = {
         box_iou=0.9,
         answers=0.9,
     ),
-    # Weights of 4 bits (6e-2), and inputs of them where calibrated, with nothing kept.
+    # Weights with 4 significant bits (6e-2), and inputs as well if calibrated, with nothing kept in fp16.
     "fp8": Tolerances(
         values=0.6,  # 0.19 was seen, without a calibration 0.11
         roi_cosine=0.99,  # 1 - 1.1e-3 was seen
@@ -157,7 +158,7 @@ TOLERANCES = {
         box_iou=0.8,
         answers=0.85,
     ),
-    # As int4, with inputs in as few bits.
+    # As int4, with inputs in 4 bits as well.
     "nvfp4": Tolerances(
         values=1.5,  # 0.69 was seen
         roi_cosine=0.95,  # 0.9906 was seen
@@ -172,13 +173,13 @@ TOLERANCES = {
 }
 
 
-# What keys and values in 8 bits add: a variant with such caches is held to these where its precision has tighter ones.
+# Additional limits for a KV cache in 8 bits: they apply where the limits of a variant's precision are tighter.
 # Seen over random weights of up to 8 layers, and over the small trained model.
 CACHE_TOLERANCES = {
     "int8": Tolerances(
         # A row's entries are rounded to 1/254 of the largest, 4e-3; through three layers 2.1e-2 was seen.
         values=5e-2,
-        roi_cosine=0.9995,  # 1 - 5e-6 was seen: the RPN's own caches stay as they are
+        roi_cosine=0.9995,  # 1 - 5e-6 was seen: the RPN's own caches are not in 8 bits
         roi_correlation=0.9995,  # 1 - 3.4e-6 was seen
         roi_map=1e-2,
         token_logit=2e-2,
@@ -188,7 +189,7 @@ CACHE_TOLERANCES = {
         answers=0.95,
     ),
     "fp8": Tolerances(
-        # Four bits of every number: 1/16 of the largest entry, too.
+        # Four significant bits of every number: up to 1/16 of the largest entry.
         values=2e-1,  # 7.3e-2 was seen
         roi_cosine=0.999,  # 1 - 1.6e-4 was seen
         roi_correlation=0.999,  # 1 - 1.2e-4 was seen
@@ -203,14 +204,14 @@ CACHE_TOLERANCES = {
 
 
 def more_is_better(kind: str) -> bool:
-    """Whether the limit of this kind of checks is the least that will do; of any other it is the most."""
+    """Whether the limit of this kind of check is a minimum; else it is a maximum."""
     return kind in MEASURES and MEASURES[kind].more_is_better
 
 
 def tolerances_of(numerics: str) -> Tolerances:
-    """The limits for `Variant.numerics`: a precision as a manifest spells it, and maybe caches in 8 bits.
+    """The limits for `Variant.numerics`: a precision as in a manifest, optionally with a KV cache in 8 bits.
 
-    Raises: BadInput for one that has none
+    Raises: BadInput for an unknown precision or cache form
     """
     precision, _, kv_cache = numerics.partition("-kv-")
     if precision not in TOLERANCES:

@@ -20,7 +20,7 @@ from sdrpn.errors import BadInput
 from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_pixels, crop_pixels, open_image
 from sdrpn.labels.attention import embed_image
-from sdrpn.labels.questions import Question
+from sdrpn.labels.questions import DataQuestion
 from sdrpn.model.llava import LlavaBase, base_from_checkpoint
 from sdrpn.text.prompt import build_prompt
 
@@ -31,7 +31,7 @@ __all__ = ["CalibrationPrompts"]
 class CalibrationPrompts:
     """Questions, and the folder of their pictures."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[DataQuestion, ...]
     images: Path
     tokenizer: Tokenizer
 

@@ -1,1 +1,1 @@
-"""The command line: one module a verb, each of which imports what it needs when it runs."""
+"""The command line: one module per verb, which imports what it needs when it runs."""

@@ -1,15 +1,15 @@
-"""Types of command-line arguments that several verbs share: a bad value is a usage error that says what is expected."""
+"""Argument types that several verbs share. A bad value is a usage error that says what is expected."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdrpn.bundle.shipped import DEFAULT_NAME, bundle_path
+from sdrpn.bundle.shipped import DEMO_BUNDLE, DEMO_NAME, bundle_path, is_former_name
 from sdrpn.terminal.output import warn
 
 __all__ = [
@@ -34,18 +34,21 @@ AUTO = "auto"
 # The names of sdrpn.runtime.backends.registry, which is not imported for --help.
 GRAPH_BACKENDS = ("onnxruntime", "onnxruntime-cuda")
 BACKENDS = (AUTO, *GRAPH_BACKENDS, "tensorrt")
-BUNDLE_HELP = f"folder that `sdrpn export` wrote, or {DEFAULT_NAME}: the small model that comes with this package"
+BUNDLE_HELP = f"folder that `sdrpn export` wrote, or {DEMO_NAME}: the small model that comes with this package"
 
 
 def bundle_folder(text: str) -> Path:
-    """A bundle's folder. `default` is the shipped one, also where a folder of that name is here: that is ./default."""
-    if text == DEFAULT_NAME and Path(text).is_dir():
-        warn(f"{DEFAULT_NAME} is the model that comes with sdrpn; for the folder of that name here, say ./{text}")
+    """A bundle's folder. `demo` is the shipped bundle, even if the working directory has a folder ./demo."""
+    if is_former_name(text):
+        warn(f"{text} is {DEMO_NAME} now; the old name goes with the next version (a folder of that name is ./{text})")
+        return DEMO_BUNDLE
+    if text == DEMO_NAME and Path(text).is_dir():
+        warn(f"{DEMO_NAME} is the model that comes with sdrpn; for the folder of that name here, write ./{text}")
     return bundle_path(text)
 
 
 def filled(kind: type[Request], args: argparse.Namespace, **given: object) -> Request:
-    """A request (a dataclass) whose fields are the arguments of the same names, but for those that are given."""
+    """Make a request (a dataclass) from the arguments of the same names; `given` replaces some of them."""
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
     named = {field.name: getattr(args, field.name) for field in fields if hasattr(args, field.name)}
     return kind(**(named | given))
@@ -62,7 +65,7 @@ def add_threads_argument(group: argparse._ActionsContainer) -> None:
 
 
 def some_names(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
+    """Names separated by commas."""
     return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
@@ -75,10 +78,10 @@ def positive_int(text: str) -> int:
 
 
 def context_lengths(text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1 with commas between them, shortest first."""
+    """Integers of at least 1, separated by commas, in ascending order."""
     lengths = tuple(positive_int(part.strip()) for part in text.split(","))
     if len(set(lengths)) != len(lengths):
-        raise argparse.ArgumentTypeError(f"{text!r} names a length twice")
+        raise argparse.ArgumentTypeError(f"{text!r} lists a length twice")
     return tuple(sorted(lengths))
 
 
@@ -94,7 +97,7 @@ def device_number(text: str) -> int:
     """The number of a GPU: a whole number of at least 0."""
     value = whole_number(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is no device; expected a whole number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a device number; expected an integer of at least 0")
     return value
 
 
@@ -134,8 +137,40 @@ def number_or_auto(low: float, high: float) -> Callable[[str], float | str]:
     return parse
 
 
+class _FormerName(argparse.Action):
+    """Warn that an option has a new name, and set the same value."""
+
+    def __init__(self, *args: Any, now: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._now = now
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """As argparse calls it where the option is given."""
+        warn(f"{option_string} is {self._now} now; the old name goes with the next version")
+        setattr(namespace, self.dest, values)
+
+
+def add_former_name(group: argparse._ActionsContainer, former: str, now: str, *, choices: Sequence[str]) -> None:
+    """Accept an option's name of the previous release; it is not shown in the help."""
+    group.add_argument(
+        former,
+        action=_FormerName,
+        now=now,
+        dest=now.removeprefix("--").replace("-", "_"),
+        default=argparse.SUPPRESS,
+        choices=choices,
+        help=argparse.SUPPRESS,
+    )
+
+
 def add_fit_argument(parser: argparse.ArgumentParser) -> None:
-    """How pictures become squares, for verbs that take a checkpoint."""
+    """Declare --fit, for verbs that take a checkpoint."""
     parser.add_argument(
         "--fit",
         choices=("pad", "crop"),

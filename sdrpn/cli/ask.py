@@ -33,7 +33,7 @@ the full resolution, and answer with the crop's tokens added.
 """
 
 
-# The name of standard input, and how much of it is read: more than any picture within the limit of pixels takes.
+# The name of standard input, and how much of it is read: more than any picture within the pixel limit needs.
 STDIN = Path("-")
 _MOST_STDIN_BYTES = 1 << 30
 
@@ -53,56 +53,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--no-roi", action="store_true", help="do not look twice: plain LLaVA")
+    group.add_argument("--no-roi", action="store_true", help="no second look: plain LLaVA")
     group.add_argument(
         "--threshold",
         metavar="X",
         type=number_between(-1, 1),
-        help="a cell of the RoI map counts above this; negative: relative to the highest raw score (default: the "
-        "model's own, which `sdrpn inspect` shows)",
+        help="cells of the RoI map above this become regions; negative: relative to the highest raw score (default: "
+        "the model's own, which `sdrpn inspect` shows)",
     )
     group.add_argument(
         "--upscale",
         choices=("mask", "bbox"),
-        help="mask: one crop around all regions and only the cells that count; bbox: up to two crops, all cells "
-        "(default: the model's own)",
+        help="mask: one crop around all regions, with only the cells above the threshold; bbox: up to two crops, all "
+        "cells (default: the model's own)",
     )
     group.add_argument(
         "--max-share",
         metavar="S",
         type=number_between(0, 1),
-        help="leave out regions of more than this share of the map: the first look shows them well enough (default: "
+        help="ignore regions larger than this share of the map, which the first look shows well enough (default: "
         "the model's own; the official limit is 0.390625)",
     )
     group.add_argument(
         "--max-ratio",
         metavar="R",
         type=non_negative_number,
-        help="with --upscale bbox: give a region at most R times as many tokens a side as it has cells (default: the "
+        help="with --upscale bbox: give a region at most R times as many tokens per side as it has cells (default: the "
         "model's own, which is usually no limit)",
     )
 
 
 def _add_answer(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--max-new-tokens", metavar="N", type=positive_int, default=64, help="longest answer (default: 64)"
+        "--max-new-tokens",
+        metavar="N",
+        type=positive_int,
+        default=64,
+        help="maximum length of the answer, in tokens (default: 64)",
     )
     group.add_argument(
         "--temperature",
         metavar="X",
         type=non_negative_number,
         default=0.0,
-        help="0: always the likeliest token; higher: more varied (default: 0)",
+        help="0: always the most likely token; higher: more varied (default: 0)",
     )
     group.add_argument(
         "--top-p",
         metavar="P",
         type=number_between(0, 1),
         default=1.0,
-        help="with --temperature: draw from the likeliest tokens that hold this share of the probability (default: 1)",
+        help="with --temperature: sample from the most likely tokens that together have this probability (default: 1)",
     )
     group.add_argument(
-        "--seed", metavar="N", type=whole_number, default=0, help="with --temperature: which draw (default: 0)"
+        "--seed",
+        metavar="N",
+        type=whole_number,
+        default=0,
+        help="with --temperature: seed of the sampling (default: 0)",
     )
 
 
@@ -114,12 +122,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="also draw the heat map and the boxes over the image, with the crop beside it, as a PNG or JPEG file",
     )
     form = group.add_mutually_exclusive_group()
-    form.add_argument("--stream", action="store_true", help="print the answer as it is made")
+    form.add_argument("--stream", action="store_true", help="print the answer as it is generated")
     form.add_argument("--json", action="store_true", help="print answer, token ids, boxes and timings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer, and draw where it looked."""
+    """Answer the question, print it, and draw where the model looked."""
     from sdrpn.terminal.output import print_json, print_piece, print_text
     from sdrpn.terminal.output_file import report_written, save_picture
     from sdrpn.workflows.question import ask_question, silence_onnxruntime
@@ -147,7 +155,7 @@ def _warn(text: str) -> None:
     from sdrpn.terminal.output import warn
     from sdrpn.workflows.question import NO_RPN
 
-    warn(f"{text} (--no-roi says so without this warning)" if text.endswith(NO_RPN) else text)
+    warn(f"{text} (use --no-roi to avoid this warning)" if text.endswith(NO_RPN) else text)
 
 
 def _request(args: argparse.Namespace) -> AskRequest:
@@ -169,7 +177,7 @@ def _request(args: argparse.Namespace) -> AskRequest:
         engine_options=engine_options(args),
         optimized=not args.no_optimized,
         verify=not args.no_verify,
-        decode=args.decode,
+        jpeg=args.jpeg,
     )
 
 
@@ -194,12 +202,12 @@ def _check_overlay(args: argparse.Namespace) -> None:
 
 
 def _image_source(image: Path) -> Path | bytes:
-    """A file, or what stands on standard input."""
+    """A file, or the bytes on standard input."""
     if image != STDIN:
         return image
     if sys.stdin is None or sys.stdin.isatty():
         raise BadInput(
-            f"IMAGE is {STDIN} and no picture comes on standard input; pipe one: cat street.jpg | sdrpn ask BUNDLE - "
+            f"IMAGE is {STDIN} and standard input has no picture; pipe one: cat street.jpg | sdrpn ask BUNDLE - "
             f'"..."; a file of that name is ./{STDIN}'
         )
     data = sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)

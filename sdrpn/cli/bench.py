@@ -1,4 +1,4 @@
-"""`sdrpn bench`: how long every way of answering takes, and against what.
+"""`sdrpn bench`: how long answers take, stage by stage, and how sides compare.
 
 The JSON form is sdrpn.reports.bench_report.BenchReport: machine, command, runs, cases (side, case, stages with p50,
 p95 and p99 in seconds, tokens per second, ratios, median_answer_s), peak_rss_bytes, energy.
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 HELP = "measure how long answers take, stage by stage"
 DESCRIPTION = """\
 Answer with the number of crops forced (the RPN still runs) and time every stage: p50, p95 and p99 over the counted
-runs, tokens per second, throughput against plain LLaVA. Questions are token ids, so any bundle will do. With --compare
-all sides are loaded at once and take turns in one run; "torch" is the reference in PyTorch, which computes everything
-again in the second pass.
+runs, tokens per second, throughput against plain LLaVA. Questions are token ids, so any bundle works. With --compare
+all sides are loaded at once and are measured in turn, in one run; "torch" is the reference in PyTorch, which computes
+everything again in the second pass.
 
   sdrpn bench bundle --cases plain,one-box --html bench.html
   sdrpn bench bundle --variant fused-int4-cpu --compare bundle:fused-fp32
@@ -40,26 +40,34 @@ LEAST_RUNS = 10  # for a percentile to mean anything
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
-    parser.add_argument("--variant", metavar="NAME", help="default: the one that suits a CPU best")
+    parser.add_argument("--variant", metavar="NAME", help="variant to measure (default: the one that suits a CPU best)")
     parser.add_argument("--backend", default="onnxruntime", help="as for `sdrpn ask` (default: onnxruntime)")
-    parser.add_argument("--cases", metavar="A,B", default=ALL_CASES, help=f"of {ALL_CASES} (default: all)")
+    parser.add_argument(
+        "--cases", metavar="A,B", default=ALL_CASES, help=f"which of {ALL_CASES} to measure (default: all)"
+    )
     add_threads_argument(parser)
     parser.add_argument(
-        "--runs", metavar="N", type=positive_int, default=LEAST_RUNS, help="counted, after one more (default: 10)"
+        "--runs",
+        metavar="N",
+        type=positive_int,
+        default=LEAST_RUNS,
+        help="measured runs, after one warm-up run (default: 10)",
     )
-    parser.add_argument("--new-tokens", metavar="N", type=positive_int, default=16, help="an answer (default: 16)")
+    parser.add_argument(
+        "--new-tokens", metavar="N", type=positive_int, default=16, help="tokens per answer (default: 16)"
+    )
     parser.add_argument(
         "--compare",
         metavar="OTHER",
         action="append",
         default=[],
-        help="another bundle; a bundle's variant as BUNDLE:VARIANT, or BUNDLE:VARIANT:standard for its own graphs, not "
-        "those of `sdrpn optimize`; or torch; may be given several times",
+        help="another side: BUNDLE, BUNDLE:VARIANT, or BUNDLE:VARIANT:standard for the bundle's own graphs, not "
+        "those of `sdrpn optimize`; or torch. Can be given several times",
     )
     parser.add_argument(
         "--no-optimized", action="store_true", help="run BUNDLE's own graphs, not those of `sdrpn optimize`"
     )
-    parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="of --compare torch")
+    parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="checkpoint for --compare torch")
     parser.add_argument("--no-verify", action="store_true", help="do not check the digests of large files")
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write a page with charts")
     form = parser.add_mutually_exclusive_group()
@@ -69,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and report."""
+    """Measure and print the report."""
     from sdrpn.reports.bench_report import csv_text, html_text
     from sdrpn.terminal.output import print_document, print_json, warn
     from sdrpn.terminal.output_file import report_written, require_output_file, write_text
@@ -81,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         require_output_file("--html", args.html, (".html", ".htm"))
     if args.runs < LEAST_RUNS:
-        warn(f"--runs {args.runs}: fewer than {LEAST_RUNS} say little about anything but the median")
+        warn(f"--runs {args.runs}: with fewer than {LEAST_RUNS} runs only the median means much")
     with progress("bench", "answers") as advance:
         report = bench(_request(args), advance)
     if args.json:
@@ -122,7 +130,7 @@ def _bundle(text: str) -> BenchBundle:
     path, variant, form = [*text.split(":"), "", ""][:3]
     if form not in ("", "standard"):
         raise BadInput(f"--compare {text}: expected BUNDLE, BUNDLE:VARIANT or BUNDLE:VARIANT:standard")
-    return BenchBundle(path, variant or None, optimized=not form)
+    return BenchBundle(bundle_folder(path), variant or None, optimized=not form)
 
 
 def _print(report: BenchReport) -> None:

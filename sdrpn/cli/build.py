@@ -11,23 +11,23 @@ from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, fil
 from sdrpn.cli.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.workflows.engine_build import BuildOptions, BuildRequest, BuiltEngine, Plan
+    from sdrpn.workflows.engine_build import BuildOptions, BuildRequest, BuiltEngine, EnginePlan
 
 HELP = "build TensorRT engines from a bundle"
 DESCRIPTION = """\
 Build TensorRT engines from a bundle's graphs for one target, into BUNDLE/engines/TARGET. `sdrpn targets` lists them;
 those of TensorRT-RTX are compiled without a GPU, those of TensorRT on the device itself.
 
-What is built already from the same inputs is kept. Each graph is built in a process of its own; an interrupted build
-leaves nothing that loads. Where this machine's GPU fits the new engines, each is run once before it counts.
-Where TensorRT has no engine for a graph of the dialect fused, it is tried with attention in parts, and then in the
-dialect primitive.
+Engines that were built from the same inputs are kept. Each graph is built in its own process; an interrupted build
+leaves nothing that loads. If this machine's GPU fits the new engines, each is run once before it is accepted.
+If TensorRT cannot build an engine for a graph of the dialect fused, attention is decomposed, and then the dialect
+primitive is tried.
 
   sdrpn build bundle --target rtx-4090 --max-context 2048
   sdrpn build bundle --target jetson-agx-orin-jp62 --max-context 1024,4096
   sdrpn build bundle --target my-device.toml --graphs trunk,tail --jobs 2
   sdrpn build bundle --target jetson-agx-orin-jp72 --timing-cache orin.timing
-  sdrpn build default --target rtx-4090 --out bundle
+  sdrpn build demo --target rtx-4090 --out bundle
 """
 
 
@@ -41,28 +41,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="DIR",
         type=Path,
-        help="copy BUNDLE there first and build in the copy; the bundle that comes with this package needs it",
+        help="copy BUNDLE there first and build in the copy; required for the bundle that ships with this package",
     )
-    parser.add_argument("--graphs", metavar="A,B", help="of vision, trunk, rpn, tail (default: all that the model has)")
-    parser.add_argument("--precision", metavar="NAME", help="of the target's (default: its best that the bundle has)")
+    parser.add_argument(
+        "--graphs", metavar="A,B", help="which of vision, trunk, rpn, tail to build (default: all that the model has)"
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="one of the target's precisions (default: the best of them that the bundle has)",
+    )
     parser.add_argument(
         "--kv-cache",
         choices=tuple(CACHE_FORMS),
-        help="build from a variant that keeps keys and values in 8 bits, which `sdrpn export --dialect primitive "
-        "--kv-cache` writes (default: from one that does not)",
+        help="build from a variant with a KV cache in 8 bits, which `sdrpn export --dialect primitive "
+        "--kv-cache` writes (default: a variant without)",
     )
     parser.add_argument(
         "--max-context",
         metavar="N[,N]",
         type=context_lengths,
-        help="rows of the caches: most tokens of prompt and answer; a step costs by all of them (default: 2048, or the "
-        "bundle's if that is less). Several: one engine in the dialect primitive with profiles for each, of which a "
-        "question takes the shortest that holds it",
+        help="rows of the KV cache: the most tokens of prompt and answer; a decode step reads all of them (default: "
+        "2048, or the bundle's limit if that is less). Several: one engine in the dialect primitive with a profile for "
+        "each; a question uses the shortest that fits it",
     )
     parser.add_argument(
         "--dialect",
         choices=DIALECT_NAMES,
-        help="of the graphs (default: the target's, but primitive for several contexts and for caches in 8 bits)",
+        help="dialect of the graphs (default: the target's, but primitive for several contexts and for caches in 8 "
+        "bits)",
     )
     parser.add_argument(
         "--max-batch",
@@ -77,16 +84,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         help="how many of them kernels are chosen for (default: --max-batch)",
     )
-    parser.add_argument("--jobs", metavar="N", type=positive_int, default=1, help="builds at once (default: 1)")
+    parser.add_argument(
+        "--jobs", metavar="N", type=positive_int, default=1, help="builds that run at once (default: 1)"
+    )
     parser.add_argument("--opt-level", metavar="0..5", type=int, choices=range(6), help="builder optimization level")
+    parser.add_argument("--workspace", metavar="MB", type=positive_int, help="limit of the scratch memory of a kernel")
     parser.add_argument(
-        "--workspace", metavar="MB", type=positive_int, help="most scratch memory that a kernel may use"
+        "--weight-streaming", action="store_true", help="allow weights to stay in host memory at run time"
     )
     parser.add_argument(
-        "--weight-streaming", action="store_true", help="let the weights stay in host memory at run time"
-    )
-    parser.add_argument(
-        "--timing-cache", metavar="FILE", type=Path, help="where TensorRT keeps what it measures, for the next build"
+        "--timing-cache", metavar="FILE", type=Path, help="where TensorRT keeps its measurements for later builds"
     )
     parser.add_argument(
         "--device",
@@ -94,38 +101,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number,
         help="TensorRT: the GPU to build on and for, as CUDA counts them (default: CUDA's first)",
     )
-    parser.add_argument("--hardware-compat", action="store_true", help="TensorRT: for every GPU from Ampere on")
-    parser.add_argument("--version-compatible", action="store_true", help="TensorRT: later releases run it too")
-    parser.add_argument("--refit", action="store_true", help="let the weights be replaced afterwards")
+    parser.add_argument("--hardware-compat", action="store_true", help="TensorRT: engines for every GPU from Ampere on")
+    parser.add_argument(
+        "--version-compatible", action="store_true", help="TensorRT: engines that later releases run too"
+    )
+    parser.add_argument("--refit", action="store_true", help="allow weights to be replaced later")
     parser.add_argument(
         "--profiling-verbosity",
         metavar="HOW",
         choices=("detailed", "names", "none"),
         default="detailed",
-        help="what the engine tells of its kernels: detailed, names or none (default: detailed)",
+        help="what the engine records about its kernels: detailed, names or none (default: detailed)",
     )
     parser.add_argument(
-        "--any-release", action="store_true", help="build with a release that the target's range leaves out, too"
+        "--any-release", action="store_true", help="also build with a release outside the target's range"
     )
     parser.add_argument(
-        "--no-kernel-gate", action="store_true", help="keep engines that copy caches or lack fused attention"
+        "--no-kernel-gate", action="store_true", help="also keep engines that copy caches or lack fused attention"
     )
-    parser.add_argument("--no-memory-check", action="store_true", help="start even if the estimate says it cannot fit")
+    parser.add_argument(
+        "--no-memory-check", action="store_true", help="start even if the estimated memory does not fit"
+    )
     parser.add_argument("--verify", action="store_true", help="hash files again, even if size and time are unchanged")
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be built and what it takes; build nothing"
+        "--dry-run", action="store_true", help="print what would be built and what it needs; build nothing"
     )
     parser.add_argument(
         "--print-trtexec",
         action="store_true",
-        help="print the same builds as commands of TensorRT's tool; build nothing",
+        help="print the same builds as trtexec commands; build nothing",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, or say what would be built."""
+    """Build, or print what would be built."""
     from sdrpn.terminal.output import print_json, print_text
     from sdrpn.terminal.output_file import report_written, require_output_file, require_output_folder
     from sdrpn.terminal.progress import progress
@@ -184,7 +195,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     )
 
 
-def _print_plan(plan: Plan) -> None:
+def _print_plan(plan: EnginePlan) -> None:
     from sdrpn.host.sizes import text_from_bytes
     from sdrpn.terminal.output import print_table
 

@@ -1,4 +1,4 @@
-"""Arguments of the verbs that let a checkpoint answer questions in PyTorch."""
+"""Arguments of the verbs that run a checkpoint in PyTorch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 def add_part_arguments(
     group: argparse._ActionsContainer, text: str = "as for `sdrpn export`", *, with_rpn: bool = False
 ) -> None:
-    """What is taken from elsewhere than the checkpoint's folder."""
+    """Declare parts that are not taken from the checkpoint's folder."""
     parts = {"--vision-tower": "DIR", "--rpn": "FILE", "--base": "DIR", "--projector": "FILE"}
     for option, metavar in parts.items():
         if with_rpn or option != "--rpn":
@@ -33,12 +33,12 @@ def add_part_arguments(
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, where it runs and in which precision."""
+    """Declare the model, where it runs and in which precision."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
     add_part_arguments(parser)
     add_fit_argument(parser)
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the model (default: fp32)"
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
     add_threads_argument(parser)
@@ -46,14 +46,14 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, its questions, and how it answers them."""
+    """Declare the model, its questions, and how it answers them."""
     add_checkpoint_arguments(parser)
     parser.add_argument(
         "--data",
         metavar="QA.jsonl",
         type=Path,
         required=True,
-        help="one JSON object a line: image, question",
+        help="JSON Lines: image, question",
     )
     parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="folder of the images")
     parser.add_argument("--limit", metavar="N", type=positive_int, help="take the first N questions only")
@@ -61,22 +61,26 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         choices=("answer", "predicting", "last-prompt"),
         default="answer",
-        help="whose attention counts: the answer's tokens (as the official code), the tokens that they were predicted "
-        "from, or the prompt's last token (default: answer)",
+        help="which attention counts: that of the answer's tokens (as in the official code), the tokens that they were "
+        "predicted from, or the prompt's last token (default: answer)",
     )
     parser.add_argument(
         "--answers",
         choices=("own", "given"),
         default="own",
-        help="own: the model answers itself; given: use the answers that stand in the data (default: own)",
+        help="own: the model answers itself; given: use the answers in the data (default: own)",
     )
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=positive_int, default=128, help="longest answer (default: 128)"
+        "--max-new-tokens",
+        metavar="N",
+        type=positive_int,
+        default=128,
+        help="maximum length of an answer, in tokens (default: 128)",
     )
 
 
 def checkpoint_parts(args: argparse.Namespace) -> CheckpointParts:
-    """The checkpoint that the arguments name, with what is to be taken from elsewhere."""
+    """The checkpoint that the arguments name, with the parts taken from elsewhere."""
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
     return filled(CheckpointParts, args, path=args.checkpoint)

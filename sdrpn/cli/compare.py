@@ -10,7 +10,7 @@ from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
 
 HELP = "the former name of verify --exact"
 DESCRIPTION = """\
-The same as `sdrpn verify --exact`, which takes its place: this name goes away in the next version.
+The same as `sdrpn verify --exact`, which replaces it. This name is removed in the next version.
 
   sdrpn verify bundle --exact --checkpoint llava-v1.5-7b-roi-K15T3 --variant fused-fp16
 """
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say how it is called now, and do it."""
+    """Warn about the new name, and run `sdrpn verify --exact`."""
     from sdrpn.terminal.output import warn
 
     warn("`sdrpn compare` is called `sdrpn verify --exact` now; the former name goes away in the next version")

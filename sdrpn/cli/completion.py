@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from sdrpn.bundle.shipped import DEFAULT_NAME
+from sdrpn.bundle.shipped import DEMO_NAME
 
 HELP = "print what bash, zsh or fish needs to complete sdrpn's commands"
 DESCRIPTION = """\
 Print a script that teaches a shell to complete verbs, options, bundles, targets and files. In the shell's start file:
 
   eval "$(sdrpn completion bash)"              # ~/.bashrc
-  eval "$(sdrpn completion zsh)"               # ~/.zshrc, behind: autoload -U compinit && compinit
+  eval "$(sdrpn completion zsh)"               # ~/.zshrc, after: autoload -U compinit && compinit
   sdrpn completion fish | source               # ~/.config/fish/config.fish
 """
 
@@ -21,11 +21,11 @@ SHELLS = ("bash", "zsh", "fish")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("shell", choices=SHELLS, help="the shell that completes")
+    parser.add_argument("shell", choices=SHELLS, help="the shell to write a script for")
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that asks with argcomplete's environment variables, and end the process."""
+    """Answer a shell's request for completions (argcomplete's environment variables), and end the process."""
     import argcomplete
     from argcomplete.completers import ChoicesCompleter
 
@@ -35,7 +35,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
                 action.completer = _bundles  # type: ignore[attr-defined]
             elif "--target" in action.option_strings:
                 action.completer = _targets  # type: ignore[attr-defined]
-            elif isinstance(action.metavar, str) and action.metavar.startswith("{"):  # checked by a type of its own
+            elif isinstance(action.metavar, str) and action.metavar.startswith("{"):  # checked by its own type
                 names = dict.fromkeys(action.metavar.strip("{}").split(","), "")
                 action.completer = ChoicesCompleter(names)  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser)
@@ -50,7 +50,7 @@ def _verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]
 def _bundles(prefix: str, **_: object) -> list[str]:
     from argcomplete.completers import DirectoriesCompleter
 
-    return [name for name in (DEFAULT_NAME, *DirectoriesCompleter()(prefix)) if name.startswith(prefix)]
+    return [name for name in (DEMO_NAME, *DirectoriesCompleter()(prefix)) if name.startswith(prefix)]
 
 
 def _targets(prefix: str, **_: object) -> list[str]:

@@ -19,11 +19,11 @@ from sdrpn.cli.arguments import add_threads_argument
 if TYPE_CHECKING:
     from sdrpn.workflows.demonstration import Demonstration
 
-HELP = "ask the model that comes with this package about a scene that comes with it"
+HELP = "ask the shipped model about the shipped scene"
 DESCRIPTION = """\
-Ask the small model that comes with this package (default) about a picture whose detail its first look cannot read: once
-with that look alone, once with a second look at the region that it found. Prints both answers, the true one and the
-time they took, and draws where it looked. Runs on any CPU and needs the base install only.
+Ask the small model that ships with this package (demo) about a picture whose detail its first look cannot resolve: once
+with that look alone, and once with a second look at the region that it found. Prints both answers, the true one and
+the time of each, and draws where the model looked. Runs on any CPU and needs the base install only.
 
   sdrpn demo
 """
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask twice, print, and draw."""
+    """Ask twice, print both answers, and draw where the model looked."""
     from sdrpn.terminal.output import print_json
     from sdrpn.terminal.output_file import PICTURES, require_output_file, save_picture
     from sdrpn.workflows.demonstration import run_demo
@@ -60,8 +60,8 @@ def _print(found: Demonstration, overlay: Path) -> None:
     from sdrpn.terminal.output import print_table, print_text
 
     rows = [("true answer", found.scene.expected, "", "", "")]
-    for name, told in (("one look", found.plain), ("two looks", found.again)):
-        boxes = "; ".join(", ".join(map(str, box)) for box in told.answer.boxes_xyxy_px)
-        rows.append((name, told.answer.text, "right" if told.right else "wrong", f"{told.seconds:.3f}", boxes))
+    for name, timed in (("one look", found.plain), ("two looks", found.again)):
+        boxes = "; ".join(", ".join(map(str, box)) for box in timed.answer.boxes_xyxy_px)
+        rows.append((name, timed.answer.text, "right" if timed.right else "wrong", f"{timed.seconds:.3f}", boxes))
     print_table(("", "answer", "", "seconds", "looked again at, px"), rows, title=found.scene.question)
     print_text(f"where it looked: {overlay}")

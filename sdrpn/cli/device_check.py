@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdrpn.cli.arguments import bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
@@ -23,28 +24,30 @@ __all__ = ["add_device_arguments", "require_device", "run_checks"]
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what belongs to --device."""
-    parser.add_argument("--device", action="store_true", help="try the machine out, step by step")
-    parser.add_argument("--bundle", metavar="BUNDLE", help="with --device: check this bundle too; `default` works")
+    """Declare --device and the options that need it."""
+    parser.add_argument("--device", action="store_true", help="test this machine, step by step")
+    parser.add_argument(
+        "--bundle", metavar="BUNDLE", type=bundle_folder, help="with --device: also test this bundle; `demo` works"
+    )
     add_model_options(parser, "bundle")
     parser.add_argument(
-        "--backend", metavar="NAME", help="with --bundle: what runs it; default: as `sdrpn ask` chooses"
+        "--backend", metavar="NAME", help="with --bundle: the backend that runs it; default: as `sdrpn ask` chooses"
     )
-    parser.add_argument("--target", metavar="NAME", help="with --bundle: whose engines; default: those that fit")
+    parser.add_argument(
+        "--target", metavar="NAME", help="with --bundle: the target whose engines run; default: the first that fit"
+    )
     parser.add_argument(
         "--gpu", type=int, metavar="N", help="with --device: which GPU, as CUDA numbers them; default: 0"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="with --device: write a page, .html or .md")
-    parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="with --device: append one line of JSON to this file"
-    )
+    parser.add_argument("--record", type=Path, metavar="FILE", help="with --device: append one JSON line to this file")
 
 
 def require_device(args: argparse.Namespace) -> None:
-    """Raises BadInput for an option that only --device understands."""
+    """Raises BadInput for an option that needs --device."""
     for name in ("bundle", "backend", "target", "gpu", "report", "record"):
         if getattr(args, name) is not None:
-            raise BadInput(f"--{name} is given without --device; add --device to try the machine out")
+            raise BadInput(f"--{name} is given without --device; add --device to test the machine")
 
 
 def run_checks(args: argparse.Namespace) -> int:
@@ -69,14 +72,14 @@ def run_checks(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> CheckupRequest:
-    """Raises what is wrong with the request before anything runs."""
+    """Check the request before anything runs. Raises BadInput."""
     from sdrpn.reports.table_page import PAGES
     from sdrpn.terminal.output_file import require_output_file
     from sdrpn.workflows.device_check import CheckupRequest
 
     for name in ("backend", "target"):
         if getattr(args, name) is not None and args.bundle is None:
-            raise BadInput(f"--{name} is given without --bundle; name the bundle that is to be checked")
+            raise BadInput(f"--{name} is given without --bundle; name the bundle to check")
     for option, path, suffixes in (("--report", args.report, PAGES), ("--record", args.record, ())):
         if path is not None:
             require_output_file(option, path, suffixes)
@@ -86,7 +89,7 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    """One line more; a file that is there keeps what it has."""
+    """Append one line; an existing file keeps its lines."""
     from sdrpn.terminal.output_file import write_text
 
     before = path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 HELP = "show what this machine can run and what is missing"
 DESCRIPTION = """\
-Show what this machine can run, which libraries are installed in which version, what each extra gives, what is missing
-and the command that installs it. Always exits 0.
+Show what this machine can run, which versions of libraries are installed, what each extra adds, what is missing and
+the command that installs it. Always exits 0.
 
-With --device the machine is tried out, step by step: CUDA (memory, copies, order on a stream, captured graphs), the
-compiled image path, and with --bundle a bundle's engines or graphs (numbers, answers, repetition, time, memory). A step
-that fails ends no other; exits 1 if one failed. Attach the report to a bug report.
+With --device the machine is tested, step by step: CUDA (memory, copies, order on a stream, captured graphs), the
+compiled image path, and with --bundle a bundle's engines or graphs (numbers, answers, repetition, time, memory). A
+failed step does not stop the others; exits 1 if one failed. Attach the report to a bug report.
 """
 
 
@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     from sdrpn.cli.device_check import add_device_arguments
 
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the diagnosis, or try out the device."""
+    """Print the diagnosis, or test the device."""
     from sdrpn.cli.device_check import require_device, run_checks
     from sdrpn.terminal.output import print_json
     from sdrpn.workflows.diagnosis import diagnose_machine
@@ -68,7 +68,7 @@ def _print(diagnosis: Diagnosis) -> None:
     )
     print_text("")
     print_table(
-        ("Extra", "What it gives", "State"),
+        ("Extra", "What it adds", "State"),
         [(extra.name, extra.gives, _state(extra)) for extra in diagnosis.extras.values()],
     )
     commands = {ability.command: ability.name for ability in reversed(diagnosis.abilities) if ability.command}
@@ -107,7 +107,7 @@ def _size(size_bytes: int | None) -> str:
 def _version(library: Library) -> str:
     if library.version is None:
         return "not installed"
-    return library.version if library.good else f"{library.version}, unfit"
+    return library.version if library.good else f"{library.version}, unsupported"
 
 
 def _state(extra: Extra) -> str:

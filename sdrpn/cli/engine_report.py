@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["print_report"]
 
-_NAME_LENGTH = 60  # of a kernel or tensor in the table; their ends tell them apart
+_NAME_LENGTH = 60  # of a kernel or tensor in the table, which keeps the end of longer names
 
 
 def print_report(report: Sequence[TargetReport]) -> None:
-    """A table a target, a line a problem, and a table of kernels a graph if they were asked for."""
+    """Print a table per target, a line per problem and, on request, a table of kernels per graph."""
     from sdrpn.terminal.output import print_table, print_text
 
     for one in report:
@@ -59,7 +59,7 @@ def _rows(engines: EngineSet) -> Iterator[tuple[str, ...]]:
 
 
 def _profiles_of(kernels: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Of every kernel, the profile that it belongs to; "part 0" where the listing has other parts than profiles."""
+    """The profile of every kernel; "part 0" if the listing is not divided by profile."""
     numbers = sorted({kernel.get("subgraph", 0) for kernel in kernels})
     known = dict(zip(numbers, names, strict=True)) if len(numbers) == len(names) else {}
     return [known.get(number, f"part {number}") for number in (kernel.get("subgraph", 0) for kernel in kernels)]
@@ -81,7 +81,7 @@ def _kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(f"{_short(tensor['name'])} {_type_and_shape(tensor)}" for tensor in kernel.get(side, ()))
         for side in ("inputs", "outputs")
     )
-    # The library numbers constants; names of scalars and vectors say nothing either.
+    # The library numbers constants; names of scalars and vectors carry no information.
     weights = ", ".join(_type_and_shape(one) for one in kernel.get("constants", ()) if len(one["dims"]) > 1)
     return _short(kernel["name"]), str(kernel.get("kind", "")), reads, weights, writes
 

@@ -1,14 +1,14 @@
-"""`sdrpn eval`: how well a model answers, with which way of looking.
+"""`sdrpn eval`: how well a model answers, by method of looking.
 
 The JSON form (and results.json) is an object with these entries, which only ever gain new ones while `format_version`
 is 1:
     format_version  1
-    task, metric    what was asked, and what accuracy means there
-    samples         questions that every method was asked
+    task, metric    the task, and what accuracy means for it
+    samples         number of questions that every method was asked
     methods         by name: accuracy, mean_iou, contains, seconds_per_question and the rest of
                     sdrpn.evaluation.results.MethodResult
     differences     list of sdrpn.evaluation.results.Difference: method, baseline, difference, interval
-    rpn_mean        null, or several RPNs taken together: sdrpn.evaluation.results.RpnMean
+    rpn_mean        null, or the mean of several RPNs: sdrpn.evaluation.results.RpnMean
     settings        everything that decides the answers
 """
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 HELP = "measure how well a model answers, with and without a second look"
 DESCRIPTION = """\
 Ask a model the questions of a task with several methods (plain, sdrpn, attention-crop, oracle-crop, ...), in turn, and
-print accuracy with intervals, how well the crops fit, and the time a question took. MODEL is a bundle (ONNX Runtime;
+print accuracy with intervals, how well the crops fit, and the time per question. MODEL is a bundle (ONNX Runtime;
 no attention maps, so no attention-crop, teacher-crop or vicrop) or a checkpoint (PyTorch, every method; needs the
 [train] extra). docs/evaluation.md explains tasks and methods.
 
-  sdrpn eval default --task tags --samples 500
+  sdrpn eval demo --task tags --samples 500
   sdrpn eval bundle --task textvqa --data textvqa --methods plain,sdrpn --out results
   sdrpn eval checkpoint --task tags --rpn rpn --heads heads --methods all --out results
 """
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         type=bundle_folder,
-        help="folder of a bundle or of a checkpoint, or default: the small model that comes with this package",
+        help="folder of a bundle or of a checkpoint, or demo: the small model that ships with this package",
     )
     _add_data(parser.add_argument_group("what is asked"))
     _add_methods(parser.add_argument_group("how it looks"))
@@ -65,39 +65,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--task", required=True, choices=TASKS, help="which questions")
+    group.add_argument("--task", required=True, choices=TASKS, help="the data set")
     group.add_argument("--data", metavar="DIR", type=Path, help="folder of the task's official files; not for tags")
     group.add_argument(
-        "--split", metavar="NAME", help="of tags: heldout or shifted; of hrbench: 4k or 8k (default: the first)"
+        "--split", metavar="NAME", help="for tags: heldout or shifted; for hrbench: 4k or 8k (default: the first)"
     )
     group.add_argument(
-        "--samples", metavar="N", type=positive_int, help="ask the first N questions (default: all, 500 of tags)"
+        "--samples", metavar="N", type=positive_int, help="ask only the first N questions (default: all; for tags 500)"
     )
-    group.add_argument("--seed", metavar="N", type=whole_number, default=0, help="of what is drawn (default: 0)")
+    group.add_argument(
+        "--seed", metavar="N", type=whole_number, default=0, help="seed of all random choices (default: 0)"
+    )
 
 
 def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--methods",
         metavar="A,B,...",
-        help="names as in docs/evaluation.md, or all (default: plain,attention-crop,sdrpn,oracle-crop, as far as they "
-        "are possible)",
+        help="names as in docs/evaluation.md, or all (default: those of plain,attention-crop,sdrpn,oracle-crop "
+        "that the model allows)",
     )
     group.add_argument(
         "--rpn",
         metavar="[NAME=]FILE",
         action="append",
         default=[],
-        help="rpn.safetensors with rpn.json beside it; the first is sdrpn, each further one, by its own name or its "
-        "folder's, sdrpn:NAME",
+        help="rpn.safetensors with rpn.json beside it; the first is the method sdrpn, each further one sdrpn:NAME, by "
+        "the given name or its folder's",
     )
     group.add_argument("--heads", metavar="NAME", help="grounding heads, as for `sdrpn label`")
     group.add_argument(
         "--threshold",
         metavar="X",
         type=number_or_auto(-1, 1),
-        help="of the RoI map; auto: by labels that the model gives itself, for every RPN (default: the one of "
-        "its training or export; without such, the published one of the task)",
+        help="threshold of the RoI map; auto: chosen for every RPN by labels from the model's own attention (default: "
+        "that of its training or export, else the task's published one)",
     )
     group.add_argument(
         "--attention-threshold",
@@ -107,34 +109,44 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         help="share of the strongest cell's attention above which a cell counts; auto: as above (default: auto)",
     )
     group.add_argument(
-        "--no-answers", action="store_true", help="only look: how well crops fit, for tasks with boxes; needs no answer"
+        "--no-answers", action="store_true", help="measure only how well crops fit; for tasks with boxes"
     )
     group.add_argument("--upscale", choices=("mask", "bbox"), help="as for `sdrpn ask`")
     group.add_argument(
-        "--vicrop-layer", metavar="N", type=whole_number, help="layer of vicrop's attention (default: 14/32 of the way)"
+        "--vicrop-layer",
+        metavar="N",
+        type=whole_number,
+        help="layer of vicrop's attention (default: at 14/32 of the depth)",
     )
 
 
 def _add_where(group: argparse._ArgumentGroup) -> None:
-    add_part_arguments(group, "of a checkpoint: as for `sdrpn export`")
-    group.add_argument("--fit", choices=("pad", "crop"), help="of a checkpoint: as for `sdrpn export` (default: pad)")
+    add_part_arguments(group, "for a checkpoint: as for `sdrpn export`")
+    group.add_argument("--fit", choices=("pad", "crop"), help="for a checkpoint: as for `sdrpn export` (default: pad)")
     group.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of a checkpoint (default: fp32)"
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="for a checkpoint: its precision (default: fp32)",
     )
-    group.add_argument("--device", default="cpu", metavar="NAME", help="of a checkpoint: cpu, cuda, ... (default: cpu)")
-    group.add_argument("--backend", default="onnxruntime", metavar="NAME", help="of a bundle: as for `sdrpn ask`")
-    group.add_argument("--variant", metavar="NAME", help="of a bundle: as for `sdrpn ask`")
+    group.add_argument(
+        "--device", default="cpu", metavar="NAME", help="for a checkpoint: cpu, cuda, ... (default: cpu)"
+    )
+    group.add_argument("--backend", default="onnxruntime", metavar="NAME", help="for a bundle: as for `sdrpn ask`")
+    group.add_argument("--variant", metavar="NAME", help="for a bundle: as for `sdrpn ask`")
     add_threads_argument(group)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--out", metavar="DIR", type=Path, help="folder for records, results, and a page of worst cases")
-    group.add_argument("--resume", action="store_true", help="go on with a run of the same settings in --out")
+    group.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder to write records, results and a page of the worst cases to"
+    )
+    group.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")
     group.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask, score, and print."""
+    """Ask, score and print."""
     from sdrpn.evaluation.table import COLUMNS, difference_rows, rows
     from sdrpn.terminal.output import print_json, print_table
     from sdrpn.terminal.output_file import report_written, require_output_folder
@@ -149,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         print_table(COLUMNS, rows(results), title=f"{results.task}: {results.metric}, {results.samples:,} questions")
         print_table(("method", "less", "points", "95 % interval"), difference_rows(results), title="differences")
         if args.out is not None:
-            report_written(args.out, "records, results and a page of worst cases")
+            report_written(args.out, "records, results and a page of the worst cases")
     return 0
 
 

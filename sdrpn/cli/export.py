@@ -22,16 +22,16 @@ works on.
 
 CHECKPOINT is a folder in one of these layouts: an official SD-RPN checkpoint, an original LLaVA-1.5 checkpoint
 (model_type llava_llama), or a Hugging Face one (llava-hf). Without an RPN the bundle answers as plain LLaVA.
-It may also be a LoRA, as PEFT or LLaVA saves it, or LLaVA's mm_projector.bin, with its --base: docs/checkpoints.md.
-A bundle may hold several variants (a dialect in a precision): export again with the same --out to add one; weights
-that are equal are stored once. An interrupted export leaves the folder as it was.
+It can also be a LoRA as PEFT or LLaVA saves it, or LLaVA's mm_projector.bin, with --base: see docs/checkpoints.md.
+A bundle can hold several variants (a dialect in a precision): export again with the same --out to add one; equal
+weights are stored once. An interrupted export leaves the folder as it was.
 
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision fp16
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision fp16 --dialect primitive   # for JetPack 6 as well
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision int4
   sdrpn export llava-v1.5-7b-roi-K15T3 --out bundle --precision int4 --kv-cache int8   # for longer contexts
   sdrpn export llava-lora --base vicuna-7b-v1.5 --out bundle --precision fp16
-  sdrpn export llava-llama-2-13b --out bundle --template llava_llama_2   # asked as its training did
+  sdrpn export llava-llama-2-13b --out bundle --template llava_llama_2   # with the prompt of its training
   sdrpn export my-llava --out bundle --precision int4 --method gptq --calibrate qa.jsonl --images images
 """
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vision-tower",
         metavar="DIR",
         type=Path,
-        help="CLIP vision tower of an original LLaVA checkpoint (default: where its config says, or the local cache)",
+        help="CLIP vision tower of an original LLaVA checkpoint (default: as its config says, or from the local cache)",
     )
     parser.add_argument(
         "--rpn", metavar="FILE", type=Path, help="rpn.safetensors, with rpn.json beside it, to use with this checkpoint"
@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         metavar="DIR",
         type=Path,
-        help="checkpoint to take from what CHECKPOINT lacks: upper layers, or all that a LoRA or a projector alone was "
-        "trained on",
+        help="checkpoint that supplies what CHECKPOINT lacks: upper layers, or the whole model that a LoRA or a "
+        "projector was trained on",
     )
     parser.add_argument(
         "--projector",
@@ -73,14 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=tuple(PRECISIONS),
         default="fp32",
-        help="of the matrices; the residual stream and the norms are always fp32. "
+        help="precision of the matrices; the residual stream and the norms are always fp32. "
         + "; ".join(f"{row.name}: {row.about}" for row in PRECISIONS.values())
         + " (default: fp32)",
     )
     parser.add_argument(
         "--template",
         metavar="NAME|FILE",
-        help="how questions are put to the model: a conversation of LLaVA's training code by name (vicuna_v1, "
+        help="prompt template: a conversation of LLaVA's training code by name (vicuna_v1, "
         "llava_v1, llava_llama_2, mistral_instruct, chatml_direct, mpt, plain, ...), or a file with a Jinja chat "
         "template (default: the checkpoint's own)",
     )
@@ -96,26 +96,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dialect",
         choices=DIALECT_NAMES,
         default="fused",
-        help="fused: opset 24 with attention and cache operators; primitive: opset 20 at most, for TensorRT before "
+        help="fused: opset 24 with attention and cache operators; primitive: opset 20 or lower, for TensorRT before "
         "10.15, as on JetPack 6 (default: fused)",
     )
     parser.add_argument(
         "--kv-cache",
         choices=tuple(CACHE_FORMS),
-        help="keep keys and values in 8 bits, with a scale for every row and head: about half of fp16 and a quarter of "
-        "fp32; a variant of its own. fp8 needs --dialect primitive, as do engines (default: as the graphs compute)",
+        help="KV cache in 8 bits, with a scale per row and head: about half the size of fp16 and a quarter of fp32; a "
+        "separate variant. fp8 needs --dialect primitive, as do engines (default: in the type that graphs compute in)",
     )
     parser.add_argument(
         "--max-context",
         metavar="N",
         type=positive_int,
-        help="most tokens of prompt and answer together (default: the checkpoint's own limit)",
+        help="maximum tokens of prompt and answer together (default: the checkpoint's limit)",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on where an export of the same checkpoint with --resume was broken off; its finished weight files "
-        "were kept, hidden, beside BUNDLE",
+        help="continue an export of the same checkpoint that was started with --resume and interrupted; its finished "
+        "weight files were kept in a hidden folder beside BUNDLE",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest's summary as JSON")
     add_model_options(parser, "checkpoint", "base", "vision_tower")
@@ -127,34 +127,34 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         type=int,
         choices=(16, 32, 64, 128),
-        help="inputs that share a scale: 16, 32, 64 or 128; fewer are more exact and larger (default: 32)",
+        help="inputs that share a scale: 16, 32, 64 or 128; smaller blocks are more accurate and take more space "
+        "(default: 32)",
     )
     group.add_argument(
         "--method",
         choices=("rtn", "hqq", "gptq"),
-        help="rtn: round to nearest; hqq: also fit the scales, which takes some thirty times as long; gptq: make up "
-        "for each rounding after what the matrices multiply on --calibrate's questions, int4 only (default: rtn)",
+        help="rtn: round to nearest; hqq: also fit the scales, about thirty times slower; gptq: compensate each "
+        "rounding error, using the inputs of the matrices on --calibrate's questions, int4 only (default: rtn)",
     )
     group.add_argument(
         "--keep",
         metavar="A,B",
         type=lambda text: tuple(filter(None, text.split(","))) if text != "none" else (),
-        help="leave these in fp16: lm_head, rpn, vision, layers.N, or none; a vision tower that is not kept gets 8 "
+        help="parts to keep in fp16: lm_head, rpn, vision, layers.N, or none; a vision tower that is not kept gets 8 "
         "bits (default: lm_head,rpn,vision)",
     )
     group.add_argument(
         "--int8",
         metavar="A,B",
         type=lambda text: tuple(filter(None, text.split(","))),
-        help="with --precision int4: give these 8 bits, e.g. lm_head, which a CPU computes with in fp32 otherwise",
+        help="with --precision int4: parts in 8 bits, e.g. lm_head, which a CPU otherwise computes in fp32",
     )
     group.add_argument(
         "--calibrate",
         metavar="QA.jsonl",
         type=Path,
-        help="for --method gptq and --precision nvfp4, and for --precision fp8 where inputs shall be rounded, too: one "
-        "JSON object a line: image, question, and answer where there is one; a few dozen are enough. Needs the [train] "
-        "extra",
+        help="questions for --method gptq and --precision nvfp4, and for --precision fp8 to round inputs as well. JSON "
+        "Lines: image, question, optionally answer; a few dozen are enough. Needs the [train] extra",
     )
     group.add_argument("--images", metavar="DIR", type=Path, help="with --calibrate: folder of the images")
     group.add_argument("--device", metavar="NAME", help="with --calibrate: cpu, cuda, cuda:1, ... (default: cpu)")
@@ -162,7 +162,7 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, and say what was written."""
+    """Export, and print what was written."""
     from sdrpn.terminal.output import print_json
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _calibration(args: argparse.Namespace) -> CalibrationData | None:
-    """What --calibrate asks for. Raises BadInput where the arguments about it do not go together."""
+    """The calibration of --calibrate. Raises BadInput if its arguments contradict each other."""
     from sdrpn.errors import BadInput
     from sdrpn.workflows.export import CalibrationData
 
@@ -195,7 +195,7 @@ def _calibration(args: argparse.Namespace) -> CalibrationData | None:
     if not given and not needed:
         return None
     if args.calibrate is None or args.images is None:
-        raise BadInput("a calibration needs questions and their pictures: --calibrate QA.jsonl --images DIR")
+        raise BadInput("a calibration needs questions and their images: --calibrate QA.jsonl --images DIR")
     return CalibrationData(args.calibrate, args.images, args.device or "cpu", args.threads)
 
 

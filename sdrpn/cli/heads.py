@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 HELP = "find the attention heads that point at what a question is about"
 DESCRIPTION = """\
 Let a checkpoint answer questions, and score every attention head by its share on the image, by how compact that share
-is, and by how much it follows the question. The heads that are most often in a question's top ten become labels with
-`sdrpn label --heads`. Give 500 questions or more, with two or more on some images. Needs the [train] extra.
-With --propose the same questions are labelled by the chosen heads, and short trainings, scored on labels that were held
-out, propose where `sdrpn train` should tap the LLM (K) and how many layers the RPN should have (T).
+is, and by how much it follows the question. `sdrpn label --heads` makes labels from the heads that are most often in a
+question's top ten. Give 500 questions or more, with two or more on some images. Needs the [train] extra.
+With --propose the same questions are labelled by the chosen heads, and short trainings, scored on held-out labels,
+propose where `sdrpn train` should tap the LLM (K) and how many layers the RPN should have (T).
 
   sdrpn heads llava-v1.5-7b --data qa.jsonl --images images --out heads --limit 500 --device cuda --precision bf16
   sdrpn heads my-llava --data qa.jsonl --images images --out heads --propose --trial-steps 200
@@ -39,23 +39,34 @@ SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     add_teacher_arguments(parser)
-    parser.add_argument("--count", metavar="N", type=positive_int, default=3, help="heads to choose (default: 3)")
+    parser.add_argument(
+        "--count", metavar="N", type=positive_int, default=3, help="number of heads to choose (default: 3)"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write heads.json and heads.png to")
     parser.add_argument(
         "--propose",
         nargs="?",
         const="official",
         choices=("official", "tiny"),
-        help="also propose K and T, training with the numbers of this preset of `sdrpn train` (default: official)",
+        help="also propose K and T, training with this preset of `sdrpn train` (default: official)",
     )
     parser.add_argument(
-        "--tap-layers", metavar="K", type=positive_int, nargs="+", help="to try (default: four around the middle)"
+        "--tap-layers",
+        metavar="K",
+        type=positive_int,
+        nargs="+",
+        help="values of K to try (default: four around the middle)",
     )
     parser.add_argument(
-        "--rpn-layers", metavar="T", type=positive_int, nargs="+", default=[1, 2, 3], help="to try (default: 1 2 3)"
+        "--rpn-layers",
+        metavar="T",
+        type=positive_int,
+        nargs="+",
+        default=[1, 2, 3],
+        help="values of T to try (default: 1 2 3)",
     )
     parser.add_argument(
-        "--trial-steps", metavar="N", type=positive_int, default=100, help="steps of each training (default: 100)"
+        "--trial-steps", metavar="N", type=positive_int, default=100, help="steps of each trial training (default: 100)"
     )
     parser.add_argument("--json", action="store_true", help="print the scores of every head as JSON")
 
@@ -103,7 +114,7 @@ def _print_table(found: FoundHeads) -> None:
 
 
 def _print_proposal(proposal: Proposal) -> None:
-    """One row a training."""
+    """One row per training."""
     from sdrpn.terminal.output import print_table
 
     best = proposal.tap_layer, proposal.rpn_layers

@@ -19,9 +19,9 @@ DESCRIPTION = """\
 Show what a bundle holds: the model's sizes, where its layers are cut, the RPN, the variants with their graphs, inputs
 and outputs, and the size of every file.
 
-With --engines: what was built for which target, and whether it fits the bundle and this machine, a line a problem.
-Nothing is loaded for that. Exits 1 for an engine that is broken on every machine, and with --target also for one that
-does not fit this one. --report writes sizes, seconds, memory and gates of all engines as a page.
+With --engines: the engines of each target, and whether they fit the bundle and this machine, one line per problem.
+No engine is loaded. Exits 1 for an engine that is broken on every machine, and with --target also for one that does
+not fit this machine. --report writes sizes, seconds, memory and gates of all engines as a page.
 
   sdrpn inspect bundle --engines --report engines.html
 """
@@ -35,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", action="store_true", help="with --engines: also the kernels that were chosen")
     parser.add_argument("--target", metavar="NAME", help="with --engines: only those of this target")
     parser.add_argument(
-        "--report", metavar="FILE", type=Path, help="with --engines: also write a page, .md or .html by its name"
+        "--report", metavar="FILE", type=Path, help="with --engines: also write a page, as .md or .html"
     )
     parser.add_argument(
         "--asked",
         metavar="FILE",
         type=Path,
-        help="with --report: JSON object of the targets that were asked for and what became of them, so that the page "
-        "has those without engines too",
+        help="with --report: JSON object of requested targets and their outcome, so that the page also lists targets "
+        "without engines",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     add_model_options(parser, "bundle")
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         ("--asked", args.asked),
     ):
         if value:
-            raise BadInput(f"{option} is about engines; add --engines")
+            raise BadInput(f"{option} needs --engines; add it")
     bundle = inspect_bundle(args.bundle, verify=args.verify)
     if args.json:
         print_json(bundle.manifest.to_json())
@@ -86,7 +86,7 @@ def _inspect_engines(args: argparse.Namespace) -> int:
     if args.report is not None:
         require_output_file("--report", args.report, PAGES)
     if args.asked is not None and args.report is None:
-        raise BadInput("--asked is about the page; add --report FILE")
+        raise BadInput("--asked needs --report FILE; add it")
     asked = read_asked(args.asked) if args.asked is not None else None
     report = inspect_engines(args.bundle, args.target, verify=args.verify, with_layers=args.layers)
     if args.report is not None:
@@ -150,7 +150,7 @@ def _print_variant(manifest: Manifest, variant: Variant) -> None:
 
 
 def _graph_rows(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, ...]]:
-    """A row a tensor; the caches, alike in all layers, are one row together."""
+    """One row per tensor; the caches, which are alike in all layers, share a row."""
     from sdrpn.host.sizes import text_from_bytes
 
     head = graph.name, text_from_bytes(_size(manifest, graph))

@@ -19,7 +19,7 @@ HELP = "turn a checkpoint's attention into labels to train an RPN on"
 DESCRIPTION = """\
 Let a checkpoint answer questions, gather the attention of its answers to the image at the grounding heads, and clean it
 into labels: foreground, background, or ignored. Writes a folder with Parquet shards, labels.json and report.html.
-An interrupted run loses the shard that it was at; --resume goes on from there. Needs the [train] extra.
+An interrupted run loses only the shard in progress; --resume continues from there. Needs the [train] extra.
 
   sdrpn label llava-v1.5-7b --data qa.jsonl --images images --heads official-7b --out labels --device cuda
   sdrpn label my-llava --data qa.jsonl --images images --heads heads/heads.json --out labels --resume
@@ -36,15 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="official-7b or official-13b (LLaVA-1.5), or heads.json of `sdrpn heads`",
     )
     parser.add_argument("--out", metavar="LABELS", type=Path, required=True, help="folder to write: new or empty")
-    parser.add_argument("--resume", action="store_true", help="go on with a run of the same settings in --out")
+    parser.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")
     parser.add_argument(
-        "--shard-questions", metavar="N", type=positive_int, default=256, help="questions a file (default: 256)"
+        "--shard-questions", metavar="N", type=positive_int, default=256, help="questions per file (default: 256)"
     )
     parser.add_argument("--json", action="store_true", help="print what was made, and the counts, as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label, and say how many samples there are."""
+    """Label, and print how many samples there are."""
     from sdrpn.terminal.output import print_json
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_counts(counts: Counts, title: str) -> None:
-    """One row for each of the things that may become of a question."""
+    """One row per outcome of a question."""
     import dataclasses
 
     from sdrpn.terminal.output import print_table

@@ -1,7 +1,7 @@
-"""The `sdrpn` command: find the verb, run it, and turn what goes wrong into one line and an exit code.
+"""The `sdrpn` command: find the verb, run it, and report an error as one line and an exit code.
 
-Exit codes: 0 done, 1 the work failed, 2 a bad request (usage or input), 130 interrupted, 141 the reader of our output
-went away, 143 terminated.
+Exit codes: 0 done, 1 the work failed, 2 a bad request (usage or input), 130 interrupted, 141 standard output
+was closed, 143 terminated.
 
 Nothing heavy is imported here, nor at the top of a verb's module, so `--help` is instant.
 """
@@ -28,7 +28,7 @@ from sdrpn.terminal.streams import prepare_streams, silence_stdout, silence_stdo
 
 __all__ = ["main"]
 
-# What somebody comes for, and the verbs for it, in the order in which they are used.
+# What users want to do, and the verbs for it, in the order of use.
 JOBS = {
     "look and answer": ("demo", "ask", "inspect", "doctor"),
     "make a bundle of a checkpoint": ("export", "compare", "verify", "quantize"),
@@ -41,7 +41,7 @@ VERBS = tuple(verb for verbs in JOBS.values() for verb in verbs)
 EXIT_FAILED = 1
 EXIT_BAD_REQUEST = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-# What a shell reports for a program that these signals end; some systems have no SIGPIPE to take the number from.
+# What a shell reports for a program that these signals end; not all systems define SIGPIPE.
 EXIT_BROKEN_PIPE = 128 + 13
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
@@ -50,11 +50,11 @@ _ENDED = {EXIT_INTERRUPTED: "sdrpn: interrupted", EXIT_TERMINATED: "sdrpn: termi
 
 
 class _Terminated(SystemExit):
-    """SIGTERM came."""
+    """SIGTERM was received."""
 
 
 class Verb(Protocol):
-    """What the module of a verb has."""
+    """The module of a verb."""
 
     HELP: str
     DESCRIPTION: str
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
     begin_output()
-    # Read before parsing, so that a trace can be had of anything that happens from here on.
+    # Read before parsing, so that a trace is available for any later failure.
     debug, as_json = is_given("--debug", arguments), is_given("--json", arguments)
     try:
         return _watched(arguments)
@@ -123,7 +123,7 @@ def build_parser() -> Parser:
         jobs=JOBS,
     )
     parser.add_argument("--version", action="version", version=f"sdrpn {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the whole trace of an error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
     for name in VERBS:
         verb = _verb(name)
@@ -137,7 +137,7 @@ def build_parser() -> Parser:
         verb.add_arguments(verb_parser)
         # SUPPRESS: a verb without --debug must not reset the one given before it.
         verb_parser.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the whole trace of an error"
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
     return parser
 
@@ -152,7 +152,7 @@ def _run(arguments: Sequence[str]) -> int:
     if args.verb is None:
         parser.error(f"a verb is missing; expected one of {', '.join(VERBS)}")
     with warnings.catch_warnings():
-        # What Pillow remarks about files that it reads nevertheless; what it does not read is an error of ours.
+        # Pillow's warnings about files that it reads anyway; unreadable files raise our own errors.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         with found_model_folders(args):
             return _verb(args.verb).run(args)
@@ -172,7 +172,7 @@ def _terminate() -> NoReturn:
 
 
 def _end_now(number: int) -> None:
-    """The main thread does not come back from a library: nothing is unwound, the next run removes what is left."""
+    """The main thread does not return from a library: nothing is unwound, and the next run removes leftovers."""
     code = 128 + number
     complain(_ENDED[code])
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Folders of models on the command line: names of the hub, and links. Imports nothing heavy."""
+"""Model folders on the command line: hub names, and links. Imports no library."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["add_model_options", "found_model_folders"]
 
 
 def add_model_options(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Declare what goes for the arguments `names`, each of which is a bundle or a checkpoint."""
+    """Declare the options of the arguments `names`, each of which is a bundle or a checkpoint."""
     group = parser.add_argument_group("folders of models")
     group.add_argument(
         "--download",
         action="store_true",
-        help="where a folder is named like a model of Hugging Face's hub (ORGANISATION/MODEL, or "
-        "ORGANISATION/MODEL@REVISION), fetch what the local cache lacks",
+        help="download what the local cache lacks of a model that is given by its name on Hugging Face's hub "
+        "(ORGANISATION/MODEL or ORGANISATION/MODEL@REVISION)",
     )
     group.add_argument(
         "--allow-links",
@@ -28,15 +28,15 @@ def add_model_options(parser: argparse.ArgumentParser, *names: str) -> None:
         type=Path,
         action="append",
         default=[],
-        help="files may be links to below DIR, e.g. weights on another disk; those into the folder itself and into the "
-        "blobs of its cache always may. Can be given several times",
+        help="allow symbolic links to files below DIR, e.g. weights on another disk; links within the folder and into "
+        "the blobs of the hub's cache are always allowed. Can be given several times",
     )
     parser.set_defaults(model_folders=names)
 
 
 @contextmanager
 def found_model_folders(args: argparse.Namespace) -> Iterator[None]:
-    """Names of the hub become folders in `args`, and links are allowed as it says."""
+    """Replace hub names in `args` by folders, and allow the links that --allow-links names."""
     for name in getattr(args, "model_folders", ()):
         value = getattr(args, name)
         if value is not None and (found := model_folder(str(value), download=args.download)) != Path(value):

@@ -13,13 +13,13 @@ from sdrpn.cli.model_folders import add_model_options
 HELP = "make a bundle's graphs ready for this machine's CPU"
 DESCRIPTION = """\
 Let ONNX Runtime optimise a variant's graphs for this machine's CPU and keep the result in the bundle: `sdrpn ask` and
-`sdrpn bench` take it from then on. Attention is done by ONNX Runtime's own operator, which costs by the context in use
-and not by the length of the caches. Weights are saved as the kernels want them and mapped from the file: they are in
-memory once, however many processes answer, and can be dropped when it is short. On disk they take two to three times
-the bundle's own weights.
+`sdrpn bench` take it from then on. Attention runs in ONNX Runtime's own operator, whose cost depends on the context in
+use, not on the length of the KV cache. Weights are saved in the layout of the kernels and memory-mapped: all processes
+share one copy, which the system can drop when memory is short. On disk they take two to three times the size of the
+bundle's own weights.
 
-What is saved fits one version of ONNX Runtime on one kind of processor. Where another one answers, or after another
-export, the bundle's own graphs are used, with a warning.
+The result fits one version of ONNX Runtime on one processor model. With another one, or after another export, the
+bundle's own graphs are used, with a warning.
 
   sdrpn optimize bundle
   sdrpn optimize bundle --variant fused-int4-cpu
@@ -29,12 +29,14 @@ export, the bundle's own graphs are used, with a warning.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
-    parser.add_argument("--variant", metavar="NAME", help="default: the one that suits a CPU best")
+    parser.add_argument(
+        "--variant", metavar="NAME", help="variant to optimise (default: the one that suits a CPU best)"
+    )
     parser.add_argument(
         "--attention",
         choices=("group-query", "standard"),
-        help="standard: leave the attention as exported (default: group-query; standard for the dialect primitive, for "
-        "caches in 8 bits and for what computes in fp16)",
+        help="standard: keep attention as exported (default: group-query; standard for the dialect primitive, for "
+        "caches in 8 bits and for variants that compute in fp16)",
     )
     add_threads_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Optimise, save and tell."""
+    """Optimise, save and print what was saved."""
     from sdrpn.host.sizes import text_from_bytes
     from sdrpn.terminal.output import print_json, print_text
     from sdrpn.terminal.progress import progress

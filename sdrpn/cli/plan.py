@@ -1,11 +1,11 @@
-"""`sdrpn plan`: what a bundle takes in memory before anything is built or loaded.
+"""`sdrpn plan`: how much memory a bundle needs, before anything is built or loaded.
 
 The JSON form is an object: bundle, variant, device, context (the longest), contexts, batch, memory_bytes (null where
 not known), needs (weights, caches, activations, images, and scores of attention that may not be fused, in bytes),
-total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context -> what a decode step of an engine
-reads; empty for a CPU), kv_cache (int8, fp8, or null for caches in the type that the graphs compute in), other (the
-same variant with the other kind of caches: kv_cache, caches_bytes, largest_context), prefixes (what is kept of pictures
-asked about before, beside all this and only of memory that is left: limit_bytes, picture_bytes, pictures).
+total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context -> bytes that a decode step of an
+engine reads; empty for a CPU), kv_cache (int8, fp8, or null for caches in the type that the graphs compute in), other
+(the same variant with the other kind of caches: kv_cache, caches_bytes, largest_context), prefixes (what is kept of
+pictures asked about before, beside all this and only of memory that is left: limit_bytes, picture_bytes, pictures).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sdrpn.cli.model_folders import add_model_options
 if TYPE_CHECKING:
     from sdrpn.workflows.memory_plan import MemoryPlan
 
-HELP = "say how much memory a bundle takes on a device"
+HELP = "estimate how much memory a bundle needs on a device"
 DESCRIPTION = """\
-Add up what a bundle takes in memory while it answers: weights, caches, activations and image buffers; and say which
-context fits, also with the other kind of caches (8 bits, as `sdrpn export --kv-cache` makes them, or not). For a
-target, engines as `sdrpn build` makes them; without one, ONNX Runtime on this machine's CPU. The same sums decide
-whether `sdrpn build` and `sdrpn ask` start. Exits 1 where it does not fit.
+Estimate the memory that a bundle needs while it answers: weights, caches, activations and image buffers; and which
+context fits, also with the other kind of KV cache (in 8 bits, as `sdrpn export --kv-cache` writes, or not). With a
+target: for engines as `sdrpn build` makes them; without: for ONNX Runtime on this machine's CPU. The same estimate
+decides whether `sdrpn build` and `sdrpn ask` start. Exits 1 if the bundle does not fit.
 
   sdrpn plan bundle --target jetson-agx-orin-jp72 --context 2048 --batch 2
   sdrpn plan bundle --target jetson-agx-orin-jp62 --context 1024,4096
@@ -42,13 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=GRAPH_BACKENDS[0],
         help="without --target: the library that runs the graphs on this machine (default: %(default)s)",
     )
-    parser.add_argument("--variant", metavar="NAME", help="default: what `sdrpn build` or `sdrpn ask` would take")
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="variant to plan for (default: the one that `sdrpn build` or `sdrpn ask` would use)",
+    )
     parser.add_argument(
         "--context",
         metavar="N[,N]",
         type=context_lengths,
-        help="positions of prompt and answer (default: of a target what `sdrpn build` takes, of a CPU the bundle's); "
-        "several: engines with profiles for each",
+        help="tokens of prompt and answer (default: for a target as `sdrpn build`, for a CPU the bundle's limit); "
+        "several: engines with a profile for each",
     )
     parser.add_argument(
         "--batch", metavar="B", type=positive_int, default=1, help="questions that are decoded together (default: 1)"
@@ -64,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Add up and print."""
+    """Estimate and print."""
     from sdrpn.terminal.output import print_json
     from sdrpn.workflows.memory_plan import PlanRequest, plan
 
@@ -98,7 +102,7 @@ def _print(plan: MemoryPlan) -> None:
             f"{plan.largest_context} of {plan.context_limit}" if plan.largest_context else "none",
         ),
         (
-            f"with {f'--kv-cache {other.kv_cache}' if other.kv_cache else 'caches of floats'}",
+            f"with {f'--kv-cache {other.kv_cache}' if other.kv_cache else 'caches not in 8 bits'}",
             f"caches {text_from_bytes(other.caches_bytes)}, largest context {other.largest_context or 'none'}",
         ),
     ]

@@ -17,8 +17,8 @@ HELP = "measure what 8 and 4 bits cost, part by part"
 DESCRIPTION = """\
 Round one part of a checkpoint at a time (the vision tower, each layer of the LLM, the RPN, the head), leave the rest as
 it is, and compare with the checkpoint itself: the RoI map's cosine, how far the boxes overlap, whether both crop or
-neither does, and whether the answer is the same token for token. The last row rounds at once what `sdrpn export` would
-round by default. Says what to --keep. Needs the [train] extra; all of it is done in PyTorch.
+neither does, and whether the answers are equal token by token. The last row rounds everything that `sdrpn export`
+rounds by default. Recommends parts to --keep. Needs the [train] extra; runs in PyTorch.
 
   sdrpn quantize CHECKPOINT --data qa.jsonl --images images --limit 32 --report report
   sdrpn quantize CHECKPOINT --data qa.jsonl --images images --choices int4-b32-rtn,int4-b128-hqq --parts rpn,layers.0
@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     add_checkpoint_arguments(parser)
     parser.add_argument("--rpn", metavar="FILE", type=Path, help="as for `sdrpn export`")
-    parser.add_argument(
-        "--data", metavar="QA.jsonl", type=Path, required=True, help="one JSON object a line: image, question"
-    )
+    parser.add_argument("--data", metavar="QA.jsonl", type=Path, required=True, help="JSON Lines: image, question")
     parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="folder of the images")
     parser.add_argument("--limit", metavar="N", type=positive_int, help="take the first N questions only")
     parser.add_argument(
@@ -39,13 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         type=some_names,
         default=CHOICES,
-        help=f"ways to round, as names of weight files have them: intBITS-bBLOCK-METHOD (default: {','.join(CHOICES)})",
+        help=f"ways to round: intBITS-bBLOCK-METHOD, as in the names of weight files (default: {','.join(CHOICES)})",
     )
     parser.add_argument(
-        "--parts", metavar="A,B", type=some_names, help="of vision, layers.N, rpn, lm_head (default: all)"
+        "--parts",
+        metavar="A,B",
+        type=some_names,
+        help="which of vision, layers.N, rpn, lm_head to round (default: all)",
     )
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=positive_int, default=32, help="longest answer (default: 32)"
+        "--max-new-tokens",
+        metavar="N",
+        type=positive_int,
+        default=32,
+        help="maximum length of an answer, in tokens (default: 32)",
     )
     parser.add_argument("--threshold", metavar="X", type=number_between(-1, 1), help="as for `sdrpn ask`")
     parser.add_argument("--upscale", choices=("mask", "bbox"), help="as for `sdrpn ask`")
@@ -56,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and tell."""
+    """Measure and print."""
     from sdrpn.terminal.output import print_json, print_table, print_text
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress

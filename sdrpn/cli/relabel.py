@@ -1,4 +1,4 @@
-"""`sdrpn relabel`: other labels from attention that was gathered before.
+"""`sdrpn relabel`: new labels from attention that was stored before.
 
 The JSON form is `counts` of sdrpn.labels.labelling.Counts, and the `rule`.
 """
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from sdrpn.cli.arguments import filled, number_between
 
-HELP = "label once more by another rule, without running the model"
+HELP = "label again by another rule, without running the model"
 DESCRIPTION = """\
-Clean the attention that `sdrpn label` gathered by another rule, into a new folder that `sdrpn train` takes. The model
-does not run again, so trying a rule takes seconds. Needs the [train] extra.
+Clean the attention that `sdrpn label` stored by another rule, into a new folder for `sdrpn train`. The model does not
+run again, so trying a rule takes seconds. Needs the [train] extra.
 
   sdrpn relabel labels --out labels-strict --foreground-share 0.3
-  sdrpn relabel labels --out labels-raw --raw        # no cleaning, to see what it is worth
+  sdrpn relabel labels --out labels-raw --raw        # no cleaning, for comparison
 """
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label, and say how many samples there are."""
+    """Label, and print how many samples there are."""
     from sdrpn.cli.label import print_counts
     from sdrpn.terminal.output import print_json
     from sdrpn.terminal.output_file import report_written, require_output_folder

@@ -1,4 +1,4 @@
-"""Arguments of verbs that open a session: which library runs a bundle, and on what. Imports nothing heavy."""
+"""Arguments of verbs that open a session: which library runs a bundle, and where. Imports no library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BACKENDS, add_threads_argument, device_number
+from sdrpn.cli.arguments import BACKENDS, add_former_name, add_threads_argument, device_number
 
 if TYPE_CHECKING:
     from sdrpn.workflows.question import EngineOptions
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 __all__ = ["add_where", "engine_options"]
 
 _NOWHERE = "none"
-DECODES = ("exact", "fast", "gpu")
+JPEG_MODES = ("exact", "fast", "gpu")
 
 
 def add_where(group: argparse._ArgumentGroup) -> None:
-    """Declare where a session runs."""
+    """Declare how and where a session runs."""
     group.add_argument(
         "--backend",
         metavar="{" + ",".join(BACKENDS) + "}",
         type=_backend,
         default=BACKENDS[0],
-        help="library that runs the graphs; tensorrt: the engines of `sdrpn build` (default: auto, which is tensorrt "
+        help="inference library; tensorrt: runs the engines of `sdrpn build` (default: auto, which is tensorrt "
         "where engines fit this machine's GPU, else onnxruntime)",
     )
     group.add_argument("--target", metavar="NAME", help="run the engines of this target (default: the first that fit)")
@@ -35,33 +35,34 @@ def add_where(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--device", metavar="N", type=device_number, help="which GPU, as CUDA numbers them (default: 0)")
     group.add_argument(
-        "--no-cuda-graph", action="store_true", help="with engines: enqueue every part of a decode step by itself"
+        "--no-cuda-graph", action="store_true", help="with engines: enqueue the parts of a decode step one by one"
     )
     group.add_argument(
         "--runtime-cache",
         metavar="FOLDER",
-        help="where TensorRT-RTX keeps what it compiles on this GPU for the next start; none: nowhere (default: "
+        help="where TensorRT-RTX keeps what it compiles on this GPU for later starts; none: do not keep it (default: "
         "~/.cache/sdrpn)",
     )
     add_threads_argument(group)
     group.add_argument(
-        "--decode",
-        choices=DECODES,
-        default=DECODES[0],
-        help="fast: take the first look at a JPEG file from DCT scaling, quicker but not exact; gpu: decode it with "
-        f"nvImageCodec (default: {DECODES[0]})",
+        "--jpeg",
+        choices=JPEG_MODES,
+        default=JPEG_MODES[0],
+        help="how JPEG files are decoded. fast: at a fraction of the size for the first look (DCT scaling), quicker "
+        f"but not exact; gpu: with nvImageCodec (default: {JPEG_MODES[0]})",
     )
+    add_former_name(group, "--decode", "--jpeg", choices=JPEG_MODES)
     group.add_argument(
-        "--no-verify", action="store_true", help="do not check the digests of large files: starts faster"
+        "--no-verify", action="store_true", help="do not check the digests of large files (faster start)"
     )
     group.add_argument(
         "--no-optimized", action="store_true", help="run the bundle's own graphs, not those of `sdrpn optimize`"
     )
-    group.add_argument("--no-memory-check", action="store_true", help="start even if the estimate says it cannot fit")
+    group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
 
 
 def engine_options(args: argparse.Namespace) -> EngineOptions:
-    """How engines are run."""
+    """The options for running engines."""
     from sdrpn.workflows.question import EngineOptions
 
     kept = args.runtime_cache
@@ -76,5 +77,5 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
 def _backend(text: str) -> str:
     if text in BACKENDS:
         return text
-    hint = " (that one is gone: use tensorrt with the engines of `sdrpn build`)" if text.endswith("-tensorrt") else ""
+    hint = " (it was removed: use tensorrt with the engines of `sdrpn build`)" if text.endswith("-tensorrt") else ""
     raise argparse.ArgumentTypeError(f"{text!r} is unknown; expected one of {', '.join(BACKENDS)}{hint}")

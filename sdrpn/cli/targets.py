@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 HELP = "show the devices that engines are built for"
 DESCRIPTION = """\
-Show the targets of `sdrpn build`: the device, its compute capability, which TensorRT it takes and where its engines are
-built. A file of the same form makes a target of your own: sdrpn build BUNDLE --target my-device.toml
+Show the targets of `sdrpn build`: the device, its compute capability, its TensorRT version and where its engines are
+built. To define your own target, write a file of the same form: sdrpn build BUNDLE --target my-device.toml
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--json", action="store_true", help="print all that is known of each target")
+    parser.add_argument("--json", action="store_true", help="print everything about each target as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 HELP = "train an RPN on labels"
 DESCRIPTION = """\
-Train a region proposal network on the labels of `sdrpn label`. It starts from copies of the LLM's layers behind the
-tap; the model below stays as it is and runs up to the tap only. Writes a folder for `sdrpn export --rpn`. The default
-numbers are those of the official training of LLaVA-1.5-7B. Needs the [train] extra.
+Train a region proposal network on the labels of `sdrpn label`. It starts from copies of the LLM's layers after the
+tap; the layers below are frozen, and the model runs up to the tap only. Writes a folder for `sdrpn export --rpn`. The
+defaults are those of the official training of LLaVA-1.5-7B. Needs the [train] extra.
 
   sdrpn train llava-v1.5-7b --labels labels --out rpn
   sdrpn train my-llava --labels labels --out rpn --tap-layer 12 --rpn-layers 2 --epochs 4 --taps fp16
@@ -55,16 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--taps-dir",
         metavar="DIR",
         type=Path,
-        help="where stored taps are; trainings of one checkpoint may share it (default: taps in LABELS)",
+        help="where tap activations are stored; trainings of one checkpoint can share it (default: taps in LABELS)",
     )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu"),
         default="auto",
-        help="auto: a GPU if there is one, or what `accelerate launch` gives (default: auto)",
+        help="auto: a GPU if there is one, or the device from `accelerate launch` (default: auto)",
     )
     add_threads_argument(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with a training of the same settings in --out")
+    parser.add_argument("--resume", action="store_true", help="continue a training with the same settings in --out")
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
     _add_model_options(parser.add_argument_group("the RPN"))
     _add_training_options(parser.add_argument_group("the training (defaults: those of --preset)"))
@@ -80,47 +80,67 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--tap-layer", metavar="K", type=positive_int, help="LLM layers below the tap")
     group.add_argument("--rpn-layers", metavar="T", type=positive_int, help="layers of the RPN")
-    group.add_argument("--loss", choices=("bce", "focal"), help="what a cell costs (default: bce)")
+    group.add_argument("--loss", choices=("bce", "focal"), help="loss of a cell (default: bce)")
 
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--learning-rate", metavar="X", type=non_negative_number, help="highest learning rate")
-    group.add_argument("--warmup-share", metavar="X", type=number_between(0, 0.99), help="of the steps (default: 0.03)")
-    group.add_argument("--weight-decay", metavar="X", type=non_negative_number, help="of AdamW (default: 0)")
-    group.add_argument("--gradient-clip", metavar="X", type=non_negative_number, help="longest gradient (default: 1)")
-    group.add_argument("--batch", metavar="N", type=positive_int, help="pairs a step, over all processes")
     group.add_argument(
-        "--micro-batch", metavar="N", type=positive_int, help="pairs that one process runs at once; lower it for memory"
+        "--warmup-share",
+        metavar="X",
+        type=number_between(0, 0.99),
+        help="share of the steps for warm-up (default: 0.03)",
+    )
+    group.add_argument(
+        "--weight-decay", metavar="X", type=non_negative_number, help="weight decay of AdamW (default: 0)"
+    )
+    group.add_argument(
+        "--gradient-clip", metavar="X", type=non_negative_number, help="maximum gradient norm (default: 1)"
+    )
+    group.add_argument("--batch", metavar="N", type=positive_int, help="pairs per step, over all processes")
+    group.add_argument(
+        "--micro-batch",
+        metavar="N",
+        type=positive_int,
+        help="pairs that one process runs at once; lower it to save memory",
     )
     group.add_argument("--epochs", metavar="N", type=positive_int, help="passes over the pairs")
-    group.add_argument("--steps", metavar="N", type=positive_int, help="steps, in place of --epochs")
+    group.add_argument("--steps", metavar="N", type=positive_int, help="number of steps, instead of --epochs")
     group.add_argument("--limit-pairs", metavar="N", type=positive_int, help="train on the first N pairs only")
     group.add_argument(
         "--loss-normalisation",
         choices=("global", "official"),
-        help="global: by the labelled cells of a step; official: mean of micro-batches (default: global)",
+        help="global: over the labelled cells of a step; official: mean of micro-batches (default: global)",
     )
-    group.add_argument("--precision", choices=("fp32", "bf16"), help="of matrix products; weights stay fp32")
+    group.add_argument("--precision", choices=("fp32", "bf16"), help="precision of matrix products; weights stay fp32")
     group.add_argument(
         "--taps",
         choices=("fp16", "bf16", "fp32", "none"),
-        help="keep what the frozen model computes in files, or compute it again in every epoch",
+        help="store the frozen model's tap activations in files, or recompute them in every epoch",
     )
     group.add_argument(
-        "--validation-share", metavar="X", type=number_between(0, 0.9), help="of the images, held out (default: 0.05)"
+        "--validation-share",
+        metavar="X",
+        type=number_between(0, 0.9),
+        help="share of the images to hold out (default: 0.05)",
     )
     group.add_argument(
-        "--validations", metavar="N", type=positive_int, help="how often to validate, besides before the first step"
+        "--validations",
+        metavar="N",
+        type=positive_int,
+        help="number of validations, besides the one before the first step",
     )
-    group.add_argument("--split-seed", metavar="N", type=whole_number, help="which images these are (default: 0)")
     group.add_argument(
-        "--save-every", metavar="N", type=positive_int, help="steps between states to go on from (default: 100)"
+        "--split-seed", metavar="N", type=whole_number, help="seed of the choice of held-out images (default: 0)"
     )
-    group.add_argument("--seed", metavar="N", type=whole_number, help="order of the pairs (default: 0)")
+    group.add_argument(
+        "--save-every", metavar="N", type=positive_int, help="steps between saved states, for --resume (default: 100)"
+    )
+    group.add_argument("--seed", metavar="N", type=whole_number, help="seed of the order of pairs (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and say how it went."""
+    """Train, and print the result."""
     from sdrpn.terminal.output import warn
     from sdrpn.terminal.output_file import require_output_folder
     from sdrpn.terminal.progress import progress

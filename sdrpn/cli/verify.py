@@ -1,4 +1,4 @@
-"""`sdrpn verify`: how far a bundle's graphs lie from the checkpoint, against gates of each precision, or exactly.
+"""`sdrpn verify`: how far a bundle's graphs are from the checkpoint: against the gates of each precision, or exactly.
 
 The JSON form is an object with these entries, which only ever gain new ones while `format_version` is 1:
     format_version  1
@@ -8,7 +8,7 @@ The JSON form is an object with these entries, which only ever gain new ones whi
     checks          list of sdrpn.compare.graphs.Check: variant, graph, kind, tensor, found, expected, limit, ok, note
 and without --exact:
     target          the target, or null for all variants
-    engines         how the engines themselves were judged: "ran", or why not
+    engines         whether the engines themselves were run: "ran", or why not
     gates           by variant: list of sdrpn.bundle.engine_manifest.ParityGate
 """
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 HELP = "measure a bundle's graphs, or a target's engines, against the checkpoint"
 DESCRIPTION = """\
-Run the very graphs that engines are made of in ONNX Runtime, and the checkpoint in PyTorch in float32: the largest and
-the mean difference and the cosine of every output of every layer, the largest value that fp16 has to hold, RoI maps,
-crops and tokens of seeded questions. Each precision has its gates; what was found is written into the manifests of the
-engines. Exits 1 below a gate. Where a GPU fits the engines of --target, they answer the same questions. Needs the
-[train] extra.
-With --exact no gate is asked: names, axes, shapes and values of every graph, in that order, then RoI map, boxes and
-generated tokens. Exits 1 when something differs by more than it may.
+Run the graphs that engines are built from in ONNX Runtime, and the checkpoint in PyTorch in float32, and compare: the
+largest and the mean difference and the cosine of every output of every layer, the largest value that fp16 has to hold,
+RoI maps, crops and tokens of seeded questions. Each precision has its gates; the results are written into the manifests
+of the engines. Exits 1 if a gate fails. If a GPU fits the engines of --target, they answer the same questions. Needs
+the [train] extra.
+With --exact there are no gates: names, axes, shapes and values of every graph are compared, in that order, then RoI
+map, boxes and generated tokens. Exits 1 if a difference is above its limit.
 
   sdrpn verify bundle --target rtx-4090 --checkpoint llava-v1.5-7b-roi-K15T3
   sdrpn verify bundle --exact --variant fused-fp16
-  sdrpn verify default
+  sdrpn verify demo
 """
 
 
@@ -52,25 +52,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         metavar="CHECKPOINT",
         type=Path,
-        help="folder that the bundle was exported from (default: one of its name here or beside the bundle)",
+        help="checkpoint that the bundle was exported from (default: a folder of its name here or beside the bundle)",
     )
     parser.add_argument("--variant", metavar="NAME", help="this variant only (default: all, or the target's)")
     parser.add_argument(
-        "--exact", action="store_true", help="graph by graph and answers against the reference, in place of gates"
+        "--exact",
+        action="store_true",
+        help="compare graph by graph, then answers, with the reference, instead of gates",
     )
     add_threads_argument(parser)
     add_source_arguments(parser)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """What belongs to the checkpoint, and how it is printed."""
+    """Declare the parts of the checkpoint, and --json."""
     add_part_arguments(parser, "as given to `sdrpn export`", with_rpn=True)
     parser.add_argument("--json", action="store_true", help="print every gate and every check as JSON")
     add_model_options(parser, "bundle", "checkpoint", "base", "vision_tower")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print what was found, and raise RunFailed where something differs by more than it may."""
+    """Measure, print the result, and raise RunFailed if a difference is above its limit."""
     from sdrpn.terminal.output import print_json
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.verify import VerifyRequest, verify
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_gates(found: Verification) -> None:
-    """A row for each gate."""
+    """One row per gate."""
     from sdrpn.terminal.output import print_table, print_text
 
     rows = [
@@ -104,7 +106,7 @@ def _print_gates(found: Verification) -> None:
 
 
 def _print_checks(found: Verification) -> None:
-    """A row for each kind of check of each graph: what failed first, or else what came closest to its limit."""
+    """One row per graph and kind of check: the first failure, or else the value closest to its limit."""
     from sdrpn.terminal.output import print_table, print_text
     from sdrpn.workflows.verify import place_text
 
@@ -132,6 +134,6 @@ def _summary(group: list[Check]) -> tuple[str, str]:
     numbers = [check for check in group if isinstance(check.found, float)]
     if not numbers:
         return f"ok {len(group)}", ""
-    # Differences have their worst at the top, cosines at the bottom.
+    # The worst difference is the largest, the worst cosine the smallest.
     worst = (min if more_is_better(group[0].kind) else max)(numbers, key=lambda check: check.found)
     return f"ok {len(group)}", f"{worst.tensor}: {difference_text(worst)}"

@@ -41,7 +41,7 @@ __all__ = [
     "QUESTION_IN_WORDS",
     "AnswerQuestion",
     "FoundAnswer",
-    "Question",
+    "TrialQuestion",
     "centred_correlation",
     "compare_answers",
     "question_in_words",
@@ -60,7 +60,7 @@ _IDS_BEFORE, _IDS_AFTER, _NEW_TOKENS = 8, 6, 8
 
 
 @dataclass(frozen=True)
-class Question:
+class TrialQuestion:
     """One question about one image, by token ids; with `text`, the bundle is asked in words that become these ids."""
 
     label: str
@@ -82,10 +82,10 @@ class FoundAnswer:
     decision: RoiDecision | None
 
 
-AnswerQuestion = Callable[[Question], FoundAnswer]
+AnswerQuestion = Callable[[TrialQuestion], FoundAnswer]
 
 
-def trial_questions(spec: ModelSpec) -> tuple[Question, ...]:
+def trial_questions(spec: ModelSpec) -> tuple[TrialQuestion, ...]:
     """Seeded questions: for each image under each policy, and one with crops that are there whatever the map says.
 
     Random weights may give a map without a region; the last question keeps the way through the crops from going
@@ -99,7 +99,7 @@ def trial_questions(spec: ModelSpec) -> tuple[Question, ...]:
     for index, size in enumerate(_IMAGE_SIZES_WH):
         before = (*bos, *map(int, rng.choice(ordinary, _IDS_BEFORE - len(bos))))
         after = tuple(map(int, rng.choice(ordinary, _IDS_AFTER)))
-        plain = Question("plain", random_photograph(_SEED + index, size), before, after, roi=None)
+        plain = TrialQuestion("plain", random_photograph(_SEED + index, size), before, after, roi=None)
         asked = [dataclasses.replace(plain, label=label, roi=roi) for label, roi in _policies(spec).items()]
         if index == 0 and spec.rpn is not None:
             crops = _given_crops(spec.vision.grid(size))
@@ -109,17 +109,17 @@ def trial_questions(spec: ModelSpec) -> tuple[Question, ...]:
     return tuple(questions)
 
 
-def question_in_words(spec: ModelSpec, tokenizer: Tokenizer) -> Question:
+def question_in_words(spec: ModelSpec, tokenizer: Tokenizer) -> TrialQuestion:
     """A question as a user asks it. Raises BadInput where the checkpoint's template cannot be filled."""
     prompt = build_prompt(tokenizer, spec.prompt, QUESTION_IN_WORDS)
     roi = next(iter(_policies(spec).values()), None)
     picture = random_photograph(_SEED, _IMAGE_SIZES_WH[0])
-    return Question("in words", picture, prompt.ids_before, prompt.ids_after, roi, text=QUESTION_IN_WORDS)
+    return TrialQuestion("in words", picture, prompt.ids_before, prompt.ids_after, roi, text=QUESTION_IN_WORDS)
 
 
 def compare_answers(
     model: SdRpnModel,
-    questions: Sequence[Question],
+    questions: Sequence[TrialQuestion],
     answer: AnswerQuestion,
     *,
     variant: str,
@@ -151,7 +151,7 @@ class _Asked:
     """A question to a model, with the limits for its answer."""
 
     model: SdRpnModel
-    question: Question
+    question: TrialQuestion
     variant: str
     limits: Tolerances
 

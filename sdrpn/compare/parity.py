@@ -24,7 +24,7 @@ from sdrpn.bundle.bundle import Variant
 from sdrpn.bundle.engine_manifest import ParityGate
 from sdrpn.bundle.signatures import expected_signatures
 from sdrpn.bundle.tolerances import FP16_PEAK, MASKED_SCORE_PEAK, more_is_better, tolerances_of
-from sdrpn.compare.answers import AnswerQuestion, Question, compare_answers
+from sdrpn.compare.answers import AnswerQuestion, TrialQuestion, compare_answers
 from sdrpn.compare.graphs import Array, Check, Kind, RunGraph, relative_difference
 from sdrpn.compare.trials import Trial, graph_trials
 from sdrpn.errors import SdrpnError
@@ -60,7 +60,7 @@ def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_cont
 
 
 def answer_parity(
-    model: SdRpnModel, questions: Sequence[Question], answer: AnswerQuestion, *, variant: str, precision: str
+    model: SdRpnModel, questions: Sequence[TrialQuestion], answer: AnswerQuestion, *, variant: str, precision: str
 ) -> Iterator[Check]:
     """Ask all questions; one figure for each kind over all of them. What could not be asked is noted.
 

@@ -35,7 +35,7 @@ __all__ = [
     "METHODS",
     "RPN_PREFIX",
     "UNTRAINED",
-    "Plan",
+    "LookPlan",
     "Setting",
     "methods_for",
     "plan_method",
@@ -70,7 +70,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LookPlan:
     """The picture to show, and the kind of second pass. truth: boxes in pixels of `picture`."""
 
     picture: Image.Image
@@ -79,7 +79,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Question:
+class EvaluationQuestion:
     """One sample, as a method sees it."""
 
     index: int
@@ -98,47 +98,47 @@ class Question:
         """The grid of cells over the picture."""
         return self.spec.vision.grid(self.picture.size)
 
-    def plan(self, look: Look | None) -> Plan:
+    def plan(self, look: Look | None) -> LookPlan:
         """The plan to show the picture unchanged."""
-        return Plan(self.picture, look, self.sample.boxes_xyxy_px)
+        return LookPlan(self.picture, look, self.sample.boxes_xyxy_px)
 
-    def crop(self, box_cells: Box) -> Plan:
+    def crop(self, box_cells: Box) -> LookPlan:
         """The plan to crop one box of cells; no crop where it is all padding."""
         box = self.grid().box_px_from_cells(box_cells)
         return self.plan(GivenLook(() if box is None else (Crop(box),)))
 
 
-def _plain(question: Question) -> Plan:
+def _plain(question: EvaluationQuestion) -> LookPlan:
     return question.plan(None)
 
 
-def _blind(question: Question) -> Plan:
+def _blind(question: EvaluationQuestion) -> LookPlan:
     """The question alone: a picture of the colour that borders have, which is 0 to the model."""
     colour = square_of(question.spec).pad_colour
-    return Plan(Image.new("RGB", question.picture.size, colour), None, question.sample.boxes_xyxy_px)
+    return LookPlan(Image.new("RGB", question.picture.size, colour), None, question.sample.boxes_xyxy_px)
 
 
-def _sdrpn(question: Question) -> Plan:
+def _sdrpn(question: EvaluationQuestion) -> LookPlan:
     return question.plan(question.setting.rpn_look())
 
 
-def _untrained_rpn(question: Question) -> Plan:
+def _untrained_rpn(question: EvaluationQuestion) -> LookPlan:
     return question.plan(question.setting.rpn_look(UNTRAINED))
 
 
-def _attention_crop(question: Question) -> Plan:
+def _attention_crop(question: EvaluationQuestion) -> LookPlan:
     return question.plan(question.setting.attention)
 
 
-def _teacher_crop(question: Question) -> Plan:
+def _teacher_crop(question: EvaluationQuestion) -> LookPlan:
     return question.plan(question.setting.teacher)
 
 
-def _vicrop(question: Question) -> Plan:
+def _vicrop(question: EvaluationQuestion) -> LookPlan:
     return question.plan(question.setting.vicrop)
 
 
-def _tiles(question: Question) -> Plan:
+def _tiles(question: EvaluationQuestion) -> LookPlan:
     """The whole picture at twice the resolution."""
     width, height = question.picture.size
     edges = [(place * width // TILES, place * height // TILES) for place in range(TILES + 1)]
@@ -150,14 +150,14 @@ def _tiles(question: Question) -> Plan:
     return question.plan(GivenLook(tuple(crops)))
 
 
-def _centre_crop(question: Question) -> Plan:
+def _centre_crop(question: EvaluationQuestion) -> LookPlan:
     """The centre of the picture, half as wide and high."""
     width, height = question.picture.size
     box = width // 4, height // 4, max(width // 4 + 1, 3 * width // 4), max(height // 4 + 1, 3 * height // 4)
     return question.plan(GivenLook((Crop(box),)))
 
 
-def _random_crop(question: Question) -> Plan:
+def _random_crop(question: EvaluationQuestion) -> LookPlan:
     """A random box of cells, of the size of the true box, or a third of the grid where that is unknown."""
     rng = np.random.default_rng((question.setting.seed, question.index))
     rows, columns = question.grid().hw
@@ -171,7 +171,7 @@ def _random_crop(question: Question) -> Plan:
     return question.crop((x, y, min(columns, x + size[0]), min(rows, y + size[1])))
 
 
-def _shuffled_crop(question: Question) -> Plan:
+def _shuffled_crop(question: EvaluationQuestion) -> LookPlan:
     """The crops that the RPN proposed for the previous sample: realistic shapes in the wrong place."""
     sample, picture = question.before()
     decision = question.answerer.decide(picture, sample.question, question.setting.rpn_look())
@@ -184,18 +184,18 @@ def _moved(crop: Crop, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> Crop
     return Crop(box, crop.keep_cells, crop.grid_hw)
 
 
-def _oracle_boxes(question: Question) -> tuple[Box, ...]:
+def _oracle_boxes(question: EvaluationQuestion) -> tuple[Box, ...]:
     """The true boxes, extended to whole cells: the best that a map can propose."""
     grid = question.grid()
     boxes = (grid.box_px_from_cells(grid.box_cells_from_px(box)) for box in question.sample.boxes_xyxy_px)
     return tuple(box for box in boxes if box is not None)
 
 
-def _oracle_crop(question: Question) -> Plan:
+def _oracle_crop(question: EvaluationQuestion) -> LookPlan:
     return question.plan(GivenLook(tuple(Crop(box) for box in _oracle_boxes(question))))
 
 
-def _oracle_lowres(question: Question) -> Plan:
+def _oracle_lowres(question: EvaluationQuestion) -> LookPlan:
     """The same boxes, cut from the picture as the model first sees it: as many tokens, no new pixels."""
     vision = square_of(question.spec)
     width, height = question.picture.size
@@ -210,14 +210,14 @@ def _oracle_lowres(question: Question) -> Plan:
 
     crops = tuple(Crop(shrunk(box)) for box in _oracle_boxes(question))
     truth = tuple(shrunk(box) for box in question.sample.boxes_xyxy_px)
-    return Plan(base_picture(question.picture, vision), GivenLook(crops), truth)
+    return LookPlan(base_picture(question.picture, vision), GivenLook(crops), truth)
 
 
 @dataclass(frozen=True)
 class Method:
     """A function that plans, its requirements on task, answerer and setting, and a one-line description."""
 
-    plan: Callable[[Question], Plan]
+    plan: Callable[[EvaluationQuestion], LookPlan]
     about: str
     look: type[Look] | None = None  # that the answerer must support
     boxes: bool = False  # the task must have true boxes
@@ -246,7 +246,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def plan_method(name: str, question: Question) -> Plan:
+def plan_method(name: str, question: EvaluationQuestion) -> LookPlan:
     """The plan of a method for a question."""
     if name.startswith(RPN_PREFIX):
         return question.plan(question.setting.rpn_look(name.removeprefix(RPN_PREFIX)))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from sdrpn.errors import BadImage, ContextTooLong
 from sdrpn.evaluation.looks import Answerer
-from sdrpn.evaluation.methods import Plan, Question, Setting, plan_method
+from sdrpn.evaluation.methods import EvaluationQuestion, LookPlan, Setting, plan_method
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.region import mean_zoom, region_quality
 from sdrpn.evaluation.sample import Sample
@@ -107,7 +107,7 @@ def _ask(task: Task, answerer: Answerer, setting: Setting, opened: _Opened, name
     )
     limit = task.max_new_tokens if answers else 0
     try:
-        question = Question(opened.index, sample, opened.picture, opened.before, answerer, setting)
+        question = EvaluationQuestion(opened.index, sample, opened.picture, opened.before, answerer, setting)
         plan = plan_method(name, question)
         answered = answerer.answer(plan.picture, sample.question, plan.look, limit)
     except (BadImage, ContextTooLong) as error:  # one bad picture among many must not stop the run
@@ -129,7 +129,7 @@ def _ask(task: Task, answerer: Answerer, setting: Setting, opened: _Opened, name
     )
 
 
-def _quality(plan: Plan, crops: Sequence[Crop], peak: tuple[float, float] | None) -> dict[str, Any]:
+def _quality(plan: LookPlan, crops: Sequence[Crop], peak: tuple[float, float] | None) -> dict[str, Any]:
     """The region figures of a record; none for a method with one pass, or without true boxes."""
     if plan.look is None or not plan.truth:
         return {}

@@ -56,7 +56,7 @@ class Surveyor(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class _Question:
+class _SurveyQuestion:
     """The results of one question. rpns: name -> logits (h,w)."""
 
     image_wh: tuple[int, int]
@@ -72,7 +72,7 @@ class Survey:
     vision: Vision
     prompt_sinks: Bool | None
     answer_sinks: Bool | None
-    questions: tuple[_Question, ...]
+    questions: tuple[_SurveyQuestion, ...]
 
     def attention_policy(self, policy: RoiPolicy) -> RoiPolicy:
         """The policy with the best threshold relative to the strongest cell's attention."""
@@ -98,7 +98,7 @@ class Survey:
             raise BadInput(f"none of {len(maps)} answers gave a label to choose a threshold from; give one as a number")
         return max(policies, key=lambda policy: float(np.mean([self._overlap(policy, *pair) for pair in pairs])))
 
-    def _label_px(self, question: _Question) -> Box | None:
+    def _label_px(self, question: _SurveyQuestion) -> Box | None:
         """The box of the label that training would use."""
         if question.answer is None:
             return None
@@ -142,13 +142,15 @@ def survey(
     return Survey(vision, _usual([question.prompt for question in questions]), _usual(answers), tuple(questions))
 
 
-def _ask(surveyor: Surveyor, sample: Sample, heads: HeadChoice, rpns: Sequence[str], max_new_tokens: int) -> _Question:
+def _ask(
+    surveyor: Surveyor, sample: Sample, heads: HeadChoice, rpns: Sequence[str], max_new_tokens: int
+) -> _SurveyQuestion:
     picture, question = sample.open_picture(), sample.question
     prompt = surveyor.attention(picture, question, heads, "last-prompt", 1)
     assert prompt is not None  # every prompt has a last token
     answer = surveyor.attention(picture, question, heads, "answer", max_new_tokens)
     maps = {name: surveyor.rpn_logits(picture, question, name) for name in rpns}
-    return _Question(picture.size, prompt, answer, maps)
+    return _SurveyQuestion(picture.size, prompt, answer, maps)
 
 
 def _usual(attention: Sequence[HeadAttention]) -> Bool | None:

@@ -30,7 +30,7 @@ from sdrpn.host.json_files import differing_keys, read_json_object
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.labels.denoise import FOREGROUND, LabelRule, PseudoLabels, denoise, usual_sinks
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
-from sdrpn.labels.questions import Question
+from sdrpn.labels.questions import DataQuestion
 from sdrpn.labels.shards import (
     ATTENTION_COLUMNS,
     LABEL_COLUMNS,
@@ -73,7 +73,7 @@ class LabelRun:
     """The inputs of a label folder."""
 
     checkpoint_sha256: str
-    questions: tuple[Question, ...]
+    questions: tuple[DataQuestion, ...]
     heads: HeadChoice
     rule: LabelRule = dataclasses.field(default_factory=LabelRule)
     shard_questions: int = 256
@@ -183,7 +183,7 @@ def _in_the_way(out: Path, *, resume: bool) -> BadInput:
     return BadInput(f"{out} exists and is not empty; name a new folder, or resume its run", options=("resume",))
 
 
-def _attention_row(teacher: Teacher, question: Question, heads: HeadChoice) -> dict[str, Any]:
+def _attention_row(teacher: Teacher, question: DataQuestion, heads: HeadChoice) -> dict[str, Any]:
     row: dict[str, Any] = {"id": question.id, "image": question.image, "question": question.text}
     prompt = teacher.prompt(question)
     row |= {"ids_before": prompt.ids_before, "ids_after": prompt.ids_after}

@@ -18,11 +18,11 @@ from sdrpn.errors import BadInput
 from sdrpn.host.json_files import read_numbered_objects
 from sdrpn.images.names import leads_out
 
-__all__ = ["Question", "read_questions"]
+__all__ = ["DataQuestion", "read_questions"]
 
 
 @dataclass(frozen=True)
-class Question:
+class DataQuestion:
     """One question about one image."""
 
     id: str
@@ -31,7 +31,7 @@ class Question:
     answer: str | None = None
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path) -> list[DataQuestion]:
     """Read a file of questions. Raises BadInput, which names the line."""
     if not path.is_file():
         raise BadInput(f"{path} does not exist; expected a file with one JSON object per line: image and question")
@@ -47,7 +47,7 @@ def _is_text_only(record: dict[str, Any]) -> bool:
     return "conversations" in record and record.get("image") is None
 
 
-def _question(record: dict[str, Any], where: str, number: str) -> Question:
+def _question(record: dict[str, Any], where: str, number: str) -> DataQuestion:
     if "conversations" in record:
         text, answer = _first_turn(record["conversations"], where)
     else:
@@ -55,7 +55,7 @@ def _question(record: dict[str, Any], where: str, number: str) -> Question:
         text, answer = _text(record, key, where), record.get("answer")
     if answer is not None and not isinstance(answer, str):
         raise BadInput(f"{where}: answer is {answer!r}; expected text")
-    return Question(str(record.get("id", record.get("question_id", number))), _image(record, where), text, answer)
+    return DataQuestion(str(record.get("id", record.get("question_id", number))), _image(record, where), text, answer)
 
 
 def _text(record: dict[str, Any], key: str, where: str) -> str:

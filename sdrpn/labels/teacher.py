@@ -14,7 +14,7 @@ from sdrpn.errors import BadInput
 from sdrpn.families.registry import square_of
 from sdrpn.images.image import base_pixels, open_image
 from sdrpn.labels.attention import Rows, WatchedAnswer, embed_image, require_heads, watch_answer
-from sdrpn.labels.questions import Question
+from sdrpn.labels.questions import DataQuestion
 from sdrpn.method.grids import ImageGrid
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.text.prompt import Prompt, build_prompt, decode_text
@@ -45,15 +45,15 @@ class Teacher:
         self.images = images
         self._embedded: tuple[str, Tensor, ImageGrid] | None = None
 
-    def prompt(self, question: Question) -> Prompt:
+    def prompt(self, question: DataQuestion) -> Prompt:
         """The prompt of a question."""
         return build_prompt(self._tokenizer, self.model.spec.prompt, question.text)
 
-    def grid(self, question: Question) -> ImageGrid:
+    def grid(self, question: DataQuestion) -> ImageGrid:
         """The cells over a question's picture. Raises BadImage."""
         return self._seen(question.image)[1]
 
-    def watch(self, question: Question, heads: Mapping[int, Sequence[int]]) -> WatchedAnswer:
+    def watch(self, question: DataQuestion, heads: Mapping[int, Sequence[int]]) -> WatchedAnswer:
         """Answer one question and record the attention of `heads` (layer -> heads) to its picture.
 
         Raises BadImage, ContextTooLong, and BadInput where an answer should be given and is missing.
@@ -69,7 +69,7 @@ class Teacher:
             given_ids=self._given_ids(question),
         )
 
-    def require_askable(self, questions: Sequence[Question], heads: Mapping[int, Sequence[int]]) -> None:
+    def require_askable(self, questions: Sequence[DataQuestion], heads: Mapping[int, Sequence[int]]) -> None:
         """Raise early what `watch` would raise later: BadInput for a head or a missing answer."""
         require_heads(self.model.spec.llm, heads)
         for question in questions:
@@ -79,7 +79,7 @@ class Teacher:
         """An answer as text."""
         return decode_text(self._tokenizer, token_ids).strip()
 
-    def _given_ids(self, question: Question) -> list[int] | None:
+    def _given_ids(self, question: DataQuestion) -> list[int] | None:
         if self.options.answers == "own":
             return None
         if question.answer is None:

@@ -7,7 +7,7 @@ the package, for `sdrpn demo`. Pillow and NumPy only; runs no model.
 from __future__ import annotations
 
 from sdrpn.tags.demo_picture import Told, draw_demo
-from sdrpn.tags.questions import Question
+from sdrpn.tags.questions import TagQuestion
 from sdrpn.tags.scene import Scene, SceneStyle, Tag, render_scene
 from sdrpn.tags.shipped_scene import DemoScene, shipped_scene
 from sdrpn.tags.task import SPLITS, TagSample, tag_sample, tag_samples
@@ -15,10 +15,10 @@ from sdrpn.tags.task import SPLITS, TagSample, tag_sample, tag_samples
 __all__ = [
     "SPLITS",
     "DemoScene",
-    "Question",
     "Scene",
     "SceneStyle",
     "Tag",
+    "TagQuestion",
     "TagSample",
     "Told",
     "draw_demo",

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdrpn.tags.scene import Scene, Tag
 
-__all__ = ["SEEN_FRAMES", "SHIFTED_FRAMES", "Question", "coarse_question", "code_question"]
+__all__ = ["SEEN_FRAMES", "SHIFTED_FRAMES", "TagQuestion", "coarse_question", "code_question"]
 
 Kind = Literal["code", "shape", "border", "list"]
 
@@ -37,7 +37,7 @@ SHIFTED_FRAMES: dict[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Question:
+class TagQuestion:
     """A question, its true answer, and the tag that it is about (None: all tags)."""
 
     text: str
@@ -46,20 +46,20 @@ class Question:
     tag: Tag | None
 
 
-def code_question(rng: np.random.Generator, tag: Tag, frames: dict[Kind, tuple[str, ...]] = SEEN_FRAMES) -> Question:
+def code_question(rng: np.random.Generator, tag: Tag, frames: dict[Kind, tuple[str, ...]] = SEEN_FRAMES) -> TagQuestion:
     """Ask for the code of a tag, which the first pass cannot read."""
-    return Question(_frame(rng, frames["code"]).format(tag.colour), tag.code, "code", tag)
+    return TagQuestion(_frame(rng, frames["code"]).format(tag.colour), tag.code, "code", tag)
 
 
-def coarse_question(rng: np.random.Generator, scene: Scene) -> Question:
+def coarse_question(rng: np.random.Generator, scene: Scene) -> TagQuestion:
     """Ask for what the first pass can see: a shape, a border, or the tags from left to right."""
     kind: Kind = ("shape", "border", "list")[rng.choice(3, p=(0.45, 0.45, 0.1))]
     frame = _frame(rng, SEEN_FRAMES[kind])
     if kind == "list":
         ordered = sorted(scene.tags, key=lambda tag: tag.box_xyxy_px[0])
-        return Question(frame, " ".join(tag.colour for tag in ordered), kind, None)
+        return TagQuestion(frame, " ".join(tag.colour for tag in ordered), kind, None)
     tag = scene.tags[rng.integers(len(scene.tags))]
-    return Question(frame.format(tag.colour), tag.shape if kind == "shape" else tag.border, kind, tag)
+    return TagQuestion(frame.format(tag.colour), tag.shape if kind == "shape" else tag.border, kind, tag)
 
 
 def _frame(rng: np.random.Generator, frames: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["SCENE_FOLDER", "DemoScene", "read_scene", "shipped_scene"]
 
-# Rendered by examples/default/ship.py.
+# Rendered by examples/demo/ship.py.
 SCENE_FOLDER = Path(__file__).parent / "shipped"
 DESCRIPTION_NAME = "scene.json"
 
@@ -40,7 +40,7 @@ def shipped_scene() -> DemoScene:
 
 
 def read_scene(folder: Path) -> DemoScene:
-    """Read a scene from a folder written by examples/default/ship.py."""
+    """Read a scene from a folder written by examples/demo/ship.py."""
     value = json.loads((folder / DESCRIPTION_NAME).read_text("utf-8"))
     return DemoScene(
         **{**value, "picture": folder / value["picture"], "box_xyxy_px": tuple(value["box_xyxy_px"])},

@@ -1,4 +1,4 @@
-"""How long every way of answering takes, stage by stage, and against what: bundles, or the reference in PyTorch."""
+"""Measure how long answers take, stage by stage: of bundles, and of the reference in PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdrpn.bundle.shipped import bundle_path
+from sdrpn.bundle.shipped import bundle_name, bundle_path, bundle_title
 from sdrpn.errors import BadInput
 from sdrpn.host.libraries import importing_extra, installed_version
 from sdrpn.host.machine import read_cpu, read_machine
@@ -39,39 +39,39 @@ __all__ = ["CASES", "BenchBundle", "BenchReference", "BenchRequest", "bench", "b
 
 @dataclass(frozen=True)
 class BenchBundle:
-    """Another side: a bundle's variant."""
+    """A further side of a benchmark: a bundle's variant."""
 
-    path: Path | str  # folder, or `default`
+    path: Path | str  # folder, or `demo`
     variant: str | None = None  # None: the one that suits a CPU best
-    optimized: bool = True  # graphs that were saved for this machine, where there are some
+    optimized: bool = True  # use graphs saved for this machine, if there are any
 
     def __str__(self) -> str:
-        parts = [str(self.path), self.variant or "", "" if self.optimized else "standard"]
+        parts = [bundle_name(bundle_path(self.path)), self.variant or "", "" if self.optimized else "standard"]
         return ":".join(parts).rstrip(":")
 
 
 @dataclass(frozen=True)
 class BenchReference:
-    """Another side: a checkpoint in PyTorch, which computes everything again in the second pass."""
+    """A further side of a benchmark: a checkpoint in PyTorch, which recomputes everything in the second pass."""
 
     checkpoint: Path
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What is to be measured, and how often."""
+    """What to measure, and how often."""
 
-    bundle: Path | str  # folder, or `default`
+    bundle: Path | str  # folder, or `demo`
     variant: str | None = None  # None: the one that suits a CPU best
-    optimized: bool = True  # graphs that were saved for this machine, where there are some
-    others: tuple[BenchBundle | BenchReference, ...] = ()  # loaded at once, and asked in turns
+    optimized: bool = True  # use graphs saved for this machine, if there are any
+    others: tuple[BenchBundle | BenchReference, ...] = ()  # loaded together and measured in turn
     cases: tuple[str, ...] = CASES
-    backend: str = "onnxruntime"  # as Session.open takes it
+    backend: str = "onnxruntime"  # as for Session.open
     threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
-    runs: int = 10  # counted, after one more; a percentile of fewer means little
-    new_tokens: int = 16  # of an answer
+    runs: int = 10  # measured runs, after one warm-up run; percentiles of fewer than ten mean little
+    new_tokens: int = 16  # tokens per answer
     verify: bool = True  # check the digests of large files
-    command: str = ""  # what the report says that it was made with
+    command: str = ""  # the command that the report shows
 
     def __post_init__(self) -> None:
         for name in ("runs", "new_tokens"):
@@ -80,12 +80,12 @@ class BenchRequest:
 
     @property
     def first(self) -> BenchBundle:
-        """The side that others are compared with."""
+        """The side that the others are compared with."""
         return BenchBundle(self.bundle, self.variant, self.optimized)
 
     @property
     def has_reference(self) -> bool:
-        """Whether PyTorch is among the sides."""
+        """Whether one of the sides is PyTorch."""
         return any(isinstance(other, BenchReference) for other in self.others)
 
 
@@ -105,24 +105,24 @@ def bench_bundle(
 ) -> BenchReport:
     """Answer with the number of crops forced (the RPN still runs) and time every stage.
 
-    Questions are token ids about seeded pictures, so any bundle will do. All sides are in memory at once and take
-    turns, so that whatever else the machine does slows them alike.
+    Questions are token ids about seeded pictures, so any bundle works. All sides are in memory at once and are measured
+    in turn, so that other load on the machine slows them alike.
 
     Args:
-        bundle: folder, or "default"
+        bundle: folder, or "demo"
         variant: None: the one that suits a CPU best
-        optimized: take graphs that were saved for this machine, where there are some
-        others: further sides, loaded at once and asked in turns
-        cases: ways of answering, of CASES
+        optimized: use graphs saved for this machine, if there are any
+        others: further sides, loaded together and measured in turn
+        cases: names from CASES
         backend, threads, verify: see `Session.open`
-        runs: counted, after one more; a percentile of fewer than ten means little
-        new_tokens: of an answer
-        progress: told how many answers were given, of how many
+        runs: measured runs, after one warm-up run; percentiles of fewer than ten mean little
+        new_tokens: tokens per answer
+        progress: called with the number of answers so far, and of all
 
     Returns: seconds by side, case and stage (p50, p95, p99), tokens per second, and ratios
     Raises:
-        BadInput: a case or variant that there is not, bundles of different models, a side that is there twice
-        BadBundle, BadCheckpoint: what cannot be read
+        BadInput: an unknown case or variant, bundles of different models, or the same side twice
+        BadBundle, BadCheckpoint: a file that cannot be read
         MissingDependency: the reference without the extra `train`
     """
     request = BenchRequest(
@@ -154,7 +154,7 @@ def _sides(request: BenchRequest, opened: ExitStack) -> tuple[list[BenchSide], M
         session = _session(request, other, opened)
         if session.spec != first.spec:
             raise BadInput(
-                f"{other} is of another model than {request.bundle}; compare exports of one checkpoint",
+                f"{other} is of another model than {request.first}; compare exports of one checkpoint",
                 options=("compare",),
             )
         sides.append(_session_side(request, other, session))
@@ -177,12 +177,12 @@ def _session(request: BenchRequest, side: BenchBundle, opened: ExitStack) -> Ses
 
 
 def _session_side(request: BenchRequest, side: BenchBundle, session: Session) -> SessionSide:
-    name = f"{bundle_path(side.path).name}:{session.variant.name}{'' if side.optimized else ':standard'}"
+    name = f"{bundle_title(bundle_path(side.path))}:{session.variant.name}{'' if side.optimized else ':standard'}"
     return SessionSide(name, session, request.new_tokens)
 
 
 def _reference_side(request: BenchRequest, checkpoint: Path, opened: ExitStack) -> BenchSide:
-    """The reference, which tells the time of a whole answer and nothing of its stages."""
+    """The reference, which measures whole answers without their stages."""
     with importing_extra("train", "sdrpn bench --compare torch"):
         import torch  # noqa: F401
 
@@ -211,7 +211,7 @@ def _reference_side(request: BenchRequest, checkpoint: Path, opened: ExitStack) 
 def _figures(
     found: Iterable[tuple[str, str, BenchRun]], cases: Sequence[str], sides: Sequence[str]
 ) -> tuple[CaseFigures, ...]:
-    """All runs of a side's case as one entry; the sides of a case lie together."""
+    """One entry for all runs of a side and case, ordered by case, then side."""
     runs: dict[tuple[str, str], list[BenchRun]] = {}
     for side, case, run in found:
         runs.setdefault((case, side), []).append(run)
@@ -258,6 +258,6 @@ def _machine(request: BenchRequest, threads: int) -> dict[str, Any]:
 
 
 def _peak_rss_bytes() -> int:
-    import resource  # there is none on Windows
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

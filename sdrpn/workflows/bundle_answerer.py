@@ -1,4 +1,4 @@
-"""A session as what an evaluation asks. Knows no task and no method."""
+"""Let an evaluation ask a session. Knows no task and no method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["BundleAnswerer"]
 
 
 class BundleAnswerer:
-    """A session as an answerer. It has no attention to show; crops that are given cost a look of the RPN."""
+    """A session as an answerer. It gives no attention maps; given crops still cost a run of the RPN."""
 
     def __init__(self, session: Session) -> None:
         from sdrpn.errors import BadInput
@@ -40,18 +40,18 @@ class BundleAnswerer:
 
     @property
     def rpns(self) -> tuple[str, ...]:
-        """Its own, if it has one."""
+        """The bundle's own RPN, if it has one."""
         return () if self.spec.rpn is None else ("",)
 
     @property
     def looks(self) -> frozenset[type[Any]]:
-        """What needs no attention."""
+        """The looks that need no attention maps."""
         from sdrpn.evaluation.looks import GivenLook, RpnLook
 
         return frozenset((GivenLook, RpnLook)) if self.rpns else frozenset()
 
     def answer(self, picture: Image, question: str, look: Look | None, max_new_tokens: int) -> Answered:
-        """Answer greedily, the prefix computed anew; or only look."""
+        """Answer greedily, recomputing the prefix; or only look."""
         import time
 
         from sdrpn.evaluation.looks import Answered
@@ -75,7 +75,7 @@ class BundleAnswerer:
         )
 
     def _look(self, picture: Image, question: str, look: Look | None) -> Answered:
-        """Without a second pass. What the session computes for a first token is not counted."""
+        """Look without a second pass. The first token, which the session computes anyway, is not counted."""
         from sdrpn.evaluation.looks import Answered, GivenLook, RpnLook, given_note, window_xy_px
 
         if not isinstance(look, RpnLook):
@@ -108,11 +108,11 @@ class BundleAnswerer:
         return window_xy_px(decision.crops)
 
     def decide(self, picture: Image, question: str, look: RpnLook) -> RoiDecision:
-        """Where it would look."""
+        """The crops that this look chooses."""
         return self._decided(picture, question, look)[0]
 
     def _decided(self, picture: Image, question: str, look: RpnLook) -> tuple[RoiDecision, Timings]:
-        """The decision and what it took; no crop is encoded."""
+        """The decision and its timings; no crop is encoded."""
         import dataclasses
 
         from sdrpn.text.prompt import build_prompt

@@ -1,4 +1,4 @@
-"""A checkpoint as it is named: its folder, and what is taken from elsewhere. Opens nothing before it is asked to."""
+"""A checkpoint by its folder and the parts taken from elsewhere. Opens nothing by itself."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["CheckpointParts", "as_path"]
 
 @dataclass(frozen=True)
 class CheckpointParts:
-    """What `sdrpn.checkpoint.open_checkpoint` opens, which explains each of these.
+    """The arguments of `sdrpn.checkpoint.open_checkpoint`, which explains each of them.
 
-    path, vision_tower, base: folders; as a text also models of Hugging Face's hub
-    rpn: an RPN of ours, folder or file
-    projector: `mm_projector.bin` or its folder, in place of the checkpoint's own projector
+    path, vision_tower, base: folders; a str can also name a model on Hugging Face's hub
+    rpn: an RPN that `train_rpn` wrote, folder or file
+    projector: `mm_projector.bin` or its folder, instead of the checkpoint's projector
     fit: how pictures become squares, "pad" or "crop"
-    template: how questions are put, in place of the checkpoint's own way
-    download: fetch what the local cache lacks of a model of the hub
+    template: prompt template, instead of the checkpoint's own
+    download: download what the local cache lacks of a model on the hub
     """
 
     path: Path | str
@@ -39,7 +39,7 @@ class CheckpointParts:
     download: bool = False
 
     def found(self) -> CheckpointParts:
-        """The same, with folders in place of names of the hub. Raises BadInput, as `model_folder` does."""
+        """The same, with hub names replaced by folders. Raises BadInput, as `model_folder` does."""
 
         def found(name: Path | str | None) -> Path | None:
             return None if name is None else model_folder(name, download=self.download)
@@ -48,7 +48,7 @@ class CheckpointParts:
         return dataclasses.replace(self, path=path, vision_tower=found(self.vision_tower), base=found(self.base))
 
     def open(self) -> Checkpoint:
-        """The checkpoint, to be closed again. Raises BadInput or BadCheckpoint, as `open_checkpoint` does."""
+        """Open the checkpoint; the caller closes it. Raises BadInput or BadCheckpoint, as `open_checkpoint` does."""
         from sdrpn.checkpoint import open_checkpoint
 
         parts = self.found()
@@ -63,10 +63,10 @@ class CheckpointParts:
         )
 
     def look(self, extra: str, purpose: str) -> None:
-        """Open and close it, configs and headers alone: a refusal does not wait for what takes seconds to load.
+        """Open and close it, reading configs and headers only, so that errors come before slow imports.
 
         Args:
-            extra, purpose: what needs to be installed, and for what, as in `importing_extra`
+            extra, purpose: the extra that must be installed, and what for, as in `importing_extra`
         """
         with importing_extra(extra, purpose):
             import sdrpn.checkpoint  # noqa: F401
@@ -74,5 +74,5 @@ class CheckpointParts:
 
 
 def as_path(value: Path | str | None) -> Path | None:
-    """A path that was given, perhaps as a text."""
+    """The Path of a path or text; None stays None."""
     return None if value is None else Path(value)

@@ -1,4 +1,4 @@
-"""What both ways share to hold a bundle against its checkpoint: how graphs and sessions are run, what that needs."""
+"""What both ways of comparing a bundle with its checkpoint share: running graphs and sessions, and what that needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdrpn.workflows.checkpoint_parts import CheckpointParts
 if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Bundle, Variant
     from sdrpn.checkpoint import Checkpoint
-    from sdrpn.compare.answers import AnswerQuestion, Question
+    from sdrpn.compare.answers import AnswerQuestion, TrialQuestion
     from sdrpn.compare.graphs import Array, Check
     from sdrpn.host.progress import Advance, ShowProgress
     from sdrpn.runtime import Session
@@ -36,13 +36,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """Which bundle is held against which checkpoint, and how.
+    """Which bundle is compared with which checkpoint, and how.
 
-    checkpoint: that it was exported from; None: one of its name here or beside the bundle
-    vision_tower, rpn, base, projector: as they were given to the export
+    checkpoint: the one that it was exported from; None: a folder of its name here or beside the bundle
+    vision_tower, rpn, base, projector: as given to the export
     target: the graphs and engines of this target, a name or a file; None: all variants
-    variant: this one only; None: all, or the target's
-    exact: graph by graph and answers against the reference, in place of gates of each precision
+    variant: only this variant; None: all, or the target's
+    exact: compare graph by graph, then answers, with the reference, instead of each precision's gates
     threads: of the CPU, for both; None: one per free core, and a single one for a small model
     """
 
@@ -61,7 +61,7 @@ class VerifyRequest:
         if self.target is not None and (self.exact or self.variant is not None):
             other = "exact" if self.exact else "variant"
             raise BadInput(
-                f"engines of a target are held against gates, all that it has; leave out {other}, or the target",
+                f"all engines of a target are compared with gates; leave out {other}, or the target",
                 options=(other, "target"),
             )
 
@@ -81,7 +81,7 @@ def compare_source(bundle: Bundle, source: Checkpoint) -> Iterator[Check]:
 
 
 def _compare_prompts(bundle: Bundle, source: Checkpoint) -> Check:
-    """Whether the bundle makes the same tokens of a question in words."""
+    """Check that the bundle tokenizes a question in words as the checkpoint does."""
     from sdrpn.checkpoint.tokenizer import tokenizer_of
     from sdrpn.compare.answers import QUESTION_IN_WORDS
     from sdrpn.compare.graphs import Check
@@ -95,8 +95,8 @@ def _compare_prompts(bundle: Bundle, source: Checkpoint) -> Check:
     return Check("all", "bundle", "checkpoint", "prompt", found[:80], expected[:80], ok=found == expected)
 
 
-def questions_of(bundle: Bundle, source: Checkpoint) -> tuple[Question, ...]:
-    """Seeded questions by token ids, and one in words where the bundle takes words."""
+def questions_of(bundle: Bundle, source: Checkpoint) -> tuple[TrialQuestion, ...]:
+    """Seeded questions as token ids, and one as text if the bundle has a tokenizer."""
     from sdrpn.checkpoint.tokenizer import tokenizer_of
     from sdrpn.compare.answers import question_in_words, trial_questions
 
@@ -107,11 +107,11 @@ def questions_of(bundle: Bundle, source: Checkpoint) -> tuple[Question, ...]:
 
 
 def answers_of(session: Session, steps: Steps) -> AnswerQuestion:
-    """A function that answers a trial's question through a session."""
+    """A function that answers a trial question through a session."""
     from sdrpn.compare.answers import FoundAnswer
     from sdrpn.errors import RunFailed
 
-    def answer(question: Question) -> FoundAnswer:
+    def answer(question: TrialQuestion) -> FoundAnswer:
         steps.take()
         limits: dict[str, Any] = {"roi": question.roi, "max_new_tokens": question.max_new_tokens, "trace": True}
         if question.text is not None:
@@ -127,7 +127,7 @@ def answers_of(session: Session, steps: Steps) -> AnswerQuestion:
 
 
 class GraphRuns:
-    """Runs the graphs of a variant on ONNX Runtime; holds one at a time."""
+    """Runs the graphs of a variant on ONNX Runtime, with one of them loaded at a time."""
 
     def __init__(self, bundle: Bundle, variant: str, steps: Steps, threads: int | None = None) -> None:
         from sdrpn.runtime.backends import open_backend
@@ -147,7 +147,7 @@ class GraphRuns:
             self._runner.close()
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Arrays by input name -> arrays by output name; those in bf16 as a simulated graph takes them."""
+        """Arrays by input name -> arrays by output name; bf16 as a simulated graph takes it."""
         from sdrpn.runtime.backends.arrays import run_on_arrays
 
         known = {key: array.astype("float32") if array.dtype == "bfloat16" else array for key, array in feeds.items()}
@@ -164,13 +164,13 @@ class GraphRuns:
 
 
 class Steps:
-    """Counts what was begun, from `done` on, for whoever draws it."""
+    """Counts steps from `done` on, for a progress bar."""
 
     def __init__(self, advance: Advance, done: int, total: int) -> None:
         self._advance, self._done, self._total = advance, done, total
 
     def take(self) -> None:
-        """One more step begins."""
+        """Count one more step."""
         self._done += 1
         self._advance(self._done, self._total)
 
@@ -182,7 +182,7 @@ def require_torch() -> None:
     try:
         import torch
 
-        torch.inference_mode  # noqa: B018  # a folder named torch on the path imports too
+        torch.inference_mode  # noqa: B018  # a folder named torch on the path can be imported too
         import onnx
 
         onnx.load  # noqa: B018
@@ -194,7 +194,7 @@ def require_torch() -> None:
 
 
 def verify_files(bundle: Bundle, variants: Iterable[Variant], progress: ShowProgress) -> None:
-    """A file that was changed is told apart from a graph that was exported wrongly."""
+    """Check digests first, so that a changed file is not reported as a wrong graph."""
     names = sorted({name for variant in variants for name in variant.files})
     total_bytes = sum(bundle.manifest.files[name].size_bytes for name in names if name in bundle.manifest.files)
     done_bytes = 0
@@ -209,7 +209,7 @@ def verify_files(bundle: Bundle, variants: Iterable[Variant], progress: ShowProg
 
 
 def require_memory(bundle: Bundle, source: Checkpoint, variants: Iterable[Variant]) -> None:
-    """The model in float32 and the graphs of one variant have to fit."""
+    """Raise RunFailed if the model in float32 and the graphs of one variant do not fit in memory."""
     from math import prod
 
     from sdrpn.errors import RunFailed
@@ -239,16 +239,16 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def source_of(bundle: Bundle, request: VerifyRequest) -> CheckpointParts:
-    """The checkpoint as the bundle saw it: given, or else the shipped bundle's, or one of its name.
+    """The checkpoint of the bundle: as given, else the shipped bundle's, else a folder of its name.
 
-    Raises: BadInput where it is not found
+    Raises: BadInput if it is not found
     """
     from sdrpn.bundle.bundle import open_bundle
-    from sdrpn.bundle.shipped import DEFAULT_BUNDLE, shipped_source
+    from sdrpn.bundle.shipped import DEMO_BUNDLE, shipped_source
 
     checkpoint, rpn = request.checkpoint, request.rpn
     # The shipped bundle, or a copy of it that engines were built in.
-    if checkpoint is None and bundle.manifest.source == open_bundle(DEFAULT_BUNDLE).manifest.source:
+    if checkpoint is None and bundle.manifest.source == open_bundle(DEMO_BUNDLE).manifest.source:
         checkpoint, shipped_rpn = shipped_source()
         rpn = rpn or shipped_rpn
     return CheckpointParts(
@@ -263,7 +263,7 @@ def source_of(bundle: Bundle, request: VerifyRequest) -> CheckpointParts:
 
 
 def _checkpoint_beside(bundle: Bundle) -> Path:
-    """A bundle knows its checkpoint's name, and the digest that `compare_source` holds against it."""
+    """Find the checkpoint by the name in the manifest; `compare_source` compares its digest."""
     name = str(bundle.manifest.source.get("checkpoint") or "")
     places = [Path(name), bundle.path.resolve().parent / name] if name and Path(name).name == name else []
     for place in places:

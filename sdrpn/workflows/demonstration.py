@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from sdrpn.bundle.shipped import DEFAULT_NAME
+from sdrpn.bundle.shipped import DEMO_NAME
 from sdrpn.evaluation.scores import exact_match
 from sdrpn.families.registry import square_of
 from sdrpn.images.image import open_image
@@ -18,12 +18,12 @@ from sdrpn.tags import DemoScene, Told, draw_demo, shipped_scene
 
 __all__ = ["Demonstration", "TimedAnswer", "run_demo"]
 
-MAX_NEW_TOKENS = 8  # a code and its end
+MAX_NEW_TOKENS = 8  # a code and the stop token
 
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """One answer: how long it took from the picture's file on, and whether it is the true one."""
+    """One answer, the seconds from opening the picture file on, and whether it is right."""
 
     answer: Answer
     seconds: float
@@ -32,15 +32,15 @@ class TimedAnswer:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Both answers about the scene."""
+    """Both answers about the shipped scene."""
 
     scene: DemoScene
     plain: TimedAnswer  # one look
     again: TimedAnswer  # two looks
-    first_look_px: int  # side of what a look takes of the picture
+    first_look_px: int  # side in pixels of the model's input
 
     def picture(self) -> Image:
-        """First look, where it points, second look, with both answers."""
+        """Draw the first look, where it points, and the second look, with both answers."""
         answer = self.again.answer
         return draw_demo(
             open_image(self.scene.picture),
@@ -54,7 +54,7 @@ class Demonstration:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Question, true answer, and text and seconds of both; boxes in pixels of the picture."""
+        """The question, the true answer, and text and seconds of both answers; boxes in pixels of the picture."""
         answer = self.again.answer
         return {
             "question": self.scene.question,
@@ -65,20 +65,20 @@ class Demonstration:
 
 
 def run_demo(threads: int | None = None) -> Demonstration:
-    """Ask the model that comes with the package about the scene that comes with it. Needs the base install only.
+    """Ask the shipped model about the shipped scene. Needs the base install only.
 
     Args:
         threads: of the CPU; None: one per free core, and a single one for a small model
     """
     scene = shipped_scene()
-    with Session.open(DEFAULT_NAME, backend="onnxruntime", threads=threads) as session:
-        _ask(session, scene, None)  # what only a first question takes, such as memory, is not timed
+    with Session.open(DEMO_NAME, backend="onnxruntime", threads=threads) as session:
+        _ask(session, scene, None)  # warm-up: one-time costs such as memory allocation are not timed
         plain, again = _ask(session, scene, None), _ask(session, scene, OWN)
         return Demonstration(scene, plain, again, square_of(session.spec).image_size_px)
 
 
 def _ask(session: Session, scene: DemoScene, roi: Roi) -> TimedAnswer:
-    """Nothing of an earlier question is reused."""
+    """Answer without reusing anything of an earlier question."""
     session.forget_image()
     start = time.perf_counter()
     answer = session.answer(scene.picture, scene.question, roi=roi, max_new_tokens=MAX_NEW_TOKENS)

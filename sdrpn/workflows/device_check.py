@@ -1,4 +1,4 @@
-"""Try a device out, step by step, and say what was found, on which machine and with which libraries."""
+"""Test a device, step by step, and report the results, the machine and its libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdrpn.runtime.checkup import CheckupRequest, OpenedBundle, run_checkup
 
 __all__ = ["CheckupRequest", "DeviceReport", "check", "check_device"]
 
-# What a report names; `diagnose_machine` has the others.
+# The libraries that a report lists; `diagnose_machine` lists all.
 _LIBRARIES = ("onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-python", "numpy", "pillow", "tokenizers")
 
 
@@ -28,16 +28,16 @@ def check_device(
     gpu: int = 0,
     progress: Advance = unseen,
 ) -> DeviceReport:
-    """Try out CUDA, the compiled image path and, where one is named, a bundle. A step that fails ends no other.
+    """Test CUDA, the compiled image path and, if given, a bundle. A failed step does not stop the others.
 
     Args:
-        bundle: folder, or "default"; None: no bundle
-        backend: what runs it, as `Session.open` takes it
-        target: whose engines; None: those that fit
-        gpu: which one, as CUDA numbers them
-        progress: told how many steps were made, of how many
+        bundle: folder, or "demo"; None: no bundle
+        backend: the library that runs it, as for `Session.open`
+        target: the target whose engines run; None: the first that fit
+        gpu: the GPU, as CUDA numbers them
+        progress: called with the number of steps so far, and of all
 
-    Raises: BadBundle, BadInput for a request that no machine could meet. What fails on this one is a result.
+    Raises: BadBundle, BadInput for a request that no machine could meet. A failure on this machine is a result.
     """
     return check(CheckupRequest(bundle, backend, target, gpu), progress)
 
@@ -61,7 +61,7 @@ def check(request: CheckupRequest, progress: Advance = unseen) -> DeviceReport:
 
 
 def _subject(request: CheckupRequest) -> Subject | None:
-    """What will be checked. None where engines do not fit this machine, which is then a result."""
+    """What will be tested. None if engines do not fit this machine, which is then a result."""
     if request.bundle is None:
         return None
     try:

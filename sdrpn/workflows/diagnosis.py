@@ -8,7 +8,7 @@ The JSON form is an object with these entries, which only ever gain new ones whi
     providers       execution providers of the installed ONNX Runtime
     extras          list of {name, gives, complete, missing, command}
     abilities       list of {name, ready, detail, command or null}
-    notes           what is wrong, or easily goes wrong, here
+    notes           problems of this installation, and likely ones
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Ability:
-    """One thing that the package does, and whether it would work here."""
+    """A feature of the package, and whether it works here."""
 
     name: str
     ready: bool
-    detail: str  # what it would run with, or what is missing
-    command: str | None = None  # what makes it ready, where a command can
+    detail: str  # the library that it uses, or what is missing
+    command: str | None = None  # the command that enables it, if there is one
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What this machine is, what is installed, and what works here."""
+    """This machine, the installed libraries, and what works here."""
 
     machine: Machine
     extras: Mapping[str, Extra]
@@ -60,7 +60,7 @@ class Diagnosis:
         return tuple(every.values())
 
     def to_json(self) -> dict[str, object]:
-        """As the module's docstring describes it."""
+        """The JSON form that the module's docstring describes."""
         return {
             "format_version": FORMAT_VERSION,
             "sdrpn": __version__,
@@ -74,9 +74,9 @@ class Diagnosis:
 
 
 def diagnose_machine() -> Diagnosis:
-    """Look at this machine: what it can run, what is missing, and the command that installs it.
+    """Find out what this machine can run, what is missing, and the command that installs it.
 
-    Imports nothing heavier than ONNX Runtime; an installation that is broken is among the notes.
+    Imports nothing heavier than ONNX Runtime; a broken installation is listed in the notes.
     """
     machine, extras = read_machine(), read_extras()
     providers, problem = onnxruntime_providers(installed_version)

@@ -1,4 +1,4 @@
-"""TensorRT engines from a bundle's graphs: planned, built, and tried once where this machine's GPU fits them."""
+"""Build TensorRT engines from a bundle's graphs, and run each once if this machine's GPU fits it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdrpn.bundle.shipped import bundle_path
 from sdrpn.engines import (
     BuildOptions,
     BuiltEngine,
-    Plan,
+    EnginePlan,
     Target,
     plan_engines,
     read_target,
@@ -29,7 +29,7 @@ __all__ = [
     "BuildRequest",
     "BuiltEngine",
     "EngineBuild",
-    "Plan",
+    "EnginePlan",
     "Target",
     "Trial",
     "build",
@@ -43,17 +43,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What is to be built, for which device, and how carefully."""
+    """What to build, for which device, and which checks to make."""
 
-    bundle: Path | str  # folder, or `default`, which needs `out`
+    bundle: Path | str  # folder, or `demo`, which needs `out`
     target: str  # name of a target, or a .toml file of the same form
-    options: BuildOptions = field(default_factory=BuildOptions)  # what changes an engine
+    options: BuildOptions = field(default_factory=BuildOptions)  # build options
     out: Path | None = None  # copy the bundle there first and build in the copy
-    jobs: int = 1  # builds at once, each in a process of its own
-    timing_cache: Path | None = None  # where TensorRT keeps what it measures
-    any_release: bool = False  # also a release of TensorRT outside of the target's range
+    jobs: int = 1  # builds that run at once, each in its own process
+    timing_cache: Path | None = None  # where TensorRT keeps its measurements
+    any_release: bool = False  # also allow a release of TensorRT outside the target's range
     verify: bool = False  # hash files again, even if size and time are unchanged
-    check_memory: bool = True  # refuse where the estimate says that a build or the engines cannot fit
+    check_memory: bool = True  # refuse if the estimated memory of a build or of the engines does not fit
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
@@ -62,20 +62,20 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """What was planned, what was built or kept, and what came of trying the new ones."""
+    """The plan, the engines that were built or kept, and the trial of the new ones."""
 
-    plan: Plan
+    plan: EnginePlan
     engines: tuple[BuiltEngine, ...]
     trial: Trial
 
     def to_json(self) -> dict[str, Any]:
-        """The plan, the engines with what is known of them, and the trial."""
+        """The plan, the engines with their manifests, and the trial."""
         built = [_engine_to_json(engine) for engine in self.engines]
         return {**plan_to_json(self.plan), "engines": built, "trial": self.trial}
 
 
-def plan_build(request: BuildRequest) -> Plan:
-    """What a build would do and take, and why it could not be done here (`Plan.obstacle`). Writes nothing.
+def plan_build(request: BuildRequest) -> EnginePlan:
+    """Plan a build: what it does and needs, and why it cannot run here (`EnginePlan.obstacle`). Writes nothing.
 
     Raises: BadInput, BadBundle for a request that no machine could meet
     """
@@ -95,26 +95,26 @@ def build_engines(
     check_memory: bool = True,
     progress: Advance = unseen,
 ) -> EngineBuild:
-    """Build what is not there yet into BUNDLE/engines/TARGET and run each new engine once where the GPU fits it.
+    """Build missing engines into BUNDLE/engines/TARGET, and run each new one once if the GPU fits it.
 
     Args:
-        bundle: folder, or "default", which needs `out`
+        bundle: folder, or "demo", which needs `out`
         target: name of a target, or a .toml file of the same form
-        options: what changes an engine: graphs, precision, contexts, dialect, ...; None: as target and bundle say
+        options: build options: graphs, precision, contexts, dialect, ...; None: the defaults of target and bundle
         out: copy the bundle there first and build in the copy
-        jobs: builds at once, each in a process of its own
-        timing_cache: file that TensorRT keeps what it measures in, for the next build
-        any_release: also a release of TensorRT outside of the target's range
+        jobs: builds that run at once, each in its own process
+        timing_cache: file in which TensorRT keeps its measurements for later builds
+        any_release: also allow a release of TensorRT outside the target's range
         verify: hash files again, even if size and time are unchanged
-        check_memory: refuse where the estimate says that a build or the engines cannot fit
-        progress: told percent of all builds, of 100
+        check_memory: refuse if the estimated memory of a build or of the engines does not fit
+        progress: called with (percent of all builds, 100)
 
     Raises:
-        BadInput: a request that target, bundle or machine cannot meet; a target, option or release that there is not
+        BadInput: an unknown target, option or release, or a request that target, bundle or machine cannot meet
         BadBundle: a bundle that is incomplete or changed
         MissingDependency: the target's library is not installed
-        RunFailed: a build failed, or a new engine does not run or computes something else than ONNX Runtime; what
-            failed is not kept
+        RunFailed: a build failed, or a new engine does not run or computes something other than ONNX Runtime; failed
+            engines are not kept
     """
     request = BuildRequest(
         bundle,
@@ -141,7 +141,7 @@ def build(request: BuildRequest, progress: Advance = unseen) -> EngineBuild:
     return EngineBuild(plan, built, trial)
 
 
-def _planned(request: BuildRequest, *, only_look: bool) -> Plan:
+def _planned(request: BuildRequest, *, only_look: bool) -> EnginePlan:
     return plan_engines(
         bundle_path(request.bundle),
         target=read_target(request.target),
@@ -154,8 +154,8 @@ def _planned(request: BuildRequest, *, only_look: bool) -> Plan:
     )
 
 
-def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """Bundle, target, variant, library, contexts, estimate in bytes, and whether each engine is there already."""
+def plan_to_json(plan: EnginePlan) -> dict[str, Any]:
+    """Bundle, target, variant, library, contexts, estimate in bytes, and whether each engine is already built."""
     needed = plan.estimate
     return {
         "bundle": plan.bundle.path,

@@ -1,4 +1,4 @@
-"""New engines where this machine's GPU fits them: each is tried once, and only the good ones are kept."""
+"""Run each new engine once if this machine's GPU fits it, and keep only those that pass."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from sdrpn.runtime.engines.trial_run import smoke_test
 
 __all__ = ["Trial", "try_engines"]
 
-# ONNX Runtime maps weights and packs them into memory of its own; interpreter and library beside them.
+# ONNX Runtime maps weights and packs them into memory of its own; the interpreter and the library need some more.
 _HOST_PER_WEIGHT_BYTE, _HOST_BASE_BYTES = 3, 500_000_000
 
 
 @dataclass(frozen=True)
 class Trial:
-    """`state`: passed, or why nothing was tried."""
+    """The outcome of a trial. `state`: passed, or why nothing was run."""
 
     state: str
     gates: tuple[ParityGate, ...] = ()
 
 
 def try_engines(bundle: Bundle, target: str, graphs: Collection[str], *, device: int | None = None) -> Trial:
-    """Run the engines of these graphs once and write what was found into their manifests.
+    """Run the engines of these graphs once and write the results into their manifests.
 
-    Nothing is run where they do not fit this machine's GPU. Where ONNX Runtime can compute the same, both are
-    compared.
+    Nothing is run if they do not fit this machine's GPU. Results are compared with ONNX Runtime's where it can run the
+    same graphs.
 
     Args:
-        target: whose engines
-        graphs: of which graphs; the others are left alone
-        device: the GPU that they were built on, as CUDA counts them; None: its first
+        target: the target of the engines
+        graphs: the graphs whose engines are run; the others are left alone
+        device: the GPU that they were built on, as CUDA numbers them; None: the first
 
-    Raises: RunFailed where one does not load, or computes something else than ONNX Runtime; its manifest is removed, so
-        that it does not count
+    Raises: RunFailed if an engine does not load, or computes something other than ONNX Runtime; its manifest is
+        removed, so that it is not used
     """
 
     if not graphs:
@@ -70,12 +70,12 @@ def try_engines(bundle: Bundle, target: str, graphs: Collection[str], *, device:
         return Trial(passed, gates)
     precision = engines.variant.precision
     no_kernels = f"ONNX Runtime has no kernels for {precision}"
-    reason = no_kernels if engines.variant.for_engines_only else "memory for ONNX Runtime is short"
-    return Trial(f"{passed}, without comparison: {reason}", gates)
+    reason = no_kernels if engines.variant.for_engines_only else "there is not enough memory for ONNX Runtime"
+    return Trial(f"{passed}, not compared: {reason}", gates)
 
 
 def _not_judged(engines: EngineSet) -> str:
-    """A trial looks at numbers: that kernels are good ones is still to be seen where the listing does not say."""
+    """Engines whose kernels could not be judged: a trial checks numbers, not kernels."""
     names = [graph for graph, one in engines.manifests.items() if one.kernel_verdict == "unjudged"]
     return f" (the kernels of {', '.join(names)} were not judged)" if names else ""
 

@@ -1,4 +1,4 @@
-"""How well a model answers, with which way of looking: every question with every method, scored."""
+"""Measure how well a model answers: every question with every method of looking, scored."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Which model is asked which questions, and how it looks.
+    """Which model answers which questions, and with which methods.
 
-    task, data, split: which questions, where the task's official files are, and which part of them
-    samples: the first so many questions; None: all, 500 of the rendered ones
-    methods: names as in docs/evaluation.md, or "all"; None: the usual ones, as far as they are possible
-    with_answers: False: only look, for tasks with boxes
+    task, data, split: the task, the folder of its official files, and the part of them
+    samples: number of questions, from the first; None: all, or 500 of the rendered ones
+    methods: names as in docs/evaluation.md, or "all"; None: the default ones that the model allows
+    with_answers: False: measure only how well crops fit, for tasks with boxes
     out: folder for records, results and a page of worst cases; None: nothing is written
-    resume: go on with a run of the same settings in `out`
+    resume: continue a run with the same settings in `out`
     """
 
     model: BundleModel | CheckpointModel
@@ -81,17 +81,17 @@ def evaluate_model(
     resume: bool = False,
     progress: ShowProgress = show_nothing,
 ) -> Results:
-    """Ask a model the questions of a task with several methods, in turn, and score them.
+    """Ask a model the questions of a task with several methods, in turn, and score the answers.
 
     Args:
         model: folder of a bundle (ONNX Runtime; without methods that need attention) or of a checkpoint (PyTorch)
         task, data, split, samples, methods, with_answers, out, resume: see `EvaluationRequest`
         threshold, attention_threshold, heads, upscale, vicrop_layer, seed: see `LookChoice`
-        rpns, vision_tower, base, projector, fit, precision, device: of a checkpoint; see `CheckpointModel`
-        backend, variant: of a bundle; see `BundleModel`
+        rpns, vision_tower, base, projector, fit, precision, device: for a checkpoint; see `CheckpointModel`
+        backend, variant: for a bundle; see `BundleModel`
         threads: of the CPU; None: one per free core, and a single one for a small model
-        progress: (title, what is counted) -> a block in which (done, total) is told
-    Returns: accuracy with intervals, how well the crops fit, and the seconds that a question took, by method
+        progress: (title, unit) -> a context manager that gives a function of (done, total)
+    Returns: by method: accuracy with intervals, how well the crops fit, and the seconds per question
     Raises: BadInput for what the model or the task cannot do; BadBundle, BadCheckpoint; MissingDependency
     """
     chosen = model_at(
@@ -145,22 +145,22 @@ def evaluate(request: EvaluationRequest, progress: ShowProgress = show_nothing) 
 
 
 def plain_results(results: Results) -> dict[str, Any]:
-    """As results.json has them."""
+    """The results as in results.json."""
     return {"format_version": FORMAT_VERSION, **dataclasses.asdict(results)}
 
 
 def _check(request: EvaluationRequest, task: Task) -> None:
     if not request.with_answers and not task.has_boxes:
         raise BadInput(
-            f"without answers, crops are measured against true boxes, and the task {task.name} has none; ask for "
-            "answers too"
+            f"without answers, crops are compared with true boxes, and the task {task.name} has none; ask for "
+            "answers as well"
         )
     if request.resume and request.out is None:
-        raise BadInput("to go on with a run, its folder is needed; name it", options=("out",))
+        raise BadInput("continuing a run needs its folder; name it", options=("out",))
 
 
 def _settings(request: EvaluationRequest, task: Task, methods: tuple[str, ...], model: OpenedModel) -> dict[str, Any]:
-    """Everything that decides the answers, for people and for resuming."""
+    """Everything that decides the answers, for the report and for resuming."""
     return {
         "model": model.about,
         "task": task.name,
@@ -183,7 +183,7 @@ def _records(
     settings: dict[str, Any],
     progress: ShowProgress,
 ) -> list[Record]:
-    """Those of this run and of the one that it goes on with."""
+    """The records of this run and of the one that it continues."""
     from sdrpn.evaluation.records import RecordFile
     from sdrpn.evaluation.runner import run_methods
 

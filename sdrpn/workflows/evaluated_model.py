@@ -1,4 +1,4 @@
-"""Open what an evaluation measures: a bundle on ONNX Runtime, or a checkpoint in PyTorch."""
+"""Open the model that an evaluation measures: a bundle on ONNX Runtime, or a checkpoint in PyTorch."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _EXTRA = ("train", "sdrpn eval of a checkpoint")
 class LookChoice:
     """How a model looks a second time.
 
-    threshold: of the RoI map; "auto": by labels that the model gives itself, for every RPN; None: the one of each RPN's
-        training or export; of an RPN that has none, the task's published one
+    threshold: of the RoI map; "auto": chosen for every RPN by labels from the model's own attention; None: that of each
+        RPN's training or export, else the task's published one
     attention_threshold: share of the strongest cell's attention above which a cell counts; "auto": as above
-    heads: grounding heads, as for labelling; None: no method needs attention
+    heads: grounding heads, as for labelling; None: methods that need attention are not used
     upscale: of `sdrpn.method.roi.RoiPolicy`; None: the model's own
-    vicrop_layer: layer of ViCrop's attention; None: where it was published, 14/32 of the way
-    seed: of what is drawn
+    vicrop_layer: layer of ViCrop's attention; None: the published one, at 14/32 of the depth
+    seed: of all random choices
     """
 
     threshold: Threshold = None
@@ -57,7 +57,7 @@ class LookChoice:
 
 @dataclass(frozen=True)
 class BundleModel:
-    """A bundle, and what runs it; see `sdrpn.Session.open`."""
+    """A bundle, and the backend that runs it; see `sdrpn.Session.open`."""
 
     path: Path
     backend: str = "onnxruntime"
@@ -69,7 +69,7 @@ class BundleModel:
 class CheckpointModel:
     """A checkpoint in PyTorch.
 
-    rpns: "FILE" or "NAME=FILE"; the first is the model's own, a further one without a name is called as its folder
+    rpns: "FILE" or "NAME=FILE"; the first is the model's own; further ones without a name get their folder's name
     """
 
     parts: CheckpointParts
@@ -81,7 +81,7 @@ class CheckpointModel:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model that answers, what its methods share, and what it is."""
+    """A model that answers questions, what its methods share, and its description."""
 
     answerer: Answerer
     setting: Setting
@@ -89,7 +89,7 @@ class OpenedModel:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """By method."""
+        """The thresholds of the methods."""
         setting = self.setting
         found = {"sdrpn": setting.rpn_look().policy.threshold}
         found |= {f"sdrpn:{name}": policy.threshold for name, policy in setting.rpn_policies.items() if name}
@@ -112,7 +112,7 @@ def model_at(
     variant: str | None = None,
     threads: int | None = None,
 ) -> BundleModel | CheckpointModel:
-    """The bundle or the checkpoint in a folder. Raises BadInput where a bundle is given what a checkpoint takes."""
+    """The bundle or the checkpoint in a folder. Raises BadInput for options of a checkpoint with a bundle."""
     from sdrpn.bundle.bundle import MANIFEST_NAME
 
     if not (folder / MANIFEST_NAME).is_file():
@@ -134,9 +134,9 @@ def open_model(
     look: LookChoice,
     progress: ShowProgress,
 ) -> Iterator[OpenedModel]:
-    """The model, ready for the methods that are wanted of it (None: the usual ones).
+    """The model, ready for these methods (None: the default ones).
 
-    Raises: BadInput for what it cannot do; BadBundle or BadCheckpoint; MissingDependency
+    Raises: BadInput for methods that it does not support; BadBundle or BadCheckpoint; MissingDependency
     """
     if isinstance(model, BundleModel):
         with _open_bundle(model, task, look) as opened:
@@ -147,7 +147,7 @@ def open_model(
 
 
 def _policy(task: Task, look: LookChoice, own: ModelPolicy) -> RoiPolicy:
-    """The model's own, with what was given; the official one with the threshold that was published for the task."""
+    """The model's own policy with the given changes; the official policy gets the task's published threshold."""
     from sdrpn.method.policy import RoiChange
 
     published = task.threshold if own.origin == "official" else None
@@ -214,7 +214,7 @@ def _torch_model(
     others: Sequence[tuple[str, Path | None]],
     progress: ShowProgress,
 ) -> OpenedModel:
-    # Behind the first look at the checkpoint: a refusal does not wait for what takes seconds to load.
+    # After the checkpoint's configs were read, so that errors come before slow imports.
     with importing_extra(*_EXTRA):
         import torch
 
@@ -246,7 +246,7 @@ def _torch_model(
 
 
 def _named_rpns(rpns: Sequence[str]) -> list[tuple[str, Path | None]]:
-    """Names and files; the first has no name."""
+    """Names and files of the RPNs; the first has no name."""
     from sdrpn.evaluation.methods import UNTRAINED
 
     named: list[tuple[str, Path | None]] = []
@@ -259,7 +259,7 @@ def _named_rpns(rpns: Sequence[str]) -> list[tuple[str, Path | None]]:
         name = name if equals else (file.parent if file.suffix else file).name
         if name in ("", UNTRAINED) or name in dict(named):
             raise BadInput(
-                f"the RPN {option}: the name {name!r} is taken; write NAME=FILE with another one", options=("rpn",)
+                f"the RPN {option}: the name {name!r} is taken; write NAME=FILE with another name", options=("rpn",)
             )
         named.append((name, file))
     return named
@@ -268,7 +268,7 @@ def _named_rpns(rpns: Sequence[str]) -> list[tuple[str, Path | None]]:
 def _further_rpns(
     model: CheckpointModel, checkpoint: Checkpoint, others: Sequence[tuple[str, Path | None]]
 ) -> dict[str, LoadedRpn]:
-    """The named ones, and one before its first step."""
+    """The further RPNs by name, and an untrained one."""
     from sdrpn.evaluation.methods import UNTRAINED
     from sdrpn.evaluation.rpns import rpn_of, untrained_rpn
 
@@ -309,8 +309,8 @@ def _setting(
     answerer.require_heads(heads)
     needed = {"all", "attention-crop", "teacher-crop"}.intersection(wanted)
     if not needed and look.threshold != AUTO:
-        return plain  # what is not asked for costs no questions
-    # An RPN before its first step has no threshold of its own to choose.
+        return plain  # no questions are spent on unused methods
+    # No threshold is chosen for an untrained RPN.
     rpns = [name for name in answerer.rpns if name != UNTRAINED] if look.threshold == AUTO else []
     with progress("survey", "questions") as advance:
         found = survey(answerer, answerer.spec.vision, task.unlabelled, heads, rpns=rpns, progress=advance)

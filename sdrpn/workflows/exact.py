@@ -1,4 +1,4 @@
-"""Does a bundle still say what its checkpoint says? Graph by graph, and whole answers, against the model in PyTorch."""
+"""Compare a bundle with its checkpoint exactly: graph by graph, then whole answers, with the model in PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Bundle, Variant
     from sdrpn.bundle.signatures import GraphSignature
     from sdrpn.checkpoint import Checkpoint
-    from sdrpn.compare.answers import Question
+    from sdrpn.compare.answers import TrialQuestion
     from sdrpn.compare.graphs import Check
     from sdrpn.host.progress import ShowProgress
     from sdrpn.model import SdRpnModel
@@ -24,7 +24,7 @@ __all__ = ["exact_checks"]
 def exact_checks(
     bundle: Bundle, source: Checkpoint, variants: Sequence[Variant], threads: int | None, progress: ShowProgress
 ) -> Iterator[Check]:
-    """Names, axes, shapes and values of every graph, in that order; then the whole: RoI map, boxes and tokens."""
+    """Names, axes, shapes and values of every graph, in that order; then whole answers: RoI map, boxes and tokens."""
     from sdrpn.model import model_from_checkpoint
 
     questions = questions_of(bundle, source)
@@ -44,7 +44,7 @@ def _compare_variant(
     bundle: Bundle,
     variant: Variant,
     model: SdRpnModel,
-    questions: tuple[Question, ...],
+    questions: tuple[TrialQuestion, ...],
     steps: Steps,
     threads: int | None,
 ) -> Iterator[Check]:
@@ -62,7 +62,7 @@ def _compare_variant(
             checks = list(compare_graphs(model, variant, graphs.run, max_context=context, files=files))
         yield from checks
         if any(not check.ok and check.kind in ("names", "axes", "shapes") for check in checks):
-            return  # graphs that cannot be run cannot answer
+            return  # without working graphs there are no answers
         steps.take()
         embedding = bundle.file(variant.embedding)
         with TokenEmbedding(embedding, llm.vocabulary, llm.width, variant.embedding_dtype) as table:
@@ -74,7 +74,7 @@ def _compare_variant(
 
 
 def _signature_from_file(path: Path) -> GraphSignature:
-    """What an ONNX file itself declares. Raises BadBundle where it is none."""
+    """What an ONNX file itself declares. Raises BadBundle if it is not an ONNX file."""
     import onnx
 
     from sdrpn.bundle.bundle import TensorInfo
@@ -88,5 +88,5 @@ def _signature_from_file(path: Path) -> GraphSignature:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
         return GraphSignature.of(map(tensor, graph.input), map(tensor, graph.output))
-    except Exception as error:  # protobuf's own errors have no base that is public
+    except Exception as error:  # protobuf's errors have no public base class
         raise BadBundle(f"{path} cannot be read as ONNX ({error}); export the checkpoint again") from error

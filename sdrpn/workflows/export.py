@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle, calibrated on questions where its precision asks for that."""
+"""Export a checkpoint as a bundle, calibrated on questions if the precision needs it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _EXTRA = ("export", "sdrpn export")
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What a calibration runs: a few dozen questions are enough.
+    """The questions of a calibration; a few dozen are enough.
 
-    questions: file of questions, one JSON object a line: image, question, and answer where there is one
-    images: the folder that names of images are relative to
-    device: where PyTorch runs it: "cpu", "cuda", "cuda:1", ...
+    questions: JSON Lines: image, question, optionally answer
+    images: folder that the image names are relative to
+    device: where PyTorch runs the model: "cpu", "cuda", "cuda:1", ...
     threads: of the CPU; None: one per free core
     """
 
@@ -46,17 +46,17 @@ class CalibrationData:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is written of which checkpoint.
+    """Which checkpoint to export, and how.
 
     checkpoint: its `template` is a conversation of LLaVA's training code by name, or a file with a Jinja chat template
     out: folder to write: new, empty, or a bundle of the same checkpoint, which gets a further variant
     precision, dialect, max_context, block, method, keep, int8, kv_cache: see
         `sdrpn.export.ExportOptions`; None: as there
-    calibration: for the method gptq and for nvfp4, and for fp8 where inputs are rounded, too
-    resume: go on where an export of the same checkpoint with `resume` was broken off
+    calibration: for the method gptq and for nvfp4, and for fp8 to round inputs as well
+    resume: continue an interrupted export of the same checkpoint that was started with `resume`
     threshold: of the RoI map, for the bundle's policy; None: that of the RPN's training, else the official one
 
-    Raises: BadInput where an option is given to a precision that has none such
+    Raises: BadInput for an option that the precision does not have
     """
 
     checkpoint: CheckpointParts
@@ -84,7 +84,7 @@ class ExportRequest:
             )
 
     def options(self, calibration: str | None) -> ExportOptions:
-        """What is written, with the digest of a calibration. Raises BadInput for what does not go together."""
+        """The export options, with the digest of a calibration. Raises BadInput for contradicting options."""
         from sdrpn.export import ExportOptions
 
         return ExportOptions(
@@ -105,10 +105,10 @@ class ExportRequest:
 class ExportResult:
     """The bundle that was written.
 
-    manifest: of all of it
-    variants: what this export added, that of CPUs first
+    manifest: of the whole bundle
+    variants: those that this export added, the one for CPUs first
     size_bytes: of the files of these variants
-    notes: what is to be known of the checkpoint
+    notes: remarks about the checkpoint
     """
 
     out: Path
@@ -118,7 +118,7 @@ class ExportResult:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As `sdrpn export --json` prints it."""
+        """The result as `sdrpn export --json` prints it."""
         return {
             "bundle": self.out,
             "variant": self.variants[0],
@@ -166,9 +166,9 @@ def export_bundle(
         precision, dialect, max_context, block, method, keep, int8, kv_cache: see `sdrpn.export.ExportOptions`
         calibration, resume, threshold: see `ExportRequest`
         template: a conversation of LLaVA's training code by name, or the path of a Jinja chat template
-        progress: (title, what is counted, None for bytes) -> a block in which (done, total) is told
-    Raises: BadInput or BadCheckpoint before anything is written; MissingDependency without sdrpn[export], or
-        sdrpn[train] for a calibration; RunFailed when the disk is full. `out` is either as it was or complete.
+        progress: (title, unit; None for bytes) -> a context manager that gives a function of (done, total)
+    Raises: BadInput or BadCheckpoint before anything is written; MissingDependency without sdrpn[export], or,
+        for a calibration, sdrpn[train]; RunFailed when the disk is full. `out` is either as it was or complete.
     """
     parts = CheckpointParts(
         checkpoint, vision_tower, rpn, base, projector, fit=fit, template=template, download=download
@@ -198,7 +198,7 @@ def export(request: ExportRequest, progress: ShowProgress = show_nothing) -> Exp
     with importing_extra(*_EXTRA):
         from sdrpn.export import export_bundle as write_bundle
 
-    # What does not go together is told before anybody gathers questions or waits for a calibration.
+    # Contradicting options are reported before a calibration is prepared or run.
     request.options(None if request.calibration is None else "to be made")
     notes: list[str] = []
     with _calibrated(request, parts, progress) as calibration:
@@ -226,7 +226,7 @@ def export(request: ExportRequest, progress: ShowProgress = show_nothing) -> Exp
 
 
 def _with_template(parts: CheckpointParts) -> CheckpointParts:
-    """A template that was named becomes its text."""
+    """Replace a template's name or path by its text."""
     with importing_extra(*_EXTRA):
         from sdrpn.checkpoint import named_template
 
@@ -234,7 +234,7 @@ def _with_template(parts: CheckpointParts) -> CheckpointParts:
 
 
 def _template_there(out: Path) -> str | None:
-    """How the bundle that a variant is added to is asked, where that was given."""
+    """The template that an existing bundle was exported with, if one was given."""
     from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 
     return open_bundle(out).manifest.given_template if (out / MANIFEST_NAME).is_file() else None
@@ -242,7 +242,7 @@ def _template_there(out: Path) -> str | None:
 
 @contextmanager
 def _calibrated(request: ExportRequest, parts: CheckpointParts, progress: ShowProgress) -> Iterator[Calibration | None]:
-    """The inputs of every matrix while the questions are answered, a layer at a time as they are asked for."""
+    """Collect the inputs of every matrix while the questions are answered, layer by layer on demand."""
     if request.calibration is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""A bundle's graphs as ONNX Runtime saves them for this machine's CPU, kept in the bundle."""
+"""Save a bundle's graphs as ONNX Runtime optimises them for this machine's CPU, in the bundle."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ GROUP_QUERY, STANDARD = ATTENTIONS = ("group-query", "standard")
 
 @dataclass(frozen=True)
 class OptimizeRequest:
-    """Which graphs are to be saved, and with which attention."""
+    """Which variant to optimise, and with which attention."""
 
     bundle: Path | str
     variant: str | None = None  # None: the one that suits a CPU best
-    # One of ATTENTIONS: ONNX Runtime's own operator, or the attention as exported. None: the operator where it can take
-    # the place of what was exported.
+    # One of ATTENTIONS: ONNX Runtime's own operator, or the attention as exported. None: the operator where it can
+    # replace the exported attention.
     attention: str | None = None
     threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
 
@@ -46,7 +46,7 @@ class OptimizeRequest:
 
 @dataclass(frozen=True)
 class OptimizedGraphs:
-    """What was saved, where, and how long that took."""
+    """The saved graphs, their folder, and how long saving took."""
 
     folder: Path
     manifest: OptimizedManifest
@@ -54,11 +54,11 @@ class OptimizedGraphs:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files that were written."""
+        """Size of all files that were written."""
         return sum(info.size_bytes for info in self.manifest.files.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest's entries, and folder, seconds, size_bytes."""
+        """The manifest's entries, and folder, seconds and size_bytes."""
         entries = dataclasses.asdict(self.manifest)
         return {**entries, "folder": self.folder, "seconds": self.seconds, "size_bytes": self.size_bytes}
 
@@ -73,22 +73,22 @@ def optimize_bundle(
 ) -> OptimizedGraphs:
     """Let ONNX Runtime optimise a variant's graphs for this CPU; sessions take the result from then on.
 
-    It fits one release of ONNX Runtime on one kind of processor. Elsewhere, and after another export, the bundle's own
-    graphs are used.
+    The result fits one release of ONNX Runtime on one processor model. Elsewhere, and after another export, the
+    bundle's own graphs are used.
 
     Args:
         bundle: folder of a bundle
         variant: None: the one that suits a CPU best
         attention: "group-query", ONNX Runtime's own operator, or "standard", as exported; None: the operator where it
-            can take the place of what was exported
+            can replace the exported attention
         threads: of the CPU; None: one per free core, and a single one for a small model
-        progress: told how many graphs were saved, of how many
+        progress: called with the number of graphs saved so far, and of all
 
     Raises:
-        BadInput: the shipped bundle, a release, a variant that there is not or whose attention cannot be replaced
-        BadBundle: the variant's files are not what the manifest says
+        BadInput: the shipped bundle, a release, an unknown variant, or attention that cannot be replaced
+        BadBundle: the variant's files differ from the manifest
         MissingDependency: the extra `export` is not installed
-        RunFailed: what was saved does not compute the same; nothing is kept
+        RunFailed: the saved graphs compute something else; nothing is kept
     """
     return optimize(OptimizeRequest(bundle, variant, attention, threads), progress)
 
@@ -106,7 +106,7 @@ def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedG
     folder = optimized_folder(bundle, variant, onnxruntime_version(), read_cpu())
     bundle.verify(variant.files)
     start_s = time.perf_counter()
-    # As they are and as kernels want them: about what they take in memory, twice.
+    # As they are and in the layout of kernels: about twice what they take in memory.
     require_free_space(folder, 2 * cpu_needs(bundle, variant, context=1).weights_bytes)
     with replacing_directory(folder, exist_ok=True) as work:
         graphs = _save_all(bundle, variant, work, attention, request.threads, progress)
@@ -116,7 +116,7 @@ def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedG
 
 
 def _attention(variant: Variant, asked: str | None) -> str:
-    """What a variant's attention becomes. Raises BadInput where the operator was asked for and is of no use."""
+    """The attention of a variant's saved graphs. Raises BadInput if the operator was requested and cannot be used."""
     obstacle = _obstacle(variant)
     if asked == GROUP_QUERY and obstacle is not None:
         raise BadInput(f"{variant.name} {obstacle}; leave it as it is", options=("attention standard",))
@@ -124,7 +124,7 @@ def _attention(variant: Variant, asked: str | None) -> str:
 
 
 def _obstacle(variant: Variant) -> str | None:
-    """Why ONNX Runtime's operator cannot take the place of what was exported."""
+    """Why ONNX Runtime's operator cannot replace the exported attention; None: it can."""
     if variant.dialect != "fused":
         return "has no attention operators to replace"
     if variant.computes_in_half:
@@ -137,7 +137,7 @@ def _obstacle(variant: Variant) -> str | None:
 def _save_all(
     bundle: Bundle, variant: Variant, work: Path, attention: str, threads: int | None, progress: Advance
 ) -> dict[str, str]:
-    """Graph -> the file that it was saved to."""
+    """Save all graphs: graph -> its file."""
     from sdrpn.export.ort_variant import group_query_graph
     from sdrpn.runtime.optimize import save_graph
 

@@ -1,6 +1,6 @@
-"""Which attention heads of a checkpoint point at what a question is about, and where its RPN should tap it.
+"""Find the attention heads of a checkpoint that point at what a question is about, and where its RPN should tap.
 
-The model is read once, for as many of these as are asked for.
+The model is read once for both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.labels.head_choice import Head
     from sdrpn.labels.head_scores import HeadScores
-    from sdrpn.labels.questions import Question
+    from sdrpn.labels.questions import DataQuestion
     from sdrpn.labels.teacher import Teacher
     from sdrpn.train.options import TrainOptions
     from sdrpn.train.proposal import Trial
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 __all__ = ["FoundHeads", "HeadsRequest", "Proposal", "ProposalRequest", "find_heads"]
 
 _EXTRA = ("train", "sdrpn heads")
-LABELS = "labels"  # in the folder of a proposal
-LARGEST_BATCH = 32  # a short training on some hundred questions needs steps more than large ones
-HELD_OUT = 0.2  # of the images: more than for a training that is used
+LABELS = "labels"  # folder of a proposal's labels
+LARGEST_BATCH = 32  # with a few hundred questions, many small steps train better than few large ones
+HELD_OUT = 0.2  # of the images: more than in a training whose result is kept
 
 
 @dataclass(frozen=True)
 class ProposalRequest:
-    """Short trainings to compare.
+    """The trial trainings to compare.
 
-    preset: whose numbers they have, of `sdrpn.train.options.PRESETS`
-    tap_layers: K to try; None: four around the middle
-    rpn_layers: T to try
+    preset: a name from `sdrpn.train.options.PRESETS`
+    tap_layers: values of K to try; None: four around the middle
+    rpn_layers: values of T to try
     steps: of each training
     """
 
@@ -53,11 +53,11 @@ class ProposalRequest:
 
 @dataclass(frozen=True)
 class HeadsRequest:
-    """What is asked, and what is to be found.
+    """Which model and questions to use, and what to find.
 
-    count: heads to choose
+    count: number of heads to choose
     out: folder for heads.json and heads.png, and for labels and taps.png with a proposal; None: nothing is written
-    proposal: None: no training is tried
+    proposal: None: no trial trainings
     """
 
     asked: TeacherRequest
@@ -68,7 +68,7 @@ class HeadsRequest:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Where to tap (K) and how many layers the RPN should have (T), with every training that was tried."""
+    """Where to tap (K) and how many layers the RPN should have (T), with all trial trainings."""
 
     tap_layer: int
     rpn_layers: int
@@ -80,8 +80,8 @@ class Proposal:
 class FoundHeads:
     """Scores of every head, and the best of them.
 
-    questions: how many were answered
-    details: what heads.json says beside the chosen heads
+    questions: number of answered questions
+    details: further entries of heads.json
     """
 
     scores: HeadScores
@@ -92,13 +92,13 @@ class FoundHeads:
 
 
 def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> FoundHeads:
-    """Let a checkpoint answer, and score every head by how well it points; with a proposal, train on its labels too.
+    """Let a checkpoint answer questions, and score every head by how well it points; optionally propose K and T.
 
-    Raises: BadInput and BadCheckpoint before the model answers, or where no image has two questions; MissingDependency
+    Raises: BadInput and BadCheckpoint before the model answers, or if no image has two questions; MissingDependency
     """
     out, asked = request.out, request.asked
     if request.proposal is not None and out is None:
-        raise BadInput("a proposal keeps labels beside heads.json; name a folder", options=("out",))
+        raise BadInput("a proposal writes labels beside heads.json; name a folder", options=("out",))
     questions = asked.questions()
     asked.checkpoint.look(*_EXTRA)
     with importing_extra(*_EXTRA):
@@ -127,7 +127,7 @@ def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> 
         with tempfile.TemporaryDirectory(dir=out, prefix=".taps-") as folder:
             _label(teacher, checkpoint, questions, chosen, out / LABELS, progress)
             _store_taps(teacher, out / LABELS, options, pairs, Path(folder), progress)
-            del teacher  # what is trained needs its memory
+            del teacher  # frees memory for the trainings
             torch.cuda.empty_cache()
             with torch_threads(asked.threads):
                 proposal = _tried(request, checkpoint, out, options, pairs, Path(folder), progress)
@@ -139,7 +139,7 @@ def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> 
 # Heads ---------------------------------------------------------------------------------------------------------------
 
 
-def _scored(teacher: Teacher, questions: Sequence[Question], progress: ShowProgress) -> tuple[HeadScores, int]:
+def _scored(teacher: Teacher, questions: Sequence[DataQuestion], progress: ShowProgress) -> tuple[HeadScores, int]:
     import numpy as np
 
     from sdrpn.labels.attention import all_heads
@@ -148,7 +148,7 @@ def _scored(teacher: Teacher, questions: Sequence[Question], progress: ShowProgr
     scorer, answered = HeadScorer(), 0
     heads = all_heads(teacher.model.spec.llm)
     with progress("heads", "questions") as advance:
-        # Only questions that follow each other are compared; sorting keeps the order of those on one image.
+        # Only consecutive questions on one image are compared; the sort is stable.
         for done, question in enumerate(sorted(questions, key=lambda question: question.image), start=1):
             watched = teacher.watch(question, heads)
             if watched.row_count:
@@ -204,12 +204,12 @@ def _trial_options(asked: ProposalRequest, teacher: TeacherRequest) -> TrainOpti
 def _label(
     teacher: Teacher,
     checkpoint: Checkpoint,
-    questions: Sequence[Question],
+    questions: Sequence[DataQuestion],
     heads: tuple[Head, ...],
     out: Path,
     progress: ShowProgress,
 ) -> None:
-    """By the heads that were chosen; a later call finds the labels."""
+    """Label with the chosen heads; a later call reuses the labels."""
     from sdrpn.labels import labelling
     from sdrpn.labels.head_choice import HeadChoice
 

@@ -1,4 +1,4 @@
-"""What a bundle holds: its model and files, and its engines, whether they fit this machine, and their kernels."""
+"""Inspect a bundle: its model and files; its engines, whether they fit this machine, and their kernels."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _MOST_LAYERS_BYTES = 32 * 1024 * 1024
 
 
 def inspect_bundle(path: Path | str, *, verify: bool = False) -> Bundle:
-    """Read a bundle's manifest and compare its files with it: sizes, and digests of the small ones.
+    """Read a bundle's manifest and compare its files with it: all sizes, and the digests of small files.
 
     Args:
-        path: folder, or `default`
+        path: folder, or `demo`
         verify: also the digests of large files
 
-    Raises: BadBundle where something is missing or was changed
+    Raises: BadBundle if something is missing or was changed
     """
     bundle = open_bundle(bundle_path(path))
     bundle.verify(_files_that_belong(bundle), large=verify)
@@ -50,7 +50,7 @@ def inspect_bundle(path: Path | str, *, verify: bool = False) -> Bundle:
 
 
 def _files_that_belong(bundle: Bundle) -> list[str]:
-    """All that the manifest lists; of a release what answers with engines take."""
+    """All files that the manifest lists; for a release, those that engines need."""
     manifest = bundle.manifest
     if not bundle.release_targets:
         return list(manifest.files)
@@ -60,7 +60,7 @@ def _files_that_belong(bundle: Bundle) -> list[str]:
 
 @dataclass(frozen=True)
 class TargetReport:
-    """One target: its engines, what is wrong with them here, and their kernels by graph if they were asked for."""
+    """One target: its engines, their problems on this machine, and on request their kernels by graph."""
 
     engines: EngineSet
     problems: tuple[Problem, ...]
@@ -73,12 +73,12 @@ def inspect_engines(
     """Read the manifests of a bundle's engines and compare them with this machine. Loads none.
 
     Args:
-        path: folder of the bundle, or `default`
-        target: whose engines; None: of all
+        path: folder of the bundle, or `demo`
+        target: only this target's engines; None: all
         verify: hash files again, even if size and time are unchanged
-        with_layers: read the kernels too
+        with_layers: also read the kernels
 
-    Raises: BadInput where there is nothing to show, BadBundle for a list of kernels that cannot be read
+    Raises: BadInput if there are no engines, BadBundle for a list of kernels that cannot be read
     """
     bundle = open_bundle(bundle_path(path))
     sets = engine_sets(bundle) if target is None else (engine_set(bundle, target),)
@@ -96,7 +96,7 @@ def inspect_engines(
 
 
 def engines_to_json(report: Sequence[TargetReport]) -> list[dict[str, Any]]:
-    """A list of targets: engines with their manifests, problems with their parts and as a line, kernels."""
+    """A list of targets: engines with their manifests, problems by field and as one line, kernels."""
     return [
         {
             "target": one.engines.target,
@@ -117,12 +117,12 @@ def engines_to_json(report: Sequence[TargetReport]) -> list[dict[str, Any]]:
 
 
 def write_engine_page(path: Path, report: Sequence[TargetReport], asked: Mapping[str, str] | None = None) -> None:
-    """All engines of a bundle as a page.
+    """Write a page about all engines of a bundle.
 
     Args:
-        asked: targets that somebody asked for, and what became of them, so that the page has those without engines too
+        asked: requested targets and their outcome, so that the page also lists those without engines
 
-    Raises BadInput for a name that is neither .md nor .html, or cannot be written."""
+    Raises BadInput for a name that is neither .md nor .html, or a file that cannot be written."""
     bundle = report[0].engines.bundle
     rows = [
         PageEngine(one.engines.target, graph, engine.manifest, engine.fault or _broken(one.problems, graph))
@@ -136,7 +136,7 @@ def write_engine_page(path: Path, report: Sequence[TargetReport], asked: Mapping
 
 
 def _not_built(bundle: Bundle, report: Sequence[TargetReport], asked: Mapping[str, str]) -> dict[str, str]:
-    """Targets that somebody asked for and that have no engine, and those that lack some, with the reason."""
+    """Requested targets without engines, and those that lack some, with the reason."""
     graphs = {one.engines.target: set(one.engines.engines) for one in report}
     lacking = {name: sorted(bundle.variant().graphs.keys() - found) for name, found in graphs.items()}
     return {
@@ -146,7 +146,7 @@ def _not_built(bundle: Bundle, report: Sequence[TargetReport], asked: Mapping[st
 
 
 def read_asked(path: Path) -> dict[str, str]:
-    """A JSON object: target that was asked for -> what became of it. Raises BadInput for anything else."""
+    """Read a JSON object: requested target -> its outcome. Raises BadInput for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -154,29 +154,30 @@ def read_asked(path: Path) -> dict[str, str]:
             f"{path} cannot be read ({error}); expected a JSON object of targets", options=("asked",)
         ) from error
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise BadInput(f"{path} is no JSON object of targets and what became of them", options=("asked",))
+        raise BadInput(f"{path} is not a JSON object of targets and their outcome; expected one", options=("asked",))
     return value
 
 
 def _broken(problems: Sequence[Problem], graph: str) -> str | None:
-    """Why an engine is refused on every machine, if it is."""
+    """Why an engine is refused on every machine; None: it is not."""
     found = [str(problem) for problem in problems if problem.broken and graph in problem.graph.split(", ")]
     return "; ".join(found) or None
 
 
 def _layers(engine: EngineFile) -> list[dict[str, Any]]:
-    mend = "build it again: sdrpn build BUNDLE --target NAME"
-    value = read_manifest(engine.layers_path, link_roots(engine.layers_path.parent), mend, _MOST_LAYERS_BYTES)
+    advice = "build it again: sdrpn build BUNDLE --target NAME"
+    value = read_manifest(engine.layers_path, link_roots(engine.layers_path.parent), advice, _MOST_LAYERS_BYTES)
     if not isinstance(value, list) or not all(map(_is_kernel, value)):
-        raise BadBundle(f"{engine.layers_path} is not a list of kernels; {mend}")
+        raise BadBundle(f"{engine.layers_path} is not a list of kernels; {advice}")
     expected = engine.manifest.kernels if engine.manifest is not None else len(value)
     if len(value) != expected:
-        raise BadBundle(f"{engine.layers_path} has {len(value)} kernels, the manifest says {expected}; {mend}")
+        raise BadBundle(f"{engine.layers_path} has {len(value)} kernels, the manifest says {expected}; {advice}")
     return value
 
 
 def _is_kernel(value: Any) -> bool:
-    """Whether it has what is shown of a kernel: a name, and tensors with dims, those of a graph with names too."""
+    """Whether an entry has the shown fields of a kernel: a name, and tensors with dims and, for a graph's own,
+    names."""
     if not (
         isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("subgraph", 0), int)
     ):

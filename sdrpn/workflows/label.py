@@ -1,4 +1,4 @@
-"""A checkpoint's own attention becomes labels to train an RPN on; or attention that was gathered before, once more."""
+"""Make labels to train an RPN on from a checkpoint's own attention, or again from stored attention."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _EXTRA = ("train", "sdrpn label")
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """What is asked, and what becomes of it.
+    """Which model and questions to use, and where labels are written.
 
-    heads: whose attention it is: "official-7b", "official-13b", or the path of heads.json
-    out: folder to write: new or empty, or with `resume` one of a run of the same settings
-    shard_questions: questions a file
+    heads: the grounding heads: "official-7b", "official-13b", or the path of heads.json
+    out: folder to write: new or empty, or with `resume` the folder of a run with the same settings
+    shard_questions: questions per file
     """
 
     asked: TeacherRequest
@@ -39,13 +39,13 @@ class LabelRequest:
 
 @dataclass(frozen=True)
 class RelabelRequest:
-    """Labels by another rule.
+    """New labels by another rule.
 
-    labels: folder that was labelled
+    labels: folder that `label_questions` wrote
     out: folder to write: new or empty
     foreground_share: cells above this share of the strongest cell are foreground
     background_share: cells below this share are background
-    largest_box_share: a sample whose box covers this share of the grid is left out
+    largest_box_share: samples whose box covers this share of the grid are left out
     raw: no sinks removed, nothing ignored
     """
 
@@ -61,10 +61,10 @@ class RelabelRequest:
 class Labelled:
     """A folder of labels.
 
-    counts: what became of the questions
+    counts: outcomes of the questions
     rule: how attention was cleaned
-    provenance: all that decides the labels, as labels.json has it
-    page: to look at
+    provenance: everything that decides the labels, as in labels.json
+    page: a report to look at
     """
 
     out: Path
@@ -101,13 +101,13 @@ def label_questions(
 
     Args:
         checkpoint, vision_tower, base, projector, fit: see `sdrpn.checkpoint.open_checkpoint`
-        data: file of questions, one JSON object a line: image, question
+        data: JSON Lines: image, question
         images: the folder of the images
         out: folder to write: Parquet shards, labels.json, report.html
         heads: "official-7b", "official-13b", or the path of heads.json
         limit, rows, answers, max_new_tokens, precision, device, threads: see `TeacherRequest`
         shard_questions, resume: see `LabelRequest`
-        progress: (title, what is counted) -> a block in which (done, total) is told
+        progress: (title, unit) -> a context manager that gives a function of (done, total)
     Raises: BadInput and BadCheckpoint before the model answers; MissingDependency without sdrpn[train]
     """
     parts = CheckpointParts(checkpoint, vision_tower=vision_tower, base=base, projector=projector, fit=fit)
@@ -145,9 +145,9 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
 
 
 def relabel_questions(request: RelabelRequest) -> Labelled:
-    """Clean attention that was gathered before by another rule, into a new folder; no model runs.
+    """Clean stored attention by another rule, into a new folder; no model runs.
 
-    Raises: BadInput where `labels` is no complete folder of labels, or `out` is in use; MissingDependency
+    Raises: BadInput if `labels` is not a complete folder of labels, or `out` is in use; MissingDependency
     """
     from sdrpn.host.json_files import read_json_object
 

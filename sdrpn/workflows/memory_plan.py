@@ -1,4 +1,4 @@
-"""What a bundle takes in memory before anything is built or loaded. Adds up sizes; opens no graph."""
+"""Estimate how much memory a bundle needs, before anything is built or loaded. Adds up sizes; opens no graph."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "pl
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is to be added up, and for which device."""
+    """What to estimate, and for which device."""
 
-    bundle: Path | str  # folder, or `default`
+    bundle: Path | str  # folder, or `demo`
     target: str | None = None  # name of a target, or a .toml file; None: this machine's CPU
     variant: str | None = None  # None: the one that engines are built from, or that ONNX Runtime answers with
-    # Positions of prompt and answer; several: engines with profiles for each. Empty: what engines are built for, or
-    # all that the bundle has.
+    # Tokens of prompt and answer; several: engines with a profile for each. Empty: the context that engines are built
+    # for, or the bundle's limit.
     contexts: tuple[int, ...] = ()
     batch: int = 1  # questions that are decoded together
-    backend: str = "onnxruntime"  # without a target: what runs the graphs on this machine
+    backend: str = "onnxruntime"  # without a target: the library that runs the graphs on this machine
     prefix_bytes: int | None = None  # most memory for pictures asked about before; None: the runtime's default
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class OtherCaches:
-    """The same variant with the other kind of caches: in 8 bits in place of floats, or the other way."""
+    """The same variant with the other kind of KV cache: in 8 bits instead of floats, or the reverse."""
 
     kv_cache: str | None
     caches_bytes: int
@@ -85,25 +85,25 @@ class MemoryPlan:
     batch: int
     memory_bytes: int | None  # of the device; None: not known
     needs: MemoryNeeds  # at the longest context
-    largest_context: int  # that fits; 0: none
+    largest_context: int  # the largest that fits; 0: none
     context_limit: int  # of the bundle
-    step_bytes: dict[int, int]  # context -> what a decode step of an engine reads; empty for a CPU
+    step_bytes: dict[int, int]  # context -> bytes that a decode step of an engine reads; empty for a CPU
     kv_cache: str | None  # int8 or fp8; None: caches in the type that the graphs compute in
     other: OtherCaches
     prefixes: PrefixPlan
 
     @property
     def context(self) -> int:
-        """The longest one."""
+        """The longest context."""
         return self.contexts[-1]
 
     @property
     def fits(self) -> bool | None:
-        """None where it is not known how much memory the device has."""
+        """Whether it fits; None if the device's memory is not known."""
         return None if self.memory_bytes is None else self.needs.total_bytes <= self.memory_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """As the verb prints it: see sdrpn.cli.plan."""
+        """The plan as `sdrpn plan --json` prints it: see sdrpn.cli.plan."""
         return {
             "bundle": self.bundle,
             "variant": self.variant,
@@ -125,7 +125,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class _Place:
-    """A device, the variant for it, and how its needs are added up."""
+    """A device, the variant for it, and how its memory needs are computed."""
 
     device: str
     memory_bytes: int | None
@@ -136,7 +136,7 @@ class _Place:
     step_of: Callable[[int], int] | None = None  # bytes that a decode step reads at a context; None: not known
 
     def largest_context(self, variant: Variant, limit: int) -> int:
-        """That fits; 0: none."""
+        """The largest context that fits; 0: none."""
         if self.memory_bytes is None:
             return limit
         return fitting_context(lambda context: self.needs_of(variant, context), self.memory_bytes, limit)
@@ -154,19 +154,19 @@ def plan_memory(
 ) -> MemoryPlan:
     """Add up weights, caches, activations and image buffers, and find the largest context that fits.
 
-    The same sums decide whether a build starts, and whether a question is answered on this machine's CPU.
+    The same estimate decides whether a build starts, and whether `sdrpn ask` starts on this machine's CPU.
 
     Args:
-        bundle: folder, or "default"
+        bundle: folder, or "demo"
         target: name of a target, or a .toml file; None: this machine's CPU
         variant: None: the one that engines are built from, or that ONNX Runtime answers with
-        contexts: positions of prompt and answer; several: engines with profiles for each; empty: what engines are built
-            for, or all that the bundle has
+        contexts: tokens of prompt and answer; several: engines with a profile for each; empty: the context that engines
+            are built for, or the bundle's limit
         batch: questions that are decoded together
         backend: without a target: what runs the graphs on this machine
         prefix_bytes: most memory for what was computed of pictures asked about before; None: as `Session.open`
 
-    Raises: BadBundle, BadInput for a bundle, variant or target that cannot be had; ContextTooLong
+    Raises: BadBundle, BadInput for an unknown variant or target; ContextTooLong
     """
     return plan(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes))
 
@@ -214,7 +214,7 @@ def _prefixes(bundle: Bundle, place: _Place, request: PlanRequest) -> PrefixPlan
 def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
     info = backend_info(request.backend)
     if info.runs == "engines":
-        raise BadInput(f"backend {info.name} runs engines, whose needs depend on a device; name a target")
+        raise BadInput(f"backend {info.name} runs engines, whose memory depends on the device; name a target")
     bundle.require_graphs("to answer on this machine", _release_advice(bundle))
     variant = graph_variant(bundle, request.variant, info=info)
     mapped_bytes = mapped_weights_bytes(bundle, variant) if info.on == "cpu" else None
@@ -230,7 +230,7 @@ def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
 
 
 def _memory_here(info: BackendInfo) -> tuple[str, int | None]:
-    """Where the backend computes, and the memory that is there."""
+    """The device that the backend uses, and its memory."""
     machine = read_machine()
     if info.on == "cpu":
         return "this machine's CPU", machine.memory_available_bytes
@@ -244,7 +244,7 @@ def _release_advice(bundle: Bundle) -> str:
 def _on_target(bundle: Bundle, request: PlanRequest) -> _Place:
     assert request.target is not None
     target = read_target(request.target)
-    dialect = "primitive" if len(request.contexts) > 1 else None  # what engines for several are built from
+    dialect = "primitive" if len(request.contexts) > 1 else None  # engines for several contexts are built from it
     if request.variant is None:
         variant = target_variant(bundle, target, dialect=dialect)
     else:

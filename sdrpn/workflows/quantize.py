@@ -1,4 +1,4 @@
-"""What 8 and 4 bits cost a checkpoint, part by part, and which parts are worth keeping as they are."""
+"""Measure what 8 and 4 bits cost a checkpoint, part by part, and which parts are worth keeping in fp16."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from sdrpn.calibration.sensitivity import Asked, Cost, Rounding
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.export.quantization import Blocks
-    from sdrpn.labels.questions import Question
+    from sdrpn.labels.questions import DataQuestion
 
 __all__ = ["CHOICES", "COLUMNS", "QuantizeRequest", "RoundingCosts", "cost_rows", "measure_rounding"]
 
 _EXTRA = ("train", "sdrpn quantize")
 CHOICES = ("int8-b32-rtn", "int4-b32-rtn", "int4-b32-hqq")
-# A part is worth keeping where rounding it alone does this to the mean cosine, or to this share of the answers.
+# A part is worth keeping if rounding it alone lowers the mean cosine below this, or changes this share of answers.
 KEEP_COSINE, KEEP_ANSWERS = 0.999, 0.98
 COLUMNS = ("part", "choice", "weights", "RoI cosine", "least", "box IoU", "same decision", "same answer")
 
 
 @dataclass(frozen=True)
 class QuantizeRequest:
-    """What is rounded how, and asked what.
+    """What to round, how, and which questions to ask.
 
     data, images, limit: questions, as in `TeacherRequest`
-    choices: ways to round, as names of weight files have them: intBITS-bBLOCK-METHOD
-    parts: of vision, layers.N, rpn, lm_head; None: all, and at last all that an export rounds by default at once
+    choices: ways to round: intBITS-bBLOCK-METHOD, as in the names of weight files
+    parts: some of vision, layers.N, rpn, lm_head; None: all, and finally everything that an export rounds by default
     threshold, upscale: of `sdrpn.method.roi.RoiPolicy`; None: the checkpoint's own
     threads: of the CPU, as in `TeacherRequest`
     report: folder for sensitivity.json, .md and .png: new or empty; None: nothing is written
@@ -60,7 +60,8 @@ class QuantizeRequest:
 
 @dataclass(frozen=True)
 class RoundingCosts:
-    """What was measured on so many questions; `worth_keeping`: parts whose mildest choice of 4 bits costs too much."""
+    """The measured costs and the number of questions; `worth_keeping`: parts for which even the best 4-bit choice costs
+    too much."""
 
     questions: int
     costs: tuple[Cost, ...]
@@ -70,7 +71,7 @@ class RoundingCosts:
 def measure_rounding(request: QuantizeRequest, progress: ShowProgress = show_nothing) -> RoundingCosts:
     """Round one part of a checkpoint at a time, and compare maps, boxes and answers with the checkpoint itself.
 
-    Raises: BadInput before anything is measured, which takes long; BadCheckpoint; MissingDependency
+    Raises: BadInput before the measurement, which takes long; BadCheckpoint; MissingDependency
     """
     choices = _choices(request.choices)
     questions = some_questions(request.data, request.images, request.limit)
@@ -99,7 +100,7 @@ def measure_rounding(request: QuantizeRequest, progress: ShowProgress = show_not
 
 
 def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
-    """As text, under COLUMNS."""
+    """The costs as rows of text, for COLUMNS."""
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.5f}"
@@ -120,17 +121,17 @@ def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
 
 def _choices(names: Sequence[str]) -> dict[str, Blocks]:
     if not names:
-        raise BadInput("there is no way to round; expected intBITS-bBLOCK-METHOD, such as int4-b32-rtn")
+        raise BadInput("no way to round is given; expected intBITS-bBLOCK-METHOD, such as int4-b32-rtn")
     return {name: _blocks(name) for name in dict.fromkeys(names)}
 
 
 def _blocks(name: str) -> Blocks:
-    """int4-b32-rtn. Raises BadInput for anything else."""
+    """Parse a name such as int4-b32-rtn. Raises BadInput for anything else."""
     from sdrpn.export.quantization import METHODS, Blocks
 
     found = re.fullmatch(r"int(4|8)-b(\d+)-(\w+)", name)
     if found is None:
-        raise BadInput(f"{name} is no way to round; expected intBITS-bBLOCK-METHOD, such as int4-b32-rtn")
+        raise BadInput(f"{name} is not a way to round; expected intBITS-bBLOCK-METHOD, such as int4-b32-rtn")
     if found[3] == "gptq" or found[3] not in METHODS:
         raise BadInput(f"{name}: the method is {found[3]}; expected rtn or hqq")
     bits: Any = int(found[1])
@@ -144,7 +145,7 @@ def _rounding(blocks: Blocks) -> Rounding:
 
 
 def _require_blocks(part: str, widths: Iterable[int], choices: Mapping[str, Blocks]) -> None:
-    """Raises BadInput where a choice cannot round a part."""
+    """Raises BadInput if a choice cannot round a part."""
     for name, blocks in choices.items():
         misfit = [width for width in widths if width % blocks.size]
         if misfit:
@@ -171,7 +172,7 @@ def _require_new(folder: Path | None) -> None:
         raise BadInput(f"{folder} exists and is not an empty folder; name a new one", options=("report",))
 
 
-def _asked(request: QuantizeRequest, source: Checkpoint, questions: Sequence[Question]) -> list[Asked]:
+def _asked(request: QuantizeRequest, source: Checkpoint, questions: Sequence[DataQuestion]) -> list[Asked]:
     from sdrpn.calibration.sensitivity import Asked
     from sdrpn.checkpoint.tokenizer import tokenizer_of
     from sdrpn.images.image import open_image
@@ -196,7 +197,7 @@ def _asked(request: QuantizeRequest, source: Checkpoint, questions: Sequence[Que
 
 
 def _worth_keeping(costs: Sequence[Cost]) -> tuple[str, ...]:
-    """The vision tower is never rounded below 8 bits."""
+    """Parts that are worth keeping. The vision tower is left out: it never gets fewer than 8 bits."""
     fine = {
         cost.part
         for cost in costs

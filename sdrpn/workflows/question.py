@@ -1,6 +1,6 @@
-"""One question about one image: what can be refused is refused before graphs are loaded, then it is answered.
+"""Ask one question about one image. Everything that can be checked early is checked before graphs are loaded.
 
-Several questions about a bundle are a session's affair: sdrpn.Session.
+For several questions, use a session: sdrpn.Session.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sdrpn.method.overlay import draw_overlay
 from sdrpn.method.policy import OWN, Roi, RoiChange
 from sdrpn.runtime import Answer, EngineOptions, Sampling, Session
 from sdrpn.runtime.backends import AUTOMATIC
-from sdrpn.runtime.pictures.picture import Decode, open_picture
+from sdrpn.runtime.pictures.picture import JpegMode, open_picture
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 
 __all__ = [
@@ -40,20 +40,20 @@ __all__ = [
     "silence_onnxruntime",
 ]
 
-NO_RPN = "has no RPN: answering as plain LLaVA"  # how the note ends that says so
+NO_RPN = "has no RPN: answering as plain LLaVA"  # the end of that note
 
 
 @dataclass(frozen=True)
 class AskRequest:
-    """A question, and how and where it is answered. The fields from `backend` on are those of `Session.open`."""
+    """A question, and how and where to answer it. The fields from `backend` on are those of `Session.open`."""
 
     bundle: Path | str
-    image: Path | bytes  # a file or its content, in any format that Pillow reads
+    image: Path | bytes  # a file or its bytes, in any format that Pillow reads
     question: str
     roi: Roi = OWN  # how it looks again; None: it looks once
     max_new_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
-    check_memory: bool = True  # refuse what cannot fit this machine's memory
+    check_memory: bool = True  # refuse if the estimated memory does not fit this machine
     backend: str = AUTOMATIC
     threads: int | None = None
     variant: str | None = None
@@ -62,12 +62,12 @@ class AskRequest:
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
     verify: bool = True
-    decode: Decode = "exact"
+    jpeg: JpegMode = "exact"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The answer, and what it takes to draw where the model looked."""
+    """The answer, and what is needed to draw where the model looked."""
 
     answer: Answer
     image: Path | bytes
@@ -84,19 +84,19 @@ def ask_question(
     """Open the bundle, answer, and close it.
 
     Args:
-        piece: told the answer part by part, as it is made
-        note: told what does not stop the work, such as engines that are there and are not used
+        piece: called with each piece of the answer as it is generated
+        note: called with warnings, such as why existing engines are not used
 
     Raises:
-        BadInput: no tokenizer for words, or what `Session.open` refuses
-        BadImage: a picture that cannot be read
-        RunFailed: memory is short, or a graph failed
+        BadInput: the bundle has no tokenizer, or as `Session.open`
+        BadImage: the picture cannot be read
+        RunFailed: there is not enough memory, or a graph failed
     """
     bundle = open_bundle(bundle_path(request.bundle))
     _require_tokenizer(bundle)
     if request.check_memory:
         _require_memory(bundle, request)
-    picture = open_picture(request.image, decode=request.decode, threads=request.threads)
+    picture = open_picture(request.image, jpeg=request.jpeg, threads=request.threads)
     with _opened(bundle, request) as session:
         first_note = session.backend_note
         if first_note is not None:
@@ -112,7 +112,7 @@ def ask_question(
             for text in stream:
                 piece(text)
         answer, fit = stream.finish(), fit_of(session.spec)
-        if session.backend_note != first_note:  # something was found while it answered
+        if session.backend_note != first_note:  # it changed while the session answered
             note(session.backend_note or "")
     if answer.note is not None:
         note(answer.note)
@@ -120,8 +120,8 @@ def ask_question(
 
 
 def silence_onnxruntime() -> None:
-    """What fails comes back as an exception and is told in one line; the library would print it as well."""
-    with suppress(ImportError, AttributeError):  # a broken installation is told where it is needed
+    """Silence ONNX Runtime's log: failures are raised as exceptions, and the library would print them as well."""
+    with suppress(ImportError, AttributeError):  # a broken installation is reported where it is needed
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(4)  # fatal only
@@ -154,7 +154,7 @@ def _require_memory(bundle: Bundle, request: AskRequest) -> None:
     if request.backend not in (AUTOMATIC, "onnxruntime"):
         return
     machine = read_machine()
-    # Engines may answer; where none fit, running out is told as it happens.
+    # Engines may answer; if none fit, a lack of memory is reported when it occurs.
     if request.backend == AUTOMATIC and machine.gpus:
         return
     variant = graph_variant(bundle, request.variant)

@@ -1,4 +1,4 @@
-"""A checkpoint in PyTorch that answers questions about pictures, and what every job asks that lets one do so."""
+"""A checkpoint in PyTorch that answers questions about pictures, for the jobs that need one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
 if TYPE_CHECKING:
     from sdrpn.checkpoint import Checkpoint
-    from sdrpn.labels.questions import Question
+    from sdrpn.labels.questions import DataQuestion
     from sdrpn.labels.teacher import Teacher
 
 __all__ = ["ModelPrecision", "TeacherRequest", "require_device", "some_questions"]
@@ -21,15 +21,15 @@ ModelPrecision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """Which model is asked what, and how it answers.
+    """Which model answers which questions, and how.
 
-    data: file of questions, one JSON object a line: image, question, and answer where there is one
-    images: the folder that names of images are relative to
-    limit: the first so many questions only
-    rows: whose attention counts: of the answer's tokens, of the tokens that they were predicted from, or of the
-        prompt's last token
-    answers: "own": the model answers itself; "given": those of the data are used
-    max_new_tokens: of an answer
+    data: JSON Lines: image, question, optionally answer
+    images: folder that the image names are relative to
+    limit: only the first `limit` questions; None: all
+    rows: which attention counts: that of the answer's tokens, of the tokens that they were predicted from, or of
+        the prompt's last token
+    answers: "own": the model answers itself; "given": the answers in the data are used
+    max_new_tokens: maximum length of an answer
     precision, device: of the model in PyTorch
     threads: of the CPU; None: one per free core, see `sdrpn.host.threads`
     """
@@ -45,14 +45,14 @@ class TeacherRequest:
     device: str = "cpu"
     threads: int | None = None
 
-    def questions(self) -> list[Question]:
-        """The questions. Raises BadInput for files or folders that are not there, or say something else."""
+    def questions(self) -> list[DataQuestion]:
+        """Read the questions. Raises BadInput for files or folders that are missing or malformed."""
         return some_questions(self.data, self.images, self.limit)
 
     def teacher(self, checkpoint: Checkpoint) -> Teacher:
-        """The model, ready to answer, read from the checkpoint that was opened.
+        """Load the model from an open checkpoint.
 
-        Raises: BadInput for a device that PyTorch does not have here; BadCheckpoint where there is no tokenizer
+        Raises: BadInput for a device that PyTorch cannot use here; BadCheckpoint without a tokenizer
         """
         from sdrpn.checkpoint.tokenizer import tokenizer_of
         from sdrpn.labels.teacher import Teacher, TeacherOptions
@@ -66,7 +66,7 @@ class TeacherRequest:
         return Teacher(model, tokenizer, self.images, options)
 
 
-def some_questions(data: Path, images: Path, limit: int | None) -> list[Question]:
+def some_questions(data: Path, images: Path, limit: int | None) -> list[DataQuestion]:
     """The first `limit` questions of a file. Raises BadInput."""
     from sdrpn.labels.questions import read_questions
 
@@ -76,7 +76,7 @@ def some_questions(data: Path, images: Path, limit: int | None) -> list[Question
 
 
 def require_device(name: str) -> str:
-    """The name, if PyTorch has such a device here. Raises BadInput."""
+    """Return the name if PyTorch can use this device here. Raises BadInput."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""Labels become an RPN: from folders, in one process or in every process of a launcher."""
+"""Train an RPN on a folder of labels, in one process or in every process of a launcher."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _EXTRA = ("train", "sdrpn train")
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What is trained on what, by folders.
+    """Which checkpoint and labels to train on, and where the RPN is written.
 
-    checkpoint: what is trained on; its pictures become squares as those of the labels did, whatever its `fit` says
+    checkpoint: the base model; pictures are fitted as for the labels, whatever its `fit` says
     labels: folder of labels
-    out: folder to write: new or empty, or with `resume` one of a training of the same settings
-    options: every number that decides the weights
-    images: None: the folder that was labelled
-    taps_dir: where stored taps are; trainings of one checkpoint may share it; None: `taps` in `labels`
-    device: "auto": a GPU if there is one, or what a launcher gives
+    out: folder to write: new or empty, or with `resume` the folder of a training with the same settings
+    options: all training settings that decide the weights
+    images: folder of the images; None: the one that was labelled
+    taps_dir: where tap activations are stored; trainings of one checkpoint can share it; None: `taps` in `labels`
+    device: "auto": a GPU if there is one, or the launcher's device
     threads: of the CPU, in each process of a launcher; None: one per free core, at most OMP_NUM_THREADS
     """
 
@@ -51,7 +51,7 @@ class TrainingRequest:
 class TrainedRpn:
     """The folder that was written, and how the training went.
 
-    is_main: whether this process of a launcher is the one that reports
+    is_main: whether this is the launcher's main process, which reports
     """
 
     out: Path
@@ -60,7 +60,7 @@ class TrainedRpn:
     is_main: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As `sdrpn train --json` prints it."""
+        """The result as `sdrpn train --json` prints it."""
         report, history, found = self.report, self.report.history, self.report.history.validations
         return {
             "out": self.out,
@@ -100,11 +100,11 @@ def train_rpn(
     Args:
         checkpoint, vision_tower, base, projector: see `sdrpn.checkpoint.open_checkpoint`
         labels: folder that `label_questions` wrote
-        out: folder to write: new or empty, or with `resume` one of a training of the same settings
-        options: None: those of `preset`
+        out: folder to write: new or empty, or with `resume` the folder of a training with the same settings
+        options: training settings; None: those of `preset`
         images, taps_dir, device, threads: see `TrainingRequest`
-        progress: (title, what is counted) -> a block in which (done, total) is told
-        warn: told what does not stop the training and should be known
+        progress: (title, unit) -> a context manager that gives a function of (done, total)
+        warn: called with warnings
     Raises: BadInput and BadCheckpoint before any work is done; MissingDependency without sdrpn[train]
     """
     if options is None:
@@ -166,4 +166,4 @@ def train(
 def _warn_of_other_checkpoint(request: TrainRequest, warn: Callable[[str], None]) -> None:
     labelled = request.labels.about.get("checkpoint_sha256")
     if labelled is not None and labelled != request.checkpoint.digest():
-        warn("the labels were made by another checkpoint than the one that is trained on; its tokens must be the same")
+        warn("the labels were made by another checkpoint than the one to train on; both must use the same tokens")

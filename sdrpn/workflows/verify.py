@@ -1,4 +1,5 @@
-"""How far a bundle, or a target's engines, lie from the checkpoint: exactly, or against gates of each precision."""
+"""Measure how far a bundle, or a target's engines, are from the checkpoint: exactly, or against each precision's
+gates."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from sdrpn.bundle.bundle import Bundle, Variant
     from sdrpn.bundle.engine_manifest import ParityGate
     from sdrpn.checkpoint import Checkpoint
-    from sdrpn.compare.answers import Question
+    from sdrpn.compare.answers import TrialQuestion
     from sdrpn.compare.graphs import Check
     from sdrpn.model import SdRpnModel
 
@@ -43,13 +44,13 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
+    """The result of a comparison.
 
-    bundle, checkpoint: that were compared
+    bundle, checkpoint: the two that were compared
     checks: every tensor of every run
-    gates: by variant, the worst of these checks against the limits of its precision; empty where `exact`
-    engines: how the engines themselves were judged: "ran", or why not
-    target: whose they are, as it was asked for
+    gates: by variant, the worst of these checks against the limits of its precision; empty if `exact`
+    engines: whether the engines themselves were run: "ran", or why not
+    target: the engines' target, as it was given
     """
 
     bundle: Path
@@ -62,13 +63,13 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differs by more than it may."""
+        """Whether every difference is within its limit."""
         if self.exact:
             return all(check.ok for check in self.checks)
         return all(gate.ok for own in self.gates.values() for gate in own)
 
     def to_json(self) -> dict[str, Any]:
-        """As `sdrpn verify --json` prints it."""
+        """The result as `sdrpn verify --json` prints it."""
         from sdrpn.bundle.shipped import bundle_name
 
         gates = {"target": self.target, "engines": self.engines, "gates": self.gates}
@@ -82,7 +83,7 @@ class Verification:
         }
 
     def require_ok(self) -> None:
-        """Raise RunFailed, with the first that differs, where something does."""
+        """Raise RunFailed with the first failure, if there is one."""
         if self.exact:
             _require_equal(self)
         else:
@@ -105,17 +106,17 @@ def verify_bundle(
 ) -> Verification:
     """Run a bundle's graphs on the CPU, and the checkpoint in PyTorch in float32, on the same seeded inputs.
 
-    What was found against gates is written into the manifests of the engines that were made of these graphs.
+    Results against gates are written into the manifests of the engines that were built from these graphs.
 
     Args:
-        bundle: a folder, or the name of the shipped one
-        checkpoint: that it was exported from; None: one of its name here or beside the bundle
+        bundle: folder, or "demo"
+        checkpoint: the one that it was exported from; None: a folder of its name here or beside the bundle
         target, variant, exact, threads: see `VerifyRequest`
-        vision_tower, rpn, base, projector: as they were given to the export
-        progress: (title, what is counted, None for bytes) -> a block in which (done, total) is told
-    Returns: all checks and gates; `require_ok` raises RunFailed where one failed
-    Raises: BadInput where the bundle was not exported from the checkpoint; BadBundle, BadCheckpoint; RunFailed where
-        the memory does not suffice; MissingDependency without sdrpn[train]
+        vision_tower, rpn, base, projector: as given to the export
+        progress: (title, unit; None for bytes) -> a context manager that gives a function of (done, total)
+    Returns: all checks and gates; `require_ok` raises RunFailed if one failed
+    Raises: BadInput if the bundle was not exported from the checkpoint; BadBundle, BadCheckpoint; RunFailed if there
+        is not enough memory; MissingDependency without sdrpn[train]
     """
     from sdrpn.bundle.shipped import bundle_path
 
@@ -155,7 +156,7 @@ def verify(request: VerifyRequest, progress: ShowProgress = show_nothing) -> Ver
 
 
 def difference_text(check: Check) -> str:
-    """What an exact check found, and what it should have."""
+    """What an exact check found, and what was expected."""
     style, bound = (".7f", "at least") if more_is_better(check.kind) else (".1e", "at most")
     found = f"{check.found:{style}}" if isinstance(check.found, float) else check.found
     if check.limit is not None:
@@ -164,7 +165,7 @@ def difference_text(check: Check) -> str:
 
 
 def place_text(check: Check) -> str:
-    """Where it was found."""
+    """The variant, graph, kind and tensor of a check."""
     return f"{check.variant} {check.graph}, {check.kind} of {check.tensor}"
 
 
@@ -172,12 +173,12 @@ def place_text(check: Check) -> str:
 
 
 def _target_name(target: str | None) -> str | None:
-    """Under which its engines lie: a file of the user's goes by its name."""
+    """The name of the target's engine folder; a .toml file counts by its name."""
     return Path(target).stem if target is not None and target.endswith(".toml") else target
 
 
 def _variants(bundle: Bundle, request: VerifyRequest) -> list[Variant]:
-    """One that was named; what the target's engines were made of, or would be; or all."""
+    """The named variant; the one that the target's engines were, or would be, built from; or all."""
     if request.variant is not None:
         return [bundle.variant(request.variant)]
     if request.target is None:
@@ -192,7 +193,7 @@ def _variants(bundle: Bundle, request: VerifyRequest) -> list[Variant]:
 
 
 def _engines_state(bundle: Bundle, target: str | None) -> str:
-    """Whether the engines of the target can be run here, or why not."""
+    """ "ran" if the target's engines can be run here, or why not."""
     if target is None:
         return "no target"
     from sdrpn.runtime.engines.engine_set import engine_sets
@@ -236,7 +237,7 @@ def _measured_variant(
     bundle: Bundle,
     variant: Variant,
     model: SdRpnModel,
-    questions: tuple[Question, ...],
+    questions: tuple[TrialQuestion, ...],
     steps: Steps,
     engines_of: str | None,
     threads: int | None,
@@ -248,7 +249,7 @@ def _measured_variant(
     with recorded_peaks(model) as peaks, runnable_bundle(bundle, variant) as runs:
         with GraphRuns(runs, variant.name, steps, threads) as graphs:
             checks = list(graph_parity(model, variant, graphs.run, max_context=bundle.manifest.max_context))
-        if all(check.expected is None for check in checks):  # else a graph does not run, and cannot answer
+        if all(check.expected is None for check in checks):  # else a graph does not run, and there are no answers
             with Session.open(
                 runs.path, variant=variant.name, backend="onnxruntime", threads=threads, verify=False
             ) as session:
@@ -267,9 +268,9 @@ def _measured_variant(
 
 
 def _store(bundle: Bundle, target: str | None, found: Mapping[str, tuple[ParityGate, ...]]) -> None:
-    """Into the manifest of every engine that was made of the graphs that were measured, for whichever target.
+    """Write the gates into the manifest of every engine that was built from the measured graphs, of any target.
 
-    How engines answer is said of those of the target alone; what was found of others earlier stays.
+    Gates of the engines' own answers are written for `target` only; earlier results of other targets stay.
     """
     from sdrpn.bundle.engine_manifest import engine_paths, write_engine_manifest
     from sdrpn.runtime.engines.engine_set import engine_sets

@@ -228,7 +228,7 @@ class TestFiles:
         ("name", "message"),
         [
             ("trunk.fused-fp32.onnx", r"has 1099511627776 bytes; expected at most 268435456: weights lie in files of"),
-            ("weights/trunk.fp32.bin", r"has \d+ bytes; such a model in float32 has less than \d+; export"),
+            ("weights/trunk.fp32.bin", r"has \d+ bytes; such a model has less than \d+ in float32; export"),
         ],
     )
     def test_a_huge_file_whose_size_is_listed(self, copy: Path, name: str, message: str) -> None:

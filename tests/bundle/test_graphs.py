@@ -54,7 +54,7 @@ def test_owners_of_caches(tiny_spec: ModelSpec) -> None:
 
 
 def test_every_tensor_of_the_shipped_bundle_has_a_role() -> None:
-    bundle = open_bundle("default")
+    bundle = open_bundle("demo")
     for variant in bundle.manifest.variants.values():
         for graph in variant.graphs.values():
             assert all(tensor.role for tensor in (*graph.inputs, *graph.outputs))

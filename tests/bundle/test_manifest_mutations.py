@@ -18,7 +18,7 @@ import pytest
 from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, FileInfo, open_bundle
 from sdrpn.bundle.engine_manifest import engine_paths
 from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, optimized_folder, source_digest
-from sdrpn.bundle.shipped import DEFAULT_BUNDLE
+from sdrpn.bundle.shipped import DEMO_BUNDLE
 from sdrpn.cli.engine_report import print_report
 from sdrpn.errors import BadInput
 from sdrpn.host.machine import read_cpu
@@ -42,10 +42,10 @@ UNUSED = {("variants", name) for name in ("fused-int8", "primitive-int8", "primi
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the shipped bundle whose manifest is written anew for each mutation."""
-    return copied(DEFAULT_BUNDLE, tmp_path_factory.mktemp("mutated"))
+    return copied(DEMO_BUNDLE, tmp_path_factory.mktemp("mutated"))
 
 
-DOCUMENT = json.loads((DEFAULT_BUNDLE / MANIFEST_NAME).read_text("utf-8"))
+DOCUMENT = json.loads((DEMO_BUNDLE / MANIFEST_NAME).read_text("utf-8"))
 
 
 @contextmanager

@@ -14,15 +14,15 @@ from sdrpn.calibration import CalibrationPrompts, LayerInputs
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.tokenizer import tokenizer_of
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.labels.questions import Question
+from sdrpn.labels.questions import DataQuestion
 from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
 from tests.pictures import photo
 
 MATRICES = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
 QUESTIONS = (
-    Question("1", "a.png", "What does the sign say?", "EXIT 12"),
-    Question("2", "b.png", "Where?"),
-    Question("3", "a.png", "Which colour?", "red"),
+    DataQuestion("1", "a.png", "What does the sign say?", "EXIT 12"),
+    DataQuestion("2", "b.png", "Where?"),
+    DataQuestion("3", "a.png", "Which colour?", "red"),
 )
 
 
@@ -108,11 +108,13 @@ def test_prompts_hold_the_image_in_its_place_and_every_other_one_a_crop(
 def test_the_digest_is_of_questions_and_pictures(prompts: CalibrationPrompts, images: Path, tmp_path: Path) -> None:
     others = [
         CalibrationPrompts(QUESTIONS[:2], images, prompts.tokenizer),
-        CalibrationPrompts((*QUESTIONS[:2], Question("3", "b.png", "Which colour?", "red")), images, prompts.tokenizer),
+        CalibrationPrompts(
+            (*QUESTIONS[:2], DataQuestion("3", "b.png", "Which colour?", "red")), images, prompts.tokenizer
+        ),
     ]
     assert len({prompts.digest, *(other.digest for other in others)}) == 3
     with pytest.raises(BadInput, match=r"nowhere\.png cannot be read \(No such file"):
-        _ = CalibrationPrompts((Question("1", "nowhere.png", "What?"),), tmp_path, prompts.tokenizer).digest
+        _ = CalibrationPrompts((DataQuestion("1", "nowhere.png", "What?"),), tmp_path, prompts.tokenizer).digest
 
 
 def test_no_question(images: Path, prompts: CalibrationPrompts) -> None:

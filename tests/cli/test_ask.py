@@ -118,6 +118,12 @@ class TestOptions:
         found, expected = answer(), answer("--threshold", 0.15, "--upscale", "mask")
         assert (found["note"], found["token_ids"]) == (expected["note"], expected["token_ids"])
 
+    def test_the_former_name_of_jpeg_works_and_says_so(self, ask: Command) -> None:
+        outcome = ask("--decode", "fast")
+        assert outcome.err == "sdrpn: warning: --decode is --jpeg now; the old name goes with the next version\n"
+        assert outcome.out == ask("--jpeg", "fast").out
+        assert refusal(ask("--decode", "quick")).startswith("argument --decode: invalid choice: 'quick'")
+
     def test_a_seed_is_a_draw(self, ask: Command) -> None:
         def drawn(seed: int) -> list[int]:
             ids: list[int] = ask("--json", "--temperature", 1.5, "--seed", seed).json()["token_ids"]
@@ -271,7 +277,7 @@ class TestBundlesThatLackSomething:
         assert plain == Outcome(0, told.out, "")
         assert told.code == 0
         assert told.err == (
-            f"sdrpn: warning: {plain_bundle} has no RPN: answering as plain LLaVA (--no-roi says so without this "
+            f"sdrpn: warning: {plain_bundle} has no RPN: answering as plain LLaVA (use --no-roi to avoid this "
             "warning)\n"
         )
 

@@ -110,7 +110,7 @@ def test_a_dry_run_writes_nothing(sdrpn: Command, bundle: Path) -> None:
         ((*TARGET, "--version-compatible"), "run only with the release that built them"),
         ((*TARGET, "--profiling-verbosity", "none"), "add --no-kernel-gate to build without it"),
         ((*TARGET, "--max-context", "64,x"), "argument --max-context: 'x' is not a whole number"),
-        ((*TARGET, "--max-context", "64,64"), "argument --max-context: '64,64' names a length twice"),
+        ((*TARGET, "--max-context", "64,64"), "argument --max-context: '64,64' lists a length twice"),
         ((*TARGET, "--max-context", "16,128"), "needs variant primitive-fp8 or "),
         ((*TARGET, "--max-context", "64,128"), "(several contexts, or --dialect, need this dialect)"),
         ((*TARGET, "--max-context", "64,128", "--dialect", "fused"), "--dialect fused cannot be used here"),

@@ -30,7 +30,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("sdrpn as", {"ask"}, {"build"}),
         ("sdrpn ask --thr", {"--threads", "--threshold"}, {"--overlay"}),
         ("sdrpn ask --backend ten", {"tensorrt"}, {"auto"}),
-        ("sdrpn ask def", {"default"}, set()),
+        ("sdrpn ask dem", {"demo"}, set()),
         ("sdrpn inspect bun", {"bundle/"}, set()),
         ("sdrpn build b --target jetson-t", {"jetson-thor"}, {"h100"}),
         ("sdrpn completion ", {"bash", "zsh", "fish"}, set()),

@@ -54,7 +54,7 @@ def test_the_second_look_reads_what_the_first_cannot(sdrpn: Command, tmp_path: P
     assert found["sdrpn"]["text"] == found["expected"]
     assert found["plain"]["text"] != found["expected"]
     asked = ("--task", "tags", "--samples", 20, "--threads", 1)
-    methods = sdrpn("eval", "default", *asked, "--methods", "plain,sdrpn,oracle-crop", "--json").json()["methods"]
+    methods = sdrpn("eval", "demo", *asked, "--methods", "plain,sdrpn,oracle-crop", "--json").json()["methods"]
     # Of 2,000 scenes 1 %, 86 % and 98 %: twenty of them can be this far off by chance once in thousands of times.
     assert methods["plain"]["accuracy"] <= 0.2
     assert methods["sdrpn"]["accuracy"] >= 0.6
@@ -65,7 +65,7 @@ def test_both_answers_are_those_of_ask(sdrpn: Command, tmp_path: Path) -> None:
     scene = shipped_scene()
     found = sdrpn("demo", "--json", "--threads", 1, "--overlay", tmp_path / "a.png").json()
     for method, option in (("plain", ("--no-roi",)), ("sdrpn", ())):
-        asked = ("ask", "default", scene.picture, scene.question, "--max-new-tokens", 8, "--threads", 1, "--json")
+        asked = ("ask", "demo", scene.picture, scene.question, "--max-new-tokens", 8, "--threads", 1, "--json")
         assert sdrpn(*asked, *option).json()["text"] == found[method]["text"]
 
 
@@ -82,7 +82,7 @@ def test_it_needs_the_base_install_only(tmp_path: Path) -> None:
 
 
 def test_rendered_scenes_say_what_they_lack() -> None:
-    done = without_extras("eval", "default", "--task", "tags", "--samples", 1, "--json")
+    done = without_extras("eval", "demo", "--task", "tags", "--samples", 1, "--json")
     assert done.returncode == 2
     assert done.stderr == (
         "sdrpn: error: rendering tags needs the DejaVu fonts of matplotlib; install it: pip install matplotlib\n"
@@ -92,7 +92,7 @@ def test_rendered_scenes_say_what_they_lack() -> None:
 def test_rendered_scenes_need_nothing_else(tmp_path: Path) -> None:
     """Everything of the [train] extra but matplotlib, whose fonts are found without importing it, is refused."""
     refused = [name for name in NOT_IN_THE_BASE_INSTALL if name != "matplotlib"]
-    command = ("eval", "default", "--task", "tags", "--samples", "1", "--threads", "1", "--json")
+    command = ("eval", "demo", "--task", "tags", "--samples", "1", "--threads", "1", "--json")
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, ",".join(refused), *command, "--out", str(tmp_path / "out")],
         capture_output=True,

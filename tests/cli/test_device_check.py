@@ -52,7 +52,7 @@ def test_a_failure_is_shown_and_exits_1(found: list[CheckResult], capsys: pytest
 @pytest.mark.parametrize(("name", "row"), [("a.md", "1 GB did not \\| come back"), ("a.html", '<tr class="failed">')])
 def test_a_page_is_written(found: list[CheckResult], tmp_path: Path, name: str, row: str) -> None:
     found += BAD
-    assert main(["doctor", "--device", "--bundle", "default", "--report", str(tmp_path / name)]) == 1
+    assert main(["doctor", "--device", "--bundle", "demo", "--report", str(tmp_path / name)]) == 1
     page = (tmp_path / name).read_text()
     assert row in page
     assert "first_token_ms" in page
@@ -62,26 +62,26 @@ def test_a_line_is_recorded_behind_others(found: list[CheckResult], tmp_path: Pa
     found += GOOD
     path = tmp_path / "devices.jsonl"
     for _ in range(2):
-        assert main(["doctor", "--device", "--bundle", "default", "--record", str(path)]) == 0
+        assert main(["doctor", "--device", "--bundle", "demo", "--record", str(path)]) == 0
     rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == 2
     assert rows[1]["first_token_ms"] == 12.0
     assert (rows[1]["passed"], rows[1]["failed"], rows[1]["skipped"]) == (1, 0, 1)
     assert rows[1]["subject"]["backend"] == "onnxruntime"
-    assert rows[1]["subject"]["bundle"] == "default"
+    assert rows[1]["subject"]["bundle"] == "demo"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bundle", "default"], "--bundle is given without --device"),
+        (["--bundle", "demo"], "--bundle is given without --device"),
         (["--report", "a.html"], "--report is given without --device"),
         (["--device", "--target", "rtx-4090"], "--target is given without --bundle"),
         (["--gpu", "1"], "--gpu is given without --device"),
         (["--device", "--gpu", "-1"], "the first of which is 0"),
         (["--device", "--report", "a.pdf"], "expected a name that ends in .md or .html"),
         (["--device", "--bundle", "nowhere"], "nowhere"),
-        (["--device", "--bundle", "default", "--backend", "cpu"], "backend 'cpu' is unknown"),
+        (["--device", "--bundle", "demo", "--backend", "cpu"], "backend 'cpu' is unknown"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_runs(
@@ -101,5 +101,5 @@ def test_bad_requests_are_refused_before_anything_runs(
 @pytest.mark.gpu
 def test_this_gpu_passes(capsys: pytest.CaptureFixture[str]) -> None:
     """Everything that is not skipped; the report is shown when something fails."""
-    code = main(["doctor", "--device", "--bundle", "default"])
+    code = main(["doctor", "--device", "--bundle", "demo"])
     assert code == 0, capsys.readouterr().out

@@ -81,10 +81,10 @@ def test_targets_without_engines(sdrpn: Command, bundle: Path, tmp_path: Path) -
     assert sdrpn("inspect", bundle, "--engines", "--report", page, "--asked", asked).code == 0
     assert "| jetson-thor | needs the &lt;device&gt; |" in page.read_text()
     asked.write_text("[]", "utf-8")
-    assert "is no JSON object of targets" in refusal(
+    assert "is not a JSON object of targets" in refusal(
         sdrpn("inspect", bundle, "--engines", "--report", page, "--asked", asked)
     )
-    assert "add --report FILE" in refusal(sdrpn("inspect", bundle, "--engines", "--asked", asked))
+    assert "needs --report FILE; add it" in refusal(sdrpn("inspect", bundle, "--engines", "--asked", asked))
 
 
 def test_the_worst_of_every_measure(engine: PageEngine) -> None:
@@ -138,7 +138,7 @@ def test_the_command(sdrpn: Command, bundle: Path, tmp_path: Path) -> None:
     assert page.read_text().splitlines()[0] == "# Engines of checkpoint"
     engines, gates = tables(page.read_text())
     assert (len(engines), len(gates)) == (2 + 4, 2 + 1)
-    assert refusal(sdrpn("inspect", bundle, "--report", page)) == "--report is about engines; add --engines"
+    assert refusal(sdrpn("inspect", bundle, "--report", page)) == "--report needs --engines; add it"
     assert "a.txt ends in .txt; expected a name that ends in .md or .html" in refusal(
         sdrpn("inspect", bundle, "--engines", "--report", "a.txt")
     )

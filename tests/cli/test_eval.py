@@ -170,7 +170,7 @@ def test_several_rpns(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> 
         (("--methods", "magic"), "the method magic does not exist; expected some of plain, "),
         (("--methods", ","), "no method was named"),
         (("--split", "train"), "the split is train; the task tags has heldout, shifted (--split)"),
-        (("--resume",), "its folder is needed; name it (--out)"),
+        (("--resume",), "continuing a run needs its folder; name it (--out)"),
         (("--rpn", "x"), "rpn is for a checkpoint, and "),
         (("--threshold", "auto"), "an automatic threshold needs attention, which a bundle does not give"),
         (("--threshold", "high"), "argument --threshold: 'high' is not a number from -1 to 1, or auto"),

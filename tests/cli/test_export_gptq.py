@@ -14,7 +14,7 @@ from sdrpn.calibration import CalibrationPrompts
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.tokenizer import tokenizer_of
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.labels.questions import Question
+from sdrpn.labels.questions import DataQuestion
 from tests.cli.command import Command, refusal
 from tests.export.graph_runner import GraphRunner
 from tests.pictures import photo
@@ -45,7 +45,7 @@ def test_taps_are_nearer_than_with_rounding(
     export_bundle(text_checkpoint, tmp_path / "rtn", ExportOptions("int4"))
     exact = GraphRunner(text_bundle, "fused-fp32")
     with open_checkpoint(text_checkpoint) as checkpoint:
-        question = Question("new", "a.png", "What is written there?")
+        question = DataQuestion("new", "a.png", "What is written there?")
         prompts = CalibrationPrompts((question,), data.parent / "images", tokenizer_of(checkpoint))
         embeds = prompts.embeds(checkpoint)[0].numpy()[None]  # a question that it was not calibrated on
     runners = [exact, *(GraphRunner(tmp_path / name, VARIANT) for name in ("rtn", "gptq"))]
@@ -95,7 +95,7 @@ class TestRefusals:
 
     def test_nvfp4_without_a_calibration(self, sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> None:
         command = ("export", text_checkpoint, "--out", tmp_path / "bundle", "--precision", "nvfp4")
-        assert "a calibration needs questions and their pictures" in refusal(sdrpn(*command))
+        assert "a calibration needs questions and their images" in refusal(sdrpn(*command))
 
     def test_no_question(self, sdrpn: Command, text_checkpoint: Path, tmp_path: Path, data: Path) -> None:
         data.write_text("\n", "utf-8")
@@ -112,7 +112,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            (("--precision", "int4", "--method", "gptq"), "a calibration needs questions and their pictures"),
+            (("--precision", "int4", "--method", "gptq"), "a calibration needs questions and their images"),
             (
                 ("--precision", "int4", "--calibrate", "qa.jsonl"),
                 "--calibrate, --images, --device and --threads are for",

@@ -116,8 +116,8 @@ def test_a_broken_engine_is_a_failure(sdrpn: Command, bundle: Path) -> None:
 def test_what_cannot_be_asked(sdrpn: Command, bundle: Path, tiny_bundle: Path) -> None:
     assert refusal(sdrpn("inspect", tiny_bundle, "--engines")).endswith(f"sdrpn build {tiny_bundle} --target NAME")
     assert "has no engines for target 'l4'" in refusal(sdrpn("inspect", bundle, "--engines", "--target", "l4"))
-    assert refusal(sdrpn("inspect", bundle, "--layers")) == "--layers is about engines; add --engines"
-    assert refusal(sdrpn("inspect", bundle, "--target", "l4")) == "--target is about engines; add --engines"
+    assert refusal(sdrpn("inspect", bundle, "--layers")) == "--layers needs --engines; add it"
+    assert refusal(sdrpn("inspect", bundle, "--target", "l4")) == "--target needs --engines; add it"
 
 
 class TestAsk:
@@ -150,8 +150,10 @@ def test_what_was_built_instead_and_what_was_not_judged(sdrpn: Command, bundle: 
     rewrite(bundle, "trunk", fallback=Fallback("fused-fp16", "no kernel for attention", "0" * 64))
     rewrite(bundle, "tail", decomposed_attention=True, kernel_gate=("not judged: the listing has no constants",))
     out = sdrpn("inspect", bundle, "--engines").out
-    assert "trunk: built of fused-fp32 instead of fused-fp16, of which no engine could be built: no kernel for" in out
-    assert "tail: attention was built from its parts" in out
+    assert (
+        "trunk: built from fused-fp32 instead of fused-fp16, for which no engine could be built: no kernel for" in out
+    )
+    assert "tail: attention was decomposed" in out
     assert re.search(r"^tail .*3, not judged", out, re.MULTILINE)
     (target,) = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)
     verdicts = {graph: one["kernel_verdict"] for graph, one in target["engines"].items()}

@@ -219,7 +219,7 @@ class TestRefusals:
         )
 
     def test_the_shipped_bundle(self, sdrpn: Command) -> None:
-        message = refusal(sdrpn("optimize", "default"))
+        message = refusal(sdrpn("optimize", "demo"))
         assert "nothing is written there; optimise a copy of it: cp -r " in message
 
     def test_group_query_attention_with_a_scale_for_every_row(self, sdrpn: Command, bundle: Path) -> None:

@@ -18,9 +18,9 @@ VERBS = [
     ("relabel", "labels", "--out"),
     ("train", "{checkpoint}", "--labels", "labels", "--out"),
     ("train", "{checkpoint}", "--labels", "labels", "--out", "rpn", "--taps-dir"),
-    ("build", "default", "--target", "rtx-4090", "--out"),
-    ("build", "default", "--target", "rtx-4090", "--timing-cache"),
-    ("eval", "default", "--task", "tags", "--out"),
+    ("build", "demo", "--target", "rtx-4090", "--out"),
+    ("build", "demo", "--target", "rtx-4090", "--timing-cache"),
+    ("eval", "demo", "--task", "tags", "--out"),
     ("quantize", "{checkpoint}", "--data", "qa.jsonl", "--images", ".", "--report"),
 ]
 
@@ -60,8 +60,8 @@ sys.exit(f"loaded: {heavy}" if heavy else code)
     "command",
     [
         ("export", "{bad}", "--out", "new"),
-        ("verify", "--exact", "default", "--checkpoint", "{bad}"),
-        ("verify", "default", "--checkpoint", "{bad}"),
+        ("verify", "--exact", "demo", "--checkpoint", "{bad}"),
+        ("verify", "demo", "--checkpoint", "{bad}"),
         ("label", "{bad}", "--data", "{qa}", "--images", ".", "--heads", "official-7b", "--out", "new"),
         ("heads", "{bad}", "--data", "{qa}", "--images", "."),
         ("eval", "{bad}", "--task", "tags"),

@@ -85,7 +85,7 @@ def test_what_they_save(sdrpn: Command, coded_bundle: Path) -> None:
     plan = json.loads(sdrpn("plan", coded_bundle, "--variant", "fused-fp32-kv-int8", "--json").out)
     assert (plan["kv_cache"], plan["other"]["kv_cache"]) == ("int8", None)
     assert plan["needs"]["caches_bytes"] < 0.6 * plan["other"]["caches_bytes"]
-    assert "with caches of floats      caches " in sdrpn("plan", coded_bundle, "--variant", "fused-fp32-kv-int8").out
+    assert "with caches not in 8 bits  caches " in sdrpn("plan", coded_bundle, "--variant", "fused-fp32-kv-int8").out
 
 
 def test_batch_costs_caches(sdrpn: Command, bundle: Path) -> None:
@@ -151,7 +151,7 @@ def test_ask_refuses_what_cannot_fit(
     [
         (("--context", 257), "a context of 257 is above the bundle's 256"),
         (("--context", 0), "argument --context"),
-        (("--context", "64,64"), "'64,64' names a length twice"),
+        (("--context", "64,64"), "'64,64' lists a length twice"),
         (("--target", "toaster"), "there is no target 'toaster'"),
         (("--variant", "fused-int3"), "has no variant 'fused-int3'"),
         (("--target", "jetson-orin-nx-jp62"), "needs variant primitive-int4 or primitive-fp16"),

@@ -57,7 +57,7 @@ def test_without_an_rpn_answers_alone_are_compared(sdrpn: Command, plain_checkpo
             ("--choices", "int4-b128-rtn"),
             "vision has a matrix of 32 inputs, which blocks of 128 do not divide; choose ",
         ),
-        (("--choices", ","), "there is no way to round; expected intBITS-bBLOCK-METHOD"),
+        (("--choices", ","), "no way to round is given; expected intBITS-bBLOCK-METHOD"),
         (("--parts", "layers.9"), "there is no layers.9; expected vision, layers.0, "),
         (("--parts", ","), "there is no name; expected vision"),
     ],

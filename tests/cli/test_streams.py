@@ -25,7 +25,7 @@ def shell(line: str, folder: Path, stdin: bytes = b"") -> subprocess.CompletedPr
 class TestStdin:
     def test_a_picture(self, tmp_path: Path) -> None:
         scene = shipped_scene()
-        line = f"{SDRPN} ask default - {shlex.quote(scene.question)} --overlay o.png --threads 1"
+        line = f"{SDRPN} ask demo - {shlex.quote(scene.question)} --overlay o.png --threads 1"
         done = shell(line, tmp_path, scene.picture.read_bytes())
         assert (done.returncode, done.stdout.decode()) == (0, f"{scene.expected}\n"), done.stderr
         assert (tmp_path / "o.png").is_file()
@@ -35,15 +35,15 @@ class TestStdin:
         [(b"", "standard input is empty (0 bytes)"), (b"no picture", "not a picture that can be read")],
     )
     def test_no_picture(self, tmp_path: Path, stdin: bytes, message: str) -> None:
-        done = shell(f"{SDRPN} ask default - what", tmp_path, stdin)
+        done = shell(f"{SDRPN} ask demo - what", tmp_path, stdin)
         assert done.returncode == 2
         assert message in done.stderr.decode()
         assert len(done.stderr.splitlines()) == 1
 
     def test_none_at_all(self, tmp_path: Path) -> None:
-        done = shell(f"{SDRPN} ask default - what <&-", tmp_path)
+        done = shell(f"{SDRPN} ask demo - what <&-", tmp_path)
         assert done.returncode == 2
-        assert b"no picture comes on standard input; pipe one" in done.stderr
+        assert b"standard input has no picture; pipe one" in done.stderr
 
 
 class TestClosed:
@@ -58,14 +58,14 @@ class TestClosed:
     def test_what_prints_nothing_needs_none(self, tmp_path: Path) -> None:
         """Nor does a file that is written get its number."""
         scene = shipped_scene()
-        line = f"{SDRPN} ask default {scene.picture} {shlex.quote(scene.question)} --overlay o.png >&-"
+        line = f"{SDRPN} ask demo {scene.picture} {shlex.quote(scene.question)} --overlay o.png >&-"
         assert shell(line, tmp_path).returncode == 1
 
 
 class TestJson:
     def test_a_failure(self, sdrpn: Command, tmp_path: Path) -> None:
         (tmp_path / "street.jpg").touch()
-        found = sdrpn("ask", "default", tmp_path / "stret.jpg", "what?", "--json")
+        found = sdrpn("ask", "demo", tmp_path / "stret.jpg", "what?", "--json")
         error = json.loads(found.out)["error"]
         assert (found.code, error["exit_code"], error["code"]) == (2, 2, "bad_image")
         assert error["cure"] == "expected the path of a picture; did you mean street.jpg?"
@@ -82,7 +82,7 @@ class TestJson:
             raise ZeroDivisionError("x\x1b[2J")
 
         monkeypatch.setattr("sdrpn.workflows.inspection.open_bundle", fail)
-        found = sdrpn("inspect", "default", "--json")
+        found = sdrpn("inspect", "demo", "--json")
         error = json.loads(found.out)["error"]
         assert (found.code, error["code"]) == (1, "internal")
         assert error["cure"] == "run again with --debug for the trace"
@@ -99,7 +99,7 @@ class TestJson:
 
         monkeypatch.setattr("sdrpn.terminal.output_file.save_picture", full)
         scene = shipped_scene()
-        found = sdrpn("ask", "default", scene.picture, scene.question, "--json", "--overlay", tmp_path / "o.png")
+        found = sdrpn("ask", "demo", scene.picture, scene.question, "--json", "--overlay", tmp_path / "o.png")
         assert found.code == 1
         assert json.loads(found.out)["text"] == scene.expected
         assert "the disk is full" in found.err
@@ -123,7 +123,7 @@ class TestEscapes:
         name = tmp_path / "a\x1b[2J\u202eb.png"
         name.write_bytes(b"no")
         for options in ((), ("--json",)):
-            found = sdrpn("ask", "default", name, "what?", *options)
+            found = sdrpn("ask", "demo", name, "what?", *options)
             assert "\\x1b[2J\\u202eb.png" in found.err
             assert not {"\x1b", "\u202e"} & {*found.out, *found.err}
 

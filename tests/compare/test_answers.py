@@ -15,7 +15,7 @@ from sdrpn.checkpoint import open_checkpoint
 from sdrpn.compare.answers import (
     NO_GATE,
     FoundAnswer,
-    Question,
+    TrialQuestion,
     centred_correlation,
     compare_answers,
     trial_questions,
@@ -41,11 +41,11 @@ def model(tiny_checkpoint: Path) -> Iterator[SdRpnModel]:
 
 
 @pytest.fixture(scope="module")
-def questions(tiny_spec: ModelSpec) -> tuple[Question, ...]:
+def questions(tiny_spec: ModelSpec) -> tuple[TrialQuestion, ...]:
     return trial_questions(tiny_spec)
 
 
-def reference(model: SdRpnModel, question: Question) -> ReferenceAnswer:
+def reference(model: SdRpnModel, question: TrialQuestion) -> ReferenceAnswer:
     return reference_answer(
         model,
         question.image,
@@ -62,35 +62,39 @@ def found_from_reference(answer: ReferenceAnswer) -> FoundAnswer:
     return FoundAnswer(answer.token_ids, answer.roi_logits, answer.decision)
 
 
-def compare(model: SdRpnModel, question: Question, answer: Callable[[Question], FoundAnswer]) -> list[Check]:
+def compare(model: SdRpnModel, question: TrialQuestion, answer: Callable[[TrialQuestion], FoundAnswer]) -> list[Check]:
     return list(compare_answers(model, [question], answer, variant="v", precision="fp32"))
 
 
-def compare_found(model: SdRpnModel, question: Question, found: FoundAnswer) -> dict[str, Check]:
+def compare_found(model: SdRpnModel, question: TrialQuestion, found: FoundAnswer) -> dict[str, Check]:
     return {check.kind: check for check in compare(model, question, lambda question: found)}
 
 
 class TestQuestions:
-    def test_every_way_through_is_asked(self, questions: tuple[Question, ...]) -> None:
+    def test_every_way_through_is_asked(self, questions: tuple[TrialQuestion, ...]) -> None:
         assert [question.label for question in questions] == [
             "image 1, mask", "image 1, bbox", "image 1, given crops", "image 1, plain",
             "image 2, mask", "image 2, bbox", "image 2, plain",
         ]  # fmt: skip
         assert questions[0].roi == RoiPolicy()
 
-    def test_they_are_the_same_every_time(self, tiny_spec: ModelSpec, questions: tuple[Question, ...]) -> None:
+    def test_they_are_the_same_every_time(self, tiny_spec: ModelSpec, questions: tuple[TrialQuestion, ...]) -> None:
         for first, second in zip(trial_questions(tiny_spec), questions, strict=True):
             assert (first.ids_before, first.ids_after) == (second.ids_before, second.ids_after)
             assert first.image.tobytes() == second.image.tobytes()
 
-    def test_special_tokens_are_not_asked_about(self, tiny_spec: ModelSpec, questions: tuple[Question, ...]) -> None:
+    def test_special_tokens_are_not_asked_about(
+        self, tiny_spec: ModelSpec, questions: tuple[TrialQuestion, ...]
+    ) -> None:
         assert tiny_spec.prompt.bos_token_id is not None
         special = {tiny_spec.prompt.bos_token_id, *tiny_spec.prompt.eos_token_ids}
         for question in questions:
             assert question.ids_before[0] == tiny_spec.prompt.bos_token_id
             assert special.isdisjoint(question.ids_before[1:] + question.ids_after)
 
-    def test_crops_are_tried_whatever_the_map_says(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_crops_are_tried_whatever_the_map_says(
+        self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]
+    ) -> None:
         answer = reference(model, questions[2])
         cells = model.spec.vision.image_tokens
         assert answer.roi_token_count == cells + cells // 2
@@ -102,7 +106,9 @@ class TestQuestions:
 
 class TestSame:
     @pytest.mark.parametrize("index", [0, 2, 3])
-    def test_the_reference_equals_itself(self, model: SdRpnModel, questions: tuple[Question, ...], index: int) -> None:
+    def test_the_reference_equals_itself(
+        self, model: SdRpnModel, questions: tuple[TrialQuestion, ...], index: int
+    ) -> None:
         question = questions[index]
         checks = compare_found(model, question, found_from_reference(reference(model, question)))
         plain = question.label.endswith("plain")
@@ -132,14 +138,14 @@ class TestCorrelation:
         yield model
         model.rpn_trained = False
 
-    def wrong_but_flat(self, model: SdRpnModel, question: Question) -> FoundAnswer:
+    def wrong_but_flat(self, model: SdRpnModel, question: TrialQuestion) -> FoundAnswer:
         """A map whose contrast, which is small beside its height, is that of another map."""
         found = found_from_reference(reference(model, question))
         assert found.roi_logits is not None
         noise = np.random.default_rng(0).standard_normal(found.roi_logits.shape).astype(np.float32)
         return dataclasses.replace(found, roi_logits=found.roi_logits.mean() + 1e-3 * noise)
 
-    def flat_reference(self, monkeypatch: pytest.MonkeyPatch, model: SdRpnModel, question: Question) -> None:
+    def flat_reference(self, monkeypatch: pytest.MonkeyPatch, model: SdRpnModel, question: TrialQuestion) -> None:
         """The reference's own map as flat: 3e-3 of its contrast is left."""
         answer = reference(model, question)
         assert answer.roi_logits is not None
@@ -148,7 +154,7 @@ class TestCorrelation:
         monkeypatch.setattr("sdrpn.compare.answers.reference_answer", lambda *args, **kwargs: flat)
 
     def test_a_wrong_map_that_is_flat_passes_the_cosine_alone(
-        self, trained: SdRpnModel, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+        self, trained: SdRpnModel, questions: tuple[TrialQuestion, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wrong = self.wrong_but_flat(trained, questions[0])
         self.flat_reference(monkeypatch, trained, questions[0])
@@ -160,7 +166,7 @@ class TestCorrelation:
         assert checks["roi correlation"].found < 0.9
 
     def test_of_a_random_rpn_it_is_told_without_a_gate(
-        self, model: SdRpnModel, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+        self, model: SdRpnModel, questions: tuple[TrialQuestion, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wrong = self.wrong_but_flat(model, questions[0])
         self.flat_reference(monkeypatch, model, questions[0])
@@ -171,26 +177,28 @@ class TestCorrelation:
 
 
 class TestDifferent:
-    def test_another_map_leaves_boxes_and_tokens_out(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_another_map_leaves_boxes_and_tokens_out(
+        self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]
+    ) -> None:
         found = found_from_reference(reference(model, questions[0]))
         assert found.roi_logits is not None
         checks = compare_found(model, questions[0], dataclasses.replace(found, roi_logits=-3 * found.roi_logits))
         assert list(checks) == ["roi cosine", "roi correlation"]
         assert (checks["roi cosine"].ok, checks["roi cosine"].limit) == (False, LIMITS.roi_cosine)
 
-    def test_a_map_that_is_no_number(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_a_map_that_is_no_number(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
         found = found_from_reference(reference(model, questions[0]))
         broken = np.full((4, 4), np.nan, np.float32)
         check = compare_found(model, questions[0], dataclasses.replace(found, roi_logits=broken))["roi cosine"]
         assert (check.ok, check.found) == (False, "not a finite number")
 
-    def test_a_map_where_none_was_asked_for(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_a_map_where_none_was_asked_for(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
         found = found_from_reference(reference(model, questions[3]))
         extra = dataclasses.replace(found, roi_logits=np.zeros((4, 4), np.float32))
         check = compare_found(model, questions[3], extra)["roi cosine"]
         assert (check.ok, check.found, check.expected) == (False, "a map", "no map")
 
-    def test_another_box_far_from_the_threshold(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_another_box_far_from_the_threshold(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
         found = found_from_reference(reference(model, questions[2]))
         assert found.decision is not None
         fewer = dataclasses.replace(found.decision, crops=found.decision.crops[:1])
@@ -199,7 +207,7 @@ class TestDifferent:
         assert not checks["boxes"].ok
         assert "keeping 8 cells" in str(checks["boxes"].found)
 
-    def test_an_unlikely_token(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_an_unlikely_token(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
         answer = reference(model, questions[3])
         unlikely = int(answer.step_logits[2].argmin())
         ids = (*answer.token_ids[:2], unlikely, *answer.token_ids[3:])
@@ -207,13 +215,13 @@ class TestDifferent:
         assert not check.ok
         assert check.note.startswith("token 3 is ")
 
-    def test_an_answer_that_stops_early(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_an_answer_that_stops_early(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
         answer = reference(model, questions[3])
         check = compare_found(model, questions[3], FoundAnswer(answer.token_ids[:4], None, None))["tokens"]
         assert not check.ok
 
     def test_an_answer_that_does_not_stop(
-        self, model: SdRpnModel, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+        self, model: SdRpnModel, questions: tuple[TrialQuestion, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The stop token is as likely as can be, but it has no place in an answer."""
         ids = reference(model, questions[3]).token_ids
@@ -222,13 +230,13 @@ class TestDifferent:
         check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
         assert (check.ok, len(str(check.expected).split())) == (False, 2)
 
-    def test_an_answer_that_is_too_long(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_an_answer_that_is_too_long(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
         ids = (*reference(model, questions[3]).token_ids, 5)
         check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
         assert not check.ok
 
-    def test_no_answer(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
-        def fail(question: Question) -> FoundAnswer:
+    def test_no_answer(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
+        def fail(question: TrialQuestion) -> FoundAnswer:
             raise RunFailed("out of memory")
 
         (check,) = compare(model, questions[3], fail)
@@ -237,7 +245,7 @@ class TestDifferent:
 
 class TestTies:
     def test_tokens_that_are_as_likely(
-        self, model: SdRpnModel, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+        self, model: SdRpnModel, questions: tuple[TrialQuestion, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         answer = reference(model, questions[3])
         rows = answer.step_logits.copy()
@@ -251,7 +259,7 @@ class TestTies:
         assert "token 4 is " in check.note
         assert check.found != check.expected
 
-    def test_a_cell_at_the_threshold(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
+    def test_a_cell_at_the_threshold(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
         """Its region may be there or not; the tokens are those for the region that was found."""
         logits = reference(model, questions[1]).roi_logits
         assert logits is not None
@@ -273,8 +281,10 @@ class TestTies:
         assert checks["boxes"].note.startswith("tie: ")
         assert checks["tokens"].note == ""
 
-    def test_what_does_not_fit_the_context_is_noted(self, model: SdRpnModel, questions: tuple[Question, ...]) -> None:
-        def refuse(question: Question) -> FoundAnswer:
+    def test_what_does_not_fit_the_context_is_noted(
+        self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]
+    ) -> None:
+        def refuse(question: TrialQuestion) -> FoundAnswer:
             raise ContextTooLong("14 positions are too few")
 
         (check,) = compare(model, questions[3], refuse)

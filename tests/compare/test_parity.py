@@ -12,7 +12,7 @@ import torch
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.tolerances import TOLERANCES
 from sdrpn.checkpoint import open_checkpoint
-from sdrpn.compare.answers import FoundAnswer, Question, trial_questions
+from sdrpn.compare.answers import FoundAnswer, TrialQuestion, trial_questions
 from sdrpn.compare.graphs import Check
 from sdrpn.compare.parity import answer_parity, gates, graph_parity, peak_checks, recorded_peaks
 from sdrpn.export import ExportOptions, export_bundle
@@ -41,7 +41,7 @@ class TestMaps:
     def found(self, model: SdRpnModel, noise: float) -> dict[str, Check]:
         rng = np.random.default_rng(0)
 
-        def answer(question: Question) -> FoundAnswer:
+        def answer(question: TrialQuestion) -> FoundAnswer:
             found = reference_answer(
                 model,
                 question.image,

@@ -18,7 +18,16 @@ import pytest
 from sdrpn.bundle.bundle import Bundle, file_digest, open_bundle
 from sdrpn.bundle.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.engines import BuildOptions, BuiltEngine, Plan, Target, build_engines, builder, plan_engines, read_target
+from sdrpn.engines import (
+    BuildOptions,
+    BuiltEngine,
+    EnginePlan,
+    Target,
+    build_engines,
+    builder,
+    plan_engines,
+    read_target,
+)
 from sdrpn.engines import plan as planning
 from sdrpn.engines.flavour import CompileRequest, compile_graph
 from sdrpn.engines.graph_file import graph_with_context
@@ -423,10 +432,10 @@ class TestRefusals:
 
 class TestKernelGate:
     @pytest.fixture
-    def slow_plan(self, bundle: Path) -> Callable[[BuildOptions], Plan]:
+    def slow_plan(self, bundle: Path) -> Callable[[BuildOptions], EnginePlan]:
         """A decode profile for a range of rows: TensorRT-RTX 1.7 copies caches then."""
 
-        def plan(options: BuildOptions) -> Plan:
+        def plan(options: BuildOptions) -> EnginePlan:
             good = plan_engines(bundle, read_target(RTX_TARGET), options)
             (one,) = good.engines
             decode, prefill = one.profiles
@@ -435,7 +444,7 @@ class TestKernelGate:
 
         return plan
 
-    def test_an_engine_that_copies_caches_is_not_kept(self, slow_plan: Callable[[BuildOptions], Plan]) -> None:
+    def test_an_engine_that_copies_caches_is_not_kept(self, slow_plan: Callable[[BuildOptions], EnginePlan]) -> None:
         with pytest.raises(RunFailed, match=r"trunk would be slow: .*as large as a whole cache.*--no-kernel-gate"):
             build_engines(slow_plan(TRUNK))
         (kept,) = build_engines(slow_plan(dataclasses.replace(TRUNK, kernel_gate=False)))

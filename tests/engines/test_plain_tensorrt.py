@@ -179,9 +179,7 @@ class TestNoKernelForAttention:
         (one,) = build(bundle, self.OPTIONS)
         assert (one.manifest.variant, one.manifest.decomposed_attention) == ("fused-fp16", True)
         assert one.manifest.fallback is None
-        assert one.manifest.build_notes == (
-            "attention was built from its parts: the library had no kernel for the whole",
-        )
+        assert one.manifest.build_notes == ("attention was decomposed: the library had no fused kernel",)
         assert build(bundle, self.OPTIONS)[0].cached
 
     def test_or_the_dialect_primitive_is(self, bundle: Path, tensorrt: Tensorrt) -> None:
@@ -192,7 +190,7 @@ class TestNoKernelForAttention:
         assert found.fallback is not None
         assert found.fallback.variant == "fused-fp16"
         assert "MyelinCheckException: no kernel for attention" in found.fallback.reason
-        assert found.build_notes[0].startswith("built of primitive-fp16 instead of fused-fp16, of which no engine")
+        assert found.build_notes[0].startswith("built from primitive-fp16 instead of fused-fp16, for which no engine")
         (again,) = build(bundle, self.OPTIONS)  # what failed is not tried again
         assert again.cached
         planned = plan_engines(bundle, recipe(), self.OPTIONS)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.evaluation.looks import Answered, AttentionLook, GivenLook, Look, RpnLook, TeacherLook, VicropLook
-from sdrpn.evaluation.methods import METHODS, UNTRAINED, Question, Setting, methods_for, plan_method
+from sdrpn.evaluation.methods import METHODS, UNTRAINED, EvaluationQuestion, Setting, methods_for, plan_method
 from sdrpn.evaluation.runner import run_methods
 from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.images.image import base_pixels
@@ -52,12 +52,14 @@ def fake(tiny_spec: ModelSpec) -> FakeAnswerer:
     return FakeAnswerer(tiny_spec)
 
 
-def question(fake: FakeAnswerer, index: int = 0, *, wh: tuple[int, int] = PICTURE_WH, **changes: Any) -> Question:
+def question(
+    fake: FakeAnswerer, index: int = 0, *, wh: tuple[int, int] = PICTURE_WH, **changes: Any
+) -> EvaluationQuestion:
     task = tiny_task(9)
     sample = dataclasses.replace(task.samples[index], **changes)
     before = task.samples[index - 1]
     shown = picture(index).resize(wh)
-    return Question(index, sample, shown, lambda: (before, Image.new("RGB", (48, 200))), fake, SETTING)
+    return EvaluationQuestion(index, sample, shown, lambda: (before, Image.new("RGB", (48, 200))), fake, SETTING)
 
 
 def crops_of(look: Look | None) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ import pytest
 
 from sdrpn.errors import BadInput
 from sdrpn.images.names import leads_out
-from sdrpn.labels.questions import Question, read_questions
+from sdrpn.labels.questions import DataQuestion, read_questions
 
 
 def test_both_forms(tmp_path: Path) -> None:
@@ -22,9 +22,9 @@ def test_both_forms(tmp_path: Path) -> None:
     path = tmp_path / "qa.jsonl"
     path.write_text("\n\n".join(map(json.dumps, records)) + "\n", "utf-8")
     assert read_questions(path) == [
-        Question("1", "a.png", "What is it?"),
-        Question("7", "b/a.png", "And here?", "A dog"),
-        Question("x", "a.png", "What is it?", "A cat."),
+        DataQuestion("1", "a.png", "What is it?"),
+        DataQuestion("7", "b/a.png", "And here?", "A dog"),
+        DataQuestion("x", "a.png", "What is it?", "A cat."),
     ]
 
 
@@ -68,15 +68,15 @@ def test_llavas_own_training_list(tmp_path: Path) -> None:
     path = tmp_path / "llava.json"
     path.write_text(json.dumps(entries, indent=2), "utf-8")
     assert read_questions(path) == [
-        Question("7", "coco/a.jpg", "What is it?", "A cat."),
-        Question("9", "coco/b.jpg", "What is it?", "A cat."),
+        DataQuestion("7", "coco/a.jpg", "What is it?", "A cat."),
+        DataQuestion("9", "coco/b.jpg", "What is it?", "A cat."),
     ]
 
 
 def test_llavas_own_question_file(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"question_id": 3, "image": "a.jpg", "text": "What?", "category": "conv"}\n', "utf-8")
-    assert read_questions(path) == [Question("3", "a.jpg", "What?")]
+    assert read_questions(path) == [DataQuestion("3", "a.jpg", "What?")]
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/../../a.png", "..\\a.png", "C:\\a.png", "\\\\host\\a.png"])

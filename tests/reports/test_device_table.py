@@ -14,7 +14,7 @@ CPU: dict[str, Any] = {
     "date": "2026-11-29",
     "device": "AMD EPYC",
     "libraries": {"onnxruntime": "1.32.0", "numpy": "2.4.6"},
-    "subject": {"bundle": "default", "variant": "fused-int8-cpu", "backend": "onnxruntime", "target": None},
+    "subject": {"bundle": "demo", "variant": "fused-int8-cpu", "backend": "onnxruntime", "target": None},
     "passed": 8,
     "failed": 0,
     "skipped": 13,

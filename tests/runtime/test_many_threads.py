@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from sdrpn.bundle.shipped import DEFAULT_BUNDLE
+from sdrpn.bundle.shipped import DEMO_BUNDLE
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Session
 from sdrpn.tags.task import tag_samples
@@ -20,7 +20,7 @@ Question = tuple[Image.Image, str, RoiPolicy | None]
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
-    with Session.open(DEFAULT_BUNDLE, backend="onnxruntime", threads=1, max_batch=4) as opened:
+    with Session.open(DEMO_BUNDLE, backend="onnxruntime", threads=1, max_batch=4) as opened:
         yield opened
 
 

@@ -20,7 +20,7 @@ def test_a_further_sequence_takes_what_is_planned() -> None:
     command = [
         sys.executable,
         str(BENCHMARK),
-        "default",
+        "demo",
         "--in-flight",
         "8",
         "--rounds",

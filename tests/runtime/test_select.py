@@ -77,7 +77,7 @@ class TestOldRelease:
 
     def test_the_shipped_bundle_answers(self) -> None:
         scene = shipped_scene()
-        with Session.open("default", backend="onnxruntime", threads=1) as session:
+        with Session.open("demo", backend="onnxruntime", threads=1) as session:
             assert session.variant.name == "primitive-int8-cpu"
             assert session.answer(scene.picture, scene.question, max_new_tokens=8).text == scene.expected
 

@@ -76,7 +76,7 @@ class TestVerify:
 
     @pytest.mark.parametrize("options", [{"exact": True}, {"variant": "fused-fp32"}])
     def test_a_target_has_its_own_variant_and_gates(self, tmp_path: Path, options: dict[str, Any]) -> None:
-        with pytest.raises(BadInput, match="engines of a target are held against gates"):
+        with pytest.raises(BadInput, match="all engines of a target are compared with gates"):
             VerifyRequest(tmp_path, target="rtx-4090", **options)
 
 

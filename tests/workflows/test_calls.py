@@ -24,23 +24,23 @@ WORKFLOWS = sorted((ROOT / "sdrpn" / "workflows").glob("*.py"))
 
 class TestPlanMemory:
     def test_this_machine(self) -> None:
-        plan = sdrpn.plan_memory("default", contexts=(64,))
-        assert (plan.bundle, plan.context, plan.step_bytes) == ("default", 64, {})
+        plan = sdrpn.plan_memory("demo", contexts=(64,))
+        assert (plan.bundle, plan.context, plan.step_bytes) == ("demo", 64, {})
         assert plan.largest_context == plan.context_limit
         assert plan.needs.total_bytes == sum(size for _, size in plan.needs.parts)
 
     def test_contexts_in_any_order(self) -> None:
-        plan = sdrpn.plan_memory("default", target="rtx-4090", variant="fused-int8", contexts=(256, 64))
+        plan = sdrpn.plan_memory("demo", target="rtx-4090", variant="fused-int8", contexts=(256, 64))
         assert (plan.contexts, plan.context, list(plan.step_bytes)) == ((64, 256), 256, [64, 256])
         assert plan.step_bytes[64] < plan.step_bytes[256]
 
     def test_a_context_that_the_bundle_does_not_have(self) -> None:
         with pytest.raises(sdrpn.ContextTooLong, match=r"a context of 9999 is above the bundle's \d+; export with a"):
-            sdrpn.plan_memory("default", contexts=(9999,))
+            sdrpn.plan_memory("demo", contexts=(9999,))
 
     def test_numbers_below_one(self) -> None:
         with pytest.raises(sdrpn.BadInput, match=r"batch is 0, contexts are \(\); expected numbers of at least 1"):
-            PlanRequest("default", batch=0)
+            PlanRequest("demo", batch=0)
 
 
 class TestOptimizeBundle:
@@ -61,7 +61,7 @@ class TestOptimizeBundle:
 
     def test_the_shipped_bundle(self) -> None:
         with pytest.raises(sdrpn.BadInput, match="nothing is written there; optimise a copy of it"):
-            sdrpn.optimize_bundle("default")
+            sdrpn.optimize_bundle("demo")
 
 
 class TestBenchBundle:
@@ -83,8 +83,8 @@ class TestBenchBundle:
         assert (report.command, report.peak_rss_bytes) == ("", None)
 
     def test_of_another_model(self, tiny_bundle: Path) -> None:
-        with pytest.raises(sdrpn.BadInput, match=r"default is of another model than .*; compare exports of one"):
-            sdrpn.bench_bundle(tiny_bundle, others=(sdrpn.BenchBundle("default"),))
+        with pytest.raises(sdrpn.BadInput, match=r"demo is of another model than .*; compare exports of one"):
+            sdrpn.bench_bundle(tiny_bundle, others=(sdrpn.BenchBundle("demo"),))
 
     def test_a_side_twice(self, tiny_bundle: Path) -> None:
         with pytest.raises(sdrpn.BadInput, match="compared with itself; name another variant, or its own graphs"):
@@ -124,12 +124,12 @@ class TestInspect:
 
     def test_a_bundle_without_engines(self) -> None:
         with pytest.raises(sdrpn.BadInput, match="has no engines; build them: sdrpn build"):
-            sdrpn.inspect_engines("default")
+            sdrpn.inspect_engines("demo")
 
 
 def test_a_build_of_no_jobs() -> None:
     with pytest.raises(sdrpn.BadInput, match="jobs is 0; expected a whole number of at least 1"):
-        sdrpn.build_engines("default", "rtx-4090", jobs=0)
+        sdrpn.build_engines("demo", "rtx-4090", jobs=0)
 
 
 def test_the_shipped_model_reads_its_scene() -> None:

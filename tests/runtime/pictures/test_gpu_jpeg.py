@@ -54,27 +54,27 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_its_pixels_are_taken(install: Any) -> None:
     pixels = np.full((4, 8, 3), 7, np.uint8)
     install(StandIn(types.SimpleNamespace(cpu=lambda: pixels, __cuda_array_interface__={"shape": (4, 8, 3)})))
-    picture = open_picture(jpeg(), decode="gpu")
+    picture = open_picture(jpeg(), jpeg="gpu")
     assert picture.size == (8, 4)
-    np.testing.assert_array_equal(picture._pixels, pixels)
+    np.testing.assert_array_equal(np.asarray(picture.as_image()), pixels)
 
 
 def test_files_that_it_cannot_decode(install: Any) -> None:
     install(StandIn(None))
     with pytest.raises(BadImage, match="cannot be decoded by nvImageCodec"):
-        open_picture(jpeg(), decode="gpu")
+        open_picture(jpeg(), jpeg="gpu")
 
 
 def test_no_gpu(install: Any) -> None:
     install(StandIn(failure=RuntimeError("CUDA Runtime\nfailure: '#35'")))
     with pytest.raises(RunFailed, match=r"needs an NVIDIA GPU and its driver \(CUDA Runtime failure"):
-        open_picture(jpeg(), decode="gpu")
+        open_picture(jpeg(), jpeg="gpu")
 
 
 def test_not_installed(install: Any) -> None:
     install(None)
     with pytest.raises(MissingDependency, match=r"sdrpn\[nvimgcodec\]"):
-        open_picture(jpeg(), decode="gpu")
+        open_picture(jpeg(), jpeg="gpu")
 
 
 @pytest.mark.gpu

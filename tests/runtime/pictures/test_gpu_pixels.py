@@ -115,7 +115,7 @@ def on_gpu(decoded: Decoded, monkeypatch: pytest.MonkeyPatch) -> Picture:
     monkeypatch.setattr(picture_module, "decode_on_gpu", lambda data: GpuPixels(decoded))
     buffer = io.BytesIO()
     Image.fromarray(pixels()).save(buffer, "JPEG")
-    return open_picture(buffer.getvalue(), decode="gpu")
+    return open_picture(buffer.getvalue(), jpeg="gpu")
 
 
 @pytest.fixture

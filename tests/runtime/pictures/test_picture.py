@@ -118,7 +118,7 @@ def test_a_picture_gives_the_pixels_of_the_specification(source: PictureSource, 
 
 def test_fast_changes_the_first_look_alone(path: str) -> None:
     data = encoded(scene(), quality=95)
-    exact, fast = open_picture(data), open_picture(data, decode="fast")
+    exact, fast = open_picture(data), open_picture(data, jpeg="fast")
     assert fast.size == exact.size
     assert fast.digest() != exact.digest()
     (base, crops), (fast_base, fast_crops) = looks(exact), looks(fast)
@@ -129,7 +129,7 @@ def test_fast_changes_the_first_look_alone(path: str) -> None:
 
 @pytest.mark.parametrize("source", [encoded(scene(), "PNG"), np.asarray(scene())], ids=["PNG", "array"])
 def test_fast_leaves_other_pictures_alone(source: PictureSource, path: str) -> None:
-    exact, fast = open_picture(source), open_picture(source, decode="fast")
+    exact, fast = open_picture(source), open_picture(source, jpeg="fast")
     assert fast.digest() == exact.digest()
     np.testing.assert_array_equal(looks(fast)[0], looks(exact)[0])
 
@@ -138,14 +138,14 @@ def test_a_small_file_is_decoded_in_full_for_the_first_look(path: str) -> None:
     data = encoded(scene().resize((100, 60)))
     exact, fast = (np.empty((1, 3, 56, 56), np.float32) for _ in range(2))
     open_picture(data).write_base(VISION, exact)
-    open_picture(data, decode="fast").write_base(VISION, fast)
+    open_picture(data, jpeg="fast").write_base(VISION, fast)
     np.testing.assert_array_equal(fast, exact)
 
 
-@pytest.mark.parametrize("decode", ["exact", "fast"])
+@pytest.mark.parametrize("jpeg", ["exact", "fast"])
 @pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 641, 5), (6, 0, 5, 5)])
-def test_crops_outside_the_picture(box: tuple[int, int, int, int], decode: Any, path: str) -> None:
-    picture = open_picture(encoded(scene()), decode=decode)
+def test_crops_outside_the_picture(box: tuple[int, int, int, int], jpeg: Any, path: str) -> None:
+    picture = open_picture(encoded(scene()), jpeg=jpeg)
     with pytest.raises(BadInput, match="is empty or extends beyond the image; expected x1 < x2 <= 640"):
         picture.write_crops([box], VISION, np.empty((1, 3, 56, 56), np.float32))
 
@@ -172,7 +172,7 @@ def test_errors_are_those_of_open_image(tmp_path: Path, path: str) -> None:
 
 
 def test_a_broken_file_is_refused_at_the_first_look(path: str) -> None:
-    picture = open_picture(encoded(scene())[:-900], decode="fast")
+    picture = open_picture(encoded(scene())[:-900], jpeg="fast")
     with pytest.raises(BadImage, match="cannot be decoded: damaged or cut off"):
         picture.write_base(VISION, np.empty((1, 3, 56, 56), np.float32))
 
@@ -183,8 +183,8 @@ def test_a_picture_is_opened_once() -> None:
 
 
 def test_unknown_ways_to_decode() -> None:
-    with pytest.raises(BadInput, match="decode is 'quick'; expected 'exact', 'fast', 'gpu'"):
-        open_picture(scene(), decode="quick")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="jpeg is 'quick'; expected 'exact', 'fast', 'gpu'"):
+        open_picture(scene(), jpeg="quick")  # type: ignore[arg-type]
 
 
 def test_more_threads_than_cores_are_cut_down() -> None:

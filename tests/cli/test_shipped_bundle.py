@@ -1,4 +1,4 @@
-"""`default` wherever a command takes a BUNDLE, beside a folder of that name, and never written to."""
+"""`demo` wherever a command takes a BUNDLE, beside a folder of that name, and never written to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sdrpn.bundle.bundle import open_bundle
-from sdrpn.bundle.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
+from sdrpn.bundle.shipped import CHECKPOINT, DEMO_BUNDLE, RPN
 from sdrpn.errors import BadInput
 from sdrpn.method.spec import ModelSpec
 from sdrpn.tags import shipped_scene
@@ -19,7 +19,7 @@ from tests.cli.command import Command, refusal
 from tests.damage import copied
 
 if TYPE_CHECKING:
-    from sdrpn.compare.answers import Question
+    from sdrpn.compare.answers import TrialQuestion
 
 
 def manifest_of(bundle: str | Path) -> Any:
@@ -28,7 +28,7 @@ def manifest_of(bundle: str | Path) -> Any:
 
 
 def files() -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in DEFAULT_BUNDLE.rglob("*")}
+    return {str(path): path.stat().st_mtime_ns for path in DEMO_BUNDLE.rglob("*")}
 
 
 @pytest.fixture(autouse=True)
@@ -38,26 +38,26 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ask(sdrpn: Command) -> None:
     scene = shipped_scene()
-    outcome = sdrpn("ask", "default", scene.picture, scene.question, "--max-new-tokens", 4)
+    outcome = sdrpn("ask", "demo", scene.picture, scene.question, "--max-new-tokens", 4)
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.strip()
 
 
 def test_inspect(sdrpn: Command) -> None:
-    assert sdrpn("inspect", "default", "--verify", "--json").json() == manifest_of("default")
+    assert sdrpn("inspect", "demo", "--verify", "--json").json() == manifest_of("demo")
 
 
 def test_plan(sdrpn: Command) -> None:
-    plan = sdrpn("plan", "default", "--json").json()
-    assert (plan["bundle"], plan["fits"]) == ("default", True)
+    plan = sdrpn("plan", "demo", "--json").json()
+    assert (plan["bundle"], plan["fits"]) == ("demo", True)
 
 
 def test_bench(sdrpn: Command) -> None:
-    command = ("bench", "default", "--compare", "default:fused-int8", "--cases", "plain", "--runs", 1, "--json")
+    command = ("bench", "demo", "--compare", "demo:fused-int8", "--cases", "plain", "--runs", 1, "--json")
     outcome = sdrpn(*command, "--threads", 1, "--new-tokens", 2)
     assert outcome.code == 0, outcome.err
-    assert '"default:fused-int8-cpu"' in outcome.out
-    assert '"default:fused-int8"' in outcome.out
+    assert '"demo:fused-int8-cpu"' in outcome.out
+    assert '"demo:fused-int8"' in outcome.out
 
 
 @pytest.mark.slow
@@ -71,12 +71,12 @@ class TestAgainstItsCheckpoint:
         torch.set_num_threads(threads)
 
     def test_compare(self, sdrpn: Command) -> None:
-        outcome = sdrpn("verify", "--exact", "default", "--checkpoint", CHECKPOINT, "--rpn", RPN)
+        outcome = sdrpn("verify", "--exact", "demo", "--checkpoint", CHECKPOINT, "--rpn", RPN)
         assert outcome.code == 0, outcome.err
 
     def test_verify(self, sdrpn: Command) -> None:
         before = files()
-        outcome = sdrpn("verify", "default")
+        outcome = sdrpn("verify", "demo")
         assert outcome.code == 0, outcome.err
         assert files() == before
 
@@ -85,18 +85,18 @@ def test_verify_finds_its_checkpoint(sdrpn: Command, tmp_path: Path, monkeypatch
     """The first thing that is looked up there, so that the rest need not run."""
     pytest.importorskip("torch")
     monkeypatch.setattr("sdrpn.compare.answers.trial_questions", stopped_at)
-    copy = copied(DEFAULT_BUNDLE, tmp_path)  # as `sdrpn build default --out` makes one
-    for bundle in ("default", copy):
+    copy = copied(DEMO_BUNDLE, tmp_path)  # as `sdrpn build demo --out` makes one
+    for bundle in ("demo", copy):
         assert refusal(sdrpn("verify", bundle)) == f"asked about {CHECKPOINT.name}, RPN of 2 layers"
     monkeypatch.setattr("sdrpn.bundle.shipped.RPN", Path("elsewhere"))
     monkeypatch.setattr("sdrpn.bundle.shipped._REPOSITORY", Path())
     monkeypatch.setattr("sdrpn.bundle.shipped.CHECKPOINT", Path("checkpoint"))
-    assert refusal(sdrpn("verify", "default")).endswith("and say --checkpoint checkpoint --rpn elsewhere")
+    assert refusal(sdrpn("verify", "demo")).endswith("and say --checkpoint checkpoint --rpn elsewhere")
 
 
-def stopped_at(spec: ModelSpec) -> tuple[Question, ...]:
+def stopped_at(spec: ModelSpec) -> tuple[TrialQuestion, ...]:
     """Called once checkpoint and RPN were found to be the bundle's own."""
-    assert spec == open_bundle("default").spec
+    assert spec == open_bundle("demo").spec
     assert spec.rpn is not None
     raise BadInput(f"asked about {CHECKPOINT.name}, RPN of {spec.rpn.layers} layers")
 
@@ -110,44 +110,59 @@ class TestBuild:
 
     def test_the_package_is_left_alone(self, sdrpn: Command) -> None:
         before = files()
-        message = refusal(sdrpn("build", "default", *self.TARGET))
-        assert message.startswith("default is part of the installed package (")
+        message = refusal(sdrpn("build", "demo", *self.TARGET))
+        assert message.startswith("demo is part of the installed package (")
         assert message.endswith("and nothing is written there; build in a copy of it: --out BUNDLE")
         assert files() == before
 
     def test_a_dry_run_needs_no_copy(self, sdrpn: Command) -> None:
         before = files()
-        found = sdrpn("build", "default", *self.TARGET, "--dry-run", "--json", "--out", "engines").json()
+        found = sdrpn("build", "demo", *self.TARGET, "--dry-run", "--json", "--out", "engines").json()
         assert (found["variant"], found["engines"]) == ("fused-int8", [{"graph": "rpn", "cached": False}])
         assert files() == before
         assert not Path("engines").exists()
 
     def test_a_copy_is_built_and_kept(self, sdrpn: Command) -> None:
-        command = ("build", "default", *self.TARGET, "--out", "mine", "--json", "--opt-level", 0)
+        command = ("build", "demo", *self.TARGET, "--out", "mine", "--json", "--opt-level", 0)
         (engine,) = json.loads(sdrpn(*command).out)["engines"]
         assert Path(engine["engine"]) == Path("mine/engines/rtx-4090/rpn.engine")
-        assert open_bundle("mine").manifest == open_bundle("default").manifest
+        assert open_bundle("mine").manifest == open_bundle("demo").manifest
         (again,) = json.loads(sdrpn(*command).out)["engines"]
         assert again["cached"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inspect", "default", "--json"),
+        ("plan", "default", "--json"),
+        ("bench", "demo", "--compare", "default:none"),
+        ("doctor", "--device", "--bundle", "default", "--backend", "none"),
+    ],
+)
+def test_the_former_name_works_and_says_so(sdrpn: Command, command: tuple[str, ...]) -> None:
+    outcome = sdrpn(*command)
+    note = "default is demo now; the old name goes with the next version (a folder of that name is ./default)"
+    assert outcome.err.startswith(f"sdrpn: warning: {note}\n")
+    assert "does not exist" not in outcome.err
 
 
 class TestAFolderOfThatName:
     @pytest.fixture(autouse=True)
     def folder(self, tiny_bundle: Path) -> None:
-        shutil.copytree(tiny_bundle, "default")
+        shutil.copytree(tiny_bundle, "demo")
 
     def test_the_word_is_the_shipped_one_and_says_so(self, sdrpn: Command) -> None:
-        outcome = sdrpn("inspect", "default", "--json")
+        outcome = sdrpn("inspect", "demo", "--json")
         assert '"fused-int8"' in outcome.out
         assert outcome.err == (
-            "sdrpn: warning: default is the model that comes with sdrpn; for the folder of that name here, say "
-            "./default\n"
+            "sdrpn: warning: demo is the model that comes with sdrpn; for the folder of that name here, write ./demo\n"
         )
 
     def test_a_path_is_the_folder(self, sdrpn: Command, tiny_bundle: Path) -> None:
-        assert sdrpn("inspect", "./default", "--json").json() == manifest_of(tiny_bundle)
+        assert sdrpn("inspect", "./demo", "--json").json() == manifest_of(tiny_bundle)
 
 
 def test_without_a_variant_the_advice_is_not_to_write_there(sdrpn: Command) -> None:
-    message = refusal(sdrpn("plan", "default", "--variant", "fused-fp32"))
+    message = refusal(sdrpn("plan", "demo", "--variant", "fused-fp32"))
     assert "Add one: sdrpn export CHECKPOINT --out BUNDLE" in message

@@ -1,7 +1,7 @@
-"""Make what the package ships: the bundle that is called `default`, and the scene of `sdrpn demo`.
+"""Make what the package ships: the bundle that is called `demo`, and the scene of `sdrpn demo`.
 
-    python examples/default/ship.py --rpn runs/rpn-0     # keep this RPN here, in fp16, and ship it
-    python examples/default/ship.py                      # from the checkpoint and the RPN that are kept: the same bytes
+    python examples/demo/ship.py --rpn runs/rpn-0     # keep this RPN here, in fp16, and ship it
+    python examples/demo/ship.py                      # from the checkpoint and the RPN that are kept: the same bytes
 
 The base model is the checkpoint in examples/tiny/checkpoint. Needs the [export] extra, and matplotlib for its fonts.
 """
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
-from sdrpn.bundle.shipped import CHECKPOINT, DEFAULT_BUNDLE, RPN
+from sdrpn.bundle.shipped import CHECKPOINT, DEMO_BUNDLE, RPN
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.rpn_file import read_rpn, write_rpn
 from sdrpn.export import ExportOptions, export_bundle
@@ -73,11 +73,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.rpn is not None:
         keep_rpn(args.rpn)
-    with replacing_directory(DEFAULT_BUNDLE, exist_ok=True) as folder:
+    with replacing_directory(DEMO_BUNDLE, exist_ok=True) as folder:
         ship_bundle(folder)
     scene = ship_scene(SCENE_FOLDER)
-    size_bytes = sum(path.stat().st_size for path in DEFAULT_BUNDLE.rglob("*") if path.is_file())
-    print(f"{DEFAULT_BUNDLE}: {size_bytes / 1e6:.1f} MB")
+    size_bytes = sum(path.stat().st_size for path in DEMO_BUNDLE.rglob("*") if path.is_file())
+    print(f"{DEMO_BUNDLE}: {size_bytes / 1e6:.1f} MB")
     print(f"{scene.picture}: {scene.question} {scene.expected}")
 
 
