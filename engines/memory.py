@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.memory import MemoryNeeds, device_needs, fitting_context
 from sdrpn.engines.target import Target
 from sdrpn.host.sizes import text_from_bytes
@@ -37,6 +38,7 @@ class Estimate:
     weights_elsewhere: bool  # streamed from host memory
     kv_cache: str | None = None  # the variant's: int8 or fp8
     unfused_attention: bool = False  # whether the library may store attention scores
+    parts: Parts = "all"  # "look": the device loads no tail
 
     @property
     def host_peaks(self) -> dict[str, int]:
@@ -69,7 +71,9 @@ class Estimate:
         """Device memory of the engines with other options; None: as planned."""
         elsewhere = self.weights_elsewhere if weights_elsewhere is None else weights_elsewhere
         # Streamed weights stay on the host, except for the current layer, which is small.
-        weights_bytes = 0 if elsewhere else sum(self.weights_bytes.values())
+        loaded = {graph.name for graph in graphs_of(self.spec, self.parts)}
+        sizes = [size for name, size in self.weights_bytes.items() if name in loaded]
+        weights_bytes = 0 if elsewhere else sum(sizes)
         return device_needs(
             self.spec,
             weights_bytes,
@@ -77,6 +81,7 @@ class Estimate:
             batch=batch or self.max_batch,
             kv_cache=kv_cache or self.kv_cache,
             unfused_attention=self.unfused_attention,
+            parts=self.parts,
         )
 
 
@@ -93,9 +98,24 @@ def estimate(
     kv_cache: str | None = None,
     unfused_attention: bool = False,
 ) -> Estimate:
-    """Estimate memory. Where CPU and GPU share memory, streamed weights count too. Args: kv_cache: the variant's."""
+    """Estimate memory. Where CPU and GPU share memory, streamed weights count too. Args: kv_cache: the variant's.
+
+    A build of all that a look needs, and no more, is one for looks.
+    """
     elsewhere = weight_streaming and not unified_memory
-    return Estimate(spec, weights_bytes, built, jobs, max_context, max_batch, elsewhere, kv_cache, unfused_attention)
+    looks = spec.rpn is not None and set(built) == {graph.name for graph in graphs_of(spec, "look")}
+    return Estimate(
+        spec,
+        weights_bytes,
+        built,
+        jobs,
+        max_context,
+        max_batch,
+        elsewhere,
+        kv_cache,
+        unfused_attention,
+        "look" if looks else "all",
+    )
 
 
 def host_shortage(found: Estimate, available_bytes: int | None, machine: str = "this machine") -> str | None:

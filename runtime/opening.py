@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
+from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.errors import BadInput
 from sdrpn.host.links import AllowLinks
 from sdrpn.runtime.backends.info import OpenOptions
@@ -41,6 +42,7 @@ class OpeningRequest:
     allow_links: AllowLinks = ()
     download: bool = False
     max_batch: int | None = None
+    parts: Parts = "all"
 
     def choose(self) -> Opening:
         """Choose, and verify the files. Raises BadBundle, BadInput, EngineMismatch or MissingDependency."""
@@ -49,6 +51,7 @@ class OpeningRequest:
             allow_links=self.allow_links,
             download=self.download,
         )
+        graphs_of(bundle.spec, self.parts)  # refuses what the model does not have
         options = _engine_options(self.engine_options, self.device)
         choice = choose_backend(
             bundle,
@@ -58,6 +61,7 @@ class OpeningRequest:
             device=options.device,
             verify=self.verify,
             max_batch=self.max_batch,
+            parts=self.parts,
         )
         return self._graphs(bundle, choice, options) if choice.engines is None else self._engines(choice, options)
 
@@ -69,9 +73,8 @@ class OpeningRequest:
         backend = choice.info.open(opened)
         self._verify(found.bundle, found.variant.embedding)
         files = {name: engine.path for name, engine in found.engines.items()}
-        return Opening(
-            found.bundle, found.variant, backend, files, contexts=found.contexts, engine_batch=found.max_batch
-        )
+        part = self._part(found.bundle, found.variant)
+        return Opening(found.bundle, part, backend, files, contexts=found.contexts, engine_batch=found.max_batch)
 
     def _graphs(self, bundle: Bundle, choice: Choice, options: EngineOptions) -> Opening:
         chosen = graph_variant(bundle, self.variant, info=choice.info, note=choice.note)
@@ -80,9 +83,14 @@ class OpeningRequest:
         backend = choice.info.open(OpenOptions(self.threads, options.device, saved is not None, largest_matrix))
         if saved is not None:
             self._verify(bundle, chosen.embedding)
-            return Opening(bundle, saved.variant(chosen), backend, saved.graphs, choice.note)
-        self._verify(bundle, *chosen.files)
-        return Opening(bundle, chosen, backend, note=choice.note or note)
+            part = self._part(bundle, saved.variant(chosen))
+            return Opening(bundle, part, backend, saved.graphs, choice.note)
+        part = self._part(bundle, chosen)
+        self._verify(bundle, *part.files)
+        return Opening(bundle, part, backend, note=choice.note or note)
+
+    def _part(self, bundle: Bundle, variant: Variant) -> Variant:
+        return variant.with_graphs(graph.name for graph in graphs_of(bundle.spec, self.parts))
 
     def _verify(self, bundle: Bundle, *files: str) -> None:
         tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()

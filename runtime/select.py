@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import Bundle, Variant
+from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.optimized import OptimizedSet, find_optimized
 from sdrpn.errors import BadInput, EngineMismatch
 from sdrpn.host.machine import read_cpu
@@ -42,6 +43,7 @@ def choose_backend(
     device: int = 0,
     verify: bool = True,
     max_batch: int | None = None,
+    parts: Parts = "all",
 ) -> Choice:
     """What to answer with.
 
@@ -53,6 +55,7 @@ def choose_backend(
         device: the GPU that they must fit, as CUDA numbers them
         verify: hash engines; False: large ones only where size or time are not as when they were built
         max_batch: sequences that engines must have memory for; None: as many as a decode step takes
+        parts: what is to be loaded: engines of other graphs are not looked at
 
     Raises:
         BadInput: an unknown backend; a target without the backend for it, or without engines
@@ -66,8 +69,8 @@ def choose_backend(
             )
         return Choice(asked)
     if asked is not None or target is not None:
-        return Choice(_engines(), _fitting(bundle, target, variant, device, verify, max_batch))
-    return _automatic(bundle, variant, device, verify, max_batch)
+        return Choice(_engines(), _fitting(bundle, target, variant, device, verify, max_batch, parts))
+    return _automatic(bundle, variant, device, verify, max_batch, parts)
 
 
 def graph_variant(
@@ -108,10 +111,18 @@ def choose_optimized(
     return found, note
 
 
-def mapped_weights_bytes(bundle: Bundle, variant: Variant) -> int | None:
-    """Bytes of the weights of the graphs that `choose_optimized` would take on a CPU; None where there are none."""
+def mapped_weights_bytes(bundle: Bundle, variant: Variant, parts: Parts = "all") -> int | None:
+    """Bytes of the weights of the graphs that `choose_optimized` would take on a CPU; None where there are none.
+
+    Args: parts: "look": the share of the graphs that it loads, by their sizes on disk
+    """
     found, _ = choose_optimized(bundle, variant, verify=False)
-    return None if found is None else found.manifest.mapped_bytes
+    if found is None:
+        return None
+    wanted = {graph.name for graph in graphs_of(bundle.spec, parts)}
+    sizes = {name: found.weights_bytes(name) for name in found.manifest.graphs}
+    share = sum(size for name, size in sizes.items() if name in wanted) / max(1, sum(sizes.values()))
+    return int(found.manifest.mapped_bytes * share)
 
 
 def _engines() -> BackendInfo:
@@ -120,17 +131,23 @@ def _engines() -> BackendInfo:
 
 
 def _fitting(
-    bundle: Bundle, target: str | None, variant: str | None, device: int, verify: bool, max_batch: int | None
+    bundle: Bundle,
+    target: str | None,
+    variant: str | None,
+    device: int,
+    verify: bool,
+    max_batch: int | None,
+    parts: Parts,
 ) -> EngineSet:
     if target is not None:
-        found = engine_set(bundle, target)
+        found = engine_set(bundle, target).of(parts)
         require_fit(found, read_platform(device), verify=verify, max_batch=max_batch)
         if variant is not None and found.variant.name != variant:
             raise EngineMismatch(
                 f"the engines of {target} are of variant {found.variant.name}, not {variant}; leave the variant out"
             )
         return found
-    sets = engine_sets(bundle)
+    sets = _sets(bundle, parts)
     if not sets:
         raise BadInput(f"{bundle.path} has no engines; build them: {bundle.build_command()}")
     platform = read_platform(device)
@@ -143,9 +160,11 @@ def _fitting(
     raise AssertionError("unreachable: what did not fit is refused")
 
 
-def _automatic(bundle: Bundle, variant: str | None, device: int, verify: bool, max_batch: int | None) -> Choice:
+def _automatic(
+    bundle: Bundle, variant: str | None, device: int, verify: bool, max_batch: int | None, parts: Parts
+) -> Choice:
     graphs = graph_backends()[0]
-    sets = _of_variant(engine_sets(bundle), variant)
+    sets = _of_variant(_sets(bundle, parts), variant)
     if not sets:
         return Choice(graphs)
     platform = read_platform(device)
@@ -155,6 +174,10 @@ def _automatic(bundle: Bundle, variant: str | None, device: int, verify: bool, m
         if not (problems := check_engines(engines, platform, verify=verify, max_batch=max_batch)):
             return Choice(_engines(), engines)
     return Choice(graphs, note=f"the engines of {engines.target} are not used: {problems[0]}")
+
+
+def _sets(bundle: Bundle, parts: Parts) -> tuple[EngineSet, ...]:
+    return tuple(found for found in (engines.of(parts) for engines in engine_sets(bundle)) if found.engines)
 
 
 def _of_variant(sets: Sequence[EngineSet], variant: str | None) -> tuple[EngineSet, ...]:

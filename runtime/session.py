@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sdrpn.bundle.bundle import Bundle, Variant
+from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import BadInput, SdrpnError
 from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
@@ -62,7 +63,7 @@ class Session:
         max_batch: int | None = None,
         prefix_bytes: int | None = None,
     ) -> None:
-        """Load the variant's graphs. `Session.open` is the usual way in.
+        """Load the variant's graphs, all or those that a look needs. `Session.open` is the usual way in.
 
         Args:
             engines: files that the backend loads in place of the bundle's graphs, by graph
@@ -137,6 +138,7 @@ class Session:
         download: bool = False,
         max_batch: int | None = None,
         prefix_bytes: int | None = None,
+        parts: Parts = "all",
         decode: JpegMode | None = None,
     ) -> Session:
         """Open a bundle.
@@ -163,6 +165,7 @@ class Session:
                 as many as they were built for, else 1
             prefix_bytes: most memory for what was computed of pictures besides those last asked about, so that
                 questions about several in turns do not begin anew; None: 256 MB with ONNX Runtime on a CPU, else 0
+            parts: "look": load vision, trunk and RPN alone, which `look` needs; nothing can be answered then
             decode: the name of `jpeg` in the release before; goes with the next version
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
@@ -181,6 +184,7 @@ class Session:
             allow_links=allow_links,
             download=download,
             max_batch=max_batch,
+            parts=parts,
         )
         chosen = request.choose()
         return cls(
@@ -455,6 +459,11 @@ class Session:
         trace: bool,
     ) -> AnswerStream:
         self._scheduler.require_open()
+        if self.variant.parts == "look":
+            raise BadInput(
+                'this session was opened with parts="look", without the tail, which answers; open the bundle with '
+                'parts="all", or look'
+            )
         watch = Stopwatch()
         with watch.stage("preprocess"):
             picture = self._opened(image)

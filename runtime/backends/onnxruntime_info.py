@@ -172,6 +172,7 @@ def _cuda_memory(bundle: Bundle, variant: Variant, request: MemoryRequest) -> Me
         batch=request.batch,
         kv_cache=variant.kv_cache,
         unfused_attention=True,
+        parts=variant.parts,
     )
 
 

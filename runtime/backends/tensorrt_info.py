@@ -63,6 +63,7 @@ def _memory(bundle: Bundle, variant: Variant, request: MemoryRequest) -> MemoryN
         context=request.context,
         batch=request.batch,
         kv_cache=variant.kv_cache,
+        parts=variant.parts,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.engine_manifest import EngineManifest, engine_paths, read_engine_manifest
-from sdrpn.bundle.graphs import graph_named, graphs_of
+from sdrpn.bundle.graphs import Parts, graph_named, graphs_of
 from sdrpn.errors import BadBundle, BadInput
 
 __all__ = ["EngineFile", "EngineSet", "engine_set", "engine_sets"]
@@ -70,6 +71,17 @@ class EngineSet:
     def host_code(self) -> bool:
         """Whether the engines bring code for the CPU along, which version-compatible ones do."""
         return any(manifest.version_compatible for manifest in self.manifests.values())
+
+    @property
+    def looks(self) -> bool:
+        """Whether nothing is missing that a look needs."""
+        return self.bundle.spec.rpn is not None and not self.of("look").missing
+
+    def of(self, parts: Parts) -> EngineSet:
+        """Those alone that these parts of the model need."""
+        wanted: set[str] = {graph.name for graph in graphs_of(self.bundle.spec, parts)}
+        engines = {name: engine for name, engine in self.engines.items() if name in wanted}
+        return dataclasses.replace(self, engines=engines, missing=tuple(g for g in self.missing if g in wanted))
 
     @property
     def build_command(self) -> str:

@@ -119,8 +119,9 @@ def _cache_bytes(graph: GraphInfo, manifest: EngineManifest) -> int:
 
 def _broken(engines: EngineSet, verify: bool) -> Iterator[Problem]:
     rebuild = f"build it again: {engines.build_command}"
+    looks = ', or open what is there with parts="look"' if engines.looks else ""
     for graph in engines.missing:
-        yield _malformed(graph, "engine", "not there", "the model needs it", rebuild)
+        yield _malformed(graph, "engine", "not there", "the model needs it", f"{rebuild}{looks}")
     for one in engines.engines.values():
         if one.manifest is None:
             yield _malformed(one.graph, "manifest", "not to be trusted", one.fault or "", rebuild)

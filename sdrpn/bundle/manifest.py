@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdrpn.bundle.graphs import ROLES
+from sdrpn.bundle.graphs import ROLES, Parts
 from sdrpn.bundle.numerics import CPU_SUFFIX, NUMBER_TYPES, NumberType, Precision, cache_form, precision_named
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of, spec_from_json
@@ -142,6 +142,11 @@ class Variant:
     def for_engines_only(self) -> bool:
         """Whether only engines, and not ONNX Runtime, can answer with it."""
         return not self.numbers.onnxruntime
+
+    @property
+    def parts(self) -> Parts:
+        """What its graphs are enough for."""
+        return "all" if "tail" in self.graphs else "look"
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import Bundle, Variant
+from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import RunFailed
 from sdrpn.families.registry import family_of
 from sdrpn.host.sizes import text_from_bytes
@@ -80,6 +81,7 @@ def device_needs(
     batch: int = 1,
     kv_cache: str | None = None,
     unfused_attention: bool = False,
+    parts: Parts = "all",
 ) -> MemoryNeeds:
     """Engines on a GPU: the whole context at once; caches in fp16, or in 8 bits as a variant's `kv_cache` says.
 
@@ -88,15 +90,16 @@ def device_needs(
     one layer's cache. The tail's engine has room for two prefills at once, with their masks: 458 MB at 2048 rows and
     949 MB at 4096 were seen in layers of LLaVA-1.5-7B's shapes, and this gives 479 MB and 967 MB.
 
+    `parts`: "look": without the tail's caches, and of one picture; `weights_bytes` are those of what is loaded.
     `unfused_attention`: of such a prefill the scores of all heads, those with the mask and their softmax are written
     out as well, in fp16: 1.6 GB at 2048 rows.
     """
     llm = spec.llm
     row = 4 * llm.width * _FLOAT + _projections(spec) * _HALF + 2 * llm.kv_heads * llm.head_dim * _HALF
     activations = _SCRATCH_BYTES + context * row * 3 // 2 + 2 * context**2 + batch * llm.vocabulary * _FLOAT
-    caches = _caches_bytes(spec, context, batch, _HALF, kv_cache)
+    caches = _caches_bytes(spec, context, batch, _HALF, kv_cache, parts)
     scores = _SCORE_TENSORS * _PREFILLS_AT_ONCE * llm.heads * context**2 * _HALF if unfused_attention else 0
-    return MemoryNeeds(weights_bytes, caches, activations, _images_bytes(spec), scores)
+    return MemoryNeeds(weights_bytes, caches, activations, _images_bytes(spec, parts), scores)
 
 
 def step_bytes(spec: ModelSpec, weights_bytes: int, context: int, kv_cache: str | None = None) -> int:
@@ -113,22 +116,23 @@ def cpu_needs(
     loaded. Attention materialises the scores of every head; a prefill is as long as a picture, a crop and a text.
     Caches in 8 bits are converted to floats layer by layer; up to three such arrays exist at once.
     """
-    spec = bundle.spec
-    llm, rows = spec.llm, usual_context(spec, context)
+    spec, parts = bundle.spec, variant.parts
+    llm, rows = spec.llm, usual_context(spec, context, parts)
     row = 4 * llm.width * _FLOAT + 2 * _projections(spec) * _FLOAT + llm.heads * context * _FLOAT
     element = variant.computes_in.size_bytes
     floats = 0 if variant.kv_cache is None else 3 * batch * context * llm.kv_heads * llm.head_dim * element
     return MemoryNeeds(
         weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
-        caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache),
+        caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache, parts),
         activations_bytes=_PROCESS_BYTES + rows * row + floats + batch * llm.vocabulary * _FLOAT,
-        images_bytes=_images_bytes(spec),
+        images_bytes=_images_bytes(spec, parts),
     )
 
 
-def usual_context(spec: ModelSpec, limit: int) -> int:
-    """Tokens of a question with one crop, and its answer."""
-    return min(limit, 2 * spec.vision.image_tokens + TEXT_TOKENS)
+def usual_context(spec: ModelSpec, limit: int, parts: Parts = "all") -> int:
+    """Tokens of a question with one crop, and its answer; for a look, of a question alone."""
+    images = 1 if parts == "look" else 2
+    return min(limit, images * spec.vision.image_tokens + TEXT_TOKENS)
 
 
 def fitting_context(needs_of: Callable[[int], MemoryNeeds], memory_bytes: int, limit: int) -> int:
@@ -147,7 +151,7 @@ def require_cpu_memory(
     bundle: Bundle, variant: Variant, available_bytes: int | None, mapped_bytes: int | None = None
 ) -> None:
     """Raise RunFailed, with the numbers, if one question with a crop would not fit in memory."""
-    context = usual_context(bundle.spec, bundle.manifest.max_context)
+    context = usual_context(bundle.spec, bundle.manifest.max_context, variant.parts)
     found = cpu_needs(bundle, variant, context=context, mapped_bytes=mapped_bytes)
     if available_bytes is None or found.total_bytes <= available_bytes:
         return
@@ -160,14 +164,17 @@ def require_cpu_memory(
     )
 
 
-def _caches_bytes(spec: ModelSpec, context: int, batch: int, element_bytes: int, kv_cache: str | None) -> int:
+def _caches_bytes(
+    spec: ModelSpec, context: int, batch: int, element_bytes: int, kv_cache: str | None, parts: Parts
+) -> int:
     """Keys and values of every layer, the RPN's with its key cache of the scores, and the taps in fp32.
 
     In 8 bits, which the RPN's never are, every row of every head has a scale beside it.
     """
     llm, rpn_caches = spec.llm, 0 if spec.rpn is None else 2 * (spec.rpn.layers - 1) + 1
     row, own_row = (_cache_row_bytes(spec, element_bytes, kind) for kind in (None, kv_cache))
-    return batch * context * (2 * llm.layers * own_row + rpn_caches * row + llm.width * _FLOAT)
+    layers = llm.layers if parts == "all" else spec.tap_layer
+    return batch * context * (2 * layers * own_row + rpn_caches * row + llm.width * _FLOAT)
 
 
 def _cache_row_bytes(spec: ModelSpec, element_bytes: int, kv_cache: str | None) -> int:
@@ -184,9 +191,9 @@ def _projections(spec: ModelSpec) -> int:
     return (llm.heads + 2 * llm.kv_heads) * llm.head_dim + 2 * llm.mlp_width
 
 
-def _images_bytes(spec: ModelSpec) -> int:
-    """A picture and, with an RPN, up to two crops of it: pixels and image tokens in fp32."""
-    images = 1 if spec.rpn is None else 3
+def _images_bytes(spec: ModelSpec, parts: Parts) -> int:
+    """A picture and, where it is cropped, up to two crops of it: pixels and image tokens in fp32."""
+    images = 1 if spec.rpn is None or parts == "look" else 3
     return images * (family_of(spec).look_numbers(spec.vision) + spec.vision.image_tokens * spec.llm.width) * _FLOAT
 
 

@@ -86,6 +86,11 @@ class OptimizedSet:
         """The file of each graph."""
         return {name: self.path / file for name, file in self.manifest.graphs.items()}
 
+    def weights_bytes(self, graph: str) -> int:
+        """Sizes of the files that hold this graph's weights; 0 where they are in the graph itself."""
+        name = self.manifest.graphs[graph]
+        return sum(info.size_bytes for file, info in self.manifest.files.items() if file.startswith(f"{name}."))
+
     def variant(self, bundle: Variant) -> Variant:
         """The bundle's variant, with the weight files of these graphs."""
         weights = tuple(self.manifest.files.keys() - {*self.manifest.graphs.values()})

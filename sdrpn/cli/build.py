@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="copy BUNDLE there first and build in the copy; required for the bundle that ships with this package",
     )
     parser.add_argument(
-        "--graphs", metavar="A,B", help="which of vision, trunk, rpn, tail to build (default: all that the model has)"
+        "--graphs",
+        metavar="A,B",
+        help="which of vision, trunk, rpn, tail to build (default: all that the model has); "
+        "vision,trunk,rpn is enough for looks",
     )
     parser.add_argument(
         "--precision",

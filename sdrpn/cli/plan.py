@@ -1,11 +1,12 @@
 """`sdrpn plan`: how much memory a bundle needs, before anything is built or loaded.
 
-The JSON form is an object: bundle, variant, device, context (the longest), contexts, batch, memory_bytes (null where
-not known), needs (weights, caches, activations, images, and scores of attention that may not be fused, in bytes),
-total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context -> bytes that a decode step of an
-engine reads; empty for a CPU), kv_cache (int8, fp8, or null for caches in the type that the graphs compute in), other
-(the same variant with the other kind of caches: kv_cache, caches_bytes, largest_context), prefixes (what is kept of
-pictures asked about before, beside all this and only of memory that is left: limit_bytes, picture_bytes, pictures).
+The JSON form is an object: bundle, variant, parts (all or look), device, context (the longest), contexts, batch,
+memory_bytes (null where not known), needs (weights, caches, activations, images, and scores of attention that may not
+be fused, in bytes), total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context -> what a
+decode step of an engine reads; empty for a CPU, and for a look), kv_cache (int8, fp8, or null for caches in the type
+that the graphs compute in), other (the same variant with the other kind of caches: kv_cache, caches_bytes,
+largest_context), prefixes (what is kept of pictures asked about before, beside all this and only of memory that is
+left: limit_bytes, picture_bytes, pictures).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ decides whether `sdrpn build` and `sdrpn ask` start. Exits 1 if the bundle does 
   sdrpn plan bundle --target jetson-agx-orin-jp72 --context 2048 --batch 2
   sdrpn plan bundle --target jetson-agx-orin-jp62 --context 1024,4096
   sdrpn plan bundle
+  sdrpn plan bundle --parts look
 """
 
 
@@ -63,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number,
         help="most memory for what was computed of pictures asked about before (default: 256 MB on a CPU, else none)",
     )
+    parser.add_argument(
+        "--parts",
+        choices=("all", "look"),
+        default="all",
+        help="look: only what finds where a question points, which answers nothing (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_model_options(parser, "bundle")
 
@@ -74,7 +82,16 @@ def run(args: argparse.Namespace) -> int:
 
     contexts = args.context or ()
     found = plan(
-        PlanRequest(args.bundle, args.target, args.variant, contexts, args.batch, args.backend, args.prefix_bytes)
+        PlanRequest(
+            args.bundle,
+            args.target,
+            args.variant,
+            contexts,
+            args.batch,
+            args.backend,
+            args.prefix_bytes,
+            args.parts,
+        )
     )
     if args.json:
         print_json(found.to_json())
@@ -91,7 +108,7 @@ def _print(plan: MemoryPlan) -> None:
     verdict = {True: "fits", False: "does not fit", None: "not known"}[plan.fits]
     other = plan.other
     rows = [
-        ("variant", plan.variant),
+        ("variant", plan.variant if plan.parts == "all" else f"{plan.variant}, without the tail"),
         ("context, batch", f"{' and '.join(map(str, plan.contexts))}, {plan.batch}"),
         *((name, text_from_bytes(size)) for name, size in plan.needs.parts),
         ("together", f"{text_from_bytes(plan.needs.total_bytes)}{memory}: {verdict}"),

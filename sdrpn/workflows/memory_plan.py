@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
+from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.memory import (
     MemoryNeeds,
     device_needs,
@@ -41,6 +42,7 @@ class PlanRequest:
     batch: int = 1  # questions that are decoded together
     backend: str = "onnxruntime"  # without a target: the library that runs the graphs on this machine
     prefix_bytes: int | None = None  # most memory for pictures asked about before; None: the runtime's default
+    parts: Parts = "all"  # "look": vision, trunk and RPN alone
 
     def __post_init__(self) -> None:
         if self.prefix_bytes is not None and self.prefix_bytes < 0:
@@ -91,6 +93,7 @@ class MemoryPlan:
     kv_cache: str | None  # int8 or fp8; None: caches in the type that the graphs compute in
     other: OtherCaches
     prefixes: PrefixPlan
+    parts: Parts = "all"
 
     @property
     def context(self) -> int:
@@ -112,6 +115,7 @@ class MemoryPlan:
             "contexts": self.contexts,
             "batch": self.batch,
             "memory_bytes": self.memory_bytes,
+            "parts": self.parts,
             "needs": self.needs,
             "total_bytes": self.needs.total_bytes,
             "fits": self.fits,
@@ -151,6 +155,7 @@ def plan_memory(
     batch: int = 1,
     backend: str = "onnxruntime",
     prefix_bytes: int | None = None,
+    parts: Parts = "all",
 ) -> MemoryPlan:
     """Add up weights, caches, activations and image buffers, and find the largest context that fits.
 
@@ -165,10 +170,11 @@ def plan_memory(
         batch: questions that are decoded together
         backend: without a target: what runs the graphs on this machine
         prefix_bytes: most memory for what was computed of pictures asked about before; None: as `Session.open`
+        parts: "look": vision, trunk and RPN alone, as `Session.open(..., parts="look")` loads them
 
     Raises: BadBundle, BadInput for an unknown variant or target; ContextTooLong
     """
-    return plan(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes))
+    return plan(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts))
 
 
 def plan(request: PlanRequest) -> MemoryPlan:
@@ -196,6 +202,7 @@ def plan(request: PlanRequest) -> MemoryPlan:
         kv_cache=variant.kv_cache,
         other=_other_caches(place, contexts[-1], limit),
         prefixes=_prefixes(bundle, place, request),
+        parts=request.parts,
     )
 
 
@@ -217,12 +224,12 @@ def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
         raise BadInput(f"backend {info.name} runs engines, whose memory depends on the device; name a target")
     bundle.require_graphs("to answer on this machine", _release_advice(bundle))
     variant = graph_variant(bundle, request.variant, info=info)
-    mapped_bytes = mapped_weights_bytes(bundle, variant) if info.on == "cpu" else None
+    mapped_bytes = mapped_weights_bytes(bundle, variant, request.parts) if info.on == "cpu" else None
     where, memory_bytes = _memory_here(info)
     return _Place(
         where if mapped_bytes is None else f"{where}, optimized graphs",
         memory_bytes,
-        variant,
+        _part(bundle, variant, request.parts),
         lambda other, context: info.needs(bundle, other, MemoryRequest(context, request.batch, mapped_bytes)),
         bundle.manifest.max_context,
         DEFAULT_PREFIX_BYTES if info.on == "cpu" else 0,
@@ -249,6 +256,7 @@ def _on_target(bundle: Bundle, request: PlanRequest) -> _Place:
         variant = target_variant(bundle, target, dialect=dialect)
     else:
         variant = bundle.variant(request.variant)
+    variant = _part(bundle, variant, request.parts)
     sizes = graph_weights_bytes(bundle, variant)
     unfused = target.may_write_scores(variant.dialect)
     return _Place(
@@ -262,8 +270,16 @@ def _on_target(bundle: Bundle, request: PlanRequest) -> _Place:
             batch=request.batch,
             kv_cache=one.kv_cache,
             unfused_attention=unfused,
+            parts=request.parts,
         ),
         usual_context(bundle.spec, bundle.manifest.max_context),
         0,
-        lambda context: step_bytes(bundle.spec, sizes["trunk"] + sizes["tail"], context, variant.kv_cache),
+        None  # a look makes no token
+        if request.parts == "look"
+        else lambda context: step_bytes(bundle.spec, sizes["trunk"] + sizes["tail"], context, variant.kv_cache),
     )
+
+
+def _part(bundle: Bundle, variant: Variant, parts: Parts) -> Variant:
+    """With the graphs that are loaded."""
+    return variant.with_graphs(graph.name for graph in graphs_of(bundle.spec, parts))

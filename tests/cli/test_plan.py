@@ -117,6 +117,23 @@ def test_what_is_kept_of_pictures_is_said_beside_it(
     assert json.loads(sdrpn("plan", bundle, "--target", "l4", "--json").out)["prefixes"]["limit_bytes"] == 0
 
 
+def test_what_looking_alone_takes(sdrpn: Command, bundle: Path) -> None:
+    for place in ((), ("--target", "rtx-4090")):
+        whole, part = (sdrpn("plan", bundle, *place, *more, "--json").json() for more in ((), ("--parts", "look")))
+        assert (whole["parts"], part["parts"], part["step_bytes"]) == ("all", "look", {})
+        for entry in ("weights_bytes", "caches_bytes", "images_bytes"):
+            assert part["needs"][entry] < whole["needs"][entry]
+    assert "without the tail" in sdrpn("plan", bundle, "--parts", "look").out
+
+
+def test_a_build_of_what_looks_is_planned_for_looks(sdrpn: Command, bundle: Path) -> None:
+    target = ("--target", "rtx-4090")
+    built = sdrpn("build", bundle, *target, "--graphs", "vision,trunk,rpn", "--dry-run", "--json").json()
+    plan = sdrpn("plan", bundle, *target, "--parts", "look", "--json").json()
+    assert built["estimate"]["weights_bytes"] == plan["needs"]["weights_bytes"]
+    assert built["estimate"]["caches_bytes"] == plan["needs"]["caches_bytes"]
+
+
 def test_this_machine(sdrpn: Command, bundle: Path) -> None:
     outcome = sdrpn("plan", bundle)
     assert outcome.code == 0
