@@ -141,7 +141,7 @@ def figures(rounds: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for what in ("decode", "whole"):
         apart, together = ([each[what] for each in rounds[way]] for way in ("apart", "together"))
-        ratios = [one / other for one, other in zip(together, apart, strict=True)]
+        ratios = [batched / other for batched, other in zip(together, apart, strict=True)]
         found |= {f"{what}_apart": statistics.median(apart), f"{what}_together": statistics.median(together)}
         found[f"{what}_ratio"] = statistics.median(ratios)
     return found

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- devices: python benchmarks/device_table.py --write -->", "<!-
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """Of a file with a JSON object a line; none where it is not there."""
+    """The rows of a JSON Lines file; none if the file does not exist."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
@@ -33,7 +33,7 @@ def table(ran: Sequence[dict[str, Any]], compiled: Sequence[dict[str, Any]]) -> 
         "|---|---|---|---:|---:|---|",
         *(_row(row) for row in newest(ran)),
     ]
-    capabilities = {one for row in compiled for one in row["for"].split("+")}
+    capabilities = {capability for row in compiled for capability in row["for"].split("+")}
     seen = {row["subject"]["target"] for row in ran if row["subject"] is not None}
     waiting = {name: target for name, target in read_targets().items() if name not in seen}
     built = [name for name, target in waiting.items() if _compiled(target, capabilities)]

@@ -129,10 +129,10 @@ def measured(
     except SdrpnError as error:
         yield {**about, "refused": str(error)}
         return
-    for capabilities in (one for one in GPUS if only in (None, " ".join(one)) and (precision != "fp8" or has_fp8(one))):
+    for capabilities in (gpu for gpu in GPUS if only in (None, " ".join(gpu)) and (precision != "fp8" or has_fp8(gpu))):
         plan = plan_engines(bundle, target(capabilities, precision, dialect), BuildOptions())
         lengths = tuple(min(context, open_bundle(bundle).manifest.max_context) for context in contexts)
-        for graph in [one.graph.name for one in plan.engines if graphs is None or one.graph.name in graphs]:
+        for graph in [engine.graph.name for engine in plan.engines if graphs is None or engine.graph.name in graphs]:
             options = BuildOptions(
                 graphs=(graph,), max_context=lengths[-1], shorter_contexts=lengths[:-1], kernel_gate=False
             )
@@ -144,11 +144,11 @@ def measured(
 
 
 def has_fp8(capabilities: tuple[str, ...]) -> bool:
-    return all(int(one[2:]) >= 89 for one in capabilities)
+    return all(int(capability[2:]) >= 89 for capability in capabilities)
 
 
 def children_processor_s() -> float:
-    """Of all builds so far, which are processes of their own. A busy machine changes it less than the wall clock."""
+    """CPU seconds of all builds so far, which are child processes. Other load affects it less than the wall clock."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -156,7 +156,9 @@ def children_processor_s() -> float:
 def figures(manifest: EngineManifest) -> dict[str, Any]:
     return {
         "graph": manifest.graph,
-        "weights_bytes": sum(one.size_bytes for name, one in manifest.sources.items() if name.startswith("weights/")),
+        "weights_bytes": sum(
+            source.size_bytes for name, source in manifest.sources.items() if name.startswith("weights/")
+        ),
         "size_bytes": manifest.engine.size_bytes,
         "build_s": manifest.build_s,
         "peak_rss_bytes": manifest.peak_rss_bytes,
@@ -219,7 +221,7 @@ def main() -> None:
         sys.stdout.writelines(f"{line}\n" for line in table(rows))
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    contexts = tuple(int(one) for one in args.contexts.split(","))
+    contexts = tuple(int(context) for context in args.contexts.split(","))
     graphs = None if args.graphs is None else tuple(args.graphs.split(","))
     for row in measured(args.work, args.model, args.precision, args.dialect, contexts, args.only, graphs):
         print(json.dumps(row), flush=True)

@@ -158,7 +158,10 @@ class PictureQuestion:
 def scene_questions(count: int) -> list[PictureQuestion]:
     """The task that the small model is made for: rendered tags, 840 x 840."""
     samples = tag_samples("heldout", count, seed=7)
-    return [PictureQuestion(f"scene {one.index}", as_jpeg(np.asarray(one.image), 90), one.question) for one in samples]
+    return [
+        PictureQuestion(f"scene {sample.index}", as_jpeg(np.asarray(sample.image), 90), sample.question)
+        for sample in samples
+    ]
 
 
 def picture_questions(paths: list[Path]) -> list[PictureQuestion]:

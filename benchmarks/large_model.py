@@ -122,7 +122,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def size_of(folder: Path) -> int:
-    """Of all files, links counted once."""
+    """Bytes of all files, with hard links counted once."""
     files = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     return sum(files.values())
 

@@ -345,9 +345,9 @@ def main() -> None:
         return
     print(machine)
     first = figures[ours.name]
-    for name, one in figures.items():
+    for name, side in figures.items():
         print(name)
-        for figure, value in one.items():
+        for figure, value in side.items():
             print(f"  {figure:32}{value:10.1f}   ours / this: {first[figure] / value:.2f}")
 
 

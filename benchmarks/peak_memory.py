@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def peak_rss_bytes() -> int:
-    """Of this program alone: getrusage's figure starts with that of the process that launched it."""
+    """Peak memory of this process: getrusage's figure would include that of the process that launched it."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024

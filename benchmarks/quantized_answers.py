@@ -77,17 +77,17 @@ def opened(name: str, threads: int, stack: ExitStack) -> Session:
 
 def change(name: str, found: Sequence[Answer], exact: Sequence[Answer], samples: Sequence[TagSample]) -> Change:
     pairs = list(zip(found, exact, strict=True))
-    cosines = [cosine(one, other) for one, other in pairs]
+    cosines = [cosine(answer, other) for answer, other in pairs]
     return Change(
         name=name,
         roi_cosine=float(np.mean(cosines)),
         roi_cosine_min=min(cosines),
-        box_iou=mean(overlap(one.boxes_xyxy_px, other.boxes_xyxy_px) for one, other in pairs),
-        same_decision=mean(bool(one.boxes_xyxy_px) == bool(other.boxes_xyxy_px) for one, other in pairs),
-        same_boxes=mean(one.boxes_xyxy_px == other.boxes_xyxy_px for one, other in pairs),
-        same_answer=mean(one.token_ids == other.token_ids for one, other in pairs),
+        box_iou=mean(overlap(answer.boxes_xyxy_px, other.boxes_xyxy_px) for answer, other in pairs),
+        same_decision=mean(bool(answer.boxes_xyxy_px) == bool(other.boxes_xyxy_px) for answer, other in pairs),
+        same_boxes=mean(answer.boxes_xyxy_px == other.boxes_xyxy_px for answer, other in pairs),
+        same_answer=mean(answer.token_ids == other.token_ids for answer, other in pairs),
         exact=mean(
-            one.text.replace(" ", "").strip() == sample.answer for one, sample in zip(found, samples, strict=True)
+            answer.text.replace(" ", "").strip() == sample.answer for answer, sample in zip(found, samples, strict=True)
         ),
     )
 
@@ -109,7 +109,9 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--split", choices=SPLITS, default="heldout")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threshold", type=float, default=0.3, help="of the RoI policy (default: the small model's)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, help="threshold of the RoI policy (default: the small model's)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -117,13 +119,14 @@ def main() -> int:
     answers = ask_all(args.bundles, samples, RoiPolicy(args.threshold), args.threads)
     changes = [change(name, found, answers[0], samples) for name, found in zip(args.bundles, answers, strict=True)]
     if args.json:
-        print(json.dumps([asdict(one) for one in changes], indent=1))
+        print(json.dumps([asdict(change) for change in changes], indent=1))
     else:
         columns = ("bundle", "RoI cosine", "least", "box IoU", "same decision", "same boxes", "same answer", "exact")
         print_table(
-            columns, [(one.name, *(f"{value:.4f}" for value in list(asdict(one).values())[1:])) for one in changes]
+            columns,
+            [(change.name, *(f"{value:.4f}" for value in list(asdict(change).values())[1:])) for change in changes],
         )
-    missed = [one.name for one in changes if not one.kept]
+    missed = [change.name for change in changes if not change.kept]
     print("\n".join(f"missed: {name}" for name in missed), file=sys.stderr)
     return 1 if missed else 0
 

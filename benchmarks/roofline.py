@@ -207,18 +207,18 @@ def anchors() -> Iterator[str]:
         "| target | model | prefill, ms | bound | reached | tokens a second | bound | reached |\n"
         "|---|---|---|---|---|---|---|---|"
     )
-    for one in ANCHORS:
-        spec = dataclasses.replace(SHAPES["7b"], llm=one.llm, tap_layer=1)
-        device, size = DEVICES[one.target], PUBLISHED_BYTES[one.precision]
-        faster = dataclasses.replace(device, fp16_tflops=device.fp16_tflops * PUBLISHED_SPEED[one.precision])
-        prompt = layers(spec, one.llm.layers, ANCHOR_ROWS, ANCHOR_ROWS) + head(spec)
-        step = layers(spec, one.llm.layers, 1, ANCHOR_ROWS) + head(spec)
+    for anchor in ANCHORS:
+        spec = dataclasses.replace(SHAPES["7b"], llm=anchor.llm, tap_layer=1)
+        device, size = DEVICES[anchor.target], PUBLISHED_BYTES[anchor.precision]
+        faster = dataclasses.replace(device, fp16_tflops=device.fp16_tflops * PUBLISHED_SPEED[anchor.precision])
+        prompt = layers(spec, anchor.llm.layers, ANCHOR_ROWS, ANCHOR_ROWS) + head(spec)
+        step = layers(spec, anchor.llm.layers, 1, ANCHOR_ROWS) + head(spec)
         prefill_ms, rate = 1e3 * prompt.seconds(faster, size), 1 / step.seconds(device, size)
         cells = (
-            one.target,
-            f"{one.model}, {one.precision}",
-            *(number(one.prefill_ms), number(prefill_ms), f"{prefill_ms / one.prefill_ms:.0%}"),
-            *(number(one.tokens_per_s), number(rate), f"{one.tokens_per_s / rate:.0%}"),
+            anchor.target,
+            f"{anchor.model}, {anchor.precision}",
+            *(number(anchor.prefill_ms), number(prefill_ms), f"{prefill_ms / anchor.prefill_ms:.0%}"),
+            *(number(anchor.tokens_per_s), number(rate), f"{anchor.tokens_per_s / rate:.0%}"),
         )
         yield f"| {' | '.join(cells)} |"
     yield ""

@@ -195,7 +195,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> str:
     if default is inspect.Parameter.empty:
         return text
     if isinstance(default, enum.Enum) or not isinstance(default, (str, int, float, bool, tuple, type(None))):
-        return f"{text} = ..."  # made anew, and may be long
+        return f"{text} = ..."  # computed, and may be long
     return f"{text} = {default!r}"
 
 

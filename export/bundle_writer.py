@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle on disk: plan the weights, write the graphs, stream the bytes, list it all."""
+"""Write a checkpoint as a bundle: plan the weights, write the graphs, stream the weights, write the manifest."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ from sdrpn.method.spec import ModelSpec
 __all__ = ["export_bundle"]
 
 _DEFAULTS = ExportOptions()
-# Graphs, manifest and tokenizer beside the weights.
+# Allowance for graphs, manifest and tokenizer.
 _SMALL_FILES_BYTES = 32 * 1024 * 1024
 
 
 @dataclass
 class _Progress:
-    """Bytes done of bytes in all, passed on to whoever draws it."""
+    """Counts bytes for a progress bar."""
 
     report: Advance
     total_bytes: int = 0
     done_bytes: int = field(default=0, init=False)
 
     def advance(self, size_bytes: int) -> None:
-        """Some more bytes are done."""
+        """Count further bytes."""
         self.done_bytes += size_bytes
         self.report(self.done_bytes, self.total_bytes)
 
@@ -90,18 +90,19 @@ def export_bundle(
         out: a new or empty folder, or a bundle of the same checkpoint
         vision_tower, rpn, base, projector, fit: see `open_checkpoint`
         calibration: for the method gptq; `options.calibration` must be its digest
-        template: see `open_checkpoint`; None: the checkpoint's own, or what an earlier export of this bundle was given
+        template: see `open_checkpoint`; None: the checkpoint's own, or the one given to an earlier export of this
+            bundle
         threshold: of the RoI map, in place of the checkpoint's own; None: that, or what the bundle has already
-        resume: take the weight files that an earlier attempt with `resume` finished, and keep those that this one does
-            should it be broken off; they lie hidden beside `out`
-        progress: told (bytes done, bytes in all) as the weights are written
-        note: told what is to be known of the checkpoint, before anything is written
+        resume: reuse weight files that an interrupted export with `resume` finished, and keep those of this one if it
+            is interrupted, in a hidden folder beside `out`
+        progress: called with (bytes written, bytes in all)
+        note: called with remarks about the checkpoint, before anything is written
     Returns: the manifest as written.
     Raises: BadInput or BadCheckpoint before anything is written; RunFailed when the disk is full. Whatever
         happens, `out` is either as it was or complete.
     """
     if options.calibration != (None if calibration is None else calibration.digest):
-        raise BadInput("the options name another calibration than the one that is given; give both or none")
+        raise BadInput("the options name another calibration than the given one; give both or none")
     existing = _existing_bundle(out)
     template = template or (None if existing is None else existing.manifest.given_template)
     with open_checkpoint(
@@ -139,7 +140,7 @@ class _BundlePlan:
         template: str | None,
         policy: ModelPolicy | None,
     ) -> None:
-        """`tokenizer`: the folder that has it; `template`: how the model is asked, if not in the checkpoint's way."""
+        """`tokenizer`: its folder; `template`: the prompt template, if not the checkpoint's."""
         self.spec, self.options, self.max_context = spec, options, max_context
         self.tokenizer, self.policy = tokenizer, policy
         self.given: dict[str, str] = {} if template is None else {"template": "given"}
@@ -159,7 +160,7 @@ class _BundlePlan:
     def _write_variant(self, folder: Path, name: str, dtype: ir.DataType, factors: Mapping[str, float]) -> Variant:
         dialect, opset = DIALECTS[self.options.dialect], 0
         graphs: dict[str, GraphInfo] = {}
-        # A sliding window that is longer than any sequence hides nothing, and the mask stays simple.
+        # A sliding window longer than any sequence has no effect: leave it out of the mask.
         llm = dataclasses.replace(self.spec.llm, sliding_window=self.spec.llm.window_within(self.max_context))
         spec = dataclasses.replace(self.spec, llm=llm)
         for graph, table in self.tables.graphs(factors).items():
@@ -203,14 +204,14 @@ def _write(
     reused_bytes = sum(weight_files[file] for file in reused)
     weight_bytes = sum(weight_files.values()) - reused_bytes
     require_free_space(out, weight_bytes + _SMALL_FILES_BYTES, advice=plan.options.numbers.smaller)
-    bar = _Progress(progress, reused_bytes + 2 * weight_bytes)  # new bytes are written, then hashed
+    bar = _Progress(progress, reused_bytes + 2 * weight_bytes)  # new bytes count twice: written, then hashed
     if existing is not None:
         with _advising_removal(out):
             existing.verify(reused, advance=bar.advance)
     with replacing_directory(out, exist_ok=existing is not None) as folder:
         if existing is not None:
             _link_tree(existing.path, folder)
-        for name in plan.graph_files():  # an older export of this variant may be a link to the bundle that is there
+        for name in plan.graph_files():  # a graph of an older export may be a hard link into the existing bundle
             (folder / name).unlink(missing_ok=True)
         _write_weights(folder, plan, source, kept, finished, calibration, bar.advance)
         write_tokenizer(plan.tokenizer, folder / TOKENIZER_NAME)
@@ -219,7 +220,7 @@ def _write(
             **plan.write_graphs(folder, calibration),
         }
         files = _files(folder, variants, plan.tokenizer is not None, existing, kept, bar.advance)
-        if existing is not None:  # what only an earlier form of these variants used
+        if existing is not None:  # files that only the earlier form of these variants used
             for name in existing.manifest.files.keys() - files.keys():
                 (folder / name).unlink(missing_ok=True)
         manifest = Manifest(
@@ -249,7 +250,7 @@ def _write_weights(
     calibration: Calibration | None,
     advance: Grown,
 ) -> None:
-    """Stream the weight files that are neither kept nor finished already."""
+    """Stream the weight files that are neither kept nor already finished."""
     if finished is None:
         plan.tables.write(folder, source, kept, advance, calibration=calibration)
         return
@@ -269,7 +270,9 @@ def _existing_bundle(out: Path) -> Bundle | None:
     if not any(out.iterdir()):
         return None
     if not (out / MANIFEST_NAME).exists():
-        raise BadInput(f"{out} is not empty and no bundle (it has no {MANIFEST_NAME}); name another", options=("out",))
+        raise BadInput(
+            f"{out} is not empty and not a bundle (it has no {MANIFEST_NAME}); name another", options=("out",)
+        )
     with _advising_removal(out):
         bundle = open_bundle(out)
         bundle.verify(bundle.manifest.files, large=False)
@@ -278,7 +281,7 @@ def _existing_bundle(out: Path) -> Bundle | None:
 
 @contextmanager
 def _advising_removal(out: Path) -> Iterator[None]:
-    """Whoever is told to export again should not be sent in a circle."""
+    """An error in the existing bundle must not advise to export again, which would fail the same way."""
     try:
         yield
     except BadBundle as error:
@@ -334,14 +337,15 @@ def _checked_context(spec: ModelSpec, wanted: int | None) -> int:
 def _graph_info(author: GraphAuthor, file: str) -> GraphInfo:
     def tensors(side: str) -> tuple[TensorInfo, ...]:
         return tuple(
-            TensorInfo(one.name, one.dtype.numpy().name, one.dims, one.role, one.of) for one in getattr(author, side)()
+            TensorInfo(tensor.name, tensor.dtype.numpy().name, tensor.dims, tensor.role, tensor.of)
+            for tensor in getattr(author, side)()
         )
 
     return GraphInfo(author.name, file, tensors("inputs"), tensors("outputs"), author.weight_files())
 
 
 def _link_tree(source: Path, folder: Path) -> None:
-    """The bundle's files once more, without a second copy of their bytes where the file system can."""
+    """Link the bundle's files into `folder`; copy them if the file system has no links."""
     for path in sorted(source.rglob("*")):
         target = folder / path.relative_to(source)
         if path.is_dir():
@@ -362,7 +366,7 @@ def _files(
     kept: frozenset[str],
     advance: Grown,
 ) -> dict[str, FileInfo]:
-    """Sizes and digests; those of weight files that were there before are taken over."""
+    """Sizes and digests of all files; those of existing weight files are reused."""
     names = {file for variant in variants.values() for file in variant.files}
     if tokenizer:
         names.add(TOKENIZER_NAME)

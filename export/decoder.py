@@ -1,4 +1,4 @@
-"""LLaMA decoder layers as ONNX: the part that the trunk, the RPN and the tail share.
+"""LLaMA decoder layers in ONNX, shared by trunk, RPN and tail.
 
 Residual stream and norms are fp32, matmuls and caches are in the graph's precision. QKV and gate/up are
 one packed MatMul each.
@@ -54,7 +54,7 @@ class DecoderAuthor:
     rotary: Rotary
     row_index: ir.Value
     write_index: ir.Value
-    codes: RowCodes | None = None  # of keys and values in the layers' caches
+    codes: RowCodes | None = None  # form of the layers' KV cache
     _mask: ir.Value | None = field(default=None, init=False)
 
     @classmethod
@@ -63,9 +63,9 @@ class DecoderAuthor:
     ) -> DecoderAuthor:
         """Declare the inputs that every decoder graph has.
 
-        These are row_index (B,S), where each row lies in the caches and so what it sees; write_index (B), the first of
-        them; and rope_cos and rope_sin (B,S,head_dim/2), which turn it, in the type that heads are turned in: where a
-        graph casts them, TensorRT-RTX copies the caches of every layer, in the dialect primitive.
+        row_index (B,S): the cache row of each new row, which decides what it attends to; write_index (B): the first of
+        them; rope_cos and rope_sin (B,S,head_dim/2): rotary tables, in the type in which heads are rotated. If a graph
+        casts them, TensorRT-RTX copies the caches of every layer, in the dialect primitive.
         """
         row_index = g.input(Declared("row_index", INT64, ("batch", "sequence"), "row_index"))
         write_index = g.input(Declared("write_index", INT64, ("batch",), "write_index"))
@@ -94,7 +94,7 @@ class DecoderAuthor:
     def layer(self, x: ir.Value, prefix: str, index: int, only_row: ir.Value | None = None) -> ir.Value:
         """One whole layer, x (B,S,D) fp32 -> (B,S,D), with the caches of layer `index`.
 
-        With `only_row` (B,) the keys and values of all rows are made, but only that row goes on: (B,1,D).
+        With `only_row` (B,) the keys and values of all rows are computed, but the output is that row only: (B,1,D).
         """
         with self.g.scope(prefix):
             normed = self.norm(x, f"{prefix}.input_norm.weight")
@@ -124,9 +124,8 @@ class DecoderAuthor:
     def _gate_and_up(self, packed: ir.Value) -> Sequence[ir.Value]:
         """(B,S,2*mlp_width) -> two of (B,S,mlp_width).
 
-        For engines, which are fp16, along an axis of its own. Where the last axis is cut, TensorRT-RTX takes the packed
-        weight apart for a prefill and joins it the other way round: the engine then holds it twice, since a decode step
-        multiplies with it as it is.
+        For engines, which are fp16, split along a separate axis. If the last axis is split, TensorRT-RTX rearranges the
+        packed weight for prefills: the engine then holds it twice, since decode steps use it as it is.
         """
         if self.dtype == FLOAT:
             return self.g.split(packed, ["gate", "up"])
@@ -140,7 +139,7 @@ class DecoderAuthor:
     def _turned_qkv(self, normed: ir.Value, prefix: str) -> list[ir.Value]:
         """q (B,H,S,head_dim), k and v (B,H_kv,S,head_dim).
 
-        q and k are turned as one: TensorRT-RTX takes a kernel for each of two.
+        q and k are rotated together: TensorRT-RTX would use one kernel for each.
         """
         llm = self.llm
         packed = self.project(normed, f"{prefix}.attention.qkv.weight")
@@ -171,17 +170,17 @@ class DecoderAuthor:
         return self.g.op.Transpose(row_of(self.g, by_row, row), perm=[0, 2, 1, 3])
 
     def _cached(self, name: str, new: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Declare a cache and put `new` into it: (a cache input, what to attend to)."""
+        """Declare a cache and write `new` into it: (the cache input, the tensor to attend to)."""
         if self.codes is not None:
             return self._cached_codes(self.codes, name, new)
         cache = self.declare_cache(name)
         return cache, self.store(cache, new)
 
     def _cached_codes(self, codes: RowCodes, name: str, new: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The same with codes and scales in a cache each.
+        """The same with a cache for codes and one for scales.
 
-        New rows are attended to as they are stored, so that it makes no difference in which parts rows come. The codes'
-        own step is a constant 1, as every TensorRT takes it.
+        Attention uses new rows as they are stored, so that results do not depend on how rows are split into runs. The
+        scale of QuantizeLinear is a constant 1, which every TensorRT accepts.
         """
         g, one = self.g, self.g.constant(1.0, self.dtype)
         largest = g.op.ReduceMax(g.op.Abs(new), g.constant([-1], INT64), keepdims=1)
@@ -195,17 +194,17 @@ class DecoderAuthor:
         return scale_cache, g.op.Mul(numbers, self.store(scale_cache, scale))
 
     def declare_cache(self, name: str, dtype: ir.DataType | None = None) -> ir.Value:
-        """A cache input (B,H_kv,S_max,head_dim), by default in the type that the graph computes in."""
+        """A cache input (B,H_kv,S_max,head_dim), by default in the graph's type."""
         dims = ("batch", self.llm.kv_heads, "cache_length", self.llm.head_dim)
         return self.g.input(Declared(name, dtype or self.dtype, dims, "cache"))
 
     def _declare_scales(self, cache: str) -> ir.Value:
-        """The scales (B,H_kv,S_max,1) of a cache: those of key_cache.3 are called key_scale_cache.3."""
+        """The scales (B,H_kv,S_max,1) of a cache: for key_cache.3 they are key_scale_cache.3."""
         name, dims = cache.replace("_cache", "_scale_cache"), ("batch", self.llm.kv_heads, "cache_length", 1)
         return self.g.input(Declared(name, self.dtype, dims, "cache_scale", cache))
 
     def store(self, cache: ir.Value, new: ir.Value, read: Read = lambda held: held) -> ir.Value:
-        """Write rows into a declared cache, declare the output, and return what to attend to."""
+        """Write rows into a declared cache, declare the output, and return the tensor to attend to."""
         attended, output = self.dialect.update_cache(self.g, cache, new, self.write_index, read)
         declared, dialect = self.g.declared(cache), self.dialect
         role: RoleName = declared.role
@@ -217,7 +216,7 @@ class DecoderAuthor:
         return attended
 
     def _mask_of(self, cache: ir.Value) -> ir.Value:
-        """The mask of all rows, made at the first layer and used by all."""
+        """The attention mask, made in the first layer and used by all."""
         if self._mask is None:
             self._mask = self._make_mask(cache, self.row_index)
         return self._mask
@@ -227,7 +226,7 @@ class DecoderAuthor:
 
 
 def cast(g: GraphAuthor, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """A Cast, where there is anything to cast."""
+    """A Cast, if the type differs."""
     return x if x.dtype == dtype else g.op.Cast(x, to=int(dtype))
 
 

@@ -1,12 +1,12 @@
-"""The two ways to write a decoder's operators: with the LLM operators of opset 24, or with opset 20 alone.
+"""The two dialects of a decoder's operators: with the LLM operators of opset 24, or with opset 20 only.
 
     fused      RMSNormalization, RotaryEmbedding, TensorScatter into the cache (in place when the same buffer is
                bound to both sides), Attention
-    primitive  the same arithmetic spelled out; the cache is read only, the outputs are the new rows
+    primitive  the same arithmetic in basic operators; caches are read only, the outputs are the new rows
 
-A mask is made once a graph and decides everything by row: causality, stale entries behind the rows that were written,
-ragged batches. `is_causal` is never used: some parsers align it to the wrong corner as soon as there are more keys than
-queries. What a row's position is, only the rotary tables know, which are an input.
+One mask per graph decides by row: causality, stale entries after the written rows, ragged batches. `is_causal` is never
+used: some parsers align it to the wrong corner if there are more keys than queries. Positions are only in the rotary
+tables, which are inputs.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from sdrpn.export.graph import GraphAuthor
 
 __all__ = ["DIALECTS", "Dialect", "FusedDialect", "PrimitiveDialect", "Rotary"]
 
-Read = Callable[[ir.Value], ir.Value]  # from what a cache holds to what is computed with
+Read = Callable[[ir.Value], ir.Value]  # from stored rows to the values for the computation
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """What turns the heads of every row: cos and sin of its angles, with the axes that a dialect's tables have."""
+    """Rotary tables: cos and sin of the angles of every row, with the axes of the dialect."""
 
     cos: ir.Value
     sin: ir.Value
 
 
 class Dialect(Protocol):
-    """How a decoder's parts are spelled. Shapes: x (B,S,D), heads (B,H,S,head_dim), caches (B,H_kv,S_max,head_dim)."""
+    """How a decoder's parts are written. Shapes: x (B,S,D), heads (B,H,S,head_dim), caches (B,H_kv,S_max,head_dim)."""
 
     name: DialectName
     opset: int
-    updates_caches: bool  # in place; else caches are read only, and new rows are outputs of their own
-    cache_output: str  # how a cache's output is called: the whole cache, or its new rows
+    updates_caches: bool  # in place; else caches are read only, and new rows are separate outputs
+    cache_output: str  # name of a cache's output: the whole cache, or its new rows
     cache_output_length: str  # its symbolic length
     table_axes: tuple[int | str, ...]  # of the rotary tables, before head_dim/2
-    attends_with_one_row: bool  # where only one row is asked for: else its attention is picked from that of all rows
+    attends_with_one_row: bool  # whether attention can be computed for a single row; else that row is selected from all
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, fp32."""
@@ -61,17 +61,17 @@ class Dialect(Protocol):
         rows: ir.Value,
         window: int | None,
     ) -> ir.Value:
-        """(B,1,S,keys) bool, kv_index <= row_index: what the queries of the rows `row_index` (B,S) may see.
+        """(B,1,S,keys) bool, kv_index <= row_index: the keys that the queries of the rows `row_index` (B,S) attend to.
 
-        With a window they see no further back than row_index - window < kv_index.
-        `keys` is a cache; `rows` (B,S_new) has an entry for every new row, which lie from `write_index` (B) on.
+        With a window also row_index - window < kv_index.
+        `keys` is a cache; `rows` (B,S_new) has an entry for every new row, which are written from `write_index` (B) on.
         """
         ...
 
     def update_cache(
         self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value, read: Read
     ) -> tuple[ir.Value, ir.Value]:
-        """Put new rows into a cache: (what to attend to, what to declare as output)."""
+        """Write new rows into a cache: (tensor to attend to, output)."""
         ...
 
     def attend(
@@ -83,7 +83,7 @@ class Dialect(Protocol):
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Heads of one attention and the type that it computes in."""
+    """Head counts of an attention, and its type."""
 
     heads: int
     kv_heads: int
@@ -124,13 +124,13 @@ class FusedDialect:
         rows: ir.Value,
         window: int | None,
     ) -> ir.Value:
-        """kv_index <= row_index: what was written in this step is already in the cache."""
+        """kv_index <= row_index: rows written in this step are already in the cache."""
         return _visible(g, _count_along(g, keys, 2), _as_column(g, row_index), window, "mask")
 
     def update_cache(
         self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value, read: Read
     ) -> tuple[ir.Value, ir.Value]:
-        """One TensorScatter: the whole cache is both what to attend to and the output."""
+        """One TensorScatter: the updated cache is both attended to and the output."""
         updated = g.op.TensorScatter(cache, new, write_index, axis=2, mode="linear")
         return read(updated), updated
 
@@ -149,8 +149,8 @@ class PrimitiveDialect:
     updates_caches = False
     cache_output = "{name}_rows"
     cache_output_length = "sequence"
-    # With the axis of the heads. Where the graph adds it, TensorRT-RTX does so within the first layer's attention, and
-    # every later layer then copies its caches: it cannot do the same.
+    # With an axis for the heads. If the graph adds that axis, TensorRT-RTX fuses this into the first layer's attention,
+    # and every later layer copies its caches.
     table_axes: tuple[int | str, ...] = ("batch", 1, "sequence")
     # A query of one row would make TensorRT-RTX copy the layer's caches.
     attends_with_one_row = False
@@ -188,7 +188,7 @@ class PrimitiveDialect:
     def update_cache(
         self, g: GraphAuthor, cache: ir.Value, new: ir.Value, write_index: ir.Value, read: Read
     ) -> tuple[ir.Value, ir.Value]:
-        """Attend to the cache as it was and the new rows behind it; only the rows are an output."""
+        """Attend to the unchanged cache and the new rows after it; only the rows are an output."""
         return g.op.Concat(read(cache), read(new), axis=2), new
 
     def attend(
@@ -198,7 +198,7 @@ class PrimitiveDialect:
         scaled = g.op.Mul(q, g.constant(shape.head_dim**-0.5, shape.dtype))
         scores = g.op.MatMul(_fold(g, scaled, shape), g.op.Transpose(k, perm=[0, 1, 3, 2]))
         if mask is not None:
-            # fp16 has no -1e30; nothing that a softmax sees is below -1e4.
+            # fp16 cannot hold -1e30; unmasked scores are never below -1e4.
             lowest = -1e4 if shape.dtype == ir.DataType.FLOAT16 else -1e30
             zero, never = g.constant(0.0, shape.dtype), g.constant(lowest, shape.dtype)
             bias = g.op.Where(mask, zero, never)
@@ -210,14 +210,14 @@ DIALECTS: dict[DialectName, Dialect] = {"fused": FusedDialect(), "primitive": Pr
 
 
 def _count_along(g: GraphAuthor, x: ir.Value, axis: int) -> ir.Value:
-    """0, 1, 2, ... as many as `x` has entries along `axis`, whose length stays symbolic."""
+    """0, 1, 2, ... up to the length of `x` along `axis`, which stays symbolic."""
     length = g.op.Squeeze(g.op.Shape(x, start=axis, end=axis + 1))
     zero, one = g.constant(0, ir.DataType.INT64), g.constant(1, ir.DataType.INT64)
     return g.op.Range(zero, length, one, _outputs=["kv_index"])
 
 
 def _visible(g: GraphAuthor, index: ir.Value, column: ir.Value, window: int | None, name: str = "seen") -> ir.Value:
-    """index <= column, and index > column - window where there is a window."""
+    """index <= column, and, with a window, index > column - window."""
     if window is None:
         return g.op.LessOrEqual(index, column, _outputs=[name])
     behind = g.op.Sub(column, g.constant(window, ir.DataType.INT64))
@@ -244,5 +244,5 @@ def _unfold(g: GraphAuthor, y: ir.Value, shape: AttentionShape) -> ir.Value:
 
 
 def _repeat_rows(g: GraphAuthor, bias: ir.Value, group: int) -> ir.Value:
-    """(B,1,S,keys) -> (B,1,group*S,keys), one copy for every query head that shares the keys."""
+    """(B,1,S,keys) -> (B,1,group*S,keys), one copy per query head of a group."""
     return g.op.Concat(*[bias] * group, axis=2)

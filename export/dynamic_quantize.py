@@ -1,8 +1,8 @@
 """Rounding a product's inputs to nvfp4 while it runs, as one ONNX function.
 
-TensorRT multiplies in 4 bits only behind an operator of its own, which ONNX does not have. So the same name is a
-function of the model here, with a body of standard operators: whatever knows ONNX knows what it means. TensorRT's
-parser takes its own operator and never looks at the body.
+TensorRT multiplies in 4 bits only after its own operator, which ONNX does not have. So the operator is a model function
+of the same name here, with a body of standard operators, which every ONNX library can run. TensorRT's parser uses its
+own operator and ignores the body.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TEXT = f"""
 
 
 def dynamic_quantize_function(opset: int) -> ir.Function:
-    """What the operator means; for the functions of a model in that opset, of 23 at least."""
+    """The function that defines the operator, for a model of that opset, at least 23."""
     return ir.serde.deserialize_function(parser.parse_function(_TEXT.replace("OPSET", str(opset))))
 
 

@@ -1,12 +1,12 @@
-"""Matrices in floating-point numbers of 8 and 4 bits, as recent GPUs have them. NumPy; knows no files and no graphs.
+"""Matrices in the 8-bit and 4-bit floating-point formats of recent GPUs. NumPy; knows no files and no graphs.
 
 Rows are outputs here (N,K), as in `quantization.py`.
 
     fp8    E4M3 times one factor
     nvfp4  E2M1 times an E4M3 scale for every block of 16 inputs, times one factor
 
-Factors are powers of two, so that they are the same numbers in any type. One for a whole matrix is enough: numbers of 8
-bits have 15 powers of two to themselves, and scales of 8 bits too.
+Factors are powers of two, which are exact in any type. One per matrix is enough: E4M3 numbers, and E4M3 scales, span 15
+powers of two.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Float4:
         return _power_of_two(largest / (FP4_MAX * FP8_MAX))
 
     def require_divides(self, name: str, inputs: int) -> None:
-        """Raises BadInput where the inputs of a matrix are no whole number of blocks."""
+        """Raises BadInput if blocks do not divide the inputs of a matrix."""
         if inputs % FP4_BLOCK:
             raise BadInput(f"{name} has {inputs} inputs, which blocks of {FP4_BLOCK} do not divide; export it in fp8")
 
@@ -87,7 +87,7 @@ class Float4:
             wanted = np.abs(piece).max(axis=-1) / (FP4_MAX * factor)
             scales[rows] = np.clip(wanted, FP8_TINY, FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
             steps = scales[rows].astype(np.float32)[..., None] * np.float32(factor)
-            # A rounded scale may be too small for the largest number of its block.
+            # After rounding, a scale may be too small for the largest number of its block.
             small = np.clip(piece / steps, -FP4_MAX, FP4_MAX).astype(ml_dtypes.float4_e2m1fn)
             codes[rows] = small.reshape(-1, inputs)
         return codes, scales
@@ -100,14 +100,14 @@ class Float4:
 
 
 def largest_of(matrices: Iterable[Array]) -> float:
-    """The largest absolute value of all; not finite where one of them is not."""
+    """The largest absolute value of all; not finite if one of them is not."""
     return max((float(np.abs(np.asarray(matrix, np.float32)).max(initial=0)) for matrix in matrices), default=0.0)
 
 
 def _power_of_two(least: float) -> float:
-    """The power of two at or above, as fp16 has it."""
+    """The smallest power of two that is at least `least`, within fp16."""
     if not math.isfinite(least) or least == 0:
-        return 1.0  # what is not finite is found where the numbers are
+        return 1.0  # values that are not finite are reported elsewhere
     return max(2.0 ** math.ceil(math.log2(least)), _FP16_TINY)
 
 

@@ -1,8 +1,8 @@
-"""Codes that make up for each other's rounding, after what a matrix is given to multiply. NumPy; knows no files.
+"""GPTQ: codes that compensate each other's rounding errors, given a matrix's inputs. NumPy; knows no files.
 
-GPTQ (Frantar et al., 2022): columns are rounded one after the other, and what one rounds wrong, those after it take
-back as far as the inputs allow. Symmetric blocks as in `quantization.py`, in the columns' own order. Maintained
-libraries have it for whole models in memory; here one matrix is in memory.
+GPTQ (Frantar et al., 2022): columns are rounded one by one, and later columns compensate the error of earlier ones as
+far as the inputs allow. Symmetric blocks as in `quantization.py`, in the columns' own order. Existing
+libraries hold the whole model in memory; this needs one matrix at a time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["quantize_for_inputs"]
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
-_DAMPING = 0.01  # of the mean of the diagonal, as the authors have it; more where that is not enough
+_DAMPING = 0.01  # of the mean of the diagonal, as in the paper; increased if that is not enough
 _MOST_DAMPING = 1.0
-_SHRINKS = np.linspace(1.0, 0.7, 13, dtype=np.float32)  # of a block's range: what is cut off against finer steps
+_SHRINKS = np.linspace(1.0, 0.7, 13, dtype=np.float32)  # of a block's range: clipping in exchange for finer steps
 _FP16_TINY = np.float32(2.0**-24)
 
 
@@ -31,11 +31,11 @@ def quantize_for_inputs(matrix: Array, second_moment: Floats, blocks: Blocks) ->
 
     Args:
         second_moment: (K,K), the mean of x x^T over the inputs x that the matrix is multiplied with
-    Raises: BadInput where the blocks do not divide K; RunFailed where the moments are not finite
+    Raises: BadInput if the blocks do not divide K; RunFailed if the moments are not finite
     """
     outputs, inputs = matrix.shape
     blocks.require_divides("a matrix", inputs)
-    left = np.array(matrix, np.float32)  # what is still to be rounded, with the errors of what was
+    left = np.array(matrix, np.float32)  # columns still to be rounded, corrected for earlier errors
     factor, weight = _inverse_factor(second_moment), np.diagonal(second_moment).astype(np.float32)
     codes = np.empty((outputs, inputs), np.int8)
     scales = np.empty((outputs, inputs // blocks.size), np.float16)
@@ -48,7 +48,7 @@ def quantize_for_inputs(matrix: Array, second_moment: Floats, blocks: Blocks) ->
 
 
 def _round(piece: Floats, scale: Scales, factor: Floats, blocks: Blocks) -> tuple[Codes, Floats]:
-    """piece (N,size) -> codes, and errors (N,size) as the columns behind it must make up for them."""
+    """piece (N,size) -> codes, and errors (N,size) for later columns to compensate."""
     steps = scale.astype(np.float32)
     codes, errors = np.empty(piece.shape, np.int8), np.empty_like(piece)
     for column in range(blocks.size):
@@ -60,7 +60,7 @@ def _round(piece: Floats, scale: Scales, factor: Floats, blocks: Blocks) -> tupl
 
 
 def _best_scale(piece: Floats, weight: Floats, blocks: Blocks) -> Scales:
-    """The scale (N) with the least error, each column counting as much as its inputs are large."""
+    """The scale (N) with the least error, columns weighted by the size of their inputs."""
     whole = np.maximum(np.abs(piece).max(axis=1) / blocks.largest, _FP16_TINY)
     best: Scales = whole.astype(np.float16)
     least = np.full(len(piece), np.inf, np.float32)

@@ -1,6 +1,6 @@
 """One ONNX graph under construction: named inputs, weights in external files, named outputs.
 
-Thin on purpose: the operators come from `onnxscript.GraphBuilder`, the weights' places from a `WeightTable`.
+A thin layer: operators come from `onnxscript.GraphBuilder`, places of weights from a `WeightTable`.
 Knows nothing about models.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["Declared", "GraphAuthor", "Operators"]
 
 Dim = int | str
 
-# No newer than the opset needs: old parsers refuse a newer one.
+# The oldest that the opset allows: old parsers refuse newer ones.
 _IR_VERSION_OF_OPSET = {20: 9, 21: 10, 24: 11}
 
 
@@ -37,7 +37,7 @@ class Operators(Protocol):
 
 
 class Declared(NamedTuple):
-    """An input or output as a manifest lists it."""
+    """An input or output, as in a manifest."""
 
     name: str
     dtype: ir.DataType
@@ -67,7 +67,7 @@ class GraphAuthor:
     def split(
         self, x: ir.Value, names: Sequence[str], sizes: Sequence[int] | None = None, *, axis: int = -1
     ) -> list[ir.Value]:
-        """Cut an axis into parts called `names`: equal ones, or of the given sizes."""
+        """Split an axis into parts called `names`, of equal or of the given sizes."""
         split: Callable[..., Sequence[ir.Value]] = self._builder.op.Split
         if sizes is None:
             return list(split(x, num_outputs=len(names), axis=axis, _outputs=list(names)))
@@ -95,9 +95,9 @@ class GraphAuthor:
         self._builder.add_output(value, declared.name)
 
     def weight(self, name: str, dtype: ir.DataType | None = None) -> ir.Value:
-        """The weight `name` of the table as `dtype` (None: as it is stored); its bytes lie in the table's file.
+        """The weight `name` of the table as `dtype` (None: as stored); its bytes are in the table's file.
 
-        Casts and dequantisation are nodes of the graph, which inference libraries fold or fuse when they load it.
+        Casts and dequantisation are nodes of the graph, which inference libraries fold or fuse at load time.
         """
         key = name, dtype
         if key not in self._weights:
@@ -117,7 +117,7 @@ class GraphAuthor:
         return self.op.DequantizeLinear(self._stored(tensor.codes), scales, axis=0, block_size=tensor.block)
 
     def product(self, x: ir.Value, weight: str, dtype: ir.DataType, name: str | None = None) -> ir.Value:
-        """x (B,S,K) @ weight [K,N] in `dtype`, x rounded to the weight's form where its inputs have a factor."""
+        """x (B,S,K) @ weight [K,N] in `dtype`, with x rounded to the weight's form if its inputs have a factor."""
         factor, quantized = self._table.input_factors.get(weight), self._table.quantized_tensor(weight)
         if factor is not None and quantized is not None:
             x = self._rounded(x, self.constant(factor, dtype), in_blocks=quantized.scales is not None)
@@ -125,12 +125,12 @@ class GraphAuthor:
         return self.op.MatMul(x, self.weight(weight, dtype), **outputs)
 
     def codes(self, x: ir.Value, step: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """x / step, rounded to a type of 8 bits; a single step."""
+        """x / step, rounded to an 8-bit type; one step for all."""
         zero = ir.tensor(np.zeros((), dtype.numpy()), name="zero")
         return self.op.QuantizeLinear(x, step, self._builder.initializer(zero, f"zero_{len(self._graph.initializers)}"))
 
     def _rounded(self, x: ir.Value, factor: ir.Value, *, in_blocks: bool) -> ir.Value:
-        """x as fp8 has it, or in blocks as nvfp4 has it."""
+        """x rounded to fp8, or in blocks to nvfp4."""
         if not in_blocks:
             return self.op.DequantizeLinear(self.codes(x, factor, ir.DataType.FLOAT8E4M3FN), factor)
         if not self._functions:
@@ -153,7 +153,7 @@ class GraphAuthor:
         return self._builder.initializer(ir.tensor(value, dtype=dtype), f"constant_{len(self._graph.initializers)}")
 
     def save(self, path: Path) -> None:
-        """Write the graph without what nothing reads; weights stay where the table puts them."""
+        """Write the graph without unused nodes; weights stay in the table's files."""
         version = _IR_VERSION_OF_OPSET[self.opset]
         model = ir.Model(self._graph, ir_version=version, producer_name="sdrpn", functions=self._functions)
         RemoveUnusedNodesPass()(model)
@@ -179,7 +179,7 @@ class GraphAuthor:
 
 
 def _tidy_names(graph: ir.Graph) -> None:
-    """Drop the builder's `v_` from results and number the ones that would be called alike."""
+    """Remove the builder's `v_` from names, and number duplicates."""
     declared = set(graph.outputs)
     taken = {str(value.name) for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     for value in (v for node in graph for v in node.outputs if v not in declared):

@@ -28,7 +28,7 @@ def trunk_weights(spec: ModelSpec) -> list[Weight]:
 
 
 def tail_weights(spec: ModelSpec) -> list[Weight]:
-    """Layers K..L-1 and the final norm; the head is a group of its own."""
+    """Layers K..L-1 and the final norm; the head is a separate group."""
     llm = spec.llm
     layers = [w for i in range(spec.tap_layer, llm.layers) for w in layer_weights(llm, f"llm.layers.{i}")]
     final = norm("llm.norm.weight", "llm.norm.weight", (llm.width,))
@@ -74,7 +74,7 @@ def tail_graph(
     g, hidden, author, last_index = _above_the_tap("tail", spec, dialect, dtype, table, codes)
     layers = range(spec.tap_layer, spec.llm.layers)
     for index in layers:
-        # Above the last keys and values nothing but the asked-for row matters.
+        # After the last layer's keys and values, only the query row is needed.
         only_row = last_index if index == layers[-1] else None
         hidden = author.layer(hidden, f"llm.layers.{index}", index, only_row)
     logits = author.project(author.norm(hidden, "llm.norm.weight"), "llm.head.weight")  # (B,1,V)
@@ -87,7 +87,7 @@ def rpn_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: Weig
     """tap (B,S,D) -> scores (B,H,S_max) fp32 of the row at last_index against every cached position.
 
     Two RMSNorms follow each other (the RPN's norm, the last layer's input norm); neither query nor key of the
-    last layer is rotated. Where the cache is read only, the scores against the new rows are an output of their own.
+    last layer is rotated. If the cache is read only, the scores against new rows are a separate output.
     """
     assert spec.rpn is not None
     g, hidden, author, last_index = _above_the_tap("rpn", spec, dialect, dtype, table)

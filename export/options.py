@@ -1,4 +1,4 @@
-"""What an export is asked for, checked on its own. Knows neither checkpoints nor graphs."""
+"""Export options, checked independently of checkpoints and graphs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdrpn.export.quantized_weights import Form
 __all__ = ["DEFAULT_KEEP", "KEEPABLE", "ExportOptions"]
 
 KEEPABLE = ("lm_head", "rpn", "vision")  # and layers.N
-# The RoI map decides where the model looks, and the head which token it says: both feel every rounding.
+# The RoI map decides the crops, and the head the tokens: both are sensitive to rounding.
 DEFAULT_KEEP = KEEPABLE
 
 
@@ -26,11 +26,11 @@ class ExportOptions:
 
     Args:
         max_context: None: the checkpoint's own limit
-        block, method: of int8 and int4: inputs that share a scale, and how codes are chosen
-        keep: of everything below fp16: which parts stay in fp16 (of KEEPABLE, or "layers.N" for a layer of the LLM)
-        int8: of int4: parts, named alike, that get 8 bits; they are not kept by default
-        kv_cache: how trunk and tail keep keys and values: "int8" or "fp8"; None: in the type that they compute in
-        calibration: of gptq, of nvfp4, and of fp8 where inputs are rounded as well: a digest of the calibration
+        block, method: for int8 and int4: inputs that share a scale, and how codes are chosen
+        keep: for precisions below fp16: parts that stay in fp16 (of KEEPABLE, or "layers.N" for a layer of the LLM)
+        int8: for int4: parts, by the same names, that get 8 bits; they are not kept by default
+        kv_cache: form of the KV cache of trunk and tail: "int8" or "fp8"; None: the type that they compute in
+        calibration: for gptq, nvfp4, and fp8 with rounded inputs: a digest of the calibration
     """
 
     precision: PrecisionName = "fp32"
@@ -53,15 +53,15 @@ class ExportOptions:
         caches = cache_form(self.kv_cache)
         if caches is not None and self.dialect not in caches.dialects:
             raise BadInput(
-                f"caches in {caches.name} are unknown to the dialect {self.dialect}: ONNX Runtime and TensorRT do not "
-                f"write into them; use int8, or the dialect {' or '.join(caches.dialects)}"
+                f"caches in {caches.name} are not supported by the dialect {self.dialect}: ONNX Runtime and TensorRT "
+                f"cannot update them in place; use int8, or the dialect {' or '.join(caches.dialects)}"
             )
         if self.is_quantized:
-            self.form("trunk")  # refuses what is no block or method
+            self.form("trunk")  # refuses an invalid block or method
         if self.dialect not in self.numbers.dialects:
             raise BadInput(
-                f"precision {self.precision} is unknown to the dialect {self.dialect}, whose opset has no such type; "
-                f"use {' or '.join(self.numbers.dialects)}"
+                f"precision {self.precision} is not supported by the dialect {self.dialect}, whose opset has no such "
+                f"type; use {' or '.join(self.numbers.dialects)}"
             )
         self._check_calibration()
 
@@ -70,16 +70,16 @@ class ExportOptions:
             raise BadInput(f"8 bits for {', '.join(self.int8)} are for precision int4; got {self.precision}")
         both = [name for name in self.int8 if name in self.keep]
         if both and self.keep != DEFAULT_KEEP:
-            raise BadInput(f"{both[0]} is both to be kept in fp16 and to be given 8 bits; name it once")
+            raise BadInput(f"{both[0]} is listed both to keep in fp16 and to store in 8 bits; list it once")
 
     def _check_calibration(self) -> None:
         if self.method == "gptq" and self.precision != "int4":
-            raise BadInput(f"method gptq is for int4, where rounding costs something; got {self.precision}: use rtn")
+            raise BadInput(f"method gptq is for int4, where rounding matters; got {self.precision}: use rtn")
         if self.method == "gptq" and self.calibration is None:
             raise BadInput("method gptq needs a calibration: name questions and images to calibrate on")
         if self.numbers.calibration == "required" and self.calibration is None:
             raise BadInput(
-                f"precision {self.precision} needs a calibration, since GPUs multiply in 4 bits only where inputs are "
+                f"precision {self.precision} needs a calibration, since GPUs multiply in 4 bits only if inputs are "
                 "rounded too; name questions and images to calibrate on, or use int4"
             )
         if self.calibration is not None and self.method != "gptq" and self.numbers.calibration == "none":
@@ -87,7 +87,7 @@ class ExportOptions:
 
     @property
     def numbers(self) -> Precision:
-        """What is known of the precision."""
+        """The entry of the precision."""
         return precision_named(self.precision)
 
     @property
@@ -97,17 +97,17 @@ class ExportOptions:
 
     @property
     def cache_codes(self) -> RowCodes | None:
-        """Of keys and values. The RPN's stay as they are: its map decides where the model looks."""
+        """The form of the KV cache. The RPN's caches are never in 8 bits: its map chooses the crops."""
         return row_codes(self.kv_cache)
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """What stays in fp16."""
+        """The parts that stay in fp16."""
         return tuple(name for name in self.keep if name not in self.int8)
 
     @property
     def variants(self) -> dict[str, str]:
-        """Name -> the type that its graphs compute in. Integers serve GPUs in fp16 and CPUs in fp32."""
+        """Variant name -> the type that its graphs compute in: for integers fp16 for GPUs and fp32 for CPUs."""
         name = f"{self.dialect}-{self.precision}"
         if self.kv_cache is not None:
             name += f"-kv-{self.kv_cache}"
@@ -115,7 +115,7 @@ class ExportOptions:
 
     @property
     def dense(self) -> PrecisionName:
-        """Of what is neither quantised nor always fp32."""
+        """The precision of tensors that are neither quantised nor always fp32."""
         return self.numbers.dense
 
     @property
@@ -124,9 +124,10 @@ class ExportOptions:
         return next(iter(self.variants))
 
     def form(self, part: str) -> Form | None:
-        """How the matrices of a part are quantised: "trunk", "lm_head", "rpn", "vision" or "layers.N". None: not.
+        """How the matrices of a part are quantised: "trunk", "lm_head", "rpn", "vision" or "layers.N". None: not
+        quantised.
 
-        The vision tower is never below 8 bits: every later number rests on it, and it is small.
+        The vision tower never gets fewer than 8 bits: all later results depend on it, and it is small.
         """
         if not self.is_quantized or part in self.kept:
             return None
@@ -138,7 +139,7 @@ class ExportOptions:
         return Blocks(bits, self.block, self.method)
 
     def quantization(self) -> dict[str, Any] | None:
-        """As a manifest records it."""
+        """The entry of the manifest."""
         if not self.is_quantized:
             return None
         if self.numbers.weights != "integers":
@@ -158,4 +159,4 @@ def _require_parts(names: tuple[str, ...], purpose: str) -> None:
     unknown = [name for name in names if name not in KEEPABLE and not re.fullmatch(r"layers\.\d+", name)]
     if unknown:
         expected = ", ".join((*KEEPABLE, "layers.N"))
-        raise BadInput(f"there is nothing called {unknown[0]!r} {purpose}; expected {expected} or none")
+        raise BadInput(f"{unknown[0]!r} is not a part {purpose}; expected {expected} or none")

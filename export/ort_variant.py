@@ -1,9 +1,9 @@
-"""A decoder graph as ONNX Runtime runs it fastest on a CPU: attention by its own operator, GroupQueryAttention.
+"""A decoder graph for ONNX Runtime on a CPU, with attention by its own operator, GroupQueryAttention.
 
-Made from the standard graph of the dialect `fused`, which stays what counts; inputs and outputs are the same. Queries
-and keys are turned before it, as one: by itself it would take angles from a table of all rows. It writes the caches in
-place and attends to as many rows as are in use, however long the caches are. It takes rows as `write_index` and up, one
-after the other, as the runtime gives them.
+Made from the standard graph of the dialect `fused`, which remains the source; inputs and outputs are the same. Queries
+and keys are rotated before the operator, which could only take angles from a table of all rows. It updates the caches
+in place and attends to the rows in use only, whatever the length of the caches. It takes rows to be consecutive from
+`write_index` on, which holds in the runtime.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from sdrpn.errors import BadInput
 __all__ = ["group_query_graph", "mapped_bytes"]
 
 _DOMAIN = "com.microsoft"
-# What lies between the packed projection and an attention's query, beside the split of what was turned.
+# Operators between the packed projection and an attention's query, besides the split after the rotation.
 _PASSED = ("RotaryEmbedding", "Transpose", "Reshape", "GatherND", "TensorScatter")
 
 
 @dataclass(frozen=True)
 class _Attention:
-    """One attention of the standard graph, and what it hangs on."""
+    """One attention of the standard graph, and its inputs and output."""
 
     packed: ir.Value  # (B,S,(H+2*H_kv)*head_dim)
     caches: tuple[ir.Value, ir.Value]
     updated: tuple[ir.Value, ir.Value]
-    row: ir.Value | None  # index (B,1,1) of the only query that goes on; None: all
+    row: ir.Value | None  # index (B,1,1) of the only query that is used; None: all
     result: ir.Value  # (B,S,H*head_dim), or (B,1,H*head_dim)
     heads: int
     kv_heads: int
@@ -40,9 +40,9 @@ class _Attention:
 
 
 def group_query_graph(path: Path) -> bytes:
-    """The graph at `path` with its attentions replaced; weights stay where it says they are.
+    """The graph at `path` with its attentions replaced; weights stay in their files.
 
-    Raises: BadInput where the graph has no attention of this form
+    Raises: BadInput if the graph has no attention of this form
     """
     model = ir.load(path)
     found = [_attention(node) for node in model.graph if node.op_type == "Attention" and len(node.inputs) > 3]
@@ -55,7 +55,7 @@ def group_query_graph(path: Path) -> bytes:
 
 
 def mapped_bytes(path: Path) -> int:
-    """Bytes of the weights of a saved graph as kernels use them: the packed form, where there is one."""
+    """Bytes of the weights of a saved graph in the form that kernels use: packed, if there is a packed form."""
     total = 0
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -89,7 +89,7 @@ def _attention(node: ir.Node) -> _Attention:
 
 
 def _way_up(value: ir.Value) -> Iterator[ir.Node]:
-    """The nodes from a query up to, not including, the split of the packed projection."""
+    """The nodes from a query up to the split of the packed projection, exclusive."""
     node = _producer_of(value)
     while node.op_type in _PASSED or (node.op_type == "Split" and _producer(node, 0).op_type == "RotaryEmbedding"):
         yield node
@@ -99,24 +99,26 @@ def _way_up(value: ir.Value) -> Iterator[ir.Node]:
 def _replace(graph: ir.Graph, found: list[_Attention]) -> None:
     inputs = {str(value.name): value for value in graph.inputs}
     start, lengths, total = _extents(graph, inputs["row_index"], inputs["write_index"])
-    for one in found:
-        turn, (query, key, value) = _turned(graph, one, inputs["rope_cos"], inputs["rope_sin"])
+    for attention in found:
+        turn, (query, key, value) = _turned(graph, attention, inputs["rope_cos"], inputs["rope_sin"])
         attend = ir.node(
             "GroupQueryAttention",
-            [query, key, value, *one.caches, lengths, total],
-            {"num_heads": one.heads, "kv_num_heads": one.kv_heads, "do_rotary": 0},
+            [query, key, value, *attention.caches, lengths, total],
+            {"num_heads": attention.heads, "kv_num_heads": attention.kv_heads, "do_rotary": 0},
             domain=_DOMAIN,
             num_outputs=3,
-            name=f"{one.result.name}/attention",
+            name=f"{attention.result.name}/attention",
         )
         nodes, result = [*turn, attend], attend.outputs[0]
-        if one.row is not None:
-            picked = ir.node("GatherND", [result, one.row], {"batch_dims": 1}, name=f"{one.result.name}/row")
+        if attention.row is not None:
+            picked = ir.node(
+                "GatherND", [result, attention.row], {"batch_dims": 1}, name=f"{attention.result.name}/row"
+            )
             nodes, result = [*nodes, picked], picked.outputs[0]
-        last = one.result.producer()
+        last = attention.result.producer()
         assert last is not None
         graph.insert_after(last, nodes)
-        for old, new in zip((one.result, *one.updated), (result, *attend.outputs[1:]), strict=True):
+        for old, new in zip((attention.result, *attention.updated), (result, *attend.outputs[1:]), strict=True):
             _take_over(graph, old, new)
     graph.insert_before(graph[0], start)
 
@@ -124,7 +126,7 @@ def _replace(graph: ir.Graph, found: list[_Attention]) -> None:
 def _turned(
     graph: ir.Graph, attention: _Attention, cos: ir.Value, sin: ir.Value
 ) -> tuple[list[ir.Node], tuple[ir.Value, ir.Value, ir.Value]]:
-    """Nodes, and what they make of the packed projection: query, key (B,S,heads*head_dim), both turned, and value."""
+    """Nodes and their results from the packed projection: rotated query and key (B,S,heads*head_dim), and value."""
     name, heads, kv_heads, width = attention.result.name, attention.heads, attention.kv_heads, attention.head_dim
     turning = _sizes(graph, f"{name}/turning", (heads + kv_heads) * width, kv_heads * width)
     apart = ir.node("Split", [attention.packed, turning], {"axis": -1}, num_outputs=2, name=f"{name}/turning_apart")
@@ -144,7 +146,7 @@ def _sizes(graph: ir.Graph, name: str, *sizes: int) -> ir.Value:
 
 
 def _extents(graph: ir.Graph, row_index: ir.Value, write_index: ir.Value) -> tuple[list[ir.Node], ir.Value, ir.Value]:
-    """Nodes, and what they make: rows in use less one (B), and the most rows in use, both int32."""
+    """Nodes and their results: rows in use minus one (B), and the most rows in use, both int32."""
     one = ir.Value(name="one", const_value=ir.tensor([1], dtype=ir.DataType.INT64, name="one"))
     graph.register_initializer(one)
     rows = ir.node("Shape", [row_index], {"start": 1, "end": 2})
@@ -160,7 +162,7 @@ def _extents(graph: ir.Graph, row_index: ir.Value, write_index: ir.Value) -> tup
 
 
 def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """`new` takes the place of `old`, also as an output of the graph."""
+    """Replace `old` by `new`, also as an output of the graph."""
     name, new.type, new.shape = old.name, old.type, old.shape
     old.name = f"{name}.standard"
     new.name = name

@@ -1,6 +1,6 @@
 """Matrices in 4 or 8 bits: symmetric, a scale for every block of inputs. NumPy; knows no files and no graphs.
 
-Rows are outputs here (N,K), as a checkpoint has them, so that a block lies in one piece; the bundle has them as [K,N].
+Rows are outputs here (N,K), as in a checkpoint, so that a block is contiguous; the bundle has [K,N].
 A scale is rounded to fp16 before the codes are chosen: graphs that compute in fp16 and in fp32 read the same numbers.
 """
 
@@ -24,15 +24,15 @@ Scales = npt.NDArray[np.float16]
 Method = Literal["rtn", "hqq", "gptq"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
-# What MatMulNBits and TensorRT take; 16 is for widths that 32 does not divide.
+# Sizes that MatMulNBits and TensorRT accept; 16 is for widths that 32 does not divide.
 BLOCK_SIZES = (16, 32, 64, 128)
-_ROWS_AT_ONCE = 256  # so that the steps below stay in a processor's cache
+_ROWS_AT_ONCE = 256  # so that the working set fits in the CPU cache
 _FP16_TINY = np.float32(2.0**-24)
 
-# HQQ (Badri and Shaji, 2023): penalty, its growth and the number of steps as the authors have them. Their p is 0.7; 3/4
-# takes square roots in place of powers.
+# HQQ (Badri and Shaji, 2023): penalty, its growth and the number of steps as in the paper. Its p is 0.7; 3/4 needs
+# square roots instead of powers.
 _HQQ_NORM, _HQQ_BETA, _HQQ_GROWTH, _HQQ_STEPS = 0.75, 10.0, 1.01, 20
-_HQQ_ENOUGH = 0.02  # fewer blocks than this share still gain
+_HQQ_ENOUGH = 0.02  # stop when fewer blocks than this share improve
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Blocks:
     bits: Literal[4, 8]
     size: int = 32  # inputs that share a scale
     method: Method = "rtn"
-    calibration: str = ""  # of gptq: a digest of what decides on the codes besides the weights
+    calibration: str = ""  # for gptq: a digest of what decides the codes besides the weights
 
     def __post_init__(self) -> None:
         if self.size not in BLOCK_SIZES:
@@ -52,7 +52,7 @@ class Blocks:
 
     @property
     def largest(self) -> int:
-        """The largest code; the smallest is one further from zero."""
+        """The largest code; the smallest is one lower than its negative."""
         return int(2 ** (self.bits - 1) - 1)
 
     @property
@@ -61,7 +61,7 @@ class Blocks:
         return f"int{self.bits}-b{self.size}-{self.method}{self.calibration and '-'}{self.calibration}"
 
     def require_divides(self, name: str, inputs: int) -> None:
-        """Raises BadInput where the inputs of a matrix are no whole number of blocks."""
+        """Raises BadInput if blocks do not divide the inputs of a matrix."""
         if inputs % self.size:
             fitting = [str(size) for size in BLOCK_SIZES if inputs % size == 0]
             fitting = [size for size in fitting if size != "16"] or fitting
@@ -75,8 +75,8 @@ class Blocks:
 def quantize(matrix: Array, blocks: Blocks) -> tuple[Codes, Scales]:
     """matrix (N,K) in any floating-point type -> codes (N,K) and scales (N,K/size), with matrix ~ codes * scale.
 
-    Not for the method gptq, which needs to know the inputs: see `gptq.py`.
-    Raises: BadInput where the blocks do not divide K
+    Not for the method gptq, which needs the inputs: see `gptq.py`.
+    Raises: BadInput if the blocks do not divide K
     """
     outputs, inputs = matrix.shape
     blocks.require_divides("a matrix", inputs)
@@ -90,7 +90,7 @@ def quantize(matrix: Array, blocks: Blocks) -> tuple[Codes, Scales]:
         scales[rows] = found
         codes[rows] = _codes(piece, found, blocks).reshape(-1, inputs)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy releases the GIL
         list(pool.map(some_rows, range(0, outputs, _ROWS_AT_ONCE)))
     return codes, scales
 
@@ -118,10 +118,11 @@ def _codes(piece: npt.NDArray[np.float32], scales: Array, blocks: Blocks) -> npt
 def _half_quadratic(
     piece: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], blocks: Blocks
 ) -> npt.NDArray[np.float32]:
-    """Scales with a smaller sum of |error|^p, p < 1, which lets outliers go and serves the many small weights.
+    """Scales with a smaller sum of |error|^p, p < 1, which tolerates outliers in favour of the many small weights.
 
-    In turns: split the error into a sparse part (by the shrinkage of that norm) and a rest, and fit the scale to what
-    is left by least squares. The authors move a zero point; symmetric codes have none, so the scale moves.
+    Alternately split the error into a sparse part (by the shrinkage operator of that norm) and a rest, and fit the
+    scale to the rest by least squares. The paper adjusts a zero point; symmetric codes have none, so the scale is
+    adjusted.
     """
     beta, best, best_error = _HQQ_BETA, scales, np.full(scales.shape, np.inf, np.float32)
     for _ in range(_HQQ_STEPS):

@@ -1,7 +1,7 @@
-"""The tensors that stand for one quantised matrix, and how they come out of a checkpoint. Knows no files and no graphs.
+"""The tensors of one quantised matrix, and how they are made from a checkpoint. Knows no files and no graphs.
 
-A form says how numbers are stored: blocks of integers, or small floating-point numbers. Matrices are [K,N] here, as a
-bundle has them; a packed one is made from several sources.
+A form is how numbers are stored: blocks of integers, or small floating-point numbers. Matrices are [K,N] here, as in a
+bundle; a packed one is made from several sources.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INTEGERS = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 
 
 class TensorReader(Protocol):
-    """What the export needs from a checkpoint."""
+    """The part of a checkpoint that the export reads."""
 
     def read(self, name: str, /) -> Array:
         """The tensor in the checkpoint's own floating-point type."""
@@ -37,25 +37,26 @@ class TensorReader(Protocol):
 
 
 class Calibration(Protocol):
-    """What is known of the inputs that matrices are multiplied with."""
+    """Statistics of the inputs of matrices."""
 
     @property
     def digest(self) -> str:
-        """Of everything that decides on it, besides the checkpoint; short."""
+        """A short digest of everything that decides it, besides the checkpoint."""
         ...
 
     def second_moment(self, name: str, /) -> npt.NDArray[np.float32]:
-        """(K,K): the mean of x x^T over the inputs x of a canonical matrix. Asked for layer by layer, from below."""
+        """(K,K): the mean of x x^T over the inputs x of a canonical matrix. Called layer by layer, from the first
+        on."""
         ...
 
     def largest(self, name: str, /) -> float:
-        """The largest absolute value among the inputs of a canonical matrix. Asked for in any order."""
+        """The largest absolute value among the inputs of a canonical matrix. Called in any order."""
         ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the tensors that stand for a matrix; `suffix` tells its file from the others'."""
+    """One of the tensors of a quantised matrix; `suffix` distinguishes its file."""
 
     suffix: str
     dtype: ir.DataType
@@ -63,14 +64,14 @@ class Part:
 
 
 def least_opset(form: Form) -> int:
-    """The first that has the form's types, and blocks in DequantizeLinear."""
+    """The first opset with the form's types, and blocks in DequantizeLinear."""
     return 23 if isinstance(form, Float4) else 21
 
 
 def parts_of(form: Form, name: str, inputs: int, outputs: int) -> tuple[Part, ...]:
-    """Codes, scales of blocks and the factor of a matrix [K,N], as far as the form has them.
+    """Codes, block scales and factor of a matrix [K,N], as far as the form has them.
 
-    Raises: BadInput where blocks do not divide K
+    Raises: BadInput if blocks do not divide K
     """
     if isinstance(form, Float8):
         codes = Part("", ir.DataType.FLOAT8E4M3FN, (inputs, outputs))
@@ -92,7 +93,7 @@ def quantized_parts(
     reader: TensorReader,
     calibration: Calibration | None,
 ) -> tuple[Array, ...]:
-    """What `parts_of` places, packed where two codes share a byte. One source after the other is in memory as floats.
+    """The data of `parts_of`, packed where two codes share a byte. Sources are in memory as floats one at a time.
 
     Raises: RunFailed for values that are not finite, or sources of another shape
     """
@@ -105,7 +106,7 @@ def quantized_parts(
     for matrix in _matrices(sources, form, reader):
         found = _quantized(matrix, sources, form, calibration, arrays)
         columns = slice(column, column := column + len(matrix))
-        for array, piece in zip(arrays, found, strict=False):  # the factor is there already
+        for array, piece in zip(arrays, found, strict=False):  # the factor is already set
             array[..., columns] = piece.T
     if column != outputs:
         raise RunFailed(f"{name}: made {column} outputs from {', '.join(sources)}, expected {outputs}; report this")
@@ -116,7 +117,7 @@ def quantized_parts(
 
 
 def _finite(array: Array) -> bool:
-    """Codes of 4 bits have no other numbers."""
+    """Whether all values are finite; 4-bit codes always are."""
     return array.dtype == ml_dtypes.float4_e2m1fn or bool(np.isfinite(array.astype(np.float32)).all())
 
 
@@ -127,13 +128,13 @@ def _quantized(
         return form.quantize(matrix, float(arrays[-1]))
     if form.method == "gptq":
         assert calibration is not None
-        # Every source of a packed matrix is given the same inputs.
+        # All sources of a packed matrix have the same inputs.
         return quantize_for_inputs(matrix, calibration.second_moment(sources[0]), form)
     return quantize(matrix, form)
 
 
 def _matrices(sources: Sequence[str], form: Form, reader: TensorReader) -> Iterator[Array]:
-    """The sources (N,K); at once where much has to be computed for their inputs."""
+    """The sources (N,K); together if their inputs need an expensive computation."""
     if isinstance(form, Blocks) and form.method == "gptq":
         yield np.concatenate([np.asarray(reader.read(source), np.float32) for source in sources])
     else:
@@ -141,7 +142,7 @@ def _matrices(sources: Sequence[str], form: Form, reader: TensorReader) -> Itera
 
 
 def pack_nibbles(codes: Array) -> npt.NDArray[np.uint8]:
-    """Two codes of 4 bits a byte in row order, the first in the lower half; an odd one out is followed by zero."""
+    """Two 4-bit codes per byte in row order, the first in the lower half; an odd last one is followed by zero."""
     flat = codes.reshape(-1).view(np.uint8)
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))

@@ -1,7 +1,7 @@
-"""Weight files that an interrupted export finished, kept for the next attempt. Knows nothing about what is in them.
+"""Weight files that an interrupted export finished, kept for the next attempt. Knows nothing about their content.
 
-They lie in a hidden folder beside the bundle, as links to the bytes of the export at work, so they cost no space of
-their own. Nothing in it loads as a bundle. It goes when an export is complete.
+They are in a hidden folder beside the bundle, as hard links to the files of the running export, so they take no extra
+space. The folder does not load as a bundle. It is removed when an export is complete.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _KEY_NAME = "key"
 
 
 class FinishedFiles:
-    """The files of one bundle-to-be.
+    """The finished files of one bundle.
 
     Args:
         out: the bundle
-        key: of everything that decides what the files hold; those of another key are dropped
+        key: everything that decides the files' content; files of another key are dropped
     """
 
     def __init__(self, out: Path, key: str) -> None:
@@ -30,7 +30,7 @@ class FinishedFiles:
         self._key = key
 
     def take(self, folder: Path, sizes: dict[str, int]) -> frozenset[str]:
-        """Link what is finished into `folder`; the names of these files, of which `sizes` has all that count."""
+        """Link finished files into `folder`, and return their names; `sizes` has the files of this export."""
         if not self._is_ours():
             shutil.rmtree(self._folder, ignore_errors=True)
             return frozenset()
@@ -44,20 +44,20 @@ class FinishedFiles:
         return frozenset(taken)
 
     def keep(self, folder: Path, names: tuple[str, ...]) -> None:
-        """Files of `folder` are complete. Where the file system has no links, nothing is kept."""
+        """Keep files of `folder` that are complete. Without hard links in the file system, nothing is kept."""
         if not self._is_ours():
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
             (self._folder / _KEY_NAME).write_text(self._key, encoding="ascii")
         for name in names:
             with (folder / name).open("rb") as stream:
-                os.fsync(stream.fileno())  # the size alone will have to vouch for it
+                os.fsync(stream.fileno())  # later only the size can be checked
             (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
             with suppress(OSError):
                 os.link(folder / name, self._folder / name)
 
     def drop(self) -> None:
-        """The export is complete."""
+        """Remove the folder: the export is complete."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_ours(self) -> bool:

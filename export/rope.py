@@ -10,10 +10,10 @@ __all__ = ["exported_frequencies"]
 
 
 def exported_frequencies(llm: LlmSpec) -> RotaryFrequencies:
-    """With the bits that transformers computes, where torch is installed.
+    """The frequencies with transformers' bits, if torch is installed.
 
-    Without it from correctly rounded powers, which differ from torch's by one unit in the last place in one of some two
-    hundred (in none at theta 10,000 and heads of 128 channels, which LLaVA-1.5 has).
+    Without torch they come from correctly rounded powers, of which about one in two hundred differs from torch's by one
+    unit in the last place (none for LLaVA-1.5's theta of 10,000 and heads of 128 channels).
     """
     if installed_version("torch") is None:
         return rotary_frequencies(llm, rotary_powers(llm))

@@ -1,7 +1,7 @@
-"""Which weight lies in which file, for all graphs of an export. Knows no graphs and writes nothing itself.
+"""Which weight is in which file, for all graphs of an export. Knows no graphs and writes nothing itself.
 
-Dense: one file a graph. Quantised: one pair of files (codes, scales) a layer, so that whatever is kept elsewhere, a
-layer's files are the same; parts that are kept whole use the files of the fp16 export.
+Dense: one file per graph. Quantised: one pair of files (codes, scales) per layer, so that a layer's files do not depend
+on which other parts are kept in fp16; kept parts use the files of the fp16 export.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Tables:
         self._options = options
         self._dense, llm = options.dense, spec.llm
         embedding = plain("llm.embed.weight", ["llm.embed.weight"], (llm.vocabulary, llm.width))
-        # The host looks rows up with NumPy, which has no bf16.
+        # The host reads rows with NumPy, which has no bf16.
         self.embedding = WeightTable("embed", "fp16" if options.dense == "fp16" else "fp32", [embedding])
         self._groups: dict[GraphName, list[WeightTable]] = {
             "vision": self._whole("vision", [*vision_author(spec).weights(spec)]),
@@ -53,12 +53,12 @@ class Tables:
 
     @property
     def names(self) -> tuple[GraphName, ...]:
-        """Of the graphs."""
+        """Names of the graphs."""
         return tuple(self._groups)
 
     def input_factors(self, calibration: Calibration | None) -> dict[str, float]:
-        """Weight -> factor of its inputs, for what is in fp8 or nvfp4 and not of the vision tower, whose inputs a
-        calibration does not see; none without one."""
+        """Weight -> factor of its inputs, for weights in fp8 or nvfp4; not for the vision tower, whose inputs are not
+        calibrated. Empty without a calibration."""
         if calibration is None:
             return {}
         tables = (table for name, tables in self._groups.items() if name != "vision" for table in tables)
@@ -82,7 +82,7 @@ class Tables:
         finished: Callable[[tuple[str, ...]], None] = lambda files: None,
         calibration: Calibration | None = None,
     ) -> None:
-        """Stream every weight file that is not kept; `finished` is told the files that are complete."""
+        """Stream every weight file that is not kept; `finished` is called with completed files."""
         for table in (self.embedding, *(table for tables in self._groups.values() for table in tables)):
             table.write(folder, reader, kept, advance, finished, calibration)
 
@@ -92,11 +92,11 @@ class Tables:
             yield from tables
 
     def _whole(self, group: str, weights: list[Weight], part: str | None = None) -> list[WeightTable]:
-        """One table for all, which `part` (default: the group's name) says whether and how to quantise."""
+        """One table for all; `part` (default: the group's name) decides whether and how to quantise."""
         return [WeightTable(group, self._dense, weights, form=self._options.form(part or group))]
 
     def _by_layer(self, group: str, weights: list[Weight]) -> list[WeightTable]:
-        """Norms together; matrices together where they are dense, by layer where they are quantised."""
+        """One table for norms; one for dense matrices, or one per layer for quantised ones."""
         if not self._options.is_quantized:
             return self._whole(group, weights)
         norms = [weight for weight in weights if weight.role == "norm"]
@@ -114,7 +114,7 @@ def _layer_of(weight: Weight) -> str:
 
 
 def _part_of(layer: str) -> str:
-    """As options call it: llm.layers.3 -> layers.3; every layer of the RPN is "rpn"."""
+    """The part's name in options: llm.layers.3 -> layers.3; every layer of the RPN is "rpn"."""
     model, _, number = layer.split(".")
     return "rpn" if model == "rpn" else f"layers.{number}"
 

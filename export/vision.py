@@ -108,7 +108,7 @@ class _TowerAuthor:
         return self.norm(op.Add(tokens, g.weight("vision.position_embedding")), "vision.pre_norm")
 
     def layer(self, x: ir.Value, prefix: str) -> ir.Value:
-        """Attention and MLP, each behind its norm and added to x (N,1+G*G,C)."""
+        """Attention and MLP, each after its norm and added to x (N,1+G*G,C)."""
         g, op = self.g, self.g.op
         with g.scope(prefix):
             x = op.Add(x, cast(g, self._attention(self.norm(x, f"{prefix}.norm1"), prefix), FLOAT))

@@ -1,4 +1,4 @@
-"""Who writes the vision graph of a model: its family names an object of this protocol. Imports no family."""
+"""The author of a model's vision graph: its family names an object of this protocol. Imports no family."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class VisionAuthor(Protocol):
     """The family's part of an export."""
 
     def weights(self, spec: ModelSpec) -> Sequence[Weight]:
-        """What the graph multiplies with: canonical tensors as they are stored."""
+        """The graph's weights: canonical tensors as they are stored."""
 
     def graph(self, spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable) -> GraphAuthor:
         """The graph `vision`: the family's `vision_inputs` -> image_embeds (images, cells, D) fp32."""
 
 
 def vision_author(spec: ModelSpec) -> VisionAuthor:
-    """That of the model's family."""
+    """The author of the model's family."""
     return cast(VisionAuthor, load_part(family_of(spec).vision_author))

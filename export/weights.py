@@ -1,7 +1,7 @@
-"""Where every weight of a bundle lies: which file, which bytes, and from which checkpoint tensors it is made.
+"""The place of every weight of a bundle: file, bytes, and the checkpoint tensors that it is made from.
 
-The places depend on the model and the precision alone, never on the dialect, so that both dialects of a
-precision point into the same files. Tensors are converted and written one at a time.
+Places depend on the model and the precision only, not on the dialect, so that both dialects of a
+precision use the same files. Tensors are converted and written one at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ALIGNMENT_BYTES = 4096  # a page: files are memory-mapped
 
 
 def onnx_type(name: str) -> ir.DataType:
-    """A type of NUMBER_TYPES as ONNX has it."""
+    """The ONNX type of a name in NUMBER_TYPES."""
     return ir.DataType.from_numpy(numpy_type(name))
 
 
@@ -82,7 +82,7 @@ def _transposed_side_by_side(arrays: Sequence[Array]) -> Array:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """What stands for a quantised matrix: codes [K,N], and scales [K/block,N] of blocks, a factor of all, or both."""
+    """A quantised matrix: codes [K,N], and block scales [K/block,N], one factor, or both."""
 
     codes: ir.ExternalTensor
     scales: ir.ExternalTensor | None
@@ -90,8 +90,8 @@ class QuantizedTensor:
 
     @property
     def block(self) -> int:
-        """Inputs that share a scale; all of them where there are no scales."""
-        inputs, blocks = (1 if one is None else one.shape.numpy()[0] for one in (self.codes, self.scales))
+        """Inputs that share a scale; all inputs if there are no block scales."""
+        inputs, blocks = (1 if tensor is None else tensor.shape.numpy()[0] for tensor in (self.codes, self.scales))
         return inputs // blocks
 
 
@@ -104,16 +104,16 @@ class _Place:
 
     @property
     def size_bytes(self) -> int:
-        """A last half byte counts as a whole one."""
+        """Size in bytes; a half byte at the end is rounded up."""
         return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
 
     @property
     def end(self) -> int:
-        """Offset of the first byte behind it."""
+        """Offset of the first byte after it."""
         return self.offset + self.size_bytes
 
     def tensor(self, name: str) -> ir.ExternalTensor:
-        """It, as a graph points to it."""
+        """An external tensor for a graph."""
         return ir.ExternalTensor(
             self.file, self.offset, self.size_bytes, self.dtype, shape=ir.Shape(self.shape), name=name, base_dir=""
         )
@@ -123,10 +123,10 @@ class WeightTable:
     """Some weights (of a graph, of a layer, or shared) in one precision.
 
     Args:
-        precision: of whatever is neither a norm nor quantised
-        others: tables whose weights this one hands out too, and does not write
+        precision: of weights that are neither norms nor quantised
+        others: tables whose weights this one also returns, without writing them
         form: how matrices are quantised; None: not at all
-        input_factors: weight -> the factor with which a graph rounds its inputs to the weight's own form
+        input_factors: weight -> the factor for rounding its inputs to the weight's form
     """
 
     def __init__(
@@ -173,12 +173,12 @@ class WeightTable:
         return place
 
     def external_tensor(self, name: str) -> ir.ExternalTensor:
-        """An ONNX tensor that points into the table's file; for a quantised matrix see `quantized_tensor`."""
+        """An external ONNX tensor in the table's file; for a quantised matrix see `quantized_tensor`."""
         (place,) = self._places[name]
         return place.tensor(name)
 
     def quantized_tensor(self, name: str) -> QuantizedTensor | None:
-        """What stands for a matrix that is quantised; None for what is not."""
+        """The tensors of a quantised matrix; None if the weight is not quantised."""
         if name not in self._forms:
             return None
         codes, *others = self._places[name]
@@ -187,14 +187,14 @@ class WeightTable:
         return QuantizedTensor(codes.tensor(name), scales[0] if scales else None, factor[0] if factor else None)
 
     def forms(self) -> Iterator[tuple[str, str, Form]]:
-        """Of its own weights that are quantised: name, the first tensor that it is made from, and how."""
+        """Quantised weights of this table: name, first source tensor, and form."""
         return (
             (name, weight.sources[0], self._forms[name]) for name, weight in self._own.items() if name in self._forms
         )
 
     @property
     def least_opset(self) -> int:
-        """What the types and blocks of its matrices need; 0: nothing."""
+        """The opset that the types and blocks of its matrices need; 0: any."""
         return max(map(least_opset, self._forms.values()), default=0)
 
     def write(
@@ -208,12 +208,12 @@ class WeightTable:
     ) -> None:
         """Write this table's own files under `bundle_dir`, one tensor at a time, except those in `skip`.
 
-        `advance` is told the bytes by which the files have grown, `finished` which files are complete. Raises RunFailed
-        for a value that fp16 cannot hold.
+        `advance` is called with the bytes written, `finished` with completed files. Raises RunFailed for a value that
+        fp16 cannot hold.
         """
         for files, weights in self._written_together().items():
             if not skip.issuperset(files):
-                for file in skip.intersection(files):  # one of a pair alone is written again
+                for file in skip.intersection(files):  # a pair is written again if only one of its files is there
                     (bundle_dir / file).unlink(missing_ok=True)
                 with ExitStack() as stack:
                     streams = [stack.enter_context(_new_file(bundle_dir / file)) for file in files]
@@ -221,7 +221,7 @@ class WeightTable:
                 finished(files)
 
     def _written_together(self) -> dict[tuple[str, ...], list[Weight]]:
-        """The weights of each file; codes and scales come out of one computation, so their files are a pair."""
+        """The weights of each file; codes and scales come from one computation, so their files are a pair."""
         groups: dict[tuple[str, ...], list[Weight]] = {}
         for weight in self._own.values():
             groups.setdefault(tuple(place.file for place in self._places[weight.name]), []).append(weight)
@@ -246,7 +246,7 @@ class WeightTable:
     def _stored(
         self, weight: Weight, reader: TensorReader, calibration: Calibration | None
     ) -> Iterator[tuple[_Place, Array]]:
-        """The places of a weight with what belongs there."""
+        """The places of a weight with their data."""
         places = self._places[weight.name]
         form = self._forms.get(weight.name)
         if form is None:
@@ -265,7 +265,7 @@ def _converted(weight: Weight, dtype: ir.DataType, reader: TensorReader) -> Arra
     array = weight.make([reader.read(source) for source in weight.sources])
     if array.size != math.prod(weight.shape):
         raise _wrong_shape(weight, array.shape)
-    with np.errstate(over="ignore"):  # found right below
+    with np.errstate(over="ignore"):  # detected below
         stored = np.ascontiguousarray(array.reshape(weight.shape), dtype=dtype.numpy())
     if dtype == ir.DataType.FLOAT16 and not np.isfinite(stored).all():
         largest = float(np.abs(array.astype(np.float32)).max())

@@ -1,6 +1,6 @@
 """Answer questions with a bundle: NumPy, Pillow, tokenizers and one inference library, nothing else.
 
-Each name is imported when it is first used: what only looks at backends loads neither pictures nor tokenizers.
+Each name is imported when it is first used: code that only looks at backends loads neither pictures nor tokenizers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _HOMES = {
 if not TYPE_CHECKING:  # a type checker would take any name for one of ours
 
     def __getattr__(name: str) -> object:
-        """Import what a name of `__all__` stands for, once."""
+        """Import a name of `__all__`, once."""
         from importlib import import_module
 
         if name not in __all__:

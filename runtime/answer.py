@@ -1,4 +1,4 @@
-"""What an answer is: text and tokens, where the model looked, and what it cost. Data only."""
+"""An answer: text and tokens, where the model looked, and timings. Data only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of every stage; a stage that was not needed took 0."""
+    """Seconds of every stage; 0 for a stage that was not needed."""
 
     preprocess_s: float = 0.0  # open, upright, pad, resize, normalise
     vision_s: float = 0.0
@@ -32,12 +32,12 @@ class Timings:
     crop_vision_s: float = 0.0
     crop_trunk_s: float = 0.0  # trunk over RoI tokens and question
     tail_prefill_s: float = 0.0
-    decode_s: tuple[float, ...] = ()  # one entry a step; the first token comes from the prefill
-    total_s: float = 0.0  # the wait behind other answers included
+    decode_s: tuple[float, ...] = ()  # one entry per decode step; the first token comes from the prefill
+    total_s: float = 0.0  # including the time waiting for other answers
 
     @property
     def decode_per_token_s(self) -> float:
-        """Median of the decode steps, 0 without any."""
+        """Median of the decode steps; 0 if there are none."""
         return float(np.median(self.decode_s)) if self.decode_s else 0.0
 
     @property
@@ -77,15 +77,15 @@ class Trace:
     roi_logits: FloatArray | None  # (G, G) before the sigmoid
     decision: RoiDecision | None
     first_logits: FloatArray  # (V,) of the first generated token
-    step_logits: FloatArray  # (n, V), one row a chosen token, a stop token included
+    step_logits: FloatArray  # (n, V), one row per chosen token, including a stop token
 
 
 @dataclass(frozen=True)
 class Answer:
     """The answer to one question.
 
-    `roi_map` is (G, G) in 0..1 (sigmoid of the RoI logits), None for plain LLaVA. `boxes_xyxy_px` are the crops that
-    were looked at, in pixels of the upright image. `text` is empty where the bundle has no tokenizer.
+    `roi_map` is (G, G) in 0..1 (sigmoid of the RoI logits), None for plain LLaVA. `boxes_xyxy_px` are the crops, in
+    pixels of the upright image. `text` is empty if the bundle has no tokenizer.
     """
 
     text: str
@@ -94,7 +94,7 @@ class Answer:
     boxes_xyxy_px: tuple[Box, ...]
     roi_map: FloatArray | None
     roi_token_count: int
-    note: str | None  # what a user would want to know: why there was no crop, say
+    note: str | None  # a remark for the user, such as why there was no crop
     timings: Timings
     tokens: TokenCounts
     trace: Trace | None = field(default=None, repr=False)
@@ -122,6 +122,6 @@ class Stopwatch:
         self._decode_s.append(seconds)
 
     def timings(self) -> Timings:
-        """All stages so far; total is the time since the watch was made."""
+        """All stages so far; the total is the time since the stopwatch was created."""
         stages = {f"{name}_s": seconds for name, seconds in self._stages.items()}
         return Timings(**stages, decode_s=tuple(self._decode_s), total_s=time.perf_counter() - self._start)

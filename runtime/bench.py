@@ -1,6 +1,6 @@
-"""Time the ways a question can go, with the number of crops forced while the RPN still runs. Knows no reports.
+"""Time answers with a forced number of crops, while the RPN still runs. Knows no reports.
 
-Every case of every side is asked in turns within a round, so that whatever else the machine does slows them alike.
+In each round every case of every side is asked once, so that other load on the machine slows them alike.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PICTURES = 3
 
 @dataclass(frozen=True)
 class BenchCase:
-    """One way a question can go."""
+    """One case of a benchmark."""
 
     name: str
     decide: Decide | None  # None: plain LLaVA
@@ -45,34 +45,34 @@ class BenchCase:
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What one answer took: seconds by stage, and tokens."""
+    """The cost of one answer: seconds by stage, and tokens."""
 
     stages_s: dict[str, float]
-    prompt_tokens: int = 0  # RoI tokens included; 0: not known
+    prompt_tokens: int = 0  # including RoI tokens; 0: unknown
     new_tokens: int = 0
 
 
 class BenchSide(Protocol):
-    """Whatever can answer a case."""
+    """A side of a benchmark: something that answers cases."""
 
     name: str
 
     def run(self, case: BenchCase) -> BenchRun:
-        """Answer once. Every first question has an image that was not seen in the run before."""
+        """Answer once. Every first question has an image that the previous run did not have."""
         ...
 
 
 def bench_cases(spec: ModelSpec, names: Sequence[str]) -> list[BenchCase]:
-    """The named cases, plain first: it is what the others are compared with.
+    """The named cases, plain first, since the others are compared with it.
 
-    Raises: BadInput for an unknown name, or one that a model without RPN cannot do
+    Raises: BadInput for an unknown name, or one that needs an RPN if there is none
     """
     unknown = [name for name in names if name not in CASES]
     if unknown or not names:
-        raise BadInput(f"there is no case {', '.join(unknown) or '(none named)'}; expected some of {', '.join(CASES)}")
+        raise BadInput(f"there is no case {', '.join(unknown) or '(none given)'}; expected some of {', '.join(CASES)}")
     if spec.rpn is None and set(names) != {"plain"}:
         raise BadInput(
-            "this bundle has no RPN, so only the case plain can be measured; name that one alone",
+            "this bundle has no RPN, so only the case plain can be measured; name only that",
             options=("cases plain",),
         )
     crops = {
@@ -95,7 +95,7 @@ def bench_rounds(
     warm_up: int = 1,
     advance: Advance = unseen,
 ) -> Iterator[tuple[str, str, BenchRun]]:
-    """Counted runs as (side, case, run). Which side goes first changes from round to round."""
+    """Measured runs as (side, case, run). The side that starts alternates from round to round."""
     total, done = (runs + warm_up) * len(sides) * len(cases), 0
     for number in range(runs + warm_up):
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
@@ -108,7 +108,7 @@ def bench_rounds(
 
 
 class SessionSide:
-    """Answers through the runtime, by token ids."""
+    """Answers cases through the runtime, by token ids."""
 
     def __init__(self, name: str, session: Session, new_tokens: int) -> None:
         self.name, self._session, self._new_tokens = name, session, new_tokens
@@ -141,7 +141,7 @@ def bench_picture(seed: int) -> Image.Image:
 
 
 def _run_from_answer(answer: Answer) -> BenchRun:
-    """Stages that add up to the total, then sums of some of them and the median step of the decode."""
+    """Stages that add up to the total, then sums of some of them and the median decode step."""
     timings = answer.timings
     stages = {
         "picture preparation": timings.preprocess_s,
@@ -174,7 +174,7 @@ def _mask_crop(spec: ModelSpec) -> Crop:
 
 
 def _forced(spec: ModelSpec, crops: tuple[Crop, ...]) -> Decide:
-    """The policy's own work is done, then its crops are replaced."""
+    """Run the policy as usual, then replace its crops."""
     family = family_of(spec)
     usual = family.decide(family.policy(spec), spec.vision)
 

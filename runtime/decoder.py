@@ -1,7 +1,7 @@
-"""The three decoder graphs: run rows of one sequence, step one or several by a token.
+"""The three decoder graphs: prefill rows of one sequence; decode steps of one or several sequences.
 
-Works on hidden states, rows and positions, in the slots of `slots.py`, and keeps nothing of a question itself. Knows
-nothing about images, prompts, crops or tokens' meaning; what graphs are told of rows, `row_feeds.py` knows.
+Works on hidden states, rows and positions, in the slots of `slots.py`, and keeps no state of a question itself. Knows
+nothing about images, prompts, crops or the meaning of tokens; `row_feeds.py` makes the graphs' row inputs.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from sdrpn.runtime.slots import Slot, Slots
 __all__ = ["Decoder", "NextToken", "Rows", "row_count"]
 
 FloatArray = npt.NDArray[np.float32]
-Rows = FloatArray | Buffer  # (rows,D) of the host, or (1,rows,D) where the backend computes
+Rows = FloatArray | Buffer  # (rows,D) in host memory, or (1,rows,D) on the backend's device
 _LOGITS = "logits of the next token"
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """What a step is given of one sequence."""
+    """The input of a decode step for one sequence."""
 
     slot: Slot
     embedding: FloatArray  # (1,D)
-    row: int  # of the caches: where it goes, behind the valid ones of its slot
-    position: int  # what the rotary embedding turns by
+    row: int  # cache row, after the valid ones of its slot
+    position: int  # for the rotary embedding
 
 
 class Decoder:
-    """Trunk, RPN and tail. Writing rows at `start` of a slot drops everything behind them."""
+    """Trunk, RPN and tail. Writing rows at `start` of a slot drops all rows after them."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class Decoder:
         slots: int = 1,
     ) -> None:
         """Args:
-        rotary: what turns heads by their position
-        axis_of: (d/2,): by the position on which axis each pair of channels turns; None: there is one
-        contexts: the cache lengths that the engines have profiles for, where that is more than one
+        rotary: rotary frequencies
+        axis_of: (d/2,): the position axis of each pair of channels; None: there is one axis
+        contexts: cache lengths that the engines have profiles for, if there are several
         slots: so many are there from the beginning
         """
         self._backend = backend
@@ -66,13 +66,13 @@ class Decoder:
         self._logits = backend.allocate((1, vocabulary), "float32", for_host=True)
         self._steps: dict[tuple[int, int], _TokenStep] = {}
         self.slots = Slots(backend, runners, width, contexts, self._steps.clear, slots)
-        self.computed_rows = dict.fromkeys(runners, 0)  # prefilled since the decoder was made
+        self.computed_rows = dict.fromkeys(runners, 0)  # prefilled since the decoder was created
 
     def run_trunk(self, slot: Slot, embeds: FloatArray | Sequence[Rows], start: int) -> None:
         """embeds (S,D) at rows start..start+S-1 -> their taps and caches.
 
         Args:
-            embeds: all rows, or pieces of them in order: (rows,D) of the host or (1,rows,D) where the backend computes
+            embeds: all rows, or pieces of them in order: (rows,D) in host memory or (1,rows,D) on the backend's device
         """
         pieces = (embeds,) if isinstance(embeds, np.ndarray) else embeds
         rows = sum(row_count(piece) for piece in pieces)
@@ -86,7 +86,7 @@ class Decoder:
         slot.tap_rows = stop
 
     def _joined(self, pieces: Sequence[Rows], rows: int) -> Buffer:
-        """(1,rows,D), without a detour over the host for what is not there."""
+        """(1,rows,D), without copying device data through the host."""
         if len(pieces) == 1:
             return self._buffer(pieces[0])
         hidden = self._backend.allocate((1, rows, self._width), "float32")
@@ -104,13 +104,13 @@ class Decoder:
         return buffer
 
     def run_rpn(self, slot: Slot, stop: int) -> FloatArray:
-        """Scores (H, stop) of the last row against every row, over the taps that the RPN has not seen."""
+        """Scores (H, stop) of the last row against every row, computed over the taps that the RPN has not processed."""
         for first, end in self._parts(min(slot.valid["rpn"], stop - 1), stop):
             results = self._score_buffers(end - first)
             self._run("rpn", slot, {"tap": self._taps_of(slot, first, end)}, results, first, end)
         scores = results["scores"].read()[0, :, :stop]
         self.require_finite(slot, "scores of the RPN", scores)
-        if "new_scores" in results:  # the cache was read only: the rows of this run are scored on their own
+        if "new_scores" in results:  # the cache was read only: the scores of new rows are a separate output
             scores = np.concatenate([scores[:, :first], results["new_scores"].read()[0]], axis=1)
         return np.array(scores, dtype=np.float32)
 
@@ -123,7 +123,7 @@ class Decoder:
         return logits
 
     def _parts(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Rows start..stop-1 in parts of equal length, none longer than the backend wants."""
+        """Split rows start..stop-1 into parts of equal length, within the backend's limit."""
         count = 1 if self._backend.prefill_rows is None else -(-(stop - start) // self._backend.prefill_rows)
         edges = [start + (stop - start) * number // max(1, count) for number in range(max(1, count) + 1)]
         return list(itertools.pairwise(edges))
@@ -131,7 +131,7 @@ class Decoder:
     def step(self, tokens: Sequence[NextToken]) -> list[FloatArray]:
         """One new token of every sequence -> logits (V,) of each: views, which the next step overwrites.
 
-        Slots side by side are computed as one batch. What is not finite is left to `require_finite`.
+        Adjacent slots are computed as one batch. Results are not checked: see `require_finite`.
         """
         for token in tokens:
             self._require_room(token.slot, token.row)
@@ -139,19 +139,19 @@ class Decoder:
         for together in _side_by_side(tokens):
             found = self._step_of(together)(together)
             logits |= {token.slot.index: row for token, row in zip(together, found, strict=True)}
-        for token in tokens:  # all or none: a step that failed can be made again
+        for token in tokens:  # all or none, so that a failed step can be repeated
             token.slot.valid["trunk"] = token.slot.valid["tail"] = token.row + 1
         return [logits[token.slot.index] for token in tokens]
 
     def step_one(self, slot: Slot, embedding: FloatArray, row: int) -> FloatArray:
-        """The same of one sequence whose rows are its positions, and whose logits are finite numbers."""
+        """The same for one sequence whose positions are its rows, with a check that logits are finite."""
         (logits,) = self.step([NextToken(slot, embedding, row, row)])
         self.require_finite(slot, _LOGITS, logits)
         return logits
 
     def require_finite(self, slot: Slot, what: str, results: FloatArray) -> None:
-        """Raises RunFailed where the largest, or any, is not finite; nothing of the sequence is kept then."""
-        if math.isfinite(results.max()):  # NaN where there is one
+        """Raise RunFailed if a result is not finite, and drop the rows of the sequence."""
+        if math.isfinite(results.max()):  # NaN if there is one
             return
         self.slots.wipe(slot)
         raise RunFailed(
@@ -166,7 +166,7 @@ class Decoder:
         self.slots.close()
 
     def _require_room(self, slot: Slot, row: int) -> None:
-        """For one more row. Engines for a longer context take over, with the rows that are there."""
+        """Make room for one more row, if needed by switching to engines for a longer context, which keep the rows."""
         slots = self.slots
         slot.require_rows("trunk", row)
         slot.require_rows("tail", row)
@@ -177,13 +177,13 @@ class Decoder:
         slots.reserve(slot, row + 1)
 
     def _step_of(self, tokens: Sequence[NextToken]) -> _TokenStep:
-        """Bound once for these slots, as long as the caches stay where they are."""
+        """The step for these slots, bound once until the caches move."""
         start, stop = tokens[0].slot.index, tokens[-1].slot.index + 1
         found = self._steps.get((start, stop))
         if found is None:
             caches = {name: self.slots.caches_of(name, start, stop) for name in ("trunk", "tail")}
             logits = self._logits
-            if (start, stop) != (0, 1):  # several runs may make up a step
+            if (start, stop) != (0, 1):  # a step may consist of several runs
                 logits = self._backend.allocate((stop - start, self._vocabulary), "float32", for_host=True)
             found = _TokenStep(self._backend, self._runners, caches, logits, stop - start, self._width, self._rows)
             self._steps[start, stop] = found
@@ -203,7 +203,7 @@ class Decoder:
 
     def _taps_of(self, slot: Slot, start: int, stop: int) -> Buffer:
         if stop > slot.tap_rows:
-            raise RunFailed(f"rows {start} to {stop} are asked for, but only {slot.tap_rows} went through the trunk")
+            raise RunFailed(f"rows {start} to {stop} are needed, but only {slot.tap_rows} were computed by the trunk")
         return self.slots.taps_of(slot, start, stop)
 
     def _score_buffers(self, rows: int) -> dict[str, Buffer]:
@@ -217,7 +217,7 @@ class Decoder:
 
 
 class _TokenStep:
-    """Trunk and tail for one row of B sequences, bound once: a step writes embeddings and what `STEP_INPUTS` names."""
+    """Trunk and tail for one row of B sequences, bound once: a step writes embeddings and `STEP_INPUTS` only."""
 
     def __init__(
         self,
@@ -269,7 +269,7 @@ def _stacked(embeddings: Sequence[FloatArray]) -> FloatArray:
 
 
 def _side_by_side(tokens: Sequence[NextToken]) -> Iterator[Sequence[NextToken]]:
-    """Those whose slots follow each other."""
+    """Groups of tokens in adjacent slots."""
     if len(tokens) == 1:
         yield tokens
         return
@@ -279,7 +279,7 @@ def _side_by_side(tokens: Sequence[NextToken]) -> Iterator[Sequence[NextToken]]:
 
 
 def row_count(piece: Rows) -> int:
-    """How many rows a piece of embeddings has."""
+    """The number of rows of a piece of embeddings."""
     return len(piece) if isinstance(piece, np.ndarray) else piece.shape[1]
 
 

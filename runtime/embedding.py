@@ -1,6 +1,6 @@
-"""The token embedding table: rows are read from its file when they are asked for.
+"""The token embedding table: rows are read from its file on demand.
 
-Not mapped: a file that is cut while it is mapped ends the process without a word.
+Not memory-mapped: truncating a mapped file would crash the process.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ __all__ = ["TokenEmbedding"]
 
 
 class TokenEmbedding:
-    """(V, D) rows in the bundle's precision, handed out as float32. Several threads may read."""
+    """(V, D) rows in the bundle's precision, returned as float32. Several threads may read."""
 
     def __init__(self, path: Path, vocabulary: int, width: int, dtype: str) -> None:
-        """Raises: BadBundle where the file has another size, or `dtype` is none of EMBEDDING_DTYPES"""
+        """Raises: BadBundle if the file has another size, or `dtype` is not one of EMBEDDING_DTYPES"""
         self._path, self._vocabulary, self._width = path, vocabulary, width
         if dtype not in EMBEDDING_DTYPES:
             raise BadBundle(
-                f"{path} is said to hold {dtype!r}; expected {' or '.join(EMBEDDING_DTYPES)}; export the bundle again"
+                f"{path} has the type {dtype!r} in the manifest; expected {' or '.join(EMBEDDING_DTYPES)}; export the "
+                "bundle again"
             )
         self._dtype = np.dtype(dtype)
         self._row_bytes = width * self._dtype.itemsize
@@ -43,12 +44,13 @@ class TokenEmbedding:
             )
 
     def rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """(len(ids), D). Raises BadInput for an id outside the vocabulary, BadBundle where the file was cut since."""
+        """(len(ids), D). Raises BadInput for an id outside the vocabulary, BadBundle if the file was truncated
+        since."""
         index = self.require(ids)
         size = self._row_bytes
         content = b"".join(os.pread(self._descriptor, size, size * row) for row in index.tolist())
         if len(content) != len(index) * size:
-            raise BadBundle(f"{self._path} was cut while it was open; export the bundle again and open it anew")
+            raise BadBundle(f"{self._path} was truncated while it was open; export the bundle again and reopen it")
         return np.frombuffer(content, self._dtype).reshape(len(index), self._width).astype(np.float32)
 
     def require(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -2,8 +2,8 @@
 
     lmms_eval --model sdrpn --model_args bundle=DIR,threshold=0.3 --tasks textvqa_val --batch_size 1
 
-lmms-eval loads this module, not the other way round, and nothing here needs it to be installed: the class is made when
-it is asked for, because its base class is lmms-eval's. One picture a question, one question at a time.
+lmms-eval loads this module, which can be imported without it: the class is created on demand, because its base class is
+lmms-eval's. One picture per question, one question at a time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ __all__ = ["MODEL_NAME", "LmmsEvalRequest", "manifest"]
 
 MODEL_NAME = "sdrpn"
 CLASS_NAME = "SdRpn"
-# Where a task says nothing; lmms-eval leaves it to the model.
+# For tasks that set no limit; lmms-eval leaves it to the model.
 MAX_NEW_TOKENS = 64
 
 
 class LmmsEvalRequest(Protocol):
-    """What lmms-eval asks: `args` are text, settings, what finds a document's pictures, its number, task and split."""
+    """A request of lmms-eval: `args` are text, settings, a function that finds a document's pictures, its number, task
+    and split."""
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -45,7 +46,7 @@ def manifest() -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """The class by its name in the manifest."""
+    """Create the class by its name in the manifest."""
     if name == CLASS_NAME:
         return _model_class()
     raise AttributeError(f"module {__name__} has no attribute {name}")
@@ -53,7 +54,7 @@ def __getattr__(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a task wants of an answer."""
+    """A task's generation settings."""
 
     max_new_tokens: int
     sampling: Sampling
@@ -72,7 +73,7 @@ class Generation:
         )
 
     def cut(self, text: str) -> str:
-        """The text before the first of the words that end it."""
+        """The text before the first stop string."""
         ends = [text.index(word) for word in self.until if word and word in text]
         return text[: min(ends, default=len(text))].strip()
 
@@ -83,7 +84,7 @@ def answer_requests(
     requests: Iterable[LmmsEvalRequest],
     find_document: Callable[[str, str, Any], Any],
 ) -> list[str]:
-    """One answer a request, in order. Raises BadInput for a question that is not about exactly one picture."""
+    """One answer per request, in order. Raises BadInput for a question that is not about exactly one picture."""
     return [_answer(session, policy, request.args, find_document) for request in requests]
 
 
@@ -102,7 +103,7 @@ def _answer(
 def _one_picture(pictures: Any, where: str) -> Image.Image:
     found = list(pictures or ())
     if len(found) != 1 or not isinstance(found[0], Image.Image):
-        kinds = ", ".join(type(one).__name__ for one in found) or "none"
+        kinds = ", ".join(type(picture).__name__ for picture in found) or "none"
         raise BadInput(f"{where} asks about {kinds}; a bundle answers questions about one picture: choose such a task")
     return found[0]
 
@@ -115,7 +116,7 @@ def _policy(session: Session, *, roi: bool, threshold: float | None, upscale: An
 
 @cache
 def _model_class() -> type[Any]:
-    """The class that lmms-eval makes an object of. Raises MissingDependency without lmms-eval."""
+    """The class that lmms-eval instantiates. Raises MissingDependency without lmms-eval."""
     try:
         from lmms_eval.api.model import lmms
     except ImportError as error:
@@ -124,7 +125,7 @@ def _model_class() -> type[Any]:
     class SdRpn(lmms):  # type: ignore[misc]
         """A bundle, asked through lmms-eval.
 
-        Its arguments are those of `--model_args`: bundle (a folder, or default), backend, threads, variant as for
+        Its arguments are those of `--model_args`: bundle (a folder, or demo), backend, threads, variant as for
         `sdrpn ask`; roi=false for plain LLaVA; threshold and upscale of the second look, the model's own where they
         are left out. The others are lmms-eval's
         own and say nothing here: a session answers one question at a time, where its backend runs.
@@ -150,17 +151,17 @@ def _model_class() -> type[Any]:
             self._policy = _policy(self._session, roi=roi, threshold=threshold, upscale=upscale)
 
         def generate_until(self, requests: list[LmmsEvalRequest]) -> list[str]:
-            """One answer a request, in order."""
+            """One answer per request, in order."""
             return answer_requests(
                 self._session, self._policy, requests, lambda task, split, number: self.task_dict[task][split][number]
             )
 
         def loglikelihood(self, requests: list[LmmsEvalRequest]) -> list[tuple[float, bool]]:
-            """Not possible: a session gives answers."""
+            """Not supported: a session gives answers, not likelihoods."""
             raise BadInput("a bundle answers questions and gives no likelihoods; choose a task that generates")
 
         def generate_until_multi_round(self, requests: list[LmmsEvalRequest]) -> list[str]:
-            """Not possible: a session knows one question at a time."""
+            """Not supported: each question is independent."""
             raise BadInput("a bundle answers one question at a time; choose a task of one round")
 
     return SdRpn

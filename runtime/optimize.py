@@ -1,7 +1,7 @@
-"""Let ONNX Runtime optimise graphs for this machine and save what it made: graph, and weights as its kernels want them.
+"""Let ONNX Runtime optimise graphs for this machine, and save the graph and its weights in the layout of the kernels.
 
-Saved weights are mapped when they are loaded, so that processes and sessions share them. Knows nothing about what is in
-a graph: whoever calls may hand one over that was rewritten.
+Saved weights are memory-mapped, so that processes and sessions share them. Knows nothing about the content of a graph:
+the caller may pass one that was rewritten.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _ROWS, _CACHE_ROWS, _SEED = 3, 64, 0
 
 
 def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, threads: int | None = None) -> None:
-    """Write `out` and, beside it, `out`.data, and see that they answer as the graph before it was saved.
+    """Write `out` and `out`.data, and check that they compute the same as the original graph.
 
     Args:
         model: the graph, as a file or as its bytes
         weights: folder that its weights' paths are relative to
-    Raises: BadBundle where ONNX Runtime refuses the graph, RunFailed where what it saved is not what it had
+    Raises: BadBundle if ONNX Runtime refuses the graph, RunFailed if the saved graph computes something else
     """
     backend = OnnxRuntimeBackend("onnxruntime", threads)
     content = model if isinstance(model, bytes) else model.read_bytes()
@@ -58,7 +58,7 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
 
 def _saving(options: onnxruntime.SessionOptions, weights: Path, out: Path) -> onnxruntime.SessionOptions:
     options.optimized_model_filepath = os.fspath(out)
-    options.log_severity_level = 3  # it warns that the file is for this processor only, which is what we want
+    options.log_severity_level = 3  # its warning that the file is for this processor only is expected
     entries = {
         WEIGHTS_FOLDER: os.fspath(weights),
         "session.optimized_model_external_initializers_file_name": f"{out.name}.data",
@@ -71,7 +71,7 @@ def _saving(options: onnxruntime.SessionOptions, weights: Path, out: Path) -> on
 
 
 def _trial(graph: GraphInfo) -> Mapping[str, Array]:
-    """A few rows at the start of caches that hold zeros."""
+    """Inputs for a few rows at the start of zeroed caches."""
     extents = {"batch": 1, "images": 1, "sequence": _ROWS, "cache_length": _CACHE_ROWS}
     rng = np.random.default_rng(_SEED)
     rows, feeds = trial_rows(graph.inputs, 0, _ROWS), dict[str, Array]()

@@ -1,6 +1,7 @@
-"""Prefixes of pictures that were asked about before, kept aside when their slot is used for another picture.
+"""Stored prefixes: cache rows of earlier pictures, saved when their slot is used for another picture.
 
-The least recently used go first when there are too many bytes. A prefix that a slot still holds is copied from there.
+The least recently used are dropped first when the limit is reached. A prefix that a slot still holds is copied from
+there.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ DEFAULT_PREFIX_BYTES = 256_000_000
 
 
 class PrefixStore:
-    """At most `limit_bytes` of rows; used by the thread that works."""
+    """At most `limit_bytes` of rows; used by the working thread only."""
 
     def __init__(
         self, slots: Slots, limit_bytes: int, may_grow: Callable[[int], bool] = lambda size_bytes: True
     ) -> None:
-        """Args: may_grow: whether so many bytes of memory may be taken"""
+        """Args: may_grow: whether this many bytes of memory may be allocated"""
         self._slots, self._limit_bytes, self._may_grow = slots, limit_bytes, may_grow
         self._kept: OrderedDict[Prefix, Snapshot] = OrderedDict()
 
     @property
     def size_bytes(self) -> int:
-        """What is taken."""
+        """Bytes in use."""
         return sum(snapshot.size_bytes for snapshot in self._kept.values())
 
     def keep(self, slot: Slot) -> None:
-        """Before a slot is used for something else. Nothing is copied where as much is there already."""
+        """Save a slot's prefix before the slot is reused. Nothing is copied if as much is already stored."""
         prefix = slot.prefix
         if prefix is None or not slot.holds(prefix) or self._holder(prefix, slot) is not None:
             return
@@ -51,8 +52,8 @@ class PrefixStore:
             self._kept[prefix] = self._slots.snapshot(slot)
 
     def exchange(self, slot: Slot, wanted: Prefix, make_room: Callable[[], None]) -> None:
-        """Keep what a slot holds; after `make_room`, put `wanted` into it, where that is known."""
-        kept = self._kept.get(wanted)  # and held, should it have to go for the other
+        """Save a slot's prefix; after `make_room`, restore `wanted` into it, if it is stored."""
+        kept = self._kept.get(wanted)  # held, in case saving the other one evicts it
         if kept is not None:
             self._kept.move_to_end(wanted)
         self.keep(slot)
@@ -64,7 +65,7 @@ class PrefixStore:
             self._slots.restore(kept, slot)
 
     def clear(self) -> None:
-        """Forget all, those in slots included."""
+        """Drop all prefixes, including those in slots."""
         self._kept.clear()
         for slot in self._slots.all:
             slot.prefix = None

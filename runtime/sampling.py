@@ -15,7 +15,7 @@ __all__ = ["GREEDY", "Sampler", "Sampling"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 is greedy. `top_p`: the smallest set of likeliest tokens with this much probability."""
+    """Temperature 0 is greedy. `top_p`: the smallest set of most likely tokens with this total probability."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -27,22 +27,22 @@ class Sampling:
         if not 0.0 < self.top_p <= 1.0:
             raise BadInput(f"top_p is {self.top_p}; expected more than 0, at most 1")
         if self.seed is not None and self.seed < 0:
-            raise BadInput(f"seed is {self.seed}; expected 0 or more, or None for another draw every time")
+            raise BadInput(f"seed is {self.seed}; expected 0 or more, or None for a different result every time")
 
 
 GREEDY = Sampling()
 
 
 class Sampler:
-    """One answer's choices; the same seed gives the same choices."""
+    """Chooses the tokens of one answer; equal seeds give equal choices."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._rng = None if sampling.temperature == 0 else np.random.default_rng(sampling.seed)
 
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
-        """logits (V,) -> token id. Raises RunFailed where the likeliest token has no finite logit."""
-        likeliest = int(logits.argmax())  # of a NaN, where there is one
+        """logits (V,) -> token id. Raises RunFailed if the most likely token's logit is not finite."""
+        likeliest = int(logits.argmax())  # a NaN's index, if there is one
         if not math.isfinite(logits[likeliest]):
             raise RunFailed(
                 "the logits of the next token are NaN or infinite; expected finite numbers. A half-precision graph "
@@ -57,15 +57,15 @@ class Sampler:
 
 
 def _softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
-    with np.errstate(over="ignore"):  # next to no temperature: all but the likeliest go to exp(-inf) = 0
+    with np.errstate(over="ignore"):  # with a tiny temperature all but the most likely become exp(-inf) = 0
         exponentials = np.exp((logits.astype(np.float64) - float(logits.max())) / temperature)
     normalised: npt.NDArray[np.float64] = exponentials / exponentials.sum()
     return normalised
 
 
 def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
-    """Ids of the likeliest tokens until their sum reaches top_p (Holtzman et al., 2020); at least one."""
+    """Ids of the most likely tokens until their sum reaches top_p (Holtzman et al., 2020); at least one."""
     order = np.argsort(-probabilities, kind="stable")
-    # A token is kept while those before it have not reached top_p.
+    # A token is kept if the sum before it is below top_p.
     before = np.cumsum(probabilities[order]) - probabilities[order]
     return order[before < top_p] if top_p < 1.0 else order

@@ -1,9 +1,9 @@
 """Several answers at once: questions wait for a slot, are prefilled one at a time, and are decoded together.
 
-There is no thread behind it. Of the threads that wait for an answer one works, for all of them: a unit of work is a
-prefill, or a token of every sequence that runs. When it has what it waits for, another goes on. For those who cannot
-wait, such as an event loop, `drive` starts a thread. A sequence whose answer nobody waits for is carried on with the
-others, and holds its slot until its end.
+There is no background thread. One of the threads that wait for an answer works for all of them: a unit of work is a
+prefill, or a decode step of all running sequences. When its own answer is ready, another thread continues. For callers
+that cannot block, such as an event loop, `call_when` starts a thread. A sequence whose answer nobody waits for
+continues with the others, and keeps its slot until it ends.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _CLOSED = "the session was closed; open it again"
 
 @dataclass(eq=False)
 class _Wait:
-    """Somebody who waits until `ready`, and how to wake them."""
+    """A caller that waits until `ready`, and how to wake it."""
 
     ready: Ready
     wake: Callable[[], None]
-    works: bool = False  # may go on with the work itself
-    driven: bool = False  # cannot, so that a thread must
+    works: bool = False  # may continue the work itself
+    driven: bool = False  # cannot work, so that a thread must
 
 
 class Scheduler:
-    """Carries sequences from their question to their end. Every method may be called from any thread."""
+    """Runs sequences from their question to their end. Every method may be called from any thread."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Scheduler:
     ) -> None:
         """Args:
         max_batch: most sequences that are decoded at once; further ones wait
-        may_grow: whether so many bytes of memory may be taken for another sequence beside those that run
+        may_grow: whether this many bytes of memory may be allocated for another sequence
         """
         self._two_pass, self._decoder, self._embedding = two_pass, decoder, embedding
         self._prefixes, self._releases = prefixes, 0
@@ -64,7 +64,7 @@ class Scheduler:
         self._lock = threading.RLock()
         self._waiting: deque[Work] = deque()
         self._running: list[Sequence] = []
-        self._current: tuple[Work, ...] = ()  # what the unit of work is for that is being done
+        self._current: tuple[Work, ...] = ()  # the sequences of the current unit of work
         self._worker: threading.Thread | None = None
         self._waits: list[_Wait] = []
         self._driving = self._closed = False
@@ -75,7 +75,7 @@ class Scheduler:
         return self._max_batch
 
     def require_open(self) -> None:
-        """Raises RunFailed after `close`, and inside of a unit of work of the same thread."""
+        """Raise RunFailed after `close`, and within a unit of work of the same thread."""
         if self._closed:
             raise RunFailed(_CLOSED)
         if self._worker is threading.current_thread():
@@ -108,9 +108,9 @@ class Scheduler:
             self.require_open()
 
     def call_when(self, ready: Ready, wake: Callable[[], None]) -> Callable[[], None]:
-        """Have `wake` called, once or more, when `ready()` is true, and somebody work until then.
+        """Call `wake`, at least once, when `ready()` is true, and make sure that a thread works until then.
 
-        Returns: ends the wait
+        Returns: a function that ends the wait
         """
         wait = _Wait(ready, wake, driven=True)
         with self._lock:
@@ -123,7 +123,7 @@ class Scheduler:
         return lambda: self._forget(wait)
 
     def cancel(self, sequence: Work | None = None) -> None:
-        """End a sequence (None: all that have a slot) with Cancelled; nothing happens to one that is over."""
+        """End a sequence (None: all that have a slot) with Cancelled; one that is over is not changed."""
         with self._lock:
             which: tuple[Work, ...] = (*self._running, *self._current) if sequence is None else (sequence,)
             for each in which:
@@ -133,12 +133,12 @@ class Scheduler:
                 self._cancellation.cancel()
 
     def forget_prefixes(self) -> None:
-        """Compute every prefix anew."""
+        """Drop every prefix, so that it is computed again."""
         with self._lock:
             self._prefixes.clear()
 
     def close(self) -> None:
-        """Wait for the unit of work that is being done, and let nothing begin or go on after it."""
+        """Wait for the current unit of work, and end everything after it."""
         with self._lock:
             if not self._closed:
                 self.require_open()
@@ -153,7 +153,7 @@ class Scheduler:
                     idle.wait()
 
     def _woken(self, ready: Ready) -> bool:
-        """Wait for another thread's work; whether this one has to go on with it."""
+        """Wait for another thread's work; returns whether this thread has to continue it."""
         condition = threading.Condition(self._lock)
         with self._waiting_until(ready, condition.notify_all, works=True):
             while self._worker is not None and not ready():
@@ -161,7 +161,7 @@ class Scheduler:
         if not ready():
             self.require_open()
             return True
-        self._wake()  # this one was chosen to work, maybe: let another
+        self._wake()  # this thread may have been chosen to work: choose another
         return False
 
     @contextmanager
@@ -177,7 +177,7 @@ class Scheduler:
         self._forget(wait)
 
     def _wake(self) -> None:
-        """Whoever has what they wait for, and one to go on with the work where nobody works."""
+        """Wake every caller whose wait is over, and one to continue the work if nobody works."""
         idle = self._worker is None
         for wait in list(self._waits):
             if wait.ready():
@@ -192,7 +192,7 @@ class Scheduler:
                 self._waits.remove(wait)
 
     def _drive(self) -> None:
-        """Work as long as somebody waits who cannot."""
+        """Work as long as a caller waits that cannot work."""
         while True:
             with self._lock:
                 if self._closed or not self._driven():
@@ -205,7 +205,7 @@ class Scheduler:
         return any(wait.driven and not wait.ready() for wait in list(self._waits))
 
     def _unit(self) -> None:
-        """A prefill where a sequence waits and there is a slot for it, else a token of all that run."""
+        """A prefill if a sequence waits and there is a slot for it, else a decode step of all that run."""
         with self._unit_of_work() as (admitted, slot, running):
             if admitted is not None and slot is not None:
                 self._prefill(admitted, slot)
@@ -232,7 +232,7 @@ class Scheduler:
                 self._wake()
 
     def _sweep(self) -> None:
-        """Sort sequences by what has become of them, but those at work; free the slots of those that are over."""
+        """Remove sequences that are over, apart from those in the current unit of work, and free their slots."""
         settled: list[Work] = [each for each in (*self._waiting, *self._running) if each not in self._current]
         for sequence in settled:
             if sequence.cancelled:
@@ -301,7 +301,7 @@ class Scheduler:
             self._choose(sequence, logits)
 
     def _blame(self, sequences: tuple[Sequence, ...], error: Exception) -> None:
-        """Of several, find out whose failure it is: each goes on alone."""
+        """After a failed step of several sequences, run each alone to find which one fails."""
         if len(sequences) == 1 or self._closed:
             for sequence in sequences:
                 sequence.fail(error)
@@ -321,12 +321,12 @@ class Scheduler:
     def _next_token(self, sequence: Sequence) -> NextToken:
         assert sequence.slot is not None
         if sequence.slot.valid["trunk"] < sequence.row:
-            raise RunFailed("memory ran out while the caches grew for another question; ask again")
+            raise RunFailed("there was not enough memory to grow the caches for another question; ask again")
         embedding = self._embedding.rows(sequence.token_ids[-1:])
         return NextToken(sequence.slot, embedding, sequence.row, sequence.position)
 
     def _make_neighbours(self, running: tuple[Sequence, ...]) -> None:
-        """Let slots that run lie side by side, so that they are one batch."""
+        """Move running slots next to each other, so that they form one batch."""
         if len(running) == 1:
             return
         ours = {id(each.slot) for each in running}

@@ -22,15 +22,15 @@ __all__ = ["Choice", "choose_backend", "choose_optimized", "graph_variant", "map
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend, and the engines that it is to run."""
+    """A backend, and the engines that it runs."""
 
     info: BackendInfo
     engines: EngineSet | None = None
-    note: str | None = None  # why engines that are there are not used
+    note: str | None = None  # why existing engines are not used
 
     @property
     def backend(self) -> str:
-        """As `--backend` spells it."""
+        """The backend's name."""
         return self.info.name
 
 
@@ -45,27 +45,27 @@ def choose_backend(
     max_batch: int | None = None,
     parts: Parts = "all",
 ) -> Choice:
-    """What to answer with.
+    """Choose a backend, and engines for it.
 
     Args:
-        backend: a name of the registry, or "auto": engines where some fit this machine, else the first backend that
-            runs graphs
-        target: whose engines; None: the first that fit
-        variant: the engines must be of this one
+        backend: a name of the registry, or "auto": engines if some fit this machine, else the first backend that runs
+            graphs
+        target: the target whose engines run; None: the first that fit
+        variant: only engines of this variant; None: any
         device: the GPU that they must fit, as CUDA numbers them
-        verify: hash engines; False: large ones only where size or time are not as when they were built
+        verify: hash engines; False: large ones only if size or time differ from the build
         max_batch: sequences that engines must have memory for; None: as many as a decode step takes
         parts: what is to be loaded: engines of other graphs are not looked at
 
     Raises:
         BadInput: an unknown backend; a target without the backend for it, or without engines
-        EngineMismatch: engines were asked for, and none fit
+        EngineMismatch: engines were requested, and none fit
     """
     asked = None if backend == AUTOMATIC else backend_info(backend)
     if asked is not None and asked.runs == "graphs":
         if target is not None:
             raise BadInput(
-                f"target {target} is about engines, which {backend} does not run; use the backend {_engines().name}"
+                f"target {target} selects engines, which {backend} does not run; use the backend {_engines().name}"
             )
         return Choice(asked)
     if asked is not None or target is not None:
@@ -76,10 +76,10 @@ def choose_backend(
 def graph_variant(
     bundle: Bundle, name: str | None = None, *, info: BackendInfo = CPU, note: str | None = None
 ) -> Variant:
-    """What a backend that runs graphs answers with: the named variant, or the one that suits it best.
+    """The variant for a backend that runs graphs: the named one, or the one that suits it best.
 
     Args:
-        note: why engines that are there are not used
+        note: why existing engines are not used
     Raises:
         BadInput: the backend cannot run the variant; the bundle is a release, which has no graphs
         MissingDependency: the installed library is too old for it
@@ -99,9 +99,9 @@ def graph_variant(
 def choose_optimized(
     bundle: Bundle, variant: Variant, info: BackendInfo = CPU, verify: bool = True
 ) -> tuple[OptimizedSet | None, str | None]:
-    """The graphs that `sdrpn optimize` saved for this machine's CPU, if some fit; else why not, if some are there.
+    """The graphs that `sdrpn optimize` saved for this machine's CPU, if they fit; else why existing ones do not fit.
 
-    Raises: BadBundle where their files were changed
+    Raises: BadBundle if their files were changed
     """
     if info is not CPU or not (bundle.path / "optimized").is_dir():
         return None, None
@@ -112,7 +112,7 @@ def choose_optimized(
 
 
 def mapped_weights_bytes(bundle: Bundle, variant: Variant, parts: Parts = "all") -> int | None:
-    """Bytes of the weights of the graphs that `choose_optimized` would take on a CPU; None where there are none.
+    """Bytes of the weights of the graphs that `choose_optimized` would choose on a CPU; None if there are none.
 
     Args: parts: "look": the share of the graphs that it loads, by their sizes on disk
     """
@@ -157,7 +157,7 @@ def _fitting(
     if not _of_variant(sets, variant):
         raise EngineMismatch(f"{bundle.path} has no engines of variant {variant}; leave the variant out")
     require_fit(_of_variant(sets, variant)[0], platform, verify=verify, max_batch=max_batch)
-    raise AssertionError("unreachable: what did not fit is refused")
+    raise AssertionError("unreachable: engines that do not fit were refused")
 
 
 def _automatic(

@@ -41,7 +41,7 @@ class QuestionRequest:
         if not self.ids_after:
             raise BadInput("no token follows the image; expected at least one, the question")
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < self.least_new_tokens:
-            raise BadInput(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number of at least 1")
+            raise BadInput(f"max_new_tokens is {self.max_new_tokens!r}; expected an integer of at least 1")
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class LookRequest(QuestionRequest):
 
 @dataclass(frozen=True)
 class Prefill:
-    """What became of a question before its first token."""
+    """The result of a prefill, before the first token."""
 
-    tokens: int  # of the prompt and the crops
+    tokens: int  # tokens of the prompt and the crops
     roi_logits: FloatArray | None  # (h, w)
     decision: RoiDecision | None
     roi_tokens: int
@@ -83,11 +83,11 @@ class Work:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the answer is complete or failed."""
         return self.error is not None
 
     def fail(self, error: Exception) -> None:
-        """End here, unless it is over."""
+        """End with an error, unless it is over."""
         if not self.over:
             self.error = error
 
@@ -104,10 +104,10 @@ class Glance(Work):
 
 
 class Sequence(Work):
-    """Everything that belongs to one answer.
+    """The state of one answer.
 
-    Its rows are those of `slot` (`slot.valid`, by graph). The next token goes into `row`, and `position` is what the
-    rotary embedding turns it by. It is over with a `finish_reason` or an `error`.
+    Its rows are those of `slot` (`slot.valid`, by graph). The next token goes to cache row `row`; `position` is its
+    position for the rotary embedding. It is over when it has a `finish_reason` or an `error`.
     """
 
     def __init__(
@@ -133,16 +133,16 @@ class Sequence(Work):
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the answer is complete or failed."""
         return self.finish_reason is not None or self.error is not None
 
     def begin(self, slot: Slot, prefill: Prefill, position: int | None = None) -> None:
-        """Both passes are through; the first token comes behind them, at `position`, or that of its row."""
+        """Both passes are done; the first token follows them, at `position`, or the number of its row."""
         self.slot, self.prefill, self.row = slot, prefill, prefill.tokens
         self.position = prefill.tokens if position is None else position
 
     def advance(self, seconds: float) -> None:
-        """Another token was computed."""
+        """A decode step of this sequence was computed."""
         self.row, self.position = self.row + 1, self.position + 1
         self.watch.decode_step(seconds)
 
@@ -162,7 +162,7 @@ class Sequence(Work):
         self._request = None
 
     def answer(self, text: str) -> Answer:
-        """All of it, where it is complete."""
+        """The complete answer."""
         assert self.prefill is not None
         assert self.finish_reason is not None
         assert self._timings is not None

@@ -42,10 +42,10 @@ __all__ = ["Session"]
 
 
 class Session:
-    """Answers questions: one, or several at once, which are decoded together; remembers pictures that it has seen.
+    """Answers questions, several at once in one batch; keeps the prefixes of recent pictures.
 
-    Several threads may share one: questions wait for each other, at most `max_batch` are answered at once. A stream
-    that is not read on is carried on beside the others.
+    Threads may share a session: at most `max_batch` questions are answered at once, others wait. A stream that is not
+    read continues with the others.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Session:
         max_batch: int | None = None,
         prefix_bytes: int | None = None,
     ) -> None:
-        """Load the variant's graphs, all or those that a look needs. `Session.open` is the usual way in.
+        """Load the variant's graphs, all or those that a look needs. Use `Session.open` to open a bundle.
 
         Args:
-            engines: files that the backend loads in place of the bundle's graphs, by graph
+            engines: files that the backend loads instead of the bundle's graphs, by graph
             note: the first part of `backend_note`
-            jpeg, threads: of pictures, as in `open`
-            contexts: the cache lengths that the engines have profiles for, where that is more than one
+            jpeg, threads: as in `open`
+            contexts: cache lengths that the engines have profiles for, if there are several
             engine_batch: the most sequences that a decode step of the engines takes; None: these are graphs
             max_batch, prefix_bytes: as in `open`
         """
@@ -144,17 +144,17 @@ class Session:
         """Open a bundle.
 
         Args:
-            bundle_dir: a folder as `sdrpn export` writes it; the text "demo" is the shipped one, and
-                "ORGANISATION/MODEL" one of Hugging Face's hub that is in the local cache
+            bundle_dir: a folder as `sdrpn export` writes it; the str "demo" is the shipped bundle, and
+                "ORGANISATION/MODEL" one of Hugging Face's hub, from the local cache
             backend: "onnxruntime" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn build`), or "auto":
-                engines where some fit this machine's GPU, else "onnxruntime"
-            threads: for the CPU; None: one per core that is free when this process first asks, at most OMP_NUM_THREADS,
+                engines if some fit this machine's GPU, else "onnxruntime"
+            threads: CPU threads; None: one per core that is free when this process first asks, at most OMP_NUM_THREADS,
                 and a single one for a small model
             variant: such as "primitive-fp16"; None: that of the engines, or the one that suits the library best
-            target: whose engines are run; None: the first that fit
-            device: which GPU, as CUDA numbers them; None: that of the engine options, which is the first
-            engine_options: how engines are run
-            optimized: on a CPU, take the graphs of `sdrpn optimize` where some fit this machine
+            target: the target whose engines run; None: the first that fit
+            device: the GPU, as CUDA numbers them; None: that of the engine options, by default the first
+            engine_options: options for running engines
+            optimized: on a CPU, use the graphs of `sdrpn optimize` if they fit this machine
             verify: False skips the digests of large files (sizes are always compared)
             jpeg: how JPEG files are decoded. "fast": at a fraction of the size for the first look (DCT scaling), which
                 is quicker and not exact; "gpu": with nvImageCodec
@@ -164,9 +164,9 @@ class Session:
                 are first needed, on a GPU all with the first question. None: 4 with ONNX Runtime on a CPU, with engines
                 as many as they were built for, else 1
             prefix_bytes: most memory for what was computed of pictures besides those last asked about, so that
-                questions about several in turns do not begin anew; None: 256 MB with ONNX Runtime on a CPU, else 0
+                questions about several in turn reuse them; None: 256 MB with ONNX Runtime on a CPU, else 0
             parts: "look": load vision, trunk and RPN alone, which `look` needs; nothing can be answered then
-            decode: the name of `jpeg` in the release before; goes with the next version
+            decode: the former name of `jpeg`; removed in the next version
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
         if decode is not None:
@@ -203,7 +203,7 @@ class Session:
 
     @property
     def backend_note(self) -> str | None:
-        """Why what answers is not the best that is there, or not as fast as it could be; None: nothing is known."""
+        """Why better engines or graphs are not used, or the backend is slower than it could be; None: no remark."""
         notes = [note for note in (self._note, self._library.note) if note is not None]
         return "; ".join(notes) or None
 
@@ -234,10 +234,10 @@ class Session:
             question: text; a bundle without a tokenizer needs `answer_ids`
             roi: how the RoI map becomes crops: a RoiPolicy; a threshold, or a RoiChange, for what differs from the
                 model's own policy; None: one look, no crops
-            max_new_tokens: at most so many
+            max_new_tokens: maximum length of the answer
             sampling: greedy by default
             trace: keep intermediate results
-        Raises: BadInput and its kin for a bad request, RunFailed where a graph failed.
+        Raises: BadInput and its subclasses for a bad request, RunFailed if a graph failed.
         """
         return self.stream(
             image, question, roi=roi, max_new_tokens=max_new_tokens, sampling=sampling, trace=trace
@@ -255,11 +255,11 @@ class Session:
         """Answer many questions, several at once.
 
         Args:
-            questions: pictures and questions about them, as `answer` takes them; read as they are needed
-            roi, max_new_tokens, sampling, trace: as in `answer`, of all of them
-        Returns: in order, the answer to each, or the error that `answer` would have raised: one that fails does not
-            spoil the others
-        Raises: RunFailed where the session is closed meanwhile
+            questions: (picture, question) pairs, as `answer` takes them; read as needed
+            roi, max_new_tokens, sampling, trace: as in `answer`, for all questions
+        Returns: in order, each answer, or the error that `answer` would have raised: a failure does not affect the
+            others
+        Raises: RunFailed if the session is closed meanwhile
         """
         options = _Options(roi, max_new_tokens, sampling, trace)
         found: dict[int, Answer | SdrpnError] = {}
@@ -267,7 +267,7 @@ class Session:
         try:
             for number, (image, question) in enumerate(questions):
                 self._scheduler.work_until(lambda: _on_their_way(begun) < 2 * self._scheduler.max_batch)
-                # Pictures are large: what is answered lets go of its own.
+                # Pictures are large: release those of answered questions.
                 found |= {n: _finished(begun.pop(n)) for n, stream in list(begun.items()) if stream.over}
                 try:
                     begun[number] = self._prepared(image, question, options)
@@ -277,7 +277,7 @@ class Session:
                     found[number] = error
             found |= {number: _finished(stream) for number, stream in begun.items()}
         finally:
-            for stream in begun.values():  # where it was interrupted, none goes on
+            for stream in begun.values():  # after an interruption, end all of them
                 stream.close()
         return [found[number] for number in sorted(found)]
 
@@ -320,7 +320,7 @@ class Session:
         sampling: Sampling = GREEDY,
         trace: bool = False,
     ) -> AnswerStream:
-        """As `answer`, but an iterator of text pieces; its `answer` is there after the last one."""
+        """As `answer`, but an iterator of text pieces; its `answer` is available after the last one."""
         stream = self._prepared(image, question, _Options(roi, max_new_tokens, sampling, trace))
         stream.begin()
         return stream
@@ -341,8 +341,8 @@ class Session:
         """As `answer`, with the prompt as token ids, BOS included.
 
         Args:
-            decide: chooses the crops in place of `roi`, from the RoI logits and the image's size
-            stop_ids: end the answer beside the model's own stop tokens
+            decide: chooses the crops instead of `roi`, from the RoI logits and the image's size
+            stop_ids: end the answer, in addition to the model's own stop tokens
         """
         chosen = decide if decide is not None else self._decide(roi)
         before, after = tuple(ids_before_image), tuple(ids_after_image)
@@ -385,20 +385,20 @@ class Session:
         return self._looks(image, [question], decide if decide is not None else self._decide(roi))[0]
 
     def forget_image(self) -> None:
-        """Compute everything of the next question anew, also where it is about the same image: for fair timing."""
+        """Drop all prefixes, so that the next question reuses nothing: for fair timing."""
         self._scheduler.forget_prefixes()
 
     def cancel(self) -> None:
-        """End the answers that are being made, in whichever thread: they raise Cancelled there.
+        """End the answers in progress, in any thread: they raise Cancelled there.
 
-        A graph that runs ends within a fraction of a second. Questions that wait go on to be answered.
+        A running graph ends within a fraction of a second. Waiting questions are still answered.
         """
         self._scheduler.cancel()
 
     def close(self) -> None:
-        """Wait for the step that another thread makes, then free graphs and caches; calling it twice does no harm.
+        """Wait for the current step of another thread, then free graphs and caches; can be called twice.
 
-        An answer that is not complete raises RunFailed where it goes on; `cancel` before `close` saves the wait.
+        Continuing an incomplete answer raises RunFailed; call `cancel` before `close` to avoid the wait.
         """
         self._scheduler.close()
         self._resources.close()
@@ -419,7 +419,7 @@ class Session:
         """Raises what is wrong with the question. `by_ids`: what takes token ids in its place."""
         if self._tokenizer is None:
             raise BadInput(
-                f"{self.bundle.path} has no tokenizer.json, so it answers by token ids only: put tokenizer.json or "
+                f"{self.bundle.path} has no tokenizer.json, so it answers token ids only: put tokenizer.json or "
                 f"tokenizer.model beside the checkpoint and export it again, or call {by_ids}"
             )
         return family_of(self.spec).prompt(self._tokenizer, self.spec.prompt, question)
@@ -434,7 +434,7 @@ class Session:
         return open_picture(image, jpeg=self._jpeg_mode, threads=self._threads)
 
     def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
-        """Everything that needs no graph. Raises what is wrong with the question."""
+        """Prepare a question, without running a graph. Raises BadInput for a bad question."""
         prompt = self._prompt(question, "answer_ids")
         return self._stream_of(
             image,

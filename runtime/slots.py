@@ -1,6 +1,6 @@
-"""The caches and taps of several sequences side by side, each in a slot of the batch; and which of their rows are true.
+"""The caches and taps of several sequences, each in a slot of the batch; and which of their rows are valid.
 
-All slots have one length, which a graph takes. A prefix is copied from slot to slot, or aside, where it lies.
+All slots have the same length, as graphs need it. A prefix is copied between slots, or to a snapshot, on its device.
 Knows nothing about tokens or pictures.
 """
 
@@ -19,13 +19,13 @@ from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, nbytes
 
 __all__ = ["CACHE_ROUNDING", "Prefix", "Seen", "Slot", "Slots", "Snapshot"]
 
-# Cache lengths are rounded up to this many rows, so that a few tokens more do not mean new buffers.
+# Cache lengths are multiples of this many rows, so that a few more tokens do not need new buffers.
 CACHE_ROUNDING = 64
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the first rows of a slot were computed from: a picture and the tokens before it."""
+    """The input of the first rows of a slot: a picture and the tokens before it."""
 
     digest: str  # of the upright pixels
     image_tokens: int
@@ -33,7 +33,7 @@ class Prefix:
 
     @property
     def rows(self) -> int:
-        """How many rows it takes."""
+        """The number of its rows."""
         return len(self.ids_before) + self.image_tokens
 
 
@@ -52,28 +52,28 @@ class Slot:
 
     index: int
     valid: dict[str, int]
-    tap_rows: int = 0  # taps of decoded tokens are not kept: nothing asks for them again
-    needed_rows: int = 0  # that the caches must have room for
+    tap_rows: int = 0  # taps of decoded tokens are not kept: they are not needed again
+    needed_rows: int = 0  # rows that the caches must have room for
     prefix: Prefix | None = None
-    last_used: int = 0  # a count of releases
-    positions: Positions | None = None  # of its prefilled rows; None: their numbers
+    last_used: int = 0  # counter of releases
+    positions: Positions | None = None  # of its prefilled rows; None: the row numbers
     seen: Seen | None = None  # what a look left behind the prefix
 
     @property
     def prefix_rows(self) -> dict[str, int]:
-        """How many rows of its prefix each graph has seen."""
+        """The number of rows of its prefix that each graph has computed."""
         rows = self.prefix.rows if self.prefix is not None else 0
         return {name: min(count, rows) for name, count in self.valid.items()}
 
     def truncate(self, rows: int) -> None:
-        """Forget everything behind the first `rows` rows."""
+        """Drop everything after the first `rows` rows."""
         self.valid = {name: min(count, rows) for name, count in self.valid.items()}
         self.tap_rows = min(self.tap_rows, rows)
         if self.seen is not None and rows < self.seen.rows:
             self.seen = None
 
     def holds(self, prefix: Prefix) -> bool:
-        """Whether the trunk need not run for it."""
+        """Whether the trunk's rows of this prefix are in the slot."""
         return self.prefix == prefix and self.valid["trunk"] >= prefix.rows
 
     def has_seen(self, prefix: Prefix, ids_after: tuple[int, ...]) -> bool:
@@ -88,14 +88,14 @@ class Slot:
         self.needed_rows = kept
 
     def require_rows(self, name: str, start: int) -> None:
-        """Raises RunFailed where rows from `start` on would leave a gap."""
+        """Raise RunFailed if rows from `start` on would leave a gap."""
         if start > self.valid[name]:
             raise RunFailed(f"{name}: rows are written from {start}, but only {self.valid[name]} are there")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The rows of a prefix, kept aside."""
+    """A copy of the rows of a prefix."""
 
     prefix: Prefix
     valid: Mapping[str, int]
@@ -104,7 +104,7 @@ class Snapshot:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes."""
+        """Its size in memory."""
         caches = [buffer for graph in self.caches.values() for buffer in graph.values()]
         return sum(nbytes(buffer.shape, buffer.dtype.name) for buffer in (*caches, self.taps))
 
@@ -122,14 +122,14 @@ class Slots:
         entries: int = 1,
     ) -> None:
         """Args:
-        contexts: the cache lengths that the engines have profiles for, where that is more than one
-        before_change: called before buffers are replaced, so that nothing else keeps them
+        contexts: cache lengths that the engines have profiles for, if there are several
+        before_change: called before buffers are replaced, so that references to them can be dropped
         entries: slots that are there from the beginning
         """
         self._backend, self._before_change = backend, before_change
         self.caches = {name: cache_set_from_runner(runner) for name, runner in runners.items()}
         fixed = [caches.fixed_rows for caches in self.caches.values() if caches.fixed_rows is not None]
-        # The cache lengths that engines take, shortest first; none: a graph, which takes any.
+        # The cache lengths of engines, in ascending order; empty: a graph, which takes any.
         self._lengths = tuple(sorted(contexts)) or ((min(fixed),) if fixed else ())
         self.max_rows: int | None = max(self._lengths, default=None)
         self.taps = backend.allocate((entries, 0, width), "float32")
@@ -137,27 +137,27 @@ class Slots:
         self.all = [Slot(index, dict.fromkeys(runners, 0)) for index in range(entries)]
 
     def reset(self, slot: Slot, rows: int, ahead: int = 0) -> None:
-        """Forget the slot's sequence; make room for `rows`, giving back what a longer one needed.
+        """Drop the slot's sequence; make room for `rows`, and release memory that a longer one needed.
 
         Args:
-            ahead: rows that may follow, one by one. Engines for several contexts do not make room for them: attention
-                costs by the length of the caches, which grow when a step needs it
+            ahead: rows that may follow in decode steps. With engines for several contexts no room is made for them: the
+                cost of attention depends on the length of the caches, which grow when needed
         """
         slot.truncate(0)
         slot.prefix, slot.needed_rows = None, self._needed(rows, ahead)
         length = self._length()
-        # Beside others, all would be moved for it: only what halves the work of attention is worth that.
+        # With other slots in use all would be copied: only worth it if the work of attention halves.
         if length > self.length or (length != self.length and (len(self.all) == 1 or length <= self.length // 2)):
             self._reallocate(length)
 
     def reserve(self, slot: Slot, rows: int, ahead: int = 0) -> None:
-        """Make room for `rows`; rows that are valid are kept. `ahead`: as in `reset`."""
+        """Make room for `rows`; valid rows are kept. `ahead`: as in `reset`."""
         slot.needed_rows = self._needed(rows, ahead)
         if self.length < self._length():
             self._reallocate(self._length())
 
     def add(self) -> Slot:
-        """Another slot; all others keep their rows."""
+        """Add a slot; the others keep their rows."""
         slot = Slot(len(self.all), dict.fromkeys(self.caches, 0))
         if self.length:
             self._reallocate(self.length, len(self.all) + 1)
@@ -166,12 +166,12 @@ class Slots:
 
     @property
     def entry_bytes(self) -> int:
-        """What another slot takes."""
+        """Bytes that another slot needs."""
         buffers = [self.taps, *(buffer for caches in self.caches.values() for buffer in caches.buffers.values())]
         return sum(nbytes(buffer.shape, buffer.dtype.name) for buffer in buffers) // len(self.all)
 
     def caches_of(self, name: str, start: int, stop: int) -> CacheSet:
-        """Slots start..stop-1 of a graph's caches, to bind and to store new rows in."""
+        """Slots start..stop-1 of a graph's caches, for binding and storing new rows."""
         return self.caches[name].entries(start, stop)
 
     def taps_of(self, slot: Slot, start: int, stop: int) -> Buffer:
@@ -179,10 +179,10 @@ class Slots:
         return self._taps(slot).rows(start, stop)
 
     def wipe(self, slot: Slot) -> None:
-        """Forget the slot's sequence and let its rows be zeros.
+        """Drop the slot's sequence and zero its rows.
 
-        Rows that are forgotten otherwise stay, and are multiplied with weights of zero: an infinite number among them
-        would turn every later result into NaN.
+        Dropped rows otherwise stay and are multiplied with weights of zero: an infinity among them would turn every
+        later result into NaN.
         """
         slot.truncate(0)
         slot.prefix = None
@@ -200,7 +200,7 @@ class Slots:
         target.prefix = source.prefix
 
     def swap(self, source: Slot, target: Slot) -> None:
-        """Let `source` have the place of `target`, whose rows are lost; `target` gets the other place."""
+        """Move `source` to the place of `target`, whose rows are lost; `target` gets the other place."""
         self._copy(source, target, max(*source.valid.values(), source.tap_rows))
         target.truncate(0)
         target.prefix, target.needed_rows = None, 0
@@ -208,14 +208,14 @@ class Slots:
         self.all.sort(key=lambda slot: slot.index)
 
     def prefix_bytes(self, slot: Slot) -> int:
-        """What a snapshot of the slot would take."""
+        """Bytes that a snapshot of the slot would need."""
         assert slot.prefix is not None
         views = [(self._taps(slot), slot.prefix.rows)]
         views += [(buffer, n) for name, n in slot.prefix_rows.items() for buffer in self._views(name, slot).values()]
-        return sum(nbytes((*one.shape[:-2], n, one.shape[-1]), one.dtype.name) for one, n in views)
+        return sum(nbytes((*view.shape[:-2], n, view.shape[-1]), view.dtype.name) for view, n in views)
 
     def snapshot(self, slot: Slot) -> Snapshot:
-        """Copy the prefix of a slot aside."""
+        """Copy the prefix of a slot."""
         assert slot.prefix is not None
         valid = slot.prefix_rows
         caches = {
@@ -225,7 +225,7 @@ class Slots:
         return Snapshot(slot.prefix, valid, caches, self._first_rows(self._taps(slot), slot.prefix.rows))
 
     def restore(self, snapshot: Snapshot, slot: Slot) -> None:
-        """Put a prefix into a slot, which has room for it; what lies behind it counts as stale."""
+        """Copy a prefix into a slot, which has room for it; rows after it become invalid."""
         for name, buffers in snapshot.caches.items():
             views = self._views(name, slot)
             for key, rows in buffers.items():
@@ -244,7 +244,7 @@ class Slots:
             return rows + ahead
         if rows + ahead > self.max_rows:
             raise RunFailed(
-                f"{rows + ahead} rows are past the caches of {self.max_rows} rows that the engines were built for"
+                f"{rows + ahead} rows exceed the caches of {self.max_rows} rows that the engines were built for"
             )
         return rows
 
@@ -258,7 +258,7 @@ class Slots:
         kept = [(slot, dict(slot.valid), slot.tap_rows, slot.seen) for slot in self.all]
         rows = {name: max(valid[name] for _, valid, *_ in kept) for name in self.caches}
         tap_rows, entries = max(taps for _, _, taps, _ in kept), entries or len(self.all)
-        # Memory may run out half-way: until all is in place, there are no rows.
+        # Allocation may fail half-way: until it is complete, no rows are valid.
         before = self.length
         self._before_change()
         self.length = 0
@@ -270,7 +270,7 @@ class Slots:
             self.taps = resized(self._backend, self.taps, entries, length, tap_rows)
             self.length = length
         finally:
-            if length in (before, self.length):  # or only some have more entries, which does no harm
+            if length in (before, self.length):  # or only some have more entries, which is harmless
                 self.length = length
                 for slot, valid, taps, seen in kept:
                     slot.valid, slot.tap_rows, slot.seen = valid, taps, seen

@@ -1,4 +1,4 @@
-"""An answer as its text grows: pieces, then the whole. Knows how to read a sequence, not how one is computed."""
+"""An answer as a stream of text pieces. Reads a sequence; does not know how it is computed."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Ready = Callable[[], bool]
 
 
 class AnswerStream:
-    """An answer on its way: iterate for text pieces, or `finish()` at once.
+    """An answer in progress: iterate over text pieces, or call `finish()`.
 
-    One that is not read on is carried on beside others that are. As a context manager it ends with the block, complete
-    or not.
+    A stream that is not read continues with others that are. As a context manager, it is closed at the end of the
+    block, complete or not.
     """
 
     def __init__(self, scheduler: Scheduler, sequence: Sequence, tokenizer: Tokenizer | None) -> None:
         """Args: sequence: not submitted yet"""
         self._scheduler, self._sequence, self._tokenizer = scheduler, sequence, tokenizer
         self._lock = threading.Lock()
-        self._read = 0  # tokens that were given away
-        self._broken = False  # by an error that was reported
+        self._read = 0  # tokens already returned
+        self._broken = False  # whether an error was already raised
         self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -45,7 +45,7 @@ class AnswerStream:
                 yield piece
 
     def finish(self) -> Answer:
-        """Run to the end and return the answer. Raises RunFailed where that cannot be reached any more."""
+        """Run to the end and return the answer. Raises RunFailed if the answer cannot be completed any more."""
         self._work_until(lambda: self.over)
         return self._collect()
 
@@ -57,7 +57,7 @@ class AnswerStream:
         return self._answer
 
     def close(self) -> None:
-        """End the answer here, from any thread; nothing happens to one that is complete."""
+        """End the answer, from any thread; a complete answer is not changed."""
         if self._sequence.finish_reason is None:
             self._scheduler.cancel(self._sequence)
 
@@ -70,26 +70,26 @@ class AnswerStream:
         self.close()
 
     def __del__(self) -> None:
-        """Nobody can read on. Takes no lock: this thread may hold any."""
+        """Nobody can read it any more. Takes no lock: this thread may hold one."""
         self._sequence.cancelled = True
 
     @property
     def over(self) -> bool:
-        """Whether nothing more is computed."""
+        """Whether the answer is complete or failed."""
         return self._sequence.over or self._sequence.cancelled
 
     def submit(self) -> None:
-        """Let the sequence wait for a slot."""
+        """Queue the sequence for a slot."""
         self._scheduler.submit(self._sequence)
 
     def begin(self) -> None:
-        """Submit, and return when the sequence is prefilled. Raises what went wrong."""
+        """Submit, and return when the sequence is prefilled. Raises the sequence's error."""
         self.submit()
         self._work_until(self._has_next)
         self._require_whole()
 
     def _pieces(self) -> Iterator[str | None]:
-        """Pieces, and None wherever the next token has to be waited for."""
+        """Pieces, and None before each wait for the next token."""
         pieces = TextStream(self._tokenizer) if self._tokenizer is not None else None
         while True:
             if not self._has_next():
@@ -111,7 +111,7 @@ class AnswerStream:
         return self.over or len(self._sequence.token_ids) > self._read
 
     def _taken(self) -> int | None:
-        """The next token; None behind the last one, or where an error was reported before."""
+        """The next token; None after the last one, or after an error was raised."""
         with self._lock:
             self._require_whole()
             if self._broken or self._read == len(self._sequence.token_ids):
@@ -131,7 +131,7 @@ class AnswerStream:
         self._scheduler.cancel(self._sequence)
 
     def _require_whole(self) -> None:
-        """Raises what ended the sequence, once."""
+        """Raise the sequence's error, once."""
         sequence = self._sequence
         if sequence.finish_reason is not None or self._broken or not self.over:
             return
@@ -141,8 +141,8 @@ class AnswerStream:
     def _collect(self) -> Answer:
         with self._lock:
             self._require_whole()
-            if self._sequence.finish_reason is None:  # a failure ended the tokens, and was reported then
-                raise RunFailed("the answer was broken off by an error and cannot be completed; ask again")
+            if self._sequence.finish_reason is None:  # ended by an error that was already raised
+                raise RunFailed("the answer was ended by an error and cannot be completed; ask again")
             self._read = len(self._sequence.token_ids)
             if self._answer is None:
                 text = decode_text(self._tokenizer, self._sequence.token_ids) if self._tokenizer is not None else ""
@@ -151,9 +151,9 @@ class AnswerStream:
 
 
 class AsyncAnswerStream:
-    """The same for an event loop, which nothing here blocks: `async for` pieces, or `await finish()`.
+    """The same for an event loop, without blocking it: `async for` pieces, or `await finish()`.
 
-    It begins when it is first read. Cancelling the task that reads it ends the answer.
+    It starts when it is first read. Cancelling the task that reads it ends the answer.
     """
 
     def __init__(self, scheduler: Scheduler, prepare: Callable[[], AnswerStream]) -> None:

@@ -1,15 +1,15 @@
 """The two passes up to the first token: look, crop where it matters, and prefill with exact prefix reuse.
 
-Attention is causal and the prefix (the tokens before the question) keeps its positions in both passes and for
-every question about the same image, so whatever a graph computed for it stays true:
+Attention is causal, and the prefix (the tokens before the question) has the same positions in both passes and for
+every question about the same image, so its cached rows stay valid:
 
     pass 1           trunk and RPN over prefix + question
     crop chosen      trunk over RoI tokens + question, tail over the stored prefix taps and the new ones
     no crop chosen   tail over the stored taps
-    next question    the prefix costs nothing at any depth
+    next question    the prefix is reused in all graphs
     look             as pass 1, and nothing above the tap; an answer to the same question goes on from there
 
-Knows nothing about text or sampling, and keeps nothing of a question itself.
+Knows nothing about text or sampling, and keeps no state of a question itself.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class TwoPass:
         glance.found = logits, decision
 
     def prefill(self, sequence: Sequence, slot: Slot) -> FloatArray:
-        """Both passes in a slot -> logits (V,) of the first token, a view that the next run overwrites.
+        """Run both passes in a slot -> logits (V,) of the first token, a view that the next run overwrites.
 
-        Raises: ContextTooLong where the crop's tokens do not fit
+        Raises: ContextTooLong if the crop's tokens do not fit
         """
         request, watch = sequence.request, sequence.watch
         prefix_rows = sequence.prefix.rows
@@ -118,13 +118,13 @@ class TwoPass:
         return logits
 
     def _positions(self, request: QuestionRequest, crops: abc.Sequence[Crop]) -> Positions | None:
-        """Of a pass, where the family's rows are not their own positions."""
+        """The positions of a pass; None if they are the row numbers."""
         grid = self._spec.vision.grid(request.image.size)
         inserted = tuple(CropTokens(crop.grid_hw or grid.crop_hw(crop.box_xyxy_px), crop.keep_cells) for crop in crops)
         return self._family.positions(Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after)))
 
     def _first_pass(self, sequence: Work, slot: Slot, after: FloatArray) -> int:
-        """Trunk over whatever of prefix + question is not there yet; returns how many images were encoded."""
+        """Run the trunk over the missing rows of prefix + question; returns the number of encoded images."""
         request, watch, slots = sequence.request, sequence.watch, self._decoder.slots
         prefix = sequence.prefix
         rows, ahead = prefix.rows + len(after), request.max_new_tokens
@@ -135,7 +135,7 @@ class TwoPass:
         if slot.has_seen(prefix, request.ids_after):
             slots.reserve(slot, rows, ahead)
             return 0
-        slot.prefix = None  # until the trunk is through, nothing may be taken for this question's prefix
+        slot.prefix = None  # until the trunk is done, the slot has no valid prefix
         if known:
             with watch.stage("trunk"):
                 slot.truncate(prefix.rows)
@@ -155,7 +155,7 @@ class TwoPass:
         return [self._embedding.rows(request.ids_before), image, after]
 
     def _look(self, sequence: Work, slot: Slot, rows: int) -> tuple[FloatArray, RoiDecision] | tuple[None, None]:
-        """The RoI map of the question, and the crops that it asks for."""
+        """The RoI map of the question, and the chosen crops."""
         request, watch = sequence.request, sequence.watch
         if request.decide is None or self._spec.rpn is None:
             return None, None
@@ -195,7 +195,7 @@ class TwoPass:
             ]
 
     def _kept(self, features: Buffer, crop: Crop, hw: tuple[int, int]) -> abc.Sequence[Rows]:
-        """features (1,h*w,D) -> those cells that the crop keeps, or resized to another grid."""
+        """features (1,h*w,D) -> the cells that the crop keeps, or all resized to another grid."""
         if crop.keep_cells is not None:
             return [features.rows(start, stop) for start, stop in _runs(crop.keep_cells.reshape(-1))]
         if crop.grid_hw is not None:
@@ -204,10 +204,11 @@ class TwoPass:
         return [features]
 
     def _second_pass(self, sequence: Sequence, slot: Slot, prefix_rows: int, embeds: abc.Sequence[Rows]) -> FloatArray:
-        """RoI tokens and question behind the stored prefix -> logits (V,)."""
+        """Run RoI tokens and question after the stored prefix -> logits (V,)."""
         decoder, watch, stop = self._decoder, sequence.watch, prefix_rows + sum(map(row_count, embeds))
         with watch.stage("tail_prefill"):
-            # Before the caches grow: attention costs by their length, and the prefix needs no more than this.
+            # Before the caches grow: the cost of attention depends on their length, and the prefix needs no more than
+            # this.
             if slot.valid["tail"] < prefix_rows:
                 decoder.run_tail(slot, slot.valid["tail"], prefix_rows)
         with watch.stage("crop_trunk"):
@@ -232,6 +233,6 @@ class TwoPass:
 
 
 def _runs(kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where stretches of kept cells begin and end."""
+    """Start and end of each run of kept cells."""
     steps = np.diff(np.concatenate([[False], kept, [False]]).astype(np.int8))
     return list(zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True))

@@ -9,7 +9,7 @@ Ask a bundle about pictures:
     Region            one of its boxes
 
 Do what the verbs of the command line do, each with a function:
-    run_demo          the model that comes with the package, asked about a scene that comes along
+    run_demo          the shipped model, asked about the shipped scene
     export_bundle     a checkpoint becomes a bundle
     CalibrationData   questions that a calibration runs
     verify_bundle     how far a bundle or its engines lie from the checkpoint

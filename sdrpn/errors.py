@@ -60,7 +60,7 @@ class SdrpnError(Exception):
 
 
 class BadInput(SdrpnError, ValueError):
-    """The request itself is at fault."""
+    """The request is wrong."""
 
     exit_code = 2
 

@@ -53,10 +53,10 @@ def statement(bundle: Path, started: str) -> dict[str, Any]:
                 "buildType": "urn:sdrpn:engines:v1",
                 "externalParameters": {
                     "checkpoint": manifest["source"]["checkpoint"],
-                    "targets": sorted({one["target"] for one in built.values()}),
+                    "targets": sorted({engine["target"] for engine in built.values()}),
                 },
                 "internalParameters": {
-                    name: {option: one[option] for option in OPTIONS} for name, one in built.items()
+                    name: {option: engine[option] for option in OPTIONS} for name, engine in built.items()
                 },
                 "resolvedDependencies": list(dependencies(manifest)),
             },
@@ -86,13 +86,13 @@ def dependencies(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if commit is not None:
         yield {"name": "source", "digest": {"gitCommit": commit}}
     yield {"name": "python", "uri": f"pkg:generic/python@{platform.python_version()}"}
-    packages = {one.metadata["Name"]: one.version for one in distributions()}
+    packages = {package.metadata["Name"]: package.version for package in distributions()}
     for name, version in sorted(packages.items(), key=lambda package: package[0].lower()):
         yield {"name": name, "uri": f"pkg:pypi/{name.lower().replace('_', '-')}@{version}"}
 
 
 def git_commit() -> str | None:
-    """Of the tree that this file lies in; None outside of one."""
+    """The commit of the tree that contains this file; None outside of a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -113,7 +113,7 @@ def now() -> str:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, read in pieces."""
+    """The SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while piece := stream.read(1 << 20):

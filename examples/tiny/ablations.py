@@ -45,7 +45,7 @@ def steps(runs: Path, samples: int, training_steps: int) -> list[Step]:
 
 
 def name_of(pairs: int, seed: int) -> str:
-    """Of a training on denoised labels."""
+    """The name of a training on denoised labels."""
     return f"n{pairs}-{seed}"
 
 
@@ -101,7 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of pipeline.py")
     parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--steps", type=int, help="of every training (default: as many as the shipped RPN took)")
+    parser.add_argument("--steps", type=int, help="steps of every training (default: as for the shipped RPN)")
     args = parser.parse_args()
     runs = args.runs.resolve()
     (runs / "ablations").mkdir(exist_ok=True)

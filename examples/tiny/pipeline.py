@@ -23,10 +23,10 @@ SHIPPED = HERE / "checkpoint"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything.
+    """How much of each stage to run.
 
     reading: whether the tower and the first language stages are trained; else the last stage starts from the shipped
-    checkpoint. finding: what `train_finding.py` is told.
+    checkpoint. finding: arguments of `train_finding.py`.
     """
 
     reading: bool

@@ -88,7 +88,7 @@ class Pool:
             progress(len(self.scenes))
 
     def batch(self, rng: np.random.Generator, pictures: int, questions: int, crops: bool) -> PooledBatch:
-        """Pictures drawn anew, each with other questions than the last time."""
+        """New pictures, each with other questions than before."""
         chosen = rng.integers(len(self.scenes), size=pictures)
         place = int(rng.integers(CROPS))
         asked = [self._questions(rng, self.scenes[index], questions, place if crops else None) for index in chosen]

@@ -29,7 +29,7 @@ def llava_from(model: TinyLlava) -> LlavaForConditionalGeneration:
 
 
 def llava_config(model: TinyLlava) -> LlavaConfig:
-    """Of the whole model."""
+    """The configuration of the whole model."""
     return LlavaConfig(
         vision_config=model.tower.clip.config,
         text_config=model.llm.config,

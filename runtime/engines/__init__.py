@@ -1,1 +1,1 @@
-"""The engines of a bundle: which there are, whether they fit this machine, and one trial run. Builds nothing."""
+"""The engines of a bundle: list them, check whether they fit this machine, and run them once. Builds nothing."""

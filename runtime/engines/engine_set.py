@@ -17,7 +17,7 @@ __all__ = ["EngineFile", "EngineSet", "engine_set", "engine_sets"]
 
 @dataclass(frozen=True)
 class EngineFile:
-    """One engine. `fault` says why its manifest cannot be believed; then there is none."""
+    """One engine. `fault`: why its manifest cannot be trusted; it is None then."""
 
     graph: str
     path: Path
@@ -28,7 +28,7 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """What was built for one target; `missing` are graphs of the model that have no engine."""
+    """The engines of one target; `missing`: graphs of the model without an engine."""
 
     bundle: Bundle
     target: str
@@ -37,17 +37,17 @@ class EngineSet:
 
     @property
     def manifests(self) -> dict[str, EngineManifest]:
-        """Of those engines that have a good one."""
-        return {name: one.manifest for name, one in self.engines.items() if one.manifest is not None}
+        """The manifests that can be trusted."""
+        return {name: engine.manifest for name, engine in self.engines.items() if engine.manifest is not None}
 
     @property
     def flavour(self) -> str:
-        """TensorRT or TensorRT-RTX, as the first manifest says."""
+        """TensorRT or TensorRT-RTX, by the first manifest."""
         return next(iter(self.manifests.values())).flavour
 
     @property
     def variant(self) -> Variant:
-        """What the engines were built from. Raises BadInput where the bundle has it no more."""
+        """The variant that the engines were built from. Raises BadInput if the bundle no longer has it."""
         return self.bundle.variant(next(iter(self.manifests.values())).variant)
 
     @property
@@ -58,18 +58,18 @@ class EngineSet:
     @property
     def max_batch(self) -> int:
         """The most sequences that a decode step takes."""
-        decoding = [one.max_batch for name, one in self.manifests.items() if graph_named(name).decodes]
+        decoding = [manifest.max_batch for name, manifest in self.manifests.items() if graph_named(name).decodes]
         return min(decoding, default=1)
 
     @property
     def contexts(self) -> tuple[int, ...]:
-        """The lengths of the caches that there are profiles for, shortest first."""
+        """Cache lengths that have profiles, in ascending order."""
         manifests = self.manifests
         return manifests.get("trunk", next(iter(manifests.values()))).contexts
 
     @property
     def host_code(self) -> bool:
-        """Whether the engines bring code for the CPU along, which version-compatible ones do."""
+        """Whether the engines contain code for the CPU, as version-compatible ones do."""
         return any(manifest.version_compatible for manifest in self.manifests.values())
 
     @property
@@ -85,7 +85,7 @@ class EngineSet:
 
     @property
     def build_command(self) -> str:
-        """What makes these engines anew."""
+        """The command that builds these engines again."""
         return self.bundle.build_command(self.target)
 
 
@@ -96,12 +96,12 @@ def engine_sets(bundle: Bundle) -> tuple[EngineSet, ...]:
 
 
 def engine_set(bundle: Bundle, target: str) -> EngineSet:
-    """The engines of one target. Raises BadInput where there are none."""
+    """The engines of one target. Raises BadInput if there are none."""
     sets = engine_sets(bundle)
-    for one in sets:
-        if one.target == target:
-            return one
-    there = ", ".join(one.target for one in sets) or "none"
+    for engines in sets:
+        if engines.target == target:
+            return engines
+    there = ", ".join(engines.target for engines in sets) or "none"
     raise BadInput(
         f"{bundle.path} has no engines for target {target!r}; it has {there}. "
         f"Build them: {bundle.build_command(target)}"

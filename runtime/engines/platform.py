@@ -1,4 +1,4 @@
-"""What this machine offers to engines: libraries, GPU, driver. Loads no engine, and what is not there is no failure."""
+"""This machine's platform for engines: libraries, GPU, driver. Loads no engine; missing parts are not an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Platform", "PlatformGpu", "read_platform"]
 
 @dataclass(frozen=True)
 class PlatformGpu:
-    """The GPU that would be used; None where nobody tells."""
+    """The GPU that would be used; None for unknown properties."""
 
     name: str
     capability: str | None  # SM89
@@ -28,13 +28,13 @@ class PlatformGpu:
 
 @dataclass(frozen=True)
 class Platform:
-    """What the manifest of an engine is compared with."""
+    """The properties that an engine's manifest is compared with."""
 
     system: str  # Linux
     machine: str  # x86_64
     libraries: Mapping[str, str | None]  # flavour -> version
     gpu: PlatformGpu | None
-    cuda_driver: int | None  # the newest CUDA that the driver has: 13040 is 13.4; 0: there is no driver
+    cuda_driver: int | None  # the newest CUDA that the driver supports: 13040 is 13.4; 0: there is no driver
     cuda_runtime: int | None
     cuda_fault: str | None  # why CUDA cannot be used
 
@@ -43,7 +43,7 @@ def read_platform(device: int = 0) -> Platform:
     """Ask the libraries, CUDA and nvidia-smi.
 
     Args: device: the GPU that would be used, as CUDA numbers them
-    Raises: BadInput for one that is not among several
+    Raises: BadInput for a device that does not exist
     """
     gpus = read_gpus()
     shown = gpus[device] if device < len(gpus) else None
@@ -68,7 +68,7 @@ def _version(flavour: str) -> str | None:
 
 
 def _from_cuda(shown: Gpu | None, device: int) -> tuple[PlatformGpu | None, tuple[int | None, int | None], str | None]:
-    """The GPU, the versions of driver and library, and what failed."""
+    """The GPU, the versions of driver and library, and the failure, if any."""
     versions: tuple[int | None, int | None] = (None, None)
     try:
         cuda = load_cuda("the check of engines", device)

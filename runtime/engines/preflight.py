@@ -1,7 +1,7 @@
-"""Whether engines fit their bundle and this machine, found out before any of them is loaded. Builds and loads nothing.
+"""Check whether engines fit their bundle and this machine, before any of them is loaded. Builds and loads nothing.
 
-The reasons are those of TensorRT-RTX's own check, which is asked as well where it exists. Every problem is one line:
-the field, what the engine has, what is here, and the command that mends it.
+The reasons are those of TensorRT-RTX's own check, which also runs if it is available. Every problem is one line: the
+field, the engine's value, the value here, and the command that fixes it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ _AMPERE_PLUS = "AMPERE_PLUS"  # HardwareCompatibilityLevel
 class Problem:
     """Why an engine must not be loaded here."""
 
-    graph: str  # several are separated by commas
+    graph: str  # several names are separated by commas
     reason: str  # one of REASONS
     field: str
-    engine: str  # what the engine has
-    here: str  # what the bundle or the machine has
+    engine: str  # the engine's value
+    here: str  # the value of the bundle or the machine
     mend: str
 
     @property
     def broken(self) -> bool:
-        """At fault is the engine itself: it would be refused on every machine."""
+        """Whether the engine itself is faulty, and would be refused on every machine."""
         return self.reason == "MALFORMED_ENGINE"
 
     def __str__(self) -> str:
@@ -66,10 +66,10 @@ def check_engines(
 
     Args:
         max_batch: sequences that are to be decoded together; None: as many as a decode step takes
-        verify: hash every engine; False: large ones only where size or time are not as when they were built
+        verify: hash every engine; False: large ones only if size or time differ from the build
     """
     broken = tuple(_broken(engines, verify))
-    if broken:  # of such engines nothing else can be said
+    if broken:  # nothing else can be checked then
         return _joined(broken)
     found = [*_machine(engines, platform), *_memory(engines, platform, max_batch)]
     return _joined(found or _by_library(engines))
@@ -99,15 +99,15 @@ def device_bytes(engines: EngineSet, max_batch: int | None = None) -> int:
 
 
 def _joined(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """What is the matter with several graphs is one problem of them all."""
+    """Join the same problem of several graphs into one."""
     graphs: dict[Problem, list[str]] = {}
     for problem in problems:
         graphs.setdefault(dataclasses.replace(problem, graph=""), []).append(problem.graph)
-    return tuple(dataclasses.replace(one, graph=", ".join(names)) for one, names in graphs.items())
+    return tuple(dataclasses.replace(problem, graph=", ".join(names)) for problem, names in graphs.items())
 
 
 def _cache_bytes(graph: GraphInfo, manifest: EngineManifest) -> int:
-    """Of one sequence, whose caches are as long as the engine takes them."""
+    """Bytes of the caches of one sequence, at the engine's length."""
     caches = [tensor for tensor in graph.inputs if tensor.is_cache]
     rows = {"batch": 1, "cache_length": manifest.max_context}
     return sum(
@@ -122,14 +122,14 @@ def _broken(engines: EngineSet, verify: bool) -> Iterator[Problem]:
     looks = ', or open what is there with parts="look"' if engines.looks else ""
     for graph in engines.missing:
         yield _malformed(graph, "engine", "not there", "the model needs it", f"{rebuild}{looks}")
-    for one in engines.engines.values():
-        if one.manifest is None:
-            yield _malformed(one.graph, "manifest", "not to be trusted", one.fault or "", rebuild)
+    for engine in engines.engines.values():
+        if engine.manifest is None:
+            yield _malformed(engine.graph, "manifest", "not to be trusted", engine.fault or "", rebuild)
             continue
-        yield from _misplaced(engines, one, one.manifest, rebuild)
-        yield from _stale(engines, one.manifest, rebuild)
-        yield from _unlike_graph(engines, one.manifest, rebuild)
-        yield from _changed(engines, one, one.manifest, rebuild, verify)
+        yield from _misplaced(engines, engine, engine.manifest, rebuild)
+        yield from _stale(engines, engine.manifest, rebuild)
+        yield from _unlike_graph(engines, engine.manifest, rebuild)
+        yield from _changed(engines, engine, engine.manifest, rebuild, verify)
     yield from _unlike_each_other(engines, rebuild)
 
 
@@ -138,7 +138,7 @@ def _malformed(graph: str, field: str, engine: object, here: str, mend: str) -> 
 
 
 def _misplaced(engines: EngineSet, one: EngineFile, manifest: EngineManifest, mend: str) -> Iterator[Problem]:
-    """A manifest that lies where another one belongs, or tells of things that there are not."""
+    """A manifest in the wrong place, or with unknown or empty fields."""
     for field, value, expected in (("graph", manifest.graph, one.graph), ("target", manifest.target, engines.target)):
         if value != expected:
             yield _malformed(one.graph, field, value, f"it lies where that of {expected} belongs", mend)
@@ -149,7 +149,7 @@ def _misplaced(engines: EngineSet, one: EngineFile, manifest: EngineManifest, me
 
 
 def _stale(engines: EngineSet, manifest: EngineManifest, mend: str) -> Iterator[Problem]:
-    """The bundle was exported again since, or differently."""
+    """Differences from the bundle, which was exported again since."""
     bundle = engines.bundle.manifest
     variant = bundle.variants.get(manifest.variant)
     if variant is None:
@@ -178,7 +178,7 @@ def _stale(engines: EngineSet, manifest: EngineManifest, mend: str) -> Iterator[
 
 
 def _unlike_graph(engines: EngineSet, manifest: EngineManifest, mend: str) -> Iterator[Problem]:
-    """Inputs, outputs and profiles against what the bundle says of the graph."""
+    """Differences of inputs, outputs and profiles from the bundle's graph."""
     variant = engines.bundle.manifest.variants.get(manifest.variant)
     graph = variant.graphs.get(manifest.graph) if variant is not None else None
     if graph is None:
@@ -197,7 +197,7 @@ def _unlike_graph(engines: EngineSet, manifest: EngineManifest, mend: str) -> It
 def _unlike_tensor(manifest: EngineManifest, tensor: EngineTensor, wanted: TensorInfo, mend: str) -> Iterator[Problem]:
     if tensor.dtype != wanted.dtype:
         yield _malformed(manifest.graph, f"type of {tensor.name}", tensor.dtype, f"the graph's is {wanted.dtype}", mend)
-    # With several contexts the length of the caches is as the profile says.
+    # With several contexts the length of the caches depends on the profile.
     length = manifest.max_context if len(manifest.contexts) == 1 else "cache_length"
     dims = tuple(length if dim == "cache_length" else dim for dim in wanted.dims)
     alike = len(dims) == len(tensor.dims) and all(
@@ -214,7 +214,7 @@ def _unlike_tensor(manifest: EngineManifest, tensor: EngineTensor, wanted: Tenso
 def _changed(
     engines: EngineSet, one: EngineFile, manifest: EngineManifest, mend: str, verify: bool
 ) -> Iterator[Problem]:
-    """The file against its place, kind, size and digest."""
+    """Differences of the file in place, kind, size or digest."""
     stamp = manifest.engine
     try:
         status = require_loadable(one.path, engines.bundle.roots, mend)
@@ -236,7 +236,7 @@ def _changed(
 
 
 def _unlike_each_other(engines: EngineSet, mend: str) -> Iterator[Problem]:
-    """Engines that do not work together: the caches of all graphs are one set."""
+    """Engines that do not work together, since all graphs share one set of caches."""
     manifests = engines.manifests
     if not manifests:
         return
@@ -270,7 +270,7 @@ def _library(engines: EngineSet, graph: str, manifest: EngineManifest, platform:
 
 
 def _system(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Platform) -> Iterator[Problem]:
-    """Engines of TensorRT stay on the platform that built them; those of TensorRT-RTX do not depend on it."""
+    """TensorRT engines run only on the platform that built them; TensorRT-RTX engines do not depend on it."""
     if manifest.flavour != "tensorrt":
         return
     for field, here in (("system", platform.system), ("machine", platform.machine)):
@@ -294,7 +294,7 @@ def _gpu(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Pla
         mend = f"build for a target that has {gpu.capability} (see sdrpn targets): {engines.bundle.build_command()}"
         here = f"{gpu.name} is {gpu.capability}"
         yield Problem(graph, "UNSUPPORTED_CC", "compute_capabilities", wanted, here, mend)
-    # TensorRT-RTX compiles for a capability, whatever driver is there, and says itself which one is too old.
+    # TensorRT-RTX compiles for a capability, independent of the driver, and checks itself whether a driver is too old.
     built = manifest.driver if manifest.flavour == "tensorrt" else None
     if built is not None and gpu.driver is not None and _numbers(gpu.driver) < _numbers(built):
         mend = f"install driver {built} or newer, or build it again: {engines.build_command}"
@@ -307,7 +307,7 @@ def _gpu(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Pla
 
 
 def _memory(engines: EngineSet, platform: Platform, max_batch: int | None) -> Iterator[Problem]:
-    """Of all engines together, since they are loaded together."""
+    """The memory of all engines, which are loaded together."""
     if platform.gpu is None or platform.gpu.memory_free_bytes is None:
         return
     needed, free = device_bytes(engines, max_batch), platform.gpu.memory_free_bytes
@@ -326,26 +326,26 @@ def _memory(engines: EngineSet, platform: Platform, max_batch: int | None) -> It
 
 
 def _by_library(engines: EngineSet) -> Iterator[Problem]:
-    """What the library itself says of each header, where it has such a check."""
+    """Problems that the library finds in each engine's header, if it has such a check."""
     library = open_library(engines.flavour)
-    for graph, one in engines.engines.items():
-        validity = library.validity(one.path)
+    for graph, engine in engines.engines.items():
+        validity = library.validity(engine.path)
         if validity is not None and validity.state == "INVALID":
-            yield from _told(engines, graph, validity)
+            yield from _invalid(engines, graph, validity)
 
 
-def _told(engines: EngineSet, graph: str, validity: Validity) -> Iterable[Problem]:
-    mends = {
+def _invalid(engines: EngineSet, graph: str, validity: Validity) -> Iterable[Problem]:
+    advice = {
         "OLD_CUDA_DRIVER": "install a newer driver",
         "OLD_CUDA_RUNTIME": "install a newer CUDA runtime: pip install --upgrade cuda-python",
         "INSUFFICIENT_GPU_MEMORY": "end what else uses the GPU, or build for a shorter context with --max-context",
-        "CUDA_ERROR": "see what sdrpn doctor says of driver and GPU",
+        "CUDA_ERROR": "see the driver and GPU in `sdrpn doctor`",
     }
     rebuild = f"build it again: {engines.build_command}"
-    told = validity.message or "it gave no reason"
+    message = validity.message or "it gave no reason"
     for reason in validity.reasons or ("CUDA_ERROR",):
-        here = f"{engines.flavour} says: {told}"
-        yield Problem(graph, reason, "get_engine_validity", validity.state, here, mends.get(reason, rebuild))
+        here = f"{engines.flavour} says: {message}"
+        yield Problem(graph, reason, "get_engine_validity", validity.state, here, advice.get(reason, rebuild))
 
 
 def _runs_later(built: str, here: str | None) -> bool:

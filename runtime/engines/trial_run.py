@@ -28,14 +28,14 @@ __all__ = ["FINITE", "SMOKE", "TWO_AT_ONCE", "smoke_test", "smoke_test_graphs"]
 
 FINITE, SMOKE, TWO_AT_ONCE = "finite", "smoke test", "two at once"  # kinds of gates
 _SEED = 0
-_GRAPH_CONTEXT = 64  # rows of the caches that a graph is tried with
+_GRAPH_CONTEXT = 64  # rows of the caches in a trial of a graph
 
-_Takes: TypeAlias = Callable[[Mapping[str, Array]], bool]  # whether these inputs fit a profile
+_Takes: TypeAlias = Callable[[Mapping[str, Array]], bool]  # whether a profile accepts these inputs
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Rows start..start+rows-1 at once, behind caches that hold what lies before; of a second sequence, further on."""
+    """A run of rows start..start+rows-1, with caches of the rows before; a second sequence starts at a later row."""
 
     label: str
     start: int
@@ -43,7 +43,7 @@ class _Run:
     cache_length: int = 0
 
     def of(self, index: int) -> _Run:
-        """The same of another sequence, which is at another position."""
+        """The same run for another sequence, at another position."""
         return replace(self, start=self.start + 3 * index)
 
 
@@ -54,8 +54,8 @@ def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) 
 
     Args:
         backend: runs the engines
-        reference: runs the ONNX graphs; None: they are not compared, where memory is short or it lacks kernels
-    Raises: what loading or running an engine raises
+        reference: runs the ONNX graphs; None: no comparison, for lack of memory or kernels
+    Raises: the errors of loading and running an engine
     """
     limit = tolerances_of(engines.variant.numerics).values
     for name, engine in engines.engines.items():
@@ -67,10 +67,10 @@ def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) 
 
 
 def smoke_test_graphs(bundle: Bundle, variant: Variant, twin: Variant | None, backend: Backend) -> Iterator[ParityGate]:
-    """The same for the ONNX graphs of a variant, against those of another that ought to compute the same numbers.
+    """The same for the ONNX graphs of a variant, compared with another variant that should compute the same.
 
     Args:
-        twin: None: nothing is compared but two at once with each by itself
+        twin: the other variant; None: only two at once are compared with each alone
     """
     limit = tolerances_of(variant.numerics).values
     for name, graph in variant.graphs.items():
@@ -83,7 +83,7 @@ def smoke_test_graphs(bundle: Bundle, variant: Variant, twin: Variant | None, ba
 
 @dataclass(frozen=True)
 class _Loadable:
-    """A graph, and what runs it."""
+    """A graph, and a backend that runs it."""
 
     backend: Backend
     graph: GraphInfo
@@ -91,7 +91,7 @@ class _Loadable:
 
     @contextmanager
     def loaded(self) -> Iterator[Runner]:
-        """Closed behind the block."""
+        """The loaded graph, closed after the block."""
         runner = self.backend.load(self.graph, self.path)
         try:
             yield runner
@@ -122,13 +122,13 @@ def _gates(
     if other is not None:
         gates.append(_gate(name, SMOKE, _checks(labels, found, _expected(other, runs)), limit))
     yield from gates
-    # Whether two come out as one does says nothing where one is wrong.
+    # A comparison of two with one means nothing if one is wrong.
     if pairs and all(gate.ok for gate in gates):
         yield _gate(name, TWO_AT_ONCE, pairs, limit)
 
 
 def _runs(graph: GraphInfo, contexts: Sequence[int]) -> list[_Run]:
-    """One for each profile."""
+    """One run per profile."""
     if not any("sequence" in tensor.dims for tensor in graph.inputs):
         return [_Run("one picture", 0, 1)]
     return [
@@ -158,7 +158,7 @@ def _several(
 
 
 def _takes(manifest: EngineManifest, feeds: Mapping[str, Array]) -> bool:
-    """Whether a profile of the engine has these shapes."""
+    """Whether a profile of the engine accepts these shapes."""
     dynamic = [tensor for tensor in manifest.tensors if tensor.mode == "input" and tensor.profiles]
     return any(
         all(
@@ -173,9 +173,9 @@ def _takes(manifest: EngineManifest, feeds: Mapping[str, Array]) -> bool:
 
 
 def _feeds(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, count: int) -> dict[str, Array]:
-    """Inputs by name of so many pictures or sequences. The first of several is what it is by itself."""
+    """Inputs by name for `count` pictures or sequences. The first one does not depend on `count`."""
     each = [_feeds_of_one(graph, inputs, run, index) for index in range(count)]
-    return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+    return {name: np.concatenate([feeds[name] for feeds in each]) for name in each[0]}
 
 
 def _feeds_of_one(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, index: int) -> dict[str, Array]:
@@ -190,7 +190,7 @@ def _feeds_of_one(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run,
 def _feed(tensor: TensorInfo, run: _Run, extents: Mapping[str, int], rng: np.random.Generator) -> Array:
     shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
     values: Array = rng.standard_normal(shape, np.float32)
-    if tensor.storage in ("int8", "uint8"):  # codes, whose bits are small numbers in fp8, too
+    if tensor.storage in ("int8", "uint8"):  # codes, whose bits are also small numbers in fp8
         values = rng.integers(0, 100, shape)
     if tensor.role == "cache_scale":
         values = np.abs(values) / 128
@@ -231,7 +231,7 @@ def _gate(graph: str, kind: str, checks: Sequence[tuple[str, float]], limit: flo
 
 
 def _difference(found: Array, expected: Array) -> float:
-    """The largest, as a share of max(1, largest value); something out of all range where there is no finite one."""
+    """The largest difference, as a share of max(1, largest value); a huge number if it is not finite."""
     found, expected = _ordered(found), _ordered(expected)
     difference = np.abs(found.astype(np.float64) - expected)
     scale = max(1.0, float(np.abs(expected, dtype=np.float64).max(initial=0)))
@@ -240,9 +240,9 @@ def _difference(found: Array, expected: Array) -> float:
 
 
 def _ordered(array: Array) -> Array:
-    """Codes in fp8, whose bits are a sign and a magnitude, as integers in the order of their numbers; others unchanged.
+    """fp8 codes, whose bits are a sign and a magnitude, as integers in the order of their values; others unchanged.
 
-    A rounding to the other side then moves an integer by one.
+    A rounding to the next value then changes an integer by one.
     """
     if array.dtype != np.uint8:
         return array

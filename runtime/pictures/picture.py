@@ -98,7 +98,7 @@ class PictureInMemory(Picture):
         self.size = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
 
     def digest(self) -> str:
-        """Of the pixels, whatever they were read from."""
+        """A digest of the pixels, whatever they were read from."""
         return image_digest(self._pixels) if isinstance(self._pixels, Image.Image) else pixels_digest(self._pixels)
 
     def as_image(self) -> Image.Image:
@@ -125,7 +125,7 @@ class JpegPicture(Picture):
         self.size = file.size
 
     def digest(self) -> str:
-        """Of the file."""
+        """A digest of the file."""
         return f"fast {_file_digest(self._file)}"
 
     def as_image(self) -> Image.Image:
@@ -158,7 +158,7 @@ class GpuPicture(Picture):
         self.size = (pixels.shape[1], pixels.shape[0])
 
     def digest(self) -> str:
-        """Of the file."""
+        """A digest of the file."""
         return f"gpu {_file_digest(self._file)}"
 
     def as_image(self) -> Image.Image:

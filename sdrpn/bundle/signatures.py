@@ -67,7 +67,7 @@ class GraphSignature:
     @property
     def scales(self) -> dict[str, str]:
         """Names of codes -> names of their scales, for inputs and outputs."""
-        inputs = {one.of: one.name for one in self.inputs.values() if one.role == "cache_scale"}
+        inputs = {tensor.of: tensor.name for tensor in self.inputs.values() if tensor.role == "cache_scale"}
         outputs = self.cache_outputs
         return inputs | {outputs[codes].name: outputs[scale].name for codes, scale in inputs.items()}
 
@@ -121,7 +121,10 @@ class _Graphs:
     def vision(self) -> GraphSignature:
         """The family's inputs; the output is the tokens of each look."""
         family = family_of(self.spec)
-        inputs = [TensorInfo(one.name, one.dtype, one.dims, one.role) for one in family.vision_inputs(self.spec)]
+        inputs = [
+            TensorInfo(tensor.name, tensor.dtype, tensor.dims, tensor.role)
+            for tensor in family.vision_inputs(self.spec)
+        ]
         cells = self.spec.vision.image_tokens if family.square(self.spec.vision) is not None else "cells"
         tokens = _float("image_embeds", "image_embeds", "images", cells, self.spec.llm.width)
         return GraphSignature.of(inputs, [tokens])

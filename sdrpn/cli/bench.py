@@ -147,17 +147,17 @@ def _print(report: BenchReport) -> None:
     columns = ("side", "case", "first token, ms: p50 / p95 / p99", "a token, ms", "prefill tokens/s", "decode tokens/s")
     rows = [
         (
-            one.side,
-            one.case,
-            milliseconds(one, "first token"),
-            milliseconds(one, "token"),
-            number(one.prefill_tokens_per_s),
-            number(one.decode_tokens_per_s),
-            f"{one.stages['total'].p50:.3f}",
-            number(one.relative_to_plain),
-            number(one.relative_to_first),
+            case.side,
+            case.case,
+            milliseconds(case, "first token"),
+            milliseconds(case, "token"),
+            number(case.prefill_tokens_per_s),
+            number(case.decode_tokens_per_s),
+            f"{case.stages['total'].p50:.3f}",
+            number(case.relative_to_plain),
+            number(case.relative_to_first),
         )
-        for one in report.cases
+        for case in report.cases
     ]
     print_table((*columns, "whole answer, s", "throughput / plain", "/ first side"), rows)
     if report.peak_rss_bytes is not None:

@@ -219,7 +219,7 @@ def _print_plan(plan: EnginePlan) -> None:
         ("context, batch", f"{' and '.join(map(str, plan.contexts))}, {plan.options.max_batch}"),
         ("memory of the build", f"about {text_from_bytes(needed.host_bytes)}"),
         ("memory of the engines", f"about {memory}"),
-        *((one.graph.name, "is there already" if one.cached else "would be built") for one in plan.engines),
+        *((engine.graph.name, "is there already" if engine.cached else "would be built") for engine in plan.engines),
         *((("but not here", plan.obstacle),) if plan.obstacle is not None else ()),
         *(("but", shortage) for shortage in plan.shortages()),
         *((("note", plan.target.note),) if plan.target.note else ()),
@@ -233,16 +233,16 @@ def _print_built(built: tuple[BuiltEngine, ...]) -> None:
 
     rows = [
         (
-            one.manifest.graph,
-            str(one.path),
-            text_from_bytes(one.manifest.engine.size_bytes),
-            "kept" if one.cached else f"{one.manifest.build_s:.1f} s",
-            text_from_bytes(one.manifest.peak_rss_bytes),
-            one.manifest.kernels_text,
+            engine.manifest.graph,
+            str(engine.path),
+            text_from_bytes(engine.manifest.engine.size_bytes),
+            "kept" if engine.cached else f"{engine.manifest.build_s:.1f} s",
+            text_from_bytes(engine.manifest.peak_rss_bytes),
+            engine.manifest.kernels_text,
         )
-        for one in built
+        for engine in built
     ]
     print_table(("graph", "engine", "size", "built in", "peak memory", "kernels"), rows)
-    for one in built:
-        for line in (*one.manifest.kernel_gate, *one.manifest.build_notes):
-            print_text(f"{one.manifest.graph}: {line}")
+    for engine in built:
+        for line in (*engine.manifest.kernel_gate, *engine.manifest.build_notes):
+            print_text(f"{engine.manifest.graph}: {line}")

@@ -64,7 +64,10 @@ def _print(diagnosis: Diagnosis) -> None:
     print_text("")
     print_table(
         ("Library", "Version", "Wanted", "For"),
-        [(one.name, _version(one), one.wanted, ", ".join(one.extras)) for one in diagnosis.libraries],
+        [
+            (library.name, _version(library), library.wanted, ", ".join(library.extras))
+            for library in diagnosis.libraries
+        ],
     )
     print_text("")
     print_table(

@@ -18,21 +18,21 @@ def print_report(report: Sequence[TargetReport]) -> None:
     """Print a table per target, a line per problem and, on request, a table of kernels per graph."""
     from sdrpn.terminal.output import print_table, print_text
 
-    for one in report:
+    for target in report:
         print_table(
             ("graph", "size", "library", "for", "variant", "context", "batch", "kernels", "built in"),
-            list(_rows(one.engines)),
-            title=one.engines.target,
+            list(_rows(target.engines)),
+            title=target.engines.target,
         )
-        for graph, known in one.engines.manifests.items():
-            for line in (*(() if one.layers else known.kernel_gate), *known.build_notes):
+        for graph, known in target.engines.manifests.items():
+            for line in (*(() if target.layers else known.kernel_gate), *known.build_notes):
                 print_text(f"{graph}: {line}")
-        for problem in one.problems:
+        for problem in target.problems:
             print_text(str(problem))
-        if not one.problems:
+        if not target.problems:
             print_text("fits this machine")
-        for graph, kernels in one.layers.items():
-            manifest = one.engines.engines[graph].manifest
+        for graph, kernels in target.layers.items():
+            manifest = target.engines.engines[graph].manifest
             profiles = _profiles_of(kernels, manifest.profiles if manifest is not None else ())
             columns = ("profile", "kernel", "kind", "reads", "weights", "writes")
             rows = [(profile, *_kernel_row(kernel)) for profile, kernel in zip(profiles, kernels, strict=True)]
@@ -70,7 +70,9 @@ def _kernels_title(graph: str, profiles: Sequence[str], kernels: Sequence[dict[s
     parts = []
     for profile in dict.fromkeys(profiles):
         own = [
-            str(kernel.get("kind", "kernel")) for one, kernel in zip(profiles, kernels, strict=True) if one == profile
+            str(kernel.get("kind", "kernel"))
+            for owner, kernel in zip(profiles, kernels, strict=True)
+            if owner == profile
         ]
         parts.append(f"{profile} {', '.join(f'{count} {kind}' for kind, count in Counter(own).most_common())}")
     return f"{graph}: {'; '.join(parts)}"
@@ -82,7 +84,9 @@ def _kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
         for side in ("inputs", "outputs")
     )
     # The library numbers constants; names of scalars and vectors carry no information.
-    weights = ", ".join(_type_and_shape(one) for one in kernel.get("constants", ()) if len(one["dims"]) > 1)
+    weights = ", ".join(
+        _type_and_shape(constant) for constant in kernel.get("constants", ()) if len(constant["dims"]) > 1
+    )
     return _short(kernel["name"]), str(kernel.get("kind", "")), reads, weights, writes
 
 

@@ -119,7 +119,10 @@ def _print_model(bundle: Bundle) -> None:
     from sdrpn.workflows.inspection import engine_sets
 
     manifest = bundle.manifest
-    engines = [f"{one.target} ({', '.join(one.engines)})" for one in engine_sets(bundle)]
+    engines = [
+        f"{engines_of_target.target} ({', '.join(engines_of_target.engines)})"
+        for engines_of_target in engine_sets(bundle)
+    ]
     spec, llm = manifest.spec, manifest.spec.llm
     rpn = "none: plain LLaVA only" if spec.rpn is None else f"{spec.rpn.layers} layers, loss {spec.rpn.loss}"
     rows = [

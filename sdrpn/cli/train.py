@@ -183,14 +183,14 @@ def _print_report(args: argparse.Namespace, trained: TrainedRpn) -> None:
     columns = ("step", "held-out loss", "average precision", "cell IoU", "box IoU", "at threshold")
     rows = [
         (
-            str(one.step),
-            f"{one.loss:.4f}",
-            f"{one.quality.average_precision:.3f}",
-            f"{one.quality.best.cell_iou:.3f}",
-            f"{one.quality.best.box_iou:.3f}",
-            f"{one.quality.best.threshold:g}",
+            str(validation.step),
+            f"{validation.loss:.4f}",
+            f"{validation.quality.average_precision:.3f}",
+            f"{validation.quality.best.cell_iou:.3f}",
+            f"{validation.quality.best.box_iou:.3f}",
+            f"{validation.quality.best.threshold:g}",
         )
-        for one in found
+        for validation in found
     ]
     if rows:
         centre = found[-1].quality.centre_box_iou

@@ -1,1 +1,1 @@
-"""Does a bundle still say what its checkpoint says? Against the model in PyTorch; knows no inference library."""
+"""Compare a bundle with its checkpoint, as a model in PyTorch. Knows no inference library."""

@@ -1,12 +1,12 @@
 """Compare whole answers with the slow reference: RoI map, boxes and tokens, in that order.
 
-Knows no runtime: whoever calls it brings a function that answers one question. Two things are no failure, and are
-noted with the check that passes:
+Knows no runtime: the caller passes a function that answers one question. Two differences are ties, not failures, and
+are noted with the check that passes:
 
-- a cell of the reference's map lies so close to the threshold that rounding decides whether it fires. The tokens are
+- a cell of the reference's map is so close to the threshold that rounding decides whether it is above. The tokens are
   then compared with the reference's answer for the crops that were found;
-- the found token and the reference's differ by so little in the reference's logits that rounding decides between
-  them. What follows two such tokens has nothing in common, so the comparison of that answer ends there.
+- the found token and the reference's differ so little in the reference's logits that rounding decides between
+  them. After two different tokens the answers diverge, so the comparison of that answer ends there.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ __all__ = [
 Float32 = NDArray[np.float32]
 
 QUESTION_IN_WORDS = "What is written on the sign?"
-# Why the correlation of some maps is told and not held to anything.
-NO_GATE = "no gate: the RPN's weights are random, so that its maps are nearly flat and any rounding turns them"
+# Why the correlation of some maps is reported without a limit.
+NO_GATE = "no gate: the RPN's weights are random, so its maps are nearly flat and any rounding changes them"
 _NO_NUMBER = "not a finite number"
 _SEED = 0
 _IMAGE_SIZES_WH = ((640, 420), (300, 480))
@@ -61,21 +61,21 @@ _IDS_BEFORE, _IDS_AFTER, _NEW_TOKENS = 8, 6, 8
 
 @dataclass(frozen=True)
 class TrialQuestion:
-    """One question about one image, by token ids; with `text`, the bundle is asked in words that become these ids."""
+    """One question about one image, by token ids; with `text`, the bundle is asked the words that become these ids."""
 
     label: str
     image: Image.Image
     ids_before: tuple[int, ...]
     ids_after: tuple[int, ...]
     roi: RoiPolicy | None  # None and no `decide`: plain LLaVA
-    decide: Decide | None = None  # chooses the crops in place of `roi`
+    decide: Decide | None = None  # chooses the crops instead of `roi`
     max_new_tokens: int = _NEW_TOKENS
     text: str | None = None
 
 
 @dataclass(frozen=True)
 class FoundAnswer:
-    """What is compared of an answer."""
+    """The parts of an answer that are compared."""
 
     token_ids: tuple[int, ...]  # without the stop token
     roi_logits: Float32 | None  # (G,G); None for plain LLaVA
@@ -86,10 +86,10 @@ AnswerQuestion = Callable[[TrialQuestion], FoundAnswer]
 
 
 def trial_questions(spec: ModelSpec) -> tuple[TrialQuestion, ...]:
-    """Seeded questions: for each image under each policy, and one with crops that are there whatever the map says.
+    """Seeded questions: each image under each policy, and one with given crops, whatever the map.
 
-    Random weights may give a map without a region; the last question keeps the way through the crops from going
-    untried. A model without an RPN is asked as plain LLaVA.
+    Random weights may give a map without a region; given crops make sure that crops are tested. A model without an RPN
+    is asked as plain LLaVA.
     """
     rng = np.random.default_rng(_SEED)
     special = {spec.prompt.bos_token_id, spec.prompt.image_token_id, spec.prompt.pad_token_id}
@@ -105,12 +105,12 @@ def trial_questions(spec: ModelSpec) -> tuple[TrialQuestion, ...]:
             crops = _given_crops(spec.vision.grid(size))
             asked.append(dataclasses.replace(plain, label="given crops", decide=_decide_on(crops)))
         name = f"image {index + 1}"
-        questions += [dataclasses.replace(one, label=f"{name}, {one.label}") for one in (*asked, plain)]
+        questions += [dataclasses.replace(question, label=f"{name}, {question.label}") for question in (*asked, plain)]
     return tuple(questions)
 
 
 def question_in_words(spec: ModelSpec, tokenizer: Tokenizer) -> TrialQuestion:
-    """A question as a user asks it. Raises BadInput where the checkpoint's template cannot be filled."""
+    """A question as text. Raises BadInput if the checkpoint's template cannot be filled."""
     prompt = build_prompt(tokenizer, spec.prompt, QUESTION_IN_WORDS)
     roi = next(iter(_policies(spec).values()), None)
     picture = random_photograph(_SEED, _IMAGE_SIZES_WH[0])
@@ -126,13 +126,13 @@ def compare_answers(
     precision: str,
     thorough: bool = False,
 ) -> Iterator[Check]:
-    """Ask every question of the reference and of `answer`; after the first kind that fails, the next question follows.
+    """Ask the reference and `answer` every question; after the first kind that fails, continue with the next question.
 
     Args:
-        model: float32, of the checkpoint that the bundle was made from
-        answer: ContextTooLong becomes a note (the bundle says that it cannot), another error of ours a failed check
+        model: float32, from the bundle's checkpoint
+        answer: ContextTooLong becomes a note, any other SdrpnError a failed check
         variant, precision: of the bundle, for the checks and their limits
-        thorough: every kind of every question, also how far the boxes overlap
+        thorough: check every kind for every question, also the overlap of boxes
     """
     for question in questions:
         asked = _Asked(model, question, variant, tolerances_of(precision))
@@ -148,7 +148,7 @@ def compare_answers(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question to a model, with the limits for its answer."""
+    """A question to the model, with the limits for its answer."""
 
     model: SdRpnModel
     question: TrialQuestion
@@ -198,7 +198,7 @@ class _Asked:
 
     def _boxes(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
         if found.decision is None or expected.decision is None:
-            return  # plain on both sides, or else the maps failed
+            return  # both plain, or the check of the maps failed
         texts = _text_from_decision(found.decision), _text_from_decision(expected.decision)
         same = _same_crops(found.decision, expected.decision)
         close = 0 if same else self._close_cells(expected.decision)
@@ -207,15 +207,17 @@ class _Asked:
 
     def _overlap(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
         if found.decision is None or expected.decision is None or self.question.decide is not None:
-            return  # nothing was decided, or it was given
-        iou = overlap(*([crop.box_xyxy_px for crop in one.crops] for one in (found.decision, expected.decision)))
+            return  # no decision, or given crops
+        iou = overlap(
+            *([crop.box_xyxy_px for crop in decision.crops] for decision in (found.decision, expected.decision))
+        )
         tie = iou < 1 and self._close_cells(expected.decision) > 0
         yield self.check("box IoU", iou, note="tie" if tie else "")
 
     def _tokens(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
         decision = found.decision
         if decision is not None and expected.decision is not None and not _same_crops(decision, expected.decision):
-            expected = self._reference(lambda logits, image_wh: decision)  # a tie of the boxes
+            expected = self._reference(lambda logits, image_wh: decision)  # the boxes are at a tie
         texts = _text_from_ids(found.token_ids), _text_from_ids(expected.token_ids)
         at = _first_difference(found.token_ids, expected.token_ids)
         if at is None:
@@ -226,7 +228,7 @@ class _Asked:
         yield self.check("tokens", *texts, ok=margin <= limit, note=note if np.isfinite(margin) else "")
 
     def _close_cells(self, decision: RoiDecision) -> int:
-        """Cells of the reference's map that rounding may move over the threshold."""
+        """The number of cells of the reference's map that rounding may move across the threshold."""
         roi = self.question.roi
         if roi is None or self.question.decide is not None:
             return 0
@@ -235,10 +237,10 @@ class _Asked:
         return int((np.abs(blurred - threshold) <= self.limits.roi_map).sum())
 
     def _margin(self, ids: Sequence[int], step_logits: Float32, at: int) -> float:
-        """How far what was found at `at` lies below the reference's choice, as a share of max(1, the row's largest).
+        """How far the found token at `at` is below the reference's choice, as a share of max(1, the row's largest).
 
-        Where the found answer ended, a stop token was found. Infinite for what no rounding explains: a stop token
-        among the tokens of an answer, or an answer that is longer than asked for.
+        At the end of the found answer, it is a stop token. Infinite for what rounding cannot explain: a stop token
+        within an answer, or an answer beyond the maximum length.
         """
         stop_ids = self.model.spec.prompt.eos_token_ids
         ended = at == len(ids)
@@ -258,7 +260,7 @@ def _policies(spec: ModelSpec) -> dict[str, RoiPolicy]:
 
 
 def _given_crops(grid: ImageGrid) -> tuple[Crop, ...]:
-    """A crop of which every other cell is kept, and a whole one."""
+    """A crop that keeps every other cell, and a whole one."""
     width, height = grid.image_wh
     box = width // 8, height // 8, width // 2, height // 2
     keep = np.indices(grid.crop_hw(box)).sum(axis=0) % 2 == 0
@@ -283,9 +285,10 @@ def _cosine(found: Float32, expected: Float32) -> float:
 
 
 def centred_correlation(found: Float32, expected: Float32) -> float:
-    """Of two maps of logits about their means (Pearson): 1 where one is the other times a factor, plus a constant.
+    """The correlation of two maps of logits about their means (Pearson): 1 if one is the other times a factor, plus a
+    constant.
 
-    Two maps without any contrast are equal. NaN for maps of different shapes.
+    Two maps without any contrast count as equal. NaN for maps of different shapes.
     """
     if found.shape != expected.shape:
         return float("nan")
@@ -310,7 +313,7 @@ def _same_crop(found: Crop, expected: Crop) -> bool:
 
 
 def _first_difference(found: Sequence[int], expected: Sequence[int]) -> int | None:
-    """Where two answers part; the end of the shorter one counts, because a stop token stands there."""
+    """The first position where two answers differ; the end of the shorter one counts, as a stop token."""
     if tuple(found) == tuple(expected):
         return None
     pairs = zip(found, expected, strict=False)

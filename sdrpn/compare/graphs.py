@@ -1,7 +1,7 @@
 """Compare the graphs of a bundle with the same parts in PyTorch: names, axes, shapes and values, in that order.
 
-Knows no inference library: whoever calls it brings a function that runs one graph on arrays. Every run is fed with
-what PyTorch computed, so that each graph is judged by itself.
+Knows no inference library: the caller passes a function that runs one graph on arrays. The inputs of every run come
+from PyTorch, so that each graph is judged on its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 Array = NDArray[Any]
 Kind = Literal[
     "checkpoint", "names", "axes", "shapes", "values", "roi cosine", "roi correlation", "boxes", "tokens",
-    # of parity.py alone:
+    # used by parity.py only:
     "mean", "cosine", "peak", "box IoU", "same crops", "token agreement",
 ]  # fmt: skip
 RunGraph = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
@@ -44,17 +44,17 @@ RunGraph = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. Numbers are held to `limit`, everything else to `expected`."""
+    """One comparison. Numbers are compared with `limit`, everything else with `expected`."""
 
     variant: str
     graph: str  # or "embedding", "answer", "bundle"
     kind: Kind
-    tensor: str  # which one and in which run, or which question
+    tensor: str  # tensor and run, or question
     found: str | float
     expected: str | None = None
     limit: float | None = None
     ok: bool = True
-    note: str = ""  # why something passes that is not equal, or was not compared
+    note: str = ""  # why an unequal value passes, or was not compared
 
 
 def compare_graphs(
@@ -65,14 +65,13 @@ def compare_graphs(
     max_context: int,
     files: Mapping[str, GraphSignature] | None = None,
 ) -> Iterator[Check]:
-    """Check every graph of `variant`; after the first kind that fails for a graph, its later kinds are left out.
+    """Check every graph of `variant`; after the first kind that fails for a graph, its later kinds are skipped.
 
     Args:
-        model: float32, of the checkpoint that the bundle was made from
-        run: runs a graph by name, arrays by input name -> arrays by output name; raising an error of ours is a failed
-            check
-        max_context: positions that the bundle has
-        files: what the graph files themselves declare, to be checked beside what the manifest says of them
+        model: float32, from the bundle's checkpoint
+        run: runs a graph by name, arrays by input name -> arrays by output name; an SdrpnError is a failed check
+        max_context: the bundle's limit, in tokens
+        files: inputs and outputs as declared in the graph files, checked as well as the manifest's
     """
     expected = expected_signatures(
         model.spec, variant.dialect, variant.precision, for_cpu=variant.for_cpu, kv_cache=variant.kv_cache
@@ -92,7 +91,7 @@ def compare_graphs(
 
 
 def compare_embedding(model: SdRpnModel, variant: Variant, rows: Callable[[Sequence[int]], Array]) -> Iterator[Check]:
-    """Check the whole token embedding table, which is no graph; `rows` gives (len(ids), D) for ids."""
+    """Check the whole token embedding table, which is not a graph; `rows` returns (len(ids), D) for ids."""
     limit, step, worst = tolerances_of(variant.numerics).values, 4096, 0.0
     for first in range(0, model.spec.llm.vocabulary, step):
         ids = range(first, min(first + step, model.spec.llm.vocabulary))
@@ -101,7 +100,7 @@ def compare_embedding(model: SdRpnModel, variant: Variant, rows: Callable[[Seque
 
 
 def compare_rotary(model: SdRpnModel, variant: Variant, rotary: RotaryFrequencies) -> Iterator[Check]:
-    """Check what the host makes rotary tables from, which is no graph either, as a share of each number."""
+    """Check the frequencies from which the host makes rotary tables, as a share of each number."""
     found, expected = (np.array([*each.inverse, each.amplitude]) for each in (rotary, frequencies(model.spec.llm)))
     yield _value_check(
         variant.name, "rotary", "frequencies", float(np.abs(found / expected - 1).max()), ROTARY_RELATIVE
@@ -109,7 +108,7 @@ def compare_rotary(model: SdRpnModel, variant: Variant, rotary: RotaryFrequencie
 
 
 def until_failed(*stages: Iterable[Check]) -> Iterator[Check]:
-    """All checks of each stage, up to and with the first stage in which one fails."""
+    """All checks of each stage, up to and including the first stage with a failure."""
     for stage in stages:
         failed = False
         for check in stage:
@@ -122,8 +121,8 @@ def until_failed(*stages: Iterable[Check]) -> Iterator[Check]:
 def relative_difference(found: Array, expected: Array) -> float:
     """The largest difference in any row (last axis), as a share of max(1, the row's largest expected value).
 
-    Row by row, because the few tokens with massive activations would hide every error of the others. Infinite where
-    a value is not a finite number.
+    Row by row, because a few tokens with massive activations would hide the errors of all others. Infinite if a value
+    is not finite.
     """
     if expected.size == 0:
         return 0.0
@@ -150,7 +149,7 @@ class _GraphChecker:
     max_context: int
 
     def names(self, found: Mapping[str, GraphSignature]) -> Iterator[Check]:
-        """One check for each side and each place that declares it."""
+        """One check for each of inputs and outputs, and each place that declares them."""
         for place, side, declared, wanted in self._sides(found):
             missing, unknown = sorted(wanted.keys() - declared.keys()), sorted(declared.keys() - wanted.keys())
             texts = (", ".join(unknown) or "nothing", ", ".join(missing) or "nothing else")
@@ -159,7 +158,7 @@ class _GraphChecker:
             yield self._check("names", f"{side} in the {place}", *texts, ok=not missing and not unknown)
 
     def axes(self, found: Mapping[str, GraphSignature]) -> Iterator[Check]:
-        """Types, fixed extents and which axes are dynamic; one check for all that are right, one for each wrong."""
+        """Types, fixed extents and dynamic axes: one check for all correct tensors, one for each wrong tensor."""
         for place, side, declared, wanted in self._sides(found):
             wrong = [name for name in wanted if _form(declared[name]) != _form(wanted[name])]
             for name in wrong:
@@ -169,7 +168,7 @@ class _GraphChecker:
                 yield self._check("axes", f"{side} in the {place}", *(f"all {len(wanted)}",) * 2, ok=True)
 
     def runs(self, run: RunGraph) -> Iterator[Check]:
-        """Run the graph and check shapes, then values, until a run has wrong shapes."""
+        """Run the graph and check shapes, then values, up to the first run with wrong shapes."""
         trials = graph_trials(self.model, self.graph, self.expected, self.variant, max_context=self.max_context)
         for trial in trials:
             try:
@@ -210,7 +209,7 @@ class _GraphChecker:
 
 
 def _form(tensor: TensorInfo) -> tuple[object, ...]:
-    """What a graph's own file declares as well, which knows no roles."""
+    """The part of a tensor that a graph file declares: not its role."""
     return tensor.name, tensor.dtype, tensor.dims
 
 
@@ -219,6 +218,6 @@ def _text_from_tensor(tensor: TensorInfo) -> str:
 
 
 def _extents(inputs: Mapping[str, TensorInfo], feeds: Mapping[str, Array]) -> dict[str, int]:
-    """What the dynamic dimensions are in these feeds."""
+    """The extents of the dynamic dimensions in these inputs."""
     pairs = (pair for name, tensor in inputs.items() for pair in zip(tensor.dims, feeds[name].shape, strict=True))
     return {dim: extent for dim, extent in pairs if isinstance(dim, str)}

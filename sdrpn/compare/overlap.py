@@ -13,11 +13,12 @@ __all__ = ["overlap"]
 
 
 def overlap(found: Sequence[Box], expected: Sequence[Box]) -> float:
-    """How much of what either looks at both look at: intersection over union of the areas, in pixels; 1 for nothing."""
+    """Intersection over union of the areas that two sets of boxes cover, in pixels; 1 if both are empty."""
     sides = (*found, *expected)
     if not sides:
         return 1.0
-    # Between two neighbouring edges every box is there or not: cells between edges are enough, however large they are.
+    # Between two adjacent edges a box either covers a cell or does not, so cells between edges suffice, whatever their
+    # size.
     xs, ys = (np.unique([box[axis + end] for box in sides for end in (0, 2)]) for axis in (0, 1))
     areas = np.diff(ys)[:, None] * np.diff(xs)[None, :]
     seen = [_covered(boxes, xs, ys) for boxes in (found, expected)]
@@ -26,7 +27,7 @@ def overlap(found: Sequence[Box], expected: Sequence[Box]) -> float:
 
 
 def _covered(boxes: Sequence[Box], xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which cells between the edges `xs` and `ys` lie in a box."""
+    """Which cells between the edges `xs` and `ys` a box covers."""
     seen = np.zeros((len(ys) - 1, len(xs) - 1), bool)
     for x0, y0, x1, y1 in boxes:
         seen |= ((ys[:-1] >= y0) & (ys[1:] <= y1))[:, None] & ((xs[:-1] >= x0) & (xs[1:] <= x1))[None, :]

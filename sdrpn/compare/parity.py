@@ -1,10 +1,9 @@
-"""How far a bundle's graphs and answers lie from PyTorch in float32, as figures with gates. Knows no inference library.
+"""How far a bundle's graphs and answers are from PyTorch in float32, as figures with gates. Knows no inference library.
 
-Where `graphs.py` and `answers.py` look for a fault and stop at the first, this measures everything: of each output of
-each run the largest and the mean difference and the cosine, of each matrix product and each attention's scores the
-largest value that fp16 would have to hold, of whole answers the RoI map, what is looked at, and the tokens. The keys
-and values that a decoder graph gives are those of every one of its layers, so an error is seen in the layer behind
-which it begins.
+While `graphs.py` and `answers.py` stop at the first failure, this measures everything: the largest and the mean
+difference and the cosine of each output of each run; the largest value that fp16 would have to hold, for each matrix
+product and each attention's scores; RoI map, crops and tokens of whole answers. A decoder graph returns keys and values
+of all its layers, so an error is visible in the first layer after its cause.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ from sdrpn.model.llava import SdRpnModel
 
 __all__ = ["answer_parity", "gates", "graph_parity", "peak_checks", "recorded_peaks"]
 
-# Keys, values and the RPN's scores: what a graph gives that was fp16 and is no output of a layer's matrix.
+# Keys, values and the RPN's scores: fp16 outputs of a graph that are not outputs of a layer's matrix.
 _HALF_OUTPUTS = ("cache", "new_rows", "scores", "new_scores")
 _SCORES = " scores"
 
 
 def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_context: int) -> Iterator[Check]:
-    """Run every graph on what PyTorch computed and measure each output.
+    """Run every graph on inputs from PyTorch, and measure each output.
 
     Args:
-        model: float32, of the checkpoint that the bundle was made from
-        run: runs a graph by name; an error of ours is a failed check
-        max_context: positions that the bundle has
+        model: float32, from the bundle's checkpoint
+        run: runs a graph by name; an SdrpnError is a failed check
+        max_context: the bundle's limit, in tokens
     """
     signatures = expected_signatures(
         model.spec, variant.dialect, variant.precision, for_cpu=variant.for_cpu, kv_cache=variant.kv_cache
@@ -62,10 +61,9 @@ def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_cont
 def answer_parity(
     model: SdRpnModel, questions: Sequence[TrialQuestion], answer: AnswerQuestion, *, variant: str, precision: str
 ) -> Iterator[Check]:
-    """Ask all questions; one figure for each kind over all of them. What could not be asked is noted.
+    """Ask all questions, and give one figure per kind over all of them. Questions that could not be asked are noted.
 
-    Cells at the threshold and tokens of equal weight count as agreement where rounding decides between them
-    (`answers.py` says which these are); how often that was so is in the note.
+    Ties (see `answers.py`) count as agreement; the note says how many there were.
     """
     limits = tolerances_of(precision)
     checks = list(compare_answers(model, questions, answer, variant=variant, precision=precision, thorough=True))
@@ -86,7 +84,7 @@ def answer_parity(
 
 
 def _worst_maps(checks: Sequence[Check]) -> Iterator[Check]:
-    """Of both figures of RoI maps; the correlation of a random RPN's logits is told, without a gate, and why."""
+    """The worst of both figures of RoI maps. The correlation of a random RPN's logits is reported without a gate."""
     kinds: tuple[Kind, ...] = ("roi cosine", "roi correlation")
     for kind in kinds:
         maps = [check for check in checks if check.kind == kind]
@@ -99,10 +97,10 @@ def _worst_maps(checks: Sequence[Check]) -> Iterator[Check]:
 
 @contextmanager
 def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
-    """While the block lasts, the largest |x| that goes into and comes out of every matrix product, by its name.
+    """Record, within the block, the largest |x| of the input and output of every matrix product, by its name.
 
-    Those of attention are among them, as "NAME scores". In the graphs these are what fp16 holds; the residual stream,
-    the tap and the norms are float32.
+    Attention scores are included, as "NAME scores". In the graphs these values are fp16; the residual stream, the tap
+    and the norms are float32.
     """
     peaks: dict[str, float] = {}
 
@@ -118,10 +116,10 @@ def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
         return seen
 
     scores = _AttentionScores(keep)
-    products = [(name, one) for name, one in model.named_modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
-    attentions = [(name, one) for name, one in model.named_modules() if name.rpartition(".")[2] == "attention"]
-    handles = [one.register_forward_hook(hook(name)) for name, one in products]  # type: ignore[arg-type]
-    handles += [one.register_forward_pre_hook(scores.entered(name)) for name, one in attentions]
+    products = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    attentions = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] == "attention"]
+    handles = [product.register_forward_hook(hook(name)) for name, product in products]  # type: ignore[arg-type]
+    handles += [module.register_forward_pre_hook(scores.entered(name)) for name, module in attentions]
     try:
         with torch.inference_mode(), scores:
             yield peaks
@@ -131,7 +129,7 @@ def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
 
 
 def peak_checks(variant: Variant, peaks: Mapping[str, float]) -> Iterator[Check]:
-    """Whether fp16 holds what was seen; nothing for one that computes in float32 or bf16, whose range is the same."""
+    """Check that fp16 can hold the recorded values; no checks for float32 and bf16, whose range is sufficient."""
     if variant.computes_in.has_range_of_float32:
         return
     for name, peak in peaks.items():
@@ -140,7 +138,7 @@ def peak_checks(variant: Variant, peaks: Mapping[str, float]) -> Iterator[Check]
 
 
 def gates(checks: Iterable[Check]) -> tuple[ParityGate, ...]:
-    """For each graph and kind the worst check; a failed one is worse than any that passed."""
+    """The worst check of each graph and kind; a failed one is worse than any that passed."""
     groups: dict[tuple[str, Kind], list[Check]] = {}
     for check in checks:
         if check.limit is not None or not check.ok:
@@ -156,19 +154,19 @@ def _gate(group: list[Check]) -> ParityGate:
     worst = max(group, key=badness)
     limit = worst.limit if worst.limit is not None else 0.0
     return ParityGate(
-        worst.graph, worst.kind, worst.tensor, worst.found, limit, len(group), all(one.ok for one in group)
+        worst.graph, worst.kind, worst.tensor, worst.found, limit, len(group), all(check.ok for check in group)
     )
 
 
 class _AttentionScores(TorchFunctionMode):
-    """Looks at what every attention is given, a head at a time: all scores at once are large."""
+    """Records the scores of every attention, head by head, since all at once are large."""
 
     def __init__(self, keep: Callable[[str, Tensor], None]) -> None:
         super().__init__()
         self._keep, self._name = keep, ""
 
     def entered(self, name: str) -> object:
-        """A hook for the module whose attention comes next."""
+        """A hook that notes the name of the module whose attention runs next."""
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self._name = name
@@ -195,7 +193,7 @@ def _peak(variant: Variant, graph: str, name: str, peak: float, limit: float) ->
 def _measured(
     variant: Variant, graph: str, trial: Trial, output: str, found: Array | None, expected: Array
 ) -> Iterator[Check]:
-    """One output of one run. Of a whole cache only the rows that this run wrote."""
+    """Measure one output of one run; for a whole cache only the rows that this run wrote."""
     limits, label = tolerances_of(variant.numerics), f"{output}, {trial.label}"
     if (
         found is None
@@ -233,7 +231,7 @@ def _share(variant: str, kind: Kind, found: Sequence[Check], limit: float) -> Ch
 
 
 def _mean_difference(found: Array, expected: Array) -> float:
-    """As `relative_difference`, but the mean of all entries."""
+    """As `relative_difference`, but the mean over all entries."""
     if expected.size == 0:
         return 0.0
     found64, expected64 = found.astype(np.float64), expected.astype(np.float64)
@@ -242,7 +240,7 @@ def _mean_difference(found: Array, expected: Array) -> float:
 
 
 def _cosine(found: Array, expected: Array) -> float:
-    """Of both as one vector; two of nothing but zeros are equal."""
+    """The cosine of both arrays as vectors; two zero vectors are equal."""
     a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / lengths if lengths else float(np.array_equal(a, b))

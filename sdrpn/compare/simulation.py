@@ -1,13 +1,13 @@
-"""Graphs in bf16 and nvfp4 with the same roundings in types that ONNX Runtime computes with. Knows no models.
+"""Simulate graphs in bf16 and nvfp4 in types that ONNX Runtime supports, with the same roundings. Knows no models.
 
 ONNX Runtime has no kernels for these types on a CPU. In a simulated graph
 
-    bf16     is float32. Weights are what the file holds; what goes into and comes out of a product with them is
-             rounded to bf16, and so are the rows of caches. Within an attention nothing is rounded
-    nvfp4    weights are looked up in the sixteen numbers that there are, in the same file; inputs are rounded by
-             arithmetic. Everything else stays as it is
+    bf16     becomes float32. Weights keep their values; inputs and outputs of products with them, and rows of caches,
+             are rounded to bf16. Within an attention nothing is rounded
+    nvfp4    codes of weights, in the same file, are looked up in a table of the sixteen numbers; inputs are rounded
+             by arithmetic. Everything else is unchanged
 
-Weights stay in their files: a simulated bundle is new graphs beside links to what is there.
+Weights stay in their files: a simulated bundle has new graphs, and links to the existing files.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _DYNAMIC = "TRT_FP4DynamicQuantize"
 
 @contextmanager
 def runnable_bundle(bundle: Bundle, variant: Variant) -> Iterator[Bundle]:
-    """A bundle with this variant that ONNX Runtime runs: the same one, or a simulated one, which is gone afterwards."""
+    """A bundle whose variant ONNX Runtime can run: the same one, or a temporary simulated one."""
     if not variant.for_engines_only:
         yield bundle
         return
-    # Beside the bundle, where its files can be linked instead of copied; elsewhere if nothing may be written there.
+    # Beside the bundle, so that its files can be linked, not copied; elsewhere if that folder is not writable.
     beside = bundle.path.resolve().parent
     place = beside if os.access(beside, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=f".{bundle.path.name}.simulated.", dir=place) as folder:
@@ -76,7 +76,7 @@ def _simulated_bundle(bundle: Bundle, variant: Variant, folder: Path) -> Bundle:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source.resolve(), target)  # a link to a link would lead nowhere from another folder
+        os.link(source.resolve(), target)  # relative links would be broken in another folder
     except OSError:
         shutil.copyfile(source, target)
 
@@ -84,14 +84,15 @@ def _link(source: Path, target: Path) -> None:
 def _with_float_caches(graph: GraphInfo) -> GraphInfo:
     def tensors(side: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
         return tuple(
-            dataclasses.replace(one, dtype="float32" if one.dtype == "bfloat16" else one.dtype) for one in side
+            dataclasses.replace(tensor, dtype="float32" if tensor.dtype == "bfloat16" else tensor.dtype)
+            for tensor in side
         )
 
     return dataclasses.replace(graph, inputs=tensors(graph.inputs), outputs=tensors(graph.outputs))
 
 
 def simulated_graph(model: ModelProto) -> ModelProto:
-    """A copy in types that ONNX Runtime computes with; its external weights are the same bytes of the same files."""
+    """A copy in types that ONNX Runtime supports; its external weights are the same bytes of the same files."""
     copy = ModelProto()
     copy.CopyFrom(model)
     _Rewriter(copy.graph).run()
@@ -109,7 +110,7 @@ class _Rewriter:
         self.codes = {node.output[0] for node in graph.node if node.op_type == _DYNAMIC}
         self.made_of_weights: set[str] = set(self.weights)
         self.in_bf16 = TensorProto.BFLOAT16 in self.weights.values()
-        # New rows of caches that are read only; whole caches are rounded where rows are put in.
+        # Outputs with new rows of read-only caches; whole caches are rounded where rows are written.
         caches = {node.output[0] for node in graph.node if node.op_type == "TensorScatter"}
         self.bf16_inputs = _in_bf16(graph.input)
         self.rounded = _in_bf16(graph.output) - caches
@@ -118,7 +119,7 @@ class _Rewriter:
         """All nodes, initializers, inputs and outputs."""
         for node in self.graph.node:
             self._replace(node)
-        del self.graph.value_info[:]  # types of what is no more
+        del self.graph.value_info[:]  # types of values that no longer exist
         for value in (*self.graph.input, *self.graph.output):
             if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -127,7 +128,7 @@ class _Rewriter:
         self.graph.node.extend(self.nodes)
 
     def _replace(self, node: NodeProto) -> None:
-        """What stands for one node; everything that is not about these types stays."""
+        """Replace one node, if it involves these types."""
         if set(node.input) <= self.made_of_weights and node.op_type in ("Cast", "DequantizeLinear", "Transpose"):
             self.made_of_weights.update(node.output)
         target = _attribute(node, "to")
@@ -159,15 +160,15 @@ class _Rewriter:
         self._add("Cast", [rounded], output, to=TensorProto.FLOAT)
 
     def _bf16_weights(self) -> Iterator[NodeProto]:
-        """Every weight in bf16 goes by another name, and a float32 copy by its own."""
+        """Rename every bf16 weight, and give its name to a float32 copy."""
         for tensor in self.graph.initializer:
             if tensor.data_type == TensorProto.BFLOAT16:
                 name, tensor.name = tensor.name, f"{tensor.name}.bf16"
                 yield helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT)
 
     def _look_up_fp4(self, node: NodeProto) -> None:
-        """The codes are read as what they are in the file: two numbers of 4 bits a byte."""
-        (tensor,) = (one for one in self.graph.initializer if one.name == node.input[0])
+        """Read the codes as the bytes of the file, with two 4-bit numbers per byte."""
+        (tensor,) = (initializer for initializer in self.graph.initializer if initializer.name == node.input[0])
         tensor.data_type = TensorProto.UINT4
         out = node.output[0]
         places = self._add("Cast", [tensor.name], f"{out}.places", to=TensorProto.INT32)
@@ -205,7 +206,7 @@ class _Rewriter:
         self._add("Reshape", [rounded, self._ints([0, 0, -1])], codes)
 
     def _nearest(self, name: str, prefix: str) -> str:
-        """Steps of 1/2 below 2, of 1 below 4 and of 2 up to 6; ties go to the even one, as Round has them."""
+        """Round to steps of 1/2 below 2, of 1 below 4 and of 2 up to 6; ties to even, as Round does."""
         size = self._add("Abs", [name], f"{prefix}.in_units_size")
         large = self._add("GreaterOrEqual", [size, self._float(4.0)], f"{prefix}.large")
         small = self._add("Less", [size, self._float(2.0)], f"{prefix}.small")
@@ -242,5 +243,5 @@ def _in_bf16(values: Iterable[ValueInfoProto]) -> set[str]:
 
 
 def _attribute(node: NodeProto, name: str) -> int | None:
-    found: list[AttributeProto] = [one for one in node.attribute if one.name == name]
+    found: list[AttributeProto] = [attribute for attribute in node.attribute if attribute.name == name]
     return found[0].i if found else None

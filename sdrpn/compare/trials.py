@@ -1,4 +1,4 @@
-"""Runs that show whether a graph is right: what to feed it, and what PyTorch says must come out. Seeded.
+"""Trial runs of a graph: seeded inputs, and the expected outputs from PyTorch.
 
 B batch (1), S new rows, N cached and new rows, D width.
 """
@@ -31,14 +31,14 @@ __all__ = ["Trial", "graph_trials"]
 Array = NDArray[Any]
 
 _SEED = 0
-_ROWS = 40  # of a decoder's runs together: enough for caches and positions to matter
-_LAST_POSITION = 4095  # beyond, frequencies that differ in their last bit turn by more than the limit
-_STALE_ROWS = 5  # behind what was written: whatever lies there must not be seen
+_ROWS = 40  # of all runs of a decoder together: enough to exercise caches and positions
+_LAST_POSITION = 4095  # beyond it, a frequency's last bit changes angles by more than the limit
+_STALE_ROWS = 5  # after the written rows: their content must not matter
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a graph and what must come out. An expected array may be shorter: what lies behind is undefined."""
+    """One run of a graph and its expected outputs. An expected array may be shorter: rows after it are undefined."""
 
     label: str
     feeds: dict[str, Array]
@@ -47,11 +47,11 @@ class Trial:
     codes: RowCodes | None = None  # of the caches
 
     def decoded(self, results: Mapping[str, Array]) -> Mapping[str, Array]:
-        """What came out, rows in 8 bits as the numbers that they stand for."""
+        """The results, with rows in 8 bits as the numbers that they stand for."""
         return results if self.codes is None else decoded_caches(self.codes, results, self.signature.scales)
 
     def written(self, output: str, array: Array) -> Array:
-        """Of a whole cache the rows that this run wrote; everything else as it is."""
+        """For a whole cache, the rows that this run wrote; other outputs unchanged."""
         if output not in self.signature.outputs or self.signature.outputs[output].role != "cache":
             return array
         indices = {tensor.role: name for name, tensor in self.signature.inputs.items()}
@@ -66,9 +66,9 @@ def graph_trials(
 
     Args:
         model: float32
-        signature: gives the types of the caches
-        variant: gives its dialect, and how caches are kept
-        max_context: positions that the model is used at
+        signature: for the types of the caches
+        variant: for its dialect and cache form
+        max_context: the bundle's limit, in tokens
     """
     if graph == "vision":
         return _vision_trials(model, signature)
@@ -78,7 +78,7 @@ def graph_trials(
 
 @torch.inference_mode()
 def _vision_trials(model: SdRpnModel, signature: GraphSignature) -> Iterator[Trial]:
-    """Two pictures at once: a crop's vision pass may take several."""
+    """Two pictures at once, since several crops are encoded together, and one alone."""
     pixels = _pixels(model)
     embeds = _array(model.vision(torch.from_numpy(pixels)))
     yield Trial("2 pictures", {"pixel_values": pixels}, {"image_embeds": embeds}, signature)
@@ -87,17 +87,17 @@ def _vision_trials(model: SdRpnModel, signature: GraphSignature) -> Iterator[Tri
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rows start..stop-1 of a sequence, given to a graph at once."""
+    """Rows start..stop-1 of a sequence, which a graph takes in one run."""
 
     label: str
     start: int
     stop: int
-    last_index: int  # the asking row, counted from `start`
+    last_index: int  # the query row, counted from `start`
     cache_length: int
 
 
 class _RecordingCache(KvCache):
-    """Keeps what each layer was last given back: its keys and values of all rows."""
+    """Keeps each layer's latest keys and values of all rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,10 +118,10 @@ class _RecordingCache(KvCache):
 
 
 class _DecoderTrials:
-    """One sequence for all three decoder graphs; PyTorch sees it whole, the graphs in chunks.
+    """One sequence for all three decoder graphs; PyTorch takes it whole, the graphs in chunks.
 
-    The last row is at a position far behind those of the others, at the end of the context: it shows that rows and
-    positions are kept apart, and that rotary angles are right there, without a cache as long as that.
+    The last row has a position at the end of the context, far after the others: it shows that row and position are
+    independent, and that rotary angles are right there, without so long a cache.
     """
 
     def __init__(self, model: SdRpnModel, graph: str, dialect: str, max_context: int, codes: RowCodes | None) -> None:
@@ -134,7 +134,7 @@ class _DecoderTrials:
 
     @torch.inference_mode()
     def all(self, signature: GraphSignature) -> Iterator[Trial]:
-        """The chunks, each with the caches that the ones before it would have left."""
+        """The chunks, each with the caches that the previous ones would have written."""
         embeds = self._embeds()
         trunk_cache = _RecordingCache()
         tap = self.model.trunk(embeds, self.positions, trunk_cache)
@@ -150,10 +150,10 @@ class _DecoderTrials:
             yield Trial(chunk.label, wanted | cache_feeds, expected, signature, self.codes)
 
     def _chunks(self) -> Iterator[_Chunk]:
-        """A prefill, more rows behind it, one row, and one row at the end of the context."""
+        """A prefill, more rows, one row, and one row at the end of the context."""
         rows = self.near_rows
         cut = max(1, rows * 2 // 3)
-        # The asking row of the first is not its last one: short rows of a ragged batch end so.
+        # In the first chunk the query row is not the last one, as for short entries of a ragged batch.
         chunks = [
             _Chunk("prefill", 0, cut, max(0, cut - 3), rows + _STALE_ROWS),
             _Chunk("second chunk", cut, rows - 1, rows - 2 - cut, rows + _STALE_ROWS),
@@ -165,7 +165,7 @@ class _DecoderTrials:
         return (chunk for chunk in chunks if chunk.start < chunk.stop)
 
     def _embeds(self) -> Tensor:
-        """(1,N,D): text, some of an image's rows, text."""
+        """(1,N,D): text, some image rows, text."""
         count = self.positions.shape[1]
         ids = torch.from_numpy(self.rng.integers(0, self.model.spec.llm.vocabulary, count))
         text = self.model.embed(ids)
@@ -193,7 +193,7 @@ class _DecoderTrials:
         return self.model.rpn
 
     def _results(self, tap: Tensor, chunk: _Chunk) -> dict[str, Array]:
-        """What the graph gives beside its caches."""
+        """The graph's outputs other than caches."""
         if self.graph == "trunk":
             return {"tap": _array(tap[:, chunk.start : chunk.stop])}
         seen, positions = tap[:, : chunk.stop], self.positions[:, : chunk.stop]
@@ -206,7 +206,7 @@ class _DecoderTrials:
         return {"scores": scores[..., : chunk.start], "new_scores": scores[..., chunk.start :]}
 
     def _row_feeds(self, chunk: _Chunk, signature: GraphSignature) -> dict[str, Array]:
-        """Where the rows lie, which of them asks, and how their positions turn them."""
+        """Row indices, the query row, and rotary tables of the rows."""
         cos, sin = frequencies(self.model.spec.llm).tables(self.positions[0, chunk.start : chunk.stop].numpy())
         return {
             "row_index": np.arange(chunk.start, chunk.stop, dtype=np.int64)[None],
@@ -222,7 +222,7 @@ class _DecoderTrials:
         return shaped.astype(numpy_type(tensor.dtype))
 
     def _cache_feeds(self, caches: Mapping[str, Array], chunk: _Chunk, signature: GraphSignature) -> dict[str, Array]:
-        """The caches before the chunk, with noise where nothing was written yet."""
+        """The caches before the chunk, with noise in rows that were not written yet."""
         feeds = {}
         for name, rows in caches.items():
             batch, heads, _, head_dim = rows.shape
@@ -238,7 +238,7 @@ class _DecoderTrials:
     def _cache_results(
         self, caches: Mapping[str, Array], feeds: Mapping[str, Array], chunk: _Chunk, signature: GraphSignature
     ) -> dict[str, Array]:
-        """New rows alone, or the whole cache with nothing but the new rows changed; rows in 8 bits as numbers."""
+        """The new rows, or the whole cache with only the new rows changed; rows in 8 bits as numbers."""
         results = {}
         feeds = feeds if self.codes is None else decoded_caches(self.codes, feeds, signature.scales)
         for name, rows in caches.items():

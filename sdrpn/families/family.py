@@ -1,8 +1,8 @@
-"""What a model family is asked for: everything that differs from one backbone to the next. Imports no family.
+"""The interface of a model family: everything that differs from one backbone to the next. Imports no family.
 
-A family is data and small functions. What needs a library that most of the package does without (PyTorch, an ONNX
-author), it names as "module:object"; the stage that needs the part imports it. So a family's folder holds all of
-it, the runtime loads no PyTorch, and `sdrpn` never imports a stage.
+A family is data and small functions. Parts that need a library that is not always installed (PyTorch, the ONNX
+author) are named as "module:object"; the stage that needs the part imports it. So a family's folder is complete, the
+runtime loads no PyTorch, and `sdrpn` never imports a stage.
 
 Letters: S tokens, D width of the LLM, d channels of a head; h x w cells of an image's grid, one image token each.
 """
@@ -20,7 +20,7 @@ from sdrpn.method.grids import Box
 from sdrpn.method.roi import Decide, RoiPolicy
 from sdrpn.method.spec import ModelSpec, PromptSpec, Vision
 
-if TYPE_CHECKING:  # the protocol is read where neither is installed
+if TYPE_CHECKING:  # neither needs to be installed to import the protocol
     from PIL import Image
     from tokenizers import Tokenizer
 
@@ -40,12 +40,12 @@ class GraphTensor:
     name: str
     dtype: str
     dims: tuple[int | str, ...]
-    role: Literal["pixels", "look"] = "pixels"  # "look": what else the tower is told of a picture
+    role: Literal["pixels", "look"] = "pixels"  # "look": a further input of the tower
 
 
 @dataclass(frozen=True, eq=False)
 class CropTokens:
-    """What a crop inserts: its grid, and which cells of it (h,w); None: all of them."""
+    """The tokens that a crop inserts: its grid, and the kept cells (h,w); None: all of them."""
 
     hw: tuple[int, int]
     keep_cells: npt.NDArray[np.bool_] | None = None
@@ -53,7 +53,7 @@ class CropTokens:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The tokens of a prompt in order: before the image, the image, every crop, after them."""
+    """The tokens of a prompt in order: before the image, the image, the crops, after them."""
 
     before: int
     image_hw: tuple[int, int]
@@ -63,17 +63,17 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """What the rotary embedding turns the S tokens of a layout by, on each axis.
+    """The positions of the S tokens of a layout, for the rotary embedding, on each axis.
 
-    `following`: the position of the first token that is generated, on all axes; each further one is one more.
+    `following`: position of the first generated token, on all axes; each further token adds one.
     """
 
-    rows: npt.NDArray[Any]  # (axes,S), whole numbers or fractions
+    rows: npt.NDArray[Any]  # (axes,S), integers or fractions
     following: int
 
 
 class Family(Protocol):
-    """One kind of model. Methods are without state; what varies within a family is in the spec."""
+    """One kind of model. Methods have no state; what varies within a family is in the spec."""
 
     name: str
     # Parts, as "module:object".
@@ -81,8 +81,8 @@ class Family(Protocol):
     vision_module: str  # PyTorch: a module made of a ModelSpec, see sdrpn.model.vision
     checkpoint_opener: str  # sdrpn.checkpoint.request.CheckpointRequest -> sdrpn.checkpoint.Checkpoint
     random_writer: str  # writes a checkpoint of random weights: sdrpn.checkpoint.random.write_random_checkpoint
-    # Figures
-    usual_prompt_tokens: int  # of a short question, without those of the image: what engines are tuned for
+    # Defaults.
+    usual_prompt_tokens: int  # tokens of a short question, without the image: what engines are tuned for
     # Attention of the sink heads from which on a cell is a sink, where labels are made with such heads.
     label_sink_limit: float
 
@@ -90,22 +90,22 @@ class Family(Protocol):
         """Whether a checkpoint's config.json describes a model of this family."""
 
     def vision_type(self) -> type[Any]:
-        """The frozen dataclass that `ModelSpec.vision` is, as a manifest holds it: a `Vision`."""
+        """The frozen dataclass of `ModelSpec.vision`, as in a manifest: a `Vision`."""
 
     def vision_shapes(self, spec: ModelSpec) -> Shapes:
         """The canonical names of the tensors between pixels and the LLM, and their shapes."""
 
     def described(self, vision: Vision) -> Sequence[tuple[str, str]]:
-        """What `sdrpn inspect` shows of it: rows of a name and a text."""
+        """Rows (name, text) for `sdrpn inspect`."""
 
     def vision_layers(self, vision: Vision) -> int:
-        """Attentions of the vision graph."""
+        """The number of attention layers of the vision graph."""
 
     def look_numbers(self, vision: Vision) -> int:
-        """How many numbers the vision graph takes for one look, at most."""
+        """The most input values that the vision graph takes for one look."""
 
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
-        """What the vision graph takes; it gives image_embeds (images, h*w, D), each look's tokens in one row."""
+        """The vision graph's inputs; its output is image_embeds (images, h*w, D), one entry per look."""
 
     def look_extents(self, spec: ModelSpec) -> Mapping[str, tuple[int, int, int]]:
         """Least, usual and most of each dynamic dimension of the vision graph but `images`: what engines are made for.
@@ -114,25 +114,25 @@ class Family(Protocol):
         """
 
     def square(self, vision: Vision) -> SquareVision | None:
-        """The vision spec where every picture is one square of pixels: the runtime prepares such itself."""
+        """The vision spec if every picture is one square of pixels, which the runtime prepares itself; else None."""
 
     def first_look(self, picture: Image.Image, vision: Vision) -> VisionInputs:
         """The inputs of the vision graph for an upright RGB picture."""
 
     def crop_look(self, picture: Image.Image, box_xyxy_px: Box, vision: Vision) -> VisionInputs:
-        """And for a part of it."""
+        """The same for a crop of it."""
 
     def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
         """The token ids on both sides of the image. Raises BadInput for a question that cannot be asked."""
 
     def positions(self, layout: Layout) -> Positions | None:
-        """Of both passes: what stands before the crops has the same positions in either. None: token i is at i."""
+        """Positions for both passes: tokens before the crops have the same ones in either. None: token i is at i."""
 
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
-        """(d/2,): the axis of positions that each pair of channels turns by. None: there is one axis."""
+        """(d/2,): the position axis of each pair of channels. None: there is one axis."""
 
     def policy(self, spec: ModelSpec) -> RoiPolicy:
-        """Of the official evaluation: by what a model of this kind looks that has no policy of its own."""
+        """The policy of the official evaluation, for models of this kind without their own."""
 
     def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
         """From RoI logits (h,w) and the image's size to crops."""

@@ -1,4 +1,4 @@
-"""Families by name: what a manifest's `family` says, and where each is found. Imports a family when it is asked for."""
+"""Families by name, as in a manifest's `family`. Imports a family when it is first used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FAMILIES: dict[str, str] = {"llava": "sdrpn.families.llava.family:FAMILY"}
 
 
 def family_named(name: str) -> Family:
-    """Raises BadInput for a name that this version does not know."""
+    """The family of a name. Raises BadInput for a name that this version does not know."""
     place = _FAMILIES.get(name)
     if place is None:
         raise BadInput(
@@ -49,7 +49,7 @@ def family_of(spec: ModelSpec) -> Family:
 
 
 def claiming_family(config: Mapping[str, Any]) -> Family | None:
-    """The family that a checkpoint's config.json describes a model of, if any says so."""
+    """The family that claims a checkpoint's config.json; None: no family does."""
     families = (family_named(name) for name in _FAMILIES)
     return next((family for family in families if family.claims(config)), None)
 
@@ -74,34 +74,34 @@ def spec_from_json(value: object, place: str = "") -> ModelSpec:
 
 
 def square_of(model: ModelSpec | Vision) -> SquareVision:
-    """The vision spec of a model that sees every picture as one square. Raises BadInput for one that does not."""
+    """The vision spec of a model that sees every picture as one square. Raises BadInput for other models."""
     vision = model.vision if isinstance(model, ModelSpec) else model
     square = family_named(vision.family).square(vision)
     if square is None:
         raise BadInput(
-            f"models of the family {vision.family!r} do not see pictures as squares; expected one that does: others "
-            "can be exported and asked"
+            f"models of the family {vision.family!r} do not see pictures as squares, which this needs; such "
+            "models can only be exported and asked"
         )
     return square
 
 
 def fit_of(spec: ModelSpec) -> Fit:
-    """How pictures become squares; of a model for which they do not, what every option says by default."""
+    """How pictures become squares; for a model that does not use squares, the default."""
     square = family_of(spec).square(spec.vision)
     return "pad" if square is None else square.fit
 
 
 def load_part(place: str) -> Any:
-    """What a family names as "module:object", where the stage that needs it has the libraries that it imports."""
+    """Import what a family names as "module:object", in the stage that needs it and has its libraries."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 @contextmanager
 def registered(name: str, place: str) -> Iterator[None]:
-    """One more family while it is open, such as one of another package, or of a test."""
+    """A further family within the block, such as one of another package, or of a test."""
     if name in _FAMILIES:
-        raise BadInput(f"a family {name!r} is there already; give it another name")
+        raise BadInput(f"a family {name!r} exists already; choose another name")
     _FAMILIES[name] = place
     try:
         yield

@@ -21,7 +21,7 @@ LONGEST_SIDE_PX = 1280  # of what is drawn; a smaller frame keeps its size
 SHORTEST_SIDE_PX = 320  # a smaller frame is enlarged, or its text could not be read
 FONT_PX, LINE_PX, MARGIN_PX = 15, 24, 8
 
-# Told apart by brightness too. The first is that of a crop in other overlays.
+# Distinct in brightness too. The first is that of a crop in other overlays.
 _COLOURS: tuple[Colour, ...] = (
     CROP_COLOUR,
     (255, 200, 60),

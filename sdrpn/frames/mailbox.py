@@ -1,4 +1,4 @@
-"""Between the thread that reads a source and whoever looks: the newest frame, or every frame in order."""
+"""Between the thread that reads a source and its consumer: the newest frame, or every frame in order."""
 
 from __future__ import annotations
 

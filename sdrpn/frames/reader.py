@@ -67,7 +67,7 @@ class Reader:
         self._pace: tuple[float, float] | None = None  # a frame's time, and when it was due
         self._ended = False
         self.error: SdrpnError | None = None
-        self.notes: list[str] = []  # taken by whoever waits
+        self.notes: list[str] = []  # taken by the consumer
         self.reconnects = 0
         self.gave_up = False
         self._attempt: _Attempt | None = None
@@ -95,7 +95,7 @@ class Reader:
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Called by whoever waits, with the condition held: leave a thread behind that hangs in a library."""
+        """Called by the consumer with the condition held: abandon a thread that hangs in a library."""
         attempt = self._attempt
         if self._ended or attempt is None or self._clock() <= attempt.deadline_s:
             return

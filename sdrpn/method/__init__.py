@@ -1,1 +1,1 @@
-"""The method without a model: sizes of a model, cells and pixels, from an RoI map to crops. NumPy only."""
+"""The method without a model: model sizes, cells and pixels, crops from an RoI map. NumPy only."""

@@ -40,7 +40,7 @@ class PaddedGrid:
         if min(self.image_wh) < 1 or self.image_size_px < 1 or self.grid_side < 1:
             raise BadInput(
                 f"an image of {self.image_wh[0]}x{self.image_wh[1]} px on a grid of {self.grid_side} cells over "
-                f"{self.image_size_px} px has no geometry; expected sizes of at least 1"
+                f"{self.image_size_px} px has no cells; expected sizes of at least 1"
             )
 
     @property
@@ -50,7 +50,7 @@ class PaddedGrid:
 
     @property
     def extent_px(self) -> tuple[float, float, float, float]:
-        """What the R x R image covers, in source pixels."""
+        """The area that the R x R image covers, in source pixels."""
         left, top = self.padding_xy_px
         right, bottom = self.image_size_px - left, self.image_size_px - top
         return -left / self.scale, -top / self.scale, right / self.scale, bottom / self.scale
@@ -73,10 +73,10 @@ class PaddedGrid:
 
     @property
     def padding_xy_px(self) -> tuple[float, float]:
-        """Border left of and above the image in pixels of the R x R image, as SD-RPN's geometry takes it.
+        """Border left of and above the image in pixels of the R x R image, as in SD-RPN's geometry.
 
-        Half of what `int(size * r)` leaves free, not the whole-pixel offset at which the image is pasted. Of an image
-        that was cut, what lies outside, as a negative border.
+        Half of what `int(size * r)` leaves free, not the whole-pixel offset at which the image is pasted. Negative for
+        an image that was cut: the size of the part outside.
         """
         if self.fit == "crop":
             width, height = resized_wh(self.image_wh, self.image_size_px)
@@ -95,8 +95,8 @@ class PaddedGrid:
     def box_px_from_cells(self, box_cells: Sequence[int] | IntArray) -> Box | None:
         """The source pixels under a box of cells; None where the box shows nothing but padding.
 
-        SD-RPN's formula in its float32 arithmetic: clamped to the image, then truncated. Truncation can leave a
-        strip of a very thin image without width: such a box keeps one pixel.
+        SD-RPN's formula in its float32 arithmetic: clamped to the image, then truncated. In a very thin image
+        truncation can leave no width: such a box keeps one pixel.
         """
         pads = np.array(self.padding_xy_px * 2, np.float32)
         limits = np.array(self.image_wh * 2, np.float32)
@@ -114,7 +114,7 @@ class PaddedGrid:
         """The smallest box of cells that contains a box of source pixels: the inverse of `box_px_from_cells`."""
         pads = np.array(self.padding_xy_px * 2)
         exact = (np.asarray(box_xyxy_px, np.float64) * self.scale + pads) / self.cell_px
-        # What rounds to a cell border within float32 lies on it: no extra row for a rounding error.
+        # A value that is within float32 rounding of a cell border is on it: no extra row for a rounding error.
         nearest = np.round(exact)
         exact = np.where(np.abs(exact - nearest) < 1e-5 * self.grid_side, nearest, exact)
         x1, y1 = (min(max(int(value), 0), self.grid_side - 1) for value in np.floor(exact[:2]))

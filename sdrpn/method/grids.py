@@ -1,7 +1,7 @@
 """The cells of an image grid and the pixels of the source image, whatever the model. NumPy only; reads no images.
 
-A model sees a picture as h x w cells, one image token each; how many there are may depend on the picture, and a border
-of them may show nothing of it. What is (h, w) here is rows before columns; sizes of pictures are width before height.
+A model sees a picture as h x w cells, one image token each. Their number may depend on the picture, and border cells
+may show only padding. (h, w) is rows before columns; picture sizes are width before height.
 Boxes are x1, y1, x2, y2 with exclusive upper bounds, in cells or in pixels of the upright source image.
 """
 
@@ -33,7 +33,7 @@ class ImageGrid(Protocol):
 
     @property
     def extent_px(self) -> tuple[float, float, float, float]:
-        """What all cells together cover, in source pixels: x1, y1, x2, y2; beyond the image where it was padded."""
+        """The area that all cells cover, in source pixels: x1, y1, x2, y2; beyond the image if it was padded."""
 
     @property
     def seen_box_px(self) -> Box:
@@ -46,15 +46,15 @@ class ImageGrid(Protocol):
         """The smallest box of cells that contains a box of source pixels."""
 
     def crop_hw(self, box_xyxy_px: Box) -> tuple[int, int]:
-        """Rows and columns of the cells that the part of the image under a box becomes when it is encoded again."""
+        """Rows and columns of cells of the crop under a box, when it is encoded again."""
 
 
 def cell_count(hw: tuple[int, int]) -> int:
-    """Cells of a grid."""
+    """The number of cells of a grid."""
     return hw[0] * hw[1]
 
 
 def centre_px(grid: ImageGrid, row: int, column: int) -> tuple[float, float]:
-    """The centre (x, y) of a cell, in source pixels; it may lie outside the image where that was padded."""
+    """The centre (x, y) of a cell, in source pixels; it may be outside the image if that was padded."""
     (rows, columns), (x1, y1, x2, y2) = grid.hw, grid.extent_px
     return x1 + (column + 0.5) * (x2 - x1) / columns, y1 + (row + 0.5) * (y2 - y1) / rows

@@ -1,4 +1,4 @@
-"""Draw what the RoI map saw over the image, beside the crops that were looked at again. Pillow and NumPy only."""
+"""Draw the RoI map over the image, and the crops beside it. Pillow and NumPy only."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ TEXT_COLOUR: Colour = (222, 224, 228)
 BOX_COLOUR: Colour = (255, 255, 255)
 CROP_COLOUR: Colour = (80, 220, 255)
 
-# Dark violet over red to pale yellow, brightness rising throughout, so that it also reads in grey.
+# Dark violet over red to pale yellow, with increasing brightness, so that it also works in grey.
 HEAT_COLOURS = np.array([(40, 10, 90), (130, 25, 120), (215, 60, 80), (250, 140, 40), (255, 240, 150)], np.float32)
 HEAT_OPACITY = 0.75  # of the strongest cells; the weakest leave the image as it is
-HEAT_FULL = 0.3  # a map that never rises so far stays pale: noise is not shown as a find
+HEAT_FULL = 0.3  # a map with a lower peak stays pale, so that noise is not shown as a region
 
 
 def draw_overlay(
@@ -63,9 +63,9 @@ def draw_overlay(
         image: upright RGB.
         roi_map: (G, G) in 0..1 over the image padded to a square; None: no heat.
         boxes_xyxy_px: the boxes found, in pixels of the image.
-        crops_xyxy_px: what was encoded again; None: the boxes.
+        crops_xyxy_px: the crops that were encoded; None: the boxes.
         fit: how the image became the square that the map covers, see `VisionSpec`.
-    Raises: BadInput for a box that is empty or leaves the image.
+    Raises: BadInput for a box that is empty or extends beyond the image.
     """
     crops = list(boxes_xyxy_px if crops_xyxy_px is None else crops_xyxy_px)
     _check_boxes(image, [*boxes_xyxy_px, *crops])
@@ -88,7 +88,7 @@ def _check_boxes(image: Image.Image, boxes: Sequence[Box]) -> None:
     for x1, y1, x2, y2 in boxes:
         if not (0 <= x1 < x2 <= image.width and 0 <= y1 < y2 <= image.height):
             raise BadInput(
-                f"the box {(x1, y1, x2, y2)} is empty or leaves the image of {image.width}x{image.height} px; "
+                f"the box {(x1, y1, x2, y2)} is empty or extends beyond the image of {image.width}x{image.height} px; "
                 "expected x1, y1, x2, y2 in its pixels"
             )
 
@@ -98,7 +98,7 @@ def fitted_part(image: Image.Image, box: Box, room_wh: tuple[int, int]) -> Image
     width, height = box[2] - box[0], box[3] - box[1]
     scale = min(room_wh[0] / width, room_wh[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    # reducing_gap: a picture of 100 megapixels is first shrunk roughly, or this takes seconds.
+    # reducing_gap: a picture of 100 megapixels is first reduced coarsely; otherwise this takes seconds.
     return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
@@ -115,7 +115,7 @@ def heated(shown: Image.Image, roi_map: Float32, fit: Fit = "pad") -> Image.Imag
 
 
 def full_heat(roi_map: Float32) -> float:
-    """The strength that has the last colour."""
+    """The value that gets the last colour of the scale."""
     return max(float(roi_map.max()), HEAT_FULL)
 
 
@@ -127,7 +127,7 @@ def heat_colours(strength: FloatArray) -> Float32:
 
 
 def outline_box(shown: Image.Image, box: Box, scale_xy: tuple[float, float], colour: Colour, label: str) -> None:
-    """A line around a box, dark at its edges so that it shows on any picture, and a small label in its corner."""
+    """A line around a box, with dark edges so that it is visible on any picture, and a small label in its corner."""
     draw = ImageDraw.Draw(shown)
     x1, y1 = round(box[0] * scale_xy[0]), round(box[1] * scale_xy[1])
     x2, y2 = max(x1, round(box[2] * scale_xy[0]) - 1), max(y1, round(box[3] * scale_xy[1]) - 1)

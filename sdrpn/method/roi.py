@@ -1,6 +1,6 @@
-"""Turn an RoI map into the crops that are looked at again. NumPy only; knows nothing about models or image files.
+"""Turn an RoI map into the crops of the second look. NumPy only; knows nothing about models or image files.
 
-Follows the official SD-RPN implementation to the last rounding, except where that is plainly wrong:
+Follows the official SD-RPN implementation to the last rounding, except for its clear errors:
 a crop that shows only padding is dropped, a box always contains the cells that fired, and a region that is too
 large does not drag the crop of its smaller neighbours over the whole image.
 """
@@ -47,13 +47,12 @@ MIN_BOX_SIDE_CELLS = 3
 class RoiPolicy:
     """How a map becomes crops.
 
-    threshold: cells above it fire; negative: |threshold| times the maximum of the blurred logits (for `loss="mse"`).
-    upscale: "bbox" shows one or two boxes whole; "mask" does so for one box and otherwise shows one crop around all
-        fired cells, of which only the fired ones are kept.
-    max_ratio: only with "bbox": how many tokens a side a cell may become; None: all cells that a crop is encoded to.
-    min_cells: regions with fewer cells are not zoomed on.
-    max_share: nor are regions of more than this share of the grid.
-    max_cells: the share as a number of cells, which says something about one grid alone. Deprecated.
+    threshold: cells above it form regions; negative: |threshold| times the maximum of the blurred logits (for
+    `loss="mse"`). upscale: "bbox" inserts one or two whole boxes; "mask" does so for one box, and otherwise inserts one
+    crop around all regions, of which only the cells above the threshold are kept. max_ratio: only with "bbox": most
+    tokens per side for a cell of the region; None: all cells that a crop is encoded to. min_cells: regions with fewer
+    cells are ignored. max_share: regions of more than this share of the grid are ignored. max_cells: the same limit as
+    a number of cells, which is specific to one grid. Deprecated.
     """
 
     threshold: float = 0.15  # the official evaluation's value for TextVQA, ChartQA, InfoVQA and POPE
@@ -93,17 +92,17 @@ class RoiPolicy:
         )
 
     def most_cells(self, hw: tuple[int, int]) -> int:
-        """The largest region of a grid that is zoomed on, in cells."""
+        """The largest region of a grid that is not ignored, in cells."""
         return math.floor(self.max_share * cell_count(hw)) if self.max_cells is None else self.max_cells
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One part of the image to encode again. With neither `keep_cells` nor `grid_hw` all its tokens are inserted."""
+    """A part of the image to encode again. With neither `keep_cells` nor `grid_hw` all its tokens are inserted."""
 
     box_xyxy_px: Box
     keep_cells: Bool | None = None  # (h, w): the cells of the crop's own feature grid that are inserted, row-major
-    grid_hw: tuple[int, int] | None = None  # the projected features are resized to this many cells
+    grid_hw: tuple[int, int] | None = None  # the projected features are resized to this grid
 
     def token_count(self, encoded_hw: tuple[int, int]) -> int:
         """RoI tokens that this crop inserts. `encoded_hw`: the cells that it is encoded to, see `ImageGrid.crop_hw`."""
@@ -122,18 +121,18 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class RoiDecision:
-    """What a map led to."""
+    """The crops for a map, and why."""
 
     boxes_cells: Int64  # (n, 4), x1 y1 x2 y2, upper bounds exclusive: the regions that passed the area limits
     crops: tuple[Crop, ...]  # what is inserted, in order
-    note: str | None  # why nothing is inserted or a region was left out, for people
-    blurred_map: Float32  # (h, w): what the threshold was applied to (logits under a negative threshold)
+    note: str | None  # why nothing is inserted, or a region was left out
+    blurred_map: Float32  # (h, w): the values that the threshold was applied to (logits if it is negative)
     left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
 class Component:
-    """Fired cells that touch, diagonals included."""
+    """Connected cells above the threshold, diagonals included."""
 
     cells_yx: Int64  # (area, 2)
 
@@ -144,7 +143,7 @@ class Component:
 
     @property
     def box_cells(self) -> Box:
-        """The tightest box."""
+        """The smallest box around it."""
         (y1, x1), (y2, x2) = self.cells_yx.min(axis=0), self.cells_yx.max(axis=0) + 1
         return int(x1), int(y1), int(x2), int(y2)
 
@@ -180,8 +179,8 @@ def roi_logits_from_scores(
 
 
 def roi_map(logits: Float32) -> Float32:
-    """The sigmoid of (h, w) logits: how strongly each cell asks to be looked at."""
-    # exp(88) is the last power that float32 holds.
+    """The sigmoid of (h, w) logits: how relevant each cell is."""
+    # exp(88) is the largest that float32 can hold.
     return (1 / (1 + np.exp(-np.clip(logits, -88, 88)))).astype(np.float32, copy=False)
 
 
@@ -213,11 +212,11 @@ def find_components(fired: Bool) -> list[Component]:
 
 
 def decide_crops(logits: Float32, grid: ImageGrid, policy: RoiPolicy) -> RoiDecision:
-    """Choose what to look at again.
+    """Choose the crops.
 
     Args:
         logits: (h, w), before the sigmoid.
-        grid: the cells that they are of, over the source image.
+        grid: their cells over the source image.
     Raises: RunFailed for logits that are not finite numbers.
     """
     _check_logits(logits, grid.hw)
@@ -249,7 +248,7 @@ Decide = Callable[[Float32, tuple[int, int]], RoiDecision]  # logits (h,w), imag
 
 
 def decide_by_policy(policy: RoiPolicy, grid_over: Callable[[tuple[int, int]], ImageGrid]) -> Decide:
-    """`decide_crops` with everything given but the logits and the image's size.
+    """`decide_crops` as a function of the logits and the image's size.
 
     grid_over: the grid over an image of this size, `spec.vision.grid`.
     """
@@ -263,13 +262,13 @@ def decide_by_policy(policy: RoiPolicy, grid_over: Callable[[tuple[int, int]], I
 def resize_features(features: Float32, grid_hw: tuple[int, int]) -> Float32:
     """Resize (rows, columns, D) bilinearly to (*grid_hw, D).
 
-    Equals torch's `interpolate(mode="bilinear", align_corners=False)`: borders are repeated, nothing is averaged
+    Equals torch's `interpolate(mode="bilinear", align_corners=False)`: borders are repeated; no antialiasing
     when shrinking. Returns the dtype of `features`; computed in float32.
     """
     values = features.astype(np.float32, copy=False)
     row_taps, column_taps = _bilinear_taps(values.shape[0], grid_hw[0]), _bilinear_taps(values.shape[1], grid_hw[1])
     resized = np.zeros((*grid_hw, values.shape[2]), np.float32)
-    # The order of these four products and sums is torch's: it decides exact ties of a mask at one half.
+    # The order of these four products and sums is torch's; it decides exact ties of a mask at one half.
     for rows, down in row_taps:
         for columns, across in column_taps:
             resized += (down[:, None] * across)[..., None] * values[rows[:, None], columns]
@@ -299,13 +298,13 @@ def _check_logits(logits: Float32, hw: tuple[int, int]) -> None:
 def _blurred_and_threshold(logits: Float32, threshold: float) -> tuple[Float32, float]:
     if threshold > 0:
         return blur(roi_map(logits)), threshold
-    # The logits of a map trained as a distribution are small: only their ratio to the peak says something.
+    # The logits of a map trained as a distribution are small: only their ratio to the peak is meaningful.
     blurred = blur(logits)
     return blurred, float(blurred.max()) * abs(threshold)
 
 
 def _expanded_box(component: Component, hw: tuple[int, int]) -> Box:
-    """The box of a region; a tiny region gets one of at least 3 x 3 cells where the grid has room."""
+    """The box of a region; for a tiny region at least 3 x 3 cells, where the grid has room."""
     x1, y1, x2, y2 = component.box_cells
     if component.area < EXPANDED_BELOW_CELLS:
         (x1, x2), (y1, y2) = _expanded_span(x1, x2, hw[1]), _expanded_span(y1, y2, hw[0])
@@ -313,7 +312,7 @@ def _expanded_box(component: Component, hw: tuple[int, int]) -> Box:
 
 
 def _expanded_span(low: int, high: int, cells: int) -> tuple[int, int]:
-    """The official expansion, then joined with what fired: its clamp cuts off the last row and column of the grid."""
+    """The official expansion, joined with the region: its clamp would cut off the last row and column of the grid."""
     centre, size = (low + high) / 2, max(MIN_BOX_SIDE_CELLS, high - low + 1)
     expanded_low = max(0, int(centre - size / 2))
     expanded_high = min(cells - 1, int(centre + size / 2))
@@ -358,7 +357,7 @@ def _box_crops(boxes: Sequence[Box], grid: ImageGrid, max_ratio: float | None) -
 
 
 def _grid_hw(box_cells: Box, max_ratio: float, encoded_hw: tuple[int, int]) -> tuple[int, int]:
-    """How many tokens a box may take: `max_ratio` times its cells, at most what it is encoded to, at least 1."""
+    """The token grid of a box: `max_ratio` times its cells, at most the encoded cells, at least 1."""
     x1, y1, x2, y2 = box_cells
     ratio = min(float(max_ratio), encoded_hw[0] / (y2 - y1), encoded_hw[1] / (x2 - x1))
     return max(1, round((y2 - y1) * ratio)), max(1, round((x2 - x1) * ratio))
@@ -367,7 +366,7 @@ def _grid_hw(box_cells: Box, max_ratio: float, encoded_hw: tuple[int, int]) -> t
 def _mask_crop(
     fired: Bool, oversize: Sequence[Component], grid: ImageGrid, max_cells: int
 ) -> tuple[list[Crop], str | None]:
-    """One crop around all fired cells, single ones included, of which only the fired ones are kept."""
+    """One crop around all cells above the threshold, single ones included, of which only those are kept."""
     mask = fired.copy()
     for component in oversize:
         mask[tuple(component.cells_yx.T)] = False

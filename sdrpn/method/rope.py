@@ -1,8 +1,8 @@
-"""Rotary embedding: how far each pair of channels turns by a position, and the tables of any positions. NumPy only.
+"""Rotary embedding: the frequency of each pair of channels, and cos and sin tables for any positions. NumPy only.
 
-The frequencies of a model are made once, at export, and kept as numbers: libraries' powers differ in the last bit,
-which a long context makes large (2e-3 in a cosine at position 32,768). Knows no model family: a position is a number,
-or a number on each of several axes.
+The frequencies of a model are computed once, at export, and stored: powers differ between libraries in the last bit,
+which long contexts amplify (2e-3 in a cosine at position 32,768). Knows no model family: a position is a number, or a
+number on each of several axes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Positions = npt.NDArray[np.integer[Any] | np.floating[Any]]
 
 @dataclass(frozen=True)
 class RotaryFrequencies:
-    """Of the d/2 pairs of channels of a head: radians per position, and what cosines and sines are multiplied by.
+    """Radians per position of the d/2 pairs of channels of a head, and the factor of cosines and sines.
 
-    Every frequency is a float32, so that its decimal digits in a manifest give its bits.
+    Every frequency is a float32, so that its decimal digits in a manifest determine its bits.
     """
 
     inverse: tuple[float, ...]
@@ -36,24 +36,24 @@ class RotaryFrequencies:
     def __post_init__(self) -> None:
         for frequency in self.inverse:
             if not 0 < frequency < math.inf or float(np.float32(frequency)) != frequency:
-                raise BadInput(f"the rotary frequency {frequency!r} is none; expected a float32 above 0")
+                raise BadInput(f"{frequency!r} is not a rotary frequency; expected a float32 above 0")
         if not 0 < self.amplitude < math.inf:
             raise BadInput(f"the amplitude of rotary tables is {self.amplitude!r}; expected a number above 0")
 
     def tables(self, positions: Positions, axis_of: npt.NDArray[np.integer[Any]] | None = None) -> tuple[Array, Array]:
         """Cos and sin of every position, (S,d/2) each.
 
-        Angles are products in float32, as in transformers; a cosine is that of the float32 angle, correctly rounded.
+        Angles are products in float32, as in transformers; cosines are those of the float32 angles, correctly rounded.
 
         Args:
-            positions: (S,), or (axes,S): whole numbers or fractions
-            axis_of: (d/2,), the axis that each pair of channels turns by; needed for positions on axes
-        Raises: BadInput where positions on axes come without `axis_of`, or the other way round
+            positions: (S,), or (axes,S): integers or fractions
+            axis_of: (d/2,), the axis of each pair of channels; needed for positions on axes
+        Raises: BadInput for positions on axes without `axis_of`, or the reverse
         """
         if positions.ndim != (1 if axis_of is None else 2):
             expected = "(S,)" if axis_of is None else "(axes,S)"
             raise BadInput(f"positions have the shape {positions.shape}; expected {expected}")
-        # (S,1), or (S,d/2) where every pair of channels has a position of its own
+        # (S,1), or (S,d/2) if every pair of channels has its own position
         turns = (positions[:, None] if axis_of is None else positions[axis_of].T).astype(np.float32)
         angles = (turns * np.array(self.inverse, np.float32)).astype(np.float64)
         amplitude = np.float32(self.amplitude)
@@ -68,9 +68,9 @@ def rotary_powers(llm: LlmSpec) -> Array:
 
 
 def rotary_frequencies(llm: LlmSpec, powers: Array) -> RotaryFrequencies:
-    """The reciprocals of `powers`, stretched as the checkpoint says.
+    """The reciprocals of `powers`, scaled as the checkpoint specifies.
 
-    All in float32 and in transformers' order of operations, so that the same powers give the same bits.
+    Computed in float32 and in transformers' order of operations, so that equal powers give equal bits.
     """
     scaling = llm.rope_scaling
     amplitude = 1.0 if scaling is None else scaling.amplitude
@@ -86,12 +86,12 @@ def rotary_frequencies(llm: LlmSpec, powers: Array) -> RotaryFrequencies:
 
 
 def _stretched_by_wavelength(inverse: Array, scaling: RopeScaling) -> Array:
-    """Llama 3: waves that turn often within the original context stay, slow ones are divided by `factor`.
+    """Llama 3: frequencies with many turns within the original context are kept, slow ones are divided by `factor`.
 
-    Those between are blended linearly.
+    Between them the two are blended linearly.
     """
     one, factor = np.float32(1), np.float32(scaling.factor)
-    # A number divided by an array is the number times the reciprocals: two roundings.
+    # torch divides a number by an array as number * reciprocal: two roundings.
     waves = one / inverse * np.float32(2 * math.pi)
     turns = one / waves * np.float32(scaling.original_context)
     kept = (turns - np.float32(scaling.low_freq_factor)) / np.float32(
@@ -105,8 +105,8 @@ def _stretched_by_wavelength(inverse: Array, scaling: RopeScaling) -> Array:
 
 
 def _stretched_by_channel(powers: Array, llm: LlmSpec, scaling: RopeScaling) -> Array:
-    """YaRN (Peng et al. 2023): between two channels, found from the turns that their waves make within the original
-    context, the frequencies go over from kept to divided by `factor`, linearly in the channel's number."""
+    """YaRN (Peng et al. 2023): between two channels, given by the number of turns within the original context, the
+    frequencies change from kept to divided by `factor`, linearly in the channel's index."""
 
     def channel(turns: float) -> float:
         waves = scaling.original_context / (turns * 2 * math.pi)
@@ -116,7 +116,7 @@ def _stretched_by_channel(powers: Array, llm: LlmSpec, scaling: RopeScaling) -> 
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, llm.head_dim - 1)
-    last += 0.001 if first == last else 0.0  # transformers' own way around a division by 0
+    last += 0.001 if first == last else 0.0  # as in transformers, to avoid a division by 0
     one = np.float32(1)
     ramp = (np.arange(llm.head_dim // 2, dtype=np.float32) - np.float32(first)) / np.float32(last - first)
     kept = one - np.clip(ramp, np.float32(0), one)

@@ -1,4 +1,4 @@
-"""What a model is: sizes, special tokens, and where its layers are cut. Knows no tensors.
+"""The description of a model: sizes, special tokens, and where its layers are cut. Knows no tensors.
 
 Letters used in shapes everywhere: B batch, S sequence, D width, H heads, V vocabulary, G grid side of
 the image (cells), R image side (pixels), K layers below the tap, T layers of the RPN, L layers of the LLM.
@@ -29,8 +29,8 @@ __all__ = [
     "require_positive",
 ]
 
-# Some times what the largest models have: beyond it, listing the tensors of a model would take longer than finding out
-# that they are not there, and tables by position more memory than anything else.
+# Several times the sizes of the largest models: beyond them, even listing the tensors of a model would take long, and
+# tables by position would need more memory than anything else.
 _MOST = {
     "image_size_px": 8192,
     "patch_size_px": 8192,
@@ -54,13 +54,13 @@ _MOST_TOKEN_ID = 2**31
 
 
 class Vision(Protocol):
-    """How a model sees a picture: what is asked of the vision part of every family's spec, a frozen dataclass."""
+    """How a model sees a picture: the protocol of the vision part of a spec, a frozen dataclass of the family."""
 
     family: ClassVar[str]  # its name, see `sdrpn.families`
 
     @property
     def image_tokens(self) -> int:
-        """The most tokens that a picture, or a crop of it, becomes."""
+        """The most tokens for a picture, or for a crop of it."""
 
     def grid(self, image_wh: tuple[int, int]) -> ImageGrid:
         """The cells of the image grid over a picture of this size."""
@@ -68,11 +68,11 @@ class Vision(Protocol):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched.
+    """How rotary frequencies are scaled.
 
-    `linear` divides them; `llama3` and `yarn` divide those of long waves, relative to `original_context`, and `yarn`
-    scales cosines and sines by `amplitude` as well. `dynamic` leaves them as they are up to `original_context`; beyond
-    it they would depend on the length of each request, so that no model here has more context than that.
+    `linear` divides all; `llama3` and `yarn` divide low frequencies, relative to `original_context`, and `yarn` also
+    scales cosines and sines by `amplitude`. `dynamic` changes nothing up to `original_context`; beyond it, frequencies
+    would depend on the length of each request, so contexts are limited to it.
     """
 
     kind: Literal["linear", "llama3", "dynamic", "yarn"]
@@ -80,8 +80,8 @@ class RopeScaling:
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0
     original_context: int = 8192  # tokens
-    beta_fast: float = 32.0  # yarn: turns within the original context above which a wave stays
-    beta_slow: float = 1.0  # and below which it is divided
+    beta_fast: float = 32.0  # yarn: with more turns within the original context a frequency is kept
+    beta_slow: float = 1.0  # with fewer it is divided
     amplitude: float = 1.0
     truncate: bool = True  # whether these bounds are rounded to whole channels
 
@@ -109,7 +109,7 @@ class LlmSpec:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tied_embeddings: bool = False
-    sliding_window: int | None = None  # most tokens that one sees, itself among them; None: all before it
+    sliding_window: int | None = None  # most tokens that a token attends to, itself included; None: all before it
     attention_bias: bool = False  # of the projections of queries, keys and values
     qk_norm: bool = False  # an RMS norm over the channels of every query and key head, before they are turned
     rope_sections: tuple[int, ...] = ()  # pairs of channels for each axis of positions; (): there is one axis
@@ -146,7 +146,7 @@ class LlmSpec:
         return self.width * max(self.mlp_width, (self.heads + 2 * self.kv_heads) * self.head_dim)
 
     def window_within(self, context: int) -> int | None:
-        """The sliding window, where it hides anything from one of `context` tokens."""
+        """The sliding window, if it is shorter than `context` tokens."""
         return self.sliding_window if self.sliding_window is not None and self.sliding_window < context else None
 
 
@@ -178,9 +178,9 @@ class PromptSpec:
     """How a question becomes tokens.
 
     `template` is a name among `sdrpn.text.conversations`, or a Jinja chat template as Hugging Face stores it.
-    `image_token` is the text that stands for the image in a prompt.
-    `special_tokens` are texts that a chat template knows as `bos_token` and so on, where the tokenizer has names for
-    them; for other names it gets the texts of the ids.
+    `image_token` is the placeholder of the image in a prompt.
+    `special_tokens` are the texts of `bos_token` and so on for a chat template, where the tokenizer names them; for the
+    others the texts of the ids are used.
     """
 
     template: str = "vicuna_v1"
@@ -237,7 +237,7 @@ class ModelSpec:
 
 
 def require_positive(spec: object, *names: str) -> None:
-    """Raise BadInput for a field that is no whole number of at least 1, or beyond what any model has."""
+    """Raise BadInput for a field that is not an integer of at least 1, or is beyond the sizes of any model."""
     for name in names:
         value = getattr(spec, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -247,7 +247,7 @@ def require_positive(spec: object, *names: str) -> None:
 
 
 def require_numbers(spec: object, *names: str, at_least: float) -> None:
-    """Raise BadInput for a field that is no finite number of at least this."""
+    """Raise BadInput for a field that is not a finite number of at least `at_least`."""
     for name in names:
         value = getattr(spec, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not at_least <= value < math.inf:
@@ -255,13 +255,13 @@ def require_numbers(spec: object, *names: str, at_least: float) -> None:
 
 
 def require_divisible(part_name: str, part: int, whole_name: str, whole: int) -> None:
-    """Raise BadInput where a part does not divide the whole."""
+    """Raise BadInput if a part does not divide the whole."""
     if whole % part:
         raise BadInput(f"{whole_name} ({whole}) is not a multiple of {part_name} ({part})")
 
 
 def __getattr__(name: str) -> object:
-    """What this module had in the release before, for one version."""
+    """Names that this module had in the previous release, kept for one version."""
     from sdrpn._moved import name_of
 
     return name_of(__name__, name)

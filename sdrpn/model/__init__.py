@@ -1,4 +1,4 @@
-"""The model in plain PyTorch, and the slow two-pass inference that everything faster is compared with."""
+"""The model in plain PyTorch, and a simple two-pass inference as the reference for faster paths."""
 
 from __future__ import annotations
 

@@ -12,5 +12,5 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def torch_dtype(precision: str) -> torch.dtype:
-    """The type that a precision computes in. Raises BadInput for an unknown one."""
+    """The torch dtype that a precision computes in. Raises BadInput for an unknown precision."""
     return _DTYPES[precision_named(precision).computes]

@@ -12,18 +12,18 @@ __all__ = ["LayerStack"]
 
 
 class LayerStack:
-    """All layers of a model's LLM. They keep keys and values in a cache under their own numbers, 0 to L-1."""
+    """All layers of a model's LLM. Keys and values are cached under the layer numbers 0 to L-1."""
 
     def __init__(self, model: SdRpnModel) -> None:
         every = (*model.trunk.layers, *model.tail.layers)
         self.layers: list[DecoderLayer] = [layer for layer in every if isinstance(layer, DecoderLayer)]
 
     def __len__(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return len(self.layers)
 
     def run(self, x: Tensor, start: int, cache: KvCache, first: int = 0, last: int | None = None) -> Tensor:
-        """x (1,S,D) at positions start.. through layers first..last-1 -> the residual stream (1,S,D) behind them.
+        """x (1,S,D) at positions start.. through layers first..last-1 -> the residual stream (1,S,D) after them.
 
         Args: last: None: through all that follow
         """

@@ -1,4 +1,4 @@
-"""The LLaMA decoder layer and what it is made of. Knows nothing about images, taps or checkpoints.
+"""The LLaMA decoder layer and its parts. Knows nothing about images, taps or checkpoints.
 
 B batch, S new tokens, N cached and new tokens, D width, H heads, d head_dim.
 """
@@ -44,7 +44,7 @@ class RmsNorm(nn.Module):
 
 @functools.lru_cache(maxsize=16)
 def frequencies(llm: LlmSpec) -> RotaryFrequencies:
-    """From torch's own powers: the same bits as in transformers."""
+    """The rotary frequencies from torch's powers: the same bits as in transformers."""
     exponents = torch.arange(0, llm.head_dim, 2).float() / llm.head_dim
     return rotary_frequencies(llm, (llm.rope_theta**exponents).numpy())
 
@@ -52,7 +52,7 @@ def frequencies(llm: LlmSpec) -> RotaryFrequencies:
 def rotary(llm: LlmSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency: positions (B,S) -> twice (B,1,S,d), both halves of d alike.
 
-    Both times the amplitude that some scalings have.
+    Both are multiplied by the amplitude that some scalings have.
     """
     turning = frequencies(llm)
     inverse = torch.tensor(turning.inverse, dtype=torch.float32, device=positions.device)
@@ -62,7 +62,7 @@ def rotary(llm: LlmSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (B,H,S,d) by the angles of its positions; channel i is paired with channel i + d/2."""
+    """Rotate x (B,H,S,d) by the angles of its positions; channel i is paired with channel i + d/2."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
 
@@ -90,7 +90,7 @@ class KvCache:
         return self._layers[layer][0]
 
     def fork(self) -> KvCache:
-        """A cache that starts with these tokens; what either is given from now on, the other does not see."""
+        """A copy that shares the tokens so far; later tokens are added to one of them only."""
         other = KvCache()
         other._layers = dict(self._layers)  # `append` replaces tensors and never writes into them
         return other
@@ -124,7 +124,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, cache: KvCache | None = None, layer: int = 0) -> Tensor:
         """x (B,S,D), positions (B,S) -> (B,S,D). `layer` is this layer's place in the cache.
 
-        The S rows lie behind those that the cache has, whatever their positions; each sees those before it, and itself.
+        The S rows follow those in the cache, whatever their positions; each attends to the rows before it and to
+        itself.
         """
         query, key, value = (self.split_heads(part(x)) for part in (self.q, self.k, self.v))
         cos, sin = rotary(self.llm, positions)
@@ -160,7 +161,7 @@ class GatedMlp(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind its norm and added to the residual stream."""
+    """Attention and MLP, each after its norm and added to the residual stream."""
 
     def __init__(self, llm: LlmSpec) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ __all__ = [
 
 
 class LlavaBase(nn.Module):
-    """LLaVA up to the tap: all that an RPN is trained on."""
+    """LLaVA up to the tap: the frozen base of an RPN's training."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class LlavaBase(nn.Module):
 class SdRpnModel(LlavaBase):
     """LLaVA cut at the tap, with the RPN beside its tail. `rpn` is None for a plain LLaVA.
 
-    It has no forward of its own: how the parts are put together is in `reference.py`.
+    It has no forward method: `reference.py` combines the parts.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.rpn = None if spec.rpn is None else Rpn(spec)
         self.tail = Tail(spec)
-        self.rpn_trained = False  # whether the RPN's weights came out of a training
+        self.rpn_trained = False  # whether the RPN's weights were trained
 
 
 def model_from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> SdRpnModel:
@@ -82,7 +82,7 @@ def base_from_checkpoint(checkpoint: Checkpoint, tap_layer: int, dtype: torch.dt
 
 
 def base_at(model: SdRpnModel, tap_layer: int) -> LlavaBase:
-    """The model up to another tap. Its modules are those of `model`: nothing is read or copied."""
+    """The model up to another tap. It shares the modules of `model`: nothing is read or copied."""
     with torch.device("meta"):
         base = LlavaBase(dataclasses.replace(model.spec, tap_layer=tap_layer, rpn=None))
     base.vision, base.embed = model.vision, model.embed
@@ -98,7 +98,7 @@ def _load_frozen(model: LlavaBase, checkpoint: Checkpoint, dtype: torch.dtype) -
 
 
 def tensor_from_array(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
-    """A checkpoint's array as a tensor of its own, bfloat16 too."""
+    """A copy of a checkpoint's array as a tensor, including bfloat16."""
     owned = np.array(array)  # the checkpoint's array maps a file and cannot be written to
     if owned.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(owned.view(np.uint16)).view(torch.bfloat16).to(dtype)

@@ -1,7 +1,7 @@
-"""Two passes, slow and obvious: what every faster path has to equal.
+"""Two passes, slow and simple: the reference that every faster path must equal.
 
-Pass 1 scores the image's cells, pass 2 answers with the crops' tokens inserted behind the image's. Pass 2 starts
-again from the embeddings; only its decoding steps use a KV cache. Greedy.
+Pass 1 scores the image's cells; pass 2 answers with the crops' tokens inserted after the image's. Pass 2 starts
+again from the embeddings; only its decode steps use a KV cache. Greedy.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ ImageSource = Image.Image | Path | str | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ReferenceAnswer:
-    """An answer and everything on the way to it. S tokens of pass 1, n generated tokens."""
+    """An answer and all intermediate results. S tokens of pass 1, n generated tokens."""
 
     token_ids: tuple[int, ...]  # without the stop id
-    step_logits: Float32  # (n,V): the row that each token was chosen from; one more if a stop id ended the answer
+    step_logits: Float32  # (n,V): the row of logits of each token; one more if a stop id ended the answer
     roi_logits: Float32 | None  # (h,w), before the sigmoid; None for plain LLaVA
     decision: RoiDecision | None
     roi_token_count: int
@@ -69,7 +69,7 @@ def reference_answer(
         ids_before, ids_after: the prompt on either side of the image
         roi: None, or a model without an RPN: plain LLaVA
         stop_ids: generation ends with the first of these
-        decide: chooses the crops in place of `roi`
+        decide: chooses the crops instead of `roi`
     Raises BadImage for an image that cannot be read.
     """
     picture = open_image(image)
@@ -129,7 +129,7 @@ def _crop_embeds(model: SdRpnModel, picture: Image.Image, crop: Crop) -> Tensor:
 def _generate(
     model: SdRpnModel, prompt: Tensor, max_new_tokens: int, stop_ids: Collection[int]
 ) -> tuple[tuple[int, ...], Float32]:
-    """Prompt (1,S,D) -> token ids and the logits (n,V) that they were chosen from."""
+    """Prompt (1,S,D) -> token ids and their rows of logits (n,V)."""
     trunk_cache, tail_cache = KvCache(), KvCache()
     token_ids: list[int] = []
     rows: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The region proposal network: it scores every token by how much the last one of the prompt wants to see it."""
+"""The region proposal network: it scores every token by its relevance to the last prompt token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Rpn"]
 
 
 class ScoreAttention(nn.Module):
-    """The query and key projections of the last RPN layer. Neither is rotated: the scores know no positions."""
+    """The query and key projections of the last RPN layer. Neither is rotated: scores do not depend on positions."""
 
     def __init__(self, llm: LlmSpec) -> None:
         super().__init__()
@@ -22,10 +22,10 @@ class ScoreAttention(nn.Module):
         self.k = nn.Linear(llm.width, llm.kv_heads * llm.head_dim, bias=False)
 
     def forward(self, asking: Tensor, x: Tensor) -> Tensor:
-        """The asking row (B,D) against x (B,S,D) -> (B,H,S) float32, q.k / sqrt(d)."""
+        """Scores of the query row (B,D) against x (B,S,D) -> (B,H,S) float32, q.k / sqrt(d)."""
         query = self.q(asking).float().reshape(len(x), self.llm.kv_heads, -1, self.llm.head_dim)  # (B,H_kv,H/H_kv,d)
         key = self.k(x).float().reshape(*x.shape[:2], self.llm.kv_heads, self.llm.head_dim)  # (B,S,H_kv,d)
-        with torch.autocast(x.device.type, enabled=False):  # float32 also where the projections are trained in bfloat16
+        with torch.autocast(x.device.type, enabled=False):  # float32 even if the projections are trained in bfloat16
             scores: Tensor = query @ key.permute(0, 2, 3, 1)  # (B,H_kv,H/H_kv,S)
         output: Tensor = scores.flatten(1, 2) / self.llm.head_dim**0.5
         return output
@@ -47,7 +47,7 @@ class ScoreLayer(nn.Module):
 
 
 class Rpn(nn.Module):
-    """T-1 whole decoder layers on the tap, a norm, and the score layer with a norm of its own."""
+    """T-1 whole decoder layers on the tap, a norm, and the score layer with its own norm."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ __all__ = ["Tail", "rows_at"]
 
 
 class Tail(nn.Module):
-    """What turns a tap into the next token's logits. Its cache is indexed from 0, as if it were a model of its own."""
+    """From a tap to the next token's logits. Its cache is indexed from 0, as in a separate model."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Tail(nn.Module):
 
 
 def rows_at(x: Tensor, last_index: Tensor | None) -> Tensor:
-    """x (B,S,D) -> (B,D): of each batch entry the row at its index, or the last one."""
+    """x (B,S,D) -> (B,D): the row of each batch entry at its index, or the last one."""
     if last_index is None:
         return x[:, -1]
     return x[torch.arange(len(x), device=x.device), last_index]

@@ -11,14 +11,14 @@ __all__ = ["Trunk"]
 
 
 class Trunk(nn.Module):
-    """What the first pass needs of the LLM."""
+    """The part of the LLM that the first pass runs."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(spec.llm) for _ in range(spec.tap_layer))
 
     def forward(self, embeds: Tensor, positions: Tensor, cache: KvCache | None = None) -> Tensor:
-        """Embeds (B,S,D), positions (B,S) -> tap (B,S,D): the residual stream as it is, without a norm."""
+        """Embeds (B,S,D), positions (B,S) -> tap (B,S,D): the residual stream, without a norm."""
         x = embeds
         for index, layer in enumerate(self.layers):
             x = layer(x, positions, cache, index)

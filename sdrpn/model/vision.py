@@ -1,4 +1,4 @@
-"""The vision module of a model's family, and what the rest asks of it. PyTorch."""
+"""The vision module of a model's family, and its interface. PyTorch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class VisionModule(nn.Module):
         raise NotImplementedError
 
     def kept(self, pixels: Tensor, keep: Tensor) -> Tensor:
-        """One look, of which only the cells (h*w,) that are true are wanted -> (n,D)."""
+        """One look, of which only the cells that are true in `keep` (h*w,) are returned -> (n,D)."""
         raise NotImplementedError
 
 
 def vision_module(spec: ModelSpec) -> VisionModule:
-    """The family's own, with weights as PyTorch makes them."""
+    """The family's vision module, with PyTorch's initial weights."""
     return cast(VisionModule, load_part(family_of(spec).vision_module)(spec))

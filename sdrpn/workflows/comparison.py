@@ -91,7 +91,9 @@ def _compare_prompts(bundle: Bundle, source: Checkpoint) -> Check:
     bundle.verify([name] if name else [])
     pairs = ((load_tokenizer(bundle.file(str(name))), bundle.spec), (tokenizer_of(source), source.spec))
     prompts = [build_prompt(tokenizer, spec.prompt, QUESTION_IN_WORDS) for tokenizer, spec in pairs]
-    found, expected = (f"{' '.join(map(str, (*one.ids_before, '<image>', *one.ids_after)))}" for one in prompts)
+    found, expected = (
+        f"{' '.join(map(str, (*prompt.ids_before, '<image>', *prompt.ids_after)))}" for prompt in prompts
+    )
     return Check("all", "bundle", "checkpoint", "prompt", found[:80], expected[:80], ok=found == expected)
 
 

@@ -56,7 +56,7 @@ class Diagnosis:
     @property
     def libraries(self) -> tuple[Library, ...]:
         """Each library once, those of the base install first."""
-        every = {one.name: one for extra in self.extras.values() for one in extra.libraries}
+        every = {library.name: library for extra in self.extras.values() for library in extra.libraries}
         return tuple(every.values())
 
     def to_json(self) -> dict[str, object]:
@@ -171,7 +171,11 @@ def _own_version(name: str) -> str | None:
 
 
 def _versions(libraries: Sequence[Library]) -> list[str]:
-    return [f"{one.name} {one.version}" for one in libraries if one.name in {"onnxruntime", "onnxscript", "torch"}]
+    return [
+        f"{library.name} {library.version}"
+        for library in libraries
+        if library.name in {"onnxruntime", "onnxscript", "torch"}
+    ]
 
 
 def _extra_to_json(extra: Extra) -> dict[str, object]:

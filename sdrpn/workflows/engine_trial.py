@@ -51,7 +51,7 @@ def try_engines(bundle: Bundle, target: str, graphs: Collection[str], *, device:
     if not graphs:
         return Trial("nothing new to try")
     every = engine_set(bundle, target)
-    new = {name: one for name, one in every.engines.items() if name in graphs}
+    new = {name: engine for name, engine in every.engines.items() if name in graphs}
     engines = dataclasses.replace(every, engines=new, missing=())
     problems = check_engines(engines, read_platform(device or 0), verify=False)
     if problems:
@@ -76,7 +76,7 @@ def try_engines(bundle: Bundle, target: str, graphs: Collection[str], *, device:
 
 def _not_judged(engines: EngineSet) -> str:
     """Engines whose kernels could not be judged: a trial checks numbers, not kernels."""
-    names = [graph for graph, one in engines.manifests.items() if one.kernel_verdict == "unjudged"]
+    names = [graph for graph, manifest in engines.manifests.items() if manifest.kernel_verdict == "unjudged"]
     return f" (the kernels of {', '.join(names)} were not judged)" if names else ""
 
 

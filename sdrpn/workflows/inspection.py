@@ -87,11 +87,11 @@ def inspect_engines(
     platform = read_platform()
     return tuple(
         TargetReport(
-            one,
-            check_engines(one, platform, verify=verify),
-            {graph: _layers(engine) for graph, engine in one.engines.items()} if with_layers else {},
+            engines,
+            check_engines(engines, platform, verify=verify),
+            {graph: _layers(engine) for graph, engine in engines.engines.items()} if with_layers else {},
         )
-        for one in sets
+        for engines in sets
     )
 
 
@@ -99,7 +99,7 @@ def engines_to_json(report: Sequence[TargetReport]) -> list[dict[str, Any]]:
     """A list of targets: engines with their manifests, problems by field and as one line, kernels."""
     return [
         {
-            "target": one.engines.target,
+            "target": target.engines.target,
             "engines": {
                 graph: {
                     "path": engine.path,
@@ -107,12 +107,12 @@ def engines_to_json(report: Sequence[TargetReport]) -> list[dict[str, Any]]:
                     "fault": engine.fault,
                     "kernel_verdict": engine.manifest.kernel_verdict if engine.manifest is not None else None,
                 }
-                for graph, engine in one.engines.engines.items()
+                for graph, engine in target.engines.engines.items()
             },
-            "problems": [{**dataclasses.asdict(problem), "line": str(problem)} for problem in one.problems],
-            **({"layers": one.layers} if one.layers else {}),
+            "problems": [{**dataclasses.asdict(problem), "line": str(problem)} for problem in target.problems],
+            **({"layers": target.layers} if target.layers else {}),
         }
-        for one in report
+        for target in report
     ]
 
 
@@ -125,9 +125,9 @@ def write_engine_page(path: Path, report: Sequence[TargetReport], asked: Mapping
     Raises BadInput for a name that is neither .md nor .html, or a file that cannot be written."""
     bundle = report[0].engines.bundle
     rows = [
-        PageEngine(one.engines.target, graph, engine.manifest, engine.fault or _broken(one.problems, graph))
-        for one in report
-        for graph, engine in one.engines.engines.items()
+        PageEngine(target.engines.target, graph, engine.manifest, engine.fault or _broken(target.problems, graph))
+        for target in report
+        for graph, engine in target.engines.engines.items()
     ]
     checkpoint = bundle.manifest.source.get("checkpoint") or bundle.path.resolve().name
     text = page_text(path, f"Engines of {checkpoint}", rows, _not_built(bundle, report, asked or {}))
@@ -137,7 +137,7 @@ def write_engine_page(path: Path, report: Sequence[TargetReport], asked: Mapping
 
 def _not_built(bundle: Bundle, report: Sequence[TargetReport], asked: Mapping[str, str]) -> dict[str, str]:
     """Requested targets without engines, and those that lack some, with the reason."""
-    graphs = {one.engines.target: set(one.engines.engines) for one in report}
+    graphs = {target.engines.target: set(target.engines.engines) for target in report}
     lacking = {name: sorted(bundle.variant().graphs.keys() - found) for name, found in graphs.items()}
     return {
         **{name: reason for name, reason in asked.items() if name not in graphs},

@@ -263,12 +263,12 @@ def _on_target(bundle: Bundle, request: PlanRequest) -> _Place:
         f"{target.name}: {target.device}",
         target.memory_bytes,
         variant,
-        lambda one, context: device_needs(
+        lambda variant, context: device_needs(
             bundle.spec,
             sum(sizes.values()),
             context=context,
             batch=request.batch,
-            kv_cache=one.kv_cache,
+            kv_cache=variant.kv_cache,
             unfused_attention=unfused,
             parts=request.parts,
         ),

@@ -200,7 +200,7 @@ def _engines_state(bundle: Bundle, target: str | None) -> str:
     from sdrpn.runtime.engines.platform import read_platform
     from sdrpn.runtime.engines.preflight import check_engines
 
-    engines = {one.target: one for one in engine_sets(bundle)}.get(target)
+    engines = {engines.target: engines for engines in engine_sets(bundle)}.get(target)
     if engines is None:
         return "none built"
     problems = check_engines(engines, read_platform())

@@ -95,7 +95,7 @@ def test_against_torch(sdrpn: Command, text_bundle: Path, text_checkpoint: Path)
     ("arguments", "message"),
     [
         (("--cases", "plain,three-box"), "there is no case three-box; expected some of plain, no-box"),
-        (("--cases", ","), "there is no case (none named)"),
+        (("--cases", ","), "there is no case (none given)"),
         (("--compare", "torch"), "--compare torch and --checkpoint DIR go together"),
         (("--runs", "0"), "argument --runs"),
         (("--variant", "fused-int3"), "has no variant 'fused-int3'"),
@@ -114,7 +114,5 @@ def test_the_same_side_twice(sdrpn: Command, text_bundle: Path) -> None:
 
 
 def test_a_bundle_without_rpn(sdrpn: Command, plain_bundle: Path) -> None:
-    assert (
-        "only the case plain can be measured; name that one alone (--cases plain)" in sdrpn("bench", plain_bundle).err
-    )
+    assert "only the case plain can be measured; name only that (--cases plain)" in sdrpn("bench", plain_bundle).err
     assert sdrpn("bench", plain_bundle, *FEW, "--cases", "plain").code == 0

@@ -198,7 +198,7 @@ class TestRefusals:
         message = refusal(sdrpn("export", tiny_checkpoint, "--out", tmp_path / "given"))
         assert (
             message
-            == f"{tmp_path / 'given'} is not empty and no bundle (it has no manifest.json); name another (--out)"
+            == f"{tmp_path / 'given'} is not empty and not a bundle (it has no manifest.json); name another (--out)"
         )
         assert listing(tmp_path / "given") == ["thesis.tex"]
 
@@ -226,7 +226,7 @@ class TestRefusals:
 
     def test_caches_that_nothing_writes_into(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
         outcome = sdrpn("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--kv-cache", "fp8")
-        assert "caches in fp8 are unknown to the dialect fused" in refusal(outcome)
+        assert "caches in fp8 are not supported by the dialect fused" in refusal(outcome)
         assert not (tmp_path / "bundle").exists()
 
     def test_no_out(self, sdrpn: Command, tiny_checkpoint: Path) -> None:

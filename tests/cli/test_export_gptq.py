@@ -127,6 +127,4 @@ class TestRefusals:
 
     def test_int8(self, sdrpn: Command, text_checkpoint: Path, tmp_path: Path, data: Path) -> None:
         command = ["int8" if word == "int4" else word for word in arguments(text_checkpoint, tmp_path / "bundle", data)]
-        assert refusal(sdrpn(*command)) == (
-            "method gptq is for int4, where rounding costs something; got int8: use rtn"
-        )
+        assert refusal(sdrpn(*command)) == ("method gptq is for int4, where rounding matters; got int8: use rtn")

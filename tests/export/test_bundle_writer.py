@@ -294,7 +294,7 @@ class TestRefusals:
     def test_a_folder_with_something_else(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
-        message = r"photos is not empty and no bundle \(it has no manifest\.json\); name another"
+        message = r"photos is not empty and not a bundle \(it has no manifest\.json\); name another"
         self.refused(tiny_checkpoint, tmp_path / "photos", FUSED, message)
 
     def test_a_file(self, tiny_checkpoint: Path, tmp_path: Path) -> None:

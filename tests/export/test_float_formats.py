@@ -78,7 +78,7 @@ class TestNumbers:
 
 class TestOptions:
     def test_a_type_that_a_dialect_does_not_have(self) -> None:
-        with pytest.raises(BadInput, match="precision nvfp4 is unknown to the dialect primitive"):
+        with pytest.raises(BadInput, match="precision nvfp4 is not supported by the dialect primitive"):
             ExportOptions("nvfp4", "primitive", calibration="ab")
 
     def test_there_is_one_variant_for_gpus(self) -> None:

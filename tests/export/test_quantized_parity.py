@@ -197,7 +197,7 @@ class TestRefusals:
             export_bundle(checkpoint, tmp_path / "bundle", ExportOptions("int4", int8=("layers.4",)))
 
     def test_8_bits_for_what_is_kept_or_not_quantised(self) -> None:
-        with pytest.raises(BadInput, match="rpn is both to be kept in fp16 and to be given 8 bits; name it once"):
+        with pytest.raises(BadInput, match="rpn is listed both to keep in fp16 and to store in 8 bits; list it once"):
             ExportOptions("int4", keep=("rpn",), int8=("rpn",))
         with pytest.raises(BadInput, match="8 bits for rpn are for precision int4; got int8"):
             ExportOptions("int8", int8=("rpn",))
@@ -205,5 +205,5 @@ class TestRefusals:
             ExportOptions("int4", int8=("head",))
 
     def test_nothing_of_that_name(self) -> None:
-        with pytest.raises(BadInput, match=r"nothing called 'head' to keep in fp16; expected lm_head, rpn, vision"):
+        with pytest.raises(BadInput, match=r"'head' is not a part to keep in fp16; expected lm_head, rpn, vision"):
             ExportOptions("int4", keep=("head",))

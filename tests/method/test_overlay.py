@@ -85,5 +85,5 @@ def test_a_large_image_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 65, 5)])
 def test_boxes_outside_the_image(box: Box) -> None:
-    with pytest.raises(BadInput, match="is empty or leaves the image of 64x64 px"):
+    with pytest.raises(BadInput, match="is empty or extends beyond the image of 64x64 px"):
         draw_overlay(Image.new("RGB", (64, 64)), None, [box])

@@ -60,7 +60,7 @@ def test_new_rows_replace_what_was_behind_them(in_place: bool) -> None:
     decoder.run_trunk(only(decoder), rows(2, start=50), 3)
     assert only(decoder).valid["trunk"] == 5
     np.testing.assert_array_equal(decoder.slots.taps.read()[0, :5, 0], [0, 1, 2, 50, 51])
-    with pytest.raises(RunFailed, match="only 5 went through the trunk"):
+    with pytest.raises(RunFailed, match="only 5 were computed by the trunk"):
         decoder.run_tail(only(decoder), 0, 6)
 
 

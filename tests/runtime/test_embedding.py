@@ -53,7 +53,7 @@ def test_a_file_of_another_size(tmp_path: Path, size_bytes: int) -> None:
 @pytest.mark.parametrize("dtype", ["nonsense", "int8", "object", ""])
 def test_another_type(tmp_path: Path, dtype: str) -> None:
     path, _ = written(tmp_path)
-    with pytest.raises(BadBundle, match=f"is said to hold '{dtype}'; expected float32 or float16; export"):
+    with pytest.raises(BadBundle, match=f"has the type '{dtype}' in the manifest; expected float32 or float16; export"):
         TokenEmbedding(path, VOCABULARY, WIDTH, dtype)
 
 
@@ -62,5 +62,5 @@ def test_a_file_that_is_cut_while_it_is_open_is_an_error_and_no_crash(tmp_path: 
     with TokenEmbedding(path, VOCABULARY, WIDTH, "float32") as embedding:
         os.truncate(path, WIDTH * 4)
         assert embedding.rows([0]).shape == (1, WIDTH)
-        with pytest.raises(BadBundle, match=r"embed\.bin was cut while it was open; export the bundle again"):
+        with pytest.raises(BadBundle, match=r"embed\.bin was truncated while it was open; export the bundle again"):
             embedding.rows([0, 3])

@@ -113,7 +113,7 @@ class TestFailures:
         streams = [begun(session), begun(session, decide=refuse), begun(session)]
         with pytest.raises(ValueError, match="no decision today"):
             streams[1].finish()
-        with pytest.raises(RunFailed, match="the answer was broken off by an error"):
+        with pytest.raises(RunFailed, match="the answer was ended by an error"):
             streams[1].finish()
         assert [streams[n].finish().token_ids for n in (0, 2)] == [TOKENS * 2] * 2
 
@@ -166,7 +166,7 @@ class TestFailures:
         streams = [begun(session) for _ in range(3)]
         with pytest.raises(KeyboardInterrupt):
             streams[0].finish()
-        with pytest.raises(RunFailed, match="broken off"):
+        with pytest.raises(RunFailed, match="ended by an error"):
             streams[0].finish()
         assert [streams[n].finish().token_ids for n in (1, 2)] == [TOKENS * 2] * 2
 

@@ -241,7 +241,7 @@ class TestRequests:
 
     def test_without_a_tokenizer_it_answers_by_ids_only(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(script_of(5, 6), with_manifest(tokenizer=None))
-        with pytest.raises(BadInput, match=r"has no tokenizer\.json, so it answers by token ids only: .* answer_ids"):
+        with pytest.raises(BadInput, match=r"has no tokenizer\.json, so it answers token ids only: .* answer_ids"):
             fake.session.answer(IMAGE, "w8")
         assert (fake.ids(max_new_tokens=2).token_ids, fake.ids().text) == ((5, 6), "")
 

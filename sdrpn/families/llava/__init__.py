@@ -1,1 +1,1 @@
-"""LLaVA-1.5 and what is built like it: a CLIP tower over one square, a projector, a LLaMA or Mistral decoder."""
+"""LLaVA-1.5 and models with its structure: a CLIP tower over one square, a projector, a LLaMA or Mistral decoder."""

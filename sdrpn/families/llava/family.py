@@ -39,7 +39,7 @@ class Llava:
     label_sink_limit = 1e-3  # the official code's, of 576 tokens: of 144 even uniform attention is seven times this
 
     def claims(self, config: Mapping[str, Any]) -> bool:
-        """By the names of transformers and of LLaVA's own code; `sdrpn.checkpoint` says what else it looked like."""
+        """By the model_type of transformers and of LLaVA's own code; `sdrpn.checkpoint` explains other refusals."""
         return "llava" in str(config.get("model_type")) or "mm_vision_tower" in config
 
     def vision_type(self) -> type[Any]:
@@ -88,13 +88,13 @@ class Llava:
         return {"pixel_values": crop_pixels(picture, box_xyxy_px, clip_of(vision))[None]}
 
     def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
-        """By a conversation that LLaVA's training code knows by name, or the checkpoint's chat template."""
+        """By a conversation of LLaVA's training code, or the checkpoint's chat template."""
         from sdrpn.text.prompt import build_prompt
 
         return build_prompt(tokenizer, spec, question)
 
     def positions(self, layout: Layout) -> Positions | None:
-        """Token i is at i: whatever a crop inserts moves what stands behind it."""
+        """Token i is at position i: inserted crop tokens move the tokens after them."""
         return None
 
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:

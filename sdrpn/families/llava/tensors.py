@@ -37,7 +37,7 @@ def tower_shapes(vision: VisionSpec) -> Shapes:
 
 
 def projector_shapes(vision: VisionSpec, llm: LlmSpec) -> Shapes:
-    """Linear layers with a GELU between any two."""
+    """Linear layers with a GELU between each two."""
     shapes: Shapes = {}
     for number, (inputs, outputs) in enumerate(pairwise(vision.projector_widths(llm)), start=1):
         shapes |= _affine(f"projector.fc{number}", outputs, inputs)

@@ -18,7 +18,7 @@ __all__ = ["ClipLayer", "ClipTower", "Projector", "VisionEncoder"]
 
 
 class ClipAttention(nn.Module):
-    """Every cell sees every other."""
+    """Full attention between all cells."""
 
     def __init__(self, vision: VisionSpec) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class ClipMlp(nn.Module):
 
 
 class ClipLayer(nn.Module):
-    """Attention and MLP, each behind its norm and added to the residual stream."""
+    """Attention and MLP, each after its norm and added to the residual stream."""
 
     def __init__(self, vision: VisionSpec) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class ClipTower(nn.Module):
 
 
 class Projector(nn.Module):
-    """The layers `fc1`, `fc2`, ... that carry cells into the LLM's width; an exact GELU between any two."""
+    """The layers `fc1`, `fc2`, ... that map cells to the LLM's width; an exact GELU between each two."""
 
     def __init__(self, vision: VisionSpec, llm: LlmSpec) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Projector(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Tower and projector: all that `sdrpn.model.vision.VisionModule` asks for."""
+    """Tower and projector: the interface of `sdrpn.model.vision.VisionModule`."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -126,6 +126,6 @@ class VisionEncoder(nn.Module):
         return output
 
     def kept(self, pixels: Tensor, keep: Tensor) -> Tensor:
-        """(1,3,R,R) and the cells (G*G,) that are wanted -> (n,D); only those go through the projector."""
+        """(1,3,R,R) and the kept cells (G*G,) -> (n,D); only those go through the projector."""
         output: Tensor = self.projector(self.tower(pixels)[0][keep])
         return output

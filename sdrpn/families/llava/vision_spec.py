@@ -1,4 +1,4 @@
-"""What LLaVA sees with: a CLIP tower over one square, and a projector. Knows no tensors."""
+"""LLaVA's vision: a CLIP tower over one square, and a projector. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["VisionSpec", "clip_of"]
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """A CLIP vision tower and the projector behind it: a `Vision`."""
+    """A CLIP vision tower and its projector: a `Vision`."""
 
     family: ClassVar[str] = "llava"
 
@@ -30,11 +30,11 @@ class VisionSpec:
     layer_norm_eps: float = 1e-5
     select_layer: int = -2  # index into the hidden states, embeddings first
     projector_width: int = 0  # hidden width of the projector; 0: that of the LLM
-    projector_layers: int = 2  # matrices, a GELU between any two; 1: a linear projector
+    projector_layers: int = 2  # matrices, with a GELU between each two; 1: a linear projector
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    # How a picture becomes a square: padded as LLaVA does it and SD-RPN was trained, or the ends of its longer side cut
-    # off as the processor of llava-hf checkpoints does it.
+    # How a picture becomes a square: padded, as in LLaVA and SD-RPN's training, or with the ends of its longer side cut
+    # off, as in the processor of llava-hf checkpoints.
     fit: Fit = "pad"
     border: tuple[int, int, int] | None = None  # RGB of the padding; None: the mean
 
@@ -70,7 +70,7 @@ class VisionSpec:
 
     @property
     def used_layers(self) -> int:
-        """Layers that have to run: what follows the selected hidden state is never computed."""
+        """Layers that run: those after the selected hidden state are not computed."""
         return self.layers + 1 + self.select_layer if self.select_layer < 0 else self.select_layer
 
     def grid(self, image_wh: tuple[int, int]) -> PaddedGrid:
@@ -78,7 +78,7 @@ class VisionSpec:
         return PaddedGrid(image_wh, self.image_size_px, self.grid_side, self.fit)
 
     def projector_widths(self, llm: LlmSpec) -> tuple[int, ...]:
-        """What goes into the projector's first matrix, and what comes out of each."""
+        """Widths of the projector: its input, and the output of each matrix."""
         hidden = self.projector_width or llm.width
         return (self.width, *[hidden] * (self.projector_layers - 1), llm.width)
 

@@ -57,7 +57,7 @@ class SecondPass:
 
 
 def first_positions(before: int, image_hw: tuple[int, int], after: int) -> Positions:
-    """Of a prompt with one image, before anything is inserted."""
+    """Positions of a prompt with one image, before anything is inserted."""
     return positions_of_spans([before, image_hw, after])
 
 

@@ -26,7 +26,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 def positions_of_spans(spans: Sequence[Span]) -> Positions:
-    """Of a prompt in order; rows are (3,S) int64."""
+    """Positions of the spans of a prompt, in order; rows are (3,S) int64."""
     found: list[Int64] = []
     place = 0
     for span in spans:
@@ -43,7 +43,7 @@ def positions_of_spans(spans: Sequence[Span]) -> Positions:
 def positions_on_source(
     before: int, image_hw: tuple[int, int], box_cells: Box, crop_hw: tuple[int, int], after: int
 ) -> Positions:
-    """Of a second pass whose crop has the coordinates of the source cells that it shows (`reuse_src_pos`).
+    """Positions of a second pass whose crop has the coordinates of its source cells (`reuse_src_pos`).
 
     The tokens: `before`, the image, the end of the image and the start of the crop, the crop, `after`. The crop's rows
     and columns are spread evenly over the box; fractions stay. Rows are (3,S) float32, as in the official code.

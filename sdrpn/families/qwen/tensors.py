@@ -71,7 +71,7 @@ def _tower_3(vision: Qwen3Vision, llm: LlmSpec) -> Shapes:
 
 
 def _patch_kernel(vision: QwenVision) -> tuple[int, ...]:
-    """As it is stored: whoever computes still pictures alone may add it up over the frames."""
+    """The kernel as stored; for still pictures it can be summed over the frames."""
     return (vision.width, _CHANNELS, vision.frames, vision.patch_size_px, vision.patch_size_px)
 
 

@@ -162,7 +162,7 @@ class TestProfiles:
         slot.valid = dict.fromkeys(slot.valid, 128)
         with pytest.raises(RunFailed, match="row 128 is past the cache of 128 rows"):
             decoder.step_one(slot, np.zeros((1, 64), np.float32), 128)
-        with pytest.raises(RunFailed, match="129 rows are past the caches of 128 rows that the engines were built for"):
+        with pytest.raises(RunFailed, match="129 rows exceed the caches of 128 rows that the engines were built for"):
             decoder.slots.reserve(slot, 129)
         assert len(gpu.trt.executions) == before
         with pytest.raises(ContextTooLong, match=r"need 1\d\d positions, the bundle has 128"):

@@ -69,7 +69,7 @@ class TestOpen:
     def test_what_cannot_be_asked(self, opened: Callable[..., Session], tiny_bundle: Path, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="backend 'tpu' is unknown; expected one of auto, onnxruntime, "):
             opened(backend="tpu")
-        with pytest.raises(BadInput, match="target l4 is about engines, which onnxruntime does not run; use the"):
+        with pytest.raises(BadInput, match="target l4 selects engines, which onnxruntime does not run; use the"):
             opened(backend="onnxruntime", target="l4")
         with pytest.raises(
             EngineMismatch, match="are of variant fused-fp32, not primitive-fp32; leave the variant out"
