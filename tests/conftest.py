@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,10 +14,25 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 from tests.official_model import write_small_set
+from tests.workers import cores, longest_first, made_once, spread_over_cores, use_one_thread
 
 # Hypothesis gives an example 200 ms; how long one takes depends on what else the machine does.
 settings.register_profile("sdrpn", settings(), deadline=None)
 settings.load_profile("sdrpn")
+use_one_thread()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    spread_over_cores(config)
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cores()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_first(items)
 
 
 @pytest.fixture(scope="session")
@@ -36,32 +53,35 @@ def tiny_spec() -> ModelSpec:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of `tiny_spec` in the official layout, without a tokenizer. Not to be written to."""
-    path = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    write_random_checkpoint(path, tiny_spec)
-    return path
+    return made_once(tmp_path_factory, "tiny/checkpoint", lambda path: write_random_checkpoint(path, tiny_spec))
+
+
+def exported(factory: pytest.TempPathFactory, name: str, checkpoint: Path, *variants: dict[str, Any]) -> Path:
+    """A bundle of a checkpoint with these variants, made once."""
+    from sdrpn.export import ExportOptions, export_bundle
+
+    def export(path: Path) -> None:
+        for options in variants:
+            export_bundle(checkpoint, path, ExportOptions(**options))
+
+    return made_once(factory, name, export)
+
+
+BOTH_DIALECTS = ({"dialect": "fused"}, {"dialect": "primitive"})
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` as fused-fp32 and primitive-fp32. Not to be written to."""
-    from sdrpn.export import ExportOptions, export_bundle
-
-    path = tmp_path_factory.mktemp("tiny") / "bundle"
-    for dialect in ("fused", "primitive"):
-        export_bundle(tiny_checkpoint, path, ExportOptions(dialect=dialect))
-    return path
+    return exported(tmp_path_factory, "tiny/bundle", tiny_checkpoint, *BOTH_DIALECTS)
 
 
 @pytest.fixture(scope="session")
 def coded_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` as fused-fp32, and with keys and values in 8 bits as far as that goes. Not to be written to."""
-    from sdrpn.export import ExportOptions, export_bundle
-
-    path = tmp_path_factory.mktemp("coded") / "bundle"
-    export_bundle(tiny_checkpoint, path)
-    for dialect, kv_cache in (("fused", "int8"), ("primitive", "int8"), ("primitive", "fp8")):
-        export_bundle(tiny_checkpoint, path, ExportOptions(dialect=dialect, kv_cache=kv_cache))  # type: ignore[arg-type]
-    return path
+    caches = (("fused", "int8"), ("primitive", "int8"), ("primitive", "fp8"))
+    variants = [{}, *({"dialect": dialect, "kv_cache": kv_cache} for dialect, kv_cache in caches)]
+    return exported(tmp_path_factory, "coded/bundle", tiny_checkpoint, *variants)
 
 
 @pytest.fixture(scope="session")
@@ -71,38 +91,27 @@ def text_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFacto
     The gain makes some cells of its RoI map stand out. Not to be written to.
     """
     llm = dataclasses.replace(tiny_spec.llm, vocabulary=288, kv_heads=2, max_context=512)
-    path = tmp_path_factory.mktemp("text") / "checkpoint"
-    write_random_checkpoint(path, dataclasses.replace(tiny_spec, llm=llm), with_tokenizer=True, roi_gain=3.0)
-    return path
+    spec = dataclasses.replace(tiny_spec, llm=llm)
+    options: dict[str, Any] = {"with_tokenizer": True, "roi_gain": 3.0}
+    return made_once(tmp_path_factory, "text/checkpoint", lambda path: write_random_checkpoint(path, spec, **options))
 
 
 @pytest.fixture(scope="session")
 def text_bundle(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`text_checkpoint` as fused-fp32 and primitive-fp32: answers questions in words. Not to be written to."""
-    from sdrpn.export import ExportOptions, export_bundle
-
-    path = tmp_path_factory.mktemp("text") / "bundle"
-    for dialect in ("fused", "primitive"):
-        export_bundle(text_checkpoint, path, ExportOptions(dialect=dialect))
-    return path
+    return exported(tmp_path_factory, "text/bundle", text_checkpoint, *BOTH_DIALECTS)
 
 
 @pytest.fixture(scope="session")
 def plain_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sizes of `text_checkpoint` in LLaVA's own layout, without an RPN. Not to be written to."""
     llm = dataclasses.replace(tiny_spec.llm, vocabulary=288, max_context=512)
-    path = tmp_path_factory.mktemp("plain") / "checkpoint"
-    write_random_checkpoint(
-        path, dataclasses.replace(tiny_spec, llm=llm, rpn=None), layout="llava", with_tokenizer=True
-    )
-    return path
+    spec = dataclasses.replace(tiny_spec, llm=llm, rpn=None)
+    options: dict[str, Any] = {"layout": "llava", "with_tokenizer": True}
+    return made_once(tmp_path_factory, "plain/checkpoint", lambda path: write_random_checkpoint(path, spec, **options))
 
 
 @pytest.fixture(scope="session")
 def plain_bundle(plain_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`plain_checkpoint` as fused-fp32. Not to be written to."""
-    from sdrpn.export import export_bundle
-
-    path = tmp_path_factory.mktemp("plain") / "bundle"
-    export_bundle(plain_checkpoint, path)
-    return path
+    return exported(tmp_path_factory, "plain/bundle", plain_checkpoint, {})

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -68,29 +69,42 @@ def _without_marker(requirement: Requirement) -> str:
     return str(requirement)
 
 
-@pytest.mark.usefixtures("index")
+def asked_for(python: str, extras: tuple[str, ...] = EXTRAS) -> list[str]:
+    return [_without_marker(requirement) for requirement in requirements(python, extras)]
+
+
+@pytest.fixture(scope="module")
+def found(index: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What pip found for each Python; they mostly wait for the index, so they do it at the same time."""
+    folder = tmp_path_factory.mktemp("wheels")
+    with ThreadPoolExecutor() as pool:
+        started = {python: pool.submit(find_wheels, python, asked_for(python), folder) for python in GLIBC_MINOR}
+    return {python: future.result() for python, future in started.items()}
+
+
 @pytest.mark.parametrize("python", list(GLIBC_MINOR))
-def test_arm64_wheels(python: str, tmp_path: Path) -> None:
-    wanted = [_without_marker(one) for one in requirements(python)]
-    assert len(wanted) >= 12
-    found = find_wheels(python, wanted, tmp_path)
-    assert found.returncode == 0, found.stderr
-    names = {one["metadata"]["name"].lower().replace("_", "-") for one in json.loads(found.stdout)["install"]}
+def test_arm64_wheels(found: dict[str, subprocess.CompletedProcess[str]], python: str) -> None:
+    assert len(asked_for(python)) >= 12
+    assert found[python].returncode == 0, found[python].stderr
+    installed = json.loads(found[python].stdout)["install"]
+    names = {package["metadata"]["name"].lower().replace("_", "-") for package in installed}
     assert {"numpy", "pillow", "onnxruntime", "tokenizers", "cuda-python", "onnx"} <= names
 
 
 @pytest.mark.usefixtures("index")
-@pytest.mark.parametrize("python", list(GLIBC_MINOR))
-def test_arm64_wheels_beside_tensorrt_rtx(python: str, tmp_path: Path) -> None:
-    """The library itself has none on the index: it is NVIDIA's package for arm64."""
-    wanted = [_without_marker(one) for one in requirements(python, RTX)]
-    found = find_wheels(python, wanted, tmp_path)
-    assert found.returncode == 0, found.stderr
+def test_arm64_wheels_beside_tensorrt_rtx(tmp_path: Path) -> None:
+    """The library itself has none on the index: it is NVIDIA's package for arm64. What is asked for above is found."""
+    further = {python: sorted(set(asked_for(python, RTX)) - set(asked_for(python))) for python in GLIBC_MINOR}
+    assert further["3.10"] == ["cuda-python>=13.0"]  # beside `device`, which is for JetPack 6 there
+    for python, wanted in further.items():
+        if wanted:
+            outcome = find_wheels(python, wanted, tmp_path)
+            assert outcome.returncode == 0, outcome.stderr
 
 
 def test_python_3_10_gets_what_was_made_for_it() -> None:
     def specifier(python: str, name: str) -> str:
-        return next(str(one.specifier) for one in requirements(python) if one.name == name)
+        return next(str(found.specifier) for found in requirements(python) if found.name == name)
 
     assert specifier("3.10", "onnxruntime") != specifier("3.11", "onnxruntime")
     assert "<13" in specifier("3.10", "cuda-python")  # JetPack 6 has CUDA 12

@@ -13,7 +13,7 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +52,7 @@ REDUCED = Sizes(
     head_questions=24,
     pairs=160,
     seeds=(0,),
-    samples=12,
+    samples=3,
     train=("--steps", "60", "--batch", "16", "--validation-share", "0.2"),
 )
 
@@ -133,13 +133,18 @@ def results(out: Path, sizes: Sizes, checkpoint: Path) -> Iterator[Step]:
         yield Step(verb("eval", checkpoint, *asked, *rpns, *labels, "--out", folder, "--resume"), folder / "results.md")
 
 
-def run_steps(wanted: Iterable[Step]) -> int:
+def run_in_a_process(command: tuple[str, ...]) -> int:
+    """The exit code of a command."""
+    return subprocess.run(command, check=False).returncode
+
+
+def run_steps(wanted: Iterable[Step], run: Callable[[tuple[str, ...]], int] = run_in_a_process) -> int:
     """Those whose results are not there yet; the code of the first that fails, or 0."""
     for step in wanted:
         if step.makes is not None and step.makes.exists():
             continue
         print(f"$ {shlex.join(step.command)}", flush=True)
-        code = subprocess.run(step.command, check=False).returncode
+        code = run(step.command)
         if code:
             return code
     return 0

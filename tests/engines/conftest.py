@@ -11,17 +11,21 @@ import pytest
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
+from tests.workers import made_once
 
 
 @pytest.fixture(scope="session")
 def wide_bundle(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_spec` with heads of 128 channels, as LLaVA-1.5 has them, in both dialects. Not to be written to."""
-    folder = tmp_path_factory.mktemp("wide")
     llm = dataclasses.replace(tiny_spec.llm, width=256, head_dim=128, mlp_width=256)
-    write_random_checkpoint(folder / "checkpoint", dataclasses.replace(tiny_spec, llm=llm))
-    for dialect in ("fused", "primitive"):
-        export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions("fp16", dialect))
-    return folder / "bundle"
+    spec = dataclasses.replace(tiny_spec, llm=llm)
+    checkpoint = made_once(tmp_path_factory, "wide/checkpoint", lambda path: write_random_checkpoint(path, spec))
+
+    def export(path: Path) -> None:
+        for dialect in ("fused", "primitive"):
+            export_bundle(checkpoint, path, ExportOptions("fp16", dialect))
+
+    return made_once(tmp_path_factory, "wide/bundle", export)
 
 
 @pytest.fixture

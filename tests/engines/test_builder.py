@@ -66,6 +66,21 @@ def built_bundle(wide_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+@pytest.fixture(scope="module")
+def tower_bundle(wide_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With an engine of the vision tower. Not to be written to."""
+    path = tmp_path_factory.mktemp("tower") / "bundle"
+    shutil.copytree(wide_bundle, path)
+    build(path)
+    return path
+
+
+@pytest.fixture
+def kept(tower_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of it, for what was built before. `copytree` keeps times, which are part of what is compared."""
+    return Path(shutil.copytree(tower_bundle, tmp_path / "kept"))
+
+
 class TestEngines:
     @pytest.mark.parametrize("graph", ["vision", "trunk", "rpn", "tail"])
     def test_the_manifest_tells_the_truth(self, built_bundle: Path, graph: str) -> None:
@@ -253,13 +268,10 @@ class TestEngines:
         with pytest.raises(BadInput, match="cache has type Int8 but must have type Float, Half, or BFloat16"):
             compile_graph(request, lambda *event: None)
 
-    def test_an_export_that_adds_a_variant_keeps_engines(
-        self, wide_bundle: Path, bundle: Path, tiny_spec: ModelSpec
-    ) -> None:
-        build(bundle)
-        export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("fp32"))
-        (one,) = build(bundle)
-        assert one.cached
+    def test_an_export_that_adds_a_variant_keeps_engines(self, wide_bundle: Path, kept: Path) -> None:
+        export_bundle(wide_bundle.parent / "checkpoint", kept, ExportOptions("fp32"))
+        (again,) = build(kept)
+        assert again.cached
 
 
 class TestCache:
@@ -268,9 +280,8 @@ class TestCache:
         assert (first.cached, second.cached) == (False, True)
         assert first.manifest == second.manifest
 
-    def test_a_hit_hashes_and_starts_nothing(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_hit_hashes_and_starts_nothing(self, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """However large the files are: their sizes and times are enough."""
-        build(bundle)
 
         def refuse(*arguments: object, **named: object) -> None:
             raise AssertionError("a hit must cost nothing")
@@ -279,9 +290,9 @@ class TestCache:
         monkeypatch.setattr(builder, "file_digest", refuse)
         monkeypatch.setattr(builder, "run_jobs", refuse)
         monkeypatch.setattr(Bundle, "verify", refuse)
-        assert build(bundle)[0].cached
+        assert build(kept)[0].cached
         with pytest.raises(AssertionError, match="a hit must cost nothing"):
-            plan_engines(bundle, read_target(RTX_TARGET), VISION, verify=True)
+            plan_engines(kept, read_target(RTX_TARGET), VISION, verify=True)
 
     @pytest.mark.parametrize(
         "options",
@@ -293,45 +304,44 @@ class TestCache:
             dataclasses.replace(VISION, weight_streaming=True),
         ],
     )
-    def test_every_option_counts(self, bundle: Path, options: BuildOptions) -> None:
-        build(bundle)
-        (again,) = build(bundle, options)
+    def test_every_option_counts(self, kept: Path, options: BuildOptions) -> None:
+        assert build(kept)[0].cached
+        (again,) = build(kept, options)
         assert not again.cached
 
-    def test_a_changed_engine_is_built_again(self, bundle: Path) -> None:
-        (first,) = build(bundle)
-        content = bytearray(first.path.read_bytes())
+    def test_a_changed_engine_is_built_again(self, kept: Path) -> None:
+        path = engine_paths(kept, RTX_TARGET, "vision")[0]
+        content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
-        first.path.write_bytes(content)
-        (second,) = build(bundle)
-        assert not second.cached
-        assert second.manifest.engine.sha256 == file_digest(second.path)
+        path.write_bytes(content)
+        (again,) = build(kept)
+        assert not again.cached
+        assert again.manifest.engine.sha256 == file_digest(path)
 
-    def test_a_copied_bundle_still_counts(self, bundle: Path, tmp_path: Path) -> None:
-        build(bundle)
-        shutil.copytree(bundle, tmp_path / "copy", copy_function=shutil.copyfile)
+    def test_a_copied_bundle_still_counts(self, kept: Path, tmp_path: Path) -> None:
+        shutil.copytree(kept, tmp_path / "copy", copy_function=shutil.copyfile)
         assert build(tmp_path / "copy")[0].cached
 
-    def test_verify_sees_what_a_forged_time_hides(self, bundle: Path) -> None:
-        (first,) = build(bundle)
-        content = bytearray(first.path.read_bytes())
+    def test_verify_sees_what_a_forged_time_hides(self, kept: Path) -> None:
+        path, manifest_path, _ = engine_paths(kept, RTX_TARGET, "vision")
+        modified_ns = read_engine_manifest(manifest_path).engine.modified_ns
+        content = bytearray(path.read_bytes())
         content[-1] ^= 1
-        first.path.write_bytes(content)
-        os.utime(first.path, ns=(first.manifest.engine.modified_ns, first.manifest.engine.modified_ns))
+        path.write_bytes(content)
+        os.utime(path, ns=(modified_ns, modified_ns))
         recipe = read_target(RTX_TARGET)
-        assert plan_engines(bundle, recipe, VISION).engines[0].cached is not None
-        assert plan_engines(bundle, recipe, VISION, verify=True).engines[0].cached is None
+        assert plan_engines(kept, recipe, VISION).engines[0].cached is not None
+        assert plan_engines(kept, recipe, VISION, verify=True).engines[0].cached is None
 
     @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format_version": 7}', '{"format_version": 1}'])
-    def test_a_manifest_that_cannot_be_read_is_refused_and_replaced(self, bundle: Path, damage: str) -> None:
-        (first,) = build(bundle)
-        path = engine_paths(bundle, RTX_TARGET, "vision")[1]
+    def test_a_manifest_that_cannot_be_read_is_refused_and_replaced(self, kept: Path, damage: str) -> None:
+        engine, path, _ = engine_paths(kept, RTX_TARGET, "vision")
         path.write_text(damage)
         with pytest.raises(BadBundle, match="sdrpn build BUNDLE"):
             read_engine_manifest(path)
-        assert not build(bundle)[0].cached
+        assert not build(kept)[0].cached
         assert isinstance(read_engine_manifest(path), EngineManifest)
-        assert first.path.exists()
+        assert engine.exists()
 
 
 class TestRefusals:
@@ -401,10 +411,9 @@ class TestRefusals:
             build_engines(plan)
         assert build_engines(plan, check_memory=False)[0].path.exists()
 
-    def test_memory_of_what_is_built_already_is_not_asked_for(self, bundle: Path) -> None:
+    def test_memory_of_what_is_built_already_is_not_asked_for(self, bundle: Path, kept: Path) -> None:
         plan = plan_engines(bundle, read_target(RTX_TARGET), BuildOptions(graphs=("vision", "rpn")))
-        build(bundle)
-        again = plan_engines(bundle, read_target(RTX_TARGET), BuildOptions(graphs=("vision", "rpn")))
+        again = plan_engines(kept, read_target(RTX_TARGET), BuildOptions(graphs=("vision", "rpn")))
         assert (tuple(plan.estimate.host_peaks), tuple(again.estimate.host_peaks)) == (("vision", "rpn"), ("rpn",))
 
     def test_a_read_only_bundle(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,13 +463,12 @@ class TestKernelGate:
         assert slow_plan(dataclasses.replace(TRUNK, kernel_gate=False)).engines[0].cached is not None
 
 
-def test_a_build_that_was_killed_leaves_nothing_that_counts(bundle: Path) -> None:
+def test_a_build_that_was_killed_leaves_nothing_that_counts(kept: Path) -> None:
     """As after signal 9: a partial file, and an engine whose manifest was removed already."""
-    (first,) = build(bundle)
-    manifest = engine_paths(bundle, RTX_TARGET, "vision")[1]
+    engine, manifest, _ = engine_paths(kept, RTX_TARGET, "vision")
     manifest.unlink()
     (manifest.parent / ".vision.engine.0123.partial").write_bytes(b"half")
-    (again,) = build(bundle)
+    (again,) = build(kept)
     assert not again.cached
-    assert left_in(bundle) == ["vision.engine", "vision.engine.json", "vision.layers.json"]
-    assert first.path == again.path
+    assert left_in(kept) == ["vision.engine", "vision.engine.json", "vision.layers.json"]
+    assert again.path == engine

@@ -26,17 +26,23 @@ def scene_module() -> ModuleType:
     return module
 
 
-def test_a_seed_is_a_picture(scene_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def set_width(scene_module: ModuleType, monkeypatch: pytest.MonkeyPatch, width_px: int) -> None:
+    """A smaller picture of the same scene; test_readme.py draws the whole one."""
     monkeypatch.setattr(scene_module, "OVERSAMPLING", 1.0)
-    monkeypatch.setattr(scene_module, "WIDTH_PX", 504)
-    monkeypatch.setattr(scene_module, "HEIGHT_PX", 378)
+    monkeypatch.setattr(scene_module, "WIDTH_PX", width_px)
+    monkeypatch.setattr(scene_module, "HEIGHT_PX", width_px * 3 // 4)
+
+
+def test_a_seed_is_a_picture(scene_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_width(scene_module, monkeypatch, 504)
     first, again, other = (np.asarray(scene_module.render_scene(seed).image) for seed in (0, 0, 1))
     assert first.shape == (378, 504, 3)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_the_sign_is_there_and_small(scene_module: ModuleType) -> None:
+def test_the_sign_is_there_and_small(scene_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_width(scene_module, monkeypatch, scene_module.WIDTH_PX // 2)
     scene = scene_module.render_scene(0)
     assert scene.image.size == (scene_module.WIDTH_PX, scene_module.HEIGHT_PX)
     left, top, right, bottom = scene.sign_box_xyxy_px

@@ -27,8 +27,11 @@ from tests.runtime.fake_tensorrt import Compute
 from tests.runtime.gpu import FakeGpu, fake_gpu, onnxruntime_compute
 
 
-def checked(device: BundleOnDevice) -> dict[str, CheckResult]:
-    return {result.name: result for result in run_steps("bundle", BundleChecks(device).steps())}
+def checked(device: BundleOnDevice, *names: str) -> dict[str, CheckResult]:
+    """All steps, or those that a test is about."""
+    steps = [step for step in BundleChecks(device).steps() if not names or step.name in names]
+    assert len(steps) == (len(names) or STEP_COUNTS["bundle"])
+    return {result.name: result for result in run_steps("bundle", steps)}
 
 
 def states(results: Mapping[str, CheckResult]) -> dict[str, str]:
@@ -106,7 +109,8 @@ def spoilt(compute: Compute, graph: str, output: str, change: float, *, from_run
 def test_engines_that_compute_something_else_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = fake_gpu(tiny_bundle, tmp_path / "a").bundle
     compute = spoilt(onnxruntime_compute(bundle, "fused-fp32"), "rpn", "scores", 1.0)
-    results = checked(OnFakeGpu(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute, max_context=256)))
+    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute, max_context=256))
+    results = checked(device, "numbers, graph by graph", "a whole answer")
     assert results["numbers, graph by graph"].state == "failed"
     assert "rpn smoke test" in results["numbers, graph by graph"].detail
     assert "RoI logits differ" in results["a whole answer"].detail
@@ -124,21 +128,23 @@ def test_answers_that_change_are_noticed(tiny_bundle: Path, tmp_path: Path) -> N
             runs += 1
             results["image_embeds"][...] *= 1 + 1e-6 * runs
 
-    results = checked(OnFakeGpu(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute, max_context=256)))
+    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute, max_context=256))
+    results = checked(device, "the same question five times")
     assert results["the same question five times"].detail.startswith("other bits: ")
 
 
 def test_memory_that_stays_taken_is_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
-    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path, max_context=256), [1 << 34, 1 << 33, 1 << 34, 1 << 33, 1 << 33])
-    results = checked(device)
+    # At the start, loaded; at the end.
+    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path, max_context=256), [1 << 34, 1 << 33, 1 << 33])
+    results = checked(device, "load", "memory goes back")
     assert results["load"].figures["taken_bytes"] == 1 << 33
     assert "were not freed" in results["memory goes back"].detail
 
 
 def test_a_second_session_that_cannot_fit_is_not_tried(tiny_bundle: Path, tmp_path: Path) -> None:
-    # At the start, loaded; before and after another one; at the end.
-    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path, max_context=256), [9 << 30, 1 << 30, 9 << 30, 1 << 30, 9 << 30])
-    results = checked(device)
+    # Before another one, and after.
+    device = OnFakeGpu(fake_gpu(tiny_bundle, tmp_path, max_context=256), [9 << 30, 1 << 30])
+    results = checked(device, "two sessions, closed in both orders")
     assert results["two sessions, closed in both orders"].state == "skipped"
     assert "another session takes" in results["two sessions, closed in both orders"].detail
 
