@@ -42,6 +42,7 @@ class Dialect(Protocol):
     cache_output: str  # name of a cache's output: the whole cache, or its new rows
     cache_output_length: str  # its symbolic length
     table_axes: tuple[int | str, ...]  # of the rotary tables, before head_dim/2
+    rotates_in_one: bool  # operator; else in several
     attends_with_one_row: bool  # whether attention can be computed for a single row; else that row is selected from all
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
@@ -105,6 +106,7 @@ class FusedDialect:
     cache_output = "{name}_out"
     cache_output_length = "cache_length"
     table_axes: tuple[int | str, ...] = ("batch", "sequence")
+    rotates_in_one = True
     attends_with_one_row = True
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
@@ -152,6 +154,7 @@ class PrimitiveDialect:
     # With an axis for the heads. If the graph adds that axis, TensorRT-RTX fuses this into the first layer's attention,
     # and every later layer copies its caches.
     table_axes: tuple[int | str, ...] = ("batch", 1, "sequence")
+    rotates_in_one = False
     # A query of one row would make TensorRT-RTX copy the layer's caches.
     attends_with_one_row = False
 

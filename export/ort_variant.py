@@ -82,7 +82,7 @@ def _attention(node: ir.Node) -> _Attention:
         updated=(keys.outputs[0], values.outputs[0]),
         row=_input(picked[0], 1) if picked else None,
         result=merge.outputs[0],
-        heads=int(sizes.numpy()[0]) // head_dim - kv_heads,
+        heads=int(sizes.numpy().sum()) // head_dim - 2 * kv_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
     )
@@ -128,15 +128,14 @@ def _turned(
 ) -> tuple[list[ir.Node], tuple[ir.Value, ir.Value, ir.Value]]:
     """Nodes and their results from the packed projection: rotated query and key (B,S,heads*head_dim), and value."""
     name, heads, kv_heads, width = attention.result.name, attention.heads, attention.kv_heads, attention.head_dim
-    turning = _sizes(graph, f"{name}/turning", (heads + kv_heads) * width, kv_heads * width)
-    apart = ir.node("Split", [attention.packed, turning], {"axis": -1}, num_outputs=2, name=f"{name}/turning_apart")
-    turned = ir.node(
-        "RotaryEmbedding", [apart.outputs[0], cos, sin], {"num_heads": heads + kv_heads}, name=f"{name}/turned"
-    )
-    sizes = _sizes(graph, f"{name}/heads", heads * width, kv_heads * width)
-    both = ir.node("Split", [turned.outputs[0], sizes], {"axis": -1}, num_outputs=2, name=f"{name}/query_and_key")
-    query, key = both.outputs
-    return [apart, turned, both], (query, key, apart.outputs[1])
+    sizes = _sizes(graph, f"{name}/heads", heads * width, kv_heads * width, kv_heads * width)
+    apart = ir.node("Split", [attention.packed, sizes], {"axis": -1}, num_outputs=3, name=f"{name}/apart")
+    query, key, value = apart.outputs
+    turned = [
+        ir.node("RotaryEmbedding", [each, cos, sin], {"num_heads": count}, name=f"{name}/turned_{what}")
+        for what, each, count in (("query", query, heads), ("key", key, kv_heads))
+    ]
+    return [apart, *turned], (turned[0].outputs[0], turned[1].outputs[0], value)
 
 
 def _sizes(graph: ir.Graph, name: str, *sizes: int) -> ir.Value:

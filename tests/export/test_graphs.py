@@ -237,6 +237,15 @@ def residual_sums(exported: Exported) -> Iterator[onnx.NodeProto]:
     yield from found.values()
 
 
+def test_queries_and_keys_are_turned_apart_in_floats_and_as_one_for_engines(exported: Exported) -> None:
+    """Two operators a layer cost ONNX Runtime less than a copy of both; for TensorRT-RTX each is a kernel."""
+    found = exported.operators()
+    if exported.variant.dialect != "fused" or exported.info.name not in ("trunk", "tail"):
+        return
+    assert found["Attention"] == 2
+    assert found["RotaryEmbedding"] == 2 * (1 if exported.variant.computes_in_half else 2)
+
+
 def test_packed_projections(exported: Exported) -> None:
     """QKV and gate/up are one product each: with o and down four a layer, and two of attention where spelled out."""
     spelled_out = 2 if exported.variant.dialect == "primitive" else 0
