@@ -121,6 +121,7 @@ def measured(
     contexts: tuple[int, ...],
     only: str | None,
     graphs: tuple[str, ...] | None,
+    max_batch: int,
 ) -> Iterator[dict[str, Any]]:
     """A row an engine, for every kind of GPU; a row with the reason where there is none."""
     about = {"model": model, "precision": precision, "dialect": dialect}
@@ -134,7 +135,11 @@ def measured(
         lengths = tuple(min(context, open_bundle(bundle).manifest.max_context) for context in contexts)
         for graph in [engine.graph.name for engine in plan.engines if graphs is None or engine.graph.name in graphs]:
             options = BuildOptions(
-                graphs=(graph,), max_context=lengths[-1], shorter_contexts=lengths[:-1], kernel_gate=False
+                graphs=(graph,),
+                max_context=lengths[-1],
+                shorter_contexts=lengths[:-1],
+                max_batch=max_batch,
+                kernel_gate=False,
             )
             before_s = children_processor_s()
             (built,) = build_engines(plan_engines(bundle, plan.target, options))
@@ -165,6 +170,7 @@ def figures(manifest: EngineManifest) -> dict[str, Any]:
         "kernels": manifest.kernels,
         "kernel_gate": list(manifest.kernel_gate),
         "contexts": list(manifest.contexts),
+        "max_batch": manifest.max_batch,
         "library": manifest.library_version,
     }
 
@@ -213,6 +219,7 @@ def main() -> None:
     parser.add_argument("--dialect", choices=("fused", "primitive"), default="fused")
     parser.add_argument("--contexts", default=str(MAX_CONTEXT), metavar="N[,N]", help="several: dialect primitive")
     parser.add_argument("--only", metavar="SM89", help="for one kind of GPU instead of all")
+    parser.add_argument("--max-batch", type=int, default=1, metavar="N", help="questions that are decoded together")
     parser.add_argument("--graphs", metavar="A,B", help="some of vision, trunk, rpn, tail (default: all)")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print what was measured as Markdown")
     args = parser.parse_args()
@@ -223,7 +230,8 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     contexts = tuple(int(context) for context in args.contexts.split(","))
     graphs = None if args.graphs is None else tuple(args.graphs.split(","))
-    for row in measured(args.work, args.model, args.precision, args.dialect, contexts, args.only, graphs):
+    what = (args.model, args.precision, args.dialect, contexts, args.only, graphs, args.max_batch)
+    for row in measured(args.work, *what):
         print(json.dumps(row), flush=True)
 
 
