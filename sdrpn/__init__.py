@@ -8,6 +8,12 @@ Ask a bundle about pictures:
     Look              where one question points: boxes with scores and the RoI map, without words
     Region            one of its boxes
 
+Look at frames as they come:
+    look_stream       where questions point, on every frame of pictures, videos and cameras
+    LookRequest       which frames and which questions
+    ReadOptions       which frames of a source are taken, and how long it may be silent
+    Tracker           keeps the boxes of one question steady from frame to frame
+
 Do what the verbs of the command line do, each with a function:
     run_demo          the shipped model, asked about the shipped scene
     export_bundle     a checkpoint becomes a bundle
@@ -75,9 +81,11 @@ if TYPE_CHECKING:
         RunFailed,
         SdrpnError,
     )
+    from sdrpn.frames.thinning import ReadOptions
     from sdrpn.method.policy import RoiChange
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Look, Region, Session
+    from sdrpn.runtime.tracker import Tracker
     from sdrpn.train.options import TrainOptions
     from sdrpn.workflows.benchmark import BenchBundle, BenchReference, bench_bundle
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
@@ -91,6 +99,7 @@ if TYPE_CHECKING:
     from sdrpn.workflows.heads import HeadsRequest, ProposalRequest, find_heads
     from sdrpn.workflows.inspection import inspect_bundle, inspect_engines
     from sdrpn.workflows.label import RelabelRequest, label_questions, relabel_questions
+    from sdrpn.workflows.look import LookRequest, look_stream
     from sdrpn.workflows.memory_plan import plan_memory
     from sdrpn.workflows.quantize import QuantizeRequest, measure_rounding
     from sdrpn.workflows.teacher import TeacherRequest
@@ -116,9 +125,11 @@ __all__ = [
     "EngineNotBuilt",
     "HeadsRequest",
     "Look",
+    "LookRequest",
     "MissingDependency",
     "ProposalRequest",
     "QuantizeRequest",
+    "ReadOptions",
     "Region",
     "RelabelRequest",
     "RoiChange",
@@ -127,6 +138,7 @@ __all__ = [
     "SdrpnError",
     "Session",
     "TeacherRequest",
+    "Tracker",
     "TrainOptions",
     "__version__",
     "bench_bundle",
@@ -139,6 +151,7 @@ __all__ = [
     "inspect_bundle",
     "inspect_engines",
     "label_questions",
+    "look_stream",
     "measure_rounding",
     "optimize_bundle",
     "plan_memory",
@@ -158,14 +171,17 @@ _HOMES = {
     "CheckpointParts": "sdrpn.workflows.checkpoint_parts",
     "HeadsRequest": "sdrpn.workflows.heads",
     "Look": "sdrpn.runtime",
+    "LookRequest": "sdrpn.workflows.look",
     "ProposalRequest": "sdrpn.workflows.heads",
     "QuantizeRequest": "sdrpn.workflows.quantize",
+    "ReadOptions": "sdrpn.frames.thinning",
     "Region": "sdrpn.runtime",
     "RelabelRequest": "sdrpn.workflows.label",
     "RoiChange": "sdrpn.method.policy",
     "RoiPolicy": "sdrpn.method.roi",
     "Session": "sdrpn.runtime",
     "TeacherRequest": "sdrpn.workflows.teacher",
+    "Tracker": "sdrpn.runtime.tracker",
     "TrainOptions": "sdrpn.train.options",
     "bench_bundle": "sdrpn.workflows.benchmark",
     "build_engines": "sdrpn.workflows.engine_build",
@@ -177,6 +193,7 @@ _HOMES = {
     "inspect_bundle": "sdrpn.workflows.inspection",
     "inspect_engines": "sdrpn.workflows.inspection",
     "label_questions": "sdrpn.workflows.label",
+    "look_stream": "sdrpn.workflows.look",
     "measure_rounding": "sdrpn.workflows.quantize",
     "optimize_bundle": "sdrpn.workflows.graph_optimization",
     "plan_memory": "sdrpn.workflows.memory_plan",

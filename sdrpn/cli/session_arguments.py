@@ -17,7 +17,7 @@ _NOWHERE = "none"
 JPEG_MODES = ("exact", "fast", "gpu")
 
 
-def add_where(group: argparse._ArgumentGroup) -> None:
+def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
     """Declare how and where a session runs."""
     group.add_argument(
         "--backend",
@@ -44,6 +44,18 @@ def add_where(group: argparse._ArgumentGroup) -> None:
         "~/.cache/sdrpn)",
     )
     add_threads_argument(group)
+    if jpeg:
+        _add_jpeg(group)
+    group.add_argument(
+        "--no-verify", action="store_true", help="do not check the digests of large files (faster start)"
+    )
+    group.add_argument(
+        "--no-optimized", action="store_true", help="run the bundle's own graphs, not those of `sdrpn optimize`"
+    )
+    group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
+
+
+def _add_jpeg(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--jpeg",
         choices=JPEG_MODES,
@@ -52,13 +64,6 @@ def add_where(group: argparse._ArgumentGroup) -> None:
         f"but not exact; gpu: with nvImageCodec (default: {JPEG_MODES[0]})",
     )
     add_former_name(group, "--decode", "--jpeg", choices=JPEG_MODES)
-    group.add_argument(
-        "--no-verify", action="store_true", help="do not check the digests of large files (faster start)"
-    )
-    group.add_argument(
-        "--no-optimized", action="store_true", help="run the bundle's own graphs, not those of `sdrpn optimize`"
-    )
-    group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
 
 
 def engine_options(args: argparse.Namespace) -> EngineOptions:

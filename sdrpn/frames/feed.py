@@ -20,10 +20,11 @@ from sdrpn.frames.source import Source
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.frames.video import Video, open_video_file
 
-__all__ = ["FrameFeed", "NamedOpener", "opener_of"]
+__all__ = ["FrameFeed", "NamedOpener", "Wanted", "opener_of"]
 
 _LOOK_UP_S = 0.25  # how often sources that give nothing are checked
 Note = Callable[[str], None]
+Wanted = Callable[[str, int], bool]  # (source, index) of a frame -> whether it is to be looked at
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,19 @@ class FrameFeed:
         openers: Sequence[NamedOpener],
         options: ReadOptions | None = None,
         *,
+        wanted: Wanted = lambda source, index: True,
         note: Note = lambda text: None,
         clock: Clock = time.monotonic,
     ) -> None:
         """Args:
+        wanted: asked before a frame is decoded or converted
         note: called on the taker's thread with what does not end the work, such as a source that broke off
         Raises: BadInput without a source
         """
         if not openers:
             raise BadInput("no source is given; expected at least one picture, folder, video, camera or URL")
         options, self._note = options or ReadOptions(), note
+        self._wanted = wanted
         self._changed = threading.Condition()
         self._readers = [
             Reader(
@@ -177,6 +181,9 @@ class FrameFeed:
     def _converted(self, reader: Reader, arrived: Arrived) -> Frame | None:
         """With its pixels; None for a picture that cannot be read, beside others."""
         raw = arrived.raw
+        name, index = raw.name or reader.name, arrived.index if raw.index is None else raw.index
+        if not self._wanted(name, index):
+            return None
         try:
             pixels = raw.pixels()
         except BadImage as error:
@@ -185,5 +192,4 @@ class FrameFeed:
             if self._given or len(self._readers) > 1 or raw.name is not None:
                 self._note(f"passed over: {error}")
             return None
-        index = arrived.index if raw.index is None else raw.index
-        return Frame(pixels, raw.name or reader.name, index, arrived.time_s, reader.dropped)
+        return Frame(pixels, name, index, arrived.time_s, reader.dropped)

@@ -27,6 +27,7 @@ __all__ = [
     "RoiPolicy",
     "blur",
     "decide_by_policy",
+    "decide_cells",
     "decide_crops",
     "find_components",
     "resize_features",
@@ -220,9 +221,18 @@ def decide_crops(logits: Float32, grid: ImageGrid, policy: RoiPolicy) -> RoiDeci
     Raises: RunFailed for logits that are not finite numbers.
     """
     _check_logits(logits, grid.hw)
-    most_cells = policy.most_cells(grid.hw)
     blurred, threshold = _blurred_and_threshold(logits, policy.threshold)
-    fired = blurred > threshold
+    return decide_cells(blurred > threshold, blurred, threshold, grid, policy)
+
+
+def decide_cells(fired: Bool, blurred: Float32, threshold: float, grid: ImageGrid, policy: RoiPolicy) -> RoiDecision:
+    """`decide_crops` where it is known which cells fire.
+
+    Args:
+        fired: (h, w)
+        blurred, threshold: what they were compared with, for the note and the decision
+    """
+    most_cells = policy.most_cells(grid.hw)
     components = find_components(fired)
     kept = [part for part in components if policy.min_cells <= part.area <= most_cells]
     boxes = [_expanded_box(part, grid.hw) for part in kept]

@@ -15,6 +15,7 @@ __all__ = [
     "has_printed",
     "print_document",
     "print_json",
+    "print_json_line",
     "print_piece",
     "print_table",
     "print_text",
@@ -55,6 +56,14 @@ def print_json(value: object) -> None:
     escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     document = json.dumps(value, indent=2, ensure_ascii=escape, allow_nan=False, default=_plain)
     print_document(f"{json_text(document)}\n")
+
+
+def print_json_line(value: object) -> None:
+    """Print one object as one line of JSON, at once: the reader may wait for it. As `print_json` otherwise."""
+    escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    line = json.dumps(value, ensure_ascii=escape, allow_nan=False, default=_plain)
+    print_document(f"{json_text(line)}\n")
+    sys.stdout.flush()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sdrpn.host.progress import Advance
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.terminal.output import remark
 
-__all__ = ["progress"]
+__all__ = ["progress", "status"]
 
 
 # Where stderr is a file: short runs stay quiet, long ones show that they live.
@@ -65,3 +65,29 @@ def _sparse_lines(title: str, unit: str | None) -> Advance:
         remark(f"{title}: {counts}")
 
     return advance
+
+
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """Show on stderr how endless work goes, as `show(text)` says it: one line that changes, or now and then a line."""
+    if not sys.stderr.isatty() or sys.stdout.isatty():  # results on the same screen show that it goes on
+        yield _sparse_remarks()
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text("")) as shown:
+        yield lambda text: shown.update(Text(text))
+
+
+def _sparse_remarks() -> Callable[[str], None]:
+    last_s = time.monotonic()
+
+    def show(text: str) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s >= _LOG_INTERVAL_S:
+            last_s = now_s
+            remark(text)
+
+    return show

@@ -12,20 +12,17 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from sdrpn.bundle.bundle import Bundle, open_bundle
-from sdrpn.bundle.memory import require_cpu_memory
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
-from sdrpn.errors import BadInput
 from sdrpn.families.registry import fit_of
-from sdrpn.host.machine import read_machine
 from sdrpn.images.image import open_image
 from sdrpn.method.geometry import Fit
 from sdrpn.method.overlay import draw_overlay
 from sdrpn.method.policy import OWN, Roi, RoiChange
-from sdrpn.runtime import Answer, EngineOptions, Sampling, Session
+from sdrpn.runtime import Answer, EngineOptions, Sampling
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.pictures.picture import JpegMode, open_picture
-from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
+from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 
 __all__ = [
     "NO_RPN",
@@ -93,11 +90,11 @@ def ask_question(
         RunFailed: there is not enough memory, or a graph failed
     """
     bundle = open_bundle(bundle_path(request.bundle))
-    _require_tokenizer(bundle)
+    require_tokenizer(bundle)
     if request.check_memory:
-        _require_memory(bundle, request)
+        require_memory(bundle, request)
     picture = open_picture(request.image, jpeg=request.jpeg, threads=request.threads)
-    with _opened(bundle, request) as session:
+    with opened_session(bundle, request, max_batch=1) as session:
         first_note = session.backend_note
         if first_note is not None:
             note(first_note)
@@ -125,38 +122,3 @@ def silence_onnxruntime() -> None:
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(4)  # fatal only
-
-
-def _opened(bundle: Bundle, request: AskRequest) -> Session:
-    return Session.open(
-        bundle.path,
-        backend=request.backend,
-        threads=request.threads,
-        variant=request.variant,
-        target=request.target,
-        device=request.device,
-        engine_options=request.engine_options,
-        optimized=request.optimized,
-        verify=request.verify,
-        max_batch=1,
-    )
-
-
-def _require_tokenizer(bundle: Bundle) -> None:
-    if bundle.manifest.tokenizer is None:
-        raise BadInput(
-            f"{bundle.path} has no tokenizer.json, and a question in words needs one: put tokenizer.json or "
-            f"tokenizer.model beside the checkpoint's config.json and export it again"
-        )
-
-
-def _require_memory(bundle: Bundle, request: AskRequest) -> None:
-    if request.backend not in (AUTOMATIC, "onnxruntime"):
-        return
-    machine = read_machine()
-    # Engines may answer; if none fit, a lack of memory is reported when it occurs.
-    if request.backend == AUTOMATIC and machine.gpus:
-        return
-    variant = graph_variant(bundle, request.variant)
-    mapped_bytes = mapped_weights_bytes(bundle, variant) if request.optimized else None
-    require_cpu_memory(bundle, variant, machine.memory_available_bytes, mapped_bytes)

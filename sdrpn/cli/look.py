@@ -1,0 +1,261 @@
+"""`sdrpn look`: where questions point, on pictures, videos and cameras."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, non_negative_number, number_between, positive_int
+from sdrpn.cli.model_folders import add_model_options
+from sdrpn.cli.session_arguments import add_where, engine_options
+from sdrpn.errors import BadInput
+
+if TYPE_CHECKING:
+    from sdrpn.method.policy import RoiChange
+    from sdrpn.runtime import Look
+    from sdrpn.workflows.look import FrameLook, LookRequest, LookStream, StreamFigures
+    from sdrpn.workflows.look_folder import LookFolder
+
+HELP = "find the regions that questions are about, on pictures, videos and cameras"
+DESCRIPTION = """\
+Find the regions that questions are about, without answering: on a picture, a folder, a pattern, a list of files (.txt),
+a video, a camera (0, /dev/video0), the URL of a stream, or the picture on standard input (-).
+
+  sdrpn look bundle street.jpg "the sign" "the door" --out looked-at
+  sdrpn look bundle 0 "the red cup" --jsonl --max-fps 10
+  sdrpn look bundle 'shots/*.jpg' "the label" --save-crops
+  sdrpn look bundle rtsp://camera/one --source rtsp://camera/two "a person at the gate" --save-video
+
+Frames of cameras and streams are dropped while the model looks, so that it always looks at the newest; those of files
+are not. A camera or stream that breaks off is opened again. Ctrl-C ends it with a summary.
+"""
+# Where numbered folders are made.
+RUNS = Path("runs") / "look"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    parser.add_argument("source", metavar="SOURCE", help="where frames come from; a file that is named 0 is ./0")
+    parser.add_argument(
+        "questions", metavar="QUESTION", nargs="+", help="what to look for, each in quotes; all on every frame"
+    )
+    _add_frames(parser.add_argument_group("which frames"))
+    _add_region(parser.add_argument_group("where it looks"))
+    _add_output(parser.add_argument_group("what it prints and writes"))
+    add_where(parser.add_argument_group("where it runs"), jpeg=False)
+    add_model_options(parser, "bundle")
+
+
+def _add_frames(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--source",
+        metavar="SOURCE",
+        dest="more_sources",
+        action="append",
+        default=[],
+        help="a further source, looked at in turns with the others. Can be given several times",
+    )
+    group.add_argument(
+        "--every", metavar="N", type=positive_int, default=1, help="look at every Nth frame (default: 1)"
+    )
+    group.add_argument(
+        "--max-fps", metavar="F", type=non_negative_number, help="look at no more than F frames of a source per second"
+    )
+    group.add_argument(
+        "--drop",
+        action=argparse.BooleanOptionalAction,
+        help="leave out frames that come while the model looks; a video is then played at its own speed (default: for "
+        "cameras and streams)",
+    )
+    group.add_argument(
+        "--frames", metavar="N", type=positive_int, help="end after N frames (default: with the sources)"
+    )
+    group.add_argument(
+        "--give-up",
+        metavar="S",
+        type=non_negative_number,
+        default=60.0,
+        help="seconds after which a camera or stream that broke off is no longer tried (default: 60)",
+    )
+
+
+def _add_region(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--threshold",
+        metavar="X",
+        type=number_between(-1, 1),
+        help="a cell of the RoI map counts above this (default: the model's own)",
+    )
+    group.add_argument(
+        "--upscale",
+        choices=("mask", "bbox"),
+        help="mask: one box around all regions; bbox: a box each, where there are one or two "
+        "(default: the model's own)",
+    )
+    group.add_argument(
+        "--max-share",
+        metavar="S",
+        type=number_between(0, 1),
+        help="leave out regions of more than this share of the map (default: the model's own)",
+    )
+    group.add_argument(
+        "--track",
+        action="store_true",
+        help="average maps over frames and let regions go later than they come, so that boxes do not flicker",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--jsonl", action="store_true", help="print a line of JSON per frame")
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f"write looks.jsonl and what is saved to this new folder (default: {RUNS}/1, 2, ... where something is "
+        "saved); alone it saves overlays",
+    )
+    group.add_argument("--save", action="store_true", help="save every frame with its boxes drawn")
+    group.add_argument("--save-crops", action="store_true", help="save every region, at full resolution")
+    group.add_argument("--save-video", action="store_true", help="save a video with boxes drawn, one per source")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at every frame, print and write what was found, and end with a summary."""
+    from sdrpn.terminal.output import remark, warn
+    from sdrpn.workflows.look import look_stream
+    from sdrpn.workflows.question import silence_onnxruntime
+
+    _check_questions(args)
+    request = _request(args)
+    folder = _output_folder(args)
+    if not args.debug:
+        silence_onnxruntime()
+    ended: BaseException | None = None
+    with look_stream(request, note=warn) as stream:
+        with ExitStack() as writing:
+            if folder is not None:
+                writing.enter_context(folder)
+            try:
+                _look(args, stream, folder)
+            except (KeyboardInterrupt, SystemExit) as signal:  # what is written so far is completed first
+                ended = signal
+        figures = stream.figures
+    remark(summary(figures))
+    if folder is not None and folder.folder.exists():
+        remark(f"written: {folder.folder}")
+    if ended is not None:
+        raise ended
+    return 1 if figures.given_up or figures.unreadable else 0
+
+
+def summary(figures: StreamFigures) -> str:
+    """A stream in one line."""
+    counts = {
+        "unchanged": figures.unchanged,
+        "dropped": figures.dropped,
+        "unreadable": figures.unreadable,
+        "reconnected": figures.reconnects,
+        "given up": len(figures.given_up),
+    }
+    parts = [f"{figures.frames} frame{'' if figures.frames == 1 else 's'} in {figures.seconds:.1f} s"]
+    if figures.p50_s is not None and figures.p95_s is not None:
+        parts.append(f"{figures.fps:.1f} fps, p50 {1000 * figures.p50_s:.1f} ms, p95 {1000 * figures.p95_s:.1f} ms")
+    return ", ".join([*parts, *(f"{count} {what}" for what, count in counts.items() if count)])
+
+
+def _look(args: argparse.Namespace, stream: LookStream, folder: LookFolder | None) -> None:
+    from sdrpn.terminal.output import print_json_line
+    from sdrpn.terminal.progress import status
+
+    with status() as show:
+        for number, found in enumerate(stream, start=1):
+            if args.jsonl:
+                print_json_line(found.to_dict())
+            else:
+                _print_found(found)
+            if folder is not None:
+                folder.add(found)
+            show(summary(stream.figures))
+            if number == args.frames:
+                return
+
+
+def _print_found(found: FrameLook) -> None:
+    from sdrpn.terminal.output import print_piece
+
+    frame = found.frame
+    when = "" if frame.time_s is None else f" {frame.time_s:.2f} s"
+    for look in found.looks:
+        print_piece(f"{frame.source} {frame.index}{when}: {look.question}: {_regions(look)}\n")
+
+
+def _regions(look: Look) -> str:
+    found = [f"{region.score:.2f} at {','.join(map(str, region.xyxy_px))}" for region in look.boxes]
+    return "; ".join(found) or "nothing"
+
+
+def _check_questions(args: argparse.Namespace) -> None:
+    from sdrpn.terminal.output import warn
+
+    for question in args.questions:
+        if _is_file(question):
+            raise BadInput(
+                f"the question {question!r} is the name of a file; put a pattern in quotes ('*.jpg'), so that the "
+                "shell leaves it alone, or name further sources with --source"
+            )
+    if len(args.questions) > 1 and not any(" " in question.strip() for question in args.questions):
+        warn(f"{len(args.questions)} questions of one word each; a question of several words is put in quotes")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # a text that is no name
+        return False
+
+
+def _request(args: argparse.Namespace) -> LookRequest:
+    from sdrpn.frames.thinning import ReadOptions
+    from sdrpn.workflows.look import LookRequest
+
+    if args.max_fps == 0:
+        raise BadInput("--max-fps is 0; expected a number above 0")
+    return LookRequest(
+        args.bundle,
+        sources=(args.source, *args.more_sources),
+        questions=tuple(args.questions),
+        roi=_policy(args),
+        read=ReadOptions(args.drop, args.every, args.max_fps, give_up_s=args.give_up or 1e-9),
+        track=args.track,
+        check_memory=not args.no_memory_check,
+        backend=args.backend,
+        threads=args.threads,
+        variant=args.variant,
+        target=args.target,
+        device=args.device,
+        engine_options=engine_options(args),
+        optimized=not args.no_optimized,
+        verify=not args.no_verify,
+    )
+
+
+def _policy(args: argparse.Namespace) -> RoiChange:
+    from sdrpn.method.policy import RoiChange
+
+    return RoiChange(args.threshold, args.upscale, max_share=args.max_share)
+
+
+def _output_folder(args: argparse.Namespace) -> LookFolder | None:
+    from sdrpn.terminal.output_file import require_output_folder
+    from sdrpn.workflows.look_folder import LookFolder, Saved, numbered_folder
+
+    saved = Saved(args.save, args.save_crops, args.save_video)
+    if args.out is None and saved == Saved():
+        return None
+    require_output_folder("--out", args.out)
+    if args.out is not None and saved == Saved():
+        saved = Saved(overlays=True)
+    return LookFolder(args.out or numbered_folder(RUNS), saved)

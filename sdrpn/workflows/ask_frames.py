@@ -1,0 +1,208 @@
+"""One question about every frame of a source, and a file of answers that an interrupted run goes on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, open_bundle
+from sdrpn.bundle.shipped import bundle_path
+from sdrpn.errors import BadInput, RunFailed
+from sdrpn.frames.feed import FrameFeed, Wanted, opener_of
+from sdrpn.frames.frame import Frame
+from sdrpn.frames.source import Source, read_source
+from sdrpn.frames.thinning import ReadOptions
+from sdrpn.host.json_files import differing_keys
+from sdrpn.runtime import Answer, Session
+from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
+from sdrpn.workflows.question import NO_RPN, AskRequest
+
+__all__ = ["AnswerFile", "FrameAnswer", "FramesRequest", "ask_frames"]
+
+Note = Callable[[str], None]
+_NOT_ASKED = ("image", "bundle", "question", "check_memory", "verify", "threads", "engine_options")
+
+
+@dataclass(frozen=True)
+class FramesRequest:
+    """A question, and the frames that it is asked about.
+
+    ask: the question, and how it is answered; its `image` is any source that `sdrpn look` takes. read: which frames.
+    """
+
+    ask: AskRequest
+    read: ReadOptions = field(default_factory=ReadOptions)
+
+    @property
+    def source(self) -> Source:
+        """Raises BadInput for one that cannot be."""
+        if isinstance(self.ask.image, bytes):
+            raise BadInput("image is the content of one picture; expected a source of several: a folder, a video, ...")
+        return read_source(str(self.ask.image))
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers, as JSON holds it."""
+        ask = self.ask
+        chosen = {each.name: getattr(ask, each.name) for each in dataclasses.fields(ask) if each.name not in _NOT_ASKED}
+        bundle = open_bundle(bundle_path(ask.bundle))
+        settings = {"question": ask.question, "bundle": _digest(bundle), **chosen}
+        found: dict[str, Any] = json.loads(json.dumps(settings, default=dataclasses.asdict))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class FrameAnswer:
+    """The answer about one frame. seconds: what it took, once the frame was read."""
+
+    frame: Frame
+    answer: Answer
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As one line of JSON."""
+        frame, answer = self.frame, self.answer
+        return {
+            "source": frame.source,
+            "frame": frame.index,
+            "time_s": None if frame.time_s is None else round(frame.time_s, 6),
+            "image_wh": list(frame.size_wh),
+            "dropped": frame.dropped,
+            "text": answer.text,
+            "token_ids": list(answer.token_ids),
+            "finish_reason": answer.finish_reason,
+            "boxes_xyxy_px": [list(box) for box in answer.boxes_xyxy_px],
+            "note": answer.note,
+            "seconds": round(self.seconds, 6),
+        }
+
+
+def ask_frames(
+    request: FramesRequest, *, wanted: Wanted = lambda source, index: True, note: Note = lambda text: None
+) -> Iterator[FrameAnswer]:
+    """Ask about every frame, one after the other; of cameras and streams about the newest.
+
+    Args:
+        wanted: (source, index) of a frame -> whether it is asked about
+        note: called with what does not end the work, such as a picture that was passed over
+    Raises: as `ask_question`; BadInput for a source that cannot be read
+    """
+    bundle = open_bundle(bundle_path(request.ask.bundle))
+    require_tokenizer(bundle)
+    if request.ask.check_memory:
+        require_memory(bundle, request.ask)
+    opener = opener_of(request.source, request.read, _no_stdin)
+    roi = request.ask.roi
+    if roi is not None and bundle.spec.rpn is None:
+        note(f"{request.ask.bundle} {NO_RPN}")
+        roi = None
+    feed = FrameFeed([opener], request.read, wanted=wanted, note=note)
+    with opened_session(bundle, request.ask, prefix_bytes=0) as session, feed:
+        if session.backend_note is not None:
+            note(session.backend_note)
+        for frame in feed:
+            yield _answered(session, frame, dataclasses.replace(request.ask, roi=roi))
+
+
+def _answered(session: Session, frame: Frame, ask: AskRequest) -> FrameAnswer:
+    start_s = time.perf_counter()
+    answer = session.answer(
+        frame.pixels, ask.question, roi=ask.roi, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling
+    )
+    return FrameAnswer(frame, answer, time.perf_counter() - start_s)
+
+
+def _digest(bundle: Bundle) -> str:
+    """The manifest has digests of all files."""
+    return hashlib.sha256((bundle.path / MANIFEST_NAME).read_bytes()).hexdigest()
+
+
+def _no_stdin() -> bytes:
+    raise BadInput("the source is standard input, which holds one picture; expected a source of several")
+
+
+class AnswerFile:
+    """Answers as lines of JSON after a line of settings; a context manager. What is in it is not asked again."""
+
+    def __init__(self, path: Path, request: FramesRequest) -> None:
+        """Raises BadInput for a file of something else or of other settings, and where a camera would go on with it."""
+        self._path, self._settings = path, request.settings()
+        self._stream: FileIO | None = None
+        lines = _whole_lines(path) if path.exists() else []
+        self.done = {_place_of(path, number, line) for number, line in enumerate(lines[1:], start=2)}
+        if lines:
+            self._check(lines[0])
+            if request.source.is_live:
+                raise BadInput(f"{path} exists; a {request.source.kind} has no place to go on from: name a new file")
+        self._whole_bytes = sum(len(line) + 1 for line in lines)
+
+    def __enter__(self) -> AnswerFile:
+        self._stream = FileIO(self._path, "a")
+        self._stream.truncate(self._whole_bytes)  # a last line that an interruption cut off
+        if not self._whole_bytes:
+            self._write({"settings": self._settings})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def lacks(self, source: str, index: int) -> bool:
+        """Whether a frame has no answer yet."""
+        return (source, index) not in self.done
+
+    def append(self, found: FrameAnswer) -> None:
+        """Write one line. Raises RunFailed where the disk is full; the lines before stay whole."""
+        self._write(found.to_dict())
+
+    def _write(self, value: object) -> None:
+        assert self._stream is not None  # entered
+        start = self._stream.tell()
+        try:
+            line = memoryview(f"{json.dumps(value, allow_nan=False)}\n".encode("ascii"))
+            while line:
+                line = line[self._stream.write(line) :]  # a full disk may accept only a part
+        except OSError as error:
+            with suppress(OSError):
+                self._stream.truncate(start)
+            raise RunFailed(
+                f"{self._path} cannot be written ({error.strerror or error}); free some space and run it again: "
+                "the answers before are kept"
+            ) from error
+
+    def _check(self, first: bytes) -> None:
+        try:
+            settings = json.loads(first)["settings"]
+            differing = differing_keys(settings, self._settings)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{self._path} is not a file of answers; name another one, or remove it") from error
+        if differing:
+            raise BadInput(
+                f"{self._path} has answers with another {differing[0]}; name another file, or ask as it was asked then"
+            )
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); name another file") from error
+    return lines
+
+
+def _place_of(path: Path, number: int, line: bytes) -> tuple[str, int]:
+    try:
+        record = json.loads(line)
+        return str(record["source"]), int(record["frame"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} line {number} is not an answer about a frame; remove the line, or the file") from error

@@ -1,0 +1,341 @@
+"""Where questions point on every frame of pictures, videos and cameras, as they come."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.shipped import bundle_path
+from sdrpn.errors import BadInput
+from sdrpn.families.registry import family_of
+from sdrpn.frames.feed import FrameFeed, opener_of
+from sdrpn.frames.frame import Frame
+from sdrpn.frames.source import read_source
+from sdrpn.frames.thinning import ReadOptions
+from sdrpn.method.policy import OWN, Roi, policy_for
+from sdrpn.method.roi import RoiPolicy
+from sdrpn.method.spec import ModelSpec
+from sdrpn.runtime import EngineOptions, Look
+from sdrpn.runtime.backends import AUTOMATIC
+from sdrpn.runtime.pictures.picture import Picture, open_picture
+from sdrpn.runtime.tracker import Tracker
+from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
+
+__all__ = ["FrameLook", "LookRequest", "LookStream", "Looker", "StreamFigures", "look_stream"]
+
+Note = Callable[[str], None]
+# Percentiles are those of the last so many frames: a stream may have any number.
+_MOST_TIMES = 4096
+# Frames of so many sources are remembered, to recognise those that did not change.
+_MOST_SOURCES = 16
+_MOST_STDIN_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class LookRequest:
+    """Which frames, which questions, and how. The fields from `backend` on are those of `Session.open`.
+
+    sources: as `sdrpn look` takes them: pictures, folders, patterns, lists, videos, cameras, URLs, "-". roi: how maps
+    become boxes, as in `Session.look`. read: which frames are taken, and how long a source may be silent. track:
+    keep boxes steady from frame to frame. stdin: the picture on standard input, where a source is "-".
+    """
+
+    bundle: Path | str
+    sources: Sequence[str]
+    questions: Sequence[str]
+    roi: Roi = OWN
+    read: ReadOptions = field(default_factory=ReadOptions)
+    track: bool = False
+    stdin: Callable[[], bytes] | None = None
+    check_memory: bool = True
+    backend: str = AUTOMATIC
+    threads: int | None = None
+    variant: str | None = None
+    target: str | None = None
+    device: int | None = None
+    engine_options: EngineOptions = field(default_factory=EngineOptions)
+    optimized: bool = True
+    verify: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class FrameLook:
+    """What every question found on one frame.
+
+    looks: one for each question, in order. unchanged: the model would have seen the frame before, whose looks these
+    are. seconds: what the frame took, once it was read.
+    """
+
+    frame: Frame
+    looks: tuple[Look, ...]
+    unchanged: bool
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As one line of JSON: no map, and no pixels."""
+        frame = self.frame
+        return {
+            "source": frame.source,
+            "frame": frame.index,
+            "time_s": None if frame.time_s is None else round(frame.time_s, 6),
+            "image_wh": list(frame.size_wh),
+            "dropped": frame.dropped,
+            "unchanged": self.unchanged,
+            "seconds": round(self.seconds, 6),
+            "looks": [look.to_dict(with_map=False) for look in self.looks],
+        }
+
+
+@dataclass(frozen=True)
+class StreamFigures:
+    """How a stream went so far. Percentiles are those of the last 4096 frames, in seconds; None: there was none.
+
+    frames: looked at, unchanged ones included. dropped: replaced by newer ones. unreadable: pictures that were passed
+    over. reconnects: how often sources came back. given_up: those that did not.
+    """
+
+    frames: int = 0
+    unchanged: int = 0
+    dropped: int = 0
+    unreadable: int = 0
+    reconnects: int = 0
+    given_up: tuple[str, ...] = ()
+    seconds: float = 0.0
+    p50_s: float | None = None
+    p95_s: float | None = None
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, waiting for sources included."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+
+class Looker(Protocol):
+    """What looks: a session."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+
+    def look_many(self, image: Picture, questions: Sequence[str], *, roi: Roi) -> list[Look]:
+        """As `Session.look_many`."""
+
+
+class LookStream:
+    """Looks, frame by frame: an iterator and a context manager. Made by `look_stream`."""
+
+    def __init__(
+        self,
+        looker: Looker,
+        frames: Iterable[Frame],
+        questions: Sequence[str],
+        *,
+        roi: Roi = OWN,
+        trackers: Callable[[], Tracker] | None = None,
+        resources: ExitStack | None = None,
+    ) -> None:
+        """Args:
+        frames: a feed, or frames from anywhere
+        trackers: makes what keeps the boxes of one question on one source steady; None: boxes are those of each frame
+        resources: closed with the stream
+        """
+        self._looker, self._frames, self._questions, self._roi = looker, iter(frames), tuple(questions), roi
+        self._steady = None if trackers is None else _Steady(trackers)
+        self._feed = frames if isinstance(frames, FrameFeed) else None
+        self._resources = resources or ExitStack()
+        self._last = _LastSeen(looker.spec)
+        self._times: deque[float] = deque(maxlen=_MOST_TIMES)
+        self._begun_s: float | None = None
+        self._ended_s = 0.0
+        self._count = self._unchanged = 0
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return self._looker.spec
+
+    @property
+    def figures(self) -> StreamFigures:
+        """How it went so far."""
+        feed, p50_s, p95_s = self._feed, None, None
+        if self._times:
+            p50_s, p95_s = (float(value) for value in np.percentile(list(self._times), (50, 95)))
+        return StreamFigures(
+            self._count,
+            self._unchanged,
+            dropped=0 if feed is None else feed.dropped,
+            unreadable=0 if feed is None else feed.unreadable,
+            reconnects=0 if feed is None else feed.reconnects,
+            given_up=() if feed is None else feed.given_up,
+            seconds=0.0 if self._begun_s is None else self._ended_s - self._begun_s,
+            p50_s=p50_s,
+            p95_s=p95_s,
+        )
+
+    def close(self) -> None:
+        """Stop reading and free the model."""
+        self._resources.close()
+
+    def __enter__(self) -> LookStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[FrameLook]:
+        return self
+
+    def __next__(self) -> FrameLook:
+        """Looks at the next frame. Raises BadInput for a source that cannot be read, RunFailed where a graph failed."""
+        self._begun_s = time.perf_counter() if self._begun_s is None else self._begun_s
+        frame = next(self._frames)
+        start_s = time.perf_counter()
+        looks, unchanged = self._shown(frame)
+        self._ended_s = time.perf_counter()
+        self._count += 1
+        self._unchanged += unchanged
+        self._times.append(self._ended_s - start_s)
+        return FrameLook(frame, looks, unchanged, self._times[-1])
+
+    def _look(self, frame: Frame) -> tuple[tuple[Look, ...], bool]:
+        picture = open_picture(frame.pixels)
+        known = self._last.looks_of(frame, picture)
+        if known is not None:
+            return known, True
+        looks = tuple(self._looker.look_many(picture, self._questions, roi=self._roi))
+        self._last.keep(frame, looks)
+        return looks, False
+
+    def _shown(self, frame: Frame) -> tuple[tuple[Look, ...], bool]:
+        """With steady boxes, where that is asked for: they may change also where the frame does not."""
+        looks, unchanged = self._look(frame)
+        return looks if self._steady is None else self._steady.update(frame, looks), unchanged
+
+
+def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> LookStream:
+    """Look at every frame of all sources, with one model.
+
+    with look_stream(LookRequest("default", ["0"], ["where is the red tag ?"])) as stream:
+        for found in stream:
+            print(found.frame.index, found.looks[0].boxes)
+
+    Args:
+        note: called with what does not end the work: a source that broke off and came back, a picture that was passed
+            over, engines that are there and are not used
+    Raises:
+        BadInput: no question, a source that is not there, a bundle without an RPN or tokenizer, or what `Session.open`
+            refuses; while it goes on, a source that cannot be read
+        RunFailed: memory is short
+    """
+    _require_questions(request.questions)
+    sources = [read_source(text) for text in request.sources]
+    if sum(source.kind == "stdin" for source in sources) > 1:
+        raise BadInput("standard input is named twice; expected it once: it holds one picture")
+    openers = [opener_of(source, request.read, request.stdin or _read_stdin) for source in sources]
+    feed = FrameFeed(openers, request.read, note=note)
+    bundle = open_bundle(bundle_path(request.bundle))
+    require_tokenizer(bundle)
+    if bundle.spec.rpn is None:
+        raise BadInput(f"{bundle.path} has no RPN, which finds regions; export a checkpoint that has one")
+    if request.check_memory:
+        require_memory(bundle, request, "look")
+    policy = policy_for(request.roi, bundle.manifest.own_policy.roi)
+    if policy is None:
+        raise BadInput(
+            "roi is None; expected a policy, a change of the model's own, or a threshold: a look finds regions"
+        )
+    trackers = _trackers(bundle.spec, policy) if request.track else None
+    with ExitStack() as resources:
+        # No frame needs what was computed of an earlier one.
+        session = resources.enter_context(opened_session(bundle, request, prefix_bytes=0, parts="look"))
+        if session.backend_note is not None:
+            note(session.backend_note)
+        resources.enter_context(feed)
+        return LookStream(
+            session, feed, request.questions, roi=policy, trackers=trackers, resources=resources.pop_all()
+        )
+
+
+def _trackers(spec: ModelSpec, policy: RoiPolicy) -> Callable[[], Tracker]:
+    Tracker(spec.vision.grid, policy)  # refuses a policy that cannot be tracked before anything is loaded
+    return lambda: Tracker(spec.vision.grid, policy)
+
+
+class _LastSeen:
+    """What the model saw last of every source, so that a frame that shows it the same again costs no look."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._square = family_of(spec).square(spec.vision)
+        self._known: OrderedDict[str, tuple[npt.NDArray[Any], tuple[Look, ...]]] = OrderedDict()
+        self._seen: npt.NDArray[Any] | None = None
+
+    def looks_of(self, frame: Frame, picture: Picture) -> tuple[Look, ...] | None:
+        """The looks of the frame before, where this one is the same to the model; else None."""
+        self._seen = self._input_of(frame, picture)
+        known = self._known.get(frame.source)
+        if known is None or known[1][0].image_wh != frame.size_wh or not np.array_equal(known[0], self._seen):
+            return None
+        return known[1]
+
+    def keep(self, frame: Frame, looks: tuple[Look, ...]) -> None:
+        """Called after `looks_of` with the same frame."""
+        assert self._seen is not None  # looks_of was called
+        self._known[frame.source] = self._seen, looks
+        self._known.move_to_end(frame.source)
+        if len(self._known) > _MOST_SOURCES:
+            self._known.popitem(last=False)
+
+    def _input_of(self, frame: Frame, picture: Picture) -> npt.NDArray[Any]:
+        """What the vision tower reads; of a model that does not see squares, the frame itself."""
+        if self._square is None:
+            return frame.pixels
+        side = self._square.image_size_px
+        seen = np.empty((1, 3, side, side), np.float32)
+        picture.write_base(self._square, seen)
+        return seen
+
+
+class _Steady:
+    """A tracker for every question on every source."""
+
+    def __init__(self, trackers: Callable[[], Tracker]) -> None:
+        self._make = trackers
+        self._known: OrderedDict[str, tuple[Tracker, ...]] = OrderedDict()
+
+    def update(self, frame: Frame, looks: Sequence[Look]) -> tuple[Look, ...]:
+        """The looks with steady boxes."""
+        own = self._known.pop(frame.source, None) or tuple(self._make() for _ in looks)
+        self._known[frame.source] = own
+        if len(self._known) > _MOST_SOURCES:
+            self._known.popitem(last=False)
+        return tuple(tracker.update(look, frame.pixels) for tracker, look in zip(own, looks, strict=True))
+
+
+def _require_questions(questions: Sequence[str]) -> None:
+    if isinstance(questions, str) or not questions:
+        raise BadInput(f"questions are {questions!r}; expected a list of at least one question")
+    if len(set(questions)) != len(questions):
+        raise BadInput("a question is asked twice; expected each once")
+
+
+def _read_stdin() -> bytes:
+    """A picture on standard input. Raises BadInput where none comes."""
+    data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)
+    if not data:
+        raise BadInput("the source is - and no picture comes on standard input; pipe one: cat street.jpg | ...")
+    if len(data) > _MOST_STDIN_BYTES:
+        raise BadInput(f"standard input has more than {_MOST_STDIN_BYTES:,} bytes; expected one picture")
+    return data

@@ -1,0 +1,159 @@
+"""A folder of looks: a line of JSON per frame, and on request overlays, crops and an annotated video."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from PIL.Image import Image
+
+from sdrpn.errors import BadInput, RunFailed
+from sdrpn.frames.annotation import Marks, annotated
+from sdrpn.frames.frame import Frame
+from sdrpn.frames.video_writer import VideoWriter
+from sdrpn.method.geometry import Fit
+from sdrpn.workflows.look import FrameLook
+
+__all__ = ["LOOKS_NAME", "LookFolder", "Saved", "numbered_folder"]
+
+LOOKS_NAME = "looks.jsonl"
+_PICTURES = "pictures"  # the video of frames without a time
+_MOST_VIDEOS = 8  # that are written at once; each holds an encoder
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What is written beside the lines of JSON."""
+
+    overlays: bool = False
+    crops: bool = False
+    video: bool = False
+
+
+def numbered_folder(base: Path) -> Path:
+    """The first of base/1, base/2, ... that is not there; makes none."""
+    number = 1
+    while (base / str(number)).exists():
+        number += 1
+    return base / str(number)
+
+
+class LookFolder:
+    """Writes what is found, frame by frame; a context manager. The folder is made with the first frame.
+
+    looks.jsonl: `FrameLook.to_dict` of every frame. overlays/NAME-INDEX.jpg, crops/NAME-INDEX-QUESTION-REGION.jpg and
+    NAME.mp4, a video per source; pictures become one, pictures.mp4.
+    """
+
+    def __init__(self, folder: Path, saved: Saved, *, fit: Fit = "pad") -> None:
+        """Args:
+        folder: new or empty
+        fit: how a map lies over a frame, see `VisionSpec`
+        Raises: BadInput for a folder that has something in it, or is a file
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"{folder} exists and is not an empty folder; name another one, or remove it")
+        self.folder, self._saved, self._fit = folder, saved, fit
+        self._lines: IO[str] | None = None
+        self._names: dict[str, str] = {}  # sources by what their files are called
+        self._videos: OrderedDict[str, VideoWriter] = OrderedDict()
+
+    def __enter__(self) -> LookFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Videos are complete whatever ended the work."""
+        with ExitStack() as closing:
+            for video in self._videos.values():
+                closing.callback(video.close)
+            if self._lines is not None:
+                closing.callback(self._lines.close)
+
+    def add(self, found: FrameLook) -> None:
+        """Write all that is asked for of one frame. Raises RunFailed where the disk is full."""
+        try:
+            self._add(found)
+        except OSError as error:
+            raise RunFailed(
+                f"{self.folder} cannot be written ({error.strerror or error}); free some space: frames before are kept"
+            ) from error
+
+    def _add(self, found: FrameLook) -> None:
+        lines = self._opened()
+        lines.write(json.dumps(found.to_dict(), allow_nan=False) + "\n")
+        lines.flush()
+        name = self._name_of(found.frame.source)
+        if self._saved.crops:
+            self._save_crops(found, name)
+        if self._saved.overlays or self._saved.video:
+            drawn = annotated(found.frame, marks_of(found), fit=self._fit)
+            if self._saved.overlays:
+                drawn.save(
+                    self._below("overlays") / f"{name}-{found.frame.index:06d}.jpg",
+                    quality=_JPEG_QUALITY,
+                    subsampling=0,
+                )
+            if self._saved.video:
+                self._video_of(found.frame, name).add(drawn, found.frame.time_s)
+
+    def _opened(self) -> IO[str]:
+        if self._lines is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lines = (self.folder / LOOKS_NAME).open("w", encoding="utf-8")
+        return self._lines
+
+    def _below(self, name: str) -> Path:
+        (self.folder / name).mkdir(exist_ok=True)
+        return self.folder / name
+
+    def _save_crops(self, found: FrameLook, name: str) -> None:
+        for question, look in enumerate(found.looks, start=1):
+            for region in range(len(look.boxes)):
+                crop: Image = look.crop(region)
+                path = self._below("crops") / f"{name}-{found.frame.index:06d}-{question}-{region + 1}.jpg"
+                crop.save(path, quality=_JPEG_QUALITY, subsampling=0)
+
+    def _video_of(self, frame: Frame, name: str) -> VideoWriter:
+        key = _PICTURES if frame.time_s is None else name
+        video = self._videos.pop(key, None)
+        if video is None:
+            video = VideoWriter(_unused(self.folder / f"{key}.mp4"), fps=1 if key == _PICTURES else None)
+        self._videos[key] = video
+        if len(self._videos) > _MOST_VIDEOS:
+            self._videos.popitem(last=False)[1].close()
+        return video
+
+    def _name_of(self, source: str) -> str:
+        """What files of a source are called: its last part, and a number where two have the same."""
+        if source not in self._names:
+            plain = re.sub(r"[^\w.-]+", "_", Path(source.rstrip("/")).name).strip("._") or "frames"
+            taken = set(self._names.values())
+            numbers = (plain if number == 1 else f"{plain}_{number}" for number in range(1, len(taken) + 2))
+            self._names[source] = next(name for name in numbers if name not in taken)
+        return self._names[source]
+
+
+def marks_of(found: FrameLook) -> list[Marks]:
+    """What is drawn on a frame."""
+    return [
+        Marks(look.question or "", [(region.xyxy_px, region.score) for region in look.boxes], look.roi_map)
+        for look in found.looks
+    ]
+
+
+def _unused(path: Path) -> Path:
+    """A name that no file has: a source may come back after its video was closed."""
+    number, found = 1, path
+    while found.exists():
+        number += 1
+        found = path.with_stem(f"{path.stem}_{number}")
+    return found
