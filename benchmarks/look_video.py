@@ -27,7 +27,7 @@ def main() -> int:
     """Make the video, look at it, and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="new folder")
-    parser.add_argument("--bundle", default="default")
+    parser.add_argument("--bundle", default="demo")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--fps", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)

@@ -14,8 +14,7 @@ from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
     from sdrpn.method.policy import RoiChange
-    from sdrpn.runtime import Look
-    from sdrpn.workflows.look import FrameLook, LookRequest, LookStream, StreamFigures
+    from sdrpn.workflows.look import FrameLook, Look, LookRequest, LookStream, StreamFigures
     from sdrpn.workflows.look_folder import LookFolder
 
 HELP = "find the regions that questions are about, on pictures, videos and cameras"

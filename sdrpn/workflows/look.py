@@ -32,7 +32,7 @@ from sdrpn.runtime.pictures.picture import Picture, open_picture
 from sdrpn.runtime.tracker import Tracker
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 
-__all__ = ["FrameLook", "LookRequest", "LookStream", "Looker", "StreamFigures", "look_stream"]
+__all__ = ["FrameLook", "Look", "LookRequest", "LookStream", "Looker", "StreamFigures", "look_stream"]
 
 Note = Callable[[str], None]
 # Percentiles are those of the last so many frames: a stream may have any number.
@@ -228,7 +228,7 @@ class LookStream:
 def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> LookStream:
     """Look at every frame of all sources, with one model.
 
-    with look_stream(LookRequest("default", ["0"], ["where is the red tag ?"])) as stream:
+    with look_stream(LookRequest("demo", ["0"], ["where is the red tag ?"])) as stream:
         for found in stream:
             print(found.frame.index, found.looks[0].boxes)
 

@@ -132,10 +132,10 @@ def test_steady_boxes_of_every_question_and_source(looker: FakeLooker, tiny_spec
 class TestRequests:
     def test_the_shipped_model_on_the_shipped_scene(self) -> None:
         scene = shipped_scene()
-        request = LookRequest("default", [str(scene.picture)], [scene.question], threads=1)
+        request = LookRequest("demo", [str(scene.picture)], [scene.question], threads=1)
         with look_stream(request) as stream:
             (found,) = stream
-        with Session.open("default", threads=1) as session:
+        with Session.open("demo", threads=1) as session:
             expected = session.look(scene.picture, scene.question)
         assert found.looks[0] == expected
         (box,) = found.looks[0].boxes_xyxy_px
@@ -171,7 +171,7 @@ class TestRequests:
             raise AssertionError("the graphs were loaded")
 
         monkeypatch.setattr(Session, "open", fail)
-        request = {"bundle": "default", "sources": ["a.jpg"], "questions": ["what ?"], **changes}
+        request = {"bundle": "demo", "sources": ["a.jpg"], "questions": ["what ?"], **changes}
         with pytest.raises(BadInput, match=message):
             look_stream(LookRequest(**request))  # type: ignore[arg-type]
 
