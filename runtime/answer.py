@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from sdrpn.errors import BadInput, SdrpnError
+from sdrpn.images.picture_output import require_picture_name
 from sdrpn.method.roi import RoiDecision
+from sdrpn.runtime.drawing import draw_regions, png_bytes, save_overlay
+from sdrpn.runtime.pictures.picture import PictureSource
+from sdrpn.runtime.pictures.reference import PictureReference
+from sdrpn.runtime.regions import DroppedRegion
 
 __all__ = ["Answer", "Stopwatch", "Timings", "TokenCounts", "Trace"]
 
@@ -80,12 +89,13 @@ class Trace:
     step_logits: FloatArray  # (n, V), one row per chosen token, including a stop token
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answer:
     """The answer to one question.
 
-    `roi_map` is (G, G) in 0..1 (sigmoid of the RoI logits), None for plain LLaVA. `boxes_xyxy_px` are the crops, in
-    pixels of the upright image. `text` is empty if the bundle has no tokenizer.
+    `roi_map` is (h, w) in 0..1 (sigmoid of the RoI logits), None for plain LLaVA. `boxes_xyxy_px` are the crops, in
+    pixels of the upright image; `dropped` are regions that fired and were left out, and why. `text` is empty if the
+    bundle has no tokenizer. Answers are equal if text, tokens, boxes, map and note are, whatever they cost.
     """
 
     text: str
@@ -98,6 +108,71 @@ class Answer:
     timings: Timings
     tokens: TokenCounts
     trace: Trace | None = field(default=None, repr=False)
+    dropped: tuple[DroppedRegion, ...] = ()
+    picture: PictureReference | None = field(default=None, repr=False)  # a file, or what is still in memory elsewhere
+
+    def overlay(self, image: PictureSource | None = None) -> Image.Image:
+        """The picture under the map and the boxes, with the crops beside it and what was dropped.
+
+        Args: image: the picture once more, where it was an array or a PIL image that nobody else keeps
+        Raises: BadInput where the picture is gone, or another one is passed
+        """
+        if self.picture is None:
+            raise BadInput("this answer knows no picture; draw with sdrpn.method.overlay.draw_overlay")
+        picture = self.picture.image(image)
+        return draw_regions(picture, self.roi_map, self.boxes_xyxy_px, self.dropped, self.picture.fit)
+
+    def save_overlay(self, path: str | os.PathLike[str], image: PictureSource | None = None) -> None:
+        """Write `overlay` as .png, .jpg or .webp. Raises BadInput for another ending or a folder that is not there."""
+        require_picture_name(Path(path))
+        save_overlay(self.overlay(image), path)
+
+    def to_dict(self, *, with_map: bool = True) -> dict[str, Any]:
+        """All but trace and picture, as JSON holds it. `with_map`: also the map, as a list of rows, or None."""
+        found: dict[str, Any] = {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "boxes_xyxy_px": [list(box) for box in self.boxes_xyxy_px],
+            "dropped": [region.to_dict() for region in self.dropped],
+            "roi_token_count": self.roi_token_count,
+            "note": self.note,
+            "timings": self.timings.to_dict(),
+            "tokens": asdict(self.tokens),
+        }
+        return found | {"roi_map": None if self.roi_map is None else self.roi_map.tolist()} if with_map else found
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Answer):
+            return NotImplemented
+        return self._said == other._said and _same_array(self.roi_map, other.roi_map)
+
+    def __hash__(self) -> int:
+        return hash(self._said)
+
+    def __repr__(self) -> str:
+        boxes = "".join(f", box {box}" for box in self.boxes_xyxy_px)
+        note = f", note={self.note!r}" if self.note else ""
+        ended = "" if self.finish_reason == "stop" else ", cut off"
+        return f"Answer({self.text!r}{ended}{boxes}{note}, {self.timings.total_s * 1000:.0f} ms)"
+
+    def _repr_png_(self) -> bytes | None:
+        """The overlay in notebooks; None where the picture is gone."""
+        try:
+            return png_bytes(self.overlay())
+        except SdrpnError:
+            return None
+
+    @property
+    def _said(self) -> tuple[object, ...]:
+        found = (self.text, self.token_ids, self.finish_reason, self.boxes_xyxy_px, self.dropped)
+        return (*found, self.roi_token_count, self.note)
+
+
+def _same_array(mine: FloatArray | None, others: FloatArray | None) -> bool:
+    if mine is None or others is None:
+        return mine is others
+    return np.array_equal(mine, others)
 
 
 class Stopwatch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.images.picture_output import require_picture_name
+from sdrpn.method.geometry import Fit
 from sdrpn.runtime.answer import Timings
+from sdrpn.runtime.drawing import draw_regions, png_bytes, save_overlay
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.regions import DroppedRegion, Region
 
@@ -37,6 +42,7 @@ class Look:
     note: str | None  # why there is no box, or a region was left out, for people
     timings: Timings
     picture: Picture = field(repr=False)
+    fit: Fit = field(default="pad", repr=False)  # how the map lies over the picture, see `VisionSpec`
 
     @property
     def boxes_xyxy_px(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -51,6 +57,15 @@ class Look:
             count = f"{len(self.boxes)} box{'' if len(self.boxes) == 1 else 'es'}"
             raise BadInput(f"there is no box {index}: this look has {count}") from None
         return self.picture.part(box)
+
+    def overlay(self) -> Image.Image:
+        """The picture under the map and the boxes, with the crops beside it and what was dropped."""
+        return draw_regions(self.picture.as_image(), self.roi_map, self.boxes_xyxy_px, self.dropped, self.fit)
+
+    def save_overlay(self, path: str | os.PathLike[str]) -> None:
+        """Write `overlay` as .png, .jpg or .webp. Raises BadInput for another ending or a folder that is not there."""
+        require_picture_name(Path(path))
+        save_overlay(self.overlay(), path)
 
     def to_dict(self, *, with_map: bool = True) -> dict[str, Any]:
         """All of it but the picture, as JSON holds it. `with_map`: also the map, as a list of rows."""
@@ -73,6 +88,10 @@ class Look:
 
     def __hash__(self) -> int:
         return hash((self.question, self.image_wh, self.boxes))
+
+    def _repr_png_(self) -> bytes:
+        """The overlay, in notebooks."""
+        return png_bytes(self.overlay())
 
     def __repr__(self) -> str:
         boxes = ", ".join(f"{region.xyxy_px} {region.score_max:.2f}" for region in self.boxes)

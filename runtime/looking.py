@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sdrpn.errors import Cancelled
+from sdrpn.method.geometry import Fit
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import Decide, roi_map
 from sdrpn.runtime.answer import Stopwatch, Timings
@@ -47,7 +48,9 @@ def look_at(
         glances = [Glance(request, two_pass.prefix_of(request, digest), watch) for request in requests]
     _run(scheduler, glances)
     timings, grid = watch.timings(), two_pass.grid_of(picture)
-    return [_look(glance, each.text, grid, timings) for glance, each in zip(glances, questions, strict=True)]
+    return [
+        _look(glance, each.text, grid, timings, two_pass.fit) for glance, each in zip(glances, questions, strict=True)
+    ]
 
 
 def _run(scheduler: Scheduler, glances: Sequence[Glance]) -> None:
@@ -63,7 +66,7 @@ def _run(scheduler: Scheduler, glances: Sequence[Glance]) -> None:
         raise
 
 
-def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timings) -> Look:
+def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timings, fit: Fit) -> Look:
     assert glance.found is not None
     logits, decision = glance.found
     shown = roi_map(logits)
@@ -76,4 +79,5 @@ def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timing
         note=decision.note,
         timings=timings,
         picture=glance.request.image,
+        fit=fit,
     )

@@ -69,7 +69,7 @@ def regions_of(decision: RoiDecision, roi_map: FloatArray, grid: ImageGrid) -> t
 
 
 def dropped_regions(decision: RoiDecision, roi_map: FloatArray, grid: ImageGrid) -> tuple[DroppedRegion, ...]:
-    """What it left out, and why."""
+    """What it left out, and why. `roi_map`: as in `regions_of`."""
     return tuple(
         DroppedRegion(grid.box_px_from_cells(region.box_cells), *_scored(roi_map, region.box_cells), region.reason)
         for region in decision.left_out

@@ -17,6 +17,8 @@ from sdrpn.errors import BadInput
 from sdrpn.method.roi import Decide, RoiDecision, roi_map
 from sdrpn.runtime.answer import Answer, Stopwatch, Timings, TokenCounts, Trace
 from sdrpn.runtime.pictures.picture import Picture
+from sdrpn.runtime.pictures.reference import PictureReference
+from sdrpn.runtime.regions import DroppedRegion
 from sdrpn.runtime.sampling import Sampler, Sampling
 from sdrpn.runtime.slots import Prefix, Slot
 
@@ -63,6 +65,7 @@ class Prefill:
     roi_tokens: int
     images_encoded: int
     rows: abc.Mapping[str, int]  # computed by each decoder graph
+    dropped: tuple[DroppedRegion, ...] = ()
 
 
 class Work:
@@ -119,7 +122,9 @@ class Sequence(Work):
         stop_ids: abc.Iterable[int],
         *,
         keep_trace: bool = False,
+        picture: PictureReference | None = None,
     ) -> None:
+        """Args: picture: for the answer, to draw on"""
         super().__init__(request, prefix, watch)
         self._texts, self._limit = len(request.ids_before) + len(request.ids_after), request.max_new_tokens
         self.row = self.position = 0
@@ -127,7 +132,7 @@ class Sequence(Work):
         self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
         self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
-        self._keep_trace = keep_trace
+        self._keep_trace, self._picture = keep_trace, picture
         self._step_logits: list[FloatArray] = []
         self._timings: Timings | None = None
 
@@ -178,6 +183,8 @@ class Sequence(Work):
             timings=self._timings,
             tokens=self._counts(self.prefill),
             trace=self._trace(self.prefill) if self._keep_trace else None,
+            dropped=self.prefill.dropped,
+            picture=self._picture,
         )
 
     def _finish(self, reason: Literal["stop", "length"]) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import BadInput, SdrpnError
-from sdrpn.families.registry import family_of
+from sdrpn.families.registry import family_of, fit_of
 from sdrpn.host.links import AllowLinks
 from sdrpn.method.policy import OWN, Roi, policy_for
 from sdrpn.method.roi import Decide, RoiPolicy
@@ -29,7 +29,9 @@ from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.look import Look
 from sdrpn.runtime.looking import LookQuestion, look_at
 from sdrpn.runtime.opening import OpeningRequest, batch_of, enough_memory, prefix_bytes_of
+from sdrpn.runtime.pictures.frames import Channels
 from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource, open_picture
+from sdrpn.runtime.pictures.reference import PictureReference
 from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Scheduler
@@ -226,21 +228,30 @@ class Session:
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
+        channels: Channels = "rgb",
     ) -> Answer:
         """Answer a question about an image.
 
         Args:
-            image: a path, the bytes of a picture file, a PIL image, an (H, W, 3) uint8 array, or a Picture
+            image: a path, the bytes of a picture file, a PIL image, a Picture, or a frame (H, W, 3) of uint8 or of
+                floats in 0..1: an array, or a tensor of PyTorch or CuPy, which is copied from a GPU
             question: text; a bundle without a tokenizer needs `answer_ids`
             roi: how the RoI map becomes crops: a RoiPolicy; a threshold, or a RoiChange, for what differs from the
                 model's own policy; None: one look, no crops
             max_new_tokens: maximum length of the answer
             sampling: greedy by default
             trace: keep intermediate results
+            channels: the order that a frame has them in: "rgb", or "bgr" as OpenCV has it
         Raises: BadInput and its subclasses for a bad request, RunFailed if a graph failed.
         """
         return self.stream(
-            image, question, roi=roi, max_new_tokens=max_new_tokens, sampling=sampling, trace=trace
+            image,
+            question,
+            roi=roi,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            trace=trace,
+            channels=channels,
         ).finish()
 
     def answers(
@@ -251,17 +262,18 @@ class Session:
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
+        channels: Channels = "rgb",
     ) -> list[Answer | SdrpnError]:
         """Answer many questions, several at once.
 
         Args:
             questions: (picture, question) pairs, as `answer` takes them; read as needed
-            roi, max_new_tokens, sampling, trace: as in `answer`, for all questions
+            roi, max_new_tokens, sampling, trace, channels: as in `answer`, for all questions
         Returns: in order, each answer, or the error that `answer` would have raised: a failure does not affect the
             others
         Raises: RunFailed if the session is closed meanwhile
         """
-        options = _Options(roi, max_new_tokens, sampling, trace)
+        options = _Options(roi, max_new_tokens, sampling, trace, channels)
         found: dict[int, Answer | SdrpnError] = {}
         begun: dict[int, AnswerStream] = {}
         try:
@@ -290,10 +302,17 @@ class Session:
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
+        channels: Channels = "rgb",
     ) -> Answer:
         """As `answer`, without blocking the event loop. Cancelling the task ends the answer."""
         return await self.stream_async(
-            image, question, roi=roi, max_new_tokens=max_new_tokens, sampling=sampling, trace=trace
+            image,
+            question,
+            roi=roi,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            trace=trace,
+            channels=channels,
         ).finish()
 
     def stream_async(
@@ -305,9 +324,10 @@ class Session:
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
+        channels: Channels = "rgb",
     ) -> AsyncAnswerStream:
         """As `stream`, for `async for`; it begins when it is first read. Cancelling the task ends the answer."""
-        options = _Options(roi, max_new_tokens, sampling, trace)
+        options = _Options(roi, max_new_tokens, sampling, trace, channels)
         return AsyncAnswerStream(self._scheduler, lambda: self._prepared(image, question, options))
 
     def stream(
@@ -319,9 +339,10 @@ class Session:
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
         trace: bool = False,
+        channels: Channels = "rgb",
     ) -> AnswerStream:
         """As `answer`, but an iterator of text pieces; its `answer` is available after the last one."""
-        stream = self._prepared(image, question, _Options(roi, max_new_tokens, sampling, trace))
+        stream = self._prepared(image, question, _Options(roi, max_new_tokens, sampling, trace, channels))
         stream.begin()
         return stream
 
@@ -337,6 +358,7 @@ class Session:
         sampling: Sampling = GREEDY,
         stop_ids: abc.Sequence[int] = (),
         trace: bool = False,
+        channels: Channels = "rgb",
     ) -> Answer:
         """As `answer`, with the prompt as token ids, BOS included.
 
@@ -346,30 +368,39 @@ class Session:
         """
         chosen = decide if decide is not None else self._decide(roi)
         before, after = tuple(ids_before_image), tuple(ids_after_image)
-        stream = self._stream_of(image, before, after, chosen, max_new_tokens, sampling, tuple(stop_ids), trace)
+        stream = self._stream_of(
+            image, before, after, chosen, max_new_tokens, sampling, tuple(stop_ids), trace, channels
+        )
         stream.begin()
         return stream.finish()
 
-    def look(self, image: PictureSource, question: str, *, roi: Roi = OWN) -> Look:
+    def look(self, image: PictureSource, question: str, *, roi: Roi = OWN, channels: Channels = "rgb") -> Look:
         """Where a question points, without words: vision, trunk and RPN run, and nothing above the tap.
 
         The boxes are those that `answer` would look at again. An answer to the same question goes on from there, and
         questions about the same image reuse it.
 
         Args:
-            image, question: as in `answer`
+            image, question, channels: as in `answer`
             roi: how the map becomes boxes, as in `answer`
         Raises: as `answer`; BadInput for a bundle without an RPN.
         """
-        return self.look_many(image, [question], roi=roi)[0]
+        return self.look_many(image, [question], roi=roi, channels=channels)[0]
 
-    def look_many(self, image: PictureSource, questions: abc.Sequence[str], *, roi: Roi = OWN) -> list[Look]:
+    def look_many(
+        self,
+        image: PictureSource,
+        questions: abc.Sequence[str],
+        *,
+        roi: Roi = OWN,
+        channels: Channels = "rgb",
+    ) -> list[Look]:
         """Where several questions about one image point, each as `look` finds it; the image is encoded once."""
         if isinstance(questions, str):
             raise BadInput("questions is one text; expected a list of questions (look asks one)")
         prompts = [(text, self._prompt(text, "look_ids")) for text in questions]
         asked = [LookQuestion(prompt.ids_before, prompt.ids_after, text) for text, prompt in prompts]
-        return self._looks(image, asked, self._decide(roi))
+        return self._looks(image, channels, asked, self._decide(roi))
 
     def look_ids(
         self,
@@ -379,10 +410,11 @@ class Session:
         *,
         roi: Roi = OWN,
         decide: Decide | None = None,
+        channels: Channels = "rgb",
     ) -> Look:
         """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
         question = LookQuestion(tuple(ids_before_image), tuple(ids_after_image))
-        return self._looks(image, [question], decide if decide is not None else self._decide(roi))[0]
+        return self._looks(image, channels, [question], decide if decide is not None else self._decide(roi))[0]
 
     def forget_image(self) -> None:
         """Drop all prefixes, so that the next question reuses nothing: for fair timing."""
@@ -424,14 +456,20 @@ class Session:
             )
         return family_of(self.spec).prompt(self._tokenizer, self.spec.prompt, question)
 
-    def _looks(self, image: PictureSource, questions: abc.Sequence[LookQuestion], decide: Decide | None) -> list[Look]:
+    def _looks(
+        self,
+        image: PictureSource,
+        channels: Channels,
+        questions: abc.Sequence[LookQuestion],
+        decide: Decide | None,
+    ) -> list[Look]:
         self._scheduler.require_open()
         if decide is None:
             raise BadInput("roi is None; expected a RoiPolicy or a threshold: a look is made of regions")
-        return look_at(lambda: self._opened(image), questions, decide, self._two_pass, self._scheduler)
+        return look_at(lambda: self._opened(image, channels), questions, decide, self._two_pass, self._scheduler)
 
-    def _opened(self, image: PictureSource) -> Picture:
-        return open_picture(image, jpeg=self._jpeg_mode, threads=self._threads)
+    def _opened(self, image: PictureSource, channels: Channels) -> Picture:
+        return open_picture(image, jpeg=self._jpeg_mode, threads=self._threads, channels=channels)
 
     def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
         """Prepare a question, without running a graph. Raises BadInput for a bad question."""
@@ -445,6 +483,7 @@ class Session:
             options.sampling,
             (),
             options.trace,
+            options.channels,
         )
 
     def _stream_of(
@@ -457,6 +496,7 @@ class Session:
         sampling: Sampling,
         stop_ids: tuple[int, ...],
         trace: bool,
+        channels: Channels = "rgb",
     ) -> AnswerStream:
         self._scheduler.require_open()
         if self.variant.parts == "look":
@@ -466,11 +506,12 @@ class Session:
             )
         watch = Stopwatch()
         with watch.stage("preprocess"):
-            picture = self._opened(image)
+            picture = self._opened(image, channels)
             request = QuestionRequest(picture, before, after, decide, max_new_tokens)
             prefix = self._two_pass.prefix_of(request)
         stops = (*self.spec.prompt.eos_token_ids, *stop_ids)
-        sequence = Sequence(request, prefix, watch, sampling, stops, keep_trace=trace)
+        reference = PictureReference(image, channels, picture.size, fit_of(self.spec))
+        sequence = Sequence(request, prefix, watch, sampling, stops, keep_trace=trace, picture=reference)
         return AnswerStream(self._scheduler, sequence, self._tokenizer)
 
 
@@ -482,6 +523,7 @@ class _Options:
     max_new_tokens: int
     sampling: Sampling
     trace: bool
+    channels: Channels
 
 
 def _jpeg_of_former_name(decode: JpegMode) -> JpegMode:

@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.family import CropTokens, Layout, Positions
-from sdrpn.families.registry import family_of
+from sdrpn.families.registry import family_of, fit_of
 from sdrpn.method.grids import ImageGrid, cell_count
-from sdrpn.method.roi import Crop, RoiDecision, resize_features, roi_logits_from_scores
+from sdrpn.method.roi import Crop, RoiDecision, resize_features, roi_logits_from_scores, roi_map
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
 from sdrpn.runtime.decoder import Decoder, Rows, row_count
@@ -31,6 +31,7 @@ from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.looks import Looks
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.prefix_store import PrefixStore
+from sdrpn.runtime.regions import DroppedRegion, dropped_regions
 from sdrpn.runtime.sequence import Glance, LookRequest, Prefill, QuestionRequest, Sequence, Work
 from sdrpn.runtime.slots import Prefix, Seen, Slot
 
@@ -54,6 +55,7 @@ class TwoPass:
     ) -> None:
         self._spec, self._max_context = spec, max_context
         self._looks, self._family = Looks(spec, backend, vision), family_of(spec)
+        self.fit = fit_of(spec)
         self._decoder, self._embedding, self._prefixes = decoder, embedding, prefixes
 
     def grid_of(self, picture: Picture) -> ImageGrid:
@@ -113,7 +115,10 @@ class TwoPass:
             with watch.stage("tail_prefill"):
                 logits = self._decoder.run_tail(slot, slot.valid["tail"], rows)
         computed = {name: count - before[name] for name, count in self._decoder.computed_rows.items()}
-        prefill = Prefill(rows + roi_tokens, roi_logits, decision, roi_tokens, encoded, computed)
+        dropped: tuple[DroppedRegion, ...] = ()
+        if decision is not None and roi_logits is not None:
+            dropped = dropped_regions(decision, roi_map(roi_logits), self.grid_of(request.image))
+        prefill = Prefill(rows + roi_tokens, roi_logits, decision, roi_tokens, encoded, computed, dropped)
         sequence.begin(slot, prefill, None if positions is None else positions.following)
         return logits
 

@@ -11,7 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from sdrpn.images.image import (
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.runtime.backends.runner import Buffer
+from sdrpn.runtime.pictures.frames import Channels, Frame, rgb_from_frame
 from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels, decode_on_gpu
 from sdrpn.runtime.pictures.gpu_pixels import fill_on_gpu
 from sdrpn.runtime.pictures.jpeg import DENOMINATORS, JpegFile
@@ -190,20 +191,25 @@ class GpuPicture(Picture):
         return _part_of(self._pixels.array, box)
 
 
-PictureSource: TypeAlias = "ImageSource | Picture"
+PictureSource: TypeAlias = "ImageSource | Frame | Picture"
 
 
-def open_picture(source: PictureSource, *, jpeg: JpegMode = "exact", threads: int | None = None) -> Picture:
+def open_picture(
+    source: PictureSource, *, jpeg: JpegMode = "exact", threads: int | None = None, channels: Channels = "rgb"
+) -> Picture:
     """Open a picture like `sdrpn.images.image.open_image`, with the same pixels and the same errors.
 
     Args:
-        source: as for `open_image`, or a Picture, which is returned unchanged
+        source: as for `open_image`, a frame as for `rgb_from_frame`, or a Picture, which is returned unchanged
         jpeg: how JPEG files are decoded: "fast" at a fraction of the size for the first pass; "gpu" with nvImageCodec
         threads: for decoding and resizing; None: one per core
+        channels: the order that an array or a tensor has them in; files and PIL images say so themselves
     Raises: BadImage, BadInput.
     """
     if isinstance(source, Picture):
         return source
+    frame = rgb_from_frame(source, channels)
+    source = cast("ImageSource", source if frame is None else frame)
     if jpeg not in get_args(JpegMode):
         raise BadInput(f"jpeg is {jpeg!r}; expected {', '.join(map(repr, get_args(JpegMode)))}")
     threads = thread_count(threads)

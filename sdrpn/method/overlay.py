@@ -42,6 +42,7 @@ BACKGROUND: Colour = (24, 25, 28)
 TEXT_COLOUR: Colour = (222, 224, 228)
 BOX_COLOUR: Colour = (255, 255, 255)
 CROP_COLOUR: Colour = (80, 220, 255)
+DROPPED_COLOUR: Colour = (255, 170, 60)
 
 # Dark violet over red to pale yellow, with increasing brightness, so that it also works in grey.
 HEAT_COLOURS = np.array([(40, 10, 90), (130, 25, 120), (215, 60, 80), (250, 140, 40), (255, 240, 150)], np.float32)
@@ -56,6 +57,7 @@ def draw_overlay(
     crops_xyxy_px: Sequence[Box] | None = None,
     *,
     fit: Fit = "pad",
+    dropped: Sequence[tuple[Box, str]] = (),
 ) -> Image.Image:
     """The image under its heat map with boxes, and each crop enlarged beside it.
 
@@ -65,14 +67,17 @@ def draw_overlay(
         boxes_xyxy_px: the boxes found, in pixels of the image.
         crops_xyxy_px: the crops that were encoded; None: the boxes.
         fit: how the image became the square that the map covers, see `VisionSpec`.
+        dropped: boxes that were found and left out, and why, in a few words.
     Raises: BadInput for a box that is empty or extends beyond the image.
     """
     crops = list(boxes_xyxy_px if crops_xyxy_px is None else crops_xyxy_px)
-    _check_boxes(image, [*boxes_xyxy_px, *crops])
+    _check_boxes(image, [*boxes_xyxy_px, *crops, *(box for box, _ in dropped)])
     shown = fitted_part(image, (0, 0, *image.size), (IMAGE_SIDE_PX, IMAGE_SIDE_PX))
     if roi_map is not None:
         shown = heated(shown, roi_map, fit)
     scale_xy = shown.width / image.width, shown.height / image.height
+    for box, reason in dropped:
+        outline_box(shown, box, scale_xy, DROPPED_COLOUR, reason)
     for box in boxes_xyxy_px:
         if box not in crops:
             outline_box(shown, box, scale_xy, BOX_COLOUR, "")
@@ -134,8 +139,11 @@ def outline_box(shown: Image.Image, box: Box, scale_xy: tuple[float, float], col
     draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=BACKGROUND, width=LINE_PX + 2)
     draw.rectangle((x1, y1, x2, y2), outline=colour, width=LINE_PX)
     if label:
-        draw.rectangle((x1, y1, x1 + FONT_PX + 5, y1 + FONT_PX + 5), fill=colour)
-        draw.text((x1 + 6, y1 + 1), label, fill=BACKGROUND, font=_font())
+        font = _font()
+        width, height = max(FONT_PX + 5, int(draw.textlength(label, font=font)) + 12), FONT_PX + 5
+        left, top = max(0, min(x1, shown.width - width)), min(y1, shown.height - height)
+        draw.rectangle((left, top, left + width, top + height), fill=colour)
+        draw.text((left + 6, top + 1), label, fill=BACKGROUND, font=font)
 
 
 def _crop_panels(image: Image.Image, crops: Sequence[Box]) -> list[Image.Image]:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
 from sdrpn.host.suggestion import did_you_mean
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from sdrpn.images.picture_output import PICTURES, save_picture
 
 __all__ = ["PICTURES", "report_written", "require_output_file", "require_output_folder", "save_picture", "write_text"]
-
-# What a picture is written as, by the end of its name.
-PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def require_output_file(option: str, path: Path, suffixes: Sequence[str]) -> None:
@@ -45,17 +39,6 @@ def require_output_folder(option: str, path: Path | None) -> None:
     """
     if path is not None:
         _require_folder(option, path)
-
-
-def save_picture(picture: Image, path: Path) -> None:
-    """Write it in the format that the name asks for, whole or not at all."""
-    from sdrpn.host.atomic import replacing_file
-
-    form = PICTURES[path.suffix.lower()]
-    # Thin coloured lines on a photo: colours at full resolution, or the lines are smeared.
-    options = {"quality": 92, "subsampling": 0} if form == "JPEG" else {}
-    with replacing_file(path) as temporary:
-        picture.save(temporary, format=form, **options)
 
 
 def write_text(path: Path, text: str) -> None:

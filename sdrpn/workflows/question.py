@@ -17,10 +17,10 @@ from sdrpn.bundle.shipped import bundle_path
 from sdrpn.families.registry import fit_of
 from sdrpn.images.image import open_image
 from sdrpn.method.geometry import Fit
-from sdrpn.method.overlay import draw_overlay
 from sdrpn.method.policy import OWN, Roi, RoiChange
 from sdrpn.runtime import Answer, EngineOptions, Sampling
 from sdrpn.runtime.backends import AUTOMATIC
+from sdrpn.runtime.drawing import draw_regions
 from sdrpn.runtime.pictures.picture import JpegMode, open_picture
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 
@@ -72,7 +72,8 @@ class Asked:
 
     def overlay(self) -> Image:
         """The image under heat map and boxes, with the crop beside it. Raises BadImage."""
-        return draw_overlay(open_image(self.image), self.answer.roi_map, self.answer.boxes_xyxy_px, fit=self.fit)
+        answer = self.answer
+        return draw_regions(open_image(self.image), answer.roi_map, answer.boxes_xyxy_px, answer.dropped, self.fit)
 
 
 def ask_question(

@@ -195,7 +195,10 @@ class TestOverlay:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("o.gif", r"--overlay \S+o\.gif ends in \.gif; expected a name that ends in \.png, \.jpg or \.jpeg"),
+            (
+                "o.gif",
+                r"--overlay \S+o\.gif ends in \.gif; expected a name that ends in \.png, \.jpg, \.jpeg or \.webp",
+            ),
             ("overlay", r"--overlay \S+overlay has no ending; expected a name that ends in"),
             (
                 "resutls/o.png",
