@@ -124,7 +124,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _ratio(values: list[float], others: list[float]) -> float:
-    return round(statistics.median(one / other for one, other in zip(values, others, strict=True)), 3)
+    return round(statistics.median(value / other for value, other in zip(values, others, strict=True)), 3)
 
 
 def peak_bytes(bundle: str, variant: str | None, parts: str, width: int, height: int) -> int:

@@ -119,7 +119,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--overlay",
         metavar="OUT.png",
         type=Path,
-        help="also draw the heat map and the boxes over the image, with the crop beside it, as a PNG, JPEG or WebP file",
+        help="also draw the heat map and the boxes over the image, with the crop beside it, as PNG, JPEG or WebP",
     )
     form = group.add_mutually_exclusive_group()
     form.add_argument("--stream", action="store_true", help="print the answer as it is generated")
