@@ -22,6 +22,7 @@ __all__ = [
     "RmsNorm",
     "causal_mask",
     "frequencies",
+    "head_norm",
     "rotary",
     "rotate",
 ]
@@ -50,13 +51,16 @@ def frequencies(llm: LlmSpec) -> RotaryFrequencies:
 
 
 def rotary(llm: LlmSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency: positions (B,S) -> twice (B,1,S,d), both halves of d alike.
+    """cos and sin of position times frequency: twice (B,1,S,d), both halves of d alike.
 
     Both are multiplied by the amplitude that some scalings have.
+
+    Args: positions: (B,S), or (B,S,d/2) where every pair of channels has a position of its own
     """
     turning = frequencies(llm)
     inverse = torch.tensor(turning.inverse, dtype=torch.float32, device=positions.device)
-    angles = positions[:, None, :, None].float() * inverse  # (B,1,S,d/2)
+    turns = positions if positions.ndim == 3 else positions[..., None]
+    angles = turns[:, None].float() * inverse  # (B,1,S,d/2)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * turning.amplitude, angles.sin() * turning.amplitude
 
@@ -110,26 +114,32 @@ class KvCache:
         return key, value
 
 
+def head_norm(llm: LlmSpec) -> nn.Module:
+    """What normalises every query or key head; in most models nothing."""
+    return RmsNorm(llm.head_dim, llm.rms_norm_eps) if llm.qk_norm else nn.Identity()
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; several query heads may share a key head."""
 
     def __init__(self, llm: LlmSpec) -> None:
         super().__init__()
         self.llm = llm
-        self.q = nn.Linear(llm.width, llm.heads * llm.head_dim, bias=False)
-        self.k = nn.Linear(llm.width, llm.kv_heads * llm.head_dim, bias=False)
-        self.v = nn.Linear(llm.width, llm.kv_heads * llm.head_dim, bias=False)
+        self.q = nn.Linear(llm.width, llm.heads * llm.head_dim, bias=llm.attention_bias)
+        self.k = nn.Linear(llm.width, llm.kv_heads * llm.head_dim, bias=llm.attention_bias)
+        self.v = nn.Linear(llm.width, llm.kv_heads * llm.head_dim, bias=llm.attention_bias)
+        self.q_norm, self.k_norm = head_norm(llm), head_norm(llm)
         self.o = nn.Linear(llm.heads * llm.head_dim, llm.width, bias=False)
 
     def forward(self, x: Tensor, positions: Tensor, cache: KvCache | None = None, layer: int = 0) -> Tensor:
-        """x (B,S,D), positions (B,S) -> (B,S,D). `layer` is this layer's place in the cache.
+        """x (B,S,D), positions as `rotary` takes them -> (B,S,D). `layer` is this layer's place in the cache.
 
         The S rows follow those in the cache, whatever their positions; each attends to the rows before it and to
         itself.
         """
         query, key, value = (self.split_heads(part(x)) for part in (self.q, self.k, self.v))
         cos, sin = rotary(self.llm, positions)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key = rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         new, length = x.shape[1], key.shape[2]

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from sdrpn.method.spec import RopeScaling
+from sdrpn.method.spec import RopeScaling, RpnSpec
 from sdrpn.model.layers import DecoderLayer, KvCache, RmsNorm, rotary
 from sdrpn.model.rpn import Rpn
 from sdrpn.model.tail import Tail
@@ -104,3 +104,59 @@ def test_scores_are_scaled_dot_products_of_shared_key_heads() -> None:
 def test_an_rpn_needs_a_description() -> None:
     with pytest.raises(ValueError, match="no RPN"):
         Rpn(tiny_spec(rpn=None))
+
+
+def test_positions_of_every_pair_of_channels() -> None:
+    torch.manual_seed(0)
+    llm = tiny_llm()
+    layer, x = DecoderLayer(llm), torch.randn(1, 6, 48)
+    rows = torch.tensor([[0, 1, 2, 9, 10, 11]])
+    by_pair = rows[..., None].expand(-1, -1, llm.head_dim // 2)
+    assert torch.equal(layer(x, by_pair), layer(x, rows))
+    moved = by_pair.clone()
+    moved[..., -1] += 5  # of one pair alone, for all rows alike: only differences of positions count
+    torch.testing.assert_close(layer(x, moved), layer(x, rows), atol=SAME_MATH_ABS, rtol=0)
+    moved[0, 3, 0] += 2
+    assert not torch.allclose(layer(x, moved), layer(x, rows), atol=1e-4)
+
+
+def test_biases_and_norms_of_heads_are_where_the_spec_says() -> None:
+    plain, more = DecoderLayer(tiny_llm()), DecoderLayer(tiny_llm(attention_bias=True, qk_norm=True))
+    assert set(more.state_dict()) - set(plain.state_dict()) == {
+        *(f"attention.{part}.bias" for part in ("q", "k", "v")),
+        *(f"attention.{part}_norm.weight" for part in ("q", "k")),
+    }
+
+
+def test_scores_that_know_positions() -> None:
+    torch.manual_seed(0)
+    rpn = Rpn(tiny_spec(rpn=RpnSpec(2, rotary=True, outer_norm=False)))
+    assert not any(name.startswith("norm.") for name in rpn.state_dict())
+    tap, positions = torch.randn(1, 7, 48), torch.arange(7)[None]
+    scores = rpn(tap, positions)
+    torch.testing.assert_close(rpn(tap, positions + 40), scores, atol=SAME_MATH_ABS, rtol=0)
+    gap = positions + torch.tensor([0, 0, 0, 9, 9, 9, 9])
+    assert not torch.allclose(rpn(tap, gap), scores, atol=1e-3)
+
+
+def test_scores_of_several_rows_are_those_of_each() -> None:
+    torch.manual_seed(0)
+    rpn = Rpn(tiny_spec(qk_norm=True, attention_bias=True, rpn=RpnSpec(2, rotary=True)))
+    tap, positions = torch.randn(2, 7, 48), torch.arange(7).expand(2, 7)
+    found = rpn.row_scores(tap, positions, 4)
+    assert found.shape == (2, 4, 3, 7)
+    for number, row in enumerate((4, 5, 6)):
+        alone = rpn(tap, positions, torch.tensor([row, row]))
+        torch.testing.assert_close(found[:, :, number], alone, atol=SAME_MATH_ABS, rtol=0)
+
+
+def test_sinks_are_seen_by_the_first_query_head_of_the_first_token() -> None:
+    torch.manual_seed(0)
+    rpn = Rpn(tiny_spec(rpn=RpnSpec(1, rotary=True, outer_norm=False)))
+    tap, positions = torch.randn(1, 5, 48), torch.arange(5)[None]
+    layers: list[Any] = list(rpn.layers)
+    normed = layers[0].input_norm(tap)
+    query = layers[0].attention.q(normed)[0, 0, :16]  # at position 0 nothing is turned
+    keys = layers[0].attention.keys(normed, positions)[0]
+    expected = (keys @ query).mean(dim=0) / 4
+    torch.testing.assert_close(rpn.sink_logits(tap, positions)[0], expected, atol=SAME_MATH_ABS, rtol=0)

@@ -138,8 +138,14 @@ def qwen_spec(folder: Path, names: Set[str], scheme: AskedScheme = "auto") -> Mo
         llm = _llm(config, text, family, defaults)
         rpn, tap = _rpn(config, text, names, scheme, llm)
         image_id = config.whole("image_token_id", 151655)
+        vision = _vision(config, folder, family, defaults, llm)
+        if isinstance(vision, Qwen3Vision) and len(vision.deepstack_layers) > tap:
+            raise BadCheckpoint(
+                f"{config.where}: the tap lies after layer {tap}, and the vision tower has features for the first "
+                f"{len(vision.deepstack_layers)} layers; expected a tap behind them"
+            )
         return ModelSpec(
-            vision=_vision(config, folder, family, defaults, llm),
+            vision=vision,
             llm=llm,
             tap_layer=tap,
             rpn=rpn,

@@ -16,8 +16,9 @@ from sdrpn.errors import BadInput
 from sdrpn.families.family import Positions
 from sdrpn.families.qwen.tower_inputs import evenly_spaced
 from sdrpn.method.grids import Box
+from sdrpn.method.spec import ModelSpec
 
-__all__ = ["AXES", "Span", "chunked_axes", "interleaved_axes", "positions_of_spans", "positions_on_source"]
+__all__ = ["AXES", "Span", "axes_of", "chunked_axes", "interleaved_axes", "positions_of_spans", "positions_on_source"]
 
 AXES = 3
 Span: TypeAlias = int | tuple[int, int]  # so many tokens of text, or the (h,w) tokens of an image
@@ -75,6 +76,12 @@ def interleaved_axes(sections: Sequence[int]) -> Int64:
     for number in (1, 2):
         axis[(pairs % AXES == number) & (pairs < AXES * sections[number])] = number
     return axis
+
+
+def axes_of(spec: ModelSpec) -> Int64:
+    """(d/2,) The axis of every pair of channels of a model of either family."""
+    turned = interleaved_axes if spec.vision.family == "qwen3-vl" else chunked_axes
+    return turned(spec.llm.rope_sections)
 
 
 def _text(start: int, count: int) -> Int64:

@@ -16,6 +16,7 @@ from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision
 ROOT = Path(__file__).parents[3]
 WHOLE = ROOT.parent / "shared" / "golden" / "qwen"
 FUNCTIONS = WHOLE / "functions" if WHOLE.is_dir() else ROOT / "tests" / "golden" / "qwen"
+END, IMAGE = 303, 304  # ids of the small models
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES = (0.5, 0.5, 0.5)
 
@@ -111,6 +112,17 @@ class Run:
     @property
     def vision(self) -> Qwen25Vision | Qwen3Vision:
         return vision_25(*self.tokens) if self.model.startswith("q25") else vision_3(*self.tokens)
+
+    @property
+    def sides(self) -> tuple[list[int], list[int]]:
+        """The ids before and after the image; SD-RPN's own cases have them in their second pass alone."""
+        ids = (self.plain["input_ids"] if self.plain else self.arrays["pass2_input_ids_full"]).tolist()
+        first, cells = ids.index(IMAGE), ids.index(IMAGE)
+        while ids[cells] == IMAGE:
+            cells += 1
+        after = ids[cells:]
+        # <start> crop <end> <end> question: the prompt's own end is the second.
+        return ids[:first], after if self.plain else after[after.index(END) + 1 :]
 
     @property
     def hw(self) -> tuple[int, int]:

@@ -11,29 +11,14 @@ from sdrpn.errors import BadInput
 from sdrpn.families.qwen.insertion import SecondPass, first_positions, kept_source_cells, second_pass
 from sdrpn.families.qwen.positions import chunked_axes, interleaved_axes, positions_of_spans, positions_on_source
 from sdrpn.method.spec import Scheme
-from tests.families.qwen.official import Run, map_cases, run_named, runs
+from tests.families.qwen.official import END, IMAGE, Run, map_cases, run_named, runs
 from tests.tolerances import FRACTIONAL_POSITION_ABS
 
-START, END, IMAGE = 302, 303, 304
-
-
-def _sides(run: Run) -> tuple[list[int], list[int]]:
-    """The ids before and after the image; SD-RPN's own cases have them in their second pass alone."""
-    if run.plain:
-        ids = run.plain["input_ids"].tolist()
-        cells = run.hw[0] * run.hw[1]
-    else:
-        ids, cells = run.arrays["pass2_input_ids_full"].tolist(), run.hw[0] * run.hw[1]
-    first = ids.index(IMAGE)
-    after = ids[first + cells :]
-    if run.plain:
-        return ids[:first], after
-    # <start> crop <end> <end> question: the prompt's own end is the second.
-    return ids[:first], after[after.index(END) + 1 :]
+START = 302
 
 
 def _second_pass(run: Run, scheme: Scheme, **more: Any) -> SecondPass:
-    before, after = _sides(run)
+    before, after = run.sides
     height, width = (run.arrays["crop_grid_thw"][0, 1:] // 2).tolist()
     return second_pass(scheme, before, run.hw, after, (height, width), image_id=IMAGE, **more)
 
@@ -81,7 +66,7 @@ def test_sd_rpn_s_second_pass(name: tuple[str, str, str]) -> None:
         return
     cells = run.hw[0] * run.hw[1]
     valid = run.arrays["valid_token_mask_final"]
-    before, _ = _sides(run)
+    before, _ = run.sides
     crop_hw = run.arrays["crop_grid_thw"][0, 1:] // 2
     more = {
         "keep_cells": run.arrays["crop_mask_flat"].reshape(crop_hw),

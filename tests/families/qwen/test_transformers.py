@@ -1,0 +1,91 @@
+"""Plain answers compared with transformers' own classes on random weights, as it saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdrpn.families.qwen.checkpoint import open_qwen
+from sdrpn.families.qwen.patches import picture_patches
+from sdrpn.families.qwen.torch_model import QwenModel, model_from_weights
+from sdrpn.families.qwen.torch_reference import reference_answer
+from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
+from tests.families.qwen.checkpoint import CONFIG_3, CONFIG_25
+from tests.tolerances import TRANSFORMERS_LOGITS_ABS
+
+BEFORE, AFTER, IMAGE = (300, 7, 302), (303, 11, 12, 13), 304
+# Width, height, image tokens: one window, a row of cells, ragged windows, a large picture made small.
+PICTURES = [(28, 28, (4, 64)), (4000, 30, (4, 300)), (333, 250, (16, 120)), (6000, 4000, (16, 80))]
+
+
+def _configured(family: str, *, tied: bool) -> Any:
+    import transformers
+
+    base = CONFIG_25 if family == "qwen2.5-vl" else CONFIG_3
+    text = dict(base) if family == "qwen2.5-vl" else dict(base["text_config"])
+    vision = {key: value for key, value in base["vision_config"].items() if key != "in_chans"}
+    rope = {**text.pop("rope_scaling"), "rope_theta": text.pop("rope_theta")}
+    text = {key: value for key, value in text.items() if key not in ("model_type", "vision_config", "image_token_id")}
+    text["rope_parameters"] = {key: value for key, value in rope.items() if key != "type"}
+    kinds: dict[str, tuple[Any, Any]] = {
+        "qwen2.5-vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
+        "qwen3-vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
+    }
+    config_kind, model_kind = kinds[family]
+    ids = {"image_token_id": IMAGE, "video_token_id": 305, "vision_start_token_id": 302, "vision_end_token_id": 303}
+    return model_kind(config_kind(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids))
+
+
+@pytest.fixture(scope="module", params=["qwen2.5-vl", "qwen3-vl", "qwen2.5-vl tied"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, QwenModel]:
+    """transformers' model, and ours from what it saves."""
+    family, _, tied = request.param.partition(" ")
+    torch.manual_seed(0)
+    theirs = _configured(family, tied=bool(tied)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            # Norms and biases as well: at 1 and 0 a mistake in them would not be seen.
+            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim == 1 else 0.08))
+    folder = Path(tmp_path_factory.mktemp("saved") / "model")
+    theirs.save_pretrained(folder)
+    with open_qwen(folder) as weights:
+        assert weights.spec.rpn is None
+        assert weights.spec.llm.tied_embeddings == bool(tied)
+        return theirs, model_from_weights(weights)
+
+
+@pytest.mark.parametrize(("width", "height", "tokens"), PICTURES)
+def test_plain_answers_are_transformers_own(
+    both: tuple[Any, QwenModel], width: int, height: int, tokens: tuple[int, int]
+) -> None:
+    theirs, ours = both
+    noise = np.random.default_rng(width).integers(0, 256, (9, 13, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
+    vision = with_image_tokens(qwen_vision_of(ours.spec), *tokens)
+    answer = reference_answer(ours, picture, BEFORE, AFTER, zoom=None, max_new_tokens=4, vision=vision)
+
+    rows, columns = vision.grid(picture.size).hw
+    side = vision.patch_size_px
+    still = picture_patches(picture, vision).reshape(-1, 3, 1, side * side).repeat(vision.frames, axis=2)
+    ids = torch.tensor([[*BEFORE, *[IMAGE] * (rows * columns), *AFTER]])
+    with torch.inference_mode():
+        generated = theirs.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == IMAGE).int(),
+            pixel_values=torch.from_numpy(still.reshape(len(still), -1)),
+            image_grid_thw=torch.tensor([[1, rows * vision.merge, columns * vision.merge]]),
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    expected = torch.cat(generated.logits).numpy()
+    assert answer.token_ids == tuple(generated.sequences[0, ids.shape[1] :].tolist())
+    assert float(np.abs(answer.step_logits - expected).max()) <= TRANSFORMERS_LOGITS_ABS
