@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,17 @@ class _Log(trt.ILogger):  # type: ignore[misc]
         return "\n".join(text for severity, text in self.messages if severity <= trt.Logger.ERROR)
 
 
-def build(path: Path, *, cache_length: int, rows: tuple[int, int, int], capability: str = "SM86") -> Built:
+Extent = tuple[int, int, int]  # least, usual and most
+
+
+def build(
+    path: Path,
+    *,
+    cache_length: int = 1,
+    rows: Extent = (1, 1, 1),
+    extents: Mapping[str, Extent] | None = None,
+    capability: str = "SM86",
+) -> Built:
     """Compile one graph for one GPU generation, strongly typed, with one optimisation profile.
 
     The parser refuses a symbolic cache length, so a number is written into a copy of the graph beside it (external
@@ -46,6 +57,7 @@ def build(path: Path, *, cache_length: int, rows: tuple[int, int, int], capabili
 
     Args:
         rows: least, usual and most entries of every dynamic dimension but the first, of which there is one
+        extents: the same by the dimension's name, in place of `rows`
     """
     fixed = path.with_suffix(f".{cache_length}.onnx")
     onnx.save(_with_cache_length(path, cache_length), fixed)
@@ -60,7 +72,10 @@ def build(path: Path, *, cache_length: int, rows: tuple[int, int, int], capabili
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.add_optimization_profile(_profile(builder, network, rows))
+    if extents is None:
+        config.add_optimization_profile(_profile(builder, network, rows))
+    else:
+        config.add_optimization_profile(_named_profile(builder, path, extents))
     plan = builder.build_serialized_network(network, config)
     kernels = Counter(re.findall(r"_ge[mv][mv]_mha_v\d", "\n".join(text for _, text in log.messages)))
     messages = tuple(text for _, text in log.messages)
@@ -84,4 +99,13 @@ def _profile(builder: Any, network: Any, rows: tuple[int, int, int]) -> Any:
         if any(dim < 0 for dim in dims):
             shapes = [[d if d >= 0 else (1 if axis == 0 else n) for axis, d in enumerate(dims)] for n in rows]
             profile.set_shape(tensor.name, *shapes)
+    return profile
+
+
+def _named_profile(builder: Any, path: Path, extents: Mapping[str, Extent]) -> Any:
+    profile = builder.create_optimization_profile()
+    for value in onnx.load(path, load_external_data=False).graph.input:
+        dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        shapes = [[extents[dim][place] if isinstance(dim, str) else dim for dim in dims] for place in range(3)]
+        profile.set_shape(value.name, *shapes)
     return profile

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,34 @@ import numpy.typing as npt
 from sdrpn.families.qwen.patches import patch_places, patches_hw
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision, QwenVision
 
-__all__ = ["PositionEntries", "WindowLayout", "evenly_spaced", "position_entries", "rotary_tables", "window_layout"]
+__all__ = [
+    "PositionEntries",
+    "WindowLayout",
+    "evenly_spaced",
+    "position_entries",
+    "rotary_tables",
+    "tower_inputs",
+    "window_layout",
+]
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 _THETA = 10000.0
+
+
+def tower_inputs(hw: tuple[int, int], vision: QwenVision) -> dict[str, npt.NDArray[Any]]:
+    """What the vision graph takes beside the pixels of a picture of `hw` image tokens, by name."""
+    cos, sin = rotary_tables(hw, vision)
+    tables: dict[str, npt.NDArray[Any]] = {"rope_cos": cos, "rope_sin": sin}
+    if isinstance(vision, Qwen25Vision):
+        layout = window_layout(hw, vision)
+        tables |= {"window_rows": layout.rows, "window_valid": layout.valid, "patch_slot": layout.slots}
+    if isinstance(vision, Qwen3Vision):
+        entries = position_entries(hw, vision)
+        tables |= {"position_rows": entries.rows, "position_weights": entries.weights}
+    return tables
 
 
 def rotary_tables(hw: tuple[int, int], vision: QwenVision) -> tuple[Float32, Float32]:

@@ -99,8 +99,8 @@ def test_a_box_of_cells_holds_its_pixels(
     left, top, right, bottom = grid.box_px_from_cells(cells)
     assert 0 <= left < right <= wh[0]
     assert 0 <= top < bottom <= wh[1]
-    assert right - left >= 27
-    assert bottom - top >= 27
+    assert right - left >= 28
+    assert bottom - top >= 28
     exact = np.array([cells[0] / columns, cells[1] / rows, cells[2] / columns, cells[3] / rows]) * [*wh, *wh]
     assert left <= exact[0] + 1e-3
     assert top <= exact[1] + 1e-3
