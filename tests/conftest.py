@@ -14,7 +14,7 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 from tests.official_model import write_small_set
-from tests.workers import cores, longest_first, made_once, spread_over_cores, use_one_thread
+from tests.workers import cores, give_whole_files, longest_first, made_once, use_one_thread
 
 # Hypothesis gives an example 200 ms; how long one takes depends on what else the machine does.
 settings.register_profile("sdrpn", settings(), deadline=None)
@@ -24,7 +24,7 @@ use_one_thread()
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    spread_over_cores(config)
+    give_whole_files(config)
 
 
 def pytest_xdist_auto_num_workers() -> int | None:

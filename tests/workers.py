@@ -1,7 +1,6 @@
-"""The suite in several processes, by pytest-xdist: when, how many, which files first, and what they make only once.
+"""The suite in several processes (`pytest -n auto`): how many, which files first, and what they make only once.
 
-A bare `pytest` is spread over the cores; with files or tests named it stays in one process, which starts sooner. A file
-is never split, so what its fixtures make is made once.
+A file is never split, so what its fixtures make is made once.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["cores", "longest_first", "made_once", "spread_over_cores", "use_one_thread"]
+__all__ = ["cores", "give_whole_files", "longest_first", "made_once", "use_one_thread"]
 
 MOST_WORKERS = 8  # each imports and collects everything, which takes about 1 GB and 20 seconds
 # What takes longest is begun first, so that no process is left with it at the end. The order changes no result.
@@ -30,25 +29,16 @@ LONGEST = (
 )
 
 
-def is_worker() -> bool:
-    """Whether this process was started by pytest-xdist."""
-    return "PYTEST_XDIST_WORKER" in os.environ
-
-
-def spread_over_cores(config: pytest.Config) -> None:
-    """Let pytest-xdist start workers where no test was named. `-n 0` keeps one process, `-n 4` takes four always."""
+def give_whole_files(config: pytest.Config) -> None:
+    """With `-n`, unless `--dist` says otherwise: files in the order of `longest_first`, each to one process."""
     option = config.option
-    if is_worker() or not hasattr(option, "numprocesses"):
-        return  # a worker starts none of its own; and without pytest-xdist there is nothing to start
-    if option.numprocesses is None and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        option.numprocesses = "auto" if cores() > 1 else 0
-    if option.numprocesses and option.dist == "no":
+    if getattr(option, "numprocesses", None) and option.dist == "no":
         option.dist = "loadfile"
         option.loadscopereorder = False  # it would begin with the files of most tests
 
 
 def cores() -> int:
-    """How many workers a bare `pytest` starts."""
+    """How many workers `-n auto` starts."""
     return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
@@ -71,7 +61,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
     Not to be written to. Args: name: its last two parts, as "tiny/bundle".
     """
-    base = factory.getbasetemp().parent if is_worker() else factory.getbasetemp()
+    base = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
     path = base / name
     path.parent.mkdir(exist_ok=True)
     done, lock = (path.with_name(f".{path.name}.{ending}") for ending in ("done", "lock"))
