@@ -27,6 +27,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     give_whole_files(config)
 
 
+@pytest.hookimpl(optionalhook=True)  # .ci/lowest has no pytest-xdist
 def pytest_xdist_auto_num_workers() -> int | None:
     return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cores()
 

@@ -1,0 +1,80 @@
+"""The suite in several processes: what is shared is made once, and whole, and the order names files that are there."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.workers import LONGEST, MOST_WORKERS, cores, give_whole_files, longest_first, made_once
+
+ROOT = Path(__file__).parents[1]
+
+
+def factory(folder: Path) -> pytest.TempPathFactory:
+    folder.mkdir(exist_ok=True)
+    return cast(pytest.TempPathFactory, SimpleNamespace(getbasetemp=lambda: folder))
+
+
+class TestMadeOnce:
+    def test_workers_that_ask_at_the_same_time_get_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each has a folder of its own below that of the run. A lock on a file that was opened twice counts twice."""
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+        together, made = Barrier(4), []
+
+        def make(path: Path) -> None:
+            made.append(path)
+            path.mkdir()
+            (path / "weights").write_text("all of them")
+
+        def ask(number: int) -> str:
+            together.wait()
+            return (made_once(factory(tmp_path / f"gw{number}"), "tiny/bundle", make) / "weights").read_text()
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(4))) == ["all of them"] * 4
+        assert made == [tmp_path / "tiny" / "bundle"]
+
+    def test_what_failed_half_way_is_made_again(self, tmp_path: Path) -> None:
+        def fail(path: Path) -> None:
+            path.mkdir()
+            (path / "half").touch()
+            raise OSError("the disk is full")
+
+        with pytest.raises(OSError, match="the disk is full"):
+            made_once(factory(tmp_path), "tiny/bundle", fail)
+        assert list(made_once(factory(tmp_path), "tiny/bundle", Path.mkdir).iterdir()) == []
+
+
+def test_the_longest_files_are_there_and_come_first() -> None:
+    assert [name for name in LONGEST if not (ROOT / name).is_file()] == []
+    names = ("tests/a.py::test_1", f"{LONGEST[1]}::test_2", "tests/a.py::test_0", f"{LONGEST[0]}::test_3")
+    items: list[Any] = [SimpleNamespace(nodeid=name) for name in names]
+    longest_first(items)
+    assert [item.nodeid for item in items] == [names[3], names[1], names[0], names[2]]
+
+
+@pytest.mark.parametrize(
+    ("workers", "dist", "expected"),
+    [(2, "no", ("loadfile", False)), (2, "loadgroup", ("loadgroup", True)), (None, "no", ("no", True))],
+)
+def test_files_stay_whole_unless_the_command_says_otherwise(
+    workers: int | None, dist: str, expected: tuple[str, bool]
+) -> None:
+    option = SimpleNamespace(numprocesses=workers, dist=dist, loadscopereorder=True)
+    give_whole_files(cast(pytest.Config, SimpleNamespace(option=option)))
+    assert (option.dist, option.loadscopereorder) == expected
+
+
+def test_without_pytest_xdist_nothing_changes() -> None:
+    option = SimpleNamespace()
+    give_whole_files(cast(pytest.Config, SimpleNamespace(option=option)))
+    assert vars(option) == {}
+
+
+def test_there_is_a_worker_for_each_core() -> None:
+    assert 1 <= cores() <= MOST_WORKERS
