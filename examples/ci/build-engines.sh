@@ -52,7 +52,7 @@ dialects=()
 for target in "${targets[@]}"; do
     case $target in
     *.toml) dialect=$(sed -n 's/^dialect *= *"\(.*\)".*/\1/p' "$target") ;;
-    *) dialect=$(ask "['$target']['dialect']" <<<"$known" 2>/dev/null) || {
+    *) dialect=$(ask "['targets']['$target']['dialect']" <<<"$known" 2>/dev/null) || {
         "${sdrpn[@]}" build "$checkpoint" --target "$target" --dry-run # says what is known instead
         exit 2
     } ;;

@@ -52,7 +52,7 @@ def require_device(args: argparse.Namespace) -> None:
 
 def run_checks(args: argparse.Namespace) -> int:
     """Run the checks; 0 if none failed."""
-    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output import print_json, versioned
     from sdrpn.terminal.output_file import write_text
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.device_check import check
@@ -63,7 +63,7 @@ def run_checks(args: argparse.Namespace) -> int:
     if args.report is not None:
         write_text(args.report, report.page(args.report))
     if args.record is not None:
-        _append(args.record, report.to_row())
+        _append(args.record, versioned(report.to_row()))
     if args.json:
         print_json(report.to_json())
     else:

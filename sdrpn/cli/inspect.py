@@ -1,4 +1,8 @@
-"""`sdrpn inspect`: what a bundle holds."""
+"""`sdrpn inspect`: what a bundle holds.
+
+The JSON form is the manifest, whose `format_version` is that of the bundle; with --engines an object: `targets`, a list
+as sdrpn.workflows.inspection.engines_to_json makes it.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +96,7 @@ def _inspect_engines(args: argparse.Namespace) -> int:
     if args.report is not None:
         write_engine_page(args.report, report, asked)
     if args.json:
-        print_json(engines_to_json(report))
+        print_json({"targets": engines_to_json(report)})
     else:
         print_report(report)
         if args.report is not None:

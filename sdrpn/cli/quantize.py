@@ -1,7 +1,7 @@
 """`sdrpn quantize`: what 8 and 4 bits cost, part by part.
 
-The JSON form is a list of sdrpn.calibration.sensitivity.Cost: part, choice, weights, roi_cosine, roi_cosine_min,
-box_iou, same_decision, same_answer.
+The JSON form is an object: questions (how many), costs (a list of sdrpn.calibration.sensitivity.Cost: part, choice,
+weights, roi_cosine, roi_cosine_min, box_iou, same_decision, same_answer), and worth_keeping (parts).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     require_output_folder("--report", args.report)
     found = measure_rounding(filled(QuantizeRequest, args, checkpoint=checkpoint_parts(args)), progress)
     if args.json:
-        print_json(found.costs)
+        print_json({"questions": found.questions, "costs": found.costs, "worth_keeping": found.worth_keeping})
         return 0
     print_table(COLUMNS, cost_rows(found.costs), title=f"{found.questions} questions; 1 is as good as unrounded")
     if args.report is not None:

@@ -1,4 +1,7 @@
-"""`sdrpn targets`: the devices that engines are built for."""
+"""`sdrpn targets`: the devices that engines are built for.
+
+The JSON form is an object: `targets`, by name, each an sdrpn.engines.target.Target.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     targets = read_targets()
     if args.json:
-        print_json(targets)
+        print_json({"targets": targets})
         return 0
     columns = ("target", "device", "capability", "library", "dialect", "precisions", "memory", "built")
     print_table(columns, [_row(target) for target in targets.values()])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sdrpn.host.escaping import json_text, one_line, terminal_text
 
 __all__ = [
+    "FORMAT_VERSION",
     "begin_output",
     "has_printed",
     "print_document",
@@ -20,8 +21,12 @@ __all__ = [
     "print_table",
     "print_text",
     "remark",
+    "versioned",
     "warn",
 ]
+
+# Of the JSON of every verb. Entries are added without a new version; one that goes or changes its meaning needs one.
+FORMAT_VERSION = 1
 
 _printed = False
 
@@ -47,14 +52,25 @@ def print_document(document: str) -> None:
     sys.stdout.write(document)
 
 
-def print_json(value: object) -> None:
-    """Print one JSON document. Dataclasses become objects and paths strings; NaN and infinity are refused.
+def versioned(value: object) -> dict[str, object]:
+    """A dataclass or mapping as a JSON object whose first entry is `format_version`: its own, or FORMAT_VERSION.
 
-    Raises: TypeError or ValueError for what JSON cannot say
+    Raises: TypeError for anything else, such as a list, which has no room for a version
+    """
+    entries = value if isinstance(value, Mapping) else _plain(value)
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"the JSON of a verb is an object; got {type(value).__name__}")
+    return {"format_version": FORMAT_VERSION, **entries}
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object; see `versioned`. Dataclasses become objects and paths strings; NaN is refused.
+
+    Raises: TypeError or ValueError for values that JSON cannot express
     """
     # In an encoding that cannot write it, a character is escaped the JSON way.
     escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-    document = json.dumps(value, indent=2, ensure_ascii=escape, allow_nan=False, default=_plain)
+    document = json.dumps(versioned(value), indent=2, ensure_ascii=escape, allow_nan=False, default=_plain)
     print_document(f"{json_text(document)}\n")
 
 

@@ -51,6 +51,7 @@ class TestOutput:
     def test_json(self, ask: Command) -> None:
         answer = ask("--json", "--threshold", SOME_CELLS).json()
         assert list(answer) == [
+            "format_version",
             "text",
             "token_ids",
             "finish_reason",

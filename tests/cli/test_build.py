@@ -79,7 +79,7 @@ def test_several_contexts(sdrpn: Command, tiny_checkpoint: Path, bundle: Path) -
     found = sdrpn("build", bundle, *TARGET, *options).json()
     assert (found["variant"], found["contexts"], found["max_context"]) == ("primitive-fp16", [64, 128], 128)
     assert [(one["variant"], one["kernel_verdict"]) for one in found["engines"]] == [("primitive-fp16", "passed")]
-    shown = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)
+    shown = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)["targets"]
     assert shown[0]["engines"]["rpn"]["manifest"]["contexts"] == [64, 128]
     assert shown[0]["engines"]["rpn"]["kernel_verdict"] == "passed"
 

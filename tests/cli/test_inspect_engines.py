@@ -63,7 +63,7 @@ def test_kernels(sdrpn: Command, bundle: Path) -> None:
     assert lines[begin + 1].split() == ["profile", "kernel", "kind", "reads", "weights", "writes"]
     assert re.fullmatch(r"decode +product +gemm +x Half \[1, 64\] +Int4 \[64, 32\] +y Half \[1, 32\]", lines[begin + 2])
     assert lines[begin + 5] == "gate: passed"
-    value = sdrpn("inspect", bundle, "--engines", "--layers", "--json").json()
+    value = sdrpn("inspect", bundle, "--engines", "--layers", "--json").json()["targets"]
     assert [len(kernels) for kernels in value[0]["layers"].values()] == [3, 3, 3, 3]
     assert value[0]["problems"] == []
     assert value[0]["engines"]["tail"]["manifest"]["max_context"] == 128
@@ -108,7 +108,7 @@ def test_a_broken_engine_is_a_failure(sdrpn: Command, bundle: Path) -> None:
     found = sdrpn("inspect", bundle, "--engines")
     assert (found.code, found.err) == (1, "")
     assert "trunk: MALFORMED_ENGINE: engine.sha256 is" in found.out
-    (problem,) = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)[0]["problems"]
+    (problem,) = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)["targets"][0]["problems"]
     assert (problem["graph"], problem["reason"], problem["field"]) == ("trunk", "MALFORMED_ENGINE", "engine.sha256")
     assert problem["line"] in found.out
 
@@ -155,7 +155,7 @@ def test_what_was_built_instead_and_what_was_not_judged(sdrpn: Command, bundle: 
     )
     assert "tail: attention was decomposed" in out
     assert re.search(r"^tail .*3, not judged", out, re.MULTILINE)
-    (target,) = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)
+    (target,) = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)["targets"]
     verdicts = {graph: one["kernel_verdict"] for graph, one in target["engines"].items()}
     assert verdicts == {"vision": "passed", "trunk": "passed", "rpn": "passed", "tail": "unjudged"}
     assert target["engines"]["trunk"]["manifest"]["fallback"]["variant"] == "fused-fp16"

@@ -42,7 +42,9 @@ def test_a_report_is_written(sdrpn: Command, text_checkpoint: Path, data: Path, 
 
 def test_without_an_rpn_answers_alone_are_compared(sdrpn: Command, plain_checkpoint: Path, data: Path) -> None:
     outcome = sdrpn(*arguments(plain_checkpoint, data, "--parts", "lm_head", "--choices", "int8-b32-rtn", "--json"))
-    (cost,) = json.loads(outcome.out)
+    found = json.loads(outcome.out)
+    (cost,) = found["costs"]
+    assert list(found) == ["format_version", "questions", "costs", "worth_keeping"]
     assert (cost["roi_cosine"], cost["box_iou"], cost["same_decision"]) == (None, None, None)
     assert cost["same_answer"] in (0.0, 1.0)
 

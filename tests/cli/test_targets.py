@@ -24,7 +24,7 @@ def test_the_table(sdrpn: Command) -> None:
 
 
 def test_json(sdrpn: Command) -> None:
-    found = sdrpn("targets", "--json").json()
+    found = sdrpn("targets", "--json").json()["targets"]
     assert found["jetson-orin-nx-jp62"] == {
         "name": "jetson-orin-nx-jp62",
         "device": "Jetson Orin NX 16GB, JetPack 6.2",

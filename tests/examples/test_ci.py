@@ -132,7 +132,7 @@ class TestScript:
         inspect = [*shlex.split(programs()["SDRPN"]), "inspect", str(release), "--engines", "--json"]
         outcome = subprocess.run(inspect, capture_output=True, text=True, check=False)
         assert outcome.returncode == 0, outcome.stderr  # 1: an engine that is broken on every machine
-        (report,) = json.loads(outcome.stdout)
+        (report,) = json.loads(outcome.stdout)["targets"]
         assert not [problem for problem in report["problems"] if problem["reason"] == "MALFORMED_ENGINE"]
 
     def test_provenance(self, done: tuple[Path, str]) -> None:

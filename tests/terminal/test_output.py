@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.terminal.output import print_json, print_table, warn
+from sdrpn.terminal.output import print_json, print_table, versioned, warn
 from sdrpn.terminal.progress import progress
 
 
@@ -25,17 +25,34 @@ class TestJson:
     def test_dataclasses_and_paths(self, capsys: pytest.CaptureFixture[str]) -> None:
         print_json({"point": Point(1, Path("a/b")), "text": "é 你"})
         text = capsys.readouterr().out
-        assert json.loads(text) == {"point": {"x": 1, "path": "a/b"}, "text": "é 你"}
+        assert json.loads(text) == {"format_version": 1, "point": {"x": 1, "path": "a/b"}, "text": "é 你"}
         assert "你" in text
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_what_json_has_no_word_for_is_refused(self, value: float) -> None:
         with pytest.raises(ValueError, match="not JSON compliant"):
-            print_json(value)
+            print_json({"value": value})
 
     def test_unknown_objects_are_refused(self) -> None:
-        with pytest.raises(TypeError, match="object has no JSON form"):
-            print_json(object())
+        for value in (object(), {"value": object()}):
+            with pytest.raises(TypeError, match="object has no JSON form"):
+                print_json(value)
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ({"a": 1}, [("format_version", 1), ("a", 1)]),
+            ({"a": 1, "format_version": 7}, [("format_version", 7), ("a", 1)]),
+            (Point(1, Path("a")), [("format_version", 1), ("x", 1), ("path", Path("a"))]),
+        ],
+    )
+    def test_the_version_comes_first(self, value: object, expected: list[tuple[str, object]]) -> None:
+        assert list(versioned(value).items()) == expected
+
+    @pytest.mark.parametrize("value", [[1], "text", None])
+    def test_a_document_without_room_for_a_version_is_refused(self, value: object) -> None:
+        with pytest.raises(TypeError):
+            print_json(value)
 
 
 class TestTable:
