@@ -33,7 +33,7 @@ def main() -> None:
         assert (fused.returncode, fused.stdout) == (0, primitive.stdout), fused.stderr
     else:
         assert fused.returncode == 2, fused.stderr
-        assert "use --variant primitive-int8-cpu" in fused.stderr, fused.stderr
+        assert "use the variant primitive-int8-cpu" in fused.stderr, fused.stderr
         print(f"fused: {fused.stderr.strip()}")
 
 

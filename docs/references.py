@@ -24,8 +24,8 @@ _CLI_INTRODUCTION = """\
 `sdrpn VERB --help` says the same in a terminal. Results go to standard output, progress and errors to standard error.
 Exit codes: 0 done, 1 the work failed, 2 a bad request, 130 interrupted, 141 the reader went away, 143 terminated.
 With `--json` the result is one object on standard output, and so is a failure: `{"format_version", "error": {"code",
-"message", "cure", "exit_code"}}`. Its first entry is always `format_version`, 1 (that of `inspect` is the bundle's): entries
-are added without a new version; one that is removed or changes its meaning gets a new one. JSON lines have it in each line.
+"message", "cure", "exit_code"}}`. The first entry is always `format_version`, 1 (of `inspect`: the bundle's). New
+entries do not change it; one that is removed or changes its meaning does. JSON Lines have it in each line.
 """.splitlines()
 
 

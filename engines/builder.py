@@ -71,7 +71,7 @@ def _build(plan: EnginePlan, jobs: int, check_memory: bool, progress: Advance) -
     todo = [planned for planned in plan.engines if planned.cached is None]
     built = {planned.graph.name: planned.cached for planned in plan.engines if planned.cached is not None}
     if todo:
-        require_not_shipped(plan.bundle.path, "build in a copy of it: --out BUNDLE")
+        require_not_shipped(plan.bundle.path, "build in a copy of it", ("out BUNDLE",))
         _require_resources(plan, todo, check_memory)
         with _locked(plan):
             plan.bundle.verify({file for planned in todo for file in (planned.graph.file, *planned.graph.weights)})
@@ -90,13 +90,13 @@ def _weights_bytes(bundle: Bundle, graph: GraphInfo) -> int:
 def _require_resources(plan: EnginePlan, todo: list[PlannedEngine], check_memory: bool) -> None:
     weights = sum(_weights_bytes(plan.bundle, planned.graph) for planned in todo)
     # An engine has its weights, once for all capabilities, and kernels.
-    require_free_space(plan.bundle.path, weights, advice="build fewer --graphs")
+    require_free_space(plan.bundle.path, weights, advice="build fewer graphs")
     for planned in todo:
         require_writable_file(engine_paths(plan.bundle.path, plan.target.name, planned.graph.name)[0])
     if plan.timing_cache is not None:
         require_writable_file(plan.timing_cache)
     if check_memory and (shortages := plan.shortages()):
-        raise RunFailed(shortages[0])
+        raise RunFailed(shortages[0], options=("no_memory_check",))
 
 
 @contextmanager
@@ -117,7 +117,8 @@ def _locked(plan: EnginePlan) -> Iterator[None]:
             ) from None
         except OSError as error:  # some network file systems have no locks
             raise RunFailed(
-                f"{folder} cannot be locked ({error.strerror}); build in a copy of the bundle on a local disk: --out"
+                f"{folder} cannot be locked ({error.strerror}); build in a copy of the bundle on a local disk",
+                options=("out",),
             ) from error
         stream.truncate(0)
         stream.write(str(os.getpid()))
@@ -239,13 +240,15 @@ def _require_good(plan: EnginePlan, graph: str, verdict: Verdict) -> None:
     if verdict.faults:
         raise RunFailed(
             f"the engine of {graph} would be slow: {'; '.join(verdict.faults)}; try another release of {flavour}, or "
-            "keep such engines with --no-kernel-gate"
+            "keep such engines",
+            options=("no_kernel_gate",),
         )
     # TensorRT's listing may lack what the gate needs: then the manifest says so.
     if verdict.unjudged is not None and flavour == "tensorrt-rtx":
         raise RunFailed(
             f"the kernels of {graph} cannot be checked: {verdict.unjudged}; try another release of {flavour}, or keep "
-            "such engines with --no-kernel-gate"
+            "such engines",
+            options=("no_kernel_gate",),
         )
 
 

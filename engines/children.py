@@ -146,7 +146,7 @@ def _ending(name: str, code: int, printed: str) -> str:
     if code == -signal.SIGKILL:
         return (
             f"the build of {name} was killed (signal 9), which is how Linux ends a process when memory runs out; "
-            "lower --jobs or --max-context, build fewer --graphs at a time, or add swap"
+            "use fewer jobs or a shorter context, build fewer graphs at a time, or add swap"
         )
     if code < 0:
         return f"the build of {name} crashed inside the library: {signal.Signals(-code).name}{output}; nothing was kept"

@@ -189,8 +189,9 @@ def _configure(trt: Any, config: Any, request: CompileRequest) -> None:
         config.hardware_compatibility_level = level
         if config.hardware_compatibility_level != level:  # an unsupported setter is ignored without an error
             raise BadInput(
-                f"{request.flavour} {trt.__version__} does not take --hardware-compat: its level stays "
-                f"{config.hardware_compatibility_level.name}; leave it out"
+                f"{request.flavour} {trt.__version__} does not support hardware compatibility: its level stays "
+                f"{config.hardware_compatibility_level.name}; leave it out",
+                options=("hardware_compat",),
             )
 
 
@@ -210,7 +211,8 @@ def _timing_cache(trt: Any, config: Any, request: CompileRequest) -> Any:
     if cache is None or not config.set_timing_cache(cache, False):
         raise BadInput(
             f"{request.flavour} {trt.__version__} does not accept this timing cache, which was written by another "
-            "release or kind of GPU; name another file with --timing-cache"
+            "release or kind of GPU; name another file",
+            options=("timing_cache",),
         )
     return cache
 
@@ -218,8 +220,10 @@ def _timing_cache(trt: Any, config: Any, request: CompileRequest) -> Any:
 def _no_engine(request: CompileRequest, log: Any) -> str:
     message = f"{request.flavour} built no engine from {request.graph_file}: {log.last_error() or 'it gave no reason'}"
     if request.workspace_bytes is not None:
-        return f"{message}; --workspace {request.workspace_bytes >> 20} may be too little: raise it or leave it out"
-    return f"{message}; try a lower --opt-level, or another release of the library"
+        return (
+            f"{message}; a workspace of {request.workspace_bytes >> 20} MB may be too small: raise it or leave it out"
+        )
+    return f"{message}; try a lower optimization level, or another release of the library"
 
 
 def _tensors(network: Any, profiles: Mapping[str, Shapes]) -> tuple[EngineTensor, ...]:

@@ -61,8 +61,8 @@ def other_gpu(target: Target, chosen: BuildGpu | None, there: Sequence[BuildGpu]
     fitting = [gpu for gpu in there if gpu.capability == wanted]
     if fitting:
         return BadInput(
-            f"target {target.name} is for {wanted}, and device {chosen.number} is {chosen}; build on {fitting[0]}: "
-            f"--device {fitting[0].number}"
+            f"target {target.name} is for {wanted}, and device {chosen.number} is {chosen}; build on {fitting[0]}",
+            options=(f"device {fitting[0].number}",),
         )
     here = ", ".join(map(str, there))
     return BadInput(f"target {target.name} is for {wanted}; this machine has {here}: build on {target.device}")

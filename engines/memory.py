@@ -22,7 +22,7 @@ __all__ = [
 # LLaVA-1.5-7B it was 2.9 to 3.2 times, for one capability and for four at once.
 _HOST_BASE_BYTES = 400_000_000
 _HOST_PER_WEIGHT_BYTE = 3.3
-_NO_MEMORY_CHECK = "skip this check with --no-memory-check"
+_NO_MEMORY_CHECK = "skip this check"
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ def _lighter_builds(found: Estimate, available_bytes: int) -> Iterator[str]:
     peaks = found.host_peaks
     largest = max(peaks.values())
     if found.jobs > 1 and found.host_bytes > largest:
-        yield f"with --jobs 1 it is {text_from_bytes(largest)}"
+        yield f"with one job it is {text_from_bytes(largest)}"
     fitting = [name for name, peak in peaks.items() if peak <= available_bytes]
     if largest > available_bytes:
         if fitting:
-            yield f"--graphs {','.join(fitting)} fits"
-        yield "use a lower --precision (see sdrpn export), or build on a larger machine"
+            yield f"the graphs {','.join(fitting)} alone fit"
+        yield "use a lower precision (see sdrpn export), or build on a larger machine"
 
 
 def _smaller_engines(found: Estimate, target: Target, least_context: int) -> Iterator[str]:
@@ -167,18 +167,18 @@ def _smaller_engines(found: Estimate, target: Target, least_context: int) -> Ite
 
     alone = largest_context(1)
     if largest_context(found.max_batch):
-        yield f"--max-context {largest_context(found.max_batch)} fits"
+        yield f"a context of {largest_context(found.max_batch)} fits"
     if found.max_batch > 1 and alone == found.max_context:
-        yield "--max-batch 1 fits"
+        yield "a batch of 1 fits"
     elif found.max_batch > 1 and alone:
-        yield f"--max-batch 1 --max-context {alone} fits"
+        yield f"a batch of 1 with a context of {alone} fits"
     if found.kv_cache is None and found.device_with(kv_cache="int8").total_bytes <= memory:
-        yield "--kv-cache int8 fits (see sdrpn export)"
+        yield "a KV cache in int8 fits (see sdrpn export)"
     streams = not found.weights_elsewhere and not target.unified_memory
     if streams and found.device_with(weights_elsewhere=True).total_bytes <= memory:
-        yield "--weight-streaming fits"
+        yield "weight streaming fits"
     if not alone and not found.weights_elsewhere:
-        yield "no context fits beside these weights: use a lower --precision (see sdrpn export)"
+        yield "no context fits beside these weights: use a lower precision (see sdrpn export)"
 
 
 def _joined(advice: Sequence[str]) -> str:

@@ -75,8 +75,9 @@ class BuildOptions:
             raise BadInput(f"verbosity is {self.verbosity!r}; expected one of {', '.join(VERBOSITIES)}")
         if self.kernel_gate and self.verbosity != VERBOSITIES[0]:
             raise BadInput(
-                f"with --profiling-verbosity {self.verbosity} the library does not list the kernels that the gate "
-                "checks; add --no-kernel-gate to build without it"
+                f"with verbosity {self.verbosity} the library does not list the kernels that the gate checks; turn the "
+                "gate off to build without it",
+                options=("no_kernel_gate",),
             )
 
     @property
@@ -113,10 +114,16 @@ def checked_contexts(spec: ModelSpec, limit: int, options: BuildOptions) -> tupl
     least = spec.vision.image_tokens + 1
     for context in options.shorter_contexts:
         if context < least:
-            raise BadInput(f"--max-context {context} is too small: an image and one token take {least} positions")
+            raise BadInput(
+                f"max_context {context} is too small: an image and one token take {least} positions",
+                options=("max_context",),
+            )
     contexts = (*sorted(options.shorter_contexts), most)
     if len(set(contexts)) != len(contexts) or contexts[-1] != max(contexts):
-        raise BadInput(f"--max-context {','.join(map(str, contexts))} is not a list of different lengths up to {most}")
+        raise BadInput(
+            f"max_context {','.join(map(str, contexts))} is not a list of different lengths up to {most}",
+            options=("max_context",),
+        )
     return contexts
 
 
@@ -125,11 +132,15 @@ def checked_context(spec: ModelSpec, limit: int, wanted: int | None) -> int:
     least = least_context(spec)
     context = limit if wanted is None else wanted
     if context > limit:
-        raise ContextTooLong(f"--max-context {context} is above the bundle's {limit}; export with a larger one first")
+        raise ContextTooLong(
+            f"max_context {context} is above the bundle's {limit}; export with a larger one first",
+            options=("max_context",),
+        )
     if context < least:
         looks = "an image and a crop" if spec.rpn is not None else "an image"
         raise BadInput(
-            f"--max-context {context} is too small: {looks} and one token take {least} positions; use at least that"
+            f"max_context {context} is too small: {looks} and one token take {least} positions; use at least that",
+            options=("max_context",),
         )
     return context
 
@@ -164,37 +175,45 @@ def require_possible(options: BuildOptions, target: Target, *, timing_cache: boo
     refusals = (
         (
             options.dialect == "fused" and (primitive or target.dialect == "primitive"),
-            "--dialect fused cannot be used here: TensorRT before 10.15 does not support it, and its in-place update "
+            "the dialect fused cannot be used here: TensorRT before 10.15 does not support it, and its in-place update "
             "of caches needs one cache length, and 16 or 32 bits; leave it out",
+            "dialect",
         ),
         (
             rtx and options.device is not None,
-            "--device does not apply to tensorrt-rtx, which compiles for the target's GPU on any machine; leave it out",
+            "a device does not apply to tensorrt-rtx, which compiles for the target's GPU on any machine; leave it out",
+            "device",
         ),
         (
             rtx and timing_cache,
-            "--timing-cache does not apply to tensorrt-rtx, which times no kernels during a build; leave it out (an "
+            "a timing cache does not apply to tensorrt-rtx, which times no kernels during a build; leave it out (an "
             "existing engine is kept)",
+            "timing_cache",
         ),
         (
             rtx and options.version_compatible,
-            "engines of tensorrt-rtx run only with the release that built them; leave out --version-compatible",
+            "engines of tensorrt-rtx run only with the release that built them; leave version compatibility out",
+            "version_compatible",
         ),
         (
             rtx and options.hardware_compat,
-            "tensorrt-rtx has no --hardware-compat; list all compute_capabilities in the target, as rtx-portable does",
+            "tensorrt-rtx has no hardware compatibility; list all compute_capabilities in the target, as rtx-portable "
+            "does",
+            "hardware_compat",
         ),
         (
             # Otherwise the build fails half-way with a CUDA error.
             rtx and options.refit and not gpu,
-            "tensorrt-rtx builds with --refit on a machine with a GPU only, and this one has none; leave it out",
+            "tensorrt-rtx builds for refitting on a machine with a GPU only, and this one has none; leave it out",
+            "refit",
         ),
         (
             # TensorRT's developer guide: hardware compatibility is for Ampere and later, not for DRIVE OS or JetPack.
             jetson and options.hardware_compat,
-            "JetPack's TensorRT has no --hardware-compat; leave it out and build on each kind of Jetson",
+            "JetPack's TensorRT has no hardware compatibility; leave it out and build on each kind of Jetson",
+            "hardware_compat",
         ),
     )
-    for applies, message in refusals:
+    for applies, message, option in refusals:
         if applies:
-            raise BadInput(f"target {target.name}: {message}")
+            raise BadInput(f"target {target.name}: {message}", options=(option,))

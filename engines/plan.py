@@ -232,7 +232,7 @@ def target_variant(
         name = f"{dialect}-{candidate}{ending}"
         if name in bundle.manifest.variants:
             return bundle.manifest.variants[name]
-    why = "" if kv_cache or dialect == target.dialect else " (several contexts, or --dialect, need this dialect)"
+    why = "" if kv_cache or dialect == target.dialect else " (several contexts, or the given dialect, need this)"
     wanted = " or ".join(f"{dialect}-{candidate}{ending}" for candidate in precisions)
     there = ", ".join(sorted(bundle.manifest.variants))
     cache = "" if kv_cache is None else f" --kv-cache {kv_cache}"
@@ -257,7 +257,8 @@ def _obstacle(target: Target, chosen: BuildGpu | None, there: Sequence[BuildGpu]
     if not target.accepts(version) and not any_release:
         return BadInput(
             f"target {target.name} needs {target.flavour} {target.versions}, this machine has {version}; install a "
-            "supported release, or build anyway with --any-release"
+            "supported release, or build anyway",
+            options=("any_release",),
         )
     return other_gpu(target, chosen, there) if target.flavour == "tensorrt" else None
 

@@ -70,7 +70,7 @@ class TwoPass:
         Raises: ContextTooLong where the tokens do not fit; BadInput where crops are asked for and there is no RPN.
         """
         if request.decide is not None and self._spec.rpn is None:
-            advice = "nothing can look" if isinstance(request, LookRequest) else "pass roi=None (--no-roi)"
+            advice = "nothing can look" if isinstance(request, LookRequest) else "pass roi=None"
             raise BadInput(f"this bundle has no RPN and answers as plain LLaVA only: {advice}")
         self._embedding.require((*request.ids_before, *request.ids_after))
         cells = cell_count(self._spec.vision.grid(request.image.size).hw)
@@ -229,7 +229,7 @@ class TwoPass:
         crop = f" + {roi} RoI tokens" if roi else ""
         advice = "shorten the question"
         if new:
-            without = "answer without the crop (roi=None, --no-roi), " if roi else ""
+            without = "answer without the crop (roi=None), " if roi else ""
             advice += f", {without}or lower max_new_tokens"
         raise ContextTooLong(
             f"{prompt} prompt tokens{crop} + {new} new tokens need {prompt + roi + new} positions, the bundle has "

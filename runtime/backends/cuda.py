@@ -258,7 +258,7 @@ class Cuda:
                 f"{failure}; this process cannot use the GPU any more: close the session and start it again"
             )
         if name in ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"):
-            advice = "free GPU memory, or build the engines with a smaller --max-context or --weight-streaming"
+            advice = "free GPU memory, or build the engines for a shorter context or with weight streaming"
             raise RunFailed(f"{failure}; {advice}")
         raise RunFailed(f"{failure}; `sdrpn doctor` shows the driver and the GPU")
 

@@ -69,7 +69,7 @@ class OnnxRuntimeBackend:
         self._device_id = device_id
         if provider not in onnxruntime.get_available_providers():
             raise MissingDependency(
-                f"--backend {name} needs ONNX Runtime's {provider}, which is not available in this build; install it: "
+                f"backend {name} needs ONNX Runtime's {provider}, which is not available in this build; install it: "
                 f"pip uninstall onnxruntime && pip install 'sdrpn[cuda]'"
             )
         if self._device == "cuda":

@@ -94,7 +94,8 @@ def require_cuda(session: Any, graph: str) -> None:
         raise RunFailed(
             f"{graph}: ONNX Runtime {onnxruntime.__version__} has no CUDA kernels for {operators} and would copy "
             "caches or weights to the CPU at every token; update it (pip install -U onnxruntime-gpu), use an fp16 "
-            "variant, or answer on the CPU: --backend onnxruntime"
+            "variant, or answer on the CPU",
+            options=("backend onnxruntime",),
         )
 
 

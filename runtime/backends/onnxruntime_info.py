@@ -95,7 +95,7 @@ def _release_fault(bundle: Bundle, variant: Variant) -> SdrpnError | None:
         f"{bundle.path} as {variant.name} has graphs of opset {variant.opset}, which ONNX Runtime runs from "
         f"{_FIRST_RELEASE_OF_OPSET[variant.opset]} on; installed is {_installed_release()}"
         f"{', of the last series for Python 3.10' if newer_python else ''}. {update}, or "
-        f"{f'use --variant {runnable[0].name}' if runnable else f'add a variant of the dialect primitive: {added}'}"
+        f"{f'use the variant {runnable[0].name}' if runnable else f'add a variant of the dialect primitive: {added}'}"
     )
 
 
@@ -120,7 +120,7 @@ def _kernel_fault(bundle: Bundle, variant: Variant) -> SdrpnError | None:
     return BadInput(
         f"{bundle.path} as {variant.name} is for engines only: ONNX Runtime has no kernels for {variant.precision}. "
         f"Build engines where a GPU is: {bundle.build_command()}; or "
-        f"{added if other.for_engines_only else f'use --variant {other.name}'}"
+        f"{added if other.for_engines_only else f'use the variant {other.name}'}"
     )
 
 

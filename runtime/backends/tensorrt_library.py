@@ -159,7 +159,7 @@ class Engine:
         engine = self._engine
         if engine.streamable_weights_size == 0:
             if budget_bytes is not None:
-                raise BadInput(f"{self.name} was built without weight streaming; build it with --weight-streaming")
+                raise BadInput(f"{self.name} was built without weight streaming; build it with weight streaming")
             return
         automatic = budget_bytes is None
         engine.weight_streaming_budget_v2 = (

@@ -132,7 +132,7 @@ class TensorRtRunner:
         ranges = [{name: extents[name] for name in shapes} for extents in self._extents]
         raise RunFailed(
             f"{self.name}: no profile of the engine contains the shapes {shapes}; profiles: {ranges}; build it again "
-            "with a larger --max-batch or --max-context"
+            "for a larger batch or a longer context"
         )
 
     def _check_aliases(self, feeds: Mapping[str, DeviceBuffer], results: Mapping[str, DeviceBuffer]) -> None:

@@ -286,7 +286,7 @@ def _gpu(engines: EngineSet, graph: str, manifest: EngineManifest, platform: Pla
         wanted += " and later"
     if gpu is None:
         fault = (platform.cuda_fault or "CUDA shows none").partition(";")[0]
-        other = "" if engines.bundle.release_targets else ", or answer on the CPU: --backend onnxruntime"
+        other = "" if engines.bundle.release_targets else ", or answer on the CPU (backend onnxruntime)"
         mend = f"run it on a machine with one{other}"
         yield Problem(graph, "CUDA_ERROR", "compute_capabilities", wanted, f"here is no GPU: {fault}", mend)
         return
@@ -338,7 +338,7 @@ def _invalid(engines: EngineSet, graph: str, validity: Validity) -> Iterable[Pro
     advice = {
         "OLD_CUDA_DRIVER": "install a newer driver",
         "OLD_CUDA_RUNTIME": "install a newer CUDA runtime: pip install --upgrade cuda-python",
-        "INSUFFICIENT_GPU_MEMORY": "end what else uses the GPU, or build for a shorter context with --max-context",
+        "INSUFFICIENT_GPU_MEMORY": "end what else uses the GPU, or build for a shorter context",
         "CUDA_ERROR": "see the driver and GPU in `sdrpn doctor`",
     }
     rebuild = f"build it again: {engines.build_command}"

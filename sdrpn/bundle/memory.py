@@ -156,11 +156,11 @@ def require_cpu_memory(
     if available_bytes is None or found.total_bytes <= available_bytes:
         return
     missing = text_from_bytes(found.total_bytes - available_bytes)
-    smaller = "" if variant.numbers.bits <= 4 else "; export with --precision int4 for a smaller one"
+    smaller = "" if variant.numbers.bits <= 4 else "; export in int4 for a smaller one"
     raise RunFailed(
         f"{bundle.path} as {variant.name} needs about {found} for a context of {context}, and this machine has "
-        f"{text_from_bytes(available_bytes)} available: {missing} are missing{smaller}, or skip this check with "
-        "--no-memory-check"
+        f"{text_from_bytes(available_bytes)} available: {missing} are missing{smaller}, or skip this check",
+        options=("no_memory_check",),
     )
 
 

@@ -148,4 +148,4 @@ def find_optimized(
 
 def _advice(folder: Path) -> str:
     bundle, variant = folder.parents[2], folder.parent.name
-    return f"make them again: sdrpn optimize {bundle} --variant {variant} (or go without: --no-optimized)"
+    return f"make them again: sdrpn optimize {bundle} --variant {variant} (or run without them: optimized=False)"

@@ -74,14 +74,18 @@ def is_shipped(path: Path) -> bool:
     return path.resolve() == DEMO_BUNDLE.resolve()
 
 
-def require_not_shipped(path: Path, advice: str) -> None:
+def require_not_shipped(path: Path, advice: str, options: tuple[str, ...] = ()) -> None:
     """Raise BadInput where something would be written into the shipped bundle.
 
     Args:
         advice: what to do instead
+        options: the arguments for it, as in `SdrpnError`
     """
     if is_shipped(path):
-        raise BadInput(f"{DEMO_NAME} is part of the installed package ({path}) and nothing is written there; {advice}")
+        raise BadInput(
+            f"{DEMO_NAME} is part of the installed package ({path}) and nothing is written there; {advice}",
+            options=options,
+        )
 
 
 def export_advice(path: Path, options: str) -> str:
@@ -95,7 +99,7 @@ def shipped_source() -> tuple[Path, Path]:
     if not (CHECKPOINT.is_dir() and RPN.is_file()):
         checkpoint, rpn = (path.relative_to(_REPOSITORY) for path in (CHECKPOINT, RPN))
         raise BadInput(
-            f"the checkpoint of {DEMO_NAME} does not come with the installed package; get the repository and say "
-            f"--checkpoint {checkpoint} --rpn {rpn}"
+            f"the checkpoint of {DEMO_NAME} does not ship with the installed package; get the repository and name both",
+            options=(f"checkpoint {checkpoint}", f"rpn {rpn}"),
         )
     return CHECKPOINT, RPN

@@ -55,8 +55,8 @@ def hub_folder(name: str, *, download: bool = False) -> Path:
         return _downloaded(library, match["id"], match["revision"])
     cache = importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE
     raise BadInput(
-        f"{name} is neither a folder here nor in Hugging Face's cache ({cache}); fetch it "
-        f"with --download (in Python: download=True), or name a folder"
+        f"{name} is neither a folder here nor in Hugging Face's cache ({cache}); download it, or name a folder",
+        options=("download",),
     )
 
 

@@ -50,7 +50,8 @@ def real_file(path: Path, roots: Sequence[Path], error: type[SdrpnError]) -> Pat
     if not any(real.is_relative_to(root) for root in roots):
         raise error(
             f"{path} is a link that leaves {roots[0]}: it points to {real}; if you trust that file, "
-            f"allow it: --allow-links {real.parent} (in Python: allow_links={str(real.parent)!r})"
+            f"allow links to {real.parent}",
+            options=(f"allow_links {real.parent}",),
         )
     return real
 

@@ -159,7 +159,10 @@ def _notes(machine: Machine) -> list[str]:
             "environment with python3 -m venv --system-site-packages"
         )
         if not machine.system_site_packages:
-            notes.append("this environment does not see JetPack's Python packages: it has no --system-site-packages")
+            notes.append(
+                "this environment does not see JetPack's Python packages; make it with python3 -m venv "
+                "--system-site-packages"
+            )
     return notes
 
 

@@ -169,7 +169,7 @@ class TestOptions:
         if provider in onnxruntime.get_available_providers():
             pytest.skip(f"this ONNX Runtime has the {provider}")
         assert refusal(ask("--backend", backend)) == (
-            f"--backend {backend} needs ONNX Runtime's {provider}, which is not available in this build; install it: "
+            f"backend {backend} needs ONNX Runtime's {provider}, which is not available in this build; install it: "
             "pip uninstall onnxruntime && pip install 'sdrpn[cuda]'"
         )
 

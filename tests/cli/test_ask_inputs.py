@@ -123,7 +123,7 @@ class TestQuestions:
         [
             (10_000, 64, r"\d{5} prompt tokens \+ 64 new tokens need \d{5} positions, the bundle has 512; shorten .*"),
             (10, 500, r"\d{3} prompt tokens \+ 500 new tokens need \d{3} positions, .* or lower max_new_tokens"),
-            (10, 310, r"\d{3} prompt tokens \+ 16 RoI tokens \+ 310 new .* answer without the crop \(.*--no-roi\), .*"),
+            (10, 310, r"\d{3} prompt tokens \+ 16 RoI tokens \+ 310 new .* answer without the crop \(roi=None\), .*"),
         ],
         ids=["10 kB", "answer", "crop"],
     )
@@ -199,7 +199,7 @@ class TestBundles:
         export_bundle(text_checkpoint, bundle, ExportOptions("int4"))
         assert sdrpn("ask", bundle, picture, QUESTION, "--max-new-tokens", 2).code == 0
         message = refusal(sdrpn("ask", bundle, picture, QUESTION, "--variant", f"fused-{precision}"))
-        assert message.endswith("or use --variant fused-int4-cpu")
+        assert message.endswith("or use the variant fused-int4-cpu")
 
     @pytest.mark.parametrize("damage", list(DAMAGE))
     def test_damage_is_named_by_every_verb(

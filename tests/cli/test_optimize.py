@@ -98,7 +98,7 @@ class TestWhereItFits:
         monkeypatch.setattr(runtime_choice, "read_cpu", lambda: other)
         note = note_of(bundle)
         assert note.startswith(f"the optimized graphs are for {folder.name}, not for ort-")
-        assert note.endswith(f"sdrpn optimize {bundle} --variant fused-fp32 (or go without: --no-optimized)")
+        assert note.endswith(f"sdrpn optimize {bundle} --variant fused-fp32 (or run without them: optimized=False)")
 
     def test_another_export_makes_them_stale(self, sdrpn: Command, bundle: Path, text_checkpoint: Path) -> None:
         optimized(sdrpn, bundle, "--variant", INT4)

@@ -91,7 +91,7 @@ def test_verify_finds_its_checkpoint(sdrpn: Command, tmp_path: Path, monkeypatch
     monkeypatch.setattr("sdrpn.bundle.shipped.RPN", Path("elsewhere"))
     monkeypatch.setattr("sdrpn.bundle.shipped._REPOSITORY", Path())
     monkeypatch.setattr("sdrpn.bundle.shipped.CHECKPOINT", Path("checkpoint"))
-    assert refusal(sdrpn("verify", "demo")).endswith("and say --checkpoint checkpoint --rpn elsewhere")
+    assert refusal(sdrpn("verify", "demo")).endswith("name both (--checkpoint checkpoint, --rpn elsewhere)")
 
 
 def stopped_at(spec: ModelSpec) -> tuple[TrialQuestion, ...]:
@@ -112,7 +112,7 @@ class TestBuild:
         before = files()
         message = refusal(sdrpn("build", "demo", *self.TARGET))
         assert message.startswith("demo is part of the installed package (")
-        assert message.endswith("and nothing is written there; build in a copy of it: --out BUNDLE")
+        assert message.endswith("and nothing is written there; build in a copy of it (--out BUNDLE)")
         assert files() == before
 
     def test_a_dry_run_needs_no_copy(self, sdrpn: Command) -> None:

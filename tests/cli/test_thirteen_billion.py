@@ -70,8 +70,8 @@ def test_ask(sdrpn: Command, bundle: Path, picture: Path, monkeypatch: pytest.Mo
     message = refusal(sdrpn("ask", bundle, picture, "What does the sign say?"), 1)
     assert message.startswith(f"{bundle} as fused-fp16 needs about ")
     assert "this machine has 24.0 GB available: " in message
-    assert message.endswith("are missing; export with --precision int4 for a smaller one, or skip this check with "
-                            "--no-memory-check")  # fmt: skip
+    assert message.endswith("are missing; export in int4 for a smaller one, or skip this check "
+                            "(--no-memory-check)")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -88,5 +88,5 @@ def test_build(sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch, me
     monkeypatch.setattr(builder, "require_free_space", lambda *arguments, **options: None)
     message = refusal(sdrpn("build", bundle, "--target", "rtx-4090"), 1)
     assert told in message
-    assert "use a lower --precision" in message
+    assert "use a lower precision" in message
     assert not list(bundle.rglob("*.engine*"))

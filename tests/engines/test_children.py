@@ -63,7 +63,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("do", "message"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", r"graph0 was killed \(signal 9\), .* memory runs out; lower --jobs"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"graph0 was killed \(signal 9\), .* memory runs out; use fewer jobs"),
         ("print('bad graph', flush=True); os.kill(os.getpid(), signal.SIGSEGV)", r"SIGSEGV \(its output: bad graph\)"),
         ("sys.exit(3)", "ended with exit code 3"),
         ("pass", "ended with exit code 0"),

@@ -63,19 +63,19 @@ def test_what_fits_is_not_refused() -> None:
 
 
 LEAST = least_context(LLAVA_7B)  # 1153
-SKIP = "or skip this check with --no-memory-check"
+SKIP = "or skip this check"
 
 
 @pytest.mark.parametrize(
     ("planned", "memory_gb", "advice"),
     [
         # Weights 14.5 GB; a row of context takes 0.58 MB of caches and about 0.2 MB of activations.
-        ({"max_context": 4096}, 16.2, r"--max-context \d+ fits, or --weight-streaming fits"),
-        ({"max_batch": 8}, 16.5, "--max-batch 1 fits, or --weight-streaming fits"),
-        ({"max_batch": 9, "max_context": 4096}, 16.2, r"--max-batch 1 --max-context \d+ fits, or skip"),
-        ({}, 15, r"--weight-streaming fits, or no context fits beside these weights: use a lower --precision \(see"),
-        ({"weight_streaming": True}, 1, r"--max-context \d+ fits, or skip"),
-        ({"weight_streaming": True}, 0.5, "skip this check with"),
+        ({"max_context": 4096}, 16.2, r"a context of \d+ fits, or weight streaming fits"),
+        ({"max_batch": 8}, 16.5, "a batch of 1 fits, or weight streaming fits"),
+        ({"max_batch": 9, "max_context": 4096}, 16.2, r"a batch of 1 with a context of \d+ fits, or skip"),
+        ({}, 15, r"weight streaming fits, or no context fits beside these weights: use a lower precision \(see"),
+        ({"weight_streaming": True}, 1, r"a context of \d+ fits, or skip"),
+        ({"weight_streaming": True}, 0.5, "skip this check"),
     ],
 )
 def test_a_device_that_is_too_small(planned: dict[str, Any], memory_gb: float, advice: str) -> None:
@@ -86,8 +86,12 @@ def test_a_device_that_is_too_small(planned: dict[str, Any], memory_gb: float, a
         rf"the engines need about \d.* GB \(weights .*\) and My GPU has .* are missing; {advice}", found
     ), found
     assert found.endswith(SKIP.removeprefix("or "))
-    if context := re.search(r"--max-context (\d+)", found):
-        smaller = {**planned, "max_context": int(context.group(1)), **({"max_batch": 1} if "batch 1" in found else {})}
+    if context := re.search(r"a context of (\d+)", found):
+        smaller = {
+            **planned,
+            "max_context": int(context.group(1)),
+            **({"max_batch": 1} if "a batch of 1" in found else {}),
+        }
         assert device_shortage(needed(**smaller), target(memory_gb=memory_gb), LEAST) is None
         larger = {**smaller, "max_context": smaller["max_context"] + 1}
         assert device_shortage(needed(**larger), target(memory_gb=memory_gb), LEAST) is not None
@@ -105,7 +109,7 @@ def test_what_is_missing_is_told_in_parts() -> None:
 def test_weights_are_not_streamed_to_a_gpu_that_works_in_the_same_memory() -> None:
     found = device_shortage(needed(max_context=4096), target(memory_gb=16.2, unified_memory=True), LEAST)
     assert found is not None
-    assert "--weight-streaming" not in found
+    assert "weight streaming" not in found
 
 
 @pytest.mark.parametrize(
@@ -114,13 +118,13 @@ def test_weights_are_not_streamed_to_a_gpu_that_works_in_the_same_memory() -> No
         (
             1,
             16,
-            r"has 16\.0 GB available: 4\.2 GB are missing; --graphs vision fits, or use a lower --precision \(see",
+            r"has 16\.0 GB available: 4\.2 GB are missing; the graphs vision alone fit, or use a lower precision \(see",
         ),
-        (2, 21, r"has 21\.0 GB available: 1\.6 GB are missing; with --jobs 1 it is 20\.2 GB, or skip this check"),
+        (2, 21, r"has 21\.0 GB available: 1\.6 GB are missing; with one job it is 20\.2 GB, or skip this check"),
         (
             1,
             1,
-            r"has 1\.0 GB available: 19\.2 GB are missing; use a lower --precision \(see sdrpn export\), or build on",
+            r"has 1\.0 GB available: 19\.2 GB are missing; use a lower precision \(see sdrpn export\), or build on",
         ),
     ],
 )

@@ -69,11 +69,19 @@ class TestCaches:
         (
             {},
             True,
-            "--timing-cache does not apply to tensorrt-rtx, which times no kernels during a build; leave it out",
+            "a timing cache does not apply to tensorrt-rtx, which times no kernels during a build; leave it out",
         ),
-        ({"version_compatible": True}, False, "run only with the release that built them; leave out --version"),
-        ({"hardware_compat": True}, False, "no --hardware-compat; list all compute_capabilities in the target, as rtx"),
-        ({"refit": True}, False, "builds with --refit on a machine with a GPU only, and this one has none; leave it"),
+        (
+            {"version_compatible": True},
+            False,
+            "run only with the release that built them; leave version compatibility out",
+        ),
+        (
+            {"hardware_compat": True},
+            False,
+            "no hardware compatibility; list all compute_capabilities in the target, as rtx",
+        ),
+        ({"refit": True}, False, "builds for refitting on a machine with a GPU only, and this one has none; leave it"),
     ],
 )
 def test_what_tensorrt_rtx_cannot_do(
@@ -93,7 +101,9 @@ def test_what_tensorrt_rtx_cannot_do(
 def test_what_jetpack_cannot_do() -> None:
     orin, options = read_target("jetson-agx-orin-jp72"), BuildOptions(hardware_compat=True)
     require_possible(options, orin, timing_cache=True, gpu=True, jetson=False)
-    with pytest.raises(BadInput, match="JetPack's TensorRT has no --hardware-compat; leave it out and build on each"):
+    with pytest.raises(
+        BadInput, match="JetPack's TensorRT has no hardware compatibility; leave it out and build on each"
+    ):
         require_possible(options, orin, timing_cache=True, gpu=True, jetson=True)
 
 
@@ -108,7 +118,7 @@ def test_a_level_that_the_library_does_not_take() -> None:
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     content = model.SerializeToString()
     request = CompileRequest("tensorrt-rtx", "g", content, ("SM86",), {}, None, None, hardware_compat=True)
-    with pytest.raises(BadInput, match=r"does not take --hardware-compat: its level stays NONE; leave it out"):
+    with pytest.raises(BadInput, match=r"does not support hardware compatibility: its level stays NONE; leave it out"):
         compile_graph(request, lambda *event: None)
 
 
@@ -128,7 +138,7 @@ def test_a_profile_that_the_library_does_not_take() -> None:
 
 
 def test_the_gate_needs_the_list_of_kernels() -> None:
-    with pytest.raises(BadInput, match=r"with --profiling-verbosity none the library .* add --no-kernel-gate"):
+    with pytest.raises(BadInput, match=r"with verbosity none the library .* turn the gate off"):
         BuildOptions(verbosity="none")
     with pytest.raises(BadInput, match="verbosity is 'loud'; expected one of detailed, names, none"):
         BuildOptions(verbosity="loud")

@@ -123,7 +123,7 @@ class TestOptions:
         assert checked_contexts(LLAVA_7B, 4096, options) == (1024, 2048, 4096)
         assert checked_contexts(LLAVA_7B, 4096, BuildOptions()) == (2048,)  # nobody pays for a longer one unasked
         assert checked_contexts(LLAVA_7B, 1500, BuildOptions()) == (1500,)
-        with pytest.raises(BadInput, match="--max-context 576 is too small: an image and one token take 577"):
+        with pytest.raises(BadInput, match="max_context 576 is too small: an image and one token take 577"):
             checked_contexts(LLAVA_7B, 4096, BuildOptions(max_context=4096, shorter_contexts=(576,)))
         with pytest.raises(BadInput, match="4096,4096 is not a list of different lengths"):
             checked_contexts(LLAVA_7B, 4096, BuildOptions(max_context=4096, shorter_contexts=(4096,)))

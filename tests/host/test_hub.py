@@ -82,7 +82,7 @@ def test_a_path_is_a_path(cache: Path, tiny_bundle: Path) -> None:
 
 
 def test_what_is_not_in_the_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BadInput, match=r"me/other is neither a folder here nor in .*; fetch it with --download"):
+    with pytest.raises(BadInput, match=r"me/other is neither a folder here nor in .*; download it"):
         open_bundle("me/other")
     assert main(["inspect", "me/other"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -194,7 +194,7 @@ def export(name: str, *options: str, endpoint: str, cwd: Path) -> subprocess.Com
 def test_a_download_is_allowed_and_kept(endpoint: str, tmp_path: Path) -> None:
     refused = export("me/tiny", endpoint=endpoint, cwd=tmp_path)
     assert refused.returncode == 2
-    assert "fetch it with --download" in refused.stderr
+    assert "download it, or name a folder (--download)" in refused.stderr
     done = export("me/tiny", "--download", endpoint=endpoint, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "manifest.json").is_file()

@@ -63,7 +63,7 @@ class TestOldRelease:
             graph_variant(bundle, "fused-fp32")
         assert str(error.value) == (
             f"{bundle.path} as fused-fp32 has graphs of opset 24, which ONNX Runtime runs from 1.25 on; installed is "
-            f"1.23.2{reason}. {cure}, or use --variant primitive-fp32"
+            f"1.23.2{reason}. {cure}, or use the variant primitive-fp32"
         )
 
     def test_a_bundle_without_primitive_says_how_to_add_it(self, tiny_bundle: Path) -> None:
@@ -88,7 +88,7 @@ class TestOldRelease:
         line = [word.format(bundle=text_bundle, picture=shipped_scene().picture) for word in verb]
         assert main(line) == 0
         assert main([*line, "--variant", "fused-fp32"]) == 2
-        assert "use --variant primitive-fp32" in capsys.readouterr().err
+        assert "use the variant primitive-fp32" in capsys.readouterr().err
 
 
 def test_an_absent_onnxruntime_is_reported_where_it_is_needed(

@@ -234,7 +234,7 @@ class TestRequests:
 
     def test_without_an_rpn_crops_are_refused_before_any_work(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(script_of(5, 6), with_spec(rpn=None))
-        with pytest.raises(BadInput, match=r"no RPN and answers as plain LLaVA only: pass roi=None \(--no-roi\)"):
+        with pytest.raises(BadInput, match=r"no RPN and answers as plain LLaVA only: pass roi=None"):
             fake.ids(roi=ANYWHERE)
         assert fake.backend.calls == []
         assert fake.ids(max_new_tokens=2).token_ids == (5, 6)
@@ -272,7 +272,7 @@ class TestContext:
         with pytest.raises(
             ContextTooLong,
             match=r"7 prompt tokens \+ 4 RoI tokens \+ 24 new tokens need 35 positions, the bundle has 32; shorten the "
-            r"question, answer without the crop \(roi=None, --no-roi\), or lower max_new_tokens",
+            r"question, answer without the crop \(roi=None\), or lower max_new_tokens",
         ):
             fake.ids(roi=ANYWHERE, max_new_tokens=24)
         with pytest.raises(ContextTooLong, match=r"^7 prompt tokens \+ 99 new tokens need 106 positions, [^(]*$"):

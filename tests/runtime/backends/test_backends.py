@@ -39,7 +39,7 @@ class TestOpening:
         backend, provider = "onnxruntime-cuda", "CUDA"
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
         expected = (
-            rf"--backend {backend} needs ONNX Runtime's {provider}ExecutionProvider, which is not available in this "
+            rf"backend {backend} needs ONNX Runtime's {provider}ExecutionProvider, which is not available in this "
             rf"build; install it: pip uninstall onnxruntime && pip install 'sdrpn\[cuda\]'"
         )
         with pytest.raises(MissingDependency, match=expected):

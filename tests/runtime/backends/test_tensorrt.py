@@ -219,7 +219,9 @@ class TestLoading:
         assert runner.engine._engine.weight_streaming_budget_v2 == expected
 
     def test_weight_streaming_of_engines_that_cannot(self, gpu: FakeGpu) -> None:
-        with pytest.raises(BadInput, match=r"engine was built without weight streaming; build it with --weight"):
+        with pytest.raises(
+            BadInput, match=r"engine was built without weight streaming; build it with weight streaming"
+        ):
             gpu.session(EngineOptions(weights_on_device_bytes=1))
         with pytest.raises(BadInput, match="weights_on_device_bytes is -1"):
             EngineOptions(weights_on_device_bytes=-1)

@@ -304,7 +304,7 @@ MACHINES: dict[str, tuple[Callable[[], Platform], str]] = {
     "no GPU": (
         without_gpu,
         rf"{EVERY}: CUDA_ERROR: compute_capabilities is SM86 SM89, here is no GPU: cudaGetDeviceCount failed with no "
-        r"driver; run it on a machine with one, or answer on the CPU: --backend onnxruntime",
+        r"driver; run it on a machine with one, or answer on the CPU \(backend onnxruntime\)",
     ),
     "an old driver": (
         lambda: platform(cuda_driver=12080),
