@@ -75,9 +75,10 @@ def print_json(value: object) -> None:
 
 
 def print_json_line(value: object) -> None:
-    """Print one object as one line of JSON, at once: the reader may wait for it. As `print_json` otherwise."""
+    """Print one object as one line of JSON, with its version, and flush: the reader may wait for it. As
+    `print_json`."""
     escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-    line = json.dumps(value, ensure_ascii=escape, allow_nan=False, default=_plain)
+    line = json.dumps(versioned(value), ensure_ascii=escape, allow_nan=False, default=_plain)
     print_document(f"{json_text(line)}\n")
     sys.stdout.flush()
 

@@ -35,6 +35,8 @@ from sdrpn.workflows.opened_session import opened_session, require_memory, requi
 __all__ = ["FrameLook", "Look", "LookRequest", "LookStream", "Looker", "StreamFigures", "look_stream"]
 
 Note = Callable[[str], None]
+# Of a frame's line of JSON; entries are only added while it stays.
+FORMAT_VERSION = 1
 # Percentiles are those of the last so many frames: a stream may have any number.
 _MOST_TIMES = 4096
 # Frames of so many sources are remembered, to recognise those that did not change.
@@ -86,6 +88,7 @@ class FrameLook:
         """As one line of JSON: no map, and no pixels."""
         frame = self.frame
         return {
+            "format_version": FORMAT_VERSION,
             "source": frame.source,
             "frame": frame.index,
             "time_s": None if frame.time_s is None else round(frame.time_s, 6),

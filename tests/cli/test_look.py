@@ -60,6 +60,7 @@ def summary(outcome: Outcome) -> str:
 class TestOutput:
     def test_a_line_of_json_per_frame(self, look: Command, text_bundle: Path, picture: Path) -> None:
         (line,) = lines(look(picture, QUESTION, OTHER, "--jsonl"))
+        assert (next(iter(line)), line["format_version"]) == ("format_version", 1)
         assert (line["source"], line["frame"], line["time_s"]) == (str(picture), 0, None)
         assert line["image_wh"] == list(SIZE_WH)
         with Session.open(text_bundle) as session:
