@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--fps", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--upscale", default="bbox", help="how several regions become boxes")
     parser.add_argument("--track", action="store_true")
     parser.add_argument("--threads", default="1")
     args = parser.parse_args()
@@ -61,6 +62,7 @@ def look(args: argparse.Namespace, video: Path, questions: list[str]) -> list[di
     """The lines that the command prints."""
     command = [sys.executable, "-m", "sdrpn", "look", args.bundle, str(video), *questions]
     options = ["--jsonl", "--save-video", "--out", str(args.out / "looks"), "--threads", args.threads]
+    options += ["--upscale", args.upscale]
     done = subprocess.run(
         [*command, *options, *(["--track"] if args.track else [])], stdout=subprocess.PIPE, text=True, check=True
     )

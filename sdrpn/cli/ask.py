@@ -1,9 +1,11 @@
-"""`sdrpn ask`: one question about one image."""
+"""`sdrpn ask`: one question about an image, or about every frame of a folder, a video or a camera."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from sdrpn.cli.arguments import (
 )
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.cli.session_arguments import add_where, engine_options
+from sdrpn.cli.source_arguments import add_frame_options, read_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -30,11 +33,15 @@ the full resolution, and answer with the crop's tokens added.
   sdrpn ask bundle street.jpg "What does the sign say?" --overlay looked-at.png
   curl -s http://camera/still.jpg | sdrpn ask bundle - "Is the door open?"
   sdrpn ask bundle street.jpg -- "-- a question that begins with a dash"
+
+It asks about every frame of a folder, a pattern ('shots/*.jpg'), a list (.txt), a video, a camera (0) or a URL:
+
+  sdrpn ask bundle shots "What does the sign say?" --jsonl --out answers.jsonl
 """
 
 
 # The name of standard input, and how much of it is read: more than any picture within the pixel limit needs.
-STDIN = Path("-")
+STDIN = "-"
 _MOST_STDIN_BYTES = 1 << 30
 
 
@@ -42,13 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument(
-        "image", metavar="IMAGE", type=Path, help="picture in any format that Pillow reads; -: from standard input"
+        "source",
+        metavar="IMAGE",
+        help="picture in any format that Pillow reads, or any source of `sdrpn look`; -: a picture on standard input",
     )
     parser.add_argument("question", metavar="QUESTION", help="what to ask, in quotes")
     add_where(parser.add_argument_group("where it runs"))
     _add_region(parser.add_argument_group("where it looks"))
     _add_answer(parser.add_argument_group("how it answers"))
     _add_output(parser.add_argument_group("what it prints"))
+    add_frame_options(_add_answer_file(parser.add_argument_group("of several pictures")))
     add_model_options(parser, "bundle")
 
 
@@ -124,6 +134,17 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     form = group.add_mutually_exclusive_group()
     form.add_argument("--stream", action="store_true", help="print the answer as it is generated")
     form.add_argument("--json", action="store_true", help="print answer, token ids, boxes and timings as JSON")
+    form.add_argument("--jsonl", action="store_true", help="print a line of JSON per picture, of one or several")
+
+
+def _add_answer_file(group: argparse._ArgumentGroup) -> argparse._ArgumentGroup:
+    group.add_argument(
+        "--out",
+        metavar="FILE.jsonl",
+        type=Path,
+        help="also append each answer to this file; pictures that have one there are not asked about again",
+    )
+    return group
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.terminal.output_file import report_written, save_picture
     from sdrpn.workflows.question import ask_question, silence_onnxruntime
 
+    if _is_several(args):
+        return _ask_frames(args)
     _check_overlay(args)
     request = _request(args)
     if not args.debug:
@@ -151,6 +174,47 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_several(args: argparse.Namespace) -> bool:
+    """Whether the source is more than a picture, or answers go where those of several do."""
+    from sdrpn.frames.source import read_source
+
+    if args.jsonl or args.out is not None:
+        return True
+    kind = read_source(args.source).kind
+    # A file that is named like a camera has always been a picture here.
+    return kind not in ("picture", "stdin") and not (kind == "camera" and Path(args.source).is_file())
+
+
+def _ask_frames(args: argparse.Namespace) -> int:
+    """Ask about every frame; print and keep each answer as it is there."""
+    from sdrpn.terminal.output import print_json_line, print_piece
+    from sdrpn.terminal.output_file import require_output_file
+    from sdrpn.workflows.ask_frames import AnswerFile, FramesRequest, any_frame, ask_frames
+    from sdrpn.workflows.question import silence_onnxruntime
+
+    for option in ("overlay", "stream", "json"):
+        if getattr(args, option):
+            raise BadInput(f"--{option} goes with one picture; for several there are --jsonl and --out")
+    request = FramesRequest(_request(args), read_options(args))
+    if not args.debug:
+        silence_onnxruntime()
+    with ExitStack() as resources:
+        answers: AnswerFile | None = None
+        if args.out is not None:
+            require_output_file("--out", args.out, ())
+            answers = resources.enter_context(AnswerFile(args.out, request))
+        wanted = any_frame if answers is None else answers.lacks
+        frames = resources.enter_context(closing(ask_frames(request, wanted=wanted, note=_warn)))
+        for found in islice(frames, args.frames):
+            if answers is not None:
+                answers.append(found)
+            if args.jsonl:
+                print_json_line(found.to_dict())
+            else:
+                print_piece(f"{found.frame.source} {found.frame.index}: {found.answer.text}\n")
+    return 0
+
+
 def _warn(text: str) -> None:
     from sdrpn.terminal.output import warn
     from sdrpn.workflows.question import NO_RPN
@@ -166,7 +230,7 @@ def _request(args: argparse.Namespace) -> AskRequest:
         question=args.question,
         sampling=Sampling(args.temperature, args.top_p, args.seed),
         roi=_policy(args),
-        image=_image_source(args.image),
+        image=_image_source(args.source),
         max_new_tokens=args.max_new_tokens,
         check_memory=not args.no_memory_check,
         backend=args.backend,
@@ -197,14 +261,14 @@ def _check_overlay(args: argparse.Namespace) -> None:
     if args.overlay is None:
         return
     require_output_file("--overlay", args.overlay, tuple(PICTURES))
-    if args.overlay.exists() and args.image.exists() and args.overlay.samefile(args.image):
+    if args.overlay.exists() and Path(args.source).exists() and args.overlay.samefile(args.source):
         raise BadInput(f"--overlay {args.overlay} would replace the image that is asked about; name another file")
 
 
-def _image_source(image: Path) -> Path | bytes:
-    """A file, or the bytes on standard input."""
-    if image != STDIN:
-        return image
+def _image_source(source: str) -> Path | str | bytes:
+    """A file, the text of another source, or the bytes on standard input."""
+    if source != STDIN:
+        return source if "://" in source else Path(source)
     if sys.stdin is None or sys.stdin.isatty():
         raise BadInput(
             f"IMAGE is {STDIN} and standard input has no picture; pipe one: cat street.jpg | sdrpn ask BUNDLE - "

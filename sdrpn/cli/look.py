@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, non_negative_number, number_between, positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, number_between
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.cli.session_arguments import add_where, engine_options
+from sdrpn.cli.source_arguments import add_frame_options, read_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
@@ -57,28 +58,7 @@ def _add_frames(group: argparse._ArgumentGroup) -> None:
         default=[],
         help="a further source, looked at in turns with the others. Can be given several times",
     )
-    group.add_argument(
-        "--every", metavar="N", type=positive_int, default=1, help="look at every Nth frame (default: 1)"
-    )
-    group.add_argument(
-        "--max-fps", metavar="F", type=non_negative_number, help="look at no more than F frames of a source per second"
-    )
-    group.add_argument(
-        "--drop",
-        action=argparse.BooleanOptionalAction,
-        help="leave out frames that come while the model looks; a video is then played at its own speed (default: for "
-        "cameras and streams)",
-    )
-    group.add_argument(
-        "--frames", metavar="N", type=positive_int, help="end after N frames (default: with the sources)"
-    )
-    group.add_argument(
-        "--give-up",
-        metavar="S",
-        type=non_negative_number,
-        default=60.0,
-        help="seconds after which a camera or stream that broke off is no longer tried (default: 60)",
-    )
+    add_frame_options(group)
 
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
@@ -217,17 +197,14 @@ def _is_file(text: str) -> bool:
 
 
 def _request(args: argparse.Namespace) -> LookRequest:
-    from sdrpn.frames.thinning import ReadOptions
     from sdrpn.workflows.look import LookRequest
 
-    if args.max_fps == 0:
-        raise BadInput("--max-fps is 0; expected a number above 0")
     return LookRequest(
         args.bundle,
         sources=(args.source, *args.more_sources),
         questions=tuple(args.questions),
         roi=_policy(args),
-        read=ReadOptions(args.drop, args.every, args.max_fps, give_up_s=args.give_up or 1e-9),
+        read=read_options(args),
         track=args.track,
         check_memory=not args.no_memory_check,
         backend=args.backend,

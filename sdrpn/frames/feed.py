@@ -20,7 +20,7 @@ from sdrpn.frames.source import Source
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.frames.video import Video, open_video_file
 
-__all__ = ["FrameFeed", "NamedOpener", "Wanted", "opener_of"]
+__all__ = ["FrameFeed", "NamedOpener", "Wanted", "any_frame", "opener_of"]
 
 _LOOK_UP_S = 0.25  # how often sources that give nothing are checked
 Note = Callable[[str], None]
@@ -60,6 +60,11 @@ def opener_of(source: Source, options: ReadOptions, stdin: Callable[[], bytes]) 
     return NamedOpener(source.name, lambda: FileSequence(paths, open_video_file), has_time=False)
 
 
+def any_frame(source: str, index: int) -> bool:
+    """Every frame is wanted."""
+    return True
+
+
 class FrameFeed:
     """Every frame that is to be looked at; a context manager and an iterator.
 
@@ -73,7 +78,7 @@ class FrameFeed:
         openers: Sequence[NamedOpener],
         options: ReadOptions | None = None,
         *,
-        wanted: Wanted = lambda source, index: True,
+        wanted: Wanted = any_frame,
         note: Note = lambda text: None,
         clock: Clock = time.monotonic,
     ) -> None:

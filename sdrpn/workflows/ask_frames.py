@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
@@ -17,7 +17,7 @@ from typing import Any
 from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.frames.feed import FrameFeed, Wanted, opener_of
+from sdrpn.frames.feed import FrameFeed, Wanted, any_frame, opener_of
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import Source, read_source
 from sdrpn.frames.thinning import ReadOptions
@@ -26,10 +26,10 @@ from sdrpn.runtime import Answer, Session
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 from sdrpn.workflows.question import NO_RPN, AskRequest
 
-__all__ = ["AnswerFile", "FrameAnswer", "FramesRequest", "ask_frames"]
+__all__ = ["AnswerFile", "FrameAnswer", "FramesRequest", "any_frame", "ask_frames"]
 
 Note = Callable[[str], None]
-_NOT_ASKED = ("image", "bundle", "question", "check_memory", "verify", "threads", "engine_options")
+_NOT_ASKED = ("image", "bundle", "question", "check_memory", "verify", "threads", "engine_options", "jpeg")
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,15 @@ class FrameAnswer:
 
 
 def ask_frames(
-    request: FramesRequest, *, wanted: Wanted = lambda source, index: True, note: Note = lambda text: None
-) -> Iterator[FrameAnswer]:
+    request: FramesRequest, *, wanted: Wanted = any_frame, note: Note = lambda text: None
+) -> Generator[FrameAnswer, None, None]:
     """Ask about every frame, one after the other; of cameras and streams about the newest.
 
     Args:
         wanted: (source, index) of a frame -> whether it is asked about
         note: called with what does not end the work, such as a picture that was passed over
-    Raises: as `ask_question`; BadInput for a source that cannot be read
+    Raises: as `ask_question`; BadInput for a source that cannot be read; at the end RunFailed where some pictures could
+        not be
     """
     bundle = open_bundle(bundle_path(request.ask.bundle))
     require_tokenizer(bundle)
@@ -110,6 +111,8 @@ def ask_frames(
             note(session.backend_note)
         for frame in feed:
             yield _answered(session, frame, dataclasses.replace(request.ask, roi=roi))
+    if feed.unreadable:
+        raise RunFailed(f"{feed.unreadable} of the pictures could not be read; the others are answered")
 
 
 def _answered(session: Session, frame: Frame, ask: AskRequest) -> FrameAnswer:

@@ -45,7 +45,7 @@ class AskRequest:
     """A question, and how and where to answer it. The fields from `backend` on are those of `Session.open`."""
 
     bundle: Path | str
-    image: Path | bytes  # a file or its bytes, in any format that Pillow reads
+    image: Path | str | bytes  # a file or its bytes, in any format that Pillow reads
     question: str
     roi: Roi = OWN  # how it looks again; None: it looks once
     max_new_tokens: int = 64
@@ -67,7 +67,7 @@ class Asked:
     """The answer, and what is needed to draw where the model looked."""
 
     answer: Answer
-    image: Path | bytes
+    image: Path | str | bytes
     fit: Fit
 
     def overlay(self) -> Image:

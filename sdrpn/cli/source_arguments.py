@@ -1,0 +1,48 @@
+"""Arguments of verbs that take frames of a source: which frames, and how long a source may be silent."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from sdrpn.cli.arguments import non_negative_number, positive_int
+from sdrpn.errors import BadInput
+
+if TYPE_CHECKING:
+    from sdrpn.frames.thinning import ReadOptions
+
+__all__ = ["add_frame_options", "read_options"]
+
+
+def add_frame_options(group: argparse._ArgumentGroup) -> None:
+    """Declare which frames of a source are taken."""
+    group.add_argument("--every", metavar="N", type=positive_int, default=1, help="take every Nth frame (default: 1)")
+    group.add_argument(
+        "--max-fps", metavar="F", type=non_negative_number, help="take no more than F frames of a source per second"
+    )
+    group.add_argument(
+        "--drop",
+        action=argparse.BooleanOptionalAction,
+        help="leave out frames that come while the model works; a video is then played at its own speed (default: for "
+        "cameras and streams)",
+    )
+    group.add_argument(
+        "--frames", metavar="N", type=positive_int, help="end after N frames (default: with the sources)"
+    )
+    group.add_argument(
+        "--give-up",
+        metavar="S",
+        type=non_negative_number,
+        default=60.0,
+        help="seconds after which a camera or stream that broke off is no longer tried (default: 60)",
+    )
+
+
+def read_options(args: argparse.Namespace) -> ReadOptions:
+    """What was asked for. Raises BadInput for numbers that cannot be."""
+    from sdrpn.frames.thinning import ReadOptions
+
+    for option in ("max_fps", "give_up"):
+        if getattr(args, option) == 0:
+            raise BadInput(f"--{option.replace('_', '-')} is 0; expected a number above 0")
+    return ReadOptions(args.drop, args.every, args.max_fps, give_up_s=args.give_up)

@@ -1,0 +1,128 @@
+"""`sdrpn ask` about every frame of a source, and the file of answers that it goes on with."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdrpn.runtime import Session
+from tests.cli.command import Command, Outcome, refusal
+from tests.frames.movies import movie
+from tests.pictures import photo
+
+QUESTION = "What does the sign say?"
+
+
+@pytest.fixture
+def shots(tmp_path: Path) -> Path:
+    """A folder of three pictures."""
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for number in (1, 2, 10):
+        Image.fromarray(photo(seed=number)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def ask(sdrpn: Command, text_bundle: Path) -> Command:
+    def run(source: object, *options: object) -> Outcome:
+        return sdrpn("ask", text_bundle, source, QUESTION, "--max-new-tokens", 4, "--max-share", 1, *options)
+
+    return run
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_picture_is_answered_as_by_itself(ask: Command, shots: Path) -> None:
+    found = ask(shots, "--jsonl")
+    assert (found.code, found.err) == (0, "")
+    alone = [ask(shots / name, "--json").json() for name in ("1.png", "2.png", "10.png")]
+    for line, expected in zip(lines(found.out), alone, strict=True):
+        for name in ("text", "token_ids", "finish_reason", "boxes_xyxy_px"):
+            assert line[name] == expected[name]
+
+
+def test_as_text(ask: Command, shots: Path) -> None:
+    found = ask(f"{shots}/*.png")
+    places = [re.match(r".*/(\d+\.png) (\d): ", line) for line in found.out.splitlines() if line.startswith(str(shots))]
+    assert [place.groups() for place in places if place] == [("1.png", "0"), ("2.png", "1"), ("10.png", "2")]
+
+
+def test_a_video(ask: Command, tmp_path: Path) -> None:
+    clip = movie(tmp_path / "clip.mp4", (photo((96, 64), seed) for seed in range(4)))
+    assert [line["frame"] for line in lines(ask(clip, "--jsonl", "--every", 2).out)] == [0, 2]
+    assert [line["frame"] for line in lines(ask(clip, "--jsonl", "--frames", 1).out)] == [0]
+
+
+class TestResuming:
+    def test_what_is_answered_is_not_asked_again(
+        self, ask: Command, shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out, asked = tmp_path / "answers.jsonl", []
+        real = Session.answer
+
+        def counted(session: Session, image: Any, question: str, **options: Any) -> Any:
+            asked.append(question)
+            return real(session, image, question, **options)
+
+        monkeypatch.setattr(Session, "answer", counted)
+        first = ask(shots, "--jsonl", "--out", out, "--frames", 2)
+        whole = out.read_text()
+        out.write_text(whole[:-30])  # cut off in the middle of the second answer
+        second = ask(shots, "--jsonl", "--out", out)
+        assert (first.code, second.code) == (0, 0)
+        assert len(asked) == 4
+        assert [line["source"] for line in lines(second.out)] == [f"{shots}/2.png", f"{shots}/10.png"]
+        kept = lines(out.read_text())
+        assert "settings" in kept[0]
+        assert [line["source"] for line in kept[1:]] == [f"{shots}/{name}.png" for name in (1, 2, 10)]
+        assert ask(shots, "--jsonl", "--out", out).out == ""
+
+    def test_other_settings_are_refused(self, ask: Command, shots: Path, tmp_path: Path) -> None:
+        out = tmp_path / "answers.jsonl"
+        ask(shots, "--out", out)
+        message = refusal(ask(shots, "--out", out, "--seed", 4))
+        assert message == f"{out} has answers with another sampling; name another file, or ask as it was asked then"
+
+    @pytest.mark.parametrize("content", ["some text\n", "{}\n", '{"settings": 3}\n'])
+    def test_a_file_of_something_else(self, ask: Command, shots: Path, tmp_path: Path, content: str) -> None:
+        (tmp_path / "a.jsonl").write_text(content)
+        assert "a.jsonl is not a file of answers" in refusal(ask(shots, "--out", tmp_path / "a.jsonl"))
+        assert (tmp_path / "a.jsonl").read_text() == content
+
+    def test_a_line_that_is_no_answer(self, ask: Command, shots: Path, tmp_path: Path) -> None:
+        out = tmp_path / "a.jsonl"
+        ask(shots, "--out", out)
+        out.write_text(f"{out.read_text()}{{}}\n")
+        assert "a.jsonl line 5 is not an answer about a frame" in refusal(ask(shots, "--out", out))
+
+
+def test_a_picture_that_cannot_be_read(ask: Command, shots: Path) -> None:
+    (shots / "2.png").write_bytes(b"not a picture")
+    found = ask(shots, "--jsonl")
+    assert found.code == 1
+    assert len(lines(found.out)) == 2
+    assert found.err.splitlines()[-1] == ("sdrpn: error: 1 of the pictures could not be read; the others are answered")
+
+
+def test_an_empty_folder(ask: Command, tmp_path: Path) -> None:
+    assert "holds no picture and no video (it is empty)" in refusal(ask(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["--stream", "--json", "--overlay"])
+def test_what_goes_with_one_picture(ask: Command, shots: Path, option: str) -> None:
+    value = ("o.png",) if option == "--overlay" else ()
+    assert refusal(ask(shots, option, *value)).startswith(f"{option} goes with one picture")
+
+
+def test_a_picture_that_is_named_like_a_camera(ask: Command, shots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shots / "1.png").rename(shots / "0")
+    monkeypatch.chdir(shots)
+    assert ask("0").code == 0
