@@ -83,7 +83,7 @@ class Side:
 
     def _begun(self, number: int, decide: Decide | None) -> AnswerStream:
         picture = picture_of(number) if self._pictures else self._picture
-        stream = self._session._stream_of(
+        stream = self._session._questions.stream_of(
             picture, BEFORE, self._after, decide, self._new_tokens, GREEDY, (), trace=False
         )
         stream._sequence._stop_ids = frozenset()  # answers have their full length

@@ -2,11 +2,11 @@
 
     python benchmarks/look.py BUNDLE [--variant NAME] [--rounds 20] [--frame 1280x720] [--memory]
 
-Every round takes each side in turn, so that what else the machine does meets all of them. Ratios are medians over the
-rounds of what was measured beside each other; milliseconds are medians and 95th percentiles. `answer` and `plain` are
-the times to their first token, with a second look where the map asks for one, and without an RPN. `stages` is the time
-of a look over the sum of its stages. --memory: the peak of a process that opens the bundle and looks once, with
-parts="look" and whole.
+Every round takes each side in turn. Milliseconds are medians and 95th percentiles. Ratios are medians over the rounds
+of what was measured beside each other, in processor time: one thread does all the work, so that other programs on the
+machine do not count. `answer` and `plain` are the times to their first token, with a second look where the map asks
+for one, and without an RPN. `stages` is the time of a look over the sum of its stages. --memory: the peak of a process
+that opens the bundle and looks once, with parts="look" and whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +55,31 @@ class Frames:
         return frame
 
 
+@dataclass(frozen=True)
+class Took:
+    """Seconds on the wall clock, and of the processor."""
+
+    wall_s: float
+    cpu_s: float
+
+
+@contextmanager
+def clock() -> Iterator[list[Took]]:
+    """Receives one entry when the block ends."""
+    found: list[Took] = []
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    yield found
+    found.append(Took(time.perf_counter() - wall_s, time.process_time() - cpu_s))
+
+
 class Sides:
-    """Each way to ask, as a function that asks once and returns seconds."""
+    """Each way to ask, as a function that asks once and says how long it took."""
 
     def __init__(self, session: Session, frames: Frames) -> None:
         self._session, self._frames, self._asked = session, frames, 0
         self._frame = frames.new()
         self.looks: list[Look] = []
-        self.all: dict[str, Callable[[], float]] = {
+        self.all: dict[str, Callable[[], Took]] = {
             "look": self.look,
             "same frame": self.same_frame,
             "look_many of 4": self.look_many,
@@ -68,33 +87,32 @@ class Sides:
             "plain": lambda: self.first_token({"roi": None}),
         }
 
-    def look(self) -> float:
+    def look(self) -> Took:
         self._frame = self._frames.new()
-        start = time.perf_counter()
-        self.looks.append(self._session.look(self._frame, QUESTIONS[0]))
-        return time.perf_counter() - start
+        with clock() as took:
+            self.looks.append(self._session.look(self._frame, QUESTIONS[0]))
+        return took[0]
 
-    def same_frame(self) -> float:
+    def same_frame(self) -> Took:
         """Behind `look`, on its frame."""
         self._asked += 1
         question = QUESTIONS[1 + self._asked % 3]
-        start = time.perf_counter()
-        self._session.look(self._frame, question)
-        return time.perf_counter() - start
+        with clock() as took:
+            self._session.look(self._frame, question)
+        return took[0]
 
-    def look_many(self) -> float:
+    def look_many(self) -> Took:
         frame = self._frames.new()
-        start = time.perf_counter()
-        self._session.look_many(frame, QUESTIONS)
-        return time.perf_counter() - start
+        with clock() as took:
+            self._session.look_many(frame, QUESTIONS)
+        return took[0]
 
-    def first_token(self, options: dict[str, Any]) -> float:
+    def first_token(self, options: dict[str, Any]) -> Took:
         frame = self._frames.new()
-        start = time.perf_counter()
-        stream = self._session.stream(frame, QUESTIONS[0], max_new_tokens=1, **options)
-        took_s = time.perf_counter() - start
+        with clock() as took:
+            stream = self._session.stream(frame, QUESTIONS[0], max_new_tokens=1, **options)
         stream.close()
-        return took_s
+        return took[0]
 
 
 def measured(session: Session, frames: Frames, rounds: int) -> dict[str, Any]:
@@ -103,7 +121,7 @@ def measured(session: Session, frames: Frames, rounds: int) -> dict[str, Any]:
     for ask in sides.all.values():  # buffers are made once
         ask()
     sides.looks.clear()
-    found: dict[str, list[float]] = {name: [] for name in sides.all}
+    found: dict[str, list[Took]] = {name: [] for name in sides.all}
     for _ in range(rounds):
         for name, ask in sides.all.items():
             found[name].append(ask())
@@ -119,12 +137,17 @@ def measured(session: Session, frames: Frames, rounds: int) -> dict[str, Any]:
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"p50": round(1000 * statistics.median(values), 2), "p95": round(1000 * float(np.quantile(values, 0.95)), 2)}
+def _spread(values: list[Took]) -> dict[str, float]:
+    wall = [1000 * took.wall_s for took in values]
+    return {
+        "p50": round(statistics.median(wall), 2),
+        "p95": round(float(np.quantile(wall, 0.95)), 2),
+        "p50_of_processor": round(1000 * statistics.median(took.cpu_s for took in values), 2),
+    }
 
 
-def _ratio(values: list[float], others: list[float]) -> float:
-    return round(statistics.median(value / other for value, other in zip(values, others, strict=True)), 3)
+def _ratio(values: list[Took], others: list[Took]) -> float:
+    return round(statistics.median(took.cpu_s / other.cpu_s for took, other in zip(values, others, strict=True)), 3)
 
 
 def peak_bytes(bundle: str, variant: str | None, parts: str, width: int, height: int) -> int:

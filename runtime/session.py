@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc as abc
-import dataclasses
 import functools
 import os
 import warnings
@@ -15,30 +14,29 @@ from types import TracebackType
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import BadInput, SdrpnError
-from sdrpn.families.registry import family_of, fit_of
+from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
-from sdrpn.method.policy import OWN, Roi, policy_for
+from sdrpn.method.policy import OWN, Roi
 from sdrpn.method.roi import Decide, RoiPolicy
 from sdrpn.method.spec import ModelSpec
-from sdrpn.runtime.answer import Answer, Stopwatch
+from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.backends.registry import AUTOMATIC
 from sdrpn.runtime.backends.runner import Backend, Runner
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.look import Look
-from sdrpn.runtime.looking import LookQuestion, look_at
+from sdrpn.runtime.looking import LookQuestion
 from sdrpn.runtime.opening import OpeningRequest, batch_of, enough_memory, prefix_bytes_of
 from sdrpn.runtime.pictures.frames import Channels
-from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource, open_picture
-from sdrpn.runtime.pictures.reference import PictureReference
+from sdrpn.runtime.pictures.picture import JpegMode, PictureSource
 from sdrpn.runtime.prefix_store import PrefixStore
+from sdrpn.runtime.questions import AnswerOptions, Questions
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Scheduler
-from sdrpn.runtime.sequence import QuestionRequest, Sequence
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 from sdrpn.runtime.two_pass import TwoPass
-from sdrpn.text.prompt import Prompt, load_tokenizer
+from sdrpn.text.prompt import load_tokenizer
 
 __all__ = ["Session"]
 
@@ -77,11 +75,10 @@ class Session:
         """
         self.bundle, self.variant = bundle, variant
         self.backend, self._library, self._note = backend.name, backend, note
-        self._jpeg_mode, self._threads = jpeg, threads
         batch = batch_of(max_batch, backend, engine_batch)
         spec, tokenizer = bundle.spec, bundle.manifest.tokenizer
         # Before the graphs, which may take a minute to load.
-        self._tokenizer = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
+        text = load_tokenizer(bundle.file(tokenizer)) if tokenizer is not None else None
         with ExitStack() as resources:
             self._embedding = resources.enter_context(
                 TokenEmbedding(
@@ -120,6 +117,7 @@ class Session:
                 batch,
                 may_grow,
             )
+            self._questions = Questions(bundle, variant, self._two_pass, self._scheduler, text, jpeg, threads)
             self._resources = resources.pop_all()
 
     @classmethod
@@ -273,7 +271,7 @@ class Session:
             others
         Raises: RunFailed if the session is closed meanwhile
         """
-        options = _Options(roi, max_new_tokens, sampling, trace, channels)
+        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels)
         found: dict[int, Answer | SdrpnError] = {}
         begun: dict[int, AnswerStream] = {}
         try:
@@ -282,7 +280,7 @@ class Session:
                 # Pictures are large: release those of answered questions.
                 found |= {n: _finished(begun.pop(n)) for n, stream in list(begun.items()) if stream.over}
                 try:
-                    begun[number] = self._prepared(image, question, options)
+                    begun[number] = self._questions.stream(image, question, options)
                     begun[number].submit()
                 except SdrpnError as error:
                     self._scheduler.require_open()
@@ -327,8 +325,8 @@ class Session:
         channels: Channels = "rgb",
     ) -> AsyncAnswerStream:
         """As `stream`, for `async for`; it begins when it is first read. Cancelling the task ends the answer."""
-        options = _Options(roi, max_new_tokens, sampling, trace, channels)
-        return AsyncAnswerStream(self._scheduler, lambda: self._prepared(image, question, options))
+        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels)
+        return AsyncAnswerStream(self._scheduler, lambda: self._questions.stream(image, question, options))
 
     def stream(
         self,
@@ -342,7 +340,7 @@ class Session:
         channels: Channels = "rgb",
     ) -> AnswerStream:
         """As `answer`, but an iterator of text pieces; its `answer` is available after the last one."""
-        stream = self._prepared(image, question, _Options(roi, max_new_tokens, sampling, trace, channels))
+        stream = self._questions.stream(image, question, AnswerOptions(roi, max_new_tokens, sampling, trace, channels))
         stream.begin()
         return stream
 
@@ -366,9 +364,9 @@ class Session:
             decide: chooses the crops instead of `roi`, from the RoI logits and the image's size
             stop_ids: end the answer, in addition to the model's own stop tokens
         """
-        chosen = decide if decide is not None else self._decide(roi)
+        chosen = decide if decide is not None else self._questions.decide(roi)
         before, after = tuple(ids_before_image), tuple(ids_after_image)
-        stream = self._stream_of(
+        stream = self._questions.stream_of(
             image, before, after, chosen, max_new_tokens, sampling, tuple(stop_ids), trace, channels
         )
         stream.begin()
@@ -398,9 +396,7 @@ class Session:
         """Where several questions about one image point, each as `look` finds it; the image is encoded once."""
         if isinstance(questions, str):
             raise BadInput("questions is one text; expected a list of questions (look asks one)")
-        prompts = [(text, self._prompt(text, "look_ids")) for text in questions]
-        asked = [LookQuestion(prompt.ids_before, prompt.ids_after, text) for text, prompt in prompts]
-        return self._looks(image, channels, asked, self._decide(roi))
+        return self._questions.looks_in_words(image, channels, questions, roi)
 
     def look_ids(
         self,
@@ -413,8 +409,11 @@ class Session:
         channels: Channels = "rgb",
     ) -> Look:
         """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
-        question = LookQuestion(tuple(ids_before_image), tuple(ids_after_image))
-        return self._looks(image, channels, [question], decide if decide is not None else self._decide(roi))[0]
+        asked = [LookQuestion(tuple(ids_before_image), tuple(ids_after_image))]
+        (found,) = self._questions.looks(
+            image, channels, asked, decide if decide is not None else self._questions.decide(roi)
+        )
+        return found
 
     def forget_image(self) -> None:
         """Drop all prefixes, so that the next question reuses nothing: for fair timing."""
@@ -442,88 +441,6 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _decide(self, roi: Roi) -> Decide | None:
-        policy = policy_for(roi, self.policy)
-        return None if policy is None else family_of(self.spec).decide(policy, self.spec.vision)
-
-    def _prompt(self, question: str, by_ids: str) -> Prompt:
-        """Raises what is wrong with the question. `by_ids`: what takes token ids in its place."""
-        if self._tokenizer is None:
-            raise BadInput(
-                f"{self.bundle.path} has no tokenizer.json, so it answers token ids only: put tokenizer.json or "
-                f"tokenizer.model beside the checkpoint and export it again, or call {by_ids}"
-            )
-        return family_of(self.spec).prompt(self._tokenizer, self.spec.prompt, question)
-
-    def _looks(
-        self,
-        image: PictureSource,
-        channels: Channels,
-        questions: abc.Sequence[LookQuestion],
-        decide: Decide | None,
-    ) -> list[Look]:
-        self._scheduler.require_open()
-        if decide is None:
-            raise BadInput("roi is None; expected a RoiPolicy or a threshold: a look is made of regions")
-        return look_at(lambda: self._opened(image, channels), questions, decide, self._two_pass, self._scheduler)
-
-    def _opened(self, image: PictureSource, channels: Channels) -> Picture:
-        return open_picture(image, jpeg=self._jpeg_mode, threads=self._threads, channels=channels)
-
-    def _prepared(self, image: PictureSource, question: str, options: _Options) -> AnswerStream:
-        """Prepare a question, without running a graph. Raises BadInput for a bad question."""
-        prompt = self._prompt(question, "answer_ids")
-        return self._stream_of(
-            image,
-            prompt.ids_before,
-            prompt.ids_after,
-            self._decide(options.roi),
-            options.max_new_tokens,
-            options.sampling,
-            (),
-            options.trace,
-            options.channels,
-        )
-
-    def _stream_of(
-        self,
-        image: PictureSource,
-        before: tuple[int, ...],
-        after: tuple[int, ...],
-        decide: Decide | None,
-        max_new_tokens: int,
-        sampling: Sampling,
-        stop_ids: tuple[int, ...],
-        trace: bool,
-        channels: Channels = "rgb",
-    ) -> AnswerStream:
-        self._scheduler.require_open()
-        if self.variant.parts == "look":
-            raise BadInput(
-                'this session was opened with parts="look", without the tail, which answers; open the bundle with '
-                'parts="all", or look'
-            )
-        watch = Stopwatch()
-        with watch.stage("preprocess"):
-            picture = self._opened(image, channels)
-            request = QuestionRequest(picture, before, after, decide, max_new_tokens)
-            prefix = self._two_pass.prefix_of(request)
-        stops = (*self.spec.prompt.eos_token_ids, *stop_ids)
-        reference = PictureReference(image, channels, picture.size, fit_of(self.spec))
-        sequence = Sequence(request, prefix, watch, sampling, stops, keep_trace=trace, picture=reference)
-        return AnswerStream(self._scheduler, sequence, self._tokenizer)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """How a question in words is answered."""
-
-    roi: Roi
-    max_new_tokens: int
-    sampling: Sampling
-    trace: bool
-    channels: Channels
 
 
 def _jpeg_of_former_name(decode: JpegMode) -> JpegMode:

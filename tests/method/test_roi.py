@@ -16,6 +16,7 @@ from sdrpn.errors import BadInput, RunFailed
 from sdrpn.method.geometry import PaddedGrid
 from sdrpn.method.roi import (
     Crop,
+    RoiDecision,
     RoiPolicy,
     blur,
     decide_crops,
@@ -372,6 +373,10 @@ def test_max_ratio(max_ratio: float, grid_hw: tuple[int, int]) -> None:
 # --- defects of the official implementation
 
 
+def left_out(decision: RoiDecision) -> list[str]:
+    return [region.reason for region in decision.left_out]
+
+
 @pytest.mark.parametrize("upscale", ["mask", "bbox"])
 def test_a_crop_of_padding_is_dropped(upscale: Any) -> None:
     """Officially a crop of the empty box (131, 0, 213, 0) of a 640x480 image is encoded: black."""
@@ -387,6 +392,7 @@ def test_one_of_two_boxes_in_the_padding_is_dropped() -> None:
     assert len(decision.boxes_cells) == 2
     assert len(decision.crops) == 1
     assert decision.note == "left out: 1 of 2 regions, only padding"
+    assert left_out(decision) == ["only padding"]
 
 
 def test_a_mask_of_padding_is_dropped() -> None:
@@ -429,7 +435,9 @@ def test_more_than_two_boxes_say_why_nothing_is_inserted() -> None:
     assert decision.note == (
         'nothing inserted: 3 regions, and upscale="bbox" shows at most 2; upscale="mask" or a higher threshold zooms'
     )
-    assert len(decide_crops(logits, over((336, 336)), RoiPolicy()).crops) == 1
+    assert left_out(decision) == ['upscale="bbox" shows at most 2 regions'] * 3
+    merged = decide_crops(logits, over((336, 336)), RoiPolicy())
+    assert (len(merged.crops), merged.left_out) == (1, ())
 
 
 def test_an_oversize_region_does_not_drag_the_mask() -> None:
@@ -440,6 +448,9 @@ def test_an_oversize_region_does_not_drag_the_mask() -> None:
     assert decision.boxes_cells.tolist() == [[2, 1, 6, 5], [17, 1, 21, 5]]
     assert decision.crops[0].box_xyxy_px == (28, 14, 294, 70)
     assert decision.note == "left out: 1 region of more than 225 cells"
+    (large_one,) = decision.left_out
+    assert large_one.reason == "more than 225 cells"
+    assert large_one.box_cells[2:] == (G, G)
 
 
 def test_single_cells_stay_in_the_mask() -> None:
@@ -447,6 +458,14 @@ def test_single_cells_stay_in_the_mask() -> None:
     decision = decide_crops(logits, over((336, 336)), RoiPolicy())
     assert len(decision.boxes_cells) == 2
     assert decision.crops[0].box_xyxy_px == (28, 14, 294, 294)
+    assert decision.left_out == ()
+
+
+def test_a_small_region_is_left_out_of_a_box() -> None:
+    """The mask of several regions holds it; a box of another one does not."""
+    decision = decide_crops(logits_firing((3, 2, 5, 4)), over((336, 336)), RoiPolicy(min_cells=100))
+    assert decision.crops == ()
+    assert left_out(decision) == ["fewer than 100 cells"]
 
 
 @pytest.mark.parametrize("image_wh", [(1, 1), (1, 10_000), (10_000, 1)])

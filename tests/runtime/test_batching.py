@@ -121,7 +121,7 @@ def test_questions_about_one_picture_share_its_prefix(tiny_bundle: Path) -> None
 
 
 def ask_ids(session: Session, question: tuple[int, ...]) -> AnswerStream:
-    stream = session._stream_of(picture(0), BEFORE, question, no_box, 5, GREEDY, (), trace=True)
+    stream = session._questions.stream_of(picture(0), BEFORE, question, no_box, 5, GREEDY, (), trace=True)
     stream.submit()
     return stream
 

@@ -47,7 +47,7 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
 
 
 def begun(session: Session, new_tokens: int = 6, after: tuple[int, ...] = (3, 4), decide: Any = None) -> AnswerStream:
-    stream = session._stream_of(IMAGE, (1,), after, decide, new_tokens, GREEDY, (), False)
+    stream = session._questions.stream_of(IMAGE, (1,), after, decide, new_tokens, GREEDY, (), False)
     stream.submit()
     return stream
 
