@@ -102,7 +102,7 @@ class TestBundle:
             pytest.warns(DeprecationWarning, match="decode is jpeg now; the old name goes with the next version"),
             Session.open("demo", threads=1, decode="fast") as session,
         ):
-            assert session._jpeg_mode == "fast"
+            assert session._questions._jpeg_mode == "fast"
 
     def test_every_file_is_listed_and_as_listed(self) -> None:
         bundle = open_bundle("demo")

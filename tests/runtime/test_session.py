@@ -216,9 +216,9 @@ class TestRequests:
         ("options", "message"),
         [
             ({"after": ()}, "no token follows the image; expected at least one, the question"),
-            ({"max_new_tokens": 0}, "max_new_tokens is 0; expected a whole number of at least 1"),
-            ({"max_new_tokens": -3}, "max_new_tokens is -3; expected a whole number of at least 1"),
-            ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5; expected a whole number of at least 1"),
+            ({"max_new_tokens": 0}, "max_new_tokens is 0; expected an integer of at least 1"),
+            ({"max_new_tokens": -3}, "max_new_tokens is -3; expected an integer of at least 1"),
+            ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5; expected an integer of at least 1"),
             ({"after": (3, 99)}, "token id 99 is outside the vocabulary; expected 0 to 15"),
             ({"after": (-200,)}, "token id -200 is outside the vocabulary; expected 0 to 15"),
         ],
