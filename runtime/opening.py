@@ -126,7 +126,8 @@ def batch_of(max_batch: int | None, backend: Backend, engine_batch: int | None) 
     """How many questions are answered at once. Raises BadInput for a number that backend or engines cannot take."""
     most = backend.most_slots if engine_batch is None else engine_batch
     if max_batch is None:
-        return engine_batch or min(DEFAULT_BATCH, most or DEFAULT_BATCH)
+        # On a GPU all slots are made with the first question: graphs answer several only where that is asked for.
+        return engine_batch or (1 if backend.on == "gpu" else min(DEFAULT_BATCH, most or DEFAULT_BATCH))
     if max_batch < 1:
         raise BadInput(f"max_batch is {max_batch}; expected a number of questions, at least 1")
     if most is not None and max_batch > most:

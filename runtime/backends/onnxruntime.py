@@ -82,8 +82,7 @@ class OnnxRuntimeBackend:
         self.cancellation = Cancellation(self._set_terminate)
         self._optimized = optimized
         self.prefill_rows = _CPU_PREFILL_ROWS if self._device == "cpu" else None
-        # Parts of a buffer on the GPU cannot be written through ONNX Runtime's Python API.
-        self.most_slots = None if self._device == "cpu" else 1
+        self.most_slots: int | None = None
 
     def free_memory(self) -> int | None:
         """See `Backend.free_memory`; of a GPU the library does not say it."""

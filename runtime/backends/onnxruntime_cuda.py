@@ -21,6 +21,7 @@ import numpy as np
 import onnxruntime
 
 from sdrpn.errors import MissingDependency, RunFailed
+from sdrpn.runtime.backends.device_copy import copy_bytes
 from sdrpn.runtime.backends.runner import Array, Buffer, nbytes
 
 __all__ = ["DeviceBuffer", "cuda_fault", "prepare_cuda", "record_placement", "require_cuda"]
@@ -178,10 +179,19 @@ class DeviceBuffer:
         return array.reshape(-1)[first : first + math.prod(self.shape)].reshape(self.shape)
 
     def copy_rows(self, source: Buffer, rows: int, start: int = 0) -> None:
-        """See `Buffer.copy_rows`; through the host, because ONNX Runtime's Python API has no other way."""
-        updated = self.read()
-        updated[..., start : start + rows, :] = source.read()[..., :rows, :]
-        self.write(updated)
+        """See `Buffer.copy_rows`; on the device."""
+        if not isinstance(source, DeviceBuffer):
+            raise RunFailed(f"rows come from a {type(source).__name__}; expected a buffer of the same device")
+        row_bytes = self.shape[-1] * self.dtype.itemsize
+        blocks, length, source_length = math.prod(self.shape[:-2]), self.shape[-2], source.shape[-2]
+        if rows == length == source_length:  # nothing lies between the blocks
+            blocks, rows, length, source_length = 1, blocks * rows, blocks * length, blocks * source_length
+        for block in range(blocks):
+            target = self.pointer + (block * length + start) * row_bytes
+            self._copy(target, source.pointer + block * source_length * row_bytes, rows * row_bytes)
+
+    def _copy(self, target: int, source: int, size_bytes: int) -> None:
+        copy_bytes(self._owner.device_name(), self._device_id, target, source, size_bytes)
 
     def with_rows(self, rows: int, keep: int) -> DeviceBuffer:
         """See `Buffer.with_rows`."""
