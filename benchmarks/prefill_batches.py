@@ -18,7 +18,7 @@ import numpy as np
 
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends.row_feeds import row_buffers
-from sdrpn.runtime.backends.runner import Array, Buffer
+from sdrpn.runtime.backends.runner import Array, Buffer, in_order
 from sdrpn.runtime.decoder import Decoder
 
 PREFIX_ROWS_MORE = 35  # tokens in front of the image
@@ -47,7 +47,7 @@ class Prefills:
             self._bind("trunk", first, count, rows, feeds, {"inputs_embeds": hidden}, {"tap": tap}),
             self._bind("tail", first, count, rows, feeds, {"tap": tap}, {"logits": logits}),
         ]
-        return lambda: [step() for step in steps] and None  # type: ignore[func-returns-value]
+        return in_order(steps)
 
     def make_room(self, rows: int) -> None:
         """For the longest run, in every slot."""
@@ -82,11 +82,11 @@ def processor_s(run: Callable[[], None]) -> float:
 def measured(prefills: Prefills, rows: int, batch: int, rounds: int) -> tuple[float, float, float]:
     """Processor seconds one after the other, together, and the median ratio."""
     each = [prefills.bound(slot, 1, rows) for slot in range(batch)]
-    ways = {"apart": lambda: [run() for run in each], "together": prefills.bound(0, batch, rows)}
+    ways = {"apart": in_order(each), "together": prefills.bound(0, batch, rows)}
     found: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way in list(ways)[:: 1 if number % 2 else -1]:
-            seconds = processor_s(ways[way])  # type: ignore[arg-type]
+            seconds = processor_s(ways[way])
             if number:
                 found[way].append(seconds)
     ratio = statistics.median(a / b for a, b in zip(found["apart"], found["together"], strict=True))
