@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config, read_optional_config
-from sdrpn.checkpoint.prompt_config import chat_template, prompt_spec
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.qwen.names import has_gate, has_rpn, is_sd_rpn
+from sdrpn.families.qwen.prompt import read_prompt
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision
 from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, Scheme
 
@@ -132,12 +132,17 @@ def qwen_spec(folder: Path, names: Set[str], scheme: AskedScheme = "auto") -> Mo
     family = family_name(config.values)
     if family is None:
         raise config.wrong("model_type", config.get("model_type"), " or ".join(f'"{kind}"' for kind in _TYPES))
+    if config.get("quantization_config") is not None:
+        raise BadCheckpoint(
+            f"{config.where}: quantization_config says that the weights are quantised, which is not supported; use the "
+            "checkpoint from before that, and quantise it in the export",
+            options=("precision int8", "precision int4"),
+        )
     with _naming(config):
         text = config.section("text_config") if "text_config" in config.values else config
         defaults = _DEFAULTS[family]
         llm = _llm(config, text, family, defaults)
         rpn, tap = _rpn(config, text, names, scheme, llm)
-        image_id = config.whole("image_token_id", 151655)
         vision = _vision(config, folder, family, defaults, llm)
         if isinstance(vision, Qwen3Vision) and len(vision.deepstack_layers) > tap:
             raise BadCheckpoint(
@@ -149,7 +154,7 @@ def qwen_spec(folder: Path, names: Set[str], scheme: AskedScheme = "auto") -> Mo
             llm=llm,
             tap_layer=tap,
             rpn=rpn,
-            prompt=prompt_spec(text, config, folder, template=chat_template(folder), image_token_id=image_id),
+            prompt=read_prompt(text, config, folder, family),
         )
 
 

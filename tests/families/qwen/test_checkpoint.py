@@ -199,6 +199,7 @@ def test_a_tensor_of_another_shape(tmp_path: Path) -> None:
     ("base", "changes", "message"),
     [
         (CONFIG_25, {"use_sliding_window": True}, "use_sliding_window is true, which is not supported"),
+        (CONFIG_25, {"quantization_config": {"quant_method": "awq"}}, "quantization_config says that the weights are"),
         (CONFIG_25, {"hidden_act": "gelu"}, 'hidden_act is "gelu", which is not supported; expected "silu"'),
         (CONFIG_25, {"rope_scaling": {"type": "yarn"}}, "rope type 'yarn' is not supported; expected default or mrope"),
         (CONFIG_25, {"rope_scaling": {"mrope_section": [2, 3, 4]}}, r"rope_sections are \[2, 3, 4\]; expected 8 pairs"),

@@ -1,0 +1,63 @@
+"""The prompts of these families: the checkpoint's chat template, and what the official evaluation puts around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrpn.checkpoint.config_section import ConfigSection
+from sdrpn.checkpoint.prompt_config import chat_template, prompt_spec
+from sdrpn.method.spec import ModelSpec, PromptSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from sdrpn.text.prompt import Prompt
+
+__all__ = ["DEFAULT_TEMPLATES", "qwen_prompt", "read_prompt"]
+
+_IMAGE_TOKEN, _IMAGE_TOKEN_ID = "<|image_pad|>", 151655  # where neither tokenizer nor config says it
+_NO_TEMPLATE, _NO_IMAGE_TOKEN = "vicuna_v1", "<image>"  # what stands for none in a folder
+_SYSTEM_TURN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+_TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# What the base models' templates write for text and images, for folders without one: fine-tunes are saved so.
+DEFAULT_TEMPLATES = {
+    "qwen2.5-vl": f"{{% if messages[0]['role'] != 'system' %}}{_SYSTEM_TURN}{{% endif %}}{_TURNS}",
+    "qwen3-vl": _TURNS,
+}
+
+
+def read_prompt(text: ConfigSection, config: ConfigSection, folder: Path, family: str) -> PromptSpec:
+    """The prompt of the checkpoint in `folder`; `text` is the section with the ids of special tokens.
+
+    Raises BadCheckpoint for entries of another type.
+    """
+    template = chat_template(folder)
+    if template == _NO_TEMPLATE:
+        template = DEFAULT_TEMPLATES[family]
+    image_id = config.whole("image_token_id", _IMAGE_TOKEN_ID)
+    found = prompt_spec(text, config, folder, template=template, image_token_id=image_id)
+    return found if found.image_token != _NO_IMAGE_TOKEN else dataclasses.replace(found, image_token=_IMAGE_TOKEN)
+
+
+def qwen_prompt(tokenizer: Tokenizer, spec: ModelSpec, question: str) -> Prompt:
+    """The token ids on both sides of the image: the last before it starts the vision part, the first after it ends it.
+
+    Qwen3-VL's template has no system turn of its own. Q-Zoom's evaluation adds one wherever it may look again, and so
+    does this for every answer of a model with a region proposal network. Raises BadInput for a question without text.
+    """
+    from sdrpn.text.prompt import Prompt, build_prompt
+    from sdrpn.text.tokenizer import encode_text
+
+    prompt = build_prompt(tokenizer, spec.prompt, question)
+    if spec.vision.family != "qwen3-vl" or spec.rpn is None:
+        return prompt
+    return Prompt((*encode_text(tokenizer, _SYSTEM_TURN), *prompt.ids_before), prompt.ids_after)
