@@ -72,7 +72,7 @@ def test_a_family_that_is_no_name(family: object, message: str) -> None:
 def test_a_family_is_known_while_it_is_registered() -> None:
     with registered("other", f"{LLAVA}.family:FAMILY"):
         assert family_named("other").name == "llava"
-        with pytest.raises(BadInput, match="there already"), registered("other", "a:b"):
+        with pytest.raises(BadInput, match="exists already"), registered("other", "a:b"):
             pass
     with pytest.raises(BadInput, match="unknown"):
         family_named("other")
