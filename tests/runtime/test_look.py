@@ -107,6 +107,38 @@ class TestWhatRuns:
         assert ran(fake) == ["vision", "trunk", "rpn"]
 
 
+class TestSeveralQuestions:
+    WORDS = ("w8", "w9 w3", "w4 w4 w4", "w8")
+
+    def test_the_picture_is_encoded_once(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(fired(script_of(5)))
+        looks = fake.session.look_many(IMAGE, self.WORDS, roi=ANYWHERE)
+        assert [look.question for look in looks] == list(self.WORDS)
+        assert ran(fake) == ["vision", "trunk", "rpn", "trunk", "rpn", "trunk", "rpn", "trunk", "rpn"]
+        rows = [call.feeds["row_index"].shape[1] for call in fake.backend.calls if call.graph == "trunk"]
+        prefix = looks[0].roi_map.size
+        assert all(count < prefix + 8 for count in rows[1:])
+
+    def test_each_is_what_a_look_of_its_own_finds(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(fired(script_of(5)))
+        found = fake.session.look_many(IMAGE, self.WORDS, roi=ANYWHERE)
+        fake.session.forget_image()
+        assert found == [fake.session.look(IMAGE, text, roi=ANYWHERE) for text in self.WORDS]
+
+    def test_none_and_a_text_in_place_of_several(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(script_of(5))
+        assert fake.session.look_many(IMAGE, []) == []
+        with pytest.raises(BadInput, match=r"questions is one text; expected a list of questions \(look asks one\)"):
+            fake.session.look_many(IMAGE, "w8")
+        assert ran(fake) == []
+
+    def test_one_that_cannot_be_asked_stops_all_before_any_work(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(script_of(5), with_manifest(max_context=9))
+        with pytest.raises(ContextTooLong):
+            fake.session.look_many(IMAGE, ("w8", "w8 " * 20))
+        assert ran(fake) == []
+
+
 class TestResult:
     def test_boxes_scores_and_cells(self, open_fake: Callable[..., Fake]) -> None:
         found = glance(open_fake(fired(script_of(5))))
@@ -235,6 +267,17 @@ def test_an_answer_after_a_look_is_that_of_a_fresh_session(
     assert found.roi_map is not None
     assert expected.roi_map is not None
     np.testing.assert_allclose(found.roi_map, expected.roi_map, atol=LOOK_MAP_ABS)
+
+
+def test_several_looks_equal_single_ones(text_bundle: Path) -> None:
+    questions = ("what is it", "what is that", "is it a sign")
+    with Session.open(text_bundle, threads=1) as session:
+        found = session.look_many(picture(), questions)
+        for question, look in zip(questions, found, strict=True):
+            session.forget_image()
+            single = session.look(picture(), question)
+            np.testing.assert_allclose(look.roi_map, single.roi_map, atol=LOOK_MAP_ABS)
+            assert look.boxes_xyxy_px == single.boxes_xyxy_px
 
 
 def test_threads_look_and_answer_at_once(session: Session) -> None:
