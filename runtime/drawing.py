@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.images.picture_output import require_picture_name, save_picture
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import Box
 from sdrpn.method.overlay import draw_overlay
 from sdrpn.runtime.regions import DroppedRegion
@@ -25,7 +25,7 @@ def draw_regions(
     roi_map: npt.NDArray[np.float32] | None,
     boxes: Sequence[Box],
     dropped: Sequence[DroppedRegion],
-    fit: Fit,
+    fit: Seen,
 ) -> Image.Image:
     """The image under heat map and boxes, crops beside it, and what was left out with the reason."""
     left_out = [(region.xyxy_px, region.reason) for region in dropped if region.xyxy_px is not None]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdrpn.errors import BadInput
 from sdrpn.images.picture_output import require_picture_name
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.runtime.answer import Timings
 from sdrpn.runtime.drawing import draw_regions, png_bytes, save_overlay
 from sdrpn.runtime.pictures.picture import Picture
@@ -42,7 +42,7 @@ class Look:
     note: str | None  # why there is no box, or a region was left out, for people
     timings: Timings
     picture: Picture = field(repr=False)
-    fit: Fit = field(default="pad", repr=False)  # how the map lies over the picture, see `VisionSpec`
+    fit: Seen = field(default="pad", repr=False)  # how the map lies over the picture, see `VisionSpec`
 
     @property
     def boxes_xyxy_px(self) -> tuple[tuple[int, int, int, int], ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sdrpn.errors import Cancelled
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import Decide, roi_map
 from sdrpn.runtime.answer import Stopwatch, Timings
@@ -66,7 +66,7 @@ def _run(scheduler: Scheduler, glances: Sequence[Glance]) -> None:
         raise
 
 
-def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timings, fit: Fit) -> Look:
+def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timings, fit: Seen) -> Look:
     assert glance.found is not None
     logits, decision = glance.found
     shown = roi_map(logits)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.family import CropTokens, Layout, Positions
-from sdrpn.families.registry import family_of, fit_of
+from sdrpn.families.registry import family_of, seen_of
 from sdrpn.method.grids import ImageGrid, cell_count
 from sdrpn.method.roi import Crop, RoiDecision, resize_features, roi_logits_from_scores, roi_map
 from sdrpn.method.spec import ModelSpec
@@ -55,7 +55,7 @@ class TwoPass:
     ) -> None:
         self._spec, self._max_context = spec, max_context
         self._looks, self._family = Looks(spec, backend, vision), family_of(spec)
-        self.fit = fit_of(spec)
+        self.fit = seen_of(spec)
         self._decoder, self._embedding, self._prefixes = decoder, embedding, prefixes
 
     def grid_of(self, picture: Picture) -> ImageGrid:

@@ -8,7 +8,7 @@ import weakref
 from PIL import Image
 
 from sdrpn.errors import BadInput
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.runtime.pictures.frames import Channels
 from sdrpn.runtime.pictures.picture import PictureSource, open_picture
 
@@ -18,7 +18,7 @@ __all__ = ["PictureReference"]
 class PictureReference:
     """Paths and bytes of files are kept; what was in memory already is found as long as somebody else keeps it."""
 
-    def __init__(self, source: PictureSource, channels: Channels, size: tuple[int, int], fit: Fit) -> None:
+    def __init__(self, source: PictureSource, channels: Channels, size: tuple[int, int], fit: Seen) -> None:
         """Args: fit: how the map lies over it, see `VisionSpec`"""
         self.fit, self._channels, self._size = fit, channels, size
         self._file = source if isinstance(source, (str, os.PathLike, bytes)) else None

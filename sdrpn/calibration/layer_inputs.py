@@ -7,6 +7,7 @@ one layer is in memory at a time. S tokens of a prompt, D width, K inputs of a m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sdrpn.host.progress import Advance, unseen
 from sdrpn.model.layers import DecoderLayer, RmsNorm
 from sdrpn.model.llava import tensor_from_array
 
-__all__ = ["LayerInputs"]
+__all__ = ["CalibrationRows", "LayerInputs"]
 
 
 # Matrices that share their inputs -> the one whose inputs are recorded.
@@ -31,13 +32,21 @@ _GATHERED_AT = {"q": "attention.q", "k": "attention.q", "v": "attention.q", "o":
 }
 
 
+@dataclass(frozen=True, eq=False)
+class CalibrationRows:
+    """What one prompt gives to the first layer."""
+
+    embeds: Tensor  # (S,D) float32
+    positions: Tensor  # (1,S) or (1,S,d/2), as `sdrpn.model.layers` takes them
+
+
 class LayerInputs:
     """Input statistics by the canonical name of a matrix: implements `sdrpn.export.quantized_weights.Calibration`."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        embeds: Sequence[Tensor],
+        prompts: Sequence[CalibrationRows],
         digest: str,
         *,
         device: str = "cpu",
@@ -47,7 +56,7 @@ class LayerInputs:
         """Start before the first layer.
 
         Args:
-            embeds: (S,D) of each prompt
+            prompts: what each of them gives to the first layer
             digest: the digest of the prompts
             moments: False: only the largest values are needed, which costs much less
             advance: called with (layers done, layers in all)
@@ -55,7 +64,9 @@ class LayerInputs:
         self.digest = digest
         spec = checkpoint.spec
         self._checkpoint, self._device, self._moments = checkpoint, device, moments
-        self._llm = _Stack(checkpoint, "llm.layers", spec.llm.layers, embeds, device, moments)
+        self._positions = [prompt.positions for prompt in prompts]
+        embeds = [prompt.embeds for prompt in prompts]
+        self._llm = _Stack(checkpoint, "llm.layers", spec.llm.layers, embeds, self._positions, device, moments)
         self._rpn: _Stack | None = None
         self._taps: list[Tensor] = []
         self._largest: dict[str, float] = {}  # by part, layer and matrix
@@ -109,7 +120,9 @@ class LayerInputs:
         if self._rpn is None:
             self._run_llm(spec.tap_layer)
             whole = spec.rpn.layers - 1
-            self._rpn = _Stack(self._checkpoint, "rpn.layers", whole, self._taps, self._device, self._moments)
+            self._rpn = _Stack(
+                self._checkpoint, "rpn.layers", whole, self._taps, self._positions, self._device, self._moments
+            )
         self._run(self._rpn, min(until, self._rpn.layers))
         return self._rpn
 
@@ -168,11 +181,12 @@ class _Stack:
         prefix: str,
         layers: int,
         hidden: Sequence[Tensor],
+        positions: Sequence[Tensor],
         device: str,
         moments: bool,
     ) -> None:
         self.prefix, self.layers, self.done = prefix, layers, 0
-        self.hidden = list(hidden)
+        self.hidden, self._positions = list(hidden), positions
         self._checkpoint, self._device, self._moments = checkpoint, device, moments
         self._inputs: dict[str, _Inputs] = {}
 
@@ -194,7 +208,7 @@ class _Stack:
             for name, inputs in self._inputs.items()
         ]
         for number, rows in enumerate(self.hidden):
-            positions = torch.arange(len(rows), device=self._device)[None]
+            positions = self._positions[number].to(self._device)
             self.hidden[number] = layer(rows.to(self._device)[None], positions)[0].cpu()
         for hook in hooks:
             hook.remove()

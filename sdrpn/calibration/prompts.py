@@ -15,14 +15,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from sdrpn.calibration.layer_inputs import CalibrationRows
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import square_of
-from sdrpn.images.image import base_pixels, crop_pixels, open_image
-from sdrpn.labels.attention import embed_image
+from sdrpn.families.registry import prompt_of
+from sdrpn.images.image import open_image
 from sdrpn.labels.questions import DataQuestion
+from sdrpn.method.roi import Crop
 from sdrpn.model.llava import LlavaBase, base_from_checkpoint
-from sdrpn.text.prompt import build_prompt
+from sdrpn.model.looks import crop_tokens, picture_tokens
+from sdrpn.model.positions import prompt_positions
 
 __all__ = ["CalibrationPrompts"]
 
@@ -49,26 +51,30 @@ class CalibrationPrompts:
         return found.hexdigest()[:12]
 
     @torch.inference_mode()
-    def embeds(self, checkpoint: Checkpoint) -> list[Tensor]:
-        """One (S,D) float32 tensor per question, on the CPU. Reads only the vision tower and the embedding table.
+    def rows(self, checkpoint: Checkpoint) -> list[CalibrationRows]:
+        """The rows of each question, on the CPU. Reads only the vision tower and the embedding table.
 
         Raises: BadImage for a picture that cannot be read
         """
         base = base_from_checkpoint(checkpoint, 1)
         return list(self._sequences(base, checkpoint.spec.llm.max_context))
 
-    def _sequences(self, base: LlavaBase, longest: int) -> Iterator[Tensor]:
+    def _sequences(self, base: LlavaBase, longest: int) -> Iterator[CalibrationRows]:
         for number, question in enumerate(self.questions):
-            prompt = build_prompt(self.tokenizer, base.spec.prompt, question.text)
-            picture = open_image(self.images / question.image)
-            pieces = [embed_image(base, base_pixels(picture, square_of(base.spec)))]
+            prompt = prompt_of(base.spec, self.tokenizer, question.text)
+            picture, crops = open_image(self.images / question.image), list[Crop]()
+            pieces = [picture_tokens(base, picture)]
             if number % 2:
                 width, height = picture.size
                 middle = (width // 4, height // 4, -(-3 * width // 4), -(-3 * height // 4))
-                pieces.append(embed_image(base, crop_pixels(picture, middle, square_of(base.spec))))
+                crops.append(Crop(middle))
+                pieces.append(crop_tokens(base, picture, crops[0]))
             answer = self.tokenizer.encode(question.answer or "", add_special_tokens=False).ids
             before, after = _embed(base, prompt.ids_before), _embed(base, (*prompt.ids_after, *answer))
-            yield torch.cat((before, *pieces, after))[:longest]
+            rows = torch.cat((before, *pieces, after))[:longest]
+            grid = base.spec.vision.grid(picture.size)
+            placed = prompt_positions(base.spec, len(before), grid, len(after), crops)
+            yield CalibrationRows(rows, placed.rows(0, len(rows)))
 
 
 def _embed(base: LlavaBase, ids: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ from sdrpn.checkpoint import Checkpoint
 from sdrpn.checkpoint.config_section import read_optional_config
 from sdrpn.checkpoint.sentencepiece import tokenizer_from_sentencepiece
 from sdrpn.errors import BadBundle, BadCheckpoint
-from sdrpn.text.prompt import build_prompt
+from sdrpn.families.registry import prompt_of
 from sdrpn.text.tokenizer import load_tokenizer, prepared_tokenizer, token_text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def tokenizer_of(source: Checkpoint) -> Tokenizer:
 def _require_prompt(tokenizer: Tokenizer, source: Checkpoint) -> None:
     """Tokenise a question, so that a model that cannot be asked fails before the export."""
     spec = source.spec
-    prompt = build_prompt(tokenizer, spec.prompt, "What is in the image?")
+    prompt = prompt_of(spec, tokenizer, "What is in the image?")
     largest = max((*prompt.ids_before, *prompt.ids_after))
     if largest >= spec.llm.vocabulary:
         raise BadCheckpoint(

@@ -27,14 +27,13 @@ from sdrpn.compare.graphs import Check, Kind, until_failed
 from sdrpn.compare.overlap import overlap
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.errors import ContextTooLong, SdrpnError
-from sdrpn.families.registry import family_of
+from sdrpn.families.registry import family_of, prompt_of
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.policy import RoiChange
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
-from sdrpn.text.prompt import build_prompt
 
 __all__ = [
     "NO_GATE",
@@ -111,7 +110,7 @@ def trial_questions(spec: ModelSpec) -> tuple[TrialQuestion, ...]:
 
 def question_in_words(spec: ModelSpec, tokenizer: Tokenizer) -> TrialQuestion:
     """A question as text. Raises BadInput if the checkpoint's template cannot be filled."""
-    prompt = build_prompt(tokenizer, spec.prompt, QUESTION_IN_WORDS)
+    prompt = prompt_of(spec, tokenizer, QUESTION_IN_WORDS)
     roi = next(iter(_policies(spec).values()), None)
     picture = random_photograph(_SEED, _IMAGE_SIZES_WH[0])
     return TrialQuestion("in words", picture, prompt.ids_before, prompt.ids_after, roi, text=QUESTION_IN_WORDS)

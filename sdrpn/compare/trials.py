@@ -20,10 +20,11 @@ from sdrpn.bundle.graphs import graph_named
 from sdrpn.bundle.number_types import numpy_type
 from sdrpn.bundle.signatures import GraphSignature
 from sdrpn.compare.pictures import random_photograph
-from sdrpn.families.registry import square_of
-from sdrpn.images.image import base_pixels
+from sdrpn.families.family import VisionInputs
+from sdrpn.families.registry import family_of
 from sdrpn.model.layers import KvCache, frequencies
 from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.looks import look_tokens
 from sdrpn.model.rpn import Rpn, ScoreLayer
 
 __all__ = ["Trial", "graph_trials"]
@@ -78,11 +79,16 @@ def graph_trials(
 
 @torch.inference_mode()
 def _vision_trials(model: SdRpnModel, signature: GraphSignature) -> Iterator[Trial]:
-    """Two pictures at once, since several crops are encoded together, and one alone."""
-    pixels = _pixels(model)
-    embeds = _array(model.vision(torch.from_numpy(pixels)))
-    yield Trial("2 pictures", {"pixel_values": pixels}, {"image_embeds": embeds}, signature)
-    yield Trial("1 picture", {"pixel_values": pixels[1:]}, {"image_embeds": embeds[1:]}, signature)
+    """Pictures one by one, and together where their looks have one shape: several crops are encoded together."""
+    looks = _looks(model)
+    embeds = [_array(look_tokens(model, look))[None] for look in looks]
+    if all(look[name].shape == looks[0][name].shape for look in looks for name in look):
+        together = {name: np.concatenate([look[name] for look in looks]) for name in looks[0]}
+        yield Trial(f"{len(looks)} pictures", together, {"image_embeds": np.concatenate(embeds)}, signature)
+        looks, embeds = looks[1:], embeds[1:]
+    for number, (look, tokens) in enumerate(zip(looks, embeds, strict=True), start=1):
+        label = "1 picture" if len(looks) == 1 else f"picture {number}"
+        yield Trial(label, dict(look), {"image_embeds": tokens}, signature)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,12 @@ class _DecoderTrials:
         self.near_rows = min(_ROWS, max_context)
         last_position = min(max_context - 1, _LAST_POSITION)
         far = [last_position] if last_position >= self.near_rows else []
-        self.positions = torch.tensor([[*range(self.near_rows), *far]])
+        numbers, axis_of = np.array([*range(self.near_rows), *far]), family_of(model.spec).axis_of(model.spec)
+        # On several axes one in which rows differ from the others: none may be taken for another.
+        axes = 1 if axis_of is None else int(axis_of.max()) + 1
+        self.placed = np.stack([numbers // (axis + 1) for axis in range(axes)])
+        self.axis_of = axis_of
+        self.positions = torch.from_numpy(self.placed[0] if axis_of is None else self.placed[axis_of].T)[None]
         self.rng = np.random.default_rng(_SEED)
 
     @torch.inference_mode()
@@ -160,7 +171,7 @@ class _DecoderTrials:
             _Chunk("one row", rows - 1, rows, 0, rows + _STALE_ROWS),
         ]
         if self.positions.shape[1] > rows:
-            label = f"one row at position {int(self.positions[0, -1])}"
+            label = f"one row at position {int(self.placed[0, -1])}"
             chunks.append(_Chunk(label, rows, rows + 1, 0, rows + 1 + _STALE_ROWS))
         return (chunk for chunk in chunks if chunk.start < chunk.stop)
 
@@ -169,7 +180,7 @@ class _DecoderTrials:
         count = self.positions.shape[1]
         ids = torch.from_numpy(self.rng.integers(0, self.model.spec.llm.vocabulary, count))
         text = self.model.embed(ids)
-        image = self.model.vision(torch.from_numpy(_pixels(self.model)[:1]))[0, : count // 2]
+        image = look_tokens(self.model, _looks(self.model)[0])[: count // 2]
         return torch.cat((text[:4], image, text[4:]))[None, :count]
 
     def _caches_above(self, tap: Tensor) -> dict[str, Array]:
@@ -207,7 +218,9 @@ class _DecoderTrials:
 
     def _row_feeds(self, chunk: _Chunk, signature: GraphSignature) -> dict[str, Array]:
         """Row indices, the query row, and rotary tables of the rows."""
-        cos, sin = frequencies(self.model.spec.llm).tables(self.positions[0, chunk.start : chunk.stop].numpy())
+        placed = self.placed[:, chunk.start : chunk.stop]
+        turning = frequencies(self.model.spec.llm)
+        cos, sin = turning.tables(placed[0] if self.axis_of is None else placed, self.axis_of)
         return {
             "row_index": np.arange(chunk.start, chunk.stop, dtype=np.int64)[None],
             "write_index": np.array([chunk.start], np.int64),
@@ -252,11 +265,11 @@ class _DecoderTrials:
         return results
 
 
-def _pixels(model: SdRpnModel) -> NDArray[np.float32]:
-    """(2,3,R,R): a wide and a tall picture."""
-    sizes = ((360, 240), (200, 320))
+def _looks(model: SdRpnModel) -> list[VisionInputs]:
+    """The first looks at a wide and a tall picture."""
+    family, sizes = family_of(model.spec), ((360, 240), (200, 320))
     pictures = (random_photograph(_SEED + index, size) for index, size in enumerate(sizes))
-    return np.stack([base_pixels(picture, square_of(model.spec)) for picture in pictures])
+    return [family.first_look(picture, model.spec.vision) for picture in pictures]
 
 
 def _array(tensor: Tensor) -> Array:

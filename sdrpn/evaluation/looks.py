@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sdrpn.labels.denoise import Sinks
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.method.grids import centre_px
 from sdrpn.method.roi import Crop, RoiDecision, RoiPolicy
@@ -34,7 +35,6 @@ __all__ = [
     "window_xy_px",
 ]
 
-Bool = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
 
 
@@ -57,12 +57,12 @@ class RpnLook:
 class AttentionLook:
     """Crops where the prompt's last token attends, from the first layers only; the policy is relative to the peak.
 
-    sinks: (C,), cells that are ignored; None: taken from the sink heads of `heads`.
+    sinks: cells that are ignored, by grid; None: taken from the sink heads of `heads`.
     """
 
     policy: RoiPolicy
     heads: HeadChoice
-    sinks: Bool | None
+    sinks: Sinks | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class TeacherLook:
 
     policy: RoiPolicy
     heads: HeadChoice
-    sinks: Bool | None
+    sinks: Sinks | None
 
 
 @dataclass(frozen=True)

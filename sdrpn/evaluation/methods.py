@@ -24,8 +24,7 @@ from sdrpn.evaluation.looks import (
 )
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.families.registry import square_of
-from sdrpn.images.image import base_picture
+from sdrpn.families.registry import family_of
 from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.roi import Crop, RoiPolicy
 from sdrpn.method.spec import ModelSpec
@@ -114,7 +113,7 @@ def _plain(question: EvaluationQuestion) -> LookPlan:
 
 def _blind(question: EvaluationQuestion) -> LookPlan:
     """The question alone: a picture of the colour that borders have, which is 0 to the model."""
-    colour = square_of(question.spec).pad_colour
+    colour = family_of(question.spec).blank_colour(question.spec.vision)
     return LookPlan(Image.new("RGB", question.picture.size, colour), None, question.sample.boxes_xyxy_px)
 
 
@@ -197,20 +196,17 @@ def _oracle_crop(question: EvaluationQuestion) -> LookPlan:
 
 def _oracle_lowres(question: EvaluationQuestion) -> LookPlan:
     """The same boxes, cut from the picture as the model first sees it: as many tokens, no new pixels."""
-    vision = square_of(question.spec)
-    width, height = question.picture.size
-    side = max(width, height)
-    offset_xy = (side - width) // 2, (side - height) // 2  # of the picture in its square
+    seen = family_of(question.spec).seen_picture(question.picture, question.spec.vision)
+    left, top, right, bottom = (round(edge) for edge in question.grid().extent_px)  # borders are whole pixels
+    scales = seen.width / (right - left), seen.height / (bottom - top)
 
     def shrunk(box: Box) -> Box:
-        x1, y1, x2, y2 = (
-            round((edge + offset_xy[axis % 2]) * vision.image_size_px / side) for axis, edge in enumerate(box)
-        )
+        x1, y1, x2, y2 = (round((edge - (left, top)[axis % 2]) * scales[axis % 2]) for axis, edge in enumerate(box))
         return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
     crops = tuple(Crop(shrunk(box)) for box in _oracle_boxes(question))
     truth = tuple(shrunk(box) for box in question.sample.boxes_xyxy_px)
-    return LookPlan(base_picture(question.picture, vision), GivenLook(crops), truth)
+    return LookPlan(seen, GivenLook(crops), truth)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.region import mean_zoom, region_quality
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
-from sdrpn.families.registry import square_of
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.roi import Crop
 
 __all__ = ["run_methods"]
+
+WARM_UP_WH = (256, 256)
 
 
 def run_methods(
@@ -88,7 +89,7 @@ class _Opened:
 def _warm_up(task: Task, answerer: Answerer) -> None:
     """Ask one question so that one-time costs of libraries are not measured."""
     if len(task.samples):
-        picture = Image.new("RGB", (square_of(answerer.spec).image_size_px,) * 2)
+        picture = Image.new("RGB", WARM_UP_WH)
         answerer.answer(picture, task.samples[0].question, None, 1)
 
 

@@ -18,7 +18,7 @@ from sdrpn.errors import BadImage, BadInput, ContextTooLong
 from sdrpn.evaluation.region import region_quality
 from sdrpn.evaluation.sample import Sample
 from sdrpn.host.progress import Advance, unseen
-from sdrpn.labels.denoise import denoise, usual_sinks
+from sdrpn.labels.denoise import Sinks, denoise, sinks_by_grid, sinks_on
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.roi import RoiPolicy, decide_crops
@@ -67,17 +67,20 @@ class _SurveyQuestion:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """The results of all questions: sinks of the last prompt token and of answers; None where sink heads give them."""
+    """The results of all questions: sinks of the last prompt token and of answers; None where sink heads give them.
+
+    Sinks are those of a grid, in every question about a picture that has it.
+    """
 
     vision: Vision
-    prompt_sinks: Bool | None
-    answer_sinks: Bool | None
+    prompt_sinks: Sinks | None
+    answer_sinks: Sinks | None
     questions: tuple[_SurveyQuestion, ...]
 
     def attention_policy(self, policy: RoiPolicy) -> RoiPolicy:
         """The policy with the best threshold relative to the strongest cell's attention."""
         maps = [
-            _without(question.prompt, self.prompt_sinks).reshape(self._grid(question.image_wh).hw)
+            _without(question.prompt, self.prompt_sinks, self._grid(question.image_wh).hw)
             for question in self.questions
         ]
         return self._best(maps, [replace(policy, threshold=-share) for share in THRESHOLDS])
@@ -102,7 +105,8 @@ class Survey:
         """The box of the label that training would use."""
         if question.answer is None:
             return None
-        grid, sinks = self._grid(question.image_wh), _sinks(question.answer, self.answer_sinks)
+        grid = self._grid(question.image_wh)
+        sinks = _sinks(question.answer, self.answer_sinks, grid.hw)
         labels = denoise(question.answer.grounding.reshape(grid.hw), sinks.reshape(grid.hw))
         if not labels.usable or labels.box_cells is None:
             return None
@@ -138,8 +142,10 @@ def survey(
         raise BadInput(
             f"none of {len(samples)} questions could be asked to find where the model attends; check the data"
         )
-    answers = [question.answer for question in questions if question.answer is not None]
-    return Survey(vision, _usual([question.prompt for question in questions]), _usual(answers), tuple(questions))
+    grids = [vision.grid(question.image_wh).hw for question in questions]
+    prompts = _usual([(hw, question.prompt) for hw, question in zip(grids, questions, strict=True)])
+    answers = _usual([(hw, one.answer) for hw, one in zip(grids, questions, strict=True) if one.answer is not None])
+    return Survey(vision, prompts, answers, tuple(questions))
 
 
 def _ask(
@@ -153,19 +159,20 @@ def _ask(
     return _SurveyQuestion(picture.size, prompt, answer, maps)
 
 
-def _usual(attention: Sequence[HeadAttention]) -> Bool | None:
+def _usual(attention: Sequence[tuple[tuple[int, int], HeadAttention]]) -> Sinks | None:
     """The usual sinks; None where sink heads give them for every question, or no attention is available."""
-    if not attention or attention[0].sinks is not None:
+    if not attention or attention[0][1].sinks is not None:
         return None
-    return usual_sinks(np.stack([question.grounding for question in attention]))
+    return sinks_by_grid((hw, question.grounding) for hw, question in attention)
 
 
-def _sinks(attention: HeadAttention, usual: Bool | None) -> Bool:
+def _sinks(attention: HeadAttention, usual: Sinks | None, hw: tuple[int, int]) -> Bool:
     if attention.sinks is not None:
         return attention.sinks
     assert usual is not None
-    return usual
+    return sinks_on(usual, hw)
 
 
-def _without(attention: HeadAttention, usual: Bool | None) -> Float32:
-    return np.where(_sinks(attention, usual), np.float32(0), attention.grounding)
+def _without(attention: HeadAttention, usual: Sinks | None, hw: tuple[int, int]) -> Float32:
+    """(h,w)."""
+    return np.where(_sinks(attention, usual, hw), np.float32(0), attention.grounding).reshape(hw)

@@ -32,16 +32,16 @@ from sdrpn.evaluation.looks import (
 from sdrpn.evaluation.rpns import LoadedRpn
 from sdrpn.evaluation.survey import HeadAttention
 from sdrpn.evaluation.vicrop import relative_map, vicrop_box
-from sdrpn.families.registry import family_of, square_of
-from sdrpn.images.image import base_pixels, crop_pixels
-from sdrpn.labels.attention import Rows, WatchHeads, embed_image, require_heads, watch_answer
-from sdrpn.labels.denoise import FOREGROUND, denoise
+from sdrpn.families.registry import family_of, prompt_of
+from sdrpn.labels.attention import Rows, WatchHeads, require_heads, watch_answer
+from sdrpn.labels.denoise import FOREGROUND, Sinks, denoise, sinks_on
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
-from sdrpn.method.grids import ImageGrid
-from sdrpn.method.roi import Crop, RoiDecision, decide_crops, resize_features, roi_logits_from_scores
+from sdrpn.method.grids import ImageGrid, cell_count
+from sdrpn.method.roi import Crop, RoiDecision, decide_crops, roi_logits_from_scores
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.text.prompt import Prompt, build_prompt, decode_text
+from sdrpn.model.looks import crop_tokens, picture_tokens
+from sdrpn.text.prompt import Prompt, decode_text
 
 __all__ = ["TorchAnswerer"]
 
@@ -94,15 +94,15 @@ class TorchAnswerer:
         start = time.perf_counter()
         prompt = self._prompt(question)
         image = self._image_tokens(picture)
-        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), max_new_tokens)
+        grid = self._grid(picture)
+        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), grid, max_new_tokens)
         found = self._found(layered, look, picture, prompt, image, max_new_tokens)
         crops, about = found.crops, (found.note, found.map_over_image)
         if max_new_tokens == 0:
-            grid = self._grid(picture)
             tokens = sum(crop.token_count(grid.crop_hw(crop.box_xyxy_px)) for crop in crops)
             return Answered("", crops, found.peak_xy_px, tokens, time.perf_counter() - start, *about)
-        roi = torch.cat([image[:0], *(self._crop_tokens(picture, crop) for crop in crops)])
-        token_ids = layered.answer(roi, self.spec.prompt.eos_token_ids)
+        roi = torch.cat([image[:0], *(crop_tokens(self._model, picture, crop) for crop in crops)])
+        token_ids = layered.answer(roi, crops, self.spec.prompt.eos_token_ids)
         text = decode_text(self._tokenizer, token_ids).strip()
         return Answered(text, crops, found.peak_xy_px, len(roi), time.perf_counter() - start, *about)
 
@@ -110,7 +110,7 @@ class TorchAnswerer:
     def decide(self, picture: Image.Image, question: str, look: RpnLook) -> RoiDecision:
         """Where it would look."""
         prompt, image = self._prompt(question), self._image_tokens(picture)
-        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), 1)
+        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), self._grid(picture), 1)
         return self._rpn_decision(layered, look, picture, len(prompt.ids_before))
 
     @torch.inference_mode()
@@ -123,6 +123,7 @@ class TorchAnswerer:
             self._image_tokens(picture),
             self._prompt(question),
             by_layer((*heads.grounding, *heads.sinks)),
+            grid=self._grid(picture),
             rows=rows,
             max_new_tokens=max_new_tokens,
             stop_ids=self.spec.prompt.eos_token_ids,
@@ -136,7 +137,7 @@ class TorchAnswerer:
     def rpn_logits(self, picture: Image.Image, question: str, rpn: str) -> Float32:
         """The logits (h,w) of an RPN."""
         prompt, image = self._prompt(question), self._image_tokens(picture)
-        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), 1)
+        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), self._grid(picture), 1)
         return self._rpn_logits(layered, rpn, len(prompt.ids_before), self._grid(picture).hw)
 
     def require_heads(self, heads: HeadChoice) -> None:
@@ -174,14 +175,13 @@ class TorchAnswerer:
         return _Found(decision.crops, peak, decision.note, map_over_image(decision, look.policy))
 
     def _rpn_decision(self, layered: LayeredPrompt, look: RpnLook, picture: Image.Image, first: int) -> RoiDecision:
-        grid = self._grid(picture)
-        return decide_crops(self._rpn_logits(layered, look.rpn, first, grid.hw), grid, look.policy)
+        logits = self._rpn_logits(layered, look.rpn, first, self._grid(picture).hw)
+        return family_of(self.spec).decide(look.policy, self.spec.vision)(logits, picture.size)
 
     def _rpn_logits(self, layered: LayeredPrompt, name: str, first: int, hw: tuple[int, int]) -> Float32:
         rpn = self._rpns[name]
         tap = layered.look(rpn.tap_layer)
-        positions = torch.arange(tap.shape[1], device=tap.device)[None]
-        scores = rpn.module(tap, positions)[0, :, self._image_span(first)]
+        scores = rpn.module(tap, layered.positions)[0, :, _image_span(first, hw)]
         return roi_logits_from_scores(
             _array(scores), hw, head_dim=self.spec.llm.head_dim, multi_head=rpn.spec.multi_head, loss=rpn.spec.loss
         )
@@ -191,11 +191,11 @@ class TorchAnswerer:
     ) -> RoiDecision:
         heads = by_layer((*look.heads.grounding, *look.heads.sinks))
         last_row = slice(-1, None)
-        with WatchHeads(layered.layers, heads, last_row, self._image_span(first)) as watch:
-            layered.look(max(heads) + 1)
-        sinks = self._sinks(watch.means, look.heads, look.sinks)
-        strength = np.where(sinks, np.float32(0), _mean_over(watch.means, look.heads, look.heads.grounding))
         grid = self._grid(picture)
+        with WatchHeads(layered.layers, heads, last_row, _image_span(first, grid.hw)) as watch:
+            layered.look(max(heads) + 1)
+        sinks = self._sinks(watch.means, look.heads, look.sinks, grid.hw)
+        strength = np.where(sinks, np.float32(0), _mean_over(watch.means, look.heads, look.heads.grounding))
         return decide_crops(strength.reshape(grid.hw), grid, look.policy)
 
     def _teacher_decision(
@@ -204,11 +204,14 @@ class TorchAnswerer:
         """The label as a decision, as if an RPN had reproduced it; or why the answer gives no label."""
         heads = by_layer((*look.heads.grounding, *look.heads.sinks))
         stop_ids = self.spec.prompt.eos_token_ids
-        watched = watch_answer(self._model, image, prompt, heads, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+        grid = self._grid(picture)
+        watched = watch_answer(
+            self._model, image, prompt, heads, grid=grid, max_new_tokens=max_new_tokens, stop_ids=stop_ids
+        )
         if watched.row_count == 0:
             return "nothing inserted: the model gave no answer that a label can be made from"
         grounding = _mean_over(watched.attention, look.heads, look.heads.grounding)
-        grid, sinks = self._grid(picture), self._sinks(watched.attention, look.heads, look.sinks)
+        sinks = self._sinks(watched.attention, look.heads, look.sinks, grid.hw)
         labels = denoise(grounding.reshape(grid.hw), sinks.reshape(grid.hw))
         if not labels.usable:
             why = "the label covers too much of the picture" if labels.oversize else "the label has no foreground"
@@ -216,13 +219,15 @@ class TorchAnswerer:
         logits = np.where(labels.cells == FOREGROUND, LABEL_LOGIT, -LABEL_LOGIT).astype(np.float32)
         return decide_crops(logits, grid, look.policy)
 
-    def _sinks(self, attention: Mapping[int, Float32], heads: HeadChoice, sinks: Bool | None) -> Bool:
+    def _sinks(
+        self, attention: Mapping[int, Float32], heads: HeadChoice, sinks: Sinks | None, hw: tuple[int, int]
+    ) -> Bool:
         """Sinks (C,): from the sink heads, or those known for the data."""
         if heads.sinks:
             return self._shown_sinks(attention, heads)
         if sinks is None:
             raise BadInput("neither known sinks nor sink heads are given; expected one of the two")
-        return sinks
+        return sinks_on(sinks, hw)
 
     def _shown_sinks(self, attention: Mapping[int, Float32], heads: HeadChoice) -> Bool:
         limit = family_of(self.spec).label_sink_limit
@@ -234,18 +239,20 @@ class TorchAnswerer:
         maps = [
             self._layer_attention(picture, asked, look.layer) for asked in (prompt, self._prompt(look.general_question))
         ]
-        grid, size_px = self._grid(picture), square_of(self.spec).image_size_px
+        grid, seen = self._grid(picture), family_of(self.spec).seen_picture(picture, self.spec.vision)
         relative = relative_map(*maps).reshape(grid.hw)
         x1, y1, x2, y2 = grid.box_cells_from_px((0, 0, *picture.size))
         left, top, right, bottom = grid.seen_box_px
-        found = vicrop_box(relative[y1:y2, x1:x2], (right - left, bottom - top), size_px)
+        found = vicrop_box(relative[y1:y2, x1:x2], (right - left, bottom - top), max(seen.size))
         return found[0] + left, found[1] + top, found[2] + left, found[3] + top
 
     def _layer_attention(self, picture: Image.Image, prompt: Prompt, layer: int) -> Float32:
         """Attention (C,), mean over all heads of a layer; runs the whole model."""
         heads = {layer: range(self.spec.llm.heads)}
-        layered = LayeredPrompt(self._model, *self._embedded(prompt, self._image_tokens(picture)), 1)
-        with WatchHeads(layered.layers, heads, slice(-1, None), self._image_span(len(prompt.ids_before))) as watch:
+        grid = self._grid(picture)
+        layered = LayeredPrompt(self._model, *self._embedded(prompt, self._image_tokens(picture)), grid, 1)
+        span = _image_span(len(prompt.ids_before), grid.hw)
+        with WatchHeads(layered.layers, heads, slice(-1, None), span) as watch:
             hidden = layered.look(self.spec.llm.layers)
         self._model.tail.head(self._model.tail.norm(hidden[:, -1]))
         mean: Float32 = watch.means[layer].mean(axis=0)
@@ -254,7 +261,7 @@ class TorchAnswerer:
     # Tokens -----------------------------------------------------------------------------------------------------------
 
     def _prompt(self, question: str) -> Prompt:
-        return build_prompt(self._tokenizer, self.spec.prompt, question)
+        return prompt_of(self.spec, self._tokenizer, question)
 
     def _embedded(self, prompt: Prompt, image: Tensor) -> tuple[Tensor, Tensor]:
         """The embedded prompt: (P,D) up to the image, and (n,D) of the question."""
@@ -267,23 +274,14 @@ class TorchAnswerer:
     def _grid(self, picture: Image.Image) -> ImageGrid:
         return self.spec.vision.grid(picture.size)
 
-    def _image_span(self, first: int) -> slice:
-        return slice(first, first + self.spec.vision.image_tokens)
-
     def _image_tokens(self, picture: Image.Image) -> Tensor:
         """(C,D)."""
-        return embed_image(self._model, base_pixels(picture, square_of(self.spec)))
+        return picture_tokens(self._model, picture)
 
-    def _crop_tokens(self, picture: Image.Image, crop: Crop) -> Tensor:
-        """The tokens (n,D) that a crop inserts."""
-        embeds = embed_image(self._model, crop_pixels(picture, crop.box_xyxy_px, square_of(self.spec)))
-        if crop.keep_cells is not None:
-            return embeds[torch.from_numpy(crop.keep_cells.ravel()).to(embeds.device)]
-        if crop.grid_hw is None:
-            return embeds
-        hw = self._grid(picture).crop_hw(crop.box_xyxy_px)
-        resized = resize_features(_array(embeds).reshape(*hw, -1), crop.grid_hw)
-        return torch.from_numpy(resized).to(embeds).flatten(0, 1)
+
+def _image_span(first: int, hw: tuple[int, int]) -> slice:
+    """The image's rows behind `first` others."""
+    return slice(first, first + cell_count(hw))
 
 
 def _mean_over(attention: Mapping[int, Float32], choice: HeadChoice, heads: Sequence[Head]) -> Float32:

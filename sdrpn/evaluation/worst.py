@@ -18,7 +18,7 @@ from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
 from sdrpn.evaluation.worst_pictures import Looked, draw_panels, inside
 from sdrpn.host.atomic import replacing_directory
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.method.overlay import HEAT_COLOURS
 
 __all__ = ["WORST", "worst_cases", "write_worst_cases"]
@@ -54,7 +54,7 @@ def worst_cases(methods: Sequence[str], records: Sequence[Record], count: int = 
 
 
 def write_worst_cases(
-    out: Path, task: Task, methods: Sequence[str], records: Sequence[Record], fit: Fit = "pad"
+    out: Path, task: Task, methods: Sequence[str], records: Sequence[Record], fit: Seen = "pad"
 ) -> None:
     """Write `worst/index.html` with its pictures to a folder, replacing an earlier one; nothing where no method has a
     second pass.
@@ -98,7 +98,7 @@ class _Shown:
     remarks: tuple[str, ...]
 
 
-def _shown(folder: Path, name: str, case: Case, sample: Sample, fit: Fit) -> _Shown:
+def _shown(folder: Path, name: str, case: Case, sample: Sample, fit: Seen) -> _Shown:
     """Draw one case into the folder."""
     record, remarks = case.record, _remarks(case.record)
     try:
@@ -127,7 +127,7 @@ def _remarks(record: Record) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def _looked(picture: Image.Image, record: Record, sample: Sample, fit: Fit) -> Looked:
+def _looked(picture: Image.Image, record: Record, sample: Sample, fit: Seen) -> Looked:
     """The parts of a record that can be drawn over its picture."""
     strength = None
     if record.map_percent is not None:

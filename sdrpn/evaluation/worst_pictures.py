@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.host.sizes import text_from_number
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import Box
 from sdrpn.method.overlay import BOX_COLOUR, CROP_COLOUR, fitted_part, full_heat, heated, outline_box
 
@@ -24,14 +24,14 @@ class Looked:
     """The data to draw.
 
     picture: upright RGB. truth: boxes in its pixels, inside it. crops: such boxes, with the number of tokens used of
-    each crop; None: all. map_over_image: (G,G) in 0..1, or None.
+    each crop; None: all. map_over_image: (h,w) in 0..1, or None.
     """
 
     picture: Image.Image
     truth: Sequence[Box]
     crops: Sequence[tuple[Box, int | None]]
     map_over_image: npt.NDArray[np.float32] | None
-    fit: Fit = "pad"
+    fit: Seen = "pad"
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,6 +122,12 @@ class Family(Protocol):
     def crop_look(self, picture: Image.Image, box_xyxy_px: Box, vision: Vision) -> VisionInputs:
         """The same for a crop of it."""
 
+    def seen_picture(self, picture: Image.Image, vision: Vision) -> Image.Image:
+        """What the first look takes of an upright RGB picture: all that the grid covers, borders too, in its pixels."""
+
+    def blank_colour(self, vision: Vision) -> tuple[int, int, int]:
+        """RGB of a picture without content: the nearest to 0 for the vision tower."""
+
     def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
         """The token ids on both sides of the image. Raises BadInput for a question that cannot be asked."""
 

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 from sdrpn.errors import BadInput
 from sdrpn.families.family import Family
 from sdrpn.host.json_reader import Misfit, read_dataclass, shown
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Fit, Seen
 from sdrpn.method.spec import ModelSpec, Vision
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from sdrpn.images.pixels import SquareVision
+    from sdrpn.text.prompt import Prompt
 
 __all__ = [
     "claiming_family",
@@ -22,7 +25,9 @@ __all__ = [
     "family_of",
     "fit_of",
     "load_part",
+    "prompt_of",
     "registered",
+    "seen_of",
     "spec_from_json",
     "square_of",
     "usual_family",
@@ -73,6 +78,11 @@ def spec_from_json(value: object, place: str = "") -> ModelSpec:
     return read_dataclass(ModelSpec, entries, place, readers)
 
 
+def prompt_of(spec: ModelSpec, tokenizer: Tokenizer, question: str) -> Prompt:
+    """A question as token ids around the image, as the model's family puts it. Raises BadInput."""
+    return family_of(spec).prompt(tokenizer, spec.prompt, question)
+
+
 def square_of(model: ModelSpec | Vision) -> SquareVision:
     """The vision spec of a model that sees every picture as one square. Raises BadInput for other models."""
     vision = model.vision if isinstance(model, ModelSpec) else model
@@ -89,6 +99,12 @@ def fit_of(spec: ModelSpec) -> Fit:
     """How pictures become squares; for a model that does not use squares, the default."""
     square = family_of(spec).square(spec.vision)
     return "pad" if square is None else square.fit
+
+
+def seen_of(spec: ModelSpec) -> Seen:
+    """What the grid covers of a picture."""
+    square = family_of(spec).square(spec.vision)
+    return "whole" if square is None else square.fit
 
 
 def load_part(place: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from sdrpn.errors import BadInput
 from sdrpn.host.json_files import read_json_object
 from sdrpn.labels.labelling import LABELS_NAME
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 
 __all__ = ["read_about_labels"]
 
@@ -24,6 +24,6 @@ def read_about_labels(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{path} has the grid_side {grid_side!r}; expected a whole number of at least 1: label again")
     if not isinstance(about.get("images", ""), str):
         raise BadInput(f"{path} has the images {about['images']!r}; expected the name of a folder: label again")
-    if about.get("fit", "pad") not in get_args(Fit):
-        raise BadInput(f"{path} has the fit {about['fit']!r}; expected {' or '.join(get_args(Fit))}: label again")
+    if about.get("fit", "pad") not in get_args(Seen):
+        raise BadInput(f"{path} has the fit {about['fit']!r}; expected {' or '.join(get_args(Seen))}: label again")
     return about

@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.method.grids import ImageGrid
 from sdrpn.method.spec import LlmSpec
 from sdrpn.model.layer_stack import LayerStack
 from sdrpn.model.layers import Attention, DecoderLayer, KvCache, causal_mask, rotary, rotate
-from sdrpn.model.llava import LlavaBase, SdRpnModel
+from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.positions import RowPositions, prompt_positions
 from sdrpn.text.prompt import Prompt
 
-__all__ = ["Rows", "WatchHeads", "WatchedAnswer", "all_heads", "embed_image", "require_heads", "watch_answer"]
+__all__ = ["Rows", "WatchHeads", "WatchedAnswer", "all_heads", "require_heads", "watch_answer"]
 
 # Whose attention is recorded. "answer": the rows of the answer's tokens, the last of which predicts the end (the
 # official choice). "predicting": the rows that predict these tokens. "last-prompt": the row of the prompt's last token.
@@ -46,20 +48,13 @@ def all_heads(llm: LlmSpec) -> dict[int, range]:
 
 
 @torch.inference_mode()
-def embed_image(model: LlavaBase, pixels: NDArray[np.float32]) -> Tensor:
-    """Pixels (3,R,R) -> image tokens (C,D), on the model's device."""
-    weight = model.embed.weight
-    embeds: Tensor = model.vision(torch.from_numpy(pixels)[None].to(weight.device, weight.dtype))[0]
-    return embeds
-
-
-@torch.inference_mode()
 def watch_answer(
     model: SdRpnModel,
     image_embeds: Tensor,
     prompt: Prompt,
     heads: Heads,
     *,
+    grid: ImageGrid,
     rows: Rows = "answer",
     max_new_tokens: int = 128,  # the official code's limit
     stop_ids: Collection[int] = (),
@@ -69,6 +64,7 @@ def watch_answer(
 
     Args:
         image_embeds: (C,D)
+        grid: the cells over the picture
         heads: layer -> heads, any layers of the LLM
         given_ids: the answer's tokens, instead of the model's own; layers above the highest of `heads` do not run
     Raises BadInput for a head that the model does not have, ContextTooLong.
@@ -87,17 +83,21 @@ def watch_answer(
     embeds = torch.cat((before, image_embeds, after))[None]
     cache = KvCache()
     # The prompt's last token runs later, with the answer. Layers above the highest head run only for own answers.
-    layers.run(embeds[:, :-1], 0, cache, last=None if given_ids is None else top)
+    placed = prompt_positions(model.spec, len(before), grid, len(after))
+    first = placed.rows(0, length - 1, embeds.device)
+    layers.run(embeds[:, :-1], first, cache, last=None if given_ids is None else top)
 
     if given_ids is None:
-        token_ids, fed = _generate(model, layers, embeds[:, -1:], length - 1, cache.fork(), max_new_tokens, stop_ids)
+        token_ids, fed = _generate(
+            model, layers, embeds[:, -1:], length - 1, placed, cache.fork(), max_new_tokens, stop_ids
+        )
     else:
         token_ids, fed = tuple(given_ids), len(given_ids)
     chunk = torch.cat((embeds[0, -1:], _embed(model, token_ids[:fed])))[None]
     wanted = {"answer": slice(1, 1 + fed), "predicting": slice(0, len(token_ids)), "last-prompt": slice(0, 1)}[rows]
     image = slice(len(before), len(before) + len(image_embeds))
     with WatchHeads(layers.layers, heads, wanted, image) as watch:
-        layers.run(chunk, length - 1, cache, last=top)
+        layers.run(chunk, placed.rows(length - 1, length - 1 + chunk.shape[1], chunk.device), cache, last=top)
     return WatchedAnswer(token_ids, len(range(*wanted.indices(chunk.shape[1]))), watch.means)
 
 
@@ -134,7 +134,7 @@ class WatchHeads:
 def _attention_rows(
     attention: Attention, x: Tensor, positions: Tensor, rows: Tensor, keys: Tensor, heads: Sequence[int]
 ) -> Tensor:
-    """x (1,S,D) of the rows `rows` (S,), keys (1,H_kv,N,d) -> softmax weights (1,heads,S,N), in float32."""
+    """x (1,S,D) of `rows` (S,) at `positions`, keys (1,H_kv,N,d) -> softmax weights (1,heads,S,N), in float32."""
     llm = attention.llm
     chosen = torch.tensor(list(heads), device=x.device)
     weight = attention.q.weight.reshape(llm.heads, llm.head_dim, -1)[chosen].flatten(0, 1)
@@ -152,6 +152,7 @@ def _generate(
     layers: LayerStack,
     embeds: Tensor,
     start: int,
+    placed: RowPositions,
     cache: KvCache,
     max_new_tokens: int,
     stop_ids: Collection[int],
@@ -159,7 +160,8 @@ def _generate(
     """Generate greedily from the prompt's last row; returns the tokens and how many of them were fed back."""
     token_ids: list[int] = []
     while len(token_ids) < max_new_tokens:
-        row = layers.run(embeds, start + len(token_ids), cache)[:, -1]
+        here = start + len(token_ids)
+        row = layers.run(embeds, placed.rows(here, here + 1, embeds.device), cache)[:, -1]
         token_id = int(model.tail.head(model.tail.norm(row))[0].argmax())
         if token_id in stop_ids:
             return tuple(token_ids), len(token_ids)

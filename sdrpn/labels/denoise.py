@@ -7,14 +7,15 @@ out of training. Images have h x w cells.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.method.grids import Box
+from sdrpn.method.grids import Box, cell_count
 
 __all__ = [
     "BACKGROUND",
@@ -22,7 +23,10 @@ __all__ = [
     "IGNORED",
     "LabelRule",
     "PseudoLabels",
+    "Sinks",
     "denoise",
+    "sinks_by_grid",
+    "sinks_on",
     "usual_sinks",
 ]
 
@@ -30,8 +34,11 @@ Floats = npt.NDArray[np.floating[Any]]
 Bool = npt.NDArray[np.bool_]
 Int8 = npt.NDArray[np.int8]
 
+Sinks: TypeAlias = Mapping[tuple[int, int], Bool]  # (h,w) of a grid -> (h*w,)
+
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -100
 
+LEAST_QUESTIONS = 16  # about pictures of one grid among several, from which on its usual sinks are known
 # Without sink heads: the ratio to the mean over the image, in the median question.
 USUAL_SINK_RATIO = 10.0
 
@@ -125,6 +132,24 @@ def usual_sinks(attention: Floats, ratio: float = USUAL_SINK_RATIO) -> Bool:
     relative = np.divide(attention, means, out=np.zeros_like(attention), where=means > 0)
     sinks: Bool = np.median(relative, axis=0) > ratio
     return sinks
+
+
+def sinks_by_grid(attention: Iterable[tuple[tuple[int, int], Floats]]) -> Sinks:
+    """The usual sinks of every grid (h,w), from the attention (C,) of questions about pictures of it.
+
+    Where pictures have several grids, nothing is known of those of few questions: what is asked for is strong in most
+    of these, too.
+    """
+    found: dict[tuple[int, int], list[Floats]] = {}
+    for hw, cells in attention:
+        found.setdefault(hw, []).append(cells)
+    enough = 1 if len(found) == 1 else LEAST_QUESTIONS
+    return {hw: usual_sinks(np.stack(cells)) for hw, cells in found.items() if len(cells) >= enough}
+
+
+def sinks_on(sinks: Sinks, hw: tuple[int, int]) -> Bool:
+    """(C,): those of a grid; none where nothing is known of it."""
+    return sinks.get(hw, np.zeros(cell_count(hw), np.bool_))
 
 
 def _check_attention(grounding: Floats, sinks: Bool) -> None:

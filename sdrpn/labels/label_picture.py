@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from sdrpn.images.picture_text import font, line_height, wrapped
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 
 __all__ = ["LEGEND", "Colour", "LabelledPicture", "contact_sheet", "draw_labels", "draw_pair"]
 
@@ -47,21 +47,22 @@ class LabelledPicture:
     question: str
 
 
-def draw_pair(labelled: LabelledPicture, fit: Fit = "pad", side_px: int = SIDE_PX) -> Image.Image:
+def draw_pair(labelled: LabelledPicture, fit: Seen = "pad", side_px: int = SIDE_PX) -> Image.Image:
     """The picture as the model sees it, and beside it the same picture with its labels."""
     pair = Image.new("RGB", (2 * side_px + MARGIN_PX // 2, side_px), PAGE)
-    seen = _seen_square(labelled.picture, side_px, fit)
+    seen = _seen_part(labelled.picture, side_px, fit)
     _outline(seen, labelled.cells)
     pair.paste(seen, (0, 0))
     pair.paste(draw_labels(labelled.picture, labelled.cells, side_px, fit), (side_px + MARGIN_PX // 2, 0))
     return pair
 
 
-def draw_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int, fit: Fit = "pad") -> Image.Image:
-    """The picture as a grey square with its labels (h,w): foreground yellow and outlined, background blue."""
-    grey = np.asarray(_seen_square(picture, side_px, fit).convert("L"), np.float32)
+def draw_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int, fit: Seen = "pad") -> Image.Image:
+    """What the grid covers of the picture, in grey, with its labels (h,w): foreground yellow and outlined, background
+    blue."""
+    grey = np.asarray(_seen_part(picture, side_px, fit).convert("L"), np.float32)
     pixels = np.repeat((90 + 0.5 * grey)[..., None], 3, axis=2)  # not black or white: both colours are visible
-    rows, columns = (np.arange(side_px) * count // side_px for count in cells.shape)
+    rows, columns = (np.arange(side) * count // side for side, count in zip(grey.shape, cells.shape, strict=True))
     label = cells[np.ix_(rows, columns)]
     for value, colour in TINTS.items():
         pixels[label == value] *= 1 - OPACITY
@@ -71,7 +72,7 @@ def draw_labels(picture: Image.Image, cells: NDArray[np.int8], side_px: int, fit
     return shown
 
 
-def contact_sheet(samples: Sequence[LabelledPicture], fit: Fit = "pad") -> Image.Image:
+def contact_sheet(samples: Sequence[LabelledPicture], fit: Seen = "pad") -> Image.Image:
     """Pairs in rows, each above its full question, with a legend of the colours at the top."""
     pair_px, text_font = 2 * SIDE_PX + MARGIN_PX // 2, font(FONT_PX)
     captions = [wrapped(sample.question, text_font, pair_px) for sample in samples]
@@ -101,11 +102,13 @@ def _draw_legend(draw: ImageDraw.ImageDraw, y: int) -> None:
         x += FONT_PX + 8 + round(text_font.getlength(about)) + 2 * MARGIN_PX
 
 
-def _seen_square(picture: Image.Image, side_px: int, fit: Fit) -> Image.Image:
-    """The square that the model sees: the padded picture, or its centre."""
-    scale = side_px / (max if fit == "pad" else min)(picture.size)
+def _seen_part(picture: Image.Image, side_px: int, fit: Seen) -> Image.Image:
+    """What the grid covers: the padded square or the picture's middle, of this side; or the picture, within it."""
+    scale = side_px / (min if fit == "crop" else max)(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     shown = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    if fit == "whole":
+        return shown
     square = Image.new("RGB", (side_px, side_px), PADDING)
     square.paste(shown, ((side_px - shown.width) // 2, (side_px - shown.height) // 2))
     return square
@@ -114,18 +117,19 @@ def _seen_square(picture: Image.Image, side_px: int, fit: Fit) -> Image.Image:
 def _outline(square: Image.Image, cells: NDArray[np.int8]) -> None:
     """Draw a light line on a dark one around the foreground, visible on any colour."""
     draw = ImageDraw.Draw(square)
-    lines = list(_borders(cells == FOREGROUND, square.width))
+    lines = list(_borders(cells == FOREGROUND, square.size))
     for colour, width in ((PAGE, LINE_PX + 4), (TINTS[FOREGROUND], LINE_PX)):
         for line in lines:
             draw.line(line, colour, width)
 
 
-def _borders(fired: NDArray[np.bool_], side_px: int) -> Iterator[Line]:
+def _borders(fired: NDArray[np.bool_], size_wh: tuple[int, int]) -> Iterator[Line]:
     """The cell edges, in pixels, between foreground cells and others or the border."""
     around = np.pad(fired, 1)
     across, down = around[1:-1, 1:] != around[1:-1, :-1], around[1:, 1:-1] != around[:-1, 1:-1]
     y, x = (
-        np.minimum(np.arange(count + 1) * side_px // count, side_px - 1).tolist() for count in fired.shape
+        np.minimum(np.arange(count + 1) * side // count, side - 1).tolist()
+        for side, count in zip(reversed(size_wh), fired.shape, strict=True)
     )  # where rows and columns begin
     for row, column in np.argwhere(across).tolist():
         yield x[column], y[row], x[column], y[row + 1]

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
-from sdrpn.families.registry import family_of, fit_of
+from sdrpn.families.registry import family_of, seen_of
 from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.host.json_files import differing_keys, read_json_object
 from sdrpn.host.progress import Advance, unseen
-from sdrpn.labels.denoise import FOREGROUND, LabelRule, PseudoLabels, denoise, usual_sinks
+from sdrpn.labels.denoise import FOREGROUND, LabelRule, PseudoLabels, Sinks, denoise, sinks_by_grid, sinks_on
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.labels.questions import DataQuestion
 from sdrpn.labels.shards import (
@@ -85,7 +85,7 @@ class LabelRun:
             "format_version": FORMAT_VERSION,
             "checkpoint_sha256": self.checkpoint_sha256,
             "precision": str(teacher.model.embed.weight.dtype).removeprefix("torch."),
-            "fit": fit_of(teacher.model.spec),
+            "fit": seen_of(teacher.model.spec),
             "questions": len(self.questions),
             "questions_sha256": data,
             **dataclasses.asdict(teacher.options),
@@ -122,7 +122,7 @@ def label_questions(
 
 def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any], images: Path) -> Counts:
     """Label the recorded attention; existing labels are replaced. `images` is stored for the training."""
-    sinks = _usual_sinks(out / ATTENTION)
+    sinks = _usual_sinks(out / ATTENTION, provenance)
     counts = Counts()
     with replacing_directory(out / LABELS, exist_ok=True) as folder:
         for path in sorted((out / ATTENTION).glob("part-*.parquet")):
@@ -212,25 +212,23 @@ def _mean_of(watched: WatchedAnswer, choice: HeadChoice, heads: Sequence[Head]) 
     return mean
 
 
-def _usual_sinks(folder: Path) -> NDArray[np.bool_] | None:
-    """The sinks of the whole data set; None where sink heads were recorded, or nothing was."""
+def _usual_sinks(folder: Path, provenance: dict[str, Any]) -> Sinks:
+    """The sinks of the whole data set; none where sink heads were recorded, or nothing was."""
     rows = (
         row for row in read_shards(folder, ATTENTION_COLUMNS) if row["grounding"] is not None and row["answer_tokens"]
     )
-    attention = [np.array(row["grounding"], np.float32) for row in rows if row["sinks"] is None]
-    return usual_sinks(np.stack(attention)) if attention else None
+    return sinks_by_grid(
+        (grid_hw(row, provenance), np.array(row["grounding"], np.float32)) for row in rows if row["sinks"] is None
+    )
 
 
-def _labels(
-    row: dict[str, Any], sinks: NDArray[np.bool_] | None, rule: LabelRule, provenance: dict[str, Any]
-) -> PseudoLabels | None:
+def _labels(row: dict[str, Any], usual: Sinks, rule: LabelRule, provenance: dict[str, Any]) -> PseudoLabels | None:
     if row["grounding"] is None or not row["answer_tokens"]:
         return None
-    grounding = np.array(row["grounding"], np.float32)
+    grounding, hw = np.array(row["grounding"], np.float32), grid_hw(row, provenance)
+    sinks = sinks_on(usual, hw)
     if row["sinks"] is not None:
         sinks = np.array(row["sinks"], np.float32) >= provenance.get("sink_limit", EARLIER_SINK_LIMIT)
-    assert sinks is not None
-    hw = grid_hw(row, provenance)
     return denoise(grounding.reshape(hw), sinks.reshape(hw), rule)
 
 

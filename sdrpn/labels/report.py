@@ -20,7 +20,7 @@ from sdrpn.labels.denoise import BACKGROUND, FOREGROUND
 from sdrpn.labels.label_picture import LEGEND, LabelledPicture, contact_sheet, draw_pair
 from sdrpn.labels.labelling import LABELS, Counts
 from sdrpn.labels.shards import grid_hw, read_shards
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 
 __all__ = ["PICTURES", "REPORT", "SHEET", "write_report"]
 
@@ -44,7 +44,7 @@ class _Shown:
 
 def write_report(out: Path, images: Path, counts: Counts, provenance: dict[str, Any]) -> None:
     """Write `report.html`, its pictures, and `samples.png` with all of them on one sheet, into a label folder."""
-    fit: Fit = provenance.get("fit", "pad")
+    fit: Seen = provenance.get("fit", "pad")
     labelled, shown = list[LabelledPicture](), list[_Shown]()
     with replacing_directory(out / PICTURES, exist_ok=True) as folder:
         for number, row in enumerate(islice(read_shards(out / LABELS), SAMPLES)):

@@ -11,13 +11,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import square_of
-from sdrpn.images.image import base_pixels, open_image
-from sdrpn.labels.attention import Rows, WatchedAnswer, embed_image, require_heads, watch_answer
+from sdrpn.families.registry import prompt_of
+from sdrpn.images.image import open_image
+from sdrpn.labels.attention import Rows, WatchedAnswer, require_heads, watch_answer
 from sdrpn.labels.questions import DataQuestion
 from sdrpn.method.grids import ImageGrid
 from sdrpn.model.llava import SdRpnModel
-from sdrpn.text.prompt import Prompt, build_prompt, decode_text
+from sdrpn.model.looks import picture_tokens
+from sdrpn.text.prompt import Prompt, decode_text
 
 __all__ = ["Answers", "Teacher", "TeacherOptions"]
 
@@ -47,7 +48,7 @@ class Teacher:
 
     def prompt(self, question: DataQuestion) -> Prompt:
         """The prompt of a question."""
-        return build_prompt(self._tokenizer, self.model.spec.prompt, question.text)
+        return prompt_of(self.model.spec, self._tokenizer, question.text)
 
     def grid(self, question: DataQuestion) -> ImageGrid:
         """The cells over a question's picture. Raises BadImage."""
@@ -58,11 +59,13 @@ class Teacher:
 
         Raises BadImage, ContextTooLong, and BadInput where an answer should be given and is missing.
         """
+        tokens, grid = self._seen(question.image)
         return watch_answer(
             self.model,
-            self._seen(question.image)[0],
+            tokens,
             self.prompt(question),
             heads,
+            grid=grid,
             rows=self.options.rows,
             max_new_tokens=self.options.max_new_tokens,
             stop_ids=self.model.spec.prompt.eos_token_ids,
@@ -92,7 +95,7 @@ class Teacher:
 
     def _seen(self, name: str) -> tuple[Tensor, ImageGrid]:
         if self._embedded is None or self._embedded[0] != name:
-            picture, vision = open_image(self.images / name), square_of(self.model.spec)
-            embeds = embed_image(self.model, base_pixels(picture, vision))
-            self._embedded = name, embeds, self.model.spec.vision.grid(picture.size)
+            picture = open_image(self.images / name)
+            grid = self.model.spec.vision.grid(picture.size)
+            self._embedded = name, picture_tokens(self.model, picture), grid
         return self._embedded[1:]

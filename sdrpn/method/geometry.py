@@ -16,9 +16,11 @@ import numpy as np
 from sdrpn.errors import BadInput
 from sdrpn.method.grids import Box, IntArray
 
-__all__ = ["Fit", "PaddedGrid", "resized_wh"]
+__all__ = ["Fit", "PaddedGrid", "Seen", "resized_wh"]
 
 Fit = Literal["pad", "crop"]
+# What a grid covers of a picture: the square around it, the square in its middle, or just the picture.
+Seen = Literal["pad", "crop", "whole"]
 
 
 def resized_wh(image_wh: tuple[int, int], side_px: int) -> tuple[int, int]:

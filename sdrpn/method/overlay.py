@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sdrpn.errors import BadInput
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import Box, FloatArray
 
 __all__ = [
@@ -56,17 +56,17 @@ def draw_overlay(
     boxes_xyxy_px: Sequence[Box],
     crops_xyxy_px: Sequence[Box] | None = None,
     *,
-    fit: Fit = "pad",
+    fit: Seen = "pad",
     dropped: Sequence[tuple[Box, str]] = (),
 ) -> Image.Image:
     """The image under its heat map with boxes, and each crop enlarged beside it.
 
     Args:
         image: upright RGB.
-        roi_map: (G, G) in 0..1 over the image padded to a square; None: no heat.
+        roi_map: (h, w) in 0..1 over what `fit` says; None: no heat.
         boxes_xyxy_px: the boxes found, in pixels of the image.
         crops_xyxy_px: the crops that were encoded; None: the boxes.
-        fit: how the image became the square that the map covers, see `VisionSpec`.
+        fit: what the map covers: "pad": the square around the image, "crop": the square in its middle, "whole": it.
         dropped: boxes that were found and left out, and why, in a few words.
     Raises: BadInput for a box that is empty or extends beyond the image.
     """
@@ -107,12 +107,13 @@ def fitted_part(image: Image.Image, box: Box, room_wh: tuple[int, int]) -> Image
     return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
-def heated(shown: Image.Image, roi_map: Float32, fit: Fit = "pad") -> Image.Image:
-    """Lay the map over the image: it covers the padded square, whose middle is the image, or the image's middle."""
+def heated(shown: Image.Image, roi_map: Float32, fit: Seen = "pad") -> Image.Image:
+    """Lay the map over the image: it covers the padded square, whose middle is the image, the image's middle, or it."""
     side = max(shown.size) if fit == "pad" else min(shown.size)
-    square = Image.fromarray(roi_map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+    size = shown.size if fit == "whole" else (side, side)
+    covered = Image.fromarray(roi_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     seen = Image.new("F", shown.size)  # no heat where the model sees nothing
-    seen.paste(square, ((shown.width - side) // 2, (shown.height - side) // 2))
+    seen.paste(covered, ((shown.width - size[0]) // 2, (shown.height - size[1]) // 2))
     strength = np.asarray(seen) / full_heat(roi_map)
     opacity: FloatArray = HEAT_OPACITY * strength.clip(0, 1)[..., None]
     blended: FloatArray = np.asarray(shown, np.float32) * (1 - opacity) + heat_colours(strength) * opacity

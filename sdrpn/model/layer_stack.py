@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sdrpn.model.layers import DecoderLayer, KvCache
@@ -22,12 +21,11 @@ class LayerStack:
         """The number of layers."""
         return len(self.layers)
 
-    def run(self, x: Tensor, start: int, cache: KvCache, first: int = 0, last: int | None = None) -> Tensor:
-        """x (1,S,D) at positions start.. through layers first..last-1 -> the residual stream (1,S,D) after them.
+    def run(self, x: Tensor, positions: Tensor, cache: KvCache, first: int = 0, last: int | None = None) -> Tensor:
+        """x (1,S,D) at `positions` through layers first..last-1 -> the residual stream (1,S,D) after them.
 
         Args: last: None: through all that follow
         """
-        positions = torch.arange(start, start + x.shape[1], device=x.device)[None]
         for index in range(first, len(self.layers) if last is None else last):
             x = self.layers[index](x, positions, cache, index)
         return x

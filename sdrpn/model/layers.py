@@ -181,7 +181,7 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMlp(llm)
 
     def forward(self, x: Tensor, positions: Tensor, cache: KvCache | None = None, layer: int = 0) -> Tensor:
-        """x (B,S,D), positions (B,S) -> (B,S,D)."""
+        """x (B,S,D), positions as `rotary` takes them -> (B,S,D)."""
         x = x + self.attention(self.input_norm(x), positions, cache, layer)
         output: Tensor = x + self.mlp(self.post_norm(x))
         return output

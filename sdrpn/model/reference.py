@@ -17,19 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sdrpn.families.registry import square_of
-from sdrpn.images.image import base_pixels, crop_pixels, open_image
-from sdrpn.method.roi import (
-    Crop,
-    Decide,
-    RoiDecision,
-    RoiPolicy,
-    decide_by_policy,
-    resize_features,
-    roi_logits_from_scores,
-)
+from sdrpn.families.registry import family_of
+from sdrpn.images.image import open_image
+from sdrpn.method.roi import Decide, RoiDecision, RoiPolicy, roi_logits_from_scores
 from sdrpn.model.layers import KvCache
 from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.looks import crop_tokens, picture_tokens
+from sdrpn.model.positions import RowPositions, prompt_positions
 
 __all__ = ["ImageSource", "ReferenceAnswer", "reference_answer"]
 
@@ -47,7 +41,7 @@ class ReferenceAnswer:
     decision: RoiDecision | None
     roi_token_count: int
     tap: Float32 | None  # (S,D) of pass 1; None for plain LLaVA, which has no second pass
-    image_embeds: Float32  # (G*G,D)
+    image_embeds: Float32  # (h*w,D)
     roi_embeds: Float32  # (roi_token_count,D)
 
 
@@ -73,24 +67,25 @@ def reference_answer(
     Raises BadImage for an image that cannot be read.
     """
     picture = open_image(image)
-    dtype = model.embed.weight.dtype
-    image_embeds = model.vision(torch.from_numpy(base_pixels(picture, square_of(model.spec)))[None].to(dtype))[0]
+    image_embeds, grid = picture_tokens(model, picture), model.spec.vision.grid(picture.size)
     before, after = (model.embed(torch.tensor(list(ids), dtype=torch.long)) for ids in (ids_before, ids_after))
 
     prompt = torch.cat((before, image_embeds, after))[None]  # (1,S,D)
     if decide is None and roi is not None:
-        decide = decide_by_policy(roi, model.spec.vision.grid)
+        decide = family_of(model.spec).decide(roi, model.spec.vision)
     tap, logits, decision, roi_embeds = None, None, None, image_embeds[:0]
     if model.rpn is not None and decide is not None:
-        positions = _positions(0, prompt.shape[1])
+        positions = prompt_positions(model.spec, len(before), grid, len(after)).rows(0, prompt.shape[1])
         tap = model.trunk(prompt, positions)
         scores = model.rpn(tap, positions)[0, :, len(before) : len(before) + len(image_embeds)]
-        logits = _roi_logits(model, scores, model.spec.vision.grid(picture.size).hw)
+        logits = _roi_logits(model, scores, grid.hw)
         decision = decide(logits, picture.size)
-        roi_embeds = torch.cat([roi_embeds, *(_crop_embeds(model, picture, crop) for crop in decision.crops)])
+        roi_embeds = torch.cat([roi_embeds, *(crop_tokens(model, picture, crop) for crop in decision.crops)])
 
+    crops = () if decision is None else decision.crops
+    placed = prompt_positions(model.spec, len(before), grid, len(after), crops)
     prompt = torch.cat((before, image_embeds, roi_embeds, after))[None]
-    token_ids, step_logits = _generate(model, prompt, max_new_tokens, stop_ids)
+    token_ids, step_logits = _generate(model, prompt, placed, max_new_tokens, stop_ids)
     return ReferenceAnswer(
         token_ids=token_ids,
         step_logits=step_logits,
@@ -111,23 +106,8 @@ def _roi_logits(model: SdRpnModel, scores: Tensor, hw: tuple[int, int]) -> Float
     return roi_logits_from_scores(_array(scores), hw, head_dim=head_dim, multi_head=rpn.multi_head, loss=rpn.loss)
 
 
-def _crop_embeds(model: SdRpnModel, picture: Image.Image, crop: Crop) -> Tensor:
-    """The tokens (n,D) that a crop inserts."""
-    pixels = torch.from_numpy(crop_pixels(picture, crop.box_xyxy_px, square_of(model.spec)))[None]
-    pixels = pixels.to(model.embed.weight.dtype)
-    if crop.keep_cells is not None:
-        kept: Tensor = model.vision.kept(pixels, torch.from_numpy(crop.keep_cells.ravel()))
-        return kept
-    embeds: Tensor = model.vision(pixels)[0]
-    if crop.grid_hw is None:
-        return embeds
-    hw = model.spec.vision.grid(picture.size).crop_hw(crop.box_xyxy_px)
-    resized = resize_features(_array(embeds).reshape(*hw, -1), crop.grid_hw)
-    return torch.from_numpy(resized).to(embeds.dtype).flatten(0, 1)
-
-
 def _generate(
-    model: SdRpnModel, prompt: Tensor, max_new_tokens: int, stop_ids: Collection[int]
+    model: SdRpnModel, prompt: Tensor, placed: RowPositions, max_new_tokens: int, stop_ids: Collection[int]
 ) -> tuple[tuple[int, ...], Float32]:
     """Prompt (1,S,D) -> token ids and their rows of logits (n,V)."""
     trunk_cache, tail_cache = KvCache(), KvCache()
@@ -135,7 +115,7 @@ def _generate(
     rows: list[Tensor] = []
     embeds, start = prompt, 0
     while len(token_ids) < max_new_tokens:
-        positions = _positions(start, embeds.shape[1])
+        positions = placed.rows(start, start + embeds.shape[1])
         tap = model.trunk(embeds, positions, trunk_cache)
         rows.append(model.tail(tap, positions, tail_cache)[0])
         token_id = int(rows[-1].argmax())
@@ -146,10 +126,6 @@ def _generate(
         embeds = model.embed(torch.tensor([[token_id]]))
     logits = torch.stack(rows) if rows else torch.empty(0, model.spec.llm.vocabulary)
     return tuple(token_ids), _array(logits)
-
-
-def _positions(start: int, count: int) -> Tensor:
-    return torch.arange(start, start + count)[None]
 
 
 def _array(tensor: Tensor) -> Float32:

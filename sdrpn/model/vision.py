@@ -13,15 +13,19 @@ __all__ = ["VisionModule", "vision_module"]
 
 
 class VisionModule(nn.Module):
-    """From pixels to image tokens. Parameters are called `tower.*` (`vision.*` in a checkpoint) and `projector.*`."""
+    """From looks to image tokens.
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """One look, or several of one shape -> image_embeds (N, cells, D)."""
+    Parameters `projector.*` are called so in a checkpoint, too; all others, with or without `tower.`, are `vision.*`.
+    """
+
+    def forward(self, *look: Tensor) -> Tensor:
+        """The vision graph's inputs in their order: one look, or several of one shape -> image_embeds (N, cells, D)."""
         raise NotImplementedError
 
-    def kept(self, pixels: Tensor, keep: Tensor) -> Tensor:
-        """One look, of which only the cells that are true in `keep` (h*w,) are returned -> (n,D)."""
-        raise NotImplementedError
+    def kept(self, *look: Tensor, keep: Tensor) -> Tensor:
+        """One look, of which only the cells (h*w,) that are true are wanted -> (n,D)."""
+        tokens: Tensor = self(*look)[0]
+        return tokens[keep]
 
 
 def vision_module(spec: ModelSpec) -> VisionModule:

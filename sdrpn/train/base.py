@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdrpn.families.registry import square_of
-from sdrpn.images.image import base_pixels, open_image
-from sdrpn.labels.attention import embed_image
+from sdrpn.errors import BadInput
+from sdrpn.images.image import open_image
+from sdrpn.method.grids import ImageGrid
 from sdrpn.model.dtypes import torch_dtype
 from sdrpn.model.layers import KvCache
 from sdrpn.model.llava import LlavaBase
+from sdrpn.model.looks import picture_tokens
+from sdrpn.model.positions import RowPositions, prompt_positions
 from sdrpn.train.label_set import LabelledPrompt
 from sdrpn.train.options import Precision
 
@@ -39,7 +41,7 @@ class FrozenBase:
         self._model = model
         self._images = images
         self._precision = precision
-        self._prefix: tuple[tuple[str, tuple[int, ...]], Tensor, KvCache] | None = None
+        self._prefix: tuple[tuple[str, tuple[int, ...]], Tensor, KvCache, ImageGrid] | None = None
 
     @property
     def width(self) -> int:
@@ -54,26 +56,33 @@ class FrozenBase:
     @torch.inference_mode()
     def question(self, prompt: LabelledPrompt) -> Tensor:
         """The taps (Q,D) of the tokens after the image, float32, on the model's device."""
-        tap, cache = self._prefix_of(prompt)
-        return self._run(self._embed(prompt.ids_after), len(tap), cache.fork())
+        tap, cache, grid = self._prefix_of(prompt)
+        placed = prompt_positions(self._model.spec, len(prompt.ids_before), grid, len(prompt.ids_after))
+        return self._run(self._embed(prompt.ids_after), len(tap), placed, cache.fork())
 
-    def _prefix_of(self, prompt: LabelledPrompt) -> tuple[Tensor, KvCache]:
+    def _prefix_of(self, prompt: LabelledPrompt) -> tuple[Tensor, KvCache, ImageGrid]:
         key = prompt.image, prompt.ids_before
         if self._prefix is None or self._prefix[0] != key:
             if self._images is None:
                 raise ValueError("no folder of images was named")
-            pixels = base_pixels(open_image(self._images / prompt.image), square_of(self._model.spec))
-            embeds = torch.cat((self._embed(prompt.ids_before), embed_image(self._model, pixels)))
-            cache = KvCache()
-            self._prefix = key, self._run(embeds, 0, cache), cache
+            picture, cache = open_image(self._images / prompt.image), KvCache()
+            grid = self._model.spec.vision.grid(picture.size)
+            if grid.hw != prompt.cells.shape:
+                raise BadInput(
+                    f"the labels of {prompt.image} have {prompt.cells.shape} cells and the checkpoint sees {grid.hw}; "
+                    "label with this checkpoint"
+                )
+            embeds = torch.cat((self._embed(prompt.ids_before), picture_tokens(self._model, picture)))
+            placed = prompt_positions(self._model.spec, len(prompt.ids_before), grid, 0)
+            self._prefix = key, self._run(embeds, 0, placed, cache), cache, grid
         return self._prefix[1:]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         embeds: Tensor = self._model.embed(torch.tensor(list(ids), device=self._model.embed.weight.device))
         return embeds
 
-    def _run(self, embeds: Tensor, start: int, cache: KvCache) -> Tensor:
-        positions = torch.arange(start, start + len(embeds), device=embeds.device)[None]
+    def _run(self, embeds: Tensor, start: int, placed: RowPositions, cache: KvCache) -> Tensor:
+        positions = placed.rows(start, start + len(embeds), embeds.device)
         with autocast_for(self._precision, embeds.device):
             tap: Tensor = self._model.trunk(embeds.float()[None], positions, cache)
         return tap[0].float()

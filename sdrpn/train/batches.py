@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from sdrpn.labels.denoise import IGNORED
+from sdrpn.method.spec import ModelSpec
+from sdrpn.model.positions import positions_on
 from sdrpn.train.label_set import LabelledPrompt
 from sdrpn.train.taps import TapSource
 
@@ -44,10 +46,11 @@ class TapBatch:
     """Inputs and labels of the RPN. Rows after the end of a shorter prompt are 0 and have no effect."""
 
     tap: Tensor  # (B,S,D) float32
-    positions: Tensor  # (B,S)
+    positions: Tensor  # (B,S) or (B,S,d/2), as `sdrpn.model.layers` takes them
     last_index: Tensor  # (B,), index of the prompt's last token
-    image_index: Tensor  # (B,C), indices of the image tokens
-    labels: Tensor  # (B,C)
+    image_index: Tensor  # (B,C), indices of the image tokens; 0 behind those of a smaller grid
+    labels: Tensor  # (B,C); ignored there
+    hw: Tensor  # (B,2), rows and columns of each grid
 
     def cell_scores(self, scores: Tensor) -> Tensor:
         """Scores (B,H,S) of all tokens -> (B,H,C) of the image tokens."""
@@ -55,18 +58,14 @@ class TapBatch:
 
 
 class TapBatches:
-    """Makes batches of prompts and their taps."""
+    """Makes batches of prompts and their taps. Grids may differ from picture to picture."""
 
-    def __init__(self, prompts: Sequence[LabelledPrompt], taps: TapSource, device: torch.device) -> None:
-        self._prompts = prompts
+    def __init__(
+        self, prompts: Sequence[LabelledPrompt], taps: TapSource, spec: ModelSpec, device: torch.device
+    ) -> None:
+        self._prompts, self._spec = prompts, spec
         self._taps = taps
         self._device = device
-
-    @property
-    def hw(self) -> tuple[int, int]:
-        """Rows and columns of the grid of every image; only of one grid can a batch be made."""
-        rows, columns = self._prompts[0].cells.shape
-        return rows, columns
 
     def labelled_cells(self, places: Sequence[int]) -> int:
         """How many cells of these prompts are labelled."""
@@ -80,13 +79,25 @@ class TapBatches:
         tap = torch.zeros(len(taps), longest, taps[0].shape[1], device=self._device)
         for row, rows in zip(tap, taps, strict=True):
             row[: len(rows)] = rows
-        labels = torch.from_numpy(np.stack([prompt.cells.ravel() for prompt in prompts])).long()
-        labels[torch.tensor([place is None for place in places])] = IGNORED
-        starts = torch.tensor([len(prompt.ids_before) for prompt in prompts])
+        most = max(prompt.cells.size for prompt in prompts)
+        labels = torch.full((len(prompts), most), IGNORED)
+        image_index = torch.zeros(len(prompts), most, dtype=torch.long)
+        for number, (place, prompt) in enumerate(zip(places, prompts, strict=True)):
+            count, start = prompt.cells.size, len(prompt.ids_before)
+            image_index[number, :count] = torch.arange(start, start + count)
+            if place is not None:
+                labels[number, :count] = torch.from_numpy(prompt.cells.ravel())
         return TapBatch(
             tap,
-            torch.arange(longest, device=self._device).expand(len(taps), -1),
+            torch.cat([self._positions(prompt, longest) for prompt in prompts]),
             torch.tensor([len(rows) - 1 for rows in taps], device=self._device),
-            (starts[:, None] + torch.arange(labels.shape[1])).to(self._device),
+            image_index.to(self._device),
             labels.to(self._device),
+            torch.tensor([prompt.cells.shape for prompt in prompts], device=self._device),
         )
+
+    def _positions(self, prompt: LabelledPrompt, rows: int) -> Tensor:
+        """(1,rows), or (1,rows,d/2)."""
+        height, width = prompt.cells.shape
+        placed = positions_on(self._spec, len(prompt.ids_before), (height, width), len(prompt.ids_after))
+        return placed.rows(0, rows, self._device)

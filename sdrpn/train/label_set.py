@@ -18,7 +18,7 @@ from sdrpn.labels.about import read_about_labels
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
 from sdrpn.labels.labelling import LABELS, LABELS_NAME
 from sdrpn.labels.shards import LABEL_COLUMNS, grid_hw, read_shards
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import cell_count
 
 __all__ = ["LabelSet", "LabelledPrompt", "Split", "read_labels", "split_by_image"]
@@ -54,9 +54,9 @@ class LabelSet:
         return digest.hexdigest()
 
     @property
-    def fit(self) -> Fit:
-        """How pictures were made square for labelling."""
-        fit: Fit = self.about.get("fit", "pad")  # earlier releases always padded
+    def fit(self) -> Seen:
+        """What the grids cover of the pictures that were labelled."""
+        fit: Seen = self.about.get("fit", "pad")  # earlier releases always padded
         return fit
 
     @property

@@ -125,21 +125,31 @@ class TrainLoop:
         accelerator = self._accelerator
         logits: list[Tensor] = []
         labels: list[Tensor] = []
+        grids: list[Tensor] = []
         for micro in micro_batches(
             places, self.options.micro_batch, accelerator.process_index, accelerator.num_processes
         ):
             batch = self._batches.make(micro)
-            logits.append(accelerator.gather(self._logits(batch)))
-            labels.append(accelerator.gather(batch.labels))
+            # Processes may have grids of other sizes, and what is gathered has one shape.
+            logits += accelerator.gather(accelerator.pad_across_processes(self._logits(batch), dim=1))
+            labels += accelerator.gather(accelerator.pad_across_processes(batch.labels, dim=1, pad_index=IGNORED))
+            grids += accelerator.gather(batch.hw)
         self.rpn.train()
-        return self._measured(torch.cat(logits), torch.cat(labels)) if logits else None
+        return self._measured(logits, labels, grids) if logits else None
 
-    def _measured(self, logits: Tensor, labels: Tensor) -> Validation | None:
-        losses = logit_losses(logits, labels, self.options.rpn)
-        values: NDArray[np.int8] = labels.cpu().numpy().astype(np.int8)
-        if not (values > 0).any():
+    def _measured(
+        self, logits: Sequence[Tensor], labels: Sequence[Tensor], grids: Sequence[Tensor]
+    ) -> Validation | None:
+        """Each of a sample: logits and labels (C or more), rows and columns of its grid."""
+        maps, cells = list[NDArray[np.float32]](), list[NDArray[np.int8]]()
+        total, counted = 0.0, 0
+        for row, label, grid in zip(logits, labels, grids, strict=True):
+            height, width = (int(side) for side in grid)
+            own = slice(height * width)
+            total += float(logit_losses(row[None, own], label[None, own], self.options.rpn).double().sum())
+            counted += int((label[own] != IGNORED).sum())
+            maps.append(row[own].float().cpu().numpy().reshape(height, width))
+            cells.append(label[own].cpu().numpy().astype(np.int8).reshape(height, width))
+        if not any((sample > 0).any() for sample in cells):
             return None
-        loss = float(losses.double().sum() / (labels != IGNORED).sum())
-        shape = -1, *self._batches.hw
-        quality = measure_quality(logits.float().cpu().numpy().reshape(shape), values.reshape(shape))
-        return Validation(self.step, loss, quality)
+        return Validation(self.step, total / counted, measure_quality(maps, cells))

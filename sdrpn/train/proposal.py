@@ -112,7 +112,7 @@ def try_taps(
     for tap_layer, rpn_layers in fitting_pairs(checkpoint.spec.llm.layers, candidates):
         asked = dataclasses.replace(options, tap_layer=tap_layer, rpn_layers=rpn_layers)
         taps = StoredTaps(folder, labels.prompts, _key(tap_layer), options.taps)
-        batches = TapBatches(labels.prompts, taps, accelerator.device)
+        batches = TapBatches(labels.prompts, taps, checkpoint.spec, accelerator.device)
         trials.append(_trial(checkpoint, split, asked, batches, accelerator, show_progress))
     return trials
 

@@ -1,10 +1,11 @@
 """Agreement of RoI maps with held-out labels. NumPy only; knows no model.
 
-N samples of h x w cells. The labels come from attention; they are not the ground truth.
+Every sample has h x w cells of its own. The labels come from attention; they are not the ground truth.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Quality:
     """Agreement with labels.
 
     average_precision: the area under the precision-recall curve over the labelled cells of all samples
-    centre_box_iou: the box IoU of a centred box of the labels' mean size, for comparison
+    centre_box_iou: the box IoU of a centred box of the labels' mean share of the grid, for comparison
     curve: (recall, precision) from the most confident cell on, at most a few hundred points
     """
 
@@ -64,27 +65,27 @@ class Quality:
 CURVE_POINTS = 200
 
 
-def measure_quality(logits: Float32, labels: Int8) -> Quality:
+def measure_quality(all_logits: Iterable[Float32], all_labels: Iterable[Int8]) -> Quality:
     """Compare maps with labels.
 
     Args:
-        logits: (N,h,w), before the sigmoid
-        labels: (N,h,w), 1 foreground, 0 background, -100 ignored; samples without foreground do not count
+        all_logits: (h,w) of each sample, before the sigmoid
+        all_labels: (h,w), 1 foreground, 0 background, -100 ignored; samples without foreground do not count
     Raises ValueError where no sample has any foreground.
     """
-    useful = (labels == FOREGROUND).any(axis=(1, 2))
-    logits, labels = logits[useful], labels[useful]
-    if not len(labels):
+    samples = zip(all_logits, all_labels, strict=True)
+    useful = [(logits, labels) for logits, labels in samples if (labels == FOREGROUND).any()]
+    if not useful:
         raise ValueError("no sample has foreground to compare with")
-    maps = [roi_map(sample) for sample in logits]
-    boxes = [_box_around(foreground) for foreground in labels == FOREGROUND]
-    recall, precision = _curve(np.concatenate([cells.ravel() for cells in maps]), labels.ravel())
+    maps, labels = [roi_map(logits) for logits, _ in useful], [labels for _, labels in useful]
+    boxes = [_box_around(sample == FOREGROUND) for sample in labels]
+    recall, precision = _curve(*(np.concatenate([cells.ravel() for cells in grids]) for grids in (maps, labels)))
     shown = np.unique(np.linspace(0, len(recall) - 1, CURVE_POINTS).astype(int))
     blurred = [blur(cells) for cells in maps]
     return Quality(
         samples=len(labels),
         average_precision=float(np.sum(np.diff(recall, prepend=0) * precision)),
-        centre_box_iou=float(np.mean([_box_iou(_centre_box(boxes, labels.shape[1:]), box) for box in boxes])),
+        centre_box_iou=float(np.mean(_centre_overlaps(boxes, [sample.shape for sample in labels]))),
         thresholds=tuple(_at_threshold(threshold, maps, blurred, labels, boxes) for threshold in THRESHOLDS),
         curve=tuple((float(x), float(y)) for x, y in zip(recall[shown], precision[shown], strict=True)),
     )
@@ -100,10 +101,11 @@ def _curve(strengths: Float32, labels: Int8) -> tuple[NDArray[Any], NDArray[Any]
 
 
 def _at_threshold(
-    threshold: float, maps: list[Float32], blurred: list[Float32], labels: Int8, boxes: list[Box]
+    threshold: float, maps: list[Float32], blurred: list[Float32], labels: Sequence[Int8], boxes: list[Box]
 ) -> AtThreshold:
-    fired = np.stack(maps) > threshold
-    wanted, counted = labels == FOREGROUND, labels != IGNORED
+    fired = np.concatenate([cells.ravel() for cells in maps]) > threshold
+    every = np.concatenate([cells.ravel() for cells in labels])
+    wanted, counted = every == FOREGROUND, every != IGNORED
     hits = int((fired & wanted).sum())
     fired_count, wanted_count = int((fired & counted).sum()), int(wanted.sum())
     overlaps = [_box_iou(_box_around(cells > threshold), box) for cells, box in zip(blurred, boxes, strict=True)]
@@ -132,7 +134,15 @@ def _box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return both / union if union else 0.0
 
 
-def _centre_box(boxes: list[Box], hw: tuple[int, ...]) -> tuple[float, float, float, float]:
+def _centre_overlaps(boxes: list[Box], grids_hw: Sequence[tuple[int, ...]]) -> list[float]:
+    """Of each box and one in the middle of its grid that takes the mean share of a grid's width and height."""
+    shares = [((x2 - x1) / hw[1], (y2 - y1) / hw[0]) for (x1, y1, x2, y2), hw in zip(boxes, grids_hw, strict=True)]
+    width, height = np.mean(shares, axis=0)
+    return [
+        _box_iou(_centre_box(width * hw[1], height * hw[0], hw), box) for box, hw in zip(boxes, grids_hw, strict=True)
+    ]
+
+
+def _centre_box(width: float, height: float, hw: tuple[int, ...]) -> tuple[float, float, float, float]:
     rows, columns = hw
-    width, height = np.mean([(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes], axis=0)
     return (columns - width) / 2, (rows - height) / 2, (columns + width) / 2, (rows + height) / 2

@@ -103,7 +103,7 @@ def train_rpn(
     taps = _taps(request, split, accelerator, show_progress)
     if accelerator.is_main_process:
         note_run(request.out, request.run())
-    batches = TapBatches(request.labels.prompts, taps, accelerator.device)
+    batches = TapBatches(request.labels.prompts, taps, spec, accelerator.device)
     rpn = rpn_from_layers(request.checkpoint, options.tap_layer, options.rpn)
     parameters = sum(parameter.numel() for parameter in rpn.parameters())
     loop = TrainLoop(rpn, spec.llm, options, batches, accelerator)
@@ -117,9 +117,10 @@ def train_rpn(
 
 
 def _require_fitting(request: TrainRequest, spec: ModelSpec) -> None:
-    cells = spec.vision.image_tokens
+    cells, always = spec.vision.image_tokens, family_of(spec).square(spec.vision) is not None
     for prompt in request.labels.prompts:
-        if prompt.cells.size != cells:
+        # Where pictures have grids of their own, each is compared when it is opened.
+        if prompt.cells.size > cells or (always and prompt.cells.size != cells):
             raise BadInput(
                 f"the labels have {prompt.cells.size} cells per image and the checkpoint sees {cells}; label with "
                 "this checkpoint"

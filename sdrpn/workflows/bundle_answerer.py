@@ -115,7 +115,7 @@ class BundleAnswerer:
         """The decision and its timings; no crop is encoded."""
         import dataclasses
 
-        from sdrpn.text.prompt import build_prompt
+        from sdrpn.families.registry import prompt_of
 
         decider, decided = self._decider(look), []
 
@@ -123,16 +123,16 @@ class BundleAnswerer:
             decided.append(decider(logits, image_wh))
             return dataclasses.replace(decided[0], crops=())
 
-        prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
+        prompt = prompt_of(self.spec, self._tokenizer, question)
         answer = self._session.answer_ids(
             picture, prompt.ids_before, prompt.ids_after, roi=None, decide=decide, max_new_tokens=1
         )
         return decided[0], answer.timings
 
     def _answer(self, picture: Image, question: str, look: Look | None, max_new_tokens: int) -> Answer:
-        from sdrpn.text.prompt import build_prompt
+        from sdrpn.families.registry import prompt_of
 
-        prompt = build_prompt(self._tokenizer, self.spec.prompt, question)
+        prompt = prompt_of(self.spec, self._tokenizer, question)
         decide = None if look is None else self._decider(look)
         return self._session.answer_ids(
             picture,

@@ -85,12 +85,13 @@ def _compare_prompts(bundle: Bundle, source: Checkpoint) -> Check:
     from sdrpn.checkpoint.tokenizer import tokenizer_of
     from sdrpn.compare.answers import QUESTION_IN_WORDS
     from sdrpn.compare.graphs import Check
-    from sdrpn.text.prompt import build_prompt, load_tokenizer
+    from sdrpn.families.registry import prompt_of
+    from sdrpn.text.prompt import load_tokenizer
 
     name = bundle.manifest.tokenizer
     bundle.verify([name] if name else [])
     pairs = ((load_tokenizer(bundle.file(str(name))), bundle.spec), (tokenizer_of(source), source.spec))
-    prompts = [build_prompt(tokenizer, spec.prompt, QUESTION_IN_WORDS) for tokenizer, spec in pairs]
+    prompts = [prompt_of(spec, tokenizer, QUESTION_IN_WORDS) for tokenizer, spec in pairs]
     found, expected = (
         f"{' '.join(map(str, (*prompt.ids_before, '<image>', *prompt.ids_after)))}" for prompt in prompts
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import fit_of
+from sdrpn.families.registry import seen_of
 from sdrpn.host.hub import model_folder
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.evaluated_model import BundleModel, CheckpointModel, LookChoice, model_at, open_model
@@ -136,11 +136,11 @@ def evaluate(request: EvaluationRequest, progress: ShowProgress = show_nothing) 
         methods = methods_for(request.methods, task, model.answerer, model.setting)
         settings = _settings(request, task, methods, model)
         records = _records(request, task, methods, model, settings, progress)
-        fit = fit_of(model.answerer.spec)
+        seen = seen_of(model.answerer.spec)
     results = summarise(task, methods, records, settings)
     if request.out is not None:
         _write(request.out, results)
-        write_worst_cases(request.out, task, methods, records, fit)
+        write_worst_cases(request.out, task, methods, records, seen)
     return results
 
 

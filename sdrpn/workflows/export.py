@@ -256,6 +256,6 @@ def _calibrated(request: ExportRequest, parts: CheckpointParts, progress: ShowPr
     with parts.open() as source:
         prompts = CalibrationPrompts(questions, data.images, tokenizer_of(source))
         with torch_threads(data.threads), progress("calibrate", "layers") as advance:
-            embeds = prompts.embeds(source)
+            rows = prompts.rows(source)
             moments = request.method == "gptq"
-            yield LayerInputs(source, embeds, prompts.digest, device=device, moments=moments, advance=advance)
+            yield LayerInputs(source, rows, prompts.digest, device=device, moments=moments, advance=advance)

@@ -175,9 +175,9 @@ def _require_new(folder: Path | None) -> None:
 def _asked(request: QuantizeRequest, source: Checkpoint, questions: Sequence[DataQuestion]) -> list[Asked]:
     from sdrpn.calibration.sensitivity import Asked
     from sdrpn.checkpoint.tokenizer import tokenizer_of
+    from sdrpn.families.registry import prompt_of
     from sdrpn.images.image import open_image
     from sdrpn.method.policy import RoiChange
-    from sdrpn.text.prompt import build_prompt
 
     tokenizer = tokenizer_of(source)
     change = RoiChange(request.threshold, request.upscale)
@@ -185,7 +185,7 @@ def _asked(request: QuantizeRequest, source: Checkpoint, questions: Sequence[Dat
     return [
         Asked(
             open_image(request.images / question.image),
-            build_prompt(tokenizer, source.spec.prompt, question.text),
+            prompt_of(source.spec, tokenizer, question.text),
             policy,
             request.max_new_tokens,
         )

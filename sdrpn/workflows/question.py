@@ -14,9 +14,9 @@ from PIL.Image import Image
 
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
-from sdrpn.families.registry import fit_of
+from sdrpn.families.registry import seen_of
 from sdrpn.images.image import open_image
-from sdrpn.method.geometry import Fit
+from sdrpn.method.geometry import Seen
 from sdrpn.method.policy import OWN, Roi, RoiChange
 from sdrpn.runtime import Answer, EngineOptions, Sampling
 from sdrpn.runtime.backends import AUTOMATIC
@@ -68,7 +68,7 @@ class Asked:
 
     answer: Answer
     image: Path | str | bytes
-    fit: Fit
+    fit: Seen
 
     def overlay(self) -> Image:
         """The image under heat map and boxes, with the crop beside it. Raises BadImage."""
@@ -109,7 +109,7 @@ def ask_question(
         if piece is not None:
             for text in stream:
                 piece(text)
-        answer, fit = stream.finish(), fit_of(session.spec)
+        answer, fit = stream.finish(), seen_of(session.spec)
         if session.backend_note != first_note:  # it changed while the session answered
             note(session.backend_note or "")
     if answer.note is not None:

@@ -134,7 +134,8 @@ def train(
     """See `train_rpn`. Every process of a launcher calls this; one of them shows progress, warns and writes."""
     with importing_extra(*_EXTRA):
         from sdrpn.labels.about import read_about_labels
-    parts = dataclasses.replace(request.checkpoint, fit=read_about_labels(request.labels).get("fit") or "pad")
+    cut = read_about_labels(request.labels).get("fit") == "crop"
+    parts = dataclasses.replace(request.checkpoint, fit="crop" if cut else "pad")
     parts.look(*_EXTRA)
     with importing_extra(*_EXTRA):
         import torch  # noqa: F401

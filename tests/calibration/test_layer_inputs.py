@@ -70,9 +70,9 @@ def expected_moments(model: SdRpnModel, embeds: list[torch.Tensor]) -> dict[str,
 
 def test_every_matrix(text_checkpoint: Path, prompts: CalibrationPrompts) -> None:
     with open_checkpoint(text_checkpoint) as checkpoint:
-        embeds = prompts.embeds(checkpoint)
-        expected = expected_moments(model_from_checkpoint(checkpoint), embeds)
-        inputs = LayerInputs(checkpoint, embeds, prompts.digest)
+        rows = prompts.rows(checkpoint)
+        expected = expected_moments(model_from_checkpoint(checkpoint), [one.embeds for one in rows])
+        inputs = LayerInputs(checkpoint, rows, prompts.digest)
         names = [f"llm.layers.{i}.{matrix}.weight" for i in range(4) for matrix in MATRICES]
         names += ["llm.head.weight", *(f"rpn.layers.0.{matrix}.weight" for matrix in MATRICES)]
         names += ["rpn.layers.1.attention.k.weight"]
@@ -85,7 +85,7 @@ def test_every_matrix(text_checkpoint: Path, prompts: CalibrationPrompts) -> Non
 
 def test_layers_may_be_left_out_but_not_come_again(text_checkpoint: Path, prompts: CalibrationPrompts) -> None:
     with open_checkpoint(text_checkpoint) as checkpoint:
-        inputs = LayerInputs(checkpoint, prompts.embeds(checkpoint), prompts.digest)
+        inputs = LayerInputs(checkpoint, prompts.rows(checkpoint), prompts.digest)
         inputs.second_moment("llm.layers.3.mlp.down.weight")
         with pytest.raises(RunFailed, match=r"llm\.layers\.1 were requested after llm\.layers\.3 ran"):
             inputs.second_moment("llm.layers.1.mlp.down.weight")
@@ -97,7 +97,7 @@ def test_prompts_hold_the_image_in_its_place_and_every_other_one_a_crop(
 ) -> None:
     with open_checkpoint(text_checkpoint) as checkpoint:
         tokens = checkpoint.spec.vision.image_tokens
-        lengths = [len(rows) for rows in prompts.embeds(checkpoint)]
+        lengths = [len(one.embeds) for one in prompts.rows(checkpoint)]
         tokenizer = tokenizer_of(checkpoint)
     texts = [f"{question.text}{question.answer or ''}" for question in QUESTIONS]
     own = [len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]

@@ -47,7 +47,7 @@ def test_taps_are_nearer_than_with_rounding(
     with open_checkpoint(text_checkpoint) as checkpoint:
         question = DataQuestion("new", "a.png", "What is written there?")
         prompts = CalibrationPrompts((question,), data.parent / "images", tokenizer_of(checkpoint))
-        embeds = prompts.embeds(checkpoint)[0].numpy()[None]  # a question that it was not calibrated on
+        embeds = prompts.rows(checkpoint)[0].embeds.numpy()[None]  # a question that it was not calibrated on
     runners = [exact, *(GraphRunner(tmp_path / name, VARIANT) for name in ("rtn", "gptq"))]
     expected, *found = (one.run("trunk", embeds, one.caches("trunk", embeds.shape[1]), 0)["tap"] for one in runners)
     rounded, fitted = (float(np.square(tap - expected).mean()) for tap in found)

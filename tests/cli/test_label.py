@@ -118,7 +118,7 @@ def test_a_bad_picture_does_not_stop_the_work(sdrpn: Command, text_checkpoint: P
 def test_sink_heads_are_held_to_the_official_limit() -> None:
     row = {"grounding": [0.1, 0.4, 0.0, 0.0] * 4, "sinks": [0.0, 1e-3, 9e-4, 0.0] * 4, "answer_tokens": 1}
     row |= {"grid_hw": [4, 4]}
-    labels = labelling._labels(row, None, LabelRule(), {})
+    labels = labelling._labels(row, {}, LabelRule(), {})
     assert labels is not None
     assert labels.box_cells == (0, 0, 1, 4)  # without the second column, which is stronger and a sink
 

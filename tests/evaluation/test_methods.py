@@ -22,8 +22,8 @@ from tests.evaluation.tiny import PICTURE_WH, picture, tiny_task
 HEADS = HeadChoice("", ((0, 0),))
 SETTING = Setting(
     RoiPolicy(0.3),
-    attention=AttentionLook(RoiPolicy(-0.2), HEADS, np.zeros(16, np.bool_)),
-    teacher=TeacherLook(RoiPolicy(0.3), HEADS, np.zeros(16, np.bool_)),
+    attention=AttentionLook(RoiPolicy(-0.2), HEADS, {(4, 4): np.zeros(16, np.bool_)}),
+    teacher=TeacherLook(RoiPolicy(0.3), HEADS, {(4, 4): np.zeros(16, np.bool_)}),
     vicrop=VicropLook(1, "Describe it."),
     seed=3,
 )

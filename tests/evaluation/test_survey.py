@@ -81,7 +81,7 @@ def test_sinks_are_cells_that_every_question_looks_at() -> None:
     found = looked(FakeSurveyor())
     for sinks in (found.prompt_sinks, found.answer_sinks):
         assert sinks is not None
-        assert np.flatnonzero(sinks).tolist() == [SINK]
+        assert np.flatnonzero(sinks[SIDE, SIDE]).tolist() == [SINK]
 
 
 def test_the_rpn_gets_the_threshold_that_fits_the_labels() -> None:

@@ -20,7 +20,7 @@ from tests.evaluation.tiny import PICTURE_WH, picture
 
 QUESTION = "What does it say?"
 TOKENS = 6
-NO_SINKS = np.zeros(16, np.bool_)
+NO_SINKS = {(4, 4): np.zeros(16, np.bool_)}
 HEADS = HeadChoice("chosen", ((1, 0), (2, 3)))
 CROPS = (Crop((10, 5, 60, 40)), Crop((0, 0, 96, 64), keep_cells=np.arange(16).reshape(4, 4) % 3 == 0))
 
@@ -111,7 +111,7 @@ class TestAttention:
         assert attention is not None
         sinks = np.ones(16, np.bool_)
         sinks[5] = False
-        look = AttentionLook(RoiPolicy(-0.2, "bbox", min_cells=1, max_share=1), HEADS, sinks)
+        look = AttentionLook(RoiPolicy(-0.2, "bbox", min_cells=1, max_share=1), HEADS, {(4, 4): sinks})
         (crop,) = answerer.answer(picture(0), QUESTION, look, 1).crops
         x1, y1, x2, y2 = crop.box_xyxy_px
         assert (x1 <= 36 < x2, y1 <= 20 < y2) == (True, True)  # the centre of cell (1,1) of 24 px
@@ -128,7 +128,7 @@ class TestAttention:
         policy = RoiPolicy(-0.2, min_cells=1)
         heads = dataclasses.replace(HEADS, sinks=((0, 0), (0, 1)))
         found = answerer.answer(picture(0), QUESTION, AttentionLook(policy, heads, None), 1)
-        expected = answerer.answer(picture(0), QUESTION, AttentionLook(policy, HEADS, sinks), 1)
+        expected = answerer.answer(picture(0), QUESTION, AttentionLook(policy, HEADS, {(4, 4): sinks}), 1)
         assert (boxes(found.crops), found.peak_xy_px) == (boxes(expected.crops), expected.peak_xy_px)
 
     def test_the_teacher_looks_where_its_label_lies(self, answerer: TorchAnswerer) -> None:
@@ -136,14 +136,14 @@ class TestAttention:
         sinks = np.ones(16, np.bool_)
         sinks[[5, 6]] = False
         found = answerer.answer(
-            picture(0), QUESTION, TeacherLook(RoiPolicy(0.15, "bbox", max_share=1), HEADS, sinks), TOKENS
+            picture(0), QUESTION, TeacherLook(RoiPolicy(0.15, "bbox", max_share=1), HEADS, {(4, 4): sinks}), TOKENS
         )
         (crop,) = found.crops
         x1, y1, x2, y2 = crop.box_xyxy_px
         assert (x1 < 48 < x2, y1 < 20 < y2) == (True, True)
 
     def test_a_label_without_foreground_is_no_crop(self, answerer: TorchAnswerer) -> None:
-        look = TeacherLook(RoiPolicy(), HEADS, np.ones(16, np.bool_))
+        look = TeacherLook(RoiPolicy(), HEADS, {(4, 4): np.ones(16, np.bool_)})
         assert answerer.answer(picture(0), QUESTION, look, TOKENS).crops == ()
 
 

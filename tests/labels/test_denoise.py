@@ -17,6 +17,8 @@ from sdrpn.labels.denoise import (
     IGNORED,
     LabelRule,
     denoise,
+    sinks_by_grid,
+    sinks_on,
     usual_sinks,
 )
 
@@ -29,6 +31,18 @@ def attention_with(**cells: float) -> NDArray[np.float64]:
     for name, value in cells.items():
         attention[int(name[1:])] = value
     return attention.reshape(4, 4)
+
+
+def test_sinks_of_several_grids() -> None:
+    """Of each by itself; of one that few questions are about, nothing is known."""
+    cells = np.ones(16)
+    cells[7] = 400.0
+    many = [((4, 4), cells)] * 16
+    found = sinks_by_grid([*many, ((2, 8), cells)])
+    assert list(found) == [(4, 4)]
+    assert np.flatnonzero(sinks_on(found, (4, 4))).tolist() == [7]
+    assert not sinks_on(found, (2, 8)).any()
+    assert np.flatnonzero(sinks_by_grid([((2, 8), cells)])[2, 8]).tolist() == [7]  # the only grid there is
 
 
 def test_labels_are_those_of_the_official_code(golden: Path) -> None:

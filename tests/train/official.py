@@ -39,7 +39,7 @@ class OfficialSample:
         """The labelled prompt, with the first tokens of the answer behind it."""
         place = self.ids.index(-200)
         after = self.ids[place + 1 : self.prompt_length + answer_tokens]
-        return LabelledPrompt(IMAGE, tuple(self.ids[:place]), tuple(after), self.cells)
+        return LabelledPrompt(IMAGE, tuple(self.ids[:place]), tuple(after), self.cells.reshape(24, 24))
 
     def assert_gradients(self, rpn: nn.Module) -> None:
         """Every parameter has the official gradient, and what has none here has none there."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from sdrpn.labels.denoise import IGNORED
 from sdrpn.train.batches import TapBatches, micro_batches, step_pairs
 from sdrpn.train.label_set import LabelledPrompt
+from tests.tiny_models import tiny_spec
 
 
 class FakeTaps:
@@ -42,10 +43,10 @@ def test_processes_share_a_step_and_wait_for_each_other() -> None:
 
 def test_shorter_prompts_end_earlier() -> None:
     prompts = [
-        LabelledPrompt("a.png", (1, 2), (3, 4, 5), np.array([1, 0, IGNORED, 0], np.int8)),
-        LabelledPrompt("b.png", (1,), (3,), np.array([0, 1, 1, 0], np.int8)),
+        LabelledPrompt("a.png", (1, 2), (3, 4, 5), np.array([[1, 0, IGNORED, 0]], np.int8)),
+        LabelledPrompt("b.png", (1,), (3,), np.array([[0, 1, 1, 0]], np.int8)),
     ]
-    batches = TapBatches(prompts, FakeTaps([9, 6]), torch.device("cpu"))
+    batches = TapBatches(prompts, FakeTaps([9, 6]), tiny_spec(), torch.device("cpu"))
     batch = batches.make([0, 1, None])
     assert batch.tap.dtype == torch.float32
     assert batch.tap.shape == (3, 9, 2)

@@ -43,7 +43,9 @@ def make_loop(checkpoint: Checkpoint, folder: Path, options: TrainOptions) -> Tr
     model = base_from_checkpoint(checkpoint, options.tap_layer)
     taps = ComputedTaps(FrozenBase(model, folder / "images", options.precision), prompts)
     rpn = rpn_from_layers(checkpoint, options.tap_layer, options.rpn)
-    return TrainLoop(rpn, checkpoint.spec.llm, options, TapBatches(prompts, taps, CPU), Accelerator(cpu=True))
+    return TrainLoop(
+        rpn, checkpoint.spec.llm, options, TapBatches(prompts, taps, checkpoint.spec, CPU), Accelerator(cpu=True)
+    )
 
 
 def test_the_gradient_is_that_of_the_official_code(golden: Path) -> None:
@@ -53,7 +55,7 @@ def test_the_gradient_is_that_of_the_official_code(golden: Path) -> None:
         assert rpn is not None
         base = FrozenBase(base_from_checkpoint(sample.checkpoint, spec.tap_layer), sample.folder, "fp32")
         options = small_options(tap_layer=spec.tap_layer, rpn_layers=3)
-        batches = TapBatches(prompts, ComputedTaps(base, prompts), CPU)
+        batches = TapBatches(prompts, ComputedTaps(base, prompts), spec, CPU)
         loop = TrainLoop(rpn.requires_grad_(True), spec.llm, options, batches, Accelerator(cpu=True))
         loss = loop._share_of_loss(batches.make([0]), batches.labelled_cells([0]), 1)
         assert abs(loss.item() - sample.loss) < GOLDEN_LOSS_ABS
@@ -75,7 +77,7 @@ class TestWhatTheRpnSees:
         batch = loop._batches.make([0, 1, 2])
         behind = torch.cat((batch.tap, torch.randn(3, 4, batch.tap.shape[2])), dim=1)
         positions = torch.arange(behind.shape[1]).expand(3, -1)
-        longer = TapBatch(behind, positions, batch.last_index, batch.image_index, batch.labels)
+        longer = TapBatch(behind, positions, batch.last_index, batch.image_index, batch.labels, batch.hw)
         gradients = []
         for one in (batch, longer):
             loop._share_of_loss(one, 10, 1).backward()  # type: ignore[no-untyped-call]
@@ -122,7 +124,14 @@ def test_what_a_micro_batch_adds(
     monkeypatch.setattr(loop, "_logits", lambda batch: batch.labels)
     monkeypatch.setattr("sdrpn.train.loop.logit_losses", lambda logits, labels, rpn: costs[int((labels >= 0).sum())])
     batches = [
-        TapBatch(torch.zeros(1, 1, 1), torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 2), torch.tensor([labels]))
+        TapBatch(
+            torch.zeros(1, 1, 1),
+            torch.zeros(1, 1),
+            torch.zeros(1),
+            torch.zeros(1, 2),
+            torch.tensor([labels]),
+            torch.tensor([[1, 2]]),
+        )
         for labels in ([1, 0], [1, -100])
     ]
     assert sum(float(loop._share_of_loss(batch, 3, 2)) for batch in batches) == pytest.approx(expected)

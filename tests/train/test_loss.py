@@ -13,11 +13,10 @@ from torch import Tensor
 
 from sdrpn.checkpoint import Checkpoint, open_checkpoint
 from sdrpn.errors import BadInput
-from sdrpn.families.llava.vision_spec import clip_of
-from sdrpn.images.image import base_pixels, open_image
-from sdrpn.labels.attention import embed_image
+from sdrpn.images.image import open_image
 from sdrpn.method.spec import ModelSpec, RpnSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
+from sdrpn.model.looks import picture_tokens
 from sdrpn.train.loss import cell_losses, labelled_mean
 from sdrpn.train.start import rpn_from_layers
 from tests.tolerances import GOLDEN_LOSS_ABS, SAME_MATH_ABS
@@ -29,7 +28,7 @@ LABELS = torch.tensor([[1, 0, -100, 0]])
 def image_scores(model: SdRpnModel, sample: OfficialSample, answer_tokens: int) -> Tensor:
     """(1,H,C) for the prompt's last token; so many tokens of the answer stand behind it."""
     prompt = sample.prompt(answer_tokens)
-    image = embed_image(model, base_pixels(open_image(sample.folder / prompt.image), clip_of(model.spec))).clone()
+    image = picture_tokens(model, open_image(sample.folder / prompt.image)).clone()
     before, after = (model.embed(torch.tensor(part)) for part in (prompt.ids_before, prompt.ids_after))
     embeds = torch.cat((before, image, after))[None]
     positions = torch.arange(embeds.shape[1])[None]

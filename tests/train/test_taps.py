@@ -11,10 +11,9 @@ import torch
 
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import RunFailed
-from sdrpn.families.llava.vision_spec import clip_of
-from sdrpn.images.image import base_pixels, open_image
-from sdrpn.labels.attention import embed_image
+from sdrpn.images.image import open_image
 from sdrpn.model import LlavaBase, base_from_checkpoint
+from sdrpn.model.looks import picture_tokens
 from sdrpn.train import taps as taps_module
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.label_set import LabelledPrompt, read_labels
@@ -51,7 +50,7 @@ def test_computed_in_parts_they_are_those_of_the_whole_prompt(
     taps = ComputedTaps(make_base(), prompts)
     for place in (5, 4, 23):
         prompt = prompts[place]
-        image = embed_image(model, base_pixels(open_image(tmp_path / "images" / prompt.image), clip_of(model.spec)))
+        image = picture_tokens(model, open_image(tmp_path / "images" / prompt.image))
         ids_before, ids_after = (model.embed(torch.tensor(ids)) for ids in (prompt.ids_before, prompt.ids_after))
         embeds = torch.cat((ids_before, image, ids_after))[None]
         with torch.no_grad():

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sdrpn.families.family import Family, GraphTensor, Layout, Positions, Shapes, VisionInputs
 from sdrpn.families.llava.tensors import vision_shapes
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
-from sdrpn.images.image import base_pixels, crop_pixels
+from sdrpn.images.image import base_picture, base_pixels, crop_pixels
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
@@ -86,6 +86,14 @@ class Llava:
     def crop_look(self, picture: Image.Image, box_xyxy_px: Box, vision: Vision) -> VisionInputs:
         """See `Family`."""
         return {"pixel_values": crop_pixels(picture, box_xyxy_px, clip_of(vision))[None]}
+
+    def seen_picture(self, picture: Image.Image, vision: Vision) -> Image.Image:
+        """R x R pixels."""
+        return base_picture(picture, clip_of(vision))
+
+    def blank_colour(self, vision: Vision) -> tuple[int, int, int]:
+        """That of the borders."""
+        return clip_of(vision).pad_colour
 
     def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
         """By a conversation of LLaVA's training code, or the checkpoint's chat template."""

@@ -125,7 +125,7 @@ class VisionEncoder(nn.Module):
         output: Tensor = self.projector(self.tower(pixels))
         return output
 
-    def kept(self, pixels: Tensor, keep: Tensor) -> Tensor:
+    def kept(self, pixels: Tensor, *, keep: Tensor) -> Tensor:
         """(1,3,R,R) and the kept cells (G*G,) -> (n,D); only those go through the projector."""
         output: Tensor = self.projector(self.tower(pixels)[0][keep])
         return output

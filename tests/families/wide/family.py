@@ -27,7 +27,7 @@ AXES = 3
 class Wide:
     name = "wide"
     vision_author = "tests.families.wide.onnx_vision:AUTHOR"
-    vision_module = "tests.families.wide.family:none_in_torch"
+    vision_module = "tests.families.wide.torch_vision:WideVision"
     random_writer = "tests.families.wide.checkpoint:write_random"
     checkpoint_opener = "tests.families.wide.checkpoint:open_wide"
     usual_prompt_tokens = 12
@@ -72,6 +72,13 @@ class Wide:
         hw = vision.grid(picture.size).crop_hw(box_xyxy_px)
         return _patches(picture.crop(box_xyxy_px), hw, _wide(vision).patch_px)
 
+    def seen_picture(self, picture: Image.Image, vision: Vision) -> Image.Image:
+        (rows, columns), side = vision.grid(picture.size).hw, _wide(vision).patch_px
+        return picture.resize((columns * side, rows * side), Image.Resampling.BILINEAR)
+
+    def blank_colour(self, vision: Vision) -> tuple[int, int, int]:
+        return 127, 127, 127
+
     def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
         from sdrpn.text.prompt import Prompt
 
@@ -98,10 +105,6 @@ class Wide:
 
     def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
         return decide_by_policy(policy, vision.grid)
-
-
-def none_in_torch(spec: ModelSpec) -> object:
-    raise NotImplementedError("compared with NumPy instead")
 
 
 def _wide(vision: Vision) -> WideSpec:
