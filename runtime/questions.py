@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import family_of, fit_of
+from sdrpn.families.registry import family_of, seen_of
 from sdrpn.method.policy import Roi, policy_for
 from sdrpn.method.roi import Decide
 from sdrpn.runtime.answer import Stopwatch
@@ -132,7 +132,7 @@ class Questions:
             request = QuestionRequest(picture, before, after, decide, max_new_tokens)
             prefix = self._two_pass.prefix_of(request)
         stops = (*self._bundle.spec.prompt.eos_token_ids, *stop_ids)
-        reference = PictureReference(image, channels, picture.size, fit_of(self._bundle.spec))
+        reference = PictureReference(image, channels, picture.size, seen_of(self._bundle.spec))
         sequence = Sequence(request, prefix, watch, sampling, stops, keep_trace=trace, picture=reference)
         return AnswerStream(self._scheduler, sequence, self._tokenizer)
 

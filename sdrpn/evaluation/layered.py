@@ -56,7 +56,7 @@ class LayeredPrompt:
 
     @property
     def positions(self) -> Tensor:
-        """Of the first pass, as `sdrpn.model.layers` takes them."""
+        """Positions of the first pass, as `sdrpn.model.layers` takes them."""
         return self._placed.rows(0, self._hidden.shape[1], self._hidden.device)
 
     def answer(self, roi: Tensor, crops: Sequence[Crop], stop_ids: Collection[int]) -> list[int]:

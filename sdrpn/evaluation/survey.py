@@ -144,7 +144,9 @@ def survey(
         )
     grids = [vision.grid(question.image_wh).hw for question in questions]
     prompts = _usual([(hw, question.prompt) for hw, question in zip(grids, questions, strict=True)])
-    answers = _usual([(hw, one.answer) for hw, one in zip(grids, questions, strict=True) if one.answer is not None])
+    answers = _usual(
+        [(hw, asked.answer) for hw, asked in zip(grids, questions, strict=True) if asked.answer is not None]
+    )
     return Survey(vision, prompts, answers, tuple(questions))
 
 

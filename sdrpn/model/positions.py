@@ -48,7 +48,7 @@ OWN_NUMBERS = RowPositions()
 def prompt_positions(
     spec: ModelSpec, before: int, grid: ImageGrid, after: int, crops: Sequence[Crop] = ()
 ) -> RowPositions:
-    """Of a prompt: `before` tokens, the image, the crops, `after` tokens.
+    """Positions of a prompt: `before` tokens, the image, the crops, `after` tokens.
 
     Up to the image's last row they are the same whatever follows.
     """

@@ -135,7 +135,7 @@ def _box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def _centre_overlaps(boxes: list[Box], grids_hw: Sequence[tuple[int, ...]]) -> list[float]:
-    """Of each box and one in the middle of its grid that takes the mean share of a grid's width and height."""
+    """Overlaps of each box and one in the middle of its grid that takes the mean share of a grid's width and height."""
     shares = [((x2 - x1) / hw[1], (y2 - y1) / hw[0]) for (x1, y1, x2, y2), hw in zip(boxes, grids_hw, strict=True)]
     width, height = np.mean(shares, axis=0)
     return [
