@@ -22,6 +22,7 @@ from sdrpn.frames.video import Video, open_video_file
 
 __all__ = ["FrameFeed", "NamedOpener", "Wanted", "any_frame", "opener_of"]
 
+_LONGEST_END_S = 0.5  # how long the end waits for a thread; one that hangs in a library is left behind
 _LOOK_UP_S = 0.25  # how often sources that give nothing are checked
 Note = Callable[[str], None]
 Wanted = Callable[[str, int], bool]  # (source, index) of a frame -> whether it is to be looked at
@@ -134,6 +135,8 @@ class FrameFeed:
     ) -> None:
         for reader in self._readers:
             reader.stop()
+        for reader in self._readers:  # a thread that decodes while the interpreter ends may crash it
+            reader.join(_LONGEST_END_S)
 
     def __iter__(self) -> Iterator[Frame]:
         return self

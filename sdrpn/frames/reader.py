@@ -71,6 +71,7 @@ class Reader:
         self.reconnects = 0
         self.gave_up = False
         self._attempt: _Attempt | None = None
+        self._thread: threading.Thread | None = None
 
     @property
     def dropped(self) -> int:
@@ -85,7 +86,15 @@ class Reader:
     def start(self) -> None:
         """Begin to read."""
         self._attempt = attempt = _Attempt(self._deadline(self._options.open_timeout_s))
-        threading.Thread(target=self._read, args=(attempt,), name=f"sdrpn reads {self.name}", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._read, args=(attempt,), name=f"sdrpn reads {self.name}", daemon=True
+        )
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread to close its source, after `stop`: not for one that hangs in a library."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     def stop(self) -> None:
         """No further frame is wanted."""

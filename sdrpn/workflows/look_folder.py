@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from PIL.Image import Image
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.frames.annotation import Marks, annotated
 from sdrpn.frames.frame import Frame
+from sdrpn.frames.source import VIDEO_SUFFIXES
 from sdrpn.frames.video_writer import VideoWriter
 from sdrpn.method.geometry import Fit
 from sdrpn.workflows.look import FrameLook
@@ -62,7 +64,8 @@ class LookFolder:
             raise BadInput(f"{folder} exists and is not an empty folder; name another one, or remove it")
         self.folder, self._saved, self._fit = folder, saved, fit
         self._lines: IO[str] | None = None
-        self._names: dict[str, str] = {}  # sources by what their files are called
+        self._names: dict[str, str] = {}  # what files of a source are called, by source
+        self._taken: set[str] = set()
         self._videos: OrderedDict[str, VideoWriter] = OrderedDict()
 
     def __enter__(self) -> LookFolder:
@@ -126,7 +129,8 @@ class LookFolder:
         key = _PICTURES if frame.time_s is None else name
         video = self._videos.pop(key, None)
         if video is None:
-            video = VideoWriter(_unused(self.folder / f"{key}.mp4"), fps=1 if key == _PICTURES else None)
+            path = self.folder / f"{_without_video_suffix(key)}.mp4"
+            video = VideoWriter(_unused(path), fps=1 if key == _PICTURES else None)
         self._videos[key] = video
         if len(self._videos) > _MOST_VIDEOS:
             self._videos.popitem(last=False)[1].close()
@@ -136,9 +140,9 @@ class LookFolder:
         """What files of a source are called: its last part, and a number where two have the same."""
         if source not in self._names:
             plain = re.sub(r"[^\w.-]+", "_", Path(source.rstrip("/")).name).strip("._") or "frames"
-            taken = set(self._names.values())
-            numbers = (plain if number == 1 else f"{plain}_{number}" for number in range(1, len(taken) + 2))
-            self._names[source] = next(name for name in numbers if name not in taken)
+            numbers = (plain if number == 1 else f"{plain}_{number}" for number in itertools.count(1))
+            self._names[source] = next(name for name in numbers if name not in self._taken)
+            self._taken.add(self._names[source])
         return self._names[source]
 
 
@@ -148,6 +152,11 @@ def marks_of(found: FrameLook) -> list[Marks]:
         Marks(look.question or "", [(region.xyxy_px, region.score) for region in look.boxes], look.roi_map)
         for look in found.looks
     ]
+
+
+def _without_video_suffix(name: str) -> str:
+    suffix = Path(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES else name
 
 
 def _unused(path: Path) -> Path:

@@ -156,7 +156,7 @@ class TestFolder:
                 x1, y1, x2, y2 = region["xyxy_px"]
                 with Image.open(out / "crops" / f"clip.mp4-{number:06d}-1-{place}.jpg") as crop:
                     assert crop.size == (x2 - x1, y2 - y1)
-        video = open_video_file(out / "clip.mp4.mp4")
+        video = open_video_file(out / "clip.mp4")
         times = [frame.time_s for frame in video.frames()]
         video.close()
         assert times == pytest.approx([number / 25 for number in range(6)], abs=0.002)
@@ -217,7 +217,7 @@ def test_interrupted_it_ends_with_a_summary_and_a_whole_video(
     assert len(found.out.splitlines()) == 3
     assert summary(found).startswith("sdrpn: 3 frames in")
     assert found.err.splitlines()[-1] == "sdrpn: interrupted"
-    video = open_video_file(tmp_path / "out" / "clip.mp4.mp4")
+    video = open_video_file(tmp_path / "out" / "clip.mp4")
     assert len(list(video.frames())) == 3
     video.close()
 

@@ -61,6 +61,13 @@ def test_one_that_is_slow_is_served_as_soon_as_it_has_a_frame() -> None:
     assert second.source == "s1"
 
 
+def test_sources_are_closed_when_it_ends() -> None:
+    source = FakeSource(range(1000))
+    with feed_of(source) as feed:
+        next(feed)
+    assert source.closed.is_set()
+
+
 def test_no_source() -> None:
     with pytest.raises(BadInput, match="no source is given"):
         FrameFeed([])

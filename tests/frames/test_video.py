@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -222,6 +223,36 @@ def test_a_source_that_is_killed_and_started_again(camera: Camera) -> None:
         again._server.server_close()
     assert [frame.index for frame in before + after] == [0, 1, 2, 3, 4, 5]
     assert feed.reconnects >= 1
+
+
+def test_a_live_stream_is_taken_at_its_newest_frame() -> None:
+    """MPEG-TS over UDP, as encoders and drones send it: what comes while nobody takes frames is dropped."""
+    ended = threading.Event()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"udp://127.0.0.1:{free.getsockname()[1]}"
+
+    def send() -> None:
+        with av.open(f"{url}?pkt_size=1316", "w", format="mpegts") as container:
+            stream: Any = container.add_stream("mpeg2video", rate=FPS)
+            stream.width, stream.height, stream.pix_fmt, stream.gop_size = 160, 96, "yuv420p", 5
+            number = 0
+            while not ended.wait(0.01):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(halves(number), format="rgb24")))
+                number += 1
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    with feed_from(url, []) as feed:
+        first = next(feed)
+        reader = feed._readers[0]
+        with feed._changed:
+            assert feed._changed.wait_for(lambda: reader.dropped >= 10, PATIENCE_S)
+        second = next(feed)
+    ended.set()
+    sender.join()
+    assert second.index == first.index + 1 + second.dropped - first.dropped
+    assert second.dropped >= 10
 
 
 class TestUrlsThatDoNotAnswer:
