@@ -29,6 +29,7 @@ from sdrpn.workflows.question import NO_RPN, AskRequest
 __all__ = ["AnswerFile", "FrameAnswer", "FramesRequest", "any_frame", "ask_frames"]
 
 Note = Callable[[str], None]
+FORMAT_VERSION = 1  # of a line of JSON: what it may have, and what it means
 _NOT_ASKED = ("image", "bundle", "question", "check_memory", "verify", "threads", "engine_options", "jpeg")
 
 
@@ -71,6 +72,7 @@ class FrameAnswer:
         """As one line of JSON."""
         frame, answer = self.frame, self.answer
         return {
+            "format_version": FORMAT_VERSION,
             "source": frame.source,
             "frame": frame.index,
             "time_s": None if frame.time_s is None else round(frame.time_s, 6),
@@ -151,7 +153,7 @@ class AnswerFile:
         self._stream = FileIO(self._path, "a")
         self._stream.truncate(self._whole_bytes)  # a last line that an interruption cut off
         if not self._whole_bytes:
-            self._write({"settings": self._settings})
+            self._write({"format_version": FORMAT_VERSION, "settings": self._settings})
         return self
 
     def __exit__(

@@ -43,6 +43,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_every_picture_is_answered_as_by_itself(ask: Command, shots: Path) -> None:
     found = ask(shots, "--jsonl")
     assert (found.code, found.err) == (0, "")
+    assert all(next(iter(line)) == "format_version" for line in lines(found.out))
     alone = [ask(shots / name, "--json").json() for name in ("1.png", "2.png", "10.png")]
     for line, expected in zip(lines(found.out), alone, strict=True):
         for name in ("text", "token_ids", "finish_reason", "boxes_xyxy_px"):
