@@ -157,7 +157,7 @@ def _look(args: argparse.Namespace, stream: LookStream, folder: LookFolder | Non
                 _print_found(found)
             if folder is not None:
                 folder.add(found)
-            show(summary(stream.figures))
+            show(lambda: summary(stream.figures))
             if number == args.frames:
                 return
 

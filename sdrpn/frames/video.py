@@ -179,7 +179,7 @@ def _converter(place: VideoPlace, frame: VideoFrame) -> Callable[[], Pixels]:
     def convert() -> Pixels:
         with _named_errors(pyav(), place, "has a frame that cannot be converted to RGB"):
             pixels: Any = frame.to_ndarray(format="rgb24")
-        quarters = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+        quarters = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
 
     return convert

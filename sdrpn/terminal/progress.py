@@ -16,6 +16,7 @@ __all__ = ["progress", "status"]
 
 # Where stderr is a file: short runs stay quiet, long ones show that they live.
 _LOG_INTERVAL_S = 10.0
+_LINE_INTERVAL_S = 0.25  # between changes of a line on a screen
 
 
 @contextmanager
@@ -68,26 +69,32 @@ def _sparse_lines(title: str, unit: str | None) -> Advance:
 
 
 @contextmanager
-def status() -> Iterator[Callable[[str], None]]:
-    """Show on stderr how endless work goes, as `show(text)` says it: one line that changes, or now and then a line."""
+def status() -> Iterator[Callable[[Callable[[], str]], None]]:
+    """Show on stderr how endless work goes: one line that changes, or now and then a line.
+
+    with status() as show:
+        show(lambda: "12 frames")  # called only where the text is shown
+    """
     if not sys.stderr.isatty() or sys.stdout.isatty():  # results on the same screen show that it goes on
-        yield _sparse_remarks()
+        yield _now_and_then(_LOG_INTERVAL_S, remark)
         return
     from rich.console import Console
+    from rich.live import Live
     from rich.text import Text
 
-    with Console(stderr=True).status(Text("")) as shown:
-        yield lambda text: shown.update(Text(text))
+    # Not redirected: results would go to the screen, in lines of its width, and not to where stdout leads.
+    with Live(Text(""), console=Console(stderr=True), redirect_stdout=False, transient=True) as shown:
+        yield _now_and_then(_LINE_INTERVAL_S, lambda text: shown.update(Text(text)))
 
 
-def _sparse_remarks() -> Callable[[str], None]:
+def _now_and_then(interval_s: float, write: Callable[[str], None]) -> Callable[[Callable[[], str]], None]:
     last_s = time.monotonic()
 
-    def show(text: str) -> None:
+    def show(text: Callable[[], str]) -> None:
         nonlocal last_s
         now_s = time.monotonic()
-        if now_s - last_s >= _LOG_INTERVAL_S:
+        if now_s - last_s >= interval_s:
             last_s = now_s
-            remark(text)
+            write(text())
 
     return show

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,21 @@ class TestOutput:
 
     def test_nothing_found_says_so(self, look: Command, picture: Path) -> None:
         assert look(picture, QUESTION, "--threshold", 0.99).out.endswith(f"{QUESTION}: nothing\n")
+
+
+def test_results_stay_on_stdout_beside_a_status_line(text_bundle: Path, clip: Path) -> None:
+    """With a screen for stderr, and stdout in a pipe."""
+    screen, terminal = pty.openpty()
+    command = [sys.executable, "-m", "sdrpn", "look", str(text_bundle), str(clip), QUESTION, "--jsonl"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True) as running:
+        os.close(terminal)
+        out, _ = running.communicate(timeout=120)
+    shown = os.read(screen, 1 << 20).decode()
+    os.close(screen)
+    assert running.returncode == 0, shown
+    assert [json.loads(line)["frame"] for line in out.splitlines()] == list(range(6))
+    assert "sdrpn: 6 frames in" in shown
+    assert "looks" not in shown
 
 
 class TestSources:
