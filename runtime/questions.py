@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import family_of, seen_of
+from sdrpn.families.registry import family_of, prompt_of, seen_of
 from sdrpn.method.policy import Roi, policy_for
 from sdrpn.method.roi import Decide
 from sdrpn.runtime.answer import Stopwatch
@@ -69,7 +69,7 @@ class Questions:
                 f"{self._bundle.path} has no tokenizer.json, so it answers token ids only: put tokenizer.json or "
                 f"tokenizer.model beside the checkpoint and export it again, or call {by_ids}"
             )
-        return family_of(self._bundle.spec).prompt(self._tokenizer, self._bundle.spec.prompt, question)
+        return prompt_of(self._bundle.spec, self._tokenizer, question)
 
     def looks_in_words(
         self, image: PictureSource, channels: Channels, questions: abc.Sequence[str], roi: Roi

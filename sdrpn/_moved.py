@@ -21,13 +21,14 @@ _ROOMS = {
     "sdrpn.images": "grey image picture_file picture_text resample",
     "sdrpn.method": "geometry overlay roi rope spec",
     "sdrpn.reports": "bench_report device_report engine_page table_page",
-    "sdrpn.text": "chat_template conversations prompt template_prices template_sandbox tokenizer tokenizer_limits",
+    "sdrpn.text": "chat_template prompt template_prices template_sandbox tokenizer tokenizer_limits",
     "sdrpn.runtime.backends": "arrays external_data host_buffer kv_cache runner",
     "sdrpn.runtime.engines": "engine_set platform preflight",
     "sdrpn.runtime.pictures": "gpu_jpeg gpu_pixels jpeg picture pixels",
 }
 # Those that have another name now, or another package.
 _RENAMED = {
+    "sdrpn.conversations": "sdrpn.families.llava.conversations",
     "sdrpn.bundle_copy": "sdrpn.bundle.copy",
     "sdrpn.cli.failure": "sdrpn.terminal.failure",
     "sdrpn.cli.output": "sdrpn.terminal.output",

@@ -10,9 +10,9 @@ import torch
 from networks import EOS_ID, PAD_ID, SPEC, UNK_ID, make_tokenizer
 from torch import Tensor
 
+from sdrpn.families.llava.prompt import build_prompt
 from sdrpn.tags.questions import TagQuestion
 from sdrpn.tags.scene import BORDERS, COLOURS, SHAPES
-from sdrpn.text.prompt import build_prompt
 
 IGNORED = -100
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config, read_optional_config, read_text_file
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.registry import prompt_names
 from sdrpn.method.spec import ModelSpec, PromptSpec
-from sdrpn.text.conversations import CONVERSATIONS
 
 __all__ = ["chat_template", "image_token_id", "named_template", "prompt_spec", "with_template"]
 
@@ -43,13 +43,14 @@ def named_template(text: str) -> str:
 
     Files as Hugging Face writes them hold it as `chat_template`. Raises BadInput for a name or a file without one.
     """
-    if text in CONVERSATIONS:
+    names = prompt_names()
+    if text in names:
         return text
     path = Path(text)
     if not path.is_file():
-        similar = difflib.get_close_matches(text, CONVERSATIONS, n=1)
+        similar = difflib.get_close_matches(text, names, n=1)
         hint = f"did you mean {similar[0]}? " if similar else ""
-        raise BadInput(f"{text} is neither a file nor a template's name; {hint}names: {', '.join(CONVERSATIONS)}")
+        raise BadInput(f"{text} is neither a file nor a template's name; {hint}names: {', '.join(names)}")
     if path.suffix != ".json":
         template = read_text_file(path)
     else:
@@ -62,7 +63,7 @@ def named_template(text: str) -> str:
 
 def with_template(spec: ModelSpec, template: str, folder: Path) -> ModelSpec:
     """The spec with another prompt template; `folder` has the tokenizer's config."""
-    special: dict[str, str] = {} if template in CONVERSATIONS else _texts(folder)
+    special: dict[str, str] = {} if template in prompt_names() else _texts(folder)
     prompt = dataclasses.replace(spec.prompt, template=template, special_tokens=special)
     return dataclasses.replace(spec, prompt=prompt)
 
@@ -102,7 +103,7 @@ def prompt_spec(
         bos_token_id=next(iter(special.ids("bos_token_id", *model, generation)), None),
         eos_token_ids=special.ids("eos_token_id", generation, *model),
         pad_token_id=next((pad for section in (*model, generation) for pad in _ids(section, "pad_token_id")), None),
-        special_tokens={} if template in CONVERSATIONS else _texts(folder),
+        special_tokens={} if template in prompt_names() else _texts(folder),
     )
 
 

@@ -219,8 +219,8 @@ def _print_text(result: ExportResult) -> None:
 
 
 def _way_of_asking(manifest: Manifest) -> str:
-    from sdrpn.text.conversations import CONVERSATIONS
+    from sdrpn.families.registry import family_of
 
-    template = manifest.spec.prompt.template
+    template, names = manifest.spec.prompt.template, family_of(manifest.spec).prompt_names
     origin = "given" if manifest.given_template is not None else "of the checkpoint"
-    return f"the prompt {template}" if template in CONVERSATIONS else f"the chat template {origin}"
+    return f"the prompt {template}" if template in names else f"the chat template {origin}"

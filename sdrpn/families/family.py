@@ -9,7 +9,7 @@ Letters: S tokens, D width of the LLM, d channels of a head; h x w cells of an i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sdrpn.method.grids import Box
 from sdrpn.method.roi import Decide, RoiPolicy
-from sdrpn.method.spec import ModelSpec, PromptSpec, Vision
+from sdrpn.method.spec import ModelSpec, Vision
 
 if TYPE_CHECKING:  # neither needs to be installed to import the protocol
     from PIL import Image
@@ -89,6 +89,10 @@ class Family(Protocol):
     def claims(self, config: Mapping[str, Any]) -> bool:
         """Whether a checkpoint's config.json describes a model of this family."""
 
+    @property
+    def prompt_names(self) -> Collection[str]:
+        """What `PromptSpec.template` may say besides a chat template: prompts that the family knows by name."""
+
     def vision_type(self) -> type[Any]:
         """The frozen dataclass of `ModelSpec.vision`, as in a manifest: a `Vision`."""
 
@@ -128,7 +132,7 @@ class Family(Protocol):
     def blank_colour(self, vision: Vision) -> tuple[int, int, int]:
         """RGB of a picture without content: the nearest to 0 for the vision tower."""
 
-    def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
+    def prompt(self, tokenizer: Tokenizer, spec: ModelSpec, question: str) -> Prompt:
         """The token ids on both sides of the image. Raises BadInput for a question that cannot be asked."""
 
     def positions(self, layout: Layout) -> Positions | None:

@@ -25,6 +25,7 @@ __all__ = [
     "family_of",
     "fit_of",
     "load_part",
+    "prompt_names",
     "prompt_of",
     "registered",
     "seen_of",
@@ -64,6 +65,11 @@ def usual_family() -> Family:
     return family_named(next(iter(_FAMILIES)))
 
 
+def prompt_names() -> tuple[str, ...]:
+    """The prompts that any family knows by name."""
+    return tuple(name for family in _FAMILIES for name in family_named(family).prompt_names)
+
+
 def spec_from_json(value: object, place: str = "") -> ModelSpec:
     """The inverse of `ModelSpec.to_json`. Raises BadInput for a missing or unknown entry, or an unknown family."""
     prefix = f"{place}." if place else ""
@@ -80,7 +86,7 @@ def spec_from_json(value: object, place: str = "") -> ModelSpec:
 
 def prompt_of(spec: ModelSpec, tokenizer: Tokenizer, question: str) -> Prompt:
     """A question as token ids around the image, as the model's family puts it. Raises BadInput."""
-    return family_of(spec).prompt(tokenizer, spec.prompt, question)
+    return family_of(spec).prompt(tokenizer, spec, question)
 
 
 def square_of(model: ModelSpec | Vision) -> SquareVision:

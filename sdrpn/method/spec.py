@@ -177,7 +177,8 @@ class RpnSpec:
 class PromptSpec:
     """How a question becomes tokens.
 
-    `template` is a name among `sdrpn.text.conversations`, or a Jinja chat template as Hugging Face stores it.
+    `template` is a name that the family knows (`Family.prompt_names`), or a Jinja chat template as Hugging Face stores
+    it.
     `image_token` is the placeholder of the image in a prompt.
     `special_tokens` are the texts of `bos_token` and so on for a chat template, where the tokenizer names them; for the
     others the texts of the ids are used.

@@ -11,10 +11,9 @@ from tokenizers import Tokenizer
 
 from sdrpn.errors import BadInput
 from sdrpn.method.spec import PromptSpec
-from sdrpn.text.conversations import CONVERSATIONS, Conversation
 from sdrpn.text.tokenizer import TextStream, decode_text, encode_text, load_tokenizer, token_text
 
-__all__ = ["Prompt", "TextStream", "build_prompt", "decode_text", "load_tokenizer"]
+__all__ = ["Prompt", "TextStream", "build_prompt", "cleaned_question", "decode_text", "load_tokenizer"]
 
 MAX_QUESTION_CHARACTERS = 1_000_000  # more than any context holds
 
@@ -32,38 +31,20 @@ class Prompt:
 
 
 def build_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
-    """Tokenise a question about one image.
+    """Tokenise a question about one image by a chat template.
 
-    Image tokens written in the question are removed, as in LLaVA, so that they cannot become a second image.
     Raises: BadInput for a question without text, or a chat template that does not place exactly one image; BadBundle
         where the tokenizer fails.
     """
-    image_text = token_text(tokenizer, spec.image_token_id)
-    question = _cleaned(question, [text for text in {spec.image_token, image_text} if text])
-    conversation = CONVERSATIONS.get(spec.template)
-    if conversation is not None:
-        return _conversation_prompt(tokenizer, spec, conversation, question)
-    return _chat_prompt(tokenizer, spec, question, image_text)
-
-
-def _conversation_prompt(tokenizer: Tokenizer, spec: PromptSpec, conversation: Conversation, question: str) -> Prompt:
-    """Tokenise the text before and after the image separately, after a BOS token: the ids of LLaVA's own code, whatever
-    the tokenizer adds by its own rules."""
-    bos = () if spec.bos_token_id is None or spec.bos_token_id < 0 else (spec.bos_token_id,)
-    before = encode_text(tokenizer, conversation.before_image)
-    after = encode_text(tokenizer, f"{conversation.before_question}{question}{conversation.after_question}")
-    return Prompt((*bos, *before), tuple(after))
-
-
-def _chat_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str, image_text: str) -> Prompt:
     from sdrpn.text.chat_template import render_chat
 
+    question = cleaned_question(tokenizer, spec, question)
     special_tokens = _special_tokens(tokenizer, spec)
     text = render_chat(spec.template, question, spec.image_token, special_tokens)
     # A template may write the BOS token itself: then the tokenizer must not add a second one.
     bos = special_tokens.get("bos_token")
     add_special_tokens = not (bos and text.startswith(bos))
-    if spec.image_token_id is not None and image_text:
+    if spec.image_token_id is not None and token_text(tokenizer, spec.image_token_id):
         ids = encode_text(tokenizer, text, add_special_tokens=add_special_tokens)
         return _split_ids(ids, spec.image_token_id)
     parts = re.split(f"(?:{re.escape(spec.image_token)})+", text)
@@ -71,6 +52,15 @@ def _chat_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str, image_te
         _refuse_template(len(parts) - 1)
     before = encode_text(tokenizer, parts[0], add_special_tokens=add_special_tokens)
     return Prompt(tuple(before), tuple(encode_text(tokenizer, parts[1])))
+
+
+def cleaned_question(tokenizer: Tokenizer, spec: PromptSpec, question: str) -> str:
+    """The question without the image tokens that are written in it, so that they cannot become a second image.
+
+    Raises: BadInput for a question without text
+    """
+    image_text = token_text(tokenizer, spec.image_token_id)
+    return _cleaned(question, [text for text in {spec.image_token, image_text} if text])
 
 
 def _special_tokens(tokenizer: Tokenizer, spec: PromptSpec) -> dict[str, str]:

@@ -12,9 +12,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
+from sdrpn.families.llava.conversations import CONVERSATIONS
+from sdrpn.families.llava.prompt import build_prompt
 from sdrpn.method.spec import ModelSpec, PromptSpec
-from sdrpn.text.conversations import CONVERSATIONS
-from sdrpn.text.prompt import build_prompt, decode_text, load_tokenizer
+from sdrpn.text.prompt import decode_text, load_tokenizer
 from tests.cli.command import Command, refusal
 from tests.damage import copied, edit_json
 from tests.text.test_chat_template import IMAGE_FIRST, LLAVA_HF

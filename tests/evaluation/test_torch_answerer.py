@@ -11,11 +11,12 @@ from tokenizers import Tokenizer
 
 from sdrpn.evaluation.looks import AttentionLook, GivenLook, Look, RpnLook, TeacherLook, VicropLook
 from sdrpn.evaluation.torch_answerer import TorchAnswerer
+from sdrpn.families.llava.prompt import build_prompt
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, decide_by_policy
 from sdrpn.model import SdRpnModel
 from sdrpn.model.reference import reference_answer
-from sdrpn.text.prompt import build_prompt, decode_text, load_tokenizer
+from sdrpn.text.prompt import decode_text, load_tokenizer
 from tests.evaluation.tiny import PICTURE_WH, picture
 
 QUESTION = "What does it say?"

@@ -13,9 +13,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from sdrpn.errors import BadInput
+from sdrpn.families.llava.prompt import build_prompt
 from sdrpn.method.spec import PromptSpec
 from sdrpn.text.chat_template import render_chat
-from sdrpn.text.prompt import build_prompt
 from sdrpn.text.tokenizer import token_text
 from tests.tiny_tokenizers import gpt_like, llama_like
 

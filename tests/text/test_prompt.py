@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sdrpn.errors import BadBundle, BadInput
+from sdrpn.families.llava.conversations import CONVERSATIONS
+from sdrpn.families.llava.prompt import build_prompt
 from sdrpn.method.spec import PromptSpec
-from sdrpn.text.conversations import CONVERSATIONS
-from sdrpn.text.prompt import Prompt, TextStream, build_prompt, decode_text, load_tokenizer
+from sdrpn.text.prompt import Prompt, TextStream, decode_text, load_tokenizer
 from sdrpn.text.tokenizer import KEPT_TOKENS, WINDOW_TOKENS
 from tests.tiny_tokenizers import gpt_like, llama_like
 

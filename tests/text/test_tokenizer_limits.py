@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from sdrpn.errors import BadBundle
+from sdrpn.families.llava.prompt import build_prompt
 from sdrpn.method.spec import PromptSpec
-from sdrpn.text.prompt import build_prompt
 from sdrpn.text.tokenizer import MAX_DECODED_CHARACTERS, decode_text, encode_text, load_tokenizer, token_text
 from sdrpn.text.tokenizer_limits import find_excess
 from tests.tiny_tokenizers import gpt_like, llama_like

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sdrpn.families.family import Family, GraphTensor, Layout, Positions, Shapes, VisionInputs
+from sdrpn.families.llava.conversations import CONVERSATIONS
 from sdrpn.families.llava.tensors import vision_shapes
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.images.image import base_picture, base_pixels, crop_pixels
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
-from sdrpn.method.spec import ModelSpec, PromptSpec, Vision
+from sdrpn.method.spec import ModelSpec, Vision
 from sdrpn.method.usual_length import PROMPT_TOKENS
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class Llava:
     def claims(self, config: Mapping[str, Any]) -> bool:
         """By the model_type of transformers and of LLaVA's own code; `sdrpn.checkpoint` explains other refusals."""
         return "llava" in str(config.get("model_type")) or "mm_vision_tower" in config
+
+    @property
+    def prompt_names(self) -> Collection[str]:
+        """Conversations of LLaVA's training code."""
+        return CONVERSATIONS
 
     def vision_type(self) -> type[Any]:
         """See `Family`."""
@@ -95,11 +101,11 @@ class Llava:
         """That of the borders."""
         return clip_of(vision).pad_colour
 
-    def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
+    def prompt(self, tokenizer: Tokenizer, spec: ModelSpec, question: str) -> Prompt:
         """By a conversation of LLaVA's training code, or the checkpoint's chat template."""
-        from sdrpn.text.prompt import build_prompt
+        from sdrpn.families.llava.prompt import build_prompt
 
-        return build_prompt(tokenizer, spec, question)
+        return build_prompt(tokenizer, spec.prompt, question)
 
     def positions(self, layout: Layout) -> Positions | None:
         """Token i is at position i: inserted crop tokens move the tokens after them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sdrpn.families.family import Family, GraphTensor, Layout, Positions, Shapes
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
-from sdrpn.method.spec import ModelSpec, PromptSpec, Vision
+from sdrpn.method.spec import ModelSpec, Vision
 from tests.families.wide.vision_spec import WideSpec
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ class Wide:
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") == "wide"
+
+    @property
+    def prompt_names(self) -> Collection[str]:
+        return ()
 
     def vision_type(self) -> type[Any]:
         return WideSpec
@@ -79,7 +83,7 @@ class Wide:
     def blank_colour(self, vision: Vision) -> tuple[int, int, int]:
         return 127, 127, 127
 
-    def prompt(self, tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Prompt:
+    def prompt(self, tokenizer: Tokenizer, spec: ModelSpec, question: str) -> Prompt:
         from sdrpn.text.prompt import Prompt
 
         return Prompt((1, 7), tuple(tokenizer.encode(question).ids))

@@ -178,7 +178,7 @@ def test_calibration_has_its_positions(folder: Path) -> None:
         prompts = CalibrationPrompts(questions, folder / "images", tokenizer_of(checkpoint))
         plain, cropped = prompts.rows(checkpoint)
         family, tokenizer = family_of(WORDS), tokenizer_of(checkpoint)
-    prompt = family.prompt(tokenizer, WORDS.prompt, ASKED[0])
+    prompt = family.prompt(tokenizer, WORDS, ASKED[0])
     after = len(prompt.ids_after) + len(tokenizer.encode("red", add_special_tokens=False).ids)
     grid = WORDS.vision.grid(SIZES[1])
     inserted = CropTokens(grid.crop_hw((17, 40, 53, 120)))
