@@ -129,7 +129,8 @@ class TestEngines:
         manifest = read_engine_manifest(engine_paths(built_bundle, RTX_TARGET, "trunk")[1])
         (cache,) = [t for t in manifest.tensors if t.name == "key_cache.0"]
         assert cache.dims == (-1, 4, 256, 128)
-        assert cache.profiles[0] == ((1, 4, 256, 128), (1, 4, 256, 128), (4, 4, 256, 128))
+        # Kernels of a decode step are chosen for as many requests as there may be, unless the options say otherwise.
+        assert cache.profiles[0] == ((1, 4, 256, 128), (4, 4, 256, 128), (4, 4, 256, 128))
 
     def test_nothing_else_is_left(self, built_bundle: Path) -> None:
         endings = ("engine", "engine.json", "layers.json")
