@@ -134,7 +134,7 @@ def test_a_dry_run_says_what_does_not_fit(sdrpn: Command, bundle: Path, tmp_path
     lines = sdrpn("build", bundle, "--target", small, "--dry-run").out.splitlines()
     assert re.split("  +", lines[-2]) == ["but", shortage]
     assert re.split("  +", lines[-1]) == ["note", "of no use"]
-    assert refusal(sdrpn("build", bundle, "--target", small), 1) == shortage
+    assert refusal(sdrpn("build", bundle, "--target", small), 1) == f"{shortage} (--no-memory-check)"
     assert not (bundle / "engines").exists()
 
 

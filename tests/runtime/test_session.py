@@ -132,7 +132,7 @@ class TestDecodeLoop:
 
         assert drawn(1) == drawn(1)
         assert drawn(1) != drawn(2)
-        assert drawn(None) != drawn(None)
+        assert len({drawn(None) for _ in range(20)}) > 1  # two of them may be equal by chance
 
     def test_logits_that_overflowed_are_an_error(self, open_fake: Callable[..., Fake]) -> None:
         script = script_of(5, 6)
