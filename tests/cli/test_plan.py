@@ -11,7 +11,7 @@ import pytest
 from sdrpn.engines import plan as engine_plan
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host import machine
-from sdrpn.workflows import memory_plan, question
+from sdrpn.workflows import memory_plan, opened_session
 from tests.cli.command import Command
 
 
@@ -25,7 +25,7 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, available_bytes: int) -> None:
     found = dataclasses.replace(machine.read_machine(), memory_available_bytes=available_bytes)
-    for place in (memory_plan, question, engine_plan):
+    for place in (memory_plan, opened_session, engine_plan):
         monkeypatch.setattr(place, "read_machine", lambda: found)
 
 

@@ -32,7 +32,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("threads", [0, -1, 9_999_999])
     def test_threads_that_no_machine_has(self, threads: int) -> None:
-        with pytest.raises(BadInput, match=f"threads is {threads}; expected 1 to 256, or none for one per core"):
+        with pytest.raises(BadInput, match=f"threads is {threads}; expected 1 to 256, or none for one per free core"):
             open_backend("onnxruntime", threads)
 
     def test_a_provider_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch, text_bundle: Path) -> None:
