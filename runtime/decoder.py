@@ -27,6 +27,8 @@ __all__ = ["Decoder", "NextToken", "Rows", "row_count"]
 FloatArray = npt.NDArray[np.float32]
 Rows = FloatArray | Buffer  # (rows,D) in host memory, or (1,rows,D) on the backend's device
 _LOGITS = "logits of the next token"
+# Ranges of slots whose step stays bound: on a GPU each has contexts and a captured graph. Four slots have ten ranges.
+_MOST_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -179,14 +181,16 @@ class Decoder:
     def _step_of(self, tokens: Sequence[NextToken]) -> _TokenStep:
         """The step for these slots, bound once until the caches move."""
         start, stop = tokens[0].slot.index, tokens[-1].slot.index + 1
-        found = self._steps.get((start, stop))
+        found = self._steps.pop((start, stop), None)
         if found is None:
+            if len(self._steps) >= _MOST_STEPS:
+                del self._steps[next(iter(self._steps))]  # the one that was used least recently
             caches = {name: self.slots.caches_of(name, start, stop) for name in ("trunk", "tail")}
             logits = self._logits
             if (start, stop) != (0, 1):  # a step may consist of several runs
                 logits = self._backend.allocate((stop - start, self._vocabulary), "float32", for_host=True)
             found = _TokenStep(self._backend, self._runners, caches, logits, stop - start, self._width, self._rows)
-            self._steps[start, stop] = found
+        self._steps[start, stop] = found
         return found
 
     def _run(

@@ -6,7 +6,7 @@ import pytest
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.fake import FakeBackend
 from sdrpn.runtime.backends.host_buffer import HostBuffer
-from sdrpn.runtime.decoder import Decoder
+from sdrpn.runtime.decoder import Decoder, NextToken
 from sdrpn.runtime.slots import CACHE_ROUNDING, Slot
 from tests.runtime.fakes import SPEC, WIDTH, Script, fake_decoder
 
@@ -119,6 +119,29 @@ def test_a_token_step_is_bound_once_and_caches_keep_their_address(in_place: bool
     if in_place:
         assert trunk["key_cache.0"] == trunk["key_cache.0_out"]
     assert positions_in(decoder, "trunk", "key_cache.0")[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_steps_of_a_few_ranges_of_slots_stay_bound(in_place: bool) -> None:
+    """Eight slots have 36 ranges; what was used last is kept, and every step gives what its rows ask for."""
+    decoder, _ = fake_decoder(Script((5, 6, 7)), in_place)
+    while len(decoder.slots.all) < 8:
+        decoder.slots.add()
+    for slot in decoder.slots.all:
+        decoder.slots.reset(slot, 60)
+        decoder.run_trunk(slot, rows(3), 0)
+        decoder.run_tail(slot, 0, 3)
+
+    def step(start: int, stop: int) -> object:
+        ours = decoder.slots.all[start:stop]
+        tokens = [NextToken(slot, rows(1), slot.valid["trunk"], slot.valid["trunk"]) for slot in ours]
+        logits = decoder.step(tokens)
+        assert [int(each.argmax()) for each in logits] == [(5, 6, 7)[token.row % 3] for token in tokens]
+        return decoder._steps[start, stop]
+
+    for start, stop in [(a, b) for a in range(8) for b in range(a + 1, 9)]:
+        assert step(start, stop) is step(start, stop)
+    assert len(decoder._steps) == 16
+    assert list(decoder._steps)[-1] == (7, 8)
 
 
 def test_only_the_cache_update_aliases_an_input_with_an_output() -> None:
