@@ -34,7 +34,7 @@ def test_json(sdrpn: Command, tmp_path: Path) -> None:
     overlay = tmp_path / "looked.png"
     found = sdrpn("demo", "--json", "--threads", 1, "--overlay", overlay).json()
     scene = shipped_scene()
-    assert list(found) == ["question", "expected", "plain", "sdrpn", "overlay"]
+    assert list(found) == ["format_version", "question", "expected", "plain", "sdrpn", "overlay"]
     assert (found["question"], found["expected"]) == (scene.question, scene.expected)
     assert list(found["plain"]) == ["text", "seconds"]
     assert list(found["sdrpn"]) == ["text", "seconds", "boxes_xyxy_px"]

@@ -93,6 +93,7 @@ class TestOutput:
         files = manifest.variants["primitive-fp16"].files
         assert [note.split(":")[0] for note in found.pop("notes")] == ["pictures"]
         assert found == {
+            "format_version": 1,
             "bundle": str(bundle),
             "variant": "primitive-fp16",
             "variants": ["primitive-fp16"],
