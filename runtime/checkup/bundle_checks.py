@@ -21,7 +21,7 @@ from sdrpn.runtime.bench import BenchCase, bench_cases, bench_picture, bench_pro
 from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
 from sdrpn.runtime.session import Session
 
-__all__ = ["BundleChecks", "BundleOnDevice"]
+__all__ = ["BundleChecks", "BundleOnDevice", "compare_bits", "relative_difference", "require_within"]
 
 _NEW_TOKENS = 16
 _REPEATS = 5
@@ -96,20 +96,20 @@ class BundleChecks:
         return tolerances_of(self._device.numerics)
 
     def load(self) -> Finding:
-        """Open the bundle and give a first answer."""
+        """Open the bundle and ask a first question."""
         self._free_at_start = self._settled_free_bytes()
         start = time.perf_counter()
         with self._device.open() as session:
             opened_s = time.perf_counter() - start
-            first = self._ask(session)
+            first_s = self._first_s(session)
             taken = _difference(self._free_at_start, self._device.free_bytes())
-        figures: dict[str, Figure] = {"open_s": opened_s, "first_answer_s": first.timings.total_s}
+        figures: dict[str, Figure] = {"open_s": opened_s, "first_answer_s": first_s}
         if taken is not None:
             figures["taken_bytes"] = taken
         subject, note = self._device.subject, self._device.note
         return Finding(
             f"{subject.variant} on {subject.backend} opened in {opened_s:.2f} s, first answer after another "
-            f"{first.timings.total_s:.2f} s{f'; {note}' if note else ''}",
+            f"{first_s:.2f} s{f'; {note}' if note else ''}",
             figures,
         )
 
@@ -231,6 +231,10 @@ class BundleChecks:
         spec = self._device.spec
         return bench_cases(spec, ["one-box" if spec.rpn is not None else "plain"])[0]
 
+    def _first_s(self, session: Session) -> float:
+        """Seconds of a first question."""
+        return self._ask(session).timings.total_s
+
     def _ask(self, session: Session, *, reverse: bool = False) -> Answer:
         """Ask a question, with both passes where the model has an RPN: the crop is fixed, whatever rounding does."""
         before, after = bench_prompt(session.spec)
@@ -249,13 +253,14 @@ class BundleChecks:
         ours, reference = _trace(found), _trace(expected)
         figures: dict[str, Figure] = {}
         if ours.roi_logits is not None and reference.roi_logits is not None:
-            figures["roi_difference"] = _relative(ours.roi_logits, reference.roi_logits)
-            _require(float(figures["roi_difference"]), self._limits.values, "RoI logits")
+            figures["roi_difference"] = relative_difference(ours.roi_logits, reference.roi_logits)
+            require_within(float(figures["roi_difference"]), self._limits.values, "RoI logits")
         steps = _shared_steps(found.token_ids, expected.token_ids, len(ours.step_logits), len(reference.step_logits))
         figures["logit_difference"] = max(
-            _relative(a, b) for a, b in zip(ours.step_logits[:steps], reference.step_logits[:steps], strict=True)
+            relative_difference(a, b)
+            for a, b in zip(ours.step_logits[:steps], reference.step_logits[:steps], strict=True)
         )
-        _require(float(figures["logit_difference"]), self._limits.token_logit, "logits")
+        require_within(float(figures["logit_difference"]), self._limits.token_logit, "logits")
         return figures
 
     def _settled_free_bytes(self) -> int | None:
@@ -271,7 +276,7 @@ def _trace(answer: Answer) -> Trace:
 
 def _same_bits(first: Answer, second: Answer) -> bool:
     a, b = _trace(first), _trace(second)
-    return first.token_ids == second.token_ids and a.step_logits.tobytes() == b.step_logits.tobytes()
+    return first.token_ids == second.token_ids and compare_bits(a.step_logits, b.step_logits)
 
 
 def _shared_steps(found: Sequence[int], expected: Sequence[int], found_steps: int, expected_steps: int) -> int:
@@ -284,7 +289,12 @@ def _shared_steps(found: Sequence[int], expected: Sequence[int], found_steps: in
     return min(same + 1, found_steps, expected_steps)
 
 
-def _relative(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+def compare_bits(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bool:
+    """Whether both hold the same bits."""
+    return first.tobytes() == second.tobytes()
+
+
+def relative_difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
     """The largest difference relative to max(1, largest value); infinite for values that are not finite."""
     if not np.isfinite(found).all():
         return float("inf")
@@ -292,7 +302,8 @@ def _relative(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32])
     return float(np.abs(found.astype(np.float64) - expected).max(initial=0)) / scale
 
 
-def _require(difference: float, limit: float, what: str) -> None:
+def require_within(difference: float, limit: float, what: str) -> None:
+    """Raises CheckFailed for a difference that is more than rounding."""
     if not difference <= limit:
         raise CheckFailed(f"{what} differ by {difference:.3g} of the largest, at most {limit:g} is rounding")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import BadInput
 from sdrpn.host.machine import read_machine
 from sdrpn.runtime.backends import AUTOMATIC
@@ -12,6 +13,7 @@ from sdrpn.runtime.backends.cuda import load_cuda
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.checkup.bundle_checks import BundleChecks
 from sdrpn.runtime.checkup.cuda_checks import CudaChecks
+from sdrpn.runtime.checkup.look_checks import LookChecks
 from sdrpn.runtime.checkup.opened_bundle import OpenedBundle
 from sdrpn.runtime.checkup.picture_checks import PictureChecks
 from sdrpn.runtime.checkup.steps import Step
@@ -27,6 +29,7 @@ class CheckupRequest:
     backend: str = AUTOMATIC
     target: str | None = None
     gpu: int = 0  # the CUDA device index
+    parts: Parts = "all"  # of the bundle; "look": vision, trunk and RPN, which is all that engines without a tail have
     step_limit_s: float = 600.0  # a step that takes longer fails
 
     def __post_init__(self) -> None:
@@ -43,7 +46,8 @@ class CheckupRequest:
     @property
     def step_count(self) -> int:
         """The number of steps of all groups."""
-        return sum(STEP_COUNTS[group] for group in self.groups)
+        counts = STEP_COUNTS | {"bundle": LOOK_STEPS if self.parts == "look" else STEP_COUNTS["bundle"]}
+        return sum(counts[group] for group in self.groups)
 
 
 def steps_of(group: str, request: CheckupRequest) -> list[Step]:
@@ -65,8 +69,11 @@ def _pictures(request: CheckupRequest) -> list[Step]:
 
 
 def _bundle(request: CheckupRequest) -> list[Step]:
-    opened = OpenedBundle(request.bundle or "", backend=request.backend, target=request.target, gpu=request.gpu)
-    return BundleChecks(opened).steps()
+    opened = OpenedBundle(
+        request.bundle or "", backend=request.backend, target=request.target, gpu=request.gpu, parts=request.parts
+    )
+    checks = LookChecks(opened) if request.parts == "look" else BundleChecks(opened)
+    return checks.steps()
 
 
 def _cuda_checks(request: CheckupRequest) -> CudaChecks:
@@ -77,6 +84,7 @@ def _cuda_checks(request: CheckupRequest) -> CudaChecks:
     )
 
 
+LOOK_STEPS = 7
 STEP_COUNTS = {"CUDA": 9, "pictures": 4, "bundle": 8}  # known before the process of a group starts
 GROUPS: dict[str, Callable[[CheckupRequest], list[Step]]] = {
     "CUDA": _cuda,

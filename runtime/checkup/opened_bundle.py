@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sdrpn.bundle.bundle import Variant, open_bundle
 from sdrpn.bundle.engine_manifest import ParityGate
+from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.memory import graph_weights_bytes
 from sdrpn.bundle.shipped import bundle_title
 from sdrpn.host.machine import read_machine
@@ -30,15 +31,24 @@ _HOST_PER_WEIGHT_BYTE = 3
 class OpenedBundle:
     """Chooses the backend of a bundle once, and opens sessions of it."""
 
-    def __init__(self, path: Path | str, *, backend: str = AUTOMATIC, target: str | None = None, gpu: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        backend: str = AUTOMATIC,
+        target: str | None = None,
+        gpu: int = 0,
+        parts: Parts = "all",
+    ) -> None:
         """Raises BadBundle, BadInput, EngineMismatch or MissingDependency, as `Session.open` does."""
-        self._bundle, self._gpu = open_bundle(path), gpu
-        self._choice = choose_backend(self._bundle, backend, target=target, device=gpu)
+        self._bundle, self._gpu, self._parts = open_bundle(path), gpu, parts
+        self._choice = choose_backend(self._bundle, backend, target=target, device=gpu, parts=parts)
         engines, note = self._choice.engines, self._choice.note
-        self._variant = (
+        variant = (
             engines.variant if engines is not None else graph_variant(self._bundle, info=self._choice.info, note=note)
         )
         self.spec: ModelSpec = self._bundle.spec
+        self._variant = variant.with_graphs(graph.name for graph in graphs_of(self.spec, parts))
         self.numerics = self._variant.numerics
         self.subject = Subject(
             bundle_title(self._bundle.path),
@@ -64,6 +74,7 @@ class OpenedBundle:
             engine_options=EngineOptions(cuda_graph=cuda_graph) if engines is not None else None,
             optimized=False,
             verify=False,
+            parts=self._parts,
         )
 
     def open_reference(self) -> Session | None:
@@ -76,7 +87,14 @@ class OpenedBundle:
             reference = None if self._variant.for_engines_only else self._variant
         if reference is None:
             return None
-        return Session.open(self._bundle.path, backend=CPU.name, variant=reference.name, optimized=False, verify=False)
+        return Session.open(
+            self._bundle.path,
+            backend=CPU.name,
+            variant=reference.name,
+            optimized=False,
+            verify=False,
+            parts=self._parts,
+        )
 
     def _twin(self, dialect: str | None = None) -> Variant | None:
         """Another variant that should compute the same numbers; in the same dialect, inputs and outputs are equal."""

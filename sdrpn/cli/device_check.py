@@ -37,6 +37,11 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", metavar="NAME", help="with --bundle: the target whose engines run; default: the first that fit"
     )
     parser.add_argument(
+        "--parts",
+        choices=("all", "look"),
+        help="with --bundle: look: check looks, with vision, trunk and RPN alone; default: all",
+    )
+    parser.add_argument(
         "--gpu", type=int, metavar="N", help="with --device: which GPU, as CUDA numbers them; default: 0"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="with --device: write a page, .html or .md")
@@ -45,7 +50,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def require_device(args: argparse.Namespace) -> None:
     """Raises BadInput for an option that needs --device."""
-    for name in ("bundle", "backend", "target", "gpu", "report", "record"):
+    for name in ("bundle", "backend", "target", "parts", "gpu", "report", "record"):
         if getattr(args, name) is not None:
             raise BadInput(f"--{name} is given without --device; add --device to test the machine")
 
@@ -77,14 +82,16 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
     from sdrpn.terminal.output_file import require_output_file
     from sdrpn.workflows.device_check import CheckupRequest
 
-    for name in ("backend", "target"):
+    for name in ("backend", "target", "parts"):
         if getattr(args, name) is not None and args.bundle is None:
             raise BadInput(f"--{name} is given without --bundle; name the bundle to check")
     for option, path, suffixes in (("--report", args.report, PAGES), ("--record", args.record, ())):
         if path is not None:
             require_output_file(option, path, suffixes)
-    names = ("bundle", "backend", "target", "gpu")
+    names = ("bundle", "backend", "target", "parts", "gpu")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.bundle is not None:
+        options["bundle"] = str(args.bundle)  # the request travels to other processes as JSON
     return CheckupRequest(**options)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from datetime import datetime, timezone
 
 from sdrpn import __version__
+from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import EngineMismatch
 from sdrpn.host.libraries import installed_version
 from sdrpn.host.machine import read_cpu, read_machine
@@ -26,6 +27,7 @@ def check_device(
     backend: str = AUTOMATIC,
     target: str | None = None,
     gpu: int = 0,
+    parts: Parts = "all",
     progress: Advance = unseen,
 ) -> DeviceReport:
     """Test CUDA, the compiled image path and, if given, a bundle. A failed step does not stop the others.
@@ -35,11 +37,12 @@ def check_device(
         backend: the library that runs it, as for `Session.open`
         target: the target whose engines run; None: the first that fit
         gpu: the GPU, as CUDA numbers them
+        parts: "look": check that the bundle looks, with vision, trunk and RPN alone; see `Session.open`
         progress: called with the number of steps so far, and of all
 
     Raises: BadBundle, BadInput for a request that no machine could meet. A failure on this machine is a result.
     """
-    return check(CheckupRequest(bundle, backend, target, gpu), progress)
+    return check(CheckupRequest(bundle, backend, target, gpu, parts), progress)
 
 
 def check(request: CheckupRequest, progress: Advance = unseen) -> DeviceReport:
@@ -65,6 +68,9 @@ def _subject(request: CheckupRequest) -> Subject | None:
     if request.bundle is None:
         return None
     try:
-        return OpenedBundle(request.bundle, backend=request.backend, target=request.target, gpu=request.gpu).subject
+        opened = OpenedBundle(
+            request.bundle, backend=request.backend, target=request.target, gpu=request.gpu, parts=request.parts
+        )
     except EngineMismatch:
         return None
+    return opened.subject

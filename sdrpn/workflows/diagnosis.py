@@ -92,6 +92,7 @@ def diagnose_machine() -> Diagnosis:
 def _abilities(machine: Machine, extras: Mapping[str, Extra]) -> list[Ability]:
     return [
         *(_backend(info, machine) for info in BACKENDS.values()),
+        _needs_library("look, videos and cameras", "av", "video"),
         _needs_extra("export", extras["export"]),
         _needs_extra("verify", extras["train"]),
         _tensorrt(machine),

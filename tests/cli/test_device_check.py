@@ -41,6 +41,15 @@ def test_the_machine_is_really_tried(capsys: pytest.CaptureFixture[str]) -> None
     assert report["subject"] is None
 
 
+def test_a_bundle_is_really_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", "--bundle", "demo", "--parts", "look", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["subject"]["bundle"] == "demo"
+    looked = [result for result in report["results"] if result["group"] == "bundle"]
+    assert [result["state"] for result in looked] == [*["passed"] * 6, "skipped"]
+    assert looked[2]["name"] == "a whole look"
+
+
 def test_a_failure_is_shown_and_exits_1(found: list[CheckResult], capsys: pytest.CaptureFixture[str]) -> None:
     found += BAD
     assert main(["doctor", "--device"]) == 1
@@ -77,6 +86,7 @@ def test_a_line_is_recorded_behind_others(found: list[CheckResult], tmp_path: Pa
         (["--bundle", "demo"], "--bundle is given without --device"),
         (["--report", "a.html"], "--report is given without --device"),
         (["--device", "--target", "rtx-4090"], "--target is given without --bundle"),
+        (["--device", "--parts", "look"], "--parts is given without --bundle"),
         (["--gpu", "1"], "--gpu is given without --device"),
         (["--device", "--gpu", "-1"], "the first of which is 0"),
         (["--device", "--report", "a.pdf"], "expected a name that ends in .md or .html"),

@@ -15,7 +15,8 @@ from sdrpn.runtime.backends import open_backend
 from sdrpn.runtime.backends.runner import Array
 from sdrpn.runtime.checkup import OpenedBundle
 from sdrpn.runtime.checkup.bundle_checks import BundleChecks, BundleOnDevice
-from sdrpn.runtime.checkup.groups import STEP_COUNTS
+from sdrpn.runtime.checkup.groups import LOOK_STEPS, STEP_COUNTS, CheckupRequest
+from sdrpn.runtime.checkup.look_checks import LookChecks
 from sdrpn.runtime.checkup.steps import run_steps
 from sdrpn.runtime.engines.engine_set import engine_set
 from sdrpn.runtime.engines.trial_run import smoke_test
@@ -153,3 +154,56 @@ def test_graphs_that_were_derived_are_compared_with_what_they_were_derived_from(
     opened = OpenedBundle("demo")
     kinds = [gate.kind for gate in opened.gates()]
     assert kinds.count("smoke test") == kinds.count("two at once") == kinds.count("finite") == 4
+
+
+class LooksOnFakeGpu(OnFakeGpu):
+    """Engines without a tail on the fakes."""
+
+    def open(self, *, cuda_graph: bool = True) -> Session:
+        variant = self.gpu.bundle.variant(self.gpu.variant).with_graphs(LOOKS)
+        return Session(
+            self.gpu.bundle,
+            variant,
+            self.gpu.backend(EngineOptions(cuda_graph=cuda_graph)),
+            {name: self.gpu.engine(name) for name in LOOKS},
+        )
+
+    def open_reference(self) -> Session | None:
+        return Session.open(
+            self.gpu.bundle.path, backend="onnxruntime", variant=self.gpu.variant, threads=1, parts="look"
+        )
+
+
+LOOKS = ("vision", "trunk", "rpn")
+
+
+def looked(device: BundleOnDevice, *names: str) -> dict[str, CheckResult]:
+    steps = [step for step in LookChecks(device).steps() if not names or step.name in names]
+    assert len(steps) == (len(names) or LOOK_STEPS)
+    return {result.name: result for result in run_steps("bundle", steps)}
+
+
+class TestLooks:
+    def test_on_onnx_runtime(self, tiny_bundle: Path) -> None:
+        results = looked(OpenedBundle(tiny_bundle, parts="look"))
+        assert {name for name, state in states(results).items() if state == "skipped"} == {"memory goes back"}
+        assert not [name for name, state in states(results).items() if state == "failed"]
+        assert results["numbers, graph by graph"].detail == "6 of 6 gates passed"  # two of each graph; no tail
+        assert "the map of primitive-fp32 on onnxruntime" in results["a whole look"].detail
+        assert set(results["time"].figures) == {"look_ms", "second_look_ms"}
+        assert results["the same question five times"].detail == "5 times the same bits"
+
+    def test_on_engines(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        results = looked(LooksOnFakeGpu(fake_gpu(tiny_bundle, tmp_path, max_context=256)), "load", "a whole look")
+        assert set(states(results).values()) == {"passed"}, results
+
+    def test_engines_that_look_elsewhere_are_noticed(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        bundle = fake_gpu(tiny_bundle, tmp_path / "a").bundle
+        compute = spoilt(onnxruntime_compute(bundle, "fused-fp32"), "rpn", "scores", 1.0)
+        device = LooksOnFakeGpu(fake_gpu(tiny_bundle, tmp_path / "b", compute=compute, max_context=256))
+        results = looked(device, "a whole look")
+        assert results["a whole look"].state == "failed"
+        assert "RoI maps differ" in results["a whole look"].detail
+
+    def test_counted_before_they_run(self) -> None:
+        assert CheckupRequest("demo", parts="look").step_count == CheckupRequest().step_count + LOOK_STEPS
