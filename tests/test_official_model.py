@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from tests.tolerances import DRAWN_WEIGHTS_ABS
 
 WHOLE_SET = SMALL_SET.parents[2] / "shared" / "golden"
 LEFT_OUT = "land_1box_left_out"
+# Of these cases, the small set has some.
+SOME_CASES = ("post_qzoom", "post_sdrpn")
 
 
 def test_normal_numbers_are_those_of_pytorch() -> None:
@@ -41,7 +44,7 @@ def test_weights_are_the_official_ones() -> None:
 
 
 def test_the_small_set_stays_small() -> None:
-    assert sum(path.stat().st_size for path in SMALL_SET.rglob("*") if path.is_file()) < 900_000
+    assert sum(path.stat().st_size for path in SMALL_SET.rglob("*") if path.is_file()) < 1_000_000
 
 
 @pytest.fixture
@@ -64,6 +67,9 @@ def test_all_weights_are_the_official_ones(whole: Path, part: str) -> None:
 def test_every_number_kept_is_an_official_output(whole: Path, name: str) -> None:
     with np.load(SMALL_SET / name) as kept, np.load(whole / name) as official:
         left_out = {f"land_1box_{key}" for key in kept[LEFT_OUT]} if LEFT_OUT in kept.files else set()
+        if Path(name).stem in SOME_CASES:
+            left_out = set(official.files) - set(kept.files)
+            assert 30 < len(kept.files) < len(official.files)
         assert set(kept.files) - {LEFT_OUT} | left_out == set(official.files)
         for key in set(kept.files) - {LEFT_OUT}:
             np.testing.assert_array_equal(kept[key], official[key], err_msg=key)
@@ -71,7 +77,13 @@ def test_every_number_kept_is_an_official_output(whole: Path, name: str) -> None
 
 def test_pictures_and_configs_are_the_official_ones(whole: Path) -> None:
     for path in SMALL_SET.rglob("*.json"):
-        assert path.read_bytes() == (whole / path.relative_to(SMALL_SET)).read_bytes()
+        official = (whole / path.relative_to(SMALL_SET)).read_bytes()
+        if path.stem in SOME_CASES:
+            cases = json.loads(path.read_bytes())
+            assert len(cases) >= 40
+            assert [case for case in json.loads(official) if case in cases] == cases
+        else:
+            assert path.read_bytes() == official
     for path in SMALL_SET.rglob("*.png"):
-        with Image.open(path) as kept, Image.open(whole / path.relative_to(SMALL_SET)) as official:
-            np.testing.assert_array_equal(np.asarray(kept), np.asarray(official))
+        with Image.open(path) as kept, Image.open(whole / path.relative_to(SMALL_SET)) as picture:
+            np.testing.assert_array_equal(np.asarray(kept), np.asarray(picture))

@@ -201,7 +201,7 @@ class TestRefusals:
             ExportOptions("int4", keep=("rpn",), int8=("rpn",))
         with pytest.raises(BadInput, match="8 bits for rpn are for precision int4; got int8"):
             ExportOptions("int8", int8=("rpn",))
-        with pytest.raises(BadInput, match="nothing called 'head' to give 8 bits; expected lm_head"):
+        with pytest.raises(BadInput, match="'head' is not a part to give 8 bits; expected lm_head"):
             ExportOptions("int4", int8=("head",))
 
     def test_nothing_of_that_name(self) -> None:

@@ -43,7 +43,7 @@ def test_the_readme_is_up_to_date(device_table: ModuleType) -> None:
 def test_what_ran_and_what_did_not(device_table: ModuleType) -> None:
     lines = device_table.table([CPU], COMPILED).splitlines()
     assert lines[2] == (
-        "| AMD EPYC | default, fused-int8-cpu, onnxruntime 1.32.0 | 8 passed, 0 failed, 13 skipped | 169.9 ms |  | "
+        "| AMD EPYC | demo, fused-int8-cpu, onnxruntime 1.32.0 | 8 passed, 0 failed, 13 skipped | 169.9 ms |  | "
         "2026-11-29 |"
     )
     compiled, nothing = lines[3:]

@@ -15,7 +15,7 @@ from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision
 
 ROOT = Path(__file__).parents[3]
 WHOLE = ROOT.parent / "shared" / "golden" / "qwen"
-FUNCTIONS = WHOLE / "functions" if WHOLE.is_dir() else ROOT / "tests" / "golden" / "qwen"
+FUNCTIONS = WHOLE / "functions" if WHOLE.is_dir() else ROOT / "tests" / "golden" / "qwen" / "functions"
 END, IMAGE = 303, 304  # ids of the small models
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES = (0.5, 0.5, 0.5)
