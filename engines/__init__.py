@@ -1,6 +1,6 @@
 """Build TensorRT engines from a bundle's graphs. Knows nothing about checkpoints or answers."""
 
-from sdrpn.engines.builder import BuiltEngine, build_engines
+from sdrpn.engines.builder import BuiltEngine, build_engines, require_writable
 from sdrpn.engines.options import VERBOSITIES, BuildOptions, usual_context
 from sdrpn.engines.plan import EnginePlan, plan_engines, target_variant
 from sdrpn.engines.target import Target, read_target, read_targets
@@ -16,6 +16,7 @@ __all__ = [
     "plan_engines",
     "read_target",
     "read_targets",
+    "require_writable",
     "target_variant",
     "trtexec_script",
     "usual_context",

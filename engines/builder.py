@@ -31,7 +31,7 @@ from sdrpn.host.atomic import replacing_file, require_free_space, require_writab
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.host.sizes import text_from_bytes
 
-__all__ = ["BuiltEngine", "build_engines"]
+__all__ = ["BuiltEngine", "build_engines", "require_writable"]
 
 # How much larger than its weights an engine may be without a remark: 2 MB to 44 MB were seen.
 _KERNELS_BYTES = 32_000_000
@@ -67,11 +67,16 @@ def build_engines(
         return _build(primitive_instead(plan, error), jobs, check_memory, progress)
 
 
+def require_writable(plan: EnginePlan) -> None:
+    """Raise BadInput where the bundle is the shipped one, into which nothing is written."""
+    require_not_shipped(plan.bundle.path, "build in a copy of it", ("out BUNDLE",))
+
+
 def _build(plan: EnginePlan, jobs: int, check_memory: bool, progress: Advance) -> tuple[BuiltEngine, ...]:
     todo = [planned for planned in plan.engines if planned.cached is None]
     built = {planned.graph.name: planned.cached for planned in plan.engines if planned.cached is not None}
     if todo:
-        require_not_shipped(plan.bundle.path, "build in a copy of it", ("out BUNDLE",))
+        require_writable(plan)
         _require_resources(plan, todo, check_memory)
         with _locked(plan):
             plan.bundle.verify({file for planned in todo for file in (planned.graph.file, *planned.graph.weights)})

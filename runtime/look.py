@@ -53,6 +53,8 @@ class Look:
         """The picture under `boxes[index]`, at full resolution. Raises BadInput where there is no such box."""
         try:
             box = self.boxes[index].xyxy_px
+        except TypeError:
+            raise BadInput(f"index is {index!r}; expected the number of a box, from 0") from None
         except IndexError:
             count = f"{len(self.boxes)} box{'' if len(self.boxes) == 1 else 'es'}"
             raise BadInput(f"there is no box {index}: this look has {count}") from None

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of, prompt_of, seen_of
-from sdrpn.method.policy import Roi, policy_for
+from sdrpn.method.policy import Roi, looking_policy, policy_for
 from sdrpn.method.roi import Decide
 from sdrpn.runtime.answer import Stopwatch
 from sdrpn.runtime.look import Look
@@ -62,6 +62,11 @@ class Questions:
         policy = policy_for(roi, self._bundle.manifest.own_policy.roi)
         return None if policy is None else family_of(self._bundle.spec).decide(policy, self._bundle.spec.vision)
 
+    def decide_look(self, roi: Roi) -> Decide:
+        """As `decide`, where regions are all that is asked for: None is refused, too."""
+        policy = looking_policy(roi, self._bundle.manifest.own_policy.roi)
+        return family_of(self._bundle.spec).decide(policy, self._bundle.spec.vision)
+
     def prompt(self, question: str, by_ids: str) -> Prompt:
         """Raises what is wrong with the question. `by_ids`: what takes token ids in its place."""
         if self._tokenizer is None:
@@ -77,19 +82,17 @@ class Questions:
         """As `looks`, one for each text."""
         prompts = [(text, self.prompt(text, "look_ids")) for text in questions]
         asked = [LookQuestion(prompt.ids_before, prompt.ids_after, text) for text, prompt in prompts]
-        return self.looks(image, channels, asked, self.decide(roi))
+        return self.looks(image, channels, asked, self.decide_look(roi))
 
     def looks(
         self,
         image: PictureSource,
         channels: Channels,
         questions: abc.Sequence[LookQuestion],
-        decide: Decide | None,
+        decide: Decide,
     ) -> list[Look]:
-        """Look, and return when all are there. Raises BadInput without a policy."""
+        """Look, and return when all are there."""
         self._scheduler.require_open()
-        if decide is None:
-            raise BadInput("roi is None; expected a RoiPolicy or a threshold: a look is made of regions")
         return look_at(lambda: self._opened(image, channels), questions, decide, self._two_pass, self._scheduler)
 
     def stream(self, image: PictureSource, question: str, options: AnswerOptions) -> AnswerStream:

@@ -411,7 +411,7 @@ class Session:
         """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
         asked = [LookQuestion(tuple(ids_before_image), tuple(ids_after_image))]
         (found,) = self._questions.looks(
-            image, channels, asked, decide if decide is not None else self._questions.decide(roi)
+            image, channels, asked, decide if decide is not None else self._questions.decide_look(roi)
         )
         return found
 

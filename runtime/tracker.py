@@ -14,6 +14,7 @@ from sdrpn.errors import BadInput
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import RoiPolicy, blur, decide_cells
 from sdrpn.runtime.look import Look
+from sdrpn.runtime.pictures.frames import Frame, rgb_from_frame
 from sdrpn.runtime.regions import dropped_regions, regions_of
 
 __all__ = ["Tracker", "TrackerOptions"]
@@ -44,7 +45,8 @@ class TrackerOptions:
 
     def __post_init__(self) -> None:
         for name in ("weight", "keep", "cut"):
-            if not 0 < getattr(self, name) <= 1:
+            value: object = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
                 raise BadInput(f"{name} is {getattr(self, name)!r}; expected a number above 0, at most 1")
 
 
@@ -60,8 +62,10 @@ class Tracker:
         """Args:
         grid_over: the grid over an image of this size, `spec.vision.grid`
         policy: how maps become boxes; its threshold above 0
-        Raises: BadInput for a negative threshold, which is relative to each map's own peak
+        Raises: BadInput for a negative threshold, which is relative to each map's own peak, and for what is no grid
+            or no policy
         """
+        _require_kinds(grid_over, policy, options)
         if policy.threshold <= 0:
             raise BadInput(f"the threshold is {policy.threshold}; boxes are tracked with a threshold above 0 only")
         self._grid_over, self._policy, self._options = grid_over, policy, options or TrackerOptions()
@@ -74,11 +78,14 @@ class Tracker:
         """Forget the frames before."""
         self._average = self._counted = self._image_wh = self._samples = None
 
-    def update(self, look: Look, pixels: npt.NDArray[Any] | None = None) -> Look:
+    def update(self, look: Look, pixels: Frame | None = None) -> Look:
         """The look with the averaged map, and the boxes of that.
 
-        Args: pixels: the frame, (H, W, 3) uint8, by which a cut is noticed; None: by the map alone
+        Args: pixels: the frame as `Session.look` takes it, by which a cut is noticed; None: by the map alone
+        Raises: BadInput for what is no look or no frame, BadImage for a frame of another shape or type
         """
+        if not isinstance(look, Look):
+            raise BadInput(f"look is {look!r}; expected what Session.look returns")
         if self._begins_again(look, pixels):
             self._average = self._counted = None
         weight = np.float32(self._options.weight)
@@ -98,9 +105,9 @@ class Tracker:
             note=decision.note,
         )
 
-    def _begins_again(self, look: Look, pixels: npt.NDArray[Any] | None) -> bool:
+    def _begins_again(self, look: Look, pixels: Frame | None) -> bool:
         """Whether the frame has nothing to do with the one before: another size, a cut, or a region that jumped."""
-        cut = pixels is not None and self._is_cut(pixels)
+        cut = pixels is not None and self._is_cut(_frame_of(pixels))
         if self._average is None or self._counted is None:
             return True
         return cut or look.image_wh != self._image_wh or look.roi_map.shape != self._average.shape or self._jumps(look)
@@ -118,6 +125,23 @@ class Tracker:
         assert self._counted is not None  # asked before
         fired = blur(look.roi_map) > self._policy.threshold
         return bool(fired.any() and self._counted.any() and not (fired & _grown(self._counted)).any())
+
+
+def _require_kinds(grid_over: object, policy: object, options: object) -> None:
+    if not callable(grid_over):
+        raise BadInput(f"grid_over is {grid_over!r}; expected session.spec.vision.grid")
+    if not isinstance(policy, RoiPolicy):
+        raise BadInput(f"policy is {policy!r}; expected a RoiPolicy, such as session.policy")
+    if options is not None and not isinstance(options, TrackerOptions):
+        raise BadInput(f"options is {options!r}; expected TrackerOptions, or None")
+
+
+def _frame_of(pixels: object) -> npt.NDArray[Any]:
+    """In steps of 0..255, as cuts are counted in; the order of channels does not matter."""
+    found = rgb_from_frame(pixels)
+    if found is None:
+        raise BadInput(f"pixels is {pixels!r}; expected the frame, an (H, W, 3) array, or None")
+    return found
 
 
 def _grown(cells: Bool) -> Bool:

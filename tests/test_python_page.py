@@ -56,7 +56,7 @@ def test_there_are_calls() -> None:
 
 
 def test_the_first_example_runs(tmp_path: Path) -> None:
-    shutil.copy(shipped_scene().picture, tmp_path / "street.png")
+    shutil.copy(shipped_scene().picture, tmp_path / "sdrpn-scene.png")
     done = subprocess.run(
         [sys.executable, "-c", EXAMPLES[0]], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )

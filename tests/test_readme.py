@@ -32,11 +32,12 @@ def test_the_first_command_asks_the_model_that_comes_along(tmp_path: Path) -> No
     assert (program, arguments) == (".venv/bin/sdrpn", ["demo"])
     done = run("-m", "sdrpn.cli.main", *arguments, folder=tmp_path)
     assert shipped_scene().question in done
-    (made,) = tmp_path.iterdir()
-    assert made.name == "sdrpn-demo.png"
-    assert f"`{made.name}`" in README
-    with Image.open(made) as overlay:
-        overlay.load()
+    made = sorted(tmp_path.iterdir())
+    assert [path.name for path in made] == ["sdrpn-demo.png", "sdrpn-scene.png"]
+    for path in made:
+        assert f"`{path.name}`" in README
+        with Image.open(path) as picture:
+            picture.load()
 
 
 def test_the_quickstart_makes_a_bundle_and_asks_it(tmp_path: Path) -> None:

@@ -80,8 +80,16 @@ def _host_array(source: object) -> Array | None:
 def _require_layout(array: Array) -> None:
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
         raise BadImage(f"a frame has the shape {array.shape}, channels first; {_EXPECTED}: move them last")
-    if array.dtype.kind == "f" and (array.ndim != 3 or array.shape[2] != 3):
-        raise BadImage(f"a frame has the shape {array.shape}; {_EXPECTED}")
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise BadImage(f"a frame has the shape {array.shape}; {_EXPECTED}{_shape_advice(array)}")
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise BadImage(f"a frame has the dtype {array.dtype}; {_EXPECTED}: convert it")
+
+
+def _shape_advice(array: Array) -> str:
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
+        return ": repeat grey three times"
+    return ": leave the alpha channel out" if array.ndim == 3 and array.shape[2] == 4 else ""
 
 
 def _bytes_from_floats(array: Array) -> npt.NDArray[np.uint8]:

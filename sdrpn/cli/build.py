@@ -164,8 +164,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_only(args: argparse.Namespace, request: BuildRequest) -> None:
+    from sdrpn.terminal.failure import Failure
     from sdrpn.terminal.output import print_json, print_text
-    from sdrpn.workflows.engine_build import plan_build, plan_to_json, trtexec_script
+    from sdrpn.workflows.engine_build import needs_copy, plan_build, plan_to_json, trtexec_script
 
     plan = plan_build(request)
     if args.print_trtexec:
@@ -173,7 +174,9 @@ def _print_only(args: argparse.Namespace, request: BuildRequest) -> None:
     elif args.json:
         print_json(plan_to_json(plan))
     else:
-        _print_plan(plan)
+        error = needs_copy(request, plan)
+        in_words = None if error is None or plan.obstacle != str(error) else Failure.of(error).message
+        _print_plan(plan, in_words or plan.obstacle)
 
 
 def _request(args: argparse.Namespace) -> BuildRequest:
@@ -198,7 +201,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     )
 
 
-def _print_plan(plan: EnginePlan) -> None:
+def _print_plan(plan: EnginePlan, obstacle: str | None) -> None:
     from sdrpn.host.sizes import text_from_bytes
     from sdrpn.terminal.output import print_table
 
@@ -220,7 +223,7 @@ def _print_plan(plan: EnginePlan) -> None:
         ("memory of the build", f"about {text_from_bytes(needed.host_bytes)}"),
         ("memory of the engines", f"about {memory}"),
         *((engine.graph.name, "is there already" if engine.cached else "would be built") for engine in plan.engines),
-        *((("but not here", plan.obstacle),) if plan.obstacle is not None else ()),
+        *((("but not here", obstacle),) if obstacle is not None else ()),
         *(("but", shortage) for shortage in plan.shortages()),
         *((("note", plan.target.note),) if plan.target.note else ()),
     ]

@@ -6,6 +6,7 @@ The JSON form is an object with these entries:
     plain      text and seconds of plain LLaVA, one look at the whole picture
     sdrpn      text, seconds and boxes_xyxy_px of the two looks, in pixels of the picture
     overlay    the picture that was written
+    picture    the scene that was asked about, written beside it
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import add_threads_argument
+from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
     from sdrpn.workflows.demonstration import Demonstration
@@ -23,18 +25,25 @@ HELP = "ask the shipped model about the shipped scene"
 DESCRIPTION = """\
 Ask the small model that ships with this package (demo) about a picture whose detail its first look cannot resolve: once
 with that look alone, and once with a second look at the region that it found. Prints both answers, the true one and
-the time of each, and draws where the model looked. Runs on any CPU and needs the base install only.
+the time of each, and draws where the model looked. Writes the scene beside that picture, to try other verbs
+with. Runs on any CPU and needs the base install only.
 
   sdrpn demo
+  sdrpn look demo sdrpn-scene.png "what is the code on the yellow tag ?"
 """
 
 OVERLAY = Path("sdrpn-demo.png")
+SCENE_NAME = "sdrpn-scene.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "--overlay", metavar="OUT.png", type=Path, default=OVERLAY, help=f"picture to write (default: {OVERLAY})"
+        "--overlay",
+        metavar="OUT.png",
+        type=Path,
+        default=OVERLAY,
+        help=f"picture to write, with {SCENE_NAME} beside it (default: {OVERLAY})",
     )
     add_threads_argument(parser)
     parser.add_argument("--json", action="store_true", help="print answers, times and boxes as JSON")
@@ -42,21 +51,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask twice, print both answers, and draw where the model looked."""
+    from sdrpn.host.atomic import replacing_file
     from sdrpn.terminal.output import print_json
     from sdrpn.terminal.output_file import PICTURES, require_output_file, save_picture
     from sdrpn.workflows.demonstration import run_demo
 
     require_output_file("--overlay", args.overlay, tuple(PICTURES))
+    scene = args.overlay.parent / SCENE_NAME
+    if scene == args.overlay:
+        raise BadInput(f"--overlay {args.overlay} is what the scene is called; name another file")
+    require_output_file("--overlay", scene, ())
     found = run_demo(args.threads)
     save_picture(found.picture(), args.overlay)
+    with replacing_file(scene) as temporary:
+        temporary.write_bytes(found.scene.picture.read_bytes())
     if args.json:
-        print_json({**found.to_json(), "overlay": args.overlay})
+        print_json({**found.to_json(), "overlay": args.overlay, "picture": scene})
     else:
-        _print(found, args.overlay)
+        _print(found, args.overlay, scene)
     return 0
 
 
-def _print(found: Demonstration, overlay: Path) -> None:
+def _print(found: Demonstration, overlay: Path, scene: Path) -> None:
     from sdrpn.terminal.output import print_table, print_text
 
     rows = [("true answer", found.scene.expected, "", "", "")]
@@ -65,3 +81,4 @@ def _print(found: Demonstration, overlay: Path) -> None:
         rows.append((name, timed.answer.text, "right" if timed.right else "wrong", f"{timed.seconds:.3f}", boxes))
     print_table(("", "answer", "", "seconds", "looked again at, px"), rows, title=found.scene.question)
     print_text(f"where it looked: {overlay}")
+    print_text(f"the scene, to try other verbs with: {scene}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from sdrpn.method.geometry import Fit
 from sdrpn.method.grids import Box
 from sdrpn.method.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, Colour, fitted_part, heated, outline_box
 
-__all__ = ["LONGEST_SIDE_PX", "Marks", "annotated", "colour_of"]
+__all__ = ["LONGEST_SIDE_PX", "Marks", "annotated", "colour_of", "fitted_line"]
 
 LONGEST_SIDE_PX = 1280  # of what is drawn; a smaller frame keeps its size
 SHORTEST_SIDE_PX = 320  # a smaller frame is enlarged, or its text could not be read
@@ -34,11 +34,15 @@ _COLOURS: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class Marks:
-    """What one question found. `boxes`: x1, y1, x2, y2 in pixels of the frame, each with its score."""
+    """What one question found. `boxes`: x1, y1, x2, y2 in pixels of the frame, each with its score.
+
+    left_out: why regions that fired are no boxes, so that a bright map without a box explains itself.
+    """
 
     question: str
     boxes: Sequence[tuple[Box, float]]
     roi_map: npt.NDArray[np.float32] | None = None  # (h, w) in 0..1
+    left_out: Sequence[str] = ()
 
 
 def colour_of(number: int) -> Colour:
@@ -49,7 +53,8 @@ def colour_of(number: int) -> Colour:
 def annotated(frame: Frame, marks: Sequence[Marks], *, fit: Fit = "pad") -> Image.Image:
     """The frame with the boxes of every question, and a line for each question below it.
 
-    The map is drawn where there is one question. Sides are even, as video encoders need them.
+    The map is drawn where there is one question: several would cover each other, and the first line says so. Sides are
+    even, as video encoders need them.
     Args: fit: how the map lies over the frame, see `VisionSpec`
     """
     image = Image.fromarray(frame.pixels)
@@ -85,23 +90,38 @@ def _with_legend(shown: Image.Image, frame: Frame, marks: Sequence[Marks]) -> Im
     canvas.paste(shown, (0, 0))
     draw, y = ImageDraw.Draw(canvas), shown.height + MARGIN_PX // 2
     when = "" if frame.time_s is None else f"  {frame.time_s:.2f} s"
-    _line(draw, y, f"frame {frame.index}{when}", TEXT_COLOUR, canvas.width)
+    maps = len(marks) > 1 and any(mark.roi_map is not None for mark in marks)
+    why = "  no map: several questions" if maps else ""
+    _line(draw, y, f"frame {frame.index}{when}", why, TEXT_COLOUR, canvas.width)
     for number, mark in enumerate(marks):
         y += LINE_PX
-        _line(draw, y, f"{mark.question}  {_count(mark)}", colour_of(number), canvas.width)
+        _line(draw, y, mark.question, f"  {_count(mark)}", colour_of(number), canvas.width)
     return canvas
 
 
 def _count(mark: Marks) -> str:
-    return f"[{len(mark.boxes)} {'region' if len(mark.boxes) == 1 else 'regions'}]"
+    left_out = f"; left out: {', '.join(mark.left_out)}" if mark.left_out else ""
+    return f"[{len(mark.boxes)} {'region' if len(mark.boxes) == 1 else 'regions'}{left_out}]"
 
 
-def _line(draw: ImageDraw.ImageDraw, y: int, text: str, colour: Colour, width: int) -> None:
-    room, font = width - 2 * MARGIN_PX, _font()
-    text = " ".join(text.split())
-    while text and draw.textlength(text, font=font) > room:
-        text = text[:-1]
-    draw.text((MARGIN_PX, y + LINE_PX // 2), text, fill=colour, font=font, anchor="lm")
+def _line(draw: ImageDraw.ImageDraw, y: int, text: str, ending: str, colour: Colour, width: int) -> None:
+    def fits(line: str) -> bool:
+        return bool(draw.textlength(line, font=_font()) <= width - 2 * MARGIN_PX)
+
+    line = fitted_line(" ".join(text.split()), ending, fits)
+    draw.text((MARGIN_PX, y + LINE_PX // 2), line, fill=colour, font=_font(), anchor="lm")
+
+
+def fitted_line(text: str, ending: str, fits: Callable[[str], bool]) -> str:
+    """The text and what follows it; where both do not fit, the text is cut first, and an ellipsis says so."""
+    alone = ending.strip()
+    lines = (
+        text + ending,
+        *(f"{text[:length].rstrip()}…{ending}" for length in range(len(text) - 1, 0, -1)),
+        alone,
+        *(f"{alone[:length].rstrip()}…" for length in range(len(alone) - 1, 0, -1)),
+    )
+    return next(filter(fits, lines), "")
 
 
 def _even(size: int) -> int:

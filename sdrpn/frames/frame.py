@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -25,7 +25,7 @@ class Frame:
     Raises: BadImage for an array that is not such a picture.
     """
 
-    pixels: Pixels
+    pixels: Pixels = field(repr=False)
     source: str = "frames"
     index: int = 0
     time_s: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -11,9 +11,22 @@ from typing import Literal, TypeAlias, get_args
 from sdrpn.errors import BadInput
 from sdrpn.host.suggestion import did_you_mean
 
-__all__ = ["PICTURE_SUFFIXES", "STDIN", "VIDEO_SUFFIXES", "Source", "SourceKind", "read_source", "without_password"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "STDIN",
+    "VIDEO_SUFFIXES",
+    "Given",
+    "Source",
+    "SourceKind",
+    "read_source",
+    "source_of",
+    "sources_of",
+    "without_password",
+]
 
 SourceKind: TypeAlias = Literal["picture", "folder", "pattern", "list", "video", "camera", "stream", "stdin"]
+# How a caller names a source: a text as a user writes it, the path of a file or a folder, the number of a camera.
+Given: TypeAlias = str | Path | int
 
 STDIN = "-"
 _PICTURES = """
@@ -33,6 +46,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CAMERA = re.compile(r"\d{1,3}|/dev/video\d+")
 _PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
 _WILDCARDS = frozenset("*?[")
+_EXPECTED = "expected a text (a picture, folder, pattern, video, camera or URL), a Path, or the number of a camera"
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,27 @@ def read_source(text: str) -> Source:
     if scheme := _URL.match(text):
         return Source("stream", _checked_url(text, scheme.group(1).lower()))
     return Source(_kind_of_path(text), text)
+
+
+def source_of(given: object) -> Source:
+    """What a caller names. A Path is always a file, a folder or a pattern: Path("0") is the file 0, and 0 the camera.
+
+    Raises: BadInput for what is neither a text, nor a Path, nor a number from 0, and as `read_source`.
+    """
+    if isinstance(given, str):
+        return read_source(given)
+    if isinstance(given, Path):
+        return Source(_kind_of_path(str(given)), str(given))
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return read_source(str(given))
+    raise BadInput(f"a source is {given!r}; {_EXPECTED}")
+
+
+def sources_of(given: object) -> list[Source]:
+    """One source, or those of a list or tuple, in order. Raises BadInput as `source_of`."""
+    if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray, memoryview)):
+        return [source_of(each) for each in given]
+    return [source_of(given)]
 
 
 def without_password(text: str) -> str:

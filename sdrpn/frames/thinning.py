@@ -30,12 +30,18 @@ class ReadOptions:
     give_up_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise BadInput(f"every is {self.every}; expected a whole number of at least 1: 1 takes every frame")
+        every: object = self.every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise BadInput(f"every is {every!r}; expected a whole number of at least 1: 1 takes every frame")
         for name in ("max_fps", "open_timeout_s", "read_timeout_s", "give_up_s"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if name == "max_fps" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise BadInput(f"{name} is {value!r}; expected a number above 0")
+        drop: object = self.drop
+        if drop is not None and not isinstance(drop, bool):
+            raise BadInput(f"drop is {drop!r}; expected True, False, or None: as the source is")
 
     def drops(self, live: bool) -> bool:
         """Whether frames of a source are replaced by newer ones."""

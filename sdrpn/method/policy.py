@@ -10,7 +10,7 @@ from sdrpn.errors import BadInput
 from sdrpn.host.json_reader import read_dataclass
 from sdrpn.method.roi import RoiPolicy
 
-__all__ = ["OWN", "ModelPolicy", "Origin", "Roi", "RoiChange", "policy_for", "policy_from_json"]
+__all__ = ["OWN", "ModelPolicy", "Origin", "Roi", "RoiChange", "looking_policy", "policy_for", "policy_from_json"]
 
 Origin = Literal["official", "labels", "given"]
 ORIGINS: dict[Origin, str] = {
@@ -49,6 +49,7 @@ class RoiChange:
 OWN = RoiChange()
 # How somebody says where to look again: a policy; what differs from the model's own, or its threshold alone; None: not.
 Roi: TypeAlias = RoiPolicy | RoiChange | float | None
+_CHOICES = "a threshold between 0 and 1, a RoiChange, or a RoiPolicy"
 
 
 def policy_for(roi: Roi, own: RoiPolicy) -> RoiPolicy | None:
@@ -57,9 +58,21 @@ def policy_for(roi: Roi, own: RoiPolicy) -> RoiPolicy | None:
         return roi
     if isinstance(roi, RoiChange):
         return roi.applied_to(own)
-    if isinstance(roi, bool) or not isinstance(roi, (int, float)):
-        raise BadInput(f"roi is {roi!r}; expected a RoiPolicy, a threshold between 0 and 1, or None to look once")
+    if not _is_roi(roi):
+        raise BadInput(f"roi is {roi!r}; expected {_CHOICES}, or None to look once")
     return RoiChange(threshold=roi).applied_to(own)
+
+
+def looking_policy(roi: Roi, own: RoiPolicy) -> RoiPolicy:
+    """`policy_for` where regions are all that is asked for. Raises BadInput for None too."""
+    policy = policy_for(roi, own) if _is_roi(roi) else None
+    if policy is None:
+        raise BadInput(f"roi is {roi!r}; expected {_CHOICES}: a look finds regions")
+    return policy
+
+
+def _is_roi(roi: object) -> bool:
+    return isinstance(roi, (RoiPolicy, RoiChange, int, float)) and not isinstance(roi, bool)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.frames.feed import FrameFeed, Wanted, any_frame, opener_of
 from sdrpn.frames.frame import Frame
-from sdrpn.frames.source import Source, read_source
+from sdrpn.frames.source import Source, source_of
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.host.json_files import differing_keys
 from sdrpn.runtime import Answer, Session
@@ -48,7 +48,7 @@ class FramesRequest:
         """Raises BadInput for one that cannot be."""
         if isinstance(self.ask.image, bytes):
             raise BadInput("image is the content of one picture; expected a source of several: a folder, a video, ...")
-        return read_source(str(self.ask.image))
+        return source_of(self.ask.image)
 
     def settings(self) -> dict[str, Any]:
         """What decides the answers, as JSON holds it."""

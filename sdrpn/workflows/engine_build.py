@@ -79,7 +79,20 @@ def plan_build(request: BuildRequest) -> EnginePlan:
 
     Raises: BadInput, BadBundle for a request that no machine could meet
     """
-    return _planned(request, only_look=True)
+    plan = _planned(request, only_look=True)
+    error = needs_copy(request, plan)
+    return plan if error is None or plan.obstacle is not None else dataclasses.replace(plan, obstacle=str(error))
+
+
+def needs_copy(request: BuildRequest, plan: EnginePlan) -> BadInput | None:
+    """What a build of the shipped bundle raises where nothing says where its copy is to lie."""
+    if request.out is not None or all(engine.cached is not None for engine in plan.engines):
+        return None
+    try:
+        engines.require_writable(plan)
+    except BadInput as error:
+        return error
+    return None
 
 
 def build_engines(

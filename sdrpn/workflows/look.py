@@ -21,9 +21,9 @@ from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of
 from sdrpn.frames.feed import FrameFeed, opener_of
 from sdrpn.frames.frame import Frame
-from sdrpn.frames.source import read_source
+from sdrpn.frames.source import Given, sources_of
 from sdrpn.frames.thinning import ReadOptions
-from sdrpn.method.policy import OWN, Roi, policy_for
+from sdrpn.method.policy import OWN, Roi, looking_policy
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import EngineOptions, Look
@@ -48,13 +48,15 @@ _MOST_STDIN_BYTES = 1 << 30
 class LookRequest:
     """Which frames, which questions, and how. The fields from `backend` on are those of `Session.open`.
 
-    sources: as `sdrpn look` takes them: pictures, folders, patterns, lists, videos, cameras, URLs, "-". roi: how maps
-    become boxes, as in `Session.look`. read: which frames are taken, and how long a source may be silent. track:
-    keep boxes steady from frame to frame. stdin: the picture on standard input, where a source is "-".
+    sources: one, or a list of several: a text as `sdrpn look` takes it (a picture, folder, pattern, list, video,
+    camera, URL, "-"), a Path, or the number of a camera. roi: how maps become boxes, as in `Session.look`. read: which
+    frames are taken, and how long a source may be silent. track: keep boxes steady from frame to frame. stdin: the
+    picture on standard input, where a source is "-".
+    Raises: BadInput for a value of another kind.
     """
 
     bundle: Path | str
-    sources: Sequence[str]
+    sources: Given | Sequence[Given]
     questions: Sequence[str]
     roi: Roi = OWN
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -69,6 +71,15 @@ class LookRequest:
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
     verify: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("track", "check_memory", "optimized", "verify"):
+            value: object = getattr(self, name)
+            if not isinstance(value, bool):
+                raise BadInput(f"{name} is {value!r}; expected True or False")
+        read: object = self.read
+        if not isinstance(read, ReadOptions):
+            raise BadInput(f"read is {read!r}; expected ReadOptions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +255,7 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
         RunFailed: memory is short
     """
     _require_questions(request.questions)
-    sources = [read_source(text) for text in request.sources]
+    sources = sources_of(request.sources)
     if sum(source.kind == "stdin" for source in sources) > 1:
         raise BadInput("standard input is named twice; expected it once: it holds one picture")
     openers = [opener_of(source, request.read, request.stdin or _read_stdin) for source in sources]
@@ -255,11 +266,7 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
         raise BadInput(f"{bundle.path} has no RPN, which finds regions; export a checkpoint that has one")
     if request.check_memory:
         require_memory(bundle, request, "look")
-    policy = policy_for(request.roi, bundle.manifest.own_policy.roi)
-    if policy is None:
-        raise BadInput(
-            "roi is None; expected a policy, a change of the model's own, or a threshold: a look finds regions"
-        )
+    policy = looking_policy(request.roi, bundle.manifest.own_policy.roi)
     trackers = _trackers(bundle.spec, policy) if request.track else None
     with ExitStack() as resources:
         # No frame needs what was computed of an earlier one.
@@ -328,8 +335,11 @@ class _Steady:
 
 
 def _require_questions(questions: Sequence[str]) -> None:
-    if isinstance(questions, str) or not questions:
+    if isinstance(questions, str) or not isinstance(questions, Sequence) or not questions:
         raise BadInput(f"questions are {questions!r}; expected a list of at least one question")
+    for question in questions:
+        if not isinstance(question, str):
+            raise BadInput(f"a question is {question!r}; expected a text")
     if len(set(questions)) != len(questions):
         raise BadInput("a question is asked twice; expected each once")
 

@@ -149,7 +149,12 @@ class LookFolder:
 def marks_of(found: FrameLook) -> list[Marks]:
     """What is drawn on a frame."""
     return [
-        Marks(look.question or "", [(region.xyxy_px, region.score) for region in look.boxes], look.roi_map)
+        Marks(
+            look.question or "",
+            [(region.xyxy_px, region.score) for region in look.boxes],
+            look.roi_map,
+            tuple(dict.fromkeys(region.reason for region in look.dropped)),
+        )
         for look in found.looks
     ]
 

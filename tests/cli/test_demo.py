@@ -34,7 +34,7 @@ def test_json(sdrpn: Command, tmp_path: Path) -> None:
     overlay = tmp_path / "looked.png"
     found = sdrpn("demo", "--json", "--threads", 1, "--overlay", overlay).json()
     scene = shipped_scene()
-    assert list(found) == ["format_version", "question", "expected", "plain", "sdrpn", "overlay"]
+    assert list(found) == ["format_version", "question", "expected", "plain", "sdrpn", "overlay", "picture"]
     assert (found["question"], found["expected"]) == (scene.question, scene.expected)
     assert list(found["plain"]) == ["text", "seconds"]
     assert list(found["sdrpn"]) == ["text", "seconds", "boxes_xyxy_px"]
@@ -43,6 +43,8 @@ def test_json(sdrpn: Command, tmp_path: Path) -> None:
         assert 0 <= x1 < x2 <= 840
         assert 0 <= y1 < y2 <= 840
     assert found["overlay"] == str(overlay)
+    assert found["picture"] == str(tmp_path / "sdrpn-scene.png")
+    assert Path(found["picture"]).read_bytes() == scene.picture.read_bytes()
     with Image.open(overlay) as picture:
         picture.load()
         assert picture.width > 3 * 400
@@ -72,13 +74,14 @@ def test_both_answers_are_those_of_ask(sdrpn: Command, tmp_path: Path) -> None:
 def test_it_needs_the_base_install_only(tmp_path: Path) -> None:
     done = without_extras("demo", "--overlay", tmp_path / "demo.png")
     assert (done.returncode, done.stderr) == (0, "")
-    first, head, truth, *answers, where = done.stdout.splitlines()
+    first, head, truth, *answers, where, picture = done.stdout.splitlines()
     assert first == shipped_scene().question
     assert "seconds" in head
     assert truth.split() == ["true", "answer", shipped_scene().expected]
     assert [line[:9] for line in answers] == ["one look ", "two looks"]
     assert where == f"where it looked: {tmp_path / 'demo.png'}"
     assert (tmp_path / "demo.png").is_file()
+    assert picture == f"the scene, to try other verbs with: {tmp_path / 'sdrpn-scene.png'}"
 
 
 def test_rendered_scenes_say_what_they_lack() -> None:
@@ -106,3 +109,7 @@ def test_rendered_scenes_need_nothing_else(tmp_path: Path) -> None:
 
 def test_where_it_cannot_draw(sdrpn: Command, tmp_path: Path) -> None:
     assert "is a folder, not a regular file" in refusal(sdrpn("demo", "--overlay", tmp_path))
+    assert "is what the scene is called" in refusal(sdrpn("demo", "--overlay", tmp_path / "sdrpn-scene.png"))
+    (tmp_path / "sdrpn-scene.png").mkdir()
+    assert "is a folder, not a regular file" in refusal(sdrpn("demo", "--overlay", tmp_path / "a.png"))
+    assert not (tmp_path / "a.png").exists()

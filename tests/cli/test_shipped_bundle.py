@@ -122,6 +122,14 @@ class TestBuild:
         assert files() == before
         assert not Path("engines").exists()
 
+    def test_a_dry_run_says_that_a_build_needs_one(self, sdrpn: Command) -> None:
+        message = refusal(sdrpn("build", "demo", *self.TARGET))
+        lines = sdrpn("build", "demo", *self.TARGET, "--dry-run").out.splitlines()
+        assert [line.split("  ")[-1].strip() for line in lines if line.startswith("but not here")] == [message]
+        found = sdrpn("build", "demo", *self.TARGET, "--dry-run", "--json").json()
+        assert found["obstacle"] == message.removesuffix(" (--out BUNDLE)")
+        assert sdrpn("build", "demo", *self.TARGET, "--dry-run", "--json", "--out", "mine").json()["obstacle"] is None
+
     def test_a_copy_is_built_and_kept(self, sdrpn: Command) -> None:
         command = ("build", "demo", *self.TARGET, "--out", "mine", "--json", "--opt-level", 0)
         (engine,) = json.loads(sdrpn(*command).out)["engines"]

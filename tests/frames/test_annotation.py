@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdrpn.frames.annotation import LONGEST_SIDE_PX, SHORTEST_SIDE_PX, Marks, annotated, colour_of
+from sdrpn.frames.annotation import LONGEST_SIDE_PX, SHORTEST_SIDE_PX, Marks, annotated, colour_of, fitted_line
 from sdrpn.frames.frame import Frame, Pixels
 
 GREY = np.full((300, 400, 3), 128, np.uint8)
@@ -42,3 +42,34 @@ def test_sides_are_even_and_within_limits(size_wh: tuple[int, int]) -> None:
     found = drawn([Marks("a long question " * 20, [])], np.zeros((size_wh[1], size_wh[0], 3), np.uint8))
     assert found.shape[0] % 2 == found.shape[1] % 2 == 0
     assert SHORTEST_SIDE_PX <= max(found.shape[:2]) <= LONGEST_SIDE_PX + 100
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (30, "where is it ?  [1 region]"),
+        (25, "where is it ?  [1 region]"),
+        (20, "where i…  [1 region]"),
+        (14, "w…  [1 region]"),
+        (13, "[1 region]"),
+        (5, "[1 r…"),
+        (0, ""),
+    ],
+)
+def test_a_line_that_does_not_fit(length: int, expected: str) -> None:
+    assert fitted_line("where is it ?", "  [1 region]", lambda line: len(line) <= length) == expected
+
+
+def test_why_a_bright_map_has_no_box() -> None:
+    roi_map = np.full((4, 4), 0.9, np.float32)
+    plain, told = (drawn([Marks("?", [], roi_map, why)]) for why in ((), ("more than 56 cells",)))
+    assert np.array_equal(plain[:300], told[:300])
+    assert not np.array_equal(plain[300:], told[300:])
+
+
+def test_several_questions_say_why_there_is_no_map() -> None:
+    roi_map = np.full((4, 4), 0.9, np.float32)
+    with_maps, without = (drawn([Marks("?", [], found)] * 2) for found in (roi_map, None))
+    assert np.array_equal(with_maps[:300], without[:300])
+    assert not np.array_equal(with_maps[300:324], without[300:324])
+    assert np.array_equal(with_maps[328:], without[328:])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdrpn.errors import BadInput
-from sdrpn.frames.source import Source, read_source, without_password
+from sdrpn.frames.source import Given, Source, read_source, source_of, sources_of, without_password
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,29 @@ from sdrpn.frames.source import Source, read_source, without_password
 )
 def test_kinds(text: str, kind: str) -> None:
     assert read_source(text) == Source(kind, text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("0", Source("camera", "0")),
+        (0, Source("camera", "0")),
+        (Path("0"), Source("picture", "0")),
+        (Path("-"), Source("picture", "-")),
+        ("street.png", Source("picture", "street.png")),
+        (Path("clip.mp4"), Source("video", "clip.mp4")),
+    ],
+)
+def test_one_by_itself_or_in_a_list(given: Given, expected: Source) -> None:
+    assert source_of(given) == expected
+    assert sources_of(given) == sources_of([given]) == sources_of((given,)) == [expected]
+
+
+@pytest.mark.parametrize("given", [None, True, -1, 0.5, b"street.png", {"street.png"}])
+def test_what_names_no_source(given: object) -> None:
+    for asked in (given, [given]):
+        with pytest.raises(BadInput, match=r"a source is .*; expected a text .*, a Path, or the number of a camera"):
+            sources_of(asked)
 
 
 def test_a_folder_is_one_whatever_its_name(tmp_path: Path) -> None:

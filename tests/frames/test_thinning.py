@@ -47,12 +47,17 @@ def test_the_mean_rate_is_the_one_asked_for() -> None:
     ("options", "message"),
     [
         ({"every": 0}, "every is 0; expected a whole number of at least 1"),
+        ({"every": "a"}, "every is 'a'; expected a whole number"),
+        ({"every": 1.5}, "every is 1.5; expected a whole number"),
+        ({"max_fps": "a"}, "max_fps is 'a'; expected a number above 0"),
+        ({"give_up_s": None}, "give_up_s is None; expected a number above 0"),
+        ({"drop": "x"}, "drop is 'x'; expected True, False, or None"),
         ({"max_fps": 0}, "max_fps is 0; expected a number above 0"),
         ({"max_fps": float("nan")}, "max_fps is nan"),
         ({"give_up_s": -1}, "give_up_s is -1"),
     ],
 )
-def test_values_that_cannot_be(options: dict[str, float], message: str) -> None:
+def test_values_that_cannot_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         ReadOptions(**options)  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ import pytest
 
 from sdrpn.errors import BadInput
 from sdrpn.host.json_reader import Misfit
-from sdrpn.method.policy import OWN, ModelPolicy, Roi, RoiChange, policy_for, policy_from_json
+from sdrpn.method.policy import OWN, ModelPolicy, Roi, RoiChange, looking_policy, policy_for, policy_from_json
 from sdrpn.method.roi import RoiPolicy
 
 MODELS = RoiPolicy(0.3, "bbox", 2.0, min_cells=3, max_share=0.25)
@@ -35,8 +35,17 @@ def test_what_was_asked_for(roi: Roi, expected: RoiPolicy | None) -> None:
 
 @pytest.mark.parametrize("roi", [True, "auto", [0.3]])
 def test_what_is_no_policy(roi: Any) -> None:
-    with pytest.raises(BadInput, match="expected a RoiPolicy, a threshold between 0 and 1, or None to look once"):
+    choices = "expected a threshold between 0 and 1, a RoiChange, or a RoiPolicy"
+    with pytest.raises(BadInput, match=f"{choices}, or None to look once"):
         policy_for(roi, MODELS)
+    with pytest.raises(BadInput, match=f"{choices}: a look finds regions"):
+        looking_policy(roi, MODELS)
+
+
+def test_a_look_is_never_without_a_policy() -> None:
+    assert looking_policy(0.2, MODELS) == policy_for(0.2, MODELS)
+    with pytest.raises(BadInput, match=r"roi is None; .*: a look finds regions"):
+        looking_policy(None, MODELS)
 
 
 @pytest.mark.parametrize(

@@ -194,9 +194,12 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("roi", "message"),
         [
-            (None, "roi is None; expected a RoiPolicy or a threshold: a look is made of regions"),
-            ("0.3", "roi is '0.3'; expected a RoiPolicy, a threshold between 0 and 1, or None"),
-            (True, "roi is True; expected a RoiPolicy, a threshold between 0 and 1, or None"),
+            (
+                None,
+                "roi is None; expected a threshold between 0 and 1, a RoiChange, or a RoiPolicy: a look finds regions",
+            ),
+            ("0.3", "roi is '0.3'; expected a threshold between 0 and 1, a RoiChange, or a RoiPolicy: a look finds"),
+            (True, "roi is True; expected a threshold between 0 and 1, a RoiChange, or a RoiPolicy: a look finds"),
             (3, "threshold is 3; expected a number between 0 and 1, or between -1 and 0"),
         ],
     )

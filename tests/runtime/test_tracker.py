@@ -141,6 +141,13 @@ class TestBeginningAgain:
         tracker.update(look_of(blob(4, 4)), first)
         assert tracker.update(nothing, second) == nothing
 
+    def test_a_cut_between_frames_of_floats(self) -> None:
+        first, second = (np.asarray(moving_scene(seed).frame(0)) / np.float32(255) for seed in (1, 2))
+        nothing = look_of(np.full((CELLS, CELLS), 0.02, np.float32))
+        tracker = Tracker(grid_over, POLICY)
+        tracker.update(look_of(blob(4, 4)), first)
+        assert tracker.update(nothing, second) == nothing
+
     def test_tags_that_move_are_no_cut(self) -> None:
         scene, tracker = moving_scene(1), Tracker(grid_over, POLICY, TrackerOptions(weight=0.25))
         tracker.update(look_of(blob(4, 4)), np.asarray(scene.frame(0)))
@@ -168,3 +175,19 @@ def test_a_threshold_that_is_relative_is_refused() -> None:
 def test_values_that_cannot_be(name: str) -> None:
     with pytest.raises(BadInput, match=f"{name} is 0; expected a number above 0, at most 1"):
         TrackerOptions(**{name: 0})
+
+
+def test_what_is_nothing_of_the_kind() -> None:
+    with pytest.raises(BadInput, match="grid_over is 3; expected session"):
+        Tracker(3, POLICY)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="policy is None; expected a RoiPolicy"):
+        Tracker(grid_over, None)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="weight is 'a'; expected a number"):
+        TrackerOptions(weight="a")  # type: ignore[arg-type]
+    tracker, look = Tracker(grid_over, POLICY), look_of(blob(4, 4))
+    with pytest.raises(BadInput, match=r"pixels is 'x\.png'; expected the frame"):
+        tracker.update(look, "x.png")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"look is 'x'; expected what Session.look returns"):
+        tracker.update("x")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="index is 'a'; expected the number of a box"):
+        look.crop("a")  # type: ignore[arg-type]

@@ -76,6 +76,11 @@ class TestLoop:
         assert figures.p95_s is not None
         assert 0 < figures.p50_s <= figures.p95_s <= figures.seconds
 
+    def test_it_shows_no_pixels(self, looker: FakeLooker) -> None:
+        (found,) = LookStream(looker, frames_of(200), QUESTIONS)
+        assert "array(" not in repr(found)
+        assert repr(found).startswith("FrameLook(frame=Frame(source='a', index=0")
+
     def test_a_line_of_json(self, looker: FakeLooker) -> None:
         (found,) = LookStream(looker, frames_of(200), QUESTIONS)
         line = found.to_dict()
@@ -143,6 +148,12 @@ class TestRequests:
         assert box[0] < x < box[2]
         assert box[1] < y < box[3]
 
+    def test_one_source_needs_no_list(self) -> None:
+        scene = shipped_scene()
+        for source in (scene.picture, str(scene.picture), [scene.picture]):
+            with look_stream(LookRequest("demo", source, [scene.question], threads=1)) as stream:
+                assert [found.frame.source for found in stream] == [str(scene.picture)]
+
     def test_the_policy_is_the_models_with_what_was_asked_for(self, text_bundle: Path, tmp_path: Path) -> None:
         Image.fromarray(photo()).save(tmp_path / "photo.png")
         source = [str(tmp_path / "photo.png")]
@@ -160,7 +171,15 @@ class TestRequests:
             ({"sources": []}, "no source is given"),
             ({"sources": ["-", "-"]}, "standard input is named twice"),
             ({"sources": ["rstp://x"]}, "did you mean rtsp"),
-            ({"roi": None}, "roi is None; expected a policy"),
+            ({"roi": None}, "roi is None; expected a threshold"),
+            ({"roi": "a"}, "roi is 'a'; expected a threshold .*: a look finds regions"),
+            ({"sources": [b"street.png"]}, "a source is b'street.png'; expected a text"),
+            ({"sources": [["a.jpg"]]}, r"a source is \['a.jpg'\]; expected a text"),
+            ({"sources": None}, "a source is None; expected a text"),
+            ({"questions": [0]}, "a question is 0; expected a text"),
+            ({"questions": 3}, "questions are 3; expected a list"),
+            ({"track": "x"}, "track is 'x'; expected True or False"),
+            ({"read": 3}, "read is 3; expected ReadOptions"),
             ({"roi": -0.5, "track": True}, "boxes are tracked with a threshold above 0 only"),
         ],
     )

@@ -50,7 +50,12 @@ class TestArrays:
             (np.full((2, 2, 3), np.inf), "values from inf to inf"),
             (np.zeros((2, 2)), r"a frame has the shape \(2, 2\); expected \(H, W, 3\), uint8 or floats in 0\.\.1"),
             (np.zeros((3, 480, 640), np.uint8), r"shape \(3, 480, 640\), channels first; .*: move them last"),
-            (np.zeros((2, 2, 4), np.uint8), r"shape \(2, 2, 4\) and dtype uint8"),
+            (np.zeros((2, 2, 4), np.uint8), r"shape \(2, 2, 4\); .*floats in 0\.\.1: leave the alpha channel out"),
+            (np.zeros((2, 2), np.uint8), r"shape \(2, 2\); .*floats in 0\.\.1: repeat grey three times"),
+            (
+                np.zeros((2, 2, 3), np.int64),
+                r"dtype int64; expected \(H, W, 3\), uint8 or floats in 0\.\.1: convert it",
+            ),
         ],
     )
     def test_what_is_no_picture(self, frame: np.ndarray, message: str) -> None:
