@@ -23,6 +23,7 @@ from sdrpn.cli.source_arguments import add_frame_options, read_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
+    from sdrpn.workflows.ask_frames import AnswerFile
     from sdrpn.workflows.question import Answer, AskRequest, Roi
 
 HELP = "ask a question about an image"
@@ -187,7 +188,7 @@ def _is_several(args: argparse.Namespace) -> bool:
 
 def _ask_frames(args: argparse.Namespace) -> int:
     """Ask about every frame; print and keep each answer as it is there."""
-    from sdrpn.terminal.output import print_json_line, print_piece
+    from sdrpn.terminal.output import print_json_line, print_piece, remark
     from sdrpn.terminal.output_file import require_output_file
     from sdrpn.workflows.ask_frames import AnswerFile, FramesRequest, any_frame, ask_frames
     from sdrpn.workflows.question import silence_onnxruntime
@@ -205,14 +206,27 @@ def _ask_frames(args: argparse.Namespace) -> int:
             answers = resources.enter_context(AnswerFile(args.out, request))
         wanted = any_frame if answers is None else answers.lacks
         frames = resources.enter_context(closing(ask_frames(request, wanted=wanted, note=_warn)))
-        for found in islice(frames, args.frames):
-            if answers is not None:
-                answers.append(found)
-            if args.jsonl:
-                print_json_line(found.to_dict())
-            else:
-                print_piece(f"{found.frame.source} {found.frame.index}: {found.answer.text}\n")
+        count = 0
+        try:
+            for found in islice(frames, args.frames):
+                if answers is not None:
+                    answers.append(found)
+                count += 1
+                if args.jsonl:
+                    print_json_line(found.to_dict())
+                else:
+                    print_piece(f"{found.frame.source} {found.frame.index}: {found.answer.text}\n")
+        except (KeyboardInterrupt, SystemExit):
+            remark(_summary(count, answers))
+            raise
+        if answers is not None and answers.skipped:
+            remark(_summary(count, answers))
     return 0
+
+
+def _summary(count: int, answers: AnswerFile | None) -> str:
+    before = 0 if answers is None else answers.skipped
+    return f"{count} answered" + (f", {before} already answered in {answers.path}" if answers and before else "")
 
 
 def _warn(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ are not. A camera or stream that breaks off is opened again. Ctrl-C ends it with
 """
 # Where numbered folders are made.
 RUNS = Path("runs") / "look"
+_MOST_RENAMED = 8  # lines of the summary; every line of looks.jsonl has the name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         with ExitStack() as writing:
             if folder is not None:
                 writing.enter_context(folder)
+                folder.name_sources(stream.sources)
             try:
                 _look(args, stream, folder)
             except (KeyboardInterrupt, SystemExit) as signal:  # what is written so far is completed first
@@ -125,9 +128,11 @@ def run(args: argparse.Namespace) -> int:
     remark(summary(figures))
     if folder is not None and folder.folder.exists():
         remark(f"written: {folder.folder}")
+        for source, name in islice(folder.renamed.items(), _MOST_RENAMED):
+            remark(f"{name} there is {source}")
     if ended is not None:
         raise ended
-    return 1 if figures.given_up or figures.unreadable else 0
+    return 1 if figures.given_up or figures.unreadable or figures.broken else 0
 
 
 def summary(figures: StreamFigures) -> str:
@@ -138,6 +143,7 @@ def summary(figures: StreamFigures) -> str:
         "unreadable": figures.unreadable,
         "reconnected": figures.reconnects,
         "given up": len(figures.given_up),
+        "not read to the end": len(figures.broken),
     }
     parts = [f"{figures.frames} frame{'' if figures.frames == 1 else 's'} in {figures.seconds:.1f} s"]
     if figures.p50_s is not None and figures.p95_s is not None:
@@ -152,7 +158,7 @@ def _look(args: argparse.Namespace, stream: LookStream, folder: LookFolder | Non
     with status() as show:
         for number, found in enumerate(stream, start=1):
             if args.jsonl:
-                print_json_line(found.to_dict())
+                print_json_line(found.to_dict() if folder is None else folder.record(found))
             else:
                 _print_found(found)
             if folder is not None:
@@ -173,7 +179,16 @@ def _print_found(found: FrameLook) -> None:
 
 def _regions(look: Look) -> str:
     found = [f"{region.score:.2f} at {','.join(map(str, region.xyxy_px))}" for region in look.boxes]
-    return "; ".join(found) or "nothing"
+    return "; ".join(found) or f"nothing{_left_out(look)}"
+
+
+def _left_out(look: Look) -> str:
+    """Why regions that fired are not among the boxes, in brackets."""
+    count = len(look.dropped)
+    if not count:
+        return ""
+    reasons = ", ".join(dict.fromkeys(region.reason for region in look.dropped))
+    return f" ({count} region{'' if count == 1 else 's'} left out: {reasons})"
 
 
 def _check_questions(args: argparse.Namespace) -> None:

@@ -10,17 +10,17 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from sdrpn.errors import BadImage, BadInput
+from sdrpn.errors import BadImage, BadInput, MissingDependency, SdrpnError
 from sdrpn.frames.files import FileSequence, OnePicture, files_of
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.live_places import camera_place, stream_place
-from sdrpn.frames.raw import Opener
+from sdrpn.frames.raw import Opener, OpenSource
 from sdrpn.frames.reader import Arrived, Clock, Reader
 from sdrpn.frames.source import Source
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.frames.video import Video, open_video_file
 
-__all__ = ["FrameFeed", "NamedOpener", "Wanted", "any_frame", "opener_of"]
+__all__ = ["FrameFeed", "NamedOpener", "Wanted", "any_frame", "opener_of", "unopened"]
 
 _LONGEST_END_S = 0.5  # how long the end waits for a thread; one that hangs in a library is left behind
 _LOOK_UP_S = 0.25  # how often sources that give nothing are checked
@@ -30,12 +30,18 @@ Wanted = Callable[[str, int], bool]  # (source, index) of a frame -> whether it 
 
 @dataclass(frozen=True)
 class NamedOpener:
-    """How one source is opened. `live`: whether it is a camera or a stream."""
+    """How one source is opened. `live`: whether it is a camera or a stream. `files`: what it consists of, if files."""
 
     name: str
     opener: Opener
     live: bool = False
     has_time: bool = True  # False: pictures, which are never dropped
+    files: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its frames name as their source."""
+        return self.files or (self.name,)
 
 
 def opener_of(source: Source, options: ReadOptions, stdin: Callable[[], bytes]) -> NamedOpener:
@@ -58,7 +64,17 @@ def opener_of(source: Source, options: ReadOptions, stdin: Callable[[], bytes]) 
         picture = stdin()
         return NamedOpener("standard input", lambda: OnePicture(picture), has_time=False)
     paths = files_of(source)
-    return NamedOpener(source.name, lambda: FileSequence(paths, open_video_file), has_time=False)
+    files = tuple(str(path) for path in paths)
+    return NamedOpener(source.name, lambda: FileSequence(paths, open_video_file), has_time=False, files=files)
+
+
+def unopened(source: Source, error: BadInput) -> NamedOpener:
+    """A source that is known to be unreadable, beside others that may be read."""
+
+    def refuse() -> OpenSource:
+        raise error
+
+    return NamedOpener(source.name, refuse)
 
 
 def any_frame(source: str, index: int) -> bool:
@@ -70,8 +86,9 @@ class FrameFeed:
     """Every frame that is to be looked at; a context manager and an iterator.
 
     Of several sources with a frame at hand the one is served whose turn is longest ago, with its newest frame where
-    frames are dropped, else with its next. A picture that cannot be read is passed over with a note where others
-    follow.
+    frames are dropped, else with its next. What cannot be read is passed over with a note where there is something
+    else: a picture, a source beside others, the rest of a file that is cut off. An error is raised where no source gave
+    a frame.
     """
 
     def __init__(
@@ -104,11 +121,13 @@ class FrameFeed:
             )
             for named in openers
         ]
+        self.sources = tuple(name for named in openers for name in named.names)  # what frames name, in their order
         self._served = dict.fromkeys(self._readers, 0)  # when each had its last turn
         self._turn = 0
         self.unreadable = 0  # pictures that were passed over
-        self._given = 0
-        self._problem: BadImage | None = None
+        self.broken: tuple[str, ...] = ()  # sources that could not be read, or not to their end
+        self._given = self._seen = 0
+        self._problem: SdrpnError | None = None
 
     @property
     def dropped(self) -> int:
@@ -142,7 +161,7 @@ class FrameFeed:
         return self
 
     def __next__(self) -> Frame:
-        """The next frame; waits for one. Raises BadInput for a source that cannot be read."""
+        """The next frame; waits for one. Raises BadInput where no source gave one, or a library is missing."""
         while True:
             taken = self._next_arrived()
             self._pass_notes_on()
@@ -152,18 +171,18 @@ class FrameFeed:
             if frame is not None:
                 self._given += 1
                 return frame
-        if self._problem is not None and not self._given:
+        if self._problem is not None and not self._given and not self._seen:
             raise self._problem
         raise StopIteration
 
-    def _next_arrived(self) -> tuple[Reader, Arrived] | None:
-        """A frame and who read it; None: all sources are over."""
+    def _next_arrived(self) -> tuple[Reader, Arrived, int] | None:
+        """Who read it, a frame, and how many it dropped before; None: all sources are over."""
         with self._changed:
             while True:
                 for reader in self._readers:
                     reader.check()
                     if reader.error is not None and not reader.box:
-                        raise reader.error
+                        self._pass_over(reader, reader.error)
                 ready = [reader for reader in self._readers if reader.box]
                 if ready:
                     return self._served_next(ready)
@@ -173,31 +192,43 @@ class FrameFeed:
                 if any(reader.notes for reader in self._readers):
                     self._pass_notes_on()
 
-    def _served_next(self, ready: Sequence[Reader]) -> tuple[Reader, Arrived]:
+    def _pass_over(self, reader: Reader, error: SdrpnError) -> None:
+        """A source failed, whose frames before are taken."""
+        reader.error = None
+        if isinstance(error, MissingDependency):
+            raise error
+        self._problem = self._problem or error
+        self.broken += (reader.name,)
+        if self._seen or len(self._readers) > 1:
+            reader.notes.append(f"passed over: {error}")
+
+    def _served_next(self, ready: Sequence[Reader]) -> tuple[Reader, Arrived, int]:
         reader = min(ready, key=self._served.__getitem__)
         self._turn += 1
         self._served[reader] = self._turn
         arrived = reader.box.take()
         assert arrived is not None  # it is ready
-        return reader, arrived
+        return reader, arrived, reader.dropped
 
     def _pass_notes_on(self) -> None:
         for reader in self._readers:
             while reader.notes:
                 self._note(reader.notes.pop(0))
 
-    def _converted(self, reader: Reader, arrived: Arrived) -> Frame | None:
+    def _converted(self, reader: Reader, arrived: Arrived, dropped: int) -> Frame | None:
         """With its pixels; None for a picture that cannot be read, beside others."""
         raw = arrived.raw
+        self._seen += 1
         name, index = raw.name or reader.name, arrived.index if raw.index is None else raw.index
         if not self._wanted(name, index):
             return None
         try:
             pixels = raw.pixels()
         except BadImage as error:
+            self._seen -= 1
             self._problem = self._problem or error
             self.unreadable += 1
             if self._given or len(self._readers) > 1 or raw.name is not None:
                 self._note(f"passed over: {error}")
             return None
-        return Frame(pixels, name, index, arrived.time_s, reader.dropped)
+        return Frame(pixels, name, index, arrived.time_s, dropped)

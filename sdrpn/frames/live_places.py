@@ -24,6 +24,8 @@ def camera_place(source: Source, options: ReadOptions) -> VideoPlace:
     if not device.exists():
         there = sorted(path.name for path in _DEVICES.glob("video*"))
         known = f"this machine has {', '.join(f'/dev/{name}' for name in there)}" if there else "this machine has none"
+        if device == Path(source.place):
+            raise BadInput(f"camera {device} is not there: {known}; name one that is")
         raise BadInput(
             f"camera {source.place} ({device}) is not there: {known}; a file of that name is ./{source.place}"
         )
@@ -34,7 +36,8 @@ def camera_place(source: Source, options: ReadOptions) -> VideoPlace:
 def stream_place(source: Source, options: ReadOptions) -> VideoPlace:
     """A URL. One over HTTP that says how long it is, is a video like a file."""
     scheme = source.place.partition("://")[0].lower()
-    buffers = {"fflags": "nobuffer", "flags": "low_delay"}
+    # Without FFmpeg's "nobuffer", which throws away what was read to recognise the stream: its first whole picture.
+    buffers = {"flags": "low_delay"}
     if scheme in ("rtsp", "rtsps"):
         # Over UDP a lost packet tears the picture until the next whole one.
         buffers |= {"rtsp_transport": "tcp", "timeout": str(round(options.read_timeout_s * _MICROSECONDS))}

@@ -17,12 +17,14 @@ class RawFrame:
 
     pixels: makes the array; raises BadImage. time_s: seconds since the source's first frame, where it has a time.
     name, index: of the file that it comes from, where a source is several files; else the source's own.
+    whole: False: torn, as before a stream's first key frame; it shows that the source lives, and is not looked at.
     """
 
     pixels: Callable[[], Pixels]
     time_s: float | None = None
     name: str | None = None
     index: int | None = None
+    whole: bool = True
 
 
 class OpenSource(Protocol):

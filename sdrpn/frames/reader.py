@@ -18,6 +18,7 @@ __all__ = ["Arrived", "Reader"]
 Clock = Callable[[], float]
 RETRY_S = 0.5  # between tries to open a source that broke off
 _NAP_S = 0.1  # how long a thread sleeps before it asks whether it should go on
+_MOST_SPEED = 4.0  # of a live stream whose first frames wait in a buffer
 _SLACK_S = 1.0  # what a library may take to notice that its own time limit is over
 
 
@@ -31,11 +32,34 @@ class Arrived:
     at_s: float  # of the clock
 
 
+class _Speed:
+    """How fast one connection gives its frames: a finished video comes faster than it was recorded."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None  # of the clock, and the frame's own time
+        self._last = 0.0, 0.0
+
+    def add(self, now_s: float, time_s: float | None) -> None:
+        """A frame came. `now_s` leaves out what was spent waiting for the taker."""
+        if time_s is not None:
+            self._first = self._first or (now_s, time_s)
+            self._last = now_s, time_s
+
+    @property
+    def is_live(self) -> bool:
+        """Whether what came may have been recorded while it came."""
+        if self._first is None:
+            return True
+        passed_s, shown_s = (last - first for last, first in zip(self._last, self._first, strict=True))
+        return shown_s <= _MOST_SPEED * passed_s
+
+
 class _Attempt:
     """One thread's turn at a source. A thread that hangs in a library is left behind: its attempt is not current."""
 
     def __init__(self, deadline_s: float) -> None:
         self.deadline_s = deadline_s  # until when it must show life; infinite: it need not
+        self.speed = _Speed()
 
 
 class Reader:
@@ -64,6 +88,8 @@ class Reader:
         self._first_s: float | None = None  # of the clock: the first frame
         self._last_s = 0.0
         self._away = False  # it broke off, and no frame came since
+        self._again_s: float | None = None  # since when it gives a finished video again and again
+        self._waited_s = 0.0  # for the taker
         self._pace: tuple[float, float] | None = None  # a frame's time, and when it was due
         self._ended = False
         self.error: SdrpnError | None = None
@@ -106,11 +132,16 @@ class Reader:
     def check(self) -> None:
         """Called by the consumer with the condition held: abandon a thread that hangs in a library."""
         attempt = self._attempt
-        if self._ended or attempt is None or self._clock() <= attempt.deadline_s:
+        if self._ended or attempt is None:
+            return
+        if self._is_given_up():
+            self._is_lost(attempt, "it does not answer")
+            return
+        if self._clock() <= attempt.deadline_s:
             return
         if self._first_s is None:
             self._fail(BadInput(f"{self.name} does not answer within {self._options.open_timeout_s:g} s"))
-        elif self._is_lost("it gives no frames and no error"):
+        elif self._is_lost(attempt, "it gives no frames and no error"):
             self.start()
 
     # --- on the reading thread
@@ -127,9 +158,10 @@ class Reader:
                 self._failed(attempt, RunFailed(f"reading {self.name} failed: {type(error).__name__}: {error}"))
                 problem = str(error)
             with self._changed:
-                if not self._is_current(attempt) or not self._is_lost(problem):
+                if not self._is_current(attempt) or not self._is_lost(attempt, problem):
                     return
                 attempt.deadline_s = self._deadline(RETRY_S + self._options.open_timeout_s)
+                attempt.speed = _Speed()
                 self._changed.wait_for(lambda: not self._is_current(attempt), RETRY_S)
 
     def _read_once(self, attempt: _Attempt) -> None:
@@ -157,6 +189,9 @@ class Reader:
     def _hand_over(self, attempt: _Attempt, raw: RawFrame) -> None:
         now_s = self._clock()
         attempt.deadline_s = self._deadline(self._options.read_timeout_s)
+        if not raw.whole:
+            return
+        attempt.speed.add(now_s - self._waited_s, raw.time_s)
         self._first_s = now_s if self._first_s is None else self._first_s
         self._last_s = now_s
         if self._away:
@@ -167,13 +202,16 @@ class Reader:
             return
         if self._options.drop and not self._live:
             self._wait_for_its_time(attempt, raw.time_s)
-        self.box.put(Arrived(raw, index, time_s, self._clock()), lambda: self._goes_on(attempt))
+        arrived = Arrived(raw, index, time_s, self._clock())
+        self.box.put(arrived, lambda: self._goes_on(attempt))
+        self._waited_s += self._clock() - arrived.at_s
 
     def _came_back(self) -> None:
         with self._changed:
             self._away = False
             self.reconnects += 1
-            self.notes.append(f"{self.name} is back")
+            if self._again_s is None:
+                self.notes.append(f"{self.name} is back")
 
     def _wait_for_its_time(self, attempt: _Attempt, time_s: float | None) -> None:
         """A file that is played at its own speed."""
@@ -200,20 +238,37 @@ class Reader:
         self.error, self._ended, self._attempt = error, True, None
         self._changed.notify_all()
 
-    def _is_lost(self, problem: str) -> bool:
+    def _is_lost(self, attempt: _Attempt, problem: str) -> bool:
         """A source gave its last frame for now. Returns whether it is opened again."""
         if self._live and self._first_s is not None:
-            away_s = self._clock() - self._last_s
-            if away_s < self._options.give_up_s:
-                if not self._away:
-                    self.notes.append(f"{self.name} broke off ({problem}); it is opened again")
-                self._away = True
+            problem = problem.removeprefix(f"{self.name} broke off: ").removeprefix(f"{self.name} ")
+            note = self._note_of_loss(attempt, problem)
+            if not self._is_given_up():
+                self.notes += note
                 return True
             self.gave_up = True
-            self.notes.append(f"{self.name} gave no frame for {away_s:.0f} s and is given up: {problem}")
+            gave = "gave no frame" if self._again_s is None else "gave a finished video again and again"
+            self.notes.append(f"{self.name} {gave} for {self._options.give_up_s:g} s and is given up: {problem}")
         self._ended, self._attempt = True, None
         self._changed.notify_all()
         return False
+
+    def _note_of_loss(self, attempt: _Attempt, problem: str) -> list[str]:
+        """It is away from now on; what there is to say of that."""
+        was_away, self._away = self._away, True
+        if not attempt.speed.is_live:
+            was_again, self._again_s = self._again_s is not None, self._again_s or self._clock()
+            ended = f"{self.name} ended ({problem}), and came faster than live; it is opened again"
+            return [] if was_again else [ended]
+        if was_away:
+            return []
+        self._again_s = None
+        return [f"{self.name} broke off ({problem}); it is opened again"]
+
+    def _is_given_up(self) -> bool:
+        """Whether it was away, or gave nothing that is new, for too long."""
+        since_s = self._last_s if self._again_s is None else self._again_s
+        return self._away and self._clock() - since_s >= self._options.give_up_s
 
     def _is_current(self, attempt: _Attempt) -> bool:
         return self._attempt is attempt

@@ -28,11 +28,16 @@ __all__ = ["Video", "VideoPlace", "open_video_file"]
 MAX_FRAME_PIXELS = 100_000_000  # a frame of 8K has 33 million
 # A damaged packet is left out; so many in a row are no video.
 MOST_DAMAGED_PACKETS = 500
+# So many packets without a whole frame are a stream that has no key frames (it renews its picture part by part) or
+# whose decoder calls everything torn: from then on its frames are taken as they are.
+MOST_TORN_PACKETS = 600
+# Formats whose pictures go on though the answer that names them has a length.
+_ALWAYS_LIVE, _LISTS = ("mpjpeg",), ("hls", "dash")
 
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """What PyAV opens. `name`: how messages name it. `live`: None: it is, unless the container says how long it is.
+    """What PyAV opens. `name`: how messages name it. `live`: None: it is, unless it has a length.
 
     form: FFmpeg's input format, where the place alone does not tell. timeouts_s: to open, and until the next packet.
     """
@@ -50,7 +55,7 @@ class Video:
 
     def __init__(self, place: VideoPlace, container: InputContainer, stream: VideoStream) -> None:
         self._place, self._container, self._stream = place, container, stream
-        self.live: bool = container.duration is None if place.live is None else place.live
+        self.live: bool = not _has_length(container) if place.live is None else place.live
         # Threads over frames would hold several back, which a camera must not.
         stream.thread_type = "SLICE" if self.live else "AUTO"
 
@@ -84,7 +89,10 @@ class Video:
         Raises: BadInput after the last one where the file was cut off in the middle of a frame, or a stream broke off
         """
         first_s: float | None = None
-        for frame in self._decoded():
+        for frame in self._whole_ones():
+            if frame is None:
+                yield RawFrame(_nothing, whole=False)
+                continue
             check_size((frame.width, frame.height), f"a frame of {self._place.name}", MAX_FRAME_PIXELS)
             time_s = frame.time
             first_s = time_s if first_s is None else first_s
@@ -97,7 +105,21 @@ class Video:
         """Close the container."""
         self._container.close()
 
-    def _decoded(self) -> Iterator[VideoFrame]:
+    def _whole_ones(self) -> Iterator[VideoFrame | None]:
+        """Frames; of a live source None for a torn one, and for a packet that shows nothing yet."""
+        begun, torn = not self.live, 0
+        for frame in self._decoded():
+            good = frame is not None and (begun or frame.key_frame) and not (self.live and frame.is_corrupt)
+            torn = 0 if good else torn + 1
+            begun = begun or good
+            if good or torn > MOST_TORN_PACKETS:
+                if frame is not None:
+                    yield frame
+            elif self.live:
+                yield None
+
+    def _decoded(self) -> Iterator[VideoFrame | None]:
+        """Frames, and None for a packet without one."""
         av, damaged, count = pyav(), 0, 0
         with _named_errors(av, self._place, "broke off"):
             for packet in _packets(av, self._container, self._stream):
@@ -111,6 +133,8 @@ class Video:
                 for frame in frames or ():
                     count += 1
                     yield frame
+                if not frames:
+                    yield None
         if count == 0:
             raise BadInput(f"{self._place.name} has no frame that can be decoded; expected a video")
         if damaged and not self.live:
@@ -131,12 +155,24 @@ def open_video_file(path: Path) -> Video:
     return Video.open(VideoPlace(str(path), f"file:{path}"))
 
 
-def pyav() -> Any:
+def pyav(purpose: str = "reading videos, cameras and streams") -> Any:
     """The library. Raises MissingDependency with the command that installs it."""
-    with importing_extra("video", "reading videos, cameras and streams"):
+    with importing_extra("video", purpose):
         import av
 
     return av
+
+
+def _has_length(container: InputContainer) -> bool:
+    """Whether it is a file: it has a duration, or a number of bytes that is not that of a list of parts."""
+    if container.duration is not None:
+        return True
+    names = container.format.name.split(",")
+    return not any(name in names for name in (*_ALWAYS_LIVE, *_LISTS)) and container.size > 0
+
+
+def _nothing() -> Pixels:
+    raise BadInput("a frame is torn; expected one that is whole")
 
 
 def _video_stream(place: VideoPlace, container: InputContainer) -> VideoStream:
@@ -202,7 +238,7 @@ def _reason(av: Any, place: VideoPlace, error: Exception) -> str:
         return "this PyAV has no decoder for it; convert it, for example with ffmpeg"
     if isinstance(error, av.error.InvalidDataError):
         if seconds is not None:
-            return f"nothing that FFmpeg reads as a video came within {max(seconds):g} s; check the address"
+            return "nothing came that FFmpeg reads as a video; check the address"
         return "it is not a video that FFmpeg reads, or it is damaged or cut off"
     text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return f"{text[:1].lower()}{text[1:]}"

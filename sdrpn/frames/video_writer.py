@@ -28,7 +28,7 @@ class VideoWriter:
     def __init__(self, path: Path, *, fps: float | None = None) -> None:
         """Args: fps: of frames without a time of their own"""
         self._path, self._step_s = path, 1 / (fps or _USUAL_FPS)
-        self._av = pyav()
+        self._av = pyav("writing videos")
         self._container: Any = None
         self._stream: Any = None
         self._size_wh: tuple[int, int] | None = None

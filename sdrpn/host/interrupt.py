@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["Cancellation", "SignalWatch", "raising_on_signals"]
+__all__ = ["Cancellation", "SignalWatch", "raising_on_signals", "signals_held"]
 
 # How long the main thread may stay in native code after a signal, before a program ends its process.
 GRACE_S = 0.7
@@ -109,6 +109,35 @@ def raising_on_signals(handlers: Mapping[int, Raise], give_up: Callable[[int], N
         for number in ours:
             signal.signal(number, before[number])
         listener.finish()
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let what is written here be whole: Ctrl-C and SIGTERM wait for the end of the block; a second one does not.
+
+    Outside the main thread nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in before.items() if callable(handler)}
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held:
+            ours[signal.Signals(number)](number, frame)
+        held.append(number)
+
+    try:
+        for number in ours:
+            signal.signal(number, hold)
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
 
 
 class _Listener:

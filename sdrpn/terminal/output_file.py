@@ -59,7 +59,10 @@ def report_written(path: Path, what: str) -> None:
 def _require_folder(option: str, path: Path) -> None:
     folder = path.parent
     try:
-        if folder.exists():
+        there = next((above for above in (folder, *folder.parents) if above.exists()), folder)
+        if there.is_file():
+            raise BadInput(f"{option} {path} is below {there}, which is a file; expected a path in a folder")
+        if there == folder:
             return
         near = folder.parent
         known = [beside.name for beside in near.iterdir() if beside.is_dir()] if near.is_dir() else []

@@ -113,6 +113,8 @@ def ask_frames(
             note(session.backend_note)
         for frame in feed:
             yield _answered(session, frame, dataclasses.replace(request.ask, roi=roi))
+    if feed.broken:
+        raise RunFailed(f"{feed.broken[0]} could not be read to its end; what came before is answered")
     if feed.unreadable:
         raise RunFailed(f"{feed.unreadable} of the pictures could not be read; the others are answered")
 
@@ -141,6 +143,7 @@ class AnswerFile:
         """Raises BadInput for a file of something else or of other settings, and where a camera would go on with it."""
         self._path, self._settings = path, request.settings()
         self._stream: FileIO | None = None
+        self.skipped = 0  # frames of this run that are answered already
         lines = _whole_lines(path) if path.exists() else []
         self.done = {_place_of(path, number, line) for number, line in enumerate(lines[1:], start=2)}
         if lines:
@@ -162,9 +165,16 @@ class AnswerFile:
         if self._stream is not None:
             self._stream.close()
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
     def lacks(self, source: str, index: int) -> bool:
         """Whether a frame has no answer yet."""
-        return (source, index) not in self.done
+        lacks = (source, index) not in self.done
+        self.skipped += not lacks
+        return lacks
 
     def append(self, found: FrameAnswer) -> None:
         """Write one line. Raises RunFailed where the disk is full; the lines before stay whole."""

@@ -19,9 +19,9 @@ from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of
-from sdrpn.frames.feed import FrameFeed, opener_of
+from sdrpn.frames.feed import FrameFeed, NamedOpener, opener_of, unopened
 from sdrpn.frames.frame import Frame
-from sdrpn.frames.source import Given, sources_of
+from sdrpn.frames.source import Given, Source, sources_of
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.method.policy import OWN, Roi, looking_policy
 from sdrpn.method.roi import RoiPolicy
@@ -116,7 +116,8 @@ class StreamFigures:
     """How a stream went so far. Percentiles are those of the last 4096 frames, in seconds; None: there was none.
 
     frames: looked at, unchanged ones included. dropped: replaced by newer ones. unreadable: pictures that were passed
-    over. reconnects: how often sources came back. given_up: those that did not.
+    over. reconnects: how often sources came back. given_up: those that did not. broken: sources that could not be read,
+    or not to their end.
     """
 
     frames: int = 0
@@ -128,6 +129,7 @@ class StreamFigures:
     seconds: float = 0.0
     p50_s: float | None = None
     p95_s: float | None = None
+    broken: tuple[str, ...] = ()
 
     @property
     def fps(self) -> float:
@@ -180,6 +182,11 @@ class LookStream:
         return self._looker.spec
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """What frames name as their source, in the order of the request; empty where frames come from anywhere."""
+        return () if self._feed is None else self._feed.sources
+
+    @property
     def figures(self) -> StreamFigures:
         """How it went so far."""
         feed, p50_s, p95_s = self._feed, None, None
@@ -195,6 +202,7 @@ class LookStream:
             seconds=0.0 if self._begun_s is None else self._ended_s - self._begun_s,
             p50_s=p50_s,
             p95_s=p95_s,
+            broken=() if feed is None else feed.broken,
         )
 
     def close(self) -> None:
@@ -258,7 +266,7 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
     sources = sources_of(request.sources)
     if sum(source.kind == "stdin" for source in sources) > 1:
         raise BadInput("standard input is named twice; expected it once: it holds one picture")
-    openers = [opener_of(source, request.read, request.stdin or _read_stdin) for source in sources]
+    openers = _openers(sources, request)
     feed = FrameFeed(openers, request.read, note=note)
     bundle = open_bundle(bundle_path(request.bundle))
     require_tokenizer(bundle)
@@ -277,6 +285,23 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
         return LookStream(
             session, feed, request.questions, roi=policy, trackers=trackers, resources=resources.pop_all()
         )
+
+
+def _openers(sources: Sequence[Source], request: LookRequest) -> list[NamedOpener]:
+    """How every source is opened. Raises BadInput where none can be; one that cannot be fails when it is its turn."""
+    errors: list[BadInput] = []
+
+    def opener(source: Source) -> NamedOpener:
+        try:
+            return opener_of(source, request.read, request.stdin or _read_stdin)
+        except BadInput as error:
+            errors.append(error)
+            return unopened(source, error)
+
+    found = [opener(source) for source in sources]
+    if errors and len(errors) == len(sources):
+        raise errors[0]
+    return found
 
 
 def _trackers(spec: ModelSpec, policy: RoiPolicy) -> Callable[[], Tracker]:

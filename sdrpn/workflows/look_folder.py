@@ -6,11 +6,12 @@ import itertools
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from PIL.Image import Image
 
@@ -18,7 +19,9 @@ from sdrpn.errors import BadInput, RunFailed
 from sdrpn.frames.annotation import Marks, annotated
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import VIDEO_SUFFIXES
+from sdrpn.frames.video import pyav
 from sdrpn.frames.video_writer import VideoWriter
+from sdrpn.host.interrupt import signals_held
 from sdrpn.method.geometry import Fit
 from sdrpn.workflows.look import FrameLook
 
@@ -58,10 +61,13 @@ class LookFolder:
         """Args:
         folder: new or empty
         fit: how a map lies over a frame, see `VisionSpec`
-        Raises: BadInput for a folder that has something in it, or is a file
+        Raises: BadInput for a folder that has something in it, or is a file; MissingDependency for a video without the
+            library that writes it
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"{folder} exists and is not an empty folder; name another one, or remove it")
+        if saved.video:
+            pyav("writing videos")
         self.folder, self._saved, self._fit = folder, saved, fit
         self._lines: IO[str] | None = None
         self._names: dict[str, str] = {}  # what files of a source are called, by source
@@ -82,17 +88,32 @@ class LookFolder:
                 closing.callback(self._lines.close)
 
     def add(self, found: FrameLook) -> None:
-        """Write all that is asked for of one frame. Raises RunFailed where the disk is full."""
+        """Write all that is asked for of one frame; a signal waits for it. Raises RunFailed where the disk is full."""
         try:
-            self._add(found)
+            with signals_held():
+                self._add(found)
         except OSError as error:
             raise RunFailed(
                 f"{self.folder} cannot be written ({error.strerror or error}); free some space: frames before are kept"
             ) from error
 
+    def name_sources(self, sources: Iterable[str]) -> None:
+        """Settle what files of sources are called, in this order, whose frames come first."""
+        for source in sources:
+            self._name_of(source)
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Sources whose files have a number, because others have the same name; and what they are called."""
+        return {source: name for source, name in self._names.items() if name != _plain_name(source)}
+
+    def record(self, found: FrameLook) -> dict[str, Any]:
+        """A frame's line of JSON: `FrameLook.to_dict`, and what names of its source's files begin with."""
+        return {**found.to_dict(), "saved_as": self._name_of(found.frame.source)}
+
     def _add(self, found: FrameLook) -> None:
         lines = self._opened()
-        lines.write(json.dumps(found.to_dict(), allow_nan=False) + "\n")
+        lines.write(json.dumps(self.record(found), allow_nan=False) + "\n")
         lines.flush()
         name = self._name_of(found.frame.source)
         if self._saved.crops:
@@ -139,11 +160,16 @@ class LookFolder:
     def _name_of(self, source: str) -> str:
         """What files of a source are called: its last part, and a number where two have the same."""
         if source not in self._names:
-            plain = re.sub(r"[^\w.-]+", "_", Path(source.rstrip("/")).name).strip("._") or "frames"
-            numbers = (plain if number == 1 else f"{plain}_{number}" for number in itertools.count(1))
-            self._names[source] = next(name for name in numbers if name not in self._taken)
-            self._taken.add(self._names[source])
+            plain = Path(_plain_name(source))
+            numbers = (str(plain if n == 1 else plain.with_stem(f"{plain.stem}_{n}")) for n in itertools.count(1))
+            # Also the videos of two sources differ, which have one suffix.
+            self._names[source] = next(name for name in numbers if _without_video_suffix(name) not in self._taken)
+            self._taken.add(_without_video_suffix(self._names[source]))
         return self._names[source]
+
+
+def _plain_name(source: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", Path(source.rstrip("/")).name).strip("._") or "frames"
 
 
 def marks_of(found: FrameLook) -> list[Marks]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -84,7 +85,24 @@ class TestResuming:
         kept = lines(out.read_text())
         assert "settings" in kept[0]
         assert [line["source"] for line in kept[1:]] == [f"{shots}/{name}.png" for name in (1, 2, 10)]
-        assert ask(shots, "--jsonl", "--out", out).out == ""
+        assert second.err == f"sdrpn: 2 answered, 1 already answered in {out}\n"
+        third = ask(shots, "--jsonl", "--out", out)
+        assert (third.out, third.err) == ("", f"sdrpn: 0 answered, 3 already answered in {out}\n")
+
+    def test_interrupted_it_says_how_far_it_came(
+        self, ask: Command, shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, count = Session.answer, itertools.count()
+
+        def interrupted(*arguments: Any, **options: Any) -> Any:
+            if next(count) == 2:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(Session, "answer", interrupted)
+        found = ask(shots, "--jsonl", "--out", tmp_path / "answers.jsonl")
+        assert (found.code, len(lines(found.out))) == (130, 2)
+        assert found.err.splitlines() == ["sdrpn: 2 answered", "sdrpn: interrupted"]
 
     def test_other_settings_are_refused(self, ask: Command, shots: Path, tmp_path: Path) -> None:
         out = tmp_path / "answers.jsonl"

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdrpn.frames import annotation
+from sdrpn.frames.frame import Frame
 from sdrpn.frames.video import open_video_file
 from sdrpn.runtime import Session
+from sdrpn.workflows import look_folder
 from sdrpn.workflows.look import FrameLook, LookStream
 from tests.cli.command import Command, Outcome, refusal
 from tests.frames.movies import cut_off, halves, movie, unknown_codec
@@ -89,6 +93,14 @@ class TestOutput:
 
     def test_nothing_found_says_so(self, look: Command, picture: Path) -> None:
         assert look(picture, QUESTION, "--threshold", 0.99).out.endswith(f"{QUESTION}: nothing\n")
+
+    def test_why_regions_were_left_out(self, look: Command, picture: Path) -> None:
+        rest = ("--threshold", 0.01, "--max-share", 0.01)
+        (line,) = lines(look(picture, QUESTION, *rest, "--jsonl"))
+        (dropped,) = line["looks"][0]["dropped"]
+        assert look(picture, QUESTION, *rest).out.endswith(
+            f"{QUESTION}: nothing (1 region left out: {dropped['reason']})\n"
+        )
 
 
 def test_results_stay_on_stdout_beside_a_status_line(text_bundle: Path, clip: Path) -> None:
@@ -165,6 +177,7 @@ class TestFolder:
         found = look(clip, QUESTION, "--jsonl", "--out", out, "--save", "--save-crops", "--save-video")
         assert f"sdrpn: written: {out}" in found.err
         assert (out / "looks.jsonl").read_text() == found.out
+        assert {line["saved_as"] for line in lines(found)} == {"clip.mp4"}
         overlays = sorted((out / "overlays").iterdir())
         assert [path.name for path in overlays] == [f"clip.mp4-{number:06d}.jpg" for number in range(6)]
         boxes = [line["looks"][0]["boxes"] for line in lines(found)]
@@ -198,8 +211,31 @@ class TestFolder:
             (tmp_path / name).mkdir()
             Image.fromarray(photo(seed=ord(name))).save(tmp_path / name / "x.png")
         out = tmp_path / "out"
-        look(tmp_path / "a" / "x.png", QUESTION, "--source", tmp_path / "b" / "x.png", "--out", out)
-        assert len(list((out / "overlays").iterdir())) == 2
+        found = look(tmp_path / "b" / "x.png", QUESTION, "--source", tmp_path / "a" / "x.png", "--out", out, "--jsonl")
+        assert sorted(path.name for path in (out / "overlays").iterdir()) == ["x.png-000000.jpg", "x_2.png-000000.jpg"]
+        names = {line["source"]: line["saved_as"] for line in lines(found)}
+        assert names == {f"{tmp_path}/b/x.png": "x.png", f"{tmp_path}/a/x.png": "x_2.png"}
+        assert found.err.splitlines()[-1] == f"sdrpn: x_2.png there is {tmp_path}/a/x.png"
+
+    def test_two_videos_of_one_name_in_the_order_of_the_command_line(self, look: Command, tmp_path: Path) -> None:
+        """However soon the second one is open."""
+        for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+            (tmp_path / name).mkdir()
+            movie(tmp_path / name / ("clip.avi" if name == "c" else "clip.mp4"), [photo((64 * seed, 64), seed)] * 2)
+        out = tmp_path / "out"
+        sources = [tmp_path / "b" / "clip.mp4", tmp_path / "a" / "clip.mp4", tmp_path / "c" / "clip.avi"]
+        look(sources[0], QUESTION, "--source", sources[1], "--source", sources[2], "--out", out, "--save-video")
+        names = {
+            line["source"]: line["saved_as"] for line in map(json.loads, (out / "looks.jsonl").read_text().splitlines())
+        }
+        assert names == dict(zip(map(str, sources), ("clip.mp4", "clip_2.mp4", "clip_3.avi"), strict=True))
+        shapes = {}
+        for number in ("", "_2", "_3"):
+            video = open_video_file(out / f"clip{number}.mp4")
+            shapes[number] = next(iter(video.frames())).pixels().shape[:2]
+            video.close()
+        widths = [width / height for height, width in shapes.values()]
+        assert widths[1] < widths[0] < widths[2]
 
     def test_nothing_is_written_unless_it_is_asked_for(
         self, look: Command, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -240,6 +276,26 @@ def test_interrupted_it_ends_with_a_summary_and_a_whole_video(
     video.close()
 
 
+def test_interrupted_while_it_writes_a_frame_is_written_whole(
+    look: Command, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes between a line of looks.jsonl and its frame of the video."""
+    real = annotation.annotated
+
+    def interrupted(frame: Frame, *rest: Any, **options: Any) -> Any:
+        if frame.index == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(frame, *rest, **options)
+
+    monkeypatch.setattr(look_folder, "annotated", interrupted)
+    found = look(clip, QUESTION, "--jsonl", "--save-video", "--out", tmp_path / "out")
+    assert found.code == 130
+    assert len((tmp_path / "out" / "looks.jsonl").read_text().splitlines()) == 3
+    video = open_video_file(tmp_path / "out" / "clip.mp4")
+    assert len(list(video.frames())) == 3
+    video.close()
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("source", "message"),
@@ -271,9 +327,47 @@ class TestRefused:
         """What is whole is looked at, and printed."""
         whole = movie(tmp_path / "a.avi", map(halves, range(8)))
         found = look(cut_off(whole, 0.6), QUESTION, "--jsonl")
-        assert found.code == 2
+        assert found.code == 1
         assert 1 < len(found.out.splitlines()) < 8
-        assert "ends in the middle of a frame" in found.err.splitlines()[-1]
+        assert re.search("sdrpn: warning: passed over: .* ends in the middle of a frame", found.err)
+        assert summary(found).endswith(", 1 not read to the end")
+
+    def test_one_source_of_several(self, look: Command, picture: Path, tmp_path: Path) -> None:
+        (bad := tmp_path / "bad.mp4").write_bytes(b"some text " * 99)
+        for source in (bad, tmp_path / "none.mp4", "97", f"{tmp_path}/none/*.jpg"):
+            out = tmp_path / Path(str(source)).name.replace("*", "all")
+            found = look(source, QUESTION, "--source", picture, "--jsonl", "--out", out := out.with_suffix(".out"))
+            assert found.code == 1, found
+            assert [json.loads(line)["source"] for line in found.out.splitlines()] == [str(picture)]
+            assert "sdrpn: warning: passed over: " in found.err
+            assert summary(found).endswith(", 1 not read to the end")
+            assert f"written: {out}" in found.err
+
+    def test_every_source_of_several(self, look: Command, tmp_path: Path) -> None:
+        (bad := tmp_path / "bad.mp4").write_bytes(b"some text " * 99)
+        found = look(bad, QUESTION, "--source", tmp_path / "none.mp4", "--out", tmp_path / "out")
+        assert (found.code, found.out, (tmp_path / "out").exists()) == (2, "", False)
+
+    def test_a_video_is_asked_for_without_the_library(
+        self,
+        look: Command,
+        picture: Path,
+        tmp_path: Path,
+        nothing_is_loaded: None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "av", None)
+        message = refusal(look(picture, QUESTION, "--save-video", "--out", tmp_path / "out"))
+        assert message.startswith("writing videos ")
+        assert "pip install 'sdrpn[video]'" in message
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("below", ["x", "x/y"])
+    def test_an_output_folder_below_a_file(
+        self, look: Command, picture: Path, nothing_is_loaded: None, below: str
+    ) -> None:
+        message = refusal(look(picture, QUESTION, "--out", picture / below))
+        assert message == f"--out {picture / below} is below {picture}, which is a file; expected a path in a folder"
 
     def test_a_url_that_does_not_answer(self, look: Command) -> None:
         found = look("http://127.0.0.1:9/x", QUESTION)

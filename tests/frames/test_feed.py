@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdrpn.errors import BadImage, BadInput
+from sdrpn.errors import BadImage, BadInput, MissingDependency
 from sdrpn.frames.feed import FrameFeed, NamedOpener, opener_of
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import read_source
@@ -147,3 +147,34 @@ def test_notes_are_passed_on_while_nothing_comes() -> None:
         assert list(feed) == []
     assert notes[:2] == ["cam broke off (the cable came off); it is opened again", "cam is back"]
     assert feed.given_up == ("cam",)
+
+
+class TestSourcesThatFail:
+    def test_one_among_several_is_passed_over(self) -> None:
+        notes: list[str] = []
+        good = NamedOpener("good", in_turn(FakeSource([1, 2])))
+        bad = NamedOpener("bad", in_turn(BadInput("bad is no video")))
+        with FrameFeed([bad, good], note=notes.append) as feed:
+            assert [number_of(frame.pixels) for frame in feed] == [1, 2]
+        assert notes == ["passed over: bad is no video"]
+        assert feed.broken == ("bad",)
+
+    def test_all_of_several(self) -> None:
+        openers = [NamedOpener(name, in_turn(BadInput(f"{name} is no video"))) for name in ("a", "b")]
+        with FrameFeed(openers) as feed, pytest.raises(BadInput, match=r"^[ab] is no video"):
+            next(feed)
+
+    def test_the_only_one_after_some_frames(self) -> None:
+        notes: list[str] = []
+        with feed_of(FakeSource([1, 2], error="it is cut off"), notes=notes) as feed:
+            assert [number_of(frame.pixels) for frame in feed] == [1, 2]
+        assert notes == ["passed over: it is cut off"]
+        assert feed.broken == ("s0",)
+
+    def test_a_missing_library_ends_it(self) -> None:
+        bad = NamedOpener("bad", in_turn(MissingDependency("reading needs av")))
+        with (
+            FrameFeed([bad, NamedOpener("cam", in_turn(FakeSource([1], script=Script())))]) as feed,
+            pytest.raises(MissingDependency),
+        ):
+            next(feed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -172,10 +172,88 @@ class TestBrokenOff:
         assert str(reader.error) == "there is none"
 
     def test_it_is_given_up(self, read: Read, changed: threading.Condition) -> None:
-        reader = read(in_turn(FakeSource([1], live=True)), live=True, give_up_s=1e-6, clock=_Running())
+        reader = read(in_turn(FakeSource([1], live=True)), live=True, give_up_s=0.25, clock=_Running())
         assert take_all(reader, changed) == [1]
         assert (reader.gave_up, reader.error) == (True, None)
-        assert re.fullmatch(r"camera gave no frame for \d s and is given up: the stream ended", reader.notes[-1])
+        assert reader.notes == ["camera gave no frame for 0.25 s and is given up: the stream ended"]
+
+    def test_its_name_is_said_once(self, read: Read, changed: threading.Condition) -> None:
+        source = FakeSource([1], live=True, error="camera broke off: no route")
+        reader = read(in_turn(source), live=True, give_up_s=40, clock=_Running())
+        take_all(reader, changed)
+        assert reader.notes == [
+            "camera broke off (no route); it is opened again",
+            "camera gave no frame for 40 s and is given up: nothing is there",
+        ]
+
+    def test_it_is_given_up_also_while_a_try_hangs(self, read: Read, changed: threading.Condition) -> None:
+        clock, hangs, sources = Clock(), threading.Event(), [FakeSource([1], live=True)]
+
+        def opener() -> FakeSource:
+            if not sources:
+                _hang(hangs)
+            return sources.pop()
+
+        reader = read(opener, live=True, give_up_s=4, clock=clock)
+        take(reader, changed)
+        until(changed, lambda: reader.notes)
+        clock.now_s += 4
+        with changed:
+            reader.check()
+        assert reader.gave_up
+        assert reader.notes[-1] == "camera gave no frame for 4 s and is given up: it does not answer"
+        hangs.set()
+
+    def test_a_finished_video_that_comes_again_and_again_is_given_up(
+        self, read: Read, changed: threading.Condition
+    ) -> None:
+        """Frames of a minute in 1.5 s of the clock."""
+        opened: list[FakeSource] = []
+
+        def opener() -> FakeSource:
+            opened.append(FakeSource([1, 2, 3, 4], live=True, times_s=[0, 20, 40, 60]))
+            return opened[-1]
+
+        reader = read(opener, live=True, drop=False, give_up_s=60, clock=_Running())
+        frames = take_all(reader, changed)
+        assert frames == [1, 2, 3, 4] * len(opened)
+        assert 2 <= len(opened) < 30
+        assert reader.gave_up
+        assert reader.notes == [
+            "camera ended (the stream ended), and came faster than live; it is opened again",
+            "camera gave a finished video again and again for 60 s and is given up: the stream ended",
+        ]
+
+    def test_a_live_one_that_hangs_up_often_is_not(self, read: Read, changed: threading.Condition) -> None:
+        """The same, at its own speed."""
+        clock, left = Clock(), [0] * 5
+
+        def numbers() -> Iterator[int]:
+            for number in range(4):
+                clock.now_s += 20
+                yield number
+
+        def opener() -> FakeSource:
+            if not left:
+                clock.now_s += 60
+                raise BadInput("it is gone")
+            left.pop()
+            return FakeSource(numbers(), live=True, times_s=[0, 20, 40, 60])
+
+        reader = read(opener, live=True, drop=False, give_up_s=60, clock=clock)
+        assert take_all(reader, changed) == [0, 1, 2, 3] * 5
+        assert reader.reconnects == 4
+        assert reader.notes[-1] == "camera gave no frame for 60 s and is given up: it is gone"
+
+    def test_torn_frames_show_life_and_are_not_taken(self, read: Read, changed: threading.Condition) -> None:
+        class Torn(FakeSource):
+            def frames(self) -> Iterator[RawFrame]:
+                for place, frame in enumerate(super().frames()):
+                    yield replace(frame, whole=place >= 2)
+
+        reader = read(in_turn(Torn([1, 2, 3, 4], live=True)), live=True, drop=False)
+        taken = [take(reader, changed) for _ in range(2)]
+        assert [(arrived.index, number_of(arrived.raw.pixels())) for arrived in taken] == [(0, 3), (1, 4)]
 
     def test_a_file_is_not_opened_again(self, read: Read, changed: threading.Condition) -> None:
         reader = read(in_turn(FakeSource([1]), FakeSource([2])))

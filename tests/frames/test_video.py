@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import io
 import re
 import socket
@@ -274,7 +275,7 @@ class TestUrlsThatDoNotAnswer:
                 feed_from(url, [], open_timeout_s=0.3, read_timeout_s=0.3) as feed,
                 pytest.raises(
                     BadInput,
-                    match=r"127\.0\.0\.1:\d+/x (cannot be opened: (no answer|nothing that)|does not answer)",
+                    match=r"127\.0\.0\.1:\d+/x (cannot be opened: (no answer|nothing came)|does not answer)",
                 ),
             ):
                 next(feed)
@@ -312,3 +313,103 @@ class TestUrlsThatDoNotAnswer:
         server.server_close()
         assert len(connections) >= 2
         assert feed.reconnects >= 1
+
+
+# --- files and broadcasts over HTTP
+
+
+@functools.cache
+def broadcast() -> bytes:
+    """MPEG-TS of H.264 with a key frame every 12, as an encoder sends it."""
+    data = io.BytesIO()
+    with av.open(data, "w", format="mpegts") as container:
+        stream: Any = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = 160, 96, "yuv420p", 12
+        stream.bit_rate = 4_000_000
+        for number in range(FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(halves(number), format="rgb24")))
+        container.mux(stream.encode(None))
+    return data.getvalue()
+
+
+class Host:
+    """Sends these bytes over HTTP, with their number or without."""
+
+    def __init__(self, data: bytes, *, says_length: bool) -> None:
+        self.connections = 0
+        host = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                host.connections += 1
+                self.send_response(200)
+                if says_length:
+                    self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *arguments: object) -> None:
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def require_halves(pixels: np.ndarray[Any, Any], number: int | None = None) -> None:
+    """A whole picture: its colours, and the white bar where the frame with this number has it."""
+    assert np.abs(pixels[60, 20].astype(int) - (40, 200, 40)).max() < VIDEO_COLOUR_ABS
+    assert np.abs(pixels[60, 140].astype(int) - (200, 40, 40)).max() < VIDEO_COLOUR_ABS
+    if number is not None:
+        assert pixels[10, 4 * number % 152 + 4].min() > 200
+
+
+def test_a_file_over_http_is_read_once_and_whole() -> None:
+    with Host(broadcast(), says_length=True) as host, feed_from(f"{host.address}/a.ts", []) as feed:
+        frames = list(feed)
+    assert [frame.index for frame in frames] == list(range(FRAMES))
+    for frame in frames:
+        require_halves(frame.pixels, frame.index)
+    assert (feed.reconnects, feed.dropped, feed.given_up) == (0, 0, ())
+
+
+def test_the_first_frame_of_a_stream_is_its_first_key_frame() -> None:
+    """Joined at its start, and in the middle of a group of pictures, whose rest is not seen."""
+    data = broadcast()
+    packet = 188
+    middle = packet * (len(data) // packet // 12)
+    for begin, first in ((0, 0), (middle, 12)):
+        with Host(data[begin:], says_length=False) as host, feed_from(f"{host.address}/", [], drop=False) as feed:
+            frames = [next(feed) for _ in range(10)]
+        for place, frame in enumerate(frames):
+            require_halves(frame.pixels, first + place)
+
+
+def test_a_picture_over_http() -> None:
+    data = io.BytesIO()
+    Image.fromarray(halves(3)).save(data, format="JPEG")
+    with Host(data.getvalue(), says_length=True) as host, feed_from(f"{host.address}/a.jpg", []) as feed:
+        (frame,) = feed
+    require_halves(frame.pixels, 3)
+
+
+def test_what_is_no_video_is_not_said_to_be_late() -> None:
+    with (
+        Host(b"some text " * 99, says_length=True) as host,
+        feed_from(f"{host.address}/a", []) as feed,
+        pytest.raises(BadInput, match="cannot be opened: nothing came that FFmpeg reads as a video; check the"),
+    ):
+        next(feed)
+
+
+@pytest.mark.parametrize("device", ["/dev/video97"])
+def test_a_camera_by_its_device_is_named_once(device: str) -> None:
+    with pytest.raises(BadInput, match=rf"^camera {device} is not there: this machine has [^;]*; name one that is$"):
+        feed_from(device, [])

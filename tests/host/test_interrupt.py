@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import Cancelled
-from sdrpn.host.interrupt import Cancellation, SignalWatch
+from sdrpn.host.interrupt import Cancellation, SignalWatch, signals_held
 from sdrpn.runtime import Session
 from tests.damage import copied
 from tests.endless_graph import make_vision_endless
@@ -217,3 +217,32 @@ with raising_on_signals({signal.SIGINT: raise_interrupt}, lambda number: os._exi
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert done.returncode == 0
+
+
+class TestHeld:
+    @pytest.fixture(autouse=True)
+    def nothing_done(self) -> None:
+        self.done: list[int] = []
+
+    def write_under_signals(self, count: int) -> None:
+        with signals_held():
+            for _ in range(count):
+                signal.raise_signal(signal.SIGINT)
+            self.done.append(1)
+
+    def test_a_signal_waits_for_the_end_of_the_block(self) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            self.write_under_signals(1)
+        assert self.done == [1]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_a_second_one_does_not(self) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            self.write_under_signals(2)
+        assert self.done == []
+
+    def test_without_one_nothing_is_raised(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        with signals_held():
+            assert signal.getsignal(signal.SIGTERM) != before or before == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == before
