@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -124,7 +123,7 @@ class Answer:
 
     def save_overlay(self, path: str | os.PathLike[str], image: PictureSource | None = None) -> None:
         """Write `overlay` as .png, .jpg or .webp. Raises BadInput for another ending or a folder that is not there."""
-        require_picture_name(Path(path))
+        require_picture_name(path)
         save_overlay(self.overlay(image), path)
 
     def to_dict(self, *, with_map: bool = True) -> dict[str, Any]:

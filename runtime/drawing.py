@@ -41,5 +41,5 @@ def png_bytes(picture: Image.Image) -> bytes:
 
 def save_overlay(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write it whole or not at all. Raises BadInput for another ending, or a folder that does not exist."""
-    require_picture_name(Path(path))
+    require_picture_name(path)
     save_picture(picture, Path(path))

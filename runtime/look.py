@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ class Look:
 
     def save_overlay(self, path: str | os.PathLike[str]) -> None:
         """Write `overlay` as .png, .jpg or .webp. Raises BadInput for another ending or a folder that is not there."""
-        require_picture_name(Path(path))
+        require_picture_name(path)
         save_overlay(self.overlay(), path)
 
     def to_dict(self, *, with_map: bool = True) -> dict[str, Any]:

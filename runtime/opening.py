@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.bundle.graphs import Parts, graphs_of
+from sdrpn.bundle.shipped import require_name
 from sdrpn.errors import BadInput
 from sdrpn.host.links import AllowLinks
 from sdrpn.runtime.backends.info import OpenOptions
@@ -46,6 +47,7 @@ class OpeningRequest:
 
     def choose(self) -> Opening:
         """Choose, and verify the files. Raises BadBundle, BadInput, EngineMismatch or MissingDependency."""
+        require_name(self.bundle_dir)
         bundle = open_bundle(
             self.bundle_dir if isinstance(self.bundle_dir, str) else Path(self.bundle_dir),
             allow_links=self.allow_links,
@@ -128,8 +130,8 @@ def batch_of(max_batch: int | None, backend: Backend, engine_batch: int | None) 
     if max_batch is None:
         # On a GPU all slots are made with the first question: graphs answer several only where that is asked for.
         return engine_batch or (1 if backend.on == "gpu" else min(DEFAULT_BATCH, most or DEFAULT_BATCH))
-    if max_batch < 1:
-        raise BadInput(f"max_batch is {max_batch}; expected a number of questions, at least 1")
+    if not _is_whole(max_batch, 1):
+        raise BadInput(f"max_batch is {max_batch!r}; expected a number of questions, at least 1")
     if most is not None and max_batch > most:
         raise BadInput(f"max_batch is {max_batch}; {backend.name} answers at most {most} at once")
     return max_batch
@@ -139,9 +141,13 @@ def prefix_bytes_of(prefix_bytes: int | None, backend: Backend) -> int:
     """The most memory for prefixes that are kept aside. Raises BadInput for a negative number."""
     if prefix_bytes is None:  # on a GPU all memory is planned for
         return DEFAULT_PREFIX_BYTES if backend.on == "cpu" else 0
-    if prefix_bytes < 0:
-        raise BadInput(f"prefix_bytes is {prefix_bytes}; expected a number of bytes, 0 for none")
+    if not _is_whole(prefix_bytes, 0):
+        raise BadInput(f"prefix_bytes is {prefix_bytes!r}; expected a number of bytes, 0 for none")
     return prefix_bytes
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def enough_memory(backend: Backend, size_bytes: int) -> bool:
@@ -151,7 +157,10 @@ def enough_memory(backend: Backend, size_bytes: int) -> bool:
 
 
 def _engine_options(options: EngineOptions | None, device: int | None) -> EngineOptions:
-    """With the device that was asked for. Raises BadInput where two were."""
+    """With the device that was asked for. Raises BadInput where two were, and for other options."""
+    given: object = options
+    if given is not None and not isinstance(given, EngineOptions):
+        raise BadInput(f"engine_options is {given!r}; expected EngineOptions, or None")
     if device is None or options is None:
         return options or EngineOptions(device=device or 0)
     if options.device not in (0, device):

@@ -396,6 +396,8 @@ class Session:
         """Where several questions about one image point, each as `look` finds it; the image is encoded once."""
         if isinstance(questions, str):
             raise BadInput("questions is one text; expected a list of questions (look asks one)")
+        if not isinstance(questions, abc.Sequence):
+            raise BadInput(f"questions is {questions!r}; expected a list of questions")
         return self._questions.looks_in_words(image, channels, questions, roi)
 
     def look_ids(

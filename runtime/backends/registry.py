@@ -28,7 +28,7 @@ def backend_info(name: str) -> BackendInfo:
     if name in _REMOVED:
         raise BadInput(_REMOVED[name])
     known = (AUTOMATIC, *BACKENDS)
-    raise BadInput(f"backend {name!r} is unknown; expected one of {', '.join(known)}{did_you_mean(name, known)}")
+    raise BadInput(f"backend {name!r} is unknown; expected one of {', '.join(known)}{did_you_mean(str(name), known)}")
 
 
 def graph_backends() -> tuple[BackendInfo, ...]:

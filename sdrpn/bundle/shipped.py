@@ -24,6 +24,7 @@ __all__ = [
     "is_former_name",
     "is_shipped",
     "is_shipped_name",
+    "require_name",
     "require_not_shipped",
     "shipped_source",
 ]
@@ -48,8 +49,18 @@ def is_shipped_name(name: str | os.PathLike[str]) -> bool:
     return isinstance(name, str) and name in (DEMO_NAME, _FORMER_NAME)
 
 
+def require_name(name: object) -> None:
+    """Raise BadInput for what can name no bundle."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise BadInput(f"a bundle is {name!r}; expected the path of its folder, or {DEMO_NAME!r}")
+
+
 def bundle_path(name: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle; see `is_shipped_name`. Warns where the shipped bundle's former name is used."""
+    """The folder of a bundle; see `is_shipped_name`. Warns where the shipped bundle's former name is used.
+
+    Raises: BadInput for what can name no bundle
+    """
+    require_name(name)
     if is_former_name(name):
         warnings.warn(
             f"{_FORMER_NAME} is {DEMO_NAME} now; the old name goes with the next version",

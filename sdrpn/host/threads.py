@@ -47,8 +47,11 @@ def choose_threads(wished: int | None, largest_matrix: int | None = None) -> Cpu
             many rows that splitting it gains with any matrix
     Raises: BadInput where `wished` is not 1 to 256
     """
-    if wished is not None and not 1 <= wished <= MOST_THREADS:
-        raise BadInput(f"threads is {wished}; expected 1 to {MOST_THREADS}, or none for one per free core")
+    asked: object = wished
+    if asked is not None and not (
+        isinstance(asked, int) and not isinstance(asked, bool) and 1 <= asked <= MOST_THREADS
+    ):
+        raise BadInput(f"threads is {asked!r}; expected 1 to {MOST_THREADS}, or none for one per free core")
     small = largest_matrix is not None and largest_matrix < _SMALL_MATRIX
     if wished == 1 or (wished is None and (small or usable_cores() == 1)):
         return CpuThreads(1, spinning=False)

@@ -73,7 +73,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     if isinstance(source, bytes):
         return _from_file(io.BytesIO(source), "the image", max_pixels)
     if not isinstance(source, (str, os.PathLike)):
-        raise BadImage(f"an image is a path, bytes, a PIL image or an (H, W, 3) uint8 array; got {_kind(source)}")
+        raise BadImage(f"an image is a path, bytes, a PIL image or an (H, W, 3) array; got {_kind(source)}")
     try:
         path = Path(source)
         if path.exists() and not path.is_file():

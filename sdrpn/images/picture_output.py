@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def require_picture_name(path: Path) -> None:
-    """Raise BadInput for a name that ends in no known format, or lies in a folder that does not exist."""
+def require_picture_name(name: object) -> None:
+    """Raise BadInput for what is no path, a name that ends in no known format, or one in a folder that is not there."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise BadInput(f"the picture to write is {name!r}; expected a path")
+    path = Path(name)
     if path.suffix.lower() not in PICTURES:
         found = f"ends in {path.suffix}" if path.suffix else "has no ending"
         *others, last = PICTURES

@@ -262,6 +262,8 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
             refuses; while it goes on, a source that cannot be read
         RunFailed: memory is short
     """
+    if not isinstance(request, LookRequest):
+        raise BadInput(f"request is {request!r}; expected a LookRequest")
     _require_questions(request.questions)
     sources = sources_of(request.sources)
     if sum(source.kind == "stdin" for source in sources) > 1:

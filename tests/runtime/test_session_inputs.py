@@ -77,7 +77,7 @@ def test_a_picture_that_was_stored_on_its_side(session: Session, tmp_path: Path)
         (np.zeros((4, 4, 3), np.int32), r"dtype int32; expected \(H, W, 3\) uint8"),
         (np.full((4, 4, 3), 255.0), r"a frame of floats has values from 255 to 255; expected 0\.\.1: scale it"),
         (np.zeros((0, 4, 3), np.uint8), r"is 4x0 px; expected at least 1x1"),
-        (None, r"an image is a path, bytes, a PIL image or an \(H, W, 3\) uint8 array; got NoneType"),
+        (None, r"an image is a path, bytes, a PIL image or an \(H, W, 3\) array; got NoneType"),
         (b"", r"the image is empty \(0 bytes\)"),
     ],
     ids=["two axes", "integers", "floats", "no rows", "nothing", "no bytes"],
@@ -118,3 +118,28 @@ def test_streamed_pieces_make_the_text(session: Session) -> None:
     pieces = list(stream)
     assert "".join(pieces) == stream.answer.text == session.answer(photo(), QUESTION, max_new_tokens=60).text
     assert all(pieces)
+
+
+def test_names_and_lists_of_another_kind(session: Session) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(BadInput, match="questions is 3; expected a list of questions"):
+        session.look_many(image, 3)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="the picture to write is 3; expected a path"):
+        session.look(image, "What?").save_overlay(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bundle_dir": 3}, "a bundle is 3; expected the path of its folder, or 'demo'"),
+        ({"threads": "a"}, "threads is 'a'; expected 1 to"),
+        ({"threads": 1.5}, "threads is 1.5; expected 1 to"),
+        ({"backend": 3}, "backend 3 is unknown; expected one of"),
+        ({"engine_options": 3}, "engine_options is 3; expected EngineOptions"),
+        ({"prefix_bytes": "a"}, "prefix_bytes is 'a'; expected a number of bytes"),
+        ({"max_batch": "a"}, "max_batch is 'a'; expected a number of questions"),
+    ],
+)
+def test_options_of_another_kind(options: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        Session.open(**{"bundle_dir": "demo", **options})  # type: ignore[arg-type]

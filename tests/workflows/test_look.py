@@ -194,6 +194,12 @@ class TestRequests:
         with pytest.raises(BadInput, match=message):
             look_stream(LookRequest(**request))  # type: ignore[arg-type]
 
+    def test_what_is_no_request(self) -> None:
+        with pytest.raises(BadInput, match="request is 'demo'; expected a LookRequest"):
+            look_stream("demo")  # type: ignore[arg-type]
+        with pytest.raises(BadInput, match="a bundle is 3; expected the path of its folder, or 'demo'"):
+            look_stream(LookRequest(3, "a.jpg", ["what ?"]))  # type: ignore[arg-type]
+
     def test_a_bundle_without_an_rpn(self, plain_bundle: Path) -> None:
         with pytest.raises(BadInput, match="has no RPN, which finds regions"):
             look_stream(LookRequest(plain_bundle, ["a.jpg"], ["what ?"]))
