@@ -199,7 +199,9 @@ class FrameFeed:
             raise error
         self._problem = self._problem or error
         self.broken += (reader.name,)
-        if self._seen or len(self._readers) > 1:
+        if reader.begun:
+            reader.notes.append(str(error))
+        elif len(self._readers) > 1:
             reader.notes.append(f"passed over: {error}")
 
     def _served_next(self, ready: Sequence[Reader]) -> tuple[Reader, Arrived, int]:

@@ -37,21 +37,20 @@ class _Speed:
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None  # of the clock, and the frame's own time
-        self._last = 0.0, 0.0
+        self._last_s = 0.0
 
     def add(self, now_s: float, time_s: float | None) -> None:
         """A frame came. `now_s` leaves out what was spent waiting for the taker."""
         if time_s is not None:
             self._first = self._first or (now_s, time_s)
-            self._last = now_s, time_s
+            self._last_s = time_s
 
-    @property
-    def is_live(self) -> bool:
-        """Whether what came may have been recorded while it came."""
+    def is_live(self, now_s: float) -> bool:
+        """Whether what came until now may have been recorded while it came."""
         if self._first is None:
             return True
-        passed_s, shown_s = (last - first for last, first in zip(self._last, self._first, strict=True))
-        return shown_s <= _MOST_SPEED * passed_s
+        begun_s, first_s = self._first
+        return self._last_s - first_s <= _MOST_SPEED * (now_s - begun_s)
 
 
 class _Attempt:
@@ -103,6 +102,11 @@ class Reader:
     def dropped(self) -> int:
         """Frames that were replaced by newer ones."""
         return self.box.dropped
+
+    @property
+    def begun(self) -> bool:
+        """Whether a frame came."""
+        return self._first_s is not None
 
     @property
     def over(self) -> bool:
@@ -247,8 +251,10 @@ class Reader:
                 self.notes += note
                 return True
             self.gave_up = True
-            gave = "gave no frame" if self._again_s is None else "gave a finished video again and again"
-            self.notes.append(f"{self.name} {gave} for {self._options.give_up_s:g} s and is given up: {problem}")
+            gave, reason = "gave no frame", f": {problem}"
+            if self._again_s is not None:
+                gave, reason = "gave a finished video again and again", "; copy it, and name the file"
+            self.notes.append(f"{self.name} {gave} for {self._options.give_up_s:g} s and is given up{reason}")
         self._ended, self._attempt = True, None
         self._changed.notify_all()
         return False
@@ -256,7 +262,7 @@ class Reader:
     def _note_of_loss(self, attempt: _Attempt, problem: str) -> list[str]:
         """It is away from now on; what there is to say of that."""
         was_away, self._away = self._away, True
-        if not attempt.speed.is_live:
+        if not attempt.speed.is_live(self._clock() - self._waited_s):
             was_again, self._again_s = self._again_s is not None, self._again_s or self._clock()
             ended = f"{self.name} ended ({problem}), and came faster than live; it is opened again"
             return [] if was_again else [ended]

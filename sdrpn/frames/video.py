@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,7 +122,8 @@ class Video:
     def _decoded(self) -> Iterator[VideoFrame | None]:
         """Frames, and None for a packet without one."""
         av, damaged, count = pyav(), 0, 0
-        with _named_errors(av, self._place, "broke off"):
+        limits_s = self._place.timeouts_s
+        with _named_errors(av, self._place, "broke off", limits_s and limits_s[1]):
             for packet in _packets(av, self._container, self._stream):
                 frames = None if packet is None else _frames_of(av, packet)
                 if frames is None:
@@ -222,18 +224,24 @@ def _converter(place: VideoPlace, frame: VideoFrame) -> Callable[[], Pixels]:
 
 
 @contextmanager
-def _named_errors(av: Any, place: VideoPlace, what: str) -> Iterator[None]:
-    """FFmpeg's errors as one line that names the source."""
+def _named_errors(av: Any, place: VideoPlace, what: str, silent_s: float | None = None) -> Iterator[None]:
+    """FFmpeg's errors as one line that names the source.
+
+    Args: silent_s: how long nothing came where a time limit is over; None: since the block began
+    """
+    begun_s = time.monotonic()
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:
-        raise BadInput(f"{place.name} {what}: {_reason(av, place, error)}") from error
+        raise BadInput(
+            f"{place.name} {what}: {_reason(av, place, error, silent_s or time.monotonic() - begun_s)}"
+        ) from error
 
 
-def _reason(av: Any, place: VideoPlace, error: Exception) -> str:
+def _reason(av: Any, place: VideoPlace, error: Exception, silent_s: float) -> str:
     seconds = place.timeouts_s
     if isinstance(error, (av.error.ExitError, TimeoutError)) and seconds is not None:
-        return f"no answer within {max(seconds):g} s; check that it is on and can be reached"
+        return f"no answer within {round(silent_s, 1):g} s; check that it is on and can be reached"
     if isinstance(error, av.error.DecoderNotFoundError):
         return "this PyAV has no decoder for it; convert it, for example with ffmpeg"
     if isinstance(error, av.error.InvalidDataError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from sdrpn.errors import RunFailed
 from sdrpn.frames.video import pyav
 from sdrpn.method.overlay import BACKGROUND
 
-__all__ = ["VideoWriter"]
+__all__ = ["VideoWriter", "cure_of"]
 
 # The first that this PyAV has: its wheels have both, a build against another FFmpeg may not.
 _CODECS = ("libx264", "libopenh264", "mpeg4")
@@ -100,4 +101,10 @@ class VideoWriter:
         return tick
 
     def _failed(self, error: Exception) -> RunFailed:
-        return RunFailed(f"writing the video {self._path} failed ({' '.join(str(error).split())}); free some space")
+        return RunFailed(f"writing the video {self._path} failed ({' '.join(str(error).split())}); {cure_of(error)}")
+
+
+def cure_of(error: Exception) -> str:
+    """What to do where a file cannot be written."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free some space" if full else "name a folder on a disk that works and that you may write to"

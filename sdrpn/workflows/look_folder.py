@@ -20,7 +20,7 @@ from sdrpn.frames.annotation import Marks, annotated
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import VIDEO_SUFFIXES
 from sdrpn.frames.video import pyav
-from sdrpn.frames.video_writer import VideoWriter
+from sdrpn.frames.video_writer import VideoWriter, cure_of
 from sdrpn.host.interrupt import signals_held
 from sdrpn.method.geometry import Fit
 from sdrpn.workflows.look import FrameLook
@@ -66,6 +66,9 @@ class LookFolder:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"{folder} exists and is not an empty folder; name another one, or remove it")
+        above = next((parent for parent in folder.parents if parent.exists()), folder.parent)
+        if above.is_file():
+            raise BadInput(f"{folder} is below {above}, which is a file; name another folder, or rename the file")
         if saved.video:
             pyav("writing videos")
         self.folder, self._saved, self._fit = folder, saved, fit
@@ -94,7 +97,7 @@ class LookFolder:
                 self._add(found)
         except OSError as error:
             raise RunFailed(
-                f"{self.folder} cannot be written ({error.strerror or error}); free some space: frames before are kept"
+                f"{self.folder} cannot be written ({error.strerror or error}); {cure_of(error)}: frames before are kept"
             ) from error
 
     def name_sources(self, sources: Iterable[str]) -> None:

@@ -198,6 +198,19 @@ class TestFolder:
         look(picture, QUESTION, "--out", tmp_path / "out")
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["looks.jsonl", "overlays"]
 
+    def test_numbered_folders_below_a_file(
+        self,
+        look: Command,
+        picture: Path,
+        tmp_path: Path,
+        nothing_is_loaded: None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (tmp_path / "runs").write_text("a file")
+        monkeypatch.chdir(tmp_path)
+        message = refusal(look(picture, QUESTION, "--save"))
+        assert message == "runs/look/1 is below runs, which is a file; name another folder, or rename the file"
+
     def test_folders_are_numbered(
         self, look: Command, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -329,7 +342,7 @@ class TestRefused:
         found = look(cut_off(whole, 0.6), QUESTION, "--jsonl")
         assert found.code == 1
         assert 1 < len(found.out.splitlines()) < 8
-        assert re.search("sdrpn: warning: passed over: .* ends in the middle of a frame", found.err)
+        assert re.search(r"sdrpn: warning: \S+ ends in the middle of a frame", found.err)
         assert summary(found).endswith(", 1 not read to the end")
 
     def test_one_source_of_several(self, look: Command, picture: Path, tmp_path: Path) -> None:

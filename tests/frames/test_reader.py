@@ -221,7 +221,7 @@ class TestBrokenOff:
         assert reader.gave_up
         assert reader.notes == [
             "camera ended (the stream ended), and came faster than live; it is opened again",
-            "camera gave a finished video again and again for 60 s and is given up: the stream ended",
+            "camera gave a finished video again and again for 60 s and is given up; copy it, and name the file",
         ]
 
     def test_a_live_one_that_hangs_up_often_is_not(self, read: Read, changed: threading.Condition) -> None:

@@ -308,6 +308,8 @@ class TestUrlsThatDoNotAnswer:
         with feed_from(url, notes, drop=False, open_timeout_s=2, read_timeout_s=0.5) as feed:
             for _ in range(4):
                 next(feed)
+        silent = "no answer within 0.5 s; check that it is on and can be reached"
+        assert notes[0] == f"{url} broke off ({silent}); it is opened again"
         finished.set()
         server.shutdown()
         server.server_close()
