@@ -123,3 +123,7 @@ def write_byte_tokenizer(path: Path, spec: ModelSpec) -> None:
             single="<s> $A", special_tokens=[("<s>", spec.prompt.bos_token_id)]
         )
     tokenizer.save(str(path))
+
+
+# Its name in the release before; goes with the next version.
+_write_tokenizer = write_byte_tokenizer
