@@ -48,6 +48,15 @@ def test_a_name_that_went_to_another_module() -> None:
         spec.AudioSpec  # noqa: B018
 
 
+def test_the_former_prompt_module_knows_prompts_by_name() -> None:
+    from sdrpn.families.llava.prompt import build_prompt
+
+    sys.modules.pop("sdrpn.prompt", None)
+    with pytest.warns(DeprecationWarning, match=r"^sdrpn\.prompt is "):
+        former = importlib.import_module("sdrpn.prompt")
+    assert former.build_prompt is build_prompt
+
+
 def test_what_never_was_is_not_found() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'sdrpn\.nothing'"):
         importlib.import_module("sdrpn.nothing")
