@@ -180,11 +180,11 @@ def test_the_wheel(tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"sdrpn", f"sdrpn-{PROJECT['version']}.dist-info"}
     data = {
         f"sdrpn/{path.relative_to(ROOT / 'sdrpn').as_posix()}"
-        for folder in ("demo_bundle", "tags/shipped")
+        for folder in ("default", "tags/shipped")
         for path in (ROOT / "sdrpn" / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"sdrpn/demo_bundle/manifest.json", "sdrpn/tags/shipped/scene.png"} <= data <= set(names)
+    assert {"sdrpn/default/manifest.json", "sdrpn/tags/shipped/scene.png"} <= data <= set(names)
     run_demo_of(tmp_path / "installed", tmp_path)
 
 

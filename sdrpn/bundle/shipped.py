@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 DEMO_NAME = "demo"
-DEMO_BUNDLE = Path(__file__).parents[1] / "demo_bundle"
+DEMO_BUNDLE = Path(__file__).parents[1] / "default"
 # The name of the release before, which is accepted for one version.
 _FORMER_NAME = "default"
 # The sources of the export: in the repository, not in the installed package.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdrpn.bundle.shipped import DEMO_BUNDLE, DEMO_NAME, bundle_path, is_former_name
-from sdrpn.terminal.output import warn
+from sdrpn.terminal.output import warn, warn_of_former_name
 
 __all__ = [
     "AUTO",
@@ -40,7 +40,9 @@ BUNDLE_HELP = f"folder that `sdrpn export` wrote, or {DEMO_NAME}: the small mode
 def bundle_folder(text: str) -> Path:
     """A bundle's folder. `demo` is the shipped bundle, even if the working directory has a folder ./demo."""
     if is_former_name(text):
-        warn(f"{text} is {DEMO_NAME} now; the old name goes with the next version (a folder of that name is ./{text})")
+        warn_of_former_name(
+            f"{text} is {DEMO_NAME} now; the old name goes with the next version (a folder of that name is ./{text})"
+        )
         return DEMO_BUNDLE
     if text == DEMO_NAME and Path(text).is_dir():
         warn(f"{DEMO_NAME} is the model that comes with sdrpn; for the folder of that name here, write ./{text}")
@@ -152,7 +154,7 @@ class _FormerName(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """As argparse calls it where the option is given."""
-        warn(f"{option_string} is {self._now} now; the old name goes with the next version")
+        warn_of_former_name(f"{option_string} is {self._now} now; the old name goes with the next version")
         setattr(namespace, self.dest, values)
 
 

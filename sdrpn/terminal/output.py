@@ -23,6 +23,7 @@ __all__ = [
     "remark",
     "versioned",
     "warn",
+    "warn_of_former_name",
 ]
 
 # Of the JSON of every verb. Entries are added without a new version; one that goes or changes its meaning needs one.
@@ -110,6 +111,12 @@ def print_piece(text: str) -> None:
 def warn(message: str) -> None:
     """Tell the user, on stderr and in one line, something that does not stop the work."""
     remark(f"warning: {message}")
+
+
+def warn_of_former_name(message: str) -> None:
+    """As `warn`, to a person at a terminal: a script that uses a former name still gets at most one line of error."""
+    if sys.stderr.isatty():
+        warn(message)
 
 
 def remark(message: str) -> None:

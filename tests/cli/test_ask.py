@@ -16,6 +16,7 @@ from sdrpn.host import listed_files
 from sdrpn.host.escaping import terminal_text
 from sdrpn.runtime import RoiPolicy, Session, decoder
 from sdrpn.runtime.backends import row_feeds
+from sdrpn.terminal.output import warn
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, edit_json, flip_byte
 from tests.pictures import SIZE_WH, photo
@@ -119,7 +120,9 @@ class TestOptions:
         found, expected = answer(), answer("--threshold", 0.15, "--upscale", "mask")
         assert (found["note"], found["token_ids"]) == (expected["note"], expected["token_ids"])
 
-    def test_the_former_name_of_jpeg_works_and_says_so(self, ask: Command) -> None:
+    def test_the_former_name_of_jpeg_works_and_says_so(self, ask: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert ask("--decode", "fast").err == ""  # to people only
+        monkeypatch.setattr("sdrpn.cli.arguments.warn_of_former_name", warn)
         outcome = ask("--decode", "fast")
         assert outcome.err == "sdrpn: warning: --decode is --jpeg now; the old name goes with the next version\n"
         assert outcome.out == ask("--jpeg", "fast").out

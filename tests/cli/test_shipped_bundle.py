@@ -15,6 +15,7 @@ from sdrpn.bundle.shipped import CHECKPOINT, DEMO_BUNDLE, RPN
 from sdrpn.errors import BadInput
 from sdrpn.method.spec import ModelSpec
 from sdrpn.tags import shipped_scene
+from sdrpn.terminal.output import warn
 from tests.cli.command import Command, refusal
 from tests.damage import copied
 
@@ -148,7 +149,12 @@ class TestBuild:
         ("doctor", "--device", "--bundle", "default", "--backend", "none"),
     ],
 )
-def test_the_former_name_works_and_says_so(sdrpn: Command, command: tuple[str, ...]) -> None:
+def test_the_former_name_works_and_says_so_to_people(
+    sdrpn: Command, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = sdrpn(*command)
+    assert "old name" not in quiet.err  # a script's errors stay one line
+    monkeypatch.setattr("sdrpn.cli.arguments.warn_of_former_name", warn)
     outcome = sdrpn(*command)
     note = "default is demo now; the old name goes with the next version (a folder of that name is ./default)"
     assert outcome.err.startswith(f"sdrpn: warning: {note}\n")

@@ -116,6 +116,6 @@ class TestPackage:
         assert leads_to(link, site / "default") == store / "default" / "f"
 
     def test_a_folder_elsewhere_gains_nothing(self, tmp_path: Path) -> None:
-        link = linked(tmp_path / "m" / "f", links._PACKAGE / "demo_bundle" / "manifest.json")
+        link = linked(tmp_path / "m" / "f", links._PACKAGE / "default" / "manifest.json")
         with pytest.raises(BadBundle, match="leaves"):
             leads_to(link, link.parent)

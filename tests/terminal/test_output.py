@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.terminal.output import print_json, print_table, versioned, warn
+from sdrpn.terminal.output import print_json, print_table, versioned, warn, warn_of_former_name
 from sdrpn.terminal.progress import progress
 
 
@@ -138,3 +138,12 @@ class TestProgress:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         with pytest.raises(KeyboardInterrupt), progress("export"):
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("terminal", "said"), [(True, "sdrpn: warning: a is b now\n"), (False, "")])
+def test_former_names_are_said_to_people(
+    terminal: bool, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    warn_of_former_name("a is b now")
+    assert capsys.readouterr().err == said
