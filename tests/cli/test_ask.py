@@ -239,7 +239,7 @@ class TestOverlay:
         (tmp_path / "folder").mkdir()
         places: dict[str, tuple[Path, str]] = {
             "folder": (tmp_path / "folder", "is a folder, not a regular file; expected the name of a file to write"),
-            "below a file": (picture / "overlay.png", "photo.png is a file, expected a folder; name another place"),
+            "below a file": (picture / "overlay.png", "photo.png, which is a file; expected"),
             "the image": (picture, "would replace the image that is asked about; name another file"),
         }
         path, message = places[target]
