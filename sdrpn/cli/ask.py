@@ -18,7 +18,7 @@ from sdrpn.cli.arguments import (
     whole_number,
 )
 from sdrpn.cli.model_folders import add_model_options
-from sdrpn.cli.session_arguments import add_where, engine_options
+from sdrpn.cli.session_arguments import add_where, session_fields
 from sdrpn.cli.source_arguments import add_frame_options, read_options
 from sdrpn.errors import BadInput
 
@@ -246,15 +246,7 @@ def _request(args: argparse.Namespace) -> AskRequest:
         roi=_policy(args),
         image=_image_source(args.source),
         max_new_tokens=args.max_new_tokens,
-        check_memory=not args.no_memory_check,
-        backend=args.backend,
-        threads=args.threads,
-        variant=args.variant,
-        target=args.target,
-        device=args.device,
-        engine_options=engine_options(args),
-        optimized=not args.no_optimized,
-        verify=not args.no_verify,
+        **session_fields(args),
         jpeg=args.jpeg,
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, number_between
 from sdrpn.cli.model_folders import add_model_options
-from sdrpn.cli.session_arguments import add_where, engine_options
+from sdrpn.cli.session_arguments import add_where, session_fields
 from sdrpn.cli.source_arguments import add_frame_options, read_options
 from sdrpn.errors import BadInput
 
@@ -221,15 +221,7 @@ def _request(args: argparse.Namespace) -> LookRequest:
         roi=_policy(args),
         read=read_options(args),
         track=args.track,
-        check_memory=not args.no_memory_check,
-        backend=args.backend,
-        threads=args.threads,
-        variant=args.variant,
-        target=args.target,
-        device=args.device,
-        engine_options=engine_options(args),
-        optimized=not args.no_optimized,
-        verify=not args.no_verify,
+        **session_fields(args),
     )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdrpn.cli.arguments import BACKENDS, add_former_name, add_threads_argument, device_number
 
 if TYPE_CHECKING:
     from sdrpn.workflows.question import EngineOptions
 
-__all__ = ["add_where", "engine_options"]
+__all__ = ["add_where", "session_fields"]
 
 _NOWHERE = "none"
 JPEG_MODES = ("exact", "fast", "gpu")
@@ -66,8 +66,22 @@ def _add_jpeg(group: argparse._ArgumentGroup) -> None:
     add_former_name(group, "--decode", "--jpeg", choices=JPEG_MODES)
 
 
-def engine_options(args: argparse.Namespace) -> EngineOptions:
-    """The options for running engines."""
+def session_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a request that say what runs the bundle, where, and what is checked before."""
+    return {
+        "check_memory": not args.no_memory_check,
+        "backend": args.backend,
+        "threads": args.threads,
+        "variant": args.variant,
+        "target": args.target,
+        "device": args.device,
+        "engine_options": _engine_options(args),
+        "optimized": not args.no_optimized,
+        "verify": not args.no_verify,
+    }
+
+
+def _engine_options(args: argparse.Namespace) -> EngineOptions:
     from sdrpn.workflows.question import EngineOptions
 
     kept = args.runtime_cache

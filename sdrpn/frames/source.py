@@ -105,10 +105,18 @@ def source_of(given: object) -> Source:
 
 
 def sources_of(given: object) -> list[Source]:
-    """One source, or those of a list or tuple, in order. Raises BadInput as `source_of`."""
-    if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray, memoryview)):
-        return [source_of(each) for each in given]
-    return [source_of(given)]
+    """One source, or those of a list or tuple, in order.
+
+    Raises: BadInput as `source_of`, and for a source that is named twice: results are kept by source
+    """
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes, bytearray, memoryview)):
+        return [source_of(given)]
+    sources = [source_of(each) for each in given]
+    for source in sources:
+        if sources.count(source) > 1:
+            name = "standard input" if source.kind == "stdin" else source.name
+            raise BadInput(f"{name} is named twice; expected every source once")
+    return sources
 
 
 def without_password(text: str) -> str:

@@ -266,8 +266,6 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
         raise BadInput(f"request is {request!r}; expected a LookRequest")
     _require_questions(request.questions)
     sources = sources_of(request.sources)
-    if sum(source.kind == "stdin" for source in sources) > 1:
-        raise BadInput("standard input is named twice; expected it once: it holds one picture")
     openers = _openers(sources, request)
     feed = FrameFeed(openers, request.read, note=note)
     bundle = open_bundle(bundle_path(request.bundle))

@@ -170,6 +170,8 @@ class TestRequests:
             ({"questions": ["what ?", "what ?"]}, "a question is asked twice"),
             ({"sources": []}, "no source is given"),
             ({"sources": ["-", "-"]}, "standard input is named twice"),
+            ({"sources": ["0", "clip.mp4", 0]}, "is named twice; expected every source once"),
+            ({"sources": ["clip.mp4", Path("clip.mp4")]}, "clip.mp4 is named twice; expected every source once"),
             ({"sources": ["rstp://x"]}, "did you mean rtsp"),
             ({"roi": None}, "roi is None; expected a threshold"),
             ({"roi": "a"}, "roi is 'a'; expected a threshold .*: a look finds regions"),
