@@ -23,7 +23,7 @@ class VisionAuthor(Protocol):
         """The graph's weights: canonical tensors as they are stored."""
 
     def graph(self, spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable) -> GraphAuthor:
-        """The graph `vision`: the family's `vision_inputs` -> image_embeds (images, cells, D) fp32."""
+        """The graph `vision`: the family's `vision_inputs` -> its `vision_outputs`, fp32."""
 
 
 def vision_author(spec: ModelSpec) -> VisionAuthor:

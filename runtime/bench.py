@@ -176,7 +176,7 @@ def _mask_crop(spec: ModelSpec) -> Crop:
 def _forced(spec: ModelSpec, crops: tuple[Crop, ...]) -> Decide:
     """Run the policy as usual, then replace its crops."""
     family = family_of(spec)
-    usual = family.decide(family.policy(spec), spec.vision)
+    usual = family.decide(family.policy(spec), spec)
 
     def decide(logits: npt.NDArray[np.float32], image_wh: tuple[int, int]) -> RoiDecision:
         own = usual(logits, image_wh)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sdrpn.errors import Cancelled
 from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import ImageGrid
-from sdrpn.method.roi import Decide, roi_map
+from sdrpn.method.roi import PolicyDecide, roi_map
 from sdrpn.runtime.answer import Stopwatch, Timings
 from sdrpn.runtime.look import Look
 from sdrpn.runtime.pictures.picture import Picture
@@ -32,7 +32,7 @@ class LookQuestion:
 def look_at(
     open_it: Callable[[], Picture],
     questions: Sequence[LookQuestion],
-    decide: Decide,
+    decide: PolicyDecide,
     two_pass: TwoPass,
     scheduler: Scheduler,
 ) -> list[Look]:

@@ -11,7 +11,7 @@ from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of, prompt_of, seen_of
 from sdrpn.method.policy import Roi, looking_policy, policy_for
-from sdrpn.method.roi import Decide
+from sdrpn.method.roi import PolicyDecide
 from sdrpn.runtime.answer import Stopwatch
 from sdrpn.runtime.look import Look
 from sdrpn.runtime.looking import LookQuestion, look_at
@@ -57,15 +57,15 @@ class Questions:
         self._two_pass, self._scheduler = two_pass, scheduler
         self._jpeg_mode, self._threads = jpeg, threads
 
-    def decide(self, roi: Roi) -> Decide | None:
+    def decide(self, roi: Roi) -> PolicyDecide | None:
         """How a map becomes crops; None: not at all. Raises BadInput for what is no policy."""
         policy = policy_for(roi, self._bundle.manifest.own_policy.roi)
-        return None if policy is None else family_of(self._bundle.spec).decide(policy, self._bundle.spec.vision)
+        return None if policy is None else family_of(self._bundle.spec).decide(policy, self._bundle.spec)
 
-    def decide_look(self, roi: Roi) -> Decide:
+    def decide_look(self, roi: Roi) -> PolicyDecide:
         """As `decide`, where regions are all that is asked for: None is refused, too."""
         policy = looking_policy(roi, self._bundle.manifest.own_policy.roi)
-        return family_of(self._bundle.spec).decide(policy, self._bundle.spec.vision)
+        return family_of(self._bundle.spec).decide(policy, self._bundle.spec)
 
     def prompt(self, question: str, by_ids: str) -> Prompt:
         """Raises what is wrong with the question. `by_ids`: what takes token ids in its place."""
@@ -89,7 +89,7 @@ class Questions:
         image: PictureSource,
         channels: Channels,
         questions: abc.Sequence[LookQuestion],
-        decide: Decide,
+        decide: PolicyDecide,
     ) -> list[Look]:
         """Look, and return when all are there."""
         self._scheduler.require_open()
@@ -115,7 +115,7 @@ class Questions:
         image: PictureSource,
         before: tuple[int, ...],
         after: tuple[int, ...],
-        decide: Decide | None,
+        decide: PolicyDecide | None,
         max_new_tokens: int,
         sampling: Sampling,
         stop_ids: tuple[int, ...],

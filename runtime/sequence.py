@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.method.roi import Decide, RoiDecision, roi_map
+from sdrpn.method.roi import PolicyDecide, RoiDecision, roi_map
 from sdrpn.runtime.answer import Answer, Stopwatch, Timings, TokenCounts, Trace
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.pictures.reference import PictureReference
@@ -34,7 +34,7 @@ class QuestionRequest:
     image: Picture
     ids_before: tuple[int, ...]  # before the image
     ids_after: tuple[int, ...]  # after it: the question
-    decide: Decide | None  # None: plain LLaVA
+    decide: PolicyDecide | None  # None: plain LLaVA
     max_new_tokens: int
 
     least_new_tokens: ClassVar[int] = 1

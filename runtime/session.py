@@ -17,7 +17,7 @@ from sdrpn.errors import BadInput, SdrpnError
 from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
 from sdrpn.method.policy import OWN, Roi
-from sdrpn.method.roi import Decide, RoiPolicy
+from sdrpn.method.roi import Decide, RoiPolicy, without_sinks
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.backends.registry import AUTOMATIC
@@ -364,7 +364,7 @@ class Session:
             decide: chooses the crops instead of `roi`, from the RoI logits and the image's size
             stop_ids: end the answer, in addition to the model's own stop tokens
         """
-        chosen = decide if decide is not None else self._questions.decide(roi)
+        chosen = without_sinks(decide) if decide is not None else self._questions.decide(roi)
         before, after = tuple(ids_before_image), tuple(ids_after_image)
         stream = self._questions.stream_of(
             image, before, after, chosen, max_new_tokens, sampling, tuple(stop_ids), trace, channels
@@ -413,7 +413,10 @@ class Session:
         """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
         asked = [LookQuestion(tuple(ids_before_image), tuple(ids_after_image))]
         (found,) = self._questions.looks(
-            image, channels, asked, decide if decide is not None else self._questions.decide_look(roi)
+            image,
+            channels,
+            asked,
+            without_sinks(decide) if decide is not None else self._questions.decide_look(roi),
         )
         return found
 

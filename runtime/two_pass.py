@@ -126,7 +126,8 @@ class TwoPass:
         """The positions of a pass; None if they are the row numbers."""
         grid = self._spec.vision.grid(request.image.size)
         inserted = tuple(CropTokens(crop.grid_hw or grid.crop_hw(crop.box_xyxy_px), crop.keep_cells) for crop in crops)
-        return self._family.positions(Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after)))
+        layout = Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after))
+        return self._family.positions(self._spec, layout)
 
     def _first_pass(self, sequence: Work, slot: Slot, after: FloatArray) -> int:
         """Run the trunk over the missing rows of prefix + question; returns the number of encoded images."""

@@ -224,7 +224,7 @@ def threshold() -> Figure:
             axes.set_title(f"the map for the question\n{scene.question}", fontsize=7)
             continue
         policy = replace(own, threshold=_THRESHOLDS[place - 1])
-        decision = family.decide(policy, vision)(trace.roi_logits, picture.size)
+        decision = family.decide(policy, session.spec)(trace.roi_logits, picture.size)
         fired = np.ma.masked_less_equal(decision.blurred_map, policy.threshold)
         axes.imshow(np.ones_like(fired), cmap="Wistia", alpha=0.6 * ~fired.mask, extent=(x1, x2, y2, y1))
         for crop in decision.crops:

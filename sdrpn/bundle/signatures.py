@@ -119,15 +119,17 @@ class _Graphs:
     code_dtype: str | None  # of a KV cache in 8 bits, whose scales are in `cache_dtype`
 
     def vision(self) -> GraphSignature:
-        """The family's inputs; the output is the tokens of each look."""
+        """The family's inputs and outputs: the tokens of each look, and what else the tower says of them."""
         family = family_of(self.spec)
         inputs = [
             TensorInfo(tensor.name, tensor.dtype, tensor.dims, tensor.role)
             for tensor in family.vision_inputs(self.spec)
         ]
-        cells = self.spec.vision.image_tokens if family.square(self.spec.vision) is not None else "cells"
-        tokens = _float("image_embeds", "image_embeds", "images", cells, self.spec.llm.width)
-        return GraphSignature.of(inputs, [tokens])
+        outputs = [
+            TensorInfo(tensor.name, tensor.dtype, tensor.dims, tensor.role)
+            for tensor in family.vision_outputs(self.spec)
+        ]
+        return GraphSignature.of(inputs, outputs)
 
     def trunk(self) -> GraphSignature:
         caches = self._layer_caches(range(self.spec.tap_layer), self.code_dtype)

@@ -176,7 +176,7 @@ class TorchAnswerer:
 
     def _rpn_decision(self, layered: LayeredPrompt, look: RpnLook, picture: Image.Image, first: int) -> RoiDecision:
         logits = self._rpn_logits(layered, look.rpn, first, self._grid(picture).hw)
-        return family_of(self.spec).decide(look.policy, self.spec.vision)(logits, picture.size)
+        return family_of(self.spec).decide(look.policy, self.spec)(logits, picture.size)
 
     def _rpn_logits(self, layered: LayeredPrompt, name: str, first: int, hw: tuple[int, int]) -> Float32:
         rpn = self._rpns[name]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.method.grids import Box
-from sdrpn.method.roi import Decide, RoiPolicy
+from sdrpn.method.roi import PolicyDecide, RoiPolicy
 from sdrpn.method.spec import ModelSpec, Vision
 
 if TYPE_CHECKING:  # neither needs to be installed to import the protocol
@@ -27,10 +27,22 @@ if TYPE_CHECKING:  # neither needs to be installed to import the protocol
     from sdrpn.images.pixels import SquareVision
     from sdrpn.text.prompt import Prompt
 
-__all__ = ["CropTokens", "Family", "GraphTensor", "Layout", "Positions", "Shapes", "VisionInputs"]
+__all__ = [
+    "AroundCrop",
+    "CropTokens",
+    "Family",
+    "GraphTensor",
+    "Layout",
+    "Positions",
+    "Resize",
+    "Shapes",
+    "VisionInputs",
+]
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 VisionInputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
+# How a picture comes to the size of its grid: resized once, or twice as the official pipeline does it.
+Resize: TypeAlias = Literal["once", "official"]
 
 
 @dataclass(frozen=True)
@@ -40,30 +52,51 @@ class GraphTensor:
     name: str
     dtype: str
     dims: tuple[int | str, ...]
-    role: Literal["pixels", "look"] = "pixels"  # "look": a further input of the tower
+    # "look": a further input of the tower; "deepstack": features of the image tokens that go into an early layer
+    role: Literal["pixels", "look", "image_embeds", "deepstack"] = "pixels"
 
 
 @dataclass(frozen=True, eq=False)
 class CropTokens:
-    """The tokens that a crop inserts: its grid, and the kept cells (h,w); None: all of them."""
+    """The tokens that a crop inserts: its grid, and the kept cells (h,w); None: all of them.
+
+    box_cells: the cells of the image that it shows; None: not known
+    """
 
     hw: tuple[int, int]
     keep_cells: npt.NDArray[np.bool_] | None = None
+    box_cells: Box | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The tokens of a prompt in order: before the image, the image, the crops, after them."""
+    """The tokens of a prompt in order: before the image, the image, the crops with the ids around them, after them.
+
+    before, after: of the prompt alone
+    keep_source: (h*w,) the tokens of the image that stay; None: all of them
+    """
 
     before: int
     image_hw: tuple[int, int]
     crops: tuple[CropTokens, ...]
     after: int
+    keep_source: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class AroundCrop:
+    """The ids that are inserted with a crop, in front of its tokens and behind them."""
+
+    leading: tuple[int, ...] = ()
+    trailing: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.leading) + len(self.trailing)
 
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """The positions of the S tokens of a layout, for the rotary embedding, on each axis.
+    """The positions of the S tokens of a layout that are kept, for the rotary embedding, on each axis.
 
     `following`: position of the first generated token, on all axes; each further token adds one.
     """
@@ -109,13 +142,25 @@ class Family(Protocol):
         """The most input values that the vision graph takes for one look."""
 
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
-        """The vision graph's inputs; its output is image_embeds (images, h*w, D), one entry per look."""
+        """The vision graph's inputs."""
+
+    def vision_outputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
+        """Its outputs: image_embeds (images, h*w, D), one entry per look, and features of the same shape."""
+
+    def deepstack(self, vision: Vision) -> int:
+        """The number of these features: number j is added to the rows behind layer j of the trunk."""
 
     def look_extents(self, spec: ModelSpec) -> Mapping[str, tuple[int, int, int]]:
         """Least, usual and most of each dynamic dimension of the vision graph but `images`: what engines are made for.
 
         Of one run of the graph, which may encode several looks, as `vision_inputs` says.
         """
+
+    def with_image_tokens(self, vision: Vision, least: int, most: int) -> Vision:
+        """The same tower with another budget. Raises BadInput for an impossible one, or where the number is fixed."""
+
+    def with_resize(self, vision: Vision, resize: Resize) -> Vision:
+        """The same tower with pictures resized in this way. Raises BadInput where there is no other than its own."""
 
     def square(self, vision: Vision) -> SquareVision | None:
         """The vision spec if every picture is one square of pixels, which the runtime prepares itself; else None."""
@@ -135,14 +180,23 @@ class Family(Protocol):
     def prompt(self, tokenizer: Tokenizer, spec: ModelSpec, question: str) -> Prompt:
         """The token ids on both sides of the image. Raises BadInput for a question that cannot be asked."""
 
-    def positions(self, layout: Layout) -> Positions | None:
+    def around_crop(self, spec: ModelSpec, ids_before: Sequence[int], ids_after: Sequence[int]) -> AroundCrop:
+        """What is inserted with a crop, between the image and the ids after it."""
+
+    def positions(self, spec: ModelSpec, layout: Layout) -> Positions | None:
         """Positions for both passes: tokens before the crops have the same ones in either. None: token i is at i."""
 
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
         """(d/2,): the position axis of each pair of channels. None: there is one axis."""
 
     def policy(self, spec: ModelSpec) -> RoiPolicy:
-        """The policy of the official evaluation, for models of this kind without their own."""
+        """The policy of the official evaluation, for models of this kind without their own; of a gate, too."""
 
-    def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
-        """From RoI logits (h,w) and the image's size to crops."""
+    def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
+        """From RoI logits (h,w) and the image's size to crops; sinks are known where the RPN has a `sink_query`."""
+
+    def kept_source(self, spec: ModelSpec, seen_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
+        """Which image tokens stay in the second pass, (h*w,); None: all. Asked above the RPN's `prune_above` tokens.
+
+        seen_logits: (h*w,) the highest logit at each image token of any token after the image, mean over heads
+        """

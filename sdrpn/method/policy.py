@@ -24,7 +24,7 @@ ORIGINS: dict[Origin, str] = {
 class RoiChange:
     """What is asked for in place of parts of a model's own policy; None: as the model has it.
 
-    threshold, upscale, max_ratio, min_cells, max_share: see `RoiPolicy`
+    threshold, upscale, max_ratio, min_cells, max_share, gate_threshold: see `RoiPolicy`
     """
 
     threshold: float | None = None
@@ -32,6 +32,7 @@ class RoiChange:
     max_ratio: float | None = None
     min_cells: int | None = None
     max_share: float | None = None
+    gate_threshold: float | None = None
 
     def __post_init__(self) -> None:
         # Refused here, where it is said, and not when a model is open: any policy serves to try it on.
@@ -111,6 +112,7 @@ class _Stored:
     min_cells: int
     max_share: float
     origin: Origin
+    gate_threshold: float | None = None
 
     def __post_init__(self) -> None:
         self.model_policy()  # RoiPolicy refuses what is none, while the reader knows the place
@@ -120,4 +122,4 @@ class _Stored:
         return ModelPolicy(RoiPolicy(**{name: getattr(self, name) for name in _PARTS}), self.origin)
 
 
-_PARTS = ("threshold", "upscale", "max_ratio", "min_cells", "max_share")
+_PARTS = ("threshold", "upscale", "max_ratio", "min_cells", "max_share", "gate_threshold")

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ __all__ = [
     "Crop",
     "Decide",
     "LeftOut",
+    "PolicyDecide",
     "RoiDecision",
     "RoiPolicy",
     "blur",
@@ -33,6 +34,7 @@ __all__ = [
     "resize_features",
     "roi_logits_from_scores",
     "roi_map",
+    "without_sinks",
 ]
 
 Float32 = npt.NDArray[np.float32]
@@ -53,7 +55,8 @@ class RoiPolicy:
     crop around all regions, of which only the cells above the threshold are kept. max_ratio: only with "bbox": most
     tokens per side for a cell of the region; None: all cells that a crop is encoded to. min_cells: regions with fewer
     cells are ignored. max_share: regions of more than this share of the grid are ignored. max_cells: the same limit as
-    a number of cells, which is specific to one grid. Deprecated.
+    a number of cells, which is specific to one grid. Deprecated. gate_threshold: of a model with a gate: a score below
+    it ends with the first look; below 0: always look again; above 1: never; None: the model's own.
     """
 
     threshold: float = 0.15  # the official evaluation's value for TextVQA, ChartQA, InfoVQA and POPE
@@ -62,6 +65,7 @@ class RoiPolicy:
     min_cells: int = 2
     max_share: float = 0.390625  # the official evaluation's 225 cells of 24 x 24
     max_cells: int | None = None
+    gate_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not _is_number(self.threshold) or not -1 < self.threshold < 1 or self.threshold == 0:
@@ -81,6 +85,11 @@ class RoiPolicy:
             raise BadInput(f"max_share is {self.max_share!r}; expected a number above 0, at most 1")
         if self.max_cells is not None:
             self._check_max_cells(self.max_cells)
+        if self.gate_threshold is not None and not _is_number(self.gate_threshold):
+            raise BadInput(
+                f"gate_threshold is {self.gate_threshold!r}; expected a number between 0 and 1, below 0 to look again "
+                "always, above 1 for never, or None for the model's own"
+            )
 
     def _check_max_cells(self, max_cells: int) -> None:
         _require_whole("max_cells", max_cells)
@@ -257,16 +266,32 @@ def decide_cells(fired: Bool, blurred: Float32, threshold: float, grid: ImageGri
 Decide = Callable[[Float32, tuple[int, int]], RoiDecision]  # logits (h,w), image (width, height) -> crops
 
 
-def decide_by_policy(policy: RoiPolicy, grid_over: Callable[[tuple[int, int]], ImageGrid]) -> Decide:
+class PolicyDecide(Protocol):
+    """A `Decide` that also takes what the model knows of sinks."""
+
+    def __call__(
+        self, logits: Float32, image_wh: tuple[int, int], sink_logits: Float32 | None = None, /
+    ) -> RoiDecision:
+        """sink_logits: (h,w), how much the first token looks at each cell, before the sigmoid; None: not known."""
+        ...
+
+
+def without_sinks(decide: Decide) -> PolicyDecide:
+    """`decide` where sinks are known: they change nothing."""
+
+    def decided(logits: Float32, image_wh: tuple[int, int], sink_logits: Float32 | None = None, /) -> RoiDecision:
+        return decide(logits, image_wh)
+
+    return decided
+
+
+def decide_by_policy(policy: RoiPolicy, grid_over: Callable[[tuple[int, int]], ImageGrid]) -> PolicyDecide:
     """`decide_crops` as a function of the logits and the image's size.
 
     grid_over: the grid over an image of this size, `spec.vision.grid`.
     """
 
-    def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
-        return decide_crops(logits, grid_over(image_wh), policy)
-
-    return decide
+    return without_sinks(lambda logits, image_wh: decide_crops(logits, grid_over(image_wh), policy))
 
 
 def resize_features(features: Float32, grid_hw: tuple[int, int]) -> Float32:

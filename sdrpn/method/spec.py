@@ -166,11 +166,14 @@ class RpnSpec:
     sink_query: bool = False  # whether the first token's query says which cells are sinks
     reuse_positions: bool = False  # crops have the positions of the source cells that they show
     gate_layers: int = 0  # of the gate, which says whether to look again; 0: there is none
+    prune_above: int = 0  # an image of more tokens loses those that no later token looks at; 0: none does
 
     def __post_init__(self) -> None:
         require_positive(self, "layers")
         if type(self.gate_layers) is not int or not 0 <= self.gate_layers <= _MOST["layers"]:
             raise BadInput(f"gate_layers is {str(self.gate_layers)[:40]}; expected 0 to {_MOST['layers']}")
+        if type(self.prune_above) is not int or not 0 <= self.prune_above <= _MOST["max_context"]:
+            raise BadInput(f"prune_above is {str(self.prune_above)[:40]}; expected 0 to {_MOST['max_context']} tokens")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def positions_on(spec: ModelSpec, before: int, image_hw: tuple[int, int], after:
 
 def _placed(spec: ModelSpec, layout: Layout) -> RowPositions:
     family = family_of(spec)
-    found, axis_of = family.positions(layout), family.axis_of(spec)
+    found, axis_of = family.positions(spec, layout), family.axis_of(spec)
     if found is None:
         return OWN_NUMBERS
     return RowPositions(found.rows[0] if axis_of is None else found.rows[axis_of].T, found.following)

@@ -72,7 +72,7 @@ def reference_answer(
 
     prompt = torch.cat((before, image_embeds, after))[None]  # (1,S,D)
     if decide is None and roi is not None:
-        decide = family_of(model.spec).decide(roi, model.spec.vision)
+        decide = family_of(model.spec).decide(roi, model.spec)
     tap, logits, decision, roi_embeds = None, None, None, image_embeds[:0]
     if model.rpn is not None and decide is not None:
         positions = prompt_positions(model.spec, len(before), grid, len(after)).rows(0, prompt.shape[1])

@@ -120,7 +120,12 @@ class TestOpening:
         [
             ("tap", "role", "logits", 'input tap has the role "logits"; expected tap'),
             ("tap", "role", "", 'input tap has the role ""; expected tap'),
-            ("tap", "role", "taps", 'role of "tap" is "taps"; expected one of pixels, look, image_embeds, hidden'),
+            (
+                "tap",
+                "role",
+                "taps",
+                'role of "tap" is "taps"; expected one of pixels, look, image_embeds, deepstack, hidden',
+            ),
             ("score_key_cache_out", "of", "tap", 'is the cache of "tap"; expected that of score_key_cache'),
             ("score_key_cache", "of", "tap", 'is the cache of "tap"; expected that of no other'),
         ],

@@ -23,6 +23,7 @@ MODELS = RoiPolicy(0.3, "bbox", 2.0, min_cells=3, max_share=0.25)
         (RoiPolicy(), RoiPolicy()),  # nothing of the model's
         (0.2, RoiPolicy(0.2, "bbox", 2.0, min_cells=3, max_share=0.25)),
         (-0.5, RoiPolicy(-0.5, "bbox", 2.0, min_cells=3, max_share=0.25)),
+        (RoiChange(gate_threshold=-1), RoiPolicy(0.3, "bbox", 2.0, min_cells=3, max_share=0.25, gate_threshold=-1)),
         (RoiChange(max_share=0.5), RoiPolicy(0.3, "bbox", 2.0, min_cells=3, max_share=0.5)),
         (RoiChange(max_ratio=3), RoiPolicy(0.3, "bbox", 3, min_cells=3, max_share=0.25)),
         # The ratio is for boxes alone.
@@ -56,6 +57,7 @@ def test_a_look_is_never_without_a_policy() -> None:
         ({"upscale": "mask", "max_ratio": 2.0}, 'needs upscale="bbox"'),
         ({"min_cells": 0}, "min_cells is 0"),
         ({"max_share": 2.0}, "max_share is 2.0"),
+        ({"gate_threshold": float("nan")}, "gate_threshold is nan; expected a number between 0 and 1, below 0 to look"),
     ],
 )
 def test_a_change_is_refused_where_it_is_said(change: dict[str, Any], message: str) -> None:
@@ -68,7 +70,14 @@ def test_a_ratio_needs_boxes() -> None:
         policy_for(RoiChange(max_ratio=2.0), RoiPolicy())
 
 
-@pytest.mark.parametrize("policy", [ModelPolicy(MODELS, "labels"), ModelPolicy(RoiPolicy(-0.5), "official")])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        ModelPolicy(MODELS, "labels"),
+        ModelPolicy(RoiPolicy(-0.5), "official"),
+        ModelPolicy(RoiPolicy(gate_threshold=0.05), "official"),
+    ],
+)
 def test_as_a_file_has_it(policy: ModelPolicy) -> None:
     assert policy_from_json(json.loads(json.dumps(policy.to_json()))) == policy
 
@@ -85,6 +94,12 @@ def test_as_a_file_has_it(policy: ModelPolicy) -> None:
 def test_a_file_that_says_something_else(change: dict[str, Any], message: str) -> None:
     with pytest.raises(Misfit, match=message):
         policy_from_json({**ModelPolicy(MODELS, "labels").to_json(), **change}, "policy")
+
+
+def test_a_file_of_before_gates() -> None:
+    stored = ModelPolicy(MODELS, "labels").to_json()
+    del stored["gate_threshold"]
+    assert policy_from_json(stored) == ModelPolicy(MODELS, "labels")
 
 
 def test_what_people_read() -> None:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.families.family import Family, GraphTensor, Layout, Positions, Shapes, VisionInputs
+from sdrpn.errors import BadInput
+from sdrpn.families.family import AroundCrop, Family, GraphTensor, Layout, Positions, Resize, Shapes, VisionInputs
 from sdrpn.families.llava.conversations import CONVERSATIONS
 from sdrpn.families.llava.tensors import vision_shapes
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.images.image import base_picture, base_pixels, crop_pixels
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
-from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
+from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec, Vision
 from sdrpn.method.usual_length import PROMPT_TOKENS
 
@@ -73,6 +74,28 @@ class Llava:
         side = clip_of(spec.vision).image_size_px
         return (GraphTensor("pixel_values", "float32", ("images", 3, side, side)),)
 
+    def vision_outputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
+        """See `Family`."""
+        dims = ("images", spec.vision.image_tokens, spec.llm.width)
+        return (GraphTensor("image_embeds", "float32", dims, "image_embeds"),)
+
+    def deepstack(self, vision: Vision) -> int:
+        """None."""
+        return 0
+
+    def with_image_tokens(self, vision: Vision, least: int, most: int) -> Vision:
+        """The number is fixed: it may be named."""
+        if (least, most) == (vision.image_tokens, vision.image_tokens):
+            return vision
+        raise BadInput(
+            f"image_tokens are {least} to {most}; this model turns every picture into {vision.image_tokens} tokens: "
+            "leave them out"
+        )
+
+    def with_resize(self, vision: Vision, resize: Resize) -> Vision:
+        """The official one is the only one."""
+        return vision
+
     def look_numbers(self, vision: Vision) -> int:
         """See `Family`."""
         return 3 * clip_of(vision).image_size_px ** 2
@@ -107,7 +130,11 @@ class Llava:
 
         return build_prompt(tokenizer, spec.prompt, question)
 
-    def positions(self, layout: Layout) -> Positions | None:
+    def around_crop(self, spec: ModelSpec, ids_before: Sequence[int], ids_after: Sequence[int]) -> AroundCrop:
+        """Nothing."""
+        return AroundCrop()
+
+    def positions(self, spec: ModelSpec, layout: Layout) -> Positions | None:
         """Token i is at position i: inserted crop tokens move the tokens after them."""
         return None
 
@@ -120,9 +147,13 @@ class Llava:
         is_distribution = spec.rpn is not None and spec.rpn.loss == "mse"
         return RoiPolicy(-0.5) if is_distribution else RoiPolicy()
 
-    def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
+    def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """Regions, boxes and masks of SD-RPN's evaluation."""
-        return decide_by_policy(policy, vision.grid)
+        return decide_by_policy(policy, spec.vision.grid)
+
+    def kept_source(self, spec: ModelSpec, seen_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
+        """All of them."""
+        return None
 
 
 FAMILY: Family = Llava()

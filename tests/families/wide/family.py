@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sdrpn.families.family import Family, GraphTensor, Layout, Positions, Shapes, VisionInputs
+from sdrpn.families.family import AroundCrop, Family, GraphTensor, Layout, Positions, Resize, Shapes, VisionInputs
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
-from sdrpn.method.roi import Decide, RoiPolicy, decide_by_policy
+from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec, Vision
 from tests.families.wide.vision_spec import WideSpec
 
@@ -63,6 +63,18 @@ class Wide:
             GraphTensor("places", "float32", ("images", "cells", 2), "look"),
         )
 
+    def vision_outputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
+        return (GraphTensor("image_embeds", "float32", ("images", "cells", spec.llm.width), "image_embeds"),)
+
+    def deepstack(self, vision: Vision) -> int:
+        return 0
+
+    def with_image_tokens(self, vision: Vision, least: int, most: int) -> Vision:
+        return vision
+
+    def with_resize(self, vision: Vision, resize: Resize) -> Vision:
+        return vision
+
     def look_extents(self, spec: ModelSpec) -> Mapping[str, tuple[int, int, int]]:
         return {"cells": (4, 20, spec.vision.image_tokens)}
 
@@ -88,7 +100,10 @@ class Wide:
 
         return Prompt((1, 7), tuple(tokenizer.encode(question).ids))
 
-    def positions(self, layout: Layout) -> Positions | None:
+    def around_crop(self, spec: ModelSpec, ids_before: Sequence[int], ids_after: Sequence[int]) -> AroundCrop:
+        return AroundCrop()
+
+    def positions(self, spec: ModelSpec, layout: Layout) -> Positions | None:
         """Text on all axes alike; an image's cells at one time, by row and column; then behind its longer side."""
         rows = [np.tile(np.arange(layout.before), (AXES, 1))]
         place = layout.before
@@ -107,8 +122,11 @@ class Wide:
     def policy(self, spec: ModelSpec) -> RoiPolicy:
         return RoiPolicy(0.4, min_cells=1)
 
-    def decide(self, policy: RoiPolicy, vision: Vision) -> Decide:
-        return decide_by_policy(policy, vision.grid)
+    def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
+        return decide_by_policy(policy, spec.vision.grid)
+
+    def kept_source(self, spec: ModelSpec, seen_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
+        return None
 
 
 def _wide(vision: Vision) -> WideSpec:

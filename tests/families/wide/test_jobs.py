@@ -184,7 +184,7 @@ def test_calibration_has_its_positions(folder: Path) -> None:
     inserted = CropTokens(grid.crop_hw((17, 40, 53, 120)))
     axis_of = family.axis_of(WORDS)
     for rows, hw, crops in ((plain, (4, 8), ()), (cropped, grid.hw, (inserted,))):
-        expected = family.positions(Layout(len(prompt.ids_before), hw, crops, after))
+        expected = family.positions(WORDS, Layout(len(prompt.ids_before), hw, crops, after))
         assert expected is not None
         assert axis_of is not None
         assert torch.equal(rows.positions[0], torch.from_numpy(expected.rows[axis_of].T))

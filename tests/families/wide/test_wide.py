@@ -64,7 +64,7 @@ def looked_at(model: NumpyModel, image: Image.Image, after: tuple[int, ...]) -> 
     """RoI logits (h,w) of pass 1."""
     family, grid = family_of(SPEC), SPEC.vision.grid(image.size)
     x = np.concatenate((model.embedded(BEFORE), _tokens(model, image), model.embedded(after)))
-    found = family.positions(Layout(len(BEFORE), grid.hw, (), len(after)))
+    found = family.positions(SPEC, Layout(len(BEFORE), grid.hw, (), len(after)))
     assert found is not None
     cells = slice(len(BEFORE), len(BEFORE) + grid.hw[0] * grid.hw[1])
     return model.roi_logits(model.tap(x, found.rows), found.rows, cells).reshape(grid.hw).astype(np.float32)
@@ -80,7 +80,7 @@ def answered(
         encoded = _tokens(model, image, crop)
         tokens.append(encoded if crop.keep_cells is None else encoded[crop.keep_cells.ravel()])
         inserted.append(CropTokens(grid.crop_hw(crop.box_xyxy_px), crop.keep_cells))
-    found = family.positions(Layout(len(BEFORE), grid.hw, tuple(inserted), len(after)))
+    found = family.positions(SPEC, Layout(len(BEFORE), grid.hw, tuple(inserted), len(after)))
     assert found is not None
     x = np.concatenate((model.embedded(BEFORE), _tokens(model, image), *tokens, model.embedded(after)))
     positions, ids, logits = found.rows, list[int](), list[npt.NDArray[np.float64]]()
