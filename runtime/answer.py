@@ -76,6 +76,7 @@ class TokenCounts:
     rpn_rows: int
     tail_rows: int
     images_encoded: int
+    cached: int = 0  # rows of the first pass that the trunk had computed before
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.regions import dropped_regions, regions_of
 from sdrpn.runtime.scheduler import Scheduler
 from sdrpn.runtime.sequence import Glance, LookRequest
+from sdrpn.runtime.stream import until
 from sdrpn.runtime.two_pass import TwoPass
 
-__all__ = ["LookQuestion", "look_at"]
+__all__ = ["LookQuestion", "LookRun"]
 
 
 @dataclass(frozen=True)
@@ -29,41 +30,61 @@ class LookQuestion:
     text: str | None = None  # None: it was asked by ids
 
 
-def look_at(
-    open_it: Callable[[], Picture],
-    questions: Sequence[LookQuestion],
-    decide: PolicyDecide,
-    two_pass: TwoPass,
-    scheduler: Scheduler,
-) -> list[Look]:
-    """One look for every question about a picture. Raises what ended the first that failed; the others end then, too.
+class LookRun:
+    """One look for every question about a picture: made, run to its end, and collected."""
 
-    Args: open_it: opens the picture, which is part of the first stage
-    """
-    watch = Stopwatch()
-    with watch.stage("preprocess"):
-        picture = open_it()
-        digest = picture.digest()
-        requests = [LookRequest(picture, each.ids_before, each.ids_after, decide) for each in questions]
-        glances = [Glance(request, two_pass.prefix_of(request, digest), watch) for request in requests]
-    _run(scheduler, glances)
-    timings, grid = watch.timings(), two_pass.grid_of(picture)
-    return [
-        _look(glance, each.text, grid, timings, two_pass.fit) for glance, each in zip(glances, questions, strict=True)
-    ]
+    def __init__(
+        self,
+        open_it: Callable[[], Picture],
+        questions: Sequence[LookQuestion],
+        decide: PolicyDecide,
+        two_pass: TwoPass,
+        scheduler: Scheduler,
+    ) -> None:
+        """Args: open_it: opens the picture, which is part of the first stage. Raises what is wrong with a question."""
+        self._questions, self._scheduler = questions, scheduler
+        self._watch, self._fit = Stopwatch(), two_pass.fit
+        with self._watch.stage("preprocess"):
+            picture = open_it()
+            digest = picture.digest()
+            requests = [LookRequest(picture, each.ids_before, each.ids_after, decide) for each in questions]
+            self._glances = [Glance(request, two_pass.prefix_of(request, digest), self._watch) for request in requests]
+        self._grid = two_pass.grid_of(picture)
 
+    def finish(self) -> list[Look]:
+        """Work until all are there. Raises what ended the first that failed; the others end then, too."""
+        try:
+            self._scheduler.submit(*self._glances)
+            self._scheduler.work_until(lambda: self._over)
+            return self._collected()
+        finally:
+            self._end()
 
-def _run(scheduler: Scheduler, glances: Sequence[Glance]) -> None:
-    scheduler.submit(*glances)
-    try:
-        scheduler.work_until(lambda: all(glance.over or glance.cancelled for glance in glances))
-        for glance in glances:
+    async def finish_async(self) -> list[Look]:
+        """The same without blocking the event loop. Cancelling the task ends all of them."""
+        try:
+            self._scheduler.submit(*self._glances)
+            await until(self._scheduler, lambda: self._over)
+            return self._collected()
+        finally:
+            self._end()
+
+    @property
+    def _over(self) -> bool:
+        return all(glance.over or glance.cancelled for glance in self._glances)
+
+    def _collected(self) -> list[Look]:
+        for glance in self._glances:
             if glance.found is None:
                 raise glance.error or Cancelled("the look was cancelled; look again")
-    except BaseException:
-        for glance in glances:
-            scheduler.cancel(glance)
-        raise
+        timings = self._watch.timings()
+        pairs = zip(self._glances, self._questions, strict=True)
+        return [_look(glance, each.text, self._grid, timings, self._fit) for glance, each in pairs]
+
+    def _end(self) -> None:
+        for glance in self._glances:
+            if not glance.over:
+                self._scheduler.cancel(glance)
 
 
 def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timings, fit: Seen) -> Look:

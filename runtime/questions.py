@@ -10,15 +10,14 @@ from tokenizers import Tokenizer
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of, prompt_of, seen_of
-from sdrpn.method.policy import Roi, looking_policy, policy_for
+from sdrpn.method.policy import OWN, Roi, looking_policy, policy_for
 from sdrpn.method.roi import PolicyDecide
 from sdrpn.runtime.answer import Stopwatch
-from sdrpn.runtime.look import Look
-from sdrpn.runtime.looking import LookQuestion, look_at
+from sdrpn.runtime.looking import LookQuestion, LookRun
 from sdrpn.runtime.pictures.frames import Channels
 from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource, open_picture
 from sdrpn.runtime.pictures.reference import PictureReference
-from sdrpn.runtime.sampling import Sampling
+from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Scheduler
 from sdrpn.runtime.sequence import QuestionRequest, Sequence
 from sdrpn.runtime.stream import AnswerStream
@@ -30,13 +29,14 @@ __all__ = ["AnswerOptions", "Questions"]
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How a question in words is answered."""
+    """How a question in words is answered. decide: chooses the crops instead of `roi`."""
 
-    roi: Roi
-    max_new_tokens: int
-    sampling: Sampling
-    trace: bool
-    channels: Channels
+    roi: Roi = OWN
+    max_new_tokens: int = 64
+    sampling: Sampling = GREEDY
+    trace: bool = False
+    channels: Channels = "rgb"
+    decide: PolicyDecide | None = None
 
 
 class Questions:
@@ -78,7 +78,7 @@ class Questions:
 
     def looks_in_words(
         self, image: PictureSource, channels: Channels, questions: abc.Sequence[str], roi: Roi
-    ) -> list[Look]:
+    ) -> LookRun:
         """As `looks`, one for each text."""
         prompts = [(text, self.prompt(text, "look_ids")) for text in questions]
         asked = [LookQuestion(prompt.ids_before, prompt.ids_after, text) for text, prompt in prompts]
@@ -90,10 +90,10 @@ class Questions:
         channels: Channels,
         questions: abc.Sequence[LookQuestion],
         decide: PolicyDecide,
-    ) -> list[Look]:
-        """Look, and return when all are there."""
+    ) -> LookRun:
+        """Prepare looks, without running a graph. Raises what is wrong with the picture or a question."""
         self._scheduler.require_open()
-        return look_at(lambda: self._opened(image, channels), questions, decide, self._two_pass, self._scheduler)
+        return LookRun(lambda: self.opened(image, channels), questions, decide, self._two_pass, self._scheduler)
 
     def stream(self, image: PictureSource, question: str, options: AnswerOptions) -> AnswerStream:
         """Prepare a question, without running a graph. Raises BadInput for a bad question."""
@@ -102,7 +102,7 @@ class Questions:
             image,
             prompt.ids_before,
             prompt.ids_after,
-            self.decide(options.roi),
+            options.decide or self.decide(options.roi),
             options.max_new_tokens,
             options.sampling,
             (),
@@ -131,7 +131,7 @@ class Questions:
             )
         watch = Stopwatch()
         with watch.stage("preprocess"):
-            picture = self._opened(image, channels)
+            picture = self.opened(image, channels)
             request = QuestionRequest(picture, before, after, decide, max_new_tokens)
             prefix = self._two_pass.prefix_of(request)
         stops = (*self._bundle.spec.prompt.eos_token_ids, *stop_ids)
@@ -139,5 +139,6 @@ class Questions:
         sequence = Sequence(request, prefix, watch, sampling, stops, keep_trace=trace, picture=reference)
         return AnswerStream(self._scheduler, sequence, self._tokenizer)
 
-    def _opened(self, image: PictureSource, channels: Channels) -> Picture:
+    def opened(self, image: PictureSource, channels: Channels) -> Picture:
+        """A picture, as this session decodes it. Raises BadImage, BadInput."""
         return open_picture(image, jpeg=self._jpeg_mode, threads=self._threads, channels=channels)

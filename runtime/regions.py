@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.roi import RoiDecision
 
-__all__ = ["DroppedRegion", "Region", "dropped_regions", "regions_of"]
+__all__ = ["DroppedRegion", "Region", "dropped_regions", "regions_of", "scored_regions"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -64,7 +64,11 @@ class DroppedRegion:
 
 def regions_of(decision: RoiDecision, roi_map: FloatArray, grid: ImageGrid) -> tuple[Region, ...]:
     """Its crops, in order. `roi_map`: (h, w) in 0..1 over `grid`."""
-    boxes = [crop.box_xyxy_px for crop in decision.crops]
+    return scored_regions([crop.box_xyxy_px for crop in decision.crops], roi_map, grid)
+
+
+def scored_regions(boxes: Sequence[Box], roi_map: FloatArray, grid: ImageGrid) -> tuple[Region, ...]:
+    """Boxes in pixels of the picture, with what the map (h, w) holds under each."""
     return tuple(Region(box, *_scored(roi_map, grid.box_cells_from_px(box))) for box in boxes)
 
 

@@ -126,7 +126,8 @@ class Sequence(Work):
     ) -> None:
         """Args: picture: for the answer, to draw on"""
         super().__init__(request, prefix, watch)
-        self._texts, self._limit = len(request.ids_before) + len(request.ids_after), request.max_new_tokens
+        self._after, self._limit = len(request.ids_after), request.max_new_tokens
+        self._texts = len(request.ids_before) + self._after
         self.row = self.position = 0
         self.prefill: Prefill | None = None
         self.token_ids: list[int] = []
@@ -192,6 +193,7 @@ class Sequence(Work):
 
     def _counts(self, prefill: Prefill) -> TokenCounts:
         prompt = prefill.tokens - prefill.roi_tokens
+        again = prefill.roi_tokens + self._after if prefill.roi_tokens else 0  # of the second pass
         return TokenCounts(
             prompt=prompt,
             image=prompt - self._texts,
@@ -201,6 +203,7 @@ class Sequence(Work):
             rpn_rows=prefill.rows.get("rpn", 0),
             tail_rows=prefill.rows["tail"],
             images_encoded=prefill.images_encoded,
+            cached=prompt - (prefill.rows["trunk"] - again),
         )
 
     def _trace(self, prefill: Prefill) -> Trace:

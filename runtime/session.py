@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections.abc as abc
 import functools
 import os
@@ -29,7 +30,7 @@ from sdrpn.runtime.look import Look
 from sdrpn.runtime.looking import LookQuestion
 from sdrpn.runtime.opening import OpeningRequest, batch_of, enough_memory, prefix_bytes_of
 from sdrpn.runtime.pictures.frames import Channels
-from sdrpn.runtime.pictures.picture import JpegMode, PictureSource
+from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource
 from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.questions import AnswerOptions, Questions
 from sdrpn.runtime.sampling import GREEDY, Sampling
@@ -325,7 +326,10 @@ class Session:
         channels: Channels = "rgb",
     ) -> AsyncAnswerStream:
         """As `stream`, for `async for`; it begins when it is first read. Cancelling the task ends the answer."""
-        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels)
+        return self.stream_with(image, question, AnswerOptions(roi, max_new_tokens, sampling, trace, channels))
+
+    def stream_with(self, image: PictureSource, question: str, options: AnswerOptions) -> AsyncAnswerStream:
+        """As `stream_async`, with all that an answer can be asked for."""
         return AsyncAnswerStream(self._scheduler, lambda: self._questions.stream(image, question, options))
 
     def stream(
@@ -398,7 +402,14 @@ class Session:
             raise BadInput("questions is one text; expected a list of questions (look asks one)")
         if not isinstance(questions, abc.Sequence):
             raise BadInput(f"questions is {questions!r}; expected a list of questions")
-        return self._questions.looks_in_words(image, channels, questions, roi)
+        return self._questions.looks_in_words(image, channels, questions, roi).finish()
+
+    async def look_many_async(
+        self, image: PictureSource, questions: abc.Sequence[str], *, roi: Roi = OWN, channels: Channels = "rgb"
+    ) -> list[Look]:
+        """As `look_many`, without blocking the event loop. Cancelling the task ends the looks."""
+        run = await asyncio.to_thread(self._questions.looks_in_words, image, channels, questions, roi)
+        return await run.finish_async()
 
     def look_ids(
         self,
@@ -412,13 +423,18 @@ class Session:
     ) -> Look:
         """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
         asked = [LookQuestion(tuple(ids_before_image), tuple(ids_after_image))]
-        (found,) = self._questions.looks(
+        run = self._questions.looks(
             image,
             channels,
             asked,
             without_sinks(decide) if decide is not None else self._questions.decide_look(roi),
         )
+        (found,) = run.finish()
         return found
+
+    def open_picture(self, image: PictureSource) -> Picture:
+        """A picture as `answer` would open it; it can be passed in place of the source. Raises BadImage, BadInput."""
+        return self._questions.opened(image, "rgb")
 
     def forget_image(self) -> None:
         """Drop all prefixes, so that the next question reuses nothing: for fair timing."""

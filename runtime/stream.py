@@ -16,7 +16,7 @@ from sdrpn.runtime.scheduler import Scheduler
 from sdrpn.runtime.sequence import Sequence
 from sdrpn.text.prompt import TextStream, decode_text
 
-__all__ = ["AnswerStream", "AsyncAnswerStream"]
+__all__ = ["AnswerStream", "AsyncAnswerStream", "until"]
 
 Ready = Callable[[], bool]
 
@@ -196,18 +196,23 @@ class AsyncAnswerStream:
         return self._stream
 
     async def _until(self, ready: Ready) -> None:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        await until(self._scheduler, ready)
 
-        def wake() -> None:
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(_set, done)
 
-        forget = self._scheduler.call_when(ready, wake)
-        try:
-            await done
-        finally:
-            forget()
+async def until(scheduler: Scheduler, ready: Ready) -> None:
+    """Wait in an event loop until `ready()` is true; a thread works meanwhile."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(_set, done)
+
+    forget = scheduler.call_when(ready, wake)
+    try:
+        await done
+    finally:
+        forget()
 
 
 def _set(done: asyncio.Future[None]) -> None:

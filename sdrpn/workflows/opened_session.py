@@ -16,13 +16,14 @@ from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 if TYPE_CHECKING:
     from sdrpn.workflows.look import LookRequest
     from sdrpn.workflows.question import AskRequest
+    from sdrpn.workflows.serve import ServeRequest
 
 __all__ = ["opened_session", "require_memory", "require_tokenizer"]
 
 
 def opened_session(
     bundle: Bundle,
-    request: AskRequest | LookRequest,
+    request: AskRequest | LookRequest | ServeRequest,
     *,
     max_batch: int | None = None,
     prefix_bytes: int | None = None,
@@ -54,7 +55,7 @@ def require_tokenizer(bundle: Bundle) -> None:
         )
 
 
-def require_memory(bundle: Bundle, request: AskRequest | LookRequest, parts: Parts = "all") -> None:
+def require_memory(bundle: Bundle, request: AskRequest | LookRequest | ServeRequest, parts: Parts = "all") -> None:
     """Raise RunFailed for what cannot fit this machine's memory. `parts`: as in `Session.open`."""
     if request.backend not in (AUTOMATIC, "onnxruntime"):
         return

@@ -1,0 +1,68 @@
+"""A server on a free port of this machine, in a thread of its own, and requests to it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from sdrpn.runtime import Session
+from sdrpn.runtime.server import ServerOptions, create_app
+from sdrpn.runtime.server.running import listen
+from sdrpn.tags import shipped_scene
+
+__all__ = ["QUESTION", "Server", "chat_body", "data_url", "scene_url", "serving"]
+
+QUESTION = shipped_scene().question
+
+
+@dataclass
+class Server:
+    url: str
+    session: Session
+
+    def post(self, path: str, body: object, **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=60, **options)
+
+
+@contextlib.contextmanager
+def serving(session: Session, options: ServerOptions | None = None) -> Iterator[Server]:
+    """As `sdrpn serve` runs it, but for signals, which belong to the main thread."""
+    listening = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(session, options), log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Server(f"http://127.0.0.1:{listening.getsockname()[1]}", session)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def scene_url() -> str:
+    """The scene of the demo."""
+    return data_url(Path(shipped_scene().picture).read_bytes())
+
+
+def chat_body(url: str, question: str = QUESTION, **entries: Any) -> dict[str, Any]:
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    return {"model": "demo", "messages": [{"role": "user", "content": content}], **entries}
