@@ -75,7 +75,7 @@ class Message(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """Of `stream: true`."""
+    """How an answer is streamed."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
