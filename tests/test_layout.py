@@ -11,8 +11,8 @@ from tests.sources import FACE, ROOT, modules, needs_of
 
 LAYOUT = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
 # The house has 28, and each area of the product beyond it adds one: every family of models is a room, and so are frames
-# of videos and cameras, and the server.
-MOST_ROOMS = 31
+# of videos and cameras, the server, and tools for agents.
+MOST_ROOMS = 32
 
 
 def room_of(module: str) -> str:

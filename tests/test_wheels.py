@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 # glibc of Ubuntu 22.04 (JetPack 6) and 24.04 (JetPack 7, DGX Spark), and what wheels for either may call it.
 GLIBC_MINOR = {"3.10": 35, "3.11": 35, "3.12": 39, "3.13": 39}
 # What devices run. `train` and `dev` are for workstations, `tensorrt-rtx` and `cuda` have no arm64 wheels and say so.
-EXTRAS = ("", "device", "tensorrt", "export", "serve", "nvimgcodec", "cuda")
+EXTRAS = ("", "device", "tensorrt", "export", "serve", "mcp", "nvimgcodec", "cuda")
 RTX = ("tensorrt-rtx",)  # by itself: it wants CUDA 13 where `device` is for JetPack 6
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "non_negative_number",
     "number_between",
     "number_or_auto",
+    "port_number",
     "positive_int",
     "some_names",
     "whole_number",
@@ -100,6 +101,14 @@ def device_number(text: str) -> int:
     value = whole_number(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is not a device number; expected an integer of at least 0")
+    return value
+
+
+def port_number(text: str) -> int:
+    """A port to listen on; 0: any free one."""
+    value = whole_number(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; expected an integer from 0 to 65535")
     return value
 
 

@@ -30,7 +30,7 @@ __all__ = ["main"]
 
 # What users want to do, and the verbs for it, in the order of use.
 JOBS = {
-    "look and answer": ("demo", "ask", "look", "serve", "inspect", "doctor"),
+    "look and answer": ("demo", "ask", "look", "serve", "mcp", "inspect", "doctor"),
     "make a bundle of a checkpoint": ("export", "compare", "verify", "quantize"),
     "put it on a device": ("targets", "plan", "build", "optimize", "bench"),
     "train an RPN": ("heads", "label", "relabel", "train", "eval"),

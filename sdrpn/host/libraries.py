@@ -58,6 +58,7 @@ EXTRAS: Mapping[str, str] = {
     "video": "videos, cameras and streams",
     "hub": "models by their names on Hugging Face's hub",
     "serve": "an HTTP server",
+    "mcp": "tools for agents (MCP)",
     "dev": "run the tests, linters and type checker",
 }
 

@@ -14,6 +14,7 @@ from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 
 if TYPE_CHECKING:
+    from sdrpn.workflows.agent_server import AgentRequest
     from sdrpn.workflows.look import LookRequest
     from sdrpn.workflows.question import AskRequest
     from sdrpn.workflows.serve import ServeRequest
@@ -23,7 +24,7 @@ __all__ = ["opened_session", "require_memory", "require_tokenizer"]
 
 def opened_session(
     bundle: Bundle,
-    request: AskRequest | LookRequest | ServeRequest,
+    request: AskRequest | LookRequest | ServeRequest | AgentRequest,
     *,
     max_batch: int | None = None,
     prefix_bytes: int | None = None,
@@ -55,7 +56,9 @@ def require_tokenizer(bundle: Bundle) -> None:
         )
 
 
-def require_memory(bundle: Bundle, request: AskRequest | LookRequest | ServeRequest, parts: Parts = "all") -> None:
+def require_memory(
+    bundle: Bundle, request: AskRequest | LookRequest | ServeRequest | AgentRequest, parts: Parts = "all"
+) -> None:
     """Raise RunFailed for what cannot fit this machine's memory. `parts`: as in `Session.open`."""
     if request.backend not in (AUTOMATIC, "onnxruntime"):
         return

@@ -1,0 +1,63 @@
+"""Keys that clients of a server must send, from a file with one key per line. Knows no server."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from pathlib import Path
+
+from sdrpn.errors import BadInput
+
+__all__ = ["ApiKeys", "read_api_keys"]
+
+SHORTEST_KEY = 16  # characters: a shorter key could be guessed over a network
+_MOST_FILE_BYTES = 1 << 20
+
+
+class ApiKeys:
+    """Keys, any of which is accepted. They are never shown."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        """Args: keys: at least one"""
+        self._keys = tuple(key.encode() for key in keys)
+
+    def accept(self, candidate: str | None) -> bool:
+        """Whether it is one of the keys. The time depends neither on which one nor on how much of it is right."""
+        given = (candidate or "").encode("utf-8", "surrogateescape")
+        found = [hmac.compare_digest(key, given) for key in self._keys]  # all, also after one that is equal
+        return any(found)
+
+    def accept_header(self, authorization: str | None) -> bool:
+        """Whether a header `Authorization: Bearer KEY` holds one of the keys."""
+        scheme, _, key = (authorization or "").partition(" ")
+        return self.accept(key.strip() if scheme.lower() == "bearer" else None)
+
+    def __repr__(self) -> str:
+        return f"ApiKeys({len(self._keys)})"
+
+
+def read_api_keys(path: str | os.PathLike[str]) -> ApiKeys:
+    """The keys of a file: one per line; empty lines and lines that begin with # are skipped.
+
+    Raises: BadInput for a file that cannot be read, has no key, or a key that is too short or has spaces
+    """
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(_MOST_FILE_BYTES).decode("utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"the file of API keys {path} cannot be read ({error.strerror}); name a file with a key"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"the file of API keys {path} is not UTF-8 text; expected a key per line") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    keys = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    for number, key in keys:
+        if len(key) < SHORTEST_KEY or len(key.split()) != 1 or not key.isascii():
+            raise BadInput(
+                f"line {number} of the file of API keys {path} is not a key of at least {SHORTEST_KEY} ASCII "
+                "characters without spaces; make one with: openssl rand -hex 32"
+            )
+    if not keys:
+        raise BadInput(f"the file of API keys {path} has no key; make one with: openssl rand -hex 32")
+    return ApiKeys(tuple(key for _, key in keys))
