@@ -4,6 +4,7 @@ Both sides take turns in every round; figures are medians over the rounds. Pillo
 Pillow image already, so that no conversion counts against it. Prints a Markdown table.
 
     python benchmarks/image_path.py                                  # arrays and JPEG, one and two threads
+    python benchmarks/image_path.py --patches                        # patches of Qwen2.5-VL, 256 to 576 image tokens
     python benchmarks/image_path.py --roi-map BUNDLE --scenes 100    # what jpeg="fast" does to the RoI map
     python benchmarks/image_path.py --roi-map BUNDLE PICTURE ...     # the same with these pictures
 """
@@ -30,7 +31,9 @@ from PIL import Image, features
 
 from sdrpn.compare.overlap import overlap
 from sdrpn.families.llava.vision_spec import VisionSpec
+from sdrpn.families.qwen.vision_spec import Qwen25Vision
 from sdrpn.images.image import base_pixels, crop_pixels, open_image, read_jpeg_header
+from sdrpn.images.patches import crop_patches, picture_patches
 from sdrpn.method.grids import Box
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.pictures.picture import JpegMode, PictureSource, open_picture
@@ -39,6 +42,18 @@ from sdrpn.tags.task import tag_samples
 
 VISION = VisionSpec(image_size_px=336, patch_size_px=14, width=32, layers=3, heads=2, mlp_width=64)
 SIZES = {"1": (1152, 864), "12": (4000, 3000), "48": (8000, 6000)}
+PATCHED = Qwen25Vision(
+    patch_size_px=14,
+    width=32,
+    layers=1,
+    heads=2,
+    mlp_width=64,
+    least_pixels=256 * 28**2,
+    most_pixels=576 * 28**2,
+    image_mean=VISION.image_mean,
+    image_std=VISION.image_std,
+    full_layers=(0,),
+)
 ARRAY_TARGET, JPEG_TARGET = 3.0, 2.0  # times Pillow's speed: arrays with two threads; parts of a 48-megapixel JPEG
 
 ENLARGED_PX = 2688  # eight times 336
@@ -95,6 +110,27 @@ def array_works(pixels: npt.NDArray[np.uint8], threads: int) -> dict[str, tuple[
     }
 
 
+def patch_works(pixels: npt.NDArray[np.uint8], threads: int) -> dict[str, tuple[Work, Work]]:
+    """The same for a model that sees patches: a whole picture, and a crop with the budget of a picture."""
+    image, box = Image.fromarray(pixels), middle_box((pixels.shape[1], pixels.shape[0]))
+    picture = open_picture(pixels, threads=threads)
+    whole, crop = (np.empty_like(made) for made in (picture_patches(image, PATCHED), crop_patches(image, box, PATCHED)))
+
+    def theirs(out: npt.NDArray[np.float32], patches: Callable[[], npt.NDArray[np.float32]]) -> None:
+        out[...] = patches()  # the input buffer
+
+    return {
+        "array, patches": (
+            lambda: theirs(whole, lambda: picture_patches(image, PATCHED)),
+            lambda: picture.write_patches(PATCHED, whole),
+        ),
+        "array, patches of a crop": (
+            lambda: theirs(crop, lambda: crop_patches(image, box, PATCHED)),
+            lambda: picture.write_crop_patches(box, PATCHED, crop),
+        ),
+    }
+
+
 def as_jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
@@ -135,7 +171,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for megapixels in args.megapixels:
         pixels = photograph(SIZES[megapixels])
         for threads in args.threads:
-            works = {**array_works(pixels, threads), **jpeg_works(pixels, threads)}
+            squares = {} if args.patches else {**array_works(pixels, threads), **jpeg_works(pixels, threads)}
+            works = squares or patch_works(pixels, threads)
             for name, (pillow, ours) in works.items():
                 print(f"\r{megapixels} MP, {threads} thread(s): {name:24}", end="", file=sys.stderr)
                 # Small pictures take milliseconds: more rounds, so that one interruption counts for little.
@@ -256,6 +293,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--megapixels", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--patches", action="store_true", help="patches in place of squares")
     parser.add_argument("--roi-map", nargs="+", metavar="PATH", help="a bundle, and perhaps pictures")
     parser.add_argument("--scenes", type=int, default=0, help="with --roi-map: so many rendered scenes, as JPEG")
     parser.add_argument("--json", action="store_true")

@@ -17,3 +17,17 @@ def prepare(
     threads: int = 1,
     plain: bool = False,
 ) -> None: ...
+def prepare_patches(
+    picture: Any,
+    boxes: Any,
+    out: Any,
+    *,
+    size_wh: Any,
+    patch: int,
+    merge: int,
+    columns_first: bool,
+    mean: Any,
+    std: Any,
+    threads: int = 1,
+    plain: bool = False,
+) -> None: ...

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kMaxSide = 1'000'000;  // of a picture or a box: sums and sizes cannot overflow
 constexpr int64_t kMaxResult = 16'384;   // of a result's side
+constexpr int kMaxPatch = 256;           // pixels of a patch, and patches of a token, a side
 
 using AnyArray = nb::ndarray<nb::ro>;
 
@@ -65,6 +66,11 @@ std::array<float, 3> finite_three(nb::handle object, const char* name, bool posi
                (positive ? " above 0" : ""));
     }
     return result;
+}
+
+void check_side(int64_t size, int64_t most) {
+    if (size >= 1 && size <= most) return;
+    refuse("a side of the result is " + std::to_string(size) + " px; expected 1 to " + std::to_string(most));
 }
 
 std::string text_of(const Box& box) { return tuple_of({box.x1, box.y1, box.x2, box.y2}); }
@@ -185,9 +191,45 @@ void read_result(nb::handle object, Job& job) {
     job.width = static_cast<int>(array.shape(3));
 }
 
-void check_result_side(int64_t size) {
-    if (size >= 1 && size <= kMaxResult) return;
-    refuse("a side of the result is " + std::to_string(size) + " px; expected 1 to " + std::to_string(kMaxResult));
+void read_patches(nb::handle object, const PatchRequest& request, PatchJob& patches) {
+    Job& job = patches.job;
+    std::array<int64_t, 2> size;
+    if (!nb::try_cast(request.size_wh, size)) {
+        refuse_dtype(std::string("size_wh is ") + nb::repr(request.size_wh).c_str() + "; expected two whole numbers");
+    }
+    for (const int64_t side : size) check_side(side, kMaxSide);  // a long picture is resized to a long one
+    if (request.patch < 1 || request.patch > kMaxPatch || request.merge < 1 || request.merge > kMaxPatch) {
+        refuse("patch is " + std::to_string(request.patch) + " and merge " + std::to_string(request.merge) +
+               "; expected 1 to " + std::to_string(kMaxPatch));
+    }
+    const int64_t cell = int64_t{request.patch} * request.merge;
+    if (size[0] % cell != 0 || size[1] % cell != 0) {
+        refuse("size_wh is " + tuple_of({size[0], size[1]}) + "; expected multiples of " + std::to_string(cell) +
+               ", the patches of a token");
+    }
+    if (job.boxes.size() != 1) {
+        refuse("there are " + std::to_string(job.boxes.size()) + " boxes; expected one, of which patches are made");
+    }
+    const char* expected = "an array (patches, numbers) of float32";
+    const AnyArray array = array_of(object, "out", expected);
+    nb::ndarray<> writable;
+    if (!nb::try_cast(object, writable, false)) refuse("out is read-only; expected memory to write to");
+    if (array.dtype() != nb::dtype<float>()) refuse_dtype("out has another dtype than float32");
+    const int64_t count = size[0] / request.patch * (size[1] / request.patch);
+    const int64_t numbers = int64_t{kChannels} * request.patch * request.patch;
+    if (array.ndim() != 2 || int64_t(array.shape(0)) != count || int64_t(array.shape(1)) != numbers) {
+        refuse("out has the shape " + shape_of(array) + "; expected " + tuple_of({count, numbers}));
+    }
+    const bool adjoins = (numbers == 1 || array.stride(1) == 1) && (count == 1 || array.stride(0) == numbers);
+    if (!adjoins) refuse("out is not contiguous; expected C order");
+    job.out = writable.data();
+    job.value_bytes = sizeof(float);
+    job.width = static_cast<int>(size[0]);
+    job.height = static_cast<int>(size[1]);
+    patches.patch = request.patch;
+    patches.merge = request.merge;
 }
+
+void check_result_side(int64_t size) { check_side(size, kMaxResult); }
 
 }  // namespace sdrpn

@@ -4,7 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include "prepare.h"
+#include "patches.h"
 
 namespace sdrpn {
 
@@ -13,6 +13,12 @@ namespace nb = nanobind;
 // All arguments of `prepare` from Python besides memory.
 struct Request {
     nb::handle boxes, filter, colour, mean, deviation;
+};
+
+// The arguments of `write_patches` besides those.
+struct PatchRequest {
+    nb::handle size_wh;
+    int patch, merge;
 };
 
 // A picture in host memory.
@@ -26,6 +32,9 @@ void read_request(const Request& request, Job& job);
 
 // The result's memory: (boxes, 3, height, width), float32 or float16.
 void read_result(nb::handle array, Job& job);
+
+// The memory of patches: (height / patch * width / patch, 3 * patch * patch), float32.
+void read_patches(nb::handle array, const PatchRequest& request, PatchJob& patches);
 
 // `size` as a result's side, in pixels.
 void check_result_side(int64_t size);

@@ -47,9 +47,10 @@ struct BlockShape {
 struct Loops {
     BlockShape block;
     void (*rows)(const Rows& rows, const Windows& windows, const uint8_t colour[3]);
-    // The rows of a strip in one window, and one row of the colour outside -> one row of the result, as bytes.
-    // All have `lines.stride` bytes, a multiple of kStripAlignment.
-    void (*column)(const Lines& lines, const int32_t* weights, const uint8_t* outside_row, int32_t outside, uint8_t* to);
+    // The rows in one window, and one row of the colour outside -> one row of the result. `bytes` of each are read and
+    // written: a multiple of kStripAlignment, except by the plain loop, which takes any number.
+    void (*column)(const Lines& lines, int64_t bytes, const int32_t* weights, const uint8_t* outside_row,
+                   int32_t outside, uint8_t* to);
 };
 
 Loops plain_loops();  // value by value, like the CUDA kernels

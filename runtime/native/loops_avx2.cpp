@@ -140,12 +140,13 @@ int64_t two_weights(const int32_t* weights) {
     return two;
 }
 
-void column(const Lines& lines, const int32_t* weights, const uint8_t* outside_row, int32_t outside, uint8_t* to) {
+void column(const Lines& lines, int64_t bytes, const int32_t* weights, const uint8_t* outside_row, int32_t outside,
+            uint8_t* to) {
     static_assert(kStripAlignment == 32);
     const int paired = lines.count / 2 * 2;
     const bool alone = lines.count > paired;
     const int32_t rest[2] = {alone ? weights[paired] : 0, outside};  // the last row, if unpaired, and the colour
-    for (int64_t at = 0; at < lines.stride; at += 32) {
+    for (int64_t at = 0; at < bytes; at += 32) {
         const uint8_t* from = lines.data + at;
         ColumnSums sums;
         for (int i = 0; i < paired; i += 2, from += 2 * lines.stride) {

@@ -74,9 +74,10 @@ struct ColumnSums {
     }
 };
 
-void column(const Lines& lines, const int32_t* weights, const uint8_t* outside_row, int32_t outside, uint8_t* to) {
+void column(const Lines& lines, int64_t bytes, const int32_t* weights, const uint8_t* outside_row, int32_t outside,
+            uint8_t* to) {
     static_assert(kStripAlignment % 16 == 0);
-    for (int64_t at = 0; at < lines.stride; at += 16) {
+    for (int64_t at = 0; at < bytes; at += 16) {
         ColumnSums sums;
         for (int i = 0; i < lines.count; ++i) sums.add_row(vld1q_u8(lines.data + i * lines.stride + at), weights[i]);
         if (outside != 0) sums.add_row(vld1q_u8(outside_row + at), outside);

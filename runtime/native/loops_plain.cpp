@@ -20,8 +20,9 @@ void rows(const Rows& rows, const Windows& windows, const uint8_t colour[3]) {
     }
 }
 
-void column(const Lines& lines, const int32_t* weights, const uint8_t* outside_row, int32_t outside, uint8_t* to) {
-    for (int64_t at = 0; at < lines.stride; ++at) {
+void column(const Lines& lines, int64_t bytes, const int32_t* weights, const uint8_t* outside_row, int32_t outside,
+            uint8_t* to) {
+    for (int64_t at = 0; at < bytes; ++at) {
         const int32_t start = sum_start(outside, outside_row[at]);
         to[at] = settle(window_sum(lines.data + at, lines.stride, weights, lines.count, start));
     }

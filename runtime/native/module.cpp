@@ -46,6 +46,21 @@ void prepare(nb::handle picture, nb::handle boxes, nb::handle out, nb::handle fi
     sdrpn::prepare(job, Interruption());
 }
 
+void prepare_patches(nb::handle picture, nb::handle boxes, nb::handle out, nb::handle size_wh, int patch, int merge,
+                     bool columns_first, nb::handle mean, nb::handle deviation, int threads, bool plain) {
+    sdrpn::PatchJob patches{};
+    sdrpn::Job& job = patches.job;
+    job.picture = sdrpn::picture_of(picture);
+    sdrpn::read_request({boxes, nb::str("bicubic"), nb::none(), mean, deviation}, job);
+    sdrpn::read_patches(out, {size_wh, patch, merge}, patches);
+    check_threads(threads);
+    job.threads = threads;
+    job.plain = plain;
+    patches.columns_first = columns_first;
+    const nb::gil_scoped_release release;
+    sdrpn::write_patches(patches, Interruption());
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -56,4 +71,9 @@ NB_MODULE(_native, module) {
                nb::kw_only(), nb::arg("filter").none(), nb::arg("colour").none(), nb::arg("mean").none(),
                nb::arg("std").none(), nb::arg("threads") = 1, nb::arg("plain") = false,
                "Write every box, resized and normalised, to `out` (N, 3, R, S).");
+    module.def("prepare_patches", &prepare_patches, nb::arg("picture").none(), nb::arg("boxes").none(),
+               nb::arg("out").none(), nb::kw_only(), nb::arg("size_wh").none(), nb::arg("patch"), nb::arg("merge"),
+               nb::arg("columns_first"), nb::arg("mean").none(), nb::arg("std").none(), nb::arg("threads") = 1,
+               nb::arg("plain") = false,
+               "Write one box, resized (bicubic) and normalised, as patches to `out` (patches, 3 * patch * patch).");
 }

@@ -82,17 +82,28 @@ void shrink_rows(const Picture& picture, int left, const Windows& windows, const
     }
 }
 
+void column_row(const ColumnPass& pass, const Windows& windows, int row, uint8_t* to) {
+    const Window window = windows.windows[row];
+    const int32_t* weights = windows.weights.data() + int64_t{row} * windows.limit;
+    const int32_t outside = windows.outside[row];
+    const Lines lines{pass.data + window.first * pass.stride, pass.stride, window.count};
+    const Loops plain = plain_loops(), best = pass.plain ? plain : best_loops();
+    // Vectors take whole blocks of bytes; the rest of a row that ends within one is done byte by byte.
+    const int64_t whole = pass.plain ? 0 : pass.bytes / kStripAlignment * kStripAlignment;
+    best.column(lines, whole, weights, pass.outside_row, outside, to);
+    if (whole == pass.bytes) return;
+    const Lines rest{lines.data + whole, lines.stride, lines.count};
+    plain.column(rest, pass.bytes - whole, weights, pass.outside_row + whole, outside, to + whole);
+}
+
 void shrink_columns(const uint8_t* strip, const Windows& windows, const uint8_t colour[3], int first, int last,
                     const Result& result, bool plain) {
-    const Loops loops = plain ? plain_loops() : best_loops();
     const int64_t stride = strip_stride(result.width);
     std::vector<uint8_t> bytes(stride), outside_row(stride);
     for (int64_t at = 0; at < stride; ++at) outside_row[at] = colour[at % kChannels];
+    const ColumnPass pass{strip, stride, stride, outside_row.data(), plain};
     for (int row = first; row < last; ++row) {
-        const Window window = windows.windows[row];
-        const int32_t* weights = windows.weights.data() + int64_t{row} * windows.limit;
-        loops.column({strip + window.first * stride, stride, window.count}, weights, outside_row.data(),
-                     windows.outside[row], bytes.data());
+        column_row(pass, windows, row, bytes.data());
         if (result.value_bytes == 4) {
             write_planes<float>(bytes.data(), row, result);
         } else {

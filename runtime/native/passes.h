@@ -59,6 +59,18 @@ void add_blocks(Windows& windows, int picture_width);
 void shrink_rows(const Picture& picture, int left, const Windows& windows, const uint8_t colour[3], int first, int last,
                  uint8_t* strip);
 
+// Rows of bytes that are resized by columns: `stride` apart, `bytes` of each. Reads no byte beyond these.
+struct ColumnPass {
+    const uint8_t* data;
+    int64_t stride;
+    int64_t bytes;
+    const uint8_t* outside_row;  // the colour outside the picture, again and again: at least `bytes`
+    bool plain;                  // value by value
+};
+
+// Row `row` of the result of such a pass.
+void column_row(const ColumnPass& pass, const Windows& windows, int row, uint8_t* to);
+
 // Rows `first` to `last` of the result from the strip, whose first row is picture row `top`. `plain`: value by value.
 void shrink_columns(const uint8_t* strip, const Windows& windows, const uint8_t colour[3], int first, int last,
                     const Result& result, bool plain);

@@ -28,6 +28,7 @@ from sdrpn.images.image import (
     pixels_digest,
     read_jpeg_header,
 )
+from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.runtime.backends.runner import Buffer
@@ -35,12 +36,13 @@ from sdrpn.runtime.pictures.frames import Channels, Frame, rgb_from_frame
 from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels, decode_on_gpu
 from sdrpn.runtime.pictures.gpu_pixels import fill_on_gpu
 from sdrpn.runtime.pictures.jpeg import DENOMINATORS, JpegFile
-from sdrpn.runtime.pictures.pixels import Pixels, native_module, thread_count, write_base, write_crops
+from sdrpn.runtime.pictures.pixels import Pixels, native_module, thread_count, write_base, write_crops, write_patches
 
 __all__ = ["GpuPicture", "JpegMode", "JpegPicture", "Picture", "PictureInMemory", "PictureSource", "open_picture"]
 
 JpegMode: TypeAlias = Literal["exact", "fast", "gpu"]
 Planes: TypeAlias = npt.NDArray[Any]
+Patches: TypeAlias = npt.NDArray[np.float32]
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 FAST_OVERSIZE = 2  # DCT scaling keeps at least this many times the R pixels of the first pass; the filter does the rest
@@ -70,6 +72,14 @@ class Picture(ABC):
 
         Raises: BadInput for a box that is empty or extends beyond the picture; BadImage.
         """
+
+    @abstractmethod
+    def write_patches(self, vision: PatchedVision, out: Patches) -> None:
+        """Write the input of the first pass to `out` (N, 3*P*P). Raises: BadImage."""
+
+    @abstractmethod
+    def write_crop_patches(self, box: Box, vision: PatchedVision, out: Patches) -> None:
+        """The same of a box, in pixels of the picture. Raises: BadInput for a bad box; BadImage."""
 
     def part(self, box: Box) -> Image.Image:
         """The part under a box, in pixels of the picture, as an RGB image. Raises BadInput for a box outside it."""
@@ -114,6 +124,15 @@ class PictureInMemory(Picture):
         """See `Picture`."""
         write_crops(self._pixels, boxes, vision, out, self._threads)
 
+    def write_patches(self, vision: PatchedVision, out: Patches) -> None:
+        """See `Picture`."""
+        write_patches(self._pixels, (0, 0, *self.size), vision.picture_sizes(self.size), vision, out, self._threads)
+
+    def write_crop_patches(self, box: Box, vision: PatchedVision, out: Patches) -> None:
+        """See `Picture`."""
+        check_crop(box, self.size)
+        write_patches(self._pixels, box, vision.crop_sizes(_size_of(box)), vision, out, self._threads)
+
     def _part(self, box: Box) -> Image.Image:
         return _part_of(self._pixels, box)
 
@@ -136,8 +155,7 @@ class JpegPicture(Picture):
     def write_base(self, vision: SquareVision, out: Planes) -> None:
         """See `Picture`."""
         length = max(self.size) if vision.fit == "pad" else min(self.size)
-        fitting = [divisor for divisor in DENOMINATORS if length // divisor >= FAST_OVERSIZE * vision.image_size_px]
-        write_base(self._file.smaller(max(fitting, default=1)), vision, out, self._threads)
+        write_base(self._smaller(length, vision.image_size_px), vision, out, self._threads)
 
     def write_crops(self, boxes: Sequence[Box], vision: SquareVision, out: Planes) -> None:
         """See `Picture`."""
@@ -146,6 +164,24 @@ class JpegPicture(Picture):
             part = np.ascontiguousarray(self._file.part(box))
             whole_part = (0, 0, part.shape[1], part.shape[0])
             write_crops(part, [whole_part], vision, planes[None], self._threads)
+
+    def write_patches(self, vision: PatchedVision, out: Patches) -> None:
+        """See `Picture`."""
+        sizes = vision.picture_sizes(self.size)
+        pixels = self._smaller(max(self.size), max(sizes[0]))
+        write_patches(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), sizes, vision, out, self._threads)
+
+    def write_crop_patches(self, box: Box, vision: PatchedVision, out: Patches) -> None:
+        """See `Picture`."""
+        check_crop(box, self.size)
+        part = np.ascontiguousarray(self._file.part(box))
+        sizes = vision.crop_sizes(_size_of(box))
+        write_patches(part, (0, 0, part.shape[1], part.shape[0]), sizes, vision, out, self._threads)
+
+    def _smaller(self, length_px: int, wanted_px: int) -> npt.NDArray[np.uint8]:
+        """All of it, decoded at a fraction that keeps FAST_OVERSIZE times the wanted pixels of a length."""
+        fitting = [divisor for divisor in DENOMINATORS if length_px // divisor >= FAST_OVERSIZE * wanted_px]
+        return self._file.smaller(max(fitting, default=1))
 
     def _part(self, box: Box) -> Image.Image:
         return Image.fromarray(np.array(self._file.part(box)))
@@ -186,6 +222,16 @@ class GpuPicture(Picture):
     def write_crops(self, boxes: Sequence[Box], vision: SquareVision, out: Planes) -> None:
         """See `Picture`."""
         write_crops(self._pixels.array, boxes, vision, out, self._threads)
+
+    def write_patches(self, vision: PatchedVision, out: Patches) -> None:
+        """See `Picture`."""
+        sizes = vision.picture_sizes(self.size)
+        write_patches(self._pixels.array, (0, 0, *self.size), sizes, vision, out, self._threads)
+
+    def write_crop_patches(self, box: Box, vision: PatchedVision, out: Patches) -> None:
+        """See `Picture`."""
+        check_crop(box, self.size)
+        write_patches(self._pixels.array, box, vision.crop_sizes(_size_of(box)), vision, out, self._threads)
 
     def _part(self, box: Box) -> Image.Image:
         return _part_of(self._pixels.array, box)
@@ -281,6 +327,10 @@ def _image_of(pixels: Pixels) -> Image.Image:
 def _part_of(pixels: Pixels, box: Box) -> Image.Image:
     x1, y1, x2, y2 = box
     return pixels.crop(box) if isinstance(pixels, Image.Image) else Image.fromarray(np.array(pixels[y1:y2, x1:x2]))
+
+
+def _size_of(box: Box) -> tuple[int, int]:
+    return box[2] - box[0], box[3] - box[1]
 
 
 def _file_digest(file: JpegFile) -> str:

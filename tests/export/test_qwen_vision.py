@@ -19,11 +19,11 @@ from sdrpn.export.dialects import DIALECTS
 from sdrpn.export.qwen_vision import AUTHOR
 from sdrpn.export.weights import WeightTable, onnx_type
 from sdrpn.families.qwen.checkpoint import open_qwen
-from sdrpn.families.qwen.patches import crop_patches, picture_patches
 from sdrpn.families.qwen.torch_model import model_from_weights
 from sdrpn.families.qwen.tower_inputs import tower_inputs
 from sdrpn.families.qwen.vision_spec import QwenVision, qwen_vision_of, with_image_tokens
 from sdrpn.images.image import open_image
+from sdrpn.images.patches import crop_patches, picture_patches
 from tests.families.qwen.checkpoint import CONFIG_3, CONFIG_25, config_of, write_qwen
 from tests.families.qwen.official import WHOLE, run_named, runs
 from tests.tolerances import GOLDEN_VISION_ABS, PARITY_ABS, PARITY_FP16_ABS

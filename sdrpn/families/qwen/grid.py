@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.families.qwen.resize import PixelBudget
+from sdrpn.families.qwen.resize import PixelBudget, Resize, rounded_wh
 from sdrpn.method.grids import Box, IntArray
 
 __all__ = ["LEAST_CROP_PX", "ResizedGrid", "grown_box_px", "scaled_box_px"]
@@ -24,11 +24,12 @@ class ResizedGrid:
 
     image_wh: tuple[int, int]
     budget: PixelBudget
+    resize: Resize = "once"
 
     @cached_property
     def hw(self) -> tuple[int, int]:
         """Raises BadImage for a picture that the budget refuses."""
-        return self.budget.hw(self.image_wh)
+        return self.budget.hw(rounded_wh(self.image_wh) if self.resize == "official" else self.image_wh)
 
     @property
     def extent_px(self) -> tuple[float, float, float, float]:

@@ -1,19 +1,25 @@
 """The size to which a picture is resized: whole cells, a budget of pixels, the aspect ratio kept as far as that allows.
 
-Follows `smart_resize` of transformers' Qwen2-VL image processor. Arithmetic alone; reads no picture.
+Follows `smart_resize` of transformers' Qwen2-VL image processor. The official evaluation resizes every picture by
+qwen-vl-utils before, to multiples of 28 px ("official"); crops are resized once in either way. Arithmetic alone; reads
+no picture.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from sdrpn.errors import BadImage, BadInput
 
-__all__ = ["MOST_RATIO", "PixelBudget"]
+__all__ = ["MOST_RATIO", "PixelBudget", "Resize", "rounded_wh"]
+
+Resize: TypeAlias = Literal["once", "official"]
 
 MOST_RATIO = 200  # of the longer to the shorter side; the official processor refuses more
 _MOST_PIXELS = 2**28
+_ROUNDED_CELL_PX, _ROUNDED_LEAST, _ROUNDED_MOST = 28, 4 * 28**2, 16384 * 28**2  # of qwen-vl-utils, for both families
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,14 @@ class PixelBudget:
 
     def hw(self, image_wh: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of cells of a picture. Raises BadImage for one too small or too long."""
+        self._require(*image_wh)
+        return self._hw(image_wh, 0)
+
+    def _hw(self, image_wh: tuple[int, int], least_cells: int) -> tuple[int, int]:
+        """`least_cells`: of either side, before the budget is applied."""
         width, height = image_wh
-        self._require(width, height)
-        rows, columns = round(height / self.cell_px), round(width / self.cell_px)  # half to even, as Python rounds
+        # Half to even, as Python rounds.
+        rows, columns = (max(least_cells, round(side / self.cell_px)) for side in (height, width))
         pixels = rows * columns * self.cell_px**2
         if pixels > self.most:
             shrink = math.sqrt((height * width) / self.most)
@@ -85,6 +96,14 @@ class PixelBudget:
         else:
             expected = f"a longer side of at most {MOST_RATIO} times the shorter: cut it"
         raise BadImage(f"the picture is {width} x {height} px; expected {expected}")
+
+
+def rounded_wh(image_wh: tuple[int, int]) -> tuple[int, int]:
+    """The size to which qwen-vl-utils resizes a picture before the processor does. Raises BadImage for one too long."""
+    budget = PixelBudget(_ROUNDED_CELL_PX, _ROUNDED_LEAST, _ROUNDED_MOST)
+    budget._require(*image_wh)
+    rows, columns = budget._hw(image_wh, 1)
+    return columns * _ROUNDED_CELL_PX, rows * _ROUNDED_CELL_PX
 
 
 def _most_rounded_up(cells: float) -> int:

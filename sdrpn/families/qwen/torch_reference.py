@@ -17,13 +17,13 @@ from torch import Tensor
 
 from sdrpn.families.family import Positions
 from sdrpn.families.qwen.insertion import SecondPass, first_positions, kept_source_cells, second_pass
-from sdrpn.families.qwen.patches import crop_patches, picture_patches
 from sdrpn.families.qwen.positions import AXES, axes_of
 from sdrpn.families.qwen.sinks import border_kept, not_sinks
 from sdrpn.families.qwen.torch_model import QwenModel
 from sdrpn.families.qwen.torch_vision import Look
 from sdrpn.families.qwen.vision_spec import QwenVision, qwen_vision_of
 from sdrpn.families.qwen.zoom import decide_zoom, gate_score, looks_again
+from sdrpn.images.patches import crop_patches, picture_patches
 from sdrpn.method.grids import Box, cell_count
 from sdrpn.method.roi import RoiDecision, roi_logits_from_scores
 from sdrpn.method.spec import Scheme

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, get_args
 
 from sdrpn.errors import BadInput
 from sdrpn.families.qwen.grid import ResizedGrid
-from sdrpn.families.qwen.resize import PixelBudget
+from sdrpn.families.qwen.resize import PixelBudget, Resize, rounded_wh
 from sdrpn.method.spec import ModelSpec, Vision, require_divisible, require_positive
 
-__all__ = ["Qwen3Vision", "Qwen25Vision", "QwenVision", "qwen_vision_of", "with_image_tokens"]
+__all__ = ["Qwen3Vision", "Qwen25Vision", "QwenVision", "qwen_vision_of", "with_image_tokens", "with_resize"]
 
 LEAST_IMAGE_TOKENS = 4  # the official pipeline's least: a map needs cells to choose among
 _MOST_SIDE = 4096
@@ -37,6 +38,7 @@ class QwenVision:
     image_std: tuple[float, float, float]
     merge: int = 2
     frames: int = 2  # that a patch is deep; a still picture is repeated
+    resize: Resize = "once"
 
     def __post_init__(self) -> None:
         require_positive(self, "patch_size_px", "width", "layers", "heads", "mlp_width")
@@ -50,6 +52,8 @@ class QwenVision:
             )
         for name in ("image_mean", "image_std"):
             _require_channels(name, getattr(self, name))
+        if self.resize not in get_args(Resize):
+            raise BadInput(f"resize is {str(self.resize)[:40]!r}; expected {' or '.join(get_args(Resize))}")
         _ = self.budget  # checks the pixels
 
     @property
@@ -89,7 +93,18 @@ class QwenVision:
 
     def grid(self, image_wh: tuple[int, int]) -> ResizedGrid:
         """The cells of the image grid over a picture of this size. Raises BadImage for one too small or too long."""
-        return ResizedGrid(image_wh, self.budget)
+        return ResizedGrid(image_wh, self.budget, self.resize)
+
+    def picture_sizes(self, image_wh: tuple[int, int]) -> Sequence[tuple[int, int]]:
+        """The sizes (width, height) to which a picture is resized, one after the other. Raises BadImage."""
+        if self.resize == "once":
+            return (self.budget.size_wh(image_wh),)
+        first = rounded_wh(image_wh)
+        return first, self.budget.size_wh(first)
+
+    def crop_sizes(self, crop_wh: tuple[int, int]) -> Sequence[tuple[int, int]]:
+        """The same for a crop, which has the whole budget for itself."""
+        return (self.budget.size_wh(crop_wh),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +165,11 @@ def with_image_tokens(vision: _Some, least: int, most: int) -> _Some:
         )
     area = vision.cell_px**2
     return dataclasses.replace(vision, least_pixels=least * area, most_pixels=most * area)
+
+
+def with_resize(vision: _Some, resize: Resize) -> _Some:
+    """The same tower for pictures that are resized in another way. Raises BadInput for an unknown one."""
+    return dataclasses.replace(vision, resize=resize)
 
 
 def _require_between(name: str, value: object, least: int, most: int) -> None:

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import BadInput
-from sdrpn.families.qwen.patches import crop_patches, patch_places, picture_patches
+from sdrpn.families.qwen.patches import patch_places
 from sdrpn.families.qwen.tower_inputs import evenly_spaced, position_entries, rotary_tables, window_layout
 from sdrpn.images.image import open_image
+from sdrpn.images.patches import crop_patches, picture_patches
 from tests.families.qwen.official import run_named, runs, vision_3, vision_25
 from tests.tolerances import PIXEL_VALUES_ABS, ROPE_TABLE_ABS
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from sdrpn.families.qwen.checkpoint import open_qwen
-from sdrpn.families.qwen.patches import picture_patches
 from sdrpn.families.qwen.torch_model import QwenModel, model_from_weights
 from sdrpn.families.qwen.torch_reference import reference_answer
 from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
+from sdrpn.images.patches import picture_patches
 from tests.families.qwen.checkpoint import CONFIG_3, CONFIG_25
 from tests.tolerances import TRANSFORMERS_LOGITS_ABS
 
