@@ -43,7 +43,7 @@ from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.host.progress import Advance, Grown, uncounted, unseen
 from sdrpn.method.geometry import Fit
 from sdrpn.method.policy import ModelPolicy, RoiChange
-from sdrpn.method.spec import ModelSpec
+from sdrpn.method.spec import AskedScheme, ModelSpec
 
 __all__ = ["export_bundle"]
 
@@ -79,6 +79,7 @@ def export_bundle(
     resume: bool = False,
     calibration: Calibration | None = None,
     template: str | None = None,
+    scheme: AskedScheme = "auto",
     threshold: float | None = None,
     progress: Advance = unseen,
     note: Callable[[str], None] = lambda text: None,
@@ -92,6 +93,7 @@ def export_bundle(
         calibration: for the method gptq; `options.calibration` must be its digest
         template: see `open_checkpoint`; None: the checkpoint's own, or the one given to an earlier export of this
             bundle
+        scheme: see `open_checkpoint`; "auto": also as an earlier export of this bundle
         threshold: of the RoI map, in place of the checkpoint's own; None: that, or what the bundle has already
         resume: reuse weight files that an interrupted export with `resume` finished, and keep those of this one if it
             is interrupted, in a hidden folder beside `out`
@@ -105,6 +107,8 @@ def export_bundle(
         raise BadInput("the options name another calibration than the given one; give both or none")
     existing = _existing_bundle(out)
     template = template or (None if existing is None else existing.manifest.given_template)
+    if scheme == "auto" and existing is not None and existing.spec.rpn is not None:
+        scheme = existing.spec.rpn.scheme
     with open_checkpoint(
         checkpoint,
         vision_tower=vision_tower,
@@ -113,6 +117,7 @@ def export_bundle(
         projector=projector,
         fit=fit,
         template=template,
+        scheme=scheme,
     ) as source:
         tokenizer = None if find_tokenizer(source) is None else source.tokenizer_dir
         for text in (source.pictures, *source.notes):

@@ -28,7 +28,7 @@ from sdrpn.host.links import AllowLinks
 from sdrpn.host.progress import Grown, uncounted
 from sdrpn.method.geometry import Fit
 from sdrpn.method.policy import ModelPolicy
-from sdrpn.method.spec import ModelSpec
+from sdrpn.method.spec import AskedScheme, ModelSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -157,6 +157,7 @@ def open_checkpoint(
     fit: Fit = "pad",
     download: bool = False,
     template: str | None = None,
+    scheme: AskedScheme = "auto",
 ) -> Checkpoint:
     """Open a checkpoint folder in any known layout and check that it has every tensor that the model needs.
 
@@ -174,6 +175,7 @@ def open_checkpoint(
         path, base, vision_tower: a str may also name a model of Hugging Face's hub that is in the local cache
         download: fetch the files of such a model that the cache lacks
         template: the prompt template, overriding the checkpoint's own (`PromptSpec.template`)
+        scheme: whose second pass the RPN is for; "auto": as config and tensor names say
     Raises BadCheckpoint for anything missing, malformed or not supported.
     """
     folder = model_folder(path, download=download)
@@ -186,6 +188,7 @@ def open_checkpoint(
         allow_links=allow_links,
         fit=fit,
         template=template,
+        scheme=scheme,
     )
     require_links(request.places, allow_links)
     require_tokenizer_files(folder, request.base)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -94,8 +96,11 @@ def write_random_weights(
             writer.write(file_names[name], array)
 
 
-def write_byte_tokenizer(path: Path, spec: ModelSpec) -> None:
-    """Write a byte-level BPE without merges: a token is a byte. Special tokens have the ids of the spec."""
+def write_byte_tokenizer(path: Path, spec: ModelSpec, texts: Mapping[int, str] = MappingProxyType({})) -> None:
+    """Write a byte-level BPE without merges: a token is a byte. Special tokens have the ids of the spec.
+
+    texts: of further special tokens, or other texts of these
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     special = {
@@ -105,6 +110,7 @@ def write_byte_tokenizer(path: Path, spec: ModelSpec) -> None:
         special[spec.prompt.bos_token_id] = "<s>"
     if spec.prompt.image_token_id is not None:
         special[spec.prompt.image_token_id] = spec.prompt.image_token
+    special |= texts
     special.setdefault(0, "<unk>")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     free_ids = [token_id for token_id in range(spec.llm.vocabulary) if token_id not in special]
@@ -118,7 +124,7 @@ def write_byte_tokenizer(path: Path, spec: ModelSpec) -> None:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special.values()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    if spec.prompt.bos_token_id is not None:
+    if spec.prompt.bos_token_id is not None and special[spec.prompt.bos_token_id] == "<s>":
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", spec.prompt.bos_token_id)]
         )

@@ -12,6 +12,7 @@ from sdrpn.checkpoint.rpn_file import RPN_CONFIG_NAME, RpnFile, read_rpn
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.host.links import AllowLinks
 from sdrpn.method.geometry import Fit
+from sdrpn.method.spec import AskedScheme
 
 __all__ = [
     "CheckpointRequest",
@@ -49,6 +50,7 @@ class CheckpointRequest:
     allow_links: AllowLinks = ()
     fit: Fit = "pad"
     template: str | None = None
+    scheme: AskedScheme = "auto"
 
     @property
     def places(self) -> tuple[Path | None, ...]:

@@ -1,10 +1,13 @@
-"""A separate RPN: `rpn.safetensors` and `rpn.json`, small enough to keep beside any base checkpoint."""
+"""A separate RPN: `rpn.safetensors` and `rpn.json`, small enough to keep beside any base checkpoint.
+
+If the model has a gate, its tensors are in the same file.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,19 +16,21 @@ from numpy.typing import NDArray
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
-from sdrpn.checkpoint.tensor_shapes import rpn_shapes
+from sdrpn.checkpoint.tensor_shapes import proposal_shapes
 from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.registry import fit_of
 from sdrpn.host.atomic import replacing_file
 from sdrpn.method.geometry import Fit
 from sdrpn.method.policy import ModelPolicy, policy_from_json
-from sdrpn.method.spec import ModelSpec, RpnSpec
+from sdrpn.method.spec import ModelSpec, RpnSpec, Scheme
 
 __all__ = ["RPN_CONFIG_NAME", "RpnFile", "read_rpn", "write_rpn"]
 
 RPN_CONFIG_NAME = "rpn.json"
 FORMAT_VERSION = 1
+# Entries of other families than LLaVA; where they are absent, the defaults of `RpnSpec` hold.
+_FURTHER = ("scheme", "rotary", "outer_norm", "sink_query", "reuse_positions", "gate_layers", "prune_above")
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,7 @@ def read_rpn(path: Path) -> RpnFile:
         weights=weights,
         config=weights.with_suffix(".json"),
         tap_layer=config.whole("tap_layer"),
-        rpn=RpnSpec(
-            layers=config.whole("layers"), multi_head=config.flag("multi_head", True), loss=config.get("loss", "bce")
-        ),
+        rpn=_rpn(config),
         note=str(config.get("note", "")),
         fit=config.get("fit", "pad"),
         policy=_policy(config),
@@ -89,17 +92,38 @@ def write_rpn(
     """
     if spec.rpn is None:
         raise ValueError("the model has no RPN to write")
-    shapes = rpn_shapes(spec.llm, spec.rpn.layers)
+    shapes = {name.removeprefix("rpn."): shape for name, shape in proposal_shapes(spec.llm, spec.rpn).items()}
     fit = fit_of(spec)
     names = folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME
     file = RpnFile(*names, spec.tap_layer, spec.rpn, note, fit, policy)
     with replacing_file(file.weights) as path, SafetensorsWriter(path, shapes, np.dtype(dtype)) as writer:
         for name in shapes:
-            writer.write(name, read(f"rpn.{name}"))
+            writer.write(name, read(name if name.startswith("gate.") else f"rpn.{name}"))
     # Written last: an RPN without its description is not read.
     with replacing_file(file.config) as path:
         path.write_text(json.dumps(_description(file), indent=1) + "\n", "utf-8")
     return file
+
+
+def _rpn(config: ConfigSection) -> RpnSpec:
+    config.require("scheme", *get_args(Scheme))
+    try:
+        return RpnSpec(
+            layers=config.whole("layers"),
+            multi_head=config.flag("multi_head", True),
+            loss=config.get("loss", "bce"),
+            scheme=config.get("scheme", "sd-rpn"),
+            outer_norm=config.flag("outer_norm", True),
+            rotary=config.flag("rotary"),
+            sink_query=config.flag("sink_query"),
+            reuse_positions=config.flag("reuse_positions"),
+            gate_layers=config.whole("gate_layers", 0),
+            prune_above=config.whole("prune_above", 0),
+        )
+    except BadCheckpoint:
+        raise
+    except BadInput as error:
+        raise BadCheckpoint(f"{config.where}: {error}") from error
 
 
 def _policy(config: ConfigSection) -> ModelPolicy | None:
@@ -111,12 +135,14 @@ def _policy(config: ConfigSection) -> ModelPolicy | None:
 
 
 def _description(file: RpnFile) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in fields(RpnSpec)}
     return {
         "format_version": FORMAT_VERSION,
         "tap_layer": file.tap_layer,
         "layers": file.rpn.layers,
         "multi_head": file.rpn.multi_head,
         "loss": file.rpn.loss,
+        **{name: getattr(file.rpn, name) for name in _FURTHER if getattr(file.rpn, name) != defaults[name]},
         "note": file.note,
         "fit": file.fit,
         **({} if file.policy is None else {"policy": file.policy.to_json()}),

@@ -30,7 +30,7 @@ __all__ = [
     "some_tensors",
 ]
 
-PARTS = ("vision", "projector", "llm", "rpn")  # the first component of a canonical name
+PARTS = ("vision", "projector", "llm", "rpn", "gate")  # the first component of a canonical name
 _FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
 _QUANTIZED_NAMES = (".qweight", ".SCB", ".weight.absmax", ".weight.quant_state")
 
@@ -86,7 +86,7 @@ class Place:
 
 
 def rpn_source(file: RpnFile) -> Source:
-    """A separate RPN that sdrpn wrote."""
+    """A separate RPN that sdrpn wrote, and its gate, whose names keep their prefix."""
     tensors = TensorFolder((file.weights,))
     return Source(file.weights.parent, (file.weights,), tensors, lambda name: name.removeprefix("rpn."))
 
@@ -101,6 +101,8 @@ def some_tensors(file: Path, tensors: TensorFolder, names: Mapping[str, str]) ->
 
 class TensorHints:
     """What errors about tensors say besides what is wrong: here what holds of every family, which may know more."""
+
+    takes_base = True  # whether a further checkpoint can supply what this one lacks
 
     def wrong_shape(self, name: str) -> tuple[str, tuple[str, ...]]:
         """What to do about the shape of a canonical tensor, and the arguments that change it."""
@@ -183,7 +185,7 @@ def _missing_error(
     hint = hints.missing(name, file_name)
     if hint:
         text += f"; {hint}"
-    if all(part.startswith("llm.") for part, _, _ in missing) and not has_base:
+    if hints.takes_base and not has_base and all(part.startswith("llm.") for part, _, _ in missing):
         text += "; if upper layers were cut from this checkpoint, name the full one as its base"
         return BadCheckpoint(text, options=("base",))
     return BadCheckpoint(text)

@@ -7,9 +7,18 @@ as in PyTorch's Linear.
 from __future__ import annotations
 
 from sdrpn.families.registry import family_of
-from sdrpn.method.spec import LlmSpec, ModelSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 
-__all__ = ["RPN_LAST_LAYER", "Shapes", "decoder_layer_shapes", "llm_shapes", "rpn_shapes", "tensor_shapes"]
+__all__ = [
+    "RPN_LAST_LAYER",
+    "Shapes",
+    "decoder_layer_shapes",
+    "gate_shapes",
+    "llm_shapes",
+    "proposal_shapes",
+    "rpn_shapes",
+    "tensor_shapes",
+]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -22,10 +31,13 @@ _RPN_LAST_LAYER_EXTRAS = ("attention.q.bias", "attention.k.bias", "attention.q_n
 def tensor_shapes(spec: ModelSpec) -> Shapes:
     """Every tensor that `spec` needs, in the order of the computation."""
     shapes = family_of(spec).vision_shapes(spec) | llm_shapes(spec.llm)
-    if spec.rpn is not None:
-        own = rpn_shapes(spec.llm, spec.rpn.layers, outer_norm=spec.rpn.outer_norm)
-        shapes |= {f"rpn.{name}": shape for name, shape in own.items()}
-    return shapes
+    return shapes if spec.rpn is None else shapes | proposal_shapes(spec.llm, spec.rpn)
+
+
+def proposal_shapes(llm: LlmSpec, rpn: RpnSpec) -> Shapes:
+    """The RPN, and the gate where there is one."""
+    own = rpn_shapes(llm, rpn.layers, outer_norm=rpn.outer_norm)
+    return {f"rpn.{name}": shape for name, shape in own.items()} | gate_shapes(llm, rpn)
 
 
 def llm_shapes(llm: LlmSpec) -> Shapes:
@@ -45,6 +57,14 @@ def rpn_shapes(llm: LlmSpec, layers: int, *, outer_norm: bool = True) -> Shapes:
             if layer < layers - 1 or suffix in last:
                 shapes[f"layers.{layer}.{suffix}"] = shape
     return shapes | ({"norm.weight": (llm.width,)} if outer_norm else {})
+
+
+def gate_shapes(llm: LlmSpec, rpn: RpnSpec) -> Shapes:
+    """The gate's whole decoder layers and its one score; nothing if there is no gate."""
+    shapes: Shapes = {}
+    for layer in range(rpn.gate_layers):
+        shapes |= {f"gate.layers.{layer}.{suffix}": shape for suffix, shape in decoder_layer_shapes(llm).items()}
+    return shapes | ({"gate.head.weight": (1, llm.width), "gate.head.bias": (1,)} if shapes else {})
 
 
 def decoder_layer_shapes(llm: LlmSpec) -> Shapes:

@@ -21,7 +21,8 @@ Write a checkpoint as a bundle: a folder with a manifest, ONNX graphs, weights a
 works on.
 
 CHECKPOINT is a folder in one of these layouts: an official SD-RPN checkpoint, an original LLaVA-1.5 checkpoint
-(model_type llava_llama), or a Hugging Face one (llava-hf). Without an RPN the bundle answers as plain LLaVA.
+(model_type llava_llama), a Hugging Face one (llava-hf), or Qwen2.5-VL or Qwen3-VL with an RPN of SD-RPN or Q-Zoom, or
+bare. Without an RPN the bundle answers as the plain model.
 It can also be a LoRA as PEFT or LLaVA saves it, or LLaVA's mm_projector.bin, with --base: see docs/checkpoints.md.
 A bundle can hold several variants (a dialect in a precision): export again with the same --out to add one; equal
 weights are stored once. An interrupted export leaves the folder as it was.
@@ -69,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mm_projector.bin as LLaVA saves it, or its folder, in place of CHECKPOINT's projector",
     )
     add_fit_argument(parser)
+    parser.add_argument(
+        "--scheme",
+        choices=("auto", "sd-rpn", "q-zoom"),
+        default="auto",
+        help="whose second pass the RPN of a Qwen2.5-VL is for; auto: as config.json and the names of tensors say "
+        "(default: auto)",
+    )
     parser.add_argument(
         "--precision",
         choices=tuple(PRECISIONS),
@@ -209,7 +217,7 @@ def _print_text(result: ExportResult) -> None:
     for note in result.notes:
         print_text(note)
     if manifest.spec.rpn is None:
-        print_text("no RPN in this checkpoint: the bundle answers as plain LLaVA (--no-roi); see --rpn")
+        print_text("no RPN in this checkpoint: the bundle answers as the plain model (--no-roi); see --rpn")
     else:
         print_text(f"looks again at cells above {manifest.own_policy.about}")
     if manifest.tokenizer is not None:

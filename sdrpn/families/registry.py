@@ -35,7 +35,11 @@ __all__ = [
 ]
 
 # name -> module:object. A new family is a line here and a folder beside this file.
-_FAMILIES: dict[str, str] = {"llava": "sdrpn.families.llava.family:FAMILY"}
+_FAMILIES: dict[str, str] = {
+    "llava": "sdrpn.families.llava.family:FAMILY",
+    "qwen2.5-vl": "sdrpn.families.qwen.family:QWEN25",
+    "qwen3-vl": "sdrpn.families.qwen.family:QWEN3",
+}
 
 
 def family_named(name: str) -> Family:

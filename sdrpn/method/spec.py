@@ -17,6 +17,7 @@ from sdrpn.host.json_reader import REQUIRED
 from sdrpn.method.grids import ImageGrid
 
 __all__ = [
+    "AskedScheme",
     "LlmSpec",
     "ModelSpec",
     "PromptSpec",
@@ -49,6 +50,7 @@ _MOST = {
 
 RoiLoss = Literal["bce", "focal", "mse"]
 Scheme = Literal["sd-rpn", "q-zoom"]
+AskedScheme = Literal["auto", "sd-rpn", "q-zoom"]  # "auto": as a checkpoint says
 
 _MOST_TOKEN_ID = 2**31
 
@@ -174,6 +176,8 @@ class RpnSpec:
             raise BadInput(f"gate_layers is {str(self.gate_layers)[:40]}; expected 0 to {_MOST['layers']}")
         if type(self.prune_above) is not int or not 0 <= self.prune_above <= _MOST["max_context"]:
             raise BadInput(f"prune_above is {str(self.prune_above)[:40]}; expected 0 to {_MOST['max_context']} tokens")
+        if (self.prune_above or self.sink_query) and not self.multi_head:
+            raise BadInput("multi_head is false: scores of whole queries say nothing of sinks or of what to keep")
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,8 @@ class ModelSpec:
                 f"roi_multi_head=false multiplies whole queries and keys and needs as many key heads as query heads; "
                 f"got {self.llm.kv_heads} and {self.llm.heads}"
             )
+        if self.rpn is not None and self.rpn.prune_above and self.llm.qk_norm:
+            raise BadInput("prune_above averages queries of several heads, which qk_norm does not allow")
 
     @property
     def tail_layers(self) -> int:

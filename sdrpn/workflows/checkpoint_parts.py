@@ -13,6 +13,7 @@ from sdrpn.host.libraries import importing_extra
 if TYPE_CHECKING:
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.method.geometry import Fit
+    from sdrpn.method.spec import AskedScheme
 
 __all__ = ["CheckpointParts", "as_path"]
 
@@ -26,6 +27,7 @@ class CheckpointParts:
     projector: `mm_projector.bin` or its folder, instead of the checkpoint's projector
     fit: how pictures become squares, "pad" or "crop"
     template: prompt template, instead of the checkpoint's own
+    scheme: of the RPN: "auto", "sd-rpn" or "q-zoom"
     download: download what the local cache lacks of a model on the hub
     """
 
@@ -37,6 +39,7 @@ class CheckpointParts:
     fit: Fit = "pad"
     template: str | None = None
     download: bool = False
+    scheme: AskedScheme = "auto"
 
     def found(self) -> CheckpointParts:
         """The same, with hub names replaced by folders. Raises BadInput, as `model_folder` does."""
@@ -60,6 +63,7 @@ class CheckpointParts:
             projector=as_path(parts.projector),
             fit=parts.fit,
             template=parts.template,
+            scheme=parts.scheme,
         )
 
     def look(self, extra: str, purpose: str) -> None:

@@ -262,6 +262,7 @@ def source_of(bundle: Bundle, request: VerifyRequest) -> CheckpointParts:
         projector=request.projector,
         fit=fit_of(bundle.spec),
         template=bundle.manifest.given_template,
+        scheme="auto" if bundle.spec.rpn is None else bundle.spec.rpn.scheme,
     )
 
 

@@ -156,12 +156,13 @@ def export_bundle(
     threshold: float | None = None,
     resume: bool = False,
     download: bool = False,
+    scheme: Literal["auto", "sd-rpn", "q-zoom"] = "auto",
     progress: ShowProgress = show_nothing,
 ) -> ExportResult:
     """Write a checkpoint as a bundle: a folder with a manifest, ONNX graphs, weights and a tokenizer.
 
     Args:
-        checkpoint, vision_tower, rpn, base, projector, fit, download: see `sdrpn.checkpoint.open_checkpoint`
+        checkpoint, vision_tower, rpn, base, projector, fit, scheme, download: see `sdrpn.checkpoint.open_checkpoint`
         out: folder to write: new, empty, or a bundle of the same checkpoint, which gets a further variant
         precision, dialect, max_context, block, method, keep, int8, kv_cache: see `sdrpn.export.ExportOptions`
         calibration, resume, threshold: see `ExportRequest`
@@ -171,7 +172,15 @@ def export_bundle(
         for a calibration, sdrpn[train]; RunFailed when the disk is full. `out` is either as it was or complete.
     """
     parts = CheckpointParts(
-        checkpoint, vision_tower, rpn, base, projector, fit=fit, template=template, download=download
+        checkpoint,
+        vision_tower,
+        rpn,
+        base,
+        projector,
+        fit=fit,
+        template=template,
+        download=download,
+        scheme=scheme,
     )
     request = ExportRequest(
         parts,
@@ -216,6 +225,7 @@ def export(request: ExportRequest, progress: ShowProgress = show_nothing) -> Exp
                 resume=request.resume,
                 calibration=calibration,
                 template=parts.template,
+                scheme=parts.scheme,
                 threshold=request.threshold,
                 progress=advance,
                 note=notes.append,

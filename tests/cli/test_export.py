@@ -25,7 +25,14 @@ from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.damage import copied, cut, edit_json
 
-OFFICIAL = {"threshold": 0.15, "upscale": "mask", "max_ratio": None, "min_cells": 2, "max_share": 0.390625}
+OFFICIAL = {
+    "threshold": 0.15,
+    "upscale": "mask",
+    "max_ratio": None,
+    "min_cells": 2,
+    "max_share": 0.390625,
+    "gate_threshold": None,
+}
 
 
 def listing(folder: Path) -> list[str]:
@@ -140,7 +147,7 @@ class TestOutput:
         write_random_checkpoint(tmp_path / "plain", dataclasses.replace(tiny_spec, rpn=None), layout="llava")
         outcome = sdrpn("export", tmp_path / "plain", "--out", tmp_path / "bundle")
         assert outcome.code == 0
-        assert "no RPN in this checkpoint: the bundle answers as plain LLaVA (--no-roi); see --rpn\n" in outcome.out
+        assert "no RPN in this checkpoint: the bundle answers as the plain model (--no-roi); see --rpn\n" in outcome.out
         assert " in 3 graphs\n" in outcome.out
 
     def test_a_relative_out(

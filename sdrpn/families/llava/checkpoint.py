@@ -34,6 +34,8 @@ __all__ = ["open_llava"]
 def open_llava(request: CheckpointRequest) -> Checkpoint:
     """See `sdrpn.checkpoint.open_checkpoint`."""
     folder, base, fit, template = request.folder, request.base, request.fit, request.template
+    if request.scheme == "q-zoom":
+        raise BadInput(f"{folder}: Q-Zoom has no LLaVA; expected the scheme sd-rpn, or auto", options=("scheme",))
     parts = find_parts(folder)
     described_in = _described_in(parts, base)
     tower = _vision_tower(described_in, request.vision_tower)

@@ -29,8 +29,6 @@ MODELS = {
     "tinyllava": "TinyLLaVA, which has a SigLIP tower and other language models",
     "mobilevlm": "MobileVLM, whose projector merges tokens",
     "qwen2_vl": "Qwen2-VL",
-    "qwen2_5_vl": "Qwen2.5-VL, which cannot be exported yet",
-    "qwen3_vl": "Qwen3-VL, which cannot be exported yet",
     "mistral3": "Mistral 3 with a Pixtral tower",
     "paligemma": "PaliGemma",
     "internvl": "InternVL",

@@ -1,133 +1,79 @@
-"""A Qwen checkpoint under canonical names: recognised, and every tensor checked before any is read. NumPy only."""
+"""Open a checkpoint of these families, of any of the three kinds, with what is put beside it. NumPy only."""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-import ml_dtypes
-import numpy as np
-from numpy.typing import NDArray
-
-from sdrpn.checkpoint.config_section import read_config
-from sdrpn.checkpoint.finite import count_not_finite
+from sdrpn.checkpoint.checkpoint import Checkpoint
+from sdrpn.checkpoint.config_section import RANDOM_WEIGHTS, read_config
+from sdrpn.checkpoint.prompt_config import with_template
+from sdrpn.checkpoint.request import CheckpointRequest, config_files, require_checkpoint_folder, rpn_file_of
+from sdrpn.checkpoint.rpn_file import RpnFile
+from sdrpn.checkpoint.source import PARTS, Source, TensorHints, rpn_source
 from sdrpn.checkpoint.tensors import TensorFolder, weight_files
-from sdrpn.errors import BadCheckpoint
-from sdrpn.families.qwen.config import AskedScheme, family_name, qwen_spec
-from sdrpn.families.qwen.names import NameTable, detect_names
-from sdrpn.families.qwen.tensors import model_shapes
-from sdrpn.method.spec import ModelSpec
+from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.qwen.config import qwen_spec, require_deepstack_below_tap
+from sdrpn.families.qwen.names import detect_names
+from sdrpn.method.spec import AskedScheme, ModelSpec
 
-__all__ = ["QwenWeights", "open_qwen"]
-
-_FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
+__all__ = ["open_qwen", "open_qwen_checkpoint"]
 
 
-class QwenWeights:
-    """Tensors and spec of a model; made by `open_qwen`, used as a context manager."""
+class QwenHints(TensorHints):
+    """See `TensorHints`."""
 
-    def __init__(self, path: Path, spec: ModelSpec, tensors: TensorFolder, table: NameTable) -> None:
-        self.path = path
-        self.spec = spec
-        self.layout = table.layout
-        self._tensors = tensors
-        self._places = _places(path, spec, tensors, table)
-
-    def __enter__(self) -> QwenWeights:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files."""
-        self._tensors.close()
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The canonical names of all tensors that the spec needs."""
-        return frozenset(self._places)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a canonical tensor. Raises KeyError for a name outside `names`."""
-        return self._tensors.shape(self._places[name])
-
-    def read(self, name: str) -> NDArray[Any]:
-        """The tensor as it is stored. Raises BadCheckpoint where it holds NaN or infinities, KeyError for no tensor."""
-        place = self._places[name]
-        array = self._tensors.read(place)
-        count = count_not_finite(array)
-        if count:
-            raise BadCheckpoint(
-                f"{place} of {self.path} holds {count} of {array.size} numbers that are NaN or infinite; the file is "
-                "damaged, or the training diverged: use an earlier checkpoint"
-            )
-        return array
+    takes_base = False
 
 
-def open_qwen(folder: Path, scheme: AskedScheme = "auto") -> QwenWeights:
-    """Open a checkpoint of Qwen2.5-VL or Qwen3-VL, bare or with a region proposal network.
-
-    Args: scheme: whose second pass it is; "auto": as config and names of tensors say
-    Raises: BadCheckpoint for what is missing, malformed or not supported, by the name of the tensor or the entry.
-    """
+def open_qwen_checkpoint(request: CheckpointRequest) -> Checkpoint:
+    """See `sdrpn.checkpoint.open_checkpoint`."""
+    request.require_without("vision_tower", "base", "projector")
+    if request.fit != "pad":
+        raise BadInput(
+            f"{request.folder} is of a family whose pictures keep their shape; there is no fit to choose: leave it out",
+            options=("fit",),
+        )
+    folder = request.folder
+    require_checkpoint_folder(folder)
     config = read_config(folder / "config.json")
-    tensors = TensorFolder(weight_files(folder))
-    spec = qwen_spec(folder, tensors.names, scheme)
-    family = family_name(config.values)
-    assert family is not None  # else there were no spec
-    return QwenWeights(folder, spec, tensors, detect_names(tensors.names, family=family, where=str(folder)))
+    files = weight_files(folder)
+    tensors = TensorFolder(files)
+    spec = qwen_spec(folder, tensors.names, request.scheme)
+    table = detect_names(tensors.names, family=spec.vision.family, where=str(folder))
+    own = Source(folder, files, tensors, table.file_name, layout=table.layout)
+    sources = {part: [own] for part in PARTS}
+    configs = config_files(folder)
+    file = rpn_file_of(folder, request.rpn)
+    if file is not None:
+        spec = _with_rpn(spec, file, request.scheme)
+        sources["rpn"] = sources["gate"] = [rpn_source(file)]
+        configs += (file.config,)
+    if request.template is not None:
+        spec = with_template(spec, request.template, folder)
+    trained = file is not None or not config.flag(RANDOM_WEIGHTS)
+    policy = None if file is None else file.policy
+    hints = QwenHints()
+    return Checkpoint(folder, spec, table.layout, sources, configs, hints=hints, rpn_trained=trained, policy=policy)
 
 
-def _places(path: Path, spec: ModelSpec, tensors: TensorFolder, table: NameTable) -> dict[str, str]:
-    """Canonical name -> name in the files. Raises BadCheckpoint for the first that is missing or does not fit."""
-    places: dict[str, str] = {}
-    missing: list[tuple[str, tuple[int, ...]]] = []
-    for name, expected in model_shapes(spec).items():
-        place = _stored_as(name, spec, tensors, table)
-        if place is None:
-            missing.append((table.file_name(name), expected))
-        else:
-            _require_stored_well(path, tensors, place, expected)
-            places[name] = place
-    if missing:
-        raise _missing_error(path, tensors, missing, set(places.values()))
-    return places
+def open_qwen(folder: Path, scheme: AskedScheme = "auto") -> Checkpoint:
+    """The checkpoint in a folder, with nothing put beside it."""
+    return open_qwen_checkpoint(CheckpointRequest(folder, scheme=scheme))
 
 
-def _stored_as(name: str, spec: ModelSpec, tensors: TensorFolder, table: NameTable) -> str | None:
-    """The name in the files. A tied head is the embedding table, unless a head is stored as well, and the other way."""
-    tied = ("llm.head.weight", "llm.embed.weight")
-    others = tied if spec.llm.tied_embeddings and name in tied else ()
-    candidates = (table.file_name(each) for each in (name, *others))
-    return next((place for place in candidates if place in tensors.names), None)
-
-
-def _require_stored_well(path: Path, tensors: TensorFolder, place: str, expected: tuple[int, ...]) -> None:
-    if tensors.dtype(place) not in _FLOATS:
+def _with_rpn(spec: ModelSpec, file: RpnFile, asked: AskedScheme) -> ModelSpec:
+    """The spec with the RPN of a file of its own in place of the checkpoint's."""
+    family, rpn = spec.vision.family, file.rpn
+    if (rpn.rotary, rpn.outer_norm, rpn.sink_query) != (True, False, family == "qwen3-vl"):
         raise BadCheckpoint(
-            f"{place} of {path} is stored as {tensors.stored_as(place)}; expected float32, float16 or bfloat16: use "
-            "the checkpoint from before it was quantised"
+            f"{file.config} is an RPN for a model of another family; expected one for {family}",
+            options=("rpn",),
         )
-    if tensors.shape(place) != expected:
-        raise BadCheckpoint(
-            f"{place} of {path} has the shape {list(tensors.shape(place))}; expected {list(expected)}: config.json and "
-            "the weights are not of one model"
-        )
-
-
-def _missing_error(
-    path: Path, tensors: TensorFolder, missing: list[tuple[str, tuple[int, ...]]], used: set[str]
-) -> BadCheckpoint:
-    place, expected = missing[0]
-    text = f"{place} {list(expected)} is missing from {path}"
-    if len(missing) > 1:
-        text += f" (and {len(missing) - 1} more)"
-    similar = difflib.get_close_matches(place, sorted(tensors.names - used), n=1)
-    if similar:
-        text += f"; the closest name in it is {similar[0]} {list(tensors.shape(similar[0]))}"
-    return BadCheckpoint(text)
+    if asked not in ("auto", rpn.scheme):
+        raise BadInput(f"{file.config} is an RPN of the scheme {rpn.scheme}; got {asked}", options=("scheme",))
+    require_deepstack_below_tap(spec.vision, file.tap_layer, str(file.config))
+    try:
+        return dataclasses.replace(spec, tap_layer=file.tap_layer, rpn=rpn)
+    except BadInput as error:
+        raise BadCheckpoint(f"{file.config}: {error}", options=("rpn",)) from error

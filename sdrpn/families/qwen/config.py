@@ -11,18 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config, read_optional_config
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.qwen.insertion import PRUNED_ABOVE_TOKENS
 from sdrpn.families.qwen.names import has_gate, has_rpn, is_sd_rpn
 from sdrpn.families.qwen.prompt import read_prompt
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision
-from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec, Scheme
+from sdrpn.method.spec import AskedScheme, LlmSpec, ModelSpec, RpnSpec, Scheme, Vision
 
-__all__ = ["AskedScheme", "family_name", "qwen_spec", "recognised_scheme"]
+__all__ = ["family_name", "qwen_spec", "recognised_scheme", "require_deepstack_below_tap"]
 
-AskedScheme = Literal["auto", "sd-rpn", "q-zoom"]
 # Entries that Q-Zoom's code writes, and SD-RPN's does not know.
 _QZOOM_ENTRIES = ("enable_high_res", "reuse_src_pos", "high_res_K", "high_res_T", "high_res_thresh")
 _TYPES = {"qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
@@ -144,17 +144,22 @@ def qwen_spec(folder: Path, names: Set[str], scheme: AskedScheme = "auto") -> Mo
         llm = _llm(config, text, family, defaults)
         rpn, tap = _rpn(config, text, names, scheme, llm)
         vision = _vision(config, folder, family, defaults, llm)
-        if isinstance(vision, Qwen3Vision) and len(vision.deepstack_layers) > tap:
-            raise BadCheckpoint(
-                f"{config.where}: the tap lies after layer {tap}, and the vision tower has features for the first "
-                f"{len(vision.deepstack_layers)} layers; expected a tap behind them"
-            )
+        require_deepstack_below_tap(vision, tap, config.where)
         return ModelSpec(
             vision=vision,
             llm=llm,
             tap_layer=tap,
             rpn=rpn,
             prompt=read_prompt(text, config, folder, family),
+        )
+
+
+def require_deepstack_below_tap(vision: Vision, tap: int, where: str) -> None:
+    """Raise BadCheckpoint for a tap below layers that features of the vision tower are added to."""
+    if isinstance(vision, Qwen3Vision) and len(vision.deepstack_layers) > tap:
+        raise BadCheckpoint(
+            f"{where}: the tap lies after layer {tap}, and the vision tower has features for the first "
+            f"{len(vision.deepstack_layers)} layers; expected a tap behind them"
         )
 
 
@@ -252,6 +257,7 @@ def _rpn(
         sink_query=family_name(config.values) == "qwen3-vl",
         reuse_positions=entries.flag("reuse_src_pos") and scheme == "q-zoom",
         gate_layers=entries.whole("high_res_T", layers) if gated else 0,
+        prune_above=PRUNED_ABOVE_TOKENS if scheme == "sd-rpn" else 0,
     )
     return rpn, tap
 

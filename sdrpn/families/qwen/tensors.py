@@ -1,40 +1,20 @@
-"""The canonical names of all tensors of a model of these families, and their shapes. A table; reads no file."""
+"""The canonical names of the tensors of the vision towers, and their shapes. A table; reads no file."""
 
 from __future__ import annotations
 
-from sdrpn.checkpoint.tensor_shapes import decoder_layer_shapes, llm_shapes, rpn_shapes
 from sdrpn.families.family import Shapes
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision, QwenVision, qwen_vision_of
-from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec
 
-__all__ = ["gate_shapes", "model_shapes", "vision_shapes"]
+__all__ = ["vision_shapes"]
 
 _CHANNELS = 3
-
-
-def model_shapes(spec: ModelSpec) -> Shapes:
-    """Every tensor that `spec` needs, in the order of the computation: vision, llm, rpn, gate."""
-    shapes = vision_shapes(spec) | llm_shapes(spec.llm)
-    if spec.rpn is not None:
-        own = rpn_shapes(spec.llm, spec.rpn.layers, outer_norm=spec.rpn.outer_norm)
-        shapes |= {f"rpn.{name}": shape for name, shape in own.items()} | gate_shapes(spec.llm, spec.rpn)
-    return shapes
 
 
 def vision_shapes(spec: ModelSpec) -> Shapes:
     """Tower and mergers, up to the LLM's width."""
     vision = qwen_vision_of(spec)
     return _tower_25(vision, spec.llm) if isinstance(vision, Qwen25Vision) else _tower_3(vision, spec.llm)
-
-
-def gate_shapes(llm: LlmSpec, rpn: RpnSpec) -> Shapes:
-    """The gate's whole decoder layers and its one score; nothing where there is no gate."""
-    if not rpn.gate_layers:
-        return {}
-    shapes: Shapes = {}
-    for layer in range(rpn.gate_layers):
-        shapes |= {f"gate.layers.{layer}.{suffix}": shape for suffix, shape in decoder_layer_shapes(llm).items()}
-    return shapes | _affine("gate.head", 1, llm.width)
 
 
 def _tower_25(vision: Qwen25Vision, llm: LlmSpec) -> Shapes:

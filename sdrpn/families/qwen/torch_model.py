@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdrpn.families.qwen.checkpoint import QwenWeights
+from sdrpn.checkpoint import Checkpoint
 from sdrpn.families.qwen.torch_vision import tower
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.layers import DecoderLayer
@@ -60,7 +60,7 @@ class QwenModel(nn.Module):
         return f"llm.{key}" if part == "embed" else f"llm.{rest}"
 
 
-def model_from_weights(weights: QwenWeights, dtype: torch.dtype = torch.float32) -> QwenModel:
+def model_from_weights(weights: Checkpoint, dtype: torch.dtype = torch.float32) -> QwenModel:
     """The model in evaluation mode, no parameter requiring a gradient."""
     with torch.device("meta"):  # no memory, no initialisation
         model = QwenModel(weights.spec)
@@ -70,7 +70,7 @@ def model_from_weights(weights: QwenWeights, dtype: torch.dtype = torch.float32)
     return model
 
 
-def _tensor(weights: QwenWeights, name: str, dtype: torch.dtype) -> Tensor:
+def _tensor(weights: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     owned = np.array(weights.read(name))  # the checkpoint's array maps a file and cannot be written to
     if owned.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(owned.view(np.uint16)).view(torch.bfloat16).to(dtype)

@@ -140,8 +140,12 @@ class Tower25(nn.Module):
     def forward(self, patches: Tensor, hw: tuple[int, int]) -> Look:
         """(N,3*P*P) of a picture of `hw` image tokens."""
         layout = window_layout(hw, self.spec)
-        window = torch.from_numpy(layout.slots // layout.rows.shape[1])  # (N,)
-        within, turns = window[:, None] == window, _turns(hw, self.spec)
+        window = torch.from_numpy(layout.slots // layout.rows.shape[1])
+        return self.encode(patches, _turns(hw, self.spec), window)
+
+    def encode(self, patches: Tensor, turns: tuple[Tensor, Tensor], window: Tensor) -> Look:
+        """The same with cos and sin (1,1,N,d) and the window (N,) of every patch."""
+        within = window[:, None] == window
         x = self.patch(patches)
         for number, layer in enumerate(self.layers):
             x = layer(x, turns, None if number in self.spec.full_layers else within)
@@ -172,9 +176,14 @@ class Tower3(nn.Module):
 
     def forward(self, patches: Tensor, hw: tuple[int, int]) -> Look:
         """(N,3*P*P) of a picture of `hw` image tokens."""
-        entries, turns = position_entries(hw, self.spec), _turns(hw, self.spec)
-        weights = torch.from_numpy(entries.weights)[..., None]
-        x = self.patch(patches) + (self.positions[torch.from_numpy(entries.rows)] * weights).sum(dim=0)
+        entries = position_entries(hw, self.spec)
+        rows, weights = torch.from_numpy(entries.rows), torch.from_numpy(entries.weights)
+        return self.encode(patches, _turns(hw, self.spec), rows, weights)
+
+    def encode(self, patches: Tensor, turns: tuple[Tensor, Tensor], rows: Tensor, weights: Tensor) -> Look:
+        """The same with cos and sin (1,1,N,d), and entries of the table of positions and their weights (4,N)."""
+        placed = (self.positions[rows] * weights[..., None]).sum(dim=0)
+        x = self.patch(patches) + placed.to(patches.dtype)
         found: list[Tensor] = []
         for number, layer in enumerate(self.layers):
             x = layer(x, turns, None)

@@ -19,6 +19,7 @@ __all__ = [
     "PositionEntries",
     "WindowLayout",
     "evenly_spaced",
+    "most_windows",
     "position_entries",
     "rotary_tables",
     "tower_inputs",
@@ -88,7 +89,7 @@ def window_layout(hw: tuple[int, int], vision: Qwen25Vision) -> WindowLayout:
     counts = np.bincount(window)
     starts = np.cumsum(counts) - counts
     slot = np.arange(len(order)) - np.repeat(starts, counts)  # within its window, in the order of `order`
-    width = (side * merge) ** 2
+    width = vision.window_patches
     table = np.repeat(order[starts][:, None], width, axis=1)
     valid = np.zeros(table.shape, np.bool_)
     places = window[order] * width + slot
@@ -96,6 +97,12 @@ def window_layout(hw: tuple[int, int], vision: Qwen25Vision) -> WindowLayout:
     slots = np.empty(len(order), np.int64)
     slots[order] = places
     return WindowLayout(table, valid, slots)
+
+
+def most_windows(vision: Qwen25Vision) -> int:
+    """The most windows of any picture within the budget: W grows as cut ones do, at the borders of long pictures."""
+    side, cells = vision.window_cells, vision.image_tokens
+    return max(-(-rows // side) * -(-(cells // rows) // side) for rows in range(1, cells + 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,15 @@ from sdrpn.families.qwen.grid import ResizedGrid
 from sdrpn.families.qwen.resize import PixelBudget, Resize, rounded_wh
 from sdrpn.method.spec import ModelSpec, Vision, require_divisible, require_positive
 
-__all__ = ["Qwen3Vision", "Qwen25Vision", "QwenVision", "qwen_vision_of", "with_image_tokens", "with_resize"]
+__all__ = [
+    "LEAST_IMAGE_TOKENS",
+    "Qwen3Vision",
+    "Qwen25Vision",
+    "QwenVision",
+    "qwen_vision_of",
+    "with_image_tokens",
+    "with_resize",
+]
 
 LEAST_IMAGE_TOKENS = 4  # the official pipeline's least: a map needs cells to choose among
 _MOST_SIDE = 4096
@@ -131,6 +139,11 @@ class Qwen25Vision(QwenVision):
     def window_cells(self) -> int:
         """Image tokens on a side of a window."""
         return self.window_px // self.merge // self.patch_size_px
+
+    @property
+    def window_patches(self) -> int:
+        """K, slots of a window."""
+        return (self.window_cells * self.merge) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)

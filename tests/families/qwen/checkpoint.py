@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
+from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 from sdrpn.families.qwen.config import family_name, qwen_spec
 from sdrpn.families.qwen.names import NameTable
-from sdrpn.families.qwen.tensors import model_shapes
 
 METHOD = {
     "enable_twig": True,
@@ -116,7 +116,7 @@ def write_qwen(
         table = OLD if family_name(config) == "qwen2.5-vl" else NEW_3
     claimed = {f"{table.llm}twig_layers.0.x"} if config.get("enable_twig") else set()
     # Only whose RPN it is depends on names: that of the shapes does not.
-    shapes = {table.file_name(name): shape for name, shape in model_shapes(qwen_spec(folder, claimed)).items()}
+    shapes = {table.file_name(name): shape for name, shape in tensor_shapes(qwen_spec(folder, claimed)).items()}
     shapes = {name: shape for name, shape in {**shapes, **(more or {})}.items() if keep(name)}
     rng = np.random.default_rng(0)
     with SafetensorsWriter(folder / "model.safetensors", shapes, np.dtype(np.float32)) as writer:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.qwen.checkpoint import open_qwen
 from sdrpn.families.qwen.config import recognised_scheme
 from sdrpn.families.qwen.names import NameTable
-from sdrpn.families.qwen.tensors import model_shapes
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision
 from tests.families.qwen.checkpoint import CONFIG_3, CONFIG_25, METHOD, NEW_25, QZOOM, config_of, write_qwen
 from tests.families.qwen.official import WHOLE
@@ -53,8 +53,9 @@ def test_the_official_models_are_recognised_and_whole(name: str) -> None:
 def test_nothing_of_the_official_models_is_left_over(name: str) -> None:
     """But for what the last layer of the RPN never uses."""
     with open_qwen(WHOLE / name) as weights:
-        places = set(weights._places.values())
-        unused = {each for each in weights._tensors.names if each not in places}
+        places = {place.file_name for place in weights._places.values()}
+        (source,) = {place.source for place in weights._places.values()}
+        unused = {each for each in source.tensors.names if each not in places}
     ends = ("v_proj.weight", "v_proj.bias", "o_proj.weight", "gate_proj.weight", "up_proj.weight", "down_proj.weight")
     assert all(
         "twig_layers.2." in each and each.endswith((*ends, "post_attention_layernorm.weight")) for each in unused
@@ -260,7 +261,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
     raw[-4:] = np.array([np.nan], np.float32).tobytes()
     (folder / "model.safetensors").write_bytes(bytes(raw))
     with open_qwen(folder) as weights:
-        last = max(weights.names, key=lambda name: _offset(raw, weights._places[name]))
+        last = max(weights.names, key=lambda name: _offset(raw, weights._places[name].file_name))
         with pytest.raises(BadCheckpoint, match=r"holds 1 of \d+ numbers that are NaN or infinite"):
             weights.read(last)
 
@@ -286,7 +287,7 @@ def test_pixels_come_from_the_processor_then_from_the_config(tmp_path: Path) -> 
 
 def test_every_shape_is_of_one_of_four_parts(tmp_path: Path) -> None:
     with open_qwen(write_qwen(tmp_path, config_of(CONFIG_3, **QZOOM))) as weights:
-        assert {name.partition(".")[0] for name in model_shapes(weights.spec)} == {"vision", "llm", "rpn", "gate"}
+        assert {name.partition(".")[0] for name in tensor_shapes(weights.spec)} == {"vision", "llm", "rpn", "gate"}
 
 
 def _offset(raw: bytearray, place: str) -> int:
