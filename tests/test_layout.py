@@ -13,6 +13,8 @@ LAYOUT = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
 # The house has 28, and each area of the product beyond it adds one: every family of models is a room, and so are frames
 # of videos and cameras, the server, and tools for agents.
 MOST_ROOMS = 32
+# Of the command line, which reads arguments and calls a workflow: what grows beyond belongs to another room.
+MOST_LINES_OF_VERBS = 3_000
 
 
 def room_of(module: str) -> str:
@@ -52,6 +54,19 @@ def test_every_room_says_what_it_is() -> None:
 
 def test_there_are_few_enough_rooms() -> None:
     assert len(rooms()) <= MOST_ROOMS
+
+
+def test_the_command_line_stays_thin() -> None:
+    sources = [path for module, path in modules().items() if room_of(module) == "sdrpn.cli"]
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
+    assert lines["main.py"] > 0
+    assert sum(lines.values()) <= MOST_LINES_OF_VERBS, lines
+
+
+def test_no_verb_lays_out_a_table() -> None:
+    """A result knows its text (`Table` of sdrpn.reports); a verb prints it."""
+    verbs = [path for module, path in modules().items() if room_of(module) == "sdrpn.cli"]
+    assert [path.name for path in verbs if "print_table" in path.read_text(encoding="utf-8")] == []
 
 
 def test_rooms_import_each_other_one_way() -> None:

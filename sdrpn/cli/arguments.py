@@ -1,37 +1,30 @@
-"""Argument types that several verbs share. A bad value is a usage error that says what is expected."""
+"""Arguments that several verbs share, and requests made of them. Imports no library."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sdrpn.bundle.shipped import DEMO_BUNDLE, DEMO_NAME, bundle_path, is_former_name
+from sdrpn.terminal.argument_types import AUTO, number_between, positive_int
 from sdrpn.terminal.output import warn, warn_of_former_name
 
 __all__ = [
-    "AUTO",
+    "BACKENDS",
     "BUNDLE_HELP",
+    "GRAPH_BACKENDS",
     "add_fit_argument",
+    "add_former_name",
+    "add_region_arguments",
     "add_threads_argument",
     "bundle_folder",
-    "context_lengths",
-    "device_number",
     "filled",
-    "non_negative_number",
-    "number_between",
-    "number_or_auto",
-    "port_number",
-    "positive_int",
-    "some_names",
-    "whole_number",
 ]
 
 Request = TypeVar("Request")
-AUTO = "auto"
 # The names of sdrpn.runtime.backends.registry, which is not imported for --help.
 GRAPH_BACKENDS = ("onnxruntime", "onnxruntime-cuda")
 BACKENDS = (AUTO, *GRAPH_BACKENDS, "tensorrt")
@@ -67,87 +60,6 @@ def add_threads_argument(group: argparse._ActionsContainer) -> None:
     )
 
 
-def some_names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
-    return tuple(name for part in text.split(",") if (name := part.strip()))
-
-
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    value = whole_number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return value
-
-
-def context_lengths(text: str) -> tuple[int, ...]:
-    """Integers of at least 1, separated by commas, in ascending order."""
-    lengths = tuple(positive_int(part.strip()) for part in text.split(","))
-    if len(set(lengths)) != len(lengths):
-        raise argparse.ArgumentTypeError(f"{text!r} lists a length twice")
-    return tuple(sorted(lengths))
-
-
-def whole_number(text: str) -> int:
-    """Any whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
-def device_number(text: str) -> int:
-    """The number of a GPU: a whole number of at least 0."""
-    value = whole_number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a device number; expected an integer of at least 0")
-    return value
-
-
-def port_number(text: str) -> int:
-    """A port to listen on; 0: any free one."""
-    value = whole_number(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port; expected an integer from 0 to 65535")
-    return value
-
-
-def non_negative_number(text: str) -> float:
-    """A finite number of at least 0."""
-    return number_between(0, math.inf)(text)
-
-
-def number_between(low: float, high: float) -> Callable[[str], float]:
-    """Finite numbers from `low` to `high`, both included."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value) and low <= value <= high:
-            return value
-        expected = f"a number of at least {low:g}" if math.isinf(high) else f"a number from {low:g} to {high:g}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-
-    return parse
-
-
-def number_or_auto(low: float, high: float) -> Callable[[str], float | str]:
-    """Numbers as in `number_between`, or the word auto."""
-    number = number_between(low, high)
-
-    def parse(text: str) -> float | str:
-        if text == AUTO:
-            return AUTO
-        try:
-            return number(text)
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"{error}, or {AUTO}") from None
-
-    return parse
-
-
 class _FormerName(argparse.Action):
     """Warn that an option has a new name, and set the same value."""
 
@@ -177,6 +89,30 @@ def add_former_name(group: argparse._ActionsContainer, former: str, now: str, *,
         default=argparse.SUPPRESS,
         choices=choices,
         help=argparse.SUPPRESS,
+    )
+
+
+def add_region_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare which cells of a RoI map become regions, and how they are looked at."""
+    group.add_argument(
+        "--threshold",
+        metavar="X",
+        type=number_between(-1, 1),
+        help="cells of the RoI map above this become regions; negative: relative to the highest raw score (default: "
+        "the model's own, which `sdrpn inspect` shows)",
+    )
+    group.add_argument(
+        "--upscale",
+        choices=("mask", "bbox"),
+        help="mask: one crop around all regions, with only the cells above the threshold; bbox: up to two crops, all "
+        "cells (default: the model's own)",
+    )
+    group.add_argument(
+        "--max-share",
+        metavar="S",
+        type=number_between(0, 1),
+        help="ignore regions larger than this share of the map, which the first look shows well enough (default: "
+        "the model's own; the official limit is 0.390625)",
     )
 
 

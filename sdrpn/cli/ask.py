@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import (
-    BUNDLE_HELP,
-    bundle_folder,
-    non_negative_number,
-    number_between,
-    positive_int,
-    whole_number,
-)
+from sdrpn.cli.arguments import BUNDLE_HELP, add_region_arguments, bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.cli.session_arguments import add_where, session_fields
 from sdrpn.cli.source_arguments import add_frame_options, read_options
 from sdrpn.errors import BadInput
+from sdrpn.terminal.argument_types import non_negative_number, number_between, positive_int, whole_number
 
 if TYPE_CHECKING:
     from sdrpn.workflows.ask_frames import AnswerFile
-    from sdrpn.workflows.question import Answer, AskRequest, Roi
+    from sdrpn.workflows.question import AskRequest, Roi
 
 HELP = "ask a question about an image"
 DESCRIPTION = """\
@@ -39,11 +32,6 @@ It asks about every frame of a folder, a pattern ('shots/*.jpg'), a list (.txt),
 
   sdrpn ask bundle shots "What does the sign say?" --jsonl --out answers.jsonl
 """
-
-
-# The name of standard input, and how much of it is read: more than any picture within the pixel limit needs.
-STDIN = "-"
-_MOST_STDIN_BYTES = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,26 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-roi", action="store_true", help="no second look: plain LLaVA")
-    group.add_argument(
-        "--threshold",
-        metavar="X",
-        type=number_between(-1, 1),
-        help="cells of the RoI map above this become regions; negative: relative to the highest raw score (default: "
-        "the model's own, which `sdrpn inspect` shows)",
-    )
-    group.add_argument(
-        "--upscale",
-        choices=("mask", "bbox"),
-        help="mask: one crop around all regions, with only the cells above the threshold; bbox: up to two crops, all "
-        "cells (default: the model's own)",
-    )
-    group.add_argument(
-        "--max-share",
-        metavar="S",
-        type=number_between(0, 1),
-        help="ignore regions larger than this share of the map, which the first look shows well enough (default: "
-        "the model's own; the official limit is 0.390625)",
-    )
+    add_region_arguments(group)
     group.add_argument(
         "--max-ratio",
         metavar="R",
@@ -161,13 +130,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.debug:
         silence_onnxruntime()
     asked = ask_question(request, piece=print_piece if args.stream else None, note=_warn)
-    answer = asked.answer
     if args.json:
-        print_json({**_as_json(answer), "overlay": args.overlay})
+        print_json({**asked.to_json(), "overlay": args.overlay})
     elif args.stream:
         print_piece("\n")
     else:
-        print_text(answer.text)
+        print_text(asked.answer.text)
     if args.overlay is not None:
         save_picture(asked.overlay(), args.overlay)  # after the answer, which is not lost if this fails
         if not args.json:
@@ -273,29 +241,9 @@ def _check_overlay(args: argparse.Namespace) -> None:
 
 def _image_source(source: str) -> Path | str | bytes:
     """A file, the text of another source, or the bytes on standard input."""
-    if source != STDIN:
-        return source if "://" in source else Path(source)
-    if sys.stdin is None or sys.stdin.isatty():
-        raise BadInput(
-            f"IMAGE is {STDIN} and standard input has no picture; pipe one: cat street.jpg | sdrpn ask BUNDLE - "
-            f'"..."; a file of that name is ./{STDIN}'
-        )
-    data = sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)
-    if len(data) > _MOST_STDIN_BYTES:
-        raise BadInput(f"standard input has more than {_MOST_STDIN_BYTES:,} bytes; expected one picture")
-    if not data:
-        raise BadInput("standard input is empty (0 bytes); expected a picture")
-    return data
+    from sdrpn.frames.source import STDIN
+    from sdrpn.frames.standard_input import read_standard_input
 
-
-def _as_json(answer: Answer) -> dict[str, object]:
-    return {
-        "text": answer.text,
-        "token_ids": answer.token_ids,
-        "finish_reason": answer.finish_reason,
-        "boxes_xyxy_px": answer.boxes_xyxy_px,
-        "roi_token_count": answer.roi_token_count,
-        "note": answer.note,
-        "timings": answer.timings,
-        "tokens": answer.tokens,
-    }
+    if source == STDIN:
+        return read_standard_input()
+    return source if "://" in source else Path(source)

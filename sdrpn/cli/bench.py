@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, positive_int
+from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
+from sdrpn.terminal.argument_types import positive_int
 
 if TYPE_CHECKING:
-    from sdrpn.reports.bench_report import BenchReport, CaseFigures
     from sdrpn.workflows.benchmark import BenchBundle, BenchRequest
 
 HELP = "measure how long answers take, stage by stage"
@@ -79,7 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print the report."""
     from sdrpn.reports.bench_report import csv_text, html_text
-    from sdrpn.terminal.output import print_document, print_json, warn
+    from sdrpn.reports.bench_text import bench_text
+    from sdrpn.terminal.output import print_document, print_json, print_report, warn
     from sdrpn.terminal.output_file import report_written, require_output_file, write_text
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.benchmark import bench
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.csv:
         print_document(csv_text(report))
     else:
-        _print(report)
+        print_report(bench_text(report))
     if args.html is not None:
         write_text(args.html, html_text(report))
         if not args.json:
@@ -131,36 +132,3 @@ def _bundle(text: str) -> BenchBundle:
     if form not in ("", "standard"):
         raise BadInput(f"--compare {text}: expected BUNDLE, BUNDLE:VARIANT or BUNDLE:VARIANT:standard")
     return BenchBundle(bundle_folder(path), variant or None, optimized=not form)
-
-
-def _print(report: BenchReport) -> None:
-    from sdrpn.host.sizes import text_from_bytes, text_from_number
-    from sdrpn.terminal.output import print_table, print_text
-
-    def number(value: float | None) -> str:
-        return "" if value is None else text_from_number(value)
-
-    def milliseconds(found: CaseFigures, stage: str) -> str:
-        value = found.stages.get(stage)
-        return "" if value is None else f"{1e3 * value.p50:.1f} / {1e3 * value.p95:.1f} / {1e3 * value.p99:.1f}"
-
-    columns = ("side", "case", "first token, ms: p50 / p95 / p99", "a token, ms", "prefill tokens/s", "decode tokens/s")
-    rows = [
-        (
-            case.side,
-            case.case,
-            milliseconds(case, "first token"),
-            milliseconds(case, "token"),
-            number(case.prefill_tokens_per_s),
-            number(case.decode_tokens_per_s),
-            f"{case.stages['total'].p50:.3f}",
-            number(case.relative_to_plain),
-            number(case.relative_to_first),
-        )
-        for case in report.cases
-    ]
-    print_table((*columns, "whole answer, s", "throughput / plain", "/ first side"), rows)
-    if report.peak_rss_bytes is not None:
-        print_text(f"peak memory of this process: {text_from_bytes(report.peak_rss_bytes)}")
-    for name, value in report.energy.items():
-        print_text(f"{name}: {text_from_number(value, 4)}")

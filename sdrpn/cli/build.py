@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, context_lengths, filled, positive_int, whole_number
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
 from sdrpn.cli.model_folders import add_model_options
+from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
 
 if TYPE_CHECKING:
-    from sdrpn.workflows.engine_build import BuildOptions, BuildRequest, BuiltEngine, EnginePlan
+    from sdrpn.workflows.engine_build import BuildOptions, BuildRequest
 
 HELP = "build TensorRT engines from a bundle"
 DESCRIPTION = """\
@@ -140,10 +141,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, or print what would be built."""
-    from sdrpn.terminal.output import print_json, print_text
+    from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.output_file import report_written, require_output_file, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.engine_build import build
+    from sdrpn.workflows.engine_build_text import build_text
 
     require_output_folder("--out", args.out)
     if args.timing_cache is not None:
@@ -157,16 +159,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(done.to_json())
     else:
-        _print_built(done.engines)
-        print_text(f"on this machine: {done.trial.state}")
+        print_report(build_text(done))
         report_written(done.engines[0].path.parent, "engines")
     return 0
 
 
 def _print_only(args: argparse.Namespace, request: BuildRequest) -> None:
     from sdrpn.terminal.failure import Failure
-    from sdrpn.terminal.output import print_json, print_text
+    from sdrpn.terminal.output import print_json, print_report, print_text
     from sdrpn.workflows.engine_build import needs_copy, plan_build, plan_to_json, trtexec_script
+    from sdrpn.workflows.engine_build_text import plan_text
 
     plan = plan_build(request)
     if args.print_trtexec:
@@ -176,7 +178,7 @@ def _print_only(args: argparse.Namespace, request: BuildRequest) -> None:
     else:
         error = needs_copy(request, plan)
         in_words = None if error is None or plan.obstacle != str(error) else Failure.of(error).message
-        _print_plan(plan, in_words or plan.obstacle)
+        print_report(plan_text(plan, in_words or plan.obstacle))
 
 
 def _request(args: argparse.Namespace) -> BuildRequest:
@@ -199,53 +201,3 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         verbosity=args.profiling_verbosity,
         kernel_gate=not args.no_kernel_gate,
     )
-
-
-def _print_plan(plan: EnginePlan, obstacle: str | None) -> None:
-    from sdrpn.host.sizes import text_from_bytes
-    from sdrpn.terminal.output import print_table
-
-    needed = plan.estimate
-    memory = f"{text_from_bytes(needed.device_bytes)} of {text_from_bytes(plan.target.memory_bytes)}"
-    rows = [
-        ("target", f"{plan.target.name}: {plan.target.device}, {' '.join(plan.target.compute_capabilities)}"),
-        (
-            "library",
-            f"{plan.target.flavour}{f' {plan.library_version}' if plan.library_version else ', not installed here'}",
-        ),
-        ("variant", plan.variant.name),
-        *(
-            (("instead of", f"{one.variant}: {one.reason}"),)
-            if (one := next(iter(plan.fallbacks.values()), None))
-            else ()
-        ),
-        ("context, batch", f"{' and '.join(map(str, plan.contexts))}, {plan.options.max_batch}"),
-        ("memory of the build", f"about {text_from_bytes(needed.host_bytes)}"),
-        ("memory of the engines", f"about {memory}"),
-        *((engine.graph.name, "is there already" if engine.cached else "would be built") for engine in plan.engines),
-        *((("but not here", obstacle),) if obstacle is not None else ()),
-        *(("but", shortage) for shortage in plan.shortages()),
-        *((("note", plan.target.note),) if plan.target.note else ()),
-    ]
-    print_table(("build", ""), rows)
-
-
-def _print_built(built: tuple[BuiltEngine, ...]) -> None:
-    from sdrpn.host.sizes import text_from_bytes
-    from sdrpn.terminal.output import print_table, print_text
-
-    rows = [
-        (
-            engine.manifest.graph,
-            str(engine.path),
-            text_from_bytes(engine.manifest.engine.size_bytes),
-            "kept" if engine.cached else f"{engine.manifest.build_s:.1f} s",
-            text_from_bytes(engine.manifest.peak_rss_bytes),
-            engine.manifest.kernels_text,
-        )
-        for engine in built
-    ]
-    print_table(("graph", "engine", "size", "built in", "peak memory", "kernels"), rows)
-    for engine in built:
-        for line in (*engine.manifest.kernel_gate, *engine.manifest.build_notes):
-            print_text(f"{engine.manifest.graph}: {line}")

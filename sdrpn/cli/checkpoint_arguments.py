@@ -6,16 +6,19 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled, positive_int
+from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled
 from sdrpn.cli.model_folders import add_model_options
+from sdrpn.terminal.argument_types import positive_int
 
 if TYPE_CHECKING:
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
     from sdrpn.workflows.teacher import TeacherRequest
 
 __all__ = [
+    "add_answer_length",
     "add_checkpoint_arguments",
     "add_part_arguments",
+    "add_question_arguments",
     "add_teacher_arguments",
     "checkpoint_parts",
     "teacher_request",
@@ -48,15 +51,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the model, its questions, and how it answers them."""
     add_checkpoint_arguments(parser)
-    parser.add_argument(
-        "--data",
-        metavar="QA.jsonl",
-        type=Path,
-        required=True,
-        help="JSON Lines: image, question",
-    )
-    parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--limit", metavar="N", type=positive_int, help="take the first N questions only")
+    add_question_arguments(parser)
     parser.add_argument(
         "--rows",
         choices=("answer", "predicting", "last-prompt"),
@@ -70,12 +65,24 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
         default="own",
         help="own: the model answers itself; given: use the answers in the data (default: own)",
     )
+    add_answer_length(parser, 128)
+
+
+def add_question_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the questions."""
+    parser.add_argument("--data", metavar="QA.jsonl", type=Path, required=True, help="JSON Lines: image, question")
+    parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--limit", metavar="N", type=positive_int, help="take the first N questions only")
+
+
+def add_answer_length(parser: argparse.ArgumentParser, default: int) -> None:
+    """Declare how long an answer may be."""
     parser.add_argument(
         "--max-new-tokens",
         metavar="N",
         type=positive_int,
-        default=128,
-        help="maximum length of an answer, in tokens (default: 128)",
+        default=default,
+        help=f"maximum length of an answer, in tokens (default: {default})",
     )
 
 

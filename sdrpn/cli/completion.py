@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
 from sdrpn.bundle.shipped import DEMO_NAME
 
@@ -24,36 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="the shell to write a script for")
 
 
-def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell's request for completions (argcomplete's environment variables), and end the process."""
-    import argcomplete
-    from argcomplete.completers import ChoicesCompleter
+def answer_shell(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell's request for completions, and end the process."""
+    from sdrpn.terminal.completion import complete
 
-    for verb in _verbs(parser):
-        for action in verb._actions:
-            if action.dest == "bundle" and not action.option_strings:
-                action.completer = _bundles  # type: ignore[attr-defined]
-            elif "--target" in action.option_strings:
-                action.completer = _targets  # type: ignore[attr-defined]
-            elif isinstance(action.metavar, str) and action.metavar.startswith("{"):  # checked by its own type
-                names = dict.fromkeys(action.metavar.strip("{}").split(","), "")
-                action.completer = ChoicesCompleter(names)  # type: ignore[attr-defined]
-    argcomplete.autocomplete(parser)
+    complete(parser, {"bundle": _bundles, "--target": _targets})
 
 
-def _verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.values()
-
-
-def _bundles(prefix: str, **_: object) -> list[str]:
+def _bundles(prefix: str) -> list[str]:
     from argcomplete.completers import DirectoriesCompleter
 
     return [name for name in (DEMO_NAME, *DirectoriesCompleter()(prefix)) if name.startswith(prefix)]
 
 
-def _targets(prefix: str, **_: object) -> list[str]:
+def _targets(prefix: str) -> list[str]:
     from argcomplete.completers import FilesCompleter
 
     from sdrpn.workflows.engine_build import read_targets

@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import add_threads_argument
 from sdrpn.errors import BadInput
-
-if TYPE_CHECKING:
-    from sdrpn.workflows.demonstration import Demonstration
 
 HELP = "ask the shipped model about the shipped scene"
 DESCRIPTION = """\
@@ -52,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask twice, print both answers, and draw where the model looked."""
     from sdrpn.host.atomic import replacing_file
-    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output import print_json, print_report, print_text
     from sdrpn.terminal.output_file import PICTURES, require_output_file, save_picture
     from sdrpn.workflows.demonstration import run_demo
 
@@ -68,17 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**found.to_json(), "overlay": args.overlay, "picture": scene})
     else:
-        _print(found, args.overlay, scene)
+        print_report(found.text())
+        print_text(f"where it looked: {args.overlay}")
+        print_text(f"the scene, to try other verbs with: {scene}")
     return 0
-
-
-def _print(found: Demonstration, overlay: Path, scene: Path) -> None:
-    from sdrpn.terminal.output import print_table, print_text
-
-    rows = [("true answer", found.scene.expected, "", "", "")]
-    for name, timed in (("one look", found.plain), ("two looks", found.again)):
-        boxes = "; ".join(", ".join(map(str, box)) for box in timed.answer.boxes_xyxy_px)
-        rows.append((name, timed.answer.text, "right" if timed.right else "wrong", f"{timed.seconds:.3f}", boxes))
-    print_table(("", "answer", "", "seconds", "looked again at, px"), rows, title=found.scene.question)
-    print_text(f"where it looked: {overlay}")
-    print_text(f"the scene, to try other verbs with: {scene}")

@@ -8,16 +8,14 @@ state ("passed", "failed", "skipped"), detail, seconds, figures}.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
-    from sdrpn.reports.device_report import DeviceReport
     from sdrpn.workflows.device_check import CheckupRequest
 
 __all__ = ["add_device_arguments", "require_device", "run_checks"]
@@ -57,8 +55,8 @@ def require_device(args: argparse.Namespace) -> None:
 
 def run_checks(args: argparse.Namespace) -> int:
     """Run the checks; 0 if none failed."""
-    from sdrpn.terminal.output import print_json, versioned
-    from sdrpn.terminal.output_file import write_text
+    from sdrpn.terminal.output import print_json, print_report
+    from sdrpn.terminal.output_file import append_json_line, write_text
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.device_check import check
 
@@ -68,11 +66,12 @@ def run_checks(args: argparse.Namespace) -> int:
     if args.report is not None:
         write_text(args.report, report.page(args.report))
     if args.record is not None:
-        _append(args.record, versioned(report.to_row()))
+        append_json_line(args.record, report.to_row())
     if args.json:
         print_json(report.to_json())
     else:
-        _print(report, [path for path in (args.report, args.record) if path is not None])
+        print_report(report.text())
+        print_report(f"wrote {path}" for path in (args.report, args.record) if path is not None)
     return 0 if report.ok else 1
 
 
@@ -93,23 +92,3 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
     if args.bundle is not None:
         options["bundle"] = str(args.bundle)  # the request travels to other processes as JSON
     return CheckupRequest(**options)
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """Append one line; an existing file keeps its lines."""
-    from sdrpn.terminal.output_file import write_text
-
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    write_text(path, f"{before}{json.dumps(row)}\n")
-
-
-def _print(report: DeviceReport, written: list[Path]) -> None:
-    from sdrpn.terminal.output import print_table, print_text
-
-    print_table(
-        ("Step", "State", "Seconds", "Found"),
-        [(result.title, result.state, f"{result.seconds:.1f}", result.detail) for result in report.results],
-        title=f"{report.device}: {report.summary}",
-    )
-    for path in written:
-        print_text(f"wrote {path}")

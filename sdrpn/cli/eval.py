@@ -18,17 +18,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import (
-    AUTO,
-    add_threads_argument,
-    bundle_folder,
-    filled,
-    number_or_auto,
-    positive_int,
-    whole_number,
-)
+from sdrpn.cli.arguments import add_threads_argument, bundle_folder, filled
 from sdrpn.cli.checkpoint_arguments import add_part_arguments
 from sdrpn.cli.model_folders import add_model_options
+from sdrpn.terminal.argument_types import AUTO, number_or_auto, positive_int, whole_number
 
 if TYPE_CHECKING:
     from sdrpn.workflows.evaluate import EvaluationRequest
@@ -147,8 +140,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, score and print."""
-    from sdrpn.evaluation.table import COLUMNS, difference_rows, rows
-    from sdrpn.terminal.output import print_json, print_table
+    from sdrpn.evaluation.table import results_text
+    from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.evaluate import evaluate, plain_results
@@ -158,8 +151,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(plain_results(results))
     else:
-        print_table(COLUMNS, rows(results), title=f"{results.task}: {results.metric}, {results.samples:,} questions")
-        print_table(("method", "less", "points", "95 % interval"), difference_rows(results), title="differences")
+        print_report(results_text(results))
         if args.out is not None:
             report_written(args.out, "records, results and a page of the worst cases")
     return 0

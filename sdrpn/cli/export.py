@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
-from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled, number_between, positive_int
+from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled
 from sdrpn.cli.checkpoint_arguments import checkpoint_parts
 from sdrpn.cli.model_folders import add_model_options
+from sdrpn.terminal.argument_types import number_between, positive_int
 
 if TYPE_CHECKING:
-    from sdrpn.bundle.bundle import Manifest
-    from sdrpn.workflows.export import CalibrationData, ExportResult
+    from sdrpn.workflows.export import CalibrationData
 
 HELP = "write a checkpoint as a bundle of ONNX graphs"
 DESCRIPTION = """\
@@ -171,7 +171,7 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and print what was written."""
-    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.export import ExportRequest, export
@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result.to_json())
     else:
-        _print_text(result)
+        print_report(result.text())
         report_written(args.out, "bundle")
     return 0
 
@@ -205,30 +205,3 @@ def _calibration(args: argparse.Namespace) -> CalibrationData | None:
     if args.calibrate is None or args.images is None:
         raise BadInput("a calibration needs questions and their images: --calibrate QA.jsonl --images DIR")
     return CalibrationData(args.calibrate, args.images, args.device or "cpu", args.threads)
-
-
-def _print_text(result: ExportResult) -> None:
-    from sdrpn.host.sizes import text_from_bytes
-    from sdrpn.terminal.output import print_text
-
-    manifest, size = result.manifest, text_from_bytes(result.size_bytes)
-    graphs = len(manifest.variants[result.variants[0]].graphs)
-    print_text(f"{result.out}: {' and '.join(result.variants)}, {size} in {graphs} graphs")
-    for note in result.notes:
-        print_text(note)
-    if manifest.spec.rpn is None:
-        print_text("no RPN in this checkpoint: the bundle answers as the plain model (--no-roi); see --rpn")
-    else:
-        print_text(f"looks again at cells above {manifest.own_policy.about}")
-    if manifest.tokenizer is not None:
-        print_text(f"questions are put by {_way_of_asking(manifest)}")
-    else:
-        print_text("no tokenizer in this checkpoint: the bundle answers by token ids only, not through `sdrpn ask`")
-
-
-def _way_of_asking(manifest: Manifest) -> str:
-    from sdrpn.families.registry import family_of
-
-    template, names = manifest.spec.prompt.template, family_of(manifest.spec).prompt_names
-    origin = "given" if manifest.given_template is not None else "of the checkpoint"
-    return f"the prompt {template}" if template in names else f"the chat template {origin}"

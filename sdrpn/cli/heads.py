@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import positive_int
 from sdrpn.cli.checkpoint_arguments import add_teacher_arguments, teacher_request
-
-if TYPE_CHECKING:
-    from sdrpn.workflows.heads import FoundHeads, Proposal
+from sdrpn.terminal.argument_types import positive_int
 
 HELP = "find the attention heads that point at what a question is about"
 DESCRIPTION = """\
@@ -32,8 +28,6 @@ propose where `sdrpn train` should tap the LLM (K) and how many layers the RPN s
   sdrpn heads llava-v1.5-7b --data qa.jsonl --images images --out heads --limit 500 --device cuda --precision bf16
   sdrpn heads my-llava --data qa.jsonl --images images --out heads --propose --trial-steps 200
 """
-
-SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,10 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score all heads, print the best, and write what `sdrpn label` reads."""
-    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.heads import HeadsRequest, ProposalRequest, find_heads
+    from sdrpn.workflows.training_text import heads_text, proposal_text
 
     require_output_folder("--out", args.out)
     proposal = None
@@ -86,48 +81,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"format_version": 1, "grounding": [list(head) for head in found.chosen], **found.details})
         return 0
-    _print_table(found)
+    print_report(heads_text(found))
     if args.out is not None:
         report_written(args.out, "heads.json and heads.png")
     if found.proposal is not None:
-        _print_proposal(found.proposal)
+        print_report(proposal_text(found.proposal))
     return 0
-
-
-def _print_table(found: FoundHeads) -> None:
-    from sdrpn.terminal.output import print_table
-
-    scores = found.scores
-    rows = [
-        (
-            f"{layer}.{head}",
-            f"{scores.frequency[layer, head]:.0%}",
-            f"{scores.image_share[layer, head]:.3f}",
-            f"{scores.entropy[layer, head]:.2f}",
-            f"{scores.dependence[layer, head]:.3f}",
-            "yes" if (layer, head) in found.chosen else "",
-        )
-        for layer, head in scores.best(SHOWN)
-    ]
-    columns = ("layer.head", "in top ten", "on image", "entropy", "follows question", "chosen")
-    print_table(columns, rows, title=f"{found.questions} questions")
-
-
-def _print_proposal(proposal: Proposal) -> None:
-    """One row per training."""
-    from sdrpn.terminal.output import print_table
-
-    best = proposal.tap_layer, proposal.rpn_layers
-    rows = [
-        (
-            str(trial.tap_layer),
-            str(trial.rpn_layers),
-            f"{trial.loss:.4f}",
-            f"{trial.average_precision:.3f}",
-            f"{trial.box_iou:.3f}",
-            "yes" if (trial.tap_layer, trial.rpn_layers) == best else "",
-        )
-        for trial in proposal.trials
-    ]
-    columns = ("K", "T", "held-out loss", "average precision", "box IoU", "proposed")
-    print_table(columns, rows, title=f"trainings of {proposal.steps} steps")

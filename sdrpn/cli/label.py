@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import filled, positive_int
+from sdrpn.cli.arguments import filled
 from sdrpn.cli.checkpoint_arguments import add_teacher_arguments, teacher_request
-
-if TYPE_CHECKING:
-    from sdrpn.labels.labelling import Counts
+from sdrpn.terminal.argument_types import positive_int
 
 HELP = "turn a checkpoint's attention into labels to train an RPN on"
 DESCRIPTION = """\
@@ -45,27 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label, and print how many samples there are."""
-    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.label import LabelRequest, label
+    from sdrpn.workflows.training_text import labels_text
 
     require_output_folder("--out", args.out)
     labelled = label(filled(LabelRequest, args, asked=teacher_request(args)), progress)
     if args.json:
         print_json({**labelled.provenance, "images": labelled.images, "counts": labelled.counts})
     else:
-        print_counts(labelled.counts, f"{args.out}: {labelled.provenance['questions']:,} questions")
+        print_report(labels_text(labelled.counts, f"{args.out}: {labelled.provenance['questions']:,} questions"))
         report_written(args.out, "labels")
         report_written(labelled.page, "page to look at")
     return 0
-
-
-def print_counts(counts: Counts, title: str) -> None:
-    """One row per outcome of a question."""
-    import dataclasses
-
-    from sdrpn.terminal.output import print_table
-
-    rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
-    print_table(("of the questions", "count"), rows, title=title)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, number_between
+from sdrpn.cli.arguments import BUNDLE_HELP, add_region_arguments, bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.cli.session_arguments import add_where, session_fields
 from sdrpn.cli.source_arguments import add_frame_options, read_options
@@ -16,7 +16,7 @@ from sdrpn.errors import BadInput
 
 if TYPE_CHECKING:
     from sdrpn.method.policy import RoiChange
-    from sdrpn.workflows.look import FrameLook, Look, LookRequest, LookStream, StreamFigures
+    from sdrpn.workflows.look import LookRequest, LookStream
     from sdrpn.workflows.look_folder import LookFolder
 
 HELP = "find the regions that questions are about, on pictures, videos and cameras"
@@ -64,24 +64,7 @@ def _add_frames(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--threshold",
-        metavar="X",
-        type=number_between(-1, 1),
-        help="a cell of the RoI map counts above this (default: the model's own)",
-    )
-    group.add_argument(
-        "--upscale",
-        choices=("mask", "bbox"),
-        help="mask: one box around all regions; bbox: a box each, where there are one or two "
-        "(default: the model's own)",
-    )
-    group.add_argument(
-        "--max-share",
-        metavar="S",
-        type=number_between(0, 1),
-        help="leave out regions of more than this share of the map (default: the model's own)",
-    )
+    add_region_arguments(group)
     group.add_argument(
         "--track",
         action="store_true",
@@ -107,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Look at every frame, print and write what was found, and end with a summary."""
     from sdrpn.terminal.output import remark, warn
     from sdrpn.workflows.look import look_stream
+    from sdrpn.workflows.look_text import stream_text
     from sdrpn.workflows.question import silence_onnxruntime
 
     _check_questions(args)
@@ -125,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             except (KeyboardInterrupt, SystemExit) as signal:  # what is written so far is completed first
                 ended = signal
         figures = stream.figures
-    remark(summary(figures))
+    remark(stream_text(figures))
     if folder is not None and folder.folder.exists():
         remark(f"written: {folder.folder}")
         for source, name in islice(folder.renamed.items(), _MOST_RENAMED):
@@ -135,60 +119,22 @@ def run(args: argparse.Namespace) -> int:
     return 1 if figures.given_up or figures.unreadable or figures.broken else 0
 
 
-def summary(figures: StreamFigures) -> str:
-    """A stream in one line."""
-    counts = {
-        "unchanged": figures.unchanged,
-        "dropped": figures.dropped,
-        "unreadable": figures.unreadable,
-        "reconnected": figures.reconnects,
-        "given up": len(figures.given_up),
-        "not read to the end": len(figures.broken),
-    }
-    parts = [f"{figures.frames} frame{'' if figures.frames == 1 else 's'} in {figures.seconds:.1f} s"]
-    if figures.p50_s is not None and figures.p95_s is not None:
-        parts.append(f"{figures.fps:.1f} fps, p50 {1000 * figures.p50_s:.1f} ms, p95 {1000 * figures.p95_s:.1f} ms")
-    return ", ".join([*parts, *(f"{count} {what}" for what, count in counts.items() if count)])
-
-
 def _look(args: argparse.Namespace, stream: LookStream, folder: LookFolder | None) -> None:
-    from sdrpn.terminal.output import print_json_line
+    from sdrpn.terminal.output import print_json_line, print_piece
     from sdrpn.terminal.progress import status
+    from sdrpn.workflows.look_text import frame_lines, stream_text
 
     with status() as show:
         for number, found in enumerate(stream, start=1):
             if args.jsonl:
                 print_json_line(found.to_dict() if folder is None else folder.record(found))
             else:
-                _print_found(found)
+                print_piece("".join(f"{line}\n" for line in frame_lines(found)))
             if folder is not None:
                 folder.add(found)
-            show(lambda: summary(stream.figures))
+            show(lambda: stream_text(stream.figures))
             if number == args.frames:
                 return
-
-
-def _print_found(found: FrameLook) -> None:
-    from sdrpn.terminal.output import print_piece
-
-    frame = found.frame
-    when = "" if frame.time_s is None else f" {frame.time_s:.2f} s"
-    for look in found.looks:
-        print_piece(f"{frame.source} {frame.index}{when}: {look.question}: {_regions(look)}\n")
-
-
-def _regions(look: Look) -> str:
-    found = [f"{region.score:.2f} at {','.join(map(str, region.xyxy_px))}" for region in look.boxes]
-    return "; ".join(found) or f"nothing{_left_out(look)}"
-
-
-def _left_out(look: Look) -> str:
-    """Why regions that fired are not among the boxes, in brackets."""
-    count = len(look.dropped)
-    if not count:
-        return ""
-    reasons = ", ".join(dict.fromkeys(region.reason for region in look.dropped))
-    return f" ({count} region{'' if count == 1 else 's'} left out: {reasons})"
 
 
 def _check_questions(args: argparse.Namespace) -> None:

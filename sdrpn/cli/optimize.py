@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
+from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
 from sdrpn.cli.model_folders import add_model_options
 
 HELP = "make a bundle's graphs ready for this machine's CPU"
@@ -45,19 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Optimise, save and print what was saved."""
-    from sdrpn.host.sizes import text_from_bytes
     from sdrpn.terminal.output import print_json, print_text
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.graph_optimization import OptimizeRequest, optimize
 
     with progress("optimize", "graphs") as advance:
-        saved = optimize(OptimizeRequest(args.bundle, args.variant, args.attention, args.threads), advance)
+        saved = optimize(filled(OptimizeRequest, args), advance)
     if args.json:
         print_json(saved.to_json())
         return 0
-    manifest = saved.manifest
-    print_text(
-        f"{saved.folder}: {manifest.variant} for ONNX Runtime {manifest.onnxruntime} on {manifest.cpu}, "
-        f"{text_from_bytes(saved.size_bytes)} on disk, {text_from_bytes(manifest.mapped_bytes)} of it mapped in use"
-    )
+    print_text(saved.text)
     return 0

@@ -12,13 +12,10 @@ left: limit_bytes, picture_bytes, pictures).
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, context_lengths, positive_int, whole_number
+from sdrpn.cli.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, filled
 from sdrpn.cli.model_folders import add_model_options
-
-if TYPE_CHECKING:
-    from sdrpn.workflows.memory_plan import MemoryPlan
+from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
 
 HELP = "estimate how much memory a bundle needs on a device"
 DESCRIPTION = """\
@@ -77,60 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Estimate and print."""
-    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output import print_json, print_report
     from sdrpn.workflows.memory_plan import PlanRequest, plan
+    from sdrpn.workflows.memory_plan_text import memory_text
 
-    contexts = args.context or ()
-    found = plan(
-        PlanRequest(
-            args.bundle,
-            args.target,
-            args.variant,
-            contexts,
-            args.batch,
-            args.backend,
-            args.prefix_bytes,
-            args.parts,
-        )
-    )
+    found = plan(filled(PlanRequest, args, contexts=args.context or ()))
     if args.json:
         print_json(found.to_json())
     else:
-        _print(found)
+        print_report(memory_text(found))
     return 1 if found.fits is False else 0
-
-
-def _print(plan: MemoryPlan) -> None:
-    from sdrpn.host.sizes import text_from_bytes
-    from sdrpn.terminal.output import print_table
-
-    memory = "" if plan.memory_bytes is None else f" of {text_from_bytes(plan.memory_bytes)}"
-    verdict = {True: "fits", False: "does not fit", None: "not known"}[plan.fits]
-    other = plan.other
-    rows = [
-        ("variant", plan.variant if plan.parts == "all" else f"{plan.variant}, without the tail"),
-        ("context, batch", f"{' and '.join(map(str, plan.contexts))}, {plan.batch}"),
-        *((name, text_from_bytes(size)) for name, size in plan.needs.parts),
-        ("together", f"{text_from_bytes(plan.needs.total_bytes)}{memory}: {verdict}"),
-        *_prefix_rows(plan),
-        *((f"a step reads at {context}", text_from_bytes(size)) for context, size in plan.step_bytes.items()),
-        (
-            "largest context that fits",
-            f"{plan.largest_context} of {plan.context_limit}" if plan.largest_context else "none",
-        ),
-        (
-            f"with {f'--kv-cache {other.kv_cache}' if other.kv_cache else 'caches not in 8 bits'}",
-            f"caches {text_from_bytes(other.caches_bytes)}, largest context {other.largest_context or 'none'}",
-        ),
-    ]
-    print_table((plan.device, ""), rows)
-
-
-def _prefix_rows(plan: MemoryPlan) -> list[tuple[str, str]]:
-    from sdrpn.host.sizes import text_from_bytes
-
-    kept = plan.prefixes
-    if not kept.limit_bytes:
-        return []
-    limit, each = text_from_bytes(kept.limit_bytes), text_from_bytes(kept.picture_bytes)
-    return [("pictures seen before", f"at most {limit} of what is left: {kept.pictures} of {each}")]

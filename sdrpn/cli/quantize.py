@@ -9,8 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import filled, number_between, positive_int, some_names
-from sdrpn.cli.checkpoint_arguments import add_checkpoint_arguments, checkpoint_parts
+from sdrpn.cli.arguments import filled
+from sdrpn.cli.checkpoint_arguments import (
+    add_answer_length,
+    add_checkpoint_arguments,
+    add_question_arguments,
+    checkpoint_parts,
+)
+from sdrpn.terminal.argument_types import number_between, some_names
 from sdrpn.workflows.quantize import CHOICES
 
 HELP = "measure what 8 and 4 bits cost, part by part"
@@ -29,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     add_checkpoint_arguments(parser)
     parser.add_argument("--rpn", metavar="FILE", type=Path, help="as for `sdrpn export`")
-    parser.add_argument("--data", metavar="QA.jsonl", type=Path, required=True, help="JSON Lines: image, question")
-    parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--limit", metavar="N", type=positive_int, help="take the first N questions only")
+    add_question_arguments(parser)
     parser.add_argument(
         "--choices",
         metavar="A,B",
@@ -45,13 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=some_names,
         help="which of vision, layers.N, rpn, lm_head to round (default: all)",
     )
-    parser.add_argument(
-        "--max-new-tokens",
-        metavar="N",
-        type=positive_int,
-        default=32,
-        help="maximum length of an answer, in tokens (default: 32)",
-    )
+    add_answer_length(parser, 32)
     parser.add_argument("--threshold", metavar="X", type=number_between(-1, 1), help="as for `sdrpn ask`")
     parser.add_argument("--upscale", choices=("mask", "bbox"), help="as for `sdrpn ask`")
     parser.add_argument(
@@ -62,19 +60,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    from sdrpn.terminal.output import print_json, print_table, print_text
+    from sdrpn.terminal.output import print_json, print_report, print_text
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
-    from sdrpn.workflows.quantize import COLUMNS, QuantizeRequest, cost_rows, measure_rounding
+    from sdrpn.workflows.quantize import QuantizeRequest, measure_rounding
 
     require_output_folder("--report", args.report)
     found = measure_rounding(filled(QuantizeRequest, args, checkpoint=checkpoint_parts(args)), progress)
     if args.json:
         print_json({"questions": found.questions, "costs": found.costs, "worth_keeping": found.worth_keeping})
         return 0
-    print_table(COLUMNS, cost_rows(found.costs), title=f"{found.questions} questions; 1 is as good as unrounded")
+    print_report(found.text())
     if args.report is not None:
         report_written(args.report, "figures and a picture")
-    kept = ",".join(found.worth_keeping)
-    print_text(f"costly in 4 bits, worth keeping: --keep {kept or 'none'}")
+    print_text(found.advice)
     return 0

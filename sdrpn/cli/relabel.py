@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import filled, number_between
+from sdrpn.cli.arguments import filled
+from sdrpn.terminal.argument_types import number_between
 
 HELP = "label again by another rule, without running the model"
 DESCRIPTION = """\
@@ -40,17 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label, and print how many samples there are."""
-    from sdrpn.cli.label import print_counts
-    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.workflows.label import RelabelRequest, relabel_questions
+    from sdrpn.workflows.training_text import labels_text
 
     require_output_folder("--out", args.out)
     labelled = relabel_questions(filled(RelabelRequest, args))
     if args.json:
         print_json({"counts": labelled.counts, "rule": labelled.rule})
     else:
-        print_counts(labelled.counts, str(args.out))
+        print_report(labels_text(labelled.counts, str(args.out)))
         report_written(args.out, "labels")
         report_written(labelled.page, "page to look at")
     return 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled, positive_int, whole_number
+from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.cli.session_arguments import add_where, session_fields
+from sdrpn.terminal.argument_types import byte_count, port_number, positive_int
 
 if TYPE_CHECKING:
     from sdrpn.workflows.serve import ServeRequest
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it listens")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     group.add_argument(
-        "--port", metavar="N", type=_port, default=8000, help="port to listen on; 0: any free one (default: 8000)"
+        "--port", metavar="N", type=port_number, default=8000, help="port to listen on; 0: any free one (default: 8000)"
     )
     group.add_argument("--name", help="name of the model for clients (default: that of the bundle's folder)")
     group = parser.add_argument_group("how much at once")
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache-bytes",
         metavar="N",
-        type=_bytes,
+        type=byte_count,
         help="most memory for pictures that were asked about before (default: 256 MB on a CPU, else 0)",
     )
     add_where(parser.add_argument_group("where it runs"))
@@ -66,17 +67,3 @@ def _request(args: argparse.Namespace) -> ServeRequest:
     from sdrpn.workflows.serve import ServeRequest
 
     return filled(ServeRequest, args, **session_fields(args))
-
-
-def _port(text: str) -> int:
-    value = whole_number(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port; expected a number from 0 to 65535")
-    return value
-
-
-def _bytes(text: str) -> int:
-    value = whole_number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of bytes; expected at least 0")
-    return value

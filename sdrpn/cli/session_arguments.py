@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn.cli.arguments import BACKENDS, add_former_name, add_threads_argument, device_number
+from sdrpn.cli.arguments import BACKENDS, add_former_name, add_threads_argument
+from sdrpn.terminal.argument_types import device_number
 
 if TYPE_CHECKING:
     from sdrpn.workflows.question import EngineOptions

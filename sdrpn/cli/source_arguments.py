@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import non_negative_number, positive_int
 from sdrpn.errors import BadInput
+from sdrpn.terminal.argument_types import non_negative_number, positive_int
 
 if TYPE_CHECKING:
     from sdrpn.frames.thinning import ReadOptions

@@ -15,20 +15,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import (
-    add_threads_argument,
-    filled,
-    non_negative_number,
-    number_between,
-    positive_int,
-    whole_number,
-)
+from sdrpn.cli.arguments import add_threads_argument, filled
 from sdrpn.cli.checkpoint_arguments import add_part_arguments, checkpoint_parts
 from sdrpn.cli.model_folders import add_model_options
+from sdrpn.terminal.argument_types import non_negative_number, number_between, positive_int, whole_number
 
 if TYPE_CHECKING:
     from sdrpn.train.options import TrainOptions
-    from sdrpn.workflows.train import TrainedRpn
 
 HELP = "train an RPN on labels"
 DESCRIPTION = """\
@@ -141,17 +134,21 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print the result."""
-    from sdrpn.terminal.output import warn
-    from sdrpn.terminal.output_file import require_output_folder
+    from sdrpn.terminal.output import print_json, print_report, warn
+    from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.train import TrainingRequest, train
+    from sdrpn.workflows.training_text import trained_text
 
     require_output_folder("--out", args.out)
     require_output_folder("--taps-dir", args.taps_dir)
     request = filled(TrainingRequest, args, checkpoint=checkpoint_parts(args), options=_options(args))
     trained = train(request, progress, warn)
-    if trained.is_main:
-        _print_report(args, trained)
+    if args.json and trained.is_main:
+        print_json(trained.to_json())
+    elif trained.is_main:
+        print_report(trained_text(trained))
+        report_written(args.out, "RPN, for `sdrpn export --rpn`")
     return 0
 
 
@@ -165,34 +162,3 @@ def _options(args: argparse.Namespace) -> TrainOptions:
     return dataclasses.replace(
         preset, **{name: value for name in names if (value := getattr(args, name, None)) is not None}
     )
-
-
-def _print_report(args: argparse.Namespace, trained: TrainedRpn) -> None:
-    from sdrpn.terminal.output import print_json, print_table, print_text
-    from sdrpn.terminal.output_file import report_written
-
-    if args.json:
-        print_json(trained.to_json())
-        return
-    options, report = trained.options, trained.report
-    history, found = report.history, report.history.validations
-    print_text(
-        f"{args.out}: an RPN of {options.rpn_layers} layers after layer {options.tap_layer}, "
-        f"{report.parameters:,} parameters, {report.steps} steps on {report.pairs:,} pairs in {history.seconds:.0f} s"
-    )
-    columns = ("step", "held-out loss", "average precision", "cell IoU", "box IoU", "at threshold")
-    rows = [
-        (
-            str(validation.step),
-            f"{validation.loss:.4f}",
-            f"{validation.quality.average_precision:.3f}",
-            f"{validation.quality.best.cell_iou:.3f}",
-            f"{validation.quality.best.box_iou:.3f}",
-            f"{validation.quality.best.threshold:g}",
-        )
-        for validation in found
-    ]
-    if rows:
-        centre = found[-1].quality.centre_box_iou
-        print_table(columns, rows, title=f"{report.held_out_pairs} held-out pairs; a box in the middle: {centre:.3f}")
-    report_written(args.out, "RPN, for `sdrpn export --rpn`")

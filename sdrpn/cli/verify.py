@@ -16,15 +16,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
 from sdrpn.cli.checkpoint_arguments import add_part_arguments
 from sdrpn.cli.model_folders import add_model_options
-
-if TYPE_CHECKING:
-    from sdrpn.compare.graphs import Check
-    from sdrpn.workflows.verify import Verification
 
 HELP = "measure a bundle's graphs, or a target's engines, against the checkpoint"
 DESCRIPTION = """\
@@ -73,67 +68,15 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the result, and raise RunFailed if a difference is above its limit."""
-    from sdrpn.terminal.output import print_json
+    from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.verify import VerifyRequest, verify
+    from sdrpn.workflows.verify_text import verification_text
 
     found = verify(filled(VerifyRequest, args), progress)
     if args.json:
         print_json(found.to_json())
-    elif found.exact:
-        _print_checks(found)
     else:
-        _print_gates(found)
+        print_report(verification_text(found))
     found.require_ok()
     return 0
-
-
-def _print_gates(found: Verification) -> None:
-    """One row per gate."""
-    from sdrpn.terminal.output import print_table, print_text
-
-    rows = [
-        (variant, gate.graph, gate.kind, "passed" if gate.ok else "FAILED", gate.text, gate.tensor)
-        for variant, own in found.gates.items()
-        for gate in own
-    ]
-    print_table(("variant", "graph", "measure", "gate", "worst", "where"), rows)
-    for check in found.checks:
-        if check.note:
-            print_text(f"{check.variant} {check.graph}, {check.kind}, {check.tensor}: {check.note}")
-    print_text(f"engines: {found.engines}")
-    print_text(f"{sum(row[3] == 'passed' for row in rows)} of {len(rows)} gates passed")
-
-
-def _print_checks(found: Verification) -> None:
-    """One row per graph and kind of check: the first failure, or else the value closest to its limit."""
-    from sdrpn.terminal.output import print_table, print_text
-    from sdrpn.workflows.verify import place_text
-
-    checks = found.checks
-    groups: dict[tuple[str, str, str], list[Check]] = {}
-    for check in checks:
-        groups.setdefault((check.variant, check.graph, check.kind), []).append(check)
-    print_table(
-        ("variant", "graph", "check", "result", ""), [(*key, *_summary(group)) for key, group in groups.items()]
-    )
-    for check in checks:
-        if check.note:
-            print_text(f"{place_text(check)}: {check.note}")
-    print_text(f"{sum(check.ok for check in checks)} of {len(checks)} checks passed")
-
-
-def _summary(group: list[Check]) -> tuple[str, str]:
-    from sdrpn.bundle.tolerances import more_is_better
-    from sdrpn.workflows.verify import difference_text
-
-    failed = [check for check in group if not check.ok]
-    if failed:
-        others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        return f"FAILED {len(failed)} of {len(group)}", f"{failed[0].tensor}: {difference_text(failed[0])}{others}"
-    numbers = [check for check in group if isinstance(check.found, float)]
-    if not numbers:
-        return f"ok {len(group)}", ""
-    # The worst difference is the largest, the worst cosine the smallest.
-    worst = (min if more_is_better(group[0].kind) else max)(numbers, key=lambda check: check.found)
-    return f"ok {len(group)}", f"{worst.tensor}: {difference_text(worst)}"

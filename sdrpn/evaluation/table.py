@@ -5,8 +5,9 @@ from __future__ import annotations
 from sdrpn.evaluation.methods import METHODS, RPN_PREFIX
 from sdrpn.evaluation.results import Difference, MethodResult, Results, RpnMean
 from sdrpn.host.escaping import markdown_cell
+from sdrpn.reports.text import Table, Text
 
-__all__ = ["COLUMNS", "difference_rows", "markdown", "rows"]
+__all__ = ["markdown", "results_text"]
 
 COLUMNS = (
     "method",
@@ -22,6 +23,7 @@ COLUMNS = (
     "ms",
     "speed",
 )
+DIFFERENCE_COLUMNS = ("method", "less", "points", "95 % interval")
 REFERENCES = ("plain", "attention-crop", "sdrpn")  # the baselines of the differences, where they were run
 
 
@@ -38,6 +40,14 @@ def difference_rows(results: Results) -> list[tuple[str, ...]]:
     return [_difference_cells(pair) for pair in shown]
 
 
+def results_text(results: Results) -> Text:
+    """Methods, and the differences between them."""
+    return [
+        Table(f"{results.task}: {results.metric}, {results.samples:,} questions", COLUMNS, rows(results)),
+        Table("differences", DIFFERENCE_COLUMNS, difference_rows(results)),
+    ]
+
+
 def markdown(results: Results) -> str:
     """All results as a page."""
     lines = [f"# {results.task}: {results.metric}", "", f"{results.samples:,} questions.", ""]
@@ -48,8 +58,7 @@ def markdown(results: Results) -> str:
     lines += ["## Methods", ""]
     lines += [f"- `{name}`: {_about(name)}" for name in results.methods]
     if results.differences:
-        columns = ("method", "less", "points", "95 % interval")
-        lines += ["", "## Differences", "", *_table(columns, difference_rows(results))]
+        lines += ["", "## Differences", "", *_table(DIFFERENCE_COLUMNS, difference_rows(results))]
     lines += _extra("Further figures", {name: result.metrics for name, result in results.methods.items()})
     lines += _extra("By category", {name: result.categories for name, result in results.methods.items()})
     lines += [
@@ -60,10 +69,6 @@ def markdown(results: Results) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _settings(results: Results) -> list[str]:
-    return [f"- {markdown_cell(key)}: {markdown_cell(value)}" for key, value in results.settings.items()]
 
 
 def _cells(result: MethodResult) -> tuple[str, ...]:

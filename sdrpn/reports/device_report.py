@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdrpn.reports.table_page import Table, page_text
+from sdrpn.reports.text import Text
 
 __all__ = ["CheckResult", "DeviceReport", "Figure", "State", "Subject"]
 
@@ -95,6 +96,11 @@ class DeviceReport:
             "first_token_ms": self.figure("first_token_ms"),
             "token_ms": self.figure("token_ms"),
         }
+
+    def text(self) -> Text:
+        """One row per step."""
+        rows = [(result.title, result.state, f"{result.seconds:.1f}", result.detail) for result in self.results]
+        return [Table(f"{self.device}: {self.summary}", ("Step", "State", "Seconds", "Found"), rows)]
 
     def page(self, path: Path) -> str:
         """The page in the format of the file's extension. Raises BadInput for extensions other than .md and .html."""

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from sdrpn.errors import SdrpnError
+from sdrpn.errors import BadInput, SdrpnError
 from sdrpn.host.escaping import one_line
+from sdrpn.terminal.parser import UsageError
 
 __all__ = ["Failure", "complain", "is_given"]
 
@@ -24,8 +25,14 @@ class Failure:
     exit_code: int
 
     @classmethod
-    def of(cls, error: SdrpnError) -> Failure:
-        """One of ours, with the options that change it."""
+    def of(cls, error: Exception) -> Failure:
+        """One of the package's errors, with the options that change it; a usage error; or an unexpected one."""
+        if isinstance(error, UsageError):
+            return cls("usage", f"{error.message} ({error.cure})", error.cure, BadInput.exit_code)
+        if not isinstance(error, SdrpnError):
+            advice = "run again with --debug for the trace"
+            message = f"{type(error).__name__}: {error}; {advice}"
+            return cls("internal", message, advice, SdrpnError.exit_code)
         code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
         named = f" ({', '.join(map(_option, error.options))})" if error.options else ""
         message, cure = " ".join(str(error).split()), error.cure

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sdrpn.host.escaping import json_text, one_line, terminal_text
+from sdrpn.reports.text import Text
 
 __all__ = [
     "FORMAT_VERSION",
@@ -18,6 +19,7 @@ __all__ = [
     "print_json",
     "print_json_line",
     "print_piece",
+    "print_report",
     "print_table",
     "print_text",
     "remark",
@@ -95,6 +97,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
         if title is not None:
             print_text(title)
         _print_aligned([columns, *rows])
+
+
+def print_report(report: Text) -> None:
+    """Print lines and tables, one after the other."""
+    for part in report:
+        if isinstance(part, str):
+            print_text(part)
+        else:
+            print_table(part.columns, part.rows, title=part.title or None)
 
 
 def print_text(text: str) -> None:

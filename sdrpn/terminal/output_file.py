@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,15 @@ from sdrpn.errors import BadInput
 from sdrpn.host.suggestion import did_you_mean
 from sdrpn.images.picture_output import PICTURES, save_picture
 
-__all__ = ["PICTURES", "report_written", "require_output_file", "require_output_folder", "save_picture", "write_text"]
+__all__ = [
+    "PICTURES",
+    "append_json_line",
+    "report_written",
+    "require_output_file",
+    "require_output_folder",
+    "save_picture",
+    "write_text",
+]
 
 
 def require_output_file(option: str, path: Path, suffixes: Sequence[str]) -> None:
@@ -47,6 +56,14 @@ def write_text(path: Path, text: str) -> None:
 
     with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append_json_line(path: Path, value: object) -> None:
+    """Append one object as a line of JSON, with its version; an existing file keeps its lines."""
+    from sdrpn.terminal.output import versioned
+
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    write_text(path, f"{before}{json.dumps(versioned(value))}\n")
 
 
 def report_written(path: Path, what: str) -> None:

@@ -13,6 +13,7 @@ from sdrpn.evaluation.scores import exact_match
 from sdrpn.families.registry import square_of
 from sdrpn.images.image import open_image
 from sdrpn.method.policy import OWN, Roi
+from sdrpn.reports.text import Table, Text
 from sdrpn.runtime import Answer, Session
 from sdrpn.tags import DemoScene, Told, draw_demo, shipped_scene
 
@@ -62,6 +63,14 @@ class Demonstration:
             "plain": {"text": self.plain.answer.text, "seconds": self.plain.seconds},
             "sdrpn": {"text": answer.text, "seconds": self.again.seconds, "boxes_xyxy_px": answer.boxes_xyxy_px},
         }
+
+    def text(self) -> Text:
+        """One row per answer, the true one first."""
+        rows = [("true answer", self.scene.expected, "", "", "")]
+        for name, timed in (("one look", self.plain), ("two looks", self.again)):
+            boxes = "; ".join(", ".join(map(str, box)) for box in timed.answer.boxes_xyxy_px)
+            rows.append((name, timed.answer.text, "right" if timed.right else "wrong", f"{timed.seconds:.3f}", boxes))
+        return [Table(self.scene.question, ("", "answer", "", "seconds", "looked again at, px"), rows)]
 
 
 def run_demo(threads: int | None = None) -> Demonstration:

@@ -18,6 +18,7 @@ from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.machine import read_cpu
 from sdrpn.host.progress import Advance, unseen
+from sdrpn.host.sizes import text_from_bytes
 from sdrpn.runtime.backends import onnxruntime_version
 from sdrpn.runtime.select import graph_variant
 
@@ -56,6 +57,16 @@ class OptimizedGraphs:
     def size_bytes(self) -> int:
         """Size of all files that were written."""
         return sum(info.size_bytes for info in self.manifest.files.values())
+
+    @property
+    def text(self) -> str:
+        """What was saved, and its size, in one line."""
+        manifest = self.manifest
+        size, mapped = text_from_bytes(self.size_bytes), text_from_bytes(manifest.mapped_bytes)
+        return (
+            f"{self.folder}: {manifest.variant} for ONNX Runtime {manifest.onnxruntime} on {manifest.cpu}, "
+            f"{size} on disk, {mapped} of it mapped in use"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's entries, and folder, seconds and size_bytes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from sdrpn.families.registry import family_of
 from sdrpn.frames.feed import FrameFeed, NamedOpener, opener_of, unopened
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import Given, Source, sources_of
+from sdrpn.frames.standard_input import read_standard_input
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.method.policy import OWN, Roi, looking_policy
 from sdrpn.method.roi import RoiPolicy
@@ -41,7 +41,6 @@ FORMAT_VERSION = 1
 _MOST_TIMES = 4096
 # Frames of so many sources are remembered, to recognise those that did not change.
 _MOST_SOURCES = 16
-_MOST_STDIN_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -293,7 +292,7 @@ def _openers(sources: Sequence[Source], request: LookRequest) -> list[NamedOpene
 
     def opener(source: Source) -> NamedOpener:
         try:
-            return opener_of(source, request.read, request.stdin or _read_stdin)
+            return opener_of(source, request.read, request.stdin or read_standard_input)
         except BadInput as error:
             errors.append(error)
             return unopened(source, error)
@@ -367,13 +366,3 @@ def _require_questions(questions: Sequence[str]) -> None:
             raise BadInput(f"a question is {question!r}; expected a text")
     if len(set(questions)) != len(questions):
         raise BadInput("a question is asked twice; expected each once")
-
-
-def _read_stdin() -> bytes:
-    """A picture on standard input. Raises BadInput where none comes."""
-    data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)
-    if not data:
-        raise BadInput("the source is - and no picture comes on standard input; pipe one: cat street.jpg | ...")
-    if len(data) > _MOST_STDIN_BYTES:
-        raise BadInput(f"standard input has more than {_MOST_STDIN_BYTES:,} bytes; expected one picture")
-    return data

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdrpn.errors import BadInput
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.reports.text import Table, Text
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.teacher import ModelPrecision, require_device, some_questions
 from sdrpn.workflows.torch_threads import torch_threads
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sdrpn.export.quantization import Blocks
     from sdrpn.labels.questions import DataQuestion
 
-__all__ = ["CHOICES", "COLUMNS", "QuantizeRequest", "RoundingCosts", "cost_rows", "measure_rounding"]
+__all__ = ["CHOICES", "QuantizeRequest", "RoundingCosts", "measure_rounding"]
 
 _EXTRA = ("train", "sdrpn quantize")
 CHOICES = ("int8-b32-rtn", "int4-b32-rtn", "int4-b32-hqq")
@@ -66,6 +67,16 @@ class RoundingCosts:
     questions: int
     costs: tuple[Cost, ...]
     worth_keeping: tuple[str, ...]
+
+    def text(self) -> Text:
+        """One row per part and way to round it."""
+        title = f"{self.questions} questions; 1 is as good as unrounded"
+        return [Table(title, COLUMNS, cost_rows(self.costs))]
+
+    @property
+    def advice(self) -> str:
+        """What to keep in fp16, as `sdrpn export` takes it."""
+        return f"costly in 4 bits, worth keeping: --keep {','.join(self.worth_keeping) or 'none'}"
 
 
 def measure_rounding(request: QuantizeRequest, progress: ShowProgress = show_nothing) -> RoundingCosts:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 
@@ -69,6 +70,11 @@ class Asked:
     answer: Answer
     image: Path | str | bytes
     fit: Seen
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as `sdrpn ask --json` prints it; it has no map."""
+        names = ("text", "token_ids", "finish_reason", "boxes_xyxy_px", "roi_token_count", "note", "timings", "tokens")
+        return {name: getattr(self.answer, name) for name in names}
 
     def overlay(self) -> Image:
         """The image under heat map and boxes, with the crop beside it. Raises BadImage."""

@@ -19,7 +19,6 @@ from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, FileInfo, open_bundle
 from sdrpn.bundle.engine_manifest import engine_paths
 from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, optimized_folder, source_digest
 from sdrpn.bundle.shipped import DEMO_BUNDLE
-from sdrpn.cli.engine_report import print_report
 from sdrpn.errors import BadInput
 from sdrpn.host.machine import read_cpu
 from sdrpn.runtime import Session
@@ -27,6 +26,7 @@ from sdrpn.runtime.backends import onnxruntime_version
 from sdrpn.runtime.engines import preflight
 from sdrpn.runtime.select import choose_optimized, mapped_weights_bytes
 from sdrpn.workflows.inspection import engines_to_json, inspect_engines
+from sdrpn.workflows.inspection_text import engines_text
 from tests.bundle.json_mutations import Mutation, mutations
 from tests.damage import copied
 from tests.pictures import photo
@@ -129,7 +129,7 @@ class TestManifestsOfEngines:
             path.write_text(with_digest(mutation.applied(document)), "utf-8")
             with only_errors_on_purpose(mutation):
                 report = inspect_engines(with_engines.path, TARGET, verify=True)
-                print_report(report)
+                list(engines_text(report))
                 engines_to_json(report)
         path.write_text(whole, "utf-8")
 

@@ -69,7 +69,7 @@ def test_verbs_print_json_in_one_way_only() -> None:
     own = [module for module in modules() if module.startswith(("sdrpn.cli.", "sdrpn.terminal."))]
     assert own
     dumping = {module for module in own if {"json.dumps", "json.dump"} & calls_of(module)}
-    assert dumping == {"sdrpn.terminal.output", "sdrpn.cli.device_check"}  # the latter to the file of --record
+    assert dumping == {"sdrpn.terminal.output", "sdrpn.terminal.output_file"}  # the latter to the file of --record
     printing = {module for module in own if "print_json" in calls_of(module)}
     verbs = {f"sdrpn.cli.{verb}" for verb in verbs_with_json() if verb != "compare"}  # compare is verify
     assert verbs <= printing
