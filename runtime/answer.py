@@ -42,6 +42,9 @@ class Timings:
     tail_prefill_s: float = 0.0
     decode_s: tuple[float, ...] = ()  # one entry per decode step; the first token comes from the prefill
     total_s: float = 0.0  # including the time waiting for other answers
+    waited_s: float = 0.0  # for a slot
+    first_token_s: float = 0.0  # from the beginning to the first token
+    longest_wait_s: float = 0.0  # between two tokens
 
     @property
     def decode_per_token_s(self) -> float:
@@ -182,15 +185,35 @@ class Stopwatch:
         self._start = time.perf_counter()
         self._stages: dict[str, float] = {}
         self._decode_s: list[float] = []
+        self._others_s = self._waited_s = self._first_token_s = self._longest_wait_s = 0.0
+        self._last_token: float | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the block's seconds to a stage."""
-        start = time.perf_counter()
+        start, others_s = time.perf_counter(), self._others_s
         try:
             yield
         finally:
-            self._stages[name] = self._stages.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start - (self._others_s - others_s)
+            self._stages[name] = self._stages.get(name, 0.0) + seconds
+
+    def others(self, seconds: float) -> None:
+        """So much of the stage that runs was spent on others."""
+        self._others_s += seconds
+
+    def begin(self) -> None:
+        """The wait for a slot is over; of several looks that share the stopwatch, the first one's."""
+        self._waited_s = self._waited_s or time.perf_counter() - self._start - sum(self._stages.values())
+
+    def token(self) -> None:
+        """A token was chosen."""
+        now = time.perf_counter()
+        if self._last_token is None:
+            self._first_token_s = now - self._start
+        else:
+            self._longest_wait_s = max(self._longest_wait_s, now - self._last_token)
+        self._last_token = now
 
     def decode_step(self, seconds: float) -> None:
         """Append one decode step."""
@@ -199,4 +222,11 @@ class Stopwatch:
     def timings(self) -> Timings:
         """All stages so far; the total is the time since the stopwatch was created."""
         stages = {f"{name}_s": seconds for name, seconds in self._stages.items()}
-        return Timings(**stages, decode_s=tuple(self._decode_s), total_s=time.perf_counter() - self._start)
+        return Timings(
+            **stages,
+            decode_s=tuple(self._decode_s),
+            total_s=time.perf_counter() - self._start,
+            waited_s=self._waited_s,
+            first_token_s=self._first_token_s,
+            longest_wait_s=self._longest_wait_s,
+        )

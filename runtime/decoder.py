@@ -20,6 +20,7 @@ from sdrpn.method.rope import RotaryFrequencies
 from sdrpn.runtime.backends.kv_cache import CacheSet
 from sdrpn.runtime.backends.row_feeds import STEP_INPUTS, RowFeeds, row_buffers, step_buffers
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
+from sdrpn.runtime.pacing import Pace
 from sdrpn.runtime.slots import Slot, Slots
 
 __all__ = ["Decoder", "NextToken", "Rows", "row_count"]
@@ -69,6 +70,7 @@ class Decoder:
         self._steps: dict[tuple[int, int], _TokenStep] = {}
         self.slots = Slots(backend, runners, width, contexts, self._steps.clear, slots)
         self.computed_rows = dict.fromkeys(runners, 0)  # prefilled since the decoder was created
+        self.pace = Pace()
 
     def run_trunk(self, slot: Slot, embeds: FloatArray | Sequence[Rows], start: int) -> None:
         """embeds (S,D) at rows start..start+S-1 -> their taps and caches.
@@ -82,7 +84,7 @@ class Decoder:
         if stop > self.slots.length:
             raise RunFailed(f"{rows} rows at {start} are past the cache of {self.slots.length} rows; reserve more")
         hidden = self._joined(pieces, rows)
-        for first, end in self._parts(start, stop):
+        for first, end in self._parts("trunk", start, stop):
             feeds, results = hidden.rows(first - start, end - start), self.slots.taps_of(slot, first, end)
             self._run("trunk", slot, {"inputs_embeds": feeds}, {"tap": results}, first, end)
         slot.tap_rows = stop
@@ -107,7 +109,7 @@ class Decoder:
 
     def run_rpn(self, slot: Slot, stop: int) -> FloatArray:
         """Scores (H, stop) of the last row against every row, computed over the taps that the RPN has not processed."""
-        for first, end in self._parts(min(slot.valid["rpn"], stop - 1), stop):
+        for first, end in self._parts("rpn", min(slot.valid["rpn"], stop - 1), stop):
             results = self._score_buffers(end - first)
             self._run("rpn", slot, {"tap": self._taps_of(slot, first, end)}, results, first, end)
         scores = results["scores"].read()[0, :, :stop]
@@ -118,17 +120,25 @@ class Decoder:
 
     def run_tail(self, slot: Slot, start: int, stop: int) -> FloatArray:
         """Logits (V,) of row stop-1, over taps start..stop-1. A view: the next run overwrites it."""
-        for first, end in self._parts(start, stop):
+        for first, end in self._parts("tail", start, stop):
             self._run("tail", slot, {"tap": self._taps_of(slot, first, end)}, {"logits": self._logits}, first, end)
         logits: FloatArray = self._logits.read()[0]
         self.require_finite(slot, _LOGITS, logits)
         return logits
 
-    def _parts(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Split rows start..stop-1 into parts of equal length, within the backend's limit."""
-        count = 1 if self._backend.prefill_rows is None else -(-(stop - start) // self._backend.prefill_rows)
-        edges = [start + (stop - start) * number // max(1, count) for number in range(max(1, count) + 1)]
-        return list(itertools.pairwise(edges))
+    def _parts(self, name: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Split rows start..stop-1 into parts of about equal length, within the limits of backend and pace.
+
+        A decode step of others may run before each part.
+        """
+        while True:
+            rows = stop - start
+            most = min(self.pace.part(name, rows), self._backend.prefill_rows or rows)
+            end = start + (rows if most >= rows else rows // -(-rows // most))
+            yield start, end
+            if end == stop:
+                return
+            start = end
 
     def step(self, tokens: Sequence[NextToken]) -> list[FloatArray]:
         """One new token of every sequence -> logits (V,) of each: views, which the next step overwrites.
@@ -200,8 +210,11 @@ class Decoder:
         runner, caches = self._runners[name], self.slots.caches_of(name, slot.index, slot.index + 1)
         feeds |= row_buffers(self._backend, runner.inputs, self._rows.arrays(start, stop, slot.positions))
         new_rows = caches.new_row_buffers(self._backend, stop - start)
-        runner.run(feeds | caches.buffers, results | (new_rows or caches.as_outputs()))
-        caches.store(new_rows, start)
+        with self.pace.measured(name, stop - start):
+            runner.run(feeds | caches.buffers, results | (new_rows or caches.as_outputs()))
+            caches.store(new_rows, start)
+            if self.pace.is_bound and self._backend.on == "gpu" and name == "trunk":
+                results["tap"].rows(stop - start - 1, stop - start).read()  # waits for what was enqueued
         slot.valid[name] = stop
         self.computed_rows[name] += stop - start
 

@@ -17,7 +17,7 @@ from sdrpn.runtime.looking import LookQuestion, LookRun
 from sdrpn.runtime.pictures.frames import Channels
 from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource, open_picture
 from sdrpn.runtime.pictures.reference import PictureReference
-from sdrpn.runtime.sampling import GREEDY, Sampling
+from sdrpn.runtime.sampling import GREEDY, Constraint, Sampling
 from sdrpn.runtime.scheduler import Scheduler
 from sdrpn.runtime.sequence import QuestionRequest, Sequence
 from sdrpn.runtime.stream import AnswerStream
@@ -29,7 +29,10 @@ __all__ = ["AnswerOptions", "Questions"]
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How a question in words is answered. decide: chooses the crops instead of `roi`."""
+    """How a question in words is answered.
+
+    decide: chooses the crops instead of `roi`. constraint, ends: of one answer, as in `Sequence`.
+    """
 
     roi: Roi = OWN
     max_new_tokens: int = 64
@@ -37,6 +40,8 @@ class AnswerOptions:
     trace: bool = False
     channels: Channels = "rgb"
     decide: PolicyDecide | None = None
+    constraint: Constraint | None = None
+    ends: abc.Callable[[int], bool] = lambda token_id: False
 
 
 class Questions:
@@ -108,6 +113,8 @@ class Questions:
             (),
             options.trace,
             options.channels,
+            constraint=options.constraint,
+            ends=options.ends,
         )
 
     def stream_of(
@@ -121,6 +128,9 @@ class Questions:
         stop_ids: tuple[int, ...],
         trace: bool,
         channels: Channels = "rgb",
+        *,
+        constraint: Constraint | None = None,
+        ends: abc.Callable[[int], bool] = lambda token_id: False,
     ) -> AnswerStream:
         """A question by token ids. Raises BadInput for a bad one, or where nothing can answer."""
         self._scheduler.require_open()
@@ -136,7 +146,17 @@ class Questions:
             prefix = self._two_pass.prefix_of(request)
         stops = (*self._bundle.spec.prompt.eos_token_ids, *stop_ids)
         reference = PictureReference(image, channels, picture.size, seen_of(self._bundle.spec))
-        sequence = Sequence(request, prefix, watch, sampling, stops, keep_trace=trace, picture=reference)
+        sequence = Sequence(
+            request,
+            prefix,
+            watch,
+            sampling,
+            stops,
+            keep_trace=trace,
+            picture=reference,
+            constraint=constraint,
+            ends=ends,
+        )
         return AnswerStream(self._scheduler, sequence, self._tokenizer)
 
     def opened(self, image: PictureSource, channels: Channels) -> Picture:

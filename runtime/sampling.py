@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput, RunFailed
 
-__all__ = ["GREEDY", "Sampler", "Sampling"]
+__all__ = ["GREEDY", "Constraint", "Sampler", "Sampling"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Sampling:
 
 
 GREEDY = Sampling()
+
+
+class Constraint(Protocol):
+    """Which tokens may follow those that were chosen: a grammar of one answer."""
+
+    def restricted(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits (V,) with minus infinity for tokens that may not follow; the argument is not changed."""
+
+    def accept(self, token_id: int) -> bool:
+        """A token was chosen; returns whether the answer is complete and nothing may follow."""
 
 
 class Sampler:

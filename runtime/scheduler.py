@@ -1,5 +1,7 @@
 """Several answers at once: questions wait for a slot, are prefilled one at a time, and are decoded together.
 
+With a bound on stalls (`limit_stalls`), decode steps run between the parts of a prefill, too.
+
 There is no background thread. One of the threads that wait for an answer works for all of them: a unit of work is a
 prefill, or a decode step of all running sequences. When its own answer is ready, another thread continues. For callers
 that cannot block, such as an event loop, `call_when` starts a thread. A sequence whose answer nobody waits for
@@ -24,7 +26,7 @@ from sdrpn.runtime.sequence import Glance, Sequence, Work
 from sdrpn.runtime.slots import Slot
 from sdrpn.runtime.two_pass import TwoPass
 
-__all__ = ["Scheduler"]
+__all__ = ["Load", "Scheduler"]
 
 Ready = Callable[[], bool]
 _CLOSED = "the session was closed; open it again"
@@ -38,6 +40,21 @@ class _Wait:
     wake: Callable[[], None]
     works: bool = False  # may continue the work itself
     driven: bool = False  # cannot work, so that a thread must
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a scheduler has to do, and how it goes.
+
+    unit_s: how long the current unit of work has run; 0: there is none. steps, stepped: decode steps so far, and their
+    tokens.
+    """
+
+    running: int
+    waiting: int
+    unit_s: float
+    steps: int
+    stepped: int
 
 
 class Scheduler:
@@ -68,6 +85,8 @@ class Scheduler:
         self._worker: threading.Thread | None = None
         self._waits: list[_Wait] = []
         self._driving = self._closed = False
+        self._unit_start: float | None = None
+        self._steps = self._stepped = 0
 
     @property
     def max_batch(self) -> int:
@@ -131,6 +150,26 @@ class Scheduler:
             self._sweep()
             if self._current and all(each.cancelled for each in self._current):
                 self._cancellation.cancel()
+
+    def limit_stalls(self, most_s: float | None) -> None:
+        """Divide prefills so that running sequences wait at most about so long for their next token; None: do not.
+
+        One picture, one decode step and 16 rows are not divided.
+        """
+        self._decoder.pace.attend(most_s, self._others_run, self._step_between)
+
+    @property
+    def load(self) -> Load:
+        """What there is to do now."""
+        with self._lock:
+            start, waiting = self._unit_start, len(self._waiting)
+            return Load(
+                running=len(self._running) + sum(each in self._waiting for each in self._current),
+                waiting=waiting - sum(each in self._waiting for each in self._current),
+                unit_s=0.0 if start is None else time.perf_counter() - start,
+                steps=self._steps,
+                stepped=self._stepped,
+            )
 
     def forget_prefixes(self) -> None:
         """Drop every prefix, so that it is computed again."""
@@ -223,11 +262,12 @@ class Scheduler:
                 slot = self._slot_for(first)
             self._current = running if first is None or slot is None else (first,)
             self._cancellation.reset()
+            self._unit_start = time.perf_counter() if self._current else None
         try:
             yield first, slot, running
         finally:
             with self._lock:
-                self._current = ()
+                self._current, self._unit_start = (), None
                 self._sweep()
                 self._wake()
 
@@ -269,8 +309,32 @@ class Scheduler:
         except MemoryError:
             return None
 
+    def _others_run(self) -> bool:
+        """Whether a prefill keeps sequences waiting."""
+        with self._lock:
+            return any(not each.over and not each.cancelled for each in self._running if each not in self._current)
+
+    def _step_between(self) -> None:
+        """Between two parts of a prefill: a decode step of all that run. Raises Cancelled for the prefill's own."""
+        with self._lock:
+            (prefilled,) = before = self._current
+            if prefilled.cancelled:
+                raise Cancelled("the answer was cancelled; ask again")
+            running = tuple(each for each in self._running if not each.over and not each.cancelled)
+            self._current = (prefilled, *running)
+            self._unit_start = start = time.perf_counter()
+        try:
+            self._step(running)
+        finally:
+            with self._lock:
+                self._current = before
+                self._sweep()
+                self._wake()
+            prefilled.watch.others(time.perf_counter() - start)
+
     def _prefill(self, work: Work, slot: Slot) -> None:
         """A failure is its own; what is no error, such as Ctrl-C, leaves it waiting. A glance is over afterwards."""
+        work.watch.begin()
         try:
             if isinstance(work, Sequence):
                 work.choose(self._two_pass.prefill(work, slot))
@@ -296,6 +360,8 @@ class Scheduler:
             self._blame(sequences, error)
             return
         took_s = time.perf_counter() - start
+        self._decoder.pace.stepped(took_s)
+        self._steps, self._stepped = self._steps + 1, self._stepped + len(sequences)
         for sequence, logits in zip(sequences, rows, strict=True):
             sequence.advance(took_s)
             self._choose(sequence, logits)

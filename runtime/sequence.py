@@ -6,6 +6,7 @@ A `Sequence` becomes an answer, token by token; a `Glance` ends with the map, an
 from __future__ import annotations
 
 import collections.abc as abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import ClassVar, Literal
@@ -19,7 +20,7 @@ from sdrpn.runtime.answer import Answer, Stopwatch, Timings, TokenCounts, Trace
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.pictures.reference import PictureReference
 from sdrpn.runtime.regions import DroppedRegion
-from sdrpn.runtime.sampling import Sampler, Sampling
+from sdrpn.runtime.sampling import Constraint, Sampler, Sampling
 from sdrpn.runtime.slots import Prefix, Slot
 
 __all__ = ["Glance", "LookRequest", "Prefill", "QuestionRequest", "Sequence", "Work"]
@@ -123,8 +124,14 @@ class Sequence(Work):
         *,
         keep_trace: bool = False,
         picture: PictureReference | None = None,
+        constraint: Constraint | None = None,
+        ends: Callable[[int], bool] = lambda token_id: False,
     ) -> None:
-        """Args: picture: for the answer, to draw on"""
+        """Args:
+        picture: for the answer, to draw on
+        constraint: which tokens may follow
+        ends: called with every token; True ends the answer with it
+        """
         super().__init__(request, prefix, watch)
         self._after, self._limit = len(request.ids_after), request.max_new_tokens
         self._texts = len(request.ids_before) + self._after
@@ -133,6 +140,7 @@ class Sequence(Work):
         self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
         self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
+        self._constraint, self._ends = constraint, ends
         self._keep_trace, self._picture = keep_trace, picture
         self._step_logits: list[FloatArray] = []
         self._timings: Timings | None = None
@@ -156,14 +164,21 @@ class Sequence(Work):
         """Choose a token, or end at a stop token or the limit, from logits (V,)."""
         if self.over:  # closed meanwhile
             return
+        self.watch.token()
         if self._keep_trace:
             self._step_logits.append(logits.copy())
+        if self._constraint is not None:
+            logits = self._constraint.restricted(logits)
         token_id = self._sampler.choose(logits)
         if token_id in self._stop_ids:
             self._finish("stop")
         else:
+            ends = self._constraint is not None and self._constraint.accept(token_id)
+            ends = self._ends(token_id) or ends
             self.token_ids.append(token_id)
-            if len(self.token_ids) == self._limit:
+            if ends:
+                self._finish("stop")
+            elif len(self.token_ids) == self._limit:
                 self._finish("length")
         self._request = None
 

@@ -34,7 +34,7 @@ from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource
 from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.questions import AnswerOptions, Questions
 from sdrpn.runtime.sampling import GREEDY, Sampling
-from sdrpn.runtime.scheduler import Scheduler
+from sdrpn.runtime.scheduler import Load, Scheduler
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import load_tokenizer
@@ -431,6 +431,28 @@ class Session:
         )
         (found,) = run.finish()
         return found
+
+    def limit_stalls(self, most_s: float | None) -> None:
+        """Divide prefills so that answers in progress wait at most about so long for their next token; None: do not.
+
+        Encoding a picture and a decode step are not divided.
+        """
+        self._scheduler.limit_stalls(most_s)
+
+    @property
+    def load(self) -> Load:
+        """How many questions run and wait now, and how many decode steps there were."""
+        return self._scheduler.load
+
+    @property
+    def max_batch(self) -> int:
+        """Most questions that are answered at once."""
+        return self._scheduler.max_batch
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt, crops and answer together."""
+        return self._two_pass.max_context
 
     def open_picture(self, image: PictureSource) -> Picture:
         """A picture as `answer` would open it; it can be passed in place of the source. Raises BadImage, BadInput."""

@@ -53,7 +53,7 @@ class TwoPass:
         embedding: TokenEmbedding,
         prefixes: PrefixStore,
     ) -> None:
-        self._spec, self._max_context = spec, max_context
+        self._spec, self.max_context = spec, max_context
         self._looks, self._family = Looks(spec, backend, vision), family_of(spec)
         self.fit = seen_of(spec)
         self._decoder, self._embedding, self._prefixes = decoder, embedding, prefixes
@@ -157,7 +157,9 @@ class TwoPass:
     def _embed_all(self, sequence: Work, after: FloatArray) -> list[Rows]:
         """Tokens before the image, the image, tokens after it."""
         request, watch = sequence.request, sequence.watch
-        image = self._looks.first(request.image, watch.stage)
+        self._decoder.pace.part("vision", 1, least=1)
+        with self._decoder.pace.measured("vision", 1):
+            image = self._looks.first(request.image, watch.stage)
         return [self._embedding.rows(request.ids_before), image, after]
 
     def _look(self, sequence: Work, slot: Slot, rows: int) -> tuple[FloatArray, RoiDecision] | tuple[None, None]:
@@ -192,7 +194,9 @@ class TwoPass:
         """The kept tokens of every crop, in order."""
         image, watch = sequence.request.image, sequence.watch
         grid = self._spec.vision.grid(image.size)
-        features = self._looks.crops(image, [crop.box_xyxy_px for crop in crops], watch.stage)
+        self._decoder.pace.part("vision", len(crops), least=len(crops))
+        with self._decoder.pace.measured("vision", len(crops)):
+            features = self._looks.crops(image, [crop.box_xyxy_px for crop in crops], watch.stage)
         with watch.stage("crop_vision"):
             return [
                 piece
@@ -225,7 +229,7 @@ class TwoPass:
             return decoder.run_tail(slot, prefix_rows, stop)
 
     def _require_context(self, prompt: int, roi: int, new: int) -> None:
-        if prompt + roi + new <= self._max_context:
+        if prompt + roi + new <= self.max_context:
             return
         crop = f" + {roi} RoI tokens" if roi else ""
         advice = "shorten the question"
@@ -234,7 +238,7 @@ class TwoPass:
             advice += f", {without}or lower max_new_tokens"
         raise ContextTooLong(
             f"{prompt} prompt tokens{crop} + {new} new tokens need {prompt + roi + new} positions, the bundle has "
-            f"{self._max_context}; {advice}"
+            f"{self.max_context}; {advice}"
         )
 
 

@@ -79,6 +79,29 @@ def test_all_at_once(session: Session, batches: list[int]) -> None:
     assert len(session._decoder.slots.all) == 4
 
 
+def test_steps_between_the_parts_of_a_prefill_change_nothing(session: Session) -> None:
+    """With a bound that no part keeps, every 16 rows, with steps of the others before each part."""
+    numbers = list(range(8))
+    expected = alone(session, numbers)
+    session.limit_stalls(1e-9)
+    divided: list[int] = []
+    part = session._decoder.pace.part
+
+    def counted(name: str, wanted: int, least: int = 16) -> int:
+        divided.append(part(name, wanted, least) < wanted)
+        return wanted if not divided[-1] else 16
+
+    session._decoder.pace.part = counted  # type: ignore[method-assign]
+    streams = [stream_of(session, number) for number in numbers]
+    for stream in streams:
+        stream.submit()
+    for stream, each in zip(streams, expected, strict=True):
+        require_equal(stream.finish(), each, tolerance_of(session))
+    assert any(divided)
+    assert session.load.steps > 0
+    assert (session.load.running, session.load.waiting) == (0, 0)
+
+
 def test_some_are_cancelled_half_way(session: Session) -> None:
     numbers = (0, 2, 4, 3)
     expected = alone(session, numbers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from sdrpn.errors import BadInput, Cancelled, RunFailed
+from sdrpn.method.roi import RoiDecision, without_sinks
 from sdrpn.runtime import Session
-from sdrpn.runtime.backends.fake import FakeBackend
+from sdrpn.runtime.backends.fake import FakeBackend, FakeCall
 from sdrpn.runtime.sampling import GREEDY
 from sdrpn.runtime.stream import AnswerStream
+from tests.runtime.asking import no_box
 from tests.runtime.fakes import Script, fake_bundle
 from tests.runtime.test_session import IMAGE, run_threads, script_of, write_words_tokenizer
 
@@ -101,6 +103,91 @@ class TestBatches:
             patch.setattr(type(backend), "allocate", scarce)
             session._scheduler._slot_for(second._sequence)
         assert first.finish().token_ids == second.finish().token_ids == TOKENS * 2
+
+
+class TestStalls:
+    def test_those_that_run_step_between_the_graphs_of_a_prefill(self, sessions: Sessions) -> None:
+        session = sessions.open(script_of(*TOKENS))
+        session.limit_stalls(1e-9)
+        first = begun(session, 40)
+        first._work_until(first._has_next)
+        calls = session._library.calls  # type: ignore[attr-defined]
+        calls.clear()
+        second = begun(session, decide=without_sinks(no_box))
+        second._work_until(second._has_next)
+        prefilled = [call.graph for call in calls if is_prefill(call)]
+        assert prefilled == ["trunk", "rpn", "tail"]  # the picture is known
+        between = [call.graph for call in calls[: index_of_last_prefill(calls)] if not is_prefill(call)]
+        assert between == ["trunk", "tail"] * 3  # a step before each
+        assert first.finish().token_ids == tuple(TOKENS[n % 3] for n in range(40))
+        assert second.finish().token_ids == TOKENS * 2
+
+    def test_without_a_bound_a_prefill_is_one_unit(self, sessions: Sessions) -> None:
+        session = sessions.open(script_of(*TOKENS))
+        first = begun(session, 40)
+        first._work_until(first._has_next)
+        calls = session._library.calls  # type: ignore[attr-defined]
+        calls.clear()
+        second = begun(session, decide=without_sinks(no_box))
+        second._work_until(second._has_next)
+        assert all(is_prefill(call) for call in calls)
+
+    def test_a_prefill_that_is_cancelled_ends_before_its_next_graph(self, sessions: Sessions) -> None:
+        session = sessions.open(script_of(*TOKENS))
+        session.limit_stalls(1e-9)
+        first = begun(session, 40)
+        first._work_until(first._has_next)
+        calls = session._library.calls  # type: ignore[attr-defined]
+        calls.clear()
+
+        def cancelling(logits: np.ndarray, image_wh: tuple[int, int]) -> RoiDecision:
+            second.close()
+            return no_box(logits, image_wh)
+
+        second = begun(session, decide=without_sinks(cancelling))
+        with pytest.raises(Cancelled):
+            second.finish()
+        assert [call.graph for call in calls if is_prefill(call)] == ["trunk", "rpn"]
+        assert first.finish().token_ids == tuple(TOKENS[n % 3] for n in range(40))
+
+    def test_a_failed_step_between_is_that_of_its_own_sequence(self, sessions: Sessions) -> None:
+        script = script_of(*TOKENS)
+        trunk = script.trunk
+
+        def failing(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            if feeds["row_index"].shape[1] == 1 and len(session._scheduler._current) == 2:
+                raise RunFailed("the trunk graph failed")
+            return trunk(feeds)
+
+        script.trunk = failing  # type: ignore[method-assign]
+        session = sessions.open(script)
+        session.limit_stalls(1e-9)
+        first = begun(session, 40)
+        first._work_until(first._has_next)
+        second = begun(session, 1, decide=without_sinks(no_box))
+        assert second.finish().token_ids == TOKENS[:1]
+        with pytest.raises(RunFailed, match="the trunk graph failed"):
+            first.finish()
+
+    def test_the_time_of_steps_between_belongs_to_no_stage(self, sessions: Sessions) -> None:
+        session = sessions.open(script_of(*TOKENS))
+        session.limit_stalls(1e-9)
+        first = begun(session, 40)
+        first._work_until(first._has_next)
+        times = begun(session).finish().timings
+        assert 0 < times.first_token_s <= times.total_s
+        assert times.stages_s <= times.total_s
+        assert 0 <= times.waited_s <= times.first_token_s
+        assert times.longest_wait_s > 0
+        first.close()
+
+
+def is_prefill(call: FakeCall) -> bool:
+    return call.graph != "vision" and call.feeds["row_index"].shape[1] > 1
+
+
+def index_of_last_prefill(calls: Sequence[FakeCall]) -> int:
+    return max(number for number, call in enumerate(calls) if is_prefill(call))
 
 
 class TestFailures:
