@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.families.qwen.resize import PixelBudget, Resize, rounded_wh
+from sdrpn.families.family import Resize
+from sdrpn.families.qwen.resize import PixelBudget, rounded_wh
 from sdrpn.method.grids import Box, IntArray
 
 __all__ = ["LEAST_CROP_PX", "ResizedGrid", "grown_box_px", "scaled_box_px"]

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from sdrpn.errors import BadImage, BadInput
 
-__all__ = ["MOST_RATIO", "PixelBudget", "Resize", "rounded_wh"]
+__all__ = ["MOST_RATIO", "PixelBudget", "rounded_wh"]
 
-Resize: TypeAlias = Literal["once", "official"]
 
 MOST_RATIO = 200  # of the longer to the shorter side; the official processor refuses more
 _MOST_PIXELS = 2**28

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar, get_args
 
 from sdrpn.errors import BadInput
+from sdrpn.families.family import Resize
 from sdrpn.families.qwen.grid import ResizedGrid
-from sdrpn.families.qwen.resize import PixelBudget, Resize, rounded_wh
+from sdrpn.families.qwen.resize import PixelBudget, rounded_wh
 from sdrpn.method.spec import ModelSpec, Vision, require_divisible, require_positive
 
 __all__ = [
