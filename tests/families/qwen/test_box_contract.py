@@ -21,6 +21,7 @@ from sdrpn.families.qwen.sinks import border_kept
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision, with_resize
 from sdrpn.families.qwen.zoom import decide_zoom
 from sdrpn.method.grids import Box
+from sdrpn.method.spec import Scheme
 from sdrpn.runtime.pictures.picture import JpegMode, Picture, open_picture
 from tests.families.qwen.official import vision_3, vision_25
 
@@ -132,7 +133,7 @@ def test_boxes_lie_within_one_pixel_of_the_source(numbers: range) -> None:
 
         picture = open_picture(stored(source, case.orientation, case.file_format), jpeg=case.jpeg)
         assert picture.size == image_wh, case
-        scheme = "q-zoom" if number % 5 else "sd-rpn"
+        scheme: Scheme = "q-zoom" if number % 5 else "sd-rpn"
         kept = border_kept(grid.hw, scheme)
         decision = decide_zoom(map_of(picture, vision), kept, vision.grid(picture.size), THRESHOLD, scheme)
 
