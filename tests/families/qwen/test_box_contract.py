@@ -145,8 +145,9 @@ def test_boxes_lie_within_one_pixel_of_the_source(numbers: range) -> None:
         if high:
             assert far(box[1::2], marker[1::2]) <= 1, (case, cells, box, marker)
         # A box that grew to the least size still has the marker inside, but for one pixel.
-        assert box[0] <= marker[0] + 1 and box[1] <= marker[1] + 1, (case, box, marker)
-        assert box[2] >= marker[2] - 1 and box[3] >= marker[3] - 1, (case, box, marker)
+        beyond = np.array(marker) - box
+        assert (beyond[:2] >= -1).all(), (case, box, marker)
+        assert (beyond[2:] <= 1).all(), (case, box, marker)
         if wide and high:
             inner = np.asarray(picture.part(box), np.int64)[2:-2, 2:-2]
             assert np.abs(inner - MARKER).max() < 60, case  # the crop is the marker
@@ -157,6 +158,6 @@ def test_the_trials_cover_what_they_claim() -> None:
     assert {case.orientation for case in trials} == set(range(1, 9))
     assert {case.file_format for case in trials} == {"JPEG", "PNG", "WEBP"}
     assert {case.vision.resize for case in trials} == {"once", "official"}
-    assert {(case.orientation, case.vision.family) for case in trials if case.file_format == "JPEG"} != set()
     ratios = [case.image_wh[0] / case.image_wh[1] for case in trials]
-    assert min(ratios) < 0.1 and max(ratios) > 10
+    assert min(ratios) < 0.1
+    assert max(ratios) > 10
