@@ -26,8 +26,8 @@ _INSTRUCTIONS = """\
 Tools that find and read details in large pictures. `look` says where in a picture a question points, as boxes in its
 pixels, without words; `ask` answers the question and looks again at that region in full resolution; `crop` returns a
 part of a picture at full resolution, for you to see. To read something small: `look` for it, then `crop` its box (a
-margin of 0.2 helps) or `ask` about it. Pictures are named by paths below the server's image root; boxes are x1, y1, x2,
-y2 in pixels of the upright picture."""
+margin of 0.2 helps) or `ask` about it, with that `region`. Pictures are named by paths below the server's image root;
+boxes are x1, y1, x2, y2 in pixels of the upright picture."""
 
 _READS_ONLY = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 ImageName = Annotated[str, Field(description="path of a picture below the image root, such as street.jpg")]
@@ -54,6 +54,10 @@ Questions = Annotated[
 Margin = Annotated[float, Field(ge=0, le=1, description="widens the box on each side by this share of its size")]
 MaxSide = Annotated[int, Field(ge=1, le=MOST_SIDE_PX, description="a larger crop is scaled down to this, in pixels")]
 MaxTokens = Annotated[int, Field(ge=1, le=1024, description="maximum length of the answer, in tokens")]
+Region = Annotated[
+    Box | None,
+    Field(description="x1, y1, x2, y2 in pixels: look again there; leave out to let the model find the region"),
+]
 CropBox = Annotated[Box, Field(description="x1, y1, x2, y2 in pixels of the upright picture, upper bounds exclusive")]
 
 
@@ -91,11 +95,12 @@ def agent_server(tools: PictureTools, *, version: str) -> MCPServer[Any]:
         image: ImageName,
         question: Annotated[str, Field(min_length=1, description="what to ask")],
         threshold: Threshold = None,
+        region: Region = None,
         max_new_tokens: MaxTokens = 64,
         show: ShowAnswer = "none",
     ) -> Annotated[CallToolResult, Answered]:
         """Answer a question about a picture, after a second look at the region in question in full resolution."""
-        return await _result(tools.ask(image, question, threshold, max_new_tokens, show))
+        return await _result(tools.ask(image, question, threshold, region, max_new_tokens, show))
 
     @server.tool(title="Cut out a part of a picture", annotations=_READS_ONLY)
     async def crop(

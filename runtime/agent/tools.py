@@ -12,10 +12,12 @@ from PIL import Image
 
 from sdrpn.errors import BadInput
 from sdrpn.images.image_root import ImageRoot
+from sdrpn.method.given_region import decide_region, require_box
 from sdrpn.method.policy import OWN, Roi, RoiChange
 from sdrpn.runtime.agent.results import Answered, Box, CroppedPart, FoundRegion, IgnoredRegion, LookedAt, QuestionLook
 from sdrpn.runtime.look import Look
-from sdrpn.runtime.pictures.picture import Picture, open_picture
+from sdrpn.runtime.pictures.picture import Picture
+from sdrpn.runtime.questions import AnswerOptions
 from sdrpn.runtime.session import Session
 
 __all__ = ["MOST_QUESTIONS", "MOST_SIDE_PX", "EncodedPicture", "PictureTools", "Shown", "ToolResult", "encoded"]
@@ -58,20 +60,30 @@ class PictureTools:
         """Where questions point. Raises: SdrpnError with one line for the caller."""
         if not 1 <= len(questions) <= MOST_QUESTIONS:
             raise BadInput(f"questions has {len(questions)} entries; expected 1 to {MOST_QUESTIONS} questions")
-        return await asyncio.to_thread(self._look, image, questions, _roi(threshold), show)
+        picture = await asyncio.to_thread(self._open, image)
+        looks = await self._session.look_many_async(picture, list(questions), roi=_roi(threshold))
+        found = LookedAt(
+            image, picture.size, tuple(_question_look(look) for look in looks), round(looks[0].timings.total_s, 4)
+        )
+        return ToolResult(found, await asyncio.to_thread(_look_pictures, looks, show))
 
     async def ask(
         self,
         image: str,
         question: str,
         threshold: float | None = None,
+        region: Box | None = None,
         max_new_tokens: int = 64,
         show: Shown = "none",
     ) -> ToolResult[Answered]:
-        """Answer a question. Cancelling the task ends the answer. Raises: as `look`."""
+        """Answer a question. Cancelling the task ends the answer.
+
+        Args: region: looked at again in place of the regions that the map shows, in pixels of the upright picture
+        Raises: as `look`
+        """
         picture = await asyncio.to_thread(self._open, image)
-        roi = None if self._session.spec.rpn is None else _roi(threshold)
-        answer = await self._session.answer_async(picture, question, roi=roi, max_new_tokens=max_new_tokens)
+        options = self._options(picture, region, threshold, max_new_tokens)
+        answer = await self._session.stream_with(picture, question, options).finish()
         found = Answered(
             image,
             picture.size,
@@ -92,20 +104,9 @@ class PictureTools:
         Args:
             box: x1, y1, x2, y2 in pixels of the upright picture
             margin: widens the box on each side by this share of its width and height, as far as the picture goes
-        Raises: as `look`; BadInput for a box that is empty or extends beyond the picture
+        Raises: as `look`
         """
         return await asyncio.to_thread(self._crop, image, box, margin, max_side_px)
-
-    def _look(self, image: str, questions: Sequence[str], roi: Roi, show: Shown) -> ToolResult[LookedAt]:
-        picture = self._open(image)
-        looks = self._session.look_many(picture, list(questions), roi=roi)
-        found = LookedAt(
-            image, picture.size, tuple(_question_look(look) for look in looks), round(looks[0].timings.total_s, 4)
-        )
-        if show == "overlay":
-            return ToolResult(found, tuple(encoded(look.overlay()) for look in looks))
-        boxes = [box for look in looks for box in look.boxes_xyxy_px] if show == "crops" else []
-        return ToolResult(found, _crops(picture, boxes))
 
     def _crop(self, image: str, box: Box, margin: float, max_side_px: int) -> ToolResult[CroppedPart]:
         if not 0 <= margin <= 1:
@@ -114,19 +115,26 @@ class PictureTools:
             raise BadInput(f"max_side_px is {max_side_px}; expected 1 to {MOST_SIDE_PX} pixels")
         picture = self._open(image)
         width, height = picture.size
+        require_box(box, picture.size)
         x1, y1, x2, y2 = box
-        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-            raise BadInput(
-                f"the box {list(box)} is empty or extends beyond the picture of {width}x{height} px; expected x1, y1, "
-                "x2, y2 in its pixels"
-            )
         across, down = round(margin * (x2 - x1)), round(margin * (y2 - y1))
         wider = max(0, x1 - across), max(0, y1 - down), min(width, x2 + across), min(height, y2 + down)
         part = _at_most(picture.part(wider), max_side_px)
         return ToolResult(CroppedPart(image, picture.size, wider, part.size), (encoded(part),))
 
     def _open(self, image: str) -> Picture:
-        return open_picture(self._root.read(image))
+        return self._session.open_picture(self._root.read(image))
+
+    def _options(
+        self, picture: Picture, region: Box | None, threshold: float | None, max_new_tokens: int
+    ) -> AnswerOptions:
+        spec, roi, decide = self._session.spec, _roi(threshold), None
+        if region is not None:
+            if spec.rpn is None:
+                raise BadInput("region was given, and this model looks only once; crop that part and ask about it")
+            require_box(region, picture.size)
+            decide = decide_region(region, spec.vision.grid)
+        return AnswerOptions(None if spec.rpn is None else roi, max_new_tokens, decide=decide)
 
 
 def encoded(picture: Image.Image) -> EncodedPicture:
@@ -138,6 +146,14 @@ def encoded(picture: Image.Image) -> EncodedPicture:
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=_JPEG_QUALITY)
     return EncodedPicture(file.getvalue(), "image/jpeg")
+
+
+def _look_pictures(looks: Sequence[Look], show: Shown) -> tuple[EncodedPicture, ...]:
+    if show == "overlay":
+        return tuple(encoded(look.overlay()) for look in looks)
+    if show == "crops":
+        return tuple(picture for look in looks for picture in _crops(look.picture, look.boxes_xyxy_px))
+    return ()
 
 
 def _question_look(look: Look) -> QuestionLook:

@@ -138,10 +138,10 @@ def test_nothing_is_found(server: MCPServer[Any]) -> None:
 
 
 def test_a_region_that_is_left_out(server: MCPServer[Any], session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    small, look_many = RoiChange(max_share=0.001), session.look_many
-    monkeypatch.setattr(session, "look_many", lambda image, questions, roi: look_many(image, questions, roi=small))
+    small, looking = RoiChange(max_share=0.001), session.look_many_async
+    monkeypatch.setattr(session, "look_many_async", lambda image, questions, roi: looking(image, questions, roi=small))
     looks = found(call(server, "look", image=NAME, questions=QUESTIONS, show="none"))["looks"]
-    for look, expected in zip(looks, look_many(SCENE.picture, QUESTIONS, roi=small), strict=True):
+    for look, expected in zip(looks, session.look_many(SCENE.picture, QUESTIONS, roi=small), strict=True):
         assert look["regions"] == []
         (region,) = look["ignored"]
         assert tuple(region["box_xyxy_px"]) == expected.dropped[0].xyxy_px
@@ -154,6 +154,17 @@ def test_ask(server: MCPServer[Any], session: Session) -> None:
     assert found(result)["text"] == answer.text == SCENE.expected
     assert [tuple(box) for box in found(result)["boxes_xyxy_px"]] == list(answer.boxes_xyxy_px)
     assert pictures(result) == []
+
+
+def test_ask_about_a_region(server: MCPServer[Any]) -> None:
+    """Where the tag lies, and where nothing does: the answer is that of the region."""
+    box = list(SCENE.box_xyxy_px)
+    result = call(server, "ask", image=NAME, question=SCENE.question, region=box, show="crops")
+    assert (found(result)["text"], found(result)["boxes_xyxy_px"]) == (SCENE.expected, [box])
+    assert pictures(result)[0].size == (box[2] - box[0], box[3] - box[1])
+    elsewhere = found(call(server, "ask", image=NAME, question=SCENE.question, region=[0, 0, 60, 60]))
+    assert elsewhere["boxes_xyxy_px"] == [[0, 0, 60, 60]]
+    assert elsewhere["text"] != SCENE.expected
 
 
 @pytest.mark.parametrize("show", ["crops", "overlay"])
@@ -204,6 +215,7 @@ def test_a_large_picture_is_sent_as_jpeg() -> None:
         ("ask", {"image": "cut.png"}, "the image cannot be decoded: damaged or cut off"),
         ("ask", {"image": NAME, "question": "a " * 2000}, "positions"),
         ("ask", {"image": NAME, "max_new_tokens": 0}, "max_new_tokens: Input should be greater than or equal to 1"),
+        ("ask", {"image": NAME, "region": [0, 0, 900, 9]}, "the region is [0, 0, 900, 9]; expected x1, y1, x2, y2"),
         ("look", {"image": NAME, "questions": []}, "questions: List should have at least 1 item"),
         ("look", {"image": NAME, "questions": ["a"] * 17}, "questions: List should have at most 16 items"),
         ("look", {"image": NAME, "threshold": "much"}, "threshold: Input should be a valid number"),
@@ -212,9 +224,9 @@ def test_a_large_picture_is_sent_as_jpeg() -> None:
         (
             "crop",
             {"image": NAME, "box": [0, 0, 841, 10]},
-            "the box [0, 0, 841, 10] is empty or extends beyond",
+            "the region is [0, 0, 841, 10]; expected x1, y1, x2",
         ),
-        ("crop", {"image": NAME, "box": [5, 5, 5, 10]}, "is empty or extends beyond the picture of 840x840 px"),
+        ("crop", {"image": NAME, "box": [5, 5, 5, 10]}, "inside the picture of 840x840 pixels"),
         ("crop", {"image": NAME, "box": [0, 0, 1]}, "box.3: Field required"),
         ("draw", {}, "Unknown tool: draw"),
     ],
@@ -230,7 +242,7 @@ def test_a_crash_says_nothing_of_itself(
     def crash(*arguments: object, **named: object) -> None:
         raise OSError("/home/somebody/secret")
 
-    monkeypatch.setattr(session, "look_many", crash)
+    monkeypatch.setattr(session, "look_many_async", crash)
     assert refusal(call(server, "look", image=NAME, questions=["what ?"])) == "Error executing tool look"
 
 
@@ -238,20 +250,20 @@ def test_a_failed_graph_is_reported(server: MCPServer[Any], session: Session, mo
     def fail(*arguments: object, **named: object) -> None:
         raise RunFailed("the graph failed;\ntry again")
 
-    monkeypatch.setattr(session, "look_many", fail)
+    monkeypatch.setattr(session, "look_many_async", fail)
     assert refusal(call(server, "look", image=NAME, questions=["what ?"])) == "the graph failed; try again"
 
 
 def test_calls_overlap(server: MCPServer[Any], session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop is free while the model runs: both calls meet in it."""
+    """The event loop is free while pictures are read: both calls meet there."""
     meeting = threading.Barrier(2, timeout=30)
-    look_many = session.look_many
+    open_picture = session.open_picture
 
-    def meet(*arguments: Any, **named: Any) -> Any:
+    def meet(*arguments: Any) -> Any:
         meeting.wait()
-        return look_many(*arguments, **named)
+        return open_picture(*arguments)
 
-    monkeypatch.setattr(session, "look_many", meet)
+    monkeypatch.setattr(session, "open_picture", meet)
 
     async def both() -> list[CallToolResult]:
         async with Client(server) as client:
