@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
@@ -53,13 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
+    from sdrpn.host.service_manager import service_manager
     from sdrpn.terminal.output import remark, warn
     from sdrpn.workflows.question import silence_onnxruntime
     from sdrpn.workflows.serve import serve
 
     if not args.debug:
         silence_onnxruntime()
-    serve(_request(args), note=warn, started=lambda url: remark(f"listening on {url}"))
+    manager = service_manager(os.environ, os.getpid())
+    serve(_request(args), note=warn, started=lambda url: remark(f"listening on {url}"), manager=manager)
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.bundle.shipped import bundle_path, bundle_title
 from sdrpn.errors import MissingDependency
+from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.pictures.picture import JpegMode
@@ -65,12 +66,14 @@ def serve(
     *,
     note: Callable[[str], None] = lambda text: None,
     started: Callable[[str], None] = lambda url: None,
+    manager: ServiceManager = NO_MANAGER,
 ) -> None:
     """Open the bundle and answer requests until SIGINT or SIGTERM.
 
     Args:
         note: called with warnings
         started: called with the server's address when it accepts requests
+        manager: of the service that this process is
     Raises: as `ask_question`; MissingDependency; BadInput for a port that is taken
     """
     require_server()
@@ -84,7 +87,7 @@ def serve(
     with listen(request.host, request.port) as listening, _opened(bundle, request) as session:
         if session.backend_note is not None:
             note(session.backend_note)
-        run_app(create_app(session, _options(bundle, request)), listening, started)
+        run_app(create_app(session, _options(bundle, request)), listening, started, manager=manager)
 
 
 def _opened(bundle: Bundle, request: ServeRequest) -> Session:
