@@ -21,11 +21,12 @@ from shapes import SHAPES
 
 from sdrpn.bundle.memory import device_needs
 from sdrpn.engines import read_targets
+from sdrpn.families.llava.family import FAMILY
 from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import LlmSpec, ModelSpec
-from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE, TOKENS_BEFORE_IMAGE
+from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE
 
-PREFIX, QUESTION, ROI = 576 + TOKENS_BEFORE_IMAGE, TOKENS_AFTER_IMAGE, 576
+PREFIX, QUESTION, ROI = 576 + FAMILY.usual_prompt_tokens - TOKENS_AFTER_IMAGE, TOKENS_AFTER_IMAGE, 576
 CONTEXT = PREFIX + QUESTION + ROI
 _FP16 = 2.0
 # Bytes a weight, with an fp16 scale for every block of 32.

@@ -199,7 +199,7 @@ class TorchSide:
         import torch
 
         from sdrpn.checkpoint import open_checkpoint
-        from sdrpn.model.llava import model_from_checkpoint
+        from sdrpn.model.base import model_from_checkpoint
 
         torch.set_num_threads(threads)
         with open_checkpoint(checkpoint) as source:

@@ -96,7 +96,7 @@ class Trace:
 class Answer:
     """The answer to one question.
 
-    `roi_map` is (h, w) in 0..1 (sigmoid of the RoI logits), None for plain LLaVA. `boxes_xyxy_px` are the crops, in
+    `roi_map` is (h, w) in 0..1 (sigmoid of the RoI logits), None for one look. `boxes_xyxy_px` are the crops, in
     pixels of the upright image; `dropped` are regions that fired and were left out, and why. `text` is empty if the
     bundle has no tokenizer. Answers are equal if text, tokens, boxes, map and note are, whatever they cost.
     """

@@ -20,7 +20,7 @@ from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.grids import cell_count
 from sdrpn.method.roi import Crop, Decide, RoiDecision
 from sdrpn.method.spec import ModelSpec
-from sdrpn.method.usual_length import PROMPT_TOKENS, TOKENS_BEFORE_IMAGE
+from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE
 from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.session import Session
 
@@ -39,7 +39,7 @@ class BenchCase:
     """One case of a benchmark."""
 
     name: str
-    decide: Decide | None  # None: plain LLaVA
+    decide: Decide | None  # None: one pass
     second: bool = False  # asked after another question about the same image
 
 
@@ -129,9 +129,10 @@ class SessionSide:
 
 def bench_prompt(spec: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids before and after the image that any vocabulary has."""
-    usable = max(1, spec.llm.vocabulary - 3)
-    ids = [3 + index % usable for index in range(PROMPT_TOKENS)]
-    return tuple(ids[:TOKENS_BEFORE_IMAGE]), tuple(ids[TOKENS_BEFORE_IMAGE:])
+    usable, tokens = max(1, spec.llm.vocabulary - 3), family_of(spec).usual_prompt_tokens
+    ids = [3 + index % usable for index in range(tokens)]
+    before = max(0, tokens - TOKENS_AFTER_IMAGE)
+    return tuple(ids[:before]), tuple(ids[before:])
 
 
 def bench_picture(seed: int) -> Image.Image:

@@ -126,7 +126,7 @@ def _model_class() -> type[Any]:
         """A bundle, asked through lmms-eval.
 
         Its arguments are those of `--model_args`: bundle (a folder, or demo), backend, threads, variant as for
-        `sdrpn ask`; roi=false for plain LLaVA; threshold and upscale of the second look, the model's own where they
+        `sdrpn ask`; roi=false for one look; threshold and upscale of the second look, the model's own where they
         are left out. The others are lmms-eval's
         own and say nothing here: a session answers one question at a time, where its backend runs.
         """

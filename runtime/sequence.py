@@ -35,7 +35,7 @@ class QuestionRequest:
     image: Picture
     ids_before: tuple[int, ...]  # before the image
     ids_after: tuple[int, ...]  # after it: the question
-    decide: PolicyDecide | None  # None: plain LLaVA
+    decide: PolicyDecide | None  # None: one pass
     max_new_tokens: int
 
     least_new_tokens: ClassVar[int] = 1

@@ -71,7 +71,7 @@ class TwoPass:
         """
         if request.decide is not None and self._spec.rpn is None:
             advice = "nothing can look" if isinstance(request, LookRequest) else "pass roi=None"
-            raise BadInput(f"this bundle has no RPN and answers as plain LLaVA only: {advice}")
+            raise BadInput(f"this bundle has no RPN and answers as the plain model only: {advice}")
         self._embedding.require((*request.ids_before, *request.ids_after))
         cells = cell_count(self._spec.vision.grid(request.image.size).hw)
         rows = len(request.ids_before) + cells + len(request.ids_after)

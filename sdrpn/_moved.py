@@ -42,6 +42,7 @@ _RENAMED = {
     "sdrpn.export.sentencepiece": "sdrpn.checkpoint.sentencepiece",
     "sdrpn.export.tokenizer": "sdrpn.checkpoint.tokenizer",
     "sdrpn.image_kind": "sdrpn.images.kind",
+    "sdrpn.model.llava": "sdrpn.model.base",
     "sdrpn.prompt": "sdrpn.families.llava.former_prompt",
     "sdrpn.image_limits": "sdrpn.images.limits",
     "sdrpn.image_name": "sdrpn.images.names",
@@ -57,8 +58,12 @@ MOVED = {
 }
 MOVED |= {f"sdrpn.checkpoint.{name}": f"sdrpn.families.llava.{name}" for name in _LLAVA.split()} | _RENAMED
 
-# Names that went from a module that is still there to another one.
-_NAMES = {"sdrpn.method.spec": {"VisionSpec": "sdrpn.families.llava.vision_spec"}}
+# Names that went from a module that is still there: where they are now, as module:name.
+_NAMES = {
+    "sdrpn.method.spec": {"VisionSpec": "sdrpn.families.llava.vision_spec:VisionSpec"},
+    "sdrpn.model": {"LlavaBase": "sdrpn.model:BaseModel"},
+    "sdrpn.model.base": {"LlavaBase": "sdrpn.model.base:BaseModel"},
+}
 
 
 class _Alias(Loader):
@@ -91,9 +96,10 @@ def name_of(module: str, name: str) -> object:
     now = _NAMES.get(module, {}).get(name)
     if now is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    place, _, own_name = now.partition(":")
     warnings.warn(
-        f"{module}.{name} is {now}.{name} now; the old name goes with the next version",
+        f"{module}.{name} is {place}.{own_name} now; the old name goes with the next version",
         DeprecationWarning,
         stacklevel=3,
     )
-    return getattr(import_module(now), name)
+    return getattr(import_module(place), own_name)

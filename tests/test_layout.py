@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from graphlib import CycleError, TopologicalSorter
 
@@ -74,6 +75,39 @@ def test_rooms_import_each_other_one_way() -> None:
         TopologicalSorter(arrows()).prepare()
     except CycleError as error:
         pytest.fail(f"rooms that import each other in a circle: {' <- '.join(error.args[1])}")
+
+
+# The families, and what writes a family's vision graph.
+KNOW_BACKBONES = ("sdrpn.families", "sdrpn.export.vision", "sdrpn.export.qwen_vision", "sdrpn._moved")
+BACKBONES = re.compile(r"llava|vicuna|qwen", re.IGNORECASE)
+
+
+def named_in(module: str) -> set[str]:
+    """The names and texts of a module's code; not its comments and docstrings, which may say where a number is from."""
+    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            found.add(node.value)
+        elif isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.alias)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Name, ast.Attribute, ast.ImportFrom, ast.arg)):
+            found.add(
+                next(getattr(node, name) for name in ("id", "attr", "module", "arg") if hasattr(node, name)) or ""
+            )
+    return found
+
+
+def test_names_of_code_are_seen() -> None:
+    assert {"VisionSpec", "sdrpn.families.llava.vision_spec", "clip_of"} <= named_in("sdrpn.families.llava.family")
+
+
+def test_no_room_but_the_families_knows_a_backbone() -> None:
+    """What the command line tells its users of is another matter: it names examples."""
+    others = [name for name in modules() if not name.startswith((*KNOW_BACKBONES, "sdrpn.cli"))]
+    knowing = {name: sorted(filter(BACKBONES.search, named_in(name))) for name in others}
+    assert {name: found for name, found in knowing.items() if found} == {}
 
 
 def test_the_root_needs_no_room() -> None:

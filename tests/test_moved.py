@@ -48,6 +48,15 @@ def test_a_name_that_went_to_another_module() -> None:
         spec.AudioSpec  # noqa: B018
 
 
+def test_a_name_that_changed() -> None:
+    from sdrpn import model
+    from sdrpn.model import base
+
+    for module in (model, base):
+        with pytest.warns(DeprecationWarning, match=r"LlavaBase is sdrpn\.model(\.base)?\.BaseModel now"):
+            assert module.LlavaBase is base.BaseModel
+
+
 def test_the_former_prompt_module_knows_prompts_by_name() -> None:
     from sdrpn.families.llava.prompt import build_prompt
 

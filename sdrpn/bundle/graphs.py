@@ -119,6 +119,6 @@ def graphs_of(spec: ModelSpec, parts: Parts = "all") -> Sequence[Graph]:
     if parts not in get_args(Parts):
         raise BadInput(f"parts is {parts!r}; expected {' or '.join(map(repr, get_args(Parts)))}")
     if parts == "look" and spec.rpn is None:
-        raise BadInput('this bundle has no RPN, so that nothing can look; parts="all" answers as plain LLaVA')
+        raise BadInput('this bundle has no RPN, so that nothing can look; parts="all" answers as the plain model')
     there = tuple(graph for graph in GRAPHS if spec.rpn is not None or not graph.only_with_rpn)
     return tuple(graph for graph in there if graph.looks) if parts == "look" else there

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import RunFailed
 from sdrpn.host.progress import Advance, unseen
+from sdrpn.model.base import tensor_from_array
 from sdrpn.model.layers import DecoderLayer, RmsNorm
-from sdrpn.model.llava import tensor_from_array
 
 __all__ = ["CalibrationRows", "LayerInputs"]
 

@@ -22,7 +22,7 @@ from sdrpn.families.registry import prompt_of
 from sdrpn.images.image import open_image
 from sdrpn.labels.questions import DataQuestion
 from sdrpn.method.roi import Crop
-from sdrpn.model.llava import LlavaBase, base_from_checkpoint
+from sdrpn.model.base import BaseModel, base_from_checkpoint
 from sdrpn.model.looks import crop_tokens, picture_tokens
 from sdrpn.model.positions import prompt_positions
 
@@ -59,7 +59,7 @@ class CalibrationPrompts:
         base = base_from_checkpoint(checkpoint, 1)
         return list(self._sequences(base, checkpoint.spec.llm.max_context))
 
-    def _sequences(self, base: LlavaBase, longest: int) -> Iterator[CalibrationRows]:
+    def _sequences(self, base: BaseModel, longest: int) -> Iterator[CalibrationRows]:
         for number, question in enumerate(self.questions):
             prompt = prompt_of(base.spec, self.tokenizer, question.text)
             picture, crops = open_image(self.images / question.image), list[Crop]()
@@ -77,7 +77,7 @@ class CalibrationPrompts:
             yield CalibrationRows(rows, placed.rows(0, len(rows)))
 
 
-def _embed(base: LlavaBase, ids: Sequence[int]) -> Tensor:
+def _embed(base: BaseModel, ids: Sequence[int]) -> Tensor:
     embeds: Tensor = base.embed(torch.tensor(list(ids), dtype=torch.long))
     return embeds
 

@@ -19,7 +19,7 @@ from torch import nn
 from sdrpn.compare.overlap import overlap
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.roi import RoiPolicy, roi_map
-from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
 from sdrpn.text.prompt import Prompt
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,28 @@ from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.registry import prompt_names
 from sdrpn.method.spec import ModelSpec, PromptSpec
 
-__all__ = ["chat_template", "image_token_id", "named_template", "prompt_spec", "with_template"]
+__all__ = ["TokenDefaults", "chat_template", "named_template", "prompt_spec", "token_ids", "with_template"]
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_DEFAULT_IDS = {"bos_token_id": 1, "eos_token_id": 2}  # the defaults of LlamaConfig in transformers
 _MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 
 
+@dataclass(frozen=True)
+class TokenDefaults:
+    """What a family's configs mean where they and the tokenizer leave something out.
+
+    ids: special tokens by the name of their entry: "bos_token_id", "eos_token_id"
+    image_token: the text of the image token
+    vocabulary: V
+    """
+
+    ids: Mapping[str, int]
+    image_token: str
+    vocabulary: int
+
+
 def chat_template(folder: Path) -> str:
-    """The folder's Jinja template, newest place first; LLaVA-1.5's prompt where there is none. Raises BadCheckpoint."""
+    """The folder's Jinja template, newest place first; empty where there is none. Raises BadCheckpoint."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         template = read_text_file(jinja)
@@ -35,11 +49,11 @@ def chat_template(folder: Path) -> str:
         named = _named_templates(read_optional_config(folder / name))
         if named:
             return named.get("default", next(iter(named.values())))
-    return "vicuna_v1"
+    return ""
 
 
 def named_template(text: str) -> str:
-    """Resolve a template: the name of a LLaVA conversation, or a file with a Jinja template.
+    """Resolve a template: a name that a family knows, or a file with a Jinja template.
 
     Files as Hugging Face writes them hold it as `chat_template`. Raises BadInput for a name or a file without one.
     """
@@ -80,29 +94,29 @@ def _named_templates(config: ConfigSection) -> dict[str, str]:
     return {name: template for name, template in value.items() if template.strip()}
 
 
-def image_token_id(config: ConfigSection) -> int | None:
-    """The id of the image token; None where there is none, which LLaVA's own -200 means."""
-    keys = ("image_token_index", "image_token_id")
-    if all(config.get(key) is None for key in keys):
-        return 32000  # the default of LlavaConfig in transformers
-    return next((token_id for key in keys for token_id in _ids(config, key)), None)
-
-
 def prompt_spec(
-    tokens: ConfigSection, config: ConfigSection, folder: Path, *, template: str, image_token_id: int | None
+    tokens: ConfigSection,
+    config: ConfigSection,
+    folder: Path,
+    *,
+    template: str,
+    image_token_id: int | None,
+    defaults: TokenDefaults,
 ) -> PromptSpec:
     """The prompt's template and special tokens; `tokens` is the section with their ids, `config` the whole file."""
     generation = read_optional_config(folder / "generation_config.json")
     model = (tokens, config)
     tokenizer = read_optional_config(folder / "tokenizer_config.json")
-    special = _SpecialTokens(folder, tokenizer, vocabulary=tokens.whole("vocab_size", 32000))
+    special = _SpecialTokens(folder, tokenizer, tokens.whole("vocab_size", defaults.vocabulary), defaults.ids)
     return PromptSpec(
         template=template,
-        image_token=_image_token(tokenizer, image_token_id),
+        image_token=_image_token(tokenizer, image_token_id, defaults.image_token),
         image_token_id=image_token_id,
         bos_token_id=next(iter(special.ids("bos_token_id", *model, generation)), None),
         eos_token_ids=special.ids("eos_token_id", generation, *model),
-        pad_token_id=next((pad for section in (*model, generation) for pad in _ids(section, "pad_token_id")), None),
+        pad_token_id=next(
+            (pad for section in (*model, generation) for pad in token_ids(section, "pad_token_id")), None
+        ),
         special_tokens={} if template in prompt_names() else _texts(folder),
     )
 
@@ -110,13 +124,14 @@ def prompt_spec(
 class _SpecialTokens:
     """The special tokens according to the configs and the tokenizer of one folder."""
 
-    def __init__(self, folder: Path, tokenizer: ConfigSection, *, vocabulary: int) -> None:
+    def __init__(self, folder: Path, tokenizer: ConfigSection, vocabulary: int, default_ids: Mapping[str, int]) -> None:
         self._folder, self._tokenizer, self._vocabulary = folder, tokenizer, vocabulary
+        self._default_ids = default_ids
 
     def ids(self, key: str, *sections: ConfigSection) -> tuple[int, ...]:
-        """The ids in the first section that has any, else the tokenizer's, else LLaMA's defaults."""
+        """The ids in the first section that has any, else the tokenizer's, else the defaults."""
         for section in sections:
-            known = tuple(token_id for token_id in _ids(section, key) if token_id < self._vocabulary)
+            known = tuple(token_id for token_id in token_ids(section, key) if token_id < self._vocabulary)
             if known:
                 return known
         text = _texts(self._folder).get(key.removesuffix("_id"))
@@ -124,7 +139,7 @@ class _SpecialTokens:
         if found is not None:
             return (found,)
         said = any(section.get(key) is not None for section in sections)
-        return () if said else (_DEFAULT_IDS[key],)
+        return () if said or key not in self._default_ids else (self._default_ids[key],)
 
     def _added_tokens(self) -> Iterator[tuple[int, str]]:
         """Ids and texts of added tokens, from all files that may list them."""
@@ -156,7 +171,7 @@ def _texts(folder: Path) -> dict[str, str]:
     return texts
 
 
-def _ids(section: ConfigSection, key: str) -> tuple[int, ...]:
+def token_ids(section: ConfigSection, key: str) -> tuple[int, ...]:
     """The ids of an entry, which may be one id or a list; negative ids mean none."""
     value = section.get(key, [])
     ids = tuple(value) if isinstance(value, list) else (value,)
@@ -166,9 +181,9 @@ def _ids(section: ConfigSection, key: str) -> tuple[int, ...]:
     return tuple(token_id for token_id in ids if token_id >= 0)
 
 
-def _image_token(tokenizer: ConfigSection, image_token_id: int | None) -> str:
+def _image_token(tokenizer: ConfigSection, image_token_id: int | None, default: str) -> str:
     token: Any = tokenizer.section("added_tokens_decoder").get(str(image_token_id), {})
-    text = token.get("content", "<image>") if isinstance(token, dict) else None
+    text = token.get("content", default) if isinstance(token, dict) else None
     if not isinstance(text, str) or not text:
         raise BadCheckpoint(f"{tokenizer.where}: added token {image_token_id} is {token!r}; expected one with a text")
     return text

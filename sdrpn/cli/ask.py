@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--no-roi", action="store_true", help="no second look: plain LLaVA")
+    group.add_argument("--no-roi", action="store_true", help="no second look")
     add_region_arguments(group)
     group.add_argument(
         "--max-ratio",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HELP = "measure how long answers take, stage by stage"
 DESCRIPTION = """\
 Answer with the number of crops forced (the RPN still runs) and time every stage: p50, p95 and p99 over the counted
-runs, tokens per second, throughput against plain LLaVA. Questions are token ids, so any bundle works. With --compare
+runs, tokens per second, throughput against one look alone. Questions are token ids, so any bundle works. With --compare
 all sides are loaded at once and are measured in turn, in one run; "torch" is the reference in PyTorch, which computes
 everything again in the second pass.
 

@@ -3,7 +3,7 @@
 The JSON form is an object with these entries:
     question   what was asked
     expected   the true answer, which the model does not see
-    plain      text and seconds of plain LLaVA, one look at the whole picture
+    plain      text and seconds of one look at the whole picture
     sdrpn      text, seconds and boxes_xyxy_px of the two looks, in pixels of the picture
     overlay    the picture that was written
     picture    the scene that was asked about, written beside it

@@ -32,7 +32,7 @@ from sdrpn.method.grids import ImageGrid
 from sdrpn.method.policy import RoiChange
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy, roi_map
 from sdrpn.method.spec import ModelSpec
-from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.reference import ReferenceAnswer, reference_answer
 
 __all__ = [
@@ -66,7 +66,7 @@ class TrialQuestion:
     image: Image.Image
     ids_before: tuple[int, ...]
     ids_after: tuple[int, ...]
-    roi: RoiPolicy | None  # None and no `decide`: plain LLaVA
+    roi: RoiPolicy | None  # None and no `decide`: one pass
     decide: Decide | None = None  # chooses the crops instead of `roi`
     max_new_tokens: int = _NEW_TOKENS
     text: str | None = None
@@ -77,7 +77,7 @@ class FoundAnswer:
     """The parts of an answer that are compared."""
 
     token_ids: tuple[int, ...]  # without the stop token
-    roi_logits: Float32 | None  # (G,G); None for plain LLaVA
+    roi_logits: Float32 | None  # (G,G); None for one pass
     decision: RoiDecision | None
 
 
@@ -88,7 +88,7 @@ def trial_questions(spec: ModelSpec) -> tuple[TrialQuestion, ...]:
     """Seeded questions: each image under each policy, and one with given crops, whatever the map.
 
     Random weights may give a map without a region; given crops make sure that crops are tested. A model without an RPN
-    is asked as plain LLaVA.
+    is asked with one pass.
     """
     rng = np.random.default_rng(_SEED)
     special = {spec.prompt.bos_token_id, spec.prompt.image_token_id, spec.prompt.pad_token_id}

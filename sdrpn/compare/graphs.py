@@ -19,8 +19,8 @@ from sdrpn.bundle.tolerances import ROTARY_RELATIVE, tolerances_of
 from sdrpn.compare.trials import Trial, graph_trials
 from sdrpn.errors import SdrpnError
 from sdrpn.method.rope import RotaryFrequencies
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.layers import frequencies
-from sdrpn.model.llava import SdRpnModel
 
 __all__ = [
     "Check",

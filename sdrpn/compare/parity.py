@@ -27,7 +27,7 @@ from sdrpn.compare.answers import AnswerQuestion, TrialQuestion, compare_answers
 from sdrpn.compare.graphs import Array, Check, Kind, RunGraph, relative_difference
 from sdrpn.compare.trials import Trial, graph_trials
 from sdrpn.errors import SdrpnError
-from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.base import SdRpnModel
 
 __all__ = ["answer_parity", "gates", "graph_parity", "peak_checks", "recorded_peaks"]
 

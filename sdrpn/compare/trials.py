@@ -22,8 +22,8 @@ from sdrpn.bundle.signatures import GraphSignature
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.families.family import VisionInputs
 from sdrpn.families.registry import family_of
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.layers import KvCache, frequencies
-from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.looks import look_tokens
 from sdrpn.model.rpn import Rpn, ScoreLayer
 

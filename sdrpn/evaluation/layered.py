@@ -15,9 +15,9 @@ from torch import Tensor
 from sdrpn.errors import ContextTooLong
 from sdrpn.method.grids import ImageGrid, cell_count
 from sdrpn.method.roi import Crop
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.layer_stack import LayerStack
 from sdrpn.model.layers import DecoderLayer, KvCache
-from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.positions import RowPositions, prompt_positions
 
 __all__ = ["LayeredPrompt"]

@@ -120,7 +120,7 @@ class Answerer(Protocol):
         """The kinds of `Look` that it supports."""
 
     def answer(self, picture: Image.Image, question: str, look: Look | None, max_new_tokens: int) -> Answered:
-        """Answer greedily; `look` None: plain LLaVA. Nothing is reused from an earlier question.
+        """Answer greedily; `look` None: with one look. Nothing is reused from an earlier question.
 
         With `max_new_tokens` 0 it only chooses crops: the text is empty, and no answer is computed.
         Raises ContextTooLong and other BadInput.

@@ -222,7 +222,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "plain": Method(_plain, "one pass: plain LLaVA"),
+    "plain": Method(_plain, "one pass"),
     "attention-crop": Method(
         _attention_crop, "where the grounding heads of the last prompt token attend", AttentionLook, shares="attention"
     ),

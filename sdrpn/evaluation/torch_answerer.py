@@ -39,7 +39,7 @@ from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.method.grids import ImageGrid, cell_count
 from sdrpn.method.roi import Crop, RoiDecision, decide_crops, roi_logits_from_scores
 from sdrpn.method.spec import ModelSpec
-from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.looks import crop_tokens, picture_tokens
 from sdrpn.text.prompt import Prompt, decode_text
 

@@ -19,9 +19,9 @@ from torch.nn import functional
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.spec import LlmSpec
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.layer_stack import LayerStack
 from sdrpn.model.layers import Attention, DecoderLayer, KvCache, causal_mask, rotary, rotate
-from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.positions import RowPositions, prompt_positions
 from sdrpn.text.prompt import Prompt
 

@@ -16,7 +16,7 @@ from sdrpn.images.image import open_image
 from sdrpn.labels.attention import Rows, WatchedAnswer, require_heads, watch_answer
 from sdrpn.labels.questions import DataQuestion
 from sdrpn.method.grids import ImageGrid
-from sdrpn.model.llava import SdRpnModel
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.looks import picture_tokens
 from sdrpn.text.prompt import Prompt, decode_text
 

@@ -156,7 +156,7 @@ class LlmSpec:
 class RpnSpec:
     """The region proposal network: T layers, of which the last has only its query and key projections.
 
-    The defaults are those of SD-RPN on LLaVA.
+    The defaults are those of SD-RPN.
     """
 
     layers: int  # T
@@ -185,13 +185,13 @@ class PromptSpec:
     """How a question becomes tokens.
 
     `template` is a name that the family knows (`Family.prompt_names`), or a Jinja chat template as Hugging Face stores
-    it.
+    it; empty: the family's own prompt.
     `image_token` is the placeholder of the image in a prompt.
     `special_tokens` are the texts of `bos_token` and so on for a chat template, where the tokenizer names them; for the
-    others the texts of the ids are used.
+    others the texts of the ids are used. The default ids are SentencePiece's.
     """
 
-    template: str = "vicuna_v1"
+    template: str = ""
     image_token: str = "<image>"
     image_token_id: int | None = None  # None: not in the vocabulary
     bos_token_id: int | None = 1
@@ -217,7 +217,7 @@ class ModelSpec:
     vision: Vision
     llm: LlmSpec
     tap_layer: int  # K: the trunk is layers 0..K-1, the tail K..L-1
-    rpn: RpnSpec | None = field(default=None, metadata=REQUIRED)  # None: a plain LLaVA
+    rpn: RpnSpec | None = field(default=None, metadata=REQUIRED)  # None: a plain model, of one look
     prompt: PromptSpec = field(default_factory=PromptSpec, metadata=REQUIRED)
 
     def __post_init__(self) -> None:

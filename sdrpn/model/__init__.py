@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from sdrpn.model.llava import LlavaBase, SdRpnModel, base_from_checkpoint, model_from_checkpoint
+from sdrpn.model.base import BaseModel, SdRpnModel, base_from_checkpoint, model_from_checkpoint
 
-__all__ = ["LlavaBase", "SdRpnModel", "base_from_checkpoint", "model_from_checkpoint"]
+__all__ = ["BaseModel", "SdRpnModel", "base_from_checkpoint", "model_from_checkpoint"]
+
+
+def __getattr__(name: str) -> object:
+    """Names that this package had in the previous release, kept for one version."""
+    from sdrpn._moved import name_of
+
+    return name_of(__name__, name)

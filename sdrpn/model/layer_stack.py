@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.layers import DecoderLayer, KvCache
-from sdrpn.model.llava import SdRpnModel
 
 __all__ = ["LayerStack"]
 

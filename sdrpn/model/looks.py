@@ -16,19 +16,19 @@ from torch import Tensor
 from sdrpn.families.family import VisionInputs
 from sdrpn.families.registry import family_of
 from sdrpn.method.roi import Crop, resize_features
-from sdrpn.model.llava import LlavaBase
+from sdrpn.model.base import BaseModel
 
 __all__ = ["crop_tokens", "look_tokens", "picture_tokens"]
 
 
 @torch.inference_mode()
-def picture_tokens(model: LlavaBase, picture: Image.Image) -> Tensor:
+def picture_tokens(model: BaseModel, picture: Image.Image) -> Tensor:
     """The first look at an upright RGB picture: (h*w,D), on the model's device."""
     return look_tokens(model, family_of(model.spec).first_look(picture, model.spec.vision))
 
 
 @torch.inference_mode()
-def crop_tokens(model: LlavaBase, picture: Image.Image, crop: Crop) -> Tensor:
+def crop_tokens(model: BaseModel, picture: Image.Image, crop: Crop) -> Tensor:
     """The tokens (n,D) that a crop inserts, on the model's device."""
     look = family_of(model.spec).crop_look(picture, crop.box_xyxy_px, model.spec.vision)
     if crop.keep_cells is not None:
@@ -45,13 +45,13 @@ def crop_tokens(model: LlavaBase, picture: Image.Image, crop: Crop) -> Tensor:
 
 
 @torch.inference_mode()
-def look_tokens(model: LlavaBase, look: VisionInputs) -> Tensor:
+def look_tokens(model: BaseModel, look: VisionInputs) -> Tensor:
     """One look (R,D), on the model's device."""
     embeds: Tensor = model.vision(*_inputs(model, look))[0]
     return embeds
 
 
-def _inputs(model: LlavaBase, look: VisionInputs) -> list[Tensor]:
+def _inputs(model: BaseModel, look: VisionInputs) -> list[Tensor]:
     """In the order of the vision graph's inputs; numbers with a fraction are in the type that the model computes in."""
     weight, tensors = model.embed.weight, list[Tensor]()
     for declared in family_of(model.spec).vision_inputs(model.spec):

@@ -20,8 +20,8 @@ from torch import Tensor
 from sdrpn.families.registry import family_of
 from sdrpn.images.image import open_image
 from sdrpn.method.roi import Decide, RoiDecision, RoiPolicy, roi_logits_from_scores
+from sdrpn.model.base import SdRpnModel
 from sdrpn.model.layers import KvCache
-from sdrpn.model.llava import SdRpnModel
 from sdrpn.model.looks import crop_tokens, picture_tokens
 from sdrpn.model.positions import RowPositions, prompt_positions
 
@@ -37,10 +37,10 @@ class ReferenceAnswer:
 
     token_ids: tuple[int, ...]  # without the stop id
     step_logits: Float32  # (n,V): the row of logits of each token; one more if a stop id ended the answer
-    roi_logits: Float32 | None  # (h,w), before the sigmoid; None for plain LLaVA
+    roi_logits: Float32 | None  # (h,w), before the sigmoid; None for a plain answer
     decision: RoiDecision | None
     roi_token_count: int
-    tap: Float32 | None  # (S,D) of pass 1; None for plain LLaVA, which has no second pass
+    tap: Float32 | None  # (S,D) of pass 1; None for a plain answer, which has no second pass
     image_embeds: Float32  # (h*w,D)
     roi_embeds: Float32  # (roi_token_count,D)
 
@@ -61,7 +61,7 @@ def reference_answer(
 
     Args:
         ids_before, ids_after: the prompt on either side of the image
-        roi: None, or a model without an RPN: plain LLaVA
+        roi: None, or a model without an RPN: a plain answer, with one pass
         stop_ids: generation ends with the first of these
         decide: chooses the crops instead of `roi`
     Raises BadImage for an image that cannot be read.

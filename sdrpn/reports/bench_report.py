@@ -144,7 +144,7 @@ def html_text(report: BenchReport) -> str:
 
 
 _CASES = {
-    "plain": "plain LLaVA: one pass, no RPN",
+    "plain": "one pass, no RPN",
     "no-box": "the RPN runs and proposes no crop",
     "one-box": "a second pass with one crop, all of its tokens",
     "mask": "a second pass with one crop, a fifth of its tokens",

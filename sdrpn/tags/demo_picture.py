@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import Box
 from sdrpn.method.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, fitted_part, heated, outline_box
 
@@ -52,31 +53,28 @@ def draw_demo(
     *,
     roi_map: npt.NDArray[np.float32] | None,
     boxes_xyxy_px: tuple[Box, ...],
-    first_look_px: int,
+    first_look_wh: tuple[int, int],
+    seen: Seen = "pad",
 ) -> Image.Image:
     """Draw the picture.
 
     Args:
         image: upright RGB
         plain, again: the answers with one pass and with two
-        roi_map: (G, G) in 0..1 over the image padded to a square
+        roi_map: (h, w) in 0..1 over what the grid covers
         boxes_xyxy_px: the crops of the second pass; the first is shown
-        first_look_px: R, the side of the square that the model reads
+        first_look_wh: the size of what the model reads
+        seen: what the grid covers of the image
     """
     canvas = Image.new("RGB", (3 * PANEL_PX + 4 * MARGIN_PX, _panel_top() + PANEL_PX + FOOTER_PX), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     width, height = image.size
     _text(draw, (MARGIN_PX, 24), question, 34)
-    shrunk = f"The picture has {width} x {height} pixels; the model reads {first_look_px} x {first_look_px} at a time."
+    read = f"{first_look_wh[0]} x {first_look_wh[1]}"
+    shrunk = f"The picture has {width} x {height} pixels; the model reads {read} at a time."
     _text(draw, (MARGIN_PX, 70), shrunk, 18, FAINT)
-    _panel(
-        canvas,
-        0,
-        _first_look(image, first_look_px),
-        "1",
-        f"First look: everything in {first_look_px} x {first_look_px} pixels",
-    )
-    pointed = _pointed(image, roi_map, boxes_xyxy_px)
+    _panel(canvas, 0, _first_look(image, first_look_wh), "1", f"First look: everything in {read} pixels")
+    pointed = _pointed(image, roi_map, boxes_xyxy_px, seen)
     _panel(canvas, 1, pointed, "2", "Where the question points")
     if boxes_xyxy_px:
         box = boxes_xyxy_px[0]
@@ -99,9 +97,9 @@ def _panel_left(column: int) -> int:
     return MARGIN_PX + column * (PANEL_PX + MARGIN_PX)
 
 
-def _first_look(image: Image.Image, side_px: int) -> Image.Image:
+def _first_look(image: Image.Image, read_wh: tuple[int, int]) -> Image.Image:
     """The picture at the model's resolution, enlarged so that each pixel is visible."""
-    scale = side_px / max(image.size)
+    scale = min(read_wh[0] / image.width, read_wh[1] / image.height)
     small = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC
     )
@@ -110,11 +108,11 @@ def _first_look(image: Image.Image, side_px: int) -> Image.Image:
 
 
 def _pointed(
-    image: Image.Image, roi_map: npt.NDArray[np.float32] | None, boxes_xyxy_px: tuple[Box, ...]
+    image: Image.Image, roi_map: npt.NDArray[np.float32] | None, boxes_xyxy_px: tuple[Box, ...], seen: Seen
 ) -> Image.Image:
     shown = fitted_part(image, (0, 0, *image.size), (PANEL_PX, PANEL_PX))
     if roi_map is not None:
-        shown = heated(shown, roi_map)
+        shown = heated(shown, roi_map, seen)
     for box in boxes_xyxy_px:
         outline_box(shown, box, (shown.width / image.width, shown.height / image.height), CROP_COLOUR, "")
     return shown

@@ -15,9 +15,9 @@ from torch import Tensor
 from sdrpn.errors import BadInput
 from sdrpn.images.image import open_image
 from sdrpn.method.grids import ImageGrid
+from sdrpn.model.base import BaseModel
 from sdrpn.model.dtypes import torch_dtype
 from sdrpn.model.layers import KvCache
-from sdrpn.model.llava import LlavaBase
 from sdrpn.model.looks import picture_tokens
 from sdrpn.model.positions import RowPositions, prompt_positions
 from sdrpn.train.label_set import LabelledPrompt
@@ -36,7 +36,7 @@ def autocast_for(precision: Precision, device: torch.device) -> contextlib.Abstr
 class FrozenBase:
     """Computes taps of prompts. Caches the last prefix: further questions about an image cost only their own tokens."""
 
-    def __init__(self, model: LlavaBase, images: Path | None, precision: Precision) -> None:
+    def __init__(self, model: BaseModel, images: Path | None, precision: Precision) -> None:
         """`images`: the folder that image names are relative to; None: taps cannot be computed (ValueError)."""
         self._model = model
         self._images = images

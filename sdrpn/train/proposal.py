@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.host.progress import ShowProgress, show_nothing
-from sdrpn.model.llava import SdRpnModel, base_at
+from sdrpn.model.base import SdRpnModel, base_at
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatches
 from sdrpn.train.label_set import LabelSet, Split, split_by_image

@@ -33,8 +33,8 @@ from sdrpn.host.atomic import replacing_file
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.spec import ModelSpec
+from sdrpn.model.base import base_from_checkpoint
 from sdrpn.model.dtypes import torch_dtype
-from sdrpn.model.llava import base_from_checkpoint
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatches
 from sdrpn.train.board import Board, draw_curves

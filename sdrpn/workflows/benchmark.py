@@ -187,7 +187,7 @@ def _reference_side(request: BenchRequest, checkpoint: Path, opened: ExitStack) 
         import torch  # noqa: F401
 
     from sdrpn.checkpoint import open_checkpoint
-    from sdrpn.model.llava import model_from_checkpoint
+    from sdrpn.model.base import model_from_checkpoint
     from sdrpn.model.reference import reference_answer
 
     with open_checkpoint(checkpoint) as source:

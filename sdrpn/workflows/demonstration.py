@@ -10,8 +10,9 @@ from PIL.Image import Image
 
 from sdrpn.bundle.shipped import DEMO_NAME
 from sdrpn.evaluation.scores import exact_match
-from sdrpn.families.registry import square_of
+from sdrpn.families.registry import family_of, seen_of
 from sdrpn.images.image import open_image
+from sdrpn.method.geometry import Seen
 from sdrpn.method.policy import OWN, Roi
 from sdrpn.reports.text import Table, Text
 from sdrpn.runtime import Answer, Session
@@ -38,7 +39,8 @@ class Demonstration:
     scene: DemoScene
     plain: TimedAnswer  # one look
     again: TimedAnswer  # two looks
-    first_look_px: int  # side in pixels of the model's input
+    first_look_wh: tuple[int, int]  # pixels of the model's input
+    seen: Seen  # what the grid covers of the picture
 
     def picture(self) -> Image:
         """Draw the first look, where it points, and the second look, with both answers."""
@@ -51,7 +53,8 @@ class Demonstration:
             Told(answer.text, self.again.right),
             roi_map=answer.roi_map,
             boxes_xyxy_px=answer.boxes_xyxy_px,
-            first_look_px=self.first_look_px,
+            first_look_wh=self.first_look_wh,
+            seen=self.seen,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +86,9 @@ def run_demo(threads: int | None = None) -> Demonstration:
     with Session.open(DEMO_NAME, backend="onnxruntime", threads=threads) as session:
         _ask(session, scene, None)  # warm-up: one-time costs such as memory allocation are not timed
         plain, again = _ask(session, scene, None), _ask(session, scene, OWN)
-        return Demonstration(scene, plain, again, square_of(session.spec).image_size_px)
+        spec, picture = session.spec, open_image(scene.picture)
+        first_look = family_of(spec).seen_picture(picture, spec.vision)
+        return Demonstration(scene, plain, again, first_look.size, seen_of(spec))
 
 
 def _ask(session: Session, scene: DemoScene, roi: Roi) -> TimedAnswer:

@@ -50,7 +50,7 @@ class CalibrationData:
 class ExportRequest:
     """Which checkpoint to export, and how.
 
-    checkpoint: its `template` is a conversation of LLaVA's training code by name, or a file with a Jinja chat template
+    checkpoint: its `template` is a prompt that the family knows by name, or a file with a Jinja chat template
     out: folder to write: new, empty, or a bundle of the same checkpoint, which gets a further variant
     precision, dialect, max_context, block, method, keep, int8, kv_cache: see
         `sdrpn.export.ExportOptions`; None: as there
@@ -189,7 +189,7 @@ def export_bundle(
         out: folder to write: new, empty, or a bundle of the same checkpoint, which gets a further variant
         precision, dialect, max_context, block, method, keep, int8, kv_cache: see `sdrpn.export.ExportOptions`
         calibration, resume, threshold: see `ExportRequest`
-        template: a conversation of LLaVA's training code by name, or the path of a Jinja chat template
+        template: a prompt that the family knows by name, or the path of a Jinja chat template
         progress: (title, unit; None for bytes) -> a context manager that gives a function of (done, total)
     Raises: BadInput or BadCheckpoint before anything is written; MissingDependency without sdrpn[export], or,
         for a calibration, sdrpn[train]; RunFailed when the disk is full. `out` is either as it was or complete.

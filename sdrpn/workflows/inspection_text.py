@@ -40,7 +40,7 @@ def _model_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "LLM", f"{llm.layers} layers, width {llm.width}, {llm.heads} heads ({llm.kv_heads} for keys and values)"
     yield "tap", f"after layer {spec.tap_layer}: trunk {spec.tap_layer}, tail {spec.tail_layers} layers"
     if spec.rpn is None:
-        yield "RPN", "none: plain LLaVA only"
+        yield "RPN", "none: the plain model only"
     else:
         yield "RPN", f"{spec.rpn.layers} layers, loss {spec.rpn.loss}"
         yield "looks again", f"at cells above {manifest.own_policy.about}"

@@ -38,7 +38,7 @@ __all__ = [
     "silence_onnxruntime",
 ]
 
-NO_RPN = "has no RPN: answering as plain LLaVA"  # the end of that note
+NO_RPN = "has no RPN: answering as the plain model"  # the end of that note
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.tokenizer import tokenizer_of
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.labels.questions import DataQuestion
-from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
+from sdrpn.model.base import SdRpnModel, model_from_checkpoint
 from tests.pictures import photo
 
 MATRICES = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down")

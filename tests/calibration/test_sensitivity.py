@@ -14,7 +14,7 @@ from sdrpn.calibration.sensitivity import ALL, Asked, Cost, measure_costs, parts
 from sdrpn.calibration.sensitivity_picture import draw_costs
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.method.roi import RoiPolicy
-from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
+from sdrpn.model.base import SdRpnModel, model_from_checkpoint
 from sdrpn.text.prompt import Prompt
 from tests.pictures import photo
 

@@ -284,12 +284,12 @@ class TestBundlesThatLackSomething:
         assert plain == Outcome(0, told.out, "")
         assert told.code == 0
         assert told.err == (
-            f"sdrpn: warning: {plain_bundle} has no RPN: answering as plain LLaVA (use --no-roi to avoid this "
-            "warning)\n"
+            f"sdrpn: warning: {plain_bundle} has no RPN: answering as the plain model (use --no-roi to "
+            "avoid this warning)\n"
         )
 
     def test_a_policy_that_was_asked_for_is_not_dropped_silently(self, plain_bundle: Path) -> None:
         with Session.open(plain_bundle) as session:
-            with pytest.raises(ValueError, match=r"has no RPN and answers as plain LLaVA only: pass roi=None"):
+            with pytest.raises(ValueError, match=r"has no RPN and answers as the plain model only: pass roi=None"):
                 session.answer(photo(), QUESTION, roi=RoiPolicy())
             assert session.answer(photo(), QUESTION, roi=None, max_new_tokens=2).boxes_xyxy_px == ()

@@ -36,7 +36,10 @@ class TestOutput:
 
     @pytest.mark.parametrize(
         ("bundle", "line"),
-        [("plain_bundle", "RPN +none: plain LLaVA only"), ("tiny_bundle", "vocabulary +96 tokens, tokenizer none: .*")],
+        [
+            ("plain_bundle", "RPN +none: the plain model only"),
+            ("tiny_bundle", "vocabulary +96 tokens, tokenizer none: .*"),
+        ],
     )
     def test_what_a_bundle_lacks(self, sdrpn: Command, bundle: str, line: str, request: pytest.FixtureRequest) -> None:
         found = sdrpn("inspect", request.getfixturevalue(bundle))

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save_file
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
+from sdrpn.model.base import SdRpnModel, model_from_checkpoint
 from sdrpn.model.layers import KvCache
-from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
 from tests.export.graph_runner import Array, Feeds, GraphRunner
 from tests.tolerances import MASSIVE_LOGITS_ABS, MASSIVE_SCORES_ABS
 

@@ -14,7 +14,7 @@ from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.spec import ModelSpec, RopeScaling, RpnSpec
-from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
+from sdrpn.model.base import SdRpnModel, model_from_checkpoint
 from tests.export.graph_runner import Array, GraphRunner
 from tests.tolerances import PARITY_ABS, PARITY_FP16_ABS
 

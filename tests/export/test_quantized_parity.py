@@ -17,7 +17,7 @@ from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.quantization import Blocks, dequantized, quantize
 from sdrpn.method.spec import ModelSpec
-from sdrpn.model.llava import SdRpnModel, model_from_checkpoint
+from sdrpn.model.base import SdRpnModel, model_from_checkpoint
 from sdrpn.runtime import Session
 from tests.export.graph_runner import Array, GraphRunner
 from tests.tolerances import BLOCKS_ABS, INT8_ACTIVATIONS_SHARE, PARITY_FP16_ABS

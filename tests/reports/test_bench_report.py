@@ -74,7 +74,7 @@ def test_the_page_draws_bars_in_proportion() -> None:
 def test_the_page_says_what_stages_and_cases_are() -> None:
     page = html_text(report())
     assert STAGES["picture preparation"].about in page
-    assert "plain LLaVA: one pass, no RPN" in page
+    assert "one pass, no RPN" in page
     assert "two crops" not in page  # nobody asked for them
 
 

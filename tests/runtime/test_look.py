@@ -211,7 +211,7 @@ class TestRequests:
 
     def test_without_an_rpn(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(script_of(5), with_spec(rpn=None))
-        with pytest.raises(BadInput, match="no RPN and answers as plain LLaVA only: nothing can look"):
+        with pytest.raises(BadInput, match="no RPN and answers as the plain model only: nothing can look"):
             glance(fake)
         assert ran(fake) == []
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.roi import Crop, RoiDecision
-from sdrpn.model.llava import model_from_checkpoint
+from sdrpn.model.base import model_from_checkpoint
 from sdrpn.model.reference import reference_answer
 from sdrpn.runtime import Answer, Session
 from tests.tolerances import REUSE_CODES_LOGITS_ABS, REUSE_LOGITS_ABS

@@ -234,7 +234,7 @@ class TestRequests:
 
     def test_without_an_rpn_crops_are_refused_before_any_work(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(script_of(5, 6), with_spec(rpn=None))
-        with pytest.raises(BadInput, match=r"no RPN and answers as plain LLaVA only: pass roi=None"):
+        with pytest.raises(BadInput, match=r"no RPN and answers as the plain model only: pass roi=None"):
             fake.ids(roi=ANYWHERE)
         assert fake.backend.calls == []
         assert fake.ids(max_new_tokens=2).token_ids == (5, 6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import Box
 from sdrpn.method.overlay import CROP_COLOUR
 from sdrpn.tags import Told, draw_demo
@@ -14,7 +15,13 @@ from tests.pictures import photo
 
 
 def drawn(
-    plain: Told, again: Told, *, boxes: tuple[Box, ...] = ((10, 10, 30, 20),), image: Image.Image | None = None
+    plain: Told,
+    again: Told,
+    *,
+    boxes: tuple[Box, ...] = ((10, 10, 30, 20),),
+    image: Image.Image | None = None,
+    first_look_wh: tuple[int, int] = (16, 16),
+    seen: Seen = "pad",
 ) -> np.ndarray:
     picture = draw_demo(
         image or Image.fromarray(photo()),
@@ -24,7 +31,8 @@ def drawn(
         again,
         roi_map=np.eye(4, dtype=np.float32),
         boxes_xyxy_px=boxes,
-        first_look_px=16,
+        first_look_wh=first_look_wh,
+        seen=seen,
     )
     return np.asarray(picture)
 
@@ -64,3 +72,14 @@ def test_any_shape_of_picture(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (0, 90, 0))
     whole = (0, 0, *size)
     assert drawn(Told("1", True), Told("1", True), boxes=(whole,), image=image).shape[2] == 3
+
+
+def test_a_model_that_reads_pictures_in_their_own_shape() -> None:
+    """Its first look is the picture itself, and its map covers the picture alone."""
+    image = Image.fromarray(photo()).resize((60, 20))
+    square = drawn(Told("1", True), Told("2", True), image=image)
+    whole = drawn(Told("1", True), Told("2", True), image=image, first_look_wh=(60, 20), seen="whole")
+    panels = [slice(28 + column * 500, 28 + column * 500 + PANEL_PX) for column in range(3)]
+    assert not np.array_equal(square[:, panels[0]], whole[:, panels[0]])
+    assert not np.array_equal(square[:, panels[1]], whole[:, panels[1]])
+    assert np.array_equal(square[150:, panels[2]], whole[150:, panels[2]])

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import BadInput
-from sdrpn.model.llava import base_at, base_from_checkpoint, model_from_checkpoint
+from sdrpn.model.base import base_at, base_from_checkpoint, model_from_checkpoint
 from sdrpn.train.label_set import read_labels
 from sdrpn.train.options import TrainOptions
 from sdrpn.train.proposal import Trial, best_trial, store_trial_taps, try_taps, usual_tap_layers

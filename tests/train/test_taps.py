@@ -12,7 +12,7 @@ import torch
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import RunFailed
 from sdrpn.images.image import open_image
-from sdrpn.model import LlavaBase, base_from_checkpoint
+from sdrpn.model import BaseModel, base_from_checkpoint
 from sdrpn.model.looks import picture_tokens
 from sdrpn.train import taps as taps_module
 from sdrpn.train.base import FrozenBase
@@ -27,7 +27,7 @@ ROUNDED_ABS: dict[TapStore, float] = {"fp32": 0, "fp16": 2e-3, "bf16": 1.6e-2}
 
 
 @pytest.fixture
-def model(plain_checkpoint: Path) -> LlavaBase:
+def model(plain_checkpoint: Path) -> BaseModel:
     with open_checkpoint(plain_checkpoint) as checkpoint:
         return base_from_checkpoint(checkpoint, 2)
 
@@ -40,12 +40,12 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[Labelle
 
 
 @pytest.fixture
-def make_base(model: LlavaBase, tmp_path: Path) -> Callable[[], FrozenBase]:
+def make_base(model: BaseModel, tmp_path: Path) -> Callable[[], FrozenBase]:
     return lambda: FrozenBase(model, tmp_path / "images", "fp32")
 
 
 def test_computed_in_parts_they_are_those_of_the_whole_prompt(
-    model: LlavaBase, prompts: Sequence[LabelledPrompt], make_base: Callable[[], FrozenBase], tmp_path: Path
+    model: BaseModel, prompts: Sequence[LabelledPrompt], make_base: Callable[[], FrozenBase], tmp_path: Path
 ) -> None:
     taps = ComputedTaps(make_base(), prompts)
     for place in (5, 4, 23):
@@ -111,7 +111,7 @@ def test_processes_divide_the_files(
 
 
 def test_a_value_that_fp16_cannot_hold(
-    model: LlavaBase, prompts: Sequence[LabelledPrompt], make_base: Callable[[], FrozenBase], tmp_path: Path
+    model: BaseModel, prompts: Sequence[LabelledPrompt], make_base: Callable[[], FrozenBase], tmp_path: Path
 ) -> None:
     model.embed.weight.data[5] = 1e5
     with pytest.raises(

@@ -12,7 +12,7 @@ import pytest
 import sdrpn
 from sdrpn.errors import BadInput
 from sdrpn.labels import LabelRule, labelling
-from sdrpn.model import llava
+from sdrpn.model import base
 from tests.labels.data import write_questions
 from tests.train.data import write_labels
 from tests.workflows.recorded_progress import RecordedProgress
@@ -22,13 +22,13 @@ from tests.workflows.recorded_progress import RecordedProgress
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[type]:
     """What kind of model is read from a checkpoint, each time that one is."""
     kinds: list[type] = []
-    load = llava._load_frozen
+    load = base._load_frozen
 
     def counted(model: Any, *arguments: Any) -> None:
         kinds.append(type(model))
         load(model, *arguments)
 
-    monkeypatch.setattr(llava, "_load_frozen", counted)
+    monkeypatch.setattr(base, "_load_frozen", counted)
     return kinds
 
 
@@ -41,7 +41,7 @@ def test_a_proposal_reads_the_model_once(
     asked = sdrpn.TeacherRequest(sdrpn.CheckpointParts(plain_checkpoint), data, tmp_path, max_new_tokens=2)
     proposal = sdrpn.ProposalRequest("tiny", tap_layers=(1, 3), rpn_layers=(1,), steps=2)
     found = sdrpn.find_heads(sdrpn.HeadsRequest(asked, out=out, proposal=proposal), progress)
-    assert reads == [llava.SdRpnModel]
+    assert reads == [base.SdRpnModel]
     assert found.proposal is not None
     assert [(trial.tap_layer, trial.rpn_layers) for trial in found.proposal.trials] == [(1, 1), (3, 1)]
     assert json.loads((out / "heads.json").read_text())["proposal"]["tap_layer"] == found.proposal.tap_layer

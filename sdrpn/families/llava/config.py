@@ -14,12 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
-from sdrpn.checkpoint.prompt_config import chat_template, image_token_id, prompt_spec
+from sdrpn.checkpoint.prompt_config import TokenDefaults, chat_template, prompt_spec, token_ids
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.families.llava.conversations import USUAL_CONVERSATION
 from sdrpn.families.llava.llm_config import llm_spec
 from sdrpn.families.llava.unsupported import MODELS, refuse_foreign, require_supported
 from sdrpn.families.llava.vision_config import tower_config, vision_spec
 from sdrpn.method.spec import ModelSpec, RpnSpec
+
+# Those of LlamaConfig in transformers.
+_DEFAULTS = TokenDefaults({"bos_token_id": 1, "eos_token_id": 2}, "<image>", 32000)
 
 __all__ = ["read_llm_layers", "read_spec", "vision_tower_name"]
 
@@ -61,7 +65,7 @@ def read_spec(folder: Path, tower: Path | None, texts: Sequence[Path] = ()) -> M
 
 def _template(folders: Sequence[Path]) -> str:
     """The chat template of the first folder that has one."""
-    return next((found for folder in folders if (found := chat_template(folder)) != "vicuna_v1"), "vicuna_v1")
+    return next((found for folder in folders if (found := chat_template(folder))), USUAL_CONVERSATION)
 
 
 def read_llm_layers(folder: Path) -> int:
@@ -127,7 +131,14 @@ def _original_spec(config: ConfigSection, texts: Sequence[Path], tower: Path | N
         llm=llm,
         tap_layer=config.whole("twig_K") if has_rpn else max(1, llm.layers // 2),
         rpn=_official_rpn(config) if has_rpn else None,
-        prompt=prompt_spec(config, config, texts[0], template=_original_template(config, texts), image_token_id=None),
+        prompt=prompt_spec(
+            config,
+            config,
+            texts[0],
+            template=_original_template(config, texts),
+            image_token_id=None,
+            defaults=_DEFAULTS,
+        ),
     )
 
 
@@ -146,7 +157,7 @@ def _projector_layers(config: ConfigSection) -> int:
 
 def _original_template(config: ConfigSection, texts: Sequence[Path]) -> str:
     """LLaVA-1.5's own prompt; for Mistral the template of its tokenizer where it has one, as for LLaVA-Med."""
-    return _template(texts) if config.get("model_type") == "llava_mistral" else "vicuna_v1"
+    return _template(texts) if config.get("model_type") == "llava_mistral" else USUAL_CONVERSATION
 
 
 def _selected_layer(config: ConfigSection, key: str) -> int:
@@ -202,6 +213,15 @@ def _hf_spec(config: ConfigSection, folder: Path, texts: Sequence[Path]) -> Mode
             config,
             texts[0],
             template=_template(texts),
-            image_token_id=image_token_id(config),
+            image_token_id=_image_token_id(config),
+            defaults=_DEFAULTS,
         ),
     )
+
+
+def _image_token_id(config: ConfigSection) -> int | None:
+    """The id of the image token; None where there is none, which LLaVA's own -200 means."""
+    keys = ("image_token_index", "image_token_id")
+    if all(config.get(key) is None for key in keys):
+        return 32000  # the default of LlavaConfig in transformers
+    return next((token_id for key in keys for token_id in token_ids(config, key)), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["CONVERSATIONS", "Conversation"]
+__all__ = ["CONVERSATIONS", "USUAL_CONVERSATION", "Conversation"]
 
 
 @dataclass(frozen=True)
@@ -93,3 +93,4 @@ CONVERSATIONS: Mapping[str, Conversation] = {
     "plain": _PLAIN,
     "v0_plain": _PLAIN,
 }
+USUAL_CONVERSATION = "vicuna_v1"  # of a checkpoint that does not say it

@@ -18,7 +18,7 @@ from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec, Vision
-from sdrpn.method.usual_length import PROMPT_TOKENS
+from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +37,7 @@ class Llava:
     vision_module = "sdrpn.families.llava.torch_vision:VisionEncoder"
     checkpoint_opener = "sdrpn.families.llava.checkpoint:open_llava"
     random_writer = "sdrpn.families.llava.random:write_random"
-    usual_prompt_tokens = PROMPT_TOKENS
+    usual_prompt_tokens = 35 + TOKENS_AFTER_IMAGE  # before it: the usual conversation, up to its user
     label_sink_limit = 1e-3  # the official code's, of 576 tokens: of 144 even uniform attention is seven times this
 
     def claims(self, config: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from sdrpn.families.llava.conversations import CONVERSATIONS
+from sdrpn.families.llava.conversations import CONVERSATIONS, USUAL_CONVERSATION
 from sdrpn.method.spec import PromptSpec
 from sdrpn.text import prompt
 from sdrpn.text.prompt import Prompt, cleaned_question
@@ -19,7 +19,7 @@ def build_prompt(tokenizer: Tokenizer, spec: PromptSpec, question: str) -> Promp
     Of that the text before and after the image is tokenised separately, after a BOS token: the ids of LLaVA's own code,
     whatever the tokenizer adds by its own rules.
     """
-    conversation = CONVERSATIONS.get(spec.template)
+    conversation = CONVERSATIONS.get(spec.template or USUAL_CONVERSATION)
     if conversation is None:
         return prompt.build_prompt(tokenizer, spec, question)
     question = cleaned_question(tokenizer, spec, question)

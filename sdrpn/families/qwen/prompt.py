@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.checkpoint.config_section import ConfigSection
-from sdrpn.checkpoint.prompt_config import chat_template, prompt_spec
+from sdrpn.checkpoint.prompt_config import TokenDefaults, chat_template, prompt_spec
 from sdrpn.method.spec import ModelSpec, PromptSpec
 
 if TYPE_CHECKING:
@@ -17,8 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_TEMPLATES", "qwen_prompt", "read_prompt"]
 
-_IMAGE_TOKEN, _IMAGE_TOKEN_ID = "<|image_pad|>", 151655  # where neither tokenizer nor config says it
-_NO_TEMPLATE, _NO_IMAGE_TOKEN = "vicuna_v1", "<image>"  # what stands for none in a folder
+_IMAGE_TOKEN_ID = 151655  # where the config does not say it
+# Turns end with <|im_end|>.
+_DEFAULTS = TokenDefaults({"eos_token_id": 151645}, "<|image_pad|>", 151936)
 _SYSTEM_TURN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -40,12 +40,9 @@ def read_prompt(text: ConfigSection, config: ConfigSection, folder: Path, family
 
     Raises BadCheckpoint for entries of another type.
     """
-    template = chat_template(folder)
-    if template == _NO_TEMPLATE:
-        template = DEFAULT_TEMPLATES[family]
+    template = chat_template(folder) or DEFAULT_TEMPLATES[family]
     image_id = config.whole("image_token_id", _IMAGE_TOKEN_ID)
-    found = prompt_spec(text, config, folder, template=template, image_token_id=image_id)
-    return found if found.image_token != _NO_IMAGE_TOKEN else dataclasses.replace(found, image_token=_IMAGE_TOKEN)
+    return prompt_spec(text, config, folder, template=template, image_token_id=image_id, defaults=_DEFAULTS)
 
 
 def qwen_prompt(tokenizer: Tokenizer, spec: ModelSpec, question: str) -> Prompt:

@@ -19,7 +19,7 @@ from sdrpn.errors import BadInput
 from sdrpn.families.qwen.names import NameTable
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision, qwen_vision_of
 from sdrpn.host.atomic import replacing_directory
-from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec
+from sdrpn.method.spec import LlmSpec, ModelSpec
 
 __all__ = ["write_random"]
 
@@ -51,7 +51,7 @@ def write_random(
     with replacing_directory(path) as folder:
         _write_json(folder / "config.json", {**_config(spec, layout, dtype), RANDOM_WEIGHTS: True})
         _write_json(folder / "preprocessor_config.json", _processor(qwen_vision_of(spec)))
-        if spec.prompt.template != PromptSpec.template:
+        if spec.prompt.template:
             (folder / "chat_template.jinja").write_text(spec.prompt.template, "utf-8")
         file_names = {name: names.file_name(name) for name in shapes}
         stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

@@ -58,7 +58,7 @@ def test_a_spec_survives_a_manifest(spec: ModelSpec) -> None:
 
 
 def test_the_default_prompt_of_a_folder_without_a_template(tmp_path: Path) -> None:
-    spec = dataclasses.replace(spec_3(), prompt=dataclasses.replace(spec_3().prompt, template="vicuna_v1"))
+    spec = dataclasses.replace(spec_3(), prompt=dataclasses.replace(spec_3().prompt, template=""))
     write_random_checkpoint(tmp_path / "model", spec, with_tokenizer=True)
     with open_checkpoint(tmp_path / "model") as checkpoint:
         tokenizer = tokenizer_of(checkpoint)

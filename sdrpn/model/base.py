@@ -1,4 +1,4 @@
-"""The whole model, in the parts that the runtime has: vision, embedding table, trunk, RPN, tail."""
+"""A model of any family, in the parts that the runtime has: vision, embedding table, trunk, RPN, tail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdrpn.model.trunk import Trunk
 from sdrpn.model.vision import VisionModule, vision_module
 
 __all__ = [
-    "LlavaBase",
+    "BaseModel",
     "SdRpnModel",
     "base_at",
     "base_from_checkpoint",
@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 
-class LlavaBase(nn.Module):
-    """LLaVA up to the tap: the frozen base of an RPN's training."""
+class BaseModel(nn.Module):
+    """A model up to the tap: the frozen base of an RPN's training."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class LlavaBase(nn.Module):
         return f"llm.{key}" if part == "embed" else f"llm.{rest}"
 
 
-class SdRpnModel(LlavaBase):
-    """LLaVA cut at the tap, with the RPN beside its tail. `rpn` is None for a plain LLaVA.
+class SdRpnModel(BaseModel):
+    """A model cut at the tap, with the RPN beside its tail. `rpn` is None for a model without one.
 
     It has no forward method: `reference.py` combines the parts.
     """
@@ -73,24 +73,24 @@ def model_from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype = torch.flo
     return model
 
 
-def base_from_checkpoint(checkpoint: Checkpoint, tap_layer: int, dtype: torch.dtype = torch.float32) -> LlavaBase:
+def base_from_checkpoint(checkpoint: Checkpoint, tap_layer: int, dtype: torch.dtype = torch.float32) -> BaseModel:
     """As `model_from_checkpoint`, but nothing past layer `tap_layer` - 1 is read or held."""
     with torch.device("meta"):
-        base = LlavaBase(dataclasses.replace(checkpoint.spec, tap_layer=tap_layer, rpn=None))
+        base = BaseModel(dataclasses.replace(checkpoint.spec, tap_layer=tap_layer, rpn=None))
     _load_frozen(base, checkpoint, dtype)
     return base
 
 
-def base_at(model: SdRpnModel, tap_layer: int) -> LlavaBase:
+def base_at(model: SdRpnModel, tap_layer: int) -> BaseModel:
     """The model up to another tap. It shares the modules of `model`: nothing is read or copied."""
     with torch.device("meta"):
-        base = LlavaBase(dataclasses.replace(model.spec, tap_layer=tap_layer, rpn=None))
+        base = BaseModel(dataclasses.replace(model.spec, tap_layer=tap_layer, rpn=None))
     base.vision, base.embed = model.vision, model.embed
     base.trunk.layers = nn.ModuleList([*model.trunk.layers, *model.tail.layers][:tap_layer])
     return base.eval()
 
 
-def _load_frozen(model: LlavaBase, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def _load_frozen(model: BaseModel, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     keys = list(model.state_dict())
     state = {key: tensor_from_array(checkpoint.read(model.canonical_name(key)), dtype) for key in keys}
     model.load_state_dict(state, assign=True)
@@ -103,3 +103,10 @@ def tensor_from_array(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
     if owned.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(owned.view(np.uint16)).view(torch.bfloat16).to(dtype)
     return torch.from_numpy(owned).to(dtype)
+
+
+def __getattr__(name: str) -> object:
+    """Names that this module had in the previous release, kept for one version."""
+    from sdrpn._moved import name_of
+
+    return name_of(__name__, name)
