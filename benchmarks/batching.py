@@ -27,7 +27,7 @@ import onnxruntime
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.memory import cpu_needs
-from sdrpn.method.roi import Decide, RoiDecision, without_sinks
+from sdrpn.method.roi import Decide, RoiDecision
 from sdrpn.runtime import Session
 from sdrpn.runtime.decoder import Decoder, FloatArray, NextToken
 from sdrpn.runtime.pictures.picture import Picture, open_picture
@@ -82,10 +82,10 @@ class Side:
         return {"decode": self._clock.tokens / self._clock.seconds, "whole": tokens / whole_s}
 
     def _begun(self, number: int, decide: Decide | None) -> AnswerStream:
-        chosen = None if decide is None else without_sinks(decide)
+        plan = self._session._questions.plan(None, decide=decide)
         picture = picture_of(number) if self._pictures else self._picture
         stream = self._session._questions.stream_of(
-            picture, BEFORE, self._after, chosen, self._new_tokens, GREEDY, (), trace=False
+            picture, BEFORE, self._after, plan, self._new_tokens, GREEDY, (), trace=False
         )
         stream._sequence._stop_ids = frozenset()  # answers have their full length
         stream.submit()

@@ -34,6 +34,7 @@ class Timings:
     preprocess_s: float = 0.0  # open, upright, pad, resize, normalise
     vision_s: float = 0.0
     trunk_s: float = 0.0
+    gate_s: float = 0.0  # of a model with a gate: whether to look again
     rpn_s: float = 0.0
     roi_decode_s: float = 0.0  # map to boxes
     crop_preprocess_s: float = 0.0
@@ -53,8 +54,8 @@ class Timings:
 
     @property
     def llm_prefill_s(self) -> float:
-        """Trunk, RPN and tail before the first token, without vision."""
-        return self.trunk_s + self.rpn_s + self.crop_trunk_s + self.tail_prefill_s
+        """Trunk, gate, RPN and tail before the first token, without vision."""
+        return self.trunk_s + self.gate_s + self.rpn_s + self.crop_trunk_s + self.tail_prefill_s
 
     @property
     def stages_s(self) -> float:
@@ -80,16 +81,20 @@ class TokenCounts:
     tail_rows: int
     images_encoded: int
     cached: int = 0  # rows of the first pass that the trunk had computed before
+    gate_rows: int = 0
+    pruned: int = 0  # image tokens that the second pass went without
 
 
 @dataclass(frozen=True)
 class Trace:
     """Intermediate results, kept on request."""
 
-    roi_logits: FloatArray | None  # (G, G) before the sigmoid
+    roi_logits: FloatArray | None  # (h, w) before the sigmoid; None also where the gate ended it
     decision: RoiDecision | None
     first_logits: FloatArray  # (V,) of the first generated token
     step_logits: FloatArray  # (n, V), one row per chosen token, including a stop token
+    gate_score: float | None = None  # None: there is no gate, or it was not asked
+    kept_source: npt.NDArray[np.bool_] | None = None  # (h*w,) image tokens that the second pass kept; None: all
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The three decoder graphs: prefill rows of one sequence; decode steps of one or several sequences.
+"""The decoder graphs: prefill rows of one sequence; decode steps of one or several sequences.
 
 Works on hidden states, rows and positions, in the slots of `slots.py`, and keeps no state of a question itself. Knows
 nothing about images, prompts, crops or the meaning of tokens; `row_feeds.py` makes the graphs' row inputs.
@@ -23,13 +23,41 @@ from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
 from sdrpn.runtime.pacing import Pace
 from sdrpn.runtime.slots import Slot, Slots
 
-__all__ = ["Decoder", "NextToken", "Rows", "row_count"]
+__all__ = ["Decoder", "ImageRows", "NextToken", "Rows", "RpnOutputs", "row_count"]
 
 FloatArray = npt.NDArray[np.float32]
-Rows = FloatArray | Buffer  # (rows,D) in host memory, or (1,rows,D) on the backend's device
 _LOGITS = "logits of the next token"
 # Ranges of slots whose step stays bound: on a GPU each has contexts and a captured graph. Four slots have ten ranges.
 _MOST_STEPS = 16
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Image tokens on the backend's device, (1,rows,D), and the features of the same shape for the first layers."""
+
+    embeds: Buffer
+    deepstack: tuple[Buffer, ...] = ()
+
+    def rows(self, start: int, stop: int) -> ImageRows:
+        """A part of them, without a copy."""
+        return ImageRows(self.embeds.rows(start, stop), tuple(feature.rows(start, stop) for feature in self.deepstack))
+
+
+Rows = FloatArray | ImageRows  # text (rows,D) in host memory, or image tokens
+
+
+@dataclass(frozen=True, eq=False)
+class RpnOutputs:
+    """What the RPN says of a row's question, against every row up to it: H heads, S rows.
+
+    scores: (H,S)
+    sink_logits: (S,) how much row 0 looks at each, before the sigmoid, mean over heads; None: the RPN does not say it
+    seen_logits: (S,) the most that any of the rows asked for looks at each; None: not asked
+    """
+
+    scores: FloatArray
+    sink_logits: FloatArray | None = None
+    seen_logits: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +71,7 @@ class NextToken:
 
 
 class Decoder:
-    """Trunk, RPN and tail. Writing rows at `start` of a slot drops all rows after them."""
+    """Trunk, gate, RPN and tail. Writing rows at `start` of a slot drops all rows after them."""
 
     def __init__(
         self,
@@ -67,6 +95,8 @@ class Decoder:
         self._width, self._vocabulary = width, vocabulary
         self._rows = RowFeeds(rotary, runners["trunk"].inputs["rope_cos"], axis_of)
         self._logits = backend.allocate((1, vocabulary), "float32", for_host=True)
+        self._deepstack = deepstack_inputs(runners["trunk"])
+        self._no_features = backend.allocate((1, 0, width), "float32")  # zeros, as many rows as were needed so far
         self._steps: dict[tuple[int, int], _TokenStep] = {}
         self.slots = Slots(backend, runners, width, contexts, self._steps.clear, slots)
         self.computed_rows = dict.fromkeys(runners, 0)  # prefilled since the decoder was created
@@ -76,7 +106,7 @@ class Decoder:
         """embeds (S,D) at rows start..start+S-1 -> their taps and caches.
 
         Args:
-            embeds: all rows, or pieces of them in order: (rows,D) in host memory or (1,rows,D) on the backend's device
+            embeds: all rows, or pieces of them in order: text in host memory, image tokens on the backend's device
         """
         pieces = (embeds,) if isinstance(embeds, np.ndarray) else embeds
         rows = sum(row_count(piece) for piece in pieces)
@@ -84,9 +114,11 @@ class Decoder:
         if stop > self.slots.length:
             raise RunFailed(f"{rows} rows at {start} are past the cache of {self.slots.length} rows; reserve more")
         hidden = self._joined(pieces, rows)
+        features = self._joined_features(pieces, rows)
         for first, end in self._parts("trunk", start, stop):
-            feeds, results = hidden.rows(first - start, end - start), self.slots.taps_of(slot, first, end)
-            self._run("trunk", slot, {"inputs_embeds": feeds}, {"tap": results}, first, end)
+            feeds = {"inputs_embeds": hidden} | features
+            feeds = {name: buffer.rows(first - start, end - start) for name, buffer in feeds.items()}
+            self._run("trunk", slot, feeds, {"tap": self.slots.taps_of(slot, first, end)}, first, end)
         slot.tap_rows = stop
 
     def _joined(self, pieces: Sequence[Rows], rows: int) -> Buffer:
@@ -94,29 +126,82 @@ class Decoder:
         if len(pieces) == 1:
             return self._buffer(pieces[0])
         hidden = self._backend.allocate((1, rows, self._width), "float32")
-        place = 0
-        for piece in filter(row_count, pieces):
+        for piece, place in _placed(pieces):
             hidden.copy_rows(self._buffer(piece), row_count(piece), place)
-            place += row_count(piece)
         return hidden
 
+    def _joined_features(self, pieces: Sequence[Rows], rows: int) -> dict[str, Buffer]:
+        """What the first layers add to these rows, (1,rows,D) by input: 0 for text."""
+        images = [(piece, place) for piece, place in _placed(pieces) if isinstance(piece, ImageRows)]
+        found: dict[str, Buffer] = {}
+        for number, name in enumerate(self._deepstack):
+            if len(pieces) == len(images) == 1:
+                found[name] = images[0][0].deepstack[number]
+            elif not images:
+                found[name] = self._zeros(rows)
+            else:
+                found[name] = self._backend.allocate((1, rows, self._width), "float32")
+                for piece, place in images:
+                    found[name].copy_rows(piece.deepstack[number], row_count(piece), place)
+        return found
+
+    def _zeros(self, rows: int) -> Buffer:
+        """(1,rows,D), which nobody writes to."""
+        if self._no_features.shape[1] < rows:
+            self._no_features = self._backend.allocate((1, rows, self._width), "float32")
+        return self._no_features.rows(0, rows)
+
     def _buffer(self, piece: Rows) -> Buffer:
-        if not isinstance(piece, np.ndarray):
-            return piece
+        if isinstance(piece, ImageRows):
+            return piece.embeds
         buffer = self._backend.allocate((1, *piece.shape), "float32", for_host=True)
         buffer.write(piece[None])
         return buffer
 
-    def run_rpn(self, slot: Slot, stop: int) -> FloatArray:
-        """Scores (H, stop) of the last row against every row, computed over the taps that the RPN has not processed."""
-        for first, end in self._parts("rpn", min(slot.valid["rpn"], stop - 1), stop):
-            results = self._score_buffers(end - first)
-            self._run("rpn", slot, {"tap": self._taps_of(slot, first, end)}, results, first, end)
-        scores = results["scores"].read()[0, :, :stop]
-        self.require_finite(slot, "scores of the RPN", scores)
-        if "new_scores" in results:  # the cache was read only: the scores of new rows are a separate output
-            scores = np.concatenate([scores[:, :first], results["new_scores"].read()[0]], axis=1)
-        return np.array(scores, dtype=np.float32)
+    def run_gate(self, slot: Slot, stop: int) -> float:
+        """The logit of row stop-1, computed over the taps that the gate has not processed."""
+        logit = self._backend.allocate((1, 1), "float32", for_host=True)
+        for first, end in self._parts("gate", min(slot.valid["gate"], stop - 1), stop):
+            self._run("gate", slot, {"tap": self._taps_of(slot, first, end)}, {"gate_logit": logit}, first, end)
+        found = logit.read()
+        self.require_finite(slot, "logit of the gate", found)
+        return float(found[0, 0])
+
+    def run_rpn(self, slot: Slot, stop: int, seen_from: int | None = None) -> RpnOutputs:
+        """What row stop-1 asks for, computed over the taps that the RPN has not processed.
+
+        Args: seen_from: which rows `seen_logits` is about, this one and those after it; None: it is not asked for
+        """
+        start = min(slot.valid["rpn"], stop - 1, stop if seen_from is None else seen_from)
+        parts = self._parts("rpn", start, stop)
+        if seen_from is not None and start < seen_from:  # in runs of their own, which give the most of all their rows
+            parts = itertools.chain(self._parts("rpn", start, seen_from), self._parts("rpn", seen_from, stop))
+        seen: FloatArray | None = None
+        for first, end in parts:
+            results = self._rpn_buffers(end - first)
+            feeds = {"tap": self._taps_of(slot, first, end)} | self._first_query(slot)
+            self._run("rpn", slot, feeds, results, first, end)
+            if "first_query_out" in results:
+                slot.first_query = np.array(results["first_query_out"].read())
+            if seen_from is not None and first >= seen_from:
+                rows = _all_rows(results, "seen", first, end)[0]
+                seen = rows if seen is None else np.maximum(seen, rows[: len(seen)])
+        scores = _all_rows(results, "scores", first, stop)[0]
+        sinks = _all_rows(results, "sink_logits", first, stop)[0] if "sink_logits" in results else None
+        for found in (scores, sinks, seen):
+            if found is not None:
+                self.require_finite(slot, "scores of the RPN", found)
+        return RpnOutputs(scores, sinks, seen)
+
+    def _first_query(self, slot: Slot) -> dict[str, Buffer]:
+        """The query of the sequence's row 0, as the run over it left it; none where the RPN does not take it."""
+        tensor = self._runners["rpn"].inputs.get("first_query")
+        if tensor is None:
+            return {}
+        buffer = self._backend.allocate(_shape(tensor, {"batch": 1}), "float32", for_host=True)
+        if slot.first_query is not None:
+            buffer.write(slot.first_query)
+        return {"first_query": buffer}
 
     def run_tail(self, slot: Slot, start: int, stop: int) -> FloatArray:
         """Logits (V,) of row stop-1, over taps start..stop-1. A view: the next run overwrites it."""
@@ -223,13 +308,13 @@ class Decoder:
             raise RunFailed(f"rows {start} to {stop} are needed, but only {slot.tap_rows} were computed by the trunk")
         return self.slots.taps_of(slot, start, stop)
 
-    def _score_buffers(self, rows: int) -> dict[str, Buffer]:
-        outputs = self._runners["rpn"].outputs
+    def _rpn_buffers(self, rows: int) -> dict[str, Buffer]:
+        """All its outputs but caches."""
         extents = {"batch": 1, "cache_length": self.slots.length, "sequence": rows}
         return {
-            name: self._backend.allocate(_shape(outputs[name], extents), "float32", for_host=True)
-            for name in ("scores", "new_scores")
-            if name in outputs
+            name: self._backend.allocate(_shape(tensor, extents), "float32", for_host=True)
+            for name, tensor in self._runners["rpn"].outputs.items()
+            if not tensor.is_cache
         }
 
 
@@ -247,14 +332,15 @@ class _TokenStep:
         rows: RowFeeds,
     ) -> None:
         self._hidden = backend.allocate((batch, 1, width), "float32", for_host=True)
-        tap = backend.allocate((batch, 1, width), "float32")
+        tap, no_feature = (backend.allocate((batch, 1, width), "float32") for _ in range(2))
+        embedded = {"inputs_embeds": self._hidden} | dict.fromkeys(deepstack_inputs(runners["trunk"]), no_feature)
         self._rows = rows
         self._row_buffers = step_buffers(backend, {**runners["trunk"].inputs, **runners["tail"].inputs}, batch)
         self._logits = logits
         both = (caches["trunk"], caches["tail"])
         self._new_rows = tuple(each.new_row_buffers(backend, 1) for each in both)
         steps = [
-            self._bind(runners["trunk"], caches["trunk"], {"inputs_embeds": self._hidden}, {"tap": tap}, 0),
+            self._bind(runners["trunk"], caches["trunk"], embedded, {"tap": tap}, 0),
             self._bind(runners["tail"], caches["tail"], {"tap": tap}, {"logits": logits}, 1),
         ]
         self._written = tuple(self._row_buffers[name] for name in STEP_INPUTS)
@@ -297,7 +383,32 @@ def _side_by_side(tokens: Sequence[NextToken]) -> Iterator[Sequence[NextToken]]:
 
 def row_count(piece: Rows) -> int:
     """The number of rows of a piece of embeddings."""
-    return len(piece) if isinstance(piece, np.ndarray) else piece.shape[1]
+    return piece.embeds.shape[1] if isinstance(piece, ImageRows) else len(piece)
+
+
+def deepstack_inputs(trunk: Runner) -> tuple[str, ...]:
+    """The inputs of a trunk that are added behind its first layers, in the order of the layers."""
+    names = [name for name, tensor in trunk.inputs.items() if tensor.role == "deepstack"]
+    return tuple(sorted(names, key=lambda name: int(name.rpartition(".")[2])))
+
+
+def _placed(pieces: Sequence[Rows]) -> Iterator[tuple[Rows, int]]:
+    """Each piece that has rows, and the first of them."""
+    place = 0
+    for piece in filter(row_count, pieces):
+        yield piece, place
+        place += row_count(piece)
+
+
+def _all_rows(results: Mapping[str, Buffer], name: str, first: int, stop: int) -> FloatArray:
+    """An output (1,...,S_max) of a run over rows first..stop-1, up to the last: (1,...,stop).
+
+    Where the cache was read only, those of the new rows are a separate output.
+    """
+    cached = results[name].read()[..., :stop]
+    if f"new_{name}" in results:
+        cached = np.concatenate([cached[..., :first], results[f"new_{name}"].read()], axis=-1)
+    return np.array(cached, dtype=np.float32)
 
 
 def _shape(tensor: TensorInfo, extents: Mapping[str, int]) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ class Look:
     timings: Timings
     picture: Picture = field(repr=False)
     fit: Seen = field(default="pad", repr=False)  # how the map lies over the picture, see `VisionSpec`
+    gate_score: float | None = None  # how likely the first look is not enough; None: no gate was asked
 
     @property
     def boxes_xyxy_px(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -76,6 +77,7 @@ class Look:
             "boxes": [region.to_dict() for region in self.boxes],
             "dropped": [region.to_dict() for region in self.dropped],
             "note": self.note,
+            "gate_score": self.gate_score,
             "timings": self.timings.to_dict(),
         }
         return found | {"roi_map": self.roi_map.tolist()} if with_map else found

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from sdrpn.errors import Cancelled
 from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import ImageGrid
-from sdrpn.method.roi import PolicyDecide, roi_map
+from sdrpn.method.roi import roi_map
 from sdrpn.runtime.answer import Stopwatch, Timings
 from sdrpn.runtime.look import Look
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.regions import dropped_regions, regions_of
 from sdrpn.runtime.scheduler import Scheduler
-from sdrpn.runtime.sequence import Glance, LookRequest
+from sdrpn.runtime.sequence import Glance, LookPlan, LookRequest
 from sdrpn.runtime.stream import until
 from sdrpn.runtime.two_pass import TwoPass
 
@@ -37,7 +37,7 @@ class LookRun:
         self,
         open_it: Callable[[], Picture],
         questions: Sequence[LookQuestion],
-        decide: PolicyDecide,
+        plan: LookPlan,
         two_pass: TwoPass,
         scheduler: Scheduler,
     ) -> None:
@@ -47,9 +47,9 @@ class LookRun:
         with self._watch.stage("preprocess"):
             picture = open_it()
             digest = picture.digest()
-            requests = [LookRequest(picture, each.ids_before, each.ids_after, decide) for each in questions]
+            requests = [LookRequest(picture, each.ids_before, each.ids_after, plan) for each in questions]
             self._glances = [Glance(request, two_pass.prefix_of(request, digest), self._watch) for request in requests]
-        self._grid = two_pass.grid_of(picture)
+        self._grid = plan.vision.grid(picture.size)
 
     def finish(self) -> list[Look]:
         """Work until all are there. Raises what ended the first that failed; the others end then, too."""
@@ -88,17 +88,20 @@ class LookRun:
 
 
 def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timings, fit: Seen) -> Look:
-    assert glance.found is not None
-    logits, decision = glance.found
-    shown = roi_map(logits)
+    found = glance.found
+    assert found is not None
+    assert found.scores is not None
+    assert found.decision is not None
+    decision, shown = found.decision, roi_map(found.scores.roi_logits)
     return Look(
         question=question,
         image_wh=glance.request.image.size,
         boxes=regions_of(decision, shown, grid),
         roi_map=shown,
         dropped=dropped_regions(decision, shown, grid),
-        note=decision.note,
+        note=found.note,
         timings=timings,
         picture=glance.request.image,
         fit=fit,
+        gate_score=found.gate_score,
     )

@@ -1,7 +1,7 @@
 """A picture and its crops as image tokens: prepared as the model's family has it, and run through the vision graph.
 
 Squares are prepared by the runtime itself, where their pixels lie, and several crops are encoded in one run. What other
-families take of a picture, they make from it one look at a time. Knows no decoder.
+families take of a picture, they make from it one look at a time. Knows nothing of what the decoder does with them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy as np
 
 from sdrpn.families.family import VisionInputs
 from sdrpn.families.registry import family_of
-from sdrpn.method.grids import Box
-from sdrpn.method.spec import ModelSpec
+from sdrpn.method.grids import Box, cell_count
+from sdrpn.method.spec import ModelSpec, Vision
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
+from sdrpn.runtime.decoder import ImageRows
 from sdrpn.runtime.pictures.picture import Picture
 
 __all__ = ["Looks"]
@@ -30,34 +31,41 @@ class Looks:
         self._spec, self._backend, self._vision = spec, backend, vision
         self._family = family_of(spec)
         self._square = self._family.square(spec.vision)
+        outputs = self._family.vision_outputs(spec)
+        self._features = tuple(tensor.name for tensor in outputs if tensor.role == "deepstack")
 
-    def first(self, picture: Picture, stage: Stage) -> Buffer:
-        """The whole picture. `stage`: what times "preprocess" and "vision"."""
-        square, vision = self._square, self._spec.vision
+    def first(self, picture: Picture, vision: Vision, stage: Stage) -> ImageRows:
+        """The whole picture.
+
+        Args:
+            vision: the model's own, or with another budget
+            stage: what times "preprocess" and "vision"
+        """
+        square = self._square
         if square is None:
             with stage("preprocess"):
                 inputs = self._family.first_look(picture.as_image(), vision)
             with stage("vision"):
-                return self._encoded(inputs)
+                return self._encoded(inputs, vision.grid(picture.size).hw)
         with stage("preprocess"):
             pixels = self._squares(1, lambda buffer: picture.fill_base(square, buffer))
         with stage("vision"):
-            return self._encoded_squares(pixels)
+            return ImageRows(self._encoded_squares(pixels))
 
-    def crops(self, picture: Picture, boxes: Sequence[Box], stage: Stage) -> list[Buffer]:
+    def crops(self, picture: Picture, boxes: Sequence[Box], vision: Vision, stage: Stage) -> list[ImageRows]:
         """Parts of it, in order. `stage`: what times "crop_preprocess" and "crop_vision"."""
-        square, vision = self._square, self._spec.vision
+        square, grid = self._square, vision.grid(picture.size)
         if square is None:
             with stage("crop_preprocess"):
                 image = picture.as_image()
                 looks = [self._family.crop_look(image, box, vision) for box in boxes]
             with stage("crop_vision"):
-                return [self._encoded(inputs) for inputs in looks]
+                return [self._encoded(inputs, grid.crop_hw(box)) for inputs, box in zip(looks, boxes, strict=True)]
         with stage("crop_preprocess"):
             pixels = self._squares(len(boxes), lambda buffer: picture.fill_crops(boxes, square, buffer))
         with stage("crop_vision"):
             tokens = self._encoded_squares(pixels)
-            return [tokens.entries(index, index + 1) for index in range(len(boxes))]
+            return [ImageRows(tokens.entries(index, index + 1)) for index in range(len(boxes))]
 
     def _squares(self, count: int, fill: Callable[[Buffer], None]) -> Buffer:
         """The vision graph's input (N,3,R,R)."""
@@ -74,13 +82,13 @@ class Looks:
         self._vision.run({"pixel_values": pixels}, {"image_embeds": result})
         return result
 
-    def _encoded(self, inputs: VisionInputs) -> Buffer:
-        """The inputs of one look, whose second axis counts its cells in the first of them -> (1,h*w,D)."""
+    def _encoded(self, inputs: VisionInputs, hw: tuple[int, int]) -> ImageRows:
+        """The inputs of one look -> its tokens, and the features beside them."""
         feeds = {}
         for name, values in inputs.items():
             feeds[name] = self._backend.allocate(values.shape, values.dtype.name, for_host=True)
             feeds[name].write(np.ascontiguousarray(values))
-        cells = next(iter(inputs.values())).shape[1]
-        result = self._backend.allocate((1, cells, self._spec.llm.width), "float32")
-        self._vision.run(feeds, {"image_embeds": result})
-        return result
+        shape = (1, cell_count(hw), self._spec.llm.width)
+        results = {name: self._backend.allocate(shape, "float32") for name in ("image_embeds", *self._features)}
+        self._vision.run(feeds, results)
+        return ImageRows(results["image_embeds"], tuple(results[name] for name in self._features))

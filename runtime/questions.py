@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import collections.abc as abc
+import dataclasses
 from dataclasses import dataclass
+from typing import get_args
 
 from tokenizers import Tokenizer
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput
+from sdrpn.families.family import Resize
 from sdrpn.families.registry import family_of, prompt_of, seen_of
 from sdrpn.method.policy import OWN, Roi, looking_policy, policy_for
-from sdrpn.method.roi import PolicyDecide
+from sdrpn.method.roi import Decide, RoiPolicy, without_sinks
+from sdrpn.method.spec import Vision
 from sdrpn.runtime.answer import Stopwatch
 from sdrpn.runtime.looking import LookQuestion, LookRun
 from sdrpn.runtime.pictures.frames import Channels
@@ -19,12 +23,34 @@ from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource, ope
 from sdrpn.runtime.pictures.reference import PictureReference
 from sdrpn.runtime.sampling import GREEDY, Constraint, Sampling
 from sdrpn.runtime.scheduler import Scheduler
-from sdrpn.runtime.sequence import QuestionRequest, Sequence
+from sdrpn.runtime.sequence import LookPlan, QuestionRequest, Sequence
 from sdrpn.runtime.stream import AnswerStream
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import Prompt
 
-__all__ = ["AnswerOptions", "Questions"]
+__all__ = ["OWN_BUDGET", "AnswerOptions", "Budget", "Questions"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a picture becomes image tokens.
+
+    image_tokens: the least and the most of a picture, and of a crop; None: as the model has it
+    resize: None: as the model has it
+    """
+
+    image_tokens: tuple[int, int] | None = None
+    resize: Resize | None = None
+
+    def __post_init__(self) -> None:
+        pair = self.image_tokens
+        if pair is not None and (not isinstance(pair, tuple) or len(pair) != 2 or not all(map(_is_whole, pair))):
+            raise BadInput(f"image_tokens is {pair!r}; expected the least and the most, such as (256, 576), or None")
+        if self.resize is not None and self.resize not in get_args(Resize):
+            raise BadInput(f"resize is {self.resize!r}; expected {' or '.join(map(repr, get_args(Resize)))}, or None")
+
+
+OWN_BUDGET = Budget()
 
 
 @dataclass(frozen=True)
@@ -39,9 +65,10 @@ class AnswerOptions:
     sampling: Sampling = GREEDY
     trace: bool = False
     channels: Channels = "rgb"
-    decide: PolicyDecide | None = None
+    decide: Decide | None = None
     constraint: Constraint | None = None
     ends: abc.Callable[[int], bool] = lambda token_id: False
+    budget: Budget = OWN_BUDGET
 
 
 class Questions:
@@ -62,15 +89,47 @@ class Questions:
         self._two_pass, self._scheduler = two_pass, scheduler
         self._jpeg_mode, self._threads = jpeg, threads
 
-    def decide(self, roi: Roi) -> PolicyDecide | None:
-        """How a map becomes crops; None: not at all. Raises BadInput for what is no policy."""
-        policy = policy_for(roi, self._bundle.manifest.own_policy.roi)
-        return None if policy is None else family_of(self._bundle.spec).decide(policy, self._bundle.spec)
+    def plan(self, roi: Roi, budget: Budget = OWN_BUDGET, decide: Decide | None = None) -> LookPlan:
+        """How a question looks. Raises BadInput for what is no policy, or a budget that the model has not.
 
-    def decide_look(self, roi: Roi) -> PolicyDecide:
-        """As `decide`, where regions are all that is asked for: None is refused, too."""
-        policy = looking_policy(roi, self._bundle.manifest.own_policy.roi)
-        return family_of(self._bundle.spec).decide(policy, self._bundle.spec)
+        Args: decide: chooses the crops instead of `roi`, of which the gate's threshold stays
+        """
+        policy = policy_for(roi, self._bundle.manifest.own_policy.roi)
+        if decide is not None:
+            return LookPlan(self._vision(budget), without_sinks(decide), self._gate_threshold(policy))
+        return self._plan_by(policy, budget)
+
+    def look_plan(self, roi: Roi, budget: Budget = OWN_BUDGET) -> LookPlan:
+        """As `plan`, where regions are all that is asked for: None is refused, too."""
+        return self._plan_by(looking_policy(roi, self._bundle.manifest.own_policy.roi), budget)
+
+    def _plan_by(self, policy: RoiPolicy | None, budget: Budget) -> LookPlan:
+        vision = self._vision(budget)
+        if policy is None:
+            return LookPlan(vision, None)
+        spec = dataclasses.replace(self._bundle.spec, vision=vision)
+        return LookPlan(vision, family_of(spec).decide(policy, spec), self._gate_threshold(policy))
+
+    def _gate_threshold(self, policy: RoiPolicy | None) -> float | None:
+        """The policy's, else the bundle's, else that of the official evaluation; None: no policy."""
+        if policy is None or policy.gate_threshold is not None:
+            return None if policy is None else policy.gate_threshold
+        own = self._bundle.manifest.own_policy.roi.gate_threshold
+        return own if own is not None else family_of(self._bundle.spec).policy(self._bundle.spec).gate_threshold
+
+    def _vision(self, budget: Budget) -> Vision:
+        family, vision = family_of(self._bundle.spec), self._bundle.spec.vision
+        if budget.resize is not None:
+            vision = family.with_resize(vision, budget.resize)
+        if budget.image_tokens is None:
+            return vision
+        least, most = budget.image_tokens
+        if most > self._two_pass.max_context:
+            raise BadInput(
+                f"image_tokens are {least} to {most}; this bundle has {self._two_pass.max_context} positions for the "
+                "whole prompt: lower the most"
+            )
+        return family.with_image_tokens(vision, least, most)
 
     def prompt(self, question: str, by_ids: str) -> Prompt:
         """Raises what is wrong with the question. `by_ids`: what takes token ids in its place."""
@@ -82,23 +141,28 @@ class Questions:
         return prompt_of(self._bundle.spec, self._tokenizer, question)
 
     def looks_in_words(
-        self, image: PictureSource, channels: Channels, questions: abc.Sequence[str], roi: Roi
+        self,
+        image: PictureSource,
+        channels: Channels,
+        questions: abc.Sequence[str],
+        roi: Roi,
+        budget: Budget = OWN_BUDGET,
     ) -> LookRun:
         """As `looks`, one for each text."""
         prompts = [(text, self.prompt(text, "look_ids")) for text in questions]
         asked = [LookQuestion(prompt.ids_before, prompt.ids_after, text) for text, prompt in prompts]
-        return self.looks(image, channels, asked, self.decide_look(roi))
+        return self.looks(image, channels, asked, self.look_plan(roi, budget))
 
     def looks(
         self,
         image: PictureSource,
         channels: Channels,
         questions: abc.Sequence[LookQuestion],
-        decide: PolicyDecide,
+        plan: LookPlan,
     ) -> LookRun:
         """Prepare looks, without running a graph. Raises what is wrong with the picture or a question."""
         self._scheduler.require_open()
-        return LookRun(lambda: self.opened(image, channels), questions, decide, self._two_pass, self._scheduler)
+        return LookRun(lambda: self.opened(image, channels), questions, plan, self._two_pass, self._scheduler)
 
     def stream(self, image: PictureSource, question: str, options: AnswerOptions) -> AnswerStream:
         """Prepare a question, without running a graph. Raises BadInput for a bad question."""
@@ -107,7 +171,7 @@ class Questions:
             image,
             prompt.ids_before,
             prompt.ids_after,
-            options.decide or self.decide(options.roi),
+            self.plan(options.roi, options.budget, options.decide),
             options.max_new_tokens,
             options.sampling,
             (),
@@ -122,7 +186,7 @@ class Questions:
         image: PictureSource,
         before: tuple[int, ...],
         after: tuple[int, ...],
-        decide: PolicyDecide | None,
+        plan: LookPlan,
         max_new_tokens: int,
         sampling: Sampling,
         stop_ids: tuple[int, ...],
@@ -142,7 +206,7 @@ class Questions:
         watch = Stopwatch()
         with watch.stage("preprocess"):
             picture = self.opened(image, channels)
-            request = QuestionRequest(picture, before, after, decide, max_new_tokens)
+            request = QuestionRequest(picture, before, after, plan, max_new_tokens)
             prefix = self._two_pass.prefix_of(request)
         stops = (*self._bundle.spec.prompt.eos_token_ids, *stop_ids)
         reference = PictureReference(image, channels, picture.size, seen_of(self._bundle.spec))
@@ -162,3 +226,7 @@ class Questions:
     def opened(self, image: PictureSource, channels: Channels) -> Picture:
         """A picture, as this session decodes it. Raises BadImage, BadInput."""
         return open_picture(image, jpeg=self._jpeg_mode, threads=self._threads, channels=channels)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

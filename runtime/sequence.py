@@ -15,17 +15,33 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.method.roi import PolicyDecide, RoiDecision, roi_map
+from sdrpn.method.grids import ImageGrid
+from sdrpn.method.roi import Crop, PolicyDecide, RoiDecision, roi_map
+from sdrpn.method.spec import Vision
 from sdrpn.runtime.answer import Answer, Stopwatch, Timings, TokenCounts, Trace
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.pictures.reference import PictureReference
 from sdrpn.runtime.regions import DroppedRegion
 from sdrpn.runtime.sampling import Constraint, Sampler, Sampling
-from sdrpn.runtime.slots import Prefix, Slot
+from sdrpn.runtime.slots import Prefix, RoiScores, Slot
 
-__all__ = ["Glance", "LookRequest", "Prefill", "QuestionRequest", "Sequence", "Work"]
+__all__ = ["Found", "Glance", "LookPlan", "LookRequest", "Prefill", "QuestionRequest", "Sequence", "Work"]
 
 FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LookPlan:
+    """How a question looks at its picture.
+
+    vision: the model's own, or with another budget
+    decide: how a map becomes crops; None: a plain answer, one look
+    gate_threshold: a score of the gate below it ends with the first look; None: the gate is not asked
+    """
+
+    vision: Vision
+    decide: PolicyDecide | None
+    gate_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,7 @@ class QuestionRequest:
     image: Picture
     ids_before: tuple[int, ...]  # before the image
     ids_after: tuple[int, ...]  # after it: the question
-    decide: PolicyDecide | None  # None: one pass
+    plan: LookPlan
     max_new_tokens: int
 
     least_new_tokens: ClassVar[int] = 1
@@ -45,6 +61,11 @@ class QuestionRequest:
             raise BadInput("no token follows the image; expected at least one, the question")
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < self.least_new_tokens:
             raise BadInput(f"max_new_tokens is {self.max_new_tokens!r}; expected an integer of at least 1")
+
+    @property
+    def grid(self) -> ImageGrid:
+        """The cells that the model sees of the picture. Raises BadImage for one that it does not take."""
+        return self.plan.vision.grid(self.image.size)
 
 
 @dataclass(frozen=True)
@@ -56,21 +77,51 @@ class LookRequest(QuestionRequest):
     least_new_tokens: ClassVar[int] = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a first look leads to.
+
+    scores: of the RPN; None where it was not asked: a plain answer, or the gate says no
+    decision: the crops; None as well
+    gate_score: None where there is no gate, or it was not asked
+    note: why there is no crop, or not every region in one
+    """
+
+    scores: RoiScores | None = None
+    decision: RoiDecision | None = None
+    gate_score: float | None = None
+    note: str | None = None
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """What is looked at again."""
+        return self.decision.crops if self.decision is not None else ()
+
+    @property
+    def roi_logits(self) -> FloatArray | None:
+        """(h,w), before the sigmoid."""
+        return self.scores.roi_logits if self.scores is not None else None
+
+
 @dataclass(frozen=True)
 class Prefill:
     """The result of a prefill, before the first token."""
 
-    tokens: int  # tokens of the prompt and the crops
-    roi_logits: FloatArray | None  # (h, w)
-    decision: RoiDecision | None
+    tokens: int  # rows of the last pass, which the first token follows
+    prompt_tokens: int  # of the first pass
+    found: Found
     roi_tokens: int
+    again: int  # rows of the second pass that the trunk computed
     images_encoded: int
     rows: abc.Mapping[str, int]  # computed by each decoder graph
     dropped: tuple[DroppedRegion, ...] = ()
+    kept_source: npt.NDArray[np.bool_] | None = None  # (h*w,) image tokens of the second pass; None: all
 
 
 class Work:
     """What waits for a slot and is over some time: with what it is for, or with an `error`."""
+
+    keep_trace = False
 
     def __init__(self, request: QuestionRequest, prefix: Prefix, watch: Stopwatch) -> None:
         self._request: QuestionRequest | None = request
@@ -99,7 +150,7 @@ class Work:
 class Glance(Work):
     """Everything that belongs to one look. It is over when the map is there: it holds no slot afterwards."""
 
-    found: tuple[FloatArray, RoiDecision] | None = None  # RoI logits (h, w), and what they led to
+    found: Found | None = None
 
     @property
     def over(self) -> bool:
@@ -133,15 +184,14 @@ class Sequence(Work):
         ends: called with every token; True ends the answer with it
         """
         super().__init__(request, prefix, watch)
-        self._after, self._limit = len(request.ids_after), request.max_new_tokens
-        self._texts = len(request.ids_before) + self._after
+        self._texts, self._limit = len(request.ids_before) + len(request.ids_after), request.max_new_tokens
         self.row = self.position = 0
         self.prefill: Prefill | None = None
         self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
         self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
         self._constraint, self._ends = constraint, ends
-        self._keep_trace, self._picture = keep_trace, picture
+        self.keep_trace, self._picture = keep_trace, picture
         self._step_logits: list[FloatArray] = []
         self._timings: Timings | None = None
 
@@ -165,7 +215,7 @@ class Sequence(Work):
         if self.over:  # closed meanwhile
             return
         self.watch.token()
-        if self._keep_trace:
+        if self.keep_trace:
             self._step_logits.append(logits.copy())
         if self._constraint is not None:
             logits = self._constraint.restricted(logits)
@@ -187,18 +237,18 @@ class Sequence(Work):
         assert self.prefill is not None
         assert self.finish_reason is not None
         assert self._timings is not None
-        decision, roi_logits = self.prefill.decision, self.prefill.roi_logits
+        found, roi_logits = self.prefill.found, self.prefill.found.roi_logits
         return Answer(
             text=text,
             token_ids=tuple(self.token_ids),
             finish_reason=self.finish_reason,
-            boxes_xyxy_px=tuple(crop.box_xyxy_px for crop in decision.crops) if decision is not None else (),
+            boxes_xyxy_px=tuple(crop.box_xyxy_px for crop in found.crops),
             roi_map=roi_map(roi_logits) if roi_logits is not None else None,
             roi_token_count=self.prefill.roi_tokens,
-            note=decision.note if decision is not None else None,
+            note=found.note,
             timings=self._timings,
             tokens=self._counts(self.prefill),
-            trace=self._trace(self.prefill) if self._keep_trace else None,
+            trace=self._trace(self.prefill) if self.keep_trace else None,
             dropped=self.prefill.dropped,
             picture=self._picture,
         )
@@ -207,20 +257,22 @@ class Sequence(Work):
         self._timings, self.finish_reason = self.watch.timings(), reason
 
     def _counts(self, prefill: Prefill) -> TokenCounts:
-        prompt = prefill.tokens - prefill.roi_tokens
-        again = prefill.roi_tokens + self._after if prefill.roi_tokens else 0  # of the second pass
+        kept = prefill.kept_source
         return TokenCounts(
-            prompt=prompt,
-            image=prompt - self._texts,
+            prompt=prefill.prompt_tokens,
+            image=prefill.prompt_tokens - self._texts,
             roi=prefill.roi_tokens,
             generated=len(self.token_ids),
             trunk_rows=prefill.rows["trunk"],
             rpn_rows=prefill.rows.get("rpn", 0),
             tail_rows=prefill.rows["tail"],
             images_encoded=prefill.images_encoded,
-            cached=prompt - (prefill.rows["trunk"] - again),
+            cached=prefill.prompt_tokens - (prefill.rows["trunk"] - prefill.again),
+            gate_rows=prefill.rows.get("gate", 0),
+            pruned=0 if kept is None else int(np.count_nonzero(~kept)),
         )
 
     def _trace(self, prefill: Prefill) -> Trace:
         steps = np.stack(self._step_logits)
-        return Trace(prefill.roi_logits, prefill.decision, steps[0], steps)
+        found = prefill.found
+        return Trace(found.roi_logits, found.decision, steps[0], steps, found.gate_score, prefill.kept_source)

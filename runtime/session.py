@@ -15,10 +15,11 @@ from types import TracebackType
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import BadInput, SdrpnError
+from sdrpn.families.family import Resize
 from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
 from sdrpn.method.policy import OWN, Roi
-from sdrpn.method.roi import Decide, RoiPolicy, without_sinks
+from sdrpn.method.roi import Decide, RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.backends.registry import AUTOMATIC
@@ -32,7 +33,7 @@ from sdrpn.runtime.opening import OpeningRequest, batch_of, enough_memory, prefi
 from sdrpn.runtime.pictures.frames import Channels
 from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource
 from sdrpn.runtime.prefix_store import PrefixStore
-from sdrpn.runtime.questions import AnswerOptions, Questions
+from sdrpn.runtime.questions import AnswerOptions, Budget, Questions
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Load, Scheduler
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
@@ -228,6 +229,8 @@ class Session:
         sampling: Sampling = GREEDY,
         trace: bool = False,
         channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> Answer:
         """Answer a question about an image.
 
@@ -241,6 +244,9 @@ class Session:
             sampling: greedy by default
             trace: keep intermediate results
             channels: the order that a frame has them in: "rgb", or "bgr" as OpenCV has it
+            image_tokens: the least and the most of the picture, and of a crop, for models whose pictures have a budget;
+                None: the checkpoint's
+            resize: "once", or "official": twice, as the official pipeline does it; None: as the model has it
         Raises: BadInput and its subclasses for a bad request, RunFailed if a graph failed.
         """
         return self.stream(
@@ -251,6 +257,8 @@ class Session:
             sampling=sampling,
             trace=trace,
             channels=channels,
+            image_tokens=image_tokens,
+            resize=resize,
         ).finish()
 
     def answers(
@@ -262,17 +270,19 @@ class Session:
         sampling: Sampling = GREEDY,
         trace: bool = False,
         channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> list[Answer | SdrpnError]:
         """Answer many questions, several at once.
 
         Args:
             questions: (picture, question) pairs, as `answer` takes them; read as needed
-            roi, max_new_tokens, sampling, trace, channels: as in `answer`, for all questions
+            roi, max_new_tokens, sampling, trace, channels, image_tokens, resize: as in `answer`, for all questions
         Returns: in order, each answer, or the error that `answer` would have raised: a failure does not affect the
             others
         Raises: RunFailed if the session is closed meanwhile
         """
-        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels)
+        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=Budget(image_tokens, resize))
         found: dict[int, Answer | SdrpnError] = {}
         begun: dict[int, AnswerStream] = {}
         try:
@@ -302,6 +312,8 @@ class Session:
         sampling: Sampling = GREEDY,
         trace: bool = False,
         channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> Answer:
         """As `answer`, without blocking the event loop. Cancelling the task ends the answer."""
         return await self.stream_async(
@@ -312,6 +324,8 @@ class Session:
             sampling=sampling,
             trace=trace,
             channels=channels,
+            image_tokens=image_tokens,
+            resize=resize,
         ).finish()
 
     def stream_async(
@@ -324,9 +338,12 @@ class Session:
         sampling: Sampling = GREEDY,
         trace: bool = False,
         channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> AsyncAnswerStream:
         """As `stream`, for `async for`; it begins when it is first read. Cancelling the task ends the answer."""
-        return self.stream_with(image, question, AnswerOptions(roi, max_new_tokens, sampling, trace, channels))
+        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=Budget(image_tokens, resize))
+        return self.stream_with(image, question, options)
 
     def stream_with(self, image: PictureSource, question: str, options: AnswerOptions) -> AsyncAnswerStream:
         """As `stream_async`, with all that an answer can be asked for."""
@@ -342,9 +359,15 @@ class Session:
         sampling: Sampling = GREEDY,
         trace: bool = False,
         channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> AnswerStream:
         """As `answer`, but an iterator of text pieces; its `answer` is available after the last one."""
-        stream = self._questions.stream(image, question, AnswerOptions(roi, max_new_tokens, sampling, trace, channels))
+        stream = self._questions.stream(
+            image,
+            question,
+            AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=Budget(image_tokens, resize)),
+        )
         stream.begin()
         return stream
 
@@ -361,33 +384,46 @@ class Session:
         stop_ids: abc.Sequence[int] = (),
         trace: bool = False,
         channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> Answer:
         """As `answer`, with the prompt as token ids, BOS included.
 
         Args:
-            decide: chooses the crops instead of `roi`, from the RoI logits and the image's size
+            decide: chooses the crops instead of `roi`, from the RoI logits and the image's size; `roi` then says by
+                which threshold a gate is asked first, if there is one and `roi` is not None
             stop_ids: end the answer, in addition to the model's own stop tokens
         """
-        chosen = without_sinks(decide) if decide is not None else self._questions.decide(roi)
+        plan = self._questions.plan(roi, Budget(image_tokens, resize), decide)
         before, after = tuple(ids_before_image), tuple(ids_after_image)
         stream = self._questions.stream_of(
-            image, before, after, chosen, max_new_tokens, sampling, tuple(stop_ids), trace, channels
+            image, before, after, plan, max_new_tokens, sampling, tuple(stop_ids), trace, channels
         )
         stream.begin()
         return stream.finish()
 
-    def look(self, image: PictureSource, question: str, *, roi: Roi = OWN, channels: Channels = "rgb") -> Look:
+    def look(
+        self,
+        image: PictureSource,
+        question: str,
+        *,
+        roi: Roi = OWN,
+        channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
+    ) -> Look:
         """Where a question points, without words: vision, trunk and RPN run, and nothing above the tap.
 
         The boxes are those that `answer` would look at again. An answer to the same question goes on from there, and
         questions about the same image reuse it.
 
         Args:
-            image, question, channels: as in `answer`
+            image, question, channels, image_tokens, resize: as in `answer`
             roi: how the map becomes boxes, as in `answer`
         Raises: as `answer`; BadInput for a bundle without an RPN.
         """
-        return self.look_many(image, [question], roi=roi, channels=channels)[0]
+        asked = [question]
+        return self.look_many(image, asked, roi=roi, channels=channels, image_tokens=image_tokens, resize=resize)[0]
 
     def look_many(
         self,
@@ -396,19 +432,30 @@ class Session:
         *,
         roi: Roi = OWN,
         channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> list[Look]:
         """Where several questions about one image point, each as `look` finds it; the image is encoded once."""
         if isinstance(questions, str):
             raise BadInput("questions is one text; expected a list of questions (look asks one)")
         if not isinstance(questions, abc.Sequence):
             raise BadInput(f"questions is {questions!r}; expected a list of questions")
-        return self._questions.looks_in_words(image, channels, questions, roi).finish()
+        asked = self._questions.looks_in_words(image, channels, questions, roi, Budget(image_tokens, resize))
+        return asked.finish()
 
     async def look_many_async(
-        self, image: PictureSource, questions: abc.Sequence[str], *, roi: Roi = OWN, channels: Channels = "rgb"
+        self,
+        image: PictureSource,
+        questions: abc.Sequence[str],
+        *,
+        roi: Roi = OWN,
+        channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> list[Look]:
         """As `look_many`, without blocking the event loop. Cancelling the task ends the looks."""
-        run = await asyncio.to_thread(self._questions.looks_in_words, image, channels, questions, roi)
+        budget = Budget(image_tokens, resize)
+        run = await asyncio.to_thread(self._questions.looks_in_words, image, channels, questions, roi, budget)
         return await run.finish_async()
 
     def look_ids(
@@ -420,16 +467,13 @@ class Session:
         roi: Roi = OWN,
         decide: Decide | None = None,
         channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
     ) -> Look:
         """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
-        asked = [LookQuestion(tuple(ids_before_image), tuple(ids_after_image))]
-        run = self._questions.looks(
-            image,
-            channels,
-            asked,
-            without_sinks(decide) if decide is not None else self._questions.decide_look(roi),
-        )
-        (found,) = run.finish()
+        asked, budget = [LookQuestion(tuple(ids_before_image), tuple(ids_after_image))], Budget(image_tokens, resize)
+        plan = self._questions.look_plan(roi, budget) if decide is None else self._questions.plan(roi, budget, decide)
+        (found,) = self._questions.looks(image, channels, asked, plan).finish()
         return found
 
     def limit_stalls(self, most_s: float | None) -> None:

@@ -14,22 +14,33 @@ import numpy.typing as npt
 
 from sdrpn.errors import RunFailed
 from sdrpn.families.family import Positions
+from sdrpn.method.grids import cell_count
+from sdrpn.method.spec import Vision
 from sdrpn.runtime.backends.kv_cache import CacheSet, cache_set_from_runner, resized
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, nbytes
 
-__all__ = ["CACHE_ROUNDING", "Prefix", "Seen", "Slot", "Slots", "Snapshot"]
+__all__ = ["CACHE_ROUNDING", "Prefix", "RoiScores", "Seen", "Slot", "Slots", "Snapshot"]
 
 # Cache lengths are multiples of this many rows, so that a few more tokens do not need new buffers.
 CACHE_ROUNDING = 64
 
 
+FloatArray = npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Prefix:
-    """The input of the first rows of a slot: a picture and the tokens before it."""
+    """The input of the first rows of a slot: a picture, as the tower sees it, and the tokens before it."""
 
     digest: str  # of the upright pixels
-    image_tokens: int
+    image_hw: tuple[int, int]
     ids_before: tuple[int, ...]
+    vision: Vision  # two budgets may lead to one grid by different sizes in pixels
+
+    @property
+    def image_tokens(self) -> int:
+        """The cells of its grid."""
+        return cell_count(self.image_hw)
 
     @property
     def rows(self) -> int:
@@ -38,12 +49,22 @@ class Prefix:
 
 
 @dataclass(frozen=True, eq=False)
+class RoiScores:
+    """What the RPN says of a question: N cells of the image."""
+
+    roi_logits: FloatArray  # (h,w)
+    sink_logits: FloatArray | None = None  # (h,w) how much the first token looks at each cell; None: not asked
+    seen_logits: FloatArray | None = None  # (N,) the most that any token after the image looks at each; None: not asked
+
+
+@dataclass(frozen=True, eq=False)
 class Seen:
-    """A question behind the prefix whose rows trunk and RPN have computed, and its map."""
+    """A question behind the prefix whose rows the trunk has computed, and what gate and RPN said of it."""
 
     ids_after: tuple[int, ...]
     rows: int  # of prefix and question
-    roi_logits: npt.NDArray[np.float32]  # (h, w)
+    scores: RoiScores
+    gate_score: float | None = None  # None: the gate was not asked
 
 
 @dataclass(eq=False)
@@ -58,6 +79,9 @@ class Slot:
     last_used: int = 0  # counter of releases
     positions: Positions | None = None  # of its prefilled rows; None: the row numbers
     seen: Seen | None = None  # what a look left behind the prefix
+    first_query: FloatArray | None = (
+        None  # (1,1,1,d) of row 0 in the RPN, which later runs compare with; None: not used
+    )
 
     @property
     def prefix_rows(self) -> dict[str, int]:
@@ -101,6 +125,7 @@ class Snapshot:
     valid: Mapping[str, int]
     caches: Mapping[str, Mapping[str, Buffer]] = field(repr=False)  # (1,H_kv,rows,head_dim) by graph and name
     taps: Buffer = field(repr=False)  # (1,rows,D)
+    first_query: FloatArray | None = field(default=None, repr=False)
 
     @property
     def size_bytes(self) -> int:
@@ -197,7 +222,7 @@ class Slots:
         """Copy the prefix of one slot into another, which has room for it."""
         assert source.prefix is not None
         self._copy(source, target, source.prefix.rows)
-        target.prefix = source.prefix
+        target.prefix, target.first_query = source.prefix, source.first_query
 
     def swap(self, source: Slot, target: Slot) -> None:
         """Move `source` to the place of `target`, whose rows are lost; `target` gets the other place."""
@@ -222,7 +247,8 @@ class Slots:
             name: {key: self._first_rows(buffer, valid[name]) for key, buffer in self._views(name, slot).items()}
             for name in self.caches
         }
-        return Snapshot(slot.prefix, valid, caches, self._first_rows(self._taps(slot), slot.prefix.rows))
+        taps = self._first_rows(self._taps(slot), slot.prefix.rows)
+        return Snapshot(slot.prefix, valid, caches, taps, slot.first_query)
 
     def restore(self, snapshot: Snapshot, slot: Slot) -> None:
         """Copy a prefix into a slot, which has room for it; rows after it become invalid."""
@@ -232,6 +258,7 @@ class Slots:
                 views[key].copy_rows(rows, snapshot.valid[name])
         self._taps(slot).copy_rows(snapshot.taps, snapshot.prefix.rows)
         slot.valid, slot.tap_rows, slot.prefix = dict(snapshot.valid), snapshot.prefix.rows, snapshot.prefix
+        slot.first_query = snapshot.first_query
 
     def close(self) -> None:
         """Free all buffers."""

@@ -3,8 +3,9 @@
 Attention is causal, and the prefix (the tokens before the question) has the same positions in both passes and for
 every question about the same image, so its cached rows stay valid:
 
-    pass 1           trunk and RPN over prefix + question
+    pass 1           trunk, gate and RPN over prefix + question
     crop chosen      trunk over RoI tokens + question, tail over the stored prefix taps and the new ones
+    image pruned     the same from the first image token on that the second pass goes without
     no crop chosen   tail over the stored taps
     next question    the prefix is reused in all graphs
     look             as pass 1, and nothing above the tap; an answer to the same question goes on from there
@@ -15,6 +16,8 @@ Knows nothing about text or sampling, and keeps no state of a question itself.
 from __future__ import annotations
 
 import collections.abc as abc
+import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +25,43 @@ import numpy.typing as npt
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.family import CropTokens, Layout, Positions
 from sdrpn.families.registry import family_of, seen_of
-from sdrpn.method.grids import ImageGrid, cell_count
-from sdrpn.method.roi import Crop, RoiDecision, resize_features, roi_logits_from_scores, roi_map
+from sdrpn.method.gate import asks_gate, gate_score, looks_again
+from sdrpn.method.roi import Crop, resize_features, roi_logits_from_scores, roi_map
 from sdrpn.method.spec import ModelSpec
-from sdrpn.runtime.backends.runner import Backend, Buffer, Runner
-from sdrpn.runtime.decoder import Decoder, Rows, row_count
+from sdrpn.runtime.backends.runner import Backend, Runner
+from sdrpn.runtime.decoder import Decoder, ImageRows, Rows, row_count
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.looks import Looks
-from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.regions import DroppedRegion, dropped_regions
-from sdrpn.runtime.sequence import Glance, LookRequest, Prefill, QuestionRequest, Sequence, Work
-from sdrpn.runtime.slots import Prefix, Seen, Slot
+from sdrpn.runtime.sequence import Found, Glance, LookRequest, Prefill, QuestionRequest, Sequence, Work
+from sdrpn.runtime.slots import Prefix, RoiScores, Seen, Slot
 
 __all__ = ["TwoPass"]
 
 FloatArray = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class _Insertion:
+    """The rows of a second pass that the first did not have, or had in other places."""
+
+    start: int  # the first of them
+    pieces: abc.Sequence[Rows]
+    roi_tokens: int
+    encoded: int  # looks
+    keep_source: Bool | None  # (h*w,) None: all stay
+
+    @property
+    def stop(self) -> int:
+        """All rows of the pass."""
+        return self.start + sum(map(row_count, self.pieces))
+
+    @property
+    def pruned(self) -> int:
+        """Image tokens that are left out."""
+        return 0 if self.keep_source is None else int(np.count_nonzero(~self.keep_source))
 
 
 class TwoPass:
@@ -58,10 +82,6 @@ class TwoPass:
         self.fit = seen_of(spec)
         self._decoder, self._embedding, self._prefixes = decoder, embedding, prefixes
 
-    def grid_of(self, picture: Picture) -> ImageGrid:
-        """The cells that the model sees of a picture."""
-        return self._spec.vision.grid(picture.size)
-
     def prefix_of(self, request: QuestionRequest, digest: str | None = None) -> Prefix:
         """What the question shares with others about the same picture.
 
@@ -69,26 +89,26 @@ class TwoPass:
 
         Raises: ContextTooLong where the tokens do not fit; BadInput where crops are asked for and there is no RPN.
         """
-        if request.decide is not None and self._spec.rpn is None:
+        if request.plan.decide is not None and self._spec.rpn is None:
             advice = "nothing can look" if isinstance(request, LookRequest) else "pass roi=None"
             raise BadInput(f"this bundle has no RPN and answers as the plain model only: {advice}")
         self._embedding.require((*request.ids_before, *request.ids_after))
-        cells = cell_count(self._spec.vision.grid(request.image.size).hw)
-        rows = len(request.ids_before) + cells + len(request.ids_after)
-        self._require_context(rows, 0, request.max_new_tokens)
-        return Prefix(digest or request.image.digest(), cells, request.ids_before)
+        # Refused before the pixels are read, which takes long.
+        found = Prefix("", request.grid.hw, request.ids_before, request.plan.vision)
+        self._require_context(found.rows + len(request.ids_after), 0, request.max_new_tokens)
+        return dataclasses.replace(found, digest=digest or request.image.digest())
 
     def look(self, glance: Glance, slot: Slot) -> None:
         """The first pass in a slot, whose map ends the glance."""
         request = glance.request
-        slot.positions = self._positions(request, ())
+        slot.positions = self._positions(request)
         self._first_pass(glance, slot, self._embedding.rows(request.ids_after))
         rows = glance.prefix.rows + len(request.ids_after)
-        logits, decision = self._look(glance, slot, rows)
-        if logits is None or decision is None:  # refused by prefix_of
+        found = self._found(glance, slot, rows, always_map=True)
+        if found.scores is None:  # refused by prefix_of
             raise BadInput("a look needs an RPN and a policy")
-        slot.seen = Seen(request.ids_after, rows, logits)
-        glance.found = logits, decision
+        slot.seen = Seen(request.ids_after, rows, found.scores, found.gate_score)
+        glance.found = found
 
     def prefill(self, sequence: Sequence, slot: Slot) -> FloatArray:
         """Run both passes in a slot -> logits (V,) of the first token, a view that the next run overwrites.
@@ -96,41 +116,62 @@ class TwoPass:
         Raises: ContextTooLong if the crop's tokens do not fit
         """
         request, watch = sequence.request, sequence.watch
-        prefix_rows = sequence.prefix.rows
-        rows = prefix_rows + len(request.ids_after)
+        prompt = sequence.prefix.rows + len(request.ids_after)
         after = self._embedding.rows(request.ids_after)
         before = dict(self._decoder.computed_rows)
-        positions = slot.positions = self._positions(request, ())
-        encoded = self._first_pass(sequence, slot, after)
-        roi_logits, decision = self._look(sequence, slot, rows)
-        crops = decision.crops if decision is not None else ()
-        roi_tokens = 0
-        if crops:
-            roi = self._encode_crops(sequence, crops)
-            encoded, roi_tokens = encoded + len(crops), sum(map(row_count, roi))
-            self._require_context(rows, roi_tokens, request.max_new_tokens)
-            positions = slot.positions = self._positions(request, crops)
-            logits = self._second_pass(sequence, slot, prefix_rows, [*roi, after])
+        positions = slot.positions = self._positions(request)
+        encoded, image = self._first_pass(sequence, slot, after)
+        found = self._found(sequence, slot, prompt)
+        rows, inserted = prompt, None
+        if found.crops:
+            inserted = self._insertion(sequence, slot, found, image)
+            encoded, rows = encoded + inserted.encoded, inserted.stop
+            kept = prompt - inserted.pruned
+            self._require_context(kept, rows - kept, request.max_new_tokens)
+            positions = slot.positions = self._positions(request, found.crops, inserted.keep_source)
+            logits = self._second_pass(sequence, slot, inserted)
         else:
             with watch.stage("tail_prefill"):
                 logits = self._decoder.run_tail(slot, slot.valid["tail"], rows)
         computed = {name: count - before[name] for name, count in self._decoder.computed_rows.items()}
         dropped: tuple[DroppedRegion, ...] = ()
-        if decision is not None and roi_logits is not None:
-            dropped = dropped_regions(decision, roi_map(roi_logits), self.grid_of(request.image))
-        prefill = Prefill(rows + roi_tokens, roi_logits, decision, roi_tokens, encoded, computed, dropped)
+        if found.decision is not None and found.roi_logits is not None:
+            dropped = dropped_regions(found.decision, roi_map(found.roi_logits), request.grid)
+        prefill = Prefill(
+            tokens=rows,
+            prompt_tokens=prompt,
+            found=found,
+            roi_tokens=inserted.roi_tokens if inserted is not None else 0,
+            again=inserted.stop - inserted.start if inserted is not None else 0,
+            images_encoded=encoded,
+            rows=computed,
+            dropped=dropped,
+            kept_source=inserted.keep_source if inserted is not None else None,
+        )
         sequence.begin(slot, prefill, None if positions is None else positions.following)
         return logits
 
-    def _positions(self, request: QuestionRequest, crops: abc.Sequence[Crop]) -> Positions | None:
+    def _positions(
+        self, request: QuestionRequest, crops: abc.Sequence[Crop] = (), keep_source: Bool | None = None
+    ) -> Positions | None:
         """The positions of a pass; None if they are the row numbers."""
-        grid = self._spec.vision.grid(request.image.size)
-        inserted = tuple(CropTokens(crop.grid_hw or grid.crop_hw(crop.box_xyxy_px), crop.keep_cells) for crop in crops)
-        layout = Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after))
+        grid = request.grid
+        inserted = tuple(
+            CropTokens(
+                crop.grid_hw or grid.crop_hw(crop.box_xyxy_px),
+                crop.keep_cells,
+                crop.box_cells or grid.box_cells_from_px(crop.box_xyxy_px),
+            )
+            for crop in crops
+        )
+        layout = Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after), keep_source)
         return self._family.positions(self._spec, layout)
 
-    def _first_pass(self, sequence: Work, slot: Slot, after: FloatArray) -> int:
-        """Run the trunk over the missing rows of prefix + question; returns the number of encoded images."""
+    def _first_pass(self, sequence: Work, slot: Slot, after: FloatArray) -> tuple[int, ImageRows | None]:
+        """Run the trunk over the missing rows of prefix + question.
+
+        Returns: the number of encoded images, and the image's rows if a second pass may need them again
+        """
         request, watch, slots = sequence.request, sequence.watch, self._decoder.slots
         prefix = sequence.prefix
         rows, ahead = prefix.rows + len(after), request.max_new_tokens
@@ -140,93 +181,147 @@ class TwoPass:
         known = slot.holds(prefix)
         if slot.has_seen(prefix, request.ids_after):
             slots.reserve(slot, rows, ahead)
-            return 0
+            return 0, None
         slot.prefix = None  # until the trunk is done, the slot has no valid prefix
+        image: ImageRows | None = None
         if known:
             with watch.stage("trunk"):
                 slot.truncate(prefix.rows)
                 slots.reserve(slot, rows, ahead)
                 self._decoder.run_trunk(slot, after, prefix.rows)
         else:
-            embeds = self._embed_all(sequence, after)
+            image = self._first_look(sequence)
             with watch.stage("trunk"):
-                self._decoder.run_trunk(slot, embeds, 0)
+                self._decoder.run_trunk(slot, [self._embedding.rows(request.ids_before), image, after], 0)
         slot.prefix = prefix
-        return 0 if known else 1
+        return 0 if known else 1, image if self._may_prune(sequence) else None
 
-    def _embed_all(self, sequence: Work, after: FloatArray) -> list[Rows]:
-        """Tokens before the image, the image, tokens after it."""
-        request, watch = sequence.request, sequence.watch
-        self._decoder.pace.part("vision", 1, least=1)
-        with self._decoder.pace.measured("vision", 1):
-            image = self._looks.first(request.image, watch.stage)
-        return [self._embedding.rows(request.ids_before), image, after]
+    def _first_look(self, work: Work) -> ImageRows:
+        """The picture's image tokens."""
+        request, pace = work.request, self._decoder.pace
+        pace.part("vision", 1, least=1)
+        with pace.measured("vision", 1):
+            return self._looks.first(request.image, request.plan.vision, work.watch.stage)
 
-    def _look(self, sequence: Work, slot: Slot, rows: int) -> tuple[FloatArray, RoiDecision] | tuple[None, None]:
-        """The RoI map of the question, and the chosen crops."""
-        request, watch = sequence.request, sequence.watch
-        if request.decide is None or self._spec.rpn is None:
-            return None, None
-        seen = slot.seen  # of this question: rows behind another one's were dropped
-        if seen is not None:
-            logits = seen.roi_logits
-        else:
-            with watch.stage("rpn"):
-                scores = self._decoder.run_rpn(slot, rows)
-            with watch.stage("roi_decode"):
-                logits = self._roi_logits(request, scores[:, len(request.ids_before) : sequence.prefix.rows])
+    def _may_prune(self, work: Work) -> bool:
+        """Whether the image has so many tokens that the second pass may go without some."""
+        rpn = self._spec.rpn
+        return rpn is not None and 0 < rpn.prune_above < work.prefix.image_tokens
+
+    def _found(self, work: Work, slot: Slot, rows: int, *, always_map: bool = False) -> Found:
+        """What the question's first look leads to: the gate first, then the map, then the crops.
+
+        Args: always_map: also where the gate says that the first look is enough
+        """
+        request, watch = work.request, work.watch
+        if request.plan.decide is None or self._spec.rpn is None:
+            return Found()
+        score, refusal = self._gate(work, slot, rows)
+        if refusal is not None and not always_map:
+            return Found(gate_score=score, note=refusal)
+        # Of this question: rows behind another one's were dropped.
+        scores = slot.seen.scores if slot.seen is not None else self._scores(work, slot, rows)
         with watch.stage("roi_decode"):
-            return logits, request.decide(logits, request.image.size)
+            decision = request.plan.decide(scores.roi_logits, request.image.size, scores.sink_logits)
+        if refusal is not None:
+            decision = dataclasses.replace(decision, crops=(), note=refusal)
+        return Found(scores, decision, score, decision.note)
 
-    def _roi_logits(self, request: QuestionRequest, scores: FloatArray) -> FloatArray:
-        """scores (H,h*w) -> (h,w)."""
+    def _gate(self, work: Work, slot: Slot, rows: int) -> tuple[float | None, str | None]:
+        """The gate's score, and why it ends with the first look; None where it is not asked, or does not."""
+        rpn, threshold = self._spec.rpn, work.request.plan.gate_threshold
+        if threshold is None or rpn is None or not rpn.gate_layers:
+            return None, None
+        score = slot.seen.gate_score if slot.seen is not None else None
+        if score is None and (asks_gate(threshold) or work.keep_trace):
+            with work.watch.stage("gate"):
+                score = gate_score(self._decoder.run_gate(slot, rows))
+        if threshold > 1:
+            return score, f"nothing inserted: no score of the gate reaches {threshold:.3g}"
+        if threshold < 0 or score is None or looks_again(score, threshold):
+            return score, None
+        return score, f"nothing inserted: the gate's score is {score:.3g}, below {threshold:.3g}"
+
+    def _scores(self, work: Work, slot: Slot, rows: int) -> RoiScores:
+        """What the RPN says of the question."""
+        request, watch = work.request, work.watch
+        hw, cells = work.prefix.image_hw, slice(len(request.ids_before), work.prefix.rows)
         rpn = self._spec.rpn
         assert rpn is not None
-        return roi_logits_from_scores(
-            scores,
-            self._spec.vision.grid(request.image.size).hw,
-            head_dim=self._spec.llm.head_dim,
-            multi_head=rpn.multi_head,
-            loss=rpn.loss,
+        with watch.stage("rpn"):
+            found = self._decoder.run_rpn(slot, rows, work.prefix.rows if self._may_prune(work) else None)
+        with watch.stage("roi_decode"):
+            logits = roi_logits_from_scores(
+                found.scores[:, cells],
+                hw,
+                head_dim=self._spec.llm.head_dim,
+                multi_head=rpn.multi_head,
+                loss=rpn.loss,
+            )
+        sinks, seen = found.sink_logits, found.seen_logits
+        return RoiScores(
+            logits, None if sinks is None else sinks[cells].reshape(hw), None if seen is None else seen[cells]
         )
 
-    def _encode_crops(self, sequence: Sequence, crops: abc.Sequence[Crop]) -> list[Rows]:
+    def _insertion(self, sequence: Sequence, slot: Slot, found: Found, image: ImageRows | None) -> _Insertion:
+        """Encode the crops, and put what surrounds them in its place. `image`: what is known of the picture's rows."""
+        request, prefix = sequence.request, sequence.prefix
+        crops = self._encode_crops(sequence, found.crops)
+        around = self._family.around_crop(self._spec, request.ids_before, request.ids_after)
+        leading, trailing = (self._embedding.rows(ids) for ids in (around.leading, around.trailing))
+        pieces: list[Rows] = [piece for crop in crops for piece in (leading, *crop, trailing) if row_count(piece)]
+        pieces.append(self._embedding.rows(request.ids_after))
+        roi_tokens, encoded = sum(row_count(piece) for crop in crops for piece in crop), len(crops)
+        keep = None
+        if found.scores is not None and found.scores.seen_logits is not None:
+            keep = self._family.kept_source(self._spec, found.scores.seen_logits)
+        if keep is None or keep.all():
+            return _Insertion(prefix.rows, pieces, roi_tokens, encoded, None)
+        if image is None:
+            image, encoded = self._first_look(sequence), encoded + 1
+        first = int(keep.argmin())  # of those that are left out
+        kept = [image.rows(first + start, first + stop) for start, stop in _runs(keep[first:])]
+        return _Insertion(len(request.ids_before) + first, [*kept, *pieces], roi_tokens, encoded, keep)
+
+    def _encode_crops(self, sequence: Sequence, crops: abc.Sequence[Crop]) -> list[abc.Sequence[Rows]]:
         """The kept tokens of every crop, in order."""
-        image, watch = sequence.request.image, sequence.watch
-        grid = self._spec.vision.grid(image.size)
+        request, watch = sequence.request, sequence.watch
+        grid, boxes = request.grid, [crop.box_xyxy_px for crop in crops]
         self._decoder.pace.part("vision", len(crops), least=len(crops))
         with self._decoder.pace.measured("vision", len(crops)):
-            features = self._looks.crops(image, [crop.box_xyxy_px for crop in crops], watch.stage)
+            features = self._looks.crops(request.image, boxes, request.plan.vision, watch.stage)
         with watch.stage("crop_vision"):
             return [
-                piece
+                self._kept(tokens, crop, grid.crop_hw(crop.box_xyxy_px))
                 for tokens, crop in zip(features, crops, strict=True)
-                for piece in self._kept(tokens, crop, grid.crop_hw(crop.box_xyxy_px))
             ]
 
-    def _kept(self, features: Buffer, crop: Crop, hw: tuple[int, int]) -> abc.Sequence[Rows]:
+    def _kept(self, features: ImageRows, crop: Crop, hw: tuple[int, int]) -> abc.Sequence[Rows]:
         """features (1,h*w,D) -> the cells that the crop keeps, or all resized to another grid."""
         if crop.keep_cells is not None:
             return [features.rows(start, stop) for start, stop in _runs(crop.keep_cells.reshape(-1))]
         if crop.grid_hw is not None:
-            resized = resize_features(features.read().reshape(*hw, -1), crop.grid_hw)
-            return [resized.reshape(-1, features.shape[-1])]
+            resized = resize_features(features.embeds.read().reshape(*hw, -1), crop.grid_hw)
+            return [resized.reshape(-1, features.embeds.shape[-1])]
         return [features]
 
-    def _second_pass(self, sequence: Sequence, slot: Slot, prefix_rows: int, embeds: abc.Sequence[Rows]) -> FloatArray:
-        """Run RoI tokens and question after the stored prefix -> logits (V,)."""
-        decoder, watch, stop = self._decoder, sequence.watch, prefix_rows + sum(map(row_count, embeds))
+    def _second_pass(self, sequence: Sequence, slot: Slot, inserted: _Insertion) -> FloatArray:
+        """Run the inserted rows after those of the first pass that stay -> logits (V,)."""
+        decoder, watch, start = self._decoder, sequence.watch, inserted.start
         with watch.stage("tail_prefill"):
             # Before the caches grow: the cost of attention depends on their length, and the prefix needs no more than
             # this.
-            if slot.valid["tail"] < prefix_rows:
-                decoder.run_tail(slot, slot.valid["tail"], prefix_rows)
+            if slot.valid["tail"] < start:
+                decoder.run_tail(slot, slot.valid["tail"], start)
         with watch.stage("crop_trunk"):
-            slot.truncate(prefix_rows)
-            decoder.slots.reserve(slot, stop, sequence.request.max_new_tokens)
-            decoder.run_trunk(slot, embeds, prefix_rows)
+            if start < sequence.prefix.rows:  # later questions look for all of it
+                self._prefixes.keep(slot)
+                slot.prefix = None
+            slot.truncate(start)
+            decoder.slots.reserve(slot, inserted.stop, sequence.request.max_new_tokens)
+            decoder.run_trunk(slot, inserted.pieces, start)
         with watch.stage("tail_prefill"):
-            return decoder.run_tail(slot, prefix_rows, stop)
+            return decoder.run_tail(slot, start, inserted.stop)
 
     def _require_context(self, prompt: int, roi: int, new: int) -> None:
         if prompt + roi + new <= self.max_context:

@@ -115,6 +115,7 @@ class Service:
     def _options_of(self, request: ChatRequest, image: ImageUrl) -> AnswerOptions:
         session, roi = self._session, request.roi
         looks_again = roi.enabled and session.spec.rpn is not None and image.detail != "low"
+        looks_again = looks_again and request.region is None  # a given region asks neither map nor gate
         most = request.max_completion_tokens or request.max_tokens
         most = most or min(self.options.usual_new_tokens, self.options.most_new_tokens)
         if most > self.options.most_new_tokens:

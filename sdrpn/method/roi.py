@@ -113,6 +113,7 @@ class Crop:
     box_xyxy_px: Box
     keep_cells: Bool | None = None  # (h, w): the cells of the crop's own feature grid that are inserted, row-major
     grid_hw: tuple[int, int] | None = None  # the projected features are resized to this grid
+    box_cells: Box | None = None  # of the image's grid; None: those that the box touches
 
     def token_count(self, encoded_hw: tuple[int, int]) -> int:
         """RoI tokens that this crop inserts. `encoded_hw`: the cells that it is encoded to, see `ImageGrid.crop_hw`."""

@@ -10,7 +10,7 @@ import pytest
 
 from sdrpn.cli.main import main
 from sdrpn.errors import BadInput, Cancelled
-from sdrpn.method.roi import RoiPolicy, without_sinks
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.decoder import NextToken
 from sdrpn.runtime.sampling import GREEDY
@@ -144,8 +144,8 @@ def test_questions_about_one_picture_share_its_prefix(tiny_bundle: Path) -> None
 
 
 def ask_ids(session: Session, question: tuple[int, ...]) -> AnswerStream:
-    decide = without_sinks(no_box)
-    stream = session._questions.stream_of(picture(0), BEFORE, question, decide, 5, GREEDY, (), trace=True)
+    plan = session._questions.plan(None, decide=no_box)
+    stream = session._questions.stream_of(picture(0), BEFORE, question, plan, 5, GREEDY, (), trace=True)
     stream.submit()
     return stream
 

@@ -70,10 +70,10 @@ def test_rpn_looks_only_at_taps_that_it_has_not_seen(in_place: bool) -> None:
     decoder, backend = fake_decoder(script, in_place)
     decoder.slots.reset(only(decoder), 20)
     decoder.run_trunk(only(decoder), rows(8), 0)
-    first = decoder.run_rpn(only(decoder), 8)
+    first = decoder.run_rpn(only(decoder), 8).scores
     only(decoder).truncate(6)
     decoder.run_trunk(only(decoder), rows(3), 6)
-    second = decoder.run_rpn(only(decoder), 9)
+    second = decoder.run_rpn(only(decoder), 9).scores
     assert [call.feeds["tap"].shape[1] for call in backend.calls if call.graph == "rpn"] == [8, 3]
     np.testing.assert_array_equal(first[0, 1:5], [0, 1, 2, 3])
     np.testing.assert_array_equal(second[0, 1:5], first[0, 1:5])
@@ -88,7 +88,7 @@ def test_a_long_prefill_goes_in_parts_and_gives_the_same(in_place: bool) -> None
         backend.prefill_rows = most
         decoder.slots.reset(only(decoder), 20)
         decoder.run_trunk(only(decoder), [rows(3), rows(5, start=3)], 0)
-        scores = decoder.run_rpn(only(decoder), 8)
+        scores = decoder.run_rpn(only(decoder), 8).scores
         logits = decoder.run_tail(only(decoder), 0, 8).copy()
         results.append(
             (scores, logits, positions_in(decoder, "tail", "key_cache.1"), decoder.slots.taps.read()[0, :8].copy())

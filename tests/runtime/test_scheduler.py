@@ -49,7 +49,8 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
 
 
 def begun(session: Session, new_tokens: int = 6, after: tuple[int, ...] = (3, 4), decide: Any = None) -> AnswerStream:
-    stream = session._questions.stream_of(IMAGE, (1,), after, decide, new_tokens, GREEDY, (), False)
+    plan = session._questions.plan(None, decide=decide)
+    stream = session._questions.stream_of(IMAGE, (1,), after, plan, new_tokens, GREEDY, (), False)
     stream.submit()
     return stream
 

@@ -31,7 +31,8 @@ def picture(seed: int) -> np.ndarray:
 def stream_of(session: Session, number: int) -> AnswerStream:
     question, decide, most = CASES[number % len(CASES)]
     stops = () if number % 2 else (3,)
-    return session._questions.stream_of(picture(number % 3), BEFORE, question, decide, most, GREEDY, stops, trace=True)
+    plan = session._questions.plan(None, decide=decide)
+    return session._questions.stream_of(picture(number % 3), BEFORE, question, plan, most, GREEDY, stops, trace=True)
 
 
 def alone(session: Session, numbers: Sequence[int]) -> list[Answer]:

@@ -22,8 +22,9 @@ from sdrpn.families.qwen.sinks import border_kept, not_sinks
 from sdrpn.families.qwen.torch_model import QwenModel
 from sdrpn.families.qwen.torch_vision import Look
 from sdrpn.families.qwen.vision_spec import QwenVision, qwen_vision_of
-from sdrpn.families.qwen.zoom import decide_zoom, gate_score, looks_again
+from sdrpn.families.qwen.zoom import decide_zoom
 from sdrpn.images.patches import crop_patches, picture_patches
+from sdrpn.method.gate import gate_score, looks_again
 from sdrpn.method.grids import Box, cell_count
 from sdrpn.method.roi import RoiDecision, roi_logits_from_scores
 from sdrpn.method.spec import Scheme

@@ -1,12 +1,10 @@
-"""From an RoI map to the one crop of these families, and from a gate's score to whether to look again. NumPy only.
+"""From an RoI map to the one crop of these families. NumPy only.
 
 The crop is the box around every cell above the threshold. SD-RPN inserts the cells of it that lie on the mask, Q-Zoom
 all of them.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +15,7 @@ from sdrpn.method.grids import Box
 from sdrpn.method.roi import Crop, RoiDecision, blur, resize_features, roi_map
 from sdrpn.method.spec import Scheme
 
-__all__ = ["crop_keep_cells", "decide_zoom", "gate_score", "looks_again", "surrounding_box"]
+__all__ = ["crop_keep_cells", "decide_zoom", "surrounding_box"]
 
 Bool = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
@@ -48,7 +46,7 @@ def decide_zoom(logits: Float32, keep: Bool, grid: ResizedGrid, threshold: float
     if cells is not None and not cells.any():
         note = "nothing inserted: no cell of the mask is left on the crop's grid"
         return RoiDecision(boxes, (), note, blurred)
-    return RoiDecision(boxes, (Crop(box_px, keep_cells=cells),), None, blurred)
+    return RoiDecision(boxes, (Crop(box_px, keep_cells=cells, box_cells=box),), None, blurred)
 
 
 def surrounding_box(fired: Bool) -> Box | None:
@@ -66,20 +64,6 @@ def crop_keep_cells(fired: Bool, box_cells: Box, crop_hw: tuple[int, int]) -> Bo
     resized = resize_features(fired[y1:y2, x1:x2, None].astype(np.float32), crop_hw)
     kept: Bool = resized[..., 0] > 0.5
     return kept
-
-
-def gate_score(logit: float) -> float:
-    """The sigmoid of a gate's logit: how likely a first look is not enough."""
-    return float(roi_map(np.array([logit], np.float32))[0])
-
-
-def looks_again(score: float, threshold: float) -> bool:
-    """Whether the score calls for a second look; one equal to the threshold does. Raises RunFailed for none."""
-    if not math.isfinite(score):
-        raise RunFailed(f"the gate's score is {score}; expected a number from 0 to 1: compare the bundle")
-    if not math.isfinite(threshold):
-        raise BadInput(f"the gate's threshold is {threshold!r}; expected a number, below 0 for always")
-    return score >= threshold
 
 
 def _check_logits(logits: Float32, hw: tuple[int, int]) -> None:

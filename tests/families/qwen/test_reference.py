@@ -15,8 +15,8 @@ from sdrpn.families.qwen.checkpoint import open_qwen
 from sdrpn.families.qwen.torch_model import QwenModel, model_from_weights
 from sdrpn.families.qwen.torch_reference import QwenAnswer, Zoom, reference_answer
 from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
-from sdrpn.families.qwen.zoom import gate_score
 from sdrpn.images.image import open_image
+from sdrpn.method.gate import gate_score
 from tests.families.qwen.official import WHOLE, Run, run_named, runs
 from tests.tolerances import (
     GOLDEN_GATE_SCORE_ABS,

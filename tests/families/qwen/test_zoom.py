@@ -10,7 +10,8 @@ from sdrpn.families.qwen.grid import ResizedGrid
 from sdrpn.families.qwen.presets import preset
 from sdrpn.families.qwen.resize import PixelBudget
 from sdrpn.families.qwen.sinks import border_kept, not_sinks
-from sdrpn.families.qwen.zoom import crop_keep_cells, decide_zoom, gate_score, looks_again, surrounding_box
+from sdrpn.families.qwen.zoom import crop_keep_cells, decide_zoom, surrounding_box
+from sdrpn.method.gate import gate_score, looks_again
 from sdrpn.method.roi import blur, roi_map
 from sdrpn.method.spec import Scheme
 from tests.families.qwen.official import map_cases, run_named, runs, vision_3, vision_25
