@@ -1,4 +1,4 @@
-"""Fill a chat template as Hugging Face's `apply_chat_template` does, with one question about one image.
+"""Fill a chat template as Hugging Face's `apply_chat_template` does, with the turns of a conversation about images.
 
 Templates have the same features as there: trimmed blocks, `break` and `continue`, `{% generation %}`, `tojson` with
 the options of `json.dumps`, `raise_exception`, `strftime_now`. Knows no tokenizer.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -20,26 +20,34 @@ from jinja2.parser import Parser
 from sdrpn.errors import BadInput
 from sdrpn.text.template_prices import OverBudget
 from sdrpn.text.template_sandbox import MeteredSandbox
+from sdrpn.text.turns import Turn
 
-__all__ = ["render_chat"]
+__all__ = ["render_chat", "render_turns"]
 
 _TRIAL_QUESTION = "What is written on the plate?"
 _ADVICE = "name another with `sdrpn export --template NAME|FILE`"
 
 
 def render_chat(template: str, question: str, image_token: str, special_tokens: Mapping[str, str]) -> str:
-    """The text of a conversation that begins with an image and a question, up to where the model answers.
+    """As `render_turns`, of one question about one image."""
+    return render_turns(template, (Turn("user", question, images=1),), image_token, special_tokens)
 
-    A template that accepts text only gets the image token and a newline before the question, as LLaVA was trained.
+
+def render_turns(template: str, turns: Sequence[Turn], image_token: str, special_tokens: Mapping[str, str]) -> str:
+    """The text of a conversation, up to where the model answers.
+
+    A template that accepts text only gets the image token and a newline before what is asked about an image, as LLaVA
+    was trained.
 
     Args:
         special_tokens: `bos_token` and the like, by the names that templates use
-    Raises: BadInput for a template that fails, exceeds its work budget, omits the question, or does not place the
-        image exactly once.
+    Raises: BadInput for a template that fails, exceeds its work budget, omits the question, or does not place exactly
+        one image in a question about one.
     """
     content = _content_for(template, image_token, frozenset(special_tokens.items()))
+    messages = [{"role": turn.role, "content": content(turn, image_token)} for turn in turns]
     try:
-        return _render(template, content(question, image_token), question, special_tokens)
+        return _render(template, messages, sum(len(turn.text) for turn in turns), special_tokens)
     except Exception as error:  # templates are programs: they raise exceptions of any type
         raise _refusal(error) from error
 
@@ -60,29 +68,31 @@ class _Parts(list[dict[str, str]]):
     __str__ = __repr__
 
 
-def _parts(question: str, image_token: str) -> object:
-    return _Parts([{"type": "image"}, {"type": "text", "text": question}])
+def _parts(turn: Turn, image_token: str) -> object:
+    return _Parts([*({"type": "image"} for _ in range(turn.images)), {"type": "text", "text": turn.text}])
 
 
-def _text_with_image(question: str, image_token: str) -> object:
-    return f"{image_token}\n{question}"
+def _text_with_image(turn: Turn, image_token: str) -> object:
+    return f"{image_token}\n" * turn.images + turn.text
 
 
-def _text_alone(question: str, image_token: str) -> object:
-    return question
+def _text_alone(turn: Turn, image_token: str) -> object:
+    return turn.text
 
 
 @functools.lru_cache(maxsize=16)
-def _content_for(template: str, image_token: str, tokens: frozenset[tuple[str, str]]) -> Callable[[str, str], object]:
+def _content_for(template: str, image_token: str, tokens: frozenset[tuple[str, str]]) -> Callable[[Turn, str], object]:
     """The first form that puts both the image and the question into the text, found by rendering a trial question."""
     try:
         _environment().compile_within_limits(template)
     except Exception as error:  # the parser's errors, and Python's where an expression is nested too deeply
         raise _refusal(error) from error
     faults = []
+    trial = Turn("user", _TRIAL_QUESTION, images=1)
     for content in (_parts, _text_with_image, _text_alone):
         try:
-            text = _render(template, content(_TRIAL_QUESTION, image_token), _TRIAL_QUESTION, dict(tokens))
+            messages = [{"role": trial.role, "content": content(trial, image_token)}]
+            text = _render(template, messages, len(trial.text), dict(tokens))
         except OverBudget as error:
             raise _refusal(error) from error
         except Exception as error:  # templates are programs: they raise exceptions of any type
@@ -118,15 +128,18 @@ def _refusal(error: Exception) -> BadInput:
 # The environment -----------------------------------------------------------------------------------------------------
 
 
-def _render(template: str, content: object, question: str, special_tokens: Mapping[str, str]) -> str:
+def _render(
+    template: str, messages: Sequence[Mapping[str, object]], characters: int, special_tokens: Mapping[str, str]
+) -> str:
+    """characters: of all texts in the messages, which allow for more work"""
     variables = {
-        "messages": [{"role": "user", "content": content}],
+        "messages": messages,
         "tools": None,
         "documents": None,
         "add_generation_prompt": True,
         **special_tokens,
     }
-    return _environment().render_within_budget(template, variables, len(question))
+    return _environment().render_within_budget(template, variables, characters)
 
 
 @functools.cache
