@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # neither needs to be installed to import the protocol
     from tokenizers import Tokenizer
 
     from sdrpn.images.pixels import SquareVision
-    from sdrpn.text.prompt import Prompt
+    from sdrpn.text.prompt import Pieces, Prompt
+    from sdrpn.text.turns import Turn
 
 __all__ = [
     "AroundCrop",
@@ -36,9 +37,11 @@ __all__ = [
     "Positions",
     "Resize",
     "Shapes",
+    "Span",
     "VisionInputs",
 ]
 
+Span: TypeAlias = int | tuple[int, int]  # so many tokens of text, or the (h,w) tokens of an image
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 VisionInputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
 # How a picture comes to the size of its grid: resized once, or twice as the official pipeline does it.
@@ -180,11 +183,17 @@ class Family(Protocol):
     def prompt(self, tokenizer: Tokenizer, spec: ModelSpec, question: str) -> Prompt:
         """The token ids on both sides of the image. Raises BadInput for a question that cannot be asked."""
 
+    def chat(self, tokenizer: Tokenizer, spec: ModelSpec, turns: Sequence[Turn]) -> Pieces:
+        """The token ids of a conversation, cut at its images; the last turn is a question. Raises BadInput."""
+
     def around_crop(self, spec: ModelSpec, ids_before: Sequence[int], ids_after: Sequence[int]) -> AroundCrop:
         """What is inserted with a crop, between the image and the ids after it."""
 
     def positions(self, spec: ModelSpec, layout: Layout) -> Positions | None:
         """Positions for both passes: tokens before the crops have the same ones in either. None: token i is at i."""
+
+    def positions_of_spans(self, spans: Sequence[Span]) -> Positions | None:
+        """Positions of any number of images and texts in order, as of a first pass. None: token i is at i."""
 
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
         """(d/2,): the position axis of each pair of channels. None: there is one axis."""

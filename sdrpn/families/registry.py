@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from sdrpn.images.pixels import SquareVision
-    from sdrpn.text.prompt import Prompt
+    from sdrpn.text.prompt import Pieces, Prompt
+    from sdrpn.text.turns import Turn
 
 __all__ = [
     "claiming_family",
@@ -25,6 +26,7 @@ __all__ = [
     "family_of",
     "fit_of",
     "load_part",
+    "pieces_of",
     "prompt_names",
     "prompt_of",
     "registered",
@@ -91,6 +93,11 @@ def spec_from_json(value: object, place: str = "") -> ModelSpec:
 def prompt_of(spec: ModelSpec, tokenizer: Tokenizer, question: str) -> Prompt:
     """A question as token ids around the image, as the model's family puts it. Raises BadInput."""
     return family_of(spec).prompt(tokenizer, spec, question)
+
+
+def pieces_of(spec: ModelSpec, tokenizer: Tokenizer, turns: Sequence[Turn]) -> Pieces:
+    """A conversation as token ids, cut at its images. Raises BadInput."""
+    return family_of(spec).chat(tokenizer, spec, turns)
 
 
 def square_of(model: ModelSpec | Vision) -> SquareVision:

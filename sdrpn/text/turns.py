@@ -49,9 +49,7 @@ def conversation(question: str, history: Sequence[Turn] = (), images: int = 1) -
     turns = _checked(history)
     shown = sum(turn.images for turn in turns)
     if shown > images:
-        raise BadInput(
-            f"the turns of the history show {shown} pictures; expected at most {images}, all that were passed"
-        )
+        raise BadInput(f"the history shows {shown} pictures; expected at most {images}, all that were passed")
     last = Turn("user", question, images - shown)
     if shown or not turns or turns[-1].role == "system":
         return (*turns, last)

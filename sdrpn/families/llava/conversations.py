@@ -13,11 +13,15 @@ __all__ = ["CONVERSATIONS", "USUAL_CONVERSATION", "Conversation"]
 
 @dataclass(frozen=True)
 class Conversation:
-    """The first turn of a conversation, up to where the model answers; without the BOS token."""
+    """The first turn of a conversation, up to where the model answers; without the BOS token.
+
+    around_answer: what stands before an answer, and from there up to the next question; None: one turn is all
+    """
 
     before_image: str
     before_question: str
     after_question: str
+    around_answer: tuple[str, str] | None = None
 
 
 _CURIOUS_HUMAN = (
@@ -50,9 +54,11 @@ _LLAMA_2_CHAT = (
 _MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
 
 
-def _turns(system: str, user: str, assistant: str, separator: str) -> Conversation:
-    """A conversation whose roles end with a colon."""
-    return Conversation(f"{system}{separator}{user}: ", "\n", f"{separator}{assistant}:")
+def _turns(system: str, user: str, assistant: str, separators: tuple[str, str]) -> Conversation:
+    """A conversation whose roles end with a colon; the separators after the user and after the assistant."""
+    after_user, after_assistant = separators
+    answered = " ", f"{after_assistant}{user}: "
+    return Conversation(f"{system}{after_user}{user}: ", "\n", f"{after_user}{assistant}:", answered)
 
 
 def _turns_with_tags(system: str, user: str, assistant: str, separators: tuple[str, str]) -> Conversation:
@@ -64,25 +70,24 @@ def _turns_with_tags(system: str, user: str, assistant: str, separators: tuple[s
 
 def _llama_2(system: str) -> Conversation:
     system = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
-    return Conversation(f"[INST] {system}", "\n", " [/INST]")
+    return Conversation(f"[INST] {system}", "\n", " [/INST]", (" ", " </s><s>[INST] "))
 
 
 def _chatml(system: str) -> Conversation:
-    return Conversation(
-        f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n", "\n", "<|im_end|><|im_start|>assistant\n"
-    )
+    user, assistant = "<|im_end|><|im_start|>user\n", "<|im_end|><|im_start|>assistant\n"
+    return Conversation(f"<|im_start|>system\n{system}{user}", "\n", assistant, ("", user))
 
 
-_VICUNA_V1 = _turns(_CURIOUS_USER, "USER", "ASSISTANT", " ")
+_VICUNA_V1 = _turns(_CURIOUS_USER, "USER", "ASSISTANT", (" ", "</s>"))
 _PLAIN = Conversation("", "\n", "\n")
 _CHATML = _chatml("Answer the questions.")
 
 CONVERSATIONS: Mapping[str, Conversation] = {
     "vicuna_v1": _VICUNA_V1,  # LLaVA-1.5
     "v1": _VICUNA_V1,
-    "llava_v1": _turns(_CURIOUS_HUMAN, "USER", "ASSISTANT", " "),
+    "llava_v1": _turns(_CURIOUS_HUMAN, "USER", "ASSISTANT", (" ", "</s>")),
     "v1_mmtag": _turns_with_tags(_IMAGE_TAGS, "USER", "ASSISTANT", (" ", "</s>")),
-    "llava_v0": _turns(_CURIOUS_HUMAN, "Human", "Assistant", "###"),
+    "llava_v0": _turns(_CURIOUS_HUMAN, "Human", "Assistant", ("###", "###")),
     "v0_mmtag": _turns_with_tags(_IMAGE_TAGS, "Human", "Assistant", ("###", "###")),
     "llama_2": _llama_2(_LLAMA_2_CHAT),
     "llava_llama_2": _llama_2(_LANGUAGE_AND_VISION),

@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.families.family import AroundCrop, Family, GraphTensor, Layout, Positions, Resize, Shapes, VisionInputs
+from sdrpn.families.family import (
+    AroundCrop,
+    Family,
+    GraphTensor,
+    Layout,
+    Positions,
+    Resize,
+    Shapes,
+    Span,
+    VisionInputs,
+)
 from sdrpn.families.llava.conversations import CONVERSATIONS
 from sdrpn.families.llava.tensors import vision_shapes
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
@@ -24,7 +34,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from tokenizers import Tokenizer
 
-    from sdrpn.text.prompt import Prompt
+    from sdrpn.text.prompt import Pieces, Prompt
+    from sdrpn.text.turns import Turn
 
 __all__ = ["FAMILY", "Llava"]
 
@@ -130,12 +141,22 @@ class Llava:
 
         return build_prompt(tokenizer, spec.prompt, question)
 
+    def chat(self, tokenizer: Tokenizer, spec: ModelSpec, turns: Sequence[Turn]) -> Pieces:
+        """As `prompt`."""
+        from sdrpn.families.llava.prompt import build_pieces
+
+        return build_pieces(tokenizer, spec.prompt, turns)
+
     def around_crop(self, spec: ModelSpec, ids_before: Sequence[int], ids_after: Sequence[int]) -> AroundCrop:
         """Nothing."""
         return AroundCrop()
 
     def positions(self, spec: ModelSpec, layout: Layout) -> Positions | None:
         """Token i is at position i: inserted crop tokens move the tokens after them."""
+        return None
+
+    def positions_of_spans(self, spans: Sequence[Span]) -> Positions | None:
+        """Token i is at position i."""
         return None
 
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:

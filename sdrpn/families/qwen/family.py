@@ -10,10 +10,20 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.errors import BadInput
-from sdrpn.families.family import AroundCrop, Family, GraphTensor, Layout, Positions, Resize, Shapes, VisionInputs
+from sdrpn.families.family import (
+    AroundCrop,
+    Family,
+    GraphTensor,
+    Layout,
+    Positions,
+    Resize,
+    Shapes,
+    Span,
+    VisionInputs,
+)
 from sdrpn.families.qwen.config import family_name
 from sdrpn.families.qwen.insertion import kept_source_cells
-from sdrpn.families.qwen.positions import Span, axes_of, positions_of_spans, positions_on_source
+from sdrpn.families.qwen.positions import axes_of, positions_of_spans, positions_on_source
 from sdrpn.families.qwen.presets import preset
 from sdrpn.families.qwen.sinks import border_kept, not_sinks
 from sdrpn.families.qwen.tensors import vision_shapes
@@ -28,7 +38,7 @@ from sdrpn.families.qwen.vision_spec import (
     with_resize,
 )
 from sdrpn.families.qwen.zoom import decide_zoom
-from sdrpn.images.patches import crop_patches, picture_patches
+from sdrpn.images.patches import crop_patches, picture_patches, resized
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box, cell_count
 from sdrpn.method.roi import PolicyDecide, RoiDecision, RoiPolicy
@@ -37,7 +47,8 @@ from sdrpn.method.spec import ModelSpec, Scheme, Vision
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from sdrpn.text.prompt import Prompt
+    from sdrpn.text.prompt import Pieces, Prompt
+    from sdrpn.text.turns import Turn
 
 __all__ = ["QWEN3", "QWEN25", "Qwen"]
 
@@ -177,7 +188,7 @@ class Qwen:
     def seen_picture(self, picture: Image.Image, vision: Vision) -> Image.Image:
         """The whole picture, resized to whole cells."""
         for size in qwen_vision_of(vision).picture_sizes(picture.size):
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
+            picture = resized(picture, size)
         return picture
 
     def blank_colour(self, vision: Vision) -> tuple[int, int, int]:
@@ -190,6 +201,12 @@ class Qwen:
         from sdrpn.families.qwen.prompt import qwen_prompt
 
         return qwen_prompt(tokenizer, spec, question)
+
+    def chat(self, tokenizer: Tokenizer, spec: ModelSpec, turns: Sequence[Turn]) -> Pieces:
+        """As `prompt`."""
+        from sdrpn.families.qwen.prompt import qwen_pieces
+
+        return qwen_pieces(tokenizer, spec, turns)
 
     def around_crop(self, spec: ModelSpec, ids_before: Sequence[int], ids_after: Sequence[int]) -> AroundCrop:
         """A vision part of its own behind the image's, or, SD-RPN's, inside it."""
@@ -214,6 +231,10 @@ class Qwen:
             found = positions_on_source(layout.before, layout.image_hw, crop.box_cells, crop.hw, layout.after)
         every = np.concatenate([*kept, np.ones(layout.after, np.bool_)])
         return Positions(found.rows[:, every], found.following)
+
+    def positions_of_spans(self, spans: Sequence[Span]) -> Positions | None:
+        """On three axes."""
+        return positions_of_spans(spans)
 
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
         """See `Family`."""

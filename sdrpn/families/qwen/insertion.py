@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.families.family import Positions
-from sdrpn.families.qwen.positions import Span, positions_of_spans, positions_on_source
+from sdrpn.families.family import Positions, Span
+from sdrpn.families.qwen.positions import positions_of_spans, positions_on_source
 from sdrpn.method.grids import Box, cell_count
 from sdrpn.method.spec import Scheme
 

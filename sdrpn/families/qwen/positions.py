@@ -7,21 +7,19 @@ goes on behind the longer side. S tokens, d channels of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.families.family import Positions
+from sdrpn.families.family import Positions, Span
 from sdrpn.families.qwen.tower_inputs import evenly_spaced
 from sdrpn.method.grids import Box
 from sdrpn.method.spec import ModelSpec
 
-__all__ = ["AXES", "Span", "axes_of", "chunked_axes", "interleaved_axes", "positions_of_spans", "positions_on_source"]
+__all__ = ["AXES", "axes_of", "chunked_axes", "interleaved_axes", "positions_of_spans", "positions_on_source"]
 
 AXES = 3
-Span: TypeAlias = int | tuple[int, int]  # so many tokens of text, or the (h,w) tokens of an image
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 

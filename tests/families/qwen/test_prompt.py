@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from sdrpn.errors import BadInput
 from sdrpn.families.qwen.checkpoint import open_qwen
 from sdrpn.families.qwen.prompt import DEFAULT_TEMPLATES, qwen_prompt
+from sdrpn.families.registry import pieces_of
 from sdrpn.method.spec import ModelSpec
+from sdrpn.text.turns import Turn, conversation
 from tests.families.qwen.checkpoint import CONFIG_3, CONFIG_25, QZOOM, config_of, write_qwen
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -96,6 +100,54 @@ def test_prompts_are_those_of_transformers(family: str, tokenizer: Tokenizer, tm
         )
         found = qwen_prompt(tokenizer, spec, question)
         assert [*found.ids_before, image_id, *found.ids_after] == theirs(text)["input_ids"], question
+
+
+def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """As transformers takes them."""
+    return [
+        {"role": turn.role, "content": [{"type": "image"}] * turn.images + [{"type": "text", "text": turn.text}]}
+        for turn in turns
+    ]
+
+
+def conversations() -> list[tuple[Turn, ...]]:
+    """With pictures at once, later, or none; with a system turn; histories of hard strings."""
+    texts = iter(itertools.cycle(hard_strings()))
+    found = []
+    for number in range(60):
+        turns = [Turn("system", next(texts))] if number % 3 == 0 else []
+        for place in range(number % 4):
+            images = 1 if place == 0 and number % 2 else number % 5 // 2
+            turns += [Turn("user", next(texts), images), Turn("assistant", next(texts))]
+        shown = sum(turn.images for turn in turns)
+        found.append(conversation(next(texts), turns, shown + number % 3 if shown else number % 3))
+    return found
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
+def test_conversations_are_those_of_transformers(family: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, CONFIG_25 if family == "qwen2.5-vl" else CONFIG_3, tokenizer)
+    theirs: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=DEFAULT_TEMPLATES[family])  # type: ignore[no-untyped-call]
+    image_id = tokenizer.token_to_id("<|image_pad|>")
+    counts = set()
+    for turns in conversations():
+        text = theirs.apply_chat_template(messages_of(turns), tokenize=False, add_generation_prompt=True)
+        first, *rest = pieces_of(spec, tokenizer, turns)
+        ids = [*first, *(token for piece in rest for token in (image_id, *piece))]
+        assert ids == theirs(text)["input_ids"], turns
+        counts.add(len(rest))
+    assert counts >= {0, 1, 2, 3}
+
+
+def test_a_system_turn_of_one_s_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, CONFIG_3, tokenizer, **QZOOM)
+    turns = conversation("Which?", [Turn("system", "Be brief.")])
+    before, after = pieces_of(spec, tokenizer, turns)
+    text = tokenizer.decode([*before, *after], skip_special_tokens=False)
+    assert text.startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|vision_end|>Wh"
+    )
+    assert text.count("system") == 1
 
 
 def test_the_text_of_both_families(tokenizer: Tokenizer, tmp_path: Path) -> None:

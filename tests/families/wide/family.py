@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sdrpn.families.family import AroundCrop, Family, GraphTensor, Layout, Positions, Resize, Shapes, VisionInputs
+from sdrpn.families.family import (
+    AroundCrop,
+    Family,
+    GraphTensor,
+    Layout,
+    Positions,
+    Resize,
+    Shapes,
+    Span,
+    VisionInputs,
+)
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
@@ -19,7 +29,8 @@ from tests.families.wide.vision_spec import WideSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from sdrpn.text.prompt import Prompt
+    from sdrpn.text.prompt import Pieces, Prompt
+    from sdrpn.text.turns import Turn
 
 AXES = 3
 
@@ -100,6 +111,12 @@ class Wide:
 
         return Prompt((1, 7), tuple(tokenizer.encode(question).ids))
 
+    def chat(self, tokenizer: Tokenizer, spec: ModelSpec, turns: Sequence[Turn]) -> Pieces:
+        """The images first, then every text."""
+        texts = tuple(token for turn in turns for token in tokenizer.encode(turn.text).ids)
+        images = sum(turn.images for turn in turns)
+        return ((1, 7), *[(7,)] * (images - 1), texts) if images else ((1, *texts),)
+
     def around_crop(self, spec: ModelSpec, ids_before: Sequence[int], ids_after: Sequence[int]) -> AroundCrop:
         return AroundCrop()
 
@@ -114,6 +131,16 @@ class Wide:
             place += max(hw)
         rows.append(np.tile(np.arange(place, place + layout.after), (AXES, 1)))
         return Positions(np.concatenate(rows, axis=1), place + layout.after)
+
+    def positions_of_spans(self, spans: Sequence[Span]) -> Positions | None:
+        """As `positions`."""
+        rows, place = [np.empty((AXES, 0), np.int64)], 0
+        for span in spans:
+            cells = np.indices((1, span) if isinstance(span, int) else span).reshape(2, -1) + place
+            times = np.full((1, cells.shape[1]), place)
+            rows.append(np.tile(cells[1:], (AXES, 1)) if isinstance(span, int) else np.concatenate((times, cells)))
+            place += span if isinstance(span, int) else max(span)
+        return Positions(np.concatenate(rows, axis=1), place)
 
     def axis_of(self, spec: ModelSpec) -> npt.NDArray[np.int64] | None:
         """A third of the pairs of channels to each axis, in turns."""
