@@ -30,12 +30,14 @@ from sdrpn.checkpoint import Checkpoint, open_checkpoint
 from sdrpn.checkpoint.tokenizer import find_tokenizer, write_tokenizer
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.export.dialects import DIALECTS
+from sdrpn.export.gate import gate_graph
 from sdrpn.export.graph import GraphAuthor
-from sdrpn.export.llm import rpn_graph, tail_graph, trunk_graph
+from sdrpn.export.llm import tail_graph, trunk_graph
 from sdrpn.export.options import ExportOptions
 from sdrpn.export.quantized_weights import Calibration
 from sdrpn.export.resume import FinishedFiles
 from sdrpn.export.rope import exported_frequencies
+from sdrpn.export.rpn import rpn_graph
 from sdrpn.export.tables import Tables
 from sdrpn.export.vision_author import vision_author
 from sdrpn.export.weights import onnx_type
@@ -188,6 +190,7 @@ def _graph_file(graph: str, variant: str) -> str:
 _AUTHORS: Mapping[GraphName, Callable[..., GraphAuthor]] = {
     "vision": lambda spec, *rest: vision_author(spec).graph(spec, *rest),
     "trunk": trunk_graph,
+    "gate": gate_graph,
     "rpn": rpn_graph,
     "tail": tail_graph,
 }

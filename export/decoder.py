@@ -1,4 +1,4 @@
-"""LLaMA decoder layers in ONNX, shared by trunk, RPN and tail.
+"""Decoder layers in ONNX, shared by trunk, gate, RPN and tail.
 
 Residual stream and norms are fp32, matmuls and caches are in the graph's precision. QKV and gate/up are
 one packed MatMul each.
@@ -9,33 +9,77 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from sdrpn.bundle.cache_codes import LEAST_SCALE, RowCodes
 from sdrpn.bundle.graphs import RoleName
 from sdrpn.export.dialects import AttentionShape, Dialect, Read, Rotary
 from sdrpn.export.graph import Declared, GraphAuthor
-from sdrpn.export.weights import Weight, matmul, norm, onnx_type
+from sdrpn.export.weights import Weight, matmul, norm, onnx_type, plain
 from sdrpn.method.spec import LlmSpec
 
-__all__ = ["DecoderAuthor", "layer_weights"]
+__all__ = ["DecoderAuthor", "last_layer_weights", "layer_weights", "projection_weights"]
 
+Array = npt.NDArray[np.generic]
 INT64 = ir.DataType.INT64
 FLOAT = ir.DataType.FLOAT
 
 
 def layer_weights(llm: LlmSpec, prefix: str) -> list[Weight]:
     """The weights of one decoder layer, named after `prefix` (`llm.layers.3`)."""
-    width, mlp = llm.width, llm.mlp_width
     attention = f"{prefix}.attention"
     return [
-        norm(f"{prefix}.input_norm.weight", f"{prefix}.input_norm.weight", (width,)),
-        matmul(f"{attention}.qkv.weight", [f"{attention}.{p}.weight" for p in "qkv"], width, qkv_width(llm)),
+        norm(f"{prefix}.input_norm.weight", f"{prefix}.input_norm.weight", (llm.width,)),
+        *projection_weights(llm, attention, "qkv", qkv_width(llm)),
+        *([_joint_norms(llm, attention)] if llm.qk_norm else []),
+        *_output_weights(llm, prefix),
+    ]
+
+
+def last_layer_weights(llm: LlmSpec, prefix: str) -> list[Weight]:
+    """The same for `DecoderAuthor.last_layer`, with queries apart from keys and values."""
+    attention = f"{prefix}.attention"
+    norms = [f"{attention}.{part}_norm.weight" for part in "qk"] if llm.qk_norm else []
+    return [
+        norm(f"{prefix}.input_norm.weight", f"{prefix}.input_norm.weight", (llm.width,)),
+        *projection_weights(llm, attention, "q", llm.heads * llm.head_dim),
+        *projection_weights(llm, attention, "kv", 2 * llm.kv_heads * llm.head_dim),
+        *(norm(name, name, (llm.head_dim,)) for name in norms),
+        *_output_weights(llm, prefix),
+    ]
+
+
+def _output_weights(llm: LlmSpec, prefix: str) -> list[Weight]:
+    """Everything behind the attention."""
+    width, mlp, attention = llm.width, llm.mlp_width, f"{prefix}.attention"
+    return [
         matmul(f"{attention}.o.weight", [f"{attention}.o.weight"], llm.heads * llm.head_dim, width),
         norm(f"{prefix}.post_norm.weight", f"{prefix}.post_norm.weight", (width,)),
         matmul(f"{prefix}.mlp.gate_up.weight", [f"{prefix}.mlp.{p}.weight" for p in ("gate", "up")], width, 2 * mlp),
         matmul(f"{prefix}.mlp.down.weight", [f"{prefix}.mlp.down.weight"], mlp, width),
     ]
+
+
+def projection_weights(llm: LlmSpec, attention: str, parts: str, outputs: int) -> list[Weight]:
+    """The packed projection of some of q, k and v, and its bias where the model has one."""
+    name = f"{attention}.{parts}"
+    weight = matmul(f"{name}.weight", [f"{attention}.{part}.weight" for part in parts], llm.width, outputs)
+    if not llm.attention_bias:
+        return [weight]
+    return [weight, plain(f"{name}.bias", [f"{attention}.{part}.bias" for part in parts], (outputs,))]
+
+
+def _joint_norms(llm: LlmSpec, attention: str) -> Weight:
+    """The scales of the query and key norms for every head (H+H_kv,head_dim), which are normalised together."""
+
+    def tiled(arrays: Sequence[Array]) -> Array:
+        query, key = arrays
+        return np.concatenate([np.tile(query, (llm.heads, 1)), np.tile(key, (llm.kv_heads, 1))])
+
+    sources = tuple(f"{attention}.{part}_norm.weight" for part in "qk")
+    return Weight(f"{attention}.qk_norm.weight", (llm.heads + llm.kv_heads, llm.head_dim), "norm", sources, tiled)
 
 
 def qkv_width(llm: LlmSpec) -> int:
@@ -86,10 +130,14 @@ class DecoderAuthor:
         with self.g.scope(scale.rsplit(".", 2)[-2]):
             return self.dialect.rms_norm(self.g, x, self.g.weight(scale), self.llm.rms_norm_eps)
 
-    def project(self, x: ir.Value, weight: str) -> ir.Value:
-        """x (..., K) @ weight [K,N] in the graph's precision."""
+    def project(self, x: ir.Value, weight: str, *, biased: bool = False) -> ir.Value:
+        """x (..., K) @ weight [K,N] in the graph's precision, plus the bias of the same name."""
         name = weight.rsplit(".", 2)[-2]
-        return self.g.product(cast(self.g, x, self.dtype), weight, self.dtype, name)
+        product = self.g.product(cast(self.g, x, self.dtype), weight, self.dtype, name)
+        if not biased:
+            return product
+        bias = self.g.weight(f"{weight.removesuffix('weight')}bias", self.dtype)
+        return self.g.op.Add(product, bias, _outputs=[f"{name}_biased"])
 
     def layer(self, x: ir.Value, prefix: str, index: int, only_row: ir.Value | None = None) -> ir.Value:
         """One whole layer, x (B,S,D) fp32 -> (B,S,D), with the caches of layer `index`.
@@ -110,6 +158,31 @@ class DecoderAuthor:
                 x = row_of(self.g, x, only_row)
                 y = y if self.dialect.attends_with_one_row else row_of(self.g, y, only_row)
             x = self.g.op.Add(x, cast(self.g, self.project(y, f"{prefix}.attention.o.weight"), FLOAT))
+            return self._mlp(x, prefix)
+
+    def last_layer(self, x: ir.Value, prefix: str, index: int, row: ir.Value) -> ir.Value:
+        """One whole layer of which only the output of `row` (B,) is used: x (B,S,D) fp32 -> (B,1,D).
+
+        Keys and values are those of all rows. The query is that row's alone, where the dialect attends with one row.
+        """
+        llm, g, attention = self.llm, self.g, f"{prefix}.attention"
+        with g.scope(prefix):
+            normed = self.norm(x, f"{prefix}.input_norm.weight")
+            scales = [g.weight(f"{attention}.{part}_norm.weight") if llm.qk_norm else None for part in "qk"]
+            packed = self.project(normed, f"{attention}.kv.weight", biased=llm.attention_bias)
+            key, value = self._rows_of(packed, {"k": llm.kv_heads, "v": llm.kv_heads})
+            keys = self._cached(f"key_cache.{index}", self._by_head(key, scales[1], self.rotary))
+            values = self._cached(f"value_cache.{index}", _by_head(g, value))
+            asking, rotary, rows = normed, self.rotary, self.row_index
+            if self.dialect.attends_with_one_row:
+                asking, rows = row_of(g, normed, row), row_of(g, self.row_index, row)
+                rotary = self.rotary_at(g.op.Unsqueeze(row, g.constant([1], INT64)))
+            query = self.project(asking, f"{attention}.q.weight", biased=llm.attention_bias)
+            query = self.heads(query, llm.heads, scales[0], rotary)
+            mask = self._make_mask(keys[0], rows) if self.dialect.attends_with_one_row else self._mask_of(keys[0])
+            y = self._merge_heads(self.dialect.attend(g, query, keys[1], values[1], mask, self.attention_shape))
+            y = y if self.dialect.attends_with_one_row else row_of(g, y, row)
+            x = g.op.Add(row_of(g, x, row), cast(g, self.project(y, f"{attention}.o.weight"), FLOAT))
             return self._mlp(x, prefix)
 
     def _mlp(self, x: ir.Value, prefix: str) -> ir.Value:
@@ -144,28 +217,54 @@ class DecoderAuthor:
         splitting them afterwards copies both, which took 1 to 3 % of a prefill.
         """
         llm, g = self.llm, self.g
-        packed = self.project(normed, f"{prefix}.attention.qkv.weight")
+        packed = self.project(normed, f"{prefix}.attention.qkv.weight", biased=llm.attention_bias)
+        scales = f"{prefix}.attention.qk_norm.weight"
         if self.dtype == FLOAT and self.dialect.rotates_in_one:
-            q, k, v = self._heads_of(packed, {"q": llm.heads, "k": llm.kv_heads, "v": llm.kv_heads})
-            return [self.dialect.rotate(g, q, self.rotary), self.dialect.rotate(g, k, self.rotary), v]
-        qk, v = self._heads_of(packed, {"qk": llm.heads + llm.kv_heads, "v": llm.kv_heads})
-        turned = self.dialect.rotate(g, qk, self.rotary)
-        return [*g.split(turned, ["q", "k"], [llm.heads, llm.kv_heads], axis=1), v]
+            q, k, v = self._rows_of(packed, {"q": llm.heads, "k": llm.kv_heads, "v": llm.kv_heads})
+            if llm.qk_norm:
+                first, last = (g.op.Gather(g.weight(scales), g.constant(row, INT64), axis=0) for row in (0, llm.heads))
+                q, k = self._norm_heads(q, first), self._norm_heads(k, last)
+            turned = [self.dialect.rotate(g, _by_head(g, part), self.rotary) for part in (q, k)]
+            return [*turned, _by_head(g, v)]
+        qk, v = self._rows_of(packed, {"qk": llm.heads + llm.kv_heads, "v": llm.kv_heads})
+        if llm.qk_norm:
+            own = self.dialect.norm_heads(g, cast(g, qk, FLOAT), g.weight(scales), llm.rms_norm_eps, llm.head_dim)
+            qk = cast(g, own, self.dtype)
+        together = self.dialect.rotate(g, _by_head(g, qk), self.rotary)
+        return [*g.split(together, ["q", "k"], [llm.heads, llm.kv_heads], axis=1), _by_head(g, v)]
 
-    def _heads_of(self, packed: ir.Value, heads: dict[str, int]) -> list[ir.Value]:
-        """(B,S,heads*head_dim) -> (B,heads,S,head_dim) of each name."""
+    def _norm_heads(self, x: ir.Value, scale: ir.Value) -> ir.Value:
+        """RMSNorm over the channels of every head, x (B,S,heads,head_dim), in fp32; one scale (head_dim) for all."""
+        normed = self.dialect.rms_norm(self.g, cast(self.g, x, FLOAT), scale, self.llm.rms_norm_eps)
+        return cast(self.g, normed, self.dtype)
+
+    def _rows_of(self, packed: ir.Value, heads: dict[str, int]) -> list[ir.Value]:
+        """(B,S,heads*head_dim) -> (B,S,heads,head_dim) of each name."""
         names, counts, width = list(heads), list(heads.values()), self.llm.head_dim
         if self.dtype == FLOAT:
             parts = self.g.split(packed, names, [count * width for count in counts])
-            return [self.split_heads(part, count) for part, count in zip(parts, counts, strict=True)]
-        by_head = self.g.op.Reshape(packed, self.g.constant([0, 0, sum(counts), width], INT64))  # as in `_gate_and_up`
-        parts = self.g.split(by_head, names, counts, axis=2)
-        return [self.g.op.Transpose(part, perm=[0, 2, 1, 3]) for part in parts]
+            return [self._apart(part, count) for part, count in zip(parts, counts, strict=True)]
+        return self.g.split(self._apart(packed, sum(counts)), names, counts, axis=2)  # as in `_gate_and_up`
 
-    def split_heads(self, x: ir.Value, heads: int) -> ir.Value:
-        """(B,S,heads*head_dim) -> (B,heads,S,head_dim)."""
-        shape = self.g.constant([0, 0, heads, self.llm.head_dim], INT64)
-        return self.g.op.Transpose(self.g.op.Reshape(x, shape), perm=[0, 2, 1, 3])
+    def _apart(self, x: ir.Value, heads: int) -> ir.Value:
+        """(B,S,heads*head_dim) -> (B,S,heads,head_dim)."""
+        return self.g.op.Reshape(x, self.g.constant([0, 0, heads, self.llm.head_dim], INT64))
+
+    def heads(self, x: ir.Value, heads: int, scale: ir.Value | None, rotary: Rotary | None) -> ir.Value:
+        """A projection (B,S,heads*head_dim) -> (B,heads,S,head_dim): normalised by `scale`, turned by `rotary`."""
+        return self._by_head(self._apart(x, heads), scale, rotary)
+
+    def _by_head(self, rows: ir.Value, scale: ir.Value | None, rotary: Rotary | None) -> ir.Value:
+        """The same of (B,S,heads,head_dim)."""
+        if scale is not None:
+            rows = self._norm_heads(rows, scale)
+        by_head = _by_head(self.g, rows)
+        return by_head if rotary is None else self.dialect.rotate(self.g, by_head, rotary)
+
+    def rotary_at(self, rows: ir.Value) -> Rotary:
+        """The rotary tables of the new rows (B,R) alone."""
+        cos, sin = (self.dialect.table_rows(self.g, table, rows) for table in (self.rotary.cos, self.rotary.sin))
+        return Rotary(cos, sin)
 
     def _merge_heads(self, y: ir.Value) -> ir.Value:
         """(B,H,S,head_dim) -> (B,S,H*head_dim)."""
@@ -242,3 +341,8 @@ def row_of(g: GraphAuthor, x: ir.Value, row: ir.Value) -> ir.Value:
     """x (B,S,...) at row (B,) -> (B,1,...)."""
     column = g.op.Unsqueeze(row, g.constant([1, 2], INT64))  # (B,1,1): one index of one coordinate
     return g.op.GatherND(x, column, batch_dims=1)
+
+
+def _by_head(g: GraphAuthor, x: ir.Value) -> ir.Value:
+    """(B,S,heads,head_dim) -> (B,heads,S,head_dim)."""
+    return g.op.Transpose(x, perm=[0, 2, 1, 3])

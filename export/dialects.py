@@ -20,7 +20,7 @@ import onnx_ir as ir
 from sdrpn.bundle.numerics import DialectName
 from sdrpn.export.graph import GraphAuthor
 
-__all__ = ["DIALECTS", "Dialect", "FusedDialect", "PrimitiveDialect", "Rotary"]
+__all__ = ["DIALECTS", "Dialect", "FusedDialect", "PrimitiveDialect", "Rotary", "gather_rows"]
 
 Read = Callable[[ir.Value], ir.Value]  # from stored rows to the values for the computation
 
@@ -47,6 +47,14 @@ class Dialect(Protocol):
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, fp32."""
+        ...
+
+    def norm_heads(self, g: GraphAuthor, x: ir.Value, scales: ir.Value, epsilon: float, head_dim: int) -> ir.Value:
+        """The same over each head of x (B,S,H,head_dim), each with its own of the scales (H,head_dim)."""
+        ...
+
+    def table_rows(self, g: GraphAuthor, table: ir.Value, rows: ir.Value) -> ir.Value:
+        """A rotary table at rows (B,R) of its sequence, with the same axes."""
         ...
 
     def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary) -> ir.Value:
@@ -113,6 +121,14 @@ class FusedDialect:
         """One RMSNormalization."""
         return g.op.RMSNormalization(x, scale, axis=-1, epsilon=epsilon, _outputs=["normed"])
 
+    def norm_heads(self, g: GraphAuthor, x: ir.Value, scales: ir.Value, epsilon: float, head_dim: int) -> ir.Value:
+        """One RMSNormalization, whose own scale is the same for all heads, and one Mul."""
+        return g.op.Mul(self.rms_norm(g, x, g.constant([1.0] * head_dim, ir.DataType.FLOAT), epsilon), scales)
+
+    def table_rows(self, g: GraphAuthor, table: ir.Value, rows: ir.Value) -> ir.Value:
+        """(B,S,head_dim/2) -> (B,R,head_dim/2)."""
+        return gather_rows(g, table, rows)
+
     def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary) -> ir.Value:
         """One RotaryEmbedding."""
         return g.op.RotaryEmbedding(x, rotary.cos, rotary.sin)
@@ -164,6 +180,15 @@ class PrimitiveDialect:
         root = g.op.Sqrt(g.op.Add(mean, g.constant(epsilon, ir.DataType.FLOAT)))
         return g.op.Mul(g.op.Div(x, root), scale, _outputs=["normed"])
 
+    def norm_heads(self, g: GraphAuthor, x: ir.Value, scales: ir.Value, epsilon: float, head_dim: int) -> ir.Value:
+        """As `rms_norm`, whose scale is broadcast."""
+        return self.rms_norm(g, x, scales, epsilon)
+
+    def table_rows(self, g: GraphAuthor, table: ir.Value, rows: ir.Value) -> ir.Value:
+        """(B,1,S,head_dim/2) -> (B,1,R,head_dim/2)."""
+        picked = gather_rows(g, g.op.Transpose(table, perm=[0, 2, 1, 3]), rows)
+        return g.op.Transpose(picked, perm=[0, 2, 1, 3])
+
     def rotate(self, g: GraphAuthor, x: ir.Value, rotary: Rotary) -> ir.Value:
         """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of every head."""
         a, b = g.split(x, ["first_half", "second_half"])
@@ -210,6 +235,11 @@ class PrimitiveDialect:
 
 
 DIALECTS: dict[DialectName, Dialect] = {"fused": FusedDialect(), "primitive": PrimitiveDialect()}
+
+
+def gather_rows(g: GraphAuthor, x: ir.Value, rows: ir.Value) -> ir.Value:
+    """x (B,S,...) at rows (B,R) -> (B,R,...)."""
+    return g.op.GatherND(x, g.op.Unsqueeze(rows, g.constant([2], ir.DataType.INT64)), batch_dims=1)
 
 
 def _count_along(g: GraphAuthor, x: ir.Value, axis: int) -> ir.Value:

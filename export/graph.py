@@ -148,7 +148,7 @@ class GraphAuthor:
     def _cast(self, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
         return value if dtype is None or value.dtype == dtype else self.op.Cast(value, to=int(dtype))
 
-    def constant(self, value: float | Sequence[int], dtype: ir.DataType) -> ir.Value:
+    def constant(self, value: float | Sequence[float], dtype: ir.DataType) -> ir.Value:
         """A small constant kept inside the graph."""
         return self._builder.initializer(ir.tensor(value, dtype=dtype), f"constant_{len(self._graph.initializers)}")
 

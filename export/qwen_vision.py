@@ -21,6 +21,7 @@ from sdrpn.export.dialects import AttentionShape, Dialect, Rotary
 from sdrpn.export.graph import Declared, GraphAuthor
 from sdrpn.export.weights import Weight, WeightTable, matmul, norm, plain
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision, qwen_vision_of
+from sdrpn.families.registry import family_of
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["AUTHOR", "QwenAuthor", "vision_graph", "vision_weights"]
@@ -121,7 +122,7 @@ def _deepstack_count(vision: Qwen25Vision | Qwen3Vision) -> int:
 
 
 def vision_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: WeightTable) -> GraphAuthor:
-    """pixel_values (N,3*P*P) and what `tower_inputs.py` makes of the size -> image_embeds (N/merge^2,D) fp32.
+    """pixel_values (N,3*P*P) and what `tower_inputs.py` makes of the size -> image_embeds (1,N/merge^2,D) fp32.
 
     Qwen3-VL gives deepstack.0, ... of the same shape as well.
     """
@@ -134,10 +135,10 @@ def vision_graph(spec: ModelSpec, dialect: Dialect, dtype: ir.DataType, table: W
         x = author.layer(x, index)
         if isinstance(vision, Qwen3Vision) and index in vision.deepstack_layers:
             outputs.append(author.merge(x, f"vision.deepstack.{len(outputs)}", norm_each_patch=False))
-    names = ["image_embeds", *(f"deepstack.{number}" for number in range(len(outputs)))]
     found = [author.merge(x, "vision.merger", norm_each_patch=True), *outputs]
-    for name, value in zip(names, found, strict=True):
-        g.output(cast(g, value, FLOAT), Declared(name, FLOAT, ("tokens", spec.llm.width), "image_embeds"))
+    for declared, value in zip(family_of(spec).vision_outputs(spec), found, strict=True):
+        rows = g.op.Unsqueeze(cast(g, value, FLOAT), g.constant([0], INT64))
+        g.output(rows, Declared(declared.name, FLOAT, declared.dims, declared.role))
     return g
 
 

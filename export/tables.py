@@ -12,10 +12,12 @@ from pathlib import Path
 
 from sdrpn.bundle.graphs import GraphName
 from sdrpn.errors import BadInput
-from sdrpn.export.llm import head_weights, rpn_weights, tail_weights, trunk_weights
+from sdrpn.export.gate import gate_weights
+from sdrpn.export.llm import head_weights, tail_weights, trunk_weights
 from sdrpn.export.options import ExportOptions
 from sdrpn.export.quantization import Blocks
 from sdrpn.export.quantized_weights import Calibration, TensorReader
+from sdrpn.export.rpn import rpn_weights
 from sdrpn.export.vision_author import vision_author
 from sdrpn.export.weights import Weight, WeightTable, plain
 from sdrpn.host.progress import Grown
@@ -40,9 +42,9 @@ class Tables:
             "tail": [*self._by_layer("tail", tail_weights(spec)), *self._whole("head", head_weights(spec), "lm_head")],
         }
         if spec.rpn is not None:
-            kept = options.form("rpn") is None
-            weights = rpn_weights(spec)
-            self._groups["rpn"] = self._whole("rpn", weights) if kept else self._by_layer("rpn", weights)
+            self._groups["rpn"] = self._proposal("rpn", rpn_weights(spec))
+        if spec.rpn is not None and spec.rpn.gate_layers:
+            self._groups["gate"] = self._proposal("gate", gate_weights(spec))
 
     def graphs(self, input_factors: Mapping[str, float]) -> dict[GraphName, WeightTable]:
         """The weights of every graph, by its name; for `input_factors` see there."""
@@ -95,6 +97,11 @@ class Tables:
         """One table for all; `part` (default: the group's name) decides whether and how to quantise."""
         return [WeightTable(group, self._dense, weights, form=self._options.form(part or group))]
 
+    def _proposal(self, group: str, weights: list[Weight]) -> list[WeightTable]:
+        """The RPN or the gate, which are kept or quantised together: one says whether, the other where to look."""
+        kept = self._options.form("rpn") is None
+        return self._whole(group, weights, "rpn") if kept else self._by_layer(group, weights)
+
     def _by_layer(self, group: str, weights: list[Weight]) -> list[WeightTable]:
         """One table for norms; one for dense matrices, or one per layer for quantised ones."""
         if not self._options.is_quantized:
@@ -114,9 +121,9 @@ def _layer_of(weight: Weight) -> str:
 
 
 def _part_of(layer: str) -> str:
-    """The part's name in options: llm.layers.3 -> layers.3; every layer of the RPN is "rpn"."""
+    """The part's name in options: llm.layers.3 -> layers.3; every layer of RPN and gate is "rpn"."""
     model, _, number = layer.split(".")
-    return "rpn" if model == "rpn" else f"layers.{number}"
+    return f"layers.{number}" if model == "llm" else "rpn"
 
 
 def _require_layers(spec: ModelSpec, options: ExportOptions) -> None:

@@ -1,4 +1,4 @@
-"""The four graphs of a model, and the roles of their tensors. Tables only; knows no shapes, files or libraries.
+"""The graphs of a model, and the roles of their tensors. Tables only; knows no shapes, files or libraries.
 
 A picture passes through them in the order of GRAPHS. A manifest gives every tensor a role, by which all stages find
 the tensors that they need; names are only for people and for binding.
@@ -16,7 +16,7 @@ from sdrpn.method.spec import ModelSpec
 
 __all__ = ["GRAPHS", "ROLES", "Graph", "GraphName", "Parts", "Role", "RoleName", "graph_named", "graphs_of"]
 
-GraphName = Literal["vision", "trunk", "rpn", "tail"]
+GraphName = Literal["vision", "trunk", "gate", "rpn", "tail"]
 Parts = Literal["all", "look"]  # everything, or what finds where a question points
 RoleName = Literal[
     "pixels",
@@ -25,8 +25,14 @@ RoleName = Literal[
     "deepstack",
     "hidden",
     "tap",
+    "gate_logit",
     "scores",
     "new_scores",
+    "first_query",
+    "sink_logits",
+    "new_sink_logits",
+    "seen",
+    "new_seen",
     "logits",
     "row_index",
     "write_index",
@@ -57,8 +63,14 @@ _ROLES = (
     Role("deepstack", "values", "features of image tokens for an early layer of the LLM (N,h*w,D), or dense (B,S,D)"),
     Role("hidden", "values", "embeddings of new rows, for the first layer (B,S,D)"),
     Role("tap", "values", "the residual stream between trunk and tail (B,S,D)"),
+    Role("gate_logit", "values", "whether to look again, before the sigmoid (B,1)"),
     Role("scores", "values", "scores of the query row against every row of the cache (B,H,S_max)"),
     Role("new_scores", "values", "scores of the query row against new rows, where the cache is read only (B,H,S)"),
+    Role("first_query", "values", "the first head's query of the first row of a sequence (B,1,1,head_dim)"),
+    Role("sink_logits", "values", "how much that query looks at every row of the cache, mean over key heads (B,S_max)"),
+    Role("new_sink_logits", "values", "the same for new rows, where the cache is read only (B,S)"),
+    Role("seen", "values", "highest score of any new row against every row of the cache, mean over heads (B,S_max)"),
+    Role("new_seen", "values", "the same for new rows, where the cache is read only (B,S)"),
     Role("logits", "values", "logits of the token after the query row (B,V)"),
     Role("row_index", "index", "the cache row of each new row, which decides what it attends to (B,S)"),
     Role("write_index", "index", "the first cache row that is written (B,)"),
@@ -86,6 +98,7 @@ class Graph:
     decodes: bool = False  # whether it is part of a decode step
     asks_one_row: bool = False  # whether it takes last_index and returns a result for that row only
     only_with_rpn: bool = False
+    only_with_gate: bool = False
     looks: bool = True  # whether it is needed to find where a question points
 
     def attentions(self, spec: ModelSpec) -> int:
@@ -93,16 +106,19 @@ class Graph:
         layers: dict[GraphName, int] = {
             "vision": family_of(spec).vision_layers(spec.vision),
             "trunk": spec.tap_layer,
+            "gate": 0 if spec.rpn is None else spec.rpn.gate_layers,
             "rpn": 0 if spec.rpn is None else spec.rpn.layers - 1,
             "tail": spec.tail_layers,
         }
         return layers[self.name]
 
 
-# In the order in which an image passes through them. The RPN's caches are never in 8 bits: its map chooses the crops.
+# In the order in which an image passes through them. The caches of gate and RPN are never in 8 bits: they decide
+# whether and where to look again.
 GRAPHS = (
     Graph("vision", "pixels", "image_embeds", (), has_caches=False),
     Graph("trunk", "hidden", "tap", ("vision",), coded_caches=True, decodes=True),
+    Graph("gate", "tap", "gate_logit", ("trunk",), asks_one_row=True, only_with_rpn=True, only_with_gate=True),
     Graph("rpn", "tap", "scores", ("trunk",), asks_one_row=True, only_with_rpn=True),
     Graph("tail", "tap", "logits", ("trunk",), coded_caches=True, decodes=True, asks_one_row=True, looks=False),
 )
@@ -120,5 +136,10 @@ def graphs_of(spec: ModelSpec, parts: Parts = "all") -> Sequence[Graph]:
         raise BadInput(f"parts is {parts!r}; expected {' or '.join(map(repr, get_args(Parts)))}")
     if parts == "look" and spec.rpn is None:
         raise BadInput('this bundle has no RPN, so that nothing can look; parts="all" answers as the plain model')
-    there = tuple(graph for graph in GRAPHS if spec.rpn is not None or not graph.only_with_rpn)
+    gated = spec.rpn is not None and spec.rpn.gate_layers > 0
+    there = tuple(
+        graph
+        for graph in GRAPHS
+        if (spec.rpn is not None or not graph.only_with_rpn) and (gated or not graph.only_with_gate)
+    )
     return tuple(graph for graph in there if graph.looks) if parts == "look" else there

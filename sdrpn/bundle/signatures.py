@@ -95,7 +95,7 @@ class GraphSignature:
 def expected_signatures(
     spec: ModelSpec, dialect: str, precision: str, *, for_cpu: bool = False, kv_cache: str | None = None
 ) -> dict[str, GraphSignature]:
-    """Vision, trunk, RPN (where the model has one) and tail. Raises BadInput for an unknown dialect or precision.
+    """Every graph of the model. Raises BadInput for an unknown dialect or precision.
 
     `for_cpu`: the form of a quantised variant that computes in fp32. `kv_cache`: form of the KV cache of trunk and
     tail, as in a variant.
@@ -107,7 +107,13 @@ def expected_signatures(
         )
     form, computes = cache_form(kv_cache), PRECISIONS[precision].computes_in(for_cpu=for_cpu)
     graphs = _Graphs(spec, dialect, computes.name, None if form is None else form.dtype)
-    makers = {"vision": graphs.vision, "trunk": graphs.trunk, "rpn": graphs.rpn, "tail": graphs.tail}
+    makers = {
+        "vision": graphs.vision,
+        "trunk": graphs.trunk,
+        "gate": graphs.gate,
+        "rpn": graphs.rpn,
+        "tail": graphs.tail,
+    }
     return {graph.name: makers[graph.name]() for graph in graphs_of(spec)}
 
 
@@ -133,26 +139,46 @@ class _Graphs:
 
     def trunk(self) -> GraphSignature:
         caches = self._layer_caches(range(self.spec.tap_layer), self.code_dtype)
-        return self._decoder(self._hidden("inputs_embeds", "hidden"), caches, [self._tap], last_index=False)
+        features = [
+            self._hidden(f"deepstack.{number}", "deepstack")
+            for number in range(family_of(self.spec).deepstack(self.spec.vision))
+        ]
+        values = [self._hidden("inputs_embeds", "hidden"), *features]
+        return self._decoder(values, caches, [self._tap], last_index=False)
 
     def tail(self) -> GraphSignature:
         caches = self._layer_caches(range(self.spec.tap_layer, self.spec.llm.layers), self.code_dtype)
         logits = _float("logits", "logits", "batch", self.spec.llm.vocabulary)
-        return self._decoder(self._tap, caches, [logits], last_index=True)
+        return self._decoder([self._tap], caches, [logits], last_index=True)
+
+    def gate(self) -> GraphSignature:
+        assert self.spec.rpn is not None
+        caches = self._layer_caches(range(self.spec.rpn.gate_layers), None)
+        return self._decoder([self._tap], caches, [_float("gate_logit", "gate_logit", "batch", 1)], last_index=True)
 
     def rpn(self) -> GraphSignature:
-        """The last layer's keys, which are not rotated, have a cache with its own name."""
+        """The last layer's keys have a cache with its own name."""
         assert self.spec.rpn is not None
-        layers = self.spec.rpn.layers
-        scores = [_float("scores", "scores", "batch", self.spec.llm.heads, "cache_length")]
-        if self.dialect == "primitive":  # its cache is read only: scores of new rows are a separate output
-            scores.append(_float("new_scores", "new_scores", "batch", self.spec.llm.heads, "sequence"))
-        score_keys = TensorInfo("score_key_cache", self.cache_dtype, self._cache_dims(self.spec.llm.head_dim), "cache")
-        caches = [*self._layer_caches(range(layers - 1), None), score_keys]
-        return self._decoder(self._tap, caches, scores, last_index=True)
+        rpn, llm, values = self.spec.rpn, self.spec.llm, [self._tap]
+        results = self._against_rows("scores", "new_scores", llm.heads)
+        if rpn.sink_query:
+            dims: Dims = ("batch", 1, 1, llm.head_dim)
+            values.append(_float("first_query", "first_query", *dims))
+            results += [_float("first_query_out", "first_query", *dims)]
+            results += self._against_rows("sink_logits", "new_sink_logits")
+        if rpn.prune_above:
+            results += self._against_rows("seen", "new_seen")
+        score_keys = TensorInfo("score_key_cache", self.cache_dtype, self._cache_dims(llm.head_dim), "cache")
+        caches = [*self._layer_caches(range(rpn.layers - 1), None), score_keys]
+        return self._decoder(values, caches, results, last_index=True)
+
+    def _against_rows(self, cached: RoleName, new: RoleName, *heads: int) -> list[TensorInfo]:
+        """A result for every row of the cache; where that is read only, a separate one for the new rows."""
+        found = [_float(cached, cached, "batch", *heads, "cache_length")]
+        return [*found, _float(new, new, "batch", *heads, "sequence")] if self.dialect == "primitive" else found
 
     def _decoder(
-        self, hidden: TensorInfo, caches: list[TensorInfo], results: list[TensorInfo], *, last_index: bool
+        self, values: list[TensorInfo], caches: list[TensorInfo], results: list[TensorInfo], *, last_index: bool
     ) -> GraphSignature:
         indices = [_index("row_index", "batch", "sequence"), _index("write_index", "batch")]
         heads = () if self.dialect == "fused" else (1,)  # the operator applies one table to all heads
@@ -172,7 +198,7 @@ class _Graphs:
             )
             for cache in caches
         ]
-        return GraphSignature.of([hidden, *indices, *caches], [*results, *cache_outputs])
+        return GraphSignature.of([*values, *indices, *caches], [*results, *cache_outputs])
 
     @property
     def _tap(self) -> TensorInfo:

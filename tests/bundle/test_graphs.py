@@ -10,6 +10,7 @@ from sdrpn.bundle.graphs import GRAPHS, ROLES, graph_named, graphs_of
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
 from sdrpn.export.bundle_writer import _AUTHORS
 from sdrpn.method.spec import ModelSpec
+from tests.families.qwen.models import RPN, spec_3, spec_25
 
 BUNDLE_PAGE = Path(__file__).parents[2] / "docs" / "bundle.md"
 
@@ -26,11 +27,14 @@ def test_a_model_without_an_rpn_has_no_graph_of_it(tiny_spec: ModelSpec) -> None
     assert [graph.name for graph in graphs_of(tiny_spec)] == ["vision", "trunk", "rpn", "tail"]
     plain = dataclasses.replace(tiny_spec, rpn=None)
     assert [graph.name for graph in graphs_of(plain)] == ["vision", "trunk", "tail"]
+    assert [graph.name for graph in graphs_of(spec_25())] == ["vision", "trunk", "gate", "rpn", "tail"]
+    assert [graph.name for graph in graphs_of(spec_25(RPN))] == ["vision", "trunk", "rpn", "tail"]
+    assert [graph.name for graph in graphs_of(spec_25(), "look")] == ["vision", "trunk", "gate", "rpn"]
 
 
-def test_signatures_have_what_the_table_says(tiny_spec: ModelSpec) -> None:
+def test_signatures_have_what_the_table_says() -> None:
     for dialect in ("fused", "primitive"):
-        signatures = expected_signatures(tiny_spec, dialect, "fp32", kv_cache="int8")
+        signatures = expected_signatures(spec_3(), dialect, "fp32", kv_cache="int8")
         for graph in GRAPHS:
             signature = signatures[graph.name]
             inputs = [tensor.role for tensor in signature.inputs.values()]
