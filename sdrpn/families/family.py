@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # neither needs to be installed to import the protocol
     from PIL import Image
     from tokenizers import Tokenizer
 
+    from sdrpn.images.patches import PatchedVision
     from sdrpn.images.pixels import SquareVision
     from sdrpn.text.prompt import Pieces, Prompt
     from sdrpn.text.turns import Turn
@@ -167,6 +168,15 @@ class Family(Protocol):
 
     def square(self, vision: Vision) -> SquareVision | None:
         """The vision spec if every picture is one square of pixels, which the runtime prepares itself; else None."""
+
+    def patched(self, vision: Vision) -> PatchedVision | None:
+        """The vision spec if pixels enter as patches of a resized picture, which the runtime prepares; else None.
+
+        They are `pixel_values`, as in `sdrpn.images.patches`; what goes with them is in `look_tables`.
+        """
+
+    def look_tables(self, hw: tuple[int, int], vision: Vision) -> VisionInputs:
+        """The inputs of the vision graph besides patches, for a look of h x w image tokens."""
 
     def first_look(self, picture: Image.Image, vision: Vision) -> VisionInputs:
         """The inputs of the vision graph for an upright RGB picture."""

@@ -24,6 +24,7 @@ from sdrpn.families.llava.conversations import CONVERSATIONS
 from sdrpn.families.llava.tensors import vision_shapes
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.images.image import base_picture, base_pixels, crop_pixels
+from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
@@ -118,6 +119,14 @@ class Llava:
     def square(self, vision: Vision) -> SquareVision | None:
         """Always."""
         return clip_of(vision)
+
+    def patched(self, vision: Vision) -> PatchedVision | None:
+        """Never: squares."""
+        return None
+
+    def look_tables(self, hw: tuple[int, int], vision: Vision) -> VisionInputs:
+        """None."""
+        return {}
 
     def first_look(self, picture: Image.Image, vision: Vision) -> VisionInputs:
         """See `Family`."""

@@ -38,7 +38,7 @@ from sdrpn.families.qwen.vision_spec import (
     with_resize,
 )
 from sdrpn.families.qwen.zoom import decide_zoom
-from sdrpn.images.patches import crop_patches, picture_patches, resized
+from sdrpn.images.patches import PatchedVision, crop_patches, picture_patches, resized
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box, cell_count
 from sdrpn.method.roi import PolicyDecide, RoiDecision, RoiPolicy
@@ -174,6 +174,14 @@ class Qwen:
     def square(self, vision: Vision) -> SquareVision | None:
         """Never."""
         return None
+
+    def patched(self, vision: Vision) -> PatchedVision | None:
+        """Always."""
+        return qwen_vision_of(vision)
+
+    def look_tables(self, hw: tuple[int, int], vision: Vision) -> VisionInputs:
+        """See `tower_inputs`."""
+        return tower_inputs(hw, qwen_vision_of(vision))
 
     def first_look(self, picture: Image.Image, vision: Vision) -> VisionInputs:
         """See `Family`."""

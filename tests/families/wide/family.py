@@ -20,6 +20,7 @@ from sdrpn.families.family import (
     Span,
     VisionInputs,
 )
+from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
@@ -91,6 +92,12 @@ class Wide:
 
     def square(self, vision: Vision) -> SquareVision | None:
         return None
+
+    def patched(self, vision: Vision) -> PatchedVision | None:
+        return None
+
+    def look_tables(self, hw: tuple[int, int], vision: Vision) -> VisionInputs:
+        return {}
 
     def first_look(self, picture: Image.Image, vision: Vision) -> VisionInputs:
         return _patches(picture, vision.grid(picture.size).hw, _wide(vision).patch_px)
