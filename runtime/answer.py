@@ -118,6 +118,7 @@ class Answer:
     trace: Trace | None = field(default=None, repr=False)
     dropped: tuple[DroppedRegion, ...] = ()
     picture: PictureReference | None = field(default=None, repr=False)  # a file, or what is still in memory elsewhere
+    gate_score: float | None = None  # how likely the first look is not enough; None: no gate was asked
 
     def overlay(self, image: PictureSource | None = None) -> Image.Image:
         """The picture under the map and the boxes, with the crops beside it and what was dropped.

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput
 from sdrpn.families.family import Resize
-from sdrpn.families.registry import family_of, prompt_of, seen_of
+from sdrpn.families.registry import family_of, pieces_of, prompt_of, seen_of
 from sdrpn.method.policy import OWN, Roi, looking_policy, policy_for
 from sdrpn.method.roi import Decide, RoiPolicy, without_sinks
 from sdrpn.method.spec import Vision
@@ -27,6 +27,7 @@ from sdrpn.runtime.sequence import LookPlan, QuestionRequest, Sequence
 from sdrpn.runtime.stream import AnswerStream
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import Prompt
+from sdrpn.text.turns import Turn
 
 __all__ = ["OWN_BUDGET", "AnswerOptions", "Budget", "Questions"]
 
@@ -57,7 +58,8 @@ OWN_BUDGET = Budget()
 class AnswerOptions:
     """How a question in words is answered.
 
-    decide: chooses the crops instead of `roi`. constraint, ends: of one answer, as in `Sequence`.
+    decide: chooses the crops instead of `roi`. constraint, ends: of one answer, as in `Sequence`. turns: the whole
+    conversation, which ends with the question and shows the picture once; None: the question alone.
     """
 
     roi: Roi = OWN
@@ -69,6 +71,7 @@ class AnswerOptions:
     constraint: Constraint | None = None
     ends: abc.Callable[[int], bool] = lambda token_id: False
     budget: Budget = OWN_BUDGET
+    turns: tuple[Turn, ...] | None = None
 
 
 class Questions:
@@ -85,7 +88,7 @@ class Questions:
         threads: int | None,
     ) -> None:
         """Args: jpeg, threads: of pictures, as in `Session.open`"""
-        self._bundle, self._variant, self._tokenizer = bundle, variant, tokenizer
+        self._bundle, self._variant, self.tokenizer = bundle, variant, tokenizer
         self._two_pass, self._scheduler = two_pass, scheduler
         self._jpeg_mode, self._threads = jpeg, threads
 
@@ -131,14 +134,24 @@ class Questions:
             )
         return family.with_image_tokens(vision, least, most)
 
-    def prompt(self, question: str, by_ids: str) -> Prompt:
-        """Raises what is wrong with the question. `by_ids`: what takes token ids in its place."""
-        if self._tokenizer is None:
+    def prompt(self, question: str, by_ids: str, turns: abc.Sequence[Turn] | None = None) -> Prompt:
+        """Raises what is wrong with the question.
+
+        Args:
+            by_ids: what takes token ids in its place
+            turns: the whole conversation instead
+        """
+        if self.tokenizer is None:
             raise BadInput(
                 f"{self._bundle.path} has no tokenizer.json, so it answers token ids only: put tokenizer.json or "
                 f"tokenizer.model beside the checkpoint and export it again, or call {by_ids}"
             )
-        return prompt_of(self._bundle.spec, self._tokenizer, question)
+        if turns is None:
+            return prompt_of(self._bundle.spec, self.tokenizer, question)
+        pieces = pieces_of(self._bundle.spec, self.tokenizer, turns)
+        if len(pieces) != 2:
+            raise BadInput(f"the conversation shows {len(pieces) - 1} pictures; expected one")
+        return Prompt(*pieces)
 
     def looks_in_words(
         self,
@@ -166,7 +179,7 @@ class Questions:
 
     def stream(self, image: PictureSource, question: str, options: AnswerOptions) -> AnswerStream:
         """Prepare a question, without running a graph. Raises BadInput for a bad question."""
-        prompt = self.prompt(question, "answer_ids")
+        prompt = self.prompt(question, "answer_ids", options.turns)
         return self.stream_of(
             image,
             prompt.ids_before,
@@ -221,7 +234,7 @@ class Questions:
             constraint=constraint,
             ends=ends,
         )
-        return AnswerStream(self._scheduler, sequence, self._tokenizer)
+        return AnswerStream(self._scheduler, sequence, self.tokenizer)
 
     def opened(self, image: PictureSource, channels: Channels) -> Picture:
         """A picture, as this session decodes it. Raises BadImage, BadInput."""

@@ -251,6 +251,7 @@ class Sequence(Work):
             trace=self._trace(self.prefill) if self.keep_trace else None,
             dropped=self.prefill.dropped,
             picture=self._picture,
+            gate_score=found.gate_score,
         )
 
     def _finish(self, reason: Literal["stop", "length"]) -> None:

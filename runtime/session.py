@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
+
+from tokenizers import Tokenizer
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.graphs import Parts
@@ -497,6 +500,21 @@ class Session:
     def max_context(self) -> int:
         """Most tokens of prompt, crops and answer together."""
         return self._two_pass.max_context
+
+    def gate_threshold(self, roi: Roi = OWN) -> float | None:
+        """The score of the gate below which `answer` would look once; None: there is no gate, or no second look."""
+        rpn = self.spec.rpn
+        return self._questions.plan(roi).gate_threshold if rpn is not None and rpn.gate_layers else None
+
+    @property
+    def on(self) -> Literal["cpu", "gpu"]:
+        """Where its graphs run."""
+        return self._library.on
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns text into tokens; None: the bundle has none."""
+        return self._questions.tokenizer
 
     def open_picture(self, image: PictureSource) -> Picture:
         """A picture as `answer` would open it; it can be passed in place of the source. Raises BadImage, BadInput."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from sdrpn.errors import SdrpnError
-from sdrpn.runtime.server.faults import Fault, fault_from_error
+from sdrpn.runtime.server.connection import EventStream, first_of, unless_gone
+from sdrpn.runtime.server.doorway import Doorway
+from sdrpn.runtime.server.faults import Fault, fault_from_error, json_response, shown
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.requests import ChatRequest, LookRequest
 from sdrpn.runtime.server.service import Service
@@ -18,64 +22,123 @@ from sdrpn.runtime.session import Session
 
 __all__ = ["create_app"]
 
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-def create_app(session: Session, options: ServerOptions | None = None) -> FastAPI:
+
+def create_app(
+    session: Session, options: ServerOptions | None = None, reopen: Callable[[], Session] | None = None
+) -> FastAPI:
     """The server of an open session as an ASGI application; it does not close the session.
 
-    Args: options: None: `ServerOptions()`
+    `app.state.service.close()` frees what else it holds.
+
+    Args:
+        options: None: `ServerOptions()`
+        reopen: opens the bundle again, for `POST /admin/reload`; None: it cannot be replaced
     """
-    service = Service(session, options or ServerOptions())
+    service = Service(session, options or ServerOptions(), reopen)
     app = FastAPI(title="sdrpn", docs_url=None, redoc_url=None)
-    app.state.service = service
-    _add_endpoints(app, service)
+    app.state.service, app.state.connections = service, lambda: 0
+    app.add_middleware(
+        Doorway, options=service.options, metrics=service.metrics, connections=lambda: app.state.connections()
+    )
+    _add_state(app, service)
+    _add_questions(app, service)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unknown)
-    for kind in (Fault, SdrpnError, Exception):
+    for kind in (Fault, SdrpnError):
         app.add_exception_handler(kind, _failed)
     return app
 
 
-def _add_endpoints(app: FastAPI, service: Service) -> None:
+def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")
-    async def healthz() -> PlainTextResponse:
-        """The process answers."""
+    async def healthz() -> Response:
+        """The process answers, and its work goes on."""
+        stuck_s = service.stuck_s
+        if stuck_s is not None:
+            return PlainTextResponse(f"stuck for {stuck_s:.0f} s\n", 503)
         return PlainTextResponse("ok\n")
 
     @app.get("/readyz")
-    async def readyz() -> PlainTextResponse:
-        """Questions are answered."""
+    async def readyz() -> Response:
+        """New questions are answered."""
+        if service.admission.is_closed or service.stuck_s is not None:
+            return PlainTextResponse("shutting down\n" if service.admission.is_closed else "stuck\n", 503)
         return PlainTextResponse("ok\n")
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), headers={"Content-Type": _METRICS_TYPE})
+
+    @app.post("/admin/reload")
+    async def reload() -> Response:
+        """Open the bundle again; the former one answers until the new one has passed a trial."""
+        return json_response(await asyncio.shield(service.reload()))
+
+
+def _add_questions(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> Response:
         """The one model that is served."""
-        return service.models()
+        return json_response(service.model_list())
 
     @app.post("/v1/look")
-    async def look(request: LookRequest) -> JSONResponse:
+    async def look(body: LookRequest, http: Request) -> Response:
         """Where questions about a picture point: boxes, scores and map, no words."""
-        return JSONResponse(await service.look(request))
+        return json_response(await unless_gone(http, service.look(body), service.timeout_of(body)))
 
     @app.post("/v1/chat/completions")
-    async def chat(request: ChatRequest) -> JSONResponse:
+    async def chat(body: ChatRequest, http: Request) -> Response:
         """An answer to a question about a picture."""
-        return JSONResponse(await service.chat(request))
+        timeout_s = service.timeout_of(body)
+        if not body.stream:
+            completion = await unless_gone(http, service.answer(body), timeout_s)
+            return json_response(completion.to_dict())
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        events = _chunks(service, body)
+        try:
+            first = await unless_gone(http, first_of(events), timeout_s)
+        except BaseException:
+            await events.aclose()
+            raise
+        return EventStream(events, first, deadline)
+
+
+async def _chunks(service: Service, body: ChatRequest) -> AsyncGenerator[dict[str, Any], None]:
+    with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    begun, events = False, service.events(body)
+    try:
+        async for piece, completion in events:
+            if not begun:
+                begun = True
+                yield completion.chunk({"role": "assistant", "content": ""}, with_usage=with_usage)
+            yield completion.chunk({"content": piece} if piece else {}, with_usage=with_usage)
+            if not piece and with_usage:
+                yield completion.usage_chunk()
+    finally:
+        await events.aclose()
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return fault_from_error(error).response()
+    fault = fault_from_error(error)
+    if fault.status == 500:
+        raise error  # the doorway logs it
+    request.scope["state"]["log"]["error"] = fault.message
+    return fault.response()
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     """What pydantic refused: the first error, by the name of its entry."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"{place}: {first['msg']}" if place else first["msg"]
+    place = shown(".".join(str(part) for part in first["loc"] if part != "body"))[1:-1]
+    message = f"{place}: {first['msg']}" if place else str(first["msg"])
     return Fault(400, message, "invalid_request", place or None).response()
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {shown(request.url.path)}: {error.detail}"
     return Fault(error.status_code, message, headers=dict(error.headers or {})).response()

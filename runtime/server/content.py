@@ -1,58 +1,56 @@
-"""From the messages of a chat to a picture and a question. Reads data URLs; fetches nothing."""
+"""From the messages of a chat to a picture and the turns of a conversation. Reads no picture."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdrpn.runtime.server.faults import Fault
 from sdrpn.runtime.server.requests import ImagePart, ImageUrl, Message
+from sdrpn.text.turns import Role, Turn, conversation
 
-__all__ = ["Asked", "asked_in", "bytes_of_data_url"]
+__all__ = ["Asked", "asked_in"]
 
-_DATA_URL = re.compile(r"data:(?P<kind>[\w.+/-]*)(?:;[\w.+=-]+)*?;base64,", re.ASCII | re.IGNORECASE)
+_ROLES: dict[str, Role] = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question about one picture."""
+    """A question about a picture, and the conversation that ends with it; `turns` is None where there is no other."""
 
     image: ImageUrl
     question: str
+    turns: tuple[Turn, ...] | None = None
+
+    @property
+    def text_bytes(self) -> int:
+        """The size of all texts, which no tokenizer makes more tokens of."""
+        texts = [self.question] if self.turns is None else [turn.text for turn in self.turns]
+        return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 def asked_in(messages: Sequence[Message]) -> Asked:
-    """The question of a conversation. Raises Fault for what the model cannot be asked."""
-    turns = [message for message in messages if message.role in ("user", "assistant")]
-    if len(turns) != 1 or turns[0].role != "user" or len(turns) != len(messages):
+    """The question of a conversation. Raises Fault or BadInput for what the model cannot be asked."""
+    images: list[ImageUrl] = []
+    turns: list[Turn] = []
+    for message in messages:
+        parts = message.content if isinstance(message.content, list) else []
+        shown = [part.image_url for part in parts if isinstance(part, ImagePart)]
+        texts = [part.text for part in parts if not isinstance(part, ImagePart)]
+        text = message.content if isinstance(message.content, str) else "\n".join(texts)
+        turns.append(Turn(_ROLES[message.role], text, len(shown)))
+        images += shown
+    if turns[-1].role != "user":
         raise Fault(
-            400,
-            f"there are {len(messages)} messages; expected one of the role user: this model answers a question about "
-            "a picture",
-            param="messages",
+            400, f"the last message is the {turns[-1].role}'s; expected a question of the user", param="messages"
         )
-    content = turns[0].content
-    parts = content if isinstance(content, list) else []
-    images = [part.image_url for part in parts if isinstance(part, ImagePart)]
-    texts = [part.text for part in parts if not isinstance(part, ImagePart)]
     if len(images) != 1:
         raise Fault(
             400,
-            f"the message has {len(images) or 'no'} pictures; expected one, as a part of the type image_url",
+            f"the messages have {len(images) or 'no'} pictures; expected one, as a part of the type image_url in a "
+            "message of the user",
             param="messages",
         )
-    return Asked(images[0], "\n".join(texts))
-
-
-def bytes_of_data_url(url: str) -> bytes:
-    """The file in a data URL. Raises Fault for one that is not in base64."""
-    head = _DATA_URL.match(url)
-    if head is None:
-        raise Fault(400, "the picture's data URL is not in base64; expected data:image/png;base64,...", "invalid_image")
-    try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise Fault(400, "the picture's data URL is not valid base64", "invalid_image") from None
+    question = turns[-1].text
+    conversation(question, turns[:-1])  # refuses another order
+    return Asked(images[0], question, tuple(turns) if len(turns) > 1 else None)

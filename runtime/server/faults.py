@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
 from sdrpn.errors import BadImage, BadInput, Cancelled, ContextTooLong, SdrpnError
 
-__all__ = ["Fault", "fault_from_error"]
+__all__ = ["Fault", "fault_from_error", "json_bytes", "json_response", "shown"]
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_MOST_SHOWN = 100  # characters of what a client sent
 
 
 class Fault(Exception):
@@ -34,9 +36,9 @@ class Fault(Exception):
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """The whole reply."""
-        return JSONResponse(self.to_dict(), self.status, self.headers)
+        return json_response(self.to_dict(), self.status, self.headers)
 
 
 def fault_from_error(error: BaseException) -> Fault:
@@ -53,3 +55,19 @@ def fault_from_error(error: BaseException) -> Fault:
         return Fault(503, "the answer was ended before it was complete; ask again", "cancelled")
     failed = "the model failed" if isinstance(error, SdrpnError) else "the server failed"
     return Fault(500, f"{failed}; its log says more under the id of this request", "internal_error")
+
+
+def json_bytes(value: object) -> bytes:
+    """JSON in ASCII: a client may have sent characters that UTF-8 cannot hold. Raises ValueError for NaN."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A reply."""
+    return Response(json_bytes(value), status, headers, "application/json")
+
+
+def shown(value: object) -> str:
+    """A value that a client sent, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

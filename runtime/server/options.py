@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from sdrpn.errors import BadInput
 
-__all__ = ["ServerOptions"]
+__all__ = ["LogFormat", "ServerOptions"]
+
+LogFormat = Literal["none", "text", "json"]
 
 
 @dataclass(frozen=True)
 class ServerOptions:
     """Limits and permissions of a server.
 
-    model: the name by which clients ask for the bundle. most_*: a request above is refused with 413, or with 400 where
-    it counts tokens, questions or texts. image_root: pictures below this folder may be named as `file:` URLs.
-    Raises: BadInput for a limit below 1.
+    model: the name by which clients ask for the bundle. api_keys: one of them has to be sent; empty: nobody is asked
+    for one. most_pixels, most_body_bytes: above them a request is refused with 413. most_new_tokens, most_questions:
+    with 400. most_queue, most_connections, most_held_bytes: of requests that wait, of connections, and of all bodies
+    together; above them with 429. picture_bytes: most memory for decoded pictures, for which requests wait. timeout_s:
+    longest time of a request, and what it may ask for. body_timeout_s: of receiving one. idle_timeout_s: of a
+    connection without a request. watchdog_s: a unit of work that takes longer counts as stuck. image_root: pictures
+    below this folder may be named as `file:` URLs. allow_image_urls: http(s) URLs of public addresses are fetched.
+    Raises: BadInput for a limit that is not above 0.
     """
 
     model: str = "sdrpn"
+    fingerprint: str = "sdrpn"
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     most_body_bytes: int = 32 << 20
+    most_held_bytes: int = 512 << 20
     most_pixels: int = 50_000_000
+    picture_bytes: int = 2 << 30
     most_new_tokens: int = 1024
-    most_questions: int = 16  # of one look
     usual_new_tokens: int = 256  # where a request names no number
+    most_questions: int = 16  # of one look
+    most_queue: int = 64
+    most_connections: int = 512
+    timeout_s: float = 600.0
+    body_timeout_s: float = 30.0
+    idle_timeout_s: float = 10.0
+    watchdog_s: float = 300.0
     image_root: Path | None = None
+    allow_image_urls: bool = False
+    log_format: LogFormat = "none"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise BadInput(f"{name} is {value}; expected at least 1")
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
+                raise BadInput(f"{name} is {value}; expected more than 0")

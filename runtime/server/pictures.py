@@ -1,49 +1,155 @@
-"""Pictures of requests: where their bytes are from, how large they may be, and how they are opened."""
+"""Pictures of requests: where their bytes are from, and how large they may be. Nothing is decoded here."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import math
+import os
+import re
+import stat
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from sdrpn.images.picture_file import identified
-from sdrpn.runtime.pictures.picture import Picture
-from sdrpn.runtime.server.content import bytes_of_data_url
-from sdrpn.runtime.server.faults import Fault
+from sdrpn.runtime.server.faults import Fault, shown
 from sdrpn.runtime.server.options import ServerOptions
+from sdrpn.runtime.server.urls import fetch_public
 
-__all__ = ["PictureSources"]
+__all__ = ["PictureFile", "PictureSources", "bytes_of_data_url", "largest_of_shape"]
 
 _NO_LIMIT = 1 << 62
+# Pillow holds 4 bytes per pixel, and the array that is read from it 3.
+_BYTES_PER_PIXEL = 7
+_DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*?;base64,", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture that is not decoded yet."""
+
+    data: bytes
+    wh: tuple[int, int]  # as it is stored: a picture that lies on its side has them exchanged
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory that it takes with its pixels."""
+        return len(self.data) + _BYTES_PER_PIXEL * self.wh[0] * self.wh[1]
 
 
 class PictureSources:
-    """Opens what requests name. Its methods block: call them in a thread."""
+    """Reads what requests name. Its methods block: call them in a thread."""
 
-    def __init__(self, options: ServerOptions, open_it: Callable[[bytes], Picture]) -> None:
-        self._options, self._open = options, open_it
+    def __init__(self, options: ServerOptions, fetch: Callable[[str, int], bytes] = fetch_public) -> None:
+        """Args: fetch: the bytes behind a URL, at most so many"""
+        self._options, self._fetch = options, fetch
 
-    def opened(self, url: str) -> Picture:
-        """The picture of a URL, upright. Raises Fault for one that is too large or may not be read; BadImage."""
+    def is_slow(self, url: str) -> bool:
+        """Whether it is fetched from elsewhere."""
+        return url[:4].lower() == "http"
+
+    def read(self, url: str) -> PictureFile:
+        """The file behind a URL. Raises Fault for one that is too large or may not be read; BadImage."""
         data = self._bytes(url)
-        self._check_size(data)
-        return self._open(data)
+        with identified(io.BytesIO(data), "the picture", _NO_LIMIT) as image:
+            wh = image.size
+        self._check_size(wh)
+        return PictureFile(data, wh)
 
     def _bytes(self, url: str) -> bytes:
-        if url[:5].lower() == "data:":
+        scheme = url[:10].partition(":")[0].lower()
+        if scheme == "data":
             return bytes_of_data_url(url)
-        raise Fault(400, "the picture is not a data URL; expected data:image/png;base64,...", "invalid_image_url")
+        if scheme in ("http", "https"):
+            if not self._options.allow_image_urls:
+                raise _not_allowed("URLs are not fetched by this server", "--allow-image-urls")
+            return self._fetch(url, self._options.most_body_bytes)
+        if scheme == "file":
+            if self._options.image_root is None:
+                raise _not_allowed("files are not read by this server", "--image-root DIR")
+            return read_below(self._options.image_root, url, self._options.most_body_bytes)
+        raise Fault(
+            400, "the picture is not a URL that is known; expected data:image/png;base64,...", "invalid_image_url"
+        )
 
-    def _check_size(self, data: bytes) -> None:
-        """Before anything is decoded. Raises Fault 413, which names the largest picture of this shape."""
-        most = self._options.most_pixels
-        with identified(io.BytesIO(data), "the picture", _NO_LIMIT) as image:
-            width, height = image.size
+    def _check_size(self, wh: tuple[int, int]) -> None:
+        """Raises Fault 413, which names the largest picture of this shape."""
+        width, height = wh
+        most = min(self._options.most_pixels, self._options.picture_bytes // _BYTES_PER_PIXEL)
         if width * height > most:
-            scale = math.sqrt(most / (width * height))
+            fitting = largest_of_shape(wh, lambda w, h: w * h <= most)
             raise Fault(
                 413,
                 f"the picture has {width}x{height} = {width * height:,} pixels; the limit is {most:,}: the largest of "
-                f"this shape is {math.floor(width * scale)}x{math.floor(height * scale)}",
+                f"this shape is {fitting[0]}x{fitting[1]}",
                 "image_too_large",
             )
+
+
+def largest_of_shape(wh: tuple[int, int], fits: Callable[[int, int], bool]) -> tuple[int, int]:
+    """Width and height of the largest picture with these proportions that fits; at least 1x1."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(*_scaled(wh, middle)) else (low, middle)
+    return _scaled(wh, low)
+
+
+def bytes_of_data_url(url: str) -> bytes:
+    """The file in a data URL. Raises Fault for one that is not in base64."""
+    head = _DATA_URL.match(url[:200])
+    if head is None:
+        raise Fault(400, "the picture's data URL is not in base64; expected data:image/png;base64,...", "invalid_image")
+    try:
+        return base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise Fault(400, "the picture's data URL is not valid base64", "invalid_image") from None
+
+
+def read_below(root: Path, url: str, most_bytes: int) -> bytes:
+    """A file that a `file:` URL names, if it lies below `root` when all links are followed.
+
+    Raises: Fault 403 for one elsewhere, 400 for what is not a file, 413 for one that is too large
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or "\0" in path or not path:
+        raise Fault(400, f"{shown(url)} names no file of this machine; expected file:///PATH", "invalid_image_url")
+    root = root.resolve()
+    elsewhere = Fault(403, f"{shown(url)} is not below the folder whose pictures may be read", "image_not_allowed")
+    wanted = Path(os.path.realpath(root / path))
+    if not wanted.is_relative_to(root):
+        raise elsewhere
+    try:
+        # A pipe or device must not be waited for, and the file that is open is the one that is checked.
+        descriptor = os.open(wanted, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        raise Fault(400, f"{shown(url)} cannot be read; expected a picture", "invalid_image_url") from None
+    with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Fault(400, f"{shown(url)} is not a regular file; expected a picture", "invalid_image_url")
+        if not _opened_path(descriptor, wanted).is_relative_to(root):
+            raise elsewhere
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise Fault(413, f"{shown(url)} has more than {most_bytes:,} bytes, the limit", "image_too_large")
+    return data
+
+
+def _opened_path(descriptor: int, otherwise: Path) -> Path:
+    """Where the open file lies now: a folder on the way may have been exchanged."""
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
+    except OSError:  # not on this system
+        return otherwise
+
+
+def _scaled(wh: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, math.floor(wh[0] * scale)), max(1, math.floor(wh[1] * scale))
+
+
+def _not_allowed(what: str, option: str) -> Fault:
+    return Fault(403, f"{what}; send the picture itself as data:image/png;base64,... ({option})", "image_not_allowed")

@@ -1,92 +1,237 @@
-"""What the endpoints share: the session, its limits, and how a question is run."""
+"""What the endpoints do: a question waits for its place, is opened, runs, and becomes a reply.
+
+Every method is a coroutine of one event loop and never blocks it: pictures are read in threads, graphs run in the
+scheduler's.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from sdrpn.families.registry import seen_of
-from sdrpn.method.given_region import decide_region, require_box
-from sdrpn.runtime.questions import AnswerOptions
-from sdrpn.runtime.sampling import Sampling
-from sdrpn.runtime.server.content import asked_in
-from sdrpn.runtime.server.faults import Fault
+from sdrpn.host.power import PowerMeter
+from sdrpn.method.grids import ImageGrid
+from sdrpn.runtime.answer import Answer
+from sdrpn.runtime.pictures.picture import Picture
+from sdrpn.runtime.scheduler import Load
+from sdrpn.runtime.server.admission import Admission
+from sdrpn.runtime.server.answering import answer_options, change_of, check_chat, require_fitting, stops_of
+from sdrpn.runtime.server.content import Asked, asked_in
+from sdrpn.runtime.server.faults import Fault, shown
+from sdrpn.runtime.server.metrics import Metrics
+from sdrpn.runtime.server.models import LoadedModel, Models
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.pictures import PictureSources
-from sdrpn.runtime.server.replies import answer_extras, look_json, stages_json, usage_json
-from sdrpn.runtime.server.requests import ChatRequest, ImageUrl, LookRequest
+from sdrpn.runtime.server.replies import Completion, answer_extras, look_json, stages_json
+from sdrpn.runtime.server.requests import ChatRequest, Extras, ImageUrl, LookRequest
+from sdrpn.runtime.server.stopping import TextCutter
 from sdrpn.runtime.session import Session
+from sdrpn.runtime.stream import AsyncAnswerStream
 
 __all__ = ["Service"]
 
+# Beside those that are decoded, so many are opened and prepared.
+_AHEAD = 2
+_FETCHING, _OPENING = 8, 4  # threads
+
+
+@dataclass(frozen=True)
+class _Admitted:
+    """A request that has its place."""
+
+    model: LoadedModel
+    picture: Picture
+    queued_s: float
+
+    @property
+    def session(self) -> Session:
+        return self.model.session
+
+    @property
+    def grid(self) -> ImageGrid:
+        return self.session.spec.vision.grid(self.picture.size)
+
 
 class Service:
-    """Answers requests, each a coroutine that never blocks the event loop."""
+    """One server: its model, its queue, its figures."""
 
-    def __init__(self, session: Session, options: ServerOptions) -> None:
-        self.options, self._session = options, session
-        self._sources = PictureSources(options, session.open_picture)
+    def __init__(self, session: Session, options: ServerOptions, reopen: Callable[[], Session] | None = None) -> None:
+        """Args: reopen: as in `create_app`"""
+        self.options, self.models = options, Models(session, reopen)
+        self.admission = Admission(session.max_batch + _AHEAD, options.most_queue, options.picture_bytes)
+        self._sources = PictureSources(options)
+        self._fetching = ThreadPoolExecutor(_FETCHING, "sdrpn fetch")
+        self._opening = ThreadPoolExecutor(_OPENING, "sdrpn pictures")
+        self._power = PowerMeter() if session.on == "gpu" else None
+        if self._power is not None:
+            self._power.__enter__()
+        self.metrics = Metrics(options.model, lambda: self.load, self.admission, self._power)
         self.started = int(time.time())
+
+    @property
+    def load(self) -> Load:
+        """What the current model has to do."""
+        return self.models.current.session.load
+
+    @property
+    def stuck_s(self) -> float | None:
+        """How long a unit of work has run, if that is longer than any should; None: it goes on."""
+        unit_s = self.load.unit_s
+        return unit_s if unit_s > self.options.watchdog_s else None
+
+    def close(self) -> None:
+        """Free threads, and the model if it is not the first one."""
+        for threads in (self._fetching, self._opening):
+            threads.shutdown(wait=False, cancel_futures=True)
+        if self._power is not None:
+            self._power.__exit__(None, None, None)
+        self.models.close()
+
+    def timeout_of(self, request: Extras) -> float:
+        """How long a request may take, in seconds."""
+        return min(request.timeout_s or self.options.timeout_s, self.options.timeout_s)
 
     async def look(self, request: LookRequest) -> dict[str, Any]:
         """The reply of `POST /v1/look`."""
         self._require_model(request.model)
-        session, questions = self._session, self._questions(request)
-        if not request.roi.enabled:
+        questions = self._questions(request)
+        if request.roi.enabled is False:
             raise Fault(400, "roi.enabled is false; a look finds regions", param="roi.enabled")
+        change = change_of(request.roi, self.models.current.session)
         url = request.image.url if isinstance(request.image, ImageUrl) else request.image
-        picture = await asyncio.to_thread(self._sources.opened, url)
-        looks = await session.look_many_async(picture, questions, roi=request.roi.change())
+        async with self._admitted(url, request) as admitted:
+            looks = await admitted.session.look_many_async(admitted.picture, questions, roi=change)
+            self.metrics.looked(looks)
+            policy = change.applied_to(admitted.session.policy)
+            threshold = admitted.session.gate_threshold(change)
+            return {
+                "id": f"look-{uuid4().hex}",
+                "object": "look",
+                "created": int(time.time()),
+                "model": self.options.model,
+                "system_fingerprint": admitted.model.fingerprint,
+                "image_wh": list(admitted.picture.size),
+                "fit": seen_of(admitted.session.spec),
+                "policy": {
+                    "threshold": policy.threshold,
+                    "upscale": policy.upscale,
+                    "max_ratio": policy.max_ratio,
+                    "min_cells": policy.min_cells,
+                    "max_share": policy.max_share,
+                    "gate_threshold": threshold,
+                },
+                "looks": [look_json(look, request.map, threshold) for look in looks],
+                "stages": stages_json(looks[0].timings) | {"queued_s": round(admitted.queued_s, 6)},
+            }
+
+    async def answer(self, request: ChatRequest) -> Completion:
+        """The whole answer to a chat."""
+        asked = self._checked(request)
+        async with self._admitted(asked.image.url, request) as admitted:
+            answer = await (await self._stream(request, asked, admitted)).finish()
+            completion = self._completion(request, admitted)
+            completion.text = _cut(answer.text, stops_of(request))
+            self._finish(completion, answer, admitted, request)
+            return completion
+
+    async def events(self, request: ChatRequest) -> AsyncGenerator[tuple[str, Completion], None]:
+        """Pieces of the answer, and what is known of it so far; the last piece, which is empty, ends it."""
+        asked = self._checked(request)
+        stops = stops_of(request)
+        cutter = TextCutter(stops) if stops else None
+        async with self._admitted(asked.image.url, request) as admitted:
+            stream, completion = await self._stream(request, asked, admitted), self._completion(request, admitted)
+            async for piece in stream:
+                text = piece if cutter is None else cutter.push(piece)
+                if text:
+                    completion.text += text
+                    yield text, completion
+            rest = "" if cutter is None else cutter.finish()
+            if rest:
+                completion.text += rest
+                yield rest, completion
+            self._finish(completion, stream.answer, admitted, request)
+            yield "", completion
+
+    async def reload(self) -> dict[str, Any]:
+        """The reply of `POST /admin/reload`."""
+        try:
+            model = await self.models.reload()
+        except Fault:
+            self.metrics.reloaded("failed")
+            raise
+        self.metrics.reloaded("done")
         return {
-            "id": f"look-{uuid4().hex}",
-            "object": "look",
-            "created": int(time.time()),
+            "object": "reload",
             "model": self.options.model,
-            "image_wh": list(picture.size),
-            "fit": seen_of(session.spec),
-            "policy": self._policy_json(request),
-            "looks": [look_json(look, request.map) for look in looks],
-            "stages": stages_json(looks[0].timings),
+            "system_fingerprint": model.fingerprint,
+            "generation": model.generation,
         }
 
-    async def chat(self, request: ChatRequest) -> dict[str, Any]:
-        """The reply of `POST /v1/chat/completions` without `stream`."""
-        self._require_model(request.model)
-        asked, session = asked_in(request.messages), self._session
-        picture = await asyncio.to_thread(self._sources.opened, asked.image.url)
-        grid = session.spec.vision.grid(picture.size)
-        if request.region is not None:
-            require_box(request.region, picture.size)
-        stream = session.stream_with(picture, asked.question, self._options_of(request, asked.image))
-        answer = await stream.finish()
-        return {
-            "id": f"chatcmpl-{uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": self.options.model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                    "finish_reason": answer.finish_reason,
-                    "logprobs": None,
-                }
-            ],
-            "usage": usage_json(answer),
-            "sdrpn": answer_extras(answer, grid, seen_of(session.spec), request.map),
-        }
-
-    def models(self) -> dict[str, Any]:
+    def model_list(self) -> dict[str, Any]:
         """The reply of `GET /v1/models`."""
-        model = {"id": self.options.model, "object": "model", "created": self.started, "owned_by": "sdrpn"}
+        session = self.models.current.session
+        model = {
+            "id": self.options.model,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "sdrpn",
+            "max_model_len": session.max_context,
+        }
         return {"object": "list", "data": [model]}
+
+    def _checked(self, request: ChatRequest) -> Asked:
+        self._require_model(request.model)
+        check_chat(request)
+        stops_of(request)
+        return asked_in(request.messages)
+
+    @asynccontextmanager
+    async def _admitted(self, url: str, request: Extras) -> AsyncIterator[_Admitted]:
+        """A place, with the picture opened."""
+        loop = asyncio.get_running_loop()
+        threads = self._fetching if self._sources.is_slow(url) else self._opening
+        file = await loop.run_in_executor(threads, self._sources.read, url)
+        start = loop.time()
+        async with self.admission.place(file.size_bytes, is_batch=request.priority == "batch"):
+            queued_s = loop.time() - start
+            with self.models.used() as model:
+                picture = await loop.run_in_executor(self._opening, model.session.open_picture, file.data)
+                require_fitting(model.session, picture.size)
+                yield _Admitted(model, picture, queued_s)
+
+    async def _stream(self, request: ChatRequest, asked: Asked, admitted: _Admitted) -> AsyncAnswerStream:
+        constraint = None
+        if request.response_format is not None:
+            loop, grammars = asyncio.get_running_loop(), admitted.model.grammars
+            constraint = await loop.run_in_executor(self._opening, grammars.constraint, request.response_format)
+        session, size = admitted.session, admitted.picture.size
+        options = answer_options(request, asked, session, size, self.options, constraint)
+        return session.stream_with(admitted.picture, asked.question, options)
+
+    def _completion(self, request: ChatRequest, admitted: _Admitted) -> Completion:
+        return Completion(self.options.model, admitted.model.fingerprint)
+
+    def _finish(self, completion: Completion, answer: Answer, admitted: _Admitted, request: ChatRequest) -> None:
+        self.metrics.answered(answer, admitted.queued_s)
+        extras = answer_extras(answer, admitted.grid, seen_of(admitted.session.spec), request.map)
+        extras["stages"]["queued_s"] = round(admitted.queued_s, 6)
+        completion.finish(answer, extras)
 
     def _require_model(self, model: str | None) -> None:
         if model not in (None, "", self.options.model):
             raise Fault(
-                404, f"the model {model!r} is not here; expected {self.options.model!r}", "model_not_found", "model"
+                404,
+                f"the model {shown(model)} is not here; expected {self.options.model!r}",
+                "model_not_found",
+                "model",
             )
 
     def _questions(self, request: LookRequest) -> list[str]:
@@ -94,37 +239,14 @@ class Service:
             raise Fault(400, "expected either question, a text, or questions, a list of texts", param="questions")
         questions = [request.question] if request.question is not None else request.questions or []
         if len(questions) > self.options.most_questions:
-            raise Fault(
-                400,
-                f"there are {len(questions)} questions; the limit is {self.options.most_questions}",
-                param="questions",
-            )
+            most = self.options.most_questions
+            raise Fault(400, f"there are {len(questions)} questions; the limit is {most}", param="questions")
         return questions
 
-    def _policy_json(self, request: LookRequest) -> dict[str, Any]:
-        """By what the maps became boxes, for a client that decides again."""
-        policy = request.roi.change().applied_to(self._session.policy)
-        return {
-            "threshold": policy.threshold,
-            "upscale": policy.upscale,
-            "max_ratio": policy.max_ratio,
-            "min_cells": policy.min_cells,
-            "max_share": policy.max_share,
-        }
 
-    def _options_of(self, request: ChatRequest, image: ImageUrl) -> AnswerOptions:
-        session, roi = self._session, request.roi
-        looks_again = roi.enabled and session.spec.rpn is not None and image.detail != "low"
-        looks_again = looks_again and request.region is None  # a given region asks neither map nor gate
-        most = request.max_completion_tokens or request.max_tokens
-        most = most or min(self.options.usual_new_tokens, self.options.most_new_tokens)
-        if most > self.options.most_new_tokens:
-            raise Fault(400, f"max_tokens is {most}; the limit is {self.options.most_new_tokens}", param="max_tokens")
-        if request.n != 1:
-            raise Fault(400, f"n is {request.n}; expected 1", param="n")
-        return AnswerOptions(
-            roi=roi.change() if looks_again else None,
-            max_new_tokens=most,
-            sampling=Sampling(request.temperature or 0.0, request.top_p or 1.0, request.seed),
-            decide=None if request.region is None else decide_region(request.region, session.spec.vision.grid),
-        )
+def _cut(text: str, stops: list[str]) -> str:
+    """The text before the first stop text."""
+    if not stops:
+        return text
+    cutter = TextCutter(stops)
+    return cutter.push(text) + cutter.finish()

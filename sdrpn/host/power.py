@@ -31,8 +31,8 @@ class PowerMeter:
     def __init__(self) -> None:
         self._tool = next((tool for tool in _TOOLS if shutil.which(tool)), None)
         self._process: subprocess.Popen[str] | None = None
-        self._watts: list[float] = []
-        self._memory: list[float] = []
+        self._count, self._sum_watts, self._most_memory = 0, 0.0, 0.0
+        self._latest: dict[str, float] = {}
         self._seconds = 0.0
 
     def __enter__(self) -> PowerMeter:
@@ -60,12 +60,17 @@ class PowerMeter:
     def readings(self) -> dict[str, float]:
         """The figures by name; empty where nothing was sampled."""
         found: dict[str, float] = {}
-        if self._watts:
-            mean = sum(self._watts) / len(self._watts)
+        if self._count:
+            mean = self._sum_watts / self._count
             found |= {"watts": mean, "joules": mean * self._seconds}
-        if self._memory:
-            found["device_memory_bytes"] = max(self._memory)
+        if "device_memory_bytes" in self._latest:
+            found["device_memory_bytes"] = self._most_memory
         return found
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The newest `watts` and `device_memory_bytes`, while it runs; what was not sampled is left out."""
+        return dict(self._latest)
 
     def _read(self) -> None:
         assert self._process is not None
@@ -73,8 +78,12 @@ class PowerMeter:
         parse = parse_tegrastats if self._tool == "tegrastats" else parse_nvidia_smi
         for line in self._process.stdout:
             watts, memory = parse(line)
-            self._watts += [] if watts is None else [watts]
-            self._memory += [] if memory is None else [memory]
+            if watts is not None:
+                self._count, self._sum_watts = self._count + 1, self._sum_watts + watts
+                self._latest["watts"] = watts
+            if memory is not None:
+                self._most_memory = max(self._most_memory, memory)
+                self._latest["device_memory_bytes"] = memory
 
 
 def parse_nvidia_smi(line: str) -> tuple[float | None, float | None]:

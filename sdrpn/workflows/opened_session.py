@@ -11,6 +11,7 @@ from sdrpn.errors import BadInput
 from sdrpn.host.machine import read_machine
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import AUTOMATIC
+from sdrpn.runtime.pictures.picture import JpegMode
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def opened_session(
     max_batch: int | None = None,
     prefix_bytes: int | None = None,
     parts: Parts = "all",
+    jpeg: JpegMode = "exact",
 ) -> Session:
     """The bundle, open as the request says; the rest as in `Session.open`."""
     return Session.open(
@@ -44,6 +46,7 @@ def opened_session(
         max_batch=max_batch,
         prefix_bytes=prefix_bytes,
         parts=parts,
+        jpeg=jpeg,
     )
 
 

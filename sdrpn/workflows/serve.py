@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.bundle.shipped import bundle_path, bundle_title
-from sdrpn.errors import MissingDependency
+from sdrpn.errors import BadInput, MissingDependency
+from sdrpn.host.machine import read_available_memory
 from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends import AUTOMATIC
@@ -21,14 +22,21 @@ if TYPE_CHECKING:
 
 __all__ = ["ServeRequest", "require_server", "serve"]
 
+_LEAST_KEY_CHARACTERS = 16
+# Of the memory that is left when the model is loaded, for pictures that are decoded.
+_PICTURES_SHARE = 0.5
+_LEAST_PICTURE_BYTES, _MOST_PICTURE_BYTES = 64 << 20, 4 << 30
+
 
 @dataclass(frozen=True)
 class ServeRequest:
     """Which bundle is served, and where. The fields from `check_memory` on are those of `AskRequest`.
 
-    name: by which clients ask for the model; None: the name of the bundle's folder. max_batch: most questions that are
-    answered at once, None: as `Session.open`. cache_bytes: most memory for pictures asked about before. port 0: any
-    free one.
+    name: by which clients ask for the model; None: the name of the bundle's folder. port 0: any free one. max_batch:
+    most questions that are answered at once, None: as `Session.open`. max_queue: most that wait. max_stall_ms: longest
+    time between two tokens of a running answer. cache_bytes: most memory for pictures asked about before.
+    api_key_file: keys that clients have to send, one a line. image_root, allow_image_urls, the limits and log_format:
+    as in `ServerOptions`.
     """
 
     bundle: Path | str
@@ -36,7 +44,19 @@ class ServeRequest:
     port: int = 8000
     name: str | None = None
     max_batch: int | None = None
+    max_queue: int = 64
+    max_stall_ms: float = 200.0
     cache_bytes: int | None = None
+    api_key_file: Path | None = None
+    image_root: Path | None = None
+    allow_image_urls: bool = False
+    max_body_bytes: int = 32 << 20
+    max_pixels: int = 50_000_000
+    max_new_tokens: int = 1024
+    max_connections: int = 512
+    timeout_s: float = 600.0
+    stuck_after_s: float = 300.0
+    log_format: Literal["none", "text", "json"] = "text"
     check_memory: bool = True
     backend: str = AUTOMATIC
     threads: int | None = None
@@ -53,12 +73,15 @@ def require_server() -> None:
     """Raise MissingDependency where the libraries of the server are not installed."""
     try:
         import fastapi
+        import llguidance
+        import prometheus_client
         import uvicorn
     except ImportError as error:
         raise MissingDependency(
-            f"a server needs fastapi and uvicorn, and {error.name} is not installed: pip install 'sdrpn[serve]'"
+            f"a server needs the libraries of the extra serve, and {error.name} is not installed: "
+            "pip install 'sdrpn[serve]'"
         ) from error
-    del fastapi, uvicorn
+    del fastapi, llguidance, prometheus_client, uvicorn
 
 
 def serve(
@@ -74,27 +97,82 @@ def serve(
         note: called with warnings
         started: called with the server's address when it accepts requests
         manager: of the service that this process is
-    Raises: as `ask_question`; MissingDependency; BadInput for a port that is taken
+    Raises: as `ask_question`; MissingDependency; BadInput for a port that is taken, or a file of keys without any
     """
     require_server()
     from sdrpn.runtime.server import create_app
-    from sdrpn.runtime.server.running import listen, run_app
+    from sdrpn.runtime.server.models import try_model
+    from sdrpn.runtime.server.running import Watch, listen, run_app
 
+    keys = _keys(request.api_key_file)
+    if request.image_root is not None and not request.image_root.is_dir():
+        raise BadInput(f"image_root is {request.image_root}, which is not a folder", options=("image_root",))
+    with listen(request.host, request.port) as listening, _opened(request) as session:
+        if session.backend_note is not None:
+            note(session.backend_note)
+        try_model(session)
+        app = create_app(session, _options(session.bundle, request, keys), lambda: _opened(request))
+        service = app.state.service
+        watch = Watch(
+            started=started,
+            stopping=service.admission.close,
+            reload=service.reload,
+            works=lambda: service.stuck_s is None,
+            manager=manager,
+        )
+        try:
+            run_app(app, listening, watch, service.options.idle_timeout_s)
+        finally:
+            service.close()
+
+
+def _opened(request: ServeRequest) -> Session:
+    """The bundle as it is now."""
     bundle = open_bundle(bundle_path(request.bundle))
     require_tokenizer(bundle)
     if request.check_memory:
         require_memory(bundle, request)
-    with listen(request.host, request.port) as listening, _opened(bundle, request) as session:
-        if session.backend_note is not None:
-            note(session.backend_note)
-        run_app(create_app(session, _options(bundle, request)), listening, started, manager=manager)
+    session = opened_session(
+        bundle, request, max_batch=request.max_batch, prefix_bytes=request.cache_bytes, jpeg=request.jpeg
+    )
+    session.limit_stalls(request.max_stall_ms / 1000)
+    return session
 
 
-def _opened(bundle: Bundle, request: ServeRequest) -> Session:
-    return opened_session(bundle, request, max_batch=request.max_batch, prefix_bytes=request.cache_bytes)
-
-
-def _options(bundle: Bundle, request: ServeRequest) -> ServerOptions:
+def _options(bundle: Bundle, request: ServeRequest, keys: tuple[str, ...]) -> ServerOptions:
     from sdrpn.runtime.server import ServerOptions
 
-    return ServerOptions(model=request.name or bundle_title(bundle.path))
+    free = read_available_memory()
+    pictures = _MOST_PICTURE_BYTES if free is None else int(_PICTURES_SHARE * free)
+    return ServerOptions(
+        model=request.name or bundle_title(bundle.path),
+        api_keys=keys,
+        most_body_bytes=request.max_body_bytes,
+        most_pixels=request.max_pixels,
+        picture_bytes=max(_LEAST_PICTURE_BYTES, min(pictures, _MOST_PICTURE_BYTES)),
+        most_new_tokens=request.max_new_tokens,
+        most_queue=request.max_queue,
+        most_connections=request.max_connections,
+        timeout_s=request.timeout_s,
+        watchdog_s=request.stuck_after_s,
+        image_root=request.image_root,
+        allow_image_urls=request.allow_image_urls,
+        log_format=request.log_format,
+    )
+
+
+def _keys(path: Path | None) -> tuple[str, ...]:
+    """One a line; empty lines and those that begin with # are none."""
+    if path is None:
+        return ()
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeError) as error:
+        raise BadInput(f"{path} cannot be read ({error}); expected API keys, one a line") from error
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys or any(len(key) < _LEAST_KEY_CHARACTERS or not key.isascii() for key in keys):
+        raise BadInput(
+            f"{path} has {len(keys)} API keys; expected at least one, each of {_LEAST_KEY_CHARACTERS} or more ASCII "
+            "characters on a line of its own"
+        )
+    return keys

@@ -44,7 +44,7 @@ def test_a_meter_averages_what_the_tool_prints(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with PowerMeter() as meter:
         deadline = time.monotonic() + 30
-        while len(meter._watts) < 2 and time.monotonic() < deadline:
+        while meter._count < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     readings = meter.readings
     assert readings["watts"] == 20.0

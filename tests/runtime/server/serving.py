@@ -6,17 +6,17 @@ import base64
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions, create_app
-from sdrpn.runtime.server.running import listen
+from sdrpn.runtime.server.running import Running, Watch, listen
+from sdrpn.runtime.server.service import Service
 from sdrpn.tags import shipped_scene
 
 __all__ = ["QUESTION", "Server", "chat_body", "data_url", "scene_url", "serving"]
@@ -28,6 +28,7 @@ QUESTION = shipped_scene().question
 class Server:
     url: str
     session: Session
+    service: Service
 
     def post(self, path: str, body: object, **options: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
@@ -37,21 +38,26 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(session: Session, options: ServerOptions | None = None) -> Iterator[Server]:
+def serving(
+    session: Session, options: ServerOptions | None = None, reopen: Callable[[], Session] | None = None
+) -> Iterator[Server]:
     """As `sdrpn serve` runs it, but for signals, which belong to the main thread."""
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(session, options), log_config=None, lifespan="off"))
+    options = options or ServerOptions(model="demo")
+    app = create_app(session, options, reopen)
+    server = Running(app, listening, Watch(stopping=app.state.service.admission.close), options.idle_timeout_s)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Server(f"http://127.0.0.1:{listening.getsockname()[1]}", session)
+        yield Server(f"http://127.0.0.1:{listening.getsockname()[1]}", session, app.state.service)
     finally:
         server.should_exit = True
         thread.join()
         listening.close()
+        app.state.service.close()
 
 
 def data_url(data: bytes, kind: str = "image/png") -> str:

@@ -73,7 +73,7 @@ class TestLook:
             ({"questions": [QUESTION]}, "questions"),
             ({"questions": [QUESTION] * 17, "question": None}, "questions"),
             ({"roi": {"enabled": False}}, "roi.enabled"),
-            ({"roi": {"gate_threshold": 0.5}}, None),
+            ({"roi": {"gate_threshold": 0.5}}, "roi.gate_threshold"),
             ({"roi": {"threshold": 2}}, None),
             ({"colour": "red"}, "colour"),
         ],

@@ -9,13 +9,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
+from fastapi import FastAPI
 
 from sdrpn.host.service_manager import ServiceManager
-from sdrpn.runtime.server.running import _Server
+from sdrpn.runtime.server.running import Running, Watch, listen
 
 
 class FakeManager(ServiceManager):
@@ -30,10 +29,11 @@ class FakeManager(ServiceManager):
 @pytest.mark.parametrize("works", [True, False])
 def test_a_model_that_hangs_shows_no_life(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeManager, "pulses", 0)
-    config = uvicorn.Config(lambda *arguments: None, log_config=None)
 
     async def some_pulses() -> None:
-        server: Any = _Server(config, lambda: None, FakeManager("/n", 1.0), lambda: works)
+        with listen("127.0.0.1", 0) as listening:
+            watch = Watch(works=lambda: works, manager=FakeManager("/n", 1.0))
+            server = Running(FastAPI(), listening, watch, 10)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(server._show_life(0.001), 0.2)
 

@@ -1,0 +1,113 @@
+"""The model that answers, and its replacement while requests run: each is finished by the one that it began on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from sdrpn.errors import RunFailed
+from sdrpn.runtime.server.faults import Fault, fault_from_error
+from sdrpn.runtime.server.grammar import Grammars
+from sdrpn.runtime.session import Session
+
+__all__ = ["LoadedModel", "Models", "try_model"]
+
+_TRIAL_SIDE_PX = 64
+_TRIAL_QUESTION = "what is this ?"
+
+
+class LoadedModel:
+    """A session, and how many requests use it."""
+
+    def __init__(self, session: Session, generation: int) -> None:
+        self.session, self.generation, self.users, self.retired = session, generation, 0, False
+        manifest = session.bundle.manifest
+        self.fingerprint = f"sdrpn-{_digest(session)}"
+        tokenizer = None if manifest.tokenizer is None else session.bundle.file(manifest.tokenizer)
+        spec = session.spec
+        self.grammars = Grammars(tokenizer or Path(), spec.llm.vocabulary, spec.prompt.eos_token_ids)
+
+
+class Models:
+    """The current model; lives in one event loop but for `close`."""
+
+    def __init__(self, session: Session, reopen: Callable[[], Session] | None) -> None:
+        """Args: reopen: opens the bundle again; None: it cannot be replaced"""
+        self._current, self._reopen, self._first = LoadedModel(session, 1), reopen, session
+        self._busy = False
+
+    @property
+    def current(self) -> LoadedModel:
+        """The one for new requests."""
+        return self._current
+
+    @contextmanager
+    def used(self) -> Iterator[LoadedModel]:
+        """The current one, which stays open within the block."""
+        model = self._current
+        model.users += 1
+        try:
+            yield model
+        finally:
+            model.users -= 1
+            self._close_if_idle(model)
+
+    async def reload(self) -> LoadedModel:
+        """Open the bundle again, try it, and let it answer from now on. Raises Fault; the old one stays then."""
+        if self._reopen is None:
+            raise Fault(501, "this server was started in a program, which alone can replace the model", "no_reload")
+        if self._busy:
+            raise Fault(409, "another reload is in progress", "reload_in_progress")
+        self._busy = True
+        try:
+            opened = await asyncio.to_thread(_opened_and_tried, self._reopen)
+        except Exception as error:
+            why = fault_from_error(error).message if not isinstance(error, RunFailed) else str(error)
+            raise Fault(
+                422, f"the bundle was not reloaded, and the former one still answers: {why}", "reload_failed"
+            ) from error
+        finally:
+            self._busy = False
+        before, self._current = self._current, LoadedModel(opened, self._current.generation + 1)
+        before.retired = True
+        self._close_if_idle(before)
+        return self._current
+
+    def close(self) -> None:
+        """Close the session that replaced the first one, which is its opener's."""
+        if self._current.session is not self._first:
+            self._current.session.close()
+
+    def _close_if_idle(self, model: LoadedModel) -> None:
+        if model.retired and not model.users:
+            threading.Thread(target=model.session.close, name="sdrpn close").start()
+
+
+def try_model(session: Session) -> None:
+    """Look and answer once. Raises what fails."""
+    picture = np.full((_TRIAL_SIDE_PX, _TRIAL_SIDE_PX, 3), 128, np.uint8)
+    if session.spec.rpn is not None:
+        session.look(picture, _TRIAL_QUESTION)
+    session.answer(picture, _TRIAL_QUESTION, roi=None, max_new_tokens=2)
+    session.forget_image()
+
+
+def _opened_and_tried(reopen: Callable[[], Session]) -> Session:
+    session = reopen()
+    try:
+        try_model(session)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _digest(session: Session) -> str:
+    """Tells bundles apart: of the manifest, which has the digests of all files."""
+    return hashlib.sha256((session.bundle.path / "manifest.json").read_bytes()).hexdigest()[:12]
