@@ -41,6 +41,7 @@ from sdrpn.export.rpn import rpn_graph
 from sdrpn.export.tables import Tables
 from sdrpn.export.vision_author import vision_author
 from sdrpn.export.weights import onnx_type
+from sdrpn.families.registry import family_of
 from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.host.progress import Advance, Grown, uncounted, unseen
 from sdrpn.method.geometry import Fit
@@ -50,6 +51,7 @@ from sdrpn.method.spec import AskedScheme, ModelSpec
 __all__ = ["export_bundle"]
 
 _DEFAULTS = ExportOptions()
+_LEAST_IMAGE_TOKENS = 4  # of pictures whose number of tokens varies
 # Allowance for graphs, manifest and tokenizer.
 _SMALL_FILES_BYTES = 32 * 1024 * 1024
 
@@ -125,6 +127,11 @@ def export_bundle(
         for text in (source.pictures, *source.notes):
             note(text)
         max_context = _checked_context(source.spec, options.max_context)
+        if source.spec.vision.image_tokens >= max_context:
+            note(
+                f"pictures: up to {source.spec.vision.image_tokens} tokens, which the context of {max_context} has no "
+                "room for; ask with fewer image tokens"
+            )
         digest = source.digest()
         if existing is not None:
             _require_same_model(existing, source.spec, max_context, digest)
@@ -333,7 +340,9 @@ def _checked_context(spec: ModelSpec, wanted: int | None) -> int:
     limit = spec.llm.max_context
     if wanted is None:
         return limit
-    least = spec.vision.image_tokens + 1
+    # Where pictures have a budget, a question can name a smaller one.
+    fixed = family_of(spec).square(spec.vision) is not None
+    least = (spec.vision.image_tokens if fixed else _LEAST_IMAGE_TOKENS) + 1
     if not least <= wanted <= limit:
         raise BadInput(
             f"max_context is {wanted}; expected {least} (one image and a token) to {limit} (the checkpoint's limit)",

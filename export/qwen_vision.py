@@ -26,6 +26,7 @@ from sdrpn.method.spec import ModelSpec
 
 __all__ = ["AUTHOR", "QwenAuthor", "vision_graph", "vision_weights"]
 
+_MLP_MULTIPLE = 128  # the largest block
 _FP16_NEVER, _NEVER = -1e4, -1e30  # added where a patch is not seen: nothing that a softmax sees is below
 Array = npt.NDArray[np.generic]
 
@@ -67,13 +68,18 @@ def _table_weights(vision: Qwen25Vision | Qwen3Vision) -> list[Weight]:
     ]
 
 
+def _padded_mlp(vision: Qwen25Vision | Qwen3Vision) -> int:
+    """The MLP's width with zeros behind it. Blocks that share a scale divide neither 3420 nor 4304."""
+    return -(-vision.mlp_width // _MLP_MULTIPLE) * _MLP_MULTIPLE
+
+
 def _layer_25(spec: ModelSpec, prefix: str) -> list[Weight]:
-    vision, mlp = qwen_vision_of(spec), qwen_vision_of(spec).mlp_width
+    vision, mlp = qwen_vision_of(spec), _padded_mlp(qwen_vision_of(spec))
     return [
         norm(f"{prefix}.norm1.weight", f"{prefix}.norm1.weight", (vision.width,)),
         *_attention(vision, prefix),
         norm(f"{prefix}.norm2.weight", f"{prefix}.norm2.weight", (vision.width,)),
-        *_linear(f"{prefix}.mlp.gate_up", [f"{prefix}.mlp.gate", f"{prefix}.mlp.up"], vision.width, 2 * mlp),
+        *_linear(f"{prefix}.mlp.gate_up", [f"{prefix}.mlp.gate", f"{prefix}.mlp.up"], vision.width, mlp),
         *_linear(f"{prefix}.mlp.down", [f"{prefix}.mlp.down"], mlp, vision.width),
     ]
 
@@ -84,8 +90,8 @@ def _layer_3(spec: ModelSpec, prefix: str) -> list[Weight]:
         *_norm_pair(f"{prefix}.norm1", vision.width),
         *_attention(vision, prefix),
         *_norm_pair(f"{prefix}.norm2", vision.width),
-        *_linear(f"{prefix}.mlp.fc1", [f"{prefix}.mlp.fc1"], vision.width, vision.mlp_width),
-        *_linear(f"{prefix}.mlp.fc2", [f"{prefix}.mlp.fc2"], vision.mlp_width, vision.width),
+        *_linear(f"{prefix}.mlp.fc1", [f"{prefix}.mlp.fc1"], vision.width, _padded_mlp(vision)),
+        *_linear(f"{prefix}.mlp.fc2", [f"{prefix}.mlp.fc2"], _padded_mlp(vision), vision.width),
     ]
 
 
@@ -110,8 +116,13 @@ def _norm_pair(name: str, width: int) -> list[Weight]:
 
 
 def _linear(name: str, sources: list[str], inputs: int, outputs: int) -> list[Weight]:
-    weight = matmul(f"{name}.weight", [f"{source}.weight" for source in sources], inputs, outputs)
-    return [weight, plain(f"{name}.bias", [f"{source}.bias" for source in sources], (outputs,))]
+    """Matrices (outputs, inputs) and their biases, packed; smaller ones get zeros up to that."""
+    packed = len(sources) * outputs
+    weights, biases = ([f"{source}.{part}" for source in sources] for part in ("weight", "bias"))
+    return [
+        matmul(f"{name}.weight", weights, inputs, packed, (outputs, inputs)),
+        plain(f"{name}.bias", biases, (packed,), (outputs,)),
+    ]
 
 
 def _deepstack_count(vision: Qwen25Vision | Qwen3Vision) -> int:

@@ -7,6 +7,7 @@ precision use the same files. Tensors are converted and written one at a time.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,23 +53,52 @@ def onnx_type(name: str) -> ir.DataType:
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of a bundle: made from `sources` (canonical checkpoint names) by `make`."""
+    """One tensor of a bundle: made from `sources` (canonical checkpoint names) by `make`.
+
+    padded: the shape up to which each source is first filled with zeros; None: sources stay as they are
+    """
 
     name: str
     shape: tuple[int, ...]
     role: Literal["matrix", "plain", "norm"]  # norm: always fp32; only a matrix is ever quantised
     sources: tuple[str, ...]
     make: Callable[[Sequence[Array]], Array]
+    padded: tuple[int, ...] | None = None
+
+    def of(self, reader: TensorReader) -> TensorReader:
+        """The reader of its sources."""
+        return reader if self.padded is None else _Padding(reader, self.padded)
 
 
-def matmul(name: str, sources: Sequence[str], inputs: int, outputs: int) -> Weight:
+@dataclass(frozen=True)
+class _Padding:
+    """Reads tensors with zeros behind them, up to a shape."""
+
+    reader: TensorReader
+    shape: tuple[int, ...]
+
+    def read(self, name: str, /) -> Array:
+        """A copy, if it is smaller. Raises RunFailed for a larger one."""
+        array = self.reader.read(name)
+        if array.shape == self.shape:
+            return array
+        if len(array.shape) != len(self.shape) or any(map(operator.gt, array.shape, self.shape)):
+            raise RunFailed(f"{name} has the shape {array.shape}, which cannot be padded to {self.shape}; report this")
+        larger = np.zeros(self.shape, array.dtype)
+        larger[tuple(map(slice, array.shape))] = array
+        return larger
+
+
+def matmul(
+    name: str, sources: Sequence[str], inputs: int, outputs: int, padded: tuple[int, int] | None = None
+) -> Weight:
     """A [K,N] weight: the (out, in) matrices of `sources`, packed along N."""
-    return Weight(name, (inputs, outputs), "matrix", tuple(sources), _transposed_side_by_side)
+    return Weight(name, (inputs, outputs), "matrix", tuple(sources), _transposed_side_by_side, padded)
 
 
-def plain(name: str, sources: Sequence[str], shape: tuple[int, ...]) -> Weight:
+def plain(name: str, sources: Sequence[str], shape: tuple[int, ...], padded: tuple[int, ...] | None = None) -> Weight:
     """Tensors in the variant's precision, joined along their first axis (a packed bias, a table)."""
-    return Weight(name, shape, "plain", tuple(sources), np.concatenate)
+    return Weight(name, shape, "plain", tuple(sources), np.concatenate, padded)
 
 
 def norm(name: str, source: str, shape: tuple[int, ...]) -> Weight:
@@ -250,9 +280,10 @@ class WeightTable:
         places = self._places[weight.name]
         form = self._forms.get(weight.name)
         if form is None:
-            yield places[0], _converted(weight, places[0].dtype, reader)
+            yield places[0], _converted(weight, places[0].dtype, weight.of(reader))
         else:
-            parts = quantized_parts(weight.name, weight.sources, weight.shape, form, reader, calibration)
+            source = weight.of(reader)
+            parts = quantized_parts(weight.name, weight.sources, weight.shape, form, source, calibration)
             yield from zip(places, parts, strict=True)
 
 

@@ -1,4 +1,4 @@
-"""A model of any family, in the parts that the runtime has: vision, embedding table, trunk, RPN, tail."""
+"""A model of any family, in the parts that the runtime has: vision, embedding table, trunk, gate, RPN, tail."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.method.spec import ModelSpec
+from sdrpn.model.gate import Gate
 from sdrpn.model.rpn import Rpn
 from sdrpn.model.tail import Tail
 from sdrpn.model.trunk import Trunk
@@ -43,7 +44,7 @@ class BaseModel(nn.Module):
         part, _, rest = key.partition(".")
         if part == "vision":
             return rest if rest.startswith("projector.") else f"vision.{rest.removeprefix('tower.')}"
-        if part == "rpn":
+        if part in ("rpn", "gate"):
             return key
         if part == "tail" and rest.startswith("layers."):
             _, index, suffix = rest.split(".", 2)
@@ -52,7 +53,7 @@ class BaseModel(nn.Module):
 
 
 class SdRpnModel(BaseModel):
-    """A model cut at the tap, with the RPN beside its tail. `rpn` is None for a model without one.
+    """A model cut at the tap, with the RPN and the gate beside its tail. Both are None for a model without them.
 
     It has no forward method: `reference.py` combines the parts.
     """
@@ -60,6 +61,7 @@ class SdRpnModel(BaseModel):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.rpn = None if spec.rpn is None else Rpn(spec)
+        self.gate = Gate(spec) if spec.rpn is not None and spec.rpn.gate_layers else None
         self.tail = Tail(spec)
         self.rpn_trained = False  # whether the RPN's weights were trained
 

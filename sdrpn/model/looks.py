@@ -17,38 +17,58 @@ from sdrpn.families.family import VisionInputs
 from sdrpn.families.registry import family_of
 from sdrpn.method.roi import Crop, resize_features
 from sdrpn.model.base import BaseModel
+from sdrpn.model.vision import LookTokens
 
-__all__ = ["crop_tokens", "look_tokens", "picture_tokens"]
-
-
-@torch.inference_mode()
-def picture_tokens(model: BaseModel, picture: Image.Image) -> Tensor:
-    """The first look at an upright RGB picture: (h*w,D), on the model's device."""
-    return look_tokens(model, family_of(model.spec).first_look(picture, model.spec.vision))
+__all__ = ["crop_look", "crop_tokens", "encoded_look", "look_tokens", "picture_look", "picture_tokens"]
 
 
 @torch.inference_mode()
-def crop_tokens(model: BaseModel, picture: Image.Image, crop: Crop) -> Tensor:
-    """The tokens (n,D) that a crop inserts, on the model's device."""
+def picture_look(model: BaseModel, picture: Image.Image) -> LookTokens:
+    """The first look at an upright RGB picture: (1,h*w,D), on the model's device."""
+    return encoded_look(model, family_of(model.spec).first_look(picture, model.spec.vision))
+
+
+@torch.inference_mode()
+def crop_look(model: BaseModel, picture: Image.Image, crop: Crop) -> LookTokens:
+    """The tokens (1,n,D) that a crop inserts, on the model's device."""
     look = family_of(model.spec).crop_look(picture, crop.box_xyxy_px, model.spec.vision)
     if crop.keep_cells is not None:
         keep = torch.from_numpy(crop.keep_cells.ravel()).to(model.embed.weight.device)
-        kept: Tensor = model.vision.kept(*_inputs(model, look), keep=keep)
-        return kept
-    embeds = look_tokens(model, look)
+        return model.vision.kept(*_inputs(model, look), keep=keep)
+    found = encoded_look(model, look)
     if crop.grid_hw is None:
-        return embeds
+        return found
     hw = model.spec.vision.grid(picture.size).crop_hw(crop.box_xyxy_px)
-    features: NDArray[Any] = embeds.float().cpu().numpy().reshape(*hw, -1)
-    resized: NDArray[np.float32] = resize_features(features, crop.grid_hw)
-    return torch.from_numpy(resized).to(embeds).flatten(0, 1)
+    embeds, *deepstack = (_resized(feature, hw, crop.grid_hw) for feature in (found.embeds, *found.deepstack))
+    return LookTokens(embeds, tuple(deepstack))
 
 
 @torch.inference_mode()
+def encoded_look(model: BaseModel, look: VisionInputs) -> LookTokens:
+    """One look (1,R,D), on the model's device."""
+    return model.vision.features(*_inputs(model, look))
+
+
+def picture_tokens(model: BaseModel, picture: Image.Image) -> Tensor:
+    """The image tokens (h*w,D) of `picture_look`."""
+    return picture_look(model, picture).embeds[0]
+
+
+def crop_tokens(model: BaseModel, picture: Image.Image, crop: Crop) -> Tensor:
+    """The image tokens (n,D) of `crop_look`."""
+    return crop_look(model, picture, crop).embeds[0]
+
+
 def look_tokens(model: BaseModel, look: VisionInputs) -> Tensor:
-    """One look (R,D), on the model's device."""
-    embeds: Tensor = model.vision(*_inputs(model, look))[0]
-    return embeds
+    """The image tokens (R,D) of `encoded_look`."""
+    return encoded_look(model, look).embeds[0]
+
+
+def _resized(features: Tensor, hw: tuple[int, int], grid_hw: tuple[int, int]) -> Tensor:
+    """(1,h*w,D) -> (1,rows*columns,D)."""
+    array: NDArray[Any] = features[0].float().cpu().numpy().reshape(*hw, -1)
+    resized: NDArray[np.float32] = resize_features(array, grid_hw)
+    return torch.from_numpy(resized).to(features).flatten(0, 1)[None]
 
 
 def _inputs(model: BaseModel, look: VisionInputs) -> list[Tensor]:

@@ -46,14 +46,28 @@ OWN_NUMBERS = RowPositions()
 
 
 def prompt_positions(
-    spec: ModelSpec, before: int, grid: ImageGrid, after: int, crops: Sequence[Crop] = ()
+    spec: ModelSpec,
+    before: int,
+    grid: ImageGrid,
+    after: int,
+    crops: Sequence[Crop] = (),
+    keep_source: npt.NDArray[np.bool_] | None = None,
 ) -> RowPositions:
-    """Positions of a prompt: `before` tokens, the image, the crops, `after` tokens.
+    """Positions of a prompt: `before` tokens, the image, the crops with the ids around them, `after` tokens.
 
-    Up to the image's last row they are the same whatever follows.
+    Up to the image's last row they are the same whatever follows, but for tokens of it that do not stay.
+
+    keep_source: (h*w,) the tokens of the image that stay; None: all of them
     """
-    inserted = tuple(CropTokens(crop.grid_hw or grid.crop_hw(crop.box_xyxy_px), crop.keep_cells) for crop in crops)
-    return _placed(spec, Layout(before, grid.hw, inserted, after))
+    inserted = tuple(
+        CropTokens(
+            crop.grid_hw or grid.crop_hw(crop.box_xyxy_px),
+            crop.keep_cells,
+            crop.box_cells or grid.box_cells_from_px(crop.box_xyxy_px),
+        )
+        for crop in crops
+    )
+    return _placed(spec, Layout(before, grid.hw, inserted, after, keep_source))
 
 
 def positions_on(spec: ModelSpec, before: int, image_hw: tuple[int, int], after: int) -> RowPositions:

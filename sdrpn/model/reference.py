@@ -1,6 +1,7 @@
 """Two passes, slow and simple: the reference that every faster path must equal.
 
-Pass 1 scores the image's cells; pass 2 answers with the crops' tokens inserted after the image's. Pass 2 starts
+Pass 1 asks the gate, where there is one, whether to look again, and scores the image's cells; pass 2 answers with the
+crops' tokens inserted after the image's. Pass 2 starts
 again from the embeddings; only its decode steps use a KV cache. Greedy.
 """
 
@@ -19,14 +20,17 @@ from torch import Tensor
 
 from sdrpn.families.registry import family_of
 from sdrpn.images.image import open_image
-from sdrpn.method.roi import Decide, RoiDecision, RoiPolicy, roi_logits_from_scores
+from sdrpn.method.gate import gate_score, looks_again
+from sdrpn.method.grids import cell_count
+from sdrpn.method.roi import Decide, PolicyDecide, RoiDecision, RoiPolicy, roi_logits_from_scores, without_sinks
 from sdrpn.model.base import SdRpnModel
 from sdrpn.model.layers import KvCache
-from sdrpn.model.looks import crop_tokens, picture_tokens
-from sdrpn.model.positions import RowPositions, prompt_positions
+from sdrpn.model.looks import picture_look
+from sdrpn.model.prompt_rows import PromptRows, prompt_rows
 
 __all__ = ["ImageSource", "ReferenceAnswer", "reference_answer"]
 
+Bool = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
 ImageSource = Image.Image | Path | str | NDArray[np.uint8]
 
@@ -37,12 +41,15 @@ class ReferenceAnswer:
 
     token_ids: tuple[int, ...]  # without the stop id
     step_logits: Float32  # (n,V): the row of logits of each token; one more if a stop id ended the answer
-    roi_logits: Float32 | None  # (h,w), before the sigmoid; None for a plain answer
+    roi_logits: Float32 | None  # (h,w), before the sigmoid; None for a plain answer, or where the gate ended it
     decision: RoiDecision | None
     roi_token_count: int
     tap: Float32 | None  # (S,D) of pass 1; None for a plain answer, which has no second pass
     image_embeds: Float32  # (h*w,D)
     roi_embeds: Float32  # (roi_token_count,D)
+    gate_logit: float | None = None  # before the sigmoid; None where there is no gate, or it was not asked
+    sink_logits: Float32 | None = None  # (h,w); None where the RPN has no query for sinks
+    keep_source: Bool | None = None  # (h*w,) the image tokens of pass 2; None: all of them
 
 
 @torch.inference_mode()
@@ -63,39 +70,88 @@ def reference_answer(
         ids_before, ids_after: the prompt on either side of the image
         roi: None, or a model without an RPN: a plain answer, with one pass
         stop_ids: generation ends with the first of these
-        decide: chooses the crops instead of `roi`
+        decide: chooses the crops instead of `roi`, whatever a gate says
     Raises BadImage for an image that cannot be read.
     """
     picture = open_image(image)
-    image_embeds, grid = picture_tokens(model, picture), model.spec.vision.grid(picture.size)
-    before, after = (model.embed(torch.tensor(list(ids), dtype=torch.long)) for ids in (ids_before, ids_after))
-
-    prompt = torch.cat((before, image_embeds, after))[None]  # (1,S,D)
-    if decide is None and roi is not None:
-        decide = family_of(model.spec).decide(roi, model.spec)
-    tap, logits, decision, roi_embeds = None, None, None, image_embeds[:0]
-    if model.rpn is not None and decide is not None:
-        positions = prompt_positions(model.spec, len(before), grid, len(after)).rows(0, prompt.shape[1])
-        tap = model.trunk(prompt, positions)
-        scores = model.rpn(tap, positions)[0, :, len(before) : len(before) + len(image_embeds)]
-        logits = _roi_logits(model, scores, grid.hw)
-        decision = decide(logits, picture.size)
-        roi_embeds = torch.cat([roi_embeds, *(crop_tokens(model, picture, crop) for crop in decision.crops)])
-
-    crops = () if decision is None else decision.crops
-    placed = prompt_positions(model.spec, len(before), grid, len(after), crops)
-    prompt = torch.cat((before, image_embeds, roi_embeds, after))[None]
-    token_ids, step_logits = _generate(model, prompt, placed, max_new_tokens, stop_ids)
+    look = picture_look(model, picture)
+    prompt = prompt_rows(model, picture, look, ids_before, ids_after)
+    first = None
+    if model.rpn is not None and (decide is not None or roi is not None):
+        chosen = _chosen(model, roi, decide)
+        first = _first_pass(model, prompt, picture, len(ids_before), chosen, _gate_threshold(model, roi, decide))
+        if first.decision is not None and first.decision.crops:
+            prompt = prompt_rows(model, picture, look, ids_before, ids_after, first.decision.crops, first.keep_source)
+    token_ids, step_logits = _generate(model, prompt, max_new_tokens, stop_ids)
     return ReferenceAnswer(
         token_ids=token_ids,
         step_logits=step_logits,
-        roi_logits=logits,
-        decision=decision,
-        roi_token_count=len(roi_embeds),
-        tap=None if tap is None else _array(tap[0]),
-        image_embeds=_array(image_embeds),
-        roi_embeds=_array(roi_embeds),
+        roi_logits=None if first is None else first.roi_logits,
+        decision=None if first is None else first.decision,
+        roi_token_count=len(prompt.crop_tokens),
+        tap=None if first is None else _array(first.tap[0]),
+        image_embeds=_array(look.embeds[0]),
+        roi_embeds=_array(prompt.crop_tokens),
+        gate_logit=None if first is None else first.gate_logit,
+        sink_logits=None if first is None else first.sink_logits,
+        keep_source=None if first is None else first.keep_source,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _FirstPass:
+    """What the first pass leads to; without a map where the gate ended it."""
+
+    tap: Tensor  # (1,S,D)
+    gate_logit: float | None
+    roi_logits: Float32 | None = None
+    sink_logits: Float32 | None = None
+    decision: RoiDecision | None = None
+    keep_source: Bool | None = None
+
+
+def _chosen(model: SdRpnModel, roi: RoiPolicy | None, decide: Decide | None) -> PolicyDecide:
+    if decide is not None:
+        return without_sinks(decide)
+    assert roi is not None
+    return family_of(model.spec).decide(roi, model.spec)
+
+
+def _gate_threshold(model: SdRpnModel, roi: RoiPolicy | None, decide: Decide | None) -> float | None:
+    """Where the gate is not asked: None."""
+    if model.gate is None or roi is None or decide is not None:
+        return None
+    return family_of(model.spec).policy(model.spec).gate_threshold if roi.gate_threshold is None else roi.gate_threshold
+
+
+def _first_pass(
+    model: SdRpnModel,
+    prompt: PromptRows,
+    picture: Image.Image,
+    before: int,
+    decide: PolicyDecide,
+    gate_threshold: float | None,
+) -> _FirstPass:
+    """The gate first, then the map, then the crops."""
+    rpn, spec, positions = model.rpn, model.spec.rpn, prompt.positions
+    assert rpn is not None
+    assert spec is not None
+    tap = model.trunk(prompt.embeds, positions, deepstack=prompt.deepstack)
+    gate = None
+    if model.gate is not None and gate_threshold is not None:
+        gate = float(model.gate(tap, positions)[0])
+        if not looks_again(gate_score(gate), gate_threshold):
+            return _FirstPass(tap, gate)
+    hw = model.spec.vision.grid(picture.size).hw
+    end = before + cell_count(hw)
+    logits = _roi_logits(model, rpn(tap, positions)[0, :, before:end], hw)
+    sinks = _array(rpn.sink_logits(tap, positions)[0, before:end]).reshape(hw) if spec.sink_query else None
+    decision = decide(logits, picture.size, sinks)
+    keep_source = None
+    if decision.crops and 0 < spec.prune_above < cell_count(hw):
+        seen = rpn.row_scores(tap, positions, end)[0, :, :, before:end].mean(dim=0).amax(dim=0)
+        keep_source = family_of(model.spec).kept_source(model.spec, _array(seen))
+    return _FirstPass(tap, gate, logits, sinks, decision, keep_source)
 
 
 def _roi_logits(model: SdRpnModel, scores: Tensor, hw: tuple[int, int]) -> Float32:
@@ -107,23 +163,23 @@ def _roi_logits(model: SdRpnModel, scores: Tensor, hw: tuple[int, int]) -> Float
 
 
 def _generate(
-    model: SdRpnModel, prompt: Tensor, placed: RowPositions, max_new_tokens: int, stop_ids: Collection[int]
+    model: SdRpnModel, prompt: PromptRows, max_new_tokens: int, stop_ids: Collection[int]
 ) -> tuple[tuple[int, ...], Float32]:
-    """Prompt (1,S,D) -> token ids and their rows of logits (n,V)."""
+    """Token ids and their rows of logits (n,V)."""
     trunk_cache, tail_cache = KvCache(), KvCache()
     token_ids: list[int] = []
     rows: list[Tensor] = []
-    embeds, start = prompt, 0
+    embeds, deepstack, start = prompt.embeds, prompt.deepstack, 0
     while len(token_ids) < max_new_tokens:
-        positions = placed.rows(start, start + embeds.shape[1])
-        tap = model.trunk(embeds, positions, trunk_cache)
+        positions = prompt.placed.rows(start, start + embeds.shape[1])
+        tap = model.trunk(embeds, positions, trunk_cache, deepstack)
         rows.append(model.tail(tap, positions, tail_cache)[0])
         token_id = int(rows[-1].argmax())
         if token_id in stop_ids:
             break
         token_ids.append(token_id)
         start += embeds.shape[1]
-        embeds = model.embed(torch.tensor([[token_id]]))
+        embeds, deepstack = model.embed(torch.tensor([[token_id]])), ()
     logits = torch.stack(rows) if rows else torch.empty(0, model.spec.llm.vocabulary)
     return tuple(token_ids), _array(logits)
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.method.spec import LlmSpec, ModelSpec
+from sdrpn.model.vision import LookTokens, VisionModule
 
 __all__ = ["ClipLayer", "ClipTower", "Projector", "VisionEncoder"]
 
@@ -112,20 +113,19 @@ class Projector(nn.Module):
         return x
 
 
-class VisionEncoder(nn.Module):
-    """Tower and projector: the interface of `sdrpn.model.vision.VisionModule`."""
+class VisionEncoder(VisionModule):
+    """Tower and projector."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.tower = ClipTower(clip_of(spec))
         self.projector = Projector(clip_of(spec), spec.llm)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, *look: Tensor) -> Tensor:
         """(N,3,R,R) -> image_embeds (N,G*G,D)."""
-        output: Tensor = self.projector(self.tower(pixels))
+        output: Tensor = self.projector(self.tower(*look))
         return output
 
-    def kept(self, pixels: Tensor, *, keep: Tensor) -> Tensor:
-        """(1,3,R,R) and the kept cells (G*G,) -> (n,D); only those go through the projector."""
-        output: Tensor = self.projector(self.tower(pixels)[0][keep])
-        return output
+    def kept(self, *look: Tensor, keep: Tensor) -> LookTokens:
+        """(1,3,R,R) and the kept cells (G*G,) -> (1,n,D); only those go through the projector."""
+        return LookTokens(self.projector(self.tower(*look)[:, keep]))

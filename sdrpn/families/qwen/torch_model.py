@@ -10,30 +10,12 @@ from torch import Tensor, nn
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.families.qwen.torch_vision import tower
 from sdrpn.method.spec import ModelSpec
-from sdrpn.model.layers import DecoderLayer
+from sdrpn.model.gate import Gate
 from sdrpn.model.rpn import Rpn
 from sdrpn.model.tail import Tail
 from sdrpn.model.trunk import Trunk
 
-__all__ = ["Gate", "QwenModel", "model_from_weights"]
-
-
-class Gate(nn.Module):
-    """Whole decoder layers on the tap and one score of the last token, without a norm between."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        assert spec.rpn is not None
-        self.layers = nn.ModuleList(DecoderLayer(spec.llm) for _ in range(spec.rpn.gate_layers))
-        self.head = nn.Linear(spec.llm.width, 1)
-
-    def forward(self, tap: Tensor, positions: Tensor) -> Tensor:
-        """Tap (B,S,D), positions as the layers take them -> (B,), before the sigmoid."""
-        x = tap
-        for layer in self.layers:
-            x = layer(x, positions)
-        logits: Tensor = self.head(x[:, -1])[:, 0]
-        return logits
+__all__ = ["QwenModel", "model_from_weights"]
 
 
 class QwenModel(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sdrpn.families.qwen.torch_vision import Look, Tower25, tower
 from sdrpn.method.spec import ModelSpec
-from sdrpn.model.vision import VisionModule
+from sdrpn.model.vision import LookTokens, VisionModule
 
 __all__ = ["QwenVisionModule"]
 
@@ -20,10 +20,14 @@ class QwenVisionModule(VisionModule):
 
     def forward(self, *look: Tensor) -> Tensor:
         """The vision graph's inputs in their order -> (1,n,D)."""
-        return self.features(*look).embeds[None]
+        return self.features(*look).embeds
 
-    def features(self, *look: Tensor) -> Look:
-        """The same inputs -> the image tokens, and what goes into the LLM's first layers beside them."""
+    def features(self, *look: Tensor) -> LookTokens:
+        """See `VisionModule`."""
+        found = self._encoded(*look)
+        return LookTokens(found.embeds[None], tuple(feature[None] for feature in found.deepstack))
+
+    def _encoded(self, *look: Tensor) -> Look:
         patches, cos, sin, *others = look
         patches = patches.to(self.tower.merger.fc1.weight.dtype)
         # Both halves of a head's channels turn alike: (1,1,N,d).
