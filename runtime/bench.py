@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.grids import cell_count
+from sdrpn.method.policy import Roi, RoiChange
 from sdrpn.method.roi import Crop, Decide, RoiDecision
 from sdrpn.method.spec import ModelSpec
 from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE
@@ -26,8 +27,9 @@ from sdrpn.runtime.session import Session
 
 __all__ = ["CASES", "BenchCase", "BenchRun", "BenchSide", "SessionSide", "bench_cases", "bench_rounds"]
 
-CASES = ("plain", "no-box", "one-box", "mask", "two-box", "second-question")
+CASES = ("plain", "gate-skips", "no-box", "one-box", "mask", "two-box", "second-question")
 IMAGE_WH = (1344, 1008)
+Ids: TypeAlias = tuple[int, ...]
 _MASK_SHARE = 0.2  # of the cells
 _BOX = Crop((100, 100, 600, 500), None, None)
 _OTHER_BOX = Crop((700, 300, 1300, 900), None, None)
@@ -41,6 +43,12 @@ class BenchCase:
     name: str
     decide: Decide | None  # None: one pass
     second: bool = False  # asked after another question about the same image
+    gate_threshold: float | None = None  # of a model with a gate, which is asked first; None: it is not
+
+    @property
+    def roi(self) -> Roi:
+        """As sessions take it beside `decide`."""
+        return None if self.gate_threshold is None else RoiChange(gate_threshold=self.gate_threshold)
 
 
 @dataclass(frozen=True)
@@ -65,26 +73,55 @@ class BenchSide(Protocol):
 def bench_cases(spec: ModelSpec, names: Sequence[str]) -> list[BenchCase]:
     """The named cases, plain first, since the others are compared with it.
 
-    Raises: BadInput for an unknown name, or one that needs an RPN if there is none
+    All of them, CASES, are those that the model has: no "mask" and "two-box" where there is one box of whole cells, no
+    "gate-skips" without a gate.
+
+    Raises: BadInput for an unknown name, or one that needs an RPN or a gate if there is none
     """
     unknown = [name for name in names if name not in CASES]
     if unknown or not names:
         raise BadInput(f"there is no case {', '.join(unknown) or '(none given)'}; expected some of {', '.join(CASES)}")
+    missing = [] if spec.rpn is None else [name for name in names if name not in _cases_of(spec)]
+    if missing and tuple(names) == CASES:
+        names = _cases_of(spec)
+    elif missing:
+        raise BadInput(
+            f"this bundle's model has no case {', '.join(missing)}; expected some of {', '.join(_cases_of(spec))}",
+            options=("cases",),
+        )
     if spec.rpn is None and set(names) != {"plain"}:
         raise BadInput(
             "this bundle has no RPN, so only the case plain can be measured; name only that",
             options=("cases plain",),
         )
     crops = {
+        "gate-skips": (),
         "no-box": (),
         "one-box": (_BOX,),
         "mask": (_mask_crop(spec),),
         "two-box": (_BOX, _OTHER_BOX),
         "second-question": (),
     }
-    made = {name: BenchCase(name, _forced(spec, found), name == "second-question") for name, found in crops.items()}
+    # All scores are above 0 and below 1.
+    gates = {name: 1.0 if name == "gate-skips" else 0.0 for name in crops} if _has_gate(spec) else {}
+    made = {
+        name: BenchCase(name, _forced(spec, found), name == "second-question", gates.get(name))
+        for name, found in crops.items()
+    }
     chosen = [name for name in CASES if name in names]
     return [BenchCase("plain", None) if name == "plain" else made[name] for name in chosen]
+
+
+def _cases_of(spec: ModelSpec) -> tuple[str, ...]:
+    """What a model with an RPN has."""
+    left_out = set() if _has_gate(spec) else {"gate-skips"}
+    if "upscale" not in family_of(spec).policy_parts:
+        left_out |= {"mask", "two-box"}
+    return tuple(name for name in CASES if name not in left_out)
+
+
+def _has_gate(spec: ModelSpec) -> bool:
+    return spec.rpn is not None and spec.rpn.gate_layers > 0
 
 
 def bench_rounds(
@@ -110,8 +147,10 @@ def bench_rounds(
 class SessionSide:
     """Answers cases through the runtime, by token ids."""
 
-    def __init__(self, name: str, session: Session, new_tokens: int) -> None:
-        self.name, self._session, self._new_tokens = name, session, new_tokens
+    def __init__(
+        self, name: str, session: Session, new_tokens: int, image_tokens: tuple[int, int] | None = None
+    ) -> None:
+        self.name, self._session, self._new_tokens, self._image_tokens = name, session, new_tokens, image_tokens
         self._pictures = itertools.cycle([bench_picture(seed) for seed in range(_PICTURES)])
 
     def run(self, case: BenchCase) -> BenchRun:
@@ -120,14 +159,22 @@ class SessionSide:
         before, after = bench_prompt(self._session.spec)
         self._session.forget_image()
         if case.second:
-            self._session.answer_ids(picture, before, after[::-1], roi=None, decide=case.decide, max_new_tokens=1)
-        answer = self._session.answer_ids(
-            picture, before, after, roi=None, decide=case.decide, max_new_tokens=self._new_tokens
+            self._answer(case, picture, before, after[::-1], 1)
+        return _run_from_answer(self._answer(case, picture, before, after, self._new_tokens))
+
+    def _answer(self, case: BenchCase, picture: Image.Image, before: Ids, after: Ids, new_tokens: int) -> Answer:
+        return self._session.answer_ids(
+            picture,
+            before,
+            after,
+            roi=case.roi,
+            decide=case.decide,
+            max_new_tokens=new_tokens,
+            image_tokens=self._image_tokens,
         )
-        return _run_from_answer(answer)
 
 
-def bench_prompt(spec: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def bench_prompt(spec: ModelSpec) -> tuple[Ids, Ids]:
     """Ids before and after the image that any vocabulary has."""
     usable, tokens = max(1, spec.llm.vocabulary - 3), family_of(spec).usual_prompt_tokens
     ids = [3 + index % usable for index in range(tokens)]
@@ -148,6 +195,7 @@ def _run_from_answer(answer: Answer) -> BenchRun:
         "picture preparation": timings.preprocess_s,
         "vision": timings.vision_s,
         "trunk": timings.trunk_s,
+        "gate": timings.gate_s,
         "rpn": timings.rpn_s,
         "crop choice": timings.roi_decode_s,
         "crop preparation": timings.crop_preprocess_s,

@@ -14,6 +14,7 @@ from sdrpn.cli.session_arguments import add_where, session_fields
 from sdrpn.cli.source_arguments import add_frame_options, read_options
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import non_negative_number, number_between, positive_int, whole_number
+from sdrpn.terminal.look_arguments import add_look_arguments, look_fields
 
 if TYPE_CHECKING:
     from sdrpn.workflows.ask_frames import AnswerFile
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_region(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-roi", action="store_true", help="no second look")
     add_region_arguments(group)
+    add_look_arguments(group)
     group.add_argument(
         "--max-ratio",
         metavar="R",
@@ -216,6 +218,7 @@ def _request(args: argparse.Namespace) -> AskRequest:
         max_new_tokens=args.max_new_tokens,
         **session_fields(args),
         jpeg=args.jpeg,
+        **look_fields(args),
     )
 
 
@@ -225,7 +228,7 @@ def _policy(args: argparse.Namespace) -> Roi:
     if args.max_ratio is not None and args.upscale != "bbox":
         got = "none" if args.upscale is None else f"--upscale {args.upscale}"
         raise BadInput(f"--max-ratio {args.max_ratio:g} needs --upscale bbox; got {got}")
-    change = RoiChange(args.threshold, args.upscale, args.max_ratio, max_share=args.max_share)
+    change = RoiChange(args.threshold, args.upscale, args.max_ratio, None, args.max_share, args.gate_threshold)
     return None if args.no_roi else change
 
 

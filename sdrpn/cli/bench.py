@@ -16,6 +16,7 @@ from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import positive_int
+from sdrpn.terminal.look_arguments import add_look_arguments
 
 if TYPE_CHECKING:
     from sdrpn.workflows.benchmark import BenchBundle, BenchRequest
@@ -33,7 +34,7 @@ everything again in the second pass.
   sdrpn bench bundle --compare torch --checkpoint CHECKPOINT
 """
 
-ALL_CASES = "plain,no-box,one-box,mask,two-box,second-question"
+ALL_CASES = "plain,gate-skips,no-box,one-box,mask,two-box,second-question"
 LEAST_RUNS = 10  # for a percentile to mean anything
 
 
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", metavar="NAME", help="variant to measure (default: the one that suits a CPU best)")
     parser.add_argument("--backend", default="onnxruntime", help="as for `sdrpn ask` (default: onnxruntime)")
     parser.add_argument(
-        "--cases", metavar="A,B", default=ALL_CASES, help=f"which of {ALL_CASES} to measure (default: all)"
+        "--cases", metavar="A,B", default=ALL_CASES, help=f"some of {ALL_CASES} (default: all that the model has)"
     )
     add_threads_argument(parser)
     parser.add_argument(
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-optimized", action="store_true", help="run BUNDLE's own graphs, not those of `sdrpn optimize`"
     )
+    add_look_arguments(parser, budget_only=True)
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="checkpoint for --compare torch")
     parser.add_argument("--no-verify", action="store_true", help="do not check the digests of large files")
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write a page with charts")
@@ -121,6 +123,8 @@ def _request(args: argparse.Namespace) -> BenchRequest:
         new_tokens=args.new_tokens,
         verify=not args.no_verify,
         command=shlex.join(["sdrpn", *sys.argv[1:]]),
+        image_tokens=args.image_tokens,
+        preset=args.preset,
     )
 
 

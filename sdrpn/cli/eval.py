@@ -22,6 +22,7 @@ from sdrpn.cli.arguments import add_threads_argument, bundle_folder, filled
 from sdrpn.cli.checkpoint_arguments import add_part_arguments
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.terminal.argument_types import AUTO, number_or_auto, positive_int, whole_number
+from sdrpn.terminal.look_arguments import add_look_arguments
 
 if TYPE_CHECKING:
     from sdrpn.workflows.evaluate import EvaluationRequest
@@ -94,6 +95,7 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         help="threshold of the RoI map; auto: chosen for every RPN by labels from the model's own attention (default: "
         "that of its training or export, else the task's published one)",
     )
+    add_look_arguments(group)
     group.add_argument(
         "--attention-threshold",
         metavar="X",

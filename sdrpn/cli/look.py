@@ -13,6 +13,7 @@ from sdrpn.cli.model_folders import add_model_options
 from sdrpn.cli.session_arguments import add_where, session_fields
 from sdrpn.cli.source_arguments import add_frame_options, read_options
 from sdrpn.errors import BadInput
+from sdrpn.terminal.look_arguments import add_look_arguments, look_fields
 
 if TYPE_CHECKING:
     from sdrpn.method.policy import RoiChange
@@ -65,6 +66,7 @@ def _add_frames(group: argparse._ArgumentGroup) -> None:
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
     add_region_arguments(group)
+    add_look_arguments(group)
     group.add_argument(
         "--track",
         action="store_true",
@@ -168,13 +170,14 @@ def _request(args: argparse.Namespace) -> LookRequest:
         read=read_options(args),
         track=args.track,
         **session_fields(args),
+        **look_fields(args),
     )
 
 
 def _policy(args: argparse.Namespace) -> RoiChange:
     from sdrpn.method.policy import RoiChange
 
-    return RoiChange(args.threshold, args.upscale, max_share=args.max_share)
+    return RoiChange(args.threshold, args.upscale, max_share=args.max_share, gate_threshold=args.gate_threshold)
 
 
 def _output_folder(args: argparse.Namespace) -> LookFolder | None:

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.sample import Sample
+from sdrpn.method.preset import Task as Preset
 
 __all__ = ["Score", "Summarise", "Task", "category_means"]
 
@@ -26,7 +27,8 @@ class Task:
     score: the score of one answer; the mean is the accuracy.
     metric: the usual name of that mean.
     max_new_tokens: lmms-eval's limit for this task.
-    threshold: for the RoI map, from the published evaluation; None: none was published.
+    threshold: for the RoI map, from LLaVA's published evaluation; None: none was published.
+    preset: the kind of question, whose figures are those of the evaluation of Qwen2.5-VL and Qwen3-VL; None: none.
     general_question: asks for nothing in particular: the baseline of `vicrop` for a question's attention.
     unlabelled: questions to find a model's attention sinks with; their answers are never read.
     summarise: further figures, such as F1.
@@ -38,6 +40,7 @@ class Task:
     metric: str
     max_new_tokens: int
     threshold: float | None = None
+    preset: Preset | None = None
     general_question: str = DEFAULT_GENERAL_QUESTION
     unlabelled: Sequence[Sample] = ()
     summarise: Summarise = lambda records: {}

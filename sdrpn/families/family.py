@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.method.grids import Box
+from sdrpn.method.preset import Preset
 from sdrpn.method.roi import PolicyDecide, RoiPolicy
 from sdrpn.method.spec import ModelSpec, Vision
 
@@ -210,6 +211,13 @@ class Family(Protocol):
 
     def policy(self, spec: ModelSpec) -> RoiPolicy:
         """The policy of the official evaluation, for models of this kind without their own; of a gate, too."""
+
+    @property
+    def policy_parts(self) -> Collection[str]:
+        """The parts of a `RoiPolicy` that `decide` goes by; what others say is not used."""
+
+    def preset(self, spec: ModelSpec, task: str) -> Preset:
+        """The official evaluation's figures for a kind of question. Raises BadInput where there are none."""
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """From RoI logits (h,w) and the image's size to crops; sinks are known where the RPN has a `sink_query`."""

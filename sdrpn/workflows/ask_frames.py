@@ -23,6 +23,7 @@ from sdrpn.frames.source import Source, source_of
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.host.json_files import differing_keys
 from sdrpn.runtime import Answer, Session
+from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 from sdrpn.workflows.question import NO_RPN, AskRequest
 
@@ -30,6 +31,7 @@ __all__ = ["AnswerFile", "FrameAnswer", "FramesRequest", "any_frame", "ask_frame
 
 Note = Callable[[str], None]
 FORMAT_VERSION = 1  # of a line of JSON: what it may have, and what it means
+_BUDGET = ("preset", "image_tokens", "resize")
 _NOT_ASKED = ("image", "bundle", "question", "check_memory", "verify", "threads", "engine_options", "jpeg")
 
 
@@ -54,6 +56,8 @@ class FramesRequest:
         """What decides the answers, as JSON holds it."""
         ask = self.ask
         chosen = {each.name: getattr(ask, each.name) for each in dataclasses.fields(ask) if each.name not in _NOT_ASKED}
+        # Files that were begun before there were such options go on.
+        chosen = {name: value for name, value in chosen.items() if value is not None or name not in _BUDGET}
         bundle = open_bundle(bundle_path(ask.bundle))
         settings = {"question": ask.question, "bundle": _digest(bundle), **chosen}
         found: dict[str, Any] = json.loads(json.dumps(settings, default=dataclasses.asdict))
@@ -100,10 +104,11 @@ def ask_frames(
     """
     bundle = open_bundle(bundle_path(request.ask.bundle))
     require_tokenizer(bundle)
+    settings = request.ask.look_settings(bundle.spec)
     if request.ask.check_memory:
         require_memory(bundle, request.ask)
     opener = opener_of(request.source, request.read, _no_stdin)
-    roi = request.ask.roi
+    roi = settings.roi
     if roi is not None and bundle.spec.rpn is None:
         note(f"{request.ask.bundle} {NO_RPN}")
         roi = None
@@ -112,17 +117,23 @@ def ask_frames(
         if session.backend_note is not None:
             note(session.backend_note)
         for frame in feed:
-            yield _answered(session, frame, dataclasses.replace(request.ask, roi=roi))
+            yield _answered(session, frame, request.ask, dataclasses.replace(settings, roi=roi))
     if feed.broken:
         raise RunFailed(f"{feed.broken[0]} could not be read to its end; what came before is answered")
     if feed.unreadable:
         raise RunFailed(f"{feed.unreadable} of the pictures could not be read; the others are answered")
 
 
-def _answered(session: Session, frame: Frame, ask: AskRequest) -> FrameAnswer:
+def _answered(session: Session, frame: Frame, ask: AskRequest, settings: LookSettings) -> FrameAnswer:
     start_s = time.perf_counter()
     answer = session.answer(
-        frame.pixels, ask.question, roi=ask.roi, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling
+        frame.pixels,
+        ask.question,
+        roi=settings.roi,
+        max_new_tokens=ask.max_new_tokens,
+        sampling=ask.sampling,
+        image_tokens=settings.image_tokens,
+        resize=settings.resize,
     )
     return FrameAnswer(frame, answer, time.perf_counter() - start_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 import time
@@ -32,6 +33,7 @@ from sdrpn.runtime.bench import (
     bench_prompt,
     bench_rounds,
 )
+from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.torch_threads import torch_threads
 
 __all__ = ["CASES", "BenchBundle", "BenchReference", "BenchRequest", "bench", "bench_bundle"]
@@ -72,6 +74,8 @@ class BenchRequest:
     new_tokens: int = 16  # tokens per answer
     verify: bool = True  # check the digests of large files
     command: str = ""  # the command that the report shows
+    image_tokens: tuple[int, int] | None = None  # least and most of the picture; None: the model's own
+    preset: str | None = None  # a kind of question, whose official image tokens are used
 
     def __post_init__(self) -> None:
         for name in ("runs", "new_tokens"):
@@ -135,7 +139,8 @@ def bench(request: BenchRequest, progress: Advance = unseen) -> BenchReport:
     """See `bench_bundle`."""
     with ExitStack() as opened:
         sides, spec = _sides(request, opened)
-        cases = bench_cases(spec, request.cases)
+        vision = LookSettings(None, request.preset, request.image_tokens).settled(spec).vision_of(spec)
+        cases = bench_cases(dataclasses.replace(spec, vision=vision), request.cases)
         with PowerMeter() as meter:
             found = list(bench_rounds(sides, cases, runs=request.runs, advance=progress))
     figures = _figures(found, [case.name for case in cases], [side.name for side in sides])
@@ -178,7 +183,8 @@ def _session(request: BenchRequest, side: BenchBundle, opened: ExitStack) -> Ses
 
 def _session_side(request: BenchRequest, side: BenchBundle, session: Session) -> SessionSide:
     name = f"{bundle_title(bundle_path(side.path))}:{session.variant.name}{'' if side.optimized else ':standard'}"
-    return SessionSide(name, session, request.new_tokens)
+    settings = LookSettings(None, request.preset, request.image_tokens).settled(session.spec)
+    return SessionSide(name, session, request.new_tokens, settings.image_tokens)
 
 
 def _reference_side(request: BenchRequest, checkpoint: Path, opened: ExitStack) -> BenchSide:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sdrpn.method.roi import Crop, Decide, RoiDecision
     from sdrpn.method.spec import ModelSpec
     from sdrpn.runtime import Answer, Session, Timings
+    from sdrpn.workflows.look_settings import LookSettings
 
     Float32 = NDArray[np.float32]
 
@@ -23,7 +24,10 @@ __all__ = ["BundleAnswerer"]
 class BundleAnswerer:
     """A session as an answerer. It gives no attention maps; given crops still cost a run of the RPN."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, settings: LookSettings | None = None) -> None:
+        """Args: settings: of this model; its image tokens and resize are those of every picture"""
+        import dataclasses
+
         from sdrpn.errors import BadInput
         from sdrpn.text.prompt import load_tokenizer
 
@@ -31,12 +35,16 @@ class BundleAnswerer:
         if tokenizer is None:
             raise BadInput(f"{session.bundle.path} has no tokenizer.json; export a checkpoint that has a tokenizer")
         self._session = session
+        self._image_tokens = None if settings is None else settings.image_tokens
+        self._resize = None if settings is None else settings.resize
+        vision = session.spec.vision if settings is None else settings.vision_of(session.spec)
+        self._spec = dataclasses.replace(session.spec, vision=vision)
         self._tokenizer = load_tokenizer(session.bundle.file(tokenizer))
 
     @property
     def spec(self) -> ModelSpec:
         """The model."""
-        return self._session.spec
+        return self._spec
 
     @property
     def rpns(self) -> tuple[str, ...]:
@@ -112,50 +120,60 @@ class BundleAnswerer:
         return self._decided(picture, question, look)[0]
 
     def _decided(self, picture: Image, question: str, look: RpnLook) -> tuple[RoiDecision, Timings]:
-        """The decision and its timings; no crop is encoded."""
+        """The decision, whatever a gate says, and its timings."""
         import dataclasses
 
-        from sdrpn.families.registry import prompt_of
+        rpn = self.spec.rpn
+        if rpn is not None and rpn.sink_query:
+            # Sinks reach the family's own decision only, so that the crop is encoded, too; its time is not counted.
+            policy = dataclasses.replace(look.policy, gate_threshold=-1.0)
+            answer = self._asked(picture, question, roi=policy, max_new_tokens=1, trace=True)
+            assert answer.trace is not None
+            assert answer.trace.decision is not None
+            return answer.trace.decision, answer.timings
+        from sdrpn.families.registry import family_of
 
-        decider, decided = self._decider(look), []
+        decider, decided = family_of(self.spec).decide(look.policy, self.spec), []
 
         def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
             decided.append(decider(logits, image_wh))
             return dataclasses.replace(decided[0], crops=())
 
-        prompt = prompt_of(self.spec, self._tokenizer, question)
-        answer = self._session.answer_ids(
-            picture, prompt.ids_before, prompt.ids_after, roi=None, decide=decide, max_new_tokens=1
-        )
+        answer = self._asked(picture, question, roi=None, decide=decide, max_new_tokens=1)
         return decided[0], answer.timings
 
     def _answer(self, picture: Image, question: str, look: Look | None, max_new_tokens: int) -> Answer:
+        from sdrpn.evaluation.looks import RpnLook
+
+        if isinstance(look, RpnLook):
+            return self._asked(picture, question, roi=look.policy, max_new_tokens=max_new_tokens, trace=True)
+        decide = None if look is None else _given(look)
+        return self._asked(picture, question, roi=None, decide=decide, max_new_tokens=max_new_tokens, trace=True)
+
+    def _asked(self, picture: Image, question: str, **options: Any) -> Answer:
         from sdrpn.families.registry import prompt_of
 
         prompt = prompt_of(self.spec, self._tokenizer, question)
-        decide = None if look is None else self._decider(look)
         return self._session.answer_ids(
             picture,
             prompt.ids_before,
             prompt.ids_after,
-            roi=None,
-            decide=decide,
-            max_new_tokens=max_new_tokens,
-            trace=True,
+            image_tokens=self._image_tokens,
+            resize=self._resize,
+            **options,
         )
 
-    def _decider(self, look: Look) -> Decide:
-        import numpy as np
 
-        from sdrpn.evaluation.looks import GivenLook, RpnLook, given_note
-        from sdrpn.method.roi import RoiDecision, decide_by_policy
+def _given(look: Look) -> Decide:
+    import numpy as np
 
-        if isinstance(look, RpnLook):
-            return decide_by_policy(look.policy, self.spec.vision.grid)
-        assert isinstance(look, GivenLook)
-        crops = look.crops
+    from sdrpn.evaluation.looks import GivenLook, given_note
+    from sdrpn.method.roi import RoiDecision
 
-        def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
-            return RoiDecision(np.zeros((0, 4), np.int64), crops, given_note(crops), logits)
+    assert isinstance(look, GivenLook)
+    crops = look.crops
 
-        return decide
+    def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:
+        return RoiDecision(np.zeros((0, 4), np.int64), crops, given_note(crops), logits)
+
+    return decide

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.families.family import Resize
 from sdrpn.families.registry import seen_of
 from sdrpn.host.hub import model_folder
 from sdrpn.host.progress import ShowProgress, show_nothing
@@ -66,6 +67,10 @@ def evaluate_model(
     upscale: Literal["mask", "bbox"] | None = None,
     vicrop_layer: int | None = None,
     seed: int = 0,
+    gate_threshold: float | None = None,
+    preset: str | None = None,
+    image_tokens: tuple[int, int] | None = None,
+    resize: Resize | None = None,
     with_answers: bool = True,
     rpns: Sequence[str] = (),
     vision_tower: Path | str | None = None,
@@ -86,7 +91,8 @@ def evaluate_model(
     Args:
         model: folder of a bundle (ONNX Runtime; without methods that need attention) or of a checkpoint (PyTorch)
         task, data, split, samples, methods, with_answers, out, resume: see `EvaluationRequest`
-        threshold, attention_threshold, heads, upscale, vicrop_layer, seed: see `LookChoice`
+        threshold, attention_threshold, heads, upscale, vicrop_layer, seed, gate_threshold, preset, image_tokens,
+            resize: see `LookChoice`
         rpns, vision_tower, base, projector, fit, precision, device: for a checkpoint; see `CheckpointModel`
         backend, variant: for a bundle; see `BundleModel`
         threads: of the CPU; None: one per free core, and a single one for a small model
@@ -107,7 +113,18 @@ def evaluate_model(
         variant=variant,
         threads=threads,
     )
-    look = LookChoice(threshold, attention_threshold, heads, upscale, vicrop_layer, seed)
+    look = LookChoice(
+        threshold,
+        attention_threshold,
+        heads,
+        upscale,
+        vicrop_layer,
+        seed,
+        gate_threshold,
+        preset,
+        image_tokens,
+        resize,
+    )
     request = EvaluationRequest(
         chosen,
         task,

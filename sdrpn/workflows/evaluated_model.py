@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import fit_of
+from sdrpn.families.family import Resize
+from sdrpn.families.registry import family_of, fit_of
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress
+from sdrpn.method.policy import OWN, RoiChange
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
+from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.teacher import ModelPrecision, require_device
 from sdrpn.workflows.torch_threads import torch_threads
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from sdrpn.evaluation.torch_answerer import TorchAnswerer
     from sdrpn.method.policy import ModelPolicy
     from sdrpn.method.roi import RoiPolicy
+    from sdrpn.method.spec import ModelSpec
 
 __all__ = ["BundleModel", "CheckpointModel", "LookChoice", "OpenedModel", "model_at", "open_model"]
 
@@ -45,6 +49,8 @@ class LookChoice:
     upscale: of `sdrpn.method.roi.RoiPolicy`; None: the model's own
     vicrop_layer: layer of ViCrop's attention; None: the published one, at 14/32 of the depth
     seed: of all random choices
+    gate_threshold: of a bundle with a gate; None: its own, or the task's published one
+    preset, image_tokens, resize: see `sdrpn.workflows.look_settings.LookSettings`; for a bundle
     """
 
     threshold: Threshold = None
@@ -53,6 +59,10 @@ class LookChoice:
     upscale: Literal["mask", "bbox"] | None = None
     vicrop_layer: int | None = None
     seed: int = 0
+    gate_threshold: float | None = None
+    preset: str | None = None
+    image_tokens: tuple[int, int] | None = None
+    resize: Resize | None = None
 
 
 @dataclass(frozen=True)
@@ -146,14 +156,23 @@ def open_model(
             yield opened
 
 
-def _policy(task: Task, look: LookChoice, own: ModelPolicy) -> RoiPolicy:
-    """The model's own policy with the given changes; the official policy gets the task's published threshold."""
-    from sdrpn.method.policy import RoiChange
+def _policy(task: Task, look: LookChoice, own: ModelPolicy, spec: ModelSpec) -> RoiPolicy:
+    """The model's own policy with the given changes; the official policy gets the task's published thresholds."""
+    published = _published(task, spec) if own.origin == "official" else OWN
+    threshold = look.threshold if isinstance(look.threshold, float) else published.threshold
+    gate = published.gate_threshold if look.gate_threshold is None else look.gate_threshold
+    return RoiChange(threshold, look.upscale, gate_threshold=gate).applied_to(own.roi)
 
-    published = task.threshold if own.origin == "official" else None
-    return RoiChange(look.threshold if isinstance(look.threshold, float) else published, look.upscale).applied_to(
-        own.roi
-    )
+
+def _published(task: Task, spec: ModelSpec) -> RoiChange:
+    """The thresholds that were published for a task and models of this kind."""
+    family = family_of(spec)
+    if "gate_threshold" not in family.policy_parts:
+        return RoiChange(task.threshold)
+    if task.preset is None:
+        return OWN
+    official = family.preset(spec, task.preset)
+    return RoiChange(official.threshold, gate_threshold=official.gate_threshold)
 
 
 # A bundle ------------------------------------------------------------------------------------------------------------
@@ -183,8 +202,21 @@ def _open_bundle(model: BundleModel, task: Task, look: LookChoice) -> Iterator[O
             "variant": session.variant.name,
             "backend": model.backend,
         }
-        policy = _policy(task, look, session.bundle.manifest.own_policy)
-        yield OpenedModel(BundleAnswerer(session), Setting(policy, seed=look.seed), about)
+        settings = _settings(look, session.spec)
+        about |= (
+            {"image_tokens": settings.image_tokens, "resize": settings.resize} if settings != LookSettings() else {}
+        )
+        policy = _policy(task, look, session.bundle.manifest.own_policy, session.spec)
+        if isinstance(settings.roi, RoiChange):
+            policy = settings.roi.applied_to(policy)
+        yield OpenedModel(BundleAnswerer(session, settings), Setting(policy, seed=look.seed), about)
+
+
+def _settings(look: LookChoice, spec: ModelSpec) -> LookSettings:
+    """What was asked for, for this model. Raises BadInput for what it cannot use."""
+    threshold = look.threshold if isinstance(look.threshold, float) else None
+    change = RoiChange(threshold, look.upscale, gate_threshold=look.gate_threshold)
+    return LookSettings(change, look.preset, look.image_tokens, look.resize).settled(spec)
 
 
 # A checkpoint --------------------------------------------------------------------------------------------------------
@@ -197,6 +229,12 @@ def _open_checkpoint(
     with importing_extra(*_EXTRA):
         import sdrpn.checkpoint  # noqa: F401
 
+    for name in ("gate_threshold", "preset", "image_tokens", "resize"):
+        if getattr(look, name) is not None:
+            what = name.replace("_", " ")
+            raise BadInput(
+                f"{what} is for a bundle, and {model.parts.path} is a checkpoint; export it", options=(name,)
+            )
     first, *others = _named_rpns(model.rpns) or [("", None)]
     with (
         dataclasses.replace(model.parts, rpn=first[1]).open() as checkpoint,
@@ -228,8 +266,10 @@ def _torch_model(
     loaded = model_from_checkpoint(checkpoint, dtype).to(device)
     rpns = {name: rpn.to(device, dtype) for name, rpn in _further_rpns(model, checkpoint, others).items()}
     answerer = TorchAnswerer(loaded, tokenizer_of(checkpoint), rpns)
-    policies = {"": _policy(task, look, checkpoint.policy)}
-    policies |= {name: _policy(task, look, rpn.policy) for name, rpn in rpns.items() if rpn.policy is not None}
+    policies = {"": _policy(task, look, checkpoint.policy, checkpoint.spec)}
+    policies |= {
+        name: _policy(task, look, rpn.policy, checkpoint.spec) for name, rpn in rpns.items() if rpn.policy is not None
+    }
     setting = _setting(task, look, policies, answerer, DEFAULT_METHODS if wanted is None else wanted, progress)
     about = {
         "checkpoint": str(model.parts.path),

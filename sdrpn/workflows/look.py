@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
+from sdrpn.families.family import Resize
 from sdrpn.families.registry import family_of
 from sdrpn.frames.feed import FrameFeed, NamedOpener, opener_of, unopened
 from sdrpn.frames.frame import Frame
@@ -26,10 +28,11 @@ from sdrpn.frames.thinning import ReadOptions
 from sdrpn.method.policy import OWN, Roi, looking_policy
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
-from sdrpn.runtime import EngineOptions, Look
+from sdrpn.runtime import EngineOptions, Look, Session
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.pictures.picture import Picture, open_picture
 from sdrpn.runtime.tracker import Tracker
+from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 
 __all__ = ["FrameLook", "Look", "LookRequest", "LookStream", "Looker", "StreamFigures", "look_stream"]
@@ -70,6 +73,9 @@ class LookRequest:
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
     verify: bool = True
+    preset: str | None = None  # this and the rest: see LookSettings
+    image_tokens: tuple[int, int] | None = None
+    resize: Resize | None = None
 
     def __post_init__(self) -> None:
         for name in ("track", "check_memory", "optimized", "verify"):
@@ -145,6 +151,21 @@ class Looker(Protocol):
 
     def look_many(self, image: Picture, questions: Sequence[str], *, roi: Roi) -> list[Look]:
         """As `Session.look_many`."""
+
+
+class _Budgeted:
+    """A session whose pictures have the budget that was asked for."""
+
+    def __init__(self, session: Session, settings: LookSettings) -> None:
+        self._session, self._settings = session, settings
+        self.spec = dataclasses.replace(session.spec, vision=settings.vision_of(session.spec))
+
+    def look_many(self, image: Picture, questions: Sequence[str], *, roi: Roi) -> list[Look]:
+        """As `Session.look_many`."""
+        settings = self._settings
+        return self._session.look_many(
+            image, questions, roi=roi, image_tokens=settings.image_tokens, resize=settings.resize
+        )
 
 
 class LookStream:
@@ -273,7 +294,8 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
         raise BadInput(f"{bundle.path} has no RPN, which finds regions; export a checkpoint that has one")
     if request.check_memory:
         require_memory(bundle, request, "look")
-    policy = looking_policy(request.roi, bundle.manifest.own_policy.roi)
+    settings = LookSettings(request.roi, request.preset, request.image_tokens, request.resize).settled(bundle.spec)
+    policy = looking_policy(settings.roi, bundle.manifest.own_policy.roi)
     trackers = _trackers(bundle.spec, policy) if request.track else None
     with ExitStack() as resources:
         # No frame needs what was computed of an earlier one.
@@ -282,7 +304,12 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
             note(session.backend_note)
         resources.enter_context(feed)
         return LookStream(
-            session, feed, request.questions, roi=policy, trackers=trackers, resources=resources.pop_all()
+            _Budgeted(session, settings),
+            feed,
+            request.questions,
+            roi=policy,
+            trackers=trackers,
+            resources=resources.pop_all(),
         )
 
 
@@ -304,6 +331,11 @@ def _openers(sources: Sequence[Source], request: LookRequest) -> list[NamedOpene
 
 
 def _trackers(spec: ModelSpec, policy: RoiPolicy) -> Callable[[], Tracker]:
+    if "min_cells" not in family_of(spec).policy_parts:
+        raise BadInput(
+            "boxes are tracked where a model has one for each region; this one has a single box: leave it out",
+            options=("track",),
+        )
     Tracker(spec.vision.grid, policy)  # refuses a policy that cannot be tracked before anything is loaded
     return lambda: Tracker(spec.vision.grid, policy)
 

@@ -15,14 +15,17 @@ from PIL.Image import Image
 
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
+from sdrpn.families.family import Resize
 from sdrpn.families.registry import seen_of
 from sdrpn.images.image import open_image
 from sdrpn.method.geometry import Seen
 from sdrpn.method.policy import OWN, Roi, RoiChange
+from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Answer, EngineOptions, Sampling
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.drawing import draw_regions
 from sdrpn.runtime.pictures.picture import JpegMode, open_picture
+from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 
 __all__ = [
@@ -61,6 +64,13 @@ class AskRequest:
     optimized: bool = True
     verify: bool = True
     jpeg: JpegMode = "exact"
+    preset: str | None = None  # this and the rest: see LookSettings
+    image_tokens: tuple[int, int] | None = None
+    resize: Resize | None = None
+
+    def look_settings(self, spec: ModelSpec) -> LookSettings:
+        """How the model looks. Raises BadInput for what it cannot use."""
+        return LookSettings(self.roi, self.preset, self.image_tokens, self.resize).settled(spec)
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ def ask_question(
     """
     bundle = open_bundle(bundle_path(request.bundle))
     require_tokenizer(bundle)
+    settings = request.look_settings(bundle.spec)
     if request.check_memory:
         require_memory(bundle, request)
     picture = open_picture(request.image, jpeg=request.jpeg, threads=request.threads)
@@ -105,12 +116,18 @@ def ask_question(
         first_note = session.backend_note
         if first_note is not None:
             note(first_note)
-        policy = request.roi
+        policy = settings.roi
         if policy is not None and session.spec.rpn is None:
             note(f"{request.bundle} {NO_RPN}")
             policy = None
         stream = session.stream(
-            picture, request.question, roi=policy, max_new_tokens=request.max_new_tokens, sampling=request.sampling
+            picture,
+            request.question,
+            roi=policy,
+            max_new_tokens=request.max_new_tokens,
+            sampling=request.sampling,
+            image_tokens=settings.image_tokens,
+            resize=settings.resize,
         )
         if piece is not None:
             for text in stream:

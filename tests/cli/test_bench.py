@@ -94,7 +94,7 @@ def test_against_torch(sdrpn: Command, text_bundle: Path, text_checkpoint: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--cases", "plain,three-box"), "there is no case three-box; expected some of plain, no-box"),
+        (("--cases", "plain,three-box"), "there is no case three-box; expected some of plain, gate-skips, no-box"),
         (("--cases", ","), "there is no case (none given)"),
         (("--compare", "torch"), "--compare torch and --checkpoint DIR go together"),
         (("--runs", "0"), "argument --runs"),

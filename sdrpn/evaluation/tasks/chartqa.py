@@ -33,6 +33,7 @@ def chartqa_task(folder: Path) -> Task:
         metric="relaxed accuracy",
         max_new_tokens=16,
         threshold=0.15,
+        preset="chart",
     )
 
 

@@ -72,4 +72,5 @@ def _task(
         metric="ANLS",
         max_new_tokens=32,
         threshold=threshold,
+        preset="document" if layout.task == "docvqa" else "scene",
     )

@@ -38,6 +38,7 @@ def hrbench_task(folder: Path, size: str = "4k") -> Task:
         metric="letter match",
         max_new_tokens=32,
         threshold=0.10,
+        preset="high-resolution",
         summarise=_cycle_means,
         settings={"split": size},
     )

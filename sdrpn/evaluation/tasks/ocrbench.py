@@ -31,6 +31,7 @@ def ocrbench_task(folder: Path) -> Task:
         metric="containment",
         max_new_tokens=128,
         threshold=0.05,
+        preset="reading",
         summarise=_points,
     )
 

@@ -33,6 +33,7 @@ def textvqa_task(folder: Path) -> Task:
         metric="VQA accuracy",
         max_new_tokens=16,  # lmms-eval leaves it to the model; the true answers are a word or a phrase
         threshold=0.15,
+        preset="scene",
     )
 
 

@@ -37,6 +37,7 @@ def vstar_task(folder: Path) -> Task:
         metric="letter match",
         max_new_tokens=16,
         threshold=0.10,
+        preset="search",
     )
 
 

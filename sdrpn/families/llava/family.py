@@ -27,6 +27,7 @@ from sdrpn.images.image import base_picture, base_pixels, crop_pixels
 from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
+from sdrpn.method.preset import Preset
 from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec, Vision
 from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE
@@ -176,6 +177,15 @@ class Llava:
         """The official evaluation's; of a map that is a distribution, as `mse` trains it, half of its peak."""
         is_distribution = spec.rpn is not None and spec.rpn.loss == "mse"
         return RoiPolicy(-0.5) if is_distribution else RoiPolicy()
+
+    @property
+    def policy_parts(self) -> Collection[str]:
+        """All but the gate's."""
+        return ("threshold", "upscale", "max_ratio", "min_cells", "max_share")
+
+    def preset(self, spec: ModelSpec, task: str) -> Preset:
+        """None: the published thresholds of LLaVA's models differ by their size and task, not by kind of question."""
+        raise BadInput(f"the preset {task!r} is for Qwen2.5-VL and Qwen3-VL; give this model a threshold, or nothing")
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """Regions, boxes and masks of SD-RPN's evaluation."""

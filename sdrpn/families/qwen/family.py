@@ -41,6 +41,7 @@ from sdrpn.families.qwen.zoom import decide_zoom
 from sdrpn.images.patches import PatchedVision, crop_patches, picture_patches, resized
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box, cell_count
+from sdrpn.method.preset import Preset
 from sdrpn.method.roi import PolicyDecide, RoiDecision, RoiPolicy
 from sdrpn.method.spec import ModelSpec, Scheme, Vision
 
@@ -250,12 +251,23 @@ class Qwen:
 
     def policy(self, spec: ModelSpec) -> RoiPolicy:
         """The official evaluation's for questions about scenes, which most benchmarks share."""
-        official = preset("scene", family=spec.vision.family, scheme=_scheme(spec), llm_width=spec.llm.width)
+        official = self.preset(spec, "scene")
         return RoiPolicy(official.threshold, min_cells=1, gate_threshold=official.gate_threshold)
+
+    @property
+    def policy_parts(self) -> Collection[str]:
+        """There is one box, around all cells above the threshold."""
+        return ("threshold", "gate_threshold")
+
+    def preset(self, spec: ModelSpec, task: str) -> Preset:
+        """See `presets.py`."""
+        return preset(task, family=spec.vision.family, scheme=_scheme(spec), llm_width=spec.llm.width)
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """The box around every cell above the threshold that is no sink."""
         scheme, grid_over = _scheme(spec), qwen_vision_of(spec).grid
+        if policy.threshold < 0:
+            raise BadInput(f"threshold is {policy.threshold:g}; expected a number between 0 and 1 for this model's map")
 
         def decided(
             logits: npt.NDArray[np.float32],

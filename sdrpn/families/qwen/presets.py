@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 from sdrpn.errors import BadInput
+from sdrpn.method.preset import TASKS, Preset, Task
 from sdrpn.method.spec import Scheme
 
-__all__ = ["Preset", "Task", "preset"]
-
-Task = Literal["scene", "document", "chart", "reading", "search", "high-resolution"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How a kind of question is asked.
-
-    threshold: of the map; gate_threshold: of the gate's score, None where there is no gate
-    image_tokens: least and most
-    """
-
-    threshold: float
-    gate_threshold: float | None
-    image_tokens: tuple[int, int]
-
+__all__ = ["preset"]
 
 _USUAL, _READING, _LARGE = (256, 576), (128, 576), (512, 4096)
 # Q-Zoom's eval_only scripts: TextVQA and InfoVQA, DocVQA, ChartQA, OCRBench, V*, HR-Bench.
@@ -76,7 +58,7 @@ def preset(task: str, *, family: str, scheme: Scheme, llm_width: int) -> Preset:
         table = _QZOOM_25
     else:
         table = _SDRPN_7B if llm_width >= _WIDTH_OF_7B else _SDRPN_3B
-    for known in get_args(Task):
+    for known in TASKS:
         if known == task:
             return table[known]
-    raise BadInput(f"the preset {task!r} is unknown; expected {', '.join(get_args(Task))}")
+    raise BadInput(f"the preset {task!r} is unknown; expected {', '.join(TASKS)}")

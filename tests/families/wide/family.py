@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sdrpn.errors import BadInput
 from sdrpn.families.family import (
     AroundCrop,
     Family,
@@ -23,6 +24,7 @@ from sdrpn.families.family import (
 from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
+from sdrpn.method.preset import Preset
 from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec, Vision
 from tests.families.wide.vision_spec import WideSpec
@@ -155,6 +157,13 @@ class Wide:
 
     def policy(self, spec: ModelSpec) -> RoiPolicy:
         return RoiPolicy(0.4, min_cells=1)
+
+    @property
+    def policy_parts(self) -> Collection[str]:
+        return ("threshold", "upscale", "max_ratio", "min_cells", "max_share")
+
+    def preset(self, spec: ModelSpec, task: str) -> Preset:
+        raise BadInput("this model has no presets")
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         return decide_by_policy(policy, spec.vision.grid)

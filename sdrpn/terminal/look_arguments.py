@@ -1,0 +1,63 @@
+"""Arguments of verbs that look: a kind of question, image tokens, the gate. Imports no library."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sdrpn.terminal.argument_types import number_between, positive_int
+
+__all__ = ["add_look_arguments", "look_fields"]
+
+# As in sdrpn.method.preset and sdrpn.families.family, which are not imported for --help.
+PRESETS = ("document", "scene", "chart", "reading", "search", "high-resolution")
+RESIZES = ("once", "official")
+
+
+def add_look_arguments(group: argparse._ActionsContainer, *, budget_only: bool = False) -> None:
+    """Declare how many image tokens a picture becomes, the gate, and the word for all that an evaluation sets."""
+    group.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="for models that take pictures of any shape: the official evaluation's thresholds and image tokens for a kind of "
+        "question; the other options replace parts of it",
+    )
+    group.add_argument(
+        "--image-tokens",
+        metavar="LEAST:MOST",
+        type=image_tokens,
+        help="for such models: how many image tokens a picture becomes, and each crop, such as 256:576 "
+        "(default: the model's own)",
+    )
+    if budget_only:
+        return
+    group.add_argument(
+        "--resize",
+        choices=RESIZES,
+        help="for such models: official: pictures are resized twice, as the official evaluation does it "
+        "(default: once)",
+    )
+    group.add_argument(
+        "--gate-threshold",
+        metavar="X",
+        type=number_between(-2, 2),
+        help="for models with a gate: a score below this ends with the first look; below 0: always look again; above "
+        "1: never (default: the model's own)",
+    )
+
+
+def image_tokens(text: str) -> tuple[int, int]:
+    """LEAST:MOST, or one number for both."""
+    least, colon, most = text.partition(":")
+    try:
+        pair = positive_int(least), positive_int(most if colon else least)
+    except argparse.ArgumentTypeError:
+        pair = 0, 0
+    if not 4 <= pair[0] <= pair[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LEAST:MOST, two numbers from 4 on in ascending order")
+    return pair
+
+
+def look_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a request that say how many image tokens a picture becomes, and the preset."""
+    return {"preset": args.preset, "image_tokens": args.image_tokens, "resize": args.resize}
