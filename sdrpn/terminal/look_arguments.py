@@ -19,8 +19,8 @@ def add_look_arguments(group: argparse._ActionsContainer, *, budget_only: bool =
     group.add_argument(
         "--preset",
         choices=PRESETS,
-        help="for models that take pictures of any shape: the official evaluation's thresholds and image tokens for a kind of "
-        "question; the other options replace parts of it",
+        help="for models that take pictures of any shape: the official evaluation's thresholds and image tokens for a "
+        "kind of question; the other options replace parts of it",
     )
     group.add_argument(
         "--image-tokens",
