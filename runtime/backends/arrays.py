@@ -11,15 +11,20 @@ from sdrpn.runtime.backends.runner import Array, Backend, Buffer, Runner, check_
 __all__ = ["run_on_arrays"]
 
 
-def run_on_arrays(backend: Backend, runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def run_on_arrays(
+    backend: Backend, runner: Runner, feeds: Mapping[str, Array], further: Mapping[str, int] | None = None
+) -> dict[str, Array]:
     """Copy `feeds` in, run, and copy every output out.
 
     Caches that the graph updates in place are bound as input and output, as in an answer; `feeds` are not changed.
+
+    Args: further: extents of axes that outputs alone have
     Raises RunFailed where a name, type or shape does not fit.
     """
     buffers = {name: _buffer(backend, array) for name, array in feeds.items()}
     extents: dict[str, int] = {}
     check_bindings("the graph", "inputs", runner.inputs, buffers, extents)
+    extents = {**(further or {}), **extents}
     caches = cache_set_from_runner(runner)
     results: dict[str, Buffer] = {}
     if caches.in_place:

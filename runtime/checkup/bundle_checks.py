@@ -242,7 +242,7 @@ class BundleChecks:
             bench_picture(0),
             before,
             after[::-1] if reverse else after,
-            roi=None,
+            roi=self._case.roi,
             decide=self._case.decide,
             max_new_tokens=_NEW_TOKENS,
             trace=True,

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from sdrpn.bundle.bundle import Bundle, GraphInfo, TensorInfo, Variant
 from sdrpn.bundle.engine_manifest import EngineManifest, ParityGate
 from sdrpn.bundle.tolerances import tolerances_of
+from sdrpn.families.registry import family_of
+from sdrpn.method.grids import cell_count
+from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.backends.arrays import run_on_arrays
 from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array, Backend, Runner
@@ -29,6 +33,7 @@ __all__ = ["FINITE", "SMOKE", "TWO_AT_ONCE", "smoke_test", "smoke_test_graphs"]
 FINITE, SMOKE, TWO_AT_ONCE = "finite", "smoke test", "two at once"  # kinds of gates
 _SEED = 0
 _GRAPH_CONTEXT = 64  # rows of the caches in a trial of a graph
+_PICTURE_WH = (224, 168)  # of a model that sees pictures of any shape
 
 _Takes: TypeAlias = Callable[[Mapping[str, Array]], bool]  # whether a profile accepts these inputs
 
@@ -60,8 +65,9 @@ def smoke_test(engines: EngineSet, backend: Backend, reference: Backend | None) 
     limit = tolerances_of(engines.variant.numerics).values
     for name, engine in engines.engines.items():
         graph = engines.variant.graphs[name]
-        tried = _Loadable(backend, graph, engine.path)
-        other = _Loadable(reference, graph, engines.bundle.file(graph.file)) if reference is not None else None
+        spec = engines.bundle.spec
+        tried = _Loadable(backend, graph, engine.path, spec)
+        other = _Loadable(reference, graph, engines.bundle.file(graph.file), spec) if reference is not None else None
         manifest = engines.manifests[name]
         yield from _gates(tried, other, engines.contexts, partial(_takes, manifest), limit, manifest.max_batch)
 
@@ -74,10 +80,10 @@ def smoke_test_graphs(bundle: Bundle, variant: Variant, twin: Variant | None, ba
     """
     limit = tolerances_of(variant.numerics).values
     for name, graph in variant.graphs.items():
-        tried = _Loadable(backend, graph, bundle.file(graph.file))
+        tried = _Loadable(backend, graph, bundle.file(graph.file), bundle.spec)
         other = None
         if twin is not None:
-            other = _Loadable(backend, twin.graphs[name], bundle.file(twin.graphs[name].file))
+            other = _Loadable(backend, twin.graphs[name], bundle.file(twin.graphs[name].file), bundle.spec)
         yield from _gates(tried, other, (_GRAPH_CONTEXT,), lambda feeds: True, limit)
 
 
@@ -88,6 +94,34 @@ class _Loadable:
     backend: Backend
     graph: GraphInfo
     path: Path
+    spec: ModelSpec
+
+    def found(self, runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for some inputs."""
+        return run_on_arrays(self.backend, runner, feeds, {"tokens": cell_count(self.spec.vision.grid(_PICTURE_WH).hw)})
+
+    def feeds(self, inputs: Mapping[str, TensorInfo], run: _Run, count: int) -> dict[str, Array]:
+        """Inputs by name for `count` pictures or sequences. The first one does not depend on `count`."""
+        each = [self._feeds_of_one(inputs, run, index) for index in range(count)]
+        return {name: np.concatenate([feeds[name] for feeds in each]) for name in each[0]}
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether the first axis of every input counts pictures or sequences."""
+        return all(tensor.dims[0] in ("images", "batch") for tensor in self.graph.inputs)
+
+    def _feeds_of_one(self, inputs: Mapping[str, TensorInfo], run: _Run, index: int) -> dict[str, Array]:
+        rng, family = np.random.default_rng(_SEED + index), family_of(self.spec)
+        if self.graph.name == "vision" and family.square(self.spec.vision) is None:  # its indices have to be of a grid
+            width, height = _PICTURE_WH
+            picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+            return dict(family.first_look(picture, self.spec.vision))
+        extents = {"batch": 1, "images": 1, "sequence": run.rows, "cache_length": run.cache_length}
+        own = run.of(index)
+        rows = trial_rows(self.graph.inputs, own.start, own.start + own.rows)
+        values = {name: _feed(tensor, own, extents, rng) for name, tensor in inputs.items() if name not in rows}
+        names = [tensor.name for tensor in self.graph.inputs]
+        return {name: rows[name] if name in rows else values[name] for name in names}
 
     @contextmanager
     def loaded(self) -> Iterator[Runner]:
@@ -107,15 +141,16 @@ def _gates(
     limit: float,
     most: int = 2,
 ) -> Iterator[ParityGate]:
-    name, graph, backend = tried.graph.name, tried.graph, tried.backend
-    runs = _runs(graph, contexts)
+    name = tried.graph.name
+    runs = _runs(tried.graph, contexts)
     with tried.loaded() as runner:
-        found = [run_on_arrays(backend, runner, _feeds(graph, runner.inputs, run, 1)) for run in runs]
+        found = [tried.found(runner, tried.feeds(runner.inputs, run, 1)) for run in runs]
         pairs = [
             pair
             for run in runs
             for count in sorted({2, max(2, most)})
-            for pair in _several(backend, runner, graph, takes, run, count)
+            if tried.takes_several
+            for pair in _several(tried, runner, takes, run, count)
         ]
     labels = [run.label for run in runs]
     gates = [_finite(name, labels, found)]
@@ -140,19 +175,17 @@ def _runs(graph: GraphInfo, contexts: Sequence[int]) -> list[_Run]:
 
 def _expected(other: _Loadable, runs: Sequence[_Run]) -> list[dict[str, Array]]:
     with other.loaded() as runner:
-        return [run_on_arrays(other.backend, runner, _feeds(other.graph, runner.inputs, run, 1)) for run in runs]
+        return [other.found(runner, other.feeds(runner.inputs, run, 1)) for run in runs]
 
 
-def _several(
-    backend: Backend, runner: Runner, graph: GraphInfo, takes: _Takes, run: _Run, count: int
-) -> Iterator[tuple[str, float]]:
+def _several(tried: _Loadable, runner: Runner, takes: _Takes, run: _Run, count: int) -> Iterator[tuple[str, float]]:
     """Where it takes so many at once: (tensor and run, difference of an entry from what it is by itself)."""
-    all_feeds = _feeds(graph, runner.inputs, run, count)
+    all_feeds = tried.feeds(runner.inputs, run, count)
     if not takes(all_feeds):
         return
-    together = run_on_arrays(backend, runner, all_feeds)
+    together = tried.found(runner, all_feeds)
     for index in range(count):
-        alone = run_on_arrays(backend, runner, {name: array[index : index + 1] for name, array in all_feeds.items()})
+        alone = tried.found(runner, {name: array[index : index + 1] for name, array in all_feeds.items()})
         for name, array in together.items():
             yield f"{name}, {run.label}, {index + 1} of {count}", _difference(array[index : index + 1], alone[name])
 
@@ -170,21 +203,6 @@ def _takes(manifest: EngineManifest, feeds: Mapping[str, Array]) -> bool:
         )
         for number in range(len(manifest.profiles))
     )
-
-
-def _feeds(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, count: int) -> dict[str, Array]:
-    """Inputs by name for `count` pictures or sequences. The first one does not depend on `count`."""
-    each = [_feeds_of_one(graph, inputs, run, index) for index in range(count)]
-    return {name: np.concatenate([feeds[name] for feeds in each]) for name in each[0]}
-
-
-def _feeds_of_one(graph: GraphInfo, inputs: Mapping[str, TensorInfo], run: _Run, index: int) -> dict[str, Array]:
-    rng = np.random.default_rng(_SEED + index)
-    extents = {"batch": 1, "images": 1, "sequence": run.rows, "cache_length": run.cache_length}
-    own = run.of(index)
-    rows = trial_rows(graph.inputs, own.start, own.start + own.rows)
-    values = {name: _feed(tensor, own, extents, rng) for name, tensor in inputs.items() if name not in rows}
-    return {tensor.name: rows[tensor.name] if tensor.name in rows else values[tensor.name] for tensor in graph.inputs}
 
 
 def _feed(tensor: TensorInfo, run: _Run, extents: Mapping[str, int], rng: np.random.Generator) -> Array:

@@ -43,6 +43,7 @@ STAGES = {
     "picture preparation": Stage("#d37295", "decode the picture, pad, resize and normalise it"),
     "vision": Stage("#4c78a8", "the vision encoder over the whole picture"),
     "trunk": Stage("#f58518", "the lower layers of the language model over the prompt"),
+    "gate": Stage("#ff7f0e", "the gate, which says whether to look again"),
     "rpn": Stage("#e45756", "the region proposal network"),
     "crop choice": Stage("#8c564b", "choose crops from the RoI map"),
     "crop preparation": Stage("#ff9da6", "cut the crops from the picture, resize and normalise them"),
@@ -145,6 +146,7 @@ def html_text(report: BenchReport) -> str:
 
 _CASES = {
     "plain": "one pass, no RPN",
+    "gate-skips": "the gate runs and says that the first look is enough",
     "no-box": "the RPN runs and proposes no crop",
     "one-box": "a second pass with one crop, all of its tokens",
     "mask": "a second pass with one crop, a fifth of its tokens",
@@ -153,7 +155,7 @@ _CASES = {
 }
 # Entries of CaseFigures.stages that overlap with others.
 _SUMS = {
-    "LLM prefill": "trunk, rpn, crop trunk and tail",
+    "LLM prefill": "trunk, gate, rpn, crop trunk and tail",
     "first token": "from the question to the first token: all but decode",
     "token": "the median step of decode",
     "total": "the whole answer",

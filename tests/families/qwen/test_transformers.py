@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.families.qwen.checkpoint import open_qwen
 from sdrpn.families.qwen.torch_model import QwenModel, model_from_weights
 from sdrpn.families.qwen.torch_reference import reference_answer
 from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
 from sdrpn.images.patches import picture_patches
+from sdrpn.runtime import Session
 from tests.families.qwen.checkpoint import CONFIG_3, CONFIG_25
 from tests.tolerances import TRANSFORMERS_LOGITS_ABS
 
@@ -42,8 +45,10 @@ def _configured(family: str, *, tied: bool) -> Any:
 
 
 @pytest.fixture(scope="module", params=["qwen2.5-vl", "qwen3-vl", "qwen2.5-vl tied"])
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, QwenModel]:
-    """transformers' model, and ours from what it saves."""
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, QwenModel, Session]]:
+    """transformers' model, and of what it saves ours and a session."""
     family, _, tied = request.param.partition(" ")
     torch.manual_seed(0)
     theirs = _configured(family, tied=bool(tied)).eval()
@@ -56,14 +61,18 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with open_qwen(folder) as weights:
         assert weights.spec.rpn is None
         assert weights.spec.llm.tied_embeddings == bool(tied)
-        return theirs, model_from_weights(weights)
+        ours = model_from_weights(weights)
+    bundle = folder.with_name("bundle")
+    export_bundle(folder, bundle, ExportOptions("fp32"))
+    with Session.open(bundle, variant="fused-fp32", threads=1) as session:
+        yield theirs, ours, session
 
 
 @pytest.mark.parametrize(("width", "height", "tokens"), PICTURES)
 def test_plain_answers_are_transformers_own(
-    both: tuple[Any, QwenModel], width: int, height: int, tokens: tuple[int, int]
+    both: tuple[Any, QwenModel, Session], width: int, height: int, tokens: tuple[int, int]
 ) -> None:
-    theirs, ours = both
+    theirs, ours, session = both
     noise = np.random.default_rng(width).integers(0, 256, (9, 13, 3), np.uint8)
     picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
     vision = with_image_tokens(qwen_vision_of(ours.spec), *tokens)
@@ -89,3 +98,9 @@ def test_plain_answers_are_transformers_own(
     expected = torch.cat(generated.logits).numpy()
     assert answer.token_ids == tuple(generated.sequences[0, ids.shape[1] :].tolist())
     assert float(np.abs(answer.step_logits - expected).max()) <= TRANSFORMERS_LOGITS_ABS
+    found = session.answer_ids(
+        picture, BEFORE, AFTER, roi=None, image_tokens=tokens, max_new_tokens=len(expected), trace=True
+    )
+    assert found.trace is not None
+    assert found.token_ids == answer.token_ids
+    assert float(np.abs(found.trace.step_logits - expected).max()) <= TRANSFORMERS_LOGITS_ABS
