@@ -176,6 +176,8 @@ def test_the_wheel(tmp_path: Path) -> None:
         expected = {f"{place}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
         assert expected <= set(names)
     assert "sdrpn/py.typed" in names
+    page = {f"sdrpn/{path.relative_to(ROOT)}" for path in (ROOT / "runtime" / "server" / "page").iterdir()}
+    assert {"sdrpn/runtime/server/page/index.html", "sdrpn/runtime/server/page/main.js"} <= page <= set(names)
     for notice in ("LICENSE", *NOTICES):
         assert f"sdrpn-{PROJECT['version']}.dist-info/licenses/{notice}" in names
     assert {name.partition("/")[0] for name in names} == {"sdrpn", f"sdrpn-{PROJECT['version']}.dist-info"}

@@ -16,6 +16,7 @@ from sdrpn.runtime.server.connection import EventStream, first_of, unless_gone
 from sdrpn.runtime.server.doorway import Doorway
 from sdrpn.runtime.server.faults import Fault, fault_from_error, json_response, shown
 from sdrpn.runtime.server.options import ServerOptions
+from sdrpn.runtime.server.page import add_page
 from sdrpn.runtime.server.requests import ChatRequest, LookRequest
 from sdrpn.runtime.server.service import Service
 from sdrpn.runtime.session import Session
@@ -44,6 +45,7 @@ def create_app(
     )
     _add_state(app, service)
     _add_questions(app, service)
+    add_page(app)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unknown)
     for kind in (Fault, SdrpnError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from sdrpn.families.registry import seen_of
+from sdrpn.families.registry import input_side_px, seen_of
 from sdrpn.host.power import PowerMeter
 from sdrpn.method.grids import ImageGrid
 from sdrpn.runtime.answer import Answer
@@ -119,6 +119,7 @@ class Service:
                 "system_fingerprint": admitted.model.fingerprint,
                 "image_wh": list(admitted.picture.size),
                 "fit": seen_of(admitted.session.spec),
+                "input_side_px": input_side_px(admitted.session.spec),
                 "policy": {
                     "threshold": policy.threshold,
                     "upscale": policy.upscale,

@@ -25,6 +25,7 @@ __all__ = [
     "family_named",
     "family_of",
     "fit_of",
+    "input_side_px",
     "load_part",
     "pieces_of",
     "prompt_names",
@@ -110,6 +111,12 @@ def square_of(model: ModelSpec | Vision) -> SquareVision:
             "models can only be exported and asked"
         )
     return square
+
+
+def input_side_px(spec: ModelSpec) -> int | None:
+    """The side of the square that a model sees of every picture; None for a model whose input has its shape."""
+    square = family_of(spec).square(spec.vision)
+    return None if square is None else square.image_size_px
 
 
 def fit_of(spec: ModelSpec) -> Fit:
