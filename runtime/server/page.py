@@ -46,7 +46,6 @@ PAGE_HEADERS: Mapping[str, str] = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     # Asked for again with each visit, answered by 304: a new version of the server is never mixed with an old page.
     "Cache-Control": "no-cache",
 }
