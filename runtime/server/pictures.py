@@ -71,9 +71,7 @@ class PictureSources:
             if self._options.image_root is None:
                 raise _not_allowed("files are not read by this server", "--image-root DIR")
             return read_below(self._options.image_root, url, self._options.most_body_bytes)
-        raise Fault(
-            400, "the picture is not a URL that is known; expected data:image/png;base64,...", "invalid_image_url"
-        )
+        raise Fault(400, "the picture has no known URL; expected data:image/png;base64,...", "invalid_image_url")
 
     def _check_size(self, wh: tuple[int, int]) -> None:
         """Raises Fault 413, which names the largest picture of this shape."""
@@ -128,9 +126,10 @@ def read_below(root: Path, url: str, most_bytes: int) -> bytes:
         descriptor = os.open(wanted, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         raise Fault(400, f"{shown(url)} cannot be read; expected a picture", "invalid_image_url") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Fault(400, f"{shown(url)} is not a regular file; expected a picture", "invalid_image_url")
     with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Fault(400, f"{shown(url)} is not a regular file; expected a picture", "invalid_image_url")
         if not _opened_path(descriptor, wanted).is_relative_to(root):
             raise elsewhere
         data = file.read(most_bytes + 1)

@@ -108,17 +108,18 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, address: str, deadline: float, *, secure: bool) -> None:
         super().__init__(host, port)
         self._address, self._deadline, self._secure = address, deadline, secure
+        self._wire: socket.socket
 
     def connect(self) -> None:
         """As the library calls it."""
-        self.sock = socket.create_connection((self._address, self.port), self._left_s())
+        self.sock = self._wire = socket.create_connection((self._address, self.port), self._left_s())
         if self._secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            self.sock = self._wire = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
         self.limit_time()
 
     def limit_time(self) -> None:
         """A sender of a byte now and then does not get more time. Raises TimeoutError where it is over."""
-        self.sock.settimeout(self._left_s())
+        self._wire.settimeout(self._left_s())  # the library forgets it where the body ends with the connection
 
     def _left_s(self) -> float:
         left = self._deadline - time.monotonic()

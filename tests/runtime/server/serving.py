@@ -33,6 +33,9 @@ class Server:
     def post(self, path: str, body: object, **options: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
 
+    def send(self, path: str, body: bytes | Iterator[bytes], headers: dict[str, str]) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", content=body, headers=headers, timeout=60)
+
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=60, **options)
 
