@@ -75,10 +75,10 @@ def _fetched(
     try:
         path = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
         connection.request("GET", path, headers={"User-Agent": "sdrpn", "Accept": "image/*"})
-        response = connection.getresponse()
-        if response.status in _REDIRECTS:
-            return response.status, response.getheader("Location") or "", b""
-        return response.status, None, _body(response, connection, most_bytes, url)
+        with connection.getresponse() as response:
+            if response.status in _REDIRECTS:
+                return response.status, response.getheader("Location") or "", b""
+            return response.status, None, _body(response, connection, most_bytes, url)
     finally:
         connection.close()
 
