@@ -95,13 +95,13 @@ def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timing
     decision, shown = found.decision, roi_map(found.scores.roi_logits)
     return Look(
         question=question,
-        image_wh=glance.request.image.size,
+        image_wh=glance.request.picture.size,
         boxes=regions_of(decision, shown, grid),
         roi_map=shown,
         dropped=dropped_regions(decision, shown, grid),
         note=found.note,
         timings=timings,
-        picture=glance.request.image,
+        picture=glance.request.picture,
         fit=fit,
         gate_score=found.gate_score,
     )

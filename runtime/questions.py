@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc as abc
 import dataclasses
 from dataclasses import dataclass
-from typing import get_args
+from typing import TypeAlias, cast, get_args
 
 from tokenizers import Tokenizer
 
@@ -23,13 +23,16 @@ from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource, ope
 from sdrpn.runtime.pictures.reference import PictureReference
 from sdrpn.runtime.sampling import GREEDY, Constraint, Sampling
 from sdrpn.runtime.scheduler import Scheduler
-from sdrpn.runtime.sequence import LookPlan, QuestionRequest, Sequence
+from sdrpn.runtime.sequence import LookPlan, QuestionRequest, Sequence, Shown
 from sdrpn.runtime.stream import AnswerStream
 from sdrpn.runtime.two_pass import TwoPass
-from sdrpn.text.prompt import Prompt
-from sdrpn.text.turns import Turn
+from sdrpn.text.prompt import Pieces, Prompt
+from sdrpn.text.turns import Turn, conversation
 
-__all__ = ["OWN_BUDGET", "AnswerOptions", "Budget", "Questions"]
+__all__ = ["OWN_BUDGET", "AnswerOptions", "Budget", "Images", "Questions", "images_of"]
+
+# What a question shows: one picture, a list of several, or none.
+Images: TypeAlias = "PictureSource | abc.Sequence[PictureSource] | None"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class AnswerOptions:
     """How a question in words is answered.
 
     decide: chooses the crops instead of `roi`. constraint, ends: of one answer, as in `Sequence`. turns: the whole
-    conversation, which ends with the question and shows the picture once; None: the question alone.
+    conversation, which ends with the question and shows every picture; None: the question alone.
     """
 
     roi: Roi = OWN
@@ -134,24 +137,17 @@ class Questions:
             )
         return family.with_image_tokens(vision, least, most)
 
-    def prompt(self, question: str, by_ids: str, turns: abc.Sequence[Turn] | None = None) -> Prompt:
-        """Raises what is wrong with the question.
+    def prompt(self, question: str, by_ids: str) -> Prompt:
+        """Raises what is wrong with the question. `by_ids`: what takes token ids in its place."""
+        return prompt_of(self._bundle.spec, self._text(by_ids), question)
 
-        Args:
-            by_ids: what takes token ids in its place
-            turns: the whole conversation instead
-        """
+    def _text(self, by_ids: str) -> Tokenizer:
         if self.tokenizer is None:
             raise BadInput(
                 f"{self._bundle.path} has no tokenizer.json, so it answers token ids only: put tokenizer.json or "
                 f"tokenizer.model beside the checkpoint and export it again, or call {by_ids}"
             )
-        if turns is None:
-            return prompt_of(self._bundle.spec, self.tokenizer, question)
-        pieces = pieces_of(self._bundle.spec, self.tokenizer, turns)
-        if len(pieces) != 2:
-            raise BadInput(f"the conversation shows {len(pieces) - 1} pictures; expected one")
-        return Prompt(*pieces)
+        return self.tokenizer
 
     def looks_in_words(
         self,
@@ -177,13 +173,14 @@ class Questions:
         self._scheduler.require_open()
         return LookRun(lambda: self.opened(image, channels), questions, plan, self._two_pass, self._scheduler)
 
-    def stream(self, image: PictureSource, question: str, options: AnswerOptions) -> AnswerStream:
-        """Prepare a question, without running a graph. Raises BadInput for a bad question."""
-        prompt = self.prompt(question, "answer_ids", options.turns)
-        return self.stream_of(
-            image,
-            prompt.ids_before,
-            prompt.ids_after,
+    def stream(self, images: Images, question: str, options: AnswerOptions) -> AnswerStream:
+        """Prepare a question, without running a graph. Raises BadInput for a bad question or conversation."""
+        shown = images_of(images)
+        turns = conversation(question, images=len(shown)) if options.turns is None else options.turns
+        pieces = pieces_of(self._bundle.spec, self._text("answer_ids"), turns)
+        return self.stream_of_pieces(
+            shown,
+            pieces,
             self.plan(options.roi, options.budget, options.decide),
             options.max_new_tokens,
             options.sampling,
@@ -209,7 +206,38 @@ class Questions:
         constraint: Constraint | None = None,
         ends: abc.Callable[[int], bool] = lambda token_id: False,
     ) -> AnswerStream:
-        """A question by token ids. Raises BadInput for a bad one, or where nothing can answer."""
+        """A question about one image by token ids. Raises BadInput for a bad one, or where nothing can answer."""
+        return self.stream_of_pieces(
+            (image,),
+            (before, after),
+            plan,
+            max_new_tokens,
+            sampling,
+            stop_ids,
+            trace,
+            channels,
+            constraint=constraint,
+            ends=ends,
+        )
+
+    def stream_of_pieces(
+        self,
+        images: abc.Sequence[PictureSource],
+        pieces: Pieces,
+        plan: LookPlan,
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop_ids: tuple[int, ...],
+        trace: bool,
+        channels: Channels = "rgb",
+        *,
+        constraint: Constraint | None = None,
+        ends: abc.Callable[[int], bool] = lambda token_id: False,
+    ) -> AnswerStream:
+        """As `stream_of`, with any number of images: they stand between the pieces, one more than images.
+
+        Several images are looked at once, and so is a text without one.
+        """
         self._scheduler.require_open()
         if self._variant.parts == "look":
             raise BadInput(
@@ -218,11 +246,12 @@ class Questions:
             )
         watch = Stopwatch()
         with watch.stage("preprocess"):
-            picture = self.opened(image, channels)
-            request = QuestionRequest(picture, before, after, plan, max_new_tokens)
+            request = self._request(images, pieces, plan, max_new_tokens, channels)
             prefix = self._two_pass.prefix_of(request)
         stops = (*self._bundle.spec.prompt.eos_token_ids, *stop_ids)
-        reference = PictureReference(image, channels, picture.size, seen_of(self._bundle.spec))
+        reference = None
+        if request.image is not None:
+            reference = PictureReference(images[0], channels, request.image.size, seen_of(self._bundle.spec))
         sequence = Sequence(
             request,
             prefix,
@@ -236,9 +265,38 @@ class Questions:
         )
         return AnswerStream(self._scheduler, sequence, self.tokenizer)
 
+    def _request(
+        self,
+        images: abc.Sequence[PictureSource],
+        pieces: Pieces,
+        plan: LookPlan,
+        max_new_tokens: int,
+        channels: Channels,
+    ) -> QuestionRequest:
+        if len(pieces) != len(images) + 1:
+            shown, between = len(images), len(pieces) - 1
+            raise BadInput(f"{shown} pictures were passed, and the prompt shows {between}; expected as many")
+        if len(images) != 1 and plan.decide is not None:
+            what = f"{len(images)} pictures" if images else "no picture"
+            plan = LookPlan(plan.vision, None, note=f"one look: the question shows {what}")
+        pictures = [self.opened(image, channels) for image in images]
+        if not pictures:
+            (text,) = pieces
+            return QuestionRequest(None, text[:-1], text[-1:], plan, max_new_tokens)
+        before, after, *rest = pieces
+        further = tuple(Shown(picture, ids) for picture, ids in zip(pictures[1:], rest, strict=True))
+        return QuestionRequest(pictures[0], before, after, plan, max_new_tokens, further)
+
     def opened(self, image: PictureSource, channels: Channels) -> Picture:
         """A picture, as this session decodes it. Raises BadImage, BadInput."""
         return open_picture(image, jpeg=self._jpeg_mode, threads=self._threads, channels=channels)
+
+
+def images_of(images: Images) -> tuple[PictureSource, ...]:
+    """One picture, a list of several, or none."""
+    if images is None:
+        return ()
+    return tuple(images) if isinstance(images, (list, tuple)) else (cast("PictureSource", images),)
 
 
 def _is_whole(value: object) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
-from sdrpn.method.grids import ImageGrid
+from sdrpn.families.family import Span
+from sdrpn.method.grids import ImageGrid, cell_count
 from sdrpn.method.roi import Crop, PolicyDecide, RoiDecision, roi_map
 from sdrpn.method.spec import Vision
 from sdrpn.runtime.answer import Answer, Stopwatch, Timings, TokenCounts, Trace
@@ -25,7 +26,7 @@ from sdrpn.runtime.regions import DroppedRegion
 from sdrpn.runtime.sampling import Constraint, Sampler, Sampling
 from sdrpn.runtime.slots import Prefix, RoiScores, Slot
 
-__all__ = ["Found", "Glance", "LookPlan", "LookRequest", "Prefill", "QuestionRequest", "Sequence", "Work"]
+__all__ = ["Found", "Glance", "LookPlan", "LookRequest", "Prefill", "QuestionRequest", "Sequence", "Shown", "Work"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -37,22 +38,36 @@ class LookPlan:
     vision: the model's own, or with another budget
     decide: how a map becomes crops; None: a plain answer, one look
     gate_threshold: a score of the gate below it ends with the first look; None: the gate is not asked
+    note: for the answer, such as why there is one look only
     """
 
     vision: Vision
     decide: PolicyDecide | None
     gate_threshold: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A further picture of a prompt, and the ids after it."""
+
+    image: Picture
+    ids_after: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class QuestionRequest:
-    """One question about one picture."""
+    """One question about a picture, and perhaps further ones, which are looked at once; or about none.
 
-    image: Picture
-    ids_before: tuple[int, ...]  # before the image
-    ids_after: tuple[int, ...]  # after it: the question
+    ids_before: before the image; of a text alone all but the last token. ids_after: after it, up to the next one.
+    """
+
+    image: Picture | None
+    ids_before: tuple[int, ...]
+    ids_after: tuple[int, ...]
     plan: LookPlan
     max_new_tokens: int
+    further: tuple[Shown, ...] = ()
 
     least_new_tokens: ClassVar[int] = 1
 
@@ -63,9 +78,39 @@ class QuestionRequest:
             raise BadInput(f"max_new_tokens is {self.max_new_tokens!r}; expected an integer of at least 1")
 
     @property
+    def picture(self) -> Picture:
+        """The picture that may be looked at again."""
+        assert self.image is not None
+        return self.image
+
+    @property
     def grid(self) -> ImageGrid:
         """The cells that the model sees of the picture. Raises BadImage for one that it does not take."""
-        return self.plan.vision.grid(self.image.size)
+        return self.plan.vision.grid(self.picture.size)
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Rows and columns of these cells; (0, 0) without a picture."""
+        return (0, 0) if self.image is None else self.grid.hw
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The tokens of the prompt in order."""
+        found: list[Span] = [len(self.ids_before), self.image_hw, len(self.ids_after)]
+        for shown in self.further:
+            found += [self.plan.vision.grid(shown.image.size).hw, len(shown.ids_after)]
+        return tuple(found)
+
+    @property
+    def rows(self) -> int:
+        """The number of tokens of the prompt."""
+        return sum(span if isinstance(span, int) else cell_count(span) for span in self.spans)
+
+    @property
+    def text_ids(self) -> tuple[int, ...]:
+        """The ids of the prompt, without images."""
+        further = (token_id for shown in self.further for token_id in shown.ids_after)
+        return (*self.ids_before, *self.ids_after, *further)
 
 
 @dataclass(frozen=True)
@@ -184,7 +229,7 @@ class Sequence(Work):
         ends: called with every token; True ends the answer with it
         """
         super().__init__(request, prefix, watch)
-        self._texts, self._limit = len(request.ids_before) + len(request.ids_after), request.max_new_tokens
+        self._texts, self._limit = len(request.text_ids), request.max_new_tokens
         self.row = self.position = 0
         self.prefill: Prefill | None = None
         self.token_ids: list[int] = []

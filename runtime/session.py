@@ -36,12 +36,13 @@ from sdrpn.runtime.opening import OpeningRequest, batch_of, enough_memory, prefi
 from sdrpn.runtime.pictures.frames import Channels
 from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource
 from sdrpn.runtime.prefix_store import PrefixStore
-from sdrpn.runtime.questions import AnswerOptions, Budget, Questions
+from sdrpn.runtime.questions import AnswerOptions, Budget, Images, Questions, images_of
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Load, Scheduler
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import load_tokenizer
+from sdrpn.text.turns import Turn, conversation
 
 __all__ = ["Session"]
 
@@ -224,9 +225,10 @@ class Session:
 
     def answer(
         self,
-        image: PictureSource,
+        image: Images,
         question: str,
         *,
+        history: abc.Sequence[Turn] = (),
         roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
@@ -239,8 +241,11 @@ class Session:
 
         Args:
             image: a path, the bytes of a picture file, a PIL image, a Picture, or a frame (H, W, 3) of uint8 or of
-                floats in 0..1: an array, or a tensor of PyTorch or CuPy, which is copied from a GPU
+                floats in 0..1: an array, or a tensor of PyTorch or CuPy, which is copied from a GPU. A list of several,
+                or None for a question without one, are answered with one look
             question: text; a bundle without a tokenizer needs `answer_ids`
+            history: what was said before: turns of the user and the assistant, after at most one of the system. The
+                images are shown in the user's first turn, unless turns say otherwise (`Turn.images`)
             roi: how the RoI map becomes crops: a RoiPolicy; a threshold, or a RoiChange, for what differs from the
                 model's own policy; None: one look, no crops
             max_new_tokens: maximum length of the answer
@@ -255,6 +260,7 @@ class Session:
         return self.stream(
             image,
             question,
+            history=history,
             roi=roi,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
@@ -307,9 +313,10 @@ class Session:
 
     async def answer_async(
         self,
-        image: PictureSource,
+        image: Images,
         question: str,
         *,
+        history: abc.Sequence[Turn] = (),
         roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
@@ -322,6 +329,7 @@ class Session:
         return await self.stream_async(
             image,
             question,
+            history=history,
             roi=roi,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
@@ -333,9 +341,10 @@ class Session:
 
     def stream_async(
         self,
-        image: PictureSource,
+        image: Images,
         question: str,
         *,
+        history: abc.Sequence[Turn] = (),
         roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
@@ -345,18 +354,20 @@ class Session:
         resize: Resize | None = None,
     ) -> AsyncAnswerStream:
         """As `stream`, for `async for`; it begins when it is first read. Cancelling the task ends the answer."""
-        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=Budget(image_tokens, resize))
+        budget, turns = Budget(image_tokens, resize), _turns(image, question, history)
+        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=budget, turns=turns)
         return self.stream_with(image, question, options)
 
-    def stream_with(self, image: PictureSource, question: str, options: AnswerOptions) -> AsyncAnswerStream:
+    def stream_with(self, image: Images, question: str, options: AnswerOptions) -> AsyncAnswerStream:
         """As `stream_async`, with all that an answer can be asked for."""
         return AsyncAnswerStream(self._scheduler, lambda: self._questions.stream(image, question, options))
 
     def stream(
         self,
-        image: PictureSource,
+        image: Images,
         question: str,
         *,
+        history: abc.Sequence[Turn] = (),
         roi: Roi = OWN,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
@@ -366,11 +377,9 @@ class Session:
         resize: Resize | None = None,
     ) -> AnswerStream:
         """As `answer`, but an iterator of text pieces; its `answer` is available after the last one."""
-        stream = self._questions.stream(
-            image,
-            question,
-            AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=Budget(image_tokens, resize)),
-        )
+        budget, turns = Budget(image_tokens, resize), _turns(image, question, history)
+        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=budget, turns=turns)
+        stream = self._questions.stream(image, question, options)
         stream.begin()
         return stream
 
@@ -401,6 +410,32 @@ class Session:
         before, after = tuple(ids_before_image), tuple(ids_after_image)
         stream = self._questions.stream_of(
             image, before, after, plan, max_new_tokens, sampling, tuple(stop_ids), trace, channels
+        )
+        stream.begin()
+        return stream.finish()
+
+    def answer_pieces(
+        self,
+        images: abc.Sequence[PictureSource],
+        pieces: abc.Sequence[abc.Sequence[int]],
+        *,
+        roi: Roi = OWN,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        stop_ids: abc.Sequence[int] = (),
+        trace: bool = False,
+        channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
+    ) -> Answer:
+        """As `answer_ids`, for any number of images: `pieces` are the ids before, between and after them.
+
+        Several images are looked at once, and so is a text without one.
+        """
+        plan = self._questions.plan(roi, Budget(image_tokens, resize))
+        ids = tuple(tuple(piece) for piece in pieces)
+        stream = self._questions.stream_of_pieces(
+            tuple(images), ids, plan, max_new_tokens, sampling, tuple(stop_ids), trace, channels
         )
         stream.begin()
         return stream.finish()
@@ -546,6 +581,11 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _turns(image: Images, question: str, history: abc.Sequence[Turn]) -> tuple[Turn, ...] | None:
+    """The whole conversation; None: the question alone."""
+    return conversation(question, history, len(images_of(image))) if history else None
 
 
 def _jpeg_of_former_name(decode: JpegMode) -> JpegMode:

@@ -32,6 +32,7 @@ from sdrpn.runtime.backends.runner import Backend, Runner
 from sdrpn.runtime.decoder import Decoder, ImageRows, Rows, row_count
 from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.looks import Looks
+from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.prefix_store import PrefixStore
 from sdrpn.runtime.regions import DroppedRegion, dropped_regions
 from sdrpn.runtime.sequence import Found, Glance, LookRequest, Prefill, QuestionRequest, Sequence, Work
@@ -92,18 +93,20 @@ class TwoPass:
         if request.plan.decide is not None and self._spec.rpn is None:
             advice = "nothing can look" if isinstance(request, LookRequest) else "pass roi=None"
             raise BadInput(f"this bundle has no RPN and answers as the plain model only: {advice}")
-        self._embedding.require((*request.ids_before, *request.ids_after))
+        self._embedding.require(request.text_ids)
         # Refused before the pixels are read, which takes long.
-        found = Prefix("", request.grid.hw, request.ids_before, request.plan.vision)
-        self._require_context(found.rows + len(request.ids_after), 0, request.max_new_tokens)
+        found = Prefix("", request.image_hw, request.ids_before, request.plan.vision)
+        self._require_context(request.rows, 0, request.max_new_tokens)
+        if request.image is None:
+            return found
         return dataclasses.replace(found, digest=digest or request.image.digest())
 
     def look(self, glance: Glance, slot: Slot) -> None:
         """The first pass in a slot, whose map ends the glance."""
         request = glance.request
         slot.positions = self._positions(request)
-        self._first_pass(glance, slot, self._embedding.rows(request.ids_after))
-        rows = glance.prefix.rows + len(request.ids_after)
+        self._first_pass(glance, slot)
+        rows = request.rows
         found = self._found(glance, slot, rows, always_map=True)
         if found.scores is None:  # refused by prefix_of
             raise BadInput("a look needs an RPN and a policy")
@@ -116,11 +119,10 @@ class TwoPass:
         Raises: ContextTooLong if the crop's tokens do not fit
         """
         request, watch = sequence.request, sequence.watch
-        prompt = sequence.prefix.rows + len(request.ids_after)
-        after = self._embedding.rows(request.ids_after)
+        prompt = request.rows
         before = dict(self._decoder.computed_rows)
         positions = slot.positions = self._positions(request)
-        encoded, image = self._first_pass(sequence, slot, after)
+        encoded, image = self._first_pass(sequence, slot)
         found = self._found(sequence, slot, prompt)
         rows, inserted = prompt, None
         if found.crops:
@@ -155,6 +157,8 @@ class TwoPass:
         self, request: QuestionRequest, crops: abc.Sequence[Crop] = (), keep_source: Bool | None = None
     ) -> Positions | None:
         """The positions of a pass; None if they are the row numbers."""
+        if request.image is None or request.further:
+            return self._family.positions_of_spans(request.spans)
         grid = request.grid
         inserted = tuple(
             CropTokens(
@@ -167,21 +171,22 @@ class TwoPass:
         layout = Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after), keep_source)
         return self._family.positions(self._spec, layout)
 
-    def _first_pass(self, sequence: Work, slot: Slot, after: FloatArray) -> tuple[int, ImageRows | None]:
+    def _first_pass(self, sequence: Work, slot: Slot) -> tuple[int, ImageRows | None]:
         """Run the trunk over the missing rows of prefix + question.
 
         Returns: the number of encoded images, and the image's rows if a second pass may need them again
         """
         request, watch, slots = sequence.request, sequence.watch, self._decoder.slots
         prefix = sequence.prefix
-        rows, ahead = prefix.rows + len(after), request.max_new_tokens
+        rows, ahead = request.rows, request.max_new_tokens
         if not slot.holds(prefix):
             with watch.stage("trunk"):
                 self._prefixes.exchange(slot, prefix, lambda: slots.reset(slot, rows, ahead))
         known = slot.holds(prefix)
-        if slot.has_seen(prefix, request.ids_after):
+        if slot.has_seen(prefix, request.ids_after) and not request.further:
             slots.reserve(slot, rows, ahead)
             return 0, None
+        after = self._after_image(sequence)
         slot.prefix = None  # until the trunk is done, the slot has no valid prefix
         image: ImageRows | None = None
         if known:
@@ -190,18 +195,27 @@ class TwoPass:
                 slots.reserve(slot, rows, ahead)
                 self._decoder.run_trunk(slot, after, prefix.rows)
         else:
-            image = self._first_look(sequence)
+            image = None if request.image is None else self._first_look(sequence, request.image)
+            before = [self._embedding.rows(request.ids_before)] if request.ids_before else []
             with watch.stage("trunk"):
-                self._decoder.run_trunk(slot, [self._embedding.rows(request.ids_before), image, after], 0)
+                self._decoder.run_trunk(slot, [*before, *([] if image is None else [image]), *after], 0)
         slot.prefix = prefix
-        return 0 if known else 1, image if self._may_prune(sequence) else None
+        encoded = len(request.further) + (0 if image is None else 1)
+        return encoded, image if self._may_prune(sequence) else None
 
-    def _first_look(self, work: Work) -> ImageRows:
-        """The picture's image tokens."""
-        request, pace = work.request, self._decoder.pace
+    def _after_image(self, work: Work) -> list[Rows]:
+        """What comes after the first image: texts, and further images between them."""
+        rows: list[Rows] = [self._embedding.rows(work.request.ids_after)]
+        for shown in work.request.further:
+            rows += [self._first_look(work, shown.image), self._embedding.rows(shown.ids_after)]
+        return [piece for piece in rows if row_count(piece)]
+
+    def _first_look(self, work: Work, picture: Picture) -> ImageRows:
+        """A picture's image tokens."""
+        pace = self._decoder.pace
         pace.part("vision", 1, least=1)
         with pace.measured("vision", 1):
-            return self._looks.first(request.image, request.plan.vision, work.watch.stage)
+            return self._looks.first(picture, work.request.plan.vision, work.watch.stage)
 
     def _may_prune(self, work: Work) -> bool:
         """Whether the image has so many tokens that the second pass may go without some."""
@@ -215,14 +229,14 @@ class TwoPass:
         """
         request, watch = work.request, work.watch
         if request.plan.decide is None or self._spec.rpn is None:
-            return Found()
+            return Found(note=request.plan.note)
         score, refusal = self._gate(work, slot, rows)
         if refusal is not None and not always_map:
             return Found(gate_score=score, note=refusal)
         # Of this question: rows behind another one's were dropped.
         scores = slot.seen.scores if slot.seen is not None else self._scores(work, slot, rows)
         with watch.stage("roi_decode"):
-            decision = request.plan.decide(scores.roi_logits, request.image.size, scores.sink_logits)
+            decision = request.plan.decide(scores.roi_logits, request.picture.size, scores.sink_logits)
         if refusal is not None:
             decision = dataclasses.replace(decision, crops=(), note=refusal)
         return Found(scores, decision, score, decision.note)
@@ -278,7 +292,7 @@ class TwoPass:
         if keep is None or keep.all():
             return _Insertion(prefix.rows, pieces, roi_tokens, encoded, None)
         if image is None:
-            image, encoded = self._first_look(sequence), encoded + 1
+            image, encoded = self._first_look(sequence, request.picture), encoded + 1
         first = int(keep.argmin())  # of those that are left out
         kept = [image.rows(first + start, first + stop) for start, stop in _runs(keep[first:])]
         return _Insertion(len(request.ids_before) + first, [*kept, *pieces], roi_tokens, encoded, keep)
@@ -289,7 +303,7 @@ class TwoPass:
         grid, boxes = request.grid, [crop.box_xyxy_px for crop in crops]
         self._decoder.pace.part("vision", len(crops), least=len(crops))
         with self._decoder.pace.measured("vision", len(crops)):
-            features = self._looks.crops(request.image, boxes, request.plan.vision, watch.stage)
+            features = self._looks.crops(request.picture, boxes, request.plan.vision, watch.stage)
         with watch.stage("crop_vision"):
             return [
                 self._kept(tokens, crop, grid.crop_hw(crop.box_xyxy_px))

@@ -4,6 +4,7 @@ Ask a bundle about pictures:
     Session           a bundle, opened for questions
     RoiPolicy         when and how the region that a question is about is looked at again
     RoiChange         what of a model's own policy shall be another
+    Turn              what was said before a question
     Answer            text, token ids, boxes, RoI map and timings of one question
     Look              where one question points: boxes with scores and the RoI map, without words
     Region            one of its boxes
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Look, Region, Session
     from sdrpn.runtime.tracker import Tracker
+    from sdrpn.text.turns import Turn
     from sdrpn.train.options import TrainOptions
     from sdrpn.workflows.benchmark import BenchBundle, BenchReference, bench_bundle
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
@@ -140,6 +142,7 @@ __all__ = [
     "TeacherRequest",
     "Tracker",
     "TrainOptions",
+    "Turn",
     "__version__",
     "bench_bundle",
     "build_engines",
@@ -183,6 +186,7 @@ _HOMES = {
     "TeacherRequest": "sdrpn.workflows.teacher",
     "Tracker": "sdrpn.runtime.tracker",
     "TrainOptions": "sdrpn.train.options",
+    "Turn": "sdrpn.text.turns",
     "bench_bundle": "sdrpn.workflows.benchmark",
     "build_engines": "sdrpn.workflows.engine_build",
     "check_device": "sdrpn.workflows.device_check",

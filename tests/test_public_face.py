@@ -39,6 +39,7 @@ NAMES = {
     "Session",
     "TeacherRequest",
     "TrainOptions",
+    "Turn",
     "__version__",
     "bench_bundle",
     "build_engines",

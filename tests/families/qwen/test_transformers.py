@@ -18,30 +18,12 @@ from sdrpn.families.qwen.torch_reference import reference_answer
 from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
 from sdrpn.images.patches import picture_patches
 from sdrpn.runtime import Session
-from tests.families.qwen.checkpoint import CONFIG_3, CONFIG_25
+from tests.families.qwen.saved_by_transformers import IMAGE, saved_model
 from tests.tolerances import TRANSFORMERS_LOGITS_ABS
 
-BEFORE, AFTER, IMAGE = (300, 7, 302), (303, 11, 12, 13), 304
+BEFORE, AFTER = (300, 7, 302), (303, 11, 12, 13)
 # Width, height, image tokens: one window, a row of cells, ragged windows, a large picture made small.
 PICTURES = [(28, 28, (4, 64)), (4000, 30, (4, 300)), (333, 250, (16, 120)), (6000, 4000, (16, 80))]
-
-
-def _configured(family: str, *, tied: bool) -> Any:
-    import transformers
-
-    base = CONFIG_25 if family == "qwen2.5-vl" else CONFIG_3
-    text = dict(base) if family == "qwen2.5-vl" else dict(base["text_config"])
-    vision = {key: value for key, value in base["vision_config"].items() if key != "in_chans"}
-    rope = {**text.pop("rope_scaling"), "rope_theta": text.pop("rope_theta")}
-    text = {key: value for key, value in text.items() if key not in ("model_type", "vision_config", "image_token_id")}
-    text["rope_parameters"] = {key: value for key, value in rope.items() if key != "type"}
-    kinds: dict[str, tuple[Any, Any]] = {
-        "qwen2.5-vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
-        "qwen3-vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
-    }
-    config_kind, model_kind = kinds[family]
-    ids = {"image_token_id": IMAGE, "video_token_id": 305, "vision_start_token_id": 302, "vision_end_token_id": 303}
-    return model_kind(config_kind(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids))
 
 
 @pytest.fixture(scope="module", params=["qwen2.5-vl", "qwen3-vl", "qwen2.5-vl tied"])
@@ -50,14 +32,8 @@ def both(
 ) -> Iterator[tuple[Any, QwenModel, Session]]:
     """transformers' model, and of what it saves ours and a session."""
     family, _, tied = request.param.partition(" ")
-    torch.manual_seed(0)
-    theirs = _configured(family, tied=bool(tied)).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            # Norms and biases as well: at 1 and 0 a mistake in them would not be seen.
-            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim == 1 else 0.08))
     folder = Path(tmp_path_factory.mktemp("saved") / "model")
-    theirs.save_pretrained(folder)
+    theirs = saved_model(family, folder, tied=bool(tied))
     with open_qwen(folder) as weights:
         assert weights.spec.rpn is None
         assert weights.spec.llm.tied_embeddings == bool(tied)
