@@ -78,6 +78,7 @@ def test_the_extras_are_those_that_the_documentation_names() -> None:
         "video",
         "hub",
         "serve",
+        "otel",
         "mcp",
         "dev",
     }

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from sdrpn.errors import SdrpnError
 from sdrpn.runtime.server.connection import EventStream, first_of, unless_gone
 from sdrpn.runtime.server.doorway import Doorway
 from sdrpn.runtime.server.faults import Fault, fault_from_error, json_response, shown
+from sdrpn.runtime.server.notes import note
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.page import add_page
+from sdrpn.runtime.server.reference_page import reference_page
 from sdrpn.runtime.server.requests import ChatRequest, LookRequest
+from sdrpn.runtime.server.responses import ResponsesRequest, chat_of, response_events, response_json
 from sdrpn.runtime.server.service import Service
 from sdrpn.runtime.session import Session
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+
 __all__ = ["create_app"]
 
+_NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def create_app(
-    session: Session, options: ServerOptions | None = None, reopen: Callable[[], Session] | None = None
+    session: Session,
+    options: ServerOptions | None = None,
+    reopen: Callable[[], Session] | None = None,
+    tracing: SpanProcessor | None = None,
 ) -> FastAPI:
     """The server of an open session as an ASGI application; it does not close the session.
 
@@ -36,6 +46,7 @@ def create_app(
     Args:
         options: None: `ServerOptions()`
         reopen: opens the bundle again, for `POST /admin/reload`; None: it cannot be replaced
+        tracing: OpenTelemetry's processor of spans; None: there are no traces
     """
     service = Service(session, options or ServerOptions(), reopen)
     app = FastAPI(title="sdrpn", docs_url=None, redoc_url=None)
@@ -43,6 +54,10 @@ def create_app(
     app.add_middleware(
         Doorway, options=service.options, metrics=service.metrics, connections=lambda: app.state.connections()
     )
+    if tracing is not None:
+        from sdrpn.runtime.server.tracing import Tracing
+
+        app.add_middleware(Tracing, model=service.options.model, processor=tracing)
     _add_state(app, service)
     _add_questions(app, service)
     add_page(app)
@@ -68,6 +83,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
         if service.admission.is_closed or service.stuck_s is not None:
             return PlainTextResponse("shutting down\n" if service.admission.is_closed else "stuck\n", 503)
         return PlainTextResponse("ok\n")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """The reference for people, without scripts."""
+        return HTMLResponse(reference_page(app.openapi()), headers={"Content-Security-Policy": _NO_SCRIPTS})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -98,14 +118,29 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         if not body.stream:
             completion = await unless_gone(http, service.answer(body), timeout_s)
             return json_response(completion.to_dict())
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        events = _chunks(service, body)
-        try:
-            first = await unless_gone(http, first_of(events), timeout_s)
-        except BaseException:
-            await events.aclose()
-            raise
-        return EventStream(events, first, deadline)
+        return await _streamed(http, _chunks(service, body), timeout_s, b"[DONE]")
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, http: Request) -> Response:
+        """The same in OpenAI's newer interface."""
+        timeout_s, asked = service.timeout_of(body), chat_of(body)
+        if not body.stream:
+            completion = await unless_gone(http, service.answer(asked), timeout_s)
+            return json_response(response_json(body, completion))
+        return await _streamed(http, response_events(body, service.events(asked)), timeout_s, None)
+
+
+async def _streamed(
+    http: Request, events: AsyncGenerator[dict[str, Any], None], timeout_s: float, end: bytes | None
+) -> Response:
+    """An error before the first event is a reply of its own."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    try:
+        first = await unless_gone(http, first_of(events), timeout_s)
+    except BaseException:
+        await events.aclose()
+        raise
+    return EventStream(events, first, deadline, end)
 
 
 async def _chunks(service: Service, body: ChatRequest) -> AsyncGenerator[dict[str, Any], None]:
@@ -127,7 +162,7 @@ async def _failed(request: Request, error: Exception) -> Response:
     fault = fault_from_error(error)
     if fault.status == 500:
         raise error  # the doorway logs it
-    request.scope["state"]["log"]["error"] = fault.message
+    note(error=fault.message)
     return fault.response()
 
 

@@ -40,18 +40,25 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result], timeo
 
 
 class EventStream(Response):
-    """Server-sent events, each a JSON object, and at the end `[DONE]`. The client's going away ends the source."""
+    """Server-sent events, each a JSON object. The client's going away ends the source."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[dict[str, Any], None], first: dict[str, Any], deadline: float) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[dict[str, Any], None],
+        first: dict[str, Any],
+        deadline: float,
+        end: bytes | None = b"[DONE]",
+    ) -> None:
         """Args:
         events: the source, closed at the end
         first: was taken from it already, so that an error before it is no stream
         deadline: of the event loop's clock
+        end: a last event; None: there is none
         """
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._events, self._first, self._deadline = events, first, deadline
+        self._events, self._first, self._deadline, self._last = events, first, deadline, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -75,9 +82,9 @@ class EventStream(Response):
 
     async def _sent(self, send: Send) -> None:
         try:
-            await _send(send, _event(json_bytes(self._first)))
+            await _send(send, _event(self._first))
             async for event in self._events:
-                await _send(send, _event(json_bytes(event)))
+                await _send(send, _event(event))
         except ClientGone:
             raise
         except Exception as error:
@@ -86,17 +93,20 @@ class EventStream(Response):
             if fault.status == 500:  # for the log
                 raise
             return
-        await _send(send, _event(b"[DONE]"))
+        if self._last is not None:
+            await _send(send, b"data: " + self._last + b"\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _end(self, send: Send, fault: Fault) -> None:
         """The headers are sent: an error is an event."""
-        await _send(send, _event(json_bytes(fault.to_dict())))
+        await _send(send, _event(fault.to_dict()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
+def _event(event: dict[str, Any]) -> bytes:
+    """With its type as its name, where it has one."""
+    name = f"event: {event['type']}\n".encode() if "type" in event else b""
+    return name + b"data: " + json_bytes(event) + b"\n\n"
 
 
 async def _send(send: Send, body: bytes) -> None:

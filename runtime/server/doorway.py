@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,7 @@ from sdrpn.runtime.server.connection import ClientGone
 from sdrpn.runtime.server.faults import Fault, fault_from_error
 from sdrpn.runtime.server.log import RequestLog
 from sdrpn.runtime.server.metrics import Metrics
+from sdrpn.runtime.server.notes import notes_of_request
 from sdrpn.runtime.server.options import ServerOptions
 
 __all__ = ["Doorway"]
@@ -46,7 +48,10 @@ class Doorway:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        passage = _Passage(scope, send)
+        with notes_of_request() as notes:
+            await self._pass(scope, receive, _Passage(scope, send), notes)
+
+    async def _pass(self, scope: Scope, receive: Receive, passage: _Passage, notes: dict[str, Any]) -> None:
         held = 0
         try:
             self._check(scope)
@@ -66,7 +71,7 @@ class Doorway:
             await self._refuse(error, passage, scope, receive)
         finally:
             self._held_bytes -= held
-            self._note(passage, scope)
+            self._note(passage, scope, notes)
 
     async def _refuse(self, error: Exception, passage: _Passage, scope: Scope, receive: Receive) -> None:
         fault = fault_from_error(error)
@@ -161,7 +166,7 @@ class Doorway:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def _note(self, passage: _Passage, scope: Scope) -> None:
+    def _note(self, passage: _Passage, scope: Scope, notes: dict[str, Any]) -> None:
         if passage.status is not None and passage.status >= 400:
             self._metrics.refused(passage.status)
         self._log.request(
@@ -171,7 +176,7 @@ class Doorway:
             path=scope["path"][:200],
             status=passage.status,
             seconds=round(time.perf_counter() - passage.start, 6),
-            **{"error": passage.error} | scope["state"]["log"],
+            **{"error": passage.error} | notes,
         )
 
 
@@ -185,7 +190,6 @@ class _Passage:
         self.begun = False
         self._send = send
         scope.setdefault("state", {})["request_id"] = self.id
-        scope["state"]["log"] = {}
 
     async def send(self, message: Message) -> None:
         """As ASGI's, with the id among the headers."""

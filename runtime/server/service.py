@@ -27,6 +27,7 @@ from sdrpn.runtime.server.content import Asked, asked_in
 from sdrpn.runtime.server.faults import Fault, shown
 from sdrpn.runtime.server.metrics import Metrics
 from sdrpn.runtime.server.models import LoadedModel, Models
+from sdrpn.runtime.server.notes import note
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.pictures import PictureSources
 from sdrpn.runtime.server.replies import Completion, answer_extras, look_json, stages_json
@@ -109,6 +110,7 @@ class Service:
         async with self._admitted(url, request) as admitted:
             looks = await admitted.session.look_many_async(admitted.picture, questions, roi=change)
             self.metrics.looked(looks)
+            note(looks=len(looks), boxes=sum(len(look.boxes) for look in looks), queued_s=round(admitted.queued_s, 6))
             policy = change.applied_to(admitted.session.policy)
             threshold = admitted.session.gate_threshold(change)
             return {
@@ -222,6 +224,15 @@ class Service:
 
     def _finish(self, completion: Completion, answer: Answer, admitted: _Admitted, request: ChatRequest) -> None:
         self.metrics.answered(answer, admitted.queued_s)
+        note(
+            prompt_tokens=answer.tokens.prompt + answer.tokens.roi,
+            completion_tokens=answer.tokens.generated,
+            cached_tokens=answer.tokens.cached,
+            finish_reason=answer.finish_reason,
+            boxes=len(answer.boxes_xyxy_px),
+            queued_s=round(admitted.queued_s + answer.timings.waited_s, 6),
+            first_token_s=round(answer.timings.first_token_s, 6),
+        )
         extras = answer_extras(answer, admitted.grid, seen_of(admitted.session.spec), request.map)
         extras["stages"]["queued_s"] = round(admitted.queued_s, 6)
         completion.finish(answer, extras)

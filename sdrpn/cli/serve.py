@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log-format", choices=("text", "json", "none"), default="text", help="lines on standard error (default: text)"
     )
+    group.add_argument("--otlp-endpoint", metavar="URL", help="send traces there, by OpenTelemetry's OTLP over HTTP")
     add_where(parser.add_argument_group("where it runs"))
     add_model_options(parser, "bundle")
 

@@ -18,6 +18,8 @@ from sdrpn.runtime.pictures.picture import JpegMode
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+
     from sdrpn.runtime.server import ServerOptions
 
 __all__ = ["ServeRequest", "require_server", "serve"]
@@ -36,7 +38,7 @@ class ServeRequest:
     most questions that are answered at once, None: as `Session.open`. max_queue: most that wait. max_stall_ms: longest
     time between two tokens of a running answer. cache_bytes: most memory for pictures asked about before.
     api_key_file: keys that clients have to send, one a line. image_root, allow_image_urls, the limits and log_format:
-    as in `ServerOptions`.
+    as in `ServerOptions`. otlp_endpoint: where traces are sent, by OpenTelemetry's OTLP over HTTP; None: nowhere.
     """
 
     bundle: Path | str
@@ -57,6 +59,7 @@ class ServeRequest:
     timeout_s: float = 600.0
     stuck_after_s: float = 300.0
     log_format: Literal["none", "text", "json"] = "text"
+    otlp_endpoint: str | None = None
     check_memory: bool = True
     backend: str = AUTOMATIC
     threads: int | None = None
@@ -111,7 +114,8 @@ def serve(
         if session.backend_note is not None:
             note(session.backend_note)
         try_model(session)
-        app = create_app(session, _options(session.bundle, request, keys), lambda: _opened(request))
+        options = _options(session.bundle, request, keys)
+        app = create_app(session, options, lambda: _opened(request), _tracing(request.otlp_endpoint))
         service = app.state.service
         watch = Watch(
             started=started,
@@ -159,6 +163,18 @@ def _options(bundle: Bundle, request: ServeRequest, keys: tuple[str, ...]) -> Se
         allow_image_urls=request.allow_image_urls,
         log_format=request.log_format,
     )
+
+
+def _tracing(endpoint: str | None) -> SpanProcessor | None:
+    if endpoint is None:
+        return None
+    try:
+        from sdrpn.runtime.server.tracing import exporting
+    except ImportError as error:
+        raise MissingDependency(
+            f"traces need OpenTelemetry, and {error.name} is not installed: pip install 'sdrpn[otel]'"
+        ) from error
+    return exporting(endpoint)
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:

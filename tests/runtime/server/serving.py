@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from opentelemetry.sdk.trace import SpanProcessor
 
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions, create_app
@@ -42,12 +43,15 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    session: Session, options: ServerOptions | None = None, reopen: Callable[[], Session] | None = None
+    session: Session,
+    options: ServerOptions | None = None,
+    reopen: Callable[[], Session] | None = None,
+    tracing: SpanProcessor | None = None,
 ) -> Iterator[Server]:
     """As `sdrpn serve` runs it, but for signals, which belong to the main thread."""
     listening = listen("127.0.0.1", 0)
     options = options or ServerOptions(model="demo")
-    app = create_app(session, options, reopen)
+    app = create_app(session, options, reopen, tracing)
     server = Running(app, listening, Watch(stopping=app.state.service.admission.close), options.idle_timeout_s)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -158,6 +158,15 @@ class TestPictures:
         assert "2000x500" in error["message"]
 
 
+def test_the_reference_is_a_page_of_its_own(server: Server) -> None:
+    reply = server.get("/docs")
+    assert "/v1/chat/completions" in reply.text
+    assert "RoiOptions" in reply.text
+    assert "<script" not in reply.text
+    assert "http" not in reply.text.replace("POST /v1", "")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
 def test_other_endpoints(server: Server) -> None:
     assert server.get("/healthz").text == server.get("/readyz").text == "ok\n"
     assert [model["id"] for model in server.get("/v1/models").json()["data"]] == ["demo"]

@@ -155,6 +155,59 @@ class TestStreams:
         assert asyncio.run(both()) == (SCENE.expected, SCENE.expected)
 
 
+def respond(**entries: Any) -> dict[str, Any]:
+    content = [{"type": "input_image", "image_url": scene_url()}, {"type": "input_text", "text": QUESTION}]
+    return {"model": "demo", "input": [{"role": "user", "content": content}], "max_output_tokens": 12, **entries}
+
+
+class TestResponses:
+    def test_an_answer(self, client: openai.OpenAI) -> None:
+        reply = client.responses.create(**respond())
+        assert reply.output_text == SCENE.expected
+        assert reply.status == "completed"
+        assert reply.usage is not None
+        whole = client.chat.completions.create(**asked()).usage
+        assert whole is not None
+        assert reply.usage.input_tokens == whole.prompt_tokens
+        assert reply.usage.output_tokens == whole.completion_tokens
+        assert reply.usage.input_tokens_details.cached_tokens >= 0
+        assert reply.model_extra is not None
+        assert reply.model_extra["sdrpn"]["boxes"]
+
+    def test_a_short_answer_is_incomplete(self, client: openai.OpenAI) -> None:
+        reply = client.responses.create(**respond(max_output_tokens=1))
+        assert reply.status == "incomplete"
+        assert reply.incomplete_details is not None
+        assert reply.incomplete_details.reason == "max_output_tokens"
+
+    def test_a_stream(self, client: openai.OpenAI) -> None:
+        events = list(client.responses.create(**respond(), stream=True))
+        assert [event.type for event in events[:4]] == [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added",
+        ]
+        deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == SCENE.expected
+        last = events[-1]
+        assert last.type == "response.completed"
+        assert last.response.output_text == SCENE.expected
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+
+    def test_a_conversation_with_instructions(self, client: openai.OpenAI) -> None:
+        said = [*respond()["input"], {"role": "assistant", "content": "so"}, {"role": "user", "content": OTHER}]
+        reply = client.responses.create(**respond(input=said, instructions="be brief"))
+        assert reply.instructions == "be brief"
+        assert reply.output_text
+
+    def test_what_is_stored_nowhere_is_refused(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError, match="no response is stored"):
+            client.responses.create(**respond(), previous_response_id="resp_1")
+        with pytest.raises(openai.BadRequestError, match="no pictures"):
+            client.responses.create(**respond(input="what is this ?"))
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 8])
 def test_answers_do_not_depend_on_how_many_are_asked_at_once(
     server: Server, client: openai.OpenAI, at_once: int
