@@ -21,7 +21,7 @@ else:  # pytest brings it along there
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "examples" / "systemd" / "sdrpn.service"
-GPU = UNIT.with_name("gpu.conf")
+DROP_INS = {"gpu": ["gpu.conf"], "network": ["network.conf"], "all": ["gpu.conf", "network.conf"]}
 DOCKERFILES = sorted(
     set((ROOT / "examples" / "docker").glob("Dockerfile.*")) - set((ROOT / "examples").rglob("*.dockerignore"))
 )
@@ -47,14 +47,14 @@ def settings(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["alone", *DROP_INS])
 def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The unit with a command that is here, alone or with the drop-in for a GPU."""
+    """The unit with a command that is here, alone or with drop-ins."""
     path = tmp_path / UNIT.name
     path.write_text(UNIT.read_text("utf-8").replace("/opt/sdrpn/bin/sdrpn", sys.executable), "utf-8")
-    if request.param == "gpu":
-        (tmp_path / f"{UNIT.name}.d").mkdir()
-        shutil.copy(GPU, tmp_path / f"{UNIT.name}.d")
+    for name in DROP_INS.get(request.param, ()):
+        (tmp_path / f"{UNIT.name}.d").mkdir(exist_ok=True)
+        shutil.copy(UNIT.with_name(name), tmp_path / f"{UNIT.name}.d")
     return path
 
 
@@ -85,8 +85,9 @@ def test_the_unit_is_watched() -> None:
     assert int(found["WatchdogSec"]) > 0
 
 
-def test_the_command_of_the_unit_is_understood() -> None:
-    found = settings(UNIT)
+@pytest.mark.parametrize("drop_ins", [[], ["network.conf"]], ids=["alone", "network"])
+def test_the_command_of_the_unit_is_understood(drop_ins: list[str]) -> None:
+    found = [pair for name in (UNIT.name, *drop_ins) for pair in settings(UNIT.with_name(name))]
     environment = dict(shlex.split(value)[0].split("=", 1) for name, value in found if name == "Environment")
     command = dict(found)["ExecStart"].replace("${SDRPN_BUNDLE}", environment["SDRPN_BUNDLE"])
     arguments = shlex.split(command.replace("$SDRPN_OPTIONS", environment["SDRPN_OPTIONS"]))

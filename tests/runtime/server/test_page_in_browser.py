@@ -483,3 +483,46 @@ def test_regions_that_are_left_out_are_shown(opened: Opened, server: Server) -> 
     assert len(texts) == len(look.dropped)
     for text, dropped in zip(texts, look.dropped, strict=True):
         assert dropped.reason in text
+
+
+def test_a_model_with_a_gate(opened: Opened) -> None:
+    page = opened()
+
+    def with_gate(route: Any) -> None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": "a tag"}, "finish_reason": "stop"}
+        extras: dict[str, Any] = {
+            "boxes": [],
+            "note": None,
+            "gate": {"score": 0.12, "looks_again": False},
+            "stages": {"total_s": 0.1},
+        }
+        route.fulfill(json={"choices": [choice], "sdrpn": extras})
+
+    page.route("**/v1/chat/completions", with_gate)
+    ask(page)
+    expect(page.locator("#gate")).to_have_text("Gate: 0.12, the first look is enough")
+    expect(page.locator("#crops-part")).to_be_hidden()
+
+
+def test_regions_that_only_the_server_can_decide(opened: Opened, server: Server) -> None:
+    """A slider that rests asks for another look; the map is shown over the whole picture."""
+    page = opened()
+    thresholds: list[float | None] = []
+
+    def of_another_family(route: Any) -> None:
+        thresholds.append(json.loads(route.request.post_data)["roi"].get("threshold"))
+        reply = route.fetch()
+        route.fulfill(response=reply, json={**reply.json(), "fit": "whole", "input_side_px": None})
+
+    page.route("**/v1/look", of_another_family)
+    ask(page)
+    for value in ("0.5", "0.4", "0.1"):
+        page.locator("#threshold").fill(value)
+    boxes = list(server.session.look(SCENE.picture, QUESTION, roi=0.1).boxes_xyxy_px)
+    x1, y1, x2, y2 = boxes[0]
+    expect(page.locator("#regions-list")).to_contain_text(f"{x2 - x1} × {y2 - y1} px at {x1}, {y1}")
+    assert thresholds == [None, 0.1]
+    page.locator("#threshold-own").click()
+    expect(page.locator("#threshold-own")).to_be_hidden()
+    own = server.session.look(SCENE.picture, QUESTION).boxes_xyxy_px[0]
+    expect(page.locator("#regions-list")).to_contain_text(f"px at {own[0]}, {own[1]}")
