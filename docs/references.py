@@ -67,11 +67,23 @@ def cli_page() -> str:
 
 
 def _verb(parser: argparse.ArgumentParser, verb: str) -> Iterator[str]:
-    named = [action for action in parser._actions if not action.option_strings]
     yield f"## sdrpn {verb}"
     yield ""
     yield from _description(parser.description or "")
-    usage = " ".join(["sdrpn", verb, *(str(action.metavar or action.dest) for action in named), "[options]"])
+    steps = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not steps:
+        yield from _arguments(parser, verb)
+    for name, step in (pair for action in steps for pair in action.choices.items()):
+        yield f"### sdrpn {verb} {name}"
+        yield ""
+        yield from _description(step.description or "")
+        yield from (*_arguments(step, f"{verb} {name}"), "")
+
+
+def _arguments(parser: argparse.ArgumentParser, command: str) -> Iterator[str]:
+    """The usage, and a table for each group."""
+    named = [action for action in parser._actions if not action.option_strings]
+    usage = " ".join(["sdrpn", command, *(str(action.metavar or action.dest) for action in named), "[options]"])
     yield f"`{usage}`"
     for group in parser._action_groups:
         actions = [

@@ -80,6 +80,7 @@ def test_the_extras_are_those_that_the_documentation_names() -> None:
         "serve",
         "otel",
         "mcp",
+        "release",
         "dev",
     }
 

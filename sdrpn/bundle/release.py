@@ -1,6 +1,7 @@
 """A release: the part of a bundle that devices need to answer with engines, without ONNX graphs.
 
-`examples/ci/build-engines.sh` writes one. Knows file names only and opens no file.
+`examples/ci/build-engines.sh` writes one; `sdrpn release pack --no-graphs` packs it (sdrpn.release). Knows file names
+only and opens no file.
 """
 
 from __future__ import annotations

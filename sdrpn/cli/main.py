@@ -27,7 +27,7 @@ __all__ = ["main"]
 JOBS = {
     "look and answer": ("demo", "ask", "look", "serve", "mcp", "inspect", "doctor"),
     "make a bundle of a checkpoint": ("export", "compare", "verify", "quantize"),
-    "put it on a device": ("targets", "plan", "build", "optimize", "bench"),
+    "put it on a device": ("targets", "plan", "build", "optimize", "bench", "release"),
     "train an RPN": ("heads", "label", "relabel", "train", "eval"),
     "in the shell": ("completion",),
 }
