@@ -32,7 +32,7 @@ from sdrpn.model.base import SdRpnModel
 __all__ = ["answer_parity", "gates", "graph_parity", "peak_checks", "recorded_peaks"]
 
 # Keys, values and the RPN's scores: fp16 outputs of a graph that are not outputs of a layer's matrix.
-_HALF_OUTPUTS = ("cache", "new_rows", "scores", "new_scores")
+_HALF_OUTPUTS = ("cache", "new_rows", "scores", "new_scores", "sink_logits", "new_sink_logits", "seen", "new_seen")
 _SCORES = " scores"
 
 
@@ -116,7 +116,11 @@ def recorded_peaks(model: SdRpnModel) -> Iterator[dict[str, float]]:
         return seen
 
     scores = _AttentionScores(keep)
-    products = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    products = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))
+    ]
     attentions = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] == "attention"]
     handles = [product.register_forward_hook(hook(name)) for name, product in products]  # type: ignore[arg-type]
     handles += [module.register_forward_pre_hook(scores.entered(name)) for name, module in attentions]

@@ -22,10 +22,13 @@ from sdrpn.bundle.signatures import GraphSignature
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.families.family import VisionInputs
 from sdrpn.families.registry import family_of
+from sdrpn.method.spec import RpnSpec
 from sdrpn.model.base import SdRpnModel
+from sdrpn.model.gate import Gate
 from sdrpn.model.layers import KvCache, frequencies
-from sdrpn.model.looks import look_tokens
+from sdrpn.model.looks import encoded_look
 from sdrpn.model.rpn import Rpn, ScoreLayer
+from sdrpn.model.vision import LookTokens
 
 __all__ = ["Trial", "graph_trials"]
 
@@ -63,7 +66,7 @@ class Trial:
 def graph_trials(
     model: SdRpnModel, graph: str, signature: GraphSignature, variant: Variant, *, max_context: int
 ) -> Iterator[Trial]:
-    """The runs of "vision", "trunk", "rpn" or "tail".
+    """The runs of a graph, by its name in `sdrpn.bundle.graphs`.
 
     Args:
         model: float32
@@ -79,16 +82,23 @@ def graph_trials(
 
 @torch.inference_mode()
 def _vision_trials(model: SdRpnModel, signature: GraphSignature) -> Iterator[Trial]:
-    """Pictures one by one, and together where their looks have one shape: several crops are encoded together."""
+    """Pictures one by one, and together where all are squares: several crops are encoded together."""
     looks = _looks(model)
-    embeds = [_array(look_tokens(model, look))[None] for look in looks]
-    if all(look[name].shape == looks[0][name].shape for look in looks for name in look):
+    outputs = [_vision_outputs(model, encoded_look(model, look)) for look in looks]
+    if family_of(model.spec).square(model.spec.vision) is not None:
         together = {name: np.concatenate([look[name] for look in looks]) for name in looks[0]}
-        yield Trial(f"{len(looks)} pictures", together, {"image_embeds": np.concatenate(embeds)}, signature)
-        looks, embeds = looks[1:], embeds[1:]
-    for number, (look, tokens) in enumerate(zip(looks, embeds, strict=True), start=1):
+        expected = {name: np.concatenate([found[name] for found in outputs]) for name in outputs[0]}
+        yield Trial(f"{len(looks)} pictures", together, expected, signature)
+        looks, outputs = looks[1:], outputs[1:]
+    for number, (look, found) in enumerate(zip(looks, outputs, strict=True), start=1):
         label = "1 picture" if len(looks) == 1 else f"picture {number}"
-        yield Trial(label, dict(look), {"image_embeds": tokens}, signature)
+        yield Trial(label, dict(look), found, signature)
+
+
+def _vision_outputs(model: SdRpnModel, look: LookTokens) -> dict[str, Array]:
+    """By the names that the family gives them."""
+    names = [tensor.name for tensor in family_of(model.spec).vision_outputs(model.spec)]
+    return {name: _array(value) for name, value in zip(names, (look.embeds, *look.deepstack), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class _RecordingCache(KvCache):
 
 
 class _DecoderTrials:
-    """One sequence for all three decoder graphs; PyTorch takes it whole, the graphs in chunks.
+    """One sequence for all decoder graphs; PyTorch takes it whole, the graphs in chunks.
 
     The last row has a position at the end of the context, far after the others: it shows that row and position are
     independent, and that rotary angles are right there, without so long a cache.
@@ -146,15 +156,17 @@ class _DecoderTrials:
     @torch.inference_mode()
     def all(self, signature: GraphSignature) -> Iterator[Trial]:
         """The chunks, each with the caches that the previous ones would have written."""
-        embeds = self._embeds()
+        embeds, deepstack = self._embeds()
         trunk_cache = _RecordingCache()
-        tap = self.model.trunk(embeds, self.positions, trunk_cache)
+        tap = self.model.trunk(embeds, self.positions, trunk_cache, deepstack)
         if self.graph == "trunk":
-            hidden_name, hidden, caches = "inputs_embeds", embeds, trunk_cache.by_name()
+            features = {f"deepstack.{number}": feature for number, feature in enumerate(deepstack)}
+            values, caches = {"inputs_embeds": embeds, **features}, trunk_cache.by_name()
         else:
-            hidden_name, hidden, caches = "tap", tap, self._caches_above(tap)
+            values, caches = {"tap": tap}, self._caches_above(tap)
         for chunk in self._chunks():
-            feeds = {hidden_name: _array(hidden[:, chunk.start : chunk.stop]), **self._row_feeds(chunk, signature)}
+            rows = {name: _array(value[:, chunk.start : chunk.stop]) for name, value in values.items()}
+            feeds = {**rows, **self._row_feeds(chunk, signature), **self._first_query(tap, chunk)}
             cache_feeds = self._cache_feeds(caches, chunk, signature)
             expected = self._results(tap, chunk) | self._cache_results(caches, cache_feeds, chunk, signature)
             wanted = {name: feeds[name] for name in feeds if name in signature.inputs}
@@ -175,29 +187,64 @@ class _DecoderTrials:
             chunks.append(_Chunk(label, rows, rows + 1, 0, rows + 1 + _STALE_ROWS))
         return (chunk for chunk in chunks if chunk.start < chunk.stop)
 
-    def _embeds(self) -> Tensor:
-        """(1,N,D): text, some image rows, text."""
+    def _embeds(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(1,N,D): text, some image rows, text; and features of these rows, 0 at text."""
         count = self.positions.shape[1]
         ids = torch.from_numpy(self.rng.integers(0, self.model.spec.llm.vocabulary, count))
-        text = self.model.embed(ids)
-        image = look_tokens(self.model, _looks(self.model)[0])[: count // 2]
-        return torch.cat((text[:4], image, text[4:]))[None, :count]
+        text, look = self.model.embed(ids)[None], encoded_look(self.model, _looks(self.model)[0])
+
+        def between(rows: Tensor, image: Tensor) -> Tensor:
+            return torch.cat((rows[:, :4], image[:, : count // 2], rows[:, 4:]), dim=1)[:, :count]
+
+        nothing = torch.zeros_like(text)
+        return between(text, look.embeds), tuple(between(nothing, feature) for feature in look.deepstack)
 
     def _caches_above(self, tap: Tensor) -> dict[str, Array]:
         cache = _RecordingCache()
         if self.graph == "tail":
             self.model.tail.hidden(tap, self.positions, cache)
             return cache.by_name(self.model.spec.tap_layer)
+        if self.graph == "gate":
+            self._gate()(tap, self.positions, cache=cache)
+            return cache.by_name()
+        last = self._rpn().layers[-1]
+        assert isinstance(last, ScoreLayer)
+        keys = last.attention.keys(self._scored(tap, cache), self.positions)  # (1,H_kv,N,d)
+        return cache.by_name() | {"score_key_cache": _array(keys)}
+
+    def _scored(self, tap: Tensor, cache: KvCache | None = None) -> Tensor:
+        """What the RPN's last layer multiplies: (1,N,D)."""
         rpn = self._rpn()
         *whole, last = rpn.layers
         assert isinstance(last, ScoreLayer)
         x = tap
         for index, layer in enumerate(whole):
             x = layer(x, self.positions, cache, index)
-        keys = last.attention.k(last.input_norm(rpn.norm(x)))  # (1,N,H_kv*d), not rotated
-        llm = self.model.spec.llm
-        by_head = keys.reshape(*keys.shape[:2], llm.kv_heads, llm.head_dim).transpose(1, 2)
-        return cache.by_name() | {"score_key_cache": _array(by_head)}
+        normed: Tensor = last.input_norm(rpn.norm(x))
+        return normed
+
+    def _first_query(self, tap: Tensor, chunk: _Chunk) -> dict[str, Array]:
+        """The query that finds sinks, as an earlier run found it; before the first run anything."""
+        if self.graph != "rpn" or not self._rpn_spec().sink_query:
+            return {}
+        if chunk.start == 0:
+            shape = (1, 1, 1, self.model.spec.llm.head_dim)
+            return {"first_query": self.rng.standard_normal(shape, np.float32)}
+        return {"first_query": self._found_query(tap)}
+
+    def _found_query(self, tap: Tensor) -> Array:
+        """(1,1,1,d): the first row's query of the first head."""
+        last = self._rpn().layers[-1]
+        assert isinstance(last, ScoreLayer)
+        return _array(last.attention.queries(self._scored(tap)[:, :1], self.positions[:, :1])[:, :1])
+
+    def _rpn_spec(self) -> RpnSpec:
+        assert self.model.spec.rpn is not None
+        return self.model.spec.rpn
+
+    def _gate(self) -> Gate:
+        assert self.model.gate is not None
+        return self.model.gate
 
     def _rpn(self) -> Rpn:
         assert self.model.rpn is not None
@@ -211,10 +258,18 @@ class _DecoderTrials:
         asking = torch.tensor([chunk.start + chunk.last_index])
         if self.graph == "tail":
             return {"logits": _array(self.model.tail(seen, positions, last_index=asking))}
-        scores = _array(self._rpn()(seen, positions, asking))  # (1,H,stop)
-        if self.dialect == "fused":
-            return {"scores": scores}
-        return {"scores": scores[..., : chunk.start], "new_scores": scores[..., chunk.start :]}
+        if self.graph == "gate":
+            return {"gate_logit": _array(self._gate()(seen, positions, asking))[:, None]}
+        rpn, spec = self._rpn(), self._rpn_spec()
+        results = {"scores": _array(rpn(seen, positions, asking))}  # (1,H,stop)
+        if spec.sink_query:
+            results["sink_logits"] = _array(rpn.sink_logits(seen, positions))
+        if spec.prune_above:
+            results["seen"] = _array(rpn.row_scores(seen, positions, chunk.start).mean(dim=1).amax(dim=1))
+        if self.dialect != "fused":
+            new = {f"new_{name}": array[..., chunk.start :] for name, array in results.items()}
+            results = {name: array[..., : chunk.start] for name, array in results.items()} | new
+        return results | ({"first_query_out": self._found_query(tap)} if spec.sink_query else {})
 
     def _row_feeds(self, chunk: _Chunk, signature: GraphSignature) -> dict[str, Array]:
         """Row indices, the query row, and rotary tables of the rows."""
