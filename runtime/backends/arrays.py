@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from sdrpn.bundle.extents import known_extent
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.kv_cache import cache_set_from_runner
 from sdrpn.runtime.backends.runner import Array, Backend, Buffer, Runner, check_bindings
@@ -33,15 +34,17 @@ def run_on_arrays(
     for name, tensor in runner.outputs.items():
         if name in results:
             continue
-        unknown = [dim for dim in tensor.dims if isinstance(dim, str) and dim not in extents]
-        if unknown:
-            raise RunFailed(
-                f"{name} has the axis {unknown[0]!r}, which no input has; expected one of {sorted(extents)}"
-            )
-        shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
-        results[name] = backend.allocate(shape, tensor.storage)
+        results[name] = backend.allocate(_shape(name, tensor.dims, extents), tensor.storage)
     runner.run(buffers, results)
     return {name: buffer.read() for name, buffer in results.items()}
+
+
+def _shape(name: str, dims: Sequence[int | str], extents: Mapping[str, int]) -> tuple[int, ...]:
+    found = [known_extent(dim, extents) for dim in dims]
+    unknown = [dim for dim, extent in zip(dims, found, strict=True) if extent is None]
+    if unknown:
+        raise RunFailed(f"{name} has the axis {unknown[0]!r}, which no input has; expected one of {sorted(extents)}")
+    return tuple(extent for extent in found if extent is not None)
 
 
 def _buffer(backend: Backend, array: Array) -> Buffer:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.bundle.bundle import TensorInfo, Variant
+from sdrpn.bundle.extents import known_extent
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
 from sdrpn.bundle.tolerances import ROTARY_RELATIVE, tolerances_of
 from sdrpn.compare.trials import Trial, graph_trials
@@ -185,7 +186,7 @@ class _GraphChecker:
     def _shapes(self, trial: Trial, results: Mapping[str, Array]) -> Iterator[Check]:
         extents = _extents(self.expected.inputs, trial.feeds)
         for name, tensor in self.expected.outputs.items():
-            shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
+            shape = tuple(known_extent(dim, extents) for dim in tensor.dims)
             found = results[name].shape if name in results else None
             yield self._check("shapes", f"{name}, {trial.label}", str(found), str(shape), ok=found == shape)
 

@@ -129,7 +129,7 @@ class Qwen:
 
     def vision_outputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         """All pictures side by side, with a leading axis of 1, as the LLM takes rows."""
-        dims = (1, "tokens", spec.llm.width)
+        dims = (1, f"patches/{qwen_vision_of(spec).merge ** 2}", spec.llm.width)
         features = [
             GraphTensor(f"deepstack.{number}", "float32", dims, "deepstack")
             for number in range(self.deepstack(spec.vision))

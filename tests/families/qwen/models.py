@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from sdrpn.families.qwen.prompt import DEFAULT_TEMPLATES
 from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 from tests.families.qwen.official import vision_3, vision_25
 
@@ -23,7 +24,6 @@ LLM_25 = LlmSpec(
 )
 LLM_3 = dataclasses.replace(LLM_25, head_dim=24, attention_bias=False, qk_norm=True, rope_sections=(4, 4, 4))
 PROMPT = PromptSpec(
-    template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
     image_token="<|image_pad|>",
     image_token_id=304,
     bos_token_id=300,
@@ -35,14 +35,21 @@ SDRPN = dataclasses.replace(RPN, scheme="sd-rpn", prune_above=1024)
 SINKS = dataclasses.replace(GATED, sink_query=True, reuse_positions=True)
 
 
+def _prompt(family: str) -> PromptSpec:
+    return dataclasses.replace(PROMPT, template=DEFAULT_TEMPLATES[family])
+
+
 def spec_25(rpn: RpnSpec | None = GATED, *, tokens: tuple[int, int] = (4, 144), tied: bool = False) -> ModelSpec:
     """A Qwen2.5-VL with a head of its own, or a tied one."""
-    return ModelSpec(vision_25(*tokens), dataclasses.replace(LLM_25, tied_embeddings=tied), 3, rpn, PROMPT)
+    return ModelSpec(
+        vision_25(*tokens), dataclasses.replace(LLM_25, tied_embeddings=tied), 3, rpn, _prompt("qwen2.5-vl")
+    )
 
 
 def spec_3(rpn: RpnSpec | None = SINKS, *, tokens: tuple[int, int] = (4, 144), tied: bool = False) -> ModelSpec:
     """A Qwen3-VL."""
-    return ModelSpec(vision_3(*tokens), dataclasses.replace(LLM_3, tied_embeddings=tied), 3, rpn, PROMPT)
+    llm = dataclasses.replace(LLM_3, tied_embeddings=tied)
+    return ModelSpec(vision_3(*tokens), llm, 3, rpn, _prompt("qwen3-vl"))
 
 
 KINDS = {
