@@ -1,4 +1,4 @@
-"""Statistics of the inputs of every matrix of the LLM and the RPN: second moments and largest values.
+"""Statistics of the inputs of every matrix of the LLM, the RPN and the gate: second moments and largest values.
 
 Layers run in order, all prompts through one layer before the next is loaded, only as far as statistics are requested;
 one layer is in memory at a time. S tokens of a prompt, D width, K inputs of a matrix.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdrpn.checkpoint import Checkpoint
 from sdrpn.errors import RunFailed
 from sdrpn.host.progress import Advance, unseen
+from sdrpn.method.spec import ModelSpec
 from sdrpn.model.base import tensor_from_array
 from sdrpn.model.layers import DecoderLayer, RmsNorm
 
@@ -38,6 +39,7 @@ class CalibrationRows:
 
     embeds: Tensor  # (S,D) float32
     positions: Tensor  # (1,S) or (1,S,d/2), as `sdrpn.model.layers` takes them
+    deepstack: tuple[Tensor, ...] = ()  # (S,D) each: feature j is added after layer j
 
 
 class LayerInputs:
@@ -67,10 +69,11 @@ class LayerInputs:
         self._positions = [prompt.positions for prompt in prompts]
         embeds = [prompt.embeds for prompt in prompts]
         self._llm = _Stack(checkpoint, "llm.layers", spec.llm.layers, embeds, self._positions, device, moments)
-        self._rpn: _Stack | None = None
+        self._llm.deepstack = [prompt.deepstack for prompt in prompts]
+        self._above: dict[str, _Stack] = {}  # of the RPN and of the gate, on the taps
         self._taps: list[Tensor] = []
         self._largest: dict[str, float] = {}  # by part, layer and matrix
-        self._done, self._total = 0, spec.llm.layers + (spec.rpn.layers - 1 if spec.rpn is not None else 0)
+        self._done, self._total = 0, spec.llm.layers + sum(_whole_layers(spec).values())
         self._advance = advance
 
     @torch.inference_mode()
@@ -101,11 +104,13 @@ class LayerInputs:
         if part == "llm":
             self._run_llm(layer + 1)
             return self._llm.inputs(layer)[matrix]
-        rpn = self._run_rpn(layer + 1)
-        if layer < rpn.layers:
-            return rpn.inputs(layer)[matrix]
-        # The input of the score layer passes through the RPN's norm, then its own.
-        return self._normed(rpn.hidden, "rpn.norm.weight", f"rpn.layers.{layer}.input_norm.weight")
+        above = self._run_above(part, layer + 1)
+        if layer < above.layers:
+            return above.inputs(layer)[matrix]
+        # The input of the score layer passes through the RPN's norm, where there is one, then its own.
+        rpn = self._checkpoint.spec.rpn
+        outer = ["rpn.norm.weight"] if rpn is not None and rpn.outer_norm else []
+        return self._normed(above.hidden, *outer, f"rpn.layers.{layer}.input_norm.weight")
 
     def _run_llm(self, until: int) -> None:
         tap = self._checkpoint.spec.tap_layer
@@ -114,17 +119,17 @@ class LayerInputs:
             self._taps = list(self._llm.hidden) if self._checkpoint.spec.rpn is not None else []
         self._run(self._llm, until)
 
-    def _run_rpn(self, until: int) -> _Stack:
-        spec = self._checkpoint.spec
-        assert spec.rpn is not None
-        if self._rpn is None:
-            self._run_llm(spec.tap_layer)
-            whole = spec.rpn.layers - 1
-            self._rpn = _Stack(
-                self._checkpoint, "rpn.layers", whole, self._taps, self._positions, self._device, self._moments
+    def _run_above(self, part: str, until: int) -> _Stack:
+        """The whole layers of "rpn" or "gate"."""
+        if part not in self._above:
+            self._run_llm(self._checkpoint.spec.tap_layer)
+            whole = _whole_layers(self._checkpoint.spec)[part]
+            self._above[part] = _Stack(
+                self._checkpoint, f"{part}.layers", whole, self._taps, self._positions, self._device, self._moments
             )
-        self._run(self._rpn, min(until, self._rpn.layers))
-        return self._rpn
+        stack = self._above[part]
+        self._run(stack, min(until, stack.layers))
+        return stack
 
     def _run(self, stack: _Stack, until: int) -> None:
         while stack.done < until:
@@ -187,6 +192,7 @@ class _Stack:
     ) -> None:
         self.prefix, self.layers, self.done = prefix, layers, 0
         self.hidden, self._positions = list(hidden), positions
+        self.deepstack: Sequence[Sequence[Tensor]] = ()  # by prompt: what is added after the first layers
         self._checkpoint, self._device, self._moments = checkpoint, device, moments
         self._inputs: dict[str, _Inputs] = {}
 
@@ -209,7 +215,9 @@ class _Stack:
         ]
         for number, rows in enumerate(self.hidden):
             positions = self._positions[number].to(self._device)
-            self.hidden[number] = layer(rows.to(self._device)[None], positions)[0].cpu()
+            done = layer(rows.to(self._device)[None], positions)[0].cpu()
+            features = self.deepstack[number] if self.deepstack else ()
+            self.hidden[number] = done + features[self.done] if self.done < len(features) else done
         for hook in hooks:
             hook.remove()
         self.done += 1
@@ -224,6 +232,11 @@ class _Stack:
         layer.load_state_dict(state, assign=True)
         layer.eval().requires_grad_(False)
         return layer.to(self._device)
+
+
+def _whole_layers(spec: ModelSpec) -> dict[str, int]:
+    """The layers of RPN and gate that have all their matrices."""
+    return {} if spec.rpn is None else {"rpn": spec.rpn.layers - 1, "gate": spec.rpn.gate_layers}
 
 
 def _adding_to(inputs: _Inputs) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -7,13 +7,12 @@ on image tokens, whose activations differ.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from sdrpn.calibration.layer_inputs import CalibrationRows
 from sdrpn.checkpoint import Checkpoint
@@ -23,8 +22,8 @@ from sdrpn.images.image import open_image
 from sdrpn.labels.questions import DataQuestion
 from sdrpn.method.roi import Crop
 from sdrpn.model.base import BaseModel, base_from_checkpoint
-from sdrpn.model.looks import crop_tokens, picture_tokens
-from sdrpn.model.positions import prompt_positions
+from sdrpn.model.looks import picture_look
+from sdrpn.model.prompt_rows import prompt_rows
 
 __all__ = ["CalibrationPrompts"]
 
@@ -57,29 +56,22 @@ class CalibrationPrompts:
         Raises: BadImage for a picture that cannot be read
         """
         base = base_from_checkpoint(checkpoint, 1)
+        base.spec = checkpoint.spec  # with its RPN, on which prompts and the places of crops depend
         return list(self._sequences(base, checkpoint.spec.llm.max_context))
 
     def _sequences(self, base: BaseModel, longest: int) -> Iterator[CalibrationRows]:
         for number, question in enumerate(self.questions):
             prompt = prompt_of(base.spec, self.tokenizer, question.text)
             picture, crops = open_image(self.images / question.image), list[Crop]()
-            pieces = [picture_tokens(base, picture)]
             if number % 2:
                 width, height = picture.size
                 middle = (width // 4, height // 4, -(-3 * width // 4), -(-3 * height // 4))
                 crops.append(Crop(middle))
-                pieces.append(crop_tokens(base, picture, crops[0]))
             answer = self.tokenizer.encode(question.answer or "", add_special_tokens=False).ids
-            before, after = _embed(base, prompt.ids_before), _embed(base, (*prompt.ids_after, *answer))
-            rows = torch.cat((before, *pieces, after))[:longest]
-            grid = base.spec.vision.grid(picture.size)
-            placed = prompt_positions(base.spec, len(before), grid, len(after), crops)
-            yield CalibrationRows(rows, placed.rows(0, len(rows)))
-
-
-def _embed(base: BaseModel, ids: Sequence[int]) -> Tensor:
-    embeds: Tensor = base.embed(torch.tensor(list(ids), dtype=torch.long))
-    return embeds
+            look = picture_look(base, picture)
+            rows = prompt_rows(base, picture, look, prompt.ids_before, (*prompt.ids_after, *answer), crops)
+            embeds, *deepstack = (part[0, :longest] for part in (rows.embeds, *rows.deepstack))
+            yield CalibrationRows(embeds, rows.placed.rows(0, len(embeds)), tuple(deepstack))
 
 
 def _bytes(path: Path) -> bytes:

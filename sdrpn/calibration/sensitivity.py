@@ -60,7 +60,8 @@ def parts_of(model: SdRpnModel) -> dict[str, list[nn.Linear]]:
     parts: dict[str, list[nn.Linear]] = {"vision": _matrices(model.vision)}
     parts |= {f"layers.{number}": _matrices(layer) for number, layer in enumerate(layers)}
     if model.rpn is not None:
-        parts["rpn"] = _matrices(model.rpn)
+        # As exports keep or round them: the RPN with its gate.
+        parts["rpn"] = [*_matrices(model.rpn), *(_gate_matrices(model) if model.gate is not None else [])]
     return parts | {"lm_head": [model.tail.head]}
 
 
@@ -159,6 +160,12 @@ def _cosine(found: ReferenceAnswer, exact: ReferenceAnswer) -> float:
     assert exact.roi_logits is not None
     a, b = (roi_map(logits).astype(np.float64).ravel() for logits in (found.roi_logits, exact.roi_logits))
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def _gate_matrices(model: SdRpnModel) -> list[nn.Linear]:
+    """The gate's layers; its head is one row, which is never rounded."""
+    assert model.gate is not None
+    return _matrices(model.gate.layers)
 
 
 def _matrices(module: nn.Module) -> list[nn.Linear]:

@@ -255,7 +255,12 @@ def _policies(spec: ModelSpec) -> dict[str, RoiPolicy]:
     if spec.rpn is None:
         return {}
     upscales: tuple[Literal["mask", "bbox"], ...] = ("mask", "bbox")
-    return {name: RoiChange(upscale=name).applied_to(family_of(spec).policy(spec)) for name in upscales}
+    # Whatever the gate says, which is compared by itself: its score may lie near any threshold.
+    always = -1.0 if spec.rpn.gate_layers else None
+    return {
+        name: RoiChange(upscale=name, gate_threshold=always).applied_to(family_of(spec).policy(spec))
+        for name in upscales
+    }
 
 
 def _given_crops(grid: ImageGrid) -> tuple[Crop, ...]:

@@ -38,7 +38,7 @@ Array = NDArray[Any]
 Kind = Literal[
     "checkpoint", "names", "axes", "shapes", "values", "roi cosine", "roi correlation", "boxes", "tokens",
     # used by parity.py only:
-    "mean", "cosine", "peak", "box IoU", "same crops", "token agreement",
+    "mean", "cosine", "noise", "peak", "box IoU", "same crops", "token agreement",
 ]  # fmt: skip
 RunGraph = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
 

@@ -26,6 +26,7 @@ from sdrpn.bundle.tolerances import FP16_PEAK, MASKED_SCORE_PEAK, more_is_better
 from sdrpn.compare.answers import AnswerQuestion, TrialQuestion, compare_answers
 from sdrpn.compare.graphs import Array, Check, Kind, RunGraph, relative_difference
 from sdrpn.compare.trials import Trial, graph_trials
+from sdrpn.compare.vision_noise import TowerNoise
 from sdrpn.errors import SdrpnError
 from sdrpn.model.base import SdRpnModel
 
@@ -36,13 +37,16 @@ _HALF_OUTPUTS = ("cache", "new_rows", "scores", "new_scores", "sink_logits", "ne
 _SCORES = " scores"
 
 
-def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_context: int) -> Iterator[Check]:
+def graph_parity(
+    model: SdRpnModel, variant: Variant, run: RunGraph, *, max_context: int, tower: TowerNoise | None = None
+) -> Iterator[Check]:
     """Run every graph on inputs from PyTorch, and measure each output.
 
     Args:
         model: float32, from the bundle's checkpoint
         run: runs a graph by name; an SdrpnError is a failed check
         max_context: the bundle's limit, in tokens
+        tower: measures the noise of the vision tower by itself; None: that is not measured
     """
     signatures = expected_signatures(
         model.spec, variant.dialect, variant.precision, for_cpu=variant.for_cpu, kv_cache=variant.kv_cache
@@ -54,6 +58,9 @@ def graph_parity(model: SdRpnModel, variant: Variant, run: RunGraph, *, max_cont
             except SdrpnError as error:
                 yield Check(variant.name, name, "values", trial.label, f"did not run: {error}", "arrays", ok=False)
                 break
+            noise = tower.check(variant, trial, results) if tower is not None and name == "vision" else None
+            if noise is not None:
+                yield noise
             for output, expected in trial.expected.items():
                 yield from _measured(variant, name, trial, output, results.get(output), expected)
 
@@ -214,7 +221,7 @@ def _measured(
         ("mean", _mean_difference(found, expected), limits.mean),
         ("cosine", _cosine(found, expected), limits.cosine),
     )
-    for kind, value, limit in measures:
+    for kind, value, limit in measures[: 1 if expected.size == 1 else None]:  # one number has neither mean nor angle
         ok = value >= limit if more_is_better(kind) else value <= limit
         told: str | float = value if np.isfinite(value) else "not a finite number"
         yield Check(variant.name, graph, kind, label, told, limit=limit, ok=ok)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.compare.answers import TrialQuestion
     from sdrpn.compare.graphs import Check
+    from sdrpn.compare.vision_noise import TowerNoise
     from sdrpn.model import SdRpnModel
 
 __all__ = ["Verification", "VerifyRequest", "difference_text", "place_text", "verify", "verify_bundle"]
@@ -215,6 +216,7 @@ def _measured(
     threads: int | None,
     progress: ShowProgress,
 ) -> Iterator[Check]:
+    from sdrpn.compare.vision_noise import TowerNoise
     from sdrpn.model import model_from_checkpoint
 
     foreign = [check for check in compare_source(bundle, source) if not check.ok]
@@ -228,15 +230,17 @@ def _measured(
     steps_each = len(bundle.variant().graphs) + len(questions) * (1 if engines_of is None else 2)
     with progress("verify", "steps") as advance:
         model = model_from_checkpoint(source)
+        tower = TowerNoise(model)
         for index, variant in enumerate(variants):
             steps = Steps(advance, index * steps_each, len(variants) * steps_each)
-            yield from _measured_variant(bundle, variant, model, questions, steps, engines_of, threads)
+            yield from _measured_variant(bundle, variant, model, tower, questions, steps, engines_of, threads)
 
 
 def _measured_variant(
     bundle: Bundle,
     variant: Variant,
     model: SdRpnModel,
+    tower: TowerNoise,
     questions: tuple[TrialQuestion, ...],
     steps: Steps,
     engines_of: str | None,
@@ -248,7 +252,8 @@ def _measured_variant(
 
     with recorded_peaks(model) as peaks, runnable_bundle(bundle, variant) as runs:
         with GraphRuns(runs, variant.name, steps, threads) as graphs:
-            checks = list(graph_parity(model, variant, graphs.run, max_context=bundle.manifest.max_context))
+            context = bundle.manifest.max_context
+            checks = list(graph_parity(model, variant, graphs.run, max_context=context, tower=tower))
         if all(check.expected is None for check in checks):  # else a graph does not run, and there are no answers
             with Session.open(
                 runs.path, variant=variant.name, backend="onnxruntime", threads=threads, verify=False
