@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.families.qwen import official_model as qwen
 from tests.official_model import SMALL_SET, normal_numbers, official_tensors
 from tests.tolerances import DRAWN_WEIGHTS_ABS
 
@@ -44,7 +45,7 @@ def test_weights_are_the_official_ones() -> None:
 
 
 def test_the_small_set_stays_small() -> None:
-    assert sum(path.stat().st_size for path in SMALL_SET.rglob("*") if path.is_file()) < 1_000_000
+    assert sum(path.stat().st_size for path in SMALL_SET.rglob("*") if path.is_file()) < 1_250_000
 
 
 @pytest.fixture
@@ -63,13 +64,34 @@ def test_all_weights_are_the_official_ones(whole: Path, part: str) -> None:
         np.testing.assert_allclose(found[name], tensor, rtol=0, atol=DRAWN_WEIGHTS_ABS, err_msg=name)
 
 
-@pytest.mark.parametrize("name", sorted(str(path.relative_to(SMALL_SET)) for path in SMALL_SET.rglob("*.npz")))
+@pytest.mark.parametrize("model", qwen.MODELS)
+def test_all_weights_of_qwen_are_the_official_ones(whole: Path, model: str, tmp_path: Path) -> None:
+    expected = load_file(whole / "qwen" / model / "model.safetensors")
+    qwen.write_official_checkpoint(model, tmp_path / model)
+    found = load_file(tmp_path / model / "model.safetensors")
+    assert found.keys() == expected.keys()
+    with np.load(SMALL_SET / "qwen" / model / "kept.npz") as kept:
+        exact = set(kept.files)
+    for name, tensor in expected.items():
+        limit = 0 if name in exact else DRAWN_WEIGHTS_ABS
+        np.testing.assert_allclose(found[name], tensor, rtol=0, atol=limit, err_msg=name)
+
+
+def kept_files() -> list[str]:
+    names = (path.relative_to(SMALL_SET) for path in SMALL_SET.rglob("*.npz"))
+    return sorted(str(name) for name in names if name.name != "kept.npz")  # which holds weights
+
+
+@pytest.mark.parametrize("name", kept_files())
 def test_every_number_kept_is_an_official_output(whole: Path, name: str) -> None:
     with np.load(SMALL_SET / name) as kept, np.load(whole / name) as official:
         left_out = {f"land_1box_{key}" for key in kept[LEFT_OUT]} if LEFT_OUT in kept.files else set()
         if Path(name).stem in SOME_CASES:
             left_out = set(official.files) - set(kept.files)
             assert 30 < len(kept.files) < len(official.files)
+        if Path(name).parent.name == "cases":
+            left_out = set(official.files) - set(kept.files)
+            assert "generated_ids" in kept.files
         assert set(kept.files) - {LEFT_OUT} | left_out == set(official.files)
         for key in set(kept.files) - {LEFT_OUT}:
             np.testing.assert_array_equal(kept[key], official[key], err_msg=key)
@@ -81,6 +103,10 @@ def test_pictures_and_configs_are_the_official_ones(whole: Path) -> None:
         if path.stem in SOME_CASES:
             cases = json.loads(path.read_bytes())
             assert len(cases) >= 40
+            assert [case for case in json.loads(official) if case in cases] == cases
+        elif path.name == "cases.json":
+            cases = json.loads(path.read_bytes())
+            assert cases
             assert [case for case in json.loads(official) if case in cases] == cases
         else:
             assert path.read_bytes() == official

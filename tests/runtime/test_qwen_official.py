@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sdrpn.families.registry import family_of
 from sdrpn.images.image import open_image
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
-from tests.families.qwen.official import WHOLE, Run, run_named, runs
+from tests.families.qwen.official import Run, answers, run_named, write_checkpoint
 from tests.tolerances import (
     GOLDEN_GATE_SCORE_ABS,
     GOLDEN_ROI_LOGITS_ABS,
@@ -57,10 +56,8 @@ class Sessions:
     def _bundle(self, model: str, variant: str) -> Path:
         checkpoint, bundle = (self._folder / f"{model}-{variant}{end}" for end in ("", "-bundle"))
         if not bundle.exists():
-            shutil.copytree(WHOLE / model, checkpoint, ignore=shutil.ignore_patterns("cases"))
-            checkpoint.chmod(0o755)
+            write_checkpoint(model, checkpoint)
             path = checkpoint / "config.json"
-            path.chmod(0o644)
             config = json.loads(path.read_text(encoding="utf-8"))
             path.write_text(json.dumps({**config, **ENTRIES.get(variant, {})}), encoding="utf-8")
             scheme: Any = "sd-rpn" if variant == "sdrpn" else "auto"
@@ -104,11 +101,12 @@ def require_official(answer: Answer, run: Run, session: Session) -> None:
     assert list(answer.token_ids) == ids[:count]
     steps = answer.trace.step_logits
     assert difference(answer.trace.first_logits, run.arrays["first_step_logits"]) <= GOLDEN_STEP_LOGITS_ABS
-    assert difference(steps, run.arrays["step_logits"][: len(steps)]) <= GOLDEN_STEP_LOGITS_ABS
+    if "step_logits" in run.arrays:
+        assert difference(steps, run.arrays["step_logits"][: len(steps)]) <= GOLDEN_STEP_LOGITS_ABS
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("name", runs("plain"))
+@pytest.mark.parametrize("name", answers("plain"))
 def test_plain_answers(name: tuple[str, str, str], dialect: str, sessions: Sessions) -> None:
     run = run_named(name)
     session = sessions.of(run, dialect)
@@ -120,7 +118,7 @@ def test_plain_answers(name: tuple[str, str, str], dialect: str, sessions: Sessi
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("name", runs("gateskip"))
+@pytest.mark.parametrize("name", answers("gateskip"))
 def test_a_gate_that_ends_it(name: tuple[str, str, str], dialect: str, sessions: Sessions) -> None:
     run = run_named(name)
     session = sessions.of(run, dialect)
@@ -138,7 +136,7 @@ def test_a_gate_that_ends_it(name: tuple[str, str, str], dialect: str, sessions:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("name", runs(*LOOKS_AGAIN))
+@pytest.mark.parametrize("name", answers(*LOOKS_AGAIN))
 def test_second_looks(name: tuple[str, str, str], dialect: str, sessions: Sessions) -> None:
     run = run_named(name)
     session, arrays = sessions.of(run, dialect), run.arrays
@@ -187,7 +185,7 @@ def require_same_crop(answer: Answer, run: Run, session: Session) -> None:
     assert answer.roi_token_count == kept
 
 
-@pytest.mark.parametrize("name", runs(*LOOKS_AGAIN))
+@pytest.mark.parametrize("name", answers(*LOOKS_AGAIN))
 def test_a_second_question_reuses_the_prefix(name: tuple[str, str, str], sessions: Sessions) -> None:
     """Twice, and after another question: what is computed again equals what was kept."""
     run = run_named(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import numpy.typing as npt
 import pytest
 
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision
+from tests.families.qwen.official_model import write_official_checkpoint
 
 ROOT = Path(__file__).parents[3]
 WHOLE = ROOT.parent / "shared" / "golden" / "qwen"
-FUNCTIONS = WHOLE / "functions" if WHOLE.is_dir() else ROOT / "tests" / "golden" / "qwen" / "functions"
+SET = WHOLE if WHOLE.is_dir() else ROOT / "tests" / "golden" / "qwen"
+FUNCTIONS = SET / "functions"
 END, IMAGE = 303, 304  # ids of the small models
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES = (0.5, 0.5, 0.5)
@@ -107,7 +110,7 @@ class Run:
 
     @property
     def picture(self) -> Path:
-        return WHOLE / "images" / f"{self.case['image']}.png"
+        return SET / "images" / f"{self.case['image']}.png"
 
     @property
     def vision(self) -> Qwen25Vision | Qwen3Vision:
@@ -136,29 +139,45 @@ def runs(*variants: str) -> list[Any]:
     if not WHOLE.is_dir():
         reason = pytest.mark.skip(reason="the whole set of official outputs does not lie beside this checkout")
         return [pytest.param(None, marks=reason)]
+    return answers(*variants)
+
+
+def answers(*variants: str) -> list[Any]:
+    """Every run of these variants, of the small set where the whole is not there: what was found on the way to an
+    answer, and the answer; `runs` have all that went into it."""
     names = [
         (model, case["name"], variant)
         for model in ("q25_K3T3", "q3_K3T3")
-        for case in json.loads((WHOLE / model / "cases.json").read_text(encoding="utf-8"))
+        for case in json.loads((SET / model / "cases.json").read_text(encoding="utf-8"))
         for variant in variants
-        if (WHOLE / model / "cases" / f"{case['name']}__{variant}.npz").is_file()
+        if (SET / model / "cases" / f"{case['name']}__{variant}.npz").is_file()
     ]
     return [pytest.param(name, id="-".join(name)) for name in names]
+
+
+def write_checkpoint(model: str, folder: Path) -> None:
+    """The checkpoint of a model: a copy that can be written to, or drawn again from its seed."""
+    if not WHOLE.is_dir():
+        write_official_checkpoint(model, folder)
+        return
+    shutil.copytree(WHOLE / model, folder, ignore=shutil.ignore_patterns("cases"))
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
 
 
 def run_named(name: tuple[str, str, str]) -> Run:
     """Read one of `runs`."""
     model, case_name, variant = name
-    cases = json.loads((WHOLE / model / "cases.json").read_text(encoding="utf-8"))
+    cases = json.loads((SET / model / "cases.json").read_text(encoding="utf-8"))
     case = next(case for case in cases if case["name"] == case_name)
     return Run(model, case_name, variant, case, _arrays(model, case_name, variant), _plain(model, case_name))
 
 
 def _plain(model: str, case_name: str) -> dict[str, npt.NDArray[Any]]:
-    there = (WHOLE / model / "cases" / f"{case_name}__plain.npz").is_file()
+    there = (SET / model / "cases" / f"{case_name}__plain.npz").is_file()
     return _arrays(model, case_name, "plain") if there else {}
 
 
 def _arrays(model: str, case_name: str, variant: str) -> dict[str, npt.NDArray[Any]]:
-    with np.load(WHOLE / model / "cases" / f"{case_name}__{variant}.npz") as arrays:
+    with np.load(SET / model / "cases" / f"{case_name}__{variant}.npz") as arrays:
         return {name: arrays[name] for name in arrays}
