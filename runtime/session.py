@@ -152,8 +152,8 @@ class Session:
         Args:
             bundle_dir: a folder as `sdrpn export` writes it; the str "demo" is the shipped bundle, and
                 "ORGANISATION/MODEL" one of Hugging Face's hub, from the local cache
-            backend: "onnxruntime" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn build`), or "auto":
-                engines if some fit this machine's GPU, else "onnxruntime"
+            backend: "onnxruntime" (CPU), "openvino" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn
+                build`), or "auto": engines if some fit this machine's GPU, else "onnxruntime"
             threads: CPU threads; None: one per core that is free when this process first asks, at most OMP_NUM_THREADS,
                 and a single one for a small model
             variant: such as "primitive-fp16"; None: that of the engines, or the one that suits the library best
@@ -167,10 +167,10 @@ class Session:
             allow_links: folders that links of the bundle may lead to, besides itself and its cache's blobs; True: any
             download: fetch what the local cache lacks of a model of Hugging Face's hub
             max_batch: most questions that are answered at once, each with caches of its own: on a CPU made when they
-                are first needed, on a GPU all with the first question. None: 4 with ONNX Runtime on a CPU, with engines
+                are first needed, on a GPU all with the first question. None: 4 on a CPU, with engines
                 as many as they were built for, else 1
             prefix_bytes: most memory for what was computed of pictures besides those last asked about, so that
-                questions about several in turn reuse them; None: 256 MB with ONNX Runtime on a CPU, else 0
+                questions about several in turn reuse them; None: 256 MB on a CPU, else 0
             parts: "look": load vision, trunk and RPN alone, which `look` needs; nothing can be answered then
             decode: the former name of `jpeg`; removed in the next version
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.

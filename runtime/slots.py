@@ -216,7 +216,7 @@ class Slots:
             self._clear()
             return
         for buffer in (*self._buffers(slot), self._taps(slot)):
-            buffer.copy_rows(self._backend.allocate(buffer.shape, buffer.dtype.name), self.length)
+            buffer.copy_rows(self._zeros(buffer, self.length), self.length)
 
     def share(self, source: Slot, target: Slot) -> None:
         """Copy the prefix of one slot into another, which has room for it."""
@@ -321,9 +321,14 @@ class Slots:
         return self.taps if len(self.all) == 1 else self.taps.entries(slot.index, slot.index + 1)
 
     def _first_rows(self, buffer: Buffer, rows: int) -> Buffer:
-        kept = self._backend.allocate((*buffer.shape[:-2], rows, buffer.shape[-1]), buffer.dtype.name)
+        kept = self._zeros(buffer, rows)
         kept.copy_rows(buffer, rows)
         return kept
+
+    def _zeros(self, buffer: Buffer, rows: int) -> Buffer:
+        """A buffer like this one, a cache or taps, with another number of rows."""
+        shape = (*buffer.shape[:-2], rows, buffer.shape[-1])
+        return self._backend.allocate(shape, buffer.dtype.name, for_cache=len(shape) == 4)
 
     def _clear(self) -> None:
         self.length = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.bundle.extents import known_extent
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.kv_cache import cache_set_from_runner
@@ -22,7 +23,7 @@ def run_on_arrays(
     Args: further: extents of axes that outputs alone have
     Raises RunFailed where a name, type or shape does not fit.
     """
-    buffers = {name: _buffer(backend, array) for name, array in feeds.items()}
+    buffers = {name: _buffer(backend, runner.inputs.get(name), array) for name, array in feeds.items()}
     extents: dict[str, int] = {}
     check_bindings("the graph", "inputs", runner.inputs, buffers, extents)
     extents = {**(further or {}), **extents}
@@ -47,7 +48,11 @@ def _shape(name: str, dims: Sequence[int | str], extents: Mapping[str, int]) -> 
     return tuple(extent for extent in found if extent is not None)
 
 
-def _buffer(backend: Backend, array: Array) -> Buffer:
-    buffer = backend.allocate(array.shape, array.dtype.name)
+def _buffer(backend: Backend, tensor: TensorInfo | None, array: Array) -> Buffer:
+    """With a copy of `array`; caches are in the type that the library holds them in."""
+    if tensor is not None and tensor.is_cache:
+        buffer = backend.allocate(array.shape, tensor.storage, for_cache=True)
+    else:
+        buffer = backend.allocate(array.shape, array.dtype.name)
     buffer.write(array)
     return buffer

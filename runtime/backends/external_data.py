@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdrpn.errors import BadBundle
 
-__all__ = ["external_files", "graph_with_real_files", "with_files"]
+__all__ = ["external_files", "graph_with_real_files", "require_files", "with_files"]
 
 # From onnx.proto: for each kind of message, the fields with messages that may contain a tensor.
 _FIELDS = {
@@ -44,6 +44,25 @@ def external_files(content: bytes) -> frozenset[str]:
 
     with_files(content, keep)
     return frozenset(found)
+
+
+def require_files(path: Path, content: bytes, weights: Sequence[str], library: str) -> None:
+    """Check that a graph takes its weights from listed files only.
+
+    Args:
+        weights: the only files that they may be in: those that were verified
+        library: what is to load the graph, for messages
+    Raises: BadBundle
+    """
+    try:
+        others = sorted(external_files(content) - {*weights})
+    except BadBundle as error:
+        raise BadBundle(f"{library} cannot load {path}: {error}") from error
+    if others:
+        raise BadBundle(
+            f"{path} takes weights from {others[0]!r}, which is not listed as a file of this graph; export the bundle "
+            "again"
+        )
 
 
 def with_files(content: bytes, rename: _Rename) -> bytes:

@@ -51,7 +51,9 @@ class FakeBackend:
         """What was set."""
         return self.free_bytes
 
-    def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
+    def allocate(
+        self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False, for_cache: bool = False
+    ) -> Buffer:
         """Allocate zeros in host memory."""
         return HostBuffer(np.zeros(shape, dtype))
 

@@ -52,7 +52,8 @@ class CacheSet:
                 self.buffers[name] = resized(backend, self.buffers[name], entries, length, keep_rows)
             else:
                 _, heads, _, width = tensor.dims
-                self.buffers[name] = backend.allocate((entries, int(heads), length, int(width)), tensor.storage)
+                shape = (entries, int(heads), length, int(width))
+                self.buffers[name] = backend.allocate(shape, tensor.storage, for_cache=True)
 
     def as_outputs(self) -> dict[str, Buffer]:
         """The same buffers under the names of the graph's outputs."""
@@ -95,7 +96,8 @@ def resized(backend: Backend, buffer: Buffer, entries: int, length: int, keep_ro
     """A buffer with another number of entries or rows, with the first `keep_rows` of `buffer`."""
     if buffer.shape[0] == entries:
         return buffer.with_rows(length, keep_rows)
-    new = backend.allocate((entries, *buffer.shape[1:-2], length, buffer.shape[-1]), buffer.dtype.name)
+    shape = (entries, *buffer.shape[1:-2], length, buffer.shape[-1])
+    new = backend.allocate(shape, buffer.dtype.name, for_cache=len(shape) == 4)
     both = min(entries, buffer.shape[0])
     new.entries(0, both).copy_rows(buffer.entries(0, both), keep_rows)
     return new

@@ -16,7 +16,7 @@ from sdrpn.errors import BadBundle, Cancelled, MissingDependency, RunFailed, Sdr
 from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.threads import CpuThreads, choose_threads
-from sdrpn.runtime.backends.external_data import external_files, graph_with_real_files
+from sdrpn.runtime.backends.external_data import graph_with_real_files, require_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.backends.onnxruntime_cuda import DeviceBuffer, prepare_cuda, record_placement, require_cuda
 from sdrpn.runtime.backends.runner import Buffer, Step, check_bindings, in_order, store_in_order
@@ -88,7 +88,9 @@ class OnnxRuntimeBackend:
         """See `Backend.free_memory`; of a GPU the library does not say it."""
         return read_available_memory() if self.on == "cpu" else None
 
-    def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
+    def allocate(
+        self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False, for_cache: bool = False
+    ) -> Buffer:
         """Allocate zeros on the provider's device."""
         if self._device == "cpu":
             return HostBuffer.zeros(shape, dtype)
@@ -211,15 +213,7 @@ def _source(path: Path, weights: Sequence[str], options: onnxruntime.SessionOpti
     Args: weights: the only files that the graph's weights may be in: those that were verified
     """
     content = path.read_bytes()
-    try:
-        others = sorted(external_files(content) - {*weights})
-    except BadBundle as error:
-        raise BadBundle(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
-    if others:
-        raise BadBundle(
-            f"{path} takes weights from {others[0]!r}, which is not listed as a file of this graph; export the bundle "
-            "again"
-        )
+    require_files(path, content, weights, f"ONNX Runtime {onnxruntime.__version__}")
     found = graph_with_real_files(content, path.parent)
     if found is None:
         return os.fspath(path)

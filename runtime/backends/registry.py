@@ -6,6 +6,7 @@ from sdrpn.errors import BadInput
 from sdrpn.host.suggestion import did_you_mean
 from sdrpn.runtime.backends.info import BackendInfo, OpenOptions
 from sdrpn.runtime.backends.onnxruntime_info import CPU, CUDA
+from sdrpn.runtime.backends.openvino_info import OPENVINO
 from sdrpn.runtime.backends.runner import Backend
 from sdrpn.runtime.backends.tensorrt_info import TENSORRT
 
@@ -13,7 +14,7 @@ __all__ = ["AUTOMATIC", "BACKENDS", "backend_info", "graph_backends", "open_back
 
 AUTOMATIC = "auto"
 # Those that run graphs are in the order in which "auto" tries them.
-BACKENDS: dict[str, BackendInfo] = {info.name: info for info in (CPU, CUDA, TENSORRT)}
+BACKENDS: dict[str, BackendInfo] = {info.name: info for info in (CPU, OPENVINO, CUDA, TENSORRT)}
 # Removed backends of earlier releases, and their replacements.
 _REMOVED = {
     "onnxruntime-tensorrt": "backend onnxruntime-tensorrt was removed: it compiled again for every prompt length; "

@@ -134,8 +134,15 @@ class Backend(Protocol):
         """Cancels the current run, where the library supports it, and refuses others until it is reset."""
         ...
 
-    def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> Buffer:
-        """A buffer of zeros. `for_host`: the host writes or reads it, so it may be placed where that costs least."""
+    def allocate(
+        self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False, for_cache: bool = False
+    ) -> Buffer:
+        """A buffer of zeros.
+
+        Args:
+            for_host: the host writes or reads it, so it may be placed where that costs least
+            for_cache: it holds rows of a cache (B,heads,rows,width), which may be laid out as the library likes
+        """
         ...
 
     def load(self, graph: GraphInfo, path: Path) -> Runner:

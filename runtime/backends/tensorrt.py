@@ -77,7 +77,9 @@ class TensorRtBackend:
         """See `Backend.free_memory`."""
         return available_memory(self.device.cuda, self.device.facts)
 
-    def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> DeviceBuffer:
+    def allocate(
+        self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False, for_cache: bool = False
+    ) -> DeviceBuffer:
         """Allocate zeros on the device; with `for_host` in host memory, where the GPU can access that directly."""
         return DeviceBuffer.zeros(self.device, shape, dtype, for_host=for_host)
 

@@ -26,7 +26,7 @@ __all__ = [
 
 Request = TypeVar("Request")
 # The names of sdrpn.runtime.backends.registry, which is not imported for --help.
-GRAPH_BACKENDS = ("onnxruntime", "onnxruntime-cuda")
+GRAPH_BACKENDS = ("onnxruntime", "openvino", "onnxruntime-cuda")
 BACKENDS = (AUTO, *GRAPH_BACKENDS, "tensorrt")
 BUNDLE_HELP = f"folder that `sdrpn export` wrote, or {DEMO_NAME}: the small model that comes with this package"
 

@@ -47,6 +47,7 @@ BASE = "base"
 # What each extra of pyproject.toml is for.
 EXTRAS: Mapping[str, str] = {
     BASE: "answer on a CPU with ONNX Runtime",
+    "openvino": "answer on a CPU with OpenVINO",
     "cuda": "answer on an NVIDIA GPU with ONNX Runtime",
     "device": "answer with engines on Jetson, with JetPack's TensorRT",
     "tensorrt": "TensorRT for datacenter GPUs and Jetson",

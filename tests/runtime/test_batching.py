@@ -40,10 +40,13 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 VARIANTS = ["fused-fp32", "primitive-fp32", "fused-fp32-kv-int8", "primitive-fp32-kv-int8", "primitive-fp32-kv-fp8"]
 
 
-@pytest.fixture(params=[*VARIANTS, "shared key heads", "shared key heads, primitive", "optimized"])
+@pytest.fixture(params=[*VARIANTS, "shared key heads", "shared key heads, primitive", "optimized", "openvino"])
 def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
-    """Both dialects, caches in 8 bits, grouped query heads, and ONNX Runtime's own attention."""
-    name = request.param
+    """Both dialects, caches in 8 bits, grouped query heads, ONNX Runtime's own attention, and OpenVINO's."""
+    name, backend = request.param, "onnxruntime"
+    if name == "openvino":
+        pytest.importorskip("openvino")
+        backend = "openvino"
     if name in VARIANTS:
         source = request.getfixturevalue("coded_bundle" if "-kv-" in name else "tiny_bundle")
     else:
@@ -51,7 +54,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]
     if name == "optimized":
         source, name = optimized(source, tmp_path), "fused-fp32"
     variant = name if name in VARIANTS else f"{'primitive' if 'primitive' in name else 'fused'}-fp32"
-    with Session.open(source, variant=variant, threads=1, max_batch=4) as opened:
+    with Session.open(source, backend=backend, variant=variant, threads=1, max_batch=4) as opened:
         yield opened
 
 

@@ -243,9 +243,13 @@ class TestRequests:
         assert len(glance(fake).boxes) == 1
 
 
-@pytest.fixture(params=["fused-fp32", "primitive-fp32"])
+@pytest.fixture(params=["fused-fp32", "primitive-fp32", "openvino"])
 def session(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Session]:
-    with Session.open(tiny_bundle, variant=request.param, threads=1) as opened:
+    variant, backend = request.param, "onnxruntime"
+    if variant == "openvino":
+        pytest.importorskip("openvino")
+        variant, backend = "fused-fp32", "openvino"
+    with Session.open(tiny_bundle, backend=backend, variant=variant, threads=1) as opened:
         yield opened
 
 

@@ -50,9 +50,13 @@ DECISIONS: dict[str, Callable[[int], Decide | None]] = {
 }
 
 
-@pytest.fixture(params=["fused-fp32", "primitive-fp32"])
+@pytest.fixture(params=["fused-fp32", "primitive-fp32", "openvino"])
 def session(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Session]:
-    with Session.open(tiny_bundle, variant=request.param, threads=1) as opened:
+    variant, backend = request.param, "onnxruntime"
+    if variant == "openvino":
+        pytest.importorskip("openvino")
+        variant, backend = "fused-fp32", "openvino"
+    with Session.open(tiny_bundle, backend=backend, variant=variant, threads=1) as opened:
         yield opened
 
 
@@ -69,7 +73,8 @@ def coded(request: pytest.FixtureRequest, coded_bundle: Path) -> Iterator[Sessio
 
 
 def fresh(session: Session, image: Image.Image, question: tuple[int, ...], case: str) -> Answer:
-    with Session.open(session.bundle.path, variant=session.variant.name, threads=1) as other:
+    path, variant = session.bundle.path, session.variant.name
+    with Session.open(path, backend=session.backend, variant=variant, threads=1) as other:
         return ask(other, image, question, case)
 
 

@@ -21,13 +21,17 @@ POLICIES = {
 }
 
 
-@pytest.fixture(scope="module", params=["fused", "primitive"])
+@pytest.fixture(scope="module", params=["fused", "primitive", "openvino"])
 def session(
     request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Session]:
     bundle = tmp_path_factory.mktemp("golden") / "bundle"
-    export_bundle(golden / "tiny_K3T3", bundle, ExportOptions("fp32", request.param))
-    with Session.open(bundle, threads=1) as opened:
+    dialect, backend = request.param, "onnxruntime"
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+        dialect, backend = "fused", "openvino"
+    export_bundle(golden / "tiny_K3T3", bundle, ExportOptions("fp32", dialect))
+    with Session.open(bundle, backend=backend, threads=1) as opened:
         yield opened
 
 

@@ -27,7 +27,9 @@ QUESTION = "What does the sign say?"
 
 class TestOpening:
     def test_an_unknown_backend(self) -> None:
-        with pytest.raises(BadInput, match=r"backend 'tensorflow' is unknown; expected one of auto, onnxruntime, onnx"):
+        with pytest.raises(
+            BadInput, match=r"backend 'tensorflow' is unknown; expected one of auto, onnxruntime, openvino, "
+        ):
             open_backend("tensorflow")
 
     @pytest.mark.parametrize("threads", [0, -1, 9_999_999])

@@ -31,7 +31,9 @@ class OwnMemory(OnnxRuntimeBackend):
         super().__init__(threads=1)
         self.on, self.prefill_rows = "gpu", None
 
-    def allocate(self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> DeviceBuffer:
+    def allocate(
+        self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False, for_cache: bool = False
+    ) -> DeviceBuffer:
         return DeviceBuffer.zeros(shape, dtype, "cpu", 0)
 
 

@@ -19,10 +19,11 @@ from tests.workflows.machines import GPU_PC, ORIN, PC
 def test_names_are_those_of_the_rows() -> None:
     assert [(name, info.name) for name, info in BACKENDS.items()] == [
         ("onnxruntime", "onnxruntime"),
+        ("openvino", "openvino"),
         ("onnxruntime-cuda", "onnxruntime-cuda"),
         ("tensorrt", "tensorrt"),
     ]
-    assert [info.name for info in graph_backends()] == ["onnxruntime", "onnxruntime-cuda"]
+    assert [info.name for info in graph_backends()] == ["onnxruntime", "openvino", "onnxruntime-cuda"]
     assert len({info.purpose for info in BACKENDS.values()}) == len(BACKENDS)
 
 
@@ -40,14 +41,17 @@ def test_what_is_not_a_backend(name: str, message: str) -> None:
 
 
 def test_engines_are_not_opened_as_graphs() -> None:
-    with pytest.raises(BadInput, match="runs engines, not ONNX graphs; expected one of onnxruntime, onnxruntime-cuda"):
+    with pytest.raises(
+        BadInput, match="runs engines, not ONNX graphs; expected one of onnxruntime, openvino, onnxruntime-"
+    ):
         open_backend("tensorrt")
 
 
 def test_importing_it_imports_no_library() -> None:
     code = (
         "import sys, sdrpn.runtime.backends\n"
-        "print([name for name in ('onnxruntime', 'tensorrt', 'tensorrt_rtx', 'cuda') if name in sys.modules])"
+        "libraries = ('onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'cuda')\n"
+        "print([name for name in libraries if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"

@@ -1,0 +1,310 @@
+"""OpenVINO on a CPU: the bundle's own graphs, converted as they are loaded, with caches in pages that it updates."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openvino
+
+from sdrpn.bundle.bundle import GraphInfo, TensorInfo
+from sdrpn.errors import BadBundle, Cancelled, RunFailed, SdrpnError
+from sdrpn.host.interrupt import Cancellation, SignalWatch
+from sdrpn.host.machine import read_available_memory
+from sdrpn.host.threads import choose_threads
+from sdrpn.runtime.backends.external_data import require_files
+from sdrpn.runtime.backends.host_buffer import HostBuffer
+from sdrpn.runtime.backends.openvino_graph import CacheUse, PageTable, new_core, use_pages
+from sdrpn.runtime.backends.paged_buffer import PagedBuffer
+from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
+
+__all__ = ["OpenVinoBackend", "OpenVinoRunner"]
+
+_LIBRARY = f"OpenVINO {openvino.__version__.split('-')[0]}"
+# Messages of failures outside the graph: memory, disk, descriptors, threads.
+_OF_THE_MACHINE = re.compile(
+    r"bad_alloc|bad allocation|out of memory|failed to allocate|no space left|disk quota|input/output error"
+    r"|too many open files|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+
+
+class OpenVinoBackend:
+    """Allocates buffers in ordinary memory and compiles graphs for the CPU."""
+
+    def __init__(self, name: str = "openvino", threads: int | None = None, largest_matrix: int | None = None) -> None:
+        """Choose the threads.
+
+        Args: threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
+        Raises: BadInput for threads out of range
+        """
+        self.name = name
+        self.on: Literal["cpu", "gpu"] = "cpu"
+        self.note: str | None = None
+        self.prefill_rows: int | None = None
+        self.most_slots: int | None = None
+        self.threads = choose_threads(threads, largest_matrix)
+        self.cancellation = Cancellation(self._stop)
+        self._core = new_core()
+        self._running: openvino.InferRequest | None = None
+
+    def free_memory(self) -> int | None:
+        """See `Backend.free_memory`."""
+        return read_available_memory()
+
+    def allocate(
+        self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False, for_cache: bool = False
+    ) -> Buffer:
+        """Allocate zeros; caches in pages."""
+        return PagedBuffer.zeros(shape, dtype) if for_cache else HostBuffer.zeros(shape, dtype)
+
+    def load(self, graph: GraphInfo, path: Path) -> OpenVinoRunner:
+        """Convert and compile `path`; weights are mapped from its external files.
+
+        Raises:
+            BadBundle: the library refuses the graph, or it does not match `graph`
+            RunFailed: not enough memory
+        """
+        require_files(path, path.read_bytes(), graph.weights, _LIBRARY)
+        watch = SignalWatch(lambda: None)
+        try:
+            with watch:
+                model = self._core.read_model(path)
+                caches = use_pages(model, graph.name)
+                compiled = self._core.compile_model(model, "CPU", self._options())
+        except SdrpnError:
+            raise
+        except Exception as error:  # OpenVINO raises RuntimeError and its subclasses, and Python's own of a bad file
+            reason = f"{_LIBRARY} cannot load {path}: {_first_line(error)}"
+            if _OF_THE_MACHINE.search(str(error)):
+                raise RunFailed(reason) from error
+            raise BadBundle(f"{reason}; export the bundle again") from error
+        _require_declared(path, graph, compiled, caches)
+        return OpenVinoRunner(graph, compiled, caches, self)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self.threads.count,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": "f32",
+        }
+
+    def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
+        """See `Backend.store_rows`."""
+        return store_in_order(caches, rows, start)
+
+    def chain(self, steps: Sequence[Step], written: Sequence[Buffer], read: Sequence[Buffer]) -> Step:
+        """See `Backend.chain`."""
+        return in_order(steps)
+
+    def infer(self, request: openvino.InferRequest) -> None:
+        """Run a request so that `cancellation` can end it."""
+        self._running = request
+        try:
+            if not self.cancellation.wished:
+                request.start_async()
+                request.wait()
+        finally:
+            self._running = None
+
+    def _stop(self, wished: bool) -> None:
+        request = self._running
+        if wished and request is not None:
+            request.cancel()
+
+
+class OpenVinoRunner:
+    """A compiled graph and its one request, whose tensors are the buffers of the step that ran last."""
+
+    def __init__(
+        self, graph: GraphInfo, compiled: openvino.CompiledModel, caches: CacheUse, backend: OpenVinoBackend
+    ) -> None:
+        self.name = graph.name
+        held = {name: tensor for tensor in compiled.inputs for name in tensor.get_names()}
+        self.inputs = {tensor.name: _as_held(tensor, held, caches) for tensor in graph.inputs}
+        self.outputs = {tensor.name: _as_held(tensor, held, caches) for tensor in graph.outputs}
+        self.caches, self.backend = caches, backend
+        self.types = {name: port.get_element_type() for name, port in held.items()}
+        self.request: openvino.InferRequest | None = compiled.create_infer_request()
+        self.bound: _BoundStep | None = None
+
+    def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Step:
+        """See `Runner.bind`."""
+        symbols: dict[str, int] = {}
+        check_bindings(self.name, "inputs", self.inputs, feeds, symbols)
+        check_bindings(self.name, "outputs", self.outputs, results, symbols)
+        self.open_request()
+        return _BoundStep(self, dict(feeds), dict(results), symbols)
+
+    def run(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
+        """See `Runner.run`."""
+        self.bind(feeds, results)()
+
+    def close(self) -> None:
+        """Drop the compiled graph."""
+        self.request = self.bound = None
+
+    def open_request(self) -> openvino.InferRequest:
+        """The request. Raises RunFailed after `close`."""
+        if self.request is None:
+            raise RunFailed(f"the {self.name} graph was closed; open the session again")
+        return self.request
+
+
+class _BoundStep:
+    """A run with bound buffers, which become the tensors of the request when another step has used it since."""
+
+    def __init__(
+        self,
+        runner: OpenVinoRunner,
+        feeds: dict[str, Buffer],
+        results: dict[str, Buffer],
+        symbols: Mapping[str, int],
+    ) -> None:
+        self._runner, self._feeds, self._results = runner, feeds, results
+        caches, types = runner.caches, runner.types
+        self._inputs = {
+            name: _tensor(_array(feeds[name]), types[name])
+            for name in feeds.keys() & types.keys()
+            if name not in caches.returned
+        }
+        self._outputs = {
+            name: _tensor(_array(buffer))
+            for name, buffer in results.items()
+            if name not in caches.returned.values() and not isinstance(buffer, PagedBuffer)
+        }
+        self._start = feeds["write_index"] if caches.paged or caches.returned else None
+        self._new_rows = symbols.get("sequence", 0)
+        self._length = symbols.get("cache_length", 0)
+        self._table = self._page_table(symbols) if caches.paged else None
+        self._returned = {
+            cache: np.zeros((*feeds[cache].shape[:2], self._new_rows, feeds[cache].shape[3]), feeds[cache].dtype)
+            for cache in caches.returned
+        }
+        self._outputs |= {caches.returned[cache]: _tensor(rows) for cache, rows in self._returned.items()}
+        backend = runner.backend
+        self._watch = SignalWatch(backend.cancellation.cancel, backend.cancellation.reset)
+
+    def _page_table(self, symbols: Mapping[str, int]) -> dict[str, Array]:
+        """The arrays of the inputs of `PageTable`."""
+        batch = symbols["batch"]
+        paged = self._feeds[next(iter(self._runner.caches.paged))]
+        assert isinstance(paged, PagedBuffer)
+        table = {
+            PageTable.PAST: np.zeros(batch, np.int32),
+            PageTable.BEGINS: np.arange(batch + 1, dtype=np.int32) * np.int32(self._new_rows),
+            PageTable.BLOCKS: np.arange(batch * paged.blocks, dtype=np.int32),
+            PageTable.BLOCK_BEGINS: np.arange(batch + 1, dtype=np.int32) * np.int32(paged.blocks),
+            PageTable.LONGEST: np.zeros((), np.int32),
+        }
+        self._inputs |= {name: _tensor(array) for name, array in table.items()}
+        return table
+
+    def __call__(self) -> None:
+        request = self._runner.open_request()
+        starts = [] if self._start is None else self._start.read().tolist()
+        self._place(starts)
+        for cache in self._returned:
+            self._inputs[cache] = _tensor(np.ascontiguousarray(self._feeds[cache].read()))
+            request.set_tensor(cache, self._inputs[cache])
+        if self._runner.bound is not self:
+            for name, tensor in (*self._inputs.items(), *self._outputs.items()):
+                request.set_tensor(name, tensor)
+            self._runner.bound = self
+        try:
+            with self._watch:
+                self._runner.backend.infer(request)
+        except Exception as error:  # OpenVINO's exceptions have no common base except RuntimeError
+            raise self._failure(error) from error
+        if self._runner.backend.cancellation.wished or self._watch.ended:
+            raise self._cancelled()
+        for cache, rows in self._returned.items():
+            for entry, start in enumerate(starts):
+                place = self._feeds[cache].entries(entry, entry + 1)
+                place.copy_rows(HostBuffer(rows[entry : entry + 1]), self._new_rows, start)
+
+    def _place(self, starts: Sequence[int]) -> None:
+        """Say where the new rows belong. Rows outside of the caches are refused: the library does not check them."""
+        for start in starts:
+            if not 0 <= start <= self._length - self._new_rows:
+                raise BadBundle(
+                    f"the {self._runner.name} graph failed in {_LIBRARY}: {self._new_rows} rows at {start} are outside "
+                    f"of caches of {self._length} rows; export the bundle again"
+                )
+        if self._table is not None:
+            self._table[PageTable.PAST][:] = starts
+            self._table[PageTable.LONGEST][()] = max(starts) + self._new_rows
+
+    def _cancelled(self) -> Cancelled:
+        return Cancelled(f"the {self._runner.name} graph was cancelled before it finished; ask again")
+
+    def _failure(self, error: Exception) -> SdrpnError:
+        """The error of a failed run. Names, types and shapes were checked before: the cause is memory, or the graph."""
+        if self._runner.backend.cancellation.wished or self._watch.ended:
+            return self._cancelled()
+        self._runner.bound = None
+        reason = f"the {self._runner.name} graph failed in {_LIBRARY}: {_first_line(error)}"
+        if _OF_THE_MACHINE.search(str(error)):
+            return RunFailed(reason)
+        return BadBundle(f"{reason}; export the bundle again")
+
+
+def _as_held(tensor: TensorInfo, held: Mapping[str, Any], caches: CacheUse) -> TensorInfo:
+    """A cache in the type in which the library holds it."""
+    cache = tensor.of or tensor.name
+    if not tensor.is_cache or cache not in held:
+        return tensor
+    return dataclasses.replace(tensor, dtype=held[cache].get_element_type().to_dtype().name)
+
+
+def _array(buffer: Buffer) -> Array:
+    if isinstance(buffer, PagedBuffer):
+        return buffer.pages
+    assert isinstance(buffer, HostBuffer)
+    return buffer.array
+
+
+def _tensor(array: Array, dtype: Any = None) -> openvino.Tensor:
+    """The array's own memory as a tensor. NumPy lacks some types: their bits are in integers."""
+    if dtype is None or array.dtype == dtype.to_dtype():
+        return openvino.Tensor(array, shared_memory=True)
+    return openvino.Tensor(array, array.shape, dtype)
+
+
+def _require_declared(path: Path, graph: GraphInfo, compiled: openvino.CompiledModel, caches: CacheUse) -> None:
+    """Check the graph's inputs and outputs against the manifest: names, ranks and fixed dims."""
+    own = {value for name, value in vars(PageTable).items() if name.isupper()}
+    unused = {"row_index", "write_index", "last_index"}  # what a paged attention takes in their place is computed here
+    gone = {tensor.name for tensor in graph.outputs if tensor.of in caches.paged}
+    for side, declared, found in (
+        ("inputs", graph.inputs, compiled.inputs),
+        ("outputs", graph.outputs, compiled.outputs),
+    ):
+        ours = {tensor.name: tensor.dims for tensor in declared if tensor.name not in gone}
+        theirs = {name: port.get_partial_shape() for port in found for name in port.get_names() if name not in own}
+        strange = (theirs.keys() - ours.keys()) | (ours.keys() - theirs.keys() - unused)
+        if strange:
+            names = ", ".join(sorted(strange))
+            raise BadBundle(f"{path} and the manifest differ in {side}: {names}; export the bundle again")
+        for name, shape in theirs.items():
+            if name in caches.paged or name in caches.returned.values():
+                continue
+            dims = ours[name]
+            if len(dims) != len(shape) or any(
+                isinstance(dim, int) and other.is_static and dim != other.get_length()
+                for dim, other in zip(dims, shape, strict=False)
+            ):
+                raise BadBundle(f"{path} has {name} as {shape}, the manifest as {dims}; export the bundle again")
+
+
+def _first_line(error: BaseException) -> str:
+    """The last line of OpenVINO's trace that says something: those above it name its source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or [type(error).__name__])[0]

@@ -1,0 +1,213 @@
+"""OpenVINO behind the seam: every graph equals ONNX Runtime, what it refuses, and that a decode step copies nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdrpn.bundle.bundle import Bundle, GraphInfo, open_bundle
+from sdrpn.checkpoint import write_random_checkpoint
+from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunFailed
+from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.method.spec import ModelSpec
+from sdrpn.runtime import Session
+from sdrpn.runtime.backends import open_backend
+from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.row_feeds import trial_rows
+from sdrpn.runtime.backends.runner import Array, Backend
+from tests.damage import copied, cut
+from tests.pictures import photo
+from tests.tolerances import PARITY_ABS
+
+openvino = pytest.importorskip("openvino")
+
+QUESTION = "What does the sign say?"
+GRAPHS = ("vision", "trunk", "rpn", "tail")
+# First new row, new rows, sequences, rows of the caches: from nothing, behind others, a step, a step of several.
+PLACES = [(0, 40, 1, 96), (33, 50, 1, 128), (70, 1, 1, 128), (5, 1, 3, 64)]
+
+
+@pytest.fixture(scope="module")
+def windowed_bundle(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each row attends to nine rows."""
+    folder = tmp_path_factory.mktemp("windowed")
+    spec = dataclasses.replace(tiny_spec, llm=dataclasses.replace(tiny_spec.llm, sliding_window=9))
+    write_random_checkpoint(folder / "checkpoint", spec)
+    export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions("fp32", "fused"))
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def libraries() -> tuple[Backend, Backend]:
+    return open_backend("onnxruntime", 1), open_backend("openvino", 1)
+
+
+def loaded(backend: Backend, bundle: Bundle, graph: str) -> Any:
+    info: GraphInfo = bundle.variant("fused-fp32").graphs[graph]
+    return backend.load(info, bundle.file(info.file))
+
+
+def feeds_of(runner: Any, start: int, rows: int, batch: int, length: int) -> dict[str, Array]:
+    """Random hidden states, and caches whose first rows are random; all sequences are at the same rows."""
+    rng = np.random.default_rng(start + rows)
+    extents = {"batch": batch, "images": batch, "sequence": rows, "cache_length": length}
+    placed = trial_rows(runner.inputs.values(), start, start + rows)
+    feeds: dict[str, Array] = {}
+    for name, tensor in runner.inputs.items():
+        shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
+        if name in placed:
+            feeds[name] = np.repeat(placed[name], batch, axis=0)
+            continue
+        feeds[name] = rng.standard_normal(shape).astype(tensor.storage)
+        if tensor.is_cache:
+            feeds[name][:, :, start:] = 0
+    return feeds
+
+
+@pytest.mark.parametrize("place", PLACES, ids=["first", "behind others", "a step", "a step of three"])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_graphs_equal_those_of_onnx_runtime(
+    libraries: tuple[Backend, Backend], text_bundle: Path, graph: str, place: tuple[int, int, int, int]
+) -> None:
+    """The key heads of this model serve two query heads each."""
+    bundle = open_bundle(text_bundle)
+    runners = [loaded(library, bundle, graph) for library in libraries]
+    feeds = feeds_of(runners[0], *place)
+    expected, found = (
+        run_on_arrays(library, runner, feeds) for library, runner in zip(libraries, runners, strict=True)
+    )
+    assert expected.keys() == found.keys()
+    start, rows, *_ = place
+    for name, values in expected.items():
+        # Scores of rows that were never written are those of whatever is there.
+        seen = slice(None, start + rows) if name == "scores" else slice(None)
+        difference = np.abs(values[..., seen] - found[name][..., seen]).max()
+        assert difference <= PARITY_ABS, f"{name} of {graph} differs by {difference:.2e}"
+
+
+def test_a_window_hides_the_rows_before_it(libraries: tuple[Backend, Backend], windowed_bundle: Path) -> None:
+    bundle = open_bundle(windowed_bundle)
+    runners = [loaded(library, bundle, "trunk") for library in libraries]
+    for place in PLACES:
+        feeds = feeds_of(runners[0], *place)
+        expected, found = (
+            run_on_arrays(library, runner, feeds)["tap"] for library, runner in zip(libraries, runners, strict=True)
+        )
+        difference = np.abs(expected - found).max()
+        assert difference <= PARITY_ABS, f"taps differ by {difference:.2e}"
+
+
+class TestOpening:
+    def test_a_library_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        expected = r"backend openvino needs OpenVINO, which cannot be imported \(.*\); install it: .*\[openvino\]"
+        with pytest.raises(MissingDependency, match=expected):
+            open_backend("openvino")
+
+    def test_threads_that_no_machine_has(self) -> None:
+        with pytest.raises(BadInput, match="threads is 0; expected 1 to 256"):
+            open_backend("openvino", 0)
+
+    @pytest.mark.parametrize(
+        ("fixture", "variant", "reason"),
+        [
+            ("tiny_bundle", "primitive-fp32", "which would copy all keys and values for every token"),
+            ("coded_bundle", "fused-fp32-kv-int8", "which would compute with all rows of its coded caches"),
+        ],
+    )
+    def test_variants_that_would_be_slow(
+        self, request: pytest.FixtureRequest, fixture: str, variant: str, reason: str
+    ) -> None:
+        expected = rf"as {variant} cannot be used with openvino: {reason}.*; use the variant fused-fp32$"
+        with pytest.raises(BadInput, match=expected):
+            Session.open(request.getfixturevalue(fixture), backend="openvino", variant=variant)
+
+
+class TestLoading:
+    @pytest.mark.parametrize(
+        ("file", "damage"),
+        [
+            ("trunk.fused-fp32.onnx", lambda path: path.write_bytes(b"no graph")),
+            ("trunk.fused-fp32.onnx", cut),
+            ("weights/trunk.fp32.bin", lambda path: path.unlink()),
+            ("weights/trunk.fp32.bin", cut),
+        ],
+        ids=["no graph", "cut graph", "missing weights", "cut weights"],
+    )
+    def test_a_graph_that_cannot_be_loaded_is_named(
+        self, text_bundle: Path, tmp_path: Path, file: str, damage: Callable[[Path], object]
+    ) -> None:
+        bundle = open_bundle(copied(text_bundle, tmp_path))
+        damage(bundle.path / file)
+        path = bundle.path / "trunk.fused-fp32.onnx"
+        with pytest.raises(BadBundle, match=rf"OpenVINO \d.* cannot load {re.escape(str(path))}: ") as caught:
+            open_backend("openvino", 1).load(bundle.variant().graphs["trunk"], path)
+        assert "\n" not in str(caught.value)
+
+    def test_weights_from_a_file_that_is_not_listed(self, text_bundle: Path) -> None:
+        bundle = open_bundle(text_bundle)
+        info = bundle.variant("fused-fp32").graphs["trunk"]
+        graph = GraphInfo(info.name, info.file, info.inputs, info.outputs, ())
+        with pytest.raises(BadBundle, match=r"takes weights from 'weights/trunk.fp32.bin', which is not listed"):
+            open_backend("openvino", 1).load(graph, bundle.file(info.file))
+
+    def test_a_graph_of_another_manifest(self, text_bundle: Path) -> None:
+        bundle = open_bundle(text_bundle)
+        trunk, tail = (bundle.variant("fused-fp32").graphs[name] for name in ("trunk", "tail"))
+        graph = GraphInfo("tail", tail.file, tail.inputs, tail.outputs, trunk.weights)
+        with pytest.raises(BadBundle, match="and the manifest differ in inputs: "):
+            open_backend("openvino", 1).load(graph, bundle.file(trunk.file))
+
+
+class TestRunning:
+    def test_a_closed_graph_says_so(self, libraries: tuple[Backend, Backend], text_bundle: Path) -> None:
+        runner = loaded(libraries[1], open_bundle(text_bundle), "trunk")
+        feeds = feeds_of(runner, 0, 3, 1, 64)
+        runner.close()
+        with pytest.raises(RunFailed, match="the trunk graph was closed; open the session again"):
+            run_on_arrays(libraries[1], runner, feeds)
+
+    @pytest.mark.parametrize("start", [-1, 62, 100])
+    def test_rows_outside_of_the_caches(
+        self, libraries: tuple[Backend, Backend], text_bundle: Path, start: int
+    ) -> None:
+        runner = loaded(libraries[1], open_bundle(text_bundle), "trunk")
+        feeds = feeds_of(runner, 0, 3, 1, 64)
+        feeds["write_index"][:] = start
+        with pytest.raises(BadBundle, match=rf"3 rows at {start} are outside of caches of 64 rows"):
+            run_on_arrays(libraries[1], runner, feeds)
+
+    def test_a_cancelled_run(self, text_bundle: Path) -> None:
+        backend = open_backend("openvino", 1)
+        runner = loaded(backend, open_bundle(text_bundle), "trunk")
+        feeds = feeds_of(runner, 0, 3, 1, 64)
+        backend.cancellation.cancel()
+        with pytest.raises(Cancelled, match="the trunk graph was cancelled before it finished; ask again"):
+            run_on_arrays(backend, runner, feeds)
+        backend.cancellation.reset()
+        assert np.isfinite(run_on_arrays(backend, runner, feeds)["tap"]).all()
+
+    def test_caches_stay_where_they_are_through_an_answer(
+        self, text_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And the request is given tensors only when another step had used it."""
+        placed: list[str] = []
+        original = openvino.InferRequest.set_tensor
+
+        def set_tensor(request: Any, name: str, tensor: Any) -> None:
+            placed.append(name)
+            original(request, name, tensor)
+
+        monkeypatch.setattr(openvino.InferRequest, "set_tensor", set_tensor)
+        with Session.open(text_bundle, backend="openvino", variant="fused-fp32", threads=1) as session:
+            session.answer(photo(), QUESTION, roi=None, max_new_tokens=12)
+            caches = session._decoder.slots.caches
+            assert len({id(buffer) for name in caches for buffer in caches[name].buffers.values()}) > 1
+        assert placed.count("key_cache.0") == 2  # for the prefill, and for eleven steps
