@@ -88,17 +88,20 @@ def device_needs(
     The graphs run one after the other in one block of activations: the largest counts. A row holds four copies of the
     residual stream in fp32, and the packed projections in fp16; attention over more than one row works on a copy of
     one layer's cache. The tail's engine has room for two prefills at once, with their masks: 458 MB at 2048 rows and
-    949 MB at 4096 were seen in layers of LLaVA-1.5-7B's shapes, and this gives 479 MB and 967 MB.
+    949 MB at 4096 were seen in layers of 7B shapes, and this gives 479 MB and 967 MB. A row of the vision tower is
+    counted in fp32, all of it.
 
     `parts`: "look": without the tail's caches, and of one picture; `weights_bytes` are those of what is loaded.
     `unfused_attention`: of such a prefill the scores of all heads, those with the mask and their softmax are written
-    out as well, in fp16: 1.6 GB at 2048 rows.
+    out as well, in fp16: 1.6 GB at 2048 rows; or those of the vision tower, if they are more.
     """
-    llm = spec.llm
+    llm, tower = spec.llm, family_of(spec).tower_load(spec.vision)
     row = 4 * llm.width * _FLOAT + _projections(spec) * _HALF + 2 * llm.kv_heads * llm.head_dim * _HALF
-    activations = _SCRATCH_BYTES + context * row * 3 // 2 + 2 * context**2 + batch * llm.vocabulary * _FLOAT
+    prefill = context * (row * 3 // 2 + _features_row_bytes(spec)) + 2 * context**2 + batch * llm.vocabulary * _FLOAT
+    activations = _SCRATCH_BYTES + max(prefill, tower.rows * tower.row_values * _FLOAT)
     caches = _caches_bytes(spec, context, batch, _HALF, kv_cache, parts)
-    scores = _SCORE_TENSORS * _PREFILLS_AT_ONCE * llm.heads * context**2 * _HALF if unfused_attention else 0
+    of_heads = max(_PREFILLS_AT_ONCE * llm.heads * context**2, tower.heads * tower.rows * tower.attended)
+    scores = _SCORE_TENSORS * of_heads * _HALF if unfused_attention else 0
     return MemoryNeeds(weights_bytes, caches, activations, _images_bytes(spec, parts), scores)
 
 
@@ -119,12 +122,16 @@ def cpu_needs(
     spec, parts = bundle.spec, variant.parts
     llm, rows = spec.llm, usual_context(spec, context, parts)
     row = 4 * llm.width * _FLOAT + 2 * _projections(spec) * _FLOAT + llm.heads * context * _FLOAT
+    row += _features_row_bytes(spec)
+    # Some of the tower's graphs have fused attention on a CPU; scores of one head are counted.
+    tower = family_of(spec).tower_load(spec.vision)
+    vision = tower.rows * (tower.row_values + tower.attended) * _FLOAT
     element = variant.computes_in.size_bytes
     floats = 0 if variant.kv_cache is None else 3 * batch * context * llm.kv_heads * llm.head_dim * element
     return MemoryNeeds(
         weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
         caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache, parts),
-        activations_bytes=_PROCESS_BYTES + rows * row + floats + batch * llm.vocabulary * _FLOAT,
+        activations_bytes=_PROCESS_BYTES + max(rows * row + floats, vision) + batch * llm.vocabulary * _FLOAT,
         images_bytes=_images_bytes(spec, parts),
     )
 
@@ -167,11 +174,12 @@ def require_cpu_memory(
 def _caches_bytes(
     spec: ModelSpec, context: int, batch: int, element_bytes: int, kv_cache: str | None, parts: Parts
 ) -> int:
-    """Keys and values of every layer, the RPN's with its key cache of the scores, and the taps in fp32.
+    """Keys and values of every layer, the RPN's with its key cache of the scores, the gate's, and the taps in fp32.
 
-    In 8 bits, which the RPN's never are, every row of every head has a scale beside it.
+    In 8 bits, which those of RPN and gate never are, every row of every head has a scale beside it.
     """
-    llm, rpn_caches = spec.llm, 0 if spec.rpn is None else 2 * (spec.rpn.layers - 1) + 1
+    llm = spec.llm
+    rpn_caches = 0 if spec.rpn is None else 2 * (spec.rpn.layers - 1) + 1 + 2 * spec.rpn.gate_layers
     row, own_row = (_cache_row_bytes(spec, element_bytes, kind) for kind in (None, kv_cache))
     layers = llm.layers if parts == "all" else spec.tap_layer
     return batch * context * (2 * layers * own_row + rpn_caches * row + llm.width * _FLOAT)
@@ -192,9 +200,16 @@ def _projections(spec: ModelSpec) -> int:
 
 
 def _images_bytes(spec: ModelSpec, parts: Parts) -> int:
-    """A picture and, where it is cropped, up to two crops of it: pixels and image tokens in fp32."""
-    images = 1 if spec.rpn is None or parts == "look" else 3
-    return images * (family_of(spec).look_numbers(spec.vision) + spec.vision.image_tokens * spec.llm.width) * _FLOAT
+    """A picture and, where it is cropped, its crops: inputs of the tower, image tokens and their features, in fp32."""
+    family = family_of(spec)
+    images = 1 if spec.rpn is None or parts == "look" else 1 + family.most_crops(spec.vision)
+    tokens = spec.vision.image_tokens * spec.llm.width * (1 + family.deepstack(spec.vision))
+    return images * (family.look_numbers(spec.vision) + tokens) * _FLOAT
+
+
+def _features_row_bytes(spec: ModelSpec) -> int:
+    """What the trunk takes for a row beside the row itself: features of the image for its first layers, in fp32."""
+    return family_of(spec).deepstack(spec.vision) * spec.llm.width * _FLOAT
 
 
 def _cpu_weights_bytes(bundle: Bundle, variant: Variant) -> int:

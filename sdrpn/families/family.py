@@ -40,6 +40,7 @@ __all__ = [
     "Resize",
     "Shapes",
     "Span",
+    "TowerLoad",
     "VisionInputs",
 ]
 
@@ -59,6 +60,20 @@ class GraphTensor:
     dims: tuple[int | str, ...]
     # "look": a further input of the tower; "deepstack": features of the image tokens that go into an early layer
     role: Literal["pixels", "look", "image_embeds", "deepstack"] = "pixels"
+
+
+@dataclass(frozen=True)
+class TowerLoad:
+    """What the vision graph holds at once for one run of it.
+
+    rows: at most; row_values: copies of the residual stream, projections and the MLP's values of one row
+    attended, heads: the rows that a row may attend to at once, in each of so many heads
+    """
+
+    rows: int
+    row_values: int
+    attended: int
+    heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +160,15 @@ class Family(Protocol):
 
     def look_numbers(self, vision: Vision) -> int:
         """The most input values that the vision graph takes for one look."""
+
+    def tower_load(self, vision: Vision) -> TowerLoad:
+        """What memory the tower takes while it encodes the largest look."""
+
+    def most_crops(self, vision: Vision) -> int:
+        """How many parts of a picture are looked at again."""
+
+    def shapes(self) -> Mapping[str, ModelSpec]:
+        """Published models by name, to plan for before a checkpoint is there."""
 
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         """The vision graph's inputs."""

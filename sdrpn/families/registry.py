@@ -30,6 +30,7 @@ __all__ = [
     "pieces_of",
     "prompt_names",
     "prompt_of",
+    "published_shapes",
     "registered",
     "seen_of",
     "spec_from_json",
@@ -94,6 +95,11 @@ def spec_from_json(value: object, place: str = "") -> ModelSpec:
 def prompt_of(spec: ModelSpec, tokenizer: Tokenizer, question: str) -> Prompt:
     """A question as token ids around the image, as the model's family puts it. Raises BadInput."""
     return family_of(spec).prompt(tokenizer, spec, question)
+
+
+def published_shapes() -> dict[str, ModelSpec]:
+    """Published models of every family by name, to plan for before a checkpoint is there."""
+    return {name: spec for family in _FAMILIES for name, spec in family_named(family).shapes().items()}
 
 
 def pieces_of(spec: ModelSpec, tokenizer: Tokenizer, turns: Sequence[Turn]) -> Pieces:

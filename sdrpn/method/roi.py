@@ -20,6 +20,7 @@ from sdrpn.errors import BadInput, RunFailed
 from sdrpn.method.grids import Box, ImageGrid, cell_count
 
 __all__ = [
+    "MAX_BBOX_CROPS",
     "Crop",
     "Decide",
     "LeftOut",

@@ -18,6 +18,7 @@ from sdrpn.families.family import (
     Resize,
     Shapes,
     Span,
+    TowerLoad,
     VisionInputs,
 )
 from sdrpn.families.llava.conversations import CONVERSATIONS
@@ -28,7 +29,7 @@ from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.preset import Preset
-from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
+from sdrpn.method.roi import MAX_BBOX_CROPS, PolicyDecide, RoiPolicy, decide_by_policy
 from sdrpn.method.spec import ModelSpec, Vision
 from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE
 
@@ -81,6 +82,22 @@ class Llava:
     def vision_layers(self, vision: Vision) -> int:
         """See `Family`."""
         return clip_of(vision).used_layers
+
+    def tower_load(self, vision: Vision) -> TowerLoad:
+        """Two crops are encoded together."""
+        clip = clip_of(vision)
+        tokens = clip.image_tokens + 1
+        return TowerLoad(2 * tokens, 7 * clip.width + clip.mlp_width, tokens, clip.heads)
+
+    def most_crops(self, vision: Vision) -> int:
+        """Up to two boxes."""
+        return MAX_BBOX_CROPS
+
+    def shapes(self) -> Mapping[str, ModelSpec]:
+        """See `shapes.py`."""
+        from sdrpn.families.llava.shapes import SHAPES
+
+        return SHAPES
 
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         """Looks of one size are encoded together."""

@@ -19,6 +19,7 @@ from sdrpn.families.family import (
     Resize,
     Shapes,
     Span,
+    TowerLoad,
     VisionInputs,
 )
 from sdrpn.families.qwen.config import family_name
@@ -103,6 +104,24 @@ class Qwen:
     def vision_layers(self, vision: Vision) -> int:
         """See `Family`."""
         return qwen_vision_of(vision).layers
+
+    def tower_load(self, vision: Vision) -> TowerLoad:
+        """One look at a time; with windows, queries, keys and values are gathered into them, beside the originals."""
+        own = qwen_vision_of(vision)
+        patches = own.image_tokens * own.merge**2
+        windowed = isinstance(own, Qwen25Vision)
+        values = (10 if windowed else 7) * own.width + (2 if windowed else 1) * own.mlp_width
+        return TowerLoad(patches, values, patches, own.heads)
+
+    def most_crops(self, vision: Vision) -> int:
+        """There is one box."""
+        return 1
+
+    def shapes(self) -> Mapping[str, ModelSpec]:
+        """See `shapes.py`."""
+        from sdrpn.families.qwen.shapes import SHAPES_3, SHAPES_25
+
+        return SHAPES_3 if self._vision is Qwen3Vision else SHAPES_25
 
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         """One picture or several, their patches one after another."""

@@ -19,6 +19,7 @@ from sdrpn.families.family import (
     Resize,
     Shapes,
     Span,
+    TowerLoad,
     VisionInputs,
 )
 from sdrpn.images.patches import PatchedVision
@@ -69,6 +70,15 @@ class Wide:
 
     def look_numbers(self, vision: Vision) -> int:
         return vision.image_tokens * (3 * _wide(vision).patch_px ** 2 + 2)
+
+    def tower_load(self, vision: Vision) -> TowerLoad:
+        return TowerLoad(vision.image_tokens, 16, vision.image_tokens, 1)
+
+    def most_crops(self, vision: Vision) -> int:
+        return 2
+
+    def shapes(self) -> Mapping[str, ModelSpec]:
+        return {}
 
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         patch = 3 * _wide(spec.vision).patch_px ** 2
