@@ -75,6 +75,10 @@ class Tables:
         """Path inside the bundle -> size in bytes."""
         return {file: size for table in self._all() for file, size in table.files.items()}
 
+    def graph_bytes(self) -> dict[GraphName, int]:
+        """The size of every graph's weights."""
+        return {name: sum(sum(table.files.values()) for table in tables) for name, tables in self._groups.items()}
+
     def write(
         self,
         folder: Path,

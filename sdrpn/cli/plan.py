@@ -6,7 +6,8 @@ be fused, in bytes), total_bytes, fits (null where memory_bytes is), largest_con
 decode step of an engine reads; empty for a CPU, and for a look), kv_cache (int8, fp8, or null for caches in the type
 that the graphs compute in), other (the same variant with the other kind of caches: kv_cache, caches_bytes,
 largest_context), prefixes (what is kept of pictures asked about before, beside all this and only of memory that is
-left: limit_bytes, picture_bytes, pictures).
+left: limit_bytes, picture_bytes, pictures). Of a published model's name: shape, image_tokens, batch, kv_cache, fits
+(anywhere), devices (as above, one each).
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import argparse
 from sdrpn.cli.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, filled
 from sdrpn.cli.model_folders import add_model_options
 from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
+from sdrpn.terminal.look_arguments import add_shape_arguments
 
 HELP = "estimate how much memory a bundle needs on a device"
 DESCRIPTION = """\
 Estimate the memory that a bundle needs while it answers: weights, caches, activations and image buffers; and which
 context fits, also with the other kind of KV cache (in 8 bits, as `sdrpn export --kv-cache` writes, or not). With a
 target: for engines as `sdrpn build` makes them; without: for ONNX Runtime on this machine's CPU. The same estimate
-decides whether `sdrpn build` and `sdrpn ask` start. Exits 1 if the bundle does not fit.
+decides whether `sdrpn build` and `sdrpn ask` start. Exits 1 if the bundle does not fit. In place of BUNDLE, the name of
+a published model is planned by its sizes, for every target or one.
 
   sdrpn plan bundle --target jetson-agx-orin-jp72 --context 2048 --batch 2
   sdrpn plan bundle --target jetson-agx-orin-jp62 --context 1024,4096
   sdrpn plan bundle
-  sdrpn plan bundle --parts look
+  sdrpn plan qwen3-vl-4b-q-zoom --precision int4
 """
 
 
@@ -68,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="look: only what finds where a question points, which answers nothing (default: all)",
     )
+    add_shape_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_model_options(parser, "bundle")
 

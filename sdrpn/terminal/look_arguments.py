@@ -7,7 +7,7 @@ from typing import Any
 
 from sdrpn.terminal.argument_types import number_between, positive_int
 
-__all__ = ["add_look_arguments", "look_fields"]
+__all__ = ["add_look_arguments", "add_shape_arguments", "look_fields"]
 
 # As in sdrpn.method.preset and sdrpn.families.family, which are not imported for --help.
 PRESETS = ("document", "scene", "chart", "reading", "search", "high-resolution")
@@ -43,6 +43,20 @@ def add_look_arguments(group: argparse._ActionsContainer, *, budget_only: bool =
         type=number_between(-2, 2),
         help="for models with a gate: a score below this ends with the first look; below 0: always look again; above "
         "1: never (default: the model's own)",
+    )
+
+
+def add_shape_arguments(group: argparse._ActionsContainer) -> None:
+    """Declare how a model that is planned by its name would be exported."""
+    group.add_argument(
+        "--precision", metavar="NAME", help="of a published model: as for `sdrpn export` (default: the target's best)"
+    )
+    group.add_argument("--kv-cache", choices=("int8", "fp8"), help="of a published model: as for `sdrpn export`")
+    group.add_argument(
+        "--image-tokens",
+        metavar="LEAST:MOST",
+        type=image_tokens,
+        help="of a published model: how many image tokens a picture becomes (default: as in its evaluation)",
     )
 
 

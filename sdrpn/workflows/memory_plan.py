@@ -20,11 +20,13 @@ from sdrpn.bundle.memory import (
 from sdrpn.bundle.shipped import bundle_name, bundle_path
 from sdrpn.engines import read_target, target_variant, usual_context
 from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.families.registry import published_shapes
 from sdrpn.host.machine import read_machine
 from sdrpn.runtime.backends import backend_info
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
 from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
+from sdrpn.workflows.shape_plan import ShapePlan, ShapeRequest, is_shape, plan_shape
 
 __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "plan_memory"]
 
@@ -43,6 +45,10 @@ class PlanRequest:
     backend: str = "onnxruntime"  # without a target: the library that runs the graphs on this machine
     prefix_bytes: int | None = None  # most memory for pictures asked about before; None: the runtime's default
     parts: Parts = "all"  # "look": vision, trunk and RPN alone
+    # Of a published model, by its name in place of a bundle: see ShapeRequest.
+    precision: str | None = None
+    kv_cache: str | None = None
+    image_tokens: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.prefix_bytes is not None and self.prefix_bytes < 0:
@@ -174,11 +180,40 @@ def plan_memory(
 
     Raises: BadBundle, BadInput for an unknown variant or target; ContextTooLong
     """
-    return plan(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts))
+    return _plan_bundle(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts))
 
 
-def plan(request: PlanRequest) -> MemoryPlan:
-    """See `plan_memory`."""
+def plan(request: PlanRequest) -> MemoryPlan | ShapePlan:
+    """See `plan_memory`; the name of a published model in place of a bundle is planned for every target, or one."""
+    if not is_shape(request.bundle):
+        return _plan_bundle(request)
+    if len(request.contexts) > 1 or request.variant is not None or request.parts != "all":
+        raise BadInput(
+            "several contexts, a variant or parts were given, and a published model is planned by its precision with "
+            "one context: leave them out",
+            options=("precision", "context"),
+        )
+    return plan_shape(
+        ShapeRequest(
+            str(request.bundle),
+            request.target,
+            request.precision,
+            request.kv_cache,
+            next(iter(request.contexts), None),
+            request.batch,
+            request.image_tokens,
+        )
+    )
+
+
+def _plan_bundle(request: PlanRequest) -> MemoryPlan:
+    for name in ("precision", "kv_cache", "image_tokens"):
+        if getattr(request, name) is not None:
+            raise BadInput(
+                f"{name.replace('_', ' ')} is for the name of a published model, and a bundle has its own: leave it "
+                f"out, or name one of {', '.join(published_shapes())}",
+                options=(name,),
+            )
     bundle = open_bundle(bundle_path(request.bundle))
     limit = bundle.manifest.max_context
     if request.contexts and max(request.contexts) > limit:

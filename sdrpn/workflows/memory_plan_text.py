@@ -7,13 +7,28 @@ from collections.abc import Iterator
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.reports.text import Table, Text
 from sdrpn.workflows.memory_plan import MemoryPlan
+from sdrpn.workflows.shape_plan import ShapePlan
 
 __all__ = ["memory_text"]
 
 
-def memory_text(plan: MemoryPlan) -> Text:
-    """One row per part of the memory, and the contexts that fit."""
+def memory_text(plan: MemoryPlan | ShapePlan) -> Text:
+    """One row per part of the memory, and the contexts that fit; of a published model, one per device."""
+    if isinstance(plan, ShapePlan):
+        head = ("target", "variant", "memory", "weights", "needs", "largest context", "a step reads")
+        title = f"{plan.shape}, at most {plan.image_tokens} image tokens; estimated"
+        return [Table(title, head, list(_device_rows(plan)))]
     return [Table("", (plan.device, ""), list(_rows(plan)))]
+
+
+def _device_rows(plan: ShapePlan) -> Iterator[tuple[str, ...]]:
+    ending = "" if plan.kv_cache is None else f"-kv-{plan.kv_cache}"
+    for device in plan.devices:
+        needs, limits = device.needs, (device.memory_bytes, device.needs.weights_bytes, device.step_bytes)
+        memory, weights, step = map(text_from_bytes, limits)
+        total = f"{text_from_bytes(needs.total_bytes)} at {device.context}"
+        variant = f"{device.dialect}-{device.precision}{ending}"
+        yield device.target, variant, memory, weights, total, str(device.largest_context or "none"), step
 
 
 def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
