@@ -28,7 +28,7 @@ from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 from sdrpn.workflows.shape_plan import ShapePlan, ShapeRequest, is_shape, plan_shape
 
-__all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "plan_memory"]
+__all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "plan_bundle", "plan_memory"]
 
 
 @dataclass(frozen=True)
@@ -180,13 +180,13 @@ def plan_memory(
 
     Raises: BadBundle, BadInput for an unknown variant or target; ContextTooLong
     """
-    return _plan_bundle(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts))
+    return plan_bundle(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts))
 
 
 def plan(request: PlanRequest) -> MemoryPlan | ShapePlan:
     """See `plan_memory`; the name of a published model in place of a bundle is planned for every target, or one."""
     if not is_shape(request.bundle):
-        return _plan_bundle(request)
+        return plan_bundle(request)
     if len(request.contexts) > 1 or request.variant is not None or request.parts != "all":
         raise BadInput(
             "several contexts, a variant or parts were given, and a published model is planned by its precision with "
@@ -206,7 +206,8 @@ def plan(request: PlanRequest) -> MemoryPlan | ShapePlan:
     )
 
 
-def _plan_bundle(request: PlanRequest) -> MemoryPlan:
+def plan_bundle(request: PlanRequest) -> MemoryPlan:
+    """See `plan_memory`."""
     for name in ("precision", "kv_cache", "image_tokens"):
         if getattr(request, name) is not None:
             raise BadInput(

@@ -26,7 +26,7 @@ from sdrpn.release.store import store_of
 from sdrpn.release.trust import require_fresh
 from sdrpn.runtime.engines.engine_set import EngineSet, engine_set
 from sdrpn.runtime.engines.preflight import device_bytes
-from sdrpn.workflows.memory_plan import PlanRequest, plan
+from sdrpn.workflows.memory_plan import PlanRequest, plan_bundle
 
 __all__ = ["PackRequest", "PackedRelease", "pack_release", "sign_release", "verify_release"]
 
@@ -225,7 +225,7 @@ def _complete(engines: EngineSet) -> EngineSet:
 def _needs(bundle: Bundle, engines: Mapping[str, EngineSet], *, graphs: bool) -> list[Needs]:
     found = []
     if graphs and any(not variant.for_engines_only for variant in bundle.manifest.variants.values()):
-        found.append(Needs(CPU, plan(PlanRequest(bundle.path)).needs.total_bytes))
+        found.append(Needs(CPU, plan_bundle(PlanRequest(bundle.path)).needs.total_bytes))
     for target, own in engines.items():
         first = next(iter(own.manifests.values()))
         found.append(
