@@ -49,14 +49,14 @@ def add_look_arguments(group: argparse._ActionsContainer, *, budget_only: bool =
 def add_shape_arguments(group: argparse._ActionsContainer) -> None:
     """Declare how a model that is planned by its name would be exported."""
     group.add_argument(
-        "--precision", metavar="NAME", help="of a published model: as for `sdrpn export` (default: the target's best)"
+        "--precision", metavar="NAME", help="for a published model: as for `sdrpn export` (default: the target's best)"
     )
-    group.add_argument("--kv-cache", choices=("int8", "fp8"), help="of a published model: as for `sdrpn export`")
+    group.add_argument("--kv-cache", choices=("int8", "fp8"), help="for a published model: as for `sdrpn export`")
     group.add_argument(
         "--image-tokens",
         metavar="LEAST:MOST",
         type=image_tokens,
-        help="of a published model: how many image tokens a picture becomes (default: as in its evaluation)",
+        help="for a published model: how many image tokens a picture becomes (default: as in its evaluation)",
     )
 
 
