@@ -22,7 +22,7 @@ __all__ = ["group_query_graph", "mapped_bytes"]
 
 _DOMAIN = "com.microsoft"
 # Operators between the packed projection and an attention's query, besides the split after the rotation.
-_PASSED = ("RotaryEmbedding", "Transpose", "Reshape", "GatherND", "TensorScatter")
+_PASSED = ("RotaryEmbedding", "Transpose", "RMSNormalization", "Reshape", "GatherND", "TensorScatter")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class _Attention:
     heads: int
     kv_heads: int
     head_dim: int
+    norms: tuple[ir.Node | None, ir.Node | None]  # of query and key heads
 
 
 def group_query_graph(path: Path) -> bytes:
@@ -45,7 +46,8 @@ def group_query_graph(path: Path) -> bytes:
     Raises: BadInput if the graph has no attention of this form
     """
     model = ir.load(path)
-    found = [_attention(node) for node in model.graph if node.op_type == "Attention" and len(node.inputs) > 3]
+    attentions = (_attention(node) for node in model.graph if node.op_type == "Attention" and len(node.inputs) > 3)
+    found = [attention for attention in attentions if attention is not None]
     if not found:
         raise BadInput(f"{path} has no attention with caches as the dialect fused writes it; nothing to replace")
     _replace(model.graph, found)
@@ -66,7 +68,11 @@ def mapped_bytes(path: Path) -> int:
     return total
 
 
-def _attention(node: ir.Node) -> _Attention:
+def _attention(node: ir.Node) -> _Attention | None:
+    """The attention of a node; None for one whose query is projected by itself, as in a gate's last layer.
+
+    That query is one row, and the operator has as many queries as new rows.
+    """
     query, (keys, values) = _input(node, 0), (_producer(node, i) for i in (1, 2))
     way = list(_way_up(query))
     picked = [step for step in way if step.op_type == "GatherND"]
@@ -74,6 +80,9 @@ def _attention(node: ir.Node) -> _Attention:
     caches = _input(keys, 0), _input(values, 0)
     kv_heads, head_dim = (_size(caches[0], axis) for axis in (1, 3))
     split = _producer_of(_input(way[-1], 0))
+    if split.op_type != "Split":
+        return None
+    key_way = list(_way_up(_input(keys, 1)))
     sizes = ir.convenience.get_const_tensor(_input(split, 1))
     assert sizes is not None
     return _Attention(
@@ -85,7 +94,12 @@ def _attention(node: ir.Node) -> _Attention:
         heads=int(sizes.numpy().sum()) // head_dim - 2 * kv_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        norms=(_norm_among(way), _norm_among(key_way)),
     )
+
+
+def _norm_among(way: list[ir.Node]) -> ir.Node | None:
+    return next((step for step in way if step.op_type == "RMSNormalization"), None)
 
 
 def _way_up(value: ir.Value) -> Iterator[ir.Node]:
@@ -131,11 +145,28 @@ def _turned(
     sizes = _sizes(graph, f"{name}/heads", heads * width, kv_heads * width, kv_heads * width)
     apart = ir.node("Split", [attention.packed, sizes], {"axis": -1}, num_outputs=3, name=f"{name}/apart")
     query, key, value = apart.outputs
-    turned = [
-        ir.node("RotaryEmbedding", [each, cos, sin], {"num_heads": count}, name=f"{name}/turned_{what}")
-        for what, each, count in (("query", query, heads), ("key", key, kv_heads))
-    ]
-    return [apart, *turned], (turned[0].outputs[0], turned[1].outputs[0], value)
+    nodes, turned = [apart], list[ir.Value]()
+    for what, rows, count, norm in (
+        ("query", query, heads, attention.norms[0]),
+        ("key", key, kv_heads, attention.norms[1]),
+    ):
+        normed = [] if norm is None else _normed(graph, f"{name}/{what}", rows, norm, (count, width))
+        rows = normed[-1].outputs[0] if normed else rows
+        turn = ir.node("RotaryEmbedding", [rows, cos, sin], {"num_heads": count}, name=f"{name}/turned_{what}")
+        nodes += [*normed, turn]
+        turned.append(turn.outputs[0])
+    return nodes, (turned[0], turned[1], value)
+
+
+def _normed(graph: ir.Graph, name: str, rows: ir.Value, norm: ir.Node, heads: tuple[int, int]) -> list[ir.Node]:
+    """Nodes that normalise every head of rows (B,S,heads*head_dim)."""
+    count, width = heads
+    by_head, by_row = _sizes(graph, f"{name}_by_head", 0, 0, count, width), _sizes(graph, f"{name}_by_row", 0, 0, -1)
+    apart = ir.node("Reshape", [rows, by_head], name=f"{name}_apart")
+    epsilon = norm.attributes["epsilon"].as_float()
+    attributes = {"axis": -1, "epsilon": epsilon}
+    normed = ir.node("RMSNormalization", [apart.outputs[0], _input(norm, 1)], attributes, name=f"{name}_normed")
+    return [apart, normed, ir.node("Reshape", [normed.outputs[0], by_row], name=f"{name}_together")]
 
 
 def _sizes(graph: ir.Graph, name: str, *sizes: int) -> ir.Value:

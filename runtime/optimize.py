@@ -25,6 +25,7 @@ from sdrpn.runtime.backends.runner import Array
 __all__ = ["save_graph"]
 
 _ROWS, _CACHE_ROWS, _SEED = 3, 64, 0
+_OTHER_EXTENT = 16  # of what a family counts in its looks, such as patches: several image tokens
 
 
 def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, threads: int | None = None) -> None:
@@ -76,7 +77,7 @@ def _trial(graph: GraphInfo) -> Mapping[str, Array]:
     rng = np.random.default_rng(_SEED)
     rows, feeds = trial_rows(graph.inputs, 0, _ROWS), dict[str, Array]()
     for tensor in graph.inputs:
-        shape = tuple(extents[dim] if isinstance(dim, str) else dim for dim in tensor.dims)
+        shape = tuple(extents.get(dim, _OTHER_EXTENT) if isinstance(dim, str) else dim for dim in tensor.dims)
         if tensor.name in rows:
             feeds[tensor.name] = rows[tensor.name]
         elif tensor.is_cache:

@@ -150,13 +150,16 @@ def _save_all(
 ) -> dict[str, str]:
     """Save all graphs: graph -> its file."""
     from sdrpn.export.ort_variant import group_query_graph
+    from sdrpn.export.ort_vision import multi_head_graph
     from sdrpn.runtime.optimize import save_graph
 
     saved: dict[str, str] = {}
     for name, graph in variant.graphs.items():
         path = bundle.file(graph.file)
-        replaced = attention == GROUP_QUERY and graph_named(name).has_caches
-        save_graph(graph, group_query_graph(path) if replaced else path, bundle.path, work / f"{name}.onnx", threads)
+        rewritten: bytes | None = None
+        if attention == GROUP_QUERY:
+            rewritten = group_query_graph(path) if graph_named(name).has_caches else multi_head_graph(path)
+        save_graph(graph, rewritten or path, bundle.path, work / f"{name}.onnx", threads)
         saved[name] = f"{name}.onnx"
         progress(len(saved), len(variant.graphs))
     return saved
