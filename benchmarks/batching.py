@@ -31,7 +31,7 @@ from sdrpn.method.roi import Decide, RoiDecision
 from sdrpn.runtime import Session
 from sdrpn.runtime.decoder import Decoder, FloatArray, NextToken
 from sdrpn.runtime.pictures.picture import Picture, open_picture
-from sdrpn.runtime.sampling import GREEDY
+from sdrpn.runtime.questions import AnswerOptions
 from sdrpn.runtime.stream import AnswerStream
 
 BEFORE = tuple(range(3, 38))
@@ -82,11 +82,9 @@ class Side:
         return {"decode": self._clock.tokens / self._clock.seconds, "whole": tokens / whole_s}
 
     def _begun(self, number: int, decide: Decide | None) -> AnswerStream:
-        plan = self._session._questions.plan(None, decide=decide)
         picture = picture_of(number) if self._pictures else self._picture
-        stream = self._session._questions.stream_of(
-            picture, BEFORE, self._after, plan, self._new_tokens, GREEDY, (), trace=False
-        )
+        options = AnswerOptions(None, self._new_tokens, decide=decide)
+        stream = self._session._questions.stream_of(picture, BEFORE, self._after, options)
         stream._sequence._stop_ids = frozenset()  # answers have their full length
         stream.submit()
         return stream

@@ -11,6 +11,7 @@ from sdrpn.bundle.graphs import graphs_of
 from sdrpn.bundle.numerics import DIALECT_NAMES, NUMBER_TYPES
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput, ContextTooLong
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.method.spec import ModelSpec
 
 __all__ = [
@@ -35,7 +36,7 @@ VERBOSITIES = ("detailed", "names", "none")
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(CheckedFields):
     """The options that change an engine; None: the default of the bundle or the library."""
 
     graphs: tuple[str, ...] | None = None
@@ -57,6 +58,7 @@ class BuildOptions:
     kernel_gate: bool = True  # False: keep an engine that fails the kernel gate
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("max_context", "max_batch", "tuned_batch", "workspace_mb"):
             value = getattr(self, name)
             if value is not None and value < 1:

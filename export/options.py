@@ -12,6 +12,7 @@ from sdrpn.errors import BadInput
 from sdrpn.export.float_formats import Float4, Float8
 from sdrpn.export.quantization import Blocks, Method
 from sdrpn.export.quantized_weights import Form
+from sdrpn.host.field_types import CheckedFields
 
 __all__ = ["DEFAULT_KEEP", "KEEPABLE", "ExportOptions"]
 
@@ -21,7 +22,7 @@ DEFAULT_KEEP = KEEPABLE
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(CheckedFields):
     """What to export.
 
     Args:
@@ -44,6 +45,7 @@ class ExportOptions:
     calibration: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         precision_named(self.precision)
         if self.dialect not in DIALECT_NAMES:
             raise BadInput(f"dialect {self.dialect!r} is unknown; expected one of {', '.join(DIALECT_NAMES)}")

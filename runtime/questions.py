@@ -13,6 +13,7 @@ from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.errors import BadInput
 from sdrpn.families.family import Resize
 from sdrpn.families.registry import family_of, pieces_of, prompt_of, seen_of
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.method.policy import OWN, Roi, looking_policy, policy_for
 from sdrpn.method.roi import Decide, RoiPolicy, without_sinks
 from sdrpn.method.spec import Vision
@@ -25,6 +26,7 @@ from sdrpn.runtime.sampling import GREEDY, Constraint, Sampling
 from sdrpn.runtime.scheduler import Scheduler
 from sdrpn.runtime.sequence import LookPlan, QuestionRequest, Sequence, Shown
 from sdrpn.runtime.stream import AnswerStream
+from sdrpn.runtime.token_ids import ids_of
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import Pieces, Prompt
 from sdrpn.text.turns import Turn, conversation
@@ -58,12 +60,16 @@ OWN_BUDGET = Budget()
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
+class AnswerOptions(CheckedFields):
     """How a question in words is answered.
 
     decide: chooses the crops instead of `roi`. constraint, ends: of one answer, as in `Sequence`. turns: the whole
     conversation, which ends with the question and shows every picture; None: the question alone.
+    Raises: BadInput for values of other types.
     """
+
+    # The policy, the picture and the request that are made of them say more.
+    checked_elsewhere = ("roi", "channels", "max_new_tokens")
 
     roi: Roi = OWN
     max_new_tokens: int = 64
@@ -178,67 +184,33 @@ class Questions:
         shown = images_of(images)
         turns = conversation(question, images=len(shown)) if options.turns is None else options.turns
         pieces = pieces_of(self._bundle.spec, self._text("answer_ids"), turns)
-        return self.stream_of_pieces(
-            shown,
-            pieces,
-            self.plan(options.roi, options.budget, options.decide),
-            options.max_new_tokens,
-            options.sampling,
-            (),
-            options.trace,
-            options.channels,
-            constraint=options.constraint,
-            ends=options.ends,
-        )
+        return self.stream_of_pieces(shown, pieces, options)
 
     def stream_of(
         self,
         image: PictureSource,
-        before: tuple[int, ...],
-        after: tuple[int, ...],
-        plan: LookPlan,
-        max_new_tokens: int,
-        sampling: Sampling,
-        stop_ids: tuple[int, ...],
-        trace: bool,
-        channels: Channels = "rgb",
-        *,
-        constraint: Constraint | None = None,
-        ends: abc.Callable[[int], bool] = lambda token_id: False,
+        ids_before: abc.Iterable[int],
+        ids_after: abc.Iterable[int],
+        options: AnswerOptions,
+        stop_ids: abc.Iterable[int] = (),
     ) -> AnswerStream:
         """A question about one image by token ids. Raises BadInput for a bad one, or where nothing can answer."""
-        return self.stream_of_pieces(
-            (image,),
-            (before, after),
-            plan,
-            max_new_tokens,
-            sampling,
-            stop_ids,
-            trace,
-            channels,
-            constraint=constraint,
-            ends=ends,
-        )
+        pieces = ids_of("ids_before_image", ids_before), ids_of("ids_after_image", ids_after)
+        return self.stream_of_pieces((image,), pieces, options, stop_ids)
 
     def stream_of_pieces(
         self,
         images: abc.Sequence[PictureSource],
         pieces: Pieces,
-        plan: LookPlan,
-        max_new_tokens: int,
-        sampling: Sampling,
-        stop_ids: tuple[int, ...],
-        trace: bool,
-        channels: Channels = "rgb",
-        *,
-        constraint: Constraint | None = None,
-        ends: abc.Callable[[int], bool] = lambda token_id: False,
+        options: AnswerOptions,
+        stop_ids: abc.Iterable[int] = (),
     ) -> AnswerStream:
         """As `stream_of`, with any number of images: they stand between the pieces, one more than images.
 
         Several images are looked at once, and so is a text without one.
         """
         self._scheduler.require_open()
+        plan = self.plan(options.roi, options.budget, options.decide)
         if self._variant.parts == "look":
             raise BadInput(
                 'this session was opened with parts="look", without the tail, which answers; open the bundle with '
@@ -246,22 +218,21 @@ class Questions:
             )
         watch = Stopwatch()
         with watch.stage("preprocess"):
-            request = self._request(images, pieces, plan, max_new_tokens, channels)
+            request = self._request(images, pieces, plan, options.max_new_tokens, options.channels)
             prefix = self._two_pass.prefix_of(request)
-        stops = (*self._bundle.spec.prompt.eos_token_ids, *stop_ids)
         reference = None
         if request.image is not None:
-            reference = PictureReference(images[0], channels, request.image.size, seen_of(self._bundle.spec))
+            reference = PictureReference(images[0], options.channels, request.image.size, seen_of(self._bundle.spec))
         sequence = Sequence(
             request,
             prefix,
             watch,
-            sampling,
-            stops,
-            keep_trace=trace,
+            options.sampling,
+            (*self._bundle.spec.prompt.eos_token_ids, *ids_of("stop_ids", stop_ids)),
+            keep_trace=options.trace,
             picture=reference,
-            constraint=constraint,
-            ends=ends,
+            constraint=options.constraint,
+            ends=options.ends,
         )
         return AnswerStream(self._scheduler, sequence, self.tokenizer)
 

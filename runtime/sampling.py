@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.host.field_types import CheckedFields
 
 __all__ = ["GREEDY", "Constraint", "Sampler", "Sampling"]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(CheckedFields):
     """Temperature 0 is greedy. `top_p`: the smallest set of most likely tokens with this total probability."""
 
     temperature: float = 0.0
@@ -23,6 +24,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.temperature < float("inf"):
             raise BadInput(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if not 0.0 < self.top_p <= 1.0:

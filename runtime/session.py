@@ -20,6 +20,7 @@ from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import BadInput, SdrpnError
 from sdrpn.families.family import Resize
 from sdrpn.families.registry import family_of
+from sdrpn.host.field_types import require_type
 from sdrpn.host.links import AllowLinks
 from sdrpn.method.policy import OWN, Roi
 from sdrpn.method.roi import Decide, RoiPolicy
@@ -40,6 +41,7 @@ from sdrpn.runtime.questions import AnswerOptions, Budget, Images, Questions, im
 from sdrpn.runtime.sampling import GREEDY, Sampling
 from sdrpn.runtime.scheduler import Load, Scheduler
 from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
+from sdrpn.runtime.token_ids import ids_of
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import load_tokenizer
 from sdrpn.text.turns import Turn, conversation
@@ -406,11 +408,10 @@ class Session:
                 which threshold a gate is asked first, if there is one and `roi` is not None
             stop_ids: end the answer, in addition to the model's own stop tokens
         """
-        plan = self._questions.plan(roi, Budget(image_tokens, resize), decide)
-        before, after = tuple(ids_before_image), tuple(ids_after_image)
-        stream = self._questions.stream_of(
-            image, before, after, plan, max_new_tokens, sampling, tuple(stop_ids), trace, channels
+        options = AnswerOptions(
+            roi, max_new_tokens, sampling, trace, channels, decide, budget=Budget(image_tokens, resize)
         )
+        stream = self._questions.stream_of(image, ids_before_image, ids_after_image, options, stop_ids)
         stream.begin()
         return stream.finish()
 
@@ -432,11 +433,12 @@ class Session:
 
         Several images are looked at once, and so is a text without one.
         """
-        plan = self._questions.plan(roi, Budget(image_tokens, resize))
-        ids = tuple(tuple(piece) for piece in pieces)
-        stream = self._questions.stream_of_pieces(
-            tuple(images), ids, plan, max_new_tokens, sampling, tuple(stop_ids), trace, channels
-        )
+        budget = Budget(image_tokens, resize)
+        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=budget)
+        require_type("images", images, abc.Sequence[Any])
+        require_type("pieces", pieces, abc.Sequence[Any])
+        ids = tuple(ids_of(f"pieces[{number}]", piece) for number, piece in enumerate(pieces))
+        stream = self._questions.stream_of_pieces(tuple(images), ids, options, stop_ids)
         stream.begin()
         return stream.finish()
 
@@ -474,12 +476,25 @@ class Session:
         resize: Resize | None = None,
     ) -> list[Look]:
         """Where several questions about one image point, each as `look` finds it; the image is encoded once."""
-        if isinstance(questions, str):
-            raise BadInput("questions is one text; expected a list of questions (look asks one)")
-        if not isinstance(questions, abc.Sequence):
-            raise BadInput(f"questions is {questions!r}; expected a list of questions")
+        _require_several(questions)
         asked = self._questions.looks_in_words(image, channels, questions, roi, Budget(image_tokens, resize))
         return asked.finish()
+
+    async def look_async(
+        self,
+        image: PictureSource,
+        question: str,
+        *,
+        roi: Roi = OWN,
+        channels: Channels = "rgb",
+        image_tokens: tuple[int, int] | None = None,
+        resize: Resize | None = None,
+    ) -> Look:
+        """As `look`, without blocking the event loop. Cancelling the task ends the look."""
+        (found,) = await self.look_many_async(
+            image, [question], roi=roi, channels=channels, image_tokens=image_tokens, resize=resize
+        )
+        return found
 
     async def look_many_async(
         self,
@@ -492,6 +507,7 @@ class Session:
         resize: Resize | None = None,
     ) -> list[Look]:
         """As `look_many`, without blocking the event loop. Cancelling the task ends the looks."""
+        _require_several(questions)
         budget = Budget(image_tokens, resize)
         run = await asyncio.to_thread(self._questions.looks_in_words, image, channels, questions, roi, budget)
         return await run.finish_async()
@@ -509,9 +525,10 @@ class Session:
         resize: Resize | None = None,
     ) -> Look:
         """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
-        asked, budget = [LookQuestion(tuple(ids_before_image), tuple(ids_after_image))], Budget(image_tokens, resize)
+        before, after = ids_of("ids_before_image", ids_before_image), ids_of("ids_after_image", ids_after_image)
+        budget = Budget(image_tokens, resize)
         plan = self._questions.look_plan(roi, budget) if decide is None else self._questions.plan(roi, budget, decide)
-        (found,) = self._questions.looks(image, channels, asked, plan).finish()
+        (found,) = self._questions.looks(image, channels, [LookQuestion(before, after)], plan).finish()
         return found
 
     def limit_stalls(self, most_s: float | None) -> None:
@@ -586,6 +603,13 @@ class Session:
 def _turns(image: Images, question: str, history: abc.Sequence[Turn]) -> tuple[Turn, ...] | None:
     """The whole conversation; None: the question alone."""
     return conversation(question, history, len(images_of(image))) if history else None
+
+
+def _require_several(questions: object) -> None:
+    if isinstance(questions, str):
+        raise BadInput("questions is one text; expected a list of questions (look asks one)")
+    if not isinstance(questions, abc.Sequence):
+        raise BadInput(f"questions is {questions!r}; expected a list of questions")
 
 
 def _jpeg_of_former_name(decode: JpegMode) -> JpegMode:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields, require_type
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import RoiPolicy, blur, decide_cells
 from sdrpn.runtime.look import Look
@@ -27,7 +28,7 @@ SAMPLES = 32  # a side: the points of two frames that are compared to notice a c
 
 
 @dataclass(frozen=True)
-class TrackerOptions:
+class TrackerOptions(CheckedFields):
     """How steady boxes are.
 
     weight: how much of the average the newest map is, 0 to 1; 1: no average.
@@ -44,6 +45,7 @@ class TrackerOptions:
     cut_levels: int = 25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("weight", "keep", "cut"):
             value: object = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
@@ -86,6 +88,8 @@ class Tracker:
         """
         if not isinstance(look, Look):
             raise BadInput(f"look is {look!r}; expected what Session.look returns")
+        grid = self._grid_over(look.image_wh)
+        require_type("what grid_over returns", grid, ImageGrid)
         if self._begins_again(look, pixels):
             self._average = self._counted = None
         weight = np.float32(self._options.weight)
@@ -95,7 +99,6 @@ class Tracker:
         if self._counted is not None:
             counts |= self._counted & (blurred > self._options.keep * threshold)
         self._average, self._counted, self._image_wh = average, counts, look.image_wh
-        grid = self._grid_over(look.image_wh)
         decision = decide_cells(counts, blurred, threshold, grid, self._policy)
         return dataclasses.replace(
             look,

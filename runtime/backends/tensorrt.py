@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import BadInput, EngineMismatch, RunFailed
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.interrupt import Cancellation
 from sdrpn.runtime.backends.cuda import Cuda
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
@@ -30,7 +31,7 @@ __all__ = ["EngineOptions", "TensorRtBackend", "TensorRtRunner"]
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(CheckedFields):
     """How engines are run."""
 
     weights_on_device_bytes: int | None = None  # per engine, with weight streaming; None: the library's default
@@ -40,6 +41,7 @@ class EngineOptions:
     device: int = 0  # the CUDA device index
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         budget = self.weights_on_device_bytes
         if budget is not None and budget < 0:
             raise BadInput(f"weights_on_device_bytes is {budget}; expected a number of bytes, or none")

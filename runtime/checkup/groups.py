@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_machine
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.backends.cuda import load_cuda
@@ -22,7 +23,7 @@ __all__ = ["GROUPS", "STEP_COUNTS", "CheckupRequest", "steps_of"]
 
 
 @dataclass(frozen=True)
-class CheckupRequest:
+class CheckupRequest(CheckedFields):
     """The request of a device check."""
 
     bundle: str | None = None  # None: only CUDA and pictures
@@ -33,6 +34,7 @@ class CheckupRequest:
     step_limit_s: float = 600.0  # a step that takes longer fails
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gpu < 0:
             raise BadInput(f"gpu is {self.gpu}; expected the number of a GPU, the first of which is 0")
         if self.step_limit_s <= 0:

@@ -175,6 +175,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.export import ExportRequest, export
+    from sdrpn.workflows.export_text import export_text
 
     require_output_folder("--out", args.out)
     request = filled(ExportRequest, args, checkpoint=checkpoint_parts(args), calibration=_calibration(args))
@@ -182,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result.to_json())
     else:
-        print_report(result.text())
+        print_report(export_text(result))
         report_written(args.out, "bundle")
     return 0
 

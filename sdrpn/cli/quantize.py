@@ -64,14 +64,15 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.quantize import QuantizeRequest, measure_rounding
+    from sdrpn.workflows.quantize_text import advice, costs_text
 
     require_output_folder("--report", args.report)
     found = measure_rounding(filled(QuantizeRequest, args, checkpoint=checkpoint_parts(args)), progress)
     if args.json:
         print_json({"questions": found.questions, "costs": found.costs, "worth_keeping": found.worth_keeping})
         return 0
-    print_report(found.text())
+    print_report(costs_text(found))
     if args.report is not None:
         report_written(args.report, "figures and a picture")
-    print_text(found.advice)
+    print_text(advice(found))
     return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdrpn.errors import BadInput
+from sdrpn.frames.cut_off import what_is_missing
 from sdrpn.frames.frame import Pixels
 from sdrpn.frames.raw import RawFrame
 from sdrpn.host.libraries import importing_extra
@@ -32,6 +33,7 @@ MOST_DAMAGED_PACKETS = 500
 # So many packets without a whole frame are a stream that has no key frames (it renews its picture part by part) or
 # whose decoder calls everything torn: from then on its frames are taken as they are.
 MOST_TORN_PACKETS = 600
+_CUT_OFF = "it was cut off while it was written or copied; copy it again"
 # Formats whose pictures go on though the answer that names them has a length.
 _ALWAYS_LIVE, _LISTS = ("mpjpeg",), ("hls", "dash")
 
@@ -41,6 +43,7 @@ class VideoPlace:
     """What PyAV opens. `name`: how messages name it. `live`: None: it is, unless it has a length.
 
     form: FFmpeg's input format, where the place alone does not tell. timeouts_s: to open, and until the next packet.
+    file: the path, of a file that is read whole.
     """
 
     name: str
@@ -49,6 +52,7 @@ class VideoPlace:
     form: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     timeouts_s: tuple[float, float] | None = None
+    file: Path | None = None
 
 
 class Video:
@@ -87,7 +91,7 @@ class Video:
     def frames(self) -> Iterator[RawFrame]:
         """Every frame that can be decoded.
 
-        Raises: BadInput after the last one where the file was cut off in the middle of a frame, or a stream broke off
+        Raises: BadInput after the last one where the file was cut off, or a stream broke off
         """
         first_s: float | None = None
         for frame in self._whole_ones():
@@ -139,11 +143,13 @@ class Video:
                     yield None
         if count == 0:
             raise BadInput(f"{self._place.name} has no frame that can be decoded; expected a video")
-        if damaged and not self.live:
-            raise BadInput(
-                f"{self._place.name} ends in the middle of a frame, after {count} whole ones: it was cut off while it "
-                "was written or copied; copy it again"
-            )
+        if self.live:
+            return
+        if damaged:
+            raise BadInput(f"{self._place.name} ends in the middle of a frame, after {count} whole ones: {_CUT_OFF}")
+        missing = None if self._place.file is None else what_is_missing(self._place.file)
+        if missing is not None:
+            raise BadInput(f"{self._place.name} gave {count} frames, but {missing}: {_CUT_OFF}")
 
 
 def open_video_file(path: Path) -> Video:
@@ -154,7 +160,7 @@ def open_video_file(path: Path) -> Video:
     if path.stat().st_size == 0:
         raise BadInput(f"{path} is empty (0 bytes); expected a video")
     # The prefix keeps FFmpeg from taking a colon in a name for one of its protocols.
-    return Video.open(VideoPlace(str(path), f"file:{path}"))
+    return Video.open(VideoPlace(str(path), f"file:{path}", file=path))
 
 
 def pyav(purpose: str = "reading videos, cameras and streams") -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.host.field_types import require_type
 from sdrpn.method.grids import Box, ImageGrid, cell_count
 
 __all__ = [
@@ -279,10 +280,13 @@ class PolicyDecide(Protocol):
 
 
 def without_sinks(decide: Decide) -> PolicyDecide:
-    """`decide` where sinks are known: they change nothing."""
+    """`decide` where sinks are known: they change nothing. Raises BadInput for what does not give decisions."""
+    require_type("decide", decide, Callable)
 
     def decided(logits: Float32, image_wh: tuple[int, int], sink_logits: Float32 | None = None, /) -> RoiDecision:
-        return decide(logits, image_wh)
+        decision = decide(logits, image_wh)
+        require_type("what decide returns", decision, RoiDecision)
+        return decision
 
     return decided
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.method.spec import RpnSpec
 
 __all__ = ["PRESETS", "LossNormalisation", "Precision", "TapStore", "TrainOptions"]
@@ -18,7 +19,7 @@ TapStore = Literal["fp16", "bf16", "fp32", "none"]
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(CheckedFields):
     """The defaults are those of the official training of LLaVA-1.5-7B.
 
     tap_layer, rpn_layers: K and T
@@ -58,6 +59,7 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch", "micro_batch", "epochs", "validations", "save_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("steps", "limit_pairs"):

@@ -11,6 +11,7 @@ from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
 from sdrpn.host.api_keys import read_api_keys
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.images.image_root import ImageRoot
 from sdrpn.runtime import EngineOptions
@@ -21,7 +22,7 @@ __all__ = ["AgentRequest", "serve_agents"]
 
 
 @dataclass(frozen=True)
-class AgentRequest:
+class AgentRequest(CheckedFields):
     """A bundle, the folder of its pictures, and how it is reached. The fields from `backend` on are those of
     `Session.open`.
 

@@ -21,6 +21,7 @@ from sdrpn.frames.feed import FrameFeed, Wanted, any_frame, opener_of
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import Source, source_of
 from sdrpn.frames.thinning import ReadOptions
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.json_files import differing_keys
 from sdrpn.runtime import Answer, Session
 from sdrpn.workflows.look_settings import LookSettings
@@ -36,7 +37,7 @@ _NOT_ASKED = ("image", "bundle", "question", "check_memory", "verify", "threads"
 
 
 @dataclass(frozen=True)
-class FramesRequest:
+class FramesRequest(CheckedFields):
     """A question, and the frames that it is asked about.
 
     ask: the question, and how it is answered; its `image` is any source that `sdrpn look` takes. read: which frames.

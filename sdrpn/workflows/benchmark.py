@@ -14,6 +14,7 @@ from typing import Any
 
 from sdrpn.bundle.shipped import bundle_name, bundle_path, bundle_title
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra, installed_version
 from sdrpn.host.machine import read_cpu, read_machine
 from sdrpn.host.power import PowerMeter
@@ -40,7 +41,7 @@ __all__ = ["CASES", "BenchBundle", "BenchReference", "BenchRequest", "bench", "b
 
 
 @dataclass(frozen=True)
-class BenchBundle:
+class BenchBundle(CheckedFields):
     """A further side of a benchmark: a bundle's variant."""
 
     path: Path | str  # folder, or `demo`
@@ -53,14 +54,14 @@ class BenchBundle:
 
 
 @dataclass(frozen=True)
-class BenchReference:
+class BenchReference(CheckedFields):
     """A further side of a benchmark: a checkpoint in PyTorch, which recomputes everything in the second pass."""
 
     checkpoint: Path
 
 
 @dataclass(frozen=True)
-class BenchRequest:
+class BenchRequest(CheckedFields):
     """What to measure, and how often."""
 
     bundle: Path | str  # folder, or `demo`
@@ -78,6 +79,7 @@ class BenchRequest:
     preset: str | None = None  # a kind of question, whose official image tokens are used
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("runs", "new_tokens"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected a whole number of at least 1")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.hub import model_folder
 from sdrpn.host.libraries import importing_extra
 
@@ -19,7 +20,7 @@ __all__ = ["CheckpointParts", "as_path"]
 
 
 @dataclass(frozen=True)
-class CheckpointParts:
+class CheckpointParts(CheckedFields):
     """The arguments of `sdrpn.checkpoint.open_checkpoint`, which explains each of them.
 
     path, vision_tower, base: folders; a str can also name a model on Hugging Face's hub

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import fit_of
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class VerifyRequest:
+class VerifyRequest(CheckedFields):
     """Which bundle is compared with which checkpoint, and how.
 
     checkpoint: the one that it was exported from; None: a folder of its name here or beside the bundle
@@ -58,6 +59,7 @@ class VerifyRequest:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.target is not None and (self.exact or self.variant is not None):
             other = "exact" if self.exact else "variant"
             raise BadInput(

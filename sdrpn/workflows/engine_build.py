@@ -21,6 +21,7 @@ from sdrpn.engines import (
     trtexec_script,
 )
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.workflows.engine_trial import Trial, try_engines
 
@@ -42,7 +43,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class BuildRequest:
+class BuildRequest(CheckedFields):
     """What to build, for which device, and which checks to make."""
 
     bundle: Path | str  # folder, or `demo`, which needs `out`
@@ -56,6 +57,7 @@ class BuildRequest:
     check_memory: bool = True  # refuse if the estimated memory of a build or of the engines does not fit
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.jobs < 1:
             raise BadInput(f"jobs is {self.jobs}; expected a whole number of at least 1")
 

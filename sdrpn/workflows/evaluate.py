@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdrpn.errors import BadInput
 from sdrpn.families.family import Resize
 from sdrpn.families.registry import seen_of
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.hub import model_folder
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.evaluated_model import BundleModel, CheckpointModel, LookChoice, model_at, open_model
@@ -30,7 +31,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class EvaluationRequest:
+class EvaluationRequest(CheckedFields):
     """Which model answers which questions, and with which methods.
 
     task, data, split: the task, the folder of its official files, and the part of them

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdrpn.errors import BadInput
 from sdrpn.families.family import Resize
 from sdrpn.families.registry import family_of, fit_of
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress
 from sdrpn.method.policy import OWN, RoiChange
@@ -39,7 +40,7 @@ _EXTRA = ("train", "sdrpn eval of a checkpoint")
 
 
 @dataclass(frozen=True)
-class LookChoice:
+class LookChoice(CheckedFields):
     """How a model looks a second time.
 
     threshold: of the RoI map; "auto": chosen for every RPN by labels from the model's own attention; None: that of each
@@ -66,7 +67,7 @@ class LookChoice:
 
 
 @dataclass(frozen=True)
-class BundleModel:
+class BundleModel(CheckedFields):
     """A bundle, and the backend that runs it; see `sdrpn.Session.open`."""
 
     path: Path
@@ -76,7 +77,7 @@ class BundleModel:
 
 
 @dataclass(frozen=True)
-class CheckpointModel:
+class CheckpointModel(CheckedFields):
     """A checkpoint in PyTorch.
 
     rpns: "FILE" or "NAME=FILE"; the first is the model's own; further ones without a name get their folder's name

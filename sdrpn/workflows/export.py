@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.bundle.numerics import DialectName, PrecisionName, precision_named
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import family_of
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
-from sdrpn.host.sizes import text_from_bytes
 from sdrpn.method.policy import RoiChange
 from sdrpn.workflows.checkpoint_parts import CheckpointParts, as_path
 from sdrpn.workflows.teacher import require_device
@@ -31,7 +30,7 @@ _EXTRA = ("export", "sdrpn export")
 
 
 @dataclass(frozen=True)
-class CalibrationData:
+class CalibrationData(CheckedFields):
     """The questions of a calibration; a few dozen are enough.
 
     questions: JSON Lines: image, question, optionally answer
@@ -47,7 +46,7 @@ class CalibrationData:
 
 
 @dataclass(frozen=True)
-class ExportRequest:
+class ExportRequest(CheckedFields):
     """Which checkpoint to export, and how.
 
     checkpoint: its `template` is a prompt that the family knows by name, or a file with a Jinja chat template
@@ -76,6 +75,7 @@ class ExportRequest:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         RoiChange(self.threshold)  # refuses what is no threshold
         numbers = precision_named(self.precision)
         misplaced = [name for name in self._quantization() if not (numbers.is_quantized and name == "keep")]
@@ -134,27 +134,6 @@ class ExportResult:
             "source": dict(self.manifest.source),
             "notes": self.notes,
         }
-
-    def text(self) -> Iterator[str]:
-        """What was written, and how the bundle looks and is asked, as lines."""
-        manifest = self.manifest
-        graphs = len(manifest.variants[self.variants[0]].graphs)
-        yield f"{self.out}: {' and '.join(self.variants)}, {text_from_bytes(self.size_bytes)} in {graphs} graphs"
-        yield from self.notes
-        if manifest.spec.rpn is None:
-            yield "no RPN in this checkpoint: the bundle answers as the plain model (--no-roi); see --rpn"
-        else:
-            yield f"looks again at cells above {manifest.own_policy.about}"
-        if manifest.tokenizer is not None:
-            yield f"questions are put by {_way_of_asking(manifest)}"
-        else:
-            yield "no tokenizer in this checkpoint: the bundle answers by token ids only, not through `sdrpn ask`"
-
-
-def _way_of_asking(manifest: Manifest) -> str:
-    template, names = manifest.spec.prompt.template, family_of(manifest.spec).prompt_names
-    origin = "given" if manifest.given_template is not None else "of the checkpoint"
-    return f"the prompt {template}" if template in names else f"the chat template {origin}"
 
 
 def export_bundle(

@@ -15,6 +15,7 @@ from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, optimized_
 from sdrpn.bundle.shipped import bundle_path, require_not_shipped
 from sdrpn.errors import BadInput
 from sdrpn.host.atomic import replacing_directory, require_free_space
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.machine import read_cpu
 from sdrpn.host.progress import Advance, unseen
@@ -28,7 +29,7 @@ GROUP_QUERY, STANDARD = ATTENTIONS = ("group-query", "standard")
 
 
 @dataclass(frozen=True)
-class OptimizeRequest:
+class OptimizeRequest(CheckedFields):
     """Which variant to optimise, and with which attention."""
 
     bundle: Path | str
@@ -39,6 +40,7 @@ class OptimizeRequest:
     threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.attention not in (None, *ATTENTIONS):
             raise BadInput(f"attention is {self.attention!r}; expected {' or '.join(ATTENTIONS)}")
         if self.threads is not None and self.threads < 1:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.teacher import TeacherRequest
@@ -36,7 +37,7 @@ HELD_OUT = 0.2  # of the images: more than in a training whose result is kept
 
 
 @dataclass(frozen=True)
-class ProposalRequest:
+class ProposalRequest(CheckedFields):
     """The trial trainings to compare.
 
     preset: a name from `sdrpn.train.options.PRESETS`
@@ -52,7 +53,7 @@ class ProposalRequest:
 
 
 @dataclass(frozen=True)
-class HeadsRequest:
+class HeadsRequest(CheckedFields):
     """Which model and questions to use, and what to find.
 
     count: number of heads to choose

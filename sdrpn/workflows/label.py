@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
@@ -22,7 +23,7 @@ _EXTRA = ("train", "sdrpn label")
 
 
 @dataclass(frozen=True)
-class LabelRequest:
+class LabelRequest(CheckedFields):
     """Which model and questions to use, and where labels are written.
 
     heads: the grounding heads: "official-7b", "official-13b", or the path of heads.json
@@ -38,7 +39,7 @@ class LabelRequest:
 
 
 @dataclass(frozen=True)
-class RelabelRequest:
+class RelabelRequest(CheckedFields):
     """New labels by another rule.
 
     labels: folder that `label_questions` wrote

@@ -25,6 +25,7 @@ from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import Given, Source, sources_of
 from sdrpn.frames.standard_input import read_standard_input
 from sdrpn.frames.thinning import ReadOptions
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.method.policy import OWN, Roi, looking_policy
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
@@ -47,7 +48,7 @@ _MOST_SOURCES = 16
 
 
 @dataclass(frozen=True)
-class LookRequest:
+class LookRequest(CheckedFields):
     """Which frames, which questions, and how. The fields from `backend` on are those of `Session.open`.
 
     sources: one, or a list of several: a text as `sdrpn look` takes it (a picture, folder, pattern, list, video,
@@ -56,6 +57,8 @@ class LookRequest:
     picture on standard input, where a source is "-".
     Raises: BadInput for a value of another kind.
     """
+
+    checked_elsewhere = ("bundle", "sources", "questions", "roi")
 
     bundle: Path | str
     sources: Given | Sequence[Given]
@@ -76,15 +79,6 @@ class LookRequest:
     preset: str | None = None  # this and the rest: see LookSettings
     image_tokens: tuple[int, int] | None = None
     resize: Resize | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("track", "check_memory", "optimized", "verify"):
-            value: object = getattr(self, name)
-            if not isinstance(value, bool):
-                raise BadInput(f"{name} is {value!r}; expected True or False")
-        read: object = self.read
-        if not isinstance(read, ReadOptions):
-            raise BadInput(f"read is {read!r}; expected ReadOptions")
 
 
 @dataclass(frozen=True, eq=False)

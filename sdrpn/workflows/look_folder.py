@@ -21,6 +21,7 @@ from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import VIDEO_SUFFIXES
 from sdrpn.frames.video import pyav
 from sdrpn.frames.video_writer import VideoWriter, cure_of
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.interrupt import signals_held
 from sdrpn.method.geometry import Fit
 from sdrpn.workflows.look import FrameLook
@@ -34,7 +35,7 @@ _JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Saved:
+class Saved(CheckedFields):
     """What is written beside the lines of JSON."""
 
     overlays: bool = False

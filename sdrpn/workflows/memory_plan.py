@@ -21,6 +21,7 @@ from sdrpn.bundle.shipped import bundle_name, bundle_path
 from sdrpn.engines import read_target, target_variant, usual_context
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.registry import published_shapes
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_machine
 from sdrpn.runtime.backends import backend_info
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
@@ -32,7 +33,7 @@ __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "pl
 
 
 @dataclass(frozen=True)
-class PlanRequest:
+class PlanRequest(CheckedFields):
     """What to estimate, and for which device."""
 
     bundle: Path | str  # folder, or `demo`
@@ -51,6 +52,7 @@ class PlanRequest:
     image_tokens: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.prefix_bytes is not None and self.prefix_bytes < 0:
             raise BadInput(f"prefix_bytes is {self.prefix_bytes}; expected a number of bytes, 0 for none")
         if any(number < 1 for number in (self.batch, *self.contexts)):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
-from sdrpn.reports.text import Table, Text
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.teacher import ModelPrecision, require_device, some_questions
 from sdrpn.workflows.torch_threads import torch_threads
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sdrpn.export.quantization import Blocks
     from sdrpn.labels.questions import DataQuestion
 
-__all__ = ["CHOICES", "QuantizeRequest", "RoundingCosts", "measure_rounding"]
+__all__ = ["CHOICES", "COLUMNS", "QuantizeRequest", "RoundingCosts", "cost_rows", "measure_rounding"]
 
 _EXTRA = ("train", "sdrpn quantize")
 CHOICES = ("int8-b32-rtn", "int4-b32-rtn", "int4-b32-hqq")
@@ -33,7 +33,7 @@ COLUMNS = ("part", "choice", "weights", "RoI cosine", "least", "box IoU", "same 
 
 
 @dataclass(frozen=True)
-class QuantizeRequest:
+class QuantizeRequest(CheckedFields):
     """What to round, how, and which questions to ask.
 
     data, images, limit: questions, as in `TeacherRequest`
@@ -67,16 +67,6 @@ class RoundingCosts:
     questions: int
     costs: tuple[Cost, ...]
     worth_keeping: tuple[str, ...]
-
-    def text(self) -> Text:
-        """One row per part and way to round it."""
-        title = f"{self.questions} questions; 1 is as good as unrounded"
-        return [Table(title, COLUMNS, cost_rows(self.costs))]
-
-    @property
-    def advice(self) -> str:
-        """What to keep in fp16, as `sdrpn export` takes it."""
-        return f"costly in 4 bits, worth keeping: --keep {','.join(self.worth_keeping) or 'none'}"
 
 
 def measure_rounding(request: QuantizeRequest, progress: ShowProgress = show_nothing) -> RoundingCosts:

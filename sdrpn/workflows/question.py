@@ -17,6 +17,7 @@ from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.families.family import Resize
 from sdrpn.families.registry import seen_of
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.images.image import open_image
 from sdrpn.method.geometry import Seen
 from sdrpn.method.policy import OWN, Roi, RoiChange
@@ -45,7 +46,7 @@ NO_RPN = "has no RPN: answering as the plain model"  # the end of that note
 
 
 @dataclass(frozen=True)
-class AskRequest:
+class AskRequest(CheckedFields):
     """A question, and how and where to answer it. The fields from `backend` on are those of `Session.open`."""
 
     bundle: Path | str

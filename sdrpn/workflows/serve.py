@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.bundle.shipped import bundle_path, bundle_title
 from sdrpn.errors import BadInput, MissingDependency
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
 from sdrpn.runtime import EngineOptions, Session
@@ -31,7 +32,7 @@ _LEAST_PICTURE_BYTES, _MOST_PICTURE_BYTES = 64 << 20, 4 << 30
 
 
 @dataclass(frozen=True)
-class ServeRequest:
+class ServeRequest(CheckedFields):
     """Which bundle is served, and where. The fields from `check_memory` on are those of `AskRequest`.
 
     name: by which clients ask for the model; None: the name of the bundle's folder. port 0: any free one. max_batch:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ ModelPrecision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class TeacherRequest:
+class TeacherRequest(CheckedFields):
     """Which model answers which questions, and how.
 
     data: JSON Lines: image, question, optionally answer

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
@@ -23,7 +24,7 @@ _EXTRA = ("train", "sdrpn train")
 
 
 @dataclass(frozen=True)
-class TrainingRequest:
+class TrainingRequest(CheckedFields):
     """Which checkpoint and labels to train on, and where the RPN is written.
 
     checkpoint: the base model; pictures are fitted as for the labels, whatever its `fit` says

@@ -15,7 +15,12 @@ __all__ = ["CODECS", "cut_off", "halves", "movie", "turned", "unknown_codec", "w
 
 FPS = 25
 # Containers that differ in how they say where a frame ends -> encoder, and the pixels that it takes.
-CODECS = {"mp4": ("libx264", "yuv420p"), "avi": ("mjpeg", "yuvj420p"), "mkv": ("mpeg4", "yuv420p")}
+CODECS = {
+    "mp4": ("libx264", "yuv420p"),
+    "avi": ("mjpeg", "yuvj420p"),
+    "mkv": ("mpeg4", "yuv420p"),
+    "ts": ("mpeg2video", "yuv420p"),
+}
 _IDENTITY = bytes.fromhex("00010000 00000000 00000000 00000000 00010000 00000000 00000000 00000000 40000000")
 # As telephones write it that were held upright: x and y are exchanged, one of them backwards.
 _QUARTER_TURN = bytes.fromhex("00000000 00010000 00000000 ffff0000 00000000 00000000 00000000 00000000 40000000")

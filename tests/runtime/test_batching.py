@@ -13,7 +13,7 @@ from sdrpn.errors import BadInput, Cancelled
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.decoder import NextToken
-from sdrpn.runtime.sampling import GREEDY
+from sdrpn.runtime.questions import AnswerOptions
 from sdrpn.runtime.stream import AnswerStream
 from tests.damage import copied
 from tests.runtime.asking import BEFORE, no_box
@@ -147,8 +147,8 @@ def test_questions_about_one_picture_share_its_prefix(tiny_bundle: Path) -> None
 
 
 def ask_ids(session: Session, question: tuple[int, ...]) -> AnswerStream:
-    plan = session._questions.plan(None, decide=no_box)
-    stream = session._questions.stream_of(picture(0), BEFORE, question, plan, 5, GREEDY, (), trace=True)
+    options = AnswerOptions(None, 5, trace=True, decide=no_box)
+    stream = session._questions.stream_of(picture(0), BEFORE, question, options)
     stream.submit()
     return stream
 

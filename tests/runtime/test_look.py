@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -132,6 +134,21 @@ class TestSeveralQuestions:
             fake.session.look_many(IMAGE, "w8")
         assert ran(fake) == []
 
+    def test_without_blocking_the_event_loop(self, open_fake: Callable[..., Fake]) -> None:
+        fake = open_fake(fired(script_of(5)))
+        one, several = fake.session.look(IMAGE, "w8", roi=ANYWHERE), fake.session.look_many(IMAGE, self.WORDS)
+
+        async def looked() -> tuple[list[Look], list[Look]]:
+            ones = await asyncio.gather(*(fake.session.look_async(IMAGE, "w8", roi=ANYWHERE) for _ in range(3)))
+            return ones, await fake.session.look_many_async(IMAGE, self.WORDS)
+
+        assert asyncio.run(looked()) == ([one] * 3, several)
+
+    @pytest.mark.parametrize("questions", ["w8", None, 3])
+    def test_what_is_no_list_in_an_event_loop(self, open_fake: Callable[..., Fake], questions: Any) -> None:
+        with pytest.raises(BadInput, match=r"questions is .*; expected a list of questions"):
+            asyncio.run(open_fake(script_of(5)).session.look_many_async(IMAGE, questions))
+
     def test_one_that_cannot_be_asked_stops_all_before_any_work(self, open_fake: Callable[..., Fake]) -> None:
         fake = open_fake(script_of(5), with_manifest(max_context=9))
         with pytest.raises(ContextTooLong):
@@ -207,6 +224,65 @@ class TestRequests:
         fake = open_fake(script_of(5))
         with pytest.raises(BadInput, match=message):
             fake.session.look(IMAGE, "w8", roi=roi)  # type: ignore[arg-type]
+        assert ran(fake) == []
+
+    @pytest.mark.parametrize(
+        ("ids", "message"),
+        [
+            ({"after": "w8"}, "ids_after_image is 'w8'; expected token ids: a list of integers"),
+            ({"before": "a"}, "ids_before_image is 'a'; expected token ids: a list of integers"),
+            ({"before": b"a"}, "ids_before_image is b'a'; expected token ids"),
+            ({"after": None}, "ids_after_image is None; expected token ids"),
+            ({"after": 3}, "ids_after_image is 3; expected token ids"),
+            ({"after": ["w8"]}, "ids_after_image has 'w8' in it; expected token ids"),
+            ({"after": (3, 4.5)}, r"ids_after_image has 4\.5 in it; expected token ids"),
+            ({"after": (True,)}, "ids_after_image has True in it; expected token ids"),
+            ({"after": [[3, 4]]}, r"ids_after_image has \[3, 4\] in it; expected token ids"),
+            ({"after": (2**70,)}, r"ids_after_image has 1180591620717411303424 in it; expected token ids"),
+            ({"stop_ids": ("</s>",)}, "stop_ids has '</s>' in it; expected token ids"),
+        ],
+    )
+    def test_what_is_no_list_of_token_ids(
+        self, open_fake: Callable[..., Fake], ids: dict[str, Any], message: str
+    ) -> None:
+        """Of looks and of answers."""
+        fake = open_fake(script_of(5, 6))
+        given = {"before": (1,), "after": AFTER, **ids}
+        before, after, options = given.pop("before"), given.pop("after"), given
+        with pytest.raises(BadInput, match=f"^{message}"):
+            fake.session.answer_ids(IMAGE, before, after, roi=None, **options)
+        if not options:
+            with pytest.raises(BadInput, match=f"^{message}"):
+                fake.session.look_ids(IMAGE, before, after)
+        assert ran(fake) == []
+
+    def test_what_decides_nothing(self, open_fake: Callable[..., Fake]) -> None:
+        fake, anything = open_fake(fired(script_of(5))), cast(Any, 3)
+        with pytest.raises(BadInput, match="decide is 3; expected a function"):
+            fake.session.look_ids(IMAGE, (1,), AFTER, decide=anything)
+        assert ran(fake) == []
+        nothing = cast(Any, lambda logits, image_wh: None)
+        with pytest.raises(BadInput, match="what decide returns is None; expected RoiDecision"):
+            fake.session.look_ids(IMAGE, (1,), AFTER, decide=nothing)
+        with pytest.raises(BadInput, match="what decide returns is None; expected RoiDecision"):
+            fake.session.answer_ids(IMAGE, (1,), AFTER, decide=nothing)
+        assert len(glance(fake).boxes) == 1
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"sampling": 3}, "sampling is 3; expected Sampling"),
+            ({"trace": "x"}, "trace is 'x'; expected True or False"),
+        ],
+    )
+    def test_options_of_another_kind(
+        self, open_fake: Callable[..., Fake], options: dict[str, Any], message: str
+    ) -> None:
+        fake = open_fake(script_of(5))
+        with pytest.raises(BadInput, match=message):
+            fake.session.answer(IMAGE, "w8", roi=None, **options)
+        with pytest.raises(BadInput, match=message):
+            fake.session.answer_ids(IMAGE, (1,), AFTER, roi=None, **options)
         assert ran(fake) == []
 
     def test_without_an_rpn(self, open_fake: Callable[..., Fake]) -> None:

@@ -21,7 +21,7 @@ from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.bench import CASES, SessionSide, bench_cases
 from sdrpn.runtime.engines.trial_run import smoke_test_graphs
-from sdrpn.runtime.sampling import GREEDY
+from sdrpn.runtime.questions import AnswerOptions
 from tests.families.qwen.models import KINDS
 from tests.tolerances import BATCH_LOGITS_ABS, LOOK_MAP_ABS, PARITY_ABS, REUSE_LOGITS_ABS
 
@@ -172,8 +172,8 @@ def test_a_batch_gives_the_answers_of_each_alone(models: Models, kind: str) -> N
         session.forget_image()
         streams = []
         for image, after, policy in asked:
-            plan = session._questions.plan(policy, budget_of())
-            stream = session._questions.stream_of(image, BEFORE, after, plan, STEPS, GREEDY, (), trace=True)
+            options = AnswerOptions(policy, STEPS, trace=True, budget=budget_of())
+            stream = session._questions.stream_of(image, BEFORE, after, options)
             stream.submit()
             streams.append(stream)
         for stream, expected in zip(streams, alone, strict=True):

@@ -16,7 +16,7 @@ from sdrpn.errors import BadInput, Cancelled, RunFailed
 from sdrpn.method.roi import RoiDecision, without_sinks
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends.fake import FakeBackend, FakeCall
-from sdrpn.runtime.sampling import GREEDY
+from sdrpn.runtime.questions import AnswerOptions
 from sdrpn.runtime.stream import AnswerStream
 from tests.runtime.asking import no_box
 from tests.runtime.fakes import Script, fake_bundle
@@ -49,8 +49,7 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
 
 
 def begun(session: Session, new_tokens: int = 6, after: tuple[int, ...] = (3, 4), decide: Any = None) -> AnswerStream:
-    plan = session._questions.plan(None, decide=decide)
-    stream = session._questions.stream_of(IMAGE, (1,), after, plan, new_tokens, GREEDY, (), False)
+    stream = session._questions.stream_of(IMAGE, (1,), after, AnswerOptions(None, new_tokens, decide=decide))
     stream.submit()
     return stream
 

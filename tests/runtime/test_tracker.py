@@ -184,7 +184,11 @@ def test_what_is_nothing_of_the_kind() -> None:
         Tracker(grid_over, None)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="weight is 'a'; expected a number"):
         TrackerOptions(weight="a")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="cut_levels is 'a'; expected an integer"):
+        TrackerOptions(cut_levels="a")  # type: ignore[arg-type]
     tracker, look = Tracker(grid_over, POLICY), look_of(blob(4, 4))
+    with pytest.raises(BadInput, match="what grid_over returns is None; expected ImageGrid"):
+        Tracker(lambda image_wh: None, POLICY).update(look)  # type: ignore[arg-type,return-value]
     with pytest.raises(BadInput, match=r"pixels is 'x\.png'; expected the frame"):
         tracker.update(look, "x.png")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match=r"look is 'x'; expected what Session.look returns"):

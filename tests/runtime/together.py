@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdrpn.runtime import Answer, Session
-from sdrpn.runtime.sampling import GREEDY
+from sdrpn.runtime.questions import AnswerOptions
 from sdrpn.runtime.stream import AnswerStream
 from tests.runtime.asking import BEFORE, no_box, one_box
 
@@ -31,8 +31,8 @@ def picture(seed: int) -> np.ndarray:
 def stream_of(session: Session, number: int) -> AnswerStream:
     question, decide, most = CASES[number % len(CASES)]
     stops = () if number % 2 else (3,)
-    plan = session._questions.plan(None, decide=decide)
-    return session._questions.stream_of(picture(number % 3), BEFORE, question, plan, most, GREEDY, stops, trace=True)
+    options = AnswerOptions(None, most, trace=True, decide=decide)
+    return session._questions.stream_of(picture(number % 3), BEFORE, question, options, stops)
 
 
 def alone(session: Session, numbers: Sequence[int]) -> list[Answer]:

@@ -138,9 +138,11 @@ def test_the_shipped_model_reads_its_scene() -> None:
     assert found.again.answer.text == found.scene.expected
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in WORKFLOWS if not path.stem.endswith("_text")], ids=lambda path: path.name
+)
 def test_messages_name_no_options(path: Path) -> None:
-    """A program has none. Whole commands may have some."""
+    """A program has none. Whole commands may have some, and so may what a verb prints."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     pages = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = [
