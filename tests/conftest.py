@@ -87,7 +87,7 @@ def coded_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def text_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like `tiny_checkpoint`, with a tokenizer of bytes, two query heads a key head, and room for a prompt in bytes.
+    """Like `tiny_checkpoint`, with a tokenizer of bytes, two query heads per key head, and room for a prompt in bytes.
 
     The gain makes some cells of its RoI map stand out. Not to be written to.
     """

@@ -1,4 +1,4 @@
-"""Picture files of every kind that must be handled, and files that are no pictures."""
+"""Picture files of every kind that must be handled, and files that are not pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Writer = Callable[[Path], Path]
 
 
 def photo(size_wh: tuple[int, int] = SIZE_WH, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) of noise with a white corner, so that its sides can be told apart."""
+    """(H, W, 3) of noise with a white corner, so that its sides differ."""
     width, height = size_wh
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     pixels[: height * 4 // 9, : width * 5 // 13] = 255

@@ -74,7 +74,7 @@ class ReferenceLlava:
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor, answer: list[int]) -> Tensor:
-        """(S,V) of the prompt and some tokens of an answer behind it."""
+        """(S,V) of the prompt and some tokens of an answer after it."""
         embed = self.text.get_input_embeddings()
         ids = (torch.tensor(part, dtype=torch.long) for part in (BEFORE, [*AFTER, *answer]))
         before, after = (embed(part) for part in ids)

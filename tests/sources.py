@@ -53,7 +53,7 @@ def needs_of(module: str) -> tuple[Import, ...]:
 
     Of the public face not what type checkers alone read there: it tells them of names that importing it does not load.
     """
-    return tuple(one for one in imports_of(module) if module != FACE or not one.for_types)
+    return tuple(imported for imported in imports_of(module) if module != FACE or not imported.for_types)
 
 
 def imports_in(node: ast.AST, package: str, *, at_import: bool) -> Iterator[Import]:
@@ -74,8 +74,8 @@ def imports_in(node: ast.AST, package: str, *, at_import: bool) -> Iterator[Impo
             yield from imports_in(child, package, at_import=False)
         elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             for statement in child.body:
-                for one in imports_in(ast.Module([statement], []), package, at_import=False):
-                    yield replace(one, for_types=True)
+                for imported in imports_in(ast.Module([statement], []), package, at_import=False):
+                    yield replace(imported, for_types=True)
             for statement in child.orelse:
                 yield from imports_in(ast.Module([statement], []), package, at_import=at_import)
         else:

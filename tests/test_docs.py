@@ -20,7 +20,7 @@ names = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Arguments of every `sdrpn` in a block of shell, also behind `&&`, `.venv/bin/` or `ssh HOST`."""
+    """Arguments of every `sdrpn` in a block of shell, also after `&&`, `.venv/bin/` or `ssh HOST`."""
     text = page.read_text(encoding="utf-8")
     for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
@@ -49,7 +49,7 @@ def test_there_are_commands() -> None:
 @names
 def test_every_target_exists(page: Path) -> None:
     found = {words[words.index("--target") + 1] for words in commands(page) if "--target" in words}
-    assert {one for one in found if not one.endswith(".toml") and one != "NAME"} <= set(read_targets())
+    assert {path for path in found if not path.endswith(".toml") and path != "NAME"} <= set(read_targets())
 
 
 def test_every_option_of_a_build_is_explained() -> None:

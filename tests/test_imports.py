@@ -21,7 +21,7 @@ WORKFLOWS = "sdrpn.workflows"
 OF_THE_COMMAND_LINE = ("sdrpn.cli", "argparse", "argcomplete", "rich")
 # What makes models and graphs; the runtime only runs them.
 AUTHORING = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "ml_dtypes")
-# What `sdrpn --help` has no use for.
+# What `sdrpn --help` does not need.
 STARTUP_FREE = (*AUTHORING, "numpy", "onnxruntime", "PIL", "rich", "tokenizers", "jinja2")
 # Names of TensorRT that build engines instead of running them.
 TENSORRT_BUILDER = {"Builder", "OnnxParser", "NetworkDefinitionCreationFlag", "BuilderFlag"}
@@ -38,10 +38,10 @@ def is_command_line(module: str) -> bool:
 
 def violations(importers: Iterator[str], *forbidden: str, at_import_only: bool = False) -> list[str]:
     return [
-        f"{modules()[module].relative_to(ROOT)}:{one.line} imports {one.name}"
+        f"{modules()[module].relative_to(ROOT)}:{imported.line} imports {imported.name}"
         for module in importers
-        for one in needs_of(module)
-        if one.is_of(*forbidden) and (one.at_import or not at_import_only)
+        for imported in needs_of(module)
+        if imported.is_of(*forbidden) and (imported.at_import or not at_import_only)
     ]
 
 
@@ -56,7 +56,7 @@ def reachable_from(package: str) -> set[str]:
         seen.add(module)
         # Importing a module runs the packages that it lies in.
         parents = [module.rpartition(".")[0]]
-        todo += [name for name in (*parents, *(one.name for one in needs_of(module))) if name in modules()]
+        todo += [name for name in (*parents, *(imported.name for imported in needs_of(module))) if name in modules()]
     return seen
 
 
@@ -70,7 +70,10 @@ class TestSources:
             "class C:\n    import in_class\n    def f(self):\n        from in_function import x\n"
             "from . import sibling\nfrom ..up import y\n"
         )
-        found = {(one.name, one.at_import) for one in imports_in(ast.parse(source), "sdrpn.cli", at_import=True)}
+        found = {
+            (imported.name, imported.at_import)
+            for imported in imports_in(ast.parse(source), "sdrpn.cli", at_import=True)
+        }
         assert found >= {
             ("a.b", True),
             ("typed", False),

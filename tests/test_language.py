@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Folders whose sources were read for this, with what lies below them. Add a folder once it passes.
+# Folders whose sources are read for this, with what lies below them; this file, which quotes the words, is left out.
 ROOMS = (
     "benchmarks",
     "engines",
@@ -19,6 +19,7 @@ ROOMS = (
     "export",
     "runtime",
     "sdrpn",
+    "tests",
 )
 
 # Patterns that no prose should have -> what to write instead. CONTRIBUTING.md has them as a table.
@@ -99,7 +100,9 @@ def faults(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_prose_avoids_what_the_word_list_replaces(room: str) -> None:
-    sources = [path for path in sorted((ROOT / room).rglob("*")) if path.suffix in (".py", ".cpp", ".cu", ".h")]
+    own = Path(__file__).resolve()
+    found_there = [path for path in sorted((ROOT / room).rglob("*")) if path != own]
+    sources = [path for path in found_there if path.suffix in (".py", ".cpp", ".cu", ".h")]
     assert sources, f"{room} has no sources"
     found = [fault.replace(f"{ROOT}/", "") for path in sources for fault in faults(path)]
     assert not found, "see Words in CONTRIBUTING.md:\n" + "\n".join(found)

@@ -30,7 +30,7 @@ def speaks_in_options(text: str) -> bool:
 
 
 def texts_of(module: str) -> list[tuple[int, str]]:
-    """Every text of a module that is no docstring; of an f-string the whole, with {} for what is filled in."""
+    """Every text of a module that is not a docstring; of an f-string the whole, with {} for what is filled in."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     left_out = {
         id(node.body[0].value)

@@ -17,7 +17,7 @@ import pytest
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # pytest brings it along there
+else:  # pytest installs it there
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
@@ -32,11 +32,11 @@ DISTRIBUTIONS = {
     "cuda": "cuda-python",
     "PIL": "pillow",
     "nvidia": "nvidia-nvimgcodec-cu13",
-    # They come along with onnxscript, which could not work without.
+    # onnxscript installs them, since it needs them.
     "onnx": "onnxscript",
     "onnx_ir": "onnxscript",
 }
-# Of what is compiled into the native modules.
+# Licences of what is compiled into the native modules.
 NOTICES = ("licenses/libjpeg-turbo.txt", "licenses/nanobind.txt", "licenses/robin-map.txt")
 # What loads us as a plug-in: where it is imported, it is there.
 HOSTS = {"lmms_eval"}

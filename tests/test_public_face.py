@@ -95,7 +95,7 @@ def test_help_has_a_line_for_each() -> None:
 
 def test_type_checkers_read_what_is_imported() -> None:
     """The block that they read, and the table by which a name is found."""
-    told = {one.name for one in imports_of(FACE) if one.for_types}
+    told = {imported.name for imported in imports_of(FACE) if imported.for_types}
     homes = {name: sdrpn._HOMES.get(name, "sdrpn.errors") for name in NAMES - {"__version__"}}
     assert {f"{home}.{name}" for name, home in homes.items()} == told - set(modules())
 

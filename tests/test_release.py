@@ -20,7 +20,7 @@ from packaging.utils import NormalizedName, canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # pytest brings it along there
+else:  # pytest installs it there
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 
 def llama_like(*, adds_bos: bool = True, image: bool = False) -> Tokenizer:
-    """Characters and byte fallback behind a metaspace, as LLaMA's sentencepiece model has them."""
+    """Characters and byte fallback after a metaspace, as LLaMA's sentencepiece model has them."""
     words = ["<unk>", "<s>", "</s>", "<image>" if image else "<unused>"]
     words += [f"<0x{byte:02X}>" for byte in range(256)]
     words += ["▁", *map(chr, range(33, 127)), "é", "▁t", "th", "▁th", "▁USER", "US", "USE", "ER"]

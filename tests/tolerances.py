@@ -31,7 +31,7 @@ SAME_MATH_ABS = 2e-5
 # Four layers of it, with other attention kernels, against transformers; logits to about 10.
 TRANSFORMERS_LOGITS_ABS = 1e-4
 
-# Two powers in float32 that lie one unit in the last place apart, and a scaling's few operations behind them.
+# Two powers in float32 that lie one unit in the last place apart, and a scaling's few operations after them.
 ROPE_FREQUENCY_RELATIVE = 2.5e-7
 # Cosines of the same angles, one correctly rounded and one within a unit in the last place, times up to 1.4.
 ROPE_TABLE_ABS = 2e-7
@@ -40,7 +40,7 @@ ROPE_TABLE_ABS = 2e-7
 PARITY_ABS = 5e-5
 # fp16 keeps 11 bits: 5e-3 at a value of 10, and sums of such errors over four layers.
 PARITY_FP16_ABS = 2e-2
-# The same behind norms in which one channel is nearly everything; logits and scores to about 4.
+# The same after norms in which one channel is nearly everything; logits and scores to about 4.
 MASSIVE_LOGITS_ABS = 2e-2
 MASSIVE_SCORES_ABS = 2e-2
 
@@ -62,7 +62,7 @@ ENGINE_LOGITS_ABS = 2e-2
 BLOCKS_ABS = 1e-4
 # The same with activations in blocks of 8 bits too, as ONNX Runtime answers: a share of the largest value.
 INT8_ACTIVATIONS_SHARE = 5e-2
-# Seven steps of at most 5e-4 a weight on gradients that are summed in another order; 1.2e-7 was seen. Steps on other
+# Seven steps of at most 5e-4 per weight on gradients that are summed in another order; 1.2e-7 was seen. Steps on other
 # pairs, or divided by other counts, move weights by 2e-3.
 SPLIT_STEP_ABS = 1e-5
 # The native resize has Pillow's fixed-point sums. A compiler may round a filter's weight in its last of 22 bits to the

@@ -37,7 +37,7 @@ Place = tuple[Any, ...]
 
 
 class Mutation(NamedTuple):
-    """What becomes of one value."""
+    """The replacements of one value."""
 
     place: Place
     other: str  # JSON text

@@ -1,4 +1,4 @@
-"""Rows in 8 bits: how far they lie from what was written, also at the ends of the types, and whose scales are whose."""
+"""Rows in 8 bits: their error, also at the limits of the types, and which scale belongs to which row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests of strangers: one value is removed or something else, and nothing but an error of the tree comes of it.
+"""Untrusted manifests: one value is removed or replaced, and only errors of the package's own kinds result.
 
 The whole of it runs under the mark `slow`; a seeded sample always does.
 """
@@ -34,14 +34,14 @@ from tests.runtime.engine_files import TARGET, write_engines
 
 SAMPLE, ASKED = 250, 10
 MANY, MANY_ASKED = 3000, 100  # in the slow tests
-LONGEST_CHARS = 1000  # of a message, the temporary folder's name included
-# That an answer on this machine does not use.
+LONGEST_CHARS = 1000  # length of a message, with the temporary folder's name
+# Entries that an answer on this machine does not use.
 UNUSED = {("variants", name) for name in ("fused-int8", "primitive-int8", "primitive-int8-cpu")}
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the shipped bundle whose manifest is written anew for each mutation."""
+    """A copy of the shipped bundle whose manifest is written again for each mutation."""
     return copied(DEMO_BUNDLE, tmp_path_factory.mktemp("mutated"))
 
 
@@ -50,7 +50,7 @@ DOCUMENT = json.loads((DEMO_BUNDLE / MANIFEST_NAME).read_text("utf-8"))
 
 @contextmanager
 def only_errors_on_purpose(mutation: Mutation) -> Iterator[list[str]]:
-    """What is refused inside is put into the list; whatever is no error of the tree is raised with the mutation."""
+    """What is refused inside is put into the list; any other error is raised with the mutation."""
     told: list[str] = []
     try:
         yield told
@@ -78,26 +78,28 @@ def refused(bundle: Path, mutation: Mutation, *, ask: bool) -> bool:
 
 def survivors(bundle: Path, chosen: Iterable[Mutation]) -> Iterator[Mutation]:
     """Those that are still manifests of this model."""
-    return (one for one in chosen if one.place[:2] not in UNUSED and not refused(bundle, one, ask=False))
+    return (
+        mutation for mutation in chosen if mutation.place[:2] not in UNUSED and not refused(bundle, mutation, ask=False)
+    )
 
 
 def test_a_sample_is_refused_in_one_line_or_read(bundle: Path) -> None:
     chosen = random.Random(0).sample(mutations(DOCUMENT), SAMPLE)
-    assert sum(refused(bundle, one, ask=False) for one in chosen) > 0.8 * SAMPLE
+    assert sum(refused(bundle, mutation, ask=False) for mutation in chosen) > 0.8 * SAMPLE
 
 
 def test_what_passes_answers_or_is_refused(bundle: Path) -> None:
-    spec = [one for one in mutations(DOCUMENT) if one.place[0] == "spec"]
+    spec = [entry for entry in mutations(DOCUMENT) if entry.place[0] == "spec"]
     for mutation in islice(survivors(bundle, random.Random(1).sample(spec, len(spec))), ASKED):
         refused(bundle, mutation, ask=True)
 
 
 @pytest.mark.slow
 def test_every_mutation_is_refused_in_one_line_or_answers(bundle: Path) -> None:
-    """All but those of the variants, whose graphs have hundreds of tensors alike: of these a sample."""
+    """All entries but those of the variants, whose graphs have hundreds of similar tensors: of these a sample."""
     every = mutations(DOCUMENT)
-    alike = [one for one in every if one.place[0] == "variants"]
-    chosen = [one for one in every if one.place[0] != "variants"] + random.Random(2).sample(alike, MANY)
+    alike = [entry for entry in every if entry.place[0] == "variants"]
+    chosen = [entry for entry in every if entry.place[0] != "variants"] + random.Random(2).sample(alike, MANY)
     assert len(chosen) > 4292
     passed = list(survivors(bundle, chosen))
     assert 0 < len(passed) < 0.1 * len(chosen)
@@ -113,7 +115,7 @@ def with_engines(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 class TestManifestsOfEngines:
-    """With a digest that fits, as a stranger would write it: what is inside must not trip a reader up either."""
+    """With a matching digest, as an attacker would write it: the content must not break a reader either."""
 
     @pytest.fixture(autouse=True)
     def library(self, monkeypatch: pytest.MonkeyPatch) -> None:

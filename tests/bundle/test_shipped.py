@@ -1,4 +1,4 @@
-"""What comes with the package: one name, one bundle that is what its checkpoint says, and a limit on its size."""
+"""The shipped bundle: one name, content equal to its checkpoint's, and a limit on its size."""
 
 from __future__ import annotations
 

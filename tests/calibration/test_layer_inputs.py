@@ -71,7 +71,7 @@ def expected_moments(model: SdRpnModel, embeds: list[torch.Tensor]) -> dict[str,
 def test_every_matrix(text_checkpoint: Path, prompts: CalibrationPrompts) -> None:
     with open_checkpoint(text_checkpoint) as checkpoint:
         rows = prompts.rows(checkpoint)
-        expected = expected_moments(model_from_checkpoint(checkpoint), [one.embeds for one in rows])
+        expected = expected_moments(model_from_checkpoint(checkpoint), [row.embeds for row in rows])
         inputs = LayerInputs(checkpoint, rows, prompts.digest)
         names = [f"llm.layers.{i}.{matrix}.weight" for i in range(4) for matrix in MATRICES]
         names += ["llm.head.weight", *(f"rpn.layers.0.{matrix}.weight" for matrix in MATRICES)]
@@ -97,7 +97,7 @@ def test_prompts_hold_the_image_in_its_place_and_every_other_one_a_crop(
 ) -> None:
     with open_checkpoint(text_checkpoint) as checkpoint:
         tokens = checkpoint.spec.vision.image_tokens
-        lengths = [len(one.embeds) for one in prompts.rows(checkpoint)]
+        lengths = [len(row.embeds) for row in prompts.rows(checkpoint)]
         tokenizer = tokenizer_of(checkpoint)
     texts = [f"{question.text}{question.answer or ''}" for question in QUESTIONS]
     own = [len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]

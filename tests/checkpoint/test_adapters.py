@@ -1,4 +1,4 @@
-"""Adapters and projectors that lie apart: merged as PEFT merges them, or refused in one line."""
+"""Adapters and projectors in files of their own: merged as PEFT merges them, or refused in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.pictures import photo
 from tests.reference_llava import ReferenceLlava, make_llava, projector_state, require_same_answers
 from tests.tolerances import MERGED_RELATIVE
 
-# Of PEFT's own calls, and of what it warns of on purpose.
+# Warnings of PEFT's own calls, and those that it raises on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -148,7 +148,7 @@ def save_llava_lora(folder: Path, reference: ReferenceLlava, peft: Any, projecto
 
 @pytest.mark.parametrize("base_is", ["vicuna", "llava"])
 def test_llava_lora_through_export(tmp_path: Path, picture: Path, base_is: str) -> None:
-    """Upon a language model alone, and upon a whole LLaVA whose projector is another."""
+    """For a language model alone, and for a whole LLaVA with another projector."""
     reference = make_llava(num_key_value_heads=2)
     base = reference.save(tmp_path / "base", without="mm_projector" if base_is == "vicuna" else None)
     if base_is == "vicuna":
@@ -382,7 +382,7 @@ def test_weights_that_are_refused(tmp_path: Path, adapter: Path, change: dict[st
 
 
 def test_layers_of_the_tower_that_are_never_computed(tmp_path: Path, adapter: Path) -> None:
-    """The last one is behind the hidden state that is selected."""
+    """The last one comes after the hidden state that is selected."""
     shutil.copytree(adapter / "adapter", tmp_path / "a")
     path = tmp_path / "a" / "adapter_model.safetensors"
     name = f"{PREFIX}model.vision_tower.encoder.layers.2.self_attn.q_proj.lora_"
@@ -451,7 +451,7 @@ def test_other_adapters_of_peft(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_merging_is_computed_in_float32_at_least(dtype: Any) -> None:
-    """Rounded once, by whoever stores it in fewer bits."""
+    """Rounded once, when it is stored in fewer bits."""
     rng = np.random.default_rng(0)
     weight, up, down = (rng.standard_normal(shape).astype(dtype) for shape in ((6, 5), (6, 2), (2, 5)))
     found = merged(weight, down, up, LowRank("a", "b", 0.5))

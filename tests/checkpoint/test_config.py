@@ -258,7 +258,7 @@ def test_refusals_of_hugging_face_layouts(tmp_path: Path, changes: dict[str, Any
     ],
 )
 def test_what_is_refused_before_a_tower_is_looked_for(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    """Nobody should download a tower, or weights, to learn afterwards that they are of no use."""
+    """The refusal comes before a tower or weights are downloaded."""
     (tmp_path / "config.json").write_text(json.dumps(LLAVA_CONFIG | changes))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(BadCheckpoint, match=says):

@@ -1,4 +1,4 @@
-"""Checkpoints from strangers: files of the wrong kind, numbers that no model has, links that leave: one line each."""
+"""Untrusted checkpoints: files of the wrong kind, impossible sizes, links that lead out: one line each."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ CHANGES: tuple[Callable[[Path, random.Random], None], ...] = (
 
 
 def outcome(folder: Path) -> str:
-    """What a user sees. Raises whatever is no error of ours."""
+    """What a user sees. Raises any error that is not one of the package's own."""
     try:
         with open_checkpoint(folder) as checkpoint:
             for name in checkpoint.names:

@@ -27,7 +27,7 @@ def prompt_of(
     generation: dict[str, Any] | None = None,
     tokenizer: dict[str, Any] | None = None,
 ) -> PromptSpec:
-    """Of a checkpoint in Hugging Face's layout, with these entries in its files."""
+    """The prompt of a checkpoint in Hugging Face's layout, with these entries in its files."""
     config = with_entries(HUB_CONFIG, {"pad_token_id": ABSENT, **(top or {})})
     config["text_config"] = with_entries(config["text_config"], text or {})
     files = {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": tokenizer}

@@ -76,8 +76,8 @@ def require_same(path: Path, *texts: str) -> None:
     [
         ["hen"],
         ["<|im_start|>", "<|im_end|>"],
-        ["th", "the", "at"],  # of several at one place the longest counts
-        ["abc", "bcd"],  # of two that overlap the first
+        ["th", "the", "at"],  # the longest of several at one place counts
+        ["abc", "bcd"],  # the first of two that overlap
         ["▁▁", "▁▁▁", "\n\n", "\t"],
         ["a.b*c", "(x)", "[y]", "\\d+", "é語", "🙂", "-"],
         [str(digit) for digit in range(10)],

@@ -162,7 +162,7 @@ class TestConverted:
         assert not (source.parent / "tokenizer.json").exists()
 
     def test_a_model_that_would_not_give_the_same_ids(self, source: Path) -> None:
-        """A Unigram model has no merges that could be told from its scores."""
+        """A Unigram model has no merges that could be derived from its scores."""
         lines = iter([" ".join(random.Random(i).choices(WORDS.split(), k=9)) for i in range(300)])
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,

@@ -78,7 +78,9 @@ def test_several_contexts(sdrpn: Command, tiny_checkpoint: Path, bundle: Path) -
     options = ("--graphs", "rpn", "--max-context", "128,64", "--json")
     found = sdrpn("build", bundle, *TARGET, *options).json()
     assert (found["variant"], found["contexts"], found["max_context"]) == ("primitive-fp16", [64, 128], 128)
-    assert [(one["variant"], one["kernel_verdict"]) for one in found["engines"]] == [("primitive-fp16", "passed")]
+    assert [(engine["variant"], engine["kernel_verdict"]) for engine in found["engines"]] == [
+        ("primitive-fp16", "passed")
+    ]
     shown = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)["targets"]
     assert shown[0]["engines"]["rpn"]["manifest"]["contexts"] == [64, 128]
     assert shown[0]["engines"]["rpn"]["kernel_verdict"] == "passed"
@@ -89,7 +91,7 @@ def test_a_dry_run_writes_nothing(sdrpn: Command, bundle: Path) -> None:
     assert outcome.code == 0
     assert [line.split("  ")[-1].strip() for line in outcome.out.splitlines()[-4:]] == ["would be built"] * 4
     found = sdrpn("build", bundle, *TARGET, "--dry-run", "--json").json()
-    assert [one["cached"] for one in found["engines"]] == [False] * 4
+    assert [engine["cached"] for engine in found["engines"]] == [False] * 4
     assert not (bundle / "engines").exists()
 
 
@@ -128,12 +130,12 @@ def test_a_dry_run_says_what_does_not_fit(sdrpn: Command, bundle: Path, tmp_path
     """And how much is missing, before anything is built."""
     small = tmp_path / "small.toml"
     text = target_module._FOLDER.joinpath("rtx-4090.toml").read_text(encoding="utf-8")
-    small.write_text(f'{text.replace("memory_gb = 24", "memory_gb = 0.001")}note = "of no use"\n', encoding="utf-8")
+    small.write_text(f'{text.replace("memory_gb = 24", "memory_gb = 0.001")}note = "only a test"\n', encoding="utf-8")
     (shortage,) = sdrpn("build", bundle, "--target", small, "--dry-run", "--json").json()["shortages"]
     assert re.search(r"GeForce RTX 4090 has 1\.0 MB: .* are missing; no context fits beside", shortage)
     lines = sdrpn("build", bundle, "--target", small, "--dry-run").out.splitlines()
     assert re.split("  +", lines[-2]) == ["but", shortage]
-    assert re.split("  +", lines[-1]) == ["note", "of no use"]
+    assert re.split("  +", lines[-1]) == ["note", "only a test"]
     assert refusal(sdrpn("build", bundle, "--target", small), 1) == f"{shortage} (--no-memory-check)"
     assert not (bundle / "engines").exists()
 
@@ -243,9 +245,9 @@ def test_a_build_that_is_killed_at_random_moments(sdrpn: Command, bundle: Path, 
         process.communicate(timeout=120)
         if process.returncode == 0:
             continue
-        found = [one for one in engine_sets(open_bundle(bundle)) if one.manifests]
+        found = [targets for targets in engine_sets(open_bundle(bundle)) if targets.manifests]
         # A manifest is written last: where there is one, everything was in its place.
-        assert [problem for one in found for problem in broken(one)] == []
+        assert [problem for targets in found for problem in broken(targets)] == []
     assert sdrpn("build", bundle, *TARGET, "--graphs", "trunk").code == 0
     assert engines(bundle) == ["trunk.engine", "trunk.engine.json", "trunk.layers.json"]
     (last,) = engine_sets(open_bundle(bundle))

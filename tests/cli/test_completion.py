@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.command import Command
 
-# Loads the script, and asks it as readline does when TAB is pressed behind a line.
+# Loads the script, and asks it as readline does when TAB is pressed after a line.
 COMPLETE = """
 source "$1"
 COMP_LINE=$2 COMP_POINT=${#2} COMP_TYPE=9

@@ -57,7 +57,7 @@ def test_the_second_look_reads_what_the_first_cannot(sdrpn: Command, tmp_path: P
     assert found["plain"]["text"] != found["expected"]
     asked = ("--task", "tags", "--samples", 20, "--threads", 1)
     methods = sdrpn("eval", "demo", *asked, "--methods", "plain,sdrpn,oracle-crop", "--json").json()["methods"]
-    # Of 2,000 scenes 1 %, 86 % and 98 %: twenty of them can be this far off by chance once in thousands of times.
+    # 1 %, 86 % and 98 % of 2,000 scenes: a sample of twenty is this far off by chance once in thousands of runs.
     assert methods["plain"]["accuracy"] <= 0.2
     assert methods["sdrpn"]["accuracy"] >= 0.6
     assert methods["oracle-crop"]["accuracy"] >= 0.8

@@ -80,7 +80,10 @@ def test_a_bundle_answers_as_its_checkpoint(
         methods = ",".join(ON_A_BUNDLE)
         assert sdrpn("eval", model, *TAGS, "--methods", methods, "--threshold", 0.5, "--out", out).code == 0
         answers.append(
-            {(one.index, one.method): (one.answer, one.crops_xyxy_px, one.note) for one in read_records(out)}
+            {
+                (found.index, found.method): (found.answer, found.crops_xyxy_px, found.note)
+                for found in read_records(out)
+            }
         )
     assert answers[0] == answers[1]
 

@@ -252,7 +252,7 @@ class TestRefusals:
 
 
 class SmallDisk:
-    """Files opened for writing anew take so many bytes altogether."""
+    """Files opened for writing take so many bytes in all."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
         self.free_bytes = free_bytes

@@ -86,7 +86,7 @@ class TestCtrlC:
     def test_a_bundle_that_was_there_stays_whole(
         self, text_checkpoint: Path, text_bundle: Path, tmp_path: Path
     ) -> None:
-        """As it was or, behind the last rename, as it should become; nothing else is left beside it."""
+        """As it was or, after the last rename, as it should become; nothing else is left beside it."""
         out = copied(text_bundle, tmp_path / "folder")
         command = ("export", text_checkpoint, "--out", out, "--precision", "fp16")
         for moment, _, left in interrupted_exports(out.parent, *command):

@@ -26,7 +26,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lora(tmp_path: Path) -> Path:
-    """Of rank 2, on the queries of all layers; nothing but it in the folder."""
+    """An adapter of rank 2, on the queries of all layers; alone in its folder."""
     folder, rng = tmp_path / "lora", np.random.default_rng(0)
     folder.mkdir()
     config: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "a/base"}

@@ -49,7 +49,7 @@ def test_taps_are_nearer_than_with_rounding(
         prompts = CalibrationPrompts((question,), data.parent / "images", tokenizer_of(checkpoint))
         embeds = prompts.rows(checkpoint)[0].embeds.numpy()[None]  # a question that it was not calibrated on
     runners = [exact, *(GraphRunner(tmp_path / name, VARIANT) for name in ("rtn", "gptq"))]
-    expected, *found = (one.run("trunk", embeds, one.caches("trunk", embeds.shape[1]), 0)["tap"] for one in runners)
+    expected, *found = (run.run("trunk", embeds, run.caches("trunk", embeds.shape[1]), 0)["tap"] for run in runners)
     rounded, fitted = (float(np.square(tap - expected).mean()) for tap in found)
     assert fitted < 0.9 * rounded, f"{fitted:.2e} against {rounded:.2e}"
 

@@ -146,7 +146,7 @@ def test_a_prompt_with_tokens_that_the_model_lacks(sdrpn: Command, text_checkpoi
 
 
 def test_verify_asks_in_words(sdrpn: Command, hf_checkpoint: Path, tmp_path: Path) -> None:
-    """A tokenizer that was changed behind the export is found, although every graph is right."""
+    """A tokenizer that was changed after the export is found, although every graph is right."""
     bundle = tmp_path / "bundle"
     assert sdrpn("export", hf_checkpoint, "--out", bundle).code == 0
     report = sdrpn("verify", bundle, "--checkpoint", hf_checkpoint, "--json").json()

@@ -56,10 +56,15 @@ def test_tap_and_size_are_proposed(
     found = json.loads(done.out)
     assert found == json.loads((out / "heads.json").read_text())
     proposal = found["proposal"]
-    assert [(one["tap_layer"], one["rpn_layers"]) for one in proposal["trials"]] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    best = max(one["average_precision"] for one in proposal["trials"])
-    chosen = [one for one in proposal["trials"] if one["tap_layer"] == proposal["tap_layer"]]
-    assert any(one["average_precision"] >= 0.98 * best for one in chosen)
+    assert [(trial["tap_layer"], trial["rpn_layers"]) for trial in proposal["trials"]] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+    best = max(trial["average_precision"] for trial in proposal["trials"])
+    chosen = [trial for trial in proposal["trials"] if trial["tap_layer"] == proposal["tap_layer"]]
+    assert any(trial["average_precision"] >= 0.98 * best for trial in chosen)
     assert sorted(path.name for path in out.iterdir()) == ["heads.json", "heads.png", "labels", "taps.png"]
     with Image.open(out / "taps.png") as picture:
         assert picture.width > 300

@@ -156,7 +156,7 @@ def test_what_was_built_instead_and_what_was_not_judged(sdrpn: Command, bundle: 
     assert "tail: attention was decomposed" in out
     assert re.search(r"^tail .*3, not judged", out, re.MULTILINE)
     (target,) = json.loads(sdrpn("inspect", bundle, "--engines", "--json").out)["targets"]
-    verdicts = {graph: one["kernel_verdict"] for graph, one in target["engines"].items()}
+    verdicts = {graph: engine["kernel_verdict"] for graph, engine in target["engines"].items()}
     assert verdicts == {"vision": "passed", "trunk": "passed", "rpn": "passed", "tail": "unjudged"}
     assert target["engines"]["trunk"]["manifest"]["fallback"]["variant"] == "fused-fp16"
     for name in ("page.md", "page.html"):

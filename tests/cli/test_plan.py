@@ -39,7 +39,7 @@ def test_a_target_takes_the_variant_that_build_takes(sdrpn: Command, bundle: Pat
 
 
 def test_scores_that_may_be_written_out_are_counted(sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Of JetPack 6.2's TensorRT it is not known that it fuses attention of the dialect primitive."""
+    """JetPack 6.2's TensorRT is not known to fuse attention of the dialect primitive."""
     export_bundle(tiny_checkpoint, tmp_path / "b", ExportOptions("fp16", "primitive"))
     plan = json.loads(sdrpn("plan", tmp_path / "b", "--target", "jetson-orin-nx-jp62", "--json").out)
     assert plan["needs"]["attention_bytes"] == 3 * 2 * 4 * 256**2 * 2  # tensors, prefills, heads, rows and keys, fp16

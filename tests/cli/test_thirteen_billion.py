@@ -60,7 +60,7 @@ def test_plan_says_what_is_needed_and_exits_1(sdrpn: Command, bundle: Path, monk
         assert found["memory_bytes"] == memory
         assert found["needs"]["weights_bytes"] > 24e9
         # 2 * (40 + 1) caches of 5120 fp16 channels and the scores' keys, and the taps in fp32. On a target for what
-        # engines are built for unless told otherwise.
+        # engines are built for by default.
         rows = 2048 if arguments else 4096
         assert found["needs"]["caches_bytes"] == rows * ((2 * 41 + 1) * 5120 * 2 + 5120 * 4)
 

@@ -117,7 +117,7 @@ class TestSame:
 
 
 class TestCorrelation:
-    """Of the logits of RoI maps about their means, beside the cosine of the maps."""
+    """Correlation of the logits of RoI maps about their means, beside the cosine of the maps."""
 
     def test_what_it_is_of_two_maps(self) -> None:
         rng = np.random.default_rng(0)

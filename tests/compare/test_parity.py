@@ -92,7 +92,7 @@ class TestPeaks:
         }
         assert run_trunk(model) == peaks
         model.trunk(model.embed(torch.arange(9)[None]), torch.arange(9)[None])
-        assert len(peaks) == 30  # nothing is recorded behind the block
+        assert len(peaks) == 30  # nothing is recorded after the block
 
     @pytest.mark.parametrize("kv_heads", [4, 2])
     def test_scores_of_attention(self, tiny_spec: ModelSpec, kv_heads: int) -> None:

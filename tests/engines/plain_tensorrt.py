@@ -68,7 +68,7 @@ class OnnxParser:
 
     def parse(self, content: bytes, path: str) -> bool:
         version = tuple(int(part) for part in __version__.split(".")[:2])
-        unknown = [one for one in _LLM_OPERATORS if version < (10, 15) and one.encode() in content]
+        unknown = [operator for operator in _LLM_OPERATORS if version < (10, 15) and operator.encode() in content]
         self._refusal = ParserError(unknown[0]) if unknown else None
         return not unknown and bool(self._real.parse(content, path))
 
@@ -174,7 +174,7 @@ def _has_no_kernel(network: Any) -> bool:
             layer.__class__ = IAttentionOutputLayer
             attentions.append(layer.attention)
     lacks = _SETTINGS.get("no_attention")
-    if lacks == "crash" and attentions and not all(one.decomposable for one in attentions):
+    if lacks == "crash" and attentions and not all(entry.decomposable for entry in attentions):
         os.kill(os.getpid(), signal.SIGSEGV)
-    whole = lacks == "whole" and not all(one.decomposable for one in attentions)
+    whole = lacks == "whole" and not all(entry.decomposable for entry in attentions)
     return bool(attentions) and (whole or lacks == "in parts")

@@ -108,7 +108,7 @@ class TestEngines:
     def test_an_engine_holds_its_weights_once(
         self, tiny_spec: ModelSpec, tmp_path: Path, dialect: str, graph: str
     ) -> None:
-        """Decode and prefill multiply with the same: neither turns them round or takes packed ones apart."""
+        """Decode and prefill multiply with the same: neither transposes them or unpacks packed ones."""
         llm = dataclasses.replace(tiny_spec.llm, width=512, head_dim=128, mlp_width=2048)
         write_random_checkpoint(tmp_path / "checkpoint", dataclasses.replace(tiny_spec, llm=llm), dtype="float16")
         export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions("fp16", dialect))  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ class TestEngines:
 
     @pytest.mark.parametrize("dialect", ["fused", "primitive"])
     def test_int4_weights_go_straight_into_the_product(self, wide_bundle: Path, bundle: Path, dialect: str) -> None:
-        """Four a layer, two layers; the head stays in fp16. Prefills of the dialect `primitive` unpack some first."""
+        """Four per layer, two layers; the head stays in fp16. Prefills of the dialect `primitive` unpack some first."""
         export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("int4", dialect))  # type: ignore[arg-type]
         recipe = target(compute_capabilities=("SM80", "SM121"), precisions=("int4",), dialect=dialect)
         (one,) = build(bundle, BuildOptions(graphs=("tail",)), recipe)
@@ -162,7 +162,7 @@ class TestEngines:
         assert constants.count("Int4") == 2 * len(one.manifest.profiles) * 4
 
     def test_int8_weights_are_unpacked_at_every_step(self, wide_bundle: Path, bundle: Path) -> None:
-        """Which is no copy of a cache, however large they are beside one."""
+        """That is not a copy of a cache, however large they are beside one."""
         export_bundle(wide_bundle.parent / "checkpoint", bundle, ExportOptions("int8"))
         options = BuildOptions(graphs=("tail",), max_context=40)
         (one,) = build(bundle, options, target(precisions=("int8",)))
@@ -180,7 +180,7 @@ class TestEngines:
     def test_small_floats(
         self, wide_bundle: Path, bundle: Path, precision: Any, capabilities: tuple[str, ...], listed: str
     ) -> None:
-        """Four products a layer, two layers, two profiles, and the head, which is kept in fp16."""
+        """Four products per layer, two layers, two profiles, and the head, which is kept in fp16."""
         calibration = None if precision == "bf16" else Largest()
         options = ExportOptions(precision, calibration=calibration.digest if calibration else None)
         export_bundle(wide_bundle.parent / "checkpoint", bundle, options, calibration=calibration)
@@ -188,9 +188,9 @@ class TestEngines:
         (one,) = build(bundle, BuildOptions(graphs=("tail",)), recipe)
         assert (one.manifest.precision, one.manifest.kernel_gate) == (precision, ())
         kernels = json.loads(engine_paths(bundle, recipe.name, "tail")[2].read_text())
-        reads = [kernel for kernel in kernels if listed in {one["dtype"] for one in kernel["inputs"]}]
-        weights = [one for kernel in reads for one in kernel["constants"] if one["dtype"] == listed]
-        matrices = [one for one in weights if 2 <= len(one["dims"]) <= 3 and min(one["dims"][-2:]) > 1]
+        reads = [kernel for kernel in kernels if listed in {entry["dtype"] for entry in kernel["inputs"]}]
+        weights = [constant for kernel in reads for constant in kernel["constants"] if constant["dtype"] == listed]
+        matrices = [weight for weight in weights if 2 <= len(weight["dims"]) <= 3 and min(weight["dims"][-2:]) > 1]
         assert len(matrices) >= 2 * 2 * 4
         caches = {tensor.dtype for tensor in one.manifest.tensors if "cache" in tensor.name}
         assert caches == {"bfloat16" if precision == "bf16" else "float16"}
@@ -459,7 +459,7 @@ class TestKernelGate:
             build_engines(slow_plan(TRUNK))
         (kept,) = build_engines(slow_plan(dataclasses.replace(TRUNK, kernel_gate=False)))
         assert any("as large as a whole cache" in fault for fault in kept.manifest.kernel_gate)
-        # With the gate what was kept is no cache hit.
+        # With the gate what was kept is not a cache hit.
         assert slow_plan(TRUNK).engines[0].cached is None
         assert slow_plan(dataclasses.replace(TRUNK, kernel_gate=False)).engines[0].cached is not None
 

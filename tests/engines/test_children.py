@@ -1,4 +1,4 @@
-"""Every way in which a build's process can end is told as what it is, and none is left behind."""
+"""Every way in which a build's process can end is reported as such, and none is left behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def job(tmp_path: Path, do: str, name: str = "trunk") -> Job:
 
 def run(tmp_path: Path, *does: str, at_once: int = 1) -> list[str]:
     jobs = [job(tmp_path, do, f"graph{index}") for index, do in enumerate(does)]
-    return [one.name for one, _ in run_jobs(jobs, at_once=at_once, advance=lambda name, percent: None)]
+    return [outcome.name for outcome, _ in run_jobs(jobs, at_once=at_once, advance=lambda name, percent: None)]
 
 
 def alive(pid_file: Path) -> bool:

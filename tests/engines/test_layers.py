@@ -65,9 +65,11 @@ def test_a_line_of_the_listing() -> None:
     text = line("__myl_CastAdd_myl1_19", tensor("tap [profile 1]", "1,-1,64", "Float"), weights="Int4")
     (kernel,) = kernels_from_log([text])
     assert (kernel.name, kernel.kind, kernel.subgraph) == ("__myl_CastAdd_myl1_19", "kgen", 1)
-    assert [(one.name, one.dims, one.dtype) for one in kernel.inputs] == [("x", (-1, 1, 64), "Half")]
-    assert [(one.name, one.dtype) for one in kernel.constants] == [("w", "Int4"), ("scale", "Half")]
-    assert [(one.name, one.dims, one.dtype) for one in kernel.outputs] == [("tap [profile 1]", (1, -1, 64), "Float")]
+    assert [(entry.name, entry.dims, entry.dtype) for entry in kernel.inputs] == [("x", (-1, 1, 64), "Half")]
+    assert [(entry.name, entry.dtype) for entry in kernel.constants] == [("w", "Int4"), ("scale", "Half")]
+    assert [(entry.name, entry.dims, entry.dtype) for entry in kernel.outputs] == [
+        ("tap [profile 1]", (1, -1, 64), "Float")
+    ]
     assert kernel.onnx_nodes == ("a/MatMul_node_3", "b/Cast")
     assert (kernel.attends, kernel.multiplies) == (False, True)
     assert [kernel.reads_as_it_is(dtype) for dtype in ("INT4", "FP8", "FP4")] == [1, 0, 0]
@@ -104,27 +106,27 @@ PLAIN = {
 
 
 class TestPlainListing:
-    """The form of plain TensorRT, of which nothing but the names of kernels was once read."""
+    """The form of plain TensorRT, of which only the names of kernels were read once."""
 
     def test_a_generated_kernel(self) -> None:
         (kernel,) = kernels_from_log([PLAIN["generated"]])
         assert (kernel.kind, kernel.subgraph, kernel.tactic) == ("kgen", 0, "__myl_MulSum_0xfa6c")
-        assert [(one.name, one.dims, one.dtype) for one in kernel.inputs] == [
+        assert [(tensor.name, tensor.dims, tensor.dtype) for tensor in kernel.inputs] == [
             ("__mye7_dconst", (64, 64), "Float"),
             ("x", (-1, 64), "Half"),
         ]
         assert (kernel.constants, kernel.lists_constants) == ((), False)
-        assert [(one.name, one.dims) for one in kernel.outputs] == [("__myln_k_arg__bb1_2", (-1, 64))]
+        assert [(tensor.name, tensor.dims) for tensor in kernel.outputs] == [("__myln_k_arg__bb1_2", (-1, 64))]
         assert kernel.onnx_nodes == ("/layers.0/MatMul", "/layers.0/Add")
 
     def test_a_product(self) -> None:
         (kernel,) = kernels_from_log([PLAIN["product"]])
         assert (kernel.kind, kernel.subgraph, kernel.multiplies) == ("gemm", 1, True)
-        assert [one.dims for one in kernel.outputs] == [(1, 40, 256)]
+        assert [tensor.dims for tensor in kernel.outputs] == [(1, 40, 256)]
 
     def test_a_kernel_that_describes_its_formats(self) -> None:
         (kernel,) = kernels_from_log([PLAIN["convolution"]])
-        assert [(one.name, one.dtype) for one in (*kernel.inputs, *kernel.outputs)] == [
+        assert [(tensor.name, tensor.dtype) for tensor in (*kernel.inputs, *kernel.outputs)] == [
             ("image", "Half"),
             ("features", "Half"),
         ]
@@ -137,7 +139,7 @@ class TestPlainListing:
     def test_it_cannot_be_judged(self, tiny_spec: ModelSpec, weights: dict[str, int]) -> None:
         """A good choice of kernels in this form, with weights and without: not a fault, and not passed."""
         plain = tuple(
-            kernel for one in RTX_LINES for kernel in kernels_from_log([as_listed(one)]) if not kernel.lists_constants
+            kernel for line in RTX_LINES for kernel in kernels_from_log([as_listed(line)]) if not kernel.lists_constants
         )
         assert len(plain) == len(RTX_LINES)
         verdict = judged(tiny_spec, plain, weights)
@@ -192,7 +194,7 @@ class TestGate:
 
     @pytest.mark.parametrize("dims", ["-1,16,257", "-1,257,16", "-1,256,16"])
     def test_a_copy_whose_axes_were_merged(self, tiny_spec: ModelSpec, dims: str) -> None:
-        """Of all heads and requests together, keys turned round, with the new row behind or without it."""
+        """Caches of all heads and requests together, keys transposed, with or without the new row at the end."""
         (fault,) = judged(tiny_spec, listing(more=(line("__myl_Conc_myl0_9", tensor("copy", dims)),))).faults
         assert fault == f"__myl_Conc_myl0_9 writes copy [{dims.replace(',', ', ')}], as large as a whole cache"
 

@@ -209,8 +209,8 @@ class TestTrtexec:
             feeds.setdefault(tensor.name, rng.standard_normal(shape).astype(tensor.dtype))
         found = [ort.InferenceSession(path).run(None, feeds) for path in (graph, copy)]
         assert len(found[0]) == len(info.outputs)
-        for one, other in zip(*found, strict=True):
-            np.testing.assert_array_equal(one, other)
+        for first, other in zip(*found, strict=True):
+            np.testing.assert_array_equal(first, other)
 
     def test_the_copy_is_what_a_build_compiles(self, bundle: Path) -> None:
         pytest.importorskip("tensorrt_rtx_bindings")

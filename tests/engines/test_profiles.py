@@ -39,7 +39,7 @@ def test_a_decode_step_has_one_row_exactly(graph: str, usual: int, at_once: int)
 
 
 def test_a_decode_step_has_a_range_of_batches() -> None:
-    """For exactly one request TensorRT-RTX 1.7 turns every weight round, and copies read-only caches."""
+    """For exactly one request TensorRT-RTX 1.7 transposes every weight, and copies read-only caches."""
     assert profiles_of(LLAVA_7B, "trunk", 2048, 1)[0].extents["batch"] == (1, 1, 2)
     assert profiles_of(LLAVA_7B, "trunk", 2048, 4)[0].extents["batch"] == (1, 1, 4)
 
@@ -84,15 +84,15 @@ def test_the_usual_prefill_fits_a_small_context() -> None:
 
 def test_several_contexts_have_both_profiles_each() -> None:
     found = profiles_of(LLAVA_7B, "tail", 4096, 1, (1024,))
-    assert [(one.name, one.decodes, one.cache_length) for one in found] == [
+    assert [(profile.name, profile.decodes, profile.cache_length) for profile in found] == [
         ("decode-1024", True, 1024),
         ("prefill-1024", False, 1024),
         ("decode-4096", True, 4096),
         ("prefill-4096", False, 4096),
     ]
-    assert [one.extents["sequence"] for one in found[1::2]] == [(1, 1024, 1024), (1, 1217, 4096)]
-    assert [one.name for one in profiles_of(LLAVA_7B, "rpn", 4096, 1, (1024,))] == ["prefill-1024", "prefill-4096"]
-    assert [one.name for one in profiles_of(LLAVA_7B, "vision", 4096, 1, (1024,))] == ["images"]
+    assert [profile.extents["sequence"] for profile in found[1::2]] == [(1, 1024, 1024), (1, 1217, 4096)]
+    assert [entry.name for entry in profiles_of(LLAVA_7B, "rpn", 4096, 1, (1024,))] == ["prefill-1024", "prefill-4096"]
+    assert [profile.name for profile in profiles_of(LLAVA_7B, "vision", 4096, 1, (1024,))] == ["images"]
 
 
 def test_shapes_name_every_dynamic_input() -> None:

@@ -97,7 +97,7 @@ class TestPlans:
         assert plan.truth == ((14, 0, 42, 14),)
 
     def test_the_low_resolution_is_what_the_model_sees_first(self, fake: FakeAnswerer) -> None:
-        """Of a picture that is no square as well: its rows begin 16 px, 9 of the base image, below the square's."""
+        """Also of a picture that is not square: its rows begin 16 px, 9 of the base image, below the square's."""
         asked = question(fake, boxes_xyxy_px=((0, 0, 96, 64),))
         plan, vision = plan_method("oracle-lowres", asked), clip_of(fake.spec)
         assert np.array_equal(base_pixels(plan.picture, vision), base_pixels(asked.picture, vision))

@@ -30,7 +30,7 @@ def test_boxes(crops: list[tuple[int, int, int, int]], iou: float, recall: float
 
 
 def test_only_the_cells_that_were_kept_count() -> None:
-    """Of a crop of 40 x 40 px in 4 x 4 cells the upper left four: x 0..20, y 0..20."""
+    """The upper left four of the 4 x 4 cells of a crop of 40 x 40 px: x 0..20, y 0..20."""
     keep = np.zeros((4, 4), np.bool_)
     keep[:2, :2] = True
     found = region_quality([Crop((0, 0, 40, 40), keep_cells=keep)], [TRUTH], None)

@@ -33,7 +33,7 @@ class TestBootstrap:
         assert np.allclose(drawn, (0.25, 1.0))
 
     def test_the_interval_of_a_mean_is_the_usual_one(self) -> None:
-        """Of 400 fair coins: 1.96 * sqrt(.25/400) = 4.9 points on either side."""
+        """The interval of 400 fair coins: 1.96 * sqrt(.25/400) = 4.9 points on either side."""
         low, high = interval(resampled_means(np.tile((0.0, 1.0), 200)[:, None])[:, 0])
         assert (low, high) == pytest.approx((0.451, 0.549), abs=0.004)
 
@@ -86,14 +86,14 @@ class TestSummary:
         scores = [(0.0, 1.0, 0.0), (0.0, 1.0, 1.0), (0.0, 1.0, 1.0), (1.0, 0.0, 1.0)]
         records = [
             record(index, method, score)
-            for index, one in enumerate(scores)
-            for method, score in zip(methods, one, strict=True)
+            for index, entry in enumerate(scores)
+            for method, score in zip(methods, entry, strict=True)
         ]
         results = summarise(tiny_task(4), methods, records, {})
         mean = results.rpn_mean
         assert mean is not None
         assert (mean.methods, mean.accuracy) == (("sdrpn", "sdrpn:b"), 0.75)
-        assert [(one.baseline, one.difference) for one in mean.differences] == [("plain", 0.5)]
+        assert [(difference.baseline, difference.difference) for difference in mean.differences] == [("plain", 0.5)]
         assert "Mean of `sdrpn`, `sdrpn:b`: 75.0 % (" in markdown(results)
         assert difference_rows(results)[-1][:3] == ("mean of 2 RPNs", "plain", "+50.0")
         assert summarise(tiny_task(4), PAIR, records, {}).rpn_mean is None
@@ -115,8 +115,8 @@ class TestRecordFile:
     def write(self, folder: Path, *records: Record, resume: bool = False) -> list[Record]:
         file = RecordFile(folder, self.SETTINGS, resume=resume)
         with file:
-            for one in records:
-                file.append(one)
+            for record in records:
+                file.append(record)
         return file.done
 
     def test_what_was_written_is_read(self, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ class TestRecordFile:
         path = tmp_path / "run" / RECORDS_NAME
         path.write_text(path.read_text()[:-20])
         assert self.write(tmp_path / "run", record(1, "plain", 0.0), resume=True) == [record(0, "plain", 1.0)]
-        assert [one.score for one in read_records(tmp_path / "run")] == [1.0, 0.0]
+        assert [entry.score for entry in read_records(tmp_path / "run")] == [1.0, 0.0]
         assert all(json.loads(line) for line in path.read_text().splitlines())
 
     def test_refusals(self, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class TestAnls:
             ("", [""], 1.0),
             ("", ["x"], 0.0),
             ("x", [], 0.0),
-            ("ab ", ["xb"], 1 - 1 / 3),  # spaces are no difference, but they are length
+            ("ab ", ["xb"], 1 - 1 / 3),  # spaces make no difference, but they count as length
         ],
     )
     def test_similarity(self, answer: str, truths: list[str], score: float) -> None:
@@ -114,7 +114,7 @@ class TestAnls:
         ("0", "0", 1),
         ("0.0", "0", 0),  # against 0 only the same text will do
         ("Yes", "yes", 1),
-        ("1,000", "1000", 0),  # no number to the official code
+        ("1,000", "1000", 0),  # not a number to the official code
         ("nan", "3", 0),
         ("", "3", 0),
     ],
@@ -151,7 +151,7 @@ class TestYesNo:
         assert yes_no_match(answer, "yes") == score
 
     def test_figures(self) -> None:
-        """Two right, one false alarm, one missed; what is neither yes nor no is no alarm and no miss."""
+        """Two right, one false alarm, one missed; what is neither yes nor no counts as neither."""
         pairs = [("yes", "yes"), ("Yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"), ("perhaps", "yes")]
         found = yes_no_figures(pairs)
         assert found == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})

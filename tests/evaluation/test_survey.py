@@ -73,7 +73,7 @@ class FakeSurveyor:
 
 def looked(surveyor: FakeSurveyor, samples: int = 8) -> Survey:
     task = tiny_task(samples)
-    square = [dataclasses.replace(one, open_picture=lambda: Image.new("RGB", (96, 96))) for one in task.samples]
+    square = [dataclasses.replace(sample, open_picture=lambda: Image.new("RGB", (96, 96))) for sample in task.samples]
     return survey(surveyor, VISION, square, HEADS, rpns=("", "b"))
 
 

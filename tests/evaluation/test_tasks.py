@@ -28,7 +28,7 @@ SHORT = "\nAnswer the question using a single word or phrase."
 
 
 def coloured(value: int) -> bytes:
-    """A picture that can be told by its colour."""
+    """A picture that is known by its colour."""
     file = io.BytesIO()
     Image.new("RGB", (20, 10), (value, value, value)).save(file, "PNG")
     return file.getvalue()
@@ -239,7 +239,7 @@ class TestPope:
         for part in ("random", "popular", "adversarial"):
             row = {"question_id": "1", "question": "Is there a cup?", "answer": "no", "category": part}
             write_parquet(tmp_path / "Full" / f"{part}-00000-of-00001.parquet", [{**row, "image": coloured(8)}])
-        assert [one.id for one in read("pope", tmp_path).samples] == ["adversarial-1", "popular-1", "random-1"]
+        assert [sample.id for sample in read("pope", tmp_path).samples] == ["adversarial-1", "popular-1", "random-1"]
 
     def test_vlmevalkit_keeps_a_question_of_several_parts_once(self, tmp_path: Path) -> None:
         rows = [("0", "popular,random", "Yes"), ("1", "random", "No")]
@@ -248,8 +248,8 @@ class TestPope:
             [{"index": n, "question": "A cup?", "answer": a, "category": c, "image": as_base64(4)} for n, c, a in rows],
         )
         samples = read("pope", tmp_path).samples
-        assert [one.id for one in samples] == ["popular-0", "random-0", "random-1"]
-        assert [one.answers for one in samples] == [("yes",), ("yes",), ("no",)]
+        assert [sample.id for sample in samples] == ["popular-0", "random-0", "random-1"]
+        assert [sample.answers for sample in samples] == [("yes",), ("yes",), ("no",)]
 
     def test_official_files(self, tmp_path: Path) -> None:
         for part in ("random", "adversarial"):
@@ -448,12 +448,12 @@ def test_tags_are_rendered_when_asked_for() -> None:
     )
     (box,) = sample.boxes_xyxy_px
     assert sample.open_picture().size >= box[2:]
-    assert [one.id for one in task.samples[5:7]] == ["5", "6"]
+    assert [entry.id for entry in task.samples[5:7]] == ["5", "6"]
     with pytest.raises(IndexError):
         task.samples[1000]
-    trained = {one.answers[0] for one in task.unlabelled[:3]}
+    trained = {entry.answers[0] for entry in task.unlabelled[:3]}
     assert trained
-    assert all(one.category == "code seen in training" for one in task.unlabelled[:3])
+    assert all(entry.category == "code seen in training" for entry in task.unlabelled[:3])
 
 
 class TestWrongFolders:

@@ -23,7 +23,7 @@ def test_a_single_bright_cell_is_inside() -> None:
 
 
 def test_a_block_takes_the_window_that_it_fills() -> None:
-    """Of windows of 2, 3 and 4 cells a side, that of 3 loses most when it is moved off a block of 3 x 3."""
+    """Among windows of 2, 3 and 4 cells per side, that of 3 loses most when it is moved off a block of 3 x 3."""
     attention = np.zeros((12, 12))
     attention[4:7, 5:8] = 1.0
     x1, y1, x2, y2 = vicrop_box(attention, (840, 840), 168)

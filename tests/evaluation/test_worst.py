@@ -49,7 +49,7 @@ def page_of(out: Path, records: Sequence[Record] = RECORDS, samples: Sequence[Sa
 
 
 def changed(**entries: Any) -> list[Record]:
-    return [dataclasses.replace(one, **entries) for one in RECORDS]
+    return [dataclasses.replace(entry, **entries) for entry in RECORDS]
 
 
 def test_the_page(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_crops_outside_of_the_picture_are_cut(tmp_path: Path) -> None:
 
 def test_long_questions_are_whole(tmp_path: Path) -> None:
     long = "What is written on the small sign? " * 40
-    samples = [dataclasses.replace(one, question=long) for one in tiny_task(4).samples]
+    samples = [dataclasses.replace(sample, question=long) for sample in tiny_task(4).samples]
     assert long in page_of(tmp_path, samples=samples)
 
 
@@ -122,7 +122,7 @@ def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
     def broken() -> Image.Image:
         raise BadImage("it is gone")
 
-    samples = [dataclasses.replace(one, open_picture=broken) for one in tiny_task(4).samples]
+    samples = [dataclasses.replace(sample, open_picture=broken) for sample in tiny_task(4).samples]
     assert "The picture cannot be read: it is gone" in page_of(tmp_path, samples=samples)
 
 

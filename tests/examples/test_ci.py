@@ -85,7 +85,7 @@ class TestScript:
 
     def test_what_needs_the_device_is_said_so(self, done: tuple[Path, str]) -> None:
         out, printed = done
-        assert printed.count('"variants"') == 2  # what an export with --json prints, one a dialect
+        assert printed.count('"variants"') == 2  # what an export with --json prints, one per dialect
         state = json.loads((out / "targets.json").read_text())
         for name in ("jetson-orin-nx-jp62", "h100"):
             assert f"{name} needs the device: tensorrt is not installed here; it comes with JetPack" in printed
@@ -141,13 +141,13 @@ class TestScript:
         assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
         lines = (out / "SHA256SUMS").read_text().splitlines()
         sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
-        subjects = {f"./release/{one['name']}": one["digest"]["sha256"] for one in statement["subject"]}
+        subjects = {f"./release/{subject['name']}": subject["digest"]["sha256"] for subject in statement["subject"]}
         assert subjects.items() <= sums.items()
         assert "./release/engines/rtx-4090/trunk.engine" in subjects
         definition = statement["predicate"]["buildDefinition"]
         assert definition["externalParameters"] == {"checkpoint": "my-checkpoint", "targets": ["rtx-4090"]}
         assert definition["internalParameters"]["engines/rtx-4090/trunk.engine.json"]["max_context"] == 256
-        names = {one["name"] for one in definition["resolvedDependencies"]}
+        names = {dependency["name"] for dependency in definition["resolvedDependencies"]}
         assert {"my-checkpoint", "python", "numpy", "onnx"} <= names
 
     def test_a_second_run_keeps_the_engines(self, done: tuple[Path, str], checkpoint: Path) -> None:

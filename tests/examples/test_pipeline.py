@@ -56,7 +56,7 @@ def test_the_rpn_learns_what_the_model_s_attention_says(runs: Path) -> None:
     policy = read_rpn(runs / "rpn-0").policy
     assert policy is not None
     assert policy.origin == "labels"
-    (chosen,) = [one for one in last["quality"]["thresholds"] if one["threshold"] == policy.roi.threshold]
+    (chosen,) = [row for row in last["quality"]["thresholds"] if row["threshold"] == policy.roi.threshold]
     assert chosen["box_iou"] == best
 
 

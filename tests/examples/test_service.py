@@ -16,7 +16,7 @@ from sdrpn.engines import read_targets
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # pytest brings it along there
+else:  # pytest installs it there
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]

@@ -126,7 +126,7 @@ class TestPool:
         with torch.no_grad():
             seen = tower(dense.normalised(pixels))
         assert (few.features[3].float() - seen).abs().max() <= HALF_PRECISION_ABS
-        unreadable = [index for index, one in enumerate(few.scenes) if not one.readable]
+        unreadable = [index for index, entry in enumerate(few.scenes) if not entry.readable]
         assert unreadable
         few.scenes = [few.scenes[index] for index in unreadable]
         batch = few.batch(np.random.default_rng(0), 4, 5, crops=False)

@@ -86,7 +86,7 @@ class GraphRunner:
         return results
 
     def scores(self, results: Feeds, starts: Array | int, rows: int) -> Array:
-        """(B,H,S_max) as if the cache were written in place: new scores lie behind the cached ones."""
+        """(B,H,S_max) as if the cache were written in place: new scores lie after the cached ones."""
         scores: Array = results["scores"]
         if "new_scores" in results:
             for entry, start in enumerate(np.broadcast_to(starts, len(scores))):
@@ -105,7 +105,7 @@ class GraphRunner:
         if name not in self._sessions:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            # Blocks of integers times floats. With integers on both sides, as answers have it, little could be told.
+            # Blocks of integers times floats. Integers on both sides, as in answers, would show little.
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
             options.log_severity_level = 3  # not bound in place here, of which ONNX Runtime warns
             path = self.bundle.file(self.graph(name).file)

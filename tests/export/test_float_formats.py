@@ -131,10 +131,10 @@ def test_files_hold_the_numbers_of_the_formulas(bundle: Path, tiny_checkpoint: P
 
 
 def test_fp8_graphs_compute_with_these_numbers(bundle: Path) -> None:
-    """In ONNX Runtime, against the fp16 graphs: 4 bits of mantissa are 3 % a weight."""
+    """In ONNX Runtime, against the fp16 graphs: 4 bits of mantissa are 3 % per weight."""
     runners = [GraphRunner(bundle, f"fused-{precision}") for precision in ("fp16", "fp8")]
     x = np.random.default_rng(0).standard_normal((1, 9, 64)).astype(np.float32)
-    exact, found = (one.run("trunk", x, one.caches("trunk", 16), 0)["tap"] for one in runners)
+    exact, found = (runner.run("trunk", x, runner.caches("trunk", 16), 0)["tap"] for runner in runners)
     share = float(np.sqrt(np.square(found - exact).mean() / np.square(exact).mean()))
     assert 0.001 < share < 0.06, share
 
@@ -183,7 +183,7 @@ def only_the_product(bundle: Path, name: str) -> onnx.ModelProto:
         [tensor for tensor in model.graph.initializer if tensor.name in needed],
     )
     for node in graph.node:
-        node.input[:] = ["x" if one == given else one for one in node.input]
+        node.input[:] = ["x" if entry == given else entry for entry in node.input]
     graph.input[0].name = "x"
     made = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     made.functions.extend(model.functions)

@@ -238,7 +238,7 @@ def residual_sums(exported: Exported) -> Iterator[onnx.NodeProto]:
 
 
 def test_queries_and_keys_are_turned_apart_in_floats_and_as_one_for_engines(exported: Exported) -> None:
-    """Two operators a layer cost ONNX Runtime less than a copy of both; for TensorRT-RTX each is a kernel."""
+    """Two operators per layer cost ONNX Runtime less than a copy of both; for TensorRT-RTX each is a kernel."""
     found = exported.operators()
     if exported.variant.dialect != "fused" or exported.info.name not in ("trunk", "tail"):
         return
@@ -247,7 +247,7 @@ def test_queries_and_keys_are_turned_apart_in_floats_and_as_one_for_engines(expo
 
 
 def test_packed_projections(exported: Exported) -> None:
-    """QKV and gate/up are one product each: with o and down four a layer, and two of attention where spelled out."""
+    """QKV and gate/up are one product each: with o and down four per layer, and two of attention where spelled out."""
     spelled_out = 2 if exported.variant.dialect == "primitive" else 0
     per_layer = {
         "vision": {f"vision.layers.{i}": 4 + spelled_out for i in (0, 1)},

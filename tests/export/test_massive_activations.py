@@ -103,7 +103,7 @@ def load(checkpoint: Path) -> SdRpnModel:
 
 @torch.inference_mode()
 def streams(model: SdRpnModel, ids: torch.Tensor) -> list[torch.Tensor]:
-    """The residual stream before each layer of the trunk, and behind the last."""
+    """The residual stream before each layer of the trunk, and after the last."""
     x = model.embed(ids)
     found = [x]
     for layer in model.trunk.layers:

@@ -174,7 +174,7 @@ def test_chunks_equal_one_piece(model: Case, runner: GraphRunner, cuts: list[int
 
 
 def test_going_back_overwrites(model: Case, runner: GraphRunner) -> None:
-    """The second pass puts other tokens behind the same prefix; what the first left there may not be seen."""
+    """The second pass puts other tokens after the same prefix; what the first left there must not be seen."""
     first, second, prefix = model.embeds(21), model.embeds(22), 8
     second[:, :prefix] = first[:, :prefix]
     caches = {name: runner.caches(name, 64) for name in ("trunk", "tail")}
@@ -228,7 +228,7 @@ def test_the_row_that_is_asked_for(model: Case, runner: GraphRunner, last: int) 
 
 @pytest.mark.parametrize("padding_rows", ["counting on", "zero", "last"])
 def test_a_ragged_batch_equals_its_rows_one_by_one(model: Case, runner: GraphRunner, padding_rows: str) -> None:
-    """Two requests of 17 and 9 rows behind 5 and 11 cached ones; the padding says whatever it likes."""
+    """Two requests of 17 and 9 rows after 5 and 11 cached ones; the padding holds anything."""
     counts, starts, length = [17, 9], np.array([5, 11]), 40
     rows = max(counts)
     sequences = [model.embeds(start + count)[0] for start, count in zip(starts, counts, strict=True)]

@@ -40,7 +40,7 @@ def test_rounding_to_nearest_by_hand() -> None:
 
 
 def test_codes_suit_the_rounded_scale() -> None:
-    """0.1 is no fp16 number: codes must be chosen for the scale that is stored."""
+    """0.1 is not an fp16 number: codes must be chosen for the scale that is stored."""
     row = np.full((1, 32), 0.7, np.float32)
     codes, scales = quantize(row, Blocks(4, 32))
     assert scales[0, 0] == np.float16(np.float32(0.7) / 7)

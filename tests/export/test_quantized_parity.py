@@ -36,7 +36,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of widths that blocks of 32 divide; two query heads a key head."""
+    """A model of widths that blocks of 32 divide; two query heads per key head."""
     spec = dataclasses.replace(tiny_spec, llm=dataclasses.replace(tiny_spec.llm, kv_heads=2))
     path = tmp_path_factory.mktemp("quantized") / "checkpoint"
     write_random_checkpoint(path, spec)

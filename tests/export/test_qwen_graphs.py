@@ -257,7 +257,7 @@ def test_official_runs(name: tuple[str, str, str], dialect: str, folder: Path) -
 
 
 def next_logits_of_second(graphs: QwenGraphs, second: Any, looks: list[Look], tap: Any, trunk: Any, end: int) -> Any:
-    """The trunk runs on rows behind the image alone, unless some of the image's are left out."""
+    """The trunk runs on rows after the image alone, unless some of the image's are left out."""
     values = graphs.rows_of(second.token_ids, second.is_image, looks)
     values = {name: array[second.kept] for name, array in values.items()}
     positions = Positions(second.kept_rows, second.positions.following)

@@ -29,7 +29,7 @@ def answers(folder: Path, options: ExportOptions, scenes: list[TagSample]) -> li
     checkpoint, rpn = shipped_source()
     export_bundle(checkpoint, folder, options, rpn=rpn)
     with Session.open(folder, threads=1) as session:
-        return [session.answer(one.image, one.question, roi=RoiPolicy(0.3), max_new_tokens=8) for one in scenes]
+        return [session.answer(scene.image, scene.question, roi=RoiPolicy(0.3), max_new_tokens=8) for scene in scenes]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,14 @@ def test_maps_boxes_and_decisions(
 ) -> None:
     found = answers(tmp_path / "bundle", options, scenes)
     pairs = list(zip(found, exact, strict=True))
-    cosines = [cosine(one, other) for one, other in pairs]
+    cosines = [cosine(answer, other) for answer, other in pairs]
     assert np.mean(cosines) >= least_cosine, cosines
-    overlaps = [overlap(one.boxes_xyxy_px, other.boxes_xyxy_px) for one, other in pairs]
+    overlaps = [overlap(answer.boxes_xyxy_px, other.boxes_xyxy_px) for answer, other in pairs]
     assert np.mean(overlaps) >= 0.95, overlaps
-    assert [bool(one.boxes_xyxy_px) for one in found] == [bool(other.boxes_xyxy_px) for other in exact]
-    right = [sum(one.text == scene.answer for one, scene in zip(side, scenes, strict=True)) for side in (found, exact)]
+    assert [bool(answer.boxes_xyxy_px) for answer in found] == [bool(other.boxes_xyxy_px) for other in exact]
+    right = [
+        sum(told.text == scene.answer for told, scene in zip(side, scenes, strict=True)) for side in (found, exact)
+    ]
     assert right[0] >= right[1] - 1 >= SCENES // 2
 
 

@@ -37,7 +37,7 @@ def golden_bundle(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Bun
 def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Heads of 128 channels, as LLaVA-1.5 has them, two layers on either side of the tap.
 
-    Four of them: for fewer, TensorRT-RTX 1.7 has no kernel for one row of queries behind its Attention operator.
+    Four of them: for fewer, TensorRT-RTX 1.7 has no kernel for one row of queries after its Attention operator.
     """
     folder = tmp_path_factory.mktemp("wide")
     vision = VisionSpec(image_size_px=56, patch_size_px=14, width=128, layers=3, heads=2, mlp_width=256)

@@ -30,7 +30,7 @@ class ArrayReader:
 
 
 def told_nothing(size_bytes: int) -> None:
-    """Progress that nobody wants."""
+    """Progress that is not shown."""
 
 
 def table(precision: Any = "fp32") -> WeightTable:

@@ -20,13 +20,13 @@ class Built:
     """What came of a build."""
 
     plan_bytes: int  # 0: no engine
-    errors: str  # what the parser or the builder complained of, one a line
+    errors: str  # what the parser or the builder complained of, one per line
     kernels: Counter[str]  # fused attention kernels, by name, that the builder chose
     messages: tuple[str, ...] = ()  # the whole log
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]
-    """Keeps everything: the kernels are told only in verbose messages."""
+    """Keeps everything: kernels are named only in verbose messages."""
 
     def __init__(self) -> None:
         super().__init__()

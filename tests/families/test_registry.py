@@ -26,7 +26,9 @@ def above() -> list[str]:
 
 
 def test_nothing_above_imports_a_family() -> None:
-    named = [f"{module}: {one.name}" for module in above() for one in imports_of(module) if one.is_of(LLAVA)]
+    named = [
+        f"{module}: {imported.name}" for module in above() for imported in imports_of(module) if imported.is_of(LLAVA)
+    ]
     assert named == []
 
 

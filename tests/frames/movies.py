@@ -1,4 +1,4 @@
-"""Videos that tests make: whole, cut off, turned, and with a codec that nobody knows."""
+"""Videos that tests make: whole, cut off, turned, and with an unknown codec."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def turned(path: Path) -> Path:
 
 
 def without_index(path: Path) -> Path:
-    """A copy of an MP4 file whose index has a name that nobody reads, as where writing it was interrupted."""
+    """A copy of an MP4 file whose index has an unknown name, as if writing it was interrupted."""
     copy = path.with_stem(f"{path.stem}-without")
     copy.write_bytes(path.read_bytes().replace(b"moov", b"none"))
     return copy

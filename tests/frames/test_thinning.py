@@ -27,7 +27,7 @@ def even(fps: float, count: int) -> list[float | None]:
         (ReadOptions(max_fps=100), even(25, 4), [0, 1, 2, 3]),
         (ReadOptions(max_fps=1), [None] * 3, [0, 1, 2]),
         (ReadOptions(every=2, max_fps=5), even(30, 20), [0, 6, 12, 18]),
-        # 25 frames a second of which 10 are wanted: on the beat, not every third one.
+        # 10 of 25 frames per second are wanted: on the beat, not every third one.
         (ReadOptions(max_fps=10), even(25, 25), [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]),
         # After a pause it goes on from there, and does not catch up.
         (ReadOptions(max_fps=1), [0.0, 0.5, 10.0, 10.5, 11.0], [0, 2, 4]),

@@ -135,7 +135,7 @@ def test_without_the_extra(videos: dict[str, Path], monkeypatch: pytest.MonkeyPa
 
 
 class Camera:
-    """A camera that sends MJPEG over HTTP: each connection gets frames until it is told to hang up."""
+    """A camera that sends MJPEG over HTTP: each connection gets frames until the test ends it."""
 
     def __init__(self) -> None:
         self.pictures = [Image.fromarray(halves(number)) for number in range(4)]

@@ -52,7 +52,7 @@ def test_name_and_capability() -> None:
 def test_what_the_driver_does_not_tell() -> None:
     found = read_cuda_devices(lambda name: Driver("cuDeviceGetAttribute"))
     assert found is not None
-    assert [one.capability for one in found] == [None, None]
+    assert [device.capability for device in found] == [None, None]
     unnamed = read_cuda_devices(lambda name: Driver("cuDeviceGetName"))
     assert unnamed is not None
     assert unnamed[1] == CudaDevice(1, "device 1", None)

@@ -1,4 +1,4 @@
-"""Nothing that others wrote is obeyed by what shows it."""
+"""Untrusted text is never interpreted by what shows it."""
 
 from __future__ import annotations
 

@@ -71,9 +71,9 @@ def test_versions(version: str, wanted: str, good: bool) -> None:
 
 def test_this_package_asks_for_what_its_metadata_says() -> None:
     extras = read_extras()
-    assert "onnxruntime" in [one.name for one in extras[BASE].libraries]
-    assert "torch" in [one.name for one in extras["train"].libraries]
-    assert "torch" not in [one.name for one in extras["export"].libraries]
+    assert "onnxruntime" in [library.name for library in extras[BASE].libraries]
+    assert "torch" in [library.name for library in extras["train"].libraries]
+    assert "torch" not in [library.name for library in extras["export"].libraries]
 
 
 def test_every_extra_of_the_metadata_is_explained() -> None:

@@ -23,7 +23,7 @@ with {function}(Path(sys.argv[1])) as temporary:
 """
 
 
-@pytest.mark.parametrize("writing", [replacing_file, replacing_directory], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("writing", [replacing_file, replacing_directory], ids=lambda entry: entry.__name__)
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, writing: Callable[..., Any]) -> None:
     target = tmp_path / "out[1].d"
     command = [sys.executable, "-c", AT_WORK.format(function=writing.__name__), str(target)]

@@ -164,7 +164,7 @@ def mutant(files: dict[str, bytes], number: int) -> tuple[str, bytes]:
 
 
 def _mend_checksums(data: bytearray) -> None:
-    """So that what is behind them is reached."""
+    """So that what follows them is reached."""
     import zlib
 
     place = 8

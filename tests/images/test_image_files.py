@@ -70,7 +70,7 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def with_chunks(data: bytes, *chunks: bytes) -> bytes:
-    """A PNG with more chunks behind its header."""
+    """A PNG with more chunks after its header."""
     return data[:33] + b"".join(chunks) + data[33:]
 
 
@@ -168,7 +168,7 @@ def test_scans_of_a_thumbnail_do_not_count() -> None:
 def test_a_large_jpeg_2000() -> None:
     side = int(MAX_JPEG2000_PIXELS**0.5) + 1
     data = bytearray(encoded(Image.new("L", (16, 16)), "JPEG2000", no_jp2=True))
-    place = data.index(b"\xff\x51")  # SIZ: width and height stand 6 bytes behind its marker, then again as the tile's
+    place = data.index(b"\xff\x51")  # SIZ: width and height stand 6 bytes after its marker, then again as the tile's
     data[place + 6 : place + 14] = struct.pack(">II", side, side)
     with pytest.raises(BadImage, match="the limit for JPEG 2000 is 25,000,000, because its decoder takes 20 bytes"):
         open_image(bytes(data))
@@ -231,7 +231,7 @@ def test_a_tiff_of_floats_in_colour_is_named() -> None:
     entries = [(256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 20)]
     entries += [(277, 3, 1, 3), (278, 3, 1, 4), (279, 4, 1, len(pixels)), (339, 3, 3, 14)]
     head = struct.pack("<2sHI", b"II", 42, 20 + len(pixels)) + struct.pack("<6H", 32, 32, 32, 3, 3, 3)
-    data = head + pixels + struct.pack("<H", len(entries)) + b"".join(entry(*one) for one in entries) + bytes(4)
+    data = head + pixels + struct.pack("<H", len(entries)) + b"".join(entry(*field) for field in entries) + bytes(4)
     with pytest.raises(BadImage, match="it is a TIFF of a kind that Pillow cannot read; save it as PNG or JPEG"):
         open_image(data)
 

@@ -46,7 +46,7 @@ STATE_NAMES = {
 
 @pytest.fixture(scope="module")
 def model(text_checkpoint: Path) -> Iterator[SdRpnModel]:
-    """Two query heads a key head, the tap in the middle."""
+    """Two query heads per key head, the tap in the middle."""
     with open_checkpoint(text_checkpoint) as checkpoint:
         yield model_from_checkpoint(checkpoint)
 
@@ -82,7 +82,7 @@ def whole_attention(model: SdRpnModel, image: Tensor, answer: tuple[int, ...]) -
     with torch.inference_mode():
         embeds = torch.cat((before, image, after))[None]
         attentions = other(inputs_embeds=embeds, output_attentions=True).attentions
-    return np.stack([one[0].numpy() for one in attentions])
+    return np.stack([attention[0].numpy() for attention in attentions])
 
 
 @pytest.mark.parametrize(

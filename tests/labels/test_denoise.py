@@ -26,7 +26,7 @@ NO_SINKS = np.zeros((4, 4), bool)
 
 
 def attention_with(**cells: float) -> NDArray[np.float64]:
-    """Weak attention on 4 x 4 cells, and what is said of some, as c5=0.3."""
+    """Weak attention on 4 x 4 cells, but for the given ones, such as c5=0.3."""
     attention = np.full(16, 0.001)
     for name, value in cells.items():
         attention[int(name[1:])] = value
@@ -34,7 +34,7 @@ def attention_with(**cells: float) -> NDArray[np.float64]:
 
 
 def test_sinks_of_several_grids() -> None:
-    """Of each by itself; of one that few questions are about, nothing is known."""
+    """Each image by itself; of one that few questions are about, nothing is known."""
     cells = np.ones(16)
     cells[7] = 400.0
     many = [((4, 4), cells)] * 16
@@ -52,9 +52,9 @@ def test_labels_are_those_of_the_official_code(golden: Path) -> None:
             denoise(grounding.reshape(24, 24), sink.reshape(24, 24) >= limit)
             for grounding, sink in zip(expected["grounding"], expected["sink"], strict=True)
         ]
-        np.testing.assert_array_equal([one.cells.ravel() for one in labels], expected["labels"])
+        np.testing.assert_array_equal([label.cells.ravel() for label in labels], expected["labels"])
         everywhere = (0, 0, 24, 24)  # the official box of no foreground
-        boxes = [(y1, x1, y2 - 1, x2 - 1) for x1, y1, x2, y2 in (one.box_cells or everywhere for one in labels)]
+        boxes = [(y1, x1, y2 - 1, x2 - 1) for x1, y1, x2, y2 in (label.box_cells or everywhere for label in labels)]
         np.testing.assert_array_equal(boxes, expected["fg_bbox_r0c0r1c1"])
 
 

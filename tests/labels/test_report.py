@@ -27,8 +27,8 @@ def plain_picture(colour: tuple[int, int, int] = (0, 200, 0)) -> Image.Image:
 def test_labels_show_on_any_picture(colour: tuple[int, int, int]) -> None:
     shown = np.asarray(draw_labels(plain_picture(colour), CELLS, 400), np.int64)
     foreground, background, ignored = (shown[50, column] for column in (50, 150, 250))
-    for one, other in ((foreground, background), (foreground, ignored), (background, ignored)):
-        assert np.abs(one - other).sum() > 100, f"{one} and {other} on {colour}"
+    for a, other in ((foreground, background), (foreground, ignored), (background, ignored)):
+        assert np.abs(a - other).sum() > 100, f"{a} and {other} on {colour}"
 
 
 @pytest.mark.parametrize("colour", COLOURS)

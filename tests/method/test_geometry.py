@@ -121,7 +121,7 @@ def test_the_cells_of_a_cut_picture_cover_its_middle(image_wh: tuple[int, int]) 
         pixels = grid.box_px_from_cells(box)
         assert pixels is not None
         found = grid.box_cells_from_px(pixels)
-        assert all(abs(one - other) <= 1 for one, other in zip(found, box, strict=True))
+        assert all(abs(side - other) <= 1 for side, other in zip(found, box, strict=True))
 
 
 def test_a_marked_cell_is_where_the_cut_picture_shows_it() -> None:

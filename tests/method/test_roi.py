@@ -1,4 +1,4 @@
-"""From a map to crops: the official outputs, the defects that are mended, and borders."""
+"""From a map to crops: the official outputs, the defects that are fixed, and borders."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def over(image_wh: tuple[int, int]) -> PaddedGrid:
 
 
 def logits_firing(*boxes: tuple[int, int, int, int], strong: float = 20.0) -> Float32:
-    """Logits whose cells in `boxes` are certain and all others impossible; blur widens a block by a cell each way."""
+    """Logits whose cells in `boxes` are certain and all others impossible; blur widens a block by a cell per side."""
     logits = np.full((G, G), -strong, np.float32)
     for x1, y1, x2, y2 in boxes:
         logits[y1:y2, x1:x2] = strong
@@ -262,7 +262,7 @@ def test_cases_equal_the_official(golden: Path, case: str, image_wh: tuple[int, 
         np.testing.assert_array_equal(decision.crops[0].keep_cells, expected[f"{variant}/mask_keep"])
 
 
-# --- what becomes of regions
+# --- regions to crops
 
 
 @pytest.mark.parametrize("upscale", ["mask", "bbox"])

@@ -67,7 +67,7 @@ def test_a_cache_changes_nothing() -> None:
 
 @pytest.mark.parametrize("last_layers", [1, 2, 3])
 def test_rows_of_a_padded_batch_are_those_of_their_own(last_layers: int) -> None:
-    """What stands behind the row that is asked for cannot be seen by it."""
+    """What follows the row that is asked for cannot be seen by it."""
     torch.manual_seed(0)
     spec = tiny_spec(tap_layer=1)
     trunk, rpn, tail = Trunk(spec), Rpn(spec), Tail(spec)

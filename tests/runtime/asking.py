@@ -72,9 +72,9 @@ def buffers_for(backend: Any, runner: Any, batch: int = 1, rows: int = 1) -> tup
 
 def require_same(found: list[Answer], expected: list[Answer], atol: float = 1e-5) -> None:
     """Tokens, counts and logits agree."""
-    for one, other in zip(found, expected, strict=True):
-        assert one.token_ids == other.token_ids
-        assert one.tokens == other.tokens
-        assert one.trace is not None
+    for answer, other in zip(found, expected, strict=True):
+        assert answer.token_ids == other.token_ids
+        assert answer.tokens == other.tokens
+        assert answer.trace is not None
         assert other.trace is not None
-        np.testing.assert_allclose(one.trace.step_logits, other.trace.step_logits, atol=atol)
+        np.testing.assert_allclose(answer.trace.step_logits, other.trace.step_logits, atol=atol)

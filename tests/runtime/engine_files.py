@@ -103,7 +103,9 @@ def engine_manifest(
         build_s=1.5,
         peak_rss_bytes=1 << 28,
         compiled_sha256="0" * 64,
-        sources={one: Stamp(files[one].size_bytes, 1, files[one].sha256) for one in (graph.file, *graph.weights)},
+        sources={
+            entry: Stamp(files[entry].size_bytes, 1, files[entry].sha256) for entry in (graph.file, *graph.weights)
+        },
         engine=Stamp(engine.stat().st_size, engine.stat().st_mtime_ns, hashlib.sha256(engine.read_bytes()).hexdigest()),
         cache_key="1" * 64,
         parity=(ParityGate("trunk", "values", "tap, prefill", 1e-6, 5e-4, 4, True),),

@@ -208,7 +208,9 @@ class FakeCudart:
         del self.live[address]
 
     def _free_bytes(self) -> int:
-        used = sum(one.size for one in self.live.values() if one.kind == "device" and one.device == self.current)
+        used = sum(
+            block.size for block in self.live.values() if block.kind == "device" and block.device == self.current
+        )
         return self.memory - self.occupied - used
 
     @_recorded

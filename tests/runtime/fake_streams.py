@@ -114,7 +114,7 @@ class Streams:
         self._events[event].clock = {**mine.behind, _handle(stream): mine.count}
 
     def wait_for_event(self, stream: int, event: int) -> None:
-        """Whatever is enqueued on the stream from here on comes behind the event."""
+        """Everything that is enqueued on the stream from here on comes after the event."""
         mine = self._streams[_handle(stream)]
         for handle, number in self._events[event].clock.items():
             mine.behind[handle] = max(mine.behind.get(handle, 0), number)
@@ -126,7 +126,7 @@ class Streams:
 
     def event_is_reached(self, event: int) -> bool:
         return not any(
-            handle in self._streams and any(one <= number for one, _ in self._streams[handle].pending)
+            handle in self._streams and any(work <= number for work, _ in self._streams[handle].pending)
             for handle, number in self._events[event].clock.items()
         )
 

@@ -116,7 +116,7 @@ class FakeTensorRt:
         self.compute = compute
         self.streamable_bytes = streamable_bytes
         self.executions: list[Execution] = []
-        self.refusals: set[str] = set()  # calls that say no
+        self.refusals: set[str] = set()  # calls that fail
         self.capturable = True  # False: runs inside a capture are refused
         self.reads: list[int] = []  # pieces in which engines were read
         self.caches: list[FakeCache] = []
@@ -149,7 +149,7 @@ class FakeTensorRt:
             logger.log(severity, message)
 
     def refuse(self, message: str) -> bool:
-        """How the library says no."""
+        """The library's error messages."""
         self.log(Severity.ERROR, message)
         return False
 
@@ -171,7 +171,7 @@ class FakeRuntime:
 
     def _all_at_once(self, reader: Any) -> bytes:
         """10.3 asks for the rest of the file in one call, and copies as many bytes from what it is given."""
-        content = bytes(reader.read(max(one.engine.size_bytes for one in self._trt.manifests.values())))
+        content = bytes(reader.read(max(manifest.engine.size_bytes for manifest in self._trt.manifests.values())))
         self._trt.reads.append(len(content))
         assert content.decode().removeprefix("engine of ") in self._trt.manifests, "read past the end of a buffer"
         return content

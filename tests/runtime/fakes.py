@@ -118,7 +118,7 @@ class Script:
         index = feeds["row_index"]
         logits = np.zeros((len(index), VOCABULARY), np.float32)
         for row, last, own in zip(logits, feeds["last_index"], index, strict=True):
-            # Tokens are told apart by row, so a prefill in pieces does not eat the script.
+            # Tokens are identified by row, so a prefill in pieces does not consume the script.
             row[self._tokens[int(own[last]) % len(self._tokens)]] = 1.0
         return {"logits": logits, **self._write(feeds)}
 

@@ -64,7 +64,7 @@ class FakeGpu:
 
     def _session(self, backend: TensorRtBackend, max_batch: int = 1) -> Session:
         engines = engine_set(self.bundle, TARGET)
-        paths = {graph: one.path for graph, one in engines.engines.items()}
+        paths = {graph: engine.path for graph, engine in engines.engines.items()}
         variant = self.bundle.variant(self.variant)
         return Session(
             self.bundle,
@@ -78,7 +78,7 @@ class FakeGpu:
 
     def graphs(self) -> list[str]:
         """What was enqueued or captured, in order."""
-        return [one.graph for one in self.trt.executions]
+        return [run.graph for run in self.trt.executions]
 
 
 def onnxruntime_compute(bundle: Bundle, variant: str) -> Compute:
@@ -95,7 +95,7 @@ def onnxruntime_compute(bundle: Bundle, variant: str) -> Compute:
 
 
 def bf16_compute(bundle: Bundle, variant: str) -> Compute:
-    """Simulated graphs; caches are two bytes an element on the device, and float32 in ONNX Runtime."""
+    """Simulated graphs; caches are two bytes per element on the device, and float32 in ONNX Runtime."""
     with runnable_bundle(bundle, bundle.variant(variant)) as simulated:
         compute = onnxruntime_compute(simulated, variant)
 

@@ -46,7 +46,7 @@ def _run_thread(code: list[str], declared: set[str], known: dict[str, int]) -> N
         found = _INSTRUCTION.fullmatch(line)
         assert found is not None, line
         guard, name, rest = found.groups()
-        operands = [one.strip() for one in rest.split(",")] if rest else []
+        operands = [part.strip() for part in rest.split(",")] if rest else []
         if guard is not None and not registers[guard]:
             continue
         if name == "ret":

@@ -43,5 +43,5 @@ def test_the_same_answers(narrow_bundle: Path, tmp_path: Path, variant: str, fla
     for cuda_graph in (True, False):
         with gpu.session(EngineOptions(cuda_graph=cuda_graph)) as session:
             require_same(conversation(session), expected)
-    assert all(address % 256 == 0 for one in gpu.trt.executions for address in one.addresses.values())
+    assert all(address % 256 == 0 for run in gpu.trt.executions for address in run.addresses.values())
     assert gpu.cuda.violations == []

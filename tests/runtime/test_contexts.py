@@ -46,8 +46,8 @@ def plain(tiny_bundle: Path) -> Iterator[Session]:
 
 def profiles_run(gpu: FakeGpu, graph: str) -> list[int]:
     """In order, each once in a row."""
-    found = [one.profile for one in gpu.trt.executions if one.graph == graph]
-    return [one for index, one in enumerate(found) if index == 0 or found[index - 1] != one]
+    found = [run.profile for run in gpu.trt.executions if run.graph == graph]
+    return [run for index, run in enumerate(found) if index == 0 or found[index - 1] != run]
 
 
 def test_a_short_question_runs_in_the_short_profiles_alone(gpu: FakeGpu, session: Session, plain: Session) -> None:
@@ -56,13 +56,13 @@ def test_a_short_question_runs_in_the_short_profiles_alone(gpu: FakeGpu, session
     assert found.token_ids == expected.token_ids
     assert profiles_run(gpu, "trunk") == [PREFILL[SHORT], DECODE[SHORT]]
     assert profiles_run(gpu, "rpn") == [0]
-    shapes = {one.shapes["key_cache.0"][2] for one in gpu.trt.executions if one.graph == "trunk"}
+    shapes = {run.shapes["key_cache.0"][2] for run in gpu.trt.executions if run.graph == "trunk"}
     assert shapes == {SHORT}
 
 
 def test_an_answer_that_outgrows_them_goes_on_in_the_long_ones(gpu: FakeGpu, session: Session, plain: Session) -> None:
     """The rows of the caches are carried over: the tokens are those of one cache that was long from the beginning."""
-    found, expected = (ask(one, decide=no_box, max_new_tokens=20) for one in (session, plain))
+    found, expected = (ask(asked, decide=no_box, max_new_tokens=20) for asked in (session, plain))
     assert found.token_ids == expected.token_ids
     assert found.trace is not None
     assert expected.trace is not None

@@ -46,7 +46,7 @@ def gpu(request: pytest.FixtureRequest, source: tuple[Path, str], tmp_path: Path
 
 def decode_steps(gpu: FakeGpu, graph: str = "trunk") -> list[Execution]:
     """Enqueued or captured."""
-    return [one for one in gpu.trt.executions if one.graph == graph and one.shapes["row_index"][1] == 1]
+    return [step for step in gpu.trt.executions if step.graph == graph and step.shapes["row_index"][1] == 1]
 
 
 def caches_begin(session: Session, graph: str, name: str) -> tuple[int, int]:
@@ -63,7 +63,7 @@ def test_answers_are_those_of_each_alone(gpu: FakeGpu, source: tuple[Path, str])
     with gpu.session(max_batch=MOST) as session:
         for found, each in zip(together(session, NUMBERS), expected, strict=True):
             require_equal(found, each, tolerance)
-    assert {one.shapes["row_index"][0] for one in decode_steps(gpu)} >= {MOST}
+    assert {step.shapes["row_index"][0] for step in decode_steps(gpu)} >= {MOST}
     assert gpu.cuda.violations == []
 
 
@@ -74,11 +74,11 @@ def test_slots_are_entries_of_the_bound_caches(gpu: FakeGpu) -> None:
         for graph in ("trunk", "tail"):
             name = next(name for name in session._decoder.slots.caches[graph].buffers if name.startswith("key_cache"))
             begin, entry = caches_begin(session, graph, name)
-            runs = [one for one in gpu.trt.executions if one.graph == graph]
-            places = {((one.addresses[name] - begin) / entry, one.shapes[name][0]) for one in runs}
+            runs = [step for step in gpu.trt.executions if step.graph == graph]
+            places = {((step.addresses[name] - begin) / entry, step.shapes[name][0]) for step in runs}
             assert places <= {(start, count) for start in range(MOST) for count in range(1, MOST - start + 1)}
             assert (0, MOST) in places
-            prefills = {place for one in runs if one.shapes["row_index"][1] > 1 for place in [one.shapes[name][0]]}
+            prefills = {place for step in runs if step.shapes["row_index"][1] > 1 for place in [step.shapes[name][0]]}
             assert prefills == {1}
 
 
@@ -95,7 +95,7 @@ def test_each_range_of_slots_is_captured_once(tiny_bundle: Path, tmp_path: Path)
 
 
 def test_rows_of_all_slots_are_stored_by_one_launch(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Of trunk and of tail in a step, however many slots it is for."""
+    """One run of trunk and of tail per step, however many slots it is for."""
     gpu = fake_gpu(tiny_bundle, tmp_path, variant="primitive-fp32", max_batch=MOST)
     with gpu.session(max_batch=MOST) as session:
         together(session, NUMBERS)
@@ -128,7 +128,7 @@ def test_several_contexts(tiny_bundle: Path, tmp_path: Path) -> None:
     with gpu.session(max_batch=MOST) as session:
         for found, each in zip(together(session, numbers), expected, strict=True):
             require_equal(found, each, BATCH_LOGITS_ABS)
-    lengths = [one.shapes["key_cache.0"][2] for one in decode_steps(gpu)]
+    lengths = [step.shapes["key_cache.0"][2] for step in decode_steps(gpu)]
     assert set(lengths) == {32, 128}
     assert any(before < after for before, after in pairwise(lengths))
     assert gpu.cuda.violations == []
@@ -148,7 +148,7 @@ def test_all_slots_are_there_from_the_first_question(tiny_bundle: Path, tmp_path
 
 def _captured_names(operations: list[Operation]) -> Counter[str]:
     """What a captured step consists of, besides copies."""
-    return Counter(one.name for one in operations if one.name != "copy")
+    return Counter(operation.name for operation in operations if operation.name != "copy")
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_a_call_of_cuda_that_fails_is_named(tiny_bundle: Path, tmp_path: Path, c
 
 @pytest.mark.parametrize("call", ["cudaMemcpyAsync", "cudaMemsetAsync", "cudaStreamSynchronize"])
 def test_a_fault_of_the_gpu_ends_the_session_and_nothing_else(tiny_bundle: Path, tmp_path: Path, call: str) -> None:
-    """Every later call fails as well: whoever asks is told so, and closing what cannot be closed is no second error."""
+    """Every later call fails as well, and says so; closing what cannot be closed is not a second error."""
     gpu = fake_gpu(tiny_bundle, tmp_path)
     named = rf"{call} failed with cudaErrorIllegalAddress .*; this process cannot use the GPU any more: close the sess"
     with gpu.session() as session:
@@ -90,7 +90,7 @@ def test_memory_that_does_not_suffice(tiny_bundle: Path, tmp_path: Path) -> None
 def test_two_sessions_of_one_library(any_gpu: FakeGpu, first_closed: int) -> None:
     """It keeps the first logger that it was given, which must not go with the first session."""
     sessions: list[Session | None] = [any_gpu.session(), any_gpu.session()]
-    expected = [ask(one).token_ids for one in sessions if one is not None]
+    expected = [ask(session).token_ids for session in sessions if session is not None]
     for index in (first_closed, 1 - first_closed):
         closing, sessions[index] = sessions[index], None
         assert closing is not None

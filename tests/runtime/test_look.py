@@ -69,7 +69,7 @@ class TestWhatRuns:
         assert (none.boxes, ran(fake)) == ((), [])
 
     def test_an_answer_goes_on_from_there(self, open_fake: Callable[..., Fake]) -> None:
-        """The first pass is not repeated: the crop is encoded, and what stands behind the prefix computed with it."""
+        """The first pass is not repeated: the crop is encoded, and what follows the prefix is computed with it."""
         fake = open_fake(fired(script_of(5)))
         glance(fake)
         fake.backend.calls.clear()
@@ -245,7 +245,7 @@ class TestRequests:
     def test_what_is_no_list_of_token_ids(
         self, open_fake: Callable[..., Fake], ids: dict[str, Any], message: str
     ) -> None:
-        """Of looks and of answers."""
+        """The same for looks and for answers."""
         fake = open_fake(script_of(5, 6))
         given = {"before": (1,), "after": AFTER, **ids}
         before, after, options = given.pop("before"), given.pop("after"), given

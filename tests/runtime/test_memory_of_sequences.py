@@ -16,7 +16,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "batching.py"
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read a process's memory from")
 def test_a_further_sequence_takes_what_is_planned() -> None:
-    """Of the shipped model, in a process of its own: eight questions at once against eight one after the other."""
+    """The shipped model, in a process of its own: eight questions at once against eight one after the other."""
     command = [
         sys.executable,
         str(BENCHMARK),

@@ -75,7 +75,7 @@ def test_on_a_cpu(tiny_bundle: Path) -> None:
         expected = ask(session).token_ids
         for caches in session._decoder.slots.caches.values():
             for buffer in caches.buffers.values():
-                buffer.read()[:, :, 30:] = np.inf  # the second look's rows, and all behind them
+                buffer.read()[:, :, 30:] = np.inf  # the second look's rows, and all after them
         with pytest.raises(RunFailed, match="NaN or infinite"):
             ask(session, OTHER)
         assert ask(session).token_ids == expected

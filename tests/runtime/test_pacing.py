@@ -55,7 +55,7 @@ def test_nothing_is_divided_while_nobody_waits(clock: Clock) -> None:
 
 
 def test_parts_are_as_long_as_the_bound_allows(clock: Clock) -> None:
-    """Of 100 ms 80 are planned for, of which a step takes 10: 64 rows of 1 ms each fit."""
+    """80 of 100 ms are planned for, of which a step takes 10: 64 rows of 1 ms each fit."""
     pace = Pace()
     steps = Steps(clock, pace, 0.1)
     ran(clock, pace, "trunk", 512, 0.512)

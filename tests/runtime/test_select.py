@@ -26,7 +26,7 @@ def old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without(bundle: Bundle, dialect: str) -> Bundle:
     """The same, in memory, with one dialect left."""
-    kept = {name: one for name, one in bundle.manifest.variants.items() if one.dialect != dialect}
+    kept = {name: variant for name, variant in bundle.manifest.variants.items() if variant.dialect != dialect}
     return Bundle(bundle.path, dataclasses.replace(bundle.manifest, variants=kept))
 
 

@@ -493,5 +493,5 @@ TIMEOUT_S = 60  # of what must not hang
 def run_threads(work: Sequence[Callable[[], object]]) -> None:
     """Run all at once, and raise the first error."""
     with ThreadPoolExecutor(len(work)) as pool:
-        for future in [pool.submit(one) for one in work]:
+        for future in [pool.submit(answer) for answer in work]:
             future.result(TIMEOUT_S)

@@ -30,14 +30,14 @@ def test_the_application_may_use_another_one(gpus: FakeGpu) -> None:
         gpus.cuda.cudaSetDevice(1)
         conversation(session)
         assert gpus.cuda.current == 1  # which one is current is the application's own business
-        assert {one.device for one in gpus.cuda.live.values()} == {0}
+        assert {block.device for block in gpus.cuda.live.values()} == {0}
     assert gpus.cuda.violations == []
 
 
 def test_a_session_on_the_second(gpus: FakeGpu) -> None:
     with gpus.session(EngineOptions(device=1)) as session:
         conversation(session)
-        assert {one.device for one in gpus.cuda.live.values()} == {1}
+        assert {block.device for block in gpus.cuda.live.values()} == {1}
     assert gpus.cuda.current == 0
     assert gpus.cuda.initialised == {1}  # nothing was taken of the first
     assert gpus.cuda.violations == []

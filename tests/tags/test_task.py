@@ -20,14 +20,14 @@ def rng_of(seed: int) -> np.random.Generator:
 class TestSamples:
     def test_a_sample_depends_on_split_seed_and_index_alone(self) -> None:
         few, many = (list(tag_samples("heldout", samples, seed=7)) for samples in (2, 4))
-        for one, other in zip(few, many, strict=False):
-            assert (one.index, one.question, one.answer, one.box_xyxy_px) == (
+        for scene, other in zip(few, many, strict=False):
+            assert (scene.index, scene.question, scene.answer, scene.box_xyxy_px) == (
                 other.index,
                 other.question,
                 other.answer,
                 other.box_xyxy_px,
             )
-            assert one.image.tobytes() == other.image.tobytes()
+            assert scene.image.tobytes() == other.image.tobytes()
         assert [sample.index for sample in many] == [0, 1, 2, 3]
         others = [next(tag_samples("heldout", 1, seed=8)), next(tag_samples("train", 1, seed=7)), many[1]]
         assert all(other.image.tobytes() != many[0].image.tobytes() for other in others)

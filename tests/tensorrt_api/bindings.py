@@ -75,7 +75,7 @@ class Api:
     def class_named(self, name: str | None) -> str | None:
         """The class that documentation means; some are documented under the name that they have in C++."""
         candidates = (name, (name or "").removeprefix("I"))
-        return next((one for one in candidates if one in self.classes), None)
+        return next((candidate for candidate in candidates if candidate in self.classes), None)
 
     def has(self, owner: str | None, name: str) -> bool:
         """Whether a class, or the module itself (None), has an attribute."""

@@ -27,7 +27,7 @@ def describe(name: str, attribute: Any, owner: type) -> dict[str, Any]:
 
 
 def given(documentation: str | None) -> str | None:
-    """The class behind the arrow of a signature; of a list its entries'."""
+    """The class after the arrow of a signature; of a list its entries'."""
     found = re.findall(r"->\s*(?:[Ll]ist\[)?(?:[\w.:]+[.:])?(\w+)\]?\s*$", documentation or "", re.MULTILINE)
     return found[0] if found else None
 
@@ -39,7 +39,7 @@ def taken(name: str, documentation: str | None) -> list[tuple[int, int]]:
         head, opening, rest = line.strip().partition(f"{name}(self: ")
         if opening and re.fullmatch(r"(\d+\. )?", head):
             arguments = top_level(rest[: rest.rindex(") ->")])[1:]
-            needed = [one for one in arguments if "=" not in one]
+            needed = [argument for argument in arguments if "=" not in argument]
             found.append((len(needed), len(arguments)))
     return found
 
@@ -61,7 +61,7 @@ def main() -> None:
     if folder:
         sys.path.insert(0, folder)
     trt = importlib.import_module(name)
-    classes = {one: value for one, value in vars(trt).items() if isinstance(value, type)}
+    classes = {entry: value for entry, value in vars(trt).items() if isinstance(value, type)}
     nested = {
         inner.__name__: inner
         for outer in classes.values()
@@ -69,14 +69,14 @@ def main() -> None:
         if isinstance(inner, type) and inner.__name__ not in classes
     }
     dumped = {
-        one: {
+        entry: {
             attribute: describe(attribute, getattr(value, attribute), value)
             for attribute in dir(value)
             if not attribute.startswith("_")
         }
-        for one, value in {**nested, **classes}.items()
+        for entry, value in {**nested, **classes}.items()
     }
-    names = {one: "class" if one in classes else "other" for one in dir(trt)}
+    names = {entry: "class" if entry in classes else "other" for entry in dir(trt)}
     json.dump({"version": trt.__version__, "module": names, "classes": dumped}, sys.stdout)
 
 

@@ -2,7 +2,7 @@
 
 The library is whatever is called `trt` or comes from `import_module` or `tensorrt_module`; from there kinds follow
 calls, assignments, parameters and attributes, with the help of what the bindings' own documentation says that their
-methods give. The tree is run for one release at a time, so that a branch for another flavour, or behind a `getattr`
+methods give. The tree is run for one release at a time, so that a branch for another flavour, or after a `getattr`
 that finds nothing, is not taken: what is left is what this release would be asked for.
 """
 
@@ -50,7 +50,7 @@ class Found:
     used: set[Use] = field(default_factory=set)
     missing: set[Use] = field(default_factory=set)
     asked_for: set[Use] = field(default_factory=set)  # with getattr or hasattr: it need not be there
-    unknown: set[tuple[int, str]] = field(default_factory=set)  # attributes of something whose kind nobody knows
+    unknown: set[tuple[int, str]] = field(default_factory=set)  # attributes of something of unknown kind
     subclasses: set[Subclass] = field(default_factory=set)
     miscounted: set[tuple[int, str, int]] = field(default_factory=set)  # calls with as many arguments as none takes
 
@@ -99,16 +99,16 @@ class _Run:
     def _declare(self, node: ast.FunctionDef, owner: str | None, closure: dict[str, Kinds]) -> str:
         key = f"{owner}.{node.name}" if owner else node.name
         self._functions[key] = _Function(node, owner, closure)
-        if any(isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list):
+        if any(isinstance(decorator, ast.Name) and decorator.id == "property" for decorator in node.decorator_list):
             self._properties.add(key)
         if owner is None:
             self._globals[node.name] = frozenset({("function", key)})
         return key
 
     def _declare_class(self, node: ast.ClassDef, closure: dict[str, Kinds]) -> Kinds:
-        for one in node.body:
-            if isinstance(one, ast.FunctionDef):
-                self._declare(one, node.name, closure)
+        for statement in node.body:
+            if isinstance(statement, ast.FunctionDef):
+                self._declare(statement, node.name, closure)
         kinds: Kinds = frozenset({("our class", node.name)})
         self._globals.setdefault(node.name, kinds)
         return kinds
@@ -128,7 +128,7 @@ class _Run:
     # Statements: True where what follows cannot be reached.
 
     def _block(self, body: Sequence[ast.stmt], scope: dict[str, Kinds]) -> bool:
-        return any(self._statement(one, scope) for one in body)
+        return any(self._statement(statement, scope) for statement in body)
 
     def _statement(self, node: ast.stmt, scope: dict[str, Kinds]) -> bool:
         if isinstance(node, ast.If):
@@ -178,7 +178,7 @@ class _Run:
         return True
 
     def _subclass(self, node: ast.ClassDef, scope: dict[str, Kinds]) -> Kinds:
-        methods = frozenset(one.name for one in node.body if isinstance(one, ast.FunctionDef))
+        methods = frozenset(statement.name for statement in node.body if isinstance(statement, ast.FunctionDef))
         for base in node.bases:
             for kind in self._value(base, scope):
                 if kind[0] == "class":
@@ -200,9 +200,9 @@ class _Run:
                     self._look_up(owner[1], target)
         elif isinstance(target, ast.Tuple):
             parts = [kind[1] for kind in kinds if kind[0] == "tuple"]
-            for index, one in enumerate(target.elts):
+            for index, element in enumerate(target.elts):
                 inner = [part[index] for part in parts if len(part) == len(target.elts)]
-                self._bind(one, frozenset().union(*inner) if inner else self._entries(kinds), scope)
+                self._bind(element, frozenset().union(*inner) if inner else self._entries(kinds), scope)
 
     # Expressions.
 
@@ -218,11 +218,11 @@ class _Run:
         if isinstance(node, ast.IfExp):
             return self._choice(node, scope)
         if isinstance(node, ast.BoolOp):
-            return frozenset().union(*(self._value(one, scope) for one in node.values))
+            return frozenset().union(*(self._value(operand, scope) for operand in node.values))
         if isinstance(node, (ast.List, ast.Set)):
-            return frozenset({("entries", frozenset().union(*(self._value(one, scope) for one in node.elts)))})
+            return frozenset({("entries", frozenset().union(*(self._value(element, scope) for element in node.elts)))})
         if isinstance(node, ast.Tuple):
-            return frozenset({("tuple", tuple(self._value(one, scope) for one in node.elts))})
+            return frozenset({("tuple", tuple(self._value(element, scope) for element in node.elts))})
         if isinstance(node, (ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)):
             return self._comprehension(node, scope)
         for child in ast.iter_child_nodes(node):
@@ -292,8 +292,8 @@ class _Run:
         return frozenset({("instance", gives)}) if gives is not None else NOTHING
 
     def _call(self, node: ast.Call, scope: dict[str, Kinds]) -> Kinds:
-        arguments = [self._value(one, scope) for one in node.args]
-        named = {one.arg: self._value(one.value, scope) for one in node.keywords}
+        arguments = [self._value(argument, scope) for argument in node.args]
+        named = {argument.arg: self._value(argument.value, scope) for argument in node.keywords}
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if name in ("getattr", "hasattr"):
             return self._asked(name, node, arguments)
@@ -303,7 +303,7 @@ class _Run:
             return arguments[0] if arguments else NOTHING
         functions = self._value(node.func, scope)
         for kind in functions:
-            if kind[0] == "method" and not any(isinstance(one, ast.Starred) for one in node.args):
+            if kind[0] == "method" and not any(isinstance(argument, ast.Starred) for argument in node.args):
                 self._count(node, kind, len(arguments) + len(named))
         return frozenset().union(*(self._result(kind, arguments, named) for kind in functions))
 
@@ -346,7 +346,7 @@ class _Run:
     def _pass(self, key: str, arguments: list[Kinds], named: dict[str | None, Kinds]) -> None:
         """What is handed to a function of the file becomes known of its parameters."""
         function = self._functions[key]
-        parameters = [one.arg for one in function.node.args.args]
+        parameters = [argument.arg for argument in function.node.args.args]
         own = parameters[1:] if function.owner else parameters
         for name, kinds in (*zip(own, arguments, strict=False), *named.items()):
             if name is not None:
@@ -362,7 +362,7 @@ class _Run:
         return frozenset().union(*found)
 
     def _truth(self, node: ast.expr, scope: dict[str, Kinds]) -> bool | None:
-        """Of a condition, where the release alone decides it."""
+        """The value of a condition that the release alone decides."""
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             inner = self._truth(node.operand, scope)
             return None if inner is None else not inner

@@ -92,10 +92,10 @@ class TestNames:
 
     def test_classes_of_ours_have_all_that_tensorrt_calls(self, file: str, release: str) -> None:
         api = read_api(release)
-        for one in found(file, release).subclasses:
-            called = {name for name, facts in api.classes[one.base].items() if facts.get("own")}
+        for subclass in found(file, release).subclasses:
+            called = {name for name, facts in api.classes[subclass.base].items() if facts.get("own")}
             called -= {"api_language", "interface_info"}
-            assert called <= one.methods, one.base
+            assert called <= subclass.methods, subclass.base
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -103,7 +103,7 @@ def test_nothing_of_tensorrt_goes_unrecognised(file: str) -> None:
     """An attribute that only TensorRT's classes have was looked up in one of them, in one release at least."""
     apis = [read_api(release) for release in RELEASES]
     theirs = {name for api in apis for attributes in api.classes.values() for name in attributes}
-    ordinary = {name for one in ORDINARY for name in dir(one)} | field_names(file)
+    ordinary = {name for attribute in ORDINARY for name in dir(attribute)} | field_names(file)
     unknown = set.intersection(*(found(file, api.release).unknown for api in apis))
     assert [f"{file}:{line}: {name}" for line, name in sorted(unknown) if name in theirs - ordinary] == []
 
@@ -121,7 +121,7 @@ def field_names(file: str) -> set[str]:
 
 
 def test_what_may_be_absent_exists_somewhere() -> None:
-    """A `getattr` with a misspelt name would never find anything, and nobody would notice."""
+    """A `getattr` with a misspelt name would never find anything, without an error."""
     apis = [read_api(release) for release in RELEASES]
     for file in FILES:
         for use in {use for api in apis for use in found(file, api.release).asked_for}:
@@ -201,7 +201,7 @@ def test_the_reader_follows_what_the_sources_do(tmp_path: Path) -> None:
     assert {call for _, call, _ in names.miscounted} == {"Builder.create_network"}
     assert ("IBuilderConfig", "num_compute_capabilities") in {(use.owner, use.name) for use in names.used}
     assert {use.name for use in names.asked_for} == {"IStreamReaderV3"}
-    assert [one.methods for one in names.subclasses] == [frozenset({"write"})]
+    assert [subclass.methods for subclass in names.subclasses] == [frozenset({"write"})]
 
 
 def test_and_takes_the_other_branch_for_the_other_flavour(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_and_takes_the_other_branch_for_the_other_flavour(tmp_path: Path) -> Non
     plain = Api("10.0", "10.0", read_api(RTX).module, read_api(RTX).classes)
     missing = {(use.owner, use.name) for use in names_in(path, plain).missing}
     assert ("IBuilderConfig", "only_in_plain") in missing
-    assert ("module", "IStreamReader0") not in missing  # behind the return
+    assert ("module", "IStreamReader0") not in missing  # after the return
 
 
 class TestSetUp:
@@ -242,9 +242,9 @@ class TestFakes:
             "IRuntimeConfig": fake.FakeConfig,
             "IRuntimeCache": fake.FakeCache,
         }
-        for name, one in pairs.items():
-            assert {method for method in vars(one) if not method.startswith("_")} <= set(classes[name]), name
-        assert {one.name for one in fake.DataType} <= set(classes["DataType"])
+        for name, value in pairs.items():
+            assert {method for method in vars(value) if not method.startswith("_")} <= set(classes[name]), name
+        assert {member.name for member in fake.DataType} <= set(classes["DataType"])
 
     def test_of_cuda(self) -> None:
         runtime = pytest.importorskip("cuda.bindings.runtime")
@@ -256,7 +256,7 @@ class TestFakes:
 
 class TestCuda:
     def test_every_name_exists(self) -> None:
-        """Of cuda-python, which is installed."""
+        """Names of cuda-python, which is installed."""
         runtime = pytest.importorskip("cuda.bindings.runtime")
         tree = ast.parse((ROOT / "runtime/backends/cuda.py").read_text(encoding="utf-8"))
         chains = [chain for node in ast.walk(tree) if (chain := api_chain(node)) is not None]

@@ -22,7 +22,7 @@ from tests.tiny_tokenizers import gpt_like, llama_like
 IMAGE_ID = 3
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
-# In the shapes of published templates: parts with generation marks, text behind a system prompt, trimmed text with
+# In the shapes of published templates: parts with generation marks, text after a system prompt, trimmed text with
 # headers, ChatML with a default system message, [INST] with rules that raise.
 LLAVA_HF = (
     "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"

@@ -1,4 +1,4 @@
-"""Tokenizer files from strangers: what could loop or grow is refused before it runs, what panics is one error."""
+"""Untrusted tokenizer files: what could loop or grow is refused before it runs, what panics is one error."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_placeholders_and_large_files(tmp_path: Path) -> None:
 
 
 def test_a_panic_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    """Rust's panics are no `Exception`. Such a tokenizer does not get through `load_tokenizer`."""
+    """Rust's panics are not an `Exception`. Such a tokenizer does not get through `load_tokenizer`."""
     value = json.loads(llama_like().to_str())
     value["pre_tokenizer"] = {
         "type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False,

@@ -36,7 +36,7 @@ class OfficialSample:
     left_out: frozenset[str] = frozenset()  # gradients that the small set does not hold
 
     def prompt(self, answer_tokens: int = 0) -> LabelledPrompt:
-        """The labelled prompt, with the first tokens of the answer behind it."""
+        """The labelled prompt, with the first tokens of the answer after it."""
         place = self.ids.index(-200)
         after = self.ids[place + 1 : self.prompt_length + answer_tokens]
         return LabelledPrompt(IMAGE, tuple(self.ids[:place]), tuple(after), self.cells.reshape(24, 24))

@@ -68,7 +68,7 @@ class TestWhatTheRpnSees:
         prompt = read_labels(write_labels(tmp_path)).prompts[0]
         answered = LabelledPrompt(prompt.image, prompt.ids_before, (*prompt.ids_after, 40, 41, 42), prompt.cells)
         base = FrozenBase(base_from_checkpoint(checkpoint, 2), tmp_path / "images", "fp32")
-        alone, more = (ComputedTaps(base, [one]).tap(0) for one in (prompt, answered))
+        alone, more = (ComputedTaps(base, [text]).tap(0) for text in (prompt, answered))
         assert len(more) == len(alone) + 3
         torch.testing.assert_close(more[: len(alone)], alone, rtol=0, atol=SAME_MATH_ABS)
 
@@ -79,8 +79,8 @@ class TestWhatTheRpnSees:
         positions = torch.arange(behind.shape[1]).expand(3, -1)
         longer = TapBatch(behind, positions, batch.last_index, batch.image_index, batch.labels, batch.hw)
         gradients = []
-        for one in (batch, longer):
-            loop._share_of_loss(one, 10, 1).backward()  # type: ignore[no-untyped-call]
+        for sized in (batch, longer):
+            loop._share_of_loss(sized, 10, 1).backward()  # type: ignore[no-untyped-call]
             gradients.append([parameter.grad for parameter in loop.rpn.parameters()])
             loop.rpn.zero_grad()
         torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=SAME_MATH_ABS)
@@ -99,7 +99,7 @@ def test_weights_are_float32_and_take_steps_that_bfloat16_could_not_hold(
         moved = (parameter - before[name]).abs().max()
         assert 0 < moved < 2e-6, name
     state = loop._optimizer.state_dict()["state"].values()
-    assert {one["exp_avg"].dtype for one in state} == {torch.float32}
+    assert {entry["exp_avg"].dtype for entry in state} == {torch.float32}
     norm = dict(loop.rpn.named_parameters())["norm.weight"]
     assert torch.equal(norm.bfloat16(), before["norm.weight"].bfloat16())  # rounded to bfloat16 nothing happened
 
@@ -109,7 +109,7 @@ def test_micro_batches_make_the_same_step(checkpoint: Checkpoint, tmp_path: Path
     for size in (6, 4, 1):
         loop = make_loop(checkpoint, tmp_path / str(size), small_options(micro_batch=size))
         loop.run(range(12), 3)
-        found[size] = torch.cat([one.detach().flatten() for one in loop.rpn.parameters()])
+        found[size] = torch.cat([parameter.detach().flatten() for parameter in loop.rpn.parameters()])
     torch.testing.assert_close(found[6], found[4], rtol=0, atol=SAME_MATH_ABS)
     torch.testing.assert_close(found[6], found[1], rtol=0, atol=SAME_MATH_ABS)
 

@@ -26,7 +26,7 @@ LABELS = torch.tensor([[1, 0, -100, 0]])
 
 
 def image_scores(model: SdRpnModel, sample: OfficialSample, answer_tokens: int) -> Tensor:
-    """(1,H,C) for the prompt's last token; so many tokens of the answer stand behind it."""
+    """(1,H,C) for the prompt's last token; so many tokens of the answer follow it."""
     prompt = sample.prompt(answer_tokens)
     image = picture_tokens(model, open_image(sample.folder / prompt.image)).clone()
     before, after = (model.embed(torch.tensor(part)) for part in (prompt.ids_before, prompt.ids_after))
@@ -99,7 +99,7 @@ class TestStart:
         np.testing.assert_array_equal(state["layers.1.mlp.up.weight"], whole)
         np.testing.assert_array_equal(state["layers.2.attention.k.weight"], last)
         np.testing.assert_array_equal(state["norm.weight"], checkpoint.read("llm.norm.weight"))
-        assert all(one.requires_grad and one.dtype == torch.float32 for one in rpn.parameters())
+        assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in rpn.parameters())
 
     def test_layers_that_are_not_there(self, checkpoint: Checkpoint) -> None:
         with pytest.raises(BadInput, match="an RPN of 3 layers after layer 2 needs 5 LLM layers to start from"):

@@ -49,9 +49,9 @@ def test_every_pair_that_fits_is_trained(plain_checkpoint: Path, tmp_path: Path)
         store_trial_taps(model_from_checkpoint(checkpoint), labels, tmp_path / "images", options, [2, 3], taps)
         candidates = [(3, 1), (2, 2), (2, 1), (3, 2), (2, 2)]
         found = try_taps(checkpoint, labels, options, candidates, taps, Accelerator(cpu=True))
-        assert [(one.tap_layer, one.rpn_layers) for one in found] == [(2, 1), (2, 2), (3, 1)]
-        assert len({one.loss for one in found}) == 3
-        assert all(0 < one.average_precision <= 1 for one in found)
+        assert [(trial.tap_layer, trial.rpn_layers) for trial in found] == [(2, 1), (2, 2), (3, 1)]
+        assert len({trial.loss for trial in found}) == 3
+        assert all(0 < trial.average_precision <= 1 for trial in found)
         with pytest.raises(BadInput, match="fits an LLM of 4 layers"):
             try_taps(checkpoint, labels, options, [(4, 1)], taps, Accelerator(cpu=True))
 

@@ -27,7 +27,7 @@ def test_by_hand() -> None:
     assert found.average_precision == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     assert found.curve[0] == (0.5, 1.0)
     assert found.curve[2] == pytest.approx((1.0, 2 / 3))
-    at_half = next(one for one in found.thresholds if one.threshold == 0.5)
+    at_half = next(threshold for threshold in found.thresholds if threshold.threshold == 0.5)
     assert (at_half.recall, at_half.precision, at_half.cell_iou) == pytest.approx((1.0, 2 / 3, 2 / 3))
 
 

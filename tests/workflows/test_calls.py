@@ -1,4 +1,4 @@
-"""The calls of a program: what they return and are told, and how they refuse, in words that name no options."""
+"""The calls of a program: what they return and report, and how they refuse, in words that name no options."""
 
 from __future__ import annotations
 

@@ -50,13 +50,13 @@ BASE_VERSIONS = {
 
 
 def ability(diagnosis: workflow.Diagnosis, name: str) -> workflow.Ability:
-    return next(one for one in diagnosis.abilities if one.name == name)
+    return next(found for found in diagnosis.abilities if found.name == name)
 
 
 class TestAbilities:
     def test_a_base_install_answers_on_the_cpu_only(self, diagnosis_of: Setting) -> None:
         diagnosis = diagnosis_of(PC, versions=BASE_VERSIONS)
-        ready = [one.name for one in diagnosis.abilities if one.ready and one.name != "native image path"]
+        ready = [found.name for found in diagnosis.abilities if found.ready and found.name != "native image path"]
         assert ready == ["ask, on the CPU"]
         assert diagnosis.notes == ()
 
@@ -87,7 +87,7 @@ class TestAbilities:
     def test_a_library_that_is_too_old_is_missing(self, diagnosis_of: Setting) -> None:
         diagnosis = diagnosis_of(PC, versions={**BASE_VERSIONS, "onnxruntime": "1.18.0"})
         assert ability(diagnosis, "ask, on the CPU").detail == "missing: onnxruntime"
-        assert next(one for one in diagnosis.libraries if one.name == "onnxruntime").good is False
+        assert next(library for library in diagnosis.libraries if library.name == "onnxruntime").good is False
 
     def test_a_gpu_without_the_cuda_provider(self, diagnosis_of: Setting) -> None:
         gpu = ability(diagnosis_of(GPU_PC, versions=BASE_VERSIONS), "ask, on the GPU")

@@ -129,7 +129,7 @@ class Run:
 
     @property
     def hw(self) -> tuple[int, int]:
-        """Of the image's tokens."""
+        """The image's tokens of an array."""
         h, w = self.arrays["roi_logits"].shape
         return h, w
 

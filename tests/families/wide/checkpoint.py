@@ -34,7 +34,7 @@ def write_wide(folder: Path, spec: ModelSpec, seed: int = 0) -> dict[str, NDArra
 
 
 def write_random(path: Path, spec: ModelSpec, *, seed: int, with_tokenizer: bool, **others: Any) -> None:
-    """Of what the layouts of other families have, `others`, it has nothing."""
+    """It has nothing of what the layouts of other families have, `others`."""
     write_wide(path, spec, seed)
     if with_tokenizer:
         write_byte_tokenizer(path / "tokenizer.json", spec)

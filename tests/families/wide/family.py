@@ -140,7 +140,7 @@ class Wide:
         return AroundCrop()
 
     def positions(self, spec: ModelSpec, layout: Layout) -> Positions | None:
-        """Text on all axes alike; an image's cells at one time, by row and column; then behind its longer side."""
+        """Text on all axes alike; an image's cells at one time, by row and column; then after its longer side."""
         rows = [np.tile(np.arange(layout.before), (AXES, 1))]
         place = layout.before
         for hw, keep in ((layout.image_hw, None), *((crop.hw, crop.keep_cells) for crop in layout.crops)):

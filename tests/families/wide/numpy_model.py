@@ -29,7 +29,7 @@ class NumpyModel:
         return self._t["llm.embed.weight"][list(ids)]
 
     def tap(self, x: Floats, positions: npt.NDArray[np.int64]) -> Floats:
-        """(S,D) behind the trunk; positions (3,S)."""
+        """(S,D) after the trunk; positions (3,S)."""
         return self._layers(x, positions, "llm.layers", range(self.spec.tap_layer))
 
     def logits(self, tap: Floats, positions: npt.NDArray[np.int64]) -> Floats:

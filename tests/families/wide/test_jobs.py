@@ -151,7 +151,12 @@ def test_the_bundle_answers_as_its_checkpoint(folder: Path, rpn: Path, bundle: P
     answers = []
     for name, model, more in (("a", bundle, {}), ("b", folder / "checkpoint", {"rpns": [str(rpn)]})):
         evaluate_model(model, "tags", samples=2, methods=methods, threads=1, out=folder / name, **more)  # type: ignore[arg-type]
-        answers.append([(one.index, one.method, one.answer, one.crops_xyxy_px) for one in read_records(folder / name)])
+        answers.append(
+            [
+                (record.index, record.method, record.answer, record.crops_xyxy_px)
+                for record in read_records(folder / name)
+            ]
+        )
     assert sorted(answers[0]) == sorted(answers[1])
 
 

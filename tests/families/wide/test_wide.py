@@ -73,7 +73,7 @@ def looked_at(model: NumpyModel, image: Image.Image, after: tuple[int, ...]) -> 
 def answered(
     model: NumpyModel, image: Image.Image, after: tuple[int, ...], crops: tuple[Crop, ...]
 ) -> tuple[list[int], list[npt.NDArray[np.float64]]]:
-    """Token ids and the logits behind each, everything computed again for every token."""
+    """Token ids and the logits of each, everything computed again for every token."""
     family, grid = family_of(SPEC), SPEC.vision.grid(image.size)
     inserted, tokens = [], []
     for crop in crops:

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the seam: what it refuses, and that a decode step copies nothing."""
+"""ONNX Runtime as a backend: what it refuses, and that a decode step copies nothing."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, int]]]:
 
     def bind(self: OnnxRuntimeRunner, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Callable[[], None]:
         tensors = {**self.inputs, **self.outputs}
-        places = {name: self._place(tensors[name], one)[-1] for name, one in (*feeds.items(), *results.items())}
+        places = {name: self._place(tensors[name], array)[-1] for name, array in (*feeds.items(), *results.items())}
         record.append((self.name, places))
         return original(self, feeds, results)
 

@@ -55,7 +55,7 @@ def test_bytes(size_bytes: int) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize(("rows", "start"), [(0, 0), (2, 0), (3, 4), (8, 0)])
 def test_rows_are_those_of_a_buffer_of_the_host(dtype: str, rows: int, start: int) -> None:
-    """Of a part of a batch into a part of another, whose neighbours stay."""
+    """A copy of a part of a batch into a part of another, whose neighbours stay."""
     rng = np.random.default_rng(0)
     values = [rng.integers(0, 100, shape).astype(dtype) for shape in ((3, 2, 8, 4), (2, 2, 8, 4))]
     ours = [DeviceBuffer.zeros(value.shape, dtype, "cpu", 0) for value in values]

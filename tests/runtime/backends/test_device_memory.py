@@ -27,8 +27,8 @@ from tests.runtime.gpu import FakeGpu, fake_gpu
 def test_everything_is_given_back(any_gpu: FakeGpu) -> None:
     with any_gpu.session() as session:
         conversation(session)
-        most = sum(one.size for one in any_gpu.cuda.live.values())
-    assert sum(one.size for one in any_gpu.cuda.live.values()) < most / 10  # the logits, and a staging buffer
+        most = sum(block.size for block in any_gpu.cuda.live.values())
+    assert sum(block.size for block in any_gpu.cuda.live.values()) < most / 10  # the logits, and a staging buffer
     del session
     gc.collect()
     assert any_gpu.cuda.violations == []

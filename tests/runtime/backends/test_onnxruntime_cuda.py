@@ -56,10 +56,10 @@ class Machine:
 
         class Loaded:
             def get_inputs(self) -> list[Tensor]:
-                return [Tensor(one.name, one.dims) for one in machine.graph.inputs] if machine.graph else []
+                return [Tensor(tensor.name, tensor.dims) for tensor in machine.graph.inputs] if machine.graph else []
 
             def get_outputs(self) -> list[Tensor]:
-                return [Tensor(one.name, one.dims) for one in machine.graph.outputs] if machine.graph else []
+                return [Tensor(tensor.name, tensor.dims) for tensor in machine.graph.outputs] if machine.graph else []
 
             def get_providers(self) -> list[str]:
                 return machine.providers

@@ -1,4 +1,4 @@
-"""The registry has all that whoever chooses, diagnoses or plans wants to know of a backend."""
+"""The registry has all that choosing, diagnosing and planning need to know of a backend."""
 
 from __future__ import annotations
 

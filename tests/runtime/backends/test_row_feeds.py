@@ -11,7 +11,7 @@ from tests.runtime.fakes import HEAD_DIM, ROTARY
 
 
 def inputs(dtype: str = "float32", heads: tuple[int, ...] = ()) -> dict[str, TensorInfo]:
-    """Of a trunk, which does not ask for `last_index`."""
+    """The feeds of a trunk, which does not ask for `last_index`."""
     table: tuple[int | str, ...] = ("batch", *heads, "sequence", HEAD_DIM // 2)
     return {
         "row_index": TensorInfo("row_index", "int64", ("batch", "sequence")),

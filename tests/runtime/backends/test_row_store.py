@@ -60,7 +60,7 @@ def test_an_assembler_takes_it(tmp_path: Path, capability: str) -> None:
 
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
 def test_a_driver_that_refuses_it(tiny_bundle: Path, tmp_path: Path, flavour: str) -> None:
-    """Rows are copied one by one then, behind the graph, and a note says so."""
+    """Rows are copied one by one then, after the graph, and a note says so."""
     gpu = fake_gpu(tiny_bundle, tmp_path, variant="primitive-fp32", flavour=flavour)
     gpu.driver.failures["cuModuleLoadData"] = real.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION
     with Session.open(tiny_bundle, backend="onnxruntime", variant="primitive-fp32", threads=1) as plain:

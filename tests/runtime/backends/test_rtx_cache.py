@@ -80,10 +80,10 @@ def test_the_same_question_has_the_same_answer_to_the_last_bit(rtx: FakeGpu) -> 
             ask(session, tuple(range(8, 8 + length)))
         assert len(rtx.trt.compilations) == before
     assert rtx.trt.background_compilations == 0
-    for one in found:
-        assert one.trace is not None
+    for path in found:
+        assert path.trace is not None
         assert found[0].trace is not None
-        np.testing.assert_array_equal(one.trace.step_logits, found[0].trace.step_logits)
+        np.testing.assert_array_equal(path.trace.step_logits, found[0].trace.step_logits)
 
 
 @pytest.mark.parametrize("content", [b"", b"no cache", b'{"version": "1.0", "kernels": ["x"]}'])

@@ -22,14 +22,14 @@ def test_one_is_captured_after_a_first_step(gpu: FakeGpu, session: Session) -> N
     calls = gpu.cuda.names()
     assert calls.count("cudaGraphInstantiate") == calls.count("cudaStreamBeginCapture") == 1
     assert calls.count("cudaGraphLaunch") == NEW_TOKENS - 2
-    decoding = [one for one in gpu.trt.executions if one.graph != "vision" and one.shapes["row_index"] == (1, 1)]
-    assert [one.graph for one in decoding] == ["trunk", "tail"] * 2  # enqueued, captured, and never again
+    decoding = [run for run in gpu.trt.executions if run.graph != "vision" and run.shapes["row_index"] == (1, 1)]
+    assert [step.graph for step in decoding] == ["trunk", "tail"] * 2  # enqueued, captured, and never again
 
 
 def test_it_holds_host_to_device_engines_and_device_to_host(gpu: FakeGpu, session: Session) -> None:
     ask(session)
     (graph,) = gpu.cuda.graphs.values()
-    assert [one.name for one in graph] == ["copy"] * 5 + ["trunk", "tail", "copy"]
+    assert [node.name for node in graph] == ["copy"] * 5 + ["trunk", "tail", "copy"]
     ask(session, OTHER)
     assert len(gpu.cuda.graphs) == 1  # the next answer launches the same
 
@@ -53,9 +53,9 @@ def test_a_batch_size_has_its_own(gpu: FakeGpu) -> None:
         for chain in chains.values():
             chain()
     assert gpu.cuda.names().count("cudaGraphInstantiate") == 2
-    shapes = [one.shapes["tap"][0] for one in gpu.trt.executions]
+    shapes = [run.shapes["tap"][0] for run in gpu.trt.executions]
     assert shapes == [1, 2, 1, 2]
-    assert len({one.context for one in gpu.trt.executions}) == 2
+    assert len({run.context for run in gpu.trt.executions}) == 2
 
 
 def test_tensorrt_rtx_captures_by_itself(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -63,10 +63,10 @@ def test_tensorrt_rtx_captures_by_itself(tiny_bundle: Path, tmp_path: Path) -> N
     with gpu.session() as session:
         ask(session)
     assert "cudaStreamBeginCapture" not in gpu.cuda.names()
-    decoding = [one for one in gpu.trt.executions if one.shapes.get("row_index") == (1, 1)]
+    decoding = [run for run in gpu.trt.executions if run.shapes.get("row_index") == (1, 1)]
     assert decoding
-    assert all(one.own_graph for one in decoding)
-    assert not [one for one in gpu.trt.executions if one.own_graph and one not in decoding]
+    assert all(step.own_graph for step in decoding)
+    assert not [run for run in gpu.trt.executions if run.own_graph and run not in decoding]
 
 
 @pytest.mark.parametrize("reason", ["a call of TensorRT", "the end of the capture", "the graph"])

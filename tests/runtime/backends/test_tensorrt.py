@@ -42,12 +42,12 @@ def test_the_same_answers_as_onnxruntime(
         expected = conversation(plain)
     with gpu.session(EngineOptions(cuda_graph=cuda_graph)) as session:
         found = conversation(session)
-    for one, other in zip(found, expected, strict=True):
-        assert one.token_ids == other.token_ids
-        assert one.tokens == other.tokens
-        assert one.trace is not None
+    for answer, other in zip(found, expected, strict=True):
+        assert answer.token_ids == other.token_ids
+        assert answer.tokens == other.tokens
+        assert answer.trace is not None
         assert other.trace is not None
-        np.testing.assert_allclose(one.trace.step_logits, other.trace.step_logits, atol=1e-5)
+        np.testing.assert_allclose(answer.trace.step_logits, other.trace.step_logits, atol=1e-5)
     assert gpu.cuda.violations == []
 
 
@@ -64,11 +64,11 @@ def test_caches_in_bf16(bf16_bundle: Path, tmp_path: Path, variant: str) -> None
         found = conversation(session)
         caches = session._decoder.slots.caches["trunk"].buffers
         assert {buffer.dtype.name for buffer in caches.values()} == {"uint16"}
-    for one, other in zip(found, expected, strict=True):
-        assert one.token_ids == other.token_ids
-        assert one.trace is not None
+    for answer, other in zip(found, expected, strict=True):
+        assert answer.token_ids == other.token_ids
+        assert answer.trace is not None
         assert other.trace is not None
-        np.testing.assert_allclose(one.trace.step_logits, other.trace.step_logits, atol=0.05)
+        np.testing.assert_allclose(answer.trace.step_logits, other.trace.step_logits, atol=0.05)
     assert gpu.cuda.violations == []
 
 
@@ -76,21 +76,21 @@ class TestAddresses:
     def test_caches_keep_theirs(self, gpu: FakeGpu, session: Session) -> None:
         conversation(session)
         for graph in ("trunk", "rpn", "tail"):
-            runs = [one.addresses for one in gpu.trt.executions if one.graph == graph]
+            runs = [entry.addresses for entry in gpu.trt.executions if entry.graph == graph]
             caches = [{name: address for name, address in run.items() if "cache" in name} for run in runs]
             assert len(runs) > 1
             assert all(run == caches[0] for run in caches)
 
     def test_only_the_cache_update_aliases_an_input_with_an_output(self, gpu: FakeGpu, session: Session) -> None:
         conversation(session)
-        for one in gpu.trt.executions:
-            for name, address in one.addresses.items():
-                shared = {other for other, a in one.addresses.items() if a == address and other != name}
-                assert shared <= {f"{name}_out", name.removesuffix("_out")}, (one.graph, name, shared)
+        for run in gpu.trt.executions:
+            for name, address in run.addresses.items():
+                shared = {other for other, a in run.addresses.items() if a == address and other != name}
+                assert shared <= {f"{name}_out", name.removesuffix("_out")}, (run.graph, name, shared)
 
     def test_the_tap_goes_from_trunk_to_rpn_and_tail_on_the_device(self, gpu: FakeGpu, session: Session) -> None:
         ask(session)
-        first = {one.graph: one for one in reversed(gpu.trt.executions) if one.shapes.get("tap", (0, 2))[1] > 1}
+        first = {run.graph: run for run in reversed(gpu.trt.executions) if run.shapes.get("tap", (0, 2))[1] > 1}
         assert first["trunk"].addresses["tap"] == first["rpn"].addresses["tap"] == first["tail"].addresses["tap"]
         tap = session._decoder.slots.taps
         copies = [call for call in gpu.cuda.calls if call[0] == "cudaMemcpyAsync"]
@@ -99,8 +99,8 @@ class TestAddresses:
 
     def test_image_tokens_go_from_vision_to_trunk_on_the_device(self, gpu: FakeGpu, session: Session) -> None:
         ask(session)
-        embeds = {one.addresses["image_embeds"] for one in gpu.trt.executions if one.graph == "vision"}
-        hidden = {one.addresses["inputs_embeds"] for one in gpu.trt.executions if one.graph == "trunk"}
+        embeds = {run.addresses["image_embeds"] for run in gpu.trt.executions if run.graph == "vision"}
+        hidden = {run.addresses["inputs_embeds"] for run in gpu.trt.executions if run.graph == "trunk"}
         moved = [(call[1], call[3]) for call in gpu.cuda.calls if call[0] == "cudaMemcpy2DAsync"]
         width = 4 * session.spec.llm.width
         starts = {start + len(BEFORE) * width for start in hidden}
@@ -111,8 +111,8 @@ class TestAddresses:
 
     def test_all_contexts_work_in_one_block(self, gpu: FakeGpu, session: Session) -> None:
         conversation(session)
-        assert len({one.memory for one in gpu.trt.executions}) == 1
-        assert len({one.context for one in gpu.trt.executions}) > 4
+        assert len({run.memory for run in gpu.trt.executions}) == 1
+        assert len({run.context for run in gpu.trt.executions}) > 4
 
     def test_an_output_over_another_input_is_refused(self, gpu: FakeGpu) -> None:
         backend = gpu.backend()
@@ -132,16 +132,16 @@ class TestAddresses:
 class TestProfiles:
     def test_decode_steps_and_prefills_have_their_own(self, gpu: FakeGpu, session: Session) -> None:
         ask(session)
-        for one in gpu.trt.executions:
-            rows = one.shapes.get("row_index", (1, 1))[1]
-            expected = 1 if one.graph in ("trunk", "tail") and rows > 1 else 0
-            assert one.profile == expected, (one.graph, rows)
+        for run in gpu.trt.executions:
+            rows = run.shapes.get("row_index", (1, 1))[1]
+            expected = 1 if run.graph in ("trunk", "tail") and rows > 1 else 0
+            assert run.profile == expected, (run.graph, rows)
 
     def test_each_runs_in_a_context_of_its_own(self, gpu: FakeGpu, session: Session) -> None:
         conversation(session)
         profiles: dict[int, set[tuple[str, int]]] = {}
-        for one in gpu.trt.executions:
-            profiles.setdefault(one.context, set()).add((one.graph, one.profile))
+        for run in gpu.trt.executions:
+            profiles.setdefault(run.context, set()).add((run.graph, run.profile))
         assert all(len(found) == 1 for found in profiles.values())
 
     def test_shapes_that_none_has(self, gpu: FakeGpu) -> None:
@@ -188,7 +188,7 @@ class TestLoading:
     def test_code_in_engines_runs_only_where_it_is_allowed(
         self, tiny_bundle: Path, tmp_path: Path, flavour: str
     ) -> None:
-        """Version-compatible engines of TensorRT bring some along."""
+        """Version-compatible engines of TensorRT contain some."""
         gpu = fake_gpu(tiny_bundle, tmp_path, flavour=flavour)
         library = Library(flavour, gpu.trt)
         path = gpu.engine("trunk")

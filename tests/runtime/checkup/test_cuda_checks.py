@@ -40,7 +40,7 @@ class LimitedCudart(FakeCudart):
         return super().cudaMalloc(size)
 
     def cudaMemGetInfo(self) -> Any:  # noqa: N802
-        used = sum(one.size for one in self.live.values() if one.kind == "device")
+        used = sum(block.size for block in self.live.values() if block.kind == "device")
         self.leaks, lost = self.leaks * 2, self.leaks
         return OK, (8 << 30) - used - lost, 8 << 30
 

@@ -1,4 +1,4 @@
-"""What ends a child process is a result, and the groups behind it are still checked."""
+"""What ends a child process is a result, and the groups after it are still checked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, **requ
 def test_a_child_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, detail: str) -> None:
     found = results(tmp_path, monkeypatch, ending)
     for group in ("CUDA", "pictures"):
-        own = [(one.name, one.state) for one in found if one.group == group]
+        own = [(result.name, result.state) for result in found if result.group == group]
         assert own == [("one", "passed"), ("two", "failed"), ("three", "skipped")]
     assert detail in found[1].detail
     assert found[2].detail == "the step before, 'two', ended the process"
@@ -65,8 +65,8 @@ def test_a_child_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_bundle_that_cannot_be_opened_is_a_result(tmp_path: Path) -> None:
-    found = [one for one in run_checkup(CheckupRequest(bundle=str(tmp_path))) if one.group == "bundle"]
-    assert [(one.name, one.state) for one in found] == [("open", "failed")]
+    found = [result for result in run_checkup(CheckupRequest(bundle=str(tmp_path))) if result.group == "bundle"]
+    assert [(result.name, result.state) for result in found] == [("open", "failed")]
     assert "manifest.json" in found[0].detail
 
 

@@ -1,4 +1,4 @@
-"""Engines that do not fit are refused before they are loaded, in a line that names field, values and what mends it."""
+"""Engines that do not fit are refused before they are loaded, in a line that names field, values and what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.runtime.engine_files import TARGET, platform, rewrite, write_engines
 
 
 class Library:
-    """Says of every engine what it was told to."""
+    """Reports of every engine what the test says."""
 
     def __init__(self, answer: Validity | None) -> None:
         self.answer = answer
@@ -77,9 +77,9 @@ def test_what_was_built_for_this_machine_fits(bundle: Bundle) -> None:
 def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where everything lies in nested dicts and lists, these themselves as well."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in items:
+    for key, entry in items:
         yield (*place, key)
-        yield from places(one, (*place, key))
+        yield from places(entry, (*place, key))
 
 
 def alterations(value: Any) -> Iterator[Any]:
@@ -252,7 +252,7 @@ def test_engines_that_do_not_go_together(bundle: Bundle) -> None:
 def test_engines_with_profiles_for_other_contexts_do_not_go_together(bundle: Bundle) -> None:
     rewrite(bundle.path, "rpn", contexts=(64, 128))
     messages = [str(problem) for problem in problems(bundle)]
-    assert any("contexts is (64, 128), that of trunk is (128,); build it again:" in one for one in messages), messages
+    assert any("contexts is (64, 128), that of trunk is (128,); build it again:" in text for text in messages), messages
 
 
 class TestDigests:
@@ -369,7 +369,7 @@ def test_engines_of_plain_tensorrt_stay_where_they_were_built(
     found = open_bundle(copied(tiny_bundle, tmp_path))
     write_engines(found, flavour="tensorrt")
     library.answer = None  # it has no check of its own
-    assert [re.search(message, str(one)) is not None for one in problems(found, here)] == [True] * bool(message)
+    assert [re.search(message, str(problem)) is not None for problem in problems(found, here)] == [True] * bool(message)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_version_compatible_engines_run_with_later_releases(
     for graph in ("vision", "trunk", "rpn", "tail"):
         rewrite(found.path, graph, library_version=built, version_compatible=True)
     machine = platform("tensorrt", libraries={"tensorrt": here})
-    assert ["VERSION_MISMATCH"] * (not good) == [one.reason for one in problems(found, machine)]
+    assert ["VERSION_MISMATCH"] * (not good) == [problem.reason for problem in problems(found, machine)]
     assert engine_set(found, TARGET).host_code
     for graph in ("vision", "trunk", "rpn", "tail"):
         rewrite(found.path, graph, version_compatible=False)
@@ -438,7 +438,7 @@ def test_a_refusal_without_a_reason_is_one_of_cuda(bundle: Bundle, library: Libr
 def test_memory_counts_weights_caches_taps_and_the_largest_activations(bundle: Bundle) -> None:
     spec, rows = bundle.spec, 128
     engines = engine_set(bundle, TARGET)
-    weights = sum(one.path.stat().st_size for one in engines.engines.values())
+    weights = sum(engine.path.stat().st_size for engine in engines.engines.values())
     caches = (2 * (spec.llm.layers + 1) + 1) * spec.llm.kv_heads * rows * spec.llm.head_dim * 4  # fp32
     assert device_bytes(engines) == weights + caches + rows * spec.llm.width * 4 + (1 << 20)
     for graph in engines.engines:
@@ -449,7 +449,7 @@ def test_memory_counts_weights_caches_taps_and_the_largest_activations(bundle: B
 def test_a_target_without_engines(bundle: Bundle) -> None:
     with pytest.raises(BadInput, match=r"has no engines for target 'l4'; it has rtx-4090. Build them: sdrpn build"):
         engine_set(bundle, "l4")
-    assert [one.target for one in engine_sets(bundle)] == [TARGET]
+    assert [target.target for target in engine_sets(bundle)] == [TARGET]
 
 
 def test_the_reasons_are_those_of_tensorrt_rtx() -> None:

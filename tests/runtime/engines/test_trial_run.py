@@ -50,7 +50,7 @@ def test_good_engines_pass(tiny_bundle: Path, coded_bundle: Path, tmp_path: Path
     assert set(gates) == {(graph, kind) for graph in GRAPHS for kind in KINDS if (graph, kind) != ("rpn", KINDS[2])}
     assert all(gate.ok for gate in gates.values()), gates
     # Both profiles of trunk and tail were run.
-    assert {(one.graph, one.profile) for one in gpu.trt.executions} == {
+    assert {(run.graph, run.profile) for run in gpu.trt.executions} == {
         *((graph, profile) for graph in ("trunk", "tail") for profile in (0, 1)),
         ("vision", 0),
         ("rpn", 0),
@@ -140,8 +140,8 @@ def test_every_context_is_tried(tiny_bundle: Path, tmp_path: Path) -> None:
     gpu = fake_gpu(tiny_bundle, tmp_path, variant="primitive-fp32", shorter_contexts=(32,))
     gates = tried(gpu)
     assert all(gate.ok for gate in gates.values()), gates
-    assert {one.profile for one in gpu.trt.executions if one.graph == "tail"} == {0, 1, 2, 3}
-    assert {one.shapes["key_cache.0"][2] for one in gpu.trt.executions if one.graph == "rpn"} == {32, 128}
+    assert {run.profile for run in gpu.trt.executions if run.graph == "tail"} == {0, 1, 2, 3}
+    assert {run.shapes["key_cache.0"][2] for run in gpu.trt.executions if run.graph == "rpn"} == {32, 128}
 
 
 def test_a_context_that_computes_nonsense_is_named(tiny_bundle: Path, tmp_path: Path) -> None:

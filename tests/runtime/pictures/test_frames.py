@@ -106,7 +106,7 @@ class TestTensors:
 
 
 class FakeCuda:
-    """Its device memory is the host's; a copy counts only behind the wait for all that was enqueued before."""
+    """Its device memory is the host's; a copy counts only after the wait for all that was enqueued before."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -1,4 +1,4 @@
-"""One picture of a question: the same pixels whoever prepares them, and what "fast" does."""
+"""One picture of a question: the same pixels however they are prepared, and what "fast" does."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def turned_by_exif() -> bytes:
 
 
 def another_profile() -> bytes:
-    """Of another colour space than sRGB: pixels are left as they are, as Pillow leaves them."""
+    """A picture in another colour space than sRGB: pixels are left as they are, as Pillow leaves them."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
