@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdrpn.bundle.shipped import DEMO_BUNDLE, DEMO_NAME, bundle_path, is_former_name
-from sdrpn.terminal.argument_types import AUTO, number_between, positive_int
+from sdrpn.terminal.argument_types import AUTO, positive_int
 from sdrpn.terminal.output import warn, warn_of_former_name
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "GRAPH_BACKENDS",
     "add_fit_argument",
     "add_former_name",
-    "add_region_arguments",
     "add_threads_argument",
     "bundle_folder",
     "filled",
@@ -89,30 +88,6 @@ def add_former_name(group: argparse._ActionsContainer, former: str, now: str, *,
         default=argparse.SUPPRESS,
         choices=choices,
         help=argparse.SUPPRESS,
-    )
-
-
-def add_region_arguments(group: argparse._ArgumentGroup) -> None:
-    """Declare which cells of a RoI map become regions, and how they are looked at."""
-    group.add_argument(
-        "--threshold",
-        metavar="X",
-        type=number_between(-1, 1),
-        help="cells of the RoI map above this become regions; negative: relative to the highest raw score (default: "
-        "the model's own, which `sdrpn inspect` shows)",
-    )
-    group.add_argument(
-        "--upscale",
-        choices=("mask", "bbox"),
-        help="mask: one crop around all regions, with only the cells above the threshold; bbox: up to two crops, all "
-        "cells (default: the model's own)",
-    )
-    group.add_argument(
-        "--max-share",
-        metavar="S",
-        type=number_between(0, 1),
-        help="ignore regions larger than this share of the map, which the first look shows well enough (default: "
-        "the model's own; the official limit is 0.390625)",
     )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.cli.model_folders import add_model_options
 from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
+from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.engine_build import BuildOptions, BuildRequest

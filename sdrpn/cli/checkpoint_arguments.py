@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled
-from sdrpn.cli.model_folders import add_model_options
 from sdrpn.terminal.argument_types import positive_int
+from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.checkpoint_parts import CheckpointParts

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import bundle_folder
-from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
+from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.device_check import CheckupRequest

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import add_threads_argument, bundle_folder, filled
 from sdrpn.cli.checkpoint_arguments import add_part_arguments
-from sdrpn.cli.model_folders import add_model_options
 from sdrpn.terminal.argument_types import AUTO, number_or_auto, positive_int, whole_number
 from sdrpn.terminal.look_arguments import add_look_arguments
+from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.evaluate import EvaluationRequest

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
 from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled
 from sdrpn.cli.checkpoint_arguments import checkpoint_parts
-from sdrpn.cli.model_folders import add_model_options
 from sdrpn.terminal.argument_types import number_between, positive_int
+from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.export import CalibrationData

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
-from sdrpn.cli.model_folders import add_model_options
 from sdrpn.errors import BadInput
+from sdrpn.terminal.model_folders import add_model_options
 
 HELP = "show what a bundle holds"
 DESCRIPTION = """\

@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from sdrpn import __version__
-from sdrpn.cli.model_folders import found_model_folders
 from sdrpn.terminal.ending import exit_code_of
 from sdrpn.terminal.failure import is_given
+from sdrpn.terminal.model_folders import found_model_folders
 from sdrpn.terminal.output import begin_output
 from sdrpn.terminal.parser import Parser
 from sdrpn.terminal.streams import prepare_streams

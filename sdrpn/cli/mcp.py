@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.cli.model_folders import add_model_options
 from sdrpn.cli.session_arguments import add_where, session_fields
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import port_number, positive_int
+from sdrpn.terminal.model_folders import add_model_options
 
 HELP = "give agents tools that find and read details in pictures (MCP)"
 DESCRIPTION = """\

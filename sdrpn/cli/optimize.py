@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
-from sdrpn.cli.model_folders import add_model_options
+from sdrpn.terminal.model_folders import add_model_options
 
 HELP = "make a bundle's graphs ready for this machine's CPU"
 DESCRIPTION = """\

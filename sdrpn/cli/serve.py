@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.cli.model_folders import add_model_options
 from sdrpn.cli.session_arguments import add_where, session_fields
 from sdrpn.terminal.argument_types import byte_count, number_between, port_number, positive_int
+from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.serve import ServeRequest

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
 from sdrpn.cli.checkpoint_arguments import add_part_arguments
-from sdrpn.cli.model_folders import add_model_options
+from sdrpn.terminal.model_folders import add_model_options
 
 HELP = "measure a bundle's graphs, or a target's engines, against the checkpoint"
 DESCRIPTION = """\

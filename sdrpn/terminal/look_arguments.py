@@ -7,7 +7,7 @@ from typing import Any
 
 from sdrpn.terminal.argument_types import number_between, positive_int
 
-__all__ = ["add_look_arguments", "add_shape_arguments", "look_fields"]
+__all__ = ["add_look_arguments", "add_region_arguments", "add_shape_arguments", "look_fields"]
 
 # As in sdrpn.method.preset and sdrpn.families.family, which are not imported for --help.
 PRESETS = ("document", "scene", "chart", "reading", "search", "high-resolution")
@@ -75,3 +75,27 @@ def image_tokens(text: str) -> tuple[int, int]:
 def look_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of a request that say how many image tokens a picture becomes, and the preset."""
     return {"preset": args.preset, "image_tokens": args.image_tokens, "resize": args.resize}
+
+
+def add_region_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare which cells of a RoI map become regions, and how they are looked at."""
+    group.add_argument(
+        "--threshold",
+        metavar="X",
+        type=number_between(-1, 1),
+        help="cells of the RoI map above this become regions; negative: relative to the highest raw score (default: "
+        "the model's own, which `sdrpn inspect` shows)",
+    )
+    group.add_argument(
+        "--upscale",
+        choices=("mask", "bbox"),
+        help="mask: one crop around all regions, with only the cells above the threshold; bbox: up to two crops, all "
+        "cells (default: the model's own)",
+    )
+    group.add_argument(
+        "--max-share",
+        metavar="S",
+        type=number_between(0, 1),
+        help="ignore regions larger than this share of the map, which the first look shows well enough (default: "
+        "the model's own; the official limit is 0.390625)",
+    )
