@@ -435,8 +435,8 @@ class Session:
         """
         budget = Budget(image_tokens, resize)
         options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=budget)
-        require_type("images", images, abc.Sequence[Any])
-        require_type("pieces", pieces, abc.Sequence[Any])
+        require_type("images", images, abc.Sequence[object])
+        require_type("pieces", pieces, abc.Sequence[object])
         ids = tuple(ids_of(f"pieces[{number}]", piece) for number, piece in enumerate(pieces))
         stream = self._questions.stream_of_pieces(tuple(images), ids, options, stop_ids)
         stream.begin()

@@ -256,6 +256,24 @@ class TestRequests:
                 fake.session.look_ids(IMAGE, before, after)
         assert ran(fake) == []
 
+    @pytest.mark.parametrize(
+        ("images", "pieces", "message"),
+        [
+            ([IMAGE], "ab", "pieces is 'ab'; expected a list"),
+            ([IMAGE], [(1,), "w8"], r"pieces\[1\] is 'w8'; expected token ids: a list of integers"),
+            ([IMAGE], [(1,), None], r"pieces\[1\] is None; expected token ids"),
+            ("a.jpg", [(1,), (2,)], "images is 'a.jpg'; expected a list"),
+            (None, [(1,), (2,)], "images is None; expected a list"),
+        ],
+    )
+    def test_what_is_no_list_of_pieces(
+        self, open_fake: Callable[..., Fake], images: Any, pieces: Any, message: str
+    ) -> None:
+        fake = open_fake(script_of(5, 6))
+        with pytest.raises(BadInput, match=f"^{message}"):
+            fake.session.answer_pieces(images, pieces, roi=None)
+        assert ran(fake) == []
+
     def test_what_decides_nothing(self, open_fake: Callable[..., Fake]) -> None:
         fake, anything = open_fake(fired(script_of(5))), cast(Any, 3)
         with pytest.raises(BadInput, match="decide is 3; expected a function"):

@@ -101,7 +101,7 @@ def test_any_number_of_images_as_in_transformers(
 
 
 def test_questions_of_all_kinds_take_turns(both: tuple[Any, Session]) -> None:
-    """No state is kept between them, and prefixes are told apart."""
+    """No state is kept between them, and prefixes differ."""
     _, session = both
     alone = {}
     for pieces in PROMPTS:
