@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sdrpn.errors import BadBundle, BadInput, RunFailed
 from sdrpn.host.atomic import replacing_directory, require_free_space
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import Machine, read_machine
 from sdrpn.host.progress import Grown, uncounted
 from sdrpn.host.sizes import text_from_bytes
@@ -50,7 +51,7 @@ class ServiceCheck:
 
 
 @dataclass(frozen=True)
-class InstallRequest:
+class InstallRequest(CheckedFields):
     """Which archive is installed where.
 
     keys: public keys, one of which must have signed it; empty: no signature is asked for. now: when the update began.

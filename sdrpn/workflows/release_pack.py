@@ -13,6 +13,7 @@ from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.bundle.engine_manifest import EngineManifest
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.listed_files import FileInfo
 from sdrpn.host.progress import Grown, uncounted
 from sdrpn.release.archive import Archive, StoredObject, open_archive, write_archive
@@ -32,7 +33,7 @@ __all__ = ["PackRequest", "PackedRelease", "pack_release", "sign_release", "veri
 
 
 @dataclass(frozen=True)
-class PackRequest:
+class PackRequest(CheckedFields):
     """What becomes a release.
 
     source: a bundle (`demo`: the shipped one), or an archive, of which a delta is made. name, version: of the release;
@@ -52,6 +53,7 @@ class PackRequest:
     against: Path | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.graphs and not self.targets:
             raise BadInput("a release without graphs needs engines; name at least one target", options=("target",))
 

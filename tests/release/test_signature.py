@@ -31,7 +31,7 @@ def test_the_statement_lists_every_file(keys: tuple[Path, Path]) -> None:
     statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     assert bundle["mediaType"] == "application/vnd.dev.sigstore.bundle.v0.3+json"
     assert statement["predicateType"] == "https://model_signing/signature/v1.0"
-    resources = {one["name"]: one["digest"] for one in statement["predicate"]["resources"]}
+    resources = {entry["name"]: entry["digest"] for entry in statement["predicate"]["resources"]}
     assert resources == index.digests
     assert set(resources) == {"release.json", *CONTENT}
 

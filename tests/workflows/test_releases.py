@@ -77,7 +77,7 @@ class TestPack:
     def test_contents_are_stored_once(self, archives: tuple[Path, Path, Path], tiny_bundle: Path) -> None:
         manifest = open_bundle(tiny_bundle).manifest
         with open_archive(archives[0]) as archive:
-            stored = [one.sha256 for one in archive.objects()]
+            stored = [found.sha256 for found in archive.objects()]
             assert len(stored) == len(set(stored)) == len(archive.index.sizes)
             of_bundle = {f"bundle/{name}" for name in (*manifest.files, "manifest.json")}
             assert set(archive.index.files) == of_bundle | {"sbom.cdx.json", "provenance.json"}
@@ -94,7 +94,7 @@ class TestPack:
         names = {component["name"] for component in sbom["components"]}
         assert {"numpy", "onnxruntime", "sdrpn", "bundle/manifest.json"} <= names
         provenance = json.loads((Path(release.folder) / "provenance.json").read_text())
-        subjects = {one["name"]: one["digest"]["sha256"] for one in provenance["subject"]}
+        subjects = {entry["name"]: entry["digest"]["sha256"] for entry in provenance["subject"]}
         index = json.loads((Path(release.folder) / "release.json").read_text())
         assert {name: index["files"][name]["sha256"] for name in subjects} == subjects
 
