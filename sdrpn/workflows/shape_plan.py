@@ -11,6 +11,7 @@ from sdrpn.bundle.memory import MemoryNeeds, device_needs, fitting_context, step
 from sdrpn.engines import Target, read_target, read_targets, usual_context
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import published_shapes
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.workflows.look_settings import LookSettings
 
@@ -22,7 +23,7 @@ __all__ = ["DevicePlan", "ShapePlan", "ShapeRequest", "is_shape", "plan_shape"]
 
 
 @dataclass(frozen=True)
-class ShapeRequest:
+class ShapeRequest(CheckedFields):
     """A published model, and how it would be exported.
 
     shape: a name of `published_shapes`
