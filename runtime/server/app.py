@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from sdrpn.errors import SdrpnError
-from sdrpn.runtime.server.connection import EventStream, first_of, unless_gone
+from sdrpn.runtime.server.connection import EventStream, TimeLimit, first_of, unless_gone
 from sdrpn.runtime.server.doorway import Doorway
 from sdrpn.runtime.server.faults import Fault, fault_from_error, json_response, shown
 from sdrpn.runtime.server.notes import note
@@ -109,38 +109,38 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     @app.post("/v1/look")
     async def look(body: LookRequest, http: Request) -> Response:
         """Where questions about a picture point: boxes, scores and map, no words."""
-        return json_response(await unless_gone(http, service.look(body), service.timeout_of(body)))
+        return json_response(await unless_gone(http, service.look(body), service.limit_of(body)))
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:
         """An answer to a question about a picture."""
-        timeout_s = service.timeout_of(body)
+        limit = service.limit_of(body)
         if not body.stream:
-            completion = await unless_gone(http, service.answer(body), timeout_s)
+            completion = await unless_gone(http, service.answer(body), limit)
             return json_response(completion.to_dict())
-        return await _streamed(http, _chunks(service, body), timeout_s, b"[DONE]")
+        return await _streamed(http, _chunks(service, body), limit, b"[DONE]")
 
     @app.post("/v1/responses")
     async def responses(body: ResponsesRequest, http: Request) -> Response:
         """The same in OpenAI's newer interface."""
-        timeout_s, asked = service.timeout_of(body), chat_of(body)
+        limit, asked = service.limit_of(body), chat_of(body)
         if not body.stream:
-            completion = await unless_gone(http, service.answer(asked), timeout_s)
+            completion = await unless_gone(http, service.answer(asked), limit)
             return json_response(response_json(body, completion))
-        return await _streamed(http, response_events(body, service.events(asked)), timeout_s, None)
+        return await _streamed(http, response_events(body, service.events(asked)), limit, None)
 
 
 async def _streamed(
-    http: Request, events: AsyncGenerator[dict[str, Any], None], timeout_s: float, end: bytes | None
+    http: Request, events: AsyncGenerator[dict[str, Any], None], limit: TimeLimit, end: bytes | None
 ) -> Response:
     """An error before the first event is a reply of its own."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
+    deadline = asyncio.get_running_loop().time() + limit.seconds
     try:
-        first = await unless_gone(http, first_of(events), timeout_s)
+        first = await unless_gone(http, first_of(events), limit)
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(events, first, deadline, end)
+    return EventStream(events, first, deadline, limit, end)
 
 
 async def _chunks(service: Service, body: ChatRequest) -> AsyncGenerator[dict[str, Any], None]:

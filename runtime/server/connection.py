@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -13,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from sdrpn.runtime.server.faults import Fault, fault_from_error, json_bytes
 
-__all__ = ["ClientGone", "EventStream", "first_of", "unless_gone"]
+__all__ = ["ClientGone", "EventStream", "TimeLimit", "first_of", "unless_gone"]
 
 Result = TypeVar("Result")
 _SEND_TIMEOUT_S = 30.0  # of a client that does not read
@@ -23,17 +24,30 @@ class ClientGone(Exception):
     """Nobody waits for the reply any more."""
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result], timeout_s: float) -> Result:
+@dataclass(frozen=True)
+class TimeLimit:
+    """How long a request may take, and with which status it is ended: 408 if its client said so, else 504."""
+
+    seconds: float
+    status: int = 504
+
+    def passed(self) -> Fault:
+        """What the client gets."""
+        message = f"the answer was not complete in time, and was ended after {self.seconds:g} s"
+        return Fault(self.status, message, "timeout")
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result], limit: TimeLimit) -> Result:
     """The result of some work, which is cancelled where the client goes away, or the time is over.
 
-    Raises: ClientGone, or Fault 504
+    Raises: ClientGone, or what the limit says
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
     try:
-        await asyncio.wait({task, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, gone}, timeout=limit.seconds, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientGone if gone.done() else _too_late(timeout_s)
+        raise ClientGone if gone.done() else limit.passed()
     finally:
         gone.cancel()
         await _ended(task)
@@ -49,16 +63,18 @@ class EventStream(Response):
         events: AsyncGenerator[dict[str, Any], None],
         first: dict[str, Any],
         deadline: float,
+        limit: TimeLimit,
         end: bytes | None = b"[DONE]",
     ) -> None:
         """Args:
         events: the source, closed at the end
         first: was taken from it already, so that an error before it is no stream
-        deadline: of the event loop's clock
+        deadline: of the event loop's clock; it is that of `limit`
         end: a last event; None: there is none
         """
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._events, self._first, self._deadline, self._last = events, first, deadline, end
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -70,7 +86,7 @@ class EventStream(Response):
             await asyncio.wait({task, gone}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
             if not task.done() and not gone.done():
                 await _ended(task)
-                await self._end(send, _too_late(None))
+                await self._end(send, self._limit.passed())
             elif not task.done():
                 raise ClientGone
             else:
@@ -127,11 +143,6 @@ async def _ended(task: asyncio.Future[Any]) -> None:
         task.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await task
-
-
-def _too_late(timeout_s: float | None) -> Fault:
-    after = "" if timeout_s is None else f" after {timeout_s:g} s"
-    return Fault(504, f"the answer was not complete in time, and was ended{after}", "timeout")
 
 
 async def first_of(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class Extras(Strict):
     roi: RoiOptions = RoiOptions()
     map: MapForm = Field(default="none", description="whether the reply has the map, and how")
     priority: Priority = Field(default="interactive", description="batch: after all interactive ones that wait")
-    timeout_s: float | None = Field(default=None, gt=0, description="an answer that takes longer is ended with 504")
+    timeout_s: float | None = Field(default=None, gt=0, description="an answer that takes longer is ended with 408")
 
 
 class Ignored(Strict):

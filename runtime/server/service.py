@@ -23,6 +23,7 @@ from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.scheduler import Load
 from sdrpn.runtime.server.admission import Admission
 from sdrpn.runtime.server.answering import answer_options, change_of, check_chat, require_fitting, stops_of
+from sdrpn.runtime.server.connection import TimeLimit
 from sdrpn.runtime.server.content import Asked, asked_in
 from sdrpn.runtime.server.faults import Fault, shown
 from sdrpn.runtime.server.metrics import Metrics
@@ -95,9 +96,12 @@ class Service:
             self._power.__exit__(None, None, None)
         self.models.close()
 
-    def timeout_of(self, request: Extras) -> float:
-        """How long a request may take, in seconds."""
-        return min(request.timeout_s or self.options.timeout_s, self.options.timeout_s)
+    def limit_of(self, request: Extras) -> TimeLimit:
+        """How long a request may take."""
+        most_s = self.options.timeout_s
+        if request.timeout_s is None or request.timeout_s >= most_s:
+            return TimeLimit(most_s)
+        return TimeLimit(request.timeout_s, 408)
 
     async def look(self, request: LookRequest) -> dict[str, Any]:
         """The reply of `POST /v1/look`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sdrpn.bundle.bundle import Bundle, open_bundle
+from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path, bundle_title
 from sdrpn.errors import BadInput, MissingDependency
 from sdrpn.host.field_types import CheckedFields
@@ -16,6 +16,7 @@ from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.pictures.picture import JpegMode
+from sdrpn.workflows.memory_plan import PlanRequest, plan
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ServeRequest", "require_server", "serve"]
 
 _LEAST_KEY_CHARACTERS = 16
-# Of the memory that is left when the model is loaded, for pictures that are decoded.
+# Of the memory that the model and its caches leave, for pictures that are decoded.
 _PICTURES_SHARE = 0.5
 _LEAST_PICTURE_BYTES, _MOST_PICTURE_BYTES = 64 << 20, 4 << 30
 
@@ -115,7 +116,7 @@ def serve(
         if session.backend_note is not None:
             note(session.backend_note)
         try_model(session)
-        options = _options(session.bundle, request, keys)
+        options = _options(session, request, keys)
         app = create_app(session, options, lambda: _opened(request), _tracing(request.otlp_endpoint))
         service = app.state.service
         watch = Watch(
@@ -144,17 +145,15 @@ def _opened(request: ServeRequest) -> Session:
     return session
 
 
-def _options(bundle: Bundle, request: ServeRequest, keys: tuple[str, ...]) -> ServerOptions:
+def _options(session: Session, request: ServeRequest, keys: tuple[str, ...]) -> ServerOptions:
     from sdrpn.runtime.server import ServerOptions
 
-    free = read_available_memory()
-    pictures = _MOST_PICTURE_BYTES if free is None else int(_PICTURES_SHARE * free)
     return ServerOptions(
-        model=request.name or bundle_title(bundle.path),
+        model=request.name or bundle_title(session.bundle.path),
         api_keys=keys,
         most_body_bytes=request.max_body_bytes,
         most_pixels=request.max_pixels,
-        picture_bytes=max(_LEAST_PICTURE_BYTES, min(pictures, _MOST_PICTURE_BYTES)),
+        picture_bytes=_picture_bytes(session, request),
         most_new_tokens=request.max_new_tokens,
         most_queue=request.max_queue,
         most_connections=request.max_connections,
@@ -164,6 +163,25 @@ def _options(bundle: Bundle, request: ServeRequest, keys: tuple[str, ...]) -> Se
         allow_image_urls=request.allow_image_urls,
         log_format=request.log_format,
     )
+
+
+def _picture_bytes(session: Session, request: ServeRequest) -> int:
+    """What decoded pictures may take: a share of what caches and kept prefixes will leave."""
+    free = read_available_memory()
+    if free is None:
+        return _MOST_PICTURE_BYTES
+    reserved = 0
+    if session.on == "cpu":  # on a GPU they are elsewhere
+        asked = PlanRequest(
+            session.bundle.path,
+            variant=request.variant,
+            batch=session.max_batch,
+            backend=session.backend,
+            prefix_bytes=request.cache_bytes,
+        )
+        planned = plan(asked)
+        reserved = planned.needs.caches_bytes + planned.prefixes.limit_bytes
+    return max(_LEAST_PICTURE_BYTES, min(int(_PICTURES_SHARE * (free - reserved)), _MOST_PICTURE_BYTES))
 
 
 def _tracing(endpoint: str | None) -> SpanProcessor | None:

@@ -118,7 +118,7 @@ def test_an_answer_that_takes_too_long_is_ended(server: Server, pauses: Pauses, 
         assert "[DONE]" not in text
         assert json.loads(text.split("data: ")[-1])["error"]["code"] == "timeout"
     else:
-        assert (reply.status_code, json.loads(text)["error"]["code"]) == (504, "timeout")
+        assert (reply.status_code, json.loads(text)["error"]["code"]) == (408, "timeout")
     eventually(lambda: server.service.admission.used == 0)
 
 
