@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdrpn.method.given_region import decide_region, require_box
@@ -64,15 +65,17 @@ def stops_of(request: ChatRequest) -> list[str]:
     return stops
 
 
-def roi_of(request: ChatRequest, image: ImageUrl, session: Session) -> Roi:
+def roi_of(request: ChatRequest, images: Sequence[ImageUrl], session: Session) -> Roi:
     """How the model looks again; None: not."""
+    if len(images) != 1 and (request.roi.enabled or request.region is not None):
+        raise Fault(400, f"there are {len(images)} pictures; one alone is looked at again", "unsupported", "roi")
     if session.spec.rpn is None:
         if request.roi.enabled or request.region is not None:
             raise Fault(400, "this model has no RPN, and looks once", "unsupported", "roi")
         return None
     enabled = request.roi.enabled
     if enabled is None:
-        enabled = image.detail != "low" or request.region is not None
+        enabled = any(image.detail != "low" for image in images) or request.region is not None
     if not enabled and request.region is not None:
         raise Fault(400, "region needs a second look; leave roi.enabled out", param="region")
     change = change_of(request.roi, session)
@@ -110,21 +113,21 @@ def answer_options(
     request: ChatRequest,
     asked: Asked,
     session: Session,
-    image_wh: tuple[int, int],
+    images_wh: Sequence[tuple[int, int]],
     options: ServerOptions,
     constraint: Constraint | None,
 ) -> AnswerOptions:
     """Raises Fault or BadInput for what cannot be asked for."""
     stops, tokenizer = stops_of(request), session.tokenizer
     decide = None
-    roi = roi_of(request, asked.image, session)
+    roi = roi_of(request, asked.images, session)
     if request.region is not None:
-        require_box(request.region, image_wh)
+        require_box(request.region, images_wh[0])
         decide = decide_region(request.region, session.spec.vision.grid)
     ends = StopTexts(tokenizer, stops) if stops and tokenizer is not None else lambda token_id: False
     return AnswerOptions(
         roi=roi,
-        max_new_tokens=_new_tokens(request, asked, session, image_wh, options),
+        max_new_tokens=_new_tokens(request, asked, session, images_wh, options),
         sampling=Sampling(request.temperature or 0.0, request.top_p or 1.0, _seed(request.seed)),
         decide=decide,
         constraint=constraint,
@@ -134,13 +137,17 @@ def answer_options(
 
 
 def _new_tokens(
-    request: ChatRequest, asked: Asked, session: Session, image_wh: tuple[int, int], options: ServerOptions
+    request: ChatRequest,
+    asked: Asked,
+    session: Session,
+    images_wh: Sequence[tuple[int, int]],
+    options: ServerOptions,
 ) -> int:
     """As many as were asked for; else the usual number, or what the context leaves whatever is cropped."""
     most = request.max_completion_tokens or request.max_tokens
     if most is None:
-        cells = cell_count(session.spec.vision.grid(image_wh).hw)
-        crops = _MOST_CROPS[request.roi.upscale or session.policy.upscale]
+        cells = sum(cell_count(session.spec.vision.grid(wh).hw) for wh in images_wh)
+        crops = _MOST_CROPS[request.roi.upscale or session.policy.upscale] if len(images_wh) == 1 else 0
         left = session.max_context - cells * (1 + crops) - asked.text_bytes
         return max(_LEAST_ANSWER, min(options.usual_new_tokens, options.most_new_tokens, left - _TEMPLATE_TOKENS))
     if most > options.most_new_tokens:

@@ -1,4 +1,4 @@
-"""From the messages of a chat to a picture and the turns of a conversation. Reads no picture."""
+"""From the messages of a chat to pictures and the turns of a conversation. Reads no picture."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ROLES: dict[str, Role] = {"developer": "system", "system": "system", "user": "u
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a picture, and the conversation that ends with it; `turns` is None where there is no other."""
+    """A question about pictures, and the conversation that ends with it; `turns` is None where there is no other."""
 
-    image: ImageUrl
+    images: tuple[ImageUrl, ...]
     question: str
     turns: tuple[Turn, ...] | None = None
 
@@ -29,8 +29,8 @@ class Asked:
         return sum(len(text.encode(errors="replace")) for text in texts)
 
 
-def asked_in(messages: Sequence[Message]) -> Asked:
-    """The question of a conversation. Raises Fault or BadInput for what the model cannot be asked."""
+def asked_in(messages: Sequence[Message], most_images: int) -> Asked:
+    """The question of a conversation. Raises Fault or BadInput for what no model can be asked."""
     images: list[ImageUrl] = []
     turns: list[Turn] = []
     for message in messages:
@@ -44,13 +44,8 @@ def asked_in(messages: Sequence[Message]) -> Asked:
         raise Fault(
             400, f"the last message is the {turns[-1].role}'s; expected a question of the user", param="messages"
         )
-    if len(images) != 1:
-        raise Fault(
-            400,
-            f"the messages have {len(images) or 'no'} pictures; expected one, as a part of the type image_url in a "
-            "message of the user",
-            param="messages",
-        )
+    if len(images) > most_images:
+        raise Fault(400, f"the messages have {len(images)} pictures; the limit is {most_images}", param="messages")
     question = turns[-1].text
     conversation(question, turns[:-1])  # refuses another order
-    return Asked(images[0], question, tuple(turns) if len(turns) > 1 else None)
+    return Asked(tuple(images), question, tuple(turns) if len(turns) > 1 else None)

@@ -18,10 +18,10 @@ class ServerOptions:
     """Limits and permissions of a server.
 
     model: the name by which clients ask for the bundle. api_keys: one of them has to be sent; empty: nobody is asked
-    for one. most_pixels, most_body_bytes: above them a request is refused with 413. most_new_tokens, most_questions:
-    with 400. most_queue, most_connections, most_held_bytes: of requests that wait, of connections, and of all bodies
-    together; above them with 429. picture_bytes: most memory for decoded pictures, for which requests wait. timeout_s:
-    longest time of a request, and what it may ask for. body_timeout_s: of receiving one. idle_timeout_s: of a
+    for one. most_pixels, most_body_bytes: above them a request is refused with 413. most_new_tokens, most_questions,
+    most_images: with 400. most_queue, most_connections, most_held_bytes: of requests that wait, of connections, and of
+    all bodies together; above them with 429. picture_bytes: most memory for decoded pictures, for which requests wait.
+    timeout_s: longest time of a request, and what it may ask for. body_timeout_s: of receiving it. idle_timeout_s: of a
     connection without a request. watchdog_s: a unit of work that takes longer counts as stuck. image_root: pictures
     below this folder may be named as `file:` URLs. allow_image_urls: http(s) URLs of public addresses are fetched.
     Raises: BadInput for a limit that is not above 0.
@@ -37,6 +37,7 @@ class ServerOptions:
     most_new_tokens: int = 1024
     usual_new_tokens: int = 256  # where a request names no number
     most_questions: int = 16  # of one look
+    most_images: int = 8  # of one conversation
     most_queue: int = 64
     most_connections: int = 512
     timeout_s: float = 600.0

@@ -61,13 +61,16 @@ def gate_json(score: float | None, looks_again: bool) -> dict[str, Any] | None:
     return None if score is None else {"score": score, "looks_again": looks_again}
 
 
-def answer_extras(answer: Answer, grid: ImageGrid, fit: str, form: MapForm) -> dict[str, Any]:
-    """The entry `sdrpn` of a completion: where the model looked, and what it cost."""
+def answer_extras(answer: Answer, grid: ImageGrid | None, fit: str, form: MapForm) -> dict[str, Any]:
+    """The entry `sdrpn` of a completion: where the model looked, and what it cost.
+
+    grid: over the picture; None where there is none, or several: nothing is looked at again then
+    """
     boxes: tuple[Region, ...] = ()
-    if answer.roi_map is not None:
+    if answer.roi_map is not None and grid is not None:
         boxes = scored_regions(answer.boxes_xyxy_px, answer.roi_map, grid)
     return {
-        "image_wh": list(grid.image_wh),
+        "image_wh": None if grid is None else list(grid.image_wh),
         "fit": fit,
         **_regions_json(boxes, answer.dropped),
         "note": answer.note,

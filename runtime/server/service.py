@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from sdrpn.runtime.server.metrics import Metrics
 from sdrpn.runtime.server.models import LoadedModel, Models
 from sdrpn.runtime.server.notes import note
 from sdrpn.runtime.server.options import ServerOptions
-from sdrpn.runtime.server.pictures import PictureSources
+from sdrpn.runtime.server.pictures import PictureFile, PictureSources
 from sdrpn.runtime.server.replies import Completion, answer_extras, look_json, stages_json
 from sdrpn.runtime.server.requests import ChatRequest, Extras, ImageUrl, LookRequest
 from sdrpn.runtime.server.stopping import TextCutter
@@ -49,7 +49,7 @@ class _Admitted:
     """A request that has its place."""
 
     model: LoadedModel
-    picture: Picture
+    pictures: tuple[Picture, ...]
     queued_s: float
 
     @property
@@ -57,8 +57,9 @@ class _Admitted:
         return self.model.session
 
     @property
-    def grid(self) -> ImageGrid:
-        return self.session.spec.vision.grid(self.picture.size)
+    def grid(self) -> ImageGrid | None:
+        """Over the one picture that is looked at again."""
+        return self.session.spec.vision.grid(self.pictures[0].size) if len(self.pictures) == 1 else None
 
 
 class Service:
@@ -111,8 +112,8 @@ class Service:
             raise Fault(400, "roi.enabled is false; a look finds regions", param="roi.enabled")
         change = change_of(request.roi, self.models.current.session)
         url = request.image.url if isinstance(request.image, ImageUrl) else request.image
-        async with self._admitted(url, request) as admitted:
-            looks = await admitted.session.look_many_async(admitted.picture, questions, roi=change)
+        async with self._admitted([url], request) as admitted:
+            looks = await admitted.session.look_many_async(admitted.pictures[0], questions, roi=change)
             self.metrics.looked(looks)
             note(looks=len(looks), boxes=sum(len(look.boxes) for look in looks), queued_s=round(admitted.queued_s, 6))
             policy = change.applied_to(admitted.session.policy)
@@ -123,7 +124,7 @@ class Service:
                 "created": int(time.time()),
                 "model": self.options.model,
                 "system_fingerprint": admitted.model.fingerprint,
-                "image_wh": list(admitted.picture.size),
+                "image_wh": list(admitted.pictures[0].size),
                 "fit": seen_of(admitted.session.spec),
                 "input_side_px": input_side_px(admitted.session.spec),
                 "policy": {
@@ -141,7 +142,7 @@ class Service:
     async def answer(self, request: ChatRequest) -> Completion:
         """The whole answer to a chat."""
         asked = self._checked(request)
-        async with self._admitted(asked.image.url, request) as admitted:
+        async with self._admitted([image.url for image in asked.images], request) as admitted:
             answer = await (await self._stream(request, asked, admitted)).finish()
             completion = self._completion(request, admitted)
             completion.text = _cut(answer.text, stops_of(request))
@@ -153,7 +154,7 @@ class Service:
         asked = self._checked(request)
         stops = stops_of(request)
         cutter = TextCutter(stops) if stops else None
-        async with self._admitted(asked.image.url, request) as admitted:
+        async with self._admitted([image.url for image in asked.images], request) as admitted:
             stream, completion = await self._stream(request, asked, admitted), self._completion(request, admitted)
             async for piece in stream:
                 text = piece if cutter is None else cutter.push(piece)
@@ -198,30 +199,35 @@ class Service:
         self._require_model(request.model)
         check_chat(request)
         stops_of(request)
-        return asked_in(request.messages)
+        return asked_in(request.messages, self.options.most_images)
 
     @asynccontextmanager
-    async def _admitted(self, url: str, request: Extras) -> AsyncIterator[_Admitted]:
-        """A place, with the picture opened."""
+    async def _admitted(self, urls: Sequence[str], request: Extras) -> AsyncIterator[_Admitted]:
+        """A place, with the pictures opened."""
         loop = asyncio.get_running_loop()
-        threads = self._fetching if self._sources.is_slow(url) else self._opening
-        file = await loop.run_in_executor(threads, self._sources.read, url)
-        start = loop.time()
-        async with self.admission.place(file.size_bytes, is_batch=request.priority == "batch"):
+        files: list[PictureFile] = []
+        for url in urls:
+            threads = self._fetching if self._sources.is_slow(url) else self._opening
+            files.append(await loop.run_in_executor(threads, self._sources.read, url))
+        start, size_bytes = loop.time(), sum(file.size_bytes for file in files)
+        async with self.admission.place(size_bytes, is_batch=request.priority == "batch"):
             queued_s = loop.time() - start
             with self.models.used() as model:
-                picture = await loop.run_in_executor(self._opening, model.session.open_picture, file.data)
-                require_fitting(model.session, picture.size)
-                yield _Admitted(model, picture, queued_s)
+                pictures: list[Picture] = []
+                for file in files:
+                    picture = await loop.run_in_executor(self._opening, model.session.open_picture, file.data)
+                    require_fitting(model.session, picture.size)
+                    pictures.append(picture)
+                yield _Admitted(model, tuple(pictures), queued_s)
 
     async def _stream(self, request: ChatRequest, asked: Asked, admitted: _Admitted) -> AsyncAnswerStream:
         constraint = None
         if request.response_format is not None:
             loop, grammars = asyncio.get_running_loop(), admitted.model.grammars
             constraint = await loop.run_in_executor(self._opening, grammars.constraint, request.response_format)
-        session, size = admitted.session, admitted.picture.size
-        options = answer_options(request, asked, session, size, self.options, constraint)
-        return session.stream_with(admitted.picture, asked.question, options)
+        session, sizes = admitted.session, [picture.size for picture in admitted.pictures]
+        options = answer_options(request, asked, session, sizes, self.options, constraint)
+        return session.stream_with(admitted.pictures, asked.question, options)
 
     def _completion(self, request: ChatRequest, admitted: _Admitted) -> Completion:
         return Completion(self.options.model, admitted.model.fingerprint)

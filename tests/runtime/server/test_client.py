@@ -78,6 +78,22 @@ class TestWhole:
         assert prompts[1] > prompts[0]
         assert replies[1].choices[0].message.content
 
+    def test_a_text_without_a_picture_gets_one_look(self, client: openai.OpenAI) -> None:
+        said = [{"role": "user", "content": QUESTION}]
+        reply = client.chat.completions.create(**{**asked(), "messages": said})
+        assert reply.model_extra is not None
+        extras = reply.model_extra["sdrpn"]
+        assert (extras["boxes"], extras["image_wh"], extras["map"]) == ([], None, None)
+        assert reply.usage is not None
+        assert reply.usage.prompt_tokens < 144
+
+    def test_several_pictures_are_refused_by_a_model_that_takes_one(self, client: openai.OpenAI) -> None:
+        (message,) = asked()["messages"]
+        picture, text = message["content"]
+        said = [{"role": "user", "content": [picture, picture, text]}]
+        with pytest.raises(openai.BadRequestError, match="places 1 images of 2"):
+            client.chat.completions.create(**{**asked(), "messages": said})
+
     @pytest.mark.parametrize(
         ("roles", "message"),
         [("ua", "last message is the assistant's"), ("uu", "expected the assistant"), ("usu", "system")],
@@ -204,8 +220,6 @@ class TestResponses:
     def test_what_is_stored_nowhere_is_refused(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match="no response is stored"):
             client.responses.create(**respond(), previous_response_id="resp_1")
-        with pytest.raises(openai.BadRequestError, match="no pictures"):
-            client.responses.create(**respond(input="what is this ?"))
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 8])
