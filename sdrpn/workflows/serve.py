@@ -16,7 +16,7 @@ from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.pictures.picture import JpegMode
-from sdrpn.workflows.memory_plan import PlanRequest, plan
+from sdrpn.workflows.memory_plan import PlanRequest, plan_bundle
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _picture_bytes(session: Session, request: ServeRequest) -> int:
             backend=session.backend,
             prefix_bytes=request.cache_bytes,
         )
-        planned = plan(asked)
+        planned = plan_bundle(asked)
         reserved = planned.needs.caches_bytes + planned.prefixes.limit_bytes
     return max(_LEAST_PICTURE_BYTES, min(int(_PICTURES_SHARE * (free - reserved)), _MOST_PICTURE_BYTES))
 
