@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,6 +206,63 @@ def test_budgets_have_prefixes_of_their_own(models: Models) -> None:
     assert small.tokens.image <= 16 < large.tokens.image
     assert (again.tokens.image, again.tokens.images_encoded) == (small.tokens.image, 0)
     require_equal(again, small, REUSE_LOGITS_ABS)
+
+
+# Tokens of the image that the second pass goes without --------------------------------------------------------------
+
+
+def half_of_them(logits: np.ndarray) -> np.ndarray:
+    """In place of the official limit, which a random model keeps everything by."""
+    highest = logits.max(axis=0)
+    return np.asarray(highest > np.median(highest))
+
+
+@pytest.mark.parametrize("dialect", ["fused", "primitive"])
+def test_tokens_that_nothing_looks_at_are_left_out(
+    models: Models, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("family", "torch_reference"):
+        monkeypatch.setattr(f"sdrpn.families.qwen.{module}.kept_source_cells", half_of_them)
+    model, images = models.model("sd-rpn"), [picture((211, 333)), picture((140, 100), 2)]
+    vision = with_image_tokens(qwen_vision_of(model.spec), 4, TOKENS)
+    with opened(models, "sd-rpn", dialect, max_batch=1) as session:
+        spec, rpn = session.spec, session.spec.rpn
+        assert rpn is not None
+        small = dataclasses.replace(spec, rpn=dataclasses.replace(rpn, prune_above=8))
+        monkeypatch.setattr(session._two_pass, "_spec", small)
+        for number, (image, after) in enumerate([(images[0], AFTER), (images[0], OTHER), (images[1], AFTER)] * 2):
+            expected = reference_answer(
+                model, image, BEFORE, after, zoom=Zoom(0.01), max_new_tokens=STEPS, vision=vision, stop_ids=(301,)
+            )
+            answer = ask(session, image, after)
+            assert answer.trace is not None
+            assert answer.trace.kept_source is not None
+            assert expected.second is not None
+            assert answer.tokens.pruned == answer.tokens.image - int(answer.trace.kept_source.sum()) > 0
+            first = len(BEFORE)
+            assert np.array_equal(answer.trace.kept_source, expected.second.kept[first : first + answer.tokens.image])
+            assert answer.token_ids == expected.token_ids
+            np.testing.assert_allclose(answer.trace.step_logits, expected.step_logits, atol=PARITY_ABS)
+            # The prefix is found in the store from the second question on; the picture is encoded for its tokens.
+            known = number in (1, 3, 4, 5)
+            assert answer.tokens.rpn_rows == (len(after) if known else answer.tokens.prompt)
+            assert answer.tokens.images_encoded == 2
+
+
+def test_a_look_at_a_picture_that_may_be_pruned_is_kept(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdrpn.families.qwen.family.kept_source_cells", half_of_them)
+    image, options = picture((211, 333)), {"roi": EVERYWHERE, "image_tokens": (4, TOKENS)}
+    with opened(models, "sd-rpn") as session:
+        spec, rpn = session.spec, session.spec.rpn
+        assert rpn is not None
+        small = dataclasses.replace(spec, rpn=dataclasses.replace(rpn, prune_above=8))
+        monkeypatch.setattr(session._two_pass, "_spec", small)
+        fresh = ask(session, image)
+        session.forget_image()
+        session.look_ids(image, BEFORE, AFTER, **options)  # type: ignore[arg-type]
+        answer = ask(session, image)
+    assert (answer.tokens.rpn_rows, answer.tokens.pruned) == (0, fresh.tokens.pruned)
+    require_equal(answer, fresh, REUSE_LOGITS_ABS)
 
 
 # The gate -----------------------------------------------------------------------------------------------------------
