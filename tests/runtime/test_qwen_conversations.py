@@ -18,7 +18,7 @@ from sdrpn.images.patches import picture_patches
 from sdrpn.runtime import Session
 from sdrpn.text.turns import Turn
 from tests.families.qwen.bundles import qwen_bundle
-from tests.families.qwen.saved_by_transformers import IMAGE, saved_model
+from tests.families.qwen.saved_by_transformers import IMAGE, saved_model, token_types
 from tests.tolerances import TRANSFORMERS_LOGITS_ABS
 
 STEPS = 4
@@ -66,7 +66,7 @@ def of_transformers(model: Any, session: Session, pieces: Sequence[tuple[int, ..
         pictures = {
             "pixel_values": torch.from_numpy(np.concatenate(patches)),
             "image_grid_thw": torch.tensor(grids),
-            "mm_token_type_ids": (tokens == IMAGE).int(),
+            **token_types(tokens),
         }
     with torch.inference_mode():
         generated = model.generate(

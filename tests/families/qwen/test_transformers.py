@@ -18,7 +18,7 @@ from sdrpn.families.qwen.torch_reference import reference_answer
 from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
 from sdrpn.images.patches import picture_patches
 from sdrpn.runtime import Session
-from tests.families.qwen.saved_by_transformers import IMAGE, saved_model
+from tests.families.qwen.saved_by_transformers import IMAGE, saved_model, token_types
 from tests.tolerances import TRANSFORMERS_LOGITS_ABS
 
 BEFORE, AFTER = (300, 7, 302), (303, 11, 12, 13)
@@ -62,7 +62,7 @@ def test_plain_answers_are_transformers_own(
         generated = theirs.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == IMAGE).int(),
+            **token_types(ids),
             pixel_values=torch.from_numpy(still.reshape(len(still), -1)),
             image_grid_thw=torch.tensor([[1, rows * vision.merge, columns * vision.merge]]),
             max_new_tokens=4,
