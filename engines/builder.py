@@ -217,6 +217,7 @@ def _install(
         small_weights=result["small_weights"],
         coded_caches=plan.variant.kv_cache is not None,
         updated_caches={tensor.name for tensor in planned.graph.outputs if tensor.role in ("cache", "cache_scale")},
+        caches={tensor.name for tensor in planned.graph.inputs if tensor.is_cache},
     )
     verdict = dataclasses.replace(verdict, remarks=(*verdict.remarks, *_size_remark(plan, planned.graph, partial)))
     if plan.target.flavour == "tensorrt":  # the gate was written without a listing of this library's kernels

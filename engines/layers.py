@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from sdrpn.bundle.engine_manifest import NOT_JUDGED, REMARK
 from sdrpn.bundle.graphs import graph_named
+from sdrpn.host.sizes import text_from_bytes
 from sdrpn.method.spec import ModelSpec
 
 __all__ = [
@@ -40,6 +41,7 @@ _ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
 _TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: ([^,}\]]+)")
 # A type within a format, as TensorRT writes it for tensors outside Myelin: "Row major linear FP16 format".
 _TYPE = re.compile(r"\b(FP32|FP16|BF16|FP8|FP4|INT8|INT4|INT32|INT64|BOOL)\b", re.IGNORECASE)
+_ITEM_BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "FP8": 1, "INT8": 1}
 _SPELLED = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16"}
 # The compiler numbers the subgraphs: one per profile where a graph compiles as a whole.
 _SUBGRAPH = re.compile(r"_myl(\d+)_\d+$")
@@ -132,12 +134,14 @@ def gate(
     small_weights: Mapping[str, int] = MappingProxyType({}),
     coded_caches: bool = False,
     updated_caches: Set[str] = frozenset(),
+    caches: Set[str] = frozenset(),
 ) -> Verdict:
     """Check the choice of kernels.
 
     Every profile must have one fused attention per layer. In the decode profile every weight in INT4, FP8 or FP4 must
-    be read directly by the kernel that multiplies with it, and no kernel may write a tensor as large as a cache, except
-    the update of a cache, which TensorRT does in place. In a prefill, unpacking weights first costs little, so it is
+    be read directly by the kernel that multiplies with it, no kernel may write a tensor as large as a cache, except
+    the update of a cache, which TensorRT does in place, and attention must read the caches themselves: its name is the
+    same when it reads copies. In a prefill, unpacking weights first costs little, so it is
     only a remark. The same holds for caches in 8 bits, of which TensorRT-RTX 1.7 unpacks one layer at a time to fp16.
 
     Args:
@@ -146,6 +150,7 @@ def gate(
         small_weights: "INT4", "FP8" or "FP4" -> the number of such weights in the graph
         coded_caches: keys and values are codes with scales
         updated_caches: the graph's outputs that are caches updated in place
+        caches: the graph's inputs that are caches; empty: what attention reads is not checked
     """
     if not kernels:
         return Verdict(unjudged="the library listed no kernels")
@@ -160,7 +165,11 @@ def gate(
             found.append(f"profile {profile} has {fused} fused attention kernels for {wanted} layers")
         if profile.startswith("decode"):
             found += _detours(own, profile, small_weights)
-            copies = tuple(_cache_copies(own, spec, cache_lengths.get(profile, max_context), updated_caches))
+            rows = cache_lengths.get(profile, max_context)
+            copies = (
+                *_cache_copies(own, spec, rows, updated_caches),
+                *(_other_sources(own, spec, rows, caches) if caches else ()),
+            )
             if not coded_caches:
                 found += copies
             elif copies:
@@ -195,14 +204,38 @@ def _int8_detours(kernels: Sequence[Kernel], profile: str) -> Iterator[str]:
 def _cache_copies(
     kernels: Sequence[Kernel], spec: ModelSpec, max_context: int, updated_caches: Set[str]
 ) -> Iterator[str]:
-    size = spec.llm.kv_heads * max_context * spec.llm.head_dim  # of one request
     # A kernel that reads only constants unpacks weights, which may be larger than a cache.
     for kernel in (listed for listed in kernels if listed.inputs):
         for tensor in kernel.outputs:
-            entries = math.prod(abs(dim) for dim in tensor.dims)
-            large = entries >= size or _has_rows_of_a_cache(tensor.dims, spec.llm.head_dim, max_context)
-            if large and not _updates(kernel, tensor.name, updated_caches):
-                yield f"{kernel.name} writes {tensor.name} {list(tensor.dims)}, as large as a whole cache"
+            if _is_large(tensor, spec, max_context) and not _updates(kernel, tensor.name, updated_caches):
+                size = text_from_bytes(_cache_bytes(tensor, spec, max_context))
+                what = f"{kernel.name} writes {tensor.name} {list(tensor.dims)}, as large as a whole cache"
+                yield f"{what}: {size} for each sequence at every step"
+
+
+def _other_sources(kernels: Sequence[Kernel], spec: ModelSpec, max_context: int, caches: Set[str]) -> Iterator[str]:
+    """What attention reads in place of the caches, and no kernel of the listing writes."""
+    written = {tensor.name for kernel in kernels for tensor in kernel.outputs}  # `_cache_copies` judges these
+    for kernel in (listed for listed in kernels if listed.attends):
+        for tensor in kernel.inputs:
+            own = tensor.name in written or any(cache in tensor.name for cache in caches)
+            if _is_large(tensor, spec, max_context) and not own:
+                yield f"{kernel.name} reads {tensor.name} {list(tensor.dims)}, which is none of the graph's caches"
+
+
+def _is_large(tensor: KernelTensor, spec: ModelSpec, max_context: int) -> bool:
+    """Whether a tensor is as large as the cache of one request."""
+    entries = math.prod(abs(dim) for dim in tensor.dims)
+    large = entries >= spec.llm.kv_heads * max_context * spec.llm.head_dim
+    return large or _has_rows_of_a_cache(tensor.dims, spec.llm.head_dim, max_context)
+
+
+def _cache_bytes(tensor: KernelTensor, spec: ModelSpec, max_context: int) -> int:
+    """Bytes of a tensor; the listing hides the number of heads where the library merged it with the batch."""
+    entries = math.prod(abs(dim) for dim in tensor.dims)
+    if entries < spec.llm.kv_heads * max_context * spec.llm.head_dim:
+        entries *= spec.llm.kv_heads
+    return entries * _ITEM_BYTES.get(tensor.dtype, 2)
 
 
 def _updates(kernel: Kernel, output: str, updated_caches: Set[str]) -> bool:

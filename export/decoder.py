@@ -230,8 +230,17 @@ class DecoderAuthor:
         if llm.qk_norm:
             own = self.dialect.norm_heads(g, cast(g, qk, FLOAT), g.weight(scales), llm.rms_norm_eps, llm.head_dim)
             qk = cast(g, own, self.dtype)
+            if self.dtype != FLOAT and self.dialect.heads_of_one_product:
+                qk, v = self._of_one_product(qk, v)
         together = self.dialect.rotate(g, _by_head(g, qk), self.rotary)
         return [*g.split(together, ["q", "k"], [llm.heads, llm.kv_heads], axis=1), _by_head(g, v)]
+
+    def _of_one_product(self, qk: ir.Value, v: ir.Value) -> Sequence[ir.Value]:
+        """The same heads (B,S,heads,head_dim), multiplied with the identity: see `Dialect.heads_of_one_product`."""
+        llm, g = self.llm, self.g
+        packed = g.op.Concat(qk, v, axis=2)
+        product = g.op.MatMul(packed, g.identity(llm.head_dim, self.dtype), _outputs=["packed_heads"])
+        return g.split(product, ["qk", "v"], [llm.heads + llm.kv_heads, llm.kv_heads], axis=2)
 
     def _norm_heads(self, x: ir.Value, scale: ir.Value) -> ir.Value:
         """RMSNorm over the channels of every head, x (B,S,heads,head_dim), in fp32; one scale (head_dim) for all."""

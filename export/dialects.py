@@ -44,6 +44,7 @@ class Dialect(Protocol):
     table_axes: tuple[int | str, ...]  # of the rotary tables, before head_dim/2
     rotates_in_one: bool  # operator; else in several
     attends_with_one_row: bool  # whether attention can be computed for a single row; else that row is selected from all
+    heads_of_one_product: bool  # whether queries, keys and values must come out of one product for fast engines
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, fp32."""
@@ -116,6 +117,7 @@ class FusedDialect:
     table_axes: tuple[int | str, ...] = ("batch", "sequence")
     rotates_in_one = True
     attends_with_one_row = True
+    heads_of_one_product = False
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """One RMSNormalization."""
@@ -173,6 +175,9 @@ class PrimitiveDialect:
     rotates_in_one = False
     # A query of one row would make TensorRT-RTX copy the layer's caches.
     attends_with_one_row = False
+    # TensorRT-RTX joins caches and new rows inside its attention kernel only if these are parts of one product, with
+    # nothing but a rotation behind it; else it writes copies of the layer's caches first.
+    heads_of_one_product = True
 
     def rms_norm(self, g: GraphAuthor, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """Square, mean, square root, divide, scale."""
@@ -222,16 +227,40 @@ class PrimitiveDialect:
     def attend(
         self, g: GraphAuthor, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, shape: AttentionShape
     ) -> ir.Value:
-        """MatMul, mask, Softmax, MatMul; query heads that share keys are folded into rows."""
+        """MatMul, mask, Softmax, MatMul.
+
+        Query heads that share keys are folded into rows for ONNX Runtime, which reads each key once. For engines the
+        heads of a group get an axis of their own, outside that of the key heads: with any other order of the axes
+        TensorRT-RTX copies the layer's caches at every step.
+        """
         scaled = g.op.Mul(q, g.constant(shape.head_dim**-0.5, shape.dtype))
+        bias = None if mask is None else _bias(g, mask, shape.dtype)
+        if shape.group > 1 and shape.dtype != ir.DataType.FLOAT:
+            return self._attend_in_groups(g, scaled, (k, v), bias, shape)
         scores = g.op.MatMul(_fold(g, scaled, shape), g.op.Transpose(k, perm=[0, 1, 3, 2]))
-        if mask is not None:
-            # fp16 cannot hold -1e30; unmasked scores are never below -1e4.
-            lowest = -1e4 if shape.dtype == ir.DataType.FLOAT16 else -1e30
-            zero, never = g.constant(0.0, shape.dtype), g.constant(lowest, shape.dtype)
-            bias = g.op.Where(mask, zero, never)
+        if bias is not None:
             scores = g.op.Add(scores, bias if shape.group == 1 else _repeat_rows(g, bias, shape.group))
         return _unfold(g, g.op.MatMul(g.op.Softmax(scores, axis=-1), v), shape)
+
+    def _attend_in_groups(
+        self,
+        g: GraphAuthor,
+        q: ir.Value,
+        keys_values: tuple[ir.Value, ir.Value],
+        bias: ir.Value | None,
+        shape: AttentionShape,
+    ) -> ir.Value:
+        """q (B,H,S,d) as (B,group,H_kv,S,d); keys and values (B,1,H_kv,N,d)."""
+        axis = g.constant([1], ir.DataType.INT64)
+        by_key = g.op.Reshape(q, g.constant([0, shape.kv_heads, shape.group, -1, shape.head_dim], ir.DataType.INT64))
+        grouped = g.op.Transpose(by_key, perm=[0, 2, 1, 3, 4])
+        keys, values = (g.op.Unsqueeze(each, axis) for each in keys_values)
+        scores = g.op.MatMul(grouped, g.op.Transpose(keys, perm=[0, 1, 2, 4, 3]))
+        if bias is not None:
+            scores = g.op.Add(scores, g.op.Unsqueeze(bias, axis))
+        y = g.op.MatMul(g.op.Softmax(scores, axis=-1), values)
+        heads = g.constant([0, shape.heads, -1, shape.head_dim], ir.DataType.INT64)
+        return g.op.Reshape(g.op.Transpose(y, perm=[0, 2, 1, 3, 4]), heads)
 
 
 DIALECTS: dict[DialectName, Dialect] = {"fused": FusedDialect(), "primitive": PrimitiveDialect()}
@@ -260,6 +289,12 @@ def _visible(g: GraphAuthor, index: ir.Value, column: ir.Value, window: int | No
 def _as_column(g: GraphAuthor, row_index: ir.Value) -> ir.Value:
     """(B,S) -> (B,1,S,1)."""
     return g.op.Unsqueeze(row_index, g.constant([1, 3], ir.DataType.INT64))
+
+
+def _bias(g: GraphAuthor, mask: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A mask as a term of the scores. fp16 cannot hold -1e30; scores that are not masked are never below -1e4."""
+    lowest = -1e4 if dtype == ir.DataType.FLOAT16 else -1e30
+    return g.op.Where(mask, g.constant(0.0, dtype), g.constant(lowest, dtype))
 
 
 def _fold(g: GraphAuthor, q: ir.Value, shape: AttentionShape) -> ir.Value:

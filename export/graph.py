@@ -58,6 +58,7 @@ class GraphAuthor:
         self._weights: dict[tuple[str, ir.DataType | None], ir.Value] = {}
         self._declared: dict[str, Declared] = {}
         self._functions: list[ir.Function] = []
+        self._identities: dict[tuple[int, ir.DataType], ir.Value] = {}
 
     @property
     def op(self) -> Operators:
@@ -151,6 +152,15 @@ class GraphAuthor:
     def constant(self, value: float | Sequence[float], dtype: ir.DataType) -> ir.Value:
         """A small constant kept inside the graph."""
         return self._builder.initializer(ir.tensor(value, dtype=dtype), f"constant_{len(self._graph.initializers)}")
+
+    def identity(self, side: int, dtype: ir.DataType) -> ir.Value:
+        """The identity matrix (side,side), kept inside the graph once."""
+        found = self._identities.get((side, dtype))
+        if found is None:
+            matrix = ir.tensor(np.eye(side).tolist(), dtype=dtype)
+            found = self._builder.initializer(matrix, f"identity_{side}")
+            self._identities[side, dtype] = found
+        return found
 
     def save(self, path: Path) -> None:
         """Write the graph without unused nodes; weights stay in the table's files."""

@@ -197,7 +197,7 @@ class TestGate:
     def test_a_copy_whose_axes_were_merged(self, tiny_spec: ModelSpec, dims: str) -> None:
         """Caches of all heads and requests together, keys transposed, with or without the new row at the end."""
         (fault,) = judged(tiny_spec, listing(more=(line("__myl_Conc_myl0_9", tensor("copy", dims)),))).faults
-        assert fault == f"__myl_Conc_myl0_9 writes copy [{dims.replace(',', ', ')}], as large as a whole cache"
+        assert fault == f"__myl_Conc_myl0_9 writes copy [{dims.replace(',', ', ')}], as large as a whole cache" + COPY
 
     def test_caches_in_8_bits_are_written_out_a_layer_at_a_time(self, tiny_spec: ModelSpec) -> None:
         verdict = judged(tiny_spec, listing(copies=True), coded=True)
@@ -206,7 +206,7 @@ class TestGate:
 
     def test_a_copy_of_a_cache_in_a_decode_step(self, tiny_spec: ModelSpec) -> None:
         (fault,) = judged(tiny_spec, listing(copies=True)).faults
-        assert fault == "__myl_Move_myl0_8 writes copy [-1, 4, 256, 16], as large as a whole cache"
+        assert fault == "__myl_Move_myl0_8 writes copy [-1, 4, 256, 16], as large as a whole cache" + COPY
 
     @pytest.mark.parametrize("source", ["key_cache.0", "x"])
     def test_an_update_that_copies_the_cache(self, tiny_spec: ModelSpec, source: str) -> None:
@@ -214,7 +214,7 @@ class TestGate:
         cache = tensor("key_cache.0_out", "-1,4,256,16")
         copy = line("__myl_Move_myl0_9", cache, inputs=tensor(source, "-1,4,256,16"))
         (fault,) = judged(tiny_spec, listing(more=(copy,))).faults
-        assert fault == "__myl_Move_myl0_9 writes key_cache.0_out [-1, 4, 256, 16], as large as a whole cache"
+        assert fault == "__myl_Move_myl0_9 writes key_cache.0_out [-1, 4, 256, 16], as large as a whole cache" + COPY
 
     @pytest.mark.parametrize(
         ("name", "nodes"),
@@ -294,7 +294,8 @@ class TestGate:
         names = ("decode-64", "prefill-64", "decode-256", "prefill-256")
         lengths = {name: int(name.partition("-")[2]) for name in names}
         found = gate(kernels, tiny_spec, "trunk", profiles=names, max_context=CONTEXT, cache_lengths=lengths)
-        assert found.faults == ("__myl_Move_myl0_8 writes copy [-1, 4, 64, 16], as large as a whole cache",)
+        copy = "__myl_Move_myl0_8 writes copy [-1, 4, 64, 16], as large as a whole cache"
+        assert found.faults == (f"{copy}: 8.2 kB for each sequence at every step",)
 
     def test_int4_weights_that_became_fp16(self, tiny_spec: ModelSpec) -> None:
         verdict = judged(tiny_spec, listing(), {"INT4": 2})
