@@ -10,6 +10,7 @@ from sdrpn.method.spec import ModelSpec
 from tests.engines.listing import as_listed
 
 CONTEXT = 256
+COPY = ": 32.8 kB for each sequence at every step"
 
 
 def tensor(name: str, dims: str, dtype: str = "Half") -> str:
@@ -197,7 +198,9 @@ class TestGate:
     def test_a_copy_whose_axes_were_merged(self, tiny_spec: ModelSpec, dims: str) -> None:
         """Caches of all heads and requests together, keys transposed, with or without the new row at the end."""
         (fault,) = judged(tiny_spec, listing(more=(line("__myl_Conc_myl0_9", tensor("copy", dims)),))).faults
-        assert fault == f"__myl_Conc_myl0_9 writes copy [{dims.replace(',', ', ')}], as large as a whole cache" + COPY
+        size = "32.9 kB" if "257" in dims else "32.8 kB"
+        what = f"__myl_Conc_myl0_9 writes copy [{dims.replace(',', ', ')}], as large as a whole cache"
+        assert fault == f"{what}: {size} for each sequence at every step"
 
     def test_caches_in_8_bits_are_written_out_a_layer_at_a_time(self, tiny_spec: ModelSpec) -> None:
         verdict = judged(tiny_spec, listing(copies=True), coded=True)
@@ -207,6 +210,17 @@ class TestGate:
     def test_a_copy_of_a_cache_in_a_decode_step(self, tiny_spec: ModelSpec) -> None:
         (fault,) = judged(tiny_spec, listing(copies=True)).faults
         assert fault == "__myl_Move_myl0_8 writes copy [-1, 4, 256, 16], as large as a whole cache" + COPY
+
+    @pytest.mark.parametrize("name", ["key_cache.0", "key_cache.0_out", "copy"])
+    def test_attention_that_reads_something_else_than_a_cache(self, tiny_spec: ModelSpec, name: str) -> None:
+        """Its kernel has the name of the one that reads caches where they lie, and no kernel of the listing copies."""
+        reads = line("_gemv_mha_v1_myl0_1", tensor("y", "-1,1,64"), inputs=tensor(name, "-1,4,256,16"))
+        kernels = listing(decode_attentions=1, more=(reads,))
+        profiles = ("decode", "prefill")
+        found = gate(kernels, tiny_spec, "trunk", profiles=profiles, max_context=CONTEXT, caches={"key_cache.0"})
+        own = [fault for fault in found.faults if "__myl_Scat" not in fault]
+        what = "_gemv_mha_v1_myl0_1 reads copy [-1, 4, 256, 16], which is none of the graph's caches"
+        assert own == ([what] if name == "copy" else [])
 
     @pytest.mark.parametrize("source", ["key_cache.0", "x"])
     def test_an_update_that_copies_the_cache(self, tiny_spec: ModelSpec, source: str) -> None:
