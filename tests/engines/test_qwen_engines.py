@@ -25,8 +25,10 @@ CONTEXT = 512
 
 def _wide(spec: ModelSpec, sections: tuple[int, int, int]) -> ModelSpec:
     """Heads of 128 channels, four to each key head, as the released models have them."""
-    changes = {"width": 256, "heads": 8, "kv_heads": 2, "head_dim": 128, "mlp_width": 384, "layers": 5}
-    return dataclasses.replace(spec, llm=dataclasses.replace(spec.llm, rope_sections=sections, **changes))
+    llm = dataclasses.replace(
+        spec.llm, width=256, heads=8, kv_heads=2, head_dim=128, mlp_width=384, layers=5, rope_sections=sections
+    )
+    return dataclasses.replace(spec, llm=llm)
 
 
 MODELS: dict[str, ModelSpec] = {
