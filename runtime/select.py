@@ -12,6 +12,7 @@ from sdrpn.errors import BadInput, EngineMismatch
 from sdrpn.host.machine import read_cpu
 from sdrpn.runtime.backends.info import BackendInfo
 from sdrpn.runtime.backends.onnxruntime_info import CPU, onnxruntime_version
+from sdrpn.runtime.backends.openvino_info import OPENVINO, is_faster
 from sdrpn.runtime.backends.registry import AUTOMATIC, BACKENDS, backend_info, graph_backends
 from sdrpn.runtime.engines.engine_set import EngineSet, engine_set, engine_sets
 from sdrpn.runtime.engines.platform import read_platform
@@ -48,8 +49,8 @@ def choose_backend(
     """Choose a backend, and engines for it.
 
     Args:
-        backend: a name of the registry, or "auto": engines if some fit this machine, else the first backend that runs
-            graphs
+        backend: a name of the registry, or "auto": engines if some fit this machine, else the fastest backend that runs
+            graphs on a CPU
         target: the target whose engines run; None: the first that fit
         variant: only engines of this variant; None: any
         device: the GPU that they must fit, as CUDA numbers them
@@ -163,7 +164,7 @@ def _fitting(
 def _automatic(
     bundle: Bundle, variant: str | None, device: int, verify: bool, max_batch: int | None, parts: Parts
 ) -> Choice:
-    graphs = graph_backends()[0]
+    graphs = _graph_backend(bundle, variant)
     sets = _of_variant(_sets(bundle, parts), variant)
     if not sets:
         return Choice(graphs)
@@ -174,6 +175,14 @@ def _automatic(
         if not (problems := check_engines(engines, platform, verify=verify, max_batch=max_batch)):
             return Choice(_engines(), engines)
     return Choice(graphs, note=f"the engines of {engines.target} are not used: {problems[0]}")
+
+
+def _graph_backend(bundle: Bundle, variant: str | None) -> BackendInfo:
+    """The backend that runs graphs without being asked for: the fastest one on a CPU.
+
+    Graphs that were saved for this machine are used with the library that saved them.
+    """
+    return OPENVINO if is_faster(bundle, variant) and not (bundle.path / "optimized").is_dir() else graph_backends()[0]
 
 
 def _sets(bundle: Bundle, parts: Parts) -> tuple[EngineSet, ...]:

@@ -155,7 +155,8 @@ class Session:
             bundle_dir: a folder as `sdrpn export` writes it; the str "demo" is the shipped bundle, and
                 "ORGANISATION/MODEL" one of Hugging Face's hub, from the local cache
             backend: "onnxruntime" (CPU), "openvino" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn
-                build`), or "auto": engines if some fit this machine's GPU, else "onnxruntime"
+                build`), or "auto": engines if some fit this machine's GPU, else "openvino" where it is installed and
+                the model is not small, else "onnxruntime"
             threads: CPU threads; None: one per core that is free when this process first asks, at most OMP_NUM_THREADS,
                 and a single one for a small model
             variant: such as "primitive-fp16"; None: that of the engines, or the one that suits the library best

@@ -26,7 +26,8 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         type=_backend,
         default=BACKENDS[0],
         help="inference library; tensorrt: runs the engines of `sdrpn build` (default: auto, which is tensorrt "
-        "where engines fit this machine's GPU, else onnxruntime)",
+        "where engines fit this machine's GPU, else openvino where it is installed and the model is not small, else "
+        "onnxruntime)",
     )
     group.add_argument("--target", metavar="NAME", help="run the engines of this target (default: the first that fit)")
     group.add_argument(

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from sdrpn.errors import BadInput
 
-__all__ = ["MOST_THREADS", "CpuThreads", "choose_threads", "free_cores", "usable_cores"]
+__all__ = ["MOST_THREADS", "SMALL_MATRIX", "CpuThreads", "choose_threads", "free_cores", "usable_cores"]
 
 # Each thread takes memory in every graph. On two cores, an answer took half a minute with 256 threads, over a minute
 # with 1024.
 MOST_THREADS = 256
 # Weights of the largest matrix of a layer below which splitting it gains less than it risks. On two idle cores, two
 # threads answered 1.2 times as fast as one at 0.07 million, 1.6 times at 0.7 million; on two busy cores 0.6 times.
-_SMALL_MATRIX = 250_000
+SMALL_MATRIX = 250_000
 # The kernel counts time per core in hundredths of a second: over a shorter interval, a core is either busy or free.
 _INTERVAL_S = 0.1
 # How much of a core's time other processes may take while it still counts as free.
@@ -52,7 +52,7 @@ def choose_threads(wished: int | None, largest_matrix: int | None = None) -> Cpu
         isinstance(asked, int) and not isinstance(asked, bool) and 1 <= asked <= MOST_THREADS
     ):
         raise BadInput(f"threads is {asked!r}; expected 1 to {MOST_THREADS}, or none for one per free core")
-    small = largest_matrix is not None and largest_matrix < _SMALL_MATRIX
+    small = largest_matrix is not None and largest_matrix < SMALL_MATRIX
     if wished == 1 or (wished is None and (small or usable_cores() == 1)):
         return CpuThreads(1, spinning=False)
     free = free_cores()

@@ -63,7 +63,7 @@ def require_memory(
     bundle: Bundle, request: AskRequest | LookRequest | ServeRequest | AgentRequest, parts: Parts = "all"
 ) -> None:
     """Raise RunFailed for what cannot fit this machine's memory. `parts`: as in `Session.open`."""
-    if request.backend not in (AUTOMATIC, "onnxruntime"):
+    if request.backend not in (AUTOMATIC, "onnxruntime", "openvino"):
         return
     machine = read_machine()
     # Engines may answer; if none fit, a lack of memory is reported when it occurs.

@@ -25,6 +25,7 @@ from tests.tolerances import (
 )
 
 DIALECTS = ("fused", "primitive")
+RUNS = (*DIALECTS, "openvino")  # the last one with the graphs of the first
 LOOKS_AGAIN = ("gateon", "gateon_reusepos", "nogate", "nogate_reusepos", "sdrpn")
 # What a checkpoint says in each variant.
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -46,7 +47,11 @@ class Sessions:
         key = run.model, run.variant if run.variant in (*ENTRIES, "sdrpn") else "", dialect
         if key not in self._opened:
             bundle = self._bundle(run.model, key[1])
-            self._opened[key] = Session.open(bundle, variant=f"{dialect}-fp32", threads=1)
+            backend = "onnxruntime"
+            if dialect == "openvino":
+                pytest.importorskip("openvino")
+                backend, dialect = "openvino", "fused"
+            self._opened[key] = Session.open(bundle, backend=backend, variant=f"{dialect}-fp32", threads=1)
         return self._opened[key]
 
     def close(self) -> None:
@@ -105,7 +110,7 @@ def require_official(answer: Answer, run: Run, session: Session) -> None:
         assert difference(steps, run.arrays["step_logits"][: len(steps)]) <= GOLDEN_STEP_LOGITS_ABS
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", RUNS)
 @pytest.mark.parametrize("name", answers("plain"))
 def test_plain_answers(name: tuple[str, str, str], dialect: str, sessions: Sessions) -> None:
     run = run_named(name)
@@ -117,7 +122,7 @@ def test_plain_answers(name: tuple[str, str, str], dialect: str, sessions: Sessi
     require_official(answer, run, session)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", RUNS)
 @pytest.mark.parametrize("name", answers("gateskip"))
 def test_a_gate_that_ends_it(name: tuple[str, str, str], dialect: str, sessions: Sessions) -> None:
     run = run_named(name)
@@ -135,7 +140,7 @@ def test_a_gate_that_ends_it(name: tuple[str, str, str], dialect: str, sessions:
     np.testing.assert_allclose(answer.trace.step_logits, plain.trace.step_logits, atol=REUSE_LOGITS_ABS)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", RUNS)
 @pytest.mark.parametrize("name", answers(*LOOKS_AGAIN))
 def test_second_looks(name: tuple[str, str, str], dialect: str, sessions: Sessions) -> None:
     run = run_named(name)

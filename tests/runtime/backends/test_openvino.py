@@ -18,13 +18,15 @@ from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunF
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Session
-from sdrpn.runtime.backends import open_backend
+from sdrpn.runtime.backends import open_backend, openvino_info
 from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.openvino_info import is_faster
 from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array, Backend
+from sdrpn.runtime.select import choose_backend
 from tests.damage import copied, cut
 from tests.pictures import photo
-from tests.tolerances import PARITY_ABS
+from tests.tolerances import PARITY_ABS, PARITY_FP16_ABS
 
 openvino = pytest.importorskip("openvino")
 
@@ -130,6 +132,34 @@ class TestOpening:
             Session.open(request.getfixturevalue(fixture), backend="openvino", variant=variant)
 
 
+class TestAutomatic:
+    """The bundles of the tests are small."""
+
+    @pytest.fixture(autouse=True)
+    def _any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(openvino_info, "SMALL_MATRIX", 0)
+
+    def test_it_is_taken(self, tiny_bundle: Path) -> None:
+        assert choose_backend(open_bundle(tiny_bundle)).backend == "openvino"
+
+    def test_not_for_a_small_model(self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(openvino_info, "SMALL_MATRIX", 250_000)
+        assert choose_backend(open_bundle(tiny_bundle)).backend == "onnxruntime"
+
+    def test_not_for_a_variant_that_it_refuses(self, tiny_bundle: Path) -> None:
+        assert choose_backend(open_bundle(tiny_bundle), variant="primitive-fp32").backend == "onnxruntime"
+
+    def test_not_where_graphs_were_saved_for_this_machine(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        bundle = copied(tiny_bundle, tmp_path / "bundle")
+        (bundle / "optimized").mkdir()
+        assert choose_backend(open_bundle(bundle)).backend == "onnxruntime"
+
+    @pytest.mark.parametrize(("version", "faster"), [(None, False), ("2025.4.1", False), ("2026.4.1", True)])
+    def test_where_the_release_is_installed(self, tiny_bundle: Path, version: str | None, faster: bool) -> None:
+        versions = {"openvino": version}
+        assert is_faster(open_bundle(tiny_bundle), None, versions.get) is faster
+
+
 class TestLoading:
     @pytest.mark.parametrize(
         ("file", "damage"),
@@ -211,3 +241,21 @@ class TestRunning:
             caches = session._decoder.slots.caches
             assert len({id(buffer) for name in caches for buffer in caches[name].buffers.values()}) > 1
         assert placed.count("key_cache.0") == 2  # for the prefill, and for eleven steps
+
+
+def test_caches_are_held_as_the_graph_declares_them(text_checkpoint: Path, tmp_path: Path) -> None:
+    """In fp16 where the graph computes in it, although everything else is computed in fp32."""
+    export_bundle(text_checkpoint, tmp_path / "bundle", ExportOptions("fp16", "fused"))
+    bundle = open_bundle(tmp_path / "bundle")
+    (variant,) = (each for each in bundle.manifest.variants.values() if each.computes_in_half)
+    backend, half = open_backend("onnxruntime", 1), open_backend("openvino", 1)
+    for name in ("trunk", "tail"):
+        info = variant.graphs[name]
+        runner = half.load(info, bundle.file(info.file))
+        assert {tensor.dtype for tensor in runner.inputs.values() if tensor.is_cache} == {"float16"}
+        reference = backend.load(info, bundle.file(info.file))
+        feeds = feeds_of(reference, 33, 50, 1, 128)
+        expected, found = run_on_arrays(backend, reference, feeds), run_on_arrays(half, runner, feeds)
+        for output, values in expected.items():
+            difference = np.abs(values.astype(np.float32) - found[output]).max()
+            assert difference <= PARITY_FP16_ABS, f"{output} of {name} differs by {difference:.2e}"
