@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import positive_int
+from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
 from sdrpn.terminal.look_arguments import add_look_arguments
 from sdrpn.terminal.model_folders import add_model_options
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
 from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
+from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder, filled
 from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sdrpn.cli import verify
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
+from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder
 
 HELP = "the former name of verify --exact"
 DESCRIPTION = """\

@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import add_threads_argument
 from sdrpn.errors import BadInput
+from sdrpn.terminal.arguments import add_threads_argument
 
 HELP = "ask the shipped model about the shipped scene"
 DESCRIPTION = """\

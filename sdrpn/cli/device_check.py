@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import bundle_folder
 from sdrpn.errors import BadInput
+from sdrpn.terminal.arguments import bundle_folder
 from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import add_threads_argument, bundle_folder, filled
-from sdrpn.cli.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.argument_types import AUTO, number_or_auto, positive_int, whole_number
+from sdrpn.terminal.arguments import add_threads_argument, bundle_folder, filled
+from sdrpn.terminal.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.look_arguments import add_look_arguments
 from sdrpn.terminal.model_folders import add_model_options
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
-from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled
-from sdrpn.cli.checkpoint_arguments import checkpoint_parts
+from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.argument_types import number_between, positive_int
+from sdrpn.terminal.arguments import add_fit_argument, add_threads_argument, filled
 from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.checkpoint_arguments import add_teacher_arguments, teacher_request
+from sdrpn.cli.requests import teacher_request
 from sdrpn.terminal.argument_types import positive_int
+from sdrpn.terminal.checkpoint_arguments import add_teacher_arguments
 
 HELP = "find the attention heads that point at what a question is about"
 DESCRIPTION = """\

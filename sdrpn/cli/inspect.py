@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
 from sdrpn.errors import BadInput
+from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder
 from sdrpn.terminal.model_folders import add_model_options
 
 HELP = "show what a bundle holds"

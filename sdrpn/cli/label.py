@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import filled
-from sdrpn.cli.checkpoint_arguments import add_teacher_arguments, teacher_request
+from sdrpn.cli.requests import teacher_request
 from sdrpn.terminal.argument_types import positive_int
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.checkpoint_arguments import add_teacher_arguments
 
 HELP = "turn a checkpoint's attention into labels to train an RPN on"
 DESCRIPTION = """\

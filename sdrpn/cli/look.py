@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder
-from sdrpn.cli.session_arguments import add_where, session_fields
+from sdrpn.cli.requests import session_fields
 from sdrpn.errors import BadInput
+from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder
 from sdrpn.terminal.look_arguments import add_look_arguments, add_region_arguments, look_fields
 from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.session_arguments import add_where
 from sdrpn.terminal.source_arguments import add_frame_options, read_options
 
 if TYPE_CHECKING:

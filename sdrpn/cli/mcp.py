@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.cli.session_arguments import add_where, session_fields
+from sdrpn.cli.requests import session_fields
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import port_number, positive_int
+from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder, filled
 from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.session_arguments import add_where
 
 HELP = "give agents tools that find and read details in pictures (MCP)"
 DESCRIPTION = """\

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
+from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
 from sdrpn.terminal.model_folders import add_model_options
 
 HELP = "make a bundle's graphs ready for this machine's CPU"

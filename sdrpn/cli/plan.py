@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 
-from sdrpn.cli.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, filled
 from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
+from sdrpn.terminal.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, filled
 from sdrpn.terminal.look_arguments import add_shape_arguments
 from sdrpn.terminal.model_folders import add_model_options
 

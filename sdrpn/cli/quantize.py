@@ -9,14 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import filled
-from sdrpn.cli.checkpoint_arguments import (
-    add_answer_length,
-    add_checkpoint_arguments,
-    add_question_arguments,
-    checkpoint_parts,
-)
+from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.argument_types import number_between, some_names
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.checkpoint_arguments import add_answer_length, add_checkpoint_arguments, add_question_arguments
 from sdrpn.workflows.quantize import CHOICES
 
 HELP = "measure what 8 and 4 bits cost, part by part"

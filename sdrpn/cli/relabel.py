@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import filled
 from sdrpn.terminal.argument_types import number_between
+from sdrpn.terminal.arguments import filled
 
 HELP = "label again by another rule, without running the model"
 DESCRIPTION = """\

@@ -13,8 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn.cli.arguments import filled
 from sdrpn.terminal.argument_types import positive_int, some_names, whole_number
+from sdrpn.terminal.arguments import filled
 
 if TYPE_CHECKING:
     from sdrpn.workflows.release_install import ServiceCheck

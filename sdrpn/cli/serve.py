@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.cli.session_arguments import add_where, session_fields
+from sdrpn.cli.requests import session_fields
 from sdrpn.terminal.argument_types import byte_count, number_between, port_number, positive_int
+from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder, filled
 from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.session_arguments import add_where
 
 if TYPE_CHECKING:
     from sdrpn.workflows.serve import ServeRequest

@@ -15,9 +15,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import add_threads_argument, filled
-from sdrpn.cli.checkpoint_arguments import add_part_arguments, checkpoint_parts
+from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.argument_types import non_negative_number, number_between, positive_int, whole_number
+from sdrpn.terminal.arguments import add_threads_argument, filled
+from sdrpn.terminal.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:

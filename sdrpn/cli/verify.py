@@ -17,8 +17,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.cli.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
-from sdrpn.cli.checkpoint_arguments import add_part_arguments
+from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
+from sdrpn.terminal.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.model_folders import add_model_options
 
 HELP = "measure a bundle's graphs, or a target's engines, against the checkpoint"

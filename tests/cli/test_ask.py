@@ -122,7 +122,7 @@ class TestOptions:
 
     def test_the_former_name_of_jpeg_works_and_says_so(self, ask: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ask("--decode", "fast").err == ""  # to people only
-        monkeypatch.setattr("sdrpn.cli.arguments.warn_of_former_name", warn)
+        monkeypatch.setattr("sdrpn.terminal.arguments.warn_of_former_name", warn)
         outcome = ask("--decode", "fast")
         assert outcome.err == "sdrpn: warning: --decode is --jpeg now; the old name goes with the next version\n"
         assert outcome.out == ask("--jpeg", "fast").out

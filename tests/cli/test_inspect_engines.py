@@ -138,8 +138,8 @@ class TestAsk:
         assert re.match("engines of rtx-4090: .*: VERSION_MISMATCH: library_version is tensorrt-rtx 1.7", message)
 
     def test_the_backends_are_those_of_the_runtime(self) -> None:
-        from sdrpn.cli import arguments
         from sdrpn.runtime.backends import AUTOMATIC, BACKENDS, graph_backends
+        from sdrpn.terminal import arguments
 
         assert (AUTOMATIC, *BACKENDS) == arguments.BACKENDS
         assert tuple(info.name for info in graph_backends()) == arguments.GRAPH_BACKENDS

@@ -154,7 +154,7 @@ def test_the_former_name_works_and_says_so_to_people(
 ) -> None:
     quiet = sdrpn(*command)
     assert "old name" not in quiet.err  # a script's errors stay one line
-    monkeypatch.setattr("sdrpn.cli.arguments.warn_of_former_name", warn)
+    monkeypatch.setattr("sdrpn.terminal.arguments.warn_of_former_name", warn)
     outcome = sdrpn(*command)
     note = "default is demo now; the old name goes with the next version (a folder of that name is ./default)"
     assert outcome.err.startswith(f"sdrpn: warning: {note}\n")

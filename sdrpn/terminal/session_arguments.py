@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from sdrpn.cli.arguments import BACKENDS, add_former_name, add_threads_argument
 from sdrpn.terminal.argument_types import device_number
+from sdrpn.terminal.arguments import BACKENDS, add_former_name, add_threads_argument
 
-if TYPE_CHECKING:
-    from sdrpn.workflows.question import EngineOptions
+__all__ = ["NOWHERE", "add_where"]
 
-__all__ = ["add_where", "session_fields"]
-
-_NOWHERE = "none"
+NOWHERE = "none"
 JPEG_MODES = ("exact", "fast", "gpu")
 
 
@@ -66,33 +61,6 @@ def _add_jpeg(group: argparse._ArgumentGroup) -> None:
         f"but not exact; gpu: with nvImageCodec (default: {JPEG_MODES[0]})",
     )
     add_former_name(group, "--decode", "--jpeg", choices=JPEG_MODES)
-
-
-def session_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a request that say what runs the bundle, where, and what is checked before."""
-    return {
-        "check_memory": not args.no_memory_check,
-        "backend": args.backend,
-        "threads": args.threads,
-        "variant": args.variant,
-        "target": args.target,
-        "device": args.device,
-        "engine_options": _engine_options(args),
-        "optimized": not args.no_optimized,
-        "verify": not args.no_verify,
-    }
-
-
-def _engine_options(args: argparse.Namespace) -> EngineOptions:
-    from sdrpn.workflows.question import EngineOptions
-
-    kept = args.runtime_cache
-    return EngineOptions(
-        runtime_cache_dir=None if kept in (None, _NOWHERE) else Path(kept),
-        keep_runtime_cache=kept != _NOWHERE,
-        cuda_graph=not args.no_cuda_graph,
-        device=args.device or 0,
-    )
 
 
 def _backend(text: str) -> str:

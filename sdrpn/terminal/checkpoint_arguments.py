@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sdrpn.cli.arguments import add_fit_argument, add_threads_argument, filled
 from sdrpn.terminal.argument_types import positive_int
+from sdrpn.terminal.arguments import add_fit_argument, add_threads_argument
 from sdrpn.terminal.model_folders import add_model_options
-
-if TYPE_CHECKING:
-    from sdrpn.workflows.checkpoint_parts import CheckpointParts
-    from sdrpn.workflows.teacher import TeacherRequest
 
 __all__ = [
     "add_answer_length",
@@ -20,8 +15,6 @@ __all__ = [
     "add_part_arguments",
     "add_question_arguments",
     "add_teacher_arguments",
-    "checkpoint_parts",
-    "teacher_request",
 ]
 
 
@@ -84,17 +77,3 @@ def add_answer_length(parser: argparse.ArgumentParser, default: int) -> None:
         default=default,
         help=f"maximum length of an answer, in tokens (default: {default})",
     )
-
-
-def checkpoint_parts(args: argparse.Namespace) -> CheckpointParts:
-    """The checkpoint that the arguments name, with the parts taken from elsewhere."""
-    from sdrpn.workflows.checkpoint_parts import CheckpointParts
-
-    return filled(CheckpointParts, args, path=args.checkpoint)
-
-
-def teacher_request(args: argparse.Namespace) -> TeacherRequest:
-    """The model and its questions."""
-    from sdrpn.workflows.teacher import TeacherRequest
-
-    return filled(TeacherRequest, args, checkpoint=checkpoint_parts(args))
