@@ -7,6 +7,7 @@ In every round all cases and both sides take turns; a case is compared with the 
 it; figures and ratios are medians over the rounds.
 
     OMP_NUM_THREADS=1 chrt -r 1 python benchmarks/qwen.py
+    OMP_NUM_THREADS=1 chrt -r 1 python benchmarks/qwen.py --optimized
     python benchmarks/qwen.py --no-torch --json
 """
 
@@ -41,6 +42,7 @@ from sdrpn.method.grids import FloatArray, cell_count
 from sdrpn.method.roi import Crop, Decide, RoiDecision, RoiPolicy
 from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 from sdrpn.runtime import Answer, Session
+from sdrpn.workflows.graph_optimization import optimize_bundle
 
 _CELL = 28**2
 SPEC = ModelSpec(
@@ -382,12 +384,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--optimized", action="store_true", help="with the graphs that `sdrpn optimize` saves")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder) / "checkpoint", Path(folder) / "bundle"
         write_random_checkpoint(checkpoint, SPEC)
         export_bundle(checkpoint, bundle, ExportOptions("fp32", "fused"))
+        if args.optimized:
+            optimize_bundle(bundle, threads=1)
         cases = measured(bundle, checkpoint, args.rounds, not args.no_torch)
     machine = f"{read_cpu().name}, {platform.system()}, onnxruntime {onnxruntime.__version__}, 1 thread"
     if args.json:
