@@ -51,7 +51,7 @@ class Pace:
 
         Raises: what `step` raises
         """
-        if self._most_s is None or not self._runs():
+        if self._most_s is None or not wanted or not self._runs():
             return wanted
         budget_s = self._most_s * _RESERVE - self._step_s
         fitting = self._fitting(name, wanted, budget_s - (time.perf_counter() - self._last))

@@ -47,6 +47,13 @@ def test_nothing_is_divided_without_a_bound(clock: Clock) -> None:
     assert not pace.is_bound
 
 
+def test_no_rows_are_no_part(clock: Clock) -> None:
+    """A tail whose rows are all there is asked for its last logits."""
+    pace = Pace()
+    steps = Steps(clock, pace, 0.1)
+    assert (pace.part("tail", 0), steps.count) == (0, 0)
+
+
 def test_nothing_is_divided_while_nobody_waits(clock: Clock) -> None:
     pace = Pace()
     steps = Steps(clock, pace, 0.1)
