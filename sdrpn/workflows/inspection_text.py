@@ -42,7 +42,12 @@ def _model_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     if spec.rpn is None:
         yield "RPN", "none: the plain model only"
     else:
-        yield "RPN", f"{spec.rpn.layers} layers, loss {spec.rpn.loss}"
+        second = ", Q-Zoom's second pass" if spec.rpn.scheme == "q-zoom" else ""
+        yield "RPN", f"{spec.rpn.layers} layers, loss {spec.rpn.loss}{second}"
+        if spec.rpn.gate_layers:
+            own, usual = manifest.own_policy.roi.gate_threshold, family_of(spec).policy(spec).gate_threshold
+            ends = f"a score below {usual if own is None else own:g} ends with the first look"
+            yield "gate", f"{spec.rpn.gate_layers} layers; {ends}"
         yield "looks again", f"at cells above {manifest.own_policy.about}"
     yield "context", f"{manifest.max_context} of {llm.max_context} positions"
     yield "vocabulary", f"{llm.vocabulary} tokens, tokenizer {manifest.tokenizer or 'none: token ids only'}"

@@ -115,6 +115,13 @@ def test_verify_says_how_noisy_the_tower_is(folder: Path, tmp_path: Path, sdrpn:
     assert "graph" in out
     shown = sdrpn("inspect", tmp_path / "bundle").out
     assert "windows of 112 px" in shown
+    assert "gate" not in shown
+
+
+def test_inspect_says_when_the_gate_ends_it(folder: Path, tmp_path: Path, sdrpn: Command) -> None:
+    sdrpn("export", folder / "q-zoom-gate", "--out", tmp_path / "bundle")
+    shown = " ".join(sdrpn("inspect", tmp_path / "bundle").out.split())
+    assert "RPN 2 layers, loss bce, Q-Zoom's second pass gate 2 layers; a score below 0.05 ends with the first" in shown
 
 
 def test_an_exact_comparison(folder: Path, tmp_path: Path, sdrpn: Command) -> None:
