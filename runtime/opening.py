@@ -13,6 +13,7 @@ from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.shipped import require_name
 from sdrpn.errors import BadInput
 from sdrpn.host.links import AllowLinks
+from sdrpn.release.installed import require_signed_bundle
 from sdrpn.runtime.backends.info import OpenOptions
 from sdrpn.runtime.backends.registry import AUTOMATIC
 from sdrpn.runtime.backends.runner import Backend
@@ -44,6 +45,7 @@ class OpeningRequest:
     download: bool = False
     max_batch: int | None = None
     parts: Parts = "all"
+    require_signed: tuple[Path, ...] = ()
 
     def choose(self) -> Opening:
         """Choose, and verify the files. Raises BadBundle, BadInput, EngineMismatch or MissingDependency."""
@@ -53,6 +55,8 @@ class OpeningRequest:
             allow_links=self.allow_links,
             download=self.download,
         )
+        if self.require_signed:
+            require_signed_bundle(bundle.path, self.require_signed, large=self.verify)
         graphs_of(bundle.spec, self.parts)  # refuses what the model does not have
         options = _engine_options(self.engine_options, self.device)
         choice = choose_backend(

@@ -147,13 +147,15 @@ class Session:
         max_batch: int | None = None,
         prefix_bytes: int | None = None,
         parts: Parts = "all",
+        require_signed: str | os.PathLike[str] | abc.Sequence[str | os.PathLike[str]] = (),
         decode: JpegMode | None = None,
     ) -> Session:
         """Open a bundle.
 
         Args:
-            bundle_dir: a folder as `sdrpn export` writes it; the str "demo" is the shipped bundle, and
-                "ORGANISATION/MODEL" one of Hugging Face's hub, from the local cache
+            bundle_dir: a folder as `sdrpn export` writes it, a release, or a store of `sdrpn release install`, whose
+                current release is meant; the str "demo" is the shipped bundle, and "ORGANISATION/MODEL" one of Hugging
+                Face's hub, from the local cache
             backend: "onnxruntime" (CPU), "openvino" (CPU), "onnxruntime-cuda", "tensorrt" (the engines of `sdrpn
                 build`), or "auto": engines if some fit this machine's GPU, else "openvino" where it is installed and
                 the model is not small, else "onnxruntime"
@@ -175,6 +177,8 @@ class Session:
             prefix_bytes: most memory for what was computed of pictures besides those last asked about, so that
                 questions about several in turn reuse them; None: 256 MB on a CPU, else 0
             parts: "look": load vision, trunk and RPN alone, which `look` needs; nothing can be answered then
+            require_signed: public keys in PEM files, one of which must have signed the release that the bundle is part
+                of; all its files are then compared with the signature
             decode: the former name of `jpeg`; removed in the next version
         Raises: BadBundle, BadInput, EngineMismatch or MissingDependency before any graph is loaded.
         """
@@ -194,6 +198,7 @@ class Session:
             download=download,
             max_batch=max_batch,
             parts=parts,
+            require_signed=_paths(require_signed),
         )
         chosen = request.choose()
         return cls(
@@ -616,6 +621,11 @@ def _require_several(questions: object) -> None:
 def _jpeg_of_former_name(decode: JpegMode) -> JpegMode:
     warnings.warn("decode is jpeg now; the old name goes with the next version", DeprecationWarning, stacklevel=3)
     return decode
+
+
+def _paths(given: str | os.PathLike[str] | abc.Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
+    """One path, or several."""
+    return tuple(map(Path, [given] if isinstance(given, (str, os.PathLike)) else given))
 
 
 def _on_their_way(streams: Mapping[int, AnswerStream]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sdrpn.bundle.manifest import FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
 from sdrpn.bundle.numerics import CPU_SUFFIX, DIALECT_NAMES, NUMBER_TYPES, PRECISIONS
-from sdrpn.bundle.release import release_advice, release_targets
+from sdrpn.bundle.release import bundle_within, release_advice, release_targets
 from sdrpn.bundle.shipped import DEMO_NAME, bundle_path, export_advice, is_shipped_name
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
 from sdrpn.errors import BadBundle, BadInput
@@ -144,18 +144,22 @@ def open_bundle(path: Path | str, *, allow_links: AllowLinks = (), download: boo
     """Read a bundle's manifest. Raises BadBundle or BadInput; verifies no other file.
 
     Args:
-        path: its folder; the str "demo" is the shipped bundle; a str can also name a model on Hugging Face's hub
+        path: its folder, that of a release, or a store of releases; the str "demo" is the shipped bundle; a str can
+            also name a model on Hugging Face's hub
         allow_links: folders that links may lead to, besides the bundle itself and the hub cache's blobs; True: any
         download: download what the local cache lacks of a model on the hub
     """
-    path = bundle_path(path) if is_shipped_name(path) else model_folder(path, download=download)
+    path = bundle_path(path) if is_shipped_name(path) else bundle_within(model_folder(path, download=download))
     manifest_path = path / MANIFEST_NAME
     with errors_of(manifest_path, _ADVICE):
         if not path.exists():
             meant = did_you_mean_path(path, [DEMO_NAME])
             raise BadInput(f"{path} does not exist; expected a bundle folder, as `sdrpn export` writes it{meant}")
         if not path.is_dir():
-            raise BadBundle(f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it")
+            raise BadBundle(
+                f"{path} is a file; expected a bundle folder, as `sdrpn export` writes it; the archive of a release is "
+                "installed first: `sdrpn release install`"
+            )
         if not manifest_path.exists():
             raise BadBundle(
                 f"{path} has no {MANIFEST_NAME}; expected a bundle, as `sdrpn export` writes it{_bundles_near(path)}"

@@ -11,7 +11,20 @@ from pathlib import Path
 
 from sdrpn.bundle.manifest import Manifest
 
-__all__ = ["release_advice", "release_targets"]
+__all__ = ["BUNDLE_FOLDER", "CURRENT", "INDEX_NAME", "bundle_within", "release_advice", "release_targets"]
+
+# Of a release that was packed and installed (sdrpn.release): its index, its bundle, and the link to it in a store.
+INDEX_NAME, BUNDLE_FOLDER, CURRENT = "release.json", "bundle", "current"
+
+
+def bundle_within(path: Path) -> Path:
+    """The bundle that a folder holds: that of a store's current release, that of a release, or the folder itself.
+
+    The link to the current release is followed here, so that a bundle that is open stays the same when it changes.
+    """
+    if (path / CURRENT / INDEX_NAME).is_file():
+        return (path / CURRENT).resolve() / BUNDLE_FOLDER
+    return path / BUNDLE_FOLDER if (path / INDEX_NAME).is_file() else path
 
 
 def release_targets(folder: Path, manifest: Manifest) -> tuple[str, ...]:

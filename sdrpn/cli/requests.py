@@ -29,6 +29,7 @@ def session_fields(args: argparse.Namespace) -> dict[str, Any]:
         "engine_options": _engine_options(args),
         "optimized": not args.no_optimized,
         "verify": not args.no_verify,
+        "require_signed": tuple(args.require_signed),
     }
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sdrpn.bundle.release import BUNDLE_FOLDER, INDEX_NAME
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.host.json_reader import parse_json, read_dataclass, shown
 from sdrpn.host.listed_files import FileInfo, require_inside
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 RELEASE_FORMAT_VERSION = 1
-INDEX_NAME, SIGNATURE_NAME, BUNDLE_FOLDER = "release.json", "model.sig", "bundle"
+SIGNATURE_NAME = "model.sig"
 SBOM_NAME, PROVENANCE_NAME = "sbom.cdx.json", "provenance.json"
 # In place of a target: ONNX Runtime on a processor.
 CPU = "cpu"

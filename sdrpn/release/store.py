@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from sdrpn.bundle.release import CURRENT
 from sdrpn.errors import BadBundle, BadInput, RunFailed
 from sdrpn.host.partial import remove_partial, temporary_beside
 from sdrpn.release.index import ReleaseIndex, text_from_time, time_from_text
@@ -34,7 +35,7 @@ except ImportError:  # Windows
 
 __all__ = ["ReleaseStore", "store_of"]
 
-CURRENT, PREVIOUS = "current", "previous"
+PREVIOUS = "previous"
 _RELEASES, _STATE = "releases", "state.json"
 # A pending release may be started so often; the next start goes back. Two: the power may go once.
 _MOST_STARTS = 2

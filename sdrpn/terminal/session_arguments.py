@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from sdrpn.terminal.argument_types import device_number
 from sdrpn.terminal.arguments import BACKENDS, add_former_name, add_threads_argument
@@ -48,6 +49,14 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
     )
     group.add_argument(
         "--no-optimized", action="store_true", help="run the bundle's own graphs, not those of `sdrpn optimize`"
+    )
+    group.add_argument(
+        "--require-signed",
+        metavar="KEY",
+        type=Path,
+        action="append",
+        default=[],
+        help="public key (PEM) that must have signed the release; can be given several times: one of them",
     )
     group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
 

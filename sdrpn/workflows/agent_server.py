@@ -45,6 +45,7 @@ class AgentRequest(CheckedFields):
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
     verify: bool = True
+    require_signed: tuple[Path, ...] = ()
 
 
 def serve_agents(request: AgentRequest, note: Callable[[str], None] = lambda text: None) -> None:

@@ -76,6 +76,7 @@ class LookRequest(CheckedFields):
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
     verify: bool = True
+    require_signed: tuple[Path, ...] = ()
     preset: str | None = None  # this and the rest: see LookSettings
     image_tokens: tuple[int, int] | None = None
     resize: Resize | None = None

@@ -43,6 +43,7 @@ def opened_session(
         engine_options=request.engine_options,
         optimized=request.optimized,
         verify=request.verify,
+        require_signed=request.require_signed,
         max_batch=max_batch,
         prefix_bytes=prefix_bytes,
         parts=parts,

@@ -64,6 +64,7 @@ class AskRequest(CheckedFields):
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
     verify: bool = True
+    require_signed: tuple[Path, ...] = ()
     jpeg: JpegMode = "exact"
     preset: str | None = None  # this and the rest: see LookSettings
     image_tokens: tuple[int, int] | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sdrpn.bundle.bundle import open_bundle
-from sdrpn.bundle.shipped import bundle_path, bundle_title
+from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput, MissingDependency
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_available_memory
@@ -18,6 +18,7 @@ from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.pictures.picture import JpegMode
 from sdrpn.workflows.memory_plan import PlanRequest, plan_bundle
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
+from sdrpn.workflows.release_service import begin_service, confirm_service, service_title
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -36,11 +37,12 @@ _LEAST_PICTURE_BYTES, _MOST_PICTURE_BYTES = 64 << 20, 4 << 30
 class ServeRequest(CheckedFields):
     """Which bundle is served, and where. The fields from `check_memory` on are those of `AskRequest`.
 
-    name: by which clients ask for the model; None: the name of the bundle's folder. port 0: any free one. max_batch:
-    most questions that are answered at once, None: as `Session.open`. max_queue: most that wait. max_stall_ms: longest
-    time between two tokens of a running answer. cache_bytes: most memory for pictures asked about before.
-    api_key_file: keys that clients have to send, one a line. image_root, allow_image_urls, the limits and log_format:
-    as in `ServerOptions`. otlp_endpoint: where traces are sent, by OpenTelemetry's OTLP over HTTP; None: nowhere.
+    name: by which clients ask for the model; None: the release's, or that of the bundle's folder. port 0: any free one.
+    max_batch: most questions that are answered at once, None: as `Session.open`. max_queue: most that wait.
+    max_stall_ms: longest time between two tokens of a running answer. cache_bytes: most memory for pictures asked about
+    before. api_key_file: keys that clients have to send, one a line. image_root, allow_image_urls, the limits and
+    log_format: as in `ServerOptions`. otlp_endpoint: where traces are sent, by OpenTelemetry's OTLP over HTTP; None:
+    nowhere.
     """
 
     bundle: Path | str
@@ -71,6 +73,7 @@ class ServeRequest(CheckedFields):
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
     verify: bool = True
+    require_signed: tuple[Path, ...] = ()
     jpeg: JpegMode = "exact"
 
 
@@ -112,15 +115,21 @@ def serve(
     keys = _keys(request.api_key_file)
     if request.image_root is not None and not request.image_root.is_dir():
         raise BadInput(f"image_root is {request.image_root}, which is not a folder", options=("image_root",))
+    begin_service(bundle_path(request.bundle), note)
     with listen(request.host, request.port) as listening, _opened(request) as session:
         if session.backend_note is not None:
             note(session.backend_note)
         try_model(session)
         options = _options(session, request, keys)
-        app = create_app(session, options, lambda: _opened(request), _tracing(request.otlp_endpoint))
+        app = create_app(session, options, lambda: _reopened(request), _tracing(request.otlp_endpoint))
         service = app.state.service
+
+        def accepting(url: str) -> None:
+            confirm_service(session.bundle)
+            started(url)
+
         watch = Watch(
-            started=started,
+            started=accepting,
             stopping=service.admission.close,
             reload=service.reload,
             works=lambda: service.stuck_s is None,
@@ -145,11 +154,25 @@ def _opened(request: ServeRequest) -> Session:
     return session
 
 
+def _reopened(request: ServeRequest) -> Session:
+    """The bundle as it is now; a release that answers once is confirmed, since the former one is about to go."""
+    from sdrpn.runtime.server.models import try_model
+
+    session = _opened(request)
+    try:
+        try_model(session)
+        confirm_service(session.bundle)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
 def _options(session: Session, request: ServeRequest, keys: tuple[str, ...]) -> ServerOptions:
     from sdrpn.runtime.server import ServerOptions
 
     return ServerOptions(
-        model=request.name or bundle_title(session.bundle.path),
+        model=request.name or service_title(session.bundle),
         api_keys=keys,
         most_body_bytes=request.max_body_bytes,
         most_pixels=request.max_pixels,
