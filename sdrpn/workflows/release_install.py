@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ __all__ = ["InstallRequest", "ListedRelease", "ServiceCheck", "install_release",
 # Files of a file system, folders and the state, beside the contents.
 _SPARE_BYTES = 16_000_000
 _POLL_S, _REPLY_S = 0.25, 5.0
+_HTTP = re.compile(r"https?://[^/\s]+(/\S*)?\Z")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class ServiceCheck:
     restart: str | None = None
     ready_url: str | None = None
     timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.ready_url is not None and not _HTTP.match(self.ready_url):
+            raise BadInput(
+                f"ready_url is {self.ready_url!r}; expected one such as http://127.0.0.1:8000/readyz",
+                options=("ready_url",),
+            )
+        if self.restart is not None and not self.restart.strip():
+            raise BadInput("restart is empty; expected a command", options=("restart",))
 
 
 @dataclass(frozen=True)
@@ -311,10 +321,8 @@ def _ready(service: ServiceCheck) -> bool:
             with urllib.request.urlopen(service.ready_url, timeout=_REPLY_S) as reply:
                 if reply.status == 200:
                     return True
-        except (OSError, urllib.error.URLError):
+        except (OSError, ValueError):  # not there yet, or an address that cannot be one
             pass
-        except ValueError as error:
-            raise BadInput(f"{service.ready_url} is not a URL ({error})", options=("ready_url",)) from error
         time.sleep(_POLL_S)
     return False
 
