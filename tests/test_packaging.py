@@ -81,6 +81,7 @@ def test_the_extras_are_those_that_the_documentation_names() -> None:
         "otel",
         "mcp",
         "release",
+        "openvino",
         "dev",
     }
 
