@@ -40,6 +40,7 @@ class OpeningRequest:
     device: int | None = None
     engine_options: EngineOptions | None = None
     optimized: bool = True
+    accurate: bool = False
     verify: bool = True
     allow_links: AllowLinks = ()
     download: bool = False
@@ -84,9 +85,18 @@ class OpeningRequest:
 
     def _graphs(self, bundle: Bundle, choice: Choice, options: EngineOptions) -> Opening:
         chosen = graph_variant(bundle, self.variant, info=choice.info, note=choice.note)
-        saved, note = choose_optimized(bundle, chosen, choice.info, self.verify) if self.optimized else (None, None)
-        largest_matrix = bundle.spec.llm.largest_matrix
-        backend = choice.info.open(OpenOptions(self.threads, options.device, saved is not None, largest_matrix))
+        saved, note = None, None
+        if self.optimized and not self.accurate:
+            saved, note = choose_optimized(bundle, chosen, choice.info, self.verify)
+        backend = choice.info.open(
+            OpenOptions(
+                self.threads,
+                options.device,
+                optimized=saved is not None,
+                accurate=self.accurate,
+                largest_matrix=bundle.spec.llm.largest_matrix,
+            )
+        )
         if saved is not None:
             self._verify(bundle, chosen.embedding)
             part = self._part(bundle, saved.variant(chosen))

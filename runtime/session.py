@@ -140,6 +140,7 @@ class Session:
         device: int | None = None,
         engine_options: EngineOptions | None = None,
         optimized: bool = True,
+        accurate: bool = False,
         verify: bool = True,
         jpeg: JpegMode = "exact",
         allow_links: AllowLinks = (),
@@ -166,6 +167,8 @@ class Session:
             device: the GPU, as CUDA numbers them; None: that of the engine options, by default the first
             engine_options: options for running engines
             optimized: on a CPU, use the graphs of `sdrpn optimize` if they fit this machine
+            accurate: on a CPU, multiply quantised matrices with floats, not with activations in blocks of 8 bits, which
+                is several times as fast; not with the graphs of `sdrpn optimize`
             verify: False skips the digests of large files (sizes are always compared)
             jpeg: how JPEG files are decoded. "fast": at a fraction of the size for the first look (DCT scaling), which
                 is quicker and not exact; "gpu": with nvImageCodec
@@ -193,6 +196,7 @@ class Session:
             device,
             engine_options,
             optimized=optimized,
+            accurate=accurate,
             verify=verify,
             allow_links=allow_links,
             download=download,

@@ -45,6 +45,7 @@ class OpenOptions:
     threads: int | None = None  # on the CPU; None: chosen by the cores that are free, see sdrpn.host.threads
     device: int = 0  # the CUDA device index
     optimized: bool = False  # graphs that `sdrpn optimize` saved
+    accurate: bool = False  # on a CPU: activations stay floats where they meet quantised matrices
     largest_matrix: int | None = None  # weights of the largest matrix in a layer of the model; None: unknown
     engines: EngineOptions | None = None
     flavour: str = "tensorrt"  # the library that built the engines: tensorrt or tensorrt-rtx

@@ -54,12 +54,14 @@ class OnnxRuntimeBackend:
         *,
         optimized: bool = False,
         largest_matrix: int | None = None,
+        accurate: bool = False,
     ) -> None:
         """Choose the threads, and find the provider.
 
         Args:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
             optimized: the graphs were saved by this library after optimisation; do not optimise them again
+            accurate: see `OpenOptions`
         Raises: MissingDependency where this build lacks the provider, BadInput for threads out of range
         """
         provider, self._device = PROVIDERS[name]
@@ -80,7 +82,7 @@ class OnnxRuntimeBackend:
         # The library's Python code looks up this entry at every run, and its absence costs 40 us.
         self._run_options.add_run_config_entry("gpu_graph_id", "-1")  # no graph capture, which is the default
         self.cancellation = Cancellation(self._set_terminate)
-        self._optimized = optimized
+        self._optimized, self._accurate = optimized, accurate
         self.prefill_rows = _CPU_PREFILL_ROWS if self._device == "cpu" else None
         self.most_slots: int | None = None
 
@@ -103,7 +105,7 @@ class OnnxRuntimeBackend:
             BadBundle: the library refuses the graph, or it does not match `graph`
             RunFailed: not enough memory
         """
-        options = session_options(self.threads)
+        options = session_options(self.threads, accurate=self._accurate)
         if self._device == "cuda":
             record_placement(options)
         if self._optimized:
@@ -267,8 +269,8 @@ def _unlike(declared: int | str, found: int | str | None) -> bool:
     return isinstance(declared, int) and isinstance(found, int) and declared != found
 
 
-def session_options(threads: CpuThreads) -> onnxruntime.SessionOptions:
-    """The session options for every graph."""
+def session_options(threads: CpuThreads, *, accurate: bool = False) -> onnxruntime.SessionOptions:
+    """The session options for every graph. `accurate`: see `OpenOptions`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads.count
     options.inter_op_num_threads = 1
@@ -277,7 +279,7 @@ def session_options(threads: CpuThreads) -> onnxruntime.SessionOptions:
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Quantised matrices with 8-bit activations: about four times as fast as with floats, at an error of 4e-3 to 8e-3.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if accurate else "4")
     # Four sessions alternate: threads that spin after their graph has ended would take the cores from the next graph.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not threads.spinning:

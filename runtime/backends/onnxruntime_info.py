@@ -64,7 +64,12 @@ def _open(name: str, options: OpenOptions) -> Backend:
     from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(
-        name, options.threads, options.device, optimized=options.optimized, largest_matrix=options.largest_matrix
+        name,
+        options.threads,
+        options.device,
+        optimized=options.optimized,
+        largest_matrix=options.largest_matrix,
+        accurate=options.accurate,
     )
 
 

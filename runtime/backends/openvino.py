@@ -18,7 +18,7 @@ from sdrpn.host.machine import read_available_memory
 from sdrpn.host.threads import choose_threads
 from sdrpn.runtime.backends.external_data import require_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
-from sdrpn.runtime.backends.openvino_graph import CacheUse, PageTable, new_core, use_pages
+from sdrpn.runtime.backends.openvino_graph import CacheUse, PageTable, code_block, new_core, use_pages
 from sdrpn.runtime.backends.paged_buffer import PagedBuffer
 from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
 
@@ -36,12 +36,22 @@ _OF_THE_MACHINE = re.compile(
 class OpenVinoBackend:
     """Allocates buffers in ordinary memory and compiles graphs for the CPU."""
 
-    def __init__(self, name: str = "openvino", threads: int | None = None, largest_matrix: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "openvino",
+        threads: int | None = None,
+        largest_matrix: int | None = None,
+        *,
+        accurate: bool = False,
+    ) -> None:
         """Choose the threads.
 
-        Args: threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
+        Args:
+            threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
+            accurate: see `OpenOptions`
         Raises: BadInput for threads out of range
         """
+        self._accurate = accurate
         self.name = name
         self.on: Literal["cpu", "gpu"] = "cpu"
         self.note: str | None = None
@@ -73,7 +83,7 @@ class OpenVinoBackend:
         try:
             model = self._core.read_model(path)
             caches = use_pages(model, graph.name)
-            compiled = self._core.compile_model(model, "CPU", self._options(graph))
+            compiled = self._core.compile_model(model, "CPU", self._options(graph, code_block(model)))
         except SdrpnError:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and its subclasses, and Python's own of a bad file
@@ -84,9 +94,9 @@ class OpenVinoBackend:
         _require_declared(path, graph, compiled, caches)
         return OpenVinoRunner(graph, compiled, caches, self)
 
-    def _options(self, graph: GraphInfo) -> dict[str, Any]:
+    def _options(self, graph: GraphInfo, code_block: int | None) -> dict[str, Any]:
         caches = {tensor.dtype for tensor in graph.inputs if tensor.is_cache}
-        return {
+        options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.threads.count,
@@ -94,6 +104,12 @@ class OpenVinoBackend:
             # As the graph declares them, although everything else is computed in fp32: half the bytes of each step.
             "KV_CACHE_PRECISION": "f16" if caches == {"float16"} else "f32",
         }
+        if self._accurate:
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        elif code_block is not None:
+            # Activations in blocks of 8 bits, as long as those of the weights: 128 is 1.4 times as fast as 32.
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = code_block
+        return options
 
     def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
         """See `Backend.store_rows`."""

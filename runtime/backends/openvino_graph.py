@@ -20,7 +20,7 @@ from openvino.frontend.onnx import ConversionExtension
 
 from sdrpn.errors import BadBundle
 
-__all__ = ["CacheUse", "PageTable", "new_core", "use_pages"]
+__all__ = ["CacheUse", "PageTable", "code_block", "new_core", "use_pages"]
 
 _UPDATE, _ATTENTION, _RESULT = "ScatterElementsUpdate", "ScaledDotProductAttention", "Result"
 _ROWS_AXIS = 2  # of heads and caches (B,heads,rows,d)
@@ -71,6 +71,19 @@ def use_pages(model: openvino.Model, name: str) -> CacheUse:
     _drop_unused_inputs(model)
     model.validate_nodes_and_infer_types()
     return CacheUse(frozenset(paged), returned)
+
+
+def code_block(model: openvino.Model) -> int | None:
+    """The fewest rows of a matrix in 4 bits that share a scale; None: there is no such matrix."""
+    blocks = []
+    for node in _of_type(model, "Constant"):
+        if node.get_element_type() not in (openvino.Type.i4, openvino.Type.u4):
+            continue
+        for target in node.output(0).get_target_inputs():
+            shape = target.get_node().get_output_partial_shape(0)  # (blocks,rows,columns)
+            if target.get_node().get_type_name() == "Reshape" and shape.rank.get_length() == 3:
+                blocks.append(int(shape[1].get_length()))
+    return min(blocks, default=None)
 
 
 # Operators that the reader lacks, or reads in a form that is slow ----------------------------------------------------

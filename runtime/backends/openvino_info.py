@@ -44,7 +44,7 @@ def _open(options: OpenOptions) -> Backend:
         ) from error
     from sdrpn.runtime.backends.openvino import OpenVinoBackend
 
-    return OpenVinoBackend(_NAME, options.threads, options.largest_matrix)
+    return OpenVinoBackend(_NAME, options.threads, options.largest_matrix, accurate=options.accurate)
 
 
 def _probe(machine: Machine, version_of: VersionOf) -> Readiness:

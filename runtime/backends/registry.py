@@ -57,4 +57,4 @@ def open_backend(
     if info.runs != "graphs":
         known = ", ".join(other.name for other in graph_backends())
         raise BadInput(f"backend {name} runs engines, not ONNX graphs; expected one of {known}")
-    return info.open(OpenOptions(threads, device, optimized, largest_matrix))
+    return info.open(OpenOptions(threads, device, optimized, largest_matrix=largest_matrix))

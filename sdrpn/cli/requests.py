@@ -28,6 +28,7 @@ def session_fields(args: argparse.Namespace) -> dict[str, Any]:
         "device": args.device,
         "engine_options": _engine_options(args),
         "optimized": not args.no_optimized,
+        "accurate": args.accurate,
         "verify": not args.no_verify,
         "require_signed": tuple(args.require_signed),
     }

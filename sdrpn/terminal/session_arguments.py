@@ -58,6 +58,11 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         default=[],
         help="public key (PEM) that must have signed the release; can be given several times: one of them",
     )
+    group.add_argument(
+        "--accurate",
+        action="store_true",
+        help="on a CPU: multiply quantised matrices with floats, not with activations in blocks of 8 bits (slower)",
+    )
     group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
 
 

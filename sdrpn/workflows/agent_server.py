@@ -44,6 +44,7 @@ class AgentRequest(CheckedFields):
     device: int | None = None
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
+    accurate: bool = False
     verify: bool = True
     require_signed: tuple[Path, ...] = ()
 

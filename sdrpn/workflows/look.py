@@ -75,6 +75,7 @@ class LookRequest(CheckedFields):
     device: int | None = None
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     optimized: bool = True
+    accurate: bool = False
     verify: bool = True
     require_signed: tuple[Path, ...] = ()
     preset: str | None = None  # this and the rest: see LookSettings

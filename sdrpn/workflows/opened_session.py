@@ -42,6 +42,7 @@ def opened_session(
         device=request.device,
         engine_options=request.engine_options,
         optimized=request.optimized,
+        accurate=request.accurate,
         verify=request.verify,
         require_signed=request.require_signed,
         max_batch=max_batch,

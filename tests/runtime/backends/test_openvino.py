@@ -20,15 +20,18 @@ from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import open_backend, openvino_info
 from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.info import OpenOptions
 from sdrpn.runtime.backends.openvino_info import is_faster
+from sdrpn.runtime.backends.registry import backend_info as info_of
 from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array, Backend
 from sdrpn.runtime.select import choose_backend
 from tests.damage import copied, cut
 from tests.pictures import photo
-from tests.tolerances import PARITY_ABS, PARITY_FP16_ABS
+from tests.tolerances import INT8_ACTIVATIONS_SHARE, PARITY_ABS, PARITY_FP16_ABS
 
 openvino = pytest.importorskip("openvino")
+openvino_graph = pytest.importorskip("sdrpn.runtime.backends.openvino_graph")
 
 QUESTION = "What does the sign say?"
 GRAPHS = ("vision", "trunk", "rpn", "tail")
@@ -259,3 +262,32 @@ def test_caches_are_held_as_the_graph_declares_them(text_checkpoint: Path, tmp_p
         for output, values in expected.items():
             difference = np.abs(values.astype(np.float32) - found[output]).max()
             assert difference <= PARITY_FP16_ABS, f"{output} of {name} differs by {difference:.2e}"
+
+
+def test_activations_are_rounded_in_the_blocks_of_the_weights_or_not_at_all(
+    text_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Accurate runs of both libraries equal each other; others are a little away."""
+    export_bundle(text_checkpoint, tmp_path / "bundle", ExportOptions("int4", "fused"))
+    info = open_bundle(tmp_path / "bundle").variant("fused-int4-cpu").graphs["trunk"]
+    path = tmp_path / "bundle" / info.file
+    backends = [
+        info_of("onnxruntime").open(OpenOptions(1, accurate=True)),
+        info_of("openvino").open(OpenOptions(1, accurate=True)),
+        info_of("openvino").open(OpenOptions(1)),
+    ]
+    runners = [backend.load(info, path) for backend in backends]
+    feeds = feeds_of(runners[0], 33, 50, 1, 128)
+    taps = [run_on_arrays(backend, runner, feeds)["tap"] for backend, runner in zip(backends, runners, strict=True)]
+    exact = np.abs(taps[0] - taps[1]).max()
+    assert exact <= PARITY_ABS, f"taps differ by {exact:.2e}"
+    rounded = np.abs(taps[1] - taps[2]).max()
+    assert PARITY_ABS < rounded <= INT8_ACTIVATIONS_SHARE * np.abs(taps[1]).max()
+
+
+def test_the_blocks_of_a_graph(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    core = openvino_graph.new_core()
+    for precision, block in ("fp32", None), ("int4", 32):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions(precision, "fused"))  # type: ignore[arg-type]
+        (path,) = (tmp_path / "bundle").glob(f"trunk.fused-{precision}{'' if block is None else '-cpu'}.onnx")
+        assert openvino_graph.code_block(core.read_model(path)) == block
