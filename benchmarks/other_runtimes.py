@@ -8,7 +8,8 @@ layers, width, heads and vocabulary. What is compared is speed alone: the number
     python benchmarks/other_runtimes.py BUNDLE --others openvino-q4_0 --rounds 3 --json
 
 `llama-*` quantises a random GGUF as llama.cpp's own tool does (Q4_0 keeps its head in Q6_K) and `openvino-*` has
-OpenVINO GenAI read the same file. `standard` is ours without `sdrpn optimize`.
+OpenVINO GenAI read the same file; without llama-cpp-python gguf makes it, with the head in Q8_0. `standard` is ours
+without `sdrpn optimize`, `ours:BUNDLE:VARIANT:BACKEND` another bundle of ours, or another library.
 """
 
 from __future__ import annotations
@@ -54,9 +55,14 @@ class Side(Protocol):
 class OurSide:
     """Trunk and tail of a bundle."""
 
-    def __init__(self, bundle: Path, variant: str | None, threads: int, optimized: bool = True) -> None:
-        self._session = Session.open(bundle, variant=variant, threads=threads, optimized=optimized, verify=False)
-        self.name = f"sdrpn {self._session.variant.name}{'' if optimized else ', standard'}"
+    def __init__(
+        self, bundle: Path, variant: str | None, threads: int, optimized: bool = True, backend: str = "onnxruntime"
+    ) -> None:
+        self._session = Session.open(
+            bundle, backend=backend, variant=variant, threads=threads, optimized=optimized, verify=False
+        )
+        name = f"sdrpn {bundle.name} {self._session.variant.name}, {backend}"
+        self.name = f"{name}{'' if optimized else ', standard'}"
         self._embeds = self._session._embedding.rows(PROMPT_IDS)
 
     def prefill(self) -> None:
@@ -177,8 +183,8 @@ class OpenVinoSide:
         self._run(NEW_TOKENS + 1)
 
 
-def write_random_gguf(path: Path, llm: LlmSpec) -> None:
-    """A LLaMA in F16 with random weights and a vocabulary of made-up words."""
+def write_random_gguf(path: Path, llm: LlmSpec, kind: str = "f16") -> None:
+    """A LLaMA in F16, or in q4_0 or q8_0 with its head in q8_0, with random weights and words that are made up."""
     import gguf
 
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -192,20 +198,34 @@ def write_random_gguf(path: Path, llm: LlmSpec) -> None:
     writer.add_rope_dimension_count(llm.head_dim)
     writer.add_rope_freq_base(llm.rope_theta)
     writer.add_vocab_size(llm.vocabulary)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
     _add_vocabulary(writer, llm.vocabulary)
     tensors = _gguf_tensors(llm)
     for name, shape in tensors:
-        dtype = _gguf_dtype(shape)
-        writer.add_tensor_info(name, shape, dtype, math.prod(shape) * dtype.itemsize)
+        form = _gguf_form(name, shape, kind)
+        block, size_bytes = gguf.GGML_QUANT_SIZES[form]
+        stored = shape if form in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16) else None
+        bytes_shape = stored or (*shape[:-1], shape[-1] // block * size_bytes)
+        dtype = np.dtype(np.uint8) if stored is None else _gguf_dtype(shape)
+        total = math.prod(shape) // block * size_bytes
+        writer.add_tensor_info(name, bytes_shape, dtype, total, raw_dtype=None if stored else form)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     rng = np.random.default_rng(0)
-    for _, shape in tensors:  # one at a time: 13 GB at 7B
+    for name, shape in tensors:  # one at a time: 13 GB at 7B
         numbers = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape, np.float32) * shape[1] ** -0.5
-        writer.write_tensor_data(numbers.astype(_gguf_dtype(shape)))
+        writer.write_tensor_data(gguf.quants.quantize(numbers.astype(np.float32), _gguf_form(name, shape, kind)))
     writer.close()
+
+
+def _gguf_form(name: str, shape: Sequence[int], kind: str) -> Any:
+    """Norms in fp32; of a quantised file the head and the embedding in q8_0."""
+    import gguf
+
+    outer = name in ("output.weight", "token_embd.weight")
+    form = "f32" if len(shape) == 1 else "q8_0" if outer and kind != "f16" else kind
+    return gguf.GGMLQuantizationType[form.upper()]
 
 
 def _gguf_dtype(shape: Sequence[int]) -> np.dtype[Any]:
@@ -250,11 +270,14 @@ def _gguf_tensors(llm: LlmSpec) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def quantized_gguf(folder: Path, kind: str, llm: LlmSpec) -> Path:
-    """folder/q4_0.gguf, made by llama.cpp's own quantisation from a random model."""
-    import llama_cpp
-
+    """folder/q4_0.gguf, made from a random model by llama.cpp's own quantisation, or by gguf's where it is missing."""
     source, target = folder / "f16.gguf", folder / f"{kind}.gguf"
     if not target.exists():
+        try:
+            import llama_cpp
+        except ImportError:
+            write_random_gguf(target, llm, kind)
+            return target
         if not source.exists():
             write_random_gguf(source, llm)
         parameters = llama_cpp.llama_model_quantize_default_params()
@@ -269,13 +292,17 @@ def open_side(name: str, args: argparse.Namespace, llm: LlmSpec, folder: Path) -
     runtime, _, kind = name.partition("-")
     if name == "standard":
         return OurSide(args.bundle, args.variant, args.threads, optimized=False)
+    if name.startswith("ours:"):
+        _, bundle, variant, backend = name.split(":")
+        return OurSide(Path(bundle), variant or None, args.threads, backend=backend)
     if name == "transformers":
         return TransformersSide(llm, args.threads)
     if runtime in ("llama", "openvino") and kind in ("q4_0", "q8_0"):
         gguf = quantized_gguf(folder, kind, llm)
         return LlamaCppSide(gguf, args.threads) if runtime == "llama" else OpenVinoSide(gguf, args.threads)
     raise SystemExit(
-        f"--others {name}: expected standard, llama-q4_0, llama-q8_0, openvino-q4_0, openvino-q8_0 or transformers"
+        f"--others {name}: expected standard, ours:BUNDLE:VARIANT:BACKEND, llama-q4_0, llama-q8_0, openvino-q4_0, "
+        "openvino-q8_0 or transformers"
     )
 
 
@@ -326,6 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--variant")
+    parser.add_argument("--backend", default="onnxruntime", help="what BUNDLE is run with")
     parser.add_argument("--others", default="llama-q4_0,llama-q8_0,transformers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -336,7 +364,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.gguf or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        ours: Side = OurSide(args.bundle, args.variant, args.threads)
+        ours: Side = OurSide(args.bundle, args.variant, args.threads, backend=args.backend)
         others = [open_side(name, args, llm, folder) for name in filter(None, args.others.split(","))]
         figures = measure([ours, *others], args.rounds)
     machine = {"processor": read_cpu().model, "threads": args.threads, "rounds": args.rounds, **installed()}
