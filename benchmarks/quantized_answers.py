@@ -64,13 +64,19 @@ def ask_all(names: Sequence[str], samples: Sequence[TagSample], policy: RoiPolic
 
 
 def opened(name: str, threads: int, stack: ExitStack) -> Session:
-    """BUNDLE or BUNDLE:VARIANT; what ONNX Runtime has no kernels for is simulated."""
-    path, _, variant = name.partition(":")
+    """BUNDLE:VARIANT:BACKEND:accurate, or the first of these; what ONNX Runtime has no kernels for is simulated."""
+    path, variant, backend, how = (*name.split(":"), "", "", "")[:4]
     bundle = open_bundle(path)
     chosen = bundle.variant(variant or None)
     runs = stack.enter_context(runnable_bundle(bundle, chosen))
     session = Session.open(
-        runs.path, variant=chosen.name, threads=threads, backend="onnxruntime", optimized=False, verify=False
+        runs.path,
+        variant=chosen.name,
+        threads=threads,
+        backend=backend or "onnxruntime",
+        accurate=how == "accurate",
+        optimized=False,
+        verify=False,
     )
     return stack.enter_context(session)
 
@@ -104,7 +110,10 @@ def cosine(found: Answer, exact: Answer) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "bundles", nargs="+", metavar="BUNDLE[:VARIANT]", help="the first is what all are compared with"
+        "bundles",
+        nargs="+",
+        metavar="BUNDLE[:VARIANT[:BACKEND[:accurate]]]",
+        help="the first is what all are compared with",
     )
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--split", choices=SPLITS, default="heldout")
