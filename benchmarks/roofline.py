@@ -351,6 +351,9 @@ def page() -> Iterator[str]:
                     + " |"
                 )
             yield ""
+    from roofline_qwen import any_shape
+
+    yield from any_shape()
     yield from anchors()
     yield from two_small_looks()
 

@@ -220,6 +220,10 @@ class Questions:
         with watch.stage("preprocess"):
             request = self._request(images, pieces, plan, options.max_new_tokens, options.channels)
             prefix = self._two_pass.prefix_of(request)
+        sampling = options.sampling
+        if sampling.repetition_penalty is None:
+            penalty = self._bundle.spec.prompt.repetition_penalty
+            sampling = dataclasses.replace(sampling, repetition_penalty=penalty)
         reference = None
         if request.image is not None:
             reference = PictureReference(images[0], options.channels, request.image.size, seen_of(self._bundle.spec))
@@ -227,7 +231,7 @@ class Questions:
             request,
             prefix,
             watch,
-            options.sampling,
+            sampling,
             (*self._bundle.spec.prompt.eos_token_ids, *ids_of("stop_ids", stop_ids)),
             keep_trace=options.trace,
             picture=reference,

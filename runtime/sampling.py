@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +18,16 @@ __all__ = ["GREEDY", "Constraint", "Sampler", "Sampling"]
 
 @dataclass(frozen=True)
 class Sampling(CheckedFields):
-    """Temperature 0 is greedy. `top_p`: the smallest set of most likely tokens with this total probability."""
+    """Temperature 0 is greedy. `top_p`: the smallest set of most likely tokens with this total probability.
+
+    repetition_penalty: what logits of tokens that are in the prompt or the answer already are divided by, or multiplied
+    with if they are negative (Keskar et al., 2019); 1: nothing; None: as the model's generation_config.json says.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,6 +37,11 @@ class Sampling(CheckedFields):
             raise BadInput(f"top_p is {self.top_p}; expected more than 0, at most 1")
         if self.seed is not None and self.seed < 0:
             raise BadInput(f"seed is {self.seed}; expected 0 or more, or None for a different result every time")
+        if self.repetition_penalty is not None and not 0.0 < self.repetition_penalty < float("inf"):
+            raise BadInput(
+                f"repetition_penalty is {self.repetition_penalty}; expected a number above 0, 1 for none, or None for "
+                "the model's own"
+            )
 
 
 GREEDY = Sampling()
@@ -49,12 +60,29 @@ class Constraint(Protocol):
 class Sampler:
     """Chooses the tokens of one answer; equal seeds give equal choices."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int] = ()) -> None:
+        """Args: prompt_ids: the text of the prompt, for the repetition penalty"""
         self._sampling = sampling
+        self._penalty, self._said = sampling.repetition_penalty or 1.0, set(prompt_ids)
         self._rng = None if sampling.temperature == 0 else np.random.default_rng(sampling.seed)
+
+    def penalised(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits (V,) with the repetition penalty applied; the argument is not changed."""
+        if self._penalty == 1.0 or not self._said:
+            return logits
+        found, said = logits.copy(), np.fromiter(self._said, np.int64)
+        values, penalty = found[said], np.float32(self._penalty)
+        found[said] = np.where(values < 0, values * penalty, values / penalty)
+        return found
 
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
         """logits (V,) -> token id. Raises RunFailed if the most likely token's logit is not finite."""
+        chosen = self._chosen(logits)
+        if self._penalty != 1.0:
+            self._said.add(chosen)
+        return chosen
+
+    def _chosen(self, logits: npt.NDArray[np.float32]) -> int:
         likeliest = int(logits.argmax())  # a NaN's index, if there is one
         if not math.isfinite(logits[likeliest]):
             raise RunFailed(

@@ -234,7 +234,7 @@ class Sequence(Work):
         self.prefill: Prefill | None = None
         self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
-        self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
+        self._sampler, self._stop_ids = Sampler(sampling, request.text_ids), frozenset(stop_ids)
         self._constraint, self._ends = constraint, ends
         self.keep_trace, self._picture = keep_trace, picture
         self._step_logits: list[FloatArray] = []
@@ -262,6 +262,7 @@ class Sequence(Work):
         self.watch.token()
         if self.keep_trace:
             self._step_logits.append(logits.copy())
+        logits = self._sampler.penalised(logits)
         if self._constraint is not None:
             logits = self._constraint.restricted(logits)
         token_id = self._sampler.choose(logits)

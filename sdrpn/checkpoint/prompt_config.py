@@ -117,6 +117,7 @@ def prompt_spec(
         pad_token_id=next(
             (pad for section in (*model, generation) for pad in token_ids(section, "pad_token_id")), None
         ),
+        repetition_penalty=generation.number("repetition_penalty", 1.0),
         special_tokens={} if template in prompt_names() else _texts(folder),
     )
 

@@ -89,6 +89,12 @@ def _add_answer(group: argparse._ArgumentGroup) -> None:
         help="with --temperature: sample from the most likely tokens that together have this probability (default: 1)",
     )
     group.add_argument(
+        "--repetition-penalty",
+        metavar="X",
+        type=non_negative_number,
+        help="make tokens that were said before less likely; 1: do not (default: as the checkpoint says, usually 1)",
+    )
+    group.add_argument(
         "--seed",
         metavar="N",
         type=whole_number,
@@ -213,7 +219,7 @@ def _request(args: argparse.Namespace) -> AskRequest:
     return AskRequest(
         args.bundle,
         question=args.question,
-        sampling=Sampling(args.temperature, args.top_p, args.seed),
+        sampling=Sampling(args.temperature, args.top_p, args.seed, args.repetition_penalty),
         roi=_policy(args),
         image=_image_source(args.source),
         max_new_tokens=args.max_new_tokens,

@@ -197,6 +197,7 @@ class PromptSpec:
     bos_token_id: int | None = 1
     eos_token_ids: tuple[int, ...] = (2,)
     pad_token_id: int | None = None
+    repetition_penalty: float = 1.0  # of generation_config.json; see `sdrpn.runtime.sampling.Sampling`
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -206,6 +207,7 @@ class PromptSpec:
             value = getattr(self, name)
             if value is not None and not 0 <= value < _MOST_TOKEN_ID:
                 raise BadInput(f"{name} is {value}; expected none, or 0 to {_MOST_TOKEN_ID - 1}")
+        require_numbers(self, "repetition_penalty", at_least=0.01)
         if not all(0 <= value < _MOST_TOKEN_ID for value in self.eos_token_ids):
             raise BadInput(f"eos_token_ids are {list(self.eos_token_ids)}; expected 0 to {_MOST_TOKEN_ID - 1} each")
 

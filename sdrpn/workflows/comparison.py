@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sdrpn.compare.answers import AnswerQuestion, TrialQuestion
     from sdrpn.compare.graphs import Array, Check
     from sdrpn.host.progress import Advance, ShowProgress
-    from sdrpn.runtime import Session
+    from sdrpn.runtime import Sampling, Session
     from sdrpn.runtime.backends.runner import Runner
 
 __all__ = [
@@ -119,6 +119,7 @@ def answers_of(session: Session, steps: Steps) -> AnswerQuestion:
     def answer(question: TrialQuestion) -> FoundAnswer:
         steps.take()
         limits: dict[str, Any] = {"roi": question.roi, "max_new_tokens": question.max_new_tokens, "trace": True}
+        limits["sampling"] = Sampling(repetition_penalty=1.0)  # as the reference answers
         if question.text is not None:
             answer = session.answer(question.image, question.text, **limits)
         else:

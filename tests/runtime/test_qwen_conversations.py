@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.families.qwen.vision_spec import qwen_vision_of
 from sdrpn.images.patches import picture_patches
-from sdrpn.runtime import Session
+from sdrpn.runtime import Sampling, Session
 from sdrpn.text.turns import Turn
 from tests.families.qwen.bundles import qwen_bundle
 from tests.families.qwen.saved_by_transformers import IMAGE, saved_model, token_types
@@ -165,3 +167,27 @@ def test_streams_take_histories(gated: Session) -> None:
     text = "".join(stream)
     assert stream.answer == gated.answer(PICTURES[0], "and?", history=history, max_new_tokens=3)
     assert stream.answer.text == text
+
+
+def test_a_checkpoint_s_repetition_penalty(tmp_path: Path) -> None:
+    """It is read from generation_config.json; what is asked for comes first."""
+    theirs = saved_model("qwen2.5-vl", tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**stored, "repetition_penalty": 4.0}), encoding="utf-8")
+    export_bundle(tmp_path / "model", tmp_path / "bundle", ExportOptions("fp32"))
+    ids = (300, 7, 11, 12, 13)
+    tokens = torch.tensor([ids])
+    with Session.open(tmp_path / "bundle", threads=1) as session:
+        assert session.spec.prompt.repetition_penalty == 4.0
+        for penalty in (4.0, 1.0):
+            with torch.inference_mode():
+                generated = theirs.generate(
+                    input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, min_new_tokens=8,
+                    do_sample=False, repetition_penalty=penalty,
+                )  # fmt: skip
+            expected = generated[0, len(ids) :].tolist()
+            sampling = Sampling() if penalty == 4.0 else Sampling(repetition_penalty=penalty)
+            found = session.answer_pieces([], [ids], roi=None, max_new_tokens=8, sampling=sampling)
+            assert list(found.token_ids) == expected[: len(found.token_ids)]
+            assert len(found.token_ids) > 3

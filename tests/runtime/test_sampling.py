@@ -62,3 +62,32 @@ def test_tokens_may_be_ruled_out_by_their_logits() -> None:
 def test_bad_values_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(BadInput, match=next(iter(bad))):
         Sampling(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("penalty", [1.05, 0.8, 3.0])
+def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    rng, prompt = np.random.default_rng(0), [3, 7, 7, 11]
+    theirs, sampler = RepetitionPenaltyLogitsProcessor(penalty), Sampler(Sampling(repetition_penalty=penalty), prompt)
+    said = list(prompt)
+    for _ in range(6):
+        logits = rng.normal(size=20).astype(np.float32) * 3
+        expected = theirs(torch.tensor([said]), torch.from_numpy(logits.copy())[None])[0].numpy()
+        found = sampler.penalised(logits)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        chosen = sampler.choose(found)
+        assert chosen == int(expected.argmax())
+        said.append(chosen)
+
+
+def test_without_a_penalty_logits_are_not_touched() -> None:
+    logits = np.arange(5, dtype=np.float32)
+    assert Sampler(Sampling(), [1, 2]).penalised(logits) is logits
+    assert Sampler(Sampling(repetition_penalty=1.0), [1, 2]).penalised(logits) is logits
+
+
+def test_an_impossible_penalty() -> None:
+    with pytest.raises(BadInput, match=r"repetition_penalty is 0\.0; expected a number above 0"):
+        Sampling(repetition_penalty=0.0)
