@@ -59,7 +59,9 @@ EXTRAS: Mapping[str, str] = {
     "video": "videos, cameras and streams",
     "hub": "models by their names on Hugging Face's hub",
     "serve": "an HTTP server",
+    "release": "sign releases, and check signatures",
     "mcp": "tools for agents (MCP)",
+    "otel": "traces of a server (OpenTelemetry)",
     "dev": "run the tests, linters and type checker",
 }
 
