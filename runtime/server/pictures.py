@@ -6,14 +6,14 @@ import base64
 import binascii
 import io
 import math
-import os
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from sdrpn.errors import BadImage
+from sdrpn.images.image_root import ImageRoot
 from sdrpn.images.picture_file import identified
 from sdrpn.runtime.server.faults import Fault, shown
 from sdrpn.runtime.server.options import ServerOptions
@@ -116,34 +116,16 @@ def read_below(root: Path, url: str, most_bytes: int) -> bytes:
     path = unquote(parts.path)
     if parts.netloc not in ("", "localhost") or "\0" in path or not path:
         raise Fault(400, f"{shown(url)} names no file of this machine; expected file:///PATH", "invalid_image_url")
-    root = root.resolve()
-    elsewhere = Fault(403, f"{shown(url)} is not below the folder whose pictures may be read", "image_not_allowed")
-    wanted = Path(os.path.realpath(root / path))
-    if not wanted.is_relative_to(root):
-        raise elsewhere
+    below = ImageRoot(root)
+    if not below.holds(path):
+        raise Fault(403, f"{shown(url)} is not below the folder whose pictures may be read", "image_not_allowed")
     try:
-        # A pipe or device must not be waited for, and the file that is open is the one that is checked.
-        descriptor = os.open(wanted, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+        data = below.first_bytes(path, most_bytes + 1)
+    except BadImage:
         raise Fault(400, f"{shown(url)} cannot be read; expected a picture", "invalid_image_url") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Fault(400, f"{shown(url)} is not a regular file; expected a picture", "invalid_image_url")
-    with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor)
-        if not _opened_path(descriptor, wanted).is_relative_to(root):
-            raise elsewhere
-        data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise Fault(413, f"{shown(url)} has more than {most_bytes:,} bytes, the limit", "image_too_large")
     return data
-
-
-def _opened_path(descriptor: int, otherwise: Path) -> Path:
-    """Where the open file lies now: a folder on the way may have been exchanged."""
-    try:
-        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
-    except OSError:  # not on this system
-        return otherwise
 
 
 def _scaled(wh: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdrpn.errors import BadInput
 
-__all__ = ["ApiKeys", "read_api_keys"]
+__all__ = ["ApiKeys", "keys_in", "read_api_keys"]
 
 SHORTEST_KEY = 16  # characters: a shorter key could be guessed over a network
 _MOST_FILE_BYTES = 1 << 20
@@ -17,14 +19,17 @@ _MOST_FILE_BYTES = 1 << 20
 class ApiKeys:
     """Keys, any of which is accepted. They are never shown."""
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        """Args: keys: at least one"""
-        self._keys = tuple(key.encode() for key in keys)
+    def __init__(self, keys: Sequence[str]) -> None:
+        """Args: keys: without one none is accepted"""
+        self._digests = tuple(_digest(key) for key in keys)
+
+    def __len__(self) -> int:
+        return len(self._digests)
 
     def accept(self, candidate: str | None) -> bool:
-        """Whether it is one of the keys. The time depends neither on which one nor on how much of it is right."""
-        given = (candidate or "").encode("utf-8", "surrogateescape")
-        found = [hmac.compare_digest(key, given) for key in self._keys]  # all, also after one that is equal
+        """Whether it is one of the keys. The time tells neither which one, nor its length, nor how much is right."""
+        given = _digest(candidate or "")
+        found = [hmac.compare_digest(digest, given) for digest in self._digests]  # all, also after one that is equal
         return any(found)
 
     def accept_header(self, authorization: str | None) -> bool:
@@ -33,10 +38,15 @@ class ApiKeys:
         return self.accept(key.strip() if scheme.lower() == "bearer" else None)
 
     def __repr__(self) -> str:
-        return f"ApiKeys({len(self._keys)})"
+        return f"ApiKeys({len(self)})"
 
 
 def read_api_keys(path: str | os.PathLike[str]) -> ApiKeys:
+    """The keys of a file, as `keys_in` reads it."""
+    return ApiKeys(keys_in(path))
+
+
+def keys_in(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The keys of a file: one per line; empty lines and lines that begin with # are skipped.
 
     Raises: BadInput for a file that cannot be read, has no key, or a key that is too short or has spaces
@@ -60,4 +70,8 @@ def read_api_keys(path: str | os.PathLike[str]) -> ApiKeys:
             )
     if not keys:
         raise BadInput(f"the file of API keys {path} has no key; make one with: openssl rand -hex 32")
-    return ApiKeys(tuple(key for _, key in keys))
+    return tuple(key for _, key in keys)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -37,7 +37,7 @@ class ImageRoot:
         if not isinstance(name, str) or not name or len(name) > _MOST_NAME or "\0" in name:
             raise BadImage(f"{shown} is not the name of a picture; expected a path below the image root")
         path = self.folder / name
-        real = Path(os.path.realpath(path))
+        real = self._real(name)
         if not real.is_relative_to(self.folder):
             raise BadImage(f"{shown} leads out of the image root; expected a path below it, such as street.jpg")
         if not real.exists():
@@ -47,32 +47,52 @@ class ImageRoot:
             raise BadImage(f"{shown} {what}; expected a picture below the image root")
         return real
 
+    def holds(self, name: str) -> bool:
+        """Whether a name lies below the root when all links are followed, whether or not it exists."""
+        return "\0" not in name and self._real(name).is_relative_to(self.folder)
+
     def read(self, name: str, *, most_bytes: int = MOST_FILE_BYTES) -> bytes:
         """The bytes of a file, as `path` finds it.
 
         Raises: BadImage, also for a file of more than `most_bytes` or one that may not be read
         """
+        data = self.first_bytes(name, most_bytes + 1)
+        if len(data) > most_bytes:
+            raise BadImage(f"{_shown(name)} has more than {most_bytes:,} bytes; expected a smaller picture file")
+        return data
+
+    def first_bytes(self, name: str, count: int) -> bytes:
+        """As `read`, at most so many bytes from its start."""
         path = self.path(name)
         try:
             # O_NOFOLLOW, O_NONBLOCK: what replaced the file meanwhile is neither followed nor waited for.
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             with os.fdopen(descriptor, "rb") as file:
-                about = os.fstat(file.fileno())
-                if not stat.S_ISREG(about.st_mode):
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise BadImage(f"{_shown(name)} is not a regular file; expected a picture below the image root")
-                data = file.read(most_bytes + 1)
+                if not _place_of(descriptor, path).is_relative_to(self.folder):
+                    raise BadImage(f"{_shown(name)} leads out of the image root; expected a path below it")
+                return file.read(count)
         except OSError as error:
             raise BadImage(
                 f"{_shown(name)} cannot be read ({error.strerror}); name a picture that may be read"
             ) from error
-        if len(data) > most_bytes:
-            raise BadImage(f"{_shown(name)} has more than {most_bytes:,} bytes; expected a smaller picture file")
-        return data
+
+    def _real(self, name: str) -> Path:
+        return Path(os.path.realpath(self.folder / name))
 
     def _meant(self, path: Path) -> str:
         """A similar name in the same folder, where that folder is below the root."""
         parent = Path(os.path.realpath(path.parent))
         return did_you_mean_path(parent / path.name) if parent.is_relative_to(self.folder) else ""
+
+
+def _place_of(descriptor: int, otherwise: Path) -> Path:
+    """Where an open file lies now: a folder on the way may have been exchanged since its name was resolved."""
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
+    except OSError:  # not on this system
+        return otherwise
 
 
 def _shown(name: object) -> str:

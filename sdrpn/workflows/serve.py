@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput, MissingDependency
+from sdrpn.host.api_keys import keys_in
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServeRequest", "require_server", "serve"]
 
-_LEAST_KEY_CHARACTERS = 16
 # Of the memory that the model and its caches leave, for pictures that are decoded.
 _PICTURES_SHARE = 0.5
 _LEAST_PICTURE_BYTES, _MOST_PICTURE_BYTES = 64 << 20, 4 << 30
@@ -113,7 +113,7 @@ def serve(
     from sdrpn.runtime.server.models import try_model
     from sdrpn.runtime.server.running import Watch, listen, run_app
 
-    keys = _keys(request.api_key_file)
+    keys = () if request.api_key_file is None else keys_in(request.api_key_file)
     if request.image_root is not None and not request.image_root.is_dir():
         raise BadInput(f"image_root is {request.image_root}, which is not a folder", options=("image_root",))
     begin_service(bundle_path(request.bundle), note)
@@ -218,20 +218,3 @@ def _tracing(endpoint: str | None) -> SpanProcessor | None:
             f"traces need OpenTelemetry, and {error.name} is not installed: pip install 'sdrpn[otel]'"
         ) from error
     return exporting(endpoint)
-
-
-def _keys(path: Path | None) -> tuple[str, ...]:
-    """One a line; empty lines and those that begin with # are none."""
-    if path is None:
-        return ()
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); expected API keys, one a line") from error
-    keys = tuple(line for line in lines if line and not line.startswith("#"))
-    if not keys or any(len(key) < _LEAST_KEY_CHARACTERS or not key.isascii() for key in keys):
-        raise BadInput(
-            f"{path} has {len(keys)} API keys; expected at least one, each of {_LEAST_KEY_CHARACTERS} or more ASCII "
-            "characters on a line of its own"
-        )
-    return keys

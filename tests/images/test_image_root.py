@@ -114,3 +114,26 @@ def test_what_is_no_root(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=f"{name} {what}; expected a folder whose pictures may be read"):
         ImageRoot(tmp_path / name)
+
+
+def test_what_lies_below(root: ImageRoot, tmp_path: Path) -> None:
+    """Whether or not it exists."""
+    (root.folder / "out").symlink_to(tmp_path)
+    names = ["street.jpg", "missing.jpg", "../secret.png", "out/secret.png", "a\0b", str(root.folder / "shelf")]
+    assert [root.holds(name) for name in names] == [True, True, False, False, False, True]
+
+
+def test_a_folder_that_is_exchanged_meanwhile(root: ImageRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that is open is the one that is checked."""
+    (tmp_path / "label.png").write_bytes(b"elsewhere")
+    resolved = root.path
+
+    def exchange(name: str) -> Path:
+        found = resolved(name)
+        (root.folder / "shelf").rename(root.folder / "former")
+        (root.folder / "shelf").symlink_to(tmp_path)
+        return found
+
+    monkeypatch.setattr(root, "path", exchange)
+    with pytest.raises(BadImage, match="leads out of the image root"):
+        root.read("shelf/label.png")

@@ -134,7 +134,7 @@ def test_keys_and_folders_are_read_before_the_model(tmp_path: Any) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# ours\n\nshort\n")
     for option, message in (
-        (("--api-key-file", str(keys)), "has 1 API keys; expected"),
+        (("--api-key-file", str(keys)), "is not a key of at least 16 ASCII"),
         (("--api-key-file", str(tmp_path / "none")), "cannot be read"),
         (("--image-root", str(keys)), "is not a folder"),
     ):
