@@ -27,7 +27,7 @@ __all__ = ["main"]
 JOBS = {
     "look and answer": ("demo", "ask", "look", "serve", "mcp", "inspect", "doctor"),
     "make a bundle of a checkpoint": ("export", "compare", "verify", "quantize"),
-    "put it on a device": ("targets", "plan", "build", "optimize", "bench", "release"),
+    "put it on a device": ("targets", "plan", "build", "optimize", "bench", "release", "export-triton"),
     "train an RPN": ("heads", "label", "relabel", "train", "eval"),
     "in the shell": ("completion",),
 }
@@ -103,7 +103,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _verb(name: str) -> Verb:
-    return cast(Verb, import_module(f"sdrpn.cli.{name}"))
+    return cast(Verb, import_module(f"sdrpn.cli.{name.replace('-', '_')}"))
 
 
 if __name__ == "__main__":
