@@ -89,7 +89,7 @@ class TestHelp:
         sections = dict(re.findall(r"^(\w[\w ]+):\n((?:  .*\n)+)", text, re.MULTILINE))
         assert list(sections) == [*JOBS, "options"]
         for job, verbs in JOBS.items():
-            assert tuple(re.findall(r"^  (\w+) +\w", sections[job], re.MULTILINE)) == verbs
+            assert tuple(re.findall(r"^  ([\w-]+) +\w", sections[job], re.MULTILINE)) == verbs
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0
