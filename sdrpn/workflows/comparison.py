@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sdrpn.compare.answers import AnswerQuestion, TrialQuestion
     from sdrpn.compare.graphs import Array, Check
     from sdrpn.host.progress import Advance, ShowProgress
-    from sdrpn.runtime import Sampling, Session
+    from sdrpn.runtime import Session
     from sdrpn.runtime.backends.runner import Runner
 
 __all__ = [
@@ -115,6 +115,7 @@ def answers_of(session: Session, steps: Steps) -> AnswerQuestion:
     """A function that answers a trial question through a session."""
     from sdrpn.compare.answers import FoundAnswer
     from sdrpn.errors import RunFailed
+    from sdrpn.runtime import Sampling
 
     def answer(question: TrialQuestion) -> FoundAnswer:
         steps.take()
