@@ -170,8 +170,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """What pydantic refused: the first error, by the name of its entry."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":  # its place is a number of characters, not an entry
+        reason, at = first.get("ctx", {}).get("error", "it cannot be read"), first["loc"][-1]
+        note(error="the body is not JSON")
+        return Fault(400, f"the body is not JSON: {reason} at character {at}", "invalid_request").response()
     place = shown(".".join(str(part) for part in first["loc"] if part != "body"))[1:-1]
     message = f"{place}: {first['msg']}" if place else str(first["msg"])
+    note(error=message)
     return Fault(400, message, "invalid_request", place or None).response()
 
 

@@ -158,9 +158,14 @@ def _is_several(args: argparse.Namespace) -> bool:
 
     if args.jsonl or args.out is not None:
         return True
-    kind = read_source(args.source).kind
-    # A file that is named like a camera has always been a picture here.
-    return kind not in ("picture", "stdin") and not (kind == "camera" and Path(args.source).is_file())
+    return read_source(args.source).kind not in ("picture", "stdin") and not _is_numbered_file(args.source)
+
+
+def _is_numbered_file(source: str) -> bool:
+    """A file that is named like a camera has always been a picture here."""
+    from sdrpn.frames.source import read_source
+
+    return read_source(source).kind == "camera" and Path(source).is_file()
 
 
 def _ask_frames(args: argparse.Namespace) -> int:
@@ -251,9 +256,10 @@ def _check_overlay(args: argparse.Namespace) -> None:
 
 def _image_source(source: str) -> Path | str | bytes:
     """A file, the text of another source, or the bytes on standard input."""
-    from sdrpn.frames.source import STDIN
+    from sdrpn.frames.source import read_source
     from sdrpn.frames.standard_input import read_standard_input
 
-    if source == STDIN:
+    found = read_source(source)
+    if found.kind == "stdin":
         return read_standard_input()
-    return source if "://" in source else Path(source)
+    return source if found.is_live and not _is_numbered_file(source) else Path(source)

@@ -85,8 +85,10 @@ def _add_pack(step: argparse.ArgumentParser) -> None:
 
 
 def _pack(args: argparse.Namespace) -> object:
+    from sdrpn.terminal.output_file import require_output_file
     from sdrpn.workflows.release_pack import PackRequest, pack_release
 
+    require_output_file("--out", args.out, ())
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     created = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch.isdigit() else _now()
     return pack_release(filled(PackRequest, args, created=created))

@@ -66,7 +66,12 @@ def exit_code_of(run: Callable[[], int], *, debug: bool, as_json: bool) -> int:
 
 def _watched(run: Callable[[], int]) -> int:
     with raising_on_signals({signal.SIGINT: _interrupt, signal.SIGTERM: _terminate}, _end_now):
-        code = run()
+        try:
+            code = run()
+        except SystemExit as error:  # --help: what is printed but not written yet may fail as well
+            if not isinstance(error, _Terminated):
+                sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,13 @@ class Failure:
         """One of the package's errors, with the options that change it; a usage error; or an unexpected one."""
         if isinstance(error, UsageError):
             return cls("usage", f"{error.message} ({error.cure})", error.cure, BadInput.exit_code)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # Files that are replaced whole say it themselves: this is standard output, or a file that grows.
+            what, advice = (
+                error.filename or "what this command prints or appends",
+                "free some space, or name another disk",
+            )
+            return cls("run_failed", f"the disk is full: {what} is cut off; {advice}", advice, SdrpnError.exit_code)
         if not isinstance(error, SdrpnError):
             advice = "run again with --debug for the trace"
             message = f"{type(error).__name__}: {error}; {advice}"

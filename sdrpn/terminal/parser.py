@@ -6,7 +6,9 @@ import argparse
 import itertools
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sdrpn.host.suggestion import did_you_mean
@@ -56,6 +58,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """As argparse calls it for anything that it refuses."""
         raise UsageError(message + self._meant_choice(message), self.prog)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """As argparse converts one text. An empty one names no path: Path("") would be the current folder.
+
+        Scripts give it where a variable of the shell is not set.
+        """
+        value = super()._get_value(action, arg_string)
+        if isinstance(value, Path) and not arg_string.strip():
+            raise argparse.ArgumentError(action, f"the path is empty (got {arg_string!r}); expected a file or a folder")
+        return value
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse prints help and version, but an output that cannot be written is an error."""
+        if message:
+            (file or sys.stderr).write(message)
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """As `parse_args`, but the verb explains what is left over."""

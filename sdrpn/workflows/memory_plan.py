@@ -23,6 +23,7 @@ from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.registry import published_shapes
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_machine
+from sdrpn.host.suggestion import did_you_mean
 from sdrpn.runtime.backends import backend_info
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
 from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
@@ -30,6 +31,10 @@ from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 from sdrpn.workflows.shape_plan import ShapePlan, ShapeRequest, is_shape, plan_shape
 
 __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "plan_bundle", "plan_memory"]
+
+
+# Fields of a request that only a bundle has, and what they are where nobody names them.
+_FOR_BUNDLES: dict[str, object] = {"variant": None, "parts": "all", "backend": "onnxruntime", "prefix_bytes": None}
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,12 @@ class PlanRequest(CheckedFields):
             raise BadInput(f"prefix_bytes is {self.prefix_bytes}; expected a number of bytes, 0 for none")
         if any(number < 1 for number in (self.batch, *self.contexts)):
             raise BadInput(f"batch is {self.batch}, contexts are {self.contexts}; expected numbers of at least 1")
+        if self.target is not None and self.backend != "onnxruntime":
+            raise BadInput(
+                f"target is {self.target} and backend {self.backend}; a target's engines run in TensorRT: name one of "
+                "the two",
+                options=("target", "backend"),
+            )
 
 
 @dataclass(frozen=True)
@@ -189,12 +200,15 @@ def plan(request: PlanRequest) -> MemoryPlan | ShapePlan:
     """See `plan_memory`; the name of a published model in place of a bundle is planned for every target, or one."""
     if not is_shape(request.bundle):
         return plan_bundle(request)
-    if len(request.contexts) > 1 or request.variant is not None or request.parts != "all":
-        raise BadInput(
-            "several contexts, a variant or parts were given, and a published model is planned by its precision with "
-            "one context: leave them out",
-            options=("precision", "context"),
-        )
+    if len(request.contexts) > 1:
+        raise BadInput("a published model is planned with one context; name one", options=("context",))
+    for name, usual in _FOR_BUNDLES.items():
+        if getattr(request, name) != usual:
+            raise BadInput(
+                f"{name.replace('_', ' ')} is for a bundle, and a published model is planned by its precision, context "
+                "and image tokens: leave it out",
+                options=(name,),
+            )
     return plan_shape(
         ShapeRequest(
             str(request.bundle),
@@ -217,11 +231,15 @@ def plan_bundle(request: PlanRequest) -> MemoryPlan:
                 f"out, or name one of {', '.join(published_shapes())}",
                 options=(name,),
             )
-    bundle = open_bundle(bundle_path(request.bundle))
+    path = bundle_path(request.bundle)
+    if not path.exists() and (meant := did_you_mean(str(request.bundle), published_shapes())):
+        raise BadInput(f"{path} is neither a bundle folder nor the name of a published model{meant}")
+    bundle = open_bundle(path)
     limit = bundle.manifest.max_context
     if request.contexts and max(request.contexts) > limit:
         raise ContextTooLong(
-            f"a context of {max(request.contexts)} is above the bundle's {limit}; export with a larger one first",
+            f"a context of {max(request.contexts)} is above the bundle's {limit}; name a shorter one, or export "
+            "with a larger --max-context first",
             options=("context",),
         )
     place = _this_machine(bundle, request) if request.target is None else _on_target(bundle, request)

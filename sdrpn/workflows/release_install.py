@@ -56,8 +56,18 @@ class ServiceCheck:
                 f"ready_url is {self.ready_url!r}; expected one such as http://127.0.0.1:8000/readyz",
                 options=("ready_url",),
             )
-        if self.restart is not None and not self.restart.strip():
+        if self.restart is not None and not self.command:
             raise BadInput("restart is empty; expected a command", options=("restart",))
+
+    @property
+    def command(self) -> list[str]:
+        """The words of `restart`. Raises BadInput where they cannot be told apart."""
+        try:
+            return shlex.split(self.restart or "")
+        except ValueError as error:  # a quotation mark without its partner
+            raise BadInput(
+                f"restart is {self.restart!r}: {str(error).lower()}; expected a command", options=("restart",)
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -301,9 +311,8 @@ def _failed_start(
 def _restart(service: ServiceCheck, note: Callable[[str], None]) -> None:
     if service.restart is None:
         return
-    command = shlex.split(service.restart)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=service.timeout_s, check=False)
+        done = subprocess.run(service.command, capture_output=True, text=True, timeout=service.timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired, IndexError) as error:
         raise RunFailed(f"`{service.restart}` could not be run ({' '.join(str(error).split())})") from error
     if done.returncode:

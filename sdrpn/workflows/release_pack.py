@@ -54,6 +54,11 @@ class PackRequest(CheckedFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.expires_in_days < 0:
+            raise BadInput(
+                f"expires_in_days is {self.expires_in_days}; expected 1 or more, or 0: it never expires",
+                options=("expires_in",),
+            )
         if not self.graphs and not self.targets:
             raise BadInput("a release without graphs needs engines; name at least one target", options=("target",))
 
@@ -267,7 +272,15 @@ def _documents(
 
 def _expiry(request: PackRequest) -> str | None:
     days = request.expires_in_days
-    return text_from_time(request.created + timedelta(days=days)) if days else None
+    if not days:
+        return None
+    try:
+        return text_from_time(request.created + timedelta(days=days))
+    except OverflowError as error:
+        raise BadInput(
+            f"expires_in_days is {days}, which is after the year 9999; expected fewer, or 0: it never expires",
+            options=("expires_in",),
+        ) from error
 
 
 def _described(

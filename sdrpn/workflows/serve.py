@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = ["ServeRequest", "require_server", "serve"]
 
 # Of the memory that the model and its caches leave, for pictures that are decoded.
 _PICTURES_SHARE = 0.5
+_HTTP = re.compile(r"https?://[^/\s]+(/\S*)?\Z")
 _LEAST_PICTURE_BYTES, _MOST_PICTURE_BYTES = 64 << 20, 4 << 30
 
 
@@ -76,6 +78,16 @@ class ServeRequest(CheckedFields):
     verify: bool = True
     require_signed: tuple[Path, ...] = ()
     jpeg: JpegMode = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.otlp_endpoint is not None and not _HTTP.match(self.otlp_endpoint):
+            raise BadInput(
+                f"otlp_endpoint is {self.otlp_endpoint!r}; expected one such as http://127.0.0.1:4318/v1/traces",
+                options=("otlp_endpoint",),
+            )
+        if self.name is not None and not self.name.strip():
+            raise BadInput("name is empty; expected a name by which clients ask for the model", options=("name",))
 
 
 def require_server() -> None:

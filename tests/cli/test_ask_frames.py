@@ -145,3 +145,8 @@ def test_a_picture_that_is_named_like_a_camera(ask: Command, shots: Path, monkey
     (shots / "1.png").rename(shots / "0")
     monkeypatch.chdir(shots)
     assert ask("0").code == 0
+
+
+@pytest.mark.parametrize(("source", "device"), [("97", "97 (/dev/video97)"), ("/dev/video97", "/dev/video97")])
+def test_a_camera_is_looked_for(ask: Command, source: str, device: str) -> None:
+    assert refusal(ask(source)).startswith(f"camera {device} is not there")

@@ -285,7 +285,7 @@ class TestOutputThatEnds:
                 check=False,
             )
         assert done.returncode == 1
-        assert re.fullmatch(r"sdrpn: error: OSError: .*No space left on device; run again .*\n", done.stderr)
+        assert re.fullmatch(r"sdrpn: error: the disk is full: .* is cut off; free some space, .*\n", done.stderr)
 
     def test_text_beyond_the_encoding_is_escaped(self) -> None:
         done = run_python(

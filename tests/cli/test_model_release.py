@@ -41,6 +41,9 @@ def test_from_a_bundle_to_a_device_and_back(
     assert "previous" in sdrpn("release", "list", "--store", store).out
 
 
+_DEMO = ("demo", "--name", "a", "--version", "1", "--out", "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -49,6 +52,12 @@ def test_from_a_bundle_to_a_device_and_back(
         (("list", "--store", "none"), "none is not a store of releases; install one into it"),
         (("pack", "demo", "--out", "x"), "needs a name and a version"),
         (("pack", "demo", "--out", "x", "--version", "0"), "0 is not a whole number of at least 1"),
+        (("pack", "demo", "--out", "no/x", "--name", "a", "--version", "1"), "no/x is in a folder that does not exist"),
+        (("pack", *_DEMO, "--expires-in", "99999999999"), "which is after the year 9999; expected fewer"),
+        (("pack", *_DEMO, "--expires-in", "-1"), "expires_in_days is -1; expected 1 or more"),
+        (("install", "none", "--store", "s", "--restart", "'"), "no closing quotation; expected a command (--restart)"),
+        (("rollback", "--store", "s", "--restart", 'a "'), "no closing quotation"),
+        (("list", "--store", ""), "argument --store: the path is empty"),
         (("sign", "none", "--key", "none"), "none cannot be read"),
         (("verify", "demo", "--require-signed", "none"), "none cannot be read"),
     ],

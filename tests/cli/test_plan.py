@@ -166,7 +166,8 @@ def test_ask_refuses_what_cannot_fit(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--context", 257), "a context of 257 is above the bundle's 256"),
+        (("--context", 257), "a context of 257 is above the bundle's 256; name a shorter one, or export with"),
+        (("--target", "rtx-4090", "--backend", "openvino"), "name one of the two (--target, --backend)"),
         (("--context", 0), "argument --context"),
         (("--context", "64,64"), "'64,64' lists a length twice"),
         (("--target", "toaster"), "there is no target 'toaster'"),

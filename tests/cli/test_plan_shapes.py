@@ -24,8 +24,11 @@ def test_the_verb(sdrpn: Command) -> None:
     [
         (("demo", "--precision", "int4"), "precision is for the name of a published model, and a bundle has its own"),
         (("demo", "--image-tokens", "4:9"), "image tokens is for the name of a published model"),
-        (("qwen3-vl-4b-q-zoom", "--context", "100,200"), "is planned by its precision with one context"),
-        (("qwen3-vl-4b-q-zoom", "--parts", "look"), "is planned by its precision with one context"),
+        (("qwen3-vl-4b-q-zoom", "--context", "100,200"), "is planned with one context; name one (--context)"),
+        (("qwen3-vl-4b-q-zoom", "--parts", "look"), "parts is for a bundle"),
+        (("qwen3-vl-4b-q-zoom", "--variant", "fused-int4"), "image tokens: leave it out (--variant)"),
+        (("qwen3-vl-4b-q-zoom", "--prefix-bytes", "5"), "prefix bytes is for a bundle"),
+        (("qwen3-vl-4b-q-zoon",), "nor the name of a published model; did you mean qwen3-vl-4b-q-zoom?"),
         (("qwen3-vl-4b-q-zoom", "--precision", "int3"), "int3"),
         (("qwen3-vl-4b-q-zoom", "--target", "toaster"), "there is no target 'toaster'"),
         (("llava-1.5-7b-sd-rpn", "--image-tokens", "4:9"), "this model turns every picture into 576 tokens"),

@@ -62,6 +62,16 @@ class TestClosed:
         assert shell(line, tmp_path).returncode == 1
 
 
+class TestFull:
+    @pytest.mark.parametrize("arguments", ["targets", "targets --json", "--help", "ask --help"])
+    def test_what_is_printed(self, tmp_path: Path, arguments: str) -> None:
+        done = shell(f"{SDRPN} {arguments} > /dev/full", tmp_path)
+        message = (
+            "the disk is full: what this command prints or appends is cut off; free some space, or name another disk"
+        )
+        assert (done.returncode, done.stderr.decode()) == (1, f"sdrpn: error: {message}\n")
+
+
 class TestJson:
     def test_a_failure(self, sdrpn: Command, tmp_path: Path) -> None:
         (tmp_path / "street.jpg").touch()

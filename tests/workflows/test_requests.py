@@ -22,6 +22,7 @@ from sdrpn.workflows.export import ExportRequest
 from sdrpn.workflows.look import LookRequest
 from sdrpn.workflows.memory_plan import PlanRequest
 from sdrpn.workflows.question import AskRequest
+from sdrpn.workflows.serve import ServeRequest
 
 
 def requests() -> list[type[Any]]:
@@ -59,6 +60,8 @@ def test_every_request_checks_its_fields() -> None:
             "max_new_tokens is True; expected an integer",
         ),
         (PlanRequest, ("demo", {"contexts": "1024"}), "contexts is '1024'; expected a list, each an integer"),
+        (ServeRequest, ("demo", {"otlp_endpoint": "foo"}), "otlp_endpoint is 'foo'; expected one such as http"),
+        (ServeRequest, ("demo", {"name": " "}), "name is empty"),
         (PlanRequest, ("demo", {"parts": "rpn"}), "parts is 'rpn'; expected 'all' or 'look'"),
         (ExportRequest, ("folder", Path("out"), {}), "checkpoint is 'folder'; expected CheckpointParts"),
         (CheckupRequest, ({"gpu": "0"},), "gpu is '0'; expected an integer"),

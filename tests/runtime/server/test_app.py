@@ -174,3 +174,11 @@ def test_other_endpoints(server: Server) -> None:
     assert [model["id"] for model in server.get("/v1/models").json()["data"]] == ["demo"]
     refusal(server.get("/v1/nothing"), 404)
     refusal(server.get("/v1/look"), 405)
+
+
+def test_a_body_that_is_not_json(server: Server) -> None:
+    reply = server.send("/v1/look", b'{"image": ', {"content-type": "application/json"})
+    error = refusal(reply, 400)
+    assert error["message"].startswith("the body is not JSON: ")
+    assert error["message"].endswith(" at character 10")
+    assert error["param"] is None
