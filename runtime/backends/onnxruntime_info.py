@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shlex
 import sys
 from typing import Any
@@ -12,6 +11,7 @@ from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.memory import MemoryNeeds, cpu_needs, device_needs, graph_weights_bytes
 from sdrpn.bundle.shipped import export_advice
 from sdrpn.errors import BadInput, MissingDependency, SdrpnError
+from sdrpn.host.interrupt import import_library
 from sdrpn.host.libraries import BASE, VersionOf, install_command, installed_version, read_extras, satisfies
 from sdrpn.host.machine import Machine
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest, OpenOptions, Readiness
@@ -37,7 +37,7 @@ def onnxruntime_providers(version_of: VersionOf = installed_version) -> tuple[tu
     if version_of("onnxruntime") is None:
         return (), None
     try:
-        library = importlib.import_module("onnxruntime")
+        library = import_library("onnxruntime")
         return tuple(library.get_available_providers()), None
     except (ImportError, OSError, AttributeError) as error:
         # AttributeError: after one of two conflicting wheels was removed, only an empty folder may be left.
@@ -48,7 +48,7 @@ def _require_library(backend: str) -> Any:
     """Import ONNX Runtime. It is in the base install, but two wheels share its folder: removing one breaks both."""
     try:
         # Check an attribute: an uninstalled wheel may leave a folder that imports as an empty module.
-        library = importlib.import_module("onnxruntime")
+        library = import_library("onnxruntime")
         library.InferenceSession  # noqa: B018
     except (ImportError, AttributeError) as error:
         wheel = "onnxruntime" if backend == _CPU_NAME else "onnxruntime-gpu"

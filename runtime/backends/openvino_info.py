@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.memory import MemoryNeeds, cpu_needs
 from sdrpn.bundle.shipped import export_advice
 from sdrpn.errors import BadInput, MissingDependency, SdrpnError
+from sdrpn.host.interrupt import import_library
 from sdrpn.host.libraries import VersionOf, install_command, installed_version, read_extras
 from sdrpn.host.machine import Machine
 from sdrpn.host.threads import SMALL_MATRIX
@@ -39,7 +39,7 @@ def is_faster(bundle: Bundle, variant: str | None, version_of: VersionOf = insta
 
 def _open(options: OpenOptions) -> Backend:
     try:
-        importlib.import_module("openvino")
+        import_library("openvino")
     except ImportError as error:
         raise MissingDependency(
             f"backend {_NAME} needs OpenVINO, which cannot be imported ({' '.join(str(error).split())}); install it: "

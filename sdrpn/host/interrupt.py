@@ -13,10 +13,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import FrameType
+from importlib import import_module
+from types import FrameType, ModuleType
 from typing import NoReturn
 
-__all__ = ["Cancellation", "SignalWatch", "raising_on_signals", "signals_held"]
+__all__ = ["Cancellation", "SignalWatch", "import_library", "raising_on_signals", "signals_held"]
 
 # How long the main thread may stay in native code after a signal, before a program ends its process.
 GRACE_S = 0.7
@@ -138,6 +139,15 @@ def signals_held() -> Iterator[None]:
             signal.signal(number, handler)
     if held:
         signal.raise_signal(held[0])
+
+
+def import_library(name: str) -> ModuleType:
+    """Import a library of native code. A signal waits for it: while such a library is set up, it may drop an exception.
+
+    Raises as `importlib.import_module`, and what a signal raises.
+    """
+    with signals_held():
+        return import_module(name)
 
 
 class _Listener:

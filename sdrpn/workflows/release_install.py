@@ -61,7 +61,7 @@ class ServiceCheck:
 
     @property
     def command(self) -> list[str]:
-        """The words of `restart`. Raises BadInput where they cannot be told apart."""
+        """The words of `restart`. Raises BadInput for an open quotation mark."""
         try:
             return shlex.split(self.restart or "")
         except ValueError as error:  # a quotation mark without its partner

@@ -17,6 +17,7 @@ from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
 from sdrpn.host.atomic import replacing_directory, require_free_space
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.runtime.triton_model import INPUTS, OUTPUTS
 from sdrpn.workflows.opened_session import require_tokenizer
 
@@ -36,7 +37,7 @@ _SIDE_PX = 64
 
 
 @dataclass(frozen=True)
-class TritonRequest:
+class TritonRequest(CheckedFields):
     """What the repository serves, and how.
 
     out: the model's folder in a repository, named after the model. copy: with the bundle in it; else the configuration
@@ -53,6 +54,7 @@ class TritonRequest:
     copy: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.instances < 1:
             raise BadInput(f"instances are {self.instances}; expected at least 1")
         if self.target is not None and self.kind == "cpu":

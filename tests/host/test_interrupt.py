@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import Cancelled
-from sdrpn.host.interrupt import Cancellation, SignalWatch, signals_held
+from sdrpn.host.interrupt import Cancellation, SignalWatch, import_library, signals_held
 from sdrpn.runtime import Session
 from tests.damage import copied
 from tests.endless_graph import make_vision_endless
@@ -246,3 +246,12 @@ class TestHeld:
         with signals_held():
             assert signal.getsignal(signal.SIGTERM) != before or before == signal.SIG_DFL
         assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_library_that_drops_exceptions_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["import signal", "try:", "    signal.raise_signal(signal.SIGINT)", "except BaseException:", "    pass"]
+    (tmp_path / "dropping_library.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        import_library("dropping_library")
+    assert import_library("dropping_library").signal is signal
