@@ -60,7 +60,6 @@ def main() -> int:
         code = sdrpn(command)
         if code:
             return code
-    say(f"where it looked: {overlay}")
     return 0
 
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from sdrpn.errors import SdrpnError
 from sdrpn.runtime.server.connection import EventStream, TimeLimit, first_of, unless_gone
 from sdrpn.runtime.server.doorway import Doorway
-from sdrpn.runtime.server.faults import Fault, fault_from_error, json_response, shown
+from sdrpn.runtime.server.faults import ErrorReply, Fault, fault_from_error, json_response, shown
 from sdrpn.runtime.server.notes import note
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.page import add_page
@@ -49,7 +49,8 @@ def create_app(
         tracing: OpenTelemetry's processor of spans; None: there are no traces
     """
     service = Service(session, options or ServerOptions(), reopen)
-    app = FastAPI(title="sdrpn", docs_url=None, redoc_url=None)
+    refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply, "description": "The request is refused."}}
+    app = FastAPI(title="sdrpn", docs_url=None, redoc_url=None, responses=refused)
     app.state.service, app.state.connections = service, lambda: 0
     app.add_middleware(
         Doorway, options=service.options, metrics=service.metrics, connections=lambda: app.state.connections()

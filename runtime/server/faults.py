@@ -7,13 +7,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import Response
+from pydantic import BaseModel, Field
 
 from sdrpn.errors import BadImage, BadInput, Cancelled, ContextTooLong, SdrpnError
 
-__all__ = ["Fault", "fault_from_error", "json_bytes", "json_response", "shown"]
+__all__ = ["ErrorDetail", "ErrorReply", "Fault", "fault_from_error", "json_bytes", "json_response", "shown"]
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MOST_SHOWN = 100  # characters of what a client sent
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong."""
+
+    message: str = Field(description="what, got, expected, what to do")
+    type: str = Field(description="invalid_request_error, server_error and such")
+    param: str | None = Field(description="the entry of the request that is wrong")
+    code: str | None = Field(description="the kind of error, for programs")
+
+
+class ErrorReply(BaseModel):
+    """The body of every reply with a status from 400 on, except those of /healthz and /readyz."""
+
+    error: ErrorDetail
 
 
 class Fault(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
@@ -37,7 +38,7 @@ def _operations(description: Mapping[str, Any]) -> Iterator[str]:
             text = " ".join(str(operation.get("description", "")).split())
             content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             yield (
-                f"<tr><td><code>{escape(method.upper())} {escape(path)}</code></td><td>{escape(text)}</td>"
+                f"<tr><td><code>{escape(method.upper())} {escape(path)}</code></td><td>{_prose(text)}</td>"
                 f"<td>{_type(content['schema']) if content else ''}</td></tr>"
             )
     yield "</tbody></table>"
@@ -46,7 +47,7 @@ def _operations(description: Mapping[str, Any]) -> Iterator[str]:
 def _schemas(description: Mapping[str, Any]) -> Iterator[str]:
     for name, schema in sorted(description.get("components", {}).get("schemas", {}).items()):
         text = " ".join(str(schema.get("description", "")).split())
-        yield f'<h2 id="{escape(name)}">{escape(name)}</h2><p>{escape(text)}</p>'
+        yield f'<h2 id="{escape(name)}">{escape(name)}</h2><p>{_prose(text)}</p>'
         required = set(schema.get("required", ()))
         yield "<table><thead><tr><th>Entry</th><th>Type</th><th>What</th></tr></thead><tbody>"
         for entry, inner in schema.get("properties", {}).items():
@@ -56,6 +57,11 @@ def _schemas(description: Mapping[str, Any]) -> Iterator[str]:
                 f"<td>{escape(str(inner.get('description', '')))}</td></tr>"
             )
         yield "</tbody></table>"
+
+
+def _prose(text: str) -> str:
+    """A docstring as HTML: what stands between backticks is code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _type(schema: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle
-from sdrpn.host.atomic import replacing_directory, require_free_space
+from sdrpn.host.atomic import replacing_directory, require_free_space, require_new_directory
 
-__all__ = ["copy_bundle", "is_copy"]
+__all__ = ["copy_bundle", "is_copy", "require_copyable"]
 
 
 def copy_bundle(bundle: Bundle, out: Path) -> Path:
@@ -27,6 +27,12 @@ def copy_bundle(bundle: Bundle, out: Path) -> Path:
             shutil.copyfile(bundle.file(name), folder / name)
         shutil.copyfile(bundle.path / MANIFEST_NAME, folder / MANIFEST_NAME)
     return out
+
+
+def require_copyable(bundle: Bundle, out: Path) -> None:
+    """Raise BadInput where `out` could not become a copy, before anything is written."""
+    if not is_copy(bundle, out):
+        require_new_directory(out)
 
 
 def is_copy(bundle: Bundle, out: Path) -> bool:

@@ -18,7 +18,13 @@ from sdrpn.errors import BadInput, RunFailed, SdrpnError
 from sdrpn.host.partial import held, remove_leftovers, remove_partial, temporary_beside
 from sdrpn.host.sizes import text_from_bytes
 
-__all__ = ["replacing_directory", "replacing_file", "require_free_space", "require_writable_file"]
+__all__ = [
+    "replacing_directory",
+    "replacing_file",
+    "require_free_space",
+    "require_new_directory",
+    "require_writable_file",
+]
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -63,6 +69,16 @@ def require_writable_file(path: str | Path) -> None:
             probe.touch(exist_ok=False)
     finally:
         remove_partial(probe)
+
+
+def require_new_directory(path: str | Path) -> None:
+    """Raise BadInput where `replacing_directory(path)` would refuse: a file, or a folder that is not empty."""
+    try:
+        target = Path(path).resolve()
+        _existing_folder(path, target)
+        _require_replaceable(path, target, exist_ok=False)
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"{path} cannot be written ({error}); name a place where you have write permission") from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn import engines
-from sdrpn.bundle.copy import copy_bundle
+from sdrpn.bundle.copy import copy_bundle, require_copyable
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.engines import (
     BuildOptions,
@@ -82,6 +82,8 @@ def plan_build(request: BuildRequest) -> EnginePlan:
     Raises: BadInput, BadBundle for a request that no machine could meet
     """
     plan = _planned(request, only_look=True)
+    if request.out is not None:
+        require_copyable(plan.bundle, request.out)
     error = needs_copy(request, plan)
     return plan if error is None or plan.obstacle is not None else dataclasses.replace(plan, obstacle=str(error))
 

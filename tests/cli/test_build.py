@@ -279,3 +279,16 @@ def test_progress_is_told_to_a_terminal(bundle: Path) -> None:
     assert process.returncode == 0
     assert b"build" in shown
     assert b"100/100" in shown
+
+
+@pytest.mark.parametrize("look", ["--dry-run", "--print-trtexec"])
+def test_a_look_at_a_build_refuses_the_place_that_the_build_refuses(
+    sdrpn: Command, bundle: Path, tmp_path: Path, look: str
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    assert "is a file; expected a new or an empty folder" in refusal(
+        sdrpn("build", bundle, *TARGET, look, "--out", taken)
+    )
+    assert refusal(sdrpn("build", bundle, *TARGET, look, "--out", tmp_path)).endswith("or name another folder")
+    assert taken.read_text() == "a file"

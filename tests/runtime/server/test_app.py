@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,6 +167,9 @@ def test_the_reference_is_a_page_of_its_own(server: Server) -> None:
     assert "RoiOptions" in reply.text
     assert "<script" not in reply.text
     assert "http" not in reply.text.replace("POST /v1", "")
+    assert "`" not in reply.text
+    assert {"ErrorReply", "ErrorDetail"} <= {*re.findall(r'id="(\w+)"', reply.text)}
+    assert "ValidationError" not in reply.text  # errors have OpenAI's shape, not FastAPI's
     assert "default-src 'none'" in reply.headers["content-security-policy"]
 
 
