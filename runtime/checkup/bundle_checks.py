@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -175,14 +175,15 @@ class BundleChecks:
     def time_of_an_answer(self) -> Finding:
         """Median times; on TensorRT with the decode step as one CUDA graph, and without."""
         figures: dict[str, Figure] = dict(self._times(cuda_graph=True))
-        shown = f"first token {figures['first_token_ms']:.1f} ms, then {figures['token_ms']:.2f} ms per token"
+        shown = f"first token {figures['first_token_ms']:.1f} ms, then {_per_token(figures)}"
         if self._device.subject.backend != "tensorrt":
             return Finding(shown, figures)
         without = self._times(cuda_graph=False)
         figures |= {f"{name.removesuffix('_ms')}_without_graph_ms": value for name, value in without.items()}
-        return Finding(f"{shown}; without a CUDA graph {without['token_ms']:.2f} ms per token", figures)
+        return Finding(f"{shown}; without a CUDA graph {_per_token(without)}", figures)
 
     def _times(self, *, cuda_graph: bool) -> dict[str, float]:
+        """Medians; no `token_ms` where the answer ends with its first token."""
         with self._device.open(cuda_graph=cuda_graph) as session:
             self._ask(session)  # warm-up: the first answer is slower
             answers = []
@@ -190,8 +191,9 @@ class BundleChecks:
                 session.forget_image()
                 answers.append(self._ask(session).timings)
         first = [timings.total_s - sum(timings.decode_s) for timings in answers]
-        token = [timings.decode_per_token_s for timings in answers]
-        return {"first_token_ms": float(np.median(first)) * 1e3, "token_ms": float(np.median(token)) * 1e3}
+        found = {"first_token_ms": float(np.median(first)) * 1e3}
+        token = [timings.decode_per_token_s for timings in answers if timings.decode_s]
+        return {**found, "token_ms": float(np.median(token)) * 1e3} if token else found
 
     def two_sessions(self) -> Finding:
         """The remaining session answers as before, whichever was closed first."""
@@ -310,3 +312,7 @@ def require_within(difference: float, limit: float, what: str) -> None:
 
 def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else before - after
+
+
+def _per_token(figures: Mapping[str, Figure]) -> str:
+    return f"{figures['token_ms']:.2f} ms per token" if "token_ms" in figures else "no further one: the answer ended"

@@ -13,7 +13,7 @@ from sdrpn.reports.device_report import CheckResult, Subject
 from sdrpn.runtime import EngineOptions, Session
 from sdrpn.runtime.backends import open_backend
 from sdrpn.runtime.backends.runner import Array
-from sdrpn.runtime.checkup import OpenedBundle
+from sdrpn.runtime.checkup import OpenedBundle, bundle_checks
 from sdrpn.runtime.checkup.bundle_checks import BundleChecks, BundleOnDevice
 from sdrpn.runtime.checkup.groups import LOOK_STEPS, STEP_COUNTS, CheckupRequest
 from sdrpn.runtime.checkup.look_checks import LookChecks
@@ -81,6 +81,13 @@ def test_a_bundle_on_onnx_runtime(tiny_bundle: Path) -> None:
     assert "primitive-fp32 on onnxruntime" in results["a whole answer"].detail
     assert set(results["time"].figures) == {"first_token_ms", "token_ms"}
     assert results["the same question five times"].detail == "5 times the same bits"
+
+
+def test_no_time_per_token_is_reported_of_answers_of_one(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_checks, "_NEW_TOKENS", 1)
+    result = checked(OpenedBundle(tiny_bundle))["time"]
+    assert set(result.figures) == {"first_token_ms"}
+    assert result.detail.endswith("then no further one: the answer ended")
 
 
 def test_good_engines_pass_every_step(tiny_bundle: Path, tmp_path: Path) -> None:
