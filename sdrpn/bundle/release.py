@@ -7,6 +7,7 @@ only and opens no file.
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from sdrpn.bundle.manifest import Manifest
@@ -21,10 +22,14 @@ def bundle_within(path: Path) -> Path:
     """The bundle that a folder holds: that of a store's current release, that of a release, or the folder itself.
 
     The link to the current release is followed here, so that a bundle that is open stays the same when it changes.
+    A folder that cannot be read is returned as it is: whoever opens it says so.
     """
-    if (path / CURRENT / INDEX_NAME).is_file():
-        return (path / CURRENT).resolve() / BUNDLE_FOLDER
-    return path / BUNDLE_FOLDER if (path / INDEX_NAME).is_file() else path
+    with suppress(OSError):
+        if (path / CURRENT / INDEX_NAME).is_file():
+            return (path / CURRENT).resolve() / BUNDLE_FOLDER
+        if (path / INDEX_NAME).is_file():
+            return path / BUNDLE_FOLDER
+    return path
 
 
 def release_targets(folder: Path, manifest: Manifest) -> tuple[str, ...]:

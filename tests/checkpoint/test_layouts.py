@@ -30,9 +30,15 @@ SEED = 3
 LAYOUT_PREFIXES = [(layout, prefix) for layout in (HF_OLD, HF_CURRENT, LLAVA, SDRPN) for prefix in layout.vision]
 
 
+def named_spec(**changes: Any) -> ModelSpec:
+    """A small spec with its prompt by name: a checkpoint that names none is opened with that of its family."""
+    spec = tiny_spec(**changes)
+    return dataclasses.replace(spec, prompt=dataclasses.replace(spec.prompt, template="vicuna_v1"))
+
+
 def spec_for(layout: Layout) -> ModelSpec:
     is_hf = layout in (HF_OLD, HF_CURRENT)
-    return tiny_spec(rpn=RpnSpec(2) if layout is SDRPN else None, image_token_id=299 if is_hf else None)
+    return named_spec(rpn=RpnSpec(2) if layout is SDRPN else None, image_token_id=299 if is_hf else None)
 
 
 def tensors_of(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
@@ -162,14 +168,14 @@ def test_sharded_torch_files_and_bfloat16(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_kept(tmp_path: Path, dtype: str) -> None:
-    write_random_checkpoint(tmp_path / "c", tiny_spec(), dtype=dtype, seed=SEED)
+    write_random_checkpoint(tmp_path / "c", named_spec(), dtype=dtype, seed=SEED)
     stored = np.dtype(getattr(ml_dtypes, dtype, dtype))
     with open_checkpoint(tmp_path / "c") as checkpoint:
-        check_equal(checkpoint, {name: array.astype(stored) for name, array in tensors_of(tiny_spec()).items()})
+        check_equal(checkpoint, {name: array.astype(stored) for name, array in tensors_of(named_spec()).items()})
 
 
 def test_tied_embeddings(tmp_path: Path) -> None:
-    spec = tiny_spec(tied_embeddings=True)
+    spec = named_spec(tied_embeddings=True)
     write_random_checkpoint(tmp_path / "c", spec)
     with open_checkpoint(tmp_path / "c") as checkpoint:
         assert checkpoint.spec == spec
@@ -187,7 +193,7 @@ def test_tied_embeddings(tmp_path: Path) -> None:
     ids=lambda scaling: scaling.kind,
 )
 def test_rope_scaling_survives(tmp_path: Path, scaling: RopeScaling) -> None:
-    spec = tiny_spec(rope_scaling=scaling, rope_theta=5e5)
+    spec = named_spec(rope_scaling=scaling, rope_theta=5e5)
     write_random_checkpoint(tmp_path / "c", spec)
     with open_checkpoint(tmp_path / "c") as checkpoint:
         assert checkpoint.spec == spec
@@ -195,7 +201,7 @@ def test_rope_scaling_survives(tmp_path: Path, scaling: RopeScaling) -> None:
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_projectors_of_other_lengths_survive(tmp_path: Path, layers: int) -> None:
-    spec = tiny_spec(rpn=None)
+    spec = named_spec(rpn=None)
     spec = dataclasses.replace(spec, vision=dataclasses.replace(clip_of(spec), projector_layers=layers))
     write_random_checkpoint(tmp_path / "c", spec, layout="llava", seed=SEED)
     with open_checkpoint(tmp_path / "c") as checkpoint:
@@ -206,7 +212,7 @@ def test_projectors_of_other_lengths_survive(tmp_path: Path, layers: int) -> Non
 
 @pytest.mark.parametrize("layout", ["llava", "hf"])
 def test_a_sliding_window_survives(tmp_path: Path, layout: Any) -> None:
-    spec = tiny_spec(rpn=None, sliding_window=12, image_token_id=299 if layout == "hf" else None)
+    spec = named_spec(rpn=None, sliding_window=12, image_token_id=299 if layout == "hf" else None)
     write_random_checkpoint(tmp_path / "c", spec, layout=layout)
     with open_checkpoint(tmp_path / "c") as checkpoint:
         assert checkpoint.spec == spec
@@ -234,7 +240,7 @@ def test_an_rpn_file_on_a_plain_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_rpn_file_says_by_what_to_look(tmp_path: Path) -> None:
-    own = tiny_spec()
+    own = named_spec()
     write_random_checkpoint(tmp_path / "c", own, seed=SEED)
     with open_checkpoint(tmp_path / "c") as checkpoint:
         assert checkpoint.policy == ModelPolicy(RoiPolicy(), "official")
@@ -248,7 +254,7 @@ def test_an_rpn_file_says_by_what_to_look(tmp_path: Path) -> None:
 
 
 def test_an_rpn_file_beside_the_weights_replaces_the_own_one(tmp_path: Path) -> None:
-    own, other = tiny_spec(), dataclasses.replace(tiny_spec(), tap_layer=1, rpn=RpnSpec(1, multi_head=True))
+    own, other = named_spec(), dataclasses.replace(named_spec(), tap_layer=1, rpn=RpnSpec(1, multi_head=True))
     write_random_checkpoint(tmp_path / "c", own, seed=SEED)
     write_rpn(tmp_path / "c", other, tensors_of(other).__getitem__, dtype="float16")
     with open_checkpoint(tmp_path / "c") as checkpoint:
@@ -258,7 +264,7 @@ def test_an_rpn_file_beside_the_weights_replaces_the_own_one(tmp_path: Path) -> 
 
 def test_an_rpn_that_does_not_fit(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "c", spec_for(LLAVA), layout="llava")
-    wider = tiny_spec(width=64)
+    wider = named_spec(width=64)
     write_rpn(tmp_path / "rpn", wider, tensors_of(wider).__getitem__)
     with pytest.raises(BadCheckpoint, match=r"layers\.0\.input_norm\.weight .* has the shape \[64\]; expected \[48\]"):
         open_checkpoint(tmp_path / "c", rpn=tmp_path / "rpn")
@@ -274,7 +280,7 @@ def test_an_rpn_that_does_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config_layers", [3, 4])
 def test_a_cut_checkpoint_takes_the_rest_from_its_base(tmp_path: Path, config_layers: int) -> None:
     """The published 13B checkpoint ends after the layers that the RPN started from; its config may say so or not."""
-    spec = tiny_spec(tap_layer=1)
+    spec = named_spec(tap_layer=1)
     write_random_checkpoint(tmp_path / "cut", spec, seed=SEED)
     write_random_checkpoint(tmp_path / "base", dataclasses.replace(spec, rpn=None), layout="llava", seed=SEED)
     (tmp_path / "base" / "tokenizer.model").touch()
@@ -300,7 +306,7 @@ def test_a_cut_checkpoint_takes_the_rest_from_its_base(tmp_path: Path, config_la
 
 def test_the_digest_covers_configs_and_weights(tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    write_random_checkpoint(folder, tiny_spec(), with_tokenizer=True)
+    write_random_checkpoint(folder, named_spec(), with_tokenizer=True)
     read_bytes: list[int] = []
     with open_checkpoint(folder) as checkpoint:
         first = checkpoint.digest(read_bytes.append)
