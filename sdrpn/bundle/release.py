@@ -22,7 +22,7 @@ def bundle_within(path: Path) -> Path:
     """The bundle that a folder holds: that of a store's current release, that of a release, or the folder itself.
 
     The link to the current release is followed here, so that a bundle that is open stays the same when it changes.
-    A folder that cannot be read is returned as it is: whoever opens it says so.
+    A folder that cannot be read is returned as it is: opening it fails with the reason.
     """
     with suppress(OSError):
         if (path / CURRENT / INDEX_NAME).is_file():
