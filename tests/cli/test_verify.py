@@ -60,6 +60,7 @@ def test_it_passes_and_is_kept(sdrpn: Command, bundle: Path, tiny_checkpoint: Pa
     measured = {(gate["graph"], gate["kind"]) for gate in found}
     assert measured == {
         *((graph, kind) for graph in GRAPHS for kind in ("values", "mean", "cosine")),
+        ("vision", "noise"),
         *(("answer", kind) for kind in ("roi cosine", "box IoU", "same crops", "token agreement")),
     }
     # Every layer is seen: each has its keys and values.
@@ -179,7 +180,7 @@ class TestEngines:
         right = onnxruntime_compute(open_bundle(tiny_bundle), "fused-fp32")
         outcome = verify(spoilt(right, "tail", "logits", 100.0))
         assert outcome.code == 1
-        assert re.search(r"1 of 20 gates failed, first fused-fp32 engines, token agreement of ", outcome.err)
+        assert re.search(r"1 of 21 gates failed, first fused-fp32 engines, token agreement of ", outcome.err)
         assert outcome.err.endswith("; the graphs are right: build the engines with another release of their library\n")
 
 
