@@ -15,7 +15,7 @@ __all__ = ["MOVED", "name_of", "spec_of"]
 
 # Package that modules are in now -> their names, which stood right in the package above before.
 _ROOMS = {
-    "sdrpn.bundle": "cache_codes engine_manifest manifest memory optimized release shipped tolerances",
+    "sdrpn.bundle": "cache_codes engine_manifest manifest memory optimized shipped tolerances",
     "sdrpn.host": "atomic cuda_devices escaping hub interrupt json_files json_reader libraries links listed_files "
     "machine partial placeholder power sizes suggestion",
     "sdrpn.images": "grey image picture_file picture_text resample",

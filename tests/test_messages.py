@@ -53,7 +53,9 @@ def _part(part: ast.expr) -> str:
 
 @pytest.mark.parametrize("room", rooms())
 def test_no_message_speaks_in_options(room: str) -> None:
+    """Except in the lines of a verb's report (`*_text`), which the command line alone prints."""
     own = [module for module in modules() if module == room or module.startswith(f"{room}.")]
+    own = [module for module in own if not module.endswith("_text")]
     assert own
     found = [f"{module}:{line}: {text}" for module in own for line, text in texts_of(module) if speaks_in_options(text)]
     assert found == []

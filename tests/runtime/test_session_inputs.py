@@ -77,10 +77,10 @@ def test_a_picture_that_was_stored_on_its_side(session: Session, tmp_path: Path)
         (np.zeros((4, 4, 3), np.int32), r"dtype int32; expected \(H, W, 3\), uint8 or floats in 0\.\.1: convert it"),
         (np.full((4, 4, 3), 255.0), r"a frame of floats has values from 255 to 255; expected 0\.\.1: scale it"),
         (np.zeros((0, 4, 3), np.uint8), r"is 4x0 px; expected at least 1x1"),
-        (None, r"an image is a path, bytes, a PIL image or an \(H, W, 3\) array; got NoneType"),
+        (3, r"an image is a path, bytes, a PIL image or an \(H, W, 3\) array; got int"),
         (b"", r"the image is empty \(0 bytes\)"),
     ],
-    ids=["two axes", "integers", "floats", "no rows", "nothing", "no bytes"],
+    ids=["two axes", "integers", "floats", "no rows", "a number", "no bytes"],
 )
 def test_what_is_no_image_at_all(session: Session, image: object, message: str) -> None:
     with pytest.raises(BadImage, match=message):
