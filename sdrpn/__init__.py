@@ -42,6 +42,16 @@ Do what the verbs of the command line do, each with a function:
     bench_bundle      how long answers take, stage by stage
     BenchBundle       another bundle or variant that is measured in turns
     BenchReference    the reference in PyTorch that is measured in turns
+    pack_release      a bundle and its engines become one archive
+    PackRequest       what is packed, and until when it may be installed
+    sign_release      sign it with a key
+    verify_release    check its signature and every byte
+    install_release   install it beside the one that answers, try it, and switch
+    InstallRequest    where, and what it has to fit
+    roll_back_release answer with the release before again
+    list_releases     the releases on a device, and which of them answers
+    write_triton_repository  a bundle as a model repository for Triton
+    TritonRequest     for which devices, and how it answers
     diagnose_machine  what this machine can run, what is missing, and the command that installs it
     check_device      this machine and a bundle on it, tried out step by step
 
@@ -104,8 +114,11 @@ if TYPE_CHECKING:
     from sdrpn.workflows.look import LookRequest, look_stream
     from sdrpn.workflows.memory_plan import plan_memory
     from sdrpn.workflows.quantize import QuantizeRequest, measure_rounding
+    from sdrpn.workflows.release_install import InstallRequest, install_release, list_releases, roll_back_release
+    from sdrpn.workflows.release_pack import PackRequest, pack_release, sign_release, verify_release
     from sdrpn.workflows.teacher import TeacherRequest
     from sdrpn.workflows.train import train_rpn
+    from sdrpn.workflows.triton_repository import TritonRequest, write_triton_repository
     from sdrpn.workflows.verify import verify_bundle
 
     __version__: str
@@ -126,9 +139,11 @@ __all__ = [
     "EngineMismatch",
     "EngineNotBuilt",
     "HeadsRequest",
+    "InstallRequest",
     "Look",
     "LookRequest",
     "MissingDependency",
+    "PackRequest",
     "ProposalRequest",
     "QuantizeRequest",
     "ReadOptions",
@@ -142,6 +157,7 @@ __all__ = [
     "TeacherRequest",
     "Tracker",
     "TrainOptions",
+    "TritonRequest",
     "Turn",
     "__version__",
     "bench_bundle",
@@ -153,15 +169,22 @@ __all__ = [
     "find_heads",
     "inspect_bundle",
     "inspect_engines",
+    "install_release",
     "label_questions",
+    "list_releases",
     "look_stream",
     "measure_rounding",
     "optimize_bundle",
+    "pack_release",
     "plan_memory",
     "relabel_questions",
+    "roll_back_release",
     "run_demo",
+    "sign_release",
     "train_rpn",
     "verify_bundle",
+    "verify_release",
+    "write_triton_repository",
 ]
 
 # Where the names of __all__ come from; the others are errors.
@@ -204,6 +227,16 @@ _HOMES = {
     "relabel_questions": "sdrpn.workflows.label",
     "run_demo": "sdrpn.workflows.demonstration",
     "train_rpn": "sdrpn.workflows.train",
+    "TritonRequest": "sdrpn.workflows.triton_repository",
+    "write_triton_repository": "sdrpn.workflows.triton_repository",
+    "list_releases": "sdrpn.workflows.release_install",
+    "roll_back_release": "sdrpn.workflows.release_install",
+    "install_release": "sdrpn.workflows.release_install",
+    "InstallRequest": "sdrpn.workflows.release_install",
+    "verify_release": "sdrpn.workflows.release_pack",
+    "sign_release": "sdrpn.workflows.release_pack",
+    "pack_release": "sdrpn.workflows.release_pack",
+    "PackRequest": "sdrpn.workflows.release_pack",
     "verify_bundle": "sdrpn.workflows.verify",
 }
 

@@ -59,6 +59,16 @@ NAMES = {
     "train_rpn",
     "verify_bundle",
     *errors.__all__,
+    "InstallRequest",
+    "PackRequest",
+    "TritonRequest",
+    "install_release",
+    "list_releases",
+    "pack_release",
+    "roll_back_release",
+    "sign_release",
+    "verify_release",
+    "write_triton_repository",
 }
 
 

@@ -145,9 +145,9 @@ def _add_rollback(step: argparse.ArgumentParser) -> None:
 
 def _rollback(args: argparse.Namespace) -> object:
     from sdrpn.terminal.output import remark
-    from sdrpn.workflows.release_install import roll_back
+    from sdrpn.workflows.release_install import roll_back_release
 
-    return roll_back(args.store, _now(), _service(args), note=remark)
+    return roll_back_release(args.store, _now(), _service(args), note=remark)
 
 
 def _list(args: argparse.Namespace) -> object:

@@ -43,8 +43,8 @@ def conversation(question: str, history: Sequence[Turn] = (), images: int = 1) -
     If no turn of the history shows any, all of them are shown in the user's first turn, as in a conversation about one
     picture; else what the history leaves is shown with the question.
 
-    Raises: BadInput for a question that is not text, for a history in another order (at most one system turn, first; then the user and the assistant in
-        turns, the assistant last), and for more pictures than there are.
+    Raises: BadInput for a question that is not text, for a history in another order (at most one system turn, first;
+        then the user and the assistant in turns, the assistant last), and for more pictures than there are.
     """
     turns = _checked(history)
     shown = sum(turn.images for turn in turns)

@@ -239,7 +239,7 @@ def plan_bundle(request: PlanRequest) -> MemoryPlan:
     if request.contexts and max(request.contexts) > limit:
         raise ContextTooLong(
             f"a context of {max(request.contexts)} is above the bundle's {limit}; name a shorter one, or export "
-            "with a larger --max-context first",
+            "with a larger context first",
             options=("context",),
         )
     place = _this_machine(bundle, request) if request.target is None else _on_target(bundle, request)

@@ -29,7 +29,7 @@ from sdrpn.release.trust import require_acceptable
 from sdrpn.release.unpack import contents_of, unpack
 from sdrpn.workflows.release_trial import try_release
 
-__all__ = ["InstallRequest", "ListedRelease", "ServiceCheck", "install_release", "list_releases", "roll_back"]
+__all__ = ["InstallRequest", "ListedRelease", "ServiceCheck", "install_release", "list_releases", "roll_back_release"]
 
 # Files of a file system, folders and the state, beside the contents.
 _SPARE_BYTES = 16_000_000
@@ -137,7 +137,7 @@ def install_release(
     return _listed(store, request.now, folder.name)
 
 
-def roll_back(
+def roll_back_release(
     path: Path,
     now: datetime,
     service: ServiceCheck = ServiceCheck(),

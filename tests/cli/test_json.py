@@ -71,5 +71,7 @@ def test_verbs_print_json_in_one_way_only() -> None:
     dumping = {module for module in own if {"json.dumps", "json.dump"} & calls_of(module)}
     assert dumping == {"sdrpn.terminal.output", "sdrpn.terminal.output_file"}  # the latter to the file of --record
     printing = {module for module in own if "print_json" in calls_of(module)}
-    verbs = {f"sdrpn.cli.{verb.replace('-', '_')}" for verb in verbs_with_json() if verb != "compare"}  # compare is verify
+    verbs = {
+        f"sdrpn.cli.{verb.replace('-', '_')}" for verb in verbs_with_json() if verb != "compare"
+    }  # compare is verify
     assert verbs <= printing

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sdrpn.errors import SdrpnError
 from sdrpn.release.store import ReleaseStore
-from sdrpn.workflows.release_install import InstallRequest, install_release, roll_back
+from sdrpn.workflows.release_install import InstallRequest, install_release, roll_back_release
 from tests.release.small_releases import NOW, small_archive
 
 __all__ = ["main"]
@@ -37,7 +37,7 @@ def work(folder: Path, step: int) -> None:
     if step % 4 == 2:
         ReleaseStore(store).starting()
     elif step % 4 == 3:
-        roll_back(store, NOW)
+        roll_back_release(store, NOW)
     else:
         install_release(InstallRequest(folder / f"{step}.sdrpn", store, NOW, trial=False))
 

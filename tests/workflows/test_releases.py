@@ -18,7 +18,13 @@ from sdrpn.host.machine import Gpu, Machine, read_machine
 from sdrpn.release.archive import open_archive
 from sdrpn.release.store import ReleaseStore
 from sdrpn.workflows import release_install
-from sdrpn.workflows.release_install import InstallRequest, ServiceCheck, install_release, list_releases, roll_back
+from sdrpn.workflows.release_install import (
+    InstallRequest,
+    ServiceCheck,
+    install_release,
+    list_releases,
+    roll_back_release,
+)
 from sdrpn.workflows.release_pack import PackRequest, pack_release, sign_release, verify_release
 from sdrpn.workflows.release_trial import try_release
 from tests.damage import copied, flip_byte
@@ -183,7 +189,7 @@ class TestRefused:
         store = tmp_path / "other"
         for archive in archives:
             install_release(request(archive, store, keys=(keys[1],)))
-        roll_back(store, NOW)
+        roll_back_release(store, NOW)
         with pytest.raises(BadBundle, match="accepted 3 before"):
             install_release(request(archives[1], store, keys=(keys[1],)))
         install_release(request(archives[2], store, keys=(keys[1],)))
