@@ -43,7 +43,7 @@ class Tables:
         }
         if spec.rpn is not None:
             self._groups["rpn"] = self._proposal("rpn", rpn_weights(spec))
-        if spec.rpn is not None and spec.rpn.gate_layers:
+        if spec.rpn is not None and spec.rpn.has_gate:
             self._groups["gate"] = self._proposal("gate", gate_weights(spec))
 
     def graphs(self, input_factors: Mapping[str, float]) -> dict[GraphName, WeightTable]:

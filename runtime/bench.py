@@ -121,7 +121,7 @@ def _cases_of(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _has_gate(spec: ModelSpec) -> bool:
-    return spec.rpn is not None and spec.rpn.gate_layers > 0
+    return spec.rpn is not None and spec.rpn.has_gate
 
 
 def bench_rounds(

@@ -167,6 +167,18 @@ class Decoder:
         self.require_finite(slot, "logit of the gate", found)
         return float(found[0, 0])
 
+    def run_probe(self, slot: Slot, stop: int, statistics: FloatArray) -> float:
+        """The logit of row stop-1 by a gate that has no layers. statistics: (n,) of the map."""
+        logit = self._backend.allocate((1, 1), "float32", for_host=True)
+        known = self._backend.allocate((1, len(statistics)), "float32", for_host=True)
+        known.write(statistics[None])
+        slot.valid["gate"] = stop - 1  # it needs no rows before
+        feeds = {"tap": self._taps_of(slot, stop - 1, stop), "map_statistics": known}
+        self._run("gate", slot, feeds, {"gate_logit": logit}, stop - 1, stop)
+        found = logit.read()
+        self.require_finite(slot, "logit of the gate", found)
+        return float(found[0, 0])
+
     def run_rpn(self, slot: Slot, stop: int, seen_from: int | None = None) -> RpnOutputs:
         """What row stop-1 asks for, computed over the taps that the RPN has not processed.
 

@@ -566,7 +566,7 @@ class Session:
     def gate_threshold(self, roi: Roi = OWN) -> float | None:
         """The score of the gate below which `answer` would look once; None: there is no gate, or no second look."""
         rpn = self.spec.rpn
-        return self._questions.plan(roi).gate_threshold if rpn is not None and rpn.gate_layers else None
+        return self._questions.plan(roi).gate_threshold if rpn is not None and rpn.has_gate else None
 
     @property
     def on(self) -> Literal["cpu", "gpu"]:

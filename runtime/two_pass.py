@@ -25,7 +25,7 @@ import numpy.typing as npt
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.family import CropTokens, Layout, Positions
 from sdrpn.families.registry import family_of, seen_of
-from sdrpn.method.gate import asks_gate, gate_score, looks_again
+from sdrpn.method.gate import asks_gate, gate_score, looks_again, map_statistics
 from sdrpn.method.roi import Crop, resize_features, roi_logits_from_scores, roi_map
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.backends.runner import Backend, Runner
@@ -230,26 +230,34 @@ class TwoPass:
         request, watch = work.request, work.watch
         if request.plan.decide is None or self._spec.rpn is None:
             return Found(note=request.plan.note)
-        score, refusal = self._gate(work, slot, rows)
+        # Of this question: rows behind another one's were dropped.
+        scores = slot.seen.scores if slot.seen is not None else None
+        threshold = request.plan.gate_threshold
+        if scores is None and self._spec.rpn.gate_probe and threshold is not None and threshold <= 1:
+            scores = self._scores(work, slot, rows)
+        score, refusal = self._gate(work, slot, rows, scores)
         if refusal is not None and not always_map:
             return Found(gate_score=score, note=refusal)
-        # Of this question: rows behind another one's were dropped.
-        scores = slot.seen.scores if slot.seen is not None else self._scores(work, slot, rows)
+        scores = scores or self._scores(work, slot, rows)
         with watch.stage("roi_decode"):
             decision = request.plan.decide(scores.roi_logits, request.picture.size, scores.sink_logits)
         if refusal is not None:
             decision = dataclasses.replace(decision, crops=(), note=refusal)
         return Found(scores, decision, score, decision.note)
 
-    def _gate(self, work: Work, slot: Slot, rows: int) -> tuple[float | None, str | None]:
+    def _gate(self, work: Work, slot: Slot, rows: int, scores: RoiScores | None) -> tuple[float | None, str | None]:
         """The gate's score, and why it ends with the first look; None where it is not asked, or does not."""
         rpn, threshold = self._spec.rpn, work.request.plan.gate_threshold
-        if threshold is None or rpn is None or not rpn.gate_layers:
+        if threshold is None or rpn is None or not rpn.has_gate:
             return None, None
         score = slot.seen.gate_score if slot.seen is not None else None
-        if score is None and (asks_gate(threshold) or work.keep_trace):
+        can_ask = scores is not None or not rpn.gate_probe  # a probe knows the map
+        if score is None and can_ask and (asks_gate(threshold) or work.keep_trace):
             with work.watch.stage("gate"):
-                score = gate_score(self._decoder.run_gate(slot, rows))
+                if rpn.gate_probe and scores is not None:
+                    score = gate_score(self._decoder.run_probe(slot, rows, map_statistics(scores.roi_logits)))
+                else:
+                    score = gate_score(self._decoder.run_gate(slot, rows))
         if threshold > 1:
             return score, f"nothing inserted: no score of the gate reaches {threshold:.3g}"
         if threshold < 0 or score is None or looks_again(score, threshold):

@@ -113,8 +113,8 @@ def step_buffers(backend: Backend, inputs: Mapping[str, TensorInfo], batch: int)
 def trial_rows(inputs: Iterable[TensorInfo], start: int, stop: int) -> dict[str, Array]:
     """Inputs for rows start..stop-1 to try a graph by itself, with arbitrary frequencies."""
     taken = {tensor.name: tensor for tensor in inputs if tensor.role != "look"}  # a tower has rotary tables of its own
-    if "rope_cos" not in taken:
-        return {}
+    if "rope_cos" not in taken:  # a graph without layers may ask for one row all the same
+        return {"last_index": np.array([stop - start - 1], np.int64)} if "last_index" in taken else {}
     pairs = int(taken["rope_cos"].dims[-1])
     frequencies = RotaryFrequencies(tuple(float(np.float32(10_000.0 ** (-pair / pairs))) for pair in range(pairs)))
     arrays = RowFeeds(frequencies, taken["rope_cos"]).arrays(start, stop)

@@ -86,7 +86,7 @@ def roi_of(request: ChatRequest, images: Sequence[ImageUrl], session: Session) -
 def change_of(roi: RoiOptions, session: Session) -> RoiChange:
     """What differs from the model's own policy. Raises BadInput for what no policy has, or this model has not."""
     rpn = session.spec.rpn
-    if roi.gate_threshold is not None and (rpn is None or not rpn.gate_layers):
+    if roi.gate_threshold is not None and (rpn is None or not rpn.has_gate):
         raise Fault(400, "this model has no gate; leave roi.gate_threshold out", "unsupported", "roi.gate_threshold")
     return roi.change()
 

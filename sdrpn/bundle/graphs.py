@@ -25,6 +25,7 @@ RoleName = Literal[
     "deepstack",
     "hidden",
     "tap",
+    "map_statistics",
     "gate_logit",
     "scores",
     "new_scores",
@@ -63,6 +64,7 @@ _ROLES = (
     Role("deepstack", "values", "features of image tokens for an early layer of the LLM (N,h*w,D), or dense (B,S,D)"),
     Role("hidden", "values", "embeddings of new rows, for the first layer (B,S,D)"),
     Role("tap", "values", "the residual stream between trunk and tail (B,S,D)"),
+    Role("map_statistics", "values", "statistics of the RoI map, for a gate that is a probe (B,8)"),
     Role("gate_logit", "values", "whether to look again, before the sigmoid (B,1)"),
     Role("scores", "values", "scores of the query row against every row of the cache (B,H,S_max)"),
     Role("new_scores", "values", "scores of the query row against new rows, where the cache is read only (B,H,S)"),
@@ -136,7 +138,7 @@ def graphs_of(spec: ModelSpec, parts: Parts = "all") -> Sequence[Graph]:
         raise BadInput(f"parts is {parts!r}; expected {' or '.join(map(repr, get_args(Parts)))}")
     if parts == "look" and spec.rpn is None:
         raise BadInput('this bundle has no RPN, so that nothing can look; parts="all" answers as the plain model')
-    gated = spec.rpn is not None and spec.rpn.gate_layers > 0
+    gated = spec.rpn is not None and spec.rpn.has_gate
     there = tuple(
         graph
         for graph in GRAPHS

@@ -15,6 +15,7 @@ from sdrpn.bundle.numerics import PRECISIONS, cache_form
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of
 from sdrpn.host.json_reader import shown
+from sdrpn.method.gate import MAP_STATISTICS
 from sdrpn.method.spec import ModelSpec
 
 __all__ = ["GraphSignature", "expected_signatures"]
@@ -153,8 +154,12 @@ class _Graphs:
 
     def gate(self) -> GraphSignature:
         assert self.spec.rpn is not None
+        logit = _float("gate_logit", "gate_logit", "batch", 1)
+        if self.spec.rpn.gate_probe:
+            statistics = _float("map_statistics", "map_statistics", "batch", len(MAP_STATISTICS))
+            return GraphSignature.of([self._tap, statistics, _index("last_index", "batch")], [logit])
         caches = self._layer_caches(range(self.spec.rpn.gate_layers), None)
-        return self._decoder([self._tap], caches, [_float("gate_logit", "gate_logit", "batch", 1)], last_index=True)
+        return self._decoder([self._tap], caches, [logit], last_index=True)
 
     def rpn(self) -> GraphSignature:
         """The last layer's keys have a cache with its own name."""

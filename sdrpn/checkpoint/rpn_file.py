@@ -1,6 +1,7 @@
 """A separate RPN: `rpn.safetensors` and `rpn.json`, small enough to keep beside any base checkpoint.
 
-If the model has a gate, its tensors are in the same file.
+If the model has a gate, its tensors are in `gate.safetensors` beside them; earlier releases wrote them into the RPN's
+file, where they are read as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
 from sdrpn.checkpoint.tensor_shapes import proposal_shapes
-from sdrpn.checkpoint.tensors import RPN_WEIGHTS_NAME
+from sdrpn.checkpoint.tensors import GATE_WEIGHTS_NAME, RPN_WEIGHTS_NAME
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.registry import fit_of
 from sdrpn.host.atomic import replacing_file
@@ -30,7 +31,16 @@ __all__ = ["RPN_CONFIG_NAME", "RpnFile", "read_rpn", "write_rpn"]
 RPN_CONFIG_NAME = "rpn.json"
 FORMAT_VERSION = 1
 # Entries of other families than LLaVA; where they are absent, the defaults of `RpnSpec` hold.
-_FURTHER = ("scheme", "rotary", "outer_norm", "sink_query", "reuse_positions", "gate_layers", "prune_above")
+_FURTHER = (
+    "scheme",
+    "rotary",
+    "outer_norm",
+    "sink_query",
+    "reuse_positions",
+    "gate_layers",
+    "gate_probe",
+    "prune_above",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,12 @@ class RpnFile:
     note: str = ""
     fit: Fit = "pad"  # how pictures were made square in its training
     policy: ModelPolicy | None = None  # chosen at the end of its training; older files have none
+
+    @property
+    def gate_weights(self) -> Path:
+        """The file of the gate's tensors, where it has one."""
+        own = self.weights.with_name(GATE_WEIGHTS_NAME)
+        return own if own.is_file() else self.weights
 
 
 def read_rpn(path: Path) -> RpnFile:
@@ -92,13 +108,22 @@ def write_rpn(
     """
     if spec.rpn is None:
         raise ValueError("the model has no RPN to write")
-    shapes = {name.removeprefix("rpn."): shape for name, shape in proposal_shapes(spec.llm, spec.rpn).items()}
+    shapes = proposal_shapes(spec.llm, spec.rpn)
+    gate = {name: shape for name, shape in shapes.items() if name.startswith("gate.")}
+    own = {name.removeprefix("rpn."): shape for name, shape in shapes.items() if name not in gate}
     fit = fit_of(spec)
     names = folder / RPN_WEIGHTS_NAME, folder / RPN_CONFIG_NAME
     file = RpnFile(*names, spec.tap_layer, spec.rpn, note, fit, policy)
-    with replacing_file(file.weights) as path, SafetensorsWriter(path, shapes, np.dtype(dtype)) as writer:
-        for name in shapes:
-            writer.write(name, read(name if name.startswith("gate.") else f"rpn.{name}"))
+    with replacing_file(file.weights) as path, SafetensorsWriter(path, own, np.dtype(dtype)) as writer:
+        for name in own:
+            writer.write(name, read(f"rpn.{name}"))
+    gate_file = folder / GATE_WEIGHTS_NAME
+    if gate:
+        with replacing_file(gate_file) as path, SafetensorsWriter(path, gate, np.dtype(dtype)) as writer:
+            for name in gate:
+                writer.write(name, read(name))
+    else:
+        gate_file.unlink(missing_ok=True)  # of an RPN that was there before
     # Written last: an RPN without its description is not read.
     with replacing_file(file.config) as path:
         path.write_text(json.dumps(_description(file), indent=1) + "\n", "utf-8")
@@ -118,6 +143,7 @@ def _rpn(config: ConfigSection) -> RpnSpec:
             sink_query=config.flag("sink_query"),
             reuse_positions=config.flag("reuse_positions"),
             gate_layers=config.whole("gate_layers", 0),
+            gate_probe=config.flag("gate_probe"),
             prune_above=config.whole("prune_above", 0),
         )
     except BadCheckpoint:

@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "Sources",
     "TensorHints",
+    "gate_source",
     "place_tensors",
     "rpn_source",
     "some_tensors",
@@ -86,9 +87,15 @@ class Place:
 
 
 def rpn_source(file: RpnFile) -> Source:
-    """A separate RPN that sdrpn wrote, and its gate, whose names keep their prefix."""
+    """A separate RPN that sdrpn wrote."""
     tensors = TensorFolder((file.weights,))
     return Source(file.weights.parent, (file.weights,), tensors, lambda name: name.removeprefix("rpn."))
+
+
+def gate_source(file: RpnFile) -> Source:
+    """Its gate, whose names keep their prefix."""
+    tensors = TensorFolder((file.gate_weights,))
+    return Source(file.weights.parent, (file.gate_weights,), tensors, lambda name: name)
 
 
 def some_tensors(file: Path, tensors: TensorFolder, names: Mapping[str, str]) -> Source:

@@ -7,6 +7,7 @@ as in PyTorch's Linear.
 from __future__ import annotations
 
 from sdrpn.families.registry import family_of
+from sdrpn.method.gate import MAP_STATISTICS
 from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 
 __all__ = [
@@ -60,11 +61,14 @@ def rpn_shapes(llm: LlmSpec, layers: int, *, outer_norm: bool = True) -> Shapes:
 
 
 def gate_shapes(llm: LlmSpec, rpn: RpnSpec) -> Shapes:
-    """The gate's whole decoder layers and its one score; nothing if there is no gate."""
+    """The gate's whole decoder layers and its one score, or its probe; nothing if there is no gate."""
     shapes: Shapes = {}
     for layer in range(rpn.gate_layers):
         shapes |= {f"gate.layers.{layer}.{suffix}": shape for suffix, shape in decoder_layer_shapes(llm).items()}
-    return shapes | ({"gate.head.weight": (1, llm.width), "gate.head.bias": (1,)} if shapes else {})
+    if not rpn.has_gate:
+        return {}
+    width = llm.width + (len(MAP_STATISTICS) if rpn.gate_probe else 0)
+    return shapes | {"gate.head.weight": (1, width), "gate.head.bias": (1,)}
 
 
 def decoder_layer_shapes(llm: LlmSpec) -> Shapes:

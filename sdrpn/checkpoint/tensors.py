@@ -15,9 +15,9 @@ from sdrpn.checkpoint.stored_tensor import StoredTensor
 from sdrpn.checkpoint.torch_file import TorchReader
 from sdrpn.errors import BadCheckpoint
 
-__all__ = ["RPN_WEIGHTS_NAME", "TensorFolder", "has_weights", "weight_files"]
+__all__ = ["GATE_WEIGHTS_NAME", "RPN_WEIGHTS_NAME", "TensorFolder", "has_weights", "weight_files"]
 
-RPN_WEIGHTS_NAME = "rpn.safetensors"
+RPN_WEIGHTS_NAME, GATE_WEIGHTS_NAME = "rpn.safetensors", "gate.safetensors"
 # Other formats that models are stored in.
 _OTHER_FORMS = {
     ".gguf": "weights of llama.cpp, quantised",
@@ -28,7 +28,7 @@ _OTHER_FORMS = {
     ".pth": "LLaMA's original shards, or saved by PyTorch in a form of its own",
 }
 # Files beside a model's weights that do not belong to them.
-_OTHER_NAMES = (RPN_WEIGHTS_NAME, "adapter_model.safetensors", "mm_projector.safetensors")
+_OTHER_NAMES = (RPN_WEIGHTS_NAME, GATE_WEIGHTS_NAME, "adapter_model.safetensors", "mm_projector.safetensors")
 
 
 class TensorFile(Protocol):

@@ -256,7 +256,7 @@ def _policies(spec: ModelSpec) -> dict[str, RoiPolicy]:
         return {}
     upscales: tuple[Literal["mask", "bbox"], ...] = ("mask", "bbox")
     # Whatever the gate says, which is compared by itself: its score may lie near any threshold.
-    always = -1.0 if spec.rpn.gate_layers else None
+    always = -1.0 if spec.rpn.has_gate else None
     return {
         name: RoiChange(upscale=name, gate_threshold=always).applied_to(family_of(spec).policy(spec))
         for name in upscales

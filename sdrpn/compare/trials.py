@@ -22,6 +22,7 @@ from sdrpn.bundle.signatures import GraphSignature
 from sdrpn.compare.pictures import random_photograph
 from sdrpn.families.family import VisionInputs
 from sdrpn.families.registry import family_of
+from sdrpn.method.gate import MAP_STATISTICS
 from sdrpn.method.spec import RpnSpec
 from sdrpn.model.base import SdRpnModel
 from sdrpn.model.gate import Gate
@@ -167,6 +168,7 @@ class _DecoderTrials:
         for chunk in self._chunks():
             rows = {name: _array(value[:, chunk.start : chunk.stop]) for name, value in values.items()}
             feeds = {**rows, **self._row_feeds(chunk, signature), **self._first_query(tap, chunk)}
+            feeds |= {"map_statistics": self._map_statistics(chunk)}
             cache_feeds = self._cache_feeds(caches, chunk, signature)
             expected = self._results(tap, chunk) | self._cache_results(caches, cache_feeds, chunk, signature)
             wanted = {name: feeds[name] for name in feeds if name in signature.inputs}
@@ -205,7 +207,8 @@ class _DecoderTrials:
             self.model.tail.hidden(tap, self.positions, cache)
             return cache.by_name(self.model.spec.tap_layer)
         if self.graph == "gate":
-            self._gate()(tap, self.positions, cache=cache)
+            if not self._gate().is_probe:
+                self._gate()(tap, self.positions, cache=cache)
             return cache.by_name()
         last = self._rpn().layers[-1]
         assert isinstance(last, ScoreLayer)
@@ -222,6 +225,11 @@ class _DecoderTrials:
             x = layer(x, self.positions, cache, index)
         normed: Tensor = last.input_norm(rpn.norm(x))
         return normed
+
+    def _map_statistics(self, chunk: _Chunk) -> Array:
+        """(1,N) numbers as they may be, others for every chunk."""
+        rng = np.random.default_rng((_SEED, chunk.start))
+        return rng.random((1, len(MAP_STATISTICS)), np.float32)
 
     def _first_query(self, tap: Tensor, chunk: _Chunk) -> dict[str, Array]:
         """The query that finds sinks, as an earlier run found it; before the first run anything."""
@@ -259,7 +267,8 @@ class _DecoderTrials:
         if self.graph == "tail":
             return {"logits": _array(self.model.tail(seen, positions, last_index=asking))}
         if self.graph == "gate":
-            return {"gate_logit": _array(self._gate()(seen, positions, asking))[:, None]}
+            statistics = torch.from_numpy(self._map_statistics(chunk))
+            return {"gate_logit": _array(self._gate()(seen, positions, asking, statistics=statistics))[:, None]}
         rpn, spec = self._rpn(), self._rpn_spec()
         results = {"scores": _array(rpn(seen, positions, asking))}  # (1,H,stop)
         if spec.sink_query:
@@ -273,15 +282,15 @@ class _DecoderTrials:
 
     def _row_feeds(self, chunk: _Chunk, signature: GraphSignature) -> dict[str, Array]:
         """Row indices, the query row, and rotary tables of the rows."""
-        placed = self.placed[:, chunk.start : chunk.stop]
+        placed, inputs = self.placed[:, chunk.start : chunk.stop], signature.inputs
         turning = frequencies(self.model.spec.llm)
-        cos, sin = turning.tables(placed[0] if self.axis_of is None else placed, self.axis_of)
+        tables = turning.tables(placed[0] if self.axis_of is None else placed, self.axis_of)
+        named = {name: table for name, table in zip(("rope_cos", "rope_sin"), tables, strict=True) if name in inputs}
         return {
             "row_index": np.arange(chunk.start, chunk.stop, dtype=np.int64)[None],
             "write_index": np.array([chunk.start], np.int64),
             "last_index": np.array([chunk.last_index], np.int64),
-            "rope_cos": self._table(cos, signature.inputs["rope_cos"]),
-            "rope_sin": self._table(sin, signature.inputs["rope_sin"]),
+            **{name: self._table(table, inputs[name]) for name, table in named.items()},
         }
 
     def _table(self, table: Array, tensor: TensorInfo) -> Array:

@@ -1,15 +1,47 @@
-"""From a gate's score to whether to look again. Arithmetic alone."""
+"""From a gate's score to whether to look again, and what a probe goes by. Arithmetic alone."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.method.roi import roi_map
 
-__all__ = ["asks_gate", "gate_score", "looks_again"]
+__all__ = ["MAP_STATISTICS", "asks_gate", "gate_score", "looks_again", "map_statistics"]
+
+_STEPS = (0.1, 0.3, 0.5)
+# What `map_statistics` gives, in order.
+MAP_STATISTICS = (
+    "peak",
+    "mean",
+    *(f"share of cells above {step:g}" for step in _STEPS),
+    "height",
+    "width",
+    "sharpness",
+)
+
+
+def map_statistics(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What a probe knows of a map (h,w) of RoI logits, in the order of MAP_STATISTICS, each in 0..1.
+
+    Height and width, as shares of the map's, are those of the box around cells above half of the peak; sharpness is the
+    share of all probability that lies in these cells. A region that fires small and sharp is a small thing.
+    """
+    shown = roi_map(logits)
+    strong = shown >= 0.5 * shown.max()
+    spans = [np.ptp(np.flatnonzero(strong.any(axis=1 - axis))) + 1 for axis in (0, 1)]
+    total = float(shown.sum())
+    found = [
+        shown.max(),
+        shown.mean(),
+        *((shown > step).mean() for step in _STEPS),
+        *(span / side for span, side in zip(spans, shown.shape, strict=True)),
+        float(shown[strong].sum()) / total if total else 0.0,
+    ]
+    return np.array(found, np.float32)
 
 
 def gate_score(logit: float) -> float:

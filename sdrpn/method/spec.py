@@ -167,17 +167,26 @@ class RpnSpec:
     outer_norm: bool = True  # a norm of the RPN's own in front of that of its last layer
     sink_query: bool = False  # whether the first token's query says which cells are sinks
     reuse_positions: bool = False  # crops have the positions of the source cells that they show
-    gate_layers: int = 0  # of the gate, which says whether to look again; 0: there is none
+    gate_layers: int = 0  # of the gate, which says whether to look again; 0: it has none
+    # Whether the gate has no layers and is a linear probe: of the tap's last row and of the map's statistics.
+    gate_probe: bool = False
     prune_above: int = 0  # an image of more tokens loses those that no later token looks at; 0: none does
 
     def __post_init__(self) -> None:
         require_positive(self, "layers")
         if type(self.gate_layers) is not int or not 0 <= self.gate_layers <= _MOST["layers"]:
             raise BadInput(f"gate_layers is {str(self.gate_layers)[:40]}; expected 0 to {_MOST['layers']}")
+        if self.gate_probe and self.gate_layers:
+            raise BadInput(f"gate_layers is {self.gate_layers} and gate_probe true; expected one of the two kinds")
         if type(self.prune_above) is not int or not 0 <= self.prune_above <= _MOST["max_context"]:
             raise BadInput(f"prune_above is {str(self.prune_above)[:40]}; expected 0 to {_MOST['max_context']} tokens")
         if (self.prune_above or self.sink_query) and not self.multi_head:
             raise BadInput("multi_head is false: scores of whole queries say nothing of sinks or of what to keep")
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether a gate, of either kind, says whether to look again."""
+        return self.gate_layers > 0 or self.gate_probe
 
 
 @dataclass(frozen=True)

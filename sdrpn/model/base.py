@@ -61,7 +61,7 @@ class SdRpnModel(BaseModel):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.rpn = None if spec.rpn is None else Rpn(spec)
-        self.gate = Gate(spec) if spec.rpn is not None and spec.rpn.gate_layers else None
+        self.gate = Gate(spec) if spec.rpn is not None and spec.rpn.has_gate else None
         self.tail = Tail(spec)
         self.rpn_trained = False  # whether the RPN's weights were trained
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdrpn.families.registry import family_of
 from sdrpn.images.image import open_image
-from sdrpn.method.gate import gate_score, looks_again
+from sdrpn.method.gate import gate_score, looks_again, map_statistics
 from sdrpn.method.grids import cell_count
 from sdrpn.method.roi import Decide, PolicyDecide, RoiDecision, RoiPolicy, roi_logits_from_scores, without_sinks
 from sdrpn.model.base import SdRpnModel
@@ -137,14 +137,19 @@ def _first_pass(
     assert rpn is not None
     assert spec is not None
     tap = model.trunk(prompt.embeds, positions, deepstack=prompt.deepstack)
-    gate = None
-    if model.gate is not None and gate_threshold is not None:
-        gate = float(model.gate(tap, positions)[0])
-        if not looks_again(gate_score(gate), gate_threshold):
-            return _FirstPass(tap, gate)
     hw = model.spec.vision.grid(picture.size).hw
     end = before + cell_count(hw)
-    logits = _roi_logits(model, rpn(tap, positions)[0, :, before:end], hw)
+    gate, logits = None, None
+    if model.gate is not None and gate_threshold is not None:
+        statistics = None
+        if model.gate.is_probe:
+            logits = _roi_logits(model, rpn(tap, positions)[0, :, before:end], hw)
+            statistics = torch.from_numpy(map_statistics(logits))[None]
+        gate = float(model.gate(tap, positions, statistics=statistics)[0])
+        if not looks_again(gate_score(gate), gate_threshold):
+            return _FirstPass(tap, gate)
+    if logits is None:
+        logits = _roi_logits(model, rpn(tap, positions)[0, :, before:end], hw)
     sinks = _array(rpn.sink_logits(tap, positions)[0, before:end]).reshape(hw) if spec.sink_query else None
     decision = decide(logits, picture.size, sinks)
     keep_source = None

@@ -168,7 +168,7 @@ def _policy(task: Task, look: LookChoice, own: ModelPolicy, spec: ModelSpec) -> 
 def _published(task: Task, spec: ModelSpec) -> RoiChange:
     """The thresholds that were published for a task and models of this kind."""
     family = family_of(spec)
-    if "gate_threshold" not in family.policy_parts:
+    if "upscale" in family.policy_parts:  # SD-RPN's own evaluation, which has no presets
         return RoiChange(task.threshold)
     if task.preset is None:
         return OWN

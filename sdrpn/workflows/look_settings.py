@@ -37,7 +37,7 @@ class LookSettings:
             official = family_of(spec).preset(spec, self.preset)
             image_tokens = image_tokens or official.image_tokens
             if spec.rpn is not None and isinstance(roi, RoiChange):
-                gate = official.gate_threshold if spec.rpn.gate_layers else None
+                gate = official.gate_threshold if spec.rpn.has_gate else None
                 roi = _filled(roi, threshold=official.threshold, gate_threshold=gate)
         _require_used(self.roi, spec)
         found = LookSettings(roi, None, image_tokens, self.resize)
@@ -65,7 +65,7 @@ def _require_used(roi: Roi, spec: ModelSpec) -> None:
     """Raise BadInput for parts of a policy that the model does not go by."""
     if not isinstance(roi, RoiChange):
         return
-    if roi.gate_threshold is not None and (spec.rpn is None or not spec.rpn.gate_layers):
+    if roi.gate_threshold is not None and (spec.rpn is None or not spec.rpn.has_gate):
         raise BadInput(
             f"a gate's threshold of {roi.gate_threshold:g} was given, and this model has no gate; leave it out",
             options=("gate_threshold",),

@@ -16,7 +16,7 @@ from sdrpn.checkpoint.request import (
     rpn_file_of,
     text_folders,
 )
-from sdrpn.checkpoint.source import PARTS, rpn_source
+from sdrpn.checkpoint.source import PARTS, gate_source, rpn_source
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.llava.config import read_llm_layers, read_spec, vision_tower_name
 from sdrpn.families.llava.fine_tune import FolderParts, find_parts, read_fine_tune
@@ -66,7 +66,7 @@ def open_llava(request: CheckpointRequest) -> Checkpoint:
                 options=("fit",),
             )
         spec = dataclasses.replace(spec, tap_layer=file.tap_layer, rpn=file.rpn)
-        sources["rpn"] = [rpn_source(file)]
+        sources["rpn"], sources["gate"] = [rpn_source(file)], [gate_source(file)]
         configs += (file.config,)
     tuning = read_fine_tune(parts, spec, request.projector, own)
     for part in PARTS:

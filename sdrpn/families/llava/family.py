@@ -191,14 +191,19 @@ class Llava:
         return None
 
     def policy(self, spec: ModelSpec) -> RoiPolicy:
-        """The official evaluation's; of a map that is a distribution, as `mse` trains it, half of its peak."""
+        """The official evaluation's; of a map that is a distribution, as `mse` trains it, half of its peak.
+
+        Nobody has published a gate: one without a threshold of its own ends with the first look where it is likely
+        that this is enough.
+        """
         is_distribution = spec.rpn is not None and spec.rpn.loss == "mse"
-        return RoiPolicy(-0.5) if is_distribution else RoiPolicy()
+        gate = 0.5 if spec.rpn is not None and spec.rpn.has_gate else None
+        return RoiPolicy(-0.5, gate_threshold=gate) if is_distribution else RoiPolicy(gate_threshold=gate)
 
     @property
     def policy_parts(self) -> Collection[str]:
-        """All but the gate's."""
-        return ("threshold", "upscale", "max_ratio", "min_cells", "max_share")
+        """All of them."""
+        return ("threshold", "upscale", "max_ratio", "min_cells", "max_share", "gate_threshold")
 
     def preset(self, spec: ModelSpec, task: str) -> Preset:
         """None: the published thresholds of LLaVA's models differ by their size and task, not by kind of question."""

@@ -10,7 +10,7 @@ from sdrpn.checkpoint.config_section import RANDOM_WEIGHTS, read_config
 from sdrpn.checkpoint.prompt_config import with_template
 from sdrpn.checkpoint.request import CheckpointRequest, config_files, require_checkpoint_folder, rpn_file_of
 from sdrpn.checkpoint.rpn_file import RpnFile
-from sdrpn.checkpoint.source import PARTS, Source, TensorHints, rpn_source
+from sdrpn.checkpoint.source import PARTS, Source, TensorHints, gate_source, rpn_source
 from sdrpn.checkpoint.tensors import TensorFolder, weight_files
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.qwen.config import qwen_spec, require_deepstack_below_tap
@@ -47,7 +47,7 @@ def open_qwen_checkpoint(request: CheckpointRequest) -> Checkpoint:
     file = rpn_file_of(folder, request.rpn)
     if file is not None:
         spec = _with_rpn(spec, file, request.scheme)
-        sources["rpn"] = sources["gate"] = [rpn_source(file)]
+        sources["rpn"], sources["gate"] = [rpn_source(file)], [gate_source(file)]
         configs += (file.config,)
     if request.template is not None:
         spec = with_template(spec, request.template, folder)

@@ -28,7 +28,7 @@ class QwenModel(nn.Module):
         self.embed = nn.Embedding(spec.llm.vocabulary, spec.llm.width)
         self.trunk = Trunk(spec)
         self.rpn = None if spec.rpn is None else Rpn(spec)
-        self.gate = Gate(spec) if spec.rpn is not None and spec.rpn.gate_layers else None
+        self.gate = Gate(spec) if spec.rpn is not None and spec.rpn.has_gate else None
         self.tail = Tail(spec)
 
     def canonical_name(self, key: str) -> str:

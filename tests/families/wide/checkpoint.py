@@ -14,7 +14,7 @@ from sdrpn.checkpoint.checkpoint import Checkpoint
 from sdrpn.checkpoint.random import random_tensor, write_byte_tokenizer
 from sdrpn.checkpoint.request import CheckpointRequest, rpn_file_of
 from sdrpn.checkpoint.safetensors_file import SafetensorsWriter
-from sdrpn.checkpoint.source import PARTS, Source, rpn_source
+from sdrpn.checkpoint.source import PARTS, Source, gate_source, rpn_source
 from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 from sdrpn.checkpoint.tensors import TensorFolder
 from sdrpn.families.registry import spec_from_json
@@ -51,5 +51,5 @@ def open_wide(request: CheckpointRequest) -> Checkpoint:
     if file is None:
         return Checkpoint(folder, spec, "wide", sources, (config,), rpn_trained=False)
     spec = dataclasses.replace(spec, tap_layer=file.tap_layer, rpn=file.rpn)
-    sources["rpn"] = [rpn_source(file)]
+    sources["rpn"], sources["gate"] = [rpn_source(file)], [gate_source(file)]
     return Checkpoint(folder, spec, "wide", sources, (config, file.config), policy=file.policy)
