@@ -26,6 +26,8 @@ __all__ = ["Opening", "OpeningRequest", "batch_of", "enough_memory", "prefix_byt
 
 # More gain little on a CPU: see benchmarks/batching.py.
 DEFAULT_BATCH = 4
+# As many as servers on the largest GPUs decode at once; more is a slip of the pen.
+MOST_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ def batch_of(max_batch: int | None, backend: Backend, engine_batch: int | None) 
     if max_batch is None:
         # On a GPU all slots are made with the first question: graphs answer several only where that is asked for.
         return engine_batch or (1 if backend.on == "gpu" else min(DEFAULT_BATCH, most or DEFAULT_BATCH))
-    if not _is_whole(max_batch, 1):
-        raise BadInput(f"max_batch is {max_batch!r}; expected a number of questions, at least 1")
+    if not _is_whole(max_batch, 1) or max_batch > MOST_BATCH:
+        raise BadInput(f"max_batch is {max_batch!r}; expected a number of questions, at least 1, at most {MOST_BATCH}")
     if most is not None and max_batch > most:
         raise BadInput(f"max_batch is {max_batch}; {backend.name} answers at most {most} at once")
     return max_batch

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -46,15 +46,14 @@ class _Wait:
 class Load:
     """What a scheduler has to do, and how it goes.
 
-    unit_s: how long the current unit of work has run; 0: there is none. steps, stepped: decode steps so far, and their
-    tokens.
+    unit_s: how long the current unit of work has run; 0: there is none. batches: decode steps so far, by how many
+    sequences each had.
     """
 
     running: int
     waiting: int
     unit_s: float
-    steps: int
-    stepped: int
+    batches: Mapping[int, int]
 
 
 class Scheduler:
@@ -86,7 +85,7 @@ class Scheduler:
         self._waits: list[_Wait] = []
         self._driving = self._closed = False
         self._unit_start: float | None = None
-        self._steps = self._stepped = 0
+        self._batches: Counter[int] = Counter()
 
     @property
     def max_batch(self) -> int:
@@ -167,8 +166,7 @@ class Scheduler:
                 running=len(self._running) + sum(each in self._waiting for each in self._current),
                 waiting=waiting - sum(each in self._waiting for each in self._current),
                 unit_s=0.0 if start is None else time.perf_counter() - start,
-                steps=self._steps,
-                stepped=self._stepped,
+                batches=dict(self._batches),
             )
 
     def forget_prefixes(self) -> None:
@@ -361,7 +359,7 @@ class Scheduler:
             return
         took_s = time.perf_counter() - start
         self._decoder.pace.stepped(took_s)
-        self._steps, self._stepped = self._steps + 1, self._stepped + len(sequences)
+        self._batches[len(sequences)] += 1
         for sequence, logits in zip(sequences, rows, strict=True):
             sequence.advance(took_s)
             self._choose(sequence, logits)

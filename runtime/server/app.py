@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from sdrpn.errors import SdrpnError
+from sdrpn.runtime.server.bodies import JsonRoute
 from sdrpn.runtime.server.connection import EventStream, TimeLimit, first_of, unless_gone
 from sdrpn.runtime.server.doorway import Doorway
 from sdrpn.runtime.server.faults import ErrorReply, Fault, fault_from_error, json_response, shown
@@ -51,6 +52,7 @@ def create_app(
     service = Service(session, options or ServerOptions(), reopen)
     refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply, "description": "The request is refused."}}
     app = FastAPI(title="sdrpn", docs_url=None, redoc_url=None, responses=refused)
+    app.router.route_class = JsonRoute
     app.state.service, app.state.connections = service, lambda: 0
     app.add_middleware(
         Doorway, options=service.options, metrics=service.metrics, connections=lambda: app.state.connections()
@@ -171,10 +173,6 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """What pydantic refused: the first error, by the name of its entry."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    if first["type"] == "json_invalid":  # its place is a number of characters, not an entry
-        reason, at = first.get("ctx", {}).get("error", "it cannot be read"), first["loc"][-1]
-        note(error="the body is not JSON")
-        return Fault(400, f"the body is not JSON: {reason} at character {at}", "invalid_request").response()
     place = shown(".".join(str(part) for part in first["loc"] if part != "body"))[1:-1]
     message = f"{place}: {first['msg']}" if place else str(first["msg"])
     note(error=message)

@@ -47,5 +47,5 @@ def asked_in(messages: Sequence[Message], most_images: int) -> Asked:
     if len(images) > most_images:
         raise Fault(400, f"the messages have {len(images)} pictures; the limit is {most_images}", param="messages")
     question = turns[-1].text
-    conversation(question, turns[:-1])  # refuses another order
+    conversation(question, turns[:-1], len(images))  # refuses another order
     return Asked(tuple(images), question, tuple(turns) if len(turns) > 1 else None)

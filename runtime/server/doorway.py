@@ -15,6 +15,7 @@ from uuid import uuid4
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdrpn.host.api_keys import ApiKeys
+from sdrpn.runtime.server.bodies import keep_json
 from sdrpn.runtime.server.connection import ClientGone
 from sdrpn.runtime.server.faults import Fault, fault_from_error
 from sdrpn.runtime.server.log import RequestLog
@@ -62,6 +63,8 @@ class Doorway:
                 body = await self._body(receive, length)
                 self._held_bytes += len(body) - held
                 held = len(body)
+                if _is_json(scope):
+                    await keep_json(scope["state"], body)
             await self._app(scope, _replayed(body, receive), passage.send)
         except ClientGone:
             passage.error = "client gone"
@@ -102,7 +105,7 @@ class Doorway:
             self._check_key(headers)
         elif not _is_expected_host(headers.get(b"host", b""), scope):
             raise Fault(403, "the header Host names neither this machine nor an address", "unexpected_host")
-        if scope["method"] in _WITH_BODY and not path.startswith("/admin/"):
+        if _is_json(scope):
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if kind != b"application/json":
                 raise Fault(415, "the body has another type than application/json", "unsupported_media_type")
@@ -207,6 +210,11 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
+
+
+def _is_json(scope: Scope) -> bool:
+    """Whether a body has to be JSON."""
+    return scope["method"] in _WITH_BODY and scope["path"].startswith("/v1/")
 
 
 def _is_expected_host(host: bytes, scope: Scope) -> bool:

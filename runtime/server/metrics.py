@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from sdrpn.host.power import PowerMeter
@@ -17,6 +17,7 @@ from sdrpn.runtime.server.admission import Admission
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _STAGES = (
     "preprocess",
@@ -154,8 +155,10 @@ class _Now:
         waiting = load.waiting + self._admission.waiting
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for one.", waiting)
         yield self._gauge("sdrpn:unit_of_work_seconds", "How long the current unit of work has run.", load.unit_s)
-        yield self._counter("sdrpn:decode_steps", "Decode steps.", load.steps)
-        yield self._counter("sdrpn:decode_step_tokens", "Tokens of decode steps; divided by them: batch.", load.stepped)
+        steps, tokens = sum(load.batches.values()), sum(size * count for size, count in load.batches.items())
+        yield self._counter("sdrpn:decode_steps", "Decode steps.", steps)
+        yield self._counter("sdrpn:decode_step_tokens", "Tokens of decode steps; divided by them: batch.", tokens)
+        yield self._batch_sizes(load.batches)
         latest = {} if self._power is None else self._power.latest
         if "watts" in latest:
             yield self._gauge("sdrpn:gpu_power_watts", "Power of the GPU or module.", latest["watts"])
@@ -169,6 +172,13 @@ class _Now:
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         found = GaugeMetricFamily(name, text, labels=("model_name",))
         found.add_metric((self._model,), value)
+        return found
+
+    def _batch_sizes(self, batches: Mapping[int, int]) -> Metric:
+        found = HistogramMetricFamily("sdrpn:decode_batch_size", "Answers of a decode step.", labels=("model_name",))
+        buckets = [(str(most), sum(count for size, count in batches.items() if size <= most)) for most in _BATCHES]
+        tokens = sum(size * count for size, count in batches.items())
+        found.add_metric((self._model,), [*buckets, ("+Inf", sum(batches.values()))], tokens)
         return found
 
     def _counter(self, name: str, text: str, value: float) -> Metric:

@@ -40,12 +40,18 @@ class Models:
     def __init__(self, session: Session, reopen: Callable[[], Session] | None) -> None:
         """Args: reopen: opens the bundle again; None: it cannot be replaced"""
         self._current, self._reopen, self._first = LoadedModel(session, 1), reopen, session
+        self._former: list[LoadedModel] = []  # which finish what they began
         self._busy = False
 
     @property
     def current(self) -> LoadedModel:
         """The one for new requests."""
         return self._current
+
+    @property
+    def answering(self) -> tuple[LoadedModel, ...]:
+        """The current one, and former ones that finish what they began."""
+        return (self._current, *self._former)
 
     @contextmanager
     def used(self) -> Iterator[LoadedModel]:
@@ -76,6 +82,7 @@ class Models:
             self._busy = False
         before, self._current = self._current, LoadedModel(opened, self._current.generation + 1)
         before.retired = True
+        self._former.append(before)
         self._close_if_idle(before)
         return self._current
 
@@ -86,6 +93,7 @@ class Models:
 
     def _close_if_idle(self, model: LoadedModel) -> None:
         if model.retired and not model.users:
+            self._former.remove(model)
             threading.Thread(target=model.session.close, name="sdrpn close").start()
 
 

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sdrpn.errors import BadInput
 from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
+from sdrpn.runtime.server.watchdog import Watchdog
 
 __all__ = ["Running", "Watch", "listen", "run_app"]
 
@@ -34,6 +35,7 @@ class Watch:
     started: called with the address when requests are accepted. stopping: called when nobody else is to be let in.
     reload: on SIGHUP. works: whether the model makes progress; while it does not, the watchdog of `manager` gets no
     sign of life. manager: of the service that this process is; it is notified of the start, the end, and signs of life.
+    watchdog: ends the process where work is stuck; None: nothing does.
     """
 
     started: Callable[[str], None] = lambda url: None
@@ -41,6 +43,7 @@ class Watch:
     reload: Callable[[], Awaitable[Any]] | None = None
     works: Callable[[], bool] = lambda: True
     manager: ServiceManager = NO_MANAGER
+    watchdog: Watchdog | None = None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -100,6 +103,8 @@ class Running(uvicorn.Server):
         self._watch.manager.ready(f"listening on {self._url}")
         if self._watch.manager.pulse_s is not None:
             self._start(self._show_life(self._watch.manager.pulse_s))
+        if self._watch.watchdog is not None:
+            self._start(self._show_watchdog(self._watch.watchdog))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and report it. Signs of life go on while requests are finished."""
@@ -138,6 +143,11 @@ class Running(uvicorn.Server):
             if self._watch.works():
                 self._watch.manager.alive()
             await asyncio.sleep(pulse_s)
+
+    async def _show_watchdog(self, watchdog: Watchdog) -> None:
+        while True:
+            watchdog.alive()
+            await asyncio.sleep(watchdog.pulse_s)
 
     def _start(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)

@@ -86,8 +86,19 @@ class Service:
     @property
     def stuck_s(self) -> float | None:
         """How long a unit of work has run, if that is longer than any should; None: it goes on."""
-        unit_s = self.load.unit_s
+        unit_s = self.running_s
         return unit_s if unit_s > self.options.watchdog_s else None
+
+    @property
+    def running_s(self) -> float:
+        """How long the current unit of work has run, of the model that has the longest; 0: there is none."""
+        return max(model.session.load.unit_s for model in self.models.answering)
+
+    def end_stuck(self) -> None:
+        """End the answers of every model whose current unit of work has run too long; called from any thread."""
+        for model in self.models.answering:
+            if model.session.load.unit_s > self.options.watchdog_s:
+                model.session.cancel()
 
     def close(self) -> None:
         """Free threads, and the model if it is not the first one."""

@@ -58,7 +58,8 @@ _LOAD = (
         "--stuck-after-s",
         number_between(0.001, math.inf),
         300,
-        "a single graph that runs longer counts as stuck: /healthz fails, and a service manager restarts the server",
+        "a single graph that runs longer counts as stuck: /healthz fails, its answers are ended, and so is the "
+        "server if that does not help within 10 s",
     ),
 )
 _ACCESS = (

@@ -32,6 +32,17 @@ __all__ = ["ServeRequest", "require_server", "serve"]
 # Of the memory that the model and its caches leave, for pictures that are decoded.
 _PICTURES_SHARE = 0.5
 _HTTP = re.compile(r"https?://[^/\s]+(/\S*)?\Z")
+# Beyond these a number is a slip of the pen: what it bounds would not be bounded.
+_MOST = {
+    "max_queue": 100_000,
+    "max_stall_ms": 600_000,
+    "max_body_bytes": 1 << 30,
+    "max_pixels": 1 << 30,
+    "max_new_tokens": 1 << 20,
+    "max_connections": 65_536,
+    "timeout_s": 7 * 86_400,
+    "stuck_after_s": 86_400,
+}
 _LEAST_PICTURE_BYTES, _MOST_PICTURE_BYTES = 64 << 20, 4 << 30
 
 
@@ -86,6 +97,11 @@ class ServeRequest(CheckedFields):
                 f"otlp_endpoint is {self.otlp_endpoint!r}; expected one such as http://127.0.0.1:4318/v1/traces",
                 options=("otlp_endpoint",),
             )
+        for name, most in _MOST.items():
+            if not 0 < getattr(self, name) <= most:
+                raise BadInput(
+                    f"{name} is {getattr(self, name):,}; expected more than 0, and at most {most:,}", options=(name,)
+                )
         if self.name is not None and not self.name.strip():
             raise BadInput("name is empty; expected a name by which clients ask for the model", options=("name",))
 
@@ -122,8 +138,10 @@ def serve(
     """
     require_server()
     from sdrpn.runtime.server import create_app
+    from sdrpn.runtime.server.log import RequestLog
     from sdrpn.runtime.server.models import try_model
     from sdrpn.runtime.server.running import Watch, listen, run_app
+    from sdrpn.runtime.server.watchdog import StuckWork, Watchdog
 
     keys = () if request.api_key_file is None else keys_in(request.api_key_file)
     if request.image_root is not None and not request.image_root.is_dir():
@@ -141,15 +159,19 @@ def serve(
             confirm_service(session.bundle)
             started(url)
 
-        watch = Watch(
-            started=accepting,
-            stopping=service.admission.close,
-            reload=service.reload,
-            works=lambda: service.stuck_s is None,
-            manager=manager,
-        )
+        work = StuckWork(request.stuck_after_s, lambda: service.running_s, service.end_stuck)
+        log = note if request.log_format == "none" else RequestLog(request.log_format).event
         try:
-            run_app(app, listening, watch, service.options.idle_timeout_s)
+            with Watchdog(work, log) as watchdog:
+                watch = Watch(
+                    started=accepting,
+                    stopping=service.admission.close,
+                    reload=service.reload,
+                    works=lambda: service.stuck_s is None,
+                    manager=manager,
+                    watchdog=watchdog,
+                )
+                run_app(app, listening, watch, service.options.idle_timeout_s)
         finally:
             service.close()
 
@@ -217,6 +239,13 @@ def _picture_bytes(session: Session, request: ServeRequest) -> int:
         )
         planned = plan_bundle(asked)
         reserved = planned.needs.caches_bytes + planned.prefixes.limit_bytes
+        if request.max_batch is not None and planned.needs.caches_bytes > free:
+            one = planned.needs.caches_bytes // session.max_batch
+            raise BadInput(
+                f"max_batch is {request.max_batch}: the caches of so many answers take {planned.needs.caches_bytes:,} "
+                f"bytes, and {free:,} are free, which is enough for {max(1, free // one)}",
+                options=("max_batch",),
+            )
     return max(_LEAST_PICTURE_BYTES, min(int(_PICTURES_SHARE * (free - reserved)), _MOST_PICTURE_BYTES))
 
 

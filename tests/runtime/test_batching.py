@@ -101,7 +101,7 @@ def test_steps_between_the_parts_of_a_prefill_change_nothing(session: Session) -
     for stream, each in zip(streams, expected, strict=True):
         require_equal(stream.finish(), each, tolerance_of(session))
     assert any(divided)
-    assert session.load.steps > 0
+    assert sum(session.load.batches.values()) > 0
     assert (session.load.running, session.load.waiting) == (0, 0)
 
 
@@ -180,5 +180,7 @@ class TestAnswers:
             assert session.answers([]) == []
 
     def test_how_many_at_once(self, text_bundle: Path) -> None:
+        with pytest.raises(BadInput, match=r"max_batch is 100000000; expected a number of questions, .* at most 1024"):
+            Session.open(text_bundle, max_batch=100_000_000)
         with pytest.raises(BadInput, match="max_batch is 0; expected a number of questions, at least 1"):
             Session.open(text_bundle, max_batch=0)

@@ -158,7 +158,7 @@ class TestConnections:
 class TestErrors:
     @pytest.mark.parametrize(
         "body",
-        [b"", b"{", b"[]", b"null", b'"x"', b"[" * 100_000, b'{"image": NaN}', b"\xff\xfe", b'{"question": "\\ud800"}'],
+        [b"", b"{", b"[]", b"null", b'"x"', b"[" * 40_000, b'{"image": NaN}', b"\xff\xfe", b'{"question": "\\ud800"}'],
     )
     def test_any_body_gets_a_clear_answer(self, server: Server, body: bytes) -> None:
         for path in ("/v1/look", "/v1/chat/completions"):
@@ -222,3 +222,8 @@ def test_figures_are_read_by_prometheus(session: Session) -> None:
     assert 0 < found["vllm:prefix_cache_hits_total", None] < found["vllm:prefix_cache_queries_total", None]
     assert found["vllm:generation_tokens_total", None] > 0
     assert found["sdrpn:decode_step_tokens_total", None] >= found["sdrpn:decode_steps_total", None] > 0
+    assert found["sdrpn:decode_batch_size_count", None] == found["sdrpn:decode_steps_total", None]
+    assert found["sdrpn:decode_batch_size_sum", None] == found["sdrpn:decode_step_tokens_total", None]
+    (batches,) = (family for family in families if family.name == "sdrpn:decode_batch_size")
+    alone = {sample.labels["le"]: sample.value for sample in batches.samples if "le" in sample.labels}
+    assert alone["1"] == alone["+Inf"] == found["sdrpn:decode_steps_total", None]
