@@ -11,7 +11,7 @@ import enum
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def _class(name: str, found: type) -> Iterator[str]:
     fields = getattr(found, "__dataclass_fields__", None)
     if fields is not None:
         yield from ("```python", *_fields(name, found), "```", "")
-    for member, value in vars(found).items():
+    for member, value in _members(found).items():
         if member.startswith("_") or (fields is not None and member in fields):
             continue
         if isinstance(value, property):
@@ -178,11 +178,20 @@ def _class(name: str, found: type) -> Iterator[str]:
             )
 
 
+def _members(found: type) -> dict[str, Any]:
+    """Its own, then those of the package's classes that it extends and that have no section of their own."""
+    owners = [owner for owner in found.__mro__ if owner.__module__.startswith("sdrpn.")]
+    members: dict[str, Any] = {}
+    for owner in owners:
+        if owner is found or owner.__name__ not in sdrpn.__all__:
+            members = {**members, **{name: value for name, value in vars(owner).items() if name not in members}}
+    return members
+
+
 def _fields(name: str, found: type) -> Iterator[str]:
     """A dataclass as its definition has it, with the defaults."""
     yield f"{name}("
-    for field in found.__dataclass_fields__.values():  # type: ignore[attr-defined]
-        yield f"    {_parameter(field.name, field.type, inspect.signature(found).parameters[field.name].default)},"
+    yield from (f"    {part}," for part in _parts(list(inspect.signature(found).parameters.values())))
     yield ")"
 
 
@@ -191,17 +200,23 @@ def _function(name: str, function: Callable[..., Any], bound: bool = False) -> I
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[1 if bound else 0 :]
     returns = f" -> {_type(function)}"
-    parts = []
-    for before, parameter in zip([None, *parameters], parameters, strict=False):
-        if parameter.kind is parameter.KEYWORD_ONLY and (before is None or before.kind is not parameter.KEYWORD_ONLY):
-            parts.append("*")
-        parts.append(_parameter(parameter.name, parameter.annotation, parameter.default))
+    parts = _parts(parameters)
     line = f"{name}({', '.join(parts)}){returns}"
     if len(line) <= 100:
         yield line
     else:
         yield from (f"{name}(", *(f"    {part}," for part in parts), f"){returns}")
     yield from ("```", "", *_docstring(function))
+
+
+def _parts(parameters: Sequence[inspect.Parameter]) -> list[str]:
+    """With the star before those that are named."""
+    parts = []
+    for before, parameter in zip([None, *parameters], parameters, strict=False):
+        if parameter.kind is parameter.KEYWORD_ONLY and (before is None or before.kind is not parameter.KEYWORD_ONLY):
+            parts.append("*")
+        parts.append(_parameter(parameter.name, parameter.annotation, parameter.default))
+    return parts
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> str:

@@ -12,6 +12,7 @@ from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.shipped import require_name
 from sdrpn.errors import BadInput
+from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.links import AllowLinks
 from sdrpn.release.installed import require_signed_bundle
 from sdrpn.runtime.backends.info import OpenOptions
@@ -22,7 +23,7 @@ from sdrpn.runtime.engines.engine_set import EngineSet
 from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
 from sdrpn.runtime.select import Choice, choose_backend, choose_optimized, graph_variant
 
-__all__ = ["Opening", "OpeningRequest", "batch_of", "enough_memory", "prefix_bytes_of"]
+__all__ = ["Opening", "OpeningRequest", "RunOptions", "batch_of", "enough_memory", "prefix_bytes_of"]
 
 # More gain little on a CPU: see benchmarks/batching.py.
 DEFAULT_BATCH = 4
@@ -30,11 +31,10 @@ DEFAULT_BATCH = 4
 MOST_BATCH = 1024
 
 
-@dataclass(frozen=True)
-class OpeningRequest:
-    """The arguments of `Session.open` that decide which files are loaded by which library."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(CheckedFields):
+    """How and where a bundle runs, by the arguments of `Session.open`: what requests of several jobs have in common."""
 
-    bundle_dir: str | os.PathLike[str]
     backend: str = AUTOMATIC
     threads: int | None = None
     variant: str | None = None
@@ -44,11 +44,19 @@ class OpeningRequest:
     optimized: bool = True
     accurate: bool = False
     verify: bool = True
+    require_signed: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class OpeningRequest:
+    """The arguments of `Session.open` that decide which files are loaded by which library."""
+
+    bundle_dir: str | os.PathLike[str]
+    run: RunOptions
     allow_links: AllowLinks = ()
     download: bool = False
     max_batch: int | None = None
     parts: Parts = "all"
-    require_signed: tuple[Path, ...] = ()
 
     def choose(self) -> Opening:
         """Choose, and verify the files. Raises BadBundle, BadInput, EngineMismatch or MissingDependency."""
@@ -58,17 +66,17 @@ class OpeningRequest:
             allow_links=self.allow_links,
             download=self.download,
         )
-        if self.require_signed:
-            require_signed_bundle(bundle.path, self.require_signed, large=self.verify)
+        if self.run.require_signed:
+            require_signed_bundle(bundle.path, self.run.require_signed, large=self.run.verify)
         graphs_of(bundle.spec, self.parts)  # refuses what the model does not have
-        options = _engine_options(self.engine_options, self.device)
+        options = _engine_options(self.run.engine_options, self.run.device)
         choice = choose_backend(
             bundle,
-            self.backend,
-            target=self.target,
-            variant=self.variant,
+            self.run.backend,
+            target=self.run.target,
+            variant=self.run.variant,
             device=options.device,
-            verify=self.verify,
+            verify=self.run.verify,
             max_batch=self.max_batch,
             parts=self.parts,
         )
@@ -86,16 +94,16 @@ class OpeningRequest:
         return Opening(found.bundle, part, backend, files, contexts=found.contexts, engine_batch=found.max_batch)
 
     def _graphs(self, bundle: Bundle, choice: Choice, options: EngineOptions) -> Opening:
-        chosen = graph_variant(bundle, self.variant, info=choice.info, note=choice.note)
+        chosen = graph_variant(bundle, self.run.variant, info=choice.info, note=choice.note)
         saved, note = None, None
-        if self.optimized and not self.accurate:
-            saved, note = choose_optimized(bundle, chosen, choice.info, self.verify)
+        if self.run.optimized and not self.run.accurate:
+            saved, note = choose_optimized(bundle, chosen, choice.info, self.run.verify)
         backend = choice.info.open(
             OpenOptions(
-                self.threads,
+                self.run.threads,
                 options.device,
                 optimized=saved is not None,
-                accurate=self.accurate,
+                accurate=self.run.accurate,
                 largest_matrix=bundle.spec.llm.largest_matrix,
             )
         )
@@ -112,7 +120,7 @@ class OpeningRequest:
 
     def _verify(self, bundle: Bundle, *files: str) -> None:
         tokenizer = (bundle.manifest.tokenizer,) if bundle.manifest.tokenizer else ()
-        bundle.verify((*files, *tokenizer), large=self.verify)
+        bundle.verify((*files, *tokenizer), large=self.run.verify)
 
 
 @dataclass(frozen=True)
@@ -173,10 +181,7 @@ def enough_memory(backend: Backend, size_bytes: int) -> bool:
 
 
 def _engine_options(options: EngineOptions | None, device: int | None) -> EngineOptions:
-    """With the device that was asked for. Raises BadInput where two were, and for other options."""
-    given: object = options
-    if given is not None and not isinstance(given, EngineOptions):
-        raise BadInput(f"engine_options is {given!r}; expected EngineOptions, or None")
+    """With the device that was asked for. Raises BadInput where two were."""
     if device is None or options is None:
         return options or EngineOptions(device=device or 0)
     if options.device not in (0, device):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections.abc as abc
 import functools
 import os
@@ -17,39 +16,29 @@ from tokenizers import Tokenizer
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.graphs import Parts
-from sdrpn.errors import BadInput, SdrpnError
-from sdrpn.families.family import Resize
 from sdrpn.families.registry import family_of
-from sdrpn.host.field_types import require_type
 from sdrpn.host.links import AllowLinks
 from sdrpn.method.policy import OWN, Roi
-from sdrpn.method.roi import Decide, RoiPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
-from sdrpn.runtime.answer import Answer
+from sdrpn.runtime.asking import Asking
 from sdrpn.runtime.backends.registry import AUTOMATIC
 from sdrpn.runtime.backends.runner import Backend, Runner
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
-from sdrpn.runtime.look import Look
-from sdrpn.runtime.looking import LookQuestion
-from sdrpn.runtime.opening import OpeningRequest, batch_of, enough_memory, prefix_bytes_of
-from sdrpn.runtime.pictures.frames import Channels
+from sdrpn.runtime.opening import OpeningRequest, RunOptions, batch_of, enough_memory, prefix_bytes_of
 from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource
 from sdrpn.runtime.prefix_store import PrefixStore
-from sdrpn.runtime.questions import AnswerOptions, Budget, Images, Questions, images_of
-from sdrpn.runtime.sampling import GREEDY, Sampling
+from sdrpn.runtime.questions import Questions
 from sdrpn.runtime.scheduler import Load, Scheduler
-from sdrpn.runtime.stream import AnswerStream, AsyncAnswerStream
-from sdrpn.runtime.token_ids import ids_of
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import load_tokenizer
-from sdrpn.text.turns import Turn, conversation
 
 __all__ = ["Session"]
 
 
-class Session:
+class Session(Asking):
     """Answers questions, several at once in one batch; keeps the prefixes of recent pictures.
 
     Threads may share a session: at most `max_batch` questions are answered at once, others wait. A stream that is not
@@ -116,7 +105,7 @@ class Session:
             may_grow = functools.partial(enough_memory, backend)
             prefixes = PrefixStore(self._decoder.slots, prefix_bytes_of(prefix_bytes, backend), may_grow)
             self._two_pass = TwoPass(spec, context, backend, vision, self._decoder, self._embedding, prefixes)
-            self._scheduler = Scheduler(
+            scheduler = Scheduler(
                 self._two_pass,
                 self._decoder,
                 self._embedding,
@@ -125,7 +114,8 @@ class Session:
                 batch,
                 may_grow,
             )
-            self._questions = Questions(bundle, variant, self._two_pass, self._scheduler, text, jpeg, threads)
+            questions = Questions(bundle, variant, self._two_pass, scheduler, text, jpeg, threads)
+            super().__init__(questions, scheduler)
             self._resources = resources.pop_all()
 
     @classmethod
@@ -187,23 +177,26 @@ class Session:
         """
         if decode is not None:
             jpeg = _jpeg_of_former_name(decode)
-        request = OpeningRequest(
-            bundle_dir,
-            backend,
-            threads,
-            variant,
-            target,
-            device,
-            engine_options,
+        run = RunOptions(
+            backend=backend,
+            threads=threads,
+            variant=variant,
+            target=target,
+            device=device,
+            engine_options=engine_options,
             optimized=optimized,
             accurate=accurate,
             verify=verify,
-            allow_links=allow_links,
-            download=download,
-            max_batch=max_batch,
-            parts=parts,
             require_signed=_paths(require_signed),
         )
+        request = OpeningRequest(bundle_dir, run, allow_links, download, max_batch, parts)
+        return cls.open_with(request, jpeg=jpeg, prefix_bytes=prefix_bytes)
+
+    @classmethod
+    def open_with(
+        cls, request: OpeningRequest, *, jpeg: JpegMode = "exact", prefix_bytes: int | None = None
+    ) -> Session:
+        """As `open`, with its arguments in one object."""
         chosen = request.choose()
         return cls(
             chosen.bundle,
@@ -212,10 +205,10 @@ class Session:
             chosen.engines,
             chosen.note,
             jpeg=jpeg,
-            threads=threads,
+            threads=request.run.threads,
             contexts=chosen.contexts,
             engine_batch=chosen.engine_batch,
-            max_batch=max_batch,
+            max_batch=request.max_batch,
             prefix_bytes=prefix_bytes,
         )
 
@@ -234,312 +227,6 @@ class Session:
     def policy(self) -> RoiPolicy:
         """By what the model looks again unless something else is asked for."""
         return self.bundle.manifest.own_policy.roi
-
-    def answer(
-        self,
-        image: Images,
-        question: str,
-        *,
-        history: abc.Sequence[Turn] = (),
-        roi: Roi = OWN,
-        max_new_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        trace: bool = False,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> Answer:
-        """Answer a question about an image.
-
-        Args:
-            image: a path, the bytes of a picture file, a PIL image, a Picture, or a frame (H, W, 3) of uint8 or of
-                floats in 0..1: an array, or a tensor of PyTorch or CuPy, which is copied from a GPU. A list of several,
-                or None for a question without one, are answered with one look
-            question: text; a bundle without a tokenizer needs `answer_ids`
-            history: what was said before: turns of the user and the assistant, after at most one of the system. The
-                images are shown in the user's first turn, unless turns say otherwise (`Turn.images`)
-            roi: how the RoI map becomes crops: a RoiPolicy; a threshold, or a RoiChange, for what differs from the
-                model's own policy; None: one look, no crops
-            max_new_tokens: maximum length of the answer
-            sampling: greedy by default
-            trace: keep intermediate results
-            channels: the order that a frame has them in: "rgb", or "bgr" as OpenCV has it
-            image_tokens: the least and the most of the picture, and of a crop, for models whose pictures have a budget;
-                None: the checkpoint's
-            resize: "once", or "official": twice, as the official pipeline does it; None: as the model has it
-        Raises: BadInput and its subclasses for a bad request, RunFailed if a graph failed.
-        """
-        return self.stream(
-            image,
-            question,
-            history=history,
-            roi=roi,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            trace=trace,
-            channels=channels,
-            image_tokens=image_tokens,
-            resize=resize,
-        ).finish()
-
-    def answers(
-        self,
-        questions: abc.Iterable[tuple[PictureSource, str]],
-        *,
-        roi: Roi = OWN,
-        max_new_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        trace: bool = False,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> list[Answer | SdrpnError]:
-        """Answer many questions, several at once.
-
-        Args:
-            questions: (picture, question) pairs, as `answer` takes them; read as needed
-            roi, max_new_tokens, sampling, trace, channels, image_tokens, resize: as in `answer`, for all questions
-        Returns: in order, each answer, or the error that `answer` would have raised: a failure does not affect the
-            others
-        Raises: RunFailed if the session is closed meanwhile
-        """
-        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=Budget(image_tokens, resize))
-        found: dict[int, Answer | SdrpnError] = {}
-        begun: dict[int, AnswerStream] = {}
-        try:
-            for number, (image, question) in enumerate(questions):
-                self._scheduler.work_until(lambda: _on_their_way(begun) < 2 * self._scheduler.max_batch)
-                # Pictures are large: release those of answered questions.
-                found |= {n: _finished(begun.pop(n)) for n, stream in list(begun.items()) if stream.over}
-                try:
-                    begun[number] = self._questions.stream(image, question, options)
-                    begun[number].submit()
-                except SdrpnError as error:
-                    self._scheduler.require_open()
-                    found[number] = error
-            found |= {number: _finished(stream) for number, stream in begun.items()}
-        finally:
-            for stream in begun.values():  # after an interruption, end all of them
-                stream.close()
-        return [found[number] for number in sorted(found)]
-
-    async def answer_async(
-        self,
-        image: Images,
-        question: str,
-        *,
-        history: abc.Sequence[Turn] = (),
-        roi: Roi = OWN,
-        max_new_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        trace: bool = False,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> Answer:
-        """As `answer`, without blocking the event loop. Cancelling the task ends the answer."""
-        return await self.stream_async(
-            image,
-            question,
-            history=history,
-            roi=roi,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            trace=trace,
-            channels=channels,
-            image_tokens=image_tokens,
-            resize=resize,
-        ).finish()
-
-    def stream_async(
-        self,
-        image: Images,
-        question: str,
-        *,
-        history: abc.Sequence[Turn] = (),
-        roi: Roi = OWN,
-        max_new_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        trace: bool = False,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> AsyncAnswerStream:
-        """As `stream`, for `async for`; it begins when it is first read. Cancelling the task ends the answer."""
-        budget, turns = Budget(image_tokens, resize), _turns(image, question, history)
-        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=budget, turns=turns)
-        return self.stream_with(image, question, options)
-
-    def stream_with(self, image: Images, question: str, options: AnswerOptions) -> AsyncAnswerStream:
-        """As `stream_async`, with all that an answer can be asked for."""
-        return AsyncAnswerStream(self._scheduler, lambda: self._questions.stream(image, question, options))
-
-    def stream(
-        self,
-        image: Images,
-        question: str,
-        *,
-        history: abc.Sequence[Turn] = (),
-        roi: Roi = OWN,
-        max_new_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        trace: bool = False,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> AnswerStream:
-        """As `answer`, but an iterator of text pieces; its `answer` is available after the last one."""
-        budget, turns = Budget(image_tokens, resize), _turns(image, question, history)
-        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=budget, turns=turns)
-        stream = self._questions.stream(image, question, options)
-        stream.begin()
-        return stream
-
-    def answer_ids(
-        self,
-        image: PictureSource,
-        ids_before_image: abc.Sequence[int],
-        ids_after_image: abc.Sequence[int],
-        *,
-        roi: Roi = OWN,
-        decide: Decide | None = None,
-        max_new_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        stop_ids: abc.Sequence[int] = (),
-        trace: bool = False,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> Answer:
-        """As `answer`, with the prompt as token ids, BOS included.
-
-        Args:
-            decide: chooses the crops instead of `roi`, from the RoI logits and the image's size; `roi` then says by
-                which threshold a gate is asked first, if there is one and `roi` is not None
-            stop_ids: end the answer, in addition to the model's own stop tokens
-        """
-        options = AnswerOptions(
-            roi, max_new_tokens, sampling, trace, channels, decide, budget=Budget(image_tokens, resize)
-        )
-        stream = self._questions.stream_of(image, ids_before_image, ids_after_image, options, stop_ids)
-        stream.begin()
-        return stream.finish()
-
-    def answer_pieces(
-        self,
-        images: abc.Sequence[PictureSource],
-        pieces: abc.Sequence[abc.Sequence[int]],
-        *,
-        roi: Roi = OWN,
-        max_new_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        stop_ids: abc.Sequence[int] = (),
-        trace: bool = False,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> Answer:
-        """As `answer_ids`, for any number of images: `pieces` are the ids before, between and after them.
-
-        Several images are looked at once, and so is a text without one.
-        """
-        budget = Budget(image_tokens, resize)
-        options = AnswerOptions(roi, max_new_tokens, sampling, trace, channels, budget=budget)
-        require_type("images", images, abc.Sequence[object])
-        require_type("pieces", pieces, abc.Sequence[object])
-        ids = tuple(ids_of(f"pieces[{number}]", piece) for number, piece in enumerate(pieces))
-        stream = self._questions.stream_of_pieces(tuple(images), ids, options, stop_ids)
-        stream.begin()
-        return stream.finish()
-
-    def look(
-        self,
-        image: PictureSource,
-        question: str,
-        *,
-        roi: Roi = OWN,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> Look:
-        """Where a question points, without words: vision, trunk and RPN run, and nothing above the tap.
-
-        The boxes are those that `answer` would look at again. An answer to the same question goes on from there, and
-        questions about the same image reuse it.
-
-        Args:
-            image, question, channels, image_tokens, resize: as in `answer`
-            roi: how the map becomes boxes, as in `answer`
-        Raises: as `answer`; BadInput for a bundle without an RPN.
-        """
-        asked = [question]
-        return self.look_many(image, asked, roi=roi, channels=channels, image_tokens=image_tokens, resize=resize)[0]
-
-    def look_many(
-        self,
-        image: PictureSource,
-        questions: abc.Sequence[str],
-        *,
-        roi: Roi = OWN,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> list[Look]:
-        """Where several questions about one image point, each as `look` finds it; the image is encoded once."""
-        _require_several(questions)
-        asked = self._questions.looks_in_words(image, channels, questions, roi, Budget(image_tokens, resize))
-        return asked.finish()
-
-    async def look_async(
-        self,
-        image: PictureSource,
-        question: str,
-        *,
-        roi: Roi = OWN,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> Look:
-        """As `look`, without blocking the event loop. Cancelling the task ends the look."""
-        (found,) = await self.look_many_async(
-            image, [question], roi=roi, channels=channels, image_tokens=image_tokens, resize=resize
-        )
-        return found
-
-    async def look_many_async(
-        self,
-        image: PictureSource,
-        questions: abc.Sequence[str],
-        *,
-        roi: Roi = OWN,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> list[Look]:
-        """As `look_many`, without blocking the event loop. Cancelling the task ends the looks."""
-        _require_several(questions)
-        budget = Budget(image_tokens, resize)
-        run = await asyncio.to_thread(self._questions.looks_in_words, image, channels, questions, roi, budget)
-        return await run.finish_async()
-
-    def look_ids(
-        self,
-        image: PictureSource,
-        ids_before_image: abc.Sequence[int],
-        ids_after_image: abc.Sequence[int],
-        *,
-        roi: Roi = OWN,
-        decide: Decide | None = None,
-        channels: Channels = "rgb",
-        image_tokens: tuple[int, int] | None = None,
-        resize: Resize | None = None,
-    ) -> Look:
-        """As `look`, with the prompt as token ids, BOS included. `decide`: as in `answer_ids`."""
-        before, after = ids_of("ids_before_image", ids_before_image), ids_of("ids_after_image", ids_after_image)
-        budget = Budget(image_tokens, resize)
-        plan = self._questions.look_plan(roi, budget) if decide is None else self._questions.plan(roi, budget, decide)
-        (found,) = self._questions.looks(image, channels, [LookQuestion(before, after)], plan).finish()
-        return found
 
     def limit_stalls(self, most_s: float | None) -> None:
         """Divide prefills so that answers in progress wait at most about so long for their next token; None: do not.
@@ -610,18 +297,6 @@ class Session:
         self.close()
 
 
-def _turns(image: Images, question: str, history: abc.Sequence[Turn]) -> tuple[Turn, ...] | None:
-    """The whole conversation; None: the question alone."""
-    return conversation(question, history, len(images_of(image))) if history else None
-
-
-def _require_several(questions: object) -> None:
-    if isinstance(questions, str):
-        raise BadInput("questions is one text; expected a list of questions (look asks one)")
-    if not isinstance(questions, abc.Sequence):
-        raise BadInput(f"questions is {questions!r}; expected a list of questions")
-
-
 def _jpeg_of_former_name(decode: JpegMode) -> JpegMode:
     warnings.warn("decode is jpeg now; the old name goes with the next version", DeprecationWarning, stacklevel=3)
     return decode
@@ -630,14 +305,3 @@ def _jpeg_of_former_name(decode: JpegMode) -> JpegMode:
 def _paths(given: str | os.PathLike[str] | abc.Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
     """One path, or several."""
     return tuple(map(Path, [given] if isinstance(given, (str, os.PathLike)) else given))
-
-
-def _on_their_way(streams: Mapping[int, AnswerStream]) -> int:
-    return sum(not stream.over for stream in streams.values())
-
-
-def _finished(stream: AnswerStream) -> Answer | SdrpnError:
-    try:
-        return stream.finish()
-    except SdrpnError as error:
-        return error

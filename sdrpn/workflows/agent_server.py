@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdrpn import __version__
@@ -11,18 +11,15 @@ from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
 from sdrpn.host.api_keys import read_api_keys
-from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.images.image_root import ImageRoot
-from sdrpn.runtime import EngineOptions
-from sdrpn.runtime.backends import AUTOMATIC
-from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
+from sdrpn.workflows.opened_session import SessionRequest, opened_session, require_memory, require_tokenizer
 
 __all__ = ["AgentRequest", "serve_agents"]
 
 
 @dataclass(frozen=True)
-class AgentRequest(CheckedFields):
+class AgentRequest(SessionRequest):
     """A bundle, the folder of its pictures, and how it is reached. The fields from `backend` on are those of
     `Session.open`.
 
@@ -36,17 +33,6 @@ class AgentRequest(CheckedFields):
     port: int | None = None
     api_key_file: Path | None = None
     max_batch: int | None = None
-    check_memory: bool = True
-    backend: str = AUTOMATIC
-    threads: int | None = None
-    variant: str | None = None
-    target: str | None = None
-    device: int | None = None
-    engine_options: EngineOptions = field(default_factory=EngineOptions)
-    optimized: bool = True
-    accurate: bool = False
-    verify: bool = True
-    require_signed: tuple[Path, ...] = ()
 
 
 def serve_agents(request: AgentRequest, note: Callable[[str], None] = lambda text: None) -> None:

@@ -25,16 +25,14 @@ from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import Given, Source, sources_of
 from sdrpn.frames.standard_input import read_standard_input
 from sdrpn.frames.thinning import ReadOptions
-from sdrpn.host.field_types import CheckedFields
 from sdrpn.method.policy import OWN, Roi, looking_policy
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
-from sdrpn.runtime import EngineOptions, Look, Session
-from sdrpn.runtime.backends import AUTOMATIC
+from sdrpn.runtime import Look, Session
 from sdrpn.runtime.pictures.picture import Picture, open_picture
 from sdrpn.runtime.tracker import Tracker
 from sdrpn.workflows.look_settings import LookSettings
-from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
+from sdrpn.workflows.opened_session import SessionRequest, opened_session, require_memory, require_tokenizer
 
 __all__ = ["FrameLook", "Look", "LookRequest", "LookStream", "Looker", "StreamFigures", "look_stream"]
 
@@ -48,7 +46,7 @@ _MOST_SOURCES = 16
 
 
 @dataclass(frozen=True)
-class LookRequest(CheckedFields):
+class LookRequest(SessionRequest):
     """Which frames, which questions, and how. The fields from `backend` on are those of `Session.open`.
 
     sources: one, or a list of several: a text as `sdrpn look` takes it (a picture, folder, pattern, list, video,
@@ -67,17 +65,6 @@ class LookRequest(CheckedFields):
     read: ReadOptions = field(default_factory=ReadOptions)
     track: bool = False
     stdin: Callable[[], bytes] | None = None
-    check_memory: bool = True
-    backend: str = AUTOMATIC
-    threads: int | None = None
-    variant: str | None = None
-    target: str | None = None
-    device: int | None = None
-    engine_options: EngineOptions = field(default_factory=EngineOptions)
-    optimized: bool = True
-    accurate: bool = False
-    verify: bool = True
-    require_signed: tuple[Path, ...] = ()
     preset: str | None = None  # this and the rest: see LookSettings
     image_tokens: tuple[int, int] | None = None
     resize: Resize | None = None

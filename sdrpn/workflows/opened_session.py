@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import Bundle
 from sdrpn.bundle.graphs import Parts, graphs_of
@@ -11,21 +11,26 @@ from sdrpn.errors import BadInput
 from sdrpn.host.machine import read_machine
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import AUTOMATIC
+from sdrpn.runtime.opening import OpeningRequest, RunOptions
 from sdrpn.runtime.pictures.picture import JpegMode
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 
-if TYPE_CHECKING:
-    from sdrpn.workflows.agent_server import AgentRequest
-    from sdrpn.workflows.look import LookRequest
-    from sdrpn.workflows.question import AskRequest
-    from sdrpn.workflows.serve import ServeRequest
+__all__ = ["SessionRequest", "opened_session", "require_memory", "require_tokenizer"]
 
-__all__ = ["opened_session", "require_memory", "require_tokenizer"]
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRequest(RunOptions):
+    """What jobs that open a session have in common: how and where it runs, as in `Session.open`.
+
+    check_memory: refuse if the estimated memory does not fit this machine
+    """
+
+    check_memory: bool = True
 
 
 def opened_session(
     bundle: Bundle,
-    request: AskRequest | LookRequest | ServeRequest | AgentRequest,
+    request: SessionRequest,
     *,
     max_batch: int | None = None,
     prefix_bytes: int | None = None,
@@ -33,23 +38,8 @@ def opened_session(
     jpeg: JpegMode = "exact",
 ) -> Session:
     """The bundle, open as the request says; the rest as in `Session.open`."""
-    return Session.open(
-        bundle.path,
-        backend=request.backend,
-        threads=request.threads,
-        variant=request.variant,
-        target=request.target,
-        device=request.device,
-        engine_options=request.engine_options,
-        optimized=request.optimized,
-        accurate=request.accurate,
-        verify=request.verify,
-        require_signed=request.require_signed,
-        max_batch=max_batch,
-        prefix_bytes=prefix_bytes,
-        parts=parts,
-        jpeg=jpeg,
-    )
+    opening = OpeningRequest(bundle.path, request, max_batch=max_batch, parts=parts)
+    return Session.open_with(opening, jpeg=jpeg, prefix_bytes=prefix_bytes)
 
 
 def require_tokenizer(bundle: Bundle) -> None:
@@ -61,9 +51,7 @@ def require_tokenizer(bundle: Bundle) -> None:
         )
 
 
-def require_memory(
-    bundle: Bundle, request: AskRequest | LookRequest | ServeRequest | AgentRequest, parts: Parts = "all"
-) -> None:
+def require_memory(bundle: Bundle, request: SessionRequest, parts: Parts = "all") -> None:
     """Raise RunFailed for what cannot fit this machine's memory. `parts`: as in `Session.open`."""
     if request.backend not in (AUTOMATIC, "onnxruntime", "openvino"):
         return

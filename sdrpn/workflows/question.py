@@ -17,17 +17,15 @@ from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.families.family import Resize
 from sdrpn.families.registry import seen_of
-from sdrpn.host.field_types import CheckedFields
 from sdrpn.images.image import open_image
 from sdrpn.method.geometry import Seen
 from sdrpn.method.policy import OWN, Roi, RoiChange
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Answer, EngineOptions, Sampling
-from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.drawing import draw_regions
 from sdrpn.runtime.pictures.picture import JpegMode, open_picture
 from sdrpn.workflows.look_settings import LookSettings
-from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
+from sdrpn.workflows.opened_session import SessionRequest, opened_session, require_memory, require_tokenizer
 
 __all__ = [
     "NO_RPN",
@@ -46,7 +44,7 @@ NO_RPN = "has no RPN: answering as the plain model"  # the end of that note
 
 
 @dataclass(frozen=True)
-class AskRequest(CheckedFields):
+class AskRequest(SessionRequest):
     """A question, and how and where to answer it. The fields from `backend` on are those of `Session.open`."""
 
     bundle: Path | str
@@ -55,17 +53,6 @@ class AskRequest(CheckedFields):
     roi: Roi = OWN  # how it looks again; None: it looks once
     max_new_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
-    check_memory: bool = True  # refuse if the estimated memory does not fit this machine
-    backend: str = AUTOMATIC
-    threads: int | None = None
-    variant: str | None = None
-    target: str | None = None
-    device: int | None = None
-    engine_options: EngineOptions = field(default_factory=EngineOptions)
-    optimized: bool = True
-    accurate: bool = False
-    verify: bool = True
-    require_signed: tuple[Path, ...] = ()
     jpeg: JpegMode = "exact"
     preset: str | None = None  # this and the rest: see LookSettings
     image_tokens: tuple[int, int] | None = None

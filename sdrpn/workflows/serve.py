@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,14 +12,12 @@ from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput, MissingDependency
 from sdrpn.host.api_keys import keys_in
-from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
-from sdrpn.runtime import EngineOptions, Session
-from sdrpn.runtime.backends import AUTOMATIC
+from sdrpn.runtime import Session
 from sdrpn.runtime.pictures.picture import JpegMode
 from sdrpn.workflows.memory_plan import PlanRequest, plan_bundle
-from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
+from sdrpn.workflows.opened_session import SessionRequest, opened_session, require_memory, require_tokenizer
 from sdrpn.workflows.release_service import begin_service, confirm_service, service_title
 
 if TYPE_CHECKING:
@@ -47,8 +45,8 @@ _LEAST_PICTURE_BYTES, _MOST_PICTURE_BYTES = 64 << 20, 4 << 30
 
 
 @dataclass(frozen=True)
-class ServeRequest(CheckedFields):
-    """Which bundle is served, and where. The fields from `check_memory` on are those of `AskRequest`.
+class ServeRequest(SessionRequest):
+    """Which bundle is served, and where. The fields from `backend` on are those of `Session.open`.
 
     name: by which clients ask for the model; None: the release's, or that of the bundle's folder. port 0: any free one.
     max_batch: most questions that are answered at once, None: as `Session.open`. max_queue: most that wait.
@@ -77,17 +75,6 @@ class ServeRequest(CheckedFields):
     stuck_after_s: float = 300.0
     log_format: Literal["none", "text", "json"] = "text"
     otlp_endpoint: str | None = None
-    check_memory: bool = True
-    backend: str = AUTOMATIC
-    threads: int | None = None
-    variant: str | None = None
-    target: str | None = None
-    device: int | None = None
-    engine_options: EngineOptions = field(default_factory=EngineOptions)
-    optimized: bool = True
-    accurate: bool = False
-    verify: bool = True
-    require_signed: tuple[Path, ...] = ()
     jpeg: JpegMode = "exact"
 
     def __post_init__(self) -> None:
