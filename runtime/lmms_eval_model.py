@@ -64,11 +64,10 @@ class Generation:
     def from_settings(cls, settings: Mapping[str, Any]) -> Generation:
         """lmms-eval's `generation_kwargs`; greedy unless they ask for a temperature."""
         until = settings.get("until") or ()
-        temperature = float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0
-        top_p = float(settings.get("top_p") or 1)
+        temperature = float(settings.get("temperature") or 0) if settings.get("do_sample", True) else None
         return cls(
             int(settings.get("max_new_tokens") or MAX_NEW_TOKENS),
-            Sampling(temperature, top_p if temperature else 1.0, seed=0),
+            Sampling.lenient(temperature, float(settings.get("top_p") or 1), seed=0),
             (until,) if isinstance(until, str) else tuple(until),
         )
 

@@ -18,10 +18,12 @@ __all__ = ["GREEDY", "Constraint", "Sampler", "Sampling"]
 
 @dataclass(frozen=True)
 class Sampling(CheckedFields):
-    """Temperature 0 is greedy. `top_p`: the smallest set of most likely tokens with this total probability.
+    """Temperature 0 is greedy, and takes neither `top_p` nor `seed`.
 
+    top_p: the smallest set of most likely tokens with this total probability
+    seed: of the choice; None: another one every time
     repetition_penalty: what logits of tokens that are in the prompt or the answer already are divided by, or multiplied
-    with if they are negative (Keskar et al., 2019); 1: nothing; None: as the model's generation_config.json says.
+        with if they are negative (Keskar et al., 2019); 1: nothing; None: as the model's generation_config.json says
     """
 
     temperature: float = 0.0
@@ -37,11 +39,31 @@ class Sampling(CheckedFields):
             raise BadInput(f"top_p is {self.top_p}; expected more than 0, at most 1")
         if self.seed is not None and self.seed < 0:
             raise BadInput(f"seed is {self.seed}; expected 0 or more, or None for a different result every time")
+        unused = {"top_p": self.top_p < 1, "seed": self.seed is not None} if self.temperature == 0 else {}
+        for name in (name for name, given in unused.items() if given):
+            raise BadInput(
+                f"{name} is {getattr(self, name)}, and at a temperature of 0 the most likely token is always taken; "
+                f"give a temperature above 0, or leave {name} out",
+                options=("temperature", name),
+            )
         if self.repetition_penalty is not None and not 0.0 < self.repetition_penalty < float("inf"):
             raise BadInput(
                 f"repetition_penalty is {self.repetition_penalty}; expected a number above 0, 1 for none, or None for "
                 "the model's own"
             )
+
+    @classmethod
+    def lenient(
+        cls,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        repetition_penalty: float | None = None,
+    ) -> Sampling:
+        """As the interfaces of others have it: a temperature of 0 or none goes with any `top_p` and `seed`."""
+        if not temperature:
+            return cls(repetition_penalty=repetition_penalty)
+        return cls(temperature, 1.0 if top_p is None else top_p, seed, repetition_penalty)
 
 
 GREEDY = Sampling()

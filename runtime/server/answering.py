@@ -128,7 +128,7 @@ def answer_options(
     return AnswerOptions(
         roi=roi,
         max_new_tokens=_new_tokens(request, asked, session, images_wh, options),
-        sampling=Sampling(request.temperature or 0.0, request.top_p or 1.0, _seed(request.seed)),
+        sampling=Sampling.lenient(request.temperature, request.top_p, _seed(request.seed)),
         decide=decide,
         constraint=constraint,
         ends=ends,

@@ -18,7 +18,7 @@ from pathlib import Path
 from sdrpn.bundle.manifest import FORMAT_VERSION, GraphInfo, Manifest, TensorInfo, Variant
 from sdrpn.bundle.numerics import CPU_SUFFIX, DIALECT_NAMES, NUMBER_TYPES, PRECISIONS
 from sdrpn.bundle.release import bundle_within, release_advice, release_targets
-from sdrpn.bundle.shipped import DEMO_NAME, bundle_path, export_advice, is_shipped_name
+from sdrpn.bundle.shipped import DEMO_NAME, bundle_name, bundle_path, export_advice, is_shipped, is_shipped_name
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.families.registry import family_of
@@ -104,8 +104,10 @@ class Bundle:
     def build_command(self, target: str = "NAME") -> str:
         """The shell command that builds engines from this bundle."""
         # A release has no graphs to build from: name the whole bundle.
-        path = "BUNDLE" if self.release_targets else shlex.quote(str(self.path))
-        return f"sdrpn build {path} --target {shlex.quote(target)}"
+        path = "BUNDLE" if self.release_targets else shlex.quote(bundle_name(self.path))
+        # Nothing is written into the installed package.
+        out = " --out FOLDER" if is_shipped(self.path) else ""
+        return f"sdrpn build {path} --target {shlex.quote(target)}{out}"
 
     def require_graphs(self, purpose: str, reason: str | None = None) -> None:
         """Raise BadInput if this is a release.

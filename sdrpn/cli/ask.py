@@ -19,8 +19,10 @@ from sdrpn.terminal.source_arguments import add_frame_options, read_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.ask_frames import AnswerFile
-    from sdrpn.workflows.question import AskRequest, Roi
+    from sdrpn.workflows.question import AskRequest, Roi, Sampling
 
+# Options of the second look.
+_OF_REGIONS = ("threshold", "upscale", "max_ratio", "max_share", "gate_threshold")
 HELP = "ask a question about an image"
 DESCRIPTION = """\
 Ask a question about an image: look at the whole image once, find the region that the question is about, crop it from
@@ -85,7 +87,6 @@ def _add_answer(group: argparse._ArgumentGroup) -> None:
         "--top-p",
         metavar="P",
         type=number_between(0, 1),
-        default=1.0,
         help="with --temperature: sample from the most likely tokens that together have this probability (default: 1)",
     )
     group.add_argument(
@@ -98,7 +99,6 @@ def _add_answer(group: argparse._ArgumentGroup) -> None:
         "--seed",
         metavar="N",
         type=whole_number,
-        default=0,
         help="with --temperature: seed of the sampling (default: 0)",
     )
 
@@ -219,12 +219,12 @@ def _warn(text: str) -> None:
 
 
 def _request(args: argparse.Namespace) -> AskRequest:
-    from sdrpn.workflows.question import AskRequest, Sampling
+    from sdrpn.workflows.question import AskRequest
 
     return AskRequest(
         args.bundle,
         question=args.question,
-        sampling=Sampling(args.temperature, args.top_p, args.seed, args.repetition_penalty),
+        sampling=_sampling(args),
         roi=_policy(args),
         image=_image_source(args.source),
         max_new_tokens=args.max_new_tokens,
@@ -234,14 +234,28 @@ def _request(args: argparse.Namespace) -> AskRequest:
     )
 
 
+def _sampling(args: argparse.Namespace) -> Sampling:
+    from sdrpn.workflows.question import Sampling
+
+    top_p = 1.0 if args.top_p is None else args.top_p
+    seed = 0 if args.seed is None and args.temperature > 0 else args.seed
+    return Sampling(args.temperature, top_p, seed, args.repetition_penalty)
+
+
 def _policy(args: argparse.Namespace) -> Roi:
     from sdrpn.workflows.question import RoiChange
+
+    if args.no_roi:
+        for name in _OF_REGIONS:
+            if getattr(args, name) is not None:
+                option = "--" + name.replace("_", "-")
+                raise BadInput(f"{option} is for the second look, and --no-roi leaves that out; leave one of them out")
+        return None
 
     if args.max_ratio is not None and args.upscale != "bbox":
         got = "none" if args.upscale is None else f"--upscale {args.upscale}"
         raise BadInput(f"--max-ratio {args.max_ratio:g} needs --upscale bbox; got {got}")
-    change = RoiChange(args.threshold, args.upscale, args.max_ratio, None, args.max_share, args.gate_threshold)
-    return None if args.no_roi else change
+    return RoiChange(args.threshold, args.upscale, args.max_ratio, None, args.max_share, args.gate_threshold)
 
 
 def _check_overlay(args: argparse.Namespace) -> None:

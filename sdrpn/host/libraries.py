@@ -137,7 +137,9 @@ def read_extras(
     asked_by: dict[str, list[str]] = {}
     for extra, requirements in entries.items():
         for requirement in requirements:
-            asked_by.setdefault(requirement.name, []).append(extra)
+            names = asked_by.setdefault(requirement.name, [])
+            if extra not in names:  # an extra may include two that need the same library
+                names.append(extra)
 
     def library(requirement: Requirement) -> Library:
         version, wanted = version_of(requirement.name), str(requirement.specifier)

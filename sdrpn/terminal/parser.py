@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sdrpn.host.suggestion import did_you_mean
+from sdrpn.host.suggestion import did_you_mean, unknown_choice
 
 __all__ = ["Parser", "UsageError"]
 
@@ -57,7 +56,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """As argparse calls it for anything that it refuses."""
-        raise UsageError(message + self._meant_choice(message), self.prog)
+        raise UsageError(message, self.prog)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse compares a value with the choices, in the words that the rest of the program has for it."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, unknown_choice(value, action.choices))
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """As argparse converts one text. An empty one names no path: Path("") would be the current folder.
@@ -104,17 +108,7 @@ class Parser(argparse.ArgumentParser):
             return ""
         return did_you_mean(word.partition("=")[0], self._option_string_actions)
 
-    @staticmethod
-    def _meant_choice(message: str) -> str:
-        """argparse names the wrong one and all that there are, in an order that helps nobody who mistyped."""
-        found = re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)$", message)
-        return did_you_mean(found.group(1), _choices(found.group(2))) if found else ""
-
 
 def _verbs_of(action: argparse.Action) -> list[argparse.Action]:
     """The lines of `--help` that a set of subparsers stands for."""
     return list(action._get_subactions()) if isinstance(action, argparse._SubParsersAction) else []
-
-
-def _choices(text: str) -> Iterable[str]:
-    return (choice.strip().strip("'") for choice in text.split(","))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sdrpn.host.suggestion import unknown_choice
 from sdrpn.terminal.argument_types import device_number
 from sdrpn.terminal.arguments import BACKENDS, add_former_name, add_threads_argument
 
@@ -81,4 +82,4 @@ def _backend(text: str) -> str:
     if text in BACKENDS:
         return text
     hint = " (it was removed: use tensorrt with the engines of `sdrpn build`)" if text.endswith("-tensorrt") else ""
-    raise argparse.ArgumentTypeError(f"{text!r} is unknown; expected one of {', '.join(BACKENDS)}{hint}")
+    raise argparse.ArgumentTypeError(unknown_choice(text, BACKENDS) + hint)

@@ -62,6 +62,8 @@ class FramesRequest(CheckedFields):
         bundle = open_bundle(bundle_path(ask.bundle))
         settings = {"question": ask.question, "bundle": _digest(bundle), **chosen}
         found: dict[str, Any] = json.loads(json.dumps(settings, default=dataclasses.asdict))
+        if ask.sampling.temperature == 0:  # no choice is random: a seed that older files have decides nothing
+            found["sampling"]["seed"] = 0
         return found
 
 

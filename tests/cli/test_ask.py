@@ -30,7 +30,8 @@ SOME_CELLS, NO_CELL = "0.3", "0.99"
 def ask(sdrpn: Command, text_bundle: Path, picture: Path) -> Command:
     def run(*options: object) -> Outcome:
         # Of 4 x 4 cells, any region may be looked at.
-        return sdrpn("ask", text_bundle, picture, QUESTION, "--max-new-tokens", 8, "--max-share", 1, *options)
+        looks = () if "--no-roi" in options else ("--max-share", 1)
+        return sdrpn("ask", text_bundle, picture, QUESTION, "--max-new-tokens", 8, *looks, *options)
 
     return run
 
@@ -40,7 +41,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> Session:
         raise AssertionError("the graphs were loaded")
 
-    monkeypatch.setattr(Session, "open", fail)
+    monkeypatch.setattr(Session, "open_with", fail)
 
 
 class TestOutput:
@@ -93,6 +94,34 @@ class TestOptions:
         answer = ask("--json", "--no-roi").json()
         assert (answer["boxes_xyxy_px"], answer["roi_token_count"], answer["tokens"]["images_encoded"]) == ([], 0, 1)
 
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("--threshold", 0.3),
+            ("--upscale", "bbox"),
+            ("--max-ratio", 2),
+            ("--max-share", 0.5),
+            ("--gate-threshold", 0.5),
+        ],
+    )
+    def test_options_of_a_second_look_that_is_left_out(
+        self, sdrpn: Command, text_bundle: Path, picture: Path, option: str, value: object, nothing_is_loaded: None
+    ) -> None:
+        outcome = sdrpn("ask", text_bundle, picture, QUESTION, "--no-roi", option, value)
+        assert refusal(outcome) == (
+            f"{option} is for the second look, and --no-roi leaves that out; leave one of them out"
+        )
+
+    @pytest.mark.parametrize(("option", "value"), [("--top-p", 0.5), ("--seed", 7), ("--seed", 0)])
+    def test_options_of_sampling_without_a_temperature(
+        self, ask: Command, option: str, value: object, nothing_is_loaded: None
+    ) -> None:
+        name = option.removeprefix("--").replace("-", "_")
+        assert refusal(ask(option, value)) == (
+            f"{name} is {value}, and at a temperature of 0 the most likely token is always taken; give a temperature "
+            f"above 0, or leave {name} out (--temperature, {option})"
+        )
+
     @pytest.mark.parametrize("ratio", ["0.5", "1.5"])
     def test_max_ratio_with_bbox(self, ask: Command, ratio: str) -> None:
         options = ("--json", "--threshold", SOME_CELLS, "--upscale", "bbox")
@@ -126,7 +155,7 @@ class TestOptions:
         outcome = ask("--decode", "fast")
         assert outcome.err == "sdrpn: warning: --decode is --jpeg now; the old name goes with the next version\n"
         assert outcome.out == ask("--jpeg", "fast").out
-        assert refusal(ask("--decode", "quick")).startswith("argument --decode: invalid choice: 'quick'")
+        assert refusal(ask("--decode", "quick")).startswith("argument --decode: 'quick' is unknown")
 
     def test_a_seed_is_a_draw(self, ask: Command) -> None:
         def drawn(seed: int) -> list[int]:

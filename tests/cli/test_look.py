@@ -51,7 +51,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> Session:
         raise AssertionError("the graphs were loaded")
 
-    monkeypatch.setattr(Session, "open", fail)
+    monkeypatch.setattr(Session, "open_with", fail)
 
 
 def lines(outcome: Outcome) -> list[dict[str, Any]]:

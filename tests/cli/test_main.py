@@ -22,6 +22,19 @@ from sdrpn.errors import BadInput, RunFailed
 
 HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "PIL", "rich", "tokenizers", "transformers", "jinja2")
 
+# `python -m sdrpn`, to which Ctrl-C comes when it imports a module.
+_INTERRUPTED_EARLY = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == early:
+            os.kill(os.getpid(), signal.SIGINT)
+early = sys.argv.pop(1)
+sys.modules.pop(early, None)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("sdrpn", run_name="__main__")
+"""
+
 Body = Callable[[], int]
 
 
@@ -95,6 +108,18 @@ class TestHelp:
         assert main(["--version"]) == 0
         assert capsys.readouterr().out == f"sdrpn {sdrpn.__version__}\n"
 
+    @pytest.mark.parametrize("early", ["sdrpn.cli.main", "sdrpn.terminal.ending", "argparse"])
+    def test_ctrl_c_while_it_is_imported(self, early: str) -> None:
+        """Whatever is imported then: Python's own trace would be shown."""
+        done = subprocess.run(
+            [sys.executable, "-c", _INTERRUPTED_EARLY, early, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "sdrpn: interrupted\n")
+
     def test_the_installed_command(self) -> None:
         command = Path(sys.executable).with_name("sdrpn")
         if not command.exists():
@@ -108,7 +133,7 @@ class TestUsage:
         ("arguments", "complaint"),
         [
             ([], r"a verb is missing; expected one of demo, ask, .*export, .* \(see sdrpn --help\)"),
-            (["paint"], r"argument VERB: invalid choice: 'paint' .*"),
+            (["paint"], r"argument VERB: 'paint' is unknown; expected one of demo, .*"),
             (["ask", "b"], r"the following arguments are required: IMAGE, QUESTION \(see sdrpn ask --help\)"),
             (["ask", "b", "i", "q", "--threshold", "2"], r"argument --threshold: '2' is not a number from -1 to 1 .*"),
             (["ask", "b", "i", "q", "--threshold", "nan"], r".*'nan' is not a number from -1 to 1 .*"),
@@ -121,10 +146,13 @@ class TestUsage:
                 r"unrecog.* --thresh 0.1; did you mean --threshold\? .*",
             ),
             (["ask", "b", "i", "What", "is", "it?"], r"unrecognized .*; put the question in quotes: 'What is it\?' .*"),
-            (["aks", "b"], r"argument VERB: invalid choice: 'aks' .*; did you mean ask\? .*"),
+            (["aks", "b"], r"argument VERB: 'aks' is unknown; expected .*; did you mean ask\? .*"),
             (["export", "c", "--out", "b", "--precision", "fp61"], r".*; did you mean fp16\? .*"),
             (["export", "c"], r"the following arguments are required: --out .*"),
-            (["export", "c", "--out", "b", "--precision", "fp7"], r"argument --precision: invalid choice: 'fp7' .*"),
+            (
+                ["export", "c", "--out", "b", "--precision", "fp7"],
+                r"argument --precision: 'fp7' is unknown; expected one of .*",
+            ),
             (["compare", "b"], r"the following arguments are required: --checkpoint .*"),
         ],
     )

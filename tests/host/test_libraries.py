@@ -40,6 +40,12 @@ def test_extras_include_each_other() -> None:
     assert extras["export"].libraries[0].extras == ("export", "train", "dev")
 
 
+def test_an_extra_that_includes_a_library_twice_is_listed_once() -> None:
+    lines = ('web; extra == "serve"', 'web; extra == "mcp"', 'sdrpn[serve,mcp]; extra == "dev"')
+    extras = read_extras(lines, nothing_installed)
+    assert extras["serve"].libraries[0].extras == ("serve", "mcp", "dev")
+
+
 @pytest.mark.parametrize(("machine", "missing"), [("x86_64", ("tensorrt",)), ("aarch64", ())])
 def test_a_requirement_for_another_processor_is_not_missing(
     machine: str, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

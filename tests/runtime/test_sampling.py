@@ -64,6 +64,20 @@ def test_bad_values_are_refused(bad: dict[str, float]) -> None:
         Sampling(**bad)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("unused", [{"top_p": 0.9}, {"seed": 0}, {"seed": 3, "repetition_penalty": 1.1}])
+def test_what_greedy_decoding_would_ignore_is_refused(unused: dict[str, float]) -> None:
+    with pytest.raises(BadInput, match=rf"^{next(iter(unused))} is .* at a temperature of 0 the most likely token"):
+        Sampling(**unused)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [None, 0, 0.0])
+def test_other_interfaces_give_both(temperature: float | None) -> None:
+    assert Sampling.lenient(temperature, 0.9, 3) == Sampling()
+    assert Sampling.lenient(temperature, 0.9, 3, 1.5) == Sampling(repetition_penalty=1.5)
+    assert Sampling.lenient(0.7, None, 3) == Sampling(0.7, 1.0, 3)
+    assert Sampling.lenient(0.7, 0.9) == Sampling(0.7, 0.9)
+
+
 @pytest.mark.parametrize("penalty", [1.05, 0.8, 3.0])
 def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     import torch

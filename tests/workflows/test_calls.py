@@ -123,7 +123,7 @@ class TestInspect:
             sdrpn.inspect_bundle(tmp_path / "bundle")
 
     def test_a_bundle_without_engines(self) -> None:
-        with pytest.raises(sdrpn.BadInput, match="has no engines; build them: sdrpn build"):
+        with pytest.raises(sdrpn.BadInput, match=r"build them: sdrpn build demo --target NAME --out FOLDER$"):
             sdrpn.inspect_engines("demo")
 
 

@@ -191,7 +191,7 @@ class TestRequests:
         def fail(*arguments: object, **options: object) -> Session:
             raise AssertionError("the graphs were loaded")
 
-        monkeypatch.setattr(Session, "open", fail)
+        monkeypatch.setattr(Session, "open_with", fail)
         request = {"bundle": "demo", "sources": ["a.jpg"], "questions": ["what ?"], **changes}
         with pytest.raises(BadInput, match=message):
             look_stream(LookRequest(**request))  # type: ignore[arg-type]

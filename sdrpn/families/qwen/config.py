@@ -107,13 +107,19 @@ def family_name(config: Mapping[str, Any]) -> str | None:
 def recognised_scheme(config: Mapping[str, Any], names: Set[str], asked: AskedScheme = "auto") -> Scheme | None:
     """Whose region proposal network a checkpoint has, from its config and the names of its tensors; None: nobody's.
 
-    Raises BadInput for SD-RPN's scheme on Qwen3-VL, which has none.
+    Raises BadInput for SD-RPN's scheme on Qwen3-VL, which has none, and for Q-Zoom's with tensors that only SD-RPN has.
     """
     family = family_name(config)
     if asked == "sd-rpn" and family == "qwen3-vl":
         raise BadInput("SD-RPN has no Qwen3-VL; expected the scheme q-zoom, or auto")
     if not has_rpn(names):
         return None
+    if asked == "q-zoom" and is_sd_rpn(names):
+        raise BadInput(
+            "the region proposal network was saved by SD-RPN, as the names of its tensors show; expected the scheme "
+            "sd-rpn, or auto; got q-zoom",
+            options=("scheme",),
+        )
     if asked != "auto":
         return asked
     if family == "qwen3-vl" or has_gate(names):

@@ -126,6 +126,8 @@ def test_what_was_recognised_can_be_overridden() -> None:
     qzoom = {"model_type": "qwen2_5_vl", **QZOOM}
     assert recognised_scheme(qzoom, GATE, "sd-rpn") == "sd-rpn"
     assert recognised_scheme({"model_type": "qwen2_5_vl", **METHOD}, RPN, "q-zoom") == "q-zoom"
+    with pytest.raises(BadInput, match=r"saved by SD-RPN, .* expected the scheme sd-rpn, or auto; got q-zoom"):
+        recognised_scheme(qzoom, RPN | {"twig_head.weight"}, "q-zoom")
     with pytest.raises(BadInput, match="SD-RPN has no Qwen3-VL"):
         recognised_scheme({"model_type": "qwen3_vl"}, GATE, "sd-rpn")
 
