@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,12 +13,11 @@ import onnxruntime
 import pytest
 
 from sdrpn.bundle.bundle import Bundle, GraphInfo, open_bundle
-from sdrpn.errors import BadBundle, BadInput, MissingDependency, RunFailed
+from sdrpn.errors import BadBundle, BadInput, MissingDependency
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import open_backend
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeRunner
 from sdrpn.runtime.backends.runner import Buffer
-from tests.damage import copied, cut
 from tests.pictures import photo
 
 QUESTION = "What does the sign say?"
@@ -31,11 +29,6 @@ class TestOpening:
             BadInput, match=r"backend 'tensorflow' is unknown; expected one of auto, onnxruntime, openvino, "
         ):
             open_backend("tensorflow")
-
-    @pytest.mark.parametrize("threads", [0, -1, 9_999_999])
-    def test_threads_that_no_machine_has(self, threads: int) -> None:
-        with pytest.raises(BadInput, match=f"threads is {threads}; expected 1 to 256, or none for one per free core"):
-            open_backend("onnxruntime", threads)
 
     def test_a_provider_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch, text_bundle: Path) -> None:
         backend, provider = "onnxruntime-cuda", "CUDA"
@@ -63,36 +56,6 @@ class TestOpening:
 
 
 class TestLoading:
-    @pytest.mark.parametrize(
-        ("file", "damage"),
-        [
-            ("trunk.fused-fp32.onnx", lambda path: path.write_bytes(b"no graph")),
-            ("trunk.fused-fp32.onnx", cut),
-            ("weights/trunk.fp32.bin", lambda path: path.unlink()),
-            ("weights/trunk.fp32.bin", cut),
-        ],
-        ids=["no graph", "cut graph", "missing weights", "cut weights"],
-    )
-    def test_a_graph_that_cannot_be_loaded_is_named(
-        self, text_bundle: Path, tmp_path: Path, file: str, damage: Callable[[Path], object]
-    ) -> None:
-        bundle = open_bundle(copied(text_bundle, tmp_path))
-        damage(bundle.path / file)
-        path = bundle.path / "trunk.fused-fp32.onnx"
-        with pytest.raises(BadBundle, match=rf"ONNX Runtime \d.* cannot load {re.escape(str(path))}: ") as caught:
-            open_backend("onnxruntime", 1).load(bundle.variant().graphs["trunk"], path)
-        assert "\n" not in str(caught.value)
-
-    def test_a_closed_graph_says_so(self, text_bundle: Path) -> None:
-        runner = loaded(open_bundle(text_bundle), "vision")
-        backend = open_backend("onnxruntime", 1)
-        pixels = backend.allocate((1, 3, 56, 56), "float32")
-        embeds = backend.allocate((1, 16, 64), "float32")
-        runner.run({"pixel_values": pixels}, {"image_embeds": embeds})
-        runner.close()
-        with pytest.raises(RunFailed, match="the vision graph was closed; open the session again"):
-            runner.run({"pixel_values": pixels}, {"image_embeds": embeds})
-
     def test_a_graph_that_fails_says_which(self, text_bundle: Path) -> None:
         bundle = open_bundle(text_bundle)
         runner, backend = loaded(bundle, "tail"), open_backend("onnxruntime", 1)
