@@ -160,14 +160,7 @@ class TwoPass:
         if request.image is None or request.further:
             return self._family.positions_of_spans(request.spans)
         grid = request.grid
-        inserted = tuple(
-            CropTokens(
-                crop.grid_hw or grid.crop_hw(crop.box_xyxy_px),
-                crop.keep_cells,
-                crop.box_cells or grid.box_cells_from_px(crop.box_xyxy_px),
-            )
-            for crop in crops
-        )
+        inserted = tuple(CropTokens.of(crop, grid) for crop in crops)
         layout = Layout(len(request.ids_before), grid.hw, inserted, len(request.ids_after), keep_source)
         return self._family.positions(self._spec, layout)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdrpn.checkpoint.model_file import MAX_JSON_BYTES, parsed_json, read_small_file, short
-from sdrpn.errors import BadCheckpoint
+from sdrpn.errors import BadCheckpoint, BadInput
 
 __all__ = ["RANDOM_WEIGHTS", "ConfigSection", "read_config", "read_optional_config", "read_text_file"]
 
@@ -70,6 +72,16 @@ class ConfigSection:
         if value is not None and value not in supported:
             choices = " or ".join(json.dumps(choice) for choice in supported)
             raise BadCheckpoint(f"{self.where}: {key} is {_as_json(value)}, which is not supported; expected {choices}")
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Prefix errors of a spec's own checks with the name of the config file, which the spec does not know."""
+        try:
+            yield
+        except BadCheckpoint:
+            raise
+        except BadInput as error:
+            raise BadCheckpoint(f"{self.where}: {error}") from error
 
     def wrong(self, key: str, value: object, expected: str) -> BadCheckpoint:
         """The error for an entry of a wrong type or value."""

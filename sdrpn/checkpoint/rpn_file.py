@@ -132,7 +132,7 @@ def write_rpn(
 
 def _rpn(config: ConfigSection) -> RpnSpec:
     config.require("scheme", *get_args(Scheme))
-    try:
+    with config.naming():
         return RpnSpec(
             layers=config.whole("layers"),
             multi_head=config.flag("multi_head", True),
@@ -146,10 +146,6 @@ def _rpn(config: ConfigSection) -> RpnSpec:
             gate_probe=config.flag("gate_probe"),
             prune_above=config.whole("prune_above", 0),
         )
-    except BadCheckpoint:
-        raise
-    except BadInput as error:
-        raise BadCheckpoint(f"{config.where}: {error}") from error
 
 
 def _policy(config: ConfigSection) -> ModelPolicy | None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sdrpn.method.grids import Box
+from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.preset import Preset
-from sdrpn.method.roi import PolicyDecide, RoiPolicy
+from sdrpn.method.roi import Crop, PolicyDecide, RoiPolicy
 from sdrpn.method.spec import ModelSpec, Vision
 
 if TYPE_CHECKING:  # neither needs to be installed to import the protocol
@@ -86,6 +86,12 @@ class CropTokens:
     hw: tuple[int, int]
     keep_cells: npt.NDArray[np.bool_] | None = None
     box_cells: Box | None = None
+
+    @classmethod
+    def of(cls, crop: Crop, grid: ImageGrid) -> CropTokens:
+        """Those of a crop of the image with this grid."""
+        box = crop.box_xyxy_px
+        return cls(crop.grid_hw or grid.crop_hw(box), crop.keep_cells, crop.box_cells or grid.box_cells_from_px(box))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,3 +38,13 @@ class Frame:
     def size_wh(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.pixels.shape[1], self.pixels.shape[0]
+
+    def place(self) -> dict[str, Any]:
+        """Which frame it is, as a line of JSON says it: all but its pixels."""
+        return {
+            "source": self.source,
+            "frame": self.index,
+            "time_s": None if self.time_s is None else round(self.time_s, 6),
+            "image_wh": list(self.size_wh),
+            "dropped": self.dropped,
+        }

@@ -59,14 +59,7 @@ def prompt_positions(
 
     keep_source: (h*w,) the tokens of the image that stay; None: all of them
     """
-    inserted = tuple(
-        CropTokens(
-            crop.grid_hw or grid.crop_hw(crop.box_xyxy_px),
-            crop.keep_cells,
-            crop.box_cells or grid.box_cells_from_px(crop.box_xyxy_px),
-        )
-        for crop in crops
-    )
+    inserted = tuple(CropTokens.of(crop, grid) for crop in crops)
     return _placed(spec, Layout(before, grid.hw, inserted, after, keep_source))
 
 

@@ -77,14 +77,10 @@ class FrameAnswer:
 
     def to_dict(self) -> dict[str, Any]:
         """As one line of JSON."""
-        frame, answer = self.frame, self.answer
+        answer = self.answer
         return {
             "format_version": FORMAT_VERSION,
-            "source": frame.source,
-            "frame": frame.index,
-            "time_s": None if frame.time_s is None else round(frame.time_s, 6),
-            "image_wh": list(frame.size_wh),
-            "dropped": frame.dropped,
+            **self.frame.place(),
             "text": answer.text,
             "token_ids": list(answer.token_ids),
             "finish_reason": answer.finish_reason,

@@ -85,14 +85,9 @@ class FrameLook:
 
     def to_dict(self) -> dict[str, Any]:
         """As one line of JSON: no map, and no pixels."""
-        frame = self.frame
         return {
             "format_version": FORMAT_VERSION,
-            "source": frame.source,
-            "frame": frame.index,
-            "time_s": None if frame.time_s is None else round(frame.time_s, 6),
-            "image_wh": list(frame.size_wh),
-            "dropped": frame.dropped,
+            **self.frame.place(),
             "unchanged": self.unchanged,
             "seconds": round(self.seconds, 6),
             "looks": [look.to_dict(with_map=False) for look in self.looks],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,14 +62,6 @@ def test_bench(sdrpn: Command) -> None:
 
 @pytest.mark.slow
 class TestAgainstItsCheckpoint:
-    @pytest.fixture(autouse=True)
-    def one_thread(self) -> Iterator[None]:
-        torch = pytest.importorskip("torch")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # so small a model is only slowed down by more
-        yield
-        torch.set_num_threads(threads)
-
     def test_compare(self, sdrpn: Command) -> None:
         outcome = sdrpn("verify", "--exact", "demo", "--checkpoint", CHECKPOINT, "--rpn", RPN)
         assert outcome.code == 0, outcome.err

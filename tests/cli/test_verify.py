@@ -6,12 +6,11 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.engine_manifest import ParityGate, engine_paths, read_engine_manifest, write_engine_manifest
@@ -33,14 +32,6 @@ if TYPE_CHECKING:
     from tests.runtime.fake_tensorrt import Compute
 
 GRAPHS = ("vision", "trunk", "rpn", "tail")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model is only slowed down by more
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

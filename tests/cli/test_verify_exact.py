@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from sdrpn.bundle.bundle import MANIFEST_NAME, file_digest, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
@@ -22,14 +20,6 @@ from sdrpn.host.machine import read_machine
 from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, edit_json, flip_byte
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model is only slowed down by more
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sdrpn.bundle.tolerances import TOLERANCES
 from sdrpn.checkpoint import open_checkpoint
@@ -32,12 +31,9 @@ LIMITS = TOLERANCES["fp32"]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Iterator[SdRpnModel]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model is only slowed down by more
+def model(tiny_checkpoint: Path) -> SdRpnModel:
     with open_checkpoint(tiny_checkpoint) as source:
-        yield model_from_checkpoint(source)
-    torch.set_num_threads(threads)
+        return model_from_checkpoint(source)
 
 
 @pytest.fixture(scope="module")

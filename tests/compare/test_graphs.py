@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sdrpn.bundle.bundle import Bundle, TensorInfo, Variant, open_bundle
 from sdrpn.bundle.signatures import GraphSignature, expected_signatures
@@ -37,12 +36,9 @@ Run = Callable[[str, Mapping[str, Array]], Results]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Iterator[SdRpnModel]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model is only slowed down by more
+def model(tiny_checkpoint: Path) -> SdRpnModel:
     with open_checkpoint(tiny_checkpoint) as source:
-        yield model_from_checkpoint(source)
-    torch.set_num_threads(threads)
+        return model_from_checkpoint(source)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ may hide an overflow (they compute much of fp16 in fp32), so every fp16 value in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,21 +48,16 @@ class Massive:
 
 
 @pytest.fixture(scope="module", params=PLANTED)
-def massive(
-    request: pytest.FixtureRequest, tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Massive]:
+def massive(request: pytest.FixtureRequest, tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Massive:
     folder = tmp_path_factory.mktemp("massive")
     checkpoint, bundle = folder / "checkpoint", folder / "bundle"
     write_random_checkpoint(checkpoint, tiny_spec, seed=0)  # its best tokens lead by 0.1 at least
     clear_channels(checkpoint)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     for layer, (reads, value) in PLANTED[request.param].items():
         plant(checkpoint, layer, reads, value)
     for options in (ExportOptions("fp16"), ExportOptions("fp16", "primitive"), ExportOptions()):
         export_bundle(checkpoint, bundle, options)
-    yield Massive(load(checkpoint), bundle, sum(value for _, value in PLANTED[request.param].values()))
-    torch.set_num_threads(threads)
+    return Massive(load(checkpoint), bundle, sum(value for _, value in PLANTED[request.param].values()))
 
 
 def clear_channels(checkpoint: Path) -> None:

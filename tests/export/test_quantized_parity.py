@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,6 @@ def checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("quantized") / "checkpoint"
     write_random_checkpoint(path, spec)
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def part_of(name: str) -> str | None:

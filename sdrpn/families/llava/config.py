@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config
 from sdrpn.checkpoint.prompt_config import TokenDefaults, chat_template, prompt_spec, token_ids
-from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.errors import BadCheckpoint
 from sdrpn.families.llava.conversations import USUAL_CONVERSATION
 from sdrpn.families.llava.llm_config import llm_spec
 from sdrpn.families.llava.unsupported import MODELS, refuse_foreign, require_supported
@@ -59,7 +58,7 @@ def read_spec(folder: Path, tower: Path | None, texts: Sequence[Path] = ()) -> M
     config = read_config(folder / "config.json")
     refuse_foreign(config)
     texts = texts or [folder]
-    with _naming(config):
+    with config.naming():
         return _original_spec(config, texts, tower) if _is_original(config) else _hf_spec(config, folder, texts)
 
 
@@ -73,19 +72,8 @@ def read_llm_layers(folder: Path) -> int:
     config = read_config(folder / "config.json")
     refuse_foreign(config)
     alone = config.get("model_type") in ("llama", "mistral")
-    with _naming(config):
+    with config.naming():
         return llm_spec(config if alone or _is_original(config) else config.section("text_config")).layers
-
-
-@contextmanager
-def _naming(config: ConfigSection) -> Iterator[None]:
-    """Prefix errors of the spec's own checks with the name of the config file, which the spec does not know."""
-    try:
-        yield
-    except BadCheckpoint:
-        raise
-    except BadInput as error:
-        raise BadCheckpoint(f"{config.where}: {error}") from error
 
 
 def _is_original(config: ConfigSection) -> bool:
@@ -102,7 +90,7 @@ def _require_llava(config: ConfigSection) -> None:
     config.require("mm_vision_select_feature", "patch")
     config.require("mm_use_im_start_end", False)
     _projector_layers(config)
-    with _naming(config):
+    with config.naming():
         llm_spec(config)
 
 

@@ -7,8 +7,7 @@ the classes that wrote the files. What is not supported is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,7 @@ def qwen_spec(folder: Path, names: Set[str], scheme: AskedScheme = "auto") -> Mo
             "checkpoint from before that, and quantise it in the export",
             options=("precision int8", "precision int4"),
         )
-    with _naming(config):
+    with config.naming():
         text = config.section("text_config") if "text_config" in config.values else config
         defaults = _DEFAULTS[family]
         llm = _llm(config, text, family, defaults)
@@ -167,17 +166,6 @@ def require_deepstack_below_tap(vision: Vision, tap: int, where: str) -> None:
             f"{where}: the tap lies after layer {tap}, and the vision tower has features for the first "
             f"{len(vision.deepstack_layers)} layers; expected a tap behind them"
         )
-
-
-@contextmanager
-def _naming(config: ConfigSection) -> Iterator[None]:
-    """Prefix errors of the spec's own checks with the name of the config file, which the spec does not know."""
-    try:
-        yield
-    except BadCheckpoint:
-        raise
-    except BadInput as error:
-        raise BadCheckpoint(f"{config.where}: {error}") from error
 
 
 # The language model -------------------------------------------------------------------------------------------------
