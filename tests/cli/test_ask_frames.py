@@ -107,7 +107,7 @@ class TestResuming:
     def test_other_settings_are_refused(self, ask: Command, shots: Path, tmp_path: Path) -> None:
         out = tmp_path / "answers.jsonl"
         ask(shots, "--out", out)
-        message = refusal(ask(shots, "--out", out, "--seed", 4))
+        message = refusal(ask(shots, "--out", out, "--temperature", 0.5, "--seed", 4))
         assert message == f"{out} has answers with another sampling; name another file, or ask as it was asked then"
 
     @pytest.mark.parametrize("content", ["some text\n", "{}\n", '{"settings": 3}\n'])

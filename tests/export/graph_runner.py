@@ -35,6 +35,10 @@ class GraphRunner:
         """What the manifest says about a graph."""
         return self.variant.graphs[name]
 
+    def model(self, name: str) -> Path | bytes:
+        """What is loaded: the bundle's file."""
+        return self.bundle.file(self.graph(name).file)
+
     def caches(self, name: str, length: int, *, batch: int = 1, fill: float = 0.0) -> Feeds:
         """Caches of `length` rows; `fill` is the size of the noise in them, which nobody may see."""
         extents = {"batch": batch, "cache_length": length}
@@ -108,6 +112,8 @@ class GraphRunner:
             # Blocks of integers times floats. Integers on both sides, as in answers, would show little.
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
             options.log_severity_level = 3  # not bound in place here, of which ONNX Runtime warns
-            path = self.bundle.file(self.graph(name).file)
-            self._sessions[name] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+            # For a model in memory, whose weights lie in the bundle all the same.
+            folder = str(self.bundle.path)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+            self._sessions[name] = onnxruntime.InferenceSession(self.model(name), options, ["CPUExecutionProvider"])
         return self._sessions[name]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from sdrpn.checkpoint import write_random_checkpoint
@@ -24,17 +23,8 @@ CACHE_ROWS = 40
 class VariantRunner(GraphRunner):
     """The same graphs with their attentions replaced."""
 
-    def _session(self, name: str) -> onnxruntime.InferenceSession:
-        if name not in self._sessions:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            options.log_severity_level = 3
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-            folder = str(self.bundle.path)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-            model = group_query_graph(self.bundle.file(self.graph(name).file))
-            self._sessions[name] = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-        return self._sessions[name]
+    def model(self, name: str) -> bytes:
+        return group_query_graph(self.bundle.file(self.graph(name).file))
 
 
 @pytest.fixture(scope="module", params=["as many key heads", "shared key heads"])

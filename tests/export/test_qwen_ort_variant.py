@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from PIL import Image
 
@@ -30,24 +29,11 @@ EVERY = ("sd-rpn", "q-zoom-gate", "q-zoom-3", "bare-3")
 class VariantGraphs(QwenGraphs):
     """The same graphs with their attentions replaced."""
 
-    def _session(self, name: str) -> onnxruntime.InferenceSession:
-        if name not in self._sessions:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            options.log_severity_level = 3
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-            folder = str(self.bundle.path)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-            model = replaced(self, name)
-            self._sessions[name] = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-        return self._sessions[name]
-
-
-def replaced(graphs: QwenGraphs, name: str) -> bytes:
-    path = graphs.bundle.file(graphs.graph(name).file)
-    found = multi_head_graph(path) if name == "vision" else group_query_graph(path)
-    assert found is not None
-    return found
+    def model(self, name: str) -> bytes:
+        path = self.bundle.file(self.graph(name).file)
+        found = multi_head_graph(path) if name == "vision" else group_query_graph(path)
+        assert found is not None
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ort")
 
 
-def sides(kind: str, precision: str, folder: Path) -> tuple[QwenGraphs, QwenGraphs]:
+def sides(kind: str, precision: str, folder: Path) -> tuple[QwenGraphs, VariantGraphs]:
     bundle, checkpoint = folder / f"{kind}-{precision}", folder / kind
     if not checkpoint.exists():
         write_random_checkpoint(checkpoint, KINDS[kind], roi_gain=3.0)
@@ -105,7 +91,7 @@ def test_what_is_replaced(kind: str, folder: Path) -> None:
     standard, variant = sides(kind, "fp32", folder)
     counts = {}
     for name in standard.variant.graphs:
-        nodes = [node.op_type for node in onnx.load_from_string(replaced(variant, name)).graph.node]
+        nodes = [node.op_type for node in onnx.load_from_string(variant.model(name)).graph.node]
         counts[name] = [nodes.count(each) for each in ("Attention", "GroupQueryAttention", "MultiHeadAttention")]
     # Two of the four layers of Qwen2.5's small tower look within windows.
     expected = {"vision": [0, 0, 4] if kind.endswith("3") else [2, 0, 2], "trunk": [0, 3, 0], "tail": [0, 3, 0]}

@@ -1,4 +1,4 @@
-"""Sessions on a GPU that is not there; and the native modules of another build, whose folder `.ci/sanitize` names."""
+"""Sessions on a CPU, or on a GPU that is not there; the native modules in the folder that `.ci/sanitize` names."""
 
 from __future__ import annotations
 
@@ -54,4 +54,17 @@ def any_gpu(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -
 def session(gpu: FakeGpu) -> Iterator[Session]:
     """On `gpu`."""
     with gpu.session() as opened:
+        yield opened
+
+
+@pytest.fixture(params=["fused-fp32", "primitive-fp32", "openvino"])
+def cpu_session(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Session]:
+    """In each way that a CPU has."""
+    from sdrpn.runtime import Session
+
+    variant, backend = request.param, "onnxruntime"
+    if variant == "openvino":
+        pytest.importorskip("openvino")
+        variant, backend = "fused-fp32", "openvino"
+    with Session.open(tiny_bundle, backend=backend, variant=variant, threads=1) as opened:
         yield opened

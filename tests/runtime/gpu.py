@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.compare.simulation import runnable_bundle
-from sdrpn.runtime import EngineOptions, Session
+from sdrpn.runtime import EngineOptions, Session, select
+from sdrpn.runtime.backends import tensorrt_info
 from sdrpn.runtime.backends.cuda import Cuda
 from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from sdrpn.runtime.backends.runner import Array
 from sdrpn.runtime.backends.tensorrt import TensorRtBackend
 from sdrpn.runtime.backends.tensorrt_library import Library
+from sdrpn.runtime.engines import preflight
 from sdrpn.runtime.engines.engine_set import engine_set
 from tests.damage import copied
-from tests.runtime.engine_files import TARGET, write_engines
+from tests.runtime.engine_files import TARGET, platform, write_engines
 from tests.runtime.fake_cuda import FakeCudart
 from tests.runtime.fake_driver import FakeDriver
 from tests.runtime.fake_tensorrt import Compute, FakeTensorRt
 
-__all__ = ["FakeGpu", "bf16_compute", "fake_gpu", "onnxruntime_compute"]
+__all__ = ["FakeGpu", "bf16_compute", "fake_gpu", "onnxruntime_compute", "opening"]
 
 
 @dataclass
@@ -148,3 +151,16 @@ def fake_gpu(
         **trt,
     )
     return FakeGpu(bundle, variant, cuda, library, flavour, FakeDriver(cuda), bundle.path.with_name("compiled"))
+
+
+def opening(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
+    """`Session.open` of its bundle, on a machine that the engines fit."""
+
+    class Silent:
+        def validity(self, path: Path) -> None:
+            return None
+
+    monkeypatch.setattr(select, "read_platform", lambda device: platform("tensorrt"))
+    monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
+    monkeypatch.setattr(tensorrt_info, "open_tensorrt", lambda flavour, options, host_code: gpu.backend(options))
+    return lambda **options: Session.open(gpu.bundle.path, **options)

@@ -17,14 +17,10 @@ from cuda.bindings import driver as real
 
 from sdrpn.errors import BadInput
 from sdrpn.runtime import Session
-from sdrpn.runtime import select as choice
-from sdrpn.runtime.backends import tensorrt_info
-from sdrpn.runtime.engines import preflight
 from tests.runtime.asking import ask, no_box
-from tests.runtime.engine_files import platform
 from tests.runtime.fake_cuda import Operation
 from tests.runtime.fake_tensorrt import Execution
-from tests.runtime.gpu import FakeGpu, fake_gpu
+from tests.runtime.gpu import FakeGpu, fake_gpu, opening
 from tests.runtime.together import alone, require_equal, together
 from tests.tolerances import BATCH_CODES_LOGITS_ABS, BATCH_LOGITS_ABS
 
@@ -154,16 +150,7 @@ def _captured_names(operations: list[Operation]) -> Counter[str]:
 @pytest.fixture
 def opened(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
     """Session.open on a machine that engines of up to MOST questions fit."""
-    gpu = fake_gpu(tiny_bundle, tmp_path, max_batch=MOST)
-
-    class Silent:
-        def validity(self, path: Path) -> None:
-            return None
-
-    monkeypatch.setattr(choice, "read_platform", lambda device: platform("tensorrt"))
-    monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-    monkeypatch.setattr(tensorrt_info, "open_tensorrt", lambda flavour, options, host_code: gpu.backend(options))
-    return lambda **options: Session.open(gpu.bundle.path, **options)
+    return opening(fake_gpu(tiny_bundle, tmp_path, max_batch=MOST), monkeypatch)
 
 
 @pytest.mark.parametrize(("max_batch", "expected"), [(None, MOST), (1, 1), (3, 3)])

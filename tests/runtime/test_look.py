@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -337,14 +337,9 @@ class TestRequests:
         assert len(glance(fake).boxes) == 1
 
 
-@pytest.fixture(params=["fused-fp32", "primitive-fp32", "openvino"])
-def session(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Session]:
-    variant, backend = request.param, "onnxruntime"
-    if variant == "openvino":
-        pytest.importorskip("openvino")
-        variant, backend = "fused-fp32", "openvino"
-    with Session.open(tiny_bundle, backend=backend, variant=variant, threads=1) as opened:
-        yield opened
+@pytest.fixture
+def session(cpu_session: Session) -> Session:
+    return cpu_session
 
 
 def asked(session: Session, question: tuple[int, ...], decide: object = one_box) -> Answer:

@@ -50,14 +50,9 @@ DECISIONS: dict[str, Callable[[int], Decide | None]] = {
 }
 
 
-@pytest.fixture(params=["fused-fp32", "primitive-fp32", "openvino"])
-def session(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Session]:
-    variant, backend = request.param, "onnxruntime"
-    if variant == "openvino":
-        pytest.importorskip("openvino")
-        variant, backend = "fused-fp32", "openvino"
-    with Session.open(tiny_bundle, backend=backend, variant=variant, threads=1) as opened:
-        yield opened
+@pytest.fixture
+def session(cpu_session: Session) -> Session:
+    return cpu_session
 
 
 def ask(session: Session, image: Image.Image, question: tuple[int, ...], case: str) -> Answer:

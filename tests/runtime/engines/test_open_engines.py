@@ -16,26 +16,14 @@ from sdrpn.errors import BadInput, EngineMismatch
 from sdrpn.runtime import Session
 from tests.damage import copied
 from tests.runtime.asking import ask
-from tests.runtime.gpu import FakeGpu
+from tests.runtime.gpu import FakeGpu, opening
 
 
 class TestOpen:
     @pytest.fixture
     def opened(self, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
         """Session.open on a machine that the engines fit."""
-        from sdrpn.runtime import select as choice
-        from sdrpn.runtime.backends import tensorrt_info
-        from sdrpn.runtime.engines import preflight
-        from tests.runtime.engine_files import platform
-
-        class Silent:
-            def validity(self, path: Path) -> None:
-                return None
-
-        monkeypatch.setattr(choice, "read_platform", lambda device: platform("tensorrt"))
-        monkeypatch.setattr(preflight, "open_library", lambda flavour: Silent())
-        monkeypatch.setattr(tensorrt_info, "open_tensorrt", lambda flavour, options, host_code: gpu.backend(options))
-        return lambda **options: Session.open(gpu.bundle.path, **options)
+        return opening(gpu, monkeypatch)
 
     def test_engines_are_chosen_where_they_fit(self, opened: Callable[..., Session]) -> None:
         for options in ({}, {"backend": "tensorrt"}, {"target": "rtx-4090"}, {"variant": "fused-fp32"}):
