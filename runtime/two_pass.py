@@ -25,7 +25,7 @@ import numpy.typing as npt
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.family import CropTokens, Layout, Positions
 from sdrpn.families.registry import family_of, seen_of
-from sdrpn.method.gate import asks_gate, gate_score, looks_again, map_statistics
+from sdrpn.method.gate import asks_gate, gate_refusal, gate_score, map_statistics
 from sdrpn.method.roi import Crop, resize_features, roi_logits_from_scores, roi_map
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime.backends.runner import Backend, Runner
@@ -251,11 +251,7 @@ class TwoPass:
                     score = gate_score(self._decoder.run_probe(slot, rows, map_statistics(scores.roi_logits)))
                 else:
                     score = gate_score(self._decoder.run_gate(slot, rows))
-        if threshold > 1:
-            return score, f"nothing inserted: no score of the gate reaches {threshold:.3g}"
-        if threshold < 0 or score is None or looks_again(score, threshold):
-            return score, None
-        return score, f"nothing inserted: the gate's score is {score:.3g}, below {threshold:.3g}"
+        return score, gate_refusal(score, threshold)
 
     def _scores(self, work: Work, slot: Slot, rows: int) -> RoiScores:
         """What the RPN says of the question."""

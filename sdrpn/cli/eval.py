@@ -10,6 +10,8 @@ is 1:
     differences     list of sdrpn.evaluation.results.Difference: method, baseline, difference, interval
     rpn_mean        null, or the mean of several RPNs: sdrpn.evaluation.results.RpnMean
     settings        everything that decides the answers
+    causal          null, or with --causal: sdrpn.evaluation.causal.CausalResult
+    curve           null, or with --curve: sdrpn.evaluation.gate_curve.GateCurve
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ no attention maps, so no attention-crop, teacher-crop or vicrop) or a checkpoint
 
   sdrpn eval demo --task tags --samples 500
   sdrpn eval bundle --task textvqa --data textvqa --methods plain,sdrpn --out results
+  sdrpn eval demo --task tags --causal --curve --out results
   sdrpn eval checkpoint --task tags --rpn rpn --heads heads --methods all --out results
 """
 
@@ -105,6 +108,18 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--no-answers", action="store_true", help="measure only how well crops fit; for tasks with boxes"
+    )
+    group.add_argument(
+        "--causal",
+        action="store_true",
+        help="is it the crop that answers? the RPN's crop as it is, blank, with another picture's pixels, and with the "
+        "base view's",
+    )
+    group.add_argument(
+        "--curve",
+        action="store_true",
+        help="accuracy over time and over tokens: one look, every threshold of the gate and of the map's strongest "
+        "cell, always two looks, and oracles",
     )
     group.add_argument("--upscale", choices=("mask", "bbox"), help="as for `sdrpn ask`")
     group.add_argument(

@@ -25,10 +25,12 @@ __all__ = [
     "Answerer",
     "AttentionLook",
     "GivenLook",
+    "Judged",
     "Look",
     "RpnLook",
     "TeacherLook",
     "VicropLook",
+    "confidence_of",
     "given_note",
     "map_over_image",
     "peak_xy_px",
@@ -40,9 +42,13 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class GivenLook:
-    """Given crops, independent of the model."""
+    """Given crops, independent of the model.
+
+    pixels: a picture of the shown one's size that the crops are cut from; None: the shown one
+    """
 
     crops: tuple[Crop, ...]
+    pixels: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,28 @@ Look: TypeAlias = GivenLook | RpnLook | AttentionLook | TeacherLook | VicropLook
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What may decide whether a question is looked at twice, and how long it took.
+
+    confidence: the strongest cell that the threshold was applied to; None where the map was not computed, or its scale
+        differs from question to question. map_s: seconds of the RPN and of choosing crops.
+    gate_score: None where there is no gate, or it was not asked. gate_s: its seconds.
+    """
+
+    confidence: float | None = None
+    map_s: float = 0.0
+    gate_score: float | None = None
+    gate_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Answered:
     """An answer, and the crops that it is based on.
 
     crops: the inserted crops, or those that would have been. peak_xy_px: the centre of the map's strongest cell or of
     the chosen window; None where nothing was chosen. seconds: from the opened picture to the text. note: why there is
     no crop, or only a part of it. map_over_image: (h,w) in 0..1, the map that the crops were chosen from; None where
-    they were not chosen from a map.
+    they were not chosen from a map. judged: None where the model was not asked whether or where to look again.
     """
 
     text: str
@@ -102,6 +123,7 @@ class Answered:
     seconds: float
     note: str | None = None
     map_over_image: Float32 | None = None
+    judged: Judged | None = None
 
 
 class Answerer(Protocol):
@@ -142,6 +164,11 @@ def map_over_image(decision: RoiDecision, policy: RoiPolicy) -> Float32:
     if policy.threshold < 0:
         strength = strength / max(float(strength.max()), float(np.finfo(np.float32).tiny))
     return np.clip(strength, 0, 1).astype(np.float32)
+
+
+def confidence_of(decision: RoiDecision, policy: RoiPolicy) -> float | None:
+    """The strongest cell that the threshold was applied to; None for a threshold that is relative to it."""
+    return float(decision.blurred_map.max()) if policy.threshold > 0 else None
 
 
 def given_note(crops: Sequence[Crop]) -> str | None:

@@ -6,6 +6,7 @@ A method plans, for one sample, which picture is shown and which kind of second 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.evaluation.crop_pixels import base_view_pixels, blank_pixels, swapped_pixels
 from sdrpn.evaluation.looks import (
     Answerer,
     AttentionLook,
@@ -36,6 +38,7 @@ __all__ = [
     "UNTRAINED",
     "LookPlan",
     "Setting",
+    "has_gate",
     "methods_for",
     "plan_method",
     "require_methods",
@@ -70,11 +73,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class LookPlan:
-    """The picture to show, and the kind of second pass. truth: boxes in pixels of `picture`."""
+    """The picture to show, and the kind of second pass.
+
+    truth: boxes in pixels of `picture`. other: the sample whose pixels the crops show instead.
+    """
 
     picture: Image.Image
     look: Look | None
     truth: tuple[Box, ...]
+    other: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class EvaluationQuestion:
     before: Callable[[], tuple[Sample, Image.Image]]  # the previous sample
     answerer: Answerer
     setting: Setting
+    # Of this sample and the previous one, by whether it is the latter: kept for the methods that follow.
+    proposed: dict[bool, tuple[Crop, ...]] = field(default_factory=dict)
 
     @property
     def spec(self) -> ModelSpec:
@@ -106,6 +115,20 @@ class EvaluationQuestion:
         box = self.grid().box_px_from_cells(box_cells)
         return self.plan(GivenLook(() if box is None else (Crop(box),)))
 
+    def own_crops(self) -> tuple[Crop, ...]:
+        """The crops that the RPN proposes for this sample, whatever a gate says."""
+        return self._proposed(False, self.sample, self.picture)
+
+    def crops_before(self) -> tuple[Crop, ...]:
+        """The crops that the RPN proposes for the previous sample."""
+        return self._proposed(True, *self.before())
+
+    def _proposed(self, before: bool, sample: Sample, picture: Image.Image) -> tuple[Crop, ...]:
+        if before not in self.proposed:
+            decision = self.answerer.decide(picture, sample.question, self.setting.rpn_look())
+            self.proposed[before] = decision.crops
+        return self.proposed[before]
+
 
 def _plain(question: EvaluationQuestion) -> LookPlan:
     return question.plan(None)
@@ -119,6 +142,11 @@ def _blind(question: EvaluationQuestion) -> LookPlan:
 
 def _sdrpn(question: EvaluationQuestion) -> LookPlan:
     return question.plan(question.setting.rpn_look())
+
+
+def _always(question: EvaluationQuestion) -> LookPlan:
+    look = question.setting.rpn_look()
+    return question.plan(dataclasses.replace(look, policy=dataclasses.replace(look.policy, gate_threshold=-1.0)))
 
 
 def _untrained_rpn(question: EvaluationQuestion) -> LookPlan:
@@ -172,9 +200,25 @@ def _random_crop(question: EvaluationQuestion) -> LookPlan:
 
 def _shuffled_crop(question: EvaluationQuestion) -> LookPlan:
     """The crops that the RPN proposed for the previous sample: realistic shapes in the wrong place."""
-    sample, picture = question.before()
-    decision = question.answerer.decide(picture, sample.question, question.setting.rpn_look())
-    return question.plan(GivenLook(tuple(_moved(crop, picture.size, question.picture.size) for crop in decision.crops)))
+    _, picture = question.before()
+    crops = question.crops_before()
+    return question.plan(GivenLook(tuple(_moved(crop, picture.size, question.picture.size) for crop in crops)))
+
+
+def _crop_blank(question: EvaluationQuestion) -> LookPlan:
+    return question.plan(GivenLook(question.own_crops(), blank_pixels(question.picture, question.spec)))
+
+
+def _crop_lowres(question: EvaluationQuestion) -> LookPlan:
+    return question.plan(GivenLook(question.own_crops(), base_view_pixels(question.picture, question.spec)))
+
+
+def _crop_swapped(question: EvaluationQuestion) -> LookPlan:
+    crops, (sample, picture) = question.own_crops(), question.before()
+    if not crops:
+        return question.plan(GivenLook(()))
+    pixels = swapped_pixels(question.picture, crops, picture, question.crops_before())
+    return dataclasses.replace(question.plan(GivenLook(crops, pixels)), other=sample)
 
 
 def _moved(crop: Crop, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> Crop:
@@ -218,6 +262,7 @@ class Method:
     look: type[Look] | None = None  # that the answerer must support
     boxes: bool = False  # the task must have true boxes
     rpn: str | None = None  # that the answerer must have
+    gate: bool = False  # the model must have one
     shares: str = field(default="")  # the field of the setting that is required
 
 
@@ -231,6 +276,10 @@ METHODS: dict[str, Method] = {
         _teacher_crop, "the denoised label of the model's own answer", TeacherLook, shares="teacher"
     ),
     "sdrpn": Method(_sdrpn, "where the RPN points", RpnLook, rpn=""),
+    "always": Method(_always, "where the RPN points, whatever the gate says", RpnLook, rpn="", gate=True),
+    "crop-lowres": Method(_crop_lowres, "the RPN's crop, with the base view's pixels alone", GivenLook, rpn=""),
+    "crop-swapped": Method(_crop_swapped, "the RPN's crop, with the pixels of another picture's", GivenLook, rpn=""),
+    "crop-blank": Method(_crop_blank, "the RPN's crop, without content", GivenLook, rpn=""),
     "oracle-crop": Method(_oracle_crop, "the true boxes, in whole cells", GivenLook, boxes=True),
     "oracle-lowres": Method(_oracle_lowres, "the true boxes, cut from the base image", GivenLook, boxes=True),
     "random-crop": Method(_random_crop, "cells drawn at random", GivenLook),
@@ -240,6 +289,11 @@ METHODS: dict[str, Method] = {
     "untrained-rpn": Method(_untrained_rpn, "an RPN before its first step", RpnLook, rpn=UNTRAINED),
     "blind": Method(_blind, "a picture without content"),
 }
+
+
+def has_gate(spec: ModelSpec) -> bool:
+    """Whether the model says itself which questions need a second look."""
+    return spec.rpn is not None and spec.rpn.has_gate
 
 
 def plan_method(name: str, question: EvaluationQuestion) -> LookPlan:
@@ -306,6 +360,8 @@ def _lack(name: str, task: Task, answerer: Answerer, setting: Setting) -> _Lack 
         return _Lack("needs the CHECKPOINT instead of the bundle, with an RPN that gives the sizes")
     if method.rpn is not None and method.rpn not in answerer.rpns:
         return _Lack("needs an RPN, and the model has none; leave the method out, or name one", ("rpn",))
+    if method.gate and not has_gate(answerer.spec):
+        return _Lack("needs a gate, and the model has none: sdrpn looks twice at every question; leave it out")
     if not method.shares or getattr(setting, method.shares) is not None:
         return None
     return _Lack("needs grounding heads (sdrpn heads finds them); leave the method out, or name them", ("heads",))

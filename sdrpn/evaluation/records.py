@@ -29,6 +29,9 @@ class Record:
     method has no second pass. zoom: None without a crop. problem: why the question could not be asked; it scores 0.
     note: why there is no crop, or only a part of it. map_percent: the map that the crops were chosen from, row-major
     in whole per cent; None without a map. map_hw: its rows and columns; None: a square map of an older release.
+    image_tokens: of the first look; 0 in records of older releases. other_score: the answer's score as one to the
+    question whose picture the crops showed instead. confidence, map_s, gate_score, gate_s: see
+    `sdrpn.evaluation.looks.Judged`; None where the model was not asked whether or where to look again.
     """
 
     index: int  # of the sample
@@ -54,6 +57,12 @@ class Record:
     note: str | None = None
     map_percent: tuple[int, ...] | None = None
     map_hw: tuple[int, int] | None = None
+    image_tokens: int = 0
+    other_score: float | None = None
+    confidence: float | None = None
+    map_s: float | None = None
+    gate_score: float | None = None
+    gate_s: float | None = None
 
     def map_shape(self) -> tuple[int, int]:
         """Rows and columns of the map. Raises ValueError where it has another number of cells."""
@@ -168,8 +177,10 @@ def _check(record: Record) -> None:
         raise ValueError("an entry is not text")
     if not all(text is None or isinstance(text, str) for text in (record.problem, record.note)):
         raise ValueError("a reason is not text")
-    numbers = (record.score, record.seconds, record.zoom, record.iou, record.recall, record.roi_tokens)
-    if not all(value is None or (_is_number(value) and value >= 0) for value in numbers):
+    measured = (record.score, record.seconds, record.zoom, record.iou, record.recall, record.other_score)
+    judged = (record.confidence, record.map_s, record.gate_score, record.gate_s)
+    counts = (record.roi_tokens, record.image_tokens)
+    if not all(value is None or (_is_number(value) and value >= 0) for value in (*measured, *judged, *counts)):
         raise ValueError("an entry is not a number of at least 0")
     for box in record.crops_xyxy_px:
         if len(box) != 4 or not all(_is_number(edge) for edge in box):

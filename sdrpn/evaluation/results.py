@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.evaluation.bootstrap import interval, resampled_means
+from sdrpn.evaluation.causal import CausalResult
+from sdrpn.evaluation.gate_curve import GateCurve
 from sdrpn.evaluation.methods import RPN_PREFIX
 from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.task import Task, category_means
 
-__all__ = ["Difference", "MethodResult", "Results", "RpnMean", "summarise"]
+__all__ = ["Difference", "MethodResult", "Results", "RpnMean", "complete_records", "summarise"]
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -71,7 +73,10 @@ class RpnMean:
 
 @dataclass(frozen=True)
 class Results:
-    """The figures of a whole run. rpn_mean: None with fewer than two RPNs."""
+    """The figures of a whole run.
+
+    rpn_mean: None with fewer than two RPNs. causal, curve: None where they were not asked for, or have no questions.
+    """
 
     task: str
     metric: str
@@ -80,11 +85,13 @@ class Results:
     differences: tuple[Difference, ...]
     rpn_mean: RpnMean | None
     settings: dict[str, Any]
+    causal: CausalResult | None = None
+    curve: GateCurve | None = None
 
 
 def summarise(task: Task, methods: Sequence[str], records: Sequence[Record], settings: dict[str, Any]) -> Results:
     """Figures over the samples that were asked with every method, in the order of `methods`."""
-    by_method = _complete(methods, records)
+    by_method = complete_records(methods, records)
     scores = _scores([by_method[name] for name in methods])
     drawn = None if scores is None else resampled_means(scores)
     baseline = _mean_seconds(by_method["plain"]) if "plain" in by_method else None
@@ -108,7 +115,7 @@ def _scores(by_method: Sequence[Sequence[Record]]) -> Floats | None:
     return np.array(scores, np.float64).T
 
 
-def _complete(methods: Sequence[str], records: Sequence[Record]) -> dict[str, list[Record]]:
+def complete_records(methods: Sequence[str], records: Sequence[Record]) -> dict[str, list[Record]]:
     """Method -> its records, by sample; only samples that were asked with every method."""
     asked = {(record.index, record.method): record for record in records}
     indices = sorted({record.index for record in records})

@@ -23,6 +23,7 @@ from sdrpn.evaluation.region import mean_zoom, region_quality
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
 from sdrpn.host.progress import Advance, unseen
+from sdrpn.method.grids import cell_count
 from sdrpn.method.roi import Crop
 
 __all__ = ["run_methods"]
@@ -69,6 +70,7 @@ class _Opened:
         self.index = index
         self.sample: Sample = task.samples[index]
         self._task = task
+        self.proposed: dict[bool, tuple[Crop, ...]] = {}
 
     @cached_property
     def picture(self) -> Image.Image:
@@ -80,6 +82,10 @@ class _Opened:
         # Before the first sample comes the last; a task with one question has only that.
         sample = self._task.samples[self.index - 1]
         return sample, sample.open_picture()
+
+    def as_question(self, answerer: Answerer, setting: Setting) -> EvaluationQuestion:
+        """The sample as methods see it. Raises BadImage."""
+        return EvaluationQuestion(self.index, self.sample, self.picture, self.before, answerer, setting, self.proposed)
 
     def before(self) -> tuple[Sample, Image.Image]:
         """The previous sample and its picture."""
@@ -108,7 +114,7 @@ def _ask(task: Task, answerer: Answerer, setting: Setting, opened: _Opened, name
     )
     limit = task.max_new_tokens if answers else 0
     try:
-        question = EvaluationQuestion(opened.index, sample, opened.picture, opened.before, answerer, setting)
+        question = opened.as_question(answerer, setting)
         plan = plan_method(name, question)
         answered = answerer.answer(plan.picture, sample.question, plan.look, limit)
     except (BadImage, ContextTooLong) as error:  # one bad picture among many must not stop the run
@@ -125,6 +131,9 @@ def _ask(task: Task, answerer: Answerer, setting: Setting, opened: _Opened, name
         peak_xy_px=answered.peak_xy_px,
         zoom=mean_zoom(crops, plan.picture.size),
         note=answered.note,
+        image_tokens=cell_count(answerer.spec.vision.grid(plan.picture.size).hw),
+        other_score=None if plan.other is None or not answers else task.score(answered.text, plan.other),
+        **({} if answered.judged is None else dataclasses.asdict(answered.judged)),
         **_map(answered.map_over_image),
         **_quality(plan, crops, answered.peak_xy_px),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sdrpn.evaluation.look_tables import look_tables
 from sdrpn.evaluation.methods import METHODS, RPN_PREFIX
 from sdrpn.evaluation.results import Difference, MethodResult, Results, RpnMean
 from sdrpn.host.escaping import markdown_cell
@@ -45,6 +48,7 @@ def results_text(results: Results) -> Text:
     return [
         Table(f"{results.task}: {results.metric}, {results.samples:,} questions", COLUMNS, rows(results)),
         Table("differences", DIFFERENCE_COLUMNS, difference_rows(results)),
+        *look_tables(results.causal, results.curve),
     ]
 
 
@@ -59,6 +63,8 @@ def markdown(results: Results) -> str:
     lines += [f"- `{name}`: {_about(name)}" for name in results.methods]
     if results.differences:
         lines += ["", "## Differences", "", *_table(DIFFERENCE_COLUMNS, difference_rows(results))]
+    for table in look_tables(results.causal, results.curve):
+        lines += ["", f"## {table.title[0].upper()}{table.title[1:]}", "", *_table(table.columns, table.rows)]
     lines += _extra("Further figures", {name: result.metrics for name, result in results.methods.items()})
     lines += _extra("By category", {name: result.categories for name, result in results.methods.items()})
     lines += [
@@ -114,8 +120,8 @@ def _about(name: str) -> str:
     return METHODS[name].about
 
 
-def _table(columns: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
-    lines = [columns, ("---",) * len(columns), *body]
+def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines: list[Sequence[str]] = [columns, ("---",) * len(columns), *body]
     return ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines]
 
 

@@ -20,10 +20,12 @@ from sdrpn.evaluation.looks import (
     Answered,
     AttentionLook,
     GivenLook,
+    Judged,
     Look,
     RpnLook,
     TeacherLook,
     VicropLook,
+    confidence_of,
     given_note,
     map_over_image,
     peak_xy_px,
@@ -36,6 +38,7 @@ from sdrpn.families.registry import family_of, prompt_of
 from sdrpn.labels.attention import Rows, WatchHeads, require_heads, watch_answer
 from sdrpn.labels.denoise import FOREGROUND, Sinks, denoise, sinks_on
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
+from sdrpn.method.gate import gate_refusal, gate_score, map_statistics
 from sdrpn.method.grids import ImageGrid, cell_count
 from sdrpn.method.roi import Crop, RoiDecision, decide_crops, roi_logits_from_scores
 from sdrpn.method.spec import ModelSpec
@@ -61,6 +64,19 @@ class _Found:
     peak_xy_px: tuple[float, float] | None = None
     note: str | None = None
     map_over_image: Float32 | None = None
+    judged: Judged | None = None
+
+
+class _Watch:
+    """Seconds from one call to the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Since the call before."""
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
 
 
 class TorchAnswerer:
@@ -97,11 +113,12 @@ class TorchAnswerer:
         grid = self._grid(picture)
         layered = LayeredPrompt(self._model, *self._embedded(prompt, image), grid, max_new_tokens)
         found = self._found(layered, look, picture, prompt, image, max_new_tokens)
-        crops, about = found.crops, (found.note, found.map_over_image)
+        crops, about = found.crops, (found.note, found.map_over_image, found.judged)
         if max_new_tokens == 0:
             tokens = sum(crop.token_count(grid.crop_hw(crop.box_xyxy_px)) for crop in crops)
             return Answered("", crops, found.peak_xy_px, tokens, time.perf_counter() - start, *about)
-        roi = torch.cat([image[:0], *(crop_tokens(self._model, picture, crop) for crop in crops)])
+        pixels = look.pixels or picture if isinstance(look, GivenLook) else picture
+        roi = torch.cat([image[:0], *(crop_tokens(self._model, pixels, crop) for crop in crops)])
         token_ids = layered.answer(roi, crops, self.spec.prompt.eos_token_ids)
         text = decode_text(self._tokenizer, token_ids).strip()
         return Answered(text, crops, found.peak_xy_px, len(roi), time.perf_counter() - start, *about)
@@ -163,8 +180,8 @@ class TorchAnswerer:
             crops = (Crop(self._vicrop_box(look, picture, prompt)),)
             return _Found(crops, window_xy_px(crops))
         if isinstance(look, RpnLook):
-            decision = self._rpn_decision(layered, look, picture, len(prompt.ids_before))
-        elif isinstance(look, AttentionLook):
+            return self._rpn_found(layered, look, picture, len(prompt.ids_before))
+        if isinstance(look, AttentionLook):
             decision = self._attention_decision(layered, look, picture, len(prompt.ids_before))
         else:
             taught = self._teacher_decision(look, picture, prompt, image, max_new_tokens or LONGEST_LABEL_ANSWER)
@@ -173,6 +190,42 @@ class TorchAnswerer:
             decision = taught
         peak = peak_xy_px(decision, picture.size, self.spec)
         return _Found(decision.crops, peak, decision.note, map_over_image(decision, look.policy))
+
+    def _rpn_found(self, layered: LayeredPrompt, look: RpnLook, picture: Image.Image, first: int) -> _Found:
+        """The gate first, or after the map where it is a probe of it; then the crops."""
+        layered.look(self._rpns[look.rpn].tap_layer)
+        hw, watch = self._grid(picture).hw, _Watch()
+        logits = self._rpn_logits(layered, look.rpn, first, hw) if self._probes(look) else None
+        map_s = watch.lap()
+        score, refusal = self._gate(layered, look, logits)
+        gate_s = watch.lap()
+        if refusal is not None:
+            return _Found(note=refusal, judged=Judged(None, map_s, score, gate_s))
+        if logits is None:
+            logits = self._rpn_logits(layered, look.rpn, first, hw)
+        decision = family_of(self.spec).decide(look.policy, self.spec)(logits, picture.size)
+        judged = Judged(confidence_of(decision, look.policy), map_s + watch.lap(), score, gate_s)
+        peak = peak_xy_px(decision, picture.size, self.spec)
+        return _Found(decision.crops, peak, decision.note, map_over_image(decision, look.policy), judged)
+
+    def _probes(self, look: RpnLook) -> bool:
+        return self._model.gate is not None and self._model.gate.is_probe and not look.rpn
+
+    def _gate(self, layered: LayeredPrompt, look: RpnLook, logits: Float32 | None) -> tuple[float | None, str | None]:
+        """The score of the model's own gate, and why it ends with the first look; None where it is not asked.
+
+        Args: logits: (h,w) for a probe
+        """
+        threshold = look.policy.gate_threshold
+        if threshold is None:
+            threshold = family_of(self.spec).policy(self.spec).gate_threshold
+        if self._model.gate is None or look.rpn or threshold is None:
+            return None, None
+        tap, known = layered.look(self.spec.tap_layer), None
+        if logits is not None:
+            known = torch.from_numpy(map_statistics(logits))[None].to(tap.device)
+        score = gate_score(float(self._model.gate(tap, layered.positions, statistics=known)[0]))
+        return score, gate_refusal(score, threshold)
 
     def _rpn_decision(self, layered: LayeredPrompt, look: RpnLook, picture: Image.Image, first: int) -> RoiDecision:
         logits = self._rpn_logits(layered, look.rpn, first, self._grid(picture).hw)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.method.roi import roi_map
 
-__all__ = ["MAP_STATISTICS", "asks_gate", "gate_score", "looks_again", "map_statistics"]
+__all__ = ["MAP_STATISTICS", "asks_gate", "gate_refusal", "gate_score", "looks_again", "map_statistics"]
 
 _STEPS = (0.1, 0.3, 0.5)
 # What `map_statistics` gives, in order.
@@ -56,6 +56,15 @@ def looks_again(score: float, threshold: float) -> bool:
     if not math.isfinite(threshold):
         raise BadInput(f"the gate's threshold is {threshold!r}; expected a number, below 0 for always")
     return score >= threshold
+
+
+def gate_refusal(score: float | None, threshold: float) -> str | None:
+    """Why the first look is enough, for the answer's note; None: look again. `score`: None where it decides nothing."""
+    if threshold > 1:
+        return f"nothing inserted: no score of the gate reaches {threshold:.3g}"
+    if threshold < 0 or score is None or looks_again(score, threshold):
+        return None
+    return f"nothing inserted: the gate's score is {score:.3g}, below {threshold:.3g}"
 
 
 def asks_gate(threshold: float) -> bool:

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from sdrpn.evaluation.looks import Answered, Look, RpnLook
+    from sdrpn.evaluation.looks import Answered, GivenLook, Judged, Look, RpnLook
     from sdrpn.method.roi import Crop, Decide, RoiDecision
     from sdrpn.method.spec import ModelSpec
     from sdrpn.runtime import Answer, Session, Timings
+    from sdrpn.runtime.pictures.picture import Picture
     from sdrpn.workflows.look_settings import LookSettings
 
     Float32 = NDArray[np.float32]
@@ -80,6 +81,7 @@ class BundleAnswerer:
             seconds,
             answer.note,
             self._map(look, decision),
+            self._judged(look, decision, answer.gate_score, answer.timings),
         )
 
     def _look(self, picture: Image, question: str, look: Look | None) -> Answered:
@@ -95,7 +97,18 @@ class BundleAnswerer:
         seconds = timings.preprocess_s + timings.vision_s + timings.trunk_s + timings.rpn_s + timings.roi_decode_s
         peak = self._peak(picture, look, decision)
         tokens, strength = self._tokens(picture, decision.crops), self._map(look, decision)
-        return Answered("", decision.crops, peak, tokens, seconds, decision.note, strength)
+        judged = self._judged(look, decision, None, timings)
+        return Answered("", decision.crops, peak, tokens, seconds, decision.note, strength, judged)
+
+    def _judged(
+        self, look: Look | None, decision: RoiDecision | None, gate_score: float | None, timings: Timings
+    ) -> Judged | None:
+        from sdrpn.evaluation.looks import Judged, RpnLook, confidence_of
+
+        if not isinstance(look, RpnLook):
+            return None
+        confidence = None if decision is None else confidence_of(decision, look.policy)
+        return Judged(confidence, timings.rpn_s + timings.roi_decode_s, gate_score, timings.gate_s)
 
     def _map(self, look: Look | None, decision: RoiDecision | None) -> Float32 | None:
         from sdrpn.evaluation.looks import RpnLook, map_over_image
@@ -147,10 +160,16 @@ class BundleAnswerer:
 
         if isinstance(look, RpnLook):
             return self._asked(picture, question, roi=look.policy, max_new_tokens=max_new_tokens, trace=True)
-        decide = None if look is None else _given(look)
-        return self._asked(picture, question, roi=None, decide=decide, max_new_tokens=max_new_tokens, trace=True)
+        if look is None:
+            return self._asked(picture, question, roi=None, max_new_tokens=max_new_tokens, trace=True)
+        from sdrpn.evaluation.looks import GivenLook
+        from sdrpn.workflows.crop_pictures import PictureWithOtherCrops
 
-    def _asked(self, picture: Image, question: str, **options: Any) -> Answer:
+        assert isinstance(look, GivenLook)
+        shown = picture if look.pixels is None else PictureWithOtherCrops(picture, look.pixels)
+        return self._asked(shown, question, roi=None, decide=_given(look), max_new_tokens=max_new_tokens, trace=True)
+
+    def _asked(self, picture: Image | Picture, question: str, **options: Any) -> Answer:
         from sdrpn.families.registry import prompt_of
 
         prompt = prompt_of(self.spec, self._tokenizer, question)
@@ -164,13 +183,12 @@ class BundleAnswerer:
         )
 
 
-def _given(look: Look) -> Decide:
+def _given(look: GivenLook) -> Decide:
     import numpy as np
 
-    from sdrpn.evaluation.looks import GivenLook, given_note
+    from sdrpn.evaluation.looks import given_note
     from sdrpn.method.roi import RoiDecision
 
-    assert isinstance(look, GivenLook)
     crops = look.crops
 
     def decide(logits: Float32, image_wh: tuple[int, int]) -> RoiDecision:

@@ -36,10 +36,13 @@ class EvaluationRequest(CheckedFields):
 
     task, data, split: the task, the folder of its official files, and the part of them
     samples: number of questions, from the first; None: all, or 500 of the rendered ones
-    methods: names as in docs/evaluation.md, or "all"; None: the default ones that the model allows
+    methods: names as in docs/evaluation.md, or "all"; None: the default ones that the model allows, or with `causal` or
+        `curve` none further
     with_answers: False: measure only how well crops fit, for tasks with boxes
     out: folder for records, results and a page of worst cases; None: nothing is written
     resume: continue a run with the same settings in `out`
+    causal: compare the RPN's crop with other content of it; adds the methods that this needs
+    curve: accuracy over time and tokens for every threshold of a gate; adds the methods that this needs
     """
 
     model: BundleModel | CheckpointModel
@@ -52,6 +55,8 @@ class EvaluationRequest(CheckedFields):
     with_answers: bool = True
     out: Path | None = None
     resume: bool = False
+    causal: bool = False
+    curve: bool = False
 
 
 def evaluate_model(
@@ -85,13 +90,15 @@ def evaluate_model(
     threads: int | None = None,
     out: Path | str | None = None,
     resume: bool = False,
+    causal: bool = False,
+    curve: bool = False,
     progress: ShowProgress = show_nothing,
 ) -> Results:
     """Ask a model the questions of a task with several methods, in turn, and score the answers.
 
     Args:
         model: folder of a bundle (ONNX Runtime; without methods that need attention) or of a checkpoint (PyTorch)
-        task, data, split, samples, methods, with_answers, out, resume: see `EvaluationRequest`
+        task, data, split, samples, methods, with_answers, out, resume, causal, curve: see `EvaluationRequest`
         threshold, attention_threshold, heads, upscale, vicrop_layer, seed, gate_threshold, preset, image_tokens,
             resize: see `LookChoice`
         rpns, vision_tower, base, projector, fit, precision, device: for a checkpoint; see `CheckpointModel`
@@ -137,28 +144,37 @@ def evaluate_model(
         with_answers,
         None if out is None else Path(out),
         resume,
+        causal,
+        curve,
     )
     return evaluate(request, progress)
 
 
 def evaluate(request: EvaluationRequest, progress: ShowProgress = show_nothing) -> Results:
     """See `evaluate_model`."""
-    from sdrpn.evaluation.methods import methods_for
-    from sdrpn.evaluation.results import summarise
+    from sdrpn.evaluation.causal import causal_result
+    from sdrpn.evaluation.gate_curve import gate_curve
+    from sdrpn.evaluation.results import complete_records, summarise
     from sdrpn.evaluation.tasks.named import open_task
     from sdrpn.evaluation.worst import write_worst_cases
 
     task = open_task(request.task, request.data, request.split, request.samples, request.look.seed)
     _check(request, task)
     with open_model(request.model, task, request.methods, request.look, progress) as model:
-        methods = methods_for(request.methods, task, model.answerer, model.setting)
+        methods = _methods(request, task, model)
         settings = _settings(request, task, methods, model)
         records = _records(request, task, methods, model, settings, progress)
-        seen = seen_of(model.answerer.spec)
+        spec, gate_threshold = model.answerer.spec, model.gate_threshold
     results = summarise(task, methods, records, settings)
+    by_method, probe = complete_records(methods, records), spec.rpn is not None and spec.rpn.gate_probe
+    results = dataclasses.replace(
+        results,
+        causal=causal_result(by_method) if request.causal else None,
+        curve=gate_curve(by_method, gate_threshold, probe=probe) if request.curve else None,
+    )
     if request.out is not None:
         _write(request.out, results)
-        write_worst_cases(request.out, task, methods, records, seen)
+        write_worst_cases(request.out, task, methods, records, seen_of(spec))
     return results
 
 
@@ -173,8 +189,27 @@ def _check(request: EvaluationRequest, task: Task) -> None:
             f"without answers, crops are compared with true boxes, and the task {task.name} has none; ask for "
             "answers as well"
         )
+    if not request.with_answers and (request.causal or request.curve):
+        name = "causal" if request.causal else "curve"
+        raise BadInput("what a crop is worth is measured by answers; ask for answers as well", options=(name,))
     if request.resume and request.out is None:
         raise BadInput("continuing a run needs its folder; name it", options=("out",))
+
+
+def _methods(request: EvaluationRequest, task: Task, model: OpenedModel) -> tuple[str, ...]:
+    """The methods of the run. Raises BadInput for those that model or task do not support."""
+    from sdrpn.evaluation.causal import causal_methods
+    from sdrpn.evaluation.gate_curve import curve_methods
+    from sdrpn.evaluation.methods import has_gate, methods_for, require_methods
+
+    gate, needed = has_gate(model.answerer.spec), list[str]()
+    needed += causal_methods(gate=gate, boxes=task.has_boxes) if request.causal else ()
+    needed += curve_methods(gate=gate, boxes=task.has_boxes) if request.curve else ()
+    if not needed:
+        return methods_for(request.methods, task, model.answerer, model.setting)
+    require_methods(needed, task, model.answerer, model.setting)
+    wanted = methods_for(request.methods, task, model.answerer, model.setting) if request.methods is not None else ()
+    return tuple(dict.fromkeys((*needed, *wanted)))
 
 
 def _settings(request: EvaluationRequest, task: Task, methods: tuple[str, ...], model: OpenedModel) -> dict[str, Any]:
@@ -219,6 +254,7 @@ def _records(
 
 
 def _write(out: Path, results: Results) -> None:
+    from sdrpn.evaluation.charts import draw_causal, draw_curve
     from sdrpn.evaluation.table import markdown
     from sdrpn.host.atomic import replacing_file
 
@@ -226,3 +262,9 @@ def _write(out: Path, results: Results) -> None:
         path.write_text(json.dumps(plain_results(results), indent=1) + "\n", "utf-8")
     with replacing_file(out / "results.md") as path:
         path.write_text(markdown(results), "utf-8")
+    if results.causal is not None:
+        with replacing_file(out / "causal.png") as path:
+            draw_causal(results.task, results.causal).save(path, "PNG")
+    if results.curve is not None:
+        with replacing_file(out / "curve.png") as path:
+            draw_curve(results.task, results.curve).save(path, "PNG")

@@ -99,10 +99,21 @@ class OpenedModel:
     about: dict[str, Any]
 
     @property
+    def gate_threshold(self) -> float | None:
+        """The threshold that the model's gate has in this run; None for a model without a gate."""
+        from sdrpn.evaluation.methods import has_gate
+
+        spec, own = self.answerer.spec, self.setting.rpn_look().policy.gate_threshold
+        if not has_gate(spec):
+            return None
+        return family_of(spec).policy(spec).gate_threshold if own is None else own
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """The thresholds of the methods."""
-        setting = self.setting
+        setting, gate = self.setting, self.gate_threshold
         found = {"sdrpn": setting.rpn_look().policy.threshold}
+        found |= {} if gate is None else {"gate": gate}
         found |= {f"sdrpn:{name}": policy.threshold for name, policy in setting.rpn_policies.items() if name}
         if setting.attention is not None:
             found["attention-crop"] = setting.attention.policy.threshold

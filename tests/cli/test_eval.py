@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sdrpn.checkpoint.random import write_random_checkpoint
+from sdrpn.evaluation.causal import CONTROLS
 from sdrpn.evaluation.methods import METHODS
 from sdrpn.evaluation.records import RECORDS_NAME, read_records
 from sdrpn.labels.denoise import LabelRule, denoise
@@ -21,7 +23,9 @@ from tests.cli.command import Command, Outcome, refusal
 from tests.damage import copied, edit_json
 
 TAGS = ("--task", "tags", "--samples", 2, "--threads", 1)
-ON_A_BUNDLE = [name for name in METHODS if name not in ("attention-crop", "teacher-crop", "vicrop", "untrained-rpn")]
+WITHOUT_GATE = [name for name in METHODS if name != "always"]
+OF_A_CHECKPOINT = ("attention-crop", "teacher-crop", "vicrop", "untrained-rpn")
+ON_A_BUNDLE = [name for name in WITHOUT_GATE if name not in OF_A_CHECKPOINT]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def test_every_method_of_a_checkpoint(sdrpn: Command, text_checkpoint: Path, hea
     command = ("eval", text_checkpoint, *TAGS, "--methods", "all", "--heads", heads, "--out", out, "--json")
     found = result_of(sdrpn(*command, "--attention-threshold", 0.3))
     assert (found["task"], found["samples"], found["settings"]["split"]) == ("tags", 2, "heldout")
-    assert list(found["methods"]) == list(METHODS)
+    assert list(found["methods"]) == WITHOUT_GATE
     assert found == json.loads((out / "results.json").read_text())
     for name, result in found["methods"].items():
         assert result["problems"] == 0, name
@@ -60,9 +64,10 @@ def test_every_method_of_a_checkpoint(sdrpn: Command, text_checkpoint: Path, hea
     assert zooms[0] > 2
     assert found["methods"]["tiles"]["roi_tokens"] == 64
     assert found["settings"]["thresholds"] == {"sdrpn": 0.15, "attention-crop": -0.3}
-    assert len(found["differences"]) == len(METHODS) * (len(METHODS) - 1) // 2
+    assert len(found["differences"]) == len(WITHOUT_GATE) * (len(WITHOUT_GATE) - 1) // 2
+    assert (found["causal"], found["curve"]) == (None, None)
     assert "| oracle-crop |" in (out / "results.md").read_text()
-    assert {record.method for record in read_records(out)} == set(METHODS)
+    assert {record.method for record in read_records(out)} == set(WITHOUT_GATE)
     pictures = {path.name for path in (out / "worst").iterdir()}
     assert pictures >= {"000.jpg", "000-map.jpg", "001.jpg", "001-map.jpg", "index.html"}
     for record in read_records(out):
@@ -122,6 +127,51 @@ def test_crops_without_answers(sdrpn: Command, text_checkpoint: Path, text_bundl
                 assert result[entry] == pytest.approx(whole[name][entry]), (name, entry)
 
 
+def test_what_the_crop_and_the_second_look_are_worth(
+    sdrpn: Command, text_checkpoint: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    """On a bundle and on its checkpoint: the same answers, with as many tokens whatever the crop shows."""
+    found = {}
+    for model in (text_bundle, text_checkpoint):
+        out = tmp_path / model.name
+        command = ("eval", model, *TAGS, "--causal", "--curve", "--threshold", 0.15, "--out", out, "--json")
+        found[model] = result_of(sdrpn(*command))
+        assert list(found[model]["methods"]) == ["plain", "sdrpn", *CONTROLS, "oracle-crop"]
+        records = read_records(out)
+        for index in range(2):
+            crops = {record.method: record for record in records if record.index == index}
+            assert bool(crops["sdrpn"].roi_tokens) is (index == 0)  # the second picture gets no crop
+            for name in CONTROLS:
+                assert crops[name].roi_tokens == crops["sdrpn"].roi_tokens
+                assert crops[name].crops_xyxy_px == crops["sdrpn"].crops_xyxy_px
+            assert {name: record.other_score is not None for name, record in crops.items()} == {
+                name: name == "crop-swapped" and index == 0 for name in crops
+            }
+            assert crops["sdrpn"].confidence is not None
+            assert crops["sdrpn"].image_tokens == 16
+        for name in ("causal.png", "curve.png"):
+            with Image.open(out / name) as chart:
+                chart.load()
+        assert "## Right and wrong, question by question" in (out / "results.md").read_text()
+    answers = [
+        {(record.index, record.method): record.answer for record in read_records(tmp_path / model.name)}
+        for model in found
+    ]
+    assert answers[0] == answers[1]
+    for results in found.values():
+        assert (results["causal"]["questions"], results["causal"]["with_crop"]) == (2, 1)
+        assert results["curve"]["questions"] == 2
+        assert [table["control"] for table in results["causal"]["tables"]] == ["plain", *CONTROLS]
+        assert [point["name"] for point in results["curve"]["fixed"]] == [
+            "plain",
+            "sdrpn",
+            "oracle-gate",
+            "oracle-crop",
+        ]
+        assert [curve["judge"] for curve in results["curve"]["curves"]] == ["confidence"]
+        assert results["curve"]["own"] is None
+
+
 def test_a_run_is_continued(sdrpn: Command, text_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ("eval", text_bundle, *TAGS, "--methods", "plain,sdrpn", "--out", out)
@@ -177,6 +227,10 @@ def test_several_rpns(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> 
         (("--rpn", "x"), "rpn is for a checkpoint, and "),
         (("--threshold", "auto"), "an automatic threshold needs attention, which a bundle does not give"),
         (("--threshold", "high"), "argument --threshold: 'high' is not a number from -1 to 1, or auto"),
+        (
+            ("--causal", "--no-answers"),
+            "what a crop is worth is measured by answers; ask for answers as well (--causal)",
+        ),
         (("--samples", "0"), "argument --samples: 0 is not a whole number of at least 1"),
     ],
 )
@@ -192,6 +246,7 @@ def test_refusals_of_a_checkpoint(
 
     assert "leave the method out, or name them (--heads)" in refused(text_checkpoint, "--methods", "attention-crop")
     assert "sdrpn needs an RPN, and the model has none" in refused(plain_checkpoint, "--methods", "sdrpn")
+    assert "sdrpn needs an RPN, and the model has none" in refused(plain_checkpoint, "--causal")
     assert "ViCrop's layer is 4; the model has layers 0 to 3: name one (--vicrop-layer)" in refused(
         text_checkpoint, "--vicrop-layer", 4
     )

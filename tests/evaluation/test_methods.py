@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdrpn.evaluation.causal import CONTROLS
+from sdrpn.evaluation.crop_pixels import base_view_pixels
 from sdrpn.evaluation.looks import Answered, AttentionLook, GivenLook, Look, RpnLook, TeacherLook, VicropLook
 from sdrpn.evaluation.methods import METHODS, UNTRAINED, EvaluationQuestion, Setting, methods_for, plan_method
 from sdrpn.evaluation.runner import run_methods
@@ -107,6 +109,45 @@ class TestPlans:
         """Which is 48 x 200: its upper left quarter is moved to that of this one."""
         assert crops_of(plan_method("shuffled-crop", question(fake)).look) == [(0, 0, 48, 32)]
 
+    @pytest.mark.parametrize("name", CONTROLS)
+    def test_other_content_keeps_picture_and_crop(self, fake: FakeAnswerer, name: str) -> None:
+        """The first look sees the picture, and the crop is the RPN's own; only its pixels are others."""
+        asked = question(fake)
+        plan = plan_method(name, asked)
+        assert plan.picture is asked.picture
+        assert isinstance(plan.look, GivenLook)
+        assert (crops_of(plan.look), plan.truth) == ([(0, 0, 48, 32)], asked.sample.boxes_xyxy_px)
+        assert plan.look.pixels is not None
+        assert plan.look.pixels.size == PICTURE_WH
+        assert not np.array_equal(np.asarray(plan.look.pixels), np.asarray(asked.picture))
+
+    def test_the_swapped_crop_is_the_one_of_the_picture_before(self, fake: FakeAnswerer) -> None:
+        """Which is 48 x 200 and black: its crop is put into this one's box. The answer is scored for its question."""
+        asked = question(fake)
+        plan = plan_method("crop-swapped", asked)
+        assert isinstance(plan.look, GivenLook)
+        assert plan.look.pixels is not None
+        assert np.asarray(plan.look.pixels)[:32, :48].max() == 0
+        assert plan.other is asked.before()[0]
+
+    def test_the_base_view_has_no_more_detail_than_the_first_look(self, fake: FakeAnswerer) -> None:
+        """A picture that is already as coarse as 8 x 8 px of the first look's 56 is the same after it."""
+        flat = Image.new("RGB", (96, 64), (10, 200, 30))
+        asked = dataclasses.replace(question(fake), picture=flat)
+        plan = plan_method("crop-lowres", asked)
+        assert isinstance(plan.look, GivenLook)
+        assert plan.look.pixels is not None
+        inner = np.asarray(plan.look.pixels)[8:-8, 8:-8].astype(int)
+        assert np.abs(inner - np.array((10, 200, 30))).max() <= 1
+        noise = np.asarray(base_view_pixels(picture(0), fake.spec)).astype(float)
+        assert noise.std() < 0.9 * np.asarray(picture(0)).astype(float).std()
+
+    def test_the_rpn_is_asked_once_for_all_contents(self, fake: FakeAnswerer) -> None:
+        asked = question(fake)
+        for name in CONTROLS:
+            plan_method(name, asked)
+        assert set(asked.proposed) == {False, True}
+
     def test_tiles_cover_everything_once(self, fake: FakeAnswerer) -> None:
         boxes = crops_of(plan_method("tiles", question(fake)).look)
         assert boxes == [(0, 0, 48, 32), (48, 0, 96, 32), (0, 32, 48, 64), (48, 32, 96, 64)]
@@ -143,10 +184,12 @@ class TestChoice:
         assert methods_for(["plain", "sdrpn:second"], tiny_task(), fake, SETTING) == ("plain", "sdrpn:second")
 
     def test_all_that_can_be_done(self, fake: FakeAnswerer) -> None:
-        assert methods_for(["all"], tiny_task(), fake, SETTING) == (*METHODS, "sdrpn:second")
+        without_gate = tuple(name for name in METHODS if name != "always")
+        assert methods_for(["all"], tiny_task(), fake, SETTING) == (*without_gate, "sdrpn:second")
         fake.looks, fake.rpns = GIVEN, ("",)
         chosen = methods_for(["all"], tiny_task(boxes=False), fake, Setting(RoiPolicy()))
         expected = ["plain", "sdrpn", "random-crop", "shuffled-crop", "centre-crop", "tiles", "blind"]
+        expected += ["crop-lowres", "crop-swapped", "crop-blank"]
         assert sorted(chosen) == sorted(expected)
 
     @pytest.mark.parametrize(
@@ -157,6 +200,7 @@ class TestChoice:
             ("oracle-crop", {"looks": frozenset()}, "oracle-crop needs a bundle with an RPN"),
             ("sdrpn", {"rpns": ()}, "sdrpn needs an RPN, and the model has none"),
             ("untrained-rpn", {"rpns": ("",)}, "untrained-rpn needs the CHECKPOINT"),
+            ("always", {}, "always needs a gate, and the model has none: sdrpn looks twice at every question"),
             ("sdrpn:third", {}, r"names no RPN of this run \(second\); add one as NAME=FILE"),
         ],
     )
