@@ -13,6 +13,7 @@ from sdrpn.export.float_formats import Float4, Float8
 from sdrpn.export.quantization import Blocks, Method
 from sdrpn.export.quantized_weights import Form
 from sdrpn.host.field_types import CheckedFields
+from sdrpn.host.suggestion import unknown_choice
 
 __all__ = ["DEFAULT_KEEP", "KEEPABLE", "ExportOptions"]
 
@@ -48,7 +49,7 @@ class ExportOptions(CheckedFields):
         super().__post_init__()
         precision_named(self.precision)
         if self.dialect not in DIALECT_NAMES:
-            raise BadInput(f"dialect {self.dialect!r} is unknown; expected one of {', '.join(DIALECT_NAMES)}")
+            raise BadInput(f"dialect {unknown_choice(self.dialect, DIALECT_NAMES)}")
         _require_parts(self.keep, "to keep in fp16")
         _require_parts(self.int8, "to give 8 bits")
         self._check_int8()

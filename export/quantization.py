@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadInput
+from sdrpn.host.suggestion import unknown_choice
 
 __all__ = ["BLOCK_SIZES", "METHODS", "Blocks", "Codes", "Method", "Scales", "dequantized", "quantize"]
 
@@ -48,7 +49,7 @@ class Blocks:
         if self.size not in BLOCK_SIZES:
             raise BadInput(f"block size is {self.size}; expected one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.method not in METHODS:
-            raise BadInput(f"method {self.method!r} is unknown; expected one of {', '.join(METHODS)}")
+            raise BadInput(f"method {unknown_choice(self.method, METHODS)}")
 
     @property
     def largest(self) -> int:

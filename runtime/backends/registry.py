@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdrpn.errors import BadInput
-from sdrpn.host.suggestion import did_you_mean
+from sdrpn.host.suggestion import unknown_choice
 from sdrpn.runtime.backends.info import BackendInfo, OpenOptions
 from sdrpn.runtime.backends.onnxruntime_info import CPU, CUDA
 from sdrpn.runtime.backends.openvino_info import OPENVINO
@@ -28,8 +28,7 @@ def backend_info(name: str) -> BackendInfo:
         return BACKENDS[name]
     if name in _REMOVED:
         raise BadInput(_REMOVED[name])
-    known = (AUTOMATIC, *BACKENDS)
-    raise BadInput(f"backend {name!r} is unknown; expected one of {', '.join(known)}{did_you_mean(str(name), known)}")
+    raise BadInput(f"backend {unknown_choice(name, (AUTOMATIC, *BACKENDS))}")
 
 
 def graph_backends() -> tuple[BackendInfo, ...]:

@@ -9,6 +9,7 @@ from sdrpn.bundle.graphs import Parts
 from sdrpn.errors import BadInput
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_machine
+from sdrpn.host.suggestion import unknown_choice
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.backends.cuda import load_cuda
 from sdrpn.runtime.backends.device_memory import Device
@@ -55,7 +56,7 @@ class CheckupRequest(CheckedFields):
 def steps_of(group: str, request: CheckupRequest) -> list[Step]:
     """The steps of a group. Raises BadInput for an unknown group, and the errors of opening the bundle."""
     if group not in GROUPS:
-        raise BadInput(f"group {group!r} is unknown; expected one of {', '.join(GROUPS)}")
+        raise BadInput(f"group {unknown_choice(group, GROUPS)}")
     return GROUPS[group](request)
 
 

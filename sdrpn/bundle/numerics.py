@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.host.suggestion import unknown_choice
 
 __all__ = [
     "CACHE_FORMS",
@@ -178,7 +179,7 @@ CACHE_FORMS: Mapping[str, CacheForm] = {row.name: row for row in _CACHE_FORMS}
 def precision_named(name: str) -> Precision:
     """Raises BadInput for an unknown one."""
     if name not in PRECISIONS:
-        raise BadInput(f"precision {name!r} is unknown; expected one of {', '.join(PRECISIONS)}")
+        raise BadInput(f"precision {unknown_choice(name, PRECISIONS)}")
     return PRECISIONS[name]
 
 

@@ -103,10 +103,17 @@ class TestEngines:
         assert manifest.build_s > 0
         assert 100e6 < manifest.peak_rss_bytes < 1e9
 
-    @pytest.mark.parametrize("dialect", ["fused", "primitive"])
-    @pytest.mark.parametrize("graph", ["trunk", "tail"])
+    @pytest.mark.parametrize(
+        ("graph", "dialect"),
+        [
+            ("trunk", "fused"),
+            ("tail", "primitive"),
+            pytest.param("trunk", "primitive", marks=pytest.mark.slow),
+            pytest.param("tail", "fused", marks=pytest.mark.slow),
+        ],
+    )
     def test_an_engine_holds_its_weights_once(
-        self, tiny_spec: ModelSpec, tmp_path: Path, dialect: str, graph: str
+        self, tiny_spec: ModelSpec, tmp_path: Path, graph: str, dialect: str
     ) -> None:
         """Decode and prefill multiply with the same: neither transposes them or unpacks packed ones."""
         llm = dataclasses.replace(tiny_spec.llm, width=512, head_dim=128, mlp_width=2048)
@@ -136,7 +143,14 @@ class TestEngines:
         endings = ("engine", "engine.json", "layers.json")
         assert left_in(built_bundle) == sorted(f"{g}.{e}" for g in ("vision", "trunk", "rpn", "tail") for e in endings)
 
-    @pytest.mark.parametrize("capabilities", [("SM80",), ("SM86",), ("SM120",), ("SM121",), ("SM86", "SM89", "SM120")])
+    @pytest.mark.parametrize(
+        "capabilities",
+        [
+            ("SM120",),
+            ("SM86", "SM89", "SM120"),
+            *(pytest.param((each,), marks=pytest.mark.slow) for each in ("SM80", "SM86", "SM121")),
+        ],
+    )
     def test_for_other_gpus(self, bundle: Path, capabilities: tuple[str, ...]) -> None:
         (one,) = build(bundle, TRUNK, target(compute_capabilities=capabilities))
         assert one.manifest.compute_capabilities == capabilities
@@ -195,7 +209,7 @@ class TestEngines:
         caches = {tensor.dtype for tensor in one.manifest.tensors if "cache" in tensor.name}
         assert caches == {"bfloat16" if precision == "bf16" else "float16"}
 
-    @pytest.mark.parametrize("graph", ["trunk", "rpn", "tail"])
+    @pytest.mark.parametrize("graph", ["trunk", "rpn", pytest.param("tail", marks=pytest.mark.slow)])
     def test_several_contexts_in_one_engine(self, bundle: Path, graph: str) -> None:
         """Profiles for each, kernels that attend to no more than their own, and weights once."""
         options = BuildOptions(graphs=(graph,), max_context=256, shorter_contexts=(64,))
@@ -306,9 +320,16 @@ class TestCache:
         ],
     )
     def test_every_option_counts(self, kept: Path, options: BuildOptions) -> None:
-        assert build(kept)[0].cached
-        (again,) = build(kept, options)
-        assert not again.cached
+        """What a plan does not find is built: see the tests below."""
+        (found,) = plan_engines(kept, read_target(RTX_TARGET), VISION).engines
+        (again,) = plan_engines(kept, read_target(RTX_TARGET), options).engines
+        assert found.cached is not None
+        assert again.cached is None
+
+    def test_an_engine_of_other_options_takes_its_place(self, kept: Path) -> None:
+        (again,) = build(kept, dataclasses.replace(VISION, max_batch=5))
+        assert (again.cached, again.manifest.max_batch) == (False, 5)
+        assert build(kept, dataclasses.replace(VISION, max_batch=5))[0].cached
 
     def test_a_changed_engine_is_built_again(self, kept: Path) -> None:
         path = engine_paths(kept, RTX_TARGET, "vision")[0]
@@ -335,11 +356,16 @@ class TestCache:
         assert plan_engines(kept, recipe, VISION, verify=True).engines[0].cached is None
 
     @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format_version": 7}', '{"format_version": 1}'])
-    def test_a_manifest_that_cannot_be_read_is_refused_and_replaced(self, kept: Path, damage: str) -> None:
-        engine, path, _ = engine_paths(kept, RTX_TARGET, "vision")
+    def test_a_manifest_that_cannot_be_read_is_refused(self, kept: Path, damage: str) -> None:
+        path = engine_paths(kept, RTX_TARGET, "vision")[1]
         path.write_text(damage)
         with pytest.raises(BadBundle, match="sdrpn build BUNDLE"):
             read_engine_manifest(path)
+        assert plan_engines(kept, read_target(RTX_TARGET), VISION).engines[0].cached is None
+
+    def test_and_replaced(self, kept: Path) -> None:
+        engine, path, _ = engine_paths(kept, RTX_TARGET, "vision")
+        path.write_text('{"format_version": 1}')
         assert not build(kept)[0].cached
         assert isinstance(read_engine_manifest(path), EngineManifest)
         assert engine.exists()

@@ -57,9 +57,9 @@ def session(gpu: FakeGpu) -> Iterator[Session]:
         yield opened
 
 
-@pytest.fixture(params=["fused-fp32", "primitive-fp32", "openvino"])
-def cpu_session(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Session]:
-    """In each way that a CPU has."""
+@pytest.fixture(scope="module", params=["fused-fp32", "primitive-fp32", "openvino"])
+def opened_on_cpu(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Session]:
+    """Once for each way that a CPU has."""
     from sdrpn.runtime import Session
 
     variant, backend = request.param, "onnxruntime"
@@ -68,3 +68,10 @@ def cpu_session(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[S
         variant, backend = "fused-fp32", "openvino"
     with Session.open(tiny_bundle, backend=backend, variant=variant, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture
+def cpu_session(opened_on_cpu: Session) -> Session:
+    """In each way that a CPU has; it knows no picture."""
+    opened_on_cpu.forget_image()
+    return opened_on_cpu

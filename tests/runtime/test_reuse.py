@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from sdrpn.checkpoint import open_checkpoint
 from sdrpn.families.llava.vision_spec import clip_of
 from sdrpn.method.roi import Crop, RoiDecision
 from sdrpn.model.base import model_from_checkpoint
-from sdrpn.model.reference import reference_answer
+from sdrpn.model.reference import ReferenceAnswer, reference_answer
 from sdrpn.runtime import Answer, Session
 from tests.tolerances import REUSE_CODES_LOGITS_ABS, REUSE_LOGITS_ABS
 
@@ -67,10 +68,32 @@ def coded(request: pytest.FixtureRequest, coded_bundle: Path) -> Iterator[Sessio
         yield opened
 
 
-def fresh(session: Session, image: Image.Image, question: tuple[int, ...], case: str) -> Answer:
-    path, variant = session.bundle.path, session.variant.name
-    with Session.open(path, backend=session.backend, variant=variant, threads=1) as other:
-        return ask(other, image, question, case)
+def fresh(session: Session, seed: int, question: tuple[int, ...], case: str) -> Answer:
+    """The answer of a session that was asked nothing else."""
+    return answered_fresh(session.bundle.path, session.backend, session.variant.name, seed, question, case)
+
+
+@cache
+def answered_fresh(path: Path, backend: str, variant: str, seed: int, question: tuple[int, ...], case: str) -> Answer:
+    with Session.open(path, backend=backend, variant=variant, threads=1) as other:
+        return ask(other, picture(seed), question, case)
+
+
+@pytest.fixture(scope="module")
+def computed_again(tiny_checkpoint: Path) -> Callable[[str], ReferenceAnswer]:
+    """What the reference answers in each case about the first picture."""
+    with open_checkpoint(tiny_checkpoint) as source:
+        model = model_from_checkpoint(source)
+
+    @cache
+    def answer(case: str) -> ReferenceAnswer:
+        decide = DECISIONS[case](clip_of(model.spec).grid_side)
+        return reference_answer(
+            model, picture(0), BEFORE, QUESTION, roi=None, decide=decide, max_new_tokens=NEW_TOKENS,
+            stop_ids=model.spec.prompt.eos_token_ids,
+        )  # fmt: skip
+
+    return answer
 
 
 def assert_same(found: Answer, expected: Answer, tolerance: float = REUSE_LOGITS_ABS) -> None:
@@ -84,17 +107,9 @@ def assert_same(found: Answer, expected: Answer, tolerance: float = REUSE_LOGITS
 
 @pytest.mark.parametrize("case", DECISIONS)
 def test_reuse_equals_the_reference_that_computes_everything_again(
-    session: Session, tiny_checkpoint: Path, case: str
+    session: Session, computed_again: Callable[[str], ReferenceAnswer], case: str
 ) -> None:
-    image = picture(0)
-    answer = ask(session, image, QUESTION, case)
-    with open_checkpoint(tiny_checkpoint) as source:
-        model = model_from_checkpoint(source)
-    decide = DECISIONS[case](clip_of(session.spec).grid_side)
-    expected = reference_answer(
-        model, image, BEFORE, QUESTION, roi=None, decide=decide, max_new_tokens=NEW_TOKENS,
-        stop_ids=session.spec.prompt.eos_token_ids,
-    )  # fmt: skip
+    answer, expected = ask(session, picture(0), QUESTION, case), computed_again(case)
     assert answer.trace is not None
     assert answer.token_ids == expected.token_ids
     assert answer.roi_token_count == expected.roi_token_count
@@ -107,7 +122,7 @@ def test_reuse_equals_the_reference_that_computes_everything_again(
 def test_a_second_question_equals_a_fresh_session(session: Session, first: str, second: str) -> None:
     image = picture(1)
     ask(session, image, OTHER, first)
-    assert_same(ask(session, image, QUESTION, second), fresh(session, image, QUESTION, second))
+    assert_same(ask(session, image, QUESTION, second), fresh(session, 1, QUESTION, second))
 
 
 @pytest.mark.parametrize("case", DECISIONS)
@@ -115,7 +130,7 @@ def test_caches_in_8_bits_are_reused_as_well(coded: Session, case: str) -> None:
     """Rows are rounded when they are written, whatever else is written with them."""
     image = picture(1)
     ask(coded, image, OTHER, "two boxes")
-    assert_same(ask(coded, image, QUESTION, case), fresh(coded, image, QUESTION, case), REUSE_CODES_LOGITS_ABS)
+    assert_same(ask(coded, image, QUESTION, case), fresh(coded, 1, QUESTION, case), REUSE_CODES_LOGITS_ABS)
 
 
 @pytest.mark.parametrize("case", ["no box", "one box", "mask"])
@@ -164,7 +179,7 @@ def test_a_failed_question_leaves_no_half_filled_prefix(session: Session) -> Non
     def fail(logits: np.ndarray, image_wh: tuple[int, int]) -> RoiDecision:
         raise ValueError("no decision today")
 
-    expected = fresh(session, image, QUESTION, "one box")
+    expected = fresh(session, 7, QUESTION, "one box")
     ask(session, image, OTHER, "no box")
     with pytest.raises(ValueError, match="no decision today"):
         session.answer_ids(image, BEFORE, OTHER, roi=None, decide=fail)

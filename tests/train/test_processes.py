@@ -45,11 +45,11 @@ def command_for(checkpoint: Path, labels: Path, out: Path) -> tuple[object, ...]
     return (checkpoint, *where, "--preset", "tiny", *sizes)
 
 
-@pytest.fixture
-def trained(plain_checkpoint: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+@pytest.fixture(scope="module")
+def trained(plain_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder of labels, and what one process makes of them."""
-    labels = write_labels(tmp_path)
-    out = tmp_path / "one"
+    folder = tmp_path_factory.mktemp("trained")
+    labels, out = write_labels(folder), folder / "one"
     assert main(["train", *map(str, command_for(plain_checkpoint, labels, out))]) == 0
     return labels, load_file(out / "rpn.safetensors")
 

@@ -16,6 +16,7 @@ from sdrpn.errors import BadInput
 from sdrpn.families.llava.names import HF_OLD, LLAVA, SDRPN, clip_name
 from sdrpn.families.llava.vision_spec import VisionSpec, clip_of
 from sdrpn.host.atomic import replacing_directory
+from sdrpn.host.suggestion import unknown_choice
 from sdrpn.method.spec import LlmSpec, ModelSpec
 
 __all__ = ["write_random"]
@@ -39,7 +40,7 @@ def write_random(
     """
     layout = layout or "sdrpn"
     if layout not in _LAYOUTS:
-        raise BadInput(f"the layout {layout} is unknown; expected one of {', '.join(_LAYOUTS)}")
+        raise BadInput(f"the layout {unknown_choice(layout, _LAYOUTS)}")
     if spec.rpn is not None and layout != "sdrpn":
         raise BadInput(f"the layout {layout} has no place for an RPN; use sdrpn, or a spec without one")
     if clip_of(spec).projector_width not in (0, spec.llm.width):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdrpn.errors import BadInput
+from sdrpn.host.suggestion import unknown_choice
 from sdrpn.method.preset import TASKS, Preset, Task
 from sdrpn.method.spec import Scheme
 
@@ -61,4 +62,4 @@ def preset(task: str, *, family: str, scheme: Scheme, llm_width: int) -> Preset:
     for known in TASKS:
         if known == task:
             return table[known]
-    raise BadInput(f"the preset {task!r} is unknown; expected {', '.join(TASKS)}")
+    raise BadInput(f"the preset {unknown_choice(task, TASKS)}")

@@ -19,6 +19,7 @@ from sdrpn.errors import BadInput
 from sdrpn.families.qwen.names import NameTable
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision, qwen_vision_of
 from sdrpn.host.atomic import replacing_directory
+from sdrpn.host.suggestion import unknown_choice
 from sdrpn.method.spec import LlmSpec, ModelSpec
 
 __all__ = ["write_random"]
@@ -43,7 +44,7 @@ def write_random(
     """
     layout = layout or _OLD
     if layout not in (_OLD, _NEW):
-        raise BadInput(f"the layout {layout} is unknown; expected {_OLD} or {_NEW}")
+        raise BadInput(f"the layout {unknown_choice(layout, (_OLD, _NEW))}")
     names = _names(spec.vision.family, layout)
     shapes = tensor_shapes(spec)
     if spec.llm.tied_embeddings:

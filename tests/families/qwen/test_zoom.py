@@ -158,7 +158,7 @@ def test_presets_are_the_official_ones() -> None:
     assert preset("scene", family="qwen2.5-vl", scheme="sd-rpn", llm_width=2048).threshold == 0.15
     assert preset("scene", family="qwen2.5-vl", scheme="sd-rpn", llm_width=3584).threshold == 0.075
     assert preset("search", family="qwen2.5-vl", scheme="sd-rpn", llm_width=3584).gate_threshold is None
-    with pytest.raises(BadInput, match="the preset 'poems' is unknown; expected scene, document"):
+    with pytest.raises(BadInput, match="the preset 'poems' is unknown; expected one of scene, document"):
         preset("poems", family="qwen3-vl", scheme="q-zoom", llm_width=2560)
 
 
