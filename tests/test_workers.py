@@ -60,14 +60,18 @@ def test_the_longest_files_are_there_and_come_first() -> None:
 
 @pytest.mark.parametrize(
     ("workers", "dist", "expected"),
-    [(2, "no", ("loadfile", False)), (2, "loadgroup", ("loadgroup", True)), (None, "no", ("no", True))],
+    [
+        (2, "no", ("loadfile", False, "0")),
+        (2, "loadgroup", ("loadgroup", True, None)),
+        (None, "no", ("no", True, None)),
+    ],
 )
 def test_files_stay_whole_unless_the_command_says_otherwise(
-    workers: int | None, dist: str, expected: tuple[str, bool]
+    workers: int | None, dist: str, expected: tuple[str, bool, str | None]
 ) -> None:
-    option = SimpleNamespace(numprocesses=workers, dist=dist, loadscopereorder=True)
+    option = SimpleNamespace(numprocesses=workers, dist=dist, loadscopereorder=True, maxworkerrestart=None)
     give_whole_files(cast(pytest.Config, SimpleNamespace(option=option)))
-    assert (option.dist, option.loadscopereorder) == expected
+    assert (option.dist, option.loadscopereorder, option.maxworkerrestart) == expected
 
 
 def test_without_pytest_xdist_nothing_changes() -> None:

@@ -30,11 +30,16 @@ LONGEST = (
 
 
 def give_whole_files(config: pytest.Config) -> None:
-    """With `-n`, unless `--dist` says otherwise: files in the order of `longest_first`, each to one process."""
+    """With `-n`, unless `--dist` says otherwise: files in the order of `longest_first`, each to one process.
+
+    A process that crashes ends the run: pytest-xdist replaces it, but then waits forever for the rest of its files.
+    """
     option = config.option
     if getattr(option, "numprocesses", None) and option.dist == "no":
         option.dist = "loadfile"
         option.loadscopereorder = False  # it would begin with the files of most tests
+        if option.maxworkerrestart is None:
+            option.maxworkerrestart = "0"
 
 
 def cores() -> int:

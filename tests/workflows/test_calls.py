@@ -35,7 +35,7 @@ class TestPlanMemory:
         assert plan.step_bytes[64] < plan.step_bytes[256]
 
     def test_a_context_that_the_bundle_does_not_have(self) -> None:
-        with pytest.raises(sdrpn.ContextTooLong, match=r"a context of 9999 is above the bundle's \d+; export with a"):
+        with pytest.raises(sdrpn.ContextTooLong, match=r"a context of 9999 is above the bundle's \d+; name a"):
             sdrpn.plan_memory("demo", contexts=(9999,))
 
     def test_numbers_below_one(self) -> None:
