@@ -32,6 +32,11 @@ Do what the verbs of the command line do, each with a function:
     RelabelRequest    by which
     train_rpn         labels become an RPN
     TrainOptions      every number that decides its weights
+    label_gate        a checkpoint's own answers become labels of when another look helps
+    GateLabelRequest  who is asked, at which views, and what is right
+    train_gate        these labels become a gate
+    GateTrainingRequest  which labels, for which RPN
+    GateOptions       every number that decides its weights
     evaluate_model    how well a model answers, with which way of looking
     inspect_bundle    what a bundle holds, its files compared with its manifest
     inspect_engines   its engines, whether they fit this machine, and their kernels
@@ -93,6 +98,7 @@ if TYPE_CHECKING:
         SdrpnError,
     )
     from sdrpn.frames.thinning import ReadOptions
+    from sdrpn.gate.options import GateOptions
     from sdrpn.method.policy import RoiChange
     from sdrpn.method.roi import RoiPolicy
     from sdrpn.runtime import Answer, Look, Region, Session
@@ -107,6 +113,7 @@ if TYPE_CHECKING:
     from sdrpn.workflows.engine_build import build_engines
     from sdrpn.workflows.evaluate import evaluate_model
     from sdrpn.workflows.export import CalibrationData, export_bundle
+    from sdrpn.workflows.gate_label import GateLabelRequest, label_gate
     from sdrpn.workflows.graph_optimization import optimize_bundle
     from sdrpn.workflows.heads import HeadsRequest, ProposalRequest, find_heads
     from sdrpn.workflows.inspection import inspect_bundle, inspect_engines
@@ -118,6 +125,7 @@ if TYPE_CHECKING:
     from sdrpn.workflows.release_pack import PackRequest, pack_release, sign_release, verify_release
     from sdrpn.workflows.teacher import TeacherRequest
     from sdrpn.workflows.train import train_rpn
+    from sdrpn.workflows.train_gate import GateTrainingRequest, train_gate
     from sdrpn.workflows.triton_repository import TritonRequest, write_triton_repository
     from sdrpn.workflows.verify import verify_bundle
 
@@ -138,6 +146,9 @@ __all__ = [
     "ContextTooLong",
     "EngineMismatch",
     "EngineNotBuilt",
+    "GateLabelRequest",
+    "GateOptions",
+    "GateTrainingRequest",
     "HeadsRequest",
     "InstallRequest",
     "Look",
@@ -170,6 +181,7 @@ __all__ = [
     "inspect_bundle",
     "inspect_engines",
     "install_release",
+    "label_gate",
     "label_questions",
     "list_releases",
     "look_stream",
@@ -181,6 +193,7 @@ __all__ = [
     "roll_back_release",
     "run_demo",
     "sign_release",
+    "train_gate",
     "train_rpn",
     "verify_bundle",
     "verify_release",
@@ -195,6 +208,9 @@ _HOMES = {
     "BuildOptions": "sdrpn.engines",
     "CalibrationData": "sdrpn.workflows.export",
     "CheckpointParts": "sdrpn.workflows.checkpoint_parts",
+    "GateLabelRequest": "sdrpn.workflows.gate_label",
+    "GateOptions": "sdrpn.gate.options",
+    "GateTrainingRequest": "sdrpn.workflows.train_gate",
     "HeadsRequest": "sdrpn.workflows.heads",
     "Look": "sdrpn.runtime",
     "LookRequest": "sdrpn.workflows.look",
@@ -219,6 +235,7 @@ _HOMES = {
     "find_heads": "sdrpn.workflows.heads",
     "inspect_bundle": "sdrpn.workflows.inspection",
     "inspect_engines": "sdrpn.workflows.inspection",
+    "label_gate": "sdrpn.workflows.gate_label",
     "label_questions": "sdrpn.workflows.label",
     "look_stream": "sdrpn.workflows.look",
     "measure_rounding": "sdrpn.workflows.quantize",
@@ -226,6 +243,7 @@ _HOMES = {
     "plan_memory": "sdrpn.workflows.memory_plan",
     "relabel_questions": "sdrpn.workflows.label",
     "run_demo": "sdrpn.workflows.demonstration",
+    "train_gate": "sdrpn.workflows.train_gate",
     "train_rpn": "sdrpn.workflows.train",
     "TritonRequest": "sdrpn.workflows.triton_repository",
     "write_triton_repository": "sdrpn.workflows.triton_repository",

@@ -28,7 +28,7 @@ JOBS = {
     "look and answer": ("demo", "ask", "look", "serve", "mcp", "inspect", "doctor"),
     "make a bundle of a checkpoint": ("export", "compare", "verify", "quantize"),
     "put it on a device": ("targets", "plan", "build", "optimize", "bench", "release", "export-triton"),
-    "train an RPN": ("heads", "label", "relabel", "train", "eval"),
+    "train an RPN": ("heads", "label", "relabel", "train", "gate-label", "eval"),
     "in the shell": ("completion",),
 }
 VERBS = tuple(verb for verbs in JOBS.values() for verb in verbs)

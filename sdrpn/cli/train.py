@@ -7,6 +7,14 @@ The JSON form is an object with these entries:
     loss                    of the last step
     best_threshold          on the held-out labels, after the last step; null where nothing was held out
     validations             step, loss and quality (sdrpn.train.quality.Quality), from before the first step on
+
+With --gate it has these:
+    out, parameters, steps, seconds, loss   as above
+    kind, layers            of the gate
+    samples, held_out       questions that it was trained and measured on
+    threshold               the chosen one
+    before, after           on held-out questions: loss, auc, threshold, share, accuracy, once, twice, curve, and
+                            gain_over_random, its mean height above a gate that draws
 """
 
 from __future__ import annotations
@@ -16,32 +24,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.cli.requests import checkpoint_parts
-from sdrpn.terminal.argument_types import non_negative_number, number_between, positive_int, whole_number
+from sdrpn.terminal.argument_types import positive_int
 from sdrpn.terminal.arguments import add_threads_argument, filled
 from sdrpn.terminal.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.training_arguments import add_gate_options, add_training_options, require_one_training
 
 if TYPE_CHECKING:
     from sdrpn.train.options import TrainOptions
 
-HELP = "train an RPN on labels"
+HELP = "train an RPN, or a gate, on labels"
 DESCRIPTION = """\
 Train a region proposal network on the labels of `sdrpn label`. It starts from copies of the LLM's layers after the
 tap; the layers below are frozen, and the model runs up to the tap only. Writes a folder for `sdrpn export --rpn`. The
-defaults are those of the official training of LLaVA-1.5-7B. Needs the [train] extra.
+defaults are those of the official training of LLaVA-1.5-7B. With --gate a gate is trained instead, on the labels of
+`sdrpn gate-label` and for the RPN of --rpn: the folder has both. Needs the [train] extra.
 
   sdrpn train llava-v1.5-7b --labels labels --out rpn
   sdrpn train my-llava --labels labels --out rpn --tap-layer 12 --rpn-layers 2 --epochs 4 --taps fp16
   accelerate launch -m sdrpn.train llava-v1.5-7b --labels labels --out rpn      # on several GPUs or machines
+  sdrpn train my-llava --gate --rpn rpn --labels gate-labels --out rpn-with-gate
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--labels", metavar="LABELS", type=Path, required=True, help="folder of `sdrpn label`")
+    parser.add_argument(
+        "--labels", metavar="LABELS", type=Path, required=True, help="folder of `sdrpn label` or `gate-label`"
+    )
     parser.add_argument("--out", metavar="RPN_DIR", type=Path, required=True, help="folder to write: new or empty")
-    add_part_arguments(parser)
+    add_part_arguments(parser, with_rpn=True)
     parser.add_argument(
         "--images", metavar="DIR", type=Path, help="folder of the images (default: the one that was labelled)"
     )
@@ -61,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue a training with the same settings in --out")
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
     _add_model_options(parser.add_argument_group("the RPN"))
-    _add_training_options(parser.add_argument_group("the training (defaults: those of --preset)"))
+    add_gate_options(parser.add_argument_group("a gate"))
+    add_training_options(parser.add_argument_group("the training (defaults: those of --preset)"))
     add_model_options(parser, "checkpoint", "base", "vision_tower")
 
 
@@ -77,62 +91,6 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--loss", choices=("bce", "focal"), help="loss of a cell (default: bce)")
 
 
-def _add_training_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--learning-rate", metavar="X", type=non_negative_number, help="highest learning rate")
-    group.add_argument(
-        "--warmup-share",
-        metavar="X",
-        type=number_between(0, 0.99),
-        help="share of the steps for warm-up (default: 0.03)",
-    )
-    group.add_argument(
-        "--weight-decay", metavar="X", type=non_negative_number, help="weight decay of AdamW (default: 0)"
-    )
-    group.add_argument(
-        "--gradient-clip", metavar="X", type=non_negative_number, help="maximum gradient norm (default: 1)"
-    )
-    group.add_argument("--batch", metavar="N", type=positive_int, help="pairs per step, over all processes")
-    group.add_argument(
-        "--micro-batch",
-        metavar="N",
-        type=positive_int,
-        help="pairs that one process runs at once; lower it to save memory",
-    )
-    group.add_argument("--epochs", metavar="N", type=positive_int, help="passes over the pairs")
-    group.add_argument("--steps", metavar="N", type=positive_int, help="number of steps, instead of --epochs")
-    group.add_argument("--limit-pairs", metavar="N", type=positive_int, help="train on the first N pairs only")
-    group.add_argument(
-        "--loss-normalisation",
-        choices=("global", "official"),
-        help="global: over the labelled cells of a step; official: mean of micro-batches (default: global)",
-    )
-    group.add_argument("--precision", choices=("fp32", "bf16"), help="precision of matrix products; weights stay fp32")
-    group.add_argument(
-        "--taps",
-        choices=("fp16", "bf16", "fp32", "none"),
-        help="store the frozen model's tap activations in files, or recompute them in every epoch",
-    )
-    group.add_argument(
-        "--validation-share",
-        metavar="X",
-        type=number_between(0, 0.9),
-        help="share of the images to hold out (default: 0.05)",
-    )
-    group.add_argument(
-        "--validations",
-        metavar="N",
-        type=positive_int,
-        help="number of validations, besides the one before the first step",
-    )
-    group.add_argument(
-        "--split-seed", metavar="N", type=whole_number, help="seed of the choice of held-out images (default: 0)"
-    )
-    group.add_argument(
-        "--save-every", metavar="N", type=positive_int, help="steps between saved states, for --resume (default: 100)"
-    )
-    group.add_argument("--seed", metavar="N", type=whole_number, help="seed of the order of pairs (default: 0)")
-
-
 def run(args: argparse.Namespace) -> int:
     """Train, and print the result."""
     from sdrpn.terminal.output import print_json, print_report, warn
@@ -143,6 +101,9 @@ def run(args: argparse.Namespace) -> int:
 
     require_output_folder("--out", args.out)
     require_output_folder("--taps-dir", args.taps_dir)
+    require_one_training(args)
+    if args.gate:
+        return _run_gate(args)
     request = filled(TrainingRequest, args, checkpoint=checkpoint_parts(args), options=_options(args))
     trained = train(request, progress, warn)
     if args.json and trained.is_main:
@@ -150,6 +111,32 @@ def run(args: argparse.Namespace) -> int:
     elif trained.is_main:
         print_report(trained_text(trained))
         report_written(args.out, "RPN, for `sdrpn export --rpn`")
+    return 0
+
+
+def _run_gate(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from sdrpn.gate.options import GATE_PRESETS
+    from sdrpn.terminal.output import print_json, print_report
+    from sdrpn.terminal.output_file import report_written
+    from sdrpn.terminal.progress import progress
+    from sdrpn.workflows.gate_text import trained_gate_text
+    from sdrpn.workflows.train_gate import GateTrainingRequest, train_gate
+
+    preset = GATE_PRESETS[args.preset]
+    given = {"kind": args.gate_kind, "layers": args.gate_layers, "start": args.gate_start}
+    shared = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(preset)}
+    changes = {name: value for name, value in (shared | given).items() if value is not None}
+    options = dataclasses.replace(preset, **changes)
+    trained = train_gate(
+        filled(GateTrainingRequest, args, checkpoint=checkpoint_parts(args), options=options), progress
+    )
+    if args.json and trained.is_main:
+        print_json(trained.to_json())
+    elif trained.is_main:
+        print_report(trained_gate_text(trained))
+        report_written(args.out, "RPN with a gate, for `sdrpn export --rpn`")
     return 0
 
 

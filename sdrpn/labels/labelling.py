@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +24,13 @@ from numpy.typing import NDArray
 
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
 from sdrpn.families.registry import family_of, seen_of
-from sdrpn.host.atomic import replacing_directory, replacing_file
-from sdrpn.host.json_files import differing_keys, read_json_object
+from sdrpn.host.atomic import replacing_directory
+from sdrpn.host.json_files import read_json_object
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.labels.denoise import FOREGROUND, LabelRule, PseudoLabels, Sinks, denoise, sinks_by_grid, sinks_on
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.labels.questions import DataQuestion
+from sdrpn.labels.run_folder import RUN_NAME, start_run, write_json
 from sdrpn.labels.shards import (
     ATTENTION_COLUMNS,
     LABEL_COLUMNS,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # they import PyTorch, which `sdrpn relabel` does not need
 Floats = NDArray[np.float32]
 
 FORMAT_VERSION = 1
-RUN_NAME, LABELS_NAME = "run.json", "labels.json"
+LABELS_NAME = "labels.json"
 ATTENTION, LABELS = "attention", "labels"
 EARLIER_SINK_LIMIT = 1e-3  # of folders of older releases, which do not say it
 
@@ -106,7 +106,7 @@ def label_questions(
     """
     teacher.require_askable(run.questions, by_layer((*run.heads.grounding, *run.heads.sinks)))
     provenance = run.provenance(teacher)
-    _start(out, provenance, resume=resume)
+    start_run(out, provenance, ATTENTION, resume=resume)
     starts = range(0, len(run.questions), run.shard_questions)
     for index, start in enumerate(starts):
         path = shard_path(out / ATTENTION, index)
@@ -135,7 +135,7 @@ def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any], imag
                     rows.append({**{key: row.get(key) for key in LABEL_COLUMNS}, **found})
             write_shard(folder / path.name, LABEL_COLUMNS, rows, provenance)
     about = {**provenance, "images": str(images.resolve()), "counts": dataclasses.asdict(counts)}
-    _write_json(out / LABELS_NAME, about)
+    write_json(out / LABELS_NAME, about)
     return counts
 
 
@@ -153,34 +153,9 @@ def relabel(source: Path, out: Path, rule: LabelRule) -> Counts:
     provenance = {**about, "rule": dataclasses.asdict(rule)}
     provenance.pop("counts", None)
     with replacing_directory(out) as folder:
-        _write_json(folder / RUN_NAME, provenance)
+        write_json(folder / RUN_NAME, provenance)
         shutil.copytree(source / ATTENTION, folder / ATTENTION)
         return label_attention(folder, rule, provenance, Path(images))
-
-
-def _start(out: Path, provenance: dict[str, Any], *, resume: bool) -> None:
-    """Create the folder, or check that it has the same run."""
-    if not resume or not (out / RUN_NAME).is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise _in_the_way(out, resume=resume)
-        _write_json(out / RUN_NAME, provenance)
-        (out / ATTENTION).mkdir()
-        return
-    differing = differing_keys(
-        json.loads(json.dumps(provenance)), read_json_object(out / RUN_NAME, "name a new folder")
-    )
-    if differing:
-        raise BadInput(
-            f"{out} was started with other settings ({', '.join(differing)}); resume with the same ones, or name a new "
-            "folder"
-        )
-    (out / ATTENTION).mkdir(exist_ok=True)
-
-
-def _in_the_way(out: Path, *, resume: bool) -> BadInput:
-    if resume:
-        return BadInput(f"{out} exists and has no run to resume; name a new folder")
-    return BadInput(f"{out} exists and is not empty; name a new folder, or resume its run", options=("resume",))
 
 
 def _attention_row(teacher: Teacher, question: DataQuestion, heads: HeadChoice) -> dict[str, Any]:
@@ -247,8 +222,3 @@ def _counted(counts: Counts, row: dict[str, Any], labels: PseudoLabels | None) -
     else:
         name = "oversize" if labels.oversize else "no_foreground"
     return dataclasses.replace(counts, **{name: getattr(counts, name) + 1})
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with replacing_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")

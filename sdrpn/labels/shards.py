@@ -122,6 +122,8 @@ def _arrow_types() -> dict[str, Any]:
         "ids": pa.list_(pa.int32()),
         "cells": pa.list_(pa.float32()),
         "labels": pa.list_(pa.int8()),
+        "texts": pa.list_(pa.string()),
+        "flags": pa.list_(pa.bool_()),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ __all__ = [
     "BORDERS",
     "CELL_PX",
     "COLOURS",
+    "MIXED",
     "SEEN",
     "SHAPES",
     "SHIFTED",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in source pixels
 Shape = Literal["rectangle", "hexagon", "arrow", "ticket", "round", "pill"]
 
 CELL_PX = 70  # source pixels per cell of the model's 12 x 12 grid over 840 px
@@ -64,9 +67,13 @@ class SceneStyle:
     plate_h_cells: tuple[float, float] = (1.2, 1.8)
     cap_px: tuple[float, float] = (28, 34)
     advance_px: tuple[float, float] = (26, 31)
+    large: tuple[int, int] = (0, 0)  # how many further tags are so large that one look can read them
+    large_scale: tuple[float, float] = (2.6, 3.4)  # how many times larger their plates and codes are
 
 
 SEEN = SceneStyle()
+# One or two codes that one look can read beside several that it cannot.
+MIXED = SceneStyle(tags=(2, 4), large=(1, 2))
 SHIFTED = SceneStyle(faces=SHIFTED_FACES, shapes=("round", "pill"), backgrounds=("checks", "speckle"))
 
 
@@ -87,6 +94,7 @@ class Tag:
     shape: Shape
     box_xyxy_px: tuple[int, int, int, int]
     digits: tuple[Digit, ...]
+    scale: float = 1.0  # 1: a small one, which one look cannot read
 
     @property
     def code(self) -> str:
@@ -111,26 +119,48 @@ def render_scene(rng: np.random.Generator, style: SceneStyle, codes: tuple[str, 
     side = style.grid_cells * CELL_PX
     image = render_background(rng, str(rng.choice(style.backgrounds)), side)
     draw = ImageDraw.Draw(image)
-    boxes = _free_boxes(rng, style, side)
+    placed = _large_boxes(rng, style, side)
+    placed += [(box, 1.0) for box in _free_boxes(rng, style, side, [box for box, _ in placed])]
     _draw_distractors(rng, draw, side)
     names = rng.permutation(list(COLOURS))
     tags = tuple(
-        _draw_tag(rng, draw, style, box, str(colour), codes[rng.integers(len(codes))])
-        for box, colour in zip(boxes, names, strict=False)
+        _draw_tag(rng, draw, style, box, str(colour), codes[rng.integers(len(codes))], scale)
+        for (box, scale), colour in zip(placed, names, strict=False)
     )
     return Scene(image, tags)
 
 
-def _free_boxes(rng: np.random.Generator, style: SceneStyle, side: int) -> list[tuple[int, int, int, int]]:
-    """At least one box; boxes touch neither each other nor the border."""
-    boxes: list[tuple[int, int, int, int]] = []
+def _large_boxes(rng: np.random.Generator, style: SceneStyle, side: int) -> list[tuple[Box, float]]:
+    """The boxes of the large tags, each with how many times larger it is; at least one where the style has them."""
+    placed: list[tuple[Box, float]] = []
+    if not style.large[1]:
+        return placed
+    wanted = int(rng.integers(style.large[0], style.large[1] + 1))
+    for _ in range(60):
+        scale = float(rng.uniform(*style.large_scale))
+        box = _drawn_box(rng, style, side, scale)
+        if all(_apart(box, other, CELL_PX // 4) for other, _ in placed):
+            placed.append((box, scale))
+        if len(placed) == wanted:
+            break
+    return placed
+
+
+def _drawn_box(rng: np.random.Generator, style: SceneStyle, side: int, scale: float) -> Box:
+    spans = (style.plate_w_cells, style.plate_h_cells)
+    width, height = (round(CELL_PX * scale * rng.uniform(*span)) for span in spans)
+    x, y = (int(rng.integers(4, side - size - 4)) for size in (width, height))
+    return x, y, x + width, y + height
+
+
+def _free_boxes(rng: np.random.Generator, style: SceneStyle, side: int, taken: Sequence[Box]) -> list[Box]:
+    """At least one box; boxes touch neither each other nor those that are taken nor the border."""
+    boxes: list[Box] = []
     wanted = int(rng.integers(style.tags[0], style.tags[1] + 1))
     gap = CELL_PX // 4
     for _ in range(60):
-        width, height = (round(CELL_PX * rng.uniform(*span)) for span in (style.plate_w_cells, style.plate_h_cells))
-        x, y = (int(rng.integers(4, side - size - 4)) for size in (width, height))
-        box = (x, y, x + width, y + height)
-        if all(_apart(box, other, gap) for other in boxes):
+        box = _drawn_box(rng, style, side, 1.0)
+        if all(_apart(box, other, gap) for other in (*taken, *boxes)):
             boxes.append(box)
         if len(boxes) == wanted:
             break
@@ -148,16 +178,17 @@ def _draw_tag(
     box: tuple[int, int, int, int],
     colour: str,
     code: str,
+    scale: float,
 ) -> Tag:
     border = str(rng.choice(list(BORDERS)))
     shape: Shape = style.shapes[rng.integers(len(style.shapes))]
     fill = _jittered(rng, COLOURS[colour])
     draw_plate(draw, shape, box, fill, BORDERS[border])
-    cap, advance = rng.uniform(*style.cap_px), rng.uniform(*style.advance_px)
+    cap, advance = scale * rng.uniform(*style.cap_px), scale * rng.uniform(*style.advance_px)
     face: Face = style.faces[rng.integers(len(style.faces))]
     centre = _code_centre(rng, box, cap, advance)
     digits = draw_code(draw, code, face, centre, cap, advance, ink_on(fill))
-    return Tag(colour, border, shape, box, digits)
+    return Tag(colour, border, shape, box, digits, scale)
 
 
 def _code_centre(

@@ -16,7 +16,7 @@ from sdrpn.tags.task import TRAINED_CODES, tag_sample
 
 __all__ = ["SPLITS", "tags_task"]
 
-SPLITS = ("heldout", "shifted")
+SPLITS = ("heldout", "shifted", "mixed")
 MAX_NEW_TOKENS = 8  # three digits and an end
 UNLABELLED = 64
 UNLABELLED_SEED = 7_000_003  # in the training split, independent of the evaluation's seed

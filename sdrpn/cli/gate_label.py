@@ -1,0 +1,63 @@
+"""`sdrpn gate-label`: a checkpoint's own answers become labels to train a gate on.
+
+The JSON form is that of gate.json: what decides the labels, and `counts` of sdrpn.gate.labelling.GateCounts; with it
+    truth_and_highest   questions by their cases by the true answers and by the best view; null without true answers
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sdrpn.cli.requests import checkpoint_parts
+from sdrpn.terminal.argument_types import positive_int
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.checkpoint_arguments import add_answer_length, add_checkpoint_arguments, add_question_arguments
+from sdrpn.terminal.training_arguments import add_view_arguments
+
+HELP = "turn a checkpoint's answers into labels to train a gate on"
+DESCRIPTION = """\
+Let a checkpoint answer questions at ascending views of each picture, and find which of them another look helps. A model
+that sees squares of one size (LLaVA) answers with one look and with two; one whose pictures have any number of tokens
+(Qwen) at the resolutions of --resolutions. A question is kept where the best views are right and every answer is right
+from some view on. Writes a folder with the answers in Parquet shards, gate.json and report.html. An interrupted run
+loses only the shard in progress; --resume continues from there. Needs the [train] extra.
+
+  sdrpn gate-label my-llava --rpn rpn --data qa.jsonl --images images --out gate-labels
+  sdrpn gate-label my-llava --rpn rpn --data qa.jsonl --images images --out gate-labels --agree-with highest
+  sdrpn gate-label qwen --rpn rpn --data qa.jsonl --images images --out gate-labels --resolutions 128,256,512,1024
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--rpn", metavar="FILE", type=Path, help="as for `sdrpn export`")
+    add_question_arguments(parser)
+    add_answer_length(parser, 128)
+    add_view_arguments(parser)
+    parser.add_argument("--out", metavar="LABELS", type=Path, required=True, help="folder to write: new or empty")
+    parser.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")
+    parser.add_argument(
+        "--shard-questions", metavar="N", type=positive_int, default=256, help="questions per file (default: 256)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was made, and the counts, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Label, and print how many questions there are of each case."""
+    from sdrpn.terminal.output import print_json, print_report
+    from sdrpn.terminal.output_file import report_written, require_output_folder
+    from sdrpn.terminal.progress import progress
+    from sdrpn.workflows.gate_label import GateLabelRequest, label_gate
+    from sdrpn.workflows.gate_text import gate_labels_text
+
+    require_output_folder("--out", args.out)
+    labelled = label_gate(filled(GateLabelRequest, args, checkpoint=checkpoint_parts(args)), progress)
+    if args.json:
+        print_json(labelled.to_json())
+    else:
+        print_report(gate_labels_text(labelled))
+        report_written(args.out, "gate labels, for `sdrpn train --gate`")
+        report_written(labelled.page, "page to look at")
+    return 0

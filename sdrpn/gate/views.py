@@ -1,0 +1,117 @@
+"""The ways in which a model looks at a picture, from the least to the most, and its answer to each. PyTorch.
+
+A model whose pictures have any number of tokens looks at several resolutions; one that sees squares of one size looks
+once, and twice with its RPN.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tokenizers import Tokenizer
+
+from sdrpn.errors import BadInput
+from sdrpn.evaluation.looks import Look, RpnLook
+from sdrpn.evaluation.torch_answerer import TorchAnswerer
+from sdrpn.families.registry import family_of, prompt_of
+from sdrpn.images.image import open_image
+from sdrpn.labels.questions import DataQuestion
+from sdrpn.method.roi import RoiPolicy
+from sdrpn.method.spec import ModelSpec
+from sdrpn.model.base import BaseModel, SdRpnModel
+from sdrpn.text.prompt import Prompt
+
+__all__ = ["ONE_LOOK", "TWO_LOOKS", "Viewer", "model_at_view", "require_views", "view_names"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+ONE_LOOK, TWO_LOOKS = "one look", "two looks"
+
+
+def view_names(spec: ModelSpec, resolutions: Sequence[int]) -> tuple[str, ...]:
+    """The views of a model, from the least on. Raises BadInput for resolutions that it does not have."""
+    require_views(spec, resolutions)
+    return tuple(f"{tokens} tokens" for tokens in resolutions) or (ONE_LOOK, TWO_LOOKS)
+
+
+def require_views(spec: ModelSpec, resolutions: Sequence[int]) -> None:
+    """Raise BadInput where a model cannot look in these ways."""
+    if spec.rpn is None:
+        raise BadInput(
+            "this model has no RPN, so there is no second look for a gate to decide on; name one", options=("rpn",)
+        )
+    if family_of(spec).square(spec.vision) is not None:
+        if resolutions:
+            raise BadInput(
+                f"resolutions are {_listed(resolutions)}; this model turns every picture into "
+                f"{spec.vision.image_tokens} tokens and is asked with one look and with two: leave them out",
+                options=("resolutions",),
+            )
+        return
+    if len(resolutions) < 3 or any(low >= high for low, high in itertools.pairwise(resolutions)):
+        raise BadInput(
+            f"resolutions are {_listed(resolutions) or 'not given'}; expected three or more numbers of image tokens, "
+            "ascending",
+            options=("resolutions",),
+        )
+    for tokens in resolutions:
+        family_of(spec).with_image_tokens(spec.vision, tokens, tokens)
+
+
+def _listed(resolutions: Sequence[int]) -> str:
+    return ", ".join(map(str, resolutions))
+
+
+def model_at_view(model: _Model, view: str) -> _Model:
+    """The model as it looks there: the same modules, which share their weights, with another number of tokens."""
+    if view in (ONE_LOOK, TWO_LOOKS):
+        return model
+    tokens = int(view.split()[0])
+    seen = copy.copy(model)
+    vision = family_of(model.spec).with_image_tokens(model.spec.vision, tokens, tokens)
+    seen.spec = dataclasses.replace(model.spec, vision=vision)
+    return seen
+
+
+class Viewer:
+    """Answers a question at every view, greedily."""
+
+    def __init__(
+        self,
+        model: SdRpnModel,
+        tokenizer: Tokenizer,
+        images: Path,
+        views: Sequence[str],
+        policy: RoiPolicy,
+        max_new_tokens: int,
+    ) -> None:
+        """`policy`: where the second look is; a gate of the model is not asked."""
+        self.model, self.images, self.views = model, images, tuple(views)
+        self.policy, self.max_new_tokens = dataclasses.replace(policy, gate_threshold=-1.0), max_new_tokens
+        self._tokenizer = tokenizer
+        self._seen = {view: TorchAnswerer(model_at_view(model, view), tokenizer) for view in views}
+
+    def prompt(self, question: DataQuestion) -> Prompt:
+        """The prompt of a question."""
+        return prompt_of(self.model.spec, self._tokenizer, question.text)
+
+    def answers(self, question: DataQuestion) -> list[str]:
+        """One per view. Raises BadImage, ContextTooLong."""
+        picture = open_image(self.images / question.image)
+        return [
+            self._seen[view].answer(picture, question.text, self._look(view), self.max_new_tokens).text
+            for view in self.views
+        ]
+
+    def grids(self, question: DataQuestion) -> list[tuple[int, int]]:
+        """Rows and columns of the picture's cells at every view. Raises BadImage."""
+        picture = open_image(self.images / question.image)
+        return [self._seen[view].spec.vision.grid(picture.size).hw for view in self.views]
+
+    def _look(self, view: str) -> Look | None:
+        return RpnLook(self.policy) if view == TWO_LOOKS else None

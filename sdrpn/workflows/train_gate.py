@@ -1,0 +1,108 @@
+"""Train a gate on a folder of gate labels, in one process or in every process of a launcher."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sdrpn.host.field_types import CheckedFields
+from sdrpn.host.libraries import importing_extra
+from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
+from sdrpn.workflows.torch_threads import torch_threads
+
+if TYPE_CHECKING:
+    from sdrpn.gate.gate_folder import GateReport
+    from sdrpn.gate.options import GateOptions
+
+__all__ = ["GateTrainingRequest", "TrainedGate", "train_gate"]
+
+_EXTRA = ("train", "sdrpn train --gate")
+
+
+@dataclass(frozen=True)
+class GateTrainingRequest(CheckedFields):
+    """Which checkpoint and gate labels to train on, and where RPN and gate are written.
+
+    checkpoint: with its RPN, as for the labels; pictures are fitted as for these, whatever its `fit` says
+    labels: folder that `label_gate` wrote
+    out: folder to write: new or empty
+    options: all training settings that decide the weights
+    images: folder of the images; None: the one that was labelled
+    taps_dir: where tap activations are stored; trainings of one checkpoint can share it; None: `taps` in `labels`
+    device: "auto": a GPU if there is one, or the launcher's device
+    threads: of the CPU, in each process of a launcher; None: one per free core, at most OMP_NUM_THREADS
+    """
+
+    checkpoint: CheckpointParts
+    labels: Path
+    out: Path
+    options: GateOptions
+    images: Path | None = None
+    taps_dir: Path | None = None
+    device: Literal["auto", "cpu"] = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainedGate:
+    """The folder that was written, and how the training went.
+
+    is_main: whether this is the launcher's main process, which reports
+    """
+
+    out: Path
+    options: GateOptions
+    report: GateReport
+    is_main: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as `sdrpn train --gate --json` prints it."""
+        from sdrpn.gate.gate_folder import described
+
+        report = self.report
+        return {
+            "out": self.out,
+            "kind": self.options.kind,
+            "layers": self.options.layers if self.options.kind == "layers" else 0,
+            **{name: getattr(report, name) for name in ("samples", "held_out", "parameters", "steps", "seconds")},
+            "loss": report.losses[-1] if report.losses else None,
+            "threshold": report.after.threshold,
+            "before": described(report.before),
+            "after": described(report.after),
+        }
+
+
+def train_gate(request: GateTrainingRequest, progress: ShowProgress = show_nothing) -> TrainedGate:
+    """Train a gate; the folder has it with the RPN, and `export_bundle` takes it as `rpn`.
+
+    Every process of a launcher calls this; one of them shows progress and writes.
+    Raises: BadInput and BadCheckpoint before any work is done; MissingDependency without sdrpn[train]
+    """
+    with importing_extra(*_EXTRA):
+        from sdrpn.gate.gate_set import read_gate_labels
+    labels = read_gate_labels(request.labels)
+    parts = dataclasses.replace(request.checkpoint, fit="crop" if labels.about.get("fit") == "crop" else "pad")
+    parts.look(*_EXTRA)
+    with importing_extra(*_EXTRA):
+        import torch  # noqa: F401
+        from accelerate import Accelerator
+
+    from sdrpn.gate.gate_folder import GateTraining
+    from sdrpn.gate.gate_folder import train_gate as train_on_labels
+
+    accelerator = Accelerator(cpu=request.device == "cpu")
+    with parts.open() as checkpoint, torch_threads(request.threads):
+        asked = GateTraining(
+            checkpoint,
+            labels,
+            request.out,
+            request.options,
+            request.images or labels.images,
+            request.taps_dir or request.labels / "taps",
+        )
+        is_main = bool(accelerator.is_main_process)
+        report = train_on_labels(asked, accelerator, progress if is_main else show_nothing)
+    return TrainedGate(request.out, request.options, report, is_main)
