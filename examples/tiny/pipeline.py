@@ -1,10 +1,11 @@
-"""The whole way to the shipped model: base training, heads, labels, RPN, bundle, evaluation.
+"""The whole way to the shipped model: base training, heads, labels, RPN, gate, bundle, evaluation.
 
     python examples/tiny/pipeline.py --out runs               # about six hours on two cores
     python examples/tiny/pipeline.py --out runs --reduced     # about two minutes, from the shipped checkpoint on
 
 Every step prints its command and is left out where its result is there already, so a run that was broken off goes on.
-Labels and RPN see questions and pictures only, and what the model itself answered: neither boxes nor true answers.
+Labels, RPN and gate see questions and pictures only, and what the model itself answered: neither boxes nor true
+answers.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Sizes:
     finding: tuple[str, ...]
     head_questions: int
     pairs: int
+    gate_pairs: int
     seeds: tuple[int, ...]
     samples: int
     train: tuple[str, ...] = field(default=())
+    train_gate: tuple[str, ...] = field(default=())
 
 
 FULL = Sizes(
@@ -43,6 +46,7 @@ FULL = Sizes(
     finding=(),
     head_questions=600,
     pairs=10_000,
+    gate_pairs=10_000,
     seeds=(0, 1, 2),
     samples=2000,
 )
@@ -51,9 +55,11 @@ REDUCED = Sizes(
     finding=("--steps", "5", "--scenes", "8"),
     head_questions=24,
     pairs=160,
+    gate_pairs=64,
     seeds=(0,),
     samples=3,
     train=("--steps", "60", "--batch", "16", "--validation-share", "0.2"),
+    train_gate=("--steps", "4", "--batch", "8", "--validation-share", "0.3"),
 )
 
 
@@ -85,6 +91,7 @@ def steps(out: Path, sizes: Sizes) -> Iterator[Step]:
         rpn = out / f"rpn-{seed}"
         files = ("--labels", out / "labels", "--taps-dir", out / "taps", "--out", rpn)
         yield Step(verb("train", checkpoint, *files, "--preset", "tiny", "--seed", seed, *sizes.train), rpn)
+    yield from gates(out, sizes, checkpoint)
     yield from results(out, sizes, checkpoint)
 
 
@@ -121,9 +128,22 @@ def labels(out: Path, sizes: Sizes, checkpoint: Path) -> Iterator[Step]:
     yield Step(verb("label", checkpoint, *asked, *chosen, "--out", out / "labels", "--resume"), None)
 
 
+def gates(out: Path, sizes: Sizes, checkpoint: Path) -> Iterator[Step]:
+    """Scenes of mixed difficulty, which of them another look helps, and the gate for the RPN of the first seed."""
+    pairs, rpn = out / "gate-pairs", ("--rpn", out / f"rpn-{sizes.seeds[0]}")
+    mixed = ("--pairs", sizes.gate_pairs, "--seed", 3, "--split", "mixed-train")
+    yield Step(script("make_pairs.py", pairs, *mixed), pairs)
+    asked = ("--data", pairs / "questions.jsonl", "--images", pairs / "images", "--max-new-tokens", 8)
+    labels = out / "gate-labels"
+    label = verb("gate-label", checkpoint, *rpn, *asked, "--agree-with", "highest", "--out", labels, "--resume")
+    yield Step(label, labels / "gate.json")
+    files = ("--gate", *rpn, "--labels", labels, "--out", out / "gate")
+    yield Step(verb("train", checkpoint, *files, "--preset", "tiny", *sizes.train_gate), out / "gate")
+
+
 def results(out: Path, sizes: Sizes, checkpoint: Path) -> Iterator[Step]:
     """The bundle of the first seed, and every method's answers on both splits."""
-    bundle, first = out / "bundle", out / f"rpn-{sizes.seeds[0]}" / "rpn.safetensors"
+    bundle, first = out / "bundle", out / "gate"
     yield Step(verb("export", checkpoint, "--rpn", first, "--precision", "fp16", "--out", bundle), bundle)
     rpns = [word for seed in sizes.seeds for word in ("--rpn", str(out / f"rpn-{seed}" / "rpn.safetensors"))]
     for split in ("heldout", "shifted"):

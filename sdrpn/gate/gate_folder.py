@@ -62,6 +62,7 @@ class GateTraining:
     checkpoint: with its RPN
     images: the folder of images; needed only for taps that are not stored yet
     taps_dir: where taps are stored; trainings may share it
+    rpn_note: what the RPN's file says of it
     """
 
     checkpoint: Checkpoint
@@ -70,6 +71,7 @@ class GateTraining:
     options: GateOptions
     images: Path | None
     taps_dir: Path
+    rpn_note: str = ""
 
     def run(self) -> dict[str, Any]:
         """Everything that determines the weights."""
@@ -282,7 +284,8 @@ def _write(request: GateTraining, spec: ModelSpec, gate: Gate, report: GateRepor
     draw_curve(out / CURVE_NAME, report.after)
     own = request.checkpoint.policy
     policy = ModelPolicy(dataclasses.replace(own.roi, gate_threshold=report.after.threshold), own.origin)
-    note = f"the gate was trained on {report.samples} questions, seed {request.options.seed}"
+    own_note = f"the gate was trained on {report.samples} questions, seed {request.options.seed}"
+    note = "; ".join(text for text in (request.rpn_note, own_note) if text)
     write_rpn(out, spec, read, note=note, policy=policy)
 
 

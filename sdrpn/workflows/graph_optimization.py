@@ -159,7 +159,7 @@ def _save_all(
     for name, graph in variant.graphs.items():
         path = bundle.file(graph.file)
         rewritten: bytes | None = None
-        if attention == GROUP_QUERY:
+        if attention == GROUP_QUERY and graph_named(name).attentions(bundle.spec):  # a probe has none
             rewritten = group_query_graph(path) if graph_named(name).has_caches else multi_head_graph(path)
         save_graph(graph, rewritten or path, bundle.path, work / f"{name}.onnx", threads)
         saved[name] = f"{name}.onnx"

@@ -90,6 +90,7 @@ def train_gate(request: GateTrainingRequest, progress: ShowProgress = show_nothi
         import torch  # noqa: F401
         from accelerate import Accelerator
 
+    from sdrpn.checkpoint.rpn_file import read_rpn
     from sdrpn.gate.gate_folder import GateTraining
     from sdrpn.gate.gate_folder import train_gate as train_on_labels
 
@@ -102,6 +103,7 @@ def train_gate(request: GateTrainingRequest, progress: ShowProgress = show_nothi
             request.options,
             request.images or labels.images,
             request.taps_dir or request.labels / "taps",
+            read_rpn(Path(parts.rpn)).note if parts.rpn is not None else "",
         )
         is_main = bool(accelerator.is_main_process)
         report = train_on_labels(asked, accelerator, progress if is_main else show_nothing)

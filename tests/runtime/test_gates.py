@@ -193,3 +193,19 @@ def test_statistics_of_a_map(strong: tuple[slice, slice], expected: tuple[int, i
     assert found["width"] * 6 == pytest.approx(expected[1])
     assert found["share of cells above 0.5"] * 24 == pytest.approx(expected[0] * expected[1])
     assert 0.98 < found["sharpness"] <= 1
+
+
+def test_graphs_without_attention_are_saved_as_they_are(gated: tuple[Path, SdRpnModel], tmp_path: Path) -> None:
+    import shutil
+
+    from sdrpn.workflows.graph_optimization import optimize_bundle
+
+    shutil.copytree(gated[0], tmp_path / "bundle")
+    with Session.open(tmp_path / "bundle", variant="fused-fp32", threads=1, optimized=False) as session:
+        before = asked(session, gate_threshold=0.0)
+    saved = optimize_bundle(tmp_path / "bundle", variant="fused-fp32")
+    assert "gate" in saved.manifest.graphs
+    with Session.open(tmp_path / "bundle", variant="fused-fp32", threads=1) as session:
+        after = asked(session, gate_threshold=0.0)
+    assert after.gate_score == pytest.approx(before.gate_score, abs=PARITY_ABS)
+    assert after.token_ids == before.token_ids
