@@ -5,8 +5,9 @@
 
 The server is a process of its own. Every answer is compared with what a session answers offline; every second request
 is streamed. Clients ask about rendered scenes, in turns, so that most pictures are known. Memory is the server's, when
-all pictures were asked about once, and at the end. Prints JSON; the exit code is 1 for a wrong answer, or a status of
-500 and above.
+all pictures were asked about once, and at the end. CPU time per answer, of the server and of the clients, does not
+depend on what else the machine does; rates do: where others use it, run this with `chrt -r 1`, which the server
+inherits. Prints JSON; the exit code is 1 for a wrong answer, or a status of 500 and above.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Figures:
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: int = 0
     took_s: float = 0.0
+    server_cpu_s: float = 0.0
+    clients_cpu_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         answered = self.statuses[200]
@@ -63,6 +66,8 @@ class Figures:
             "answers_per_s": round(answered / self.took_s, 3),
             "wrong": self.wrong,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "server_cpu_s_per_answer": round(self.server_cpu_s / max(1, answered), 5),
+            "clients_cpu_s_per_answer": round(self.clients_cpu_s / max(1, answered), 5),
             "latency_s": percentiles(self.seconds),
             "first_token_s": percentiles(self.first_token_s),
             "longest_gap_s": percentiles(self.longest_gap_s),
@@ -130,9 +135,10 @@ async def ask(client: httpx.AsyncClient, asked: Asked, figures: Figures, streame
     figures.wrong += "".join(pieces) != asked.expected
 
 
-async def load(url: str, requests: list[Asked], clients: int, seconds: float) -> Figures:
+async def load(server: Served, requests: list[Asked], clients: int, seconds: float) -> Figures:
     """So many clients, each with one request at a time."""
     figures, start = Figures(), time.perf_counter()
+    server_cpu_s, clients_cpu_s = server.cpu_s(), time.process_time()
 
     async def one_client(number: int, client: httpx.AsyncClient) -> None:
         turn = number
@@ -142,18 +148,40 @@ async def load(url: str, requests: list[Asked], clients: int, seconds: float) ->
 
     limits = httpx.Limits(max_connections=clients)
     headers = {"Content-Type": "application/json"}
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits, headers=headers) as client:
         await asyncio.gather(*(one_client(number, client) for number in range(clients)))
     figures.took_s = time.perf_counter() - start
+    figures.server_cpu_s, figures.clients_cpu_s = server.cpu_s() - server_cpu_s, time.process_time() - clients_cpu_s
     return figures
 
 
-def memory_bytes(process_id: int) -> int:
-    text = Path(f"/proc/{process_id}/status").read_text()
-    return 1024 * int(re.findall(r"VmRSS:\s+(\d+)", text)[0])
+@dataclass(frozen=True)
+class Served:
+    """A server in a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def memory_bytes(self) -> int:
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(re.findall(r"VmRSS:\s+(\d+)", text)[0])
+
+    def cpu_s(self) -> float:
+        """Of all its threads so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def decode_batch(self) -> float:
+        """Tokens of a decode step, on average."""
+        metrics = httpx.get(f"{self.url}/metrics").text
+        steps, tokens = (
+            float(re.findall(rf"^sdrpn:{name}_total{{.*}} (.*)$", metrics, re.MULTILINE)[0])
+            for name in ("decode_steps", "decode_step_tokens")
+        )
+        return round(tokens / steps, 3)
 
 
-def begun(options: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
+def begun(options: argparse.Namespace) -> Served:
     command = [sys.executable, "-m", "sdrpn", "serve", options.bundle, "--port", "0", "--log-format", "none"]
     command += ["--max-stall-ms", str(options.max_stall_ms), "--max-queue", str(options.clients)]
     command += ["--threads", str(options.threads)] if options.threads else []
@@ -162,7 +190,7 @@ def begun(options: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
     assert server.stderr is not None
     for line in server.stderr:
         if "listening on" in line:
-            return server, line.split()[-1]
+            return Served(server, line.split()[-1])
     raise SystemExit("the server did not start")
 
 
@@ -180,21 +208,16 @@ def main() -> int:
     parser.add_argument("--question")
     options = parser.parse_args()
     requests = prepared(options.bundle, options.pictures, options.max_tokens, options.question, options.threads)
-    server, url = begun(options)
+    server = begun(options)
     try:
-        asyncio.run(load(url, requests, 1, options.alone / 4))  # every picture once
-        before = memory_bytes(server.pid)
-        alone = asyncio.run(load(url, requests, 1, options.alone))
-        together = asyncio.run(load(url, requests, options.clients, options.seconds))
-        after = memory_bytes(server.pid)
-        metrics = httpx.get(f"{url}/metrics").text
+        asyncio.run(load(server, requests, 1, options.alone / 4))  # every picture once
+        before = server.memory_bytes()
+        alone = asyncio.run(load(server, requests, 1, options.alone))
+        together = asyncio.run(load(server, requests, options.clients, options.seconds))
+        after, batch = server.memory_bytes(), server.decode_batch()
     finally:
-        server.terminate()
-        server.wait(60)
-    steps, tokens = (
-        float(re.findall(rf"^sdrpn:{name}_total{{.*}} (.*)$", metrics, re.MULTILINE)[0])
-        for name in ("decode_steps", "decode_step_tokens")
-    )
+        server.process.terminate()
+        server.process.wait(60)
     found = {
         "cpu": read_cpu().name,
         "cores": os.cpu_count(),
@@ -203,7 +226,7 @@ def main() -> int:
         "alone": alone.to_json(),
         "together": together.to_json(),
         "times_the_throughput": round(together.to_json()["answers_per_s"] / alone.to_json()["answers_per_s"], 3),
-        "batch": round(tokens / steps, 3),
+        "batch": batch,
         "server_memory_bytes": {"before": before, "after": after},
     }
     print(json.dumps(found, indent=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from sdrpn.runtime.pacing import LEAST_ROWS, Pace
@@ -115,6 +117,31 @@ def test_measurements_follow_what_changes(clock: Clock) -> None:
         ran(clock, pace, "trunk", 64, 0.64)
     steps.step()
     assert pace.part("trunk", 64) == LEAST_ROWS
+
+
+@pytest.mark.parametrize("slow", [1.0, 2.0, 3.0])
+def test_the_bound_is_kept_where_parts_do_not_take_equally_long(clock: Clock, slow: float) -> None:
+    """On a busy machine some take several times as long as others."""
+    pace, chance, waits = Pace(), random.Random(0), list[float]()
+    steps = Steps(clock, pace, 0.2)
+    last = clock.now_s
+
+    def step() -> None:
+        nonlocal last
+        steps.step()
+        waits.append(clock.now_s - last)
+        last = clock.now_s
+
+    pace.attend(0.2, lambda: True, step)
+    for _ in range(200):  # prefills
+        left = 300
+        while left:
+            rows = min(left, pace.part("trunk", left))
+            ran(clock, pace, "trunk", rows, rows * 0.001 * chance.choice((1.0, slow)))
+            left -= rows
+    late = sum(wait > 0.2 for wait in waits[10:])
+    assert late <= len(waits) * 0.01
+    assert max(waits[10:]) < 0.3
 
 
 def test_those_that_end_in_a_step_free_the_prefill(clock: Clock) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions
 from sdrpn.runtime.server.faults import Fault
 from sdrpn.runtime.server.grammar import Grammars
 from sdrpn.runtime.server.requests import ResponseFormat
-from tests.runtime.server.serving import Server, chat_body, scene_url, serving
+from tests.runtime.server.serving import Server, chat_body, data_url, scene_url, serving
 
 SIGN = {
     "type": "object",
@@ -59,8 +62,8 @@ def grammars(server: Server) -> Grammars:
     return server.service.models.current.grammars
 
 
-def ask(server: Server, form: dict[str, Any], **entries: Any) -> dict[str, Any]:
-    body = chat_body(scene_url(), "What is it?", **{"max_tokens": 120, **entries}, response_format=form)
+def ask(server: Server, form: dict[str, Any], url: str | None = None, **entries: Any) -> dict[str, Any]:
+    body = chat_body(url or scene_url(), "What is it?", **{"max_tokens": 120, **entries}, response_format=form)
     body["roi"] = {"enabled": False}
     reply = server.post("/v1/chat/completions", body)
     assert reply.status_code == 200, reply.text
@@ -96,6 +99,24 @@ def test_they_are_valid_a_thousand_times(server: Server, grammars: Grammars) -> 
                 break
             assert len(ids) < 1000
         assert fits_sign(json.loads(tokenizer.decode(ids)))
+
+
+@pytest.mark.slow
+def test_a_thousand_whole_answers_fit(server: Server) -> None:
+    """The same through the graphs, several at once: what the model likes is chance."""
+    form = {"type": "json_schema", "json_schema": {"name": "sign", "schema": SIGN, "strict": True}}
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, "PNG")
+    url = data_url(file.getvalue())
+
+    def answered(seed: int) -> dict[str, Any]:
+        return ask(server, form, url, temperature=2, seed=seed)
+
+    with ThreadPoolExecutor(4) as threads:
+        choices = list(threads.map(answered, range(1000), timeout=600))
+    assert {choice["finish_reason"] for choice in choices} == {"stop"}
+    assert all(fits_sign(json.loads(choice["message"]["content"])) for choice in choices)
+    assert len({choice["message"]["content"] for choice in choices}) > 500
 
 
 def test_any_object(server: Server, grammars: Grammars) -> None:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,9 +39,21 @@ Decoder.step = stuck
 watchdog._GRACE_S = 0.5
 work = watchdog.StuckWork
 watchdog.StuckWork = lambda *all: work(*all, grace_s=0.5)
-serve(ServeRequest("demo", port=0, threads=1, stuck_after_s=0.3, log_format="text"),
+serve(ServeRequest("demo", port=0, threads=1, stuck_after_s=0.5, log_format="text"),
       started=lambda url: print(url, flush=True))
 """
+
+
+def until_closed(url: str) -> Iterator[int]:
+    """The statuses of requests, up to the one whose connection is closed."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            reply = httpx.post(f"{url}/v1/chat/completions", json=chat_body(scene_url(), max_tokens=8), timeout=30)
+        except httpx.TransportError:
+            return
+        yield reply.status_code
+    pytest.fail("the server did not end")
 
 
 def work(running_s: Callable[[], float], cancelled: list[bool]) -> StuckWork:
@@ -97,8 +109,8 @@ def test_a_server_that_is_stuck_ends(stuck: str, exit_code: int, message: str, t
     assert process.stdout is not None
     try:
         url = process.stdout.readline().strip()
-        with pytest.raises(httpx.TransportError):
-            httpx.post(f"{url}/v1/chat/completions", json=chat_body(scene_url(), max_tokens=8), timeout=30)
+        statuses = set(until_closed(url))
+        assert statuses <= {503}  # on a busy machine a first pass may be taken for stuck, and ended
         assert process.wait(30) == exit_code
     finally:
         process.kill()
