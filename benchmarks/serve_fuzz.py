@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--schemathesis", required=True, help="the program of that name")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=1800)
-    parser.add_argument("--examples", type=int, default=500, help="of each endpoint in a round")
+    parser.add_argument("--examples", type=int, default=500, help="most requests per endpoint in a round")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     start, rounds, codes = time.monotonic(), 0, list[int]()

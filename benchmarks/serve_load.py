@@ -167,7 +167,7 @@ class Served:
         return 1024 * int(re.findall(r"VmRSS:\s+(\d+)", text)[0])
 
     def cpu_s(self) -> float:
-        """Of all its threads so far."""
+        """CPU time of all its threads so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
