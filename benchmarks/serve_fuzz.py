@@ -70,12 +70,21 @@ PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/look", "/v1/models", "/me
 
 def fuzzed(options: argparse.Namespace, server: Server, seed: int, seconds: float) -> int:
     """One round. Returns schemathesis' exit code."""
-    command = [options.schemathesis, "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error"]
+    command = [
+        str(Path(options.schemathesis).absolute()),
+        "run",
+        f"{server.url}/openapi.json",
+        "--checks",
+        "not_a_server_error",
+    ]
     # Each reload opens the bundle again, which takes as long as a thousand other requests.
     command += ["--exclude-path", "/admin/reload", "--phases", "coverage,fuzzing", "--workers", "2", "--no-shrink"]
     command += ["--seed", str(seed), "--max-examples", str(options.examples), "--suppress-health-check", "all"]
     command += ["--max-time", str(max(1, int(min(seconds, MOST_ROUND_S)))), "--continue-on-failure"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + MOST_ROUND_S)
+    # It keeps what it found in the folder where it runs.
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=seconds + MOST_ROUND_S, cwd=server.log.parent
+    )
     if done.returncode:
         print(done.stdout[-3000:], file=sys.stderr)
     return done.returncode
