@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--propose",
         nargs="?",
         const="official",
-        choices=("official", "tiny"),
+        metavar="NAME",
         help="also propose K and T, training with this preset of `sdrpn train` (default: official)",
     )
     parser.add_argument(

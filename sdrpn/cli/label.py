@@ -31,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--heads",
         metavar="NAME",
         required=True,
-        help="official-7b or official-13b (LLaVA-1.5), or heads.json of `sdrpn heads`",
+        help="heads.json of `sdrpn heads`, or an official choice of docs/training.md: official-7b, official-13b "
+        "(LLaVA-1.5), ...; an unknown name lists them",
+    )
+    parser.add_argument(
+        "--rule",
+        choices=("sd-rpn", "sd-rpn-margin", "q-zoom"),
+        help="how attention is cleaned (default: the usual rule of the model's family)",
     )
     parser.add_argument("--out", metavar="LABELS", type=Path, required=True, help="folder to write: new or empty")
     parser.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")

@@ -25,15 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("labels", metavar="LABELS", type=Path, help="folder of `sdrpn label`")
     parser.add_argument("--out", metavar="NEW", type=Path, required=True, help="folder to write: new or empty")
-    # The defaults are those of LabelRule, which would load NumPy for --help.
-    shares = (
-        ("foreground", 0.2, "stronger cells are foreground, as a share of the strongest cell"),
-        ("background", 0.1, "weaker cells are background"),
-        ("largest-box", 0.5, "a sample whose box covers this share of the grid is left out"),
+    parser.add_argument(
+        "--rule", choices=("sd-rpn", "sd-rpn-margin", "q-zoom"), default="sd-rpn", help="the rule (default: sd-rpn)"
     )
-    for name, default, text in shares:
+    shares = (
+        ("foreground", "stronger cells are foreground, as a share of the strongest cell"),
+        ("background", "weaker cells are background"),
+        ("largest-box", "a sample whose box covers this share of the grid is left out"),
+    )
+    for name, text in shares:
         parser.add_argument(
-            f"--{name}-share", metavar="X", type=number_between(0, 1), default=default, help=f"{text} ({default:g})"
+            f"--{name}-share", metavar="X", type=number_between(0, 1), help=f"{text} (default: as the rule says)"
         )
     parser.add_argument("--raw", action="store_true", help="no sinks removed, nothing ignored")
     parser.add_argument("--json", action="store_true", help="print counts and rule as JSON")

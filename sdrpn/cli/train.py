@@ -82,12 +82,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--preset",
-        choices=("official", "tiny"),
+        metavar="NAME",
         default="official",
-        help="official: LLaVA-1.5-7B; tiny: a model of a few million parameters on a CPU (default: official)",
+        help="official: LLaVA-1.5-7B; tiny: a model of a few million parameters on a CPU; or one of the published "
+        "models in docs/training.md, which an unknown name lists (default: official)",
     )
     group.add_argument("--tap-layer", metavar="K", type=positive_int, help="LLM layers below the tap")
     group.add_argument("--rpn-layers", metavar="T", type=positive_int, help="layers of the RPN")
+    group.add_argument(
+        "--scheme",
+        choices=("auto", "sd-rpn", "q-zoom"),
+        help="whose RPN it becomes, for families that have both (default: auto, the usual one)",
+    )
     group.add_argument("--loss", choices=("bce", "focal"), help="loss of a cell (default: bce)")
 
 
@@ -117,14 +123,14 @@ def run(args: argparse.Namespace) -> int:
 def _run_gate(args: argparse.Namespace) -> int:
     import dataclasses
 
-    from sdrpn.gate.options import GATE_PRESETS
+    from sdrpn.gate.options import gate_preset_named
     from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.output_file import report_written
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.gate_text import trained_gate_text
     from sdrpn.workflows.train_gate import GateTrainingRequest, train_gate
 
-    preset = GATE_PRESETS[args.preset]
+    preset = gate_preset_named(args.preset)
     given = {"kind": args.gate_kind, "layers": args.gate_layers, "start": args.gate_start}
     shared = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(preset)}
     changes = {name: value for name, value in (shared | given).items() if value is not None}
@@ -143,9 +149,9 @@ def _run_gate(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> TrainOptions:
     import dataclasses
 
-    from sdrpn.train.options import PRESETS
+    from sdrpn.train.options import preset_named
 
-    preset = PRESETS[args.preset]
+    preset = preset_named(args.preset)
     names = [field.name for field in dataclasses.fields(preset)]
     return dataclasses.replace(
         preset, **{name: value for name in names if (value := getattr(args, name, None)) is not None}

@@ -17,8 +17,9 @@ from PIL import Image
 from sdrpn.errors import BadImage, BadInput, ContextTooLong
 from sdrpn.evaluation.region import region_quality
 from sdrpn.evaluation.sample import Sample
+from sdrpn.families.registry import family_named
 from sdrpn.host.progress import Advance, unseen
-from sdrpn.labels.denoise import Sinks, denoise, sinks_by_grid, sinks_on
+from sdrpn.labels.denoise import Sinks, denoise, rule_named, sinks_by_grid, sinks_on
 from sdrpn.labels.head_choice import HeadChoice
 from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.roi import RoiPolicy, decide_crops
@@ -107,7 +108,8 @@ class Survey:
             return None
         grid = self._grid(question.image_wh)
         sinks = _sinks(question.answer, self.answer_sinks, grid.hw)
-        labels = denoise(question.answer.grounding.reshape(grid.hw), sinks.reshape(grid.hw))
+        rule = rule_named(family_named(self.vision.family).label_rule)
+        labels = denoise(question.answer.grounding.reshape(grid.hw), sinks.reshape(grid.hw), rule)
         if not labels.usable or labels.box_cells is None:
             return None
         return grid.box_px_from_cells(labels.box_cells)

@@ -36,7 +36,7 @@ from sdrpn.evaluation.survey import HeadAttention
 from sdrpn.evaluation.vicrop import relative_map, vicrop_box
 from sdrpn.families.registry import family_of, prompt_of
 from sdrpn.labels.attention import Rows, WatchHeads, require_heads, watch_answer
-from sdrpn.labels.denoise import FOREGROUND, Sinks, denoise, sinks_on
+from sdrpn.labels.denoise import FOREGROUND, Sinks, denoise, rule_named, sinks_on
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.method.gate import gate_refusal, gate_score, map_statistics
 from sdrpn.method.grids import ImageGrid, cell_count
@@ -44,6 +44,7 @@ from sdrpn.method.roi import Crop, RoiDecision, decide_crops, roi_logits_from_sc
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.base import SdRpnModel
 from sdrpn.model.looks import crop_tokens, picture_tokens
+from sdrpn.model.vision import LookTokens
 from sdrpn.text.prompt import Prompt, decode_text
 
 __all__ = ["TorchAnswerer"]
@@ -137,7 +138,7 @@ class TorchAnswerer:
         """The attention of some rows to the image; None where no token of the answer has a row."""
         watched = watch_answer(
             self._model,
-            self._image_tokens(picture),
+            LookTokens(self._image_tokens(picture)[None]),
             self._prompt(question),
             by_layer((*heads.grounding, *heads.sinks)),
             grid=self._grid(picture),
@@ -259,13 +260,20 @@ class TorchAnswerer:
         stop_ids = self.spec.prompt.eos_token_ids
         grid = self._grid(picture)
         watched = watch_answer(
-            self._model, image, prompt, heads, grid=grid, max_new_tokens=max_new_tokens, stop_ids=stop_ids
+            self._model,
+            LookTokens(image[None]),
+            prompt,
+            heads,
+            grid=grid,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
         )
         if watched.row_count == 0:
             return "nothing inserted: the model gave no answer that a label can be made from"
         grounding = _mean_over(watched.attention, look.heads, look.heads.grounding)
         sinks = self._sinks(watched.attention, look.heads, look.sinks, grid.hw)
-        labels = denoise(grounding.reshape(grid.hw), sinks.reshape(grid.hw))
+        rule = rule_named(family_of(self.spec).label_rule)
+        labels = denoise(grounding.reshape(grid.hw), sinks.reshape(grid.hw), rule)
         if not labels.usable:
             why = "the label covers too much of the picture" if labels.oversize else "the label has no foreground"
             return f"nothing inserted: {why}"

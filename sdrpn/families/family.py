@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from sdrpn.method.grids import Box, ImageGrid
 from sdrpn.method.preset import Preset
+from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.roi import Crop, PolicyDecide, RoiPolicy
-from sdrpn.method.spec import ModelSpec, Vision
+from sdrpn.method.spec import AskedScheme, ModelSpec, RoiLoss, RpnSpec, Vision
 
 if TYPE_CHECKING:  # neither needs to be installed to import the protocol
     from PIL import Image
@@ -144,6 +145,7 @@ class Family(Protocol):
     usual_prompt_tokens: int  # tokens of a short question, without the image: what engines are tuned for
     # Attention of the sink heads from which on a cell is a sink, where labels are made with such heads.
     label_sink_limit: float
+    label_rule: str  # how attention is cleaned into labels: a name from `sdrpn.labels.denoise.RULES`
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         """Whether a checkpoint's config.json describes a model of this family."""
@@ -248,6 +250,18 @@ class Family(Protocol):
 
     def preset(self, spec: ModelSpec, task: str) -> Preset:
         """The official evaluation's figures for a kind of question. Raises BadInput where there are none."""
+
+    def head_tables(self) -> Mapping[str, HeadTable]:
+        """The official choices of grounding heads, by name."""
+
+    def recipes(self) -> Mapping[str, Recipe]:
+        """The official trainings of RPNs, by name, besides those that `sdrpn.train.options` has."""
+
+    def trained_rpn(self, layers: int, *, loss: RoiLoss = "bce", scheme: AskedScheme = "auto") -> RpnSpec:
+        """The RPN that is trained for such a model, without a gate. Raises BadInput for a scheme that it cannot have.
+
+        scheme: "auto": the family's usual one
+        """
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """From RoI logits (h,w) and the image's size to crops; sinks are known where the RPN has a `sink_query`."""

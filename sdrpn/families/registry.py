@@ -11,6 +11,7 @@ from sdrpn.errors import BadInput
 from sdrpn.families.family import Family
 from sdrpn.host.json_reader import Misfit, read_dataclass, shown
 from sdrpn.method.geometry import Fit, Seen
+from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.spec import ModelSpec, Vision
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ __all__ = [
     "pieces_of",
     "prompt_names",
     "prompt_of",
+    "published_heads",
+    "published_recipes",
     "published_shapes",
     "registered",
     "seen_of",
@@ -100,6 +103,16 @@ def prompt_of(spec: ModelSpec, tokenizer: Tokenizer, question: str) -> Prompt:
 def published_shapes() -> dict[str, ModelSpec]:
     """Published models of every family by name, to plan for before a checkpoint is there."""
     return {name: spec for family in _FAMILIES for name, spec in family_named(family).shapes().items()}
+
+
+def published_heads() -> dict[str, HeadTable]:
+    """The official choices of grounding heads of every family, by name."""
+    return {name: heads for family in _FAMILIES for name, heads in family_named(family).head_tables().items()}
+
+
+def published_recipes() -> dict[str, Recipe]:
+    """The official trainings of RPNs of every family, by name."""
+    return {name: recipe for family in _FAMILIES for name, recipe in family_named(family).recipes().items()}
 
 
 def pieces_of(spec: ModelSpec, tokenizer: Tokenizer, turns: Sequence[Turn]) -> Pieces:

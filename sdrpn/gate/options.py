@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import published_recipes
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.train.options import Precision, TapStore, TrainOptions
 
-__all__ = ["GATE_PRESETS", "GateKind", "GateOptions", "GateStart"]
+__all__ = ["GATE_PRESETS", "GateKind", "GateOptions", "GateStart", "gate_preset_named"]
 
 GateKind = Literal["layers", "probe"]
 GateStart = Literal["copied", "random"]
@@ -97,3 +98,11 @@ GATE_PRESETS: Mapping[str, GateOptions] = {
         layers=1, learning_rate=5e-4, batch=64, micro_batch=64, epochs=6, precision="fp32", taps="fp16"
     ),
 }
+
+
+def gate_preset_named(name: str) -> GateOptions:
+    """One of `GATE_PRESETS`; for a published model the official one. Raises BadInput for an unknown name."""
+    recipes = published_recipes()
+    if name not in GATE_PRESETS and name not in recipes:
+        raise BadInput(f"the preset {name!r} is unknown; expected {', '.join((*GATE_PRESETS, *recipes))}")
+    return GATE_PRESETS[name if name in GATE_PRESETS else "official"]

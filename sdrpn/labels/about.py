@@ -26,4 +26,9 @@ def read_about_labels(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{path} has the images {about['images']!r}; expected the name of a folder: label again")
     if about.get("fit", "pad") not in get_args(Seen):
         raise BadInput(f"{path} has the fit {about['fit']!r}; expected {' or '.join(get_args(Seen))}: label again")
+    tokens = about.get("image_tokens")
+    if tokens is not None and not (
+        isinstance(tokens, list) and len(tokens) == 2 and all(type(count) is int for count in tokens)
+    ):
+        raise BadInput(f"{path} has the image_tokens {tokens!r}; expected the least and the most: label again")
     return about

@@ -20,12 +20,27 @@ from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.spec import LlmSpec
 from sdrpn.model.base import SdRpnModel
+from sdrpn.model.generation import Generated, continue_batch
 from sdrpn.model.layer_stack import LayerStack
-from sdrpn.model.layers import Attention, DecoderLayer, KvCache, causal_mask, rotary, rotate
-from sdrpn.model.positions import RowPositions, prompt_positions
+from sdrpn.model.layers import Attention, DecoderLayer, KvCache, causal_mask, rotary, rotate, unpadded
+from sdrpn.model.prompt_batch import PromptBatch, Start, prompt_batch
+from sdrpn.model.prompt_rows import PromptRows, plain_rows
+from sdrpn.model.vision import LookTokens
 from sdrpn.text.prompt import Prompt
 
-__all__ = ["Rows", "WatchHeads", "WatchedAnswer", "all_heads", "require_heads", "watch_answer"]
+__all__ = [
+    "Heads",
+    "Rows",
+    "WatchHeads",
+    "WatchedAnswer",
+    "WatchedPrompt",
+    "all_heads",
+    "require_heads",
+    "require_room",
+    "watch_answer",
+    "watch_answers",
+    "watched_prompt",
+]
 
 # Whose attention is recorded. "answer": the rows of the answer's tokens, the last of which predicts the end (the
 # official choice). "predicting": the rows that predict these tokens. "last-prompt": the row of the prompt's last token.
@@ -47,10 +62,42 @@ def all_heads(llm: LlmSpec) -> dict[int, range]:
     return {layer: range(llm.heads) for layer in range(llm.layers)}
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, eq=False)
+class WatchedPrompt:
+    """A prompt whose answer is watched.
+
+    rows: the prompt; image: the place of the image's tokens among them
+    start: equal for prompts that are the same up to the image's last row
+    text_ids: the ids around the image, for the repetition penalty
+    given_ids: the answer's tokens, instead of the model's own
+    """
+
+    rows: PromptRows
+    image: slice
+    start: Start
+    text_ids: tuple[int, ...] = ()
+    given_ids: tuple[int, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """The number of rows."""
+        return self.rows.embeds.shape[1]
+
+
+def watched_prompt(
+    model: SdRpnModel, look: LookTokens, prompt: Prompt, grid: ImageGrid, given_ids: Sequence[int] | None = None
+) -> WatchedPrompt:
+    """The prompt of a question about a picture that `look` is at; `grid`: the cells over it."""
+    rows = plain_rows(model, look, prompt.ids_before, prompt.ids_after, grid)
+    image = slice(len(prompt.ids_before), len(prompt.ids_before) + look.embeds.shape[1])
+    given = None if given_ids is None else tuple(given_ids)
+    start = (look, tuple(prompt.ids_before)), image.stop
+    return WatchedPrompt(rows, image, start, (*prompt.ids_before, *prompt.ids_after), given)
+
+
 def watch_answer(
     model: SdRpnModel,
-    image_embeds: Tensor,
+    look: LookTokens,
     prompt: Prompt,
     heads: Heads,
     *,
@@ -63,53 +110,116 @@ def watch_answer(
     """Answer greedily, without a second pass, and record the attention of `heads` to the image.
 
     Args:
-        image_embeds: (C,D)
+        look: (1,C,D)
         grid: the cells over the picture
         heads: layer -> heads, any layers of the LLM
         given_ids: the answer's tokens, instead of the model's own; layers above the highest of `heads` do not run
     Raises BadInput for a head that the model does not have, ContextTooLong.
     """
-    llm = model.spec.llm
-    require_heads(llm, heads)
-    room = max_new_tokens if given_ids is None else len(given_ids)
-    length = len(prompt.ids_before) + len(image_embeds) + len(prompt.ids_after)
-    if length + room > llm.max_context:
-        raise ContextTooLong(
-            f"a prompt of {length} tokens and an answer of up to {room} need {length + room} positions; the model has "
-            f"{llm.max_context}: shorten the question or the answer"
-        )
-    layers, top = LayerStack(model), max(heads) + 1
-    before, after = (_embed(model, ids) for ids in (prompt.ids_before, prompt.ids_after))
-    embeds = torch.cat((before, image_embeds, after))[None]
-    cache = KvCache()
-    # The prompt's last token runs later, with the answer. Layers above the highest head run only for own answers.
-    placed = prompt_positions(model.spec, len(before), grid, len(after))
-    first = placed.rows(0, length - 1, embeds.device)
-    layers.run(embeds[:, :-1], first, cache, last=None if given_ids is None else top)
+    asked = watched_prompt(model, look, prompt, grid, given_ids)
+    (found,) = watch_answers(model, [asked], heads, rows=rows, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+    return found
 
-    if given_ids is None:
-        token_ids, fed = _generate(
-            model, layers, embeds[:, -1:], length - 1, placed, cache.fork(), max_new_tokens, stop_ids
+
+def require_room(model: SdRpnModel, prompt: WatchedPrompt, max_new_tokens: int) -> None:
+    """Raise ContextTooLong for a prompt that leaves no room for the answer."""
+    room, limit = max_new_tokens if prompt.given_ids is None else len(prompt.given_ids), model.spec.llm.max_context
+    if prompt.length + room > limit:
+        raise ContextTooLong(
+            f"a prompt of {prompt.length} tokens and an answer of up to {room} need {prompt.length + room} positions; "
+            f"the model has {limit}: shorten the question or the answer"
         )
-    else:
-        token_ids, fed = tuple(given_ids), len(given_ids)
-    chunk = torch.cat((embeds[0, -1:], _embed(model, token_ids[:fed])))[None]
-    wanted = {"answer": slice(1, 1 + fed), "predicting": slice(0, len(token_ids)), "last-prompt": slice(0, 1)}[rows]
-    image = slice(len(before), len(before) + len(image_embeds))
-    with WatchHeads(layers.layers, heads, wanted, image) as watch:
-        layers.run(chunk, placed.rows(length - 1, length - 1 + chunk.shape[1], chunk.device), cache, last=top)
-    return WatchedAnswer(token_ids, len(range(*wanted.indices(chunk.shape[1]))), watch.means)
+
+
+@torch.inference_mode()
+def watch_answers(
+    model: SdRpnModel,
+    prompts: Sequence[WatchedPrompt],
+    heads: Heads,
+    *,
+    rows: Rows = "answer",
+    max_new_tokens: int = 128,
+    stop_ids: Collection[int] = (),
+) -> list[WatchedAnswer]:
+    """The same for several prompts in one batch, of which either all or none have given answers."""
+    require_heads(model.spec.llm, heads)
+    for prompt in prompts:
+        require_room(model, prompt, max_new_tokens)
+    given = [prompt.given_ids for prompt in prompts if prompt.given_ids is not None]
+    if given and len(given) < len(prompts):
+        raise ValueError("some prompts have given answers, and some have not")
+    batch = prompt_batch([prompt.rows for prompt in prompts], [prompt.start for prompt in prompts])
+    layers, top = LayerStack(model), max(heads) + 1
+    # The prompts' last tokens run later, with the answers. Layers above the highest head run only for own answers.
+    cache = batch.prefilled(layers, top if given else None)
+    answers: Sequence[Generated] = given or continue_batch(
+        model,
+        layers,
+        batch,
+        cache.fork(),
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        penalty=model.spec.prompt.repetition_penalty,
+        prompt_ids=[prompt.text_ids for prompt in prompts],
+    )
+    # A token that ends an answer at the limit predicts nothing, so it is never run.
+    cut = 0 if given else max_new_tokens
+    fed = [len(answer) - (len(answer) == cut and cut > 0) for answer in answers]
+    return _watched(model, layers, batch, cache, prompts, answers, fed, heads, rows)
+
+
+def _watched(
+    model: SdRpnModel,
+    layers: LayerStack,
+    batch: PromptBatch,
+    cache: KvCache,
+    prompts: Sequence[WatchedPrompt],
+    answers: Sequence[Generated],
+    fed: Sequence[int],
+    heads: Heads,
+    rows: Rows,
+) -> list[WatchedAnswer]:
+    """Run the prompts' last tokens and the answers again, up to the highest head; shorter answers end early."""
+    last, most = batch.rows - 1, max(fed)
+    ids = [(*answer[:count], *[0] * (most - count)) for answer, count in zip(answers, fed, strict=True)]
+    embeds, features = batch.last_row()
+    chunk = torch.cat((embeds, _embed(model, ids)), dim=1)
+    wanted = [
+        {"answer": slice(1, 1 + count), "predicting": slice(0, len(answer)), "last-prompt": slice(0, 1)}[rows]
+        for answer, count in zip(answers, fed, strict=True)
+    ]
+    images = [
+        slice(batch.place(number, prompt.image.start), batch.place(number, prompt.image.stop - 1) + 1)
+        for number, prompt in enumerate(prompts)
+    ]
+    features = tuple(functional.pad(feature, (0, 0, 0, most)) for feature in features)
+    with WatchHeads(layers.layers, heads, wanted, images) as watch:
+        positions = batch.positions(last, last + 1 + most)
+        layers.run(chunk, positions, cache, last=max(heads) + 1, deepstack=features)
+    return [
+        WatchedAnswer(answer, part.stop - part.start, {layer: found[place] for layer, found in watch.found.items()})
+        for place, (answer, part) in enumerate(zip(answers, wanted, strict=True))
+    ]
 
 
 class WatchHeads:
     """Inside the block, records the mean over rows of the attention of some heads to a span of tokens.
 
-    The layers must run with a cache, under their own indices. `means`: layer -> (requested heads, span).
+    The layers must run with a cache, under their own indices. For a batch, `rows` and `span` are those of each
+    sequence, and `found` is layer -> (requested heads, span) of each; for one, `means` has its own.
     """
 
-    def __init__(self, layers: Sequence[DecoderLayer], heads: Heads, rows: slice, span: slice) -> None:
-        self.means: dict[int, NDArray[np.float32]] = {}
-        self._heads, self._rows, self._span = heads, rows, span
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        heads: Heads,
+        rows: slice | Sequence[slice],
+        span: slice | Sequence[slice],
+    ) -> None:
+        self.found: dict[int, list[NDArray[np.float32]]] = {}
+        self._heads = heads
+        self._rows = [rows] if isinstance(rows, slice) else list(rows)
+        self._spans = [span] if isinstance(span, slice) else list(span)
         self._modules = {layer: layers[layer].attention for layer in heads}
         self._hooks: list[Any] = []
 
@@ -121,59 +231,61 @@ class WatchHeads:
         for hook in self._hooks:
             hook.remove()
 
+    @property
+    def means(self) -> dict[int, NDArray[np.float32]]:
+        """Layer -> (requested heads, span), of the only sequence."""
+        return {layer: of_one for layer, (of_one,) in self.found.items()}
+
     def _gather(self, module: Attention, inputs: tuple[Tensor, Tensor, KvCache, int], output: Tensor) -> None:
         x, positions, cache, layer = inputs
-        keys, asked = cache.keys(layer), self._rows
-        rows = torch.arange(keys.shape[2] - x.shape[1], keys.shape[2], device=x.device)  # the new ones are the last
-        weights = _attention_rows(module, x[:, asked], positions[:, asked], rows[asked], keys, self._heads[layer])
-        sums = weights[0, :, :, self._span].sum(dim=1)  # (heads,C)
-        mean = sums / max(1, weights.shape[2])
-        self.means[layer] = mean.cpu().numpy()
+        keys, count = cache.keys(layer), x.shape[1]
+        own = [range(count)[part] for part in self._rows]
+        # Those that any sequence asks for.
+        asked = slice(min((part.start for part in own if part), default=0), max(part.stop for part in own))
+        rows = torch.arange(keys.shape[2] - count, keys.shape[2], device=x.device)[asked]  # the new ones are the last
+        weights = _attention_rows(
+            module, x[:, asked], positions[:, asked], rows, keys, self._heads[layer], cache.padding
+        )
+        self.found[layer] = [
+            (weight[:, part.start - asked.start : part.stop - asked.start, span].sum(dim=1) / max(1, len(part)))
+            .cpu()
+            .numpy()
+            for weight, part, span in zip(weights, own, self._spans, strict=True)
+        ]
 
 
 def _attention_rows(
-    attention: Attention, x: Tensor, positions: Tensor, rows: Tensor, keys: Tensor, heads: Sequence[int]
+    attention: Attention,
+    x: Tensor,
+    positions: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    heads: Sequence[int],
+    padding: Tensor | None = None,
 ) -> Tensor:
-    """x (1,S,D) of `rows` (S,) at `positions`, keys (1,H_kv,N,d) -> softmax weights (1,heads,S,N), in float32."""
+    """x (B,S,D) of `rows` (S,) at `positions`, keys (B,H_kv,N,d) -> softmax weights (B,heads,S,N), in float32."""
     llm = attention.llm
     chosen = torch.tensor(list(heads), device=x.device)
-    weight = attention.q.weight.reshape(llm.heads, llm.head_dim, -1)[chosen].flatten(0, 1)
-    cos, sin = rotary(llm, positions)
-    query = rotate(attention.split_heads(functional.linear(x, weight)), cos, sin)  # (1,heads,S,d)
+
+    def of_chosen(parameter: Tensor) -> Tensor:
+        of_each = parameter.reshape(llm.heads, llm.head_dim, *parameter.shape[1:])
+        return of_each[chosen].flatten(0, 1)
+
+    bias = None if attention.q.bias is None else of_chosen(attention.q.bias)
+    query = attention.split_heads(functional.linear(x, of_chosen(attention.q.weight), bias))  # (B,heads,S,d)
+    query = rotate(attention.q_norm(query), *rotary(llm, positions))
     own_keys = keys[:, chosen // (llm.heads // llm.kv_heads)]  # several query heads may share a key head
     logits = query.float() @ own_keys.float().transpose(2, 3) / llm.head_dim**0.5
-    hidden = ~causal_mask(rows, keys.shape[2], llm.sliding_window)
-    weights: Tensor = logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    seen = causal_mask(rows, keys.shape[2], llm.sliding_window)
+    if padding is not None:
+        seen = unpadded(seen, rows, padding)
+    weights: Tensor = logits.masked_fill(~seen, float("-inf")).softmax(dim=-1)
     return weights
 
 
-def _generate(
-    model: SdRpnModel,
-    layers: LayerStack,
-    embeds: Tensor,
-    start: int,
-    placed: RowPositions,
-    cache: KvCache,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-) -> tuple[tuple[int, ...], int]:
-    """Generate greedily from the prompt's last row; returns the tokens and how many of them were fed back."""
-    token_ids: list[int] = []
-    while len(token_ids) < max_new_tokens:
-        here = start + len(token_ids)
-        row = layers.run(embeds, placed.rows(here, here + 1, embeds.device), cache)[:, -1]
-        token_id = int(model.tail.head(model.tail.norm(row))[0].argmax())
-        if token_id in stop_ids:
-            return tuple(token_ids), len(token_ids)
-        token_ids.append(token_id)
-        embeds = _embed(model, [token_id])[None]
-    # The last token predicts nothing, so it is never run.
-    return tuple(token_ids), max(0, len(token_ids) - 1)
-
-
-def _embed(model: SdRpnModel, ids: Sequence[int]) -> Tensor:
-    """(len(ids),D)."""
-    embeds: Tensor = model.embed(torch.tensor(list(ids), dtype=torch.long, device=model.embed.weight.device))
+def _embed(model: SdRpnModel, ids: Sequence[Sequence[int]]) -> Tensor:
+    """(B,n) -> (B,n,D)."""
+    embeds: Tensor = model.embed(torch.tensor(ids, dtype=torch.long, device=model.embed.weight.device))
     return embeds
 
 

@@ -7,6 +7,7 @@ out of training. Images have h x w cells.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,10 +22,12 @@ __all__ = [
     "BACKGROUND",
     "FOREGROUND",
     "IGNORED",
+    "RULES",
     "LabelRule",
     "PseudoLabels",
     "Sinks",
     "denoise",
+    "rule_named",
     "sinks_by_grid",
     "sinks_on",
     "usual_sinks",
@@ -51,12 +54,20 @@ class LabelRule:
     background_share: weaker cells outside the foreground's box are background
     largest_box_share: a box of this share of the grid or more is uninformative: the sample is ignored
     raw: no cleaning at all, for comparison: sinks count, and every cell that is not foreground is background
+    box_margin: cells by which the box is larger than the foreground, on each side
+    least_peak: attention of the strongest cell, below which a sample is uninformative
+    padding_is_background: cells that show nothing but padding are background, whatever attends to them
+    sink_limit: attention of the sink heads from which on a cell is a sink; None: the usual one of the model's family
     """
 
     foreground_share: float = 0.2
     background_share: float = 0.1
     largest_box_share: float = 0.5
     raw: bool = False
+    box_margin: int = 0
+    least_peak: float = 0.0
+    padding_is_background: bool = False
+    sink_limit: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.background_share <= self.foreground_share < 1:
@@ -66,6 +77,33 @@ class LabelRule:
             )
         if not 0 < self.largest_box_share <= 1:
             raise BadInput(f"largest_box_share is {self.largest_box_share}; expected a number above 0, at most 1")
+        if self.box_margin < 0 or not 0 <= self.least_peak < 1:
+            raise BadInput(f"box_margin is {self.box_margin} and least_peak {self.least_peak}; expected none below 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """For provenance. Entries that older releases did not know are left out where they change nothing."""
+        known = ("foreground_share", "background_share", "largest_box_share", "raw")
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in known or getattr(self, field.name) != field.default
+        }
+
+
+_MARGIN = LabelRule(box_margin=1, least_peak=5e-3, padding_is_background=True, sink_limit=1e-3)
+# The official rules: SD-RPN's for LLaVA-1.5 and for models with grids of any shape, and Q-Zoom's.
+RULES: Mapping[str, LabelRule] = {
+    "sd-rpn": LabelRule(),
+    "sd-rpn-margin": _MARGIN,
+    "q-zoom": dataclasses.replace(_MARGIN, foreground_share=0.25, background_share=0.05, sink_limit=1e-2),
+}
+
+
+def rule_named(name: str) -> LabelRule:
+    """One of `RULES`. Raises BadInput for an unknown name."""
+    if name not in RULES:
+        raise BadInput(f"the rule {name!r} is unknown; expected {', '.join(RULES)}")
+    return RULES[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +120,15 @@ class PseudoLabels:
         return bool((self.cells != IGNORED).any())
 
 
-def denoise(grounding: Floats, sinks: Bool, rule: LabelRule | None = None) -> PseudoLabels:
+def denoise(
+    grounding: Floats, sinks: Bool, rule: LabelRule | None = None, picture_cells: Box | None = None
+) -> PseudoLabels:
     """Label the cells of one sample.
 
     Args:
         grounding: (h,w), attention of the grounding heads to the image
         sinks: (h,w), cells that are sinks
+        picture_cells: cells that show any of the picture, where it was padded; None: all do
     Returns: labels on the grid; a sink outside the box is background, as in the official code.
     Raises BadInput for shapes that are not a grid, or values that are not finite.
     """
@@ -95,18 +136,23 @@ def denoise(grounding: Floats, sinks: Bool, rule: LabelRule | None = None) -> Ps
     _check_attention(grounding, sinks)
     if rule.raw:
         return _raw_labels(grounding, rule.foreground_share)
-    strength = np.where(sinks, 0.0, grounding)
+    outside = np.zeros(grounding.shape, np.bool_)
+    if rule.padding_is_background and picture_cells is not None:
+        outside[:] = True
+        outside[_slices(picture_cells)] = False
+    strength = np.where(sinks | outside, 0.0, grounding)
     peak = strength.max()
     foreground = (strength > rule.foreground_share * peak) & (strength > 0)
     cells = np.full(strength.shape, IGNORED, np.int8)
-    if not foreground.any():
+    if not foreground.any() or peak < rule.least_peak:
         return PseudoLabels(cells, None)
-    box = _box_around(foreground)
-    x1, y1, x2, y2 = box
+    box = x1, y1, x2, y2 = _grown(_box_around(foreground), rule.box_margin, cells.shape)
     if (x2 - x1) * (y2 - y1) >= rule.largest_box_share * cells.size:
         return PseudoLabels(cells, box, oversize=True)
-    cells[strength < rule.background_share * peak] = BACKGROUND
-    cells[y1:y2, x1:x2] = IGNORED
+    # Outside the picture only sinks do not count: what attends to padding is background anyway.
+    cells[np.where(sinks, 0.0, grounding) < rule.background_share * peak] = BACKGROUND
+    cells[_slices(box)] = IGNORED
+    cells[outside] = BACKGROUND
     cells[foreground] = FOREGROUND
     return PseudoLabels(cells, box)
 
@@ -157,6 +203,16 @@ def _check_attention(grounding: Floats, sinks: Bool) -> None:
         raise BadInput(f"attention has the shape {grounding.shape} and sinks {sinks.shape}; expected one (h, w)")
     if not np.isfinite(grounding).all():
         raise BadInput("attention has values that are not finite; expected softmax weights: try another precision")
+
+
+def _grown(box: Box, margin: int, hw: tuple[int, ...]) -> Box:
+    x1, y1, x2, y2 = box
+    return max(0, x1 - margin), max(0, y1 - margin), min(hw[1], x2 + margin), min(hw[0], y2 + margin)
+
+
+def _slices(box: Box) -> tuple[slice, slice]:
+    x1, y1, x2, y2 = box
+    return slice(y1, y2), slice(x1, x2)
 
 
 def _box_around(fired: Bool) -> Box:

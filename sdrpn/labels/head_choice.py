@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import published_heads
 from sdrpn.host.atomic import replacing_file
 
-__all__ = ["HEADS_NAME", "PRESETS", "Head", "HeadChoice", "by_layer", "read_heads", "write_heads"]
+__all__ = ["HEADS_NAME", "Head", "HeadChoice", "by_layer", "read_heads", "write_heads"]
 
 Head: TypeAlias = tuple[int, int]  # layer, head
 
@@ -25,26 +26,18 @@ class HeadChoice:
 
     name: str
     grounding: tuple[Head, ...]
-    # Heads whose mean attention shows the sinks of each image, by the official limit; without them, sinks are the cells
-    # that the grounding heads attend to for any question.
+    # Heads whose mean attention shows the sinks of each image, by the official limit.
     sinks: tuple[Head, ...] = ()
+    # Without them: whether sinks are the cells that the grounding heads attend to for any question, or there are none.
+    usual_sinks: bool = True
 
     def __post_init__(self) -> None:
         if not self.grounding:
             raise BadInput("no grounding head was chosen; expected at least one pair of layer and head")
 
 
-def _heads(layers: dict[int, Sequence[int]]) -> tuple[Head, ...]:
+def _heads(layers: Mapping[int, Sequence[int]]) -> tuple[Head, ...]:
     return tuple((layer, head) for layer, heads in layers.items() for head in heads)
-
-
-# The official code's choices for LLaVA-1.5.
-PRESETS = {
-    "official-7b": HeadChoice("official-7b", _heads({14: (13, 24, 26)}), _heads({2: range(32)})),
-    "official-13b": HeadChoice(
-        "official-13b", _heads({16: (2, 21, 30), 15: (2,), 13: (21, 23, 26)}), _heads({16: (17, 22)})
-    ),
-}
 
 
 def by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
@@ -57,11 +50,13 @@ def by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
 
 def read_heads(name: str) -> HeadChoice:
     """A preset by name, or a file or folder written by `sdrpn heads`. Raises BadInput."""
-    if name in PRESETS:
-        return PRESETS[name]
+    presets = published_heads()
+    if name in presets:
+        table = presets[name]
+        return HeadChoice(name, _heads(table.grounding), _heads(table.sinks), usual_sinks=False)
     path = Path(name) / HEADS_NAME if Path(name).is_dir() else Path(name)
     if not path.is_file():
-        raise BadInput(f"{name} is neither a file nor one of {', '.join(PRESETS)}; write one with `sdrpn heads`")
+        raise BadInput(f"{name} is neither a file nor one of {', '.join(presets)}; write one with `sdrpn heads`")
     try:
         value = json.loads(path.read_text("utf-8"))
         if value["format_version"] != FORMAT_VERSION:

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
-from sdrpn.families.registry import family_of, seen_of
+from sdrpn.families.registry import family_of
 from sdrpn.host.atomic import replacing_directory
 from sdrpn.host.json_files import read_json_object
 from sdrpn.host.progress import Advance, unseen
+from sdrpn.images.square import cells_of_square
 from sdrpn.labels.denoise import FOREGROUND, LabelRule, PseudoLabels, Sinks, denoise, sinks_by_grid, sinks_on
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.labels.questions import DataQuestion
@@ -52,6 +53,7 @@ Floats = NDArray[np.float32]
 FORMAT_VERSION = 1
 LABELS_NAME = "labels.json"
 ATTENTION, LABELS = "attention", "labels"
+BATCHES_AHEAD = 4  # whose pictures are encoded together, so that questions of similar length can be batched
 EARLIER_SINK_LIMIT = 1e-3  # of folders of older releases, which do not say it
 
 
@@ -70,13 +72,19 @@ class Counts:
 
 @dataclass(frozen=True)
 class LabelRun:
-    """The inputs of a label folder."""
+    """The inputs of a label folder.
+
+    image_tokens: least and most of a picture, where they are not the checkpoint's own
+    batch: questions that are answered at once; the labels do not depend on it
+    """
 
     checkpoint_sha256: str
     questions: tuple[DataQuestion, ...]
     heads: HeadChoice
     rule: LabelRule = dataclasses.field(default_factory=LabelRule)
     shard_questions: int = 256
+    image_tokens: tuple[int, int] | None = None
+    batch: int = 1
 
     def provenance(self, teacher: Teacher) -> dict[str, Any]:
         """Everything that determines the labels."""
@@ -85,15 +93,17 @@ class LabelRun:
             "format_version": FORMAT_VERSION,
             "checkpoint_sha256": self.checkpoint_sha256,
             "precision": str(teacher.model.embed.weight.dtype).removeprefix("torch."),
-            "fit": seen_of(teacher.model.spec),
+            "fit": teacher.seen,
             "questions": len(self.questions),
             "questions_sha256": data,
-            **dataclasses.asdict(teacher.options),
+            **teacher.options.to_json(),
             "grounding_heads": [list(head) for head in self.heads.grounding],
             "sink_heads": [list(head) for head in self.heads.sinks],
+            **({} if self.heads.usual_sinks or self.heads.sinks else {"usual_sinks": False}),
             "sink_limit": family_of(teacher.model.spec).label_sink_limit,
-            "rule": dataclasses.asdict(self.rule),
+            "rule": self.rule.to_json(),
             "shard_questions": self.shard_questions,
+            **({} if self.image_tokens is None else {"image_tokens": list(self.image_tokens)}),
         }
 
 
@@ -112,10 +122,10 @@ def label_questions(
         path = shard_path(out / ATTENTION, index)
         if not path.exists():
             questions = run.questions[start : start + run.shard_questions]
-            rows = []
-            for done, question in enumerate(questions, start=start + 1):
-                rows.append(_attention_row(teacher, question, run.heads))
-                progress(done, len(run.questions))
+            rows = list[dict[str, Any]]()
+            for first in range(0, len(questions), BATCHES_AHEAD * run.batch):
+                rows += _attention_rows(teacher, questions[first : first + BATCHES_AHEAD * run.batch], run)
+                progress(start + len(rows), len(run.questions))
             write_shard(path, ATTENTION_COLUMNS, rows, provenance)
     return label_attention(out, run.rule, provenance, teacher.images)
 
@@ -150,7 +160,7 @@ def relabel(source: Path, out: Path, rule: LabelRule) -> Counts:
     images = about.pop("images", None)
     if not isinstance(images, str):
         raise BadInput(f"{source / LABELS_NAME} has the images {images!r}; expected the name of a folder: label again")
-    provenance = {**about, "rule": dataclasses.asdict(rule)}
+    provenance = {**about, "rule": rule.to_json()}
     provenance.pop("counts", None)
     with replacing_directory(out) as folder:
         write_json(folder / RUN_NAME, provenance)
@@ -158,15 +168,23 @@ def relabel(source: Path, out: Path, rule: LabelRule) -> Counts:
         return label_attention(folder, rule, provenance, Path(images))
 
 
-def _attention_row(teacher: Teacher, question: DataQuestion, heads: HeadChoice) -> dict[str, Any]:
+def _attention_rows(teacher: Teacher, questions: Sequence[DataQuestion], run: LabelRun) -> list[dict[str, Any]]:
+    """Some batches of questions."""
+    heads = run.heads
+    watched = teacher.watch_all(questions, by_layer((*heads.grounding, *heads.sinks)), run.batch)
+    return [_attention_row(teacher, question, heads, found) for question, found in zip(questions, watched, strict=True)]
+
+
+def _attention_row(
+    teacher: Teacher, question: DataQuestion, heads: HeadChoice, watched: WatchedAnswer | BadImage | ContextTooLong
+) -> dict[str, Any]:
     row: dict[str, Any] = {"id": question.id, "image": question.image, "question": question.text}
     prompt = teacher.prompt(question)
     row |= {"ids_before": prompt.ids_before, "ids_after": prompt.ids_after}
-    try:
-        row["grid_hw"] = teacher.grid(question).hw
-        watched = teacher.watch(question, by_layer((*heads.grounding, *heads.sinks)))
-    except (BadImage, ContextTooLong) as error:  # one bad picture among many must not stop the run
-        return row | {"problem": str(error)}
+    if not isinstance(watched, BadImage):
+        row |= {"grid_hw": teacher.grid(question).hw, "image_wh": teacher.image_wh(question)}
+    if isinstance(watched, (BadImage, ContextTooLong)):
+        return row | {"problem": str(watched)}
     own = teacher.options.answers == "own"
     row |= {"answer": teacher.text(watched.token_ids) if own else None, "answer_tokens": watched.row_count}
     row["grounding"] = _mean_of(watched, heads, heads.grounding)
@@ -188,7 +206,9 @@ def _mean_of(watched: WatchedAnswer, choice: HeadChoice, heads: Sequence[Head]) 
 
 
 def _usual_sinks(folder: Path, provenance: dict[str, Any]) -> Sinks:
-    """The sinks of the whole data set; none where sink heads were recorded, or nothing was."""
+    """The sinks of the whole data set; none where sink heads were recorded, or nothing was, or none are wanted."""
+    if not provenance.get("usual_sinks", True):
+        return {}
     rows = (
         row for row in read_shards(folder, ATTENTION_COLUMNS) if row["grounding"] is not None and row["answer_tokens"]
     )
@@ -203,8 +223,20 @@ def _labels(row: dict[str, Any], usual: Sinks, rule: LabelRule, provenance: dict
     grounding, hw = np.array(row["grounding"], np.float32), grid_hw(row, provenance)
     sinks = sinks_on(usual, hw)
     if row["sinks"] is not None:
-        sinks = np.array(row["sinks"], np.float32) >= provenance.get("sink_limit", EARLIER_SINK_LIMIT)
-    return denoise(grounding.reshape(hw), sinks.reshape(hw), rule)
+        limit = rule.sink_limit or provenance.get("sink_limit", EARLIER_SINK_LIMIT)
+        sinks = np.array(row["sinks"], np.float32) >= limit
+    padded = rule.padding_is_background and provenance.get("fit", "pad") == "pad"
+    cells = cells_of_square(_image_wh(row), hw) if padded else None
+    return denoise(grounding.reshape(hw), sinks.reshape(hw), rule, cells)
+
+
+def _image_wh(row: dict[str, Any]) -> tuple[int, int]:
+    width, height = row.get("image_wh") or (0, 0)
+    if width < 1 or height < 1:
+        raise BadInput(
+            f"the row {row['id']!r} does not say how large its picture is, which this rule needs: label again"
+        )
+    return width, height
 
 
 def _counted(counts: Counts, row: dict[str, Any], labels: PseudoLabels | None) -> Counts:

@@ -27,6 +27,7 @@ ATTENTION_COLUMNS = {
     "ids_before": "ids",  # the prompt's tokens before and after the image
     "ids_after": "ids",
     "grid_hw": "ids",  # h and w of the image's grid; folders of older releases have one grid_side in labels.json
+    "image_wh": "ids",  # size of the picture's file, in pixels; folders of older releases lack it
     "answer": "string",  # the model's own answer; null where an answer was given, which is not stored
     "answer_tokens": "int32",
     "grounding": "cells",  # mean attention of the grounding heads; null where the question could not be asked
@@ -42,7 +43,7 @@ LABEL_COLUMNS = {
     "grid_hw": "ids",
     "cells": "labels",  # 1 foreground, 0 background, -100 ignored
 }
-SINCE_GRIDS = frozenset({"grid_hw"})  # columns that files of older releases lack
+ADDED = frozenset({"grid_hw", "image_wh"})  # columns that files of older releases lack
 DIGEST_KEY = "sdrpn_rows_sha256"  # in the file's metadata; files of older releases lack it
 ADVICE = "remove it and resume the run"
 
@@ -129,7 +130,7 @@ def _arrow_types() -> dict[str, Any]:
 
 def _require_columns(path: Path, schema: Any, columns: dict[str, str]) -> None:
     for name, kind in columns.items():
-        if name in SINCE_GRIDS and name not in schema.names:
+        if name in ADDED and name not in schema.names:
             continue
         expected = _arrow_types()[kind]
         found = schema.field(name).type if schema.names.count(name) == 1 else None

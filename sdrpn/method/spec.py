@@ -21,6 +21,7 @@ __all__ = [
     "LlmSpec",
     "ModelSpec",
     "PromptSpec",
+    "RoiLoss",
     "RopeScaling",
     "RpnSpec",
     "Scheme",

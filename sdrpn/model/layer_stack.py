@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from sdrpn.model.base import SdRpnModel
@@ -21,11 +23,23 @@ class LayerStack:
         """The number of layers."""
         return len(self.layers)
 
-    def run(self, x: Tensor, positions: Tensor, cache: KvCache, first: int = 0, last: int | None = None) -> Tensor:
-        """x (1,S,D) at `positions` through layers first..last-1 -> the residual stream (1,S,D) after them.
+    def run(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: KvCache,
+        first: int = 0,
+        last: int | None = None,
+        deepstack: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """x (B,S,D) at `positions` through layers first..last-1 -> the residual stream (B,S,D) after them.
 
-        Args: last: None: through all that follow
+        Args:
+            last: None: through all that follow
+            deepstack: (B,S,D) each: feature j is added after layer j
         """
         for index in range(first, len(self.layers) if last is None else last):
             x = self.layers[index](x, positions, cache, index)
+            if index < len(deepstack):
+                x = x + deepstack[index]
         return x

@@ -25,6 +25,7 @@ __all__ = [
     "head_norm",
     "rotary",
     "rotate",
+    "unpadded",
 ]
 
 
@@ -79,11 +80,27 @@ def causal_mask(rows: Tensor, kv_length: int, window: int | None = None) -> Tens
     return seen if window is None else seen & (kv_index > column - window)
 
 
-class KvCache:
-    """Keys and values of earlier tokens, layer by layer. Grows by concatenation: simple, not fast."""
+def unpadded(mask: Tensor, rows: Tensor, padding: Tensor) -> Tensor:
+    """A mask (S,N) of `rows` (S,) for sequences of which some of the first M tokens are `padding` (B,M): (B,1,S,N).
 
-    def __init__(self) -> None:
+    A row of the padding sees itself, so that it has numbers; nothing else sees it.
+    """
+    length = mask.shape[-1]
+    own = ~padding[:, :length]
+    own = functional.pad(own, (0, length - own.shape[1]), value=True)
+    itself = torch.arange(length, device=mask.device) == rows[:, None]
+    return ((mask & own[:, None]) | itself)[:, None]
+
+
+class KvCache:
+    """Keys and values of earlier tokens, layer by layer. Grows by concatenation: simple, not fast.
+
+    padding: (B,M) which of the first M tokens of each sequence are padding, which no token attends to; None: none
+    """
+
+    def __init__(self, padding: Tensor | None = None) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.padding = padding
 
     def length(self, layer: int) -> int:
         """Tokens that this layer has seen."""
@@ -95,8 +112,14 @@ class KvCache:
 
     def fork(self) -> KvCache:
         """A copy that shares the tokens so far; later tokens are added to one of them only."""
-        other = KvCache()
+        other = KvCache(self.padding)
         other._layers = dict(self._layers)  # `append` replaces tensors and never writes into them
+        return other
+
+    def of(self, sequences: Tensor) -> KvCache:
+        """A copy of some sequences of the batch, by their indices (b,)."""
+        other = KvCache(None if self.padding is None else self.padding[sequences])
+        other._layers = {layer: (key[sequences], value[sequences]) for layer, (key, value) in self._layers.items()}
         return other
 
     def truncate(self, length: int) -> None:
@@ -143,7 +166,10 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.append(layer, key, value)
         new, length = x.shape[1], key.shape[2]
-        mask = causal_mask(torch.arange(length - new, length, device=x.device), length, self.llm.sliding_window)
+        rows = torch.arange(length - new, length, device=x.device)
+        mask = causal_mask(rows, length, self.llm.sliding_window)
+        if cache is not None and cache.padding is not None:
+            mask = unpadded(mask, rows, cache.padding)
         shared_heads = self.llm.kv_heads != self.llm.heads
         attended = functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=shared_heads)
         output: Tensor = self.o(attended.transpose(1, 2).flatten(2))

@@ -5,6 +5,7 @@ R image tokens of a look, D width of the LLM.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,30 @@ from sdrpn.method.roi import Crop, resize_features
 from sdrpn.model.base import BaseModel
 from sdrpn.model.vision import LookTokens
 
-__all__ = ["crop_look", "crop_tokens", "encoded_look", "look_tokens", "picture_look", "picture_tokens"]
+__all__ = ["crop_look", "crop_tokens", "encoded_look", "look_tokens", "picture_look", "picture_looks", "picture_tokens"]
 
 
 @torch.inference_mode()
 def picture_look(model: BaseModel, picture: Image.Image) -> LookTokens:
     """The first look at an upright RGB picture: (1,h*w,D), on the model's device."""
     return encoded_look(model, family_of(model.spec).first_look(picture, model.spec.vision))
+
+
+@torch.inference_mode()
+def picture_looks(model: BaseModel, pictures: Sequence[Image.Image]) -> list[LookTokens]:
+    """The first looks at several pictures, encoded together where the tower takes pictures side by side."""
+    family, spec = family_of(model.spec), model.spec
+    looks = [family.first_look(picture, spec.vision) for picture in pictures]
+    declared = family.vision_inputs(spec)
+    shapes = {tuple(look[tensor.name].shape for tensor in declared) for look in looks}
+    if len(looks) < 2 or len(shapes) > 1 or any(tensor.dims[0] != "images" for tensor in declared):
+        return [encoded_look(model, look) for look in looks]
+    stacked = {tensor.name: np.concatenate([look[tensor.name] for look in looks]) for tensor in declared}
+    found = encoded_look(model, stacked)
+    return [
+        LookTokens(found.embeds[place][None], tuple(feature[place][None] for feature in found.deepstack))
+        for place in range(len(looks))
+    ]
 
 
 @torch.inference_mode()

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from sdrpn.families.registry import family_of
+from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import Crop
 from sdrpn.model.base import BaseModel
 from sdrpn.model.looks import crop_look
 from sdrpn.model.positions import RowPositions, prompt_positions
 from sdrpn.model.vision import LookTokens
 
-__all__ = ["PromptRows", "prompt_rows"]
+__all__ = ["PromptRows", "plain_rows", "prompt_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +69,31 @@ def prompt_rows(
     for crop in seen:
         assert around is not None
         pieces += [around.leading, crop, around.trailing]
-    pieces.append(ids_after)
-    embeds = [piece.embeds if isinstance(piece, LookTokens) else _text(model, piece) for piece in pieces]
-    features = [
-        torch.cat([_feature(piece, number, text) for piece, text in zip(pieces, embeds, strict=True)], dim=1)
-        for number in range(len(look.deepstack))
-    ]
     inserted = torch.cat([look.embeds[0, :0], *(crop.embeds[0] for crop in seen)])
     placed = prompt_positions(model.spec, len(ids_before), grid, len(ids_after), crops, keep_source)
-    return PromptRows(torch.cat(embeds, dim=1), tuple(features), placed, inserted)
+    return PromptRows(*_joined(model, [*pieces, ids_after], len(look.deepstack)), placed, inserted)
+
+
+@torch.inference_mode()
+def plain_rows(
+    model: BaseModel, look: LookTokens, ids_before: Sequence[int], ids_after: Sequence[int], grid: ImageGrid
+) -> PromptRows:
+    """The rows of a prompt without crops; `grid`: the cells over its picture."""
+    placed = prompt_positions(model.spec, len(ids_before), grid, len(ids_after))
+    rows = _joined(model, [ids_before, look, ids_after], len(look.deepstack))
+    return PromptRows(*rows, placed, look.embeds[0, :0])
+
+
+def _joined(
+    model: BaseModel, pieces: Sequence[LookTokens | Sequence[int]], features: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Embeddings (1,S,D), and as many dense features of the same shape."""
+    embeds = [piece.embeds if isinstance(piece, LookTokens) else _text(model, piece) for piece in pieces]
+    dense = [
+        torch.cat([_feature(piece, number, text) for piece, text in zip(pieces, embeds, strict=True)], dim=1)
+        for number in range(features)
+    ]
+    return torch.cat(embeds, dim=1), tuple(dense)
 
 
 def _text(model: BaseModel, ids: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sdrpn.terminal.argument_types import positive_int
 from sdrpn.terminal.arguments import add_fit_argument, add_threads_argument
+from sdrpn.terminal.look_arguments import add_image_tokens_argument
 from sdrpn.terminal.model_folders import add_model_options
 
 __all__ = [
@@ -59,6 +60,28 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
         help="own: the model answers itself; given: use the answers in the data (default: own)",
     )
     add_answer_length(parser, 128)
+    parser.add_argument(
+        "--batch",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="questions that are answered at once: faster, with the same answers (default: 1)",
+    )
+    group = parser.add_argument_group("models that take pictures of any shape")
+    add_image_tokens_argument(group)
+    group.add_argument(
+        "--shape",
+        choices=("native", "square"),
+        default="native",
+        help="square: pictures are padded to squares first, as in the official trainings (default: native)",
+    )
+    group.add_argument(
+        "--asking",
+        choices=("plain", "short", "boxes"),
+        default="plain",
+        help="what follows a question: nothing; the request for a word or a phrase; or, for natural scenes, that "
+        "for the boxes that the answer needs, while the prompts to train on have the short one (default: plain)",
+    )
 
 
 def add_question_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 
 from sdrpn.terminal.argument_types import number_between, positive_int
 
-__all__ = ["add_look_arguments", "add_region_arguments", "add_shape_arguments", "look_fields"]
+__all__ = [
+    "add_image_tokens_argument",
+    "add_look_arguments",
+    "add_region_arguments",
+    "add_shape_arguments",
+    "look_fields",
+]
 
 # As in sdrpn.method.preset and sdrpn.families.family, which are not imported for --help.
 PRESETS = ("document", "scene", "chart", "reading", "search", "high-resolution")
@@ -22,13 +28,7 @@ def add_look_arguments(group: argparse._ActionsContainer, *, budget_only: bool =
         help="for models that take pictures of any shape: the official evaluation's thresholds and image tokens for a "
         "kind of question; the other options replace parts of it",
     )
-    group.add_argument(
-        "--image-tokens",
-        metavar="LEAST:MOST",
-        type=image_tokens,
-        help="for such models: how many image tokens a picture becomes, and each crop, such as 256:576 "
-        "(default: the model's own)",
-    )
+    add_image_tokens_argument(group)
     if budget_only:
         return
     group.add_argument(
@@ -43,6 +43,17 @@ def add_look_arguments(group: argparse._ActionsContainer, *, budget_only: bool =
         type=number_between(-2, 2),
         help="for models with a gate: a score below this ends with the first look; below 0: always look again; above "
         "1: never (default: the model's own)",
+    )
+
+
+def add_image_tokens_argument(group: argparse._ActionsContainer) -> None:
+    """Declare the budget of a picture."""
+    group.add_argument(
+        "--image-tokens",
+        metavar="LEAST:MOST",
+        type=image_tokens,
+        help="for such models: how many image tokens a picture becomes, and each crop, such as 256:576 "
+        "(default: the model's own)",
     )
 
 

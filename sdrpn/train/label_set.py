@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import family_of
 from sdrpn.images.names import leads_out
 from sdrpn.labels.about import read_about_labels
 from sdrpn.labels.denoise import BACKGROUND, FOREGROUND, IGNORED
@@ -20,6 +21,7 @@ from sdrpn.labels.labelling import LABELS, LABELS_NAME
 from sdrpn.labels.shards import LABEL_COLUMNS, grid_hw, read_shards
 from sdrpn.method.geometry import Seen
 from sdrpn.method.grids import cell_count
+from sdrpn.method.spec import ModelSpec
 
 __all__ = ["LabelSet", "LabelledPrompt", "Split", "read_labels", "split_by_image"]
 
@@ -58,6 +60,23 @@ class LabelSet:
         """What the grids cover of the pictures that were labelled."""
         fit: Seen = self.about.get("fit", "pad")  # earlier releases always padded
         return fit
+
+    @property
+    def image_tokens(self) -> tuple[int, int] | None:
+        """The least and most image tokens of the pictures that were labelled; None: as the checkpoint says."""
+        tokens = self.about.get("image_tokens")
+        return None if tokens is None else (int(tokens[0]), int(tokens[1]))
+
+    def spec_for(self, spec: ModelSpec) -> ModelSpec:
+        """The model with these image tokens. Raises BadInput where their number is fixed."""
+        if self.image_tokens is None:
+            return spec
+        vision = family_of(spec).with_image_tokens(spec.vision, *self.image_tokens)
+        return dataclasses.replace(spec, vision=vision)
+
+    def padded_for(self, spec: ModelSpec) -> bool:
+        """Whether pictures are padded to squares before the model sees them, which by itself keeps their shape."""
+        return self.fit == "pad" and family_of(spec).square(spec.vision) is None
 
     @property
     def images(self) -> Path | None:

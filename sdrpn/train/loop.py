@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sdrpn.errors import RunFailed
 from sdrpn.labels.denoise import IGNORED
-from sdrpn.method.spec import LlmSpec
+from sdrpn.method.spec import ModelSpec
 from sdrpn.train.base import autocast_for
 from sdrpn.train.batches import TapBatch, TapBatches, micro_batches, step_pairs
 from sdrpn.train.loss import labelled_mean, logit_losses, roi_logits
@@ -52,12 +52,16 @@ class TrainLoop:
     """An RPN, its optimizer, and the number of completed steps."""
 
     def __init__(
-        self, rpn: nn.Module, llm: LlmSpec, options: TrainOptions, batches: TapBatches, accelerator: Accelerator
+        self, rpn: nn.Module, spec: ModelSpec, options: TrainOptions, batches: TapBatches, accelerator: Accelerator
     ) -> None:
-        """`rpn`: float32 parameters that all require a gradient; it moves to the accelerator's device."""
+        """Args:
+        rpn: float32 parameters that all require a gradient; it moves to the accelerator's device
+        spec: the model with this RPN
+        """
+        assert spec.rpn is not None
         self.options = options
         self.step = 0
-        self._llm = llm
+        self._llm, self._spec = spec.llm, spec.rpn
         self._batches = batches
         self._accelerator = accelerator
         optimizer = torch.optim.AdamW(
@@ -107,7 +111,7 @@ class TrainLoop:
 
     def _share_of_loss(self, batch: TapBatch, labelled: int, micros: int) -> Tensor:
         """The contribution of a micro-batch to the loss of its step."""
-        losses = logit_losses(self._logits(batch), batch.labels, self.options.rpn)
+        losses = logit_losses(self._logits(batch), batch.labels, self._spec)
         if self.options.loss_normalisation == "official":
             return labelled_mean(losses, batch.labels) / micros
         return losses.sum() / max(1, labelled)
@@ -116,7 +120,7 @@ class TrainLoop:
         """(B,C)."""
         with autocast_for(self.options.precision, batch.tap.device):
             scores = self.rpn(batch.tap, batch.positions, batch.last_index)
-        return roi_logits(batch.cell_scores(scores), self._llm, self.options.rpn)
+        return roi_logits(batch.cell_scores(scores), self._llm, self._spec)
 
     @torch.no_grad()
     def validate(self, places: Sequence[int]) -> Validation | None:
@@ -146,7 +150,7 @@ class TrainLoop:
         for row, label, grid in zip(logits, labels, grids, strict=True):
             height, width = (int(side) for side in grid)
             own = slice(height * width)
-            total += float(logit_losses(row[None, own], label[None, own], self.options.rpn).double().sum())
+            total += float(logit_losses(row[None, own], label[None, own], self._spec).double().sum())
             counted += int((label[own] != IGNORED).sum())
             maps.append(row[own].float().cpu().numpy().reshape(height, width))
             cells.append(label[own].cpu().numpy().astype(np.int8).reshape(height, width))

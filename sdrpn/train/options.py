@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import family_of, published_recipes
 from sdrpn.host.field_types import CheckedFields
-from sdrpn.method.spec import RpnSpec
+from sdrpn.method.spec import AskedScheme, ModelSpec
 
-__all__ = ["PRESETS", "LossNormalisation", "Precision", "TapStore", "TrainOptions"]
+__all__ = ["PRESETS", "LossNormalisation", "Precision", "TapStore", "TrainOptions", "preset_named"]
 
 Precision = Literal["fp32", "bf16"]
 LossNormalisation = Literal["global", "official"]
@@ -23,6 +25,7 @@ class TrainOptions(CheckedFields):
     """The defaults are those of the official training of LLaVA-1.5-7B.
 
     tap_layer, rpn_layers: K and T
+    scheme: of the RPN; "auto": the usual one of the model's family
     loss_normalisation: "global" divides by the labelled cells of a whole step, so that the split of a step does not
         matter; "official" averages the means of the micro-batches
     batch: pairs per step, over all processes; micro_batch: pairs that one process runs at once
@@ -38,6 +41,7 @@ class TrainOptions(CheckedFields):
 
     tap_layer: int = 15
     rpn_layers: int = 3
+    scheme: AskedScheme = "auto"
     loss: Literal["bce", "focal"] = "bce"
     loss_normalisation: LossNormalisation = "global"
     learning_rate: float = 5e-5
@@ -72,10 +76,10 @@ class TrainOptions(CheckedFields):
         for name in ("warmup_share", "validation_share"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0, below 1")
 
-    @property
-    def rpn(self) -> RpnSpec:
-        """The spec of the trained RPN."""
-        return RpnSpec(self.rpn_layers, loss=self.loss)
+    def spec_for(self, spec: ModelSpec) -> ModelSpec:
+        """The model with the RPN that is trained for it. Raises BadInput where it cannot have such a one."""
+        rpn = family_of(spec).trained_rpn(self.rpn_layers, loss=self.loss, scheme=self.scheme)
+        return dataclasses.replace(spec, tap_layer=self.tap_layer, rpn=rpn)
 
     def steps_for(self, pairs: int) -> int:
         """The number of steps of a training on this many pairs."""
@@ -109,3 +113,13 @@ PRESETS: Mapping[str, TrainOptions] = {
         validations=8,
     ),
 }
+
+
+def preset_named(name: str) -> TrainOptions:
+    """One of `PRESETS`, or the official training of a published model. Raises BadInput for an unknown name."""
+    if name in PRESETS:
+        return PRESETS[name]
+    recipes = published_recipes()
+    if name not in recipes:
+        raise BadInput(f"the preset {name!r} is unknown; expected {', '.join((*PRESETS, *recipes))}")
+    return TrainOptions(**dataclasses.asdict(recipes[name]))

@@ -84,7 +84,7 @@ def store_trial_taps(
         folder: what `try_taps` reads
     """
     for tap_layer in sorted(set(tap_layers)):
-        base = FrozenBase(base_at(model, tap_layer), images, options.precision)
+        base = FrozenBase(base_at(model, tap_layer), images, options.precision, square=labels.padded_for(model.spec))
         with show_progress(f"taps of layer {tap_layer}", "questions") as progress:
             store_taps(folder, labels.prompts, _key(tap_layer), options.taps, partial(_same, base), progress=progress)
 
@@ -133,8 +133,10 @@ def _trial(
     accelerator: Accelerator,
     show_progress: ShowProgress,
 ) -> Trial:
-    rpn = rpn_from_layers(checkpoint, options.tap_layer, options.rpn)
-    loop = TrainLoop(rpn, checkpoint.spec.llm, options, batches, accelerator)
+    spec = options.spec_for(checkpoint.spec)
+    assert spec.rpn is not None
+    rpn = rpn_from_layers(checkpoint, options.tap_layer, spec.rpn)
+    loop = TrainLoop(rpn, spec, options, batches, accelerator)
     steps = options.steps_for(len(split.train))
     with show_progress(f"K={options.tap_layer} T={options.rpn_layers}", "steps") as progress:
 

@@ -96,7 +96,8 @@ def train_rpn(
     Raises BadInput for a request that cannot be met, before any other work.
     """
     options = request.options
-    spec = dataclasses.replace(request.checkpoint.spec, tap_layer=options.tap_layer, rpn=options.rpn)
+    spec = options.spec_for(request.labels.spec_for(request.checkpoint.spec))
+    assert spec.rpn is not None
     _require_fitting(request, spec)
     split = split_by_image(request.labels.prompts, options.validation_share, options.split_seed, options.limit_pairs)
     require_startable(request.out, request.run(), resume=request.resume)
@@ -104,9 +105,9 @@ def train_rpn(
     if accelerator.is_main_process:
         note_run(request.out, request.run())
     batches = TapBatches(request.labels.prompts, taps, spec, accelerator.device)
-    rpn = rpn_from_layers(request.checkpoint, options.tap_layer, options.rpn)
+    rpn = rpn_from_layers(request.checkpoint, options.tap_layer, spec.rpn)
     parameters = sum(parameter.numel() for parameter in rpn.parameters())
-    loop = TrainLoop(rpn, spec.llm, options, batches, accelerator)
+    loop = TrainLoop(rpn, spec, options, batches, accelerator)
     history = _trained(request.out, loop, split, accelerator, show_progress)
     report = TrainReport(loop.step, len(split.train), len(split.held_out), parameters, history)
     state = accelerator.get_state_dict(loop.rpn)
@@ -140,20 +141,27 @@ def _taps(request: TrainRequest, split: Split, accelerator: Accelerator, show_pr
             raise BadInput(f"the folder of images {request.images or ''} does not exist; name it", options=("images",))
         dtype = torch_dtype(options.precision)
         model = base_from_checkpoint(request.checkpoint, options.tap_layer, dtype).to(accelerator.device)
-        return FrozenBase(model, request.images, options.precision)
+        model.spec = request.labels.spec_for(model.spec)
+        return FrozenBase(model, request.images, options.precision, square=request.labels.padded_for(model.spec))
 
     if options.taps == "none":
         return ComputedTaps(make_base(), prompts)
     # Whole files, so that trainings on fewer pairs share them.
     files = -(-(max((*split.train, *split.held_out)) + 1) // FILE_PROMPTS)
     needed = prompts[: files * FILE_PROMPTS]
-    cut = "" if request.labels.fit == "pad" else f" {request.labels.fit}"
-    key = f"{request.checkpoint.digest()} {options.tap_layer} {options.precision}{cut}"
+    key = f"{request.checkpoint.digest()} {options.tap_layer} {options.precision}{_seen(request.labels)}"
     share = accelerator.process_index, accelerator.num_processes
     with show_progress("taps", "questions") as progress:
         store_taps(request.taps_dir, needed, key, options.taps, make_base, share=share, progress=progress)
     accelerator.wait_for_everyone()
     return StoredTaps(request.taps_dir, needed, key, options.taps)
+
+
+def _seen(labels: LabelSet) -> str:
+    """What decides taps besides the checkpoint: how pictures become tokens. Empty for the first family's usual way."""
+    tokens = labels.image_tokens
+    cut = "" if labels.fit == "pad" else f" {labels.fit}"
+    return cut if tokens is None else f"{cut} {tokens[0]}:{tokens[1]}"
 
 
 def _trained(

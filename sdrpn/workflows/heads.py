@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sdrpn.errors import BadInput
+from sdrpn.families.registry import family_of
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
@@ -40,13 +41,13 @@ HELD_OUT = 0.2  # of the images: more than in a training whose result is kept
 class ProposalRequest(CheckedFields):
     """The trial trainings to compare.
 
-    preset: a name from `sdrpn.train.options.PRESETS`
+    preset: of `sdrpn.train.options.preset_named`
     tap_layers: values of K to try; None: four around the middle
     rpn_layers: values of T to try
     steps: of each training
     """
 
-    preset: Literal["official", "tiny"] = "official"
+    preset: str = "official"
     tap_layers: Sequence[int] | None = None
     rpn_layers: Sequence[int] = (1, 2, 3)
     steps: int = 100
@@ -111,7 +112,7 @@ def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> 
     with asked.checkpoint.open() as checkpoint, torch_threads(asked.threads, checkpoint.spec):
         pairs = [] if request.proposal is None else _pairs(request.proposal, checkpoint)
         teacher = asked.teacher(checkpoint)
-        scores, answered = _scored(teacher, questions, progress)
+        scores, answered = _scored(teacher, questions, asked.batch, progress)
         chosen = scores.best(request.count)
         details: dict[str, Any] = {
             "questions": answered,
@@ -126,7 +127,7 @@ def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> 
             return FoundHeads(scores, chosen, answered, details, None)
         options = _trial_options(request.proposal, asked)
         with tempfile.TemporaryDirectory(dir=out, prefix=".taps-") as folder:
-            _label(teacher, checkpoint, questions, chosen, out / LABELS, progress)
+            _label(asked, teacher, checkpoint, questions, chosen, out / LABELS, progress)
             _store_taps(teacher, out / LABELS, options, pairs, Path(folder), progress)
             del teacher  # frees memory for the trainings
             torch.cuda.empty_cache()
@@ -140,23 +141,30 @@ def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> 
 # Heads ---------------------------------------------------------------------------------------------------------------
 
 
-def _scored(teacher: Teacher, questions: Sequence[DataQuestion], progress: ShowProgress) -> tuple[HeadScores, int]:
+def _scored(
+    teacher: Teacher, questions: Sequence[DataQuestion], batch: int, progress: ShowProgress
+) -> tuple[HeadScores, int]:
     import numpy as np
 
     from sdrpn.labels.attention import all_heads
     from sdrpn.labels.head_scores import HeadScorer
+    from sdrpn.labels.labelling import BATCHES_AHEAD
 
     scorer, answered = HeadScorer(), 0
     heads = all_heads(teacher.model.spec.llm)
     with progress("heads", "questions") as advance:
         # Only consecutive questions on one image are compared; the sort is stable.
-        for done, question in enumerate(sorted(questions, key=lambda question: question.image), start=1):
-            watched = teacher.watch(question, heads)
-            if watched.row_count:
-                attention = np.stack([watched.attention[layer] for layer in heads])  # (L,H,h*w)
-                scorer.add(question.image, attention.reshape(*attention.shape[:2], *teacher.grid(question).hw))
-                answered += 1
-            advance(done, len(questions))
+        ordered = sorted(questions, key=lambda question: question.image)
+        for first in range(0, len(ordered), BATCHES_AHEAD * batch):
+            asked = ordered[first : first + BATCHES_AHEAD * batch]
+            for question, watched in zip(asked, teacher.watch_all(asked, heads, batch), strict=True):
+                if isinstance(watched, Exception):
+                    raise watched
+                if watched.row_count:
+                    attention = np.stack([watched.attention[layer] for layer in heads])  # (L,H,h*w)
+                    scorer.add(question.image, attention.reshape(*attention.shape[:2], *teacher.grid(question).hw))
+                    answered += 1
+            advance(first + len(asked), len(questions))
     return scorer.scores(), answered
 
 
@@ -189,9 +197,9 @@ def _pairs(asked: ProposalRequest, checkpoint: Checkpoint) -> list[tuple[int, in
 
 
 def _trial_options(asked: ProposalRequest, teacher: TeacherRequest) -> TrainOptions:
-    from sdrpn.train.options import PRESETS
+    from sdrpn.train.options import preset_named
 
-    preset = PRESETS[asked.preset]
+    preset = preset_named(asked.preset)
     return dataclasses.replace(
         preset,
         batch=min(preset.batch, LARGEST_BATCH),
@@ -203,6 +211,7 @@ def _trial_options(asked: ProposalRequest, teacher: TeacherRequest) -> TrainOpti
 
 
 def _label(
+    asked: TeacherRequest,
     teacher: Teacher,
     checkpoint: Checkpoint,
     questions: Sequence[DataQuestion],
@@ -212,9 +221,17 @@ def _label(
 ) -> None:
     """Label with the chosen heads; a later call reuses the labels."""
     from sdrpn.labels import labelling
+    from sdrpn.labels.denoise import rule_named
     from sdrpn.labels.head_choice import HeadChoice
 
-    run = labelling.LabelRun(checkpoint.digest(), tuple(questions), HeadChoice("chosen", heads))
+    run = labelling.LabelRun(
+        checkpoint.digest(),
+        tuple(questions),
+        HeadChoice("chosen", heads),
+        rule_named(family_of(checkpoint.spec).label_rule),
+        image_tokens=asked.image_tokens,
+        batch=asked.batch,
+    )
     with progress("label", "questions") as advance:
         labelling.label_questions(run, teacher, out, resume=True, progress=advance)
 

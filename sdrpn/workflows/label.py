@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sdrpn.families.registry import family_of
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
@@ -26,7 +27,8 @@ _EXTRA = ("train", "sdrpn label")
 class LabelRequest(CheckedFields):
     """Which model and questions to use, and where labels are written.
 
-    heads: the grounding heads: "official-7b", "official-13b", or the path of heads.json
+    heads: the grounding heads: an official choice such as "official-7b", or the path of heads.json
+    rule: how attention is cleaned: a name from `sdrpn.labels.denoise.RULES`; None: the usual one of the model's family
     out: folder to write: new or empty, or with `resume` the folder of a run with the same settings
     shard_questions: questions per file
     """
@@ -36,6 +38,7 @@ class LabelRequest(CheckedFields):
     out: Path
     resume: bool = False
     shard_questions: int = 256
+    rule: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class RelabelRequest(CheckedFields):
 
     labels: folder that `label_questions` wrote
     out: folder to write: new or empty
-    foreground_share: cells above this share of the strongest cell are foreground
+    rule: a name from `sdrpn.labels.denoise.RULES`; None: "sd-rpn"
+    foreground_share: cells above this share of the strongest cell are foreground; None: as the rule says, as below
     background_share: cells below this share are background
     largest_box_share: samples whose box covers this share of the grid are left out
     raw: no sinks removed, nothing ignored
@@ -52,10 +56,11 @@ class RelabelRequest(CheckedFields):
 
     labels: Path
     out: Path
-    foreground_share: float = 0.2
-    background_share: float = 0.1
-    largest_box_share: float = 0.5
+    foreground_share: float | None = None
+    background_share: float | None = None
+    largest_box_share: float | None = None
     raw: bool = False
+    rule: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,11 @@ def label_questions(
     projector: Path | str | None = None,
     fit: Literal["pad", "crop"] = "pad",
     shard_questions: int = 256,
+    rule: str | None = None,
+    image_tokens: tuple[int, int] | None = None,
+    shape: Literal["native", "square"] = "native",
+    asking: Literal["plain", "short", "boxes"] = "plain",
+    batch: int = 1,
     resume: bool = False,
     progress: ShowProgress = show_nothing,
 ) -> Labelled:
@@ -105,24 +115,40 @@ def label_questions(
         data: JSON Lines: image, question
         images: the folder of the images
         out: folder to write: Parquet shards, labels.json, report.html
-        heads: "official-7b", "official-13b", or the path of heads.json
-        limit, rows, answers, max_new_tokens, precision, device, threads: see `TeacherRequest`
-        shard_questions, resume: see `LabelRequest`
+        heads: an official choice such as "official-7b", or the path of heads.json
+        limit, rows, answers, max_new_tokens, precision, device, threads, image_tokens, shape, asking, batch: see
+            `TeacherRequest`
+        shard_questions, rule, resume: see `LabelRequest`
         progress: (title, unit) -> a context manager that gives a function of (done, total)
     Raises: BadInput and BadCheckpoint before the model answers; MissingDependency without sdrpn[train]
     """
     parts = CheckpointParts(checkpoint, vision_tower=vision_tower, base=base, projector=projector, fit=fit)
     asked = TeacherRequest(
-        parts, Path(data), Path(images), limit, rows, answers, max_new_tokens, precision, device, threads
+        parts,
+        Path(data),
+        Path(images),
+        limit,
+        rows,
+        answers,
+        max_new_tokens,
+        precision,
+        device,
+        threads,
+        image_tokens,
+        shape,
+        asking,
+        batch,
     )
-    return label(LabelRequest(asked, heads, Path(out), resume, shard_questions), progress)
+    return label(LabelRequest(asked, heads, Path(out), resume, shard_questions, rule), progress)
 
 
 def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Labelled:
     """See `label_questions`."""
     with importing_extra(*_EXTRA):
+        from sdrpn.labels.denoise import rule_named
         from sdrpn.labels.head_choice import read_heads
     heads, questions = read_heads(request.heads), request.asked.questions()
+    named = None if request.rule is None else rule_named(request.rule)
     request.asked.checkpoint.look(*_EXTRA)
     with importing_extra(*_EXTRA):
         import torch  # noqa: F401
@@ -138,7 +164,16 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
         progress("label", "questions") as advance,
     ):
         teacher = request.asked.teacher(checkpoint)
-        run = LabelRun(checkpoint.digest(), tuple(questions), heads, shard_questions=request.shard_questions)
+        rule = named or rule_named(family_of(checkpoint.spec).label_rule)
+        run = LabelRun(
+            checkpoint.digest(),
+            tuple(questions),
+            heads,
+            rule,
+            request.shard_questions,
+            request.asked.image_tokens,
+            request.asked.batch,
+        )
         counts = gather_labels(run, teacher, out, resume=request.resume, progress=advance)
         provenance = run.provenance(teacher)
     write_report(out, images, counts, provenance)
@@ -150,15 +185,19 @@ def relabel_questions(request: RelabelRequest) -> Labelled:
 
     Raises: BadInput if `labels` is not a complete folder of labels, or `out` is in use; MissingDependency
     """
+    import dataclasses
+
     from sdrpn.host.json_files import read_json_object
 
     with importing_extra("train", "sdrpn relabel"):
-        from sdrpn.labels.denoise import LabelRule
+        from sdrpn.labels.denoise import rule_named
         from sdrpn.labels.labelling import LABELS_NAME, relabel
         from sdrpn.labels.report import REPORT, write_report
 
     out = request.out
-    rule = LabelRule(request.foreground_share, request.background_share, request.largest_box_share, request.raw)
+    names = ("foreground_share", "background_share", "largest_box_share")
+    shares = {name: value for name in names if (value := getattr(request, name)) is not None}
+    rule = dataclasses.replace(rule_named(request.rule or "sd-rpn"), raw=request.raw, **shares)
     counts = relabel(request.labels, out, rule)
     about = read_json_object(out / LABELS_NAME, "label again")
     provenance = {key: value for key, value in about.items() if key not in ("images", "counts")}

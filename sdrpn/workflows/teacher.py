@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,6 +32,11 @@ class TeacherRequest(CheckedFields):
         the prompt's last token
     answers: "own": the model answers itself; "given": the answers in the data are used
     max_new_tokens: maximum length of an answer
+    image_tokens: least and most of a picture, for models that take pictures of any shape; None: the checkpoint's own
+    shape: "square": pictures are padded to squares first, as in the official trainings of such models
+    asking: what follows a question: "plain": nothing; "short": the request for a word or phrase; "boxes": for the
+        regions that the answer needs, while the prompts to train on have the short request
+    batch: questions that are answered at once
     precision, device: of the model in PyTorch
     threads: of the CPU; None: one per free core, see `sdrpn.host.threads`
     """
@@ -45,6 +51,15 @@ class TeacherRequest(CheckedFields):
     precision: ModelPrecision = "fp32"
     device: str = "cpu"
     threads: int | None = None
+    image_tokens: tuple[int, int] | None = None
+    shape: Literal["native", "square"] = "native"
+    asking: Literal["plain", "short", "boxes"] = "plain"
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch < 1:
+            raise BadInput(f"batch is {self.batch}; expected a whole number of at least 1")
 
     def questions(self) -> list[DataQuestion]:
         """Read the questions. Raises BadInput for files or folders that are missing or malformed."""
@@ -56,14 +71,18 @@ class TeacherRequest(CheckedFields):
         Raises: BadInput for a device that PyTorch cannot use here; BadCheckpoint without a tokenizer
         """
         from sdrpn.checkpoint.tokenizer import tokenizer_of
-        from sdrpn.labels.teacher import Teacher, TeacherOptions
+        from sdrpn.labels.teacher import Teacher, TeacherOptions, require_shape
         from sdrpn.model import model_from_checkpoint
         from sdrpn.model.dtypes import torch_dtype
+        from sdrpn.workflows.look_settings import LookSettings
 
+        require_shape(checkpoint.spec, self.shape)
         device = require_device(self.device)
-        options = TeacherOptions(self.rows, self.answers, self.max_new_tokens)
+        options = TeacherOptions(self.rows, self.answers, self.max_new_tokens, self.shape, self.asking)
+        vision = LookSettings(None, image_tokens=self.image_tokens).vision_of(checkpoint.spec)
         tokenizer = tokenizer_of(checkpoint)
         model = model_from_checkpoint(checkpoint, torch_dtype(self.precision)).to(device)
+        model.spec = dataclasses.replace(model.spec, vision=vision)
         return Teacher(model, tokenizer, self.images, options)
 
 

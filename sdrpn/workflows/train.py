@@ -84,7 +84,7 @@ def train_rpn(
     out: Path | str,
     options: TrainOptions | None = None,
     *,
-    preset: Literal["official", "tiny"] = "official",
+    preset: str = "official",
     vision_tower: Path | str | None = None,
     base: Path | str | None = None,
     projector: Path | str | None = None,
@@ -102,16 +102,16 @@ def train_rpn(
         checkpoint, vision_tower, base, projector: see `sdrpn.checkpoint.open_checkpoint`
         labels: folder that `label_questions` wrote
         out: folder to write: new or empty, or with `resume` the folder of a training with the same settings
-        options: training settings; None: those of `preset`
+        options: training settings; None: those of `preset`, see `sdrpn.train.options.preset_named`
         images, taps_dir, device, threads: see `TrainingRequest`
         progress: (title, unit) -> a context manager that gives a function of (done, total)
         warn: called with warnings
     Raises: BadInput and BadCheckpoint before any work is done; MissingDependency without sdrpn[train]
     """
     if options is None:
-        from sdrpn.train.options import PRESETS
+        from sdrpn.train.options import preset_named
 
-        options = PRESETS[preset]
+        options = preset_named(preset)
     parts = CheckpointParts(checkpoint, vision_tower=vision_tower, base=base, projector=projector)
     request = TrainingRequest(
         parts,

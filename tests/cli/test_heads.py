@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from sdrpn.labels import LabelRule, labelling
-from sdrpn.labels.head_choice import PRESETS, by_layer, read_heads
+from sdrpn.labels import LabelRule
+from sdrpn.labels.head_choice import by_layer, read_heads
 from tests.cli.command import Command, refusal
 from tests.labels.data import write_questions
 
@@ -46,8 +46,7 @@ def test_tap_and_size_are_proposed(
     sdrpn: Command, plain_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Random weights look everywhere: only the strongest cells count, and no box is too large.
-    narrow = partial(labelling.LabelRun, rule=LabelRule(0.7, 0.35, 1.0))
-    monkeypatch.setattr(labelling, "LabelRun", narrow)
+    monkeypatch.setattr(import_module("sdrpn.labels.denoise"), "rule_named", lambda name: LabelRule(0.7, 0.35, 1.0))
     data, out = write_questions(tmp_path, images=6), tmp_path / "h"
     files = ("--data", data, "--images", tmp_path, "--out", out, "--max-new-tokens", 3)
     tried = ("--propose", "tiny", "--tap-layers", 1, 2, "--rpn-layers", 1, 2, "--trial-steps", 3)
@@ -73,10 +72,10 @@ def test_tap_and_size_are_proposed(
 
 
 def test_the_official_choices() -> None:
-    assert by_layer(PRESETS["official-7b"].grounding) == {14: [13, 24, 26]}
-    assert by_layer(PRESETS["official-7b"].sinks) == {2: list(range(32))}
-    assert by_layer(PRESETS["official-13b"].grounding) == {13: [21, 23, 26], 15: [2], 16: [2, 21, 30]}
-    assert by_layer(PRESETS["official-13b"].sinks) == {16: [17, 22]}
+    assert by_layer(read_heads("official-7b").grounding) == {14: [13, 24, 26]}
+    assert by_layer(read_heads("official-7b").sinks) == {2: list(range(32))}
+    assert by_layer(read_heads("official-13b").grounding) == {13: [21, 23, 26], 15: [2], 16: [2, 21, 30]}
+    assert by_layer(read_heads("official-13b").sinks) == {16: [17, 22]}
 
 
 def test_refusals(sdrpn: Command, text_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -88,15 +88,15 @@ def test_a_run_that_was_cut_off_is_resumed(
     expected = list(read_shards(out / "labels"))
     out.rename(data.parent / "whole")
 
-    watch, asked = Teacher.watch, []
+    watch, asked = Teacher.watch_all, list[str]()
 
-    def interrupted(self: Teacher, question: Any, heads: Any) -> Any:
-        asked.append(question.id)
+    def interrupted(self: Teacher, questions: Any, *more: Any) -> Any:
+        asked.extend(question.id for question in questions)
         if len(asked) == 4:
             raise KeyboardInterrupt
-        return watch(self, question, heads)
+        return watch(self, questions, *more)
 
-    monkeypatch.setattr(Teacher, "watch", interrupted)
+    monkeypatch.setattr(Teacher, "watch_all", interrupted)
     assert sdrpn(*command).code == 130
     assert "resume its run (--resume)" in refusal(sdrpn(*command))
     assert sdrpn(*command, "--resume", "--json").json() == whole
@@ -104,6 +104,15 @@ def test_a_run_that_was_cut_off_is_resumed(
     assert list(read_shards(out / "labels")) == expected
     other = refusal(sdrpn(*command, "--resume", "--rows", "last-prompt"))
     assert "was started with other settings (rows)" in other
+
+
+def test_what_a_model_of_squares_cannot_do(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
+    command = command_for(text_checkpoint, data)
+    assert "sees every picture as a square" in refusal(sdrpn(*command, "--shape", "square"))
+    assert "16 tokens" in refusal(sdrpn(*command, "--image-tokens", "4:16"))
+    unknown = command_for(text_checkpoint, data, "--heads", "qwen2.5-vl")
+    assert "is neither a file nor one of official-7b, official-13b, qwen2.5-vl-3b-text" in refusal(sdrpn(*unknown))
+    assert not (data.parent / "out").exists()
 
 
 def test_a_bad_picture_does_not_stop_the_work(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:

@@ -17,11 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sdrpn.checkpoint import open_checkpoint
 from sdrpn.errors import BadInput, ContextTooLong
 from sdrpn.families.llava.vision_spec import clip_of
-from sdrpn.labels.attention import Rows, all_heads, watch_answer
+from sdrpn.labels.attention import Rows, WatchedAnswer, all_heads, watch_answer
 from sdrpn.method.geometry import PaddedGrid
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.looks import look_tokens, picture_tokens
 from sdrpn.model.reference import reference_answer
+from sdrpn.model.vision import LookTokens
 from sdrpn.text.prompt import Prompt
 from tests.pictures import photo
 from tests.tolerances import SAME_MATH_ABS
@@ -30,7 +31,7 @@ PROMPT = Prompt((1, 5, 9), (20, 21, 22))
 CELLS, BEFORE = 16, 3
 LENGTH = BEFORE + CELLS + 3
 # Rows of this family are at positions of their own numbers, whatever the grid.
-watch = partial(watch_answer, grid=PaddedGrid((32, 32), 32, 4))
+watching = partial(watch_answer, grid=PaddedGrid((32, 32), 32, 4))
 STATE_NAMES = {
     "input_norm": "input_layernorm",
     "post_norm": "post_attention_layernorm",
@@ -42,6 +43,10 @@ STATE_NAMES = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
+
+
+def watch(model: SdRpnModel, image: Tensor, *asked: Any, **options: Any) -> WatchedAnswer:
+    return watching(model, LookTokens(image[None]), *asked, **options)
 
 
 @pytest.fixture(scope="module")

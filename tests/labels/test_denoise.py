@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_named
+from sdrpn.images.square import cells_of_square
 from sdrpn.labels.denoise import (
     BACKGROUND,
     FOREGROUND,
     IGNORED,
+    RULES,
     LabelRule,
     denoise,
     sinks_by_grid,
@@ -56,6 +59,46 @@ def test_labels_are_those_of_the_official_code(golden: Path) -> None:
         everywhere = (0, 0, 24, 24)  # the official box of no foreground
         boxes = [(y1, x1, y2 - 1, x2 - 1) for x1, y1, x2, y2 in (label.box_cells or everywhere for label in labels)]
         np.testing.assert_array_equal(boxes, expected["fg_bbox_r0c0r1c1"])
+
+
+QWEN = Path(__file__).parents[2].parent / "shared" / "golden" / "qwen" / "q25_K3T3" / "pseudo_labels.npz"
+SMALL_SET = Path(__file__).parents[1] / "golden" / "qwen" / "q25_K3T3" / "pseudo_labels.npz"
+
+
+# The limit of sinks was 1e-2 in both runs.
+@pytest.mark.parametrize(
+    ("prefix", "rule"),
+    [("qzoom", RULES["q-zoom"]), ("default", dataclasses.replace(RULES["sd-rpn-margin"], sink_limit=1e-2))],
+)
+def test_labels_of_padded_pictures_are_those_of_the_official_code(prefix: str, rule: LabelRule) -> None:
+    with np.load(QWEN if QWEN.is_file() else SMALL_SET) as expected:
+        for number, image_wh in enumerate(expected["sizes"].tolist()):
+            attention, sink = expected[f"attn_{number}"], expected[f"sink_{number}"]
+            cells = cells_of_square((image_wh[0], image_wh[1]), (24, 24))
+            found = denoise(attention, sink >= (rule.sink_limit or 0), rule, cells)
+            np.testing.assert_array_equal(found.cells, expected[f"{prefix}_labels_{number}"])
+            if found.box_cells is not None:
+                x1, y1, x2, y2 = found.box_cells
+                assert (y1, x1, y2 - 1, x2 - 1) == tuple(expected[f"{prefix}_bbox_{number}"])
+
+
+def test_what_lies_in_the_padding_is_background() -> None:
+    attention = attention_with(c1=0.9, c5=0.4, c6=0.05)
+    rule = LabelRule(padding_is_background=True)
+    found = denoise(attention, NO_SINKS, rule, cells_of_square((40, 20), (4, 4)))
+    assert found.cells[0].tolist() == [BACKGROUND] * 4
+    assert found.cells[1].tolist() == [BACKGROUND, FOREGROUND, IGNORED, BACKGROUND]
+    assert denoise(attention, NO_SINKS, rule).cells[0, 1] == FOREGROUND, "no padding, where the picture is not known"
+
+
+def test_a_weak_peak_is_no_label() -> None:
+    assert not denoise(attention_with(c5=0.004), NO_SINKS, RULES["q-zoom"]).usable
+    assert denoise(attention_with(c5=0.006), NO_SINKS, RULES["q-zoom"]).box_cells == (0, 0, 3, 3)
+
+
+def test_provenance_of_the_first_rule_is_that_of_older_releases() -> None:
+    assert set(LabelRule().to_json()) == {"foreground_share", "background_share", "largest_box_share", "raw"}
+    assert LabelRule(**RULES["q-zoom"].to_json()) == RULES["q-zoom"]
 
 
 def test_the_three_kinds_of_cells() -> None:

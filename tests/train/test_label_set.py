@@ -61,7 +61,10 @@ def test_refusals(tmp_path: Path) -> None:
         read_labels(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"", b'{"grid_side": "4"}', b'{"grid_side": 0}', b'{"images": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[]", b"", b'{"grid_side": "4"}', b'{"grid_side": 0}', b'{"images": 3}', b'{"image_tokens": [4]}'],
+)
 def test_a_cut_description(tmp_path: Path, content: bytes) -> None:
     labels = write_labels(tmp_path)
     (labels / "labels.json").write_bytes(content)

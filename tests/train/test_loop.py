@@ -42,10 +42,10 @@ def make_loop(checkpoint: Checkpoint, folder: Path, options: TrainOptions) -> Tr
     prompts = read_labels(write_labels(folder)).prompts
     model = base_from_checkpoint(checkpoint, options.tap_layer)
     taps = ComputedTaps(FrozenBase(model, folder / "images", options.precision), prompts)
-    rpn = rpn_from_layers(checkpoint, options.tap_layer, options.rpn)
-    return TrainLoop(
-        rpn, checkpoint.spec.llm, options, TapBatches(prompts, taps, checkpoint.spec, CPU), Accelerator(cpu=True)
-    )
+    spec = options.spec_for(checkpoint.spec)
+    assert spec.rpn is not None
+    rpn = rpn_from_layers(checkpoint, options.tap_layer, spec.rpn)
+    return TrainLoop(rpn, spec, options, TapBatches(prompts, taps, spec, CPU), Accelerator(cpu=True))
 
 
 def test_the_gradient_is_that_of_the_official_code(golden: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_the_official_code(golden: Path) -> None:
         base = FrozenBase(base_from_checkpoint(sample.checkpoint, spec.tap_layer), sample.folder, "fp32")
         options = small_options(tap_layer=spec.tap_layer, rpn_layers=3)
         batches = TapBatches(prompts, ComputedTaps(base, prompts), spec, CPU)
-        loop = TrainLoop(rpn.requires_grad_(True), spec.llm, options, batches, Accelerator(cpu=True))
+        loop = TrainLoop(rpn.requires_grad_(True), spec, options, batches, Accelerator(cpu=True))
         loss = loop._share_of_loss(batches.make([0]), batches.labelled_cells([0]), 1)
         assert abs(loss.item() - sample.loss) < GOLDEN_LOSS_ABS
         loss.backward()  # type: ignore[no-untyped-call]

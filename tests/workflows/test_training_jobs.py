@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 import sdrpn
 from sdrpn.errors import BadInput
-from sdrpn.labels import LabelRule, labelling
+from sdrpn.labels import LabelRule
 from sdrpn.model import base
 from tests.labels.data import write_questions
 from tests.train.data import write_labels
@@ -36,7 +36,7 @@ def test_a_proposal_reads_the_model_once(
     plain_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[type]
 ) -> None:
     # Random weights look everywhere: only the strongest cells count, and no box is too large.
-    monkeypatch.setattr(labelling, "LabelRun", partial(labelling.LabelRun, rule=LabelRule(0.7, 0.35, 1.0)))
+    monkeypatch.setattr(import_module("sdrpn.labels.denoise"), "rule_named", lambda name: LabelRule(0.7, 0.35, 1.0))
     data, out, progress = write_questions(tmp_path, images=6), tmp_path / "h", RecordedProgress()
     asked = sdrpn.TeacherRequest(sdrpn.CheckpointParts(plain_checkpoint), data, tmp_path, max_new_tokens=2)
     proposal = sdrpn.ProposalRequest("tiny", tap_layers=(1, 3), rpn_layers=(1,), steps=2)

@@ -29,8 +29,9 @@ from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.preset import Preset
+from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.roi import MAX_BBOX_CROPS, PolicyDecide, RoiPolicy, decide_by_policy
-from sdrpn.method.spec import ModelSpec, Vision
+from sdrpn.method.spec import AskedScheme, ModelSpec, RoiLoss, RpnSpec, Vision
 from sdrpn.method.usual_length import TOKENS_AFTER_IMAGE
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Llava:
     random_writer = "sdrpn.families.llava.random:write_random"
     usual_prompt_tokens = 35 + TOKENS_AFTER_IMAGE  # before it: the usual conversation, up to its user
     label_sink_limit = 1e-3  # the official code's, of 576 tokens: of 144 even uniform attention is seven times this
+    label_rule = "sd-rpn"
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         """By the model_type of transformers and of LLaVA's own code; `sdrpn.checkpoint` explains other refusals."""
@@ -208,6 +210,23 @@ class Llava:
     def preset(self, spec: ModelSpec, task: str) -> Preset:
         """None: the published thresholds of LLaVA's models differ by their size and task, not by kind of question."""
         raise BadInput(f"the preset {task!r} is for Qwen2.5-VL and Qwen3-VL; give this model a threshold, or nothing")
+
+    def head_tables(self) -> Mapping[str, HeadTable]:
+        """The official code's choices for LLaVA-1.5."""
+        return {
+            "official-7b": HeadTable({14: (13, 24, 26)}, {2: range(32)}),
+            "official-13b": HeadTable({16: (2, 21, 30), 15: (2,), 13: (21, 23, 26)}, {16: (17, 22)}),
+        }
+
+    def recipes(self) -> Mapping[str, Recipe]:
+        """None: the defaults of a training are those of LLaVA-1.5-7B."""
+        return {}
+
+    def trained_rpn(self, layers: int, *, loss: RoiLoss = "bce", scheme: AskedScheme = "auto") -> RpnSpec:
+        """SD-RPN's."""
+        if scheme not in ("auto", "sd-rpn"):
+            raise BadInput(f"the scheme {scheme} is for Qwen2.5-VL and Qwen3-VL; expected sd-rpn, or auto")
+        return RpnSpec(layers, loss=loss)
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """Regions, boxes and masks of SD-RPN's evaluation."""

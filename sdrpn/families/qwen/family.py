@@ -23,7 +23,7 @@ from sdrpn.families.family import (
     VisionInputs,
 )
 from sdrpn.families.qwen.config import family_name
-from sdrpn.families.qwen.insertion import kept_source_cells
+from sdrpn.families.qwen.insertion import PRUNED_ABOVE_TOKENS, kept_source_cells
 from sdrpn.families.qwen.positions import axes_of, positions_of_spans, positions_on_source
 from sdrpn.families.qwen.presets import preset
 from sdrpn.families.qwen.sinks import border_kept, not_sinks
@@ -43,8 +43,9 @@ from sdrpn.images.patches import PatchedVision, crop_patches, picture_patches, r
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box, cell_count
 from sdrpn.method.preset import Preset
+from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.roi import PolicyDecide, RoiDecision, RoiPolicy
-from sdrpn.method.spec import ModelSpec, Scheme, Vision
+from sdrpn.method.spec import AskedScheme, ModelSpec, RoiLoss, RpnSpec, Scheme, Vision
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,6 +65,7 @@ class Qwen:
     random_writer = "sdrpn.families.qwen.random:write_random"
     usual_prompt_tokens = 48  # system turn, a question of one line, and the short-answer suffix
     label_sink_limit = 1e-2  # Q-Zoom's training scripts
+    label_rule = "q-zoom"
 
     def __init__(self, vision: type[Qwen25Vision | Qwen3Vision]) -> None:
         self.name, self._vision = vision.family, vision
@@ -281,6 +283,33 @@ class Qwen:
     def preset(self, spec: ModelSpec, task: str) -> Preset:
         """See `presets.py`."""
         return preset(task, family=spec.vision.family, scheme=_scheme(spec), llm_width=spec.llm.width)
+
+    def head_tables(self) -> Mapping[str, HeadTable]:
+        """See `recipes.py`."""
+        from sdrpn.families.qwen.recipes import HEADS_3, HEADS_25
+
+        return HEADS_3 if self._vision is Qwen3Vision else HEADS_25
+
+    def recipes(self) -> Mapping[str, Recipe]:
+        """See `recipes.py`."""
+        from sdrpn.families.qwen.recipes import RECIPES_3, RECIPES_25
+
+        return RECIPES_3 if self._vision is Qwen3Vision else RECIPES_25
+
+    def trained_rpn(self, layers: int, *, loss: RoiLoss = "bce", scheme: AskedScheme = "auto") -> RpnSpec:
+        """Q-Zoom's, or SD-RPN's for Qwen2.5-VL."""
+        is_3, chosen = self._vision is Qwen3Vision, "q-zoom" if scheme == "auto" else scheme
+        if is_3 and chosen == "sd-rpn":
+            raise BadInput("SD-RPN has no Qwen3-VL; expected the scheme q-zoom, or auto")
+        return RpnSpec(
+            layers,
+            loss=loss,
+            scheme=chosen,
+            rotary=True,
+            outer_norm=False,
+            sink_query=is_3,
+            prune_above=PRUNED_ABOVE_TOKENS if chosen == "sd-rpn" else 0,
+        )
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """The box around every cell above the threshold that is no sink."""

@@ -26,8 +26,9 @@ from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.method.preset import Preset
+from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
-from sdrpn.method.spec import ModelSpec, Vision
+from sdrpn.method.spec import AskedScheme, ModelSpec, RoiLoss, RpnSpec, Vision
 from tests.families.wide.vision_spec import WideSpec
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Wide:
     checkpoint_opener = "tests.families.wide.checkpoint:open_wide"
     usual_prompt_tokens = 12
     label_sink_limit = 0.05
+    label_rule = "sd-rpn"
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") == "wide"
@@ -174,6 +176,15 @@ class Wide:
 
     def preset(self, spec: ModelSpec, task: str) -> Preset:
         raise BadInput("this model has no presets")
+
+    def head_tables(self) -> Mapping[str, HeadTable]:
+        return {}
+
+    def recipes(self) -> Mapping[str, Recipe]:
+        return {}
+
+    def trained_rpn(self, layers: int, *, loss: RoiLoss = "bce", scheme: AskedScheme = "auto") -> RpnSpec:
+        return RpnSpec(layers, loss=loss)
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         return decide_by_policy(policy, spec.vision.grid)

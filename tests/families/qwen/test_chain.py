@@ -1,0 +1,147 @@
+"""From a bare model to a bundle that looks again: heads, labels, a training, an export, an answer; for each family."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdrpn
+from sdrpn.checkpoint import open_checkpoint, read_rpn, write_random_checkpoint
+from sdrpn.checkpoint.tokenizer import tokenizer_of
+from sdrpn.families.registry import family_of, prompt_of
+from sdrpn.images.image import open_image
+from sdrpn.labels.shards import read_shards
+from sdrpn.method.roi import RoiPolicy
+from sdrpn.model import model_from_checkpoint
+from sdrpn.model.reference import reference_answer
+from sdrpn.train.label_set import read_labels
+from sdrpn.train.options import TrainOptions
+from sdrpn.workflows.export import export_bundle
+from sdrpn.workflows.label import RelabelRequest, label_questions, relabel_questions
+from sdrpn.workflows.train import TrainedRpn, train_rpn
+from tests.families.qwen.models import spec_3, spec_25
+from tests.tolerances import GOLDEN_ROI_LOGITS_ABS
+
+SIZES = ((150, 100), (90, 160), (120, 120), (220, 70), (100, 130), (60, 60), (130, 90), (110, 150)) * 2
+TOKENS = (16, 48)
+ASKED = ("what is red ?", "where is the tag ?")
+OPTIONS = TrainOptions(
+    tap_layer=3,
+    rpn_layers=2,
+    learning_rate=1e-3,
+    batch=8,
+    micro_batch=4,
+    steps=24,
+    precision="fp32",
+    taps="fp32",
+    validation_share=0.25,
+)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What each stage wrote."""
+
+    folder: Path
+    trained: TrainedRpn
+
+    def at(self, name: str) -> Path:
+        return self.folder / name
+
+
+def scene(number: int, width: int, height: int) -> Image.Image:
+    """Plates of few colours on grey: the attention of any model follows them, and so can be learned."""
+    rng = np.random.default_rng(number)
+    pixels = np.full((height, width, 3), 128, np.uint8)
+    for colour in ((230, 20, 20), (20, 200, 40), (30, 40, 240)):
+        x, y = rng.integers(0, width - 30), rng.integers(0, height - 30)
+        pixels[y : y + 30, x : x + 30] = colour
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module", params=[spec_25, spec_3], ids=["2.5", "3"])
+def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+    write_random_checkpoint(folder / "bare", request.param(None), with_tokenizer=True)
+    (folder / "images").mkdir()
+    lines = []
+    for number, (width, height) in enumerate(SIZES):
+        scene(number, width, height).save(folder / "images" / f"{number}.png")
+        lines += [json.dumps({"image": f"{number}.png", "question": question}) for question in ASKED]
+    data, images = folder / "questions.jsonl", folder / "images"
+    data.write_text("\n".join(lines), "utf-8")
+
+    asked = sdrpn.TeacherRequest(
+        sdrpn.CheckpointParts(folder / "bare"), data, images, max_new_tokens=4, image_tokens=TOKENS, batch=8
+    )
+    sdrpn.find_heads(sdrpn.HeadsRequest(asked, out=folder / "heads"))
+    for name, batch in (("labels", 8), ("alone", 1)):
+        label_questions(
+            folder / "bare",
+            data,
+            images,
+            folder / f"{name}-all",
+            heads=str(folder / "heads"),
+            max_new_tokens=4,
+            image_tokens=TOKENS,
+            batch=batch,
+        )
+        # A random model's attention is nearly flat, so that only a raw rule labels anything.
+        relabel_questions(RelabelRequest(folder / f"{name}-all", folder / name, foreground_share=0.7, raw=True))
+    trained = train_rpn(folder / "bare", folder / "labels", folder / "rpn", OPTIONS, device="cpu")
+    export_bundle(folder / "bare", folder / "bundle", rpn=folder / "rpn")
+    return Chain(folder, trained)
+
+
+def test_labels_have_the_shape_of_their_pictures(chain: Chain) -> None:
+    labels = read_labels(chain.at("labels"))
+    assert len({prompt.cells.shape for prompt in labels.prompts}) > 3
+    assert (labels.fit, labels.image_tokens) == ("whole", TOKENS)
+
+
+def test_labels_do_not_depend_on_the_batch(chain: Chain) -> None:
+    together, alone = (list(read_shards(chain.at(f"{name}-all") / "attention")) for name in ("labels", "alone"))
+    for row, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(row.pop("grounding"), expected.pop("grounding"), atol=1e-5, rtol=0)
+        assert row == expected
+    assert list(read_shards(chain.at("labels") / "labels")) == list(read_shards(chain.at("alone") / "labels"))
+
+
+def test_prompts_are_those_of_a_model_that_may_look_again(chain: Chain) -> None:
+    """With the system turn, which the bare Qwen3-VL's template does not write."""
+    for row in read_shards(chain.at("labels") / "labels"):
+        with open_checkpoint(chain.at("bare"), rpn=chain.at("rpn")) as checkpoint:
+            own = prompt_of(checkpoint.spec, tokenizer_of(checkpoint), row["question"])
+        assert (tuple(row["ids_before"]), tuple(row["ids_after"])) == (own.ids_before, own.ids_after)
+        assert len(row["ids_before"]) > len("You are a helpful assistant."), "of bytes"
+
+
+def test_the_validation_loss_falls(chain: Chain) -> None:
+    before, after = chain.trained.report.history.validations
+    assert after.loss < before.loss
+
+
+def test_the_bundle_looks_where_the_trained_rpn_looks(chain: Chain) -> None:
+    file, picture = read_rpn(chain.at("rpn")), open_image(chain.at("images") / "3.png")
+    with open_checkpoint(chain.at("bare"), rpn=chain.at("rpn")) as checkpoint:
+        assert checkpoint.rpn_trained
+        model = model_from_checkpoint(checkpoint)
+    prompt = read_labels(chain.at("labels")).prompts[0]
+    policy = RoiPolicy(0.05, min_cells=1, gate_threshold=-1.0)
+    expected = reference_answer(model, picture, prompt.ids_before, prompt.ids_after, roi=policy, max_new_tokens=4)
+    with sdrpn.Session.open(chain.at("bundle"), threads=1) as session:
+        found = session.answer_ids(
+            picture, prompt.ids_before, prompt.ids_after, roi=policy, max_new_tokens=4, trace=True
+        )
+    assert file.policy is not None
+    assert found.trace is not None
+    assert found.trace.roi_logits is not None
+    assert expected.roi_logits is not None
+    np.testing.assert_allclose(found.trace.roi_logits, expected.roi_logits, atol=GOLDEN_ROI_LOGITS_ABS, rtol=0)
+    assert found.token_ids == expected.token_ids
+    assert family_of(model.spec).trained_rpn(2) == model.spec.rpn
