@@ -1,10 +1,12 @@
-"""From a bare model to a bundle that looks again: heads, labels, a training, an export, an answer; for each family."""
+"""From a bare model to a bundle that looks again: heads, labels, an RPN, a gate, an export, an answer."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +16,23 @@ import sdrpn
 from sdrpn.checkpoint import open_checkpoint, read_rpn, write_random_checkpoint
 from sdrpn.checkpoint.tokenizer import tokenizer_of
 from sdrpn.families.registry import family_of, prompt_of
+from sdrpn.gate.options import GateOptions
 from sdrpn.images.image import open_image
 from sdrpn.labels.shards import read_shards
+from sdrpn.method.gate import gate_score
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.model import model_from_checkpoint
 from sdrpn.model.reference import reference_answer
 from sdrpn.train.label_set import read_labels
 from sdrpn.train.options import TrainOptions
 from sdrpn.workflows.export import export_bundle
+from sdrpn.workflows.gate_label import GateLabelRequest, label_gate
 from sdrpn.workflows.label import RelabelRequest, label_questions, relabel_questions
 from sdrpn.workflows.train import TrainedRpn, train_rpn
+from sdrpn.workflows.train_gate import GateTrainingRequest, TrainedGate, train_gate
 from tests.families.qwen.models import spec_3, spec_25
-from tests.tolerances import GOLDEN_ROI_LOGITS_ABS
+from tests.tolerances import GOLDEN_GATE_SCORE_ABS, GOLDEN_ROI_LOGITS_ABS
+from tests.workflows.test_gate_jobs import learnable
 
 SIZES = ((150, 100), (90, 160), (120, 120), (220, 70), (100, 130), (60, 60), (130, 90), (110, 150)) * 2
 TOKENS = (16, 48)
@@ -43,12 +50,26 @@ OPTIONS = TrainOptions(
 )
 
 
+RESOLUTIONS = (16, 25, 36)
+GATE_OPTIONS = GateOptions(
+    layers=1,
+    learning_rate=3e-3,
+    batch=8,
+    micro_batch=8,
+    steps=12,
+    precision="fp32",
+    taps="fp32",
+    validation_share=0.3,
+)
+
+
 @dataclass(frozen=True)
 class Chain:
     """What each stage wrote."""
 
     folder: Path
     trained: TrainedRpn
+    gate: TrainedGate
 
     def at(self, name: str) -> Path:
         return self.folder / name
@@ -94,8 +115,14 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         # A random model's attention is nearly flat, so that only a raw rule labels anything.
         relabel_questions(RelabelRequest(folder / f"{name}-all", folder / name, foreground_share=0.7, raw=True))
     trained = train_rpn(folder / "bare", folder / "labels", folder / "rpn", OPTIONS, device="cpu")
-    export_bundle(folder / "bare", folder / "bundle", rpn=folder / "rpn")
-    return Chain(folder, trained)
+
+    parts = sdrpn.CheckpointParts(folder / "bare", rpn=folder / "rpn")
+    views: dict[str, Any] = {"resolutions": RESOLUTIONS, "agree_with": "highest", "max_new_tokens": 2}
+    label_gate(GateLabelRequest(parts, data, images, folder / "gate-labels", **views, limit=8))
+    learnable(folder / "gate-labels", copies=4)  # a random model's answers are what they are
+    gate = train_gate(GateTrainingRequest(parts, folder / "gate-labels", folder / "gated", GATE_OPTIONS, device="cpu"))
+    export_bundle(folder / "bare", folder / "bundle", rpn=folder / "gated")
+    return Chain(folder, trained, gate)
 
 
 def test_labels_have_the_shape_of_their_pictures(chain: Chain) -> None:
@@ -124,11 +151,12 @@ def test_prompts_are_those_of_a_model_that_may_look_again(chain: Chain) -> None:
 def test_the_validation_loss_falls(chain: Chain) -> None:
     before, after = chain.trained.report.history.validations
     assert after.loss < before.loss
+    assert chain.gate.report.after.loss < chain.gate.report.before.loss
 
 
 def test_the_bundle_looks_where_the_trained_rpn_looks(chain: Chain) -> None:
-    file, picture = read_rpn(chain.at("rpn")), open_image(chain.at("images") / "3.png")
-    with open_checkpoint(chain.at("bare"), rpn=chain.at("rpn")) as checkpoint:
+    picture = open_image(chain.at("images") / "3.png")
+    with open_checkpoint(chain.at("bare"), rpn=chain.at("gated")) as checkpoint:
         assert checkpoint.rpn_trained
         model = model_from_checkpoint(checkpoint)
     prompt = read_labels(chain.at("labels")).prompts[0]
@@ -138,10 +166,17 @@ def test_the_bundle_looks_where_the_trained_rpn_looks(chain: Chain) -> None:
         found = session.answer_ids(
             picture, prompt.ids_before, prompt.ids_after, roi=policy, max_new_tokens=4, trace=True
         )
-    assert file.policy is not None
+    policies = [read_rpn(chain.at(name)).policy for name in ("rpn", "gated")]
+    assert policies[0] is not None
+    assert policies[1] is not None
+    assert policies[1].roi.threshold == policies[0].roi.threshold, "a gate changes no map"
     assert found.trace is not None
+    assert found.trace.gate_score is not None
+    assert expected.gate_logit is not None
+    assert abs(found.trace.gate_score - gate_score(expected.gate_logit)) < GOLDEN_GATE_SCORE_ABS
     assert found.trace.roi_logits is not None
     assert expected.roi_logits is not None
     np.testing.assert_allclose(found.trace.roi_logits, expected.roi_logits, atol=GOLDEN_ROI_LOGITS_ABS, rtol=0)
     assert found.token_ids == expected.token_ids
-    assert family_of(model.spec).trained_rpn(2) == model.spec.rpn
+    rpn = family_of(model.spec).trained_rpn(2)
+    assert dataclasses.replace(rpn, gate_layers=1) == model.spec.rpn
