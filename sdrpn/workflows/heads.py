@@ -109,7 +109,7 @@ def find_heads(request: HeadsRequest, progress: ShowProgress = show_nothing) -> 
         from sdrpn.labels.head_choice import HEADS_NAME, write_heads
         from sdrpn.labels.head_picture import draw_heads
 
-    with asked.checkpoint.open() as checkpoint, torch_threads(asked.threads, checkpoint.spec):
+    with asked.checkpoint.open() as checkpoint, torch_threads(asked.threads, asked.small_work_of(checkpoint)):
         pairs = [] if request.proposal is None else _pairs(request.proposal, checkpoint)
         teacher = asked.teacher(checkpoint)
         scores, answered = _scored(teacher, questions, asked.batch, progress)

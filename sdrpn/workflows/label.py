@@ -160,7 +160,7 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
     out, images = request.out, request.asked.images
     with (
         request.asked.checkpoint.open() as checkpoint,
-        torch_threads(request.asked.threads, checkpoint.spec),
+        torch_threads(request.asked.threads, request.asked.small_work_of(checkpoint)),
         progress("label", "questions") as advance,
     ):
         teacher = request.asked.teacher(checkpoint)

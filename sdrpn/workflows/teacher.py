@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sdrpn.checkpoint import Checkpoint
     from sdrpn.labels.questions import DataQuestion
     from sdrpn.labels.teacher import Teacher
+    from sdrpn.method.spec import ModelSpec
 
 __all__ = ["ModelPrecision", "TeacherRequest", "require_device", "some_questions"]
 
@@ -64,6 +65,10 @@ class TeacherRequest(CheckedFields):
     def questions(self) -> list[DataQuestion]:
         """Read the questions. Raises BadInput for files or folders that are missing or malformed."""
         return some_questions(self.data, self.images, self.limit)
+
+    def small_work_of(self, checkpoint: Checkpoint) -> ModelSpec | None:
+        """The model, where one question at a time makes its products small; for `torch_threads`."""
+        return checkpoint.spec if self.batch == 1 else None
 
     def teacher(self, checkpoint: Checkpoint) -> Teacher:
         """Load the model from an open checkpoint.
