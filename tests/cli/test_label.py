@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sdrpn.cli import label, relabel
 from sdrpn.labels import LabelRule, denoise, labelling, usual_sinks
+from sdrpn.labels.denoise import RULES
 from sdrpn.labels.head_choice import write_heads
 from sdrpn.labels.shards import LABEL_COLUMNS, read_shards
 from sdrpn.labels.teacher import Teacher
@@ -104,6 +107,14 @@ def test_a_run_that_was_cut_off_is_resumed(
     assert list(read_shards(out / "labels")) == expected
     other = refusal(sdrpn(*command, "--resume", "--rows", "last-prompt"))
     assert "was started with other settings (rows)" in other
+
+
+@pytest.mark.parametrize("verb", [label, relabel])
+def test_every_rule_can_be_asked_for(verb: Any) -> None:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    (choices,) = (action.choices for action in parser._actions if action.dest == "rule")
+    assert choices == tuple(RULES)
 
 
 def test_what_a_model_of_squares_cannot_do(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
