@@ -173,7 +173,7 @@ def test_every_method_of_a_checkpoint(folder: Path, rpn: Path, monkeypatch: pyte
         threads=1,
         out=folder / "every",
     )
-    assert set(found.methods) == set(METHODS)
+    assert set(found.methods) == set(METHODS) - {"always"}, "which is for models with a gate"
     assert all(method.problems == 0 for method in found.methods.values())
 
 
