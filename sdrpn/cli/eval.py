@@ -10,6 +10,7 @@ is 1:
     differences     list of sdrpn.evaluation.results.Difference: method, baseline, difference, interval
     rpn_mean        null, or the mean of several RPNs: sdrpn.evaluation.results.RpnMean
     settings        everything that decides the answers
+    missing         with --shard: answers that other processes have yet to give; else 0
     causal          null, or with --causal: sdrpn.evaluation.causal.CausalResult
     curve           null, or with --curve: sdrpn.evaluation.gate_curve.GateCurve
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.terminal.argument_types import AUTO, number_or_auto, positive_int, whole_number
-from sdrpn.terminal.arguments import add_threads_argument, bundle_folder, filled
+from sdrpn.terminal.arguments import add_shard_argument, add_threads_argument, bundle_folder, filled, process_part
 from sdrpn.terminal.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.look_arguments import add_look_arguments
 from sdrpn.terminal.model_folders import add_model_options
@@ -152,6 +153,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--out", metavar="DIR", type=Path, help="folder to write records, results and a page of the worst cases to"
     )
     group.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")
+    add_shard_argument(group)
     group.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -167,6 +169,8 @@ def run(args: argparse.Namespace) -> int:
     results = evaluate(_request(args), progress)
     if args.json:
         print_json(plain_results(results))
+    elif results.missing:
+        print_report([f"{args.out}: {results.missing:,} answers of other parts are missing; the last part writes all"])
     else:
         print_report(results_text(results))
         if args.out is not None:
@@ -180,7 +184,15 @@ def _request(args: argparse.Namespace) -> EvaluationRequest:
 
     methods = None if args.methods is None else [name.strip() for name in args.methods.split(",") if name.strip()]
     look, answers = filled(LookChoice, args), not args.no_answers
-    return filled(EvaluationRequest, args, model=_model(args), methods=methods, look=look, with_answers=answers)
+    return filled(
+        EvaluationRequest,
+        args,
+        model=_model(args),
+        methods=methods,
+        look=look,
+        with_answers=answers,
+        part=process_part(args),
+    )
 
 
 def _model(args: argparse.Namespace) -> BundleModel | CheckpointModel:
@@ -194,7 +206,7 @@ def _model(args: argparse.Namespace) -> BundleModel | CheckpointModel:
         projector=args.projector,
         fit=args.fit,
         precision=args.precision,
-        device=args.device,
+        device=process_part(args).device(args.device),
         backend=args.backend,
         variant=args.variant,
         threads=args.threads,

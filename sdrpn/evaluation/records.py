@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -13,11 +14,13 @@ from typing import Any
 
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.host.atomic import replacing_file
-from sdrpn.host.json_files import differing_keys, read_json_object, read_text
+from sdrpn.host.json_files import read_text
+from sdrpn.host.part import WHOLE, Part
+from sdrpn.host.shared_run import RUN_NAME, start_run, try_lock
 
-__all__ = ["RECORDS_NAME", "RUN_NAME", "Record", "RecordFile", "read_records"]
+__all__ = ["RECORDS_NAME", "RUN_NAME", "Record", "RecordFile", "combine_parts", "read_records"]
 
-RECORDS_NAME, RUN_NAME = "records.jsonl", "run.json"
+RECORDS_NAME, PART_NAME = "records.jsonl", "records.{}-of-{}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,28 @@ class Record:
 class RecordFile:
     """The records of a run in a folder, appended one by one; a context manager."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-        """`folder`: new or empty, or with `resume` that of a run with the same settings. Raises BadInput."""
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool, part: Part = WHOLE) -> None:
+        """`folder`: new or empty, or with `resume` that of a run with the same settings.
+
+        Args: part: what this process asks; of several, each has a file of its own, and joins the run of the others
+        Raises: BadInput
+        """
+        start_run(folder, settings, resume=resume, shared=not part.is_whole)
         self._path = folder / RECORDS_NAME
-        _start(folder, settings, resume=resume)
-        self.done = _whole_records(self._path) if self._path.exists() else []
-        _rewrite(self._path, self.done)
+        self.done = _all_records(folder)
+        if part.is_whole:
+            _combine(folder, self.done)
+        else:
+            self._path = folder / PART_NAME.format(part.number, part.count)
+            if self._path.exists():
+                _rewrite(self._path, _whole_records(self._path))
         self._stream: FileIO | None = None
 
     def __enter__(self) -> RecordFile:
         self._stream = FileIO(self._path, "a")
+        if not try_lock(self._stream.fileno()):
+            self._stream.close()
+            raise BadInput(f"{self._path} is being written by another process; wait for it, or name another part")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,6 +135,43 @@ def read_records(folder: Path) -> list[Record]:
     if not path.is_file():
         raise BadInput(f"{folder} holds no {RECORDS_NAME}; expected a folder that `sdrpn eval --out` wrote")
     return _whole_records(path)
+
+
+def combine_parts(folder: Path, methods: Sequence[str], samples: int) -> list[Record]:
+    """The records of all parts, in the order of one process; one file takes their place when none is missing.
+
+    The caller holds the folder's lock. Raises BadInput for a file that is no file of records.
+    """
+    records = sorted(_all_records(folder), key=lambda record: _turn(record, methods))
+    if len(records) == samples * len(methods):
+        _combine(folder, records)
+    return records
+
+
+def _turn(record: Record, methods: Sequence[str]) -> tuple[int, int]:
+    """When one process asks it: the first method changes from question to question."""
+    return record.index, (methods.index(record.method) - record.index) % len(methods)
+
+
+def _all_records(folder: Path) -> list[Record]:
+    """The records of all files, each question and method once."""
+    records: dict[tuple[int, str], Record] = {}
+    for path in _record_files(folder):
+        for record in _whole_records(path):
+            records.setdefault((record.index, record.method), record)
+    return list(records.values())
+
+
+def _record_files(folder: Path) -> list[Path]:
+    parts = sorted(folder.glob(PART_NAME.format("*", "*")))
+    return [path for path in (folder / RECORDS_NAME, *parts) if path.is_file()]
+
+
+def _combine(folder: Path, records: list[Record]) -> None:
+    """Write all records to one file, and remove those of parts."""
+    _rewrite(folder / RECORDS_NAME, records)
+    for path in _record_files(folder)[1:]:
+        path.unlink(missing_ok=True)
 
 
 def _line(record: Record) -> str:
@@ -194,23 +246,3 @@ def _check(record: Record) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _start(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """Create the folder, or check that it has the same run."""
-    run = folder / RUN_NAME
-    settings = json.loads(json.dumps(settings))
-    if not run.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise BadInput(f"{folder} exists and is not the folder of a run; name a new folder")
-        with replacing_file(run) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-        return
-    if not resume:
-        raise BadInput(f"{folder} already holds a run; resume it, or name a new folder", options=("resume",))
-    differing = differing_keys(settings, read_json_object(run, "name a new folder"))
-    if differing:
-        raise BadInput(
-            f"{folder} was started with other settings ({', '.join(differing)}); resume with the same ones, or name a "
-            "new folder"
-        )

@@ -75,6 +75,7 @@ class RpnMean:
 class Results:
     """The figures of a whole run.
 
+    missing: answers that other processes have yet to give; the figures are of questions without any such.
     rpn_mean: None with fewer than two RPNs. causal, curve: None where they were not asked for, or have no questions.
     """
 
@@ -87,6 +88,7 @@ class Results:
     settings: dict[str, Any]
     causal: CausalResult | None = None
     curve: GateCurve | None = None
+    missing: int = 0
 
 
 def summarise(task: Task, methods: Sequence[str], records: Sequence[Record], settings: dict[str, Any]) -> Results:

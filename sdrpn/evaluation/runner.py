@@ -22,6 +22,7 @@ from sdrpn.evaluation.records import Record
 from sdrpn.evaluation.region import mean_zoom, region_quality
 from sdrpn.evaluation.sample import Sample
 from sdrpn.evaluation.task import Task
+from sdrpn.host.part import WHOLE, Part
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.method.grids import cell_count
 from sdrpn.method.roi import Crop
@@ -39,6 +40,7 @@ def run_methods(
     *,
     answers: bool = True,
     done: Collection[tuple[int, str]] = (),
+    part: Part = WHOLE,
     progress: Advance = unseen,
 ) -> Iterator[Record]:
     """Yield the records one by one.
@@ -47,11 +49,14 @@ def run_methods(
         methods: names accepted by `methods_for`
         answers: False: only choose crops, to measure how well they fit
         done: (sample index, method) pairs to skip
+        part: which samples are asked here
     A picture that cannot be read or a prompt that does not fit becomes a record with a problem.
     """
-    finished, total = len(done), len(task.samples) * len(methods)
-    _warm_up(task, answerer)
-    for index in range(len(task.samples)):
+    owned = [index for index in range(len(task.samples)) if part.owns(index)]
+    finished, total = sum(part.owns(index) for index, _ in done), len(owned) * len(methods)
+    if finished < total:
+        _warm_up(task, answerer)
+    for index in owned:
         turn = index % len(methods)
         missing = [name for name in (*methods[turn:], *methods[:turn]) if (index, name) not in done]
         if not missing:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sdrpn.bundle.shipped import DEMO_BUNDLE, DEMO_NAME, bundle_path, is_former_name
+from sdrpn.errors import BadInput
+from sdrpn.host.part import Part, part_from_text, part_of_launcher
 from sdrpn.terminal.argument_types import AUTO, positive_int
 from sdrpn.terminal.output import warn, warn_of_former_name
 
@@ -18,9 +21,11 @@ __all__ = [
     "GRAPH_BACKENDS",
     "add_fit_argument",
     "add_former_name",
+    "add_shard_argument",
     "add_threads_argument",
     "bundle_folder",
     "filled",
+    "process_part",
 ]
 
 Request = TypeVar("Request")
@@ -47,6 +52,29 @@ def filled(kind: type[Request], args: argparse.Namespace, **given: object) -> Re
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
     named = {field.name: getattr(args, field.name) for field in fields if hasattr(args, field.name)}
     return kind(**(named | given))
+
+
+def add_shard_argument(group: argparse._ActionsContainer) -> None:
+    """Which part of a job this process does."""
+    group.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=_part,
+        help="do part I of N: one of several processes, on any machines, that share --out; the last one combines the "
+        "parts (default: as accelerate launch or torchrun say by RANK and WORLD_SIZE, else everything)",
+    )
+
+
+def process_part(args: argparse.Namespace) -> Part:
+    """The part of --shard, else of the launcher that started this process. Raises BadInput."""
+    return args.shard if args.shard is not None else part_of_launcher(os.environ)
+
+
+def _part(text: str) -> Part:
+    try:
+        return part_from_text(text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_threads_argument(group: argparse._ActionsContainer) -> None:

@@ -15,7 +15,9 @@ from sdrpn.families.family import Resize
 from sdrpn.families.registry import seen_of
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.hub import model_folder
+from sdrpn.host.part import WHOLE, Part, part_from_text
 from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.host.shared_run import run_lock
 from sdrpn.workflows.evaluated_model import BundleModel, CheckpointModel, LookChoice, model_at, open_model
 from sdrpn.workflows.teacher import ModelPrecision
 
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
     from sdrpn.evaluation.records import Record
     from sdrpn.evaluation.results import Results
     from sdrpn.evaluation.task import Task
+    from sdrpn.method.spec import ModelSpec
     from sdrpn.workflows.evaluated_model import OpenedModel
 
 __all__ = ["FORMAT_VERSION", "EvaluationRequest", "evaluate", "evaluate_model", "plain_results"]
 
 FORMAT_VERSION = 1
+RESULTS_NAME = "results.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class EvaluationRequest(CheckedFields):
     resume: continue a run with the same settings in `out`
     causal: compare the RPN's crop with other content of it; adds the methods that this needs
     curve: accuracy over time and tokens for every threshold of a gate; adds the methods that this needs
+    part: what this process asks; the last of several writes the results of all, to the same `out`
     """
 
     model: BundleModel | CheckpointModel
@@ -57,6 +62,7 @@ class EvaluationRequest(CheckedFields):
     resume: bool = False
     causal: bool = False
     curve: bool = False
+    part: Part = WHOLE
 
 
 def evaluate_model(
@@ -92,6 +98,7 @@ def evaluate_model(
     resume: bool = False,
     causal: bool = False,
     curve: bool = False,
+    shard: str | None = None,
     progress: ShowProgress = show_nothing,
 ) -> Results:
     """Ask a model the questions of a task with several methods, in turn, and score the answers.
@@ -104,6 +111,7 @@ def evaluate_model(
         rpns, vision_tower, base, projector, fit, precision, device: for a checkpoint; see `CheckpointModel`
         backend, variant: for a bundle; see `BundleModel`
         threads: of the CPU; None: one per free core, and a single one for a small model
+        shard: "I/N": ask part I of N, as one of several processes with the same `out`; None: everything
         progress: (title, unit) -> a context manager that gives a function of (done, total)
     Returns: by method: accuracy with intervals, how well the crops fit, and the seconds per question
     Raises: BadInput for what the model or the task cannot do; BadBundle, BadCheckpoint; MissingDependency
@@ -146,17 +154,15 @@ def evaluate_model(
         resume,
         causal,
         curve,
+        WHOLE if shard is None else part_from_text(shard),
     )
     return evaluate(request, progress)
 
 
 def evaluate(request: EvaluationRequest, progress: ShowProgress = show_nothing) -> Results:
     """See `evaluate_model`."""
-    from sdrpn.evaluation.causal import causal_result
-    from sdrpn.evaluation.gate_curve import gate_curve
-    from sdrpn.evaluation.results import complete_records, summarise
+    from sdrpn.evaluation.records import combine_parts
     from sdrpn.evaluation.tasks.named import open_task
-    from sdrpn.evaluation.worst import write_worst_cases
 
     task = open_task(request.task, request.data, request.split, request.samples, request.look.seed)
     _check(request, task)
@@ -165,17 +171,43 @@ def evaluate(request: EvaluationRequest, progress: ShowProgress = show_nothing) 
         settings = _settings(request, task, methods, model)
         records = _records(request, task, methods, model, settings, progress)
         spec, gate_threshold = model.answerer.spec, model.gate_threshold
-    results = summarise(task, methods, records, settings)
-    by_method, probe = complete_records(methods, records), spec.rpn is not None and spec.rpn.gate_probe
-    results = dataclasses.replace(
-        results,
+    asked = _Asked(task, methods, settings, spec, gate_threshold)
+    if request.out is None:
+        return _results(request, asked, records)
+    with nullcontext() if request.part.is_whole else run_lock(request.out):
+        records = combine_parts(request.out, methods, len(task.samples))
+        results = _results(request, asked, records)
+        # Whoever asks last writes; a process that waited meanwhile finds the results.
+        if request.part.is_whole or not (results.missing or (request.out / RESULTS_NAME).is_file()):
+            _write(request.out, results, asked, records)
+        return results
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked, of which model. gate_threshold: of its gate, if it has one."""
+
+    task: Task
+    methods: tuple[str, ...]
+    settings: dict[str, Any]
+    spec: ModelSpec
+    gate_threshold: float | None
+
+
+def _results(request: EvaluationRequest, asked: _Asked, records: Sequence[Record]) -> Results:
+    """The figures of all questions that were asked with every method."""
+    from sdrpn.evaluation.causal import causal_result
+    from sdrpn.evaluation.gate_curve import gate_curve
+    from sdrpn.evaluation.results import complete_records, summarise
+
+    task, methods, rpn = asked.task, asked.methods, asked.spec.rpn
+    by_method, probe = complete_records(methods, records), rpn is not None and rpn.gate_probe
+    return dataclasses.replace(
+        summarise(task, methods, records, asked.settings),
+        missing=len(task.samples) * len(methods) - len(records),
         causal=causal_result(by_method) if request.causal else None,
-        curve=gate_curve(by_method, gate_threshold, probe=probe) if request.curve else None,
+        curve=gate_curve(by_method, asked.gate_threshold, probe=probe) if request.curve else None,
     )
-    if request.out is not None:
-        _write(request.out, results)
-        write_worst_cases(request.out, task, methods, records, seen_of(spec))
-    return results
 
 
 def plain_results(results: Results) -> dict[str, Any]:
@@ -192,6 +224,8 @@ def _check(request: EvaluationRequest, task: Task) -> None:
     if not request.with_answers and (request.causal or request.curve):
         name = "causal" if request.causal else "curve"
         raise BadInput("what a crop is worth is measured by answers; ask for answers as well", options=(name,))
+    if not request.part.is_whole and request.out is None:
+        raise BadInput("processes that ask a part each share a folder; name it", options=("out",))
     if request.resume and request.out is None:
         raise BadInput("continuing a run needs its folder; name it", options=("out",))
 
@@ -240,12 +274,19 @@ def _records(
     from sdrpn.evaluation.records import RecordFile
     from sdrpn.evaluation.runner import run_methods
 
-    file = None if request.out is None else RecordFile(request.out, settings, resume=request.resume)
+    file = None if request.out is None else RecordFile(request.out, settings, resume=request.resume, part=request.part)
     records = [] if file is None else list(file.done)
     done = {(record.index, record.method) for record in records}
     with file or nullcontext(), progress("eval", "answers") as advance:
         for record in run_methods(
-            task, model.answerer, methods, model.setting, answers=request.with_answers, done=done, progress=advance
+            task,
+            model.answerer,
+            methods,
+            model.setting,
+            answers=request.with_answers,
+            done=done,
+            part=request.part,
+            progress=advance,
         ):
             if file is not None:
                 file.append(record)
@@ -253,18 +294,21 @@ def _records(
     return records
 
 
-def _write(out: Path, results: Results) -> None:
+def _write(out: Path, results: Results, asked: _Asked, records: Sequence[Record]) -> None:
+    """Write all but the records; the results last: they say that a run is complete."""
     from sdrpn.evaluation.charts import draw_causal, draw_curve
     from sdrpn.evaluation.table import markdown
+    from sdrpn.evaluation.worst import write_worst_cases
     from sdrpn.host.atomic import replacing_file
 
-    with replacing_file(out / "results.json") as path:
-        path.write_text(json.dumps(plain_results(results), indent=1) + "\n", "utf-8")
-    with replacing_file(out / "results.md") as path:
-        path.write_text(markdown(results), "utf-8")
+    write_worst_cases(out, asked.task, asked.methods, records, seen_of(asked.spec))
     if results.causal is not None:
         with replacing_file(out / "causal.png") as path:
             draw_causal(results.task, results.causal).save(path, "PNG")
     if results.curve is not None:
         with replacing_file(out / "curve.png") as path:
             draw_curve(results.task, results.curve).save(path, "PNG")
+    with replacing_file(out / "results.md") as path:
+        path.write_text(markdown(results), "utf-8")
+    with replacing_file(out / RESULTS_NAME) as path:
+        path.write_text(json.dumps(plain_results(results), indent=1) + "\n", "utf-8")

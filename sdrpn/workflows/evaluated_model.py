@@ -290,7 +290,7 @@ def _torch_model(
         "heads": look.heads,
         "precision": model.precision,
         "fit": fit_of(checkpoint.spec),
-        "device": device,
+        "device": device.partition(":")[0],  # processes of one run have a GPU each
         "threads": torch.get_num_threads(),
         "vicrop_layer": None if setting.vicrop is None else setting.vicrop.layer,
     }
