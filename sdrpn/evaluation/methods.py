@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdrpn.errors import BadInput
@@ -202,7 +203,7 @@ def _shuffled_crop(question: EvaluationQuestion) -> LookPlan:
     """The crops that the RPN proposed for the previous sample: realistic shapes in the wrong place."""
     _, picture = question.before()
     crops = question.crops_before()
-    return question.plan(GivenLook(tuple(_moved(crop, picture.size, question.picture.size) for crop in crops)))
+    return question.plan(GivenLook(tuple(_moved(crop, picture.size, question) for crop in crops)))
 
 
 def _crop_blank(question: EvaluationQuestion) -> LookPlan:
@@ -221,10 +222,20 @@ def _crop_swapped(question: EvaluationQuestion) -> LookPlan:
     return dataclasses.replace(question.plan(GivenLook(crops, pixels)), other=sample)
 
 
-def _moved(crop: Crop, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> Crop:
+def _moved(crop: Crop, from_wh: tuple[int, int], question: EvaluationQuestion) -> Crop:
+    to_wh = question.picture.size
     x1, y1, x2, y2 = (int(edge * to_wh[axis % 2] / from_wh[axis % 2]) for axis, edge in enumerate(crop.box_xyxy_px))
     box = min(x1, to_wh[0] - 1), min(y1, to_wh[1] - 1), min(max(x2, x1 + 1), to_wh[0]), min(max(y2, y1 + 1), to_wh[1])
-    return Crop(box, crop.keep_cells, crop.grid_hw)
+    return Crop(box, _kept_on(crop.keep_cells, question.grid().crop_hw(box)), crop.grid_hw)
+
+
+def _kept_on(keep_cells: NDArray[np.bool_] | None, hw: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Kept cells on a grid of h x w: pictures of another shape have other ones. None: all, also where none is left."""
+    if keep_cells is None or keep_cells.shape == hw:
+        return keep_cells
+    rows, columns = (np.arange(size) * old // size for size, old in zip(hw, keep_cells.shape, strict=True))
+    kept: NDArray[np.bool_] = keep_cells[np.ix_(rows, columns)]
+    return kept if kept.any() else None
 
 
 def _oracle_boxes(question: EvaluationQuestion) -> tuple[Box, ...]:

@@ -43,7 +43,7 @@ from sdrpn.method.grids import ImageGrid, cell_count
 from sdrpn.method.roi import Crop, RoiDecision, decide_crops, roi_logits_from_scores
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.base import SdRpnModel
-from sdrpn.model.looks import crop_tokens, picture_tokens
+from sdrpn.model.looks import picture_look
 from sdrpn.model.vision import LookTokens
 from sdrpn.text.prompt import Prompt, decode_text
 
@@ -66,6 +66,14 @@ class _Found:
     note: str | None = None
     map_over_image: Float32 | None = None
     judged: Judged | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _RpnMap:
+    """The map of an RPN (h,w), before the sigmoid, and what it knows of sinks, in the same form."""
+
+    logits: Float32
+    sink_logits: Float32 | None
 
 
 class _Watch:
@@ -109,27 +117,28 @@ class TorchAnswerer:
     def answer(self, picture: Image.Image, question: str, look: Look | None, max_new_tokens: int) -> Answered:
         """Answer greedily, or only choose crops. Raises ContextTooLong."""
         start = time.perf_counter()
-        prompt = self._prompt(question)
-        image = self._image_tokens(picture)
-        grid = self._grid(picture)
-        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), grid, max_new_tokens)
-        found = self._found(layered, look, picture, prompt, image, max_new_tokens)
+        prompt, seen = self._prompt(question), picture_look(self._model, picture)
+        grid, first = self._grid(picture), len(prompt.ids_before)
+        layered = LayeredPrompt(self._model, picture, prompt, max_new_tokens, seen)
+        found = self._found(layered, look, picture, prompt, seen, max_new_tokens)
         crops, about = found.crops, (found.note, found.map_over_image, found.judged)
         if max_new_tokens == 0:
             tokens = sum(crop.token_count(grid.crop_hw(crop.box_xyxy_px)) for crop in crops)
             return Answered("", crops, found.peak_xy_px, tokens, time.perf_counter() - start, *about)
-        pixels = look.pixels or picture if isinstance(look, GivenLook) else picture
-        roi = torch.cat([image[:0], *(crop_tokens(self._model, pixels, crop) for crop in crops)])
-        token_ids = layered.answer(roi, crops, self.spec.prompt.eos_token_ids)
+        pixels = look.pixels if isinstance(look, GivenLook) else None
+        keep = self._kept_source(layered, look, first, grid.hw) if crops else None
+        stop_ids = self.spec.prompt.eos_token_ids
+        token_ids, roi = layered.answer(crops, stop_ids, pixels=pixels, keep_source=keep)
         text = decode_text(self._tokenizer, token_ids).strip()
-        return Answered(text, crops, found.peak_xy_px, len(roi), time.perf_counter() - start, *about)
+        return Answered(text, crops, found.peak_xy_px, roi, time.perf_counter() - start, *about)
 
     @torch.inference_mode()
     def decide(self, picture: Image.Image, question: str, look: RpnLook) -> RoiDecision:
         """Where it would look."""
-        prompt, image = self._prompt(question), self._image_tokens(picture)
-        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), self._grid(picture), 1)
-        return self._rpn_decision(layered, look, picture, len(prompt.ids_before))
+        prompt = self._prompt(question)
+        layered = LayeredPrompt(self._model, picture, prompt, 1)
+        found = self._rpn_map(layered, look.rpn, len(prompt.ids_before), self._grid(picture).hw)
+        return self._decision(look, found, picture)
 
     @torch.inference_mode()
     def attention(
@@ -138,7 +147,7 @@ class TorchAnswerer:
         """The attention of some rows to the image; None where no token of the answer has a row."""
         watched = watch_answer(
             self._model,
-            LookTokens(self._image_tokens(picture)[None]),
+            picture_look(self._model, picture),
             self._prompt(question),
             by_layer((*heads.grounding, *heads.sinks)),
             grid=self._grid(picture),
@@ -154,9 +163,9 @@ class TorchAnswerer:
     @torch.inference_mode()
     def rpn_logits(self, picture: Image.Image, question: str, rpn: str) -> Float32:
         """The logits (h,w) of an RPN."""
-        prompt, image = self._prompt(question), self._image_tokens(picture)
-        layered = LayeredPrompt(self._model, *self._embedded(prompt, image), self._grid(picture), 1)
-        return self._rpn_logits(layered, rpn, len(prompt.ids_before), self._grid(picture).hw)
+        prompt = self._prompt(question)
+        layered = LayeredPrompt(self._model, picture, prompt, 1)
+        return self._rpn_map(layered, rpn, len(prompt.ids_before), self._grid(picture).hw).logits
 
     def require_heads(self, heads: HeadChoice) -> None:
         """Raise BadInput for heads that the model does not have."""
@@ -170,7 +179,7 @@ class TorchAnswerer:
         look: Look | None,
         picture: Image.Image,
         prompt: Prompt,
-        image: Tensor,
+        seen: LookTokens,
         max_new_tokens: int,
     ) -> _Found:
         if look is None:
@@ -185,7 +194,7 @@ class TorchAnswerer:
         if isinstance(look, AttentionLook):
             decision = self._attention_decision(layered, look, picture, len(prompt.ids_before))
         else:
-            taught = self._teacher_decision(look, picture, prompt, image, max_new_tokens or LONGEST_LABEL_ANSWER)
+            taught = self._teacher_decision(look, picture, prompt, seen, max_new_tokens or LONGEST_LABEL_ANSWER)
             if isinstance(taught, str):
                 return _Found(note=taught)
             decision = taught
@@ -196,15 +205,13 @@ class TorchAnswerer:
         """The gate first, or after the map where it is a probe of it; then the crops."""
         layered.look(self._rpns[look.rpn].tap_layer)
         hw, watch = self._grid(picture).hw, _Watch()
-        logits = self._rpn_logits(layered, look.rpn, first, hw) if self._probes(look) else None
+        known = self._rpn_map(layered, look.rpn, first, hw) if self._probes(look) else None
         map_s = watch.lap()
-        score, refusal = self._gate(layered, look, logits)
+        score, refusal = self._gate(layered, look, known)
         gate_s = watch.lap()
         if refusal is not None:
             return _Found(note=refusal, judged=Judged(None, map_s, score, gate_s))
-        if logits is None:
-            logits = self._rpn_logits(layered, look.rpn, first, hw)
-        decision = family_of(self.spec).decide(look.policy, self.spec)(logits, picture.size)
+        decision = self._decision(look, known or self._rpn_map(layered, look.rpn, first, hw), picture)
         judged = Judged(confidence_of(decision, look.policy), map_s + watch.lap(), score, gate_s)
         peak = peak_xy_px(decision, picture.size, self.spec)
         return _Found(decision.crops, peak, decision.note, map_over_image(decision, look.policy), judged)
@@ -212,33 +219,44 @@ class TorchAnswerer:
     def _probes(self, look: RpnLook) -> bool:
         return self._model.gate is not None and self._model.gate.is_probe and not look.rpn
 
-    def _gate(self, layered: LayeredPrompt, look: RpnLook, logits: Float32 | None) -> tuple[float | None, str | None]:
+    def _gate(self, layered: LayeredPrompt, look: RpnLook, known: _RpnMap | None) -> tuple[float | None, str | None]:
         """The score of the model's own gate, and why it ends with the first look; None where it is not asked.
 
-        Args: logits: (h,w) for a probe
+        Args: known: for a probe
         """
         threshold = look.policy.gate_threshold
         if threshold is None:
             threshold = family_of(self.spec).policy(self.spec).gate_threshold
         if self._model.gate is None or look.rpn or threshold is None:
             return None, None
-        tap, known = layered.look(self.spec.tap_layer), None
-        if logits is not None:
-            known = torch.from_numpy(map_statistics(logits))[None].to(tap.device)
-        score = gate_score(float(self._model.gate(tap, layered.positions, statistics=known)[0]))
+        tap, statistics = layered.look(self.spec.tap_layer), None
+        if known is not None:
+            statistics = torch.from_numpy(map_statistics(known.logits))[None].to(tap.device)
+        score = gate_score(float(self._model.gate(tap, layered.positions, statistics=statistics)[0]))
         return score, gate_refusal(score, threshold)
 
-    def _rpn_decision(self, layered: LayeredPrompt, look: RpnLook, picture: Image.Image, first: int) -> RoiDecision:
-        logits = self._rpn_logits(layered, look.rpn, first, self._grid(picture).hw)
-        return family_of(self.spec).decide(look.policy, self.spec)(logits, picture.size)
+    def _decision(self, look: RpnLook, found: _RpnMap, picture: Image.Image) -> RoiDecision:
+        return family_of(self.spec).decide(look.policy, self.spec)(found.logits, picture.size, found.sink_logits)
 
-    def _rpn_logits(self, layered: LayeredPrompt, name: str, first: int, hw: tuple[int, int]) -> Float32:
-        rpn = self._rpns[name]
-        tap = layered.look(rpn.tap_layer)
-        scores = rpn.module(tap, layered.positions)[0, :, _image_span(first, hw)]
-        return roi_logits_from_scores(
-            _array(scores), hw, head_dim=self.spec.llm.head_dim, multi_head=rpn.spec.multi_head, loss=rpn.spec.loss
+    def _rpn_map(self, layered: LayeredPrompt, name: str, first: int, hw: tuple[int, int]) -> _RpnMap:
+        rpn, span = self._rpns[name], _image_span(first, hw)
+        tap, positions = layered.look(rpn.tap_layer), layered.positions
+        scores = _array(rpn.module(tap, positions)[0, :, span])
+        logits = roi_logits_from_scores(
+            scores, hw, head_dim=self.spec.llm.head_dim, multi_head=rpn.spec.multi_head, loss=rpn.spec.loss
         )
+        sinks = _array(rpn.module.sink_logits(tap, positions)[0, span]).reshape(hw) if rpn.spec.sink_query else None
+        return _RpnMap(logits, sinks)
+
+    def _kept_source(self, layered: LayeredPrompt, look: Look | None, first: int, hw: tuple[int, int]) -> Bool | None:
+        """Which image tokens stay in the second pass (h*w,); None: all, as of a model that leaves none out."""
+        rpn = self._rpns.get(look.rpn if isinstance(look, RpnLook) else "")
+        if rpn is None or not 0 < rpn.spec.prune_above < cell_count(hw):
+            return None
+        span = _image_span(first, hw)
+        scores = rpn.module.row_scores(layered.stream_at(rpn.tap_layer), layered.positions, span.stop)
+        seen = scores[0, :, :, span].mean(dim=0).amax(dim=0)
+        return family_of(self.spec).kept_source(self.spec, _array(seen))
 
     def _attention_decision(
         self, layered: LayeredPrompt, look: AttentionLook, picture: Image.Image, first: int
@@ -253,20 +271,14 @@ class TorchAnswerer:
         return decide_crops(strength.reshape(grid.hw), grid, look.policy)
 
     def _teacher_decision(
-        self, look: TeacherLook, picture: Image.Image, prompt: Prompt, image: Tensor, max_new_tokens: int
+        self, look: TeacherLook, picture: Image.Image, prompt: Prompt, seen: LookTokens, max_new_tokens: int
     ) -> RoiDecision | str:
         """The label as a decision, as if an RPN had reproduced it; or why the answer gives no label."""
         heads = by_layer((*look.heads.grounding, *look.heads.sinks))
         stop_ids = self.spec.prompt.eos_token_ids
         grid = self._grid(picture)
         watched = watch_answer(
-            self._model,
-            LookTokens(image[None]),
-            prompt,
-            heads,
-            grid=grid,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
+            self._model, seen, prompt, heads, grid=grid, max_new_tokens=max_new_tokens, stop_ids=stop_ids
         )
         if watched.row_count == 0:
             return "nothing inserted: the model gave no answer that a label can be made from"
@@ -311,7 +323,7 @@ class TorchAnswerer:
         """Attention (C,), mean over all heads of a layer; runs the whole model."""
         heads = {layer: range(self.spec.llm.heads)}
         grid = self._grid(picture)
-        layered = LayeredPrompt(self._model, *self._embedded(prompt, self._image_tokens(picture)), grid, 1)
+        layered = LayeredPrompt(self._model, picture, prompt, 1)
         span = _image_span(len(prompt.ids_before), grid.hw)
         with WatchHeads(layered.layers, heads, slice(-1, None), span) as watch:
             hidden = layered.look(self.spec.llm.layers)
@@ -324,20 +336,8 @@ class TorchAnswerer:
     def _prompt(self, question: str) -> Prompt:
         return prompt_of(self.spec, self._tokenizer, question)
 
-    def _embedded(self, prompt: Prompt, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The embedded prompt: (P,D) up to the image, and (n,D) of the question."""
-        before, after = (
-            self._model.embed(torch.tensor(list(ids), dtype=torch.long, device=image.device))
-            for ids in (prompt.ids_before, prompt.ids_after)
-        )
-        return torch.cat((before, image)), after
-
     def _grid(self, picture: Image.Image) -> ImageGrid:
         return self.spec.vision.grid(picture.size)
-
-    def _image_tokens(self, picture: Image.Image) -> Tensor:
-        """(C,D)."""
-        return picture_tokens(self._model, picture)
 
 
 def _image_span(first: int, hw: tuple[int, int]) -> slice:
