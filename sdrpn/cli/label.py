@@ -1,6 +1,7 @@
 """`sdrpn label`: a checkpoint's own attention becomes labels to train an RPN on.
 
-The JSON form is that of labels.json: what decides the labels, and `counts` of sdrpn.labels.labelling.Counts.
+The JSON form is that of labels.json: what decides the labels, and `counts` of sdrpn.labels.labelling.Counts; null where
+--shard leaves files to other processes, the last of which labels all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from sdrpn.cli.requests import teacher_request
 from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.arguments import add_shard_argument, filled, process_part
 from sdrpn.terminal.checkpoint_arguments import add_teacher_arguments
 
 HELP = "turn a checkpoint's attention into labels to train an RPN on"
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="LABELS", type=Path, required=True, help="folder to write: new or empty")
     parser.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")
+    add_shard_argument(parser)
     parser.add_argument(
         "--shard-questions", metavar="N", type=positive_int, default=256, help="questions per file (default: 256)"
     )
@@ -56,11 +58,14 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.workflows.training_text import labels_text
 
     require_output_folder("--out", args.out)
-    labelled = label(filled(LabelRequest, args, asked=teacher_request(args)), progress)
+    part = process_part(args)
+    args.device = part.device(args.device)
+    labelled = label(filled(LabelRequest, args, asked=teacher_request(args), part=part), progress)
     if args.json:
         print_json({**labelled.provenance, "images": labelled.images, "counts": labelled.counts})
     else:
         print_report(labels_text(labelled.counts, f"{args.out}: {labelled.provenance['questions']:,} questions"))
-        report_written(args.out, "labels")
-        report_written(labelled.page, "page to look at")
+        if labelled.counts is not None:
+            report_written(args.out, "labels")
+            report_written(labelled.page, "page to look at")
     return 0

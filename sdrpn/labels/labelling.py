@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,19 +26,19 @@ from sdrpn.errors import BadImage, BadInput, ContextTooLong, RunFailed
 from sdrpn.families.registry import family_of
 from sdrpn.host.atomic import replacing_directory
 from sdrpn.host.json_files import read_json_object
+from sdrpn.host.part import WHOLE, Part
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.images.square import cells_of_square
 from sdrpn.labels.denoise import FOREGROUND, LabelRule, PseudoLabels, Sinks, denoise, sinks_by_grid, sinks_on
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
 from sdrpn.labels.questions import DataQuestion
-from sdrpn.labels.run_folder import RUN_NAME, start_run, write_json
+from sdrpn.labels.run_folder import RUN_NAME, finishing, gather_rows, write_json
 from sdrpn.labels.shards import (
     ATTENTION_COLUMNS,
     LABEL_COLUMNS,
     grid_hw,
     read_shard,
     read_shards,
-    shard_path,
     write_shard,
 )
 
@@ -108,26 +108,46 @@ class LabelRun:
 
 
 def label_questions(
-    run: LabelRun, teacher: Teacher, out: Path, *, resume: bool = False, progress: Advance = unseen
-) -> Counts:
+    run: LabelRun,
+    teacher: Teacher,
+    out: Path,
+    *,
+    resume: bool = False,
+    part: Part = WHOLE,
+    progress: Advance = unseen,
+    finish: Callable[[Counts], object] = lambda counts: None,
+) -> Counts | None:
     """Record attention, label, and write everything to `out`: a new or empty folder, or with `resume` that of this run.
 
-    Raises BadInput for a folder with other content.
+    Args:
+        part: which files are recorded here; the last of several processes, which share the folder, labels
+        finish: called once, by the process that labels
+    Returns: None while files of other parts are missing
+    Raises: BadInput for a folder with other content
     """
     teacher.require_askable(run.questions, by_layer((*run.heads.grounding, *run.heads.sinks)))
     provenance = run.provenance(teacher)
-    start_run(out, provenance, ATTENTION, resume=resume)
-    starts = range(0, len(run.questions), run.shard_questions)
-    for index, start in enumerate(starts):
-        path = shard_path(out / ATTENTION, index)
-        if not path.exists():
-            questions = run.questions[start : start + run.shard_questions]
-            rows = list[dict[str, Any]]()
-            for first in range(0, len(questions), BATCHES_AHEAD * run.batch):
-                rows += _attention_rows(teacher, questions[first : first + BATCHES_AHEAD * run.batch], run)
-                progress(start + len(rows), len(run.questions))
-            write_shard(path, ATTENTION_COLUMNS, rows, provenance)
-    return label_attention(out, run.rule, provenance, teacher.images)
+    complete = gather_rows(
+        out,
+        ATTENTION,
+        ATTENTION_COLUMNS,
+        provenance,
+        run.questions,
+        lambda questions: _attention_rows(teacher, questions, run),
+        per_file=run.shard_questions,
+        at_once=BATCHES_AHEAD * run.batch,
+        resume=resume,
+        part=part,
+        progress=progress,
+    )
+    if not complete:
+        return None
+    with finishing(out, LABELS_NAME, part) as written:
+        if written is not None:
+            return Counts(**written["counts"])
+        counts = label_attention(out, run.rule, provenance, teacher.images)
+        finish(counts)
+        return counts
 
 
 def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any], images: Path) -> Counts:

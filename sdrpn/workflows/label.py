@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdrpn.families.registry import family_of
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
+from sdrpn.host.part import WHOLE, Part, part_from_text
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.teacher import ModelPrecision, TeacherRequest
@@ -31,6 +32,7 @@ class LabelRequest(CheckedFields):
     rule: how attention is cleaned: a name from `sdrpn.labels.denoise.RULES`; None: the usual one of the model's family
     out: folder to write: new or empty, or with `resume` the folder of a run with the same settings
     shard_questions: questions per file
+    part: which files this process makes; the last of several, with the same `out`, makes the labels
     """
 
     asked: TeacherRequest
@@ -39,6 +41,7 @@ class LabelRequest(CheckedFields):
     resume: bool = False
     shard_questions: int = 256
     rule: str | None = None
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class RelabelRequest(CheckedFields):
 class Labelled:
     """A folder of labels.
 
-    counts: outcomes of the questions
+    counts: outcomes of the questions; None while files of other parts are missing, and nothing is labelled yet
     rule: how attention was cleaned
     provenance: everything that decides the labels, as in labels.json
     page: a report to look at
@@ -75,7 +78,7 @@ class Labelled:
 
     out: Path
     images: Path
-    counts: Counts
+    counts: Counts | None
     rule: LabelRule
     provenance: dict[str, Any]
     page: Path
@@ -106,6 +109,7 @@ def label_questions(
     asking: Literal["plain", "short", "boxes"] = "plain",
     batch: int = 1,
     resume: bool = False,
+    shard: str | None = None,
     progress: ShowProgress = show_nothing,
 ) -> Labelled:
     """Let a checkpoint answer questions, and clean its attention to the image into labels to train an RPN on.
@@ -119,6 +123,7 @@ def label_questions(
         limit, rows, answers, max_new_tokens, precision, device, threads, image_tokens, shape, asking, batch: see
             `TeacherRequest`
         shard_questions, rule, resume: see `LabelRequest`
+        shard: "I/N": part I of N, as one of several processes with the same `out`; None: everything
         progress: (title, unit) -> a context manager that gives a function of (done, total)
     Raises: BadInput and BadCheckpoint before the model answers; MissingDependency without sdrpn[train]
     """
@@ -139,7 +144,8 @@ def label_questions(
         asking,
         batch,
     )
-    return label(LabelRequest(asked, heads, Path(out), resume, shard_questions, rule), progress)
+    part = WHOLE if shard is None else part_from_text(shard)
+    return label(LabelRequest(asked, heads, Path(out), resume, shard_questions, rule, part), progress)
 
 
 def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Labelled:
@@ -174,9 +180,16 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
             request.asked.image_tokens,
             request.asked.batch,
         )
-        counts = gather_labels(run, teacher, out, resume=request.resume, progress=advance)
         provenance = run.provenance(teacher)
-    write_report(out, images, counts, provenance)
+        counts = gather_labels(
+            run,
+            teacher,
+            out,
+            resume=request.resume,
+            part=request.part,
+            progress=advance,
+            finish=lambda found: write_report(out, images, found, provenance),
+        )
     return Labelled(out, images.resolve(), counts, run.rule, provenance, out / REPORT)
 
 

@@ -101,7 +101,7 @@ def test_a_run_that_was_cut_off_is_resumed(
 
     monkeypatch.setattr(Teacher, "watch_all", interrupted)
     assert sdrpn(*command).code == 130
-    assert "resume its run (--resume)" in refusal(sdrpn(*command))
+    assert "already holds a run; resume it, or name a new folder (--resume)" in refusal(sdrpn(*command))
     assert sdrpn(*command, "--resume", "--json").json() == whole
     assert asked == ["0-0", "0-1", "1-0", "1-1", "1-0", "1-1", "2-0", "2-1"]
     assert list(read_shards(out / "labels")) == expected
