@@ -49,7 +49,7 @@ def start_run(folder: Path, settings: dict[str, Any], *, resume: bool = False, s
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock inside the block, after whoever holds it; no lock where the file system has none."""
+    """Hold the folder's lock inside the block, waiting for it; no lock where the file system has none."""
     if fcntl is None:
         yield
         return

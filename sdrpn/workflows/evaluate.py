@@ -177,7 +177,7 @@ def evaluate(request: EvaluationRequest, progress: ShowProgress = show_nothing) 
     with nullcontext() if request.part.is_whole else run_lock(request.out):
         records = combine_parts(request.out, methods, len(task.samples))
         results = _results(request, asked, records)
-        # Whoever asks last writes; a process that waited meanwhile finds the results.
+        # The process that ends last writes; one that waited meanwhile finds the results.
         if request.part.is_whole or not (results.missing or (request.out / RESULTS_NAME).is_file()):
             _write(request.out, results, asked, records)
         return results
