@@ -61,11 +61,13 @@ def run(args: argparse.Namespace) -> int:
     part = process_part(args)
     args.device = part.device(args.device)
     labelled = label(filled(LabelRequest, args, asked=teacher_request(args), part=part), progress)
+    counts = labelled.counts if labelled.is_complete else None
     if args.json:
-        print_json({**labelled.provenance, "images": labelled.images, "counts": labelled.counts})
+        print_json({**labelled.provenance, "images": labelled.images, "counts": counts})
+    elif counts is None:
+        print_report([f"{args.out}: part {part} is done, files of others are missing: the last part labels all"])
     else:
-        print_report(labels_text(labelled.counts, f"{args.out}: {labelled.provenance['questions']:,} questions"))
-        if labelled.counts is not None:
-            report_written(args.out, "labels")
-            report_written(labelled.page, "page to look at")
+        print_report(labels_text(counts, f"{args.out}: {labelled.provenance['questions']:,} questions"))
+        report_written(args.out, "labels")
+        report_written(labelled.page, "page to look at")
     return 0

@@ -70,18 +70,20 @@ class RelabelRequest(CheckedFields):
 class Labelled:
     """A folder of labels.
 
-    counts: outcomes of the questions; None while files of other parts are missing, and nothing is labelled yet
+    counts: outcomes of the questions
     rule: how attention was cleaned
     provenance: everything that decides the labels, as in labels.json
     page: a report to look at
+    is_complete: False while files of other parts are missing: nothing is counted and labelled yet
     """
 
     out: Path
     images: Path
-    counts: Counts | None
+    counts: Counts
     rule: LabelRule
     provenance: dict[str, Any]
     page: Path
+    is_complete: bool = True
 
 
 def label_questions(
@@ -159,7 +161,7 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
     with importing_extra(*_EXTRA):
         import torch  # noqa: F401
 
-        from sdrpn.labels.labelling import LabelRun
+        from sdrpn.labels.labelling import Counts, LabelRun
         from sdrpn.labels.labelling import label_questions as gather_labels
         from sdrpn.labels.report import REPORT, write_report
 
@@ -190,7 +192,8 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
             progress=advance,
             finish=lambda found: write_report(out, images, found, provenance),
         )
-    return Labelled(out, images.resolve(), counts, run.rule, provenance, out / REPORT)
+    found = Counts() if counts is None else counts
+    return Labelled(out, images.resolve(), found, run.rule, provenance, out / REPORT, counts is not None)
 
 
 def relabel_questions(request: RelabelRequest) -> Labelled:

@@ -55,10 +55,8 @@ def proposal_text(proposal: Proposal) -> Text:
     return [Table(f"trainings of {proposal.steps} steps", columns, rows)]
 
 
-def labels_text(counts: Counts | None, title: str) -> Text:
-    """One row per outcome of a question; without counts, that other processes have yet to do their parts."""
-    if counts is None:
-        return [f"{title}; this part is done, files of others are missing: the last one labels all"]
+def labels_text(counts: Counts, title: str) -> Text:
+    """One row per outcome of a question."""
     rows = [(name.replace("_", " "), f"{value:,}") for name, value in dataclasses.asdict(counts).items()]
     return [Table(title, ("of the questions", "count"), rows)]
 
