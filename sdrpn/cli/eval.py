@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.terminal.argument_types import AUTO, number_or_auto, positive_int, whole_number
-from sdrpn.terminal.arguments import add_shard_argument, add_threads_argument, bundle_folder, filled, process_part
+from sdrpn.terminal.arguments import add_shard_argument, add_threads_argument, bundle_folder, filled, take_part
 from sdrpn.terminal.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.look_arguments import add_look_arguments
 from sdrpn.terminal.model_folders import add_model_options
@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.workflows.evaluate import evaluate, plain_results
 
     require_output_folder("--out", args.out)
+    take_part(args)
     results = evaluate(_request(args), progress)
     if args.json:
         print_json(plain_results(results))
@@ -191,7 +192,6 @@ def _request(args: argparse.Namespace) -> EvaluationRequest:
         methods=methods,
         look=look,
         with_answers=answers,
-        part=process_part(args),
     )
 
 
@@ -206,7 +206,7 @@ def _model(args: argparse.Namespace) -> BundleModel | CheckpointModel:
         projector=args.projector,
         fit=args.fit,
         precision=args.precision,
-        device=process_part(args).device(args.device),
+        device=args.device,
         backend=args.backend,
         variant=args.variant,
         threads=args.threads,

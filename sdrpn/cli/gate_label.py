@@ -10,9 +10,13 @@ import argparse
 from pathlib import Path
 
 from sdrpn.cli.requests import checkpoint_parts
-from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import filled
-from sdrpn.terminal.checkpoint_arguments import add_answer_length, add_checkpoint_arguments, add_question_arguments
+from sdrpn.terminal.arguments import filled, take_part
+from sdrpn.terminal.checkpoint_arguments import (
+    add_answer_length,
+    add_checkpoint_arguments,
+    add_label_folder_arguments,
+    add_question_arguments,
+)
 from sdrpn.terminal.training_arguments import add_view_arguments
 
 HELP = "turn a checkpoint's answers into labels to train a gate on"
@@ -36,12 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_question_arguments(parser)
     add_answer_length(parser, 128)
     add_view_arguments(parser)
-    parser.add_argument("--out", metavar="LABELS", type=Path, required=True, help="folder to write: new or empty")
-    parser.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")
-    parser.add_argument(
-        "--shard-questions", metavar="N", type=positive_int, default=256, help="questions per file (default: 256)"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was made, and the counts, as JSON")
+    add_label_folder_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,11 +50,15 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.gate_label import GateLabelRequest, label_gate
     from sdrpn.workflows.gate_text import gate_labels_text
+    from sdrpn.workflows.training_text import part_text
 
     require_output_folder("--out", args.out)
+    take_part(args)
     labelled = label_gate(filled(GateLabelRequest, args, checkpoint=checkpoint_parts(args)), progress)
     if args.json:
         print_json(labelled.to_json())
+    elif not labelled.is_complete:
+        print_report([part_text(args.out, args.part)])
     else:
         print_report(gate_labels_text(labelled))
         report_written(args.out, "gate labels, for `sdrpn train --gate`")

@@ -7,12 +7,10 @@ The JSON form is that of labels.json: what decides the labels, and `counts` of s
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from sdrpn.cli.requests import teacher_request
-from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import add_shard_argument, filled, process_part
-from sdrpn.terminal.checkpoint_arguments import add_teacher_arguments
+from sdrpn.terminal.arguments import filled, take_part
+from sdrpn.terminal.checkpoint_arguments import add_label_folder_arguments, add_teacher_arguments
 
 HELP = "turn a checkpoint's attention into labels to train an RPN on"
 DESCRIPTION = """\
@@ -40,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("sd-rpn", "sd-rpn-margin", "q-zoom"),
         help="how attention is cleaned (default: the usual rule of the model's family)",
     )
-    parser.add_argument("--out", metavar="LABELS", type=Path, required=True, help="folder to write: new or empty")
-    parser.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")
-    add_shard_argument(parser)
-    parser.add_argument(
-        "--shard-questions", metavar="N", type=positive_int, default=256, help="questions per file (default: 256)"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was made, and the counts, as JSON")
+    add_label_folder_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,19 +47,17 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.label import LabelRequest, label
-    from sdrpn.workflows.training_text import labels_text
+    from sdrpn.workflows.training_text import labels_text, part_text
 
     require_output_folder("--out", args.out)
-    part = process_part(args)
-    args.device = part.device(args.device)
-    labelled = label(filled(LabelRequest, args, asked=teacher_request(args), part=part), progress)
-    counts = labelled.counts if labelled.is_complete else None
+    take_part(args)
+    labelled = label(filled(LabelRequest, args, asked=teacher_request(args)), progress)
     if args.json:
-        print_json({**labelled.provenance, "images": labelled.images, "counts": counts})
-    elif counts is None:
-        print_report([f"{args.out}: part {part} is done, files of others are missing: the last part labels all"])
+        print_json(labelled.to_json())
+    elif not labelled.is_complete:
+        print_report([part_text(args.out, args.part)])
     else:
-        print_report(labels_text(counts, f"{args.out}: {labelled.provenance['questions']:,} questions"))
+        print_report(labels_text(labelled.counts, f"{args.out}: {labelled.provenance['questions']:,} questions"))
         report_written(args.out, "labels")
         report_written(labelled.page, "page to look at")
     return 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from sdrpn.errors import BadImage, BadInput, ContextTooLong
 from sdrpn.families.registry import seen_of
 from sdrpn.gate.rule import CASES, GateRule, Judged, judge
+from sdrpn.host.part import WHOLE, Part
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.labels.questions import DataQuestion
-from sdrpn.labels.run_folder import start_run, write_json
-from sdrpn.labels.shards import read_shards, shard_path, write_shard
+from sdrpn.labels.run_folder import finishing, gather_rows, write_json
+from sdrpn.labels.shards import read_shards
 
 if TYPE_CHECKING:  # it imports PyTorch
     from sdrpn.gate.views import Viewer
@@ -88,11 +89,22 @@ class GateLabelRun:
 
 
 def label_for_gate(
-    run: GateLabelRun, viewer: Viewer, out: Path, *, resume: bool = False, progress: Advance = unseen
-) -> GateCounts:
+    run: GateLabelRun,
+    viewer: Viewer,
+    out: Path,
+    *,
+    resume: bool = False,
+    part: Part = WHOLE,
+    progress: Advance = unseen,
+    finish: Callable[[GateCounts], object] = lambda counts: None,
+) -> GateCounts | None:
     """Ask every question at every view and write `out`: a new or empty folder, or with `resume` that of this run.
 
-    Raises BadInput for a folder with other content, or a question without a true answer that the rule needs.
+    Args:
+        part: which files are written here; the last of several processes, which share the folder, counts
+        finish: called once, by the process that counts
+    Returns: None while files of other parts are missing
+    Raises: BadInput for a folder with other content, or a question without a true answer that the rule needs
     """
     if run.rule.target == "truth":
         lacking = next((question.id for question in run.questions if question.answer is None), None)
@@ -103,20 +115,29 @@ def label_for_gate(
                 options=("agree_with highest",),
             )
     provenance = run.provenance(viewer)
-    start_run(out, provenance, ANSWERS, resume=resume)
-    for index, start in enumerate(range(0, len(run.questions), run.shard_questions)):
-        path = shard_path(out / ANSWERS, index)
-        if path.exists():
-            continue
-        rows = []
-        for done, question in enumerate(run.questions[start : start + run.shard_questions], start=start + 1):
-            rows.append(_row(viewer, question))
-            progress(done, len(run.questions))
-        write_shard(path, ANSWER_COLUMNS, rows, provenance)
-    counts = counted(judged_rows(out, run.rule), len(viewer.views))
-    about = {**provenance, "images": str(viewer.images.resolve()), "counts": dataclasses.asdict(counts)}
-    write_json(out / GATE_NAME, about)
-    return counts
+    complete = gather_rows(
+        out,
+        ANSWERS,
+        ANSWER_COLUMNS,
+        provenance,
+        run.questions,
+        lambda questions: [_row(viewer, question) for question in questions],
+        per_file=run.shard_questions,
+        resume=resume,
+        part=part,
+        progress=progress,
+    )
+    if not complete:
+        return None
+    with finishing(out, GATE_NAME, part) as written:
+        if written is not None:
+            found = written["counts"]
+            return GateCounts(found["cases"], found["not_asked"], tuple(found["right"]))
+        counts = counted(judged_rows(out, run.rule), len(viewer.views))
+        about = {**provenance, "images": str(viewer.images.resolve()), "counts": dataclasses.asdict(counts)}
+        write_json(out / GATE_NAME, about)
+        finish(counts)
+        return counts
 
 
 def judged_rows(folder: Path, rule: GateRule) -> Iterable[tuple[dict[str, Any], Judged | None]]:

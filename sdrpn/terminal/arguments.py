@@ -25,7 +25,7 @@ __all__ = [
     "add_threads_argument",
     "bundle_folder",
     "filled",
-    "process_part",
+    "take_part",
 ]
 
 Request = TypeVar("Request")
@@ -65,9 +65,13 @@ def add_shard_argument(group: argparse._ActionsContainer) -> None:
     )
 
 
-def process_part(args: argparse.Namespace) -> Part:
-    """The part of --shard, else of the launcher that started this process. Raises BadInput."""
-    return args.shard if args.shard is not None else part_of_launcher(os.environ)
+def take_part(args: argparse.Namespace) -> None:
+    """Set `part` to that of --shard, else of the launcher that started this process, and `device` to its own.
+
+    Raises BadInput.
+    """
+    args.part = args.shard if args.shard is not None else part_of_launcher(os.environ)
+    args.device = args.part.device(args.device)
 
 
 def _part(text: str) -> Part:

@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 
 from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import add_fit_argument, add_threads_argument
+from sdrpn.terminal.arguments import add_fit_argument, add_shard_argument, add_threads_argument
 from sdrpn.terminal.look_arguments import add_image_tokens_argument
 from sdrpn.terminal.model_folders import add_model_options
 
 __all__ = [
     "add_answer_length",
     "add_checkpoint_arguments",
+    "add_label_folder_arguments",
     "add_part_arguments",
     "add_question_arguments",
     "add_teacher_arguments",
@@ -82,6 +83,17 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
         help="what follows a question: nothing; the request for a word or a phrase; or, for natural scenes, that "
         "for the boxes that the answer needs, while the prompts to train on have the short one (default: plain)",
     )
+
+
+def add_label_folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the folder of labels that a verb writes, file by file."""
+    parser.add_argument("--out", metavar="LABELS", type=Path, required=True, help="folder to write: new or empty")
+    parser.add_argument("--resume", action="store_true", help="continue a run with the same settings in --out")
+    add_shard_argument(parser)
+    parser.add_argument(
+        "--shard-questions", metavar="N", type=positive_int, default=256, help="questions per file (default: 256)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was made, and the counts, as JSON")
 
 
 def add_question_arguments(parser: argparse.ArgumentParser) -> None:

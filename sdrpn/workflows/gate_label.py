@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
+from sdrpn.host.part import WHOLE, Part
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.teacher import ModelPrecision, require_device, some_questions
@@ -41,6 +42,7 @@ class GateLabelRequest(CheckedFields):
     max_new_tokens: maximum length of an answer
     precision, device, threads: as for `TeacherRequest`
     shard_questions: questions per file
+    part: which files this process makes; the last of several, with the same `out`, counts and reports
     """
 
     checkpoint: CheckpointParts
@@ -58,6 +60,7 @@ class GateLabelRequest(CheckedFields):
     threads: int | None = None
     resume: bool = False
     shard_questions: int = 256
+    part: Part = WHOLE
 
     def viewer(self, checkpoint: Checkpoint) -> Viewer:
         """Load the model. Raises BadInput for views that it does not have, or a device that cannot be used here."""
@@ -86,6 +89,7 @@ class GateLabelled:
     difference: questions by their cases by the true answers and by the best view; None without true answers
     provenance: everything that decides the labels, as in gate.json
     page: a report to look at
+    is_complete: False while files of other parts are missing: nothing is counted yet
     """
 
     out: Path
@@ -94,13 +98,14 @@ class GateLabelled:
     difference: dict[str, int] | None
     provenance: dict[str, Any]
     page: Path
+    is_complete: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The result as `sdrpn gate-label --json` prints it."""
         return {
             **self.provenance,
             "images": self.images,
-            "counts": self.counts,
+            "counts": self.counts if self.is_complete else None,
             "truth_and_highest": self.difference,
         }
 
@@ -118,7 +123,7 @@ def label_gate(request: GateLabelRequest, progress: ShowProgress = show_nothing)
     with importing_extra(*_EXTRA):
         import torch  # noqa: F401
 
-        from sdrpn.gate.labelling import GateLabelRun, label_for_gate
+        from sdrpn.gate.labelling import GateLabelRun, counted, label_for_gate
         from sdrpn.gate.report import REPORT, rule_difference, write_gate_report
         from sdrpn.gate.rule import GateRule
         from sdrpn.gate.views import require_views
@@ -132,8 +137,19 @@ def label_gate(request: GateLabelRequest, progress: ShowProgress = show_nothing)
         rule = GateRule(request.agreement, request.agree_with, settling=2 if request.resolutions else 1)
         run = GateLabelRun(checkpoint.digest(), tuple(questions), rule, request.shard_questions)
         viewer = request.viewer(checkpoint)
-        counts = label_for_gate(run, viewer, request.out, resume=request.resume, progress=advance)
-        provenance = run.provenance(viewer)
-    difference = rule_difference(request.out, rule)
-    write_gate_report(request.out, request.images, counts, provenance, difference)
-    return GateLabelled(request.out, request.images.resolve(), counts, difference, provenance, request.out / REPORT)
+        provenance, out = run.provenance(viewer), request.out
+        found = label_for_gate(
+            run,
+            viewer,
+            out,
+            resume=request.resume,
+            part=request.part,
+            progress=advance,
+            finish=lambda counts: write_gate_report(
+                out, request.images, counts, provenance, rule_difference(out, rule)
+            ),
+        )
+    counts = counted((), len(viewer.views)) if found is None else found
+    difference = None if found is None else rule_difference(out, rule)
+    page, images = out / REPORT, request.images.resolve()
+    return GateLabelled(out, images, counts, difference, provenance, page, is_complete=found is not None)

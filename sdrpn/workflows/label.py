@@ -85,6 +85,11 @@ class Labelled:
     page: Path
     is_complete: bool = True
 
+    def to_json(self) -> dict[str, Any]:
+        """The result as `sdrpn label --json` prints it."""
+        counts = self.counts if self.is_complete else None
+        return {**self.provenance, "images": self.images, "counts": counts}
+
 
 def label_questions(
     checkpoint: Path | str,

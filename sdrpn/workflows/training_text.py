@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdrpn.host.part import Part as ProcessPart
 from sdrpn.reports.text import Part, Table, Text
 from sdrpn.workflows.heads import FoundHeads, Proposal
 from sdrpn.workflows.train import TrainedRpn
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from sdrpn.labels.labelling import Counts
     from sdrpn.train.loop import Validation
 
-__all__ = ["heads_text", "labels_text", "proposal_text", "trained_text"]
+__all__ = ["heads_text", "labels_text", "part_text", "proposal_text", "trained_text"]
 
 _MOST_HEADS = 20
 
@@ -53,6 +55,11 @@ def proposal_text(proposal: Proposal) -> Text:
     ]
     columns = ("K", "T", "held-out loss", "average precision", "box IoU", "proposed")
     return [Table(f"trainings of {proposal.steps} steps", columns, rows)]
+
+
+def part_text(out: Path, part: ProcessPart) -> str:
+    """That a process did its part of a folder of labels, and others have yet to."""
+    return f"{out}: part {part} is done, files of others are missing: the last part makes the labels"
 
 
 def labels_text(counts: Counts, title: str) -> Text:

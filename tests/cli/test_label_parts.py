@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 KILLED_AFTER = """
 import os, signal, sys
 from sdrpn.cli.main import main
-from sdrpn.labels import labelling
+from sdrpn.labels import run_folder
 
-write, count = labelling.write_shard, int(sys.argv[1])
+write, count = run_folder.write_shard, int(sys.argv[1])
 
 def killed(path, *more):
     global count
@@ -28,7 +28,7 @@ def killed(path, *more):
     count -= 1
     write(path, *more)
 
-labelling.write_shard = killed
+run_folder.write_shard = killed
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -17,6 +17,7 @@ from sdrpn.gate.gate_folder import CURVE_NAME, TRAINING_NAME
 from sdrpn.gate.labelling import ANSWER_COLUMNS, ANSWERS
 from sdrpn.gate.options import GATE_PRESETS, GateKind, GateOptions
 from sdrpn.gate.views import Viewer, model_at_view
+from sdrpn.host.part import Part
 from sdrpn.labels.shards import read_shard, shard_path, write_shard
 from sdrpn.method.policy import RoiChange
 from sdrpn.model import model_from_checkpoint
@@ -131,13 +132,26 @@ def test_an_interrupted_run_loses_one_shard(
     with pytest.raises(KeyboardInterrupt):
         label_gate(request)
     assert len(list((tmp_path / "again" / ANSWERS).iterdir())) == 1
-    with pytest.raises(BadInput, match="is not empty; name a new folder, or resume its run"):
+    with pytest.raises(BadInput, match="already holds a run; resume it, or name a new folder"):
         label_gate(request)
     with pytest.raises(BadInput, match=r"started with other settings \(max_new_tokens\)"):
         label_gate(dataclasses.replace(request, resume=True, max_new_tokens=3))
     monkeypatch.setattr(Viewer, "answers", own)
     label_gate(dataclasses.replace(request, resume=True))
     assert [path.read_bytes() for path in sorted((tmp_path / "again" / ANSWERS).iterdir())] == expected
+
+
+def test_two_processes_equal_one(text_checkpoint: Path, tmp_path: Path) -> None:
+    request = dataclasses.replace(request_of(text_checkpoint, tmp_path), shard_questions=1)
+    whole = label_gate(request)
+    parts = [dataclasses.replace(request, out=tmp_path / "parts", part=Part(number, 2)) for number in (2, 1, 2)]
+    first, last, late = map(label_gate, parts)
+    assert (first.is_complete, first.to_json()["counts"]) == (False, None)
+    assert last.is_complete
+    assert late.counts == last.counts == whole.counts
+    names = sorted(path.relative_to(whole.out) for path in whole.out.rglob("*") if path.is_file())
+    for name in names:
+        assert (tmp_path / "parts" / name).read_bytes() == (whole.out / name).read_bytes(), name
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen"])
