@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from sdrpn.terminal.argument_types import AUTO, number_or_auto, positive_int, whole_number
 from sdrpn.terminal.arguments import add_shard_argument, add_threads_argument, bundle_folder, filled, take_part
 from sdrpn.terminal.checkpoint_arguments import add_part_arguments
-from sdrpn.terminal.look_arguments import add_look_arguments
+from sdrpn.terminal.look_arguments import add_look_arguments, add_worth_arguments
 from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:
@@ -110,18 +110,7 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-answers", action="store_true", help="measure only how well crops fit; for tasks with boxes"
     )
-    group.add_argument(
-        "--causal",
-        action="store_true",
-        help="is it the crop that answers? the RPN's crop as it is, blank, with another picture's pixels, and with the "
-        "base view's",
-    )
-    group.add_argument(
-        "--curve",
-        action="store_true",
-        help="accuracy over time and over tokens: one look, every threshold of the gate and of the map's strongest "
-        "cell, always two looks, and oracles",
-    )
+    add_worth_arguments(group)
     group.add_argument("--upscale", choices=("mask", "bbox"), help="as for `sdrpn ask`")
     group.add_argument(
         "--vicrop-layer",
@@ -198,16 +187,5 @@ def _request(args: argparse.Namespace) -> EvaluationRequest:
 def _model(args: argparse.Namespace) -> BundleModel | CheckpointModel:
     from sdrpn.workflows.evaluated_model import model_at
 
-    return model_at(
-        args.model,
-        rpns=args.rpn,
-        vision_tower=args.vision_tower,
-        base=args.base,
-        projector=args.projector,
-        fit=args.fit,
-        precision=args.precision,
-        device=args.device,
-        backend=args.backend,
-        variant=args.variant,
-        threads=args.threads,
-    )
+    names = ("vision_tower", "base", "projector", "fit", "precision", "device", "backend", "variant", "threads")
+    return model_at(args.model, rpns=args.rpn, **{name: getattr(args, name) for name in names})

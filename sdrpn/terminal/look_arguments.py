@@ -12,12 +12,29 @@ __all__ = [
     "add_look_arguments",
     "add_region_arguments",
     "add_shape_arguments",
+    "add_worth_arguments",
     "look_fields",
 ]
 
 # As in sdrpn.method.preset and sdrpn.families.family, which are not imported for --help.
 PRESETS = ("document", "scene", "chart", "reading", "search", "high-resolution")
 RESIZES = ("once", "official")
+
+
+def add_worth_arguments(group: argparse._ActionsContainer) -> None:
+    """What an evaluation says of second looks."""
+    group.add_argument(
+        "--causal",
+        action="store_true",
+        help="is it the crop that answers? the RPN's crop as it is, blank, with another picture's pixels, and with the "
+        "base view's",
+    )
+    group.add_argument(
+        "--curve",
+        action="store_true",
+        help="accuracy over time and over tokens: one look, every threshold of the gate and of the map's strongest "
+        "cell, always two looks, and oracles",
+    )
 
 
 def add_look_arguments(group: argparse._ActionsContainer, *, budget_only: bool = False) -> None:
