@@ -274,7 +274,10 @@ def _records(
     from sdrpn.evaluation.records import RecordFile
     from sdrpn.evaluation.runner import run_methods
 
-    file = None if request.out is None else RecordFile(request.out, settings, resume=request.resume, part=request.part)
+    # Threads change times alone, and processes of one run may lie on machines with other numbers of cores.
+    about = {name: value for name, value in settings["model"].items() if name != "threads"}
+    same = {**settings, "model": about}
+    file = None if request.out is None else RecordFile(request.out, same, resume=request.resume, part=request.part)
     records = [] if file is None else list(file.done)
     done = {(record.index, record.method) for record in records}
     with file or nullcontext(), progress("eval", "answers") as advance:

@@ -118,3 +118,14 @@ def test_two_processes_that_do_the_same_part(text_bundle: Path, tmp_path: Path) 
     files = [RecordFile(tmp_path / "run", {}, resume=False, part=Part(1, 2)) for _ in range(2)]
     with files[0], pytest.raises(BadInput, match=r"records\.1-of-2\.jsonl is being written by another process"):
         files[1].__enter__()
+
+
+def test_processes_with_other_numbers_of_threads_are_one_run(
+    sdrpn: Command, text_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As on machines with other numbers of cores."""
+    tags = ("--task", "tags", "--samples", 2, "--methods", "plain", "--out", tmp_path / "run")
+    for number in (1, 2):
+        done = sdrpn("eval", text_checkpoint, *tags, "--threads", number, "--shard", f"{number}/2")
+        assert done.code == 0, done.err
+    assert (tmp_path / "run" / "results.json").is_file()
