@@ -33,7 +33,8 @@ class CurvePoint:
     name: the rule. threshold: scores from it on are looked at twice; None for a rule without one.
     looked_twice: share of the questions. seconds, tokens: mean per question; of the picture and its crops.
     over_random: accuracy minus the mean accuracy of as many questions chosen by lot, and its interval; None for a rule
-        that chooses nothing.
+        that chooses nothing. over_random_in_time: minus that of as many as the same seconds are enough for, since a
+        lot costs no time.
     """
 
     name: str
@@ -45,6 +46,8 @@ class CurvePoint:
     tokens: float
     over_random: float | None = None
     over_random_interval: Interval | None = None
+    over_random_in_time: float | None = None
+    over_random_in_time_interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,10 @@ class _Looks:
         scores = np.stack([outcome[:, 0] for outcome in found], axis=1)
         # By lot, each question is looked at twice with the same probability: its mean score is known.
         shares = np.array([choice.twice.mean() for choice in choices])
-        by_lot = self.one[:, :1] * (1 - shares) + self.two[:, :1] * shares
-        drawn = resampled_means(np.concatenate([scores, scores - by_lot], axis=1))
+        over = scores - self._by_lot(shares)
+        seconds = np.array([outcome[:, 1].mean() for outcome in found])
+        over_in_time = scores - self._by_lot(self._shares_in(seconds))
+        count, drawn = len(choices), resampled_means(np.concatenate([scores, over, over_in_time], axis=1))
         return tuple(
             CurvePoint(
                 name=choice.name,
@@ -166,13 +171,30 @@ class _Looks:
                 looked_twice=float(shares[number]),
                 accuracy=float(scores[:, number].mean()),
                 interval=interval(drawn[:, number]),
-                seconds=float(outcome[:, 1].mean()),
+                seconds=float(seconds[number]),
                 tokens=float(outcome[:, 2].mean()),
-                over_random=None if choice.threshold is None else float((scores - by_lot)[:, number].mean()),
-                over_random_interval=None if choice.threshold is None else interval(drawn[:, len(choices) + number]),
+                over_random=None if choice.threshold is None else float(over[:, number].mean()),
+                over_random_interval=None if choice.threshold is None else interval(drawn[:, count + number]),
+                over_random_in_time=None if choice.threshold is None else float(over_in_time[:, number].mean()),
+                over_random_in_time_interval=(
+                    None if choice.threshold is None else interval(drawn[:, 2 * count + number])
+                ),
             )
             for number, (choice, outcome) in enumerate(zip(choices, found, strict=True))
         )
+
+    def _by_lot(self, shares: Floats) -> Floats:
+        """(questions, M): the mean score of each question, looked at twice with each of these probabilities."""
+        scores: Floats = self.one[:, :1] * (1 - shares) + self.two[:, :1] * shares
+        return scores
+
+    def _shares_in(self, seconds: Floats) -> Floats:
+        """(M,): of how many questions such mean seconds are enough for two looks, without any judgement."""
+        one_s, two_s = self.one[:, 1].mean(), self.two[:, 1].mean()
+        if two_s <= one_s:
+            return np.ones_like(seconds)
+        shares: Floats = np.clip((seconds - one_s) / (two_s - one_s), 0, 1)
+        return shares
 
 
 def _outcomes(records: Sequence[Record]) -> Floats:

@@ -12,7 +12,17 @@ __all__ = ["look_tables"]
 
 ARM_COLUMNS = ("content of the crop", "accuracy %", "95 % interval", "gap closed %", "95 % interval", "other answer %")
 PAIR_COLUMNS = ("true crop against", "both right", "only true", "only other", "neither", "points", "95 % interval", "p")
-CURVE_COLUMNS = ("rule", "threshold", "looked twice %", "accuracy %", "95 % interval", "ms", "tokens", "over random")
+CURVE_COLUMNS = (
+    "rule",
+    "threshold",
+    "looked twice %",
+    "accuracy %",
+    "95 % interval",
+    "ms",
+    "tokens",
+    "over random",
+    "in time",
+)
 SHOWN_THRESHOLDS = 12  # of every score; results.json has all
 
 
@@ -61,9 +71,6 @@ def _curve_table(curve: GateCurve) -> Table:
 
 
 def _point_row(point: CurvePoint, name: str | None = None) -> tuple[str, ...]:
-    over = "-"
-    if point.over_random is not None and point.over_random_interval is not None:
-        over = f"{100 * point.over_random:+.1f} ({_span(point.over_random_interval, '+.1f')})"
     return (
         name or point.name,
         "-" if point.threshold is None else f"{point.threshold:.3g}",
@@ -72,8 +79,13 @@ def _point_row(point: CurvePoint, name: str | None = None) -> tuple[str, ...]:
         _span(point.interval),
         f"{1000 * point.seconds:.1f}",
         f"{point.tokens:.0f}",
-        over,
+        _over(point.over_random, point.over_random_interval),
+        _over(point.over_random_in_time, point.over_random_in_time_interval),
     )
+
+
+def _over(difference: float | None, ends: tuple[float, float] | None) -> str:
+    return "-" if difference is None or ends is None else f"{100 * difference:+.1f} ({_span(ends, '+.1f')})"
 
 
 def _thinned(points: Sequence[CurvePoint]) -> list[CurvePoint]:
