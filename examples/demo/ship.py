@@ -1,6 +1,6 @@
 """Make what the package ships: the bundle that is called `demo`, and the scene of `sdrpn demo`.
 
-    python examples/demo/ship.py --rpn runs/rpn-0     # keep this RPN here, in fp16, and ship it
+    python examples/demo/ship.py --rpn runs/gate      # keep this RPN and its gate here, in fp16, and ship them
     python examples/demo/ship.py                      # from the checkpoint and the RPN that are kept: the same bytes
 
 The base model is the checkpoint in examples/tiny/checkpoint. Needs the [export] extra, and matplotlib for its fonts.
@@ -21,15 +21,15 @@ from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.tags import tag_sample
 from sdrpn.tags.shipped_scene import DESCRIPTION_NAME, SCENE_FOLDER, DemoScene
 
-# 8 bits: checkpoint, RPN and bundle together stay below 12 MB. 16: the MLP has 432 inputs, which 32 does not divide.
-# The RPN and the head stay in fp16: they decide where to look and which digit is said. `primitive` is what ONNX Runtime
-# runs before 1.24, which is all that Python 3.10 has; it adds graphs, and no weights.
+# 8 bits: checkpoint, RPN, gate and bundle together stay below 13.5 MB. 16: the MLP has 432 inputs, which 32 does not
+# divide. RPN, gate and head stay in fp16: they decide whether and where to look, and which digit is said. `primitive`
+# is what ONNX Runtime runs before 1.24, which is all that Python 3.10 has; it adds graphs, and no weights.
 OPTIONS = ExportOptions(precision="int8", block=16, keep=("lm_head", "rpn"))
 SCENE = ("heldout", 2025, 0)  # split, seed, index
 
 
 def keep_rpn(trained: Path) -> None:
-    """Write a trained RPN beside this script, in fp16, which is what a bundle holds."""
+    """Write a trained RPN, and its gate, beside this script, in fp16, which is what a bundle holds."""
     read = read_rpn(trained)
     with open_checkpoint(CHECKPOINT, rpn=trained) as source:
         RPN.parent.mkdir(parents=True, exist_ok=True)

@@ -94,8 +94,17 @@ class GateOptions(CheckedFields):
 
 GATE_PRESETS: Mapping[str, GateOptions] = {
     "official": GateOptions(),
+    # By the best view's answers: of ten that another look changes, about three are wrong with it as well, or were right
+    # before, so that 3 points there are fewer points of right answers.
     "tiny": GateOptions(
-        layers=1, learning_rate=5e-4, batch=64, micro_batch=64, epochs=6, precision="fp32", taps="fp16"
+        layers=1,
+        learning_rate=5e-4,
+        batch=64,
+        micro_batch=64,
+        epochs=6,
+        precision="fp32",
+        taps="fp16",
+        allowed_loss=0.03,
     ),
 }
 

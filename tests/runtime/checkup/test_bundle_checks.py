@@ -160,7 +160,7 @@ def test_a_second_session_that_cannot_fit_is_not_tried(tiny_bundle: Path, tmp_pa
 def test_graphs_that_were_derived_are_compared_with_what_they_were_derived_from() -> None:
     opened = OpenedBundle("demo")
     kinds = [gate.kind for gate in opened.gates()]
-    assert kinds.count("smoke test") == kinds.count("two at once") == kinds.count("finite") == 4
+    assert kinds.count("smoke test") == kinds.count("two at once") == kinds.count("finite") == 5
 
 
 class LooksOnFakeGpu(OnFakeGpu):

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from PIL import Image
 
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions
+from sdrpn.runtime.server.answering import change_of
+from sdrpn.runtime.server.faults import Fault
+from sdrpn.runtime.server.requests import RoiOptions
 from sdrpn.tags import shipped_scene
 from tests.runtime.server.serving import QUESTION, Server, chat_body, data_url, scene_url, serving
 
@@ -74,7 +78,6 @@ class TestLook:
             ({"questions": [QUESTION]}, "questions"),
             ({"questions": [QUESTION] * 17, "question": None}, "questions"),
             ({"roi": {"enabled": False}}, "roi.enabled"),
-            ({"roi": {"gate_threshold": 0.5}}, "roi.gate_threshold"),
             ({"roi": {"threshold": 2}}, None),
             ({"colour": "red"}, "colour"),
         ],
@@ -82,6 +85,14 @@ class TestLook:
     def test_what_is_refused(self, server: Server, change: dict[str, Any], param: str | None) -> None:
         body = {"image": scene_url(), "question": QUESTION} | change
         assert refusal(server.post("/v1/look", body), 400)["param"] == param
+
+
+def test_a_gate_s_threshold_needs_a_gate(text_bundle: Path) -> None:
+    with Session.open(text_bundle, threads=1) as session:
+        with pytest.raises(Fault) as caught:
+            change_of(RoiOptions(gate_threshold=0.5), session)
+        assert (caught.value.param, caught.value.status) == ("roi.gate_threshold", 400)
+        assert change_of(RoiOptions(threshold=0.5), session).threshold == 0.5
 
 
 class TestChat:
