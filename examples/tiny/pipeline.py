@@ -46,7 +46,7 @@ FULL = Sizes(
     finding=(),
     head_questions=600,
     pairs=10_000,
-    gate_pairs=10_000,
+    gate_pairs=7_680,
     seeds=(0, 1, 2),
     samples=2000,
 )
