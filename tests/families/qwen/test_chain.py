@@ -139,6 +139,23 @@ def test_labels_do_not_depend_on_the_batch(chain: Chain) -> None:
     assert list(read_shards(chain.at("labels") / "labels")) == list(read_shards(chain.at("alone") / "labels"))
 
 
+def test_pictures_that_were_padded_are_trained_on_padded(chain: Chain) -> None:
+    """By Q-Zoom's rule cells of the padding are background."""
+    asked: dict[str, Any] = {"limit": 4, "max_new_tokens": 2, "image_tokens": (36, 36), "shape": "square"}
+    data, images, out = chain.at("questions.jsonl"), chain.at("images"), chain.at("square-all")
+    label_questions(chain.at("bare"), data, images, out, heads=str(chain.at("heads")), **asked)
+    wide: dict[str, Any] = {"foreground_share": 0.8, "background_share": 0.7, "largest_box_share": 1.0}
+    relabel_questions(RelabelRequest(out, chain.at("square"), **wide, rule="q-zoom"))
+    labels = read_labels(chain.at("square"))
+    assert {(prompt.image, prompt.cells.shape) for prompt in labels.prompts} <= {("0.png", (6, 6)), ("1.png", (6, 6))}
+    for prompt in labels.prompts:
+        ends = prompt.cells if prompt.image == "0.png" else prompt.cells.T  # wider than high, and higher than wide
+        assert not ends[[0, -1]].any()
+    options = dataclasses.replace(OPTIONS, steps=1, validation_share=0.0)
+    trained = train_rpn(chain.at("bare"), chain.at("square"), chain.at("square-rpn"), options, device="cpu")
+    assert trained.report.pairs == len(labels.prompts) > 0
+
+
 def test_prompts_are_those_of_a_model_that_may_look_again(chain: Chain) -> None:
     """With the system turn, which the bare Qwen3-VL's template does not write."""
     for row in read_shards(chain.at("labels") / "labels"):
