@@ -13,6 +13,7 @@ from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.arguments import filled, take_part
 from sdrpn.terminal.checkpoint_arguments import (
     add_answer_length,
+    add_batch_argument,
     add_checkpoint_arguments,
     add_label_folder_arguments,
     add_question_arguments,
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rpn", metavar="FILE", type=Path, help="as for `sdrpn export`")
     add_question_arguments(parser)
     add_answer_length(parser, 128)
+    add_batch_argument(parser)
     add_view_arguments(parser)
     add_label_folder_arguments(parser)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,8 +121,9 @@ def label_for_gate(
         ANSWER_COLUMNS,
         provenance,
         run.questions,
-        lambda questions: [_row(viewer, question) for question in questions],
+        lambda questions: _rows(viewer, questions),
         per_file=run.shard_questions,
+        at_once=viewer.batch,
         resume=resume,
         part=part,
         progress=progress,
@@ -159,7 +160,12 @@ def counted(rows: Iterable[tuple[dict[str, Any], Judged | None]], views: int) ->
     return GateCounts(dict(cases), not_asked, tuple(right))
 
 
-def _row(viewer: Viewer, question: DataQuestion) -> dict[str, Any]:
+def _rows(viewer: Viewer, questions: Sequence[DataQuestion]) -> list[dict[str, Any]]:
+    found = viewer.answers_to(questions)
+    return [_row(viewer, question, answers) for question, answers in zip(questions, found, strict=True)]
+
+
+def _row(viewer: Viewer, question: DataQuestion, answers: list[str] | BadImage | ContextTooLong) -> dict[str, Any]:
     prompt = viewer.prompt(question)
     row: dict[str, Any] = {
         "id": question.id,
@@ -172,8 +178,6 @@ def _row(viewer: Viewer, question: DataQuestion) -> dict[str, Any]:
         "answers": None,
         "problem": None,
     }
-    try:
-        grids = viewer.grids(question)
-        return row | {"grids": [side for hw in grids for side in hw], "answers": viewer.answers(question)}
-    except (BadImage, ContextTooLong) as error:  # one bad picture among many must not stop the run
-        return row | {"problem": str(error)}
+    if not isinstance(answers, list):  # one bad picture among many must not stop the run
+        return row | {"problem": str(answers)}
+    return row | {"grids": [side for hw in viewer.grids(question) for side in hw], "answers": answers}

@@ -9,22 +9,26 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from PIL import Image
 from tokenizers import Tokenizer
 
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadImage, BadInput, ContextTooLong
 from sdrpn.evaluation.looks import Look, RpnLook
 from sdrpn.evaluation.torch_answerer import TorchAnswerer
 from sdrpn.families.registry import family_of, prompt_of
 from sdrpn.images.image import open_image
+from sdrpn.labels.attention import WatchedPrompt, require_room, watched_prompt
 from sdrpn.labels.questions import DataQuestion
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.base import BaseModel, SdRpnModel
-from sdrpn.text.prompt import Prompt
+from sdrpn.model.generation import generate_answers
+from sdrpn.model.looks import picture_look
+from sdrpn.text.prompt import Prompt, decode_text
 
 __all__ = ["ONE_LOOK", "TWO_LOOKS", "Viewer", "model_at_view", "require_views", "view_names"]
 
@@ -89,12 +93,18 @@ class Viewer:
         views: Sequence[str],
         policy: RoiPolicy,
         max_new_tokens: int,
+        batch: int = 1,
     ) -> None:
-        """`policy`: where the second look is; a gate of the model is not asked."""
+        """Args:
+        policy: where the second look is; a gate of the model is not asked
+        batch: questions that are answered at once, where a view is one look; the answers do not depend on it
+        """
+        self.batch = batch
         self.model, self.images, self.views = model, images, tuple(views)
         self.policy, self.max_new_tokens = dataclasses.replace(policy, gate_threshold=-1.0), max_new_tokens
         self._tokenizer = tokenizer
-        self._seen = {view: TorchAnswerer(model_at_view(model, view), tokenizer) for view in views}
+        self._models = {view: model_at_view(model, view) for view in views}
+        self._seen = {view: TorchAnswerer(seen, tokenizer) for view, seen in self._models.items()}
 
     def prompt(self, question: DataQuestion) -> Prompt:
         """The prompt of a question."""
@@ -107,6 +117,65 @@ class Viewer:
             self._seen[view].answer(picture, question.text, self._look(view), self.max_new_tokens).text
             for view in self.views
         ]
+
+    def answers_to(self, questions: Sequence[DataQuestion]) -> list[list[str] | BadImage | ContextTooLong]:
+        """The same of up to `batch` questions; an error in place of the answers to what cannot be asked."""
+        found: list[list[str] | BadImage | ContextTooLong] = []
+        pictures: dict[int, Image.Image] = {}
+        for place, question in enumerate(questions):
+            try:
+                if len(questions) == 1:
+                    return [self.answers(question)]
+                pictures[place] = open_image(self.images / question.image)
+                found.append([])
+            except (BadImage, ContextTooLong) as error:
+                found.append(error)
+        for view in self.views:
+            asked = {place: (pictures[place], questions[place].text) for place in pictures}
+            for place, answer in self._answers_at(view, asked).items():
+                answers = found[place]
+                if isinstance(answer, str) and isinstance(answers, list):
+                    answers.append(answer)
+                elif not isinstance(answer, str):
+                    found[place] = answer
+                    del pictures[place]
+        return found
+
+    def _answers_at(
+        self, view: str, asked: Mapping[int, tuple[Image.Image, str]]
+    ) -> dict[int, str | BadImage | ContextTooLong]:
+        """The answers at one view."""
+        answerer, found = self._seen[view], dict[int, str | BadImage | ContextTooLong]()
+        prompts: dict[int, WatchedPrompt] = {}
+        for place, (picture, text) in asked.items():
+            try:
+                if view == TWO_LOOKS:
+                    found[place] = answerer.answer(picture, text, self._look(view), self.max_new_tokens).text
+                else:
+                    prompts[place] = self._prompt_at(view, picture, text)
+            except (BadImage, ContextTooLong) as error:
+                found[place] = error
+        if prompts:
+            spec = self.model.spec.prompt
+            answers = generate_answers(
+                self._models[view],
+                [prompt.rows for prompt in prompts.values()],
+                max_new_tokens=self.max_new_tokens,
+                stop_ids=spec.eos_token_ids,
+                penalty=spec.repetition_penalty,
+                prompt_ids=[prompt.text_ids for prompt in prompts.values()],
+            )
+            texts = (decode_text(self._tokenizer, ids).strip() for ids in answers)
+            found |= zip(prompts, texts, strict=True)
+        return found
+
+    def _prompt_at(self, view: str, picture: Image.Image, text: str) -> WatchedPrompt:
+        """Raises BadImage, ContextTooLong."""
+        model = self._models[view]
+        grid, prompt = model.spec.vision.grid(picture.size), prompt_of(model.spec, self._tokenizer, text)
+        asked = watched_prompt(model, picture_look(model, picture), prompt, grid)
+        require_room(model, asked, self.max_new_tokens)
+        return asked
 
     def grids(self, question: DataQuestion) -> list[tuple[int, int]]:
         """Rows and columns of the picture's cells at every view. Raises BadImage."""

@@ -12,6 +12,7 @@ from sdrpn.terminal.model_folders import add_model_options
 
 __all__ = [
     "add_answer_length",
+    "add_batch_argument",
     "add_checkpoint_arguments",
     "add_label_folder_arguments",
     "add_part_arguments",
@@ -61,13 +62,7 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
         help="own: the model answers itself; given: use the answers in the data (default: own)",
     )
     add_answer_length(parser, 128)
-    parser.add_argument(
-        "--batch",
-        metavar="N",
-        type=positive_int,
-        default=1,
-        help="questions that are answered at once: faster, with the same answers (default: 1)",
-    )
+    add_batch_argument(parser)
     group = parser.add_argument_group("models that take pictures of any shape")
     add_image_tokens_argument(group)
     group.add_argument(
@@ -94,6 +89,17 @@ def add_label_folder_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-questions", metavar="N", type=positive_int, default=256, help="questions per file (default: 256)"
     )
     parser.add_argument("--json", action="store_true", help="print what was made, and the counts, as JSON")
+
+
+def add_batch_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare how many questions are answered together."""
+    parser.add_argument(
+        "--batch",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="questions that are answered at once: faster, with the same answers (default: 1)",
+    )
 
 
 def add_question_arguments(parser: argparse.ArgumentParser) -> None:

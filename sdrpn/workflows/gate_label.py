@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sdrpn.errors import BadInput
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.part import WHOLE, Part
@@ -43,6 +44,7 @@ class GateLabelRequest(CheckedFields):
     precision, device, threads: as for `TeacherRequest`
     shard_questions: questions per file
     part: which files this process makes; the last of several, with the same `out`, counts and reports
+    batch: questions that are answered at once, where they are answered with one look
     """
 
     checkpoint: CheckpointParts
@@ -61,6 +63,12 @@ class GateLabelRequest(CheckedFields):
     resume: bool = False
     shard_questions: int = 256
     part: Part = WHOLE
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch < 1:
+            raise BadInput(f"batch is {self.batch}; expected a whole number of at least 1")
 
     def viewer(self, checkpoint: Checkpoint) -> Viewer:
         """Load the model. Raises BadInput for views that it does not have, or a device that cannot be used here."""
@@ -74,7 +82,7 @@ class GateLabelRequest(CheckedFields):
         policy = RoiChange(self.threshold).applied_to(checkpoint.policy.roi)
         tokenizer, device = tokenizer_of(checkpoint), require_device(self.device)
         model = model_from_checkpoint(checkpoint, torch_dtype(self.precision)).to(device)
-        return Viewer(model, tokenizer, self.images, views, policy, self.max_new_tokens)
+        return Viewer(model, tokenizer, self.images, views, policy, self.max_new_tokens, self.batch)
 
     def questions(self) -> list[DataQuestion]:
         """Read the questions. Raises BadInput for files or folders that are missing or malformed."""

@@ -114,6 +114,21 @@ def test_resolutions(qwen: Path, tmp_path: Path) -> None:
     assert model.spec.vision.grid(picture.size) != seen.spec.vision.grid(picture.size)
 
 
+@pytest.mark.parametrize("resolutions", [(), RESOLUTIONS])
+def test_answers_do_not_depend_on_the_batch(
+    qwen: Path, text_checkpoint: Path, tmp_path: Path, resolutions: tuple[int, ...]
+) -> None:
+    write_questions(tmp_path, images=3)
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    asked = request_of(qwen if resolutions else text_checkpoint, tmp_path, resolutions=resolutions, max_new_tokens=4)
+    found = []
+    for name, batch in (("alone", 1), ("together", 5)):
+        labels = label_gate(dataclasses.replace(asked, out=tmp_path / name, batch=batch, shard_questions=5)).out
+        found.append([row for path in sorted((labels / ANSWERS).iterdir()) for row in read_shard(path)])
+    assert found[0] == found[1]
+    assert [row["problem"] is None for row in found[0]] == [True, True, False, False, True, True]
+
+
 def test_an_interrupted_run_loses_one_shard(
     text_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
