@@ -1,6 +1,7 @@
 """A bundle as a model of lmms-eval, which finds it through the entry point `sdrpn` and loads it by name:
 
     lmms_eval --model sdrpn --model_args bundle=DIR,threshold=0.3 --tasks textvqa_val --batch_size 1
+    lmms_eval --model sdrpn --model_args bundle=DIR,preset=document,image_tokens=256:576 --tasks docvqa_val
 
 lmms-eval loads this module, which can be imported without it: the class is created on demand, because its base class is
 lmms-eval's. One picture per question, one question at a time.
@@ -16,8 +17,9 @@ from typing import Any, Protocol
 from PIL import Image
 
 from sdrpn.errors import BadInput, MissingDependency
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.method.policy import RoiChange
-from sdrpn.method.roi import RoiPolicy
+from sdrpn.runtime.questions import Budget
 from sdrpn.runtime.sampling import Sampling
 from sdrpn.runtime.session import Session
 
@@ -79,22 +81,31 @@ class Generation:
 
 def answer_requests(
     session: Session,
-    policy: RoiPolicy | None,
+    look: LookSettings,
     requests: Iterable[LmmsEvalRequest],
     find_document: Callable[[str, str, Any], Any],
 ) -> list[str]:
-    """One answer per request, in order. Raises BadInput for a question that is not about exactly one picture."""
-    return [_answer(session, policy, request.args, find_document) for request in requests]
+    """One answer per request, in order; `look` is settled for the session's model.
+
+    Raises: BadInput for a question that is not about exactly one picture.
+    """
+    return [_answer(session, look, request.args, find_document) for request in requests]
 
 
 def _answer(
-    session: Session, policy: RoiPolicy | None, args: tuple[Any, ...], find_document: Callable[[str, str, Any], Any]
+    session: Session, look: LookSettings, args: tuple[Any, ...], find_document: Callable[[str, str, Any], Any]
 ) -> str:
     question, settings, find_pictures, number, task, split = args
     generation = Generation.from_settings(settings)
     picture = _one_picture(find_pictures(find_document(task, split, number)), f"{task} {split} {number}")
     answer = session.answer(
-        picture, question, roi=policy, max_new_tokens=generation.max_new_tokens, sampling=generation.sampling
+        picture,
+        question,
+        roi=look.roi,
+        max_new_tokens=generation.max_new_tokens,
+        sampling=generation.sampling,
+        image_tokens=look.image_tokens,
+        resize=look.resize,
     )
     return generation.cut(answer.text)
 
@@ -107,10 +118,37 @@ def _one_picture(pictures: Any, where: str) -> Image.Image:
     return found[0]
 
 
-def _policy(session: Session, *, roi: bool, threshold: float | None, upscale: Any) -> RoiPolicy | None:
-    """None for one look: asked for, or all that the bundle can do."""
-    change = RoiChange(threshold, upscale)
-    return change.applied_to(session.policy) if roi and session.spec.rpn is not None else None
+def settled_look(
+    session: Session,
+    *,
+    roi: bool = True,
+    threshold: float | None = None,
+    upscale: Any = None,
+    gate_threshold: float | None = None,
+    preset: str | None = None,
+    image_tokens: str | int | None = None,
+    resize: Any = None,
+) -> LookSettings:
+    """How questions look, by the arguments of the model; one look where that is all that the bundle can do.
+
+    Raises: BadInput for what the model cannot use
+    """
+    change = RoiChange(threshold, upscale, gate_threshold=gate_threshold)
+    looks = roi and session.spec.rpn is not None
+    budget = Budget(image_tokens_from_text(image_tokens), resize)  # refuses what is neither, before questions are asked
+    asked = LookSettings(change if looks else None, preset, budget.image_tokens, budget.resize)
+    return asked.settled(session.spec)
+
+
+def image_tokens_from_text(value: object) -> tuple[int, int] | None:
+    """LEAST:MOST or one number, of which lmms-eval makes an int. Raises BadInput for anything else."""
+    if value is None:
+        return None
+    least, colon, most = str(value).partition(":")
+    numbers = [int(text) for text in (least, most if colon else least) if text.isdecimal()]
+    if len(numbers) != 2:
+        raise BadInput(f"image_tokens is {value!r}; expected LEAST:MOST, such as 256:576, or one number for both")
+    return numbers[0], numbers[1]
 
 
 @cache
@@ -125,8 +163,8 @@ def _model_class() -> type[Any]:
         """A bundle, asked through lmms-eval.
 
         Its arguments are those of `--model_args`: bundle (a folder, or demo), backend, threads, variant as for
-        `sdrpn ask`; roi=false for one look; threshold and upscale of the second look, the model's own where they
-        are left out. The others are lmms-eval's
+        `sdrpn ask`; roi=false for one look; threshold, upscale and gate_threshold of the second look, preset,
+        image_tokens (LEAST:MOST) and resize, the model's own where they are left out. The others are lmms-eval's
         own and say nothing here: a session answers one question at a time, where its backend runs.
         """
 
@@ -141,18 +179,31 @@ def _model_class() -> type[Any]:
             roi: bool = True,
             threshold: float | None = None,
             upscale: str | None = None,
+            gate_threshold: float | None = None,
+            preset: str | None = None,
+            image_tokens: str | int | None = None,
+            resize: str | None = None,
             batch_size: int | str = 1,
             max_batch_size: int | None = None,
             device: str | None = None,
         ) -> None:
             super().__init__()
             self._session = Session.open(bundle, backend=backend, threads=threads, variant=variant)
-            self._policy = _policy(self._session, roi=roi, threshold=threshold, upscale=upscale)
+            self._look = settled_look(
+                self._session,
+                roi=roi,
+                threshold=threshold,
+                upscale=upscale,
+                gate_threshold=gate_threshold,
+                preset=preset,
+                image_tokens=image_tokens,
+                resize=resize,
+            )
 
         def generate_until(self, requests: list[LmmsEvalRequest]) -> list[str]:
             """One answer per request, in order."""
             return answer_requests(
-                self._session, self._policy, requests, lambda task, split, number: self.task_dict[task][split][number]
+                self._session, self._look, requests, lambda task, split, number: self.task_dict[task][split][number]
             )
 
         def loglikelihood(self, requests: list[LmmsEvalRequest]) -> list[tuple[float, bool]]:

@@ -88,7 +88,7 @@ def _cuda_checks(request: CheckupRequest) -> CudaChecks:
 
 
 LOOK_STEPS = 7
-STEP_COUNTS = {"CUDA": 9, "pictures": 4, "bundle": 8}  # known before the process of a group starts
+STEP_COUNTS = {"CUDA": 9, "pictures": 5, "bundle": 8}  # known before the process of a group starts
 GROUPS: dict[str, Callable[[CheckupRequest], list[Step]]] = {
     "CUDA": _cuda,
     "pictures": _pictures,

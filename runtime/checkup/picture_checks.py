@@ -15,13 +15,14 @@ from PIL import Image
 from sdrpn.bundle.tolerances import GPU_JPEG_MEAN_LEVELS
 from sdrpn.errors import MissingDependency
 from sdrpn.images.image import base_pixels, crop_pixels
+from sdrpn.images.patches import Size, crop_patches, picture_patches
 from sdrpn.method.geometry import Fit
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
 from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels, decode_on_gpu
 from sdrpn.runtime.pictures.gpu_pixels import fill_on_gpu
-from sdrpn.runtime.pictures.pixels import native_module, write_base, write_crops
+from sdrpn.runtime.pictures.pixels import native_module, write_base, write_crops, write_patches
 
 __all__ = ["PictureChecks"]
 
@@ -42,6 +43,28 @@ class _Square:
 _VISION = _Square()
 
 
+@dataclass(frozen=True)
+class _Patched:
+    """A small model that sees patches of a picture resized to 8 x 6 tokens: first wider, then to that size."""
+
+    patch_size_px: int = 14
+    merge: int = 2
+    image_mean: tuple[float, float, float] = (0.48, 0.46, 0.41)
+    image_std: tuple[float, float, float] = (0.27, 0.26, 0.28)
+
+    def picture_sizes(self, image_wh: Size) -> tuple[Size, ...]:
+        """Twice, as the official evaluation does it."""
+        return (280, 196), *self.crop_sizes(image_wh)
+
+    def crop_sizes(self, crop_wh: Size) -> tuple[Size, ...]:
+        """Tall crops become tall: their columns are resized first."""
+        return ((224, 168) if crop_wh[0] >= crop_wh[1] else (112, 56),)
+
+
+_PATCHED = _Patched()
+_PATCHED_BOXES = (*_BOXES, (50, 1, 120, 202))
+
+
 class PictureChecks:
     """The checks of resizing, JPEG decoding, and the CUDA kernels."""
 
@@ -53,6 +76,7 @@ class PictureChecks:
         """The steps, those on the CPU first."""
         return [
             Step("resize, compiled", self.resize),
+            Step("patches, compiled", self.patches),
             Step("JPEG, compiled", self.jpeg),
             Step("resize, on the GPU", self.resize_on_gpu),
             Step("JPEG, on the GPU", self.jpeg_on_gpu),
@@ -73,6 +97,20 @@ class PictureChecks:
         image = Image.fromarray(self._pixels)
         expected = [base_pixels(image, _VISION), *(crop_pixels(image, box, _VISION) for box in _BOXES)]
         return _equal(np.concatenate([base, crops]), np.stack(expected), "Pillow's")
+
+    def patches(self) -> Finding:
+        """The same of pictures that are seen as patches."""
+        if native_module() is None:
+            raise Skip("the native image path was not compiled: Pillow is used (docs/native.md)")
+        image = Image.fromarray(self._pixels)
+        whole = (0, 0, *image.size)
+        looks = [(whole, _PATCHED.picture_sizes(image.size))]
+        looks += [(box, _PATCHED.crop_sizes((box[2] - box[0], box[3] - box[1]))) for box in _PATCHED_BOXES]
+        expected = [picture_patches(image, _PATCHED), *(crop_patches(image, box, _PATCHED) for box in _PATCHED_BOXES)]
+        found = [np.empty_like(patches) for patches in expected]
+        for (box, sizes), out in zip(looks, found, strict=True):
+            write_patches(self._pixels, box, sizes, _PATCHED, out)
+        return _equal(np.concatenate(found), np.concatenate(expected), "Pillow's")
 
     def jpeg(self) -> Finding:
         """The native decoder's pixels equal Pillow's."""

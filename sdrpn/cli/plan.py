@@ -6,8 +6,8 @@ be fused, in bytes), total_bytes, fits (null where memory_bytes is), largest_con
 decode step of an engine reads; empty for a CPU, and for a look), kv_cache (int8, fp8, or null for caches in the type
 that the graphs compute in), other (the same variant with the other kind of caches: kv_cache, caches_bytes,
 largest_context), prefixes (what is kept of pictures asked about before, beside all this and only of memory that is
-left: limit_bytes, picture_bytes, pictures). Of a published model's name: shape, image_tokens, batch, kv_cache, fits
-(anywhere), devices (as above, one each).
+left: limit_bytes, picture_bytes, pictures). Of a published model's name: shape, image_tokens, batch, kv_cache, assumed
+(what is not known of it), fits (anywhere), devices (as above, one each).
 """
 
 from __future__ import annotations

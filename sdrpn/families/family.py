@@ -178,6 +178,9 @@ class Family(Protocol):
     def shapes(self) -> Mapping[str, ModelSpec]:
         """Published models by name, to plan for before a checkpoint is there."""
 
+    def assumed(self, shape: str) -> Sequence[str]:
+        """What is not known of one of these models and was assumed, for people: a checkpoint may differ."""
+
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         """The vision graph's inputs."""
 

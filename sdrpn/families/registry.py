@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sdrpn.text.turns import Turn
 
 __all__ = [
+    "assumed_of_shape",
     "claiming_family",
     "family_named",
     "family_of",
@@ -113,6 +114,12 @@ def published_heads() -> dict[str, HeadTable]:
 def published_recipes() -> dict[str, Recipe]:
     """The official trainings of RPNs of every family, by name."""
     return {name: recipe for family in _FAMILIES for name, recipe in family_named(family).recipes().items()}
+
+
+def assumed_of_shape(name: str) -> tuple[str, ...]:
+    """What is not known of a published model and was assumed."""
+    family = published_shapes()[name].vision.family
+    return tuple(family_named(family).assumed(name))
 
 
 def pieces_of(spec: ModelSpec, tokenizer: Tokenizer, turns: Sequence[Turn]) -> Pieces:

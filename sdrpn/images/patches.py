@@ -16,7 +16,7 @@ from PIL import Image
 from sdrpn.images.pixels import check_crop, part, require_rgb
 from sdrpn.method.grids import Box
 
-__all__ = ["PatchedVision", "columns_first", "crop_patches", "packed", "picture_patches", "resized"]
+__all__ = ["PatchedVision", "Size", "columns_first", "crop_patches", "packed", "picture_patches", "resized"]
 
 Float32 = npt.NDArray[np.float32]
 Size: TypeAlias = tuple[int, int]  # width, height

@@ -17,6 +17,7 @@ from typing import Any
 from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.frames.feed import FrameFeed, Wanted, any_frame, opener_of
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import Source, source_of
@@ -24,7 +25,6 @@ from sdrpn.frames.thinning import ReadOptions
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.json_files import differing_keys
 from sdrpn.runtime import Answer, Session
-from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 from sdrpn.workflows.question import NO_RPN, AskRequest
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sdrpn.bundle.shipped import bundle_name, bundle_path, bundle_title
 from sdrpn.errors import BadInput
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra, installed_version
 from sdrpn.host.machine import read_cpu, read_machine
@@ -34,7 +35,6 @@ from sdrpn.runtime.bench import (
     bench_prompt,
     bench_rounds,
 )
-from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.torch_threads import torch_threads
 
 __all__ = ["CASES", "BenchBundle", "BenchReference", "BenchRequest", "bench", "bench_bundle"]

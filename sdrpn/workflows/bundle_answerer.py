@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sdrpn.evaluation.looks import Answered, GivenLook, Judged, Look, RpnLook
+    from sdrpn.families.look_settings import LookSettings
     from sdrpn.method.roi import Crop, Decide, RoiDecision
     from sdrpn.method.spec import ModelSpec
     from sdrpn.runtime import Answer, Session, Timings
     from sdrpn.runtime.pictures.picture import Picture
-    from sdrpn.workflows.look_settings import LookSettings
 
     Float32 = NDArray[np.float32]
 

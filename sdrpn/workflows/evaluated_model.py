@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdrpn.errors import BadInput
 from sdrpn.families.family import Resize
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.families.registry import family_of, fit_of
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress
 from sdrpn.method.policy import OWN, RoiChange
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
-from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.teacher import ModelPrecision, require_device
 from sdrpn.workflows.torch_threads import torch_threads
 
@@ -51,7 +51,7 @@ class LookChoice(CheckedFields):
     vicrop_layer: layer of ViCrop's attention; None: the published one, at 14/32 of the depth
     seed: of all random choices
     gate_threshold: of a bundle with a gate; None: its own, or the task's published one
-    preset, image_tokens, resize: see `sdrpn.workflows.look_settings.LookSettings`; for a bundle
+    preset, image_tokens, resize: see `sdrpn.families.look_settings.LookSettings`; for a bundle
     """
 
     threshold: Threshold = None

@@ -19,6 +19,7 @@ from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
 from sdrpn.families.family import Resize
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.families.registry import family_of
 from sdrpn.frames.feed import FrameFeed, NamedOpener, opener_of, unopened
 from sdrpn.frames.frame import Frame
@@ -31,7 +32,6 @@ from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Look, Session
 from sdrpn.runtime.pictures.picture import Picture, open_picture
 from sdrpn.runtime.tracker import Tracker
-from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.opened_session import SessionRequest, opened_session, require_memory, require_tokenizer
 
 __all__ = ["FrameLook", "Look", "LookRequest", "LookStream", "Looker", "StreamFigures", "look_stream"]

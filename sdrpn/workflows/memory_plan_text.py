@@ -17,7 +17,7 @@ def memory_text(plan: MemoryPlan | ShapePlan) -> Text:
     if isinstance(plan, ShapePlan):
         head = ("target", "variant", "memory", "weights", "needs", "largest context", "a step reads")
         title = f"{plan.shape}, at most {plan.image_tokens} image tokens; estimated"
-        return [Table(title, head, list(_device_rows(plan)))]
+        return [Table(title, head, list(_device_rows(plan))), *(f"assumed: {text}" for text in plan.assumed)]
     return [Table("", (plan.device, ""), list(_rows(plan)))]
 
 

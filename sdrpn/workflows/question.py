@@ -16,6 +16,7 @@ from PIL.Image import Image
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.families.family import Resize
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.families.registry import seen_of
 from sdrpn.images.image import open_image
 from sdrpn.method.geometry import Seen
@@ -24,7 +25,6 @@ from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Answer, EngineOptions, Sampling
 from sdrpn.runtime.drawing import draw_regions
 from sdrpn.runtime.pictures.picture import JpegMode, open_picture
-from sdrpn.workflows.look_settings import LookSettings
 from sdrpn.workflows.opened_session import SessionRequest, opened_session, require_memory, require_tokenizer
 
 __all__ = [

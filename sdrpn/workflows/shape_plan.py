@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sdrpn.bundle.memory import MemoryNeeds, device_needs, fitting_context, step_bytes
 from sdrpn.engines import Target, read_target, read_targets, usual_context
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import published_shapes
+from sdrpn.families.look_settings import LookSettings
+from sdrpn.families.registry import assumed_of_shape, published_shapes
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
-from sdrpn.workflows.look_settings import LookSettings
 
 if TYPE_CHECKING:
     from sdrpn.bundle.graphs import GraphName
@@ -64,12 +64,16 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class ShapePlan:
-    """A published model on one target, or on every one."""
+    """A published model on one target, or on every one.
+
+    assumed: what is not known of the model before its checkpoint is there, for people
+    """
 
     shape: str
     image_tokens: int
     batch: int
     kv_cache: str | None
+    assumed: tuple[str, ...]
     devices: tuple[DevicePlan, ...]
 
     @property
@@ -102,7 +106,8 @@ def plan_shape(request: ShapeRequest) -> ShapePlan:
         )
     targets = read_targets().values() if request.target is None else [read_target(request.target)]
     devices = tuple(_on(target, spec, request) for target in targets)
-    return ShapePlan(request.shape, spec.vision.image_tokens, request.batch, request.kv_cache, devices)
+    tokens, assumed = spec.vision.image_tokens, assumed_of_shape(request.shape)
+    return ShapePlan(request.shape, tokens, request.batch, request.kv_cache, assumed, devices)
 
 
 def _on(target: Target, spec: ModelSpec, request: ShapeRequest) -> DevicePlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.families.look_settings import LookSettings
+from sdrpn.method.policy import RoiChange
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Session
-from sdrpn.runtime.lmms_eval_model import MODEL_NAME, Generation, answer_requests, manifest
+from sdrpn.runtime.lmms_eval_model import MODEL_NAME, Generation, answer_requests, manifest, settled_look
 from sdrpn.runtime.sampling import Sampling
+from tests.families.qwen.bundles import qwen_bundle
 from tests.pictures import photo
 
 DOCUMENTS: dict[str, dict[str, list[dict[str, Any]]]] = {
@@ -30,7 +34,9 @@ class FakeRequest:
 
 
 def ask(session: Session, *requests: FakeRequest, policy: RoiPolicy | None = None) -> list[str]:
-    return answer_requests(session, policy, requests, lambda task, split, number: DOCUMENTS[task][split][number])
+    return answer_requests(
+        session, LookSettings(policy), requests, lambda task, split, number: DOCUMENTS[task][split][number]
+    )
 
 
 class TestAnswers:
@@ -48,6 +54,56 @@ class TestAnswers:
             pytest.raises(BadInput, match=r"signs val 0 asks about .*; a bundle answers questions about one picture"),
         ):
             ask(session, FakeRequest(pictures=lambda doc: pictures))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    with Session.open(qwen_bundle("q-zoom-gate", tmp_path_factory.mktemp("qwen")), threads=1) as session:
+        yield session
+
+
+class TestLooks:
+    def test_presets_and_their_parts(self, qwen: Session) -> None:
+        found = settled_look(qwen, preset="document")
+        assert found == LookSettings(RoiChange(0.125, gate_threshold=0.05), None, (256, 576))
+        found = settled_look(qwen, preset="document", threshold=0.5, image_tokens="4:36", resize="official")
+        assert found == LookSettings(RoiChange(0.5, gate_threshold=0.05), None, (4, 36), "official")
+        assert settled_look(qwen, gate_threshold=2.0, image_tokens=64).roi == RoiChange(gate_threshold=2.0)
+        assert settled_look(qwen, roi=False, preset="scene") == LookSettings(None, None, (256, 576))
+
+    def test_questions_are_asked_with_them(self, qwen: Session) -> None:
+        look = settled_look(qwen, image_tokens="16:36", resize="official", gate_threshold=-1.0)
+        asked = FakeRequest()
+        (found,) = answer_requests(qwen, look, [asked], lambda task, split, number: DOCUMENTS[task][split][number])
+        expected = qwen.answer(
+            DOCUMENTS["signs"]["val"][0]["image"],
+            asked.args[0],
+            roi=RoiChange(gate_threshold=-1.0),
+            max_new_tokens=4,
+            image_tokens=(16, 36),
+            resize="official",
+        )
+        assert found == expected.text.strip()
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"image_tokens": "4-36"}, "image_tokens is '4-36'; expected LEAST:MOST, such as 256:576"),
+            ({"image_tokens": "4:"}, "image_tokens is '4:'; expected LEAST:MOST"),
+            ({"image_tokens": True}, "image_tokens is True; expected LEAST:MOST"),
+            ({"image_tokens": 3}, "3"),
+            ({"resize": "twice"}, "resize is 'twice'; expected 'once' or 'official'"),
+            ({"preset": "signs"}, "the preset 'signs' is unknown; expected scene, "),
+            ({"upscale": "mask"}, "upscale is 'mask'; this model looks at one box"),
+        ],
+    )
+    def test_what_the_model_cannot_use(self, qwen: Session, wrong: dict[str, Any], message: str) -> None:
+        with pytest.raises(BadInput, match=message):
+            settled_look(qwen, **wrong)
+
+    def test_a_model_without_a_gate(self, text_bundle: Path) -> None:
+        with Session.open(text_bundle) as session, pytest.raises(BadInput, match="this model has no gate; leave it"):
+            settled_look(session, gate_threshold=0.1)
 
 
 class TestSettings:

@@ -14,6 +14,7 @@ from sdrpn.errors import BadInput
 from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
 from sdrpn.families.registry import published_shapes, spec_from_json
 from sdrpn.workflows.memory_plan import PlanRequest, plan, plan_memory
+from sdrpn.workflows.memory_plan_text import memory_text
 from sdrpn.workflows.shape_plan import ShapeRequest, is_shape, plan_shape
 from tests.families.qwen.models import KINDS
 
@@ -47,6 +48,19 @@ def test_published_sizes(name: str) -> None:
 
 def test_every_published_model_is_there() -> None:
     assert set(published_shapes()) == set(SIZES)
+
+
+def test_what_is_assumed_is_said() -> None:
+    """Of every Qwen model; no K is published for the RPN of Qwen3-VL-8B."""
+    for name, spec in published_shapes().items():
+        found = plan_shape(ShapeRequest(name, "rtx-4090", "fp16"))
+        assert bool(found.assumed) == (spec.vision.family != "llava")
+        assert any("a gate" in text for text in found.assumed) == bool(spec.rpn and spec.rpn.gate_layers)
+        assert any("as published for 4B" in text for text in found.assumed) == ("8b" in name)
+        assert found.to_json()["assumed"] == found.assumed
+        assert [part for part in memory_text(found) if isinstance(part, str)] == [
+            f"assumed: {text}" for text in found.assumed
+        ]
 
 
 def test_caches_of_gate_and_rpn_by_hand() -> None:

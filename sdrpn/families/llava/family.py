@@ -101,6 +101,10 @@ class Llava:
 
         return SHAPES
 
+    def assumed(self, shape: str) -> Sequence[str]:
+        """Nothing."""
+        return ()
+
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         """Looks of one size are encoded together."""
         side = clip_of(spec.vision).image_size_px

@@ -125,6 +125,12 @@ class Qwen:
 
         return SHAPES_3 if self._vision is Qwen3Vision else SHAPES_25
 
+    def assumed(self, shape: str) -> Sequence[str]:
+        """See `shapes.py`."""
+        from sdrpn.families.qwen.shapes import ASSUMED
+
+        return ASSUMED[shape]
+
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         """One picture or several, their patches one after another."""
         vision = qwen_vision_of(spec)

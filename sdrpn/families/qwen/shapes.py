@@ -1,7 +1,7 @@
 """Published sizes of these models, by name: what memory they need is known before a checkpoint is there.
 
-Widths, layers and vocabularies are those of the base models' configs, K and T those of the published region proposal
-networks; of Qwen3-VL-8B, for which none was named, as of 4B.
+Widths, layers and vocabularies are those of the base models' configs, K and T those of the official training scripts.
+What they do not say is listed in `ASSUMED`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision
 from sdrpn.method.spec import LlmSpec, ModelSpec, PromptSpec, RpnSpec
 
-__all__ = ["SHAPES_3", "SHAPES_25"]
+__all__ = ["ASSUMED", "SHAPES_3", "SHAPES_25"]
 
 _CLIP = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
@@ -96,4 +96,18 @@ SHAPES_25: Mapping[str, ModelSpec] = {
 SHAPES_3: Mapping[str, ModelSpec] = {
     "qwen3-vl-4b-q-zoom": ModelSpec(_VISION_3, _LLM_4B, 24, _ZOOM_3, _EOS),
     "qwen3-vl-8b-q-zoom": ModelSpec(_VISION_3_8B, _LLM_8B, 24, _ZOOM_3, _EOS),
+}
+
+_SIZES_ASSUMED = "the base model's widths and layers as its config is known to have them; no checkpoint was at hand"
+_GATE_ASSUMED = "a gate with as many layers as the RPN; checkpoints from before its training have none"
+_TAP_ASSUMED = f"tap after layer {SHAPES_3['qwen3-vl-8b-q-zoom'].tap_layer}, an RPN of 3 layers, as published for 4B"
+
+# Shape -> what no published file or script says of it, for people.
+ASSUMED: Mapping[str, tuple[str, ...]] = {
+    "qwen2.5-vl-3b-sd-rpn": (_SIZES_ASSUMED,),
+    "qwen2.5-vl-7b-sd-rpn": (_SIZES_ASSUMED,),
+    "qwen2.5-vl-3b-q-zoom": (_SIZES_ASSUMED, _GATE_ASSUMED),
+    "qwen2.5-vl-7b-q-zoom": (_SIZES_ASSUMED, _GATE_ASSUMED),
+    "qwen3-vl-4b-q-zoom": (_SIZES_ASSUMED, _GATE_ASSUMED),
+    "qwen3-vl-8b-q-zoom": (_SIZES_ASSUMED, _GATE_ASSUMED, _TAP_ASSUMED),
 }

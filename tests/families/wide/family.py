@@ -82,6 +82,9 @@ class Wide:
     def shapes(self) -> Mapping[str, ModelSpec]:
         return {}
 
+    def assumed(self, shape: str) -> Sequence[str]:
+        return ()
+
     def vision_inputs(self, spec: ModelSpec) -> Sequence[GraphTensor]:
         patch = 3 * _wide(spec.vision).patch_px ** 2
         return (

@@ -29,13 +29,15 @@ def test_the_compiled_path_is_pillows() -> None:
     results = checked()
     assert len(results) == STEP_COUNTS["pictures"]
     compiled = native_module() is not None
-    assert results["resize, compiled"].state == ("passed" if compiled else "skipped")
+    for name in ("resize, compiled", "patches, compiled"):
+        assert results[name].state == ("passed" if compiled else "skipped")
     assert results["resize, on the GPU"].detail == results["JPEG, on the GPU"].detail == "no GPU"
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture_checks, "native_module", lambda name="_native": None)
     assert "was not compiled" in checked()["resize, compiled"].detail
+    assert "was not compiled" in checked()["patches, compiled"].detail
     assert "was not compiled" in checked()["JPEG, compiled"].detail
 
 
@@ -45,11 +47,17 @@ def test_wrong_values_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(picture_checks, "native_module", lambda name="_native": SimpleNamespace(decode=spoilt_jpeg))
     monkeypatch.setattr(picture_checks, "write_base", spoilt)
+    monkeypatch.setattr(picture_checks, "write_patches", spoilt_patches)
     results = checked()
     assert results["resize, compiled"].state == "failed"
     assert "values are not Pillow's" in results["resize, compiled"].detail
+    assert results["patches, compiled"].state == "failed"
     assert "of 1440000 values are not Pillow's" in results["JPEG, compiled"].detail
 
 
 def spoilt_jpeg(data: bytes, out: np.ndarray[Any, Any]) -> None:
+    out[...] = 3
+
+
+def spoilt_patches(pixels: Any, box: Any, sizes: Any, vision: Any, out: np.ndarray[Any, Any]) -> None:
     out[...] = 3
