@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sdrpn.checkpoint import Checkpoint
-from sdrpn.method.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec, Vision
 from sdrpn.model.gate import Gate
 from sdrpn.model.rpn import Rpn
 from sdrpn.model.tail import Tail
@@ -26,7 +27,10 @@ __all__ = [
     "base_from_checkpoint",
     "model_from_checkpoint",
     "tensor_from_array",
+    "with_vision",
 ]
+
+ModelT = TypeVar("ModelT", bound="BaseModel")
 
 
 class BaseModel(nn.Module):
@@ -90,6 +94,13 @@ def base_at(model: SdRpnModel, tap_layer: int) -> BaseModel:
     base.vision, base.embed = model.vision, model.embed
     base.trunk.layers = nn.ModuleList([*model.trunk.layers, *model.tail.layers][:tap_layer])
     return base.eval()
+
+
+def with_vision(model: ModelT, vision: Vision) -> ModelT:
+    """The same model with another budget for its pictures. It shares the modules of `model`."""
+    other = copy.copy(model)
+    other.spec = dataclasses.replace(model.spec, vision=vision)
+    return other
 
 
 def _load_frozen(model: BaseModel, checkpoint: Checkpoint, dtype: torch.dtype) -> None:

@@ -23,7 +23,8 @@ from sdrpn.images.image import open_image
 from sdrpn.method.gate import gate_score, looks_again, map_statistics
 from sdrpn.method.grids import cell_count
 from sdrpn.method.roi import Decide, PolicyDecide, RoiDecision, RoiPolicy, roi_logits_from_scores, without_sinks
-from sdrpn.model.base import SdRpnModel
+from sdrpn.method.spec import Vision
+from sdrpn.model.base import SdRpnModel, with_vision
 from sdrpn.model.layers import KvCache
 from sdrpn.model.looks import picture_look
 from sdrpn.model.prompt_rows import PromptRows, prompt_rows
@@ -63,6 +64,7 @@ def reference_answer(
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     decide: Decide | None = None,
+    vision: Vision | None = None,
 ) -> ReferenceAnswer:
     """Answer by token ids.
 
@@ -71,8 +73,10 @@ def reference_answer(
         roi: None, or a model without an RPN: a plain answer, with one pass
         stop_ids: generation ends with the first of these
         decide: chooses the crops instead of `roi`, whatever a gate says
+        vision: the model's own with another budget; None: its own
     Raises BadImage for an image that cannot be read.
     """
+    model = model if vision is None else with_vision(model, vision)
     picture = open_image(image)
     look = picture_look(model, picture)
     prompt = prompt_rows(model, picture, look, ids_before, ids_after)
