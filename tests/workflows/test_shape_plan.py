@@ -51,7 +51,7 @@ def test_every_published_model_is_there() -> None:
 
 
 def test_what_is_assumed_is_said() -> None:
-    """Of every Qwen model; no K is published for the RPN of Qwen3-VL-8B."""
+    """Every Qwen model has some; no K is published for the RPN of Qwen3-VL-8B."""
     for name, spec in published_shapes().items():
         found = plan_shape(ShapeRequest(name, "rtx-4090", "fp16"))
         assert bool(found.assumed) == (spec.vision.family != "llava")
