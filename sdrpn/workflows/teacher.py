@@ -76,10 +76,10 @@ class TeacherRequest(CheckedFields):
         Raises: BadInput for a device that PyTorch cannot use here; BadCheckpoint without a tokenizer
         """
         from sdrpn.checkpoint.tokenizer import tokenizer_of
+        from sdrpn.families.look_settings import LookSettings
         from sdrpn.labels.teacher import Teacher, TeacherOptions, require_shape
         from sdrpn.model import model_from_checkpoint
         from sdrpn.model.dtypes import torch_dtype
-        from sdrpn.workflows.look_settings import LookSettings
 
         require_shape(checkpoint.spec, self.shape)
         device = require_device(self.device)

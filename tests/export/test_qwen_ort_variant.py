@@ -14,13 +14,13 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.ort_variant import group_query_graph
 from sdrpn.export.ort_vision import multi_head_graph
-from sdrpn.families.qwen.insertion import first_positions
 from sdrpn.families.registry import family_of
 from sdrpn.method.grids import cell_count
 from sdrpn.workflows.graph_optimization import optimize_bundle
 from tests.export.qwen_graphs import QwenGraphs, close
 from tests.export.test_qwen_graphs import AFTER, BEFORE, prompt_rows
 from tests.families.qwen.models import KINDS
+from tests.families.qwen.second_pass import first_positions
 from tests.tolerances import SAME_MATH_ABS
 
 EVERY = ("sd-rpn", "q-zoom-gate", "q-zoom-3", "bare-3")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.compare.parity import gates, graph_parity
 from sdrpn.compare.simulation import runnable_bundle
@@ -16,9 +17,12 @@ from sdrpn.compare.vision_noise import TowerNoise
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.model import model_from_checkpoint
 from sdrpn.model.base import SdRpnModel
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.comparison import GraphRuns, Steps
+from sdrpn.workflows.export import CalibrationData, ExportRequest, export
 from tests.families.qwen.models import KINDS
 from tests.families.qwen.official import vision_25
+from tests.pictures import photo
 
 FORMS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
@@ -30,6 +34,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "fp8": {"precision": "fp8", "keep": ()},
     "fp32-int8-caches": {"precision": "fp32", "kv_cache": "int8"},
     "fp16-fp8-caches": {"precision": "fp16", "dialect": "primitive", "kv_cache": "fp8"},
+    # Inputs are rounded, too, by what a picture and a question have as the largest.
+    "fp8-inputs": {"precision": "fp8", "calibrated": True},
+    "fp8-inputs-fp8-caches": {"precision": "fp8", "dialect": "primitive", "kv_cache": "fp8", "calibrated": True},
+    "nvfp4": {"precision": "nvfp4", "calibrated": True},
+    "nvfp4-int8-caches": {"precision": "nvfp4", "keep": (), "kv_cache": "int8", "calibrated": True},
 }
 
 
@@ -37,8 +46,16 @@ FORMS: dict[str, dict[str, Any]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("precisions")
     for kind in ("sd-rpn", "q-zoom-3"):
-        write_random_checkpoint(folder / kind, KINDS[kind], roi_gain=3.0)
+        write_random_checkpoint(folder / kind, KINDS[kind], roi_gain=3.0, with_tokenizer=True)
+    Image.fromarray(photo()).save(folder / "a.png")
+    (folder / "questions.jsonl").write_text('{"image": "a.png", "question": "What is it?"}\n')
     return folder
+
+
+def exported(folder: Path, kind: str, out: Path, *, calibrated: bool = False, **options: Any) -> Bundle:
+    data = CalibrationData(folder / "questions.jsonl", folder, threads=1) if calibrated else None
+    export(ExportRequest(CheckpointParts(folder / kind), out, calibration=data, **options))
+    return open_bundle(out)
 
 
 _models: dict[str, tuple[SdRpnModel, TowerNoise]] = {}
@@ -56,8 +73,7 @@ def model_of(folder: Path, kind: str) -> tuple[SdRpnModel, TowerNoise]:
 @pytest.mark.parametrize("kind", ["sd-rpn", "q-zoom-3"])
 def test_every_graph_is_within_the_limits(kind: str, form: str, folder: Path, tmp_path: Path) -> None:
     model, tower = model_of(folder, kind)
-    export_bundle(folder / kind, tmp_path / "bundle", ExportOptions(**FORMS[form]))
-    bundle = open_bundle(tmp_path / "bundle")
+    bundle = exported(folder, kind, tmp_path / "bundle", **FORMS[form])
     for variant in bundle.manifest.variants.values():
         with (
             runnable_bundle(bundle, variant) as runs,

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-import torch
 from PIL import Image
 
 from sdrpn.bundle.numerics import PrecisionName
@@ -19,11 +18,12 @@ from sdrpn.export.dialects import DIALECTS
 from sdrpn.export.qwen_vision import AUTHOR
 from sdrpn.export.weights import WeightTable, onnx_type
 from sdrpn.families.qwen.checkpoint import open_qwen
-from sdrpn.families.qwen.torch_model import model_from_weights
 from sdrpn.families.qwen.tower_inputs import tower_inputs
 from sdrpn.families.qwen.vision_spec import QwenVision, qwen_vision_of, with_image_tokens
 from sdrpn.images.image import open_image
 from sdrpn.images.patches import crop_patches, picture_patches
+from sdrpn.model import model_from_checkpoint
+from sdrpn.model.looks import encoded_look
 from tests.families.qwen.checkpoint import CONFIG_3, CONFIG_25, config_of, write_qwen
 from tests.families.qwen.official import WHOLE, run_named, runs
 from tests.tolerances import GOLDEN_VISION_ABS, PARITY_ABS, PARITY_FP16_ABS
@@ -97,19 +97,19 @@ def fed(vision: QwenVision, patches: npt.NDArray[np.float32], hw: tuple[int, int
 def test_grids_of_every_kind(family: str, dialect: str, precision: PrecisionName, tmp_path: Path) -> None:
     checkpoint = write_qwen(tmp_path / "model", config_of(CONFIG_25 if family == "qwen2.5-vl" else CONFIG_3))
     with open_qwen(checkpoint) as weights:
-        model = model_from_weights(weights)
+        model = model_from_checkpoint(weights)
     vision = with_image_tokens(qwen_vision_of(model.spec), 4, 200)
     opened = session(written(checkpoint, tmp_path / "graph", dialect, precision))
     most = PARITY_ABS if precision == "fp32" else PARITY_FP16_ABS
     for hw in GRIDS:
         rng = np.random.default_rng(hw[0])
         patches = rng.normal(size=(4 * hw[0] * hw[1], vision.patch_numbers)).astype(np.float32)
-        with torch.inference_mode():
-            look = model.vision(torch.from_numpy(patches), hw)
-        found = outputs(opened, fed(vision, patches, hw))
-        require_close(found.pop("image_embeds")[0], look.embeds, most)
+        inputs = fed(vision, patches, hw)
+        look = encoded_look(model, inputs)
+        found = outputs(opened, inputs)
+        require_close(found.pop("image_embeds"), look.embeds, most)
         for number, feature in enumerate(look.deepstack):
-            require_close(found.pop(f"deepstack.{number}")[0], feature, most)
+            require_close(found.pop(f"deepstack.{number}"), feature, most)
         assert found == {}
 
 
@@ -135,12 +135,10 @@ def test_a_picture_goes_through(tmp_path: Path) -> None:
     """From pixels: more patches than windows have room for, and a size that fills none of them."""
     checkpoint = write_qwen(tmp_path / "model", config_of(CONFIG_25))
     with open_qwen(checkpoint) as weights:
-        model = model_from_weights(weights)
+        model = model_from_checkpoint(weights)
     vision = with_image_tokens(qwen_vision_of(model.spec), 4, 120)
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (90, 250, 3), np.uint8))
     hw = vision.grid(picture.size).hw
-    patches = picture_patches(picture, vision)
-    with torch.inference_mode():
-        expected = model.vision(torch.from_numpy(patches), hw).embeds
-    found = outputs(session(written(checkpoint, tmp_path / "graph", "fused")), fed(vision, patches, hw))
-    require_close(found["image_embeds"][0], expected, PARITY_ABS)
+    inputs = fed(vision, picture_patches(picture, vision), hw)
+    found = outputs(session(written(checkpoint, tmp_path / "graph", "fused")), inputs)
+    require_close(found["image_embeds"], encoded_look(model, inputs).embeds, PARITY_ABS)

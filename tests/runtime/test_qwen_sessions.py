@@ -15,10 +15,11 @@ from PIL import Image
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.errors import BadImage, BadInput, ContextTooLong
 from sdrpn.export import ExportOptions, export_bundle
-from sdrpn.families.qwen.torch_model import QwenModel, model_from_weights
-from sdrpn.families.qwen.torch_reference import Zoom, reference_answer
 from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
 from sdrpn.method.roi import RoiPolicy
+from sdrpn.method.spec import ModelSpec
+from sdrpn.model import SdRpnModel, model_from_checkpoint
+from sdrpn.model.reference import reference_answer
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.bench import CASES, SessionSide, bench_cases
 from sdrpn.runtime.engines.trial_run import smoke_test_graphs
@@ -42,7 +43,7 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._models: dict[str, QwenModel] = {}
+        self._models: dict[str, SdRpnModel] = {}
 
     def bundle(self, kind: str) -> Path:
         bundle = self._folder / f"{kind}-bundle"
@@ -51,10 +52,10 @@ class Models:
                 export_bundle(self._checkpoint(kind), bundle, ExportOptions("fp32", dialect))
         return bundle
 
-    def model(self, kind: str) -> QwenModel:
+    def model(self, kind: str) -> SdRpnModel:
         if kind not in self._models:
             with open_checkpoint(self._checkpoint(kind)) as opened:
-                self._models[kind] = model_from_weights(opened)
+                self._models[kind] = model_from_checkpoint(opened)
         return self._models[kind]
 
     def _checkpoint(self, kind: str) -> Path:
@@ -106,9 +107,8 @@ def test_answers_are_those_of_pytorch(models: Models, kind: str, dialect: str) -
             image = picture(size)
             for after, policy in ((AFTER, EVERYWHERE), (OTHER, NOWHERE), (AFTER, None), (AFTER, EVERYWHERE)):
                 policy = policy if model.rpn is not None else None
-                zoom = None if policy is None else Zoom(policy.threshold)
                 expected = reference_answer(
-                    model, image, BEFORE, after, zoom=zoom, max_new_tokens=STEPS, vision=vision, stop_ids=(301,)
+                    model, image, BEFORE, after, roi=policy, max_new_tokens=STEPS, vision=vision, stop_ids=(301,)
                 )
                 answer = ask(session, image, after, roi=policy)
                 assert answer.trace is not None
@@ -128,9 +128,7 @@ def test_plain_answers_about_pictures_of_extreme_sizes(models: Models, kind: str
     model = models.model(kind)
     vision = with_image_tokens(qwen_vision_of(model.spec), 4, TOKENS)
     image = picture(size)
-    expected = reference_answer(
-        model, image, BEFORE, AFTER, zoom=None, max_new_tokens=2, vision=vision, stop_ids=(301,)
-    )
+    expected = reference_answer(model, image, BEFORE, AFTER, roi=None, max_new_tokens=2, vision=vision, stop_ids=(301,))
     with opened(models, kind) as session:
         answer = ask(session, image, roi=None, max_new_tokens=2)
     assert answer.trace is not None
@@ -217,30 +215,33 @@ def half_of_them(logits: np.ndarray) -> np.ndarray:
     return np.asarray(highest > np.median(highest))
 
 
+def pruning(spec: ModelSpec) -> ModelSpec:
+    """The same model where pictures of more than 8 tokens are pruned."""
+    assert spec.rpn is not None
+    return dataclasses.replace(spec, rpn=dataclasses.replace(spec.rpn, prune_above=8))
+
+
 @pytest.mark.parametrize("dialect", ["fused", "primitive"])
 def test_tokens_that_nothing_looks_at_are_left_out(
     models: Models, dialect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("family", "torch_reference"):
-        monkeypatch.setattr(f"sdrpn.families.qwen.{module}.kept_source_cells", half_of_them)
+    monkeypatch.setattr("sdrpn.families.qwen.family.kept_source_cells", half_of_them)
     model, images = models.model("sd-rpn"), [picture((211, 333)), picture((140, 100), 2)]
     vision = with_image_tokens(qwen_vision_of(model.spec), 4, TOKENS)
     with opened(models, "sd-rpn", dialect, max_batch=1) as session:
-        spec, rpn = session.spec, session.spec.rpn
-        assert rpn is not None
-        small = dataclasses.replace(spec, rpn=dataclasses.replace(rpn, prune_above=8))
+        small = pruning(session.spec)
         monkeypatch.setattr(session._two_pass, "_spec", small)
+        monkeypatch.setattr(model, "spec", small)
         for number, (image, after) in enumerate([(images[0], AFTER), (images[0], OTHER), (images[1], AFTER)] * 2):
             expected = reference_answer(
-                model, image, BEFORE, after, zoom=Zoom(0.01), max_new_tokens=STEPS, vision=vision, stop_ids=(301,)
+                model, image, BEFORE, after, roi=EVERYWHERE, max_new_tokens=STEPS, vision=vision, stop_ids=(301,)
             )
             answer = ask(session, image, after)
             assert answer.trace is not None
             assert answer.trace.kept_source is not None
-            assert expected.second is not None
             assert answer.tokens.pruned == answer.tokens.image - int(answer.trace.kept_source.sum()) > 0
-            first = len(BEFORE)
-            assert np.array_equal(answer.trace.kept_source, expected.second.kept[first : first + answer.tokens.image])
+            assert expected.keep_source is not None
+            assert np.array_equal(answer.trace.kept_source, expected.keep_source)
             assert answer.token_ids == expected.token_ids
             np.testing.assert_allclose(answer.trace.step_logits, expected.step_logits, atol=PARITY_ABS)
             # The prefix is found in the store from the second question on; the picture is encoded for its tokens.
@@ -253,10 +254,7 @@ def test_a_look_at_a_picture_that_may_be_pruned_is_kept(models: Models, monkeypa
     monkeypatch.setattr("sdrpn.families.qwen.family.kept_source_cells", half_of_them)
     image, options = picture((211, 333)), {"roi": EVERYWHERE, "image_tokens": (4, TOKENS)}
     with opened(models, "sd-rpn") as session:
-        spec, rpn = session.spec, session.spec.rpn
-        assert rpn is not None
-        small = dataclasses.replace(spec, rpn=dataclasses.replace(rpn, prune_above=8))
-        monkeypatch.setattr(session._two_pass, "_spec", small)
+        monkeypatch.setattr(session._two_pass, "_spec", pruning(session.spec))
         fresh = ask(session, image)
         session.forget_image()
         session.look_ids(image, BEFORE, AFTER, **options)  # type: ignore[arg-type]

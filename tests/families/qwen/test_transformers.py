@@ -13,10 +13,10 @@ from PIL import Image
 
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.families.qwen.checkpoint import open_qwen
-from sdrpn.families.qwen.torch_model import QwenModel, model_from_weights
-from sdrpn.families.qwen.torch_reference import reference_answer
 from sdrpn.families.qwen.vision_spec import qwen_vision_of, with_image_tokens
 from sdrpn.images.patches import picture_patches
+from sdrpn.model import SdRpnModel, model_from_checkpoint
+from sdrpn.model.reference import reference_answer
 from sdrpn.runtime import Session
 from tests.families.qwen.saved_by_transformers import IMAGE, saved_model, token_types
 from tests.tolerances import TRANSFORMERS_LOGITS_ABS
@@ -29,7 +29,7 @@ PICTURES = [(28, 28, (4, 64)), (4000, 30, (4, 300)), (333, 250, (16, 120)), (600
 @pytest.fixture(scope="module", params=["qwen2.5-vl", "qwen3-vl", "qwen2.5-vl tied"])
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Any, QwenModel, Session]]:
+) -> Iterator[tuple[Any, SdRpnModel, Session]]:
     """transformers' model, and of what it saves ours and a session."""
     family, _, tied = request.param.partition(" ")
     folder = Path(tmp_path_factory.mktemp("saved") / "model")
@@ -37,7 +37,7 @@ def both(
     with open_qwen(folder) as weights:
         assert weights.spec.rpn is None
         assert weights.spec.llm.tied_embeddings == bool(tied)
-        ours = model_from_weights(weights)
+        ours = model_from_checkpoint(weights)
     bundle = folder.with_name("bundle")
     export_bundle(folder, bundle, ExportOptions("fp32"))
     with Session.open(bundle, variant="fused-fp32", threads=1) as session:
@@ -46,13 +46,13 @@ def both(
 
 @pytest.mark.parametrize(("width", "height", "tokens"), PICTURES)
 def test_plain_answers_are_transformers_own(
-    both: tuple[Any, QwenModel, Session], width: int, height: int, tokens: tuple[int, int]
+    both: tuple[Any, SdRpnModel, Session], width: int, height: int, tokens: tuple[int, int]
 ) -> None:
     theirs, ours, session = both
     noise = np.random.default_rng(width).integers(0, 256, (9, 13, 3), np.uint8)
     picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
     vision = with_image_tokens(qwen_vision_of(ours.spec), *tokens)
-    answer = reference_answer(ours, picture, BEFORE, AFTER, zoom=None, max_new_tokens=4, vision=vision)
+    answer = reference_answer(ours, picture, BEFORE, AFTER, roi=None, max_new_tokens=4, vision=vision)
 
     rows, columns = vision.grid(picture.size).hw
     side = vision.patch_size_px

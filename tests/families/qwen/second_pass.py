@@ -1,4 +1,4 @@
-"""Where the tokens of a crop stand in the second pass, and which tokens are dropped from it. NumPy only.
+"""Second passes by hand: where the tokens of a crop stand, and which are dropped. Oracle of the product's own.
 
 A prompt is ids before the image (the last of them starts the vision part), the image's tokens, and ids after it (the
 first of them ends the vision part). Q-Zoom puts a second vision part behind the first; SD-RPN puts it inside the first:
@@ -23,13 +23,10 @@ from sdrpn.families.qwen.positions import positions_of_spans, positions_on_sourc
 from sdrpn.method.grids import Box, cell_count
 from sdrpn.method.spec import Scheme
 
-__all__ = ["PRUNED_ABOVE_TOKENS", "SecondPass", "first_positions", "kept_source_cells", "second_pass"]
+__all__ = ["SecondPass", "first_positions", "second_pass"]
 
-PRUNED_ABOVE_TOKENS = 1024  # SD-RPN: an image of more tokens loses those that nothing after it looks at
-SEEN_ABOVE = 0.01  # SD-RPN's least score of a token that is kept
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +101,3 @@ def second_pass(
     else:
         raise BadInput("positions of the source are Q-Zoom's; the scheme is sd-rpn: leave them out")
     return SecondPass(np.array(ids, np.int64), inserted, is_image, kept, positions)
-
-
-def kept_source_cells(logits: Float32) -> Bool | None:
-    """(N,) SD-RPN: which tokens of a large image stay in the second pass; None: all, as of any smaller image.
-
-    Args: logits: (rows, N) of every token after the image, before the sigmoid, mean over heads
-    """
-    if logits.shape[1] <= PRUNED_ABOVE_TOKENS:
-        return None
-    # The sigmoid rises: the highest logit has the highest score.
-    highest = logits.max(axis=0).astype(np.float32)
-    kept: Bool = 1 / (1 + np.exp(-np.clip(highest, -88, 88))) > np.float32(SEEN_ABOVE)
-    return kept
