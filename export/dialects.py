@@ -231,7 +231,8 @@ class PrimitiveDialect:
 
         Query heads that share keys are folded into rows for ONNX Runtime, which reads each key once. For engines the
         heads of a group get an axis of their own, outside that of the key heads: with any other order of the axes
-        TensorRT-RTX copies the layer's caches at every step.
+        TensorRT-RTX copies the layer's caches at every step. The results are brought in order by row, as the projection
+        behind them takes them: otherwise it is a kernel by itself, before which a weight in fp8 is unpacked.
         """
         scaled = g.op.Mul(q, g.constant(shape.head_dim**-0.5, shape.dtype))
         bias = None if mask is None else _bias(g, mask, shape.dtype)
@@ -259,8 +260,9 @@ class PrimitiveDialect:
         if bias is not None:
             scores = g.op.Add(scores, g.op.Unsqueeze(bias, axis))
         y = g.op.MatMul(g.op.Softmax(scores, axis=-1), values)
-        heads = g.constant([0, shape.heads, -1, shape.head_dim], ir.DataType.INT64)
-        return g.op.Reshape(g.op.Transpose(y, perm=[0, 2, 1, 3, 4]), heads)
+        rows = g.constant([0, 0, shape.heads, shape.head_dim], ir.DataType.INT64)
+        by_row = g.op.Reshape(g.op.Transpose(y, perm=[0, 3, 2, 1, 4]), rows)
+        return g.op.Transpose(by_row, perm=[0, 2, 1, 3])
 
 
 DIALECTS: dict[DialectName, Dialect] = {"fused": FusedDialect(), "primitive": PrimitiveDialect()}

@@ -61,6 +61,11 @@ class ExportOptions(CheckedFields):
             )
         if self.is_quantized:
             self.form("trunk")  # refuses an invalid block or method
+        if self.kv_cache is not None and "primitive" not in self.numbers.dialects:
+            raise BadInput(
+                f"caches in {self.kv_cache} do not go with precision {self.precision}: engines have them in the "
+                "dialect primitive alone, whose opset has no such type; use fp8, or leave the caches as they are"
+            )
         if self.dialect not in self.numbers.dialects:
             raise BadInput(
                 f"precision {self.precision} is not supported by the dialect {self.dialect}, whose opset has no such "

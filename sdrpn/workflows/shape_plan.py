@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.bundle.memory import MemoryNeeds, device_needs, fitting_context, step_bytes
+from sdrpn.bundle.numerics import precision_named
 from sdrpn.engines import Target, read_target, read_targets, usual_context
 from sdrpn.errors import BadInput
 from sdrpn.families.look_settings import LookSettings
@@ -111,8 +112,8 @@ def plan_shape(request: ShapeRequest) -> ShapePlan:
 
 
 def _on(target: Target, spec: ModelSpec, request: ShapeRequest) -> DevicePlan:
-    precision = request.precision or target.precisions[0]
     dialect = "primitive" if request.kv_cache is not None else target.dialect
+    precision = request.precision or _best_of(target, dialect)
     sizes = _weights(spec, precision, dialect, request.kv_cache)
     context = request.context or usual_context(spec, spec.llm.max_context)
 
@@ -139,6 +140,11 @@ def _on(target: Target, spec: ModelSpec, request: ShapeRequest) -> DevicePlan:
     )
 
 
+def _best_of(target: Target, dialect: str) -> str:
+    """The best precision of a target that the dialect has: nvfp4 is in one of them alone."""
+    return next(name for name in target.precisions if dialect in precision_named(name).dialects)
+
+
 def _weights(spec: ModelSpec, precision: str, dialect: str, kv_cache: str | None) -> dict[GraphName, int]:
     """The size of every graph's weights, as an export would write them."""
     with importing_extra("export", "sdrpn plan of a published model"):
@@ -151,7 +157,5 @@ def _weights(spec: ModelSpec, precision: str, dialect: str, kv_cache: str | None
 
 
 def _options_of(kind: Any, precision: str, dialect: str, kv_cache: str | None) -> Any:
-    from sdrpn.bundle.numerics import precision_named
-
     calibration = "planned" if precision_named(precision).calibration == "required" else None
     return kind(precision, dialect, kv_cache=kv_cache, calibration=calibration)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sdrpn.bundle.engine_manifest import engine_paths
+from sdrpn.bundle.engine_manifest import REMARK, engine_paths
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.engines import BuildOptions, build_engines, plan_engines, read_target
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
 from tests.engines.recipes import RTX_TARGET
+from tests.export.calibration import Largest
 from tests.families.qwen.models import GATED, SDRPN, SINKS, spec_3, spec_25
 from tests.workers import made_once
 
@@ -66,3 +68,25 @@ def test_every_graph_becomes_a_fast_engine(bundle: Path, dialect: str) -> None:
     for layer, kernel in enumerate(steps):
         names = {tensor["name"] for tensor in kernel["inputs"]}
         assert {f"key_cache.{layer}{end}", f"value_cache.{layer}{end}"} <= names
+
+
+# precision, dialect, caches, whether inputs are rounded, graphs
+SMALL = [
+    pytest.param("fp8", "primitive", None, False, ("trunk",), id="fp8"),
+    pytest.param("fp8", "primitive", "int8", True, ("trunk", "rpn"), id="fp8-int8-caches", marks=pytest.mark.slow),
+    pytest.param("nvfp4", "fused", None, True, ("trunk", "gate"), id="nvfp4", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("precision", "dialect", "kv_cache", "calibrated", "graphs"), SMALL)
+def test_small_floats_become_fast_engines(
+    precision: Any, dialect: Any, kv_cache: Any, calibrated: bool, graphs: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """Products read their weights as they are stored, that of the heads' results too."""
+    write_random_checkpoint(tmp_path / "checkpoint", MODELS["q-zoom"])
+    options = ExportOptions(precision, dialect, kv_cache=kv_cache, calibration="abc" if calibrated else None)
+    export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", options, calibration=Largest() if calibrated else None)
+    wanted = BuildOptions(max_context=CONTEXT, precision=precision, dialect=dialect, kv_cache=kv_cache, graphs=graphs)
+    for engine in build_engines(plan_engines(tmp_path / "bundle", read_target("rtx-5090"), wanted)):
+        faults = [line for line in engine.manifest.kernel_gate if not line.startswith(REMARK)]
+        assert faults == [], engine.manifest.graph

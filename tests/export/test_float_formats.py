@@ -93,6 +93,11 @@ class TestOptions:
         with pytest.raises(BadInput, match="a calibration is for the method gptq and for precisions fp8 and nvfp4"):
             ExportOptions("int4", calibration="ab")
 
+    @pytest.mark.parametrize("dialect", ["fused", "primitive"])
+    def test_no_engine_has_nvfp4_and_caches_in_8_bits(self, dialect: Any) -> None:
+        with pytest.raises(BadInput, match=r"caches in int8 do not go with precision nvfp4: .*; use fp8, or leave the"):
+            ExportOptions("nvfp4", dialect, kv_cache="int8", calibration="ab")
+
     def test_nvfp4_without_a_calibration(self) -> None:
         with pytest.raises(BadInput, match=r"precision nvfp4 needs a calibration, since .*; name questions and images"):
             ExportOptions("nvfp4")

@@ -38,7 +38,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "fp8-inputs": {"precision": "fp8", "calibrated": True},
     "fp8-inputs-fp8-caches": {"precision": "fp8", "dialect": "primitive", "kv_cache": "fp8", "calibrated": True},
     "nvfp4": {"precision": "nvfp4", "calibrated": True},
-    "nvfp4-int8-caches": {"precision": "nvfp4", "keep": (), "kv_cache": "int8", "calibrated": True},
 }
 
 

@@ -93,7 +93,7 @@ class TestLooks:
             ({"image_tokens": True}, "image_tokens is True; expected LEAST:MOST"),
             ({"image_tokens": 3}, "3"),
             ({"resize": "twice"}, "resize is 'twice'; expected 'once' or 'official'"),
-            ({"preset": "signs"}, "the preset 'signs' is unknown; expected scene, "),
+            ({"preset": "signs"}, "the preset 'signs' is unknown"),
             ({"upscale": "mask"}, "upscale is 'mask'; this model looks at one box"),
         ],
     )

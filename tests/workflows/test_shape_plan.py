@@ -108,6 +108,20 @@ def test_all_targets() -> None:
     assert device.dialect == "primitive"
 
 
+def test_caches_in_8_bits_on_every_target() -> None:
+    """Their dialect has no nvfp4, which is the best of some targets otherwise."""
+    usual = plan_shape(ShapeRequest("qwen3-vl-4b-q-zoom")).devices
+    coded = plan_shape(ShapeRequest("qwen3-vl-4b-q-zoom", kv_cache="int8")).devices
+    assert {(device.precision, other.precision) for device, other in zip(usual, coded, strict=True)} == {
+        ("int4", "int4"),
+        ("fp8", "fp8"),
+        ("nvfp4", "fp8"),
+    }
+    assert {device.dialect for device in coded} == {"primitive"}
+    with pytest.raises(BadInput, match=r"caches in int8 do not go with precision nvfp4: .*; use fp8, or leave"):
+        plan_shape(ShapeRequest("qwen3-vl-4b-q-zoom", "rtx-5090", "nvfp4", kv_cache="int8"))
+
+
 def test_image_tokens_and_context() -> None:
     request = ShapeRequest("qwen2.5-vl-7b-q-zoom", "rtx-4090", "fp16", image_tokens=(512, 4096))
     found = plan_shape(request)
