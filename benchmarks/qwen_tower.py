@@ -49,7 +49,8 @@ def transformers_tower(folder: Path) -> Tower:
     library: Any = transformers
     config = library.AutoConfig.from_pretrained(folder / "checkpoint").vision_config
     config._attn_implementation = "sdpa"
-    tower = Qwen2_5_VisionTransformerPretrainedModel(config).eval().requires_grad_(False)
+    tower: Any = Qwen2_5_VisionTransformerPretrainedModel(config)
+    tower.eval().requires_grad_(False)
     tensors: dict[str, Any] = {}
     for path in (folder / "checkpoint").glob("*.safetensors"):
         tensors |= load_file(path)
@@ -156,7 +157,8 @@ def write_model(folder: Path, image_wh: tuple[int, int], tokens: tuple[int, int]
     frames = patches.reshape(len(patches), 3, 1, -1).repeat(vision.frames, axis=2).reshape(len(patches), -1)
     rows, columns = vision.grid(picture.size).hw
     grid = np.array([[1, rows * vision.merge, columns * vision.merge]])
-    np.savez(folder / "inputs.npz", frames=frames, grid=grid, **look)
+    arrays: dict[str, Any] = {"frames": frames, "grid": grid, **look}
+    np.savez(folder / "inputs.npz", **arrays)
 
 
 def measured(folder: Path, pythons: list[str], kinds: list[str], rounds: int) -> list[Side]:
@@ -207,10 +209,9 @@ def main() -> None:
     medians = {side.name: statistics.median(side.seconds[LEAST_RUNS:]) for side in sides}
     ours = list(medians)[: len(kinds)]
     if args.json:
-        ratios = {name: {mine: medians[name] / medians[mine] for mine in ours} for name in medians if name not in ours}
-        print(
-            json.dumps({"format_version": 1, "patches": patches, "median_s": medians, "times_ours": ratios}, indent=2)
-        )
+        times = {name: {mine: medians[name] / medians[mine] for mine in ours} for name in medians if name not in ours}
+        report = {"format_version": 1, "patches": patches, "median_s": medians, "times_ours": times}
+        print(json.dumps(report, indent=2))
         return
     print(f"{patches} patches, 1 thread, CPU time, medians of {args.rounds} runs in turns")
     for name, seconds in medians.items():
