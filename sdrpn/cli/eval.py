@@ -126,13 +126,10 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precision",
         choices=("fp32", "bf16", "fp16"),
-        default="fp32",
         help="for a checkpoint: its precision (default: fp32)",
     )
-    group.add_argument(
-        "--device", default="cpu", metavar="NAME", help="for a checkpoint: cpu, cuda, ... (default: cpu)"
-    )
-    group.add_argument("--backend", default="onnxruntime", metavar="NAME", help="for a bundle: as for `sdrpn ask`")
+    group.add_argument("--device", metavar="NAME", help="for a checkpoint: cpu, cuda, ... (default: cpu)")
+    group.add_argument("--backend", metavar="NAME", help="for a bundle: as for `sdrpn ask` (default: onnxruntime)")
     group.add_argument("--variant", metavar="NAME", help="for a bundle: as for `sdrpn ask`")
     add_threads_argument(group)
 

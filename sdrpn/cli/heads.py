@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from sdrpn.cli.requests import teacher_request
+from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import positive_int
 from sdrpn.terminal.checkpoint_arguments import add_teacher_arguments
 
@@ -29,6 +30,9 @@ propose where `sdrpn train` should tap the LLM (K) and how many layers the RPN s
   sdrpn heads llava-v1.5-7b --data qa.jsonl --images images --out heads --limit 500 --device cuda --precision bf16
   sdrpn heads my-llava --data qa.jsonl --images images --out heads --propose --trial-steps 200
 """
+
+# Options of the trial trainings, and the fields of their request.
+_OF_TRIALS = {"tap_layers": "tap_layers", "rpn_layers": "rpn_layers", "trial_steps": "steps"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         type=positive_int,
         nargs="+",
-        default=[1, 2, 3],
         help="values of T to try (default: 1 2 3)",
     )
     parser.add_argument(
-        "--trial-steps", metavar="N", type=positive_int, default=100, help="steps of each trial training (default: 100)"
+        "--trial-steps", metavar="N", type=positive_int, help="steps of each trial training (default: 100)"
     )
     parser.add_argument("--json", action="store_true", help="print the scores of every head as JSON")
 
@@ -75,9 +78,11 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.workflows.training_text import heads_text, proposal_text
 
     require_output_folder("--out", args.out)
-    proposal = None
-    if args.propose:
-        proposal = ProposalRequest(args.propose, args.tap_layers, args.rpn_layers, args.trial_steps)
+    given = [name for name in _OF_TRIALS if getattr(args, name) is not None]
+    if given and not args.propose:
+        raise BadInput(f"--{given[0].replace('_', '-')} is for the trainings of --propose; name both or none")
+    trials = {_OF_TRIALS[name]: getattr(args, name) for name in given}
+    proposal = ProposalRequest(args.propose, **trials) if args.propose else None
     found = find_heads(HeadsRequest(teacher_request(args), args.count, args.out, proposal), progress)
     if args.json:
         print_json({"format_version": 1, "grounding": [list(head) for head in found.chosen], **found.details})

@@ -128,24 +128,31 @@ def model_at(
     base: Path | str | None = None,
     projector: Path | str | None = None,
     fit: Literal["pad", "crop"] | None = None,
-    precision: ModelPrecision = "fp32",
-    device: str = "cpu",
-    backend: str = "onnxruntime",
+    precision: ModelPrecision | None = None,
+    device: str | None = None,
+    backend: str | None = None,
     variant: str | None = None,
     threads: int | None = None,
 ) -> BundleModel | CheckpointModel:
-    """The bundle or the checkpoint in a folder. Raises BadInput for options of a checkpoint with a bundle."""
+    """The bundle or the checkpoint in a folder. Raises BadInput for options of the one with the other."""
     from sdrpn.bundle.bundle import MANIFEST_NAME
 
-    if not (folder / MANIFEST_NAME).is_file():
-        parts = CheckpointParts(folder, vision_tower, base=base, projector=projector, fit=fit or "pad")
-        return CheckpointModel(parts, tuple(rpns), precision, device, threads)
-    for name, value in (("rpn", rpns), ("base", base), ("projector", projector), ("fit", fit)):
-        if value:
-            raise BadInput(
-                f"{name} is for a checkpoint, and {folder} is a bundle; name the checkpoint instead", options=(name,)
-            )
-    return BundleModel(folder, backend, variant, threads)
+    if (folder / MANIFEST_NAME).is_file():
+        parts = {"rpn": rpns, "vision_tower": vision_tower, "base": base, "projector": projector, "fit": fit}
+        _require_none({**parts, "precision": precision, "device": device}, folder, "a checkpoint", "a bundle")
+        return BundleModel(folder, backend or "onnxruntime", variant, threads)
+    if folder.is_dir():
+        _require_none({"backend": backend, "variant": variant}, folder, "a bundle", "a checkpoint")
+    parts_of = CheckpointParts(folder, vision_tower, base=base, projector=projector, fit=fit or "pad")
+    return CheckpointModel(parts_of, tuple(rpns), precision or "fp32", device or "cpu", threads)
+
+
+def _require_none(options: Mapping[str, object], folder: Path, wanted: str, found: str) -> None:
+    """Raise BadInput for the first option that is given, which is for the other kind of model."""
+    for name in (name for name, value in options.items() if value):
+        raise BadInput(
+            f"{name} is for {wanted}, and {folder} is {found}; leave it out, or name {wanted} instead", options=(name,)
+        )
 
 
 @contextmanager

@@ -225,6 +225,9 @@ def test_several_rpns(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> 
         (("--split", "train"), "the split is train; the task tags has heldout, shifted (--split)"),
         (("--resume",), "continuing a run needs its folder; name it (--out)"),
         (("--rpn", "x"), "rpn is for a checkpoint, and "),
+        (("--vision-tower", "x"), "vision_tower is for a checkpoint, and "),
+        (("--precision", "bf16"), "precision is for a checkpoint, and "),
+        (("--device", "cuda"), "device is for a checkpoint, and "),
         (("--threshold", "auto"), "an automatic threshold needs attention, which a bundle does not give"),
         (("--threshold", "high"), "argument --threshold: 'high' is not a number from -1 to 1, or auto"),
         (
@@ -243,6 +246,11 @@ def test_refusals_of_a_checkpoint(
 ) -> None:
     def refused(model: Path, *options: object) -> str:
         return refusal(sdrpn("eval", model, *TAGS, *options))
+
+    for option, value in (("backend", "onnxruntime"), ("variant", "fused-fp32")):
+        assert f"{option} is for a bundle, and {text_checkpoint} is a checkpoint" in refused(
+            text_checkpoint, f"--{option}", value
+        )
 
     assert "leave the method out, or name them (--heads)" in refused(text_checkpoint, "--methods", "attention-crop")
     assert "sdrpn needs an RPN, and the model has none" in refused(plain_checkpoint, "--methods", "sdrpn")

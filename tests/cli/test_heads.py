@@ -85,5 +85,8 @@ def test_refusals(sdrpn: Command, text_checkpoint: Path, tiny_checkpoint: Path, 
     assert "is not a folder" in refusal(sdrpn(*command, tmp_path / "none"))
     assert "the device nonsense cannot be used here" in refusal(sdrpn(*command, tmp_path, "--device", "nonsense"))
     assert "has no answer" in refusal(sdrpn(*command, tmp_path, "--answers", "given"))
+    for option, value in (("--tap-layers", 2), ("--rpn-layers", 1), ("--trial-steps", 5)):
+        expected = f"{option} is for the trainings of --propose; name both or none"
+        assert refusal(sdrpn(*command, tmp_path, option, value)) == expected
     without_tokenizer = ("heads", tiny_checkpoint, "--data", data, "--images", tmp_path)
     assert "has no tokenizer" in refusal(sdrpn(*without_tokenizer))
