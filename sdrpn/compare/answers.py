@@ -71,6 +71,19 @@ class TrialQuestion:
     max_new_tokens: int = _NEW_TOKENS
     text: str | None = None
 
+    def reference(self, model: SdRpnModel) -> ReferenceAnswer:
+        """What the reference answers."""
+        return reference_answer(
+            model,
+            self.image,
+            self.ids_before,
+            self.ids_after,
+            roi=self.roi,
+            decide=self.decide,
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=model.spec.prompt.eos_token_ids,
+        )
+
 
 @dataclass(frozen=True)
 class FoundAnswer:
@@ -155,7 +168,7 @@ class _Asked:
     limits: Tolerances
 
     def compare(self, found: FoundAnswer, *, thorough: bool = False) -> Iterator[Check]:
-        expected = self._reference(self.question.decide)
+        expected = self.question.reference(self.model)
         stages = self._map(found, expected), self._boxes(found, expected), self._tokens(found, expected)
         yield from chain(self._overlap(found, expected), *stages) if thorough else until_failed(*stages)
 
@@ -163,19 +176,6 @@ class _Asked:
         self, kind: Kind, found: str | float, expected: str | None = None, *, ok: bool = True, note: str = ""
     ) -> Check:
         return Check(self.variant, "answer", kind, self.question.label, found, expected, ok=ok, note=note)
-
-    def _reference(self, decide: Decide | None) -> ReferenceAnswer:
-        question = self.question
-        return reference_answer(
-            self.model,
-            question.image,
-            question.ids_before,
-            question.ids_after,
-            roi=question.roi,
-            decide=decide,
-            max_new_tokens=question.max_new_tokens,
-            stop_ids=self.model.spec.prompt.eos_token_ids,
-        )
 
     def _map(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
         if found.roi_logits is None or expected.roi_logits is None:
@@ -216,7 +216,9 @@ class _Asked:
     def _tokens(self, found: FoundAnswer, expected: ReferenceAnswer) -> Iterator[Check]:
         decision = found.decision
         if decision is not None and expected.decision is not None and not _same_crops(decision, expected.decision):
-            expected = self._reference(lambda logits, image_wh: decision)  # the boxes are at a tie
+            # The boxes are at a tie.
+            tied = dataclasses.replace(self.question, decide=lambda logits, image_wh: decision)
+            expected = tied.reference(self.model)
         texts = _text_from_ids(found.token_ids), _text_from_ids(expected.token_ids)
         at = _first_difference(found.token_ids, expected.token_ids)
         if at is None:

@@ -25,7 +25,7 @@ from sdrpn.method.geometry import PaddedGrid
 from sdrpn.method.roi import RoiPolicy, decide_crops
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
-from sdrpn.model.reference import ReferenceAnswer, reference_answer
+from sdrpn.model.reference import ReferenceAnswer
 
 LIMITS = TOLERANCES["fp32"]
 
@@ -39,19 +39,6 @@ def model(tiny_checkpoint: Path) -> SdRpnModel:
 @pytest.fixture(scope="module")
 def questions(tiny_spec: ModelSpec) -> tuple[TrialQuestion, ...]:
     return trial_questions(tiny_spec)
-
-
-def reference(model: SdRpnModel, question: TrialQuestion) -> ReferenceAnswer:
-    return reference_answer(
-        model,
-        question.image,
-        question.ids_before,
-        question.ids_after,
-        roi=question.roi,
-        decide=question.decide,
-        max_new_tokens=question.max_new_tokens,
-        stop_ids=model.spec.prompt.eos_token_ids,
-    )
 
 
 def found_from_reference(answer: ReferenceAnswer) -> FoundAnswer:
@@ -91,7 +78,7 @@ class TestQuestions:
     def test_crops_are_tried_whatever_the_map_says(
         self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]
     ) -> None:
-        answer = reference(model, questions[2])
+        answer = questions[2].reference(model)
         cells = model.spec.vision.image_tokens
         assert answer.roi_token_count == cells + cells // 2
 
@@ -106,7 +93,7 @@ class TestSame:
         self, model: SdRpnModel, questions: tuple[TrialQuestion, ...], index: int
     ) -> None:
         question = questions[index]
-        checks = compare_found(model, question, found_from_reference(reference(model, question)))
+        checks = compare_found(model, question, found_from_reference(question.reference(model)))
         plain = question.label.endswith("plain")
         assert list(checks) == (["tokens"] if plain else ["roi cosine", "roi correlation", "boxes", "tokens"])
         assert all(check.ok and not check.note for check in checks.values())
@@ -136,14 +123,14 @@ class TestCorrelation:
 
     def wrong_but_flat(self, model: SdRpnModel, question: TrialQuestion) -> FoundAnswer:
         """A map whose contrast, which is small beside its height, is that of another map."""
-        found = found_from_reference(reference(model, question))
+        found = found_from_reference(question.reference(model))
         assert found.roi_logits is not None
         noise = np.random.default_rng(0).standard_normal(found.roi_logits.shape).astype(np.float32)
         return dataclasses.replace(found, roi_logits=found.roi_logits.mean() + 1e-3 * noise)
 
     def flat_reference(self, monkeypatch: pytest.MonkeyPatch, model: SdRpnModel, question: TrialQuestion) -> None:
         """The reference's own map as flat: 3e-3 of its contrast is left."""
-        answer = reference(model, question)
+        answer = question.reference(model)
         assert answer.roi_logits is not None
         mean = answer.roi_logits.mean()
         flat = dataclasses.replace(answer, roi_logits=mean + 3e-3 * (answer.roi_logits - mean))
@@ -176,26 +163,26 @@ class TestDifferent:
     def test_another_map_leaves_boxes_and_tokens_out(
         self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]
     ) -> None:
-        found = found_from_reference(reference(model, questions[0]))
+        found = found_from_reference(questions[0].reference(model))
         assert found.roi_logits is not None
         checks = compare_found(model, questions[0], dataclasses.replace(found, roi_logits=-3 * found.roi_logits))
         assert list(checks) == ["roi cosine", "roi correlation"]
         assert (checks["roi cosine"].ok, checks["roi cosine"].limit) == (False, LIMITS.roi_cosine)
 
     def test_a_map_that_is_no_number(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
-        found = found_from_reference(reference(model, questions[0]))
+        found = found_from_reference(questions[0].reference(model))
         broken = np.full((4, 4), np.nan, np.float32)
         check = compare_found(model, questions[0], dataclasses.replace(found, roi_logits=broken))["roi cosine"]
         assert (check.ok, check.found) == (False, "not a finite number")
 
     def test_a_map_where_none_was_asked_for(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
-        found = found_from_reference(reference(model, questions[3]))
+        found = found_from_reference(questions[3].reference(model))
         extra = dataclasses.replace(found, roi_logits=np.zeros((4, 4), np.float32))
         check = compare_found(model, questions[3], extra)["roi cosine"]
         assert (check.ok, check.found, check.expected) == (False, "a map", "no map")
 
     def test_another_box_far_from_the_threshold(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
-        found = found_from_reference(reference(model, questions[2]))
+        found = found_from_reference(questions[2].reference(model))
         assert found.decision is not None
         fewer = dataclasses.replace(found.decision, crops=found.decision.crops[:1])
         checks = compare_found(model, questions[2], dataclasses.replace(found, decision=fewer))
@@ -204,7 +191,7 @@ class TestDifferent:
         assert "keeping 8 cells" in str(checks["boxes"].found)
 
     def test_an_unlikely_token(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
-        answer = reference(model, questions[3])
+        answer = questions[3].reference(model)
         unlikely = int(answer.step_logits[2].argmin())
         ids = (*answer.token_ids[:2], unlikely, *answer.token_ids[3:])
         check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
@@ -212,7 +199,7 @@ class TestDifferent:
         assert check.note.startswith("token 3 is ")
 
     def test_an_answer_that_stops_early(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
-        answer = reference(model, questions[3])
+        answer = questions[3].reference(model)
         check = compare_found(model, questions[3], FoundAnswer(answer.token_ids[:4], None, None))["tokens"]
         assert not check.ok
 
@@ -220,14 +207,14 @@ class TestDifferent:
         self, model: SdRpnModel, questions: tuple[TrialQuestion, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The stop token is as likely as can be, but it has no place in an answer."""
-        ids = reference(model, questions[3]).token_ids
+        ids = questions[3].reference(model).token_ids
         prompt = dataclasses.replace(model.spec.prompt, eos_token_ids=(ids[2],))
         monkeypatch.setattr(model, "spec", dataclasses.replace(model.spec, prompt=prompt))
         check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
         assert (check.ok, len(str(check.expected).split())) == (False, 2)
 
     def test_an_answer_that_is_too_long(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
-        ids = (*reference(model, questions[3]).token_ids, 5)
+        ids = (*questions[3].reference(model).token_ids, 5)
         check = compare_found(model, questions[3], FoundAnswer(ids, None, None))["tokens"]
         assert not check.ok
 
@@ -243,7 +230,7 @@ class TestTies:
     def test_tokens_that_are_as_likely(
         self, model: SdRpnModel, questions: tuple[TrialQuestion, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        answer = reference(model, questions[3])
+        answer = questions[3].reference(model)
         rows = answer.step_logits.copy()
         other = int(np.argsort(rows[3])[-2])
         rows[3, other] = rows[3].max() - 0.5 * LIMITS.token_logit
@@ -257,7 +244,7 @@ class TestTies:
 
     def test_a_cell_at_the_threshold(self, model: SdRpnModel, questions: tuple[TrialQuestion, ...]) -> None:
         """Its region may be there or not; the tokens are those for the region that was found."""
-        logits = reference(model, questions[1]).roi_logits
+        logits = questions[1].reference(model).roi_logits
         assert logits is not None
         grid = PaddedGrid(questions[1].image.size, 56, 4)
         cells = np.unique(decide_crops(logits, grid, RoiPolicy()).blurred_map)
@@ -271,7 +258,7 @@ class TestTies:
         else:
             pytest.fail("no cell of the map decides about a box")
         question = dataclasses.replace(questions[1], roi=RoiPolicy(cell - step, "bbox", min_cells=1))
-        expected = reference(model, dataclasses.replace(question, decide=lambda logits, image_wh: above))
+        expected = dataclasses.replace(question, decide=lambda logits, image_wh: above).reference(model)
         checks = compare_found(model, question, FoundAnswer(expected.token_ids, logits, above))
         assert all(check.ok for check in checks.values())
         assert checks["boxes"].note.startswith("tie: ")

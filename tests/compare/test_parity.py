@@ -19,7 +19,6 @@ from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.layers import Attention, rotary, rotate
-from sdrpn.model.reference import reference_answer
 from sdrpn.workflows.comparison import GraphRuns, Steps
 
 
@@ -42,16 +41,7 @@ class TestMaps:
         rng = np.random.default_rng(0)
 
         def answer(question: TrialQuestion) -> FoundAnswer:
-            found = reference_answer(
-                model,
-                question.image,
-                question.ids_before,
-                question.ids_after,
-                roi=question.roi,
-                decide=question.decide,
-                max_new_tokens=question.max_new_tokens,
-                stop_ids=model.spec.prompt.eos_token_ids,
-            )
+            found = question.reference(model)
             logits = found.roi_logits
             if logits is not None:
                 logits = logits + noise * rng.standard_normal(logits.shape).astype(np.float32)
