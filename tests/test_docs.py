@@ -7,10 +7,12 @@ import re
 import shlex
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from sdrpn._moved import MOVED
 from sdrpn.cli.main import build_parser
 from sdrpn.engines import read_targets
 
@@ -71,8 +73,45 @@ def options(verb: str) -> set[str]:
     return {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
 
 
-@names
+EVERY_PAGE = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+each_page = pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    shown = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in shown}
+
+
+@each_page
 def test_every_link_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", page.read_text(encoding="utf-8"))
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    missing = []
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]*))?\)", page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(f"{link}#{anchor}")
     assert missing == []
+
+
+@each_page
+def test_every_name_of_the_code_exists(page: Path) -> None:
+    """Such as sdrpn.train.loss.cell_losses; the compiled modules are not on every machine."""
+    names = set(re.findall(r"`(sdrpn(?:\.\w+)+)", page.read_text(encoding="utf-8"))) - set(MOVED)
+    assert [name for name in sorted(names) if "._native" not in name and not is_there(name)] == []
+
+
+def is_there(name: str) -> bool:
+    """A module, or what can be reached from one."""
+    module, *rest = name.split(".")
+    found: object = import_module(module)
+    for part in rest:
+        module = f"{module}.{part}"
+        if not hasattr(found, part) and find_spec(module) is not None:
+            import_module(module)
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
