@@ -54,11 +54,11 @@ REDUCED = Sizes(
     reading=False,
     finding=("--steps", "5", "--scenes", "8"),
     head_questions=24,
-    pairs=160,
-    gate_pairs=64,
+    pairs=80,
+    gate_pairs=32,
     seeds=(0,),
     samples=3,
-    train=("--steps", "60", "--batch", "16", "--validation-share", "0.2"),
+    train=("--steps", "40", "--batch", "16", "--validation-share", "0.2"),
     train_gate=("--steps", "4", "--batch", "8", "--validation-share", "0.3"),
 )
 
