@@ -163,6 +163,9 @@ def _class(name: str, found: type) -> Iterator[str]:
     yield from _docstring(found)
     fields = getattr(found, "__dataclass_fields__", None)
     if fields is not None:
+        for owner in _owners(found)[1:]:
+            if hasattr(owner, "__dataclass_fields__"):
+                yield from _docstring(owner)
         yield from ("```python", *_fields(name, found), "```", "")
     for member, value in _members(found).items():
         if member.startswith("_") or (fields is not None and member in fields):
@@ -179,13 +182,17 @@ def _class(name: str, found: type) -> Iterator[str]:
 
 
 def _members(found: type) -> dict[str, Any]:
-    """Its own, then those of the package's classes that it extends and that have no section of their own."""
-    owners = [owner for owner in found.__mro__ if owner.__module__.startswith("sdrpn.")]
+    """Its own, then those that it inherits."""
     members: dict[str, Any] = {}
-    for owner in owners:
-        if owner is found or owner.__name__ not in sdrpn.__all__:
-            members = {**members, **{name: value for name, value in vars(owner).items() if name not in members}}
+    for owner in _owners(found):
+        members = {**members, **{name: value for name, value in vars(owner).items() if name not in members}}
     return members
+
+
+def _owners(found: type) -> list[type]:
+    """A class, and those of the package that it extends and that have no section of their own."""
+    others = [owner for owner in found.__mro__[1:] if owner.__module__.startswith("sdrpn.")]
+    return [found, *(owner for owner in others if owner.__name__ not in sdrpn.__all__)]
 
 
 def _fields(name: str, found: type) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
     from sdrpn.train.options import TrainOptions
     from sdrpn.train.rpn_folder import TrainReport, TrainRequest
 
-__all__ = ["TrainedRpn", "TrainingRequest", "train", "train_rpn"]
+__all__ = ["LabelTraining", "TrainedRpn", "TrainingRequest", "train", "train_rpn"]
 
 _EXTRA = ("train", "sdrpn train")
 
 
 @dataclass(frozen=True)
-class TrainingRequest(CheckedFields):
-    """Which checkpoint and labels to train on, and where the RPN is written.
+class LabelTraining(CheckedFields):
+    """Which checkpoint and labels to train on, and where: what the trainings of RPN and gate have in common.
 
-    checkpoint: the base model; pictures are fitted as for the labels, whatever its `fit` says
+    checkpoint: pictures are fitted as for the labels, whatever its `fit` says
     labels: folder of labels
-    out: folder to write: new or empty, or with `resume` the folder of a training with the same settings
-    options: all training settings that decide the weights
+    out: folder to write: new or empty
     images: folder of the images; None: the one that was labelled
     taps_dir: where tap activations are stored; trainings of one checkpoint can share it; None: `taps` in `labels`
     device: "auto": a GPU if there is one, or the launcher's device
@@ -40,12 +39,24 @@ class TrainingRequest(CheckedFields):
     checkpoint: CheckpointParts
     labels: Path
     out: Path
-    options: TrainOptions
+    _: KW_ONLY
     images: Path | None = None
     taps_dir: Path | None = None
     device: Literal["auto", "cpu"] = "auto"
-    resume: bool = False
     threads: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRequest(LabelTraining):
+    """A training of an RPN on the labels of `label_questions`, above the base model.
+
+    options: all training settings that decide the weights
+    resume: continue the training with the same settings in `out`
+    """
+
+    options: TrainOptions
+    _: KW_ONLY
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,11 +129,11 @@ def train_rpn(
         Path(labels),
         Path(out),
         options,
-        None if images is None else Path(images),
-        None if taps_dir is None else Path(taps_dir),
-        device,
-        resume,
-        threads,
+        images=None if images is None else Path(images),
+        taps_dir=None if taps_dir is None else Path(taps_dir),
+        device=device,
+        resume=resume,
+        threads=threads,
     )
     return train(request, progress, warn)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
-from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.torch_threads import torch_threads
+from sdrpn.workflows.train import LabelTraining
 
 if TYPE_CHECKING:
     from sdrpn.gate.gate_folder import GateReport
@@ -23,27 +22,13 @@ _EXTRA = ("train", "sdrpn train --gate")
 
 
 @dataclass(frozen=True)
-class GateTrainingRequest(CheckedFields):
-    """Which checkpoint and gate labels to train on, and where RPN and gate are written.
+class GateTrainingRequest(LabelTraining):
+    """A training of a gate on the labels of `label_gate`. The checkpoint has its RPN, as for these.
 
-    checkpoint: with its RPN, as for the labels; pictures are fitted as for these, whatever its `fit` says
-    labels: folder that `label_gate` wrote
-    out: folder to write: new or empty
     options: all training settings that decide the weights
-    images: folder of the images; None: the one that was labelled
-    taps_dir: where tap activations are stored; trainings of one checkpoint can share it; None: `taps` in `labels`
-    device: "auto": a GPU if there is one, or the launcher's device
-    threads: of the CPU, in each process of a launcher; None: one per free core, at most OMP_NUM_THREADS
     """
 
-    checkpoint: CheckpointParts
-    labels: Path
-    out: Path
     options: GateOptions
-    images: Path | None = None
-    taps_dir: Path | None = None
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
