@@ -222,7 +222,7 @@ def test_several_rpns(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> 
         (("--methods", "plain,vicrop"), "the method vicrop needs attention maps, which a bundle does not give"),
         (("--methods", "magic"), "the method magic does not exist; expected some of plain, "),
         (("--methods", ","), "no method was named"),
-        (("--split", "train"), "the split is train; the task tags has heldout, shifted (--split)"),
+        (("--split", "train"), "the split is train; the task tags has heldout, shifted, mixed (--split)"),
         (("--resume",), "continuing a run needs its folder; name it (--out)"),
         (("--rpn", "x"), "rpn is for a checkpoint, and "),
         (("--vision-tower", "x"), "vision_tower is for a checkpoint, and "),
