@@ -15,8 +15,8 @@ from sdrpn.errors import BadInput
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.links import AllowLinks
 from sdrpn.release.installed import require_signed_bundle
-from sdrpn.runtime.backends.info import OpenOptions
-from sdrpn.runtime.backends.registry import AUTOMATIC
+from sdrpn.runtime.backends.info import BackendInfo, OpenOptions
+from sdrpn.runtime.backends.registry import AUTOMATIC, BACKENDS
 from sdrpn.runtime.backends.runner import Backend
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.engines.engine_set import EngineSet
@@ -29,6 +29,7 @@ __all__ = ["Opening", "OpeningRequest", "RunOptions", "batch_of", "enough_memory
 DEFAULT_BATCH = 4
 # As many as servers on the largest GPUs decode at once; more is a slip of the pen.
 MOST_BATCH = 1024
+ACTIVATION_STEP = 16  # activations that kernels of OpenVINO round together, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,11 @@ class RunOptions(CheckedFields):
     threads: int | None = None
     variant: str | None = None
     target: str | None = None
-    device: int | None = None
+    device: int | str | None = None
     engine_options: EngineOptions | None = None
     optimized: bool = True
     accurate: bool = False
+    activation_block: int | None = None
     verify: bool = True
     require_signed: tuple[Path, ...] = ()
 
@@ -69,10 +71,14 @@ class OpeningRequest:
         if self.run.require_signed:
             require_signed_bundle(bundle.path, self.run.require_signed, large=self.run.verify)
         graphs_of(bundle.spec, self.parts)  # refuses what the model does not have
-        options = _engine_options(self.run.engine_options, self.run.device)
+        device = self.run.device
+        options = _engine_options(self.run.engine_options, None if isinstance(device, str) else device)
+        by_name = self.run.backend == AUTOMATIC and isinstance(device, str)  # a device with a name is one library's
         choice = choose_backend(
             bundle,
-            self.run.backend,
+            next(name for name, info in BACKENDS.items() if "device_name" in info.takes)
+            if by_name
+            else self.run.backend,
             target=self.run.target,
             variant=self.run.variant,
             device=options.device,
@@ -80,7 +86,27 @@ class OpeningRequest:
             max_batch=self.max_batch,
             parts=self.parts,
         )
+        self._require_taken(choice.info)
         return self._graphs(bundle, choice, options) if choice.engines is None else self._engines(choice, options)
+
+    def _require_taken(self, info: BackendInfo) -> None:
+        """Raise BadInput for an option that the chosen library does not have."""
+        block = self.run.activation_block
+        others = ", ".join(name for name, other in BACKENDS.items() if "activation_block" in other.takes)
+        if isinstance(self.run.device, str) and "device_name" not in info.takes:
+            raise BadInput(
+                f"{info.name} has no device {self.run.device!r}, which is one of {others}; expected the number of a GPU"
+            )
+        if block is None:
+            return
+        if not _is_whole(block, 0) or block % ACTIVATION_STEP != 0:
+            raise BadInput(f"activation_block is {block!r}; expected 0, or a multiple of {ACTIVATION_STEP}")
+        if "activation_block" not in info.takes:
+            raise BadInput(
+                f"{info.name} rounds activations in the blocks of the weights; leave their blocks out, or ask for the "
+                f"backend {others}",
+                options=("activation-block",),
+            )
 
     def _engines(self, choice: Choice, options: EngineOptions) -> Opening:
         found = choice.engines
@@ -103,7 +129,9 @@ class OpeningRequest:
                 self.run.threads,
                 options.device,
                 optimized=saved is not None,
+                device_name=self.run.device if isinstance(self.run.device, str) else None,
                 accurate=self.run.accurate,
+                activation_block=self.run.activation_block,
                 largest_matrix=bundle.spec.llm.largest_matrix,
             )
         )

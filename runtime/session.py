@@ -127,10 +127,11 @@ class Session(Asking):
         threads: int | None = None,
         variant: str | None = None,
         target: str | None = None,
-        device: int | None = None,
+        device: int | str | None = None,
         engine_options: EngineOptions | None = None,
         optimized: bool = True,
         accurate: bool = False,
+        activation_block: int | None = None,
         verify: bool = True,
         jpeg: JpegMode = "exact",
         allow_links: AllowLinks = (),
@@ -154,11 +155,15 @@ class Session(Asking):
                 and a single one for a small model
             variant: such as "primitive-fp16"; None: that of the engines, or the one that suits the library best
             target: the target whose engines run; None: the first that fit
-            device: the GPU, as CUDA numbers them; None: that of the engine options, by default the first
+            device: the GPU, as CUDA numbers them; or a device of OpenVINO by its name: "CPU", "GPU", "GPU.1", "NPU", or
+                "AUTO" for the one that it takes itself. None: that of the engine options, by default the first
             engine_options: options for running engines
             optimized: on a CPU, use the graphs of `sdrpn optimize` if they fit this machine
             accurate: on a CPU, multiply quantised matrices with floats, not with activations in blocks of 8 bits, which
                 is several times as fast; not with the graphs of `sdrpn optimize`
+            activation_block: with OpenVINO, how many activations share a scale where they meet quantised matrices: a
+                multiple of 16 that the blocks of the weights are a multiple of; 0: they stay floats. None: as many as
+                weights do
             verify: False skips the digests of large files (sizes are always compared)
             jpeg: how JPEG files are decoded. "fast": at a fraction of the size for the first look (DCT scaling), which
                 is quicker and not exact; "gpu": with nvImageCodec
@@ -186,6 +191,7 @@ class Session(Asking):
             engine_options=engine_options,
             optimized=optimized,
             accurate=accurate,
+            activation_block=activation_block,
             verify=verify,
             require_signed=_paths(require_signed),
         )

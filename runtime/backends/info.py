@@ -49,6 +49,10 @@ class OpenOptions:
     largest_matrix: int | None = None  # weights of the largest matrix in a layer of the model; None: unknown
     engines: EngineOptions | None = None
     flavour: str = "tensorrt"  # the library that built the engines: tensorrt or tensorrt-rtx
+    device_name: str | None = None  # of a library that names devices; None: its CPU
+    # Where a library has the choice, how many activations share a scale where they meet quantised matrices; 0: they
+    # stay floats; None: as many as weights do.
+    activation_block: int | None = None
     host_code: bool = False  # engines contain code for the CPU, as version-compatible ones do
 
 
@@ -71,3 +75,4 @@ class BackendInfo:
     needs: Callable[[Bundle, Variant, MemoryRequest], MemoryNeeds]
     # Raises MissingDependency where the library is absent, RunFailed where it finds no device.
     open: Callable[[OpenOptions], Backend]
+    takes: frozenset[str] = frozenset()  # the options that are not for every backend: "device_name", "activation_block"

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: the bundle's own graphs, converted as they are loaded, with caches in pages that it updates."""
+"""OpenVINO: the bundle's own graphs, converted as they are loaded, on a CPU with caches in pages that it updates."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 import openvino
 
 from sdrpn.bundle.bundle import GraphInfo, TensorInfo
-from sdrpn.errors import BadBundle, Cancelled, RunFailed, SdrpnError
+from sdrpn.errors import BadBundle, BadInput, Cancelled, RunFailed, SdrpnError
 from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.threads import choose_threads
 from sdrpn.runtime.backends.external_data import require_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
-from sdrpn.runtime.backends.openvino_graph import CacheUse, PageTable, code_block, new_core, use_pages
+from sdrpn.runtime.backends.openvino_compiled import CompiledGraph, CompiledRequest
+from sdrpn.runtime.backends.openvino_device import OpenVinoDevice, device_named
+from sdrpn.runtime.backends.openvino_graph import CacheUse, PageTable, code_block, new_core, return_rows, use_pages
 from sdrpn.runtime.backends.paged_buffer import PagedBuffer
 from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
 
@@ -34,7 +36,7 @@ _OF_THE_MACHINE = re.compile(
 
 
 class OpenVinoBackend:
-    """Allocates buffers in ordinary memory and compiles graphs for the CPU."""
+    """Allocates buffers in ordinary memory and compiles graphs for a device."""
 
     def __init__(
         self,
@@ -42,16 +44,21 @@ class OpenVinoBackend:
         threads: int | None = None,
         largest_matrix: int | None = None,
         *,
+        device: str = "CPU",
         accurate: bool = False,
+        activation_block: int | None = None,
     ) -> None:
-        """Choose the threads.
+        """Choose device and threads.
 
         Args:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
-            accurate: see `OpenOptions`
-        Raises: BadInput for threads out of range
+            device: OpenVINO's name of it
+            accurate, activation_block: see `OpenOptions`
+        Raises: BadInput for threads out of range or a name that is no device's, RunFailed for a device that is not here
         """
-        self._accurate = accurate
+        self._accurate, self._activation_block = accurate, activation_block
+        self._core = new_core()
+        self.device: OpenVinoDevice = device_named(self._core, device)
         self.name = name
         self.on: Literal["cpu", "gpu"] = "cpu"
         self.note: str | None = None
@@ -59,7 +66,6 @@ class OpenVinoBackend:
         self.most_slots: int | None = None
         self.threads = choose_threads(threads, largest_matrix)
         self.cancellation = Cancellation(self._stop)
-        self._core = new_core()
         self._running: openvino.InferRequest | None = None
 
     def free_memory(self) -> int | None:
@@ -69,8 +75,9 @@ class OpenVinoBackend:
     def allocate(
         self, shape: tuple[int, ...], dtype: str, *, for_host: bool = False, for_cache: bool = False
     ) -> Buffer:
-        """Allocate zeros; caches in pages."""
-        return PagedBuffer.zeros(shape, dtype) if for_cache else HostBuffer.zeros(shape, dtype)
+        """Allocate zeros; on a CPU, caches in pages."""
+        paged = for_cache and self.device.paged
+        return PagedBuffer.zeros(shape, dtype) if paged else HostBuffer.zeros(shape, dtype)
 
     def load(self, graph: GraphInfo, path: Path) -> OpenVinoRunner:
         """Convert and compile `path`; weights are mapped from its external files.
@@ -82,34 +89,36 @@ class OpenVinoBackend:
         require_files(path, path.read_bytes(), graph.weights, _LIBRARY)
         try:
             model = self._core.read_model(path)
-            caches = use_pages(model, graph.name)
-            compiled = self._core.compile_model(model, "CPU", self._options(graph, code_block(model)))
+            caches = use_pages(model, graph.name) if self.device.paged else return_rows(model)
+            options = self._options(graph, code_block(model))
+            compiled = CompiledGraph(self._core, model, graph, self.device, options)
         except SdrpnError:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and its subclasses, and Python's own of a bad file
-            reason = f"{_LIBRARY} cannot load {path}: {_first_line(error)}"
-            if _OF_THE_MACHINE.search(str(error)):
-                raise RunFailed(reason) from error
-            raise BadBundle(f"{reason}; export the bundle again") from error
-        _require_declared(path, graph, compiled, caches)
-        return OpenVinoRunner(graph, compiled, caches, self)
+            raise _loading_error(path, error) from error
+        _require_declared(path, graph, compiled.model, caches)
+        return OpenVinoRunner(graph, path, compiled, caches, self)
 
-    def _options(self, graph: GraphInfo, code_block: int | None) -> dict[str, Any]:
-        caches = {tensor.dtype for tensor in graph.inputs if tensor.is_cache}
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": self.threads.count,
-            "INFERENCE_PRECISION_HINT": "f32",
-            # As the graph declares them, although everything else is computed in fp32: half the bytes of each step.
-            "KV_CACHE_PRECISION": "f16" if caches == {"float16"} else "f32",
-        }
+    def _options(self, graph: GraphInfo, codes: int | None) -> dict[str, Any]:
+        """Args: codes: the fewest rows of a matrix in 4 bits that share a scale; None: there is no such matrix"""
+        # As long as those of the weights: 128 is 1.4 times as fast as 32.
+        block = codes
         if self._accurate:
-            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
-        elif code_block is not None:
-            # Activations in blocks of 8 bits, as long as those of the weights: 128 is 1.4 times as fast as 32.
-            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = code_block
-        return options
+            block = 0
+        elif self._activation_block is not None and codes is not None:
+            block = self._activation_block
+            if block and codes % block:
+                raise BadInput(
+                    f"activations in blocks of {block} cannot be multiplied with the {graph.name} graph's weights in "
+                    f"blocks of {codes}; ask for a part of that, or 0 for floats",
+                    options=("activation-block",),
+                )
+        return self.device.options(
+            threads=self.threads.count,
+            half_caches={tensor.dtype for tensor in graph.inputs if tensor.is_cache} == {"float16"},
+            activation_block=block,
+            accurate=self._accurate,
+        )
 
     def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
         """See `Backend.store_rows`."""
@@ -136,26 +145,25 @@ class OpenVinoBackend:
 
 
 class OpenVinoRunner:
-    """A compiled graph and its one request, whose tensors are the buffers of the step that ran last."""
+    """A compiled graph."""
 
     def __init__(
-        self, graph: GraphInfo, compiled: openvino.CompiledModel, caches: CacheUse, backend: OpenVinoBackend
+        self, graph: GraphInfo, path: Path, compiled: CompiledGraph, caches: CacheUse, backend: OpenVinoBackend
     ) -> None:
-        self.name = graph.name
+        self.name, self._path = graph.name, path
         held = {name: tensor for tensor in compiled.inputs for name in tensor.get_names()}
         self.inputs = {tensor.name: _as_held(tensor, held, caches) for tensor in graph.inputs}
         self.outputs = {tensor.name: _as_held(tensor, held, caches) for tensor in graph.outputs}
         self.caches, self.backend = caches, backend
         self.types = {name: port.get_element_type() for name, port in held.items()}
-        self.request: openvino.InferRequest | None = compiled.create_infer_request()
-        self.bound: _BoundStep | None = None
+        self._compiled: CompiledGraph | None = compiled
 
     def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Step:
         """See `Runner.bind`."""
         symbols: dict[str, int] = {}
         check_bindings(self.name, "inputs", self.inputs, feeds, symbols)
         check_bindings(self.name, "outputs", self.outputs, results, symbols)
-        self.open_request()
+        self.request(symbols)
         return _BoundStep(self, dict(feeds), dict(results), symbols)
 
     def run(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
@@ -164,13 +172,19 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         """Drop the compiled graph."""
-        self.request = self.bound = None
+        self._compiled = None
 
-    def open_request(self) -> openvino.InferRequest:
-        """The request. Raises RunFailed after `close`."""
-        if self.request is None:
+    def request(self, extents: Mapping[str, int]) -> CompiledRequest:
+        """The request for these extents of dynamic dimensions.
+
+        Raises: RunFailed after `close`; as `OpenVinoBackend.load` where a device compiles for each of them
+        """
+        if self._compiled is None:
             raise RunFailed(f"the {self.name} graph was closed; open the session again")
-        return self.request
+        try:
+            return self._compiled.request(extents)
+        except Exception as error:  # OpenVINO raises RuntimeError and its subclasses
+            raise _loading_error(self._path, error) from error
 
 
 class _BoundStep:
@@ -183,7 +197,7 @@ class _BoundStep:
         results: dict[str, Buffer],
         symbols: Mapping[str, int],
     ) -> None:
-        self._runner, self._feeds, self._results = runner, feeds, results
+        self._runner, self._feeds, self._results, self._extents = runner, feeds, results, dict(symbols)
         caches, types = runner.caches, runner.types
         self._inputs = {
             name: _tensor(_array(feeds[name]), types[name])
@@ -223,20 +237,22 @@ class _BoundStep:
         return table
 
     def __call__(self) -> None:
-        request = self._runner.open_request()
+        held = self._runner.request(self._extents)
+        request = held.request
         starts = [] if self._start is None else self._start.read().tolist()
         self._place(starts)
         for cache in self._returned:
             self._inputs[cache] = _tensor(np.ascontiguousarray(self._feeds[cache].read()))
             request.set_tensor(cache, self._inputs[cache])
-        if self._runner.bound is not self:
+        if held.bound is not self:
             for name, tensor in (*self._inputs.items(), *self._outputs.items()):
                 request.set_tensor(name, tensor)
-            self._runner.bound = self
+            held.bound = self
         try:
             with self._watch:
                 self._runner.backend.infer(request)
         except Exception as error:  # OpenVINO's exceptions have no common base except RuntimeError
+            held.bound = None
             raise self._failure(error) from error
         if self._runner.backend.cancellation.wished or self._watch.ended:
             raise self._cancelled()
@@ -264,7 +280,6 @@ class _BoundStep:
         """The error of a failed run. Names, types and shapes were checked before: the cause is memory, or the graph."""
         if self._runner.backend.cancellation.wished or self._watch.ended:
             return self._cancelled()
-        self._runner.bound = None
         reason = f"the {self._runner.name} graph failed in {_LIBRARY}: {_first_line(error)}"
         if _OF_THE_MACHINE.search(str(error)):
             return RunFailed(reason)
@@ -293,14 +308,14 @@ def _tensor(array: Array, dtype: Any = None) -> openvino.Tensor:
     return openvino.Tensor(array, array.shape, dtype)
 
 
-def _require_declared(path: Path, graph: GraphInfo, compiled: openvino.CompiledModel, caches: CacheUse) -> None:
+def _require_declared(path: Path, graph: GraphInfo, model: openvino.Model, caches: CacheUse) -> None:
     """Check the graph's inputs and outputs against the manifest: names, ranks and fixed dims."""
     own = {value for name, value in vars(PageTable).items() if name.isupper()}
     unused = {"row_index", "write_index", "last_index"}  # what a paged attention takes in their place is computed here
     gone = {tensor.name for tensor in graph.outputs if tensor.of in caches.paged}
     for side, declared, found in (
-        ("inputs", graph.inputs, compiled.inputs),
-        ("outputs", graph.outputs, compiled.outputs),
+        ("inputs", graph.inputs, model.inputs),
+        ("outputs", graph.outputs, model.outputs),
     ):
         ours = {tensor.name: tensor.dims for tensor in declared if tensor.name not in gone}
         theirs = {_name(port, ours): port.get_partial_shape() for port in found}
@@ -324,6 +339,11 @@ def _name(port: Any, declared: Container[str]) -> str:
     """Its declared name: compiling may add the names of values that became the same."""
     names: list[str] = sorted(port.get_names())
     return next((name for name in names if name in declared), names[0])
+
+
+def _loading_error(path: Path, error: Exception) -> SdrpnError:
+    reason = f"{_LIBRARY} cannot load {path}: {_first_line(error)}"
+    return RunFailed(reason) if _OF_THE_MACHINE.search(str(error)) else BadBundle(f"{reason}; export the bundle again")
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from openvino.frontend.onnx import ConversionExtension
 
 from sdrpn.errors import BadBundle
 
-__all__ = ["CacheUse", "PageTable", "code_block", "new_core", "use_pages"]
+__all__ = ["CacheUse", "PageTable", "code_block", "new_core", "return_rows", "use_pages"]
 
 _UPDATE, _ATTENTION, _RESULT = "ScatterElementsUpdate", "ScaledDotProductAttention", "Result"
 _ROWS_AXIS = 2  # of heads and caches (B,heads,rows,d)
@@ -71,6 +71,14 @@ def use_pages(model: openvino.Model, name: str) -> CacheUse:
     _drop_unused_inputs(model)
     model.validate_nodes_and_infer_types()
     return CacheUse(frozenset(paged), returned)
+
+
+def return_rows(model: openvino.Model) -> CacheUse:
+    """Let a model return the new rows of every cache, which it gets as it is at each step."""
+    returned = dict(_return_rows(model, set()))
+    _drop_unused_inputs(model)
+    model.validate_nodes_and_infer_types()
+    return CacheUse(frozenset(), returned)
 
 
 def code_block(model: openvino.Model) -> int | None:

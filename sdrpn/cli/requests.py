@@ -29,6 +29,7 @@ def session_fields(args: argparse.Namespace) -> dict[str, Any]:
         "engine_options": _engine_options(args),
         "optimized": not args.no_optimized,
         "accurate": args.accurate,
+        "activation_block": args.activation_block,
         "verify": not args.no_verify,
         "require_signed": tuple(args.require_signed),
     }
@@ -42,7 +43,7 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
         runtime_cache_dir=None if kept in (None, NOWHERE) else Path(kept),
         keep_runtime_cache=kept != NOWHERE,
         cuda_graph=not args.no_cuda_graph,
-        device=args.device or 0,
+        device=args.device if isinstance(args.device, int) else 0,
     )
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "byte_count",
     "context_lengths",
     "device_number",
+    "device_number_or_name",
     "non_negative_number",
     "number_between",
     "number_or_auto",
@@ -58,6 +59,11 @@ def device_number(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is not a device number; expected an integer of at least 0")
     return value
+
+
+def device_number_or_name(text: str) -> int | str:
+    """The number of a GPU, or a device's name, which has a letter in it."""
+    return text if any(character.isalpha() for character in text) else device_number(text)
 
 
 def byte_count(text: str) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sdrpn.host.suggestion import unknown_choice
-from sdrpn.terminal.argument_types import device_number
+from sdrpn.terminal.argument_types import device_number_or_name, whole_number
 from sdrpn.terminal.arguments import BACKENDS, add_former_name, add_threads_argument
 
 __all__ = ["NOWHERE", "add_where"]
@@ -32,7 +32,12 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         metavar="NAME",
         help="dialect-precision, e.g. fused-fp16 (default: the one that suits the library best)",
     )
-    group.add_argument("--device", metavar="N", type=device_number, help="which GPU, as CUDA numbers them (default: 0)")
+    group.add_argument(
+        "--device",
+        metavar="N",
+        type=device_number_or_name,
+        help="which GPU, as CUDA numbers them (default: 0); or a device of OpenVINO: CPU, GPU, GPU.1, NPU or AUTO",
+    )
     group.add_argument(
         "--no-cuda-graph", action="store_true", help="with engines: enqueue the parts of a decode step one by one"
     )
@@ -63,6 +68,13 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         "--accurate",
         action="store_true",
         help="on a CPU: multiply quantised matrices with floats, not with activations in blocks of 8 bits (slower)",
+    )
+    group.add_argument(
+        "--activation-block",
+        metavar="N",
+        type=whole_number,
+        help="with OpenVINO: how many activations share a scale where they meet quantised matrices; 0: they stay "
+        "floats (default: as many as weights do)",
     )
     group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
 

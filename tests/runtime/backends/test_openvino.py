@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from sdrpn.bundle.bundle import Bundle, GraphInfo, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency
+from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Session
@@ -30,6 +31,7 @@ from tests.tolerances import INT8_ACTIVATIONS_SHARE, PARITY_ABS, PARITY_FP16_ABS
 
 openvino = pytest.importorskip("openvino")
 openvino_graph = pytest.importorskip("sdrpn.runtime.backends.openvino_graph")
+openvino_device = pytest.importorskip("sdrpn.runtime.backends.openvino_device")
 
 QUESTION = "What does the sign say?"
 GRAPHS = ("vision", "trunk", "rpn", "tail")
@@ -127,6 +129,71 @@ class TestOpening:
         expected = rf"as {variant} cannot be used with openvino: {reason}.*; use the variant fused-fp32$"
         with pytest.raises(BadInput, match=expected):
             Session.open(request.getfixturevalue(fixture), backend="openvino", variant=variant)
+
+
+class TestDevices:
+    """Only a CPU is here; the forms of the others are compiled for it."""
+
+    @pytest.mark.parametrize(
+        ("name", "error", "expected"),
+        [
+            (
+                "GPU",
+                RunFailed,
+                r"OpenVINO sees no device GPU on this machine, only CPU.*; a GPU needs Intel's .*or AUTO$",
+            ),
+            (
+                "NPU",
+                RunFailed,
+                r"OpenVINO sees no device NPU on this machine, only CPU.*; an NPU needs Intel's .*or AUTO$",
+            ),
+            ("cpu", BadInput, "device 'cpu' is none of OpenVINO's; expected CPU, GPU, GPU.1, NPU or AUTO"),
+        ],
+    )
+    def test_one_that_is_not_here(
+        self, text_bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception], expected: str
+    ) -> None:
+        monkeypatch.setattr(openvino.Core, "available_devices", property(lambda core: ["CPU"]))
+        with pytest.raises(error, match=expected):
+            Session.open(text_bundle, device=name)
+
+    def test_another_library_has_no_names(self, text_bundle: Path) -> None:
+        with pytest.raises(BadInput, match="onnxruntime has no device 'CPU', which is one of openvino; expected the n"):
+            Session.open(text_bundle, backend="onnxruntime", device="CPU")
+
+    def test_the_automatic_one(self, text_bundle: Path) -> None:
+        with Session.open(text_bundle, device="AUTO", variant="fused-fp32", threads=1) as session:
+            assert session.backend == "openvino"
+            assert session._library.device.name == "CPU"  # type: ignore[attr-defined]
+
+    def test_those_that_are_seen_are_listed(self) -> None:
+        assert re.match(r"CPU \(.+\)$", openvino_device.seen_devices()[0])
+
+    @pytest.mark.parametrize("fixed", [False, True], ids=["any extents", "fixed extents"])
+    def test_without_pages_answers_are_the_same(
+        self, text_bundle: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool
+    ) -> None:
+        """As on a GPU, whose graphs take any extents, and as on an NPU."""
+        with Session.open(text_bundle, backend="onnxruntime", variant="fused-fp32", threads=1) as session:
+            expected = session.answer(photo(), QUESTION, max_new_tokens=6, trace=True)
+        monkeypatch.setattr(openvino_device.OpenVinoDevice, "paged", False)
+        monkeypatch.setattr(openvino_device.OpenVinoDevice, "fixed_extents", fixed)
+        with Session.open(text_bundle, device="CPU", variant="fused-fp32", threads=1) as session:
+            found = session.answer(photo(), QUESTION, max_new_tokens=6, trace=True)
+        assert found.token_ids == expected.token_ids
+        assert found.boxes_xyxy_px == expected.boxes_xyxy_px
+
+    def test_options_of_each(self) -> None:
+        def options(name: str, **changed: Any) -> dict[str, Any]:
+            asked = {"threads": 3, "half_caches": True, "activation_block": 32, "accurate": False, **changed}
+            return dict(openvino_device.OpenVinoDevice(name).options(**asked))
+
+        assert options("CPU")["KV_CACHE_PRECISION"] == "f16"
+        assert options("CPU", half_caches=False)["KV_CACHE_PRECISION"] == "f32"
+        assert options("CPU")["INFERENCE_NUM_THREADS"] == 3
+        assert options("GPU.1") == {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}
+        assert options("GPU", accurate=True)["INFERENCE_PRECISION_HINT"] == "f32"
+        assert options("NPU", accurate=True) == {"PERFORMANCE_HINT": "LATENCY"}
 
 
 class TestAutomatic:
@@ -231,25 +298,49 @@ def test_caches_are_held_as_the_graph_declares_them(text_checkpoint: Path, tmp_p
             assert difference <= PARITY_FP16_ABS, f"{output} of {name} differs by {difference:.2e}"
 
 
-def test_activations_are_rounded_in_the_blocks_of_the_weights_or_not_at_all(
-    text_checkpoint: Path, tmp_path: Path
-) -> None:
-    """Accurate runs of both libraries equal each other; others are a little away."""
-    export_bundle(text_checkpoint, tmp_path / "bundle", ExportOptions("int4", "fused"))
-    info = open_bundle(tmp_path / "bundle").variant("fused-int4-cpu").graphs["trunk"]
-    path = tmp_path / "bundle" / info.file
-    backends = [
-        info_of("onnxruntime").open(OpenOptions(1, accurate=True)),
-        info_of("openvino").open(OpenOptions(1, accurate=True)),
-        info_of("openvino").open(OpenOptions(1)),
-    ]
-    runners = [backend.load(info, path) for backend in backends]
-    feeds = feeds_of(runners[0], 33, 50, 1, 128)
-    taps = [run_on_arrays(backend, runner, feeds)["tap"] for backend, runner in zip(backends, runners, strict=True)]
-    exact = np.abs(taps[0] - taps[1]).max()
-    assert exact <= PARITY_ABS, f"taps differ by {exact:.2e}"
-    rounded = np.abs(taps[1] - taps[2]).max()
-    assert PARITY_ABS < rounded <= INT8_ACTIVATIONS_SHARE * np.abs(taps[1]).max()
+@pytest.fixture(scope="module")
+def int4_trunk(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[GraphInfo, Path]:
+    folder = tmp_path_factory.mktemp("int4")
+    export_bundle(text_checkpoint, folder / "bundle", ExportOptions("int4", "fused"))
+    info = open_bundle(folder / "bundle").variant("fused-int4-cpu").graphs["trunk"]
+    return info, folder / "bundle" / info.file
+
+
+class TestActivationBlocks:
+    def taps(self, int4_trunk: tuple[GraphInfo, Path], name: str, **options: Any) -> Array:
+        backend = info_of(name).open(OpenOptions(1, **options))
+        runner = backend.load(*int4_trunk)
+        tap: Array = run_on_arrays(backend, runner, feeds_of(runner, 33, 50, 1, 128))["tap"]
+        return tap
+
+    def test_they_are_those_of_the_weights_or_as_asked_for(self, int4_trunk: tuple[GraphInfo, Path]) -> None:
+        """Accurate runs of both libraries equal each other; others are a little away."""
+        reference = self.taps(int4_trunk, "onnxruntime", accurate=True)
+        for options in {"accurate": True}, {"activation_block": 0}:
+            exact = np.abs(reference - self.taps(int4_trunk, "openvino", **options)).max()
+            assert exact <= PARITY_ABS, f"taps differ by {exact:.2e}"
+        as_weights, smaller = (self.taps(int4_trunk, "openvino", activation_block=block) for block in (None, 16))
+        for rounded in (as_weights, smaller):
+            difference = np.abs(reference - rounded).max()
+            assert PARITY_ABS < difference <= INT8_ACTIVATIONS_SHARE * np.abs(reference).max()
+        assert not np.array_equal(as_weights, smaller)
+
+    def test_they_divide_those_of_the_weights(self, int4_trunk: tuple[GraphInfo, Path]) -> None:
+        expected = "blocks of 64 cannot be multiplied with the trunk graph's weights in blocks of 32; ask for a part of"
+        with pytest.raises(BadInput, match=expected):
+            self.taps(int4_trunk, "openvino", activation_block=64)
+
+    @pytest.mark.parametrize(
+        ("backend", "block", "expected"),
+        [
+            ("openvino", 24, "activation_block is 24; expected 0, or a multiple of 16"),
+            ("openvino", "32", "activation_block is '32'; expected an integer or None"),
+            ("onnxruntime", 32, "onnxruntime rounds activations in the blocks of the weights; leave their blocks out"),
+        ],
+    )
+    def test_what_is_refused(self, text_bundle: Path, backend: str, block: Any, expected: str) -> None:
+        with pytest.raises(BadInput, match=expected):
+            Session.open(text_bundle, backend=backend, activation_block=block)
 
 
 def test_the_blocks_of_a_graph(tiny_checkpoint: Path, tmp_path: Path) -> None:

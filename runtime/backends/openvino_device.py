@@ -1,0 +1,111 @@
+"""Devices of OpenVINO by name, how each takes graphs, and the options that graphs are compiled with.
+
+A CPU has attention over caches in pages, which it updates in place. The other devices get each cache as an input at
+every step, and return the new rows. An NPU takes graphs of fixed extents only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import opset15 as ops
+
+from sdrpn.errors import BadInput, RunFailed
+
+__all__ = ["AUTOMATIC_DEVICE", "OpenVinoDevice", "device_named", "seen_devices"]
+
+AUTOMATIC_DEVICE = "AUTO"
+_NAME = re.compile(r"CPU|(GPU|NPU)(\.\d+)?|AUTO")
+_NEEDS = {
+    "GPU": "a GPU needs Intel's compute runtime, with libOpenCL.so.1",
+    "NPU": "an NPU needs Intel's NPU driver",
+}
+
+
+@dataclass(frozen=True)
+class OpenVinoDevice:
+    """A device that is there, by OpenVINO's name for it."""
+
+    name: str
+
+    @property
+    def paged(self) -> bool:
+        """Whether caches are in pages, updated in place."""
+        return self.name == "CPU"
+
+    @property
+    def fixed_extents(self) -> bool:
+        """Whether a graph is compiled once more for all extents of its dynamic dimensions."""
+        return self.name.startswith("NPU")
+
+    def options(
+        self, *, threads: int, half_caches: bool, activation_block: int | None, accurate: bool
+    ) -> dict[str, Any]:
+        """Properties for compiling a graph.
+
+        Args:
+            half_caches: the graph declares them in fp16
+            activation_block: activations that share a scale where they meet quantised matrices; 0: they stay floats;
+                None: the device decides
+            accurate: compute in fp32 where the device's own choice is another type
+        """
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if self.name == "CPU":
+            options |= {
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": "f32",
+                # As the graph declares them, although the rest is computed in fp32: half the bytes of each step.
+                "KV_CACHE_PRECISION": "f16" if half_caches else "f32",
+            }
+        elif accurate and self.name.startswith("GPU"):
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        if activation_block is not None and not self.name.startswith("NPU"):
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = activation_block
+        return options
+
+
+def device_named(core: openvino.Core, name: str) -> OpenVinoDevice:
+    """The device of this name; AUTO: the one that OpenVINO itself takes here.
+
+    Raises: BadInput for a name that is none, RunFailed where the device is not there
+    """
+    if not _NAME.fullmatch(name):
+        raise BadInput(f"device {name!r} is none of OpenVINO's; expected CPU, GPU, GPU.1, NPU or AUTO")
+    if name == AUTOMATIC_DEVICE:
+        return OpenVinoDevice(_automatic(core))
+    seen = tuple(core.available_devices)
+    # Of a single device the number may be left out, or said.
+    if name not in seen and name.removesuffix(".0") not in seen and f"{name}.0" not in seen:
+        kind = name.partition(".")[0]
+        reason = f"; {_NEEDS[kind]}" if kind in _NEEDS and not any(each.startswith(kind) for each in seen) else ""
+        raise RunFailed(
+            f"OpenVINO sees no device {name} on this machine, only {', '.join(seen)}{reason}; "
+            f"name one of them, or {AUTOMATIC_DEVICE}"
+        )
+    return OpenVinoDevice(name)
+
+
+def seen_devices() -> tuple[str, ...]:
+    """The devices that OpenVINO can use here, with their own names where they have one."""
+    core = openvino.Core()
+    return tuple(f"{name}{_full_name(core, name)}" for name in core.available_devices)
+
+
+def _full_name(core: openvino.Core, name: str) -> str:
+    try:
+        return f" ({str(core.get_property(name, 'FULL_DEVICE_NAME')).strip()})"
+    except RuntimeError:  # a device without that property
+        return ""
+
+
+def _automatic(core: openvino.Core) -> str:
+    """The device that AUTO takes for a small model, once it has decided."""
+    value = ops.parameter([1], np.float32)
+    model = openvino.Model([ops.relu(value)], [value])
+    compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
+    return str(compiled.get_property("EXECUTION_DEVICES")[0])
