@@ -150,20 +150,20 @@ class SessionSide:
     def __init__(
         self, name: str, session: Session, new_tokens: int, image_tokens: tuple[int, int] | None = None
     ) -> None:
-        self.name, self._session, self._new_tokens, self._image_tokens = name, session, new_tokens, image_tokens
+        self.name, self.session, self._new_tokens, self._image_tokens = name, session, new_tokens, image_tokens
         self._pictures = itertools.cycle([bench_picture(seed) for seed in range(_PICTURES)])
 
     def run(self, case: BenchCase) -> BenchRun:
         """See `BenchSide.run`."""
         picture = next(self._pictures)
-        before, after = bench_prompt(self._session.spec)
-        self._session.forget_image()
+        before, after = bench_prompt(self.session.spec)
+        self.session.forget_image()
         if case.second:
             self._answer(case, picture, before, after[::-1], 1)
         return _run_from_answer(self._answer(case, picture, before, after, self._new_tokens))
 
     def _answer(self, case: BenchCase, picture: Image.Image, before: Ids, after: Ids, new_tokens: int) -> Answer:
-        return self._session.answer_ids(
+        return self.session.answer_ids(
             picture,
             before,
             after,

@@ -225,6 +225,11 @@ class Session(Asking):
         return "; ".join(notes) or None
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether graphs run on the CPU."""
+        return self._library.on == "cpu"
+
+    @property
     def spec(self) -> ModelSpec:
         """The model."""
         return self.bundle.spec

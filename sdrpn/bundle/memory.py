@@ -18,6 +18,7 @@ from sdrpn.method.usual_length import TEXT_TOKENS
 
 __all__ = [
     "MemoryNeeds",
+    "cache_row_bytes",
     "cpu_needs",
     "device_needs",
     "fitting_context",
@@ -107,7 +108,7 @@ def device_needs(
 
 def step_bytes(spec: ModelSpec, weights_bytes: int, context: int, kv_cache: str | None = None) -> int:
     """What a decode step of an engine reads: the weights of trunk and tail, and keys and values of a whole cache."""
-    return weights_bytes + 2 * spec.llm.layers * context * _cache_row_bytes(spec, _HALF, kv_cache)
+    return weights_bytes + 2 * spec.llm.layers * context * cache_row_bytes(spec, _HALF, kv_cache)
 
 
 def cpu_needs(
@@ -180,12 +181,12 @@ def _caches_bytes(
     """
     llm = spec.llm
     rpn_caches = 0 if spec.rpn is None else 2 * (spec.rpn.layers - 1) + 1 + 2 * spec.rpn.gate_layers
-    row, own_row = (_cache_row_bytes(spec, element_bytes, kind) for kind in (None, kv_cache))
+    row, own_row = (cache_row_bytes(spec, element_bytes, kind) for kind in (None, kv_cache))
     layers = llm.layers if parts == "all" else spec.tap_layer
     return batch * context * (2 * layers * own_row + rpn_caches * row + llm.width * _FLOAT)
 
 
-def _cache_row_bytes(spec: ModelSpec, element_bytes: int, kv_cache: str | None) -> int:
+def cache_row_bytes(spec: ModelSpec, element_bytes: int, kv_cache: str | None) -> int:
     """Bytes of the keys, or of the values, of one layer and row."""
     llm = spec.llm
     if kv_cache is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
+from sdrpn.terminal.arguments import BACKENDS, BUNDLE_HELP, add_threads_argument, bundle_folder
 from sdrpn.terminal.look_arguments import add_look_arguments
 from sdrpn.terminal.model_folders import add_model_options
 
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OTHER",
         action="append",
         default=[],
-        help="another side: BUNDLE, BUNDLE:VARIANT, or BUNDLE:VARIANT:standard for the bundle's own graphs, not "
-        "those of `sdrpn optimize`; or torch. Can be given several times",
+        help="another side: BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard for the bundle's own graphs, not those "
+        "of `sdrpn optimize`, or BUNDLE:VARIANT:BACKEND; or torch. Can be given several times",
     )
     parser.add_argument(
         "--no-optimized", action="store_true", help="run BUNDLE's own graphs, not those of `sdrpn optimize`"
@@ -129,10 +129,12 @@ def _request(args: argparse.Namespace) -> BenchRequest:
 
 
 def _bundle(text: str) -> BenchBundle:
-    """BUNDLE, BUNDLE:VARIANT or BUNDLE:VARIANT:standard."""
+    """BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard or BUNDLE:VARIANT:BACKEND."""
     from sdrpn.workflows.benchmark import BenchBundle
 
     path, variant, form = [*text.split(":"), "", ""][:3]
-    if form not in ("", "standard"):
-        raise BadInput(f"--compare {text}: expected BUNDLE, BUNDLE:VARIANT or BUNDLE:VARIANT:standard")
-    return BenchBundle(bundle_folder(path), variant or None, optimized=not form)
+    if form not in ("", "standard", *BACKENDS):
+        expected = "BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard or BUNDLE:VARIANT:BACKEND"
+        raise BadInput(f"--compare {text}: expected {expected}")
+    backend = form if form in BACKENDS else None
+    return BenchBundle(bundle_folder(path), variant or None, optimized=form != "standard", backend=backend)

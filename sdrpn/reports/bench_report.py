@@ -82,6 +82,9 @@ class CaseFigures:
     relative_to_plain: float | None  # answers_per_s over those of the same side's plain case
     relative_to_first: float | None  # answers_per_s over those of the first side in the same case
     median_answer_s: dict[str, float] = field(default_factory=dict)  # by stage; "" is the part outside timed stages
+    token_bytes: int | None = None  # that a decode step reads at least: weights, and caches of the context; of a CPU
+    bandwidth_share: float | None = None  # token_bytes over the median step, over the machine's measured bandwidth
+    prefill_flops_per_s: float | None = None  # of the case plain: multiplications and additions of trunk and tail
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class BenchReport:
     cases: tuple[CaseFigures, ...]
     peak_rss_bytes: int | None  # of the process; None where several sides share it
     energy: dict[str, float] = field(default_factory=dict)  # joules of all counted runs, and the sampled quantities
+    bandwidth_bytes_per_s: float | None = None  # that as many threads read from memory
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:

@@ -25,6 +25,7 @@ def bench_text(report: BenchReport) -> Iterator[Part]:
         "/ first side",
     )
     yield Table("", columns, [_row(case) for case in report.cases])
+    yield from _bounds(report)
     if report.peak_rss_bytes is not None:
         yield f"peak memory of this process: {text_from_bytes(report.peak_rss_bytes)}"
     for name, value in report.energy.items():
@@ -43,6 +44,25 @@ def _row(case: CaseFigures) -> tuple[str, ...]:
         _number(case.relative_to_plain),
         _number(case.relative_to_first),
     )
+
+
+def _bounds(report: BenchReport) -> Iterator[Part]:
+    """What the machine's memory allows, and what was reached of it."""
+    rows = [
+        (
+            case.side,
+            case.case,
+            "" if case.token_bytes is None else text_from_bytes(case.token_bytes),
+            "" if case.bandwidth_share is None else f"{100 * case.bandwidth_share:.0f} %",
+            "" if case.prefill_flops_per_s is None else text_from_number(case.prefill_flops_per_s / 1e9),
+        )
+        for case in report.cases
+        if case.token_bytes is not None
+    ]
+    if report.bandwidth_bytes_per_s is None or not rows:
+        return
+    share = f"of {text_from_number(report.bandwidth_bytes_per_s / 1e9)} GB/s, as measured here"
+    yield Table("", ("side", "case", "a token reads", share, "prefill GFLOP/s"), rows)
 
 
 def _milliseconds(case: CaseFigures, stage: str) -> str:

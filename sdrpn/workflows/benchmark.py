@@ -6,15 +6,17 @@ import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdrpn.bundle.shipped import bundle_name, bundle_path, bundle_title
+from sdrpn.bundle.work import cpu_step_bytes, prefill_operations
 from sdrpn.errors import BadInput
 from sdrpn.families.look_settings import LookSettings
+from sdrpn.host.bandwidth import read_bandwidth
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra, installed_version
 from sdrpn.host.machine import read_cpu, read_machine
@@ -47,9 +49,11 @@ class BenchBundle(CheckedFields):
     path: Path | str  # folder, or `demo`
     variant: str | None = None  # None: the one that suits a CPU best
     optimized: bool = True  # use graphs saved for this machine, if there are any
+    backend: str | None = None  # as for Session.open; None: that of the request
 
     def __str__(self) -> str:
-        parts = [bundle_name(bundle_path(self.path)), self.variant or "", "" if self.optimized else "standard"]
+        form = self.backend or ("" if self.optimized else "standard")
+        parts = [bundle_name(bundle_path(self.path)), self.variant or "", form]
         return ":".join(parts).rstrip(":")
 
 
@@ -143,12 +147,38 @@ def bench(request: BenchRequest, progress: Advance = unseen) -> BenchReport:
         sides, spec = _sides(request, opened)
         vision = LookSettings(None, request.preset, request.image_tokens).settled(spec).vision_of(spec)
         cases = bench_cases(dataclasses.replace(spec, vision=vision), request.cases)
+        on_cpu = {side.name: side.session for side in sides if isinstance(side, SessionSide) and side.session.on_cpu}
+        threads = choose_threads(request.threads, spec.llm.largest_matrix).count
         with PowerMeter() as meter:
             found = list(bench_rounds(sides, cases, runs=request.runs, advance=progress))
-    figures = _figures(found, [case.name for case in cases], [side.name for side in sides])
-    peak = _peak_rss_bytes() if len(sides) == 1 else None
-    threads = choose_threads(request.threads, spec.llm.largest_matrix).count
-    return BenchReport(_machine(request, threads), request.command, request.runs, figures, peak, meter.readings)
+        peak = _peak_rss_bytes() if len(sides) == 1 else None
+        bandwidth = read_bandwidth(threads) if on_cpu else None  # takes memory of its own
+        figures = tuple(
+            each if each.side not in on_cpu or bandwidth is None else _with_bounds(each, found, on_cpu, bandwidth)
+            for each in _figures(found, [case.name for case in cases], [side.name for side in sides])
+        )
+    machine = _machine(request, threads)
+    return BenchReport(machine, request.command, request.runs, figures, peak, meter.readings, bandwidth)
+
+
+def _with_bounds(
+    figures: CaseFigures,
+    found: Iterable[tuple[str, str, BenchRun]],
+    sessions: Mapping[str, Session],
+    bandwidth: float,
+) -> CaseFigures:
+    """With what a step reads and a prefill computes, beside what the machine's memory allows."""
+    session = sessions[figures.side]
+    run = next(run for side, case, run in found if (side, case) == (figures.side, figures.case))
+    read = cpu_step_bytes(session.bundle, session.variant, run.prompt_tokens + run.new_tokens // 2)
+    token, prefill = figures.stages.get("token"), figures.stages.get("LLM prefill")
+    operations = prefill_operations(session.spec, run.prompt_tokens) if figures.case == "plain" else None
+    return dataclasses.replace(
+        figures,
+        token_bytes=read,
+        bandwidth_share=None if token is None else read / token.p50 / bandwidth,
+        prefill_flops_per_s=None if operations is None or prefill is None else operations / prefill.p50,
+    )
 
 
 def _sides(request: BenchRequest, opened: ExitStack) -> tuple[list[BenchSide], ModelSpec]:
@@ -174,7 +204,7 @@ def _session(request: BenchRequest, side: BenchBundle, opened: ExitStack) -> Ses
     return opened.enter_context(
         Session.open(
             bundle_path(side.path),
-            backend=request.backend,
+            backend=side.backend or request.backend,
             threads=request.threads,
             variant=side.variant,
             optimized=side.optimized,
@@ -184,7 +214,8 @@ def _session(request: BenchRequest, side: BenchBundle, opened: ExitStack) -> Ses
 
 
 def _session_side(request: BenchRequest, side: BenchBundle, session: Session) -> SessionSide:
-    name = f"{bundle_title(bundle_path(side.path))}:{session.variant.name}{'' if side.optimized else ':standard'}"
+    form = f":{side.backend}" if side.backend else "" if side.optimized else ":standard"
+    name = f"{bundle_title(bundle_path(side.path))}:{session.variant.name}{form}"
     settings = LookSettings(None, request.preset, request.image_tokens).settled(session.spec)
     return SessionSide(name, session, request.new_tokens, settings.image_tokens)
 

@@ -58,6 +58,13 @@ def test_what_is_reported(sdrpn: Command, text_bundle: Path, tmp_path: Path) -> 
         for stage in case["stages"].values():
             assert 0 <= stage["p50"] <= stage["p95"] <= stage["p99"]
     assert report["peak_rss_bytes"] > 10_000_000
+    bandwidth = report["bandwidth_bytes_per_s"]
+    for case in (plain, box):
+        expected = case["token_bytes"] / case["stages"]["token"]["p50"] / bandwidth
+        assert case["bandwidth_share"] == pytest.approx(expected)
+    assert box["token_bytes"] > plain["token_bytes"]  # a longer context
+    assert plain["prefill_flops_per_s"] > 0
+    assert box["prefill_flops_per_s"] is None
     assert "fewer than 10" in outcome.err
     assert "one-box" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
@@ -80,6 +87,16 @@ def test_sides_take_turns(sdrpn: Command, text_bundle: Path, answers: list[Answe
     rows = list(csv.DictReader(io.StringIO(outcome.out)))
     assert {row["side"] for row in rows} == {"bundle:fused-fp32", "bundle:primitive-fp32"}
     assert len(answers) == 3 * 2
+
+
+def test_libraries_take_turns(sdrpn: Command, text_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    others = ("--compare", f"{text_bundle}:fused-fp32:openvino", "--cases", "plain")
+    outcome = sdrpn("bench", text_bundle, "--variant", "fused-fp32", *FEW, *others)
+    assert outcome.code == 0
+    sides = [line.split()[0] for line in outcome.out.splitlines() if line.startswith("bundle:")]
+    assert sides == 2 * ["bundle:fused-fp32", "bundle:fused-fp32:openvino"]
+    assert "a token reads" in outcome.out
 
 
 def test_against_torch(sdrpn: Command, text_bundle: Path, text_checkpoint: Path) -> None:

@@ -1,0 +1,52 @@
+"""What a step reads and a prefill computes, against sizes that are added up here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from sdrpn.bundle.bundle import open_bundle
+from sdrpn.bundle.work import cpu_step_bytes, prefill_operations
+from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.method.spec import ModelSpec
+
+# Of the model of the tests: a layer's projections, and a row of keys and values of all layers.
+LAYER = 4 * 64 * 64 + 3 * 64 * 96
+CACHE_ROW = 2 * 4 * 64
+
+
+def test_a_step_reads_weights_and_caches(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    variant = bundle.variant("fused-fp32")
+    matrices = 4 * (4 * LAYER + 96 * 64)
+    norms = 12544 + 16640  # two of each layer and the last one, each at the start of a page
+    assert cpu_step_bytes(bundle, variant, 100) == matrices + norms + 4 * 100 * CACHE_ROW
+
+
+def test_matrices_in_fp16_count_as_what_they_become(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions("int4", "fused"))
+    bundle = open_bundle(tmp_path / "bundle")
+    sizes = {
+        file: bundle.manifest.files[file].size_bytes
+        for name in ("trunk", "tail")
+        for file in bundle.variant("fused-int4-cpu").graphs[name].weights
+    }
+    head = sizes["weights/head.fp16.bin"]
+    assert head == 2 * 96 * 64
+    expected = sum(sizes.values()) + head + 4 * 10 * CACHE_ROW
+    assert cpu_step_bytes(bundle, bundle.variant("fused-int4-cpu"), 10) == expected
+
+
+def test_a_prefill_multiplies_all_rows_but_those_that_nothing_needs(tiny_spec: ModelSpec) -> None:
+    head, keys = 96 * 64, 2 * 64 * 64
+    attention = 4 * 64  # of a pair of rows: scores and weighted values
+    assert prefill_operations(tiny_spec, 1) == 2 * (4 * LAYER + head) + 4 * attention
+    rows, pairs = 10, 55
+    products = 3 * LAYER * rows + keys * rows + (LAYER - keys) + head
+    assert prefill_operations(tiny_spec, rows) == 2 * products + attention * (3 * pairs + rows)
+
+
+def test_query_heads_that_share_key_heads(tiny_spec: ModelSpec) -> None:
+    shared = dataclasses.replace(tiny_spec, llm=dataclasses.replace(tiny_spec.llm, kv_heads=2))
+    saved = prefill_operations(tiny_spec, 10) - prefill_operations(shared, 10)
+    assert saved == 2 * 4 * 10 * (2 * 32 * 64)
