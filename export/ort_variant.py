@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sdrpn.errors import BadInput
 
-__all__ = ["group_query_graph", "mapped_bytes"]
+__all__ = ["group_query_graph", "mapped_bytes", "use_group_query"]
 
 _DOMAIN = "com.microsoft"
 # Operators between the packed projection and an attention's query, besides the split after the rotation.
@@ -41,19 +41,25 @@ class _Attention:
 
 
 def group_query_graph(path: Path) -> bytes:
-    """The graph at `path` with its attentions replaced; weights stay in their files.
+    """The graph at `path` with its attentions replaced; weights stay in their files. Raises: as `use_group_query`"""
+    model = ir.load(path)
+    use_group_query(model, str(path))
+    return bytes(ir.to_proto(model).SerializeToString())
 
+
+def use_group_query(model: ir.Model, name: str) -> None:
+    """Replace a graph's attentions; weights stay in their files.
+
+    Args: name: of the graph, for messages
     Raises: BadInput if the graph has no attention of this form
     """
-    model = ir.load(path)
     attentions = (_attention(node) for node in model.graph if node.op_type == "Attention" and len(node.inputs) > 3)
     found = [attention for attention in attentions if attention is not None]
     if not found:
-        raise BadInput(f"{path} has no attention with caches as the dialect fused writes it; nothing to replace")
+        raise BadInput(f"{name} has no attention with caches as the dialect fused writes it; nothing to replace")
     _replace(model.graph, found)
     model.opset_imports[_DOMAIN] = 1
     RemoveUnusedNodesPass()(model)
-    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def mapped_bytes(path: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-__all__ = ["multi_head_graph"]
+__all__ = ["multi_head_graph", "use_multi_head"]
 
 _DOMAIN = "com.microsoft"
 
@@ -33,14 +33,19 @@ class _Attention:
 def multi_head_graph(path: Path) -> bytes | None:
     """The graph at `path` with these attentions replaced; weights stay in their files. None: it has none of them."""
     model = ir.load(path)
+    return bytes(ir.to_proto(model).SerializeToString()) if use_multi_head(model) else None
+
+
+def use_multi_head(model: ir.Model) -> bool:
+    """Replace these attentions; weights stay in their files. Returns whether there was one."""
     found = [attention for node in model.graph if (attention := _attention(node)) is not None]
     if not found:
-        return None
+        return False
     for attention in found:
         _replace(model.graph, attention)
     model.opset_imports[_DOMAIN] = 1
     RemoveUnusedNodesPass()(model)
-    return bytes(ir.to_proto(model).SerializeToString())
+    return True
 
 
 def _attention(node: ir.Node) -> _Attention | None:

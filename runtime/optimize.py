@@ -22,7 +22,7 @@ from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBacken
 from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array
 
-__all__ = ["save_graph"]
+__all__ = ["save_graph", "values_changed"]
 
 _ROWS, _CACHE_ROWS, _SEED = 3, 64, 0
 _OTHER_EXTENT = 16  # of what a family counts in its looks, such as patches: several image tokens
@@ -55,6 +55,33 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
                 f"{name} of the {graph.name} graph changed when it was saved; is the disk full or damaged? "
                 "Free some space and try again"
             )
+
+
+def values_changed(graph: GraphInfo, model: Path, changed: bytes, weights: Path, threads: int | None = None) -> float:
+    """How far a rewritten graph's results are from the original's on random rows: a share of their spread.
+
+    Caches do not count. Args: weights: as in `save_graph`
+    Raises: BadBundle if ONNX Runtime refuses one of them
+    """
+    before, after = (_results(graph, content, weights, threads) for content in (model.read_bytes(), changed))
+    caches = {tensor.name for tensor in graph.outputs if tensor.is_cache}
+    return max(
+        float(np.sqrt(np.mean(np.square(after[name] - values))) / (np.std(values) or 1))
+        for name, values in before.items()
+        if name not in caches
+    )
+
+
+def _results(graph: GraphInfo, content: bytes, weights: Path, threads: int | None) -> dict[str, Array]:
+    backend = OnnxRuntimeBackend("onnxruntime", threads)
+    content, weights = graph_with_real_files(content, weights) or (content, weights)
+    options = session_options(backend.threads)
+    options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(weights))
+    session = load_session(content, f"the {graph.name} graph", options, ["CPUExecutionProvider"])
+    runner = backend.runner(graph, session)
+    found = run_on_arrays(backend, runner, _trial(graph))
+    runner.close()
+    return {name: array.astype(np.float32) for name, array in found.items()}
 
 
 def _saving(options: onnxruntime.SessionOptions, weights: Path, out: Path) -> onnxruntime.SessionOptions:

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdrpn.bundle.bundle import Bundle, FileInfo, Variant
@@ -50,6 +50,8 @@ class OptimizedManifest:
     graphs: Mapping[str, str]  # graph -> its file
     files: Mapping[str, FileInfo]
     mapped_bytes: int  # of all weights in the layout that is used: what stays in memory
+    # Parts whose floats became 8 bits -> how far the results of their graph are from before: a share of their spread.
+    int8: Mapping[str, float] = field(default_factory=dict)
     format_version: int = OPTIMIZED_FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from sdrpn.terminal.argument_types import some_names
 from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
 from sdrpn.terminal.model_folders import add_model_options
 
@@ -23,6 +24,7 @@ bundle's own graphs are used, with a warning.
 
   sdrpn optimize bundle
   sdrpn optimize bundle --variant fused-int4-cpu
+  sdrpn optimize bundle --variant fused-int4-cpu --int8 lm_head,rpn,vision    # the least memory
 """
 
 
@@ -37,6 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("group-query", "standard"),
         help="standard: keep attention as exported (default: group-query; standard for the dialect primitive, for "
         "caches in 8 bits and for variants that compute in fp16)",
+    )
+    parser.add_argument(
+        "--int8",
+        metavar="A,B",
+        type=some_names,
+        default=(),
+        help="of lm_head, rpn and vision: put in 8 bits what the bundle has in floats, unless that changes the results "
+        "of its graph by more than 5 %% of their spread; half to a quarter of the memory (default: none)",
     )
     add_threads_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
@@ -54,5 +64,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(saved.to_json())
         return 0
-    print_text(saved.text)
+    print_text("\n".join(saved.lines))
     return 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrpn.bundle.bundle import Bundle, FileInfo, Variant, file_digest, open_bundle
+from sdrpn.bundle.bundle import Bundle, FileInfo, GraphInfo, Variant, file_digest, open_bundle
 from sdrpn.bundle.graphs import graph_named
 from sdrpn.bundle.memory import cpu_needs
 from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, optimized_folder, source_digest
@@ -23,7 +24,16 @@ from sdrpn.host.sizes import text_from_bytes
 from sdrpn.runtime.backends import onnxruntime_version
 from sdrpn.runtime.select import graph_variant
 
-__all__ = ["ATTENTIONS", "OptimizeRequest", "OptimizedGraphs", "optimize", "optimize_bundle"]
+__all__ = ["ATTENTIONS", "INT8_PARTS", "OptimizeRequest", "OptimizedGraphs", "optimize", "optimize_bundle"]
+
+# Parts that exports keep in floats -> their graphs, and the weights that are meant; None: all matrices.
+INT8_PARTS: dict[str, tuple[tuple[str, ...], frozenset[str] | None]] = {
+    "lm_head": (("tail",), frozenset({"llm.head.weight"})),
+    "rpn": (("rpn", "gate"), None),
+    "vision": (("vision",), None),
+}
+# As much as 8 bits may change the results of a graph, as a share of their spread.
+_MOST_CHANGED = 0.05
 
 GROUP_QUERY, STANDARD = ATTENTIONS = ("group-query", "standard")
 
@@ -38,11 +48,17 @@ class OptimizeRequest(CheckedFields):
     # replace the exported attention.
     attention: str | None = None
     threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
+    int8: tuple[str, ...] = ()  # some of INT8_PARTS: in 8 bits what is in floats, where that changes little
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.attention not in (None, *ATTENTIONS):
             raise BadInput(f"attention is {self.attention!r}; expected {' or '.join(ATTENTIONS)}")
+        strange = [part for part in self.int8 if part not in INT8_PARTS]
+        if strange:
+            raise BadInput(
+                f"there is no part {', '.join(strange)} to put in 8 bits; expected some of {', '.join(INT8_PARTS)}"
+            )
         if self.threads is not None and self.threads < 1:
             raise BadInput(f"threads is {self.threads}; expected a whole number of at least 1")
 
@@ -54,6 +70,7 @@ class OptimizedGraphs:
     folder: Path
     manifest: OptimizedManifest
     seconds: float
+    left: Mapping[str, float] = field(default_factory=dict)  # parts that stay in floats, and what 8 bits would change
 
     @property
     def size_bytes(self) -> int:
@@ -70,10 +87,27 @@ class OptimizedGraphs:
             f"{size} on disk, {mapped} of it mapped in use"
         )
 
+    @property
+    def lines(self) -> list[str]:
+        """The text, and what became of the parts that were to be in 8 bits."""
+        changed = [f"{part} in 8 bits, which changes its results by {share:.1%}" for part, share in self._changes]
+        left = [f"{part} stays in floats: 8 bits would change its results by {x:.1%}" for part, x in self.left.items()]
+        return [self.text, *changed, *left]
+
+    @property
+    def _changes(self) -> list[tuple[str, float]]:
+        return sorted(self.manifest.int8.items())
+
     def to_json(self) -> dict[str, Any]:
         """The manifest's entries, and folder, seconds and size_bytes."""
         entries = dataclasses.asdict(self.manifest)
-        return {**entries, "folder": self.folder, "seconds": self.seconds, "size_bytes": self.size_bytes}
+        return {
+            **entries,
+            "folder": self.folder,
+            "seconds": self.seconds,
+            "size_bytes": self.size_bytes,
+            "left": self.left,
+        }
 
 
 def optimize_bundle(
@@ -82,6 +116,7 @@ def optimize_bundle(
     variant: str | None = None,
     attention: str | None = None,
     threads: int | None = None,
+    int8: tuple[str, ...] = (),
     progress: Advance = unseen,
 ) -> OptimizedGraphs:
     """Let ONNX Runtime optimise a variant's graphs for this CPU; sessions take the result from then on.
@@ -95,6 +130,8 @@ def optimize_bundle(
         attention: "group-query", ONNX Runtime's own operator, or "standard", as exported; None: the operator where it
             can replace the exported attention
         threads: of the CPU; None: one per free core, and a single one for a small model
+        int8: of "lm_head", "rpn" and "vision", what is put in 8 bits although the bundle has it in floats, unless that
+            changes the results of its graph by more than 5 % of their spread
         progress: called with the number of graphs saved so far, and of all
 
     Raises:
@@ -103,7 +140,7 @@ def optimize_bundle(
         MissingDependency: the extra `export` is not installed
         RunFailed: the saved graphs compute something else; nothing is kept
     """
-    return optimize(OptimizeRequest(bundle, variant, attention, threads), progress)
+    return optimize(OptimizeRequest(bundle, variant, attention, threads, int8), progress)
 
 
 def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedGraphs:
@@ -122,10 +159,10 @@ def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedG
     # As they are and in the layout of kernels: about twice what they take in memory.
     require_free_space(folder, 2 * cpu_needs(bundle, variant, context=1).weights_bytes)
     with replacing_directory(folder, exist_ok=True) as work:
-        graphs = _save_all(bundle, variant, work, attention, request.threads, progress)
-        manifest = _manifest(bundle, variant, work, attention, graphs)
+        made = _save_all(bundle, variant, work, attention, request, progress)
+        manifest = _manifest(bundle, variant, work, attention, made)
         (work / OPTIMIZED_NAME).write_text(manifest.to_text(), encoding="utf-8")
-    return OptimizedGraphs(folder, manifest, round(time.perf_counter() - start_s, 1))
+    return OptimizedGraphs(folder, manifest, round(time.perf_counter() - start_s, 1), made.left)
 
 
 def _attention(variant: Variant, asked: str | None) -> str:
@@ -147,29 +184,71 @@ def _obstacle(variant: Variant) -> str | None:
     return None
 
 
+@dataclass
+class _Saved:
+    """What was saved so far."""
+
+    files: dict[str, str] = field(default_factory=dict)  # by graph
+    int8: dict[str, float] = field(default_factory=dict)
+    left: dict[str, float] = field(default_factory=dict)
+
+
 def _save_all(
-    bundle: Bundle, variant: Variant, work: Path, attention: str, threads: int | None, progress: Advance
-) -> dict[str, str]:
-    """Save all graphs: graph -> its file."""
-    from sdrpn.export.ort_variant import group_query_graph
-    from sdrpn.export.ort_vision import multi_head_graph
+    bundle: Bundle, variant: Variant, work: Path, attention: str, request: OptimizeRequest, progress: Advance
+) -> _Saved:
     from sdrpn.runtime.optimize import save_graph
 
-    saved: dict[str, str] = {}
+    saved = _Saved()
     for name, graph in variant.graphs.items():
         path = bundle.file(graph.file)
-        rewritten: bytes | None = None
-        if attention == GROUP_QUERY and graph_named(name).attentions(bundle.spec):  # a probe has none
-            rewritten = group_query_graph(path) if graph_named(name).has_caches else multi_head_graph(path)
-        save_graph(graph, rewritten or path, bundle.path, work / f"{name}.onnx", threads)
-        saved[name] = f"{name}.onnx"
-        progress(len(saved), len(variant.graphs))
+        own = attention if graph_named(name).attentions(bundle.spec) else STANDARD  # a probe has none
+        rewritten = _in_eight_bits(bundle, graph, own, request, saved)
+        if rewritten is None and own == GROUP_QUERY:
+            rewritten = _rewritten(path, graph, own)
+        save_graph(graph, rewritten or path, bundle.path, work / f"{name}.onnx", request.threads)
+        saved.files[name] = f"{name}.onnx"
+        progress(len(saved.files), len(variant.graphs))
     return saved
 
 
-def _manifest(
-    bundle: Bundle, variant: Variant, work: Path, attention: str, graphs: dict[str, str]
-) -> OptimizedManifest:
+def _rewritten(path: Path, graph: GraphInfo, attention: str, weights: frozenset[str] | None = frozenset()) -> bytes:
+    """A graph with ONNX Runtime's own attention if that is asked for, and some weights in 8 bits; None: all of them."""
+    import onnx_ir
+
+    from sdrpn.export.eight_bits import use_eight_bits
+    from sdrpn.export.ort_variant import use_group_query
+    from sdrpn.export.ort_vision import use_multi_head
+
+    model = onnx_ir.load(path)
+    if attention == GROUP_QUERY and graph_named(graph.name).has_caches:
+        use_group_query(model, str(path))
+    elif attention == GROUP_QUERY:
+        use_multi_head(model)
+    if weights is None or weights:
+        use_eight_bits(model, weights)
+    return bytes(onnx_ir.to_proto(model).SerializeToString())
+
+
+def _in_eight_bits(
+    bundle: Bundle, graph: GraphInfo, attention: str, request: OptimizeRequest, saved: _Saved
+) -> bytes | None:
+    """The graph with the parts in 8 bits that were asked for; None where it has none, or they would change too much."""
+    from sdrpn.runtime.optimize import values_changed
+
+    for part in request.int8:
+        graphs, weights = INT8_PARTS[part]
+        if graph.name not in graphs:
+            continue
+        path = bundle.file(graph.file)
+        content = _rewritten(path, graph, attention, weights)
+        changed = values_changed(graph, path, content, bundle.path, request.threads)
+        of = saved.int8 if changed <= _MOST_CHANGED else saved.left
+        of[part if weights else graph.name] = changed
+        return content if changed <= _MOST_CHANGED else None
+    return None
+
+
+def _manifest(bundle: Bundle, variant: Variant, work: Path, attention: str, saved: _Saved) -> OptimizedManifest:
     from sdrpn.export.ort_variant import mapped_bytes
 
     cpu = read_cpu()
@@ -181,7 +260,8 @@ def _manifest(
         cpu_sha256=cpu.digest,
         attention=attention,
         source_sha256=source_digest(bundle, variant),
-        graphs=graphs,
+        graphs=saved.files,
         files={name: FileInfo((work / name).stat().st_size, file_digest(work / name)) for name in names},
-        mapped_bytes=sum(mapped_bytes(work / file) for file in graphs.values()),
+        mapped_bytes=sum(mapped_bytes(work / file) for file in saved.files.values()),
+        int8=saved.int8,
     )

@@ -24,6 +24,7 @@ from sdrpn.runtime import select as runtime_choice
 from sdrpn.runtime.backends.external_data import with_files
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
 from sdrpn.runtime.optimize import save_graph
+from sdrpn.workflows import graph_optimization
 from tests.cli.command import Command, refusal
 from tests.damage import edit_json
 from tests.pictures import photo
@@ -87,6 +88,32 @@ def test_what_is_reported(sdrpn: Command, bundle: Path) -> None:
         "this machine's CPU, optimized graphs",
         report["mapped_bytes"],
     )
+
+
+class TestEightBits:
+    def test_parts_in_floats_become_8_bits_where_that_changes_little(
+        self, sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Random weights without redundancy: the effect of 8 bits is there, and small."""
+        plain = json.loads(sdrpn("optimize", bundle, "--threads", 1, "--variant", INT4, "--json").out)
+        assert plain["int8"] == {}
+        parts = ("--int8", "lm_head,rpn,vision")
+        report = json.loads(sdrpn("optimize", bundle, "--threads", 1, "--variant", INT4, *parts, "--json").out)
+        assert report["int8"].keys() == {"lm_head", "rpn", "vision"}
+        assert all(0 < share < 0.05 for share in report["int8"].values())
+        assert report["left"] == {}
+        assert report["mapped_bytes"] < plain["mapped_bytes"]
+        with Session.open(bundle, variant=INT4, threads=1) as session:
+            assert session.backend_note is None
+            session.answer_ids(photo(), BEFORE, AFTER, max_new_tokens=2)
+        monkeypatch.setattr(graph_optimization, "_MOST_CHANGED", min(report["int8"].values()) * 1.001)
+        outcome = sdrpn("optimize", bundle, "--threads", 1, "--variant", INT4, *parts)
+        assert outcome.out.count("stays in floats: 8 bits would change its results by") == 2
+        assert outcome.out.count("in 8 bits, which changes its results by") == 1
+
+    def test_a_part_that_does_not_exist(self, sdrpn: Command, bundle: Path) -> None:
+        told = refusal(sdrpn("optimize", bundle, "--int8", "head"))
+        assert "there is no part head to put in 8 bits; expected some of lm_head, rpn, vision" in told
 
 
 class TestWhereItFits:
