@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         type=some_names,
         default=(),
-        help="of lm_head, rpn and vision: put in 8 bits what the bundle has in floats, unless that changes the results "
+        help="parts of lm_head,rpn,vision: in 8 bits what the bundle has in floats, unless that changes the results "
         "of its graph by more than 5 %% of their spread; half to a quarter of the memory (default: none)",
     )
     add_threads_argument(parser)
