@@ -22,7 +22,7 @@ from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBacken
 from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array
 
-__all__ = ["save_graph", "values_changed"]
+__all__ = ["save_graph", "trial_feeds", "values_changed"]
 
 _ROWS, _CACHE_ROWS, _SEED = 3, 64, 0
 _OTHER_EXTENT = 16  # of what a family counts in its looks, such as patches: several image tokens
@@ -43,7 +43,7 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
     session = load_session(content, f"the {graph.name} graph", options, ["CPUExecutionProvider"])
     runner = backend.runner(graph, session)
     del session
-    feeds = _trial(graph)
+    feeds = trial_feeds(graph)
     before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
     runner.close()
     saved = dataclasses.replace(graph, weights=(f"{out.name}.data",))
@@ -79,7 +79,7 @@ def _results(graph: GraphInfo, content: bytes, weights: Path, threads: int | Non
     options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(weights))
     session = load_session(content, f"the {graph.name} graph", options, ["CPUExecutionProvider"])
     runner = backend.runner(graph, session)
-    found = run_on_arrays(backend, runner, _trial(graph))
+    found = run_on_arrays(backend, runner, trial_feeds(graph))
     runner.close()
     return {name: array.astype(np.float32) for name, array in found.items()}
 
@@ -98,7 +98,7 @@ def _saving(options: onnxruntime.SessionOptions, weights: Path, out: Path) -> on
     return options
 
 
-def _trial(graph: GraphInfo) -> Mapping[str, Array]:
+def trial_feeds(graph: GraphInfo) -> Mapping[str, Array]:
     """Inputs for a few rows at the start of zeroed caches."""
     extents = {"batch": 1, "images": 1, "sequence": _ROWS, "cache_length": _CACHE_ROWS}
     rng = np.random.default_rng(_SEED)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.graphs import Parts, graphs_of
-from sdrpn.bundle.optimized import OptimizedSet, find_optimized
+from sdrpn.bundle.memory import usual_context
+from sdrpn.bundle.optimized import OptimizedSet, find_optimized, libraries_with_graphs
 from sdrpn.errors import BadInput, EngineMismatch
-from sdrpn.host.machine import read_cpu
-from sdrpn.runtime.backends.info import BackendInfo
+from sdrpn.host.machine import read_available_memory, read_cpu
+from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
 from sdrpn.runtime.backends.onnxruntime_info import CPU, onnxruntime_version
-from sdrpn.runtime.backends.openvino_info import OPENVINO, is_faster
+from sdrpn.runtime.backends.openvino_info import OPENVINO, is_faster, openvino_version
 from sdrpn.runtime.backends.registry import AUTOMATIC, BACKENDS, backend_info, graph_backends
 from sdrpn.runtime.engines.engine_set import EngineSet, engine_set, engine_sets
 from sdrpn.runtime.engines.platform import read_platform
@@ -104,20 +105,21 @@ def choose_optimized(
 
     Raises: BadBundle if their files were changed
     """
-    if info is not CPU or not (bundle.path / "optimized").is_dir():
+    if info not in (CPU, OPENVINO) or info.name not in libraries_with_graphs(bundle):
         return None, None
-    found, note = find_optimized(bundle, variant, onnxruntime_version(), read_cpu())
+    version = onnxruntime_version() if info is CPU else openvino_version()
+    found, note = find_optimized(bundle, variant, version, read_cpu(), info.name)
     if found is not None:
         found.verify(large=verify)
     return found, note
 
 
-def mapped_weights_bytes(bundle: Bundle, variant: Variant, parts: Parts = "all") -> int | None:
+def mapped_weights_bytes(bundle: Bundle, variant: Variant, parts: Parts = "all", info: BackendInfo = CPU) -> int | None:
     """Bytes of the weights of the graphs that `choose_optimized` would choose on a CPU; None if there are none.
 
     Args: parts: "look": the share of the graphs that it loads, by their sizes on disk
     """
-    found, _ = choose_optimized(bundle, variant, verify=False)
+    found, _ = choose_optimized(bundle, variant, info, verify=False)
     if found is None:
         return None
     wanted = {graph.name for graph in graphs_of(bundle.spec, parts)}
@@ -178,11 +180,23 @@ def _automatic(
 
 
 def _graph_backend(bundle: Bundle, variant: str | None) -> BackendInfo:
-    """The backend that runs graphs without being asked for: the fastest one on a CPU.
+    """The backend that runs graphs without being asked for: the fastest one on a CPU that has the memory for it.
 
     Graphs that were saved for this machine are used with the library that saved them.
     """
-    return OPENVINO if is_faster(bundle, variant) and not (bundle.path / "optimized").is_dir() else graph_backends()[0]
+    saved = libraries_with_graphs(bundle)
+    if saved and OPENVINO.name not in saved:
+        return graph_backends()[0]
+    return OPENVINO if is_faster(bundle, variant) and _fits(bundle, variant) else graph_backends()[0]
+
+
+def _fits(bundle: Bundle, variant: str | None) -> bool:
+    """Whether a question with a crop fits into this machine's memory with OpenVINO, which takes more."""
+    available = read_available_memory()
+    chosen = graph_variant(bundle, variant, info=OPENVINO)
+    mapped = mapped_weights_bytes(bundle, chosen, info=OPENVINO)
+    request = MemoryRequest(usual_context(bundle.spec, bundle.manifest.max_context), mapped_bytes=mapped)
+    return available is None or OPENVINO.needs(bundle, chosen, request).total_bytes <= available
 
 
 def _sets(bundle: Bundle, parts: Parts) -> tuple[EngineSet, ...]:

@@ -13,6 +13,7 @@ import onnxruntime
 
 from sdrpn.bundle.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadBundle, Cancelled, MissingDependency, RunFailed, SdrpnError
+from sdrpn.host.freed_memory import trim_heap
 from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.threads import CpuThreads, choose_threads
@@ -111,6 +112,7 @@ class OnnxRuntimeBackend:
         if self._optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = load_session(_source(path, graph.weights, options), str(path), options, self._providers)
+        trim_heap()
         _require_declared(path, graph, session)
         if self._device == "cuda":
             require_cuda(session, graph.name)

@@ -13,6 +13,7 @@ import openvino
 
 from sdrpn.bundle.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadBundle, BadInput, Cancelled, RunFailed, SdrpnError
+from sdrpn.host.freed_memory import drop_file_pages, trim_heap
 from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.threads import choose_threads
@@ -86,7 +87,9 @@ class OpenVinoBackend:
             BadBundle: the library refuses the graph, or it does not match `graph`
             RunFailed: not enough memory
         """
-        require_files(path, path.read_bytes(), graph.weights, _LIBRARY)
+        saved = path.suffix == ".xml"  # by `sdrpn optimize --for openvino`, with its weights beside it
+        if not saved:
+            require_files(path, path.read_bytes(), graph.weights, _LIBRARY)
         try:
             model = self._core.read_model(path)
             caches = use_pages(model, graph.name) if self.device.paged else return_rows(model)
@@ -96,6 +99,9 @@ class OpenVinoBackend:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and its subclasses, and Python's own of a bad file
             raise _loading_error(path, error) from error
+        # What kernels have packed is not read again, and what the library has freed is of no use to it.
+        drop_file_pages([path.with_suffix(".bin")] if saved else [path.parent / file for file in graph.weights])
+        trim_heap()
         _require_declared(path, graph, compiled.model, caches)
         return OpenVinoRunner(graph, path, compiled, caches, self)
 

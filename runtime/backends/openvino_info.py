@@ -16,7 +16,7 @@ from sdrpn.host.threads import SMALL_MATRIX
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest, OpenOptions, Readiness
 from sdrpn.runtime.backends.runner import Backend
 
-__all__ = ["OPENVINO", "is_faster"]
+__all__ = ["OPENVINO", "is_faster", "openvino_version"]
 
 _NAME, _CPU = "openvino", "CPU"
 # Where it was measured to be faster, as platform.machine() calls it.
@@ -40,6 +40,14 @@ def is_faster(bundle: Bundle, variant: str | None, version_of: VersionOf = insta
     if not any(not _is_refused(each) for name, each in variants.items() if variant in (None, name)):
         return False
     return read_extras(version_of=lambda name: version_of(name) if name == _NAME else None)[_NAME].complete
+
+
+def openvino_version() -> str:
+    """The installed version. Raises: MissingDependency where it is not installed"""
+    version = installed_version(_NAME)
+    if version is None:
+        raise MissingDependency(f"OpenVINO is not installed; install it: {install_command(_NAME)}")
+    return version
 
 
 def _open(options: OpenOptions) -> Backend:
@@ -108,8 +116,14 @@ def _preference(variant: Variant) -> tuple[object, ...]:
 
 
 def _memory(bundle: Bundle, variant: Variant, request: MemoryRequest) -> MemoryNeeds:
-    """As with ONNX Runtime, but floats are there twice: as converted from the graph, and as kernels pack them."""
-    needs = cpu_needs(bundle, variant, context=request.context, batch=request.batch, mapped_bytes=None)
+    """As with ONNX Runtime, but floats are there twice: as converted from the graph, and as kernels pack them.
+
+    Of graphs that were saved for this machine they are mapped, and there once.
+    """
+    mapped = request.mapped_bytes
+    needs = cpu_needs(bundle, variant, context=request.context, batch=request.batch, mapped_bytes=mapped)
+    if mapped is not None:
+        return needs
     return dataclasses.replace(needs, weights_bytes=_WEIGHT_COPIES * needs.weights_bytes)
 
 

@@ -1,9 +1,9 @@
-"""The manifest of graphs that ONNX Runtime saved for one machine. Imports no ONNX Runtime and runs nothing.
+"""The manifest of graphs that a library saved for one machine. Imports no such library and runs nothing.
 
-BUNDLE/optimized/VARIANT/ort-VERSION-CPU/
+BUNDLE/optimized/VARIANT/ort-VERSION-CPU/ or openvino-VERSION-CPU/
 ├── optimized.json                 library, processor and files; a folder without it is ignored
-├── trunk.onnx ...                 one graph a file
-└── trunk.onnx.data ...            its weights, in the layout of the library's kernels
+├── trunk.onnx or trunk.xml ...    one graph a file
+└── trunk.onnx.data ...            its weights, in the layout of the kernels; or trunk.bin, in OpenVINO's types
 
 The bundle's own graphs remain the source: these are made from them and can be deleted.
 """
@@ -29,12 +29,15 @@ __all__ = [
     "OptimizedManifest",
     "OptimizedSet",
     "find_optimized",
+    "libraries_with_graphs",
     "optimized_folder",
     "source_digest",
 ]
 
 OPTIMIZED_NAME = "optimized.json"
-OPTIMIZED_FORMAT_VERSION = 1
+OPTIMIZED_FORMAT_VERSION = 2
+# Libraries that save graphs -> how names of folders begin, and how files of graphs end.
+_LIBRARIES = {"onnxruntime": ("ort", ".onnx"), "openvino": ("openvino", ".xml")}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class OptimizedManifest:
     """The content of `optimized.json`."""
 
     variant: str
-    onnxruntime: str  # version
+    version: str  # of the library
     cpu: str  # model
     cpu_sha256: str
     attention: str  # "group-query" or "standard"
@@ -52,12 +55,16 @@ class OptimizedManifest:
     mapped_bytes: int  # of all weights in the layout that is used: what stays in memory
     # Parts whose floats became 8 bits -> how far the results of their graph are from before: a share of their spread.
     int8: Mapping[str, float] = field(default_factory=dict)
+    library: str = "onnxruntime"  # the name of its backend
     format_version: int = OPTIMIZED_FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        if self.library not in _LIBRARIES:
+            raise BadInput(f"library is {shown(self.library)}; expected one of {', '.join(_LIBRARIES)}")
+        _, ending = _LIBRARIES[self.library]
         for graph, file in self.graphs.items():
-            if file not in self.files or not file.endswith(".onnx"):
-                raise BadInput(f"graphs.{graph} is {shown(file)}; expected a listed file that ends in .onnx")
+            if file not in self.files or not file.endswith(ending):
+                raise BadInput(f"graphs.{graph} is {shown(file)}; expected a listed file that ends in {ending}")
         for file in self.files:
             if "/" in file:
                 raise BadInput(f"files has {shown(file)}; expected names of files in the same folder")
@@ -91,7 +98,8 @@ class OptimizedSet:
     def weights_bytes(self, graph: str) -> int:
         """Sizes of the files that hold this graph's weights; 0 where they are in the graph itself."""
         name = self.manifest.graphs[graph]
-        return sum(info.size_bytes for file, info in self.manifest.files.items() if file.startswith(f"{name}."))
+        others = ((file, info) for file, info in self.manifest.files.items() if file != name)
+        return sum(info.size_bytes for file, info in others if file.startswith(f"{graph}."))
 
     def variant(self, bundle: Variant) -> Variant:
         """The bundle's variant, with the weight files of these graphs."""
@@ -109,9 +117,15 @@ class OptimizedSet:
         listed.verify(files, large=large)
 
 
-def optimized_folder(bundle: Bundle, variant: Variant, onnxruntime: str, cpu: Cpu) -> Path:
-    """The folder of the graphs for this library on this processor."""
-    return bundle.path / "optimized" / variant.name / f"ort-{onnxruntime}-{cpu.digest[:12]}"
+def optimized_folder(bundle: Bundle, variant: Variant, version: str, cpu: Cpu, library: str = "onnxruntime") -> Path:
+    """The folder of the graphs for this release of a library on this processor."""
+    return bundle.path / "optimized" / variant.name / f"{_LIBRARIES[library][0]}-{version}-{cpu.digest[:12]}"
+
+
+def libraries_with_graphs(bundle: Bundle) -> frozenset[str]:
+    """The libraries that have saved graphs of a bundle, for whatever machine."""
+    names = {path.name.partition("-")[0] for path in bundle.path.glob("optimized/*/*")}
+    return frozenset(library for library, (beginning, _) in _LIBRARIES.items() if beginning in names)
 
 
 def source_digest(bundle: Bundle, variant: Variant) -> str:
@@ -122,23 +136,23 @@ def source_digest(bundle: Bundle, variant: Variant) -> str:
 
 
 def find_optimized(
-    bundle: Bundle, variant: Variant, onnxruntime: str, cpu: Cpu
+    bundle: Bundle, variant: Variant, version: str, cpu: Cpu, library: str = "onnxruntime"
 ) -> tuple[OptimizedSet | None, str | None]:
     """The graphs that fit, or None; and why existing graphs of this variant are not used, if there are any.
 
     Raises: BadBundle for a manifest that is damaged, or that is or leads outside of the bundle
     """
-    folder = optimized_folder(bundle, variant, onnxruntime, cpu)
+    folder = optimized_folder(bundle, variant, version, cpu, library)
     path = folder / OPTIMIZED_NAME
     if not path.exists():
-        others = sorted(path.parent.name for path in folder.parent.glob(f"*/{OPTIMIZED_NAME}"))
+        others = sorted(path.parent.name for path in folder.parent.glob(f"{_LIBRARIES[library][0]}-*/{OPTIMIZED_NAME}"))
         note = f"the optimized graphs are for {', '.join(others)}, not for {folder.name}; {_advice(folder)}"
         return None, note if others else None
     real_file(folder, bundle.roots, BadBundle)
     value = read_manifest(path, bundle.roots, _advice(folder))
-    version = value.get("format_version") if isinstance(value, dict) else None
-    if version != OPTIMIZED_FORMAT_VERSION:
-        return None, f"{folder} has format version {shown(version)}; {_advice(folder)}"
+    form = value.get("format_version") if isinstance(value, dict) else None
+    if form != OPTIMIZED_FORMAT_VERSION:
+        return None, f"{folder} has format version {shown(form)}; {_advice(folder)}"
     try:
         manifest = OptimizedManifest.from_json(value)
     except BadInput as error:
@@ -150,4 +164,5 @@ def find_optimized(
 
 def _advice(folder: Path) -> str:
     bundle, variant = folder.parents[2], folder.parent.name
-    return f"make them again: sdrpn optimize {bundle} --variant {variant} (or run without them: optimized=False)"
+    end = " --for openvino" if folder.name.startswith("openvino-") else ""
+    return f"make them again: sdrpn optimize {bundle} --variant {variant}{end} (or run without them: optimized=False)"

@@ -19,12 +19,16 @@ use, not on the length of the KV cache. Weights are saved in the layout of the k
 share one copy, which the system can drop when memory is short. On disk they take two to three times the size of the
 bundle's own weights.
 
-The result fits one version of ONNX Runtime on one processor model. With another one, or after another export, the
+With --for openvino they are saved in OpenVINO's own form: read without conversion, with weights that are mapped, which
+it would otherwise hold twice where they are floats.
+
+The result fits one version of the library on one processor model. With another one, or after another export, the
 bundle's own graphs are used, with a warning.
 
   sdrpn optimize bundle
   sdrpn optimize bundle --variant fused-int4-cpu
   sdrpn optimize bundle --variant fused-int4-cpu --int8 lm_head,rpn,vision    # the least memory
+  sdrpn optimize bundle --variant fused-int4-cpu --for openvino
 """
 
 
@@ -33,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
     parser.add_argument(
         "--variant", metavar="NAME", help="variant to optimise (default: the one that suits a CPU best)"
+    )
+    parser.add_argument(
+        "--for",
+        dest="library",
+        choices=("onnxruntime", "openvino"),
+        default="onnxruntime",
+        help="the library that is to run them (default: onnxruntime)",
     )
     parser.add_argument(
         "--attention",

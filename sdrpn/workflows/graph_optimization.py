@@ -1,8 +1,9 @@
-"""Save a bundle's graphs as ONNX Runtime optimises them for this machine's CPU, in the bundle."""
+"""Save a bundle's graphs for this machine's CPU, in the form of a library that runs them, in the bundle."""
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,9 +23,11 @@ from sdrpn.host.machine import read_cpu
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.runtime.backends import onnxruntime_version
+from sdrpn.runtime.backends.openvino_info import openvino_version
+from sdrpn.runtime.backends.registry import BACKENDS
 from sdrpn.runtime.select import graph_variant
 
-__all__ = ["ATTENTIONS", "INT8_PARTS", "OptimizeRequest", "OptimizedGraphs", "optimize", "optimize_bundle"]
+__all__ = ["ATTENTIONS", "INT8_PARTS", "LIBRARIES", "OptimizeRequest", "OptimizedGraphs", "optimize", "optimize_bundle"]
 
 # Parts that exports keep in floats -> their graphs, and the weights that are meant; None: all matrices.
 INT8_PARTS: dict[str, tuple[tuple[str, ...], frozenset[str] | None]] = {
@@ -35,6 +38,7 @@ INT8_PARTS: dict[str, tuple[tuple[str, ...], frozenset[str] | None]] = {
 # As much as 8 bits may change the results of a graph, as a share of their spread.
 _MOST_CHANGED = 0.05
 
+ONNXRUNTIME, OPENVINO_NAME = LIBRARIES = ("onnxruntime", "openvino")
 GROUP_QUERY, STANDARD = ATTENTIONS = ("group-query", "standard")
 
 
@@ -49,11 +53,16 @@ class OptimizeRequest(CheckedFields):
     attention: str | None = None
     threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
     int8: tuple[str, ...] = ()  # some of INT8_PARTS: in 8 bits what is in floats, where that changes little
+    library: str = ONNXRUNTIME  # one of LIBRARIES
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.attention not in (None, *ATTENTIONS):
             raise BadInput(f"attention is {self.attention!r}; expected {' or '.join(ATTENTIONS)}")
+        if self.library not in LIBRARIES:
+            raise BadInput(f"library is {self.library!r}; expected {' or '.join(LIBRARIES)}")
+        if self.library == OPENVINO_NAME and self.attention is not None:
+            raise BadInput("attention is for ONNX Runtime: OpenVINO has one form", options=("attention",))
         strange = [part for part in self.int8 if part not in INT8_PARTS]
         if strange:
             raise BadInput(
@@ -81,9 +90,10 @@ class OptimizedGraphs:
     def text(self) -> str:
         """What was saved, and its size, in one line."""
         manifest = self.manifest
+        library = BACKENDS[manifest.library].library
         size, mapped = text_from_bytes(self.size_bytes), text_from_bytes(manifest.mapped_bytes)
         return (
-            f"{self.folder}: {manifest.variant} for ONNX Runtime {manifest.onnxruntime} on {manifest.cpu}, "
+            f"{self.folder}: {manifest.variant} for {library} {manifest.version} on {manifest.cpu}, "
             f"{size} on disk, {mapped} of it mapped in use"
         )
 
@@ -117,11 +127,12 @@ def optimize_bundle(
     attention: str | None = None,
     threads: int | None = None,
     int8: tuple[str, ...] = (),
+    library: str = ONNXRUNTIME,
     progress: Advance = unseen,
 ) -> OptimizedGraphs:
-    """Let ONNX Runtime optimise a variant's graphs for this CPU; sessions take the result from then on.
+    """Let a library optimise a variant's graphs for this CPU; sessions take the result from then on.
 
-    The result fits one release of ONNX Runtime on one processor model. Elsewhere, and after another export, the
+    The result fits one release of the library on one processor model. Elsewhere, and after another export, the
     bundle's own graphs are used.
 
     Args:
@@ -132,6 +143,7 @@ def optimize_bundle(
         threads: of the CPU; None: one per free core, and a single one for a small model
         int8: of "lm_head", "rpn" and "vision", what is put in 8 bits although the bundle has it in floats, unless that
             changes the results of its graph by more than 5 % of their spread
+        library: "onnxruntime", or "openvino": in its own form, with weights that are mapped and not converted again
         progress: called with the number of graphs saved so far, and of all
 
     Raises:
@@ -140,7 +152,7 @@ def optimize_bundle(
         MissingDependency: the extra `export` is not installed
         RunFailed: the saved graphs compute something else; nothing is kept
     """
-    return optimize(OptimizeRequest(bundle, variant, attention, threads, int8), progress)
+    return optimize(OptimizeRequest(bundle, variant, attention, threads, int8, library), progress)
 
 
 def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedGraphs:
@@ -149,18 +161,20 @@ def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedG
     require_not_shipped(path, f"optimise a copy of it: cp -r {path} bundle && sdrpn optimize bundle")
     bundle = open_bundle(path)
     bundle.require_graphs("to optimise them for this machine's CPU")
-    variant = graph_variant(bundle, request.variant)
-    attention = _attention(variant, request.attention)
+    info = BACKENDS[request.library]
+    version = onnxruntime_version() if info.name == ONNXRUNTIME else openvino_version()
+    variant = graph_variant(bundle, request.variant, info=info)
+    attention = _attention(variant, request.attention) if info.name == ONNXRUNTIME else STANDARD
     with importing_extra("export", "sdrpn optimize"):
         import sdrpn.export  # noqa: F401
-    folder = optimized_folder(bundle, variant, onnxruntime_version(), read_cpu())
+    folder = optimized_folder(bundle, variant, version, read_cpu(), info.name)
     bundle.verify(variant.files)
     start_s = time.perf_counter()
     # As they are and in the layout of kernels: about twice what they take in memory.
     require_free_space(folder, 2 * cpu_needs(bundle, variant, context=1).weights_bytes)
     with replacing_directory(folder, exist_ok=True) as work:
         made = _save_all(bundle, variant, work, attention, request, progress)
-        manifest = _manifest(bundle, variant, work, attention, made)
+        manifest = _manifest(bundle, variant, work, attention, made, version)
         (work / OPTIMIZED_NAME).write_text(manifest.to_text(), encoding="utf-8")
     return OptimizedGraphs(folder, manifest, round(time.perf_counter() - start_s, 1), made.left)
 
@@ -188,6 +202,7 @@ def _obstacle(variant: Variant) -> str | None:
 class _Saved:
     """What was saved so far."""
 
+    library: str
     files: dict[str, str] = field(default_factory=dict)  # by graph
     int8: dict[str, float] = field(default_factory=dict)
     left: dict[str, float] = field(default_factory=dict)
@@ -196,19 +211,37 @@ class _Saved:
 def _save_all(
     bundle: Bundle, variant: Variant, work: Path, attention: str, request: OptimizeRequest, progress: Advance
 ) -> _Saved:
-    from sdrpn.runtime.optimize import save_graph
-
-    saved = _Saved()
+    saved = _Saved(request.library)
     for name, graph in variant.graphs.items():
         path = bundle.file(graph.file)
         own = attention if graph_named(name).attentions(bundle.spec) else STANDARD  # a probe has none
         rewritten = _in_eight_bits(bundle, graph, own, request, saved)
         if rewritten is None and own == GROUP_QUERY:
             rewritten = _rewritten(path, graph, own)
-        save_graph(graph, rewritten or path, bundle.path, work / f"{name}.onnx", request.threads)
-        saved.files[name] = f"{name}.onnx"
+        saved.files[name] = _save(graph, rewritten or path, bundle, work, request)
         progress(len(saved.files), len(variant.graphs))
     return saved
+
+
+def _save(graph: GraphInfo, model: bytes | Path, bundle: Bundle, work: Path, request: OptimizeRequest) -> str:
+    """Save one graph in the form of the library; the name of its file."""
+    if request.library == ONNXRUNTIME:
+        from sdrpn.runtime.optimize import save_graph
+
+        save_graph(graph, model, bundle.path, work / f"{graph.name}.onnx", request.threads)
+        return f"{graph.name}.onnx"
+    from sdrpn.runtime.backends.openvino_saved import save_openvino_graph
+
+    out = work / f"{graph.name}.xml"
+    if isinstance(model, Path):
+        save_openvino_graph(graph, model, out, request.threads)
+        return out.name
+    # OpenVINO takes weights from the graph's folder alone: the graph lies in the bundle while it is read.
+    with tempfile.NamedTemporaryFile(dir=bundle.path, prefix=f".{graph.name}.", suffix=".onnx") as source:
+        source.write(model)
+        source.flush()
+        save_openvino_graph(graph, Path(source.name), out, request.threads)
+    return out.name
 
 
 def _rewritten(path: Path, graph: GraphInfo, attention: str, weights: frozenset[str] | None = frozenset()) -> bytes:
@@ -248,20 +281,26 @@ def _in_eight_bits(
     return None
 
 
-def _manifest(bundle: Bundle, variant: Variant, work: Path, attention: str, saved: _Saved) -> OptimizedManifest:
+def _manifest(
+    bundle: Bundle, variant: Variant, work: Path, attention: str, saved: _Saved, version: str
+) -> OptimizedManifest:
     from sdrpn.export.ort_variant import mapped_bytes
 
     cpu = read_cpu()
     names = sorted(path.name for path in work.iterdir())
     return OptimizedManifest(
         variant=variant.name,
-        onnxruntime=onnxruntime_version(),
+        version=version,
         cpu=cpu.model,
         cpu_sha256=cpu.digest,
         attention=attention,
         source_sha256=source_digest(bundle, variant),
         graphs=saved.files,
         files={name: FileInfo((work / name).stat().st_size, file_digest(work / name)) for name in names},
-        mapped_bytes=sum(mapped_bytes(work / file) for file in saved.files.values()),
+        mapped_bytes=sum(
+            mapped_bytes(work / file) if saved.library == ONNXRUNTIME else (work / f"{graph}.bin").stat().st_size
+            for graph, file in saved.files.items()
+        ),
         int8=saved.int8,
+        library=saved.library,
     )

@@ -280,7 +280,7 @@ def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
         raise BadInput(f"backend {info.name} runs engines, whose memory depends on the device; name a target")
     bundle.require_graphs("to answer on this machine", _release_advice(bundle))
     variant = graph_variant(bundle, request.variant, info=info)
-    mapped_bytes = mapped_weights_bytes(bundle, variant, request.parts) if info.on == "cpu" else None
+    mapped_bytes = mapped_weights_bytes(bundle, variant, request.parts, info) if info.on == "cpu" else None
     where, memory_bytes = _memory_here(info)
     return _Place(
         where if mapped_bytes is None else f"{where}, optimized graphs",

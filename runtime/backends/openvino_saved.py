@@ -1,0 +1,63 @@
+"""Graphs saved in OpenVINO's own form for one machine: read without conversion, weights mapped from their file.
+
+What a graph has in fp16 is saved in fp32, in which a CPU computes: the library would otherwise keep the converted
+numbers in memory of its own, beside those that its kernels pack.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import opset15 as ops
+
+from sdrpn.bundle.bundle import GraphInfo
+from sdrpn.errors import RunFailed
+from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.openvino import OpenVinoBackend
+from sdrpn.runtime.backends.openvino_graph import new_core
+from sdrpn.runtime.optimize import trial_feeds
+
+__all__ = ["save_openvino_graph"]
+
+
+def save_openvino_graph(graph: GraphInfo, source: Path, out: Path, threads: int | None = None) -> None:
+    """Write `out`, which ends in .xml, and its weights beside it; check that they compute the same as `source`.
+
+    Raises: BadBundle if OpenVINO refuses the graph, RunFailed if the saved graph computes something else
+    """
+    backend, feeds = OpenVinoBackend("openvino", threads), trial_feeds(graph)
+    runner = backend.load(graph, source)
+    before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
+    runner.close()
+    model = new_core().read_model(source)
+    _widen(model)
+    openvino.save_model(model, out, compress_to_fp16=False)
+    runner = backend.load(graph, out)
+    after = run_on_arrays(backend, runner, feeds)
+    runner.close()
+    for name, array in before.items():
+        if not np.array_equal(array, after[name]):
+            raise RunFailed(
+                f"{name} of the {graph.name} graph changed when it was saved; is the disk full or damaged? "
+                "Free some space and try again"
+            )
+
+
+def _widen(model: openvino.Model) -> None:
+    """Constants in fp16 that are converted to fp32 become fp32."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Convert" or node.get_element_type() != openvino.Type.f32:
+            continue
+        constant = node.input_value(0).get_node()
+        if constant.get_type_name() == "Constant" and constant.get_element_type() == openvino.Type.f16:
+            if _is_scale(node):
+                continue
+            node.output(0).replace(ops.constant(constant.get_data().astype(np.float32)).output(0))
+
+
+def _is_scale(node: Any) -> bool:
+    """Whether it belongs to quantised weights, whose form the kernels' compiler looks for."""
+    return any(target.get_node().get_type_name() == "Multiply" for target in node.output(0).get_target_inputs())
