@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +17,19 @@ from sdrpn.host.freed_memory import drop_file_pages, trim_heap
 from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.threads import choose_threads
-from sdrpn.runtime.backends.external_data import require_files
+from sdrpn.runtime.backends.external_data import graph_with_real_files, require_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.backends.openvino_compiled import CompiledGraph, CompiledRequest
 from sdrpn.runtime.backends.openvino_device import OpenVinoDevice, device_named
-from sdrpn.runtime.backends.openvino_graph import CacheUse, PageTable, code_block, new_core, return_rows, use_pages
+from sdrpn.runtime.backends.openvino_graph import (
+    CacheUse,
+    PageTable,
+    code_block,
+    new_core,
+    read_onnx,
+    return_rows,
+    use_pages,
+)
 from sdrpn.runtime.backends.paged_buffer import PagedBuffer
 from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
 
@@ -83,15 +91,32 @@ class OpenVinoBackend:
     def load(self, graph: GraphInfo, path: Path) -> OpenVinoRunner:
         """Convert and compile `path`; weights are mapped from its external files.
 
+        A file that ends in .xml is one of `sdrpn optimize --for openvino`, with its weights beside it.
+
         Raises:
             BadBundle: the library refuses the graph, or it does not match `graph`
             RunFailed: not enough memory
         """
-        saved = path.suffix == ".xml"  # by `sdrpn optimize --for openvino`, with its weights beside it
-        if not saved:
-            require_files(path, path.read_bytes(), graph.weights, _LIBRARY)
+        if path.suffix == ".xml":
+            return self._loaded(graph, path, [path.with_suffix(".bin")], lambda: self._core.read_model(path))
+        content = path.read_bytes()
+        if graph_with_real_files(content, path.parent) is not None:
+            return self.load_content(graph, content, path)
+        require_files(path, content, graph.weights, _LIBRARY)
+        weights = [path.parent / file for file in graph.weights]
+        return self._loaded(graph, path, weights, lambda: self._core.read_model(path))
+
+    def load_content(self, graph: GraphInfo, content: bytes, path: Path) -> OpenVinoRunner:
+        """As `load`, for what `path` would contain, in the folder that its weights' paths are relative to."""
+        require_files(path, content, graph.weights, _LIBRARY)
+        weights = [path.parent / file for file in graph.weights]
+        return self._loaded(graph, path, weights, lambda: read_onnx(self._core, content, path.parent))
+
+    def _loaded(
+        self, graph: GraphInfo, path: Path, weights: Sequence[Path], read: Callable[[], openvino.Model]
+    ) -> OpenVinoRunner:
         try:
-            model = self._core.read_model(path)
+            model = read()
             caches = use_pages(model, graph.name) if self.device.paged else return_rows(model)
             options = self._options(graph, code_block(model))
             compiled = CompiledGraph(self._core, model, graph, self.device, options)
@@ -100,7 +125,7 @@ class OpenVinoBackend:
         except Exception as error:  # OpenVINO raises RuntimeError and its subclasses, and Python's own of a bad file
             raise _loading_error(path, error) from error
         # What kernels have packed is not read again, and what the library has freed is of no use to it.
-        drop_file_pages([path.with_suffix(".bin")] if saved else [path.parent / file for file in graph.weights])
+        drop_file_pages(weights)
         trim_heap()
         _require_declared(path, graph, compiled.model, caches)
         return OpenVinoRunner(graph, path, compiled, caches, self)

@@ -9,8 +9,10 @@ B sequences, S new rows of each, H heads, H_kv of them for keys, d channels of a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from openvino import opset15 as ops
 from openvino.frontend.onnx import ConversionExtension
 
 from sdrpn.errors import BadBundle
+from sdrpn.host.working_folder import run_in_folder
+from sdrpn.runtime.backends.external_data import graph_with_real_files
 
-__all__ = ["CacheUse", "PageTable", "code_block", "new_core", "return_rows", "use_pages"]
+__all__ = ["CacheUse", "PageTable", "code_block", "new_core", "read_onnx", "return_rows", "use_pages"]
 
 _UPDATE, _ATTENTION, _RESULT = "ScatterElementsUpdate", "ScaledDotProductAttention", "Result"
 _ROWS_AXIS = 2  # of heads and caches (B,heads,rows,d)
@@ -50,6 +54,15 @@ def new_core() -> openvino.Core:
     core.add_extension(ConversionExtension("TensorScatter", _update))
     core.add_extension(ConversionExtension("Attention", _attention))
     return core
+
+
+def read_onnx(core: openvino.Core, content: bytes, folder: Path) -> openvino.Model:
+    """A graph whose weights are in files; their names are relative to `folder`, and links may lead out of it.
+
+    OpenVINO takes weights from below the working folder alone.
+    """
+    real, root = graph_with_real_files(content, folder) or (content, Path(os.path.realpath(folder)))
+    return run_in_folder(root, lambda: core.read_model(real))
 
 
 def use_pages(model: openvino.Model, name: str) -> CacheUse:

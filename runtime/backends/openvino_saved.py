@@ -17,22 +17,25 @@ from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.arrays import run_on_arrays
 from sdrpn.runtime.backends.openvino import OpenVinoBackend
-from sdrpn.runtime.backends.openvino_graph import new_core
+from sdrpn.runtime.backends.openvino_graph import new_core, read_onnx
 from sdrpn.runtime.optimize import trial_feeds
 
 __all__ = ["save_openvino_graph"]
 
 
-def save_openvino_graph(graph: GraphInfo, source: Path, out: Path, threads: int | None = None) -> None:
-    """Write `out`, which ends in .xml, and its weights beside it; check that they compute the same as `source`.
+def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path, threads: int | None = None) -> None:
+    """Write `out`, which ends in .xml, and its weights beside it; check that they compute the same as before.
 
+    Args:
+        content: the graph in ONNX
+        path: its name, in the folder that its weights' paths are relative to
     Raises: BadBundle if OpenVINO refuses the graph, RunFailed if the saved graph computes something else
     """
     backend, feeds = OpenVinoBackend("openvino", threads), trial_feeds(graph)
-    runner = backend.load(graph, source)
+    runner = backend.load_content(graph, content, path)
     before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
     runner.close()
-    model = new_core().read_model(source)
+    model = read_onnx(new_core(), content, path.parent)
     _widen(model)
     openvino.save_model(model, out, compress_to_fp16=False)
     runner = backend.load(graph, out)

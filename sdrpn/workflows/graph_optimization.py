@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -232,16 +231,9 @@ def _save(graph: GraphInfo, model: bytes | Path, bundle: Bundle, work: Path, req
         return f"{graph.name}.onnx"
     from sdrpn.runtime.backends.openvino_saved import save_openvino_graph
 
-    out = work / f"{graph.name}.xml"
-    if isinstance(model, Path):
-        save_openvino_graph(graph, model, out, request.threads)
-        return out.name
-    # OpenVINO takes weights from the graph's folder alone: the graph lies in the bundle while it is read.
-    with tempfile.NamedTemporaryFile(dir=bundle.path, prefix=f".{graph.name}.", suffix=".onnx") as source:
-        source.write(model)
-        source.flush()
-        save_openvino_graph(graph, Path(source.name), out, request.threads)
-    return out.name
+    content = model.read_bytes() if isinstance(model, Path) else model
+    save_openvino_graph(graph, content, bundle.file(graph.file), work / f"{graph.name}.xml", request.threads)
+    return f"{graph.name}.xml"
 
 
 def _rewritten(path: Path, graph: GraphInfo, attention: str, weights: frozenset[str] | None = frozenset()) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,6 +11,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host import machine
 from sdrpn.runtime import Session
 from sdrpn.runtime import select as runtime_choice
+from sdrpn.runtime.backends import openvino_info
 from sdrpn.runtime.backends.external_data import with_files
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
 from sdrpn.runtime.optimize import save_graph
@@ -29,6 +32,9 @@ from tests.cli.command import Command, refusal
 from tests.damage import edit_json
 from tests.pictures import photo
 from tests.tolerances import REUSE_LOGITS_ABS
+
+with contextlib.suppress(ImportError):  # where it is not installed, its tests are skipped
+    from sdrpn.runtime.backends import openvino as openvino_module
 
 INT4, HALF, CODED = "fused-int4-cpu", "fused-int4", "fused-fp32-kv-int8"
 BEFORE, AFTER = (1, 5, 9), (7, 11, 12, 30)
@@ -88,6 +94,72 @@ def test_what_is_reported(sdrpn: Command, bundle: Path) -> None:
         "this machine's CPU, optimized graphs",
         report["mapped_bytes"],
     )
+
+
+class TestForOpenVino:
+    """Graphs in its own form: the same answers, from files that are mapped."""
+
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        pytest.importorskip("openvino")
+
+    @pytest.mark.parametrize("variant", ["fused-fp32", INT4])
+    def test_answers_are_those_of_the_bundles_own_graphs(
+        self, sdrpn: Command, bundle: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = optimized(sdrpn, bundle, "--variant", variant, "--for", "openvino")
+        assert folder.name.startswith("openvino-")
+        assert {path.suffix for path in folder.iterdir()} == {".xml", ".bin", ".json"}
+        loaded: list[Path] = []
+        original = openvino_module.OpenVinoBackend.load
+
+        def load(backend: Any, graph: GraphInfo, path: Path) -> Any:
+            loaded.append(path)
+            return original(backend, graph, path)
+
+        monkeypatch.setattr(openvino_module.OpenVinoBackend, "load", load)
+        answers = []
+        for use in (True, False):
+            loaded.clear()
+            with Session.open(bundle, backend="openvino", variant=variant, threads=1, optimized=use) as session:
+                assert {path.parent == folder for path in loaded} == {use}
+                answers.append(session.answer_ids(photo(), BEFORE, AFTER, max_new_tokens=5, trace=True))
+        saved, own = answers
+        assert saved.token_ids == own.token_ids
+        assert saved.boxes_xyxy_px == own.boxes_xyxy_px
+        assert saved.trace is not None
+        assert own.trace is not None
+        np.testing.assert_array_equal(saved.trace.step_logits, own.trace.step_logits)
+
+    def test_each_library_takes_its_own(self, sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(openvino_info, "SMALL_MATRIX", 0)
+        optimized(sdrpn, bundle, "--variant", INT4)
+        assert runtime_choice.choose_backend(open_bundle(bundle)).backend == "onnxruntime"
+        optimized(sdrpn, bundle, "--variant", INT4, "--for", "openvino", "--int8", "lm_head,rpn,vision")
+        assert runtime_choice.choose_backend(open_bundle(bundle)).backend == "openvino"
+        plans = [
+            sdrpn("plan", bundle, "--variant", INT4, "--backend", backend, "--json").json()["needs"]["weights_bytes"]
+            for backend in ("onnxruntime", "openvino")
+        ]
+        manifests = [
+            json.loads(path.read_text()) for path in sorted(bundle.glob(f"optimized/{INT4}/*/{OPTIMIZED_NAME}"))
+        ]
+        assert {manifest["library"]: manifest["mapped_bytes"] for manifest in manifests} == {
+            "onnxruntime": plans[0],
+            "openvino": plans[1],
+        }
+
+    def test_where_memory_is_short_the_other_library_answers(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(openvino_info, "SMALL_MATRIX", 0)
+        assert runtime_choice.choose_backend(open_bundle(bundle)).backend == "openvino"
+        monkeypatch.setattr(runtime_choice, "read_available_memory", lambda: 1000)
+        assert runtime_choice.choose_backend(open_bundle(bundle)).backend == "onnxruntime"
+
+    def test_attention_is_not_for_it(self, sdrpn: Command, bundle: Path) -> None:
+        told = refusal(sdrpn("optimize", bundle, "--for", "openvino", "--attention", "standard"))
+        assert "attention is for ONNX Runtime: OpenVINO has one form" in told
 
 
 class TestEightBits:

@@ -215,7 +215,7 @@ class TestAutomatic:
 
     def test_not_where_graphs_were_saved_for_this_machine(self, tiny_bundle: Path, tmp_path: Path) -> None:
         bundle = copied(tiny_bundle, tmp_path / "bundle")
-        (bundle / "optimized").mkdir()
+        (bundle / "optimized" / "fused-fp32" / "ort-1.32.0-0123456789ab").mkdir(parents=True)
         assert choose_backend(open_bundle(bundle)).backend == "onnxruntime"
 
     @pytest.mark.parametrize(("version", "faster"), [(None, False), ("2025.4.1", False), ("2026.4.1", True)])
@@ -225,6 +225,17 @@ class TestAutomatic:
 
 
 class TestLoading:
+    def test_weights_that_are_links(self, text_bundle: Path, tmp_path: Path) -> None:
+        """As in the cache of Hugging Face's hub, where every file is one."""
+        bundle = copied(text_bundle, tmp_path / "snapshot")
+        (tmp_path / "blobs").mkdir()
+        for number, path in enumerate(sorted(bundle.rglob("*.bin"))):
+            path.symlink_to(path.rename(tmp_path / "blobs" / str(number)))
+        with Session.open(bundle, backend="openvino", variant="fused-fp32", threads=1, allow_links=True) as session:
+            found = session.answer(photo(), QUESTION, max_new_tokens=4)
+        with Session.open(text_bundle, backend="openvino", variant="fused-fp32", threads=1) as session:
+            assert session.answer(photo(), QUESTION, max_new_tokens=4).token_ids == found.token_ids
+
     def test_weights_from_a_file_that_is_not_listed(self, text_bundle: Path) -> None:
         bundle = open_bundle(text_bundle)
         info = bundle.variant("fused-fp32").graphs["trunk"]
