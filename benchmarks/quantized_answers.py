@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from sdrpn.bundle.bundle import open_bundle
+from sdrpn.compare.answers import centred_correlation
 from sdrpn.compare.overlap import overlap
 from sdrpn.compare.simulation import runnable_bundle
 from sdrpn.method.roi import RoiPolicy
@@ -34,9 +35,11 @@ LEAST_COSINE, LEAST_IOU, LEAST_DECISIONS = 0.995, 0.95, 0.98
 
 @dataclass(frozen=True)
 class Change:
-    """One bundle against the first. Means over the questions, but for the least cosine."""
+    """One bundle against the first. Means over the questions, but for the least of two."""
 
     name: str
+    roi_correlation: float  # of the logits, centred
+    roi_correlation_min: float
     roi_cosine: float
     roi_cosine_min: float
     box_iou: float
@@ -58,13 +61,18 @@ def ask_all(names: Sequence[str], samples: Sequence[TagSample], policy: RoiPolic
         sessions = [opened(name, threads, stack) for name in names]
         for number, sample in enumerate(samples):
             for own, session in zip(answers, sessions, strict=True):
-                own.append(session.answer(sample.image, sample.question, roi=policy, max_new_tokens=MAX_NEW_TOKENS))
+                own.append(
+                    session.answer(sample.image, sample.question, roi=policy, max_new_tokens=MAX_NEW_TOKENS, trace=True)
+                )
             advance((number + 1) * len(names), len(samples) * len(names))
     return answers
 
 
 def opened(name: str, threads: int, stack: ExitStack) -> Session:
-    """BUNDLE:VARIANT:BACKEND:accurate, or the first of these; what ONNX Runtime has no kernels for is simulated."""
+    """BUNDLE:VARIANT:BACKEND:HOW, or the first of these; what ONNX Runtime has no kernels for is simulated.
+
+    HOW: accurate, optimized, or the block of activations.
+    """
     path, variant, backend, how = (*name.split(":"), "", "", "")[:4]
     bundle = open_bundle(path)
     chosen = bundle.variant(variant or None)
@@ -75,7 +83,8 @@ def opened(name: str, threads: int, stack: ExitStack) -> Session:
         threads=threads,
         backend=backend or "onnxruntime",
         accurate=how == "accurate",
-        optimized=False,
+        activation_block=int(how) if how.isdigit() else None,
+        optimized=how == "optimized",
         verify=False,
     )
     return stack.enter_context(session)
@@ -84,8 +93,11 @@ def opened(name: str, threads: int, stack: ExitStack) -> Session:
 def change(name: str, found: Sequence[Answer], exact: Sequence[Answer], samples: Sequence[TagSample]) -> Change:
     pairs = list(zip(found, exact, strict=True))
     cosines = [cosine(answer, other) for answer, other in pairs]
+    correlations = [correlation(answer, other) for answer, other in pairs]
     return Change(
         name=name,
+        roi_correlation=float(np.mean(correlations)),
+        roi_correlation_min=min(correlations),
         roi_cosine=float(np.mean(cosines)),
         roi_cosine_min=min(cosines),
         box_iou=mean(overlap(answer.boxes_xyxy_px, other.boxes_xyxy_px) for answer, other in pairs),
@@ -107,12 +119,19 @@ def cosine(found: Answer, exact: Answer) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
+def correlation(found: Answer, exact: Answer) -> float:
+    logits = [answer.trace.roi_logits for answer in (found, exact) if answer.trace is not None]
+    assert logits[0] is not None
+    assert logits[1] is not None
+    return float(centred_correlation(logits[0], logits[1]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "bundles",
         nargs="+",
-        metavar="BUNDLE[:VARIANT[:BACKEND[:accurate]]]",
+        metavar="BUNDLE[:VARIANT[:BACKEND[:HOW]]]",
         help="the first is what all are compared with",
     )
     parser.add_argument("--samples", type=int, default=200)
@@ -130,7 +149,18 @@ def main() -> int:
     if args.json:
         print(json.dumps([asdict(change) for change in changes], indent=1))
     else:
-        columns = ("bundle", "RoI cosine", "least", "box IoU", "same decision", "same boxes", "same answer", "exact")
+        columns = (
+            "bundle",
+            "centred correlation",
+            "least",
+            "RoI cosine",
+            "least",
+            "box IoU",
+            "same decision",
+            "same boxes",
+            "same answer",
+            "exact",
+        )
         print_table(
             columns,
             [(change.name, *(f"{value:.4f}" for value in list(asdict(change).values())[1:])) for change in changes],
