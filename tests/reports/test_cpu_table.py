@@ -1,0 +1,71 @@
+"""The tables of each CPU in docs/benchmarks.md are what their script makes of the files of results."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def case(name: str, first_token_s: float) -> dict[str, Any]:
+    return {
+        "side": "b32:fused-int4-cpu",
+        "case": name,
+        "stages": {"first token": {"p50": first_token_s}},
+        "token_bytes": 400_000_000,
+        "bandwidth_share": 0.5,
+    }
+
+
+@pytest.fixture(scope="module")
+def cpu_table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cpu_table", ROOT / "benchmarks" / "cpu_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def results(cpu_table: ModuleType, tmp_path: Path) -> Path:
+    """A file of two sides, joined from what the scripts print."""
+    sides = {
+        "ours": {"prefill_tokens_per_s": 300.0, "decode_tokens_per_s": 40.0},
+        "theirs": {"prefill_tokens_per_s": 450.0, "decode_tokens_per_s": 30.0},
+    }
+    runtimes, bench = tmp_path / "runtimes.json", tmp_path / "bench.json"
+    runtimes.write_text(json.dumps({"machine": {"rounds": 5}, "sides": sides}))
+    cases = [case("plain", 2.0), case("no-box", 2.2), case("one-box", 4.5)]
+    bench.write_text(json.dumps({"cases": cases, "bandwidth_bytes_per_s": 32e9}))
+    joined = cpu_table.joined([f"2={runtimes},{bench}"])
+    out = tmp_path / "results.json"
+    out.write_text(json.dumps(joined))
+    return out
+
+
+def test_the_page_is_up_to_date(cpu_table: ModuleType) -> None:
+    page = cpu_table.PAGE.read_text(encoding="utf-8")
+    assert cpu_table.with_tables(page, cpu_table.results_files()) == page
+
+
+def test_shares_are_of_the_first_side_and_of_plain(cpu_table: ModuleType, results: Path) -> None:
+    page = f"before\n{cpu_table.BEGIN}old\n{cpu_table.END}after\n"
+    found = cpu_table.with_tables(page, [results]).splitlines()
+    assert "| 2 | ours | 300 | 1.00 | 40 | 1.00 |" in found
+    assert "| 2 | theirs | 450 | 1.50 | 30 | 0.75 |" in found
+    assert "| 2 | b32:fused-int4-cpu | 2.00 | 1.10 | 2.25 | 400 MB | 50 % of 32 GB/s |" in found
+    assert (found[0], found[-1]) == ("before", "after")
+    assert "old" not in found
+
+
+def test_the_machine_is_named(cpu_table: ModuleType, results: Path) -> None:
+    machine = json.loads(results.read_text())["machine"]
+    assert machine["cores"] >= 1
+    assert f"### {machine['processor']}, {machine['cores']} cores" in cpu_table.with_tables("", [results])
