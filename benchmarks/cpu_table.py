@@ -2,7 +2,8 @@
 
     python benchmarks/cpu_table.py --write      # into the page, from docs/results/cpu/
 
-Shares are of figures of one run, whose sides took turns; nothing is compared between machines.
+Shares are of figures of one run, whose sides took turns; nothing is compared between machines. Where other processes
+take turns too, the shares per second of processor time say more than those of the clock.
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ INTRODUCTION = """\
 0.4B in INT4 with the head in 8 bits, 640 + 32 tokens. Medians of {rounds} rounds in turns; load at the end: {load}.
 """
 COLUMNS = (
-    ("threads", "", "prefill tokens/s", "over the first", "decode tokens/s", "over the first"),
+    (
+        "threads",
+        "",
+        "prefill tokens/s",
+        "over the first",
+        "per processor second",
+        "decode tokens/s",
+        "over the first",
+        "per processor second",
+    ),
     (
         "threads",
         "",
@@ -97,8 +107,9 @@ def _runtimes(threads: str, sides: Mapping[str, Mapping[str, float]]) -> Iterato
     first = next(iter(sides.values()))
     for name, side in sides.items():
         cells = []
-        for figure in ("prefill_tokens_per_s", "decode_tokens_per_s"):
-            cells += [f"{side[figure]:.4g}", f"{side[figure] / first[figure]:.2f}"]
+        for stage in ("prefill", "decode"):
+            rate, busy = f"{stage}_tokens_per_s", f"{stage}_tokens_per_processor_s"
+            cells += [f"{side[rate]:.4g}", f"{side[rate] / first[rate]:.2f}", f"{side[busy] / first[busy]:.2f}"]
         yield f"| {' | '.join((threads, name, *cells))} |"
 
 

@@ -36,9 +36,15 @@ def cpu_table() -> ModuleType:
 @pytest.fixture
 def results(cpu_table: ModuleType, tmp_path: Path) -> Path:
     """A file of two sides, joined from what the scripts print."""
+    names = (
+        "prefill_tokens_per_s",
+        "prefill_tokens_per_processor_s",
+        "decode_tokens_per_s",
+        "decode_tokens_per_processor_s",
+    )
     sides = {
-        "ours": {"prefill_tokens_per_s": 300.0, "decode_tokens_per_s": 40.0},
-        "theirs": {"prefill_tokens_per_s": 450.0, "decode_tokens_per_s": 30.0},
+        "ours": dict(zip(names, (300.0, 300.0, 40.0, 40.0), strict=True)),
+        "theirs": dict(zip(names, (450.0, 600.0, 30.0, 20.0), strict=True)),
     }
     runtimes, bench = tmp_path / "runtimes.json", tmp_path / "bench.json"
     runtimes.write_text(json.dumps({"machine": {"rounds": 5}, "sides": sides}))
@@ -58,8 +64,8 @@ def test_the_page_is_up_to_date(cpu_table: ModuleType) -> None:
 def test_shares_are_of_the_first_side_and_of_plain(cpu_table: ModuleType, results: Path) -> None:
     page = f"before\n{cpu_table.BEGIN}old\n{cpu_table.END}after\n"
     found = cpu_table.with_tables(page, [results]).splitlines()
-    assert "| 2 | ours | 300 | 1.00 | 40 | 1.00 |" in found
-    assert "| 2 | theirs | 450 | 1.50 | 30 | 0.75 |" in found
+    assert "| 2 | ours | 300 | 1.00 | 1.00 | 40 | 1.00 | 1.00 |" in found
+    assert "| 2 | theirs | 450 | 1.50 | 2.00 | 30 | 0.75 | 0.50 |" in found
     assert "| 2 | b32:fused-int4-cpu | 2.00 | 1.10 | 2.25 | 400 MB | 50 % of 32 GB/s |" in found
     assert (found[0], found[-1]) == ("before", "after")
     assert "old" not in found
