@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.bundle.graphs import Parts, graphs_of
@@ -45,6 +46,7 @@ class RunOptions(CheckedFields):
     optimized: bool = True
     accurate: bool = False
     activation_block: int | None = None
+    kv_cache: Literal["int8"] | None = None
     verify: bool = True
     require_signed: tuple[Path, ...] = ()
 
@@ -97,6 +99,12 @@ class OpeningRequest:
             raise BadInput(
                 f"{info.name} has no device {self.run.device!r}, which is one of {others}; expected the number of a GPU"
             )
+        if self.run.kv_cache is not None and "kv_cache" not in info.takes:
+            raise BadInput(
+                f"{info.name} holds caches as the graphs declare them; for 8 bits ask for the backend {others}, or "
+                "export the bundle with them",
+                options=("kv-cache",),
+            )
         if block is None:
             return
         if not _is_whole(block, 0) or block % ACTIVATION_STEP != 0:
@@ -132,6 +140,7 @@ class OpeningRequest:
                 device_name=self.run.device if isinstance(self.run.device, str) else None,
                 accurate=self.run.accurate,
                 activation_block=self.run.activation_block,
+                kv_cache=self.run.kv_cache,
                 largest_matrix=bundle.spec.llm.largest_matrix,
             )
         )

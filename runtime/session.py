@@ -132,6 +132,7 @@ class Session(Asking):
         optimized: bool = True,
         accurate: bool = False,
         activation_block: int | None = None,
+        kv_cache: Literal["int8"] | None = None,
         verify: bool = True,
         jpeg: JpegMode = "exact",
         allow_links: AllowLinks = (),
@@ -164,6 +165,8 @@ class Session(Asking):
             activation_block: with OpenVINO, how many activations share a scale where they meet quantised matrices: a
                 multiple of 16 that the blocks of the weights are a multiple of; 0: they stay floats. None: as many as
                 weights do
+            kv_cache: "int8": with OpenVINO on a CPU, caches of trunk and tail in 8 bits, by row;
+                None: as the graphs declare them
             verify: False skips the digests of large files (sizes are always compared)
             jpeg: how JPEG files are decoded. "fast": at a fraction of the size for the first look (DCT scaling), which
                 is quicker and not exact; "gpu": with nvImageCodec
@@ -192,6 +195,7 @@ class Session(Asking):
             optimized=optimized,
             accurate=accurate,
             activation_block=activation_block,
+            kv_cache=kv_cache,
             verify=verify,
             require_signed=_paths(require_signed),
         )

@@ -53,6 +53,7 @@ class OpenOptions:
     # Where a library has the choice, how many activations share a scale where they meet quantised matrices; 0: they
     # stay floats; None: as many as weights do.
     activation_block: int | None = None
+    kv_cache: str | None = None  # "int8": where a library can hold float caches in 8 bits; None: as the graphs declare
     host_code: bool = False  # engines contain code for the CPU, as version-compatible ones do
 
 
@@ -75,4 +76,6 @@ class BackendInfo:
     needs: Callable[[Bundle, Variant, MemoryRequest], MemoryNeeds]
     # Raises MissingDependency where the library is absent, RunFailed where it finds no device.
     open: Callable[[OpenOptions], Backend]
-    takes: frozenset[str] = frozenset()  # the options that are not for every backend: "device_name", "activation_block"
+    takes: frozenset[str] = (
+        frozenset()
+    )  # the options that are not for every backend: "device_name", "activation_block", "kv_cache"

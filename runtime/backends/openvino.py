@@ -44,6 +44,9 @@ _OF_THE_MACHINE = re.compile(
 )
 
 
+_CODED = ("trunk", "tail")  # whose caches may be in 8 bits; the RPN's map chooses the crops
+
+
 class OpenVinoBackend:
     """Allocates buffers in ordinary memory and compiles graphs for a device."""
 
@@ -56,16 +59,17 @@ class OpenVinoBackend:
         device: str = "CPU",
         accurate: bool = False,
         activation_block: int | None = None,
+        kv_cache: str | None = None,
     ) -> None:
         """Choose device and threads.
 
         Args:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
             device: OpenVINO's name of it
-            accurate, activation_block: see `OpenOptions`
+            accurate, activation_block, kv_cache: see `OpenOptions`
         Raises: BadInput for threads out of range or a name that is no device's, RunFailed for a device that is not here
         """
-        self._accurate, self._activation_block = accurate, activation_block
+        self._accurate, self._activation_block, self._kv_cache = accurate, activation_block, kv_cache
         self._core = new_core()
         self.device: OpenVinoDevice = device_named(self._core, device)
         self.name = name
@@ -149,6 +153,7 @@ class OpenVinoBackend:
             half_caches={tensor.dtype for tensor in graph.inputs if tensor.is_cache} == {"float16"},
             activation_block=block,
             accurate=self._accurate,
+            coded_caches=self._kv_cache is not None and graph.name in _CODED,
         )
 
     def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
@@ -318,11 +323,13 @@ class _BoundStep:
 
 
 def _as_held(tensor: TensorInfo, held: Mapping[str, Any], caches: CacheUse) -> TensorInfo:
-    """A cache in the type in which the library holds it."""
+    """A cache in the type and width in which the library holds it."""
     cache = tensor.of or tensor.name
     if not tensor.is_cache or cache not in held:
         return tensor
-    return dataclasses.replace(tensor, dtype=held[cache].get_element_type().to_dtype().name)
+    width = held[cache].get_partial_shape()[-1]  # in 8 bits, scale and offset of a row follow its codes
+    dims = (*tensor.dims[:-1], width.get_length()) if cache in caches.paged else tensor.dims
+    return dataclasses.replace(tensor, dtype=held[cache].get_element_type().to_dtype().name, dims=dims)
 
 
 def _array(buffer: Buffer) -> Array:

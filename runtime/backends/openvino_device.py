@@ -43,7 +43,13 @@ class OpenVinoDevice:
         return self.name.startswith("NPU")
 
     def options(
-        self, *, threads: int, half_caches: bool, activation_block: int | None, accurate: bool
+        self,
+        *,
+        threads: int,
+        half_caches: bool,
+        activation_block: int | None,
+        accurate: bool,
+        coded_caches: bool = False,
     ) -> dict[str, Any]:
         """Properties for compiling a graph.
 
@@ -51,6 +57,7 @@ class OpenVinoDevice:
             half_caches: the graph declares them in fp16
             activation_block: activations that share a scale where they meet quantised matrices; 0: they stay floats;
                 None: the device decides
+            coded_caches: hold them in 8 bits, each row of a head with a scale and an offset
             accurate: compute in fp32 where the device's own choice is another type
         """
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -62,6 +69,9 @@ class OpenVinoDevice:
                 # As the graph declares them, although the rest is computed in fp32: half the bytes of each step.
                 "KV_CACHE_PRECISION": "f16" if half_caches else "f32",
             }
+            if coded_caches:
+                # By row: by channel, rows would be coded again as their block fills up, and a prefix would not stay.
+                options |= {"KV_CACHE_PRECISION": "u8", "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
         elif accurate and self.name.startswith("GPU"):
             options["INFERENCE_PRECISION_HINT"] = "f32"
         if activation_block is not None and not self.name.startswith("NPU"):

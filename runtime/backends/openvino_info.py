@@ -67,6 +67,7 @@ def _open(options: OpenOptions) -> Backend:
         device=options.device_name or _CPU,
         accurate=options.accurate,
         activation_block=options.activation_block,
+        kv_cache=options.kv_cache,
     )
 
 
@@ -138,5 +139,5 @@ OPENVINO = BackendInfo(
     refuses=_refuses,
     needs=_memory,
     open=_open,
-    takes=frozenset({"device_name", "activation_block"}),
+    takes=frozenset({"device_name", "activation_block", "kv_cache"}),
 )

@@ -30,6 +30,7 @@ def session_fields(args: argparse.Namespace) -> dict[str, Any]:
         "optimized": not args.no_optimized,
         "accurate": args.accurate,
         "activation_block": args.activation_block,
+        "kv_cache": args.kv_cache,
         "verify": not args.no_verify,
         "require_signed": tuple(args.require_signed),
     }

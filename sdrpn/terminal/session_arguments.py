@@ -76,6 +76,11 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         help="with OpenVINO: how many activations share a scale where they meet quantised matrices; 0: they stay "
         "floats (default: as many as weights do)",
     )
+    group.add_argument(
+        "--kv-cache",
+        choices=("int8",),
+        help="with OpenVINO on a CPU: caches of trunk and tail in 8 bits (default: as the graphs declare them)",
+    )
     group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
 
 

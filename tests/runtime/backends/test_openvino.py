@@ -309,6 +309,36 @@ def test_caches_are_held_as_the_graph_declares_them(text_checkpoint: Path, tmp_p
             assert difference <= PARITY_FP16_ABS, f"{output} of {name} differs by {difference:.2e}"
 
 
+class TestCodedCaches:
+    def test_answers_stay_close_and_prefixes_are_reused(self, text_bundle: Path) -> None:
+        found = []
+        for first, kv_cache in ((False, None), (False, "int8"), (True, "int8")):
+            with Session.open(
+                text_bundle,
+                backend="openvino",
+                variant="fused-fp32",
+                threads=1,
+                kv_cache=kv_cache,  # type: ignore[arg-type]
+            ) as session:
+                caches = session._decoder.slots.caches
+                if first:
+                    session.answer(photo(), "Another question?", roi=None, max_new_tokens=3)
+                answer = session.answer(photo(), QUESTION, roi=None, max_new_tokens=4, trace=True)
+                assert (answer.tokens.cached > 0) == first
+                assert answer.trace is not None
+                found.append(answer.trace.step_logits)
+                buffers = [buffer for name in ("trunk", "tail") for buffer in caches[name].buffers.values()]
+                assert {buffer.dtype.name for buffer in buffers} == {"uint8" if kv_cache else "float32"}
+        floats, fresh, reused = found
+        first_token = np.abs(floats[0] - fresh[0]).max()  # tokens of random weights part soon
+        assert 0 < first_token <= INT8_ACTIVATIONS_SHARE * np.abs(floats[0]).max()
+        assert np.abs(fresh - reused).max() <= PARITY_ABS
+
+    def test_another_library_does_not_have_them(self, text_bundle: Path) -> None:
+        with pytest.raises(BadInput, match="onnxruntime holds caches as the graphs declare them; for 8 bits"):
+            Session.open(text_bundle, backend="onnxruntime", kv_cache="int8")
+
+
 @pytest.fixture(scope="module")
 def int4_trunk(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[GraphInfo, Path]:
     folder = tmp_path_factory.mktemp("int4")
