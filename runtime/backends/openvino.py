@@ -128,7 +128,7 @@ class OpenVinoBackend:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and its subclasses, and Python's own of a bad file
             raise _loading_error(path, error) from error
-        # What kernels have packed is not read again, and what the library has freed is of no use to it.
+        # What kernels have packed is not read again, and what the library has freed it need not keep.
         drop_file_pages(weights)
         trim_heap()
         _require_declared(path, graph, compiled.model, caches)

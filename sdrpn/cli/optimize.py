@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from sdrpn.terminal.argument_types import some_names
 from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
 from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.optimize_arguments import add_optimize_arguments
 
 HELP = "make a bundle's graphs ready for this machine's CPU"
 DESCRIPTION = """\
@@ -35,30 +35,7 @@ bundle's own graphs are used, with a warning.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
-    parser.add_argument(
-        "--variant", metavar="NAME", help="variant to optimise (default: the one that suits a CPU best)"
-    )
-    parser.add_argument(
-        "--for",
-        dest="library",
-        choices=("onnxruntime", "openvino"),
-        default="onnxruntime",
-        help="the library that is to run them (default: onnxruntime)",
-    )
-    parser.add_argument(
-        "--attention",
-        choices=("group-query", "standard"),
-        help="standard: keep attention as exported (default: group-query; standard for the dialect primitive, for "
-        "caches in 8 bits and for variants that compute in fp16)",
-    )
-    parser.add_argument(
-        "--int8",
-        metavar="A,B",
-        type=some_names,
-        default=(),
-        help="parts of lm_head,rpn,vision: in 8 bits what the bundle has in floats, unless that changes the results "
-        "of its graph by more than 5 %% of their spread; half to a quarter of the memory (default: none)",
-    )
+    add_optimize_arguments(parser)
     add_threads_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
     add_model_options(parser, "bundle")

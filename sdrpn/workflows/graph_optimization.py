@@ -229,7 +229,7 @@ def _save(graph: GraphInfo, model: bytes | Path, bundle: Bundle, work: Path, req
 
         save_graph(graph, model, bundle.path, work / f"{graph.name}.onnx", request.threads)
         return f"{graph.name}.onnx"
-    from sdrpn.runtime.backends.openvino_saved import save_openvino_graph
+    from sdrpn.runtime.optimize_openvino import save_openvino_graph
 
     content = model.read_bytes() if isinstance(model, Path) else model
     save_openvino_graph(graph, content, bundle.file(graph.file), work / f"{graph.name}.xml", request.threads)

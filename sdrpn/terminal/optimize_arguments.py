@@ -1,0 +1,37 @@
+"""Arguments of the verb that saves graphs for this machine's CPU: which, for which library, in what form."""
+
+from __future__ import annotations
+
+import argparse
+
+from sdrpn.terminal.argument_types import some_names
+
+__all__ = ["add_optimize_arguments"]
+
+
+def add_optimize_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare them."""
+    parser.add_argument(
+        "--variant", metavar="NAME", help="variant to optimise (default: the one that suits a CPU best)"
+    )
+    parser.add_argument(
+        "--for",
+        dest="library",
+        choices=("onnxruntime", "openvino"),
+        default="onnxruntime",
+        help="the library that is to run them (default: onnxruntime)",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=("group-query", "standard"),
+        help="standard: keep attention as exported (default: group-query; standard for the dialect primitive, for "
+        "caches in 8 bits and for variants that compute in fp16)",
+    )
+    parser.add_argument(
+        "--int8",
+        metavar="A,B",
+        type=some_names,
+        default=(),
+        help="parts of lm_head,rpn,vision: in 8 bits what the bundle has in floats, unless that changes the results "
+        "of its graph by more than 5 %% of their spread; half to a quarter of the memory (default: none)",
+    )
