@@ -125,7 +125,15 @@ class OpeningRequest:
         self._verify(found.bundle, found.variant.embedding)
         files = {name: engine.path for name, engine in found.engines.items()}
         part = self._part(found.bundle, found.variant)
-        return Opening(found.bundle, part, backend, files, contexts=found.contexts, engine_batch=found.max_batch)
+        return Opening(
+            found.bundle,
+            part,
+            backend,
+            files,
+            contexts=found.contexts,
+            engine_batch=found.max_batch,
+            target=found.target,
+        )
 
     def _graphs(self, bundle: Bundle, choice: Choice, options: EngineOptions) -> Opening:
         chosen = graph_variant(bundle, self.run.variant, info=choice.info, note=choice.note)
@@ -173,6 +181,7 @@ class Opening:
     engine_batch: int | None = (
         None  # the most sequences that a decode step of the engines takes; None: these are graphs
     )
+    target: str | None = None  # of the engines
 
 
 def _require_batch(max_batch: int | None, engines: EngineSet) -> None:

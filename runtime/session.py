@@ -59,6 +59,7 @@ class Session(Asking):
         engine_batch: int | None = None,
         max_batch: int | None = None,
         prefix_bytes: int | None = None,
+        target: str | None = None,
     ) -> None:
         """Load the variant's graphs, all or those that a look needs. Use `Session.open` to open a bundle.
 
@@ -69,8 +70,9 @@ class Session(Asking):
             contexts: cache lengths that the engines have profiles for, if there are several
             engine_batch: the most sequences that a decode step of the engines takes; None: these are graphs
             max_batch, prefix_bytes: as in `open`
+            target: of the engines; None: these are graphs
         """
-        self.bundle, self.variant = bundle, variant
+        self.bundle, self.variant, self.target = bundle, variant, target
         self.backend, self._library, self._note = backend.name, backend, note
         batch = batch_of(max_batch, backend, engine_batch)
         spec, tokenizer = bundle.spec, bundle.manifest.tokenizer
@@ -220,6 +222,7 @@ class Session(Asking):
             engine_batch=chosen.engine_batch,
             max_batch=request.max_batch,
             prefix_bytes=prefix_bytes,
+            target=chosen.target,
         )
 
     @property

@@ -82,6 +82,7 @@ def test_the_extras_are_those_that_the_documentation_names() -> None:
         "mcp",
         "release",
         "openvino",
+        "ray",
         "dev",
     }
 

@@ -12,6 +12,7 @@ from sdrpn.host.power import PowerMeter
 from sdrpn.runtime.answer import Answer, Timings
 from sdrpn.runtime.look import Look
 from sdrpn.runtime.scheduler import Load
+from sdrpn.runtime.server.about import About
 from sdrpn.runtime.server.admission import Admission
 
 __all__ = ["Metrics"]
@@ -36,11 +37,17 @@ class Metrics:
     """All figures of one server, with the label `model_name`."""
 
     def __init__(
-        self, model: str, load: Callable[[], Load], admission: Admission, power: PowerMeter | None = None
+        self,
+        model: str,
+        load: Callable[[], Load],
+        admission: Admission,
+        power: PowerMeter | None = None,
+        about: About | None = None,
     ) -> None:
         """Args:
         load: what the scheduler has to do now
         power: of the GPU, where there is one
+        about: what the server answers with
         """
         self._registry, self._model = CollectorRegistry(), model
 
@@ -83,6 +90,8 @@ class Metrics:
         self._gone = counter("sdrpn:clients_gone", "Requests whose client went away.")
         self._reloads = counter("sdrpn:reloads", "Reloads of the bundle, by outcome.", "outcome")
         self._registry.register(_Now(model, load, admission, power))
+        if about is not None:
+            self._registry.register(about)
 
     def answered(self, answer: Answer, queued_s: float) -> None:
         """An answer is complete. `queued_s`: before it got a place."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sdrpn.errors import BadImage
+from sdrpn.images.decoded_size import BYTES_PER_PIXEL, decoded_bytes
 from sdrpn.images.image_root import ImageRoot
 from sdrpn.images.picture_file import identified
 from sdrpn.runtime.server.faults import Fault, shown
@@ -22,8 +23,6 @@ from sdrpn.runtime.server.urls import fetch_public
 __all__ = ["PictureFile", "PictureSources", "bytes_of_data_url", "largest_of_shape"]
 
 _NO_LIMIT = 1 << 62
-# Pillow holds 4 bytes per pixel, and the array that is read from it 3.
-_BYTES_PER_PIXEL = 7
 _PIECE = 256 << 10  # characters of base64, a multiple of four
 _DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*?;base64,", re.ASCII | re.IGNORECASE)
 
@@ -38,7 +37,7 @@ class PictureFile:
     @property
     def size_bytes(self) -> int:
         """The memory that it takes with its pixels."""
-        return len(self.data) + _BYTES_PER_PIXEL * self.wh[0] * self.wh[1]
+        return decoded_bytes(*self.wh, len(self.data))
 
 
 class PictureSources:
@@ -77,7 +76,7 @@ class PictureSources:
     def _check_size(self, wh: tuple[int, int]) -> None:
         """Raises Fault 413, which names the largest picture of this shape."""
         width, height = wh
-        most = min(self._options.most_pixels, self._options.picture_bytes // _BYTES_PER_PIXEL)
+        most = min(self._options.most_pixels, self._options.picture_bytes // BYTES_PER_PIXEL)
         if width * height > most:
             fitting = largest_of_shape(wh, lambda w, h: w * h <= most)
             raise Fault(

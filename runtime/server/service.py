@@ -21,6 +21,7 @@ from sdrpn.method.grids import ImageGrid
 from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.scheduler import Load
+from sdrpn.runtime.server.about import About
 from sdrpn.runtime.server.admission import Admission
 from sdrpn.runtime.server.answering import answer_options, change_of, check_chat, require_fitting, stops_of
 from sdrpn.runtime.server.connection import TimeLimit
@@ -75,7 +76,8 @@ class Service:
         self._power = PowerMeter() if session.on == "gpu" else None
         if self._power is not None:
             self._power.__enter__()
-        self.metrics = Metrics(options.model, lambda: self.load, self.admission, self._power)
+        about = About(options.model, lambda: self.models.current.session)
+        self.metrics = Metrics(options.model, lambda: self.load, self.admission, self._power, about)
         self.started = int(time.time())
 
     @property

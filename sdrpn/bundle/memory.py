@@ -17,6 +17,7 @@ from sdrpn.method.spec import ModelSpec
 from sdrpn.method.usual_length import TEXT_TOKENS
 
 __all__ = [
+    "CPU_PREFILL_ROWS",
     "MemoryNeeds",
     "cache_row_bytes",
     "cpu_needs",
@@ -33,8 +34,11 @@ _BYTE, _HALF, _FLOAT = 1, 2, 4
 _SCRATCH_BYTES = 8 << 20
 # The tail's engine has room for two prefills at once; scores, masked scores and softmax are there together.
 _PREFILLS_AT_ONCE, _SCORE_TENSORS = 2, 3
-# Interpreter, ONNX Runtime, tokenizer and pictures: 41 MB without a graph, 160 MB with all and a small model.
-_PROCESS_BYTES = 200_000_000
+# Activations of so many rows stay in the caches of a CPU.
+CPU_PREFILL_ROWS = 256
+# Interpreter, ONNX Runtime, tokenizer, and pages of files that are in memory: with the shipped model, which needs 19 MB
+# beside it, an answer took 112 MB.
+_PROCESS_BYTES = 95_000_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class MemoryNeeds:
     activations_bytes: int
     images_bytes: int  # pixels and image tokens of a picture and its crops
     attention_bytes: int = 0  # scores of a prefill, where it is not known that attention is fused
+    picture_bytes: int = 0  # the picture itself, decoded: see sdrpn.images.decoded_size
 
     @property
     def total_bytes(self) -> int:
@@ -61,6 +66,7 @@ class MemoryNeeds:
             ("activations", self.activations_bytes),
             ("image buffers", self.images_bytes),
             *((("scores of attention if it is not fused", self.attention_bytes),) if self.attention_bytes else ()),
+            *((("the picture", self.picture_bytes),) if self.picture_bytes else ()),
         )
 
     def __str__(self) -> str:
@@ -112,16 +118,25 @@ def step_bytes(spec: ModelSpec, weights_bytes: int, context: int, kv_cache: str 
 
 
 def cpu_needs(
-    bundle: Bundle, variant: Variant, *, context: int, batch: int = 1, mapped_bytes: int | None = None
+    bundle: Bundle,
+    variant: Variant,
+    *,
+    context: int,
+    batch: int = 1,
+    mapped_bytes: int | None = None,
+    process_bytes: int = _PROCESS_BYTES,
+    prefill_rows: int | None = CPU_PREFILL_ROWS,
 ) -> MemoryNeeds:
     """ONNX Runtime on a CPU. Data that is mapped from files and not used again is not counted.
 
     `mapped_bytes`: size of the weights that `sdrpn optimize` saved; None: weights are packed in memory when graphs are
-    loaded. Attention materialises the scores of every head; a prefill is as long as a picture, a crop and a text.
-    Caches in 8 bits are converted to floats layer by layer; up to three such arrays exist at once.
+    loaded. Attention materialises the scores of every head; a prefill is as long as a picture, a crop and a text, and
+    computed in parts of at most `prefill_rows`. `process_bytes`: of the process without a model. Caches in 8 bits are
+    converted to floats layer by layer; up to three such arrays exist at once.
     """
     spec, parts = bundle.spec, variant.parts
     llm, rows = spec.llm, usual_context(spec, context, parts)
+    rows = rows if prefill_rows is None else min(rows, prefill_rows)
     row = 4 * llm.width * _FLOAT + 2 * _projections(spec) * _FLOAT + llm.heads * context * _FLOAT
     row += _features_row_bytes(spec)
     # Some of the tower's graphs have fused attention on a CPU; scores of one head are counted.
@@ -132,7 +147,7 @@ def cpu_needs(
     return MemoryNeeds(
         weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
         caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache, parts),
-        activations_bytes=_PROCESS_BYTES + max(rows * row + floats, vision) + batch * llm.vocabulary * _FLOAT,
+        activations_bytes=process_bytes + max(rows * row + floats, vision) + batch * llm.vocabulary * _FLOAT,
         images_bytes=_images_bytes(spec, parts),
     )
 

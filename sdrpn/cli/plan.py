@@ -1,10 +1,10 @@
 """`sdrpn plan`: how much memory a bundle needs, before anything is built or loaded.
 
 The JSON form is an object: bundle, variant, parts (all or look), device, context (the longest), contexts, batch,
-memory_bytes (null where not known), needs (weights, caches, activations, images, and scores of attention that may not
-be fused, in bytes), total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context -> what a
-decode step of an engine reads; empty for a CPU, and for a look), kv_cache (int8, fp8, or null for caches in the type
-that the graphs compute in), other (the same variant with the other kind of caches: kv_cache, caches_bytes,
+memory_bytes (null where not known), needs (weights, caches, activations, images, scores of attention that may not be
+fused, and the picture, in bytes), total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context
+-> what a decode step of an engine reads; empty for a CPU, and for a look), kv_cache (int8, fp8, or null for caches in
+the type that the graphs compute in), other (the same variant with the other kind of caches: kv_cache, caches_bytes,
 largest_context), prefixes (what is kept of pictures asked about before, beside all this and only of memory that is
 left: limit_bytes, picture_bytes, pictures). Of a published model's name: shape, image_tokens, batch, kv_cache, assumed
 (what is not known of it), fits (anywhere), devices (as above, one each).
@@ -70,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("all", "look"),
         default="all",
         help="look: only what finds where a question points, which answers nothing (default: all)",
+    )
+    parser.add_argument(
+        "--picture",
+        metavar="PICTURE",
+        help="the largest picture, as a file or a size such as 4000x3000: decoded, it is in the memory of the CPU, "
+        "which devices such as Jetson share with the GPU (default: pictures are small)",
     )
     add_shape_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")

@@ -1,7 +1,8 @@
 """`sdrpn release`: models as signed archives, and the releases of a device.
 
 The JSON form of pack, sign and verify is a sdrpn.workflows.release_pack.PackedRelease, that of install and rollback a
-sdrpn.workflows.release_install.ListedRelease; of list an object: `releases`, a list of them, the current one first.
+sdrpn.workflows.release_install.ListedRelease; of list a DeviceReleases of the same module: `releases`, a list of them,
+the current one first, and what the device has.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
     result: Any = args.do(args)
     if args.json:
-        print_json({"releases": result} if args.step == "list" else result)
+        print_json(result)
     elif args.step in ("pack", "sign", "verify"):
         print_report(packed_text(result))
     else:
-        print_report(releases_text(result if args.step == "list" else [result]))
+        print_report(releases_text(result.releases if args.step == "list" else [result]))
     return 0
 
 
@@ -86,12 +87,13 @@ def _add_pack(step: argparse.ArgumentParser) -> None:
 
 def _pack(args: argparse.Namespace) -> object:
     from sdrpn.terminal.output_file import require_output_file
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.release_pack import PackRequest, pack_release
 
     require_output_file("--out", args.out, ())
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     created = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch.isdigit() else _now()
-    return pack_release(filled(PackRequest, args, created=created))
+    return pack_release(filled(PackRequest, args, created=created), progress=progress)
 
 
 def _add_sign(step: argparse.ArgumentParser) -> None:
@@ -103,10 +105,11 @@ def _add_sign(step: argparse.ArgumentParser) -> None:
 
 def _sign(args: argparse.Namespace) -> object:
     from sdrpn.host.json_files import read_text
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.release_pack import sign_release
 
     password = None if args.password_file is None else read_text(args.password_file).rstrip("\r\n").encode()
-    return sign_release(args.archive, args.key, password=password, out=args.out)
+    return sign_release(args.archive, args.key, password=password, out=args.out, progress=progress)
 
 
 def _add_verify(step: argparse.ArgumentParser) -> None:
@@ -116,9 +119,10 @@ def _add_verify(step: argparse.ArgumentParser) -> None:
 
 
 def _verify(args: argparse.Namespace) -> object:
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.release_pack import verify_release
 
-    return verify_release(args.release, args.keys, now=_now() if args.fresh else None)
+    return verify_release(args.release, args.keys, now=_now() if args.fresh else None, progress=progress)
 
 
 def _add_install(step: argparse.ArgumentParser) -> None:
@@ -132,10 +136,11 @@ def _add_install(step: argparse.ArgumentParser) -> None:
 
 def _install(args: argparse.Namespace) -> object:
     from sdrpn.terminal.output import remark
+    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.release_install import InstallRequest, install_release
 
     request = filled(InstallRequest, args, now=_now(), keys=tuple(args.keys), service=_service(args))
-    return install_release(request, note=remark)
+    return install_release(request, note=remark, progress=progress)
 
 
 def _add_rollback(step: argparse.ArgumentParser) -> None:
@@ -151,9 +156,9 @@ def _rollback(args: argparse.Namespace) -> object:
 
 
 def _list(args: argparse.Namespace) -> object:
-    from sdrpn.workflows.release_install import list_releases
+    from sdrpn.workflows.release_install import device_releases
 
-    return list_releases(args.store, _now())
+    return device_releases(args.store, _now())
 
 
 def _add_store(step: argparse.ArgumentParser) -> None:

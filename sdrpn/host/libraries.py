@@ -62,6 +62,7 @@ EXTRAS: Mapping[str, str] = {
     "release": "sign releases, and check signatures",
     "mcp": "tools for agents (MCP)",
     "otel": "traces of a server (OpenTelemetry)",
+    "ray": "a rack of servers, and jobs over many pictures, with Ray",
     "dev": "run the tests, linters and type checker",
 }
 

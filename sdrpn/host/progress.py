@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
-__all__ = ["Advance", "Grown", "ShowProgress", "show_nothing", "uncounted", "unseen"]
+__all__ = ["Advance", "Grown", "ShowProgress", "counting", "show_nothing", "uncounted", "unseen"]
 
 # (done, total), in bytes or in the unit of the function that calls it.
 Advance: TypeAlias = Callable[[int, int], None]
@@ -22,6 +22,18 @@ def unseen(done: int, total: int) -> None:
 
 def uncounted(size_bytes: int) -> None:
     """Ignores the bytes."""
+
+
+def counting(advance: Advance, total: int) -> Grown:
+    """A function that adds up the bytes that it is called with, and reports them as done of `total`."""
+    done = 0
+
+    def grown(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        advance(min(done, total), total)
+
+    return grown
 
 
 @contextmanager

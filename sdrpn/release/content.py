@@ -11,7 +11,7 @@ from sdrpn.bundle.engine_manifest import engine_paths
 from sdrpn.bundle.graphs import graphs_of
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.host.listed_files import FileInfo, errors_of, file_digest, require_loadable
-from sdrpn.host.progress import Grown, uncounted
+from sdrpn.host.progress import Grown, ShowProgress, counting, show_nothing
 from sdrpn.release.archive import StoredObject
 from sdrpn.release.index import BUNDLE_FOLDER
 
@@ -38,24 +38,25 @@ class ReleaseFile:
 
 
 def bundle_files(
-    bundle: Bundle, targets: Sequence[str], *, graphs: bool, advance: Grown = uncounted
+    bundle: Bundle, targets: Sequence[str], *, graphs: bool, progress: ShowProgress = show_nothing
 ) -> dict[str, ReleaseFile]:
     """Path in the release -> file: a bundle, or what of it its engines need, and the engines of these targets.
 
     Args:
         graphs: with the ONNX graphs and their weights, which a CPU answers with and engines are built from
-        advance: called with the number of bytes of each piece that is read
+        progress: of reading them
     Raises: BadBundle for a file that differs from its manifest; BadInput for a target without engines
     """
     manifest = bundle.manifest
     listed = list(manifest.files) if graphs else _needed_by_engines(bundle)
-    files: dict[str, ReleaseFile] = {}
-    bundle.verify(listed, advance=advance)
-    for name in listed:
-        files[name] = ReleaseFile(bundle.file(name), manifest.files[name])
+    files = {name: ReleaseFile(bundle.file(name), manifest.files[name]) for name in listed}
     others = [bundle.path / MANIFEST_NAME, *(path for target in targets for path in _engine_files(bundle, target))]
-    for path in others:
-        files[path.relative_to(bundle.path).as_posix()] = _described(bundle, path, advance)
+    size_bytes = sum(file.info.size_bytes for file in files.values()) + sum(path.stat().st_size for path in others)
+    with progress("check the bundle", None) as advance:
+        grown = counting(advance, size_bytes)
+        bundle.verify(listed, advance=grown)
+        for path in others:
+            files[path.relative_to(bundle.path).as_posix()] = _described(bundle, path, grown)
     return {f"{BUNDLE_FOLDER}/{name}": file for name, file in sorted(files.items())}
 
 

@@ -20,12 +20,12 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from sdrpn.bundle.release import CURRENT
+from sdrpn.bundle.release import CURRENT, INDEX_NAME
 from sdrpn.errors import BadBundle, BadInput, RunFailed
 from sdrpn.host.partial import remove_partial, temporary_beside
 from sdrpn.release.index import ReleaseIndex, text_from_time, time_from_text
 from sdrpn.release.installed import InstalledRelease, read_installed
-from sdrpn.release.store_state import Pending, Record, StoreState, TrialRecord, read_state, write_state
+from sdrpn.release.store_state import Attempt, Pending, Record, StoreState, TrialRecord, read_state, write_state
 from sdrpn.release.trust import Trusted
 
 try:
@@ -33,7 +33,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["ReleaseStore", "store_of"]
+__all__ = ["ReleaseStore", "release_of", "store_of"]
 
 PREVIOUS = "previous"
 _RELEASES, _STATE = "releases", "state.json"
@@ -117,6 +117,12 @@ class ReleaseStore:
                     records={**state.records, index.id: record},
                 )
             )
+
+    def note_attempt(self, index: ReleaseIndex, now: datetime, trial: TrialRecord) -> None:
+        """Note that a release was accepted and tried, so that the device shows it also where it did not stay."""
+        with self._changing() as state:
+            attempt = Attempt(index.id, index.version, text_from_time(now), trial)
+            self._write(dataclasses.replace(state, attempt=attempt))
 
     def change_to(self, release: str) -> None:
         """Make an installed release the current one, pending until `confirm`, and keep the one before."""
@@ -269,6 +275,12 @@ class ReleaseStore:
 def _was_ready(state: StoreState, release: InstalledRelease) -> bool:
     record = state.records.get(release.folder.name)
     return record is not None and record.result == "ready"
+
+
+def release_of(bundle: Path) -> InstalledRelease | None:
+    """The release that a bundle's folder is part of; None: it is none's. Raises BadBundle."""
+    folder = bundle.parent
+    return read_installed(folder) if (folder / INDEX_NAME).is_file() else None
 
 
 def store_of(path: Path) -> ReleaseStore | None:

@@ -17,7 +17,7 @@ from sdrpn.host.listed_files import read_manifest
 from sdrpn.release.index import require_time
 from sdrpn.release.trust import Trusted
 
-__all__ = ["Pending", "Record", "StoreState", "TrialRecord", "read_state", "write_state"]
+__all__ = ["Attempt", "Pending", "Record", "StoreState", "TrialRecord", "read_state", "write_state"]
 
 STATE_FORMAT_VERSION = 1
 _ADVICE = "make a new store, and install the release into it"
@@ -51,6 +51,19 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """The newest install whose release was accepted, whether or not its trial let it stay."""
+
+    release: str
+    version: int
+    time: str
+    trial: TrialRecord
+
+    def __post_init__(self) -> None:
+        require_time("time", self.time)
+
+
+@dataclass(frozen=True)
 class StoreState:
     """The content of `state.json`.
 
@@ -63,6 +76,7 @@ class StoreState:
     latest: str | None = None
     pending: Pending | None = None
     records: Mapping[str, Record] = field(default_factory=dict)
+    attempt: Attempt | None = None
     format_version: int = STATE_FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -40,7 +40,9 @@ def unpack(archive: Archive, folder: Path, there: Mapping[str, Path], advance: G
     paths = _paths_by_digest(archive)
     for stored in archive.objects():
         first, *others = (folder / name for name in paths.pop(stored.sha256))
-        if not _taken(there.get(stored.sha256), stored.sha256, first):
+        if _taken(there.get(stored.sha256), stored.sha256, first):
+            advance(stored.size_bytes)
+        else:
             first.parent.mkdir(parents=True, exist_ok=True)
             with first.open("wb") as stream:
                 for piece in stored.pieces():

@@ -24,6 +24,7 @@ from sdrpn.families.registry import published_shapes
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_machine
 from sdrpn.host.suggestion import did_you_mean
+from sdrpn.images.decoded_size import memory_of_picture
 from sdrpn.runtime.backends import backend_info
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
 from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
@@ -34,7 +35,13 @@ __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "pl
 
 
 # Fields of a request that only a bundle has, and what they are where nobody names them.
-_FOR_BUNDLES: dict[str, object] = {"variant": None, "parts": "all", "backend": "onnxruntime", "prefix_bytes": None}
+_FOR_BUNDLES: dict[str, object] = {
+    "variant": None,
+    "parts": "all",
+    "backend": "onnxruntime",
+    "prefix_bytes": None,
+    "picture": None,
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class PlanRequest(CheckedFields):
     backend: str = "onnxruntime"  # without a target: the library that runs the graphs on this machine
     prefix_bytes: int | None = None  # most memory for pictures asked about before; None: the runtime's default
     parts: Parts = "all"  # "look": vision, trunk and RPN alone
+    picture: Path | str | None = None  # a file or a size, such as 4000x3000; None: pictures are small
     # Of a published model, by its name in place of a bundle: see ShapeRequest.
     precision: str | None = None
     kv_cache: str | None = None
@@ -175,6 +183,7 @@ def plan_memory(
     backend: str = "onnxruntime",
     prefix_bytes: int | None = None,
     parts: Parts = "all",
+    picture: Path | str | None = None,
 ) -> MemoryPlan:
     """Add up weights, caches, activations and image buffers, and find the largest context that fits.
 
@@ -190,10 +199,12 @@ def plan_memory(
         backend: without a target: what runs the graphs on this machine
         prefix_bytes: most memory for what was computed of pictures asked about before; None: as `Session.open`
         parts: "look": vision, trunk and RPN alone, as `Session.open(..., parts="look")` loads them
+        picture: the largest picture, a file or its size such as "4000x3000": it is in the host's memory, decoded, until
+            the first token; None: pictures are small
 
     Raises: BadBundle, BadInput for an unknown variant or target; ContextTooLong
     """
-    return plan_bundle(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts))
+    return plan_bundle(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts, picture))
 
 
 def plan(request: PlanRequest) -> MemoryPlan | ShapePlan:
@@ -282,14 +293,22 @@ def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
     variant = graph_variant(bundle, request.variant, info=info)
     mapped_bytes = mapped_weights_bytes(bundle, variant, request.parts, info) if info.on == "cpu" else None
     where, memory_bytes = _memory_here(info)
+    picture_bytes = _picture_bytes(request) if info.on == "cpu" else 0
     return _Place(
         where if mapped_bytes is None else f"{where}, optimized graphs",
         memory_bytes,
         _part(bundle, variant, request.parts),
-        lambda other, context: info.needs(bundle, other, MemoryRequest(context, request.batch, mapped_bytes)),
+        lambda other, context: dataclasses.replace(
+            info.needs(bundle, other, MemoryRequest(context, request.batch, mapped_bytes)), picture_bytes=picture_bytes
+        ),
         bundle.manifest.max_context,
         DEFAULT_PREFIX_BYTES if info.on == "cpu" else 0,
     )
+
+
+def _picture_bytes(request: PlanRequest) -> int:
+    """Bytes of the largest picture, in the host's memory. Raises BadInput."""
+    return 0 if request.picture is None else memory_of_picture(request.picture)
 
 
 def _memory_here(info: BackendInfo) -> tuple[str, int | None]:
@@ -315,18 +334,22 @@ def _on_target(bundle: Bundle, request: PlanRequest) -> _Place:
     variant = _part(bundle, variant, request.parts)
     sizes = graph_weights_bytes(bundle, variant)
     unfused = target.may_write_scores(variant.dialect)
+    picture_bytes = _picture_bytes(request) if target.unified_memory else 0
     return _Place(
         f"{target.name}: {target.device}",
         target.memory_bytes,
         variant,
-        lambda variant, context: device_needs(
-            bundle.spec,
-            sum(sizes.values()),
-            context=context,
-            batch=request.batch,
-            kv_cache=variant.kv_cache,
-            unfused_attention=unfused,
-            parts=request.parts,
+        lambda variant, context: dataclasses.replace(
+            device_needs(
+                bundle.spec,
+                sum(sizes.values()),
+                context=context,
+                batch=request.batch,
+                kv_cache=variant.kv_cache,
+                unfused_attention=unfused,
+                parts=request.parts,
+            ),
+            picture_bytes=picture_bytes,
         ),
         usual_context(bundle.spec, bundle.manifest.max_context),
         0,

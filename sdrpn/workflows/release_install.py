@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +15,9 @@ from pathlib import Path
 from sdrpn.errors import BadBundle, BadInput, RunFailed
 from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.host.field_types import CheckedFields
+from sdrpn.host.library_versions import library_versions
 from sdrpn.host.machine import Machine, read_machine
-from sdrpn.host.progress import Grown, uncounted
+from sdrpn.host.progress import ShowProgress, counting, show_nothing
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.release.archive import Archive, open_archive
 from sdrpn.release.index import CPU, Needs, ReleaseIndex, time_from_text
@@ -24,12 +25,22 @@ from sdrpn.release.installed import InstalledRelease, read_installed, unsigned
 from sdrpn.release.keys import PublicKey, load_public_keys
 from sdrpn.release.signature import require_signed_by
 from sdrpn.release.store import ReleaseStore
-from sdrpn.release.store_state import TrialRecord
+from sdrpn.release.store_state import Attempt, TrialRecord
 from sdrpn.release.trust import require_acceptable
 from sdrpn.release.unpack import contents_of, unpack
 from sdrpn.workflows.release_trial import try_release
 
-__all__ = ["InstallRequest", "ListedRelease", "ServiceCheck", "install_release", "list_releases", "roll_back_release"]
+__all__ = [
+    "DeviceReleases",
+    "InstallRequest",
+    "ListedEngines",
+    "ListedRelease",
+    "ServiceCheck",
+    "device_releases",
+    "install_release",
+    "list_releases",
+    "roll_back_release",
+]
 
 # Files of a file system, folders and the state, beside the contents.
 _SPARE_BYTES = 16_000_000
@@ -88,8 +99,21 @@ class InstallRequest(CheckedFields):
 
 
 @dataclass(frozen=True)
+class ListedEngines:
+    """Engines of a release: for which target, and the library that made them and runs them."""
+
+    target: str
+    flavour: str | None
+    library_version: str | None
+
+
+@dataclass(frozen=True)
 class ListedRelease:
-    """A release of a store. state: current, pending (current, not ready yet), previous, or kept."""
+    """A release of a store. state: current, pending (current, not ready yet), previous, or kept.
+
+    engines: what it has beside its graphs. tools: the versions with which it was made. trial: on this device, with the
+    library that ran it and the versions of all.
+    """
 
     id: str
     name: str
@@ -99,6 +123,8 @@ class ListedRelease:
     expires: str | None
     expired: bool
     targets: tuple[str, ...]
+    engines: tuple[ListedEngines, ...]
+    tools: Mapping[str, str]
     installed: str | None
     result: str | None
     trial: TrialRecord | None
@@ -106,7 +132,7 @@ class ListedRelease:
 
 
 def install_release(
-    request: InstallRequest, *, note: Callable[[str], None] = lambda text: None, advance: Grown = uncounted
+    request: InstallRequest, *, note: Callable[[str], None] = lambda text: None, progress: ShowProgress = show_nothing
 ) -> ListedRelease:
     """Check an archive, unpack it beside the current release, run it once, and change to it.
 
@@ -115,7 +141,7 @@ def install_release(
 
     Args:
         note: called with what is worth knowing: a trial that was not run, a service that was restarted
-        advance: called with the number of bytes of each piece that is written
+        progress: of unpacking, in bytes
     Raises: BadBundle for a release that was changed, is not signed as asked for, expired, or older than the last;
         BadInput for one that does not fit this machine; RunFailed where the disk is full, the trial failed, or the
         service did not become ready
@@ -125,7 +151,7 @@ def install_release(
         with open_archive(request.archive) as archive:
             key_id = _accepted(archive, store, keys, request.now)
             _require_fitting(archive.index, request.target, read_machine())
-            folder = _unpacked(archive, store, advance)
+            folder = _unpacked(archive, store, progress)
         release = read_installed(folder)
         trial = _tried(release, request, store, note)
         store.remember(release.index, key_id, tuple(key.id for key in keys), request.now, trial)
@@ -158,6 +184,23 @@ def list_releases(path: Path, now: datetime) -> tuple[ListedRelease, ...]:
     """The releases of a store, the current one first. Raises BadInput or BadBundle."""
     store = _existing(path)
     return tuple(_row(store, release, now) for release in store.releases())
+
+
+@dataclass(frozen=True)
+class DeviceReleases:
+    """What a device has: its releases, the newest install, and the libraries that are installed now.
+
+    last_trial: of the newest release that was accepted, also where it failed and the release did not stay.
+    """
+
+    releases: tuple[ListedRelease, ...]
+    last_trial: Attempt | None
+    libraries: Mapping[str, str]
+
+
+def device_releases(path: Path, now: datetime) -> DeviceReleases:
+    """What `sdrpn release list --json` prints. Raises BadInput or BadBundle."""
+    return DeviceReleases(list_releases(path, now), ReleaseStore(path).state.attempt, library_versions())
 
 
 def _existing(path: Path) -> ReleaseStore:
@@ -219,7 +262,7 @@ def _obstacle(needs: Needs, machine: Machine) -> str | None:
 # Installing ----------------------------------------------------------------------------------------------------------
 
 
-def _unpacked(archive: Archive, store: ReleaseStore, advance: Grown) -> Path:
+def _unpacked(archive: Archive, store: ReleaseStore, progress: ShowProgress) -> Path:
     """The release's folder, complete and compared with its index."""
     folder = store.folder_of(archive.index)
     if folder.is_dir():
@@ -234,8 +277,8 @@ def _unpacked(archive: Archive, store: ReleaseStore, advance: Grown) -> Path:
     there = contents_of(store.releases())
     new_bytes = sum(size for digest, size in archive.index.sizes.items() if digest not in there)
     require_free_space(folder, new_bytes + _SPARE_BYTES, advice="or remove what else is on it")
-    with replacing_directory(folder, exist_ok=True) as temporary:
-        unpack(archive, temporary, there, advance)
+    with replacing_directory(folder, exist_ok=True) as temporary, progress("unpack", None) as advance:
+        unpack(archive, temporary, there, counting(advance, archive.index.size_bytes))
     return folder
 
 
@@ -250,6 +293,7 @@ def _tried(
         trial = TrialRecord(f"not tried: {reason}") if reason else try_release(release.bundle, target)
         if reason:
             note(f"release {release.index.id} was not tried: {reason}")
+    store.note_attempt(release.index, request.now, trial)
     if trial.state.startswith("failed"):
         if (current := store.current) is None or current.folder.name != release.folder.name:
             store.remove(release.folder)
@@ -365,6 +409,12 @@ def _row(store: ReleaseStore, release: InstalledRelease, now: datetime) -> Liste
         expires=index.expires,
         expired=index.expires is not None and store.time(now) >= time_from_text(index.expires),
         targets=tuple(needs.target for needs in index.needs),
+        engines=tuple(
+            ListedEngines(needs.target, needs.flavour, needs.library_version)
+            for needs in index.needs
+            if needs.target != CPU
+        ),
+        tools=index.tools,
         installed=None if record is None else record.installed,
         result=None if record is None else record.result,
         trial=None if record is None else record.trial,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.listed_files import FileInfo
-from sdrpn.host.progress import Grown, uncounted
+from sdrpn.host.progress import ShowProgress, counting, show_nothing
 from sdrpn.release.archive import Archive, StoredObject, open_archive, write_archive
 from sdrpn.release.content import ReleaseFile, bundle_files, objects_of
 from sdrpn.release.documents import provenance_bytes, sbom_bytes
@@ -81,22 +81,22 @@ class PackedRelease:
     trusted: bool = False  # whether the signature was checked with a trusted key
 
 
-def pack_release(request: PackRequest, *, advance: Grown = uncounted) -> PackedRelease:
+def pack_release(request: PackRequest, *, progress: ShowProgress = show_nothing) -> PackedRelease:
     """Write an archive. Raises BadBundle, BadInput or RunFailed; nothing is left behind then.
 
-    Args: advance: called with the number of bytes of each piece that is read or written
+    Args: progress: of reading and writing, in bytes
     """
     left_out = frozenset(() if request.against is None else _index_at(request.against).sizes)
     source = bundle_path(request.source)
     if source.is_file():
-        return _delta(source, request, left_out, advance)
+        return _delta(source, request, left_out, progress)
     if request.name is None or request.version is None:
         raise BadInput("a release of a bundle needs a name and a version", options=("name", "version"))
     bundle = open_bundle(source)
     engines = {target: _complete(engine_set(bundle, target)) for target in request.targets}
     if request.graphs:
         bundle.require_graphs("in the release")
-    files = bundle_files(bundle, request.targets, graphs=request.graphs, advance=advance)
+    files = bundle_files(bundle, request.targets, graphs=request.graphs, progress=progress)
     created = text_from_time(request.created)
     needs = tuple(_needs(bundle, engines, graphs=request.graphs))
     files |= _documents(request.name, request.version, created, bundle, files, engines)
@@ -109,29 +109,35 @@ def pack_release(request: PackRequest, *, advance: Grown = uncounted) -> PackedR
         files={name: file.info for name, file in sorted(files.items())},
         tools={**bundle.manifest.tools, "sdrpn": version("sdrpn")},
     )
-    size = write_archive(request.out, index, None, objects_of(files, left_out), advance)
+    size = _written(request.out, index, None, objects_of(files, left_out), left_out, progress)
     return _described(request.out, index, size, _missing_bytes(index, left_out), None)
 
 
 def sign_release(
-    path: Path, key: Path, *, password: bytes | None = None, out: Path | None = None, advance: Grown = uncounted
+    path: Path,
+    key: Path,
+    *,
+    password: bytes | None = None,
+    out: Path | None = None,
+    progress: ShowProgress = show_nothing,
 ) -> PackedRelease:
     """Write the archive again with a signature, in place of one that it may have. Raises as `verify_release`.
 
     Args:
         key: private key, in a PEM file
         out: the signed archive; None: the same file
+        progress: of reading and writing, in bytes
     """
     private = load_private_key(key, password)
     target, missing = path if out is None else out, _Missing()
     with open_archive(path) as archive:
         signature = sign_index(archive.index, private)
-        size = write_archive(target, archive.index, signature, missing.watched(archive), advance)
+        size = _written(target, archive.index, signature, missing.watched(archive), frozenset(), progress)
         return _described(target, archive.index, size, missing.size_bytes(archive), private.public.id)
 
 
 def verify_release(
-    path: Path, keys: Sequence[Path] = (), *, now: datetime | None = None, advance: Grown = uncounted
+    path: Path, keys: Sequence[Path] = (), *, now: datetime | None = None, progress: ShowProgress = show_nothing
 ) -> PackedRelease:
     """Check every byte of an archive, or every file of an installed release.
 
@@ -139,6 +145,7 @@ def verify_release(
         path: an archive, the folder of a release, or a store, whose current release is meant
         keys: public keys; one of them must have signed it. Empty: a signature is only compared with the files
         now: refuse a release that has expired by then; None: do not ask
+        progress: of reading, in bytes
     Raises: BadBundle where something was changed, the signature is missing or another's; BadInput
     """
     trusted = load_public_keys(keys)
@@ -148,7 +155,9 @@ def verify_release(
             release.require_signed(trusted)
         if now is not None:
             require_fresh(release.index, now, path)
-        release.verify(advance=advance)
+        size_bytes = sum(file.size_bytes for file in release.index.files.values())
+        with progress("verify", None) as advance:
+            release.verify(advance=counting(advance, size_bytes))
         return _described(path, release.index, release.index.size_bytes, 0, release.key_id, bool(trusted))
     missing = _Missing()
     with open_archive(path) as archive:
@@ -158,9 +167,11 @@ def verify_release(
             require_signed_by(archive.signed, trusted, archive.index, path)
         if now is not None:
             require_fresh(archive.index, now, path)
-        for stored in missing.watched(archive):
-            for piece in stored.pieces():
-                advance(len(piece))
+        with progress("verify", None) as advance:
+            grown = counting(advance, path.stat().st_size)
+            for stored in missing.watched(archive):
+                for piece in stored.pieces():
+                    grown(len(piece))
         key_id = None if archive.signed is None else archive.signed.key_id
         left_out = missing.size_bytes(archive)
         return _described(path, archive.index, path.stat().st_size, left_out, key_id, bool(trusted))
@@ -183,7 +194,7 @@ class _Missing:
         return sum(size for digest, size in archive.index.sizes.items() if digest not in self._seen)
 
 
-def _delta(source: Path, request: PackRequest, left_out: frozenset[str], advance: Grown) -> PackedRelease:
+def _delta(source: Path, request: PackRequest, left_out: frozenset[str], progress: ShowProgress) -> PackedRelease:
     """An archive without what another release has; index and signature stay, so that it needs no key."""
     if request.against is None:
         raise BadInput(
@@ -193,9 +204,23 @@ def _delta(source: Path, request: PackRequest, left_out: frozenset[str], advance
         raise BadInput(f"{source} has its name, version and content; only a bundle is given others")
     with open_archive(source) as archive:
         wanted = (stored for stored in archive.objects() if stored.sha256 not in left_out)
-        size = write_archive(request.out, archive.index, archive.signature, wanted, advance)
+        size = _written(request.out, archive.index, archive.signature, wanted, left_out, progress)
         key_id = None if archive.signed is None else archive.signed.key_id
         return _described(request.out, archive.index, size, _missing_bytes(archive.index, left_out), key_id)
+
+
+def _written(
+    path: Path,
+    index: ReleaseIndex,
+    signature: bytes | None,
+    objects: Iterable[StoredObject],
+    left_out: frozenset[str],
+    progress: ShowProgress,
+) -> int:
+    """As `write_archive`. left_out: SHA-256 of contents that are not written."""
+    with progress("write", None) as advance:
+        size_bytes = index.size_bytes - _missing_bytes(index, left_out)
+        return write_archive(path, index, signature, objects, counting(advance, size_bytes))
 
 
 def _missing_bytes(index: ReleaseIndex, left_out: frozenset[str]) -> int:

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdrpn.bundle.bundle import Bundle
-from sdrpn.bundle.release import INDEX_NAME
 from sdrpn.bundle.shipped import bundle_title
-from sdrpn.release.installed import InstalledRelease, read_installed
-from sdrpn.release.store import store_of
+from sdrpn.release.store import release_of, store_of
 
 __all__ = ["begin_service", "confirm_service", "service_title"]
 
@@ -31,7 +29,7 @@ def begin_service(path: Path, note: Callable[[str], None] = lambda text: None) -
 
 def confirm_service(bundle: Bundle) -> None:
     """The service answers with this bundle: the device keeps the release that it is part of."""
-    release = _release_of(bundle)
+    release = release_of(bundle.path)
     store = None if release is None else store_of(release.folder.parents[1])
     if release is not None and store is not None:
         store.confirm(release.folder.name)
@@ -39,10 +37,5 @@ def confirm_service(bundle: Bundle) -> None:
 
 def service_title(bundle: Bundle) -> str:
     """By which clients ask for it: the release's name, or that of the bundle's folder."""
-    release = _release_of(bundle)
+    release = release_of(bundle.path)
     return bundle_title(bundle.path) if release is None else release.index.name
-
-
-def _release_of(bundle: Bundle) -> InstalledRelease | None:
-    folder = bundle.path.parent
-    return read_installed(folder) if (folder / INDEX_NAME).is_file() else None

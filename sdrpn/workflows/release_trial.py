@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.errors import SdrpnError
 from sdrpn.host.json_reader import read_dataclass
+from sdrpn.host.library_versions import library_versions
 from sdrpn.release.store_state import TrialRecord
 from sdrpn.runtime import Session
 
@@ -22,8 +22,6 @@ __all__ = ["TRIAL_PASSED", "report_trial", "try_release"]
 
 TRIAL_PASSED = "passed"
 _TIMEOUT_S = 900.0
-# Whose versions say what ran.
-_LIBRARIES = ("sdrpn", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "cuda-python", "numpy")
 _TOKENS = 4
 _CHILD = "import sys; from sdrpn.workflows.release_trial import report_trial; report_trial(sys.argv[1], sys.argv[2])"
 
@@ -64,20 +62,10 @@ def _tried(bundle: Path, target: str | None) -> TrialRecord:
         return TrialRecord(f"failed: {' '.join(str(error).split())}")
     if answer.roi_map is not None and not np.isfinite(answer.roi_map).all():
         return TrialRecord("failed: its map has numbers that are not finite")
-    return TrialRecord(TRIAL_PASSED, round(time.monotonic() - started, 3), shown, _versions())
+    return TrialRecord(TRIAL_PASSED, round(time.monotonic() - started, 3), shown, library_versions())
 
 
 def _picture() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """A picture that is not a plain one: two gradients."""
     ramp = np.linspace(0, 255, 96, dtype=np.uint8)
     return np.stack([np.tile(ramp, (64, 1)), np.tile(ramp[::-1], (64, 1)), np.full((64, 96), 128, np.uint8)], axis=-1)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,11 +22,12 @@ from sdrpn.workflows.opened_session import SessionRequest, opened_session, requi
 from sdrpn.workflows.release_service import begin_service, confirm_service, service_title
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from opentelemetry.sdk.trace import SpanProcessor
 
     from sdrpn.runtime.server import ServerOptions
 
-__all__ = ["ServeRequest", "require_server", "serve"]
+__all__ = ["ServeRequest", "require_server", "serve", "server_app"]
 
 # Of the memory that the model and its caches leave, for pictures that are decoded.
 _PICTURES_SHARE = 0.5
@@ -124,43 +126,65 @@ def serve(
     Raises: as `ask_question`; MissingDependency; BadInput for a port that is taken, or a file of keys without any
     """
     require_server()
-    from sdrpn.runtime.server import create_app
     from sdrpn.runtime.server.log import RequestLog
-    from sdrpn.runtime.server.models import try_model
     from sdrpn.runtime.server.running import Watch, listen, run_app
     from sdrpn.runtime.server.watchdog import StuckWork, Watchdog
 
-    keys = () if request.api_key_file is None else keys_in(request.api_key_file)
-    if request.image_root is not None and not request.image_root.is_dir():
-        raise BadInput(f"image_root is {request.image_root}, which is not a folder", options=("image_root",))
+    _check_access(request)
+    with listen(request.host, request.port) as listening, server_app(request, note=note) as app:
+        service = app.state.service
+
+        def accepting(url: str) -> None:
+            confirm_service(service.models.current.session.bundle)
+            started(url)
+
+        work = StuckWork(request.stuck_after_s, lambda: service.running_s, service.end_stuck)
+        log = note if request.log_format == "none" else RequestLog(request.log_format).event
+        with Watchdog(work, log) as watchdog:
+            watch = Watch(
+                started=accepting,
+                stopping=service.admission.close,
+                reload=service.reload,
+                works=lambda: service.stuck_s is None,
+                manager=manager,
+                watchdog=watchdog,
+            )
+            run_app(app, listening, watch, service.options.idle_timeout_s)
+
+
+@contextmanager
+def server_app(request: ServeRequest, *, note: Callable[[str], None] = lambda text: None) -> Iterator[FastAPI]:
+    """The server of a bundle as an ASGI application, which answered once; within the block the bundle is open.
+
+    It listens nowhere: `host` and `port` are not used. `app.state.service` is its `Service`.
+
+    Args: note: called with warnings
+    Raises: as `serve`
+    """
+    require_server()
+    from sdrpn.runtime.server import create_app
+    from sdrpn.runtime.server.models import try_model
+
+    keys = _check_access(request)
     begin_service(bundle_path(request.bundle), note)
-    with listen(request.host, request.port) as listening, _opened(request) as session:
+    with _opened(request) as session:
         if session.backend_note is not None:
             note(session.backend_note)
         try_model(session)
         options = _options(session, request, keys)
         app = create_app(session, options, lambda: _reopened(request), _tracing(request.otlp_endpoint))
-        service = app.state.service
-
-        def accepting(url: str) -> None:
-            confirm_service(session.bundle)
-            started(url)
-
-        work = StuckWork(request.stuck_after_s, lambda: service.running_s, service.end_stuck)
-        log = note if request.log_format == "none" else RequestLog(request.log_format).event
         try:
-            with Watchdog(work, log) as watchdog:
-                watch = Watch(
-                    started=accepting,
-                    stopping=service.admission.close,
-                    reload=service.reload,
-                    works=lambda: service.stuck_s is None,
-                    manager=manager,
-                    watchdog=watchdog,
-                )
-                run_app(app, listening, watch, service.options.idle_timeout_s)
+            yield app
         finally:
-            service.close()
+            app.state.service.close()
+
+
+def _check_access(request: ServeRequest) -> tuple[str, ...]:
+    """The keys. Raises BadInput for a file without any, or a folder of pictures that is none."""
+    keys = () if request.api_key_file is None else keys_in(request.api_key_file)
+    if request.image_root is not None and not request.image_root.is_dir():
+        raise BadInput(f"image_root is {request.image_root}, which is not a folder", options=("image_root",))
+    return keys
 
 
 def _opened(request: ServeRequest) -> Session:

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +18,7 @@ from sdrpn.workflows.release_pack import PackRequest, pack_release, sign_release
 from sdrpn.workflows.release_service import begin_service, confirm_service, service_title
 from tests.damage import flip_byte
 from tests.release.small_releases import NOW, write_key_pair
+from tests.workflows.release_server import serving
 
 PICTURE = np.full((40, 60, 3), 90, np.uint8)
 
@@ -116,26 +110,6 @@ class TestService:
     def test_its_name(self, store: Path, tiny_bundle: Path) -> None:
         assert service_title(open_bundle(store)) == "street-codes"
         assert service_title(open_bundle(tiny_bundle)) == tiny_bundle.name
-
-
-@contextmanager
-def serving(store: Path, *options: str | Path) -> Iterator[str]:
-    """The URL of `sdrpn serve`."""
-    command = [sys.executable, "-m", "sdrpn", "serve", store, "--port", "0", "--threads", "1", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.search(r"listening on (http://\S+)", line):
-                yield found.group(1)
-                break
-        else:
-            raise BadInput("the server ended")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.stderr.close()
-        process.wait(60)
 
 
 def test_the_server_takes_a_store_and_confirms_it(

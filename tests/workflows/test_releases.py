@@ -30,6 +30,7 @@ from sdrpn.workflows.release_trial import try_release
 from tests.damage import copied, flip_byte
 from tests.release.small_releases import NOW, write_key_pair
 from tests.runtime.engine_files import TARGET, write_engines
+from tests.workflows.recorded_progress import RecordedProgress
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,20 @@ class TestPack:
         for name in ("1", "2"):
             pack_release(PackRequest(tiny_bundle, tmp_path / name, NOW, "tiny", 1))
         assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+    def test_progress_ends_with_everything(self, archives: tuple[Path, Path, Path], tmp_path: Path) -> None:
+        shown = RecordedProgress()
+        with open_archive(archives[2]) as archive:
+            whole = archive.index.size_bytes
+        pack_release(PackRequest(archives[2], tmp_path / "d", NOW, against=archives[0]), progress=shown)
+        assert shown.ends["write"][0] == shown.ends["write"][1] < whole
+        verify_release(archives[2], progress=shown)
+        done, total = shown.ends["verify"]
+        assert (done, total) == (whole, archives[2].stat().st_size)
+        for archive_path in (archives[0], tmp_path / "d"):
+            install_release(request(archive_path, tmp_path / "store"), progress=shown)
+            done, total = shown.ends["unpack"]
+            assert done == total > 0
 
     def test_sbom_and_provenance(self, archives: tuple[Path, Path, Path], tmp_path: Path) -> None:
         release = install_release(request(archives[0], tmp_path))

@@ -1,0 +1,88 @@
+"""`sdrpn label` on many machines with Ray: every process is one part of the run (`sdrpn label --part`).
+
+    python examples/ray/label.py CHECKPOINT --data qa.jsonl --images images --heads official-7b --out labels
+
+The folder is that of `sdrpn label`, on a disk that all machines share; a run that was killed goes on with --resume, and
+with what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+from pathlib import Path
+
+import ray
+
+from sdrpn import SdrpnError
+from sdrpn.host.part import Part
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
+from sdrpn.workflows.label import LabelRequest, label
+from sdrpn.workflows.teacher import TeacherRequest
+
+
+def run(options: argparse.Namespace) -> int:
+    """Let every part record its files; the last one makes labels of all."""
+    asked = TeacherRequest(
+        CheckpointParts(options.checkpoint),
+        options.data,
+        options.images,
+        max_new_tokens=options.max_new_tokens,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+    )
+    whole = LabelRequest(asked, options.heads, options.out.resolve(), options.resume, options.shard_questions)
+    worker = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=0)(label)
+    parts = [Part(number, options.replicas) for number in range(1, options.replicas + 1)]
+    found = ray.get([worker.remote(dataclasses.replace(whole, part=part)) for part in parts])
+    done = next(labelled for labelled in found if labelled.counts is not None)
+    print(f"{done.out}: {done.counts.labelled} labelled", file=sys.stderr)
+    return 0
+
+
+def main() -> int:
+    """As the command line says."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("checkpoint", type=Path)
+    for name in ("data", "images", "out"):
+        found.add_argument(f"--{name}", type=Path, required=True, help="as `sdrpn label`")
+    found.add_argument("--heads", required=True, help="as `sdrpn label`")
+    found.add_argument("--resume", action="store_true", help="go on with a run with the same settings")
+    found.add_argument("--max-new-tokens", type=int, default=128)
+    found.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    found.add_argument("--device", default="cpu")
+    found.add_argument("--shard-questions", type=int, default=256)
+    found.add_argument("--replicas", type=int, default=1, help="models (default: 1)")
+    found.add_argument("--cpus", type=float, default=1, help="cores of a model (default: 1)")
+    found.add_argument("--gpus", type=float, default=0, help="GPUs of a model (default: 0)")
+    found.add_argument("--threads", type=int, help="threads of a model (default: its cores)")
+    found.add_argument("--address", help="address of a Ray cluster, or auto (default: one of its own on this machine)")
+    found.add_argument("--object-store-bytes", type=int, default=100_000_000, help="without --address")
+    options = found.parse_args()
+    if options.threads is None:
+        options.threads = max(1, int(options.cpus))
+    if options.address:
+        ray.init(address=options.address)
+    else:
+        cores = max(os.cpu_count() or 1, math.ceil(options.replicas * options.cpus) + 2)
+        ray.init(
+            num_cpus=cores,
+            object_store_memory=options.object_store_bytes,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        return run(options)
+    except SdrpnError as error:
+        print(f"label: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
