@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     worker = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=0)(label)
     parts = [Part(number, options.replicas) for number in range(1, options.replicas + 1)]
     found = ray.get([worker.remote(dataclasses.replace(whole, part=part)) for part in parts])
-    done = next(labelled for labelled in found if labelled.counts is not None)
+    done = next(labelled for labelled in found if labelled.is_complete)
     print(f"{done.out}: {done.counts.labelled} labelled", file=sys.stderr)
     return 0
 
