@@ -71,12 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="look: only what finds where a question points, which answers nothing (default: all)",
     )
-    parser.add_argument(
-        "--picture",
-        metavar="PICTURE",
-        help="the largest picture, as a file or a size such as 4000x3000: decoded, it is in the memory of the CPU, "
-        "which devices such as Jetson share with the GPU (default: pictures are small)",
+    picture_help = (
+        "the largest picture, a file or a size such as 4000x3000, whose pixels are counted (default: small ones)"
     )
+    parser.add_argument("--picture", metavar="PICTURE", help=picture_help)
     add_shape_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_model_options(parser, "bundle")

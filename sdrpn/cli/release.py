@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdrpn.terminal.argument_types import positive_int, some_names, whole_number
 from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.progress import progress
 
 if TYPE_CHECKING:
     from sdrpn.workflows.release_install import ServiceCheck
@@ -87,7 +88,6 @@ def _add_pack(step: argparse.ArgumentParser) -> None:
 
 def _pack(args: argparse.Namespace) -> object:
     from sdrpn.terminal.output_file import require_output_file
-    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.release_pack import PackRequest, pack_release
 
     require_output_file("--out", args.out, ())
@@ -105,7 +105,6 @@ def _add_sign(step: argparse.ArgumentParser) -> None:
 
 def _sign(args: argparse.Namespace) -> object:
     from sdrpn.host.json_files import read_text
-    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.release_pack import sign_release
 
     password = None if args.password_file is None else read_text(args.password_file).rstrip("\r\n").encode()
@@ -119,7 +118,6 @@ def _add_verify(step: argparse.ArgumentParser) -> None:
 
 
 def _verify(args: argparse.Namespace) -> object:
-    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.release_pack import verify_release
 
     return verify_release(args.release, args.keys, now=_now() if args.fresh else None, progress=progress)
@@ -136,7 +134,6 @@ def _add_install(step: argparse.ArgumentParser) -> None:
 
 def _install(args: argparse.Namespace) -> object:
     from sdrpn.terminal.output import remark
-    from sdrpn.terminal.progress import progress
     from sdrpn.workflows.release_install import InstallRequest, install_release
 
     request = filled(InstallRequest, args, now=_now(), keys=tuple(args.keys), service=_service(args))
