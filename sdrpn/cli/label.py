@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--heads",
         metavar="NAME",
         required=True,
-        help="heads.json of `sdrpn heads`, or an official choice of docs/training.md: official-7b, official-13b "
-        "(LLaVA-1.5), ...; an unknown name lists them",
+        help="heads.json of `sdrpn heads`, or an official choice (docs/training.md); an unknown name lists them",
     )
     parser.add_argument(
         "--rule",

@@ -270,7 +270,9 @@ def test_thresholds_by_labels(
     command = ("eval", text_checkpoint, *TAGS, "--methods", "sdrpn,attention-crop", "--heads", heads, "--json")
     assert "none of 2 answers gave a label" in refusal(sdrpn(*command, "--threshold", "auto"))
     rule = LabelRule(foreground_share=0.9, background_share=0.8)
-    monkeypatch.setattr("sdrpn.evaluation.survey.denoise", lambda strength, sinks: denoise(strength, sinks, rule))
+    monkeypatch.setattr(
+        "sdrpn.evaluation.survey.denoise", lambda strength, sinks, usual: denoise(strength, sinks, rule)
+    )
     thresholds = result_of(sdrpn(*command, "--threshold", "auto"))["settings"]["thresholds"]
     assert 0.05 <= thresholds["sdrpn"] <= 0.95
     assert -0.95 <= thresholds["attention-crop"] <= -0.05
