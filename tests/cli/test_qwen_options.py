@@ -106,10 +106,9 @@ def test_what_a_model_cannot_use(
     [
         (("--preset", "scene"), "the preset 'scene' is for Qwen2.5-VL and Qwen3-VL"),
         (("--image-tokens", "16:20"), "this model turns every picture into 144 tokens: leave them out"),
-        (("--gate-threshold", "0.1"), "this model has no gate; leave it out (--gate-threshold)"),
     ],
 )
-def test_the_shipped_model_has_neither_budget_nor_gate(
+def test_the_shipped_model_has_no_budget(
     sdrpn: Command, picture: Path, options: tuple[str, ...], message: str
 ) -> None:
     assert message in refusal(sdrpn("ask", "demo", picture, "what is this?", *options))
