@@ -104,9 +104,9 @@ class OpenVinoBackend:
         if path.suffix == ".xml":
             return self._loaded(graph, path, [path.with_suffix(".bin")], lambda: self._core.read_model(path))
         content = path.read_bytes()
+        require_files(path, content, graph.weights, _LIBRARY)
         if graph_with_real_files(content, path.parent) is not None:
             return self.load_content(graph, content, path)
-        require_files(path, content, graph.weights, _LIBRARY)
         weights = [path.parent / file for file in graph.weights]
         return self._loaded(graph, path, weights, lambda: self._core.read_model(path))
 
