@@ -12,7 +12,7 @@ __all__ = ["BYTES_PER_PIXEL", "JPEG_BYTES_PER_PIXEL", "decoded_bytes", "memory_o
 
 # Pillow holds 4 bytes per pixel, and the array that is read from it 3. A JPEG file is decoded into such an array.
 BYTES_PER_PIXEL, JPEG_BYTES_PER_PIXEL = 7, 3
-_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 _NO_LIMIT = 1 << 62
 
 

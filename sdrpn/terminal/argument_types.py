@@ -25,8 +25,11 @@ AUTO = "auto"
 
 
 def some_names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
-    return tuple(name for part in text.split(",") if (name := part.strip()))
+    """One name or more, separated by commas."""
+    names = tuple(name for part in text.split(",") if (name := part.strip()))
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; expected names with commas between them")
+    return names
 
 
 def positive_int(text: str) -> int:
@@ -63,6 +66,10 @@ def device_number(text: str) -> int:
 
 def device_number_or_name(text: str) -> int | str:
     """The number of a GPU, or a device's name, which has a letter in it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            "the device is empty (got ''); expected the number of a GPU, or a device's name"
+        )
     return text if any(character.isalpha() for character in text) else device_number(text)
 
 

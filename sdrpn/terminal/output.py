@@ -87,7 +87,7 @@ def print_json_line(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """Print rows of text under column names; cells are never read as markup.
+    """Print rows of text under column names, where there are any; cells are never read as markup.
 
     Into a pipe or a file every row is one line, however long, for grep and cut.
     """
@@ -96,7 +96,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     else:
         if title is not None:
             print_text(title)
-        _print_aligned([columns, *rows])
+        _print_aligned([columns, *rows] if any(columns) else list(rows))
 
 
 def print_report(report: Text) -> None:
@@ -142,7 +142,7 @@ def _print_rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], tit
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", show_header=any(columns))
     table.title = None if title is None else Text(terminal_text(title), style="bold")
     for column in columns:
         table.add_column(Text(column, style="bold"), overflow="fold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import non_negative_number, number_between, positive_int, whole_number
@@ -10,8 +11,21 @@ from sdrpn.terminal.argument_types import non_negative_number, number_between, p
 __all__ = ["add_gate_options", "add_training_options", "add_view_arguments", "require_one_training"]
 
 # Options of one of the two trainings alone.
-_RPN_ONLY = ("tap_layer", "rpn_layers", "loss", "loss_normalisation", "limit_pairs", "validations", "save_every")
+_RPN_ONLY = (
+    "tap_layer",
+    "rpn_layers",
+    "loss",
+    "loss_normalisation",
+    "limit_pairs",
+    "validations",
+    "save_every",
+    "scheme",
+)
 _GATE_ONLY = ("gate_kind", "gate_layers", "gate_start", "allowed_loss", "penalty")
+# A probe is fitted at once, without steps and without layers.
+_STEPS_ONLY = ("learning_rate", "warmup_share", "weight_decay", "gradient_clip", "batch", "epochs", "steps")
+_LAYERS_ONLY = ("gate_layers", "gate_start", *_STEPS_ONLY)
+_PROBE_ONLY = ("penalty",)
 
 
 def add_gate_options(group: argparse._ArgumentGroup) -> None:
@@ -82,7 +96,7 @@ def add_training_options(group: argparse._ArgumentGroup) -> None:
         "--validation-share",
         metavar="X",
         type=number_between(0, 0.9),
-        help="share of the images to hold out (default: 0.05)",
+        help="share of the images to hold out (default: 0.05; of a gate 0.1)",
     )
     group.add_argument(
         "--validations",
@@ -138,10 +152,19 @@ def _ascending(text: str) -> tuple[int, ...]:
 
 
 def require_one_training(args: argparse.Namespace) -> None:
-    """Raise BadInput for options of the other training."""
-    others = (*_RPN_ONLY, "resume") if args.gate else (*_GATE_ONLY, "rpn")
-    named = next((name for name in others if getattr(args, name)), None)
-    if named is not None:
-        option = f"--{named.replace('_', '-')}"
-        what = "the training of an RPN; leave it out" if args.gate else "the training of a gate; add --gate"
-        raise BadInput(f"{option} is for {what}", options=(named,))
+    """Raise BadInput for options of the other training, or of the other kind of gate."""
+    if not args.gate:
+        _refuse(args, (*_GATE_ONLY, "rpn"), "the training of a gate; add --gate")
+        return
+    _refuse(args, (*_RPN_ONLY, "resume"), "the training of an RPN; leave it out")
+    if args.gate_kind == "probe":
+        _refuse(args, _LAYERS_ONLY, "a gate of layers, and a probe has none and is fitted at once; leave it out")
+    else:
+        _refuse(args, _PROBE_ONLY, "a probe; add --gate-kind probe, or leave it out")
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    # 0 is a value that was given.
+    given = next((name for name in names if (value := getattr(args, name)) is not None and value is not False), None)
+    if given is not None:
+        raise BadInput(f"--{given.replace('_', '-')} is for {what}", options=(given,))

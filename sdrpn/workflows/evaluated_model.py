@@ -141,6 +141,8 @@ def model_at(
         parts = {"rpn": rpns, "vision_tower": vision_tower, "base": base, "projector": projector, "fit": fit}
         _require_none({**parts, "precision": precision, "device": device}, folder, "a checkpoint", "a bundle")
         return BundleModel(folder, backend or "onnxruntime", variant, threads)
+    if not folder.exists():
+        raise BadInput(f"{folder} does not exist; expected the folder of a bundle or of a checkpoint")
     if folder.is_dir():
         _require_none({"backend": backend, "variant": variant}, folder, "a bundle", "a checkpoint")
     parts_of = CheckpointParts(folder, vision_tower, base=base, projector=projector, fit=fit or "pad")

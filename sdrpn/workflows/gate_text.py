@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sdrpn.reports.text import Part, Table
+from sdrpn.reports.text import Part, Table, amount
 from sdrpn.workflows.gate_label import GateLabelled
 from sdrpn.workflows.train_gate import TrainedGate
 
@@ -26,10 +26,10 @@ def gate_labels_text(labelled: GateLabelled) -> Iterator[Part]:
 def trained_gate_text(trained: TrainedGate) -> Iterator[Part]:
     """The gate and its training in a line, then what it is worth on held-out questions."""
     report, options = trained.report, trained.options
-    kind = "a probe" if options.kind == "probe" else f"{options.layers} layers, {options.start} at the start"
+    kind = "a probe" if options.kind == "probe" else f"{amount(options.layers, 'layer')}, {options.start} at the start"
     yield (
-        f"{trained.out}: a gate ({kind}), {report.parameters:,} parameters, {report.steps} steps on {report.samples:,} "
-        f"questions in {report.seconds:.0f} s"
+        f"{trained.out}: a gate ({kind}), {report.parameters:,} parameters, {amount(report.steps, 'step')} on "
+        f"{amount(report.samples, 'question')} in {report.seconds:.0f} s"
     )
     rows = [
         (

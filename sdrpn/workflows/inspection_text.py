@@ -11,7 +11,7 @@ from sdrpn.bundle.graphs import graphs_of
 from sdrpn.families.registry import family_of
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.method.spec import RpnSpec
-from sdrpn.reports.text import Part, Table, Text
+from sdrpn.reports.text import Part, Table, Text, amount
 from sdrpn.workflows.inspection import EngineSet, TargetReport, engine_sets
 
 __all__ = ["bundle_text", "engines_text"]
@@ -35,7 +35,7 @@ def bundle_text(bundle: Bundle) -> Iterator[Part]:
 
 
 def _gate_kind(rpn: RpnSpec) -> str:
-    return "a probe of the tap and the map" if rpn.gate_probe else f"{rpn.gate_layers} layers"
+    return "a probe of the tap and the map" if rpn.gate_probe else amount(rpn.gate_layers, "layer")
 
 
 def _model_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:

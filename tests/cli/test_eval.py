@@ -222,7 +222,8 @@ def test_several_rpns(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> 
         (("--methods", "plain,vicrop"), "the method vicrop needs attention maps, which a bundle does not give"),
         (("--methods", "magic"), "the method magic does not exist; expected some of plain, "),
         (("--methods", ","), "no method was named"),
-        (("--split", "train"), "the split is train; the task tags has heldout, shifted, mixed (--split)"),
+        (("--split", ""), "the split is ''; the task tags has heldout, shifted, mixed (--split)"),
+        (("--split", "train"), "the split is 'train'; the task tags has heldout, shifted, mixed (--split)"),
         (("--resume",), "continuing a run needs its folder; name it (--out)"),
         (("--rpn", "x"), "rpn is for a checkpoint, and "),
         (("--vision-tower", "x"), "vision_tower is for a checkpoint, and "),
@@ -260,7 +261,7 @@ def test_refusals_of_a_checkpoint(
     )
     (tmp_path / "heads.json").write_text(json.dumps({"format_version": 1, "grounding": [[9, 0]]}))
     assert "layer 9 head 0 does not exist" in refused(text_checkpoint, "--heads", tmp_path)
-    assert "is not a folder; expected a checkpoint's folder" in refused(tmp_path / "nowhere")
+    assert "does not exist; expected the folder of a bundle or of a checkpoint" in refused(tmp_path / "nowhere")
 
 
 def test_thresholds_by_labels(

@@ -107,3 +107,22 @@ def test_refusals(sdrpn: Command, plain_checkpoint: Path, labels: Path) -> None:
     (labels.parent / "images").rename(labels.parent / "elsewhere")
     assert "name it (--images)" in refusal(sdrpn(*command, *SMALL))
     assert not (labels.parent / "rpn").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--allowed-loss", 0), "--allowed-loss is for the training of a gate; add --gate"),
+        (("--gate", "--scheme", "q-zoom"), "--scheme is for the training of an RPN; leave it out"),
+        (("--gate", "--penalty", 0), "--penalty is for a probe; add --gate-kind probe, or leave it out"),
+        (("--gate", "--gate-kind", "probe", "--gate-layers", 2), "--gate-layers is for a gate of layers"),
+        (("--gate", "--gate-kind", "probe", "--learning-rate", 0), "--learning-rate is for a gate of layers"),
+        (("--gate", "--gate-kind", "probe", "--epochs", 2), "a probe has none and is fitted at once; leave it out"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    sdrpn: Command, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    command = ("train", tmp_path / "checkpoint", "--labels", tmp_path / "labels", "--out", tmp_path / "out")
+    assert message in refusal(sdrpn(*command, *options))
+    assert not (tmp_path / "out").exists()

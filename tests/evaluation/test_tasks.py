@@ -377,7 +377,7 @@ class TestHrBench:
         self.write_parquet(tmp_path)
         with pytest.raises(BadInput, match=r"has no hr_bench_8k.*expects hr_bench_8k\.parquet"):
             read("hrbench", tmp_path, "8k")
-        with pytest.raises(BadInput, match="the split is 16k; the task hrbench has 4k, 8k"):
+        with pytest.raises(BadInput, match="the split is '16k'; the task hrbench has 4k, 8k"):
             read("hrbench", tmp_path, "16k")
 
 

@@ -24,7 +24,7 @@ def test_a_file(tmp_path: Path, kind: str, per_pixel: int) -> None:
     assert memory_of_picture(path) == path.stat().st_size + per_pixel * 40 * 30
 
 
-@pytest.mark.parametrize("given", ["none", "4000", "4000X3000", "-1x2", "", "1x2x3"])
+@pytest.mark.parametrize("given", ["none", "4000", "4000X3000", "-1x2", "0x3", "3x0", "", "1x2x3"])
 def test_what_is_neither(given: str) -> None:
     with pytest.raises(BadInput, match="expected a file, or a size in pixels such as 4000x3000"):
         memory_of_picture(given)

@@ -78,6 +78,10 @@ class TestTable:
         assert "sdrpn[cuda]" in text
         assert "[bold]" in text
 
+    def test_without_column_names_there_is_no_line_for_them(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_table(("", ""), [("size", "5 MB")])
+        assert capsys.readouterr().out == "size  5 MB\n"
+
     def test_no_rows(self, capsys: pytest.CaptureFixture[str]) -> None:
         print_table(("Extra", "Command"), [])
         assert capsys.readouterr().out == "Extra  Command\n"

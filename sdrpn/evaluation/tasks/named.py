@@ -66,7 +66,7 @@ def _tags(folder: Path | None, split: str | None, samples: int | None, seed: int
 
 def _chosen(name: str, split: str | None, splits: tuple[str, ...]) -> str:
     if split is not None and split not in splits:
-        raise BadInput(f"the split is {split}; the task {name} has {', '.join(splits)}", options=("split",))
+        raise BadInput(f"the split is {split!r}; the task {name} has {', '.join(splits)}", options=("split",))
     return split or splits[0]
 
 
