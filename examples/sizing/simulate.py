@@ -228,23 +228,46 @@ def _table(found: dict[int, Outcome]) -> Iterator[str]:
         )
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def main() -> int:
     """As the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("times", type=Path, help="what measure.py wrote")
     parser.add_argument("--trace", type=Path, help="requests, a line of JSON each")
-    parser.add_argument("--rate", type=float, default=1.0, help="requests per second (default: 1)")
-    parser.add_argument("--seconds", type=float, default=600, help="(default: 600)")
-    parser.add_argument("--pictures", type=int, default=20, help="how many different ones (default: 20)")
-    parser.add_argument("--tokens", type=int, default=16, help="length of an answer, on average (default: 16)")
-    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rate", type=_positive, default=1.0, help="requests per second (default: 1)")
+    parser.add_argument("--seconds", type=_positive, default=600, help="(default: 600)")
+    parser.add_argument("--pictures", type=_count, default=20, help="how many different ones (default: 20)")
+    parser.add_argument("--tokens", type=_count, default=16, help="length of an answer, on average (default: 16)")
+    parser.add_argument("--replicas", type=_count, nargs="+", default=[1, 2, 4])
     parser.add_argument("--route", choices=("picture", "turns"), default="picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    times = read_times(options.times)
+    # OSError: no such file; the others: not JSON, or without an entry, or with one of another type.
+    try:
+        times = read_times(options.times)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"{options.times} is not what measure.py writes ({error!r}): make it with measure.py --out")
     if options.trace:
-        trace = read_trace(options.trace)
+        try:
+            trace = read_trace(options.trace)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser.error(f"{options.trace} is no trace ({error!r}); expected lines with at_s, picture and tokens")
     else:
         trace = random_trace(options.rate, options.seconds, options.pictures, options.tokens, options.seed)
     found = {count: simulate(trace, times, count, options.route) for count in options.replicas}

@@ -108,9 +108,7 @@ def test_what_a_model_cannot_use(
         (("--image-tokens", "16:20"), "this model turns every picture into 144 tokens: leave them out"),
     ],
 )
-def test_the_shipped_model_has_no_budget(
-    sdrpn: Command, picture: Path, options: tuple[str, ...], message: str
-) -> None:
+def test_the_shipped_model_has_no_budget(sdrpn: Command, picture: Path, options: tuple[str, ...], message: str) -> None:
     assert message in refusal(sdrpn("ask", "demo", picture, "what is this?", *options))
 
 

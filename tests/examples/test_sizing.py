@@ -112,3 +112,33 @@ def test_the_command(simulate: ModuleType, tmp_path: Path) -> None:
     assert {count: entry["requests"] for count, entry in found.items()} == {"1": 20, "2": 20}
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(table) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("nowhere.json",), "nowhere.json is not what measure.py writes (FileNotFoundError"),
+        (("{broken}",), "is not what measure.py writes (KeyError('step_s')): make it with measure.py --out"),
+        (("{times}", "--trace", "nowhere.jsonl"), "nowhere.jsonl is no trace (FileNotFoundError"),
+        (("{times}", "--trace", "{broken}"), "is no trace (KeyError('at_s')); expected lines with at_s, picture and"),
+        (("{times}", "--rate", "0"), "argument --rate: '0' is not a number above 0"),
+        (("{times}", "--rate", "often"), "argument --rate: 'often' is not a number above 0"),
+        (("{times}", "--replicas", "2", "0"), "argument --replicas: '0' is not a whole number of at least 1"),
+    ],
+)
+def test_what_the_command_refuses(
+    simulate: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    files = {"times": tmp_path / "times.json", "broken": tmp_path / "broken.json"}
+    files["times"].write_text(json.dumps({"first_s": 1, "known_s": 0.2, "step_s": [0.1], "pictures": 3}))
+    files["broken"].write_text(json.dumps({"first_s": 1}))
+    monkeypatch.setattr(sys, "argv", ["simulate.py", *(option.format(**files) for option in options)])
+    with pytest.raises(SystemExit) as ended:
+        simulate.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
