@@ -66,9 +66,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--task", required=True, choices=TASKS, help="the data set")
     group.add_argument("--data", metavar="DIR", type=Path, help="folder of the task's official files; not for tags")
     group.add_argument(
-        "--split",
-        metavar="NAME",
-        help="for tags: heldout, shifted or mixed; for hrbench: 4k or 8k (default: the first)",
+        "--split", metavar="NAME", help="for tags heldout, shifted or mixed; for hrbench 4k or 8k (default: the first)"
     )
     group.add_argument(
         "--samples", metavar="N", type=positive_int, help="ask only the first N questions (default: all; for tags 500)"

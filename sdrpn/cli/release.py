@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrpn.terminal.argument_types import positive_int, some_names, whole_number
+from sdrpn.terminal.argument_types import names, positive_int, whole_number
 from sdrpn.terminal.arguments import filled
 from sdrpn.terminal.progress import progress
 
@@ -68,7 +68,7 @@ def _add_pack(step: argparse.ArgumentParser) -> None:
     step.add_argument("--name", help="name of the model; releases of one name replace each other")
     step.add_argument("--version", metavar="N", type=positive_int, help="number that grows with every release")
     step.add_argument(
-        "--target", dest="targets", metavar="NAME[,NAME]", type=some_names, default=(), help="take these engines along"
+        "--target", dest="targets", metavar="NAME[,NAME]", type=names, default=(), help="take these engines along"
     )
     step.add_argument(
         "--no-graphs", dest="graphs", action="store_false", help="leave out the ONNX graphs: only engines answer"

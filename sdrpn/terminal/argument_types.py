@@ -12,6 +12,7 @@ __all__ = [
     "context_lengths",
     "device_number",
     "device_number_or_name",
+    "names",
     "non_negative_number",
     "number_between",
     "number_or_auto",
@@ -25,11 +26,16 @@ AUTO = "auto"
 
 
 def some_names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, or none: who takes them knows what to say of that."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def names(text: str) -> tuple[str, ...]:
     """One name or more, separated by commas."""
-    names = tuple(name for part in text.split(",") if (name := part.strip()))
-    if not names:
+    found = some_names(text)
+    if not found:
         raise argparse.ArgumentTypeError(f"{text!r} names nothing; expected names with commas between them")
-    return names
+    return found
 
 
 def positive_int(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sdrpn.terminal.argument_types import some_names
+from sdrpn.terminal.argument_types import names
 
 __all__ = ["add_optimize_arguments"]
 
@@ -30,7 +30,7 @@ def add_optimize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int8",
         metavar="A,B",
-        type=some_names,
+        type=names,
         default=(),
         help="parts of lm_head,rpn,vision: in 8 bits what the bundle has in floats, unless that changes the results "
         "of its graph by more than 5 %% of their spread; half to a quarter of the memory (default: none)",

@@ -141,7 +141,10 @@ class TestUsage:
             (["ask", "b", "i", "q", "--threads", "two"], r".*'two' is not a whole number .*"),
             (["ask", "b", "i", "q", "--device", ""], r"argument --device: the device is empty \(got ''\); expected .*"),
             (["optimize", "b", "--int8", ""], r"argument --int8: '' names nothing; expected names with commas .*"),
-            (["quantize", "c", "--parts", ","], r"argument --parts: ',' names nothing; expected names with commas .*"),
+            (
+                ["release", "pack", "b", "--name", "a", "--version", "1", "--out", "o", "--target", ","],
+                r"argument --target: ',' names nothing; expected names with commas .*",
+            ),
             (["ask", "b", "i", "q", "--temperature", "-1"], r".*'-1' is not a number of at least 0 .*"),
             (["ask", "b", "i", "q", "--overlay"], r"argument --overlay: expected one argument .*"),
             (
