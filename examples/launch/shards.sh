@@ -7,6 +7,10 @@
 # machines that share the folder of --out, each runs its own numbers: SDRPN_FIRST=5 SDRPN_OF=8 for 5 to 8 of 8.
 set -uo pipefail
 
+if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
+  echo "shards.sh: the number of processes is '${1-}'; expected shards.sh N VERB ARGUMENTS..., with N of at least 1" >&2
+  exit 2
+fi
 processes=$1; shift
 first=${SDRPN_FIRST:-1} all=${SDRPN_OF:-$processes}
 

@@ -15,7 +15,7 @@ def gate_labels_text(labelled: GateLabelled) -> Iterator[Part]:
     """One row per case, one per view, and where the two targets differ."""
     counts, views = labelled.counts, labelled.provenance["views"]
     rows = [*counts.cases.items(), ("not asked", counts.not_asked), ("in a balanced set", counts.balanced)]
-    title = f"{labelled.out}: {labelled.provenance['questions']:,} questions"
+    title = f"{labelled.out}: {amount(labelled.provenance['questions'], 'question')}"
     yield Table(title, ("case", "count"), [(name, f"{count:,}") for name, count in rows])
     yield Table("", ("view", "right"), [(view, f"{right:,}") for view, right in zip(views, counts.right, strict=True)])
     if labelled.difference is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.host.part import Part as ProcessPart
-from sdrpn.reports.text import Part, Table, Text
+from sdrpn.reports.text import Part, Table, Text, amount
 from sdrpn.workflows.heads import FoundHeads, Proposal
 from sdrpn.workflows.train import TrainedRpn
 
@@ -73,8 +73,9 @@ def trained_text(trained: TrainedRpn) -> Iterator[Part]:
     options, report = trained.options, trained.report
     history, found = report.history, report.history.validations
     yield (
-        f"{trained.out}: an RPN of {options.rpn_layers} layers after layer {options.tap_layer}, "
-        f"{report.parameters:,} parameters, {report.steps} steps on {report.pairs:,} pairs in {history.seconds:.0f} s"
+        f"{trained.out}: an RPN of {amount(options.rpn_layers, 'layer')} after layer {options.tap_layer}, "
+        f"{report.parameters:,} parameters, {amount(report.steps, 'step')} on {amount(report.pairs, 'pair')} in "
+        f"{history.seconds:.0f} s"
     )
     if found:
         columns = ("step", "held-out loss", "average precision", "cell IoU", "box IoU", "at threshold")

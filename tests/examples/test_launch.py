@@ -34,6 +34,13 @@ def test_several_processes_answer_all(tmp_path: Path) -> None:
     assert (found["missing"], found["samples"], list(found["methods"])) == (0, 3, ["plain", "sdrpn"])
 
 
+@pytest.mark.parametrize("command", [(), ("eval", "demo"), (0, "eval", "demo"), (2,)])
+def test_a_number_and_a_verb_are_needed(command: tuple[object, ...]) -> None:
+    done = shards(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected shards.sh N VERB ARGUMENTS..., with N of at least 1" in done.stderr
+
+
 @pytest.mark.slow
 def test_wrong_arguments_are_not_tried_again(tmp_path: Path) -> None:
     done = shards(2, "eval", "demo", "--task", "tags", "--out", tmp_path / "run", "--methods", "magic")
