@@ -5,8 +5,8 @@
 In every round each number of questions is answered one by one and together, in turns; figures are medians over the
 rounds. Questions are about one picture that the session knows, or with --pictures about one each that it does not; by
 token ids, as plain LLaVA. `decode` counts the steps alone, `whole` everything, prefills included. Memory is that of
-this process behind the most questions one by one and behind as many at once, whose first look goes through the RPN,
-too, beside what `sdrpn plan` counts for them; with --rounds 0 only that is measured.
+this process behind the most questions one by one and behind as many at once, whose first look goes through RPN and
+gate, too, beside what `sdrpn plan` counts for them; with --rounds 0 only that is measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import onnxruntime
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.memory import cpu_needs
-from sdrpn.method.roi import Decide, RoiDecision
+from sdrpn.method.roi import Decide, RoiDecision, RoiPolicy
 from sdrpn.runtime import Session
 from sdrpn.runtime.decoder import Decoder, FloatArray, NextToken
 from sdrpn.runtime.pictures.picture import Picture, open_picture
@@ -36,6 +36,7 @@ from sdrpn.runtime.stream import AnswerStream
 
 BEFORE = tuple(range(3, 38))
 PROMPT_TOKENS = 40
+FIRST_LOOK = RoiPolicy(gate_threshold=1e-6)  # a gate is asked, and ends nothing
 
 
 class StepClock:
@@ -83,7 +84,7 @@ class Side:
 
     def _begun(self, number: int, decide: Decide | None) -> AnswerStream:
         picture = picture_of(number) if self._pictures else self._picture
-        options = AnswerOptions(None, self._new_tokens, decide=decide)
+        options = AnswerOptions(None if decide is None else FIRST_LOOK, self._new_tokens, decide=decide)
         stream = self._session._questions.stream_of(picture, BEFORE, self._after, options)
         stream._sequence._stop_ids = frozenset()  # answers have their full length
         stream.submit()
