@@ -14,7 +14,15 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 from tests.official_model import write_small_set
-from tests.workers import cores, give_whole_files, longest_first, made_once, use_one_thread
+from tests.workers import (
+    begin_again,
+    cores,
+    give_whole_files,
+    longest_first,
+    made_once,
+    use_one_thread,
+    whole_file_scheduler,
+)
 
 # Hypothesis gives an example 200 ms; how long one takes depends on what else the machine does.
 settings.register_profile("sdrpn", settings(), deadline=None)
@@ -30,6 +38,23 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)  # .ci/lowest has no pytest-xdist
 def pytest_xdist_auto_num_workers() -> int | None:
     return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cores()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return whole_file_scheduler(config, log)
+
+
+_crashed: list[str] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport) -> None:
+    begin_again(crashitem, report, _crashed)
+
+
+def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
+    return ("begun again after a crash", "R", "BEGUN AGAIN") if report.outcome == "rerun" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

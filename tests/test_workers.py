@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -10,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.workers import LONGEST, MOST_WORKERS, cores, give_whole_files, longest_first, made_once
+from tests.workers import LONGEST, MOST_WORKERS, begin_again, cores, give_whole_files, longest_first, made_once
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +64,7 @@ def test_the_longest_files_are_there_and_come_first() -> None:
 @pytest.mark.parametrize(
     ("workers", "dist", "expected"),
     [
-        (2, "no", ("loadfile", False, "0")),
+        (2, "no", ("loadfile", False, "2")),
         (2, "loadgroup", ("loadgroup", True, None)),
         (None, "no", ("no", True, None)),
     ],
@@ -72,6 +75,44 @@ def test_files_stay_whole_unless_the_command_says_otherwise(
     option = SimpleNamespace(numprocesses=workers, dist=dist, loadscopereorder=True, maxworkerrestart=None)
     give_whole_files(cast(pytest.Config, SimpleNamespace(option=option)))
     assert (option.dist, option.loadscopereorder, option.maxworkerrestart) == expected
+
+
+def test_a_test_whose_process_crashed_is_begun_again_once() -> None:
+    reports, crashed = [SimpleNamespace(outcome="failed") for _ in range(4)], list[str]()
+    for report, test in zip(reports, ("a", "a", "b", "c"), strict=True):
+        begin_again(test, cast(pytest.TestReport, report), crashed)
+    assert [report.outcome for report in reports] == ["rerun", "failed", "failed", "failed"]
+
+
+CRASHING = """
+import os
+from pathlib import Path
+
+def test_before(): pass
+
+def test_that_crashes(tmp_path):
+    there = Path(os.environ["CRASHED"])
+    if not there.exists():
+        there.touch()
+        os._exit(3)
+
+def test_behind(): pass
+"""
+FILES_BEFORE = 8
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_behind_a_crash(tmp_path: Path) -> None:
+    """Also where its process had files behind it that were done: pytest-xdist alone would wait for them."""
+    for number in range(FILES_BEFORE):
+        (tmp_path / f"test_{number}.py").write_text("def test_it(): pass\n", encoding="utf-8")
+    (tmp_path / "test_last.py").write_text(CRASHING, encoding="utf-8")
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "-o", "addopts=", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CRASHED": str(tmp_path / "crashed")}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert f"{FILES_BEFORE + 3} passed, 1 begun again after a crash" in done.stdout
 
 
 def test_without_pytest_xdist_nothing_changes() -> None:

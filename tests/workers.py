@@ -1,6 +1,8 @@
 """The suite in several processes (`pytest -n auto`): how many, which files first, and what they make only once.
 
-A file is never split, so what its fixtures make is made once.
+A file is never split, so what its fixtures make is made once. A process that a signal ends is replaced, and the test
+that it ran is begun again, once: kernels of some virtual machines end a long process that waits for its children now
+and then (SIGSEGV from the kernel itself, without an address). What crashes a second time has failed.
 """
 
 from __future__ import annotations
@@ -10,11 +12,21 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-__all__ = ["cores", "give_whole_files", "longest_first", "made_once", "use_one_thread"]
+__all__ = [
+    "begin_again",
+    "cores",
+    "give_whole_files",
+    "longest_first",
+    "made_once",
+    "use_one_thread",
+    "whole_file_scheduler",
+]
 
+MOST_CRASHES = 2  # of a run; what crashes more often is no accident
 MOST_WORKERS = 8  # each imports and collects everything, which takes about 1 GB and 20 seconds
 # What takes longest is begun first, so that no process is left with it at the end. The order changes no result.
 LONGEST = (
@@ -30,16 +42,41 @@ LONGEST = (
 
 
 def give_whole_files(config: pytest.Config) -> None:
-    """With `-n`, unless `--dist` says otherwise: files in the order of `longest_first`, each to one process.
-
-    A process that crashes ends the run: pytest-xdist replaces it, but then waits forever for the rest of its files.
-    """
+    """With `-n`, unless `--dist` says otherwise: files in the order of `longest_first`, each to one process."""
     option = config.option
     if getattr(option, "numprocesses", None) and option.dist == "no":
         option.dist = "loadfile"
         option.loadscopereorder = False  # it would begin with the files of most tests
         if option.maxworkerrestart is None:
-            option.maxworkerrestart = "0"
+            option.maxworkerrestart = str(MOST_CRASHES)
+
+
+def whole_file_scheduler(config: pytest.Config, log: Any) -> Any:
+    """pytest-xdist's scheduler of whole files, which goes on behind a process that crashed.
+
+    Its own gives the next process all files of the one that crashed, and waits for tests of those that are done, too.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class WholeFiles(LoadFileScheduling):  # type: ignore[misc]  # no stubs
+        def remove_node(self, node: Any) -> str | None:
+            files = self.assigned_work[node]
+            for name in [name for name, tests in files.items() if all(tests.values())]:
+                del files[name]
+            crashed: str | None = super().remove_node(node)
+            return crashed
+
+    return WholeFiles(config, log) if config.option.dist == "loadfile" else None
+
+
+def begin_again(test: str, report: pytest.TestReport, crashed: list[str]) -> None:
+    """Report a test whose process crashed as begun again, unless it is known to crash; its scheduler runs it again.
+
+    Args: crashed: the tests whose process crashed so far in this run, to which this one is added
+    """
+    if test not in crashed and len(crashed) < MOST_CRASHES:
+        report.outcome = "rerun"  # type: ignore[assignment]  # as plug-ins that repeat tests say
+    crashed.append(test)
 
 
 def cores() -> int:
