@@ -92,6 +92,14 @@ def test_every_number_kept_is_an_official_output(whole: Path, name: str) -> None
         if Path(name).parent.name == "cases":
             left_out = set(official.files) - set(kept.files)
             assert "generated_ids" in kept.files
+        if name.startswith("qwen/") and Path(name).stem == "pseudo_labels":
+            assert len(kept.files) >= 30
+            for key in kept.files:  # six of the official pictures, with numbers of their own
+                kind, _, number = key.rpartition("_")
+                if number.isdigit():
+                    others = [official[other] for other in official.files if other.rpartition("_")[0] == kind]
+                    assert any(np.array_equal(kept[key], other) for other in others), key
+            return
         assert set(kept.files) - {LEFT_OUT} | left_out == set(official.files)
         for key in set(kept.files) - {LEFT_OUT}:
             np.testing.assert_array_equal(kept[key], official[key], err_msg=key)

@@ -16,6 +16,7 @@ from sdrpn.errors import BadBundle, BadInput, Cancelled, RunFailed, SdrpnError
 from sdrpn.host.freed_memory import drop_file_pages, trim_heap
 from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
+from sdrpn.host.signal_stack import signal_stack_kept
 from sdrpn.host.threads import choose_threads
 from sdrpn.runtime.backends.external_data import graph_with_real_files, require_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
@@ -208,7 +209,8 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         """Drop the compiled graph."""
-        self._compiled = None
+        with signal_stack_kept():
+            self._compiled = None
 
     def request(self, extents: Mapping[str, int]) -> CompiledRequest:
         """The request for these extents of dynamic dimensions.
@@ -273,6 +275,10 @@ class _BoundStep:
         return table
 
     def __call__(self) -> None:
+        with signal_stack_kept():
+            self._run()
+
+    def _run(self) -> None:
         held = self._runner.request(self._extents)
         request = held.request
         starts = [] if self._start is None else self._start.read().tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import openvino
 
 from sdrpn.bundle.bundle import GraphInfo
+from sdrpn.host.signal_stack import signal_stack_kept
 from sdrpn.runtime.backends.openvino_device import OpenVinoDevice
 
 __all__ = ["CompiledGraph", "CompiledRequest"]
@@ -43,7 +44,8 @@ class CompiledGraph:
         if device.fixed_extents:
             self.inputs: Sequence[Any] = model.inputs
         else:
-            compiled = core.compile_model(model, device.name, self._options)
+            with signal_stack_kept():
+                compiled = core.compile_model(model, device.name, self._options)
             self.inputs = compiled.inputs  # caches in pages have their type from here on
             self._requests[()] = CompiledRequest(compiled.create_infer_request())
 
@@ -53,7 +55,8 @@ class CompiledGraph:
             return self._requests[()]
         key = tuple(sorted(extents.items()))
         if key not in self._requests:
-            compiled = self._core.compile_model(self._fixed(extents), self._device.name, self._options)
+            with signal_stack_kept():
+                compiled = self._core.compile_model(self._fixed(extents), self._device.name, self._options)
             self._requests[key] = CompiledRequest(compiled.create_infer_request())
             while len(self._requests) > _MOST_EXTENTS:
                 self._requests.popitem(last=False)

@@ -15,6 +15,7 @@ import openvino
 from openvino import opset15 as ops
 
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.host.signal_stack import signal_stack_kept
 
 __all__ = ["AUTOMATIC_DEVICE", "OpenVinoDevice", "device_named", "seen_devices"]
 
@@ -117,5 +118,6 @@ def _automatic(core: openvino.Core) -> str:
     """The device that AUTO takes for a small model, once it has decided."""
     value = ops.parameter([1], np.float32)
     model = openvino.Model([ops.relu(value)], [value])
-    compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
+    with signal_stack_kept():
+        compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
     return str(compiled.get_property("EXECUTION_DEVICES")[0])
