@@ -72,7 +72,8 @@ class OpenVinoBackend:
         """
         self._accurate, self._activation_block, self._kv_cache = accurate, activation_block, kv_cache
         self._core = new_core()
-        self.device: OpenVinoDevice = device_named(self._core, device)
+        with signal_stack_kept():  # the device's library is loaded here
+            self.device: OpenVinoDevice = device_named(self._core, device)
         self.name = name
         self.on: Literal["cpu", "gpu"] = "cpu"
         self.note: str | None = None
@@ -209,8 +210,7 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         """Drop the compiled graph."""
-        with signal_stack_kept():
-            self._compiled = None
+        self._compiled = None
 
     def request(self, extents: Mapping[str, int]) -> CompiledRequest:
         """The request for these extents of dynamic dimensions.
@@ -275,10 +275,6 @@ class _BoundStep:
         return table
 
     def __call__(self) -> None:
-        with signal_stack_kept():
-            self._run()
-
-    def _run(self) -> None:
         held = self._runner.request(self._extents)
         request = held.request
         starts = [] if self._start is None else self._start.read().tolist()

@@ -10,7 +10,6 @@ from typing import Any
 import openvino
 
 from sdrpn.bundle.bundle import GraphInfo
-from sdrpn.host.signal_stack import signal_stack_kept
 from sdrpn.runtime.backends.openvino_device import OpenVinoDevice
 
 __all__ = ["CompiledGraph", "CompiledRequest"]
@@ -44,8 +43,7 @@ class CompiledGraph:
         if device.fixed_extents:
             self.inputs: Sequence[Any] = model.inputs
         else:
-            with signal_stack_kept():
-                compiled = core.compile_model(model, device.name, self._options)
+            compiled = core.compile_model(model, device.name, self._options)
             self.inputs = compiled.inputs  # caches in pages have their type from here on
             self._requests[()] = CompiledRequest(compiled.create_infer_request())
 
@@ -55,8 +53,7 @@ class CompiledGraph:
             return self._requests[()]
         key = tuple(sorted(extents.items()))
         if key not in self._requests:
-            with signal_stack_kept():
-                compiled = self._core.compile_model(self._fixed(extents), self._device.name, self._options)
+            compiled = self._core.compile_model(self._fixed(extents), self._device.name, self._options)
             self._requests[key] = CompiledRequest(compiled.create_infer_request())
             while len(self._requests) > _MOST_EXTENTS:
                 self._requests.popitem(last=False)

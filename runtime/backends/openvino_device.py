@@ -104,7 +104,8 @@ def device_named(core: openvino.Core, name: str) -> OpenVinoDevice:
 def seen_devices() -> tuple[str, ...]:
     """The devices that OpenVINO can use here, with their own names where they have one."""
     core = openvino.Core()
-    return tuple(f"{name}{_full_name(core, name)}" for name in core.available_devices)
+    with signal_stack_kept():
+        return tuple(f"{name}{_full_name(core, name)}" for name in core.available_devices)
 
 
 def _full_name(core: openvino.Core, name: str) -> str:
@@ -118,6 +119,5 @@ def _automatic(core: openvino.Core) -> str:
     """The device that AUTO takes for a small model, once it has decided."""
     value = ops.parameter([1], np.float32)
     model = openvino.Model([ops.relu(value)], [value])
-    with signal_stack_kept():
-        compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
+    compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
     return str(compiled.get_property("EXECUTION_DEVICES")[0])

@@ -1,8 +1,8 @@
 """The alternate signal stack of a thread, kept as it is around libraries that change it. Knows no library.
 
-OpenVINO gives the thread that compiles a model another one, and puts back the former when the model is deleted. Models
-that are not deleted in the opposite order leave a stack that is gone: the next signal with a handler, Ctrl-C for one,
-then ends the process with SIGSEGV and without a word.
+OpenVINO's library for CPUs gives the thread that loads it another one, and puts back the former when its core is
+deleted. Cores that are not deleted in the opposite order leave a stack that is gone: the next signal with a handler,
+Ctrl-C for one, then ends the process with SIGSEGV and without a word.
 """
 
 from __future__ import annotations

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 import pytest
+from PIL import Image
 
+import sdrpn
 from sdrpn.host.signal_stack import _SignalStack, signal_stack_kept
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sigaltstack of Linux")
@@ -25,3 +28,17 @@ def test_it_is_put_back() -> None:
         assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
         assert current() != before
     assert current() == before
+
+
+def test_sessions_with_openvino_leave_it() -> None:
+    """Closed in the order in which they were opened, which is not the one that OpenVINO expects."""
+    pytest.importorskip("openvino")
+    before = current()
+    first, second = (sdrpn.Session.open("demo", backend="openvino", threads=1) for _ in range(2))
+    assert current() == before
+    first.answer(Image.new("RGB", (300, 300)), "what is its code?", max_new_tokens=2)
+    assert current() == before
+    for session in (first, second):
+        session.close()
+        gc.collect()
+        assert current() == before
