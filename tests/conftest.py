@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from hypothesis import settings
 
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.families.llava.vision_spec import VisionSpec
-from sdrpn.host.signal_stack import signal_stack_kept
 from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 from tests.official_model import write_small_set
 from tests.workers import (
@@ -61,13 +59,6 @@ def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     longest_first(items)
-
-
-@pytest.fixture(autouse=True)
-def _signal_stack() -> Iterator[None]:
-    """Deleted models of OpenVINO leave signal stacks that are gone: the next handler would end the process."""
-    with signal_stack_kept():
-        yield
 
 
 @pytest.fixture(scope="session")
