@@ -15,7 +15,6 @@ from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.method.spec import LlmSpec, ModelSpec, RpnSpec
 from tests.official_model import write_small_set
 from tests.workers import (
-    begin_again,
     cores,
     give_whole_files,
     longest_first,
@@ -43,18 +42,6 @@ def pytest_xdist_auto_num_workers() -> int | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return whole_file_scheduler(config, log)
-
-
-_crashed: list[str] = []
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport) -> None:
-    begin_again(crashitem, report, _crashed)
-
-
-def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
-    return ("begun again after a crash", "R", "BEGUN AGAIN") if report.outcome == "rerun" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.workers import LONGEST, MOST_WORKERS, begin_again, cores, give_whole_files, longest_first, made_once
+from tests.workers import LONGEST, MOST_WORKERS, cores, give_whole_files, longest_first, made_once
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,13 +77,6 @@ def test_files_stay_whole_unless_the_command_says_otherwise(
     assert (option.dist, option.loadscopereorder, option.maxworkerrestart) == expected
 
 
-def test_a_test_whose_process_crashed_is_begun_again_once() -> None:
-    reports, crashed = [SimpleNamespace(outcome="failed") for _ in range(4)], list[str]()
-    for report, test in zip(reports, ("a", "a", "b", "c"), strict=True):
-        begin_again(test, cast(pytest.TestReport, report), crashed)
-    assert [report.outcome for report in reports] == ["rerun", "failed", "failed", "failed"]
-
-
 CRASHING = """
 import os
 from pathlib import Path
@@ -111,8 +104,8 @@ def test_a_run_goes_on_behind_a_crash(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "-o", "addopts=", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CRASHED": str(tmp_path / "crashed")}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout
-    assert f"{FILES_BEFORE + 3} passed, 1 begun again after a crash" in done.stdout
+    assert done.returncode == 1, done.stdout
+    assert f"1 failed, {FILES_BEFORE + 3} passed" in done.stdout
 
 
 def test_without_pytest_xdist_nothing_changes() -> None:

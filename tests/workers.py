@@ -1,8 +1,7 @@
 """The suite in several processes (`pytest -n auto`): how many, which files first, and what they make only once.
 
-A file is never split, so what its fixtures make is made once. A process that a signal ends is replaced, and the test
-that it ran is begun again, once: kernels of some virtual machines end a long process that waits for its children now
-and then (SIGSEGV from the kernel itself, without an address). What crashes a second time has failed.
+A file is never split, so what its fixtures make is made once. A process that crashes has failed its test and is
+replaced, so that the others are run.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any
 import pytest
 
 __all__ = [
-    "begin_again",
     "cores",
     "give_whole_files",
     "longest_first",
@@ -26,7 +24,7 @@ __all__ = [
     "whole_file_scheduler",
 ]
 
-MOST_CRASHES = 2  # of a run; what crashes more often is no accident
+MOST_CRASHES = 2  # then the run ends
 MOST_WORKERS = 8  # each imports and collects everything, which takes about 1 GB and 20 seconds
 # What takes longest is begun first, so that no process is left with it at the end. The order changes no result.
 LONGEST = (
@@ -67,16 +65,6 @@ def whole_file_scheduler(config: pytest.Config, log: Any) -> Any:
             return crashed
 
     return WholeFiles(config, log) if config.option.dist == "loadfile" else None
-
-
-def begin_again(test: str, report: pytest.TestReport, crashed: list[str]) -> None:
-    """Report a test whose process crashed as begun again, unless it is known to crash; its scheduler runs it again.
-
-    Args: crashed: the tests whose process crashed so far in this run, to which this one is added
-    """
-    if test not in crashed and len(crashed) < MOST_CRASHES:
-        report.outcome = "rerun"  # type: ignore[assignment]  # as plug-ins that repeat tests say
-    crashed.append(test)
 
 
 def cores() -> int:
