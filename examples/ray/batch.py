@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # the module beside this one
+sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one
 
 import pyarrow
 import ray
+from cluster import add_cluster_arguments, cluster, cores_for
 from parts import Part, begin, parts_of, rows_of, write_part
 
 from sdrpn import BadInput, SdrpnError, Session
@@ -185,8 +184,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--threads", type=int, help="threads of a session (default: its cores)")
     found.add_argument("--target", help="the engines of a session")
     found.add_argument("--max-batch", type=int, help="questions at once (default: 4)")
-    found.add_argument("--address", help="address of a Ray cluster, or auto (default: one of its own on this machine)")
-    found.add_argument("--object-store-bytes", type=int, default=100_000_000, help="without --address")
+    add_cluster_arguments(found)
     return found
 
 
@@ -195,26 +193,12 @@ def main() -> int:
     options = parser().parse_args()
     if options.threads is None and not options.gpus:
         options.threads = max(1, int(options.cpus))
-    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent.resolve())}}
-    if options.address:
-        ray.init(address=options.address, runtime_env=environment)
-    else:
-        # Beside the sessions: tasks of Ray Data.
-        cores = max(os.cpu_count() or 1, math.ceil(options.replicas * options.cpus) + 2)
-        ray.init(
-            num_cpus=cores,
-            runtime_env=environment,
-            object_store_memory=options.object_store_bytes,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-        )
     try:
-        return run(options)
+        with cluster(options, num_cpus=cores_for(options)):
+            return run(options)
     except SdrpnError as error:
         print(f"batch: {error}", file=sys.stderr)
         return error.exit_code
-    finally:
-        ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`sdrpn label` on many machines with Ray: every process is one part of the run (`sdrpn label --part`).
+"""`sdrpn label` on many machines with Ray: every process is one part of the run (`sdrpn label --shard`).
 
     python examples/ray/label.py CHECKPOINT --data qa.jsonl --images images --heads official-7b --out labels
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
-import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # the module beside this one
+
 import ray
+from cluster import add_cluster_arguments, cluster, cores_for
 
 from sdrpn import SdrpnError
 from sdrpn.host.part import Part
@@ -60,28 +61,16 @@ def main() -> int:
     found.add_argument("--cpus", type=float, default=1, help="cores of a model (default: 1)")
     found.add_argument("--gpus", type=float, default=0, help="GPUs of a model (default: 0)")
     found.add_argument("--threads", type=int, help="threads of a model (default: its cores)")
-    found.add_argument("--address", help="address of a Ray cluster, or auto (default: one of its own on this machine)")
-    found.add_argument("--object-store-bytes", type=int, default=100_000_000, help="without --address")
+    add_cluster_arguments(found)
     options = found.parse_args()
     if options.threads is None:
         options.threads = max(1, int(options.cpus))
-    if options.address:
-        ray.init(address=options.address)
-    else:
-        cores = max(os.cpu_count() or 1, math.ceil(options.replicas * options.cpus) + 2)
-        ray.init(
-            num_cpus=cores,
-            object_store_memory=options.object_store_bytes,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-        )
     try:
-        return run(options)
+        with cluster(options, num_cpus=cores_for(options)):
+            return run(options)
     except SdrpnError as error:
         print(f"label: {error}", file=sys.stderr)
         return error.exit_code
-    finally:
-        ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one
 
-import ray
+from cluster import add_cluster_arguments, cluster
 from figures import joined_figures
 from ray import serve
 from ray.exceptions import RayActorError
@@ -239,8 +239,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--health-every-s", type=float, default=10, help="(default: 10)")
     found.add_argument("--host", default="127.0.0.1")
     found.add_argument("--port", type=int, default=8000)
-    found.add_argument("--address", help="address of a Ray cluster, or auto (default: one of its own on this machine)")
-    found.add_argument("--object-store-bytes", type=int, default=100_000_000, help="without --address")
+    add_cluster_arguments(found)
     return found
 
 
@@ -249,27 +248,17 @@ def main() -> int:
     options = parser().parse_args()
     if options.threads is None and not options.gpus:
         options.threads = max(1, int(options.cpus))
-    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent.resolve())}}
-    if options.address:
-        ray.init(address=options.address, runtime_env=environment)
-    else:
-        ray.init(
-            object_store_memory=options.object_store_bytes,
-            include_dashboard=False,
-            log_to_driver=options.log_format != "none",
-            runtime_env=environment,
-            _node_ip_address="127.0.0.1" if options.host == "127.0.0.1" else None,
-        )
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    serve.start(http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=None))
-    start = time.monotonic()
-    serve.run(application(options), name="sdrpn")
-    print(f"listening on http://{options.host}:{options.port} after {time.monotonic() - start:.0f} s", file=sys.stderr)
-    ended.wait()
-    serve.shutdown()
-    ray.shutdown()
+    with cluster(options, options.host, log_to_driver=options.log_format != "none"):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        serve.start(http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=None))
+        start = time.monotonic()
+        serve.run(application(options), name="sdrpn")
+        took_s = time.monotonic() - start
+        print(f"listening on http://{options.host}:{options.port} after {took_s:.0f} s", file=sys.stderr)
+        ended.wait()
+        serve.shutdown()
     return 0
 
 
