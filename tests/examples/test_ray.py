@@ -77,6 +77,8 @@ def kill(process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
     process.wait(60)
+    if process.stderr is not None:
+        process.stderr.close()
 
 
 @contextlib.contextmanager
