@@ -82,6 +82,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.alive()
+        self._end_unless_called_again()  # before the first request, which may be what gets stuck
         self._thread.start()
         return self
 
@@ -93,11 +94,15 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        longest_s = self._work.after_s + 2 * self._work.grace_s
         while not self._done.wait(self.pulse_s):
-            if sys.__stderr__ is not None:
-                faulthandler.dump_traceback_later(longest_s, exit=True, file=sys.__stderr__)
+            self._end_unless_called_again()
             self.check()
+
+    def _end_unless_called_again(self) -> None:
+        """The interpreter's own thread ends the process if no thread of Python gets here again for long."""
+        if sys.__stderr__ is not None:
+            longest_s = self._work.after_s + 2 * self._work.grace_s
+            faulthandler.dump_traceback_later(longest_s, exit=True, file=sys.__stderr__)
 
     def _stop(self, why: str) -> None:
         self._note(f"{why}: the process ends with exit code {EXIT_CODE}")

@@ -42,6 +42,15 @@ serve(ServeRequest("demo", port=0, threads=1, stuck_after_s=0.5, log_format="tex
       started=lambda url: (listening.append(url), print(url, flush=True)))
 """
 
+# What keeps Python's lock before the watchdog has looked once.
+STUCK_AT_ONCE = """
+import ctypes
+from sdrpn.runtime.server.watchdog import StuckWork, Watchdog
+
+with Watchdog(StuckWork(0.2, lambda: 0.0, lambda: None, grace_s=0.1)):
+    ctypes.PyDLL(None).sleep(60)
+"""
+
 
 def until_closed(url: str) -> Iterator[int]:
     """The statuses of requests, up to the one whose connection is closed."""
@@ -49,7 +58,7 @@ def until_closed(url: str) -> Iterator[int]:
     while time.monotonic() < deadline:
         try:
             reply = httpx.post(f"{url}/v1/chat/completions", json=chat_body(scene_url(), max_tokens=8), timeout=30)
-        except httpx.TransportError:
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
             return
         yield reply.status_code
     pytest.fail("the server did not end")
@@ -116,6 +125,12 @@ def test_a_server_that_is_stuck_ends(stuck: str, exit_code: int, message: str, t
         process.wait()
         process.stdout.close()
     assert message in errors.read_text()
+
+
+def test_the_first_work_may_be_what_is_stuck() -> None:
+    ended = subprocess.run([sys.executable, "-c", STUCK_AT_ONCE], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 1
+    assert "Timeout" in ended.stderr
 
 
 def test_a_graph_that_can_be_ended_costs_its_answers_alone(tmp_path: Path) -> None:
