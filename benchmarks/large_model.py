@@ -2,6 +2,7 @@
 
     python benchmarks/large_model.py /data/large --steps checkpoint,int4,optimize,ask
     python benchmarks/large_model.py /data/large --steps fp16,int4-small,engines --size 7b
+    python benchmarks/large_model.py /data/large --steps optimize,ask --for openvino --int8 lm_head,rpn,vision
 
 Needs 50 GB of disk at 7B for the steps above. Each step is what a user would type, in a process of its own, and prints
 a line of JSON. Steps that were done before are not needed again: their files stay in the folder.
@@ -87,7 +88,8 @@ def exporting(bundle: str, *options: str) -> Callable[[argparse.Namespace], dict
 
 
 def optimize(args: argparse.Namespace) -> dict[str, Any]:
-    printed, took = watched((*SDRPN, "optimize", str(args.folder / args.bundle), "--variant", args.variant, "--json"))
+    options = ["--variant", args.variant, "--for", args.library, *(("--int8", args.int8) if args.int8 else ())]
+    printed, took = watched((*SDRPN, "optimize", str(args.folder / args.bundle), *options, "--json"))
     saved = json.loads(printed)
     return {**took, "disk_bytes": saved["size_bytes"], "mapped_bytes": saved["mapped_bytes"]}
 
@@ -98,8 +100,9 @@ def ask(args: argparse.Namespace) -> dict[str, Any]:
     if not picture.exists():
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (1008, 1344, 3), dtype=np.uint8)).save(picture)
     options = ("--variant", args.variant, "--max-new-tokens", "16", "--threshold", "-0.5", "--no-verify", "--json")
+    run = ("--backend", args.library, *(("--kv-cache", args.kv_cache) if args.kv_cache else ()))
     question = "What does the sign say?"
-    printed, took = watched((*SDRPN, "ask", str(args.folder / args.bundle), str(picture), question, *options))
+    printed, took = watched((*SDRPN, "ask", str(args.folder / args.bundle), str(picture), question, *options, *run))
     answer = json.loads(printed)
     return {**took, **{name: answer[name] for name in ("boxes_xyxy_px", "roi_token_count", "timings")}}
 
@@ -135,6 +138,10 @@ def main() -> None:
     parser.add_argument("--bundle", choices=("fp16", "int4", "int4-small"), default="int4")
     parser.add_argument("--variant", default="fused-int4-cpu")
     parser.add_argument("--target", default="rtx-4090")
+    libraries = ("onnxruntime", "openvino")
+    parser.add_argument("--for", dest="library", choices=libraries, default=libraries[0], help="for optimize and ask")
+    parser.add_argument("--int8", default="", help="for optimize: parts to put in 8 bits")
+    parser.add_argument("--kv-cache", help="for ask with openvino: int8")
     args = parser.parse_args()
     unknown = [name for name in args.steps.split(",") if name not in STEPS]
     if unknown:

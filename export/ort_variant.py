@@ -63,15 +63,23 @@ def use_group_query(model: ir.Model, name: str) -> None:
 
 
 def mapped_bytes(path: Path) -> int:
-    """Bytes of the weights of a saved graph in the form that kernels use: packed, if there is a packed form."""
-    total = 0
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+    """Bytes of the weights of a saved graph in the form that kernels use: packed, if there is a packed form.
+
+    Scales that are packed together with their codes are not counted once more.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    stored, used = dict[str, int](), dict[str, int]()
+    for tensor in graph.initializer:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         packed = [value for key, value in entries.items() if key.startswith("prepacked")]
         # kernel|offset;size;...
         sizes = [int(part.split(";")[1]) for value in packed for part in value.split("|")[1:]]
-        total += sum(sizes) if sizes else int(entries.get("length", 0))
-    return total
+        stored[tensor.name] = int(entries.get("length", 0))
+        used[tensor.name] = sum(sizes) if sizes else stored[tensor.name]
+    for node in graph.node:
+        if node.op_type == "MatMulNBits" and used.get(node.input[1], 0) > stored.get(node.input[1], 0):
+            used[node.input[2]] = 0
+    return sum(used.values())
 
 
 def _attention(node: ir.Node) -> _Attention | None:

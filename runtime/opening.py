@@ -12,6 +12,7 @@ from typing import Literal
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.shipped import require_name
+from sdrpn.bundle.work import cpu_weights_read
 from sdrpn.errors import BadInput
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.links import AllowLinks
@@ -155,10 +156,13 @@ class OpeningRequest:
         if saved is not None:
             self._verify(bundle, chosen.embedding)
             part = self._part(bundle, saved.variant(chosen))
-            return Opening(bundle, part, backend, saved.graphs, choice.note)
+            return Opening(
+                bundle, part, backend, saved.graphs, choice.note, weights_read=saved.manifest.read_bytes or None
+            )
         part = self._part(bundle, chosen)
         self._verify(bundle, *part.files)
-        return Opening(bundle, part, backend, note=choice.note or note)
+        read = cpu_weights_read(bundle, part, choice.info.scale_bytes) if choice.info.on == "cpu" else None
+        return Opening(bundle, part, backend, note=choice.note or note, weights_read=read)
 
     def _part(self, bundle: Bundle, variant: Variant) -> Variant:
         return variant.with_graphs(graph.name for graph in graphs_of(bundle.spec, self.parts))
@@ -182,6 +186,7 @@ class Opening:
         None  # the most sequences that a decode step of the engines takes; None: these are graphs
     )
     target: str | None = None  # of the engines
+    weights_read: Mapping[str, int] | None = None  # graph -> bytes that a run reads, on a CPU; None: not known
 
 
 def _require_batch(max_batch: int | None, engines: EngineSet) -> None:

@@ -23,8 +23,10 @@ from sdrpn.runtime.optimize import trial_feeds
 __all__ = ["save_openvino_graph"]
 
 
-def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path, threads: int | None = None) -> None:
+def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path, threads: int | None = None) -> int:
     """Write `out`, which ends in .xml, and its weights beside it; check that they compute the same as before.
+
+    Returns: bytes of the weights as kernels read them, with scales in fp32
 
     Args:
         content: the graph in ONNX
@@ -36,7 +38,7 @@ def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path,
     before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
     runner.close()
     model = read_onnx(new_core(), content, path.parent)
-    _widen(model)
+    scales_bytes = _widen(model)
     openvino.save_model(model, out, compress_to_fp16=False)
     runner = backend.load(graph, out)
     after = run_on_arrays(backend, runner, feeds)
@@ -47,18 +49,22 @@ def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path,
                 f"{name} of the {graph.name} graph changed when it was saved; is the disk full or damaged? "
                 "Free some space and try again"
             )
+    return out.with_suffix(".bin").stat().st_size + scales_bytes
 
 
-def _widen(model: openvino.Model) -> None:
-    """Constants in fp16 that are converted to fp32 become fp32."""
+def _widen(model: openvino.Model) -> int:
+    """Constants in fp16 that are converted to fp32 become fp32, but for scales; their bytes."""
+    scales_bytes = 0
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Convert" or node.get_element_type() != openvino.Type.f32:
             continue
         constant = node.input_value(0).get_node()
         if constant.get_type_name() == "Constant" and constant.get_element_type() == openvino.Type.f16:
             if _is_scale(node):
+                scales_bytes += constant.get_byte_size()
                 continue
             node.output(0).replace(ops.constant(constant.get_data().astype(np.float32)).output(0))
+    return scales_bytes
 
 
 def _is_scale(node: Any) -> bool:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.graphs import Parts
+from sdrpn.bundle.work import STEP_GRAPHS
 from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
 from sdrpn.method.policy import OWN, Roi
@@ -60,6 +61,7 @@ class Session(Asking):
         max_batch: int | None = None,
         prefix_bytes: int | None = None,
         target: str | None = None,
+        weights_read: Mapping[str, int] | None = None,
     ) -> None:
         """Load the variant's graphs, all or those that a look needs. Use `Session.open` to open a bundle.
 
@@ -71,7 +73,9 @@ class Session(Asking):
             engine_batch: the most sequences that a decode step of the engines takes; None: these are graphs
             max_batch, prefix_bytes: as in `open`
             target: of the engines; None: these are graphs
+            weights_read: graph -> bytes of weights that a run reads; None: not known
         """
+        self._weights_read = weights_read
         self.bundle, self.variant, self.target = bundle, variant, target
         self.backend, self._library, self._note = backend.name, backend, note
         batch = batch_of(max_batch, backend, engine_batch)
@@ -223,6 +227,7 @@ class Session(Asking):
             max_batch=request.max_batch,
             prefix_bytes=prefix_bytes,
             target=chosen.target,
+            weights_read=chosen.weights_read,
         )
 
     @property
@@ -257,6 +262,16 @@ class Session(Asking):
     def load(self) -> Load:
         """How many questions run and wait now, and how many decode steps there were."""
         return self._scheduler.load
+
+    def step_bytes(self, context: int) -> int | None:
+        """Bytes that a decode step of one sequence reads on a CPU: weights, and caches of `context` rows.
+
+        Both in the form in which the library holds them. None: not known, as on a GPU
+        """
+        if self._weights_read is None or any(graph not in self._weights_read for graph in STEP_GRAPHS):
+            return None
+        caches = self._decoder.slots.caches
+        return sum(self._weights_read[graph] + context * caches[graph].row_bytes for graph in STEP_GRAPHS)
 
     @property
     def max_batch(self) -> int:

@@ -36,6 +36,7 @@ class MemoryRequest:
     context: int  # positions of prompt and answer
     batch: int = 1  # sequences in a step
     mapped_bytes: int | None = None  # weights of graphs saved for this machine; None: the bundle's own graphs
+    kv_cache: str | None = None  # as in `OpenOptions`
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class BackendInfo:
     needs: Callable[[Bundle, Variant, MemoryRequest], MemoryNeeds]
     # Raises MissingDependency where the library is absent, RunFailed where it finds no device.
     open: Callable[[OpenOptions], Backend]
-    takes: frozenset[str] = (
-        frozenset()
-    )  # the options that are not for every backend: "device_name", "activation_block", "kv_cache"
+    # What its kernels read on a CPU for the scale of a block of quantised weights, which files have in fp16.
+    scale_bytes: int = 2
+    # The options that are not for every backend: "device_name", "activation_block", "kv_cache".
+    takes: frozenset[str] = frozenset()

@@ -227,6 +227,7 @@ CPU = BackendInfo(
     refuses=_cpu_refuses,
     needs=_cpu_memory,
     open=lambda options: _open(_CPU_NAME, options),
+    scale_bytes=8,  # in fp32, and once more times the block's zero point: so kernels of x86-64 pack it with the codes
 )
 
 CUDA = dataclasses.replace(

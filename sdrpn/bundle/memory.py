@@ -126,13 +126,15 @@ def cpu_needs(
     mapped_bytes: int | None = None,
     process_bytes: int = _PROCESS_BYTES,
     prefill_rows: int | None = CPU_PREFILL_ROWS,
+    row_extra_bytes: int | None = None,
 ) -> MemoryNeeds:
     """ONNX Runtime on a CPU. Data that is mapped from files and not used again is not counted.
 
     `mapped_bytes`: size of the weights that `sdrpn optimize` saved; None: weights are packed in memory when graphs are
     loaded. Attention materialises the scores of every head; a prefill is as long as a picture, a crop and a text, and
     computed in parts of at most `prefill_rows`. `process_bytes`: of the process without a model. Caches in 8 bits are
-    converted to floats layer by layer; up to three such arrays exist at once.
+    converted to floats layer by layer; up to three such arrays exist at once. `row_extra_bytes`: the library itself
+    holds float caches of trunk and tail in 8 bits, with so many bytes beside each row of a head, and reads the codes.
     """
     spec, parts = bundle.spec, variant.parts
     llm, rows = spec.llm, usual_context(spec, context, parts)
@@ -146,7 +148,7 @@ def cpu_needs(
     floats = 0 if variant.kv_cache is None else 3 * batch * context * llm.kv_heads * llm.head_dim * element
     return MemoryNeeds(
         weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
-        caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache, parts),
+        caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache, parts, row_extra_bytes),
         activations_bytes=process_bytes + max(rows * row + floats, vision) + batch * llm.vocabulary * _FLOAT,
         images_bytes=_images_bytes(spec, parts),
     )
@@ -171,11 +173,17 @@ def fitting_context(needs_of: Callable[[int], MemoryNeeds], memory_bytes: int, l
 
 
 def require_cpu_memory(
-    bundle: Bundle, variant: Variant, available_bytes: int | None, mapped_bytes: int | None = None
+    bundle: Bundle,
+    variant: Variant,
+    available_bytes: int | None,
+    needs_of: Callable[[int], MemoryNeeds] | None = None,
 ) -> None:
-    """Raise RunFailed, with the numbers, if one question with a crop would not fit in memory."""
+    """Raise RunFailed, with the numbers, if one question with a crop would not fit in memory.
+
+    `needs_of`: what a context takes; None: as `cpu_needs` says of the bundle's own graphs.
+    """
     context = usual_context(bundle.spec, bundle.manifest.max_context, variant.parts)
-    found = cpu_needs(bundle, variant, context=context, mapped_bytes=mapped_bytes)
+    found = cpu_needs(bundle, variant, context=context) if needs_of is None else needs_of(context)
     if available_bytes is None or found.total_bytes <= available_bytes:
         return
     missing = text_from_bytes(found.total_bytes - available_bytes)
@@ -188,7 +196,13 @@ def require_cpu_memory(
 
 
 def _caches_bytes(
-    spec: ModelSpec, context: int, batch: int, element_bytes: int, kv_cache: str | None, parts: Parts
+    spec: ModelSpec,
+    context: int,
+    batch: int,
+    element_bytes: int,
+    kv_cache: str | None,
+    parts: Parts,
+    row_extra_bytes: int | None = None,
 ) -> int:
     """Keys and values of every layer, the RPN's with its key cache of the scores, the gate's, and the taps in fp32.
 
@@ -196,7 +210,9 @@ def _caches_bytes(
     """
     llm = spec.llm
     rpn_caches = 0 if spec.rpn is None else 2 * (spec.rpn.layers - 1) + 1 + 2 * spec.rpn.gate_layers
-    row, own_row = (cache_row_bytes(spec, element_bytes, kind) for kind in (None, kv_cache))
+    row, own_row = cache_row_bytes(spec, element_bytes, None), cache_row_bytes(spec, element_bytes, kv_cache)
+    if row_extra_bytes is not None:
+        own_row = llm.kv_heads * (llm.head_dim * _BYTE + row_extra_bytes)
     layers = llm.layers if parts == "all" else spec.tap_layer
     return batch * context * (2 * layers * own_row + rpn_caches * row + llm.width * _FLOAT)
 

@@ -1,32 +1,35 @@
-"""What an answer costs at least on a CPU: bytes that a decode step reads, operations of a prefill. Arithmetic alone."""
+"""What an answer costs at least on a CPU: weights that a step reads, operations of a prefill. Arithmetic alone."""
 
 from __future__ import annotations
 
 from sdrpn.bundle.bundle import Bundle, Variant
-from sdrpn.bundle.memory import cache_row_bytes, graph_weights_bytes
 from sdrpn.method.spec import ModelSpec
 
-__all__ = ["cpu_step_bytes", "prefill_operations"]
+__all__ = ["STEP_GRAPHS", "cpu_weights_read", "prefill_operations"]
 
-_STEP_GRAPHS = ("trunk", "tail")
-_HALF_FILES = ".fp16.bin"  # libraries convert them to fp32 on a CPU
+STEP_GRAPHS = ("trunk", "tail")  # that a decode step runs
+_HALF, _HALF_FILES = 2, ".fp16.bin"  # libraries convert them to fp32 on a CPU
+_SCALE_FILES = ".scale.bin"  # of quantised matrices, in fp16
 
 
-def cpu_step_bytes(bundle: Bundle, variant: Variant, context: int) -> int:
-    """Bytes that a decode step reads on a CPU: weights of trunk and tail, and keys and values of the context.
+def cpu_weights_read(bundle: Bundle, variant: Variant, scale_bytes: int) -> dict[str, int]:
+    """Graph -> bytes of weights that one run of it reads on a CPU, for the graphs of a decode step that are there.
 
-    Codes and scales count as they are stored, matrices in fp16 as the fp32 that they become.
+    Codes count as they are stored, matrices in fp16 as the fp32 that they become.
+
+    Args: scale_bytes: what kernels read for the scale of a block of codes
     """
-    files, spec = bundle.manifest.files, bundle.spec
-    weights = sum(graph_weights_bytes(bundle, variant)[name] for name in _STEP_GRAPHS)
-    weights += sum(
-        files[file].size_bytes
-        for name in _STEP_GRAPHS
-        for file in variant.graphs[name].weights
-        if file.endswith(_HALF_FILES)
-    )
-    row = cache_row_bytes(spec, variant.computes_in.size_bytes, variant.kv_cache)
-    return weights + 2 * spec.llm.layers * context * row
+    files = bundle.manifest.files
+
+    def read(file: str) -> int:
+        size = files[file].size_bytes
+        if file.endswith(_SCALE_FILES):
+            return size // _HALF * scale_bytes
+        return 2 * size if file.endswith(_HALF_FILES) else size
+
+    return {
+        name: sum(read(file) for file in variant.graphs[name].weights) for name in STEP_GRAPHS if name in variant.graphs
+    }
 
 
 def prefill_operations(spec: ModelSpec, rows: int) -> int:

@@ -63,11 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="another side: BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard for the bundle's own graphs, not those "
-        "of `sdrpn optimize`, or BUNDLE:VARIANT:BACKEND; or torch. Can be given several times",
+        "of `sdrpn optimize`, BUNDLE:VARIANT:BACKEND, BUNDLE:VARIANT:openvino:int8 for caches in 8 bits; or torch. Can "
+        "be given several times",
     )
     parser.add_argument(
         "--no-optimized", action="store_true", help="run BUNDLE's own graphs, not those of `sdrpn optimize`"
     )
+    parser.add_argument("--kv-cache", choices=("int8",), help="caches of BUNDLE, as for `sdrpn ask`")
     add_look_arguments(parser, budget_only=True)
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="checkpoint for --compare torch")
     parser.add_argument("--no-verify", action="store_true", help="do not check the digests of large files")
@@ -125,16 +127,24 @@ def _request(args: argparse.Namespace) -> BenchRequest:
         command=shlex.join(["sdrpn", *sys.argv[1:]]),
         image_tokens=args.image_tokens,
         preset=args.preset,
+        kv_cache=args.kv_cache,
     )
 
 
 def _bundle(text: str) -> BenchBundle:
-    """BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard or BUNDLE:VARIANT:BACKEND."""
+    """BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard or BUNDLE:VARIANT:BACKEND, which :int8 may follow."""
     from sdrpn.workflows.benchmark import BenchBundle
 
-    path, variant, form = [*text.split(":"), "", ""][:3]
-    if form not in ("", "standard", *BACKENDS):
-        expected = "BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard or BUNDLE:VARIANT:BACKEND"
+    path, variant, form, caches, *more = [*text.split(":"), "", "", ""]
+    if form not in ("", "standard", *BACKENDS) or caches not in ("", "int8") or any(more):
+        expected = (
+            "BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard, BUNDLE:VARIANT:BACKEND or BUNDLE:VARIANT:BACKEND:int8"
+        )
         raise BadInput(f"--compare {text}: expected {expected}")
-    backend = form if form in BACKENDS else None
-    return BenchBundle(bundle_folder(path), variant or None, optimized=form != "standard", backend=backend)
+    return BenchBundle(
+        bundle_folder(path),
+        variant or None,
+        optimized=form != "standard",
+        backend=form if form in BACKENDS else None,
+        kv_cache="int8" if caches else None,
+    )

@@ -79,7 +79,11 @@ def add_shape_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--precision", metavar="NAME", help="for a published model: as for `sdrpn export` (default: the target's best)"
     )
-    group.add_argument("--kv-cache", choices=("int8", "fp8"), help="for a published model: as for `sdrpn export`")
+    group.add_argument(
+        "--kv-cache",
+        choices=("int8", "fp8"),
+        help="for a published model: as for `sdrpn export`; for a bundle int8, with --backend openvino: as `sdrpn ask`",
+    )
     group.add_argument(
         "--image-tokens",
         metavar="LEAST:MOST",

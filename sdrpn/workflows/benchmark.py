@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sdrpn.bundle.shipped import bundle_name, bundle_path, bundle_title
-from sdrpn.bundle.work import cpu_step_bytes, prefill_operations
+from sdrpn.bundle.work import prefill_operations
 from sdrpn.errors import BadInput
 from sdrpn.families.look_settings import LookSettings
 from sdrpn.host.bandwidth import read_bandwidth
@@ -50,10 +50,11 @@ class BenchBundle(CheckedFields):
     variant: str | None = None  # None: the one that suits a CPU best
     optimized: bool = True  # use graphs saved for this machine, if there are any
     backend: str | None = None  # as for Session.open; None: that of the request
+    kv_cache: Literal["int8"] | None = None  # as for Session.open
 
     def __str__(self) -> str:
         form = self.backend or ("" if self.optimized else "standard")
-        parts = [bundle_name(bundle_path(self.path)), self.variant or "", form]
+        parts = [bundle_name(bundle_path(self.path)), self.variant or "", form, self.kv_cache or ""]
         return ":".join(parts).rstrip(":")
 
 
@@ -81,6 +82,7 @@ class BenchRequest(CheckedFields):
     command: str = ""  # the command that the report shows
     image_tokens: tuple[int, int] | None = None  # least and most of the picture; None: the model's own
     preset: str | None = None  # a kind of question, whose official image tokens are used
+    kv_cache: Literal["int8"] | None = None  # as for Session.open, of the first side
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +93,7 @@ class BenchRequest(CheckedFields):
     @property
     def first(self) -> BenchBundle:
         """The side that the others are compared with."""
-        return BenchBundle(self.bundle, self.variant, self.optimized)
+        return BenchBundle(self.bundle, self.variant, self.optimized, kv_cache=self.kv_cache)
 
     @property
     def has_reference(self) -> bool:
@@ -170,13 +172,13 @@ def _with_bounds(
     """With what a step reads and a prefill computes, beside what the machine's memory allows."""
     session = sessions[figures.side]
     run = next(run for side, case, run in found if (side, case) == (figures.side, figures.case))
-    read = cpu_step_bytes(session.bundle, session.variant, run.prompt_tokens + run.new_tokens // 2)
+    read = session.step_bytes(run.prompt_tokens + run.new_tokens // 2)
     token, prefill = figures.stages.get("token"), figures.stages.get("LLM prefill")
     operations = prefill_operations(session.spec, run.prompt_tokens) if figures.case == "plain" else None
     return dataclasses.replace(
         figures,
         token_bytes=read,
-        bandwidth_share=None if token is None else read / token.p50 / bandwidth,
+        bandwidth_share=None if token is None or read is None else read / token.p50 / bandwidth,
         prefill_flops_per_s=None if operations is None or prefill is None else operations / prefill.p50,
     )
 
@@ -208,6 +210,7 @@ def _session(request: BenchRequest, side: BenchBundle, opened: ExitStack) -> Ses
             threads=request.threads,
             variant=side.variant,
             optimized=side.optimized,
+            kv_cache=side.kv_cache,
             verify=request.verify,
         )
     )
@@ -215,7 +218,8 @@ def _session(request: BenchRequest, side: BenchBundle, opened: ExitStack) -> Ses
 
 def _session_side(request: BenchRequest, side: BenchBundle, session: Session) -> SessionSide:
     form = f":{side.backend}" if side.backend else "" if side.optimized else ":standard"
-    name = f"{bundle_title(bundle_path(side.path))}:{session.variant.name}{form}"
+    held = f":{side.kv_cache}" if side.kv_cache else ""
+    name = f"{bundle_title(bundle_path(side.path))}:{session.variant.name}{form}{held}"
     settings = LookSettings(None, request.preset, request.image_tokens).settled(session.spec)
     return SessionSide(name, session, request.new_tokens, settings.image_tokens)
 

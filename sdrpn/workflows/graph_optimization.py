@@ -203,6 +203,7 @@ class _Saved:
 
     library: str
     files: dict[str, str] = field(default_factory=dict)  # by graph
+    read_bytes: dict[str, int] = field(default_factory=dict)  # by graph
     int8: dict[str, float] = field(default_factory=dict)
     left: dict[str, float] = field(default_factory=dict)
 
@@ -213,27 +214,36 @@ def _save_all(
     saved = _Saved(request.library)
     for name, graph in variant.graphs.items():
         path = bundle.file(graph.file)
-        own = attention if graph_named(name).attentions(bundle.spec) else STANDARD  # a probe has none
+        own = attention if _has_replaceable(bundle, name) else STANDARD
         rewritten = _in_eight_bits(bundle, graph, own, request, saved)
         if rewritten is None and own == GROUP_QUERY:
             rewritten = _rewritten(path, graph, own)
-        saved.files[name] = _save(graph, rewritten or path, bundle, work, request)
+        saved.files[name], saved.read_bytes[name] = _save(graph, rewritten or path, bundle, work, request)
         progress(len(saved.files), len(variant.graphs))
     return saved
 
 
-def _save(graph: GraphInfo, model: bytes | Path, bundle: Bundle, work: Path, request: OptimizeRequest) -> str:
-    """Save one graph in the form of the library; the name of its file."""
+def _has_replaceable(bundle: Bundle, graph: str) -> bool:
+    """Whether a graph has attention that ONNX Runtime's operator can replace: not a gate's last layer, whose only query
+    is projected by itself, and nothing of a probe."""
+    return graph_named(graph).attentions(bundle.spec) > (1 if graph == "gate" else 0)
+
+
+def _save(
+    graph: GraphInfo, model: bytes | Path, bundle: Bundle, work: Path, request: OptimizeRequest
+) -> tuple[str, int]:
+    """Save one graph in the form of the library; the name of its file, and the bytes of weights that it reads."""
     if request.library == ONNXRUNTIME:
+        from sdrpn.export.ort_variant import mapped_bytes
         from sdrpn.runtime.optimize import save_graph
 
-        save_graph(graph, model, bundle.path, work / f"{graph.name}.onnx", request.threads)
-        return f"{graph.name}.onnx"
+        out = work / f"{graph.name}.onnx"
+        save_graph(graph, model, bundle.path, out, request.threads)
+        return out.name, mapped_bytes(out)
     from sdrpn.runtime.optimize_openvino import save_openvino_graph
 
-    content = model.read_bytes() if isinstance(model, Path) else model
-    save_openvino_graph(graph, content, bundle.file(graph.file), work / f"{graph.name}.xml", request.threads)
-    return f"{graph.name}.xml"
+    content, out = model.read_bytes() if isinstance(model, Path) else model, work / f"{graph.name}.xml"
+    return out.name, save_openvino_graph(graph, content, bundle.file(graph.file), out, request.threads)
 
 
 def _rewritten(path: Path, graph: GraphInfo, attention: str, weights: frozenset[str] | None = frozenset()) -> bytes:
@@ -276,8 +286,6 @@ def _in_eight_bits(
 def _manifest(
     bundle: Bundle, variant: Variant, work: Path, attention: str, saved: _Saved, version: str
 ) -> OptimizedManifest:
-    from sdrpn.export.ort_variant import mapped_bytes
-
     cpu = read_cpu()
     names = sorted(path.name for path in work.iterdir())
     return OptimizedManifest(
@@ -290,9 +298,10 @@ def _manifest(
         graphs=saved.files,
         files={name: FileInfo((work / name).stat().st_size, file_digest(work / name)) for name in names},
         mapped_bytes=sum(
-            mapped_bytes(work / file) if saved.library == ONNXRUNTIME else (work / f"{graph}.bin").stat().st_size
-            for graph, file in saved.files.items()
+            saved.read_bytes[graph] if saved.library == ONNXRUNTIME else (work / f"{graph}.bin").stat().st_size
+            for graph in saved.files
         ),
         int8=saved.int8,
         library=saved.library,
+        read_bytes=saved.read_bytes,
     )

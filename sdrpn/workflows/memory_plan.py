@@ -27,6 +27,7 @@ from sdrpn.host.suggestion import did_you_mean
 from sdrpn.images.decoded_size import memory_of_picture
 from sdrpn.runtime.backends import backend_info
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
+from sdrpn.runtime.backends.registry import BACKENDS
 from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
 from sdrpn.workflows.shape_plan import ShapePlan, ShapeRequest, is_shape, plan_shape
@@ -61,7 +62,7 @@ class PlanRequest(CheckedFields):
     picture: Path | str | None = None  # a file or a size, such as 4000x3000; None: pictures are small
     # Of a published model, by its name in place of a bundle: see ShapeRequest.
     precision: str | None = None
-    kv_cache: str | None = None
+    kv_cache: str | None = None  # of a bundle: "int8" where the backend can hold its caches so, see `RunOptions`
     image_tokens: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -184,6 +185,7 @@ def plan_memory(
     prefix_bytes: int | None = None,
     parts: Parts = "all",
     picture: Path | str | None = None,
+    kv_cache: str | None = None,
 ) -> MemoryPlan:
     """Add up weights, caches, activations and image buffers, and find the largest context that fits.
 
@@ -201,10 +203,14 @@ def plan_memory(
         parts: "look": vision, trunk and RPN alone, as `Session.open(..., parts="look")` loads them
         picture: the largest picture, a file or its size such as "4000x3000": it is in the host's memory, decoded, until
             the first token; None: pictures are small
+        kv_cache: "int8": with OpenVINO, caches of trunk and tail in 8 bits, as `Session.open` holds them on request;
+            None: as the graphs declare them
 
     Raises: BadBundle, BadInput for an unknown variant or target; ContextTooLong
     """
-    return plan_bundle(PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts, picture))
+    return plan_bundle(
+        PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts, picture, kv_cache=kv_cache)
+    )
 
 
 def plan(request: PlanRequest) -> MemoryPlan | ShapePlan:
@@ -235,7 +241,8 @@ def plan(request: PlanRequest) -> MemoryPlan | ShapePlan:
 
 def plan_bundle(request: PlanRequest) -> MemoryPlan:
     """See `plan_memory`."""
-    for name in ("precision", "kv_cache", "image_tokens"):
+    _require_held(request)
+    for name in ("precision", "image_tokens"):
         if getattr(request, name) is not None:
             raise BadInput(
                 f"{name.replace('_', ' ')} is for the name of a published model, and a bundle has its own: leave it "
@@ -273,6 +280,19 @@ def plan_bundle(request: PlanRequest) -> MemoryPlan:
     )
 
 
+def _require_held(request: PlanRequest) -> None:
+    """Raise BadInput for a kind of caches that the graphs do not declare and the backend does not offer."""
+    if request.kv_cache is None:
+        return
+    holding = [name for name, info in BACKENDS.items() if "kv_cache" in info.takes]
+    if request.target is not None or request.backend not in holding or request.kv_cache != "int8":
+        raise BadInput(
+            f"kv cache is {request.kv_cache}, and a bundle has caches as its graphs declare them; the backend "
+            f"{', '.join(holding)} alone holds them as int8 on request: leave it out, or name that backend, no target",
+            options=("kv-cache", "backend"),
+        )
+
+
 def _other_caches(place: _Place, context: int, limit: int) -> OtherCaches:
     other = dataclasses.replace(place.variant, kv_cache="int8" if place.variant.kv_cache is None else None)
     caches_bytes = place.needs_of(other, context).caches_bytes
@@ -294,13 +314,19 @@ def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
     mapped_bytes = mapped_weights_bytes(bundle, variant, request.parts, info) if info.on == "cpu" else None
     where, memory_bytes = _memory_here(info)
     picture_bytes = _picture_bytes(request) if info.on == "cpu" else 0
+    holds = "kv_cache" in info.takes  # in 8 bits by itself, whatever the graphs declare
+
+    def needs(other: Variant, context: int) -> MemoryNeeds:
+        asked = MemoryRequest(context, request.batch, mapped_bytes, other.kv_cache if holds else None)
+        declared = dataclasses.replace(other, kv_cache=None) if holds else other
+        return dataclasses.replace(info.needs(bundle, declared, asked), picture_bytes=picture_bytes)
+
+    part = _part(bundle, variant, request.parts)
     return _Place(
         where if mapped_bytes is None else f"{where}, optimized graphs",
         memory_bytes,
-        _part(bundle, variant, request.parts),
-        lambda other, context: dataclasses.replace(
-            info.needs(bundle, other, MemoryRequest(context, request.batch, mapped_bytes)), picture_bytes=picture_bytes
-        ),
+        dataclasses.replace(part, kv_cache=request.kv_cache) if holds else part,
+        needs,
         bundle.manifest.max_context,
         DEFAULT_PREFIX_BYTES if info.on == "cpu" else 0,
     )

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import Bundle
 from sdrpn.bundle.graphs import Parts, graphs_of
-from sdrpn.bundle.memory import require_cpu_memory
+from sdrpn.bundle.memory import MemoryNeeds, require_cpu_memory
 from sdrpn.errors import BadInput
 from sdrpn.host.machine import read_machine
 from sdrpn.runtime import Session
-from sdrpn.runtime.backends import AUTOMATIC
+from sdrpn.runtime.backends import AUTOMATIC, backend_info
+from sdrpn.runtime.backends.info import MemoryRequest
 from sdrpn.runtime.opening import OpeningRequest, RunOptions
 from sdrpn.runtime.pictures.picture import JpegMode
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
@@ -59,7 +60,13 @@ def require_memory(bundle: Bundle, request: SessionRequest, parts: Parts = "all"
     # Engines may answer; if none fit, a lack of memory is reported when it occurs.
     if request.backend == AUTOMATIC and machine.gpus:
         return
-    whole = graph_variant(bundle, request.variant)
+    # AUTOMATIC takes another library only where its memory fits.
+    info = backend_info("onnxruntime" if request.backend == AUTOMATIC else request.backend)
+    whole = graph_variant(bundle, request.variant, info=info)
     variant = whole.with_graphs(graph.name for graph in graphs_of(bundle.spec, parts))
-    mapped_bytes = mapped_weights_bytes(bundle, variant, parts) if request.optimized else None
-    require_cpu_memory(bundle, variant, machine.memory_available_bytes, mapped_bytes)
+    mapped_bytes = mapped_weights_bytes(bundle, variant, parts, info) if request.optimized else None
+
+    def needs(context: int) -> MemoryNeeds:
+        return info.needs(bundle, variant, MemoryRequest(context, 1, mapped_bytes, request.kv_cache))
+
+    require_cpu_memory(bundle, variant, machine.memory_available_bytes, needs)

@@ -48,6 +48,15 @@ def test_a_cpu_reads_caches_in_8_bits_through_floats(coded_bundle: Path) -> None
     assert coded.weights_bytes == plain.weights_bytes
 
 
+def test_a_library_that_holds_them_in_8_bits_itself(coded_bundle: Path) -> None:
+    """It reads the codes: no floats are made of them."""
+    bundle = open_bundle(coded_bundle)
+    variant = bundle.variant("fused-fp32")
+    plain, coded = (cpu_needs(bundle, variant, context=100, row_extra_bytes=extra) for extra in (None, 8))
+    assert coded.caches_bytes == 100 * (8 * (64 + 4 * 8) + 3 * 64 * 4 + 64 * 4)
+    assert coded.activations_bytes == plain.activations_bytes
+
+
 def test_images_by_hand(tiny_spec: ModelSpec) -> None:
     assert device_needs(tiny_spec, 0, context=1).images_bytes == 3 * 4 * (3 * 56 * 56 + 16 * 64)
 

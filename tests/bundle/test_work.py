@@ -6,35 +6,44 @@ import dataclasses
 from pathlib import Path
 
 from sdrpn.bundle.bundle import open_bundle
-from sdrpn.bundle.work import cpu_step_bytes, prefill_operations
+from sdrpn.bundle.work import cpu_weights_read, prefill_operations
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.method.spec import ModelSpec
 
-# Of the model of the tests: a layer's projections, and a row of keys and values of all layers.
-LAYER = 4 * 64 * 64 + 3 * 64 * 96
-CACHE_ROW = 2 * 4 * 64
+LAYER = 4 * 64 * 64 + 3 * 64 * 96  # a layer's projections in the model of the tests
 
 
-def test_a_step_reads_weights_and_caches(tiny_bundle: Path) -> None:
+def test_a_step_reads_the_weights_of_two_graphs(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    variant = bundle.variant("fused-fp32")
     matrices = 4 * (4 * LAYER + 96 * 64)
     norms = 12544 + 16640  # two of each layer and the last one, each at the start of a page
-    assert cpu_step_bytes(bundle, variant, 100) == matrices + norms + 4 * 100 * CACHE_ROW
+    read = cpu_weights_read(bundle, bundle.variant("fused-fp32"), 8)
+    assert read.keys() == {"trunk", "tail"}
+    assert sum(read.values()) == matrices + norms
 
 
-def test_matrices_in_fp16_count_as_what_they_become(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_matrices_in_fp16_and_scales_count_as_what_they_become(tiny_checkpoint: Path, tmp_path: Path) -> None:
     export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions("int4", "fused"))
     bundle = open_bundle(tmp_path / "bundle")
+    variant = bundle.variant("fused-int4-cpu")
     sizes = {
         file: bundle.manifest.files[file].size_bytes
         for name in ("trunk", "tail")
-        for file in bundle.variant("fused-int4-cpu").graphs[name].weights
+        for file in variant.graphs[name].weights
     }
     head = sizes["weights/head.fp16.bin"]
+    scales = sum(size for file, size in sizes.items() if file.endswith(".scale.bin"))
     assert head == 2 * 96 * 64
-    expected = sum(sizes.values()) + head + 4 * 10 * CACHE_ROW
-    assert cpu_step_bytes(bundle, bundle.variant("fused-int4-cpu"), 10) == expected
+    assert 2 * 4 * LAYER // 32 <= scales < 2 * 4 * LAYER // 32 + 17 * 4096  # each matrix begins at a page
+    for scale_bytes, copies in ((2, 1), (4, 2), (8, 4)):
+        expected = sum(sizes.values()) + head + (copies - 1) * scales
+        assert sum(cpu_weights_read(bundle, variant, scale_bytes).values()) == expected
+
+
+def test_what_a_graph_in_its_parts_has_not(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    look = bundle.variant("fused-fp32").with_graphs(("vision", "trunk", "rpn"))
+    assert cpu_weights_read(bundle, look, 2).keys() == {"trunk"}
 
 
 def test_a_prefill_multiplies_all_rows_but_those_that_nothing_needs(tiny_spec: ModelSpec) -> None:

@@ -99,6 +99,18 @@ def test_libraries_take_turns(sdrpn: Command, text_bundle: Path) -> None:
     assert "a token reads" in outcome.out
 
 
+def test_caches_in_8_bits_take_turns(sdrpn: Command, text_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    first = (text_bundle, "--backend", "openvino", "--variant", "fused-fp32", "--cases", "plain")
+    others = ("--compare", f"{text_bundle}:fused-fp32:openvino:int8", "--json")
+    plain, coded = json.loads(sdrpn("bench", *first, *FEW, *others).out)["cases"]
+    assert coded["side"] == "bundle:fused-fp32:openvino:int8"
+    assert coded["token_bytes"] < plain["token_bytes"]
+    for form in ("fused-fp32:openvino:fp8", "fused-fp32:openvino:int8:more"):
+        outcome = sdrpn("bench", text_bundle, "--compare", f"{text_bundle}:{form}")
+        assert "or BUNDLE:VARIANT:BACKEND:int8" in outcome.err
+
+
 def test_against_torch(sdrpn: Command, text_bundle: Path, text_checkpoint: Path) -> None:
     arguments = ("--cases", "one-box", "--compare", "torch", "--checkpoint", text_checkpoint, "--json")
     report = json.loads(sdrpn("bench", text_bundle, *FEW, *arguments).out)

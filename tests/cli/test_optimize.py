@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -18,12 +19,13 @@ import pytest
 
 from sdrpn.bundle.bundle import Bundle, FileInfo, GraphInfo, open_bundle
 from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest
+from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadBundle, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host import machine
 from sdrpn.runtime import Session
 from sdrpn.runtime import select as runtime_choice
-from sdrpn.runtime.backends import openvino_info
+from sdrpn.runtime.backends import backend_info, openvino_info
 from sdrpn.runtime.backends.external_data import with_files
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
 from sdrpn.runtime.optimize import save_graph
@@ -160,6 +162,51 @@ class TestForOpenVino:
     def test_attention_is_not_for_it(self, sdrpn: Command, bundle: Path) -> None:
         told = refusal(sdrpn("optimize", bundle, "--for", "openvino", "--attention", "standard"))
         assert "attention is for ONNX Runtime: OpenVINO has one form" in told
+
+
+class TestWhatAStepReads:
+    @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels elsewhere pack otherwise")
+    def test_scales_are_packed_as_counted(self, sdrpn: Command, bundle: Path) -> None:
+        """Beside the codes there is what is counted for a block, and nothing else but room to align a matrix."""
+        report = json.loads(sdrpn("optimize", bundle, "--threads", 1, "--variant", INT4, "--json").out)
+        weights = 2 * (64 * 128 + 64 * 64 + 3 * 64 * 96)  # of the trunk's two layers
+        counted = weights // 2 + weights // 32 * backend_info("onnxruntime").scale_bytes
+        assert counted <= report["read_bytes"]["trunk"] < counted + 8 * 128
+        with Session.open(bundle, variant=INT4, threads=1) as session:
+            assert session.step_bytes(0) == report["read_bytes"]["trunk"] + report["read_bytes"]["tail"]
+
+    @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+    def test_it_is_reported_of_saved_graphs(self, sdrpn: Command, bundle: Path, library: str) -> None:
+        if library == "openvino":
+            pytest.importorskip("openvino")
+        name = {"onnxruntime": INT4, "openvino": HALF}[library]
+        sdrpn("optimize", bundle, "--threads", 1, "--variant", name, "--for", library)
+        command = (
+            "bench",
+            bundle,
+            "--variant",
+            name,
+            "--backend",
+            library,
+            "--cases",
+            "plain",
+            "--no-verify",
+            "--json",
+        )
+        options = ("--runs", 1, "--new-tokens", 3, "--threads", 1)
+        more = ("--kv-cache", "int8") if library == "openvino" else ()
+        plain, other = (
+            json.loads(sdrpn(*command, *options, *extra).out)["cases"][0] for extra in (("--no-optimized",), more)
+        )
+        assert plain["token_bytes"] > 0 < other["token_bytes"]
+
+
+def test_a_gate_of_one_layer(sdrpn: Command, tmp_path: Path) -> None:
+    """The shipped model's has one query, which is projected by itself: its attention stays as it is."""
+    path = shutil.copytree(bundle_path("demo"), tmp_path / "bundle")
+    report = json.loads(sdrpn("optimize", path, "--threads", 1, "--json").out)
+    assert "gate" in report["graphs"]
+    assert report["attention"] == "group-query"
 
 
 class TestEightBits:

@@ -81,6 +81,16 @@ def test_what_caches_in_8_bits_would_save(sdrpn: Command, bundle: Path, monkeypa
     assert "with --kv-cache int8       caches " in sdrpn("plan", bundle).out
 
 
+def test_what_they_save_where_the_library_holds_them_so(sdrpn: Command, coded_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    command = ("plan", coded_bundle, "--backend", "openvino", "--json")
+    plain, coded = (json.loads(sdrpn(*command, *more).out) for more in ((), ("--kv-cache", "int8")))
+    assert (plain["kv_cache"], coded["kv_cache"]) == (None, "int8")
+    assert plain["other"]["caches_bytes"] == coded["needs"]["caches_bytes"] < plain["needs"]["caches_bytes"]
+    assert coded["other"]["caches_bytes"] == plain["needs"]["caches_bytes"]
+    assert coded["prefixes"]["picture_bytes"] < plain["prefixes"]["picture_bytes"]
+
+
 def test_what_they_save(sdrpn: Command, coded_bundle: Path) -> None:
     plan = json.loads(sdrpn("plan", coded_bundle, "--variant", "fused-fp32-kv-int8", "--json").out)
     assert (plan["kv_cache"], plan["other"]["kv_cache"]) == ("int8", None)
