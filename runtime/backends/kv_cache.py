@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sdrpn.bundle.bundle import TensorInfo
-from sdrpn.bundle.number_types import numpy_type
 from sdrpn.runtime.backends.runner import Backend, Buffer, Runner, Step
 
 __all__ = ["CacheSet", "cache_set_from_runner", "resized"]
@@ -42,7 +43,7 @@ class CacheSet:
     def row_bytes(self) -> int:
         """Bytes of a row of one sequence in all caches, as the library holds them."""
         tensors = self.inputs.values()
-        return sum(int(t.dims[1]) * int(t.dims[3]) * numpy_type(t.storage).itemsize for t in tensors)
+        return sum(int(t.dims[1]) * int(t.dims[3]) * np.dtype(t.storage).itemsize for t in tensors)
 
     def entries(self, start: int, stop: int) -> CacheSet:
         """The caches of sequences start..stop-1: views, unless that is all of them."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import BACKENDS, BUNDLE_HELP, add_threads_argument, bundle_folder
+from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
 from sdrpn.terminal.look_arguments import add_look_arguments
 from sdrpn.terminal.model_folders import add_model_options
 
 if TYPE_CHECKING:
-    from sdrpn.workflows.benchmark import BenchBundle, BenchRequest
+    from sdrpn.workflows.benchmark import BenchRequest
 
 HELP = "measure how long answers take, stage by stage"
 DESCRIPTION = """\
@@ -111,13 +111,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> BenchRequest:
-    from sdrpn.workflows.benchmark import BenchReference, BenchRequest
+    from sdrpn.workflows.benchmark import BenchBundle, BenchReference, BenchRequest
 
     return BenchRequest(
         args.bundle,
         args.variant,
         optimized=not args.no_optimized,
-        others=tuple(BenchReference(args.checkpoint) if other == "torch" else _bundle(other) for other in args.compare),
+        others=tuple(
+            BenchReference(args.checkpoint)
+            if other == "torch"
+            else BenchBundle.from_text(other, bundle_folder(other.partition(":")[0]))
+            for other in args.compare
+        ),
         cases=tuple(filter(None, args.cases.split(","))),
         backend=args.backend,
         threads=args.threads,
@@ -128,23 +133,4 @@ def _request(args: argparse.Namespace) -> BenchRequest:
         image_tokens=args.image_tokens,
         preset=args.preset,
         kv_cache=args.kv_cache,
-    )
-
-
-def _bundle(text: str) -> BenchBundle:
-    """BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard or BUNDLE:VARIANT:BACKEND, which :int8 may follow."""
-    from sdrpn.workflows.benchmark import BenchBundle
-
-    path, variant, form, caches, *more = [*text.split(":"), "", "", ""]
-    if form not in ("", "standard", *BACKENDS) or caches not in ("", "int8") or any(more):
-        expected = (
-            "BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard, BUNDLE:VARIANT:BACKEND or BUNDLE:VARIANT:BACKEND:int8"
-        )
-        raise BadInput(f"--compare {text}: expected {expected}")
-    return BenchBundle(
-        bundle_folder(path),
-        variant or None,
-        optimized=form != "standard",
-        backend=form if form in BACKENDS else None,
-        kv_cache="int8" if caches else None,
     )

@@ -26,6 +26,7 @@ from sdrpn.host.threads import choose_threads
 from sdrpn.method.spec import ModelSpec
 from sdrpn.reports.bench_report import BenchReport, CaseFigures, percentiles, stages_of_median
 from sdrpn.runtime import Session
+from sdrpn.runtime.backends.registry import AUTOMATIC, BACKENDS
 from sdrpn.runtime.bench import (
     CASES,
     BenchCase,
@@ -51,6 +52,26 @@ class BenchBundle(CheckedFields):
     optimized: bool = True  # use graphs saved for this machine, if there are any
     backend: str | None = None  # as for Session.open; None: that of the request
     kv_cache: Literal["int8"] | None = None  # as for Session.open
+
+    @classmethod
+    def from_text(cls, text: str, path: Path) -> BenchBundle:
+        """BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard or BUNDLE:VARIANT:BACKEND, which :int8 may follow.
+
+        Args: path: what BUNDLE stands for
+        Raises: BadInput for another form
+        """
+        _, variant, form, caches, *more = [*text.split(":"), "", "", ""]
+        backends = (AUTOMATIC, *BACKENDS)
+        if form not in ("", "standard", *backends) or caches not in ("", "int8") or any(more):
+            expected = "BUNDLE, BUNDLE:VARIANT, BUNDLE:VARIANT:standard, BUNDLE:VARIANT:BACKEND"
+            raise BadInput(f"{text}: expected {expected} or BUNDLE:VARIANT:BACKEND:int8")
+        return cls(
+            path,
+            variant or None,
+            optimized=form != "standard",
+            backend=form if form in backends else None,
+            kv_cache="int8" if caches else None,
+        )
 
     def __str__(self) -> str:
         form = self.backend or ("" if self.optimized else "standard")
