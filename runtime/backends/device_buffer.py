@@ -58,7 +58,7 @@ class DeviceBuffer:
         self._use = use or _Use()
         self._host_mark = 0  # mark of the last copy from or to the pinned memory
         self._deferred = False  # the caller that runs the graph uploads it
-        self._downloaded = False  # the pinned memory is up to date
+        self._downloaded_at: int | None = None  # the device's `launches` when the pinned memory was up to date
 
     @classmethod
     def zeros(cls, device: Device, shape: tuple[int, ...], dtype: str, *, for_host: bool = False) -> DeviceBuffer:
@@ -157,7 +157,7 @@ class DeviceBuffer:
         target = self._pinned()
         self._device.stream.wait(self._last_use if self._mapped else self._host_mark)
         fill(target)
-        self._downloaded = False
+        self._downloaded_at = None
         if not self._deferred:
             self.upload()
 
@@ -166,12 +166,12 @@ class DeviceBuffer:
         enqueue(self._device, self.pointer)
         self._device.stream.mark()
         self.used()
-        self._downloaded = False
+        self._downloaded_at = None
 
     def read(self) -> Array:
         """Device to host, after all enqueued work; the next read or run overwrites the result."""
         source = self._pinned()
-        if not self._downloaded:
+        if self._downloaded_at != self._device.launches:
             self.download()
         self._device.stream.synchronize()
         return source
@@ -196,7 +196,7 @@ class DeviceBuffer:
         self._device.stream.mark()
         self.used()
         source.used()
-        self._downloaded = False
+        self._downloaded_at = None
 
     def copy_from(self, source: DeviceBuffer) -> None:
         """Enqueue a copy of a whole buffer of equal size."""
@@ -205,7 +205,7 @@ class DeviceBuffer:
             self._device.stream.mark()
         self.used()
         source.used()
-        self._downloaded = False
+        self._downloaded_at = None
 
     def with_rows(self, rows: int, keep: int) -> DeviceBuffer:
         """See `Buffer.with_rows`."""
@@ -251,11 +251,11 @@ class DeviceBuffer:
         """Record that a download was enqueued after all changes, here or as part of a captured graph."""
         self._host_mark = self._device.stream.mark()
         self.used()
-        self._downloaded = True
+        self._downloaded_at = self._device.launches
 
     def changed(self) -> None:
         """Record that a graph is about to write it."""
-        self._downloaded = False
+        self._downloaded_at = None
 
     def used(self) -> None:
         """Record that work that reads or writes it was enqueued and marked."""

@@ -185,6 +185,7 @@ class Device:
         self.pinned = Pool(self.stream, cuda.allocate_host, cuda.free_host, touched_by_host=True)
         for pool in (self.memory, self.pinned):
             weakref.finalize(self, pool.close)
+        self.launches = 0  # of captured graphs, each of which may have written any buffer
 
     def trim(self) -> None:
         """Return unused memory to CUDA."""

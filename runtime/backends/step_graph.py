@@ -59,6 +59,7 @@ class StepGraph:
         cuda, stream = self._device.cuda, self._device.stream
         cuda.launch(self._graph, stream.handle)
         stream.mark()
+        self._device.launches += 1
         for buffer in self._uploads:
             buffer.uploaded()
         for buffer in self._downloads:

@@ -55,6 +55,7 @@ class OpenedBundle:
             self._variant.name,
             self._choice.backend,
             engines.target if engines is not None else None,
+            self._choice.info.on,
         )
 
     @property

@@ -1,5 +1,5 @@
 """Decode a JPEG file on an NVIDIA GPU with nvImageCodec (extra `nvimgcodec`). Its pixels differ from Pillow's in the
-last bits. Not run on a GPU yet.
+last bits.
 """
 
 from __future__ import annotations

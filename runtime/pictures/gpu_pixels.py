@@ -1,5 +1,5 @@
 """Write boxes of a picture in GPU memory directly to the vision graph's input, with the CUDA kernels of
-`sdrpn._native_cuda`. Not run on a GPU yet.
+`sdrpn._native_cuda`.
 """
 
 from __future__ import annotations

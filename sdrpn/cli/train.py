@@ -66,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--device",
-        choices=("auto", "cpu"),
+        choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="auto: a GPU if there is one, or the device from `accelerate launch` (default: auto)",
+        help="auto: a GPU if there is one, or that of `accelerate launch`; cuda: a GPU, or an error (default: auto)",
     )
     add_threads_argument(parser)
     parser.add_argument("--resume", action="store_true", help="continue a training with the same settings in --out")

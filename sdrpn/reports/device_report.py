@@ -43,6 +43,7 @@ class Subject:
     variant: str
     backend: str
     target: str | None = None
+    on: Literal["cpu", "gpu"] = "cpu"  # where that library answers
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class DeviceReport:
         return {
             "date": self.created[:10],
             "sdrpn": self.version,
-            "device": self.device,
+            "device": self._answered_by,
             "libraries": {name: version for name, version in self.libraries.items() if version is not None},
             "subject": asdict(self.subject) if self.subject is not None and ran else None,
             "passed": len(self.of_state("passed")),
@@ -96,6 +97,11 @@ class DeviceReport:
             "first_token_ms": self.figure("first_token_ms"),
             "token_ms": self.figure("token_ms"),
         }
+
+    @property
+    def _answered_by(self) -> str:
+        on_cpu = self.subject is not None and self.subject.on == "cpu" and bool(self.machine["gpus"])
+        return f"{self.device}, answers on {self.machine['cpu']}" if on_cpu else self.device
 
     def text(self) -> Text:
         """One row per step."""

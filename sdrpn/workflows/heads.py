@@ -17,6 +17,7 @@ from sdrpn.families.registry import family_of
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.workflows.accelerators import open_accelerator
 from sdrpn.workflows.teacher import TeacherRequest
 from sdrpn.workflows.torch_threads import torch_threads
 
@@ -261,13 +262,11 @@ def _tried(
     folder: Path,
     progress: ShowProgress,
 ) -> Proposal:
-    from accelerate import Accelerator
-
     from sdrpn.train.board import draw_trials
     from sdrpn.train.label_set import read_labels
     from sdrpn.train.proposal import best_trial, try_taps
 
-    accelerator = Accelerator(cpu=request.asked.device == "cpu")
+    accelerator = open_accelerator(request.asked.device)
     trials = try_taps(checkpoint, read_labels(out / LABELS), options, pairs, folder, accelerator, progress)
     best = best_trial(trials)
     draw_trials(out / "taps.png", trials, best)

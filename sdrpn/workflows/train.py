@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.workflows.accelerators import TrainingDevice, open_accelerator
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.torch_threads import torch_threads
 
@@ -32,7 +33,7 @@ class LabelTraining(CheckedFields):
     out: folder to write: new or empty
     images: folder of the images; None: the one that was labelled
     taps_dir: where tap activations are stored; trainings of one checkpoint can share it; None: `taps` in `labels`
-    device: "auto": a GPU if there is one, or the launcher's device
+    device: "auto": a GPU if there is one, or the launcher's device; "cuda": a GPU, or an error
     threads: of the CPU, in each process of a launcher; None: one per free core, at most OMP_NUM_THREADS
     """
 
@@ -42,7 +43,7 @@ class LabelTraining(CheckedFields):
     _: KW_ONLY
     images: Path | None = None
     taps_dir: Path | None = None
-    device: Literal["auto", "cpu"] = "auto"
+    device: TrainingDevice = "auto"
     threads: int | None = None
 
 
@@ -101,7 +102,7 @@ def train_rpn(
     projector: Path | str | None = None,
     images: Path | str | None = None,
     taps_dir: Path | str | None = None,
-    device: Literal["auto", "cpu"] = "auto",
+    device: TrainingDevice = "auto",
     resume: bool = False,
     threads: int | None = None,
     progress: ShowProgress = show_nothing,
@@ -150,14 +151,14 @@ def train(
     parts = dataclasses.replace(request.checkpoint, fit="crop" if cut else "pad")
     parts.look(*_EXTRA)
     with importing_extra(*_EXTRA):
+        import accelerate  # noqa: F401
         import torch  # noqa: F401
-        from accelerate import Accelerator
 
     from sdrpn.train.label_set import read_labels
     from sdrpn.train.rpn_folder import TrainRequest
     from sdrpn.train.rpn_folder import train_rpn as train_on_labels
 
-    accelerator = Accelerator(cpu=request.device == "cpu")
+    accelerator = open_accelerator(request.device)
     labels = read_labels(request.labels)
     with parts.open() as checkpoint, torch_threads(request.threads):
         asked = TrainRequest(

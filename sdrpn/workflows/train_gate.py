@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.progress import ShowProgress, show_nothing
+from sdrpn.workflows.accelerators import open_accelerator
 from sdrpn.workflows.torch_threads import torch_threads
 from sdrpn.workflows.train import LabelTraining
 
@@ -72,14 +73,14 @@ def train_gate(request: GateTrainingRequest, progress: ShowProgress = show_nothi
     parts = dataclasses.replace(request.checkpoint, fit="crop" if labels.about.get("fit") == "crop" else "pad")
     parts.look(*_EXTRA)
     with importing_extra(*_EXTRA):
+        import accelerate  # noqa: F401
         import torch  # noqa: F401
-        from accelerate import Accelerator
 
     from sdrpn.checkpoint.rpn_file import read_rpn
     from sdrpn.gate.gate_folder import GateTraining
     from sdrpn.gate.gate_folder import train_gate as train_on_labels
 
-    accelerator = Accelerator(cpu=request.device == "cpu")
+    accelerator = open_accelerator(request.device)
     with parts.open() as checkpoint, torch_threads(request.threads):
         asked = GateTraining(
             checkpoint,

@@ -55,17 +55,17 @@ class FakeGpu:
         return engine_set(self.bundle, TARGET).engines[graph].path
 
     def session(self, options: EngineOptions | None = None, max_batch: int = 1) -> Session:
-        return self._session(self.backend(options), max_batch)
+        return self.session_of(self.backend(options), max_batch)
 
     def bare_session(self) -> Session:
         """Without any option: what TensorRT-RTX compiles goes where a user has it."""
-        return self._session(self._backend(EngineOptions()))
+        return self.session_of(self._backend(EngineOptions()))
 
     def _backend(self, options: EngineOptions) -> TensorRtBackend:
         cuda = Cuda(self.cuda, options.device, self.driver)
         return TensorRtBackend(Library(self.flavour, self.trt), cuda, options)
 
-    def _session(self, backend: TensorRtBackend, max_batch: int = 1) -> Session:
+    def session_of(self, backend: TensorRtBackend, max_batch: int = 1) -> Session:
         engines = engine_set(self.bundle, TARGET)
         paths = {graph: engine.path for graph, engine in engines.engines.items()}
         variant = self.bundle.variant(self.variant)

@@ -13,6 +13,8 @@ from cuda.bindings import runtime as real
 
 from sdrpn.errors import RunFailed
 from sdrpn.runtime import EngineOptions, Session
+from sdrpn.runtime.backends.device_buffer import DeviceBuffer
+from sdrpn.runtime.backends.step_graph import StepGraph
 from tests.runtime.asking import NEW_TOKENS, OTHER, ask, buffers_for, conversation, require_same
 from tests.runtime.gpu import FakeGpu, fake_gpu
 
@@ -129,3 +131,15 @@ def test_streamed_weights_are_not_captured(tiny_bundle: Path, tmp_path: Path) ->
     with gpu.session(EngineOptions(weights_on_device_bytes=400)) as session:
         ask(session)
     assert "cudaStreamBeginCapture" not in gpu.cuda.names()
+
+
+def test_a_buffer_that_only_the_graph_writes_is_read_anew(gpu: FakeGpu) -> None:
+    device = gpu.backend().device
+    source, target = (DeviceBuffer.zeros(device, (3,), "float32") for _ in range(2))
+    source.defer()
+    graph = StepGraph(device, (lambda: target.copy_from(source),), (source,), ())
+    for value in range(4):
+        source.write(np.full(3, value, np.float32))
+        graph()
+        assert target.read().tolist() == [value] * 3
+    assert "cudaGraphLaunch" in gpu.cuda.names()

@@ -25,7 +25,7 @@ from sdrpn.runtime.pictures.picture import Picture, open_picture
 from tests.runtime.fake_cuda import FakeCudart
 from tests.runtime.gpu import FakeGpu, fake_gpu
 
-native: Any = pytest.importorskip("sdrpn._native")
+native: Any = pytest.importorskip("sdrpn._native", exc_type=ImportError)
 
 WORKSPACE_BYTES = 1000
 

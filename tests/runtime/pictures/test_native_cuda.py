@@ -14,7 +14,7 @@ SCALE: dict[str, Any] = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
 
 
 def test_the_workspace_holds_windows_and_a_strip() -> None:
-    cuda: Any = pytest.importorskip("sdrpn._native_cuda")
+    cuda: Any = pytest.importorskip("sdrpn._native_cuda", exc_type=ImportError)
     strip_bytes = 203 * SIZE_HW[1] * 3
     assert cuda.workspace_bytes((203, 301), SIZE_HW, BOXES, **OPTIONS) > strip_bytes
     with pytest.raises(ValueError, match="leaves the picture of 301x203 px"):
@@ -24,8 +24,8 @@ def test_the_workspace_holds_windows_and_a_strip() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_values_are_those_of_the_cpu(dtype: str) -> None:
-    cuda: Any = pytest.importorskip("sdrpn._native_cuda")
-    cpu: Any = pytest.importorskip("sdrpn._native")
+    cuda: Any = pytest.importorskip("sdrpn._native_cuda", exc_type=ImportError)
+    cpu: Any = pytest.importorskip("sdrpn._native", exc_type=ImportError)
     torch: Any = pytest.importorskip("torch")
     picture = np.random.default_rng(0).integers(0, 256, (203, 301, 3), dtype=np.uint8)
     expected = np.empty((len(BOXES), 3, *SIZE_HW), dtype)

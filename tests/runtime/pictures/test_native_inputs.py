@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-native: Any = pytest.importorskip("sdrpn._native")
+native: Any = pytest.importorskip("sdrpn._native", exc_type=ImportError)
 
 PICTURE = np.zeros((8, 10, 3), np.uint8)
 BOX = np.array([[0, 0, 10, 8]], np.int64)

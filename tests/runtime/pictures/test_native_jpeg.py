@@ -18,7 +18,7 @@ from sdrpn.runtime.pictures import jpeg
 from sdrpn.runtime.pictures.jpeg import JpegFile
 from tests.tolerances import DCT_SCALING_MEAN_STEPS
 
-native: Any = pytest.importorskip("sdrpn._native_jpeg")
+native: Any = pytest.importorskip("sdrpn._native_jpeg", exc_type=ImportError)
 
 
 def smooth(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -19,7 +19,7 @@ from sdrpn.runtime.pictures import pixels as written
 from sdrpn.runtime.pictures.picture import open_picture
 from tests.runtime.pictures.patched import Patched, noise
 
-native: Any = pytest.importorskip("sdrpn._native")
+native: Any = pytest.importorskip("sdrpn._native", exc_type=ImportError)
 
 THREADS = min(2, native.cores())
 

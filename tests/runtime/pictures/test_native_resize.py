@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.recipe import PLAIN_MEAN, PLAIN_STD, Agreement, Box, Bytes, recipe
 
-native: Any = pytest.importorskip("sdrpn._native")
+native: Any = pytest.importorskip("sdrpn._native", exc_type=ImportError)
 
 GREY = (122, 116, 104)
 THREADS = min(2, native.cores())

@@ -29,7 +29,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         for module in (pixels, picture_module):
             monkeypatch.setattr(module, "native_module", lambda name="_native": None)
     else:
-        pytest.importorskip("sdrpn._native")
+        pytest.importorskip("sdrpn._native", exc_type=ImportError)
     return str(request.param)
 
 
