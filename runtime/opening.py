@@ -96,6 +96,13 @@ class OpeningRequest:
         """Raise BadInput for an option that the chosen library does not have."""
         block = self.run.activation_block
         others = ", ".join(name for name, other in BACKENDS.items() if "activation_block" in other.takes)
+        if isinstance(self.run.device, int) and info.on == "cpu":
+            on_gpu = " and ".join(name for name, other in BACKENDS.items() if other.on == "gpu")
+            raise BadInput(
+                f"{info.name} has no device {self.run.device}, which is the number of an NVIDIA GPU, as {on_gpu} use "
+                "one; leave it out",
+                options=("backend",),
+            )
         if isinstance(self.run.device, str) and "device_name" not in info.takes:
             raise BadInput(
                 f"{info.name} has no device {self.run.device!r}, which is one of {others}; expected the number of a GPU"

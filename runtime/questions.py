@@ -126,8 +126,7 @@ class Questions:
         """The policy's, else the bundle's, else that of the official evaluation; None: no policy."""
         if policy is None or policy.gate_threshold is not None:
             return None if policy is None else policy.gate_threshold
-        own = self._bundle.manifest.own_policy.roi.gate_threshold
-        return own if own is not None else family_of(self._bundle.spec).policy(self._bundle.spec).gate_threshold
+        return self._bundle.manifest.gate_threshold
 
     def _vision(self, budget: Budget) -> Vision:
         family, vision = family_of(self._bundle.spec), self._bundle.spec.vision

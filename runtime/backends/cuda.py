@@ -60,13 +60,14 @@ class Cuda:
         return int(self._call(self._api.cudaGetDeviceCount))
 
     def describe_device(self) -> CudaDevice:
-        """The device's properties. Raises RunFailed without any GPU, BadInput where only other devices exist."""
+        """The device's properties. Raises BadInput where it does not exist."""
         count = self.device_count()
         if count == 0:
-            raise RunFailed("CUDA shows no GPU; `sdrpn doctor` shows what is missing")
+            raise BadInput("CUDA shows no GPU on this machine; `sdrpn doctor` shows what is missing, or use a CPU")
         if not 0 <= self.device_id < count:
             raise BadInput(
-                f"device {self.device_id} was requested; CUDA shows {count} devices, the first of which is 0"
+                f"device {self.device_id} was requested; CUDA shows {count} devices: expected a number from 0 to "
+                f"{count - 1}"
             )
         found = self._call(self._api.cudaGetDeviceProperties, self.device_id)
         name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)

@@ -177,7 +177,7 @@ class Device:
     """One GPU: its stream, its memory, and pinned memory of the host."""
 
     def __init__(self, cuda: Cuda) -> None:
-        """Raises RunFailed without a GPU, or where the driver is too old; BadInput where only other devices exist."""
+        """Raises BadInput where the GPU does not exist, RunFailed where the driver is missing or too old."""
         self.cuda = cuda
         self.facts: CudaDevice = cuda.describe_device()
         self.stream = Stream(cuda)

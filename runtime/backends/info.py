@@ -75,7 +75,7 @@ class BackendInfo:
     # The error to raise where it cannot run a variant; None: it can.
     refuses: Callable[[Bundle, Variant], SdrpnError | None]
     needs: Callable[[Bundle, Variant, MemoryRequest], MemoryNeeds]
-    # Raises MissingDependency where the library is absent, RunFailed where it finds no device.
+    # Raises MissingDependency where the library is absent, BadInput where it does not find the device.
     open: Callable[[OpenOptions], Backend]
     # What its kernels read on a CPU for the scale of a block of quantised weights, which files have in fp16.
     scale_bytes: int = 2

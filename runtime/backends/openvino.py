@@ -68,7 +68,7 @@ class OpenVinoBackend:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
             device: OpenVINO's name of it
             accurate, activation_block, kv_cache: see `OpenOptions`
-        Raises: BadInput for threads out of range or a name that is no device's, RunFailed for a device that is not here
+        Raises: BadInput for threads out of range, or a device that is not here
         """
         self._accurate, self._activation_block, self._kv_cache = accurate, activation_block, kv_cache
         self._core = new_core()

@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 from openvino import opset15 as ops
 
-from sdrpn.errors import BadInput, RunFailed
+from sdrpn.errors import BadInput
 from sdrpn.host.signal_stack import signal_stack_kept
 
 __all__ = ["AUTOMATIC_DEVICE", "OpenVinoDevice", "device_named", "seen_devices"]
@@ -83,7 +83,7 @@ class OpenVinoDevice:
 def device_named(core: openvino.Core, name: str) -> OpenVinoDevice:
     """The device of this name; AUTO: the one that OpenVINO itself takes here.
 
-    Raises: BadInput for a name that is none, RunFailed where the device is not there
+    Raises: BadInput for a name that is none, or of a device that is not there
     """
     if not _NAME.fullmatch(name):
         raise BadInput(f"device {name!r} is none of OpenVINO's; expected CPU, GPU, GPU.1, NPU or AUTO")
@@ -93,10 +93,9 @@ def device_named(core: openvino.Core, name: str) -> OpenVinoDevice:
     # Of a single device the number may be left out, or said.
     if name not in seen and name.removesuffix(".0") not in seen and f"{name}.0" not in seen:
         kind = name.partition(".")[0]
-        reason = f"; {_NEEDS[kind]}" if kind in _NEEDS and not any(each.startswith(kind) for each in seen) else ""
-        raise RunFailed(
-            f"OpenVINO sees no device {name} on this machine, only {', '.join(seen)}{reason}; "
-            f"name one of them, or {AUTOMATIC_DEVICE}"
+        reason = f" ({_NEEDS[kind]})" if kind in _NEEDS and not any(each.startswith(kind) for each in seen) else ""
+        raise BadInput(
+            f"OpenVINO sees no device {name} on this machine{reason}; expected {' or '.join((*seen, AUTOMATIC_DEVICE))}"
         )
     return OpenVinoDevice(name)
 

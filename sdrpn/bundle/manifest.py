@@ -190,6 +190,24 @@ class Manifest:
         return self.policy or ModelPolicy(family_of(self.spec).policy(self.spec), "official")
 
     @property
+    def gate_threshold(self) -> float | None:
+        """The score below which its gate ends with the first look, its own or its family's; None without a gate."""
+        if self.spec.rpn is None or not self.spec.rpn.has_gate:
+            return None
+        own = self.own_policy.roi.gate_threshold
+        return family_of(self.spec).policy(self.spec).gate_threshold if own is None else own
+
+    @property
+    def gate_about(self) -> str | None:
+        """What its gate is, and when that ends with the first look, for people; None without a gate."""
+        rpn, threshold = self.spec.rpn, self.gate_threshold
+        if rpn is None or threshold is None:
+            return None
+        layers = f"{rpn.gate_layers} layer{'' if rpn.gate_layers == 1 else 's'}"
+        kind = "a probe of the tap and the map" if rpn.gate_probe else layers
+        return f"{kind}; a score below {threshold:g} ends with the first look"
+
+    @property
     def given_template(self) -> str | None:
         """The prompt template, if `sdrpn export --template` gave one instead of the checkpoint's."""
         return self.spec.prompt.template if self.source.get("template") == "given" else None

@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
     if args.overlay is not None:
         save_picture(asked.overlay(), args.overlay)  # after the answer, which is not lost if this fails
         if not args.json:
-            report_written(args.overlay, "where it looked")
+            report_written(args.overlay, asked.drawn)
     return 0
 
 

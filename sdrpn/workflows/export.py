@@ -129,6 +129,7 @@ class ExportResult:
             "max_context": self.manifest.max_context,
             "rpn": self.manifest.spec.rpn is not None,
             "policy": None if self.manifest.policy is None else self.manifest.policy.to_json(),
+            "gate_threshold": self.manifest.gate_threshold,
             "tokenizer": self.manifest.tokenizer is not None,
             "prompt": self.manifest.spec.prompt.template,
             "source": dict(self.manifest.source),

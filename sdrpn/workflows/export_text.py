@@ -25,6 +25,8 @@ def export_text(result: ExportResult) -> Iterator[str]:
         yield "no RPN in this checkpoint: the bundle answers as the plain model (--no-roi); see --rpn"
     else:
         yield f"looks again at cells above {manifest.own_policy.about}"
+        if manifest.gate_about is not None:
+            yield f"gate: {manifest.gate_about}"
     if manifest.tokenizer is not None:
         yield f"questions are put by {_way_of_asking(manifest)}"
     else:

@@ -10,8 +10,7 @@ from sdrpn.bundle.bundle import Bundle, GraphInfo, Manifest, Variant
 from sdrpn.bundle.graphs import graphs_of
 from sdrpn.families.registry import family_of
 from sdrpn.host.sizes import text_from_bytes
-from sdrpn.method.spec import RpnSpec
-from sdrpn.reports.text import Part, Table, Text, amount
+from sdrpn.reports.text import Part, Table, Text
 from sdrpn.workflows.inspection import EngineSet, TargetReport, engine_sets
 
 __all__ = ["bundle_text", "engines_text"]
@@ -34,10 +33,6 @@ def bundle_text(bundle: Bundle) -> Iterator[Part]:
         yield _variant_table(bundle.manifest, variant)
 
 
-def _gate_kind(rpn: RpnSpec) -> str:
-    return "a probe of the tap and the map" if rpn.gate_probe else amount(rpn.gate_layers, "layer")
-
-
 def _model_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest = bundle.manifest
     spec, llm = manifest.spec, manifest.spec.llm
@@ -49,10 +44,8 @@ def _model_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     else:
         second = ", Q-Zoom's second pass" if spec.rpn.scheme == "q-zoom" else ""
         yield "RPN", f"{spec.rpn.layers} layers, loss {spec.rpn.loss}{second}"
-        if spec.rpn.has_gate:
-            own, usual = manifest.own_policy.roi.gate_threshold, family_of(spec).policy(spec).gate_threshold
-            ends = f"a score below {usual if own is None else own:g} ends with the first look"
-            yield "gate", f"{_gate_kind(spec.rpn)}; {ends}"
+        if manifest.gate_about is not None:
+            yield "gate", manifest.gate_about
         yield "looks again", f"at cells above {manifest.own_policy.about}"
     yield "context", f"{manifest.max_context} of {llm.max_context} positions"
     yield "vocabulary", f"{llm.vocabulary} tokens, tokenizer {manifest.tokenizer or 'none: token ids only'}"

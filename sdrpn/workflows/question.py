@@ -76,6 +76,15 @@ class Asked:
         names = ("text", "token_ids", "finish_reason", "boxes_xyxy_px", "roi_token_count", "note", "timings", "tokens")
         return {name: getattr(self.answer, name) for name in names}
 
+    @property
+    def drawn(self) -> str:
+        """What `overlay` shows."""
+        if self.answer.boxes_xyxy_px:
+            return "where it looked"
+        if self.answer.roi_map is not None:
+            return "its map, of which it looked at no part again"
+        return "the picture, at which it looked once"
+
     def overlay(self) -> Image:
         """The image under heat map and boxes, with the crop beside it. Raises BadImage."""
         answer = self.answer

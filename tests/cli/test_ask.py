@@ -259,6 +259,10 @@ class TestOverlay:
     def test_the_answer_is_printed_also_with_an_overlay(self, ask: Command, tmp_path: Path) -> None:
         path = tmp_path / "overlay.png"
         assert ask("--overlay", path) == Outcome(0, ask().out, f"sdrpn: where it looked: {path}\n")
+        once = ask("--no-roi", "--overlay", path).err
+        assert once == f"sdrpn: the picture, at which it looked once: {path}\n"
+        nowhere = ask("--threshold", NO_CELL, "--overlay", path).err.splitlines()[-1]
+        assert nowhere == f"sdrpn: its map, of which it looked at no part again: {path}"
         assert ask("--overlay", path, "--json").json()["overlay"] == str(path)
 
     @pytest.mark.parametrize("target", ["folder", "below a file", "the image"])

@@ -21,9 +21,12 @@ from sdrpn.bundle.bundle import MANIFEST_NAME, open_bundle
 from sdrpn.checkpoint import Checkpoint, write_random_checkpoint
 from sdrpn.export.graph import GraphAuthor
 from sdrpn.families.llava.vision_spec import clip_of
+from sdrpn.method.policy import ModelPolicy
+from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.damage import copied, cut, edit_json
+from tests.runtime.test_gates import write_gated
 
 OFFICIAL = {
     "threshold": 0.15,
@@ -108,10 +111,18 @@ class TestOutput:
             "max_context": 128,
             "rpn": True,
             "policy": {**OFFICIAL, "origin": "official"},
+            "gate_threshold": None,
             "tokenizer": False,
             "prompt": "vicuna_v1",
             "source": {"checkpoint": "checkpoint", "layout": "sdrpn", "sha256": manifest.source["sha256"]},
         }
+
+    def test_a_gate_and_its_threshold(self, sdrpn: Command, tmp_path: Path) -> None:
+        rpn = write_gated(tmp_path, "layers", ModelPolicy(RoiPolicy(0.2, gate_threshold=0.31), "labels"))
+        arguments = ("export", tmp_path / "base", "--rpn", rpn, "--out")
+        said = sdrpn(*arguments, tmp_path / "bundle").out.splitlines()
+        assert "gate: 2 layers; a score below 0.31 ends with the first look" in said
+        assert sdrpn(*arguments, tmp_path / "other", "--json").json()["gate_threshold"] == 0.31
 
     def test_a_threshold_of_its_own(self, sdrpn: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
         arguments = ("export", tiny_checkpoint, "--out", tmp_path / "bundle", "--json")

@@ -12,7 +12,7 @@ pytest.importorskip("cuda.bindings.runtime")
 
 from cuda.bindings import runtime as real
 
-from sdrpn.errors import RunFailed
+from sdrpn.errors import BadInput, RunFailed
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends.cuda import CudaFault
 from sdrpn.runtime.backends.tensorrt_library import Library
@@ -139,5 +139,5 @@ def test_a_call_of_tensorrt_that_is_refused_is_named(gpu: FakeGpu, refusal: str,
 
 def test_no_gpu(gpu: FakeGpu) -> None:
     gpu.cuda.devices = 0
-    with pytest.raises(RunFailed, match="CUDA shows no GPU; `sdrpn doctor` shows what is missing"):
+    with pytest.raises(BadInput, match="CUDA shows no GPU on this machine; `sdrpn doctor` shows what is missing, or"):
         gpu.session()
