@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         print_report([part_text(args.out, args.part)])
     else:
         print_report(gate_labels_text(labelled))
-        report_written(args.out, "gate labels, for `sdrpn train --gate`")
+        useful = labelled.counts.lacking is None
+        report_written(args.out, "gate labels, for `sdrpn train --gate`" if useful else "gate labels")
         report_written(labelled.page, "page to look at")
+    labelled.require_trainable()
     return 0

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label, and print how many samples there are."""
-    from sdrpn.terminal.output import print_json, print_report
+    from sdrpn.terminal.output import print_json, print_report, warn
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
     from sdrpn.workflows.label import LabelRequest, label
@@ -59,4 +59,6 @@ def run(args: argparse.Namespace) -> int:
         print_report(labels_text(labelled.counts, f"{args.out}: {labelled.provenance['questions']:,} questions"))
         report_written(args.out, "labels")
         report_written(labelled.page, "page to look at")
+        if labelled.lacking is not None:
+            warn(labelled.lacking)
     return 0

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label, and print how many samples there are."""
-    from sdrpn.terminal.output import print_json, print_report
+    from sdrpn.terminal.output import print_json, print_report, warn
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.workflows.label import RelabelRequest, relabel_questions
     from sdrpn.workflows.training_text import labels_text
@@ -56,4 +56,6 @@ def run(args: argparse.Namespace) -> int:
         print_report(labels_text(labelled.counts, str(args.out)))
         report_written(args.out, "labels")
         report_written(labelled.page, "page to look at")
+        if labelled.lacking is not None:
+            warn(labelled.lacking)
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +35,7 @@ __all__ = [
     "published_heads",
     "published_recipes",
     "published_shapes",
+    "publisher_of",
     "registered",
     "seen_of",
     "spec_from_json",
@@ -114,6 +115,11 @@ def published_heads() -> dict[str, HeadTable]:
 def published_recipes() -> dict[str, Recipe]:
     """The official trainings of RPNs of every family, by name."""
     return {name: recipe for family in _FAMILIES for name, recipe in family_named(family).recipes().items()}
+
+
+def publisher_of(name: str, table: Callable[[Family], Mapping[str, object]]) -> Family | None:
+    """The family in whose table of published things the name is; None: in none."""
+    return next((family for family in map(family_named, _FAMILIES) if name in table(family)), None)
 
 
 def assumed_of_shape(name: str) -> tuple[str, ...]:

@@ -151,6 +151,8 @@ class _Work:
                 "label more, or hold out others",
                 options=("split_seed",),
             )
+        if options.kind == "layers":
+            options.schedule().steps_for(len(self.train))  # refuses too few
         self.batches = [self._batches(samples) for samples in (self.train, self.held_out)]
 
     def trained(self) -> tuple[Gate, GateReport]:

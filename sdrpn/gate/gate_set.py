@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdrpn.errors import BadInput
-from sdrpn.gate.labelling import GATE_NAME, judged_rows
+from sdrpn.gate.labelling import GATE_NAME, judged_rows, what_lacks
 from sdrpn.gate.rule import GateRule, Judged
 from sdrpn.host.json_files import read_json_object
 from sdrpn.images.names import leads_out
@@ -97,13 +97,9 @@ def read_gate_labels(folder: Path) -> GateSet:
         questions = tuple(_question(row, judged, folder, len(views)) for row, judged in found if judged is not None)
     except TypeError as error:
         raise BadInput(f"{path} has an unknown rule ({error}); label again") from error
-    cases = [question.judged.case for question in questions]
-    for case, meaning in (("again", "need another look"), ("enough", "are right at every view")):
-        if case not in cases:
-            raise BadInput(
-                f"{folder} has no questions that {meaning}, so that a gate would learn one answer for all: ask other "
-                "questions, or others at lower and higher views"
-            )
+    lacking = what_lacks({question.judged.case for question in questions})
+    if lacking is not None:
+        raise BadInput(f"{folder} has {lacking}")
     return GateSet(questions, about)
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.errors import BadImage, BadInput, ContextTooLong
 from sdrpn.families.registry import seen_of
-from sdrpn.gate.rule import CASES, GateRule, Judged, judge
+from sdrpn.gate.rule import CASES, Case, GateRule, Judged, judge
 from sdrpn.host.part import WHOLE, Part
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.labels.questions import DataQuestion
@@ -30,7 +30,16 @@ from sdrpn.labels.shards import read_shards
 if TYPE_CHECKING:  # it imports PyTorch
     from sdrpn.gate.views import Viewer
 
-__all__ = ["ANSWERS", "ANSWER_COLUMNS", "GATE_NAME", "GateCounts", "GateLabelRun", "judged_rows", "label_for_gate"]
+__all__ = [
+    "ANSWERS",
+    "ANSWER_COLUMNS",
+    "GATE_NAME",
+    "GateCounts",
+    "GateLabelRun",
+    "judged_rows",
+    "label_for_gate",
+    "what_lacks",
+]
 
 FORMAT_VERSION = 1
 ANSWERS, GATE_NAME = "answers", "gate.json"
@@ -51,9 +60,14 @@ ANSWER_COLUMNS = {
 class GateCounts:
     """The outcomes of all questions, by case, and how many are right at each view."""
 
-    cases: Mapping[str, int]
+    cases: Mapping[Case, int]
     not_asked: int
     right: tuple[int, ...]
+
+    @property
+    def lacking(self) -> str | None:
+        """Why no gate can be trained on them, and what to do; None: one can."""
+        return what_lacks({case for case, count in self.cases.items() if count})
 
     @property
     def balanced(self) -> int:
@@ -141,6 +155,17 @@ def label_for_gate(
         return counts
 
 
+def what_lacks(cases: Collection[Case]) -> str | None:
+    """Why no gate can be trained on questions of these cases, and what to do; None: one can."""
+    for case, meaning, advice in (
+        ("again", "need another look", "ask about smaller details, or begin with a lower view"),
+        ("enough", "are right at every view", "ask simpler ones, or begin with a higher view"),
+    ):
+        if case not in cases:
+            return f"no questions that {meaning}, so that a gate would learn one answer for all: {advice}"
+    return None
+
+
 def judged_rows(folder: Path, rule: GateRule) -> Iterable[tuple[dict[str, Any], Judged | None]]:
     """Every row of a folder, in order, and what its answers say; None where the question could not be asked."""
     for row in read_shards(folder / ANSWERS, ANSWER_COLUMNS):
@@ -150,7 +175,7 @@ def judged_rows(folder: Path, rule: GateRule) -> Iterable[tuple[dict[str, Any], 
 
 def counted(rows: Iterable[tuple[dict[str, Any], Judged | None]], views: int) -> GateCounts:
     """How many questions there are of each case."""
-    cases, right, not_asked = Counter[str](dict.fromkeys(CASES, 0)), [0] * views, 0
+    cases, right, not_asked = Counter[Case](dict.fromkeys(CASES, 0)), [0] * views, 0
     for _, judged in rows:
         if judged is None:
             not_asked += 1

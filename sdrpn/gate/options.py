@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import published_recipes
 from sdrpn.host.field_types import CheckedFields
-from sdrpn.train.options import Precision, TapStore, TrainOptions
+from sdrpn.train.options import Precision, TapStore, TrainOptions, chosen_preset
 
 __all__ = ["GATE_PRESETS", "GateKind", "GateOptions", "GateStart", "gate_preset_named"]
 
@@ -111,7 +110,4 @@ GATE_PRESETS: Mapping[str, GateOptions] = {
 
 def gate_preset_named(name: str) -> GateOptions:
     """One of `GATE_PRESETS`; for a published model the official one. Raises BadInput for an unknown name."""
-    recipes = published_recipes()
-    if name not in GATE_PRESETS and name not in recipes:
-        raise BadInput(f"the preset {name!r} is unknown; expected {', '.join((*GATE_PRESETS, *recipes))}")
-    return GATE_PRESETS[name if name in GATE_PRESETS else "official"]
+    return chosen_preset(name, GATE_PRESETS, lambda recipe: GATE_PRESETS["official"])

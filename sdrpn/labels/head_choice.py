@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import published_heads
+from sdrpn.families.registry import family_of, published_heads, publisher_of
 from sdrpn.host.atomic import replacing_file
+from sdrpn.method.spec import ModelSpec
 
-__all__ = ["HEADS_NAME", "Head", "HeadChoice", "by_layer", "read_heads", "write_heads"]
+__all__ = ["HEADS_NAME", "Head", "HeadChoice", "by_layer", "read_heads", "require_heads_of", "write_heads"]
 
 Head: TypeAlias = tuple[int, int]  # layer, head
 
@@ -65,6 +66,18 @@ def read_heads(name: str) -> HeadChoice:
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is not a choice of heads ({error}); write it again with `sdrpn heads`") from error
     return HeadChoice(str(path), grounding)
+
+
+def require_heads_of(spec: ModelSpec, heads: HeadChoice) -> None:
+    """Raise BadInput for the official choice of a model of another family."""
+    own, publisher = family_of(spec), publisher_of(heads.name, lambda family: family.head_tables())
+    if publisher is not None and publisher.name != own.name:
+        tables = ", ".join(own.head_tables())
+        raise BadInput(
+            f"the heads {heads.name} are those of a {publisher.name}, and the checkpoint is a {own.name}; expected "
+            f"{tables}{', ' if tables else ''}or a file that `sdrpn heads` wrote",
+            options=("heads",),
+        )
 
 
 def write_heads(path: Path, grounding: Sequence[Head], details: dict[str, Any]) -> None:

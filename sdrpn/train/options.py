@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import family_of, published_recipes
+from sdrpn.families.registry import family_of, published_recipes, publisher_of
 from sdrpn.host.field_types import CheckedFields
+from sdrpn.method.recipe import Recipe
 from sdrpn.method.spec import AskedScheme, ModelSpec
 
-__all__ = ["PRESETS", "LossNormalisation", "Precision", "TapStore", "TrainOptions", "preset_named"]
+__all__ = [
+    "PRESETS",
+    "LossNormalisation",
+    "Precision",
+    "TapStore",
+    "TrainOptions",
+    "chosen_preset",
+    "preset_named",
+    "require_preset_of",
+]
+
+Options = TypeVar("Options")
 
 Precision = Literal["fp32", "bf16"]
 LossNormalisation = Literal["global", "official"]
@@ -82,8 +94,15 @@ class TrainOptions(CheckedFields):
         return dataclasses.replace(spec, tap_layer=self.tap_layer, rpn=rpn)
 
     def steps_for(self, pairs: int) -> int:
-        """The number of steps of a training on this many pairs."""
-        return self.steps if self.steps is not None else self.epochs * -(-pairs // self.batch)
+        """The number of steps of a training on this many pairs. Raises BadInput where none of them would learn."""
+        steps = self.steps if self.steps is not None else self.epochs * -(-pairs // self.batch)
+        if not any(self.learning_rate_at(step, steps) for step in range(min(steps, 2))):
+            raise BadInput(
+                f"{steps} step of {self.batch} is all warm-up, at a learning rate of 0, so that nothing would be "
+                "learned; expected 2 steps or more: take smaller batches, more epochs, or no warm-up",
+                options=("batch", "epochs", "steps", "warmup_share 0"),
+            )
+        return steps
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate: linear warm-up from 0, then half a cosine down to 0; `step` counts from 0."""
@@ -117,9 +136,25 @@ PRESETS: Mapping[str, TrainOptions] = {
 
 def preset_named(name: str) -> TrainOptions:
     """One of `PRESETS`, or the official training of a published model. Raises BadInput for an unknown name."""
-    if name in PRESETS:
-        return PRESETS[name]
+    return chosen_preset(name, PRESETS, lambda recipe: TrainOptions(**dataclasses.asdict(recipe)))
+
+
+def chosen_preset(name: str, presets: Mapping[str, Options], of_recipe: Callable[[Recipe], Options]) -> Options:
+    """One of `presets`, or what a published training gives. Raises BadInput for an unknown name."""
+    if name in presets:
+        return presets[name]
     recipes = published_recipes()
     if name not in recipes:
-        raise BadInput(f"the preset {name!r} is unknown; expected {', '.join((*PRESETS, *recipes))}")
-    return TrainOptions(**dataclasses.asdict(recipes[name]))
+        raise BadInput(f"the preset {name!r} is unknown; expected {', '.join((*presets, *recipes))}")
+    return of_recipe(recipes[name])
+
+
+def require_preset_of(spec: ModelSpec, name: str) -> None:
+    """Raise BadInput for the training of a model of another family."""
+    own, publisher = family_of(spec), publisher_of(name, lambda family: family.recipes())
+    if publisher is not None and publisher.name != own.name:
+        raise BadInput(
+            f"the preset {name} is the training of a {publisher.name}, and the checkpoint is a {own.name}; expected "
+            f"{', '.join((*PRESETS, *own.recipes()))}",
+            options=("preset",),
+        )

@@ -100,6 +100,7 @@ def train_rpn(
     assert spec.rpn is not None
     _require_fitting(request, spec)
     split = split_by_image(request.labels.prompts, options.validation_share, options.split_seed, options.limit_pairs)
+    options.steps_for(len(split.train))  # refuses too few
     require_startable(request.out, request.run(), resume=request.resume)
     taps = _taps(request, split, accelerator, show_progress)
     if accelerator.is_main_process:

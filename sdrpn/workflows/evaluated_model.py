@@ -353,7 +353,7 @@ def _setting(
     from sdrpn.evaluation.methods import UNTRAINED, Setting
     from sdrpn.evaluation.survey import survey
     from sdrpn.evaluation.vicrop import PUBLISHED_LAYER_SHARE
-    from sdrpn.labels.head_choice import read_heads
+    from sdrpn.labels.head_choice import read_heads, require_heads_of
 
     policy, layers = policies[""], answerer.spec.llm.layers
     layer = round(PUBLISHED_LAYER_SHARE * layers) if look.vicrop_layer is None else look.vicrop_layer
@@ -367,6 +367,7 @@ def _setting(
             raise BadInput("an automatic threshold needs grounding heads for its labels; name them", options=("heads",))
         return plain
     heads = read_heads(look.heads)
+    require_heads_of(answerer.spec, heads)
     answerer.require_heads(heads)
     needed = {"all", "attention-crop", "teacher-crop"}.intersection(wanted)
     if not needed and look.threshold != AUTO:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadInput, RunFailed
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.part import WHOLE, Part
@@ -107,6 +107,15 @@ class GateLabelled:
     provenance: dict[str, Any]
     page: Path
     is_complete: bool = True
+
+    def require_trainable(self) -> None:
+        """Raise RunFailed where no gate can be trained on the labels."""
+        lacking = self.counts.lacking if self.is_complete else None
+        if lacking is not None:
+            wrong_at_best = self.provenance["rule"]["target"] == "truth" and self.counts.cases["unsettled"]
+            other = ", or compare with the highest view" if wrong_at_best else ""
+            options = ("agree_with highest",) if wrong_at_best else ()
+            raise RunFailed(f"{self.out} has {lacking}{other}", options=options)
 
     def to_json(self) -> dict[str, Any]:
         """The result as `sdrpn gate-label --json` prints it."""

@@ -190,8 +190,10 @@ def _rows(scores: HeadScores) -> list[dict[str, Any]]:
 
 def _pairs(asked: ProposalRequest, checkpoint: Checkpoint) -> list[tuple[int, int]]:
     """(K,T) of every training."""
+    from sdrpn.train.options import require_preset_of
     from sdrpn.train.proposal import fitting_pairs, usual_tap_layers
 
+    require_preset_of(checkpoint.spec, asked.preset)
     layers = checkpoint.spec.llm.layers
     taps = asked.tap_layers or usual_tap_layers(layers)
     return fitting_pairs(layers, [(tap, own) for tap in taps for own in asked.rpn_layers])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,6 +86,18 @@ class Labelled:
     page: Path
     is_complete: bool = True
 
+    @property
+    def lacking(self) -> str | None:
+        """Why no RPN can be trained on them, and what to do; None: one can, or files of other parts are missing."""
+        if not self.is_complete or self.counts.labelled:
+            return None
+        found = {name: count for name, count in dataclasses.asdict(self.counts).items() if count}
+        why = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.items())
+        return (
+            f"{self.out} has no usable label ({why or 'no question'}), so that no RPN can be trained on it: choose "
+            "other heads with `sdrpn heads`, or another rule with `sdrpn relabel`"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The result as `sdrpn label --json` prints it."""
         counts = self.counts if self.is_complete else None
@@ -159,7 +172,7 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
     """See `label_questions`."""
     with importing_extra(*_EXTRA):
         from sdrpn.labels.denoise import rule_named
-        from sdrpn.labels.head_choice import read_heads
+        from sdrpn.labels.head_choice import read_heads, require_heads_of
     heads, questions = read_heads(request.heads), request.asked.questions()
     named = None if request.rule is None else rule_named(request.rule)
     request.asked.checkpoint.look(*_EXTRA)
@@ -176,6 +189,7 @@ def label(request: LabelRequest, progress: ShowProgress = show_nothing) -> Label
         torch_threads(request.asked.threads, request.asked.small_work_of(checkpoint)),
         progress("label", "questions") as advance,
     ):
+        require_heads_of(checkpoint.spec, heads)
         teacher = request.asked.teacher(checkpoint)
         rule = named or rule_named(family_of(checkpoint.spec).label_rule)
         run = LabelRun(
@@ -206,8 +220,6 @@ def relabel_questions(request: RelabelRequest) -> Labelled:
 
     Raises: BadInput if `labels` is not a complete folder of labels, or `out` is in use; MissingDependency
     """
-    import dataclasses
-
     from sdrpn.host.json_files import read_json_object
 
     with importing_extra("train", "sdrpn relabel"):

@@ -16,6 +16,7 @@ from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.torch_threads import torch_threads
 
 if TYPE_CHECKING:
+    from sdrpn.checkpoint import Checkpoint
     from sdrpn.train.options import TrainOptions
     from sdrpn.train.rpn_folder import TrainReport, TrainRequest
 
@@ -35,6 +36,7 @@ class LabelTraining(CheckedFields):
     taps_dir: where tap activations are stored; trainings of one checkpoint can share it; None: `taps` in `labels`
     device: "auto": a GPU if there is one, or the launcher's device; "cuda": a GPU, or an error
     threads: of the CPU, in each process of a launcher; None: one per free core, at most OMP_NUM_THREADS
+    preset: the name that the settings come from, which must not be that of another family's model; None: from none
     """
 
     checkpoint: CheckpointParts
@@ -45,6 +47,14 @@ class LabelTraining(CheckedFields):
     taps_dir: Path | None = None
     device: TrainingDevice = "auto"
     threads: int | None = None
+    preset: str | None = None
+
+    def require_preset(self, checkpoint: Checkpoint) -> None:
+        """Raise BadInput for a preset of a model of another family."""
+        if self.preset is not None:
+            from sdrpn.train.options import require_preset_of
+
+            require_preset_of(checkpoint.spec, self.preset)
 
 
 @dataclass(frozen=True)
@@ -120,10 +130,11 @@ def train_rpn(
         warn: called with warnings
     Raises: BadInput and BadCheckpoint before any work is done; MissingDependency without sdrpn[train]
     """
+    named = None
     if options is None:
         from sdrpn.train.options import preset_named
 
-        options = preset_named(preset)
+        options, named = preset_named(preset), preset
     parts = CheckpointParts(checkpoint, vision_tower=vision_tower, base=base, projector=projector)
     request = TrainingRequest(
         parts,
@@ -135,6 +146,7 @@ def train_rpn(
         device=device,
         resume=resume,
         threads=threads,
+        preset=named,
     )
     return train(request, progress, warn)
 
@@ -161,6 +173,7 @@ def train(
     accelerator = open_accelerator(request.device)
     labels = read_labels(request.labels)
     with parts.open() as checkpoint, torch_threads(request.threads):
+        request.require_preset(checkpoint)
         asked = TrainRequest(
             checkpoint,
             labels,

@@ -82,6 +82,7 @@ def train_gate(request: GateTrainingRequest, progress: ShowProgress = show_nothi
 
     accelerator = open_accelerator(request.device)
     with parts.open() as checkpoint, torch_threads(request.threads):
+        request.require_preset(checkpoint)
         asked = GateTraining(
             checkpoint,
             labels,

@@ -126,6 +126,22 @@ def test_what_a_model_of_squares_cannot_do(sdrpn: Command, text_checkpoint: Path
     assert not (data.parent / "out").exists()
 
 
+def test_without_a_usable_label_it_says_so(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
+    done = sdrpn(*command_for(text_checkpoint, data))
+    assert (done.code, done.out.count("\n")) == (0, 9)
+    assert done.err.splitlines()[-1] == (
+        f"sdrpn: warning: {data.parent / 'out'} has no usable label (6 oversize), so that no RPN can be trained on it: "
+        "choose other heads with `sdrpn heads`, or another rule with `sdrpn relabel`"
+    )
+
+
+def test_official_heads_are_for_models_of_their_family(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
+    message = refusal(sdrpn(*command_for(text_checkpoint, data, "--heads", "qwen2.5-vl-7b-text")))
+    assert message.startswith("the heads qwen2.5-vl-7b-text are those of a qwen2.5-vl, and the checkpoint is a llava;")
+    assert "expected official-7b, official-13b, or a file that `sdrpn heads` wrote" in message
+    assert not (data.parent / "out").exists()
+
+
 def test_a_bad_picture_does_not_stop_the_work(sdrpn: Command, text_checkpoint: Path, data: Path) -> None:
     (data.parent / "1.png").write_bytes(b"no picture")
     counts = sdrpn(*command_for(text_checkpoint, data, "--json")).json()["counts"]

@@ -91,7 +91,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(
 def test_labels_of_another_checkpoint_are_warned_of(sdrpn: Command, plain_checkpoint: Path, labels: Path) -> None:
     about = json.loads((labels / "labels.json").read_text())
     (labels / "labels.json").write_text(json.dumps(about | {"checkpoint_sha256": "0" * 64}))
-    done = sdrpn("train", plain_checkpoint, "--labels", labels, "--out", labels.parent / "rpn", *SMALL, "--steps", 1)
+    done = sdrpn("train", plain_checkpoint, "--labels", labels, "--out", labels.parent / "rpn", *SMALL, "--steps", 2)
     assert done.code == 0
     assert "sdrpn: warning: the labels were made by another checkpoint" in done.err
 
@@ -103,6 +103,12 @@ def test_refusals(sdrpn: Command, plain_checkpoint: Path, labels: Path) -> None:
     other_grid = write_labels(labels.parent / "other", grid_side=2)
     assert "have 4 cells per image and the checkpoint sees 16" in refusal(
         sdrpn(*command, *SMALL, "--labels", other_grid)
+    )
+    assert "the preset qwen2.5-vl-7b is the training of a qwen2.5-vl, and the checkpoint is a llava; expected off" in (
+        refusal(sdrpn(*command, *SMALL, "--preset", "qwen2.5-vl-7b"))
+    )
+    assert "1 step of 8 is all warm-up, at a learning rate of 0, so that nothing would be learned; expected 2" in (
+        refusal(sdrpn(*command, *SMALL, "--steps", 1))
     )
     (labels.parent / "images").rename(labels.parent / "elsewhere")
     assert "name it (--images)" in refusal(sdrpn(*command, *SMALL))

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from sdrpn.errors import BadInput
-from sdrpn.train.options import PRESETS, TrainOptions
+from sdrpn.families.registry import published_recipes
+from sdrpn.method.spec import ModelSpec
+from sdrpn.train.options import PRESETS, TrainOptions, require_preset_of
+from tests.families.qwen.models import spec_3, spec_25
 
 
 def test_the_official_numbers_are_the_default() -> None:
@@ -16,6 +19,30 @@ def test_the_official_numbers_are_the_default() -> None:
     assert (options.learning_rate, options.batch, options.epochs, options.warmup_share) == (5e-5, 512, 1, 0.03)
     assert (options.betas, options.weight_decay, options.gradient_clip) == ((0.9, 0.98), 0.0, 1.0)
     assert (options.tap_layer, options.rpn_layers, options.precision, options.loss) == (15, 3, "bf16", "bce")
+
+
+def test_a_training_that_is_all_warm_up() -> None:
+    options = TrainOptions(batch=10)
+    assert options.steps_for(11) == 2
+    with pytest.raises(BadInput, match=r"^1 step of 10 is all warm-up, at a learning rate of 0, so that nothing would"):
+        options.steps_for(10)
+    assert TrainOptions(batch=10, warmup_share=0).steps_for(10) == 1
+    for steps in range(2, 40):
+        for share in (0.03, 0.5, 0.99):
+            TrainOptions(steps=steps, warmup_share=share).steps_for(10)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl", "qwen3-vl"])
+def test_presets_are_for_models_of_their_family(family: str, tiny_spec: ModelSpec) -> None:
+    spec = {"llava": tiny_spec, "qwen2.5-vl": spec_25(), "qwen3-vl": spec_3()}[family]
+    for name in PRESETS:
+        require_preset_of(spec, name)
+    for name in published_recipes():
+        if name.startswith(family):
+            require_preset_of(spec, name)
+            continue
+        with pytest.raises(BadInput, match=f"the preset {name} is the training of a .*, and the .* is a {family}; exp"):
+            require_preset_of(spec, name)
 
 
 def test_the_tiny_preset() -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
+from sdrpn.cli.main import main
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.gate.gate_folder import CURVE_NAME, TRAINING_NAME
 from sdrpn.gate.labelling import ANSWER_COLUMNS, ANSWERS
@@ -231,7 +232,7 @@ def test_a_random_start_is_another_one(text_checkpoint: Path, tmp_path: Path) ->
     learnable(labels, 2)
     found = {}
     for start in ("copied", "random"):
-        options = dataclasses.replace(QUICK, start=start, steps=1, batch=2, taps="none")
+        options = dataclasses.replace(QUICK, start=start, steps=2, batch=2, taps="none")
         asked = GateTrainingRequest(CheckpointParts(text_checkpoint), labels, tmp_path / start, options, device="cpu")
         train_gate(asked)
         with open_checkpoint(text_checkpoint, rpn=tmp_path / start) as opened:
@@ -240,6 +241,40 @@ def test_a_random_start_is_another_one(text_checkpoint: Path, tmp_path: Path) ->
         found[start] = float(np.abs(gate - source).max())
     # One step of warm-up moves a weight by the learning rate at most.
     assert found["copied"] <= 2 * QUICK.learning_rate < found["random"]
+
+
+def test_what_no_gate_can_be_trained_with(to_learn: tuple[str, Path, Path], tmp_path: Path) -> None:
+    family, checkpoint, labels = to_learn
+    asked = GateTrainingRequest(CheckpointParts(checkpoint), labels, tmp_path / "gate", QUICK, device="cpu", threads=1)
+    other = "qwen3-vl-4b" if family == "qwen" else "qwen2.5-vl-7b"
+    with pytest.raises(BadInput, match=f"the preset {other} is the training of a .* and the checkpoint is a {family}"):
+        train_gate(dataclasses.replace(asked, preset=other))
+    with pytest.raises(BadInput, match="1 step of 12 is all warm-up, at a learning rate of 0"):
+        train_gate(dataclasses.replace(asked, options=dataclasses.replace(QUICK, steps=1)))
+    assert not (tmp_path / "gate").exists()
+
+
+def test_labels_that_no_gate_learns_from(
+    text_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_questions(tmp_path, images=1, answers=True)
+    files = ("--data", data, "--images", tmp_path, "--out", tmp_path / "out", "--max-new-tokens", 2)
+    assert main(["gate-label", *map(str, (text_checkpoint, *files, "--agree-with", "highest"))]) == 1
+    said = capsys.readouterr()
+    assert "in a balanced set" in said.out
+    assert "for `sdrpn train --gate`" not in said.err
+    assert said.err.splitlines()[-1] == (
+        f"sdrpn: error: {tmp_path / 'out'} has no questions that need another look, so that a gate would learn one "
+        "answer for all: ask about smaller details, or begin with a lower view"
+    )
+    assert main(["gate-label", *map(str, (text_checkpoint, *files, "--resume"))]) == 2
+    longer = ("--out", tmp_path / "truth", "--max-new-tokens", 8, "--json")
+    assert main(["gate-label", *map(str, (text_checkpoint, *files, *longer))]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["counts"]["cases"]["unsettled"] == 2
+    assert said.err.splitlines()[-1].endswith(
+        "or begin with a lower view, or compare with the highest view (--agree-with highest)"
+    )
 
 
 def test_labels_of_another_model_are_refused(text_checkpoint: Path, tmp_path: Path) -> None:
