@@ -21,17 +21,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import add_threads_argument, filled
+from sdrpn.terminal.arguments import add_threads_argument, changed, filled
 from sdrpn.terminal.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.model_folders import add_model_options
 from sdrpn.terminal.training_arguments import add_gate_options, add_training_options, require_one_training
-
-if TYPE_CHECKING:
-    from sdrpn.train.options import TrainOptions
 
 HELP = "train an RPN, or a gate, on labels"
 DESCRIPTION = """\
@@ -102,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.terminal.output import print_json, print_report, warn
     from sdrpn.terminal.output_file import report_written, require_output_folder
     from sdrpn.terminal.progress import progress
+    from sdrpn.train.options import preset_named
     from sdrpn.workflows.train import TrainingRequest, train
     from sdrpn.workflows.training_text import trained_text
 
@@ -110,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
     require_one_training(args)
     if args.gate:
         return _run_gate(args)
-    request = filled(TrainingRequest, args, checkpoint=checkpoint_parts(args), options=_options(args))
+    options = changed(preset_named(args.preset), args)
+    request = filled(TrainingRequest, args, checkpoint=checkpoint_parts(args), options=options)
     trained = train(request, progress, warn)
     if args.json and trained.is_main:
         print_json(trained.to_json())
@@ -121,8 +119,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_gate(args: argparse.Namespace) -> int:
-    import dataclasses
-
     from sdrpn.gate.options import gate_preset_named
     from sdrpn.terminal.output import print_json, print_report
     from sdrpn.terminal.output_file import report_written
@@ -130,29 +126,13 @@ def _run_gate(args: argparse.Namespace) -> int:
     from sdrpn.workflows.gate_text import trained_gate_text
     from sdrpn.workflows.train_gate import GateTrainingRequest, train_gate
 
-    preset = gate_preset_named(args.preset)
-    given = {"kind": args.gate_kind, "layers": args.gate_layers, "start": args.gate_start}
-    shared = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(preset)}
-    changes = {name: value for name, value in (shared | given).items() if value is not None}
-    options = dataclasses.replace(preset, **changes)
-    trained = train_gate(
-        filled(GateTrainingRequest, args, checkpoint=checkpoint_parts(args), options=options), progress
-    )
+    own = {"kind": args.gate_kind, "layers": args.gate_layers, "start": args.gate_start}
+    options = changed(gate_preset_named(args.preset), args, **own)
+    request = filled(GateTrainingRequest, args, checkpoint=checkpoint_parts(args), options=options)
+    trained = train_gate(request, progress)
     if args.json and trained.is_main:
         print_json(trained.to_json())
     elif trained.is_main:
         print_report(trained_gate_text(trained))
         report_written(args.out, "RPN with a gate, for `sdrpn export --rpn`")
     return 0
-
-
-def _options(args: argparse.Namespace) -> TrainOptions:
-    import dataclasses
-
-    from sdrpn.train.options import preset_named
-
-    preset = preset_named(args.preset)
-    names = [field.name for field in dataclasses.fields(preset)]
-    return dataclasses.replace(
-        preset, **{name: value for name in names if (value := getattr(args, name, None)) is not None}
-    )

@@ -19,7 +19,7 @@ WIDTH_PX, PANEL_WH_PX, MARGIN_PX, LEFT_PX = 1500, (600, 460), 32, 90
 TITLE_PX = 26
 GATE, CONFIDENCE, RANDOM = (80, 220, 255), (240, 176, 64), (150, 152, 160)
 TRUE, CONTROL = (120, 214, 150), (222, 110, 90)
-CURVES: dict[str, Colour] = {"gate": GATE, "probe": GATE, "confidence": CONFIDENCE}
+CURVES: dict[str, Colour] = {"gate": GATE, "probe": (255, 140, 190), "confidence": CONFIDENCE}
 POINTS: dict[str, Colour] = {"plain": (222, 224, 228), "always": TRUE, "sdrpn": TRUE, "oracle-gate": (200, 140, 240)}
 POINTS["oracle-crop"] = (255, 255, 120)
 RULES = {
@@ -62,7 +62,8 @@ def draw_curve(task: str, curve: GateCurve) -> Image.Image:
     entries = [(RULES[name], CURVES.get(name) or POINTS[name]) for name in names]
     entries.append(("a random gate", RANDOM))
     if curve.own is not None:
-        entries.append((f"ring: the model's own threshold, {curve.own.point.threshold:.3g}", GATE))
+        own = curve.own.point
+        entries.append((f"ring: the model's own threshold, {own.threshold:.3g}", CURVES[own.name]))
     _draw_legend(draw, entries, top + PANEL_WH_PX[1] + 80)
     return picture
 
@@ -105,7 +106,7 @@ def _draw_rules(plot: Plot, curve: GateCurve, figure: Callable[[CurvePoint], flo
         plot.draw_dot(figure(point), 100 * point.accuracy, POINTS[point.name])
     if curve.own is not None:
         middle = plot.at(figure(curve.own.point), 100 * curve.own.point.accuracy)
-        plot.draw.circle(middle, 12, outline=GATE, width=3)
+        plot.draw.circle(middle, 12, outline=CURVES[curve.own.point.name], width=3)
 
 
 def _draw_tables(draw: ImageDraw.ImageDraw, causal: CausalResult, xy: tuple[int, int]) -> None:

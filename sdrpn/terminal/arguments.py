@@ -24,6 +24,7 @@ __all__ = [
     "add_shard_argument",
     "add_threads_argument",
     "bundle_folder",
+    "changed",
     "filled",
     "take_part",
 ]
@@ -52,6 +53,14 @@ def filled(kind: type[Request], args: argparse.Namespace, **given: object) -> Re
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
     named = {field.name: getattr(args, field.name) for field in fields if hasattr(args, field.name)}
     return kind(**(named | given))
+
+
+def changed(preset: Request, args: argparse.Namespace, **given: object) -> Request:
+    """A preset (a dataclass) with the arguments of the same names, and with `given`; None is not given."""
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(preset)  # type: ignore[arg-type]
+    asked = {field.name: getattr(args, field.name, None) for field in fields} | given
+    changes = {name: value for name, value in asked.items() if value is not None}
+    return dataclasses.replace(preset, **changes)  # type: ignore[type-var]
 
 
 def add_shard_argument(group: argparse._ActionsContainer) -> None:
