@@ -2,6 +2,8 @@
 
 It has
 
+    run.json                    everything that determines the weights, where steps do; resuming requires the same
+    state/                      the state from which an interrupted training resumes; removed at the end
     gate-training.json          what determines the weights, the loss of every step, and the results when held out
     gate-curve.png              accuracy over the share of questions that are looked at twice
     rpn.safetensors             the RPN, as it was
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +47,7 @@ from sdrpn.model.gate import Gate
 from sdrpn.model.rpn import Rpn
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatches
+from sdrpn.train.run_state import STATE, load_state, note_run, require_startable, save_state
 from sdrpn.train.taps import ComputedTaps, StoredTaps, TapSource, store_taps
 
 __all__ = ["GateReport", "GateTraining", "GateValidation", "train_gate"]
@@ -63,6 +67,7 @@ class GateTraining:
     images: the folder of images; needed only for taps that are not stored yet
     taps_dir: where taps are stored; trainings may share it
     rpn_note: what the RPN's file says of it
+    resume: go on with the training of layers in `out`
     """
 
     checkpoint: Checkpoint
@@ -72,6 +77,7 @@ class GateTraining:
     images: Path | None
     taps_dir: Path
     rpn_note: str = ""
+    resume: bool = False
 
     def run(self) -> dict[str, Any]:
         """Everything that determines the weights."""
@@ -125,7 +131,7 @@ def train_gate(
         gate, report = work.fitted()
     else:
         gate, report = work.trained()
-    report = dataclasses.replace(report, seconds=time.perf_counter() - started)
+    report = dataclasses.replace(report, seconds=report.seconds + time.perf_counter() - started)
     if accelerator.is_main_process:
         _write(request, work.spec, gate, report)
     accelerator.wait_for_everyone()
@@ -153,29 +159,39 @@ class _Work:
             )
         if options.kind == "layers":
             options.schedule().steps_for(len(self.train))  # refuses too few
+        require_startable(request.out, request.run(), resume=request.resume)
         self.batches = [self._batches(samples) for samples in (self.train, self.held_out)]
 
     def trained(self) -> tuple[Gate, GateReport]:
-        """A gate with layers, by gradient descent."""
+        """A gate with layers, by gradient descent, from the beginning or from the saved state of an earlier run."""
+        out, accelerator = self.request.out, self.accelerator
+        accelerator.wait_for_everyone()  # all have seen that the folder is new
+        if accelerator.is_main_process:
+            note_run(out, self.request.run())
         gate = gate_to_train(self.request.checkpoint, self.spec, self.options)
         parameters = sum(parameter.numel() for parameter in gate.parameters())
-        loop, losses = GateLoop(gate, self.options, self.accelerator), list[float]()
+        loop = GateLoop(gate, self.options, accelerator)
         train, held_out = self.batches
         before = self.validated(loop.logits(held_out, len(self.held_out)))
+        history = load_state(out, loop, accelerator)
+        earlier_s, started_s = history.seconds, time.perf_counter()
         steps = self.options.schedule().steps_for(len(self.train))
         with self._show_progress("train", "steps") as progress:
 
             def after(step: Any) -> None:
-                losses.append(step.loss)
+                history.losses.append(step.loss)
+                history.seconds = earlier_s + time.perf_counter() - started_s
+                if step.number % self.options.save_every == 0 and step.number < steps:
+                    save_state(out, loop, history, accelerator)
                 progress(step.number, steps)
 
             loop.run(train, self.train, after)
         found = self.validated(loop.logits(held_out, len(self.held_out)))
-        state = self.accelerator.get_state_dict(loop.gate)
+        state = accelerator.get_state_dict(loop.gate)
         trained = Gate(self.spec)
         trained.load_state_dict({key: value.float().cpu() for key, value in state.items()})
-        report = GateReport(len(self.train), len(self.held_out), parameters, before, found, loop.step, losses)
-        return trained, report
+        counts = len(self.train), len(self.held_out), parameters
+        return trained, GateReport(*counts, before, found, loop.step, history.losses, earlier_s)
 
     def fitted(self) -> tuple[Gate, GateReport]:
         """A probe, at once. Every process computes the same."""
@@ -255,7 +271,7 @@ class _Work:
 
 
 def _require_fitting(request: GateTraining) -> None:
-    """Raise BadInput where the labels are of another model, or the folder is in use."""
+    """Raise BadInput where the labels are of another model."""
     labelled = request.labels.about.get("checkpoint_sha256")
     if labelled != request.checkpoint.digest():
         raise BadInput(
@@ -266,9 +282,6 @@ def _require_fitting(request: GateTraining) -> None:
     vocabulary = request.checkpoint.spec.llm.vocabulary
     if any(max((*each.ids_before, *each.ids_after)) >= vocabulary for each in request.labels.questions):
         raise BadInput(f"the labels have token ids beyond the checkpoint's vocabulary of {vocabulary}; label again")
-    out = request.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out} exists and is not empty; name a new folder", options=("out",))
 
 
 def _write(request: GateTraining, spec: ModelSpec, gate: Gate, report: GateReport) -> None:
@@ -289,6 +302,7 @@ def _write(request: GateTraining, spec: ModelSpec, gate: Gate, report: GateRepor
     own_note = f"the gate was trained on {report.samples} questions, seed {request.options.seed}"
     note = "; ".join(text for text in (request.rpn_note, own_note) if text)
     write_rpn(out, spec, read, note=note, policy=policy)
+    shutil.rmtree(out / STATE, ignore_errors=True)  # the gate is written: leftovers are not an error
 
 
 def _description(request: GateTraining, report: GateReport) -> dict[str, Any]:

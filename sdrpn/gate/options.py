@@ -33,6 +33,7 @@ class GateOptions(CheckedFields):
     allowed_loss: the chosen threshold looks twice as rarely as it can with so much less accuracy on held-out questions
     validation_share: share of the images, with all questions about them, to hold out
     split_seed: seed of the choice of held-out images
+    save_every: steps between saved states, from which an interrupted training resumes
     """
 
     kind: GateKind = "layers"
@@ -54,6 +55,7 @@ class GateOptions(CheckedFields):
     allowed_loss: float = 0.005
     validation_share: float = 0.1
     split_seed: int = 0
+    save_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class GateOptions(CheckedFields):
             taps=self.taps,
             validation_share=self.validation_share,
             split_seed=self.split_seed,
+            save_every=self.save_every,
             seed=self.seed,
         )
 

@@ -18,12 +18,21 @@ _RPN_ONLY = (
     "loss_normalisation",
     "limit_pairs",
     "validations",
-    "save_every",
     "scheme",
 )
 _GATE_ONLY = ("gate_kind", "gate_layers", "gate_start", "allowed_loss", "penalty")
 # A probe is fitted at once, without steps and without layers.
-_STEPS_ONLY = ("learning_rate", "warmup_share", "weight_decay", "gradient_clip", "batch", "epochs", "steps")
+_STEPS_ONLY = (
+    "learning_rate",
+    "warmup_share",
+    "weight_decay",
+    "gradient_clip",
+    "batch",
+    "epochs",
+    "steps",
+    "save_every",
+    "resume",
+)
 _LAYERS_ONLY = ("gate_layers", "gate_start", *_STEPS_ONLY)
 _PROBE_ONLY = ("penalty",)
 
@@ -156,7 +165,7 @@ def require_one_training(args: argparse.Namespace) -> None:
     if not args.gate:
         _refuse(args, (*_GATE_ONLY, "rpn"), "the training of a gate; add --gate")
         return
-    _refuse(args, (*_RPN_ONLY, "resume"), "the training of an RPN; leave it out")
+    _refuse(args, _RPN_ONLY, "the training of an RPN; leave it out")
     if args.gate_kind == "probe":
         _refuse(args, _LAYERS_ONLY, "a gate of layers, and a probe has none and is fitted at once; leave it out")
     else:

@@ -103,6 +103,7 @@ def train_rpn(
     options.steps_for(len(split.train))  # refuses too few
     require_startable(request.out, request.run(), resume=request.resume)
     taps = _taps(request, split, accelerator, show_progress)
+    accelerator.wait_for_everyone()  # all have seen that the folder is new
     if accelerator.is_main_process:
         note_run(request.out, request.run())
     batches = TapBatches(request.labels.prompts, taps, spec, accelerator.device)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from sdrpn.errors import BadInput
 from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.host.json_files import differing_keys, read_json_object
-from sdrpn.train.loop import TrainLoop, Validation
+from sdrpn.train.loop import Validation
 from sdrpn.train.quality import AtThreshold, Quality
 
 __all__ = ["STATE", "History", "load_state", "note_run", "require_startable", "save_state"]
@@ -65,7 +65,13 @@ def _problem(out: Path, run: dict[str, Any]) -> str | None:
     return f"{out} was started with other settings ({', '.join(differing)}); resume with the same, or name a new folder"
 
 
-def save_state(out: Path, loop: TrainLoop, history: History, accelerator: Accelerator) -> None:
+class Loop(Protocol):
+    """A training whose modules and optimizer an accelerator has prepared."""
+
+    step: int  # the number of completed steps
+
+
+def save_state(out: Path, loop: Loop, history: History, accelerator: Accelerator) -> None:
     """Write the state after the loop's step, replacing an older one. Every process calls this."""
     with _shared_folder(out / STATE, accelerator) as folder:
         accelerator.save_state(str(folder))
@@ -74,7 +80,7 @@ def save_state(out: Path, loop: TrainLoop, history: History, accelerator: Accele
             (folder / HISTORY_NAME).write_text(json.dumps(value) + "\n", "utf-8")
 
 
-def load_state(out: Path, loop: TrainLoop, accelerator: Accelerator) -> History:
+def load_state(out: Path, loop: Loop, accelerator: Accelerator) -> History:
     """Restore the state in the folder; returns a new history where none was written yet."""
     folder = out / STATE
     if not (folder / HISTORY_NAME).is_file():

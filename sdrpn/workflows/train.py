@@ -31,7 +31,7 @@ class LabelTraining(CheckedFields):
 
     checkpoint: pictures are fitted as for the labels, whatever its `fit` says
     labels: folder of labels
-    out: folder to write: new or empty
+    out: folder to write: new or empty, or with `resume` that of a training with the same settings, to go on with
     images: folder of the images; None: the one that was labelled
     taps_dir: where tap activations are stored; trainings of one checkpoint can share it; None: `taps` in `labels`
     device: "auto": a GPU if there is one, or the launcher's device; "cuda": a GPU, or an error
@@ -48,6 +48,7 @@ class LabelTraining(CheckedFields):
     device: TrainingDevice = "auto"
     threads: int | None = None
     preset: str | None = None
+    resume: bool = False
 
     def require_preset(self, checkpoint: Checkpoint) -> None:
         """Raise BadInput for a preset of a model of another family."""
@@ -62,12 +63,9 @@ class TrainingRequest(LabelTraining):
     """A training of an RPN on the labels of `label_questions`, above the base model.
 
     options: all training settings that decide the weights
-    resume: continue the training with the same settings in `out`
     """
 
     options: TrainOptions
-    _: KW_ONLY
-    resume: bool = False
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def train_gate(request: GateTrainingRequest, progress: ShowProgress = show_nothi
             request.images or labels.images,
             request.taps_dir or request.labels / "taps",
             read_rpn(Path(parts.rpn)).note if parts.rpn is not None else "",
+            request.resume,
         )
         is_main = bool(accelerator.is_main_process)
         report = train_on_labels(asked, accelerator, progress if is_main else show_nothing)

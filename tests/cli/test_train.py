@@ -123,6 +123,7 @@ def test_refusals(sdrpn: Command, plain_checkpoint: Path, labels: Path) -> None:
         (("--gate", "--penalty", 0), "--penalty is for a probe; add --gate-kind probe, or leave it out"),
         (("--gate", "--gate-kind", "probe", "--gate-layers", 2), "--gate-layers is for a gate of layers"),
         (("--gate", "--gate-kind", "probe", "--learning-rate", 0), "--learning-rate is for a gate of layers"),
+        (("--gate", "--gate-kind", "probe", "--resume"), "--resume is for a gate of layers"),
         (("--gate", "--gate-kind", "probe", "--epochs", 2), "a probe has none and is fitted at once; leave it out"),
     ],
 )

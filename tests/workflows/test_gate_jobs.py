@@ -16,6 +16,7 @@ from sdrpn.cli.main import main
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.gate.gate_folder import CURVE_NAME, TRAINING_NAME
 from sdrpn.gate.labelling import ANSWER_COLUMNS, ANSWERS
+from sdrpn.gate.loop import GateLoop
 from sdrpn.gate.options import GATE_PRESETS, GateKind, GateOptions
 from sdrpn.gate.views import Viewer, model_at_view
 from sdrpn.host.part import Part
@@ -198,7 +199,8 @@ def test_a_gate_learns(to_learn: tuple[str, Path, Path], kind: GateKind, tmp_pat
     assert report.after.curve.gain_over_random > 0
     # All that the folder has, and what opens with it.
     assert {path.name for path in trained.out.iterdir()} == {
-        TRAINING_NAME, CURVE_NAME, "rpn.safetensors", "gate.safetensors", "rpn.json"
+        TRAINING_NAME, CURVE_NAME, "rpn.safetensors", "gate.safetensors", "rpn.json",
+        *(["run.json"] if kind == "layers" else []),
     }  # fmt: skip
     with open_checkpoint(checkpoint, rpn=trained.out) as opened, open_checkpoint(checkpoint) as before:
         assert opened.policy.roi.gate_threshold == report.after.threshold
@@ -225,6 +227,48 @@ def test_a_gate_learns(to_learn: tuple[str, Path, Path], kind: GateKind, tmp_pat
     written = json.loads((trained.out / TRAINING_NAME).read_text())
     assert written["kind"] == kind
     assert written["after"]["curve"][0]["share"] == 0
+
+
+def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(
+    to_learn: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, checkpoint, labels = to_learn
+    options = dataclasses.replace(QUICK, save_every=3)
+    asked = GateTrainingRequest(
+        CheckpointParts(checkpoint), labels, tmp_path / "whole", options, device="cpu", threads=1
+    )
+    whole, out = train_gate(asked), tmp_path / "cut"
+    one_step = GateLoop._one_step
+
+    def interrupted(self: GateLoop, *given: Any) -> Any:
+        if self.step == 8:
+            raise KeyboardInterrupt
+        return one_step(self, *given)
+
+    begun = dataclasses.replace(asked, out=out)
+    with monkeypatch.context() as patch:
+        patch.setattr(GateLoop, "_one_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_gate(begun)
+    assert sorted(path.name for path in out.iterdir()) == ["run.json", "state"]
+    with pytest.raises(BadInput, match="has an unfinished training; resume it, or name a new folder"):
+        train_gate(begun)
+    with pytest.raises(BadInput, match=r"was started with other settings \(seed\)"):
+        train_gate(dataclasses.replace(begun, resume=True, options=dataclasses.replace(options, seed=1)))
+    steps = list[int]()
+
+    def counted(self: GateLoop, *given: Any) -> Any:
+        steps.append(self.step)
+        return one_step(self, *given)
+
+    monkeypatch.setattr(GateLoop, "_one_step", counted)
+    resumed = train_gate(dataclasses.replace(begun, resume=True))
+    assert steps == list(range(6, 14))  # from the last saved state on
+    assert (out / "gate.safetensors").read_bytes() == (whole.out / "gate.safetensors").read_bytes()
+    assert dataclasses.replace(resumed.report, seconds=0) == dataclasses.replace(whole.report, seconds=0)
+    assert not (out / "state").exists()
+    with pytest.raises(BadInput, match="has a finished training; name a new folder"):
+        train_gate(dataclasses.replace(begun, resume=True))
 
 
 def test_a_random_start_is_another_one(text_checkpoint: Path, tmp_path: Path) -> None:
