@@ -14,6 +14,7 @@ from PIL import Image
 
 from sdrpn.bundle.tolerances import GPU_JPEG_MEAN_LEVELS
 from sdrpn.errors import MissingDependency
+from sdrpn.host.native_modules import native_module, why_no_native_module
 from sdrpn.images.image import base_pixels, crop_pixels
 from sdrpn.images.patches import Size, crop_patches, picture_patches
 from sdrpn.method.geometry import Fit
@@ -22,7 +23,7 @@ from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.checkup.steps import CheckFailed, Finding, Skip, Step
 from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels, decode_on_gpu
 from sdrpn.runtime.pictures.gpu_pixels import fill_on_gpu
-from sdrpn.runtime.pictures.pixels import native_module, write_base, write_crops, write_patches
+from sdrpn.runtime.pictures.pixels import write_base, write_crops, write_patches
 
 __all__ = ["PictureChecks"]
 
@@ -88,8 +89,7 @@ class PictureChecks:
 
     def resize(self) -> Finding:
         """The native module's values equal Pillow's."""
-        if native_module() is None:
-            raise Skip("the native image path was not compiled: Pillow is used (docs/native.md)")
+        _require_native("_native", "the native image path", "Pillow is used")
         base = np.empty((1, 3, 56, 56), np.float32)
         write_base(self._pixels, _VISION, base)
         crops = np.empty((len(_BOXES), 3, 56, 56), np.float32)
@@ -100,8 +100,7 @@ class PictureChecks:
 
     def patches(self) -> Finding:
         """The same of pictures that are seen as patches."""
-        if native_module() is None:
-            raise Skip("the native image path was not compiled: Pillow is used (docs/native.md)")
+        _require_native("_native", "the native image path", "Pillow is used")
         image = Image.fromarray(self._pixels)
         whole = (0, 0, *image.size)
         looks = [(whole, _PATCHED.picture_sizes(image.size))]
@@ -114,9 +113,7 @@ class PictureChecks:
 
     def jpeg(self) -> Finding:
         """The native decoder's pixels equal Pillow's."""
-        native = native_module("_native_jpeg")
-        if native is None:
-            raise Skip("the native JPEG decoder was not compiled: Pillow is used (docs/native.md)")
+        native = _require_native("_native_jpeg", "the native JPEG decoder", "Pillow is used")
         data, expected = _jpeg_file()
         found = np.empty_like(expected)
         native.decode(data, found)
@@ -125,8 +122,7 @@ class PictureChecks:
     def resize_on_gpu(self) -> Finding:
         """The CUDA kernels' values equal the CPU's."""
         device = self._open_device()
-        if native_module("_native_cuda") is None:
-            raise Skip("the CUDA kernels were not compiled: pictures are resized on the CPU (docs/native.md)")
+        _require_native("_native_cuda", "the module of the CUDA kernels", "pictures are resized on the CPU")
         source = DeviceBuffer.zeros(device, self._pixels.shape, "uint8")
         source.write(self._pixels)
         expected = np.empty((len(_BOXES), 3, 56, 56), np.float32)
@@ -151,6 +147,14 @@ class PictureChecks:
         if figures["mean_levels"] > GPU_JPEG_MEAN_LEVELS:
             raise CheckFailed(f"pixels differ from Pillow's by {difference.mean():.2f} of 255 levels on average")
         return Finding(f"pixels differ from Pillow's by {difference.mean():.2f} of 255 levels on average", figures)
+
+
+def _require_native(name: str, what: str, otherwise: str) -> Any:
+    """A native module. Raises Skip where there is none, with the reason."""
+    native = native_module(name)
+    if native is None:
+        raise Skip(f"{what} {why_no_native_module(name) or 'is missing'}: {otherwise} (docs/native.md)")
+    return native
 
 
 def _jpeg_file() -> tuple[bytes, npt.NDArray[np.uint8]]:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sdrpn.host.native_modules import native_module
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
 from sdrpn.runtime.backends.device_buffer import DeviceBuffer
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.backends.runner import Buffer
 from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels
-from sdrpn.runtime.pictures.pixels import native_module
 
 __all__ = ["fill_on_gpu"]
 

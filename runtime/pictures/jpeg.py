@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.errors import BadImage
+from sdrpn.host.native_modules import native_module
 from sdrpn.images.image import ImageSource, JpegHeader, open_image, open_smaller
 from sdrpn.method.grids import Box
-from sdrpn.runtime.pictures.pixels import native_module
 
 __all__ = ["DENOMINATORS", "JpegFile"]
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.host.native_modules import native_module
 from sdrpn.images.image import (
     ImageSource,
     check_array,
@@ -36,7 +37,7 @@ from sdrpn.runtime.pictures.frames import Channels, Frame, rgb_from_frame
 from sdrpn.runtime.pictures.gpu_jpeg import GpuPixels, decode_on_gpu
 from sdrpn.runtime.pictures.gpu_pixels import fill_on_gpu
 from sdrpn.runtime.pictures.jpeg import DENOMINATORS, JpegFile
-from sdrpn.runtime.pictures.pixels import Pixels, native_module, thread_count, write_base, write_crops, write_patches
+from sdrpn.runtime.pictures.pixels import Pixels, thread_count, write_base, write_crops, write_patches
 
 __all__ = ["GpuPicture", "JpegMode", "JpegPicture", "Picture", "PictureInMemory", "PictureSource", "open_picture"]
 

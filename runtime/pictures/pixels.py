@@ -6,8 +6,6 @@ native module was not compiled.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
 from collections.abc import Sequence
 from types import ModuleType
@@ -17,24 +15,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sdrpn.host.native_modules import native_module
 from sdrpn.images.image import base_pixels, check_crop, crop_pixels, padded_box
 from sdrpn.images.patches import PatchedVision, columns_first, packed, resized
 from sdrpn.images.pixels import SquareVision, part
 from sdrpn.method.grids import Box
 
-__all__ = ["Pixels", "native_module", "thread_count", "write_base", "write_crops", "write_patches"]
+__all__ = [
+    "Pixels",
+    "thread_count",
+    "write_base",
+    "write_crops",
+    "write_patches",
+]
 
 Pixels: TypeAlias = "Image.Image | npt.NDArray[np.uint8]"
 Planes: TypeAlias = npt.NDArray[Any]  # (N, 3, R, R) float32 or float16, C order
-
-
-@functools.cache
-def native_module(name: str = "_native") -> ModuleType | None:
-    """`sdrpn._native` or another native module; None where it was not compiled or cannot be loaded."""
-    try:
-        return importlib.import_module(f"sdrpn.{name}")
-    except ImportError:
-        return None
 
 
 def thread_count(wanted: int | None) -> int:

@@ -14,7 +14,6 @@ The JSON form is an object with these entries, which only ever gain new ones whi
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from sdrpn import __version__
 from sdrpn.host.libraries import Extra, Library, install_command, installed_version, read_extras
 from sdrpn.host.machine import Machine, read_machine
+from sdrpn.host.native_modules import why_no_native_module
 from sdrpn.runtime.backends import BACKENDS
 from sdrpn.runtime.backends.info import BackendInfo
 from sdrpn.runtime.backends.onnxruntime_info import onnxruntime_providers
@@ -111,19 +111,13 @@ NATIVE_PARTS = {"_native": "resize", "_native_jpeg": "JPEG by parts", "_native_c
 
 
 def _native_image_path() -> Ability:
-    parts = [does for name, does in NATIVE_PARTS.items() if _is_compiled(name)]
-    ready = NATIVE_PARTS["_native"] in parts
-    lacking = ", ".join(does for does in NATIVE_PARTS.values() if does not in parts)
-    detail = f"compiled: {', '.join(parts)}" + (f"; not: {lacking}" if lacking else "")
-    return Ability("native image path", ready, detail if ready else "not compiled: Pillow is used (docs/native.md)")
-
-
-def _is_compiled(name: str) -> bool:
-    try:
-        importlib.import_module(f"sdrpn.{name}")
-    except ImportError:
-        return False
-    return True
+    absent = {does: why_no_native_module(name) for name, does in NATIVE_PARTS.items()}
+    first = absent[NATIVE_PARTS["_native"]]
+    if first is not None:
+        return Ability("native image path", ready=False, detail=f"{first}: Pillow is used (docs/native.md)")
+    parts = [f"compiled: {', '.join(does for does, why in absent.items() if why is None)}"]
+    parts += [f"{does}: {why}" for does, why in absent.items() if why is not None]
+    return Ability("native image path", ready=True, detail="; ".join(parts))
 
 
 def _needs_extra(name: str, extra: Extra) -> Ability:

@@ -63,8 +63,8 @@ class TestAbilities:
     @pytest.mark.parametrize(
         ("compiled", "ready", "detail"),
         [
-            ((), False, "not compiled: Pillow is used"),
-            (("_native",), True, "compiled: resize; not: JPEG by parts, CUDA kernels"),
+            ((), False, "was not compiled: Pillow is used"),
+            (("_native",), True, "compiled: resize; JPEG by parts: was not compiled; CUDA kernels: was not compiled"),
             (("_native", "_native_jpeg", "_native_cuda"), True, "compiled: resize, JPEG by parts, CUDA kernels"),
         ],
     )

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdrpn.host import native_modules
+from sdrpn.host.native_modules import native_module
 from sdrpn.reports.device_report import CheckResult
 from sdrpn.runtime.backends.device_memory import Device
 from sdrpn.runtime.checkup import picture_checks
 from sdrpn.runtime.checkup.groups import STEP_COUNTS
 from sdrpn.runtime.checkup.picture_checks import PictureChecks
 from sdrpn.runtime.checkup.steps import Skip, run_steps
-from sdrpn.runtime.pictures.pixels import native_module
 
 
 def no_gpu() -> Device:
@@ -36,9 +37,16 @@ def test_the_compiled_path_is_pillows() -> None:
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture_checks, "native_module", lambda name="_native": None)
-    assert "was not compiled" in checked()["resize, compiled"].detail
-    assert "was not compiled" in checked()["patches, compiled"].detail
-    assert "was not compiled" in checked()["JPEG, compiled"].detail
+    monkeypatch.setattr(native_modules, "_imported", lambda name: ModuleNotFoundError(name))
+    for name in ("resize, compiled", "patches, compiled", "JPEG, compiled"):
+        assert "was not compiled: Pillow is used" in checked()[name].detail
+
+
+def test_a_module_that_cannot_be_loaded_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_checks, "native_module", lambda name="_native": None)
+    reason = "libjpeg.so.62: cannot open shared object file"
+    monkeypatch.setattr(native_modules, "_imported", lambda name: ImportError(reason))
+    assert f"the native JPEG decoder cannot be loaded ({reason})" in checked()["JPEG, compiled"].detail
 
 
 def test_wrong_values_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
