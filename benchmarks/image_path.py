@@ -32,12 +32,12 @@ from PIL import Image, features
 from sdrpn.compare.overlap import overlap
 from sdrpn.families.llava.vision_spec import VisionSpec
 from sdrpn.families.qwen.vision_spec import Qwen25Vision
+from sdrpn.host.native_modules import native_module
 from sdrpn.images.image import base_pixels, crop_pixels, open_image, read_jpeg_header
 from sdrpn.images.patches import crop_patches, picture_patches
 from sdrpn.method.grids import Box
 from sdrpn.runtime import Answer, Session
 from sdrpn.runtime.pictures.picture import JpegMode, PictureSource, open_picture
-from sdrpn.runtime.pictures.pixels import native_module
 from sdrpn.tags.task import tag_samples
 
 VISION = VisionSpec(image_size_px=336, patch_size_px=14, width=32, layers=3, heads=2, mlp_width=64)
