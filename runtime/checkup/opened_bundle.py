@@ -71,7 +71,7 @@ class OpenedBundle:
             backend=self._choice.backend,
             target=self.subject.target,
             variant=self._variant.name,
-            device=self._gpu,
+            device=self._gpu if self._choice.info.on == "gpu" else None,
             engine_options=EngineOptions(cuda_graph=cuda_graph) if engines is not None else None,
             optimized=False,
             verify=False,
