@@ -2,10 +2,10 @@
 
     python benchmarks/replicas.py [BUNDLE] [--replicas 2] [--busy 0.6] [--seconds 60] [--rounds 3]
 
-In one run: servers of one thread each start; one of them is measured as examples/sizing/measure.py does; a random trace
-of the load that `--busy` asks for is replayed on all of them, each question on the server that its picture belongs to;
-and it is simulated with the measured times. Answers are cut off at the tokens of the trace. Utilisation is the
-processor time of a server over the time of the round. Prints JSON; the exit code is 1 where a request failed.
+In one run: servers of one thread each start; they are measured at the same time as examples/sizing/measure.py does; a
+random trace of the load that `--busy` asks for is replayed on all of them, each question on the server that its picture
+belongs to; and it is simulated with the measured times. Answers are cut off at the tokens of the trace. Utilisation is
+the processor time of a server over the time of the round. Prints JSON; the exit code is 1 where a request failed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from simulate import Asked, Times, percentile, random_trace, replica_of, simulat
 
 from sdrpn import plan_memory
 from sdrpn.host.machine import read_cpu
+from sdrpn.host.threads import usable_cores
 
 SEED = 11
 
@@ -114,13 +115,15 @@ def main() -> int:
     rounds, failed = [], 0
     with servers(options.bundle, options.replicas, options.max_batch) as running:
         for number in range(options.rounds):
-            found = asyncio.run(measured(running[0][0], options.max_batch, 4, 2 * options.tokens, None))
+            addresses = [address for address, _ in running]
+            found = asyncio.run(measured(addresses, options.max_batch, 4, 2 * options.tokens, None))
             times = Times(
                 found["first_s"],
                 found["known_s"],
                 tuple(found["step_s"]),
                 found["beside_s"],
                 max(1, plan_memory(options.bundle).prefixes.pictures),
+                one_core=usable_cores() <= options.replicas,
             )
             each_s = times.known_s + options.tokens * times.step_s[0]
             rate = options.busy * options.replicas / each_s

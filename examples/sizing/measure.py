@@ -1,11 +1,12 @@
 """Times of one replica for simulate.py, measured at a running server, or at one that it starts.
 
     python examples/sizing/measure.py bundle --threads 1 --out times.json
-    python examples/sizing/measure.py --url http://127.0.0.1:8000 --max-batch 4 --pictures 12 --out times.json
+    python examples/sizing/measure.py --url http://127.0.0.1:8000 http://127.0.0.1:8001 --one-core --out times.json
 
 It asks about rendered scenes that the server has not seen, and about the same again, alone; then as many known ones at
-once as the server decodes together, whose decode steps it reports. The server must have nothing else to do. All times
-are medians.
+once as the server decodes together, whose decode steps it reports. The servers must have nothing else to do. All times
+are medians. Name every replica that shares a machine: they are measured at the same time, each while the others work,
+because they share its memory and caches.
 """
 
 from __future__ import annotations
@@ -75,38 +76,49 @@ async def steps(client: httpx.AsyncClient, urls: Sequence[str], tokens: int) -> 
     return [seconds / count for seconds, count in answers if count]
 
 
-async def measured(url: str, batch: int, pictures: int, tokens: int, wh: tuple[int, int] | None) -> dict[str, Any]:
-    """What simulate.py reads, but for how many pictures are known at once."""
+async def measured(
+    urls: Sequence[str], batch: int, pictures: int, tokens: int, wh: tuple[int, int] | None
+) -> dict[str, Any]:
+    """What simulate.py reads, but for how many pictures are known at once, of all servers while all of them work."""
+    found = await asyncio.gather(*(of_one(url, number, batch, pictures, tokens, wh) for number, url in enumerate(urls)))
+    names = ("first_s", "known_s", "beside_s")
+    return {
+        **{name: statistics.median([seconds for server in found for seconds in server[name]]) for name in names},
+        "step_s": [
+            statistics.median([seconds for server in found for seconds in server["step_s"][count]])
+            for count in range(batch)
+        ],
+    }
+
+
+async def of_one(
+    url: str, number: int, batch: int, pictures: int, tokens: int, wh: tuple[int, int] | None
+) -> dict[str, list[Any]]:
+    """All single times of a server; decode steps by how many answers run."""
     headers = {"Content-Type": "application/json"}
     async with httpx.AsyncClient(base_url=url, timeout=600, headers=headers) as client:
         await alone(client, picture_urls(1, 1, wh))  # what is loaded when it is first used
-        urls = picture_urls(pictures, int(time.time()), wh)
+        urls = picture_urls(pictures, int(time.time()) + 1000 * number, wh)
         first, beside = await alone(client, urls)
-        known, beside_known = [], list[float]()
+        known = list[float]()
         for each in urls:  # again, at once: only the newest are certain to be known
             await alone(client, [each])
             again = await alone(client, [each])
             known += again[0]
-            beside_known += again[1]
+            beside += again[1]
         step_s = []
         for count in range(1, batch + 1):
             own = urls[-count:]
             await alone(client, own)
-            found = await steps(client, own, tokens)
-            if not found:
+            step_s.append(await steps(client, own, tokens))
+            if not step_s[-1]:
                 raise SystemExit("answers have one token: their decode steps cannot be measured")
-            step_s.append(statistics.median(found))
-    return {
-        "first_s": statistics.median(first),
-        "known_s": statistics.median(known),
-        "step_s": step_s,
-        "beside_s": statistics.median([*beside, *beside_known]),
-    }
+    return {"first_s": first, "known_s": known, "step_s": step_s, "beside_s": beside}
 
 
 @contextmanager
-def server(options: argparse.Namespace) -> Iterator[str]:
-    """The URL of the server that is measured."""
+def servers(options: argparse.Namespace) -> Iterator[list[str]]:
+    """The URLs of the servers that are measured."""
     if options.url:
         yield options.url
         return
@@ -118,7 +130,7 @@ def server(options: argparse.Namespace) -> Iterator[str]:
     try:
         for line in process.stderr:
             if "listening on" in line:
-                yield line.split()[-1]
+                yield [line.split()[-1]]
                 return
         raise SystemExit("the server did not start")
     finally:
@@ -130,7 +142,10 @@ def main() -> int:
     """As the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", nargs="?", help="with --url it may be left out; it says how many pictures are known")
-    parser.add_argument("--url", help="a server that runs")
+    parser.add_argument("--url", nargs="+", help="servers that run")
+    parser.add_argument(
+        "--one-core", action="store_true", help="a replica has one core, which HTTP and opening pictures need as well"
+    )
     parser.add_argument("--max-batch", type=int, default=4, help="questions at once of the server (default: 4)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--pictures", type=int, default=8, help="to ask about (default: 8)")
@@ -140,9 +155,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.bundle is None and options.url is None:
         parser.error("name a bundle, or --url")
-    with server(options) as url:
+    with servers(options) as urls:
         wh = None if options.size is None else (options.size[0], options.size[1])
-        found = asyncio.run(measured(url, options.max_batch, options.pictures, options.tokens, wh))
+        found = asyncio.run(measured(urls, options.max_batch, options.pictures, options.tokens, wh))
+    found["one_core"] = options.one_core
     if options.bundle is not None:
         found["pictures"] = max(1, plan_memory(options.bundle).prefixes.pictures)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

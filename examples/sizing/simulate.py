@@ -39,6 +39,7 @@ class Times:
     beside_s: what a request takes outside of these: HTTP, opening the picture
     pictures: how many a replica knows at once; the least recently used is forgotten first
     stall_s: a prefill is divided so that others wait about so long at most
+    one_core: a replica has a single core, so that what is outside delays its work
     """
 
     first_s: float
@@ -47,6 +48,7 @@ class Times:
     beside_s: float = 0.0
     pictures: int = 1_000_000
     stall_s: float = 0.2
+    one_core: bool = False
 
     def __post_init__(self) -> None:
         if not self.step_s or min(self.first_s, self.known_s, self.stall_s, *self.step_s) <= 0 or self.beside_s < 0:
@@ -158,11 +160,18 @@ class _Replica:
             elif self._running:
                 self._step()
             else:
-                self._now_s = self._coming[0][0].at_s + self._times.beside_s
+                self._now_s = self._coming[0][0].at_s + self._before_s
+
+    @property
+    def _before_s(self) -> float:
+        """From the arrival of a request until it can be worked on, without delaying other work."""
+        return 0.0 if self._times.one_core else self._times.beside_s
 
     def _arrive(self) -> None:
-        while self._coming and self._coming[0][0].at_s + self._times.beside_s <= self._now_s:
+        while self._coming and self._coming[0][0].at_s + self._before_s <= self._now_s:
             self._waiting.append(self._coming.popleft())
+            if self._times.one_core:
+                self._pass(self._times.beside_s)
 
     def _prefill(self, asked: Asked, number: int) -> None:
         is_known = self._knows(asked.picture)

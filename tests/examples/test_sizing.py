@@ -53,6 +53,15 @@ def test_a_picture_that_is_known(simulate: ModuleType) -> None:
     assert forgetful.latency_s == pytest.approx([1.0, 0.25, 1.0, 1.0])
 
 
+def test_a_core_that_also_opens_pictures(simulate: ModuleType) -> None:
+    trace = asked(simulate, (5.0, "a", 2), (5.2, "b", 1))
+    found = simulate.simulate(trace, times(simulate, beside_s=0.5, one_core=True), 1)
+    # 0.5 s beside for each, for the second came meanwhile; both prefills of 1 s, and the step of the first.
+    assert found.first_token_s == pytest.approx([2.0, 2.8])
+    assert found.latency_s == pytest.approx([3.1, 2.8])
+    assert found.utilisation == [pytest.approx(1.0)]
+
+
 def test_answers_that_run_share_steps(simulate: ModuleType) -> None:
     found = simulate.simulate(asked(simulate, (0.0, "a", 3), (0.0, "b", 3)), times(simulate), 1)
     # Two prefills, then two steps of both; the first waits for the second's prefill.
