@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from sdrpn.bundle.bundle import Variant
 from sdrpn.bundle.cache_codes import RowCodes, row_codes
 from sdrpn.bundle.numerics import DIALECT_NAMES, DialectName, Precision, PrecisionName, cache_form, precision_named
 from sdrpn.errors import BadInput
@@ -125,6 +126,21 @@ class ExportOptions(CheckedFields):
     def dense(self) -> PrecisionName:
         """The precision of tensors that are neither quantised nor always fp32."""
         return self.numbers.dense
+
+    @classmethod
+    def of_variant(cls, variant: Variant, block: int | None = None) -> ExportOptions:
+        """The options that a variant in 4 or 8 bits was exported with, or others with blocks of another size."""
+        how = variant.quantization or {}
+        return cls(
+            cast(PrecisionName, variant.precision),
+            cast(DialectName, variant.dialect),
+            block=how["block"] if block is None else block,
+            method=how["method"],
+            keep=tuple(how["keep"]),
+            int8=tuple(how.get("int8", ())),
+            kv_cache=variant.kv_cache,
+            calibration=how.get("calibration"),
+        )
 
     @property
     def variant(self) -> str:

@@ -16,7 +16,7 @@ from sdrpn.export.gate import gate_weights
 from sdrpn.export.llm import head_weights, tail_weights, trunk_weights
 from sdrpn.export.options import ExportOptions
 from sdrpn.export.quantization import Blocks
-from sdrpn.export.quantized_weights import Calibration, TensorReader
+from sdrpn.export.quantized_weights import Calibration, Form, TensorReader
 from sdrpn.export.rpn import rpn_weights
 from sdrpn.export.vision_author import vision_author
 from sdrpn.export.weights import Weight, WeightTable, plain
@@ -70,6 +70,12 @@ class Tables:
             for name, source, form in forms
             if not isinstance(form, Blocks)
         }
+
+    def quantized(self) -> Iterator[tuple[Weight, Form]]:
+        """The matrices that are quantised, each once, and how."""
+        for tables in self._groups.values():
+            for table in tables:
+                yield from table.quantized()
 
     def files(self) -> dict[str, int]:
         """Path inside the bundle -> size in bytes."""

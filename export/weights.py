@@ -222,6 +222,10 @@ class WeightTable:
             (name, weight.sources[0], self._forms[name]) for name, weight in self._own.items() if name in self._forms
         )
 
+    def quantized(self) -> Iterator[tuple[Weight, Form]]:
+        """Quantised weights of this table, and how."""
+        return ((weight, self._forms[name]) for name, weight in self._own.items() if name in self._forms)
+
     @property
     def least_opset(self) -> int:
         """The opset that the types and blocks of its matrices need; 0: any."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,12 @@ import onnxruntime
 
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import RunFailed
-from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.arrays import run_on_arrays, trial_feeds
 from sdrpn.runtime.backends.external_data import graph_with_real_files
 from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, load_session, session_options
-from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array
 
-__all__ = ["save_graph", "trial_feeds", "values_changed"]
-
-_ROWS, _CACHE_ROWS, _SEED = 3, 64, 0
-_OTHER_EXTENT = 16  # of what a family counts in its looks, such as patches: several image tokens
+__all__ = ["save_graph", "values_changed"]
 
 
 def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, threads: int | None = None) -> None:
@@ -43,7 +38,7 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
     session = load_session(content, f"the {graph.name} graph", options, ["CPUExecutionProvider"])
     runner = backend.runner(graph, session)
     del session
-    feeds = trial_feeds(graph)
+    feeds = trial_feeds(graph.inputs)
     before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
     runner.close()
     saved = dataclasses.replace(graph, weights=(f"{out.name}.data",))
@@ -79,7 +74,7 @@ def _results(graph: GraphInfo, content: bytes, weights: Path, threads: int | Non
     options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(weights))
     session = load_session(content, f"the {graph.name} graph", options, ["CPUExecutionProvider"])
     runner = backend.runner(graph, session)
-    found = run_on_arrays(backend, runner, trial_feeds(graph))
+    found = run_on_arrays(backend, runner, trial_feeds(graph.inputs))
     runner.close()
     return {name: array.astype(np.float32) for name, array in found.items()}
 
@@ -96,19 +91,3 @@ def _saving(options: onnxruntime.SessionOptions, weights: Path, out: Path) -> on
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     return options
-
-
-def trial_feeds(graph: GraphInfo) -> Mapping[str, Array]:
-    """Inputs for a few rows at the start of zeroed caches."""
-    extents = {"batch": 1, "images": 1, "sequence": _ROWS, "cache_length": _CACHE_ROWS}
-    rng = np.random.default_rng(_SEED)
-    rows, feeds = trial_rows(graph.inputs, 0, _ROWS), dict[str, Array]()
-    for tensor in graph.inputs:
-        shape = tuple(extents.get(dim, _OTHER_EXTENT) if isinstance(dim, str) else dim for dim in tensor.dims)
-        if tensor.name in rows:
-            feeds[tensor.name] = rows[tensor.name]
-        elif tensor.is_cache:
-            feeds[tensor.name] = np.zeros(shape, tensor.storage)
-        else:
-            feeds[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
-    return feeds

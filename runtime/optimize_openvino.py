@@ -15,10 +15,9 @@ from openvino import opset15 as ops
 
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import RunFailed
-from sdrpn.runtime.backends.arrays import run_on_arrays
+from sdrpn.runtime.backends.arrays import run_on_arrays, trial_feeds
 from sdrpn.runtime.backends.openvino import OpenVinoBackend
 from sdrpn.runtime.backends.openvino_graph import new_core, read_onnx
-from sdrpn.runtime.optimize import trial_feeds
 
 __all__ = ["save_openvino_graph"]
 
@@ -33,7 +32,7 @@ def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path,
         path: its name, in the folder that its weights' paths are relative to
     Raises: BadBundle if OpenVINO refuses the graph, RunFailed if the saved graph computes something else
     """
-    backend, feeds = OpenVinoBackend("openvino", threads), trial_feeds(graph)
+    backend, feeds = OpenVinoBackend("openvino", threads), trial_feeds(graph.inputs)
     runner = backend.load_content(graph, content, path)
     before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
     runner.close()

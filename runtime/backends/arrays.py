@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from sdrpn.bundle.bundle import TensorInfo
 from sdrpn.bundle.extents import known_extent
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.kv_cache import cache_set_from_runner
+from sdrpn.runtime.backends.row_feeds import trial_rows
 from sdrpn.runtime.backends.runner import Array, Backend, Buffer, Runner, check_bindings
 
-__all__ = ["run_on_arrays"]
+__all__ = ["run_on_arrays", "trial_feeds"]
+
+_ROWS, _CACHE_ROWS, _SEED = 3, 64, 0
+_OTHER_EXTENT = 16  # of what a family counts in its looks, such as patches: several image tokens
 
 
 def run_on_arrays(
@@ -38,6 +44,23 @@ def run_on_arrays(
         results[name] = backend.allocate(_shape(name, tensor.dims, extents), tensor.storage)
     runner.run(buffers, results)
     return {name: buffer.read() for name, buffer in results.items()}
+
+
+def trial_feeds(inputs: Iterable[TensorInfo]) -> dict[str, Array]:
+    """Inputs for a few rows at the start of zeroed caches."""
+    extents = {"batch": 1, "images": 1, "sequence": _ROWS, "cache_length": _CACHE_ROWS}
+    rng = np.random.default_rng(_SEED)
+    inputs = tuple(inputs)
+    rows, feeds = trial_rows(inputs, 0, _ROWS), dict[str, Array]()
+    for tensor in inputs:
+        shape = tuple(extents.get(dim, _OTHER_EXTENT) if isinstance(dim, str) else dim for dim in tensor.dims)
+        if tensor.name in rows:
+            feeds[tensor.name] = rows[tensor.name]
+        elif tensor.is_cache:
+            feeds[tensor.name] = np.zeros(shape, tensor.storage)
+        else:
+            feeds[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
+    return feeds
 
 
 def _shape(name: str, dims: Sequence[int | str], extents: Mapping[str, int]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.signal_stack import signal_stack_kept
 from sdrpn.host.threads import choose_threads
+from sdrpn.runtime.backends.arrays import run_on_arrays, trial_feeds
 from sdrpn.runtime.backends.external_data import graph_with_real_files, require_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.backends.openvino_compiled import CompiledGraph, CompiledRequest
@@ -45,6 +46,8 @@ _OF_THE_MACHINE = re.compile(
 )
 
 
+# Weights of a graph from which on it is run once when it is loaded: 7B in INT4 then peaks 4 GB lower.
+_LARGE_BYTES = 100_000_000
 _CODED = ("trunk", "tail")  # whose caches may be in 8 bits; the RPN's map chooses the crops
 
 
@@ -130,11 +133,15 @@ class OpenVinoBackend:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and its subclasses, and Python's own of a bad file
             raise _loading_error(path, error) from error
+        _require_declared(path, graph, compiled.model, caches)
+        runner = OpenVinoRunner(graph, path, compiled, caches, self)
+        if self.device.paged and sum(file.stat().st_size for file in weights) >= _LARGE_BYTES:
+            # Kernels pack matrices when they first run: now, before other graphs and caches are in memory.
+            run_on_arrays(self, runner, trial_feeds(runner.inputs.values()))
         # What kernels have packed is not read again, and what the library has freed it need not keep.
         drop_file_pages(weights)
         trim_heap()
-        _require_declared(path, graph, compiled.model, caches)
-        return OpenVinoRunner(graph, path, compiled, caches, self)
+        return runner
 
     def _options(self, graph: GraphInfo, codes: int | None) -> dict[str, Any]:
         """Args: codes: the fewest rows of a matrix in 4 bits that share a scale; None: there is no such matrix"""

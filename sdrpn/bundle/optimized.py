@@ -56,6 +56,7 @@ class OptimizedManifest:
     # Parts whose floats became 8 bits -> how far the results of their graph are from before: a share of their spread.
     int8: Mapping[str, float] = field(default_factory=dict)
     library: str = "onnxruntime"  # the name of its backend
+    block: int | None = None  # inputs that share a scale, where that is not as in the bundle
     # Graph -> bytes of its weights as kernels read them: a scale that is packed with its codes counts there alone.
     read_bytes: Mapping[str, int] = field(default_factory=dict)
     format_version: int = OPTIMIZED_FORMAT_VERSION

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from sdrpn.terminal.argument_types import names
+from sdrpn.terminal.argument_types import names, positive_int
 
 __all__ = ["add_optimize_arguments"]
 
@@ -35,3 +36,12 @@ def add_optimize_arguments(parser: argparse.ArgumentParser) -> None:
         help="parts of lm_head,rpn,vision: in 8 bits what the bundle has in floats, unless that changes the results "
         "of its graph by more than 5 %% of their spread; half to a quarter of the memory (default: none)",
     )
+    parser.add_argument(
+        "--block",
+        metavar="N",
+        type=positive_int,
+        help="inputs that share a scale in 4-bit matrices, such as 128: made again from --checkpoint, unless that adds "
+        "more than 40 %% to their error (default: as exported)",
+    )
+    parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="what the bundle was exported from, for --block")
+    parser.add_argument("--rpn", metavar="FILE", type=Path, help="the RPN that it was exported with, for --block")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from sdrpn.runtime.backends import onnxruntime_version
 from sdrpn.runtime.backends.openvino_info import openvino_version
 from sdrpn.runtime.backends.registry import BACKENDS
 from sdrpn.runtime.select import graph_variant
+from sdrpn.workflows.checkpoint_parts import CheckpointParts
+from sdrpn.workflows.reblocking import Reblocked, reblocked
 
 __all__ = ["ATTENTIONS", "INT8_PARTS", "LIBRARIES", "OptimizeRequest", "OptimizedGraphs", "optimize", "optimize_bundle"]
 
@@ -53,6 +56,10 @@ class OptimizeRequest(CheckedFields):
     threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
     int8: tuple[str, ...] = ()  # some of INT8_PARTS: in 8 bits what is in floats, where that changes little
     library: str = ONNXRUNTIME  # one of LIBRARIES
+    # Blocks of 4-bit matrices, made again from the checkpoint where that adds little to their error; None: as exported.
+    block: int | None = None
+    checkpoint: Path | None = None  # what the bundle was exported from
+    rpn: Path | None = None  # and its RPN, if that is in a file of its own
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +74,11 @@ class OptimizeRequest(CheckedFields):
             raise BadInput(
                 f"there is no part {', '.join(strange)} to put in 8 bits; expected some of {', '.join(INT8_PARTS)}"
             )
+        if (self.block is None) != (self.checkpoint is None) or (self.rpn is not None and self.checkpoint is None):
+            raise BadInput(
+                "blocks are made again from the checkpoint: name both or none, and the RPN only with them",
+                options=("block", "checkpoint"),
+            )
         if self.threads is not None and self.threads < 1:
             raise BadInput(f"threads is {self.threads}; expected a whole number of at least 1")
 
@@ -79,6 +91,7 @@ class OptimizedGraphs:
     manifest: OptimizedManifest
     seconds: float
     left: Mapping[str, float] = field(default_factory=dict)  # parts that stay in floats, and what 8 bits would change
+    blocks: Reblocked | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -101,7 +114,7 @@ class OptimizedGraphs:
         """The text, and what became of the parts that were to be in 8 bits."""
         changed = [f"{part} in 8 bits, which changes its results by {share:.1%}" for part, share in self._changes]
         left = [f"{part} stays in floats: 8 bits would change its results by {x:.1%}" for part, x in self.left.items()]
-        return [self.text, *changed, *left]
+        return [self.text, *changed, *left, *([] if self.blocks is None else [self.blocks.text])]
 
     @property
     def _changes(self) -> list[tuple[str, float]]:
@@ -116,6 +129,7 @@ class OptimizedGraphs:
             "seconds": self.seconds,
             "size_bytes": self.size_bytes,
             "left": self.left,
+            "blocks": self.blocks,
         }
 
 
@@ -127,6 +141,9 @@ def optimize_bundle(
     threads: int | None = None,
     int8: tuple[str, ...] = (),
     library: str = ONNXRUNTIME,
+    block: int | None = None,
+    checkpoint: Path | None = None,
+    rpn: Path | None = None,
     progress: Advance = unseen,
 ) -> OptimizedGraphs:
     """Let a library optimise a variant's graphs for this CPU; sessions take the result from then on.
@@ -143,15 +160,21 @@ def optimize_bundle(
         int8: of "lm_head", "rpn" and "vision", what is put in 8 bits although the bundle has it in floats, unless that
             changes the results of its graph by more than 5 % of their spread
         library: "onnxruntime", or "openvino": in its own form, with weights that are mapped and not converted again
+        block: how many inputs of a 4-bit matrix share a scale, made again from the checkpoint, unless that adds more
+            than 40 % to the error of the matrices; None: as exported
+        checkpoint, rpn: what the bundle was exported from, for `block`
         progress: called with the number of graphs saved so far, and of all
 
     Raises:
-        BadInput: the shipped bundle, a release, an unknown variant, or attention that cannot be replaced
+        BadInput: the shipped bundle, a release, an unknown variant, attention that cannot be replaced, or another
+            checkpoint than the bundle's
         BadBundle: the variant's files differ from the manifest
         MissingDependency: the extra `export` is not installed
         RunFailed: the saved graphs compute something else; nothing is kept
     """
-    return optimize(OptimizeRequest(bundle, variant, attention, threads, int8, library), progress)
+    return optimize(
+        OptimizeRequest(bundle, variant, attention, threads, int8, library, block, checkpoint, rpn), progress
+    )
 
 
 def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedGraphs:
@@ -171,11 +194,19 @@ def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedG
     start_s = time.perf_counter()
     # As they are and in the layout of kernels: about twice what they take in memory.
     require_free_space(folder, 2 * cpu_needs(bundle, variant, context=1).weights_bytes)
-    with replacing_directory(folder, exist_ok=True) as work:
-        made = _save_all(bundle, variant, work, attention, request, progress)
-        manifest = _manifest(bundle, variant, work, attention, made, version)
-        (work / OPTIMIZED_NAME).write_text(manifest.to_text(), encoding="utf-8")
-    return OptimizedGraphs(folder, manifest, round(time.perf_counter() - start_s, 1), made.left)
+    with ExitStack() as reblocking:
+        blocks, source, graphs = None, bundle, variant
+        if request.block is not None and request.checkpoint is not None:
+            parts = CheckpointParts(request.checkpoint, rpn=request.rpn)
+            blocks, source = reblocking.enter_context(reblocked(bundle, variant, parts, request.block))
+            graphs = source.variant(variant.name)
+        with replacing_directory(folder, exist_ok=True) as work:
+            made = _save_all(source, graphs, work, attention, request, progress)
+            manifest = _manifest(bundle, variant, work, attention, made, version)
+            if blocks is not None and blocks.done:
+                manifest = dataclasses.replace(manifest, block=blocks.block)
+            (work / OPTIMIZED_NAME).write_text(manifest.to_text(), encoding="utf-8")
+    return OptimizedGraphs(folder, manifest, round(time.perf_counter() - start_s, 1), made.left, blocks)
 
 
 def _attention(variant: Variant, asked: str | None) -> str:

@@ -31,6 +31,7 @@ from tests.tolerances import INT8_ACTIVATIONS_SHARE, PARITY_ABS, PARITY_FP16_ABS
 
 openvino = pytest.importorskip("openvino")
 openvino_graph = pytest.importorskip("sdrpn.runtime.backends.openvino_graph")
+openvino_backend = pytest.importorskip("sdrpn.runtime.backends.openvino")
 openvino_device = pytest.importorskip("sdrpn.runtime.backends.openvino_device")
 
 QUESTION = "What does the sign say?"
@@ -341,6 +342,30 @@ class TestCodedCaches:
     def test_another_library_does_not_have_them(self, text_bundle: Path) -> None:
         with pytest.raises(BadInput, match="onnxruntime holds caches as the graphs declare them; for 8 bits"):
             Session.open(text_bundle, backend="onnxruntime", kv_cache="int8")
+
+
+@pytest.mark.parametrize("options", [{}, {"kv_cache": "int8"}], ids=["floats", "coded caches"])
+def test_a_large_graph_runs_once_when_it_is_loaded(
+    int4_trunk: tuple[GraphInfo, Path], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """So kernels pack its weights before other graphs are in memory; it computes the same behind that."""
+    runs = list[str]()
+    infer = openvino_backend.OpenVinoBackend.infer
+
+    def counted(self: Any, request: Any) -> None:
+        runs.append("run")
+        infer(self, request)
+
+    monkeypatch.setattr(openvino_backend.OpenVinoBackend, "infer", counted)
+    taps = []
+    for least, expected in ((10**9, 0), (0, 1)):
+        monkeypatch.setattr(openvino_backend, "_LARGE_BYTES", least)
+        backend = info_of("openvino").open(OpenOptions(1, **options))
+        runner = backend.load(*int4_trunk)
+        assert len(runs) == expected
+        taps.append(run_on_arrays(backend, runner, feeds_of(runner, 0, 50, 1, 64))["tap"])
+        runs.clear()
+    assert np.array_equal(*taps)
 
 
 @pytest.fixture(scope="module")
