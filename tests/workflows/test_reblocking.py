@@ -113,8 +113,10 @@ def test_what_is_refused(
     expected: str,
 ) -> None:
     checkpoints = {"text": text_checkpoint, "tiny": tiny_checkpoint}
-    given = options | ({"checkpoint": checkpoints[options["checkpoint"]]} if "checkpoint" in options else {})
+    given: dict[str, Any] = {"variant": VARIANT, "threads": 1, **options}
+    if "checkpoint" in options:
+        given["checkpoint"] = checkpoints[options["checkpoint"]]
     bundle = text_bundle if "variant" in options else exported[0]
     with pytest.raises(BadInput, match=expected):
-        optimize_bundle(bundle, **({"variant": VARIANT, "threads": 1} | given))
+        optimize_bundle(bundle, **given)
     assert not (bundle / "optimized").exists()

@@ -365,7 +365,8 @@ def test_a_large_graph_runs_once_when_it_is_loaded(
         assert len(runs) == expected
         taps.append(run_on_arrays(backend, runner, feeds_of(runner, 0, 50, 1, 64))["tap"])
         runs.clear()
-    assert np.array_equal(*taps)
+    before, after = taps
+    assert np.array_equal(before, after)
 
 
 @pytest.fixture(scope="module")
