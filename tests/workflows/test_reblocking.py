@@ -79,7 +79,7 @@ def test_they_stay_where_the_error_would_grow(
 
 
 def test_the_error_by_hand(text_checkpoint: Path) -> None:
-    """Of the LLM's layers alone: the rest is in 8 bits or in floats."""
+    """The first layer alone is in 4 bits: the rest is in 8 bits or in floats."""
     options = ExportOptions(
         "int4", block=32, int8=("lm_head",), keep=("rpn", "vision", "layers.1", "layers.2", "layers.3")
     )
