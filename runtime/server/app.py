@@ -16,6 +16,7 @@ from sdrpn.runtime.server.bodies import JsonRoute
 from sdrpn.runtime.server.connection import EventStream, TimeLimit, first_of, unless_gone
 from sdrpn.runtime.server.doorway import Doorway
 from sdrpn.runtime.server.faults import ErrorReply, Fault, fault_from_error, json_response, shown
+from sdrpn.runtime.server.models import Reopening
 from sdrpn.runtime.server.notes import note
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.page import add_page
@@ -39,6 +40,7 @@ def create_app(
     options: ServerOptions | None = None,
     reopen: Callable[[], Session] | None = None,
     tracing: SpanProcessor | None = None,
+    accept: Callable[[Session], None] = lambda session: None,
 ) -> FastAPI:
     """The server of an open session as an ASGI application; it does not close the session.
 
@@ -48,8 +50,10 @@ def create_app(
         options: None: `ServerOptions()`
         reopen: opens the bundle again, for `POST /admin/reload`; None: it cannot be replaced
         tracing: OpenTelemetry's processor of spans; None: there are no traces
+        accept: called with what `reopen` returned after its trial; if it raises, the former one goes on answering
     """
-    service = Service(session, options or ServerOptions(), reopen)
+    reopening = None if reopen is None else Reopening(reopen, accept)
+    service = Service(session, options or ServerOptions(), reopening)
     refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply, "description": "The request is refused."}}
     app = FastAPI(title="sdrpn", docs_url=None, redoc_url=None, responses=refused)
     app.router.route_class = JsonRoute

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.server.faults import Fault, fault_from_error
 from sdrpn.runtime.server.grammar import Grammars
+from sdrpn.runtime.server.trial import Trial, TrialLimit
 from sdrpn.runtime.session import Session
 
-__all__ = ["LoadedModel", "Models", "try_model"]
-
-_TRIAL_SIDE_PX = 64
-_TRIAL_QUESTION = "what is this ?"
+__all__ = ["LoadedModel", "Models", "Reopening"]
 
 
 class LoadedModel:
@@ -34,14 +30,27 @@ class LoadedModel:
         self.grammars = Grammars(tokenizer or Path(), spec.llm.vocabulary, spec.prompt.eos_token_ids)
 
 
+@dataclass(frozen=True)
+class Reopening:
+    """How a bundle is opened again. Both are called in a thread, and may raise: the former model stays then.
+
+    accept: called with the session after its trial, before it answers anybody
+    """
+
+    open: Callable[[], Session]
+    accept: Callable[[Session], None] = lambda session: None
+
+
 class Models:
     """The current model; lives in one event loop but for `close`."""
 
-    def __init__(self, session: Session, reopen: Callable[[], Session] | None) -> None:
-        """Args: reopen: opens the bundle again; None: it cannot be replaced"""
-        self._current, self._reopen, self._first = LoadedModel(session, 1), reopen, session
+    def __init__(self, session: Session, reopening: Reopening | None, limit: TrialLimit) -> None:
+        """Args: reopening: None: it cannot be replaced. limit: of the trial of another one"""
+        self._current, self._reopening, self._first = LoadedModel(session, 1), reopening, session
+        self._limit = limit
         self._former: list[LoadedModel] = []  # which finish what they began
         self._busy = False
+        self._trial: Trial | None = None
 
     @property
     def current(self) -> LoadedModel:
@@ -66,13 +75,17 @@ class Models:
 
     async def reload(self) -> LoadedModel:
         """Open the bundle again, try it, and let it answer from now on. Raises Fault; the old one stays then."""
-        if self._reopen is None:
+        if self._reopening is None:
             raise Fault(501, "this server was started in a program, which alone can replace the model", "no_reload")
         if self._busy:
             raise Fault(409, "another reload is in progress", "reload_in_progress")
-        self._busy = True
+        if self._trial is not None and not self._trial.is_over:
+            raise Fault(
+                409, "a graph of the last reload still runs; restart the server to end it", "reload_in_progress"
+            )
+        self._busy, self._trial = True, Trial(self._reopening.open, self._reopening.accept)
         try:
-            opened = await asyncio.to_thread(_opened_and_tried, self._reopen)
+            opened = await self._trial.session(self._limit)
         except Exception as error:
             why = fault_from_error(error).message if not isinstance(error, RunFailed) else str(error)
             raise Fault(
@@ -95,25 +108,6 @@ class Models:
         if model.retired and not model.users:
             self._former.remove(model)
             threading.Thread(target=model.session.close, name="sdrpn close").start()
-
-
-def try_model(session: Session) -> None:
-    """Look and answer once. Raises what fails."""
-    picture = np.full((_TRIAL_SIDE_PX, _TRIAL_SIDE_PX, 3), 128, np.uint8)
-    if session.spec.rpn is not None:
-        session.look(picture, _TRIAL_QUESTION)
-    session.answer(picture, _TRIAL_QUESTION, roi=None, max_new_tokens=2)
-    session.forget_image()
-
-
-def _opened_and_tried(reopen: Callable[[], Session]) -> Session:
-    session = reopen()
-    try:
-        try_model(session)
-    except BaseException:
-        session.close()
-        raise
-    return session
 
 
 def _digest(session: Session) -> str:

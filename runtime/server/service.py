@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,13 +28,14 @@ from sdrpn.runtime.server.connection import TimeLimit
 from sdrpn.runtime.server.content import Asked, asked_in
 from sdrpn.runtime.server.faults import Fault, shown
 from sdrpn.runtime.server.metrics import Metrics
-from sdrpn.runtime.server.models import LoadedModel, Models
+from sdrpn.runtime.server.models import LoadedModel, Models, Reopening
 from sdrpn.runtime.server.notes import note
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.pictures import PictureFile, PictureSources
 from sdrpn.runtime.server.replies import Completion, answer_extras, look_json, stages_json
 from sdrpn.runtime.server.requests import ChatRequest, Extras, ImageUrl, LookRequest
 from sdrpn.runtime.server.stopping import TextCutter
+from sdrpn.runtime.server.trial import TrialLimit
 from sdrpn.runtime.session import Session
 from sdrpn.runtime.stream import AsyncAnswerStream
 
@@ -66,9 +67,9 @@ class _Admitted:
 class Service:
     """One server: its model, its queue, its figures."""
 
-    def __init__(self, session: Session, options: ServerOptions, reopen: Callable[[], Session] | None = None) -> None:
-        """Args: reopen: as in `create_app`"""
-        self.options, self.models = options, Models(session, reopen)
+    def __init__(self, session: Session, options: ServerOptions, reopening: Reopening | None = None) -> None:
+        """Args: reopening: as in `create_app`"""
+        self.options, self.models = options, Models(session, reopening, TrialLimit(options.watchdog_s))
         self.admission = Admission(session.max_batch + _AHEAD, options.most_queue, options.picture_bytes)
         self._sources = PictureSources(options)
         self._fetching = ThreadPoolExecutor(_FETCHING, "sdrpn fetch")

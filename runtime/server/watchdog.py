@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-__all__ = ["EXIT_CODE", "StuckWork", "Watchdog"]
+__all__ = ["EXIT_CODE", "GRACE_S", "StuckWork", "Watchdog", "pulse_s"]
 
 EXIT_CODE = 70
-_GRACE_S = 10.0
+GRACE_S = 10.0
 _LONGEST_CHECK_S = 1.0
 
 
@@ -34,7 +34,7 @@ class StuckWork:
     after_s: float
     running_s: Callable[[], float]
     cancel: Callable[[], None]
-    grace_s: float = _GRACE_S
+    grace_s: float = GRACE_S
 
 
 class Watchdog:
@@ -58,7 +58,7 @@ class Watchdog:
     @property
     def pulse_s(self) -> float:
         """How often the event loop should show life."""
-        return min(_LONGEST_CHECK_S, self._work.after_s / 4)
+        return pulse_s(self._work.after_s)
 
     def alive(self) -> None:
         """The event loop is not stuck."""
@@ -107,3 +107,8 @@ class Watchdog:
     def _stop(self, why: str) -> None:
         self._note(f"{why}: the process ends with exit code {EXIT_CODE}")
         self._end(EXIT_CODE)
+
+
+def pulse_s(after_s: float) -> float:
+    """How often to look at work that is stuck when it takes longer than `after_s`."""
+    return min(_LONGEST_CHECK_S, after_s / 4)

@@ -163,7 +163,7 @@ def server_app(request: ServeRequest, *, note: Callable[[str], None] = lambda te
     """
     require_server()
     from sdrpn.runtime.server import create_app
-    from sdrpn.runtime.server.models import try_model
+    from sdrpn.runtime.server.trial import try_model
 
     keys = _check_access(request)
     begin_service(bundle_path(request.bundle), note)
@@ -172,7 +172,14 @@ def server_app(request: ServeRequest, *, note: Callable[[str], None] = lambda te
             note(session.backend_note)
         try_model(session)
         options = _options(session, request, keys)
-        app = create_app(session, options, lambda: _reopened(request), _tracing(request.otlp_endpoint))
+        # A release is confirmed when it has answered once, since the former one is about to go.
+        app = create_app(
+            session,
+            options,
+            lambda: _opened(request),
+            _tracing(request.otlp_endpoint),
+            lambda reopened: confirm_service(reopened.bundle),
+        )
         try:
             yield app
         finally:
@@ -197,20 +204,6 @@ def _opened(request: ServeRequest) -> Session:
         bundle, request, max_batch=request.max_batch, prefix_bytes=request.cache_bytes, jpeg=request.jpeg
     )
     session.limit_stalls(request.max_stall_ms / 1000)
-    return session
-
-
-def _reopened(request: ServeRequest) -> Session:
-    """The bundle as it is now; a release that answers once is confirmed, since the former one is about to go."""
-    from sdrpn.runtime.server.models import try_model
-
-    session = _opened(request)
-    try:
-        try_model(session)
-        confirm_service(session.bundle)
-    except BaseException:
-        session.close()
-        raise
     return session
 
 

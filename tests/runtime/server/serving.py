@@ -47,11 +47,12 @@ def serving(
     options: ServerOptions | None = None,
     reopen: Callable[[], Session] | None = None,
     tracing: SpanProcessor | None = None,
+    accept: Callable[[Session], None] = lambda session: None,
 ) -> Iterator[Server]:
     """As `sdrpn serve` runs it, but for signals, which belong to the main thread."""
     listening = listen("127.0.0.1", 0)
     options = options or ServerOptions(model="demo")
-    app = create_app(session, options, reopen, tracing)
+    app = create_app(session, options, reopen, tracing, accept)
     server = Running(app, listening, Watch(stopping=app.state.service.admission.close), options.idle_timeout_s)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import RunFailed
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions
+from sdrpn.runtime.server.trial import TrialLimit
 from sdrpn.tags import shipped_scene
+from tests.endless_graph import make_vision_endless
 from tests.runtime.server.serving import Server, chat_body, scene_url, serving
 
 EXPECTED = shipped_scene().expected
@@ -23,11 +28,12 @@ class Bundles:
     """What a reload opens."""
 
     def __init__(self) -> None:
+        self.path: Path | str = "demo"
         self.opened: list[Session] = []
         self.prepare: Callable[[Session], None] = lambda session: None
 
     def __call__(self) -> Session:
-        session = Session.open("demo", threads=1)
+        session = Session.open(self.path, threads=1)
         self.opened.append(session)
         self.prepare(session)
         return session
@@ -122,6 +128,63 @@ def test_one_that_cannot_be_opened_changes_nothing(server: Server, bundles: Bund
     bundles.prepare = refuse
     assert "not enough memory" in reload(server).json()["error"]["message"]
     assert answered(server) == EXPECTED
+
+
+def test_one_whose_trial_does_not_end_changes_nothing(server: Server, bundles: Bundles, tmp_path: Path) -> None:
+    bundles.path = tmp_path / "endless"
+    shutil.copytree(bundle_path("demo"), bundles.path)
+    make_vision_endless(bundles.path)
+    server.service.models._limit = TrialLimit(0.2)
+    with ThreadPoolExecutor(1) as threads:
+        reloading = threads.submit(reload, server)
+        assert answered(server) == EXPECTED
+        reply = reloading.result(30)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "reload_failed")
+    assert "the former one still answers: a graph of its trial ran for longer than 0.2 s" in reply.text
+    assert is_closed(bundles.opened[1])
+    bundles.path = "demo"
+    assert reload(server).json()["generation"] == 2
+
+
+def test_a_trial_that_cannot_be_ended_is_given_up(server: Server, bundles: Bundles) -> None:
+    ends = threading.Event()
+
+    def spoil(session: Session) -> None:
+        def endless(*arguments: Any) -> Any:
+            ends.wait(30)
+            raise RunFailed("the tail graph was waited for")
+
+        session._decoder.run_tail = endless  # type: ignore[method-assign, assignment]
+
+    bundles.prepare = spoil
+    server.service.models._limit = TrialLimit(0.2, grace_s=0.2)
+    reply = reload(server)
+    assert reply.status_code == 422
+    assert "and cannot be ended" in reply.json()["error"]["message"]
+    assert server.get("/healthz").status_code == 200
+    assert answered(server) == EXPECTED
+    bundles.prepare = lambda session: None
+    reply = reload(server)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "reload_in_progress")
+    assert "a graph of the last reload still runs" in reply.json()["error"]["message"]
+    ends.set()
+    deadline = time.monotonic() + 20
+    while reload(server).status_code == 409:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert is_closed(bundles.opened[1])
+    assert answered(server) == EXPECTED
+
+
+def test_what_is_not_accepted_changes_nothing(bundles: Bundles) -> None:
+    def accept(session: Session) -> None:
+        raise RunFailed("the store is read-only")
+
+    with bundles() as first, serving(first, ServerOptions(model="demo"), bundles, accept=accept) as running:
+        reply = reload(running)
+        assert reply.status_code == 422
+        assert "the store is read-only" in reply.json()["error"]["message"]
+        assert is_closed(bundles.opened[1])
 
 
 def test_only_one_at_a_time(server: Server, bundles: Bundles) -> None:

@@ -35,7 +35,7 @@ def stuck(self, tokens):
     return step(self, tokens)
 
 Decoder.step = stuck
-watchdog._GRACE_S = 0.5
+watchdog.GRACE_S = 0.5
 work = watchdog.StuckWork
 watchdog.StuckWork = lambda *all: work(*all, grace_s=0.5)
 serve(ServeRequest("demo", port=0, threads=1, stuck_after_s=0.5, log_format="text"),
