@@ -108,7 +108,7 @@ class Questions:
         """
         policy = policy_for(roi, self._bundle.manifest.own_policy.roi)
         if decide is not None:
-            return LookPlan(self._vision(budget), without_sinks(decide), self._gate_threshold(policy))
+            return LookPlan(self.vision(budget), without_sinks(decide), self._gate_threshold(policy))
         return self._plan_by(policy, budget)
 
     def look_plan(self, roi: Roi, budget: Budget = OWN_BUDGET) -> LookPlan:
@@ -116,7 +116,7 @@ class Questions:
         return self._plan_by(looking_policy(roi, self._bundle.manifest.own_policy.roi), budget)
 
     def _plan_by(self, policy: RoiPolicy | None, budget: Budget) -> LookPlan:
-        vision = self._vision(budget)
+        vision = self.vision(budget)
         if policy is None:
             return LookPlan(vision, None)
         spec = dataclasses.replace(self._bundle.spec, vision=vision)
@@ -128,7 +128,8 @@ class Questions:
             return None if policy is None else policy.gate_threshold
         return self._bundle.manifest.gate_threshold
 
-    def _vision(self, budget: Budget) -> Vision:
+    def vision(self, budget: Budget) -> Vision:
+        """The model's own with such a budget. Raises BadInput for one that it cannot have."""
         family, vision = family_of(self._bundle.spec), self._bundle.spec.vision
         if budget.resize is not None:
             vision = family.with_resize(vision, budget.resize)

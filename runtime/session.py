@@ -17,11 +17,12 @@ from tokenizers import Tokenizer
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.graphs import Parts
 from sdrpn.bundle.work import STEP_GRAPHS
+from sdrpn.families.family import Resize
 from sdrpn.families.registry import family_of
 from sdrpn.host.links import AllowLinks
 from sdrpn.method.policy import OWN, Roi
 from sdrpn.method.roi import RoiPolicy
-from sdrpn.method.spec import ModelSpec
+from sdrpn.method.spec import ModelSpec, Vision
 from sdrpn.runtime.asking import Asking
 from sdrpn.runtime.backends.registry import AUTOMATIC
 from sdrpn.runtime.backends.runner import Backend, Runner
@@ -31,7 +32,7 @@ from sdrpn.runtime.embedding import TokenEmbedding
 from sdrpn.runtime.opening import OpeningRequest, RunOptions, batch_of, enough_memory, prefix_bytes_of
 from sdrpn.runtime.pictures.picture import JpegMode, Picture, PictureSource
 from sdrpn.runtime.prefix_store import PrefixStore
-from sdrpn.runtime.questions import Questions
+from sdrpn.runtime.questions import Budget, Questions
 from sdrpn.runtime.scheduler import Load, Scheduler
 from sdrpn.runtime.two_pass import TwoPass
 from sdrpn.text.prompt import load_tokenizer
@@ -282,6 +283,10 @@ class Session(Asking):
     def max_context(self) -> int:
         """Most tokens of prompt, crops and answer together."""
         return self._two_pass.max_context
+
+    def vision(self, image_tokens: tuple[int, int] | None = None, resize: Resize | None = None) -> Vision:
+        """How pictures are seen with a budget, as `answer` takes it. Raises BadInput where the model has none such."""
+        return self._questions.vision(Budget(image_tokens, resize))
 
     def gate_threshold(self, roi: Roi = OWN) -> float | None:
         """The score of the gate below which `answer` would look once; None: there is no gate, or no second look."""

@@ -20,7 +20,8 @@ from typing import Any, cast
 import numpy as np
 
 from sdrpn.errors import BadInput, SdrpnError
-from sdrpn.method.policy import OWN, Roi
+from sdrpn.families.look_settings import LookSettings
+from sdrpn.method.policy import RoiChange
 from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.session import Session
 
@@ -32,6 +33,8 @@ INPUTS: Mapping[str, tuple[str, tuple[int, ...], bool]] = {
     "question": ("TYPE_STRING", (1,), False),
     "max_new_tokens": ("TYPE_INT32", (1,), True),
     "threshold": ("TYPE_FP32", (1,), True),
+    "preset": ("TYPE_STRING", (1,), True),
+    "image_tokens": ("TYPE_INT32", (2,), True),  # the least and the most
     "stream": ("TYPE_BOOL", (1,), True),
 }
 OUTPUTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
@@ -48,7 +51,7 @@ class _Question:
     image: bytes
     question: str
     max_new_tokens: int
-    roi: Roi
+    look: LookSettings
     stream: bool
 
 
@@ -108,8 +111,13 @@ class TritonModel:
     async def _answered(self, question: _Question, sender: Any) -> Any:
         """The last response; None for a request that was cancelled."""
         assert self._session is not None
+        look = question.look.settled(self._session.spec)
         stream = self._session.stream_async(
-            question.image, question.question, roi=question.roi, max_new_tokens=question.max_new_tokens
+            question.image,
+            question.question,
+            roi=look.roi,
+            max_new_tokens=question.max_new_tokens,
+            image_tokens=look.image_tokens,
         )
         # Closed when a cancelled request leaves the loop early, which ends the answer.
         async with aclosing(cast("AsyncGenerator[str, None]", aiter(stream))) as pieces:
@@ -141,29 +149,43 @@ class TritonModel:
 
 def _question(triton: Any, request: Any) -> _Question:
     """Read a request's tensors. Raises BadInput."""
-    threshold = _value(triton, request, "threshold")
-    try:
-        text = _value(triton, request, "question").decode()
-    except UnicodeDecodeError as error:
-        raise BadInput(f"question is not UTF-8 text ({error.reason}); expected text") from error
+    threshold, image_tokens = _value(triton, request, "threshold"), _values(triton, request, "image_tokens")
+    change = RoiChange(threshold=None if threshold is None else float(threshold))
+    budget = None if image_tokens is None else (int(image_tokens[0]), int(image_tokens[1]))
     tokens = _value(triton, request, "max_new_tokens")
     return _Question(
         image=_value(triton, request, "image"),
-        question=text,
+        question=_text(triton, request, "question") or "",
         max_new_tokens=_MAX_NEW_TOKENS if tokens is None else int(tokens),
-        roi=OWN if threshold is None else float(threshold),
+        look=LookSettings(change, _text(triton, request, "preset"), budget),
         stream=bool(_value(triton, request, "stream")),
     )
 
 
+def _text(triton: Any, request: Any, name: str) -> str | None:
+    value = _value(triton, request, name)
+    try:
+        return None if value is None else str(value.decode())
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{name} is not UTF-8 text ({error.reason}); expected text") from error
+
+
 def _value(triton: Any, request: Any, name: str) -> Any:
     """The one element of an input; None for one that was left out and may be."""
+    values = _values(triton, request, name)
+    return None if values is None else values[0]
+
+
+def _values(triton: Any, request: Any, name: str) -> Any:
+    """The elements of an input, as many as it has; None for one that was left out and may be."""
+    _, (count,), optional = INPUTS[name]
+    expected = "one element" if count == 1 else f"{count} elements"
     tensor = triton.get_input_tensor_by_name(request, name)
     if tensor is None:
-        if INPUTS[name][2]:
+        if optional:
             return None
-        raise BadInput(f"input {name} is missing; expected one element")
+        raise BadInput(f"input {name} is missing; expected {expected}")
     values = tensor.as_numpy().reshape(-1)
-    if values.size != 1:
-        raise BadInput(f"input {name} has {values.size} elements; expected one")
-    return values[0]
+    if values.size != count:
+        raise BadInput(f"input {name} has {values.size} elements; expected {expected}")
+    return values

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from sdrpn.errors import SdrpnError
 from sdrpn.host.escaping import one_line
+from sdrpn.method.preset import Task
 from sdrpn.runtime.agent.results import Answered, Box, CroppedPart, LookedAt
 from sdrpn.runtime.agent.tools import MOST_QUESTIONS, MOST_SIDE_PX, Found, PictureTools, Shown, ToolResult
 
@@ -51,6 +52,14 @@ Questions = Annotated[
         description="what to look for; all about this picture, which is read once",
     ),
 ]
+AskedKind = Annotated[
+    Task | None,
+    Field(description="kind of question, for models whose pictures have a budget: its official figures are used"),
+]
+Tokens = Annotated[
+    tuple[int, int] | None,
+    Field(description="for such models: the least and the most image tokens of the picture, and of a crop"),
+]
 Margin = Annotated[float, Field(ge=0, le=1, description="widens the box on each side by this share of its size")]
 MaxSide = Annotated[int, Field(ge=1, le=MOST_SIDE_PX, description="a larger crop is scaled down to this, in pixels")]
 MaxTokens = Annotated[int, Field(ge=1, le=1024, description="maximum length of the answer, in tokens")]
@@ -85,10 +94,15 @@ def agent_server(tools: PictureTools, *, version: str) -> MCPServer[Any]:
 
     @server.tool(title="Find where a question points", annotations=_READS_ONLY)
     async def look(
-        image: ImageName, questions: Questions, threshold: Threshold = None, show: ShowLook = "overlay"
+        image: ImageName,
+        questions: Questions,
+        threshold: Threshold = None,
+        show: ShowLook = "overlay",
+        preset: AskedKind = None,
+        image_tokens: Tokens = None,
     ) -> Annotated[CallToolResult, LookedAt]:
         """Find the regions of a picture that questions are about, without answering them: fast, and exact in pixels."""
-        return await _result(tools.look(image, questions, threshold, show))
+        return await _result(tools.look(image, questions, threshold, show, preset, image_tokens))
 
     @server.tool(title="Answer a question about a picture", annotations=_READS_ONLY)
     async def ask(
@@ -98,9 +112,11 @@ def agent_server(tools: PictureTools, *, version: str) -> MCPServer[Any]:
         region: Region = None,
         max_new_tokens: MaxTokens = 64,
         show: ShowAnswer = "none",
+        preset: AskedKind = None,
+        image_tokens: Tokens = None,
     ) -> Annotated[CallToolResult, Answered]:
         """Answer a question about a picture, after a second look at the region in question in full resolution."""
-        return await _result(tools.ask(image, question, threshold, region, max_new_tokens, show))
+        return await _result(tools.ask(image, question, threshold, region, max_new_tokens, show, preset, image_tokens))
 
     @server.tool(title="Cut out a part of a picture", annotations=_READS_ONLY)
     async def crop(

@@ -11,13 +11,14 @@ from typing import Generic, Literal, TypeVar
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.images.image_root import ImageRoot
 from sdrpn.method.given_region import decide_region, require_box
-from sdrpn.method.policy import OWN, Roi, RoiChange
+from sdrpn.method.policy import RoiChange
 from sdrpn.runtime.agent.results import Answered, Box, CroppedPart, FoundRegion, IgnoredRegion, LookedAt, QuestionLook
 from sdrpn.runtime.look import Look
 from sdrpn.runtime.pictures.picture import Picture
-from sdrpn.runtime.questions import AnswerOptions
+from sdrpn.runtime.questions import AnswerOptions, Budget
 from sdrpn.runtime.session import Session
 
 __all__ = ["MOST_QUESTIONS", "MOST_SIDE_PX", "EncodedPicture", "PictureTools", "Shown", "ToolResult", "encoded"]
@@ -55,13 +56,22 @@ class PictureTools:
         self._session, self._root = session, root
 
     async def look(
-        self, image: str, questions: Sequence[str], threshold: float | None = None, show: Shown = "overlay"
+        self,
+        image: str,
+        questions: Sequence[str],
+        threshold: float | None = None,
+        show: Shown = "overlay",
+        preset: str | None = None,
+        image_tokens: tuple[int, int] | None = None,
     ) -> ToolResult[LookedAt]:
         """Where questions point. Raises: SdrpnError with one line for the caller."""
         if not 1 <= len(questions) <= MOST_QUESTIONS:
             raise BadInput(f"questions has {len(questions)} entries; expected 1 to {MOST_QUESTIONS} questions")
+        settings = self._settings(threshold, preset, image_tokens)
         picture = await asyncio.to_thread(self._open, image)
-        looks = await self._session.look_many_async(picture, list(questions), roi=_roi(threshold))
+        looks = await self._session.look_many_async(
+            picture, list(questions), roi=settings.roi, image_tokens=settings.image_tokens
+        )
         found = LookedAt(
             image, picture.size, tuple(_question_look(look) for look in looks), round(looks[0].timings.total_s, 4)
         )
@@ -75,6 +85,8 @@ class PictureTools:
         region: Box | None = None,
         max_new_tokens: int = 64,
         show: Shown = "none",
+        preset: str | None = None,
+        image_tokens: tuple[int, int] | None = None,
     ) -> ToolResult[Answered]:
         """Answer a question. Cancelling the task ends the answer.
 
@@ -82,7 +94,7 @@ class PictureTools:
         Raises: as `look`
         """
         picture = await asyncio.to_thread(self._open, image)
-        options = self._options(picture, region, threshold, max_new_tokens)
+        options = self._options(picture, region, self._settings(threshold, preset, image_tokens), max_new_tokens)
         answer = await self._session.stream_with(picture, question, options).finish()
         found = Answered(
             image,
@@ -125,16 +137,23 @@ class PictureTools:
     def _open(self, image: str) -> Picture:
         return self._session.open_picture(self._root.read(image))
 
+    def _settings(
+        self, threshold: float | None, preset: str | None, image_tokens: tuple[int, int] | None
+    ) -> LookSettings:
+        """Raises BadInput for what the model cannot use."""
+        return LookSettings(RoiChange(threshold=threshold), preset, image_tokens).settled(self._session.spec)
+
     def _options(
-        self, picture: Picture, region: Box | None, threshold: float | None, max_new_tokens: int
+        self, picture: Picture, region: Box | None, settings: LookSettings, max_new_tokens: int
     ) -> AnswerOptions:
-        spec, roi, decide = self._session.spec, _roi(threshold), None
+        spec, decide = self._session.spec, None
         if region is not None:
             if spec.rpn is None:
                 raise BadInput("region was given, and this model looks only once; crop that part and ask about it")
             require_box(region, picture.size)
-            decide = decide_region(region, spec.vision.grid)
-        return AnswerOptions(None if spec.rpn is None else roi, max_new_tokens, decide=decide)
+            decide = decide_region(region, settings.vision_of(spec).grid)
+        roi, budget = None if spec.rpn is None else settings.roi, Budget(settings.image_tokens)
+        return AnswerOptions(roi, max_new_tokens, decide=decide, budget=budget)
 
 
 def encoded(picture: Image.Image) -> EncodedPicture:
@@ -174,7 +193,3 @@ def _at_most(picture: Image.Image, side_px: int) -> Image.Image:
         return picture
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def _roi(threshold: float | None) -> Roi:
-    return OWN if threshold is None else RoiChange(threshold=threshold)

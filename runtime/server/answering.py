@@ -5,26 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.method.given_region import decide_region, require_box
 from sdrpn.method.grids import cell_count
 from sdrpn.method.policy import Roi, RoiChange
-from sdrpn.runtime.questions import AnswerOptions
+from sdrpn.method.spec import Vision
+from sdrpn.runtime.questions import AnswerOptions, Budget
 from sdrpn.runtime.sampling import Constraint, Sampling
 from sdrpn.runtime.server.content import Asked
 from sdrpn.runtime.server.faults import Fault
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.pictures import largest_of_shape
-from sdrpn.runtime.server.requests import ChatRequest, ImageUrl, RoiOptions
+from sdrpn.runtime.server.requests import ChatRequest, Extras, ImageUrl, RoiOptions
 from sdrpn.runtime.server.stopping import StopTexts
 from sdrpn.runtime.session import Session
 
-__all__ = ["answer_options", "change_of", "check_chat", "require_fitting", "roi_of", "stops_of"]
+__all__ = ["LookOf", "answer_options", "change_of", "check_chat", "look_of", "require_fitting", "roi_of", "stops_of"]
 
 _MOST_STOPS, _MOST_STOP_CHARACTERS = 4, 256
 _MOST_SEED = 2**63
 # Crops of one answer, each of at most as many cells as the picture.
 _MOST_CROPS = {"mask": 1, "bbox": 2}
 _LEAST_ANSWER, _TEMPLATE_TOKENS = 16, 64
+
+
+@dataclass(frozen=True)
+class LookOf:
+    """How a model looks at the pictures of a request. vision: the model's own with this budget."""
+
+    roi: Roi
+    budget: Budget
+    vision: Vision
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ def roi_of(request: ChatRequest, images: Sequence[ImageUrl], session: Session) -
     """How the model looks again; None: not."""
     if len(images) != 1 and (request.roi.enabled or request.region is not None):
         raise Fault(400, f"there are {len(images)} pictures; one alone is looked at again", "unsupported", "roi")
+    if not images and (request.preset or request.image_tokens or request.resize):
+        raise Fault(400, "there is no picture; leave preset, image_tokens and resize out", "unsupported")
     if session.spec.rpn is None:
         if request.roi.enabled or request.region is not None:
             raise Fault(400, "this model has no RPN, and looks once", "unsupported", "roi")
@@ -91,9 +104,15 @@ def change_of(roi: RoiOptions, session: Session) -> RoiChange:
     return roi.change()
 
 
-def require_fitting(session: Session, image_wh: tuple[int, int]) -> None:
+def look_of(request: Extras, roi: Roi, session: Session) -> LookOf:
+    """With the official figures of a preset. Raises BadInput for what this model cannot use."""
+    asked = LookSettings(roi, request.preset, request.image_tokens, request.resize).settled(session.spec)
+    return LookOf(asked.roi, Budget(asked.image_tokens, asked.resize), session.vision(asked.image_tokens, asked.resize))
+
+
+def require_fitting(session: Session, vision: Vision, image_wh: tuple[int, int]) -> None:
     """Raises Fault 413 for a picture of more tokens than the context holds, with the largest that fits."""
-    grid_of = session.spec.vision.grid
+    grid_of = vision.grid
     room = session.max_context - _TEMPLATE_TOKENS - _LEAST_ANSWER
 
     def fits(width: int, height: int) -> bool:
@@ -113,6 +132,7 @@ def answer_options(
     request: ChatRequest,
     asked: Asked,
     session: Session,
+    look: LookOf,
     images_wh: Sequence[tuple[int, int]],
     options: ServerOptions,
     constraint: Constraint | None,
@@ -120,18 +140,18 @@ def answer_options(
     """Raises Fault or BadInput for what cannot be asked for."""
     stops, tokenizer = stops_of(request), session.tokenizer
     decide = None
-    roi = roi_of(request, asked.images, session)
     if request.region is not None:
         require_box(request.region, images_wh[0])
-        decide = decide_region(request.region, session.spec.vision.grid)
+        decide = decide_region(request.region, look.vision.grid)
     ends = StopTexts(tokenizer, stops) if stops and tokenizer is not None else lambda token_id: False
     return AnswerOptions(
-        roi=roi,
-        max_new_tokens=_new_tokens(request, asked, session, images_wh, options),
+        roi=look.roi,
+        max_new_tokens=_new_tokens(request, asked, session, look.vision, images_wh, options),
         sampling=Sampling.lenient(request.temperature, request.top_p, _seed(request.seed)),
         decide=decide,
         constraint=constraint,
         ends=ends,
+        budget=look.budget,
         turns=asked.turns,
     )
 
@@ -140,13 +160,14 @@ def _new_tokens(
     request: ChatRequest,
     asked: Asked,
     session: Session,
+    vision: Vision,
     images_wh: Sequence[tuple[int, int]],
     options: ServerOptions,
 ) -> int:
     """As many as were asked for; else the usual number, or what the context leaves whatever is cropped."""
     most = request.max_completion_tokens or request.max_tokens
     if most is None:
-        cells = sum(cell_count(session.spec.vision.grid(wh).hw) for wh in images_wh)
+        cells = sum(cell_count(vision.grid(wh).hw) for wh in images_wh)
         crops = _MOST_CROPS[request.roi.upscale or session.policy.upscale] if len(images_wh) == 1 else 0
         left = session.max_context - cells * (1 + crops) - asked.text_bytes
         return max(_LEAST_ANSWER, min(options.usual_new_tokens, options.most_new_tokens, left - _TEMPLATE_TOKENS))

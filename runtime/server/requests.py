@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sdrpn.families.family import Resize
 from sdrpn.method.policy import RoiChange
+from sdrpn.method.preset import Task
 
 __all__ = ["Box", "ChatRequest", "Extras", "ImageUrl", "LookRequest", "MapForm", "ResponseFormat", "RoiOptions"]
 
@@ -99,6 +101,17 @@ class Extras(Strict):
     """What this server understands beyond OpenAI's interface."""
 
     roi: RoiOptions = RoiOptions()
+    preset: Task | None = Field(
+        default=None,
+        description="of models whose pictures have a budget: the official figures for such questions, where no others "
+        "are given",
+    )
+    image_tokens: tuple[int, int] | None = Field(
+        default=None, description="of such models: the least and the most of a picture, and of a crop"
+    )
+    resize: Resize | None = Field(
+        default=None, description="of such models: official: twice, as the official evaluation does it"
+    )
     map: MapForm = Field(default="none", description="whether the reply has the map, and how")
     priority: Priority = Field(default="interactive", description="batch: after all interactive ones that wait")
     timeout_s: float | None = Field(default=None, gt=0, description="an answer that takes longer is ended with 408")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -18,12 +18,22 @@ from uuid import uuid4
 from sdrpn.families.registry import input_side_px, seen_of
 from sdrpn.host.power import PowerMeter
 from sdrpn.method.grids import ImageGrid
+from sdrpn.method.policy import Roi, looking_policy
 from sdrpn.runtime.answer import Answer
 from sdrpn.runtime.pictures.picture import Picture
 from sdrpn.runtime.scheduler import Load
 from sdrpn.runtime.server.about import About
 from sdrpn.runtime.server.admission import Admission
-from sdrpn.runtime.server.answering import answer_options, change_of, check_chat, require_fitting, stops_of
+from sdrpn.runtime.server.answering import (
+    LookOf,
+    answer_options,
+    change_of,
+    check_chat,
+    look_of,
+    require_fitting,
+    roi_of,
+    stops_of,
+)
 from sdrpn.runtime.server.connection import TimeLimit
 from sdrpn.runtime.server.content import Asked, asked_in
 from sdrpn.runtime.server.faults import Fault, shown
@@ -51,6 +61,7 @@ class _Admitted:
     """A request that has its place."""
 
     model: LoadedModel
+    look: LookOf
     pictures: tuple[Picture, ...]
     queued_s: float
 
@@ -61,7 +72,7 @@ class _Admitted:
     @property
     def grid(self) -> ImageGrid | None:
         """Over the one picture that is looked at again."""
-        return self.session.spec.vision.grid(self.pictures[0].size) if len(self.pictures) == 1 else None
+        return self.look.vision.grid(self.pictures[0].size) if len(self.pictures) == 1 else None
 
 
 class Service:
@@ -124,14 +135,20 @@ class Service:
         questions = self._questions(request)
         if request.roi.enabled is False:
             raise Fault(400, "roi.enabled is false; a look finds regions", param="roi.enabled")
-        change = change_of(request.roi, self.models.current.session)
         url = request.image.url if isinstance(request.image, ImageUrl) else request.image
-        async with self._admitted([url], request) as admitted:
-            looks = await admitted.session.look_many_async(admitted.pictures[0], questions, roi=change)
+        async with self._admitted([url], request, lambda session: change_of(request.roi, session)) as admitted:
+            session, look = admitted.session, admitted.look
+            looks = await session.look_many_async(
+                admitted.pictures[0],
+                questions,
+                roi=look.roi,
+                image_tokens=look.budget.image_tokens,
+                resize=look.budget.resize,
+            )
             self.metrics.looked(looks)
-            note(looks=len(looks), boxes=sum(len(look.boxes) for look in looks), queued_s=round(admitted.queued_s, 6))
-            policy = change.applied_to(admitted.session.policy)
-            threshold = admitted.session.gate_threshold(change)
+            note(looks=len(looks), boxes=sum(len(each.boxes) for each in looks), queued_s=round(admitted.queued_s, 6))
+            policy = looking_policy(look.roi, session.policy)
+            threshold = session.gate_threshold(look.roi)
             return {
                 "id": f"look-{uuid4().hex}",
                 "object": "look",
@@ -139,8 +156,8 @@ class Service:
                 "model": self.options.model,
                 "system_fingerprint": admitted.model.fingerprint,
                 "image_wh": list(admitted.pictures[0].size),
-                "fit": seen_of(admitted.session.spec),
-                "input_side_px": input_side_px(admitted.session.spec),
+                "fit": seen_of(session.spec),
+                "input_side_px": input_side_px(session.spec),
                 "policy": {
                     "threshold": policy.threshold,
                     "upscale": policy.upscale,
@@ -149,14 +166,14 @@ class Service:
                     "max_share": policy.max_share,
                     "gate_threshold": threshold,
                 },
-                "looks": [look_json(look, request.map, threshold) for look in looks],
+                "looks": [look_json(each, request.map, threshold) for each in looks],
                 "stages": stages_json(looks[0].timings) | {"queued_s": round(admitted.queued_s, 6)},
             }
 
     async def answer(self, request: ChatRequest) -> Completion:
         """The whole answer to a chat."""
         asked = self._checked(request)
-        async with self._admitted([image.url for image in asked.images], request) as admitted:
+        async with self._asked(asked, request) as admitted:
             answer = await (await self._stream(request, asked, admitted)).finish()
             completion = self._completion(request, admitted)
             completion.text = _cut(answer.text, stops_of(request))
@@ -168,7 +185,7 @@ class Service:
         asked = self._checked(request)
         stops = stops_of(request)
         cutter = TextCutter(stops) if stops else None
-        async with self._admitted([image.url for image in asked.images], request) as admitted:
+        async with self._asked(asked, request) as admitted:
             stream, completion = await self._stream(request, asked, admitted), self._completion(request, admitted)
             async for piece in stream:
                 text = piece if cutter is None else cutter.push(piece)
@@ -215,9 +232,15 @@ class Service:
         stops_of(request)
         return asked_in(request.messages, self.options.most_images)
 
+    def _asked(self, asked: Asked, request: ChatRequest) -> AbstractAsyncContextManager[_Admitted]:
+        urls = [image.url for image in asked.images]
+        return self._admitted(urls, request, lambda session: roi_of(request, asked.images, session))
+
     @asynccontextmanager
-    async def _admitted(self, urls: Sequence[str], request: Extras) -> AsyncIterator[_Admitted]:
-        """A place, with the pictures opened."""
+    async def _admitted(
+        self, urls: Sequence[str], request: Extras, roi: Callable[[Session], Roi]
+    ) -> AsyncIterator[_Admitted]:
+        """A place, with the pictures opened. Args: roi: how such a model is to look again."""
         loop = asyncio.get_running_loop()
         files: list[PictureFile] = []
         for url in urls:
@@ -227,12 +250,13 @@ class Service:
         async with self.admission.place(size_bytes, is_batch=request.priority == "batch"):
             queued_s = loop.time() - start
             with self.models.used() as model:
+                look = look_of(request, roi(model.session), model.session)
                 pictures: list[Picture] = []
                 for file in files:
                     picture = await loop.run_in_executor(self._opening, model.session.open_picture, file.data)
-                    require_fitting(model.session, picture.size)
+                    require_fitting(model.session, look.vision, picture.size)
                     pictures.append(picture)
-                yield _Admitted(model, tuple(pictures), queued_s)
+                yield _Admitted(model, look, tuple(pictures), queued_s)
 
     async def _stream(self, request: ChatRequest, asked: Asked, admitted: _Admitted) -> AsyncAnswerStream:
         constraint = None
@@ -240,7 +264,7 @@ class Service:
             loop, grammars = asyncio.get_running_loop(), admitted.model.grammars
             constraint = await loop.run_in_executor(self._opening, grammars.constraint, request.response_format)
         session, sizes = admitted.session, [picture.size for picture in admitted.pictures]
-        options = answer_options(request, asked, session, sizes, self.options, constraint)
+        options = answer_options(request, asked, session, admitted.look, sizes, self.options, constraint)
         return session.stream_with(admitted.pictures, asked.question, options)
 
     def _completion(self, request: ChatRequest, admitted: _Admitted) -> Completion:

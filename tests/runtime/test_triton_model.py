@@ -7,6 +7,7 @@ import importlib.util
 import io
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import pytest
 from PIL import Image
 
 from sdrpn.errors import BadInput
+from sdrpn.families.look_settings import LookSettings
+from sdrpn.method.policy import OWN
 from sdrpn.runtime import Session
 from sdrpn.workflows.triton_repository import TritonRequest, write_triton_repository
+from tests.families.qwen.bundles import qwen_bundle
 from tests.runtime import triton_stand_in as triton
 
 text_format = pytest.importorskip("google.protobuf.text_format")
@@ -41,6 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Iterator[Any]:
+    with loaded(folder) as found:
+        yield found
+
+
+@contextmanager
+def loaded(folder: Path) -> Iterator[Any]:
     """The class of `model.py`, loaded as Triton does it."""
     sys.modules["triton_python_backend_utils"] = triton
     try:
@@ -54,7 +64,7 @@ def model(folder: Path) -> Iterator[Any]:
         yield found
         found.finalize()
     finally:
-        del sys.modules["triton_python_backend_utils"]
+        sys.modules.pop("triton_python_backend_utils", None)
 
 
 def picture() -> bytes:
@@ -124,6 +134,10 @@ def test_answers_are_those_of_a_session(model: Any, folder: Path) -> None:
         ({"question": text(b"\xff")}, "question is not UTF-8 text"),
         ({"question": np.array([b"a", b"b"], object)}, "input question has 2 elements; expected one"),
         ({"max_new_tokens": np.array([0], np.int32)}, "max_new_tokens"),
+        ({"image_tokens": np.array([9], np.int32)}, "input image_tokens has 1 elements; expected 2 elements"),
+        ({"image_tokens": np.array([4, 24], np.int32)}, "this model turns every picture into 144 tokens"),
+        ({"preset": text(b"document")}, "the preset 'document' is for Qwen2.5-VL and Qwen3-VL"),
+        ({"threshold": np.array([2.0], np.float32)}, "threshold"),
     ],
 )
 def test_errors_are_the_requests_own(model: Any, folder: Path, changes: dict[str, Any], message: str) -> None:
@@ -131,6 +145,22 @@ def test_errors_are_the_requests_own(model: Any, folder: Path, changes: dict[str
     assert failed.error.code == triton.TritonError.INVALID_ARG
     assert message in failed.error.text
     assert answered.error is None
+
+
+def test_a_budget_and_a_preset(tmp_path: Path) -> None:
+    folder, bundle = tmp_path / "qwen", qwen_bundle("q-zoom-3", tmp_path)
+    write_triton_repository(TritonRequest(bundle, folder))
+    budget = {"image_tokens": np.array([4, 24], np.int32), "preset": text(b"reading")}
+    with loaded(folder) as model, Session.open(bundle) as session:
+        (answered,), (refused,), (usual,) = executed(
+            model, folder, tensors(**budget), tensors(preset=text(b"poem")), tensors()
+        )
+        look = LookSettings(OWN, "reading", (4, 24)).settled(session.spec)
+        expected = session.answer(picture(), QUESTION, roi=look.roi, max_new_tokens=5, image_tokens=(4, 24))
+        own = session.answer(picture(), QUESTION, max_new_tokens=5)
+    assert "the preset 'poem' is unknown; expected one of" in refused.error.text
+    assert tuple(answered.value("token_ids")) == expected.token_ids != own.token_ids
+    assert tuple(usual.value("token_ids")) == own.token_ids
 
 
 def test_a_cancelled_request_ends(model: Any, folder: Path) -> None:

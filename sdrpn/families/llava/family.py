@@ -130,6 +130,12 @@ class Llava:
 
     def with_resize(self, vision: Vision, resize: Resize) -> Vision:
         """The official one is the only one."""
+        if resize != "official":
+            raise BadInput(
+                f"resize is {resize!r}; this model's pictures are resized as the official pipeline does it: leave it "
+                "out",
+                options=("resize",),
+            )
         return vision
 
     def look_numbers(self, vision: Vision) -> int:

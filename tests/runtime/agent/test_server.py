@@ -21,12 +21,14 @@ from mcp.types import CallToolResult, ImageContent, TextContent
 from PIL import Image
 
 from sdrpn.errors import RunFailed
+from sdrpn.families.look_settings import LookSettings
 from sdrpn.images.image_root import ImageRoot
-from sdrpn.method.policy import RoiChange
+from sdrpn.method.policy import OWN, RoiChange
 from sdrpn.runtime import Session
 from sdrpn.runtime.agent.server import agent_server
 from sdrpn.runtime.agent.tools import PictureTools, encoded
 from sdrpn.tags import shipped_scene
+from tests.families.qwen.bundles import qwen_bundle
 
 SCENE = shipped_scene()
 NAME = "scene.png"
@@ -129,6 +131,23 @@ def test_look_with_another_threshold_and_crops(server: MCPServer[Any], session: 
     assert crop.tobytes() == look.crop(0).tobytes()
 
 
+def test_a_model_whose_pictures_have_a_budget(tmp_path: Path, root: Path) -> None:
+    with Session.open(qwen_bundle("q-zoom-3", tmp_path), threads=1) as session:
+        server = agent_server(PictureTools(session, ImageRoot(root)), version="1")
+        asked = {"image": NAME, "question": QUESTIONS[0], "max_new_tokens": 3, "image_tokens": (4, 24)}
+        settings = LookSettings(OWN, "document", (4, 24)).settled(session.spec)
+        expected = session.answer(SCENE.picture, QUESTIONS[0], roi=settings.roi, max_new_tokens=3, image_tokens=(4, 24))
+        assert found(call(server, "ask", preset="document", **asked))["text"] == expected.text
+        region = found(call(server, "ask", region=(10, 20, 200, 150), **asked))
+        assert len(region["boxes_xyxy_px"]) == 1
+        looked = found(call(server, "look", image=NAME, questions=QUESTIONS[:1], image_tokens=(4, 24), threshold=0.01))
+        look = session.look(SCENE.picture, QUESTIONS[0], roi=0.01, image_tokens=(4, 24))
+        assert [tuple(box["box_xyxy_px"]) for box in looked["looks"][0]["regions"]] == list(look.boxes_xyxy_px)
+        short = {"image": NAME, "questions": QUESTIONS[:1]}
+        assert "expected 4 <= least <= most" in refusal(call(server, "look", image_tokens=(9, 5), **short))
+        assert "this bundle has 2048 positions" in refusal(call(server, "look", preset="search", **short))
+
+
 def test_nothing_is_found(server: MCPServer[Any]) -> None:
     result = call(server, "look", image=NAME, questions=QUESTIONS[:1], threshold=0.9, show="none")
     look = found(result)["looks"][0]
@@ -139,7 +158,9 @@ def test_nothing_is_found(server: MCPServer[Any]) -> None:
 
 def test_a_region_that_is_left_out(server: MCPServer[Any], session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     small, looking = RoiChange(max_share=0.001), session.look_many_async
-    monkeypatch.setattr(session, "look_many_async", lambda image, questions, roi: looking(image, questions, roi=small))
+    monkeypatch.setattr(
+        session, "look_many_async", lambda image, questions, **look: looking(image, questions, **look | {"roi": small})
+    )
     looks = found(call(server, "look", image=NAME, questions=QUESTIONS, show="none"))["looks"]
     for look, expected in zip(looks, session.look_many(SCENE.picture, QUESTIONS, roi=small), strict=True):
         assert look["regions"] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 from opentelemetry.sdk.trace import SpanProcessor
+from PIL import Image
 
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions, create_app
@@ -20,7 +22,7 @@ from sdrpn.runtime.server.running import Running, Watch, listen
 from sdrpn.runtime.server.service import Service
 from sdrpn.tags import shipped_scene
 
-__all__ = ["QUESTION", "Server", "chat_body", "data_url", "scene_url", "serving"]
+__all__ = ["QUESTION", "Server", "chat_body", "data_url", "png_of", "scene_url", "serving"]
 
 QUESTION = shipped_scene().question
 
@@ -70,6 +72,12 @@ def serving(
 
 def data_url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def png_of(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def scene_url() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from sdrpn.runtime.questions import AnswerOptions
 from sdrpn.runtime.server import ServerOptions
 from sdrpn.text.turns import Turn
 from tests.families.qwen.bundles import qwen_bundle
-from tests.runtime.server.serving import Server, data_url, serving
+from tests.runtime.server.serving import Server, data_url, png_of, serving
 
 FIRST, SECOND = "what is it?", "and what does this one say?"
 
@@ -31,9 +30,7 @@ PICTURES = [picture(seed) for seed in range(3)]
 
 
 def url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return data_url(file.getvalue())
+    return data_url(png_of(image))
 
 
 def said(text: str, *images: Image.Image, role: str = "user") -> dict[str, Any]:
