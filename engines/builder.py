@@ -28,6 +28,7 @@ from sdrpn.engines.plan import EnginePlan, PlannedEngine
 from sdrpn.engines.profiles import shapes_of
 from sdrpn.errors import BadInput, EngineNotBuilt, RunFailed
 from sdrpn.host.atomic import replacing_file, require_free_space, require_writable_file
+from sdrpn.host.file_lock import lock_file
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.host.sizes import text_from_bytes
 
@@ -107,24 +108,21 @@ def _require_resources(plan: EnginePlan, todo: list[PlannedEngine], check_memory
 @contextmanager
 def _locked(plan: EnginePlan) -> Iterator[None]:
     """Allow one build per bundle at a time. The system releases the lock when the process ends in any way."""
-    import fcntl
-
     folder = plan.bundle.path / "engines"
     folder.mkdir(exist_ok=True)
     with (folder / ".lock").open("a+", encoding="ascii") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        locked = lock_file(stream.fileno(), wait=False)
+        if locked == "elsewhere":
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise RunFailed(
                 f"another build (process {holder}) is using {plan.bundle.path}; wait until it ends, or stop it"
-            ) from None
-        except OSError as error:  # some network file systems have no locks
+            )
+        if locked == "none":
             raise RunFailed(
-                f"{folder} cannot be locked ({error.strerror}); build in a copy of the bundle on a local disk",
+                f"{folder} is on a file system without locks; build in a copy of the bundle on a local disk",
                 options=("out",),
-            ) from error
+            )
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()

@@ -5,12 +5,12 @@ Concurrent builds share one file: each reads it first, and adds its own measurem
 
 from __future__ import annotations
 
-import fcntl
 from contextlib import suppress
 from pathlib import Path
 
 from sdrpn.engines.flavour import combined_timing_caches
 from sdrpn.host.atomic import replacing_file
+from sdrpn.host.file_lock import lock_file
 
 __all__ = ["TimingCacheFile"]
 
@@ -36,7 +36,7 @@ class TimingCacheFile:
         if self._path is None or content is None:
             return None
         with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_file(lock.fileno(), wait=True)
             latest = self._path.read_bytes() if self._path.exists() else b""
             if latest not in (b"", self._read):
                 content = combined_timing_caches(self._flavour, latest, content)

@@ -14,9 +14,10 @@ from typing import Any
 
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.host.atomic import replacing_file
+from sdrpn.host.file_lock import lock_file
 from sdrpn.host.json_files import read_text
 from sdrpn.host.part import WHOLE, Part
-from sdrpn.host.shared_run import RUN_NAME, start_run, try_lock
+from sdrpn.host.shared_run import RUN_NAME, start_run
 
 __all__ = ["RECORDS_NAME", "RUN_NAME", "Record", "RecordFile", "combine_parts", "read_records"]
 
@@ -98,7 +99,7 @@ class RecordFile:
 
     def __enter__(self) -> RecordFile:
         self._stream = FileIO(self._path, "a")
-        if not try_lock(self._stream.fileno()):
+        if lock_file(self._stream.fileno(), wait=False) == "elsewhere":
             self._stream.close()
             raise BadInput(f"{self._path} is being written by another process; wait for it, or name another part")
         return self

@@ -7,7 +7,6 @@ no locks, leftovers are kept.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -15,14 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from sdrpn.host.file_lock import lock_file
 
 __all__ = ["held", "remove_leftovers", "remove_partial", "temporary_beside"]
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 def temporary_beside(target: Path) -> Path:
@@ -82,20 +76,18 @@ def _is_token(text: str) -> bool:
 
 def _lock(path: Path, *, wait: bool) -> int | None:
     """A descriptor that holds the lock; None without lock support, or, without `wait`, where another run has it."""
-    if fcntl is None:
-        return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # removed, or a link
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        held = lock_file(descriptor, wait=wait) == "held"
+    except BaseException:
         os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, *_NO_LOCKS):
-            return None
         raise
-    return descriptor
+    if not held:
+        os.close(descriptor)
+    return descriptor if held else None
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -6,7 +6,6 @@ is done under a lock, which the system releases when its holder ends in any way.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterator
@@ -16,17 +15,12 @@ from typing import Any
 
 from sdrpn.errors import BadInput
 from sdrpn.host.atomic import replacing_file
+from sdrpn.host.file_lock import lock_file
 from sdrpn.host.json_files import differing_keys, read_json_object
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-__all__ = ["RUN_NAME", "run_lock", "start_run", "try_lock"]
+__all__ = ["RUN_NAME", "run_lock", "start_run"]
 
 RUN_NAME, LOCK_NAME = "run.json", ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 def start_run(folder: Path, settings: dict[str, Any], *, resume: bool = False, shared: bool = False) -> None:
@@ -50,30 +44,12 @@ def start_run(folder: Path, settings: dict[str, Any], *, resume: bool = False, s
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock inside the block, waiting for it; no lock where the file system has none."""
-    if fcntl is None:
-        yield
-        return
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        lock_file(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
-
-
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed; False where another process has it. True where there are no locks."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno != errno.EWOULDBLOCK
-    return True
 
 
 def _start(folder: Path, settings: dict[str, Any], *, joins: bool, resume: bool) -> None:

@@ -22,16 +22,12 @@ from pathlib import Path
 
 from sdrpn.bundle.release import CURRENT, INDEX_NAME
 from sdrpn.errors import BadBundle, BadInput, RunFailed
+from sdrpn.host.file_lock import lock_file
 from sdrpn.host.partial import remove_partial, temporary_beside
 from sdrpn.release.index import ReleaseIndex, text_from_time, time_from_text
 from sdrpn.release.installed import InstalledRelease, read_installed
 from sdrpn.release.store_state import Attempt, Pending, Record, StoreState, TrialRecord, read_state, write_state
 from sdrpn.release.trust import Trusted
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["ReleaseStore", "release_of", "store_of"]
 
@@ -254,19 +250,13 @@ class ReleaseStore:
     @contextmanager
     def _locked(self, name: str, *, wait: bool) -> Iterator[None]:
         """A lock that ends with the process."""
-        if fcntl is None:
-            yield
-            return
         try:
             descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise BadInput(f"{self.path} cannot be written ({error.strerror}); name another store") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise RunFailed(f"another install into {self.path} is running; wait until it has ended") from None
-        try:
+            if lock_file(descriptor, wait=wait) == "elsewhere":
+                raise RunFailed(f"another install into {self.path} is running; wait until it has ended")
             yield
         finally:
             os.close(descriptor)
