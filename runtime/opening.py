@@ -11,6 +11,7 @@ from typing import Literal
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.bundle.graphs import Parts, graphs_of
+from sdrpn.bundle.numerics import PRECISIONS
 from sdrpn.bundle.shipped import require_name
 from sdrpn.bundle.work import cpu_weights_read
 from sdrpn.errors import BadInput
@@ -107,6 +108,11 @@ class OpeningRequest:
             raise BadInput(
                 f"{info.name} has no device {self.run.device!r}, which is one of {others}; expected the number of a GPU"
             )
+        if isinstance(self.run.device, int) and info.on == "cpu" and self.run.backend != AUTOMATIC:
+            raise BadInput(
+                f"device is {self.run.device}, the number of a GPU, and {info.name} runs on the CPU; leave it out",
+                options=("device",),
+            )
         if self.run.kv_cache is not None and "kv_cache" not in info.takes:
             raise BadInput(
                 f"{info.name} holds caches as the graphs declare them; for 8 bits ask for the backend {others}, or "
@@ -121,6 +127,23 @@ class OpeningRequest:
             raise BadInput(
                 f"{info.name} rounds activations in the blocks of the weights; leave their blocks out, or ask for the "
                 f"backend {others}",
+                options=("activation-block",),
+            )
+
+    def _require_rounding(self, variant: Variant) -> None:
+        """Raise BadInput for blocks of activations that nothing would be rounded in."""
+        block = self.run.activation_block
+        if not block:  # 0: they stay floats, as they are
+            return
+        if self.run.accurate:
+            raise BadInput(
+                f"activation_block is {block}, and accurate keeps activations as floats; leave one of them out",
+                options=("activation-block", "accurate"),
+            )
+        if PRECISIONS[variant.precision].bits != 4:
+            raise BadInput(
+                f"activation_block is {block}; {variant.name} has no matrices in 4 bits, beside which activations "
+                "are rounded: leave it out",
                 options=("activation-block",),
             )
 
@@ -145,6 +168,7 @@ class OpeningRequest:
 
     def _graphs(self, bundle: Bundle, choice: Choice, options: EngineOptions) -> Opening:
         chosen = graph_variant(bundle, self.run.variant, info=choice.info, note=choice.note)
+        self._require_rounding(chosen)
         saved, note = None, None
         if self.run.optimized and not self.run.accurate:
             saved, note = choose_optimized(bundle, chosen, choice.info, self.run.verify)

@@ -14,6 +14,7 @@ import pytest
 from sdrpn._moved import MOVED
 from sdrpn.cli.main import build_parser
 from sdrpn.engines import read_targets
+from sdrpn.terminal.model_folders import add_model_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -69,6 +70,7 @@ def options(verb: str) -> set[str]:
     """As its --help lists them."""
     parser = argparse.ArgumentParser()
     import_module(f"sdrpn.cli.{verb}").add_arguments(parser)
+    add_model_options(parser)
     return {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
 
 

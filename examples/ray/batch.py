@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one
 
+import installed  # noqa: F401  # before Ray
 import pyarrow
 import ray
 from cluster import add_cluster_arguments, cluster, cores_for

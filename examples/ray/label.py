@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # the module beside this one
 
+import installed  # noqa: F401  # before Ray
 import ray
 from cluster import add_cluster_arguments, cluster, cores_for
 

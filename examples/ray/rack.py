@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one
 
+import installed  # noqa: F401  # before Ray
 from cluster import add_cluster_arguments, cluster
 from figures import joined_figures
 from ray import serve

@@ -161,6 +161,7 @@ def main() -> int:
     found["one_core"] = options.one_core
     if options.bundle is not None:
         found["pictures"] = max(1, plan_memory(options.bundle).prefixes.pictures)
+    found = {"format_version": 1, **found}
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
     return 0

@@ -281,7 +281,8 @@ def main() -> int:
         trace = random_trace(options.rate, options.seconds, options.pictures, options.tokens, options.seed)
     found = {count: simulate(trace, times, count, options.route) for count in options.replicas}
     if options.json:
-        print(json.dumps({str(count): outcome.to_json() for count, outcome in found.items()}, indent=1))
+        replicas = {str(count): outcome.to_json() for count, outcome in found.items()}
+        print(json.dumps({"format_version": 1, "replicas": replicas}, indent=1))
     else:
         print("\n".join(_table(found)))
     return 0

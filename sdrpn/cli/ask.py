@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from sdrpn.cli.requests import session_fields
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import non_negative_number, number_between, positive_int, whole_number
-from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder
-from sdrpn.terminal.look_arguments import add_look_arguments, add_region_arguments, look_fields
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.look_arguments import add_look_arguments, add_region_arguments
+from sdrpn.terminal.model_folders import add_bundle_argument
 from sdrpn.terminal.session_arguments import add_where
 from sdrpn.terminal.source_arguments import add_frame_options, read_options
 
@@ -40,7 +40,7 @@ It asks about every frame of a folder, a pattern ('shots/*.jpg'), a list (.txt),
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     parser.add_argument(
         "source",
         metavar="IMAGE",
@@ -52,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_answer(parser.add_argument_group("how it answers"))
     _add_output(parser.add_argument_group("what it prints"))
     add_frame_options(_add_answer_file(parser.add_argument_group("of several pictures")))
-    add_model_options(parser, "bundle")
 
 
 def _add_region(group: argparse._ArgumentGroup) -> None:
@@ -221,16 +220,13 @@ def _warn(text: str) -> None:
 def _request(args: argparse.Namespace) -> AskRequest:
     from sdrpn.workflows.question import AskRequest
 
-    return AskRequest(
-        args.bundle,
-        question=args.question,
+    return filled(
+        AskRequest,
+        args,
         sampling=_sampling(args),
         roi=_policy(args),
         image=_image_source(args.source),
-        max_new_tokens=args.max_new_tokens,
         **session_fields(args),
-        jpeg=args.jpeg,
-        **look_fields(args),
     )
 
 
@@ -255,7 +251,7 @@ def _policy(args: argparse.Namespace) -> Roi:
     if args.max_ratio is not None and args.upscale != "bbox":
         got = "none" if args.upscale is None else f"--upscale {args.upscale}"
         raise BadInput(f"--max-ratio {args.max_ratio:g} needs --upscale bbox; got {got}")
-    return RoiChange(args.threshold, args.upscale, args.max_ratio, None, args.max_share, args.gate_threshold)
+    return filled(RoiChange, args)
 
 
 def _check_overlay(args: argparse.Namespace) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder
+from sdrpn.terminal.arguments import add_threads_argument, bundle_folder, filled
 from sdrpn.terminal.look_arguments import add_look_arguments
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.model_folders import add_bundle_argument
 
 if TYPE_CHECKING:
     from sdrpn.workflows.benchmark import BenchRequest
@@ -40,7 +40,7 @@ LEAST_RUNS = 10  # for a percentile to mean anything
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser, "checkpoint")
     parser.add_argument("--variant", metavar="NAME", help="variant to measure (default: the one that suits a CPU best)")
     parser.add_argument("--backend", default="onnxruntime", help="as for `sdrpn ask` (default: onnxruntime)")
     parser.add_argument(
@@ -77,7 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the report as JSON")
     form.add_argument("--csv", action="store_true", help="print every stage as CSV")
-    add_model_options(parser, "bundle", "checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,9 +112,9 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> BenchRequest:
     from sdrpn.workflows.benchmark import BenchBundle, BenchReference, BenchRequest
 
-    return BenchRequest(
-        args.bundle,
-        args.variant,
+    return filled(
+        BenchRequest,
+        args,
         optimized=not args.no_optimized,
         others=tuple(
             BenchReference(args.checkpoint)
@@ -124,13 +123,6 @@ def _request(args: argparse.Namespace) -> BenchRequest:
             for other in args.compare
         ),
         cases=tuple(filter(None, args.cases.split(","))),
-        backend=args.backend,
-        threads=args.threads,
-        runs=args.runs,
-        new_tokens=args.new_tokens,
         verify=not args.no_verify,
         command=shlex.join(["sdrpn", *sys.argv[1:]]),
-        image_tokens=args.image_tokens,
-        preset=args.preset,
-        kv_cache=args.kv_cache,
     )

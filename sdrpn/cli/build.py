@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES
 from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
-from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.model_folders import add_bundle_argument
 
 if TYPE_CHECKING:
     from sdrpn.workflows.engine_build import BuildOptions, BuildRequest
@@ -34,7 +34,7 @@ primitive is tried.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     parser.add_argument(
         "--target", metavar="NAME", required=True, help="name of a target, or a .toml file of the same form"
     )
@@ -136,7 +136,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print the same builds as trtexec commands; build nothing",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

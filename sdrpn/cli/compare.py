@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sdrpn.cli import verify
-from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder
+from sdrpn.terminal.model_folders import add_bundle_argument
 
 HELP = "the former name of verify --exact"
 DESCRIPTION = """\
@@ -18,7 +18,7 @@ The same as `sdrpn verify --exact`, which replaces it. This name is removed in t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser, "checkpoint", "base", "vision_tower")
     parser.add_argument(
         "--checkpoint", metavar="CHECKPOINT", type=Path, required=True, help="folder that the bundle was exported from"
     )

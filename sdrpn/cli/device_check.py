@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
 from sdrpn.terminal.arguments import bundle_folder
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.model_folders import name_model_folders
 
 if TYPE_CHECKING:
     from sdrpn.workflows.device_check import CheckupRequest
@@ -27,7 +27,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", metavar="BUNDLE", type=bundle_folder, help="with --device: also test this bundle; `demo` works"
     )
-    add_model_options(parser, "bundle")
+    name_model_folders(parser, "bundle")
     parser.add_argument(
         "--backend", metavar="NAME", help="with --bundle: the backend that runs it; default: as `sdrpn ask` chooses"
     )

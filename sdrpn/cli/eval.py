@@ -25,7 +25,7 @@ from sdrpn.terminal.argument_types import AUTO, number_or_auto, positive_int, wh
 from sdrpn.terminal.arguments import add_shard_argument, add_threads_argument, bundle_folder, filled, take_part
 from sdrpn.terminal.checkpoint_arguments import add_part_arguments
 from sdrpn.terminal.look_arguments import add_look_arguments, add_worth_arguments
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.model_folders import name_model_folders
 
 if TYPE_CHECKING:
     from sdrpn.workflows.evaluate import EvaluationRequest
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_methods(parser.add_argument_group("how it looks"))
     _add_where(parser.add_argument_group("where it runs"))
     _add_output(parser.add_argument_group("what it writes"))
-    add_model_options(parser, "model", "base", "vision_tower")
+    name_model_folders(parser, "model", "base", "vision_tower")
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
@@ -121,7 +121,7 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_where(group: argparse._ArgumentGroup) -> None:
-    add_part_arguments(group, "for a checkpoint: as for `sdrpn export`")
+    add_part_arguments(group, "for a checkpoint: as for `sdrpn export`", with_rpn=False)
     group.add_argument("--fit", choices=("pad", "crop"), help="for a checkpoint: as for `sdrpn export` (default: pad)")
     group.add_argument(
         "--precision",

@@ -10,7 +10,7 @@ from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
 from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.argument_types import number_between, positive_int
 from sdrpn.terminal.arguments import add_fit_argument, add_threads_argument, filled
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.checkpoint_arguments import add_checkpoint_argument, add_part_arguments
 
 if TYPE_CHECKING:
     from sdrpn.workflows.export import CalibrationData
@@ -39,7 +39,7 @@ weights are stored once. An interrupted export leaves the folder as it was.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--out",
         metavar="BUNDLE",
@@ -47,28 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder to write: new, empty, or a bundle of the same checkpoint",
     )
-    parser.add_argument(
-        "--vision-tower",
-        metavar="DIR",
-        type=Path,
-        help="CLIP vision tower of an original LLaVA checkpoint (default: as its config says, or from the local cache)",
-    )
-    parser.add_argument(
-        "--rpn", metavar="FILE", type=Path, help="rpn.safetensors, with rpn.json beside it, to use with this checkpoint"
-    )
-    parser.add_argument(
-        "--base",
-        metavar="DIR",
-        type=Path,
-        help="checkpoint that supplies what CHECKPOINT lacks: upper layers, or the whole model that a LoRA or a "
-        "projector was trained on",
-    )
-    parser.add_argument(
-        "--projector",
-        metavar="FILE",
-        type=Path,
-        help="mm_projector.bin as LLaVA saves it, or its folder, in place of CHECKPOINT's projector",
-    )
+    add_part_arguments(parser, None)
     add_fit_argument(parser)
     parser.add_argument(
         "--scheme",
@@ -126,7 +105,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "weight files were kept in a hidden folder beside BUNDLE",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest's summary as JSON")
-    add_model_options(parser, "checkpoint", "base", "vision_tower")
 
 
 def _add_quantization(group: argparse._ArgumentGroup) -> None:

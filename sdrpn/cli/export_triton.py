@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from sdrpn.terminal.argument_types import positive_int
-from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.model_folders import add_bundle_argument
 
 HELP = "write a model repository for Triton's Python backend"
 DESCRIPTION = """\
@@ -20,7 +20,7 @@ package has to be installed in the Python of that backend. docs/triton.md.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the model in a repository")
     parser.add_argument("--kind", choices=("cpu", "gpu"), default="cpu", help="where instances run (default: cpu)")
     parser.add_argument("--instances", metavar="N", type=positive_int, default=1, help="sessions (default: 1)")
@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-copy", dest="copy", action="store_false", help="name the bundle where it lies, without a copy"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

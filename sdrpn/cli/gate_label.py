@@ -7,7 +7,6 @@ The JSON form is that of gate.json: what decides the labels, and `counts` of sdr
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.arguments import filled, take_part
@@ -37,7 +36,6 @@ loses only the shard in progress; --resume continues from there. Needs the [trai
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--rpn", metavar="FILE", type=Path, help="as for `sdrpn export`")
     add_question_arguments(parser)
     add_answer_length(parser, 128)
     add_batch_argument(parser)

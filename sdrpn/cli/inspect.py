@@ -10,8 +10,7 @@ import argparse
 from pathlib import Path
 
 from sdrpn.errors import BadInput
-from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.model_folders import add_bundle_argument
 
 HELP = "show what a bundle holds"
 DESCRIPTION = """\
@@ -28,7 +27,7 @@ not fit this machine. --report writes sizes, seconds, memory and gates of all en
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     parser.add_argument("--verify", action="store_true", help="also check the digests of large files")
     parser.add_argument("--engines", action="store_true", help="show the engines and whether they fit this machine")
     parser.add_argument("--layers", action="store_true", help="with --engines: also the kernels that were chosen")
@@ -44,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "without engines",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
-    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 from sdrpn.cli.requests import session_fields
 from sdrpn.errors import BadInput
-from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder
-from sdrpn.terminal.look_arguments import add_look_arguments, add_region_arguments, look_fields
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.look_arguments import add_look_arguments, add_region_arguments
+from sdrpn.terminal.model_folders import add_bundle_argument
 from sdrpn.terminal.session_arguments import add_where
 from sdrpn.terminal.source_arguments import add_frame_options, read_options
 
 if TYPE_CHECKING:
-    from sdrpn.method.policy import RoiChange
     from sdrpn.workflows.look import LookRequest, LookStream
     from sdrpn.workflows.look_folder import LookFolder
 
@@ -41,7 +40,7 @@ _MOST_RENAMED = 8  # lines of the summary; every line of looks.jsonl has the nam
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     parser.add_argument("source", metavar="SOURCE", help="where frames come from; a file that is named 0 is ./0")
     parser.add_argument(
         "questions", metavar="QUESTION", nargs="+", help="what to look for, each in quotes; all on every frame"
@@ -50,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_region(parser.add_argument_group("where it looks"))
     _add_output(parser.add_argument_group("what it prints and writes"))
     add_where(parser.add_argument_group("where it runs"), jpeg=False)
-    add_model_options(parser, "bundle")
 
 
 def _add_frames(group: argparse._ArgumentGroup) -> None:
@@ -161,24 +159,18 @@ def _is_file(text: str) -> bool:
 
 
 def _request(args: argparse.Namespace) -> LookRequest:
+    from sdrpn.method.policy import RoiChange
     from sdrpn.workflows.look import LookRequest
 
-    return LookRequest(
-        args.bundle,
+    return filled(
+        LookRequest,
+        args,
         sources=(args.source, *args.more_sources),
         questions=tuple(args.questions),
-        roi=_policy(args),
+        roi=filled(RoiChange, args),
         read=read_options(args),
-        track=args.track,
         **session_fields(args),
-        **look_fields(args),
     )
-
-
-def _policy(args: argparse.Namespace) -> RoiChange:
-    from sdrpn.method.policy import RoiChange
-
-    return RoiChange(args.threshold, args.upscale, max_share=args.max_share, gate_threshold=args.gate_threshold)
 
 
 def _output_folder(args: argparse.Namespace) -> LookFolder | None:

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 from sdrpn import __version__
 from sdrpn.terminal.ending import exit_code_of
 from sdrpn.terminal.failure import is_given
-from sdrpn.terminal.model_folders import found_model_folders
+from sdrpn.terminal.model_folders import add_model_options, found_model_folders
 from sdrpn.terminal.output import begin_output
 from sdrpn.terminal.parser import Parser
 from sdrpn.terminal.streams import prepare_streams
@@ -79,6 +79,7 @@ def build_parser() -> Parser:
             allow_abbrev=False,
         )
         verb.add_arguments(verb_parser)
+        add_model_options(verb_parser)
         # SUPPRESS: a verb without --debug must not reset the one given before it.
         verb_parser.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"

@@ -8,8 +8,8 @@ from pathlib import Path
 from sdrpn.cli.requests import session_fields
 from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import port_number, positive_int
-from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.model_folders import add_bundle_argument
 from sdrpn.terminal.session_arguments import add_where
 
 HELP = "give agents tools that find and read details in pictures (MCP)"
@@ -27,7 +27,7 @@ _DEFAULT_HOST = "127.0.0.1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     group = parser.add_argument_group("what it serves, and to whom")
     group.add_argument(
         "--image-root",
@@ -60,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answer up to N questions at once (default: as the library and its memory allow)",
     )
     add_where(parser.add_argument_group("where it runs"), jpeg=False)
-    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.arguments import add_threads_argument, filled
+from sdrpn.terminal.model_folders import add_bundle_argument
 from sdrpn.terminal.optimize_arguments import add_optimize_arguments
 
 HELP = "make a bundle's graphs ready for this machine's CPU"
@@ -34,11 +34,10 @@ bundle's own graphs are used, with a warning.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     add_optimize_arguments(parser)
     add_threads_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was saved as JSON")
-    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 
 from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
-from sdrpn.terminal.arguments import BUNDLE_HELP, GRAPH_BACKENDS, bundle_folder, filled
+from sdrpn.terminal.arguments import GRAPH_BACKENDS, filled
 from sdrpn.terminal.look_arguments import add_shape_arguments
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.model_folders import add_bundle_argument
 
 HELP = "estimate how much memory a bundle needs on a device"
 DESCRIPTION = """\
@@ -36,7 +36,7 @@ a published model is planned by its sizes, for every target or one.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     parser.add_argument("--target", metavar="NAME", help="a target or a .toml file (default: this machine's CPU)")
     parser.add_argument(
         "--backend",
@@ -77,7 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", metavar="PICTURE", help=picture_help)
     add_shape_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,7 +30,6 @@ rounds by default. Recommends parts to --keep. Needs the [train] extra; runs in 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--rpn", metavar="FILE", type=Path, help="as for `sdrpn export`")
     add_question_arguments(parser)
     parser.add_argument(
         "--choices",

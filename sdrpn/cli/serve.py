@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from sdrpn.cli.requests import session_fields
 from sdrpn.terminal.argument_types import byte_count, number_between, port_number, positive_int
-from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder, filled
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.model_folders import add_bundle_argument
 from sdrpn.terminal.session_arguments import add_where
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ _ACCESS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser)
     groups = {"where it listens": _LISTENS, "how much at once": _LOAD, "who may ask, and for what": _ACCESS}
     for title, options in groups.items():
         group = parser.add_argument_group(title)
@@ -87,7 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--otlp-endpoint", metavar="URL", help="send traces there, by OpenTelemetry's OTLP over HTTP")
     add_where(parser.add_argument_group("where it runs"))
-    add_model_options(parser, "bundle")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,8 +25,7 @@ from pathlib import Path
 from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.argument_types import positive_int
 from sdrpn.terminal.arguments import add_threads_argument, changed, filled
-from sdrpn.terminal.checkpoint_arguments import add_part_arguments
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.checkpoint_arguments import add_checkpoint_argument, add_part_arguments
 from sdrpn.terminal.training_arguments import add_gate_options, add_training_options, require_one_training
 
 HELP = "train an RPN, or a gate, on labels"
@@ -45,12 +44,12 @@ defaults are those of the official training of LLaVA-1.5-7B. With --gate a gate 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--labels", metavar="LABELS", type=Path, required=True, help="folder of `sdrpn label` or `gate-label`"
     )
     parser.add_argument("--out", metavar="RPN_DIR", type=Path, required=True, help="folder to write: new or empty")
-    add_part_arguments(parser, with_rpn=True)
+    add_part_arguments(parser)
     parser.add_argument(
         "--images", metavar="DIR", type=Path, help="folder of the images (default: the one that was labelled)"
     )
@@ -72,7 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser.add_argument_group("the RPN"))
     add_gate_options(parser.add_argument_group("a gate"))
     add_training_options(parser.add_argument_group("the training (defaults: those of --preset)"))
-    add_model_options(parser, "checkpoint", "base", "vision_tower")
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:

@@ -17,9 +17,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdrpn.terminal.arguments import BUNDLE_HELP, add_threads_argument, bundle_folder, filled
+from sdrpn.terminal.arguments import add_threads_argument, filled
 from sdrpn.terminal.checkpoint_arguments import add_part_arguments
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.model_folders import add_bundle_argument
 
 HELP = "measure a bundle's graphs, or a target's engines, against the checkpoint"
 DESCRIPTION = """\
@@ -39,7 +39,7 @@ map, boxes and generated tokens. Exits 1 if a difference is above its limit.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    add_bundle_argument(parser, "checkpoint", "base", "vision_tower")
     parser.add_argument(
         "--target", metavar="NAME", help="the graphs and engines of this target (default: all variants)"
     )
@@ -61,9 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the parts of the checkpoint, and --json."""
-    add_part_arguments(parser, "as given to `sdrpn export`", with_rpn=True)
+    add_part_arguments(parser, "as given to `sdrpn export`")
     parser.add_argument("--json", action="store_true", help="print every gate and every check as JSON")
-    add_model_options(parser, "bundle", "checkpoint", "base", "vision_tower")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 from sdrpn.terminal.argument_types import positive_int
 from sdrpn.terminal.arguments import add_fit_argument, add_shard_argument, add_threads_argument
 from sdrpn.terminal.look_arguments import add_image_tokens_argument
-from sdrpn.terminal.model_folders import add_model_options
+from sdrpn.terminal.model_folders import name_model_folders
 
 __all__ = [
     "add_answer_length",
     "add_batch_argument",
+    "add_checkpoint_argument",
     "add_checkpoint_arguments",
     "add_label_folder_arguments",
     "add_part_arguments",
@@ -21,32 +22,58 @@ __all__ = [
 ]
 
 
-def add_part_arguments(
-    group: argparse._ActionsContainer, text: str = "as for `sdrpn export`", *, with_rpn: bool = False
-) -> None:
-    """Declare parts that are not taken from the checkpoint's folder."""
-    parts = {"--vision-tower": "DIR", "--rpn": "FILE", "--base": "DIR", "--projector": "FILE"}
-    for option, metavar in parts.items():
-        if with_rpn or option != "--rpn":
-            group.add_argument(option, metavar=metavar, type=Path, help=text)
+# Option, metavar and help; other verbs than `sdrpn export` refer to that one.
+_PARTS = (
+    (
+        "--vision-tower",
+        "DIR",
+        "CLIP vision tower of an original LLaVA checkpoint (default: as its config says, or from the local cache)",
+    ),
+    ("--rpn", "FILE", "rpn.safetensors, with rpn.json beside it, to use with this checkpoint"),
+    (
+        "--base",
+        "DIR",
+        "checkpoint that supplies what CHECKPOINT lacks: upper layers, or the whole model that a LoRA or a projector "
+        "was trained on",
+    ),
+    (
+        "--projector",
+        "FILE",
+        "mm_projector.bin as LLaVA saves it, or its folder, in place of CHECKPOINT's projector",
+    ),
+)
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the model, where it runs and in which precision."""
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the checkpoint, with the parts that may be a folder of a model of their own."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
-    add_part_arguments(parser)
+    name_model_folders(parser, "checkpoint", "base", "vision_tower")
+
+
+def add_part_arguments(
+    group: argparse._ActionsContainer, text: str | None = "as for `sdrpn export`", *, with_rpn: bool = True
+) -> None:
+    """Declare parts that are not taken from the checkpoint's folder. Args: text: None: what each of them is"""
+    for option, metavar, about in _PARTS:
+        if with_rpn or option != "--rpn":
+            group.add_argument(option, metavar=metavar, type=Path, help=text or about)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, with_rpn: bool = True) -> None:
+    """Declare the model, where it runs and in which precision."""
+    add_checkpoint_argument(parser)
+    add_part_arguments(parser, with_rpn=with_rpn)
     add_fit_argument(parser)
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the model (default: fp32)"
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
     add_threads_argument(parser)
-    add_model_options(parser, "checkpoint", "base", "vision_tower")
 
 
 def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the model, its questions, and how it answers them."""
-    add_checkpoint_arguments(parser)
+    add_checkpoint_arguments(parser, with_rpn=False)
     add_question_arguments(parser)
     parser.add_argument(
         "--rows",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from sdrpn.terminal.argument_types import number_between, positive_int
 
@@ -13,7 +12,6 @@ __all__ = [
     "add_region_arguments",
     "add_shape_arguments",
     "add_worth_arguments",
-    "look_fields",
 ]
 
 # As in sdrpn.method.preset and sdrpn.families.family, which are not imported for --help.
@@ -102,11 +100,6 @@ def image_tokens(text: str) -> tuple[int, int]:
     if not 4 <= pair[0] <= pair[1]:
         raise argparse.ArgumentTypeError(f"{text!r} is not LEAST:MOST, two numbers from 4 on in ascending order")
     return pair
-
-
-def look_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a request that say how many image tokens a picture becomes, and the preset."""
-    return {"preset": args.preset, "image_tokens": args.image_tokens, "resize": args.resize}
 
 
 def add_region_arguments(group: argparse._ArgumentGroup) -> None:

@@ -9,12 +9,29 @@ from pathlib import Path
 
 from sdrpn.host.hub import model_folder
 from sdrpn.host.links import allowing_links
+from sdrpn.terminal.arguments import BUNDLE_HELP, bundle_folder
 
-__all__ = ["add_model_options", "found_model_folders"]
+__all__ = ["add_bundle_argument", "add_model_options", "found_model_folders", "name_model_folders"]
+
+# In the defaults of a verb's arguments: which of them are folders of models.
+_NAMES = "model_folders"
 
 
-def add_model_options(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Declare the options of the arguments `names`, each of which is a bundle or a checkpoint."""
+def add_bundle_argument(parser: argparse.ArgumentParser, *others: str) -> None:
+    """Declare the bundle of a verb. Args: others: further arguments that are folders of models"""
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help=BUNDLE_HELP)
+    name_model_folders(parser, "bundle", *others)
+
+
+def name_model_folders(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Say which arguments are a bundle or a checkpoint."""
+    parser.set_defaults(**{_NAMES: names})
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of such arguments, behind all others, for a verb that has some."""
+    if not parser.get_default(_NAMES):
+        return
     group = parser.add_argument_group("folders of models")
     group.add_argument(
         "--download",
@@ -31,13 +48,12 @@ def add_model_options(parser: argparse.ArgumentParser, *names: str) -> None:
         help="allow symbolic links to files below DIR, e.g. weights on another disk; links within the folder and into "
         "the blobs of the hub's cache are always allowed. Can be given several times",
     )
-    parser.set_defaults(model_folders=names)
 
 
 @contextmanager
 def found_model_folders(args: argparse.Namespace) -> Iterator[None]:
     """Replace hub names in `args` by folders, and allow the links that --allow-links names."""
-    for name in getattr(args, "model_folders", ()):
+    for name in getattr(args, _NAMES, ()):
         value = getattr(args, name)
         if value is not None and (found := model_folder(str(value), download=args.download)) != Path(value):
             setattr(args, name, found)

@@ -144,6 +144,8 @@ def model_at(
     if not folder.exists():
         raise BadInput(f"{folder} does not exist; expected the folder of a bundle or of a checkpoint")
     if folder.is_dir():
+        if not any(folder.iterdir()):
+            raise BadInput(f"{folder} is empty; expected the folder of a bundle or of a checkpoint")
         _require_none({"backend": backend, "variant": variant}, folder, "a bundle", "a checkpoint")
     parts_of = CheckpointParts(folder, vision_tower, base=base, projector=projector, fit=fit or "pad")
     return CheckpointModel(parts_of, tuple(rpns), precision or "fp32", device or "cpu", threads)

@@ -262,6 +262,8 @@ def test_refusals_of_a_checkpoint(
     (tmp_path / "heads.json").write_text(json.dumps({"format_version": 1, "grounding": [[9, 0]]}))
     assert "layer 9 head 0 does not exist" in refused(text_checkpoint, "--heads", tmp_path)
     assert "does not exist; expected the folder of a bundle or of a checkpoint" in refused(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "empty is empty; expected the folder of a bundle or of a checkpoint" in refused(tmp_path / "empty")
 
 
 def test_thresholds_by_labels(

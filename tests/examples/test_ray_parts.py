@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -236,3 +237,12 @@ class TestParts:
             parts.begin(out, found[:3], {"what": "look"})
         with pytest.raises(BadInput, match="exists and has no job to go on with"):
             parts.begin(tmp_path, found, {"what": "look"})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+@pytest.mark.parametrize("name", ["batch", "label", "rack"])
+def test_without_ray_a_script_says_so_in_one_line(name: str) -> None:
+    script = ROOT / "examples" / "ray" / f"{name}.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "ray is not installed, which this example needs: pip install 'sdrpn[ray]'\n"

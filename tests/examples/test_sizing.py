@@ -118,7 +118,8 @@ def test_the_command(simulate: ModuleType, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path / "times.json"), "--trace", str(tmp_path / "trace.jsonl")]
     done = subprocess.run([*command, "--replicas", "1", "2", "--json"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert {count: entry["requests"] for count, entry in found.items()} == {"1": 20, "2": 20}
+    assert list(found) == ["format_version", "replicas"]
+    assert {count: entry["requests"] for count, entry in found["replicas"].items()} == {"1": 20, "2": 20}
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(table) == 4
 

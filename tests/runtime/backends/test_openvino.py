@@ -413,6 +413,15 @@ class TestActivationBlocks:
         with pytest.raises(BadInput, match=expected):
             Session.open(text_bundle, backend=backend, activation_block=block)
 
+    def test_a_bundle_without_matrices_in_4_bits(self, text_bundle: Path) -> None:
+        with pytest.raises(
+            BadInput, match="fused-fp32 has no matrices in 4 bits, beside which activations are rounded"
+        ):
+            Session.open(text_bundle, backend="openvino", activation_block=32)
+        with pytest.raises(BadInput, match="and accurate keeps activations as floats; leave one of them out"):
+            Session.open(text_bundle, backend="openvino", activation_block=32, accurate=True)
+        Session.open(text_bundle, backend="openvino", activation_block=0).close()
+
 
 def test_the_blocks_of_a_graph(tiny_checkpoint: Path, tmp_path: Path) -> None:
     core = openvino_graph.new_core()

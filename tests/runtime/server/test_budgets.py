@@ -20,7 +20,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
 PICTURE = Image.fromarray(NOISE).resize((400, 300), Image.Resampling.BILINEAR)
 URL = data_url(png_of(PICTURE))
 SMALL = {"image_tokens": [4, 24]}
-EVERYWHERE = {"threshold": 0.01, "gate_threshold": -1}
+EVERYWHERE: dict[str, Any] = {"threshold": 0.01, "gate_threshold": -1}
 
 
 @pytest.fixture(scope="module")
