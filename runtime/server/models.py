@@ -83,9 +83,9 @@ class Models:
             raise Fault(
                 409, "a graph of the last reload still runs; restart the server to end it", "reload_in_progress"
             )
-        self._busy, self._trial = True, Trial(self._reopening.open, self._reopening.accept)
+        self._busy, self._trial = True, Trial(self._reopening.open, self._reopening.accept, self._limit)
         try:
-            opened = await self._trial.session(self._limit)
+            opened = await self._trial.session()
         except Exception as error:
             why = fault_from_error(error).message if not isinstance(error, RunFailed) else str(error)
             raise Fault(

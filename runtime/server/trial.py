@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +32,9 @@ class TrialLimit:
 class Trial:
     """A session that is opened and tried, from now on. One that is given up is closed when its graph ends, if ever."""
 
-    def __init__(self, reopen: Callable[[], Session], accept: Callable[[Session], None]) -> None:
+    def __init__(self, reopen: Callable[[], Session], accept: Callable[[Session], None], limit: TrialLimit) -> None:
         """Args: accept: called in the same thread with the session that answered; may raise"""
-        self._reopen, self._accept = reopen, accept
+        self._reopen, self._accept, self._limit = reopen, accept, limit
         self._session: Session | None = None
         self._result: Future[Session] = Future()
         self._result.set_running_or_notify_cancel()
@@ -45,28 +46,17 @@ class Trial:
         """The thread is free again."""
         return self._result.done()
 
-    async def session(self, limit: TrialLimit) -> Session:
+    async def session(self) -> Session:
         """The session once it has answered. Raises what failed; RunFailed where a graph ran too long."""
-        waiting = asyncio.wrap_future(self._result)
-        asked = False
-        while True:
-            await asyncio.wait({waiting}, timeout=pulse_s(limit.after_s))
-            if waiting.done():
-                break
+        waiting, most_s = asyncio.wrap_future(self._result), self._limit.after_s + self._limit.grace_s
+        while not waiting.done():
+            await asyncio.wait({waiting}, timeout=pulse_s(self._limit.after_s))
             running_s = self._running_s()
-            if running_s > limit.after_s + limit.grace_s:
+            if running_s > most_s and not waiting.done():
                 self._result.add_done_callback(_close)
                 waiting.cancel()  # the thread goes on
                 raise RunFailed(f"a graph of its trial has run for {running_s:.1f} s, and cannot be ended")
-            if running_s > limit.after_s and self._session is not None:
-                asked = True
-                self._session.cancel()
-        try:
-            return waiting.result()
-        except Cancelled as error:
-            if not asked:
-                raise
-            raise RunFailed(f"a graph of its trial ran for longer than {limit.after_s:g} s, and was ended") from error
+        return waiting.result()
 
     def _running_s(self) -> float:
         """How long the current graph has run; 0: none does."""
@@ -77,24 +67,49 @@ class Trial:
             opened = self._reopen()
             self._session = opened
             try:
-                try_model(opened)
+                try_model(opened, self._limit)
                 self._accept(opened)
             except BaseException:
                 opened.close()
                 raise
-        except BaseException as error:  # raised again by whoever waits
+        except BaseException as error:  # raised again where the result is awaited
             self._result.set_exception(error)
         else:
             self._result.set_result(opened)
 
 
-def try_model(session: Session) -> None:
-    """Look and answer once. Raises what fails."""
+def try_model(session: Session, limit: TrialLimit) -> None:
+    """Look and answer once. Raises what fails; RunFailed where a graph ran too long, and could be ended."""
     picture = np.full((_SIDE_PX, _SIDE_PX, 3), 128, np.uint8)
-    if session.spec.rpn is not None:
-        session.look(picture, _QUESTION)
-    session.answer(picture, _QUESTION, roi=None, max_new_tokens=2)
+    with _ended_after(limit.after_s, session):
+        if session.spec.rpn is not None:
+            session.look(picture, _QUESTION)
+        session.answer(picture, _QUESTION, roi=None, max_new_tokens=2)
     session.forget_image()
+
+
+@contextmanager
+def _ended_after(after_s: float, session: Session) -> Iterator[None]:
+    """Graphs that run longer in the block are asked to end."""
+    done, asked = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(pulse_s(after_s)):
+            if session.load.unit_s > after_s:
+                asked.set()
+                session.cancel()
+
+    watching = threading.Thread(target=watch, name="sdrpn trial's limit", daemon=True)
+    watching.start()
+    try:
+        yield
+    except Cancelled as error:
+        if not asked.is_set():
+            raise
+        raise RunFailed(f"a graph of the trial ran for longer than {after_s:g} s, and was ended") from error
+    finally:
+        done.set()
+        watching.join()
 
 
 def _close(result: Future[Session]) -> None:

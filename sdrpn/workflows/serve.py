@@ -163,14 +163,14 @@ def server_app(request: ServeRequest, *, note: Callable[[str], None] = lambda te
     """
     require_server()
     from sdrpn.runtime.server import create_app
-    from sdrpn.runtime.server.trial import try_model
+    from sdrpn.runtime.server.trial import TrialLimit, try_model
 
     keys = _check_access(request)
     begin_service(bundle_path(request.bundle), note)
     with _opened(request) as session:
         if session.backend_note is not None:
             note(session.backend_note)
-        try_model(session)
+        try_model(session, TrialLimit(request.stuck_after_s))
         options = _options(session, request, keys)
         # A release is confirmed when it has answered once, since the former one is about to go.
         app = create_app(

@@ -18,6 +18,7 @@ from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions
 from sdrpn.runtime.server.trial import TrialLimit
 from sdrpn.tags import shipped_scene
+from sdrpn.workflows.serve import ServeRequest, server_app
 from tests.endless_graph import make_vision_endless
 from tests.runtime.server.serving import Server, chat_body, scene_url, serving
 
@@ -140,9 +141,9 @@ def test_one_whose_trial_does_not_end_changes_nothing(server: Server, bundles: B
         assert answered(server) == EXPECTED
         reply = reloading.result(30)
     assert (reply.status_code, reply.json()["error"]["code"]) == (422, "reload_failed")
-    assert "the former one still answers: a graph of its trial ran for longer than 0.2 s" in reply.text
+    assert "the former one still answers: a graph of the trial ran for longer than 0.2 s" in reply.text
     assert is_closed(bundles.opened[1])
-    bundles.path = "demo"
+    bundles.path, server.service.models._limit = "demo", TrialLimit(60)
     assert reload(server).json()["generation"] == 2
 
 
@@ -163,7 +164,7 @@ def test_a_trial_that_cannot_be_ended_is_given_up(server: Server, bundles: Bundl
     assert "and cannot be ended" in reply.json()["error"]["message"]
     assert server.get("/healthz").status_code == 200
     assert answered(server) == EXPECTED
-    bundles.prepare = lambda session: None
+    bundles.prepare, server.service.models._limit = lambda session: None, TrialLimit(60)
     reply = reload(server)
     assert (reply.status_code, reply.json()["error"]["code"]) == (409, "reload_in_progress")
     assert "a graph of the last reload still runs" in reply.json()["error"]["message"]
@@ -209,3 +210,15 @@ def test_only_one_at_a_time(server: Server, bundles: Bundles) -> None:
 def test_a_server_in_a_program_says_who_can() -> None:
     with Session.open("demo", threads=1) as session, serving(session) as alone:
         assert reload(alone).status_code == 501
+
+
+def test_a_server_whose_first_trial_does_not_end_says_so(tmp_path: Path) -> None:
+    bundle = tmp_path / "endless"
+    shutil.copytree(bundle_path("demo"), bundle)
+    make_vision_endless(bundle)
+    request = ServeRequest(bundle, port=0, threads=1, stuck_after_s=0.2)
+    with (
+        pytest.raises(RunFailed, match=r"a graph of the trial ran for longer than 0\.2 s, and was ended"),
+        server_app(request),
+    ):
+        pass
