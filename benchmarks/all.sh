@@ -1,45 +1,96 @@
 #!/usr/bin/env bash
 # Measure this machine's CPU against other runtimes and over both passes, all sides in turns, into one results file.
 #
-#   benchmarks/all.sh docs/results/cpu/NAME.json        # an idle machine, some twenty minutes on two cores
-#   ROUNDS=2 THREADS="1" WORK=/tmp/bench benchmarks/all.sh out.json
+#   benchmarks/all.sh docs/results/cpu/NAME.json        # an idle machine: see TIMES below
+#   ROUNDS=2 THREADS=1 PARTS=runtimes benchmarks/all.sh out.json
+#
+# PARTS, some of (default: the first three):
+#   runtimes   prefill and decode at 0.4B INT4 against llama.cpp and OpenVINO GenAI, as far as they are installed
+#   passes     every case of both passes with either library, and what a token reads
+#   reference  one box against the reference in PyTorch, which computes everything again (extra `train`)
+#   large      prefill and decode at 7B INT4 (30 GB of disk, 12 GB of memory)
+# TIMES on two cores: bundles 5 minutes once; for each number of THREADS runtimes 4, passes 12, reference 8 minutes; large 30
+# once and 20 each. A step that takes longer than LIMIT_S (1800) is ended and left out of the results.
+# A run that was interrupted goes on where it was: what is measured stays in WORK (default: OUT.work, 4 GB; large 30 GB more)
+# until that is removed. The results file is written again after every step.
 #
 # python benchmarks/cpu_table.py --write then makes the tables of docs/benchmarks.md.
-# WORK keeps the checkpoint, the bundles and the GGUF files for the next run (2.5 GB).
 set -euo pipefail
 out=${1:?name the results file}
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
-rounds=${ROUNDS:-5} threads=${THREADS:-"1 2"}
-work=${WORK:-$(mktemp -d)}
-[ -n "${WORK:-}" ] || trap 'rm -rf "$work"' EXIT
+rounds=${ROUNDS:-5} threads=${THREADS:-"1 2"} parts=${PARTS:-"runtimes passes reference"}
+work=${WORK:-$out.work} limit_s=${LIMIT_S:-1800}
+for part in $parts; do
+  case $part in runtimes | passes | reference | large) ;; *) echo "all.sh: PARTS has no $part" >&2; exit 2 ;; esac
+done
 mkdir -p "$work" "$(dirname "$out")"
 
 sdrpn() { "$python" -m sdrpn "$@"; }
 has() { "$python" -c "import $1" 2>/dev/null; }
+say() { echo "all.sh: $(date +%H:%M:%S) $*" >&2; }
+rebuilt() { [ -d "$work/$1" ] || { rm -rf "$work/$1.new" && "${@:2}" "$work/$1.new" && mv "$work/$1.new" "$work/$1"; }; }
 
-[ -d "$work/checkpoint" ] || "$python" "$here/random_checkpoint.py" "$work/checkpoint" --size 0.4b
+# One step: into NAME.json, unless that is there; the results so far into the results file.
+step() {
+  local name=$1
+  shift
+  if [ -f "$work/$name.json" ]; then
+    say "$name is there"
+  else
+    say "$name"
+    if timeout -k 30 "$limit_s" "$@" >"$work/$name.part"; then
+      mv "$work/$name.part" "$work/$name.json"
+    else
+      say "$name ended with $? and is left out"
+    fi
+  fi
+  "$python" "$here/cpu_table.py" --join "$out" "$work"
+}
+
+export_int4() { sdrpn export "$work/checkpoint" --precision int4 --block "$1" --int8 lm_head --out "$2"; }
+say "checkpoint and bundles in $work"
+rebuilt checkpoint "$python" "$here/random_checkpoint.py" --size 0.4b
 for block in 32 128; do
-  [ -d "$work/b$block" ] || sdrpn export "$work/checkpoint" --out "$work/b$block" --precision int4 --block "$block" --int8 lm_head
+  rebuilt "b$block" export_int4 "$block"
+  ls "$work/b$block"/optimized/fused-int4-cpu/ort-* >/dev/null 2>&1 || sdrpn optimize "$work/b$block" --variant fused-int4-cpu
 done
 
-others= compare=()
-add() { others="${others:+$others,}$1"; }
+others="ours:$work/b128:fused-int4-cpu:onnxruntime" sides=(--compare "$work/b32:fused-int4-cpu:standard" --compare "$work/b128:fused-int4-cpu")
 if has openvino; then
-  add "ours:$work/b32:fused-int4:openvino"
-  add "ours:$work/b128:fused-int4-cpu:onnxruntime"
-  add "ours:$work/b128:fused-int4:openvino"
-  compare=(--compare "$work/b32:fused-int4:openvino")
+  others="$others,ours:$work/b32:fused-int4:openvino,ours:$work/b128:fused-int4:openvino"
+  sides+=(--compare "$work/b32:fused-int4:openvino" --compare "$work/b128:fused-int4:openvino")
+  sides+=(--compare "$work/b32:fused-int4:openvino:int8")
 fi
-if has llama_cpp; then add llama-q4_0; fi
-if has openvino_genai && has gguf; then add openvino-q4_0; fi
+if has llama_cpp; then others="$others,llama-q4_0"; fi
+if has openvino_genai && has gguf; then others="$others,openvino-q4_0"; fi
 
-parts=()
-for count in $threads; do
-  "$python" "$here/other_runtimes.py" "$work/b32" --variant fused-int4-cpu --others "$others" --threads "$count" \
-    --rounds "$rounds" --gguf "$work/gguf" --json >"$work/runtimes-$count.json"
-  sdrpn bench "$work/b32" --variant fused-int4-cpu "${compare[@]}" --cases plain,no-box,one-box --new-tokens 16 \
-    --threads "$count" --runs "$rounds" --no-verify --json >"$work/bench-$count.json"
-  parts+=("$count=$work/runtimes-$count.json,$work/bench-$count.json")
+run_part() {
+  local part=$1 count=$2
+  case $part in
+  runtimes)
+    step "runtimes-$count" "$python" "$here/other_runtimes.py" "$work/b32" --variant fused-int4-cpu --others "$others" \
+      --threads "$count" --rounds "$rounds" --gguf "$work/gguf" --json ;;
+  passes)
+    step "bench-$count" "$python" -m sdrpn bench "$work/b32" --variant fused-int4-cpu "${sides[@]}" \
+      --cases plain,no-box,one-box,mask,two-box,second-question --new-tokens 16 --threads "$count" --runs "$rounds" \
+      --no-verify --json ;;
+  reference)
+    if ! has torch; then say "no PyTorch: reference is left out" && return; fi
+    step "reference-$count" "$python" -m sdrpn bench "$work/b32" --variant fused-int4-cpu "${sides[@]}" --compare torch \
+      --checkpoint "$work/checkpoint" --cases plain,one-box --new-tokens 2 --threads "$count" --runs 2 --no-verify --json ;;
+  large)
+    if [ ! -d "$work/large/int4" ]; then
+      "$python" "$here/large_model.py" "$work/large" --size 7b --steps checkpoint,int4 >&2 && rm -rf "$work/large/checkpoint"
+    fi
+    local large=standard
+    if has openvino; then large="ours:$work/large/int4:fused-int4:openvino"; fi
+    if has llama_cpp; then large="$large,llama-q4_0"; fi
+    step "large-$count" "$python" "$here/other_runtimes.py" "$work/large/int4" --variant fused-int4-cpu --others "$large" \
+      --threads "$count" --rounds 2 --gguf "$work/large/gguf" --json ;;
+  esac
+}
+for part in $parts; do
+  for count in $threads; do run_part "$part" "$count"; done
 done
-"$python" "$here/cpu_table.py" --join "$out" "${parts[@]}"
+say "results in $out; what was made for them stays in $work until you remove it"
