@@ -63,12 +63,7 @@ class GateLoop:
         total = torch.zeros((), device=accelerator.device)
         for number, micro in enumerate(micros, start=1):
             with contextlib.nullcontext() if number == len(micros) else accelerator.no_sync(self.gate):
-                logits = self._logits(batches, micro)
-                # None is a placeholder, without a sample: it has no weight.
-                known = torch.tensor([place is not None for place in micro], device=logits.device)
-                labels = torch.tensor([samples[place or 0].label for place in micro], device=logits.device)
-                losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
-                loss = (losses * known).sum() / len(pairs)
+                loss = self._share_of_loss(batches, samples, micro, len(pairs))
                 accelerator.backward(loss * processes)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.gate.parameters(), self._options.gradient_clip)
@@ -77,6 +72,17 @@ class GateLoop:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(accelerator.reduce(total, "sum")), float(norm)
+
+    def _share_of_loss(
+        self, batches: TapBatches, samples: Sequence[GateSample], micro: Sequence[int | None], step_samples: int
+    ) -> Tensor:
+        """The contribution of a micro-batch to the loss of its step, which has so many samples."""
+        logits = self._logits(batches, micro)
+        # None is a placeholder, without a sample: it has no weight.
+        known = torch.tensor([place is not None for place in micro], device=logits.device)
+        labels = torch.tensor([samples[place or 0].label for place in micro], device=logits.device)
+        losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+        return (losses * known).sum() / step_samples
 
     @torch.no_grad()
     def logits(self, batches: TapBatches, count: int) -> npt.NDArray[np.float64]:

@@ -17,16 +17,15 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from sdrpn.errors import BadImage, BadInput, ContextTooLong
-from sdrpn.evaluation.looks import Look, RpnLook
-from sdrpn.evaluation.torch_answerer import TorchAnswerer
 from sdrpn.families.registry import family_of, prompt_of
+from sdrpn.gate.both_looks import both_looks
 from sdrpn.images.image import open_image
 from sdrpn.labels.attention import WatchedPrompt, require_room, watched_prompt
 from sdrpn.labels.questions import DataQuestion
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model.base import BaseModel, SdRpnModel
-from sdrpn.model.generation import generate_answers
+from sdrpn.model.generation import Generated, generate_answers
 from sdrpn.model.looks import picture_look
 from sdrpn.text.prompt import Prompt, decode_text
 
@@ -97,62 +96,65 @@ class Viewer:
     ) -> None:
         """Args:
         policy: where the second look is; a gate of the model is not asked
-        batch: questions that are answered at once, where a view is one look; the answers do not depend on it
+        batch: questions that are answered at once; the answers do not depend on it
         """
         self.batch = batch
         self.model, self.images, self.views = model, images, tuple(views)
-        self.policy, self.max_new_tokens = dataclasses.replace(policy, gate_threshold=-1.0), max_new_tokens
+        self.policy, self.max_new_tokens = policy, max_new_tokens
         self._tokenizer = tokenizer
         self._models = {view: model_at_view(model, view) for view in views}
-        self._seen = {view: TorchAnswerer(seen, tokenizer) for view, seen in self._models.items()}
 
     def prompt(self, question: DataQuestion) -> Prompt:
         """The prompt of a question."""
         return prompt_of(self.model.spec, self._tokenizer, question.text)
 
-    def answers(self, question: DataQuestion) -> list[str]:
-        """One per view. Raises BadImage, ContextTooLong."""
-        picture = open_image(self.images / question.image)
-        return [
-            self._seen[view].answer(picture, question.text, self._look(view), self.max_new_tokens).text
-            for view in self.views
-        ]
-
     def answers_to(self, questions: Sequence[DataQuestion]) -> list[list[str] | BadImage | ContextTooLong]:
-        """The same of up to `batch` questions; an error in place of the answers to what cannot be asked."""
-        found: list[list[str] | BadImage | ContextTooLong] = []
-        pictures: dict[int, Image.Image] = {}
+        """Answers to up to `batch` questions, one per view; an error in place of those to what cannot be asked."""
+        found: dict[int, list[str] | BadImage | ContextTooLong] = {}
+        pictures: dict[str, Image.Image] = {}  # one for all questions about it
         for place, question in enumerate(questions):
             try:
-                if len(questions) == 1:
-                    return [self.answers(question)]
-                pictures[place] = open_image(self.images / question.image)
-                found.append([])
-            except (BadImage, ContextTooLong) as error:
-                found.append(error)
+                if question.image not in pictures:
+                    pictures[question.image] = open_image(self.images / question.image)
+            except BadImage as error:
+                found[place] = error
+        left = [place for place in range(len(questions)) if place not in found]
+        asked = {place: (pictures[questions[place].image], questions[place]) for place in left}
+        found |= self._both(asked) if self.views == (ONE_LOOK, TWO_LOOKS) else self._at_resolutions(asked)
+        return [found[place] for place in range(len(questions))]
+
+    def _both(
+        self, asked: Mapping[int, tuple[Image.Image, DataQuestion]]
+    ) -> dict[int, list[str] | BadImage | ContextTooLong]:
+        prompts = [(picture, self.prompt(question)) for picture, question in asked.values()]
+        found = both_looks(self.model, prompts, self.policy, self.max_new_tokens)
+        return {
+            place: answers if isinstance(answers, Exception) else [self._text(ids) for ids in answers]
+            for place, answers in zip(asked, found, strict=True)
+        }
+
+    def _at_resolutions(
+        self, asked: Mapping[int, tuple[Image.Image, DataQuestion]]
+    ) -> dict[int, list[str] | BadImage | ContextTooLong]:
+        found: dict[int, list[str]] = {place: [] for place in asked}
+        failed: dict[int, BadImage | ContextTooLong] = {}
         for view in self.views:
-            asked = {place: (pictures[place], questions[place].text) for place in pictures}
-            for place, answer in self._answers_at(view, asked).items():
-                answers = found[place]
-                if isinstance(answer, str) and isinstance(answers, list):
-                    answers.append(answer)
-                elif not isinstance(answer, str):
-                    found[place] = answer
-                    del pictures[place]
-        return found
+            left = {place: pair for place, pair in asked.items() if place not in failed}
+            for place, answer in self._answers_at(view, left).items():
+                if isinstance(answer, str):
+                    found[place].append(answer)
+                else:
+                    failed[place] = answer
+        return {**found, **failed}
 
     def _answers_at(
-        self, view: str, asked: Mapping[int, tuple[Image.Image, str]]
+        self, view: str, asked: Mapping[int, tuple[Image.Image, DataQuestion]]
     ) -> dict[int, str | BadImage | ContextTooLong]:
         """The answers at one view."""
-        answerer, found = self._seen[view], dict[int, str | BadImage | ContextTooLong]()
-        prompts: dict[int, WatchedPrompt] = {}
-        for place, (picture, text) in asked.items():
+        found, prompts = dict[int, str | BadImage | ContextTooLong](), dict[int, WatchedPrompt]()
+        for place, (picture, question) in asked.items():
             try:
-                if view == TWO_LOOKS:
-                    found[place] = answerer.answer(picture, text, self._look(view), self.max_new_tokens).text
-                else:
-                    prompts[place] = self._prompt_at(view, picture, text)
+                prompts[place] = self._prompt_at(view, picture, question)
             except (BadImage, ContextTooLong) as error:
                 found[place] = error
         if prompts:
@@ -165,14 +167,16 @@ class Viewer:
                 penalty=spec.repetition_penalty,
                 prompt_ids=[prompt.text_ids for prompt in prompts.values()],
             )
-            texts = (decode_text(self._tokenizer, ids).strip() for ids in answers)
-            found |= zip(prompts, texts, strict=True)
+            found |= zip(prompts, map(self._text, answers), strict=True)
         return found
 
-    def _prompt_at(self, view: str, picture: Image.Image, text: str) -> WatchedPrompt:
+    def _text(self, ids: Generated) -> str:
+        return decode_text(self._tokenizer, ids).strip()
+
+    def _prompt_at(self, view: str, picture: Image.Image, question: DataQuestion) -> WatchedPrompt:
         """Raises BadImage, ContextTooLong."""
         model = self._models[view]
-        grid, prompt = model.spec.vision.grid(picture.size), prompt_of(model.spec, self._tokenizer, text)
+        grid, prompt = model.spec.vision.grid(picture.size), prompt_of(model.spec, self._tokenizer, question.text)
         asked = watched_prompt(model, picture_look(model, picture), prompt, grid)
         require_room(model, asked, self.max_new_tokens)
         return asked
@@ -180,7 +184,4 @@ class Viewer:
     def grids(self, question: DataQuestion) -> list[tuple[int, int]]:
         """Rows and columns of the picture's cells at every view. Raises BadImage."""
         picture = open_image(self.images / question.image)
-        return [self._seen[view].spec.vision.grid(picture.size).hw for view in self.views]
-
-    def _look(self, view: str) -> Look | None:
-        return RpnLook(self.policy) if view == TWO_LOOKS else None
+        return [self._models[view].spec.vision.grid(picture.size).hw for view in self.views]

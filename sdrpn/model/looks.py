@@ -20,7 +20,16 @@ from sdrpn.method.roi import Crop, resize_features
 from sdrpn.model.base import BaseModel
 from sdrpn.model.vision import LookTokens
 
-__all__ = ["crop_look", "crop_tokens", "encoded_look", "look_tokens", "picture_look", "picture_looks", "picture_tokens"]
+__all__ = [
+    "crop_look",
+    "crop_looks",
+    "crop_tokens",
+    "encoded_look",
+    "look_tokens",
+    "picture_look",
+    "picture_looks",
+    "picture_tokens",
+]
 
 
 @torch.inference_mode()
@@ -32,9 +41,25 @@ def picture_look(model: BaseModel, picture: Image.Image) -> LookTokens:
 @torch.inference_mode()
 def picture_looks(model: BaseModel, pictures: Sequence[Image.Image]) -> list[LookTokens]:
     """The first looks at several pictures, encoded together where the tower takes pictures side by side."""
-    family, spec = family_of(model.spec), model.spec
-    looks = [family.first_look(picture, spec.vision) for picture in pictures]
-    declared = family.vision_inputs(spec)
+    family = family_of(model.spec)
+    return _encoded_looks(model, [family.first_look(picture, model.spec.vision) for picture in pictures])
+
+
+@torch.inference_mode()
+def crop_looks(model: BaseModel, crops: Sequence[tuple[Image.Image, Crop]]) -> list[LookTokens]:
+    """The tokens (1,n,D) that crops insert, encoded together where the tower takes pictures side by side."""
+    family, found = family_of(model.spec), list[LookTokens]()
+    looks = [family.crop_look(picture, crop.box_xyxy_px, model.spec.vision) for picture, crop in crops]
+    for (picture, crop), look in zip(crops, _encoded_looks(model, looks), strict=True):
+        if crop.keep_cells is not None:
+            found.append(look.at(torch.from_numpy(crop.keep_cells.ravel()).to(look.embeds.device)))
+        else:
+            found.append(_at_grid(model, look, picture, crop))
+    return found
+
+
+def _encoded_looks(model: BaseModel, looks: Sequence[VisionInputs]) -> list[LookTokens]:
+    declared = family_of(model.spec).vision_inputs(model.spec)
     shapes = {tuple(look[tensor.name].shape for tensor in declared) for look in looks}
     if len(looks) < 2 or len(shapes) > 1 or any(tensor.dims[0] != "images" for tensor in declared):
         return [encoded_look(model, look) for look in looks]
@@ -53,7 +78,11 @@ def crop_look(model: BaseModel, picture: Image.Image, crop: Crop) -> LookTokens:
     if crop.keep_cells is not None:
         keep = torch.from_numpy(crop.keep_cells.ravel()).to(model.embed.weight.device)
         return model.vision.kept(*_inputs(model, look), keep=keep)
-    found = encoded_look(model, look)
+    return _at_grid(model, encoded_look(model, look), picture, crop)
+
+
+def _at_grid(model: BaseModel, found: LookTokens, picture: Image.Image, crop: Crop) -> LookTokens:
+    """The tokens of a crop, resized to the grid that it is inserted with."""
     if crop.grid_hw is None:
         return found
     hw = model.spec.vision.grid(picture.size).crop_hw(crop.box_xyxy_px)

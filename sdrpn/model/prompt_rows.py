@@ -54,15 +54,18 @@ def prompt_rows(
     ids_after: Sequence[int],
     crops: Sequence[Crop] = (),
     keep_source: npt.NDArray[np.bool_] | None = None,
+    seen: Sequence[LookTokens] | None = None,
 ) -> PromptRows:
     """The rows of a prompt.
 
     Args:
         look: at the whole picture
-        crops: of it, which are encoded here
+        crops: of it
+        seen: looks at the crops; None: they are encoded here
         keep_source: (h*w,) the tokens of the image that stay; None: all of them
     """
-    grid, seen = model.spec.vision.grid(picture.size), [crop_look(model, picture, crop) for crop in crops]
+    grid = model.spec.vision.grid(picture.size)
+    seen = [crop_look(model, picture, crop) for crop in crops] if seen is None else seen
     around = family_of(model.spec).around_crop(model.spec, ids_before, ids_after) if crops else None
     first = look if keep_source is None else look.at(torch.from_numpy(keep_source).to(look.embeds.device))
     pieces: list[LookTokens | Sequence[int]] = [ids_before, first]

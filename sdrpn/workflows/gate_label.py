@@ -44,7 +44,7 @@ class GateLabelRequest(CheckedFields):
     precision, device, threads: as for `TeacherRequest`
     shard_questions: questions per file
     part: which files this process makes; the last of several, with the same `out`, counts and reports
-    batch: questions that are answered at once, where they are answered with one look
+    batch: questions that are answered at once
     """
 
     checkpoint: CheckpointParts

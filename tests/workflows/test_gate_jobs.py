@@ -14,6 +14,7 @@ from PIL import Image
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.cli.main import main
 from sdrpn.errors import BadCheckpoint, BadInput
+from sdrpn.gate import both_looks
 from sdrpn.gate.gate_folder import CURVE_NAME, TRAINING_NAME
 from sdrpn.gate.labelling import ANSWER_COLUMNS, ANSWERS
 from sdrpn.gate.loop import GateLoop
@@ -22,6 +23,7 @@ from sdrpn.gate.views import Viewer, model_at_view
 from sdrpn.host.part import Part
 from sdrpn.labels.shards import read_shard, shard_path, write_shard
 from sdrpn.method.policy import RoiChange
+from sdrpn.method.roi import Crop
 from sdrpn.model import model_from_checkpoint
 from sdrpn.model.reference import reference_answer
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
@@ -69,7 +71,7 @@ def learnable(folder: Path, copies: int = 6) -> None:
 
 def test_one_look_and_two(text_checkpoint: Path, tmp_path: Path) -> None:
     progress = RecordedProgress()
-    labelled = label_gate(request_of(text_checkpoint, tmp_path, threshold=0.2), progress)
+    labelled = label_gate(request_of(text_checkpoint, tmp_path, threshold=0.2, batch=5, shard_questions=8), progress)
     assert labelled.provenance["views"] == ["one look", "two looks"]
     assert sum(labelled.counts.cases.values()) == 8
     assert labelled.counts.right[1] >= labelled.counts.right[0]
@@ -116,13 +118,35 @@ def test_resolutions(qwen: Path, tmp_path: Path) -> None:
     assert model.spec.vision.grid(picture.size) != seen.spec.vision.grid(picture.size)
 
 
+def test_a_question_that_leaves_no_room_for_the_crop(
+    text_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crop = Crop((0, 0, 32, 32))
+    monkeypatch.setattr(both_looks, "_crops", lambda model, questions, policy: [(crop,) for _ in questions])
+    data = write_questions(tmp_path, images=2, per_image=1)
+    asked = request_of(text_checkpoint, tmp_path, batch=4, shard_questions=4)
+    (row, _) = read_shard(shard_path(label_gate(asked).out / ANSWERS, 0))
+    room = 512 - 2 - 16 - len(row["ids_before"]) - len(row["ids_after"])  # of one look, on 4 x 4 cells
+    fitting = {"id": "long", "image": "0.png", "question": row["question"] + "x" * room}
+    longer = {**fitting, "id": "longer", "question": fitting["question"] + "x"}
+    data.write_text(data.read_text() + "".join(json.dumps(line) + "\n" for line in (fitting, longer)))
+    for batch in (1, 4):
+        out = label_gate(dataclasses.replace(asked, out=tmp_path / str(batch), batch=batch)).out
+        *others, long, longest = read_shard(shard_path(out / ANSWERS, 0))
+        assert all(other["problem"] is None for other in others)
+        assert "a prompt of 511 tokens and an answer of up to 2 need 513 positions" in longest["problem"]
+        assert "a prompt of 526 tokens and an answer of up to 2 need 528" in long["problem"]  # with its 16 cells
+        assert long["answers"] is None
+
+
 @pytest.mark.parametrize("resolutions", [(), RESOLUTIONS])
 def test_answers_do_not_depend_on_the_batch(
     qwen: Path, text_checkpoint: Path, tmp_path: Path, resolutions: tuple[int, ...]
 ) -> None:
     write_questions(tmp_path, images=3)
     (tmp_path / "1.png").write_bytes(b"no picture")
-    asked = request_of(qwen if resolutions else text_checkpoint, tmp_path, resolutions=resolutions, max_new_tokens=4)
+    changes: dict[str, Any] = {"resolutions": resolutions} if resolutions else {"threshold": 0.2}
+    asked = request_of(qwen if resolutions else text_checkpoint, tmp_path, max_new_tokens=4, **changes)
     found = []
     for name, batch in (("alone", 1), ("together", 5)):
         labels = label_gate(dataclasses.replace(asked, out=tmp_path / name, batch=batch, shard_questions=5)).out
@@ -136,16 +160,16 @@ def test_an_interrupted_run_loses_one_shard(
 ) -> None:
     whole = label_gate(request_of(text_checkpoint, tmp_path))
     expected = [path.read_bytes() for path in sorted((whole.out / ANSWERS).iterdir())]
-    own, asked = Viewer.answers, list[str]()
+    own, asked = Viewer.answers_to, list[str]()
 
-    def broken(self: Viewer, question: Any) -> list[str]:
+    def broken(self: Viewer, questions: Any) -> Any:
         if len(asked) == 4:
             raise KeyboardInterrupt
-        asked.append(question.id)
-        return own(self, question)
+        asked.extend(question.id for question in questions)
+        return own(self, questions)
 
     request = dataclasses.replace(request_of(text_checkpoint, tmp_path), out=tmp_path / "again")
-    monkeypatch.setattr(Viewer, "answers", broken)
+    monkeypatch.setattr(Viewer, "answers_to", broken)
     with pytest.raises(KeyboardInterrupt):
         label_gate(request)
     assert len(list((tmp_path / "again" / ANSWERS).iterdir())) == 1
@@ -153,7 +177,7 @@ def test_an_interrupted_run_loses_one_shard(
         label_gate(request)
     with pytest.raises(BadInput, match=r"started with other settings \(max_new_tokens\)"):
         label_gate(dataclasses.replace(request, resume=True, max_new_tokens=3))
-    monkeypatch.setattr(Viewer, "answers", own)
+    monkeypatch.setattr(Viewer, "answers_to", own)
     label_gate(dataclasses.replace(request, resume=True))
     assert [path.read_bytes() for path in sorted((tmp_path / "again" / ANSWERS).iterdir())] == expected
 

@@ -18,6 +18,9 @@ from PIL import Image
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_named, published_recipes
+from sdrpn.gate.gate_set import GateSample
+from sdrpn.gate.loop import GateLoop
+from sdrpn.gate.options import GateOptions
 from sdrpn.images.image import open_image
 from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
@@ -38,6 +41,7 @@ from tests.tolerances import GOLDEN_LOSS_RELATIVE, SAME_MATH_ABS
 CPU = torch.device("cpu")
 OFFICIAL = "q25_K3T3"
 BUDGETS = {"land_1": (16, 100), "sq_0": (100, 100)}
+GATE_BUDGETS = {**BUDGETS, "port_2": (16, 100)}  # the last one needs another look
 # Names in Qwen2.5-VL's checkpoints.
 PARTS = {
     "attention": "self_attn",
@@ -118,6 +122,45 @@ def test_loss_and_gradients_are_those_of_the_official_code(official: SdRpnModel,
             difference = np.abs(parameter.grad.numpy() - gradient).max() / np.abs(gradient).max()
             assert difference < GOLDEN_LOSS_RELATIVE, name
     assert set(norms.values()) == {-1.0}, "the parts of the last layer that are never used"
+
+
+def official_gate_loss(name: str) -> tuple[OfficialLoss, bool]:
+    """What the official code has for a sample of the gate, and its label."""
+    with np.load(SET / OFFICIAL / "train_loss.npz") as file:
+        found: dict[str, Any] = {key.removeprefix(f"gate_{name}_"): file[key] for key in file.files}
+    ids, hw = found["input_ids"][0].tolist(), found["grid"][0, 1:] // 2
+    first, length = ids.index(IMAGE), int((found["labels"][0] == -100).sum())
+    after = tuple(token for token in ids[first:length] if token != IMAGE)
+    norms = dict(zip(found["gate_param_names"].tolist(), found["gradnorms"].tolist(), strict=True))
+    gradients = {key.removeprefix("grad_"): value for key, value in found.items() if key.startswith("grad_")}
+    prompt = LabelledPrompt(f"{name}.png", tuple(ids[:first]), after, np.full(hw.tolist(), -100, np.int8))
+    return OfficialLoss(prompt, float(found["loss"]), norms, gradients), bool(found["signal"][0, 0])
+
+
+@pytest.mark.parametrize("name", [name for name in GATE_BUDGETS if (SET / "images" / f"{name}.png").is_file()])
+def test_the_gates_loss_and_gradients_are_those_of_the_official_code(official: SdRpnModel, name: str) -> None:
+    expected, label = official_gate_loss(name)
+    spec, gate = with_tokens(official.spec, *GATE_BUDGETS[name]), official.gate
+    assert gate is not None
+    base = base_at(official, official.spec.tap_layer)
+    base.spec = dataclasses.replace(base.spec, vision=spec.vision)
+    prompts = [expected.prompt]
+    batches = TapBatches(prompts, ComputedTaps(FrozenBase(base, SET / "images", "fp32"), prompts), spec, CPU)
+    loop = GateLoop(gate.requires_grad_(True), GateOptions(precision="fp32"), Accelerator(cpu=True))
+    gate.zero_grad()
+    loss = loop._share_of_loss(batches, [GateSample(0, 0, label)], [0], 1)
+    assert loss.item() == pytest.approx(expected.loss, rel=GOLDEN_LOSS_RELATIVE)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norms = dict(expected.norms)
+    for parameter_name, parameter in gate.named_parameters():
+        assert parameter.grad is not None
+        theirs = "high_res_" + ".".join(PARTS.get(part, part) for part in parameter_name.split("."))
+        assert float(parameter.grad.norm()) == pytest.approx(norms.pop(theirs), rel=GOLDEN_LOSS_RELATIVE), theirs
+        if theirs in expected.gradients:
+            gradient = expected.gradients[theirs]
+            difference = np.abs(parameter.grad.numpy() - gradient).max() / np.abs(gradient).max()
+            assert difference < GOLDEN_LOSS_RELATIVE, theirs
+    assert norms == {}
 
 
 @pytest.fixture(scope="module")
