@@ -2,11 +2,12 @@
 
 Both looks at a question begin with the same rows, and so do all questions about one picture: these run once. Knows no
 text and no files.
-B questions, S rows of the longest prompt, D width of the LLM.
+s rows of a prompt, D width of the LLM.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,11 @@ from sdrpn.families.registry import family_of
 from sdrpn.labels.attention import WatchedPrompt, require_room, watched_prompt
 from sdrpn.method.roi import Crop, RoiPolicy, roi_logits_from_scores
 from sdrpn.model.base import SdRpnModel
-from sdrpn.model.generation import Generated, generate_answers
+from sdrpn.model.generation import Generated, continue_batch
 from sdrpn.model.layer_stack import LayerStack
 from sdrpn.model.layers import KvCache
 from sdrpn.model.looks import crop_looks, picture_looks
+from sdrpn.model.prompt_batch import PromptBatch, prompt_batch
 from sdrpn.model.prompt_rows import prompt_rows
 from sdrpn.model.vision import LookTokens
 from sdrpn.text.prompt import Prompt
@@ -64,32 +66,59 @@ def both_looks(
             questions[place] = _Asked(picture, look, ids, once)
         except (BadImage, ContextTooLong) as error:
             found[place] = error
+    if questions:
+        answers = _answered(model, list(questions.values()), policy, max_new_tokens)
+        found |= zip(questions, answers, strict=True)
+    return [found[place] for place in range(len(asked))]
+
+
+def _answered(
+    model: SdRpnModel, questions: Sequence[_Asked], policy: RoiPolicy, max_new_tokens: int
+) -> list[tuple[Generated, Generated] | ContextTooLong]:
+    layers, once = LayerStack(model), [question.once for question in questions]
+    batch = _batch(once)
+    cache, taps = batch.prefilled_with_stream(layers, model.spec.tap_layer)
+    found: dict[int, tuple[Generated, Generated] | ContextTooLong] = {}
     twice = dict[int, WatchedPrompt]()
-    for place, prompt in _second_prompts(model, questions, policy).items():
+    for place, prompt in _second_prompts(model, questions, _crops(model, questions, taps, policy)).items():
         try:
             require_room(model, prompt, max_new_tokens)
             twice[place] = prompt
         except ContextTooLong as error:
             found[place] = error
-            del questions[place]
-    prompts = [*(each.once for each in questions.values()), *twice.values()]
-    answers = _answers(model, prompts, max_new_tokens) if prompts else []
-    once_of = dict(zip(questions, answers, strict=False))
-    twice_of = once_of | dict(zip(twice, answers[len(questions) :], strict=True))
-    found |= {place: (once_of[place], twice_of[place]) for place in questions}
-    return [found[place] for place in range(len(asked))]
+    again = list[Generated]()
+    if twice:
+        second, prompts = _batch(list(twice.values())), list(twice.values())
+        shared = batch.shared_of(cache, list(twice)) if len(second.shared) == len(batch.shared) else None
+        prefilled = second.prefilled(layers, shared=shared)
+        again = _continued(model, layers, second, prefilled, prompts, max_new_tokens)
+    first = _continued(model, layers, batch, cache, once, max_new_tokens)
+    answers = dict(enumerate(first)) | dict(zip(twice, again, strict=True))
+    return [found.get(place, (own, answers[place])) for place, own in enumerate(first)]
 
 
-def _answers(model: SdRpnModel, prompts: Sequence[WatchedPrompt], max_new_tokens: int) -> list[Generated]:
+def _batch(prompts: Sequence[WatchedPrompt]) -> PromptBatch:
+    return prompt_batch([prompt.rows for prompt in prompts], [prompt.start for prompt in prompts], apart=True)
+
+
+def _continued(
+    model: SdRpnModel,
+    layers: LayerStack,
+    batch: PromptBatch,
+    cache: KvCache,
+    prompts: Sequence[WatchedPrompt],
+    max_new_tokens: int,
+) -> list[Generated]:
     spec = model.spec.prompt
-    return generate_answers(
+    return continue_batch(
         model,
-        [prompt.rows for prompt in prompts],
+        layers,
+        batch,
+        cache,
         max_new_tokens=max_new_tokens,
         stop_ids=spec.eos_token_ids,
         penalty=spec.repetition_penalty,
         prompt_ids=[prompt.text_ids for prompt in prompts],
-        starts=[prompt.start for prompt in prompts],
     )
 
 
@@ -103,33 +132,34 @@ def _looks(model: SdRpnModel, pictures: Sequence[Image.Image]) -> dict[int, Look
     return found
 
 
-def _second_prompts(model: SdRpnModel, questions: dict[int, _Asked], policy: RoiPolicy) -> dict[int, WatchedPrompt]:
+def _second_prompts(
+    model: SdRpnModel, questions: Sequence[_Asked], chosen: Sequence[Sequence[Crop]]
+) -> dict[int, WatchedPrompt]:
     """The prompts with crops, of the questions that have any."""
-    chosen = dict(zip(questions, _crops(model, list(questions.values()), policy), strict=True))
-    pairs = [(questions[place].picture, crop) for place, crops in chosen.items() for crop in crops]
+    pairs = [(each.picture, crop) for each, crops in zip(questions, chosen, strict=True) for crop in crops]
     seen = list[LookTokens]()
     for first in range(0, len(pairs), ENCODED_AT_ONCE):
         seen += crop_looks(model, pairs[first : first + ENCODED_AT_ONCE])
-    found, own = dict[int, WatchedPrompt](), iter(seen)
-    for place, crops in chosen.items():
+    found, looks = dict[int, WatchedPrompt](), iter(seen)
+    for place, (each, crops) in enumerate(zip(questions, chosen, strict=True)):
         if crops:
-            each = questions[place]
-            before, after = each.ids.ids_before, each.ids.ids_after
-            looks = [next(own) for _ in crops]
-            rows = prompt_rows(model, each.picture, each.look, before, after, crops, seen=looks)
-            found[place] = WatchedPrompt(rows, each.once.image, each.once.start, each.once.text_ids)
+            before, after, own = each.ids.ids_before, each.ids.ids_after, [next(looks) for _ in crops]
+            rows = prompt_rows(model, each.picture, each.look, before, after, crops, seen=own)
+            found[place] = dataclasses.replace(each.once, rows=rows)
     return found
 
 
-def _crops(model: SdRpnModel, questions: Sequence[_Asked], policy: RoiPolicy) -> list[tuple[Crop, ...]]:
-    """Where the RPN points at each."""
+def _crops(
+    model: SdRpnModel, questions: Sequence[_Asked], taps: Sequence[Tensor], policy: RoiPolicy
+) -> list[tuple[Crop, ...]]:
+    """Where the RPN points at each, by its tap (s,D)."""
     spec, rpn = model.spec, model.rpn
     assert rpn is not None
     assert spec.rpn is not None
-    if not questions:
-        return []
-    tap, positions, last_index = _tap(model, [question.once for question in questions])
-    scores = rpn(tap, positions, last_index)
+    most, device = max(map(len, taps)), taps[0].device
+    tap = torch.stack([functional.pad(rows, (0, 0, 0, most - len(rows))) for rows in taps])  # what is behind has no say
+    positions = torch.cat([question.once.rows.placed.rows(0, most, device) for question in questions])
+    scores = rpn(tap, positions, torch.tensor([len(rows) - 1 for rows in taps], device=device))
     sinks = rpn.sink_logits(tap, positions) if spec.rpn.sink_query else None
     decide, found = family_of(spec).decide(policy, spec), list[tuple[Crop, ...]]()
     for number, question in enumerate(questions):
@@ -144,22 +174,6 @@ def _crops(model: SdRpnModel, questions: Sequence[_Asked], policy: RoiPolicy) ->
         seen = None if sinks is None else _array(sinks[number, image]).reshape(hw)
         found.append(tuple(decide(logits, question.picture.size, seen).crops))
     return found
-
-
-def _tap(model: SdRpnModel, prompts: Sequence[WatchedPrompt]) -> tuple[Tensor, Tensor, Tensor]:
-    """The tap (B,S,D), positions, and the last row of each; rows of 0 behind shorter prompts, which see no one."""
-    most = max(prompt.length for prompt in prompts)
-
-    def padded(rows: Sequence[Tensor]) -> Tensor:
-        return torch.cat([functional.pad(each, (0, 0, 0, most - each.shape[1])) for each in rows])
-
-    embeds = padded([prompt.rows.embeds for prompt in prompts])
-    features = zip(*(prompt.rows.deepstack for prompt in prompts), strict=True)
-    positions = torch.cat([prompt.rows.placed.rows(0, most, embeds.device) for prompt in prompts])
-    last_index = torch.tensor([prompt.length - 1 for prompt in prompts], device=embeds.device)
-    deepstack = [padded(feature) for feature in features]
-    tap = LayerStack(model).run(embeds, positions, KvCache(), 0, model.spec.tap_layer, deepstack)
-    return tap, positions, last_index
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ B prompts, b different starts, D width of the LLM.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,8 @@ from sdrpn.model.prompt_rows import PromptRows
 
 __all__ = ["PromptBatch", "Start", "prompt_batch"]
 
+_Features = tuple[Tensor, ...]
+_Run = Callable[[Tensor, Tensor, KvCache, _Features], None]  # embeds, positions, cache, features
 Start = tuple[Hashable, int]  # equal for prompts that start alike, and the number of rows that they share
 
 
@@ -84,14 +86,40 @@ class PromptBatch:
         """Embeds and features (B,1,D)."""
         return self.own.part(slice(-1, None))
 
-    def prefilled(self, layers: LayerStack, last: int | None = None) -> KvCache:
-        """Keys and values of all rows but the last, of the first `last` layers; None: of all."""
-        cache = self._start(layers, last)
-        embeds, features = self.own.part(slice(0, -1))
-        if embeds.shape[1]:
-            rows = len(self.shared), self.rows - 1
-            layers.run(embeds, self.positions(*rows), cache, last=last, deepstack=features)
-        return cache
+    def prefilled(self, layers: LayerStack, last: int | None = None, shared: KvCache | None = None) -> KvCache:
+        """Keys and values of all rows but the last, of the first `last` layers; None: of all.
+
+        shared: those of the shared rows, for each prompt, if they are known; see `shared_of`
+        """
+
+        def run(embeds: Tensor, positions: Tensor, cache: KvCache, features: _Features) -> None:
+            layers.run(embeds, positions, cache, last=last, deepstack=features)
+
+        return self._prefilled(run, shared)
+
+    def prefilled_with_stream(self, layers: LayerStack, depth: int) -> tuple[KvCache, list[Tensor]]:
+        """The same of all layers, and the residual stream (s,D) of every prompt, its last row too, after `depth`."""
+        streams: list[Tensor] = []
+
+        def run(embeds: Tensor, positions: Tensor, cache: KvCache, features: _Features) -> None:
+            streams.append(layers.run(embeds, positions, cache, 0, depth, features))
+            layers.run(streams[-1], positions, cache, depth, None, features)
+
+        cache = self._prefilled(run)
+        embeds, features = self.last_row()
+        streams.append(layers.run(embeds, self.positions(self.rows - 1, self.rows), cache.fork(), 0, depth, features))
+        shared = streams.pop(0) if len(self.shared) else streams[0][:, :0]
+        own, front = torch.cat(streams, dim=1), self.shared.paddings
+        return cache, [
+            torch.cat((shared[start, front[start] :] if len(self.shared) else shared[0], rows[padding:]))
+            for start, rows, padding in zip(self.starts, own, self.own.paddings, strict=True)
+        ]
+
+    def shared_of(self, cache: KvCache, prompts: Sequence[int]) -> KvCache:
+        """What a cache has of the shared rows of some prompts, by their indices."""
+        found = cache.of(torch.tensor(prompts, device=self.own.embeds.device, dtype=torch.long))
+        found.truncate(len(self.shared))
+        return found
 
     def positions(self, start: int, stop: int, prompts: Sequence[int] | None = None) -> Tensor:
         """(B,stop-start), or (B,stop-start,d/2), of these rows; anything for padding.
@@ -101,18 +129,29 @@ class PromptBatch:
         numbers = range(len(self)) if prompts is None else prompts
         return torch.cat([self._positions(number, start, stop) for number in numbers])
 
-    def _start(self, layers: LayerStack, last: int | None) -> KvCache:
-        paddings = [self.own.is_padding()]
+    def _prefilled(self, run: _Run, shared: KvCache | None = None) -> KvCache:
+        cache = self._start(run, shared)
+        embeds, features = self.own.part(slice(0, -1))
+        if embeds.shape[1]:
+            run(embeds, self.positions(len(self.shared), self.rows - 1), cache, features)
+        return cache
+
+    def _start(self, run: _Run, known: KvCache | None) -> KvCache:
+        own = self.own.is_padding()
         if not len(self.shared):
-            return KvCache(paddings[0] if any(self.own.paddings) else None)
+            return KvCache(own if any(self.own.paddings) else None)
+        index = torch.tensor(self.starts, device=own.device)
+        cache = self._shared(run).of(index) if known is None else known.fork()
+        padded = any(self.shared.paddings) or any(self.own.paddings)
+        cache.padding = torch.cat((self.shared.is_padding()[index], own), dim=1) if padded else None
+        return cache
+
+    def _shared(self, run: _Run) -> KvCache:
+        """Of the different starts."""
         first_of = [self.starts.index(number) for number in range(len(self.shared.paddings))]
-        padding = self.shared.is_padding()
-        cache = KvCache(padding if any(self.shared.paddings) else None)
+        cache = KvCache(self.shared.is_padding() if any(self.shared.paddings) else None)
         positions = self.positions(0, len(self.shared), first_of)
-        layers.run(self.shared.embeds, positions, cache, last=last, deepstack=self.shared.deepstack)
-        index = torch.tensor(self.starts, device=padding.device)
-        cache = cache.of(index)
-        cache.padding = torch.cat((padding[index], *paddings), dim=1)
+        run(self.shared.embeds, positions, cache, self.shared.deepstack)
         return cache
 
     def _positions(self, prompt: int, start: int, stop: int) -> Tensor:
@@ -131,13 +170,16 @@ class PromptBatch:
         return torch.cat(pieces, dim=1)
 
 
-def prompt_batch(prompts: Sequence[PromptRows], starts: Sequence[Start] | None = None) -> PromptBatch:
+def prompt_batch(
+    prompts: Sequence[PromptRows], starts: Sequence[Start] | None = None, *, apart: bool = False
+) -> PromptBatch:
     """Prompts of one model side by side.
 
     starts: how each of them starts; the rest of it has at least one row. None: nothing is shared
+    apart: the starts are shared rows even where no two of these prompts start alike
     """
     placed = tuple(prompt.placed for prompt in prompts)
-    if starts is None or len(set(starts)) == len(starts):
+    if starts is None or (len(set(starts)) == len(starts) and not apart):
         own = _padded([_cut(prompt, 0, prompt.embeds.shape[1]) for prompt in prompts])
         nothing = _padded([_cut(prompts[0], 0, 0)])
         return PromptBatch(nothing, (0,) * len(prompts), own, placed)

@@ -122,7 +122,7 @@ def test_a_question_that_leaves_no_room_for_the_crop(
     text_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crop = Crop((0, 0, 32, 32))
-    monkeypatch.setattr(both_looks, "_crops", lambda model, questions, policy: [(crop,) for _ in questions])
+    monkeypatch.setattr(both_looks, "_crops", lambda model, questions, *others: [(crop,) for _ in questions])
     data = write_questions(tmp_path, images=2, per_image=1)
     asked = request_of(text_checkpoint, tmp_path, batch=4, shard_questions=4)
     (row, _) = read_shard(shard_path(label_gate(asked).out / ANSWERS, 0))
