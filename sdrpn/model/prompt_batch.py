@@ -147,7 +147,7 @@ class PromptBatch:
         return cache
 
     def _shared(self, run: _Run) -> KvCache:
-        """Of the different starts."""
+        """Keys and values of the different starts."""
         first_of = [self.starts.index(number) for number in range(len(self.shared.paddings))]
         cache = KvCache(self.shared.is_padding() if any(self.shared.paddings) else None)
         positions = self.positions(0, len(self.shared), first_of)

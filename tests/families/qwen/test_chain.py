@@ -151,7 +151,7 @@ def test_pictures_that_were_padded_are_trained_on_padded(chain: Chain) -> None:
     for prompt in labels.prompts:
         ends = prompt.cells if prompt.image == "0.png" else prompt.cells.T  # wider than high, and higher than wide
         assert not ends[[0, -1]].any()
-    options = dataclasses.replace(OPTIONS, steps=1, validation_share=0.0)
+    options = dataclasses.replace(OPTIONS, steps=2, validation_share=0.0)
     trained = train_rpn(chain.at("bare"), chain.at("square"), chain.at("square-rpn"), options, device="cpu")
     assert trained.report.pairs == len(labels.prompts) > 0
 
