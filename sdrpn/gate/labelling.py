@@ -11,7 +11,6 @@ A folder has
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from sdrpn.families.registry import seen_of
 from sdrpn.gate.rule import CASES, Case, GateRule, Judged, judge
 from sdrpn.host.part import WHOLE, Part
 from sdrpn.host.progress import Advance, unseen
-from sdrpn.labels.questions import DataQuestion
-from sdrpn.labels.run_folder import finishing, gather_rows, write_json
+from sdrpn.labels.questions import DataQuestion, questions_provenance
+from sdrpn.labels.run_folder import fill_folder, write_json
 from sdrpn.labels.shards import read_shards
 
 if TYPE_CHECKING:  # it imports PyTorch
@@ -86,7 +85,6 @@ class GateLabelRun:
 
     def provenance(self, viewer: Viewer) -> dict[str, Any]:
         """Everything that determines the labels."""
-        data = hashlib.sha256(repr(self.questions).encode("utf-8", "surrogatepass")).hexdigest()
         return {
             "format_version": FORMAT_VERSION,
             "checkpoint_sha256": self.checkpoint_sha256,
@@ -95,8 +93,7 @@ class GateLabelRun:
             "views": list(viewer.views),
             "policy": {key: value for key, value in vars(viewer.policy).items() if key != "gate_threshold"},
             "max_new_tokens": viewer.max_new_tokens,
-            "questions": len(self.questions),
-            "questions_sha256": data,
+            **questions_provenance(self.questions),
             "rule": dataclasses.asdict(self.rule),
             "shard_questions": self.shard_questions,
         }
@@ -129,30 +126,33 @@ def label_for_gate(
                 options=("agree_with highest",),
             )
     provenance = run.provenance(viewer)
-    complete = gather_rows(
+
+    def rest() -> dict[str, Any]:
+        counts = counted(judged_rows(out, run.rule), len(viewer.views))
+        about = {**provenance, "images": str(viewer.images.resolve()), "counts": dataclasses.asdict(counts)}
+        write_json(out / GATE_NAME, about)
+        finish(counts)
+        return about
+
+    about = fill_folder(
         out,
         ANSWERS,
         ANSWER_COLUMNS,
         provenance,
         run.questions,
         lambda questions: _rows(viewer, questions),
+        GATE_NAME,
+        rest,
         per_file=run.shard_questions,
         at_once=viewer.batch,
         resume=resume,
         part=part,
         progress=progress,
     )
-    if not complete:
+    if about is None:
         return None
-    with finishing(out, GATE_NAME, part) as written:
-        if written is not None:
-            found = written["counts"]
-            return GateCounts(found["cases"], found["not_asked"], tuple(found["right"]))
-        counts = counted(judged_rows(out, run.rule), len(viewer.views))
-        about = {**provenance, "images": str(viewer.images.resolve()), "counts": dataclasses.asdict(counts)}
-        write_json(out / GATE_NAME, about)
-        finish(counts)
-        return counts
+    found = about["counts"]
+    return GateCounts(found["cases"], found["not_asked"], tuple(found["right"]))
 
 
 def what_lacks(cases: Collection[Case]) -> str | None:

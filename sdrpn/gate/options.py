@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,23 +76,8 @@ class GateOptions(CheckedFields):
 
     def schedule(self) -> TrainOptions:
         """What it has in common with the training of an RPN. Raises BadInput, as that does."""
-        return TrainOptions(
-            learning_rate=self.learning_rate,
-            warmup_share=self.warmup_share,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            gradient_clip=self.gradient_clip,
-            batch=self.batch,
-            micro_batch=self.micro_batch,
-            epochs=self.epochs,
-            steps=self.steps,
-            precision=self.precision,
-            taps=self.taps,
-            validation_share=self.validation_share,
-            split_seed=self.split_seed,
-            save_every=self.save_every,
-            seed=self.seed,
-        )
+        shared = {field.name for field in dataclasses.fields(TrainOptions)} & vars(self).keys()
+        return TrainOptions(**{name: getattr(self, name) for name in shared})
 
 
 GATE_PRESETS: Mapping[str, GateOptions] = {

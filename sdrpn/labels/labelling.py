@@ -12,7 +12,6 @@ A label folder has
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,8 +30,8 @@ from sdrpn.host.progress import Advance, unseen
 from sdrpn.images.square import cells_of_square
 from sdrpn.labels.denoise import FOREGROUND, LabelRule, PseudoLabels, Sinks, denoise, sinks_by_grid, sinks_on
 from sdrpn.labels.head_choice import Head, HeadChoice, by_layer
-from sdrpn.labels.questions import DataQuestion
-from sdrpn.labels.run_folder import RUN_NAME, finishing, gather_rows, write_json
+from sdrpn.labels.questions import DataQuestion, questions_provenance
+from sdrpn.labels.run_folder import RUN_NAME, fill_folder, write_json
 from sdrpn.labels.shards import (
     ATTENTION_COLUMNS,
     LABEL_COLUMNS,
@@ -88,14 +87,12 @@ class LabelRun:
 
     def provenance(self, teacher: Teacher) -> dict[str, Any]:
         """Everything that determines the labels."""
-        data = hashlib.sha256(repr(self.questions).encode("utf-8", "surrogatepass")).hexdigest()
         return {
             "format_version": FORMAT_VERSION,
             "checkpoint_sha256": self.checkpoint_sha256,
             "precision": str(teacher.model.embed.weight.dtype).removeprefix("torch."),
             "fit": teacher.seen,
-            "questions": len(self.questions),
-            "questions_sha256": data,
+            **questions_provenance(self.questions),
             **teacher.options.to_json(),
             "grounding_heads": [list(head) for head in self.heads.grounding],
             "sink_heads": [list(head) for head in self.heads.sinks],
@@ -127,27 +124,28 @@ def label_questions(
     """
     teacher.require_askable(run.questions, by_layer((*run.heads.grounding, *run.heads.sinks)))
     provenance = run.provenance(teacher)
-    complete = gather_rows(
+
+    def rest() -> dict[str, Any]:
+        counts = label_attention(out, run.rule, provenance, teacher.images)
+        finish(counts)
+        return {"counts": dataclasses.asdict(counts)}
+
+    about = fill_folder(
         out,
         ATTENTION,
         ATTENTION_COLUMNS,
         provenance,
         run.questions,
         lambda questions: _attention_rows(teacher, questions, run),
+        LABELS_NAME,
+        rest,
         per_file=run.shard_questions,
         at_once=BATCHES_AHEAD * run.batch,
         resume=resume,
         part=part,
         progress=progress,
     )
-    if not complete:
-        return None
-    with finishing(out, LABELS_NAME, part) as written:
-        if written is not None:
-            return Counts(**written["counts"])
-        counts = label_attention(out, run.rule, provenance, teacher.images)
-        finish(counts)
-        return counts
+    return None if about is None else Counts(**about["counts"])
 
 
 def label_attention(out: Path, rule: LabelRule, provenance: dict[str, Any], images: Path) -> Counts:

@@ -10,6 +10,8 @@ An object is one of
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from sdrpn.errors import BadInput
 from sdrpn.host.json_files import read_numbered_objects
 from sdrpn.images.names import leads_out
 
-__all__ = ["DataQuestion", "read_questions"]
+__all__ = ["DataQuestion", "questions_provenance", "read_questions"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class DataQuestion:
     image: str  # relative to the folder of images
     text: str
     answer: str | None = None
+
+
+def questions_provenance(questions: Sequence[DataQuestion]) -> dict[str, Any]:
+    """How many there are, and their digest: what is made of other questions differs from what is made of these."""
+    data = hashlib.sha256(repr(tuple(questions)).encode("utf-8", "surrogatepass")).hexdigest()
+    return {"questions": len(questions), "questions_sha256": data}
 
 
 def read_questions(path: Path) -> list[DataQuestion]:

@@ -6,8 +6,8 @@ Knows neither what is asked nor what the rows say: the caller makes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +18,53 @@ from sdrpn.host.progress import Advance, unseen
 from sdrpn.host.shared_run import RUN_NAME, run_lock, start_run
 from sdrpn.labels.shards import shard_path, write_shard
 
-__all__ = ["RUN_NAME", "finishing", "gather_rows", "write_json"]
+__all__ = ["RUN_NAME", "fill_folder", "gather_rows", "write_json"]
 
 Question = TypeVar("Question")
+
+
+def fill_folder(
+    out: Path,
+    name: str,
+    columns: dict[str, str],
+    provenance: dict[str, Any],
+    questions: Sequence[Question],
+    rows_of: Callable[[Sequence[Question]], Sequence[dict[str, Any]]],
+    last_name: str,
+    finish: Callable[[], dict[str, Any]],
+    *,
+    per_file: int,
+    at_once: int = 1,
+    resume: bool = False,
+    part: Part = WHOLE,
+    progress: Advance = unseen,
+) -> dict[str, Any] | None:
+    """Gather the rows of all questions, see `gather_rows`; then one process alone makes the rest of the folder.
+
+    Args:
+        last_name: the folder's last file, of an object
+        finish: makes the rest, and returns what it wrote there
+    Returns: what is in the last file; None while files of other parts are missing
+    """
+    complete = gather_rows(
+        out,
+        name,
+        columns,
+        provenance,
+        questions,
+        rows_of,
+        per_file=per_file,
+        at_once=at_once,
+        resume=resume,
+        part=part,
+        progress=progress,
+    )
+    if not complete:
+        return None
+    with run_lock(out) if not part.is_whole else nullcontext():
+        if not part.is_whole and (out / last_name).is_file():  # another process was faster
+            return read_json_object(out / last_name, "remove it and run again")
+        return finish()
 
 
 def gather_rows(
@@ -60,19 +104,6 @@ def gather_rows(
             progress(start + len(rows), len(questions))
         write_shard(paths[index], columns, rows, provenance)
     return all(path.exists() for path in paths)
-
-
-@contextmanager
-def finishing(out: Path, name: str, part: Part) -> Iterator[dict[str, Any] | None]:
-    """A block that one process alone runs at a time, to write `name` as its last file.
-
-    Yields what another process of the run wrote there meanwhile; None: it has yet to be written.
-    """
-    if part.is_whole:
-        yield None
-        return
-    with run_lock(out):
-        yield read_json_object(out / name, "remove it and run again") if (out / name).is_file() else None
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
