@@ -269,6 +269,14 @@ class Family(Protocol):
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """From RoI logits (h,w) and the image's size to crops; sinks are known where the RPN has a `sink_query`."""
 
+    def kept_cells(
+        self, spec: ModelSpec, hw: tuple[int, int], sink_logits: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.bool_] | None:
+        """Which cells of a map (h,w) `decide` may choose, False for sinks; None: all.
+
+        sink_logits: (h,w), how much the first token looks at each; None where the RPN has no `sink_query`
+        """
+
     def kept_source(self, spec: ModelSpec, seen_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
         """Which image tokens stay in the second pass, (h*w,); None: all. Asked above the RPN's `prune_above` tokens.
 

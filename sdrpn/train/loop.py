@@ -10,6 +10,8 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sdrpn.errors import RunFailed
+from sdrpn.families.registry import family_of
 from sdrpn.labels.denoise import IGNORED
 from sdrpn.method.spec import ModelSpec
 from sdrpn.train.base import autocast_for
@@ -62,6 +65,7 @@ class TrainLoop:
         self.options = options
         self.step = 0
         self._llm, self._spec = spec.llm, spec.rpn
+        self._kept = partial(family_of(spec).kept_cells, spec)
         self._batches = batches
         self._accelerator = accelerator
         optimizer = torch.optim.AdamW(
@@ -130,6 +134,7 @@ class TrainLoop:
         logits: list[Tensor] = []
         labels: list[Tensor] = []
         grids: list[Tensor] = []
+        sinks: list[Tensor] = []
         for micro in micro_batches(
             places, self.options.micro_batch, accelerator.process_index, accelerator.num_processes
         ):
@@ -138,22 +143,32 @@ class TrainLoop:
             logits += accelerator.gather(accelerator.pad_across_processes(self._logits(batch), dim=1))
             labels += accelerator.gather(accelerator.pad_across_processes(batch.labels, dim=1, pad_index=IGNORED))
             grids += accelerator.gather(batch.hw)
+            if self._spec.sink_query:
+                sinks += accelerator.gather(accelerator.pad_across_processes(self._sink_logits(batch), dim=1))
         self.rpn.train()
-        return self._measured(logits, labels, grids) if logits else None
+        return self._measured(logits, labels, grids, sinks) if logits else None
+
+    def _sink_logits(self, batch: TapBatch) -> Tensor:
+        """(B,C), of the image tokens."""
+        with autocast_for(self.options.precision, batch.tap.device):
+            of_all = self._accelerator.unwrap_model(self.rpn).sink_logits(batch.tap, batch.positions)
+        return batch.cell_scores(of_all[:, None])[:, 0].float()
 
     def _measured(
-        self, logits: Sequence[Tensor], labels: Sequence[Tensor], grids: Sequence[Tensor]
+        self, logits: Sequence[Tensor], labels: Sequence[Tensor], grids: Sequence[Tensor], sinks: Sequence[Tensor]
     ) -> Validation | None:
-        """Each of a sample: logits and labels (C or more), rows and columns of its grid."""
-        maps, cells = list[NDArray[np.float32]](), list[NDArray[np.int8]]()
+        """Each of a sample: logits and labels (C or more), rows and columns of its grid; maybe sinks, as logits."""
+        maps, cells, kept = list[NDArray[np.float32]](), list[NDArray[np.int8]](), list[NDArray[np.bool_] | None]()
         total, counted = 0.0, 0
-        for row, label, grid in zip(logits, labels, grids, strict=True):
+        for row, label, grid, sink in zip(logits, labels, grids, sinks or repeat(None, len(logits)), strict=True):
             height, width = (int(side) for side in grid)
             own = slice(height * width)
             total += float(logit_losses(row[None, own], label[None, own], self._spec).double().sum())
             counted += int((label[own] != IGNORED).sum())
             maps.append(row[own].float().cpu().numpy().reshape(height, width))
             cells.append(label[own].cpu().numpy().astype(np.int8).reshape(height, width))
+            shown = None if sink is None else sink[own].cpu().numpy().reshape(height, width)
+            kept.append(self._kept((height, width), shown))
         if not any((sample > 0).any() for sample in cells):
             return None
-        return Validation(self.step, total / counted, measure_quality(maps, cells))
+        return Validation(self.step, total / counted, measure_quality(maps, cells, kept))

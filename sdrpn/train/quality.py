@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ class AtThreshold:
     """The figures at one threshold.
 
     precision, recall, cell_iou: over the labelled cells of all samples, for the unblurred map
-    box_iou: mean over the samples of the IoU between the box around all cells above the threshold in the blurred map,
-        which would be cropped, and the box around the label's foreground
+    box_iou: mean over the samples of the IoU between the box around all cells above the threshold in the blurred map
+        without sinks, which would be cropped, and the box around the label's foreground
     """
 
     threshold: float
@@ -65,23 +66,30 @@ class Quality:
 CURVE_POINTS = 200
 
 
-def measure_quality(all_logits: Iterable[Float32], all_labels: Iterable[Int8]) -> Quality:
+def measure_quality(
+    all_logits: Iterable[Float32], all_labels: Iterable[Int8], all_kept: Iterable[Bool | None] | None = None
+) -> Quality:
     """Compare maps with labels.
 
     Args:
         all_logits: (h,w) of each sample, before the sigmoid
         all_labels: (h,w), 1 foreground, 0 background, -100 ignored; samples without foreground do not count
+        all_kept: (h,w), False for sinks, which no box is drawn around, or None: there are none; None: nowhere
     Raises ValueError where no sample has any foreground.
     """
-    samples = zip(all_logits, all_labels, strict=True)
-    useful = [(logits, labels) for logits, labels in samples if (labels == FOREGROUND).any()]
+    if all_kept is None:
+        samples: Iterable[tuple[Float32, Int8, Bool | None]] = zip(all_logits, all_labels, repeat(None), strict=False)
+    else:
+        samples = zip(all_logits, all_labels, all_kept, strict=True)
+    useful = [sample for sample in samples if (sample[1] == FOREGROUND).any()]
     if not useful:
         raise ValueError("no sample has foreground to compare with")
-    maps, labels = [roi_map(logits) for logits, _ in useful], [labels for _, labels in useful]
+    maps, labels = [roi_map(logits) for logits, _, _ in useful], [labels for _, labels, _ in useful]
     boxes = [_box_around(sample == FOREGROUND) for sample in labels]
     recall, precision = _curve(*(np.concatenate([cells.ravel() for cells in grids]) for grids in (maps, labels)))
     shown = np.unique(np.linspace(0, len(recall) - 1, CURVE_POINTS).astype(int))
-    blurred = [blur(cells) for cells in maps]
+    kept = [sample[2] for sample in useful]
+    blurred = [blur(cells if own is None else cells * own) for cells, own in zip(maps, kept, strict=True)]
     return Quality(
         samples=len(labels),
         average_precision=float(np.sum(np.diff(recall, prepend=0) * precision)),

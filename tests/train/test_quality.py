@@ -44,6 +44,18 @@ def test_a_perfect_map_has_the_box_that_is_cropped() -> None:
     assert found.centre_box_iou == pytest.approx(6.25 / (18 - 6.25))
 
 
+def test_no_box_is_drawn_around_a_sink() -> None:
+    labels = np.zeros((1, 8, 8), np.int8)
+    labels[0, 4:7, 4:7] = 1
+    logits = labels * np.float32(18) - 9
+    logits[0, :3, :3] = 9  # looked at whatever is asked
+    kept = np.ones((8, 8), np.bool_)
+    kept[:3, :3] = False
+    assert measure_quality(logits, labels).best.box_iou < 0.5
+    assert measure_quality(logits, labels, [kept]).best.box_iou == 1.0
+    assert measure_quality(logits, labels, [None]) == measure_quality(logits, labels)
+
+
 def test_nothing_fires() -> None:
     found = quality_of([-20.0] * 4, [1, 0, 0, 0])
     assert (found.best.box_iou, found.best.recall, found.best.precision) == (0.0, 0.0, 1.0)

@@ -242,6 +242,12 @@ class Llava:
         """Regions, boxes and masks of SD-RPN's evaluation."""
         return decide_by_policy(policy, spec.vision.grid)
 
+    def kept_cells(
+        self, spec: ModelSpec, hw: tuple[int, int], sink_logits: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.bool_] | None:
+        """All of them."""
+        return None
+
     def kept_source(self, spec: ModelSpec, seen_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
         """All of them."""
         return None

@@ -330,10 +330,16 @@ class Qwen:
             /,
         ) -> RoiDecision:
             grid = grid_over(image_wh)
-            kept = border_kept(grid.hw, scheme) if sink_logits is None else not_sinks(sink_logits)
+            kept = self.kept_cells(spec, grid.hw, sink_logits)
             return decide_zoom(logits, kept, grid, policy.threshold, scheme)
 
         return decided
+
+    def kept_cells(
+        self, spec: ModelSpec, hw: tuple[int, int], sink_logits: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.bool_]:
+        """See `sinks.py`."""
+        return border_kept(hw, _scheme(spec)) if sink_logits is None else not_sinks(sink_logits)
 
     def kept_source(self, spec: ModelSpec, seen_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
         """See `Family`."""

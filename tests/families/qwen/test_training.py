@@ -17,7 +17,7 @@ from PIL import Image
 
 from sdrpn.checkpoint import open_checkpoint, write_random_checkpoint
 from sdrpn.errors import BadInput
-from sdrpn.families.registry import family_named, published_recipes
+from sdrpn.families.registry import family_named, family_of, published_recipes
 from sdrpn.gate.gate_set import GateSample
 from sdrpn.gate.loop import GateLoop
 from sdrpn.gate.options import GateOptions
@@ -26,6 +26,7 @@ from sdrpn.method.spec import ModelSpec
 from sdrpn.model import SdRpnModel, model_from_checkpoint
 from sdrpn.model.base import base_at
 from sdrpn.model.looks import picture_look
+from sdrpn.model.positions import positions_on
 from sdrpn.model.prompt_rows import prompt_rows
 from sdrpn.train.base import FrozenBase
 from sdrpn.train.batches import TapBatches
@@ -212,6 +213,23 @@ class TestGridsOfSeveralShapes:
                 alone = loop._logits(loop._batches.make([place]))[0]
                 torch.testing.assert_close(together[place, : prompt.cells.size], alone, rtol=0, atol=SAME_MATH_ABS)
                 assert (batch.labels[place, prompt.cells.size :] == -100).all()
+
+    def test_sinks_are_left_out_as_an_answer_does(
+        self, model: SdRpnModel, images: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prompts, kept = self.prompts(model, images), list[NDArray[np.bool_]]()
+        assert model.rpn is not None
+        monkeypatch.setattr("sdrpn.train.loop.measure_quality", lambda maps, cells, own: kept.extend(own))
+        loop_on(model, model.spec, images, prompts).validate([0, 1, 2])
+        base = FrozenBase(base_at(model, model.spec.tap_layer), images, "fp32")
+        for prompt, found in zip(prompts, kept, strict=True):
+            hw, start = prompt.cells.shape, len(prompt.ids_before)
+            tap = torch.cat((base.prefix(prompt), base.question(prompt)))[None]
+            positions = positions_on(model.spec, start, hw, len(prompt.ids_after)).rows(0, tap.shape[1])
+            with torch.no_grad():
+                sinks = model.rpn.sink_logits(tap, positions)[0, start : start + prompt.cells.size].reshape(hw).numpy()
+            shown = sinks if model.spec.rpn is not None and model.spec.rpn.sink_query else None
+            np.testing.assert_array_equal(found, family_of(model.spec).kept_cells(model.spec, hw, shown))
 
     def test_pictures_can_be_padded_to_squares(self, model: SdRpnModel, images: Path) -> None:
         prompt = dataclasses.replace(self.prompts(model, images)[0], cells=np.zeros((9, 9), np.int8))

@@ -192,6 +192,11 @@ class Wide:
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         return decide_by_policy(policy, spec.vision.grid)
 
+    def kept_cells(
+        self, spec: ModelSpec, hw: tuple[int, int], sink_logits: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.bool_] | None:
+        return None
+
     def kept_source(self, spec: ModelSpec, seen_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
         return None
 
