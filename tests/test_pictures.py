@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +10,14 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from tests.scripts import script_module
+
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 
 @pytest.fixture(scope="module")
 def draw() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_pictures_draw", PICTURES / "draw.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script_module("docs/pictures/draw.py")
 
 
 def test_they_are_drawn(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +28,7 @@ from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.runtime import Session
 from sdrpn.tags import shipped_scene, tag_sample
+from tests.scripts import script_module
 from tests.tolerances import FONT_RENDERING_MEAN
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +37,7 @@ LARGEST_BYTES = 13_500_000
 
 @pytest.fixture(scope="module")
 def ship() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ship", ROOT / "examples" / "demo" / "ship.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("examples/demo/ship.py")
 
 
 class TestName:

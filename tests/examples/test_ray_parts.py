@@ -18,20 +18,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sdrpn import BadInput
+from tests.scripts import script_module
 from tests.sources import ROOT
 
 
 def example(name: str) -> ModuleType:
     """A module of the example, which is not a package."""
-    full = f"sdrpn_examples_ray_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, ROOT / "examples" / "ray" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[full] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    return sys.modules[full]
+    return script_module(f"examples/ray/{name}.py")
 
 
 def digest(body: object) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+
+from tests.scripts import script_module
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "scene.py"
 FIRST_LOOK_PX = 336
@@ -16,14 +16,7 @@ FIRST_LOOK_PX = 336
 
 @pytest.fixture(scope="module")
 def scene_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scene_example", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up here.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("examples/scene.py")
 
 
 def set_width(scene_module: ModuleType, monkeypatch: pytest.MonkeyPatch, width_px: int) -> None:

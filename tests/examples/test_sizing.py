@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.scripts import script_module
 from tests.sources import ROOT
 
 SCRIPT = ROOT / "examples" / "sizing" / "simulate.py"
@@ -19,13 +19,7 @@ SCRIPT = ROOT / "examples" / "sizing" / "simulate.py"
 
 @pytest.fixture(scope="module")
 def simulate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sdrpn_examples_simulate", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("examples/sizing/simulate.py")
 
 
 def times(simulate: ModuleType, **changes: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.scripts import script_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,12 +29,7 @@ def case(name: str, first_token_s: float) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cpu_table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cpu_table", ROOT / "benchmarks" / "cpu_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("benchmarks/cpu_table.py")
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.scripts import script_module
 
 ROOT = Path(__file__).parents[2]
 CPU: dict[str, Any] = {
@@ -26,12 +27,7 @@ COMPILED = [{"for": "SM89"}, {"for": "SM86+SM89+SM120+SM121"}]
 
 @pytest.fixture(scope="module")
 def device_table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("device_table", ROOT / "benchmarks" / "device_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("benchmarks/device_table.py")
 
 
 def test_the_readme_is_up_to_date(device_table: ModuleType) -> None:
