@@ -32,6 +32,9 @@ __all__ = ["Opening", "OpeningRequest", "RunOptions", "batch_of", "enough_memory
 DEFAULT_BATCH = 4
 # As many as servers on the largest GPUs decode at once; more is a slip of the pen.
 MOST_BATCH = 1024
+_USUAL = EngineOptions()
+# How engines run, and what the command line calls it.
+_OF_ENGINES = {"cuda_graph": "no_cuda_graph", "runtime_cache_dir": "runtime_cache"}
 ACTIVATION_STEP = 16  # activations that kernels of OpenVINO round together, at least
 
 
@@ -91,6 +94,8 @@ class OpeningRequest:
             parts=self.parts,
         )
         self._require_taken(choice.info)
+        if choice.info.runs == "graphs" and self.run.backend != AUTOMATIC:
+            self._require_no_engine_options(choice.info)
         return self._graphs(bundle, choice, options) if choice.engines is None else self._engines(choice, options)
 
     def _require_taken(self, info: BackendInfo) -> None:
@@ -108,11 +113,6 @@ class OpeningRequest:
             raise BadInput(
                 f"{info.name} has no device {self.run.device!r}, which is one of {others}; expected the number of a GPU"
             )
-        if isinstance(self.run.device, int) and info.on == "cpu" and self.run.backend != AUTOMATIC:
-            raise BadInput(
-                f"device is {self.run.device}, the number of a GPU, and {info.name} runs on the CPU; leave it out",
-                options=("device",),
-            )
         if self.run.kv_cache is not None and "kv_cache" not in info.takes:
             raise BadInput(
                 f"{info.name} holds caches as the graphs declare them; for 8 bits ask for the backend {others}, or "
@@ -129,6 +129,17 @@ class OpeningRequest:
                 f"backend {others}",
                 options=("activation-block",),
             )
+
+    def _require_no_engine_options(self, info: BackendInfo) -> None:
+        """Raise BadInput for what says how engines run."""
+        given = self.run.engine_options or _USUAL
+        for name, option in _OF_ENGINES.items():
+            value = getattr(given, name)
+            if value != getattr(_USUAL, name):
+                raise BadInput(
+                    f"{name} is {value}, an option of engines, and {info.name} runs graphs; leave it out",
+                    options=(option,),
+                )
 
     def _require_rounding(self, variant: Variant) -> None:
         """Raise BadInput for blocks of activations that nothing would be rounded in."""

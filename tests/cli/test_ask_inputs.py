@@ -295,3 +295,20 @@ def test_what_may_not_be_read_or_written_is_one_line(
         assert re.search(message, refusal(outcome)), (command, outcome)
     assert not list(read_only.iterdir())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "3"), "onnxruntime has no device 3, which is the number of an NVIDIA GPU"),
+        (("--no-cuda-graph",), "an option of engines, and onnxruntime runs graphs; leave it out (--no-cuda-graph)"),
+        (
+            ("--runtime-cache", "kept"),
+            "an option of engines, and onnxruntime runs graphs; leave it out (--runtime-cache)",
+        ),
+    ],
+)
+def test_options_that_the_backend_does_not_look_at(
+    sdrpn: Command, picture: Path, options: tuple[str, ...], message: str
+) -> None:
+    assert message in refusal(sdrpn("ask", "demo", picture, "what is this?", "--backend", "onnxruntime", *options))
