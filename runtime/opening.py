@@ -106,7 +106,7 @@ class OpeningRequest:
             on_gpu = " and ".join(name for name, other in BACKENDS.items() if other.on == "gpu")
             raise BadInput(
                 f"{info.name} has no device {self.run.device}, which is the number of an NVIDIA GPU, as {on_gpu} use "
-                "one; leave it out",
+                "one; leave it out, or name another backend",
                 options=("backend",),
             )
         if isinstance(self.run.device, str) and "device_name" not in info.takes:

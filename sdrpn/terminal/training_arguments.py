@@ -43,8 +43,8 @@ def add_gate_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gate-kind",
         choices=("layers", "probe"),
-        help="layers: decoder layers on the tap; probe: a linear probe of the tap's last row and the map, which costs "
-        "no time (default: layers)",
+        help="layers: decoder layers on the tap; probe: a linear probe of the tap's last row and the map, which it "
+        "needs at every question (default: layers)",
     )
     group.add_argument(
         "--gate-layers", metavar="T", type=positive_int, help="layers of the gate (default: the preset's)"

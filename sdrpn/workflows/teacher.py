@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelPrecision", "TeacherRequest", "require_device", "some_questions"]
 
 ModelPrecision = Literal["fp32", "bf16", "fp16"]
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ def require_device(name: str) -> str:
     """Return the name if PyTorch can use this device here. Raises BadInput."""
     import torch
 
+    if not _DEVICE.fullmatch(name):
+        raise BadInput(
+            f"device {name!r} is none of PyTorch's; expected cpu, cuda, cuda:1, ...", options=("device cpu",)
+        )
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -83,7 +83,10 @@ def test_refusals(sdrpn: Command, text_checkpoint: Path, tiny_checkpoint: Path, 
     command = ("heads", text_checkpoint, "--data", data, "--max-new-tokens", 2, "--images")
     assert "no image has two questions" in refusal(sdrpn(*command, tmp_path))
     assert "is not a folder" in refusal(sdrpn(*command, tmp_path / "none"))
-    assert "the device nonsense cannot be used here" in refusal(sdrpn(*command, tmp_path, "--device", "nonsense"))
+    assert "device 'nonsense' is none of PyTorch's; expected cpu, cuda, cuda:1, ... (--device cpu)" in refusal(
+        sdrpn(*command, tmp_path, "--device", "nonsense")
+    )
+    assert "the device cuda:99 cannot be used here" in refusal(sdrpn(*command, tmp_path, "--device", "cuda:99"))
     assert "has no answer" in refusal(sdrpn(*command, tmp_path, "--answers", "given"))
     for option, value in (("--tap-layers", 2), ("--rpn-layers", 1), ("--trial-steps", 5)):
         expected = f"{option} is for the trainings of --propose; name both or none"
