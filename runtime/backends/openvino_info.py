@@ -134,6 +134,7 @@ def _memory(bundle: Bundle, variant: Variant, request: MemoryRequest) -> MemoryN
         mapped_bytes=mapped,
         process_bytes=_PROCESS_BYTES,
         prefill_rows=None,  # it takes them at once
+        each_keeps=True,  # at 3B, a prefill of 400 rows added 133 MB to the trunk and 123 MB to the tail, which stayed
         row_extra_bytes=None if request.kv_cache is None else _ROW_EXTRA_BYTES,
     )
     if mapped is not None:

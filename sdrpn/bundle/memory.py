@@ -127,6 +127,7 @@ def cpu_needs(
     process_bytes: int = _PROCESS_BYTES,
     prefill_rows: int | None = CPU_PREFILL_ROWS,
     row_extra_bytes: int | None = None,
+    each_keeps: bool = False,
 ) -> MemoryNeeds:
     """ONNX Runtime on a CPU. Data that is mapped from files and not used again is not counted.
 
@@ -135,6 +136,7 @@ def cpu_needs(
     computed in parts of at most `prefill_rows`. `process_bytes`: of the process without a model. Caches in 8 bits are
     converted to floats layer by layer; up to three such arrays exist at once. `row_extra_bytes`: the library itself
     holds float caches of trunk and tail in 8 bits, with so many bytes beside each row of a head, and reads the codes.
+    `each_keeps`: every graph keeps the activations of its longest run; otherwise graphs share them.
     """
     spec, parts = bundle.spec, variant.parts
     llm, rows = spec.llm, usual_context(spec, context, parts)
@@ -146,10 +148,13 @@ def cpu_needs(
     vision = tower.rows * (tower.row_values + tower.attended) * _FLOAT
     element = variant.computes_in.size_bytes
     floats = 0 if variant.kv_cache is None else 3 * batch * context * llm.kv_heads * llm.head_dim * element
+    prefill = rows * row + floats
+    decoders = sum(1 for name in variant.graphs if name != "vision")
+    activations = decoders * prefill + vision if each_keeps else max(prefill, vision)
     return MemoryNeeds(
         weights_bytes=_cpu_weights_bytes(bundle, variant) if mapped_bytes is None else mapped_bytes,
         caches_bytes=_caches_bytes(spec, context, batch, element, variant.kv_cache, parts, row_extra_bytes),
-        activations_bytes=process_bytes + max(rows * row + floats, vision) + batch * llm.vocabulary * _FLOAT,
+        activations_bytes=process_bytes + activations + batch * llm.vocabulary * _FLOAT,
         images_bytes=_images_bytes(spec, parts),
     )
 

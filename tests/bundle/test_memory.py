@@ -57,6 +57,24 @@ def test_a_library_that_holds_them_in_8_bits_itself(coded_bundle: Path) -> None:
     assert coded.activations_bytes == plain.activations_bytes
 
 
+def test_graphs_that_keep_their_activations(tiny_bundle: Path) -> None:
+    """Each of trunk, RPN and tail, beside the tower."""
+    bundle = open_bundle(tiny_bundle)
+    shared, kept, look = (
+        cpu_needs(
+            bundle, bundle.variant("fused-fp32").with_graphs(graphs), context=100, each_keeps=each, process_bytes=0
+        )
+        for graphs, each in (
+            (("vision", "trunk", "rpn", "tail"), False),
+            (("vision", "trunk", "rpn", "tail"), True),
+            (("vision", "trunk", "rpn"), True),
+        )
+    )
+    row = 4 * 64 * 4 + 2 * (3 * 64 + 2 * 96) * 4 + 4 * 100 * 4
+    assert kept.activations_bytes - look.activations_bytes == 100 * row
+    assert kept.activations_bytes > shared.activations_bytes
+
+
 def test_images_by_hand(tiny_spec: ModelSpec) -> None:
     assert device_needs(tiny_spec, 0, context=1).images_bytes == 3 * 4 * (3 * 56 * 56 + 16 * 64)
 
