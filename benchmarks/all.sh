@@ -9,8 +9,9 @@
 #   passes     every case of both passes with either library, and what a token reads
 #   reference  one box against the reference in PyTorch, which computes everything again (extra `train`)
 #   large      prefill and decode at 7B INT4 (30 GB of disk, 12 GB of memory)
-# TIMES on two cores: bundles 5 minutes once; for each number of THREADS runtimes 4, passes 12, reference 8 minutes; large 30
-# once and 20 each. A step that takes longer than LIMIT_S (1800) is ended and left out of the results.
+# TIMES on two idle cores, estimated from runs of fewer rounds on busy ones: bundles 5 minutes once; for each number of THREADS
+# runtimes 5, passes 10 to 20, reference 10 minutes; large 20 once and 20 each. A step that takes longer than LIMIT_S (3600) is
+# ended and left out of the results.
 # A run that was interrupted goes on where it was: what is measured stays in WORK (default: OUT.work, 4 GB; large 30 GB more)
 # until that is removed. The results file is written again after every step.
 #
@@ -20,7 +21,7 @@ out=${1:?name the results file}
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 rounds=${ROUNDS:-5} threads=${THREADS:-"1 2"} parts=${PARTS:-"runtimes passes reference"}
-work=${WORK:-$out.work} limit_s=${LIMIT_S:-1800}
+work=${WORK:-$out.work} limit_s=${LIMIT_S:-3600}
 for part in $parts; do
   case $part in runtimes | passes | reference | large) ;; *) echo "all.sh: PARTS has no $part" >&2; exit 2 ;; esac
 done
@@ -56,11 +57,10 @@ for block in 32 128; do
   ls "$work/b$block"/optimized/fused-int4-cpu/ort-* >/dev/null 2>&1 || sdrpn optimize "$work/b$block" --variant fused-int4-cpu
 done
 
-others="ours:$work/b128:fused-int4-cpu:onnxruntime" sides=(--compare "$work/b32:fused-int4-cpu:standard" --compare "$work/b128:fused-int4-cpu")
+others="ours:$work/b128:fused-int4-cpu:onnxruntime" sides=(--compare "$work/b32:fused-int4-cpu:standard")
 if has openvino; then
   others="$others,ours:$work/b32:fused-int4:openvino,ours:$work/b128:fused-int4:openvino"
   sides+=(--compare "$work/b32:fused-int4:openvino" --compare "$work/b128:fused-int4:openvino")
-  sides+=(--compare "$work/b32:fused-int4:openvino:int8")
 fi
 if has llama_cpp; then others="$others,llama-q4_0"; fi
 if has openvino_genai && has gguf; then others="$others,openvino-q4_0"; fi

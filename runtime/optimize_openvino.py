@@ -37,7 +37,8 @@ def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path,
     before = {name: array.copy() for name, array in run_on_arrays(backend, runner, feeds).items()}
     runner.close()
     model = read_onnx(new_core(), content, path.parent)
-    scales_bytes = _widen(model)
+    _widen(model)
+    widened_bytes = _half_bytes(model)
     openvino.save_model(model, out, compress_to_fp16=False)
     runner = backend.load(graph, out)
     after = run_on_arrays(backend, runner, feeds)
@@ -48,22 +49,25 @@ def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path,
                 f"{name} of the {graph.name} graph changed when it was saved; is the disk full or damaged? "
                 "Free some space and try again"
             )
-    return out.with_suffix(".bin").stat().st_size + scales_bytes
+    return out.with_suffix(".bin").stat().st_size + widened_bytes
 
 
-def _widen(model: openvino.Model) -> int:
-    """Constants in fp16 that are converted to fp32 become fp32, but for scales; their bytes."""
-    scales_bytes = 0
+def _half_bytes(model: openvino.Model) -> int:
+    """Bytes of what stays in fp16: scales, which kernels widen to fp32."""
+    constants = (node for node in model.get_ordered_ops() if node.get_type_name() == "Constant")
+    return sum(node.get_byte_size() for node in constants if node.get_element_type() == openvino.Type.f16)
+
+
+def _widen(model: openvino.Model) -> None:
+    """Constants in fp16 that are converted to fp32 become fp32, but for scales."""
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Convert" or node.get_element_type() != openvino.Type.f32:
             continue
         constant = node.input_value(0).get_node()
         if constant.get_type_name() == "Constant" and constant.get_element_type() == openvino.Type.f16:
             if _is_scale(node):
-                scales_bytes += constant.get_byte_size()
                 continue
             node.output(0).replace(ops.constant(constant.get_data().astype(np.float32)).output(0))
-    return scales_bytes
 
 
 def _is_scale(node: Any) -> bool:

@@ -200,6 +200,15 @@ class TestWhatAStepReads:
         )
         assert plain["token_bytes"] > 0 < other["token_bytes"]
 
+    def test_scales_in_fp16_count_as_what_kernels_read(self, sdrpn: Command, bundle: Path) -> None:
+        """The same numbers, whichever type the saved graph has them in."""
+        pytest.importorskip("openvino")
+        read = []
+        for name in (INT4, HALF):
+            command = ("optimize", bundle, "--threads", 1, "--variant", name, "--for", "openvino", "--json")
+            read.append(json.loads(sdrpn(*command).out)["read_bytes"]["trunk"])
+        assert read[0] == pytest.approx(read[1], rel=0.01)
+
 
 def test_a_gate_of_one_layer(sdrpn: Command, tmp_path: Path) -> None:
     """The shipped model's has one query, which is projected by itself: its attention stays as it is."""
