@@ -1,17 +1,20 @@
 """Several questions in flight against one after the other: tokens a second of all together, on one session.
 
     python benchmarks/batching.py BUNDLE [--variant NAME] [--in-flight 1 2 4 8] [--new-tokens 32] [--rounds 5]
+    python benchmarks/batching.py BUNDLE --logits --in-flight 4
 
 In every round each number of questions is answered one by one and together, in turns; figures are medians over the
 rounds. Questions are about one picture that the session knows, or with --pictures about one each that it does not; by
 token ids, as plain LLaVA. `decode` counts the steps alone, `whole` everything, prefills included. Memory is that of
 this process behind the most questions one by one and behind as many at once, whose first look goes through RPN and
-gate, too, beside what `sdrpn plan` counts for them; with --rounds 0 only that is measured.
+gate, too, beside what `sdrpn plan` counts for them; with --rounds 0 only that is measured. --logits compares every
+question's logits alone and among the others, up to the first token that differs, with how near the best two are.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import re
@@ -82,13 +85,75 @@ class Side:
         tokens = sum(len(answer.token_ids) for answer in answers)
         return {"decode": self._clock.tokens / self._clock.seconds, "whole": tokens / whole_s}
 
-    def _begun(self, number: int, decide: Decide | None) -> AnswerStream:
+    def answered(self, numbers: Sequence[int]) -> list[tuple[tuple[int, ...], list[FloatArray]]]:
+        """Different questions, together: tokens, and the logits (V,) that each was chosen from."""
+        logits: list[list[FloatArray]] = [[] for _ in numbers]
+        streams = [
+            self._begun(number, None, keep=kept, shift=number) for number, kept in zip(numbers, logits, strict=True)
+        ]
+        return [(stream.finish().token_ids, kept) for stream, kept in zip(streams, logits, strict=True)]
+
+    def _begun(
+        self, number: int, decide: Decide | None, keep: list[FloatArray] | None = None, shift: int = 0
+    ) -> AnswerStream:
         picture = picture_of(number) if self._pictures else self._picture
         options = AnswerOptions(None if decide is None else FIRST_LOOK, self._new_tokens, decide=decide)
-        stream = self._session._questions.stream_of(picture, BEFORE, self._after, options)
+        after = self._after[shift % PROMPT_TOKENS :] + self._after[: shift % PROMPT_TOKENS]
+        stream = self._session._questions.stream_of(picture, BEFORE, after, options)
+        if keep is not None:
+            keep_logits(stream, keep)
         stream._sequence._stop_ids = frozenset()  # answers have their full length
         stream.submit()
         return stream
+
+
+def keep_logits(stream: AnswerStream, kept: list[FloatArray]) -> None:
+    choose = stream._sequence.choose
+
+    def choosing(logits: FloatArray) -> None:
+        kept.append(logits.copy().ravel())
+        choose(logits)
+
+    stream._sequence.choose = choosing  # type: ignore[method-assign]
+
+
+def differences(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How far the logits of questions together are from those of each alone, and whether another token is a tie."""
+    count = max(arguments.in_flight)
+    far: list[float] = []
+    margins: list[float] = []
+    other: list[tuple[float, float]] = []  # where tokens differ: the margin of the best two, and how far logits are
+    with opened(arguments, count) as session:
+        side = Side(session, arguments.new_tokens, arguments.pictures)
+        for number in range(max(1, arguments.rounds)):
+            numbers = range(number * count, (number + 1) * count)
+            alone = [side.answered([each])[0] for each in numbers]
+            for (ids, own), (ids_together, shared) in zip(alone, side.answered(numbers), strict=True):
+                same = sum(
+                    1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, ids_together, strict=True))
+                )
+                until = min(len(own), same + 1)
+                far += [float(np.abs(a - b).max()) for a, b in zip(own[:until], shared[:until], strict=True)]
+                margins += [margin(logits) for logits in own]
+                if same < len(ids):
+                    other.append((margin(own[same]), far[-1]))
+        batches, backend = session.load.batches, session.backend
+    largest = max(far)
+    return {
+        "backend": backend,
+        "steps_by_batch": batches,
+        "logits_compared": len(far),
+        "largest_difference": largest,
+        "questions_that_differ": len(other),
+        "of_these_ties": sum(best <= 2 * apart for best, apart in other),
+        "tokens_with_best_two_within_0.1": round(sum(value < 0.1 for value in margins) / len(margins), 3),
+    }
+
+
+def margin(logits: FloatArray) -> float:
+    """How far the best is above the second."""
+    second, best = np.partition(logits, -2)[-2:]
+    return float(best - second)
 
 
 def picture_of(number: int) -> Picture:
@@ -105,14 +170,23 @@ def rss_bytes() -> int:
     return int(found[1]) * 1024
 
 
+def opened(arguments: argparse.Namespace, max_batch: int) -> Session:
+    return Session.open(
+        arguments.bundle,
+        backend=arguments.backend,
+        variant=arguments.variant,
+        threads=arguments.threads,
+        max_batch=max_batch,
+        prefix_bytes=0,
+    )
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     most = max(arguments.in_flight)
     rounds: dict[int, dict[str, list[dict[str, float]]]] = {
         n: {"apart": [], "together": []} for n in arguments.in_flight
     }
-    with Session.open(
-        arguments.bundle, variant=arguments.variant, threads=arguments.threads, max_batch=most, prefix_bytes=0
-    ) as session:
+    with opened(arguments, most) as session:
         side = Side(session, arguments.new_tokens, arguments.pictures)
         decide = no_box if session.spec.rpn is not None else None
         side.measured(most, together=False, decide=decide)
@@ -175,13 +249,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
     parser.add_argument("--variant")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", action="store_true", help="a picture of its own for every question")
+    parser.add_argument("--logits", action="store_true", help="compare logits in place of times")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.logits:
+        print(json.dumps({"format_version": 1, **differences(arguments)}, indent=1))
+        return
     results = measure(arguments)
     print(json.dumps(results, indent=1)) if arguments.json else report(results)
 
