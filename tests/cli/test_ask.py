@@ -321,6 +321,23 @@ class TestBundlesThatLackSomething:
             "avoid this warning)\n"
         )
 
+    def test_a_bundle_from_before_there_were_gates(
+        self, sdrpn: Command, text_bundle: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        def without_gates(manifest: dict[str, Any]) -> None:
+            del manifest["policy"]["gate_threshold"]
+            rpn = manifest["spec"]["rpn"]
+            for name in [name for name in rpn if name.startswith("gate")]:
+                del rpn[name]
+
+        old = copied(text_bundle, tmp_path / "old")
+        edit_json(old / "manifest.json", without_gates)
+        command = ("ask", old, picture, QUESTION, "--max-new-tokens", 4)
+        assert sdrpn(*command).out == sdrpn("ask", text_bundle, *command[2:]).out
+        assert refusal(sdrpn(*command, "--gate-threshold", 0.5)) == (
+            "a gate's threshold of 0.5 was given, and this model has no gate; leave it out (--gate-threshold)"
+        )
+
     def test_a_policy_that_was_asked_for_is_not_dropped_silently(self, plain_bundle: Path) -> None:
         with Session.open(plain_bundle) as session:
             with pytest.raises(ValueError, match=r"has no RPN and answers as the plain model only: pass roi=None"):
