@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one
 import installed  # noqa: F401  # before Ray
 import pyarrow
 import ray
-from cluster import add_cluster_arguments, cluster, cores_for
+from cluster import add_cluster_arguments, add_replica_arguments, cluster, cores_for
 from parts import Part, begin, parts_of, rows_of, write_part
 
 from sdrpn import BadInput, SdrpnError, Session
@@ -180,9 +180,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--max-new-tokens", type=int, default=64)
     found.add_argument("--replicas", type=int, default=1, help="sessions (default: 1)")
     found.add_argument("--rows-per-file", type=int, default=64, help="rows that are lost at most (default: 64)")
-    found.add_argument("--cpus", type=float, default=1, help="cores of a session (default: 1)")
-    found.add_argument("--gpus", type=float, default=0, help="GPUs of a session (default: 0)")
-    found.add_argument("--threads", type=int, help="threads of a session (default: its cores)")
+    add_replica_arguments(found, "session")
     found.add_argument("--target", help="the engines of a session")
     found.add_argument("--max-batch", type=int, help="questions at once (default: 4)")
     add_cluster_arguments(found)

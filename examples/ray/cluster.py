@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-__all__ = ["add_cluster_arguments", "cluster", "cores_for"]
+__all__ = ["add_cluster_arguments", "add_replica_arguments", "cluster", "cores_for"]
 
 _LOOPBACK = "127.0.0.1"
 
@@ -21,6 +21,13 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which cluster is used."""
     parser.add_argument("--address", help="address of a Ray cluster, or auto (default: one of its own on this machine)")
     parser.add_argument("--object-store-bytes", type=int, default=100_000_000, help="without --address")
+
+
+def add_replica_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare what each of several has. Args: what: "replica", for the help"""
+    parser.add_argument("--cpus", type=float, default=1, help=f"cores of a {what} (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0, help=f"GPUs of a {what} (default: 0)")
+    parser.add_argument("--threads", type=int, help=f"threads of a {what} on a CPU (default: its cores)")
 
 
 def cores_for(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the module beside this one
 
 import installed  # noqa: F401  # before Ray
 import ray
-from cluster import add_cluster_arguments, cluster, cores_for
+from cluster import add_cluster_arguments, add_replica_arguments, cluster, cores_for
 
 from sdrpn import SdrpnError
 from sdrpn.host.part import Part
@@ -59,9 +59,7 @@ def main() -> int:
     found.add_argument("--device", default="cpu")
     found.add_argument("--shard-questions", type=int, default=256)
     found.add_argument("--replicas", type=int, default=1, help="models (default: 1)")
-    found.add_argument("--cpus", type=float, default=1, help="cores of a model (default: 1)")
-    found.add_argument("--gpus", type=float, default=0, help="GPUs of a model (default: 0)")
-    found.add_argument("--threads", type=int, help="threads of a model (default: its cores)")
+    add_replica_arguments(found, "model")
     add_cluster_arguments(found)
     options = found.parse_args()
     if options.threads is None:

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one
 
 import installed  # noqa: F401  # before Ray
-from cluster import add_cluster_arguments, cluster
+from cluster import add_cluster_arguments, add_replica_arguments, cluster
 from figures import joined_figures
 from ray import serve
 from ray.exceptions import RayActorError
@@ -226,9 +226,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--name", help="name of the model for clients")
     found.add_argument("--replicas", type=_range, default=(1, 1), metavar="MIN[:MAX]", help="(default: 1)")
     found.add_argument("--doors", type=int, default=1, help="processes that take requests (default: 1)")
-    found.add_argument("--cpus", type=float, default=1, help="cores of a replica (default: 1)")
-    found.add_argument("--gpus", type=float, default=0, help="GPUs of a replica (default: 0)")
-    found.add_argument("--threads", type=int, help="threads of a replica on a CPU (default: its cores)")
+    add_replica_arguments(found, "replica")
     found.add_argument("--target", help="the engines of a replica")
     found.add_argument("--max-batch", type=int, help="questions that a replica answers at once (default: 4)")
     found.add_argument("--max-queue", type=int, default=64, help="requests that wait at the door (default: 64)")
