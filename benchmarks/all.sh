@@ -49,17 +49,20 @@ step() {
   "$python" "$here/cpu_table.py" --join "$out" "$work"
 }
 
-export_int4() { sdrpn export "$work/checkpoint" --precision int4 --block "$1" --int8 lm_head --out "$2"; }
+# Args: options, then the folder.
+export_int4() { sdrpn export "$work/checkpoint" --precision int4 "${@:1:$#-1}" --out "${@: -1}"; }
 say "checkpoint and bundles in $work"
 rebuilt checkpoint "$python" "$here/random_checkpoint.py" --size 0.4b
-for block in 32 128; do
-  rebuilt "b$block" export_int4 "$block"
-  ls "$work/b$block"/optimized/fused-int4-cpu/ort-* >/dev/null 2>&1 || sdrpn optimize "$work/b$block" --variant fused-int4-cpu
+rebuilt b32 export_int4 --block 32 --int8 lm_head
+rebuilt b128 export_int4 --block 128 --int8 lm_head
+rebuilt b128h4 export_int4 --block 128 --keep rpn,vision # the head in 4 bits as well
+for form in b32 b128 b128h4; do
+  ls "$work/$form"/optimized/fused-int4-cpu/ort-* >/dev/null 2>&1 || sdrpn optimize "$work/$form" --variant fused-int4-cpu
 done
 
-others="ours:$work/b128:fused-int4-cpu:onnxruntime" sides=(--compare "$work/b32:fused-int4-cpu:standard")
+others="ours:$work/b128:fused-int4-cpu:onnxruntime,ours:$work/b128h4:fused-int4-cpu:onnxruntime" sides=(--compare "$work/b32:fused-int4-cpu:standard")
 if has openvino; then
-  others="$others,ours:$work/b32:fused-int4:openvino,ours:$work/b128:fused-int4:openvino"
+  others="$others,ours:$work/b32:fused-int4:openvino,ours:$work/b128:fused-int4:openvino,ours:$work/b128h4:fused-int4:openvino"
   sides+=(--compare "$work/b32:fused-int4:openvino" --compare "$work/b128:fused-int4:openvino")
 fi
 if has llama_cpp; then others="$others,llama-q4_0"; fi

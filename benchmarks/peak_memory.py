@@ -28,7 +28,8 @@ def main() -> None:
         session.answer_ids(image, BEFORE, AFTER, roi=None, decide=one_box, max_new_tokens=16)
         caches = [buffer for caches in session._decoder.slots.caches.values() for buffer in caches.buffers.values()]
         cache_bytes = sum(int(np.prod(buffer.shape)) * buffer.dtype.itemsize for buffer in caches)
-        weight_bytes = sum(session.bundle.manifest.files[name].size_bytes for name in session.variant.files)
+        exported = session.bundle.variant(session.variant.name)  # those of saved graphs are other files
+        weight_bytes = sum(session.bundle.manifest.files[name].size_bytes for name in exported.files)
     print(json.dumps({"peak_bytes": peak_rss_bytes(), "weight_bytes": weight_bytes, "cache_bytes": cache_bytes}))
 
 
