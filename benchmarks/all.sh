@@ -5,7 +5,8 @@
 #   ROUNDS=2 THREADS=1 PARTS=runtimes benchmarks/all.sh out.json
 #
 # PARTS, some of (default: the first three):
-#   runtimes   prefill and decode at 0.4B INT4 against llama.cpp and OpenVINO GenAI, as far as they are installed
+#   runtimes   prefill and decode at 0.4B INT4 against OpenVINO GenAI, if it is installed, and llama.cpp, if
+#              LLAMA_CPP_LIBRARIES names a folder of its libraries (llama_library.py)
 #   passes     every case of both passes with either library, and what a token reads
 #   reference  one box against the reference in PyTorch, which computes everything again (extra `train`)
 #   large      prefill and decode at 7B INT4 (30 GB of disk, 12 GB of memory)
@@ -65,7 +66,7 @@ if has openvino; then
   others="$others,ours:$work/b32:fused-int4:openvino,ours:$work/b128:fused-int4:openvino,ours:$work/b128h4:fused-int4:openvino"
   sides+=(--compare "$work/b32:fused-int4:openvino" --compare "$work/b128:fused-int4:openvino")
 fi
-if has llama_cpp; then others="$others,llama-q4_0"; fi
+if [ -n "${LLAMA_CPP_LIBRARIES:-}" ]; then others="$others,llama-q4_0"; fi # see llama_library.py
 if has openvino_genai && has gguf; then others="$others,openvino-q4_0"; fi
 
 run_part() {
@@ -88,7 +89,7 @@ run_part() {
     fi
     local large=standard
     if has openvino; then large="ours:$work/large/int4:fused-int4:openvino"; fi
-    if has llama_cpp; then large="$large,llama-q4_0"; fi
+    if [ -n "${LLAMA_CPP_LIBRARIES:-}" ]; then large="$large,llama-q4_0"; fi
     step "large-$count" "$python" "$here/other_runtimes.py" "$work/large/int4" --variant fused-int4-cpu --others "$large" \
       --threads "$count" --rounds 2 --gguf "$work/large/gguf" --json ;;
   esac

@@ -3,18 +3,19 @@
 Ours is the LLM of a bundle (trunk and tail, as a plain LLaVA runs them), the others are random models of the same
 layers, width, heads and vocabulary. What is compared is speed alone: the numbers that come out mean nothing.
 
-    pip install llama-cpp-python gguf openvino-genai transformers    # whichever are wanted
+    pip install gguf openvino-genai transformers    # whichever are wanted; llama.cpp: see llama_library.py
     python benchmarks/other_runtimes.py BUNDLE --variant fused-int4-cpu --others llama-q4_0,llama-q8_0,transformers
     python benchmarks/other_runtimes.py BUNDLE --others openvino-q4_0 --rounds 3 --json
 
 `llama-*` quantises a random GGUF as llama.cpp's own tool does (Q4_0 keeps its head in Q6_K) and `openvino-*` has
-OpenVINO GenAI read the same file; without llama-cpp-python gguf makes it, with the head in Q8_0. `standard` is ours
+OpenVINO GenAI read the same file; without llama.cpp gguf makes it, with the head in Q8_0. `standard` is ours
 without `sdrpn optimize`, `ours:BUNDLE:VARIANT:BACKEND` another bundle of ours, or another library.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from llama_library import VARIABLE, LlamaLibrary, LlamaModel, named_folder
 
 from sdrpn.bundle.bundle import open_bundle
 from sdrpn.host.machine import read_cpu
@@ -35,7 +37,7 @@ from sdrpn.runtime import Session
 
 PROMPT_TOKENS, NEW_TOKENS = 640, 32
 PROMPT_IDS = [3 + index % 200 for index in range(PROMPT_TOKENS)]  # any vocabulary has them
-LIBRARIES = ("onnxruntime", "llama-cpp-python", "openvino-genai", "transformers", "torch")
+LIBRARIES = ("onnxruntime", "openvino-genai", "transformers", "torch")
 
 
 class Side(Protocol):
@@ -81,37 +83,19 @@ class OurSide:
 
 
 class LlamaCppSide:
-    """llama.cpp through llama-cpp-python's plain bindings."""
+    """llama.cpp, all tokens of a prompt in one batch."""
 
-    def __init__(self, gguf: Path, threads: int) -> None:
-        import ctypes
-
-        import llama_cpp
-
-        self._library, self.name = llama_cpp, f"llama.cpp {gguf.stem}"
-        silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        self._keep = silent
-        llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = 1024
-        parameters.n_threads = parameters.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(self._model, parameters)
-
-    def _run(self, ids: Sequence[int]) -> None:
-        tokens = (self._library.llama_token * len(ids))(*ids)
-        code = self._library.llama_decode(self._context, self._library.llama_batch_get_one(tokens, len(ids)))
-        if code != 0:
-            raise RuntimeError(f"llama_decode returned {code}")
+    def __init__(self, library: LlamaLibrary, gguf: Path, threads: int) -> None:
+        self.name = f"llama.cpp {gguf.stem}"
+        self._model = LlamaModel(library, gguf, threads, context=1024)
 
     def prefill(self) -> None:
-        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
-        self._run(PROMPT_IDS)
+        self._model.clear()
+        self._model.run(PROMPT_IDS)
 
     def decode(self) -> None:
         for _ in range(NEW_TOKENS):
-            self._run([7])
+            self._model.run([7])
 
 
 class TransformersSide:
@@ -269,22 +253,17 @@ def _gguf_tensors(llm: LlmSpec) -> list[tuple[str, tuple[int, ...]]]:
     return [*tensors, ("output_norm.weight", (llm.width,)), ("output.weight", (llm.vocabulary, llm.width))]
 
 
-def quantized_gguf(folder: Path, kind: str, llm: LlmSpec) -> Path:
+def quantized_gguf(folder: Path, kind: str, llm: LlmSpec, library: LlamaLibrary | None) -> Path:
     """folder/q4_0.gguf, made from a random model by llama.cpp's own quantisation, or by gguf's where it is missing."""
     source, target = folder / "f16.gguf", folder / f"{kind}.gguf"
-    if not target.exists():
-        try:
-            import llama_cpp
-        except ImportError:
-            write_random_gguf(target, llm, kind)
-            return target
-        if not source.exists():
-            write_random_gguf(source, llm)
-        parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.ftype = {"q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}[kind]
-        code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)
-        if code != 0:
-            raise RuntimeError(f"llama_model_quantize returned {code}")
+    if target.exists():
+        return target
+    if library is None:
+        write_random_gguf(target, llm, kind)
+        return target
+    if not source.exists():
+        write_random_gguf(source, llm)
+    library.quantize(source, target, kind)
     return target
 
 
@@ -298,8 +277,13 @@ def open_side(name: str, args: argparse.Namespace, llm: LlmSpec, folder: Path) -
     if name == "transformers":
         return TransformersSide(llm, args.threads)
     if runtime in ("llama", "openvino") and kind in ("q4_0", "q8_0"):
-        gguf = quantized_gguf(folder, kind, llm)
-        return LlamaCppSide(gguf, args.threads) if runtime == "llama" else OpenVinoSide(gguf, args.threads)
+        library = llama_library()
+        gguf = quantized_gguf(folder, kind, llm, library)
+        if runtime == "openvino":
+            return OpenVinoSide(gguf, args.threads)
+        if library is None:
+            raise SystemExit(f"--others {name}: {VARIABLE} has to name llama.cpp's libraries: llama_library.py")
+        return LlamaCppSide(library, gguf, args.threads)
     raise SystemExit(
         f"--others {name}: expected standard, ours:BUNDLE:VARIANT:BACKEND, llama-q4_0, llama-q8_0, openvino-q4_0, "
         "openvino-q8_0 or transformers"
@@ -339,8 +323,17 @@ def _figures(rounds: Sequence[tuple[float, ...]]) -> dict[str, float]:
     }
 
 
+@functools.cache
+def llama_library() -> LlamaLibrary | None:
+    """llama.cpp's libraries, if the environment names them."""
+    folder = named_folder()
+    return None if folder is None else LlamaLibrary(folder)
+
+
 def installed() -> dict[str, str]:
-    found = {}
+    """The versions of libraries; of llama.cpp, what it uses of this CPU."""
+    library = llama_library()
+    found = {} if library is None else {"llama.cpp": f"{library.folder.name}, {library.cpu}"}
     for name in LIBRARIES:
         try:
             found[name] = version(name)
