@@ -6,8 +6,11 @@ Made from the floats of the bundle, which are the checkpoint's own, in the form 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from sdrpn.export.quantization import BLOCK_SIZES, Blocks, quantize
@@ -54,9 +57,12 @@ def _block(inputs: int) -> int | None:
 def _replace(graph: ir.Graph, product: ir.Node, weight: ir.Value, tensor: ir.TensorProtocol) -> None:
     name, block = f"{weight.name}.int8", _block(tensor.shape.numpy()[0])
     assert block is not None
+    taken = product.inputs[1]
+    # The product takes floats of one type: the weight's, or that of the cast between.
+    floats = tensor.dtype if taken is weight or taken is None else _cast_to(taken)
     if name not in graph.initializers:
-        codes, scales = quantize(tensor.numpy().T, Blocks(8, block))
-        for end, array in (("", codes.T), (".scale", scales.T.astype(np.float32))):
+        codes, scales = quantize(_values(tensor).T, Blocks(8, block))
+        for end, array in (("", codes.T), (".scale", scales.T.astype(floats.numpy()))):
             held = ir.tensor(np.ascontiguousarray(array), name=f"{name}{end}")
             graph.register_initializer(ir.Value(name=f"{name}{end}", const_value=held))
     decoded = ir.node(
@@ -67,3 +73,27 @@ def _replace(graph: ir.Graph, product: ir.Node, weight: ir.Value, tensor: ir.Ten
     )
     graph.insert_before(product, decoded)
     product.replace_input_with(1, decoded.outputs[0])
+    maker = None if taken is None else taken.producer()
+    if maker is not None and not maker.outputs[0].uses():
+        graph.remove(maker, safe=True)
+    if not weight.uses():
+        del graph.initializers[str(weight.name)]
+
+
+def _cast_to(value: ir.Value) -> ir.DataType:
+    """The type that a Cast gives."""
+    maker = value.producer()
+    assert maker is not None
+    return ir.DataType(maker.attributes["to"].as_int())
+
+
+def _values(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
+    """(K,N). Files of weights may have several names, as releases share them, which onnx_ir refuses below a folder.
+
+    Where they lie was checked when the bundle was opened.
+    """
+    if isinstance(tensor, ir.ExternalTensor):
+        place = Path(tensor.path), tensor.offset, tensor.length, tensor.dtype
+        tensor = ir.ExternalTensor(*place, shape=tensor.shape, name=tensor.name)
+    array: npt.NDArray[Any] = tensor.numpy()
+    return array

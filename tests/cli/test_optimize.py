@@ -239,6 +239,14 @@ class TestEightBits:
         assert outcome.out.count("stays in floats: 8 bits would change its results by") == 2
         assert outcome.out.count("in 8 bits, which changes its results by") == 1
 
+    def test_products_in_16_bits_of_files_with_several_names(self, sdrpn: Command, tmp_path: Path) -> None:
+        """As an installed release has them: its files are hard links."""
+        pytest.importorskip("openvino")
+        shutil.copytree(bundle_path("demo"), tmp_path / "b", copy_function=os.link)
+        options = ("--for", "openvino", "--variant", "fused-int8", "--int8", "lm_head", "--threads", 1, "--json")
+        report = sdrpn("optimize", tmp_path / "b", *options).json()
+        assert 0 < report["int8"]["lm_head"] < 0.05
+
     def test_a_part_that_does_not_exist(self, sdrpn: Command, bundle: Path) -> None:
         told = refusal(sdrpn("optimize", bundle, "--int8", "head"))
         assert "there is no part head to put in 8 bits; expected some of lm_head, rpn, vision" in told
