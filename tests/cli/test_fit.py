@@ -74,7 +74,7 @@ def test_a_training_takes_over_how_pictures_were_labelled(sdrpn: Command, checkp
     labels, rpn = write_labels(tmp_path), tmp_path / "rpn"
     about = json.loads((labels / "labels.json").read_text())
     (labels / "labels.json").write_text(json.dumps(about | {"fit": "crop"}))
-    small = ("--preset", "tiny", "--steps", 1, "--tap-layer", 2, "--rpn-layers", 2, "--validation-share", 0)
+    small = ("--preset", "tiny", "--steps", 2, "--tap-layer", 2, "--rpn-layers", 2, "--validation-share", 0)
     assert sdrpn("train", checkpoint, "--labels", labels, "--out", rpn, *small).code == 0
     assert json.loads((rpn / "rpn.json").read_text())["fit"] == "crop"
     exporting = ("export", checkpoint, "--rpn", rpn, "--out", tmp_path / "bundle")
