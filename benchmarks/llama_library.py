@@ -37,13 +37,16 @@ class _Batch(ctypes.Structure):
 
 
 class LlamaLibrary:
-    """The loaded libraries. Raises OSError where the folder has none that load."""
+    """The loaded libraries. Raises OSError where the folder has none that load.
+
+    Their names stay their own: OpenVINO GenAI has functions of the same names.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for pattern in ("libggml-base*.so*", "libggml.*so*"):
-            ggml = ctypes.CDLL(str(_only(folder, pattern)), ctypes.RTLD_GLOBAL)
-        self._llama = ctypes.CDLL(str(_only(folder, "libllama.*so*")), ctypes.RTLD_GLOBAL)
+            ggml = ctypes.CDLL(str(_only(folder, pattern)))
+        self._llama = ctypes.CDLL(str(_only(folder, "libllama.*so*")))
         self._silent = _LOG(lambda level, text, data: None)
         self.function("llama_log_set", None, _LOG, ctypes.c_void_p)(self._silent, None)
         load = ggml.ggml_backend_load_all_from_path
