@@ -124,6 +124,7 @@ def main() -> int:
                 found["beside_s"],
                 max(1, plan_memory(options.bundle).prefixes.pictures),
                 one_core=usable_cores() <= options.replicas,
+                together=found.get("together", 1.0),
             )
             each_s = times.known_s + options.tokens * times.step_s[0]
             rate = options.busy * options.replicas / each_s

@@ -5,8 +5,8 @@
 
 It asks about rendered scenes that the server has not seen, and about the same again, alone; then as many known ones at
 once as the server decodes together, whose decode steps it reports. The servers must have nothing else to do. All times
-are medians. Name every replica that shares a machine: they are measured at the same time, each while the others work,
-because they share its memory and caches.
+are medians. Name every replica that shares a machine: the first is measured alone and then all at the same time, for
+they share its memory and caches.
 """
 
 from __future__ import annotations
@@ -79,16 +79,28 @@ async def steps(client: httpx.AsyncClient, urls: Sequence[str], tokens: int) -> 
 async def measured(
     urls: Sequence[str], batch: int, pictures: int, tokens: int, wh: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """What simulate.py reads, but for how many pictures are known at once, of all servers while all of them work."""
-    found = await asyncio.gather(*(of_one(url, number, batch, pictures, tokens, wh) for number, url in enumerate(urls)))
-    names = ("first_s", "known_s", "beside_s")
-    return {
-        **{name: statistics.median([seconds for server in found for seconds in server[name]]) for name in names},
-        "step_s": [
-            statistics.median([seconds for server in found for seconds in server["step_s"][count]])
-            for count in range(batch)
-        ],
-    }
+    """What simulate.py reads, but for how many pictures are known: times of the first alone, and how they grow."""
+
+    async def of_all(servers: Sequence[str]) -> dict[str, Any]:
+        found = await asyncio.gather(
+            *(of_one(url, number, batch, pictures, tokens, wh) for number, url in enumerate(servers))
+        )
+        names = ("first_s", "known_s", "beside_s")
+        return {
+            **{name: statistics.median([seconds for server in found for seconds in server[name]]) for name in names},
+            "step_s": [
+                statistics.median([seconds for server in found for seconds in server["step_s"][count]])
+                for count in range(batch)
+            ],
+        }
+
+    alone = await of_all(urls[:1])
+    if len(urls) == 1:
+        return alone
+    every = await of_all(urls)
+    longer = [every[name] / alone[name] for name in ("first_s", "known_s")]
+    longer += [seconds / own for seconds, own in zip(every["step_s"], alone["step_s"], strict=True)]
+    return {**alone, "together": max(1.0, statistics.median(longer))}
 
 
 async def of_one(

@@ -27,6 +27,7 @@ from typing import Any, Literal
 __all__ = ["Asked", "Outcome", "Times", "percentile", "random_trace", "replica_of", "simulate"]
 
 Route = Literal["picture", "turns"]
+_TINY_S = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Times:
     pictures: how many a replica knows at once; the least recently used is forgotten first
     stall_s: a prefill is divided so that others wait about so long at most
     one_core: a replica has a single core, so that what is outside delays its work
+    together: how many times as long everything takes while all other replicas work, which share the machine's memory
     """
 
     first_s: float
@@ -49,8 +51,11 @@ class Times:
     pictures: int = 1_000_000
     stall_s: float = 0.2
     one_core: bool = False
+    together: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.together < 1:
+            raise ValueError(f"together has to be at least 1; got {self.together}")
         if not self.step_s or min(self.first_s, self.known_s, self.stall_s, *self.step_s) <= 0 or self.beside_s < 0:
             raise ValueError(f"times have to be above 0; got {self}")
 
@@ -114,10 +119,10 @@ def simulate(trace: Sequence[Asked], times: Times, replicas: int, route: Route =
     own: list[list[int]] = [[] for _ in range(replicas)]
     for number, asked in enumerate(trace):
         own[replica_of(asked.picture, replicas) if route == "picture" else number % replicas].append(number)
+    working = [_Replica(times, [(trace[number], number) for number in numbers]) for numbers in own]
+    _run(working, times.together)
     first, last, busy, known = dict[int, float](), dict[int, float](), [], 0
-    for numbers in own:
-        replica = _Replica(times, [(trace[number], number) for number in numbers])
-        replica.run()
+    for replica in working:
         first |= replica.first_s
         last |= replica.last_s
         known += replica.known
@@ -137,6 +142,38 @@ def replica_of(picture: str, replicas: int) -> int:
     return int(hashlib.sha256(picture.encode()).hexdigest(), 16) % replicas
 
 
+@dataclass
+class _Work:
+    left_s: float  # if nobody else worked
+
+
+@dataclass(frozen=True)
+class _Until:
+    at_s: float
+
+
+def _run(replicas: Sequence[_Replica], together: float) -> None:
+    """Let all replicas do what they have to, each slower the more others work."""
+    runs = [replica.run() for replica in replicas]
+    doing = [next(run, None) for run in runs]
+    now_s, others = 0.0, max(1, len(replicas) - 1)
+    while any(work is not None for work in doing):
+        busy = sum(isinstance(work, _Work) for work in doing)
+        slower = 1 + (together - 1) * (busy - 1) / others
+        ends = [work.left_s * slower if isinstance(work, _Work) else work.at_s - now_s for work in doing if work]
+        passed_s = max(0.0, min(ends))
+        now_s += passed_s
+        for number, work in enumerate(doing):
+            if isinstance(work, _Work):
+                work.left_s -= passed_s / slower
+                replicas[number].busy_s += passed_s
+            if work is not None and (
+                work.left_s <= _TINY_S if isinstance(work, _Work) else work.at_s <= now_s + _TINY_S
+            ):
+                replicas[number].now_s = now_s
+                doing[number] = next(runs[number], None)
+
+
 class _Replica:
     """One scheduler: prefills one after the other, decode steps of all that run."""
 
@@ -146,44 +183,44 @@ class _Replica:
         self._waiting: deque[tuple[Asked, int]] = deque()
         self._running: dict[int, int] = {}  # number -> tokens that are left
         self._pictures: OrderedDict[str, None] = OrderedDict()
-        self._now_s = self.busy_s = 0.0
+        self.now_s = self.busy_s = 0.0
         self.known = 0
         self.first_s: dict[int, float] = {}
         self.last_s: dict[int, float] = {}
 
-    def run(self) -> None:
-        """Until everything is answered."""
+    def run(self) -> Iterator[_Work | _Until]:
+        """What it does until everything is answered; `now_s` is when each of it is done."""
         while self._coming or self._waiting or self._running:
-            self._arrive()
+            yield from self._arrive()
             if self._waiting and len(self._running) < self._times.batch:
-                self._prefill(*self._waiting.popleft())
+                yield from self._prefill(*self._waiting.popleft())
             elif self._running:
-                self._step()
+                yield from self._step()
             else:
-                self._now_s = self._coming[0][0].at_s + self._before_s
+                yield _Until(self._coming[0][0].at_s + self._before_s)
 
     @property
     def _before_s(self) -> float:
         """From the arrival of a request until it can be worked on, without delaying other work."""
         return 0.0 if self._times.one_core else self._times.beside_s
 
-    def _arrive(self) -> None:
-        while self._coming and self._coming[0][0].at_s + self._before_s <= self._now_s:
+    def _arrive(self) -> Iterator[_Work]:
+        while self._coming and self._coming[0][0].at_s + self._before_s <= self.now_s + _TINY_S:
             self._waiting.append(self._coming.popleft())
             if self._times.one_core:
-                self._pass(self._times.beside_s)
+                yield _Work(self._times.beside_s)
 
-    def _prefill(self, asked: Asked, number: int) -> None:
+    def _prefill(self, asked: Asked, number: int) -> Iterator[_Work]:
         is_known = self._knows(asked.picture)
         self.known += is_known
         left_s = self._times.known_s if is_known else self._times.first_s
         while left_s > 0:
             part_s = min(left_s, self._times.stall_s) if self._running else left_s
-            self._pass(part_s)
+            yield _Work(part_s)
             left_s -= part_s
             if left_s > 0 and self._running:
-                self._step()
-        self.first_s[number] = self._now_s
+                yield from self._step()
+        self.first_s[number] = self.now_s
         self._running[number] = asked.tokens
         self._token(number)
 
@@ -195,8 +232,8 @@ class _Replica:
             self._pictures.popitem(last=False)
         return known
 
-    def _step(self) -> None:
-        self._pass(self._times.step_s[len(self._running) - 1])
+    def _step(self) -> Iterator[_Work]:
+        yield _Work(self._times.step_s[len(self._running) - 1])
         for number in list(self._running):
             self._token(number)
 
@@ -204,11 +241,7 @@ class _Replica:
         self._running[number] -= 1
         if self._running[number] <= 0:
             del self._running[number]
-            self.last_s[number] = self._now_s
-
-    def _pass(self, seconds: float) -> None:
-        self._now_s += seconds
-        self.busy_s += seconds
+            self.last_s[number] = self.now_s
 
 
 def read_times(path: Path) -> Times:

@@ -56,6 +56,19 @@ def test_a_core_that_also_opens_pictures(simulate: ModuleType) -> None:
     assert found.utilisation == [pytest.approx(1.0)]
 
 
+def test_replicas_that_share_a_machine(simulate: ModuleType) -> None:
+    own = times(simulate, together=2.0)
+    replicas = {simulate.replica_of(name, 2): name for name in "abcdef"}
+    alone = simulate.simulate(asked(simulate, (0.0, replicas[0], 1)), own, 2)
+    assert alone.latency_s == pytest.approx([1.0])
+    both = simulate.simulate(asked(simulate, (0.0, replicas[0], 1), (0.5, replicas[1], 1)), own, 2)
+    # Half of the first's work alone, the rest at half the speed; then the second is alone again.
+    assert both.latency_s == pytest.approx([1.5, 1.5])
+    assert both.utilisation == pytest.approx([0.75, 0.75])
+    with pytest.raises(ValueError, match="together has to be at least 1"):
+        times(simulate, together=0.5)
+
+
 def test_answers_that_run_share_steps(simulate: ModuleType) -> None:
     found = simulate.simulate(asked(simulate, (0.0, "a", 3), (0.0, "b", 3)), times(simulate), 1)
     # Two prefills, then two steps of both; the first waits for the second's prefill.
