@@ -146,10 +146,16 @@ def replica_of(picture: str, replicas: int) -> int:
 class _Work:
     left_s: float  # if nobody else worked
 
+    def ended(self, now_s: float) -> bool:
+        return self.left_s <= _TINY_S
+
 
 @dataclass(frozen=True)
 class _Until:
     at_s: float
+
+    def ended(self, now_s: float) -> bool:
+        return self.at_s <= now_s + _TINY_S
 
 
 def _run(replicas: Sequence[_Replica], together: float) -> None:
@@ -167,9 +173,7 @@ def _run(replicas: Sequence[_Replica], together: float) -> None:
             if isinstance(work, _Work):
                 work.left_s -= passed_s / slower
                 replicas[number].busy_s += passed_s
-            if work is not None and (
-                work.left_s <= _TINY_S if isinstance(work, _Work) else work.at_s <= now_s + _TINY_S
-            ):
+            if work is not None and work.ended(now_s):
                 replicas[number].now_s = now_s
                 doing[number] = next(runs[number], None)
 
