@@ -126,7 +126,7 @@ def main() -> int:
                 one_core=usable_cores() <= options.replicas,
                 together=found.get("together", 1.0),
             )
-            each_s = times.known_s + options.tokens * times.step_s[0]
+            each_s = (times.known_s + options.tokens * times.step_s[0]) * times.together
             rate = options.busy * options.replicas / each_s
             trace = random_trace(rate, options.seconds, options.pictures, options.tokens, number)
             real = asyncio.run(replay(trace, urls, running))
