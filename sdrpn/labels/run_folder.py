@@ -18,7 +18,7 @@ from sdrpn.host.progress import Advance, unseen
 from sdrpn.host.shared_run import RUN_NAME, run_lock, start_run
 from sdrpn.labels.shards import shard_path, write_shard
 
-__all__ = ["RUN_NAME", "fill_folder", "gather_rows", "write_json"]
+__all__ = ["RUN_NAME", "fill_folder", "write_json"]
 
 Question = TypeVar("Question")
 
@@ -39,56 +39,16 @@ def fill_folder(
     part: Part = WHOLE,
     progress: Advance = unseen,
 ) -> dict[str, Any] | None:
-    """Gather the rows of all questions, see `gather_rows`; then one process alone makes the rest of the folder.
-
-    Args:
-        last_name: the folder's last file, of an object
-        finish: makes the rest, and returns what it wrote there
-    Returns: what is in the last file; None while files of other parts are missing
-    """
-    complete = gather_rows(
-        out,
-        name,
-        columns,
-        provenance,
-        questions,
-        rows_of,
-        per_file=per_file,
-        at_once=at_once,
-        resume=resume,
-        part=part,
-        progress=progress,
-    )
-    if not complete:
-        return None
-    with run_lock(out) if not part.is_whole else nullcontext():
-        if not part.is_whole and (out / last_name).is_file():  # another process was faster
-            return read_json_object(out / last_name, "remove it and run again")
-        return finish()
-
-
-def gather_rows(
-    out: Path,
-    name: str,
-    columns: dict[str, str],
-    provenance: dict[str, Any],
-    questions: Sequence[Question],
-    rows_of: Callable[[Sequence[Question]], Sequence[dict[str, Any]]],
-    *,
-    per_file: int,
-    at_once: int = 1,
-    resume: bool = False,
-    part: Part = WHOLE,
-    progress: Advance = unseen,
-) -> bool:
-    """Write the rows of all questions to the files `out/name/part-*.parquet`, but for those that are there.
+    """Write the rows of all questions to `out/name/part-*.parquet`, but for those that are there; then finish once.
 
     Args:
         provenance: what decides the rows; only a run with the same goes on with a folder
         rows_of: a row for each of up to `at_once` questions
+        last_name: the folder's last file, of an object
+        finish: makes the rest, and returns what it wrote there; called by one process alone
         per_file: questions
         part: which files are written here, of several processes that share the folder
-    Returns: whether all files are there
+    Returns: what is in the last file; None while files of other parts are missing
     Raises: BadInput for a folder with other content
     """
     start_run(out, provenance, resume=resume, shared=not part.is_whole)
@@ -103,7 +63,12 @@ def gather_rows(
             rows += rows_of(asked[first : first + at_once])
             progress(start + len(rows), len(questions))
         write_shard(paths[index], columns, rows, provenance)
-    return all(path.exists() for path in paths)
+    if not all(path.exists() for path in paths):
+        return None
+    with run_lock(out) if not part.is_whole else nullcontext():
+        if not part.is_whole and (out / last_name).is_file():  # another process was faster
+            return read_json_object(out / last_name, "remove it and run again")
+        return finish()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
