@@ -43,6 +43,7 @@ class Look:
     picture: Picture = field(repr=False)
     fit: Seen = field(default="pad", repr=False)  # how the map lies over the picture, see `VisionSpec`
     gate_score: float | None = None  # how likely the first look is not enough; None: no gate was asked
+    kept_cells: npt.NDArray[np.bool_] | None = field(default=None, repr=False)  # (h, w), False for sinks; None: all
 
     @property
     def boxes_xyxy_px(self) -> tuple[tuple[int, int, int, int], ...]:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sdrpn.errors import Cancelled
-from sdrpn.method.geometry import Seen
-from sdrpn.method.grids import ImageGrid
 from sdrpn.method.roi import roi_map
 from sdrpn.runtime.answer import Stopwatch, Timings
 from sdrpn.runtime.look import Look
@@ -43,7 +41,7 @@ class LookRun:
     ) -> None:
         """Args: open_it: opens the picture, which is part of the first stage. Raises what is wrong with a question."""
         self._questions, self._scheduler = questions, scheduler
-        self._watch, self._fit = Stopwatch(), two_pass.fit
+        self._watch, self._two_pass = Stopwatch(), two_pass
         with self._watch.stage("preprocess"):
             picture = open_it()
             digest = picture.digest()
@@ -79,29 +77,29 @@ class LookRun:
                 raise glance.error or Cancelled("the look was cancelled; look again")
         timings = self._watch.timings()
         pairs = zip(self._glances, self._questions, strict=True)
-        return [_look(glance, each.text, self._grid, timings, self._fit) for glance, each in pairs]
+        return [self._look(glance, each.text, timings) for glance, each in pairs]
+
+    def _look(self, glance: Glance, question: str | None, timings: Timings) -> Look:
+        found = glance.found
+        assert found is not None
+        assert found.scores is not None
+        assert found.decision is not None
+        decision, shown = found.decision, roi_map(found.scores.roi_logits)
+        return Look(
+            question=question,
+            image_wh=glance.request.picture.size,
+            boxes=regions_of(decision, shown, self._grid),
+            roi_map=shown,
+            dropped=dropped_regions(decision, shown, self._grid),
+            note=found.note,
+            timings=timings,
+            picture=glance.request.picture,
+            fit=self._two_pass.fit,
+            gate_score=found.gate_score,
+            kept_cells=self._two_pass.kept_cells(found.scores),
+        )
 
     def _end(self) -> None:
         for glance in self._glances:
             if not glance.over:
                 self._scheduler.cancel(glance)
-
-
-def _look(glance: Glance, question: str | None, grid: ImageGrid, timings: Timings, fit: Seen) -> Look:
-    found = glance.found
-    assert found is not None
-    assert found.scores is not None
-    assert found.decision is not None
-    decision, shown = found.decision, roi_map(found.scores.roi_logits)
-    return Look(
-        question=question,
-        image_wh=glance.request.picture.size,
-        boxes=regions_of(decision, shown, grid),
-        roi_map=shown,
-        dropped=dropped_regions(decision, shown, grid),
-        note=found.note,
-        timings=timings,
-        picture=glance.request.picture,
-        fit=fit,
-        gate_score=found.gate_score,
-    )

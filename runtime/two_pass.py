@@ -101,6 +101,10 @@ class TwoPass:
             return found
         return dataclasses.replace(found, digest=digest or request.image.digest())
 
+    def kept_cells(self, scores: RoiScores) -> Bool | None:
+        """(h,w) The cells that may become regions, False for sinks; None: all."""
+        return self._family.kept_cells(self._spec, scores.roi_logits.shape, scores.sink_logits)
+
     def look(self, glance: Glance, slot: Slot) -> None:
         """The first pass in a slot, whose map ends the glance."""
         request = glance.request

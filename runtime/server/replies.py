@@ -23,14 +23,15 @@ from sdrpn.runtime.server.requests import MapForm
 __all__ = ["Completion", "answer_extras", "look_json", "map_json", "stages_json"]
 
 FloatArray = npt.NDArray[np.float32]
+_NUMBERS: dict[MapForm, str] = {"float16": "<f2", "float32": "<f4"}
 
 
 def map_json(roi_map: FloatArray | None, form: MapForm) -> dict[str, Any] | None:
-    """A map (h, w) in 0..1: little-endian float16 in rows, or an 8-bit grey PNG; both in base64."""
+    """A map (h, w) in 0..1: little-endian float16 or float32 in rows, or an 8-bit grey PNG; in base64."""
     if roi_map is None or form == "none":
         return None
-    if form == "float16":
-        data = np.ascontiguousarray(roi_map, "<f2").tobytes()
+    if form in _NUMBERS:
+        data = np.ascontiguousarray(roi_map, _NUMBERS[form]).tobytes()
     else:
         file = io.BytesIO()
         Image.fromarray(np.rint(roi_map * 255).clip(0, 255).astype(np.uint8)).save(file, "PNG")
@@ -53,6 +54,7 @@ def look_json(look: Look, form: MapForm, gate_threshold: float | None) -> dict[s
         "note": look.note,
         "gate": gate_json(look.gate_score, looks_again),
         "map": map_json(look.roi_map, form),
+        "sinks": [] if look.kept_cells is None else np.flatnonzero(~look.kept_cells).tolist(),
     }
 
 

@@ -12,7 +12,7 @@ from sdrpn.method.preset import Task
 
 __all__ = ["Box", "ChatRequest", "Extras", "ImageUrl", "LookRequest", "MapForm", "ResponseFormat", "RoiOptions"]
 
-MapForm = Literal["none", "png", "float16"]
+MapForm = Literal["none", "png", "float16", "float32"]
 Priority = Literal["interactive", "batch"]
 Box = tuple[int, int, int, int]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from sdrpn.families.registry import input_side_px, seen_of
+from sdrpn.families.registry import family_of, input_side_px, seen_of
 from sdrpn.host.power import PowerMeter
 from sdrpn.method.grids import ImageGrid
 from sdrpn.method.policy import Roi, looking_policy
@@ -166,6 +166,7 @@ class Service:
                     "max_share": policy.max_share,
                     "gate_threshold": threshold,
                 },
+                "rules": family_of(session.spec).map_rules(session.spec, look.vision).to_dict(),
                 "looks": [look_json(each, request.map, threshold) for each in looks],
                 "stages": stages_json(looks[0].timings) | {"queued_s": round(admitted.queued_s, 6)},
             }

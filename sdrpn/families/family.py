@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrpn.method.grids import Box, ImageGrid
+from sdrpn.method.map_rules import MapRules
 from sdrpn.method.preset import Preset
 from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.roi import Crop, PolicyDecide, RoiPolicy
@@ -268,6 +269,9 @@ class Family(Protocol):
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """From RoI logits (h,w) and the image's size to crops; sinks are known where the RPN has a `sink_query`."""
+
+    def map_rules(self, spec: ModelSpec, vision: Vision) -> MapRules:
+        """What `decide` does, as data. `vision`: the model's own, or with another budget."""
 
     def kept_cells(
         self, spec: ModelSpec, hw: tuple[int, int], sink_logits: npt.NDArray[np.float32] | None

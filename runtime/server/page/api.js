@@ -25,7 +25,7 @@ export class Server {
 
   /** Where a question points. picture: a Blob. roi: what differs from the model's own policy. */
   async look(picture, question, { roi = {}, signal } = {}) {
-    const body = { image: await dataUrl(picture), question, map: "float16", roi };
+    const body = { image: await dataUrl(picture), question, map: "float32", roi };
     return (await this.#post("/v1/look", body, signal)).json();
   }
 
@@ -38,7 +38,6 @@ export class Server {
     const body = {
       messages: [{ role: "user", content }],
       roi,
-      map: "float16",
       stream: true,
       stream_options: { include_usage: true },
     };

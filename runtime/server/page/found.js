@@ -1,7 +1,8 @@
-// What a look found, under any threshold: regions decided again from the map where that is exact. Knows no page.
+// What a look found, under any threshold: regions decided again from the map, by the rules of the reply. Knows no page.
 
 import { SquareGrid } from "./grid.js";
-import { decide, readMap, scores } from "./roi.js";
+import { ResizedGrid } from "./resized.js";
+import { decide, decideAround, readMap, scores } from "./roi.js";
 
 /** A reply of POST /v1/look about one question. */
 export class Found {
@@ -11,37 +12,35 @@ export class Found {
     this.look = look;
     this.policy = reply.policy;
     this.imageWh = reply.image_wh;
-    this.map = look.map ? readMap(look.map) : null;
-    const side = reply.input_side_px;
-    this.grid = this.map && side ? new SquareGrid(this.imageWh, side, this.map.h, reply.fit) : null;
+    this.map = readMap(look.map);
+    this.grid = gridOf(reply, this.map);
   }
 
   /** Whether a threshold can be tried: of maps of the model's raw scores a threshold is a share of the highest. */
   get canMove() {
-    return this.map !== null && this.policy.threshold > 0;
-  }
-
-  /** Whether `under` is exact for every threshold; otherwise only the server can say. */
-  get decidesHere() {
-    return this.canMove && this.grid !== null;
+    return this.policy.threshold > 0;
   }
 
   /** The part of the picture that the map covers: x, y, width, height. */
   get covered() {
-    if (this.grid === null) return [0, 0, ...this.imageWh];
-    const [x, y, side] = this.grid.coveredSquare;
-    return [x, y, side, side];
+    return this.grid.covered;
   }
 
   /** {boxes: [{box, max}], leftOut: [{box, reason}], note} in pixels, under a threshold. */
   under(threshold) {
-    if (!this.decidesHere || Math.abs(threshold - this.policy.threshold) < 1e-9) return this.#ofServer();
-    const { crops, leftOut } = decide(this.map, this.grid, { ...this.policy, threshold });
+    if (!this.canMove || Math.abs(threshold - this.policy.threshold) < 1e-9) return this.#ofServer();
+    const { crops, leftOut, note } = this.#decided(threshold);
     return {
       boxes: crops.map((box) => ({ box, max: scores(this.map, this.grid.boxCellsFromPx(box)).max })),
       leftOut: leftOut.map(({ box, reason }) => ({ box: this.grid.boxPxFromCells(box), reason })),
-      note: "",
+      note,
     };
+  }
+
+  #decided(threshold) {
+    const { regions, masked } = this.reply.rules;
+    if (regions === "around") return decideAround(this.map, this.grid, { threshold, sinks: this.look.sinks, masked });
+    return { ...decide(this.map, this.grid, { ...this.policy, threshold }), note: "" };
   }
 
   #ofServer() {
@@ -52,4 +51,9 @@ export class Found {
       note: note ?? "",
     };
   }
+}
+
+function gridOf({ rules, image_wh: imageWh, fit }, { h, w }) {
+  const { cells } = rules;
+  return cells.kind === "square" ? new SquareGrid(imageWh, cells.side_px, h, fit) : new ResizedGrid(imageWh, [h, w], cells);
 }

@@ -18,11 +18,11 @@ export class SquareGrid {
     return [this.cells, this.cells];
   }
 
-  /** The square that the map covers, in source pixels: x, y, side. */
-  get coveredSquare() {
+  /** The square that the map covers, in source pixels: x, y, width, height. */
+  get covered() {
     const [width, height] = this.imageWh;
     const side = this.fit === "pad" ? Math.max(width, height) : Math.min(width, height);
-    return [(width - side) / 2, (height - side) / 2, side];
+    return [(width - side) / 2, (height - side) / 2, side, side];
   }
 
   /** The source pixels under a box of cells; null where it shows nothing but padding. */

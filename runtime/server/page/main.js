@@ -9,7 +9,6 @@ import { View } from "./view.js";
 const $ = (id) => document.getElementById(id);
 const EXAMPLE_QUESTION = "what is the code on the yellow tag ?";
 const WIDE = window.matchMedia("(min-width: 60rem)"); // as in style.css
-const AGAIN_AFTER_MS = 250; // a slider that rests so long is worth a request, where only the server can decide
 
 const server = new Server();
 const view = new View($("canvas"), $("stage"));
@@ -21,7 +20,6 @@ const state = {
   threshold: null, // of the slider; null: the model's own
   own: null, // the model's own
   running: null, // what can be stopped
-  timer: 0,
 };
 const history = new History($("history"), $("history-part"), restore);
 const camera = new Camera($("video"), {
@@ -170,11 +168,10 @@ async function startCamera() {
 
 async function lookAtFrame(blob) {
   try {
-    const roi = state.threshold === null || state.found?.decidesHere ? {} : { threshold: state.threshold };
-    const reply = await server.look(blob, state.question, { roi });
+    const reply = await server.look(blob, state.question);
     if (!camera.runs) return false;
     state.found = new Found(reply);
-    if (!("threshold" in roi)) state.own = state.found.policy.threshold;
+    state.own = state.found.policy.threshold;
     showProblem(null);
     showAll();
     return true;
@@ -261,7 +258,7 @@ function showPicture() {
     },
   );
   $("canvas").setAttribute("aria-label", canvasLabel(live, imageWh, found && shown));
-  $("controls").hidden = !found?.map;
+  $("controls").hidden = !found;
   $("regions").hidden = !found;
   if (!found) return;
   showThreshold(found);
@@ -284,9 +281,9 @@ function showThreshold(found) {
   const differs = (other) => Math.abs(value - other) > 1e-9;
   $("threshold-own").hidden = !differs(state.own ?? found.policy.threshold);
   $("again").hidden = !differs(found.policy.threshold) || isLive() || !state.answer;
-  $("threshold-about").textContent = found.decidesHere
+  $("threshold-about").textContent = found.canMove
     ? "Cells of the map above it become regions. Moving it asks nothing of the model."
-    : "Cells of the map above it become regions.";
+    : "This model's threshold is a share of its highest score; it cannot be moved here.";
 }
 
 function showAnswer() {
@@ -317,24 +314,6 @@ function showAnswer() {
 function moveThreshold() {
   state.threshold = Number($("threshold").value);
   showPicture();
-  const { found } = state;
-  if (!found || found.decidesHere || isLive()) return;
-  clearTimeout(state.timer);
-  state.timer = setTimeout(lookAgain, AGAIN_AFTER_MS);
-}
-
-/** For models whose regions only the server can decide. */
-async function lookAgain() {
-  const { picture, question, found } = state;
-  const roi = { threshold: state.threshold };
-  try {
-    const again = new Found(await server.look(picture.blob, question, { roi }));
-    if (state.found !== found) return;
-    state.found = again;
-    showPicture();
-  } catch (error) {
-    showProblem(error);
-  }
 }
 
 function resetThreshold() {

@@ -1,5 +1,5 @@
-// From an RoI map to regions and crops: the arithmetic of sdrpn/method/roi.py, in float32 step by step, so that the
-// slider needs no second pass of the model. Knows no page.
+// From an RoI map to regions and crops: the arithmetic of sdrpn/method/roi.py and sdrpn/families/qwen/zoom.py, in float32
+// step by step, so that the slider needs no second pass of the model. Knows no page.
 
 const f32 = Math.fround;
 // exp(-1/2) and 1, divided by their sum, in float32.
@@ -9,23 +9,14 @@ const MOST_BBOX_CROPS = 2;
 const EXPANDED_BELOW_CELLS = 4;
 const LEAST_BOX_SIDE_CELLS = 3;
 
-/** A map of a reply, {encoding: "float16", shape: [h, w], data: base64}, as {h, w, values: Float32Array in rows}. */
+/** A map of a reply, {encoding: "float32", shape: [h, w], data: base64}, as {h, w, values: Float32Array in rows}. */
 export function readMap(map) {
-  if (map.encoding !== "float16") throw new Error(`a map in ${map.encoding}; expected float16`);
+  if (map.encoding !== "float32") throw new Error(`a map in ${map.encoding}; expected float32`);
   const [h, w] = map.shape;
   const bytes = Uint8Array.from(atob(map.data), (character) => character.charCodeAt(0));
   const view = new DataView(bytes.buffer);
-  const values = Float32Array.from({ length: h * w }, (_, index) => halfToFloat(view.getUint16(2 * index, true)));
+  const values = Float32Array.from({ length: h * w }, (_, index) => view.getFloat32(4 * index, true));
   return { h, w, values };
-}
-
-function halfToFloat(bits) {
-  const sign = bits >> 15 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
 /** A 3 x 3 Gaussian of sigma 1 with mirrored borders; (h, w) in rows. */
@@ -108,6 +99,28 @@ export function decide(map, grid, policy) {
     crops = maskCrop(fired, oversize, grid, h, w);
   }
   return { boxes, crops, leftOut: leftOut(components, boxes, crops, grid, policy, most) };
+}
+
+/**
+ * Choose the crop of models that look at all cells above the threshold together, as `decide_zoom` does.
+ *
+ * map, threshold: as in `decide`. grid: see resized.js. sinks: cells that are never chosen. masked: whether the crop's cells
+ * are those above the threshold. Returns {boxes, crops, leftOut, note}; note: why there is no crop although cells fire.
+ */
+export function decideAround({ h, w, values }, grid, { threshold, sinks, masked }) {
+  const kept = Float32Array.from(values);
+  for (const cell of sinks) kept[cell] = 0;
+  const limit = f32(threshold);
+  const fired = Uint8Array.from(blur({ h, w, values: kept }).values, (value) => (value > limit ? 1 : 0));
+  const cells = [...fired.keys()].filter((cell) => fired[cell]);
+  if (!cells.length) return { boxes: [], crops: [], leftOut: [], note: "" };
+  const box = boxAround(cells, w);
+  const px = grid.boxPxFromCells(box);
+  let why = grid.refusal(px);
+  if (why === null && masked && !keepsCells(fired, w, box, grid.cropHw(px))) {
+    why = "no cell of the mask is left on the crop's grid";
+  }
+  return { boxes: [box], crops: why === null ? [px] : [], leftOut: [], note: why === null ? "" : `nothing inserted: ${why}` };
 }
 
 /** The box of a region; for a tiny one at least 3 x 3 cells, where the grid has room. */

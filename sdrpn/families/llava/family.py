@@ -28,6 +28,7 @@ from sdrpn.images.image import base_picture, base_pixels, crop_pixels
 from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
+from sdrpn.method.map_rules import MapRules, SquareCells
 from sdrpn.method.preset import Preset
 from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.roi import MAX_BBOX_CROPS, PolicyDecide, RoiPolicy, decide_by_policy
@@ -241,6 +242,10 @@ class Llava:
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         """Regions, boxes and masks of SD-RPN's evaluation."""
         return decide_by_policy(policy, spec.vision.grid)
+
+    def map_rules(self, spec: ModelSpec, vision: Vision) -> MapRules:
+        """Regions by the policy, on a square."""
+        return MapRules("each", SquareCells(clip_of(vision).image_size_px))
 
     def kept_cells(
         self, spec: ModelSpec, hw: tuple[int, int], sink_logits: npt.NDArray[np.float32] | None

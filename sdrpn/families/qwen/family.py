@@ -23,9 +23,11 @@ from sdrpn.families.family import (
     VisionInputs,
 )
 from sdrpn.families.qwen.config import family_name
+from sdrpn.families.qwen.grid import LEAST_CROP_PX
 from sdrpn.families.qwen.positions import axes_of, positions_of_spans, positions_on_source
 from sdrpn.families.qwen.presets import preset
 from sdrpn.families.qwen.pruning import PRUNED_ABOVE_TOKENS, kept_source_cells
+from sdrpn.families.qwen.resize import MOST_RATIO
 from sdrpn.families.qwen.sinks import border_kept, not_sinks
 from sdrpn.families.qwen.tensors import vision_shapes
 from sdrpn.families.qwen.tower_inputs import most_windows, tower_inputs
@@ -42,6 +44,7 @@ from sdrpn.families.qwen.zoom import decide_zoom
 from sdrpn.images.patches import PatchedVision, crop_patches, picture_patches, resized
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box, cell_count
+from sdrpn.method.map_rules import MapRules, ResizedCells
 from sdrpn.method.preset import Preset
 from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.roi import PolicyDecide, RoiDecision, RoiPolicy
@@ -334,6 +337,19 @@ class Qwen:
             return decide_zoom(logits, kept, grid, policy.threshold, scheme)
 
         return decided
+
+    def map_rules(self, spec: ModelSpec, vision: Vision) -> MapRules:
+        """One crop around all cells."""
+        budget = qwen_vision_of(vision).budget
+        cells = ResizedCells(
+            cell_px=budget.cell_px,
+            least_crop_px=LEAST_CROP_PX,
+            least_px=budget.least,
+            most_px=budget.most,
+            smallest_side_px=max(1, budget.smallest_px),
+            most_ratio=MOST_RATIO,
+        )
+        return MapRules("around", cells, masked=_scheme(spec) == "sd-rpn")
 
     def kept_cells(
         self, spec: ModelSpec, hw: tuple[int, int], sink_logits: npt.NDArray[np.float32] | None

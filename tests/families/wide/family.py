@@ -25,6 +25,7 @@ from sdrpn.families.family import (
 from sdrpn.images.patches import PatchedVision
 from sdrpn.images.pixels import SquareVision
 from sdrpn.method.grids import Box
+from sdrpn.method.map_rules import MapRules, ResizedCells
 from sdrpn.method.preset import Preset
 from sdrpn.method.recipe import HeadTable, Recipe
 from sdrpn.method.roi import PolicyDecide, RoiPolicy, decide_by_policy
@@ -191,6 +192,10 @@ class Wide:
 
     def decide(self, policy: RoiPolicy, spec: ModelSpec) -> PolicyDecide:
         return decide_by_policy(policy, spec.vision.grid)
+
+    def map_rules(self, spec: ModelSpec, vision: Vision) -> MapRules:
+        side = _wide(vision).patch_px
+        return MapRules("each", ResizedCells(side, 1, side**2, vision.image_tokens * side**2, 1, 200))
 
     def kept_cells(
         self, spec: ModelSpec, hw: tuple[int, int], sink_logits: npt.NDArray[np.float32] | None

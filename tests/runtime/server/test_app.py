@@ -41,8 +41,9 @@ def refusal(reply: Any, status: int) -> dict[str, Any]:
 
 
 class TestLook:
-    def test_it_finds_what_the_session_finds(self, server: Server) -> None:
-        body = {"image": scene_url(), "questions": [QUESTION, OTHER], "map": "float16"}
+    @pytest.mark.parametrize("form", ["float16", "float32"])
+    def test_it_finds_what_the_session_finds(self, server: Server, form: str) -> None:
+        body = {"image": scene_url(), "questions": [QUESTION, OTHER], "map": form}
         reply = server.post("/v1/look", body).json()
         expected = server.session.look_many(SCENE.picture, [QUESTION, OTHER])
         assert (reply["object"], reply["model"], reply["fit"]) == ("look", "demo", "pad")
@@ -52,9 +53,16 @@ class TestLook:
             assert found["question"] == look.question
             assert found["boxes"] == [region.to_dict() for region in look.boxes]
             assert found["dropped"] == [region.to_dict() for region in look.dropped]
-            values = np.frombuffer(base64.b64decode(found["map"]["data"]), "<f2").reshape(found["map"]["shape"])
-            np.testing.assert_array_equal(values, look.roi_map.astype(np.float16))
+            numbers = np.dtype(form).newbyteorder("<")
+            values = np.frombuffer(base64.b64decode(found["map"]["data"]), numbers).reshape(found["map"]["shape"])
+            np.testing.assert_array_equal(values, look.roi_map.astype(form))
+            assert found["sinks"] == []
         assert reply["looks"][0]["boxes"]
+        assert reply["rules"] == {
+            "regions": "each",
+            "masked": False,
+            "cells": {"kind": "square", "side_px": reply["input_side_px"]},
+        }
 
     def test_a_map_as_png(self, server: Server) -> None:
         reply = server.post("/v1/look", {"image": {"url": scene_url()}, "question": QUESTION, "map": "png"}).json()

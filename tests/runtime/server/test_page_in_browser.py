@@ -26,6 +26,7 @@ from sdrpn.method.policy import RoiChange
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions
 from sdrpn.tags import shipped_scene
+from tests.families.qwen.bundles import qwen_bundle
 from tests.runtime.server.serving import Server, serving
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -504,25 +505,26 @@ def test_a_model_with_a_gate(opened: Opened) -> None:
     expect(page.locator("#crops-part")).to_be_hidden()
 
 
-def test_regions_that_only_the_server_can_decide(opened: Opened, server: Server) -> None:
-    """A slider that rests asks for another look; the map is shown over the whole picture."""
-    page = opened()
-    thresholds: list[float | None] = []
-
-    def of_another_family(route: Any) -> None:
-        thresholds.append(json.loads(route.request.post_data)["roi"].get("threshold"))
-        reply = route.fetch()
-        route.fulfill(response=reply, json={**reply.json(), "fit": "whole", "input_side_px": None})
-
-    page.route("**/v1/look", of_another_family)
-    ask(page)
-    for value in ("0.5", "0.4", "0.1"):
-        page.locator("#threshold").fill(value)
-    boxes = list(server.session.look(SCENE.picture, QUESTION, roi=0.1).boxes_xyxy_px)
-    x1, y1, x2, y2 = boxes[0]
-    expect(page.locator("#regions-list")).to_contain_text(f"{x2 - x1} × {y2 - y1} px at {x1}, {y1}")
-    assert thresholds == [None, 0.1]
-    page.locator("#threshold-own").click()
-    expect(page.locator("#threshold-own")).to_be_hidden()
-    own = server.session.look(SCENE.picture, QUESTION).boxes_xyxy_px[0]
-    expect(page.locator("#regions-list")).to_contain_text(f"px at {own[0]}, {own[1]}")
+@pytest.mark.parametrize("kind", ["sd-rpn", "q-zoom-3"])
+def test_the_slider_of_other_families(browser: Any, kind: str, tmp_path: Path) -> None:
+    """One crop around all cells but sinks: decided in the page, which asks the server nothing."""
+    bundle = qwen_bundle(kind, tmp_path)
+    with Session.open(bundle, threads=1) as session, serving(session, ServerOptions(model="demo")) as running:
+        context = browser.new_context(**DESKTOP)
+        page = context.new_page()
+        page.goto(running.url)
+        ask(page, "where?")
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        scores = np.sort(session.look(SCENE.picture, "where?").roi_map.ravel())
+        shown = set()
+        for share in (0.02, 0.3, 0.6, 0.9, 0.99, 1):
+            threshold = round(float(scores[int(share * (len(scores) - 1))]), 2)
+            page.locator("#threshold").fill(str(threshold))
+            expect(page.locator("#threshold-value")).to_have_text(f"{threshold:.2f}")
+            boxes = list(session.look(SCENE.picture, "where?", roi=RoiChange(threshold=threshold)).boxes_xyxy_px)
+            assert regions(page) == boxes, threshold
+            shown.add(tuple(boxes))
+        assert len(shown) > 1
+        assert requests == []
+        context.close()
