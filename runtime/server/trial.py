@@ -1,8 +1,9 @@
-"""Opens a bundle again and tries it, in a thread that a graph which never ends may keep. Knows no requests."""
+"""Tries a bundle: at a start, and opened again in a thread that a graph which never ends may keep. No requests here."""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdrpn.errors import Cancelled, RunFailed
-from sdrpn.runtime.server.watchdog import GRACE_S, pulse_s
+from sdrpn.runtime.server.watchdog import GRACE_S, end_unless_called_again, pulse_s
 from sdrpn.runtime.session import Session
 
 __all__ = ["Trial", "TrialLimit", "try_model"]
@@ -55,7 +56,7 @@ class Trial:
             if running_s > most_s and not waiting.done():
                 self._result.add_done_callback(_close)
                 waiting.cancel()  # the thread goes on
-                raise RunFailed(f"a graph of its trial has run for {running_s:.1f} s, and cannot be ended")
+                raise RunFailed(_endless(running_s))
         return waiting.result()
 
     def _running_s(self) -> float:
@@ -78,10 +79,14 @@ class Trial:
             self._result.set_result(opened)
 
 
-def try_model(session: Session, limit: TrialLimit) -> None:
-    """Look and answer once. Raises what fails; RunFailed where a graph ran too long, and could be ended."""
+def try_model(session: Session, limit: TrialLimit, give_up: Callable[[str], None] | None = None) -> None:
+    """Look and answer once. Raises what fails; RunFailed where a graph ran too long, and could be ended.
+
+    Args: give_up: called in another thread with one line where a graph did not end in spite of that, and ends the
+    process; where Python itself no longer runs, the interpreter ends it. None: such a graph is waited for.
+    """
     picture = np.full((_SIDE_PX, _SIDE_PX, 3), 128, np.uint8)
-    with _ended_after(limit.after_s, session):
+    with _ended_after(limit, session, give_up):
         if session.spec.rpn is not None:
             session.look(picture, _QUESTION)
         session.answer(picture, _QUESTION, roi=None, max_new_tokens=2)
@@ -89,16 +94,24 @@ def try_model(session: Session, limit: TrialLimit) -> None:
 
 
 @contextmanager
-def _ended_after(after_s: float, session: Session) -> Iterator[None]:
-    """Graphs that run longer in the block are asked to end."""
+def _ended_after(limit: TrialLimit, session: Session, give_up: Callable[[str], None] | None) -> Iterator[None]:
+    """Graphs that run longer in the block are asked to end; and the process, as `try_model` describes."""
     done, asked = threading.Event(), threading.Event()
+    after_s, most_s = limit.after_s, limit.after_s + limit.grace_s
 
     def watch() -> None:
         while not done.wait(pulse_s(after_s)):
-            if session.load.unit_s > after_s:
+            running_s = session.load.unit_s
+            if give_up is not None:
+                end_unless_called_again(most_s + limit.grace_s)
+            if running_s > after_s:
                 asked.set()
                 session.cancel()
+            if running_s > most_s and give_up is not None:
+                give_up(_endless(running_s))
 
+    if give_up is not None:
+        end_unless_called_again(most_s + limit.grace_s)
     watching = threading.Thread(target=watch, name="sdrpn trial's limit", daemon=True)
     watching.start()
     try:
@@ -110,6 +123,12 @@ def _ended_after(after_s: float, session: Session) -> Iterator[None]:
     finally:
         done.set()
         watching.join()
+        if give_up is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _endless(running_s: float) -> str:
+    return f"a graph of the trial has run for {running_s:.1f} s, and cannot be ended"
 
 
 def _close(result: Future[Session]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-__all__ = ["EXIT_CODE", "GRACE_S", "StuckWork", "Watchdog", "pulse_s"]
+__all__ = ["EXIT_CODE", "GRACE_S", "StuckWork", "Watchdog", "end_unless_called_again", "pulse_s"]
 
 EXIT_CODE = 70
 GRACE_S = 10.0
@@ -82,7 +82,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.alive()
-        self._end_unless_called_again()  # before the first request, which may be what gets stuck
+        end_unless_called_again(self._longest_s)  # before the first request, which may be what gets stuck
         self._thread.start()
         return self
 
@@ -95,18 +95,22 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.wait(self.pulse_s):
-            self._end_unless_called_again()
+            end_unless_called_again(self._longest_s)
             self.check()
 
-    def _end_unless_called_again(self) -> None:
-        """The interpreter's own thread ends the process if no thread of Python gets here again for long."""
-        if sys.__stderr__ is not None:
-            longest_s = self._work.after_s + 2 * self._work.grace_s
-            faulthandler.dump_traceback_later(longest_s, exit=True, file=sys.__stderr__)
+    @property
+    def _longest_s(self) -> float:
+        return self._work.after_s + 2 * self._work.grace_s
 
     def _stop(self, why: str) -> None:
         self._note(f"{why}: the process ends with exit code {EXIT_CODE}")
         self._end(EXIT_CODE)
+
+
+def end_unless_called_again(longest_s: float) -> None:
+    """The interpreter's own thread ends the process if no thread of Python gets here again for so long."""
+    if sys.__stderr__ is not None:
+        faulthandler.dump_traceback_later(longest_s, exit=True, file=sys.__stderr__)
 
 
 def pulse_s(after_s: float) -> float:

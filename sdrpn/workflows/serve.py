@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,10 +129,14 @@ def serve(
     require_server()
     from sdrpn.runtime.server.log import RequestLog
     from sdrpn.runtime.server.running import Watch, listen, run_app
-    from sdrpn.runtime.server.watchdog import StuckWork, Watchdog
+    from sdrpn.runtime.server.watchdog import EXIT_CODE, StuckWork, Watchdog
+
+    def give_up(why: str) -> None:
+        note(f"{why}: the process ends with exit code {EXIT_CODE}")
+        os._exit(EXIT_CODE)
 
     _check_access(request)
-    with listen(request.host, request.port) as listening, server_app(request, note=note) as app:
+    with listen(request.host, request.port) as listening, server_app(request, note=note, give_up=give_up) as app:
         service = app.state.service
 
         def accepting(url: str) -> None:
@@ -153,13 +158,20 @@ def serve(
 
 
 @contextmanager
-def server_app(request: ServeRequest, *, note: Callable[[str], None] = lambda text: None) -> Iterator[FastAPI]:
+def server_app(
+    request: ServeRequest,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    give_up: Callable[[str], None] | None = None,
+) -> Iterator[FastAPI]:
     """The server of a bundle as an ASGI application, which answered once; within the block the bundle is open.
 
     It listens nowhere: `host` and `port` are not used. `app.state.service` is its `Service`.
 
-    Args: note: called with warnings
-    Raises: as `serve`
+    Args:
+        note: called with warnings
+        give_up: ends the process where a graph of the trial cannot be ended, see `try_model`
+    Raises: as `serve`; RunFailed where a graph of the trial ran too long
     """
     require_server()
     from sdrpn.runtime.server import create_app
@@ -170,7 +182,7 @@ def server_app(request: ServeRequest, *, note: Callable[[str], None] = lambda te
     with _opened(request) as session:
         if session.backend_note is not None:
             note(session.backend_note)
-        try_model(session, TrialLimit(request.stuck_after_s))
+        try_model(session, TrialLimit(request.stuck_after_s), give_up)
         options = _options(session, request, keys)
         # A release is confirmed when it has answered once, since the former one is about to go.
         app = create_app(

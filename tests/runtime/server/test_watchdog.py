@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,22 @@ work = watchdog.StuckWork
 watchdog.StuckWork = lambda *all: work(*all, grace_s=0.5)
 serve(ServeRequest("demo", port=0, threads=1, stuck_after_s=0.5, log_format="text"),
       started=lambda url: (listening.append(url), print(url, flush=True)))
+"""
+
+# A start whose first trial meets a graph that neither returns nor heeds a request to end.
+START = """
+import ctypes, sys, time
+from sdrpn.cli.main import main
+from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeRunner
+from sdrpn.runtime.server import trial
+
+def run(self, *arguments):
+    STUCK
+
+OnnxRuntimeRunner.run = run
+limit = trial.TrialLimit
+trial.TrialLimit = lambda after_s: limit(after_s, grace_s=0.5)
+sys.exit(main(["serve", "demo", "--port", "0", "--threads", "1", "--stuck-after-s", "0.5"]))
 """
 
 # What keeps Python's lock before the watchdog has looked once.
@@ -125,6 +142,20 @@ def test_a_server_that_is_stuck_ends(stuck: str, exit_code: int, message: str, t
         process.wait()
         process.stdout.close()
     assert message in errors.read_text()
+
+
+@pytest.mark.parametrize(("stuck", "exit_code"), [("time.sleep(60)", EXIT_CODE), ("ctypes.PyDLL(None).sleep(60)", 1)])
+def test_a_start_whose_trial_is_stuck_ends(stuck: str, exit_code: int) -> None:
+    command = [sys.executable, "-c", START.replace("STUCK", stuck)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == exit_code
+    if exit_code == EXIT_CODE:
+        (line,) = ended.stderr.splitlines()
+        assert re.search(
+            r"of the trial has run for 1\.\d s, and cannot be ended: the process ends with exit code 70", line
+        )
+    else:
+        assert "Timeout" in ended.stderr
 
 
 def test_the_first_work_may_be_what_is_stuck() -> None:
