@@ -14,7 +14,7 @@ from sdrpn.terminal.argument_types import non_negative_number, number_between, p
 from sdrpn.terminal.arguments import filled
 from sdrpn.terminal.look_arguments import add_look_arguments, add_region_arguments
 from sdrpn.terminal.model_folders import add_bundle_argument
-from sdrpn.terminal.session_arguments import add_where
+from sdrpn.terminal.session_arguments import JPEG_MODES, add_where
 from sdrpn.terminal.source_arguments import add_frame_options, read_options
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _is_several(args: argparse.Namespace) -> bool:
     """Whether the source is more than a picture, or answers go where those of several do."""
     from sdrpn.frames.source import read_source
 
-    if args.jsonl or args.out is not None:
+    if args.jsonl or args.out is not None or args.more_sources:
         return True
     return read_source(args.source).kind not in ("picture", "stdin") and not _is_numbered_file(args.source)
 
@@ -177,7 +177,9 @@ def _ask_frames(args: argparse.Namespace) -> int:
     for option in ("overlay", "stream", "json"):
         if getattr(args, option):
             raise BadInput(f"--{option} goes with one picture; for several there are --jsonl and --out")
-    request = FramesRequest(_request(args), read_options(args))
+    if args.jpeg != JPEG_MODES[0]:
+        raise BadInput(f"--jpeg {args.jpeg} goes with one picture; frames are decoded exactly: leave it out")
+    request = FramesRequest(_request(args), read_options(args), tuple(args.more_sources))
     if not args.debug:
         silence_onnxruntime()
     with ExitStack() as resources:

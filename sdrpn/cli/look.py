@@ -45,22 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "questions", metavar="QUESTION", nargs="+", help="what to look for, each in quotes; all on every frame"
     )
-    _add_frames(parser.add_argument_group("which frames"))
+    add_frame_options(parser.add_argument_group("which frames"))
     _add_region(parser.add_argument_group("where it looks"))
     _add_output(parser.add_argument_group("what it prints and writes"))
     add_where(parser.add_argument_group("where it runs"), jpeg=False)
-
-
-def _add_frames(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--source",
-        metavar="SOURCE",
-        dest="more_sources",
-        action="append",
-        default=[],
-        help="a further source, looked at in turns with the others. Can be given several times",
-    )
-    add_frame_options(group)
 
 
 def _add_region(group: argparse._ArgumentGroup) -> None:

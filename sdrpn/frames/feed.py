@@ -20,7 +20,7 @@ from sdrpn.frames.source import Source
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.frames.video import Video, open_video_file
 
-__all__ = ["FrameFeed", "NamedOpener", "Wanted", "any_frame", "opener_of", "unopened"]
+__all__ = ["FrameFeed", "NamedOpener", "Wanted", "any_frame", "opener_of", "openers_of"]
 
 _LONGEST_END_S = 0.5  # how long the end waits for a thread; one that hangs in a library is left behind
 _LOOK_UP_S = 0.25  # how often sources that give nothing are checked
@@ -68,13 +68,28 @@ def opener_of(source: Source, options: ReadOptions, stdin: Callable[[], bytes]) 
     return NamedOpener(source.name, lambda: FileSequence(paths, open_video_file), has_time=False, files=files)
 
 
-def unopened(source: Source, error: BadInput) -> NamedOpener:
-    """A source that is known to be unreadable, beside others that may be read."""
+def openers_of(sources: Sequence[Source], options: ReadOptions, stdin: Callable[[], bytes]) -> list[NamedOpener]:
+    """How every source is opened; one that cannot be, beside others that can, fails when it is its turn.
 
-    def refuse() -> OpenSource:
-        raise error
+    Raises: as `opener_of`, where none can be opened
+    """
+    errors: list[BadInput] = []
 
-    return NamedOpener(source.name, refuse)
+    def opener(source: Source) -> NamedOpener:
+        try:
+            return opener_of(source, options, stdin)
+        except BadInput as error:
+            errors.append(error)
+            return NamedOpener(source.name, partial(_refuse, error))
+
+    found = [opener(source) for source in sources]
+    if errors and len(errors) == len(sources):
+        raise errors[0]
+    return found
+
+
+def _refuse(error: BadInput) -> OpenSource:
+    raise error
 
 
 def any_frame(source: str, index: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
+from urllib.parse import urlsplit
 
 from sdrpn.errors import BadInput
 from sdrpn.host.suggestion import did_you_mean
@@ -18,6 +19,7 @@ __all__ = [
     "Given",
     "Source",
     "SourceKind",
+    "host_of",
     "read_source",
     "source_of",
     "sources_of",
@@ -41,6 +43,8 @@ LIST_SUFFIX = ".txt"
 # What FFmpeg reads over a network; a name with another scheme is most likely mistyped.
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "rtp", "srt")
 _USUAL = ("rtsp", "http", "https")
+# Without a host the others listen.
+_WITH_HOST = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CAMERA = re.compile(r"\d{1,3}|/dev/video\d+")
@@ -124,7 +128,17 @@ def without_password(text: str) -> str:
     return _PASSWORD.sub(r"\1:***@", text)
 
 
+def host_of(url: str) -> str | None:
+    """The host that a URL names; None: it names none."""
+    try:
+        return urlsplit(url).hostname if "://" in url else None
+    except ValueError:  # an address in brackets that are not closed
+        return None
+
+
 def _checked_url(text: str, scheme: str) -> str:
+    if scheme in _WITH_HOST and host_of(text) is None:
+        raise BadInput(f"{without_password(text)} names no host; expected {scheme}://HOST/...")
     if scheme in SCHEMES:
         return text
     raise BadInput(

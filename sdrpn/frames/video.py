@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from sdrpn.errors import BadInput
 from sdrpn.frames.cut_off import what_is_missing
 from sdrpn.frames.frame import Pixels
 from sdrpn.frames.raw import RawFrame
+from sdrpn.frames.source import host_of
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.suggestion import did_you_mean_path
 from sdrpn.images.limits import check_size
@@ -124,28 +127,31 @@ class Video:
                 yield None
 
     def _decoded(self) -> Iterator[VideoFrame | None]:
-        """Frames, and None for a packet without one."""
-        av, damaged, count = pyav(), 0, 0
+        """Frames, and None for a packet without one; of a file without those that are torn."""
+        av, damaged, count, torn, whole = pyav(), 0, 0, False, False
         limits_s = self._place.timeouts_s
         with _named_errors(av, self._place, "broke off", limits_s and limits_s[1]):
             for packet in _packets(av, self._container, self._stream):
                 frames = None if packet is None else _frames_of(av, packet)
-                if frames is None:
+                if frames is None or (packet is not None and packet.is_corrupt):
                     damaged += 1
                 elif packet is not None and packet.size:  # the last one is empty, and says nothing of the file
                     damaged = 0
                 if damaged > MOST_DAMAGED_PACKETS:
                     raise BadInput(f"{self._place.name} cannot be decoded: {damaged} packets in a row are damaged")
                 for frame in frames or ():
-                    count += 1
-                    yield frame
+                    # Where all are called torn, as of a picture that is renewed part by part, they are taken.
+                    torn, whole = whole and frame.is_corrupt and not self.live, not frame.is_corrupt
+                    count += not torn
+                    if not torn:
+                        yield frame
                 if not frames:
                     yield None
         if count == 0:
             raise BadInput(f"{self._place.name} has no frame that can be decoded; expected a video")
         if self.live:
             return
-        if damaged:
+        if damaged or torn:
             raise BadInput(f"{self._place.name} ends in the middle of a frame, after {count} whole ones: {_CUT_OFF}")
         missing = None if self._place.file is None else what_is_missing(self._place.file)
         if missing is not None:
@@ -211,12 +217,15 @@ def _packets(av: Any, container: InputContainer, stream: VideoStream) -> Iterato
 
 
 def _frames_of(av: Any, packet: Packet[VideoStream]) -> list[VideoFrame] | None:
-    """None for a packet that is damaged: what a decoder makes of half a frame is no picture of anything."""
+    """None for a packet that cannot be decoded.
+
+    What a decoder makes of half a frame comes later, where several threads decode, and is called torn then.
+    """
     try:
         frames: list[VideoFrame] = packet.decode()
     except av.error.InvalidDataError:
         return None
-    return None if packet.is_corrupt else frames
+    return frames
 
 
 def _converter(place: VideoPlace, frame: VideoFrame) -> Callable[[], Pixels]:
@@ -254,5 +263,19 @@ def _reason(av: Any, place: VideoPlace, error: Exception, silent_s: float) -> st
         if seconds is not None:
             return "nothing came that FFmpeg reads as a video; check the address"
         return "it is not a video that FFmpeg reads, or it is damaged or cut off"
+    if isinstance(error, av.error.ProtocolNotFoundError):
+        return f"this PyAV does not read {place.place.partition('://')[0]}://; have it sent on as rtsp, for example"
+    host = host_of(place.place)
+    if host is not None and getattr(error, "errno", None) == errno.EIO and not _is_known(host):
+        return f"the host {host} is not known; check the address"
     text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return f"{text[:1].lower()}{text[1:]}"
+
+
+def _is_known(host: str) -> bool:
+    """Whether a name stands for an address; FFmpeg reports one that does not as an error of the device."""
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    return True

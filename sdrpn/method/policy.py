@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 from sdrpn.errors import BadInput
@@ -61,7 +62,7 @@ def policy_for(roi: Roi, own: RoiPolicy) -> RoiPolicy | None:
         return roi.applied_to(own)
     if not _is_roi(roi):
         raise BadInput(f"roi is {roi!r}; expected {_CHOICES}, or None to look once")
-    return RoiChange(threshold=roi).applied_to(own)
+    return RoiChange(threshold=float(roi)).applied_to(own)  # also NumPy's numbers, which JSON does not hold
 
 
 def looking_policy(roi: Roi, own: RoiPolicy) -> RoiPolicy:
@@ -73,7 +74,7 @@ def looking_policy(roi: Roi, own: RoiPolicy) -> RoiPolicy:
 
 
 def _is_roi(roi: object) -> bool:
-    return isinstance(roi, (RoiPolicy, RoiChange, int, float)) and not isinstance(roi, bool)
+    return isinstance(roi, (RoiPolicy, RoiChange, Real)) and not isinstance(roi, bool)
 
 
 @dataclass(frozen=True)

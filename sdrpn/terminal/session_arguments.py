@@ -9,7 +9,7 @@ from sdrpn.host.suggestion import unknown_choice
 from sdrpn.terminal.argument_types import device_number_or_name, whole_number
 from sdrpn.terminal.arguments import BACKENDS, add_former_name, add_threads_argument
 
-__all__ = ["NOWHERE", "add_where"]
+__all__ = ["JPEG_MODES", "NOWHERE", "add_where"]
 
 NOWHERE = "none"
 JPEG_MODES = ("exact", "fast", "gpu")

@@ -15,7 +15,15 @@ __all__ = ["add_frame_options", "read_options"]
 
 
 def add_frame_options(group: argparse._ArgumentGroup) -> None:
-    """Declare which frames of a source are taken."""
+    """Declare further sources, and which frames are taken."""
+    group.add_argument(
+        "--source",
+        metavar="SOURCE",
+        dest="more_sources",
+        action="append",
+        default=[],
+        help="a further source, looked at in turns with the others. Can be given several times",
+    )
     group.add_argument("--every", metavar="N", type=positive_int, default=1, help="take every Nth frame (default: 1)")
     group.add_argument(
         "--max-fps", metavar="F", type=non_negative_number, help="take no more than F frames of a source per second"

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
@@ -18,9 +18,10 @@ from sdrpn.bundle.bundle import MANIFEST_NAME, Bundle, open_bundle
 from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.families.look_settings import LookSettings
-from sdrpn.frames.feed import FrameFeed, Wanted, any_frame, opener_of
+from sdrpn.frames.feed import FrameFeed, Wanted, any_frame, openers_of
 from sdrpn.frames.frame import Frame
-from sdrpn.frames.source import Source, source_of
+from sdrpn.frames.source import STDIN, Given, Source, sources_of
+from sdrpn.frames.standard_input import read_standard_input
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.json_files import differing_keys
@@ -40,18 +41,25 @@ _NOT_ASKED = ("image", "bundle", "question", "check_memory", "verify", "threads"
 class FramesRequest(CheckedFields):
     """A question, and the frames that it is asked about.
 
-    ask: the question, and how it is answered; its `image` is any source that `sdrpn look` takes. read: which frames.
+    ask: the question, and how it is answered; its `image` is any source that `sdrpn look` takes, or the bytes of the
+    picture on standard input. read: which frames. more_sources: looked at in turns with the first.
     """
+
+    checked_elsewhere = ("more_sources",)
 
     ask: AskRequest
     read: ReadOptions = field(default_factory=ReadOptions)
+    more_sources: Sequence[Given] = ()
 
     @property
-    def source(self) -> Source:
-        """Raises BadInput for one that cannot be."""
-        if isinstance(self.ask.image, bytes):
-            raise BadInput("image is the content of one picture; expected a source of several: a folder, a video, ...")
-        return source_of(self.ask.image)
+    def sources(self) -> list[Source]:
+        """All of them. Raises BadInput for one that cannot be, or is named twice."""
+        first = STDIN if isinstance(self.ask.image, bytes) else self.ask.image
+        return sources_of([first, *self.more_sources])
+
+    def stdin(self) -> bytes:
+        """The picture on standard input. Raises BadInput where there is none."""
+        return self.ask.image if isinstance(self.ask.image, bytes) else read_standard_input()
 
     def settings(self) -> dict[str, Any]:
         """What decides the answers, as JSON holds it."""
@@ -106,19 +114,19 @@ def ask_frames(
     settings = request.ask.look_settings(bundle.spec)
     if request.ask.check_memory:
         require_memory(bundle, request.ask)
-    opener = opener_of(request.source, request.read, _no_stdin)
+    openers = openers_of(request.sources, request.read, request.stdin)
     roi = settings.roi
     if roi is not None and bundle.spec.rpn is None:
         note(f"{request.ask.bundle} {NO_RPN}")
         roi = None
-    feed = FrameFeed([opener], request.read, wanted=wanted, note=note)
+    feed = FrameFeed(openers, request.read, wanted=wanted, note=note)
     with opened_session(bundle, request.ask, prefix_bytes=0) as session, feed:
         if session.backend_note is not None:
             note(session.backend_note)
         for frame in feed:
             yield _answered(session, frame, request.ask, dataclasses.replace(settings, roi=roi))
-    if feed.broken:
-        raise RunFailed(f"{feed.broken[0]} could not be read to its end; what came before is answered")
+    if unfinished := (*feed.broken, *feed.given_up):
+        raise RunFailed(f"{', '.join(unfinished)} could not be read to the end; what came before is answered")
     if feed.unreadable:
         raise RunFailed(f"{feed.unreadable} of the pictures could not be read; the others are answered")
 
@@ -142,10 +150,6 @@ def _digest(bundle: Bundle) -> str:
     return hashlib.sha256((bundle.path / MANIFEST_NAME).read_bytes()).hexdigest()
 
 
-def _no_stdin() -> bytes:
-    raise BadInput("the source is standard input, which holds one picture; expected a source of several")
-
-
 class AnswerFile:
     """Answers as lines of JSON after a line of settings; a context manager. What is in it is not asked again."""
 
@@ -158,8 +162,10 @@ class AnswerFile:
         self.done = {_place_of(path, number, line) for number, line in enumerate(lines[1:], start=2)}
         if lines:
             self._check(lines[0])
-            if request.source.is_live:
-                raise BadInput(f"{path} exists; a {request.source.kind} has no place to go on from: name a new file")
+            for source in request.sources:
+                if source.is_live or source.kind == "stdin":
+                    kind = "picture on standard input" if source.kind == "stdin" else source.kind
+                    raise BadInput(f"{path} exists; a {kind} has no place to go on from: name a new file")
         self._whole_bytes = sum(len(line) + 1 for line in lines)
 
     def __enter__(self) -> AnswerFile:

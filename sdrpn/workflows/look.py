@@ -21,9 +21,9 @@ from sdrpn.errors import BadInput
 from sdrpn.families.family import Resize
 from sdrpn.families.look_settings import LookSettings
 from sdrpn.families.registry import family_of
-from sdrpn.frames.feed import FrameFeed, NamedOpener, opener_of, unopened
+from sdrpn.frames.feed import FrameFeed, openers_of
 from sdrpn.frames.frame import Frame
-from sdrpn.frames.source import Given, Source, sources_of
+from sdrpn.frames.source import Given, sources_of
 from sdrpn.frames.standard_input import read_standard_input
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.method.policy import OWN, Roi, looking_policy
@@ -263,8 +263,7 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
     if not isinstance(request, LookRequest):
         raise BadInput(f"request is {request!r}; expected a LookRequest")
     _require_questions(request.questions)
-    sources = sources_of(request.sources)
-    openers = _openers(sources, request)
+    openers = openers_of(sources_of(request.sources), request.read, request.stdin or read_standard_input)
     feed = FrameFeed(openers, request.read, note=note)
     bundle = open_bundle(bundle_path(request.bundle))
     require_tokenizer(bundle)
@@ -289,23 +288,6 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
             trackers=trackers,
             resources=resources.pop_all(),
         )
-
-
-def _openers(sources: Sequence[Source], request: LookRequest) -> list[NamedOpener]:
-    """How every source is opened. Raises BadInput where none can be; one that cannot be fails when it is its turn."""
-    errors: list[BadInput] = []
-
-    def opener(source: Source) -> NamedOpener:
-        try:
-            return opener_of(source, request.read, request.stdin or read_standard_input)
-        except BadInput as error:
-            errors.append(error)
-            return unopened(source, error)
-
-    found = [opener(source) for source in sources]
-    if errors and len(errors) == len(sources):
-        raise errors[0]
-    return found
 
 
 def _trackers(spec: ModelSpec, policy: RoiPolicy) -> Callable[[], Tracker]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from sdrpn.frames.feed import FrameFeed
 from sdrpn.runtime import Session
 from tests.cli.command import Command, Outcome, refusal
 from tests.frames.movies import movie
@@ -61,6 +64,48 @@ def test_a_video(ask: Command, tmp_path: Path) -> None:
     clip = movie(tmp_path / "clip.mp4", (photo((96, 64), seed) for seed in range(4)))
     assert [line["frame"] for line in lines(ask(clip, "--jsonl", "--every", 2).out)] == [0, 2]
     assert [line["frame"] for line in lines(ask(clip, "--jsonl", "--frames", 1).out)] == [0]
+
+
+def test_a_picture_on_standard_input(
+    ask: Command, shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pipe() -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((shots / "1.png").read_bytes())))
+
+    pipe()
+    (line,) = lines(ask("-", "--jsonl", "--out", tmp_path / "answers.jsonl").out)
+    assert (line["source"], line["frame"]) == ("standard input", 0)
+    assert line["token_ids"] == lines(ask(shots / "1.png", "--jsonl").out)[0]["token_ids"]
+    pipe()
+    message = refusal(ask("-", "--out", tmp_path / "answers.jsonl"))
+    assert message.endswith("a picture on standard input has no place to go on from: name a new file")
+
+
+class TestSeveralSources:
+    def test_they_take_turns_and_go_on_from_a_file(self, ask: Command, shots: Path, tmp_path: Path) -> None:
+        clip, out = movie(tmp_path / "clip.avi", (photo((96, 64), seed) for seed in range(3))), tmp_path / "a.jsonl"
+        ask(clip, "--source", shots / "1.png", "--out", out, "--frames", 2)
+        found = lines(ask(clip, "--source", shots / "1.png", "--jsonl", "--out", out).out)
+        places = [(line["source"], line["frame"]) for line in lines(out.read_text())[1:]]
+        assert len(found) == 2
+        assert sorted(places) == sorted([*((str(clip), number) for number in range(3)), (f"{shots}/1.png", 0)])
+
+    def test_one_that_cannot_be_read(self, ask: Command, shots: Path) -> None:
+        found = ask(shots / "1.png", "--source", "none.mp4", "--jsonl")
+        assert (found.code, len(lines(found.out))) == (1, 1)
+        assert found.err.splitlines()[-1] == (
+            "sdrpn: error: none.mp4 could not be read to the end; what came before is answered"
+        )
+
+    def test_one_that_is_named_twice(self, ask: Command, shots: Path) -> None:
+        assert refusal(ask(shots, "--source", shots)) == f"{shots} is named twice; expected every source once"
+
+
+def test_a_camera_that_is_given_up(ask: Command, shots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrameFeed, "given_up", ("rtsp://camera",))
+    found = ask(shots, "--jsonl")
+    assert (found.code, len(lines(found.out))) == (1, 3)
+    assert "rtsp://camera could not be read to the end" in found.err
 
 
 class TestResuming:
@@ -135,10 +180,9 @@ def test_an_empty_folder(ask: Command, tmp_path: Path) -> None:
     assert "holds no picture and no video (it is empty)" in refusal(ask(tmp_path))
 
 
-@pytest.mark.parametrize("option", ["--stream", "--json", "--overlay"])
-def test_what_goes_with_one_picture(ask: Command, shots: Path, option: str) -> None:
-    value = ("o.png",) if option == "--overlay" else ()
-    assert refusal(ask(shots, option, *value)).startswith(f"{option} goes with one picture")
+@pytest.mark.parametrize("option", [("--stream",), ("--json",), ("--overlay", "o.png"), ("--jpeg", "fast")])
+def test_what_goes_with_one_picture(ask: Command, shots: Path, option: tuple[str, ...]) -> None:
+    assert re.match(rf"{option[0]}.* goes with one picture", refusal(ask(shots, *option)))
 
 
 def test_a_picture_that_is_named_like_a_camera(ask: Command, shots: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,9 @@ def test_a_file_with_a_wildcard_in_its_name_is_that_file(tmp_path: Path) -> None
             r"rstp://camera begins with rstp://, which is not read; did you mean rtsp\?; expected one of",
         ),
         ("file:///x", "begins with file://, which is not read"),
+        ("rtsp:///stream", r"rtsp:///stream names no host; expected rtsp://HOST/\.\.\."),
+        ("http://", "names no host"),
+        ("rtsp://[::1/x", "names no host"),
     ],
 )
 def test_refused(text: str, message: str) -> None:

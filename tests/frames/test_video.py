@@ -24,7 +24,7 @@ from sdrpn.frames.source import read_source
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.frames.video import open_video_file
 from tests.frames.fakes import PATIENCE_S
-from tests.frames.movies import CODECS, FPS, cut_off, halves, movie, turned, unknown_codec, without_index
+from tests.frames.movies import CODECS, FPS, cut_off, halves, movie, streamed, turned, unknown_codec, without_index
 from tests.tolerances import VIDEO_COLOUR_ABS, VIDEO_TIME_S
 
 FRAMES = 40
@@ -63,22 +63,36 @@ class TestContainers:
 
     def test_cut_off_in_the_middle(self, videos: dict[str, Path], container: str) -> None:
         """What is whole is seen, then the end is reported."""
-        video, count = open_video_file(cut_off(videos[container], 0.617)), 0
-        message = None
-        try:
-            for _ in video.frames():
-                count += 1
-        except BadInput as error:
-            message = str(error)
-        video.close()
-        assert FRAMES // 4 < count < FRAMES
-        how = {
-            "mkv": rf"gave {count} frames, but it has [\d,]+ of [\d,]+ bytes",
-            "ts": rf"gave {count} frames, but it ends in the middle of a packet",
-        }
-        expected = how.get(container, rf"ends in the middle of a frame, after {count} whole ones")
-        assert message is not None
+        count, message = _seen_of(cut_off(videos[container], 0.617))
+        expected = rf"ends in the middle of a frame, after {count} whole ones"
+        if container == "mkv":
+            expected = rf"gave {count} frames, but it has [\d,]+ of at least [\d,]+ bytes"
         assert re.search(f"{expected}: it was cut off while it was written or copied; copy it again$", message)
+
+
+def _seen_of(path: Path) -> tuple[int, str]:
+    """How many frames a video gives, of which the last one is whole, and how it ends."""
+    video, message = open_video_file(path), ""
+    seen: list[np.ndarray[Any, Any]] = []
+    try:
+        seen.extend(frame.pixels().astype(int) for frame in video.frames())
+    except BadInput as error:
+        message = str(error)
+    video.close()
+    count, shown = len(seen), seen[-1]
+    assert FRAMES // 4 < count < FRAMES
+    # The noise at the lower edge is of each frame alone.
+    beside = [np.abs(shown[-12:] - halves(number)[-12:]).mean() for number in (count - 1, count - 2, count)]
+    assert beside[0] == min(beside)
+    return count, message
+
+
+def test_a_recording_without_its_length(tmp_path: Path) -> None:
+    """It says how long its parts are."""
+    path = streamed(tmp_path / "clip.mkv", map(halves, range(FRAMES)))
+    assert len(frames_of(path)) == FRAMES
+    count, message = _seen_of(cut_off(path, 0.617))
+    assert re.search(rf"gave {count} frames, but it has [\d,]+ of at least [\d,]+ bytes: it was cut off", message)
 
 
 def test_a_turned_video_is_upright(videos: dict[str, Path]) -> None:
@@ -266,6 +280,26 @@ class TestUrlsThatDoNotAnswer:
         with (
             feed_from(f"rtsp://me:secret@127.0.0.1:{port}/x", []) as feed,
             pytest.raises(BadInput, match=r"rtsp://me:\*\*\*@127\.0\.0\.1:\d+/x cannot be opened: connection refused"),
+        ):
+            next(feed)
+
+    @pytest.mark.parametrize("scheme", ["http", "rtsp"])
+    def test_a_host_that_nobody_knows(self, scheme: str) -> None:
+        """By its form, so that no server of names is asked."""
+        with (
+            feed_from(f"{scheme}://two..dots/x", []) as feed,
+            pytest.raises(BadInput, match=r"x cannot be opened: the host two\.\.dots is not known; check the address"),
+        ):
+            next(feed)
+
+    def test_a_protocol_that_this_library_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*arguments: Any, **options: Any) -> None:
+            raise av.error.ProtocolNotFoundError(0, "Protocol not found")
+
+        monkeypatch.setattr(av, "open", fail)
+        with (
+            feed_from("srt://camera", []) as feed,
+            pytest.raises(BadInput, match="srt://camera cannot be opened: this PyAV does not read srt://; have it"),
         ):
             next(feed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sdrpn.errors import BadInput
@@ -22,6 +23,7 @@ MODELS = RoiPolicy(0.3, "bbox", 2.0, min_cells=3, max_share=0.25)
         (OWN, MODELS),
         (RoiPolicy(), RoiPolicy()),  # nothing of the model's
         (0.2, RoiPolicy(0.2, "bbox", 2.0, min_cells=3, max_share=0.25)),
+        (np.float32(0.5), RoiPolicy(0.5, "bbox", 2.0, min_cells=3, max_share=0.25)),
         (-0.5, RoiPolicy(-0.5, "bbox", 2.0, min_cells=3, max_share=0.25)),
         (RoiChange(gate_threshold=-1), RoiPolicy(0.3, "bbox", 2.0, min_cells=3, max_share=0.25, gate_threshold=-1)),
         (RoiChange(max_share=0.5), RoiPolicy(0.3, "bbox", 2.0, min_cells=3, max_share=0.5)),
@@ -31,10 +33,12 @@ MODELS = RoiPolicy(0.3, "bbox", 2.0, min_cells=3, max_share=0.25)
     ],
 )
 def test_what_was_asked_for(roi: Roi, expected: RoiPolicy | None) -> None:
-    assert policy_for(roi, MODELS) == expected
+    found = policy_for(roi, MODELS)
+    assert found == expected
+    assert found is None or type(found.threshold) is float  # as JSON holds it
 
 
-@pytest.mark.parametrize("roi", [True, "auto", [0.3]])
+@pytest.mark.parametrize("roi", [True, np.True_, "auto", [0.3]])
 def test_what_is_no_policy(roi: Any) -> None:
     choices = "expected a threshold between 0 and 1, a RoiChange, or a RoiPolicy"
     with pytest.raises(BadInput, match=f"{choices}, or None to look once"):
