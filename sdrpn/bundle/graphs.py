@@ -14,7 +14,18 @@ from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of
 from sdrpn.method.spec import ModelSpec
 
-__all__ = ["GRAPHS", "ROLES", "Graph", "GraphName", "Parts", "Role", "RoleName", "graph_named", "graphs_of"]
+__all__ = [
+    "GRAPHS",
+    "ROLES",
+    "Graph",
+    "GraphName",
+    "Parts",
+    "Role",
+    "RoleName",
+    "graph_named",
+    "graphs_of",
+    "other_parts",
+]
 
 GraphName = Literal["vision", "trunk", "gate", "rpn", "tail"]
 Parts = Literal["all", "look"]  # everything, or what finds where a question points
@@ -130,6 +141,11 @@ _BY_NAME: Mapping[str, Graph] = {graph.name: graph for graph in GRAPHS}
 def graph_named(name: str) -> Graph:
     """The entry of a graph; KeyError for an unknown name."""
     return _BY_NAME[name]
+
+
+def other_parts(parts: Parts) -> Parts:
+    """Looks alone in place of all, or the reverse."""
+    return "all" if parts == "look" else "look"
 
 
 def graphs_of(spec: ModelSpec, parts: Parts = "all") -> Sequence[Graph]:

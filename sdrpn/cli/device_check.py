@@ -25,7 +25,10 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare --device and the options that need it."""
     parser.add_argument("--device", action="store_true", help="test this machine, step by step")
     parser.add_argument(
-        "--bundle", metavar="BUNDLE", type=bundle_folder, help="with --device: also test this bundle; `demo` works"
+        "--bundle",
+        metavar="BUNDLE",
+        type=bundle_folder,
+        help="say what this bundle needs here; with --device: also test it; `demo` works",
     )
     name_model_folders(parser, "bundle")
     parser.add_argument(
@@ -37,7 +40,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parts",
         choices=("all", "look"),
-        help="with --bundle: look: check looks, with vision, trunk and RPN alone; default: all",
+        help="with --bundle: look: looks alone, with vision, trunk and RPN; default: all",
     )
     parser.add_argument(
         "--gpu", type=int, metavar="N", help="with --device: which GPU, as CUDA numbers them; default: 0"
@@ -48,9 +51,16 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def require_device(args: argparse.Namespace) -> None:
     """Raises BadInput for an option that needs --device."""
-    for name in ("bundle", "backend", "target", "parts", "gpu", "report", "record"):
+    for name in ("backend", "target", "gpu", "report", "record"):
         if getattr(args, name) is not None:
             raise BadInput(f"--{name} is given without --device; add --device to test the machine")
+    _require_bundle(args)
+
+
+def _require_bundle(args: argparse.Namespace) -> None:
+    for name in ("backend", "target", "parts"):
+        if getattr(args, name) is not None and args.bundle is None:
+            raise BadInput(f"--{name} is given without --bundle; name the bundle to check")
 
 
 def run_checks(args: argparse.Namespace) -> int:
@@ -81,9 +91,7 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
     from sdrpn.terminal.output_file import require_output_file
     from sdrpn.workflows.device_check import CheckupRequest
 
-    for name in ("backend", "target", "parts"):
-        if getattr(args, name) is not None and args.bundle is None:
-            raise BadInput(f"--{name} is given without --bundle; name the bundle to check")
+    _require_bundle(args)
     for option, path, suffixes in (("--report", args.report, PAGES), ("--record", args.record, ())):
         if path is not None:
             require_output_file(option, path, suffixes)

@@ -10,7 +10,8 @@ import argparse
 HELP = "show what this machine can run and what is missing"
 DESCRIPTION = """\
 Show what this machine can run, which versions of libraries are installed, what each extra adds, what is missing and
-the command that installs it. Always exits 0.
+the command that installs it; with --bundle also how much memory the bundle needs here, with and without the part that
+answers. Exits 0.
 
 With --device the machine is tested, step by step: CUDA (memory, copies, order on a stream, captured graphs), the
 compiled image path, and with --bundle a bundle's engines or graphs (numbers, answers, repetition, time, memory). A
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device:
         return run_checks(args)
     require_device(args)
-    diagnosis = diagnose_machine()
+    diagnosis = diagnose_machine(args.bundle, args.parts or "all")
     if args.json:
         print_json(diagnosis.to_json())
     else:

@@ -2,12 +2,13 @@
 
 The JSON form is an object: bundle, variant, parts (all or look), device, context (the longest), contexts, batch,
 memory_bytes (null where not known), needs (weights, caches, activations, images, scores of attention that may not be
-fused, and the picture, in bytes), total_bytes, fits (null where memory_bytes is), largest_context, step_bytes (context
--> what a decode step of an engine reads; empty for a CPU, and for a look), kv_cache (int8, fp8, or null for caches in
-the type that the graphs compute in), other (the same variant with the other kind of caches: kv_cache, caches_bytes,
-largest_context), prefixes (what is kept of pictures asked about before, beside all this and only of memory that is
-left: limit_bytes, picture_bytes, pictures). Of a published model's name: shape, image_tokens, batch, kv_cache, assumed
-(what is not known of it), fits (anywhere), devices (as above, one each).
+fused, and the picture, in bytes), total_bytes, other_parts_bytes (the same of all in place of a look, or of a look
+alone; null without an RPN), fits (null where memory_bytes is), largest_context, step_bytes (context -> what a decode
+step of an engine reads; empty for a CPU, and for a look), kv_cache (int8, fp8, or null for caches in the type that the
+graphs compute in), other (the same variant with the other kind of caches: kv_cache, caches_bytes, largest_context),
+prefixes (what is kept of pictures asked about before, beside all this and only of memory that is left: limit_bytes,
+picture_bytes, pictures). Of a published model's name: shape, parts, image_tokens, batch, kv_cache, assumed (what is not
+known of it), fits (anywhere), devices (as above, one each; step_bytes is one number, null for a look).
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ Estimate the memory that a bundle needs while it answers: weights, caches, activ
 context fits, also with the other kind of KV cache (in 8 bits, as `sdrpn export --kv-cache` writes, or not). With a
 target: for engines as `sdrpn build` makes them; without: for ONNX Runtime on this machine's CPU. The same estimate
 decides whether `sdrpn build` and `sdrpn ask` start. Exits 1 if the bundle does not fit. In place of BUNDLE, the name of
-a published model is planned by its sizes, for every target or one.
+a published model is planned by its sizes, for every target or one. Of what answers, the plan also says what looks alone
+would take, and the reverse.
 
   sdrpn plan bundle --target jetson-agx-orin-jp72 --context 2048 --batch 2
   sdrpn plan bundle --target jetson-agx-orin-jp62 --context 1024,4096
   sdrpn plan bundle
   sdrpn plan qwen3-vl-4b-q-zoom --precision int4
+  sdrpn plan llava-1.5-7b-sd-rpn --precision int4 --parts look
 """
 
 

@@ -9,6 +9,7 @@ The JSON form is an object with these entries, which only ever gain new ones whi
     extras          list of {name, gives, complete, missing, command}
     abilities       list of {name, ready, detail, command or null}
     notes           problems of this installation, and likely ones
+    plan            what the bundle that was named needs here, as `sdrpn plan --json` prints it, or null
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdrpn import __version__
+from sdrpn.bundle.graphs import Parts
 from sdrpn.host.libraries import Extra, Library, install_command, installed_version, read_extras
 from sdrpn.host.machine import Machine, read_machine
 from sdrpn.host.native_modules import why_no_native_module
 from sdrpn.runtime.backends import BACKENDS
 from sdrpn.runtime.backends.info import BackendInfo
 from sdrpn.runtime.backends.onnxruntime_info import onnxruntime_providers
+
+if TYPE_CHECKING:
+    from sdrpn.workflows.memory_plan import MemoryPlan
 
 __all__ = ["Ability", "Diagnosis", "diagnose_machine"]
 
@@ -52,6 +59,7 @@ class Diagnosis:
     providers: tuple[str, ...]
     abilities: tuple[Ability, ...]
     notes: tuple[str, ...]
+    plan: MemoryPlan | None = None  # of a bundle, where one is named
 
     @property
     def libraries(self) -> tuple[Library, ...]:
@@ -70,13 +78,19 @@ class Diagnosis:
             "extras": [_extra_to_json(extra) for extra in self.extras.values()],
             "abilities": [dataclasses.asdict(ability) for ability in self.abilities],
             "notes": list(self.notes),
+            "plan": None if self.plan is None else self.plan.to_json(),
         }
 
 
-def diagnose_machine() -> Diagnosis:
+def diagnose_machine(bundle: Path | str | None = None, parts: Parts = "all") -> Diagnosis:
     """Find out what this machine can run, what is missing, and the command that installs it.
 
     Imports nothing heavier than ONNX Runtime; a broken installation is listed in the notes.
+
+    Args:
+        bundle: folder, or "demo", of which to say how much memory it needs here
+        parts: of the bundle: "look": vision, trunk and RPN alone
+    Raises: as `plan_memory`, of the bundle
     """
     machine, extras = read_machine(), read_extras()
     providers, problem = onnxruntime_providers(installed_version)
@@ -86,7 +100,14 @@ def diagnose_machine() -> Diagnosis:
         providers=providers,
         abilities=tuple(_abilities(machine, extras)),
         notes=(*((problem,) if problem else ()), *_notes(machine)),
+        plan=None if bundle is None else _plan(bundle, parts),
     )
+
+
+def _plan(bundle: Path | str, parts: Parts) -> MemoryPlan:
+    from sdrpn.workflows.memory_plan import plan_memory  # imports Pillow, which a broken installation may lack
+
+    return plan_memory(bundle, parts=parts)
 
 
 def _abilities(machine: Machine, extras: Mapping[str, Extra]) -> list[Ability]:

@@ -22,6 +22,12 @@ def diagnosis_text(diagnosis: Diagnosis) -> Iterator[Part]:
     rows = [(ability.name, "yes" if ability.ready else "no", ability.detail) for ability in abilities]
     yield Table("", ("What works here", "", ""), rows)
     yield ""
+    if diagnosis.plan is not None:
+        from sdrpn.workflows.memory_plan_text import memory_text  # see diagnosis.py
+
+        yield f"{diagnosis.plan.bundle} here"
+        yield from memory_text(diagnosis.plan)
+        yield ""
     yield Table("", ("Library", "Version", "Wanted", "For"), [_library_row(each) for each in diagnosis.libraries])
     yield ""
     extras = [(extra.name, extra.gives, _state(extra)) for extra in diagnosis.extras.values()]

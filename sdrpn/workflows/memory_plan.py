@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
-from sdrpn.bundle.graphs import Parts, graphs_of
+from sdrpn.bundle.graphs import Parts, graphs_of, other_parts
 from sdrpn.bundle.memory import (
     MemoryNeeds,
     device_needs,
@@ -38,7 +38,6 @@ __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "pl
 # Fields of a request that only a bundle has, and what they are where nobody names them.
 _FOR_BUNDLES: dict[str, object] = {
     "variant": None,
-    "parts": "all",
     "backend": "onnxruntime",
     "prefix_bytes": None,
     "picture": None,
@@ -122,6 +121,7 @@ class MemoryPlan:
     other: OtherCaches
     prefixes: PrefixPlan
     parts: Parts = "all"
+    other_parts_bytes: int | None = None  # all in place of a look, or a look alone; None: there is no RPN
 
     @property
     def context(self) -> int:
@@ -146,6 +146,7 @@ class MemoryPlan:
             "parts": self.parts,
             "needs": self.needs,
             "total_bytes": self.needs.total_bytes,
+            "other_parts_bytes": self.other_parts_bytes,
             "fits": self.fits,
             "largest_context": self.largest_context,
             "step_bytes": self.step_bytes,
@@ -235,6 +236,7 @@ def plan(request: PlanRequest) -> MemoryPlan | ShapePlan:
             next(iter(request.contexts), None),
             request.batch,
             request.image_tokens,
+            request.parts,
         )
     )
 
@@ -260,7 +262,7 @@ def plan_bundle(request: PlanRequest) -> MemoryPlan:
             "with a larger context first",
             options=("context",),
         )
-    place = _this_machine(bundle, request) if request.target is None else _on_target(bundle, request)
+    place = _place(bundle, request)
     variant, contexts = place.variant, tuple(sorted(request.contexts)) or (place.usual_context,)
     return MemoryPlan(
         bundle=bundle_name(bundle.path),
@@ -277,7 +279,19 @@ def plan_bundle(request: PlanRequest) -> MemoryPlan:
         other=_other_caches(place, contexts[-1], limit),
         prefixes=_prefixes(bundle, place, request),
         parts=request.parts,
+        other_parts_bytes=_other_parts_bytes(bundle, request, contexts[-1]),
     )
+
+
+def _place(bundle: Bundle, request: PlanRequest) -> _Place:
+    return _this_machine(bundle, request) if request.target is None else _on_target(bundle, request)
+
+
+def _other_parts_bytes(bundle: Bundle, request: PlanRequest, context: int) -> int | None:
+    if bundle.spec.rpn is None:
+        return None
+    other = _place(bundle, dataclasses.replace(request, parts=other_parts(request.parts)))
+    return other.needs_of(other.variant, context).total_bytes
 
 
 def _require_held(request: PlanRequest) -> None:

@@ -15,8 +15,11 @@ __all__ = ["memory_text"]
 def memory_text(plan: MemoryPlan | ShapePlan) -> Text:
     """One row per part of the memory, and the contexts that fit; of a published model, one per device."""
     if isinstance(plan, ShapePlan):
-        head = ("target", "variant", "memory", "weights", "needs", "largest context", "a step reads")
-        title = f"{plan.shape}, at most {plan.image_tokens} image tokens; estimated"
+        other = "looks alone" if plan.parts == "all" else "with answers"
+        step = ("a step reads",) if plan.parts == "all" else ()
+        head = ("target", "variant", "memory", "weights", "needs", other, "largest context", *step)
+        part = "" if plan.parts == "all" else ", without the tail"
+        title = f"{plan.shape}{part}, at most {plan.image_tokens} image tokens; estimated"
         return [Table(title, head, list(_device_rows(plan))), *(f"assumed: {text}" for text in plan.assumed)]
     return [Table("", (plan.device, ""), list(_rows(plan)))]
 
@@ -24,11 +27,12 @@ def memory_text(plan: MemoryPlan | ShapePlan) -> Text:
 def _device_rows(plan: ShapePlan) -> Iterator[tuple[str, ...]]:
     ending = "" if plan.kv_cache is None else f"-kv-{plan.kv_cache}"
     for device in plan.devices:
-        needs, limits = device.needs, (device.memory_bytes, device.needs.weights_bytes, device.step_bytes)
-        memory, weights, step = map(text_from_bytes, limits)
+        needs, sizes = device.needs, (device.memory_bytes, device.needs.weights_bytes, device.other_parts_bytes)
+        memory, weights, other = map(text_from_bytes, sizes)
         total = f"{text_from_bytes(needs.total_bytes)} at {device.context}"
-        variant = f"{device.dialect}-{device.precision}{ending}"
-        yield device.target, variant, memory, weights, total, str(device.largest_context or "none"), step
+        variant, largest = f"{device.dialect}-{device.precision}{ending}", str(device.largest_context or "none")
+        step = () if device.step_bytes is None else (text_from_bytes(device.step_bytes),)
+        yield device.target, variant, memory, weights, total, other, largest, *step
 
 
 def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
@@ -39,6 +43,10 @@ def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
     for name, size in plan.needs.parts:
         yield name, text_from_bytes(size)
     yield "together", f"{text_from_bytes(plan.needs.total_bytes)}{memory}: {verdict}"
+    if plan.other_parts_bytes is not None:
+        less = abs(plan.needs.total_bytes - plan.other_parts_bytes)
+        name, how = ("looks alone", "less") if plan.parts == "all" else ("with answers", "more")
+        yield name, f"{text_from_bytes(plan.other_parts_bytes)}: {text_from_bytes(less)} {how}"
     kept = plan.prefixes
     if kept.limit_bytes:
         limit, each = text_from_bytes(kept.limit_bytes), text_from_bytes(kept.picture_bytes)

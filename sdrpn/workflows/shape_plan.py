@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdrpn.bundle.graphs import Parts, graphs_of, other_parts
 from sdrpn.bundle.memory import MemoryNeeds, device_needs, fitting_context, step_bytes
 from sdrpn.bundle.numerics import precision_named
 from sdrpn.engines import Target, read_target, read_targets, usual_context
@@ -32,6 +33,7 @@ class ShapeRequest(CheckedFields):
     precision: None: the best of each target
     context: tokens of prompt and answer; None: as engines are built
     image_tokens: least and most of a picture; None: the shape's own
+    parts: "look": vision, trunk and RPN alone
     """
 
     shape: str
@@ -41,11 +43,16 @@ class ShapeRequest(CheckedFields):
     context: int | None = None
     batch: int = 1
     image_tokens: tuple[int, int] | None = None
+    parts: Parts = "all"
 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """One target. needs: at `context`; largest_context: that fits, 0: none; step_bytes: what a decode step reads."""
+    """One target.
+
+    needs: at `context`. largest_context: that fits, 0: none. step_bytes: what a decode step reads; None: a look makes
+    no token. other_parts_bytes: what all would take in place of a look, or a look alone in place of all.
+    """
 
     target: str
     device: str
@@ -55,7 +62,8 @@ class DevicePlan:
     context: int
     needs: MemoryNeeds
     largest_context: int
-    step_bytes: int
+    step_bytes: int | None
+    other_parts_bytes: int
 
     @property
     def fits(self) -> bool:
@@ -76,6 +84,7 @@ class ShapePlan:
     kv_cache: str | None
     assumed: tuple[str, ...]
     devices: tuple[DevicePlan, ...]
+    parts: Parts = "all"
 
     @property
     def fits(self) -> bool:
@@ -108,7 +117,7 @@ def plan_shape(request: ShapeRequest) -> ShapePlan:
     targets = read_targets().values() if request.target is None else [read_target(request.target)]
     devices = tuple(_on(target, spec, request) for target in targets)
     tokens, assumed = spec.vision.image_tokens, assumed_of_shape(request.shape)
-    return ShapePlan(request.shape, tokens, request.batch, request.kv_cache, assumed, devices)
+    return ShapePlan(request.shape, tokens, request.batch, request.kv_cache, assumed, devices, request.parts)
 
 
 def _on(target: Target, spec: ModelSpec, request: ShapeRequest) -> DevicePlan:
@@ -117,14 +126,15 @@ def _on(target: Target, spec: ModelSpec, request: ShapeRequest) -> DevicePlan:
     sizes = _weights(spec, precision, dialect, request.kv_cache)
     context = request.context or usual_context(spec, spec.llm.max_context)
 
-    def needs(at: int) -> MemoryNeeds:
+    def needs(at: int, parts: Parts) -> MemoryNeeds:
         return device_needs(
             spec,
-            sum(sizes.values()),
+            sum(sizes[graph.name] for graph in graphs_of(spec, parts)),
             context=at,
             batch=request.batch,
             kv_cache=request.kv_cache,
             unfused_attention=target.may_write_scores(dialect),
+            parts=parts,
         )
 
     return DevicePlan(
@@ -134,9 +144,12 @@ def _on(target: Target, spec: ModelSpec, request: ShapeRequest) -> DevicePlan:
         precision,
         target.memory_bytes,
         context,
-        needs(context),
-        fitting_context(needs, target.memory_bytes, spec.llm.max_context),
-        step_bytes(spec, sizes["trunk"] + sizes["tail"], context, request.kv_cache),
+        needs(context, request.parts),
+        fitting_context(lambda at: needs(at, request.parts), target.memory_bytes, spec.llm.max_context),
+        None
+        if request.parts == "look"
+        else step_bytes(spec, sizes["trunk"] + sizes["tail"], context, request.kv_cache),
+        needs(context, other_parts(request.parts)).total_bytes,
     )
 
 

@@ -83,7 +83,8 @@ def test_a_line_is_recorded_behind_others(found: list[CheckResult], tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bundle", "demo"], "--bundle is given without --device"),
+        (["--bundle", "demo", "--backend", "onnxruntime"], "--backend is given without --device"),
+        (["--parts", "look"], "--parts is given without --bundle"),
         (["--report", "a.html"], "--report is given without --device"),
         (["--device", "--target", "rtx-4090"], "--target is given without --bundle"),
         (["--device", "--parts", "look"], "--parts is given without --bundle"),

@@ -14,6 +14,7 @@ from sdrpn.cli.main import main
 from sdrpn.host.libraries import EXTRAS
 from sdrpn.host.machine import Machine, read_machine
 from sdrpn.workflows import diagnosis
+from tests.cli.command import Command
 from tests.workflows.machines import ORIN
 
 
@@ -32,7 +33,9 @@ class TestOnThisMachine:
             "extras",
             "abilities",
             "notes",
+            "plan",
         ]
+        assert value["plan"] is None
         assert value["format_version"] == 1
         assert set(value["machine"]) == {field.name for field in dataclasses.fields(Machine)}
         assert [extra["name"] for extra in value["extras"]] == list(EXTRAS)
@@ -45,6 +48,15 @@ class TestOnThisMachine:
         text = capsys.readouterr().out
         for name in (*EXTRAS, "onnxruntime", "numpy", "torch", "transformers", "cuda-python"):
             assert re.search(rf"^{name} ", text, re.MULTILINE), name
+
+    @pytest.mark.parametrize("parts", ["all", "look"])
+    def test_what_a_bundle_needs_here(self, sdrpn: Command, parts: str) -> None:
+        found = sdrpn("doctor", "--bundle", "demo", "--parts", parts, "--json").json()["plan"]
+        expected = sdrpn("plan", "demo", "--parts", parts, "--json").json()
+        for entry in ("bundle", "parts", "needs", "total_bytes", "other_parts_bytes"):
+            assert found[entry] == expected[entry]
+        name = "looks alone" if parts == "all" else "with answers"
+        assert re.search(rf"^{name} .* MB: 7\.0 MB ", sdrpn("doctor", "--bundle", "demo", "--parts", parts).out, re.M)
 
     def test_nothing_heavy_is_imported(self) -> None:
         code = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,15 @@ def test_what_looking_alone_takes(sdrpn: Command, bundle: Path) -> None:
         assert (whole["parts"], part["parts"], part["step_bytes"]) == ("all", "look", {})
         for entry in ("weights_bytes", "caches_bytes", "images_bytes"):
             assert part["needs"][entry] < whole["needs"][entry]
+        assert (part["other_parts_bytes"], whole["other_parts_bytes"]) == (whole["total_bytes"], part["total_bytes"])
     assert "without the tail" in sdrpn("plan", bundle, "--parts", "look").out
+    assert re.search(r"^looks alone .*: \S+ .?B less$", sdrpn("plan", bundle).out, re.MULTILINE)
+
+
+def test_a_model_that_cannot_look(sdrpn: Command, plain_bundle: Path) -> None:
+    outcome = sdrpn("plan", plain_bundle, "--json")
+    assert outcome.json()["other_parts_bytes"] is None
+    assert "looks alone" not in sdrpn("plan", plain_bundle).out
 
 
 def test_a_build_of_what_looks_is_planned_for_looks(sdrpn: Command, bundle: Path) -> None:

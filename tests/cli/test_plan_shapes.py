@@ -19,13 +19,31 @@ def test_the_verb(sdrpn: Command) -> None:
     assert "none" in table.out
 
 
+def test_looks_alone(sdrpn: Command) -> None:
+    """As a bundle of the same sizes is planned: without the tail's weights and caches, and of one picture."""
+    asked = ("plan", "llava-1.5-7b-sd-rpn", "--precision", "int4", "--target", "jetson-agx-orin-jp72")
+    whole, part = (json.loads(sdrpn(*asked, *more, "--json").out) for more in ((), ("--parts", "look")))
+    assert (whole["parts"], part["parts"]) == ("all", "look")
+    (all_of_it,), (looks,) = whole["devices"], part["devices"]
+    assert looks["other_parts_bytes"] == all_of_it["total_bytes"]
+    assert all_of_it["other_parts_bytes"] == looks["total_bytes"]
+    # The tap is after 15 of 32 layers, and the tail has the LM head, in 16 bits; the RPN and the tower are in both.
+    layer = 4 * 4096 * 4096 + 3 * 4096 * 11008
+    head = 32_000 * 4096
+    saved = 17 * layer * (4 + 16 / 32) / 8 + 2 * head
+    assert all_of_it["needs"]["weights_bytes"] - looks["needs"]["weights_bytes"] == pytest.approx(saved, rel=0.001)
+    assert looks["step_bytes"] is None
+    table = sdrpn(*asked, "--parts", "look").out
+    assert "without the tail" in table
+    assert "with answers" in table
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("demo", "--precision", "int4"), "precision is for the name of a published model, and a bundle has its own"),
         (("demo", "--image-tokens", "4:9"), "image tokens is for the name of a published model"),
         (("qwen3-vl-4b-q-zoom", "--context", "100,200"), "is planned with one context; name one (--context)"),
-        (("qwen3-vl-4b-q-zoom", "--parts", "look"), "parts is for a bundle"),
         (("qwen3-vl-4b-q-zoom", "--variant", "fused-int4"), "image tokens: leave it out (--variant)"),
         (("qwen3-vl-4b-q-zoom", "--prefix-bytes", "5"), "prefix bytes is for a bundle"),
         (("qwen3-vl-4b-q-zoon",), "nor the name of a published model; did you mean qwen3-vl-4b-q-zoom?"),
