@@ -1,11 +1,11 @@
-"""The tower of Qwen2.5-VL in ONNX Runtime against transformers' own with sdpa, of one release or several.
+"""The tower of Qwen2.5-VL in ONNX Runtime and OpenVINO against transformers' own with sdpa, of one release or several.
 
 The model is that of `qwen.py`: 8 blocks, 384 wide, full attention in two of them; random weights. Every side runs in a
 process of its own, with one thread, and all take turns; they have to give the same image tokens. Figures are medians of
 the CPU time, which other processes disturb less than the time that passes.
 
     OMP_NUM_THREADS=1 python benchmarks/qwen_tower.py
-    OMP_NUM_THREADS=1 python benchmarks/qwen_tower.py --optimized --python venv-4.51/bin/python
+    OMP_NUM_THREADS=1 python benchmarks/qwen_tower.py --optimized --openvino --python venv-4.51/bin/python
 
 An interpreter of `--python` needs torch and transformers, not sdrpn.
 """
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +72,33 @@ def transformers_tower(folder: Path) -> Tower:
     return Transformers()
 
 
+def openvino_tower(folder: Path) -> Tower:
+    """The vision graph of the bundle in `folder`, as the backend `openvino` runs it."""
+    import openvino
+
+    from sdrpn.bundle.bundle import open_bundle
+    from sdrpn.runtime.backends.host_buffer import HostBuffer
+    from sdrpn.runtime.backends.openvino import OpenVinoBackend
+
+    bundle = open_bundle(folder / "bundle")
+    graph = bundle.variant("fused-fp32").graphs["vision"]
+    runner = OpenVinoBackend(threads=1).load(graph, bundle.file(graph.file))
+    inputs = np.load(folder / "inputs.npz")
+    feeds = {name: HostBuffer(inputs[name]) for name in runner.inputs}
+    cells = len(inputs["pixel_values"]) // 4
+    embeds = HostBuffer.zeros((1, cells, bundle.spec.llm.width), "float32")
+    step = runner.bind(feeds, {"image_embeds": embeds})
+
+    class OpenVino:
+        name = f"openvino {openvino.__version__.partition('-')[0]}"
+
+        def run(self) -> Any:
+            step()
+            return embeds.array[0]
+
+    return OpenVino()
+
+
 def our_tower(folder: Path, *, optimized: bool) -> Tower:
     """The vision graph of the bundle in `folder`."""
     import onnxruntime
@@ -94,6 +122,14 @@ def our_tower(folder: Path, *, optimized: bool) -> Tower:
             return session.run(["image_embeds"], feeds)[0][0]
 
     return Ours()
+
+
+TOWERS: dict[str, Callable[[Path], Tower]] = {
+    "transformers": transformers_tower,
+    "standard": lambda folder: our_tower(folder, optimized=False),
+    "optimized": lambda folder: our_tower(folder, optimized=True),
+    "openvino": openvino_tower,
+}
 
 
 def serve(tower: Tower, folder: Path) -> None:
@@ -186,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="a further interpreter")
     parser.add_argument("--optimized", action="store_true", help="also the graph that `sdrpn optimize` saves")
+    parser.add_argument("--openvino", action="store_true", help="also the backend openvino")
     parser.add_argument("--image", default="640x480", metavar="WxH")
     parser.add_argument("--image-tokens", default="256:576", metavar="LEAST:MOST")
     parser.add_argument("--rounds", type=int, default=7)
@@ -194,16 +231,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve:
         kind, folder = args.serve[0], Path(args.serve[1])
-        found = (
-            transformers_tower(folder) if kind == "transformers" else our_tower(folder, optimized=kind == "optimized")
-        )
-        serve(found, folder)
+        serve(TOWERS[kind](folder), folder)
         return
     width, height = map(int, args.image.split("x"))
     least, most = map(int, args.image_tokens.split(":"))
     with tempfile.TemporaryDirectory() as name:
         write_model(Path(name), (width, height), (least, most))
-        kinds = ["standard", *(["optimized"] if args.optimized else [])]
+        kinds = ["standard", *(["optimized"] if args.optimized else []), *(["openvino"] if args.openvino else [])]
         sides = measured(Path(name), [sys.executable, *args.python], kinds, args.rounds)
         patches = len(np.load(Path(name) / "inputs.npz")["pixel_values"])
     medians = {side.name: statistics.median(side.seconds[LEAST_RUNS:]) for side in sides}

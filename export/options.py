@@ -65,7 +65,7 @@ class ExportOptions(CheckedFields):
         if self.kv_cache is not None and "primitive" not in self.numbers.dialects:
             raise BadInput(
                 f"caches in {self.kv_cache} do not go with precision {self.precision}: engines have them in the "
-                "dialect primitive alone, whose opset has no such type; use fp8, or leave the caches as they are"
+                "dialect primitive alone, whose opset has no such type; use precision fp8, or other caches"
             )
         if self.dialect not in self.numbers.dialects:
             raise BadInput(

@@ -70,20 +70,28 @@ def test_every_graph_becomes_a_fast_engine(bundle: Path, dialect: str) -> None:
         assert {f"key_cache.{layer}{end}", f"value_cache.{layer}{end}"} <= names
 
 
-# precision, dialect, caches, whether inputs are rounded, graphs
+# model, precision, dialect, caches, whether inputs are rounded, graphs
 SMALL = [
-    pytest.param("fp8", "primitive", None, False, ("trunk",), id="fp8"),
-    pytest.param("fp8", "primitive", "int8", True, ("trunk", "rpn"), id="fp8-int8-caches", marks=pytest.mark.slow),
-    pytest.param("nvfp4", "fused", None, True, ("trunk", "gate"), id="nvfp4", marks=pytest.mark.slow),
+    pytest.param("q-zoom", "fp8", "primitive", None, False, ("trunk",), id="fp8"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [
+            ("q-zoom", "fp8", "primitive", "int8", True, ("trunk", "rpn")),
+            ("q-zoom", "nvfp4", "fused", None, True, ("trunk", "gate")),
+            ("sd-rpn", "fp8", "primitive", "fp8", True, None),
+            ("sd-rpn", "fp8", "fused", None, True, None),
+            ("sd-rpn", "nvfp4", "fused", None, True, None),
+        ]
+    ),
 ]
 
 
-@pytest.mark.parametrize(("precision", "dialect", "kv_cache", "calibrated", "graphs"), SMALL)
+@pytest.mark.parametrize(("model", "precision", "dialect", "kv_cache", "calibrated", "graphs"), SMALL)
 def test_small_floats_become_fast_engines(
-    precision: Any, dialect: Any, kv_cache: Any, calibrated: bool, graphs: tuple[Any, ...], tmp_path: Path
+    model: str, precision: Any, dialect: Any, kv_cache: Any, calibrated: bool, graphs: Any, tmp_path: Path
 ) -> None:
-    """Products read their weights as they are stored, that of the heads' results too."""
-    write_random_checkpoint(tmp_path / "checkpoint", MODELS["q-zoom"])
+    """Products read their weights as they are stored, that of the heads' results too. Graphs: None: all."""
+    write_random_checkpoint(tmp_path / "checkpoint", MODELS[model])
     options = ExportOptions(precision, dialect, kv_cache=kv_cache, calibration="abc" if calibrated else None)
     export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", options, calibration=Largest() if calibrated else None)
     wanted = BuildOptions(max_context=CONTEXT, precision=precision, dialect=dialect, kv_cache=kv_cache, graphs=graphs)

@@ -95,7 +95,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("dialect", ["fused", "primitive"])
     def test_no_engine_has_nvfp4_and_caches_in_8_bits(self, dialect: Any) -> None:
-        with pytest.raises(BadInput, match=r"caches in int8 do not go with precision nvfp4: .*; use fp8, or leave the"):
+        with pytest.raises(BadInput, match=r"caches in int8 do not go with precision nvfp4: .*; use precision fp8, or"):
             ExportOptions("nvfp4", dialect, kv_cache="int8", calibration="ab")
 
     def test_nvfp4_without_a_calibration(self) -> None:

@@ -17,11 +17,11 @@ from sdrpn.errors import BadInput
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.families.qwen.vision_spec import qwen_vision_of
 from sdrpn.images.patches import picture_patches
-from sdrpn.runtime import Sampling, Session
+from sdrpn.runtime import RoiPolicy, Sampling, Session
 from sdrpn.text.turns import Turn
 from tests.families.qwen.bundles import qwen_bundle
 from tests.families.qwen.saved_by_transformers import IMAGE, saved_model, token_types
-from tests.tolerances import TRANSFORMERS_LOGITS_ABS
+from tests.tolerances import REUSE_LOGITS_ABS, TRANSFORMERS_LOGITS_ABS
 
 STEPS = 4
 # Ids around the images: each is between the ids that start and end a vision part.
@@ -167,6 +167,55 @@ def test_streams_take_histories(gated: Session) -> None:
     text = "".join(stream)
     assert stream.answer == gated.answer(PICTURES[0], "and?", history=history, max_new_tokens=3)
     assert stream.answer.text == text
+
+
+def random_turns(rng: np.random.Generator) -> Iterator[list[tuple[Any, str, dict[str, Any]]]]:
+    """Rounds of a few conversations: images, question, and how it is asked; policy and budget change between turns."""
+    words = ["what", "is", "the", "code", "on", "a", "red", "tag", "near", "12", "?"]
+
+    def text() -> str:
+        return " ".join(rng.choice(words, rng.integers(1, 9)))
+
+    for _ in range(4):
+        histories: list[list[Turn]] = [[], [], [Turn("system", "Be brief.")]]
+        shown: list[list[Image.Image]] = [[PICTURES[0]], [], [PICTURES[rng.integers(0, 3)]]]
+        for turn in range(4):
+            asked = []
+            for number, history in enumerate(histories):
+                new = turn == 0 and number != 1
+                if number == 2 and turn and rng.random() < 0.5:
+                    shown[number] = [*shown[number], PICTURES[rng.integers(0, 3)]]
+                    new = True
+                least = int(rng.integers(4, 30))
+                how = {
+                    "history": list(history),
+                    "roi": RoiPolicy(float(rng.choice([0.05, 0.5])), gate_threshold=float(rng.choice([-1, 0.5, 2]))),
+                    "image_tokens": (least, least + 20) if rng.random() < 0.4 else None,
+                    "max_new_tokens": int(rng.integers(1, 5)),
+                }
+                asked.append((list(shown[number]) or None, text(), how))
+                histories[number] = [*history, Turn("user", asked[-1][1], int(new)), Turn("assistant", text())]
+            yield asked
+
+
+def test_conversations_do_not_disturb_each_other(gated: Session) -> None:
+    """Each answer, with others at once and on whatever prefixes were kept, equals the one that reuses nothing."""
+    differences, boxes, cached = [], 0, 0
+    with Session.open(gated.bundle.path, threads=1, max_batch=1) as other:
+        for asked in random_turns(np.random.default_rng(5)):
+            streams = [gated.stream(images, question, trace=True, **how) for images, question, how in asked]
+            together = [stream.finish() for stream in streams]
+            for (images, question, how), found in zip(asked, together, strict=True):
+                other.forget_image()
+                alone = other.answer(images, question, trace=True, **how)
+                assert found.trace is not None
+                assert alone.trace is not None
+                assert found.token_ids == alone.token_ids
+                assert (found.boxes_xyxy_px, found.note) == (alone.boxes_xyxy_px, alone.note)
+                differences.append(float(np.abs(found.trace.first_logits - alone.trace.first_logits).max()))
+                boxes, cached = boxes + bool(found.boxes_xyxy_px), cached + bool(found.tokens.cached)
+    assert max(differences) <= REUSE_LOGITS_ABS
+    assert min(boxes, cached, len(differences) - boxes) > 5
 
 
 def test_a_checkpoint_s_repetition_penalty(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_caches_in_8_bits_on_every_target() -> None:
         ("nvfp4", "fp8"),
     }
     assert {device.dialect for device in coded} == {"primitive"}
-    with pytest.raises(BadInput, match=r"caches in int8 do not go with precision nvfp4: .*; use fp8, or leave"):
+    with pytest.raises(BadInput, match=r"caches in int8 do not go with precision nvfp4: .*; use precision fp8"):
         plan_shape(ShapeRequest("qwen3-vl-4b-q-zoom", "rtx-5090", "nvfp4", kv_cache="int8"))
 
 
