@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.numerics import PRECISIONS
+from sdrpn.bundle.optimized import OptimizedSet
 from sdrpn.bundle.shipped import require_name
 from sdrpn.bundle.work import cpu_weights_read
 from sdrpn.errors import BadInput
@@ -66,6 +67,8 @@ class OpeningRequest:
     download: bool = False
     max_batch: int | None = None
     parts: Parts = "all"
+    # Called where saved graphs do not fit, with the library that is to run them; why they do not fit still, or None.
+    save_again: Callable[[Bundle, Variant, str], str | None] | None = None
 
     def choose(self) -> Opening:
         """Choose, and verify the files. Raises BadBundle, BadInput, EngineMismatch or MissingDependency."""
@@ -182,7 +185,7 @@ class OpeningRequest:
         self._require_rounding(chosen)
         saved, note = None, None
         if self.run.optimized and not self.run.accurate:
-            saved, note = choose_optimized(bundle, chosen, choice.info, self.run.verify)
+            saved, note = self._saved(bundle, chosen, choice.info)
         backend = choice.info.open(
             OpenOptions(
                 self.run.threads,
@@ -205,6 +208,16 @@ class OpeningRequest:
         self._verify(bundle, *part.files)
         read = cpu_weights_read(bundle, part, choice.info.scale_bytes) if choice.info.on == "cpu" else None
         return Opening(bundle, part, backend, note=choice.note or note, weights_read=read)
+
+    def _saved(self, bundle: Bundle, variant: Variant, info: BackendInfo) -> tuple[OptimizedSet | None, str | None]:
+        """As `choose_optimized`, and they are saved again where that was asked for."""
+        saved, note = choose_optimized(bundle, variant, info, self.run.verify)
+        if note is None or self.save_again is None:
+            return saved, note
+        obstacle = self.save_again(bundle, variant, info.name)
+        if obstacle is not None:
+            return None, f"{note}; they could not be made again: {obstacle}"
+        return choose_optimized(bundle, variant, info, self.run.verify)
 
     def _part(self, bundle: Bundle, variant: Variant) -> Variant:
         return variant.with_graphs(graph.name for graph in graphs_of(bundle.spec, self.parts))

@@ -13,7 +13,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +33,9 @@ __all__ = [
     "find_optimized",
     "libraries_with_graphs",
     "optimized_folder",
+    "saved_before",
     "source_digest",
+    "stale_folders",
 ]
 
 OPTIMIZED_NAME = "optimized.json"
@@ -73,6 +77,25 @@ class OptimizedManifest:
                 raise BadInput(f"files has {shown(file)}; expected names of files in the same folder")
         if self.mapped_bytes < 0:
             raise BadInput(f"mapped_bytes is {self.mapped_bytes}; expected 0 or more")
+
+    @property
+    def int8_parts(self) -> tuple[str, ...]:
+        """The parts in 8 bits by their names for `sdrpn optimize`, where a gate is part of the RPN."""
+        return tuple(sorted({"rpn" if part == "gate" else part for part in self.int8}))
+
+    @property
+    def options(self) -> str:
+        """The options of `sdrpn optimize` that make such graphs, besides bundle and variant; each behind a space."""
+        given = []
+        if self.library != "onnxruntime":
+            given.append(f"--for {self.library}")
+        elif self.attention == "standard":
+            given.append("--attention standard")
+        if self.int8:
+            given.append(f"--int8 {','.join(self.int8_parts)}")
+        if self.block is not None:
+            given.append(f"--block {self.block} --checkpoint CHECKPOINT")
+        return "".join(f" {each}" for each in given)
 
     def to_text(self) -> str:
         """The text of the file."""
@@ -148,8 +171,9 @@ def find_optimized(
     folder = optimized_folder(bundle, variant, version, cpu, library)
     path = folder / OPTIMIZED_NAME
     if not path.exists():
-        others = sorted(path.parent.name for path in folder.parent.glob(f"{_LIBRARIES[library][0]}-*/{OPTIMIZED_NAME}"))
-        note = f"the optimized graphs are for {', '.join(others)}, not for {folder.name}; {_advice(folder)}"
+        others = sorted(other.name for other in _saved_folders(bundle, variant, library))
+        advice = _advice(folder, saved_before(bundle, variant, library))
+        note = f"the optimized graphs are for {', '.join(others)}, not for {folder.name}; {advice}"
         return None, note if others else None
     real_file(folder, bundle.roots, BadBundle)
     value = read_manifest(path, bundle.roots, _advice(folder))
@@ -160,12 +184,73 @@ def find_optimized(
         manifest = OptimizedManifest.from_json(value)
     except BadInput as error:
         raise BadBundle(f"{path} cannot be understood ({error}); {_advice(folder)}") from error
-    if manifest.source_sha256 != source_digest(bundle, variant) or manifest.graphs.keys() != variant.graphs.keys():
-        return None, f"{folder} was made from another export of this bundle; {_advice(folder)}"
+    if not _is_of(manifest, bundle, variant):
+        return None, f"{folder} was made from another export of this bundle; {_advice(folder, manifest)}"
     return OptimizedSet(folder, manifest, bundle.roots), None
 
 
-def _advice(folder: Path) -> str:
+def saved_before(bundle: Bundle, variant: Variant, library: str) -> OptimizedManifest | None:
+    """How graphs of a variant were saved for a library last, for whatever machine; None: unknown, or not yet."""
+    found = [
+        (folder.stat().st_mtime_ns, _readable(folder, bundle)) for folder in _saved_folders(bundle, variant, library)
+    ]
+    known = [(when, manifest) for when, manifest in found if manifest is not None]
+    return max(known, key=lambda each: each[0])[1] if known else None
+
+
+def stale_folders(bundle: Bundle, folder: Path) -> list[Path]:
+    """What need not be kept beside the saved graphs in `folder`, which have just been written.
+
+    Graphs for other versions of the library on this processor, and those that no machine takes, since the export that
+    they were made from or its variant is gone. Others, for other processors, may be in use on other machines.
+    """
+    beginning, processor = folder.name.partition("-")[0], folder.name.rpartition("-")[2]
+    found = []
+    for variant in sorted((bundle.path / "optimized").iterdir()):
+        for other in sorted(variant.iterdir() if _is_folder(variant) else ()):
+            if other == folder or not _is_folder(other) or not (other / OPTIMIZED_NAME).exists():
+                continue
+            begins, _, rest = other.name.partition("-")
+            same = variant == folder.parent and begins == beginning and rest.rpartition("-")[2] == processor
+            if same or _is_of_nothing(other, bundle):
+                found.append(other)
+    return found
+
+
+def _is_of_nothing(folder: Path, bundle: Bundle) -> bool:
+    """Whether saved graphs are of a variant or an export that the bundle no longer has."""
+    variant = bundle.manifest.variants.get(folder.parent.name)
+    manifest = _readable(folder, bundle)
+    return variant is None or (manifest is not None and not _is_of(manifest, bundle, variant))
+
+
+def _is_of(manifest: OptimizedManifest, bundle: Bundle, variant: Variant) -> bool:
+    return manifest.source_sha256 == source_digest(bundle, variant) and manifest.graphs.keys() == variant.graphs.keys()
+
+
+def _saved_folders(bundle: Bundle, variant: Variant, library: str) -> Iterator[Path]:
+    pattern = f"optimized/{variant.name}/{_LIBRARIES[library][0]}-*/{OPTIMIZED_NAME}"
+    return (path.parent for path in bundle.path.glob(pattern))
+
+
+def _readable(folder: Path, bundle: Bundle) -> OptimizedManifest | None:
+    """The manifest of saved graphs that are not to be used; None where it is damaged or of another format."""
+    with suppress(BadBundle, BadInput):
+        real_file(folder, bundle.roots, BadBundle)
+        return OptimizedManifest.from_json(read_manifest(folder / OPTIMIZED_NAME, bundle.roots, ""))
+    return None
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder, and no link to one."""
+    return stat.S_ISDIR(path.lstat().st_mode)
+
+
+def _advice(folder: Path, before: OptimizedManifest | None = None) -> str:
+    """Args: before: how they were made before; None: unknown"""
     bundle, variant = folder.parents[2], folder.parent.name
     end = " --for openvino" if folder.name.startswith("openvino-") else ""
-    return f"make them again: sdrpn optimize {bundle} --variant {variant}{end} (or run without them: optimized=False)"
+    options = end if before is None else before.options
+    return (
+        f"make them again: sdrpn optimize {bundle} --variant {variant}{options} (or run without them: optimized=False)"
+    )

@@ -28,6 +28,7 @@ def session_fields(args: argparse.Namespace) -> dict[str, Any]:
         "device": args.device,
         "engine_options": _engine_options(args),
         "optimized": not args.no_optimized,
+        "rebuild_optimized": args.rebuild_optimized,
         "accurate": args.accurate,
         "activation_block": args.activation_block,
         "kv_cache": args.kv_cache,

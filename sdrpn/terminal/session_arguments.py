@@ -57,6 +57,13 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         "--no-optimized", action="store_true", help="run the bundle's own graphs, not those of `sdrpn optimize`"
     )
     group.add_argument(
+        "--rebuild-optimized",
+        action="store_true",
+        help="where the graphs of `sdrpn optimize` are for another machine, another version of the library or another "
+        "export, make them again first, with the options that they were made with; where that fails, say why and run "
+        "the bundle's own",
+    )
+    group.add_argument(
         "--require-signed",
         metavar="KEY",
         type=Path,

@@ -54,7 +54,7 @@ def serve_agents(request: AgentRequest, note: Callable[[str], None] = lambda tex
     require_tokenizer(bundle)
     if request.check_memory:
         require_memory(bundle, request)
-    with opened_session(bundle, request, max_batch=request.max_batch) as session:
+    with opened_session(bundle, request, max_batch=request.max_batch, note=note) as session:
         if session.backend_note is not None:
             note(session.backend_note)
         server = agent_server(PictureTools(session, root), version=__version__)

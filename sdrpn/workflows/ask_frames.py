@@ -120,7 +120,7 @@ def ask_frames(
         note(f"{request.ask.bundle} {NO_RPN}")
         roi = None
     feed = FrameFeed(openers, request.read, wanted=wanted, note=note)
-    with opened_session(bundle, request.ask, prefix_bytes=0) as session, feed:
+    with opened_session(bundle, request.ask, prefix_bytes=0, note=note) as session, feed:
         if session.backend_note is not None:
             note(session.backend_note)
         for frame in feed:

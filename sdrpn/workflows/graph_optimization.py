@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,12 +14,14 @@ from typing import Any
 from sdrpn.bundle.bundle import Bundle, FileInfo, GraphInfo, Variant, file_digest, open_bundle
 from sdrpn.bundle.graphs import graph_named
 from sdrpn.bundle.memory import cpu_needs
-from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, optimized_folder, source_digest
+from sdrpn.bundle.optimized import OPTIMIZED_NAME, OptimizedManifest, optimized_folder, source_digest, stale_folders
 from sdrpn.bundle.shipped import bundle_path, require_not_shipped
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadBundle, BadInput
 from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.host.field_types import CheckedFields
+from sdrpn.host.file_lock import locked_folder
 from sdrpn.host.libraries import importing_extra
+from sdrpn.host.links import real_file
 from sdrpn.host.machine import read_cpu
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.host.sizes import text_from_bytes
@@ -29,7 +32,16 @@ from sdrpn.runtime.select import graph_variant
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
 from sdrpn.workflows.reblocking import Reblocked, reblocked
 
-__all__ = ["ATTENTIONS", "INT8_PARTS", "LIBRARIES", "OptimizeRequest", "OptimizedGraphs", "optimize", "optimize_bundle"]
+__all__ = [
+    "ATTENTIONS",
+    "INT8_PARTS",
+    "LIBRARIES",
+    "OptimizeRequest",
+    "OptimizedGraphs",
+    "optimize",
+    "optimize_bundle",
+    "save_graphs",
+]
 
 # Parts that exports keep in floats -> their graphs, and the weights that are meant; None: all matrices.
 INT8_PARTS: dict[str, tuple[tuple[str, ...], frozenset[str] | None]] = {
@@ -92,6 +104,7 @@ class OptimizedGraphs:
     seconds: float
     left: Mapping[str, float] = field(default_factory=dict)  # parts that stay in floats, and what 8 bits would change
     blocks: Reblocked | None = None
+    removed: tuple[Path, ...] = ()  # folders of saved graphs that this machine does not take any more, or none does
 
     @property
     def size_bytes(self) -> int:
@@ -114,7 +127,8 @@ class OptimizedGraphs:
         """The text, and what became of the parts that were to be in 8 bits."""
         changed = [f"{part} in 8 bits, which changes its results by {share:.1%}" for part, share in self._changes]
         left = [f"{part} stays in floats: 8 bits would change its results by {x:.1%}" for part, x in self.left.items()]
-        return [self.text, *changed, *left, *([] if self.blocks is None else [self.blocks.text])]
+        removed = [f"{folder}: removed, since it was stale" for folder in self.removed]
+        return [self.text, *changed, *left, *([] if self.blocks is None else [self.blocks.text]), *removed]
 
     @property
     def _changes(self) -> list[tuple[str, float]]:
@@ -130,6 +144,7 @@ class OptimizedGraphs:
             "size_bytes": self.size_bytes,
             "left": self.left,
             "blocks": self.blocks,
+            "removed": self.removed,
         }
 
 
@@ -149,7 +164,8 @@ def optimize_bundle(
     """Let a library optimise a variant's graphs for this CPU; sessions take the result from then on.
 
     The result fits one release of the library on one processor model. Elsewhere, and after another export, the
-    bundle's own graphs are used.
+    bundle's own graphs are used. What was saved for another release of the library on this processor is removed, and
+    so is what was made from an export that is gone.
 
     Args:
         bundle: folder of a bundle
@@ -182,6 +198,16 @@ def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedG
     path = bundle_path(request.bundle)
     require_not_shipped(path, f"optimise a copy of it: cp -r {path} bundle && sdrpn optimize bundle")
     bundle = open_bundle(path)
+    with locked_folder(bundle.path):
+        saved = save_graphs(bundle, request, progress)
+        stale = stale_folders(bundle, saved.folder)
+        for folder in stale:
+            shutil.rmtree(folder, ignore_errors=True)  # on some systems not while a process has mapped it
+    return dataclasses.replace(saved, removed=tuple(folder for folder in stale if not folder.exists()))
+
+
+def save_graphs(bundle: Bundle, request: OptimizeRequest, progress: Advance = unseen) -> OptimizedGraphs:
+    """As `optimize`, for an open bundle whose folder the caller has locked; removes nothing but what it replaces."""
     bundle.require_graphs("to optimise them for this machine's CPU")
     info = BACKENDS[request.library]
     version = onnxruntime_version() if info.name == ONNXRUNTIME else openvino_version()
@@ -190,6 +216,7 @@ def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedG
     with importing_extra("export", "sdrpn optimize"):
         import sdrpn.export  # noqa: F401
     folder = optimized_folder(bundle, variant, version, read_cpu(), info.name)
+    real_file(folder, bundle.roots, BadBundle)  # a link would be followed, and what it leads to be replaced
     bundle.verify(variant.files)
     start_s = time.perf_counter()
     # As they are and in the layout of kernels: about twice what they take in memory.

@@ -276,7 +276,7 @@ def look_stream(request: LookRequest, *, note: Note = lambda text: None) -> Look
     trackers = _trackers(bundle.spec, policy) if request.track else None
     with ExitStack() as resources:
         # No frame needs what was computed of an earlier one.
-        session = resources.enter_context(opened_session(bundle, request, prefix_bytes=0, parts="look"))
+        session = resources.enter_context(opened_session(bundle, request, prefix_bytes=0, parts="look", note=note))
         if session.backend_note is not None:
             note(session.backend_note)
         resources.enter_context(feed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import Bundle
@@ -15,6 +17,7 @@ from sdrpn.runtime.backends.info import MemoryRequest
 from sdrpn.runtime.opening import OpeningRequest, RunOptions
 from sdrpn.runtime.pictures.picture import JpegMode
 from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
+from sdrpn.workflows.saved_again import saved_again
 
 __all__ = ["SessionRequest", "opened_session", "require_memory", "require_tokenizer"]
 
@@ -24,9 +27,20 @@ class SessionRequest(RunOptions):
     """What jobs that open a session have in common: how and where it runs, as in `Session.open`.
 
     check_memory: refuse if the estimated memory does not fit this machine
+    rebuild_optimized: save graphs for this machine's CPU again, as `optimize_bundle` does, where those of the bundle
+        are for another machine, another version of the library or another export
     """
 
     check_memory: bool = True
+    rebuild_optimized: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rebuild_optimized and (self.accurate or not self.optimized):
+            raise BadInput(
+                "graphs are to be saved again, and not to be used; leave one of the options out",
+                options=("rebuild-optimized", "accurate" if self.optimized else "no-optimized"),
+            )
 
 
 def opened_session(
@@ -37,9 +51,14 @@ def opened_session(
     prefix_bytes: int | None = None,
     parts: Parts = "all",
     jpeg: JpegMode = "exact",
+    note: Callable[[str], None] = lambda text: None,
 ) -> Session:
-    """The bundle, open as the request says; the rest as in `Session.open`."""
-    opening = OpeningRequest(bundle.path, request, max_batch=max_batch, parts=parts)
+    """The bundle, open as the request says; the rest as in `Session.open`.
+
+    Args: note: called before work that takes minutes
+    """
+    again = functools.partial(saved_again, threads=request.threads, note=note) if request.rebuild_optimized else None
+    opening = OpeningRequest(bundle.path, request, max_batch=max_batch, parts=parts, save_again=again)
     return Session.open_with(opening, jpeg=jpeg, prefix_bytes=prefix_bytes)
 
 

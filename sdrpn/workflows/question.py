@@ -111,7 +111,7 @@ def ask_question(
     if request.check_memory:
         require_memory(bundle, request)
     picture = open_picture(request.image, jpeg=request.jpeg, threads=request.threads)
-    with opened_session(bundle, request, max_batch=1) as session:
+    with opened_session(bundle, request, max_batch=1, note=note) as session:
         first_note = session.backend_note
         if first_note is not None:
             note(first_note)

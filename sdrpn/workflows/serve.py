@@ -179,7 +179,7 @@ def server_app(
 
     keys = _check_access(request)
     begin_service(bundle_path(request.bundle), note)
-    with _opened(request) as session:
+    with _opened(request, note) as session:
         if session.backend_note is not None:
             note(session.backend_note)
         try_model(session, TrialLimit(request.stuck_after_s), give_up)
@@ -188,7 +188,7 @@ def server_app(
         app = create_app(
             session,
             options,
-            lambda: _opened(request),
+            lambda: _opened(request, note),
             _tracing(request.otlp_endpoint),
             lambda reopened: confirm_service(reopened.bundle),
         )
@@ -206,14 +206,14 @@ def _check_access(request: ServeRequest) -> tuple[str, ...]:
     return keys
 
 
-def _opened(request: ServeRequest) -> Session:
+def _opened(request: ServeRequest, note: Callable[[str], None]) -> Session:
     """The bundle as it is now."""
     bundle = open_bundle(bundle_path(request.bundle))
     require_tokenizer(bundle)
     if request.check_memory:
         require_memory(bundle, request)
     session = opened_session(
-        bundle, request, max_batch=request.max_batch, prefix_bytes=request.cache_bytes, jpeg=request.jpeg
+        bundle, request, max_batch=request.max_batch, prefix_bytes=request.cache_bytes, jpeg=request.jpeg, note=note
     )
     session.limit_stalls(request.max_stall_ms / 1000)
     return session

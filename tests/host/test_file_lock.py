@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from sdrpn.host import file_lock
-from sdrpn.host.file_lock import lock_file
+from sdrpn.host.file_lock import lock_file, locked_folder
 from sdrpn.host.shared_run import run_lock
 from sdrpn.release.store import ReleaseStore
 
@@ -30,19 +31,30 @@ def test_one_has_it_until_the_file_is_closed(tmp_path: Path) -> None:
         assert lock_file(second.fileno(), wait=True) == "held"
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
 def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(number))
     with (tmp_path / "file").open("w") as stream:
         assert lock_file(stream.fileno(), wait=True) == "none"
-    with run_lock(tmp_path), ReleaseStore(tmp_path)._locked(".lock", wait=False):
+    with run_lock(tmp_path), ReleaseStore(tmp_path)._locked(".lock", wait=False), locked_folder(tmp_path):
         pass
+
+
+def test_a_folder_is_locked_without_a_file(tmp_path: Path) -> None:
+    with locked_folder(tmp_path):
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        assert lock_file(descriptor, wait=False) == "elsewhere"
+        assert list(tmp_path.iterdir()) == []
+    assert lock_file(descriptor, wait=False) == "held"
+    os.close(descriptor)
 
 
 def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_lock, "fcntl", None)
     with (tmp_path / "file").open("w") as stream:
         assert lock_file(stream.fileno(), wait=False) == "none"
+    with locked_folder(tmp_path):
+        pass
 
 
 def test_another_fault_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
