@@ -263,8 +263,11 @@ def _reason(av: Any, place: VideoPlace, error: Exception, silent_s: float) -> st
         if seconds is not None:
             return "nothing came that FFmpeg reads as a video; check the address"
         return "it is not a video that FFmpeg reads, or it is damaged or cut off"
+    scheme = place.place.partition("://")[0]
     if isinstance(error, av.error.ProtocolNotFoundError):
-        return f"this PyAV does not read {place.place.partition('://')[0]}://; have it sent on as rtsp, for example"
+        return f"this PyAV does not read {scheme}://; have it sent on as rtsp, for example"
+    if isinstance(error, av.error.HTTPUnauthorizedError):
+        return f"it asks for another user or password; expected {scheme}://USER:PASSWORD@HOST/..."
     host = host_of(place.place)
     if host is not None and getattr(error, "errno", None) == errno.EIO and not _is_known(host):
         return f"the host {host} is not known; check the address"
