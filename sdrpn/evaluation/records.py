@@ -6,16 +6,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from sdrpn.errors import BadInput, RunFailed
+from sdrpn.errors import BadInput
 from sdrpn.host.atomic import replacing_file
-from sdrpn.host.file_lock import lock_file
 from sdrpn.host.json_files import read_text
+from sdrpn.host.line_file import LineFile
 from sdrpn.host.part import WHOLE, Part
 from sdrpn.host.shared_run import RUN_NAME, start_run
 
@@ -93,41 +92,23 @@ class RecordFile:
             _combine(folder, self.done)
         else:
             self._path = folder / PART_NAME.format(part.number, part.count)
-            if self._path.exists():
-                _rewrite(self._path, _whole_records(self._path))
-        self._stream: FileIO | None = None
+        self._lines = LineFile(self._path, then="resume", busy="wait for it, or name another part", options=("resume",))
 
     def __enter__(self) -> RecordFile:
-        self._stream = FileIO(self._path, "a")
-        if lock_file(self._stream.fileno(), wait=False) == "elsewhere":
-            self._stream.close()
-            raise BadInput(f"{self._path} is being written by another process; wait for it, or name another part")
+        self._lines.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._stream is not None:
-            self._stream.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.__exit__(kind, error, trace)
 
     def append(self, record: Record) -> None:
-        """Write one line and flush it: an interruption loses at most this line.
+        """Write one line: an interruption loses at most this one.
 
         Raises RunFailed where the disk is full; earlier lines stay intact.
         """
-        stream = self._stream
-        assert stream is not None
-        start = stream.tell()
-        try:
-            line = memoryview(_line(record).encode("ascii"))
-            while line:
-                line = line[stream.write(line) :]  # a full disk may accept only a part
-        except OSError as error:
-            with suppress(OSError):
-                stream.truncate(start)
-            raise RunFailed(
-                f"{self._path} cannot be written ({error.strerror or error}); free some space and resume: "
-                "all answers before this one are kept",
-                options=("resume",),
-            ) from error
+        self._lines.append(dataclasses.asdict(record))
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +12,10 @@ from PIL import Image
 
 from sdrpn.errors import RunFailed
 from sdrpn.frames.video import pyav
+from sdrpn.host.line_file import disk_advice
 from sdrpn.method.overlay import BACKGROUND
 
-__all__ = ["VideoWriter", "cure_of"]
+__all__ = ["VideoWriter"]
 
 # The first that this PyAV has: its wheels have both, a build against another FFmpeg may not.
 _CODECS = ("libx264", "libopenh264", "mpeg4")
@@ -101,10 +101,6 @@ class VideoWriter:
         return tick
 
     def _failed(self, error: Exception) -> RunFailed:
-        return RunFailed(f"writing the video {self._path} failed ({' '.join(str(error).split())}); {cure_of(error)}")
-
-
-def cure_of(error: Exception) -> str:
-    """What to do where a file cannot be written."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "free some space" if full else "name a folder on a disk that works and that you may write to"
+        return RunFailed(
+            f"writing the video {self._path} failed ({' '.join(str(error).split())}); {disk_advice(error)}"
+        )

@@ -7,9 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +23,7 @@ from sdrpn.frames.standard_input import read_standard_input
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.json_files import differing_keys
+from sdrpn.host.line_file import LineFile
 from sdrpn.runtime import Answer, Session
 from sdrpn.workflows.opened_session import opened_session, require_memory, require_tokenizer
 from sdrpn.workflows.question import NO_RPN, AskRequest
@@ -156,7 +155,7 @@ class AnswerFile:
     def __init__(self, path: Path, request: FramesRequest) -> None:
         """Raises BadInput for a file of something else or of other settings, and where a camera would go on with it."""
         self._path, self._settings = path, request.settings()
-        self._stream: FileIO | None = None
+        self._lines = LineFile(path, then="run it again", busy="wait for it, or name another file")
         self.skipped = 0  # frames of this run that are answered already
         lines = _whole_lines(path) if path.exists() else []
         self.done = {_place_of(path, number, line) for number, line in enumerate(lines[1:], start=2)}
@@ -166,20 +165,17 @@ class AnswerFile:
                 if source.is_live or source.kind == "stdin":
                     kind = "picture on standard input" if source.kind == "stdin" else source.kind
                     raise BadInput(f"{path} exists; a {kind} has no place to go on from: name a new file")
-        self._whole_bytes = sum(len(line) + 1 for line in lines)
 
     def __enter__(self) -> AnswerFile:
-        self._stream = FileIO(self._path, "a")
-        self._stream.truncate(self._whole_bytes)  # a last line that an interruption cut off
-        if not self._whole_bytes:
-            self._write({"format_version": FORMAT_VERSION, "settings": self._settings})
+        self._lines.__enter__()
+        if self._lines.is_empty:
+            self._lines.append({"format_version": FORMAT_VERSION, "settings": self._settings})
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._stream is not None:
-            self._stream.close()
+        self._lines.__exit__(kind, error, trace)
 
     @property
     def path(self) -> Path:
@@ -194,22 +190,7 @@ class AnswerFile:
 
     def append(self, found: FrameAnswer) -> None:
         """Write one line. Raises RunFailed where the disk is full; the lines before stay whole."""
-        self._write(found.to_dict())
-
-    def _write(self, value: object) -> None:
-        assert self._stream is not None  # entered
-        start = self._stream.tell()
-        try:
-            line = memoryview(f"{json.dumps(value, allow_nan=False)}\n".encode("ascii"))
-            while line:
-                line = line[self._stream.write(line) :]  # a full disk may accept only a part
-        except OSError as error:
-            with suppress(OSError):
-                self._stream.truncate(start)
-            raise RunFailed(
-                f"{self._path} cannot be written ({error.strerror or error}); free some space and run it again: "
-                "the answers before are kept"
-            ) from error
+        self._lines.append(found.to_dict())
 
     def _check(self, first: bytes) -> None:
         try:

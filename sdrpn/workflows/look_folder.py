@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from PIL.Image import Image
 
@@ -20,9 +19,10 @@ from sdrpn.frames.annotation import Marks, annotated
 from sdrpn.frames.frame import Frame
 from sdrpn.frames.source import VIDEO_SUFFIXES
 from sdrpn.frames.video import pyav
-from sdrpn.frames.video_writer import VideoWriter, cure_of
+from sdrpn.frames.video_writer import VideoWriter
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.interrupt import signals_held
+from sdrpn.host.line_file import LineFile, disk_advice
 from sdrpn.method.geometry import Fit
 from sdrpn.workflows.look import FrameLook
 
@@ -73,7 +73,8 @@ class LookFolder:
         if saved.video:
             pyav("writing videos")
         self.folder, self._saved, self._fit = folder, saved, fit
-        self._lines: IO[str] | None = None
+        self._lines: LineFile | None = None
+        self._closing = ExitStack()
         self._names: dict[str, str] = {}  # what files of a source are called, by source
         self._taken: set[str] = set()
         self._videos: OrderedDict[str, VideoWriter] = OrderedDict()
@@ -85,11 +86,9 @@ class LookFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Videos are complete whatever ended the work."""
-        with ExitStack() as closing:
+        with self._closing as closing:
             for video in self._videos.values():
                 closing.callback(video.close)
-            if self._lines is not None:
-                closing.callback(self._lines.close)
 
     def add(self, found: FrameLook) -> None:
         """Write all that is asked for of one frame; a signal waits for it. Raises RunFailed where the disk is full."""
@@ -98,7 +97,8 @@ class LookFolder:
                 self._add(found)
         except OSError as error:
             raise RunFailed(
-                f"{self.folder} cannot be written ({error.strerror or error}); {cure_of(error)}: frames before are kept"
+                f"{self.folder} cannot be written ({error.strerror or error}); {disk_advice(error)}: frames before are "
+                "kept"
             ) from error
 
     def name_sources(self, sources: Iterable[str]) -> None:
@@ -116,9 +116,7 @@ class LookFolder:
         return {**found.to_dict(), "saved_as": self._name_of(found.frame.source)}
 
     def _add(self, found: FrameLook) -> None:
-        lines = self._opened()
-        lines.write(json.dumps(self.record(found), allow_nan=False) + "\n")
-        lines.flush()
+        self._opened().append(self.record(found))
         name = self._name_of(found.frame.source)
         if self._saved.crops:
             self._save_crops(found, name)
@@ -133,10 +131,11 @@ class LookFolder:
             if self._saved.video:
                 self._video_of(found.frame, name).add(drawn, found.frame.time_s)
 
-    def _opened(self) -> IO[str]:
+    def _opened(self) -> LineFile:
         if self._lines is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lines = (self.folder / LOOKS_NAME).open("w", encoding="utf-8")
+            lines = LineFile(self.folder / LOOKS_NAME, then="look again", busy="name another folder")
+            self._lines = self._closing.enter_context(lines)
         return self._lines
 
     def _below(self, name: str) -> Path:

@@ -29,7 +29,7 @@ def killed(self, record):
     count -= 1
     append(self, record)
     if count == 0:
-        self._stream.write(b'{"index": 3, "id"')  # a line that was begun
+        self._lines._opened.write(b'{"index": 3, "id"')  # a line that was begun
         os.kill(os.getpid(), signal.SIGKILL)
 
 RecordFile.append = killed

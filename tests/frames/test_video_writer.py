@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 
 from sdrpn.errors import RunFailed
 from sdrpn.frames.video import open_video_file
-from sdrpn.frames.video_writer import VideoWriter, cure_of
+from sdrpn.frames.video_writer import VideoWriter
 from tests.frames.movies import halves
 from tests.tolerances import VIDEO_SCALED_COLOUR_ABS, VIDEO_TIME_S
 
@@ -85,15 +84,3 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
     with pytest.raises(RunFailed, match=r"writing the video .* failed \(.*No such file.*; name a folder"):
         write()
-
-
-@pytest.mark.parametrize(
-    ("number", "cure"),
-    [
-        (errno.ENOSPC, "free some space"),
-        (errno.EACCES, "name a folder on a disk that works and that you may write to"),
-        (errno.ENOTDIR, "name a folder on a disk that works and that you may write to"),
-    ],
-)
-def test_what_to_do(number: int, cure: str) -> None:
-    assert cure_of(OSError(number, "it failed")) == cure
