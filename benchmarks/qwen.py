@@ -8,7 +8,7 @@ it; figures and ratios are medians over the rounds.
 
     OMP_NUM_THREADS=1 chrt -r 1 python benchmarks/qwen.py
     OMP_NUM_THREADS=1 chrt -r 1 python benchmarks/qwen.py --optimized
-    python benchmarks/qwen.py --no-torch --json
+    python benchmarks/qwen.py --backend openvino --no-torch --json
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 from sdrpn.checkpoint.random import write_random_checkpoint
@@ -319,11 +319,11 @@ class OfficialSide:
             hidden = self._through(self._embedded(ids[-1:])[None], Positions(rows, 0), cache, 0, 12)
 
 
-def measured(bundle: Path, checkpoint: Path, rounds: int, with_torch: bool) -> dict[str, Any]:
+def measured(bundle: Path, checkpoint: Path, rounds: int, with_torch: bool, backend: str) -> dict[str, Any]:
     """All cases and both sides, in turns."""
     torch_side = OfficialSide(checkpoint) if with_torch else None
     cases: dict[str, list[Round]] = {case.name: [] for case in CASES}
-    with Session.open(bundle, threads=1) as session:
+    with Session.open(bundle, backend=backend, threads=1) as session:
         side = OnnxRuntimeSide(session)
         if torch_side is not None:
             require_same_answers(side, torch_side)
@@ -384,6 +384,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--backend", choices=("onnxruntime", "openvino"), default="onnxruntime")
     parser.add_argument("--optimized", action="store_true", help="with the graphs that `sdrpn optimize` saves")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -393,8 +394,8 @@ def main() -> None:
         export_bundle(checkpoint, bundle, ExportOptions("fp32", "fused"))
         if args.optimized:
             optimize_bundle(bundle, threads=1)
-        cases = measured(bundle, checkpoint, args.rounds, not args.no_torch)
-    machine = f"{read_cpu().name}, {platform.system()}, onnxruntime {onnxruntime.__version__}, 1 thread"
+        cases = measured(bundle, checkpoint, args.rounds, not args.no_torch, args.backend)
+    machine = f"{read_cpu().name}, {platform.system()}, {args.backend} {version(args.backend)}, 1 thread"
     if args.json:
         print(json.dumps({"format_version": 1, "machine": machine, "rounds": args.rounds, "cases": cases}, indent=2))
         return

@@ -20,7 +20,7 @@ from sdrpn.checkpoint.finite import count_not_finite
 from sdrpn.checkpoint.model_file import require_links
 from sdrpn.checkpoint.request import CheckpointRequest, has_tokenizer, require_tokenizer_files
 from sdrpn.checkpoint.source import Place, Source, Sources, TensorHints, place_tensors
-from sdrpn.errors import BadCheckpoint
+from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.family import Family
 from sdrpn.families.registry import claiming_family, family_of, load_part, usual_family
 from sdrpn.host.hub import model_folder
@@ -176,7 +176,7 @@ def open_checkpoint(
         download: fetch the files of such a model that the cache lacks
         template: the prompt template, overriding the checkpoint's own (`PromptSpec.template`)
         scheme: whose second pass the RPN is for; "auto": as config and tensor names say
-    Raises BadCheckpoint for anything missing, malformed or not supported.
+    Raises BadCheckpoint for anything missing, malformed or not supported, BadInput for what does not go together.
     """
     folder = model_folder(path, download=download)
     request = CheckpointRequest(
@@ -192,7 +192,14 @@ def open_checkpoint(
     )
     require_links(request.places, allow_links)
     require_tokenizer_files(folder, request.base)
-    return cast(Checkpoint, load_part(_family(request).checkpoint_opener)(request))
+    found = cast(Checkpoint, load_part(_family(request).checkpoint_opener)(request))
+    if scheme != "auto" and found.spec.rpn is None:
+        found.close()
+        raise BadInput(
+            f"{folder} has no region proposal network that the scheme {scheme} could be for; leave it out",
+            options=("scheme", "rpn"),
+        )
+    return found
 
 
 def _family(request: CheckpointRequest) -> Family:

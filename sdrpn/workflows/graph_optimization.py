@@ -310,15 +310,17 @@ def _rewritten(path: Path, graph: GraphInfo, attention: str, weights: frozenset[
 
     from sdrpn.export.eight_bits import use_eight_bits
     from sdrpn.export.ort_variant import use_group_query
-    from sdrpn.export.ort_vision import use_multi_head
+    from sdrpn.export.ort_vision import split_products, use_multi_head
 
-    model = onnx_ir.load(path)
+    model, tower = onnx_ir.load(path), False
     if attention == GROUP_QUERY and graph_named(graph.name).has_caches:
         use_group_query(model, str(path))
     elif attention == GROUP_QUERY:
-        use_multi_head(model)
+        tower = use_multi_head(model)
     if weights is None or weights:
         use_eight_bits(model, weights)
+    if tower:
+        split_products(model)  # of what is left: a matrix in 8 bits stays whole
     return bytes(onnx_ir.to_proto(model).SerializeToString())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdrpn.checkpoint import open_checkpoint
 from sdrpn.checkpoint.tensor_shapes import tensor_shapes
 from sdrpn.errors import BadCheckpoint, BadInput
 from sdrpn.families.qwen.checkpoint import open_qwen
@@ -130,6 +131,11 @@ def test_what_was_recognised_can_be_overridden() -> None:
         recognised_scheme(qzoom, RPN | {"twig_head.weight"}, "q-zoom")
     with pytest.raises(BadInput, match="SD-RPN has no Qwen3-VL"):
         recognised_scheme({"model_type": "qwen3_vl"}, GATE, "sd-rpn")
+
+
+def test_a_scheme_is_of_a_region_proposal_network(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="has no region proposal network that the scheme q-zoom could be for; leave it"):
+        open_checkpoint(write_qwen(tmp_path, config_of(CONFIG_25)), scheme="q-zoom")
 
 
 def test_sd_rpn_s_own_tensors_are_not_needed(tmp_path: Path) -> None:
