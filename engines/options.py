@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sdrpn.bundle.bundle import TensorInfo
-from sdrpn.bundle.graphs import graphs_of
+from sdrpn.bundle.graphs import Parts, graphs_of
 from sdrpn.bundle.numerics import DIALECT_NAMES, NUMBER_TYPES
 from sdrpn.engines.target import Target
 from sdrpn.errors import BadInput, ContextTooLong
@@ -39,7 +39,8 @@ VERBOSITIES = ("detailed", "names", "none")
 class BuildOptions(CheckedFields):
     """The options that change an engine; None: the default of the bundle or the library."""
 
-    graphs: tuple[str, ...] | None = None
+    graphs: tuple[str, ...] | None = None  # None: those of `parts`
+    parts: Parts = "all"  # "look": what finds where a question points, for `Session.open(..., parts="look")`
     precision: str | None = None  # one of the target's; None: the best that the bundle has
     kv_cache: str | None = None  # int8 or fp8: caches of the variant to build from; None: a variant with fp16 caches
     dialect: str | None = None  # fused or primitive; None: the target's, or the one that other options need
@@ -63,6 +64,11 @@ class BuildOptions(CheckedFields):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"{name} is {value}; expected a whole number of at least 1")
+        if self.graphs is not None and self.parts != "all":
+            raise BadInput(
+                f"graphs are {', '.join(self.graphs)} and parts is {self.parts}; name one of the two",
+                options=("graphs", "parts"),
+            )
         if self.usual_batch > self.max_batch:
             raise BadInput(f"tuned_batch is {self.tuned_batch}, max_batch is {self.max_batch}; expected at most that")
         if self.dialect not in (None, *DIALECT_NAMES):
@@ -88,9 +94,13 @@ class BuildOptions(CheckedFields):
         return self.max_batch if self.tuned_batch is None else self.tuned_batch
 
 
-def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The graphs to build, in the order that an image passes through them. Raises BadInput for an unknown one."""
-    there = tuple(graph.name for graph in graphs_of(spec))
+def chosen_graphs(spec: ModelSpec, wanted: tuple[str, ...] | None, parts: Parts = "all") -> tuple[str, ...]:
+    """The graphs to build, in the order that an image passes through them.
+
+    Args: parts: whose graphs, where none is wanted by its name
+    Raises: BadInput for an unknown graph, and for looks of a model that has no RPN
+    """
+    there = tuple(graph.name for graph in graphs_of(spec, parts))
     unknown = [name for name in wanted or () if name not in there]
     if unknown or wanted == ():
         raise BadInput(f"the bundle has no graph {', '.join(unknown) or '(none named)'}; it has {', '.join(there)}")

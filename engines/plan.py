@@ -123,7 +123,7 @@ def plan_engines(
     contexts = checked_contexts(bundle.spec, bundle.manifest.max_context, options)
     graphs = variant.graphs.values()
     require_aligned((each for graph in graphs for each in graph.inputs if each.is_cache), contexts, options.max_batch)
-    names = chosen_graphs(bundle.spec, options.graphs)
+    names = chosen_graphs(bundle.spec, options.graphs, options.parts)
     # TensorRT-RTX compiles without a GPU: nvidia-smi's names are enough for the manifest.
     devices = read_cuda_devices() if target.flavour == "tensorrt" else None
     chosen, there = build_gpu(devices, gpus, options.device)

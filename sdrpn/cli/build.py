@@ -47,8 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--graphs",
         metavar="A,B",
-        help="which of vision, trunk, rpn, tail to build (default: all that the model has); "
-        "vision,trunk,rpn is enough for looks",
+        help="which of vision, trunk, gate, rpn, tail to build (default: all that the model has)",
+    )
+    parser.add_argument(
+        "--parts",
+        choices=("all", "look"),
+        default="all",
+        help="look: only the graphs that find where a question points: all but the tail (default: all)",
     )
     parser.add_argument(
         "--precision",

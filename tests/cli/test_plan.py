@@ -13,7 +13,7 @@ from sdrpn.engines import plan as engine_plan
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host import machine
 from sdrpn.workflows import memory_plan, opened_session
-from tests.cli.command import Command
+from tests.cli.command import Command, refusal
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +145,20 @@ def test_a_model_that_cannot_look(sdrpn: Command, plain_bundle: Path) -> None:
     assert "looks alone" not in sdrpn("plan", plain_bundle).out
 
 
-def test_a_build_of_what_looks_is_planned_for_looks(sdrpn: Command, bundle: Path) -> None:
+@pytest.mark.parametrize("named", [("--graphs", "vision,trunk,rpn"), ("--parts", "look")])
+def test_a_build_of_what_looks_is_planned_for_looks(sdrpn: Command, bundle: Path, named: tuple[str, str]) -> None:
     target = ("--target", "rtx-4090")
-    built = sdrpn("build", bundle, *target, "--graphs", "vision,trunk,rpn", "--dry-run", "--json").json()
+    built = sdrpn("build", bundle, *target, *named, "--dry-run", "--json").json()
     plan = sdrpn("plan", bundle, *target, "--parts", "look", "--json").json()
     assert built["estimate"]["weights_bytes"] == plan["needs"]["weights_bytes"]
     assert built["estimate"]["caches_bytes"] == plan["needs"]["caches_bytes"]
+
+
+def test_what_looks_of_a_model_with_a_gate(sdrpn: Command) -> None:
+    built = sdrpn("build", "demo", "--target", "rtx-4090", "--parts", "look", "--dry-run", "--json").json()
+    assert [engine["graph"] for engine in built["engines"]] == ["vision", "trunk", "gate", "rpn"]
+    both = sdrpn("build", "demo", "--target", "rtx-4090", "--parts", "look", "--graphs", "trunk", "--dry-run")
+    assert refusal(both) == "graphs are trunk and parts is look; name one of the two (--graphs, --parts)"
 
 
 def test_this_machine(sdrpn: Command, bundle: Path) -> None:

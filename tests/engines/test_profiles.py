@@ -133,6 +133,9 @@ class TestOptions:
     def test_the_graphs(self) -> None:
         assert chosen_graphs(LLAVA_7B, None) == ("vision", "trunk", "rpn", "tail")
         assert chosen_graphs(LLAVA_7B, ("tail", "vision")) == ("vision", "tail")
+        assert chosen_graphs(LLAVA_7B, None, "look") == ("vision", "trunk", "rpn")
+        gated = dataclasses.replace(LLAVA_7B, rpn=RpnSpec(layers=3, gate_layers=1))
+        assert chosen_graphs(gated, None, "look") == ("vision", "trunk", "gate", "rpn")
         with pytest.raises(BadInput, match="no graph rpn; it has vision, trunk, tail"):
             chosen_graphs(PLAIN_7B, ("rpn",))
         with pytest.raises(BadInput, match="none named"):
