@@ -59,6 +59,7 @@ class OptimizedManifest:
     mapped_bytes: int  # of all weights in the layout that is used: what stays in memory
     # Parts whose floats became 8 bits -> how far the results of their graph are from before: a share of their spread.
     int8: Mapping[str, float] = field(default_factory=dict)
+    int4: Mapping[str, float] = field(default_factory=dict)  # likewise parts that became 4 bits
     library: str = "onnxruntime"  # the name of its backend
     block: int | None = None  # inputs that share a scale, where that is not as in the bundle
     # Graph -> bytes of its weights as kernels read them: a scale that is packed with its codes counts there alone.
@@ -93,6 +94,8 @@ class OptimizedManifest:
             given.append("--attention standard")
         if self.int8:
             given.append(f"--int8 {','.join(self.int8_parts)}")
+        if self.int4:
+            given.append(f"--int4 {','.join(sorted(self.int4))}")
         if self.block is not None:
             given.append(f"--block {self.block} --checkpoint CHECKPOINT")
         return "".join(f" {each}" for each in given)

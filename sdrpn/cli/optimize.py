@@ -23,12 +23,14 @@ With --for openvino they are saved in OpenVINO's own form: read without conversi
 it would otherwise hold twice where they are floats.
 
 The result fits one version of the library on one processor model. With another one, or after another export, the
-bundle's own graphs are used, with a warning.
+bundle's own graphs are used, with a warning, unless --rebuild-optimized makes them again. What is stale beside the
+result is removed.
 
   sdrpn optimize bundle
   sdrpn optimize bundle --variant fused-int4-cpu
   sdrpn optimize bundle --variant fused-int4-cpu --int8 lm_head,rpn,vision    # the least memory
   sdrpn optimize bundle --variant fused-int4-cpu --for openvino
+  sdrpn optimize bundle --variant fused-int4-cpu --int4 lm_head    # a faster decode
 """
 
 

@@ -37,11 +37,21 @@ def add_optimize_arguments(parser: argparse.ArgumentParser) -> None:
         "of its graph by more than 5 %% of their spread; half to a quarter of the memory (default: none)",
     )
     parser.add_argument(
+        "--int4",
+        metavar="A",
+        type=names,
+        default=(),
+        help="lm_head: in 4 bits what the bundle has in floats or in 8 bits, made from --checkpoint where that is "
+        "named, unless that changes its results by more than 25 %% of their spread: a faster decode (default: none)",
+    )
+    parser.add_argument(
         "--block",
         metavar="N",
         type=positive_int,
         help="inputs that share a scale in 4-bit matrices, such as 128: made again from --checkpoint, unless that adds "
         "more than 40 %% to their error (default: as exported)",
     )
-    parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="what the bundle was exported from, for --block")
-    parser.add_argument("--rpn", metavar="FILE", type=Path, help="the RPN that it was exported with, for --block")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", type=Path, help="what the bundle was exported from, for --block and --int4"
+    )
+    parser.add_argument("--rpn", metavar="FILE", type=Path, help="the RPN that it was exported with, for --checkpoint")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +29,11 @@ from sdrpn.runtime.backends.openvino_info import openvino_version
 from sdrpn.runtime.backends.registry import BACKENDS
 from sdrpn.runtime.select import graph_variant
 from sdrpn.workflows.checkpoint_parts import CheckpointParts
-from sdrpn.workflows.reblocking import Reblocked, reblocked
+from sdrpn.workflows.part_codes import GROUP_QUERY, INT4_PARTS, INT8_PARTS, STANDARD, PartCodes, rewritten
+from sdrpn.workflows.reblocking import Reblocked, reblocked, same_checkpoint
 
 __all__ = [
     "ATTENTIONS",
-    "INT8_PARTS",
     "LIBRARIES",
     "OptimizeRequest",
     "OptimizedGraphs",
@@ -43,17 +42,8 @@ __all__ = [
     "save_graphs",
 ]
 
-# Parts that exports keep in floats -> their graphs, and the weights that are meant; None: all matrices.
-INT8_PARTS: dict[str, tuple[tuple[str, ...], frozenset[str] | None]] = {
-    "lm_head": (("tail",), frozenset({"llm.head.weight"})),
-    "rpn": (("rpn", "gate"), None),
-    "vision": (("vision",), None),
-}
-# As much as 8 bits may change the results of a graph, as a share of their spread.
-_MOST_CHANGED = 0.05
-
 ONNXRUNTIME, OPENVINO_NAME = LIBRARIES = ("onnxruntime", "openvino")
-GROUP_QUERY, STANDARD = ATTENTIONS = ("group-query", "standard")
+ATTENTIONS = (GROUP_QUERY, STANDARD)
 
 
 @dataclass(frozen=True)
@@ -67,6 +57,7 @@ class OptimizeRequest(CheckedFields):
     attention: str | None = None
     threads: int | None = None  # of the CPU; None: one per free core, and a single one for a small model
     int8: tuple[str, ...] = ()  # some of INT8_PARTS: in 8 bits what is in floats, where that changes little
+    int4: tuple[str, ...] = ()  # some of INT4_PARTS: in 4 bits what is in floats or in 8 bits, likewise
     library: str = ONNXRUNTIME  # one of LIBRARIES
     # Blocks of 4-bit matrices, made again from the checkpoint where that adds little to their error; None: as exported.
     block: int | None = None
@@ -81,18 +72,32 @@ class OptimizeRequest(CheckedFields):
             raise BadInput(f"library is {self.library!r}; expected {' or '.join(LIBRARIES)}")
         if self.library == OPENVINO_NAME and self.attention is not None:
             raise BadInput("attention is for ONNX Runtime: OpenVINO has one form", options=("attention",))
-        strange = [part for part in self.int8 if part not in INT8_PARTS]
-        if strange:
-            raise BadInput(
-                f"there is no part {', '.join(strange)} to put in 8 bits; expected some of {', '.join(INT8_PARTS)}"
-            )
-        if (self.block is None) != (self.checkpoint is None) or (self.rpn is not None and self.checkpoint is None):
+        for bits, asked, known in ((8, self.int8, tuple(INT8_PARTS)), (4, self.int4, INT4_PARTS)):
+            strange = [part for part in asked if part not in known]
+            if strange:
+                raise BadInput(
+                    f"there is no part {', '.join(strange)} to put in {bits} bits; expected some of {', '.join(known)}"
+                )
+        both = [part for part in self.int4 if part in self.int8]
+        if both:
+            raise BadInput(f"{both[0]} is to be in 8 bits and in 4; list it once", options=("int8", "int4"))
+        self._check_checkpoint()
+        if self.threads is not None and self.threads < 1:
+            raise BadInput(f"threads is {self.threads}; expected a whole number of at least 1")
+
+    def _check_checkpoint(self) -> None:
+        if self.block is not None and self.checkpoint is None:
             raise BadInput(
                 "blocks are made again from the checkpoint: name both or none, and the RPN only with them",
                 options=("block", "checkpoint"),
             )
-        if self.threads is not None and self.threads < 1:
-            raise BadInput(f"threads is {self.threads}; expected a whole number of at least 1")
+        if self.checkpoint is not None and self.block is None and not self.int4:
+            raise BadInput(
+                "a checkpoint is for blocks that are made again, or for a head in 4 bits; ask for one of them",
+                options=("block", "int4"),
+            )
+        if self.rpn is not None and self.checkpoint is None:
+            raise BadInput("an RPN is part of the checkpoint that it belongs to; name both", options=("checkpoint",))
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class OptimizedGraphs:
     folder: Path
     manifest: OptimizedManifest
     seconds: float
-    left: Mapping[str, float] = field(default_factory=dict)  # parts that stay in floats, and what 8 bits would change
+    parts: PartCodes = field(default_factory=lambda: PartCodes({}))
     blocks: Reblocked | None = None
     removed: tuple[Path, ...] = ()  # folders of saved graphs that this machine does not take any more, or none does
 
@@ -124,25 +129,20 @@ class OptimizedGraphs:
 
     @property
     def lines(self) -> list[str]:
-        """The text, and what became of the parts that were to be in 8 bits."""
-        changed = [f"{part} in 8 bits, which changes its results by {share:.1%}" for part, share in self._changes]
-        left = [f"{part} stays in floats: 8 bits would change its results by {x:.1%}" for part, x in self.left.items()]
+        """The text, and what became of the parts that were to have fewer bits, of blocks and of stale folders."""
         removed = [f"{folder}: removed, since it was stale" for folder in self.removed]
-        return [self.text, *changed, *left, *([] if self.blocks is None else [self.blocks.text]), *removed]
-
-    @property
-    def _changes(self) -> list[tuple[str, float]]:
-        return sorted(self.manifest.int8.items())
+        return [self.text, *self.parts.lines, *([] if self.blocks is None else [self.blocks.text]), *removed]
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest's entries, and folder, seconds and size_bytes."""
+        """The manifest's entries, and folder, seconds, size_bytes, parts that stay, blocks, and what was removed."""
         entries = dataclasses.asdict(self.manifest)
         return {
             **entries,
             "folder": self.folder,
             "seconds": self.seconds,
             "size_bytes": self.size_bytes,
-            "left": self.left,
+            "left": self.parts.left[8],
+            "left_int4": self.parts.left[4],
             "blocks": self.blocks,
             "removed": self.removed,
         }
@@ -155,6 +155,7 @@ def optimize_bundle(
     attention: str | None = None,
     threads: int | None = None,
     int8: tuple[str, ...] = (),
+    int4: tuple[str, ...] = (),
     library: str = ONNXRUNTIME,
     block: int | None = None,
     checkpoint: Path | None = None,
@@ -175,10 +176,12 @@ def optimize_bundle(
         threads: of the CPU; None: one per free core, and a single one for a small model
         int8: of "lm_head", "rpn" and "vision", what is put in 8 bits although the bundle has it in floats, unless that
             changes the results of its graph by more than 5 % of their spread
+        int4: of "lm_head", what is put in 4 bits, made from the checkpoint where that is named, else from what the
+            bundle has, unless that changes the results by more than 25 %
         library: "onnxruntime", or "openvino": in its own form, with weights that are mapped and not converted again
         block: how many inputs of a 4-bit matrix share a scale, made again from the checkpoint, unless that adds more
             than 40 % to the error of the matrices; None: as exported
-        checkpoint, rpn: what the bundle was exported from, for `block`
+        checkpoint, rpn: what the bundle was exported from, for `block` and `int4`
         progress: called with the number of graphs saved so far, and of all
 
     Raises:
@@ -189,7 +192,7 @@ def optimize_bundle(
         RunFailed: the saved graphs compute something else; nothing is kept
     """
     return optimize(
-        OptimizeRequest(bundle, variant, attention, threads, int8, library, block, checkpoint, rpn), progress
+        OptimizeRequest(bundle, variant, attention, threads, int8, int4, library, block, checkpoint, rpn), progress
     )
 
 
@@ -221,19 +224,30 @@ def save_graphs(bundle: Bundle, request: OptimizeRequest, progress: Advance = un
     start_s = time.perf_counter()
     # As they are and in the layout of kernels: about twice what they take in memory.
     require_free_space(folder, 2 * cpu_needs(bundle, variant, context=1).weights_bytes)
-    with ExitStack() as reblocking:
-        blocks, source, graphs = None, bundle, variant
-        if request.block is not None and request.checkpoint is not None:
-            parts = CheckpointParts(request.checkpoint, rpn=request.rpn)
-            blocks, source = reblocking.enter_context(reblocked(bundle, variant, parts, request.block))
-            graphs = source.variant(variant.name)
+    with ExitStack() as resources:
+        blocks, source, graphs, parts = None, bundle, variant, _parts(request, variant)
+        if request.checkpoint is not None:
+            checkpoint = CheckpointParts(request.checkpoint, rpn=request.rpn)
+            if request.block is not None:
+                blocks, source = resources.enter_context(reblocked(bundle, variant, checkpoint, request.block))
+                graphs = source.variant(variant.name)
+            opened = resources.enter_context(same_checkpoint(bundle, checkpoint))
+            parts.head = lambda: opened.read("llm.head.weight")
         with replacing_directory(folder, exist_ok=True) as work:
-            made = _save_all(source, graphs, work, attention, request, progress)
-            manifest = _manifest(bundle, variant, work, attention, made, version)
+            made = _save_all(source, graphs, work, attention, request, parts, progress)
+            manifest = _manifest(bundle, variant, work, attention, made, parts, version)
             if blocks is not None and blocks.done:
                 manifest = dataclasses.replace(manifest, block=blocks.block)
             (work / OPTIMIZED_NAME).write_text(manifest.to_text(), encoding="utf-8")
-    return OptimizedGraphs(folder, manifest, round(time.perf_counter() - start_s, 1), made.left, blocks)
+    return OptimizedGraphs(folder, manifest, round(time.perf_counter() - start_s, 1), parts, blocks)
+
+
+def _parts(request: OptimizeRequest, variant: Variant) -> PartCodes:
+    """What gets fewer bits; a head in 4 in blocks as the other matrices in 4 bits."""
+    how = variant.quantization or {}
+    block = request.block or (how["block"] if how.get("bits") == 4 else PartCodes.block)
+    bits = dict.fromkeys(request.int8, 8) | dict.fromkeys(request.int4, 4)
+    return PartCodes(bits, block, threads=request.threads)
 
 
 def _attention(variant: Variant, asked: str | None) -> str:
@@ -262,21 +276,25 @@ class _Saved:
     library: str
     files: dict[str, str] = field(default_factory=dict)  # by graph
     read_bytes: dict[str, int] = field(default_factory=dict)  # by graph
-    int8: dict[str, float] = field(default_factory=dict)
-    left: dict[str, float] = field(default_factory=dict)
 
 
 def _save_all(
-    bundle: Bundle, variant: Variant, work: Path, attention: str, request: OptimizeRequest, progress: Advance
+    bundle: Bundle,
+    variant: Variant,
+    work: Path,
+    attention: str,
+    request: OptimizeRequest,
+    parts: PartCodes,
+    progress: Advance,
 ) -> _Saved:
     saved = _Saved(request.library)
     for name, graph in variant.graphs.items():
         path = bundle.file(graph.file)
         own = attention if _has_replaceable(bundle, name) else STANDARD
-        rewritten = _in_eight_bits(bundle, graph, own, request, saved)
-        if rewritten is None and own == GROUP_QUERY:
-            rewritten = _rewritten(path, graph, own)
-        saved.files[name], saved.read_bytes[name] = _save(graph, rewritten or path, bundle, work, request)
+        content = parts.apply(bundle, graph, own)
+        if content is None and own == GROUP_QUERY:
+            content = rewritten(path, graph, own)
+        saved.files[name], saved.read_bytes[name] = _save(graph, content or path, bundle, work, request)
         progress(len(saved.files), len(variant.graphs))
     return saved
 
@@ -304,47 +322,8 @@ def _save(
     return out.name, save_openvino_graph(graph, content, bundle.file(graph.file), out, request.threads)
 
 
-def _rewritten(path: Path, graph: GraphInfo, attention: str, weights: frozenset[str] | None = frozenset()) -> bytes:
-    """A graph with ONNX Runtime's own attention if that is asked for, and some weights in 8 bits; None: all of them."""
-    import onnx_ir
-
-    from sdrpn.export.eight_bits import use_eight_bits
-    from sdrpn.export.ort_variant import use_group_query
-    from sdrpn.export.ort_vision import split_products, use_multi_head
-
-    model, tower = onnx_ir.load(path), False
-    if attention == GROUP_QUERY and graph_named(graph.name).has_caches:
-        use_group_query(model, str(path))
-    elif attention == GROUP_QUERY:
-        tower = use_multi_head(model)
-    if weights is None or weights:
-        use_eight_bits(model, weights)
-    if tower:
-        split_products(model)  # of what is left: a matrix in 8 bits stays whole
-    return bytes(onnx_ir.to_proto(model).SerializeToString())
-
-
-def _in_eight_bits(
-    bundle: Bundle, graph: GraphInfo, attention: str, request: OptimizeRequest, saved: _Saved
-) -> bytes | None:
-    """The graph with the parts in 8 bits that were asked for; None where it has none, or they would change too much."""
-    from sdrpn.runtime.optimize import values_changed
-
-    for part in request.int8:
-        graphs, weights = INT8_PARTS[part]
-        if graph.name not in graphs:
-            continue
-        path = bundle.file(graph.file)
-        content = _rewritten(path, graph, attention, weights)
-        changed = values_changed(graph, path, content, bundle.path, request.threads)
-        of = saved.int8 if changed <= _MOST_CHANGED else saved.left
-        of[part if weights else graph.name] = changed
-        return content if changed <= _MOST_CHANGED else None
-    return None
-
-
 def _manifest(
-    bundle: Bundle, variant: Variant, work: Path, attention: str, saved: _Saved, version: str
+    bundle: Bundle, variant: Variant, work: Path, attention: str, saved: _Saved, parts: PartCodes, version: str
 ) -> OptimizedManifest:
     cpu = read_cpu()
     names = sorted(path.name for path in work.iterdir())
@@ -361,7 +340,8 @@ def _manifest(
             saved.read_bytes[graph] if saved.library == ONNXRUNTIME else (work / f"{graph}.bin").stat().st_size
             for graph in saved.files
         ),
-        int8=saved.int8,
+        int8=parts.done[8],
+        int4=parts.done[4],
         library=saved.library,
         read_bytes=saved.read_bytes,
     )

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdrpn.bundle.bundle import Bundle, Variant, open_bundle
 from sdrpn.errors import BadInput
 from sdrpn.host.libraries import importing_extra
 from sdrpn.workflows.checkpoint_parts import CheckpointParts, as_path
 
-__all__ = ["Reblocked", "reblocked"]
+if TYPE_CHECKING:
+    from sdrpn.checkpoint import Checkpoint
+
+__all__ = ["Reblocked", "reblocked", "same_checkpoint"]
 
 # As much as other blocks may add to the error of the matrices. With normally distributed weights, 128 in place of 32
 # add a quarter; weights among which some are far larger than others pay more.
@@ -60,13 +64,7 @@ def reblocked(
 
     options = ExportOptions.of_variant(variant, block)
     parts = parts.found()
-    with parts.open() as source:
-        if source.digest() != bundle.manifest.source.get("sha256"):
-            raise BadInput(
-                f"{parts.path} is not what {bundle.path} was exported from; name that checkpoint, with its RPN if that "
-                "is in a file of its own",
-                options=("checkpoint", "rpn"),
-            )
+    with same_checkpoint(bundle, parts) as source:
         error, own_error = block_errors(bundle.spec, (options, ExportOptions.of_variant(variant)), source)
     found = Reblocked(block, own, error, own_error)
     if not found.done or block == own:
@@ -84,6 +82,19 @@ def reblocked(
             scheme="auto" if rpn is None else rpn.scheme,
         )
         yield found, open_bundle(out)
+
+
+@contextmanager
+def same_checkpoint(bundle: Bundle, parts: CheckpointParts) -> Iterator[Checkpoint]:
+    """The checkpoint that a bundle was exported from, open. Raises: BadInput for another one"""
+    with parts.open() as source:
+        if source.digest() != bundle.manifest.source.get("sha256"):
+            raise BadInput(
+                f"{parts.path} is not what {bundle.path} was exported from; name that checkpoint, with its RPN if that "
+                "is in a file of its own",
+                options=("checkpoint", "rpn"),
+            )
+        yield source
 
 
 def _own_block(bundle: Bundle, variant: Variant, block: int) -> int:

@@ -46,7 +46,7 @@ def saved_again(
         note(f"making graphs of {variant.name} for {backend_info(library).library} again; this may take minutes")
         try:
             request = OptimizeRequest(
-                bundle.path, variant.name, attention, threads, int8=before.int8_parts, library=library
+                bundle.path, variant.name, attention, threads, before.int8_parts, tuple(before.int4), library
             )
             save_graphs(bundle, request)
         except SdrpnError as error:  # a read-only folder, a full disk, a missing extra: the bundle's own graphs answer

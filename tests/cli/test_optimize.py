@@ -29,7 +29,7 @@ from sdrpn.runtime.backends import backend_info, openvino_info
 from sdrpn.runtime.backends.external_data import with_files
 from sdrpn.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
 from sdrpn.runtime.optimize import save_graph
-from sdrpn.workflows import graph_optimization
+from sdrpn.workflows import part_codes
 from tests.cli.command import Command, refusal
 from tests.damage import edit_json
 from tests.pictures import photo
@@ -234,7 +234,7 @@ class TestEightBits:
         with Session.open(bundle, variant=INT4, threads=1) as session:
             assert session.backend_note is None
             session.answer_ids(photo(), BEFORE, AFTER, max_new_tokens=2)
-        monkeypatch.setattr(graph_optimization, "_MOST_CHANGED", min(report["int8"].values()) * 1.001)
+        monkeypatch.setitem(part_codes._MOST_CHANGED, 8, min(report["int8"].values()) * 1.001)
         outcome = sdrpn("optimize", bundle, "--threads", 1, "--variant", INT4, *parts)
         assert outcome.out.count("stays in floats: 8 bits would change its results by") == 2
         assert outcome.out.count("in 8 bits, which changes its results by") == 1
@@ -250,6 +250,46 @@ class TestEightBits:
     def test_a_part_that_does_not_exist(self, sdrpn: Command, bundle: Path) -> None:
         told = refusal(sdrpn("optimize", bundle, "--int8", "head"))
         assert "there is no part head to put in 8 bits; expected some of lm_head, rpn, vision" in told
+
+
+class TestFourBits:
+    @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+    def test_a_head_in_4_bits(self, sdrpn: Command, bundle: Path, text_checkpoint: Path, library: str) -> None:
+        """From the checkpoint as from the bundle's floats; OpenVINO multiplies it as the other matrices in 4 bits."""
+        if library == "openvino":
+            pytest.importorskip("openvino")
+        command = ("optimize", bundle, "--threads", 1, "--variant", INT4, "--for", library, "--json")
+        plain = sdrpn(*command, "--int8", "lm_head").json()
+        reports = [
+            sdrpn(*command, "--int4", "lm_head", *more).json() for more in ((), ("--checkpoint", text_checkpoint))
+        ]
+        for report in reports:
+            assert report["int8"] == {}
+            assert 0.05 < report["int4"]["lm_head"] < 0.15
+            assert report["read_bytes"]["tail"] < plain["read_bytes"]["tail"]
+        with Session.open(bundle, backend=library, variant=INT4, threads=1) as session:
+            assert session.backend_note is None
+            session.answer_ids(photo(), BEFORE, AFTER, max_new_tokens=2)
+
+    def test_it_stays_where_4_bits_would_change_much(
+        self, sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(part_codes._MOST_CHANGED, 4, 0.01)
+        outcome = sdrpn("optimize", bundle, "--threads", 1, "--variant", INT4, "--int4", "lm_head", "--int8", "vision")
+        assert "lm_head stays as it is: 4 bits would change its results by" in outcome.out
+        assert "vision in 8 bits, which changes its results by" in outcome.out
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            (("--int4", "rpn"), "there is no part rpn to put in 4 bits; expected some of lm_head"),
+            (("--int4", "lm_head", "--int8", "lm_head"), "lm_head is to be in 8 bits and in 4; list it once"),
+            (("--checkpoint", "x"), "a checkpoint is for blocks that are made again, or for a head in 4 bits"),
+            (("--rpn", "x", "--int4", "lm_head"), "an RPN is part of the checkpoint that it belongs to"),
+        ],
+    )
+    def test_what_is_refused(self, sdrpn: Command, bundle: Path, options: tuple[str, ...], told: str) -> None:
+        assert told in refusal(sdrpn("optimize", bundle, *options))
 
 
 class TestWhereItFits:
