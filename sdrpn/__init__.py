@@ -78,7 +78,7 @@ Each name is imported when it is first used, so `import sdrpn` loads no library.
 
 from __future__ import annotations
 
-import os.path
+import os
 import sys
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing takes longer than all of this
@@ -257,6 +257,10 @@ _HOMES = {
     "PackRequest": "sdrpn.workflows.release_pack",
     "verify_bundle": "sdrpn.workflows.verify",
 }
+
+# ONNX Runtime 1.32 sends events to its maker, by an identifier that it keeps in ~/.cache, unless this is set before it
+# is loaded. What a device looks at, and that it does, is nobody else's business; who sets it otherwise has decided.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # What a checkout has beside this folder, and an installed package inside: a module of each, by which it is known.
 _STAGES = {"export": "bundle_writer.py", "engines": "builder.py", "runtime": "session.py"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import pydoc
 import re
 import shutil
@@ -119,6 +120,20 @@ def test_importing_it_loads_no_library_and_no_other_room() -> None:
     # `os` is there in every Python that was started without -S.
     code = "import os, sys; before = set(sys.modules); import sdrpn; print(sorted(set(sys.modules) - before))"
     assert ast.literal_eval(python("-c", code, folder=ROOT, isolated=True)) == ["__future__", "sdrpn"]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("0", "0")])
+def test_onnxruntime_sends_nothing_unless_somebody_wants_it(given: str | None, kept: str, tmp_path: Path) -> None:
+    """It keeps an identifier in the home before it does: there is none."""
+    script = "import sdrpn, os, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    home = {
+        name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    home |= {"HOME": str(tmp_path)} | ({} if given is None else {"ORT_DISABLE_TELEMETRY": given})
+    done = subprocess.run([sys.executable, "-c", script], env=home, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{kept}\n", "")
+    if given is None:
+        assert not list(tmp_path.rglob("*"))
 
 
 def test_python_m_is_the_command() -> None:
