@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--gguf", required=True, type=Path)
     parser.add_argument("--ours", action="append", required=True, metavar="BUNDLE:VARIANT:BACKEND")
     parser.add_argument("--llama-options", nargs="*", default=[], help="further ones of llama-server")
-    parser.add_argument("--port", type=int, default=18080, help="of llama-server")
+    parser.add_argument("--port", type=int, default=18080, help="port of llama-server")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--requests", type=int, default=12, help="in a turn")
     parser.add_argument("--rounds", type=int, default=3)
