@@ -2,6 +2,7 @@
 
     python benchmarks/serve_load.py [BUNDLE] [--clients 32] [--seconds 60] [--alone 20] [--pictures 8] [--max-tokens 12]
                                     [--max-stall-ms 200] [--threads N] [--question TEXT]
+                                    [--variant NAME] [--backend NAME]
 
 The server is a process of its own. Every answer is compared with what a session answers offline; every second request
 is streamed. Clients ask about rendered scenes, in turns, so that most pictures are known. Memory is the server's, when
@@ -33,6 +34,7 @@ import numpy as np
 
 from sdrpn.host.machine import read_cpu
 from sdrpn.runtime import Session
+from sdrpn.runtime.backends.registry import AUTOMATIC
 from sdrpn.tags import tag_samples
 
 SEED = 20
@@ -82,10 +84,19 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in zip(("p50", "p95", "p99", "max"), found, strict=True)}
 
 
-def prepared(bundle: str, pictures: int, max_tokens: int, question: str | None, threads: int | None) -> list[Asked]:
+def prepared(
+    bundle: str,
+    pictures: int,
+    max_tokens: int,
+    question: str | None,
+    threads: int | None,
+    *,
+    variant: str | None = None,
+    backend: str = AUTOMATIC,
+) -> list[Asked]:
     """Requests, with what the bundle answers offline."""
     found = []
-    with Session.open(bundle, threads=threads) as session:
+    with Session.open(bundle, variant=variant, backend=backend, threads=threads) as session:
         for sample in tag_samples("heldout", pictures, SEED):
             file = io.BytesIO()
             sample.image.save(file, "PNG")
@@ -181,11 +192,12 @@ class Served:
         return round(tokens / steps, 3)
 
 
-def begun(options: argparse.Namespace) -> Served:
-    command = [sys.executable, "-m", "sdrpn", "serve", options.bundle, "--port", "0", "--log-format", "none"]
-    command += ["--max-stall-ms", str(options.max_stall_ms), "--max-queue", str(options.clients)]
-    command += ["--threads", str(options.threads)] if options.threads else []
-    command += ["--max-batch", str(options.max_batch)] if options.max_batch else []
+def begun(bundle: str, options: argparse.Namespace, *more: str) -> Served:
+    """A server of its own. Of `options`, threads, variant, backend and max_batch are passed on where they are given."""
+    command = [sys.executable, "-m", "sdrpn", "serve", bundle, "--port", "0", "--log-format", "none", *more]
+    for name in ("threads", "variant", "backend", "max_batch"):
+        value = getattr(options, name, None)
+        command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:
@@ -205,10 +217,21 @@ def main() -> int:
     parser.add_argument("--max-stall-ms", type=float, default=200)
     parser.add_argument("--max-batch", type=int)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--variant")
+    parser.add_argument("--backend", default=AUTOMATIC)
     parser.add_argument("--question")
     options = parser.parse_args()
-    requests = prepared(options.bundle, options.pictures, options.max_tokens, options.question, options.threads)
-    server = begun(options)
+    requests = prepared(
+        options.bundle,
+        options.pictures,
+        options.max_tokens,
+        options.question,
+        options.threads,
+        variant=options.variant,
+        backend=options.backend,
+    )
+    limits = ("--max-stall-ms", str(options.max_stall_ms), "--max-queue", str(options.clients))
+    server = begun(options.bundle, options, *limits)
     try:
         asyncio.run(load(server, requests, 1, options.alone / 4))  # every picture once
         before = server.memory_bytes()
