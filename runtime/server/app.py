@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 _NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+# What pydantic puts into the place of an error for the types of a union: `str`, `ImageUrl`, `list[...]`.
+_TYPE_NAME = re.compile(r"str|[A-Z].*|.*\[.*", re.DOTALL)
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -174,13 +177,28 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """What pydantic refused: the first error, by the name of its entry."""
+    """What pydantic refused: one error, by the name of its entry."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = shown(".".join(str(part) for part in first["loc"] if part != "body"))[1:-1]
-    message = f"{place}: {first['msg']}" if place else str(first["msg"])
+    # Of an entry that may be one thing or another there is an error for each: the innermost belongs to what was meant.
+    meant = max(error.errors(), key=lambda each: len(each["loc"]))
+    place = shown(_entry_named(meant["loc"], is_name=meant["type"] == "extra_forbidden"))[1:-1]
+    message = f"{place}: {meant['msg']}" if place else str(meant["msg"])
     note(error=message)
     return Fault(400, message, "invalid_request", place or None).response()
+
+
+def _entry_named(loc: Sequence[str | int], *, is_name: bool) -> str:
+    """The entry of a request, such as `messages.0.content.0.image_url.detail`, without pydantic's names of types.
+
+    Args: is_name: the last part is what a client called an entry, whatever it looks like
+    """
+    last = len(loc) - 1 if is_name else -1
+    parts = [
+        str(part)
+        for index, part in enumerate(loc)
+        if index > 0 and (index == last or not (isinstance(part, str) and _TYPE_NAME.fullmatch(part)))
+    ]
+    return ".".join(part for index, part in enumerate(parts) if index == 0 or part != parts[index - 1])
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

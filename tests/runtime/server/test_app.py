@@ -88,6 +88,10 @@ class TestLook:
             ({"roi": {"enabled": False}}, "roi.enabled"),
             ({"roi": {"threshold": 2}}, None),
             ({"colour": "red"}, "colour"),
+            ({"Colour": "red"}, "Colour"),
+            ({"image": {"url": "x", "detail": "huge"}}, "image.detail"),
+            ({"image": {"url": 5}}, "image.url"),
+            ({"image": 5}, "image"),
         ],
     )
     def test_what_is_refused(self, server: Server, change: dict[str, Any], param: str | None) -> None:
@@ -151,6 +155,13 @@ class TestChat:
             ({"messages": chat_body(scene_url())["messages"] * 9}, 400, "the limit is 8"),
             ({"region": [5, 5, 5, 9]}, 400, "region"),
             ({"top_k": 5}, 400, "top_k"),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]},
+                400,
+                "messages.0.content.0.image_url.url: Input should be a valid string",
+            ),
+            ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content: Input should be a valid"),
+            ({"stop": ["a", 5]}, 400, "stop.1: Input should be a valid string"),
         ],
     )
     def test_what_is_refused(self, server: Server, change: dict[str, Any], status: int, pattern: str) -> None:
