@@ -5,8 +5,8 @@ Each group of steps runs in its own process, so that a GPU fault or a crash of a
 
 from __future__ import annotations
 
-from sdrpn.runtime.checkup.groups import CheckupRequest
+from sdrpn.runtime.checkup.groups import CheckupRequest, opened_bundle
 from sdrpn.runtime.checkup.opened_bundle import OpenedBundle
 from sdrpn.runtime.checkup.parent import run_checkup
 
-__all__ = ["CheckupRequest", "OpenedBundle", "run_checkup"]
+__all__ = ["CheckupRequest", "OpenedBundle", "opened_bundle", "run_checkup"]

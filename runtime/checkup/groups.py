@@ -10,6 +10,7 @@ from sdrpn.errors import BadInput
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_machine
 from sdrpn.host.suggestion import unknown_choice
+from sdrpn.host.threads import require_threads
 from sdrpn.runtime.backends import AUTOMATIC
 from sdrpn.runtime.backends.cuda import load_cuda
 from sdrpn.runtime.backends.device_memory import Device
@@ -20,7 +21,7 @@ from sdrpn.runtime.checkup.opened_bundle import OpenedBundle
 from sdrpn.runtime.checkup.picture_checks import PictureChecks
 from sdrpn.runtime.checkup.steps import Step
 
-__all__ = ["GROUPS", "STEP_COUNTS", "CheckupRequest", "steps_of"]
+__all__ = ["GROUPS", "STEP_COUNTS", "CheckupRequest", "opened_bundle", "steps_of"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class CheckupRequest(CheckedFields):
     target: str | None = None
     gpu: int = 0  # the CUDA device index
     parts: Parts = "all"  # of the bundle; "look": vision, trunk and RPN, which is all that engines without a tail have
+    threads: int | None = None  # of the CPU; None: as `Session.open` chooses
     step_limit_s: float = 600.0  # a step that takes longer fails
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.gpu < 0:
             raise BadInput(f"gpu is {self.gpu}; expected the number of a GPU, the first of which is 0")
+        require_threads(self.threads)
         if self.step_limit_s <= 0:
             raise BadInput(f"step_limit_s is {self.step_limit_s:g}; expected seconds above 0")
 
@@ -71,10 +74,20 @@ def _pictures(request: CheckupRequest) -> list[Step]:
     return PictureChecks(open_device).steps()
 
 
-def _bundle(request: CheckupRequest) -> list[Step]:
-    opened = OpenedBundle(
-        request.bundle or "", backend=request.backend, target=request.target, gpu=request.gpu, parts=request.parts
+def opened_bundle(request: CheckupRequest) -> OpenedBundle:
+    """The bundle that is asked for, on its backend. Raises as `OpenedBundle`."""
+    return OpenedBundle(
+        request.bundle or "",
+        backend=request.backend,
+        target=request.target,
+        gpu=request.gpu,
+        parts=request.parts,
+        threads=request.threads,
     )
+
+
+def _bundle(request: CheckupRequest) -> list[Step]:
+    opened = opened_bundle(request)
     checks = LookChecks(opened) if request.parts == "look" else BundleChecks(opened)
     return checks.steps()
 

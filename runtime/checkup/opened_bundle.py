@@ -39,9 +39,10 @@ class OpenedBundle:
         target: str | None = None,
         gpu: int = 0,
         parts: Parts = "all",
+        threads: int | None = None,
     ) -> None:
         """Raises BadBundle, BadInput, EngineMismatch or MissingDependency, as `Session.open` does."""
-        self._bundle, self._gpu, self._parts = open_bundle(path), gpu, parts
+        self._bundle, self._gpu, self._parts, self._threads = open_bundle(path), gpu, parts, threads
         self._choice = choose_backend(self._bundle, backend, target=target, device=gpu, parts=parts)
         engines, note = self._choice.engines, self._choice.note
         variant = (
@@ -76,6 +77,7 @@ class OpenedBundle:
             optimized=False,
             verify=False,
             parts=self._parts,
+            threads=self._threads,
         )
 
     def open_reference(self) -> Session | None:
@@ -95,6 +97,7 @@ class OpenedBundle:
             optimized=False,
             verify=False,
             parts=self._parts,
+            threads=self._threads,
         )
 
     def _twin(self, dialect: str | None = None) -> Variant | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
-from sdrpn.terminal.arguments import bundle_folder
+from sdrpn.terminal.arguments import add_threads_argument, bundle_folder
 from sdrpn.terminal.model_folders import name_model_folders
 
 if TYPE_CHECKING:
@@ -45,20 +45,21 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu", type=int, metavar="N", help="with --device: which GPU, as CUDA numbers them; default: 0"
     )
+    add_threads_argument(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="with --device: write a page, .html or .md")
     parser.add_argument("--record", type=Path, metavar="FILE", help="with --device: append one JSON line to this file")
 
 
 def require_device(args: argparse.Namespace) -> None:
     """Raises BadInput for an option that needs --device."""
-    for name in ("backend", "target", "gpu", "report", "record"):
+    for name in ("backend", "target", "gpu", "threads", "report", "record"):
         if getattr(args, name) is not None:
             raise BadInput(f"--{name} is given without --device; add --device to test the machine")
     _require_bundle(args)
 
 
 def _require_bundle(args: argparse.Namespace) -> None:
-    for name in ("backend", "target", "parts"):
+    for name in ("backend", "target", "parts", "threads"):
         if getattr(args, name) is not None and args.bundle is None:
             raise BadInput(f"--{name} is given without --bundle; name the bundle to check")
 
@@ -95,7 +96,7 @@ def _request(args: argparse.Namespace) -> CheckupRequest:
     for option, path, suffixes in (("--report", args.report, PAGES), ("--record", args.record, ())):
         if path is not None:
             require_output_file(option, path, suffixes)
-    names = ("bundle", "backend", "target", "parts", "gpu")
+    names = ("bundle", "backend", "target", "parts", "gpu", "threads")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.bundle is not None:
         options["bundle"] = str(args.bundle)  # the request travels to other processes as JSON

@@ -15,7 +15,15 @@ from pathlib import Path
 
 from sdrpn.errors import BadInput
 
-__all__ = ["MOST_THREADS", "SMALL_MATRIX", "CpuThreads", "choose_threads", "free_cores", "usable_cores"]
+__all__ = [
+    "MOST_THREADS",
+    "SMALL_MATRIX",
+    "CpuThreads",
+    "choose_threads",
+    "free_cores",
+    "require_threads",
+    "usable_cores",
+]
 
 # Each thread takes memory in every graph. On two cores, an answer took half a minute with 256 threads, over a minute
 # with 1024.
@@ -37,6 +45,14 @@ class CpuThreads:
     spinning: bool
 
 
+def require_threads(wished: object) -> None:
+    """Raises BadInput for a number of threads that cannot be; None: it is chosen."""
+    if wished is not None and not (
+        isinstance(wished, int) and not isinstance(wished, bool) and 1 <= wished <= MOST_THREADS
+    ):
+        raise BadInput(f"threads is {wished!r}; expected 1 to {MOST_THREADS}, or none for one per free core")
+
+
 def choose_threads(wished: int | None, largest_matrix: int | None = None) -> CpuThreads:
     """The threads for a model.
 
@@ -47,11 +63,7 @@ def choose_threads(wished: int | None, largest_matrix: int | None = None) -> Cpu
             many rows that splitting it gains with any matrix
     Raises: BadInput where `wished` is not 1 to 256
     """
-    asked: object = wished
-    if asked is not None and not (
-        isinstance(asked, int) and not isinstance(asked, bool) and 1 <= asked <= MOST_THREADS
-    ):
-        raise BadInput(f"threads is {asked!r}; expected 1 to {MOST_THREADS}, or none for one per free core")
+    require_threads(wished)
     small = largest_matrix is not None and largest_matrix < SMALL_MATRIX
     if wished == 1 or (wished is None and (small or usable_cores() == 1)):
         return CpuThreads(1, spinning=False)

@@ -13,7 +13,7 @@ from sdrpn.host.machine import read_cpu, read_machine
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.reports.device_report import CheckResult, DeviceReport, Subject
 from sdrpn.runtime.backends import AUTOMATIC
-from sdrpn.runtime.checkup import CheckupRequest, OpenedBundle, run_checkup
+from sdrpn.runtime.checkup import CheckupRequest, opened_bundle, run_checkup
 
 __all__ = ["CheckupRequest", "DeviceReport", "check", "check_device"]
 
@@ -28,6 +28,7 @@ def check_device(
     target: str | None = None,
     gpu: int = 0,
     parts: Parts = "all",
+    threads: int | None = None,
     progress: Advance = unseen,
 ) -> DeviceReport:
     """Test CUDA, the compiled image path and, if given, a bundle. A failed step does not stop the others.
@@ -38,11 +39,12 @@ def check_device(
         target: the target whose engines run; None: the first that fit
         gpu: the GPU, as CUDA numbers them
         parts: "look": check that the bundle looks, with vision, trunk and RPN alone; see `Session.open`
+        threads: of the CPU; None: as `Session.open` chooses
         progress: called with the number of steps so far, and of all
 
     Raises: BadBundle, BadInput for a request that no machine could meet. A failure on this machine is a result.
     """
-    return check(CheckupRequest(bundle, backend, target, gpu, parts), progress)
+    return check(CheckupRequest(bundle, backend, target, gpu, parts, threads), progress)
 
 
 def check(request: CheckupRequest, progress: Advance = unseen) -> DeviceReport:
@@ -68,9 +70,6 @@ def _subject(request: CheckupRequest) -> Subject | None:
     if request.bundle is None:
         return None
     try:
-        opened = OpenedBundle(
-            request.bundle, backend=request.backend, target=request.target, gpu=request.gpu, parts=request.parts
-        )
+        return opened_bundle(request).subject
     except EngineMismatch:
         return None
-    return opened.subject

@@ -42,7 +42,7 @@ def test_the_machine_is_really_tried(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_bundle_is_really_tried(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--device", "--bundle", "demo", "--parts", "look", "--json"]) == 0
+    assert main(["doctor", "--device", "--bundle", "demo", "--parts", "look", "--threads", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["subject"]["bundle"] == "demo"
     looked = [result for result in report["results"] if result["group"] == "bundle"]
@@ -85,6 +85,8 @@ def test_a_line_is_recorded_behind_others(found: list[CheckResult], tmp_path: Pa
     [
         (["--bundle", "demo", "--backend", "onnxruntime"], "--backend is given without --device"),
         (["--parts", "look"], "--parts is given without --bundle"),
+        (["--bundle", "demo", "--threads", "2"], "--threads is given without --device"),
+        (["--device", "--threads", "2"], "--threads is given without --bundle"),
         (["--report", "a.html"], "--report is given without --device"),
         (["--device", "--target", "rtx-4090"], "--target is given without --bundle"),
         (["--device", "--parts", "look"], "--parts is given without --bundle"),

@@ -83,6 +83,15 @@ def test_a_bundle_on_onnx_runtime(tiny_bundle: Path) -> None:
     assert results["the same question five times"].detail == "5 times the same bits"
 
 
+def test_threads_are_those_of_every_session(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(Session, "open", lambda *arguments, **options: seen.append(options["threads"]))
+    opened = OpenedBundle(tiny_bundle, threads=3)
+    opened.open()
+    opened.open_reference()
+    assert seen == [3, 3]
+
+
 def test_no_time_per_token_is_reported_of_answers_of_one(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_checks, "_NEW_TOKENS", 1)
     result = checked(OpenedBundle(tiny_bundle))["time"]

@@ -78,6 +78,8 @@ def test_requests_are_checked() -> None:
         CheckupRequest(step_limit_s=0)
     with pytest.raises(BadInput, match="the first of which is 0"):
         CheckupRequest(gpu=-1)
+    with pytest.raises(BadInput, match="threads is 257; expected 1 to 256"):
+        CheckupRequest(threads=257)
     with pytest.raises(BadInput, match="group 'fans' is unknown"):
         steps_of("fans", CheckupRequest())
 
