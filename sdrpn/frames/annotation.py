@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from sdrpn.frames.frame import Frame
+from sdrpn.images.picture_text import fitted_line, font
 from sdrpn.method.geometry import Fit
 from sdrpn.method.grids import Box
 from sdrpn.method.overlay import BACKGROUND, CROP_COLOUR, TEXT_COLOUR, Colour, fitted_part, heated, outline_box
 
-__all__ = ["LONGEST_SIDE_PX", "Marks", "annotated", "colour_of", "fitted_line"]
+__all__ = ["LONGEST_SIDE_PX", "Marks", "annotated", "colour_of"]
 
 LONGEST_SIDE_PX = 1280  # of what is drawn; a smaller frame keeps its size
 SHORTEST_SIDE_PX = 320  # a smaller frame is enlarged, or its text could not be read
@@ -64,8 +64,7 @@ def annotated(frame: Frame, marks: Sequence[Marks], *, fit: Fit = "pad") -> Imag
     scale_xy = shown.width / image.width, shown.height / image.height
     for number, mark in enumerate(marks):
         for box, score in mark.boxes:
-            outline_box(shown, box, scale_xy, colour_of(number), "")
-            _write_score(shown, box, scale_xy, score, colour_of(number))
+            outline_box(shown, box, scale_xy, colour_of(number), f"{score:.2f}")
     return _with_legend(shown, frame, marks)
 
 
@@ -73,15 +72,6 @@ def _room(size_wh: tuple[int, int]) -> tuple[int, int]:
     longer = max(size_wh)
     scale = min(LONGEST_SIDE_PX, max(longer, SHORTEST_SIDE_PX)) / longer
     return max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))
-
-
-def _write_score(shown: Image.Image, box: Box, scale_xy: tuple[float, float], score: float, colour: Colour) -> None:
-    """In the upper left corner of the box, inside, so that it is never cut off."""
-    draw, text = ImageDraw.Draw(shown), f"{score:.2f}"
-    x, y = round(box[0] * scale_xy[0]), round(box[1] * scale_xy[1])
-    width = int(draw.textlength(text, font=_font()))
-    draw.rectangle((x, y, x + width + 6, y + FONT_PX + 4), fill=colour)
-    draw.text((x + 3, y + 1), text, fill=BACKGROUND, font=_font())
 
 
 def _with_legend(shown: Image.Image, frame: Frame, marks: Sequence[Marks]) -> Image.Image:
@@ -106,27 +96,11 @@ def _count(mark: Marks) -> str:
 
 def _line(draw: ImageDraw.ImageDraw, y: int, text: str, ending: str, colour: Colour, width: int) -> None:
     def fits(line: str) -> bool:
-        return bool(draw.textlength(line, font=_font()) <= width - 2 * MARGIN_PX)
+        return bool(draw.textlength(line, font=font(FONT_PX)) <= width - 2 * MARGIN_PX)
 
     line = fitted_line(" ".join(text.split()), ending, fits)
-    draw.text((MARGIN_PX, y + LINE_PX // 2), line, fill=colour, font=_font(), anchor="lm")
-
-
-def fitted_line(text: str, ending: str, fits: Callable[[str], bool]) -> str:
-    """The text and what follows it; where both do not fit, the text is cut first, and an ellipsis says so."""
-    alone = ending.strip()
-    lines = (
-        text + ending,
-        *(f"{text[:length].rstrip()}…{ending}" for length in range(len(text) - 1, 0, -1)),
-        alone,
-        *(f"{alone[:length].rstrip()}…" for length in range(len(alone) - 1, 0, -1)),
-    )
-    return next(filter(fits, lines), "")
+    draw.text((MARGIN_PX, y + LINE_PX // 2), line, fill=colour, font=font(FONT_PX), anchor="lm")
 
 
 def _even(size: int) -> int:
     return size + size % 2
-
-
-def _font() -> Any:
-    return ImageFont.load_default(FONT_PX)

@@ -1,12 +1,13 @@
-"""Draw text into pictures in full, wrapped to as many lines as it needs. Pillow only; knows nothing about the text."""
+"""Text in pictures: wrapped to as many lines as it needs, or cut to one. Pillow only; knows nothing about the text."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from PIL import ImageFont
 
-__all__ = ["Font", "font", "line_height", "wrapped"]
+__all__ = ["Font", "fitted_line", "font", "line_height", "wrapped"]
 
 Font: TypeAlias = Any  # Pillow's fonts share no base class
 
@@ -19,6 +20,18 @@ def font(size_px: int) -> Font:
 def line_height(of: Font) -> int:
     """Distance between the baselines of two lines, in pixels."""
     return round(1.25 * float(of.size))
+
+
+def fitted_line(text: str, ending: str, fits: Callable[[str], bool]) -> str:
+    """The text and what follows it; where both do not fit, the text is cut first, and an ellipsis says so."""
+    alone = ending.strip()
+    lines = (
+        text + ending,
+        *(f"{text[:length].rstrip()}…{ending}" for length in range(len(text) - 1, 0, -1)),
+        alone,
+        *(f"{alone[:length].rstrip()}…" for length in range(len(alone) - 1, 0, -1)),
+    )
+    return next(filter(fits, lines), "")
 
 
 def wrapped(text: str, of: Font, width_px: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdrpn.frames.annotation import LONGEST_SIDE_PX, SHORTEST_SIDE_PX, Marks, annotated, colour_of, fitted_line
+from sdrpn.frames.annotation import LONGEST_SIDE_PX, SHORTEST_SIDE_PX, Marks, annotated, colour_of
 from sdrpn.frames.frame import Frame, Pixels
 
 GREY = np.full((300, 400, 3), 128, np.uint8)
@@ -20,6 +20,14 @@ def test_a_box_in_the_colour_of_its_question() -> None:
     assert tuple(found[159, 100]) == colour_of(0)
     assert tuple(found[199, 250]) == colour_of(1)
     assert tuple(found[30, 30]) == (128, 128, 128)
+
+
+def test_the_score_of_a_box_at_the_edge_is_whole() -> None:
+    """Its label is wider than the box, and lies further in the picture."""
+    inside, edge = (drawn([Marks("red ?", [((x, 60, x + 5, 160), 0.8)])]) for x in (200, 395))
+    width = int((inside[79, 200:] == colour_of(0)).all(axis=-1).argmin()) - 1
+    assert width > 30
+    assert np.array_equal(edge[60:80, 400 - width : 400], inside[60:80, 200 : 200 + width])
 
 
 def test_lines_below_name_frame_and_questions() -> None:
@@ -42,22 +50,6 @@ def test_sides_are_even_and_within_limits(size_wh: tuple[int, int]) -> None:
     found = drawn([Marks("a long question " * 20, [])], np.zeros((size_wh[1], size_wh[0], 3), np.uint8))
     assert found.shape[0] % 2 == found.shape[1] % 2 == 0
     assert SHORTEST_SIDE_PX <= max(found.shape[:2]) <= LONGEST_SIDE_PX + 100
-
-
-@pytest.mark.parametrize(
-    ("length", "expected"),
-    [
-        (30, "where is it ?  [1 region]"),
-        (25, "where is it ?  [1 region]"),
-        (20, "where i…  [1 region]"),
-        (14, "w…  [1 region]"),
-        (13, "[1 region]"),
-        (5, "[1 r…"),
-        (0, ""),
-    ],
-)
-def test_a_line_that_does_not_fit(length: int, expected: str) -> None:
-    assert fitted_line("where is it ?", "  [1 region]", lambda line: len(line) <= length) == expected
 
 
 def test_why_a_bright_map_has_no_box() -> None:

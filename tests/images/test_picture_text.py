@@ -1,10 +1,10 @@
-"""Text in pictures is whole and no wider than its room."""
+"""Text in pictures is whole, or says that it is not, and is no wider than its room."""
 
 from __future__ import annotations
 
 import pytest
 
-from sdrpn.images.picture_text import font, wrapped
+from sdrpn.images.picture_text import fitted_line, font, wrapped
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,19 @@ def test_nothing_is_lost_and_nothing_is_too_wide(text: str, width_px: int) -> No
 def test_lines_break_between_words() -> None:
     shown = font(15)
     assert wrapped("alpha beta gamma", shown, round(shown.getlength("alpha beta")) + 1) == ["alpha beta", "gamma"]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (30, "where is it ?  [1 region]"),
+        (25, "where is it ?  [1 region]"),
+        (20, "where i…  [1 region]"),
+        (14, "w…  [1 region]"),
+        (13, "[1 region]"),
+        (5, "[1 r…"),
+        (0, ""),
+    ],
+)
+def test_a_line_that_does_not_fit(length: int, expected: str) -> None:
+    assert fitted_line("where is it ?", "  [1 region]", lambda line: len(line) <= length) == expected
