@@ -60,7 +60,9 @@ class Grammars:
             if self._tokenizer is None:
                 try:
                     self._tokenizer = llguidance.LLTokenizer(
-                        str(self._file), n_vocab=self._vocabulary, eos_token=self._eos or None
+                        _without_gaps(self._file.read_text("utf-8")),
+                        n_vocab=self._vocabulary,
+                        eos_token=self._eos or None,
                     )
                 except Exception as error:  # the library raises exceptions of any type
                     raise Fault(
@@ -70,6 +72,27 @@ class Grammars:
                         param="response_format",
                     ) from error
             return self._tokenizer
+
+
+def _without_gaps(tokenizer: str) -> str:
+    """A tokenizer's JSON with a special token for every id below the largest that has none.
+
+    llguidance takes the number of tokens for the largest id: behind a gap it would not know the end of an answer.
+    """
+    read = json.loads(tokenizer)
+    vocabulary, added = read["model"]["vocab"], read.get("added_tokens") or []
+    if not isinstance(vocabulary, dict):  # a list has no gaps
+        return tokenizer
+    used = {*vocabulary.values(), *(token["id"] for token in added)}
+    gaps = set(range(max(used))) - used
+    if not gaps:
+        return tokenizer
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for number in sorted(gaps):
+        text = f"<|sdrpn has no token {number}|>"
+        vocabulary[text] = number
+        added.append({"id": number, "content": text, **plain})
+    return json.dumps({**read, "added_tokens": added})
 
 
 class JsonConstraint:

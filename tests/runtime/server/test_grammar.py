@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
+from sdrpn.checkpoint.random import write_byte_tokenizer
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions
 from sdrpn.runtime.server.faults import Fault
 from sdrpn.runtime.server.grammar import Grammars
 from sdrpn.runtime.server.requests import ResponseFormat
+from tests.families.qwen.models import KINDS
 from tests.runtime.server.serving import Server, chat_body, data_url, scene_url, serving
 
 SIGN = {
@@ -125,6 +128,25 @@ def test_any_object(server: Server, grammars: Grammars) -> None:
     allowed = np.flatnonzero(np.isfinite(constraint.restricted(np.zeros(288, np.float32))))
     assert server.session.tokenizer is not None
     assert [server.session.tokenizer.decode([int(token)]) for token in allowed] == ["{"]
+
+
+def test_ids_without_a_token(tmp_path: Path) -> None:
+    """Between the words and the special tokens; they are never chosen, and the end of the answer behind them is."""
+    spec = KINDS["q-zoom-3"]
+    write_byte_tokenizer(tmp_path / "tokenizer.json", spec)
+    grammars = Grammars(tmp_path / "tokenizer.json", spec.llm.vocabulary, spec.prompt.eos_token_ids)
+    constraint = grammars.constraint(wanted({"type": "object", "properties": {"a": {"type": "string"}}}))
+    assert constraint is not None
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ends = False
+    for token in tokenizer.encode('{"a":"b"}', add_special_tokens=False).ids:
+        allowed = np.flatnonzero(np.isfinite(constraint.restricted(np.zeros(spec.llm.vocabulary, np.float32))))
+        assert token in allowed
+        assert all(tokenizer.id_to_token(int(each)) for each in allowed)
+        ends = constraint.accept(token)
+    assert ends or spec.prompt.eos_token_ids[0] in np.flatnonzero(
+        np.isfinite(constraint.restricted(np.zeros(spec.llm.vocabulary, np.float32)))
+    )
 
 
 def test_text_is_not_constrained(grammars: Grammars) -> None:
