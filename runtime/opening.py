@@ -53,6 +53,7 @@ class RunOptions(CheckedFields):
     accurate: bool = False
     activation_block: int | None = None
     kv_cache: Literal["int8"] | None = None
+    decode_copy: bool | None = None
     verify: bool = True
     require_signed: tuple[Path, ...] = ()
 
@@ -121,6 +122,12 @@ class OpeningRequest:
                 f"{info.name} holds caches as the graphs declare them; for 8 bits ask for the backend {others}, or "
                 "export the bundle with them",
                 options=("kv-cache",),
+            )
+        if self.run.decode_copy and "decode_copy" not in info.takes:
+            raise BadInput(
+                f"{info.name} reads the same matrices in prefills and in decode steps; leave decode_copy out, or ask "
+                f"for the backend {others}",
+                options=("decode-copy",),
             )
         if block is None:
             return
@@ -195,6 +202,7 @@ class OpeningRequest:
                 accurate=self.run.accurate,
                 activation_block=self.run.activation_block,
                 kv_cache=self.run.kv_cache,
+                decode_copy=self.run.decode_copy,
                 largest_matrix=bundle.spec.llm.largest_matrix,
             )
         )

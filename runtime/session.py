@@ -140,6 +140,7 @@ class Session(Asking):
         accurate: bool = False,
         activation_block: int | None = None,
         kv_cache: Literal["int8"] | None = None,
+        decode_copy: bool | None = None,
         verify: bool = True,
         jpeg: JpegMode = "exact",
         allow_links: AllowLinks = (),
@@ -174,6 +175,8 @@ class Session(Asking):
                 weights do
             kv_cache: "int8": with OpenVINO on a CPU, caches of trunk and tail in 8 bits, by row;
                 None: as the graphs declare them
+            decode_copy: with OpenVINO on a CPU, keep the matrices of trunk and tail once more in memory, in the form
+                that a decode step reads fastest; None: where those of a graph take at most 0.5 GB
             verify: False skips the digests of large files (sizes are always compared)
             jpeg: how JPEG files are decoded. "fast": at a fraction of the size for the first look (DCT scaling), which
                 is quicker and not exact; "gpu": with nvImageCodec
@@ -203,6 +206,7 @@ class Session(Asking):
             accurate=accurate,
             activation_block=activation_block,
             kv_cache=kv_cache,
+            decode_copy=decode_copy,
             verify=verify,
             require_signed=_paths(require_signed),
         )

@@ -64,6 +64,9 @@ ENGINE_LOGITS_ABS = 2e-2
 BLOCKS_ABS = 1e-4
 # The same with activations in blocks of 8 bits too, as ONNX Runtime answers: a share of the largest value.
 INT8_ACTIVATIONS_SHARE = 5e-2
+# Two libraries that round activations in the same blocks: a number near a tie goes up in one and down in the other; a
+# share of the largest value.
+SAME_ROUNDING_SHARE = 1e-2
 # Seven steps of at most 5e-4 per weight on gradients that are summed in another order; 1.2e-7 was seen. Steps on other
 # pairs, or divided by other counts, move weights by 2e-3.
 SPLIT_STEP_ABS = 1e-5
@@ -109,3 +112,8 @@ GOLDEN_GATE_SCORE_ABS = 1e-5
 GOLDEN_LOSS_RELATIVE = 1e-5
 # Attention to a picture, at most 1, of several questions at once: the same sums in another order; 3e-7 seen.
 ATTENTION_ABS = 1e-5
+
+# Products and attention of decode steps against the same in float64: sums of up to 640 numbers in float32; 7e-7 of the
+# largest, and 5e-7, seen.
+STEP_PRODUCT_RELATIVE = 5e-6
+STEP_ATTENTION_ABS = 5e-6

@@ -37,6 +37,7 @@ class MemoryRequest:
     batch: int = 1  # sequences in a step
     mapped_bytes: int | None = None  # weights of graphs saved for this machine; None: the bundle's own graphs
     kv_cache: str | None = None  # as in `OpenOptions`
+    decode_copy: bool | None = None  # as in `OpenOptions`
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class OpenOptions:
     # Where a library has the choice, how many activations share a scale where they meet quantised matrices; 0: they
     # stay floats; None: as many as weights do.
     activation_block: int | None = None
+    # Where a library has the choice, keep the matrices once more, in the form that a decode step reads fastest; None:
+    # those of each graph where they are small.
+    decode_copy: bool | None = None
     kv_cache: str | None = None  # "int8": where a library can hold float caches in 8 bits; None: as the graphs declare
     host_code: bool = False  # engines contain code for the CPU, as version-compatible ones do
 
@@ -79,5 +83,6 @@ class BackendInfo:
     open: Callable[[OpenOptions], Backend]
     # What its kernels read on a CPU for the scale of a block of quantised weights, which files have in fp16.
     scale_bytes: int = 2
-    # The options that are not for every backend: "device_name", "activation_block", "kv_cache".
+    # The options that are not for every backend: "device_name", "activation_block", "kv_cache",
+    # "decode_copy".
     takes: frozenset[str] = frozenset()

@@ -16,6 +16,7 @@ from sdrpn.errors import BadBundle, BadInput, Cancelled, RunFailed, SdrpnError
 from sdrpn.host.freed_memory import drop_file_pages, trim_heap
 from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
+from sdrpn.host.native_modules import native_module
 from sdrpn.host.signal_stack import signal_stack_kept
 from sdrpn.host.threads import choose_threads
 from sdrpn.runtime.backends.arrays import run_on_arrays, trial_feeds
@@ -32,6 +33,8 @@ from sdrpn.runtime.backends.openvino_graph import (
     return_rows,
     use_pages,
 )
+from sdrpn.runtime.backends.openvino_info import MOST_COPIED_BYTES, STEPPED, STEPS_MODULE, has_fast_steps
+from sdrpn.runtime.backends.openvino_steps import bytes_of_matrices
 from sdrpn.runtime.backends.paged_buffer import PagedBuffer
 from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
 
@@ -48,7 +51,6 @@ _OF_THE_MACHINE = re.compile(
 
 # Weights of a graph from which on it is run once when it is loaded: 7B in INT4 then peaks 4 GB lower.
 _LARGE_BYTES = 100_000_000
-_CODED = ("trunk", "tail")  # whose caches may be in 8 bits; the RPN's map chooses the crops
 
 
 class OpenVinoBackend:
@@ -64,16 +66,18 @@ class OpenVinoBackend:
         accurate: bool = False,
         activation_block: int | None = None,
         kv_cache: str | None = None,
+        decode_copy: bool | None = None,
     ) -> None:
         """Choose device and threads.
 
         Args:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
             device: OpenVINO's name of it
-            accurate, activation_block, kv_cache: see `OpenOptions`
+            accurate, activation_block, kv_cache, decode_copy: see `OpenOptions`
         Raises: BadInput for threads out of range, or a device that is not here
         """
         self._accurate, self._activation_block, self._kv_cache = accurate, activation_block, kv_cache
+        self._decode_copy = decode_copy
         self._core = new_core()
         with signal_stack_kept():  # the device's library is loaded here
             self.device: OpenVinoDevice = device_named(self._core, device)
@@ -138,10 +142,22 @@ class OpenVinoBackend:
         if self.device.paged and sum(file.stat().st_size for file in weights) >= _LARGE_BYTES:
             # Kernels pack matrices when they first run: now, before other graphs and caches are in memory.
             run_on_arrays(self, runner, trial_feeds(runner.inputs.values()))
+        self._add_steps(graph, compiled)
         # What kernels have packed is not read again, and what the library has freed it need not keep.
         drop_file_pages(weights)
         trim_heap()
         return runner
+
+    def _add_steps(self, graph: GraphInfo, compiled: CompiledGraph) -> None:
+        """Run decode steps in a model of their own where that is faster, and the memory for it is not missed."""
+        native = native_module(STEPS_MODULE)
+        usual = not self._accurate and self._activation_block is None
+        if native is None or graph.name not in STEPPED or not usual or not self.device.paged:
+            return
+        asked = has_fast_steps(native) if self._decode_copy is None else self._decode_copy
+        size = bytes_of_matrices(compiled.model) if asked else None
+        if size is not None and (self._decode_copy or size <= MOST_COPIED_BYTES):
+            compiled.add_steps(native)
 
     def _options(self, graph: GraphInfo, codes: int | None) -> dict[str, Any]:
         """Args: codes: the fewest rows of a matrix in 4 bits that share a scale; None: there is no such matrix"""
@@ -162,7 +178,7 @@ class OpenVinoBackend:
             half_caches={tensor.dtype for tensor in graph.inputs if tensor.is_cache} == {"float16"},
             activation_block=block,
             accurate=self._accurate,
-            coded_caches=self._kv_cache is not None and graph.name in _CODED,
+            coded_caches=self._kv_cache is not None and graph.name in STEPPED,
         )
 
     def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:
@@ -254,6 +270,7 @@ class _BoundStep:
             for name, buffer in results.items()
             if name not in caches.returned.values() and not isinstance(buffer, PagedBuffer)
         }
+        self._pages = {name: _array(feeds[name]) for name in caches.paged}
         self._start = feeds["write_index"] if caches.paged or caches.returned else None
         self._new_rows = symbols.get("sequence", 0)
         self._length = symbols.get("cache_length", 0)
@@ -290,9 +307,14 @@ class _BoundStep:
             self._inputs[cache] = _tensor(np.ascontiguousarray(self._feeds[cache].read()))
             request.set_tensor(cache, self._inputs[cache])
         if held.bound is not self:
-            for name, tensor in (*self._inputs.items(), *self._outputs.items()):
+            for name, tensor in self._inputs.items():
+                if name in held.inputs:
+                    request.set_tensor(name, tensor)
+            for name, tensor in self._outputs.items():
                 request.set_tensor(name, tensor)
             held.bound = self
+        if held.caches is not None and self._table is not None:
+            held.caches.pages, held.caches.past = self._pages, self._table[PageTable.PAST]
         try:
             with self._watch:
                 self._runner.backend.infer(request)

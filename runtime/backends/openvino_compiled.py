@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import openvino
 
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.runtime.backends.openvino_device import OpenVinoDevice
+from sdrpn.runtime.backends.openvino_steps import MOST_SEQUENCES, StepCaches, StepModel
 
 __all__ = ["CompiledGraph", "CompiledRequest"]
 
@@ -23,7 +25,15 @@ class CompiledRequest:
     """A request, and the step whose buffers are its tensors."""
 
     request: openvino.InferRequest
+    inputs: frozenset[str]  # their names
+    caches: StepCaches | None = None  # of a step, where these are no inputs
     bound: object = None
+
+    @classmethod
+    def of(cls, compiled: Any, caches: StepCaches | None = None) -> CompiledRequest:
+        """A request of a compiled model."""
+        names = frozenset(name for port in compiled.inputs for name in port.get_names())
+        return cls(compiled.create_infer_request(), names, caches)
 
 
 class CompiledGraph:
@@ -45,20 +55,36 @@ class CompiledGraph:
         else:
             compiled = core.compile_model(model, device.name, self._options)
             self.inputs = compiled.inputs  # caches in pages have their type from here on
-            self._requests[()] = CompiledRequest(compiled.create_infer_request())
+            self._requests[()] = CompiledRequest.of(compiled)
+        self._steps: StepModel | None = None
+        self._step_requests: dict[int, CompiledRequest] = {}
+
+    def add_steps(self, native: ModuleType) -> None:
+        """Run single rows in a model of their own, which `self.model` becomes: see `StepModel`."""
+        types = {port.get_any_name(): port.get_element_type().get_type_name() for port in self.inputs}
+        threads = int(self._options["INFERENCE_NUM_THREADS"])
+        self._steps = StepModel(native, self.model, self._graph, types, threads)
 
     def request(self, extents: Mapping[str, int]) -> CompiledRequest:
         """The request for these extents of dynamic dimensions, which are compiled where a device needs it."""
+        if self._steps is not None and extents.get("sequence") == 1 and extents["batch"] <= MOST_SEQUENCES:
+            return self._step_request(self._steps, extents["batch"])
         if not self._device.fixed_extents:
             return self._requests[()]
         key = tuple(sorted(extents.items()))
         if key not in self._requests:
             compiled = self._core.compile_model(self._fixed(extents), self._device.name, self._options)
-            self._requests[key] = CompiledRequest(compiled.create_infer_request())
+            self._requests[key] = CompiledRequest.of(compiled)
             while len(self._requests) > _MOST_EXTENTS:
                 self._requests.popitem(last=False)
         self._requests.move_to_end(key)
         return self._requests[key]
+
+    def _step_request(self, steps: StepModel, batch: int) -> CompiledRequest:
+        if batch not in self._step_requests:
+            compiled = steps.compile(self._core, self._device.name, self._options, batch)
+            self._step_requests[batch] = CompiledRequest.of(compiled, steps.caches)
+        return self._step_requests[batch]
 
     def _fixed(self, extents: Mapping[str, int]) -> openvino.Model:
         model = self.model.clone()

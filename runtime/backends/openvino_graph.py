@@ -24,10 +24,23 @@ from sdrpn.errors import BadBundle
 from sdrpn.host.working_folder import run_in_folder
 from sdrpn.runtime.backends.external_data import graph_with_real_files
 
-__all__ = ["CacheUse", "PageTable", "code_block", "new_core", "read_onnx", "return_rows", "use_pages"]
+__all__ = [
+    "CacheUse",
+    "PageTable",
+    "PagedAttention",
+    "code_block",
+    "drop_unused_inputs",
+    "new_core",
+    "paged_attentions",
+    "read_onnx",
+    "return_rows",
+    "use_pages",
+]
 
 _UPDATE, _ATTENTION, _RESULT = "ScatterElementsUpdate", "ScaledDotProductAttention", "Result"
+_PAGED = "PagedAttentionExtension"
 _ROWS_AXIS = 2  # of heads and caches (B,heads,rows,d)
+_CACHE_INPUTS, _WINDOW_INPUT = slice(3, 5), 10  # of a paged attention; queries, keys and values come first
 
 
 class PageTable:
@@ -46,6 +59,17 @@ class CacheUse:
 
     paged: frozenset[str]  # read and written in place, in pages
     returned: Mapping[str, str]  # cache -> the output that holds its new rows
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """One attention over caches in pages."""
+
+    node: Any
+    rows: tuple[openvino.Output, ...]  # queries (B*S,H*d), new keys and values (B*S,H_kv*d)
+    caches: tuple[str, str]  # of keys and values, by the names of the graph's inputs
+    width: int  # channels of a head
+    window: int  # how many rows each row sees, itself included; 0: all before it
 
 
 def new_core() -> openvino.Core:
@@ -81,15 +105,28 @@ def use_pages(model: openvino.Model, name: str) -> CacheUse:
         table = table or _Table.added(model)
         paged |= _replace(model, node, keys, values, table)
     returned = dict(_return_rows(model, paged))
-    _drop_unused_inputs(model)
+    drop_unused_inputs(model)
     model.validate_nodes_and_infer_types()
     return CacheUse(frozenset(paged), returned)
+
+
+def paged_attentions(model: openvino.Model) -> list[PagedAttention]:
+    """What `use_pages` has put into a model."""
+    found = []
+    for node in _of_type(model, _PAGED):
+        keys, values = (value.get_node().get_friendly_name() for value in node.input_values()[_CACHE_INPUTS])
+        rows = tuple(node.input_values()[: _CACHE_INPUTS.start])
+        window = int(node.input_value(_WINDOW_INPUT).get_node().get_data())
+        found.append(
+            PagedAttention(node, rows, (keys, values), int(node.get_rt_info()["k_head_size"].astype(int)), window)
+        )
+    return found
 
 
 def return_rows(model: openvino.Model) -> CacheUse:
     """Let a model return the new rows of every cache, which it gets as it is at each step."""
     returned = dict(_return_rows(model, set()))
-    _drop_unused_inputs(model)
+    drop_unused_inputs(model)
     model.validate_nodes_and_infer_types()
     return CacheUse(frozenset(), returned)
 
@@ -300,7 +337,7 @@ def _drop_results(model: openvino.Model, node: Any) -> None:
             model.remove_result(target.get_node())
 
 
-def _drop_unused_inputs(model: openvino.Model) -> None:
+def drop_unused_inputs(model: openvino.Model) -> None:
     """Inputs that no output depends on any more."""
     needed, ahead = set[str](), list(model.get_results())
     while ahead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from types import ModuleType
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.memory import MemoryNeeds, cpu_needs
@@ -12,19 +13,35 @@ from sdrpn.errors import BadInput, MissingDependency, SdrpnError
 from sdrpn.host.interrupt import import_library
 from sdrpn.host.libraries import VersionOf, install_command, installed_version, read_extras
 from sdrpn.host.machine import Machine
+from sdrpn.host.native_modules import native_module
 from sdrpn.host.threads import SMALL_MATRIX
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest, OpenOptions, Readiness
 from sdrpn.runtime.backends.runner import Backend
 
-__all__ = ["OPENVINO", "is_faster", "openvino_version"]
+__all__ = [
+    "MOST_COPIED_BYTES",
+    "OPENVINO",
+    "STEPPED",
+    "STEPS_MODULE",
+    "has_fast_steps",
+    "is_faster",
+    "openvino_version",
+]
 
 _NAME, _CPU = "openvino", "CPU"
+STEPS_MODULE = "_native_steps"
 # Where it was measured to be faster, as platform.machine() calls it.
 _MEASURED = ("x86_64", "AMD64")
 # The process without a model: with 17 MB of weights and caches of 2, an answer took 183 MB.
 _PROCESS_BYTES = 170_000_000
 # 0.4B in INT4, with head, RPN and tower in fp16: 2.4 GB anonymous after an answer, where ONNX Runtime took 1.5.
 _WEIGHT_COPIES = 2
+# The most that a graph's matrices take for a copy of them to be made unasked: those of 7B in 4 bits take 1.7 GB.
+MOST_COPIED_BYTES = 500_000_000
+STEPPED = (
+    "trunk",
+    "tail",
+)  # graphs that a decode step runs; their caches may be in 8 bits, the RPN's map chooses crops
 # Of a cache in 8 bits, beside the codes of a row of a head: its scale and its offset, in fp32.
 _ROW_EXTRA_BYTES = 8
 
@@ -44,6 +61,14 @@ def is_faster(bundle: Bundle, variant: str | None, version_of: VersionOf = insta
     if not any(not _is_refused(each) for name, each in variants.items() if variant in (None, name)):
         return False
     return read_extras(version_of=lambda name: version_of(name) if name == _NAME else None)[_NAME].complete
+
+
+def has_fast_steps(native: ModuleType | None) -> bool:
+    """Whether native products are ahead of the library's: not where they are written number by number.
+
+    Args: native: `sdrpn._native_steps`
+    """
+    return native is not None and native.instructions() != "plain"
 
 
 def openvino_version() -> str:
@@ -72,6 +97,7 @@ def _open(options: OpenOptions) -> Backend:
         accurate=options.accurate,
         activation_block=options.activation_block,
         kv_cache=options.kv_cache,
+        decode_copy=options.decode_copy,
     )
 
 
@@ -137,9 +163,21 @@ def _memory(bundle: Bundle, variant: Variant, request: MemoryRequest) -> MemoryN
         each_keeps=True,  # at 3B, a prefill of 400 rows added 133 MB to the trunk and 123 MB to the tail, which stayed
         row_extra_bytes=None if request.kv_cache is None else _ROW_EXTRA_BYTES,
     )
-    if mapped is not None:
-        return needs
-    return dataclasses.replace(needs, weights_bytes=_WEIGHT_COPIES * needs.weights_bytes)
+    copies = 1 if mapped is not None else _WEIGHT_COPIES
+    copied = _copied_bytes(bundle, variant, request.decode_copy)
+    return dataclasses.replace(needs, weights_bytes=copies * needs.weights_bytes + copied)
+
+
+def _copied_bytes(bundle: Bundle, variant: Variant, asked: bool | None) -> int:
+    """What decode steps have of their own."""
+    if asked is False or not has_fast_steps(native_module(STEPS_MODULE)):
+        return 0
+    sizes = [
+        sum(bundle.file(file).stat().st_size for file in graph.weights)
+        for name, graph in variant.graphs.items()
+        if name in STEPPED and (variant.numbers.bits < 32)
+    ]
+    return sum(size for size in sizes if asked or size <= MOST_COPIED_BYTES)
 
 
 OPENVINO = BackendInfo(
@@ -154,5 +192,5 @@ OPENVINO = BackendInfo(
     needs=_memory,
     open=_open,
     scale_bytes=4,  # 37 MB more for blocks of 32 than of 128, of 101 MB of codes: fp32 as converted and as packed
-    takes=frozenset({"device_name", "activation_block", "kv_cache"}),
+    takes=frozenset({"device_name", "activation_block", "kv_cache", "decode_copy"}),
 )

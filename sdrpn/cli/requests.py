@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.terminal.arguments import filled
-from sdrpn.terminal.session_arguments import NOWHERE
+from sdrpn.terminal.session_arguments import DECODE_COPY, NOWHERE
 
 if TYPE_CHECKING:
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
@@ -32,6 +32,7 @@ def session_fields(args: argparse.Namespace) -> dict[str, Any]:
         "accurate": args.accurate,
         "activation_block": args.activation_block,
         "kv_cache": args.kv_cache,
+        "decode_copy": DECODE_COPY[args.decode_copy],
         "verify": not args.no_verify,
         "require_signed": tuple(args.require_signed),
     }

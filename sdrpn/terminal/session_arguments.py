@@ -9,9 +9,10 @@ from sdrpn.host.suggestion import unknown_choice
 from sdrpn.terminal.argument_types import device_number_or_name, whole_number
 from sdrpn.terminal.arguments import BACKENDS, add_former_name, add_threads_argument
 
-__all__ = ["JPEG_MODES", "NOWHERE", "add_where"]
+__all__ = ["DECODE_COPY", "JPEG_MODES", "NOWHERE", "add_where"]
 
 NOWHERE = "none"
+DECODE_COPY = {"auto": None, "on": True, "off": False}  # what the option says -> the argument of Session.open
 JPEG_MODES = ("exact", "fast", "gpu")
 
 
@@ -87,6 +88,13 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         "--kv-cache",
         choices=("int8",),
         help="with OpenVINO on a CPU: caches of trunk and tail in 8 bits (default: as the graphs declare them)",
+    )
+    group.add_argument(
+        "--decode-copy",
+        choices=tuple(DECODE_COPY),
+        default="auto",
+        help="with OpenVINO on a CPU: keep the matrices once more in memory, in the form that a decode step reads "
+        "fastest (default: auto, where those of a graph take at most 0.5 GB)",
     )
     group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
 

@@ -27,10 +27,11 @@ from sdrpn import __version__
 from sdrpn.bundle.graphs import Parts
 from sdrpn.host.libraries import Extra, Library, install_command, installed_version, read_extras
 from sdrpn.host.machine import Machine, read_machine
-from sdrpn.host.native_modules import why_no_native_module
+from sdrpn.host.native_modules import native_module, why_no_native_module
 from sdrpn.runtime.backends import BACKENDS
 from sdrpn.runtime.backends.info import BackendInfo
 from sdrpn.runtime.backends.onnxruntime_info import onnxruntime_providers
+from sdrpn.runtime.backends.openvino_info import STEPS_MODULE, has_fast_steps
 
 if TYPE_CHECKING:
     from sdrpn.workflows.memory_plan import MemoryPlan
@@ -118,6 +119,7 @@ def _abilities(machine: Machine, extras: Mapping[str, Extra]) -> list[Ability]:
         _needs_extra("verify", extras["train"]),
         _tensorrt(machine),
         _native_image_path(),
+        _native_steps(),
         _needs_library("TensorRT-RTX", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
     ]
 
@@ -139,6 +141,17 @@ def _native_image_path() -> Ability:
     parts = [f"compiled: {', '.join(does for does, why in absent.items() if why is None)}"]
     parts += [f"{does}: {why}" for does, why in absent.items() if why is not None]
     return Ability("native image path", ready=True, detail="; ".join(parts))
+
+
+def _native_steps() -> Ability:
+    name, module = "native decode steps", native_module(STEPS_MODULE)
+    if module is None:
+        return Ability(
+            name, ready=False, detail=f"{why_no_native_module(STEPS_MODULE)}: OpenVINO's own (docs/native.md)"
+        )
+    if not has_fast_steps(module):
+        return Ability(name, ready=False, detail="not for this processor: OpenVINO's own are used (docs/native.md)")
+    return Ability(name, ready=True, detail=f"with {module.instructions()}, for OpenVINO")
 
 
 def _needs_extra(name: str, extra: Extra) -> Ability:

@@ -86,6 +86,8 @@ def require_memory(bundle: Bundle, request: SessionRequest, parts: Parts = "all"
     mapped_bytes = mapped_weights_bytes(bundle, variant, parts, info) if request.optimized else None
 
     def needs(context: int) -> MemoryNeeds:
-        return info.needs(bundle, variant, MemoryRequest(context, 1, mapped_bytes, request.kv_cache))
+        return info.needs(
+            bundle, variant, MemoryRequest(context, 1, mapped_bytes, request.kv_cache, request.decode_copy)
+        )
 
     require_cpu_memory(bundle, variant, machine.memory_available_bytes, needs)

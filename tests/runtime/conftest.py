@@ -30,7 +30,7 @@ def load(name: str, folder: Path) -> None:
 
 
 if BUILD is not None:
-    for native_name in ("_native", "_native_jpeg"):
+    for native_name in ("_native", "_native_jpeg", "_native_steps"):
         load(native_name, Path(BUILD))
 
 

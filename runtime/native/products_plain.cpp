@@ -1,0 +1,68 @@
+// Number by number: what the other versions are compared with, and what runs where there is none.
+#include <algorithm>
+
+#include "half.h"
+#include "products.h"
+
+namespace sdrpn {
+namespace {
+
+// The sum of one block: `code_at` gives a code of the matrix, from 0 on, `offset` what was added to it.
+template <typename CodeAt>
+void coded(const Part& part, const CodedRows& rows, int offset, CodeAt code_at) {
+    const Tiles& matrix = part.matrix;
+    const int blocks = matrix.inputs / matrix.block;
+    for (int row = 0; row < part.rows; ++row) {
+        for (int column = part.first * kTile; column < std::min(part.last * kTile, matrix.columns); ++column) {
+            const uint8_t* codes = matrix.codes + column / kTile * matrix.tile_bytes;
+            const uint16_t* scales = matrix.scales + column / kTile * matrix.tile_scales;
+            float result = 0.0f;
+            for (int block = 0; block < blocks; ++block) {
+                const int64_t at = static_cast<int64_t>(row) * blocks + block;
+                int32_t sum = -offset * rows.sums[at];
+                for (int input = block * matrix.block; input < (block + 1) * matrix.block; ++input) {
+                    sum += code_at(codes, column % kTile, input) *
+                           rows.codes[static_cast<int64_t>(row) * matrix.inputs + input];
+                }
+                const float scale = float_of(scales[static_cast<int64_t>(block) * kTile + column % kTile]);
+                result += static_cast<float>(sum) * rows.scales[at] * scale;
+            }
+            part.out[static_cast<int64_t>(row) * matrix.columns + column] = result;
+        }
+    }
+}
+
+void int4(const Part& part, const CodedRows& rows) {
+    coded(part, rows, 8, [](const uint8_t* codes, int column, int input) {
+        const uint8_t both = codes[static_cast<int64_t>(input / kStep) * 64 + column * 4 + input % 4];
+        return static_cast<int32_t>(input % kStep < 4 ? both & 15 : both >> 4);
+    });
+}
+
+void int8(const Part& part, const CodedRows& rows) {
+    coded(part, rows, 128, [](const uint8_t* codes, int column, int input) {
+        return static_cast<int32_t>(codes[static_cast<int64_t>(input / 4) * 64 + column * 4 + input % 4]);
+    });
+}
+
+void half(const Part& part, const float* rows) {
+    const Tiles& matrix = part.matrix;
+    for (int row = 0; row < part.rows; ++row) {
+        for (int column = part.first * kTile; column < std::min(part.last * kTile, matrix.columns); ++column) {
+            const auto* numbers =
+                reinterpret_cast<const uint16_t*>(matrix.codes + column / kTile * matrix.tile_bytes);
+            float sums[4] = {};
+            for (int input = 0; input < matrix.inputs; ++input) {
+                sums[input % 4] += float_of(numbers[static_cast<int64_t>(input) * kTile + column % kTile]) *
+                                   rows[static_cast<int64_t>(row) * matrix.inputs + input];
+            }
+            part.out[static_cast<int64_t>(row) * matrix.columns + column] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        }
+    }
+}
+
+}  // namespace
+
+ProductLoops plain_product_loops() { return {int4, int8, half}; }
+
+}  // namespace sdrpn
