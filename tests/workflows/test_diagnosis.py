@@ -56,7 +56,7 @@ def ability(diagnosis: workflow.Diagnosis, name: str) -> workflow.Ability:
 class TestAbilities:
     def test_a_base_install_answers_on_the_cpu_only(self, diagnosis_of: Setting) -> None:
         diagnosis = diagnosis_of(PC, versions=BASE_VERSIONS)
-        ready = [found.name for found in diagnosis.abilities if found.ready and found.name != "native image path"]
+        ready = [found.name for found in diagnosis.abilities if found.ready and not found.name.startswith("native")]
         assert ready == ["ask, on the CPU"]
         assert diagnosis.notes == ()
 
@@ -75,6 +75,26 @@ class TestAbilities:
             module = types.ModuleType(name) if name in compiled else None
             monkeypatch.setitem(sys.modules, f"sdrpn.{name}", module)
         ability = workflow._native_image_path()
+        assert ability.ready == ready
+        assert ability.detail.startswith(detail)
+
+    @pytest.mark.parametrize(
+        ("instructions", "ready", "detail"),
+        [
+            (None, False, "was not compiled: OpenVINO's own"),
+            ("plain", False, "not for this processor"),
+            ("avx2", True, "with avx2, for OpenVINO"),
+        ],
+    )
+    def test_native_decode_steps(
+        self, monkeypatch: pytest.MonkeyPatch, instructions: str | None, ready: bool, detail: str
+    ) -> None:
+        module = None if instructions is None else types.ModuleType("_native_steps")
+        if module is not None:
+            monkeypatch.setattr(module, "instructions", lambda: instructions, raising=False)
+        monkeypatch.setitem(sys.modules, "sdrpn._native_steps", module)
+        monkeypatch.setattr(workflow, "native_module", lambda name: module)
+        ability = workflow._native_steps()
         assert ability.ready == ready
         assert ability.detail.startswith(detail)
 
