@@ -22,7 +22,7 @@ from sdrpn.families.family import Resize
 from sdrpn.families.look_settings import LookSettings
 from sdrpn.families.registry import family_of
 from sdrpn.frames.feed import FrameFeed, openers_of
-from sdrpn.frames.frame import Frame
+from sdrpn.frames.frame import Frame, Pixels
 from sdrpn.frames.source import Given, sources_of
 from sdrpn.frames.standard_input import read_standard_input
 from sdrpn.frames.thinning import ReadOptions
@@ -30,7 +30,8 @@ from sdrpn.method.policy import OWN, Roi, looking_policy
 from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Look, Session
-from sdrpn.runtime.pictures.picture import Picture, open_picture
+from sdrpn.runtime.pictures.picture import Picture
+from sdrpn.runtime.pictures.seen import SeenPicture
 from sdrpn.runtime.tracker import Tracker
 from sdrpn.workflows.opened_session import SessionRequest, opened_session, require_memory, require_tokenizer
 
@@ -127,6 +128,9 @@ class Looker(Protocol):
     def spec(self) -> ModelSpec:
         """The model."""
 
+    def open_picture(self, image: Pixels) -> Picture:
+        """As `Session.open_picture`."""
+
     def look_many(self, image: Picture, questions: Sequence[str], *, roi: Roi) -> list[Look]:
         """As `Session.look_many`."""
 
@@ -137,6 +141,10 @@ class _Budgeted:
     def __init__(self, session: Session, settings: LookSettings) -> None:
         self._session, self._settings = session, settings
         self.spec = dataclasses.replace(session.spec, vision=settings.vision_of(session.spec))
+
+    def open_picture(self, image: Pixels) -> Picture:
+        """As `Session.open_picture`."""
+        return self._session.open_picture(image)
 
     def look_many(self, image: Picture, questions: Sequence[str], *, roi: Roi) -> list[Look]:
         """As `Session.look_many`."""
@@ -231,11 +239,11 @@ class LookStream:
         return FrameLook(frame, looks, unchanged, self._times[-1])
 
     def _look(self, frame: Frame) -> tuple[tuple[Look, ...], bool]:
-        picture = open_picture(frame.pixels)
+        picture = self._looker.open_picture(frame.pixels)
         known = self._last.looks_of(frame, picture)
         if known is not None:
             return known, True
-        looks = tuple(self._looker.look_many(picture, self._questions, roi=self._roi))
+        looks = tuple(self._looker.look_many(self._last.seen(picture), self._questions, roi=self._roi))
         self._last.keep(frame, looks)
         return looks, False
 
@@ -315,6 +323,11 @@ class _LastSeen:
         if known is None or known[1][0].image_wh != frame.size_wh or not np.array_equal(known[0], self._seen):
             return None
         return known[1]
+
+    def seen(self, picture: Picture) -> Picture:
+        """The picture that `looks_of` was called with, which is not resized once more."""
+        assert self._seen is not None  # looks_of was called
+        return picture if self._square is None else SeenPicture(picture, self._square, self._seen)
 
     def keep(self, frame: Frame, looks: tuple[Look, ...]) -> None:
         """Called after `looks_of` with the same frame."""

@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,14 +14,16 @@ from PIL import Image
 
 from sdrpn.errors import BadInput
 from sdrpn.frames.feed import FrameFeed, NamedOpener
-from sdrpn.frames.frame import Frame
+from sdrpn.frames.frame import Frame, Pixels
 from sdrpn.frames.thinning import ReadOptions
 from sdrpn.method.policy import Roi
 from sdrpn.method.roi import RoiPolicy, blur, decide_cells
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Look, Session
 from sdrpn.runtime.answer import Timings
-from sdrpn.runtime.pictures.picture import Picture
+from sdrpn.runtime.pictures import picture as picture_module
+from sdrpn.runtime.pictures import pixels
+from sdrpn.runtime.pictures.picture import Picture, open_picture
 from sdrpn.runtime.regions import dropped_regions, regions_of
 from sdrpn.runtime.tracker import Tracker
 from sdrpn.tags import shipped_scene
@@ -38,6 +40,9 @@ class FakeLooker:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.asked = spec, 0
+
+    def open_picture(self, image: Pixels) -> Picture:
+        return open_picture(image)
 
     def look_many(self, image: Picture, questions: Sequence[str], *, roi: Roi) -> list[Look]:
         self.asked += 1
@@ -94,6 +99,27 @@ class TestLoop:
         }
         assert [look["question"] for look in line["looks"]] == list(QUESTIONS)
         assert "roi_map" not in line["looks"][0]
+
+
+def test_a_frame_is_resized_once_with_the_threads_that_are_asked_for(
+    text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And found is what a look at the picture itself finds."""
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    with Session.open(text_bundle, threads=1) as session:
+        expected = session.look_many(photo(), QUESTIONS, roi=POLICY)
+    resized, real = list[int](), pixels.write_base
+
+    def counted(array: Any, vision: Any, out: Any, threads: int) -> None:
+        resized.append(threads)
+        real(array, vision, out, threads)
+
+    monkeypatch.setattr(picture_module, "write_base", counted)
+    request = LookRequest(text_bundle, tmp_path / "a.png", QUESTIONS, roi=POLICY, threads=1)
+    with look_stream(request) as stream:
+        (found,) = stream
+    assert resized == [1]
+    assert list(found.looks) == expected
 
 
 class TestUnchanged:
