@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES
 from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
 from sdrpn.terminal.arguments import filled
+from sdrpn.terminal.look_arguments import add_parts_argument
 from sdrpn.terminal.model_folders import add_bundle_argument
 
 if TYPE_CHECKING:
@@ -49,12 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="which of vision, trunk, gate, rpn, tail to build (default: all that the model has)",
     )
-    parser.add_argument(
-        "--parts",
-        choices=("all", "look"),
-        default="all",
-        help="look: only the graphs that find where a question points: all but the tail (default: all)",
-    )
+    add_parts_argument(parser)
     parser.add_argument(
         "--precision",
         metavar="NAME",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
 from sdrpn.terminal.arguments import add_threads_argument, bundle_folder
+from sdrpn.terminal.look_arguments import add_parts_argument
 from sdrpn.terminal.model_folders import name_model_folders
 
 if TYPE_CHECKING:
@@ -37,11 +38,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="NAME", help="with --bundle: the target whose engines run; default: the first that fit"
     )
-    parser.add_argument(
-        "--parts",
-        choices=("all", "look"),
-        help="with --bundle: look: looks alone, with vision, trunk and RPN; default: all",
-    )
+    add_parts_argument(parser, default=None)  # None: nobody named it, which is refused without a bundle
     parser.add_argument(
         "--gpu", type=int, metavar="N", help="with --device: which GPU, as CUDA numbers them; default: 0"
     )

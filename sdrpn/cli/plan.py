@@ -17,7 +17,7 @@ import argparse
 
 from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
 from sdrpn.terminal.arguments import GRAPH_BACKENDS, filled
-from sdrpn.terminal.look_arguments import add_shape_arguments
+from sdrpn.terminal.look_arguments import add_parts_argument, add_shape_arguments
 from sdrpn.terminal.model_folders import add_bundle_argument
 
 HELP = "estimate how much memory a bundle needs on a device"
@@ -68,12 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number,
         help="most memory for what was computed of pictures asked about before (default: 256 MB on a CPU, else none)",
     )
-    parser.add_argument(
-        "--parts",
-        choices=("all", "look"),
-        default="all",
-        help="look: only what finds where a question points, which answers nothing (default: all)",
-    )
+    add_parts_argument(parser)
     picture_help = (
         "the largest picture, a file or a size such as 4000x3000, whose pixels are counted (default: small ones)"
     )

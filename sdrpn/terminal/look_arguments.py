@@ -9,14 +9,16 @@ from sdrpn.terminal.argument_types import number_between, positive_int
 __all__ = [
     "add_image_tokens_argument",
     "add_look_arguments",
+    "add_parts_argument",
     "add_region_arguments",
     "add_shape_arguments",
     "add_worth_arguments",
 ]
 
-# As in sdrpn.method.preset and sdrpn.families.family, which are not imported for --help.
+# As in sdrpn.method.preset, sdrpn.families.family and sdrpn.bundle.graphs, which are not imported for --help.
 PRESETS = ("document", "scene", "chart", "reading", "search", "high-resolution")
 RESIZES = ("once", "official")
+PARTS = ("all", "look")
 
 
 def add_worth_arguments(group: argparse._ActionsContainer) -> None:
@@ -69,6 +71,16 @@ def add_image_tokens_argument(group: argparse._ActionsContainer) -> None:
         type=image_tokens,
         help="for such models: how many image tokens a picture becomes, and each crop, such as 256:576 "
         "(default: the model's own)",
+    )
+
+
+def add_parts_argument(group: argparse._ActionsContainer, *, default: str | None = "all") -> None:
+    """Declare whether all of a model is meant, or what looks."""
+    group.add_argument(
+        "--parts",
+        choices=PARTS,
+        default=default,
+        help="look: only what finds where a question points, without the tail, which answers (default: all)",
     )
 
 
