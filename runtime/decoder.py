@@ -232,6 +232,7 @@ class Decoder:
             rows = stop - start
             most = min(self.pace.part(name, rows), self._backend.prefill_rows or rows)
             end = start + (rows if most >= rows else rows // -(-rows // most))
+            self.slots.fit(name, end if end < stop else self.slots.length)
             yield start, end
             if end == stop:
                 return
@@ -290,6 +291,7 @@ class Decoder:
         start, stop = tokens[0].slot.index, tokens[-1].slot.index + 1
         found = self._steps.pop((start, stop), None)
         if found is None:
+            self.slots.make_whole()
             if len(self._steps) >= _MOST_STEPS:
                 del self._steps[next(iter(self._steps))]  # the one that was used least recently
             caches = {name: self.slots.caches_of(name, start, stop) for name in ("trunk", "tail")}

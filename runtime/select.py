@@ -19,7 +19,7 @@ from sdrpn.runtime.engines.engine_set import EngineSet, engine_set, engine_sets
 from sdrpn.runtime.engines.platform import read_platform
 from sdrpn.runtime.engines.preflight import check_engines, require_fit
 
-__all__ = ["Choice", "choose_backend", "choose_optimized", "graph_variant", "mapped_weights_bytes"]
+__all__ = ["Choice", "choose_backend", "choose_optimized", "graph_backend", "graph_variant", "mapped_weights_bytes"]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _fitting(
 def _automatic(
     bundle: Bundle, variant: str | None, device: int, verify: bool, max_batch: int | None, parts: Parts
 ) -> Choice:
-    graphs = _graph_backend(bundle, variant)
+    graphs = graph_backend(bundle, variant)
     sets = _of_variant(_sets(bundle, parts), variant)
     if not sets:
         return Choice(graphs)
@@ -179,7 +179,7 @@ def _automatic(
     return Choice(graphs, note=f"the engines of {engines.target} are not used: {problems[0]}")
 
 
-def _graph_backend(bundle: Bundle, variant: str | None) -> BackendInfo:
+def graph_backend(bundle: Bundle, variant: str | None) -> BackendInfo:
     """The backend that runs graphs without being asked for: the fastest one on a CPU that has the memory for it.
 
     Graphs that were saved for this machine are used with the library that saved them.

@@ -23,7 +23,10 @@ __all__ = ["CACHE_ROUNDING", "Prefix", "RoiScores", "Seen", "Slot", "Slots", "Sn
 
 # Cache lengths are multiples of this many rows, so that a few more tokens do not need new buffers.
 CACHE_ROUNDING = 64
-
+# A shorter cache is worth moving its rows; and memory that is more than four times as much as needed is given back.
+_WORTHWHILE, _MOST_SHORTER = 0.75, 4
+# Graphs whose caches are shortened for a part of a prefill; the outputs of the others depend on the caches' length.
+_FITTED = ("trunk", "tail")
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -152,6 +155,7 @@ class Slots:
         entries: slots that are there from the beginning
         """
         self._backend, self._before_change = backend, before_change
+        self._short = set[str]()  # graphs whose caches have fewer rows than `length` for now
         self.caches = {name: cache_set_from_runner(runner) for name, runner in runners.items()}
         fixed = [caches.fixed_rows for caches in self.caches.values() if caches.fixed_rows is not None]
         # The cache lengths of engines, in ascending order; empty: a graph, which takes any.
@@ -170,6 +174,7 @@ class Slots:
         """
         slot.truncate(0)
         slot.prefix, slot.needed_rows = None, self._needed(rows, ahead)
+        self.make_whole()
         length = self._length()
         # With other slots in use all would be copied: only worth it if the work of attention halves.
         if length > self.length or (length != self.length and (len(self.all) == 1 or length <= self.length // 2)):
@@ -178,12 +183,14 @@ class Slots:
     def reserve(self, slot: Slot, rows: int, ahead: int = 0) -> None:
         """Make room for `rows`; valid rows are kept. `ahead`: as in `reset`."""
         slot.needed_rows = self._needed(rows, ahead)
+        self.make_whole()
         if self.length < self._length():
             self._reallocate(self._length())
 
     def add(self) -> Slot:
         """Add a slot; the others keep their rows."""
         slot = Slot(len(self.all), dict.fromkeys(self.caches, 0))
+        self.make_whole()
         if self.length:
             self._reallocate(self.length, len(self.all) + 1)
         self.all.append(slot)
@@ -194,6 +201,43 @@ class Slots:
         """Bytes that another slot needs."""
         buffers = [self.taps, *(buffer for caches in self.caches.values() for buffer in caches.buffers.values())]
         return sum(nbytes(buffer.shape, buffer.dtype.name) for buffer in buffers) // len(self.all)
+
+    def fit(self, name: str, stop: int) -> None:
+        """Let the caches of a graph be no longer than a run needs whose last row is stop-1, where the library would go
+        over all of them; valid rows stay. Everything but `caches_of` makes them whole again.
+
+        Rows move within the memory that the caches have. With several slots nothing changes.
+        """
+        if (
+            name not in _FITTED
+            or not self._backend.reads_whole_caches
+            or len(self.all) > 1
+            or self.max_rows is not None
+        ):
+            return
+        needed = max(stop, self.all[0].valid[name], self.length // _MOST_SHORTER)
+        rows = -(-needed // CACHE_ROUNDING) * CACHE_ROUNDING
+        self._set_rows(name, rows if rows <= _WORTHWHILE * self.length else self.length)
+
+    def make_whole(self) -> None:
+        """End what `fit` did."""
+        for name in sorted(self._short):
+            self._set_rows(name, self.length)
+
+    def _set_rows(self, name: str, rows: int) -> None:
+        caches = self.caches[name]
+        if all(buffer.shape[2] == rows for buffer in caches.buffers.values()):
+            return
+        self._before_change()
+        try:
+            caches.resize(self._backend, len(self.all), rows, self.all[0].valid[name])
+        except BaseException:  # some have another length now: the next question makes all of them again
+            self._clear()
+            raise
+        if rows == self.length:
+            self._short.discard(name)
+        else:
+            self._short.add(name)
 
     def caches_of(self, name: str, start: int, stop: int) -> CacheSet:
         """Slots start..stop-1 of a graph's caches, for binding and storing new rows."""
@@ -211,6 +255,7 @@ class Slots:
         """
         slot.truncate(0)
         slot.prefix = None
+        self.make_whole()
         if len(self.all) == 1:
             self._before_change()
             self._clear()
@@ -221,11 +266,13 @@ class Slots:
     def share(self, source: Slot, target: Slot) -> None:
         """Copy the prefix of one slot into another, which has room for it."""
         assert source.prefix is not None
+        self.make_whole()
         self._copy(source, target, source.prefix.rows)
         target.prefix, target.first_query = source.prefix, source.first_query
 
     def swap(self, source: Slot, target: Slot) -> None:
         """Move `source` to the place of `target`, whose rows are lost; `target` gets the other place."""
+        self.make_whole()
         self._copy(source, target, max(*source.valid.values(), source.tap_rows))
         target.truncate(0)
         target.prefix, target.needed_rows = None, 0
@@ -242,6 +289,7 @@ class Slots:
     def snapshot(self, slot: Slot) -> Snapshot:
         """Copy the prefix of a slot."""
         assert slot.prefix is not None
+        self.make_whole()
         valid = slot.prefix_rows
         caches = {
             name: {key: self._first_rows(buffer, valid[name]) for key, buffer in self._views(name, slot).items()}
@@ -252,6 +300,7 @@ class Slots:
 
     def restore(self, snapshot: Snapshot, slot: Slot) -> None:
         """Copy a prefix into a slot, which has room for it; rows after it become invalid."""
+        self.make_whole()
         for name, buffers in snapshot.caches.items():
             views = self._views(name, slot)
             for key, rows in buffers.items():
@@ -288,6 +337,7 @@ class Slots:
         # Allocation may fail half-way: until it is complete, no rows are valid.
         before = self.length
         self._before_change()
+        self._short.clear()
         self.length = 0
         for slot in self.all:
             slot.truncate(0)
@@ -332,6 +382,7 @@ class Slots:
 
     def _clear(self) -> None:
         self.length = 0
+        self._short.clear()
         for slot in self.all:
             slot.truncate(0)
         for caches in self.caches.values():

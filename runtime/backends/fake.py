@@ -41,6 +41,7 @@ class FakeBackend:
     calls: list[FakeCall] = field(default_factory=list)
     name: str = "fake"
     prefill_rows: int | None = None
+    reads_whole_caches: bool = False
     most_slots: int | None = None
     on: Literal["cpu", "gpu"] = "cpu"
     free_bytes: int | None = None

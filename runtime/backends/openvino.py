@@ -85,6 +85,7 @@ class OpenVinoBackend:
         self.on: Literal["cpu", "gpu"] = "cpu"
         self.note: str | None = None
         self.prefill_rows: int | None = None
+        self.reads_whole_caches = False
         self.most_slots: int | None = None
         self.threads = choose_threads(threads, largest_matrix)
         self.cancellation = Cancellation(self._stop)

@@ -116,6 +116,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def reads_whole_caches(self) -> bool:
+        """Whether attention goes over all rows of a cache, also those that are not in use."""
+        ...
+
+    @property
     def most_slots(self) -> int | None:
         """The maximum number of sequences in its caches; None: any number."""
         ...

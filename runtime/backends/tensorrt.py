@@ -57,6 +57,7 @@ class TensorRtBackend:
     name = "tensorrt"
     on: Literal["cpu", "gpu"] = "gpu"
     prefill_rows: int | None = None
+    reads_whole_caches = False
     most_slots: int | None = None  # as many as the engines' decode step takes, which their manifests say
 
     def __init__(

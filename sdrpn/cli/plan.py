@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 
-from sdrpn.terminal.argument_types import context_lengths, positive_int, whole_number
+from sdrpn.terminal.argument_types import AUTO, context_lengths, positive_int, whole_number
 from sdrpn.terminal.arguments import GRAPH_BACKENDS, filled
 from sdrpn.terminal.look_arguments import add_parts_argument, add_shape_arguments
 from sdrpn.terminal.model_folders import add_bundle_argument
@@ -24,7 +24,7 @@ HELP = "estimate how much memory a bundle needs on a device"
 DESCRIPTION = """\
 Estimate the memory that a bundle needs while it answers: weights, caches, activations and image buffers; and which
 context fits, also with the other kind of KV cache (in 8 bits, as `sdrpn export --kv-cache` writes, or not). With a
-target: for engines as `sdrpn build` makes them; without: for ONNX Runtime on this machine's CPU. The same estimate
+target: for engines as `sdrpn build` makes them; without: for this machine's CPU. The same estimate
 decides whether `sdrpn build` and `sdrpn ask` start. Exits 1 if the bundle does not fit. In place of BUNDLE, the name of
 a published model is planned by its sizes, for every target or one. Of what answers, the plan also says what looks alone
 would take, and the reverse.
@@ -43,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="NAME", help="a target or a .toml file (default: this machine's CPU)")
     parser.add_argument(
         "--backend",
-        choices=GRAPH_BACKENDS,
-        default=GRAPH_BACKENDS[0],
-        help="without --target: the library that runs the graphs on this machine (default: %(default)s)",
+        choices=(AUTO, *GRAPH_BACKENDS),
+        default=AUTO,
+        help="without --target: the library that runs the graphs on this machine (default: auto, the one that `sdrpn "
+        "ask` takes)",
     )
     parser.add_argument(
         "--variant",

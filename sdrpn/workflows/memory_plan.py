@@ -25,11 +25,12 @@ from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.machine import read_machine
 from sdrpn.host.suggestion import did_you_mean
 from sdrpn.images.decoded_size import memory_of_picture
-from sdrpn.runtime.backends import backend_info
+from sdrpn.runtime.backends import AUTOMATIC, backend_info
 from sdrpn.runtime.backends.info import BackendInfo, MemoryRequest
+from sdrpn.runtime.backends.onnxruntime_info import CPU
 from sdrpn.runtime.backends.registry import BACKENDS
 from sdrpn.runtime.prefix_store import DEFAULT_PREFIX_BYTES
-from sdrpn.runtime.select import graph_variant, mapped_weights_bytes
+from sdrpn.runtime.select import graph_backend, graph_variant, mapped_weights_bytes
 from sdrpn.workflows.shape_plan import ShapePlan, ShapeRequest, is_shape, plan_shape
 
 __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "plan_bundle", "plan_memory"]
@@ -38,7 +39,7 @@ __all__ = ["MemoryPlan", "OtherCaches", "PlanRequest", "PrefixPlan", "plan", "pl
 # Fields of a request that only a bundle has, and what they are where nobody names them.
 _FOR_BUNDLES: dict[str, object] = {
     "variant": None,
-    "backend": "onnxruntime",
+    "backend": AUTOMATIC,
     "prefix_bytes": None,
     "picture": None,
 }
@@ -55,7 +56,7 @@ class PlanRequest(CheckedFields):
     # for, or the bundle's limit.
     contexts: tuple[int, ...] = ()
     batch: int = 1  # questions that are decoded together
-    backend: str = "onnxruntime"  # without a target: the library that runs the graphs on this machine
+    backend: str = AUTOMATIC  # without a target: the library that runs the graphs on this machine
     prefix_bytes: int | None = None  # most memory for pictures asked about before; None: the runtime's default
     parts: Parts = "all"  # "look": vision, trunk and RPN alone
     picture: Path | str | None = None  # a file or a size, such as 4000x3000; None: pictures are small
@@ -70,7 +71,7 @@ class PlanRequest(CheckedFields):
             raise BadInput(f"prefix_bytes is {self.prefix_bytes}; expected a number of bytes, 0 for none")
         if any(number < 1 for number in (self.batch, *self.contexts)):
             raise BadInput(f"batch is {self.batch}, contexts are {self.contexts}; expected numbers of at least 1")
-        if self.target is not None and self.backend != "onnxruntime":
+        if self.target is not None and self.backend != AUTOMATIC:
             raise BadInput(
                 f"target is {self.target} and backend {self.backend}; a target's engines run in TensorRT: name one of "
                 "the two",
@@ -182,7 +183,7 @@ def plan_memory(
     variant: str | None = None,
     contexts: tuple[int, ...] = (),
     batch: int = 1,
-    backend: str = "onnxruntime",
+    backend: str = AUTOMATIC,
     prefix_bytes: int | None = None,
     parts: Parts = "all",
     picture: Path | str | None = None,
@@ -199,7 +200,7 @@ def plan_memory(
         contexts: tokens of prompt and answer; several: engines with a profile for each; empty: the context that engines
             are built for, or the bundle's limit
         batch: questions that are decoded together
-        backend: without a target: what runs the graphs on this machine
+        backend: without a target: what runs the graphs on this machine; "auto": what `Session.open` takes there
         prefix_bytes: most memory for what was computed of pictures asked about before; None: as `Session.open`
         parts: "look": vision, trunk and RPN alone, as `Session.open(..., parts="look")` loads them
         picture: the largest picture, a file or its size such as "4000x3000": it is in the host's memory, decoded, until
@@ -320,10 +321,11 @@ def _prefixes(bundle: Bundle, place: _Place, request: PlanRequest) -> PrefixPlan
 
 
 def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
-    info = backend_info(request.backend)
-    if info.runs == "engines":
-        raise BadInput(f"backend {info.name} runs engines, whose memory depends on the device; name a target")
+    if request.backend != AUTOMATIC and backend_info(request.backend).runs == "engines":
+        raise BadInput(f"backend {request.backend} runs engines, whose memory depends on the device; name a target")
     bundle.require_graphs("to answer on this machine", _release_advice(bundle))
+    by_itself = request.backend == AUTOMATIC
+    info = graph_backend(bundle, request.variant) if by_itself else backend_info(request.backend)
     variant = graph_variant(bundle, request.variant, info=info)
     mapped_bytes = mapped_weights_bytes(bundle, variant, request.parts, info) if info.on == "cpu" else None
     where, memory_bytes = _memory_here(info)
@@ -355,7 +357,7 @@ def _memory_here(info: BackendInfo) -> tuple[str, int | None]:
     """The device that the backend uses, and its memory."""
     machine = read_machine()
     if info.on == "cpu":
-        return "this machine's CPU", machine.memory_available_bytes
+        return f"this machine's CPU{'' if info is CPU else f' with {info.library}'}", machine.memory_available_bytes
     return "this machine's GPU", machine.gpus[0].memory_bytes if machine.gpus else None
 
 

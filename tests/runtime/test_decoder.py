@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from sdrpn.errors import RunFailed
+from sdrpn.runtime import slots as slots_module
 from sdrpn.runtime.backends.fake import FakeBackend
 from sdrpn.runtime.backends.host_buffer import HostBuffer
+from sdrpn.runtime.backends.kv_cache import CacheSet
 from sdrpn.runtime.decoder import Decoder, NextToken
 from sdrpn.runtime.slots import CACHE_ROUNDING, Slot
 from tests.runtime.fakes import SPEC, WIDTH, Script, fake_decoder
@@ -216,3 +220,74 @@ def test_bindings_that_do_not_fit_are_named() -> None:
     with pytest.raises(RunFailed, match=r"inputs missing: \['inputs_embeds'"):
         runner.run({}, {})
     assert isinstance(backend, FakeBackend)
+
+
+class TestShorterCaches:
+    """Parts of a prefill in caches that are no longer than they need: the same rows and results."""
+
+    @pytest.fixture(autouse=True)
+    def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(slots_module, "CACHE_ROUNDING", 4)
+
+    def decoder(self, in_place: bool, *, fitted: bool = True) -> Decoder:
+        decoder, backend = fake_decoder(Script(in_place=in_place), in_place)
+        backend.prefill_rows, backend.reads_whole_caches = 4, fitted
+        decoder.slots.reset(only(decoder), 24)
+        return decoder
+
+    def test_each_part_sees_what_it_needs(self, in_place: bool) -> None:
+        lengths, results = [], []
+        for fitted in (True, False):
+            decoder = self.decoder(in_place, fitted=fitted)
+            lengths.append([length_after_part(decoder, part) for part in decoder._parts("trunk", 0, 16)])
+            decoder.run_trunk(only(decoder), rows(16), 0)
+            logits = decoder.run_tail(only(decoder), 0, 16).copy()
+            caches = positions_in(decoder, "trunk", "key_cache.0"), positions_in(decoder, "tail", "value_cache.1")
+            results.append((logits, *(each[:16] for each in caches), decoder.slots.taps.read().copy()))
+            assert decoder.slots.length == len(caches[0]) == len(caches[1]) == 24
+        # At least a quarter; the last part has all of them, in which the answer goes on.
+        assert lengths == [[8, 8, 12, 24], [24] * 4]
+        for short, whole in zip(*results, strict=True):
+            np.testing.assert_array_equal(short, whole)
+
+    def test_what_was_broken_off_is_made_whole(self, in_place: bool) -> None:
+        begins: list[Callable[[Decoder], object]] = [
+            lambda decoder: decoder.slots.reserve(only(decoder), 16),
+            lambda decoder: decoder.slots.add(),
+            lambda decoder: decoder.step_one(only(decoder), rows(1, 0), 0),
+        ]
+        for begin in begins:
+            decoder = self.decoder(in_place)
+            next(decoder._parts("trunk", 0, 16))
+            assert len(positions_in(decoder, "trunk", "key_cache.0")) == 8
+            begin(decoder)
+            assert len(positions_in(decoder, "trunk", "key_cache.0")) == 24
+
+    def test_not_with_several_slots(self, in_place: bool) -> None:
+        decoder = self.decoder(in_place)
+        decoder.slots.add()
+        next(decoder._parts("trunk", 0, 16))
+        assert len(positions_in(decoder, "trunk", "key_cache.0")) == 24
+
+    def test_without_memory_the_next_question_makes_them_again(
+        self, in_place: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        decoder = self.decoder(in_place)
+        with monkeypatch.context() as patch:
+            patch.setattr(CacheSet, "resize", out_of_memory)
+            with pytest.raises(MemoryError):
+                next(decoder._parts("tail", 0, 16))
+        assert decoder.slots.length == 0
+        decoder.slots.reset(only(decoder), 24)
+        decoder.run_trunk(only(decoder), rows(16), 0)
+        decoder.run_tail(only(decoder), 0, 16)
+        assert len(positions_in(decoder, "tail", "key_cache.1")) == 24
+
+
+def length_after_part(decoder: Decoder, part: tuple[int, int]) -> int:
+    assert part[0] < part[1]
+    return len(positions_in(decoder, "trunk", "key_cache.0"))
+
+
+def out_of_memory(*args: object) -> None:
+    raise MemoryError("no room")
