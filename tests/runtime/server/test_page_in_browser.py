@@ -66,6 +66,7 @@ def camera_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser(camera_file: Path) -> Iterator[Any]:
     camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    playwright.expect.set_options(timeout=30_000)  # a busy machine takes longer than the usual 5 s
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(
             executable_path=CHROMIUM,
