@@ -9,7 +9,8 @@
 #              LLAMA_CPP_LIBRARIES names a folder of its libraries (llama_library.py)
 #   passes     every case of both passes with either library, and what a token reads
 #   reference  one box against the reference in PyTorch, which computes everything again (extra `train`)
-#   large      prefill and decode at 7B INT4 (30 GB of disk, 12 GB of memory)
+#   large      prefill and decode at 7B INT4 (30 GB of disk, 12 GB of memory; with LARGE=7b-8, the matrices of 7B in 8
+#              layers, 6 GB of either)
 # TIMES on two idle cores, estimated from runs of fewer rounds on busy ones: bundles 5 minutes once; for each number of THREADS
 # runtimes 5, passes 10 to 20, reference 10 minutes; large 20 once and 20 each. A step that takes longer than LIMIT_S (3600) is
 # ended and left out of the results.
@@ -21,7 +22,7 @@ set -euo pipefail
 out=${1:?name the results file}
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
-rounds=${ROUNDS:-5} threads=${THREADS:-"1 2"} parts=${PARTS:-"runtimes passes reference"}
+large=${LARGE:-7b} rounds=${ROUNDS:-5} threads=${THREADS:-"1 2"} parts=${PARTS:-"runtimes passes reference"}
 work=${WORK:-$out.work} limit_s=${LIMIT_S:-3600}
 for part in $parts; do
   case $part in runtimes | passes | reference | large) ;; *) echo "all.sh: PARTS has no $part" >&2; exit 2 ;; esac
@@ -56,15 +57,17 @@ say "checkpoint and bundles in $work"
 rebuilt checkpoint "$python" "$here/random_checkpoint.py" --size 0.4b
 rebuilt b32 export_int4 --block 32 --int8 lm_head
 rebuilt b128 export_int4 --block 128 --int8 lm_head
-rebuilt b128h4 export_int4 --block 128 --keep rpn,vision # the head in 4 bits as well
-for form in b32 b128 b128h4; do
+rebuilt b128h4 export_int4 --block 128 --keep rpn,vision                  # the head in 4 bits as well
+rebuilt b128rv8 export_int4 --block 128 --int8 lm_head,rpn,vision # RPN and tower in 8 bits as well
+for form in b32 b128 b128h4 b128rv8; do
   ls "$work/$form"/optimized/fused-int4-cpu/ort-* >/dev/null 2>&1 || sdrpn optimize "$work/$form" --variant fused-int4-cpu
 done
 
 others="ours:$work/b128:fused-int4-cpu:onnxruntime,ours:$work/b128h4:fused-int4-cpu:onnxruntime" sides=(--compare "$work/b32:fused-int4-cpu:standard")
 if has openvino; then
   others="$others,ours:$work/b32:fused-int4:openvino,ours:$work/b128:fused-int4:openvino,ours:$work/b128h4:fused-int4:openvino"
-  sides+=(--compare "$work/b32:fused-int4:openvino" --compare "$work/b128:fused-int4:openvino")
+  sides+=(--compare "$work/b32:fused-int4:openvino" --compare "$work/b128:fused-int4:openvino"
+    --compare "$work/b128rv8:fused-int4:openvino")
 fi
 if [ -n "${LLAMA_CPP_LIBRARIES:-}" ]; then others="$others,llama-q4_0"; fi # see llama_library.py
 if has openvino_genai && has gguf; then others="$others,openvino-q4_0"; fi
@@ -84,14 +87,16 @@ run_part() {
     step "reference-$count" "$python" -m sdrpn bench "$work/b32" --variant fused-int4-cpu "${sides[@]}" --compare torch \
       --checkpoint "$work/checkpoint" --cases plain,one-box --new-tokens 2 --threads "$count" --runs 2 --no-verify --json ;;
   large)
-    if [ ! -d "$work/large/int4" ]; then
-      "$python" "$here/large_model.py" "$work/large" --size 7b --steps checkpoint,int4 >&2 && rm -rf "$work/large/checkpoint"
+    if [ ! -d "$work/large-b128" ]; then
+      rebuilt large-checkpoint "$python" "$here/random_checkpoint.py" --size "$large"
+      rebuilt large-b128 sdrpn export "$work/large-checkpoint" --precision int4 --block 128 --int8 lm_head --out
+      rm -rf "$work/large-checkpoint"
     fi
-    local large=standard
-    if has openvino; then large="ours:$work/large/int4:fused-int4:openvino"; fi
-    if [ -n "${LLAMA_CPP_LIBRARIES:-}" ]; then large="$large,llama-q4_0"; fi
-    step "large-$count" "$python" "$here/other_runtimes.py" "$work/large/int4" --variant fused-int4-cpu --others "$large" \
-      --threads "$count" --rounds 2 --gguf "$work/large/gguf" --json ;;
+    local sides=standard
+    if has openvino; then sides="ours:$work/large-b128:fused-int4:openvino"; fi
+    if [ -n "${LLAMA_CPP_LIBRARIES:-}" ]; then sides="$sides,llama-q4_0"; fi
+    step "large-$count" "$python" "$here/other_runtimes.py" "$work/large-b128" --variant fused-int4-cpu --others "$sides" \
+      --threads "$count" --rounds 2 --gguf "$work/large-gguf" --json ;;
   esac
 }
 for part in $parts; do

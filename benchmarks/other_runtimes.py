@@ -61,7 +61,13 @@ class OurSide:
         self, bundle: Path, variant: str | None, threads: int, optimized: bool = True, backend: str = "onnxruntime"
     ) -> None:
         self._session = Session.open(
-            bundle, backend=backend, variant=variant, threads=threads, optimized=optimized, verify=False
+            bundle,
+            backend=backend,
+            variant=variant,
+            threads=threads,
+            optimized=optimized,
+            decode_copy=True if backend == "openvino" else None,  # whatever the size
+            verify=False,
         )
         name = f"sdrpn {bundle.name} {self._session.variant.name}, {backend}"
         self.name = f"{name}{'' if optimized else ', standard'}"

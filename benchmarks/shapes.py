@@ -23,5 +23,6 @@ def _model(vision: VisionSpec, llm: LlmSpec, tap_layer: int) -> ModelSpec:
 SHAPES = {
     "0.4b": _model(SMALL_CLIP, _llm(2048, 8, 64, 5504), 4),
     "7b": _model(CLIP, _llm(4096, 32, 128, 11008), 15),
+    "7b-8": _model(CLIP, _llm(4096, 8, 128, 11008), 4),  # its matrices, in a quarter of its layers
     "13b": _model(CLIP, _llm(5120, 40, 128, 13824), 15),
 }

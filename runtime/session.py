@@ -25,7 +25,7 @@ from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec, Vision
 from sdrpn.runtime.asking import Asking
 from sdrpn.runtime.backends.registry import AUTOMATIC
-from sdrpn.runtime.backends.runner import Backend, Runner
+from sdrpn.runtime.backends.runner import Backend, HasSteps, Runner
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 from sdrpn.runtime.decoder import Decoder
 from sdrpn.runtime.embedding import TokenEmbedding
@@ -76,7 +76,7 @@ class Session(Asking):
             target: of the engines; None: these are graphs
             weights_read: graph -> bytes of weights that a run reads; None: not known
         """
-        self._weights_read = weights_read
+        self._weights_read = None if weights_read is None else dict(weights_read)
         self.bundle, self.variant, self.target = bundle, variant, target
         self.backend, self._library, self._note = backend.name, backend, note
         batch = batch_of(max_batch, backend, engine_batch)
@@ -94,6 +94,9 @@ class Session(Asking):
                 path = bundle.file(graph.file) if engines is None else engines[name]
                 runners[name] = backend.load(graph, path)
                 resources.callback(runners[name].close)
+            if self._weights_read is not None:
+                own = {name: runner.step_bytes for name, runner in runners.items() if isinstance(runner, HasSteps)}
+                self._weights_read |= {name: size for name, size in own.items() if size is not None}
             vision = runners.pop("vision")
             rotary, axis_of = bundle.manifest.rotary, family_of(spec).axis_of(spec)
             self._decoder = Decoder(

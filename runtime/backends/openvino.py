@@ -232,6 +232,11 @@ class OpenVinoRunner:
         """See `Runner.run`."""
         self.bind(feeds, results)()
 
+    @property
+    def step_bytes(self) -> int | None:
+        """See `HasSteps`."""
+        return None if self._compiled is None else self._compiled.step_bytes
+
     def close(self) -> None:
         """Drop the compiled graph."""
         self._compiled = None

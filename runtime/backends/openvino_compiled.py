@@ -65,6 +65,11 @@ class CompiledGraph:
         threads = int(self._options["INFERENCE_NUM_THREADS"])
         self._steps = StepModel(native, self.model, self._graph, types, threads)
 
+    @property
+    def step_bytes(self) -> int | None:
+        """What a decode step reads of matrices that it has of its own."""
+        return None if self._steps is None else self._steps.nbytes
+
     def request(self, extents: Mapping[str, int]) -> CompiledRequest:
         """The request for these extents of dynamic dimensions, which are compiled where a device needs it."""
         if self._steps is not None and extents.get("sequence") == 1 and extents["batch"] <= MOST_SEQUENCES:

@@ -54,8 +54,10 @@ class StepModel:
         """
         self._model, self._graph = model, graph
         self.caches = StepCaches()
+        self.nbytes = 0  # of the matrices
         for product in list(_products(model)):
             matrix = product.matrix.packed(native)
+            self.nbytes += matrix.nbytes
             made = _Product([product.node.input_value(0)], (matrix, product.matrix.columns, threads))
             product.node.output(0).replace(made.output(0))
         for attention in paged_attentions(model):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,18 @@ from sdrpn.bundle.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import RunFailed
 from sdrpn.host.interrupt import Cancellation
 
-__all__ = ["Array", "Backend", "Buffer", "Runner", "Step", "check_bindings", "in_order", "nbytes", "store_in_order"]
+__all__ = [
+    "Array",
+    "Backend",
+    "Buffer",
+    "HasSteps",
+    "Runner",
+    "Step",
+    "check_bindings",
+    "in_order",
+    "nbytes",
+    "store_in_order",
+]
 
 Array = npt.NDArray[Any]
 Step = Callable[[], None]
@@ -94,6 +105,16 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the library's resources."""
+        ...
+
+
+@runtime_checkable
+class HasSteps(Protocol):
+    """A graph that reads its matrices in another form where single rows are asked for."""
+
+    @property
+    def step_bytes(self) -> int | None:
+        """What it reads of them in a decode step; None: as in every run."""
         ...
 
 

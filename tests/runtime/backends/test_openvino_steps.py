@@ -140,6 +140,23 @@ class TestWhere:
         Session.open(text_bundle, backend="onnxruntime", decode_copy=False).close()
 
 
+def test_what_a_step_reads_is_that_of_its_own_matrices(bundle_dir: Path) -> None:
+    """A head in fp16 is read as it is, where the library has it in fp32."""
+    sizes = []
+    for decode_copy in (False, True):
+        with Session.open(
+            bundle_dir, backend="openvino", variant="fused-int4", threads=1, decode_copy=decode_copy
+        ) as session:
+            sizes.append((session.step_bytes(0), session.step_bytes(1)))
+            own = [
+                session._decoder._runners[name]._compiled.step_bytes  # type: ignore[attr-defined]
+                for name in ("trunk", "tail")
+            ]
+    (library, _), (steps, behind_a_row) = sizes
+    assert steps == sum(own) < library
+    assert behind_a_row > steps
+
+
 def test_answers_are_the_same(bundle_dir: Path) -> None:
     """All tokens of a greedy answer, in fp16."""
     found = []
