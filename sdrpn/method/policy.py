@@ -62,7 +62,8 @@ def policy_for(roi: Roi, own: RoiPolicy) -> RoiPolicy | None:
         return roi.applied_to(own)
     if not _is_roi(roi):
         raise BadInput(f"roi is {roi!r}; expected {_CHOICES}, or None to look once")
-    return RoiChange(threshold=float(roi)).applied_to(own)  # also NumPy's numbers, which JSON does not hold
+    threshold = roi if isinstance(roi, int) else float(roi)  # NumPy's numbers too, which JSON does not hold
+    return RoiChange(threshold=threshold).applied_to(own)
 
 
 def looking_policy(roi: Roi, own: RoiPolicy) -> RoiPolicy:
