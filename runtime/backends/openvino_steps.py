@@ -84,7 +84,9 @@ class StepModel:
                 )
         self._model.reshape(shapes)
         # The threads are those of products and attention: beside these, the library's would have next to nothing to do.
-        return core.compile_model(self._model, device, {**options, "INFERENCE_NUM_THREADS": 1})
+        # Helpers inherit the cores of the thread that starts them, which the library would bind to one.
+        alone = {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+        return core.compile_model(self._model, device, {**options, **alone})
 
 
 def bytes_of_matrices(model: openvino.Model) -> int | None:

@@ -6,7 +6,7 @@
 
 #include "half.h"
 #include "instructions.h"
-#include "pool.h"
+#include "team.h"
 
 namespace sdrpn {
 namespace {
@@ -43,6 +43,12 @@ void attend(const AttentionJob& job, int threads, const char* instructions) {
     const int64_t page = static_cast<int64_t>(kPageRows) * job.width, block = page * job.kv_heads;
     const int group = job.heads / job.kv_heads;
     const int parts = std::min(job.kv_heads, threads == 1 ? 1 : threads * kPartsPerThread);
+    // Room for the scores of every part, and their sums; a task must not run out of memory.
+    std::vector<std::vector<float>> room(static_cast<size_t>(job.batch) * parts);
+    for (int number = 0; number < job.batch * parts; ++number) {
+        const int64_t heads = job.kv_heads / parts + 1, rows = job.past[number / parts] + 1 + 2 * kPageRows;
+        room[number].resize(heads * group * (rows + 1));
+    }
     const auto task = [&](int number) {
         const int sequence = number / parts, part = number % parts, past = job.past[sequence];
         const int head = job.kv_heads * part / parts, heads = job.kv_heads * (part + 1) / parts - head;
@@ -55,14 +61,14 @@ void attend(const AttentionJob& job, int threads, const char* instructions) {
         }
         const int seen = job.window == 0 || job.window > past ? past + 1 : job.window;
         const int64_t queries = static_cast<int64_t>(heads) * group;
-        std::vector<float> scores(queries * (seen + 2 * kPageRows)), sums(queries);
+        float* scores = room[number].data();
         const HeadsOfKeys of{numbers_at(job.keys, first, job.half),
                              numbers_at(job.values, first, job.half),
                              block,
                              job.queries + row * group,
                              job.out + row * group,
-                             scores.data(),
-                             sums.data(),
+                             scores,
+                             scores + queries * (seen + 2 * kPageRows),
                              heads,
                              group,
                              job.width,
@@ -71,7 +77,7 @@ void attend(const AttentionJob& job, int threads, const char* instructions) {
                              job.scale};
         (job.half ? loops.half : loops.full)(of);
     };
-    share({{job.batch * parts, task}}, threads, [] {});
+    share_ready(job.batch * parts, task, threads);
 }
 
 }  // namespace sdrpn

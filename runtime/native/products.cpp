@@ -1,5 +1,7 @@
 #include "products.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -10,20 +12,26 @@
 #include <vector>
 
 #include "instructions.h"
-#include "pool.h"
+#include "team.h"
 
 namespace sdrpn {
 namespace {
 
-constexpr int kAlignment = 64;
+constexpr size_t kAlignment = 64;
+constexpr size_t kHugePage = size_t{2} << 20;
 constexpr float kLeast = 1e-36f;   // below it a block is all zeros: 127 / kLeast is finite
 constexpr int kTasksPerThread = 4;  // so that a thread that is held up leaves its share to the others
 
 template <typename Value>
 std::unique_ptr<Value, FreeBytes> zeros(int64_t count) {
+    const size_t alignment = count * sizeof(Value) < 2 * kHugePage ? kAlignment : kHugePage;
     const size_t bytes = (count * sizeof(Value) + kAlignment - 1) / kAlignment * kAlignment;
-    void* made = std::aligned_alloc(kAlignment, std::max<size_t>(bytes, kAlignment));
-    if (made == nullptr) throw std::bad_alloc();
+    void* made = nullptr;
+    if (posix_memalign(&made, alignment, std::max(bytes, kAlignment)) != 0) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    // Fewer translations of addresses on the way through a matrix; where the system does not have them, it is as before.
+    if (alignment == kHugePage) madvise(made, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
     std::memset(made, 0, bytes);
     return std::unique_ptr<Value, FreeBytes>(static_cast<Value*>(made));
 }
@@ -166,7 +174,7 @@ void multiply(const Matrix& matrix, const float* rows, int count, float* out, in
             }
         }
     };
-    share({{tasks, task}}, threads, [] {});
+    share_ready(tasks, task, threads);
 }
 
 }  // namespace sdrpn

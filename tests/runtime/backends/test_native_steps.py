@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,24 @@ def test_products_with_float16(inputs: int, columns: int) -> None:
         assert np.abs(plain - expected).max() <= STEP_PRODUCT_RELATIVE * max(1, np.abs(expected).max())
         for name in HERE:
             np.testing.assert_array_equal(multiplied(matrix, rows, columns, instructions=name), plain)
+
+
+def test_threads_that_ask_at_once_and_a_child_process() -> None:
+    """One has the helpers, others work alone; after a fork there are helpers again."""
+    threads = min(2, native_cores())
+    matrix = Coded(4, 256, 512, 32)
+    rows = np.random.default_rng(0).standard_normal((1, 256)).astype(np.float32)
+    expected = multiplied(matrix.packed, rows, 512)
+
+    def asked(_: int) -> bool:
+        return all(np.array_equal(multiplied(matrix.packed, rows, 512, threads=threads), expected) for _ in range(200))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(asked, range(8)))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if asked(0) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("bits", [4, 8])
