@@ -173,9 +173,9 @@ def _copied_bytes(bundle: Bundle, variant: Variant, asked: bool | None) -> int:
     if asked is False or not has_fast_steps(native_module(STEPS_MODULE)):
         return 0
     sizes = [
-        sum(bundle.file(file).stat().st_size for file in graph.weights)
+        sum(bundle.manifest.files[file].size_bytes for file in graph.weights)
         for name, graph in variant.graphs.items()
-        if name in STEPPED and (variant.numbers.bits < 32)
+        if name in STEPPED and variant.numbers.bits < 32
     ]
     return sum(size for size in sizes if asked or size <= MOST_COPIED_BYTES)
 

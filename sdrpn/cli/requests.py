@@ -50,11 +50,11 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
     )
 
 
-def checkpoint_parts(args: argparse.Namespace) -> CheckpointParts:
-    """The checkpoint that the arguments name, with the parts taken from elsewhere."""
+def checkpoint_parts(args: argparse.Namespace, **given: object) -> CheckpointParts:
+    """The checkpoint that the arguments name, with the parts taken from elsewhere; `given` replaces some of them."""
     from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
-    return filled(CheckpointParts, args, path=args.checkpoint)
+    return filled(CheckpointParts, args, path=args.checkpoint, **given)
 
 
 def teacher_request(args: argparse.Namespace) -> TeacherRequest:

@@ -21,12 +21,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdrpn.cli.requests import checkpoint_parts
 from sdrpn.terminal.argument_types import positive_int
 from sdrpn.terminal.arguments import add_threads_argument, changed, filled
 from sdrpn.terminal.checkpoint_arguments import add_checkpoint_argument, add_part_arguments
 from sdrpn.terminal.training_arguments import add_gate_options, add_training_options, require_one_training
+
+if TYPE_CHECKING:
+    from sdrpn.workflows.checkpoint_parts import CheckpointParts
 
 HELP = "train an RPN, or a gate, on labels"
 DESCRIPTION = """\
@@ -91,6 +95,11 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--loss", choices=("bce", "focal"), help="loss of a cell (default: bce)")
 
 
+def _checkpoint(args: argparse.Namespace) -> CheckpointParts:
+    """Here `--scheme` is about the RPN that is trained, not about one that the checkpoint has."""
+    return checkpoint_parts(args, scheme="auto")
+
+
 def run(args: argparse.Namespace) -> int:
     """Train, and print the result."""
     from sdrpn.terminal.output import print_json, print_report, warn
@@ -106,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if args.gate:
         return _run_gate(args)
     options = changed(preset_named(args.preset), args)
-    request = filled(TrainingRequest, args, checkpoint=checkpoint_parts(args), options=options)
+    request = filled(TrainingRequest, args, checkpoint=_checkpoint(args), options=options)
     trained = train(request, progress, warn)
     if args.json and trained.is_main:
         print_json(trained.to_json())
@@ -126,7 +135,7 @@ def _run_gate(args: argparse.Namespace) -> int:
 
     own = {"kind": args.gate_kind, "layers": args.gate_layers, "start": args.gate_start}
     options = changed(gate_preset_named(args.preset), args, **own)
-    request = filled(GateTrainingRequest, args, checkpoint=checkpoint_parts(args), options=options)
+    request = filled(GateTrainingRequest, args, checkpoint=_checkpoint(args), options=options)
     trained = train_gate(request, progress)
     if args.json and trained.is_main:
         print_json(trained.to_json())

@@ -135,6 +135,7 @@ class TestForOpenVino:
 
     def test_each_library_takes_its_own(self, sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(openvino_info, "SMALL_MATRIX", 0)
+        monkeypatch.setattr(openvino_info, "MOST_COPIED_BYTES", 0)  # which are not mapped
         optimized(sdrpn, bundle, "--variant", INT4)
         assert runtime_choice.choose_backend(open_bundle(bundle)).backend == "onnxruntime"
         optimized(sdrpn, bundle, "--variant", INT4, "--for", "openvino", "--int8", "lm_head,rpn,vision")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sdrpn.checkpoint import open_checkpoint
+from sdrpn.cli import train
 from sdrpn.train.loop import TrainLoop
 from tests.cli.command import Command, refusal
 from tests.train.data import write_labels
@@ -20,6 +22,13 @@ SMALL = ("--preset", "tiny", "--device", "cpu", "--tap-layer", 2, "--rpn-layers"
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
     return write_labels(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", [None, "q-zoom"])
+def test_the_scheme_of_a_training_is_not_the_checkpoints(scheme: str | None) -> None:
+    """Which has no RPN yet."""
+    args = argparse.Namespace(checkpoint=Path("checkpoint"), scheme=scheme)
+    assert train._checkpoint(args).scheme == "auto"
 
 
 def test_an_rpn_is_trained_and_exported(sdrpn: Command, plain_checkpoint: Path, labels: Path) -> None:
