@@ -131,7 +131,7 @@ _PASSES = ("threads", "", "plain: first token, s", *(f"{case} / plain" for case 
 # Part of benchmarks/all.sh -> what its table is about, its columns, and its rows.
 SECTIONS: dict[str, tuple[str, tuple[str, ...], Callable[[str, Mapping[str, Any]], Iterator[str]]]] = {
     "runtimes": ("640 + 32 tokens of the LLM, in turns", _RATES, _runtimes),
-    "large": ("The same at 7B", _RATES, _runtimes),
+    "large": ("The same at 7B, or with its matrices in 8 layers (`LARGE=7b-8`)", _RATES, _runtimes),
     "bench": ("Both passes, in turns", (*_PASSES, "a token reads", "of what memory gives"), _bench),
     "reference": (
         "Answers of two tokens against the official two passes in PyTorch, fp32",
