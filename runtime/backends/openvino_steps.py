@@ -183,8 +183,15 @@ def _is_half(constant: Any) -> bool:
 
 def _is_constant(value: Any) -> bool:
     """Whether it depends on no input of the model."""
-    node = value.get_node()
-    return node.get_type_name() != "Parameter" and all(_is_constant(port.get_source_output()) for port in node.inputs())
+    seen, ahead = set[str](), [value.get_node()]
+    while ahead:
+        node = ahead.pop()
+        if node.get_type_name() == "Parameter":
+            return False
+        if node.get_name() not in seen:  # a value may be used many times, and lie a thousand nodes deep
+            seen.add(node.get_name())
+            ahead += [port.get_source_output().get_node() for port in node.inputs()]
+    return True
 
 
 # Operators ------------------------------------------------------------------------------------------------------------

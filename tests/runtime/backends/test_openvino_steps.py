@@ -20,7 +20,9 @@ from tests.pictures import photo
 from tests.runtime.backends.test_openvino import QUESTION, feeds_of
 from tests.tolerances import PARITY_FP16_ABS, SAME_ROUNDING_SHARE
 
-pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino")
+ops = pytest.importorskip("openvino.opset15")
+steps_module = pytest.importorskip("sdrpn.runtime.backends.openvino_steps")
 native = pytest.importorskip("sdrpn._native_steps", exc_type=ImportError)
 compiled = pytest.importorskip("sdrpn.runtime.backends.openvino_compiled")
 openvino_backend = pytest.importorskip("sdrpn.runtime.backends.openvino")
@@ -101,6 +103,21 @@ def test_coded_caches_stay_with_the_librarys_attention(bundle_dir: Path) -> None
     expected, found = logits
     np.testing.assert_array_equal(expected[0], found[0])  # of the prefill
     assert widest(expected[1] - found[1]) <= SAME_ROUNDING_SHARE * widest(expected[1])
+
+
+def test_a_product_of_values_in_a_deep_graph_is_no_matrix() -> None:
+    """Its right side depends on an input two thousand nodes before, by both sides of each."""
+    rows = ops.parameter([1, 4, 4], np.float32)
+    value = rows
+    for _ in range(2000):
+        value = ops.add(value, value)
+    constant = ops.constant(np.ones((4, 4), np.float16))
+    narrow = ops.parameter([1, 4, 4], np.float16)
+    results = [
+        ops.result(ops.matmul(rows, value, False, False)),
+        ops.result(ops.matmul(narrow, constant, False, False)),
+    ]
+    assert steps_module.bytes_of_matrices(openvino.Model(results, [rows, narrow])) == 32
 
 
 class TestWhere:
