@@ -51,8 +51,11 @@ def remove_leftovers(target: Path) -> None:
 
 
 def remove_partial(temporary: Path) -> None:
-    """Remove a temporary if it still exists; raises nothing, so as not to hide an earlier exception."""
-    if temporary.is_dir():
+    """Remove a temporary if it still exists; raises nothing, so as not to hide an earlier exception.
+
+    A link goes, and what it leads to stays.
+    """
+    if temporary.is_dir() and not temporary.is_symlink():
         shutil.rmtree(temporary, ignore_errors=True)
     else:
         with suppress(OSError):

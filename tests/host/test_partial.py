@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sdrpn.host.atomic import replacing_directory, replacing_file
-from sdrpn.host.partial import remove_leftovers, temporary_beside
+from sdrpn.host.partial import remove_leftovers, remove_partial, temporary_beside
 
 AT_WORK = """
 import sys, time
@@ -65,3 +65,15 @@ def test_a_full_folder_is_removed(tmp_path: Path) -> None:
     with replacing_directory(tmp_path / "out") as folder:
         (folder / "c").write_text("y")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("leads_to", ["folder", "file", "nothing"])
+def test_a_link_goes_and_what_it_leads_to_stays(tmp_path: Path, leads_to: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    (tmp_path / "file").touch()
+    temporary = temporary_beside(tmp_path / "current")
+    temporary.symlink_to(leads_to)
+    remove_partial(temporary)
+    assert not temporary.is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "kept"]

@@ -49,6 +49,17 @@ class TestStore:
         assert current is not None
         current.verify()
 
+    def test_a_link_that_a_power_cut_left_goes_with_the_next_install(self, tmp_path: Path) -> None:
+        store = ReleaseStore(tmp_path / "store")
+        one = install(store, tmp_path, 1)
+        leftover = store.path / ".previous.0badcafe.partial"
+        leftover.symlink_to(Path("releases") / one)  # a release that the next install keeps
+        two = install(store, tmp_path, 2)
+        assert not leftover.is_symlink()
+        assert names(store) == (two, one)
+        assert store.previous is not None
+        store.previous.verify()
+
     def test_unchanged_files_are_shared(self, tmp_path: Path) -> None:
         store = ReleaseStore(tmp_path / "store")
         install(store, tmp_path, 1)
