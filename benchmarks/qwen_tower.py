@@ -1,11 +1,13 @@
 """The tower of Qwen2.5-VL in ONNX Runtime and OpenVINO against transformers' own with sdpa, of one release or several.
 
 The model is that of `qwen.py`: 8 blocks, 384 wide, full attention in two of them; random weights. Every side runs in a
-process of its own, with one thread, and all take turns; they have to give the same image tokens. Figures are medians of
-the CPU time, which other processes disturb less than the time that passes.
+process of its own, with one thread, and all take turns; those in floats of 32 bits have to give the same image tokens.
+Processes are started several times, since transformers' speed differs from start to start. Figures are medians of the
+CPU time, which other processes disturb less than the time that passes, and errors are relative to transformers'.
 
     OMP_NUM_THREADS=1 python benchmarks/qwen_tower.py
     OMP_NUM_THREADS=1 python benchmarks/qwen_tower.py --optimized --openvino --python venv-4.51/bin/python
+    OMP_NUM_THREADS=1 python benchmarks/qwen_tower.py --optimized --openvino --int8 --bf16 --starts 5
 
 An interpreter of `--python` needs torch and transformers, not sdrpn.
 """
@@ -14,13 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,8 +45,8 @@ class Tower(Protocol):
         """See above."""
 
 
-def transformers_tower(folder: Path) -> Tower:
-    """The tower of the checkpoint in `folder`, by the transformers of this process."""
+def transformers_tower(folder: Path, *, bf16: bool = False) -> Tower:
+    """The tower of the checkpoint in `folder`, by the transformers of this process; in bf16 as official evaluations."""
     import torch
     import transformers
     from safetensors.torch import load_file
@@ -59,77 +65,71 @@ def transformers_tower(folder: Path) -> Tower:
     tower.load_state_dict(own)
     inputs = np.load(folder / "inputs.npz")
     frames = torch.from_numpy(inputs["frames"])
+    if bf16:
+        tower, frames = tower.bfloat16(), frames.bfloat16()
     grid = torch.from_numpy(inputs["grid"])
 
     class Transformers:
-        name = f"transformers {transformers.__version__}"
+        name = f"transformers {transformers.__version__}" + (", bf16" if bf16 else "")
 
         def run(self) -> Any:
             with torch.inference_mode():
                 found = tower(frames, grid_thw=grid)
-            return getattr(found, "pooler_output", found).numpy()
+            return getattr(found, "pooler_output", found).float().numpy()
 
     return Transformers()
 
 
-def openvino_tower(folder: Path) -> Tower:
-    """The vision graph of the bundle in `folder`, as the backend `openvino` runs it."""
-    import openvino
+def our_tower(folder: Path, backend: str, *, saved: str | None = None, bf16: bool = False) -> Tower:
+    """The vision graph of the bundle in `folder`, as a session runs it.
 
-    from sdrpn.bundle.bundle import open_bundle
+    Args: saved: the copy of the bundle whose saved graphs are taken
+    """
     from sdrpn.runtime.backends.host_buffer import HostBuffer
-    from sdrpn.runtime.backends.openvino import OpenVinoBackend
+    from sdrpn.runtime.opening import OpeningRequest, RunOptions
 
-    bundle = open_bundle(folder / "bundle")
-    graph = bundle.variant("fused-fp32").graphs["vision"]
-    runner = OpenVinoBackend(threads=1).load(graph, bundle.file(graph.file))
+    run = RunOptions(
+        backend=backend,
+        threads=1,
+        variant="fused-fp32",
+        optimized=saved is not None,
+        vision_type="bf16" if bf16 else None,
+    )
+    opening = OpeningRequest(folder / (saved or "bundle"), run).choose()
+    graph = opening.variant.graphs["vision"]
+    path = opening.bundle.file(graph.file) if opening.engines is None else opening.engines["vision"]
+    runner = opening.backend.load(graph, path)
     inputs = np.load(folder / "inputs.npz")
     feeds = {name: HostBuffer(inputs[name]) for name in runner.inputs}
-    cells = len(inputs["pixel_values"]) // 4
-    embeds = HostBuffer.zeros((1, cells, bundle.spec.llm.width), "float32")
+    embeds = HostBuffer.zeros((1, len(inputs["pixel_values"]) // 4, opening.bundle.spec.llm.width), "float32")
     step = runner.bind(feeds, {"image_embeds": embeds})
+    forms = {"int8": "--int8 vision", "optimized": "sdrpn optimize"}
+    added = [forms[saved.partition("-")[0]]] if saved else []
 
-    class OpenVino:
-        name = f"openvino {openvino.__version__.partition('-')[0]}"
+    class Ours:
+        name = ", ".join([f"{backend} {version(backend)}", *added, *(["bf16"] if bf16 else [])])
 
         def run(self) -> Any:
             step()
             return embeds.array[0]
 
-    return OpenVino()
-
-
-def our_tower(folder: Path, *, optimized: bool) -> Tower:
-    """The vision graph of the bundle in `folder`."""
-    import onnxruntime
-
-    from sdrpn.export.ort_vision import multi_head_graph
-
-    (path,) = (folder / "bundle").glob("vision.*.onnx")
-    if optimized:
-        (rewritten := path.with_suffix(".rewritten.onnx")).write_bytes(multi_head_graph(path) or b"")
-        path = rewritten
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = np.load(folder / "inputs.npz")
-    feeds = {declared.name: inputs[declared.name] for declared in session.get_inputs()}
-
-    class Ours:
-        name = f"onnxruntime {onnxruntime.__version__}" + (", as sdrpn optimize saves it" if optimized else "")
-
-        def run(self) -> Any:
-            return session.run(["image_embeds"], feeds)[0][0]
-
     return Ours()
 
 
+LIBRARIES = ("onnxruntime", "openvino")
 TOWERS: dict[str, Callable[[Path], Tower]] = {
     "transformers": transformers_tower,
-    "standard": lambda folder: our_tower(folder, optimized=False),
-    "optimized": lambda folder: our_tower(folder, optimized=True),
-    "openvino": openvino_tower,
+    "transformers-bf16": lambda folder: transformers_tower(folder, bf16=True),
+    **{library: partial(our_tower, backend=library) for library in LIBRARIES},
+    **{
+        f"{form}-{library}": partial(our_tower, backend=library, saved=f"{form}-{library}")
+        for form in ("optimized", "int8")
+        for library in LIBRARIES
+    },
+    "openvino-bf16": partial(our_tower, backend="openvino", bf16=True),
+    "int8-openvino-bf16": partial(our_tower, backend="openvino", saved="int8-openvino", bf16=True),
 }
+ROUNDED = ("bf16", "int8")  # in the names of sides that are not in floats of 32 bits
 
 
 def serve(tower: Tower, folder: Path) -> None:
@@ -149,13 +149,13 @@ class Side:
         command = [python, __file__, "--serve", kind, str(folder)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.name = self._line()
-        self.seconds: list[float] = []
 
-    def turn(self) -> None:
+    def turn(self) -> float:
+        """Seconds of CPU time of one run."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self.seconds.append(float(self._line()))
+        return float(self._line())
 
     def close(self) -> None:
         self.process.kill()
@@ -197,35 +197,73 @@ def write_model(folder: Path, image_wh: tuple[int, int], tokens: tuple[int, int]
     np.savez(folder / "inputs.npz", **arrays)
 
 
-def measured(folder: Path, pythons: list[str], kinds: list[str], rounds: int) -> list[Side]:
-    """Our sides and those of the interpreters, after so many rounds."""
-    with ExitStack() as stack:
-        sides: list[Side] = []
-        for python, kind in [
-            *((sys.executable, kind) for kind in kinds),
-            *((each, "transformers") for each in pythons),
-        ]:
-            sides.append(Side(python, kind, folder))
-            stack.callback(sides[-1].close)
-        expected = np.load(folder / f"{sides[0].name}.npy")
-        for side in sides[1:]:
-            difference = float(np.abs(np.load(folder / f"{side.name}.npy") - expected).max() / np.abs(expected).max())
-            if difference > MOST_DIFFERENCE:
-                raise SystemExit(f"{side.name} gives other image tokens than {sides[0].name}, by {difference:.1e}")
-        for _ in range(rounds + LEAST_RUNS):
-            for side in sides:
-                side.turn()
-    return sides
+def save_graphs(folder: Path, kinds: Sequence[str]) -> None:
+    """Copies of the bundle with the graphs that `sdrpn optimize` saves, for the sides that take them."""
+    from sdrpn.workflows.graph_optimization import optimize_bundle
+
+    for form, parts in (("optimized", ()), ("int8", ("vision",))):
+        for library in LIBRARIES:
+            if f"{form}-{library}" in kinds:
+                shutil.copytree(folder / "bundle", folder / f"{form}-{library}")
+                optimize_bundle(folder / f"{form}-{library}", library=library, int8=parts, threads=1)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """As `sdrpn verify` measures the noise of a tower."""
+    difference = found.astype(np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
+
+
+@dataclass
+class Measured:
+    """A side's runs."""
+
+    seconds: list[float] = field(default_factory=list)
+    error: float = 0.0  # relative, against transformers of this interpreter in float32
+
+    @property
+    def median_s(self) -> float:
+        """Of all starts."""
+        return statistics.median(self.seconds)
+
+
+def measured(folder: Path, sides: Sequence[tuple[str, str]], starts: int, rounds: int) -> dict[str, Measured]:
+    """Every (interpreter, kind) by its name, the first of which is compared with.
+
+    Args: rounds: of every start
+    """
+    found: dict[str, Measured] = {}
+    for _ in range(starts):
+        with ExitStack() as stack:
+            running: list[Side] = []
+            for python, kind in sides:
+                running.append(Side(python, kind, folder))
+                stack.callback(running[-1].close)
+            expected = np.load(folder / f"{running[0].name}.npy")
+            for side, (_, kind) in zip(running, sides, strict=True):
+                error = relative_error(np.load(folder / f"{side.name}.npy"), expected)
+                if error > MOST_DIFFERENCE and not any(name in kind for name in ROUNDED):
+                    raise SystemExit(f"{side.name} gives other image tokens than {running[0].name}, by {error:.1e}")
+                found.setdefault(side.name, Measured()).error = error
+            for count in range(rounds + LEAST_RUNS):
+                for side in running:
+                    seconds = side.turn()
+                    if count >= LEAST_RUNS:
+                        found[side.name].seconds.append(seconds)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="a further interpreter")
-    parser.add_argument("--optimized", action="store_true", help="also the graph that `sdrpn optimize` saves")
+    parser.add_argument("--optimized", action="store_true", help="also the graphs that `sdrpn optimize` saves")
     parser.add_argument("--openvino", action="store_true", help="also the backend openvino")
+    parser.add_argument("--int8", action="store_true", help="also those of `sdrpn optimize --int8 vision`")
+    parser.add_argument("--bf16", action="store_true", help="also transformers and OpenVINO in bf16")
     parser.add_argument("--image", default="640x480", metavar="WxH")
     parser.add_argument("--image-tokens", default="256:576", metavar="LEAST:MOST")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="of every start")
+    parser.add_argument("--starts", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -235,22 +273,46 @@ def main() -> None:
         return
     width, height = map(int, args.image.split("x"))
     least, most = map(int, args.image_tokens.split(":"))
+    kinds = asked_kinds(args)
+    theirs = ["transformers", *(["transformers-bf16"] if args.bf16 else [])]
+    sides = [(sys.executable, kind) for kind in (*theirs, *kinds)] + [(each, "transformers") for each in args.python]
     with tempfile.TemporaryDirectory() as name:
         write_model(Path(name), (width, height), (least, most))
-        kinds = ["standard", *(["optimized"] if args.optimized else []), *(["openvino"] if args.openvino else [])]
-        sides = measured(Path(name), [sys.executable, *args.python], kinds, args.rounds)
+        save_graphs(Path(name), kinds)
+        found = measured(Path(name), sides, args.starts, args.rounds)
         patches = len(np.load(Path(name) / "inputs.npz")["pixel_values"])
-    medians = {side.name: statistics.median(side.seconds[LEAST_RUNS:]) for side in sides}
-    ours = list(medians)[: len(kinds)]
+    names = list(found)
+    others = {name: found[name] for name in (*names[: len(theirs)], *names[len(theirs) + len(kinds) :])}
+    ours = {name: side for name, side in found.items() if name not in others}
     if args.json:
-        times = {name: {mine: medians[name] / medians[mine] for mine in ours} for name in medians if name not in ours}
-        report = {"format_version": 1, "patches": patches, "median_s": medians, "times_ours": times}
+        report = {
+            "format_version": 2,
+            "patches": patches,
+            "median_s": {name: side.median_s for name, side in found.items()},
+            "relative_error": {name: side.error for name, side in found.items()},
+            "times_ours": {
+                name: {mine: side.median_s / own.median_s for mine, own in ours.items()}
+                for name, side in others.items()
+            },
+        }
         print(json.dumps(report, indent=2))
         return
-    print(f"{patches} patches, 1 thread, CPU time, medians of {args.rounds} runs in turns")
-    for name, seconds in medians.items():
-        ratios = "" if name in ours else ", " + ", ".join(f"{seconds / medians[mine]:.2f}" for mine in ours)
-        print(f"{name}: {seconds * 1e3:.0f} ms{ratios and f'{ratios} times ours'}")
+    runs = f"{args.starts} starts of {args.rounds} runs in turns"
+    print(f"{patches} patches, 1 thread, CPU time, medians of {runs}; times as fast as {', '.join(others)}")
+    for name, side in found.items():
+        ratios = ", ".join(f"{other.median_s / side.median_s:.2f}" for other in others.values())
+        print(f"{name}: {side.median_s * 1e3:.0f} ms, error {side.error:.1e}{f', {ratios}' if name in ours else ''}")
+
+
+def asked_kinds(args: argparse.Namespace) -> list[str]:
+    """Our sides."""
+    libraries = LIBRARIES if args.openvino else LIBRARIES[:1]
+    kinds = list(libraries)
+    for form, asked in (("optimized", args.optimized), ("int8", args.int8)):
+        kinds += [f"{form}-{library}" for library in libraries if asked]
+    if args.bf16 and args.openvino:
+        kinds += ["openvino-bf16", *(["int8-openvino-bf16"] if args.int8 else [])]
+    return kinds
 
 
 if __name__ == "__main__":

@@ -67,13 +67,20 @@ def split_products(model: ir.Model) -> bool:
 
 
 def _product_above(split: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """MatMul and Add of a matrix and a bias that are stored as they are, before a Split that alone uses the result."""
+    """MatMul and Add of a matrix and a bias that are stored as floats, before a Split that alone uses the result."""
     steps = _steps_up(split.inputs[0], "Add", "MatMul")
     if steps is None or len(list(steps[0].outputs[0].uses())) > 1:
         return None
     add, product = steps
-    stored = all(value is not None and value.is_initializer() for value in (product.inputs[1], add.inputs[1]))
-    return (product, add) if stored else None
+    return (product, add) if _is_stored(product.inputs[1]) and _is_stored(add.inputs[1]) else None
+
+
+def _is_stored(value: ir.Value | None) -> bool:
+    """Whether it is a weight, or one in another type."""
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Cast":
+        value = node.inputs[0]
+    return value is not None and value.is_initializer()
 
 
 def _divide(graph: ir.Graph, split: ir.Node) -> None:

@@ -54,6 +54,7 @@ class RunOptions(CheckedFields):
     activation_block: int | None = None
     kv_cache: Literal["int8"] | None = None
     decode_copy: bool | None = None
+    vision_type: Literal["bf16"] | None = None
     verify: bool = True
     require_signed: tuple[Path, ...] = ()
 
@@ -129,6 +130,8 @@ class OpeningRequest:
                 f"for the backend {others}",
                 options=("decode-copy",),
             )
+        if self.run.vision_type is not None:
+            self._require_vision_type(info)
         if block is None:
             return
         if not _is_whole(block, 0) or block % ACTIVATION_STEP != 0:
@@ -138,6 +141,21 @@ class OpeningRequest:
                 f"{info.name} rounds activations in the blocks of the weights; leave their blocks out, or ask for the "
                 f"backend {others}",
                 options=("activation-block",),
+            )
+
+    def _require_vision_type(self, info: BackendInfo) -> None:
+        """Raise BadInput for a type of the vision tower that the library or another option excludes."""
+        if "vision_type" not in info.takes:
+            others = ", ".join(name for name, other in BACKENDS.items() if "vision_type" in other.takes)
+            raise BadInput(
+                f"{info.name} computes the vision tower in the type of its graph; leave vision_type out, or ask for "
+                f"the backend {others}",
+                options=("vision-type",),
+            )
+        if self.run.accurate:
+            raise BadInput(
+                f"vision_type is {self.run.vision_type}, and accurate computes in fp32; leave one of them out",
+                options=("vision-type", "accurate"),
             )
 
     def _require_no_engine_options(self, info: BackendInfo) -> None:
@@ -203,6 +221,7 @@ class OpeningRequest:
                 activation_block=self.run.activation_block,
                 kv_cache=self.run.kv_cache,
                 decode_copy=self.run.decode_copy,
+                vision_type=self.run.vision_type,
                 largest_matrix=bundle.spec.llm.largest_matrix,
             )
         )

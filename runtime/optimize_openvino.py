@@ -38,6 +38,7 @@ def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path,
     runner.close()
     model = read_onnx(new_core(), content, path.parent)
     _widen(model)
+    _divide(model)
     widened_bytes = _half_bytes(model)
     openvino.save_model(model, out, compress_to_fp16=False)
     runner = backend.load(graph, out)
@@ -68,6 +69,20 @@ def _widen(model: openvino.Model) -> None:
             if _is_scale(node):
                 continue
             node.output(0).replace(ops.constant(constant.get_data().astype(np.float32)).output(0))
+
+
+def _divide(model: openvino.Model) -> None:
+    """Constants that are split become the parts, which the library would otherwise make again at every start."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() not in ("Split", "VariadicSplit"):
+            continue
+        whole, axis = (node.input_value(index).get_node() for index in (0, 1))
+        if whole.get_type_name() != "Constant":
+            continue
+        lengths = [output.get_shape()[int(axis.get_data())] for output in node.outputs()]
+        parts = np.split(whole.get_data(), np.cumsum(lengths)[:-1], axis=int(axis.get_data()))
+        for output, part in zip(node.outputs(), parts, strict=True):
+            output.replace(ops.constant(np.ascontiguousarray(part)).output(0))
 
 
 def _is_scale(node: Any) -> bool:

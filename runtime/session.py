@@ -144,6 +144,7 @@ class Session(Asking):
         activation_block: int | None = None,
         kv_cache: Literal["int8"] | None = None,
         decode_copy: bool | None = None,
+        vision_type: Literal["bf16"] | None = None,
         verify: bool = True,
         jpeg: JpegMode = "exact",
         allow_links: AllowLinks = (),
@@ -180,6 +181,8 @@ class Session(Asking):
                 None: as the graphs declare them
             decode_copy: with OpenVINO on a CPU, keep the matrices of trunk and tail once more in memory, in the form
                 that a decode step reads fastest; None: where those of a graph take at most 0.5 GB
+            vision_type: "bf16": with OpenVINO on a CPU that has instructions for it, compute the vision tower in
+                bfloat16, as the official evaluations do; None: in fp32
             verify: False skips the digests of large files (sizes are always compared)
             jpeg: how JPEG files are decoded. "fast": at a fraction of the size for the first look (DCT scaling), which
                 is quicker and not exact; "gpu": with nvImageCodec
@@ -210,6 +213,7 @@ class Session(Asking):
             activation_block=activation_block,
             kv_cache=kv_cache,
             decode_copy=decode_copy,
+            vision_type=vision_type,
             verify=verify,
             require_signed=_paths(require_signed),
         )

@@ -59,6 +59,7 @@ class OpenOptions:
     # those of each graph where they are small.
     decode_copy: bool | None = None
     kv_cache: str | None = None  # "int8": where a library can hold float caches in 8 bits; None: as the graphs declare
+    vision_type: str | None = None  # "bf16": where a library can compute the vision tower in it; None: in fp32 or fp16
     host_code: bool = False  # engines contain code for the CPU, as version-compatible ones do
 
 
@@ -84,5 +85,5 @@ class BackendInfo:
     # What its kernels read on a CPU for the scale of a block of quantised weights, which files have in fp16.
     scale_bytes: int = 2
     # The options that are not for every backend: "device_name", "activation_block", "kv_cache",
-    # "decode_copy".
+    # "decode_copy", "vision_type".
     takes: frozenset[str] = frozenset()

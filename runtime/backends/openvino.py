@@ -15,7 +15,7 @@ from sdrpn.bundle.bundle import GraphInfo, TensorInfo
 from sdrpn.errors import BadBundle, BadInput, Cancelled, RunFailed, SdrpnError
 from sdrpn.host.freed_memory import drop_file_pages, trim_heap
 from sdrpn.host.interrupt import Cancellation, SignalWatch
-from sdrpn.host.machine import read_available_memory
+from sdrpn.host.machine import read_available_memory, read_cpu
 from sdrpn.host.native_modules import native_module
 from sdrpn.host.signal_stack import signal_stack_kept
 from sdrpn.host.threads import choose_threads
@@ -67,20 +67,23 @@ class OpenVinoBackend:
         activation_block: int | None = None,
         kv_cache: str | None = None,
         decode_copy: bool | None = None,
+        vision_type: str | None = None,
     ) -> None:
         """Choose device and threads.
 
         Args:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
             device: OpenVINO's name of it
-            accurate, activation_block, kv_cache, decode_copy: see `OpenOptions`
-        Raises: BadInput for threads out of range, or a device that is not here
+            accurate, activation_block, kv_cache, decode_copy, vision_type: see `OpenOptions`
+        Raises: BadInput for threads out of range, a device that is not here, or a type that it cannot compute in
         """
         self._accurate, self._activation_block, self._kv_cache = accurate, activation_block, kv_cache
-        self._decode_copy = decode_copy
+        self._decode_copy, self._vision_type = decode_copy, vision_type
         self._core = new_core()
         with signal_stack_kept():  # the device's library is loaded here
             self.device: OpenVinoDevice = device_named(self._core, device)
+        if vision_type == "bf16":
+            self.device.require_bf16(read_cpu())
         self.name = name
         self.on: Literal["cpu", "gpu"] = "cpu"
         self.note: str | None = None
@@ -180,6 +183,7 @@ class OpenVinoBackend:
             activation_block=block,
             accurate=self._accurate,
             coded_caches=self._kv_cache is not None and graph.name in STEPPED,
+            bf16=self._vision_type == "bf16" and graph.name == "vision",
         )
 
     def store_rows(self, caches: Sequence[Buffer], rows: Sequence[Buffer], start: Buffer) -> Step:

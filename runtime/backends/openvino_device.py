@@ -15,12 +15,14 @@ import openvino
 from openvino import opset15 as ops
 
 from sdrpn.errors import BadInput
+from sdrpn.host.machine import Cpu
 from sdrpn.host.signal_stack import signal_stack_kept
 
-__all__ = ["AUTOMATIC_DEVICE", "OpenVinoDevice", "device_named", "seen_devices"]
+__all__ = ["AUTOMATIC_DEVICE", "BF16_FEATURES", "OpenVinoDevice", "device_named", "seen_devices"]
 
 AUTOMATIC_DEVICE = "AUTO"
 _NAME = re.compile(r"CPU|(GPU|NPU)(\.\d+)?|AUTO")
+BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})  # as Linux names them
 _NEEDS = {
     "GPU": "a GPU needs Intel's compute runtime, with libOpenCL.so.1",
     "NPU": "an NPU needs Intel's NPU driver",
@@ -43,6 +45,20 @@ class OpenVinoDevice:
         """Whether a graph is compiled once more for all extents of its dynamic dimensions."""
         return self.name.startswith("NPU")
 
+    def require_bf16(self, cpu: Cpu) -> None:
+        """Raise BadInput where products in bfloat16 are not faster: the library would imitate them."""
+        if self.name != "CPU":
+            raise BadInput(
+                f"vision_type is bf16, for OpenVINO's device CPU; {self.name} chooses its own types: leave it out",
+                options=("vision-type",),
+            )
+        if not BF16_FEATURES & set(cpu.features):
+            raise BadInput(
+                f"vision_type is bf16, and {cpu.name} has no instructions for it "
+                f"({' or '.join(sorted(BF16_FEATURES))}): leave it out",
+                options=("vision-type",),
+            )
+
     def options(
         self,
         *,
@@ -51,6 +67,7 @@ class OpenVinoDevice:
         activation_block: int | None,
         accurate: bool,
         coded_caches: bool = False,
+        bf16: bool = False,
     ) -> dict[str, Any]:
         """Properties for compiling a graph.
 
@@ -59,6 +76,7 @@ class OpenVinoDevice:
             activation_block: activations that share a scale where they meet quantised matrices; 0: they stay floats;
                 None: the device decides
             coded_caches: hold them in 8 bits, each row of a head with a scale and an offset
+            bf16: compute in bfloat16, on a CPU; see `require_bf16`
             accurate: compute in fp32 where the device's own choice is another type
         """
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -66,7 +84,7 @@ class OpenVinoDevice:
             options |= {
                 "NUM_STREAMS": 1,
                 "INFERENCE_NUM_THREADS": threads,
-                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
                 # As the graph declares them, although the rest is computed in fp32: half the bytes of each step.
                 "KV_CACHE_PRECISION": "f16" if half_caches else "f32",
             }

@@ -98,6 +98,7 @@ def _open(options: OpenOptions) -> Backend:
         activation_block=options.activation_block,
         kv_cache=options.kv_cache,
         decode_copy=options.decode_copy,
+        vision_type=options.vision_type,
     )
 
 
@@ -192,5 +193,5 @@ OPENVINO = BackendInfo(
     needs=_memory,
     open=_open,
     scale_bytes=4,  # 37 MB more for blocks of 32 than of 128, of 101 MB of codes: fp32 as converted and as packed
-    takes=frozenset({"device_name", "activation_block", "kv_cache", "decode_copy"}),
+    takes=frozenset({"device_name", "activation_block", "kv_cache", "decode_copy", "vision_type"}),
 )

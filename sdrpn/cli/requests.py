@@ -33,6 +33,7 @@ def session_fields(args: argparse.Namespace) -> dict[str, Any]:
         "activation_block": args.activation_block,
         "kv_cache": args.kv_cache,
         "decode_copy": DECODE_COPY[args.decode_copy],
+        "vision_type": args.vision_type,
         "verify": not args.no_verify,
         "require_signed": tuple(args.require_signed),
     }

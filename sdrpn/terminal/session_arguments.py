@@ -96,6 +96,12 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         help="with OpenVINO on a CPU: keep the matrices once more in memory, in the form that a decode step reads "
         "fastest (default: auto, where those of a graph take at most 0.5 GB)",
     )
+    group.add_argument(
+        "--vision-type",
+        choices=("bf16",),
+        help="with OpenVINO on a CPU that has instructions for it: compute the vision tower in bfloat16, as the "
+        "official evaluations do (default: in fp32)",
+    )
     group.add_argument("--no-memory-check", action="store_true", help="start even if the estimated memory does not fit")
 
 

@@ -292,7 +292,7 @@ def _save_all(
         path = bundle.file(graph.file)
         own = attention if _has_replaceable(bundle, name) else STANDARD
         content = parts.apply(bundle, graph, own)
-        if content is None and own == GROUP_QUERY:
+        if content is None and (own == GROUP_QUERY or name == "vision"):
             content = rewritten(path, graph, own)
         saved.files[name], saved.read_bytes[name] = _save(graph, content or path, bundle, work, request)
         progress(len(saved.files), len(variant.graphs))

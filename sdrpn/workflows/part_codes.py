@@ -91,18 +91,20 @@ class PartCodes:
 def rewritten(
     path: Path, graph: GraphInfo, attention: str, change: Callable[[Any], None] = lambda model: None
 ) -> bytes:
-    """A graph with ONNX Runtime's own attention where that is asked for, and with a change of its matrices."""
+    """A graph with ONNX Runtime's own attention where that is asked for, and with a change of its matrices. The parts
+    of a product that a vision tower splits become products of their own.
+    """
     import onnx_ir
 
     from sdrpn.export.ort_variant import use_group_query
     from sdrpn.export.ort_vision import split_products, use_multi_head
 
-    model, tower = onnx_ir.load(path), False
+    model = onnx_ir.load(path)
     if attention == GROUP_QUERY and graph_named(graph.name).has_caches:
         use_group_query(model, str(path))
     elif attention == GROUP_QUERY:
-        tower = use_multi_head(model)
+        use_multi_head(model)
     change(model)
-    if tower:
+    if not graph_named(graph.name).has_caches:
         split_products(model)  # of what is left: a matrix in 8 bits stays whole
     return bytes(onnx_ir.to_proto(model).SerializeToString())

@@ -32,7 +32,7 @@ from sdrpn.runtime import Session
 from sdrpn.runtime.sampling import Sampler, Sampling
 from sdrpn.workflows.bundle_answerer import BundleAnswerer
 from tests.evaluation.tiny import tiny_task
-from tests.families.qwen.models import KINDS, SDRPN, spec_25
+from tests.families.qwen.models import KINDS, spec_25
 from tests.tolerances import PARITY_ABS
 
 PENALTY = 1.3
@@ -40,7 +40,8 @@ SIZES = ((180, 120), (90, 210))
 ASKED = ("plain", "sdrpn", *CONTROLS, "oracle-crop", "shuffled-crop", "tiles")
 # The last leaves image tokens out of the second pass: large pictures of the official model do.
 SPECS: dict[str, ModelSpec] = {"sd-rpn": KINDS["sd-rpn"], "q-zoom-gate": spec_25(), "q-zoom-3": KINDS["q-zoom-3"]}
-SPECS["pruned"] = spec_25(dataclasses.replace(SDRPN, prune_above=12))
+SPECS["pruned"] = KINDS["sd-rpn"]
+PRUNED_ABOVE, SEEN_ABOVE = 12, 0.9  # its tokens, and the least score of one that stays
 
 
 def picture(number: int) -> Image.Image:
@@ -60,19 +61,27 @@ def task() -> Task:
 @pytest.fixture(scope="module", params=SPECS)
 def answerers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Answerer]]:
     """A checkpoint in PyTorch, and its bundle; both with a repetition penalty."""
-    folder: Path = tmp_path_factory.mktemp(request.param)
-    write_random_checkpoint(folder / "checkpoint", SPECS[request.param], with_tokenizer=True, roi_gain=3.0)
-    path = folder / "checkpoint" / "generation_config.json"
-    stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps({**stored, "repetition_penalty": PENALTY}), encoding="utf-8")
-    export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions("fp32"))
-    with (
-        open_checkpoint(folder / "checkpoint") as checkpoint,
-        Session.open(folder / "bundle", threads=1) as session,
-    ):
-        assert checkpoint.spec.prompt.repetition_penalty == PENALTY
-        in_torch = TorchAnswerer(model_from_checkpoint(checkpoint), tokenizer_of(checkpoint))
-        yield [in_torch, BundleAnswerer(session)]
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "pruned":
+            patch.setattr("sdrpn.families.qwen.config.PRUNED_ABOVE_TOKENS", PRUNED_ABOVE)
+            patch.setattr("sdrpn.families.qwen.pruning.SEEN_ABOVE", SEEN_ABOVE)
+        folder: Path = tmp_path_factory.mktemp(request.param)
+        write_random_checkpoint(folder / "checkpoint", SPECS[request.param], with_tokenizer=True, roi_gain=3.0)
+        path = folder / "checkpoint" / "generation_config.json"
+        stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps({**stored, "repetition_penalty": PENALTY}), encoding="utf-8")
+        export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions("fp32"))
+        with (
+            open_checkpoint(folder / "checkpoint") as checkpoint,
+            Session.open(folder / "bundle", threads=1) as session,
+        ):
+            assert checkpoint.spec.prompt.repetition_penalty == PENALTY
+            if request.param == "pruned":
+                answer = session.answer(picture(0), "what ?", roi=RoiPolicy(0.1, min_cells=1), max_new_tokens=1)
+                assert 0 < answer.tokens.pruned < answer.tokens.image
+                session.forget_image()
+            in_torch = TorchAnswerer(model_from_checkpoint(checkpoint), tokenizer_of(checkpoint))
+            yield [in_torch, BundleAnswerer(session)]
 
 
 def asked(answerer: Answerer, gate: float) -> dict[tuple[int, str], Record]:

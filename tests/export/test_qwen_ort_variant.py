@@ -100,6 +100,32 @@ def test_what_is_replaced(kind: str, folder: Path) -> None:
     assert counts == expected
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_the_parts_of_a_product_are_saved_by_themselves(precision: str, folder: Path) -> None:
+    """For either library, whether the tower is in fp32 or, as in a bundle of 4 bits, in fp16."""
+    openvino = pytest.importorskip("openvino")
+    sides("q-zoom-gate", precision, folder)
+    spec = KINDS["q-zoom-gate"]
+    for library in ("onnxruntime", "openvino"):
+        found = optimize_bundle(folder / f"q-zoom-gate-{precision}", library=library, threads=1)
+        path = found.folder / found.manifest.graphs["vision"]
+        if library == "onnxruntime":
+            nodes = onnx.load(path, load_external_data=False).graph.node
+            splits = [len(node.output) for node in nodes if node.op_type == "Split"]
+            products = sum(node.op_type in ("MatMul", "FusedMatMul", "Gemm") for node in nodes)
+        else:
+            steps = openvino.Core().read_model(path).get_ordered_ops()
+            splits = [step.get_output_size() for step in steps if step.get_type_name() in ("Split", "VariadicSplit")]
+            # Of activations by stored matrices: the rest are within attention.
+            products = sum(
+                step.get_type_name() == "MatMul" and step.input_value(1).get_node().get_type_name() == "Constant"
+                for step in steps
+            )
+        layers = spec.vision.layers
+        assert products == 1 + 5 * layers + 2, f"{library}: queries, out, gate, up and down of each layer"
+        assert len(splits) <= 3 * layers, f"{library}: those of attention alone"
+
+
 @pytest.mark.parametrize("kind", ["q-zoom-gate", "q-zoom-3"])
 def test_graphs_are_saved_for_this_machine(kind: str, folder: Path) -> None:
     sides(kind, "fp32", folder)

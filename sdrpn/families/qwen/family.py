@@ -359,7 +359,7 @@ class Qwen:
 
     def kept_source(self, spec: ModelSpec, seen_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
         """See `Family`."""
-        return kept_source_cells(seen_logits[None])
+        return None if spec.rpn is None else kept_source_cells(seen_logits[None], spec.rpn.prune_above)
 
 
 def _scheme(spec: ModelSpec) -> Scheme:

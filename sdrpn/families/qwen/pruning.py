@@ -13,12 +13,14 @@ Bool = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
 
 
-def kept_source_cells(logits: Float32) -> Bool | None:
+def kept_source_cells(logits: Float32, prune_above: int = PRUNED_ABOVE_TOKENS) -> Bool | None:
     """(N,) SD-RPN: which tokens of a large image stay in the second pass; None: all, as of any smaller image.
 
-    Args: logits: (rows, N) of every token after the image, before the sigmoid, mean over heads
+    Args:
+        logits: (rows, N) of every token after the image, before the sigmoid, mean over heads
+        prune_above: tokens of the largest image that keeps all; 0: every image does
     """
-    if logits.shape[1] <= PRUNED_ABOVE_TOKENS:
+    if prune_above == 0 or logits.shape[1] <= prune_above:
         return None
     # The sigmoid rises: the highest logit has the highest score.
     highest = logits.max(axis=0).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from sdrpn.errors import BadInput
 from sdrpn.families.qwen.positions import chunked_axes, interleaved_axes, positions_of_spans, positions_on_source
 from sdrpn.families.qwen.pruning import kept_source_cells
+from sdrpn.families.registry import family_of
 from sdrpn.method.spec import Scheme
+from tests.families.qwen.models import SDRPN, spec_25
 from tests.families.qwen.official import END, IMAGE, Run, map_cases, run_named, runs
 from tests.families.qwen.second_pass import SecondPass, first_positions, second_pass
 from tests.tolerances import FRACTIONAL_POSITION_ABS
@@ -146,6 +149,21 @@ def test_tokens_of_large_images_that_nothing_looks_at() -> None:
     kept = kept_source_cells(logits)
     assert kept is not None
     assert np.flatnonzero(kept).tolist() == [7]
+
+
+def test_the_size_from_which_on_tokens_are_left_out_is_the_models_own() -> None:
+    logits = np.full((1, 13), -9.0, np.float32)
+    logits[0, 3] = 2.0
+    kept = kept_source_cells(logits, prune_above=12)
+    assert kept is not None
+    assert np.flatnonzero(kept).tolist() == [3]
+    assert kept_source_cells(logits, prune_above=13) is None
+    assert kept_source_cells(logits, prune_above=0) is None
+    spec = spec_25(dataclasses.replace(SDRPN, prune_above=12))
+    found = family_of(spec).kept_source(spec, logits[0])
+    assert found is not None
+    assert np.array_equal(found, kept)
+    assert family_of(spec).kept_source(spec_25(None), logits[0]) is None
 
 
 def test_a_prompt_without_the_ids_around_an_image() -> None:

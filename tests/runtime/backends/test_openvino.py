@@ -15,6 +15,7 @@ from sdrpn.bundle.bundle import Bundle, GraphInfo, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency
 from sdrpn.export import ExportOptions, export_bundle
+from sdrpn.host.machine import Cpu, read_cpu
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import open_backend, openvino_info
@@ -27,7 +28,7 @@ from sdrpn.runtime.backends.runner import Array, Backend
 from sdrpn.runtime.select import choose_backend
 from tests.damage import copied
 from tests.pictures import photo
-from tests.tolerances import INT8_ACTIVATIONS_SHARE, PARITY_ABS, PARITY_FP16_ABS
+from tests.tolerances import BF16_TOWER_SHARE, INT8_ACTIVATIONS_SHARE, PARITY_ABS, PARITY_FP16_ABS
 
 openvino = pytest.importorskip("openvino")
 openvino_graph = pytest.importorskip("sdrpn.runtime.backends.openvino_graph")
@@ -35,6 +36,7 @@ openvino_backend = pytest.importorskip("sdrpn.runtime.backends.openvino")
 openvino_device = pytest.importorskip("sdrpn.runtime.backends.openvino_device")
 
 QUESTION = "What does the sign say?"
+BF16_FEATURES = openvino_device.BF16_FEATURES
 GRAPHS = ("vision", "trunk", "rpn", "tail")
 # First new row, new rows, sequences, rows of the caches: from nothing, behind others, a step, a step of several.
 PLACES = [(0, 40, 1, 96), (33, 50, 1, 128), (70, 1, 1, 128), (5, 1, 3, 64)]
@@ -196,6 +198,7 @@ class TestDevices:
         assert options("CPU")["KV_CACHE_PRECISION"] == "f16"
         assert options("CPU", half_caches=False)["KV_CACHE_PRECISION"] == "f32"
         assert options("CPU")["INFERENCE_NUM_THREADS"] == 3
+        assert [options("CPU", bf16=bf16)["INFERENCE_PRECISION_HINT"] for bf16 in (False, True)] == ["f32", "bf16"]
         assert options("GPU.1") == {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}
         assert options("GPU", accurate=True)["INFERENCE_PRECISION_HINT"] == "f32"
         assert options("NPU", accurate=True) == {"PERFORMANCE_HINT": "LATENCY"}
@@ -342,6 +345,47 @@ class TestCodedCaches:
     def test_another_library_does_not_have_them(self, text_bundle: Path) -> None:
         with pytest.raises(BadInput, match="onnxruntime holds caches as the graphs declare them; for 8 bits"):
             Session.open(text_bundle, backend="onnxruntime", kv_cache="int8")
+
+
+class TestVisionType:
+    """The tower in bf16, where the processor has instructions for it."""
+
+    def results(self, text_bundle: Path, graph: str, vision_type: str | None) -> Array:
+        backend = info_of("openvino").open(OpenOptions(1, vision_type=vision_type))
+        runner = loaded(backend, open_bundle(text_bundle), graph)
+        feeds = feeds_of(runner, 0, 40, 1, 64)
+        return next(iter(run_on_arrays(backend, runner, feeds).values())).astype(np.float32)
+
+    @pytest.mark.skipif(not BF16_FEATURES & set(read_cpu().features), reason="no instructions for bf16")
+    def test_it_is_for_the_tower_alone(self, text_bundle: Path) -> None:
+        exact, rounded = (self.results(text_bundle, "vision", kind) for kind in (None, "bf16"))
+        error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+        assert PARITY_ABS < error < BF16_TOWER_SHARE, f"bf16 differs by {error:.1e} of the tower's results"
+        taps = [self.results(text_bundle, "trunk", kind) for kind in (None, "bf16")]
+        assert np.array_equal(*taps)
+
+    @pytest.mark.parametrize(
+        ("device", "cpu", "expected"),
+        [
+            ("GPU", Cpu("a", ("avx512_bf16",)), "for OpenVINO's device CPU; GPU chooses its own types"),
+            (
+                "CPU",
+                Cpu("Some Chip", ("avx2", "avx512f")),
+                "Some Chip has no instructions for it (amx_bf16 or avx512_bf16)",
+            ),
+        ],
+    )
+    def test_where_it_is_refused(self, device: str, cpu: Cpu, expected: str) -> None:
+        with pytest.raises(BadInput, match=re.escape(expected)):
+            openvino_device.OpenVinoDevice(device).require_bf16(cpu)
+        for feature in BF16_FEATURES:
+            openvino_device.OpenVinoDevice("CPU").require_bf16(Cpu("b", (feature,)))
+
+    def test_with_what_it_is_refused(self, text_bundle: Path) -> None:
+        with pytest.raises(BadInput, match="onnxruntime computes the vision tower in the type of its graph"):
+            Session.open(text_bundle, backend="onnxruntime", vision_type="bf16")
+        with pytest.raises(BadInput, match="vision_type is bf16, and accurate computes in fp32; leave one of them out"):
+            Session.open(text_bundle, backend="openvino", vision_type="bf16", accurate=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"kv_cache": "int8"}], ids=["floats", "coded caches"])
